@@ -1,0 +1,38 @@
+"""Scheduler <-> worker: one `Execute` for each step, one answer. O(1) messages a step, never one a request."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from lifecycle.step import StepBatch, StepResult
+
+
+class Execute(msgspec.Struct, frozen=True, tag=True, eq=False):
+    """Run this step. Applied exactly once, in order of `batch.step`."""
+
+    batch: StepBatch
+
+
+class Executed(msgspec.Struct, frozen=True, tag=True, eq=False):
+    """The step is done."""
+
+    result: StepResult
+
+
+class ExecuteFailed(msgspec.Struct, frozen=True, tag=True):
+    """The step did not complete; every later step launched before the `Reset` is refused the same way."""
+
+    step: int
+    reason: str
+
+
+class ResetWorker(msgspec.Struct, frozen=True, tag=True):
+    """Forget every slot and page (after a lost step). Steps numbered below `next_step` will never be answered again."""
+
+    next_step: int
+
+
+ToWorker: TypeAlias = Execute | ResetWorker
+FromWorker: TypeAlias = Executed | ExecuteFailed

@@ -1,0 +1,210 @@
+"""Messages on the walk of one request: gateway -> tokenizer -> scheduler -> detokenizer -> gateway.
+
+`request` is a number the gateway gives out, unique for the life of the engine and rising: it is the incarnation.
+`rid` is the client's own name for the request (or one made for it); it is never used to address anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lifecycle.request import SamplingParameters
+from lifecycle.states import Cause
+from lifecycle.step import PromptLogprobs, StepLogprobs
+
+
+class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What only tokenizer and detokenizer care about."""
+
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    """Keep the matched stop string in the text (native `no_stop_trim`)."""
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    detokenize: bool = True
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts of one request at its end."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    retractions: int = 0
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Monotonic seconds, all on the scheduler's clock; None where the request never got there."""
+
+    submitted: float
+    admitted: float | None = None
+    first_token: float | None = None
+    ended: float = 0.0
+
+
+# ---- gateway -> tokenizer ----
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """One request as the edge understood it: exactly one of `text`, `token_ids`, `chat` is set."""
+
+    request: int
+    rid: str
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    chat: tuple[dict[str, Any], ...] | None = None
+    """Chat messages for the model's template."""
+    template_options: dict[str, Any] = msgspec.field(default_factory=dict)
+    sampling: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Fields of SamplingParameters the client set (checked by the edge for type and range); `max_new_tokens` may be
+    missing: the rest of the context. `stop_token_ids` is the client's own, `ignore_eos` a bool."""
+    text_options: TextOptions = TextOptions()
+    priority: int = 0
+    """Larger runs first under the policy `priority`."""
+    timeout_s: float | None = None
+    cache_salt: str = ""
+    """Requests with different salts share no prefix pages."""
+
+
+# ---- tokenizer -> scheduler ----
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, eq=False):
+    """A valid request in token ids."""
+
+    request: int
+    rid: str
+    tokens: NDArray[np.int32]
+    sampling: SamplingParameters
+    text_options: TextOptions
+    priority: int = 0
+    timeout_s: float | None = None
+    namespace: str = ""
+
+
+# ---- gateway, detokenizer, watchdog -> scheduler (CONTROL) ----
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """End these requests in whatever state they are. Unknown numbers that are still on their way are remembered."""
+
+    requests: tuple[int, ...]
+    cause: Cause = Cause.CLIENT
+    message: str = ""
+
+
+class Finish(msgspec.Struct, frozen=True, tag=True):
+    """The detokenizer found a stop string: the text ends inside output token number `num_output` (counted from 1).
+    Tokens beyond are dropped and not counted."""
+
+    request: int
+    num_output: int
+
+
+# ---- scheduler -> detokenizer ----
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True, eq=False):
+    """The scheduler took the request under row `row`; sent before anything else that names the row."""
+
+    row: int
+    request: int
+    text_options: TextOptions
+    num_prompt: int
+    prompt: NDArray[np.int32]
+    top_logprobs: int | None = None
+
+
+class Ended(msgspec.Struct, frozen=True, eq=False):
+    """A request's one terminal event; the row may name another request afterwards."""
+
+    row: int
+    request: int
+    cause: Cause
+    usage: Usage
+    timing: Timing
+    message: str = ""
+    matched: int | None = None
+    """The stop token that ended it (causes eos and stop_token); it is the last output token and has no text."""
+
+
+class StepTokens(msgspec.Struct, frozen=True, tag=True, eq=False):
+    """All that one committed step (or one abort) gave: tokens first, then ends. One message for each step."""
+
+    rows: NDArray[np.int32]
+    tokens: NDArray[np.int32]
+    logprobs: StepLogprobs | None = None
+    prompt_logprobs: tuple[tuple[int, PromptLogprobs], ...] = ()
+    """(row, scores)"""
+    ended: tuple[Ended, ...] = ()
+
+
+# ---- detokenizer (and tokenizer, for what it refuses) -> gateway ----
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of one token and its rivals."""
+
+    token: int
+    logprob: float | None
+    text: str
+    top: tuple[tuple[int, float, str], ...] = ()
+    """(token, logprob, text), likeliest first."""
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The one terminal record a client sees."""
+
+    cause: Cause
+    usage: Usage
+    timing: Timing
+    message: str = ""
+    matched: str | int | None = None
+    """Stop string or stop token."""
+
+
+class Output(msgspec.Struct, frozen=True, eq=False):
+    """Something new for one client."""
+
+    request: int
+    text: str
+    """New text (a delta)."""
+    tokens: tuple[int, ...]
+    """New output token ids."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """The whole prompt's, with the first output; the first entry has logprob None."""
+    done: Done | None = None
+
+
+class Outputs(msgspec.Struct, frozen=True, tag=True, eq=False):
+    """All that one step gave to the clients. One message for each step."""
+
+    outputs: tuple[Output, ...]
+
+
+class Accepted(msgspec.Struct, frozen=True, tag=True):
+    """tokenizer -> gateway: the prompt was understood (length known before the first token)."""
+
+    request: int
+    prompt_tokens: tuple[int, ...] | None
+    """Set when the client needs the prompt's ids (`echo`)."""
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """tokenizer -> gateway: the request is not valid; it never reached the scheduler. Its terminal reply."""
+
+    request: int
+    cause: Cause
+    message: str
+    status: int = 400
+    """HTTP status: 400, 404, 413 or 422."""
+    param: str | None = None
+
+
+ToTokenizer: TypeAlias = Submit
+FromGenerate: TypeAlias = Outputs | Accepted | Refused

@@ -1,0 +1,86 @@
+"""What an actor is, and what it may ask of the runtime that drives it.
+
+An actor is a plain object. Its handlers are synchronous and run to completion, one at a time. Clock, randomness,
+timers and sends come from its `Context`; an actor never imports `time`, `random`, `threading` or `asyncio`. The same
+object runs under the simulated, the local and the ZeroMQ runtime.
+"""
+
+from __future__ import annotations
+
+import random
+from enum import IntEnum
+from typing import Any, Protocol
+
+import msgspec
+
+
+class Lane(IntEnum):
+    """Priority of a message. A lower lane is served first; within (sender, receiver, lane) order is kept."""
+
+    SYSTEM = 0
+    CONTROL = 1
+    DATA = 2
+
+
+class Overflow(IntEnum):
+    """What a full DATA mailbox does. SYSTEM and CONTROL are never refused."""
+
+    REJECT = 0
+    """`Context.send` returns False; the sender answers its client with an overload."""
+    HOLD = 1
+    """The sender is held back until there is room (its own mailbox then fills, and so on to the edge)."""
+
+
+class Down(msgspec.Struct, frozen=True, tag=True):
+    """A peer is gone. Arrives after every earlier message of that peer."""
+
+    name: str
+    reason: str
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Context(Protocol):
+    """The world as one actor sees it."""
+
+    name: str
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+
+    def wall(self) -> float:
+        """Seconds since the epoch; for timestamps in replies and traces, never for decisions."""
+
+    @property
+    def random(self) -> random.Random:
+        """This actor's own seeded generator."""
+
+    def send(self, to: str, message: Any, lane: Lane = Lane.DATA) -> bool:
+        """Post `message`. False when the receiver's DATA mailbox is full (REJECT) or the receiver does not exist."""
+
+    def after(self, delay_s: float, message: Any) -> Timer:
+        """Deliver `message` to this actor itself (CONTROL lane) in `delay_s` seconds, unless cancelled."""
+
+
+class Actor:
+    """Base of every actor. `accepts` is the tagged union of messages its mailbox takes; anything else goes to dead
+    letters and is counted."""
+
+    accepts: Any = None
+    context: Context
+
+    def started(self) -> None:
+        """Called once, in the actor's own thread, before the first message."""
+
+    def receive(self, message: Any) -> None:
+        """Handle one message. One `match`; no dispatcher table."""
+        raise NotImplementedError
+
+    def settled(self) -> None:
+        """Called when the mailbox has been emptied after at least one message: the place for work that should see
+        all that has arrived (the scheduler plans here)."""
+
+    def stopped(self, reason: str) -> None:
+        """Called once, last, after the mailbox was drained. Must answer everything still open."""

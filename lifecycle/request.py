@@ -1,0 +1,53 @@
+"""What a client asked for, as the scheduler and the workers see it: token ids, never text."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is drawn. Validated at the edge (`actors/tokenizer.py`); trusted from there on.
+
+    `seed` is always set: where the client gave none the gateway draws one, so every run can be replayed.
+    """
+
+    temperature: float = 1.0
+    """0 means greedy."""
+    top_k: int = 0
+    """0 means off."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    """Over prompt and output tokens (Keskar et al. 2019)."""
+    presence_penalty: float = 0.0
+    """Over output tokens only, as OpenAI defines it."""
+    frequency_penalty: float = 0.0
+    """Over output tokens only, as OpenAI defines it."""
+    logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
+    """token id -> added to its logit."""
+    seed: int = 0
+    max_new_tokens: int = 128
+    """Output tokens at the most; 0 is allowed (prompt log-probabilities only)."""
+    min_new_tokens: int = 0
+    """While fewer output tokens exist, stop tokens cannot be drawn."""
+    stop_token_ids: tuple[int, ...] = ()
+    """All tokens that end the request, the model's end-of-sequence tokens included unless ignored. <= 8."""
+    eos_token_ids: tuple[int, ...] = ()
+    """Those of `stop_token_ids` that are the model's own: decides between the causes `eos` and `stop_token`."""
+    top_logprobs: int | None = None
+    """None: no log-probabilities. n >= 0: the chosen token's, and the n likeliest."""
+    prompt_logprobs: bool = False
+    """Also score the prompt's own tokens (turns prefix hits off for this request)."""
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether sampling needs the token history."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+MAX_STOP_TOKENS = 8
+MAX_TOP_LOGPROBS = 20

@@ -1,0 +1,145 @@
+"""The vocabulary of a request's life: states, substates, events and causes.
+
+The numeric values are stable: they are written to traces and index the compiled transition matrix.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+
+class State(IntEnum):
+    """Where a request is. Substates of one public state share that state's `phase`."""
+
+    NEW = 0
+    """Entered: never stored for a request; the source of `submit`. Left by `submit`."""
+    QUEUED = 1
+    """Entered by `submit`, or by `retract` from work. Owns nothing. Left by `admit`, `abort`."""
+    QUEUED_COMPILING = 2
+    """Entered by `submit_grammar`: waits for its grammar. Owns nothing. Left by `grammar_ready`, `abort`."""
+    QUEUED_FETCHING = 3
+    """Entered by `fetch`: its prefix comes from a lower cache tier. Owns a hold and a reservation."""
+    QUEUED_RESERVING = 4
+    """Entered by `reserve` (Decode role): owns a reservation under an attempt number."""
+    QUEUED_RECEIVING = 5
+    """Entered by `grant` (Decode role): owns a slot and pages that a remote prefill writes."""
+    PREFILLING = 6
+    """Entered by `admit`. Owns a slot, a prefix hold, and pages for every token computed or in flight."""
+    PREFILLING_SENDING = 7
+    """Entered by `send` (Prefill role): keeps its pages until the receiver's fence."""
+    DECODING = 8
+    """Entered by `first_token`, or by `receive` in the Decode role. Owns as PREFILLING, and has output."""
+    FINISHED = 9
+    """Entered by `finish`. Owns nothing. Never left."""
+    ABORTED = 10
+    """Entered by `abort`. Owns nothing. Never left."""
+
+    @property
+    def phase(self) -> Phase:
+        """The public state this (sub)state belongs to."""
+        return _PHASES[self]
+
+    @property
+    def terminal(self) -> bool:
+        """Whether no event can change this state any more."""
+        return self in (State.FINISHED, State.ABORTED)
+
+
+class Phase(StrEnum):
+    """The five public states."""
+
+    QUEUED = "queued"
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+    FINISHED = "finished"
+    ABORTED = "aborted"
+
+
+_PHASES: dict[State, Phase] = {
+    State.NEW: Phase.QUEUED,
+    State.QUEUED: Phase.QUEUED,
+    State.QUEUED_COMPILING: Phase.QUEUED,
+    State.QUEUED_FETCHING: Phase.QUEUED,
+    State.QUEUED_RESERVING: Phase.QUEUED,
+    State.QUEUED_RECEIVING: Phase.QUEUED,
+    State.PREFILLING: Phase.PREFILLING,
+    State.PREFILLING_SENDING: Phase.PREFILLING,
+    State.DECODING: Phase.DECODING,
+    State.FINISHED: Phase.FINISHED,
+    State.ABORTED: Phase.ABORTED,
+}
+
+
+class Event(IntEnum):
+    """What can happen to a request. Stale events are named here, they are not exceptions to the table."""
+
+    SUBMIT = 0
+    SUBMIT_GRAMMAR = 1
+    GRAMMAR_READY = 2
+    FETCH = 3
+    FETCHED = 4
+    RESERVE = 5
+    GRANT = 6
+    RECEIVE = 7
+    ADMIT = 8
+    CHUNK = 9
+    FIRST_TOKEN = 10
+    TOKEN = 11
+    SEND = 12
+    FINISH = 13
+    RETRACT = 14
+    RESTORE = 15
+    ABORT = 16
+    STALE_TOKEN = 17
+    """The token of a step that was in flight when the request left work: dropped, and recorded."""
+    STALE_ABORT = 18
+    """An abort that lost the race against the terminal event: changes nothing."""
+
+
+class Cause(StrEnum):
+    """Why an edge was taken. Reaches the client, the trace and the metrics."""
+
+    NONE = "none"
+    # finish causes
+    LENGTH = "length"
+    EOS = "eos"
+    STOP_TOKEN = "stop_token"
+    STOP_STRING = "stop_string"
+    EMBEDDED = "embedded"
+    HANDED_OVER = "handed_over"
+    # abort causes
+    CLIENT = "client"
+    DISCONNECT = "disconnect"
+    TIMEOUT = "timeout"
+    OVERLOADED = "overloaded"
+    INVALID = "invalid"
+    GRAMMAR = "grammar"
+    TOO_LONG = "too_long"
+    NEVER_FITS = "never_fits"
+    WORKER_LOST = "worker_lost"
+    DRAINED = "drained"
+    INTERNAL = "internal"
+    # retract causes
+    MEMORY = "memory"
+    STEP_LOST = "step_lost"
+
+
+FINISH_CAUSES = frozenset(
+    {Cause.LENGTH, Cause.EOS, Cause.STOP_TOKEN, Cause.STOP_STRING, Cause.EMBEDDED, Cause.HANDED_OVER}
+)
+ABORT_CAUSES = frozenset(
+    {
+        Cause.CLIENT,
+        Cause.DISCONNECT,
+        Cause.TIMEOUT,
+        Cause.OVERLOADED,
+        Cause.INVALID,
+        Cause.GRAMMAR,
+        Cause.TOO_LONG,
+        Cause.NEVER_FITS,
+        Cause.WORKER_LOST,
+        Cause.DRAINED,
+        Cause.INTERNAL,
+    }
+)
+RETRACT_CAUSES = frozenset({Cause.MEMORY, Cause.STEP_LOST})

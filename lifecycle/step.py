@@ -1,0 +1,94 @@
+"""One scheduling step as the worker sees it: a batch of segments in, one token for each sampled segment out.
+
+A segment is a run of consecutive positions of one request. A decoding request is a segment of length 1, a prefill
+chunk is a longer one; the runner does not care which is which. All index arrays are int32.
+
+    segment i:  slot slots[i], positions starts[i] .. starts[i]+lengths[i]-1
+    inputs:     chained[i]  -> the token that the worker itself drew last for that slot (lengths[i] is 1)
+                else        -> the next lengths[i] entries of `tokens`
+    output:     samples[i]  -> one token, drawn from the logits at the segment's last position
+
+Token ids of decoding requests therefore never travel to the worker, and a step can be planned while the step that
+computes its inputs still runs (overlap): the placeholder is resolved by the worker.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lifecycle.request import SamplingParameters
+
+Int32s: TypeAlias = NDArray[np.int32]
+Float32s: TypeAlias = NDArray[np.float32]
+Bools: TypeAlias = NDArray[np.bool_]
+
+
+class Admission(msgspec.Struct, frozen=True, eq=False):
+    """A request that takes a slot with this step; the worker resets what it keeps for the slot."""
+
+    slot: int
+    sampling: SamplingParameters
+    num_prompt: int
+    """Tokens of `history` that are prompt; the rest is output from before a retraction."""
+    history: Int32s
+    """Prompt and earlier output tokens, int32 [n]; empty unless `sampling.penalised` or min tokens need it."""
+    num_output: int
+    """Output tokens that exist already (> 0 only after a retraction)."""
+
+
+class StepBatch(msgspec.Struct, frozen=True, eq=False):
+    """What one step computes."""
+
+    step: int
+    slots: Int32s
+    starts: Int32s
+    lengths: Int32s
+    tokens: Int32s
+    chained: Bools
+    samples: Bools
+    page_slots: Int32s
+    """page_table[page_slots[j], page_indices[j]] = pages[j] takes effect before this step's forward."""
+    page_indices: Int32s
+    pages: Int32s
+    admitted: tuple[Admission, ...] = ()
+
+
+class StepLogprobs(msgspec.Struct, frozen=True, eq=False):
+    """Log-probabilities for sampled segments, aligned with `StepResult.tokens`.
+
+    Taken from the model's own distribution at temperature 1, before penalties and truncation.
+    """
+
+    chosen: Float32s
+    """[n]; NaN where the request did not ask."""
+    top_tokens: Int32s
+    """[n, k], k the largest count asked for in this batch, likeliest first."""
+    top: Float32s
+    """[n, k]"""
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, eq=False):
+    """Scores of prompt tokens in one prefill segment: entry j belongs to the token at position `start + 1 + j`
+    and is conditioned on everything up to position `start + j`."""
+
+    slot: int
+    start: int
+    chosen: Float32s
+    top_tokens: Int32s
+    top: Float32s
+
+
+class StepResult(msgspec.Struct, frozen=True, eq=False):
+    """What one step gave."""
+
+    step: int
+    tokens: Int32s
+    """[number of True in `samples`], in segment order."""
+    logprobs: StepLogprobs | None = None
+    prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+    forward_s: float = 0.0
+    """Seconds spent in the forward pass and sampling."""
