@@ -1,0 +1,186 @@
+"""KV pages: who owns which, counted by class, moved only by these functions.
+
+A page is in exactly one class. The arrows are the only ways to change it:
+
+    free ──take──► owned ──adopt──► cached        owned: referred to by rows only
+      ▲              │                 │          cached: the prefix cache refers to it (rows may as well)
+      │            release           evict        deferred: given back, a launched step may still touch it
+      └──(fence)── deferred ◄──────────┘          quarantined: given back, a remote writer is not fenced yet
+
+`refcount[p]` is the number of referrers of page p: rows, and 1 for the cache. `generation[p]` rises whenever the page
+is given back, so a stale handle is told from a live one.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory.transaction import Ledger, Transaction
+
+Int32s: TypeAlias = NDArray[np.int32]
+
+
+class MemoryViolation(Exception):
+    """A law of memory was about to be broken. Carries the facts; a defect of Pawl, never of the workload."""
+
+    def __init__(self, law: str, **facts: object) -> None:
+        super().__init__(f"{law}: " + ", ".join(f"{name}={value}" for name, value in facts.items()))
+        self.law = law
+        self.facts = facts
+
+
+class PagePool:
+    """A fixed number of pages of `page_size` tokens each."""
+
+    __slots__ = (
+        "_free_stack",
+        "_ledger",
+        "cached",
+        "deferred",
+        "free",
+        "generation",
+        "in_cache",
+        "owned",
+        "page_size",
+        "quarantined",
+        "refcount",
+        "total",
+    )
+
+    def __init__(self, total: int, page_size: int, ledger: Ledger) -> None:
+        if total < 1 or page_size < 1:
+            raise ValueError(f"a pool needs pages: total={total}, page_size={page_size}")
+        self._ledger = ledger
+        self.total = total
+        self.page_size = page_size
+        # Popped from the end, so the lowest page goes out first: traces of small runs stay readable.
+        self._free_stack: Int32s = np.arange(total - 1, -1, -1, dtype=np.int32)
+        self.refcount: Int32s = np.zeros(total, np.int32)
+        self.generation: Int32s = np.zeros(total, np.int32)
+        self.in_cache = np.zeros(total, np.bool_)
+        self.free = total
+        self.owned = 0
+        self.cached = 0
+        self.deferred = 0
+        self.quarantined = 0
+
+    # ---- undoable, within a step ----
+
+    def take(self, transaction: Transaction, count: int) -> Int32s | None:
+        """`count` free pages with one referrer each, int32 [count]; None (and no change) when there are not so many."""
+        if count > self.free:
+            return None
+        self.free -= count
+        pages = self._free_stack[self.free : self.free + count][::-1].copy()
+        self.refcount[pages] = 1
+        self.owned += count
+        transaction.log(self._untake, pages)
+        return pages
+
+    def share(self, transaction: Transaction, pages: Int32s) -> None:
+        """One more row refers to these cached pages."""
+        if not self.in_cache[pages].all():
+            raise MemoryViolation("only cached pages are shared", pages=pages[~self.in_cache[pages]])
+        self.refcount[pages] += 1
+        transaction.log(self._unshare, pages)
+
+    def _untake(self, pages: Int32s) -> None:
+        # A request that left while its step was in flight has given its pages back already: they wait at the fence.
+        pages = pages[self.refcount[pages] > 0]
+        if (self.refcount[pages] != 1).any() or self.in_cache[pages].any():
+            raise MemoryViolation("a page taken by an aborted step has one referrer", pages=pages)
+        self.refcount[pages] = 0
+        self.generation[pages] += 1
+        self.owned -= len(pages)
+        self._push(pages[::-1])
+
+    def _unshare(self, pages: Int32s) -> None:
+        self.refcount[pages] -= 1
+
+    # ---- final, outside the undo log ----
+
+    def release(self, pages: Int32s, fence: int) -> None:
+        """A row lets go of its pages. Those without another referrer are free once step `fence` is resolved."""
+        left = self.refcount[pages] - 1
+        if left.size and int(left.min()) < 0:
+            raise MemoryViolation("refcount never falls below zero", pages=pages[left < 0])
+        self.refcount[pages] = left
+        gone = pages[left == 0]
+        if gone.size:
+            self.owned -= len(gone)
+            self._give_back(gone, fence)
+
+    def adopt(self, pages: Int32s) -> None:
+        """The prefix cache becomes one more referrer of these owned pages."""
+        if self.in_cache[pages].any() or (self.refcount[pages] < 1).any():
+            raise MemoryViolation("the cache adopts owned pages, once", pages=pages)
+        self.refcount[pages] += 1
+        self.in_cache[pages] = True
+        self.owned -= len(pages)
+        self.cached += len(pages)
+
+    def evict(self, pages: Int32s, fence: int) -> None:
+        """The prefix cache gives pages back that no row refers to."""
+        if not self.in_cache[pages].all() or (self.refcount[pages] != 1).any():
+            raise MemoryViolation("only cached pages without another referrer are evicted", pages=pages)
+        self.refcount[pages] = 0
+        self.in_cache[pages] = False
+        self.cached -= len(pages)
+        self._give_back(pages, fence)
+
+    def _give_back(self, pages: Int32s, fence: int) -> None:
+        self.generation[pages] += 1
+        self.deferred += len(pages)
+        self._ledger.after(fence, self._undefer, pages)
+
+    def _undefer(self, pages: Int32s) -> None:
+        self.deferred -= len(pages)
+        self._push(pages)
+
+    def _push(self, pages: Int32s) -> None:
+        count = len(pages)
+        self._free_stack[self.free : self.free + count] = pages
+        self.free += count
+
+    # ---- laws ----
+
+    def check(self) -> None:
+        """Conservation, O(1): every page is in exactly one class."""
+        total = self.free + self.owned + self.cached + self.deferred + self.quarantined
+        if total != self.total or min(self.free, self.owned, self.cached, self.deferred, self.quarantined) < 0:
+            raise MemoryViolation("free + owned + cached + deferred + quarantined = total", **self.counters())
+
+    def counters(self) -> dict[str, int]:
+        """Pages by class."""
+        return {
+            "total": self.total,
+            "free": self.free,
+            "owned": self.owned,
+            "cached": self.cached,
+            "deferred": self.deferred,
+            "quarantined": self.quarantined,
+        }
+
+    @property
+    def free_pages(self) -> Int32s:
+        """The free pages, int32 [free]; a view."""
+        return self._free_stack[: self.free]
+
+    def invariants(self) -> None:
+        """Every law about single pages, O(total): for tests and the idle self-check."""
+        self.check()
+        free = self.free_pages
+        if len(np.unique(free)) != len(free):
+            raise MemoryViolation("the free stack has no duplicate")
+        if (self.refcount[free] != 0).any():
+            raise MemoryViolation("no page is both free and referenced", pages=free[self.refcount[free] != 0])
+        if (self.refcount < 0).any():
+            raise MemoryViolation("refcount never falls below zero")
+        referenced = self.refcount > 0
+        if int(referenced.sum()) != self.owned + self.cached or int(self.in_cache.sum()) != self.cached:
+            raise MemoryViolation("counters equal the pages' classes", **self.counters())
+        if (self.in_cache & ~referenced).any():
+            raise MemoryViolation("a cached page is referenced")

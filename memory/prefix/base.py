@@ -1,0 +1,77 @@
+"""What every prefix cache does: find pages that already hold the keys and values of a prompt's beginning.
+
+Keys are whole pages of token ids under a namespace. A match and its hold are one operation, so nothing can be evicted
+in between. A cache never frees a page itself: `evict` names pages, the pool gives them back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from memory.pages import Int32s
+
+
+class Hold(Protocol):
+    """A matched prefix that cannot be evicted until it is released."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the match in tokens, a multiple of the page size."""
+
+    @property
+    def pages(self) -> Int32s:
+        """Its pages in order, int32 [num_tokens / page_size]."""
+
+
+class Insertion(NamedTuple):
+    """Result of `insert`."""
+
+    hold: Hold
+    """Holds the whole inserted prefix, in place of the hold that was handed in."""
+    adopted: Int32s
+    """Those of the offered pages that the cache now refers to; for the others it already had pages of its own."""
+
+
+class Eviction(NamedTuple):
+    """Pages that left the cache, and the newest step that may still touch them."""
+
+    pages: Int32s
+    fence: int
+
+
+class PrefixCache(Protocol):
+    """See the module. All lengths are in whole pages; a partial last page is never cached."""
+
+    page_size: int
+
+    @property
+    def evictable(self) -> int:
+        """Pages that `evict` could give back now."""
+
+    @property
+    def held(self) -> int:
+        """Pages of held nodes."""
+
+    def match_and_hold(self, tokens: Int32s, namespace: str) -> Hold:
+        """Hold the longest cached prefix of `tokens`, int32 [n]. O(n)."""
+
+    def insert(self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int) -> Insertion:
+        """Offer the pages that hold `tokens` (len(tokens) = len(pages) * page_size). Releases `hold`. O(n)."""
+
+    def release(self, hold: Hold, fence: int) -> None:
+        """Let go. `fence`: newest step that may still touch the pages."""
+
+    def evict(self, count: int) -> Eviction:
+        """Drop up to `count` unheld pages, or more when a victim is larger. O(1) for each victim."""
+
+    def reset(self) -> Eviction:
+        """Drop everything; refused with MemoryViolation while anything is held."""
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts since start: matches, hit and missed tokens, insertions, evictions, nodes, pages."""
+
+    def pretty(self) -> str:
+        """The content as an indented text, for people."""
+
+    def invariants(self) -> None:
+        """Every law of the structure, O(size)."""

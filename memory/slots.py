@@ -1,0 +1,67 @@
+"""Request slots: rows of the page table that a worker keeps, each owned by at most one running request."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from memory.pages import Int32s, MemoryViolation
+from memory.transaction import Ledger, Transaction
+
+
+class SlotPool:
+    """`total` slots. A slot given back while a step is in flight is reused only after that step is resolved."""
+
+    __slots__ = ("_free", "_ledger", "deferred", "in_use", "total")
+
+    def __init__(self, total: int, ledger: Ledger) -> None:
+        if total < 1:
+            raise ValueError(f"a server needs at least one slot, not {total}")
+        self._ledger = ledger
+        self._free: list[int] = list(range(total - 1, -1, -1))
+        self.total = total
+        self.in_use = np.zeros(total, np.bool_)
+        self.deferred = 0
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def take(self, transaction: Transaction) -> int | None:
+        """A free slot, or None (and no change)."""
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        self.in_use[slot] = True
+        transaction.log(self._untake, slot)
+        return slot
+
+    def _untake(self, slot: int) -> None:
+        # A request that left while its step was in flight has given its slot back already: it waits at the fence.
+        if self.in_use[slot]:
+            self.in_use[slot] = False
+            self._free.append(slot)
+
+    def release(self, slot: int, fence: int) -> None:
+        """Give the slot back; free once step `fence` is resolved."""
+        if not self.in_use[slot]:
+            raise MemoryViolation("a slot is released once", slot=slot)
+        self.in_use[slot] = False
+        self.deferred += 1
+        self._ledger.after(fence, self._undefer, slot)
+
+    def _undefer(self, slot: int) -> None:
+        self.deferred -= 1
+        self._free.append(slot)
+
+    def check(self) -> None:
+        """Conservation: every slot is free, in use or deferred."""
+        used = int(np.count_nonzero(self.in_use))
+        if len(self._free) + used + self.deferred != self.total:
+            raise MemoryViolation(
+                "free + used + deferred = total slots", free=len(self._free), used=used, deferred=self.deferred
+            )
+
+    @property
+    def used(self) -> Int32s:
+        """Slots in use, int32 [n]."""
+        return np.flatnonzero(self.in_use).astype(np.int32)

@@ -1,0 +1,159 @@
+"""Step transactions: an undo log with savepoints, and the fences that say when a step can no longer touch memory.
+
+The manner is that of ARIES (Mohan et al. 1992): every change is applied at once and logged with its inverse, so a
+rollback walks the log backwards. What is given back takes effect only at commit, so an undo never has to win back
+something that has been handed to somebody else.
+
+    OPEN ──prepare──► PREPARED ──commit──► COMMITTED        steps commit in launch order
+      └──── abort ──────┴─────► ABORTED                     steps abort newest first
+
+Several transactions may be PREPARED at once (overlap, pipeline). `Ledger.fence` is the epoch of the newest of them:
+whatever a launched step may still touch waits under that epoch until the step is resolved.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any
+
+
+class TransactionError(Exception):
+    """A transaction was used outside its protocol: a defect of the caller, never of the workload."""
+
+    def __init__(self, what: str, epoch: int) -> None:
+        super().__init__(f"{what} (epoch {epoch})")
+        self.epoch = epoch
+
+
+class Phase(IntEnum):
+    """Where a transaction is."""
+
+    OPEN = 0
+    PREPARED = 1
+    COMMITTED = 2
+    ABORTED = 3
+
+
+class Transaction:
+    """The changes of one scheduling step. `savepoint` is an integer; `rollback` undoes back to it."""
+
+    __slots__ = ("_at_commit", "_undo", "epoch", "phase")
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.phase = Phase.OPEN
+        self._undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._at_commit: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+
+    def __len__(self) -> int:
+        return len(self._undo)
+
+    def log(self, undo: Callable[..., Any], *arguments: Any) -> None:
+        """Note how to take back a change that has just been applied."""
+        self._undo.append((undo, arguments))
+
+    def at_commit(self, action: Callable[..., Any], *arguments: Any) -> None:
+        """Let `action` take effect when the step commits; a rollback past this point forgets it."""
+        self._at_commit.append((action, arguments))
+        self._undo.append((self._at_commit.pop, ()))
+
+    def savepoint(self) -> int:
+        """A place in the log to roll back to."""
+        return len(self._undo)
+
+    def rollback(self, savepoint: int = 0) -> None:
+        """Undo every change after `savepoint`, newest first."""
+        if self.phase > Phase.PREPARED:
+            raise TransactionError(f"rollback of a transaction that is {self.phase.name}", self.epoch)
+        if not 0 <= savepoint <= len(self._undo):
+            raise TransactionError(f"unknown savepoint {savepoint} of {len(self._undo)}", self.epoch)
+        undo = self._undo
+        while len(undo) > savepoint:
+            action, arguments = undo.pop()
+            action(*arguments)
+
+
+class Ledger:
+    """All transactions of one memory: gives out epochs, keeps launch order, and runs what waits behind fences."""
+
+    __slots__ = ("_in_flight", "_next_epoch", "_open", "_waiting", "resolved")
+
+    def __init__(self) -> None:
+        self._next_epoch = 1
+        self._open: Transaction | None = None
+        self._in_flight: deque[Transaction] = deque()
+        self._waiting: dict[int, list[tuple[Callable[..., Any], tuple[Any, ...]]]] = {}
+        self.resolved = 0
+        """Every step up to this epoch is committed or aborted."""
+
+    @property
+    def fence(self) -> int:
+        """Epoch of the newest launched step; `resolved` when nothing is in flight."""
+        return self._in_flight[-1].epoch if self._in_flight else self.resolved
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
+
+    def begin(self) -> Transaction:
+        """Open the next step's transaction. One is open at a time."""
+        if self._open is not None:
+            raise TransactionError("a transaction is open already", self._open.epoch)
+        self._open = Transaction(self._next_epoch)
+        return self._open
+
+    def prepare(self, transaction: Transaction) -> None:
+        """OPEN -> PREPARED: the step has been launched."""
+        if transaction is not self._open:
+            raise TransactionError("only the open transaction can be prepared", transaction.epoch)
+        transaction.phase = Phase.PREPARED
+        self._in_flight.append(transaction)
+        self._open = None
+        self._next_epoch = transaction.epoch + 1
+
+    def discard(self, transaction: Transaction) -> None:
+        """Drop an open transaction that planned nothing; what it changed is undone and its epoch is used again."""
+        if transaction is not self._open:
+            raise TransactionError("only the open transaction can be discarded", transaction.epoch)
+        transaction.rollback()
+        transaction.phase = Phase.ABORTED
+        self._open = None
+
+    def commit(self, transaction: Transaction) -> None:
+        """PREPARED -> COMMITTED: the oldest step is done; what it gave back is free once no step can touch it."""
+        if not self._in_flight or transaction is not self._in_flight[0]:
+            raise TransactionError("steps commit in launch order", transaction.epoch)
+        self._in_flight.popleft()
+        transaction.phase = Phase.COMMITTED
+        for action, arguments in transaction._at_commit:
+            action(*arguments)
+        self._resolve(transaction.epoch)
+
+    def abort(self, transaction: Transaction) -> None:
+        """PREPARED -> ABORTED: the newest step never happened."""
+        if not self._in_flight or transaction is not self._in_flight[-1]:
+            raise TransactionError("steps abort newest first", transaction.epoch)
+        if self._open is not None:
+            raise TransactionError("a later transaction is still open", self._open.epoch)
+        transaction.rollback()
+        self._in_flight.pop()
+        transaction.phase = Phase.ABORTED
+        if not self._in_flight:
+            self._resolve(self._next_epoch - 1)
+
+    def after(self, fence: int, action: Callable[..., Any], *arguments: Any) -> bool:
+        """Run `action` once every step up to epoch `fence` is resolved. True when that is now."""
+        if fence <= self.resolved:
+            action(*arguments)
+            return True
+        self._waiting.setdefault(fence, []).append((action, arguments))
+        return False
+
+    def _resolve(self, epoch: int) -> None:
+        self.resolved = epoch
+        if self._waiting:
+            for fence in sorted(fence for fence in self._waiting if fence <= epoch):
+                for action, arguments in self._waiting.pop(fence):
+                    action(*arguments)
