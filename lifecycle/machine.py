@@ -1,0 +1,275 @@
+"""The table of transitions, and two ways to run it.
+
+`TABLE` is the single source: it guards the running server, is the model of the property tests, judges a recorded
+trace, and prints `docs/lifecycle.md`. It is compiled to numpy for the hot path (`advance`, `advance_rows`) and to one
+shared `transitions.Machine` (`reference_machine`), which the tests compare with it pair by pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifecycle.states import ABORT_CAUSES, RETRACT_CAUSES, Cause, Event, State
+
+UInt8s: TypeAlias = NDArray[np.uint8]
+
+ILLEGAL = 255
+"""Entry of `NEXT_STATE` for a pair that is not in the table."""
+
+HAS_OUTPUT = "has_output"
+"""Guard: at least one output token of the request is committed."""
+WANTS_NO_OUTPUT = "wants_no_output"
+"""Guard: the request asked for zero new tokens."""
+
+
+class Edge(NamedTuple):
+    """One line of the table: in `source`, `event` leads to `target` when its cause is one of `causes`.
+
+    `guard` names a condition on the request's data that the caller must have met; the auditor checks it.
+    """
+
+    source: State
+    event: Event
+    target: State
+    causes: frozenset[Cause]
+    guard: str | None
+    why: str
+
+
+class IllegalTransition(Exception):
+    """The table has no such edge. `request` is None where only rows were known."""
+
+    def __init__(self, request: int | None, state: State, event: Event, cause: Cause, index: int | None = None) -> None:
+        where = "" if index is None else f" (entry {index} of the batch)"
+        super().__init__(f"request {request}{where}: {event.name}({cause}) is not allowed in {state.name}")
+        self.request = request
+        self.state = state
+        self.event = event
+        self.cause = cause
+        self.index = index
+
+
+# ---- the table ----
+
+_PLAIN = frozenset({Cause.NONE})
+_RESTORE = frozenset({Cause.NONE, Cause.MEMORY, Cause.STEP_LOST, Cause.TIMEOUT, Cause.WORKER_LOST})
+_STOPPED = frozenset({Cause.STOP_STRING})
+
+WAITING = (
+    State.QUEUED,
+    State.QUEUED_COMPILING,
+    State.QUEUED_FETCHING,
+    State.QUEUED_RESERVING,
+    State.QUEUED_RECEIVING,
+)
+WORKING = (State.PREFILLING, State.PREFILLING_SENDING, State.DECODING)
+TERMINAL = (State.FINISHED, State.ABORTED)
+
+
+def _edge(
+    source: State,
+    event: Event,
+    target: State,
+    why: str,
+    causes: frozenset[Cause] = _PLAIN,
+    guard: str | None = None,
+) -> Edge:
+    return Edge(source, event, target, causes, guard, why)
+
+
+def _edges() -> tuple[Edge, ...]:
+    # Local names, so that a line of the table fits a line of the file.
+    new, queued, compiling = State.NEW, State.QUEUED, State.QUEUED_COMPILING
+    fetching, reserving, receiving = State.QUEUED_FETCHING, State.QUEUED_RESERVING, State.QUEUED_RECEIVING
+    prefilling, sending, decoding, finished = State.PREFILLING, State.PREFILLING_SENDING, State.DECODING, State.FINISHED
+    e = Event
+    stopped_late = "its stop string was found in output that it had before it lost its memory"
+    ends = frozenset({Cause.LENGTH, Cause.EOS, Cause.STOP_TOKEN, Cause.STOP_STRING})
+    walk = (
+        _edge(new, e.SUBMIT, queued, "it may be admitted at once"),
+        _edge(new, e.SUBMIT_GRAMMAR, compiling, "it needs a grammar that is not compiled yet"),
+        _edge(compiling, e.GRAMMAR_READY, queued, "its grammar is compiled"),
+        _edge(queued, e.FETCH, fetching, "a lower cache tier has more of its prefix"),
+        _edge(fetching, e.FETCHED, queued, "its prefix is on the device"),
+        _edge(fetching, e.RESTORE, queued, "the tier failed: the prefix is computed instead", _RESTORE),
+        _edge(queued, e.RESERVE, reserving, "Decode role: it asks for room before its prefill starts elsewhere"),
+        _edge(reserving, e.GRANT, receiving, "Decode role: there is room, the remote prefill may write"),
+        _edge(reserving, e.RESTORE, queued, "denied, or the lease ended", _RESTORE),
+        _edge(receiving, e.RECEIVE, decoding, "Decode role: all keys and values and the first token are here"),
+        _edge(receiving, e.RESTORE, queued, "the transfer failed or its lease ended", _RESTORE),
+        _edge(queued, e.ADMIT, prefilling, "it got a slot, a hold on its cached prefix, and pages"),
+        _edge(prefilling, e.CHUNK, prefilling, "part of its known tokens is computed"),
+        _edge(prefilling, e.FIRST_TOKEN, decoding, "its known tokens are computed, and one more is drawn"),
+        _edge(prefilling, e.SEND, sending, "Prefill role: its keys and values go to the decoder"),
+        _edge(prefilling, e.RESTORE, queued, "the step that admitted it was rolled back", _RESTORE),
+        _edge(sending, e.RESTORE, queued, "the hand-over failed", _RESTORE),
+        _edge(decoding, e.TOKEN, decoding, "one more token is drawn"),
+    )
+    end = (
+        _edge(prefilling, e.FINISH, finished, "it wants no output", frozenset({Cause.LENGTH}), WANTS_NO_OUTPUT),
+        _edge(prefilling, e.FINISH, finished, "its embedding is computed", frozenset({Cause.EMBEDDED})),
+        _edge(prefilling, e.FINISH, finished, "the decoder has it", frozenset({Cause.HANDED_OVER})),
+        _edge(prefilling, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT),
+        _edge(queued, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT),
+        _edge(sending, e.FINISH, finished, "the decoder has it", frozenset({Cause.HANDED_OVER})),
+        _edge(decoding, e.FINISH, finished, "its output is complete", ends, HAS_OUTPUT),
+        _edge(prefilling, e.RETRACT, queued, "its memory is needed, or its step is lost", RETRACT_CAUSES),
+        _edge(decoding, e.RETRACT, queued, "its memory is needed, or its step is lost", RETRACT_CAUSES),
+    )
+    aborts = (
+        _edge(new, e.ABORT, State.ABORTED, "it was refused when it was submitted", ABORT_CAUSES),
+        *(_edge(s, e.ABORT, State.ABORTED, "it ends wherever it is", ABORT_CAUSES) for s in (*WAITING, *WORKING)),
+    )
+    left = "the token of a step that was in flight when the request left work is dropped"
+    stale = (
+        *(_edge(s, e.STALE_TOKEN, s, left) for s in (*WAITING, *WORKING, *TERMINAL)),
+        *(_edge(s, e.STALE_ABORT, s, "the abort came too late", ABORT_CAUSES) for s in TERMINAL),
+    )
+    return (*walk, *end, *aborts, *stale)
+
+
+TABLE: tuple[Edge, ...] = _edges()
+
+
+# ---- causes as numbers ----
+
+CAUSES: tuple[Cause, ...] = tuple(Cause)
+"""Index = code. The order of `Cause` is part of the trace format: append only."""
+_CODES: dict[Cause, int] = {cause: code for code, cause in enumerate(CAUSES)}
+
+
+def cause_code(cause: Cause) -> int:
+    """`cause` as a number below 256, for uint8 columns."""
+    return _CODES[cause]
+
+
+def cause_of(code: int) -> Cause:
+    """The cause with this code. Raises IndexError for a code that is none."""
+    if code < 0:
+        raise IndexError(f"{code} is not the code of a cause")
+    return CAUSES[code]
+
+
+# ---- the compiled executor ----
+
+_NUM_EVENTS = len(Event)
+
+
+def _compile() -> UInt8s:
+    """Target state, uint8 [causes, states, events]."""
+    compiled = np.full((len(CAUSES), len(State), _NUM_EVENTS), ILLEGAL, np.uint8)
+    for edge in TABLE:
+        for cause in edge.causes:
+            if compiled[_CODES[cause], edge.source, edge.event] != ILLEGAL:
+                raise ValueError(f"two edges for {edge.source.name}, {edge.event.name}, {cause}")
+            compiled[_CODES[cause], edge.source, edge.event] = edge.target
+    targets = {(edge.source, edge.event): edge.target for edge in TABLE}
+    if any(targets[edge.source, edge.event] != edge.target for edge in TABLE):
+        raise ValueError("a pair of state and event has two targets")
+    compiled.flags.writeable = False
+    return compiled
+
+
+NEXT_STATE_FOR: UInt8s = _compile()
+"""uint8 [num_causes, num_states, num_events], read-only; ILLEGAL where the table has no edge for that cause."""
+NEXT_STATE: UInt8s = NEXT_STATE_FOR.min(axis=0)
+"""uint8 [num_states, num_events], read-only: the target whatever the cause. A pair has one target for all causes."""
+NEXT_STATE.flags.writeable = False
+
+_FLAT = NEXT_STATE_FOR.reshape(len(CAUSES), -1)
+_TARGETS: dict[tuple[int, int, Cause], State] = {
+    (edge.source, edge.event, cause): edge.target for edge in TABLE for cause in edge.causes
+}
+
+
+def advance(state: State, event: Event, cause: Cause = Cause.NONE, request: int | None = None) -> State:
+    """The state after `event`. Raises IllegalTransition."""
+    target = _TARGETS.get((state, event, cause))
+    if target is None:
+        raise IllegalTransition(request, State(state), Event(event), cause)
+    return target
+
+
+def advance_rows(
+    states: UInt8s,
+    events: UInt8s | Event,
+    cause: Cause = Cause.NONE,
+    requests: NDArray[Any] | Sequence[int] | None = None,
+) -> UInt8s:
+    """The states after one event each, uint8 [n]; the arguments stay as they are.
+
+    `events` is uint8 [n], or one event for all. Raises IllegalTransition for the first illegal row; `requests`
+    (int [n]) lets it name the request.
+    """
+    # Widened, because state * num_events does not fit uint8.
+    number = int(events) if isinstance(events, Event) else events
+    targets: UInt8s = _FLAT[_CODES[cause]].take(states.astype(np.intp) * _NUM_EVENTS + number)
+    if len(targets) and targets.max() == ILLEGAL:
+        index = int((targets == ILLEGAL).argmax())
+        event = events if isinstance(events, Event) else Event(int(events[index]))
+        request = None if requests is None else int(requests[index])
+        raise IllegalTransition(request, State(int(states[index])), event, cause, index)
+    return targets
+
+
+# ---- the reference executor ----
+
+
+class Traveller:
+    """What the reference machine moves: one attribute, the name of its state."""
+
+    __slots__ = ("state",)
+
+    def __init__(self, state: State) -> None:
+        self.state = state.name
+
+
+class ReferenceMachine:
+    """The table run by the `transitions` library: slow, independent of `advance`, and shared by all requests."""
+
+    def __init__(self) -> None:
+        from transitions import Machine  # here, so that importing the table stays fast
+
+        self.machine: Any = Machine(
+            model=None,
+            states=[state.name for state in State],
+            initial=State.NEW.name,
+            auto_transitions=False,
+            send_event=True,
+        )
+        for edge in TABLE:
+            self.machine.add_transition(
+                edge.event.name, edge.source.name, edge.target.name, conditions=[_Admits(edge.causes)]
+            )
+
+    def fire(self, traveller: Traveller, event: Event, cause: Cause = Cause.NONE, request: int | None = None) -> None:
+        """Move `traveller`. Raises IllegalTransition, and leaves it where it is."""
+        from transitions import MachineError
+
+        try:
+            moved = self.machine.events[event.name].trigger(traveller, cause=cause)
+        except MachineError:
+            moved = False
+        if not moved:
+            raise IllegalTransition(request, State[traveller.state], event, cause)
+
+
+class _Admits:
+    """Condition of one edge: the cause is one of its causes."""
+
+    def __init__(self, causes: frozenset[Cause]) -> None:
+        self._causes = causes
+
+    def __call__(self, event_data: Any) -> bool:
+        return event_data.kwargs["cause"] in self._causes
+
+
+@lru_cache(maxsize=1)
+def reference_machine() -> ReferenceMachine:
+    """The one reference machine, built at first use."""
+    return ReferenceMachine()
