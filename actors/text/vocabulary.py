@@ -1,0 +1,195 @@
+"""The vocabulary of one model: text to token ids and back, special tokens, ends, chat templates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from actors.text.byte_table import ByteTable, build_byte_table
+from actors.text.conversion import UnsupportedVocabulary, tokenizer_from_gguf
+
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
+"""Names of tokens that end a turn. A GGUF file names one end token only; a chat template that writes another of
+these shows that the model ends its turns with it."""
+
+
+class Vocabulary:
+    """What a tokenizer and a detokenizer need to know. Immutable once built; shared between threads.
+
+    `size` is the number of valid token ids: those of the tokenizer or, where the model's embedding is larger (it is
+    often padded), `minimum_size`. Ids of the padding are valid and have no text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        eos_ids: Iterable[int] = (),
+        bos_token: str = "",
+        eos_token: str = "",
+        chat_templates: Mapping[str, str] | None = None,
+        minimum_size: int = 0,
+    ) -> None:
+        self.tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        # Ids may have holes, so the highest one counts, not how many there are.
+        self.size = max(1 + max(tokenizer.get_vocab().values(), default=-1), minimum_size)
+        self.special_ids = frozenset(index for index, token in added.items() if token.special)
+        self.eos_ids = tuple(dict.fromkeys(eos_ids))
+        self.bos_token = bos_token
+        self.eos_token = eos_token
+        self.chat_templates = dict(chat_templates or {})
+        """By name; the one a request gets unless it brings tools is `default`."""
+
+    @classmethod
+    def load(cls, path: str | Path, minimum_size: int = 0) -> Vocabulary:
+        """From a GGUF file or a folder in Hugging Face's layout.
+
+        Raises UnsupportedVocabulary when neither holds a vocabulary that can be read.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls.from_folder(path, minimum_size)
+        from gpu.weights.gguf import read_gguf  # a folder must load without the room of the models
+
+        return cls.from_gguf(read_gguf(path).metadata, minimum_size)
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], minimum_size: int = 0) -> Vocabulary:
+        """From the metadata of a GGUF file. End tokens: those the file names, and turn ends its template writes."""
+        tokenizer = tokenizer_from_gguf(metadata)
+        templates = (
+            {"default": str(metadata["tokenizer.chat_template"])} if metadata.get("tokenizer.chat_template") else {}
+        )
+        for key in metadata:
+            if key.startswith("tokenizer.chat_template."):
+                templates[key.removeprefix("tokenizer.chat_template.")] = str(metadata[key])
+        named = (metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom"))
+        eos_ids = [int(index) for index in named if index is not None]
+        bos_id = metadata.get("tokenizer.ggml.bos_token_id")
+        return cls(
+            tokenizer,
+            eos_ids=eos_ids + _turn_ends(tokenizer, templates),
+            bos_token=_token(tokenizer, bos_id),
+            eos_token=_token(tokenizer, eos_ids[0] if eos_ids else None),
+            chat_templates=templates,
+            minimum_size=minimum_size,
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path, minimum_size: int = 0) -> Vocabulary:
+        """From tokenizer.json, tokenizer_config.json, generation_config.json (or config.json) and chat templates."""
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise UnsupportedVocabulary(f"{folder} holds no tokenizer.json")
+        tokenizer = Tokenizer.from_file(str(file))
+        # A tokenizer.json may ask for truncation or padding, which would silently change prompts.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        configuration = _read_json(folder / "tokenizer_config.json")
+        eos_token = _content(configuration.get("eos_token"))
+        eos_ids = _read_json(folder / "generation_config.json").get("eos_token_id")
+        if eos_ids is None:
+            eos_ids = _read_json(folder / "config.json").get("eos_token_id")
+        if eos_ids is None:
+            eos_ids = [i for i in [tokenizer.token_to_id(eos_token)] if i is not None]
+        return cls(
+            tokenizer,
+            eos_ids=[int(i) for i in (eos_ids if isinstance(eos_ids, list) else [eos_ids])],
+            bos_token=_content(configuration.get("bos_token")),
+            eos_token=eos_token,
+            chat_templates=_folder_templates(folder, configuration.get("chat_template")),
+            minimum_size=minimum_size,
+        )
+
+    def encode(self, text: str, add_special: bool = True) -> NDArray[np.int32]:
+        """Token ids, int32 [n]. `add_special` puts the beginning token (and what else the model's tokenizer adds)
+        around the text; a rendered chat template brings its own, so it is encoded without.
+
+        Raises ValueError for text that is not valid Unicode (a lone surrogate).
+        """
+        try:
+            return np.array(self.tokenizer.encode(text, add_special_tokens=add_special).ids, dtype=np.int32)
+        except TypeError:
+            raise ValueError("the text is not valid Unicode: it holds half of a surrogate pair") from None
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True, from_start: bool = False) -> str:
+        """The text of token ids that continue a text, or with `from_start` begin one: some tokenizers put a space
+        before a text's first word, which is then taken away. Bytes that are not UTF-8 become U+FFFD."""
+        if self.byte_table is None:
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special))
+        entries = self.byte_table.entries
+        hidden = self.special_ids if skip_special else frozenset()
+        text = b"".join([entries[i] for i in ids if i not in hidden]).decode("utf-8", "replace")
+        return text.removeprefix(" ") if from_start and self.byte_table.strips_first_space else text
+
+    def token_text(self, token: int) -> str:
+        """One token by itself, special ones included; bytes that are only part of a character show as U+FFFD."""
+        return self.decode((token,), skip_special=False)
+
+    @cached_property
+    def byte_table(self) -> ByteTable | None:
+        """The bytes of each token, or None where text is not their concatenation."""
+        return build_byte_table(self.tokenizer, self.size)
+
+    @cached_property
+    def visible_texts(self) -> list[str | None]:
+        """For each token its text with special tokens hidden; None where its bytes are not whole characters. Empty
+        where there is no byte table."""
+        return ["" if index in self.special_ids else text for index, text in enumerate(self.whole_texts)]
+
+    @cached_property
+    def whole_texts(self) -> list[str | None]:
+        """As `visible_texts`, special tokens shown."""
+        return [_text_or_none(entry) for entry in self.byte_table.entries] if self.byte_table else []
+
+
+def _text_or_none(entry: bytes) -> str | None:
+    try:
+        return entry.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _token(tokenizer: Tokenizer, index: int | None) -> str:
+    return "" if index is None else tokenizer.id_to_token(int(index)) or ""
+
+
+def _turn_ends(tokenizer: Tokenizer, templates: Mapping[str, str]) -> list[int]:
+    found = [tokenizer.token_to_id(end) for end in TURN_ENDS if any(end in text for text in templates.values())]
+    return [index for index in found if index is not None]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return value if isinstance(value, dict) else {}
+
+
+def _content(token: Any) -> str:
+    """A special token in tokenizer_config.json: a string, or an object around one, or null."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else ""
+
+
+def _folder_templates(folder: Path, configured: Any) -> dict[str, str]:
+    """Files win over the configuration, which holds one template or a list of named ones."""
+    templates: dict[str, str] = {}
+    if isinstance(configured, str):
+        templates["default"] = configured
+    elif isinstance(configured, list):
+        templates |= {entry["name"]: entry["template"] for entry in configured}
+    for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        templates[file.stem] = file.read_text(encoding="utf-8")
+    if (folder / "chat_template.jinja").is_file():
+        templates["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    return templates
