@@ -80,12 +80,11 @@ class PagePool:
         transaction.log(self._untake, pages)
         return pages
 
-    def share(self, transaction: Transaction, pages: Int32s) -> None:
-        """One more row refers to these cached pages."""
+    def share(self, pages: Int32s) -> None:
+        """One more row refers to these cached pages. The caller logs the undo, `unshare`, with the row's own."""
         if not self.in_cache[pages].all():
             raise MemoryViolation("only cached pages are shared", pages=pages[~self.in_cache[pages]])
         self.refcount[pages] += 1
-        transaction.log(self._unshare, pages)
 
     def _untake(self, pages: Int32s) -> None:
         # A request that left while its step was in flight has given its pages back already: they wait at the fence.
@@ -97,7 +96,10 @@ class PagePool:
         self.owned -= len(pages)
         self._push(pages[::-1])
 
-    def _unshare(self, pages: Int32s) -> None:
+    def unshare(self, pages: Int32s) -> None:
+        """Take back a `share`; the pages stay cached."""
+        if (self.refcount[pages] < 2).any() or not self.in_cache[pages].all():
+            raise MemoryViolation("only a shared page is unshared", pages=pages)
         self.refcount[pages] -= 1
 
     # ---- final, outside the undo log ----

@@ -1,0 +1,288 @@
+"""The scheduler actor: one for each replica. Turns messages into loop calls and the loop's effects into messages.
+
+It handles everything that has arrived, then lets the loop turn (`settled`), so a step sees all requests that wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+
+from actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Progress, Reply
+from actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
+from actors.messages.generate import Abort, Ended, Finish, Generate, Opened, StepTokens, Timing, Usage
+from actors.runtime.actor import Actor, Lane
+from lifecycle.journal import Journal
+from lifecycle.states import Cause, State
+from lifecycle.step import StepResult
+from lifecycle.table import Ticket
+from loops.batch import Plan
+from loops.loop import Ending, Loop
+from loops.select import LoopConfig, make_loop
+from memory.pages import Int32s
+
+DEADLINE_CHECK_S = 0.25
+"""How often deadlines are looked at while requests live."""
+
+
+class CheckDeadlines(msgspec.Struct, frozen=True, tag=True):
+    """Timer: look at deadlines."""
+
+
+class FlushExpired(msgspec.Struct, frozen=True, tag=True):
+    """Timer: a flush has waited long enough."""
+
+    ticket: int
+
+
+class DrainExpired(msgspec.Struct, frozen=True, tag=True):
+    """Timer: end what is left."""
+
+
+ToScheduler: TypeAlias = (
+    Generate
+    | Abort
+    | Finish
+    | Executed
+    | ExecuteFailed
+    | FlushCache
+    | GetState
+    | Heartbeat
+    | Drain
+    | CheckDeadlines
+    | FlushExpired
+    | DrainExpired
+)
+
+
+class Scheduler(Actor):
+    """Owns table, memory and loop of one replica."""
+
+    accepts = ToScheduler
+
+    def __init__(
+        self, config: LoopConfig, make_journal: Callable[[Scheduler], Journal], default_timeout_s: float
+    ) -> None:
+        self.config = config
+        self.default_timeout_s = default_timeout_s
+        self.journal = make_journal(self)
+        self.loop: Loop = make_loop(config, self, self.journal)
+        self._launched_at: dict[int, float] = {}
+        self._aborted_early: dict[int, tuple[Cause, str]] = {}
+        """Aborts that overtook their request."""
+        self._newest = 0
+        """The highest request number seen on the DATA lane."""
+        self._flushes: dict[int, FlushCache] = {}
+        self._draining = False
+        self._checking_deadlines = False
+        self._tokens: tuple[Int32s, Int32s, Plan | None, StepResult | None] | None = None
+        self._ended: list[Ended] = []
+
+    # ---- actor ----
+
+    def started(self) -> None:
+        self.journal.started(self.context.now())
+
+    def receive(self, message: Any) -> None:
+        now = self.context.now()
+        match message:
+            case Executed(result):
+                self._launched_at.pop(result.step, None)
+                self.loop.executed(result, now)
+            case Generate():
+                self._submit(message, now)
+            case Abort(requests, cause, text):
+                for request in requests:
+                    self._abort(request, cause, text, now)
+            case Finish(request, num_output):
+                self.loop.finish(request, num_output, now)
+            case ExecuteFailed(step, reason):
+                self._failed(step, reason, now)
+            case FlushCache():
+                self._flush(message)
+            case FlushExpired(ticket):
+                self._answer_flush(ticket, ok=self.loop.memory.flush())
+            case GetState():
+                self._send(message.reply_to, Reply(message.ticket, ok=True, body=self.state(message.detail)))
+            case Heartbeat(ticket):
+                self._send("watchdog", self._progress(ticket, now))
+            case CheckDeadlines():
+                self._checking_deadlines = False
+                self.loop.expire(now)
+            case Drain(grace_s):
+                self._draining = True
+                self.context.after(grace_s, DrainExpired())
+            case DrainExpired():
+                self.loop.drain(Cause.DRAINED, now)
+        self._send_step()
+
+    def settled(self) -> None:
+        now = self.context.now()
+        self.loop.turn(now)
+        self._send_step()
+        if len(self.loop.table) and not self._checking_deadlines:
+            self._checking_deadlines = True
+            self.context.after(DEADLINE_CHECK_S, CheckDeadlines())
+        if self.loop.idle:
+            self._rest()
+
+    def stopped(self, reason: str) -> None:
+        now = self.context.now()
+        self.loop.drain(Cause.DRAINED, now)
+        self._send_step()
+        for ticket in list(self._flushes):
+            self._answer_flush(ticket, ok=False)
+        self.journal.closed(reason, self.loop.counters, len(self.loop.table), now)
+
+    # ---- messages ----
+
+    def _submit(self, message: Generate, now: float) -> None:
+        self._newest = max(self._newest, message.request)
+        ticket = Ticket(
+            request=message.request,
+            rid=message.rid,
+            sampling=message.sampling,
+            namespace=message.namespace,
+            submitted=now,
+            passthrough=message.text_options,
+        )
+        timeout_s = self.default_timeout_s if message.timeout_s is None else message.timeout_s
+        self.loop.submit(ticket, message.tokens, message.priority, now + timeout_s, now)
+        early = self._aborted_early.pop(message.request, None)
+        if early is None and self._draining:
+            early = (Cause.DRAINED, "the server stops")
+        if early is not None:
+            self.loop.abort(message.request, early[0], now, early[1])
+
+    def _abort(self, request: int, cause: Cause, message: str, now: float) -> None:
+        if not self.loop.abort(request, cause, now, message) and request > self._newest:
+            self._aborted_early[request] = (cause, message)
+
+    def _failed(self, step: int, reason: str, now: float) -> None:
+        # Steps launched after the lost one are refused by the worker, one answer each: those are not news.
+        if self.loop.in_flight and step == self.loop.in_flight[0].step:
+            self._launched_at.clear()
+            self.loop.failed(step, reason, now)
+            self._send("worker", ResetWorker(self.loop.memory.ledger.resolved + 1), Lane.CONTROL)
+
+    def _flush(self, message: FlushCache) -> None:
+        self._flushes[message.ticket] = message
+        if self.loop.idle or message.timeout_s <= 0:
+            self._answer_flush(message.ticket, ok=self.loop.idle and self.loop.memory.flush())
+        else:
+            self.context.after(message.timeout_s, FlushExpired(message.ticket))
+
+    def _answer_flush(self, ticket: int, *, ok: bool) -> None:
+        message = self._flushes.pop(ticket, None)
+        if message is None:
+            return
+        work = self.loop.work
+        live = {"waiting": work.num_waiting, "running": work.num_running, "in_flight": len(self.loop.in_flight)}
+        text = "cache flushed" if ok else "not flushed: requests are live"
+        self._send(message.reply_to, Reply(ticket, ok=ok, message=text, body=live))
+
+    def _rest(self) -> None:
+        """Nothing to do: answer who waits for that, and look the whole memory over."""
+        for ticket in list(self._flushes):
+            self._answer_flush(ticket, ok=self.loop.memory.flush())
+        self.loop.check()
+
+    # ---- effects of the loop ----
+
+    def opened(self, row: int, ticket: Ticket, tokens: Int32s) -> None:
+        opened = Opened(row, ticket.request, ticket.passthrough, len(tokens), tokens, ticket.sampling.top_logprobs)
+        self._send("detokenizer", opened)
+
+    def launch(self, plan: Plan) -> None:
+        now = self.context.now()
+        self._launched_at[plan.step] = now
+        for row in plan.admitted:
+            ticket = self.loop.table.ticket(row)
+            if ticket.admitted is None:
+                ticket.admitted = now
+        self._send("worker", Execute(plan.batch))
+
+    def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None:
+        self._tokens = (rows, tokens, plan, result)
+
+    def ended(self, ending: Ending) -> None:
+        ticket = ending.ticket
+        usage = Usage(ending.num_prompt, ending.num_output, ticket.num_cached, ticket.num_retractions)
+        timing = Timing(ticket.submitted, ticket.admitted, ticket.first_token, self.context.now())
+        self._ended.append(
+            Ended(ending.row, ticket.request, ending.cause, usage, timing, ending.message, ending.matched)
+        )
+
+    def _send_step(self) -> None:
+        """One message with all that the handled message gave."""
+        if self._tokens is None and not self._ended:
+            return
+        rows, tokens, plan, result = self._tokens or (_NONE, _NONE, None, None)
+        ended, self._ended, self._tokens = tuple(self._ended), [], None
+        if not len(rows) and not ended and (result is None or not result.prompt_logprobs):
+            return
+        logprobs, prompt_logprobs = None, ()
+        if plan is not None and result is not None:
+            logprobs, prompt_logprobs = self._scores(plan, result)
+        self._send("detokenizer", StepTokens(rows, tokens, logprobs, prompt_logprobs, ended))
+
+    def _scores(self, plan: Plan, result: StepResult) -> tuple[Any, tuple[Any, ...]]:
+        """Log-probabilities of the tokens that are still wanted."""
+        fresh = self.loop.fresh_at_commit
+        logprobs = result.logprobs
+        if logprobs is not None and not fresh.all():
+            wanted = fresh[plan.batch.samples]
+            logprobs = type(logprobs)(*(array[wanted] for array in msgspec.structs.astuple(logprobs)))
+        row_of_slot = dict(zip(plan.batch.slots[fresh].tolist(), plan.rows[fresh].tolist(), strict=True))
+        prompt = tuple((row_of_slot[p.slot], p) for p in result.prompt_logprobs if p.slot in row_of_slot)
+        return logprobs, prompt
+
+    def _send(self, to: str, message: Any, lane: Lane = Lane.DATA) -> None:
+        self.context.send(to, message, lane)
+
+    # ---- state ----
+
+    def _progress(self, ticket: int, now: float) -> Progress:
+        oldest = min(self._launched_at.values(), default=None)
+        age = None if oldest is None else now - oldest
+        return Progress(ticket, self.loop.counters.steps, len(self.loop.in_flight), age, self.loop.idle)
+
+    def state(self, detail: bool) -> dict[str, Any]:
+        """Counters and gauges; with `detail` every live request."""
+        loop = self.loop
+        states = np.bincount(loop.table.state[loop.table.live_rows()], minlength=len(State))
+        body: dict[str, Any] = {
+            "requests": {state.name.lower(): int(states[state]) for state in State if states[state]},
+            "waiting": loop.work.num_waiting,
+            "running": loop.work.num_running,
+            "in_flight": len(loop.in_flight),
+            "pages": loop.memory.pages.counters() | {"page_size": loop.memory.page_size},
+            "slots": {"total": loop.memory.slots.total, "free": loop.memory.slots.free},
+            "cache": loop.memory.cache.statistics()
+            | {"evictable": loop.memory.cache.evictable, "held": loop.memory.cache.held},
+            "counters": msgspec.to_builtins(loop.counters),
+            "journal": self.journal.statistics(),
+        }
+        if detail:
+            body["live"] = [self._describe(row) for row in loop.table.live_rows().tolist()]
+            body["digest"] = f"{loop.memory.digest():016x}"
+        return body
+
+    def _describe(self, row: int) -> dict[str, Any]:
+        table = self.loop.table
+        ticket = table.ticket(row)
+        return {
+            "request": ticket.request,
+            "rid": ticket.rid,
+            "state": State(int(table.state[row])).name.lower(),
+            "prompt_tokens": int(table.num_prompt[row]),
+            "output_tokens": int(table.num_tokens[row] - table.num_prompt[row]),
+            "cached_tokens": ticket.num_cached,
+            "retractions": ticket.num_retractions,
+        }
+
+
+_NONE: Int32s = np.empty(0, np.int32)

@@ -1,0 +1,90 @@
+"""The worker actor: one for each device rank. Applies the scheduler's steps exactly once, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
+from actors.runtime.actor import Actor, Lane
+from lifecycle.step import StepBatch, StepResult
+
+log = structlog.get_logger("pawl.worker")
+Launched = TypeVar("Launched")
+
+
+class Runner(Protocol[Launched]):
+    """What turns a batch into tokens. `launch` may return before the device is done; `collect` waits."""
+
+    asynchronous: bool
+    """Whether `launch` returns early: then one more step is launched before the first is collected."""
+
+    def launch(self, batch: StepBatch) -> Launched: ...
+
+    def collect(self, launched: Launched) -> StepResult: ...
+
+    def reset(self) -> None: ...
+
+
+class Worker(Actor):
+    """Runs steps on one runner. A device that works asynchronously has one step queued behind the running one."""
+
+    accepts = ToWorker
+
+    def __init__(self, runner: Runner[Any]) -> None:
+        self.runner = runner
+        self._launched: deque[tuple[int, Any]] = deque()
+        self._lost_since: int | None = None
+        self._next_step = 0
+
+    def receive(self, message: Any) -> None:
+        match message:
+            case Execute(batch):
+                self._execute(batch)
+            case ResetWorker(next_step):
+                self._next_step = next_step
+                self._launched.clear()
+                self._lost_since = None
+                self.runner.reset()
+
+    def settled(self) -> None:
+        self._collect(0)
+
+    def _execute(self, batch: StepBatch) -> None:
+        if batch.step < self._next_step:
+            return
+        if self._lost_since is not None:
+            self._fail(batch.step, f"step {self._lost_since} was lost")
+            return
+        try:
+            self._launched.append((batch.step, self.runner.launch(batch)))
+        except Exception as error:
+            log.exception("step failed", step=batch.step)
+            self._collect(0)
+            self._lose(batch.step, error)
+            return
+        self._collect(1 if self.runner.asynchronous else 0)
+
+    def _collect(self, leave: int) -> None:
+        """Answer launched steps, oldest first, until `leave` are left."""
+        while len(self._launched) > leave:
+            step, launched = self._launched.popleft()
+            if self._lost_since is not None:
+                self._fail(step, f"step {self._lost_since} was lost")
+                continue
+            try:
+                result = self.runner.collect(launched)
+            except Exception as error:
+                log.exception("step failed", step=step)
+                self._lose(step, error)
+                continue
+            self.context.send("scheduler", Executed(result), Lane.CONTROL)
+
+    def _lose(self, step: int, error: Exception) -> None:
+        self._lost_since = step
+        self._fail(step, f"{type(error).__name__}: {error}")
+
+    def _fail(self, step: int, reason: str) -> None:
+        self.context.send("scheduler", ExecuteFailed(step, reason), Lane.CONTROL)

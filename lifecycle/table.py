@@ -1,0 +1,134 @@
+"""Every live request as one row of a structure of arrays, so that a step's work is a few vector operations.
+
+A row is taken at submission and given back after the terminal event, once no step in flight names it. The state
+column is written by `Machine`'s executors' callers in one place only: `move` and `move_rows` below.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lifecycle.machine import advance, advance_rows
+from lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
+from lifecycle.states import Cause, Event, State
+
+Int32s: TypeAlias = NDArray[np.int32]
+UInt8s: TypeAlias = NDArray[np.uint8]
+
+
+class Ticket(msgspec.Struct, eq=False):
+    """The part of a request that no vector operation needs."""
+
+    request: int
+    rid: str
+    sampling: SamplingParameters
+    namespace: str
+    submitted: float
+    """Monotonic seconds."""
+    passthrough: Any = None
+    """What the scheduler hands on to the detokenizer, unread."""
+    admitted: float | None = None
+    first_token: float | None = None
+    num_cached: int = 0
+    """Prompt tokens that the prefix cache had, at the first admission."""
+    num_retractions: int = 0
+    strikes: int = 0
+    """Lost steps this request was part of."""
+
+
+class RequestTable:
+    """`capacity` rows. Columns are int32 unless said otherwise; a free row's values mean nothing."""
+
+    def __init__(self, capacity: int, max_context: int) -> None:
+        self.capacity = capacity
+        self.state: UInt8s = np.zeros(capacity, np.uint8)
+        self.slot: Int32s = np.zeros(capacity, np.int32)
+        self.num_prompt: Int32s = np.zeros(capacity, np.int32)
+        self.num_tokens: Int32s = np.zeros(capacity, np.int32)
+        """Known tokens: prompt and committed output."""
+        self.max_tokens: Int32s = np.zeros(capacity, np.int32)
+        """Prompt plus the output asked for."""
+        self.num_computed: Int32s = np.zeros(capacity, np.int32)
+        """Positions whose keys and values are committed; kept while PREFILLING."""
+        self.attempt: Int32s = np.zeros(capacity, np.int32)
+        """Rises when the request leaves work: tells a stale token from a live one."""
+        self.order: NDArray[np.int64] = np.zeros(capacity, np.int64)
+        """Rank of the first admission: the smallest running one is protected."""
+        self.priority: Int32s = np.zeros(capacity, np.int32)
+        self.deadline: NDArray[np.float64] = np.full(capacity, np.inf)
+        self.stop_tokens: Int32s = np.full((capacity, MAX_STOP_TOKENS), -1, np.int32)
+        self.tokens: Int32s = np.empty((capacity, max_context + 1), np.int32)
+        """[capacity, max_context + 1]; pages of it are touched only as far as requests reach."""
+        self.tickets: list[Ticket | None] = [None] * capacity
+        self.row_of: dict[int, int] = {}
+        """request number -> row, live requests only."""
+        self._free: list[int] = list(range(capacity - 1, -1, -1))
+
+    def __len__(self) -> int:
+        return len(self.row_of)
+
+    @property
+    def full(self) -> bool:
+        return not self._free
+
+    def open(self, ticket: Ticket, tokens: Int32s, priority: int, deadline: float) -> int:
+        """A row for a new request; its state is NEW until the first `move`."""
+        row = self._free.pop()
+        count = len(tokens)
+        self.tickets[row] = ticket
+        self.row_of[ticket.request] = row
+        self.state[row] = State.NEW
+        self.num_prompt[row] = self.num_tokens[row] = count
+        self.max_tokens[row] = count + ticket.sampling.max_new_tokens
+        self.num_computed[row] = 0
+        self.priority[row] = priority
+        self.deadline[row] = deadline
+        self.order[row] = np.iinfo(np.int64).max
+        stops = ticket.sampling.stop_token_ids
+        self.stop_tokens[row] = -1
+        self.stop_tokens[row, : len(stops)] = stops
+        self.tokens[row, :count] = tokens
+        return row
+
+    def live_rows(self) -> Int32s:
+        """Rows of all live requests in order of arrival, int32 [n]."""
+        return np.fromiter(self.row_of.values(), np.int32, len(self.row_of))
+
+    def ticket(self, row: int) -> Ticket:
+        """The ticket of a live row."""
+        ticket = self.tickets[row]
+        if ticket is None:
+            raise KeyError(f"row {row} is free")
+        return ticket
+
+    def close(self, row: int) -> None:
+        """The request has had its terminal event: its number is forgotten, its row waits for `free`."""
+        del self.row_of[self.ticket(row).request]
+        self.attempt[row] += 1
+
+    def free(self, row: int) -> None:
+        """No step in flight names the row any more."""
+        self.tickets[row] = None
+        self._free.append(row)
+
+    def move(self, row: int, event: Event, cause: Cause = Cause.NONE) -> State:
+        """Fire one event for one request. Raises IllegalTransition."""
+        state = advance(State(int(self.state[row])), event, cause, self.ticket(row).request)
+        self.state[row] = state
+        return state
+
+    def move_rows(self, rows: Int32s, events: UInt8s) -> None:
+        """Fire one event for each of many requests. Raises IllegalTransition, then nothing has changed."""
+        self.state[rows] = advance_rows(self.state[rows], events)
+
+    def undo(self, row: int, state: State) -> None:
+        """Put back the state from before a step that is rolled back."""
+        self.state[row] = state
+
+    def output(self, row: int) -> Int32s:
+        """Committed output tokens of `row`, a view."""
+        return self.tokens[row, self.num_prompt[row] : self.num_tokens[row]]

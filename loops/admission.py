@@ -1,0 +1,175 @@
+"""Who starts next, and whether it fits: escrow admission with a savepoint for each request that is tried.
+
+A request is admitted only when, after everything that runs has been promised the pages to reach its next safe point,
+the pool can still promise as much to it. Safe points: a prefilling request's whole prompt plus a little output; a
+decoding request's next `LOOKAHEAD` tokens; for the oldest running request all that it may ever need. So prompts never
+stop half-way for memory, retractions are rare, and the oldest request always ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from loops.batch import Draft, PrefillSegment
+from loops.policy import Policy
+from loops.work import Work
+from memory.pages import Int32s
+from memory.pool import PageEntries
+
+LOOKAHEAD = 64
+"""Output tokens promised to a request beyond those it has."""
+MAX_PASSED_OVER = 32
+"""Requests that may be passed over in one step because a running request is computing their prefix right now."""
+
+
+class PrefixKey(NamedTuple):
+    """The next page that a request would compute: two requests with equal keys would compute the same page."""
+
+    namespace: str
+    num_cached: int
+    page: bytes
+
+
+class Admission:
+    """Fills a draft with new requests while budget, slots and memory last."""
+
+    def __init__(self, work: Work, policy: Policy, *, share_prefixes: bool) -> None:
+        self.work = work
+        self.policy = policy
+        self.share_prefixes = share_prefixes
+        """Whether what one request computes can serve another: then it is worth waiting for."""
+
+    def admit(self, draft: Draft, budget: int) -> None:
+        """Admit requests whose chunks fit `budget` prompt tokens."""
+        work = self.work
+        if not work.num_waiting or budget <= 0 or not work.memory.slots.free:
+            return
+        promised = self._promised()
+        computing = self._computing()
+        passed_over = 0
+        for row in self._candidates():
+            savepoint = draft.transaction.savepoint()
+            outcome = self._try(draft, row, budget, promised, computing)
+            if outcome is None:
+                draft.transaction.rollback(savepoint)
+                return
+            if outcome == 0:
+                draft.transaction.rollback(savepoint)
+                passed_over += 1
+                if passed_over == MAX_PASSED_OVER:
+                    return
+                continue
+            budget -= outcome
+            slot = int(work.table.slot[row])
+            promised += self._lacking(row, slot)
+            if self.share_prefixes and (key := self._next_page(row)) is not None:
+                computing.add(key)
+            if budget <= 0 or not work.memory.slots.free:
+                return
+
+    def _candidates(self) -> Iterator[int]:
+        """Retracted requests first, in their old order: an admitted request is never overtaken by an admission."""
+        work = self.work
+        yield from list(work.retracted)
+        if len(work.queue):
+            yield from self.policy.order(list(work.queue), work)
+
+    def _try(self, draft: Draft, row: int, budget: int, promised: int, computing: set[PrefixKey]) -> int | None:
+        """Tokens of the row's first chunk; 0: wait for a prefix being computed; None: does not fit now.
+
+        Everything taken is in the transaction; the caller rolls back what did not end in an admission.
+        """
+        work, memory, table = self.work, self.work.memory, self.work.table
+        ticket = table.ticket(row)
+        num_tokens = int(table.num_tokens[row])
+        granted = memory.admit(
+            draft.transaction, table.tokens[row, :num_tokens], ticket.namespace, not ticket.sampling.prompt_logprobs
+        )
+        if granted is None:
+            return None
+        if computing and not ticket.sampling.prompt_logprobs and self._page_after(row, granted.num_cached) in computing:
+            return 0
+        entries = memory.entries(granted.slot)
+        reach = min(int(table.max_tokens[row]), num_tokens + LOOKAHEAD)
+        if memory.obtainable < promised + _pages(reach, memory.page_size) - len(entries.pages):
+            return None
+        segment = next_chunk(row, granted.slot, granted.num_cached, work, budget)
+        if segment is None:
+            return None
+        grown = grow(draft, segment, work)
+        if grown is None:
+            return None
+        work.admitted(draft.transaction, row, granted.slot)
+        draft.admit(row, granted.slot, entries)
+        draft.prefill(segment, grown)
+        ticket.num_cached = ticket.num_cached if ticket.num_retractions else granted.num_cached
+        if segment.last:
+            work.prompt_planned(row)
+        return segment.length
+
+    def _computing(self) -> set[PrefixKey]:
+        """The pages that running requests compute next."""
+        if not self.share_prefixes:
+            return set()
+        return {key for row in self.work.uncommitted() if (key := self._next_page(row)) is not None}
+
+    def _promised(self) -> int:
+        """Pages that running requests have been promised and do not own yet."""
+        work, table, memory = self.work, self.work.table, self.work.memory
+        rows = work.running()
+        if not len(rows):
+            return 0
+        reach = np.minimum(table.max_tokens[rows], table.num_tokens[rows] + LOOKAHEAD)
+        oldest = int(np.argmin(table.order[rows]))
+        reach[oldest] = table.max_tokens[rows[oldest]]
+        return int(memory.demand(table.slot[rows], reach).sum())
+
+    def _lacking(self, row: int, slot: int) -> int:
+        table, memory = self.work.table, self.work.memory
+        reach = min(int(table.max_tokens[row]), int(table.num_tokens[row]) + LOOKAHEAD)
+        return max(0, _pages(reach, memory.page_size) - int(memory.num_pages[slot]))
+
+    def _next_page(self, row: int) -> PrefixKey | None:
+        """The page that a running, not yet committed request computes next."""
+        hold = self.work.memory.holds[int(self.work.table.slot[row])]
+        return self._page_after(row, hold.num_tokens if hold is not None else 0)
+
+    def _page_after(self, row: int, num_cached: int) -> PrefixKey | None:
+        table, size = self.work.table, self.work.memory.page_size
+        if num_cached + size >= table.num_tokens[row]:
+            return None
+        ticket = table.ticket(row)
+        return PrefixKey(ticket.namespace, num_cached, table.tokens[row, num_cached : num_cached + size].tobytes())
+
+
+def next_chunk(row: int, slot: int, start: int, work: Work, budget: int) -> PrefillSegment | None:
+    """The next chunk of a prompt within `budget` tokens; None when the budget is too small to reach a page's end.
+
+    Chunks end at multiples of the page size or at the last known token, so that where a prompt is cut does not depend
+    on what else is in the step, and every full page can be shared at once.
+    """
+    target = int(work.table.num_tokens[row])
+    end = min(target, start + budget)
+    if end < target:
+        end -= end % work.memory.page_size
+        if end <= start:
+            return None
+    last = end == target
+    wants_output = int(work.table.max_tokens[row]) > target or int(work.table.num_prompt[row]) < target
+    return PrefillSegment(row, slot, start, end - start, last, last and wants_output)
+
+
+def grow(draft: Draft, segment: PrefillSegment, work: Work) -> PageEntries | None:
+    """Pages for the segment, evicting if need be; None, and no change, when they cannot be had now."""
+    slots: Int32s = np.array([segment.slot], np.int32)
+    lengths: Int32s = np.array([segment.start + segment.length], np.int32)
+    if not work.memory.make_room(int(work.memory.demand(slots, lengths)[0])):
+        return None
+    return work.memory.extend(draft.transaction, slots, lengths)
+
+
+def _pages(tokens: int, page_size: int) -> int:
+    return -(-tokens // page_size)

@@ -1,0 +1,197 @@
+"""From decisions to arrays: a `Draft` collects the segments of one step, `Plan` is what was launched.
+
+Segments of decoding requests come as one array and stay one; prefill segments are few and are appended singly.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifecycle.request import SamplingParameters
+from lifecycle.states import Event
+from lifecycle.step import Admission, StepBatch
+from lifecycle.table import RequestTable
+from memory.pages import Int32s
+from memory.pool import NO_ENTRIES, PageEntries
+from memory.transaction import Transaction
+
+UInt8s: TypeAlias = NDArray[np.uint8]
+
+_NO_ROWS: Int32s = np.empty(0, np.int32)
+
+
+class PrefillSegment(NamedTuple):
+    """A chunk of one prompt (or, after a retraction, of prompt and earlier output)."""
+
+    row: int
+    slot: int
+    start: int
+    length: int
+    last: bool
+    """The chunk reaches the last known token."""
+    samples: bool
+    """A token is drawn from its last position (the last chunk, unless no output is wanted)."""
+
+
+class Plan(NamedTuple):
+    """One launched step: what the commit needs to know again."""
+
+    transaction: Transaction
+    batch: StepBatch
+    rows: Int32s
+    attempts: Int32s
+    events: UInt8s
+    sampled_rows: Int32s
+    prefills: tuple[PrefillSegment, ...]
+    pages: Int32s
+    """Pages whose entries are new in this step."""
+    admitted: tuple[int, ...]
+
+    @property
+    def step(self) -> int:
+        return self.batch.step
+
+
+class Draft:
+    """The step being planned. Empty until segments are added."""
+
+    def __init__(self, transaction: Transaction, table: RequestTable) -> None:
+        self.transaction = transaction
+        self._table = table
+        self.decode_rows: Int32s = _NO_ROWS
+        self.decode_slots: Int32s = _NO_ROWS
+        self.decode_starts: Int32s = _NO_ROWS
+        self.prefills: list[PrefillSegment] = []
+        self.admissions: list[Admission] = []
+        self.entries: list[PageEntries] = []
+        self.admitted: list[int] = []
+        """Rows admitted by this step."""
+        self.retracted: list[int] = []
+        """Rows that gave way to this step; final, whatever becomes of the step."""
+
+    @property
+    def empty(self) -> bool:
+        return not len(self.decode_rows) and not self.prefills
+
+    def decode(self, rows: Int32s, slots: Int32s, starts: Int32s, entries: PageEntries) -> None:
+        """One token for each of `rows`."""
+        self.decode_rows, self.decode_slots, self.decode_starts = rows, slots, starts
+        if len(entries.pages):
+            self.entries.append(entries)
+
+    def prefill(self, segment: PrefillSegment, entries: PageEntries) -> None:
+        """One chunk."""
+        self.prefills.append(segment)
+        if len(entries.pages):
+            self.entries.append(entries)
+
+    def admit(self, row: int, slot: int, entries: PageEntries) -> None:
+        """The row takes `slot`; `entries` are the cached pages it starts with."""
+        self.admitted.append(row)
+        sampling = self._table.ticket(row).sampling
+        num_tokens, num_prompt = int(self._table.num_tokens[row]), int(self._table.num_prompt[row])
+        history = self._table.tokens[row, :num_tokens].copy() if needs_history(sampling) else _NO_ROWS
+        self.admissions.append(Admission(slot, sampling, num_prompt, history, num_tokens - num_prompt))
+        if len(entries.pages):
+            self.entries.append(entries)
+
+    def close(self) -> Plan:
+        """The finished step."""
+        entries = _concatenate(self.entries)
+        count = len(self.decode_rows)
+        rows, slots, starts = self.decode_rows, self.decode_slots, self.decode_starts
+        lengths, yes, events = _ONES.lengths(count), _ONES.yes(count), _ONES.tokens(count)
+        chained, samples, sampled_rows, tokens = yes, yes, rows, _NO_ROWS
+        if self.prefills:
+            new = np.array([segment[1:4] for segment in self.prefills], np.int32)
+            rows = np.concatenate((rows, np.array([segment.row for segment in self.prefills], np.int32)))
+            slots = np.concatenate((slots, new[:, 0]))
+            starts = np.concatenate((starts, new[:, 1]))
+            lengths = np.concatenate((lengths, new[:, 2]))
+            chained = np.concatenate((chained, np.zeros(len(self.prefills), np.bool_)))
+            samples = np.concatenate((samples, np.array([segment.samples for segment in self.prefills], np.bool_)))
+            events = np.concatenate((events, np.array([_event(segment) for segment in self.prefills], np.uint8)))
+            sampled_rows = rows[samples]
+            tokens = np.concatenate(
+                [self._table.tokens[s.row, s.start : s.start + s.length] for s in self.prefills], dtype=np.int32
+            )
+        batch = StepBatch(
+            step=self.transaction.epoch,
+            slots=slots,
+            starts=starts,
+            lengths=lengths,
+            tokens=tokens,
+            chained=chained,
+            samples=samples,
+            page_slots=entries.slots,
+            page_indices=entries.indices,
+            pages=entries.pages,
+            admitted=tuple(self.admissions),
+        )
+        attempts = self._table.attempt[rows]
+        return Plan(
+            self.transaction,
+            batch,
+            rows,
+            attempts,
+            events,
+            sampled_rows,
+            tuple(self.prefills),
+            entries.pages,
+            tuple(self.admitted),
+        )
+
+
+def needs_history(sampling: SamplingParameters) -> bool:
+    """Whether the sampler looks at the tokens so far."""
+    return sampling.penalised
+
+
+def _event(segment: PrefillSegment) -> int:
+    return Event.FIRST_TOKEN if segment.samples else Event.CHUNK
+
+
+def _concatenate(entries: list[PageEntries]) -> PageEntries:
+    match entries:
+        case []:
+            return NO_ENTRIES
+        case [only]:
+            return only
+        case _:
+            return PageEntries(*(np.concatenate(column) for column in zip(*entries, strict=True)))
+
+
+class _Constants:
+    """Read-only arrays that every decode step needs, made once and sliced."""
+
+    def __init__(self) -> None:
+        self._grow(1024)
+
+    def _grow(self, size: int) -> None:
+        self._lengths: Int32s = np.ones(size, np.int32)
+        self._yes = np.ones(size, np.bool_)
+        self._tokens = np.full(size, Event.TOKEN, np.uint8)
+        for array in (self._lengths, self._yes, self._tokens):
+            array.flags.writeable = False
+
+    def _fit(self, count: int) -> None:
+        if count > len(self._yes):
+            self._grow(2 * count)
+
+    def lengths(self, count: int) -> Int32s:
+        self._fit(count)
+        return self._lengths[:count]
+
+    def yes(self, count: int) -> NDArray[np.bool_]:
+        self._fit(count)
+        return self._yes[:count]
+
+    def tokens(self, count: int) -> UInt8s:
+        self._fit(count)
+        return self._tokens[:count]
+
+
+_ONES = _Constants()

@@ -1,0 +1,350 @@
+"""The loop. Everything the engine decides, it decides in `turn`; everything it learns, it learns in `executed`.
+
+    turn:      while pacing allows:  plan (OPEN) -> launch (PREPARED)
+    executed:  commit the oldest step (tokens, transitions, finishes), or
+    failed:    roll back every step in flight, newest first
+
+One step is one memory transaction. Nothing here does I/O or reads a clock: time comes in as an argument, effects go
+out through `Effects`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+
+from lifecycle.journal import Journal
+from lifecycle.states import Cause, Event, State
+from lifecycle.step import StepResult
+from lifecycle.table import RequestTable, Ticket
+from loops.batch import Draft, Plan
+from loops.pacing import Pacing
+from loops.roles import Role
+from loops.work import Work
+from memory.pages import Int32s
+from memory.pool import Memory
+
+MAX_STRIKES = 2
+"""Lost steps after which a request that was part of each of them is ended instead of tried again."""
+_NO_ROWS: Int32s = np.empty(0, np.int32)
+
+
+class Ending(NamedTuple):
+    """A request's one terminal event."""
+
+    row: int
+    ticket: Ticket
+    state: State
+    cause: Cause
+    num_prompt: int
+    num_output: int
+    message: str = ""
+    matched: int | None = None
+
+
+class Effects(Protocol):
+    """Where the loop's decisions go."""
+
+    def opened(self, row: int, ticket: Ticket, tokens: Int32s) -> None:
+        """A request was given `row`. Comes before everything else about it."""
+
+    def launch(self, plan: Plan) -> None:
+        """Send the step to every rank."""
+
+    def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None:
+        """Tokens of one committed step; `rows` are those that are still wanted."""
+
+    def ended(self, ending: Ending) -> None:
+        """A request had its terminal event. Comes after its last output."""
+
+
+class Counters(msgspec.Struct):
+    """Totals since start."""
+
+    received: int = 0
+    finished: int = 0
+    aborted: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    dropped_tokens: int = 0
+    retractions: int = 0
+    steps: int = 0
+    steps_lost: int = 0
+    by_cause: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Loop:
+    """One replica's scheduler: requests in, steps out."""
+
+    def __init__(
+        self,
+        table: RequestTable,
+        memory: Memory,
+        work: Work,
+        role: Role,
+        pacing: Pacing,
+        effects: Effects,
+        journal: Journal,
+        *,
+        max_queued: int,
+    ) -> None:
+        self.table = table
+        self.memory = memory
+        self.work = work
+        self.role = role
+        self.pacing = pacing
+        self.effects = effects
+        self.journal = journal
+        self.max_queued = max_queued
+        self.in_flight: deque[Plan] = deque()
+        self.counters = Counters()
+        self.fresh_at_commit = np.empty(0, np.bool_)
+        """Segments of the step committed last whose requests were still at work."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits, runs or is in flight."""
+        return self.work.idle and not self.in_flight
+
+    # ---- the loop ----
+
+    def turn(self, now: float) -> None:
+        """Launch steps until pacing says to wait for results, or there is nothing to do."""
+        while len(self.in_flight) <= self.pacing.depth:
+            plan = self._plan(now)
+            if plan is None:
+                if self.in_flight or not self._unblock(now):
+                    return
+                continue
+            self.in_flight.append(plan)
+            self.counters.steps += 1
+            self.journal.planned(plan.batch, plan.rows, plan.admitted, self.table, now)
+            self.effects.launch(plan)
+
+    def _plan(self, now: float) -> Plan | None:
+        """Decide one step inside its transaction: OPEN -> PREPARED."""
+        if self.work.idle:
+            return None
+        transaction = self.memory.ledger.begin()
+        draft = Draft(transaction, self.table)
+        self.role.plan(draft)
+        for row in draft.retracted:
+            self._retracted(row, Cause.MEMORY, now)
+        if draft.empty:
+            self.memory.ledger.discard(transaction)
+            return None
+        plan = draft.close()
+        self.memory.ledger.prepare(transaction)
+        return plan
+
+    def _unblock(self, now: float) -> bool:
+        """Nothing could be planned and nothing is in flight: if requests hold memory that each other needs, the
+        youngest gives way. The oldest is never asked, so it always ends."""
+        if self.work.num_running < 2:
+            return False
+        self.retract(int(self.work.oldest_first()[-1]), Cause.MEMORY, now)
+        return True
+
+    def executed(self, result: StepResult, now: float) -> None:
+        """Commit the oldest step: apply its tokens, fire its transitions, give back what ended."""
+        plan = self.in_flight.popleft()
+        if plan.step != result.step:
+            raise AssertionError(f"step {result.step} came back, step {plan.step} is the oldest in flight")
+        events, rows, tokens = self._apply(plan, result)
+        if plan.prefills:
+            self._prefilled(plan, now)
+        self.effects.output(rows, tokens, plan, result)
+        self.journal.committed(plan.step, plan.rows, events, result.tokens, self.memory.pages, now)
+        ended = self._ended(rows, tokens)
+        for index in ended:
+            self._finish(int(rows[index]), int(tokens[index]), now)
+        self.memory.ledger.commit(plan.transaction)
+        self.memory.check()
+
+    def failed(self, step: int, reason: str, now: float) -> None:
+        """A worker lost `step`: roll back everything in flight, newest first; requests start again from what they
+        have, except those that were part of too many lost steps."""
+        lost = self.in_flight.popleft() if self.in_flight else None
+        if lost is None or lost.step != step:
+            raise AssertionError(f"step {step} failed, but it is not the oldest in flight")
+        for plan in reversed([lost, *self.in_flight]):
+            self.memory.ledger.abort(plan.transaction)
+            self.journal.rolled_back(plan.step, reason, now)
+            self.counters.steps_lost += 1
+        self.in_flight.clear()
+        for row in lost.rows[self.table.attempt[lost.rows] == lost.attempts].tolist():
+            ticket = self.table.ticket(row)
+            ticket.strikes += 1
+            if ticket.strikes >= MAX_STRIKES:
+                self._leave(row, Event.ABORT, Cause.WORKER_LOST, now, message=f"the worker failed: {reason}")
+        for row in self.work.running().tolist():
+            # What the worker computed is gone with it: nothing of it may be offered to other requests.
+            self.table.num_computed[row] = 0
+            self.retract(row, Cause.STEP_LOST, now)
+        self.memory.flush()
+        self.memory.check()
+
+    # ---- commit, in parts ----
+
+    def _apply(self, plan: Plan, result: StepResult) -> tuple[np.ndarray, Int32s, Int32s]:
+        """Fire the step's events and append its tokens; the rows that still wanted theirs, and their tokens."""
+        table = self.table
+        fresh = self.fresh_at_commit = table.attempt[plan.rows] == plan.attempts
+        events, rows, tokens = plan.events, plan.sampled_rows, result.tokens
+        if not fresh.all():
+            events = np.where(fresh, events, np.uint8(Event.STALE_TOKEN))
+            wanted = fresh[plan.batch.samples]
+            self.counters.dropped_tokens += len(rows) - int(np.count_nonzero(wanted))
+            rows, tokens = rows[wanted], tokens[wanted]
+        table.move_rows(plan.rows, events)
+        at = table.num_tokens[rows]
+        table.tokens[rows, at] = tokens
+        table.num_tokens[rows] = at + 1
+        self.counters.generated_tokens += len(rows)
+        return events, rows, tokens
+
+    def _ended(self, rows: Int32s, tokens: Int32s) -> Sequence[int]:
+        """Indices of rows that have all they wanted, or drew a stop token."""
+        table = self.table
+        done = table.num_tokens[rows] >= table.max_tokens[rows]
+        done |= (table.stop_tokens[rows] == tokens[:, None]).any(1)
+        return np.flatnonzero(done).tolist() if done.any() else ()
+
+    def _prefilled(self, plan: Plan, now: float) -> None:
+        """Prompt chunks are committed: share their full pages, and note first tokens."""
+        table = self.table
+        for segment, attempt in zip(plan.prefills, plan.attempts[-len(plan.prefills) :].tolist(), strict=True):
+            row = segment.row
+            if table.attempt[row] != attempt:
+                continue
+            table.num_computed[row] = end = segment.start + segment.length
+            ticket = table.ticket(row)
+            self.memory.share_prefix(segment.slot, table.tokens[row, :end], ticket.namespace)
+            if segment.samples:
+                if ticket.first_token is None:
+                    ticket.first_token = now
+            elif segment.last:
+                self._leave(row, Event.FINISH, Cause.LENGTH, now)
+
+    def _finish(self, row: int, token: int, now: float) -> None:
+        sampling = self.table.ticket(row).sampling
+        if token in sampling.stop_token_ids:
+            cause = Cause.EOS if token in sampling.eos_token_ids else Cause.STOP_TOKEN
+            self._leave(row, Event.FINISH, cause, now, matched=token)
+        else:
+            self._leave(row, Event.FINISH, Cause.LENGTH, now)
+
+    # ---- what arrives ----
+
+    def submit(self, ticket: Ticket, tokens: Int32s, priority: int, deadline: float, now: float) -> int:
+        """Take a request: QUEUED, or ABORTED at once with a cause. The row it has (had)."""
+        self.counters.received += 1
+        row = self.table.open(ticket, tokens, priority, deadline)
+        self.effects.opened(row, ticket, tokens)
+        self.journal.submitted(row, ticket, tokens, priority, now)
+        refusal = self._refusal(row)
+        if refusal is not None:
+            self._leave(row, Event.ABORT, refusal[0], now, message=refusal[1])
+            return row
+        self.table.move(row, Event.SUBMIT)
+        self.journal.moved(row, ticket.request, State.NEW, Event.SUBMIT, State.QUEUED, Cause.NONE, now)
+        self.work.queue[row] = None
+        self.counters.prompt_tokens += len(tokens)
+        return row
+
+    def _refusal(self, row: int) -> tuple[Cause, str] | None:
+        """Why a new request cannot be taken, if so."""
+        need, most = int(self.table.max_tokens[row]), self.memory.max_context
+        if need > most + 1:
+            return Cause.NEVER_FITS, (
+                f"prompt and max_new_tokens are {need} tokens together; this server's memory holds {most} for a request"
+            )
+        if len(self.work.queue) >= self.max_queued or self.table.full:
+            return Cause.OVERLOADED, f"{self.max_queued} requests wait already; try again later"
+        return None
+
+    def abort(self, request: int, cause: Cause, now: float, message: str = "") -> bool:
+        """End a request in whatever state it is. False when no live request has this number."""
+        row = self.table.row_of.get(request)
+        if row is None:
+            return False
+        self._leave(row, Event.ABORT, cause, now, message=message)
+        return True
+
+    def finish(self, request: int, num_output: int, now: float) -> bool:
+        """A stop string ended the request within its first `num_output` tokens; the rest is dropped."""
+        row = self.table.row_of.get(request)
+        if row is None:
+            return False
+        extra = int(self.table.num_tokens[row] - self.table.num_prompt[row]) - num_output
+        self.counters.dropped_tokens += extra
+        self.counters.generated_tokens -= extra
+        self._leave(row, Event.FINISH, Cause.STOP_STRING, now, num_output=num_output)
+        return True
+
+    def expire(self, now: float) -> None:
+        """Abort every live request whose deadline has passed."""
+        live = self.table.live_rows()
+        for row in live[self.table.deadline[live] <= now].tolist():
+            self._leave(row, Event.ABORT, Cause.TIMEOUT, now, message="the request ran out of time")
+
+    def drain(self, cause: Cause, now: float) -> None:
+        """End every live request."""
+        for row in self.table.live_rows().tolist():
+            self._leave(row, Event.ABORT, cause, now, message="the server stops")
+
+    def retract(self, row: int, cause: Cause, now: float) -> None:
+        """Take a running request's memory away; it goes back to the queue."""
+        self.work.retract(row, cause)
+        self._retracted(row, cause, now)
+
+    def _retracted(self, row: int, cause: Cause, now: float) -> None:
+        self.counters.retractions += 1
+        self.journal.retracted(row, self.table.ticket(row).request, cause, now)
+
+    def _leave(
+        self,
+        row: int,
+        event: Event,
+        cause: Cause,
+        now: float,
+        *,
+        message: str = "",
+        matched: int | None = None,
+        num_output: int | None = None,
+    ) -> None:
+        """The terminal event: everything the request owns goes back, its client gets its one terminal record."""
+        table, ticket = self.table, self.table.ticket(row)
+        source = State(int(table.state[row]))
+        if source in (State.PREFILLING, State.DECODING):
+            self.work.keep_prefix(row)
+            self.memory.release(int(table.slot[row]))
+        if source != State.NEW:
+            self.work.drop(row)
+        target = table.move(row, event, cause)
+        table.close(row)
+        # A request that never ran is named by no step.
+        fence = self.memory.ledger.fence if source != State.NEW else 0
+        self.memory.ledger.after(fence, table.free, row)
+        if target == State.FINISHED:
+            self.counters.finished += 1
+        else:
+            self.counters.aborted += 1
+        self.counters.by_cause[cause] = self.counters.by_cause.get(cause, 0) + 1
+        self.journal.moved(row, ticket.request, source, event, target, cause, now)
+        num_prompt = int(table.num_prompt[row])
+        if num_output is None:
+            num_output = int(table.num_tokens[row]) - num_prompt
+        self.effects.ended(Ending(row, ticket, target, cause, num_prompt, num_output, message, matched))
+
+    # ---- laws ----
+
+    def check(self) -> None:
+        """Every law of memory and of the working sets, O(size); for tests and for idle moments."""
+        self.memory.invariants()
+        self.work.check(self.table.row_of.values())

@@ -1,0 +1,125 @@
+"""What goes into the next step. A role turns the work at hand into a draft, inside the step's transaction."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from lifecycle.states import Cause
+from loops.admission import Admission, grow, next_chunk
+from loops.batch import Draft
+from loops.work import Work
+from memory.pages import Int32s
+
+
+class Role(Protocol):
+    """Unified, Prefill or Decode serving."""
+
+    name: str
+
+    def plan(self, draft: Draft) -> None:
+        """Add this step's segments. An empty draft means there is nothing to do now."""
+
+
+class Unified:
+    """Prefill and decode on the same workers.
+
+    mixed: decoding requests go on while prompts are computed, in one batch. Otherwise prompts come first and decoding
+    requests wait for them, as in SGLang's default loop.
+    """
+
+    name = "unified"
+
+    def __init__(self, work: Work, admission: Admission, *, prefill_chunk: int, mixed: bool) -> None:
+        self.work = work
+        self.admission = admission
+        self.prefill_chunk = prefill_chunk
+        self.mixed = mixed
+
+    def plan(self, draft: Draft) -> None:
+        if self.mixed:
+            self._decode(draft)
+            self._prefill(draft)
+        else:
+            self._prefill(draft)
+            if draft.empty:
+                self._decode(draft)
+
+    def _prefill(self, draft: Draft) -> None:
+        budget = self.prefill_chunk
+        if self.work.prefilling:
+            budget = self._continue(draft, budget)
+        if self.work.num_waiting:
+            self.admission.admit(draft, budget)
+
+    def _continue(self, draft: Draft, budget: int) -> int:
+        """Next chunks of prompts that have begun, in order of admission; what is left of `budget`."""
+        work = self.work
+        for row in list(work.prefilling):
+            slot = int(work.table.slot[row])
+            segment = next_chunk(row, slot, int(work.memory.length[slot]), work, budget)
+            if segment is None:
+                break
+            entries = grow(draft, segment, work)
+            if entries is None:
+                break
+            draft.prefill(segment, entries)
+            if segment.last:
+                work.prompt_planned(row)
+            budget -= segment.length
+            if budget <= 0:
+                break
+        return budget
+
+    def _decode(self, draft: Draft) -> None:
+        """One token for each decoding request that can still have one."""
+        work, table, memory = self.work, self.work.table, self.work.memory
+        rows = work.decoding
+        if not len(rows):
+            return
+        slots = table.slot[rows]
+        starts = memory.length[slots]
+        more = starts + 1 < table.max_tokens[rows]
+        if not more.all():
+            rows, slots, starts = rows[more], slots[more], starts[more]
+            if not len(rows):
+                return
+        entries = memory.extend(draft.transaction, slots, starts + 1)
+        if entries is None:
+            rows = self._squeeze(draft, rows)
+            if not len(rows):
+                return
+            slots = table.slot[rows]
+            starts = memory.length[slots]
+            entries = memory.extend(draft.transaction, slots, starts + 1)
+            if entries is None:
+                raise AssertionError("room was made for these rows")
+        draft.decode(rows, slots, starts, entries)
+
+    def _squeeze(self, draft: Draft, rows: Int32s) -> Int32s:
+        """Make room for `rows` to decode: evict, then retract the youngest. Those of `rows` that can go on now.
+
+        Retracted pages that a step in flight may touch come free when it is resolved; rows that need them wait.
+        """
+        work, table, memory = self.work, self.work.table, self.work.memory
+        while True:
+            slots = table.slot[rows]
+            demand = memory.demand(slots, memory.length[slots] + 1)
+            need = int(demand.sum())
+            if memory.make_room(need):
+                return rows
+            running = work.oldest_first()
+            if memory.pages.free + memory.pages.deferred >= need or len(running) == 1:
+                break
+            victim = int(running[-1])
+            work.retract(victim, Cause.MEMORY)
+            draft.retracted.append(victim)
+            rows = rows[rows != victim]
+            if not len(rows):
+                return rows
+        by_age = np.argsort(table.order[rows], kind="stable")
+        fits = np.cumsum(demand[by_age]) <= memory.pages.free
+        chosen = np.zeros(len(rows), np.bool_)
+        chosen[by_age[fits]] = True
+        return rows[chosen]

@@ -1,0 +1,154 @@
+"""What is waiting and what is running: the sets that planning draws from. Owned by the loop, changed by few verbs.
+
+    queue ──► retracted? no: admit ──► prefilling ──last chunk planned──► decoding ──► (gone)
+                 ▲                          │                                │
+                 └─ retracted ◄─────────────┴───────── retract ──────────────┘
+
+`prefilling` and `decoding` are about planning, not states: a request whose last chunk is in flight is planned as
+decoding while its state is still PREFILLING (overlap).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from lifecycle.states import Cause, Event, State
+from lifecycle.table import RequestTable
+from memory.pages import Int32s
+from memory.pool import Memory
+from memory.transaction import Transaction
+
+
+class Work:
+    """Live requests by what the planner does with them next."""
+
+    def __init__(self, table: RequestTable, memory: Memory) -> None:
+        self.table = table
+        self.memory = memory
+        self.queue: dict[int, None] = {}
+        """Rows never admitted, in arrival order."""
+        self.retracted: list[int] = []
+        """Rows that lost their memory; admitted before the queue, in the order of their first admission."""
+        self.prefilling: dict[int, None] = {}
+        """Rows with known tokens that no step computes yet, in order of admission."""
+        self.decoding: Int32s = np.empty(0, np.int32)
+        """Rows all of whose known tokens are computed or in flight."""
+        self._admissions = 0
+
+    # ---- views ----
+
+    @property
+    def num_running(self) -> int:
+        return len(self.prefilling) + len(self.decoding)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.queue) + len(self.retracted)
+
+    @property
+    def idle(self) -> bool:
+        return not (self.queue or self.retracted or self.prefilling or len(self.decoding))
+
+    def running(self) -> Int32s:
+        """Rows at work, int32 [n]."""
+        if not self.prefilling:
+            return self.decoding
+        return np.concatenate((self.decoding, np.fromiter(self.prefilling, np.int32, len(self.prefilling))))
+
+    def uncommitted(self) -> Iterator[int]:
+        """Rows whose prompt is not all committed, in no particular order of admission."""
+        yield from self.prefilling
+        yield from self.decoding[self.table.state[self.decoding] == State.PREFILLING].tolist()
+
+    def oldest_first(self) -> Int32s:
+        """Rows at work by first admission; the first is protected from retraction."""
+        rows = self.running()
+        return rows[np.argsort(self.table.order[rows], kind="stable")]
+
+    def cached_pages(self, row: int) -> Int32s:
+        """Pages that the prefix cache has for a waiting request now."""
+        tokens = self.table.tokens[row, : self.table.num_tokens[row] - 1]
+        hold = self.memory.cache.match_and_hold(tokens, self.table.ticket(row).namespace)
+        self.memory.cache.release(hold, self.memory.ledger.resolved)
+        return hold.pages
+
+    # ---- verbs of planning: undoable ----
+
+    def admitted(self, transaction: Transaction, row: int, slot: int) -> None:
+        """The row starts to work on `slot`."""
+        table = self.table
+        table.slot[row] = slot
+        table.num_computed[row] = self.memory.length[slot]
+        table.move(row, Event.ADMIT)
+        transaction.log(self._unadmitted, row, row in self.queue)
+        if row in self.queue:
+            del self.queue[row]
+            table.order[row] = self._admissions
+            self._admissions += 1
+        else:
+            self.retracted.remove(row)
+        self.prefilling[row] = None
+
+    def _unadmitted(self, row: int, was_queued: bool) -> None:
+        # Void for a request that left while its step was in flight.
+        if self.table.state[row] == State.PREFILLING:
+            self.table.undo(row, State.QUEUED)
+            self.drop(row)
+            if was_queued:
+                self.queue = {row: None, **self.queue}
+            else:
+                self._requeue(row)
+
+    def prompt_planned(self, row: int) -> None:
+        """The last known token of the row is in this step: from the next one on it decodes."""
+        del self.prefilling[row]
+        self.decoding = np.append(self.decoding, np.int32(row))
+
+    # ---- verbs that are final ----
+
+    def drop(self, row: int) -> None:
+        """Forget where the row stands, wherever that is."""
+        if row in self.prefilling:
+            del self.prefilling[row]
+        elif row in self.queue:
+            del self.queue[row]
+        elif row in self.retracted:
+            self.retracted.remove(row)
+        else:
+            self.decoding = self.decoding[self.decoding != row]
+
+    def retract(self, row: int, cause: Cause) -> None:
+        """Take the row's memory away; it starts again from its known tokens when there is room."""
+        table = self.table
+        self.keep_prefix(row)
+        table.move(row, Event.RETRACT, cause)
+        table.attempt[row] += 1
+        table.ticket(row).num_retractions += 1
+        self.memory.release(int(table.slot[row]))
+        self.drop(row)
+        self._requeue(row)
+
+    def keep_prefix(self, row: int) -> None:
+        """Offer the row's committed pages to the prefix cache."""
+        table = self.table
+        committed = table.num_tokens[row] - 1 if table.state[row] == State.DECODING else table.num_computed[row]
+        self.memory.share_prefix(int(table.slot[row]), table.tokens[row, :committed], table.ticket(row).namespace)
+
+    def _requeue(self, row: int) -> None:
+        self.retracted.append(row)
+        self.retracted.sort(key=lambda other: int(self.table.order[other]))
+
+    def check(self, rows: Iterable[int]) -> None:
+        """Self-check: every row is in exactly one set, the one its state allows."""
+        decoding = self.decoding.tolist()
+        everywhere = [*self.queue, *self.retracted, *self.prefilling, *decoding]
+        if sorted(everywhere) != sorted(rows):
+            raise AssertionError(f"live rows {sorted(rows)} are not the rows at hand {sorted(everywhere)}")
+        for row in (*self.queue, *self.retracted):
+            if self.table.state[row] != State.QUEUED:
+                raise AssertionError(f"row {row} waits in state {State(int(self.table.state[row])).name}")
+        for row in (*self.prefilling, *decoding):
+            if self.table.state[row] not in (State.PREFILLING, State.DECODING):
+                raise AssertionError(f"row {row} runs in state {State(int(self.table.state[row])).name}")

@@ -1,0 +1,227 @@
+"""All memory of one replica behind one face: slots, the page table, pages and the prefix cache, in transactions.
+
+    slot s:  page_table[s, 0 .. num_pages[s]-1]     pages of positions 0 .. length[s]-1
+             ├── the first of them are shared with the prefix cache (holds[s] keeps them there)
+             └── the others belong to s alone, until the cache adopts them
+             entries beyond num_pages[s] mean nothing
+
+`length[s]` counts the positions whose keys and values are computed or being computed by a step in flight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from memory.pages import Int32s, MemoryViolation, PagePool
+from memory.prefix.base import Hold, PrefixCache
+from memory.slots import SlotPool
+from memory.transaction import Ledger, Transaction
+
+
+class PageEntries(NamedTuple):
+    """New page-table entries: page_table[slots[i], indices[i]] = pages[i]; int32 [n] each."""
+
+    slots: Int32s
+    indices: Int32s
+    pages: Int32s
+
+
+class Granted(NamedTuple):
+    """What `admit` took."""
+
+    slot: int
+    num_cached: int
+    """Leading tokens that the prefix cache already had."""
+
+
+_NONE: Int32s = np.empty(0, np.int32)
+NO_ENTRIES = PageEntries(_NONE, _NONE, _NONE)
+
+
+class Memory:
+    """Owner of every slot and page. `max_context` bounds the tokens of one request."""
+
+    def __init__(self, *, num_pages: int, num_slots: int, max_context: int, cache: PrefixCache) -> None:
+        self.page_size = cache.page_size
+        self.ledger = Ledger()
+        self.pages = PagePool(num_pages, self.page_size, self.ledger)
+        self.slots = SlotPool(num_slots, self.ledger)
+        self.cache = cache
+        self.max_context = min(max_context, num_pages * self.page_size)
+        width = -(-self.max_context // self.page_size)
+        self.page_table: Int32s = np.zeros((num_slots, width), np.int32)
+        self.num_pages: Int32s = np.zeros(num_slots, np.int32)
+        self.length: Int32s = np.zeros(num_slots, np.int32)
+        self.holds: list[Hold | None] = [None] * num_slots
+
+    # ---- within a step: undoable ----
+
+    def admit(self, transaction: Transaction, tokens: Int32s, namespace: str, use_cache: bool) -> Granted | None:
+        """Take a slot and hold what the cache has of `tokens`, all but the last (it must be computed to go on).
+
+        None, and no change, when no slot is free.
+        """
+        slot = self.slots.take(transaction)
+        if slot is None:
+            return None
+        hold = self.cache.match_and_hold(tokens[: len(tokens) - 1] if use_cache else tokens[:0], namespace)
+        transaction.log(self._unadmit, slot)
+        count = len(hold.pages)
+        if count:
+            self.pages.share(hold.pages)
+            self.page_table[slot, :count] = hold.pages
+        self.holds[slot] = hold
+        self.num_pages[slot] = count
+        self.length[slot] = hold.num_tokens
+        return Granted(slot, hold.num_tokens)
+
+    def entries(self, slot: int) -> PageEntries:
+        """The page-table entries that `slot` has now."""
+        count = int(self.num_pages[slot])
+        return PageEntries(
+            np.full(count, slot, np.int32), np.arange(count, dtype=np.int32), self.page_table[slot, :count].copy()
+        )
+
+    def demand(self, slots: Int32s, lengths: Int32s) -> Int32s:
+        """Pages each slot lacks to reach its length, int32 [n]."""
+        return np.maximum(-(-lengths // self.page_size) - self.num_pages[slots], 0)
+
+    def extend(self, transaction: Transaction, slots: Int32s, lengths: Int32s) -> PageEntries | None:
+        """Let each slot grow to `lengths` positions, taking the pages this needs.
+
+        None, and no change, when there are not enough free pages.
+        """
+        before = self.num_pages[slots]
+        entries = NO_ENTRIES
+        if (lengths > before * self.page_size).any():
+            grow = np.maximum(-(-lengths // self.page_size) - before, 0)
+            pages = self.pages.take(transaction, int(grow.sum()))
+            if pages is None:
+                return None
+            entries = PageEntries(np.repeat(slots, grow), _positions(before, grow), pages)
+            self.page_table[entries.slots, entries.indices] = pages
+            self.num_pages[slots] = before + grow
+        transaction.log(self._unextend, slots, before, self.length[slots])
+        self.length[slots] = lengths
+        return entries
+
+    def _unadmit(self, slot: int) -> None:
+        # Void for a request that left while its step was in flight: its slot waits at the fence, all else is settled.
+        if self.slots.in_use[slot]:
+            hold = self._forget(slot)
+            if hold is not None:
+                self.pages.unshare(hold.pages)
+                self.cache.release(hold, self.ledger.resolved)
+
+    def _unextend(self, slots: Int32s, num_pages: Int32s, lengths: Int32s) -> None:
+        stayed = self.slots.in_use[slots]
+        self.num_pages[slots[stayed]] = num_pages[stayed]
+        self.length[slots[stayed]] = lengths[stayed]
+
+    # ---- final ----
+
+    def share_prefix(self, slot: int, tokens: Int32s, namespace: str) -> None:
+        """Let the cache adopt the full pages that hold `tokens`, int32 [n]: committed positions 0 .. n-1 of `slot`."""
+        count = len(tokens) // self.page_size
+        hold = self.holds[slot]
+        if hold is not None and count * self.page_size <= hold.num_tokens:
+            return
+        pages = self.page_table[slot, :count].copy()
+        fence = self.ledger.fence
+        insertion = self.cache.insert(tokens[: count * self.page_size], pages, namespace, hold, fence)
+        if len(insertion.adopted):
+            self.pages.adopt(insertion.adopted)
+        self.holds[slot] = insertion.hold
+
+    def release(self, slot: int) -> None:
+        """Everything that `slot` owns goes back; what a launched step may touch waits until it is resolved."""
+        fence = self.ledger.fence
+        count = int(self.num_pages[slot])
+        if count:
+            self.pages.release(self.page_table[slot, :count].copy(), fence)
+        hold = self._forget(slot)
+        if hold is not None:
+            self.cache.release(hold, fence)
+        self.slots.release(slot, fence)
+
+    def _forget(self, slot: int) -> Hold | None:
+        hold, self.holds[slot] = self.holds[slot], None
+        self.num_pages[slot] = 0
+        self.length[slot] = 0
+        return hold
+
+    def make_room(self, count: int) -> bool:
+        """Evict until `count` pages are free; False when that many cannot be had without waiting or retracting."""
+        short = count - self.pages.free
+        if short > 0 and self.cache.evictable:
+            eviction = self.cache.evict(short)
+            if len(eviction.pages):
+                self.pages.evict(eviction.pages, eviction.fence)
+        return self.pages.free >= count
+
+    def flush(self) -> bool:
+        """Empty the prefix cache. False, and no change, while any request runs or a step is in flight."""
+        if self.slots.in_use.any() or self.ledger.num_in_flight:
+            return False
+        eviction = self.cache.reset()
+        if len(eviction.pages):
+            self.pages.evict(eviction.pages, eviction.fence)
+        return True
+
+    @property
+    def obtainable(self) -> int:
+        """Pages that are free or can be made so without touching a running request."""
+        return self.pages.free + self.cache.evictable
+
+    # ---- laws ----
+
+    def check(self) -> None:
+        """What must hold after every step; O(1)."""
+        self.pages.check()
+        if self.pages.cached != self.cache.evictable + self.cache.held:
+            raise MemoryViolation(
+                "cached = evictable + held",
+                cached=self.pages.cached,
+                evictable=self.cache.evictable,
+                held=self.cache.held,
+            )
+
+    def invariants(self) -> None:
+        """Every law, O(size): for tests and the idle self-check."""
+        self.check()
+        self.pages.invariants()
+        self.slots.check()
+        self.cache.invariants()
+        used = self.slots.used
+        length, count = self.length[used], self.num_pages[used]
+        if (length > count * self.page_size).any() or (length <= (count - 1) * self.page_size).any():
+            raise MemoryViolation("pages cover the length, and no page is spare", slots=used)
+        referrers = np.zeros(self.pages.total, np.int32)
+        for slot in used:
+            np.add.at(referrers, self.page_table[slot, : self.num_pages[slot]], 1)
+        referrers += self.pages.in_cache
+        if (referrers != self.pages.refcount).any():
+            wrong = np.flatnonzero(referrers != self.pages.refcount)
+            raise MemoryViolation("refcount(page) = number of its referrers", pages=wrong)
+        idle = np.setdiff1d(np.arange(self.slots.total), used)
+        if self.num_pages[idle].any() or any(self.holds[slot] is not None for slot in idle):
+            raise MemoryViolation("a slot that is not in use owns nothing")
+
+    def digest(self) -> int:
+        """64 bits that change when any fact of memory does; O(size)."""
+        state = hashlib.blake2b(digest_size=8)
+        used = self.slots.used
+        for part in (self.pages.refcount, self.pages.in_cache, used, self.length[used]):
+            state.update(part.tobytes())
+        for slot in used:
+            state.update(self.page_table[slot, : self.num_pages[slot]].tobytes())
+        return int.from_bytes(state.digest(), "little")
+
+
+def _positions(first: Int32s, count: Int32s) -> Int32s:
+    """first[i], first[i]+1, … count[i] times for each i, concatenated."""
+    ends = np.cumsum(count, dtype=np.int32)
+    return np.arange(ends[-1], dtype=np.int32) + np.repeat(first - ends + count, count)
