@@ -1,0 +1,108 @@
+"""Where the outputs of one request go, on the client's side of the gateway.
+
+A client may read slower than the engine writes. Outputs are deltas, so two of them merge into one: an `Inbox` holds at
+most one merged output, whose size is bounded by the request's own token limit, and never a queue.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from actors.messages.generate import Accepted, Done, Output, Refused, TokenLogprob
+
+
+class Sink(Protocol):
+    """One request's client as the gateway sees it. The calls come in this order: `accepted` at most once, any number
+    of `push`, and the end exactly once: a `push` whose output is done, or `refused`. They must not raise."""
+
+    def accepted(self, accepted: Accepted) -> None: ...
+
+    def push(self, output: Output) -> None: ...
+
+    def refused(self, refused: Refused) -> None: ...
+
+
+class Delta(msgspec.Struct):
+    """All that arrived since the last `Inbox.take`."""
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    done: Done | None = None
+    refusal: Refused | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing follows."""
+        return self.done is not None or self.refusal is not None
+
+
+class Inbox:
+    """A sink that merges what its reader has not taken yet.
+
+    `ready` is the hook a reader overrides to be woken: it is called after each change that it should see. With
+    `whole` set that is only the end, so that a client which wants one answer is not woken for each token.
+    """
+
+    def __init__(self, whole: bool = False) -> None:
+        self.whole = whole
+        self.prompt: tuple[int, ...] | None = None
+        """The prompt's token ids, once (and if) the tokenizer told them."""
+        self.done: Done | None = None
+        self.refusal: Refused | None = None
+        self._texts: list[str] = []
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: tuple[TokenLogprob, ...] = ()
+        self._waiting = False
+
+    @property
+    def final(self) -> bool:
+        """Whether the end has arrived (taken or not)."""
+        return self.done is not None or self.refusal is not None
+
+    def ready(self) -> None:
+        """Called when there is something to take."""
+
+    def accepted(self, accepted: Accepted) -> None:
+        self.prompt = accepted.prompt_tokens
+
+    def push(self, output: Output) -> None:
+        if output.text:
+            self._texts.append(output.text)
+        self._tokens.extend(output.tokens)
+        if output.logprobs:
+            self._logprobs.extend(output.logprobs)
+        if output.prompt_logprobs:
+            self._prompt_logprobs = output.prompt_logprobs
+        self.done = output.done
+        self._waiting = True
+        if not self.whole or output.done is not None:
+            self.ready()
+
+    def refused(self, refused: Refused) -> None:
+        self.refusal = refused
+        self._waiting = True
+        self.ready()
+
+    def take(self) -> Delta | None:
+        """Everything that came since the last call, as one; None when nothing did."""
+        if not self._waiting:
+            return None
+        self._waiting = False
+        delta = Delta(
+            "".join(self._texts),
+            tuple(self._tokens),
+            tuple(self._logprobs),
+            self._prompt_logprobs,
+            self.done,
+            self.refusal,
+        )
+        self._texts.clear()
+        self._tokens.clear()
+        self._logprobs.clear()
+        self._prompt_logprobs = ()
+        return delta
