@@ -1,0 +1,72 @@
+"""What computes a forward pass: the one seam between the runner and the code that does the arithmetic.
+
+A backend owns the weights and writes keys and values into the `KvStore` it was made with; it keeps nothing about slots
+between calls, so there is nothing in it to reset. Two exist: the torch decoder (`gpu/models/decoder.py`, any device) and
+the compiled CPU kernels (`gpu/native/`). `gpu/select.py` chooses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from lifecycle.step import Int32s
+
+
+class BackendUnavailable(Exception):
+    """A backend that was asked for cannot run here. `reason` says what is missing, in words for the user."""
+
+    def __init__(self, backend: str, reason: str) -> None:
+        super().__init__(f"the {backend} backend cannot run here: {reason}")
+        self.backend = backend
+        self.reason = reason
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ForwardInputs:
+    """A flat batch of segments: rows offsets[i] .. offsets[i+1]-1 are segment i, at consecutive positions of one slot.
+
+    At most one segment a slot. All arrays are contiguous int32; `tokens` is a tensor on the backend's device, because
+    on CUDA some of its entries may still be in flight from the step before; everything else is on the host.
+    The arrays must not be kept or written after the call returns: the runner reuses `page_table`.
+    """
+
+    tokens: Tensor
+    """[t] int32 on the backend's device."""
+    positions: Int32s
+    """[t], position of each token in its slot."""
+    slots: Int32s
+    """[s], slot of each segment; a row of `page_table`."""
+    starts: Int32s
+    """[s], position of each segment's first token: positions[offsets[i]]."""
+    lengths: Int32s
+    """[s], tokens of each segment, >= 1: a decoding request has 1."""
+    offsets: Int32s
+    """[s + 1], where each segment's rows begin; offsets[s] is t."""
+    page_table: Int32s
+    """[num_slots, max_pages_per_slot]; entries beyond a slot's length mean nothing and may be any number."""
+    logit_rows: Int32s
+    """[m], rising indices into the t rows whose logits are wanted; m may be 0."""
+
+
+class Backend(Protocol):
+    """Writes the keys and values of every input token into its page, and scores the wanted rows."""
+
+    name: str
+
+    def forward(self, inputs: ForwardInputs) -> Tensor:
+        """Logits of `inputs.logit_rows`, float32 [m, vocab] on the backend's device.
+
+        The caller may change the result in place. A query at position p sees keys at positions <= p of its own slot
+        (and, in a layer with window w, > p - w), those of this call's tokens included.
+        """
+
+
+@runtime_checkable
+class GreedyBackend(Backend, Protocol):
+    """A backend that can fuse the choice of the likeliest token into its head."""
+
+    def forward_greedy(self, inputs: ForwardInputs) -> Tensor:
+        """The token of largest logit (the lowest id among equals) for each of `inputs.logit_rows`, int32 [m]."""

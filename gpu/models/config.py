@@ -1,0 +1,146 @@
+"""What a decoder looks like: one record of numbers that drives every supported architecture.
+
+    embed * embedding_scale
+    for each layer:
+        x += [post_attention_norm] o_proj( attention( rope( [q/k norm] qkv_proj( input_norm(x) ) ) ) )
+        x += [post_mlp_norm] down_proj( activation(gate_proj(h)) * up_proj(h) ),  h = mlp_norm(x)
+    logits = head( final_norm(x) )
+
+Parts in brackets exist where the record says so. Every norm is RMSNorm with a plain weight: Gemma's (1 + w) is folded
+in when weights are loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Activation: TypeAlias = Literal["silu", "gelu_tanh"]
+
+
+class UnsupportedModel(Exception):
+    """This decoder cannot compute the model; better refused than computed wrong."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"model {model}: {reason}")
+        self.model = model
+        self.reason = reason
+
+
+class Rope(msgspec.Struct, frozen=True):
+    """Rotary position embedding (Su et al. 2021) in the half-split layout: dimension i turns with i + head_dim/2."""
+
+    base: float
+    factors: tuple[float, ...] = ()
+    """Divides each of the head_dim / 2 inverse frequencies (linear and Llama 3 scaling); empty: 1 everywhere."""
+
+    def inverse_frequencies(self, head_dim: int) -> NDArray[np.float32]:
+        """float32 [head_dim / 2], radians per position."""
+        exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+        frequencies = self.base**-exponents
+        if self.factors:
+            frequencies /= np.asarray(self.factors, np.float64)
+        return frequencies.astype(np.float32)
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Shapes and switches of one decoder. Made by `config_from_huggingface` and `config_from_gguf`."""
+
+    architecture: str
+    """llama, mistral, qwen2, qwen3 or gemma3: a name for people; nothing branches on it after loading."""
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_context: int
+    """Positions the model was made for."""
+    norm_epsilon: float
+    rope: Rope
+    local_rope: Rope | None = None
+    """Used by layers with a window; None: they use `rope` too."""
+    windows: tuple[int | None, ...]
+    """For each layer: a query sees this many keys, itself included; None: all before it."""
+    activation: Activation = "silu"
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    """RMSNorm over head_dim of every query and key head, before rope."""
+    sandwich_norms: bool = False
+    """Norms after attention and after the MLP, before the residual is added."""
+    tied_embeddings: bool = False
+    """The head is the embedding table."""
+    embedding_scale: float = 1.0
+    query_scale: float
+    """Attention scores are query . key * query_scale."""
+
+    def __post_init__(self) -> None:
+        self._check(len(self.windows) == self.num_layers, f"{len(self.windows)} windows for {self.num_layers} layers")
+        self._check(self.num_heads % self.num_kv_heads == 0, f"{self.num_heads} heads over {self.num_kv_heads}")
+        self._check(self.head_dim % 2 == 0, f"odd head_dim {self.head_dim}")
+        for rope in (self.rope, self.local_rope):
+            expected = self.head_dim // 2
+            self._check(
+                rope is None or len(rope.factors) in (0, expected), f"rope factors are not one for each of {expected}"
+            )
+
+    def _check(self, holds: bool, reason: str) -> None:
+        if not holds:
+            raise UnsupportedModel(self.architecture, reason)
+
+    @property
+    def query_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+    def rope_of(self, layer: int) -> Rope:
+        """The rope that layer `layer` uses."""
+        if self.windows[layer] is not None and self.local_rope is not None:
+            return self.local_rope
+        return self.rope
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every weight of the model under its canonical name (that of HF Llama and Gemma 3), with its shape.
+
+    Matrices are [outputs, inputs]. `lm_head.weight` is absent when embeddings are tied.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
+    query, kv = config.query_size, config.kv_size
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (query, hidden),
+        "self_attn.k_proj.weight": (kv, hidden),
+        "self_attn.v_proj.weight": (kv, hidden),
+        "self_attn.o_proj.weight": (hidden, query),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+        "post_attention_layernorm.weight": (hidden,),
+    }
+    if config.qkv_bias:
+        layer |= {
+            "self_attn.q_proj.bias": (query,),
+            "self_attn.k_proj.bias": (kv,),
+            "self_attn.v_proj.bias": (kv,),
+        }
+    if config.qk_norm:
+        layer |= {"self_attn.q_norm.weight": (config.head_dim,), "self_attn.k_norm.weight": (config.head_dim,)}
+    if config.sandwich_norms:
+        layer |= {
+            "pre_feedforward_layernorm.weight": (hidden,),
+            "post_feedforward_layernorm.weight": (hidden,),
+        }
+    shapes = {"model.embed_tokens.weight": (config.vocab_size, hidden), "model.norm.weight": (hidden,)}
+    for index in range(config.num_layers):
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    if not config.tied_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
