@@ -1,8 +1,14 @@
 """What computes a forward pass: the one seam between the runner and the code that does the arithmetic.
 
 A backend owns the weights and writes keys and values into the `KvStore` it was made with; it keeps nothing about slots
-between calls, so there is nothing in it to reset. Two exist: the torch decoder (`gpu/models/decoder.py`, any device) and
-the compiled CPU kernels (`gpu/native/`). `gpu/select.py` chooses.
+between calls, so there is nothing in it to reset. Two exist: the torch decoder (`gpu/models/decoder.py`, any device)
+and the compiled CPU kernels (`gpu/native/`). `gpu/select.py` chooses. Both are made as
+
+    Made(config: ModelConfig, weights: dict[str, Tensor], kv: KvStore, *, threads: int)
+
+and take `weights` over: entries are popped as they are packed, so that one copy of each weight exists at a time. A
+backend that cannot run raises BackendUnavailable before it pops the first. Names, shapes: `weight_shapes`; norms are
+float32, everything else has the dtype of `kv.data`.
 """
 
 from __future__ import annotations

@@ -110,7 +110,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every weight of the model under its canonical name (that of HF Llama and Gemma 3), with its shape.
 
-    Matrices are [outputs, inputs]. `lm_head.weight` is absent when embeddings are tied.
+    Matrices are [outputs, inputs]. `lm_head.weight` is absent when embeddings are tied. As in those models,
+    `post_attention_layernorm` is the norm before the MLP, except with sandwich norms, where it is the norm after
+    attention and `pre_feedforward_layernorm` is the one before the MLP.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     query, kv = config.query_size, config.kv_size
