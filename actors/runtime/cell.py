@@ -1,0 +1,350 @@
+"""One actor and all that the runtime keeps for it. A driver (a thread, an event loop) calls `step` until it says False.
+
+begin ─► started() ─► step: receive() per message ... settled() when nothing is left to take ─► stopped()
+                         │ a handler raised
+                         ▼
+         stopped() of the failed instance ─► wait out the backoff ─► next instance: started(), the message that
+                         │                                           killed the last one, then the mailbox
+                         └► no restart left: escalate
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import types
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, Protocol, Union, get_args, get_origin
+
+import structlog
+
+from actors.runtime.actor import Actor, Lane
+from actors.runtime.mailbox import Edge, Entry, Mailbox, Outcome
+from actors.runtime.supervision import DeadLetters, Reason, Restart, RestartBudget
+from actors.runtime.timers import ActorTimer, TimerQueue
+
+log = structlog.get_logger("pawl.actors")
+
+# SystemExit too: a handler that calls sys.exit() would otherwise end its thread without a word.
+FAILURES = (Exception, SystemExit)
+
+
+class Door(Protocol):
+    """Where messages for one name arrive."""
+
+    def admit(self, message: Any, edge: Edge) -> bool:
+        """Take a message in. False: it will never be handled."""
+
+
+class Host(Protocol):
+    """What a cell needs from the system it lives in."""
+
+    dead_letters: DeadLetters
+    clock: Callable[[], float]
+    wall: Callable[[], float]
+
+    def door(self, name: str) -> Door | None:
+        """The door of the actor `name`; None when there is none."""
+
+    def ended(self, cell: Cell, reason: str, error: BaseException | None) -> None:
+        """The cell has handled its last message; `error` says that it ended by a failure."""
+
+
+class Phase(IntEnum):
+    NEW = 0
+    RUNNING = 1
+    BACKOFF = 2
+    """Between two instances."""
+    ENDED = 3
+
+
+def message_types(accepts: Any) -> tuple[type, ...]:
+    """The classes of a tagged union. Raises TypeError for what is not a union of classes."""
+    members = get_args(accepts) if get_origin(accepts) in (Union, types.UnionType) else (accepts,)
+    if not all(isinstance(member, type) and member is not Any for member in members):
+        raise TypeError(f"`accepts` must be a class or a union of classes, not {accepts!r}")
+    return members
+
+
+class CellContext:
+    """The world as one actor sees it (`actors.runtime.actor.Context`)."""
+
+    def __init__(self, cell: Cell, host: Host, seed: int) -> None:
+        self.name = cell.name
+        self._cell = cell
+        self._host = host
+        self._random = random.Random(f"{seed}/{cell.name}")
+        self._edges: tuple[dict[str, tuple[Door, Edge]], ...] = ({}, {}, {})
+
+    def now(self) -> float:
+        return self._host.clock()
+
+    def wall(self) -> float:
+        return self._host.wall()
+
+    @property
+    def random(self) -> random.Random:
+        return self._random
+
+    def send(self, to: str, message: Any, lane: Lane = Lane.DATA) -> bool:
+        found = self._edges[lane].get(to)
+        if found is None:
+            door = self._host.door(to)
+            if door is None:
+                self._host.dead_letters.add(to, self.name, message, Reason.UNKNOWN_RECEIVER)
+                return False
+            # Two threads may open the same edge at once (an HTTP server beside its actor): one of them wins.
+            found = self._edges[lane].setdefault(to, (door, Edge(self.name, lane, self._cell.mailbox)))
+        return found[0].admit(message, found[1])
+
+    def after(self, delay_s: float, message: Any) -> ActorTimer:
+        return self._cell.set_timer(self._host.clock() + delay_s, message)
+
+
+class Cell:
+    """Everything below `begin` belongs to the thread that runs the actor; the rest is safe from any thread."""
+
+    def __init__(
+        self, host: Host, actor: Actor, name: str, mailbox: Mailbox, restart: Restart | None, seed: int
+    ) -> None:
+        self.name = name
+        self.mailbox = mailbox
+        self.phase = Phase.NEW
+        self.over = threading.Event()
+        """Set when the last handler has returned and everybody concerned was told."""
+        self.owner: int | None = None
+        """Identifier of the thread that runs the actor."""
+        self.on_timer: Callable[[], None] = lambda: None
+        """Called when a timer is set; a driver that is not looping by itself re-arms its clock here."""
+        self.context = CellContext(self, host, seed)
+        self.budget = None if restart is None else RestartBudget(restart)
+        self._host = host
+        self._types = message_types(actor.accepts)
+        self._exact_types = set(self._types)
+        self._actor: Actor | None = actor
+        self._timers = TimerQueue()
+        self._timer_edge = Edge(name, Lane.CONTROL, None)
+        self._dirty = False
+        """Something was received since `settled` was last called."""
+        self._suspect: Entry | None = None
+        """The message that killed the last instance."""
+        self._resume_at = 0.0
+        self._stop_reason: str | None = None
+        self._cut = False
+        actor.context = self.context
+
+    # ---- any thread ----
+
+    def accepts(self, message_type: type) -> bool:
+        """Whether messages of this type are let in."""
+        if message_type in self._exact_types:
+            return True
+        if not issubclass(message_type, self._types):
+            return False
+        self._exact_types.add(message_type)
+        return True
+
+    def admit(self, message: Any, edge: Edge) -> bool:
+        """Put a message into the mailbox if it is of an accepted type and there is room."""
+        if type(message) not in self._exact_types and not self.accepts(type(message)):
+            self._host.dead_letters.add(self.name, edge.sender, message, Reason.UNKNOWN_MESSAGE)
+            return False
+        outcome = self.mailbox.put(message, edge)
+        if outcome is Outcome.ACCEPTED:
+            return True
+        if outcome is Outcome.HELD:
+            assert edge.sender_mailbox is not None
+            edge.sender_mailbox.hold()
+            return True
+        if outcome is Outcome.CLOSED:
+            self._host.dead_letters.add(self.name, edge.sender, message, Reason.RECEIVER_GONE)
+        return False
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Handle what waits, then end."""
+        self._stop_reason = reason
+        self.mailbox.nudge()
+
+    def cut(self) -> None:
+        """End after the handler that runs now; what waits becomes dead letters."""
+        self._cut = True
+        self.mailbox.nudge()
+
+    def abandon(self, reason: str) -> None:
+        """The driver is gone and no handler can run any more."""
+        if self.phase is not Phase.ENDED:
+            self._end(reason, RuntimeError(f"{self.name}: {reason}"))
+
+    def withdraw(self) -> None:
+        """End a cell that was never begun."""
+        self._end("never started", None)
+
+    # ---- the actor's own thread ----
+
+    def begin(self) -> None:
+        """Bring the first instance up."""
+        self.owner = threading.get_ident()
+        self.phase = Phase.RUNNING
+        self._start_instance(self._actor)
+
+    def step(self) -> bool:
+        """Do one thing: handle a message, or settle, or end. False: nothing to do before `deadline` or a wake."""
+        if self._cut or self.phase is not Phase.RUNNING:
+            return self._step_aside()
+        if len(self._timers):
+            self._queue_due_timers()
+        entry = self.mailbox.take()
+        if entry is not None:
+            self._deliver(entry)
+            return True
+        if self._dirty:
+            self._dirty = False
+            self._settle()
+            return True
+        if self._stop_reason is not None and self.mailbox.close_if_empty():
+            self._finish(self._stop_reason)
+        return False
+
+    def deadline(self) -> float | None:
+        """Monotonic seconds at which `step` has something to do even if no message comes; None: never."""
+        if self.phase is Phase.BACKOFF:
+            return self._resume_at
+        return self._timers.next_due() if self.phase is Phase.RUNNING else None
+
+    def set_timer(self, due: float, message: Any) -> ActorTimer:
+        """Send `message` to the actor itself at monotonic time `due`. Raises RuntimeError in a foreign thread."""
+        if threading.get_ident() != self.owner:
+            raise RuntimeError(f"only {self.name}'s own thread may set its timers")
+        timer = self._timers.add(due, message)
+        self.on_timer()
+        return timer
+
+    def _step_aside(self) -> bool:
+        """`step` when the actor is not simply running."""
+        if self.phase is Phase.ENDED:
+            return False
+        if self._cut or (self.phase is Phase.BACKOFF and self._stop_reason is not None):
+            self._finish(self._stop_reason or "cut off")
+            return False
+        if self._host.clock() < self._resume_at:
+            return False
+        self._resume()
+        return True
+
+    def _queue_due_timers(self) -> None:
+        now = self._host.clock()
+        while (timer := self._timers.pop_due(now)) is not None:
+            self.mailbox.put(timer, self._timer_edge)
+
+    def _deliver(self, entry: Entry) -> None:
+        message, edge, number = entry
+        if number != edge.delivered + 1:
+            # Cannot happen while `Mailbox` is right; said loudly because everything above relies on the order.
+            log.error("gap", to=self.name, sender=edge.sender, expected=edge.delivered + 1, got=number)
+        edge.delivered = number
+        if message.__class__ is ActorTimer:
+            if not message.claim(self._timers.round):
+                return
+            message = message.message
+        self._dirty = True
+        self._handle(message, entry)
+
+    def _handle(self, message: Any, entry: Entry) -> None:
+        assert self._actor is not None
+        try:
+            self._actor.receive(message)
+        except FAILURES as error:
+            self._fail(error, message, entry)
+
+    def _settle(self) -> None:
+        assert self._actor is not None
+        try:
+            self._actor.settled()
+        except FAILURES as error:
+            self._fail(error)
+
+    # ---- failure and restart ----
+
+    def _start_instance(self, actor: Actor | None) -> None:
+        assert actor is not None
+        try:
+            actor.started()
+        except FAILURES as error:
+            self._actor = None
+            self._fail(error)
+
+    def _fail(self, error: BaseException, message: Any = None, entry: Entry | None = None) -> None:
+        """One instance is lost: say so, let it answer what it holds, then restart or escalate."""
+        kind = None if message is None else type(message).__name__
+        log.error("actor failed", actor=self.name, message=kind, error=repr(error), exc_info=error)
+        if entry is not None and not isinstance(entry[0], ActorTimer):
+            if entry is self._suspect:
+                self._host.dead_letters.add(self.name, entry[1].sender, message, Reason.QUARANTINED)
+                self._suspect = None
+            else:
+                self._suspect = entry
+        reason = f"failed: {error!r}"
+        self._stop_instance(reason)
+        self._timers.forget()
+        self._dirty = False
+        pause_s = None if self.budget is None else self.budget.spend(self._host.clock())
+        if pause_s is None:
+            self._end(reason, error)
+            return
+        self.phase = Phase.BACKOFF
+        self._resume_at = self._host.clock() + pause_s
+
+    def _resume(self) -> None:
+        """Put the next instance in place; the message that killed the last one is its first."""
+        assert self.budget is not None
+        try:
+            actor = self.budget.policy.factory()
+            if message_types(actor.accepts) != self._types:
+                raise TypeError(f"the factory of {self.name} made an actor that accepts other messages")
+        except FAILURES as error:
+            self._fail(error)
+            return
+        log.info("actor restarted", actor=self.name, restarts=self.budget.restarts)
+        actor.context = self.context
+        self._actor = actor
+        self.phase = Phase.RUNNING
+        self._start_instance(actor)
+        if self.phase is Phase.RUNNING and self._suspect is not None:
+            entry = self._suspect
+            self._dirty = True
+            self._handle(entry[0], entry)
+            self._suspect = None
+
+    # ---- the end ----
+
+    def _stop_instance(self, reason: str) -> BaseException | None:
+        """Call `stopped` once for an instance that was started; gives back what it raised."""
+        actor, self._actor = self._actor, None
+        if actor is None:
+            return None
+        try:
+            actor.stopped(reason)
+        except FAILURES as error:
+            log.error("actor failed", actor=self.name, message=None, error=repr(error), exc_info=error)
+            return error
+        return None
+
+    def _finish(self, reason: str) -> None:
+        self._end(reason, self._stop_instance(reason))
+
+    def _end(self, reason: str, error: BaseException | None) -> None:
+        self.phase = Phase.ENDED
+        self._timers.forget()
+        left = self.mailbox.close()
+        if self._suspect is not None:
+            left.insert(0, self._suspect)
+            self._suspect = None
+        why = Reason.RECEIVER_GONE if error is None else Reason.RECEIVER_FAILED
+        for message, edge, _ in left:
+            if not isinstance(message, ActorTimer):
+                self._host.dead_letters.add(self.name, edge.sender, message, why)
+        try:
+            self._host.ended(self, reason, error)
+        finally:
+            self.over.set()

@@ -1,0 +1,85 @@
+"""Timers of one actor: a heap owned by the thread that runs the actor, so it needs no lock."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+FEWEST_TO_COMPACT = 64
+
+
+class ActorTimer:
+    """One message an actor sends itself later. Due timers wait in the mailbox like any other control message; a
+    timer cancelled there is still never delivered."""
+
+    __slots__ = ("_queue", "message", "round")
+
+    def __init__(self, queue: TimerQueue, message: Any, round_: int) -> None:
+        self._queue: TimerQueue | None = queue
+        self.message = message
+        self.round = round_
+
+    def cancel(self) -> None:
+        """Never deliver it. Does nothing when it was delivered or cancelled before."""
+        if self._queue is not None:
+            self._queue.num_cancelled += 1
+            self._queue = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Cancelled, or delivered already."""
+        return self._queue is None
+
+    def claim(self, round_: int) -> bool:
+        """Whether to deliver it now, to the instance that runs in round `round_`; True once at the most."""
+        wanted = self._queue is not None and self.round == round_
+        self._queue = None
+        return wanted
+
+
+class TimerQueue:
+    """Timers ordered by due time, then by the order in which they were set."""
+
+    def __init__(self) -> None:
+        self.round = 0
+        """Rises when all timers are forgotten: an instance never gets the timers of the one before it."""
+        self.num_cancelled = 0
+        self._heap: list[tuple[float, int, ActorTimer]] = []
+        self._sequence = 0
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, due: float, message: Any) -> ActorTimer:
+        """Set a timer for monotonic time `due`, seconds."""
+        timer = ActorTimer(self, message, self.round)
+        self._sequence += 1
+        # Deadlines of requests that ended early are cancelled long before they are due; without this the heap would
+        # grow with the request rate times the longest deadline.
+        if self.num_cancelled >= FEWEST_TO_COMPACT and self.num_cancelled * 2 > len(self._heap):
+            self._heap = [entry for entry in self._heap if not entry[2].cancelled]
+            heapq.heapify(self._heap)
+            self.num_cancelled = 0
+        heapq.heappush(self._heap, (due, self._sequence, timer))
+        return timer
+
+    def next_due(self) -> float | None:
+        """Monotonic seconds of the earliest timer still wanted; None when there is none."""
+        heap = self._heap
+        while heap and heap[0][2].cancelled:
+            heapq.heappop(heap)
+            self.num_cancelled = max(0, self.num_cancelled - 1)
+        return heap[0][0] if heap else None
+
+    def pop_due(self, now: float) -> ActorTimer | None:
+        """Take out the earliest timer that is due at `now`."""
+        due = self.next_due()
+        if due is None or due > now:
+            return None
+        return heapq.heappop(self._heap)[2]
+
+    def forget(self) -> None:
+        """Drop all timers, those that wait in the mailbox included."""
+        self.round += 1
+        self.num_cancelled = 0
+        self._heap.clear()
