@@ -1,0 +1,246 @@
+"""What a trace is made of: one record for each step and for each change in a request's life, none for each token.
+
+How the life of a request reads from them, in this order:
+
+    Submitted            the request has a row; it is NEW. Until the row's terminal edge, the row means this request.
+    Transition           every edge that a single request takes: submit, admit, retract, finish, abort, …
+    StepPlanned          a step is launched. The edges of planning it (retract, admit) come just before it.
+    StepCommitted        its tokens are applied. Carries the edges of all its segments (chunk, first_token, token,
+                         stale_token), one event for each; there is no Transition for them. What follows from its
+                         tokens (finish) comes after it.
+    StepRolledBack       the step never happened. Its admissions are undone (restore, cause step_lost) without a
+                         Transition of their own; a request that has left work meanwhile stays where it is.
+
+Arrays are numpy when a record is made and bytes (little-endian) when it is read; `int32s` and `uint8s` take both.
+An array in a record must never change afterwards: the recorder encodes it later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from enum import Enum
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias, get_args
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lifecycle.request import SamplingParameters
+from lifecycle.states import Cause, Event, State
+
+Int32s: TypeAlias = NDArray[np.int32]
+UInt8s: TypeAlias = NDArray[np.uint8]
+
+Int32Column: TypeAlias = Any
+"""NDArray[int32] in a record that was made here, bytes in one that was read."""
+UInt8Column: TypeAlias = Any
+"""NDArray[uint8] or NDArray[bool] in a record that was made here, bytes in one that was read."""
+
+STOPPED = "stopped"
+"""`Closed.reason` of an engine that stopped as it should: every request has had its terminal edge."""
+
+
+class PageCounts(NamedTuple):
+    """Pages of one pool by class; they sum to the pool."""
+
+    free: int
+    owned: int
+    cached: int
+    deferred: int
+    quarantined: int
+
+
+class Started(msgspec.Struct, frozen=True, array_like=True, tag=0, kw_only=True):
+    """The engine is up. The first record of every trace."""
+
+    version: str
+    """Of the engine."""
+    model: str
+    config: dict[str, Any]
+    """Whatever a replay needs to build the same engine; msgpack types only."""
+    num_pages: int
+    page_size: int
+    num_slots: int
+    seed: int
+    time: float
+    """Monotonic seconds, as in every other record."""
+    wall: float
+    """Seconds since the epoch at `time`."""
+
+
+class Submitted(msgspec.Struct, frozen=True, array_like=True, tag=1, kw_only=True, eq=False):
+    """The scheduler has received a request. It is NEW until the Transition that follows (submit, or abort)."""
+
+    request: int
+    row: int
+    rid: str
+    tokens: Int32Column
+    """The prompt, [n]."""
+    sampling: SamplingParameters
+    priority: int
+    namespace: str
+    time: float
+
+
+class Transition(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """One request took one edge of the table."""
+
+    request: int
+    row: int
+    source: State
+    event: Event
+    target: State
+    cause: Cause
+    step: int
+    """The step being planned or committed when it happened; 0 before the first."""
+    time: float
+    num_cached: int | None = None
+    """ADMIT: leading tokens that the prefix cache had; the first segment starts there."""
+    num_output: int | None = None
+    """FINISH, ABORT: output tokens that count. Less than were committed only when a stop string cut them."""
+
+
+class StepPlanned(msgspec.Struct, frozen=True, array_like=True, tag=3, eq=False):
+    """A step was launched. Segment i is positions starts[i] .. starts[i]+lengths[i]-1 of the request in rows[i]."""
+
+    step: int
+    time: float
+    rows: Int32Column
+    slots: Int32Column
+    starts: Int32Column
+    lengths: Int32Column
+    chained: UInt8Column
+    """1: the input is the token that the worker drew last for this slot."""
+    samples: UInt8Column
+    """1: one token is drawn from the last position."""
+    page_slots: Int32Column
+    """page_table[page_slots[j], page_indices[j]] = pages[j]: pages taken, and the cached pages of an admission."""
+    page_indices: Int32Column
+    pages: Int32Column
+
+
+class StepCommitted(msgspec.Struct, frozen=True, array_like=True, tag=4, eq=False):
+    """The oldest step in flight is done."""
+
+    step: int
+    time: float
+    events: UInt8Column
+    """The event of each segment, in the order of StepPlanned: CHUNK, FIRST_TOKEN, TOKEN; STALE_TOKEN for a segment
+    (sampled or not) whose request left work after the step was planned."""
+    tokens: Int32Column
+    """One for each segment that samples, in that order; dropped ones included."""
+    pages: PageCounts
+
+
+class StepRolledBack(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """The newest step in flight was undone."""
+
+    step: int
+    reason: str
+    time: float
+
+
+class Delivered(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """A control message reached the scheduler."""
+
+    kind: str
+    """Its class."""
+    payload: bytes
+    """It, in msgpack."""
+    time: float
+
+
+class Digest(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """The digest of the scheduler's state after a step was committed."""
+
+    step: int
+    value: int
+    """Unsigned, 64 bits."""
+
+
+class Gap(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Records were lost here; nothing after it can be judged with certainty."""
+
+    count: int
+    reason: str
+
+
+class Counts(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """Totals since start, as the engine's own counters have them."""
+
+    received: int
+    """Requests that reached the scheduler."""
+    finished: int
+    aborted: int
+    live: int
+    prompt_tokens: int
+    """Of requests that were not refused at submission."""
+    output_tokens: int
+    """That count: committed, and not cut by a stop string."""
+    retractions: int
+
+
+class Closed(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """The last record of a complete trace."""
+
+    reason: str
+    counts: Counts
+    pages: PageCounts | None = None
+
+
+Record: TypeAlias = (
+    Started | Submitted | Transition | StepPlanned | StepCommitted | StepRolledBack | Delivered | Digest | Gap | Closed
+)
+RECORD_TYPES: tuple[type[msgspec.Struct], ...] = get_args(Record)
+
+
+# ---- columns ----
+
+
+def int32s(column: Int32Column) -> Int32s:
+    """A column as int32 [n]; read-only where it came from bytes."""
+    return np.frombuffer(column, np.int32) if isinstance(column, bytes) else np.asarray(column, np.int32)
+
+
+def uint8s(column: UInt8Column) -> UInt8s:
+    """A column as uint8 [n]; read-only where it came from bytes."""
+    return np.frombuffer(column, np.uint8) if isinstance(column, bytes) else np.asarray(column).view(np.uint8)
+
+
+# ---- encoding ----
+
+if sys.byteorder != "little":
+    raise ImportError("traces are little-endian, and so must the machine be")
+
+_COLUMN_DTYPES = (np.dtype(np.int32), np.dtype(np.uint8), np.dtype(np.bool_))
+
+
+def _encode_array(value: Any) -> bytes:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"a trace record cannot hold a {type(value).__name__}")
+    if value.dtype not in _COLUMN_DTYPES:
+        raise TypeError(f"a column of a trace record is int32, uint8 or bool, not {value.dtype}")
+    return value.tobytes()
+
+
+ENCODER = msgspec.msgpack.Encoder(enc_hook=_encode_array)
+"""Encodes one record, or a sequence of them; arrays become bytes."""
+DECODER: msgspec.msgpack.Decoder[list[Record]] = msgspec.msgpack.Decoder(list[Record])
+"""Decodes a msgpack array of records. Raises msgspec.ValidationError or msgspec.DecodeError."""
+
+
+@lru_cache(maxsize=1)
+def schema_hash() -> bytes:
+    """8 bytes that change whenever a record type, its fields or a vocabulary does."""
+    kinds: tuple[type[msgspec.Struct], ...] = (*RECORD_TYPES, Counts, SamplingParameters)
+    lines = [
+        f"{kind.__name__} {kind.__struct_config__.tag}: "
+        + ", ".join(f"{name}: {kind.__annotations__[name]}" for name in kind.__struct_fields__)
+        for kind in kinds
+    ]
+    vocabularies: tuple[type[Enum], ...] = (State, Event, Cause)
+    for words in vocabularies:
+        lines.append(f"{words.__name__}: " + ", ".join(f"{word.name}={word.value}" for word in words))
+    return hashlib.sha256("\n".join(lines).encode()).digest()[:8]
