@@ -119,6 +119,16 @@ class Opened(msgspec.Struct, frozen=True, tag=True, eq=False):
     top_logprobs: int | None = None
 
 
+class Admitted(msgspec.Struct, frozen=True):
+    """What the scheduler learned when it admitted the request (again): lets the detokenizer state usage and timing of a
+    request that a stop string ends, before the scheduler knows of the end."""
+
+    row: int
+    cached_tokens: int
+    timing: Timing
+    """Submitted and admitted; the rest is still to come."""
+
+
 class Ended(msgspec.Struct, frozen=True, eq=False):
     """A request's one terminal event; the row may name another request afterwards."""
 
@@ -141,6 +151,8 @@ class StepTokens(msgspec.Struct, frozen=True, tag=True, eq=False):
     prompt_logprobs: tuple[tuple[int, PromptLogprobs], ...] = ()
     """(row, scores)"""
     ended: tuple[Ended, ...] = ()
+    admitted: tuple[Admitted, ...] = ()
+    """Requests admitted since the last message, if they are still open."""
 
 
 # ---- detokenizer (and tokenizer, for what it refuses) -> gateway ----

@@ -34,6 +34,18 @@ def decoder_for(
     return WindowDecoder(vocabulary, skip_special, spaces_between_special_tokens)
 
 
+class SilentDecoder:
+    """For requests that want token ids only."""
+
+    __slots__ = ()
+
+    def push(self, token: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
 class ByteDecoder:
     """Exact: joins the bytes of tokens. No space is ever put between tokens, special or not."""
 

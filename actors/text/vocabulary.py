@@ -139,6 +139,11 @@ class Vocabulary:
         """The bytes of each token, or None where text is not their concatenation."""
         return build_byte_table(self.tokenizer, self.size)
 
+    def build_tables(self) -> None:
+        """Build now what would otherwise be built when the first token needs it."""
+        if len(self.visible_texts) not in (0, self.size):
+            raise ValueError(f"the byte table has {len(self.visible_texts)} entries for {self.size} tokens")
+
     @cached_property
     def visible_texts(self) -> list[str | None]:
         """For each token its text with special tokens hidden; None where its bytes are not whole characters. Empty

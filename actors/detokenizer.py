@@ -1,0 +1,162 @@
+"""The detokenizer: token ids of a whole step to text for each client, in one message.
+
+It owns text, stop strings and the look of scores; the scheduler knows none of these. A stop string ends a request
+here first: the client gets its terminal record at once, the scheduler is told with `Finish`, and what it still sends
+for that row is swallowed until its own `Ended` frees the row.
+"""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from actors.messages.generate import Done, Ended, Finish, Opened, Output, Outputs, StepTokens
+from actors.runtime.actor import Actor, Lane
+from actors.text.stream import Stream
+from actors.text.vocabulary import Vocabulary
+from lifecycle.states import Cause
+
+GATEWAY = "gateway"
+SCHEDULER = "scheduler"
+
+
+class RowInUse(RuntimeError):
+    """The scheduler opened a row before it ended the request that holds it."""
+
+    def __init__(self, row: int, holder: int, newcomer: int) -> None:
+        super().__init__(f"row {row} is opened for request {newcomer} while request {holder} holds it")
+        self.row = row
+        self.holder = holder
+        self.newcomer = newcomer
+
+
+class OutputsRefused(RuntimeError):
+    """The gateway refused outputs. They cannot be dropped, so its mailbox must hold senders back, not refuse them."""
+
+
+class Detokenizer(Actor):
+    """Keeps one `Stream` for each open row. Every request opened here gets exactly one `Done`."""
+
+    accepts = Opened | StepTokens
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._streams: dict[int, Stream] = {}
+
+    @property
+    def num_open(self) -> int:
+        """Rows that hold a stream; 0 at rest."""
+        return len(self._streams)
+
+    def started(self) -> None:
+        """Build the text tables before the first token needs them."""
+        self._vocabulary.build_tables()
+
+    def receive(self, message: Opened | StepTokens) -> None:
+        match message:
+            case Opened():
+                self._open(message)
+            case StepTokens():
+                self._send(self._outputs_of(message))
+
+    def stopped(self, reason: str) -> None:
+        """Everything still open gets its terminal record; the gateway may be gone already, so a refusal is final."""
+        outputs = []
+        for stream in self._streams.values():
+            if not stream.closed:
+                text = stream.flush()
+                done = stream.done(Cause.DRAINED, self.context.now(), reason)
+                outputs.append(Output(stream.request, text, (), done=done))
+        self._streams.clear()
+        if outputs:
+            self.context.send(GATEWAY, Outputs(tuple(outputs)))
+
+    def _open(self, opened: Opened) -> None:
+        holder = self._streams.get(opened.row)
+        if holder is not None:
+            raise RowInUse(opened.row, holder.request, opened.request)
+        self._streams[opened.row] = Stream(self._vocabulary, opened, self.context.now())
+
+    def _send(self, outputs: list[Output]) -> None:
+        if outputs and not self.context.send(GATEWAY, Outputs(tuple(outputs))):
+            raise OutputsRefused(f"the gateway refused the outputs of {len(outputs)} requests")
+
+    def _outputs_of(self, message: StepTokens) -> list[Output]:
+        """Tokens first, then ends. This loop runs once for each token of every request: keep it short."""
+        streams = self._streams
+        for admitted in message.admitted:
+            if admitted.row in streams:
+                streams[admitted.row].admit(admitted)
+        for row, scores in message.prompt_logprobs:
+            if row in streams:
+                streams[row].add_prompt_scores(scores)
+        rows: list[int] = message.rows.tolist()
+        silent = _stop_token_places(rows, message.ended, streams) if message.ended else ()
+        outputs: list[Output] = []
+        places: dict[int, int] = {}
+        for index, (row, token) in enumerate(zip(rows, message.tokens.tolist(), strict=True)):
+            stream = streams.get(row)
+            if stream is None or stream.matched is not None:
+                continue
+            if silent or not stream.plain:
+                output = self._scored(stream, index, token, message, index in silent)
+            else:
+                stream.num_output += 1
+                output = Output(stream.request, stream.decode(token), (token,))
+            places[row] = len(outputs)
+            outputs.append(output)
+        for end in message.ended:
+            self._end(end, outputs, places.get(end.row))
+        return outputs
+
+    def _scored(self, stream: Stream, index: int, token: int, message: StepTokens, silent: bool) -> Output:
+        """One token of a request with stop strings or scores, or a stop token that ends without text."""
+        stream.num_output += 1
+        if stream.num_output == 1:
+            stream.saw_first_token(self.context.now())
+        text = "" if silent else stream.push(token)
+        done = None
+        if stream.matched is not None:
+            done = stream.done(Cause.STOP_STRING, self.context.now(), matched=stream.matched)
+            if all(end.request != stream.request for end in message.ended):
+                self.context.send(SCHEDULER, Finish(stream.request, stream.num_output), Lane.CONTROL)
+        scores = stream.scores(token, message.logprobs, index)
+        return Output(stream.request, text, (token,), scores, stream.take_prompt_scores(), done)
+
+    def _end(self, end: Ended, outputs: list[Output], place: int | None) -> None:
+        """Free the row and give the client its terminal record, with the last token's output where there is one."""
+        stream = self._streams.get(end.row)
+        if stream is None or stream.request != end.request:
+            # Never opened here (ended before it took a row): nothing to add to the scheduler's own words.
+            outputs.append(Output(end.request, "", (), done=_done(end)))
+            return
+        del self._streams[end.row]
+        if stream.closed:
+            if place is not None:  # the stop string and the end fell into one step: the scheduler's record knows more
+                self._replace_done(stream, end, outputs, place)
+            return
+        text = stream.flush()
+        done = _done(end)
+        if stream.matched is not None:
+            done = structs.replace(done, cause=Cause.STOP_STRING, matched=stream.matched, message="")
+        if place is None:
+            outputs.append(Output(stream.request, text, (), prompt_logprobs=stream.take_prompt_scores(), done=done))
+        else:
+            last = outputs[place]
+            outputs[place] = structs.replace(last, text=last.text + text, done=done)
+
+    def _replace_done(self, stream: Stream, end: Ended, outputs: list[Output], place: int) -> None:
+        usage = structs.replace(end.usage, completion_tokens=stream.num_output)
+        done = Done(Cause.STOP_STRING, usage, end.timing, matched=stream.matched)
+        outputs[place] = structs.replace(outputs[place], done=done)
+
+
+def _done(end: Ended) -> Done:
+    return Done(end.cause, end.usage, end.timing, end.message, end.matched)
+
+
+def _stop_token_places(rows: list[int], ended: tuple[Ended, ...], streams: dict[int, Stream]) -> frozenset[int]:
+    """Indices of the tokens that are stop tokens: the last of each row that one ended. They have no text, unless the
+    request keeps what stopped it."""
+    stopped = {end.row for end in ended if end.matched is not None}
+    places = {row: index for index, row in enumerate(rows) if row in stopped}
+    return frozenset(index for row, index in places.items() if row in streams and not streams[row].include_stop)

@@ -1,0 +1,143 @@
+"""What the detokenizer keeps for one open request: its text so far, its stop strings, its scores."""
+
+from __future__ import annotations
+
+import math
+
+from msgspec import structs
+
+from actors.messages.generate import Admitted, Done, Opened, TextOptions, Timing, TokenLogprob, Usage
+from actors.text.incremental import Decoder, SilentDecoder, decoder_for
+from actors.text.stop import StopMatcher
+from actors.text.vocabulary import Vocabulary
+from lifecycle.states import Cause
+from lifecycle.step import Float32s, Int32s, PromptLogprobs, StepLogprobs
+
+
+class Stream:
+    """One request between `Opened` and its terminal record. Its memory does not grow with the output: the decoder and
+    the stop matcher hold back a bounded tail, and prompt scores leave with the first output."""
+
+    __slots__ = (
+        "_cached_tokens",
+        "_decoder",
+        "_matcher",
+        "_num_prompt",
+        "_prompt",
+        "_prompt_scores",
+        "_timing",
+        "_vocabulary",
+        "decode",
+        "include_stop",
+        "matched",
+        "num_output",
+        "plain",
+        "request",
+        "top_logprobs",
+    )
+
+    def __init__(self, vocabulary: Vocabulary, opened: Opened, now: float) -> None:
+        options = opened.text_options
+        self.request = opened.request
+        self.top_logprobs = opened.top_logprobs
+        self.include_stop = options.include_stop
+        self.num_output = 0
+        self.matched: str | None = None
+        """The stop string that ended the text; from then on the stream is closed and takes nothing more."""
+        self._vocabulary = vocabulary
+        self._num_prompt = opened.num_prompt
+        self._prompt = opened.prompt
+        self._cached_tokens = 0
+        self._timing = Timing(submitted=now)
+        self._decoder = _decoder(vocabulary, options)
+        self._matcher = StopMatcher(options.stop, options.include_stop) if options.stop else None
+        self._prompt_scores: list[TokenLogprob | None] | None = None
+        self.decode = self._decoder.push
+        """Text that a token completes, without looking for stop strings: all that a plain stream needs."""
+        self.plain = self._matcher is None and opened.top_logprobs is None
+        """Neither stop strings nor scores: one call of `decode` a token is all there is to do."""
+
+    @property
+    def closed(self) -> bool:
+        return self.matched is not None
+
+    def push(self, token: int) -> str:
+        """Text that this token makes safe to show. May set `matched`."""
+        return self._match(self.decode(token))
+
+    def flush(self) -> str:
+        """The rest of the text, at the end. A held-back character that never completed may set `matched`."""
+        text = self._match(self._decoder.flush())
+        return text if self._matcher is None or self.closed else text + self._matcher.flush()
+
+    def _match(self, text: str) -> str:
+        if self._matcher is None or not text:
+            return text
+        found = self._matcher.push(text)
+        self.matched = found.matched
+        return found.text
+
+    def done(self, cause: Cause, now: float, message: str = "", matched: str | None = None) -> Done:
+        """The terminal record when the scheduler's own is not there: a stop string, or the end of the detokenizer."""
+        return Done(
+            cause=cause,
+            usage=Usage(self._num_prompt, self.num_output, self._cached_tokens),
+            timing=structs.replace(self._timing, ended=now),
+            message=message,
+            matched=matched,
+        )
+
+    def admit(self, admitted: Admitted) -> None:
+        """Take over what the scheduler knows; an earlier first token stays the first."""
+        self._cached_tokens = admitted.cached_tokens
+        self._timing = structs.replace(admitted.timing, first_token=self._timing.first_token)
+
+    def saw_first_token(self, now: float) -> None:
+        self._timing = structs.replace(self._timing, first_token=now)
+
+    def scores(self, token: int, logprobs: StepLogprobs | None, index: int) -> tuple[TokenLogprob, ...]:
+        """Entry `index` of a step's scores as the client's; empty where the request did not ask."""
+        if self.top_logprobs is None or logprobs is None or math.isnan(logprobs.chosen[index]):
+            return ()
+        return (self._entry(token, logprobs.chosen, logprobs.top_tokens, logprobs.top, index),)
+
+    def add_prompt_scores(self, scores: PromptLogprobs) -> None:
+        """Scores of one prefill chunk; a chunk computed again after a retraction gives the same positions again."""
+        if self._prompt_scores is None:
+            self._prompt_scores = [None] * self._num_prompt
+            if self._num_prompt:
+                first = int(self._prompt[0])
+                self._prompt_scores[0] = TokenLogprob(first, None, self._text(first))
+        self.plain = False
+        for index in range(min(len(scores.chosen), self._num_prompt - scores.start - 1)):
+            position = scores.start + 1 + index
+            self._prompt_scores[position] = self._entry(
+                int(self._prompt[position]), scores.chosen, scores.top_tokens, scores.top, index
+            )
+
+    def take_prompt_scores(self) -> tuple[TokenLogprob, ...]:
+        """The whole prompt's scores, once; nothing while some are missing (a request aborted in mid-prefill)."""
+        if self._prompt_scores is None:
+            return ()
+        scores = tuple(entry for entry in self._prompt_scores if entry is not None)
+        self._prompt_scores = None
+        return scores if len(scores) == self._num_prompt else ()
+
+    def _entry(self, token: int, chosen: Float32s, top_tokens: Int32s, top: Float32s, index: int) -> TokenLogprob:
+        count = self.top_logprobs or 0
+        rivals = zip(top_tokens[index, :count].tolist(), top[index, :count].tolist(), strict=True)
+        return TokenLogprob(
+            token,
+            float(chosen[index]),
+            self._text(token),
+            tuple((rival, logprob, self._text(rival)) for rival, logprob in rivals),
+        )
+
+    def _text(self, token: int) -> str:
+        return self._vocabulary.token_text(token)
+
+
+def _decoder(vocabulary: Vocabulary, options: TextOptions) -> Decoder:
+    if not options.detokenize:
+        return SilentDecoder()
+    return decoder_for(vocabulary, options.skip_special_tokens, options.spaces_between_special_tokens)
