@@ -1,0 +1,336 @@
+"""A radix tree of cached prefixes over page-sized keys, as in SGLang (Zheng et al. 2024, RadixAttention).
+
+    namespace ""   root ── [p0 p1 p2] ─┬─ [p3]            an edge holds whole pages; children differ in their first page
+                                       └─ [p7 p8]
+    namespace "a"  root ── [p4 p5]                        adapters and salts never share
+
+The token ids of a prompt are turned into bytes once. An edge is compared by one `memcmp`, a child is found by the bytes
+of its first page, and the place where an edge parts from the prompt is found by bisection; so a match costs what
+reading the tokens costs, whatever the size of the tree.
+
+A node keeps its identity for life. Splitting puts a *new* node between it and its parent, so a hold on it stays a hold
+on the same, deepest, place. Splits and evictions change no content and are not undone with a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from memory.pages import Int32s, MemoryViolation
+from memory.prefix.audit import check_tree, own_holders, pretty, walk
+from memory.prefix.base import Eviction, Hold, Insertion
+from memory.prefix.node import Node, RecencyOrder, Root
+
+_TOKEN_BYTES = 4
+_NO_PAGES: Int32s = np.empty(0, np.int32)
+
+
+class RadixHold:
+    """A held path from the root down to `node`; `node` is None when nothing was found."""
+
+    __slots__ = ("_pages", "node", "num_tokens", "released")
+
+    def __init__(self, node: Node | None, num_tokens: int) -> None:
+        self.node = node
+        self.num_tokens = num_tokens
+        self.released = False
+        self._pages: Int32s | None = None
+
+    @property
+    def pages(self) -> Int32s:
+        """Pages of the path in order, int32 [num_tokens / page_size], read-only. Gathered at the first look."""
+        if self._pages is None:
+            if self.released:
+                raise MemoryViolation("the pages of a released hold are unknown", num_tokens=self.num_tokens)
+            self._pages = _path_pages(self.node)
+        return self._pages
+
+
+class RadixCache:
+    """Prefix cache with sharing; the least recently used pages leave first. Implements `PrefixCache`."""
+
+    def __init__(self, page_size: int) -> None:
+        if page_size < 1:
+            raise ValueError(f"a page holds at least one token, not {page_size}")
+        self.page_size = page_size
+        self._page_bytes = page_size * _TOKEN_BYTES
+        self._roots: dict[str, Root] = {}
+        self._order = RecencyOrder(_NO_PAGES)
+        self._held = 0
+        self._evictable = 0
+        self._num_nodes = 0
+        self._num_holds = 0
+        self._counts = dict.fromkeys(
+            ("matches", "hit_tokens", "missed_tokens", "insertions", "adopted_pages", "splits", "evicted_pages"), 0
+        )
+
+    @property
+    def evictable(self) -> int:
+        """Pages of unheld nodes: a child of an unheld node is unheld, so all of them can leave."""
+        return self._evictable
+
+    @property
+    def held(self) -> int:
+        """Pages of held nodes."""
+        return self._held
+
+    # ---- find and keep ----
+
+    def match_and_hold(self, tokens: Int32s, namespace: str) -> RadixHold:
+        """Hold the longest cached prefix of `tokens`, int32 [n], in whole pages. O(n)."""
+        counts = self._counts
+        counts["matches"] += 1
+        root = self._roots.get(namespace)
+        matched = 0
+        node: Node | None = None
+        if root is not None:
+            node, at = self._descend(root, self._bytes_of(tokens))
+            matched = at // _TOKEN_BYTES
+        counts["hit_tokens"] += matched
+        counts["missed_tokens"] += len(tokens) - matched
+        return self._hold(node if matched else None, matched)
+
+    def insert(self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int) -> Insertion:
+        """Offer `pages` for `tokens` (whole pages); hold all of it instead of `hold`, which is released. O(n).
+
+        Where the tree has pages for the same tokens already, those stay and the offered ones are not adopted.
+        """
+        data = self._bytes_of(tokens)
+        if len(data) != len(pages) * self._page_bytes or len(tokens) != len(pages) * self.page_size:
+            raise MemoryViolation("pages are inserted whole", num_tokens=len(tokens), num_pages=len(pages))
+        before = None if hold is None else _live(hold)
+        self._counts["insertions"] += 1
+        adopted = _NO_PAGES
+        node: Node | None = None
+        if data:
+            root = self._roots.get(namespace)
+            if root is None:
+                root = self._roots[namespace] = Root(namespace, _NO_PAGES)
+            node, at = self._descend(root, data)
+            if at < len(data):
+                adopted = pages[at // self._page_bytes :].copy()
+                adopted.flags.writeable = False
+                node = self._grow(node, data[at:], adopted, fence)
+        new_hold = self._hold(node, len(tokens))
+        if before is not None:
+            # Only after the new one holds: what both share is never unheld in between.
+            self.release(before, fence)
+        return Insertion(new_hold, adopted)
+
+    def release(self, hold: Hold, fence: int) -> None:
+        """Let go of a hold, once. `fence`: newest step that may still touch its pages."""
+        hold = _live(hold)
+        hold.released = True
+        node, hold.node = hold.node, None
+        if node is not None:
+            self._num_holds -= 1
+            self.unpin(node, fence)
+
+    def _hold(self, node: Node | None, num_tokens: int) -> RadixHold:
+        if node is not None:
+            self._num_holds += 1
+            self.pin(node)
+        return RadixHold(node, num_tokens)
+
+    def pin(self, node: Node) -> None:
+        """One more holder. Parents are touched only as far as nodes become held."""
+        above: Node | None = node
+        while above is not None:
+            above.holds += 1
+            if above.holds > 1:
+                return
+            self._order.remove(above)
+            count = len(above.pages)
+            self._evictable -= count
+            self._held += count
+            above = above.parent
+
+    def unpin(self, node: Node, fence: int) -> None:
+        """One holder less. Parents are touched only as far as nodes become unheld, children before parents."""
+        if fence > node.fence:
+            node.fence = fence
+        above: Node | None = node
+        while above is not None:
+            above.holds -= 1
+            if above.holds > 0:
+                return
+            self._order.push(above)
+            count = len(above.pages)
+            self._held -= count
+            self._evictable += count
+            above = above.parent
+
+    # ---- the tree ----
+
+    def _bytes_of(self, tokens: Int32s) -> bytes:
+        """The whole pages of `tokens` as bytes."""
+        if tokens.dtype != np.int32:
+            raise TypeError(f"token ids are int32, not {tokens.dtype}")
+        spare = len(tokens) % self.page_size
+        return tokens[: len(tokens) - spare].tobytes() if spare else tokens.tobytes()
+
+    def _descend(self, root: Node, data: bytes) -> tuple[Node, int]:
+        """The node at which the longest cached prefix of `data` ends, and its length in bytes."""
+        width = self._page_bytes
+        node, at = root, 0
+        while at < len(data):
+            child = node.children.get(data[at : at + width])
+            if child is None:
+                break
+            if data.startswith(child.key, at):
+                node = child
+                at += len(child.key)
+                continue
+            shared = _common_pages(data, at, child.key, width)
+            node = self._split(child, shared)
+            at += shared * width
+            break
+        return node, at
+
+    def _grow(self, parent: Node, key: bytes, pages: Int32s, fence: int) -> Node:
+        """A new leaf below `parent`, not held yet."""
+        node = Node(parent, key, pages)
+        node.fence = fence
+        parent.children[key[: self._page_bytes]] = node
+        self._order.push(node)
+        self._evictable += len(pages)
+        self._num_nodes += 1
+        self._counts["adopted_pages"] += len(pages)
+        return node
+
+    def _split(self, node: Node, count: int) -> Node:
+        """Cut the first `count` pages of `node` off into a new parent, which is returned."""
+        cut = count * self._page_bytes
+        upper = Node(node.parent, node.key[:cut], node.pages[:count])
+        upper.children[node.key[cut : cut + self._page_bytes]] = node
+        upper.fence = node.fence
+        if node.parent is not None:
+            node.parent.children[node.key[: self._page_bytes]] = upper
+        node.parent, node.key, node.pages = upper, node.key[cut:], node.pages[count:]
+        if node.holds:
+            upper.holds = 1
+        else:
+            self._order.insert_after(node, upper)
+        self._num_nodes += 1
+        self._counts["splits"] += 1
+        return upper
+
+    # ---- give back ----
+
+    def evict(self, count: int) -> Eviction:
+        """Drop unheld nodes, oldest first, until `count` pages are gone or none is left. O(1) for each victim."""
+        gone: list[Int32s] = []
+        fence = 0
+        freed = 0
+        while freed < count:
+            victim = self._order.oldest
+            if victim is None:
+                break
+            self._drop(victim)
+            gone.append(victim.pages)
+            freed += len(victim.pages)
+            fence = max(fence, victim.fence)
+        self._evictable -= freed
+        self._counts["evicted_pages"] += freed
+        return Eviction(np.concatenate(gone) if gone else _NO_PAGES, fence)
+
+    def _drop(self, victim: Node) -> None:
+        """Take an unheld leaf out of the tree. Who held it may have touched its parents' pages as well."""
+        self._order.remove(victim)
+        self._num_nodes -= 1
+        parent = victim.parent
+        if parent is None or victim.children or victim.holds:
+            raise MemoryViolation("only an unheld leaf is evicted", holds=victim.holds, children=len(victim.children))
+        del parent.children[victim.key[: self._page_bytes]]
+        if victim.fence > parent.fence:
+            parent.fence = victim.fence
+        if isinstance(parent, Root) and not parent.children:
+            del self._roots[parent.namespace]
+
+    def reset(self) -> Eviction:
+        """Drop everything. Raises MemoryViolation, without a change, while anything is held."""
+        if self._num_holds:
+            raise MemoryViolation("a cache that is held is not reset", holds=self._num_holds, held_pages=self._held)
+        return self.evict(self._evictable)
+
+    # ---- for people and tests ----
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts since start, and the size now."""
+        return {
+            **self._counts,
+            "nodes": self._num_nodes,
+            "pages": self._held + self._evictable,
+            "held_pages": self._held,
+            "holds": self._num_holds,
+            "namespaces": len(self._roots),
+        }
+
+    def pretty(self) -> str:
+        """One line for each node: its first token ids, pages, holds, and fence."""
+        return pretty(self._roots, self.page_size)
+
+    def invariants(self) -> None:
+        """Every law of the structure, O(size)."""
+        check_tree(self._roots, self._order, self._page_bytes)
+        nodes = list(walk(self._roots))
+        found = {
+            "held": sum(len(node.pages) for node in nodes if node.holds),
+            "evictable": sum(len(node.pages) for node in nodes if not node.holds),
+            "nodes": len(nodes),
+            "holds": sum(own_holders(node) for node in nodes),
+        }
+        kept = {
+            "held": self._held,
+            "evictable": self._evictable,
+            "nodes": self._num_nodes,
+            "holds": self._num_holds,
+        }
+        if found != kept:
+            raise MemoryViolation("counters of the cache equal its content", kept=kept, found=found)
+
+
+def _live(hold: Hold) -> RadixHold:
+    """The hold, as long as it has not been released. Raises MemoryViolation."""
+    if not isinstance(hold, RadixHold) or hold.released:
+        raise MemoryViolation("a hold is released once, to the cache that gave it", num_tokens=hold.num_tokens)
+    return hold
+
+
+def _path_pages(node: Node | None) -> Int32s:
+    """Pages from the root down to `node`, int32 [n], read-only."""
+    parts: list[Int32s] = []
+    while node is not None:
+        if len(node.pages):
+            parts.append(node.pages)
+        node = node.parent
+    if not parts:
+        return _NO_PAGES
+    if len(parts) == 1:
+        return parts[0]
+    parts.reverse()
+    pages: Int32s = np.concatenate(parts)
+    pages.flags.writeable = False
+    return pages
+
+
+def _common_pages(data: bytes, at: int, key: bytes, width: int) -> int:
+    """Leading pages that `data` from `at` on and `key` share; the first is known to be equal.
+
+    Compares spans that halve, so what is read in all is proportional to the shorter of the two.
+    """
+    equal, limit = 1, min(len(key), len(data) - at) // width
+    span = limit - equal
+    while equal < limit:
+        low, high = equal * width, (equal + span) * width
+        if data[at + low : at + high] == key[low:high]:
+            equal += span
+            span = limit - equal
+        elif span == 1:
+            break
+        else:
+            limit = equal + span
+            span //= 2
+    return equal
