@@ -5,7 +5,6 @@ It handles everything that has arrived, then lets the loop turn (`settled`), so 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import msgspec
@@ -63,13 +62,11 @@ class Scheduler(Actor):
 
     accepts = ToScheduler
 
-    def __init__(
-        self, config: LoopConfig, make_journal: Callable[[Scheduler], Journal], default_timeout_s: float
-    ) -> None:
+    def __init__(self, config: LoopConfig, journal: Journal, default_timeout_s: float) -> None:
         self.config = config
         self.default_timeout_s = default_timeout_s
-        self.journal = make_journal(self)
-        self.loop: Loop = make_loop(config, self, self.journal)
+        self.journal = journal
+        self.loop: Loop = make_loop(config, self, journal)
         self._launched_at: dict[int, float] = {}
         self._aborted_early: dict[int, tuple[Cause, str]] = {}
         """Aborts that overtook their request."""
@@ -84,7 +81,7 @@ class Scheduler(Actor):
     # ---- actor ----
 
     def started(self) -> None:
-        self.journal.started(self.context.now())
+        self.journal.started()
 
     def receive(self, message: Any) -> None:
         now = self.context.now()
@@ -95,9 +92,11 @@ class Scheduler(Actor):
             case Generate():
                 self._submit(message, now)
             case Abort(requests, cause, text):
+                self.journal.delivered(message, now)
                 for request in requests:
                     self._abort(request, cause, text, now)
             case Finish(request, num_output):
+                self.journal.delivered(message, now)
                 self.loop.finish(request, num_output, now)
             case ExecuteFailed(step, reason):
                 self._failed(step, reason, now)
@@ -135,7 +134,7 @@ class Scheduler(Actor):
         self._send_step()
         for ticket in list(self._flushes):
             self._answer_flush(ticket, ok=False)
-        self.journal.closed(reason, self.loop.counters, len(self.loop.table), now)
+        self.journal.closed(reason, self.loop.counters, len(self.loop.table), self.loop.memory.pages)
 
     # ---- messages ----
 
@@ -264,7 +263,6 @@ class Scheduler(Actor):
             "cache": loop.memory.cache.statistics()
             | {"evictable": loop.memory.cache.evictable, "held": loop.memory.cache.held},
             "counters": msgspec.to_builtins(loop.counters),
-            "journal": self.journal.statistics(),
         }
         if detail:
             body["live"] = [self._describe(row) for row in loop.table.live_rows().tolist()]

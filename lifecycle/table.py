@@ -52,6 +52,8 @@ class RequestTable:
         """Known tokens: prompt and committed output."""
         self.max_tokens: Int32s = np.zeros(capacity, np.int32)
         """Prompt plus the output asked for."""
+        self.max_length: Int32s = np.zeros(capacity, np.int32)
+        """Positions that will ever be computed: the last output token is never an input."""
         self.num_computed: Int32s = np.zeros(capacity, np.int32)
         """Positions whose keys and values are committed; kept while PREFILLING."""
         self.attempt: Int32s = np.zeros(capacity, np.int32)
@@ -84,6 +86,7 @@ class RequestTable:
         self.state[row] = State.NEW
         self.num_prompt[row] = self.num_tokens[row] = count
         self.max_tokens[row] = count + ticket.sampling.max_new_tokens
+        self.max_length[row] = max(count, count + ticket.sampling.max_new_tokens - 1)
         self.num_computed[row] = 0
         self.priority[row] = priority
         self.deadline[row] = deadline
@@ -91,7 +94,9 @@ class RequestTable:
         stops = ticket.sampling.stop_token_ids
         self.stop_tokens[row] = -1
         self.stop_tokens[row, : len(stops)] = stops
-        self.tokens[row, :count] = tokens
+        # A prompt longer than the table is wide is refused before anything reads it.
+        kept = tokens[: self.tokens.shape[1]]
+        self.tokens[row, : len(kept)] = kept
         return row
 
     def live_rows(self) -> Int32s:

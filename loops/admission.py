@@ -2,7 +2,7 @@
 
 A request is admitted only when, after everything that runs has been promised the pages to reach its next safe point,
 the pool can still promise as much to it. Safe points: a prefilling request's whole prompt plus a little output; a
-decoding request's next `LOOKAHEAD` tokens; for the oldest running request all that it may ever need. So prompts never
+decoding request's next `lookahead` tokens; for the oldest running request all that it may ever need. So prompts never
 stop half-way for memory, retractions are rare, and the oldest request always ends.
 """
 
@@ -19,8 +19,6 @@ from loops.work import Work
 from memory.pages import Int32s
 from memory.pool import PageEntries
 
-LOOKAHEAD = 64
-"""Output tokens promised to a request beyond those it has."""
 MAX_PASSED_OVER = 32
 """Requests that may be passed over in one step because a running request is computing their prefix right now."""
 
@@ -36,8 +34,9 @@ class PrefixKey(NamedTuple):
 class Admission:
     """Fills a draft with new requests while budget, slots and memory last."""
 
-    def __init__(self, work: Work, policy: Policy, *, share_prefixes: bool) -> None:
+    def __init__(self, work: Work, policy: Policy, *, lookahead: int, share_prefixes: bool) -> None:
         self.work = work
+        self.lookahead = lookahead
         self.policy = policy
         self.share_prefixes = share_prefixes
         """Whether what one request computes can serve another: then it is worth waiting for."""
@@ -93,7 +92,7 @@ class Admission:
         if computing and not ticket.sampling.prompt_logprobs and self._page_after(row, granted.num_cached) in computing:
             return 0
         entries = memory.entries(granted.slot)
-        reach = min(int(table.max_tokens[row]), num_tokens + LOOKAHEAD)
+        reach = min(int(table.max_length[row]), num_tokens + self.lookahead)
         if memory.obtainable < promised + _pages(reach, memory.page_size) - len(entries.pages):
             return None
         segment = next_chunk(row, granted.slot, granted.num_cached, work, budget)
@@ -122,14 +121,14 @@ class Admission:
         rows = work.running()
         if not len(rows):
             return 0
-        reach = np.minimum(table.max_tokens[rows], table.num_tokens[rows] + LOOKAHEAD)
+        reach = np.minimum(table.max_length[rows], table.num_tokens[rows] + self.lookahead)
         oldest = int(np.argmin(table.order[rows]))
-        reach[oldest] = table.max_tokens[rows[oldest]]
+        reach[oldest] = table.max_length[rows[oldest]]
         return int(memory.demand(table.slot[rows], reach).sum())
 
     def _lacking(self, row: int, slot: int) -> int:
         table, memory = self.work.table, self.work.memory
-        reach = min(int(table.max_tokens[row]), int(table.num_tokens[row]) + LOOKAHEAD)
+        reach = min(int(table.max_length[row]), int(table.num_tokens[row]) + self.lookahead)
         return max(0, _pages(reach, memory.page_size) - int(memory.num_pages[slot]))
 
     def _next_page(self, row: int) -> PrefixKey | None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lifecycle.request import SamplingParameters
-from lifecycle.states import Event
+from lifecycle.states import Event, State
 from lifecycle.step import Admission, StepBatch
 from lifecycle.table import RequestTable
 from memory.pages import Int32s
@@ -69,8 +69,8 @@ class Draft:
         self.entries: list[PageEntries] = []
         self.admitted: list[int] = []
         """Rows admitted by this step."""
-        self.retracted: list[int] = []
-        """Rows that gave way to this step; final, whatever becomes of the step."""
+        self.retracted: list[tuple[int, State]] = []
+        """Rows that gave way to this step, and the state they had; final, whatever becomes of the step."""
 
     @property
     def empty(self) -> bool:

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from lifecycle.journal import Journal
+from lifecycle.journal import DIGEST_INTERVAL, Journal
 from lifecycle.states import Cause, Event, State
 from lifecycle.step import StepResult
 from lifecycle.table import RequestTable, Ticket
@@ -133,8 +133,8 @@ class Loop:
         transaction = self.memory.ledger.begin()
         draft = Draft(transaction, self.table)
         self.role.plan(draft)
-        for row in draft.retracted:
-            self._retracted(row, Cause.MEMORY, now)
+        for row, source in draft.retracted:
+            self._retracted(row, source, Cause.MEMORY, now)
         if draft.empty:
             self.memory.ledger.discard(transaction)
             return None
@@ -156,15 +156,17 @@ class Loop:
         if plan.step != result.step:
             raise AssertionError(f"step {result.step} came back, step {plan.step} is the oldest in flight")
         events, rows, tokens = self._apply(plan, result)
+        self.effects.output(rows, tokens, plan, result)
+        self.journal.committed(plan.step, events, result.tokens, self.memory.pages, now)
         if plan.prefills:
             self._prefilled(plan, now)
-        self.effects.output(rows, tokens, plan, result)
-        self.journal.committed(plan.step, plan.rows, events, result.tokens, self.memory.pages, now)
         ended = self._ended(rows, tokens)
         for index in ended:
             self._finish(int(rows[index]), int(tokens[index]), now)
         self.memory.ledger.commit(plan.transaction)
         self.memory.check()
+        if plan.step % DIGEST_INTERVAL == 0 and self.journal.wants_digests:
+            self.journal.digest(plan.step, self.memory.digest())
 
     def failed(self, step: int, reason: str, now: float) -> None:
         """A worker lost `step`: roll back everything in flight, newest first; requests start again from what they
@@ -259,10 +261,10 @@ class Loop:
 
     def _refusal(self, row: int) -> tuple[Cause, str] | None:
         """Why a new request cannot be taken, if so."""
-        need, most = int(self.table.max_tokens[row]), self.memory.max_context
-        if need > most + 1:
+        need, most = int(self.table.max_length[row]), self.memory.max_context
+        if need > most:
             return Cause.NEVER_FITS, (
-                f"prompt and max_new_tokens are {need} tokens together; this server's memory holds {most} for a request"
+                f"prompt and output need memory for {need} tokens; this server has room for {most} of one request"
             )
         if len(self.work.queue) >= self.max_queued or self.table.full:
             return Cause.OVERLOADED, f"{self.max_queued} requests wait already; try again later"
@@ -300,12 +302,11 @@ class Loop:
 
     def retract(self, row: int, cause: Cause, now: float) -> None:
         """Take a running request's memory away; it goes back to the queue."""
-        self.work.retract(row, cause)
-        self._retracted(row, cause, now)
+        self._retracted(row, self.work.retract(row, cause), cause, now)
 
-    def _retracted(self, row: int, cause: Cause, now: float) -> None:
+    def _retracted(self, row: int, source: State, cause: Cause, now: float) -> None:
         self.counters.retractions += 1
-        self.journal.retracted(row, self.table.ticket(row).request, cause, now)
+        self.journal.moved(row, self.table.ticket(row).request, source, Event.RETRACT, State.QUEUED, cause, now)
 
     def _leave(
         self,
@@ -336,10 +337,10 @@ class Loop:
         else:
             self.counters.aborted += 1
         self.counters.by_cause[cause] = self.counters.by_cause.get(cause, 0) + 1
-        self.journal.moved(row, ticket.request, source, event, target, cause, now)
         num_prompt = int(table.num_prompt[row])
         if num_output is None:
             num_output = int(table.num_tokens[row]) - num_prompt
+        self.journal.moved(row, ticket.request, source, event, target, cause, now, num_output=num_output)
         self.effects.ended(Ending(row, ticket, target, cause, num_prompt, num_output, message, matched))
 
     # ---- laws ----

@@ -80,7 +80,7 @@ class Unified:
             return
         slots = table.slot[rows]
         starts = memory.length[slots]
-        more = starts + 1 < table.max_tokens[rows]
+        more = starts < table.max_length[rows]
         if not more.all():
             rows, slots, starts = rows[more], slots[more], starts[more]
             if not len(rows):
@@ -113,8 +113,7 @@ class Unified:
             if memory.pages.free + memory.pages.deferred >= need or len(running) == 1:
                 break
             victim = int(running[-1])
-            work.retract(victim, Cause.MEMORY)
-            draft.retracted.append(victim)
+            draft.retracted.append((victim, work.retract(victim, Cause.MEMORY)))
             rows = rows[rows != victim]
             if not len(rows):
                 return rows

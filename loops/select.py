@@ -27,6 +27,8 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_queued: int = 1024
     prefill_chunk: int = 512
     """Prompt tokens computed in one step at the most."""
+    lookahead: int = 64
+    """Output tokens promised to a running request beyond those it has. Less admits more and retracts more."""
     pacing: str = "overlap"
     mixed: bool = True
     policy: str = "fcfs"
@@ -49,7 +51,9 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal) -> Loop:
     table = RequestTable(2 * config.max_running + config.max_queued + 1, memory.max_context)
     work = Work(table, memory)
     pacing: Pacing = PACINGS[config.pacing]()
-    admission = Admission(work, POLICIES[config.policy](config.seed), share_prefixes=config.cache != "none")
+    admission = Admission(
+        work, POLICIES[config.policy](config.seed), lookahead=config.lookahead, share_prefixes=config.cache != "none"
+    )
     role = Unified(work, admission, prefill_chunk=config.prefill_chunk, mixed=config.mixed)
     return Loop(table, memory, work, role, pacing, effects, journal, max_queued=config.max_queued)
 

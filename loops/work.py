@@ -71,8 +71,9 @@ class Work:
         """Pages that the prefix cache has for a waiting request now."""
         tokens = self.table.tokens[row, : self.table.num_tokens[row] - 1]
         hold = self.memory.cache.match_and_hold(tokens, self.table.ticket(row).namespace)
+        pages = hold.pages
         self.memory.cache.release(hold, self.memory.ledger.resolved)
-        return hold.pages
+        return pages
 
     # ---- verbs of planning: undoable ----
 
@@ -119,9 +120,10 @@ class Work:
         else:
             self.decoding = self.decoding[self.decoding != row]
 
-    def retract(self, row: int, cause: Cause) -> None:
-        """Take the row's memory away; it starts again from its known tokens when there is room."""
+    def retract(self, row: int, cause: Cause) -> State:
+        """Take the row's memory away; it starts again from its known tokens when there is room. The state it had."""
         table = self.table
+        source = State(int(table.state[row]))
         self.keep_prefix(row)
         table.move(row, Event.RETRACT, cause)
         table.attempt[row] += 1
@@ -129,6 +131,7 @@ class Work:
         self.memory.release(int(table.slot[row]))
         self.drop(row)
         self._requeue(row)
+        return source
 
     def keep_prefix(self, row: int) -> None:
         """Offer the row's committed pages to the prefix cache."""

@@ -87,7 +87,8 @@ class Memory:
 
     def demand(self, slots: Int32s, lengths: Int32s) -> Int32s:
         """Pages each slot lacks to reach its length, int32 [n]."""
-        return np.maximum(-(-lengths // self.page_size) - self.num_pages[slots], 0)
+        demand: Int32s = np.maximum(-(-lengths // self.page_size) - self.num_pages[slots], 0)
+        return demand
 
     def extend(self, transaction: Transaction, slots: Int32s, lengths: Int32s) -> PageEntries | None:
         """Let each slot grow to `lengths` positions, taking the pages this needs.

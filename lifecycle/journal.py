@@ -1,0 +1,160 @@
+"""Turns what the loop does into trace records. The loop calls verbs; what a record looks like is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from lifecycle.records import (
+    STOPPED,
+    Closed,
+    Counts,
+    Delivered,
+    Digest,
+    PageCounts,
+    Record,
+    Started,
+    StepCommitted,
+    StepPlanned,
+    StepRolledBack,
+    Submitted,
+    Transition,
+    UInt8s,
+)
+from lifecycle.states import Cause, Event, State
+from lifecycle.step import Int32s, StepBatch
+from lifecycle.table import RequestTable, Ticket
+
+DIGEST_INTERVAL = 256
+"""Steps between two `Digest` records."""
+
+
+class Pages(Protocol):
+    """Page counters of a pool."""
+
+    free: int
+    owned: int
+    cached: int
+    deferred: int
+    quarantined: int
+
+
+class Journal:
+    """Writes records through `emit`; with `emit` None every verb is nearly free (tracing is off)."""
+
+    def __init__(self, emit: Callable[[Record], object] | None, started: Started | None = None) -> None:
+        self._emit = emit
+        self._started = started
+        self._step = 0
+
+    def started(self) -> None:
+        """First record."""
+        if self._emit is not None and self._started is not None:
+            self._emit(self._started)
+
+    def submitted(self, row: int, ticket: Ticket, tokens: Int32s, priority: int, now: float) -> None:
+        if self._emit is not None:
+            self._emit(
+                Submitted(
+                    request=ticket.request,
+                    row=row,
+                    rid=ticket.rid,
+                    tokens=tokens,
+                    sampling=ticket.sampling,
+                    priority=priority,
+                    namespace=ticket.namespace,
+                    time=now,
+                )
+            )
+
+    def moved(
+        self,
+        row: int,
+        request: int,
+        source: State,
+        event: Event,
+        target: State,
+        cause: Cause,
+        now: float,
+        *,
+        num_cached: int | None = None,
+        num_output: int | None = None,
+    ) -> None:
+        """One request took one edge."""
+        if self._emit is not None:
+            step = self._step
+            self._emit(Transition(request, row, source, event, target, cause, step, now, num_cached, num_output))
+
+    def planned(
+        self, batch: StepBatch, rows: Int32s, admitted: tuple[int, ...], table: RequestTable, now: float
+    ) -> None:
+        """A step is launched, and with it its admissions."""
+        self._step = batch.step
+        if self._emit is None:
+            return
+        if admitted:
+            starts = dict(zip(rows.tolist(), batch.starts.tolist(), strict=True))
+            for row in admitted:
+                request = table.ticket(row).request
+                source, event, target = State.QUEUED, Event.ADMIT, State.PREFILLING
+                self.moved(row, request, source, event, target, Cause.NONE, now, num_cached=starts[row])
+        self._emit(
+            StepPlanned(
+                batch.step,
+                now,
+                rows,
+                batch.slots,
+                batch.starts,
+                batch.lengths,
+                batch.chained,
+                batch.samples,
+                batch.page_slots,
+                batch.page_indices,
+                batch.pages,
+            )
+        )
+
+    def committed(self, step: int, events: UInt8s, tokens: Int32s, pages: Pages, now: float) -> None:
+        """The oldest step is done."""
+        self._step = step
+        if self._emit is not None:
+            self._emit(StepCommitted(step, now, events, tokens, _counts(pages)))
+
+    def digest(self, step: int, value: int) -> None:
+        """The state's digest after `step`."""
+        if self._emit is not None:
+            self._emit(Digest(step, value))
+
+    @property
+    def wants_digests(self) -> bool:
+        return self._emit is not None
+
+    def rolled_back(self, step: int, reason: str, now: float) -> None:
+        """The newest step in flight was undone."""
+        if self._emit is not None:
+            self._emit(StepRolledBack(step, reason, now))
+
+    def delivered(self, message: msgspec.Struct, now: float) -> None:
+        """A control message reached the scheduler."""
+        if self._emit is not None:
+            self._emit(Delivered(type(message).__name__, msgspec.msgpack.encode(message), now))
+
+    def closed(self, reason: str, counters: Any, live: int, pages: Pages) -> None:
+        """Last record."""
+        if self._emit is not None:
+            counts = Counts(
+                received=counters.received,
+                finished=counters.finished,
+                aborted=counters.aborted,
+                live=live,
+                prompt_tokens=counters.prompt_tokens,
+                output_tokens=counters.generated_tokens,
+                retractions=counters.retractions,
+            )
+            self._emit(Closed(reason or STOPPED, counts, _counts(pages)))
+
+
+def _counts(pages: Pages) -> PageCounts:
+    return PageCounts(pages.free, pages.owned, pages.cached, pages.deferred, pages.quarantined)

@@ -1,0 +1,118 @@
+"""Drives a loop and a ghost worker by hand: no actors, no threads, a clock that counts steps."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from lifecycle.journal import Journal
+from lifecycle.request import SamplingParameters
+from lifecycle.states import Cause
+from lifecycle.step import StepResult
+from lifecycle.table import Ticket
+from loops.batch import Plan
+from loops.loop import Ending
+from loops.select import LoopConfig, make_loop
+from memory.pages import Int32s
+from tests.loops.ghost import Ghost
+
+CELLS = [(pacing, mixed) for pacing in ("lockstep", "overlap") for mixed in (False, True)]
+
+
+class Driver:
+    """A loop, its worker, and what clients would have seen."""
+
+    def __init__(self, **overrides: object) -> None:
+        settings: dict[str, object] = {
+            "num_pages": 64,
+            "page_size": 4,
+            "max_context": 128,
+            "max_running": 8,
+            "max_queued": 64,
+            "prefill_chunk": 16,
+        }
+        settings |= overrides
+        self.config = LoopConfig(**settings)  # type: ignore[arg-type]
+        self.records: list[object] = []
+        self.loop = make_loop(self.config, self, Journal(self.records.append))
+        self.ghost = Ghost(
+            num_pages=self.config.num_pages,
+            page_size=self.config.page_size,
+            num_slots=self.config.max_running,
+            max_context=self.config.max_context,
+        )
+        self.launched: deque[Plan] = deque()
+        self.output_of: dict[int, list[int]] = {}
+        self.ending_of: dict[int, Ending] = {}
+        self.request_of: dict[int, int] = {}
+        self.now = 0.0
+        self._next = 1
+
+    # ---- effects ----
+
+    def opened(self, row: int, ticket: Ticket, tokens: Int32s) -> None:
+        self.request_of[row] = ticket.request
+        self.output_of[ticket.request] = []
+
+    def launch(self, plan: Plan) -> None:
+        self.launched.append(plan)
+
+    def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None:
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            request = self.request_of[row]
+            assert request not in self.ending_of, "a token after the terminal record"
+            self.output_of[request].append(token)
+
+    def ended(self, ending: Ending) -> None:
+        assert ending.ticket.request not in self.ending_of, "two terminal records"
+        self.ending_of[ending.ticket.request] = ending
+
+    # ---- driving ----
+
+    def submit(
+        self,
+        prompt: list[int],
+        max_new_tokens: int = 8,
+        *,
+        namespace: str = "",
+        priority: int = 0,
+        deadline: float = float("inf"),
+        stop_token_ids: tuple[int, ...] = (),
+    ) -> int:
+        request, self._next = self._next, self._next + 1
+        sampling = SamplingParameters(
+            temperature=0.0, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, eos_token_ids=()
+        )
+        ticket = Ticket(request, f"r{request}", sampling, namespace, self.now)
+        self.loop.submit(ticket, np.array(prompt, np.int32), priority, deadline, self.now)
+        return request
+
+    def step(self) -> bool:
+        """Let the loop plan, then one launched step run and commit. False when there is nothing to do."""
+        self.now += 1.0
+        self.loop.turn(self.now)
+        if not self.launched:
+            return False
+        plan = self.launched.popleft()
+        try:
+            result = self.ghost.launch(plan.batch)
+        except RuntimeError as error:
+            self.launched.clear()
+            self.loop.failed(plan.step, str(error), self.now)
+            self.ghost.reset()
+        else:
+            self.loop.executed(result, self.now)
+        self.loop.check()
+        return True
+
+    def run(self, limit: int = 10_000) -> int:
+        """Steps until rest; fails when there is no rest within `limit`."""
+        for count in range(limit):
+            if not self.step():
+                assert self.loop.idle, "nothing to do, but requests are live"
+                return count
+        raise AssertionError(f"no rest within {limit} steps")
+
+    def cause(self, request: int) -> Cause:
+        return self.ending_of[request].cause

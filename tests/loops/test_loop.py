@@ -1,0 +1,202 @@
+"""The loop against the ghost: every request gets exactly the tokens its prompt implies, whatever the schedule."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifecycle.states import Cause
+from loops.policy import POLICIES
+from tests.loops.driver import CELLS, Driver
+from tests.loops.ghost import expected
+
+
+def prompts(count: int, length: int, seed: int = 0, shared: int = 0) -> list[list[int]]:
+    source = random.Random(seed)
+    prefix = [source.randrange(1000) for _ in range(shared)]
+    return [prefix + [source.randrange(1000) for _ in range(length - shared)] for _ in range(count)]
+
+
+@pytest.mark.parametrize(("pacing", "mixed"), CELLS)
+def test_every_cell_gives_the_tokens_the_prompts_imply(pacing: str, mixed: bool) -> None:
+    driver = Driver(pacing=pacing, mixed=mixed)
+    requests = {driver.submit(prompt, 10): prompt for prompt in prompts(20, 21)}
+    driver.run()
+    for request, prompt in requests.items():
+        assert driver.output_of[request] == expected(prompt, 10)
+        assert driver.cause(request) == Cause.LENGTH
+
+
+@pytest.mark.parametrize(("pacing", "mixed"), CELLS)
+def test_memory_for_a_tenth_of_the_work_retracts_and_still_answers_everyone(pacing: str, mixed: bool) -> None:
+    driver = Driver(pacing=pacing, mixed=mixed, num_pages=24, max_context=96, lookahead=4)
+    requests = {driver.submit(prompt, 80): prompt for prompt in prompts(12, 9)}
+    driver.run()
+    for request, prompt in requests.items():
+        assert driver.output_of[request] == expected(prompt, 80)
+    assert driver.loop.counters.retractions > 0
+    assert driver.loop.memory.pages.free + driver.loop.memory.pages.cached == 24
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    driver = Driver(num_pages=200, max_running=16)
+    for prompt in prompts(10, 41, shared=40):
+        driver.submit(prompt, 4)
+    driver.run()
+    cached = [ending.ticket.num_cached for ending in driver.ending_of.values()]
+    assert sorted(cached) == [0] + [40] * 9
+
+
+def test_namespaces_share_nothing() -> None:
+    driver = Driver()
+    (prompt,) = prompts(1, 33)
+    first = driver.submit(prompt, 2, namespace="a")
+    driver.run()
+    second = driver.submit(prompt, 2, namespace="b")
+    driver.run()
+    assert driver.ending_of[second].ticket.num_cached == 0
+    assert driver.output_of[first] == driver.output_of[second]
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_serves_everyone(policy: str) -> None:
+    driver = Driver(policy=policy, max_running=3, num_pages=40)
+    requests = {driver.submit(p, 6, priority=i % 3): p for i, p in enumerate(prompts(15, 30, shared=16))}
+    driver.run()
+    for request, prompt in requests.items():
+        assert driver.output_of[request] == expected(prompt, 6)
+
+
+def test_priority_runs_the_larger_first() -> None:
+    driver = Driver(policy="priority", max_running=1)
+    low = driver.submit(prompts(1, 8, 1)[0], 4, priority=1)
+    high = driver.submit(prompts(1, 8, 2)[0], 4, priority=5)
+    driver.run()
+    assert list(driver.ending_of) == [high, low]
+
+
+def test_a_request_that_can_never_fit_is_refused_at_once() -> None:
+    driver = Driver(num_pages=4)
+    request = driver.submit(prompts(1, 10)[0], 20)
+    assert driver.cause(request) == Cause.NEVER_FITS
+    assert not driver.step()
+
+
+def test_a_full_queue_refuses_with_overloaded_and_loses_nobody() -> None:
+    driver = Driver(max_queued=3)
+    requests = [driver.submit(prompt, 3) for prompt in prompts(6, 8)]
+    driver.run()
+    causes = [driver.cause(request) for request in requests]
+    assert causes == [Cause.LENGTH] * 3 + [Cause.OVERLOADED] * 3
+
+
+def test_zero_new_tokens_ends_from_prefilling_without_output() -> None:
+    driver = Driver()
+    request = driver.submit(prompts(1, 40)[0], 0)
+    driver.run()
+    assert driver.output_of[request] == []
+    assert driver.cause(request) == Cause.LENGTH
+
+
+@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+def test_a_stop_token_ends_the_request_where_it_is_drawn(pacing: str) -> None:
+    driver = Driver(pacing=pacing)
+    (prompt,) = prompts(1, 12)
+    whole = expected(prompt, 20)
+    request = driver.submit(prompt, 20, stop_token_ids=(whole[6],))
+    driver.run()
+    assert driver.output_of[request] == whole[: whole.index(whole[6]) + 1]
+    assert driver.cause(request) == Cause.STOP_TOKEN
+
+
+@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+def test_deadlines_end_requests_wherever_they_are(pacing: str) -> None:
+    driver = Driver(pacing=pacing, max_running=1)
+    running = driver.submit(prompts(1, 8, 1)[0], 50, deadline=5.0)
+    waiting = driver.submit(prompts(1, 8, 2)[0], 50, deadline=5.0)
+    for _ in range(6):
+        driver.step()
+    driver.loop.expire(driver.now)
+    driver.run()
+    assert driver.cause(running) == driver.cause(waiting) == Cause.TIMEOUT
+
+
+@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+def test_a_lost_step_is_rolled_back_and_requests_start_again(pacing: str) -> None:
+    driver = Driver(pacing=pacing)
+    requests = {driver.submit(prompt, 12): prompt for prompt in prompts(6, 21)}
+    driver.ghost.fail_at = {4, 9}
+    driver.run()
+    assert driver.loop.counters.steps_lost >= 2
+    ended = {request: driver.cause(request) for request in requests}
+    assert set(ended.values()) <= {Cause.LENGTH, Cause.WORKER_LOST}
+    for request, prompt in requests.items():
+        if ended[request] == Cause.LENGTH:
+            assert driver.output_of[request] == expected(prompt, 12)
+
+
+def test_a_request_that_kills_the_worker_twice_is_ended() -> None:
+    driver = Driver(pacing="lockstep")
+    request = driver.submit(prompts(1, 8)[0], 8)
+    driver.ghost.fail_at = {1, 2}
+    driver.run()
+    assert driver.cause(request) == Cause.WORKER_LOST
+
+
+@given(
+    cell=st.sampled_from(CELLS),
+    num_pages=st.integers(8, 40),
+    page_size=st.sampled_from([1, 4, 8]),
+    shapes=st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30), st.integers(0, 20)), min_size=1, max_size=10),
+    actions=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9), st.sampled_from(["abort", "fail", "finish"]))),
+)
+def test_aborts_failures_and_pressure_never_change_a_surviving_request(
+    cell: tuple[str, bool],
+    num_pages: int,
+    page_size: int,
+    shapes: list[tuple[int, int, int]],
+    actions: list[tuple[int, int, str]],
+) -> None:
+    driver = Driver(
+        pacing=cell[0],
+        mixed=cell[1],
+        num_pages=num_pages,
+        page_size=page_size,
+        max_running=4,
+        prefill_chunk=8,
+        lookahead=4,
+    )
+    shared = prompts(1, 30, 7)[0]
+    submitted = {}
+    pending = list(shapes)
+    by_step: dict[int, list[tuple[int, str]]] = {}
+    for at, index, what in actions:
+        by_step.setdefault(at, []).append((index, what))
+    for at in range(4000):
+        if pending:
+            length, output, own = pending.pop()
+            prompt = shared[: max(1, length - own)] + prompts(1, own, at)[0]
+            submitted[driver.submit(prompt, output)] = (prompt, output)
+        for index, what in by_step.get(at, ()):
+            request = list(submitted)[index % len(submitted)]
+            if what == "abort":
+                driver.loop.abort(request, Cause.CLIENT, driver.now)
+            elif what == "finish" and driver.output_of.get(request):
+                driver.loop.finish(request, 1, driver.now)
+            elif what == "fail" and driver.loop.in_flight:
+                driver.ghost.fail_at.add(driver.loop.in_flight[0].step)
+        if not driver.step() and not pending:
+            break
+    assert driver.loop.idle
+    assert set(driver.ending_of) == set(submitted)
+    for request, (prompt, output) in submitted.items():
+        seen = driver.output_of[request]
+        assert seen == expected(prompt, output)[: len(seen)]
+        if driver.cause(request) == Cause.LENGTH:
+            assert len(seen) == output
+    pages = driver.loop.memory.pages
+    assert pages.free + pages.cached == pages.total
+    assert driver.loop.memory.cache.held == 0
