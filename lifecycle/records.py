@@ -243,4 +243,5 @@ def schema_hash() -> bytes:
     vocabularies: tuple[type[Enum], ...] = (State, Event, Cause)
     for words in vocabularies:
         lines.append(f"{words.__name__}: " + ", ".join(f"{word.name}={word.value}" for word in words))
+    lines.append(f"PageCounts: {PageCounts._fields}")
     return hashlib.sha256("\n".join(lines).encode()).digest()[:8]
