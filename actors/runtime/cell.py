@@ -20,7 +20,7 @@ from typing import Any, Protocol, Union, get_args, get_origin
 import structlog
 
 from actors.runtime.actor import Actor, Lane
-from actors.runtime.mailbox import Edge, Entry, Mailbox, Outcome
+from actors.runtime.mailbox import ACCEPTED, Edge, Entry, Mailbox, Outcome
 from actors.runtime.supervision import DeadLetters, Reason, Restart, RestartBudget
 from actors.runtime.timers import ActorTimer, TimerQueue
 
@@ -151,7 +151,7 @@ class Cell:
             self._host.dead_letters.add(self.name, edge.sender, message, Reason.UNKNOWN_MESSAGE)
             return False
         outcome = self.mailbox.put(message, edge)
-        if outcome is Outcome.ACCEPTED:
+        if outcome is ACCEPTED:
             return True
         if outcome is Outcome.HELD:
             assert edge.sender_mailbox is not None
