@@ -51,7 +51,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     tokens: Sequence[str] = list(metadata.get("tokenizer.ggml.tokens") or ())
     if not tokens:
         raise UnsupportedVocabulary("the GGUF file holds no vocabulary (tokenizer.ggml.tokens)")
-    types = [int(kind) for kind in metadata.get("tokenizer.ggml.token_type") or [TOKEN_NORMAL] * len(tokens)]
+    stored_types = metadata.get("tokenizer.ggml.token_type")
+    types = [TOKEN_NORMAL] * len(tokens) if stored_types is None else [int(each) for each in stored_types]
     if kind == "gpt2":
         tokenizer = _byte_level(metadata, tokens)
     elif kind == "llama":

@@ -1,0 +1,77 @@
+"""Text that is streamed token by token is the text of all tokens at once."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.text.incremental import MAX_WINDOW, ByteDecoder, Decoder, SilentDecoder, WindowDecoder, decoder_for
+from tests.actors.vocabularies import byte_level, sentencepiece, smollm2, wordpiece
+
+
+def streamed(decoder: Decoder, ids: list[int]) -> str:
+    return "".join([*(decoder.push(token) for token in ids), decoder.flush()])
+
+
+@pytest.mark.parametrize("name", ["byte_level", "sentencepiece", "smollm2", "wordpiece"])
+@given(data=st.data(), skip_special=st.booleans())
+def test_deltas_concatenate_to_the_whole_text(name: str, data: st.DataObject, skip_special: bool) -> None:
+    makers = {"byte_level": byte_level, "sentencepiece": sentencepiece, "smollm2": smollm2, "wordpiece": wordpiece}
+    vocabulary = makers[name]()
+    ids = data.draw(st.lists(st.integers(0, vocabulary.size - 1), max_size=30))
+    assert streamed(decoder_for(vocabulary, skip_special), ids) == vocabulary.decode(ids, skip_special)
+
+
+@given(st.text(max_size=20), st.booleans())
+def test_a_streamed_text_never_shows_half_a_character(text: str, hidden: bool) -> None:
+    vocabulary = byte_level()
+    ids = vocabulary.encode(text, add_special=False).tolist()
+    decoder = ByteDecoder(vocabulary, skip_special=hidden)
+    deltas = [decoder.push(token) for token in ids]
+    assert "".join(deltas).count("\ufffd") == vocabulary.decode(ids, hidden).count("\ufffd")
+    assert decoder.flush() == ""
+
+
+def test_an_incomplete_character_waits_and_ends_as_a_replacement() -> None:
+    vocabulary = sentencepiece()
+    euro = [vocabulary.tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in "€".encode()]
+    decoder = ByteDecoder(vocabulary)
+    assert [decoder.push(token) for token in euro] == ["", "", "€"]
+    assert [decoder.push(token) for token in euro[:2]] == ["", ""]
+    assert decoder.flush() == "\ufffd"
+    assert decoder.flush() == ""
+
+
+def test_a_hidden_token_between_the_halves_of_a_character_does_not_part_them() -> None:
+    vocabulary = sentencepiece()
+    euro = [vocabulary.tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in "€".encode()]
+    assert streamed(ByteDecoder(vocabulary), [euro[0], 1, *euro[1:]]) == "€"
+    assert streamed(ByteDecoder(vocabulary, skip_special=False), [euro[0], 1, *euro[1:]]) == "\ufffd<bos>\ufffd\ufffd"
+
+
+def test_spaces_between_special_tokens_can_be_left_out() -> None:
+    cls, sep, hello = 1, 2, 3
+    vocabulary = wordpiece()
+    ids = [hello, cls, sep, hello]
+    assert streamed(decoder_for(vocabulary, skip_special=False), ids) == "hello [CLS] [SEP] hello"
+    tight = decoder_for(vocabulary, skip_special=False, spaces_between_special_tokens=False)
+    assert streamed(tight, ids) == "hello [CLS][SEP] hello"
+
+
+def test_the_window_stays_short_however_long_the_output() -> None:
+    vocabulary = byte_level()
+    decoder = WindowDecoder(vocabulary)
+    first_byte = vocabulary.encode("é", add_special=False).tolist()[0]
+    for token in vocabulary.encode("hello world " * 50, add_special=False).tolist() + [first_byte] * 200:
+        decoder.push(token)
+        assert len(decoder._ids) <= 2 * MAX_WINDOW
+
+
+def test_a_request_for_ids_alone_gets_no_text() -> None:
+    assert streamed(SilentDecoder(), [1, 2, 3]) == ""
+
+
+def test_a_byte_decoder_needs_a_byte_table() -> None:
+    with pytest.raises(ValueError, match="byte table"):
+        ByteDecoder(wordpiece())

