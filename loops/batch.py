@@ -98,9 +98,9 @@ class Draft:
         if len(entries.pages):
             self.entries.append(entries)
 
-    def close(self) -> Plan:
-        """The finished step."""
-        entries = _concatenate(self.entries)
+    def close(self, replaced: list[PageEntries]) -> Plan:
+        """The finished step; `replaced` are page-table entries changed since the step before."""
+        entries = _concatenate([*replaced, *self.entries])
         count = len(self.decode_rows)
         rows, slots, starts = self.decode_rows, self.decode_slots, self.decode_starts
         lengths, yes, events = _ONES.lengths(count), _ONES.yes(count), _ONES.tokens(count)

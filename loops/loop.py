@@ -138,7 +138,7 @@ class Loop:
         if draft.empty:
             self.memory.ledger.discard(transaction)
             return None
-        plan = draft.close()
+        plan = draft.close(self.memory.take_replaced())
         self.memory.ledger.prepare(transaction)
         return plan
 

@@ -56,6 +56,8 @@ class Memory:
         self.num_pages: Int32s = np.zeros(num_slots, np.int32)
         self.length: Int32s = np.zeros(num_slots, np.int32)
         self.holds: list[Hold | None] = [None] * num_slots
+        self.replaced: list[PageEntries] = []
+        """Page-table entries changed outside a step: the next step must carry them to the worker, before its own."""
 
     # ---- within a step: undoable ----
 
@@ -136,6 +138,26 @@ class Memory:
         if len(insertion.adopted):
             self.pages.adopt(insertion.adopted)
         self.holds[slot] = insertion.hold
+        if (hold.num_tokens if hold is not None else 0) // self.page_size + len(insertion.adopted) < count:
+            self._deduplicate(slot, insertion.hold.pages)
+
+    def _deduplicate(self, slot: int, pages: Int32s) -> None:
+        """The cache had pages of its own for some of these tokens: use them and give ours back.
+
+        Otherwise the slot's hold would pin pages that it does not use, and a request that needs the whole pool could
+        wait for itself.
+        """
+        indices = np.flatnonzero(self.page_table[slot, : len(pages)] != pages).astype(np.int32)
+        ours, theirs = self.page_table[slot, indices], pages[indices]
+        self.pages.share(theirs)
+        self.pages.release(ours, self.ledger.fence)
+        self.page_table[slot, indices] = theirs
+        self.replaced.append(PageEntries(np.full(len(indices), slot, np.int32), indices, theirs))
+
+    def take_replaced(self) -> list[PageEntries]:
+        """Hand over `replaced`, once."""
+        replaced, self.replaced = self.replaced, []
+        return replaced
 
     def release(self, slot: int) -> None:
         """Everything that `slot` owns goes back; what a launched step may touch waits until it is resolved."""
