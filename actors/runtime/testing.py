@@ -25,13 +25,14 @@ class ManualContext:
         context.advance(1.0)                           # timers that come due are received on the way
         assert context.take_sent() == [Sent(...)]
 
-    Names in `full` refuse what is sent to them.
+    Names in `full` refuse DATA, names in `gone` refuse everything.
     """
 
     def __init__(self, actor: Actor, name: str, *, seed: int = 0, epoch_s: float = 1_000_000.0) -> None:
         self.name = name
         self.sent: list[Sent] = []
         self.full: set[str] = set()
+        self.gone: set[str] = set()
         self._actor = actor
         self._now = 0.0
         self._epoch_s = epoch_s
@@ -51,7 +52,7 @@ class ManualContext:
         return self._random
 
     def send(self, to: str, message: Any, lane: Lane = Lane.DATA) -> bool:
-        if to in self.full:
+        if to in self.gone or (to in self.full and lane is Lane.DATA):
             return False
         self.sent.append(Sent(to, message, lane))
         return True

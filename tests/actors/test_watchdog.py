@@ -86,7 +86,7 @@ def test_a_scheduler_that_is_gone_is_a_stall() -> None:
     watchdog = Watchdog(1.0, 5.0)
     context = ManualContext(watchdog, "watchdog")
     watchdog.receive(progress(1))
-    context.full.add("scheduler")
+    context.gone.add("scheduler")
     context.advance(6.0)
     assert reports(context) == [5.0]
 

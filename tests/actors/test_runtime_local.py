@@ -1,0 +1,74 @@
+"""The local runtime: the conformance suite in threads and on an event loop, and what only this runtime promises."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from actors.runtime.actor import Actor, Overflow
+from actors.runtime.local import LocalSystem, OnFailure
+from actors.runtime.supervision import DeadLetter, Restart
+from tests.actors.conformance import RuntimeConformance
+
+GENEROUS_S = 60.0
+"""Longest wait for what must happen; far above what the slowest machine needs, so only a hang gets there."""
+
+
+class TestThreads(RuntimeConformance):
+    """Each actor in its own thread."""
+
+    def make_system(
+        self,
+        *,
+        seed: int = 0,
+        on_failure: OnFailure | None = None,
+        on_dead_letter: Callable[[DeadLetter], None] | None = None,
+    ) -> LocalSystem:
+        return LocalSystem(seed, on_failure=on_failure, on_dead_letter=on_dead_letter)
+
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        with self.journal.changed:
+            assert self.journal.changed.wait_for(condition, GENEROUS_S), self.journal.entries[-20:]
+
+
+class LoopSystem(LocalSystem):
+    """A local system that puts every actor on one event loop."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def spawn(
+        self,
+        actor: Actor,
+        name: str,
+        *,
+        capacity: int = 1024,
+        overflow: Overflow = Overflow.REJECT,
+        loop: asyncio.AbstractEventLoop | None = None,
+        restart: Restart | None = None,
+    ) -> None:
+        super().spawn(actor, name, capacity=capacity, overflow=overflow, loop=loop or self.loop, restart=restart)
+
+
+class TestEventLoop(TestThreads):
+    """All actors on one event loop."""
+
+    def setup_method(self) -> None:
+        super().setup_method()
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, name="event loop")
+        self.thread.start()
+
+    def teardown_method(self) -> None:
+        try:
+            super().teardown_method()
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join(GENEROUS_S)
+            self.loop.close()
+
+    def make_system(self, **options: Any) -> LocalSystem:
+        system = LoopSystem(**options)
+        system.loop = self.loop
+        return system
