@@ -1,0 +1,93 @@
+"""Dequantised GGUF weights, kept as safetensors so that the second start maps a file instead of dequantising it.
+
+An entry's name is a hash of what it was made from (the GGUF file's size, modification time and header, the dtype, and
+the version of this code's conventions), so a changed file never meets an old entry. Entries appear by an atomic
+rename: a reader sees a whole file or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import structlog
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gpu.models.config import ModelConfig, weight_shapes
+from gpu.weights.checks import WeightMismatch, check_names
+from gpu.weights.gguf import GgufFile
+from gpu.weights.gguf_model import load_gguf_weights
+from gpu.weights.safetensors import FolderError, read_tensors
+
+# Raise when names, layouts or dtypes of the cached tensors change.
+CONVENTIONS = 1
+
+log = structlog.get_logger()
+
+
+def cache_directory() -> Path:
+    """`$PAWL_CACHE`, or `~/.cache/pawl`."""
+    given = os.environ.get("PAWL_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "pawl"
+
+
+def entry_path(file: GgufFile, dtype: torch.dtype, directory: Path) -> Path:
+    """Where the dequantised weights of `file` would be."""
+    status = file.path.stat()
+    facts = (CONVENTIONS, str(dtype), status.st_size, status.st_mtime_ns, file.header_digest())
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+    return directory / "weights" / f"{file.path.stem}-{digest}.safetensors"
+
+
+def _read_entry(path: Path, config: ModelConfig) -> dict[str, Tensor] | None:
+    """The entry's tensors; None when there is none or it is not whole."""
+    if not path.exists():
+        return None
+    try:
+        weights = dict(read_tensors(path))
+        check_names(path, weight_shapes(config), {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    except (FolderError, WeightMismatch) as error:
+        log.warning("cached weights are damaged and are made again", path=str(path), error=str(error))
+        return None
+    return weights
+
+
+def write_entry(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write `weights` to `path` so that it is there whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
+    os.close(handle)
+    try:
+        save_file(weights, name)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def load_cached_weights(
+    file: GgufFile, config: ModelConfig, dtype: torch.dtype, directory: Path | None = None
+) -> dict[str, Tensor]:
+    """The weights of a GGUF file in `dtype`: from the cache when it has them, else dequantised and then cached.
+
+    float32 is not cached: an entry would be several times the size of the model file, for a dtype that serves tests.
+    A cache that cannot be written is logged and does not stop the load.
+    """
+    if dtype == torch.float32:
+        return load_gguf_weights(file, config, dtype)
+    path = entry_path(file, dtype, directory or cache_directory())
+    cached = _read_entry(path, config)
+    if cached is not None:
+        return cached
+    weights = load_gguf_weights(file, config, dtype)
+    try:
+        write_entry(path, weights)
+    except OSError as error:
+        log.warning("weights were not cached", path=str(path), error=str(error))
+    return weights

@@ -1,0 +1,97 @@
+"""A Hugging Face folder as a model: `config.json` and safetensors files, one or sharded. Pickles are never opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gpu.models.config import ModelConfig, weight_shapes
+from gpu.models.huggingface import config_from_huggingface
+from gpu.weights.checks import check_names, is_norm
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class FolderError(Exception):
+    """The folder is not a model that can be loaded. `reason` says what to change."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+def folder_config(folder: Path) -> ModelConfig:
+    """The model that `config.json` describes. Raises FolderError or UnsupportedModel."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FolderError(folder, "there is no config.json: is this a Hugging Face model folder?") from None
+    except ValueError as error:
+        raise FolderError(folder, f"config.json is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise FolderError(folder, "config.json is not a JSON object")
+    return config_from_huggingface(values)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, in order. Raises FolderError where there is none, or a shard is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        # The index comes with the checkpoint, and so from anywhere: a name in it must not leave the folder.
+        if any(Path(name).name != name for name in names):
+            raise FolderError(folder, "model.safetensors.index.json names files outside the folder")
+        absent = [name for name in names if not (folder / name).exists()]
+        if absent:
+            raise FolderError(folder, f"shards are missing: {', '.join(absent)}")
+        return [folder / name for name in names]
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        reason = (
+            f"{pickles[0]} is a pickle, which can run any code when opened, so it is refused; "
+            "convert the weights to safetensors"
+        )
+        raise FolderError(folder, reason)
+    raise FolderError(folder, "there are no *.safetensors files")
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) for each tensor of one safetensors file, as views of a private memory map."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise FolderError(path, f"damaged safetensors file: {error}") from error
+
+
+def load_folder_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every weight in `dtype` (norms float32) under its canonical name; Gemma's norms with the 1 added.
+
+    Raises FolderError, or WeightMismatch when names or shapes are not what `config` needs.
+    """
+    shapes = weight_shapes(config)
+    weights = {}
+    for path in weight_files(folder):
+        for name, tensor in read_tensors(path):
+            # A tied head is sometimes stored again, and old Llama files store the rope's frequencies.
+            if (name == "lm_head.weight" and config.tied_embeddings) or name.endswith("rotary_emb.inv_freq"):
+                continue
+            if not is_norm(name):
+                weights[name] = tensor.to(dtype)
+            elif config.architecture == "gemma3":
+                weights[name] = tensor.to(torch.float32) + 1.0
+            else:
+                weights[name] = tensor.to(torch.float32)
+    check_names(folder, shapes, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    return weights
