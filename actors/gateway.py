@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import msgspec
 import structlog
 
-from actors.measures import DURATION_BUCKETS_S, FIRST_TOKEN_BUCKETS_S, TOKEN_BUCKETS_S, Histogram
+from actors.measures import DURATION_BUCKETS_S, FIRST_TOKEN_BUCKETS_S, TOKEN_BUCKETS_S, Histogram, Rate
 from actors.messages.control import Drain, FlushCache, GetState, Progress, Reply, Stalled
 from actors.messages.generate import Abort, Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
 from actors.runtime.actor import Actor, Down, Lane, Timer
@@ -86,6 +86,8 @@ class Gateway(Actor):
         self.request_duration = Histogram(DURATION_BUCKETS_S)
         self.time_to_first_token = Histogram(FIRST_TOKEN_BUCKETS_S)
         self.time_per_output_token = Histogram(TOKEN_BUCKETS_S)
+        self.throughput = Rate()
+        """Output tokens that reached clients."""
         self.stalled_s = 0.0
         """For how long the engine's loop has not moved; 0 while it moves."""
         self.progress: Progress | None = None
@@ -115,7 +117,7 @@ class Gateway(Actor):
         numbers = range(self._next_request, self._next_request + len(drafts))
         self._next_request = numbers.stop
         self.totals.submitted += len(drafts)
-        rids = [draft.rid or self._new_rid() for draft in drafts]
+        rids = [draft.rid or self.new_rid() for draft in drafts]
         refusal = self._why_not(rids)
         if refusal is not None:
             for request, sink in zip(numbers, sinks, strict=True):
@@ -135,10 +137,9 @@ class Gateway(Actor):
                 self._refuse(Refused(request, Cause.OVERLOADED, "the tokenizer's queue is full", HTTP_OVERLOADED))
         return tuple(numbers)
 
-    def rid_of(self, request: int) -> str | None:
-        """The name of a live request."""
-        entry = self._entries.get(request)
-        return entry.rid if entry is not None else None
+    def new_rid(self) -> str:
+        """A name that no other request has."""
+        return f"{self.context.random.getrandbits(128):032x}"
 
     def find(self, rid: str) -> tuple[int, ...]:
         """The live requests of exactly this name; empty when there is none."""
@@ -203,8 +204,11 @@ class Gateway(Actor):
     def receive(self, message: FromPeers) -> None:
         match message:
             case Outputs(outputs):
+                num_tokens = 0
                 for output in outputs:
+                    num_tokens += len(output.tokens)
                     self._output(output)
+                self.throughput.add(self.context.now(), num_tokens)
             case Accepted():
                 self._accept(message)
             case Refused():
@@ -236,9 +240,6 @@ class Gateway(Actor):
             raise AssertionError(f"named {named}, live {sorted(self._entries)}")
 
     # ---- inside ----
-
-    def _new_rid(self) -> str:
-        return f"{self.context.random.getrandbits(128):032x}"
 
     def _why_not(self, rids: Sequence[str]) -> Refused | None:
         if self.lost is not None:

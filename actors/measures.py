@@ -1,8 +1,12 @@
-"""A histogram that costs one bisection an observation; buckets as OpenTelemetry advises for generative AI."""
+"""Cheap measures: a histogram that costs one bisection an observation, and a rate over the last seconds.
+
+Buckets are those that OpenTelemetry advises for generative AI.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
 
 DURATION_BUCKETS_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -28,3 +32,27 @@ class Histogram:
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+
+WINDOW_S = 10
+
+
+class Rate:
+    """Events per second over the last `WINDOW_S` whole seconds; keeps one count for each second."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[tuple[int, int]] = deque()
+
+    def add(self, now: float, count: int) -> None:
+        """`count` events at `now`, seconds on a clock that does not go back."""
+        second = int(now)
+        if self._seconds and self._seconds[-1][0] == second:
+            count += self._seconds.pop()[1]
+        elif len(self._seconds) > WINDOW_S:
+            self._seconds.popleft()
+        self._seconds.append((second, count))
+
+    def per_second(self, now: float) -> float:
+        """The mean over the whole seconds before the one that `now` is in."""
+        second = int(now)
+        return sum(count for at, count in self._seconds if second - WINDOW_S <= at < second) / WINDOW_S

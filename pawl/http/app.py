@@ -1,0 +1,78 @@
+"""The ASGI application: routes, errors, keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from actors.gateway import Gateway
+from pawl.http.auth import KeyCheck
+from pawl.http.control import ControlRoutes
+from pawl.http.errors import Problem
+from pawl.http.generation import GenerationRoutes
+from pawl.http.info import ServerInfo, Tokenization
+from pawl.http.site import Site, Statistics
+
+DEFAULT_MAX_BODY_BYTES = 32 << 20
+
+
+def create_app(
+    gateway: Gateway,
+    info: ServerInfo,
+    tokenization: Tokenization,
+    *,
+    api_key: str | None = None,
+    admin_api_key: str | None = None,
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    probe_timeout_s: float = 20.0,
+    statistics: Statistics = dict,
+) -> Starlette:
+    """The application that serves one engine. It must run on the event loop that drives `gateway`."""
+    site = Site(gateway, info, tokenization, statistics, max_body_bytes, probe_timeout_s)
+    return Starlette(
+        routes=[*GenerationRoutes(site).routes(), *ControlRoutes(site).routes()],
+        middleware=[Middleware(KeyCheck, api_key=api_key, admin_api_key=admin_api_key)],
+        exception_handlers={
+            Problem: _problem,
+            HTTPException: _http_error,
+            ClientDisconnect: _disconnected,
+            Exception: _internal_error,
+        },
+    )
+
+
+def _respond(request: Request, problem: Problem) -> Response:
+    return problem.response(openai=request.url.path.startswith("/v1/"))
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return _respond(request, error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own: an unknown path, a wrong method."""
+    assert isinstance(error, HTTPException)
+    headers: Mapping[str, Any] = error.headers or {}
+    if error.status_code == 404:
+        return _respond(request, Problem(404, f"there is nothing at {request.url.path}", code="not_found"))
+    if error.status_code == 405:
+        allowed = headers.get("Allow", "")
+        text = f"{request.method} is not possible at {request.url.path}; it takes {allowed}"
+        return _respond(request, Problem(405, text, code="method_not_allowed", headers=headers))
+    return _respond(request, Problem(error.status_code, error.detail, headers=headers))
+
+
+async def _disconnected(request: Request, error: Exception) -> Response:
+    """The client went away while it still sent its body: nobody reads this."""
+    return Response(status_code=499)
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
+    return _respond(request, Problem(500, "the server failed; its log says more", code="internal"))

@@ -1,0 +1,79 @@
+"""`POST /v1/chat/completions`: the next message of a conversation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from actors.messages.generate import Submit
+from actors.sink import Delta
+from pawl.http.errors import Problem
+from pawl.http.info import ServerInfo
+from pawl.http.openai import OpenAiFace, base_draft, check_common, choices_of, finite
+from pawl.http.schemas import ChatBody, unsupported
+
+UNSUPPORTED = unsupported(ChatBody)
+
+
+def chat_drafts(body: ChatBody, info: ServerInfo) -> tuple[list[Submit], int]:
+    """One draft for each choice, and the number of choices. The messages themselves are checked by the template."""
+    n = check_common(body, info, UNSUPPORTED)
+    if not body.messages:
+        raise Problem(400, "messages must not be empty", param="messages")
+    limits = {limit for limit in (body.max_tokens, body.max_completion_tokens) if limit is not None}
+    if len(limits) > 1:
+        text = "max_tokens and max_completion_tokens contradict each other; send one of them"
+        raise Problem(400, text, param="max_completion_tokens")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise Problem(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
+    sampling = {
+        "max_new_tokens": next(iter(limits), None),
+        "top_logprobs": (body.top_logprobs or 0) if body.logprobs else None,
+    }
+    base = base_draft(body, sampling, info)
+    draft = msgspec.structs.replace(base, chat=tuple(body.messages), template_options=body.chat_template_kwargs or {})
+    return choices_of(draft, n), n
+
+
+class ChatFace(OpenAiFace):
+    """Replies of one call."""
+
+    chunk_object = "chat.completion.chunk"
+    whole_object = "chat.completion"
+
+    def __init__(self, *frame: Any, top_logprobs: int | None) -> None:
+        super().__init__(*frame)
+        self._top_logprobs = top_logprobs
+        self._begun: set[int] = set()
+
+    def text_part(self, index: int, text: bytes) -> bytes:
+        # The role comes with the first text: a chunk of its own would look like an early first token.
+        if index in self._begun:
+            return b',"delta":{"content":' + text + b"}"
+        self._begun.add(index)
+        return b',"delta":{"role":"assistant","content":' + text + b"}"
+
+    def choice(self, index: int, delta: Delta) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": delta.text, "refusal": None}}
+
+    def scores(self, index: int, delta: Delta) -> dict[str, Any] | None:
+        if self._top_logprobs is None:
+            return None
+        content = [
+            {
+                **_scored(entry.text, entry.logprob),
+                "top_logprobs": [_scored(text, logprob) for _, logprob, text in entry.top[: self._top_logprobs]],
+            }
+            for entry in delta.logprobs
+        ]
+        return {"content": content, "refusal": None}
+
+
+def _scored(text: str, logprob: float | None) -> dict[str, Any]:
+    """A token with its score. A token that is no whole character has no text, hence no bytes that we could give."""
+    return {
+        "token": text,
+        "logprob": finite(logprob),
+        "bytes": None if "\ufffd" in text else list(text.encode()),
+    }

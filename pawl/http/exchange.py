@@ -1,0 +1,141 @@
+"""One HTTP call for generated text, from submission to the last byte; the same for all routes.
+
+A `Face` knows what a route's replies look like. The exchange knows everything else: when the status line may go out,
+what a failure does before and after that, and that a client which hangs up, streaming or not, is an abort.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from actors.gateway import Gateway
+from actors.messages.generate import Submit
+from actors.sink import Delta, Inbox
+from lifecycle.states import Cause
+from pawl.http.errors import Problem, from_delta
+from pawl.http.streams import Bundle, watch
+
+HEADER_PATIENCE_S = 1.0
+"""A stream's status line waits this long for the first output, so that a refusal can still be a proper status."""
+
+DONE_EVENT = b"data: [DONE]\n\n"
+
+
+class Face(Protocol):
+    """What the replies of one call look like."""
+
+    independent: bool
+    """Whether an item that fails leaves the other items of the call alone."""
+
+    def delta(self, index: int, delta: Delta, inbox: Inbox) -> bytes:
+        """Server-sent events for what is new in request `index`; may be empty."""
+
+    def failure(self, problem: Problem) -> bytes:
+        """The event for a failure that ends the whole stream."""
+
+    def closing(self) -> bytes:
+        """Events after the last delta, before `[DONE]`; may be empty."""
+
+    def whole(self, deltas: Sequence[Delta]) -> bytes:
+        """The JSON body when nothing is streamed: everything of each request, in order."""
+
+    def problem(self, problem: Problem) -> Problem:
+        """The failure in this route's words."""
+
+
+class Exchange(Response):
+    """An ASGI response that submits `drafts`, and answers with what comes of them."""
+
+    def __init__(self, gateway: Gateway, drafts: Sequence[Submit], face: Face, stream: bool) -> None:
+        super().__init__()
+        self._gateway = gateway
+        self._drafts = drafts
+        self._face = face
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        bundle = Bundle(self._gateway, self._drafts, whole=not self._stream)
+        watcher = asyncio.ensure_future(watch(receive, bundle.abandon))
+        try:
+            await (self._streamed(bundle, send) if self._stream else self._collected(bundle, send))
+        finally:
+            watcher.cancel()
+            if bundle.open:
+                # The handler was cancelled or failed: nobody reads on.
+                bundle.abandon()
+
+    def _failure(self, bundle: Bundle, arrivals: Sequence[tuple[int, Delta]]) -> Problem | None:
+        """The failure among `arrivals` that ends the whole call; what else runs is then ended too."""
+        if self._face.independent and len(bundle.requests) > 1:
+            return None
+        for _, delta in arrivals:
+            problem = from_delta(delta)
+            if problem is not None:
+                bundle.abort(Cause.CLIENT, "another part of the same call failed")
+                return self._face.problem(problem)
+        return None
+
+    # ---- one body ----
+
+    async def _collected(self, bundle: Bundle, send: Send) -> None:
+        results: dict[int, Delta] = {}
+        while len(results) < len(bundle.requests):
+            arrivals = await bundle.arrivals()
+            if bundle.gone:
+                return
+            failure = self._failure(bundle, arrivals)
+            if failure is not None:
+                raise failure
+            results.update(arrivals)
+        ordered = [results[index] for index in range(len(results))]
+        problems = [from_delta(delta) for delta in ordered]
+        first = problems[0]
+        if first is not None and all(problems):
+            raise self._face.problem(first)
+        body = self._face.whole(ordered)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    # ---- events ----
+
+    async def _streamed(self, bundle: Bundle, send: Send) -> None:
+        arrivals = await bundle.arrivals(HEADER_PATIENCE_S)
+        failure = self._failure(bundle, arrivals)
+        if failure is not None:
+            raise failure
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        num_open = len(bundle.requests)
+        while not bundle.gone:
+            events = self._events(bundle, arrivals)
+            num_open -= sum(delta.final for _, delta in arrivals)
+            if failure is not None:
+                events += self._face.failure(failure)
+            last = failure is not None or num_open == 0
+            if last and failure is None:
+                events += self._face.closing()
+            if last:
+                events += DONE_EVENT
+            if events:
+                await send({"type": "http.response.body", "body": events, "more_body": not last})
+            if last:
+                return
+            arrivals = await bundle.arrivals()
+            failure = self._failure(bundle, arrivals)
+
+    def _events(self, bundle: Bundle, arrivals: Sequence[tuple[int, Delta]]) -> bytes:
+        face = self._face
+        if len(arrivals) == 1:
+            index, delta = arrivals[0]
+            return face.delta(index, delta, bundle.inboxes[index])
+        return b"".join(face.delta(index, delta, bundle.inboxes[index]) for index, delta in arrivals)

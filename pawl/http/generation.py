@@ -1,0 +1,71 @@
+"""The handlers of the routes that generate text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from actors.messages.generate import Submit
+from pawl.http.chat import ChatFace, chat_drafts
+from pawl.http.completions import CompletionFace, completion_drafts
+from pawl.http.exchange import Exchange
+from pawl.http.native import NativeFace, understand
+from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody
+from pawl.http.site import Site
+
+
+class GenerationRoutes:
+    """`/v1/completions`, `/v1/chat/completions` and `/generate`."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/generate", self.generate, methods=["POST", "PUT"]),
+        ]
+
+    async def complete(self, request: Request) -> Response:
+        body = await self._site.read(request, CompletionBody)
+        drafts, n = completion_drafts(body, self._site.info)
+        echoes = [self._echo(draft) for draft in drafts] if body.echo else []
+        drafts, frame = self._named(body, drafts, n, "cmpl")
+        face = CompletionFace(*frame, top_logprobs=body.logprobs, echoes=echoes)
+        return Exchange(self._site.gateway, drafts, face, bool(body.stream))
+
+    async def chat(self, request: Request) -> Response:
+        body = await self._site.read(request, ChatBody)
+        drafts, n = chat_drafts(body, self._site.info)
+        drafts, frame = self._named(body, drafts, n, "chatcmpl")
+        top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        face = ChatFace(*frame, top_logprobs=top_logprobs)
+        return Exchange(self._site.gateway, drafts, face, bool(body.stream))
+
+    async def generate(self, request: Request) -> Response:
+        body = await self._site.read(request, GenerateBody)
+        call = understand(body, self._site.info, self._site.gateway.new_rid)
+        return Exchange(self._site.gateway, call.drafts, NativeFace(call, self._site.info), bool(body.stream))
+
+    def _named(
+        self, body: CompletionBody | ChatBody, drafts: list[Submit], n: int, prefix: str
+    ) -> tuple[list[Submit], tuple[Any, ...]]:
+        """The drafts under the call's one rid, and what all faces of OpenAI's routes are made from."""
+        rid = body.rid or self._site.gateway.new_rid()
+        options = msgspec.structs.asdict(body.stream_options) if body.stream_options else {}
+        named = [msgspec.structs.replace(draft, rid=rid) for draft in drafts]
+        return named, (self._site.info, f"{prefix}-{rid}", int(time.time()), n, options)
+
+    def _echo(self, draft: Submit) -> Callable[[], str]:
+        """The prompt's text, made when it is needed: a prompt of bad token ids is refused before that."""
+        text, ids = draft.text, draft.token_ids
+        if text is not None:
+            return lambda: text
+        return lambda: self._site.tokenization.decode(ids or (), False)

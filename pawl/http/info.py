@@ -1,0 +1,41 @@
+"""What the HTTP face must know about the model and the server, and what it needs of the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+from numpy.typing import NDArray
+
+
+class Tokenization(Protocol):
+    """Text to token ids and back; the model's vocabulary."""
+
+    def encode(self, text: str, add_special: bool = True) -> NDArray[Any] | Sequence[int]: ...
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str: ...
+
+
+class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts that do not change while the server runs."""
+
+    model_name: str
+    """The name that replies carry."""
+    model_path: str
+    aliases: tuple[str, ...] = ()
+    """Other names that requests may use."""
+    context_length: int
+    """Tokens of prompt and output together, at the most."""
+    vocabulary_size: int
+    version: str
+    """Pawl's own."""
+    created: int = 0
+    """Seconds since the epoch when the server started."""
+    weight_version: str = "default"
+    settings: dict[str, Any] = msgspec.field(default_factory=dict)
+    """The configuration as `/server_info` shows it; no secrets."""
+
+    def knows(self, name: str) -> bool:
+        """Whether a request for model `name` is for this one."""
+        return name in (self.model_name, self.model_path) or name in self.aliases

@@ -1,0 +1,173 @@
+"""`GET /metrics`: Prometheus' text format, written by hand from the gateway's books and the scheduler's dump."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from actors.gateway import Gateway
+from actors.measures import Histogram
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Number = int | float
+
+
+class Metric(NamedTuple):
+    """How one value of the scheduler's dump is shown."""
+
+    path: tuple[str, ...]
+    name: str
+    kind: str
+    help: str
+    label: str | None = None
+    """Set where the value is an object: the label that tells its members apart."""
+    skip: frozenset[str] = frozenset()
+
+
+FROM_STATE: Sequence[Metric] = (
+    Metric(("requests",), "pawl_requests", "gauge", "Live requests by lifecycle state.", "state"),
+    Metric(("waiting",), "pawl_requests_waiting", "gauge", "Requests that wait to be admitted."),
+    Metric(("running",), "pawl_requests_running", "gauge", "Requests that hold a slot."),
+    Metric(("in_flight",), "pawl_steps_in_flight", "gauge", "Steps that were launched and not committed."),
+    Metric(
+        ("pages",), "pawl_pages", "gauge", "KV pages by owner class; total is all.", "owner", frozenset({"page_size"})
+    ),
+    Metric(("pages", "page_size"), "pawl_page_size_tokens", "gauge", "Tokens in one KV page."),
+    Metric(("slots",), "pawl_slots", "gauge", "Request slots.", "class"),
+    Metric(("cache",), "pawl_prefix_cache", "gauge", "Prefix cache: the cache's own counts.", "item"),
+    Metric(("journal",), "pawl_trace", "gauge", "Trace: records, gaps and sizes.", "item"),
+    Metric(("counters", "steps"), "pawl_steps_total", "counter", "Steps committed."),
+    Metric(("counters", "steps_lost"), "pawl_steps_lost_total", "counter", "Steps rolled back after a lost worker."),
+    Metric(("counters", "retractions"), "pawl_retractions_total", "counter", "Requests taken back to the queue."),
+    Metric(
+        ("counters", "dropped_tokens"), "pawl_dropped_tokens_total", "counter", "Tokens computed and not delivered."
+    ),
+    Metric(("counters", "received"), "pawl_scheduler_received_total", "counter", "Requests the scheduler took."),
+    Metric(("counters", "finished"), "pawl_scheduler_finished_total", "counter", "Requests that finished."),
+    Metric(("counters", "aborted"), "pawl_scheduler_aborted_total", "counter", "Requests that were aborted."),
+)
+
+FROM_ACTORS: Sequence[tuple[str, str, str, str]] = (
+    ("depth", "pawl_mailbox_depth", "gauge", "Messages that wait in an actor's mailbox."),
+    ("rejected", "pawl_mailbox_rejected_total", "counter", "Messages that a full mailbox refused."),
+    ("delivered", "pawl_mailbox_delivered_total", "counter", "Messages that an actor handled."),
+    ("dead_letters", "pawl_dead_letters_total", "counter", "Messages that no actor could take."),
+    ("restarts", "pawl_actor_restarts_total", "counter", "Times an actor was restarted."),
+)
+"""(key of an actor's numbers, metric, kind, help)."""
+
+
+class Page:
+    """The text under construction."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def add(self, name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], Number]]) -> None:
+        """One metric with its samples, (labels, value) each; nothing when there are none."""
+        lines = [f"{name}{_labels(labels)} {_number(value)}" for labels, value in samples]
+        if lines:
+            self._lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *lines]
+
+    def add_histogram(self, name: str, text: str, labels: Mapping[str, str], histogram: Histogram) -> None:
+        self._lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
+        running = 0
+        bounds = (*(f"{bound:g}" for bound in histogram.bounds), "+Inf")
+        for bound, count in zip(bounds, histogram.counts, strict=True):
+            running += count
+            self._lines.append(f"{name}_bucket{_labels({**labels, 'le': bound})} {running}")
+        self._lines.append(f"{name}_sum{_labels(labels)} {_number(histogram.total)}")
+        self._lines.append(f"{name}_count{_labels(labels)} {running}")
+
+    def text(self) -> str:
+        return "\n".join(self._lines) + "\n"
+
+
+def exposition(gateway: Gateway, state: Mapping[str, Any] | None, actors: Mapping[str, Mapping[str, Any]]) -> str:
+    """The whole page. `state` is the scheduler's dump, None when it did not answer."""
+    page = Page()
+    _from_gateway(page, gateway)
+    page.add("pawl_scheduler_up", "gauge", "Whether the scheduler answered.", [({}, int(state is not None))])
+    for metric in FROM_STATE if state is not None else ():
+        value = _at(state, metric.path)
+        if metric.label is None:
+            page.add(metric.name, metric.kind, metric.help, [({}, value)] if _is_number(value) else [])
+        elif isinstance(value, Mapping):
+            members = ((key, member) for key, member in value.items() if key not in metric.skip and _is_number(member))
+            samples = [({metric.label: str(key)}, member) for key, member in members]
+            page.add(metric.name, metric.kind, metric.help, samples)
+    for key, name, kind, text in FROM_ACTORS:
+        samples = [({"actor": actor}, n[key]) for actor, n in actors.items() if _is_number(n.get(key))]
+        page.add(name, kind, text, samples)
+    return page.text()
+
+
+def _from_gateway(page: Page, gateway: Gateway) -> None:
+    totals = gateway.totals
+    genai = {"gen_ai_operation_name": "text_completion"}
+    page.add_histogram(
+        "gen_ai_server_request_duration", "Seconds from submission to the end.", genai, gateway.request_duration
+    )
+    page.add_histogram(
+        "gen_ai_server_time_to_first_token", "Seconds to the first output token.", genai, gateway.time_to_first_token
+    )
+    page.add_histogram(
+        "gen_ai_server_time_per_output_token",
+        "Seconds for each output token after the first.",
+        genai,
+        gateway.time_per_output_token,
+    )
+    simple: Sequence[tuple[str, str, str, Number]] = (
+        ("pawl_requests_submitted_total", "counter", "Requests that reached the gateway.", totals.submitted),
+        ("pawl_requests_open", "gauge", "Requests without their terminal reply yet.", gateway.num_live),
+        ("pawl_prompt_tokens_total", "counter", "Prompt tokens of ended requests.", totals.prompt_tokens),
+        ("pawl_cached_tokens_total", "counter", "Prompt tokens that came from the cache.", totals.cached_tokens),
+        ("pawl_generated_tokens_total", "counter", "Output tokens of ended requests.", totals.generated_tokens),
+        (
+            "pawl_generation_throughput",
+            "gauge",
+            "Output tokens per second, over the last ten seconds.",
+            gateway.throughput.per_second(gateway.context.now()),
+        ),
+        (
+            "pawl_cache_hit_rate",
+            "gauge",
+            "Share of prompt tokens that came from the cache, since the start.",
+            totals.cached_tokens / totals.prompt_tokens if totals.prompt_tokens else 0.0,
+        ),
+        ("pawl_late_replies_total", "counter", "Answers that came after their ask had ended.", totals.late_replies),
+        ("pawl_stalled_seconds", "gauge", "For how long the engine has not moved; 0 is well.", gateway.stalled_s),
+    )
+    for name, kind, text, value in simple:
+        page.add(name, kind, text, [({}, value)])
+    ended = [({"cause": cause.value}, count) for cause, count in sorted(totals.ended.items())]
+    page.add("pawl_requests_ended_total", "counter", "Requests that ended, by cause.", ended)
+    violations = [({"property": name}, count) for name, count in sorted(totals.violations.items())]
+    page.add(
+        "pawl_violations_total", "counter", "Broken rules of the request's life.", violations or [({"property": ""}, 0)]
+    )
+
+
+def _at(state: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        state = state.get(key) if isinstance(state, Mapping) else None
+    return state
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: Number) -> str:
+    return repr(value)
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items()) + "}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,0 +1,258 @@
+"""`POST /generate`: the seed system's own API. Streams are cumulative: each event holds the whole text so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from actors.messages.generate import Done, Submit, TextOptions, TokenLogprob
+from actors.sink import Delta, Inbox
+from lifecycle.states import ABORT_CAUSES, Cause
+from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem
+from pawl.http.info import ServerInfo
+from pawl.http.openai import SAMPLING_FIELDS, check_sampling, choices_of, encode, finite, positive, same_fields
+from pawl.http.schemas import GenerateBody, NativeSampling, num_choices, refuse_unsupported, strings, unsupported
+
+DEFAULT_MAX_NEW_TOKENS = 128
+
+UNSUPPORTED = unsupported(GenerateBody, "log_metrics")
+UNSUPPORTED_SAMPLING = unsupported(NativeSampling)
+
+CLIENT_NAMES = {"token_ids": "input_ids", "top_logprobs": "top_logprobs_num", "chat": "text"}
+"""Our field names in the words of this route."""
+
+Item = TypeVar("Item")
+
+
+class Scoring(msgspec.Struct, frozen=True):
+    """Which log-probabilities one request's replies show."""
+
+    start: int | None
+    """First prompt position to score; None: the prompt is not scored."""
+    num_top: int
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A body, understood."""
+
+    drafts: tuple[Submit, ...]
+    scorings: tuple[Scoring | None, ...]
+    """One for each draft."""
+    single: bool
+    """Whether the reply is one object, not a list."""
+    texts: bool
+    """Whether scored tokens show their text."""
+
+
+def understand(body: GenerateBody, info: ServerInfo, new_rid: Callable[[], str]) -> Call:
+    """The requests that `body` asks for; refuses what is wrong with it, by name. All choices of a prompt share a rid, a
+    new one where the client gave none."""
+    refuse_unsupported(body, UNSUPPORTED)
+    prompts, listed = _prompts(body)
+    count = len(prompts)
+    samplings = _spread(body.sampling_params or NativeSampling(), count, "sampling_params")
+    rids = _spread(body.rid or "", count, "rid")
+    if isinstance(body.rid, list) and len(set(body.rid)) < count:
+        raise Problem(400, "rid must name each prompt differently", param="rid")
+    wanted = _spread(body.return_logprob or False, count, "return_logprob")
+    starts = _spread(-1 if body.logprob_start_len is None else body.logprob_start_len, count, "logprob_start_len")
+    tops = _spread(body.top_logprobs_num or 0, count, "top_logprobs_num")
+    if body.cache_salt and body.extra_key and body.cache_salt != body.extra_key:
+        raise Problem(400, "cache_salt and extra_key contradict each other; send one of them", param="extra_key")
+    drafts: list[Submit] = []
+    scorings: list[Scoring | None] = []
+    for prompt, sampling, rid, wants, start, top in zip(prompts, samplings, rids, wanted, starts, tops, strict=True):
+        scoring = Scoring(start if start >= 0 else None, top) if wants else None
+        draft = Submit(
+            request=0,
+            rid=rid or new_rid(),
+            text=prompt if isinstance(prompt, str) else None,
+            token_ids=None if isinstance(prompt, str) else prompt,
+            sampling=_sampling(sampling, scoring, info),
+            text_options=_text_options(sampling),
+            priority=body.priority or 0,
+            timeout_s=positive(body.timeout_s, "timeout_s"),
+            cache_salt=body.cache_salt or body.extra_key or "",
+        )
+        choices = choices_of(draft, num_choices(sampling.n))
+        drafts += choices
+        scorings += [scoring] * len(choices)
+    return Call(tuple(drafts), tuple(scorings), not listed and len(drafts) == 1, bool(body.return_text_in_logprobs))
+
+
+def _prompts(body: GenerateBody) -> tuple[list[str | tuple[int, ...]], bool]:
+    """The prompts, and whether they came as a list."""
+    if (body.text is None) == (body.input_ids is None):
+        raise Problem(400, "send exactly one of text and input_ids", param="text")
+    if isinstance(body.text, str):
+        return [body.text], False
+    if body.text is not None:
+        if not body.text:
+            raise Problem(400, "text must not be an empty list", param="text")
+        return list(body.text), True
+    ids = body.input_ids or []
+    if not ids:
+        raise Problem(400, "input_ids must not be an empty list", param="input_ids")
+    flat = tuple(item for item in ids if isinstance(item, int))
+    lists = [tuple(item) for item in ids if not isinstance(item, int)]
+    if flat and lists:
+        raise Problem(400, "input_ids must not mix token ids and lists", param="input_ids")
+    return ([flat], False) if flat else ([*lists], True)
+
+
+def _spread(value: Item | list[Item], count: int, name: str) -> list[Item]:
+    """One value for all, or a list with one for each."""
+    if not isinstance(value, list):
+        return [value] * count
+    if len(value) != count:
+        raise Problem(400, f"{name} has {len(value)} entries for {count} prompts", param=name)
+    return value
+
+
+def _sampling(sampling: NativeSampling, scoring: Scoring | None, info: ServerInfo) -> dict[str, Any]:
+    refuse_unsupported(sampling, UNSUPPORTED_SAMPLING)
+    fields = same_fields(sampling, (*SAMPLING_FIELDS, "max_new_tokens", "min_new_tokens"))
+    fields.setdefault("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
+    seeds = {seed for seed in (sampling.seed, sampling.sampling_seed) if seed is not None}
+    if len(seeds) > 1:
+        raise Problem(400, "seed and sampling_seed contradict each other; send one of them", param="seed")
+    if seeds:
+        fields["seed"] = seeds.pop()
+    if scoring is not None:
+        fields["top_logprobs"] = scoring.num_top
+        if scoring.start is not None:
+            fields["prompt_logprobs"] = True
+    check_sampling(fields, info, CLIENT_NAMES)
+    return fields
+
+
+def _text_options(sampling: NativeSampling) -> TextOptions:
+    return TextOptions(
+        stop=strings(sampling.stop, "stop"),
+        include_stop=bool(sampling.no_stop_trim),
+        skip_special_tokens=sampling.skip_special_tokens is not False,
+        spaces_between_special_tokens=sampling.spaces_between_special_tokens is not False,
+    )
+
+
+def finish_reason(done: Done) -> dict[str, Any]:
+    """How a request ended, in the seed system's words."""
+    if done.cause is Cause.LENGTH:
+        return {"type": "length", "length": done.usage.completion_tokens}
+    if done.cause in ABORT_CAUSES:
+        return _aborted(done.message or MESSAGE_OF_CAUSE[done.cause], STATUS_OF_CAUSE[done.cause])
+    return {"type": "stop", "matched": done.matched}
+
+
+def _aborted(message: str, status: int) -> dict[str, Any]:
+    return {"type": "abort", "message": message, "status_code": status}
+
+
+class _Progress:
+    """What one request has given so far."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+    def add(self, delta: Delta) -> None:
+        self.texts.append(delta.text)
+        self.tokens.extend(delta.tokens)
+        self.logprobs.extend(delta.logprobs)
+        self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
+
+
+class NativeFace:
+    """Replies of one call."""
+
+    independent = True
+
+    def __init__(self, call: Call, info: ServerInfo) -> None:
+        self._call = call
+        self._info = info
+        self._progress = [_Progress() for _ in call.drafts]
+
+    def delta(self, index: int, delta: Delta, inbox: Inbox) -> bytes:
+        self._progress[index].add(delta)
+        prompt = inbox.prompt or self._call.drafts[index].token_ids
+        result = self._result(index, delta, len(prompt) if prompt else None)
+        if not self._call.single:
+            result["index"] = index
+        return b"data: " + encode(result) + b"\n\n"
+
+    def failure(self, problem: Problem) -> bytes:
+        return b"data: " + encode(problem.body(openai=False)) + b"\n\n"
+
+    def closing(self) -> bytes:
+        return b""
+
+    def whole(self, deltas: Sequence[Delta]) -> bytes:
+        results = []
+        for index, delta in enumerate(deltas):
+            self._progress[index].add(delta)
+            results.append(self._result(index, delta, None))
+        return encode(results[0] if self._call.single else results)
+
+    def problem(self, problem: Problem) -> Problem:
+        return problem.renamed(CLIENT_NAMES)
+
+    def _result(self, index: int, delta: Delta, num_prompt: int | None) -> dict[str, Any]:
+        progress = self._progress[index]
+        # Joined parts are kept joined, so that a long text is not put together from all its pieces each time.
+        progress.texts = ["".join(progress.texts)]
+        meta: dict[str, Any] = {
+            "id": self._call.drafts[index].rid,
+            "finish_reason": None,
+            "weight_version": self._info.weight_version,
+            "completion_tokens": len(progress.tokens),
+        }
+        if num_prompt is not None:
+            meta["prompt_tokens"] = num_prompt
+        if delta.done is not None:
+            meta |= _ending(delta.done)
+        if delta.refusal is not None:
+            refusal = self.problem(Problem(delta.refusal.status, delta.refusal.message))
+            meta["finish_reason"] = _aborted(refusal.message, refusal.status)
+        scoring = self._call.scorings[index]
+        if scoring is not None:
+            meta |= self._scores(progress, scoring)
+        return {"text": progress.texts[0], "output_ids": progress.tokens, "meta_info": meta}
+
+    def _scores(self, progress: _Progress, scoring: Scoring) -> dict[str, Any]:
+        prompt = progress.prompt_logprobs[scoring.start :] if scoring.start is not None else ()
+        scores: dict[str, Any] = {
+            "input_token_logprobs": [self._score(entry.logprob, entry.token, entry.text) for entry in prompt],
+            "output_token_logprobs": [self._score(e.logprob, e.token, e.text) for e in progress.logprobs],
+        }
+        if scoring.num_top:
+            scores["input_top_logprobs"] = [self._rivals(entry, scoring.num_top) for entry in prompt]
+            scores["output_top_logprobs"] = [self._rivals(entry, scoring.num_top) for entry in progress.logprobs]
+        return scores
+
+    def _score(self, logprob: float | None, token: int, text: str) -> list[Any]:
+        return [finite(logprob), token, text if self._call.texts else None]
+
+    def _rivals(self, entry: TokenLogprob, num_top: int) -> list[Any] | None:
+        if entry.logprob is None:
+            return None
+        return [self._score(logprob, token, text) for token, logprob, text in entry.top[:num_top]]
+
+
+def _ending(done: Done) -> dict[str, Any]:
+    """What is known at the end only."""
+    timing = done.timing
+    ending: dict[str, Any] = {
+        "finish_reason": finish_reason(done),
+        "prompt_tokens": done.usage.prompt_tokens,
+        "completion_tokens": done.usage.completion_tokens,
+        "cached_tokens": done.usage.cached_tokens,
+        "num_retractions": done.usage.retractions,
+        "e2e_latency": timing.ended - timing.submitted,
+    }
+    if timing.admitted is not None:
+        ending["queue_time"] = timing.admitted - timing.submitted
+    return ending

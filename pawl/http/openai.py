@@ -1,0 +1,253 @@
+"""What `/v1/completions` and `/v1/chat/completions` share: names, checks, usage, and the frame of a streamed chunk."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from actors.messages.generate import Done, Submit, TextOptions, Usage
+from actors.sampling import build_sampling
+from actors.sink import Delta, Inbox
+from actors.text.invalid import InvalidRequest
+from lifecycle.states import Cause
+from pawl.http.errors import Problem, from_delta, from_invalid
+from pawl.http.info import ServerInfo
+from pawl.http.schemas import ChatBody, CompletionBody, num_choices, refuse_unsupported, strings
+
+encode = msgspec.json.Encoder().encode
+
+FINISH_REASONS: Mapping[Cause, str] = {
+    Cause.LENGTH: "length",
+    Cause.EOS: "stop",
+    Cause.STOP_TOKEN: "stop",
+    Cause.STOP_STRING: "stop",
+    Cause.CLIENT: "abort",
+}
+
+LOWEST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON cannot say."""
+
+CLIENT_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "token_ids": "prompt",
+    "text": "prompt",
+}
+"""Our field names in the words of OpenAI's API."""
+
+SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "stop_token_ids",
+    "ignore_eos",
+)
+"""Fields that have the same name in all APIs."""
+
+
+def check_model(info: ServerInfo, name: str | None) -> None:
+    """Refuse a request for a model that is not served here."""
+    if name is not None and not info.knows(name):
+        text = f"the model {name!r} does not exist here; this server has {info.model_name!r}"
+        raise Problem(404, text, param="model", code="model_not_found")
+
+
+def check_sampling(fields: Mapping[str, Any], info: ServerInfo, names: Mapping[str, str]) -> None:
+    """Refuse values out of range, in the words of the route."""
+    try:
+        build_sampling(fields, vocabulary_size=info.vocabulary_size)
+    except InvalidRequest as error:
+        raise from_invalid(error).renamed(names) from None
+
+
+def same_fields(body: msgspec.Struct, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the fields that the client set."""
+    return {name: value for name in names if (value := getattr(body, name)) is not None}
+
+
+def choices_of(draft: Submit, n: int) -> list[Submit]:
+    """`n` requests for one prompt. A given seed counts upwards, so that the choices differ and can be repeated."""
+    seed = draft.sampling.get("seed")
+    if n == 1:
+        return [draft]
+    if seed is None:
+        return [draft] * n
+    return [msgspec.structs.replace(draft, sampling={**draft.sampling, "seed": seed + index}) for index in range(n)]
+
+
+def base_draft(body: CompletionBody | ChatBody, sampling: Mapping[str, Any], info: ServerInfo) -> Submit:
+    """A draft with everything but the prompt; `sampling` holds what the two routes name differently."""
+    fields = same_fields(body, SAMPLING_FIELDS)
+    fields |= {name: value for name, value in sampling.items() if value is not None}
+    if body.seed is not None:
+        fields["seed"] = body.seed
+    if body.min_tokens is not None:
+        fields["min_new_tokens"] = body.min_tokens
+    check_sampling(fields, info, CLIENT_NAMES)
+    options = TextOptions(
+        stop=strings(body.stop, "stop"),
+        include_stop=bool(body.include_stop_str_in_output),
+        skip_special_tokens=body.skip_special_tokens is not False,
+        spaces_between_special_tokens=body.spaces_between_special_tokens is not False,
+    )
+    return Submit(
+        request=0,
+        rid=body.rid or "",
+        sampling=fields,
+        text_options=options,
+        priority=body.priority or 0,
+        timeout_s=positive(body.timeout_s, "timeout_s"),
+        cache_salt=body.cache_salt or "",
+    )
+
+
+def positive(seconds: float | None, name: str) -> float | None:
+    """A time limit, which must leave some time."""
+    if seconds is not None and seconds <= 0:
+        raise Problem(400, f"{name} must be above 0, not {seconds:g}", param=name)
+    return seconds
+
+
+def check_common(body: CompletionBody | ChatBody, info: ServerInfo, unsupported: tuple[str, ...]) -> int:
+    """The checks that come before all others; returns the number of choices for each prompt."""
+    check_model(info, body.model)
+    refuse_unsupported(body, unsupported)
+    if body.stream_options is not None:
+        refuse_unsupported(body.stream_options, ("include_obfuscation",))
+        if not body.stream:
+            raise Problem(400, "stream_options is only allowed when stream is true", param="stream_options")
+    return num_choices(body.n)
+
+
+def usage_body(usages: Sequence[Usage], n: int) -> dict[str, Any]:
+    """OpenAI's `usage`: each prompt counts once, however many choices it has (`n` consecutive entries each)."""
+    prompt = sum(usage.prompt_tokens for usage in usages[::n])
+    completion = sum(usage.completion_tokens for usage in usages)
+    cached = sum(usage.cached_tokens for usage in usages[::n])
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, LOWEST_LOGPROB)
+
+
+def stop_reason(done: Done | None) -> str | int | None:
+    """What stopped it, where that was the client's own choice."""
+    return done.matched if done is not None and done.cause in (Cause.STOP_STRING, Cause.STOP_TOKEN) else None
+
+
+class OpenAiFace(ABC):
+    """A face (see `exchange`) whose chunks are mostly a frame that is the same for all of one call's chunks."""
+
+    independent = False
+    chunk_object = ""
+    whole_object = ""
+
+    def __init__(
+        self, info: ServerInfo, identity: str, created: int, n: int, stream_options: Mapping[str, bool | None]
+    ) -> None:
+        self._head = {"id": identity, "created": created, "model": info.model_name}
+        self._n = n
+        self._include_usage = bool(stream_options.get("include_usage"))
+        self._continuous_usage = bool(stream_options.get("continuous_usage_stats"))
+        self._usages: dict[int, Usage] = {}
+        self._num_tokens: dict[int, int] = {}
+        # A chunk is `prefix index middle text tail`; everything but index and text is encoded once.
+        frame = {**self._head, "object": self.chunk_object}
+        self._prefix = b"data: " + encode(frame)[:-1] + b',"choices":[{"index":'
+        self._tail = b"}]" + (b',"usage":null' if self._include_usage else b"") + b"}\n\n"
+
+    # ---- what the two routes do differently ----
+
+    @abstractmethod
+    def text_part(self, index: int, text: bytes) -> bytes:
+        """The members of a streamed choice that carry `text` (a JSON string), starting with a comma."""
+
+    @abstractmethod
+    def scores(self, index: int, delta: Delta) -> dict[str, Any] | None:
+        """`logprobs` of one choice; None where none were asked for."""
+
+    @abstractmethod
+    def choice(self, index: int, delta: Delta) -> dict[str, Any]:
+        """One choice of a whole reply, without index, logprobs and reasons."""
+
+    def opening(self, index: int, delta: Delta) -> str:
+        """Text that goes before the first delta's own."""
+        return ""
+
+    # ---- face ----
+
+    def delta(self, index: int, delta: Delta, inbox: Inbox) -> bytes:
+        first = index not in self._num_tokens
+        self._num_tokens[index] = self._num_tokens.get(index, 0) + len(delta.tokens)
+        done = delta.done
+        text = self.opening(index, delta) + delta.text if first else delta.text
+        scored = bool(delta.logprobs or delta.prompt_logprobs or done)
+        if not text and not scored:
+            return b""
+        if from_delta(delta) is not None:
+            return b""  # the failure has an event of its own
+        if done is not None:
+            self._usages[index] = done.usage
+        reason = FINISH_REASONS[done.cause] if done is not None else None
+        scores = self.scores(index, delta) if scored else None
+        ending = b',"logprobs":' + encode(scores) + b',"finish_reason":' + encode(reason)
+        if done is not None:
+            ending += b',"stop_reason":' + encode(stop_reason(done))
+        tail = self._tail if not self._continuous_usage else self._tail_with_usage(index, inbox, done)
+        return b"%b%d%b%b%b" % (self._prefix, index, self.text_part(index, encode(text)), ending, tail)
+
+    def _tail_with_usage(self, index: int, inbox: Inbox, done: Done | None) -> bytes:
+        """Usage so far of this choice. Before the end the prompt's length is known only if the tokenizer told it."""
+        if done is None:
+            if inbox.prompt is None:
+                return self._tail
+            usage = Usage(len(inbox.prompt), self._num_tokens[index], 0)
+        else:
+            usage = done.usage
+        return b'}],"usage":' + encode(usage_body([usage], 1)) + b"}\n\n"
+
+    def closing(self) -> bytes:
+        if not self._include_usage:
+            return b""
+        usages = [self._usages[index] for index in sorted(self._usages)]
+        body = {**self._head, "object": self.chunk_object, "choices": [], "usage": usage_body(usages, self._n)}
+        return b"data: " + encode(body) + b"\n\n"
+
+    def failure(self, problem: Problem) -> bytes:
+        return b"data: " + encode(problem.body(openai=True)) + b"\n\n"
+
+    def whole(self, deltas: Sequence[Delta]) -> bytes:
+        choices, usages = [], []
+        for index, delta in enumerate(deltas):
+            if delta.done is None:
+                raise AssertionError("a refused request has no whole reply")
+            usages.append(delta.done.usage)
+            choices.append(
+                {
+                    "index": index,
+                    **self.choice(index, delta),
+                    "logprobs": self.scores(index, delta),
+                    "finish_reason": FINISH_REASONS[delta.done.cause],
+                    "stop_reason": stop_reason(delta.done),
+                }
+            )
+        return encode(
+            {**self._head, "object": self.whole_object, "choices": choices, "usage": usage_body(usages, self._n)}
+        )
+
+    def problem(self, problem: Problem) -> Problem:
+        return problem.renamed(CLIENT_NAMES)

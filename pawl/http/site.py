@@ -1,0 +1,33 @@
+"""What every route handler needs, in one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from actors.gateway import Gateway
+from pawl.http.body import Body, decode, read_body
+from pawl.http.info import ServerInfo, Tokenization
+
+Statistics = Callable[[], Mapping[str, Mapping[str, Any]]]
+"""Numbers of the running actors by name: `depth`, `rejected` and so on; see `metrics`."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One served model: its engine behind the gateway, and the limits of its HTTP face."""
+
+    gateway: Gateway
+    info: ServerInfo
+    tokenization: Tokenization
+    statistics: Statistics
+    max_body_bytes: int
+    probe_timeout_s: float
+    """How long `/health_generate` waits for its token."""
+
+    async def read(self, request: Request, kind: type[Body]) -> Body:
+        """The request's body as `kind`."""
+        return decode(await read_body(request, self.max_body_bytes), kind)
