@@ -1,0 +1,25 @@
+"""What a decoder asks of attention: prepare once for a batch, then attend in each layer."""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from gpu.backend import ForwardInputs
+
+Plan = TypeVar("Plan")
+
+
+class Attention(Protocol, Generic[Plan]):
+    """Attention over the pages of a KvStore."""
+
+    def prepare(self, inputs: ForwardInputs) -> Plan:
+        """What all layers share for this batch: which pages to read and write."""
+
+    def attend(self, plan: Plan, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Store the batch's keys and values, then attend.
+
+        query [t, heads, head_dim] and key [t, kv_heads, head_dim] have been turned by rope; value is as key. Returns
+        [t, heads * head_dim].
+        """

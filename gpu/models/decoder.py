@@ -1,0 +1,159 @@
+"""The decoder in plain torch: one class for every supported architecture, on any device.
+
+It works on a flat batch [t, hidden] of tokens of many requests; only attention knows which rows belong together. Two
+products are fused by stacking weights when the decoder is made: q, k, v, and gate, up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import Tensor
+
+from gpu.attention.base import Attention
+from gpu.attention.paged import PagedAttention, PagedPlan
+from gpu.backend import ForwardInputs
+from gpu.devices import upload
+from gpu.kv import KvStore
+from gpu.models.config import ModelConfig, Rope
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer, packed. Matrices [outputs, inputs] in the model's dtype, norms float32."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    output: Tensor
+    attention_norm: Tensor | None
+    """After attention, before the residual is added."""
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+    after_mlp_norm: Tensor | None
+
+
+def _pack_layer(config: ModelConfig, weights: dict[str, Tensor], layer: int, device: torch.device) -> LayerWeights:
+    def take(*names: str) -> Tensor:
+        parts = [weights.pop(f"model.layers.{layer}.{name}").to(device) for name in names]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def norm(exists: bool, name: str) -> Tensor | None:
+        return take(f"{name}.weight") if exists else None
+
+    projections = [f"self_attn.{part}_proj" for part in "qkv"]
+    sandwich = config.sandwich_norms
+    return LayerWeights(
+        input_norm=take("input_layernorm.weight"),
+        qkv=take(*(f"{name}.weight" for name in projections)),
+        qkv_bias=take(*(f"{name}.bias" for name in projections)) if config.qkv_bias else None,
+        query_norm=norm(config.qk_norm, "self_attn.q_norm"),
+        key_norm=norm(config.qk_norm, "self_attn.k_norm"),
+        output=take("self_attn.o_proj.weight"),
+        attention_norm=norm(sandwich, "post_attention_layernorm"),
+        mlp_norm=take("pre_feedforward_layernorm.weight" if sandwich else "post_attention_layernorm.weight"),
+        gate_up=take("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+        down=take("mlp.down_proj.weight"),
+        after_mlp_norm=norm(sandwich, "post_feedforward_layernorm"),
+    )
+
+
+class RopeTable:
+    """Turns query and key heads by angles that grow with their position."""
+
+    def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
+        self.frequencies = upload(rope.inverse_frequencies(head_dim), device)
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, float32 [t, 1, head_dim / 2], for positions float32 [t]."""
+        angles = (positions[:, None] * self.frequencies)[:, None]
+        return angles.cos(), angles.sin()
+
+
+def turn(heads: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply rope to [t, heads, head_dim]; computed in float32, returned in the input's dtype."""
+    cosine, sine = angles
+    first, second = heads.float().chunk(2, -1)
+    turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), -1)
+    return turned.to(heads.dtype)
+
+
+class TorchDecoder:
+    """`Backend` in plain torch. The result of a row may differ in its last bits with what it is batched with."""
+
+    name = "torch"
+
+    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], kv: KvStore, *, threads: int) -> None:
+        """Takes `weights` over (see `gpu.backend`). `threads` sets torch's thread count for this process."""
+        torch.set_num_threads(threads)
+        self.config = config
+        self.device = kv.data.device
+        self.attention: Attention[PagedPlan] = PagedAttention(config, kv)
+        self.layers = [_pack_layer(config, weights, index, self.device) for index in range(config.num_layers)]
+        self.embedding = weights.pop("model.embed_tokens.weight").to(self.device)
+        self.final_norm = weights.pop("model.norm.weight").to(self.device)
+        self.head = self.embedding if config.tied_embeddings else weights.pop("lm_head.weight").to(self.device)
+        ropes = {config.rope_of(layer) for layer in range(config.num_layers)}
+        self.ropes = {rope: RopeTable(rope, config.head_dim, self.device) for rope in ropes}
+
+    def forward(self, inputs: ForwardInputs) -> Tensor:
+        """See `Backend.forward`."""
+        positions = upload(inputs.positions, self.device).float()
+        angles = {rope: table.angles(positions) for rope, table in self.ropes.items()}
+        plan = self.attention.prepare(inputs)
+        hidden = self.embedding[inputs.tokens]
+        if self.config.embedding_scale != 1.0:
+            hidden = hidden * self.config.embedding_scale
+        last = self.config.num_layers - 1
+        for index, layer in enumerate(self.layers):
+            attended = self._attend(plan, index, layer, hidden, angles[self.config.rope_of(index)])
+            if index == last:
+                # Past the last attention only the wanted rows matter.
+                attended, hidden = self._wanted(inputs, attended), self._wanted(inputs, hidden)
+            hidden = self._after_attention(layer, hidden, attended)
+        return F.linear(self._norm(hidden, self.final_norm), self.head).float()
+
+    def _wanted(self, inputs: ForwardInputs, rows: Tensor) -> Tensor:
+        if len(inputs.logit_rows) == len(rows):
+            return rows
+        return rows.index_select(0, upload(inputs.logit_rows.astype(np.int64), self.device))
+
+    def _norm(self, rows: Tensor, weight: Tensor) -> Tensor:
+        normed = F.rms_norm(rows.float(), weight.shape, weight, self.config.norm_epsilon)
+        return normed.to(rows.dtype)
+
+    def _attend(
+        self, plan: PagedPlan, index: int, layer: LayerWeights, hidden: Tensor, angles: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """[t, hidden] -> [t, heads * head_dim], before the output projection."""
+        config = self.config
+        fused = F.linear(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias)
+        heads = fused.view(len(hidden), -1, config.head_dim)
+        first_value = config.num_heads + config.num_kv_heads
+        query, key, value = (
+            heads[:, : config.num_heads],
+            heads[:, config.num_heads : first_value],
+            heads[:, first_value:],
+        )
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)
+        return self.attention.attend(plan, index, turn(query, angles), turn(key, angles), value)
+
+    def _after_attention(self, layer: LayerWeights, hidden: Tensor, attended: Tensor) -> Tensor:
+        """Output projection, MLP and both residuals: [n, hidden]."""
+        projected = F.linear(attended, layer.output)
+        if layer.attention_norm is not None:
+            projected = self._norm(projected, layer.attention_norm)
+        hidden = hidden + projected
+        gate, up = F.linear(self._norm(hidden, layer.mlp_norm), layer.gate_up).chunk(2, -1)
+        gate = F.silu(gate) if self.config.activation == "silu" else F.gelu(gate, approximate="tanh")
+        inner = F.linear(gate * up, layer.down)
+        if layer.after_mlp_norm is not None:
+            inner = self._norm(inner, layer.after_mlp_norm)
+        return hidden + inner
