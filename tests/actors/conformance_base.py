@@ -86,7 +86,7 @@ class Scribe(Actor):
     """Does as it is told and writes down what it receives and what the runtime calls. `armed` decides whether a
     `Crash` goes off."""
 
-    accepts = Command
+    accepts: Any = Command
 
     def __init__(self, journal: Journal, armed: Callable[[Crash], bool] = lambda _: True) -> None:
         self.journal = journal

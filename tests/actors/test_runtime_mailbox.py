@@ -1,0 +1,187 @@
+"""The mailbox, read and written by one thread: each rule by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from actors.runtime.actor import Lane, Overflow
+from actors.runtime.mailbox import BURST, HOLD_CEILING, Edge, Mailbox, Outcome
+
+
+def mailbox(capacity: int = 100, overflow: Overflow = Overflow.REJECT) -> Mailbox:
+    return Mailbox(capacity, overflow)
+
+
+def edge(lane: Lane = Lane.DATA, sender: Mailbox | None = None) -> Edge:
+    return Edge("sender", lane, sender)
+
+
+def take_all(box: Mailbox) -> list[Any]:
+    taken = []
+    while (entry := box.take()) is not None:
+        taken.append(entry[0])
+    return taken
+
+
+def test_an_edge_numbers_what_was_accepted_and_nothing_else() -> None:
+    box, data = mailbox(capacity=2), edge()
+    outcomes = [box.put(text, data) for text in "abc"]
+    assert outcomes == [Outcome.ACCEPTED, Outcome.ACCEPTED, Outcome.REJECTED]
+    assert [box.take() for _ in range(2)] == [("a", data, 1), ("b", data, 2)]
+    box.put("d", data)
+    assert box.take() == ("d", data, 3)
+
+
+def test_one_data_message_is_taken_after_each_burst_of_higher_ones() -> None:
+    box, data, control = mailbox(), edge(), edge(Lane.CONTROL)
+    for _ in range(2):
+        box.put("data", data)
+    for _ in range(3 * BURST):
+        box.put("control", control)
+    taken = take_all(box)
+    assert [index for index, message in enumerate(taken) if message == "data"] == [BURST, 2 * BURST + 1]
+
+
+def test_control_messages_before_the_data_came_do_not_count_as_its_waiting() -> None:
+    box, data, control = mailbox(), edge(), edge(Lane.CONTROL)
+    for _ in range(10 * BURST):
+        box.put("control", control)
+    for _ in range(10 * BURST):
+        box.take()
+    box.put("data", data)
+    box.put("abort", control)
+    assert take_all(box) == ["abort", "data"]
+
+
+def test_a_fenced_message_waits_for_all_before_it_and_overtakes_all_after_it() -> None:
+    box = mailbox()
+    lanes = [edge(lane) for lane in Lane]
+    for sender in lanes:
+        box.put(f"before {sender.lane}", sender)
+    box.put_fenced("down", edge(Lane.SYSTEM))
+    for sender in lanes:
+        box.put(f"after {sender.lane}", sender)
+    taken = take_all(box)
+    # The later SYSTEM and CONTROL messages overtake earlier DATA as always; the fence is passed only after that.
+    assert taken == ["before 0", "after 0", "before 1", "after 1", "before 2", "down", "after 2"]
+
+
+def test_a_fence_in_an_empty_mailbox_is_passed_at_once() -> None:
+    box = mailbox()
+    assert box.put_fenced("down", edge(Lane.SYSTEM))
+    assert take_all(box) == ["down"]
+
+
+def test_a_held_reader_takes_control_but_no_data() -> None:
+    box = mailbox()
+    box.put("data", edge())
+    box.put("control", edge(Lane.CONTROL))
+    box.hold()
+    assert take_all(box) == ["control"]
+    assert box.park()
+    box.release()
+    assert take_all(box) == ["data"]
+
+
+def test_a_release_that_outruns_its_hold_leaves_nothing_held() -> None:
+    box = mailbox()
+    box.put("data", edge())
+    box.release()
+    box.hold()
+    assert take_all(box) == ["data"]
+
+
+def test_a_full_holding_mailbox_takes_the_message_and_says_hold_once() -> None:
+    sender, box = mailbox(), mailbox(capacity=4, overflow=Overflow.HOLD)
+    data = edge(sender=sender)
+    outcomes = [box.put(number, data) for number in range(4 * HOLD_CEILING + 1)]
+    assert outcomes[:4] == [Outcome.ACCEPTED] * 4
+    assert outcomes[4] is Outcome.HELD
+    assert outcomes[5:8] == [Outcome.ACCEPTED] * 3
+    assert outcomes[8] is Outcome.REJECTED
+    assert box.most_data == 4 * HOLD_CEILING
+
+
+@pytest.mark.parametrize("ending", ["half empty", "closed", "emptied and closed"])
+def test_a_held_sender_is_let_go(ending: str) -> None:
+    sender, box = mailbox(), mailbox(capacity=4, overflow=Overflow.HOLD)
+    sender.put("waiting", edge())
+    data = edge(sender=sender)
+    for number in range(5):
+        if box.put(number, data) is Outcome.HELD:
+            sender.hold()
+    assert sender.take() is None
+    match ending:
+        case "half empty":
+            box.take()
+            box.take()
+            assert sender.take() is None
+            box.take()
+        case "closed":
+            box.close()
+        case _:
+            take_all(box)
+            assert box.close_if_empty()
+    assert take_all(sender) == ["waiting"]
+
+
+def test_an_actor_is_never_held_by_its_own_mailbox() -> None:
+    box = mailbox(capacity=1, overflow=Overflow.HOLD)
+    data = edge(sender=box)
+    assert box.put("first", data) is Outcome.ACCEPTED
+    assert box.put("second", data) is Outcome.REJECTED
+
+
+def test_a_parked_reader_is_woken_once_however_much_arrives() -> None:
+    box, data = mailbox(), edge()
+    wakes: list[int] = []
+    box.wake = lambda: wakes.append(1)
+    assert box.park()
+    for _ in range(10):
+        box.put("data", data)
+    assert len(wakes) == 1
+    assert not box.unpark()
+
+
+def test_a_reader_does_not_park_while_there_is_something_to_take() -> None:
+    box = mailbox()
+    box.put("data", edge())
+    assert not box.park()
+
+
+def test_a_nudge_before_parking_is_not_lost() -> None:
+    box = mailbox()
+    box.nudge()
+    assert not box.park()
+    assert box.park()
+
+
+def test_data_does_not_wake_a_reader_that_may_not_take_it() -> None:
+    box = mailbox()
+    wakes: list[int] = []
+    box.wake = lambda: wakes.append(1)
+    box.hold()
+    assert box.park()
+    box.put("data", edge())
+    assert wakes == []
+    box.put("control", edge(Lane.CONTROL))
+    assert wakes == [1]
+
+
+def test_closing_gives_back_what_waits_and_takes_nothing_more() -> None:
+    box = mailbox()
+    for lane in Lane:
+        box.put(lane, edge(lane))
+    box.put_fenced("down", edge(Lane.SYSTEM))
+    assert not box.close_if_empty()
+    assert [entry[0] for entry in box.close()] == [*Lane, "down"]
+    assert box.put("late", edge()) is Outcome.CLOSED
+    assert not box.put_fenced("late", edge(Lane.SYSTEM))
+    assert box.depths() == (0, 0, 0)
+
+
+def test_a_mailbox_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="room"):
+        mailbox(capacity=0)

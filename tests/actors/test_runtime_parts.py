@@ -1,0 +1,125 @@
+"""Timers, restart budgets, dead letters and the manual context, each by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from actors.runtime.actor import Actor, Lane
+from actors.runtime.supervision import KEPT_LETTERS, DeadLetter, DeadLetters, Reason, Restart, RestartBudget
+from actors.runtime.testing import ManualContext, Sent
+from actors.runtime.timers import TimerQueue
+
+
+def test_cancelled_timers_do_not_pile_up() -> None:
+    timers = TimerQueue()
+    kept = timers.add(3600.0, "kept")
+    for number in range(10_000):
+        timers.add(1000.0 + number, number).cancel()
+    assert len(timers) < 300
+    assert timers.pop_due(5000.0) is kept
+
+
+def test_compaction_keeps_every_live_timer_in_order() -> None:
+    timers = TimerQueue()
+    live = []
+    for number in range(1000):
+        timer = timers.add(float(number % 37), number)
+        if number % 5 == 0:
+            live.append((float(number % 37), number))
+        else:
+            timer.cancel()
+    popped = []
+    while (due := timers.next_due()) is not None:
+        timer_due = timers.pop_due(due)
+        assert timer_due is not None
+        popped.append((due, timer_due.message))
+    assert popped == sorted(live)
+
+
+def test_a_timer_is_claimed_once_and_only_in_its_own_round() -> None:
+    timers = TimerQueue()
+    first, second = timers.add(0.0, "a"), timers.add(0.0, "b")
+    assert first.claim(timers.round)
+    assert not first.claim(timers.round)
+    timers.forget()
+    assert not second.claim(timers.round)
+
+
+def test_each_restart_in_the_window_waits_twice_as_long_up_to_the_limit() -> None:
+    budget = RestartBudget(Restart(factory=Actor, max_restarts=5, within_s=60.0, backoff_s=1.0, max_backoff_s=6.0))
+    assert [budget.spend(10.0) for _ in range(6)] == [1.0, 2.0, 4.0, 6.0, 6.0, None]
+    assert budget.restarts == 5
+
+
+def test_restarts_outside_the_window_are_forgotten() -> None:
+    budget = RestartBudget(Restart(factory=Actor, max_restarts=1, within_s=10.0, backoff_s=0.5))
+    assert budget.spend(0.0) == 0.5
+    assert budget.spend(10.0) is None
+    assert budget.spend(10.1) == 0.5
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_restarts": 0}, {"within_s": 0.0}, {"backoff_s": -1.0}, {"backoff_s": 2.0, "max_backoff_s": 1.0}]
+)
+def test_a_policy_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"max_restarts|within_s"):
+        Restart(factory=Actor, **options)
+
+
+def test_all_dead_letters_are_counted_and_the_latest_kept() -> None:
+    letters = DeadLetters()
+    for number in range(KEPT_LETTERS + 10):
+        letters.add("sink", "source", number, Reason.RECEIVER_GONE)
+    assert letters.total == letters.by_receiver["sink"] == letters.by_reason[Reason.RECEIVER_GONE] == KEPT_LETTERS + 10
+    assert [letter.message for letter in letters.recent()] == list(range(10, KEPT_LETTERS + 10))
+
+
+def test_a_callback_that_fails_does_not_reach_the_sender() -> None:
+    def callback(letter: DeadLetter) -> None:
+        raise ValueError(letter.to)
+
+    letters = DeadLetters(callback)
+    letters.add("sink", "source", "message", Reason.UNKNOWN_MESSAGE)
+    assert letters.total == 1
+
+
+class Echo(Actor):
+    """Says after a second what it received."""
+
+    accepts = str
+
+    def started(self) -> None:
+        self.log: list[Any] = ["started"]
+
+    def receive(self, message: Any) -> None:
+        self.log.append((self.context.now(), message))
+        if not message.startswith("echo"):
+            self.context.after(1.0, f"echo {message}")
+            self.context.send("peer", message, Lane.CONTROL)
+
+    def settled(self) -> None:
+        self.log.append("settled")
+
+
+def test_the_manual_context_fires_timers_at_their_own_time() -> None:
+    echo = Echo()
+    context = ManualContext(echo, "echo")
+    echo.receive("a")
+    context.advance(0.5)
+    echo.receive("b")
+    context.advance(10.0)
+    assert echo.log == ["started", (0.0, "a"), (0.5, "b"), (1.0, "echo a"), "settled", (1.5, "echo b"), "settled"]
+    assert (context.now(), context.wall() - context.now()) == (10.5, 1_000_000.0)
+    assert context.take_sent() == [Sent("peer", "a", Lane.CONTROL), Sent("peer", "b", Lane.CONTROL)]
+    assert context.take_sent() == []
+
+
+def test_in_the_manual_context_full_refuses_data_and_gone_refuses_all() -> None:
+    context = ManualContext(Echo(), "echo")
+    context.full.add("peer")
+    assert not context.send("peer", "x")
+    assert context.send("peer", "x", Lane.CONTROL)
+    context.gone.add("peer")
+    assert not context.send("peer", "x", Lane.CONTROL)

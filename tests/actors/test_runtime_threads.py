@@ -1,0 +1,452 @@
+"""What only the local runtime promises: blocking calls, real concurrency, idle cost, stopping from anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextvars import Context
+from typing import Any
+
+import msgspec
+import pytest
+
+from actors.runtime.actor import Actor, Lane, Overflow
+from actors.runtime.ask import CALLER, Unanswered
+from actors.runtime.drivers import SLICE_MESSAGES
+from actors.runtime.local import LocalSystem
+from actors.runtime.supervision import Reason
+
+GENEROUS_S = 60.0
+"""Longest wait for what must happen; only a hang gets there."""
+
+
+class Number(msgspec.Struct, frozen=True, tag=True):
+    value: int
+
+
+class Question(msgspec.Struct, frozen=True, tag=True):
+    ticket: int
+    reply_to: str = CALLER
+
+
+class Answer(msgspec.Struct, frozen=True, tag=True):
+    ticket: int
+    text: str
+
+
+class Doing(Actor):
+    """Calls a function for each message."""
+
+    accepts = Number | Question
+
+    def __init__(self, handle: Callable[[Doing, Any], object]) -> None:
+        self.handle = handle
+        self.was_stopped = threading.Event()
+        self.num_settled = 0
+
+    def receive(self, message: Any) -> None:
+        self.handle(self, message)
+
+    def settled(self) -> None:
+        self.num_settled += 1
+
+    def stopped(self, reason: str) -> None:
+        self.was_stopped.set()
+
+
+def ignore(actor: Doing, message: Any) -> None:
+    pass
+
+
+class CountingLoop(asyncio.SelectorEventLoop):
+    """Counts how often other threads (or actors) wake it."""
+
+    num_wakes = 0
+
+    def call_soon_threadsafe(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        self.num_wakes += 1
+        return super().call_soon_threadsafe(callback, *args, context=context)
+
+
+@pytest.fixture
+def system() -> Iterator[LocalSystem]:
+    local = LocalSystem()
+    yield local
+    assert local.stop(timeout_s=10.0) == ()
+
+
+@pytest.fixture
+def loop() -> Iterator[CountingLoop]:
+    """A loop that runs only inside `turn`."""
+    counting = CountingLoop()
+    yield counting
+    counting.close()
+
+
+def turn(loop: asyncio.AbstractEventLoop, until: Callable[[], bool]) -> int:
+    """Run the loop until the condition holds; gives back how often other work got its turn on the way."""
+
+    async def other_work() -> int:
+        turns = 0
+        give_up = loop.time() + GENEROUS_S
+        while not until():
+            assert loop.time() < give_up
+            turns += 1
+            await asyncio.sleep(0)
+        return turns
+
+    return loop.run_until_complete(other_work())
+
+
+def end_on(loop: asyncio.AbstractEventLoop, system: LocalSystem) -> None:
+    """Stop a system whose actors live on a loop that only runs inside `turn`."""
+    system.begin_stop(timeout_s=GENEROUS_S)
+    turn(loop, lambda: system.wait(0.0))
+
+
+def test_messages_of_many_threads_all_arrive_in_the_order_of_each(system: LocalSystem) -> None:
+    received: list[int] = []
+    done = threading.Event()
+
+    def handle(actor: Doing, message: Number) -> None:
+        received.append(message.value)
+        if len(received) == 20_000:
+            done.set()
+
+    system.spawn(Doing(handle), "sink", capacity=20_000)
+    system.start()
+
+    def send_all(first: int) -> None:
+        for value in range(first, first + 5000):
+            assert system.send("sink", Number(value))
+
+    threads = [threading.Thread(target=send_all, args=(first,)) for first in range(0, 20_000, 5000)]
+    for thread in threads:
+        thread.start()
+    assert done.wait(GENEROUS_S)
+    for thread in threads:
+        thread.join()
+    for first in range(0, 20_000, 5000):
+        assert [value for value in received if first <= value < first + 5000] == list(range(first, first + 5000))
+
+
+def test_no_wake_is_lost_in_many_round_trips(system: LocalSystem) -> None:
+    done = threading.Event()
+
+    def hand_to(peer: str) -> Callable[[Doing, Number], None]:
+        def handle(actor: Doing, message: Number) -> None:
+            if message.value == 0:
+                done.set()
+            else:
+                actor.context.send(peer, Number(message.value - 1))
+
+        return handle
+
+    system.spawn(Doing(hand_to("right")), "left")
+    system.spawn(Doing(hand_to("left")), "right")
+    system.start()
+    system.send("left", Number(5000))
+    assert done.wait(GENEROUS_S)
+
+
+def test_no_wake_is_lost_when_timers_and_messages_race(system: LocalSystem) -> None:
+    """Each message sets a timer that is due at once, so parking, timing out and waking overlap all the time."""
+    done = threading.Event()
+    fired = 0
+
+    def handle(actor: Doing, message: Number) -> None:
+        nonlocal fired
+        if message.value >= 0:
+            actor.context.after(0.00005 * (message.value % 3), Number(-1))
+            return
+        fired += 1
+        if fired == 3000:
+            done.set()
+
+    system.spawn(Doing(handle), "clock", capacity=3000)
+    system.start()
+    for value in range(3000):
+        assert system.send("clock", Number(value))
+    assert done.wait(GENEROUS_S)
+
+
+def test_an_idle_system_uses_no_cpu(system: LocalSystem) -> None:
+    fired = threading.Event()
+
+    def handle(actor: Doing, message: Number) -> None:
+        if message.value == 0:
+            actor.context.after(1.0, Number(1))
+        else:
+            fired.set()
+
+    for number in range(8):
+        system.spawn(Doing(ignore), f"idle {number}")
+    system.spawn(Doing(handle), "clock")
+    system.start()
+    system.send("clock", Number(0))
+    used_s = time.process_time()
+    assert fired.wait(GENEROUS_S)
+    # One busy thread would have used the whole second.
+    assert time.process_time() - used_s < 0.2
+
+
+def test_a_held_producer_rests_until_the_consumer_goes_on(system: LocalSystem) -> None:
+    gate, all_seen, rested = threading.Event(), threading.Event(), threading.Event()
+    sent: list[int] = []
+    seen: list[int] = []
+
+    def consume(actor: Doing, message: Number) -> None:
+        assert gate.wait(GENEROUS_S)
+        seen.append(message.value)
+        if len(seen) == 100:
+            all_seen.set()
+
+    def produce(actor: Doing, message: Number) -> None:
+        if message.value < 0:
+            rested.set()
+            return
+        assert actor.context.send("consumer", message)
+        sent.append(message.value)
+
+    producer = Doing(produce)
+    # The producer settles when there is nothing for it to take: with 100 messages waiting, only because it is held.
+    producer.settled = lambda: system.send("producer", Number(-1), Lane.CONTROL)  # type: ignore[method-assign,assignment]
+    system.spawn(Doing(consume), "consumer", capacity=4, overflow=Overflow.HOLD)
+    system.spawn(producer, "producer")
+    for value in range(100):
+        system.send("producer", Number(value))
+    system.start()
+    assert rested.wait(GENEROUS_S)
+    del producer.settled
+    # One in the consumer's hands, four in its mailbox, one beyond.
+    assert len(sent) <= 6
+    gate.set()
+    assert all_seen.wait(GENEROUS_S)
+    assert seen == list(range(100))
+
+
+def test_a_held_actor_still_stops(system: LocalSystem) -> None:
+    """Its receiver goes first and lets it go; what it then sends finds nobody."""
+    system.spawn(Doing(ignore), "consumer", capacity=1, overflow=Overflow.HOLD)
+    system.spawn(Doing(lambda actor, message: actor.context.send("consumer", message)), "producer")
+    system.start()
+    for value in range(50):
+        system.send("producer", Number(value))
+    assert system.stop(["consumer", "producer"], timeout_s=GENEROUS_S) == ()
+
+
+def test_call_gives_the_reply(system: LocalSystem) -> None:
+    def answer(actor: Doing, message: Question) -> None:
+        actor.context.send(message.reply_to, Answer(message.ticket, "42"))
+
+    system.spawn(Doing(answer), "oracle")
+    system.start()
+    assert [system.call("oracle", Question, GENEROUS_S).text for _ in range(3)] == ["42"] * 3
+
+
+def test_a_reply_after_the_time_limit_is_a_dead_letter(system: LocalSystem) -> None:
+    waiting: list[Question] = []
+
+    def answer_the_one_before(actor: Doing, message: Question) -> None:
+        waiting.append(message)
+        if len(waiting) == 2:
+            for question in waiting:
+                actor.context.send(question.reply_to, Answer(question.ticket, str(question.ticket)))
+
+    system.spawn(Doing(answer_the_one_before), "slow")
+    system.start()
+    with pytest.raises(TimeoutError):
+        system.call("slow", Question, timeout_s=0.01)
+    assert system.call("slow", Question, GENEROUS_S).text == "2"
+    assert [letter.reason for letter in system.dead_letters.recent()] == [Reason.LATE_REPLY]
+
+
+def test_an_ask_ends_with_the_actor_that_was_asked(system: LocalSystem) -> None:
+    def fall(actor: Doing, message: Question) -> None:
+        raise ValueError("no idea")
+
+    system.spawn(Doing(fall), "weak")
+    system.start()
+    with pytest.raises(Unanswered, match="no idea"):
+        system.call("weak", Question, GENEROUS_S)
+    with pytest.raises(Unanswered, match="did not take"):
+        system.call("weak", Question, GENEROUS_S)
+
+
+def test_blocking_calls_are_refused_in_a_handler(system: LocalSystem) -> None:
+    refused: list[str] = []
+    done = threading.Event()
+
+    def try_all(actor: Doing, message: Number) -> None:
+        for blocking in (lambda: system.call("actor", Question, 1.0), system.stop):
+            try:
+                blocking()
+            except RuntimeError as error:
+                refused.append(str(error))
+        done.set()
+
+    system.spawn(Doing(try_all), "actor")
+    system.start()
+    system.send("actor", Number(1))
+    assert done.wait(GENEROUS_S)
+    assert len(refused) == 2
+
+
+def test_an_actor_may_begin_the_stop_that_ends_it(system: LocalSystem) -> None:
+    actor = Doing(lambda actor, message: system.begin_stop())
+    system.spawn(actor, "actor")
+    system.start()
+    system.send("actor", Number(1))
+    assert system.wait(GENEROUS_S)
+    assert actor.was_stopped.is_set()
+
+
+def test_the_failure_callback_may_begin_the_stop() -> None:
+    def fail(actor: Doing, message: Number) -> None:
+        raise ValueError
+
+    running = LocalSystem(on_failure=lambda name, error: running.begin_stop())
+    other = Doing(ignore)
+    running.spawn(Doing(fail), "weak")
+    running.spawn(other, "other")
+    running.start()
+    running.send("weak", Number(1))
+    assert running.wait(GENEROUS_S)
+    assert other.was_stopped.is_set()
+
+
+def test_a_stuck_actor_is_named_and_does_not_hold_up_the_stop() -> None:
+    gate, inside = threading.Event(), threading.Event()
+
+    def get_stuck(actor: Doing, message: Number) -> None:
+        inside.set()
+        gate.wait(GENEROUS_S)
+
+    system = LocalSystem()
+    stuck, other = Doing(get_stuck), Doing(ignore)
+    system.spawn(stuck, "stuck")
+    system.spawn(other, "other")
+    system.start()
+    for value in range(3):
+        system.send("stuck", Number(value))
+    try:
+        assert inside.wait(GENEROUS_S)
+        assert system.stop(["stuck", "other"], timeout_s=0.05) == ("stuck",)
+        assert other.was_stopped.is_set()
+    finally:
+        gate.set()
+    # Once it comes back it is cut off: told that it ends, without the messages that waited.
+    assert stuck.was_stopped.wait(GENEROUS_S)
+
+
+def test_an_actor_that_feeds_itself_for_ever_is_cut_off_in_time() -> None:
+    system = LocalSystem()
+    actor = Doing(lambda actor, message: actor.context.send("actor", message))
+    system.spawn(actor, "actor")
+    system.start()
+    system.send("actor", Number(1))
+    assert system.stop(timeout_s=0.1) == ()
+    assert actor.was_stopped.is_set()
+
+
+def test_only_its_own_thread_sets_an_actors_timers(system: LocalSystem) -> None:
+    actor = Doing(ignore)
+    system.spawn(actor, "actor")
+    system.start()
+    with pytest.raises(RuntimeError, match="own thread"):
+        actor.context.after(1.0, Number(1))
+
+
+def test_an_actors_thread_bears_its_name(system: LocalSystem) -> None:
+    names: list[str] = []
+    done = threading.Event()
+
+    def handle(actor: Doing, message: Number) -> None:
+        names.append(threading.current_thread().name)
+        done.set()
+
+    system.spawn(Doing(handle), "tokenizer")
+    system.start()
+    system.send("tokenizer", Number(1))
+    assert done.wait(GENEROUS_S)
+    assert names == ["tokenizer"]
+
+
+def test_a_call_to_exit_in_a_handler_is_a_failure_like_any_other() -> None:
+    def leave(actor: Doing, message: Number) -> None:
+        raise SystemExit(3)
+
+    failures: list[str] = []
+    system = LocalSystem(on_failure=lambda name, error: failures.append(repr(error)))
+    system.spawn(Doing(leave), "weak")
+    system.send("weak", Number(1))
+    system.start()
+    system.stop()
+    assert failures == ["SystemExit(3)"]
+
+
+def test_a_burst_wakes_the_event_loop_once(loop: CountingLoop) -> None:
+    system = LocalSystem()
+    seen: list[int] = []
+    system.spawn(Doing(lambda actor, message: seen.append(message.value)), "actor", loop=loop)
+    system.start()
+    system.send("actor", Number(0))
+    turn(loop, lambda: len(seen) == 1)
+    turns = iter(range(3))
+    turn(loop, lambda: next(turns) == 2)
+    wakes = loop.num_wakes
+    for value in range(500):
+        assert system.send("actor", Number(value))
+    assert loop.num_wakes == wakes + 1
+    turn(loop, lambda: len(seen) == 501)
+    end_on(loop, system)
+
+
+def test_a_flood_leaves_the_event_loop_time_for_other_work(loop: CountingLoop) -> None:
+    system = LocalSystem()
+    seen: list[int] = []
+    actor = Doing(lambda actor, message: seen.append(message.value))
+    system.spawn(actor, "actor", loop=loop, capacity=100 * SLICE_MESSAGES)
+    system.start()
+    for value in range(100 * SLICE_MESSAGES):
+        assert system.send("actor", Number(value))
+    assert turn(loop, lambda: len(seen) == 100 * SLICE_MESSAGES) >= 99
+    end_on(loop, system)
+    # A slice that ends is not an empty mailbox.
+    assert actor.num_settled == 1
+
+
+def test_a_coroutine_beside_the_actor_may_set_its_timers(loop: CountingLoop) -> None:
+    system = LocalSystem()
+    seen: list[int] = []
+    actor = Doing(lambda actor, message: seen.append(message.value))
+    system.spawn(actor, "actor", loop=loop)
+    system.start()
+    system.send("actor", Number(0))
+    turn(loop, lambda: seen == [0])
+
+    async def set_timers() -> None:
+        actor.context.after(0.02, Number(2))
+        actor.context.after(0.0, Number(1))
+
+    loop.run_until_complete(set_timers())
+    turn(loop, lambda: seen == [0, 1, 2])
+    end_on(loop, system)
+
+
+def test_an_actor_on_a_closed_loop_is_lost_and_said_to_be() -> None:
+    loop = asyncio.new_event_loop()
+    failures: list[str] = []
+    system = LocalSystem(on_failure=lambda name, error: failures.append(name))
+    system.spawn(Doing(ignore), "actor", loop=loop)
+    system.send("actor", Number(1))
+    loop.close()
+    system.start()
+    assert failures == ["actor"]
+    assert [letter.reason for letter in system.dead_letters.recent()] == [Reason.RECEIVER_FAILED]
+    assert not system.send("actor", Number(2))
+    assert system.stop() == ()
