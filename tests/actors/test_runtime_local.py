@@ -11,9 +11,7 @@ from actors.runtime.actor import Actor, Overflow
 from actors.runtime.local import LocalSystem, OnFailure
 from actors.runtime.supervision import DeadLetter, Restart
 from tests.actors.conformance import RuntimeConformance
-
-GENEROUS_S = 60.0
-"""Longest wait for what must happen; far above what the slowest machine needs, so only a hang gets there."""
+from tests.actors.runtime_doing import GENEROUS_S
 
 
 class TestThreads(RuntimeConformance):
