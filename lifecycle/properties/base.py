@@ -1,0 +1,45 @@
+"""What a property is: one class with one name, fed with every record in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import msgspec
+
+from lifecycle.properties.history import History
+from lifecycle.records import Record
+
+
+class Violation(msgspec.Struct, frozen=True):
+    """A property does not hold."""
+
+    property: str
+    explanation: str
+    record: int
+    """Number of the record that shows it, counted from 0."""
+    request: int | None = None
+    """The request concerned, where there is one."""
+
+
+class Property:
+    """Something that must hold of every run.
+
+    The same object judges a simulated run, a recorded one, and a live server: it sees records and nothing else. A
+    property may keep state of its own. It must not raise, and must not report what it cannot know.
+    """
+
+    name: ClassVar[str]
+    """As it stands in reports, metrics and docs."""
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        """Judge one record; `history` has already taken it in."""
+        raise NotImplementedError
+
+    def finish(self, history: History) -> Sequence[Violation]:
+        """Judge the whole, after the last record of a complete trace."""
+        return ()
+
+    def violation(self, history: History, explanation: str, request: int | None = None) -> Violation:
+        """This property does not hold at the current record."""
+        return Violation(self.name, explanation, history.number, request)

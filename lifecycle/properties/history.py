@@ -1,0 +1,242 @@
+"""What the records so far say: which request a row means, which steps are in flight, how far each request is.
+
+Every property needs these facts, so they are gathered once. Nothing is judged here, with one exception: records that
+do not fit together at all (a step that was never planned, a row that nobody has) raise `Malformed`, because nothing
+that follows from them means anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lifecycle.properties.pages import PageUse
+from lifecycle.records import (
+    Closed,
+    Int32s,
+    Record,
+    Started,
+    StepCommitted,
+    StepPlanned,
+    StepRolledBack,
+    Submitted,
+    Transition,
+    UInt8s,
+    int32s,
+    uint8s,
+)
+from lifecycle.states import Event
+
+Int64s: TypeAlias = NDArray[np.int64]
+Bools: TypeAlias = NDArray[np.bool_]
+AnyArray = TypeVar("AnyArray", bound=NDArray[Any])
+
+DEPARTURES = frozenset({Event.RETRACT, Event.RESTORE, Event.FINISH, Event.ABORT})
+"""Events after which the tokens of steps in flight are stale."""
+
+
+class Malformed(Exception):
+    """A record contradicts the records before it."""
+
+    def __init__(self, explanation: str, request: int | None = None) -> None:
+        super().__init__(explanation)
+        self.request = request
+
+
+class Step(NamedTuple):
+    """One step in flight; the columns are of its segments."""
+
+    step: int
+    rows: Int32s
+    slots: Int32s
+    starts: Int32s
+    ends: Int32s
+    chained: Bools
+    samples: Bools
+    requests: Int64s
+    departures: Int32s
+    """Times that the request had left work when the step was planned."""
+    admitted: tuple[Transition, ...]
+
+
+class Committed(NamedTuple):
+    """The columns of a StepCommitted, in the order of its step's segments."""
+
+    events: UInt8s
+    tokens: Int32s
+    live: Bools
+    """The request has not left work since the step was planned."""
+    drew: Bools
+    """The segment gave its request one more token."""
+
+
+_NONE = np.empty(0, np.int32)
+NO_STEP = Step(0, _NONE, _NONE, _NONE, _NONE, _NONE.astype(bool), _NONE.astype(bool), _NONE.astype(np.int64), _NONE, ())
+NOT_COMMITTED = Committed(_NONE.astype(np.uint8), _NONE, _NONE.astype(bool), _NONE.astype(bool))
+
+
+def fitted(array: AnyArray, size: int) -> AnyArray:
+    """`array`, or a longer copy that is zero at its end and has at least `size` entries."""
+    if len(array) >= size:
+        return array
+    longer = np.zeros(max(size, 2 * len(array)), array.dtype)
+    longer[: len(array)] = array
+    return longer  # type: ignore[return-value]  # numpy does not know that the dtype is the same
+
+
+class History:
+    """Facts by row, by request and by step. Arrays are indexed by row; a row nobody has means nothing."""
+
+    def __init__(self) -> None:
+        self.number = -1
+        """Of the current record."""
+        self.started: Started | None = None
+        self.closed: Closed | None = None
+        self.open: dict[int, int] = {}
+        """Live requests: request -> row."""
+        self.in_flight: dict[int, Step] = {}
+        """Planned and not resolved, oldest first."""
+        self.step = NO_STEP
+        """The step that the current record plans, commits or rolls back."""
+        self.committed = NOT_COMMITTED
+        """What the current record, a StepCommitted, says."""
+        self.restored: tuple[Transition, ...] = ()
+        """Admissions that the current record, a StepRolledBack, undoes."""
+        self.request: Int64s = np.zeros(64, np.int64)
+        self.num_prompt: Int32s = np.zeros(64, np.int32)
+        self.num_wanted: Int32s = np.zeros(64, np.int32)
+        """Output tokens asked for."""
+        self.num_output: Int32s = np.zeros(64, np.int32)
+        """Output tokens committed."""
+        self.departures: Int32s = np.zeros(64, np.int32)
+        """Times that a request in this row has left work."""
+        self.working: Bools = np.zeros(64, np.bool_)
+        self.num_rows = 0
+        self.pages = PageUse()
+        self._admissions: list[Transition] = []
+        self._last_step = 0
+
+    @property
+    def num_tokens(self) -> Int32s:
+        """Known tokens by row: prompt and committed output."""
+        return self.num_prompt + self.num_output
+
+    def advance(self, record: Record) -> None:
+        """Take one record in. Raises Malformed."""
+        self.number += 1
+        if self.closed is not None:
+            raise Malformed("records follow the one that closes the trace")
+        match record:
+            case StepPlanned():
+                self._planned(record)
+            case StepCommitted():
+                self._committed(record)
+            case Transition():
+                self._moved(record)
+            case Submitted():
+                self._submitted(record)
+            case StepRolledBack():
+                self._rolled_back(record)
+            case Started():
+                self.started = record
+                self.pages.size(record.num_pages, record.page_size)
+            case Closed():
+                self.closed = record
+
+    def _submitted(self, record: Submitted) -> None:
+        row = record.row
+        if row < 0:
+            raise Malformed(f"request {record.request} has row {row}", record.request)
+        if row >= len(self.request):
+            self.request = fitted(self.request, row + 1)
+            self.num_prompt = fitted(self.num_prompt, row + 1)
+            self.num_wanted = fitted(self.num_wanted, row + 1)
+            self.num_output = fitted(self.num_output, row + 1)
+            self.departures = fitted(self.departures, row + 1)
+            self.working = fitted(self.working, row + 1)
+        self.num_rows = max(self.num_rows, row + 1)
+        self.open[record.request] = row
+        self.request[row] = record.request
+        self.num_prompt[row] = len(int32s(record.tokens))
+        self.num_wanted[row] = record.sampling.max_new_tokens
+        self.num_output[row] = 0
+        self.working[row] = False
+
+    def _moved(self, record: Transition) -> None:
+        row, event = record.row, record.event
+        if not 0 <= row < self.num_rows:
+            raise Malformed(f"request {record.request} moves in row {row}, which no request was given", record.request)
+        if event == Event.ADMIT:
+            self.working[row] = True
+            self._admissions.append(record)
+        elif event == Event.RECEIVE:
+            self.working[row] = True
+            self.num_output[row] += 1
+        elif event in DEPARTURES:
+            self._departed(row)
+            if event in (Event.FINISH, Event.ABORT):
+                self.open.pop(record.request, None)
+
+    def _departed(self, row: int) -> None:
+        self.departures[row] += 1
+        self.working[row] = False
+        self.pages.left(row, max(self.in_flight, default=0))
+
+    def _planned(self, record: StepPlanned) -> None:
+        if record.step <= self._last_step:
+            raise Malformed(f"step {record.step} is planned after step {self._last_step}")
+        rows, starts = int32s(record.rows), int32s(record.starts)
+        slots, lengths = int32s(record.slots), int32s(record.lengths)
+        chained, samples = uint8s(record.chained).view(np.bool_), uint8s(record.samples).view(np.bool_)
+        if any(len(column) != len(rows) for column in (starts, slots, lengths, chained, samples)):
+            raise Malformed(f"the columns of step {record.step} differ in length")
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.num_rows:
+            raise Malformed(f"step {record.step} names a row that no request was given")
+        self._last_step = record.step
+        self.step = Step(
+            record.step,
+            rows,
+            slots,
+            starts,
+            starts + lengths,
+            chained,
+            samples,
+            self.request[rows],
+            self.departures[rows],
+            tuple(self._admissions),
+        )
+        self._admissions.clear()
+        pages = int32s(record.page_slots), int32s(record.page_indices), int32s(record.pages)
+        if not len(pages[0]) == len(pages[1]) == len(pages[2]):
+            raise Malformed(f"the page columns of step {record.step} differ in length")
+        self.pages.planned(record.step, (rows, slots, self.step.ends), self.step.admitted, pages, self.in_flight)
+        self.in_flight[record.step] = self.step
+
+    def _committed(self, record: StepCommitted) -> None:
+        if record.step != next(iter(self.in_flight), None):
+            raise Malformed(f"step {record.step} is committed, but it is not the oldest in flight")
+        step = self.step = self.in_flight.pop(record.step)
+        self.pages.committed(record.step)
+        events, tokens = uint8s(record.events), int32s(record.tokens)
+        if len(events) != len(step.rows):
+            raise Malformed(f"step {record.step} has {len(step.rows)} segments, its commit {len(events)}")
+        if len(tokens) != np.count_nonzero(step.samples):
+            raise Malformed(f"step {record.step} draws {np.count_nonzero(step.samples)} tokens, and got {len(tokens)}")
+        live = self.departures[step.rows] == step.departures
+        drew = (events == Event.TOKEN) | (events == Event.FIRST_TOKEN)
+        self.num_output[step.rows[drew]] += 1
+        self.committed = Committed(events, tokens, live, drew)
+
+    def _rolled_back(self, record: StepRolledBack) -> None:
+        if record.step != next(reversed(self.in_flight), None):
+            raise Malformed(f"step {record.step} is rolled back, but it is not the newest in flight")
+        step = self.step = self.in_flight.pop(record.step)
+        departures = dict(zip(step.rows.tolist(), step.departures.tolist(), strict=True))
+        self.restored = tuple(
+            admission for admission in step.admitted if departures.get(admission.row) == self.departures[admission.row]
+        )
+        self.pages.rolled_back(record.step)
+        for admission in self.restored:
+            self._departed(admission.row)

@@ -1,0 +1,124 @@
+"""Property `legal_lifecycle`: requests take only edges of the table, and each has exactly one end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from lifecycle.machine import HAS_OUTPUT, TABLE, WANTS_NO_OUTPUT, IllegalTransition, UInt8s, advance, advance_rows
+from lifecycle.properties.base import Property, Violation
+from lifecycle.properties.history import History, fitted
+from lifecycle.records import STOPPED, Record, StepCommitted, StepRolledBack, Submitted, Transition
+from lifecycle.states import Cause, Event, State
+
+_GUARDS = {(e.source, e.event, cause): e.guard for e in TABLE for cause in e.causes if e.guard is not None}
+_IN_STEPS = frozenset({Event.CHUNK, Event.FIRST_TOKEN, Event.TOKEN, Event.STALE_TOKEN})
+
+
+class LegalLifecycle(Property):
+    """Each edge taken is in the table, starts where the last one ended, and meets its guard; a step's token is stale
+    exactly when its request left work after the step was planned; nothing is open when the engine has stopped."""
+
+    name = "legal_lifecycle"
+
+    def __init__(self) -> None:
+        self._state: UInt8s = np.zeros(64, np.uint8)
+        self._seen: set[int] = set()
+        self._holder: dict[int, int] = {}
+        """row -> the request it was given to last"""
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case StepCommitted():
+                return self._committed(history)
+            case Transition():
+                return tuple(self._moved(record, history))
+            case Submitted():
+                return tuple(self._submitted(record, history))
+            case StepRolledBack():
+                return tuple(self._rolled_back(history))
+        return ()
+
+    def finish(self, history: History) -> Sequence[Violation]:
+        if history.closed is None or history.closed.reason != STOPPED:
+            return ()
+        text = "the request had no terminal edge when the engine stopped"
+        return [self.violation(history, text, request) for request in history.open]
+
+    def _submitted(self, record: Submitted, history: History) -> Iterator[Violation]:
+        self._state = fitted(self._state, record.row + 1)
+        request = record.request
+        if request in self._seen:
+            yield self.violation(history, f"request {request} was submitted before", request)
+        self._seen.add(request)
+        before = self._holder.get(record.row)
+        self._holder[record.row] = request
+        if before is not None and before != request and before in history.open:
+            yield self.violation(history, f"row {record.row} is given away while request {before} has it", before)
+        self._state[record.row] = State.NEW
+
+    def _moved(self, record: Transition, history: History) -> Iterator[Violation]:
+        request, event, cause = record.request, record.event, record.cause
+        if event == Event.STALE_ABORT:
+            if request in history.open or request not in self._seen:
+                yield self.violation(history, f"stale_abort for request {request}, which has not ended", request)
+            return
+        owner, state = int(history.request[record.row]), State(int(self._state[record.row]))
+        self._state[record.row] = record.target
+        if owner != request:
+            yield self.violation(history, f"request {request} moves in row {record.row}, which is {owner}'s", request)
+            return
+        if event in _IN_STEPS:
+            yield self.violation(history, f"{event.name} outside of a committed step", request)
+        if record.source != state:
+            text = f"{event.name} leaves {record.source.name}, but the request was in {state.name}"
+            yield self.violation(history, text, request)
+            return
+        try:
+            target = advance(state, event, cause, request)
+        except IllegalTransition as error:
+            yield self.violation(history, str(error), request)
+            return
+        if target != record.target:
+            text = f"{event.name} leads from {state.name} to {target.name}, not to {record.target.name}"
+            yield self.violation(history, text, request)
+        yield from self._guard(record, history)
+
+    def _guard(self, record: Transition, history: History) -> Iterator[Violation]:
+        guard = _GUARDS.get((record.source, record.event, record.cause))
+        unmet = (guard == HAS_OUTPUT and not history.num_output[record.row]) or (
+            guard == WANTS_NO_OUTPUT and history.num_wanted[record.row]
+        )
+        if unmet:
+            text = f"{record.event.name}({record.cause}) in {record.source.name} needs its guard {guard}"
+            yield self.violation(history, text, record.request)
+
+    def _committed(self, history: History) -> Sequence[Violation]:
+        step, committed = history.step, history.committed
+        rows, events = step.rows, committed.events
+        found: list[Violation] = []
+        wrong = (events == Event.STALE_TOKEN) == committed.live
+        if wrong.any():
+            index = int(wrong.argmax())
+            fact = "has not left work" if committed.live[index] else "has left work"
+            text = f"{Event(events[index]).name} for a request that {fact} since step {step.step} was planned"
+            found.append(self.violation(history, text, int(step.requests[index])))
+        moved = step.requests != history.request[rows]
+        if moved.any():
+            index = int(moved.argmax())
+            text = f"row {rows[index]} was given away while step {step.step}, which names it, was in flight"
+            found.append(self.violation(history, text, int(step.requests[index])))
+        try:
+            self._state[rows] = advance_rows(self._state[rows], events, Cause.NONE, step.requests)
+        except IllegalTransition as error:
+            found.append(self.violation(history, str(error), error.request))
+        return found
+
+    def _rolled_back(self, history: History) -> Iterator[Violation]:
+        for admission in history.restored:
+            state = State(int(self._state[admission.row]))
+            try:
+                self._state[admission.row] = advance(state, Event.RESTORE, Cause.STEP_LOST, admission.request)
+            except IllegalTransition as error:
+                yield self.violation(history, str(error), admission.request)

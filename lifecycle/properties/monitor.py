@@ -1,0 +1,66 @@
+"""Feeds records to the properties: the same for a simulated run, a recorded one and a live server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lifecycle.properties.base import Property, Violation
+from lifecycle.properties.conservation import Conservation, NoReuseBeforeFence
+from lifecycle.properties.history import History, Malformed
+from lifecycle.properties.legal_lifecycle import LegalLifecycle
+from lifecycle.properties.observability_conservation import ObservabilityConservation
+from lifecycle.properties.stream_positions import StreamPositions
+from lifecycle.records import Record
+
+PROPERTIES: tuple[Callable[[], Property], ...] = (
+    LegalLifecycle,
+    Conservation,
+    NoReuseBeforeFence,
+    StreamPositions,
+    ObservabilityConservation,
+)
+"""Every property that a trace alone can decide."""
+
+WELL_FORMED = "well_formed"
+"""Stands for a property in the violation that `Malformed` becomes."""
+
+
+class Monitor:
+    """Judges records as they come. After a record that contradicts the ones before it, judging ends."""
+
+    def __init__(self, properties: Sequence[Property] | None = None) -> None:
+        self.properties = [make() for make in PROPERTIES] if properties is None else list(properties)
+        self.history = History()
+        self.violations: list[Violation] = []
+        self.judging = True
+        self._reported: set[tuple[str, int | None]] = set()
+
+    def observe(self, record: Record) -> Sequence[Violation]:
+        """Judge one record: what it newly violates. One violation for each property and request, the first."""
+        if not self.judging:
+            return ()
+        try:
+            self.history.advance(record)
+        except Malformed as error:
+            self.judging = False
+            return self._report([Violation(WELL_FORMED, str(error), self.history.number, error.request)])
+        found: list[Violation] = []
+        for each in self.properties:
+            found.extend(each.observe(record, self.history))
+        return self._report(found) if found else ()
+
+    def finish(self) -> Sequence[Violation]:
+        """Judge the whole of a complete trace."""
+        if not self.judging:
+            return ()
+        return self._report([violation for each in self.properties for violation in each.finish(self.history)])
+
+    def _report(self, found: list[Violation]) -> list[Violation]:
+        new: list[Violation] = []
+        for violation in found:
+            key = violation.property, violation.request
+            if key not in self._reported:
+                self._reported.add(key)
+                new.append(violation)
+        self.violations += new
+        return new

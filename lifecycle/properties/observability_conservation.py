@@ -1,0 +1,68 @@
+"""Property `observability_conservation`: what the engine says it did is what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lifecycle.properties.base import Property, Violation
+from lifecycle.properties.history import History
+from lifecycle.records import Closed, Counts, Record, Submitted, Transition
+from lifecycle.states import Event
+
+
+class ObservabilityConservation(Property):
+    """received = finished + aborted + live, and every total of `Closed` is the sum over the requests."""
+
+    name = "observability_conservation"
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._finished = 0
+        self._aborted = 0
+        self._prompt_tokens = 0
+        self._output_tokens = 0
+        self._retractions = 0
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case Transition():
+                self._moved(record, history)
+            case Submitted():
+                self._received += 1
+            case Closed():
+                return tuple(self._closed(record.counts, history))
+        return ()
+
+    def _moved(self, record: Transition, history: History) -> None:
+        row = record.row
+        match record.event:
+            case Event.SUBMIT | Event.SUBMIT_GRAMMAR:
+                self._prompt_tokens += int(history.num_prompt[row])
+            case Event.FINISH | Event.ABORT:
+                counted = record.num_output
+                self._output_tokens += int(history.num_output[row]) if counted is None else counted
+                if record.event == Event.FINISH:
+                    self._finished += 1
+                else:
+                    self._aborted += 1
+            case Event.RETRACT:
+                self._retractions += 1
+
+    def _closed(self, counts: Counts, history: History) -> Iterator[Violation]:
+        live = sum(int(history.num_output[row]) for row in history.open.values())
+        seen = Counts(
+            received=self._received,
+            finished=self._finished,
+            aborted=self._aborted,
+            live=len(history.open),
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens + live,
+            retractions=self._retractions,
+        )
+        for name in Counts.__struct_fields__:
+            said, found = getattr(counts, name), getattr(seen, name)
+            if said != found:
+                yield self.violation(history, f"the engine counts {name} = {said}, its records show {found}")
+        if counts.received != counts.finished + counts.aborted + counts.live:
+            text = f"received {counts.received} is not finished {counts.finished} + aborted {counts.aborted}"
+            yield self.violation(history, f"{text} + live {counts.live}")

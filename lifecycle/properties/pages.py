@@ -1,0 +1,156 @@
+"""Who uses which page, as far as a trace tells.
+
+A row uses the pages that steps enter into its part of the page table, until it leaves work. An entry of a step is
+
+    shared    a page of the prefix cache, when it lies within the cached prefix of a request admitted with the step,
+              or replaces an entry that the row has (the cache had the same tokens; the row's own page is given back)
+    taken     a free page, otherwise
+    void      when its row has left since the entry was made
+
+Which pages the cache keeps is not recorded, so a page that nobody uses may be cached or free; but a page that somebody
+uses is surely not free, nor is one that a step in flight may still touch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from lifecycle.records import Int32s, Transition
+
+
+class Taken(NamedTuple):
+    """What was wrong with the pages that one step took."""
+
+    out_of_range: list[int]
+    repeated: list[int]
+    in_use: list[int]
+    """Some row uses them already."""
+    in_flight: list[int]
+    """A step in flight may still touch them."""
+
+
+NOTHING_WRONG = Taken([], [], [], [])
+
+
+class PageUse:
+    """Users of each page, and the newest step that may touch it after its last user left."""
+
+    def __init__(self) -> None:
+        self.num_pages = 0
+        """0: not known; then nothing is tracked."""
+        self.taken = NOTHING_WRONG
+        """By the step planned last."""
+        self._page_size = 1
+        self._users: dict[int, int] = {}
+        """page -> number of rows that use it; pages without users are left out"""
+        self._fences: dict[int, int] = {}
+        """page -> newest step in flight when a row let go of it"""
+        self._table: dict[int, dict[int, int]] = {}
+        """row -> index -> page"""
+        self._slot_of: dict[int, int] = {}
+        self._row_of: dict[int, int] = {}
+        """slot -> the row that has it, where pages were entered"""
+        self._entered: dict[int, list[tuple[int, int]]] = {}
+        """step in flight -> (row, index) of the pages it entered"""
+
+    def size(self, num_pages: int, page_size: int) -> None:
+        """The pool has `num_pages` pages of `page_size` tokens."""
+        self.num_pages = num_pages
+        self._page_size = max(page_size, 1)
+
+    def user_of(self, page: int) -> int | None:
+        """The first row that uses `page`."""
+        return next((row for row, pages in self._table.items() if page in pages.values()), None)
+
+    def planned(
+        self,
+        step: int,
+        segments: tuple[Int32s, Int32s, Int32s],
+        admitted: Iterable[Transition],
+        entries: tuple[Int32s, Int32s, Int32s],
+        in_flight: Iterable[int],
+    ) -> None:
+        """A step is launched. `segments`: rows, slots, ends; `entries`: slots, indices, pages, each int32 [n] and a
+        later entry of the same place wins; `in_flight`: the steps before it that are not resolved."""
+        self.taken = NOTHING_WRONG
+        if not len(entries[0]) or not self.num_pages:
+            return
+        rows, slots, ends = segments
+        oldest, newest = min(in_flight, default=None), max(in_flight, default=0)
+        num_shared = {move.row: (move.num_cached or 0) // self._page_size for move in admitted}
+        reach: dict[int, int] = {}
+        taken: list[int] = []
+        entered = self._entered[step] = []
+        places = zip(entries[0].tolist(), entries[1].tolist(), strict=True)
+        for (slot, index), page in dict(zip(places, entries[2].tolist(), strict=True)).items():
+            row = self._row_in(slot, rows, slots)
+            if row is None:
+                continue
+            mine = self._table.setdefault(row, {})
+            if row not in reach:
+                end = int(ends[rows == row].max(initial=0))
+                reach[row] = -(-end // self._page_size)
+            if index in mine:
+                self._let_go(mine[index], newest)
+            elif index >= reach[row]:
+                continue
+            elif index >= num_shared.get(row, 0):
+                taken.append(page)
+            mine[index] = page
+            entered.append((row, index))
+        self._judge(taken, oldest)
+        for row, index in entered:
+            page = self._table[row][index]
+            self._users[page] = self._users.get(page, 0) + 1
+
+    def _row_in(self, slot: int, rows: Int32s, slots: Int32s) -> int | None:
+        row = self._row_of.get(slot)
+        if row is None:
+            found = np.flatnonzero(slots == slot)
+            if not len(found):
+                return None
+            row = self._row_of[slot] = int(rows[found[0]])
+            self._slot_of[row] = slot
+        return row
+
+    def _judge(self, taken: list[int], oldest: int | None) -> None:
+        """Were these pages free when the step took them?"""
+        if not taken:
+            return
+        self.taken = Taken(
+            [page for page in taken if not 0 <= page < self.num_pages],
+            [page for page, count in Counter(taken).items() if count > 1],
+            [page for page in taken if page in self._users],
+            [] if oldest is None else [page for page in taken if self._fences.get(page, 0) >= oldest],
+        )
+
+    def _let_go(self, page: int, newest: int) -> None:
+        left = self._users.get(page, 0) - 1
+        if left > 0:
+            self._users[page] = left
+        else:
+            self._users.pop(page, None)
+        self._fences[page] = max(newest, self._fences.get(page, 0))
+
+    def left(self, row: int, newest: int) -> None:
+        """The row has left work while `newest` was the newest step in flight (0: none was)."""
+        for page in self._table.pop(row, {}).values():
+            self._let_go(page, newest)
+        slot = self._slot_of.pop(row, None)
+        if slot is not None:
+            del self._row_of[slot]
+
+    def committed(self, step: int) -> None:
+        """The step is done: what it entered stays."""
+        self._entered.pop(step, None)
+
+    def rolled_back(self, step: int) -> None:
+        """What the step entered is undone, except for rows that have left since."""
+        for row, index in self._entered.pop(step, ()):
+            page = self._table.get(row, {}).pop(index, None)
+            if page is not None:
+                self._let_go(page, 0)
