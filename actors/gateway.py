@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 
 NOTHING_USED = Usage(prompt_tokens=0, completion_tokens=0, cached_tokens=0)
 
+VITAL = frozenset({"tokenizer", "scheduler", "worker", "detokenizer"})
+"""Peers without which no request can end on its own."""
+
 HTTP_OVERLOADED = 503
 HTTP_DUPLICATE = 400
 
@@ -222,7 +225,10 @@ class Gateway(Actor):
             case Stalled(seconds):
                 self.stalled_s = seconds
             case Down(name, reason):
-                self._lose(f"{name} is gone: {reason}")
+                if name in VITAL:
+                    self._lose(f"{name} is gone: {reason}")
+                else:
+                    log.warning("a helper is gone; requests are served on", actor=name, reason=reason)
 
     def stopped(self, reason: str) -> None:
         """Answer everything that is open."""

@@ -82,8 +82,9 @@ class Problem(Exception):
         def client_word(match: re.Match[str]) -> str:
             return names.get(match[0], match[0])
 
-        message = re.sub(r"\w+", client_word, self.message)
-        param = re.sub(r"\w+", client_word, self.param) if self.param else None
+        # Only words with an underscore: others ("text") may be plain English.
+        message = re.sub(r"[a-z]+_\w+", client_word, self.message)
+        param = names.get(self.param, self.param) if self.param else None
         return Problem(self.status, message, param, self.code, self.headers)
 
     def body(self, openai: bool) -> dict[str, Any]:

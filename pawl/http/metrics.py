@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from actors.gateway import Gateway
 from actors.measures import Histogram
+from actors.runtime.system import ActorStatistics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -49,13 +50,13 @@ FROM_STATE: Sequence[Metric] = (
 )
 
 FROM_ACTORS: Sequence[tuple[str, str, str, str]] = (
-    ("depth", "pawl_mailbox_depth", "gauge", "Messages that wait in an actor's mailbox."),
     ("rejected", "pawl_mailbox_rejected_total", "counter", "Messages that a full mailbox refused."),
     ("delivered", "pawl_mailbox_delivered_total", "counter", "Messages that an actor handled."),
     ("dead_letters", "pawl_dead_letters_total", "counter", "Messages that no actor could take."),
     ("restarts", "pawl_actor_restarts_total", "counter", "Times an actor was restarted."),
+    ("alive", "pawl_actor_alive", "gauge", "Whether an actor runs."),
 )
-"""(key of an actor's numbers, metric, kind, help)."""
+"""(field of ActorStatistics, metric, kind, help)."""
 
 
 class Page:
@@ -84,7 +85,7 @@ class Page:
         return "\n".join(self._lines) + "\n"
 
 
-def exposition(gateway: Gateway, state: Mapping[str, Any] | None, actors: Mapping[str, Mapping[str, Any]]) -> str:
+def exposition(gateway: Gateway, state: Mapping[str, Any] | None, actors: Mapping[str, ActorStatistics]) -> str:
     """The whole page. `state` is the scheduler's dump, None when it did not answer."""
     page = Page()
     _from_gateway(page, gateway)
@@ -97,9 +98,14 @@ def exposition(gateway: Gateway, state: Mapping[str, Any] | None, actors: Mappin
             members = ((key, member) for key, member in value.items() if key not in metric.skip and _is_number(member))
             samples = [({metric.label: str(key)}, member) for key, member in members]
             page.add(metric.name, metric.kind, metric.help, samples)
-    for key, name, kind, text in FROM_ACTORS:
-        samples = [({"actor": actor}, n[key]) for actor, n in actors.items() if _is_number(n.get(key))]
-        page.add(name, kind, text, samples)
+    for field, name, kind, text in FROM_ACTORS:
+        page.add(name, kind, text, [({"actor": actor}, int(getattr(n, field))) for actor, n in actors.items()])
+    depths = [
+        ({"actor": actor, "lane": lane}, depth)
+        for actor, n in actors.items()
+        for lane, depth in (("system", n.waiting_system), ("control", n.waiting_control), ("data", n.waiting_data))
+    ]
+    page.add("pawl_mailbox_depth", "gauge", "Messages that wait in an actor's mailbox.", depths)
     return page.text()
 
 
@@ -137,6 +143,7 @@ def _from_gateway(page: Page, gateway: Gateway) -> None:
             totals.cached_tokens / totals.prompt_tokens if totals.prompt_tokens else 0.0,
         ),
         ("pawl_late_replies_total", "counter", "Answers that came after their ask had ended.", totals.late_replies),
+        ("pawl_engine_lost", "gauge", "Whether a vital actor is gone for good.", int(gateway.lost is not None)),
         ("pawl_stalled_seconds", "gauge", "For how long the engine has not moved; 0 is well.", gateway.stalled_s),
     )
     for name, kind, text, value in simple:

@@ -34,7 +34,6 @@ CLIENT_NAMES = {
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
     "token_ids": "prompt",
-    "text": "prompt",
 }
 """Our field names in the words of OpenAI's API."""
 

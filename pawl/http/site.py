@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.requests import Request
 
 from actors.gateway import Gateway
+from actors.runtime.system import ActorStatistics
 from pawl.http.body import Body, decode, read_body
 from pawl.http.info import ServerInfo, Tokenization
 
-Statistics = Callable[[], Mapping[str, Mapping[str, Any]]]
-"""Numbers of the running actors by name: `depth`, `rejected` and so on; see `metrics`."""
+Statistics = Callable[[], Mapping[str, ActorStatistics]]
+"""Counters of the running actors by name."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,200 @@
+"""Running the application on a socket: uvicorn on uvloop, and an orderly end.
+
+On the first SIGTERM or SIGINT the server stops accepting, the engine ends what is open (each stream gets its terminal
+event), and only then connections are closed. A second signal does not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+import uvicorn
+import uvloop
+
+from actors.gateway import Gateway
+from pawl import __version__
+from pawl.http.app import create_app
+from pawl.http.info import ServerInfo
+
+if TYPE_CHECKING:
+    from pawl.config import ServerConfig
+
+log = structlog.get_logger("pawl.http")
+
+DRAIN_GRACE_S = 3.0
+"""What running requests get to finish after the first signal."""
+CLOSING_S = 5
+"""And then connections, to take their last bytes."""
+KEEP_ALIVE_S = 30
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with our own handling of signals and of the end."""
+
+    def __init__(self, app: Any, gateway: Gateway, grace_s: float = DRAIN_GRACE_S) -> None:
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(grace_s) + CLOSING_S,
+        )
+        super().__init__(config)
+        self._gateway = gateway
+        self._grace_s = grace_s
+        self.listening = asyncio.Event()
+        """Set once connections are accepted."""
+
+    def stop(self, why: str) -> None:
+        """Begin the end, or, the second time, do not wait for it. Called on the event loop."""
+        log.info("stopping" if not self.should_exit else "stopping at once", why=why)
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals stop the server and nothing else: unlike uvicorn's own, they are not raised again at the end, so that
+        the engine can be stopped after it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self.stop, number.name)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gateway.drain(self._grace_s)
+        await super().shutdown(sockets)
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises OSError when the address is in use or not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+class _ToStructlog(logging.Handler):
+    """Passes on what uvicorn logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+
+
+@contextlib.contextmanager
+def uvicorn_logs() -> Iterator[None]:
+    """Warnings and errors of uvicorn go where all our logs go."""
+    logger, handler = logging.getLogger("uvicorn"), _ToStructlog()
+    before = logger.propagate, logger.level
+    logger.propagate = False
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate, logger.level = before
+
+
+SECRETS = ("api_key", "admin_api_key")
+
+
+class EngineServer:
+    """An engine and the server in front of it, from the first byte of the model to the last of a reply."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Loads the model; raises what `Engine` raises."""
+        # Imported here because it brings torch, which nothing else in this module needs.
+        from pawl.engine import Engine
+
+        self._config = config
+        self._engine = Engine(config, on_failure=self._engine_failed)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._server: Server | None = None
+
+    async def run(self, listener: socket.socket, on_ready: Callable[[str], None] | None) -> int:
+        """Serve until a signal comes or the engine fails; returns the exit status."""
+        engine = self._engine
+        self._loop = asyncio.get_running_loop()
+        app = create_app(
+            engine.gateway,
+            self._info(),
+            engine.parts.vocabulary,
+            api_key=self._config.api_key,
+            admin_api_key=self._config.admin_api_key,
+            max_body_bytes=int(self._config.max_body_mb * (1 << 20)),
+            statistics=engine.system.statistics,
+        )
+        self._server = Server(app, engine.gateway)
+        engine.start(self._loop)
+        announcing = asyncio.ensure_future(self._announce(self._server, listener, on_ready))
+        try:
+            await self._server.serve([listener])
+        finally:
+            announcing.cancel()
+            # The gateway lives on this loop, which must go on turning while the engine stops.
+            await asyncio.to_thread(engine.stop)
+        return 0 if engine.failure is None else 1
+
+    async def _announce(self, server: Server, listener: socket.socket, on_ready: Callable[[str], None] | None) -> None:
+        await server.listening.wait()
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        log.info("listening", url=url, model=self._info().model_name)
+        if on_ready is not None:
+            on_ready(url)
+
+    def _engine_failed(self, name: str, error: BaseException) -> None:
+        """Called in the failed actor's thread."""
+        if self._loop is not None and self._server is not None:
+            self._loop.call_soon_threadsafe(self._server.stop, f"{name} failed: {error}")
+
+    def _info(self) -> ServerInfo:
+        parts, config = self._engine.parts, self._config
+        settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in SECRETS}
+        return ServerInfo(
+            model_name=config.served_model_name or parts.source.name,
+            model_path=str(parts.source.path),
+            aliases=(config.model, parts.source.name),
+            context_length=parts.loop_config.max_context,
+            vocabulary_size=parts.vocabulary.size,
+            version=__version__,
+            created=int(time.time()),
+            settings=settings,
+        )
+
+
+def serve(config: ServerConfig, on_ready: Callable[[str], None] | None = None) -> int:
+    """Load the model, serve it until a signal comes, and return the exit status: 1 when the engine failed.
+
+    `on_ready(url)` is called when requests are taken. Raises OSError when the address cannot be had, before anything
+    is loaded, and what `Engine` raises.
+    """
+    with uvicorn_logs(), open_socket(config.host, config.port) as listener:
+        server = EngineServer(config)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(server.run(listener, on_ready))
