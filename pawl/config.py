@@ -1,0 +1,275 @@
+"""Everything a server can be told, in one Struct. Flags, help, the file format and the checks are made from it.
+
+A value comes from the command line, else from the YAML file, else from the default written here. Nothing is read from
+the environment but `PAWL_CACHE`, the folder for what can be made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Union
+
+import msgspec
+from msgspec import Meta, field
+from msgspec.structs import force_setattr
+
+GROUPS = {
+    "model": "what is served, and with which arithmetic",
+    "server": "where it listens, and who may ask",
+    "scheduling": "what runs next, and together with what",
+    "memory": "pages of keys and values",
+    "workers": "the processors that compute",
+    "trace": "the record that `pawl audit` checks",
+    "logs": "what is printed while it runs",
+}
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be. `field` is its name in `ServerConfig` where one can be named."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+AtLeastOne = Annotated[int, Meta(ge=1)]
+AboveZero = Annotated[float, Meta(gt=0)]
+Text = Annotated[str, Meta(min_length=1)]
+
+
+def _meta(group: str, description: str, **constraints: Any) -> Meta:
+    return Meta(description=description, extra={"group": group}, **constraints)
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one engine is set up. Each field's help, group and range stand in its annotation."""
+
+    model: Annotated[Text, _meta("model", "a folder, a GGUF file, a name on the hub, or smollm2 (comes with pip)")] = (
+        "smollm2"
+    )
+    served_model_name: Annotated[
+        Text | None, _meta("model", "the name replies carry and requests use; otherwise the model's own")
+    ] = None
+    dtype: Annotated[Literal["auto", "bf16", "fp32"], _meta("model", "of weights, keys and values; auto is bf16")] = (
+        "auto"
+    )
+    device: Annotated[Literal["cpu", "cuda"], _meta("model", "where the model computes")] = "cpu"
+    context_length: Annotated[
+        AtLeastOne | None, _meta("model", "tokens of prompt and output together; otherwise what the model was made for")
+    ] = None
+    backend: Annotated[
+        Literal["auto", "native", "torch"],
+        _meta("model", "native: compiled CPU kernels; torch: plain PyTorch; auto: native where it can run"),
+    ] = "auto"
+
+    host: Annotated[Text, _meta("server", "address to listen on; 0.0.0.0 is every interface")] = "127.0.0.1"
+    port: Annotated[Annotated[int, Meta(ge=0, le=65535)], _meta("server", "port to listen on; 0 takes a free one")] = (
+        30000
+    )
+    api_key: Annotated[
+        Text | None, _meta("server", "key every request must carry as a bearer token; better kept in the file")
+    ] = None
+    admin_api_key: Annotated[
+        Text | None, _meta("server", "key for control routes, such as flush_cache; better kept in the file")
+    ] = None
+    max_body_mb: Annotated[AboveZero, _meta("server", "larger request bodies are refused with 413")] = 32.0
+
+    max_running: Annotated[AtLeastOne, _meta("scheduling", "requests computed at the same time")] = 256
+    max_queued: Annotated[AtLeastOne, _meta("scheduling", "requests waiting; more are refused with 503")] = 1024
+    prefill_chunk: Annotated[
+        AtLeastOne | None,
+        _meta("scheduling", "prompt tokens computed in one step; otherwise what suits the device (512 on a CPU)"),
+    ] = None
+    pacing: Annotated[
+        Literal["overlap", "lockstep"], _meta("scheduling", "plan a step while the one before runs, or after it")
+    ] = "overlap"
+    mixed: Annotated[bool, _meta("scheduling", "prompts and decoding in the same step")] = True
+    policy: Annotated[
+        Literal["fcfs", "lpm", "dfs-weight", "lof", "priority", "random"],
+        _meta("scheduling", "order in which waiting requests are admitted"),
+    ] = "fcfs"
+    request_timeout_s: Annotated[
+        AboveZero, _meta("scheduling", "a request older than this is ended, unless it brings its own limit")
+    ] = 600.0
+    seed: Annotated[Annotated[int, Meta(ge=0)], _meta("scheduling", "of every choice the engine makes by chance")] = 0
+
+    page_size: Annotated[Annotated[int, Meta(ge=1, le=1024)], _meta("memory", "tokens of one page")] = 16
+    kv_tokens: Annotated[
+        AtLeastOne | None, _meta("memory", "tokens the pages hold; otherwise what fits into kv_memory_gb")
+    ] = None
+    kv_memory_gb: Annotated[
+        AboveZero | None, _meta("memory", "memory for pages; otherwise a share of what is free at the start")
+    ] = None
+    cache: Annotated[
+        Literal["radix", "none"], _meta("memory", "whether prompts share the pages of equal beginnings")
+    ] = "radix"
+
+    threads: Annotated[
+        AtLeastOne | None,
+        _meta("workers", "CPU threads of the model; otherwise one for each core this process may use"),
+    ] = None
+
+    trace: Annotated[bool, _meta("trace", "record what was scheduled and what came back")] = True
+    trace_dir: Annotated[Text, _meta("trace", "folder of traces; otherwise ~/.cache/pawl/traces")] = field(
+        default_factory=lambda: str(cache_folder() / "traces")
+    )
+    trace_limit_mb: Annotated[AtLeastOne, _meta("trace", "disk for traces; the oldest are dropped beyond it")] = 256
+
+    log_format: Annotated[
+        Literal["auto", "console", "json"], _meta("logs", "auto: console on a terminal, JSON lines otherwise")
+    ] = "auto"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], _meta("logs", "the least important line still printed")
+    ] = "info"
+
+    def __post_init__(self) -> None:
+        # A shell expands ~ in an argument of its own, but not in --name=~/x, and a file has no shell.
+        force_setattr(self, "trace_dir", str(Path(self.trace_dir).expanduser()))
+
+    def public(self) -> dict[str, Any]:
+        """Every setting as plain data, keys hidden: fit for a reply, a log or a trace."""
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values | {name: "***" for name in ("api_key", "admin_api_key") if values[name] is not None}
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made again: `$PAWL_CACHE`, else `~/.cache/pawl`."""
+    return Path(os.environ.get("PAWL_CACHE") or "~/.cache/pawl").expanduser()
+
+
+class Setting(NamedTuple):
+    """One setting as flags and help show it."""
+
+    name: str
+    group: str
+    description: str
+    kind: type
+    """bool, int, float or str."""
+    choices: tuple[str, ...] | None
+    default: Any
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+@cache
+def all_settings() -> tuple[Setting, ...]:
+    """Every setting of `ServerConfig`, in the order of its definition."""
+    hints = typing.get_type_hints(ServerConfig, include_extras=True)
+    return tuple(
+        _setting(info.name, hints[info.name], None if info.default is msgspec.NODEFAULT else info.default)
+        for info in msgspec.structs.fields(ServerConfig)
+    )
+
+
+def _setting(name: str, annotation: Any, default: Any) -> Setting:
+    inner, *metas = typing.get_args(annotation)
+    meta = metas[-1]  # nested annotations are flattened: the outermost comes last
+    if typing.get_origin(inner) in (Union, types.UnionType):
+        inner = next(part for part in typing.get_args(inner) if part is not type(None))
+    if typing.get_origin(inner) is Annotated:
+        inner = typing.get_args(inner)[0]
+    choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else None
+    return Setting(name, meta.extra["group"], meta.description, str if choices else inner, choices, default)
+
+
+def add_flags(parser: argparse.ArgumentParser, *, without: frozenset[str] = frozenset()) -> None:
+    """Give `parser` `--config` and a flag for each setting, in their groups. Flags not given leave no value behind."""
+    parser.add_argument("--config", metavar="FILE", type=Path, help="YAML file of settings; flags go over it")
+    for group, description in GROUPS.items():
+        section = parser.add_argument_group(group, description)
+        for setting in all_settings():
+            if setting.group == group and setting.name not in without:
+                _add_flag(section, setting)
+
+
+def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
+    text = (
+        setting.description
+        if setting.default is None
+        else f"{setting.description} (default: {_shown(setting.default)})"
+    )
+    text = text.replace("%", "%%")
+    common: dict[str, Any] = {"dest": setting.name, "default": argparse.SUPPRESS, "help": text}
+    if setting.kind is bool:
+        section.add_argument(setting.flag, action=argparse.BooleanOptionalAction, **common)
+    elif setting.choices:
+        section.add_argument(setting.flag, choices=setting.choices, **common)
+    else:
+        metavar = {int: "N", float: "X", str: "TEXT"}[setting.kind]
+        section.add_argument(setting.flag, type=setting.kind, metavar=metavar, **common)
+
+
+def _shown(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else f"{value}"
+
+
+def given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings among parsed `arguments` that were really given."""
+    values = vars(arguments)
+    return {setting.name: values[setting.name] for setting in all_settings() if setting.name in values}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Settings of a YAML file: one mapping of names, with dashes or underscores, to values. Raises ConfigError."""
+    import yaml  # only a server with a file pays for it
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must be a mapping of settings to values, such as 'port: 8000'")
+    settings: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name in settings:
+            raise ConfigError(f"{path} sets {name!r} twice", name)
+        settings[name] = value
+    return settings
+
+
+def build_config(settings: Mapping[str, Any], file: Path | None = None) -> ServerConfig:
+    """The checked configuration: `settings` over those of `file` over the defaults.
+
+    Raises ConfigError that names the setting, says what is allowed, and names the nearest setting for a name that
+    does not exist.
+    """
+    merged = (read_file(file) if file else {}) | dict(settings)
+    known = [setting.name for setting in all_settings()]
+    for name in merged:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"there is no setting {name!r}{hint}", name)
+    try:
+        return msgspec.convert(merged, ServerConfig)
+    except msgspec.ValidationError as error:
+        raise _explained(error, merged) from error
+
+
+def _explained(error: msgspec.ValidationError, merged: Mapping[str, Any]) -> ConfigError:
+    message, _, place = str(error).partition(" - at `$.")
+    name = place.rstrip("`")
+    for setting in all_settings():
+        if setting.name == name:
+            allowed = f"one of {', '.join(setting.choices)}" if setting.choices else message.replace("`", "")
+            return ConfigError(f"{name}: {allowed}, not {merged[name]!r}", name)
+    return ConfigError(message)
+
+
+def config_from(arguments: argparse.Namespace) -> ServerConfig:
+    """The configuration of a command line parsed with `add_flags`. Raises ConfigError."""
+    return build_config(given(arguments), getattr(arguments, "config", None))
