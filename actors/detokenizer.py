@@ -11,7 +11,7 @@ from msgspec import structs
 
 from actors.messages.generate import Done, Ended, Finish, Opened, Output, Outputs, StepTokens
 from actors.runtime.actor import Actor, Lane
-from actors.text.stream import Stream
+from actors.text.stream import ScoreLists, Stream
 from actors.text.vocabulary import Vocabulary
 from lifecycle.states import Cause
 
@@ -86,29 +86,32 @@ class Detokenizer(Actor):
         for admitted in message.admitted:
             if admitted.row in streams:
                 streams[admitted.row].admit(admitted)
-        for row, scores in message.prompt_logprobs:
+        for row, prompt_scores in message.prompt_logprobs:
             if row in streams:
-                streams[row].add_prompt_scores(scores)
+                streams[row].add_prompt_scores(prompt_scores)
         rows: list[int] = message.rows.tolist()
-        silent = _stop_token_places(rows, message.ended, streams) if message.ended else ()
+        silent = _stop_token_places(rows, message.ended, streams) if message.ended else frozenset()
+        scores = ScoreLists.of(message.logprobs) if message.logprobs is not None else None
         outputs: list[Output] = []
         places: dict[int, int] = {}
         for index, (row, token) in enumerate(zip(rows, message.tokens.tolist(), strict=True)):
             stream = streams.get(row)
             if stream is None or stream.matched is not None:
                 continue
-            if silent or not stream.plain:
-                output = self._scored(stream, index, token, message, index in silent)
-            else:
+            if stream.plain and index not in silent:
                 stream.num_output += 1
                 output = Output(stream.request, stream.decode(token), (token,))
+            else:
+                output = self._special(stream, token, index in silent, message.ended)
+                if scores is not None:
+                    output = structs.replace(output, logprobs=stream.scores(token, scores, index))
             places[row] = len(outputs)
             outputs.append(output)
         for end in message.ended:
             self._end(end, outputs, places.get(end.row))
         return outputs
 
-    def _scored(self, stream: Stream, index: int, token: int, message: StepTokens, silent: bool) -> Output:
+    def _special(self, stream: Stream, token: int, silent: bool, ended: tuple[Ended, ...]) -> Output:
         """One token of a request with stop strings or scores, or a stop token that ends without text."""
         stream.num_output += 1
         if stream.num_output == 1:
@@ -117,10 +120,9 @@ class Detokenizer(Actor):
         done = None
         if stream.matched is not None:
             done = stream.done(Cause.STOP_STRING, self.context.now(), matched=stream.matched)
-            if all(end.request != stream.request for end in message.ended):
+            if all(end.request != stream.request for end in ended):
                 self.context.send(SCHEDULER, Finish(stream.request, stream.num_output), Lane.CONTROL)
-        scores = stream.scores(token, message.logprobs, index)
-        return Output(stream.request, text, (token,), scores, stream.take_prompt_scores(), done)
+        return Output(stream.request, text, (token,), prompt_logprobs=stream.take_prompt_scores(), done=done)
 
     def _end(self, end: Ended, outputs: list[Output], place: int | None) -> None:
         """Free the row and give the client its terminal record, with the last token's output where there is one."""

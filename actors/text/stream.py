@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from msgspec import structs
 
@@ -11,7 +12,19 @@ from actors.text.incremental import Decoder, SilentDecoder, decoder_for
 from actors.text.stop import StopMatcher
 from actors.text.vocabulary import Vocabulary
 from lifecycle.states import Cause
-from lifecycle.step import Float32s, Int32s, PromptLogprobs, StepLogprobs
+from lifecycle.step import PromptLogprobs, StepLogprobs
+
+
+class ScoreLists(NamedTuple):
+    """The scores of one message as lists: taken apart once, not once for each token."""
+
+    chosen: list[float]
+    top_tokens: list[list[int]]
+    top: list[list[float]]
+
+    @classmethod
+    def of(cls, scores: StepLogprobs | PromptLogprobs) -> ScoreLists:
+        return cls(scores.chosen.tolist(), scores.top_tokens.tolist(), scores.top.tolist())
 
 
 class Stream:
@@ -95,11 +108,11 @@ class Stream:
     def saw_first_token(self, now: float) -> None:
         self._timing = structs.replace(self._timing, first_token=now)
 
-    def scores(self, token: int, logprobs: StepLogprobs | None, index: int) -> tuple[TokenLogprob, ...]:
+    def scores(self, token: int, scores: ScoreLists, index: int) -> tuple[TokenLogprob, ...]:
         """Entry `index` of a step's scores as the client's; empty where the request did not ask."""
-        if self.top_logprobs is None or logprobs is None or math.isnan(logprobs.chosen[index]):
+        if self.top_logprobs is None or math.isnan(scores.chosen[index]):
             return ()
-        return (self._entry(token, logprobs.chosen, logprobs.top_tokens, logprobs.top, index),)
+        return (self._entry(token, scores, index),)
 
     def add_prompt_scores(self, scores: PromptLogprobs) -> None:
         """Scores of one prefill chunk; a chunk computed again after a retraction gives the same positions again."""
@@ -107,13 +120,12 @@ class Stream:
             self._prompt_scores = [None] * self._num_prompt
             if self._num_prompt:
                 first = int(self._prompt[0])
-                self._prompt_scores[0] = TokenLogprob(first, None, self._text(first))
+                self._prompt_scores[0] = TokenLogprob(first, None, self._vocabulary.token_text(first))
         self.plain = False
-        for index in range(min(len(scores.chosen), self._num_prompt - scores.start - 1)):
+        lists = ScoreLists.of(scores)
+        for index in range(min(len(lists.chosen), self._num_prompt - scores.start - 1)):
             position = scores.start + 1 + index
-            self._prompt_scores[position] = self._entry(
-                int(self._prompt[position]), scores.chosen, scores.top_tokens, scores.top, index
-            )
+            self._prompt_scores[position] = self._entry(int(self._prompt[position]), lists, index)
 
     def take_prompt_scores(self) -> tuple[TokenLogprob, ...]:
         """The whole prompt's scores, once; nothing while some are missing (a request aborted in mid-prefill)."""
@@ -123,18 +135,12 @@ class Stream:
         self._prompt_scores = None
         return scores if len(scores) == self._num_prompt else ()
 
-    def _entry(self, token: int, chosen: Float32s, top_tokens: Int32s, top: Float32s, index: int) -> TokenLogprob:
+    def _entry(self, token: int, scores: ScoreLists, index: int) -> TokenLogprob:
         count = self.top_logprobs or 0
-        rivals = zip(top_tokens[index, :count].tolist(), top[index, :count].tolist(), strict=True)
-        return TokenLogprob(
-            token,
-            float(chosen[index]),
-            self._text(token),
-            tuple((rival, logprob, self._text(rival)) for rival, logprob in rivals),
-        )
-
-    def _text(self, token: int) -> str:
-        return self._vocabulary.token_text(token)
+        text = self._vocabulary.token_text
+        rivals = zip(scores.top_tokens[index][:count], scores.top[index][:count], strict=True)
+        top = tuple([(rival, logprob, text(rival)) for rival, logprob in rivals])
+        return TokenLogprob(token, scores.chosen[index], text(token), top)
 
 
 def _decoder(vocabulary: Vocabulary, options: TextOptions) -> Decoder:

@@ -1,8 +1,10 @@
 """Chat templates: messages to the prompt text that the model was trained on.
 
 A template comes with the model, so it is a stranger's program: it runs in Jinja's immutable sandbox, on a budget of
-operations (attribute and item look-ups, calls, steps of `range`) and of output characters. The same messages give the
-same prompt: the clock enters only as the `now` that the caller passes.
+operations (attribute and item look-ups, calls, steps of `range`, repetition) and of output characters, so that no
+messages can make it run on. What is not bounded is the memory of one operation that the template itself spells out,
+such as padding a string to a billion characters: a model's files are trusted that far. The same messages give the same
+prompt: the clock enters only as the `now` that the caller passes.
 """
 
 from __future__ import annotations

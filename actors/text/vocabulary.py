@@ -132,7 +132,10 @@ class Vocabulary:
 
     def token_text(self, token: int) -> str:
         """One token by itself, special ones included; bytes that are only part of a character show as U+FFFD."""
-        return self.decode((token,), skip_special=False)
+        if self.byte_table is None:
+            return self.decode((token,), skip_special=False)
+        text = self.whole_texts[token]
+        return text if text is not None else self.byte_table.entries[token].decode("utf-8", "replace")
 
     @cached_property
     def byte_table(self) -> ByteTable | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from actors.text.byte_table import SPACE_MARK
 from actors.text.conversion import UnsupportedVocabulary
@@ -185,6 +187,15 @@ def test_a_folder_without_a_generation_config_ends_with_its_named_token(tmp_path
     assert Vocabulary.load(tmp_path).eos_ids == (byte_level().size - 1,)
 
 
+def test_a_folder_may_name_several_templates(tmp_path: Path) -> None:
+    byte_level().tokenizer.save(str(tmp_path / "tokenizer.json"))
+    named = [{"name": "default", "template": "one"}, {"name": "tool_use", "template": "two"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("three")
+    assert Vocabulary.load(tmp_path).chat_templates == {"default": "one", "tool_use": "two", "rag": "three"}
+
+
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedVocabulary, match=r"tokenizer\.json"):
         Vocabulary.load(tmp_path)
@@ -193,3 +204,22 @@ def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
 def test_a_decoder_that_looks_at_neighbours_has_no_byte_table() -> None:
     assert wordpiece().byte_table is None
     assert wordpiece().decode(wordpiece().encode("hello running").tolist()) != ""
+
+
+@pytest.mark.parametrize("scheme", ["always", "never"])
+def test_a_marked_space_at_the_start_goes_where_the_tokenizer_put_it(scheme: Literal["always", "never"]) -> None:
+    pieces = ["▁", "a", "b", "▁a"]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [("▁", "a")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    vocabulary = Vocabulary(tokenizer)
+    for text in ("a", " a", "ab a b"):
+        ids = vocabulary.encode(text).tolist()
+        assert vocabulary.decode(ids, from_start=True) == tokenizer.decode(ids)
+
+
+def test_an_added_token_is_its_own_text() -> None:
+    tokenizer = Vocabulary.from_gguf(byte_level_metadata()).tokenizer
+    tokenizer.add_tokens([AddedToken("é à", normalized=False)])
+    vocabulary = Vocabulary(tokenizer)
+    assert vocabulary.decode(vocabulary.encode("hello é à").tolist()) == "hello é à"

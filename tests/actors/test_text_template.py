@@ -1,0 +1,159 @@
+"""Chat templates render what the model was trained on, refuse what they cannot, and cannot harm their host."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from actors.text.invalid import InvalidRequest
+from actors.text.template import ChatTemplate
+from actors.text.vocabulary import Vocabulary
+from tests.actors.vocabularies import byte_level, smollm2
+
+NOW = datetime(2026, 3, 9, tzinfo=UTC)
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def with_templates(**templates: str) -> ChatTemplate:
+    vocabulary = Vocabulary(byte_level().tokenizer, bos_token="<s>", eos_token="</s>", chat_templates=templates)
+    return ChatTemplate(vocabulary)
+
+
+def render(source: str, messages: list[dict[str, Any]] = HELLO, **options: Any) -> str:
+    return with_templates(default=source).render(messages, options, NOW)
+
+
+def test_smollm2_renders_its_own_format() -> None:
+    text = ChatTemplate(smollm2()).render(HELLO, {}, NOW)
+    assert text == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_the_generation_prompt_can_be_left_out() -> None:
+    with_prompt = ChatTemplate(smollm2()).render(HELLO, {}, NOW)
+    without = ChatTemplate(smollm2()).render(HELLO, {"add_generation_prompt": False}, NOW)
+    assert with_prompt == without + "<|im_start|>assistant\n"
+
+
+def test_text_parts_become_one_text() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert render("{{ messages[0].content }}", [{"role": "user", "content": parts}]) == "one\ntwo"
+
+
+def test_a_template_knows_the_special_tokens_the_date_and_plain_json() -> None:
+    source = "{{ bos_token }}{{ eos_token }}{{ strftime_now('%d %b %Y') }}{{ tools | tojson }}"
+    assert render(source, tools=[{"a": "<é>"}]) == '<s></s>09 Mar 2026[{"a": "<é>"}]'
+
+
+def test_tools_choose_the_template_made_for_them() -> None:
+    template = with_templates(default="plain", tool_use="{{ tools | length }} tools")
+    assert template.render(HELLO, {"tools": [{}, {}]}, NOW) == "2 tools"
+    assert template.render(HELLO, {"tools": None}, NOW) == "plain"
+
+
+def test_arguments_of_tool_calls_reach_the_template_as_objects() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    source = "{{ messages[0].tool_calls[0].function.arguments.x + 1 }}[{{ messages[0].content }}]"
+    assert render(source, messages) == "2[]"
+
+
+def test_marks_for_training_and_loop_controls_are_understood() -> None:
+    source = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}"
+    assert render(source, HELLO * 2) == "hello"
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"),
+        ([{"content": "no role"}], "messages[0]"),
+        ([{"role": 1, "content": "x"}], "messages[0]"),
+        (["text"], "messages[0]"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
+        ([{"role": "assistant", "tool_calls": {}}], "messages[0].tool_calls"),
+        ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "messages[0].tool_calls[0]"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+    ],
+)
+def test_malformed_messages_are_refused_by_place(messages: list[Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        render("{{ messages }}", messages)
+    assert caught.value.param == param
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("option", ["tools", "enable_thinking", "messages", "bos_token", "raise_exception"])
+def test_an_option_that_the_template_does_not_read_is_refused(option: str) -> None:
+    with pytest.raises(InvalidRequest, match=option):
+        render("{{ messages[0].content }}", **{option: [1]})
+
+
+def test_the_templates_own_refusal_reaches_the_client() -> None:
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        render("{{ raise_exception('roles must alternate') }}")
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ messages[0].content + 1 }}", "{{ messages.x.y }}", "{{ 1 // 0 }}", "{{ nothing() }}"]
+)
+def test_an_error_inside_the_template_is_the_requests_error(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="chat template refused"):
+        render(source)
+
+
+def test_a_model_without_a_template_says_so() -> None:
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        with_templates().render(HELLO, {}, NOW)
+
+
+def test_a_template_that_does_not_compile_is_reported_when_it_is_used() -> None:
+    with pytest.raises(InvalidRequest, match="line 2"):
+        render("\n{% if %}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(3000) %}{% for b in range(3000) %}{% endfor %}{% endfor %}",
+        "{{ 'x' * 100000000 }}",
+        "{{ 100000000 * 'x' }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% for a in range(9000) %}{% for b in range(99) %}0123456789{% endfor %}{% endfor %}",
+    ],
+)
+def test_work_and_text_are_bounded(source: str) -> None:
+    with pytest.raises(InvalidRequest):
+        render(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update(role='system') }}",
+        "{{ raise_exception.__globals__.keys() }}",
+        "{% include '/etc/passwd' %}",
+        "{{ strftime_now.__self__.__class__.__subclasses__() }}",
+    ],
+)
+def test_the_sandbox_holds(source: str) -> None:
+    with pytest.raises(InvalidRequest):
+        render(source)
+
+
+def test_one_rendering_does_not_use_up_the_budget_of_the_next() -> None:
+    template = with_templates(default="{% for a in range(1500000) %}{% endfor %}done")
+    assert [template.render(HELLO, {}, NOW) for _ in range(3)] == ["done"] * 3

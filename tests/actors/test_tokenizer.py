@@ -1,0 +1,186 @@
+"""The tokenizer answers every request within one message: a valid `Generate`, or a refusal that says what to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.messages.generate import Accepted, Generate, Refused, Submit, TextOptions
+from actors.runtime.actor import Lane
+from actors.text.vocabulary import Vocabulary
+from actors.tokenizer import Limits, Tokenizer
+from lifecycle.states import Cause
+from tests.actors.recording import RecordingContext
+from tests.actors.vocabularies import byte_level, byte_level_metadata
+
+CONTEXT_LENGTH = 20
+
+
+def tokenizer(seed: int = 0, vocabulary: Vocabulary | None = None, context_length: int = CONTEXT_LENGTH) -> Tokenizer:
+    actor = Tokenizer(vocabulary or byte_level(), Limits(context_length))
+    actor.context = RecordingContext("tokenizer", seed)
+    actor.started()
+    return actor
+
+
+def sent(actor: Tokenizer) -> RecordingContext:
+    assert isinstance(actor.context, RecordingContext)
+    return actor.context
+
+
+def submit(**fields: Any) -> Submit:
+    return Submit(**{"request": 1, "rid": "r", "text": "hello world"} | fields)
+
+
+def accepted(request: Submit) -> Generate:
+    actor = tokenizer()
+    actor.receive(request)
+    [generate] = sent(actor).take("scheduler")
+    [answer] = sent(actor).take("gateway")
+    assert isinstance(answer, Accepted)
+    assert isinstance(generate, Generate)
+    return generate
+
+
+def refused(request: Submit) -> Refused:
+    actor = tokenizer()
+    actor.receive(request)
+    assert sent(actor).take("scheduler") == []
+    [sending] = sent(actor).sent
+    assert (sending.to, sending.lane) == ("gateway", Lane.CONTROL)
+    assert isinstance(sending.message, Refused)
+    assert sending.message.request == request.request
+    return sending.message
+
+
+def test_text_becomes_token_ids_with_everything_the_scheduler_needs() -> None:
+    options = TextOptions(stop=("x",))
+    request = submit(
+        request=7, rid="mine", sampling={"seed": 3}, text_options=options, priority=2, timeout_s=1.5, cache_salt="s"
+    )
+    generate = accepted(request)
+    assert generate.tokens.tolist() == byte_level().encode("hello world").tolist()
+    assert generate.tokens.dtype == np.int32
+    assert (generate.request, generate.rid, generate.priority, generate.timeout_s) == (7, "mine", 2, 1.5)
+    assert (generate.namespace, generate.text_options) == ("s", options)
+    assert generate.sampling.seed == 3
+    assert generate.sampling.max_new_tokens == CONTEXT_LENGTH - 2
+    assert generate.sampling.stop_token_ids == byte_level().eos_ids
+
+
+def test_the_gateway_learns_the_prompt_before_the_scheduler_works_on_it() -> None:
+    actor = tokenizer()
+    actor.receive(submit())
+    actor.receive(submit(text=None, token_ids=(5, 6)))
+    assert [sending.to for sending in sent(actor).sent] == ["gateway", "scheduler"] * 2
+    prompt = tuple(byte_level().encode("hello world").tolist())
+    assert sent(actor).take("gateway") == [Accepted(1, prompt), Accepted(1, None)]
+
+
+def test_a_chat_is_rendered_without_a_second_beginning_token() -> None:
+    vocabulary = Vocabulary.from_gguf(byte_level_metadata(**{"tokenizer.ggml.add_bos_token": True}))
+    actor = tokenizer(vocabulary=vocabulary, context_length=100)
+    actor.receive(submit(text=None, chat=({"role": "user", "content": "hello"},)))
+    actor.receive(submit(text="hello"))
+    chat, text = (generate.tokens.tolist() for generate in sent(actor).take("scheduler"))
+    bos = vocabulary.tokenizer.token_to_id("<|im_start|>")
+    assert text[0] == bos
+    assert chat[0] == bos
+    assert chat[1] != bos
+
+
+def test_a_missing_seed_is_drawn_from_the_actors_own_randomness() -> None:
+    def drawn(seed: int) -> list[int]:
+        actor = tokenizer(seed)
+        actor.receive(submit())
+        actor.receive(submit(sampling={"seed": None}))
+        return [generate.sampling.seed for generate in sent(actor).take("scheduler")]
+
+    assert drawn(1) == drawn(1)
+    assert len({*drawn(1), *drawn(2)}) == 4
+
+
+def test_what_is_asked_must_fit_the_context() -> None:
+    ids = tuple(range(15))
+    assert accepted(submit(text=None, token_ids=ids, sampling={"max_new_tokens": 5})).sampling.max_new_tokens == 5
+    answer = refused(submit(text=None, token_ids=ids, sampling={"max_new_tokens": 6}))
+    assert (answer.cause, answer.status, answer.param) == (Cause.TOO_LONG, 400, "max_new_tokens")
+    assert "maximum context length is 20 tokens" in answer.message
+    assert "requested 21 tokens (15 in the prompt, 6 for the completion)" in answer.message
+
+
+@pytest.mark.parametrize("num_prompt", [CONTEXT_LENGTH, CONTEXT_LENGTH + 1, 5000])
+def test_a_prompt_that_fills_the_context_is_too_long(num_prompt: int) -> None:
+    answer = refused(submit(text=None, token_ids=(5,) * num_prompt))
+    assert (answer.cause, answer.status, answer.param) == (Cause.TOO_LONG, 400, "prompt")
+    assert f"maximum context length is 20 tokens. However, your prompt has {num_prompt} tokens" in answer.message
+
+
+def test_a_full_context_can_still_be_scored() -> None:
+    scored = submit(text=None, token_ids=(5,) * CONTEXT_LENGTH, sampling={"max_new_tokens": 0, "prompt_logprobs": True})
+    assert accepted(scored).sampling.max_new_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"text": ""}, "prompt"),
+        ({"text": None, "token_ids": ()}, "prompt"),
+        ({"text": None, "token_ids": (-1,)}, "prompt"),
+        ({"text": None, "token_ids": (1, byte_level().size, 2)}, "prompt"),
+        ({"text": None, "token_ids": (2**80,)}, "prompt"),
+        ({"text": None}, "prompt"),
+        ({"token_ids": (1,)}, "prompt"),
+        ({"text": "\ud800"}, "prompt"),
+        ({"text": None, "chat": ()}, "messages"),
+        ({"text": None, "chat": ({"role": "user"},), "template_options": {"tools": [1]}}, "tools"),
+        ({"sampling": {"temperature": -1}}, "temperature"),
+        ({"sampling": {"nonsense": 1}}, "nonsense"),
+        ({"sampling": {"stop_token_ids": [10**6]}}, "stop_token_ids"),
+        ({"sampling": {"logit_bias": {str(10**6): 1}}}, "logit_bias"),
+        ({"sampling": {"min_new_tokens": 3, "max_new_tokens": 2}}, "min_new_tokens"),
+        ({"sampling": {"max_new_tokens": "many"}}, "max_new_tokens"),
+        ({"text_options": TextOptions(stop=("",))}, "stop"),
+        ({"text_options": TextOptions(stop=("x" * 1025,))}, "stop"),
+        ({"text_options": TextOptions(stop=tuple("abcdefghijklmnopq"))}, "stop"),
+        ({"text_options": TextOptions(stop=("x",), detokenize=False)}, "stop"),
+    ],
+)
+def test_bad_input_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    answer = refused(submit(**fields))
+    assert (answer.cause, answer.status, answer.param) == (Cause.INVALID, 400, param)
+    assert answer.message
+
+
+def test_a_full_scheduler_is_an_overload_and_still_one_terminal_reply() -> None:
+    actor = tokenizer()
+    sent(actor).full.add("scheduler")
+    actor.receive(submit(request=9))
+    replies = sent(actor).take("gateway")
+    assert [type(reply) for reply in replies] == [Accepted, Refused]
+    assert (replies[1].request, replies[1].cause, replies[1].status) == (9, Cause.OVERLOADED, 503)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ["temperature", "top_k", "stop_token_ids", "logit_bias", "seed", "max_new_tokens", "ignore_eos", "other"]
+MESSAGE = st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "name"]), JSON, max_size=4)
+
+
+@given(
+    sampling=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3), chat=st.none() | st.lists(MESSAGE, max_size=3)
+)
+def test_no_input_stops_the_actor_or_goes_unanswered(
+    sampling: dict[str, Any], chat: list[dict[str, Any]] | None
+) -> None:
+    actor = tokenizer()
+    actor.receive(submit(sampling=sampling, text=None if chat else "hello", chat=tuple(chat) if chat else None))
+    answers = sent(actor).take("scheduler") + [r for r in sent(actor).take("gateway") if isinstance(r, Refused)]
+    assert len(answers) == 1
