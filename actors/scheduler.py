@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
+import structlog
 
 from actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Progress, Reply
 from actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
@@ -21,10 +22,14 @@ from lifecycle.table import Ticket
 from loops.batch import Plan
 from loops.loop import Ending, Loop
 from loops.select import LoopConfig, make_loop
-from memory.pages import Int32s
+from memory.pages import Int32s, MemoryViolation
+
+log = structlog.get_logger("pawl.scheduler")
 
 DEADLINE_CHECK_S = 0.25
 """How often deadlines are looked at while requests live."""
+SELF_CHECK_S = 1.0
+"""How long the engine must be idle before it looks its whole memory over."""
 
 
 class CheckDeadlines(msgspec.Struct, frozen=True, tag=True):
@@ -35,6 +40,10 @@ class FlushExpired(msgspec.Struct, frozen=True, tag=True):
     """Timer: a flush has waited long enough."""
 
     ticket: int
+
+
+class SelfCheck(msgspec.Struct, frozen=True, tag=True):
+    """Timer: the engine has been idle for a while."""
 
 
 class DrainExpired(msgspec.Struct, frozen=True, tag=True):
@@ -54,6 +63,7 @@ ToScheduler: TypeAlias = (
     | CheckDeadlines
     | FlushExpired
     | DrainExpired
+    | SelfCheck
 )
 
 
@@ -75,6 +85,11 @@ class Scheduler(Actor):
         self._flushes: dict[int, FlushCache] = {}
         self._draining = False
         self._checking_deadlines = False
+        self._checking_self = False
+        self._checked_at = 0
+        """Requests received when the memory was last looked over."""
+        self.violations: dict[str, int] = {}
+        """Law -> how often it was found broken."""
         self._tokens: tuple[Int32s, Int32s, Plan | None, StepResult | None] | None = None
         self._ended: list[Ended] = []
 
@@ -101,6 +116,7 @@ class Scheduler(Actor):
             case ExecuteFailed(step, reason):
                 self._failed(step, reason, now)
             case FlushCache():
+                self.journal.delivered(message, now)
                 self._flush(message)
             case FlushExpired(ticket):
                 self._answer_flush(ticket, ok=self.loop.memory.flush())
@@ -112,8 +128,11 @@ class Scheduler(Actor):
                 self._checking_deadlines = False
                 self.loop.expire(now)
             case Drain(grace_s):
+                self.journal.delivered(message, now)
                 self._draining = True
                 self.context.after(grace_s, DrainExpired())
+            case SelfCheck():
+                self._self_check()
             case DrainExpired():
                 self.loop.drain(Cause.DRAINED, now)
         self._send_step()
@@ -184,10 +203,22 @@ class Scheduler(Actor):
         self._send(message.reply_to, Reply(ticket, ok=ok, message=text, body=live))
 
     def _rest(self) -> None:
-        """Nothing to do: answer who waits for that, and look the whole memory over."""
+        """Nothing to do: answer who waits for that; if it stays so, look the whole memory over, once."""
         for ticket in list(self._flushes):
             self._answer_flush(ticket, ok=self.loop.memory.flush())
-        self.loop.check()
+        if self._checked_at != self.loop.counters.received and not self._checking_self:
+            self._checking_self = True
+            self.context.after(SELF_CHECK_S, SelfCheck())
+
+    def _self_check(self) -> None:
+        self._checking_self = False
+        if not self.loop.idle:
+            return
+        self._checked_at = self.loop.counters.received
+        try:
+            self.loop.check()
+        except (MemoryViolation, AssertionError) as violation:
+            self.violated(violation)
 
     # ---- effects of the loop ----
 
@@ -214,6 +245,11 @@ class Scheduler(Actor):
         self._ended.append(
             Ended(ending.row, ticket.request, ending.cause, usage, timing, ending.message, ending.matched)
         )
+
+    def violated(self, violation: Exception) -> None:
+        law = violation.law if isinstance(violation, MemoryViolation) else type(violation).__name__
+        self.violations[law] = self.violations.get(law, 0) + 1
+        log.error("a law does not hold", law=law, facts=str(violation))
 
     def _send_step(self) -> None:
         """One message with all that the handled message gave."""
@@ -262,6 +298,7 @@ class Scheduler(Actor):
             "slots": {"total": loop.memory.slots.total, "free": loop.memory.slots.free},
             "cache": loop.memory.cache.statistics()
             | {"evictable": loop.memory.cache.evictable, "held": loop.memory.cache.held},
+            "violations": dict(self.violations),
             "counters": msgspec.to_builtins(loop.counters),
         }
         if detail:

@@ -24,7 +24,7 @@ from lifecycle.table import Ticket
 from loops.batch import Plan
 from loops.loop import Ending, Loop
 from loops.select import LoopConfig, make_loop
-from memory.pages import Int32s
+from memory.pages import Int32s, MemoryViolation
 
 ROWS = {1: 40.0, 64: 80.0, 256: 120.0, 1024: 250.0}
 """Running requests -> goal, microseconds a step."""
@@ -45,6 +45,9 @@ class Sink:
     def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None: ...
 
     def ended(self, ending: Ending) -> None: ...
+
+    def violated(self, violation: MemoryViolation) -> None:
+        raise violation
 
 
 class Bench:

@@ -25,7 +25,7 @@ from loops.batch import Draft, Plan
 from loops.pacing import Pacing
 from loops.roles import Role
 from loops.work import Work
-from memory.pages import Int32s
+from memory.pages import Int32s, MemoryViolation
 from memory.pool import Memory
 
 MAX_STRIKES = 2
@@ -60,6 +60,9 @@ class Effects(Protocol):
 
     def ended(self, ending: Ending) -> None:
         """A request had its terminal event. Comes after its last output."""
+
+    def violated(self, violation: MemoryViolation) -> None:
+        """A law does not hold: a defect of the engine, to be counted and told; the engine goes on."""
 
 
 class Counters(msgspec.Struct):
@@ -164,7 +167,7 @@ class Loop:
         for index in ended:
             self._finish(int(rows[index]), int(tokens[index]), now)
         self.memory.ledger.commit(plan.transaction)
-        self.memory.check()
+        self._check()
         if plan.step % DIGEST_INTERVAL == 0 and self.journal.wants_digests:
             self.journal.digest(plan.step, self.memory.digest())
 
@@ -189,7 +192,8 @@ class Loop:
             self.table.num_computed[row] = 0
             self.retract(row, Cause.STEP_LOST, now)
         self.memory.flush()
-        self.memory.check()
+        self.memory.take_replaced()
+        self._check()
 
     # ---- commit, in parts ----
 
@@ -344,6 +348,13 @@ class Loop:
         self.effects.ended(Ending(row, ticket, target, cause, num_prompt, num_output, message, matched))
 
     # ---- laws ----
+
+    def _check(self) -> None:
+        """What must hold after every step; O(1)."""
+        try:
+            self.memory.check()
+        except MemoryViolation as violation:
+            self.effects.violated(violation)
 
     def check(self) -> None:
         """Every law of memory and of the working sets, O(size); for tests and for idle moments."""

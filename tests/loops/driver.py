@@ -14,7 +14,7 @@ from lifecycle.table import Ticket
 from loops.batch import Plan
 from loops.loop import Ending
 from loops.select import LoopConfig, make_loop
-from memory.pages import Int32s
+from memory.pages import Int32s, MemoryViolation
 from tests.loops.ghost import Ghost
 
 CELLS = [(pacing, mixed) for pacing in ("lockstep", "overlap") for mixed in (False, True)]
@@ -67,6 +67,9 @@ class Driver:
     def ended(self, ending: Ending) -> None:
         assert ending.ticket.request not in self.ending_of, "two terminal records"
         self.ending_of[ending.ticket.request] = ending
+
+    def violated(self, violation: MemoryViolation) -> None:
+        raise violation
 
     # ---- driving ----
 
