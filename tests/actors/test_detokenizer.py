@@ -31,7 +31,7 @@ from actors.text.vocabulary import Vocabulary
 from lifecycle.states import Cause
 from lifecycle.step import PromptLogprobs, StepLogprobs
 from tests.actors.recording import RecordingContext
-from tests.actors.vocabularies import byte_level, sentencepiece
+from tests.actors.vocabularies import byte_level, sentencepiece, untimed
 
 TIMING = Timing(submitted=1.0, admitted=2.0, first_token=3.0, ended=4.0)
 
@@ -273,6 +273,7 @@ def test_a_row_is_not_opened_twice_and_outputs_are_not_lost_silently() -> None:
         bench.step([(0, 5)])
 
 
+@untimed
 @given(data=st.data())
 def test_whatever_happens_text_is_whole_and_each_request_ends_once(data: st.DataObject) -> None:
     """Requests with and without stop strings over a few rows, ended by the scheduler at any moment, drained at last."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.text.incremental import MAX_WINDOW, ByteDecoder, Decoder, SilentDecoder, WindowDecoder, decoder_for
-from tests.actors.vocabularies import byte_level, sentencepiece, smollm2, wordpiece
+from tests.actors.vocabularies import byte_level, sentencepiece, smollm2, untimed, wordpiece
 
 
 def streamed(decoder: Decoder, ids: list[int]) -> str:
@@ -15,6 +15,7 @@ def streamed(decoder: Decoder, ids: list[int]) -> str:
 
 
 @pytest.mark.parametrize("name", ["byte_level", "sentencepiece", "smollm2", "wordpiece"])
+@untimed
 @given(data=st.data(), skip_special=st.booleans())
 def test_deltas_concatenate_to_the_whole_text(name: str, data: st.DataObject, skip_special: bool) -> None:
     makers = {"byte_level": byte_level, "sentencepiece": sentencepiece, "smollm2": smollm2, "wordpiece": wordpiece}
@@ -23,6 +24,7 @@ def test_deltas_concatenate_to_the_whole_text(name: str, data: st.DataObject, sk
     assert streamed(decoder_for(vocabulary, skip_special), ids) == vocabulary.decode(ids, skip_special)
 
 
+@untimed
 @given(st.text(max_size=20), st.booleans())
 def test_a_streamed_text_never_shows_half_a_character(text: str, hidden: bool) -> None:
     vocabulary = byte_level()

@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from actors.text.stop import StopMatcher
+from tests.actors.vocabularies import untimed
 
 Stops = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), min_size=1, max_size=3).map(tuple)
 Pieces = st.lists(st.text(alphabet="ab\n", max_size=5), max_size=8)
@@ -34,6 +35,7 @@ def by_definition(stops: tuple[str, ...], text: str) -> tuple[str, str | None]:
     return text, None
 
 
+@untimed
 @given(Stops, Pieces)
 @example(("abab", "ba"), ["a", "b", "ab"])
 def test_the_match_follows_the_definition_however_the_text_is_cut(stops: tuple[str, ...], pieces: list[str]) -> None:
@@ -44,12 +46,14 @@ def test_the_match_follows_the_definition_however_the_text_is_cut(stops: tuple[s
     assert run(stops, [text]) == expected
 
 
+@untimed
 @given(Stops, Pieces)
 def test_shown_text_holds_no_stop_string(stops: tuple[str, ...], pieces: list[str]) -> None:
     shown, _ = run(stops, pieces)
     assert not any(stop in shown for stop in stops)
 
 
+@untimed
 @given(Stops, Pieces)
 def test_what_is_held_back_could_still_become_a_stop_string_and_nothing_else_is(
     stops: tuple[str, ...], pieces: list[str]
@@ -66,6 +70,7 @@ def test_what_is_held_back_could_still_become_a_stop_string_and_nothing_else_is(
         assert held == max(tails, key=len, default="")
 
 
+@untimed
 @given(Stops, Pieces)
 def test_included_stops_end_the_text(stops: tuple[str, ...], pieces: list[str]) -> None:
     without, matched = run(stops, pieces)

@@ -23,6 +23,7 @@ from tests.actors.vocabularies import (
     sentencepiece,
     sentencepiece_metadata,
     smollm2,
+    untimed,
     wordpiece,
 )
 
@@ -66,6 +67,7 @@ def naive_sentencepiece(text: str, tokens: list[str], scores: list[float]) -> li
         pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
 
 
+@untimed
 @given(st.text(alphabet="abc ", max_size=30))
 def test_sentencepiece_joins_by_score(text: str) -> None:
     metadata = sentencepiece_metadata()
@@ -74,12 +76,14 @@ def test_sentencepiece_joins_by_score(text: str) -> None:
     assert [tokens[index] for index in ids] == naive_sentencepiece(text, tokens, scores)
 
 
+@untimed
 @given(st.text(st.characters(exclude_characters=SPACE_MARK, exclude_categories=["Cs"]), max_size=40))
 def test_text_survives_the_way_there_and_back(text: str) -> None:
     for vocabulary in (byte_level(), sentencepiece()):
         assert vocabulary.decode(vocabulary.encode(text, add_special=False).tolist(), skip_special=False) == text
 
 
+@untimed
 @given(st.lists(st.integers(0, 49_151), max_size=12), st.booleans())
 def test_the_byte_table_agrees_with_the_tokenizers_library(ids: list[int], skip_special: bool) -> None:
     vocabulary = smollm2()

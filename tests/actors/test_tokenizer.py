@@ -15,7 +15,7 @@ from actors.text.vocabulary import Vocabulary
 from actors.tokenizer import Limits, Tokenizer
 from lifecycle.states import Cause
 from tests.actors.recording import RecordingContext
-from tests.actors.vocabularies import byte_level, byte_level_metadata
+from tests.actors.vocabularies import byte_level, byte_level_metadata, untimed
 
 CONTEXT_LENGTH = 20
 
@@ -174,6 +174,7 @@ FIELDS = ["temperature", "top_k", "stop_token_ids", "logit_bias", "seed", "max_n
 MESSAGE = st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "name"]), JSON, max_size=4)
 
 
+@untimed
 @given(
     sampling=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3), chat=st.none() | st.lists(MESSAGE, max_size=3)
 )

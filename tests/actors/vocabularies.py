@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from actors.text.vocabulary import Vocabulary
+
+untimed = settings(deadline=None)
+"""For property tests here: the first example also builds a vocabulary, and how long that takes proves nothing."""
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
