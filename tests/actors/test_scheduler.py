@@ -1,0 +1,267 @@
+"""The scheduler actor by itself: what it answers, to whom, and that nobody is left without an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Progress, Reply
+from actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
+from actors.messages.generate import Abort, Ended, Finish, Generate, Opened, StepTokens, TextOptions
+from actors.runtime.actor import Lane
+from actors.scheduler import CheckDeadlines, DrainExpired, FlushExpired, Scheduler, SelfCheck
+from lifecycle.journal import Journal
+from lifecycle.request import SamplingParameters
+from lifecycle.states import Cause
+from loops.select import LoopConfig
+from tests.actors.recording import RecordingContext
+from tests.loops.ghost import Ghost, expected
+
+
+class Bench:
+    """A scheduler whose worker is a ghost that the test steps by hand."""
+
+    def __init__(self, **overrides: Any) -> None:
+        settings = {"num_pages": 64, "page_size": 4, "max_context": 128, "max_running": 4, "max_queued": 8}
+        config = LoopConfig(**(settings | overrides))
+        self.records: list[Any] = []
+        self.scheduler = Scheduler(config, Journal(self.records.append), 60.0)
+        self.context = RecordingContext("scheduler")
+        self.scheduler.context = self.context
+        self.scheduler.started()
+        self.ghost = Ghost(
+            num_pages=config.num_pages,
+            page_size=config.page_size,
+            num_slots=config.max_running,
+            max_context=config.max_context,
+        )
+        self.tokens: dict[int, list[int]] = {}
+        self.ended: dict[int, Ended] = {}
+        self._request_of: dict[int, int] = {}
+
+    def tell(self, *messages: Any) -> None:
+        """Deliver messages together, then let the scheduler settle."""
+        for message in messages:
+            self.scheduler.receive(message)
+        self.scheduler.settled()
+        self._listen()
+
+    def submit(self, request: int, prompt: list[int], max_new_tokens: int = 6, **changes: Any) -> Generate:
+        return Generate(
+            request=request,
+            rid=f"r{request}",
+            tokens=np.array(prompt, np.int32),
+            sampling=SamplingParameters(temperature=0.0, max_new_tokens=max_new_tokens),
+            text_options=TextOptions(),
+            **changes,
+        )
+
+    def work(self) -> bool:
+        """Run the oldest launched step. False when none is launched."""
+        for index, sent in enumerate(self.context.sent):
+            if isinstance(sent.message, Execute):
+                del self.context.sent[index]
+                self.tell(Executed(self.ghost.launch(sent.message.batch)))
+                return True
+        return False
+
+    def rest(self) -> None:
+        for _ in range(500):
+            if not self.work():
+                return
+        raise AssertionError("no rest")
+
+    def _listen(self) -> None:
+        for message in self.context.take("detokenizer"):
+            match message:
+                case Opened():
+                    self._request_of[message.row] = message.request
+                    self.tokens[message.request] = []
+                case StepTokens():
+                    for row, token in zip(message.rows.tolist(), message.tokens.tolist(), strict=True):
+                        self.tokens[self._request_of[row]].append(token)
+                    for end in message.ended:
+                        assert end.request not in self.ended
+                        self.ended[end.request] = end
+
+
+def test_requests_that_arrive_together_are_answered_with_their_tokens() -> None:
+    bench = Bench()
+    bench.tell(*(bench.submit(number, [number, 2, 3], 5) for number in range(1, 7)))
+    bench.rest()
+    for number in range(1, 7):
+        assert bench.tokens[number] == expected([number, 2, 3], 5)
+        assert bench.ended[number].cause == Cause.LENGTH
+        assert bench.ended[number].usage.completion_tokens == 5
+
+
+def test_one_execute_a_step_whatever_the_number_of_requests() -> None:
+    bench = Bench(pacing="lockstep")
+    bench.tell(*(bench.submit(number, [number], 3) for number in range(1, 5)))
+    assert sum(isinstance(sent.message, Execute) for sent in bench.context.sent) == 1
+
+
+def test_an_abort_that_overtakes_its_request_still_ends_it() -> None:
+    bench = Bench()
+    bench.tell(Abort((1,), Cause.CLIENT))
+    bench.tell(bench.submit(1, [1, 2, 3]))
+    assert bench.ended[1].cause == Cause.CLIENT
+    assert bench.tokens[1] == []
+    bench.rest()
+    assert bench.tokens[1] == []
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_an_abort_ends_the_request_at_any_step_and_silences_it(steps: int) -> None:
+    bench = Bench()
+    bench.tell(bench.submit(1, list(range(30)), 40), bench.submit(2, [5, 6], 12))
+    for _ in range(steps):
+        bench.work()
+    bench.tell(Abort((1,), Cause.DISCONNECT))
+    assert bench.ended[1].cause == Cause.DISCONNECT
+    seen = len(bench.tokens[1])
+    bench.rest()
+    assert len(bench.tokens[1]) == seen
+    assert bench.tokens[2] == expected([5, 6], 12)
+
+
+def test_a_late_abort_of_a_finished_request_changes_nothing() -> None:
+    bench = Bench()
+    bench.tell(bench.submit(1, [1], 2))
+    bench.rest()
+    bench.tell(Abort((1,), Cause.CLIENT))
+    bench.tell(bench.submit(2, [1], 2))
+    bench.rest()
+    assert bench.ended[1].cause == bench.ended[2].cause == Cause.LENGTH
+
+
+def test_a_stop_string_counts_only_the_tokens_up_to_it() -> None:
+    bench = Bench()
+    bench.tell(bench.submit(1, [1, 2], 30))
+    for _ in range(6):
+        bench.work()
+    bench.tell(Finish(1, 3))
+    bench.rest()
+    assert bench.ended[1].cause == Cause.STOP_STRING
+    assert bench.ended[1].usage.completion_tokens == 3
+    counters = bench.scheduler.loop.counters
+    assert counters.generated_tokens == 3
+
+
+def test_deadlines_are_checked_while_requests_live_and_not_after() -> None:
+    bench = Bench()
+    bench.tell(bench.submit(1, [1], 50, timeout_s=1.0))
+    timers = [timer for timer in bench.context.timers if isinstance(timer.message, CheckDeadlines)]
+    assert len(timers) == 1
+    bench.context.time_s += 2.0
+    bench.tell(CheckDeadlines())
+    assert bench.ended[1].cause == Cause.TIMEOUT
+    bench.rest()
+    assert sum(isinstance(timer.message, CheckDeadlines) for timer in bench.context.timers) == 1
+
+
+def test_flush_now_refuses_while_requests_live_and_tells_what_is_live() -> None:
+    bench = Bench()
+    bench.tell(bench.submit(1, list(range(20)), 4))
+    bench.tell(FlushCache(9))
+    (reply,) = bench.context.take("gateway")
+    assert isinstance(reply, Reply)
+    assert (reply.ticket, reply.ok) == (9, False)
+    assert reply.body["running"] == 1
+    bench.rest()
+    bench.tell(FlushCache(10))
+    (reply,) = bench.context.take("gateway")
+    assert reply.ok
+    assert bench.scheduler.loop.memory.pages.free == 64
+
+
+def test_a_patient_flush_waits_for_rest_and_one_that_waits_too_long_is_refused() -> None:
+    bench = Bench()
+    bench.tell(bench.submit(1, list(range(20)), 4), FlushCache(1, timeout_s=5.0))
+    assert bench.context.take("gateway") == []
+    bench.rest()
+    assert [reply.ok for reply in bench.context.take("gateway")] == [True]
+    bench.tell(bench.submit(2, list(range(20)), 4), FlushCache(2, timeout_s=5.0))
+    bench.tell(FlushExpired(2))
+    assert [reply.ok for reply in bench.context.take("gateway")] == [False]
+    bench.rest()
+    assert bench.tokens[2] == expected(list(range(20)), 4)
+    assert bench.context.take("gateway") == []
+
+
+def test_a_lost_step_resets_the_worker_and_requests_go_on() -> None:
+    bench = Bench()
+    bench.tell(bench.submit(1, list(range(9)), 8), bench.submit(2, [4], 8))
+    bench.work()
+    executes = [sent.message for sent in bench.context.sent if isinstance(sent.message, Execute)]
+    bench.context.sent.clear()
+    bench.ghost.reset()
+    bench.tell(*(ExecuteFailed(message.batch.step, "gone") for message in executes))
+    resets = [sent for sent in bench.context.sent if isinstance(sent.message, ResetWorker)]
+    assert [sent.lane for sent in resets] == [Lane.CONTROL]
+    assert resets[0].message.next_step > executes[-1].batch.step
+    bench.rest()
+    assert bench.tokens[1] == expected(list(range(9)), 8)
+    assert bench.tokens[2] == expected([4], 8)
+
+
+def test_draining_refuses_what_comes_and_ends_what_is_left_after_the_grace() -> None:
+    bench = Bench()
+    bench.tell(bench.submit(1, [1], 100))
+    bench.tell(Drain(3.0))
+    bench.tell(bench.submit(2, [1], 4))
+    assert bench.ended[2].cause == Cause.DRAINED
+    assert 1 not in bench.ended
+    bench.tell(DrainExpired())
+    assert bench.ended[1].cause == Cause.DRAINED
+
+
+def test_stopping_answers_everyone_and_closes_the_trace() -> None:
+    bench = Bench()
+    bench.tell(*(bench.submit(number, [number], 50) for number in range(1, 7)), FlushCache(1, timeout_s=9.0))
+    bench.work()
+    bench.scheduler.stopped("stopped")
+    bench._listen()
+    assert {end.cause for end in bench.ended.values()} == {Cause.DRAINED}
+    assert len(bench.ended) == 6
+    assert [reply.ok for reply in bench.context.take("gateway")] == [False]
+    assert type(bench.records[-1]).__name__ == "Closed"
+    assert bench.records[-1].counts.live == 0
+
+
+def test_a_heartbeat_is_answered_with_where_the_loop_is() -> None:
+    bench = Bench()
+    bench.tell(Heartbeat(1))
+    bench.tell(bench.submit(1, [1], 4))
+    bench.context.time_s += 7.0
+    bench.tell(Heartbeat(2))
+    idle, busy = bench.context.take("watchdog")
+    assert isinstance(idle, Progress)
+    assert idle.idle
+    assert not busy.idle
+    assert busy.oldest_launch_s == pytest.approx(7.0)
+
+
+def test_state_tells_requests_pages_and_counters() -> None:
+    bench = Bench()
+    bench.tell(bench.submit(1, [1, 2, 3], 4))
+    bench.tell(GetState(3, detail=True))
+    (reply,) = bench.context.take("gateway")
+    assert reply.body["requests"] == {"prefilling": 1}
+    assert reply.body["live"][0]["rid"] == "r1"
+    assert sum(reply.body["pages"][name] for name in ("free", "owned", "cached", "deferred", "quarantined")) == 64
+
+
+def test_a_broken_law_is_counted_and_the_engine_goes_on() -> None:
+    bench = Bench()
+    bench.tell(bench.submit(1, [1, 2, 3], 4))
+    bench.scheduler.loop.memory.pages.free -= 1
+    bench.work()
+    assert bench.scheduler.violations
+    bench.scheduler.loop.memory.pages.free += 1
+    bench.rest()
+    assert bench.tokens[1] == expected([1, 2, 3], 4)
+    bench.tell(SelfCheck())
+    assert sum(bench.scheduler.violations.values()) >= 1
