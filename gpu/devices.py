@@ -11,8 +11,9 @@ from torch import Tensor
 
 
 def upload(array: NDArray[Any], device: torch.device) -> Tensor:
-    """`array` as a tensor on `device`. On the CPU it shares the array's memory; on CUDA the copy is asynchronous."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    """`array` as a tensor on `device`. On the CPU it shares the array's memory where that is contiguous and writable
+    (arrays of received messages are not); on CUDA the copy is asynchronous."""
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,66 @@
+"""Sampling noise that is a pure function of (seed, position, token id).
+
+No generator state exists, so a draw does not depend on what else is in the batch, on the order of rows, or on how often
+a step was run: the counter-based idea of Salmon et al. 2011 ("Parallel random numbers: as easy as 1, 2, 3") with the
+integer mixer of Wellons ("hash prospector") as the function. The winner of `logit + gumbel` is a draw from the softmax.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lifecycle.step import Int32s
+
+
+def _signed(word: int) -> int:
+    """The int32 with the bits of an unsigned 32-bit word; torch multiplies int32 modulo 2^32."""
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+_SPREAD = _signed(0x9E3779B1)
+_FIRST = _signed(0x7FEB352D)
+_SECOND = _signed(0x846CA68B)
+
+
+def _mix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele et al. 2014)."""
+    words = words + np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def row_keys(seeds: NDArray[np.uint64], positions: Int32s) -> Int32s:
+    """Two 32-bit words for each row, int32 [n, 2], from its seed and the position of the token to be drawn."""
+    mixed = _mix64(seeds ^ _mix64(positions.astype(np.uint64)))
+    return mixed.view(np.int32).reshape(-1, 2)
+
+
+def _mix32(words: Tensor) -> Tensor:
+    """Mix int32 words in place. Right shifts are made logical by masking off the copied sign bits."""
+    words ^= (words >> 16) & 0xFFFF
+    words *= _FIRST
+    words ^= (words >> 15) & 0x1FFFF
+    words *= _SECOND
+    words ^= (words >> 16) & 0xFFFF
+    return words
+
+
+def gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
+    """Gumbel noise, float32 [n, k], for the token ids `tokens` (int32 [n, k] or [1, k]) of rows with `keys` [n, 2].
+
+    -log(-log1p(-v)) with v uniform in (0, 1): the small v that win have full relative precision in float32.
+    """
+    words = _mix32(tokens * _SPREAD ^ keys[:, :1])
+    words = _mix32(words.add_(keys[:, 1:]))
+    uniform = words.bitwise_and_(0x7FFFFFFF).float()
+    uniform.mul_(2.0**-31).add_(2.0**-32).clamp_(max=1.0 - 2.0**-24)
+    return uniform.neg_().log1p_().neg_().log_().neg_()
+
+
+def all_tokens(vocab_size: int, device: torch.device) -> Tensor:
+    """Every token id, int32 [1, vocab]."""
+    return torch.arange(vocab_size, dtype=torch.int32, device=device)[None]

@@ -1,0 +1,77 @@
+"""What a request's own past does to its logits: repetition, presence and frequency penalties.
+
+Counts are kept only for slots whose request asked for a penalty: a vocabulary of counters for each slot would be
+hundreds of megabytes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpu.devices import upload
+from lifecycle.request import SamplingParameters
+from lifecycle.step import Float32s, Int32s
+
+_FIRST_CAPACITY = 4
+
+
+class Penalties:
+    """Token counts of the slots that are penalised, and their effect."""
+
+    def __init__(self, vocab_size: int, num_slots: int, device: torch.device) -> None:
+        self.device = device
+        self._vocab_size = vocab_size
+        self._rows: dict[int, int] = {}
+        self._free = list(range(_FIRST_CAPACITY))
+        self._outputs = torch.zeros(_FIRST_CAPACITY, vocab_size, dtype=torch.int32, device=device)
+        """[capacity, vocab] how often each token was drawn."""
+        self._prompts = torch.zeros(_FIRST_CAPACITY, vocab_size, dtype=torch.bool, device=device)
+        """[capacity, vocab] whether the prompt has the token."""
+        self._factors: Float32s = np.zeros((num_slots, 3), np.float32)
+        """[num_slots, 3] repetition, presence, frequency."""
+
+    def reset(self) -> None:
+        """Forget every slot."""
+        self._free.extend(self._rows.values())
+        self._rows.clear()
+
+    def admit(self, slot: int, sampling: SamplingParameters, history: Int32s, num_prompt: int) -> None:
+        """A new request in `slot`; `history` is its prompt (`num_prompt` tokens), then what it has drawn."""
+        if slot in self._rows:
+            self._free.append(self._rows.pop(slot))
+        if not sampling.penalised:
+            return
+        if not self._free:
+            self._grow()
+        row = self._rows[slot] = self._free.pop()
+        self._factors[slot] = sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty
+        tokens = upload(history.astype(np.int64), self.device)
+        self._prompts[row] = False
+        self._prompts[row, tokens[:num_prompt]] = True
+        self._outputs[row] = torch.bincount(tokens[num_prompt:], minlength=self._vocab_size)
+
+    def _grow(self) -> None:
+        capacity = len(self._outputs)
+        self._outputs = torch.cat((self._outputs, torch.zeros_like(self._outputs)))
+        self._prompts = torch.cat((self._prompts, torch.zeros_like(self._prompts)))
+        self._free.extend(range(capacity, 2 * capacity))
+
+    def _rows_of(self, slots: Int32s) -> Tensor:
+        return upload(np.array([self._rows[int(slot)] for slot in slots], np.int64), self.device)
+
+    def apply(self, logits: Tensor, slots: Int32s) -> Tensor:
+        """Penalised logits, float32 [n, vocab], for rows of penalised `slots` [n]."""
+        rows = self._rows_of(slots)
+        repetition, presence, frequency = upload(self._factors[slots], self.device)[:, :, None].unbind(1)
+        counts = self._outputs[rows]
+        drawn = counts > 0
+        seen = drawn | self._prompts[rows]
+        repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
+        logits = torch.where(seen, repeated, logits)
+        return logits - frequency * counts - presence * drawn
+
+    def count(self, slots: Int32s, tokens: Tensor) -> None:
+        """`tokens` [n] int64 were drawn for the penalised `slots` [n]."""
+        self._outputs[self._rows_of(slots), tokens] += 1

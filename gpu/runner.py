@@ -1,0 +1,186 @@
+"""The runner: executes StepBatches on one device, in the order they are launched.
+
+It keeps what the scheduler does not send again: the page table, each slot's sampling parameters, and each slot's last
+token, so that the next step can be launched before this one's tokens are known on the host.
+
+    launch   page table, admissions -> tokens resolved -> forward -> prompt scores -> draw    (returns at once on CUDA)
+    collect  wait, copy the results to the host
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpu.backend import ForwardInputs, GreedyBackend
+from gpu.batches import check_batch
+from gpu.devices import upload
+from gpu.kv import KvStore
+from gpu.models.config import ModelConfig
+from gpu.sampler import Draws, Sampler
+from gpu.scoring import PromptScorer, PromptScores
+from gpu.select import BackendChoice, select_backend
+from lifecycle.step import Int32s, StepBatch, StepResult
+
+
+class OutOfOrder(Exception):
+    """Steps must be collected in the order they were launched, each once, and none across a `reset`."""
+
+    def __init__(self, step: int, expected: int | None) -> None:
+        super().__init__(f"step {step} cannot be collected; the oldest step in flight is {expected}")
+        self.step = step
+        self.expected = expected
+
+
+@dataclass(frozen=True, eq=False)
+class Launched:
+    """A step on its way."""
+
+    step: int
+    draws: Draws
+    prompt_scores: tuple[PromptScores, ...]
+    started_s: float
+    issued_s: float
+    """When the launch returned: on the CPU the step was then computed."""
+
+
+def ragged_positions(starts: Int32s, lengths: Int32s, offsets: Int32s) -> Int32s:
+    """starts[i], starts[i] + 1, ... for lengths[i] entries, one segment after the other: int32 [offsets[-1]]."""
+    return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int32)
+
+
+class Runner:
+    """One model on one device."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        *,
+        num_pages: int,
+        page_size: int,
+        num_slots: int,
+        max_context: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        threads: int = 1,
+        backend: BackendChoice = "auto",
+    ) -> None:
+        """Takes `weights` over (canonical names, from `gpu.weights.source.load_weights` with the same `dtype`).
+
+        `max_context` is the most tokens a slot may hold. Raises BackendUnavailable.
+        """
+        self.config = config
+        self.num_slots = num_slots
+        self.max_context = max_context
+        self.kv = KvStore(config, num_pages=num_pages, page_size=page_size, dtype=dtype, device=device)
+        self.device = self.kv.data.device
+        self.backend = select_backend(backend, config, weights, self.kv, threads=threads)
+        self._greedy_backend = self.backend if isinstance(self.backend, GreedyBackend) else None
+        self.sampler = Sampler(config.vocab_size, num_slots, self.device)
+        self.scorer = PromptScorer(num_slots)
+        self.page_table = np.zeros((num_slots, -(-max_context // page_size)), np.int32)
+        self._last_tokens = torch.zeros(num_slots, dtype=torch.int32, device=self.device)
+        self._in_flight: list[int] = []
+
+    def reset(self) -> None:
+        """Forget every slot and every step in flight; pages keep their bytes, which mean nothing any more."""
+        self.page_table[:] = 0
+        self.sampler.reset()
+        self.scorer.reset()
+        self._last_tokens.zero_()
+        self._in_flight.clear()
+
+    @torch.inference_mode()
+    def launch(self, batch: StepBatch) -> Launched:
+        """Start a step. Raises InvalidBatch before anything has changed."""
+        started = time.perf_counter()
+        check_batch(
+            batch,
+            num_slots=self.num_slots,
+            num_pages=self.kv.num_pages,
+            pages_per_slot=self.page_table.shape[1],
+            max_context=self.max_context,
+            vocab_size=self.config.vocab_size,
+        )
+        self.page_table[batch.page_slots, batch.page_indices] = batch.pages
+        self.sampler.admit(batch.admitted)
+        self.scorer.admit(batch.admitted)
+        draws, prompt_scores = self._compute(batch)
+        self._in_flight.append(batch.step)
+        return Launched(batch.step, draws, prompt_scores, started, time.perf_counter())
+
+    def _compute(self, batch: StepBatch) -> tuple[Draws, tuple[PromptScores, ...]]:
+        sampled_slots = batch.slots[batch.samples]
+        if not len(batch.slots):
+            return Draws.none(self.device), ()
+        offsets = np.zeros(len(batch.slots) + 1, np.int32)
+        np.cumsum(batch.lengths, out=offsets[1:])
+        last_rows = offsets[1:] - 1
+        sampled_rows = last_rows[batch.samples]
+        scored = self.scorer.segments(batch)
+        logit_rows = self.scorer.add_rows(scored, offsets, sampled_rows)
+        inputs = ForwardInputs(
+            tokens=self._resolve_tokens(batch, last_rows, int(offsets[-1])),
+            positions=ragged_positions(batch.starts, batch.lengths, offsets),
+            slots=batch.slots,
+            starts=batch.starts,
+            lengths=batch.lengths,
+            offsets=offsets,
+            page_table=self.page_table,
+            logit_rows=logit_rows,
+        )
+        draws = Draws.none(self.device)
+        prompt_scores: tuple[PromptScores, ...] = ()
+        greedy = self._greedy_backend
+        if greedy and len(sampled_slots) and not len(scored) and self.sampler.plainly_greedy(sampled_slots):
+            draws = Draws.plain(greedy.forward_greedy(inputs))
+            self.sampler.record_greedy(sampled_slots)
+        else:
+            logits = self.backend.forward(inputs)
+            prompt_scores = self.scorer.score(batch, scored, inputs, logits)
+            if len(sampled_slots):
+                if len(logit_rows) != len(sampled_rows):
+                    logits = logits[upload(np.searchsorted(logit_rows, sampled_rows), self.device)]
+                draws = self.sampler.sample(logits, sampled_slots, (batch.starts + batch.lengths)[batch.samples])
+        self.scorer.sampled(sampled_slots)
+        self._last_tokens[upload(sampled_slots.astype(np.int64), self.device)] = draws.tokens.int()
+        return draws, prompt_scores
+
+    def _resolve_tokens(self, batch: StepBatch, last_rows: Int32s, num_tokens: int) -> Tensor:
+        """The batch's input tokens, int32 [t] on the device, chained ones included."""
+        if not batch.chained.any():
+            return upload(batch.tokens, self.device)
+        chained = self._last_tokens[upload(batch.slots[batch.chained].astype(np.int64), self.device)]
+        if len(batch.tokens) == 0:
+            return chained
+        chained_rows = last_rows[batch.chained]
+        given = np.ones(num_tokens, np.bool_)
+        given[chained_rows] = False
+        tokens = np.empty(num_tokens, np.int32)
+        tokens[given] = batch.tokens
+        tokens[chained_rows] = 0  # overwritten on the device, where the drawn tokens are
+        resolved = upload(tokens, self.device)
+        resolved[upload(chained_rows.astype(np.int64), self.device)] = chained
+        return resolved
+
+    @torch.inference_mode()
+    def collect(self, launched: Launched) -> StepResult:
+        """Wait for the oldest step in flight. Raises OutOfOrder for any other."""
+        oldest = self._in_flight[0] if self._in_flight else None
+        if launched.step != oldest:
+            raise OutOfOrder(launched.step, oldest)
+        del self._in_flight[0]
+        tokens = launched.draws.tokens.cpu().numpy().astype(np.int32)
+        ended = launched.issued_s if self.device.type == "cpu" else time.perf_counter()
+        return StepResult(
+            step=launched.step,
+            tokens=tokens,
+            logprobs=launched.draws.logprobs(),
+            prompt_logprobs=tuple(scores.collect() for scores in launched.prompt_scores),
+            forward_s=ended - launched.started_s,
+        )

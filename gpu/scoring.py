@@ -1,0 +1,117 @@
+"""Log-probabilities: of drawn tokens, and of a prompt's own tokens.
+
+A prompt's token is scored by the logits of the position before it. Within a chunk those are at hand; the first token of
+the next chunk is scored by the last logits of this one, which are kept for the slot until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpu.backend import ForwardInputs
+from lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Log-probabilities of some rows, still on the device."""
+
+    chosen: Tensor
+    """float32 [n]"""
+    top_tokens: Tensor
+    """int64 [n, k], likeliest first"""
+    top: Tensor
+    """float32 [n, k]"""
+
+
+def score(logits: Tensor, chosen: Tensor, num_top: int) -> Scores:
+    """Log-probabilities of the tokens `chosen` [n] and of the `num_top` likeliest under `logits` [n, vocab]."""
+    total = logits.logsumexp(-1)
+    top, top_tokens = logits.topk(num_top)
+    return Scores(logits.gather(1, chosen[:, None])[:, 0] - total, top_tokens, top - total[:, None])
+
+
+@dataclass(frozen=True, eq=False)
+class PromptScores:
+    """Scores of one segment, still on the device."""
+
+    slot: int
+    start: int
+    scores: Scores
+
+    def collect(self) -> PromptLogprobs:
+        """On the host."""
+        scores = self.scores
+        return PromptLogprobs(
+            slot=self.slot,
+            start=self.start,
+            chosen=scores.chosen.cpu().numpy(),
+            top_tokens=scores.top_tokens.cpu().numpy().astype(np.int32),
+            top=scores.top.cpu().numpy(),
+        )
+
+
+class PromptScorer:
+    """Which slots want their prompt scored, and the logits that reach over a chunk's end."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._wanted = np.zeros(num_slots, np.bool_)
+        self._num_top = np.zeros(num_slots, np.int32)
+        self._kept: dict[int, tuple[int, Tensor]] = {}
+        """slot -> (position, the logits [1, vocab] at that position)"""
+
+    def reset(self) -> None:
+        """Forget every slot."""
+        self._wanted[:] = False
+        self._kept.clear()
+
+    def admit(self, admissions: Iterable[Admission]) -> None:
+        """A request that returns with output has had its prompt scored before it was retracted."""
+        for admission in admissions:
+            self._wanted[admission.slot] = admission.sampling.prompt_logprobs and admission.num_output == 0
+            self._num_top[admission.slot] = admission.sampling.top_logprobs or 0
+            self._kept.pop(admission.slot, None)
+
+    def segments(self, batch: StepBatch) -> Int32s:
+        """Indices of the segments whose tokens are to be scored; most often none."""
+        return np.flatnonzero(self._wanted[batch.slots]).astype(np.int32)
+
+    def add_rows(self, segments: Int32s, offsets: Int32s, rows: Int32s) -> Int32s:
+        """`rows` and all rows of `segments`, rising."""
+        if not len(segments):
+            return rows
+        return np.unique(np.concatenate([rows, *(np.arange(offsets[i], offsets[i + 1]) for i in segments)])).astype(
+            np.int32
+        )
+
+    def score(
+        self, batch: StepBatch, segments: Int32s, inputs: ForwardInputs, logits: Tensor
+    ) -> tuple[PromptScores, ...]:
+        """Score the tokens of `segments` from `logits` [len(inputs.logit_rows), vocab]."""
+        results = []
+        for segment in segments:
+            slot, start = int(batch.slots[segment]), int(batch.starts[segment])
+            first, last = int(inputs.offsets[segment]), int(inputs.offsets[segment + 1])
+            begin = int(np.searchsorted(inputs.logit_rows, first))
+            rows = logits[begin : begin + last - first]
+            tokens = inputs.tokens[first:last].long()
+            kept = self._kept.pop(slot, None)
+            if kept is not None and kept[0] == start - 1:
+                results.append(self._scores(slot, start - 1, torch.cat((kept[1], rows[:-1])), tokens))
+            elif len(tokens) > 1:
+                results.append(self._scores(slot, start, rows[:-1], tokens[1:]))
+            if not batch.samples[segment]:
+                self._kept[slot] = start + len(tokens) - 1, rows[-1:].clone()
+        return tuple(results)
+
+    def _scores(self, slot: int, start: int, logits: Tensor, tokens: Tensor) -> PromptScores:
+        return PromptScores(slot, start, score(logits, tokens, int(self._num_top[slot])))
+
+    def sampled(self, slots: Int32s) -> None:
+        """These requests draw: their prompts are behind them."""
+        self._wanted[slots] = False
