@@ -129,7 +129,7 @@ class Ledger:
         transaction.phase = Phase.COMMITTED
         for action, arguments in transaction._at_commit:
             action(*arguments)
-        self._resolve(transaction.epoch)
+        self._resolve()
 
     def abort(self, transaction: Transaction) -> None:
         """PREPARED -> ABORTED: the newest step never happened."""
@@ -140,8 +140,7 @@ class Ledger:
         transaction.rollback()
         self._in_flight.pop()
         transaction.phase = Phase.ABORTED
-        if not self._in_flight:
-            self._resolve(self._next_epoch - 1)
+        self._resolve()
 
     def after(self, fence: int, action: Callable[..., Any], *arguments: Any) -> bool:
         """Run `action` once every step up to epoch `fence` is resolved. True when that is now."""
@@ -151,7 +150,9 @@ class Ledger:
         self._waiting.setdefault(fence, []).append((action, arguments))
         return False
 
-    def _resolve(self, epoch: int) -> None:
+    def _resolve(self) -> None:
+        # Not the epoch just finished: a newer one may have been aborted before it, and nobody would resolve that.
+        epoch = (self._in_flight[0].epoch if self._in_flight else self._next_epoch) - 1
         self.resolved = epoch
         if self._waiting:
             for fence in sorted(fence for fence in self._waiting if fence <= epoch):
