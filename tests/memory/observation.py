@@ -1,0 +1,59 @@
+"""What can be seen of a memory from outside, as values to compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from memory.pool import Memory
+from memory.prefix.audit import own_holders
+from memory.prefix.node import Node
+from memory.prefix.radix import RadixCache
+from tests.memory.reference import Prefix
+
+
+def cache_content(cache: RadixCache) -> tuple[dict[Prefix, int], dict[Prefix, int]]:
+    """The tree as (cached prefix -> page, prefix -> own holders of the node that ends there, if any)."""
+    pages: dict[Prefix, int] = {}
+    holders: dict[Prefix, int] = {}
+    for namespace, root in cache._roots.items():
+        waiting: list[tuple[tuple[int, ...], Node]] = [((), child) for child in root.children.values()]
+        while waiting:
+            tokens, node = waiting.pop()
+            edge = np.frombuffer(node.key, np.int32)
+            for index, page in enumerate(node.pages.tolist()):
+                end = (index + 1) * cache.page_size
+                pages[namespace, tokens + tuple(edge[:end].tolist())] = page
+            tokens += tuple(edge.tolist())
+            if own_holders(node):
+                holders[namespace, tokens] = own_holders(node)
+            waiting.extend((tokens, child) for child in node.children.values())
+    return pages, holders
+
+
+def observe(memory: Memory) -> dict[str, Any]:
+    """Every fact that an undo must restore.
+
+    Left out on purpose: generations, which only rise; how the tree is cut into nodes and which unheld prefix would
+    leave first, which say nothing about content; table entries beyond a row's pages, which mean nothing.
+    """
+    assert isinstance(memory.cache, RadixCache)
+    content, holders = cache_content(memory.cache)
+    used = memory.slots.used.tolist()
+    return {
+        "counters": memory.pages.counters(),
+        "refcount": memory.pages.refcount.tolist(),
+        "in_cache": memory.pages.in_cache.tolist(),
+        "free pages": memory.pages.free_pages.tolist(),
+        "free slots": list(memory.slots._free),
+        "deferred slots": memory.slots.deferred,
+        "rows": {slot: memory.page_table[slot, : memory.num_pages[slot]].tolist() for slot in used},
+        "lengths": {slot: int(memory.length[slot]) for slot in used},
+        "holds": {slot: hold.num_tokens for slot in used if (hold := memory.holds[slot]) is not None},
+        "cache": content,
+        "holders": holders,
+        "held": memory.cache.held,
+        "evictable": memory.cache.evictable,
+        "own digest": memory.digest(),
+    }
