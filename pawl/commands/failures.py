@@ -1,0 +1,46 @@
+"""Which failures are the user's to mend. They are told in one line; everything else is a defect of ours."""
+
+from __future__ import annotations
+
+import sys
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+USAGE = {"pawl.config": ("ConfigError",), "pawl.commands.failures": ("UsageError",)}
+FAILURES = {
+    "pawl.commands.failures": ("CommandFailed",),
+    "pawl.engine": ("EngineFailed", "RequestFailed"),
+    "gpu.weights.source": ("ModelNotFound",),
+    "gpu.weights.gguf": ("GgufFormatError",),
+    "gpu.weights.safetensors": ("FolderError",),
+    "gpu.weights.checks": ("WeightMismatch",),
+    "gpu.models.config": ("UnsupportedModel",),
+    "gpu.backend": ("BackendUnavailable",),
+    "gpu.kv": ("KvDoesNotFit",),
+    "actors.text.conversion": ("UnsupportedVocabulary",),
+    "actors.text.invalid": ("InvalidRequest",),
+}
+"""Module -> its classes. By name: what was never imported cannot have been raised, and importing it costs seconds."""
+
+
+class UsageError(Exception):
+    """Arguments that argparse cannot check, such as two that do not go together."""
+
+
+class CommandFailed(Exception):
+    """A command could not do its work; the message says why and what to change."""
+
+
+def exit_status(error: Exception) -> int | None:
+    """The status to exit with after telling the user about `error`; None for a defect."""
+    if isinstance(error, _classes(USAGE)):
+        return EXIT_USAGE
+    if isinstance(error, (OSError, *_classes(FAILURES))):
+        return EXIT_FAILED
+    return None
+
+
+def _classes(names: dict[str, tuple[str, ...]]) -> tuple[type[Exception], ...]:
+    loaded = ((sys.modules[module], classes) for module, classes in names.items() if module in sys.modules)
+    return tuple(getattr(module, name) for module, classes in loaded for name in classes)

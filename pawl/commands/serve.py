@@ -1,0 +1,40 @@
+"""`pawl serve [MODEL]`: one model behind HTTP, until a signal comes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pawl.commands.settings import prepared
+from pawl.config import add_flags
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, and every setting."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        metavar="MODEL",
+        help="a folder, a GGUF file, a name on the hub, or smollm2, the default, which comes with pip",
+    )
+    add_flags(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve; 0 after an orderly end, 1 when the engine failed."""
+    config = prepared(arguments)
+    from pawl.http.server import serve
+
+    return serve(
+        config, on_ready=lambda url: print(curl_line(url, config.api_key is not None), file=sys.stderr, flush=True)
+    )
+
+
+def curl_line(url: str, key_needed: bool) -> str:
+    """A command to paste into another terminal that shows the server works. The key itself is never printed."""
+    key = ' -H "authorization: Bearer $PAWL_API_KEY"' if key_needed else ""
+    body = '{"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}'
+    # Addresses that mean every interface cannot be connected to everywhere.
+    reachable = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    return f"try: curl -s {reachable}/v1/completions{key} -H 'content-type: application/json' -d '{body}'"

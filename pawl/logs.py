@@ -1,0 +1,174 @@
+"""What is printed while Pawl works: lines for a person on a terminal, JSON lines for a program, on standard error.
+
+Modules take a logger with `structlog.get_logger("pawl.engine")` and pass facts as keywords: `request`, `cause`. A line
+below the level costs about a microsecond: the call is replaced by one that does nothing. Standard output is left to
+results.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+import msgspec
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+STEPS_SHOWN = 10
+"""Without a terminal, long work says this many times how far it is."""
+
+log = structlog.get_logger("pawl")
+
+
+class _Output:
+    """The stream that lines go to. While a progress bar is drawn, the bar's console writes them above it."""
+
+    def __init__(self, stream: TextIO, *, live: bool) -> None:
+        self.stream = stream
+        self.live = live
+        self.console: Console | None = None
+        self._lock = threading.Lock()
+
+    def write(self, line: str) -> None:
+        with self._lock:
+            if self.console is not None:
+                from rich.text import Text
+
+                self.console.print(Text.from_ansi(line), soft_wrap=True)
+            else:
+                # One write for text and line end: lines of two processes on one pipe do not mix.
+                self.stream.write(line + "\n")
+                self.stream.flush()
+
+
+class _Logger:
+    """The end of structlog's chain: takes the rendered line. Knows its own name, for the renderers."""
+
+    def __init__(self, name: str, output: _Output) -> None:
+        self.name = name
+        self._output = output
+
+    def msg(self, line: str) -> None:
+        self._output.write(line)
+
+    debug = info = warning = warn = error = critical = exception = log = msg
+
+
+class _Forward(logging.Handler):
+    """Hands what libraries log in the standard way to structlog, so that all lines look alike."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger = structlog.get_logger(record.name)
+        logger.log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+
+
+_output = _Output(sys.stderr, live=False)
+
+
+def configure_logs(
+    log_format: Literal["auto", "console", "json"] = "auto", log_level: str = "info", stream: TextIO | None = None
+) -> None:
+    """Set up all logging of the process. `stream` is standard error where not given. Called once, by a command."""
+    global _output
+    target = sys.stderr if stream is None else stream
+    console = log_format == "console" or (log_format == "auto" and target.isatty())
+    output = _output = _Output(target, live=console and target.isatty())
+    structlog.configure(
+        processors=_processors(console, colors=target.isatty()),
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[log_level]),
+        logger_factory=lambda *names: _Logger(str(names[0]) if names else "pawl", output),
+        cache_logger_on_first_use=True,
+    )
+    # Other people's chatter is worth a line only when it warns.
+    logging.basicConfig(handlers=[_Forward()], level=max(LEVELS[log_level], logging.WARNING), force=True)
+
+
+def _processors(console: bool, colors: bool) -> list[Processor]:
+    shared: list[Processor] = [
+        structlog.processors.add_log_level,
+        _add_name,
+    ]
+    if console:
+        stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        return [*shared, stamp, structlog.dev.ConsoleRenderer(colors=colors)]
+    return [
+        *shared,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.dict_tracebacks,
+        structlog.processors.JSONRenderer(serializer=_json),
+    ]
+
+
+def _add_name(logger: WrappedLogger, _: str, event: EventDict) -> EventDict:
+    event["logger"] = logger.name
+    return event
+
+
+def _json(event: Any, **_: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=str).decode()
+
+
+@contextmanager
+def _live(display: Callable[[Console], Any]) -> Iterator[Any]:
+    """Draw `display(console)` at the foot of the terminal for the time of the block; yields it."""
+    from rich.console import Console
+
+    console = Console(file=_output.stream)
+    _output.console = console
+    try:
+        with display(console) as drawn:
+            yield drawn
+    finally:
+        _output.console = None
+
+
+@contextmanager
+def stage(title: str) -> Iterator[None]:
+    """Show that something is under way which cannot say how far it is. Logs how long it took."""
+    began = time.monotonic()
+    if _output.live:
+        with _live(lambda console: console.status(f"{title} …")):
+            yield
+    else:
+        log.info(f"{title} …")
+        yield
+    log.info(f"{title}: done", seconds=round(time.monotonic() - began, 2))
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how far `total` units of work are; yields the function to call with the number of units just done.
+
+    On a terminal a bar; otherwise a few log lines. The function may be called from any one thread.
+    """
+    if not _output.live:
+        yield _counted(title, total)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with _live(lambda console: Progress(*columns, console=console)) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _counted(title: str, total: int) -> Callable[[int], None]:
+    """The same as log lines, `STEPS_SHOWN` of them."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        before, done = done, done + count
+        if before * STEPS_SHOWN // total != done * STEPS_SHOWN // total:
+            log.info(title, done=done, total=total)
+
+    return advance
