@@ -1,13 +1,18 @@
-"""Moving small arrays between host and device."""
+"""Devices: how much memory is free on one, and moving small arrays to it."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+_MEMORY_FACTS = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def upload(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -17,3 +22,31 @@ def upload(array: NDArray[Any], device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def available_memory(device: torch.device | str) -> int:
+    """Bytes that could be allocated on `device` now. On a CPU: what the system can give without swapping, or what the
+    container's limit leaves, whichever is less."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        free, _total = torch.cuda.mem_get_info(device)
+        return int(free)
+    return min(_system_memory(), _container_memory())
+
+
+def _system_memory() -> int:
+    if _MEMORY_FACTS.exists():
+        for line in _MEMORY_FACTS.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    # Not Linux: what is installed is the nearest fact there is.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _container_memory() -> int:
+    """What the control group's limit leaves (version 2); no limit: as much as there could be."""
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return 1 << 62
+    return 1 << 62 if limit == "max" else max(0, int(limit) - int(used))

@@ -87,6 +87,11 @@ class Runner:
         self._last_tokens = torch.zeros(num_slots, dtype=torch.int32, device=self.device)
         self._in_flight: list[int] = []
 
+    @property
+    def backend_name(self) -> str:
+        """Which backend computes: torch or native."""
+        return self.backend.name
+
     def reset(self) -> None:
         """Forget every slot and every step in flight; pages keep their bytes, which mean nothing any more."""
         self.page_table[:] = 0

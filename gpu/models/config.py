@@ -58,7 +58,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_kv_heads: int
     head_dim: int
     intermediate_size: int
-    max_context: int
+    max_position: int
     """Positions the model was made for."""
     norm_epsilon: float
     rope: Rope

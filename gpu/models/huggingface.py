@@ -79,7 +79,7 @@ def config_from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
         num_kv_heads=int(keys.get("num_key_value_heads", num_heads)),
         head_dim=head_dim,
         intermediate_size=int(need("intermediate_size")),
-        max_context=int(keys["max_position_embeddings"]),
+        max_position=int(keys["max_position_embeddings"]),
         norm_epsilon=float(keys["rms_norm_eps"]),
         rope=rope,
         local_rope=local_rope,

@@ -78,7 +78,7 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
         num_kv_heads=int(value("attention.head_count_kv", num_heads)),
         head_dim=head_dim,
         intermediate_size=int(value("feed_forward_length")),
-        max_context=int(value("context_length")),
+        max_position=int(value("context_length")),
         norm_epsilon=float(value("attention.layer_norm_rms_epsilon")),
         rope=_rope(file, architecture, head_dim),
         local_rope=Rope(_GEMMA_LOCAL_BASE) if gemma else None,
