@@ -102,6 +102,7 @@ class FailureConformance(Conformance):
             *("started", Crash(7), Say(2), Say(3)),
         ]
         assert system.statistics()["weak"].restarts == 1
+        assert system.stop() == ()
         assert self.journal.of("failures") == []
         assert self.reasons() == []
 

@@ -116,6 +116,15 @@ class LifeConformance(Conformance):
         system.stop(names)
         assert [who for who, what in self.journal.entries if what == "stopped: stopped"] == names
 
+    def test_actors_not_named_stop_afterwards_the_latest_first(self) -> None:
+        system = self.new_system()
+        for name in ("first", "second", "third"):
+            system.spawn(self.scribe(), name)
+        system.start()
+        system.stop(["second"])
+        stopped = [who for who, what in self.journal.entries if what == "stopped: stopped"]
+        assert stopped == ["second", "third", "first"]
+
     def test_stopping_twice_is_stopping_once(self) -> None:
         system = self.new_system()
         system.spawn(self.scribe(), "sink")

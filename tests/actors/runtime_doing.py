@@ -30,12 +30,13 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
 
 
 class Doing(Actor):
-    """Calls a function for each message."""
+    """Calls a function for each message, and one whenever it settles."""
 
     accepts = Number | Question
 
-    def __init__(self, handle: Callable[[Doing, Any], object]) -> None:
+    def __init__(self, handle: Callable[[Doing, Any], object], settle: Callable[[], object] = lambda: None) -> None:
         self.handle = handle
+        self.settle = settle
         self.was_stopped = threading.Event()
         self.num_settled = 0
 
@@ -44,6 +45,7 @@ class Doing(Actor):
 
     def settled(self) -> None:
         self.num_settled += 1
+        self.settle()
 
     def stopped(self, reason: str) -> None:
         self.was_stopped.set()

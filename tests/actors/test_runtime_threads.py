@@ -10,7 +10,10 @@ import pytest
 
 from actors.runtime.actor import Lane, Overflow
 from actors.runtime.ask import Unanswered
+from actors.runtime.cell import Cell, Phase
+from actors.runtime.drivers import ThreadDriver
 from actors.runtime.local import LocalSystem
+from actors.runtime.mailbox import Edge, Mailbox
 from actors.runtime.supervision import Reason
 from tests.actors.runtime_doing import GENEROUS_S, Answer, Doing, Number, Question, ignore
 
@@ -88,6 +91,53 @@ def test_no_wake_is_lost_when_timers_and_messages_race(system: LocalSystem) -> N
     assert done.wait(GENEROUS_S)
 
 
+class Unlucky(Mailbox):
+    """A message arrives at the worst moments: as the reader's wait times out, and right after it has parked."""
+
+    left = 50
+    source = Edge("source", Lane.DATA, None)
+
+    def strike(self) -> None:
+        if self.left > 0:
+            self.left -= 1
+            self.put(Number(0), self.source)
+
+    def park(self) -> bool:
+        parked = super().park()
+        if parked and self.left % 2 == 0:
+            self.strike()
+        return parked
+
+    def unpark(self) -> bool:
+        if self.left % 2 == 1:
+            self.strike()
+        return super().unpark()
+
+
+def test_a_message_that_arrives_as_the_wait_times_out_leaves_no_wake_behind(system: LocalSystem) -> None:
+    done = threading.Event()
+    num_timers = 0
+
+    def handle(actor: Doing, message: Number) -> None:
+        nonlocal num_timers
+        if message.value == 0:
+            actor.context.after(0.0005, Number(1))
+            return
+        num_timers += 1
+        if num_timers == 51:
+            done.set()
+
+    cell = Cell(system, Doing(handle), "unlucky", Unlucky(1000, Overflow.REJECT), None, seed=0)
+    cell.mailbox.put(Number(0), Edge("first", Lane.DATA, None))
+    ThreadDriver(cell, "unlucky").start()
+    try:
+        assert done.wait(GENEROUS_S)
+        assert cell.phase is Phase.RUNNING
+    finally:
+        cell.ask_to_stop("stopped")
+        assert cell.over.wait(GENEROUS_S)
+
+
 def test_an_idle_system_uses_no_cpu(system: LocalSystem) -> None:
     fired = threading.Event()
 
@@ -108,39 +158,50 @@ def test_an_idle_system_uses_no_cpu(system: LocalSystem) -> None:
     assert time.process_time() - used_s < 0.2
 
 
-def test_a_held_producer_rests_until_the_consumer_goes_on(system: LocalSystem) -> None:
-    gate, all_seen, rested = threading.Event(), threading.Event(), threading.Event()
-    sent: list[int] = []
-    seen: list[int] = []
+class Pipe:
+    """A producer with 100 messages to pass on to a consumer with room for four, which does not go on before `gate`
+    is set. When `rested` is set the producer has nothing left that it may take: it is held."""
 
-    def consume(actor: Doing, message: Number) -> None:
-        assert gate.wait(GENEROUS_S)
-        seen.append(message.value)
-        if len(seen) == 100:
-            all_seen.set()
+    def __init__(self, system: LocalSystem) -> None:
+        self.gate, self.rested, self.all_seen = threading.Event(), threading.Event(), threading.Event()
+        self.sent: list[int] = []
+        self.seen: list[int] = []
+        producer = Doing(self.produce, self.rested.set)
+        system.spawn(Doing(self.consume), "consumer", capacity=4, overflow=Overflow.HOLD)
+        system.spawn(producer, "producer")
+        for value in range(100):
+            system.send("producer", Number(value))
 
-    def produce(actor: Doing, message: Number) -> None:
-        if message.value < 0:
-            rested.set()
-            return
+    def consume(self, actor: Doing, message: Number) -> None:
+        assert self.gate.wait(GENEROUS_S)
+        self.seen.append(message.value)
+        if len(self.seen) == 100:
+            self.all_seen.set()
+
+    def produce(self, actor: Doing, message: Number) -> None:
         assert actor.context.send("consumer", message)
-        sent.append(message.value)
+        self.sent.append(message.value)
 
-    producer = Doing(produce)
-    # The producer settles when there is nothing for it to take: with 100 messages waiting, only because it is held.
-    producer.settled = lambda: system.send("producer", Number(-1), Lane.CONTROL)  # type: ignore[method-assign,assignment]
-    system.spawn(Doing(consume), "consumer", capacity=4, overflow=Overflow.HOLD)
-    system.spawn(producer, "producer")
-    for value in range(100):
-        system.send("producer", Number(value))
+
+def test_a_held_producer_rests_until_the_consumer_goes_on(system: LocalSystem) -> None:
+    pipe = Pipe(system)
     system.start()
-    assert rested.wait(GENEROUS_S)
-    del producer.settled
+    assert pipe.rested.wait(GENEROUS_S)
     # One in the consumer's hands, four in its mailbox, one beyond.
-    assert len(sent) <= 6
-    gate.set()
-    assert all_seen.wait(GENEROUS_S)
-    assert seen == list(range(100))
+    assert len(pipe.sent) <= 6
+    pipe.gate.set()
+    assert pipe.all_seen.wait(GENEROUS_S)
+    assert pipe.seen == list(range(100))
+
+
+def test_a_held_producer_passes_everything_on_before_it_stops(system: LocalSystem) -> None:
+    pipe = Pipe(system)
+    system.start()
+    assert pipe.rested.wait(GENEROUS_S)
+    system.begin_stop(["producer", "consumer"], timeout_s=GENEROUS_S)
+    pipe.gate.set()
+    assert system.stop() == ()
+    assert pipe.seen == list(range(100))
 
 
 def test_a_held_actor_still_stops(system: LocalSystem) -> None:
