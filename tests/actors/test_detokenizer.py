@@ -170,6 +170,27 @@ def test_a_stop_string_within_the_last_token_uses_the_schedulers_record() -> Non
     assert bench.actor.num_open == 0
 
 
+def test_tokens_behind_a_stop_string_in_the_same_step_are_not_counted() -> None:
+    bench = Bench()
+    bench.open(0, 10, stop=("llo",))
+    hello, world = bench.ids("hello world")
+    [output] = bench.step([(0, hello), (0, world)], [ended(0, 10, Cause.LENGTH, 2)])
+    assert (output.text, output.tokens) == ("he", (hello,))
+    assert output.done == Done(Cause.STOP_STRING, Usage(2, 1, 1), TIMING, matched="llo")
+
+
+def test_a_second_admission_does_not_move_the_first_token() -> None:
+    bench = Bench()
+    bench.open(0, 10, stop=("world",))
+    hello, world = bench.ids("hello world")
+    bench.context.time_s = 103.0
+    bench.step([(0, hello)], admitted=(Admitted(0, 0, Timing(submitted=90.0, admitted=95.0)),))
+    [output] = bench.step([(0, world)], admitted=(Admitted(0, 2, Timing(submitted=90.0, admitted=95.0)),))
+    assert output.done is not None
+    assert output.done.timing.first_token == 103.0
+    assert output.done.usage.cached_tokens == 2
+
+
 def test_text_held_back_for_a_stop_string_is_released_at_the_end() -> None:
     bench = Bench()
     bench.open(0, 10, stop=("hello!",))

@@ -135,6 +135,22 @@ def test_each_pre_tokenizer_splits_as_its_model_was_trained(pre: str, pieces: li
     assert [piece.replace("Ċ", "\n") for piece in split] == pieces
 
 
+def test_llama3_takes_a_whole_word_before_it_looks_at_merges() -> None:
+    metadata = byte_level_metadata()
+    metadata["tokenizer.ggml.tokens"].append("worl")  # a token that no merge makes
+    metadata["tokenizer.ggml.token_type"].append(1)
+    whole = len(metadata["tokenizer.ggml.tokens"]) - 1
+    assert whole not in Vocabulary.from_gguf(metadata).encode("worl").tolist()
+    llama3 = Vocabulary.from_gguf({**metadata, "tokenizer.ggml.pre": "llama-bpe"})
+    assert llama3.encode("worl").tolist() == [whole]
+
+
+def test_qwen2_composes_characters_first() -> None:
+    qwen2 = Vocabulary.from_gguf(byte_level_metadata(**{"tokenizer.ggml.pre": "qwen2"}))
+    assert qwen2.decode(qwen2.encode("e\u0301").tolist()) == "\u00e9"
+    assert byte_level().decode(byte_level().encode("e\u0301").tolist()) == "e\u0301"
+
+
 def test_an_unknown_pre_tokenizer_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     Vocabulary.from_gguf(byte_level_metadata(**{"tokenizer.ggml.pre": "martian"}))
     assert "martian" in capsys.readouterr().out
@@ -224,6 +240,6 @@ def test_a_marked_space_at_the_start_goes_where_the_tokenizer_put_it(scheme: Lit
 
 def test_an_added_token_is_its_own_text() -> None:
     tokenizer = Vocabulary.from_gguf(byte_level_metadata()).tokenizer
-    tokenizer.add_tokens([AddedToken("é à", normalized=False)])
+    tokenizer.add_tokens([AddedToken("éà", normalized=False)])
     vocabulary = Vocabulary(tokenizer)
-    assert vocabulary.decode(vocabulary.encode("hello é à").tolist()) == "hello é à"
+    assert vocabulary.decode(vocabulary.encode("hello éà").tolist()) == "hello éà"
