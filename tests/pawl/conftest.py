@@ -1,0 +1,28 @@
+"""A served fake engine for each module, and a client that checks the books after each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.pawl.fake_engine import Served
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with Served() as served:
+        yield served
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[httpx.Client]:
+    """Whatever the test did, every request must have ended, exactly once, when it is over."""
+    with httpx.Client(base_url=served.url, timeout=20.0) as client:
+        yield client
+    gateway = served.engine.gateway
+    served.on_loop(served.engine.release)
+    served.engine.until(lambda: gateway.num_live == 0)
+    served.on_loop(gateway.invariants)
+    assert gateway.totals.violations.total() == 0

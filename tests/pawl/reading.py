@@ -1,0 +1,23 @@
+"""Reading replies as clients do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The JSON of each server-sent event; checks that the stream ends with `[DONE]`, and with nothing behind it."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    blocks = response.text.split("\n\n")
+    assert blocks[-2:] == ["data: [DONE]", ""]
+    assert all(block.startswith("data: ") for block in blocks[:-1])
+    return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
+
+
+def streamed_text(chunks: list[Any], index: int = 0) -> str:
+    """The text of one choice of a streamed reply of either OpenAI route."""
+    choices = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+    return "".join(choice["text"] if "text" in choice else choice["delta"]["content"] for choice in choices)
