@@ -148,6 +148,15 @@ class FailureConformance(Conformance):
         system.send("weak", SetTimers((0.0, 0.0, 0.1)))
         self.run_until_numbers("weak", [0, 1, 2])
 
+    def test_a_due_timer_of_a_failed_actor_is_no_dead_letter(self) -> None:
+        system = self.new_system()
+        system.spawn(self.scribe(), "weak")
+        for message in (SetTimers((0.0,)), Crash(1)):
+            system.send("weak", message, Lane.SYSTEM)
+        system.start()
+        self.run_until(lambda: bool(self.journal.of("failures")))
+        assert [letter.message for letter in self.journal.of("dead letters")] == [Crash(1)]
+
     def test_a_failure_of_settled_is_supervised_too(self) -> None:
         class Restless(Scribe):
             def settled(self) -> None:
