@@ -22,9 +22,12 @@ ILLEGAL = 255
 """Entry of `NEXT_STATE` for a pair that is not in the table."""
 
 HAS_OUTPUT = "has_output"
-"""Guard: at least one output token of the request is committed."""
 WANTS_NO_OUTPUT = "wants_no_output"
-"""Guard: the request asked for zero new tokens."""
+GUARDS = {
+    HAS_OUTPUT: "at least one output token of the request is committed",
+    WANTS_NO_OUTPUT: "the request asked for zero new tokens",
+}
+"""Conditions on a request's data, by the name that edges have for them. The caller meets them; the audit checks."""
 
 
 class Edge(NamedTuple):
@@ -57,7 +60,9 @@ class IllegalTransition(Exception):
 # ---- the table ----
 
 _PLAIN = frozenset({Cause.NONE})
-_RESTORE = frozenset({Cause.NONE, Cause.MEMORY, Cause.STEP_LOST, Cause.TIMEOUT, Cause.WORKER_LOST})
+_DENIED = frozenset({Cause.MEMORY, Cause.TIMEOUT, Cause.WORKER_LOST})
+_BROKEN = frozenset({Cause.TIMEOUT, Cause.WORKER_LOST})
+_UNDONE = frozenset({Cause.STEP_LOST})
 _STOPPED = frozenset({Cause.STOP_STRING})
 
 WAITING = (
@@ -96,24 +101,23 @@ def _edges() -> tuple[Edge, ...]:
         _edge(compiling, e.GRAMMAR_READY, queued, "its grammar is compiled"),
         _edge(queued, e.FETCH, fetching, "a lower cache tier has more of its prefix"),
         _edge(fetching, e.FETCHED, queued, "its prefix is on the device"),
-        _edge(fetching, e.RESTORE, queued, "the tier failed: the prefix is computed instead", _RESTORE),
+        _edge(fetching, e.RESTORE, queued, "the tier failed: the prefix is computed instead", _BROKEN),
         _edge(queued, e.RESERVE, reserving, "Decode role: it asks for room before its prefill starts elsewhere"),
         _edge(reserving, e.GRANT, receiving, "Decode role: there is room, the remote prefill may write"),
-        _edge(reserving, e.RESTORE, queued, "denied, or the lease ended", _RESTORE),
+        _edge(reserving, e.RESTORE, queued, "denied, or the lease ended", _DENIED),
         _edge(receiving, e.RECEIVE, decoding, "Decode role: all keys and values and the first token are here"),
-        _edge(receiving, e.RESTORE, queued, "the transfer failed or its lease ended", _RESTORE),
+        _edge(receiving, e.RESTORE, queued, "the transfer failed or its lease ended", _BROKEN),
         _edge(queued, e.ADMIT, prefilling, "it got a slot, a hold on its cached prefix, and pages"),
         _edge(prefilling, e.CHUNK, prefilling, "part of its known tokens is computed"),
         _edge(prefilling, e.FIRST_TOKEN, decoding, "its known tokens are computed, and one more is drawn"),
         _edge(prefilling, e.SEND, sending, "Prefill role: its keys and values go to the decoder"),
-        _edge(prefilling, e.RESTORE, queued, "the step that admitted it was rolled back", _RESTORE),
-        _edge(sending, e.RESTORE, queued, "the hand-over failed", _RESTORE),
+        _edge(prefilling, e.RESTORE, queued, "the step that admitted it was rolled back", _UNDONE),
+        _edge(sending, e.RESTORE, queued, "the hand-over failed", _BROKEN),
         _edge(decoding, e.TOKEN, decoding, "one more token is drawn"),
     )
     end = (
         _edge(prefilling, e.FINISH, finished, "it wants no output", frozenset({Cause.LENGTH}), WANTS_NO_OUTPUT),
         _edge(prefilling, e.FINISH, finished, "its embedding is computed", frozenset({Cause.EMBEDDED})),
-        _edge(prefilling, e.FINISH, finished, "the decoder has it", frozenset({Cause.HANDED_OVER})),
         _edge(prefilling, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT),
         _edge(queued, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT),
         _edge(sending, e.FINISH, finished, "the decoder has it", frozenset({Cause.HANDED_OVER})),

@@ -21,7 +21,7 @@ import hashlib
 import sys
 from enum import Enum
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import msgspec
 import numpy as np
@@ -33,10 +33,13 @@ from lifecycle.states import Cause, Event, State
 Int32s: TypeAlias = NDArray[np.int32]
 UInt8s: TypeAlias = NDArray[np.uint8]
 
-Int32Column: TypeAlias = Any
-"""NDArray[int32] in a record that was made here, bytes in one that was read."""
-UInt8Column: TypeAlias = Any
-"""NDArray[uint8] or NDArray[bool] in a record that was made here, bytes in one that was read."""
+if TYPE_CHECKING:
+    Int32Column: TypeAlias = Any
+    """NDArray[int32] in a record that was made here, bytes in one that was read."""
+    UInt8Column: TypeAlias = Any
+    """NDArray[uint8] or NDArray[bool] in a record that was made here, bytes in one that was read."""
+else:  # what the decoder is to accept
+    Int32Column = UInt8Column = bytes
 
 STOPPED = "stopped"
 """`Closed.reason` of an engine that stopped as it should: every request has had its terminal edge."""

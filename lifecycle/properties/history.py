@@ -189,7 +189,7 @@ class History:
             raise Malformed(f"step {record.step} is planned after step {self._last_step}")
         rows, starts = int32s(record.rows), int32s(record.starts)
         slots, lengths = int32s(record.slots), int32s(record.lengths)
-        chained, samples = uint8s(record.chained).view(np.bool_), uint8s(record.samples).view(np.bool_)
+        chained, samples = uint8s(record.chained) != 0, uint8s(record.samples) != 0
         if any(len(column) != len(rows) for column in (starts, slots, lengths, chained, samples)):
             raise Malformed(f"the columns of step {record.step} differ in length")
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.num_rows:
@@ -224,6 +224,8 @@ class History:
             raise Malformed(f"step {record.step} has {len(step.rows)} segments, its commit {len(events)}")
         if len(tokens) != np.count_nonzero(step.samples):
             raise Malformed(f"step {record.step} draws {np.count_nonzero(step.samples)} tokens, and got {len(tokens)}")
+        if len(events) and int(events.max()) >= len(Event):
+            raise Malformed(f"the commit of step {record.step} has an event {events.max()}, which is none")
         live = self.departures[step.rows] == step.departures
         drew = (events == Event.TOKEN) | (events == Event.FIRST_TOKEN)
         self.num_output[step.rows[drew]] += 1

@@ -41,9 +41,11 @@ class Monitor:
             return ()
         try:
             self.history.advance(record)
-        except Malformed as error:
+        except (Malformed, ValueError) as error:
+            # ValueError: a column whose bytes are no whole number of entries.
             self.judging = False
-            return self._report([Violation(WELL_FORMED, str(error), self.history.number, error.request)])
+            request = error.request if isinstance(error, Malformed) else None
+            return self._report([Violation(WELL_FORMED, str(error), self.history.number, request)])
         found: list[Violation] = []
         for each in self.properties:
             found.extend(each.observe(record, self.history))

@@ -1,0 +1,281 @@
+"""The audit of a recorded run: was everything legal, and is the record complete and unchanged?
+
+    0 PASS         the trace is whole and every property holds
+    1 VIOLATION    a property does not hold
+    2 INCOMPLETE   nothing wrong in what there is, but part of the run is missing; never reported as PASS
+    3 CORRUPT      the trace was changed after it was written
+
+A corrupt trace is reported as such even when the part before the damage shows a violation; both are in the report.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from lifecycle.properties.base import Violation
+from lifecycle.properties.monitor import WELL_FORMED, Monitor
+from lifecycle.records import (
+    STOPPED,
+    Closed,
+    Gap,
+    Record,
+    Started,
+    StepCommitted,
+    StepPlanned,
+    StepRolledBack,
+    Submitted,
+    Transition,
+    int32s,
+    uint8s,
+)
+from lifecycle.states import Event
+from lifecycle.trace import Damage, DamageKind, TraceReader
+
+MAX_SLICES = 8
+"""Violations whose records are looked up for the report."""
+MAX_SLICE = 40
+"""Lines of one slice: the newest."""
+
+
+class Verdict(IntEnum):
+    """Exit code of `pawl audit`."""
+
+    PASS = 0
+    VIOLATION = 1
+    INCOMPLETE = 2
+    CORRUPT = 3
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One record as it concerns one request."""
+
+    record: int
+    text: str
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """A violation, and the records up to it that concern its request (without a request: the last few records)."""
+
+    violation: Violation
+    slice: tuple[Line, ...]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What an audit found."""
+
+    path: str
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    missing: tuple[str, ...]
+    """Why the record is not whole; empty for a complete trace."""
+    damage: tuple[Damage, ...]
+    num_blocks: int
+    num_records: int
+    num_judged: int
+    """Records judged: up to the first gap, damage or contradiction."""
+    records: dict[str, int]
+    """By type."""
+    causes: dict[str, int]
+    """Ends by cause."""
+    num_requests: int
+    num_tokens: int
+    """Output tokens committed."""
+    open_requests: tuple[int, ...]
+    """Requests without an end where judging stopped."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as for JSON."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        plain["verdict"] = self.verdict.name
+        return plain
+
+    def text(self) -> str:
+        """For a terminal."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.verdict.name}  {self.path}"
+        yield (
+            f"  {self.num_records} records in {self.num_blocks} blocks, {self.num_judged} judged; "
+            f"{self.num_requests} requests, {self.num_tokens} output tokens"
+        )
+        if self.causes:
+            yield "  ended: " + ", ".join(f"{cause} {count}" for cause, count in sorted(self.causes.items()))
+        for reason in self.missing:
+            yield f"  incomplete: {reason}"
+        for damage in self.damage:
+            yield f"  {damage.kind} at block {damage.block}: {damage.reason}"
+        if self.open_requests and self.verdict != Verdict.PASS:
+            shown = ", ".join(map(str, self.open_requests[:20]))
+            more = len(self.open_requests) - 20
+            yield f"  open there: requests {shown}" + (f" and {more} more" if more > 0 else "")
+        for finding in self.findings:
+            found = finding.violation
+            concerned = "" if found.request is None else f", request {found.request}"
+            yield f"  violated: {found.property} at record {found.record}{concerned}: {found.explanation}"
+            for line in finding.slice:
+                yield f"    {line.record:>8}  {line.text}"
+
+
+class _Statistics:
+    """Counts over all records that could be read."""
+
+    def __init__(self) -> None:
+        self.records: Counter[str] = Counter()
+        self.causes: Counter[str] = Counter()
+        self.num_tokens = 0
+
+    def observe(self, record: Record) -> None:
+        self.records[type(record).__name__] += 1
+        match record:
+            case StepCommitted():
+                events = uint8s(record.events)
+                self.num_tokens += int(np.count_nonzero((events == Event.TOKEN) | (events == Event.FIRST_TOKEN)))
+            case Transition(event=Event.FINISH | Event.ABORT):
+                self.causes[record.cause] += 1
+
+
+def audit(path: Path) -> Report:
+    """Judge the trace at `path` (a file, a run's folder, or a directory of runs: the newest).
+
+    Raises FileNotFoundError when there is no trace.
+    """
+    reader, monitor, statistics = TraceReader(path), Monitor(), _Statistics()
+    missing: list[str] = []
+    num_judged = 0
+    judging = True
+    for block in reader.blocks():
+        judging = judging and not reader.damage
+        for record in block:
+            statistics.observe(record)
+            if judging and isinstance(record, Gap):
+                missing.append(f"{record.count} records are missing after record {num_judged - 1}: {record.reason}")
+                judging = False
+            if judging and monitor.judging:
+                if not num_judged and not isinstance(record, Started):
+                    missing.append("the trace does not begin with the start of the engine")
+                monitor.observe(record)
+                num_judged += 1
+    missing += _missing(monitor, judging and not reader.damage)
+    if not missing and not reader.damage:
+        monitor.finish()
+    violations = tuple(monitor.violations)
+    history = monitor.history
+    return Report(
+        path=str(path),
+        verdict=_verdict(violations, missing, reader.damage),
+        findings=_findings(path, violations),
+        missing=tuple(missing),
+        damage=tuple(reader.damage),
+        num_blocks=reader.num_blocks,
+        num_records=reader.num_records,
+        num_judged=num_judged,
+        records=dict(statistics.records),
+        causes=dict(statistics.causes),
+        num_requests=statistics.records["Submitted"],
+        num_tokens=statistics.num_tokens,
+        open_requests=tuple(history.open),
+    )
+
+
+def _missing(monitor: Monitor, whole: bool) -> Iterator[str]:
+    """What a trace that could be read to its end still lacks."""
+    closed, num_open = monitor.history.closed, len(monitor.history.open)
+    if not whole or not monitor.judging:
+        return
+    if closed is None:
+        yield "the engine never closed the trace"
+    elif closed.reason != STOPPED and num_open:
+        yield f"{num_open} requests were open when the trace was closed: {closed.reason}"
+
+
+def _verdict(violations: Iterable[Violation], missing: Iterable[str], damage: Iterable[Damage]) -> Verdict:
+    if any(each.kind == DamageKind.CORRUPT for each in damage):
+        return Verdict.CORRUPT
+    if any(violations):
+        return Verdict.VIOLATION
+    return Verdict.INCOMPLETE if any(missing) or any(damage) else Verdict.PASS
+
+
+# ---- causal slices ----
+
+
+def _findings(path: Path, violations: tuple[Violation, ...]) -> tuple[Finding, ...]:
+    """Each violation with its slice; the trace is read once more, as far as the last violation that is shown."""
+    if not violations:
+        return ()
+    shown = violations[:MAX_SLICES]
+    slices = [_Slice(violation) for violation in shown]
+    last = max(violation.record for violation in shown)
+    for number, record in enumerate(TraceReader(path)):
+        if number > last:
+            break
+        for each in slices:
+            each.observe(number, record)
+    return tuple(
+        Finding(violation, tuple(slices[index].lines) if index < len(slices) else ())
+        for index, violation in enumerate(violations)
+    )
+
+
+class _Slice:
+    """The records up to a violation that concern its request."""
+
+    def __init__(self, violation: Violation) -> None:
+        self._violation = violation
+        self._row: int | None = None
+        self._steps: dict[int, int] = {}
+        """step in flight -> the request's segment in it"""
+        self.lines: deque[Line] = deque(maxlen=MAX_SLICE if violation.request is not None else 5)
+
+    def observe(self, number: int, record: Record) -> None:
+        if number > self._violation.record:
+            return
+        bare = self._violation.request is None or (
+            self._violation.property == WELL_FORMED and number == self._violation.record
+        )
+        text = type(record).__name__ if bare else self._concerning(record)
+        if text is not None:
+            self.lines.append(Line(number, text))
+
+    def _concerning(self, record: Record) -> str | None:
+        """The record in words, when it concerns the request."""
+        request = self._violation.request
+        match record:
+            case Submitted(request=number) if number == request:
+                self._row = record.row
+                return f"submitted in row {record.row} with {len(int32s(record.tokens))} prompt tokens"
+            case Submitted(row=row) if row == self._row:
+                self._row = None
+                return f"row {row} is given to request {record.request}"
+            case Transition(request=number) if number == request:
+                edge = f"{record.source.name} --{record.event.name.lower()}({record.cause})--> {record.target.name}"
+                return f"{edge} in step {record.step}"
+            case StepPlanned():
+                return self._planned(record)
+            case StepCommitted(step=step) if step in self._steps:
+                return f"step {step} committed: {Event(int(uint8s(record.events)[self._steps.pop(step)])).name.lower()}"
+            case StepRolledBack(step=step) if step in self._steps:
+                del self._steps[step]
+                return f"step {step} rolled back: {record.reason}"
+            case Closed():
+                return f"closed: {record.reason}"
+        return None
+
+    def _planned(self, record: StepPlanned) -> str | None:
+        if self._row is None:
+            return None
+        found = np.flatnonzero(int32s(record.rows) == self._row)
+        if not len(found):
+            return None
+        index = self._steps[record.step] = int(found[0])
+        start, length = int(int32s(record.starts)[index]), int(int32s(record.lengths)[index])
+        draws = ", draws a token" if uint8s(record.samples)[index] else ""
+        return f"step {record.step} planned: positions {start} to {start + length - 1}{draws}"

@@ -1,0 +1,146 @@
+"""Prints the lifecycle as documentation: `python -m lifecycle.tables` writes docs/lifecycle.md from the code.
+
+With `--check` nothing is written, and the exit code is 1 when the file is not what the code says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from lifecycle import states
+from lifecycle.machine import GUARDS, TABLE, Edge
+from lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, RETRACT_CAUSES, Cause, Event, State
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "lifecycle.md"
+
+_INTRODUCTION = """\
+# The lifecycle of a request
+
+<!-- Written by `python -m lifecycle.tables` from lifecycle/states.py and lifecycle/machine.py. Do not edit. -->
+
+A request is a state machine, and one table says all that it may do. The table guards the running server, is the model
+of the property tests, and judges recorded traces. A pair of state and event that is not in it raises
+`IllegalTransition`; so does an edge with a cause that the edge does not admit."""
+
+
+def attribute_docstrings(kind: type) -> dict[str, str]:
+    """The string after each assignment in the body of a class, by the name assigned."""
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(definition, ast.ClassDef)
+    found: dict[str, str] = {}
+    for statement, after in zip(definition.body, definition.body[1:], strict=False):
+        match statement, after:
+            case ast.Assign(targets=[ast.Name(id=name)]), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
+    return found
+
+
+def document() -> str:
+    """The text of docs/lifecycle.md."""
+    parts = (_INTRODUCTION, *_diagram(), *_states(), *_transitions(), *_guards(), *_causes())
+    return "\n".join(parts) + "\n"
+
+
+def display_name(state: State) -> str:
+    """`QUEUED.compiling` for a substate, `QUEUED` for the state itself."""
+    phase, _, substate = state.name.partition("_")
+    return f"{phase}.{substate.lower()}" if substate else phase
+
+
+def diagram() -> Iterator[str]:
+    """Mermaid source. Edges that every state has (abort) or that change nothing and are late (stale) are left out."""
+    yield "stateDiagram-v2"
+    for state in State:
+        if display_name(state) != state.name:
+            yield f'    state "{display_name(state)}" as {state.name}'
+    late = (Event.ABORT, Event.STALE_TOKEN, Event.STALE_ABORT)
+    edges: dict[tuple[State, State], list[str]] = {}
+    for edge in TABLE:
+        names = edges.setdefault((edge.source, edge.target), [])
+        if edge.event not in late and edge.event.name.lower() not in names:
+            names.append(edge.event.name.lower())
+    for (source, target), names in edges.items():
+        start = "[*]" if source == State.NEW else source.name
+        if names:
+            yield f"    {start} --> {target.name}: {' / '.join(names)}"
+    for state in State:
+        if state.terminal:
+            yield f"    {state.name} --> [*]"
+
+
+def _diagram() -> Iterator[str]:
+    yield from ("", "```mermaid", *diagram(), "```", "")
+    yield "Every state that is not terminal can also be left by `abort`. The tokens and aborts that come too late"
+    yield "(`stale_token`, `stale_abort`) change nothing; they are edges of the table and left out of the diagram."
+
+
+def _states() -> Iterator[str]:
+    about = attribute_docstrings(State)
+    yield from ("", "## States", "")
+    yield from _table(
+        ("state", "public state", "terminal", "what it means"),
+        ((display_name(s), s.phase.value, "yes" if s.terminal else "", about[s.name]) for s in State),
+    )
+
+
+def _transitions() -> Iterator[str]:
+    yield from ("", "## Transitions", "")
+    header = ("state", "event", "to", "causes", "guard", "why")
+    yield from _table(header, (_row(edge) for edge in TABLE))
+    about = attribute_docstrings(Event)
+    yield ""
+    for name, text in about.items():
+        yield f"`{name.lower()}`: {text}"
+
+
+def _row(edge: Edge) -> tuple[str, ...]:
+    target = "stays" if edge.source == edge.target else display_name(edge.target)
+    causes = _named(edge.causes)
+    return display_name(edge.source), f"`{edge.event.name.lower()}`", target, causes, edge.guard or "", edge.why
+
+
+def _named(causes: frozenset[Cause]) -> str:
+    if causes == ABORT_CAUSES:
+        return "any abort cause"
+    return ", ".join(f"`{cause}`" for cause in Cause if cause in causes and cause != Cause.NONE)
+
+
+def _guards() -> Iterator[str]:
+    yield from ("", "## Guards", "")
+    yield from _table(("guard", "holds when"), ((f"`{name}`", text) for name, text in GUARDS.items()))
+
+
+def _causes() -> Iterator[str]:
+    yield from ("", "## Causes", "", "The cause of an edge reaches the client, the trace and the metrics.", "")
+    kinds = {"finish": FINISH_CAUSES, "abort": ABORT_CAUSES, "retract": RETRACT_CAUSES}
+    rows = ((kind, ", ".join(f"`{cause}`" for cause in Cause if cause in causes)) for kind, causes in kinds.items())
+    yield from _table(("of", "causes"), rows)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(header) + " |"
+    yield "| " + " | ".join("---" for _ in header) + " |"
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def main(arguments: Sequence[str] | None = None, path: Path = DOCUMENT) -> int:
+    """Write the document, or check it. The exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lifecycle.tables", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only compare; exit 1 when the document is stale")
+    if not parser.parse_args(arguments).check:
+        path.write_text(document())
+        return 0
+    if path.exists() and path.read_text() == document():
+        return 0
+    print(f"{path} is not what {states.__name__} and the table say: run python -m lifecycle.tables", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
