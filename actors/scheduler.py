@@ -13,9 +13,11 @@ import structlog
 
 from actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Progress, Reply
 from actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
-from actors.messages.generate import Abort, Ended, Finish, Generate, Opened, StepTokens, Timing, Usage
+from actors.messages.generate import Abort, Admitted, Ended, Finish, Generate, Opened, StepTokens, Timing, Usage
+from actors.recorder import TraceSink
 from actors.runtime.actor import Actor, Lane
 from lifecycle.journal import Journal
+from lifecycle.records import STOPPED, Started
 from lifecycle.states import Cause, State
 from lifecycle.step import StepResult
 from lifecycle.table import Ticket
@@ -72,11 +74,13 @@ class Scheduler(Actor):
 
     accepts = ToScheduler
 
-    def __init__(self, config: LoopConfig, journal: Journal, default_timeout_s: float) -> None:
+    def __init__(self, config: LoopConfig, default_timeout_s: float, started: Started | None = None) -> None:
+        """With `started`, the first record, everything is traced to the recorder."""
         self.config = config
         self.default_timeout_s = default_timeout_s
-        self.journal = journal
-        self.loop: Loop = make_loop(config, self, journal)
+        self.trace = TraceSink(self) if started is not None else None
+        self.journal = Journal(self.trace.emit if self.trace is not None else None, started)
+        self.loop: Loop = make_loop(config, self, self.journal)
         self._launched_at: dict[int, float] = {}
         self._aborted_early: dict[int, tuple[Cause, str]] = {}
         """Aborts that overtook their request."""
@@ -92,6 +96,7 @@ class Scheduler(Actor):
         """Law -> how often it was found broken."""
         self._tokens: tuple[Int32s, Int32s, Plan | None, StepResult | None] | None = None
         self._ended: list[Ended] = []
+        self._admitted: list[Admitted] = []
 
     # ---- actor ----
 
@@ -146,6 +151,8 @@ class Scheduler(Actor):
             self.context.after(DEADLINE_CHECK_S, CheckDeadlines())
         if self.loop.idle:
             self._rest()
+        if self.trace is not None:
+            self.trace.flush()
 
     def stopped(self, reason: str) -> None:
         now = self.context.now()
@@ -153,7 +160,9 @@ class Scheduler(Actor):
         self._send_step()
         for ticket in list(self._flushes):
             self._answer_flush(ticket, ok=False)
-        self.journal.closed(reason, self.loop.counters, len(self.loop.table), self.loop.memory.pages)
+        self.journal.closed(STOPPED, self.loop.counters, len(self.loop.table), self.loop.memory.pages)
+        if self.trace is not None:
+            self.trace.flush()
 
     # ---- messages ----
 
@@ -233,6 +242,8 @@ class Scheduler(Actor):
             ticket = self.loop.table.ticket(row)
             if ticket.admitted is None:
                 ticket.admitted = now
+                timing = Timing(ticket.submitted, now)
+                self._admitted.append(Admitted(row, ticket.num_cached, timing))
         self._send("worker", Execute(plan.batch))
 
     def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None:
@@ -257,12 +268,13 @@ class Scheduler(Actor):
             return
         rows, tokens, plan, result = self._tokens or (_NONE, _NONE, None, None)
         ended, self._ended, self._tokens = tuple(self._ended), [], None
+        admitted, self._admitted = tuple(self._admitted), []
         if not len(rows) and not ended and (result is None or not result.prompt_logprobs):
             return
         logprobs, prompt_logprobs = None, ()
         if plan is not None and result is not None:
             logprobs, prompt_logprobs = self._scores(plan, result)
-        self._send("detokenizer", StepTokens(rows, tokens, logprobs, prompt_logprobs, ended))
+        self._send("detokenizer", StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted))
 
     def _scores(self, plan: Plan, result: StepResult) -> tuple[Any, tuple[Any, ...]]:
         """Log-probabilities of the tokens that are still wanted."""
@@ -298,6 +310,7 @@ class Scheduler(Actor):
             "slots": {"total": loop.memory.slots.total, "free": loop.memory.slots.free},
             "cache": loop.memory.cache.statistics()
             | {"evictable": loop.memory.cache.evictable, "held": loop.memory.cache.held},
+            "trace_gaps": self.trace.num_lost_total if self.trace is not None else 0,
             "violations": dict(self.violations),
             "counters": msgspec.to_builtins(loop.counters),
         }

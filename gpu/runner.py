@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gpu.backend import ForwardInputs, GreedyBackend
 from gpu.batches import check_batch
-from gpu.devices import upload
+from gpu.devices import available_threads, upload
 from gpu.kv import KvStore
 from gpu.models.config import ModelConfig
 from gpu.sampler import Draws, Sampler
@@ -67,19 +67,22 @@ class Runner:
         max_context: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.bfloat16,
-        threads: int = 1,
+        threads: int | None = None,
         backend: BackendChoice = "auto",
     ) -> None:
         """Takes `weights` over (canonical names, from `gpu.weights.source.load_weights` with the same `dtype`).
 
-        `max_context` is the most tokens a slot may hold. Raises BackendUnavailable.
+        `max_context` is the most tokens a slot may hold; `threads` None means one for each processor. Raises
+        BackendUnavailable.
         """
         self.config = config
         self.num_slots = num_slots
         self.max_context = max_context
         self.kv = KvStore(config, num_pages=num_pages, page_size=page_size, dtype=dtype, device=device)
         self.device = self.kv.data.device
-        self.backend = select_backend(backend, config, weights, self.kv, threads=threads)
+        self.asynchronous = self.device.type == "cuda"
+        """Whether `launch` returns before the step is computed."""
+        self.backend = select_backend(backend, config, weights, self.kv, threads=threads or available_threads())
         self._greedy_backend = self.backend if isinstance(self.backend, GreedyBackend) else None
         self.sampler = Sampler(config.vocab_size, num_slots, self.device)
         self.scorer = PromptScorer(num_slots)

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import msgspec
 
 from lifecycle.records import (
-    STOPPED,
     Closed,
     Counts,
     Delivered,
@@ -153,7 +152,7 @@ class Journal:
                 output_tokens=counters.generated_tokens,
                 retractions=counters.retractions,
             )
-            self._emit(Closed(reason or STOPPED, counts, _counts(pages)))
+            self._emit(Closed(reason, counts, _counts(pages)))
 
 
 def _counts(pages: Pages) -> PageCounts:

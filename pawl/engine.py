@@ -19,11 +19,11 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 import structlog
 
 from actors.gateway import Gateway
 from actors.messages.generate import Done, Submit, TextOptions
-from actors.recorder import TraceSink
 from actors.runtime.actor import Overflow
 from actors.runtime.local import LocalSystem
 from actors.scheduler import Scheduler
@@ -32,14 +32,13 @@ from actors.tokenizer import Limits, Tokenizer
 from actors.detokenizer import Detokenizer
 from actors.watchdog import Watchdog
 from actors.worker import Worker
-from lifecycle.journal import Journal
 from lifecycle.states import ABORT_CAUSES, Cause
 from pawl.assembly import Parts, load_parts
 from pawl.config import ServerConfig
 
 log = structlog.get_logger("pawl.engine")
 
-STOP_ORDER = ("gateway", "tokenizer", "scheduler", "worker", "detokenizer", "watchdog", "recorder")
+STOP_ORDER = ("tokenizer", "scheduler", "worker", "detokenizer", "gateway", "watchdog", "recorder")
 """Upstream first, so that everything under way is answered before its answerer goes; the trace ends last."""
 T = TypeVar("T")
 
@@ -106,9 +105,8 @@ class Engine:
             self._own_thread = threading.Thread(target=loop.run_forever, name="pawl-gateway")
             self._own_thread.start()
         parts, spawn = self.parts, self.system.spawn
-        sink = TraceSink()
-        journal = Journal(sink.emit if parts.recorder is not None else None, parts.started)
-        scheduler = Scheduler(parts.loop_config, journal, self.config.request_timeout_s)
+        started = parts.started if parts.recorder is not None else None
+        scheduler = Scheduler(parts.loop_config, self.config.request_timeout_s, started)
         # Past the tokenizer a full mailbox holds its sender back: what was accepted is never thrown away half-way.
         spawn(self.gateway, "gateway", loop=loop, overflow=Overflow.HOLD)
         spawn(Tokenizer(parts.vocabulary, Limits(parts.loop_config.max_context)), "tokenizer")
@@ -118,9 +116,9 @@ class Engine:
         spawn(Watchdog(), "watchdog")
         if parts.recorder is not None:
             spawn(parts.recorder, "recorder", capacity=65_536)
-            sink.attach(scheduler)
-        for name in STOP_ORDER[1:]:
-            self.system.watch("gateway", name)
+        for name in STOP_ORDER:
+            if name != "gateway":
+                self.system.watch("gateway", name)
         self.system.start()
         return self
 
@@ -237,12 +235,12 @@ async def _take(inbox: Inbox) -> Delta | None:
 
 
 def _draft(prompt: str | Sequence[Any], sampling: dict[str, Any], stop: Sequence[str]) -> Submit:
-    options = TextOptions(stop=tuple(stop))
+    draft = Submit(request=0, rid="", sampling=sampling, text_options=TextOptions(stop=tuple(stop)))
     if isinstance(prompt, str):
-        return Submit(request=0, rid="", text=prompt, sampling=sampling, text_options=options)
+        return msgspec.structs.replace(draft, text=prompt)
     if prompt and isinstance(prompt[0], dict):
-        return Submit(request=0, rid="", chat=tuple(prompt), sampling=sampling, text_options=options)
-    return Submit(request=0, rid="", token_ids=tuple(prompt), sampling=sampling, text_options=options)
+        return msgspec.structs.replace(draft, chat=tuple(prompt))
+    return msgspec.structs.replace(draft, token_ids=tuple(prompt))
 
 
 def _completed(delta: Delta) -> Completion:

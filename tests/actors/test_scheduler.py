@@ -12,12 +12,26 @@ from actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWor
 from actors.messages.generate import Abort, Ended, Finish, Generate, Opened, StepTokens, TextOptions
 from actors.runtime.actor import Lane
 from actors.scheduler import CheckDeadlines, DrainExpired, FlushExpired, Scheduler, SelfCheck
-from lifecycle.journal import Journal
+from lifecycle.records import Closed, Started
 from lifecycle.request import SamplingParameters
 from lifecycle.states import Cause
 from loops.select import LoopConfig
 from tests.actors.recording import RecordingContext
 from tests.loops.ghost import Ghost, expected
+
+
+def started(config: LoopConfig) -> Started:
+    return Started(
+        version="test",
+        model="ghost",
+        config={},
+        num_pages=config.num_pages,
+        page_size=config.page_size,
+        num_slots=config.max_running,
+        seed=0,
+        time=0.0,
+        wall=0.0,
+    )
 
 
 class Bench:
@@ -26,8 +40,7 @@ class Bench:
     def __init__(self, **overrides: Any) -> None:
         settings = {"num_pages": 64, "page_size": 4, "max_context": 128, "max_running": 4, "max_queued": 8}
         config = LoopConfig(**(settings | overrides))
-        self.records: list[Any] = []
-        self.scheduler = Scheduler(config, Journal(self.records.append), 60.0)
+        self.scheduler = Scheduler(config, 60.0, started(config))
         self.context = RecordingContext("scheduler")
         self.scheduler.context = self.context
         self.scheduler.started()
@@ -227,8 +240,10 @@ def test_stopping_answers_everyone_and_closes_the_trace() -> None:
     assert {end.cause for end in bench.ended.values()} == {Cause.DRAINED}
     assert len(bench.ended) == 6
     assert [reply.ok for reply in bench.context.take("gateway")] == [False]
-    assert type(bench.records[-1]).__name__ == "Closed"
-    assert bench.records[-1].counts.live == 0
+    records = [record for batch in bench.context.take("recorder") for record in batch.records]
+    assert isinstance(records[0], Started)
+    assert isinstance(records[-1], Closed)
+    assert records[-1].counts.live == 0
 
 
 def test_a_heartbeat_is_answered_with_where_the_loop_is() -> None:
