@@ -86,6 +86,8 @@ class FakeEngine:
         self.held = False
         self.mute = False
         """Answers no ask, ends no aborted request."""
+        self.end_next: Cause | None = None
+        """The next request ends with this before it has any token."""
         self.live: dict[int, _Live] = {}
         self.seen: list[Any] = []
         """Every message the gateway sent."""
@@ -158,6 +160,9 @@ class FakeEngine:
             return
         self.live[submit.request] = live
         self.gateway.receive(Accepted(submit.request, live.prompt if submit.token_ids is None else None))
+        cause, self.end_next = self.end_next, None
+        if cause is not None:
+            self._end(submit.request, cause, "")
 
     def _understand(self, submit: Submit) -> _Live:
         text = submit.text
