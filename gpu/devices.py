@@ -24,6 +24,11 @@ def upload(array: NDArray[Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def available_threads() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def available_memory(device: torch.device | str) -> int:
     """Bytes that could be allocated on `device` now. On a CPU: what the system can give without swapping, or what the
     container's limit leaves, whichever is less."""
