@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -10,6 +11,7 @@ EXIT_USAGE = 2
 USAGE = {"pawl.config": ("ConfigError",), "pawl.commands.failures": ("UsageError",)}
 FAILURES = {
     "pawl.commands.failures": ("CommandFailed",),
+    "pawl.bench.client": ("HttpError",),
     "pawl.engine": ("EngineFailed", "RequestFailed"),
     "gpu.weights.source": ("ModelNotFound",),
     "gpu.weights.gguf": ("GgufFormatError",),
@@ -41,6 +43,6 @@ def exit_status(error: Exception) -> int | None:
     return None
 
 
-def _classes(names: dict[str, tuple[str, ...]]) -> tuple[type[Exception], ...]:
+def _classes(names: Mapping[str, tuple[str, ...]]) -> tuple[type[Exception], ...]:
     loaded = ((sys.modules[module], classes) for module, classes in names.items() if module in sys.modules)
     return tuple(getattr(module, name) for module, classes in loaded for name in classes)

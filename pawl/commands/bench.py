@@ -1,0 +1,150 @@
+"""`pawl bench offline|online`: how fast an engine is, and how long its clients wait."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pawl.bench.measures import Sample, Summary, record, summarise, tables
+from pawl.bench.online import PATHS, Plan, run_load
+from pawl.bench.workload import LOWEST_TOKEN, Workload
+from pawl.commands.failures import CommandFailed, UsageError
+from pawl.commands.settings import SERVER_ONLY, prepared, running_engine
+from pawl.config import add_flags
+from pawl.logs import configure_logs, progress
+
+Run = Callable[[Callable[[int], None]], tuple[list[Sample], float]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The two kinds, each with its own flags."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="offline|online")
+    offline = kinds.add_parser("offline", help="throughput of an engine inside this process")
+    _add_workload(offline)
+    add_flags(offline, without=SERVER_ONLY)
+    online = kinds.add_parser(
+        "online", help="latency and throughput of a running server, any OpenAI-compatible one too"
+    )
+    _add_workload(online)
+    load = online.add_argument_group("load", "what is asked, and how often")
+    load.add_argument("--url", default="http://127.0.0.1:30000", help="base of the server (default: %(default)s)")
+    load.add_argument("--route", choices=PATHS, default="completions", help="(default: %(default)s)")
+    load.add_argument("--model", metavar="NAME", help="otherwise what the server lists first")
+    load.add_argument("--api-key", metavar="TEXT", help="sent as a bearer token")
+    pace = load.add_mutually_exclusive_group()
+    pace.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests open at once (default: 16)")
+    pace.add_argument(
+        "--rate", type=float, metavar="X", help="requests a second, at Poisson times, however many are open"
+    )
+    load.add_argument(
+        "--vocabulary-size", type=int, default=30_000, metavar="N", help="token ids stay below it (default: 30000)"
+    )
+    load.add_argument(
+        "--ignore-eos",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="always the full output length; not every server knows it (default: on)",
+    )
+    load.add_argument("--time-limit-s", type=float, default=300.0, metavar="X", help="end the run then (default: 300)")
+
+
+def _add_workload(parser: argparse.ArgumentParser) -> None:
+    section = parser.add_argument_group("workload", "the prompts; the same seed makes the same ones")
+    defaults = {
+        "--num-prompts": (32, "requests"),
+        "--input-length": (128, "tokens of each prompt"),
+        "--output-length": (128, "output tokens of each request"),
+        "--shared-prefix": (0, "tokens that all prompts begin with"),
+        "--workload-seed": (0, "of the prompts"),
+    }
+    for flag, (default, text) in defaults.items():
+        section.add_argument(flag, type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+    section.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print the tables, write the file; 1 when a request failed."""
+    workload = workload_of(arguments)
+    summary, settings = (_offline if arguments.kind == "offline" else _online)(arguments, workload)
+    _print(summary)
+    if arguments.json:
+        settings |= {"workload": workload}
+        arguments.json.write_bytes(record(arguments.kind, settings, summary) + b"\n")
+    return 1 if summary.num_failed else 0
+
+
+def workload_of(arguments: argparse.Namespace) -> Workload:
+    """The workload of this command line. Raises UsageError for one that cannot be."""
+    workload = Workload(
+        num_prompts=arguments.num_prompts,
+        input_length=arguments.input_length,
+        output_length=arguments.output_length,
+        shared_prefix=arguments.shared_prefix,
+        seed=arguments.workload_seed,
+    )
+    if min(workload.num_prompts, workload.input_length, workload.output_length) < 1:
+        raise UsageError("--num-prompts, --input-length and --output-length must be 1 or more")
+    if not 0 <= workload.shared_prefix <= workload.input_length:
+        raise UsageError(f"--shared-prefix must lie between 0 and --input-length ({workload.input_length})")
+    return workload
+
+
+def _offline(arguments: argparse.Namespace, workload: Workload) -> tuple[Summary, dict[str, Any]]:
+    from pawl.bench.offline import run_batch
+
+    config = prepared(arguments, quiet=True)
+    with running_engine(config) as engine:
+        return _measured(workload, lambda advance: run_batch(engine, workload, advance)), {"config": config.public()}
+
+
+def _online(arguments: argparse.Namespace, workload: Workload) -> tuple[Summary, dict[str, Any]]:
+    configure_logs()
+    plan = plan_of(arguments)
+    try:
+        summary = _measured(workload, lambda advance: asyncio.run(run_load(plan, workload, advance)))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise CommandFailed(f"no server at {plan.url}: {error}") from error
+    settings = msgspec.to_builtins(plan) | ({"key": "***"} if plan.key else {})
+    return summary, {"plan": settings}
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """The load of this command line. Raises UsageError for one that cannot be."""
+    if arguments.concurrency < 1 or arguments.time_limit_s <= 0 or (arguments.rate is not None and arguments.rate <= 0):
+        raise UsageError("--concurrency, --rate and --time-limit-s must be above zero")
+    if arguments.vocabulary_size <= LOWEST_TOKEN:
+        raise UsageError(f"--vocabulary-size must be above {LOWEST_TOKEN}, where ordinary tokens begin")
+    return Plan(
+        url=arguments.url,
+        route=arguments.route,
+        model=arguments.model,
+        concurrency=arguments.concurrency,
+        rate=arguments.rate,
+        vocabulary_size=arguments.vocabulary_size,
+        ignore_eos=arguments.ignore_eos,
+        time_limit_s=arguments.time_limit_s,
+        key=arguments.api_key,
+    )
+
+
+def _measured(workload: Workload, run_once: Run) -> Summary:
+    with progress("requests", workload.num_prompts) as advance:
+        samples, seconds = run_once(advance)
+    return summarise(samples, seconds)
+
+
+def _print(summary: Summary) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for table in tables(summary):
+        console.print(table)
+    for error, count in summary.errors.items():
+        console.print(f"{count} failed: {error}", markup=False)

@@ -1,0 +1,88 @@
+"""The other side of `pawl chat --url`: a server that speaks OpenAI's chat API."""
+
+from __future__ import annotations
+
+import http.client
+import urllib.parse
+from collections.abc import Generator
+from typing import Any
+
+import msgspec
+
+from pawl.bench.events import DONE, event_data
+from pawl.commands.failures import CommandFailed, UsageError
+
+TIMEOUT_S = 600.0
+"""A server that says nothing for so long is taken for dead."""
+OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+
+
+class RemoteSpeaker:
+    """Replies from `POST <url>/v1/chat/completions`, streamed. Closing a reply closes its connection: an abort."""
+
+    def __init__(self, url: str, key: str | None, model: str | None, sampling: dict[str, Any], stop: list[str]) -> None:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or parts.hostname is None:
+            raise UsageError(f"{url!r} is not a URL of a server, such as http://127.0.0.1:30000")
+        secure = parts.scheme == "https"
+        self._kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        self._address = (parts.hostname, parts.port or (443 if secure else 80))
+        self._path = parts.path.rstrip("/").removesuffix("/v1")
+        self._headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        self._fields = {OPENAI_NAMES.get(name, name): value for name, value in sampling.items()}
+        if stop:
+            self._fields["stop"] = stop
+        self._model = model
+
+    def close(self) -> None:
+        """Nothing stays open between replies."""
+
+    def reply(self, messages: list[dict[str, str]]) -> Generator[str, None, None]:
+        """Pieces of the reply. Raises CommandFailed with the server's words, or OSError when it is gone."""
+        if self._model is None:
+            self._model = self._served_model()
+        body = {"model": self._model, "messages": messages, "stream": True, **self._fields}
+        connection = self._kind(*self._address, timeout=TIMEOUT_S)
+        try:
+            connection.request("POST", f"{self._path}/v1/chat/completions", msgspec.json.encode(body), self._headers)
+            response = connection.getresponse()
+            if response.status != http.HTTPStatus.OK:
+                raise CommandFailed(f"the server says {response.status}: {_problem(response.read())}")
+            for line in response:
+                data = event_data(line)
+                if data == DONE:
+                    return
+                if data is not None:
+                    yield _content(data)
+        finally:
+            connection.close()
+
+    def _served_model(self) -> str:
+        connection = self._kind(*self._address, timeout=TIMEOUT_S)
+        try:
+            connection.request("GET", f"{self._path}/v1/models", headers=self._headers)
+            response = connection.getresponse()
+            body = response.read()
+            if response.status != http.HTTPStatus.OK:
+                raise CommandFailed(f"the server says {response.status}: {_problem(body)}")
+            return str(msgspec.json.decode(body)["data"][0]["id"])
+        except (msgspec.DecodeError, LookupError, TypeError) as error:
+            raise CommandFailed(f"no OpenAI server at {self._address[0]}:{self._address[1]}: {error}") from error
+        finally:
+            connection.close()
+
+
+def _content(data: bytes) -> str:
+    event = msgspec.json.decode(data)
+    if "error" in event:
+        raise CommandFailed(f"the server ended the reply: {_problem(data)}")
+    return "".join(choice.get("delta", {}).get("content") or "" for choice in event.get("choices", ()))
+
+
+def _problem(body: bytes) -> str:
+    """The message in an error body, whatever its shape."""
+    try:
+        error = msgspec.json.decode(body)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (msgspec.DecodeError, LookupError, TypeError):
+        return body.decode(errors="replace")[:500]
