@@ -33,10 +33,12 @@ class Monitor:
         self.history = History()
         self.violations: list[Violation] = []
         self.judging = True
-        self._reported: set[tuple[str, int | None]] = set()
+        self._reported: dict[tuple[str, int | None], int] = {}
+        """(property, request) -> the record of its first violation"""
 
     def observe(self, record: Record) -> Sequence[Violation]:
-        """Judge one record: what it newly violates. One violation for each property and request, the first."""
+        """Judge one record: what it newly violates. Of each property and request, only the first record that shows a
+        violation counts: what follows is mostly its echo."""
         if not self.judging:
             return ()
         try:
@@ -61,8 +63,7 @@ class Monitor:
         new: list[Violation] = []
         for violation in found:
             key = violation.property, violation.request
-            if key not in self._reported:
-                self._reported.add(key)
+            if self._reported.setdefault(key, violation.record) == violation.record:
                 new.append(violation)
         self.violations += new
         return new

@@ -1,0 +1,199 @@
+"""A small sound run, record by record: what the tests of traces, properties and audit start from.
+
+Two requests share steps under overlap; one is aborted while a step with it is in flight, one runs to its length. A
+third is retracted, admitted again by a step that is lost, and ends by a stop string that cuts its last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from lifecycle.records import (
+    STOPPED,
+    Closed,
+    Counts,
+    Delivered,
+    Digest,
+    PageCounts,
+    Record,
+    Started,
+    StepCommitted,
+    StepPlanned,
+    StepRolledBack,
+    Submitted,
+    Transition,
+)
+from lifecycle.request import SamplingParameters
+from lifecycle.states import Cause, Event, State
+
+NUM_PAGES = 16
+PAGE_SIZE = 4
+PAGES = PageCounts(10, 4, 1, 1, 0)
+AT_REST = PageCounts(15, 0, 1, 0, 0)
+
+
+class Segment(NamedTuple):
+    row: int
+    start: int
+    length: int
+    samples: bool = True
+    chained: bool = False
+    pages: tuple[tuple[int, int], ...] = ()
+    """(index, page)"""
+
+
+def token(row: int, start: int, pages: tuple[tuple[int, int], ...] = ()) -> Segment:
+    """A decode segment."""
+    return Segment(row, start, 1, chained=True, pages=pages)
+
+
+def planned(step: int, time: float, *segments: Segment) -> StepPlanned:
+    """The record of a step with these segments; the slot of row n is n."""
+    columns = np.array([s[:3] for s in segments], np.int32).reshape(-1, 3).T.copy()
+    entries = np.array([(s.row, index, page) for s in segments for index, page in s.pages], np.int32)
+    chained = np.array([s.chained for s in segments], np.bool_)
+    samples = np.array([s.samples for s in segments], np.bool_)
+    rows, starts, lengths = columns
+    return StepPlanned(step, time, rows, rows, starts, lengths, chained, samples, *entries.reshape(-1, 3).T.copy())
+
+
+class Story:
+    """Appends records; `labels` names the places that tests change."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.labels: dict[str, int] = {}
+        self._time = 0.0
+        self._step = 0
+
+    def add(self, record: Record, label: str | None = None) -> None:
+        if label is not None:
+            self.labels[label] = len(self.records)
+        self.records.append(record)
+
+    def now(self) -> float:
+        self._time += 0.5
+        return self._time
+
+    def start(self) -> None:
+        self.add(
+            Started(
+                version="0.1.0",
+                model="ghost",
+                config={"pacing": "overlap"},
+                num_pages=NUM_PAGES,
+                page_size=PAGE_SIZE,
+                num_slots=4,
+                seed=7,
+                time=self.now(),
+                wall=1e9,
+            )
+        )
+
+    def submit(self, request: int, row: int, num_prompt: int, num_wanted: int) -> None:
+        self.add(
+            Submitted(
+                request=request,
+                row=row,
+                rid=f"r{request}",
+                tokens=np.arange(num_prompt, dtype=np.int32),
+                sampling=SamplingParameters(temperature=0.0, max_new_tokens=num_wanted),
+                priority=0,
+                namespace="",
+                time=self.now(),
+            ),
+            f"submitted {request}",
+        )
+        self.move(request, row, State.NEW, Event.SUBMIT, State.QUEUED)
+
+    def move(
+        self,
+        request: int,
+        row: int,
+        source: State,
+        event: Event,
+        target: State,
+        cause: Cause = Cause.NONE,
+        num_cached: int | None = None,
+        num_output: int | None = None,
+    ) -> None:
+        record = Transition(request, row, source, event, target, cause, self._step, self.now(), num_cached, num_output)
+        self.add(record, f"{event.name.lower()} {request}")
+
+    def admit(self, request: int, row: int, num_cached: int = 0) -> None:
+        self.move(request, row, State.QUEUED, Event.ADMIT, State.PREFILLING, num_cached=num_cached)
+
+    def plan(self, step: int, *segments: Segment) -> None:
+        self._step = step
+        self.add(planned(step, self.now(), *segments), f"plan {step}")
+
+    def commit(self, step: int, events: Sequence[Event], num_tokens: int) -> None:
+        drawn = np.arange(num_tokens, dtype=np.int32) + 100 * step
+        self.add(StepCommitted(step, self.now(), np.array(events, np.uint8), drawn, PAGES), f"commit {step}")
+
+
+def sound_run() -> Story:
+    """The run of this module's docstring; every property holds of it."""
+    story = Story()
+    story.start()
+    story.submit(1, 0, 6, 3)
+    story.submit(2, 1, 5, 8)
+    story.admit(1, 0)
+    story.plan(1, Segment(0, 0, 4, samples=False, pages=((0, 0),)))
+    story.commit(1, [Event.CHUNK], 0)
+    story.admit(2, 1)
+    story.plan(2, Segment(0, 4, 2, pages=((1, 1),)), Segment(1, 0, 5, pages=((0, 2), (1, 3))))
+    story.plan(3, token(0, 6), token(1, 5))
+    story.commit(2, [Event.FIRST_TOKEN, Event.FIRST_TOKEN], 2)
+    story.add(Delivered("Abort", msgspec.msgpack.encode({"requests": [2]}), story.now()))
+    story.move(2, 1, State.DECODING, Event.ABORT, State.ABORTED, Cause.CLIENT, num_output=1)
+    story.plan(4, token(0, 7))
+    story.commit(3, [Event.TOKEN, Event.STALE_TOKEN], 2)
+    story.commit(4, [Event.TOKEN], 1)
+    story.move(1, 0, State.DECODING, Event.FINISH, State.FINISHED, Cause.LENGTH, num_output=3)
+    story.submit(3, 1, 9, 8)
+    _third(story)
+    counts = Counts(received=3, finished=2, aborted=1, live=0, prompt_tokens=20, output_tokens=5, retractions=1)
+    story.add(Closed(STOPPED, counts, AT_REST), "closed")
+    return story
+
+
+def _third(story: Story) -> None:
+    story.admit(3, 1, num_cached=4)
+    story.plan(5, Segment(1, 4, 5, pages=((0, 0), (1, 5), (2, 6))))
+    story.commit(5, [Event.FIRST_TOKEN], 1)
+    story.add(Digest(5, 2**64 - 1))
+    story.move(3, 1, State.DECODING, Event.RETRACT, State.QUEUED, Cause.MEMORY)
+    story.admit(3, 1)
+    story.plan(6, Segment(1, 0, 10, pages=((0, 7), (1, 8), (2, 9))))
+    story.add(StepRolledBack(6, "the worker was lost", story.now()), "rollback 6")
+    story.labels["first admit 3"] = story.labels["admit 3"]
+    story.admit(3, 1)
+    story.plan(7, Segment(1, 0, 10, pages=((0, 7), (1, 8), (2, 9))))
+    story.commit(7, [Event.FIRST_TOKEN], 1)
+    story.move(3, 1, State.DECODING, Event.FINISH, State.FINISHED, Cause.STOP_STRING, num_output=1)
+
+
+def changed(story: Story, label: str, **fields: object) -> list[Record]:
+    """The story's records, one of them with other fields."""
+    records = list(story.records)
+    index = story.labels[label]
+    records[index] = msgspec.structs.replace(records[index], **fields)
+    return records
+
+
+def without(story: Story, label: str) -> list[Record]:
+    """The story's records but one."""
+    index = story.labels[label]
+    return [*story.records[:index], *story.records[index + 1 :]]
+
+
+def plain(records: Sequence[Record]) -> Iterator[tuple[object, ...]]:
+    """Records as values that can be compared, whether they were made or read."""
+    for record in records:
+        values = (getattr(record, name) for name in record.__struct_fields__)
+        yield (type(record), *(v.tobytes() if isinstance(v, np.ndarray) else v for v in values))
