@@ -68,21 +68,14 @@ class RecencyOrder:
 
     def push(self, node: Node) -> None:
         """`node` was used just now."""
-        self._link(self._ring.older, node)
-
-    def insert_after(self, older: Node, node: Node) -> None:
-        """`node` was used when `older` was."""
-        self._link(older, node)
+        newest, ring = self._ring.older, self._ring
+        node.older = newest
+        node.newer = ring
+        newest.newer = node
+        ring.older = node
 
     def remove(self, node: Node) -> None:
         """`node` may not leave any more, or has left."""
         node.older.newer = node.newer
         node.newer.older = node.older
         node.older = node.newer = node
-
-    def _link(self, older: Node, node: Node) -> None:
-        newer = older.newer
-        node.older = older
-        node.newer = newer
-        older.newer = node
-        newer.older = node

@@ -212,7 +212,7 @@ class RadixCache:
         if node.holds:
             upper.holds = 1
         else:
-            self._order.insert_after(node, upper)
+            self._order.push(upper)
         self._num_nodes += 1
         self._counts["splits"] += 1
         return upper

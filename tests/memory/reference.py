@@ -196,6 +196,11 @@ class Reference:
     def savepoint(self) -> int:
         return len(self._events)
 
+    def forget(self) -> None:
+        """No step is left that could be undone: the history so far is settled."""
+        self._first = self.state
+        self._events.clear()
+
     def undo(self, step: int, savepoint: int = 0) -> None:
         """Forget what `step` did after `savepoint`."""
         after = [event for event in self._events[savepoint:] if event[0] != step]

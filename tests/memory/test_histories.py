@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -32,6 +33,27 @@ PICK = st.integers(0, 1_000)
 """Chooses among what exists at that time, modulo its number."""
 WORDS = st.lists(st.integers(0, 3), max_size=MAX_PAGES_OF_A_REQUEST - 1)
 NAMESPACE = st.sampled_from(["", "adapter"])
+
+ADMIT = st.tuples(st.just("admit"), WORDS, st.integers(0, 100), NAMESPACE, st.sampled_from([True, True, True, False]))
+GROW_ALL = st.just(("grow_all",))
+MOVES = st.lists(
+    st.one_of(
+        ADMIT,
+        ADMIT,
+        GROW_ALL,
+        GROW_ALL,
+        st.tuples(st.just("extend"), st.lists(st.integers(0, 150), min_size=1, max_size=4), PICK),
+        st.just(("savepoint",)),
+        st.tuples(st.just("rollback"), PICK),
+        st.tuples(st.just("release"), PICK),
+        st.tuples(st.just("share_prefix"), PICK, st.integers(0, MAX_PAGES_OF_A_REQUEST)),
+        st.tuples(st.just("make_room"), st.integers(1, 20)),
+        st.tuples(st.just("commit"), st.booleans()),
+        st.just(("flush",)),
+    ),
+    max_size=8,
+)
+"""What happens while a step is planned: names of methods of the history, with their arguments."""
 
 
 def prompt(words: list[int], tail: int, page_size: int) -> tuple[int, ...]:
@@ -105,13 +127,9 @@ class MemoryHistory(RuleBasedStateMachine):
 
     # ---- one step ----
 
-    @precondition(lambda self: self.open is None and len(self.in_flight) < MAX_IN_FLIGHT)
-    @rule()
     def begin(self) -> None:
         self.open = Step(self.memory.ledger.begin(), self.reference.savepoint())
 
-    @precondition(lambda self: self.open is not None)
-    @rule(words=WORDS, tail=st.integers(0, 100), namespace=NAMESPACE, use_cache=st.booleans() | st.just(True))
     def admit(self, words: list[int], tail: int, namespace: str, use_cache: bool) -> None:
         assert self.open is not None
         tokens = prompt(words, tail, self.page_size)
@@ -130,10 +148,10 @@ class MemoryHistory(RuleBasedStateMachine):
         self.namespaces[granted.slot] = namespace
         self.committed[granted.slot] = granted.num_cached
 
-    @precondition(lambda self: self.open is not None and self.running)
-    @rule(grow=st.lists(st.integers(0, 150), min_size=1, max_size=4), first=PICK)
     def extend(self, grow: list[int], first: int) -> None:
         running, rows = self.running, self.reference.state.rows
+        if not running:
+            return
         slots = [running[(first + offset) % len(running)] for offset in range(min(len(grow), len(running)))]
         self.extend_to(
             {
@@ -164,15 +182,11 @@ class MemoryHistory(RuleBasedStateMachine):
         self.reference.do(Extend(taken, lengths), self.open.transaction.epoch)
         self.open.slots.update(lengths)
 
-    @precondition(lambda self: self.open is not None)
-    @rule()
     def savepoint(self) -> None:
         assert self.open is not None
         mark = (self.open.transaction.savepoint(), self.reference.savepoint(), set(self.open.slots))
         self.open.savepoints.append(mark)
 
-    @precondition(lambda self: self.open is not None)
-    @rule(which=PICK)
     def rollback(self, which: int) -> None:
         assert self.open is not None
         index = which % len(self.open.savepoints)
@@ -182,16 +196,12 @@ class MemoryHistory(RuleBasedStateMachine):
         self.reference.undo(self.open.transaction.epoch, theirs)
         self.open.slots = set(slots)
 
-    @precondition(lambda self: self.open is not None)
-    @rule()
     def discard(self) -> None:
         assert self.open is not None
         self.memory.ledger.discard(self.open.transaction)
         self.reference.undo(self.open.transaction.epoch)
         self.open = None
 
-    @precondition(lambda self: self.open is not None)
-    @rule()
     def prepare(self) -> None:
         assert self.open is not None
         step, self.open = self.open, None
@@ -202,30 +212,26 @@ class MemoryHistory(RuleBasedStateMachine):
         step.pages = {page for slot in step.slots for page in rows[slot].pages}
         self.in_flight.append(step)
 
-    @precondition(lambda self: self.open is None and len(self.in_flight) < MAX_IN_FLIGHT)
-    @rule(words=st.lists(WORDS, max_size=2), namespace=NAMESPACE)
-    def whole_step(self, words: list[list[int]], namespace: str) -> None:
-        """What a scheduler does all the time, so that histories get somewhere: everything runs to its end."""
-        self.begin()
-        for request in words:
-            self.admit(request, 0, namespace, True)
+    def grow_all(self) -> None:
+        """Every request runs to its end, as far as there is room."""
         for slot in self.running:
             self.extend_to({slot: len(self.tokens[slot])})
-        self.prepare()
 
-    @precondition(lambda self: self.in_flight)
-    @rule()
-    def commit(self) -> None:
+    def commit(self, share: bool) -> None:
+        if not self.in_flight:
+            return
         step = self.in_flight.pop(0)
         self.memory.ledger.commit(step.transaction)
         self.resolve()
         for slot, length in step.lengths.items():
             if slot in self.reference.state.rows:
                 self.committed[slot] = length
+        for slot in self.running if share else ():
+            self.share(slot, MAX_PAGES_OF_A_REQUEST)
 
-    @precondition(lambda self: self.in_flight and self.open is None)
-    @rule()
     def abort(self) -> None:
+        if not self.in_flight:
+            return
         step = self.in_flight.pop()
         self.memory.ledger.abort(step.transaction)
         self.reference.undo(step.transaction.epoch)
@@ -237,10 +243,11 @@ class MemoryHistory(RuleBasedStateMachine):
 
     # ---- final moves, at any time ----
 
-    @precondition(lambda self: self.running)
-    @rule(which=PICK, words=st.integers(0, MAX_PAGES_OF_A_REQUEST) | st.just(MAX_PAGES_OF_A_REQUEST))
     def share_prefix(self, which: int, words: int) -> None:
-        slot = self.running[which % len(self.running)]
+        if self.running:
+            self.share(self.running[which % len(self.running)], words)
+
+    def share(self, slot: int, words: int) -> None:
         end = min(words, self.committed[slot] // self.page_size) * self.page_size
         tokens = self.tokens[slot][:end]
         row = self.reference.state.rows[slot]
@@ -256,15 +263,14 @@ class MemoryHistory(RuleBasedStateMachine):
         told = {entry for entries in self.memory.take_replaced() for entry in map(tuple, np.stack(entries, 1).tolist())}
         assert told == changes, "the worker hears of every page that changed under a row"
 
-    @precondition(lambda self: self.idle)
-    @rule(which=PICK)
     def release(self, which: int) -> None:
+        if not self.idle:
+            return
         slot = self.idle[which % len(self.idle)]
         pages = self.reference.state.rows[slot].pages
         self.memory.release(slot)
         self.reference.do(Release(slot, pages, self.fence))
 
-    @rule(count=st.integers(1, 20))
     def make_room(self, count: int) -> None:
         state = self.reference.state
         self.cache.last = Eviction(as_array(()), 0)
@@ -279,13 +285,44 @@ class MemoryHistory(RuleBasedStateMachine):
         self.reference.do(Evict(pages, fence))
         assert enough == (len(self.reference.state.free_pages) >= count)
 
-    @rule()
     def flush(self) -> None:
         state = self.reference.state
         flushed = self.memory.flush()
         assert flushed == (not state.rows and not self.in_flight)
         if flushed:
             self.reference.do(Evict(tuple(state.cache.values()), 0))
+
+    # ---- what Hypothesis chooses from ----
+
+    @rule(moves=MOVES, launched=st.sampled_from([True, True, True, True, False]))
+    def turn(self, moves: list[tuple[Any, ...]], launched: bool) -> None:
+        """Plan a step; launch or drop it."""
+        if not self.in_flight:
+            self.reference.forget()
+        if len(self.in_flight) == MAX_IN_FLIGHT:
+            self.commit(share=True)
+        self.begin()
+        self.play(moves)
+        if launched:
+            self.prepare()
+        else:
+            self.discard()
+
+    @rule(commits=st.integers(0, 3), share=st.sampled_from([True, True, False]), aborts=st.integers(0, 2))
+    def settle(self, commits: int, share: bool, aborts: int) -> None:
+        """Results come in, or the worker is lost."""
+        self.play([("commit", share)] * commits + [("abort",)] * aborts)
+
+    @rule(moves=st.lists(st.tuples(st.just("release"), PICK), max_size=3))
+    def leave(self, moves: list[tuple[Any, ...]]) -> None:
+        """Requests end between steps."""
+        self.play(moves)
+
+    def play(self, moves: list[tuple[Any, ...]]) -> None:
+        for name, *arguments in moves:
+            getattr(self, name)(*arguments)
+            self.laws_hold()
+            self.reference_agrees()
 
     # ---- what holds after every move ----
 
@@ -320,7 +357,7 @@ class MemoryHistory(RuleBasedStateMachine):
         if self.open is not None:
             self.discard()
         while self.in_flight:
-            self.commit()
+            self.commit(share=True)
         for slot in self.running:
             self.memory.release(slot)
         assert self.memory.flush()
@@ -330,9 +367,44 @@ class MemoryHistory(RuleBasedStateMachine):
         self.memory.invariants()
 
 
+def random_moves(chance: Random) -> list[tuple[Any, ...]]:
+    """What a busy server does, with more rollbacks."""
+    moves: list[tuple[Any, ...]] = []
+    for _ in range(chance.randint(1, 2)):
+        words = [chance.randint(0, 3) for _ in range(chance.randint(0, MAX_PAGES_OF_A_REQUEST - 1))]
+        moves.append(("admit", words, chance.randint(0, 99), chance.choice(["", "", "adapter"]), chance.random() < 0.9))
+    moves.append(
+        chance.choice([("grow_all",), ("grow_all",), ("extend", [chance.randint(0, 150)] * 2, chance.randint(0, 9))])
+    )
+    others: list[tuple[Any, ...]] = [
+        ("savepoint",),
+        ("rollback", chance.randint(0, 9)),
+        ("make_room", chance.randint(1, 8)),
+        ("commit", True),
+        ("release", chance.randint(0, 9)),
+    ]
+    for move in chance.sample(others, chance.randint(0, 3)):
+        moves.insert(chance.randint(0, len(moves)), move)
+    return moves
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+def test_memory_and_reference_agree_through_a_long_busy_history(page_size: int, seed: int) -> None:
+    chance = Random(seed)
+    history = MemoryHistory()
+    history.page_size = page_size
+    history.start(num_pages=chance.randint(8, 24), num_slots=chance.randint(2, 5))
+    for _ in range(150):
+        history.turn(random_moves(chance), launched=chance.random() < 0.85)
+        history.settle(commits=chance.choice([0, 1, 1, 2]), share=chance.random() < 0.8, aborts=chance.random() < 0.1)
+        history.leave([("release", chance.randint(0, 9))] * chance.choice([0, 0, 1]))
+    history.teardown()
+
+
 @pytest.mark.parametrize("page_size", [1, 16, 64])
 def test_memory_and_reference_agree_after_every_move_of_a_random_history(page_size: int) -> None:
     history = type("MemoryHistory", (MemoryHistory,), {"page_size": page_size})
     run_state_machine_as_test(
-        history, settings=settings(max_examples=80, stateful_step_count=50, deadline=None, phases=PHASES)
+        history, settings=settings(max_examples=40, stateful_step_count=25, deadline=None, phases=PHASES)
     )
