@@ -10,7 +10,7 @@ from actors.messages.generate import Submit
 from actors.sink import Delta
 from pawl.http.errors import Problem
 from pawl.http.info import ServerInfo
-from pawl.http.openai import OpenAiFace, base_draft, check_common, choices_of, finite
+from pawl.http.openai import CLIENT_NAMES, OpenAiFace, base_draft, check_common, choices_of, finite
 from pawl.http.schemas import ChatBody, unsupported
 
 UNSUPPORTED = unsupported(ChatBody)
@@ -31,7 +31,7 @@ def chat_drafts(body: ChatBody, info: ServerInfo) -> tuple[list[Submit], int]:
         "max_new_tokens": next(iter(limits), None),
         "top_logprobs": (body.top_logprobs or 0) if body.logprobs else None,
     }
-    base = base_draft(body, sampling, info)
+    base = base_draft(body, sampling, info, CLIENT_NAMES)
     draft = msgspec.structs.replace(base, chat=tuple(body.messages), template_options=body.chat_template_kwargs or {})
     return choices_of(draft, n), n
 

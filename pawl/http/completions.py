@@ -11,13 +11,15 @@ from actors.messages.generate import Submit, TokenLogprob
 from actors.sink import Delta
 from pawl.http.errors import Problem
 from pawl.http.info import ServerInfo
-from pawl.http.openai import OpenAiFace, base_draft, check_common, choices_of, finite
+from pawl.http.openai import CLIENT_NAMES, OpenAiFace, base_draft, check_common, choices_of, finite
 from pawl.http.schemas import CompletionBody, unsupported
 
 DEFAULT_MAX_TOKENS = 16
 """What OpenAI's API does when `max_tokens` is missing."""
 
 UNSUPPORTED = unsupported(CompletionBody, "suffix")
+
+NAMES = {**CLIENT_NAMES, "top_logprobs": "logprobs"}
 
 Prompt = str | tuple[int, ...]
 
@@ -49,7 +51,7 @@ def completion_drafts(body: CompletionBody, info: ServerInfo) -> tuple[list[Subm
         "top_logprobs": body.logprobs,
         "prompt_logprobs": True if body.echo and body.logprobs is not None else None,
     }
-    base = base_draft(body, sampling, info)
+    base = base_draft(body, sampling, info, NAMES)
     drafts: list[Submit] = []
     for prompt in prompts_of(body.prompt):
         kind = "text" if isinstance(prompt, str) else "token_ids"
@@ -60,6 +62,7 @@ def completion_drafts(body: CompletionBody, info: ServerInfo) -> tuple[list[Subm
 class CompletionFace(OpenAiFace):
     """Replies of one call; `echoes` holds the text of each request's prompt when the client wants it back."""
 
+    names = NAMES
     chunk_object = whole_object = "text_completion"
 
     def __init__(self, *frame: Any, top_logprobs: int | None, echoes: Sequence[Callable[[], str]]) -> None:

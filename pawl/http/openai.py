@@ -82,15 +82,18 @@ def choices_of(draft: Submit, n: int) -> list[Submit]:
     return [msgspec.structs.replace(draft, sampling={**draft.sampling, "seed": seed + index}) for index in range(n)]
 
 
-def base_draft(body: CompletionBody | ChatBody, sampling: Mapping[str, Any], info: ServerInfo) -> Submit:
-    """A draft with everything but the prompt; `sampling` holds what the two routes name differently."""
+def base_draft(
+    body: CompletionBody | ChatBody, sampling: Mapping[str, Any], info: ServerInfo, names: Mapping[str, str]
+) -> Submit:
+    """A draft with everything but the prompt; `sampling` holds what the two routes name differently, and `names` what
+    the route calls our fields."""
     fields = same_fields(body, SAMPLING_FIELDS)
     fields |= {name: value for name, value in sampling.items() if value is not None}
     if body.seed is not None:
         fields["seed"] = body.seed
     if body.min_tokens is not None:
         fields["min_new_tokens"] = body.min_tokens
-    check_sampling(fields, info, CLIENT_NAMES)
+    check_sampling(fields, info, names)
     options = TextOptions(
         stop=strings(body.stop, "stop"),
         include_stop=bool(body.include_stop_str_in_output),
@@ -152,6 +155,7 @@ class OpenAiFace(ABC):
     """A face (see `exchange`) whose chunks are mostly a frame that is the same for all of one call's chunks."""
 
     independent = False
+    names: Mapping[str, str] = CLIENT_NAMES
     chunk_object = ""
     whole_object = ""
 
@@ -249,4 +253,4 @@ class OpenAiFace(ABC):
         )
 
     def problem(self, problem: Problem) -> Problem:
-        return problem.renamed(CLIENT_NAMES)
+        return problem.renamed(self.names)

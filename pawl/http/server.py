@@ -27,6 +27,7 @@ from pawl.http.app import create_app
 from pawl.http.info import ServerInfo
 
 if TYPE_CHECKING:
+    from pawl.assembly import Parts
     from pawl.config import ServerConfig
 
 log = structlog.get_logger("pawl.http")
@@ -126,13 +127,13 @@ SECRETS = ("api_key", "admin_api_key")
 class EngineServer:
     """An engine and the server in front of it, from the first byte of the model to the last of a reply."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        """Loads the model; raises what `Engine` raises."""
+    def __init__(self, config: ServerConfig, parts: Parts | None = None) -> None:
+        """Loads the model, unless `parts` are given; raises what `Engine` raises."""
         # Imported here because it brings torch, which nothing else in this module needs.
         from pawl.engine import Engine
 
         self._config = config
-        self._engine = Engine(config, on_failure=self._engine_failed)
+        self._engine = Engine(config, on_failure=self._engine_failed, parts=parts)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: Server | None = None
 

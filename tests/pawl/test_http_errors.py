@@ -1,0 +1,243 @@
+"""Bad input is refused with a status and a message that says what to change, and touches no other request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from lifecycle.states import ABORT_CAUSES
+from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE
+from tests.pawl.fake_engine import Served
+
+PROMPT = {"prompt": "hello"}
+MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
+TEXT = {"text": "hello"}
+
+Bad = tuple[dict[str, Any], int, str, str]
+"""(body, status, param, part of the message)"""
+
+COMPLETIONS: list[Bad] = [
+    ({}, 400, "prompt", "missing"),
+    ({"prompt": None}, 400, "prompt", "expected"),
+    ({"prompt": 7}, 400, "prompt", "expected"),
+    ({"prompt": []}, 400, "prompt", "empty"),
+    ({"prompt": ""}, 400, "prompt", "empty"),
+    ({"prompt": [[]]}, 400, "prompt", "empty"),
+    ({"prompt": ["a", 1]}, 400, "prompt", "mix"),
+    ({"prompt": [1, "a"]}, 400, "prompt", "mix"),
+    ({"prompt": ["a", [1]]}, 400, "prompt", "mix"),
+    ({"prompt": [1.5]}, 400, "prompt[0]", "expected"),
+    ({"prompt": [True]}, 400, "prompt[0]", "expected"),
+    ({"prompt": [1, 256]}, 400, "prompt", "vocabulary"),
+    ({"prompt": [-1]}, 400, "prompt", "vocabulary"),
+    ({"prompt": [1, 1 << 40]}, 400, "prompt", "vocabulary"),
+    ({"prompt": "x" * 600}, 400, "max_tokens", "512"),
+    ({**PROMPT, "max_tokens": 508}, 400, "max_tokens", "at most 507"),
+    ({**PROMPT, "max_tokens": -1}, 400, "max_tokens", "max_tokens must be between"),
+    ({**PROMPT, "max_tokens": "5"}, 400, "max_tokens", "expected"),
+    ({**PROMPT, "max_tokens": 1 << 70}, 400, "max_tokens", "max_tokens"),
+    ({**PROMPT, "model": "gpt-17"}, 404, "model", "does not exist"),
+    ({**PROMPT, "model": 3}, 400, "model", "expected"),
+    ({**PROMPT, "temprature": 1}, 400, "temprature", "did you mean 'temperature'"),
+    ({**PROMPT, "nonsense": 1}, 400, "nonsense", "unknown field"),
+    ({**PROMPT, "temperature": -0.1}, 400, "temperature", "at least 0"),
+    ({**PROMPT, "temperature": "hot"}, 400, "temperature", "expected"),
+    ({**PROMPT, "temperature": True}, 400, "temperature", "expected"),
+    ({**PROMPT, "top_p": 0}, 400, "top_p", "above 0"),
+    ({**PROMPT, "top_p": 1.1}, 400, "top_p", "at most 1"),
+    ({**PROMPT, "top_k": -2}, 400, "top_k", "-1"),
+    ({**PROMPT, "min_p": 2}, 400, "min_p", "at most 1"),
+    ({**PROMPT, "presence_penalty": 3}, 400, "presence_penalty", "at most 2"),
+    ({**PROMPT, "frequency_penalty": -3}, 400, "frequency_penalty", "at least -2"),
+    ({**PROMPT, "repetition_penalty": 0}, 400, "repetition_penalty", "above 0"),
+    ({**PROMPT, "min_tokens": 9, "max_tokens": 3}, 400, "min_tokens", "min_tokens (9)"),
+    ({**PROMPT, "logit_bias": {"x": 1}}, 400, "logit_bias", "integer"),
+    ({**PROMPT, "logit_bias": {"1": 200}}, 400, "logit_bias[1]", "at most 100"),
+    ({**PROMPT, "logit_bias": {"256": 1}}, 400, "logit_bias", "vocabulary"),
+    ({**PROMPT, "stop_token_ids": [256]}, 400, "stop_token_ids", "vocabulary"),
+    ({**PROMPT, "stop_token_ids": list(range(9))}, 400, "stop_token_ids", "at most 8"),
+    ({**PROMPT, "stop": 3}, 400, "stop", "expected"),
+    ({**PROMPT, "stop": [""]}, 400, "stop", "empty"),
+    ({**PROMPT, "seed": 1.5}, 400, "seed", "expected"),
+    ({**PROMPT, "n": 0}, 400, "n", "between 1"),
+    ({**PROMPT, "n": 1000}, 400, "n", "between 1"),
+    ({**PROMPT, "best_of": 3}, 400, "best_of", "must equal n"),
+    ({**PROMPT, "suffix": "end"}, 400, "suffix", "not supported"),
+    ({**PROMPT, "logprobs": 21}, 400, "logprobs", "logprobs must be between 0 and 20"),
+    ({**PROMPT, "logprobs": True}, 400, "logprobs", "expected"),
+    ({**PROMPT, "timeout_s": 0}, 400, "timeout_s", "above 0"),
+    ({**PROMPT, "stream_options": {"a": 1}}, 400, "stream_options.a", "unknown field"),
+    ({**PROMPT, "regex": "[0-9]+"}, 400, "regex", "not supported"),
+    ({**PROMPT, "ebnf": "root ::="}, 400, "ebnf", "not supported"),
+    ({**PROMPT, "lora_path": "x"}, 400, "lora_path", "not supported"),
+]
+
+CHAT: list[Bad] = [
+    ({}, 400, "messages", "missing"),
+    ({"messages": []}, 400, "messages", "empty"),
+    ({"messages": "hi"}, 400, "messages", "expected"),
+    ({"messages": ["hi"]}, 400, "messages[0]", "expected"),
+    ({**MESSAGES, "model": "gpt-17"}, 404, "model", "does not exist"),
+    ({**MESSAGES, "max_tokens": 3, "max_completion_tokens": 4}, 400, "max_completion_tokens", "contradict"),
+    ({**MESSAGES, "top_logprobs": 3}, 400, "top_logprobs", "logprobs"),
+    ({**MESSAGES, "logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "between 0 and 20"),
+    ({**MESSAGES, "logprobs": 2}, 400, "logprobs", "expected"),
+    ({**MESSAGES, "tools": [{"type": "function"}]}, 400, "tools", "not supported"),
+    ({**MESSAGES, "tool_choice": "required"}, 400, "tool_choice", "not supported"),
+    ({**MESSAGES, "functions": [{}]}, 400, "functions", "not supported"),
+    ({**MESSAGES, "response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
+    ({**MESSAGES, "response_format": {"type": "json_schema"}}, 400, "response_format", "not supported"),
+    ({**MESSAGES, "modalities": ["audio"]}, 400, "modalities", "not supported"),
+    ({**MESSAGES, "audio": {}}, 400, "audio", "not supported"),
+    ({**MESSAGES, "store": True}, 400, "store", "not supported"),
+    ({**MESSAGES, "echo": True}, 400, "echo", "unknown field"),
+    ({**MESSAGES, "chat_template": "{{ 1 }}"}, 400, "chat_template", "not supported"),
+]
+
+NATIVE: list[Bad] = [
+    ({}, 400, "", "exactly one"),
+    ({"text": "a", "input_ids": [1]}, 400, "", "exactly one"),
+    ({"text": ""}, 400, "", "empty"),
+    ({"text": []}, 400, "", "empty"),
+    ({"text": [1]}, 400, "", "text[0]"),
+    ({"input_ids": []}, 400, "", "empty"),
+    ({"input_ids": [1, [2]]}, 400, "", "mix"),
+    ({"input_ids": [999]}, 400, "", "vocabulary"),
+    ({"input_ids": "abc"}, 400, "", "expected"),
+    ({**TEXT, "sampling_params": {"nonsense": 1}}, 400, "", "sampling_params.nonsense"),
+    ({**TEXT, "sampling_params": {"max_tokens": 1}}, 400, "", "sampling_params.max_tokens"),
+    ({**TEXT, "sampling_params": 5}, 400, "", "sampling_params"),
+    ({**TEXT, "sampling_params": [{}, {}]}, 400, "", "2 entries for 1 prompts"),
+    ({**TEXT, "sampling_params": {"temperature": "hot"}}, 400, "", "sampling_params.temperature"),
+    ({**TEXT, "sampling_params": {"max_new_tokens": -1}}, 400, "", "max_new_tokens"),
+    ({**TEXT, "sampling_params": {"max_new_tokens": 600}}, 400, "", "512"),
+    ({**TEXT, "sampling_params": {"n": 0}}, 400, "", "n must be"),
+    ({**TEXT, "sampling_params": {"seed": 1, "sampling_seed": 2}}, 400, "", "contradict"),
+    ({**TEXT, "sampling_params": {"json_schema": "{"}}, 400, "", "json_schema is not supported"),
+    ({**TEXT, "sampling_params": {"regex": "("}}, 400, "", "regex is not supported"),
+    ({**TEXT, "sampling_params": {"ebnf": "x"}}, 400, "", "ebnf is not supported"),
+    ({**TEXT, "return_logprob": True, "top_logprobs_num": 99}, 400, "", "top_logprobs_num must be"),
+    ({"text": ["a", "b"], "rid": ["x"]}, 400, "", "rid has 1 entries"),
+    ({"text": ["a", "b"], "rid": ["x", "x"]}, 400, "", "rid must name"),
+    ({**TEXT, "image_data": "x.png"}, 400, "", "image_data is not supported"),
+    ({**TEXT, "lora_path": "x"}, 400, "", "lora_path is not supported"),
+    ({**TEXT, "return_hidden_states": True}, 400, "", "return_hidden_states is not supported"),
+    ({**TEXT, "nonsense": 1}, 400, "", "unknown field 'nonsense'"),
+    ({**TEXT, "cache_salt": "a", "extra_key": "b"}, 400, "", "contradict"),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "bad"),
+    [
+        *(("/v1/completions", bad) for bad in COMPLETIONS),
+        *(("/v1/chat/completions", bad) for bad in CHAT),
+        *(("/generate", bad) for bad in NATIVE),
+    ],
+)
+def test_bad_input_is_refused_by_name(client: httpx.Client, path: str, bad: Bad, stream: bool) -> None:
+    body, status, param, words = bad
+    response = client.post(path, json={**body, "stream": True} if stream else body)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert words in error["message"]
+    if path.startswith("/v1/"):
+        assert error["type"] == "invalid_request_error"
+        assert error["param"] == param
+        assert set(error) == {"message", "type", "param", "code"}
+    else:
+        assert set(error) == {"message"}
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/completions", "/v1/chat/completions", "/generate", "/abort_request", "/tokenize"]
+)
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"not json", b'{"prompt": NaN}', b'{"prompt": "\xff"}', b"[]", b"7", b'"x"', b"null", b"{'a': 1}"],
+)
+def test_a_body_that_is_no_json_object_is_refused(client: httpx.Client, path: str, content: bytes) -> None:
+    response = client.post(path, content=content)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["message"]
+
+
+def test_nesting_without_end_is_refused(client: httpx.Client) -> None:
+    deep = b'{"prompt": "x", "regex": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    response = client.post("/v1/completions", content=deep)
+    assert response.status_code == 400
+    assert "deep" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_beyond_the_limit_is_refused_before_it_is_decoded(declared: bool) -> None:
+    with Served(max_body_bytes=1000) as served, httpx.Client(base_url=served.url) as client:
+        content = b"x" * 1001
+        response = client.post("/v1/completions", content=content if declared else iter([content[:600], content[600:]]))
+        assert response.status_code == 413
+        assert "1000" in response.json()["error"]["message"]
+        fits = client.post("/v1/completions", json={"prompt": "hi", "max_tokens": 1})
+        assert fits.status_code == 200
+
+
+def test_an_unknown_path_is_404_in_the_shape_of_its_api(client: httpx.Client) -> None:
+    native, openai = client.post("/nothing"), client.post("/v1/nothing")
+    assert (native.status_code, openai.status_code) == (404, 404)
+    assert set(native.json()["error"]) == {"message"}
+    assert openai.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("GET", "/v1/completions", "POST"), ("POST", "/v1/models", "GET"), ("DELETE", "/generate", "POST")],
+)
+def test_a_wrong_method_is_405_and_says_which_is_right(
+    client: httpx.Client, method: str, path: str, allowed: str
+) -> None:
+    response = client.request(method, path)
+    assert response.status_code == 405
+    assert allowed in response.headers["allow"]
+    assert allowed in response.json()["error"]["message"]
+
+
+def test_a_duplicate_live_rid_is_refused_and_the_first_goes_on(client: httpx.Client, served: Served) -> None:
+    served.on_loop(served.engine.hold)
+    body = {"text": "hello", "rid": "twin", "sampling_params": {"max_new_tokens": 2}}
+    with client.stream("POST", "/generate", json={**body, "stream": True}) as first:
+        served.engine.until(lambda: len(served.engine.live) == 1)
+        second = httpx.post(f"{served.url}/generate", json=body)
+        served.on_loop(served.engine.release)
+        first.read()
+    assert second.status_code == 400
+    assert "twin" in second.json()["error"]["message"]
+    assert first.status_code == 200
+    assert '"text":"he"' in first.text
+
+
+def test_more_than_the_limit_is_503_with_retry_after_and_harms_nobody() -> None:
+    with Served(limit=2) as served, httpx.Client(base_url=served.url) as client:
+        served.on_loop(served.engine.hold)
+        with client.stream("POST", "/generate", json={"text": "hello", "stream": True}) as running:
+            served.engine.until(lambda: len(served.engine.live) == 1)
+            for path, body in (("/v1/completions", {**PROMPT, "n": 2}), ("/generate", {"text": ["a", "b"]})):
+                response = client.post(path, json=body)
+                assert response.status_code == 503
+                assert response.headers["retry-after"] == "1"
+            served.on_loop(served.engine.release)
+            running.read()
+        assert running.status_code == 200
+        assert client.post("/v1/completions", json={**PROMPT, "n": 2}).status_code == 200
+
+
+def test_one_bad_prompt_of_a_completion_call_ends_its_siblings(client: httpx.Client, served: Served) -> None:
+    response = client.post("/v1/completions", json={"prompt": ["hello", ""], "max_tokens": 400})
+    assert response.status_code == 400
+    served.engine.until(lambda: served.engine.gateway.num_live == 0)
+
+
+def test_every_abort_cause_has_a_status_and_words() -> None:
+    assert set(STATUS_OF_CAUSE) == set(MESSAGE_OF_CAUSE) == set(ABORT_CAUSES)
+    assert all(status >= 400 for status in STATUS_OF_CAUSE.values())
