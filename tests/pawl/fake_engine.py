@@ -1,7 +1,8 @@
 """An engine that echoes: the n-th output token is the n-th prompt token, over and over. One byte is one token.
 
 It plays tokenizer, scheduler and detokenizer behind a real `Gateway`, on the server's event loop, one output token for
-each live request in each turn. `hold` stops it between tokens, so that a test decides when something happens.
+each live request in each turn. `hold` stops it after each request's first token, so that a test decides when something
+happens.
 """
 
 from __future__ import annotations
@@ -84,6 +85,9 @@ class FakeEngine:
         self.gateway.context = self
         self.name = "gateway"
         self.held = False
+        """Requests get their first token and then no more."""
+        self.silent = False
+        """Requests get no token at all."""
         self.mute = False
         """Answers no ask, ends no aborted request."""
         self.end_next: Cause | None = None
@@ -124,8 +128,11 @@ class FakeEngine:
     def hold(self) -> None:
         self.held = True
 
+    def fall_silent(self) -> None:
+        self.silent = True
+
     def release(self) -> None:
-        self.held = False
+        self.held = self.silent = False
         self._wake()
 
     # ---- the engine ----
@@ -181,16 +188,19 @@ class FakeEngine:
         return _Live(submit, sampling, prompt)
 
     def _wake(self) -> None:
-        if not self._turning and self.live and not self.held:
+        if not self._turning and self._runnable():
             self._turning = True
             asyncio.get_running_loop().call_soon(self._turn)
+
+    def _runnable(self) -> list[tuple[int, _Live]]:
+        if self.silent:
+            return []
+        return [(number, live) for number, live in self.live.items() if not self.held or not live.tokens]
 
     def _turn(self) -> None:
         """One token for each live request, all in one message."""
         self._turning = False
-        if self.held:
-            return
-        outputs = [self._step(number, live) for number, live in self.live.items()]
+        outputs = [self._step(number, live) for number, live in self._runnable()]
         for output in outputs:
             if output.done is not None:
                 del self.live[output.request]

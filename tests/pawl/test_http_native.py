@@ -204,7 +204,8 @@ def test_an_aborted_request_returns_what_it_has(client: httpx.Client, served: Se
         reply = other.post("/abort_request", json={"rid": "doomed", "abort_message": "enough"}).json()
         assert reply == {"success": True, "ended": ["doomed"], "pending": [], "unknown": []}
         s.read()
-        (last,) = events(s)
+        last = events(s)[-1]
+    assert last["text"] == "h"
     assert last["meta_info"]["finish_reason"] == {"type": "abort", "message": "enough", "status_code": 499}
 
 

@@ -1,0 +1,342 @@
+"""Health, facts, tokenization, abort, flush, keys and metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from actors.gateway import Gateway
+from actors.messages.control import Stalled
+from actors.runtime.actor import Down
+from pawl.http.metrics import exposition
+from tests.pawl.fake_engine import FakeEngine, Served
+
+OPEN_PATHS = ["/health", "/ready", "/metrics"]
+KEYED_PATHS = ["/v1/models", "/server_info", "/health_generate", "/v1/loads", "/model_info"]
+
+
+# ---- health ----
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/health_generate"])
+def test_a_turning_engine_is_well(client: httpx.Client, path: str) -> None:
+    assert client.get(path).status_code == 200
+
+
+def test_health_follows_the_engines_loop(client: httpx.Client, served: Served) -> None:
+    gateway = served.engine.gateway
+    served.on_loop(lambda: gateway.receive(Stalled(12.5)))
+    assert client.get("/ready").status_code == 503
+    response = client.get("/health")
+    assert response.status_code == 503
+    assert "12.5" in response.json()["status"]
+    served.on_loop(lambda: gateway.receive(Stalled(0.0)))
+    assert client.get("/health").status_code == 200
+
+
+def test_health_generate_fails_when_no_token_comes_in_time() -> None:
+    with Served(probe_timeout_s=0.05) as served:
+        served.on_loop(served.engine.fall_silent)
+        response = httpx.get(f"{served.url}/health_generate")
+        assert response.status_code == 503
+        served.engine.until(lambda: served.engine.gateway.num_live == 0)
+
+
+def test_a_lost_engine_is_sick_and_refuses() -> None:
+    with Served() as served:
+        served.on_loop(lambda: served.engine.gateway.receive(Down("scheduler", "it broke")))
+        assert httpx.get(f"{served.url}/health").status_code == 503
+        response = httpx.post(f"{served.url}/generate", json={"text": "hello"})
+        assert response.status_code == 503
+        assert "scheduler" in response.json()["error"]["message"]
+
+
+def test_a_draining_server_is_healthy_but_not_ready() -> None:
+    with Served() as served:
+        served.on_loop(lambda: served.engine.gateway.drain(0.0))
+        assert httpx.get(f"{served.url}/health").status_code == 200
+        assert httpx.get(f"{served.url}/ready").status_code == 503
+
+
+# ---- facts ----
+
+
+@pytest.mark.parametrize("path", ["/model_info", "/get_model_info"])
+def test_model_facts_are_given_under_both_names(client: httpx.Client, path: str) -> None:
+    facts = client.get(path).json()
+    assert facts["model_path"] == "/models/echo"
+    assert facts["is_generation"] is True
+    assert facts["context_length"] == 512
+
+
+@pytest.mark.parametrize("path", ["/server_info", "/get_server_info"])
+def test_server_facts_hold_settings_and_the_schedulers_own_state(client: httpx.Client, path: str) -> None:
+    facts = client.get(path).json()
+    assert facts["page_size"] == 16
+    assert facts["status"] == "ready"
+    assert facts["internal_states"][0]["pages"]["total"] == 100
+    assert facts["actors"]["tokenizer"]["waiting_data"] == 5
+
+
+def test_loads_count_requests_and_tokens(client: httpx.Client, served: Served) -> None:
+    served.on_loop(served.engine.hold)
+    with client.stream("POST", "/generate", json={"text": "hello", "stream": True}) as running:
+        served.engine.until(lambda: len(served.engine.live) == 1)
+        (load,) = httpx.get(f"{served.url}/v1/loads").json()["loads"]
+        served.on_loop(served.engine.release)
+        running.read()
+    assert (load["num_running_reqs"], load["num_total_reqs"]) == (1, 1)
+    assert (load["num_used_tokens"], load["max_total_num_tokens"]) == (160, 1600)
+
+
+# ---- text ----
+
+
+@pytest.mark.parametrize("name", ["prompt", "text"])
+def test_text_becomes_tokens_under_both_names(client: httpx.Client, name: str) -> None:
+    reply = client.post("/tokenize", json={name: "hé"}).json()
+    assert reply == {"tokens": [104, 195, 169], "count": 3, "max_model_len": 512}
+
+
+def test_long_text_and_lists_of_texts_become_tokens(client: httpx.Client) -> None:
+    assert client.post("/tokenize", json={"prompt": "a" * 50_000}).json()["count"] == 50_000
+    reply = client.post("/tokenize", json={"prompt": ["ab", ""]}).json()
+    assert (reply["tokens"], reply["count"]) == ([[97, 98], []], [2, 0])
+
+
+def test_tokens_become_text_again(client: httpx.Client) -> None:
+    assert client.post("/detokenize", json={"tokens": [104, 195, 169]}).json() == {"text": "hé", "prompt": "hé"}
+    assert client.post("/detokenize", json={"tokens": [[97], [98]]}).json()["text"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/tokenize", {}, 400),
+        ("/tokenize", {"prompt": "a", "text": "b"}, 400),
+        ("/tokenize", {"prompt": 5}, 400),
+        ("/tokenize", {"prompt": "a", "model": "other"}, 404),
+        ("/detokenize", {}, 400),
+        ("/detokenize", {"tokens": "abc"}, 400),
+        ("/detokenize", {"tokens": [256]}, 400),
+        ("/detokenize", {"tokens": [-1]}, 400),
+        ("/detokenize", {"tokens": [[256]]}, 400),
+        ("/detokenize", {"tokens": [1, [2]]}, 400),
+        ("/abort_request", {}, 400),
+        ("/abort_request", {"rid": []}, 400),
+        ("/abort_request", {"rid": 5}, 400),
+    ],
+)
+def test_bad_bodies_are_refused(client: httpx.Client, path: str, body: dict[str, Any], status: int) -> None:
+    response = client.post(path, json=body)
+    assert response.status_code == status, response.text
+    assert response.json()["error"]["message"]
+
+
+# ---- abort and flush ----
+
+
+def run(client: httpx.Client, served: Served, rid: str) -> Any:
+    """A stream that is under way."""
+    return client.stream("POST", "/generate", json={"text": "hello", "rid": rid, "stream": True})
+
+
+def test_an_abort_says_which_ended_and_which_were_unknown(client: httpx.Client, served: Served) -> None:
+    served.on_loop(served.engine.hold)
+    with run(client, served, "abc") as one:
+        served.engine.until(lambda: len(served.engine.live) == 1)
+        # A name is exact: neither a beginning of it nor a longer one will do.
+        reply = httpx.post(f"{served.url}/abort_request", json={"rid": ["ab", "abc", "abcd"]}).json()
+        one.read()
+    assert reply == {"success": False, "ended": ["abc"], "pending": [], "unknown": ["ab", "abcd"]}
+
+
+def test_an_abort_of_all_ends_all(client: httpx.Client, served: Served) -> None:
+    served.on_loop(served.engine.hold)
+    with run(client, served, "a") as one, httpx.Client(base_url=served.url) as other, run(other, served, "b") as two:
+        served.engine.until(lambda: len(served.engine.live) == 2)
+        reply = httpx.post(f"{served.url}/abort_request", json={"abort_all": True}).json()
+        assert reply == {"success": True, "num_ended": 2, "num_pending": 0}
+        assert '"type":"abort"' in one.read().decode()
+        assert '"type":"abort"' in two.read().decode()
+
+
+def test_an_abort_that_does_not_end_in_time_is_pending(
+    client: httpx.Client, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pawl.http.control.ABORT_PATIENCE_S", 0.05)
+    served.on_loop(served.engine.hold)
+    with run(client, served, "slow") as one:
+        served.engine.until(lambda: len(served.engine.live) == 1)
+        served.engine.mute = True
+        reply = httpx.post(f"{served.url}/abort_request", json={"rid": "slow"}).json()
+        served.engine.mute = False
+        served.on_loop(served.engine.release)
+        one.read()
+    assert reply == {"success": True, "ended": [], "pending": ["slow"], "unknown": []}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_flush_at_rest_succeeds(client: httpx.Client, method: str) -> None:
+    response = client.request(method, "/flush_cache?timeout=1.5")
+    assert response.status_code == 200
+    assert response.json()["success"] is True
+
+
+def test_a_flush_with_live_requests_is_refused_and_loses_none(client: httpx.Client, served: Served) -> None:
+    served.on_loop(served.engine.hold)
+    with run(client, served, "x") as one:
+        served.engine.until(lambda: len(served.engine.live) == 1)
+        response = httpx.post(f"{served.url}/flush_cache")
+        served.on_loop(served.engine.release)
+        one.read()
+    assert response.status_code == 400
+    assert response.json()["running"] == 1
+    assert one.status_code == 200
+
+
+@pytest.mark.parametrize("timeout", ["-1", "soon", "nan", "inf", "1e9", ""])
+def test_a_flush_with_a_bad_timeout_is_refused(client: httpx.Client, timeout: str) -> None:
+    response = client.post(f"/flush_cache?timeout={timeout}")
+    assert response.status_code == 400
+    assert "timeout" in response.json()["error"]["message"]
+
+
+# ---- keys ----
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Served]:
+    with Served(api_key="user-key", admin_api_key="admin-key") as served:
+        yield served
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, bearer("wrong"), {"authorization": "Bearer"}, bearer("user-ke"), {"authorization": "user-key"}]
+)
+def test_without_the_key_only_probes_get_through(locked: Served, headers: dict[str, str]) -> None:
+    with httpx.Client(base_url=locked.url, headers=headers) as client:
+        for path in KEYED_PATHS:
+            response = client.get(path)
+            assert response.status_code == 401, path
+            assert response.headers["www-authenticate"] == "Bearer"
+        assert client.post("/v1/completions", json={"prompt": "x"}).json()["error"]["code"] == "invalid_api_key"
+        assert client.post("/flush_cache").status_code == 401
+        assert client.post("/abort_request", json={"rid": "x"}).status_code == 401
+        assert [client.get(path).status_code for path in OPEN_PATHS] == [200, 200, 200]
+
+
+def test_the_api_key_opens_all_but_control(locked: Served) -> None:
+    with httpx.Client(base_url=locked.url, headers=bearer("user-key")) as client:
+        assert [client.get(path).status_code for path in KEYED_PATHS] == [200] * len(KEYED_PATHS)
+        assert client.post("/flush_cache").status_code == 401
+        assert client.post("/abort_request", json={"rid": "x"}).status_code == 200
+        response = client.post("/abort_request", json={"abort_all": True})
+        assert response.status_code == 403
+        assert "admin" in response.json()["error"]["message"]
+
+
+def test_the_admin_key_opens_everything(locked: Served) -> None:
+    with httpx.Client(base_url=locked.url, headers=bearer("admin-key")) as client:
+        assert client.get("/v1/models").status_code == 200
+        assert client.post("/flush_cache").status_code == 200
+        assert client.post("/abort_request", json={"abort_all": True}).status_code == 200
+
+
+def test_an_admin_key_alone_locks_control_only() -> None:
+    with Served(admin_api_key="admin-key") as served, httpx.Client(base_url=served.url) as client:
+        assert client.get("/v1/models").status_code == 200
+        assert client.post("/flush_cache").status_code == 401
+        assert client.post("/abort_request", json={"abort_all": True}).status_code == 403
+
+
+def test_an_api_key_alone_opens_control_too() -> None:
+    with Served(api_key="user-key") as served:
+        assert httpx.post(f"{served.url}/flush_cache", headers=bearer("user-key")).status_code == 200
+        assert httpx.post(f"{served.url}/flush_cache").status_code == 401
+
+
+# ---- metrics ----
+
+
+def samples(text: str) -> dict[str, float]:
+    """Each sample by its name and labels, read by Prometheus' own parser."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
+            key = f"{sample.name}{{{labels}}}" if labels else sample.name
+            assert key not in found, f"{key} is there twice"
+            found[key] = sample.value
+    return found
+
+
+def test_metrics_are_readable_and_count_what_happened() -> None:
+    with Served() as served, httpx.Client(base_url=served.url) as client:
+        for _ in range(3):
+            client.post("/v1/completions", json={"prompt": "hello", "max_tokens": 4})
+        client.post("/generate", json={"text": ""})
+        response = client.get("/metrics")
+        numbers = samples(response.text)
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert numbers["pawl_requests_submitted_total"] == 4
+    assert numbers["pawl_requests_ended_total{cause=length}"] == 3
+    assert numbers["pawl_requests_ended_total{cause=invalid}"] == 1
+    assert numbers["pawl_generated_tokens_total"] == 12
+    assert numbers["pawl_prompt_tokens_total"] == 15
+    assert numbers["pawl_cached_tokens_total"] == 6
+    assert numbers["pawl_cache_hit_rate"] == pytest.approx(0.4)
+    name = "gen_ai_server_time_to_first_token"
+    assert numbers[f"{name}_count{{gen_ai_operation_name=text_completion}}"] == 3
+    assert numbers[f"{name}_bucket{{gen_ai_operation_name=text_completion,le=+Inf}}"] == 3
+    assert numbers["gen_ai_server_request_duration_count{gen_ai_operation_name=text_completion}"] == 4
+    assert numbers["gen_ai_server_time_per_output_token_count{gen_ai_operation_name=text_completion}"] == 3
+    assert numbers["pawl_pages{owner=free}"] == 90
+    assert numbers["pawl_page_size_tokens"] == 16
+    assert numbers["pawl_steps_total"] == 12
+    assert numbers["pawl_retractions_total"] == 3
+    assert numbers["pawl_mailbox_depth{actor=tokenizer,lane=data}"] == 5
+    assert numbers["pawl_mailbox_rejected_total{actor=tokenizer}"] == 2
+    assert sum(value for key, value in numbers.items() if key.startswith("pawl_violations_total")) == 0
+
+
+def test_metrics_of_a_silent_scheduler_say_so_and_keep_the_rest() -> None:
+    gateway = Gateway()
+    gateway.context = StillContext()
+    numbers = samples(exposition(gateway, None, {}))
+    assert numbers["pawl_scheduler_up"] == 0
+    assert numbers["pawl_requests_open"] == 0
+    assert not any(key.startswith("pawl_pages") for key in numbers)
+
+
+def test_a_violation_shows_under_its_name_with_labels_escaped() -> None:
+    gateway = Gateway()
+    gateway.context = StillContext()
+    gateway.totals.violations['odd "name"\\\n'] = 2
+    numbers = samples(exposition(gateway, None, {}))
+    assert numbers['pawl_violations_total{property=odd "name"\\\n}'] == 2
+
+
+class StillContext(FakeEngine):
+    """A context outside any event loop: no time passes."""
+
+    def now(self) -> float:
+        return 0.0
+
+
+def test_histogram_buckets_never_fall(client: httpx.Client) -> None:
+    client.post("/v1/completions", json={"prompt": "hello", "max_tokens": 4})
+    text = client.get("/metrics").text
+    for name in ("request_duration", "time_to_first_token", "time_per_output_token"):
+        counts = [int(count) for count in re.findall(rf"gen_ai_server_{name}_bucket{{[^}}]*}} (\d+)", text)]
+        assert counts == sorted(counts)
+        assert counts[-1] >= 1
