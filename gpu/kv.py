@@ -10,7 +10,10 @@ the scheduler's business; here page 0 is a page like any other, and an entry bey
 
 from __future__ import annotations
 
+import math
+
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,7 +65,7 @@ class KvStore:
         self, config: ModelConfig, *, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         shape = (config.num_layers, 2, num_pages, page_size, config.num_kv_heads, config.head_dim)
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.data = _zeros(shape, dtype, torch.device(device))
         self.num_pages = num_pages
         self.page_size = page_size
 
@@ -73,3 +76,11 @@ class KvStore:
     def values(self, layer: int) -> Tensor:
         """[pages, page_size, kv_heads, head_dim], contiguous, a view."""
         return self.data[layer, 1]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on the CPU memory that the system maps page by page as it is first written, so that a large store costs
+    what is used of it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

@@ -86,9 +86,16 @@ class Engine:
     thread, and `generate` and `stream` may be called from any other thread.
     """
 
-    def __init__(self, config: ServerConfig, *, on_failure: Callable[[str, BaseException], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        on_failure: Callable[[str, BaseException], None] | None = None,
+        parts: Parts | None = None,
+    ) -> None:
+        """`parts` replaces what the configuration would load, for a runner or a vocabulary of one's own."""
         self.config = config
-        self.parts: Parts = load_parts(config)
+        self.parts: Parts = parts if parts is not None else load_parts(config)
         self.gateway = Gateway(limit=config.max_running + config.max_queued)
         self.system = LocalSystem(config.seed, on_failure=self._failed)
         self.failure: EngineFailed | None = None

@@ -169,10 +169,14 @@ class EngineServer:
         if on_ready is not None:
             on_ready(url)
 
+    def stop(self, why: str) -> None:
+        """Begin the orderly end that a signal begins. From any thread; nothing happens before `run`."""
+        if self._loop is not None and self._server is not None:
+            self._loop.call_soon_threadsafe(self._server.stop, why)
+
     def _engine_failed(self, name: str, error: BaseException) -> None:
         """Called in the failed actor's thread."""
-        if self._loop is not None and self._server is not None:
-            self._loop.call_soon_threadsafe(self._server.stop, f"{name} failed: {error}")
+        self.stop(f"{name} failed: {error}")
 
     def _info(self) -> ServerInfo:
         parts, config = self._engine.parts, self._config
