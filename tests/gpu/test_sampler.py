@@ -63,7 +63,7 @@ def truncated(keep: np.ndarray[Any, Any], temperature: float = 1.0) -> np.ndarra
     return weights / weights.sum()
 
 
-RANK = np.argsort(np.argsort(-np.array(LOGITS)))
+likelihood_rank = np.argsort(np.argsort(-np.array(LOGITS)))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -74,21 +74,21 @@ def test_plain_sampling_is_a_draw_from_the_tempered_softmax(temperature: float, 
 
 @pytest.mark.parametrize("top_k", [2, 5, 12, 1000])
 def test_top_k_keeps_the_k_likeliest_tokens(top_k: int) -> None:
-    assert_distributed(frequencies(top_k=top_k, temperature=1.3), truncated(RANK < top_k, 1.3))
+    assert_distributed(frequencies(top_k=top_k, temperature=1.3), truncated(likelihood_rank < top_k, 1.3))
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9])
 def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p: float) -> None:
     ordered = np.sort(softmax())[::-1]
     size = int(np.searchsorted(np.cumsum(ordered), top_p)) + 1
-    assert_distributed(frequencies(top_p=top_p), truncated(RANK < size))
+    assert_distributed(frequencies(top_p=top_p), truncated(likelihood_rank < size))
 
 
 def test_top_p_counts_the_mass_that_top_k_left() -> None:
     ordered = np.sort(softmax())[::-1][:4]
     size = int(np.searchsorted(np.cumsum(ordered / ordered.sum()), 0.8)) + 1
     assert size < int(np.searchsorted(np.cumsum(np.sort(softmax())[::-1]), 0.8)) + 1, "the case tells the two apart"
-    assert_distributed(frequencies(top_k=4, top_p=0.8), truncated(RANK < size))
+    assert_distributed(frequencies(top_k=4, top_p=0.8), truncated(likelihood_rank < size))
 
 
 @pytest.mark.parametrize("extra", [{}, {"top_k": 6}, {"top_p": 0.95}])
@@ -205,7 +205,7 @@ def test_many_penalised_slots_keep_their_own_counts() -> None:
 
 def test_logit_bias_moves_only_its_row() -> None:
     sampler = sampler_of(
-        SamplingParameters(temperature=0.0, logit_bias={9: 100.0, 8: 99.0}),
+        SamplingParameters(temperature=0.0, logit_bias={9: 102.0, 8: 99.0}),
         SamplingParameters(temperature=0.0, logit_bias={6: -100.0}),
         SamplingParameters(temperature=0.0),
     )
