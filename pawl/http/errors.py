@@ -102,6 +102,11 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
     return Response(msgspec.json.encode(body), status, dict(headers or {}), media_type="application/json")
 
 
+def error_event(problem: Problem) -> bytes:
+    """The server-sent event for a failure that ends a stream under way, in OpenAI's shape."""
+    return b"data: " + msgspec.json.encode(problem.body(openai=True)) + b"\n\n"
+
+
 def from_invalid(error: InvalidRequest) -> Problem:
     """A check of ours that failed at the edge."""
     return Problem(error.status, error.message, error.param, _code(error.cause))

@@ -17,7 +17,7 @@ from actors.gateway import Gateway
 from actors.messages.generate import Submit
 from actors.sink import Delta, Inbox
 from lifecycle.states import Cause
-from pawl.http.errors import Problem, from_delta
+from pawl.http.errors import Problem, error_event, from_delta
 from pawl.http.streams import Bundle, watch
 
 HEADER_PATIENCE_S = 1.0
@@ -30,13 +30,10 @@ class Face(Protocol):
     """What the replies of one call look like."""
 
     independent: bool
-    """Whether an item that fails leaves the other items of the call alone."""
+    """Whether an item that fails leaves the other items of the call alone, and says so in a delta of its own."""
 
     def delta(self, index: int, delta: Delta, inbox: Inbox) -> bytes:
         """Server-sent events for what is new in request `index`; may be empty."""
-
-    def failure(self, problem: Problem) -> bytes:
-        """The event for a failure that ends the whole stream."""
 
     def closing(self) -> bytes:
         """Events after the last delta, before `[DONE]`; may be empty."""
@@ -69,9 +66,10 @@ class Exchange(Response):
                 # The handler was cancelled or failed: nobody reads on.
                 bundle.abandon()
 
-    def _failure(self, bundle: Bundle, arrivals: Sequence[tuple[int, Delta]]) -> Problem | None:
-        """The failure among `arrivals` that ends the whole call; what else runs is then ended too."""
-        if self._face.independent and len(bundle.requests) > 1:
+    def _failure(self, bundle: Bundle, arrivals: Sequence[tuple[int, Delta]], begun: bool = False) -> Problem | None:
+        """The failure among `arrivals` that ends the whole call; what else runs is then ended too. Once the reply has
+        `begun`, independent items tell their own failures."""
+        if self._face.independent and (begun or len(bundle.requests) > 1):
             return None
         for _, delta in arrivals:
             problem = from_delta(delta)
@@ -119,19 +117,17 @@ class Exchange(Response):
         while not bundle.gone:
             events = self._events(bundle, arrivals)
             num_open -= sum(delta.final for _, delta in arrivals)
-            if failure is not None:
-                events += self._face.failure(failure)
             last = failure is not None or num_open == 0
-            if last and failure is None:
-                events += self._face.closing()
-            if last:
-                events += DONE_EVENT
+            if failure is not None:
+                events += error_event(failure) + DONE_EVENT
+            elif last:
+                events += self._face.closing() + DONE_EVENT
             if events:
                 await send({"type": "http.response.body", "body": events, "more_body": not last})
             if last:
                 return
             arrivals = await bundle.arrivals()
-            failure = self._failure(bundle, arrivals)
+            failure = self._failure(bundle, arrivals, begun=True)
 
     def _events(self, bundle: Bundle, arrivals: Sequence[tuple[int, Delta]]) -> bytes:
         face = self._face

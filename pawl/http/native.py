@@ -184,9 +184,6 @@ class NativeFace:
             result["index"] = index
         return b"data: " + encode(result) + b"\n\n"
 
-    def failure(self, problem: Problem) -> bytes:
-        return b"data: " + encode(problem.body(openai=False)) + b"\n\n"
-
     def closing(self) -> bytes:
         return b""
 

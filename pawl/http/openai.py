@@ -230,9 +230,6 @@ class OpenAiFace(ABC):
         body = {**self._head, "object": self.chunk_object, "choices": [], "usage": usage_body(usages, self._n)}
         return b"data: " + encode(body) + b"\n\n"
 
-    def failure(self, problem: Problem) -> bytes:
-        return b"data: " + encode(problem.body(openai=True)) + b"\n\n"
-
     def whole(self, deltas: Sequence[Delta]) -> bytes:
         choices, usages = [], []
         for index, delta in enumerate(deltas):
