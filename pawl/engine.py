@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
+from actors.detokenizer import Detokenizer
 from actors.gateway import Gateway
 from actors.messages.generate import Done, Submit, TextOptions
 from actors.runtime.actor import Overflow
@@ -29,7 +30,6 @@ from actors.runtime.local import LocalSystem
 from actors.scheduler import Scheduler
 from actors.sink import Delta, Inbox
 from actors.tokenizer import Limits, Tokenizer
-from actors.detokenizer import Detokenizer
 from actors.watchdog import Watchdog
 from actors.worker import Worker
 from lifecycle.states import ABORT_CAUSES, Cause
