@@ -7,6 +7,7 @@ third is retracted, admitted again by a step that is lost, and ends by a stop st
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -29,7 +30,9 @@ from lifecycle.records import (
 )
 from lifecycle.request import SamplingParameters
 from lifecycle.states import Cause, Event, State
+from lifecycle.trace import TraceWriter
 
+PLENTY = 1 << 30
 NUM_PAGES = 16
 PAGE_SIZE = 4
 PAGES = PageCounts(10, 4, 1, 1, 0)
@@ -190,6 +193,18 @@ def without(story: Story, label: str) -> list[Record]:
     """The story's records but one."""
     index = story.labels[label]
     return [*story.records[:index], *story.records[index + 1 :]]
+
+
+def write(directory: Path, records: Sequence[Record], block: int = 8) -> Path:
+    """Write `records` as a trace in blocks of `block`; its one file."""
+    writer = TraceWriter(directory, PLENTY)
+    for index, record in enumerate(records):
+        writer.append(record)
+        if index % block == block - 1:
+            writer.flush()
+    writer.close()
+    (file,) = writer.path.iterdir()
+    return file
 
 
 def plain(records: Sequence[Record]) -> Iterator[tuple[object, ...]]:

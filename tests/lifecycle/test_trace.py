@@ -1,0 +1,282 @@
+"""What is written is read back; what is damaged, dropped or exchanged is named."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lifecycle import trace
+from lifecycle.records import ENCODER, Digest, Gap, Record, StepPlanned
+from lifecycle.trace import MAX_RECORDS, Damage, DamageKind, TraceReader, TraceWriter, export_jsonl
+from tests.lifecycle.story import PLENTY, plain, sound_run, write
+
+STORY = sound_run()
+
+
+def read(path: Path) -> tuple[list[Record], list[Damage]]:
+    reader = TraceReader(path)
+    records = list(reader)
+    return records, reader.damage
+
+
+def spans(file: Path) -> list[tuple[int, int]]:
+    """Where the blocks of a file lie: (begin, end)."""
+    data = file.read_bytes()
+    found, at = [], data.find(b"BLK1")
+    while at < len(data):
+        end = at + trace._BLOCK_SIZE + int.from_bytes(data[at + 32 : at + 36], "big")
+        found.append((at, end))
+        at = end
+    return found
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_what_is_written_is_read_back(tmp_path: Path, block: int) -> None:
+    records, damage = read(write(tmp_path, STORY.records, block))
+    assert damage == []
+    assert list(plain(records)) == list(plain(STORY.records))
+
+
+def test_a_file_a_run_and_a_directory_of_runs_can_be_read_the_newest_run_first(tmp_path: Path) -> None:
+    write(tmp_path, [Digest(1, 1)])
+    file = write(tmp_path, [Digest(2, 2)])
+    for path in (file, file.parent, tmp_path):
+        assert read(path) == ([Digest(2, 2)], [])
+
+
+def test_no_trace_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        TraceReader(tmp_path)
+
+
+def test_a_block_is_written_when_it_is_full(tmp_path: Path) -> None:
+    writer = TraceWriter(tmp_path, PLENTY)
+    for step in range(MAX_RECORDS + 1):
+        writer.append(Digest(step, step))
+    assert writer.pending == 1
+    assert len(read(tmp_path)[0]) == MAX_RECORDS
+    writer.close()
+    assert len(read(tmp_path)[0]) == MAX_RECORDS + 1
+
+
+def test_a_record_without_an_encoding_is_refused_and_leaves_no_bytes(tmp_path: Path) -> None:
+    writer = TraceWriter(tmp_path, PLENTY)
+    wide = StepPlanned(1, 0.0, *[np.zeros(1, np.int64)] * 9)
+    with pytest.raises(TypeError, match="int64"):
+        writer.append(wide)
+    writer.append(Digest(1, 1))
+    writer.close()
+    assert read(tmp_path) == ([Digest(1, 1)], [])
+
+
+# ---- damage ----
+
+
+def flip(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
+
+
+def exchanged(data: bytes, cuts: list[tuple[int, int]]) -> bytes:
+    (a, b), (c, d) = cuts[1], cuts[2]
+    return data[:a] + data[c:d] + data[a:b] + data[d:]
+
+
+def forged(data: bytes, cuts: list[tuple[int, int]]) -> bytes:
+    """Block 2 is made again from other records, with everything but its place in the chain right."""
+    (begin, end) = cuts[2]
+    _, actor, first, count, _, schema, _ = trace._BLOCK.unpack(data[begin : begin + trace._BLOCK.size])
+    payload = b"\xdd" + count.to_bytes(4, "big") + ENCODER.encode(Digest(9, 9)) * count
+    header = trace._BLOCK.pack(b"BLK1", actor, first, count, len(payload), schema, bytes(32))
+    digest = hashlib.sha256(header + payload).digest()
+    return data[:begin] + trace._sealed(header + digest) + payload + data[end:]
+
+
+DAMAGES: dict[str, tuple[Callable[[bytes, list[tuple[int, int]]], bytes], DamageKind, int, str]] = {
+    "a bit of the content": (lambda d, c: flip(d, c[2][1] - 1), DamageKind.CORRUPT, 2, "SHA-256"),
+    "a bit of the header": (lambda d, c: flip(d, c[2][0] + 5), DamageKind.CORRUPT, 2, "header is damaged"),
+    "a bit of the length": (lambda d, c: flip(d, c[2][0] + 32), DamageKind.CORRUPT, 2, "header is damaged"),
+    "a bit of the file header": (lambda d, c: flip(d, 9), DamageKind.CORRUPT, 0, "header of .* is damaged"),
+    "two blocks exchanged": (exchanged, DamageKind.CORRUPT, 1, "records 8 to 15 are missing"),
+    "a block dropped": (
+        lambda d, c: d[: c[1][0]] + d[c[1][1] :],
+        DamageKind.CORRUPT,
+        1,
+        "records 8 to 15 are missing",
+    ),
+    "a block repeated": (
+        lambda d, c: d[: c[1][1]] + d[c[1][0] : c[1][1]] + d[c[1][1] :],
+        DamageKind.CORRUPT,
+        2,
+        "starts at record 8 again",
+    ),
+    "a block forged": (forged, DamageKind.CORRUPT, 2, "exchanged"),
+    "bytes after the last block": (lambda d, c: d + b"x" * 500, DamageKind.CORRUPT, 5, "header is damaged"),
+    "the end inside a block": (lambda d, c: d[:-3], DamageKind.TORN, 4, "ends inside block 4"),
+    "the end inside a header": (lambda d, c: d[: c[4][0] + 20], DamageKind.TORN, 4, "the header of block 4"),
+    "zeros where a block was to be": (lambda d, c: d[: c[4][0]] + bytes(4096), DamageKind.TORN, 4, "block 4"),
+    "the end inside the file header": (lambda d, c: d[:10], DamageKind.TORN, 0, "ends inside its header"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damage_is_named_with_its_block_and_what_came_before_is_read(tmp_path: Path, kind: str) -> None:
+    change, expected, block, words = DAMAGES[kind]
+    file = write(tmp_path, STORY.records)
+    cuts = spans(file)
+    assert len(cuts) == 5
+    file.write_bytes(change(file.read_bytes(), cuts))
+    records, damage = read(file)
+    assert [(each.kind, each.block) for each in damage] == [(expected, block)]
+    assert re.search(words, damage[0].reason), damage[0].reason
+    assert list(plain(records)) == list(plain(STORY.records[: 8 * block]))
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_no_single_flipped_bit_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    file = write(tmp_path_factory.mktemp("trace"), STORY.records)
+    content = file.read_bytes()
+    position = data.draw(st.integers(0, 8 * len(content) - 1))
+    byte, bit = divmod(position, 8)
+    file.write_bytes(content[:byte] + bytes([content[byte] ^ (1 << bit)]) + content[byte + 1 :])
+    records, damage = read(file)
+    assert [each.kind for each in damage] == [DamageKind.CORRUPT]
+    assert list(plain(records)) == list(plain(STORY.records[: len(records)]))
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_a_file_cut_anywhere_gives_whole_blocks_and_says_that_it_is_torn(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    file = write(tmp_path_factory.mktemp("trace"), STORY.records)
+    content = file.read_bytes()
+    ends = {len(content), *(begin for begin, _ in spans(file))}
+    length = data.draw(st.integers(0, len(content)))
+    file.write_bytes(content[:length])
+    records, damage = read(file)
+    assert [each.kind for each in damage] == ([] if length in ends else [DamageKind.TORN])
+    assert list(plain(records)) == list(plain(STORY.records[: len(records)]))
+
+
+def test_records_of_another_version_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, STORY.records)
+    monkeypatch.setattr(trace, "schema_hash", lambda: b"tomorrow")
+    records, damage = read(file)
+    assert records == []
+    assert [each.kind for each in damage] == [DamageKind.FOREIGN]
+
+
+# ---- many files ----
+
+
+def fill(directory: Path, limit: int, num_files: int) -> TraceWriter:
+    """Write until the run has had `num_files` files, the last one closed."""
+    writer = TraceWriter(directory, limit)
+    step = 0
+    while not (writer.path / f"trace-{num_files - 1:06}.pawl").exists():
+        writer.append(Gap(step, "x" * 1000))
+        writer.flush()
+        step += 1
+    writer.close()
+    return writer
+
+
+def test_a_run_of_many_files_is_one_chain(tmp_path: Path) -> None:
+    run = fill(tmp_path, 1 << 20, 3).path
+    records, damage = read(run)
+    assert damage == []
+    assert [record.count for record in records if isinstance(record, Gap)] == list(range(len(records)))
+
+
+def test_a_missing_file_in_the_middle_is_corruption(tmp_path: Path) -> None:
+    run = fill(tmp_path, 1 << 20, 3).path
+    (run / "trace-000001.pawl").unlink()
+    (damage,) = read(run)[1]
+    assert damage.kind == DamageKind.CORRUPT
+    assert "file 1 of the run is missing" in damage.reason
+
+
+def test_a_file_of_another_run_does_not_fit_the_chain(tmp_path: Path) -> None:
+    first, second = fill(tmp_path, 1 << 20, 2).path, fill(tmp_path, 1 << 20, 3).path
+    shutil.copy(second / "trace-000002.pawl", first / "trace-000002.pawl")
+    (damage,) = read(first)[1]
+    assert damage.kind == DamageKind.CORRUPT
+
+
+def test_a_torn_file_that_is_not_the_last_is_corruption(tmp_path: Path) -> None:
+    run = fill(tmp_path, 1 << 20, 2).path
+    file = run / "trace-000000.pawl"
+    file.write_bytes(file.read_bytes()[:-5])
+    (damage,) = read(run)[1]
+    assert damage.kind == DamageKind.CORRUPT
+
+
+def test_the_limit_drops_the_oldest_runs_first_and_then_the_beginning_of_this_one(tmp_path: Path) -> None:
+    limit = 1 << 20
+    old = fill(tmp_path, limit, 2).path
+    new = fill(tmp_path, limit, 20)
+    size = sum(file.stat().st_size for file in tmp_path.rglob("*.pawl"))
+    assert not old.exists()
+    assert size <= limit
+    records, damage = read(new.path)
+    assert [each.kind for each in damage] == [DamageKind.TRUNCATED]
+    counts = [record.count for record in records if isinstance(record, Gap)]
+    assert counts == list(range(counts[0], counts[0] + len(counts)))
+    assert counts[0] > 0
+
+
+def test_what_the_device_refuses_is_counted_and_told_in_the_next_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = TraceWriter(tmp_path, PLENTY)
+    real = os.pwrite
+
+    def refuse(descriptor: int, data: memoryview, offset: int) -> int:
+        if len(data) > 20:
+            return real(descriptor, data[: len(data) - 20], offset)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer.append(Digest(1, 1))
+    writer.flush()
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", refuse)
+        for step in (2, 3):
+            writer.append(Digest(step, step))
+            writer.flush()
+    assert writer.num_lost == 2
+    writer.append(Digest(4, 4))
+    writer.close()
+    records, damage = read(tmp_path)
+    assert damage == []
+    gap = Gap(2, "the trace could not be written: No space left on device")
+    assert records == [Digest(1, 1), gap, Digest(4, 4)]
+    assert writer.num_lost == 0
+
+
+# ---- export ----
+
+
+def test_every_record_becomes_one_line_of_json_with_columns_as_lists(tmp_path: Path) -> None:
+    made, found = io.StringIO(), io.StringIO()
+    assert export_jsonl(STORY.records, made) == len(STORY.records)
+    export_jsonl(TraceReader(write(tmp_path, STORY.records)), found)
+    assert made.getvalue() == found.getvalue()
+    lines = [json.loads(line) for line in made.getvalue().splitlines()]
+    plan = lines[STORY.labels["plan 3"]]
+    assert (plan["record"], plan["rows"], plan["chained"]) == ("StepPlanned", [0, 1], [1, 1])
+    edge = lines[STORY.labels["abort 2"]]
+    assert (edge["source"], edge["event"], edge["cause"]) == ("decoding", "abort", "client")
+    assert lines[STORY.labels["abort 2"] - 1]["payload"] == {"requests": [2]}
