@@ -126,15 +126,16 @@ class PagePool:
 
     def evict(self, pages: Int32s, fence: int) -> None:
         """The prefix cache gives pages back that no row refers to."""
-        if not self.in_cache[pages].all() or (self.refcount[pages] != 1).any():
+        index = pages.astype(np.intp)  # Eviction is on the hot path, and numpy is twice as fast with its own type.
+        if np.count_nonzero(self.in_cache[index]) < len(index) or np.count_nonzero(self.refcount[index] != 1):
             raise MemoryViolation("only cached pages without another referrer are evicted", pages=pages)
-        self.refcount[pages] = 0
-        self.in_cache[pages] = False
-        self.cached -= len(pages)
+        self.refcount[index] = 0
+        self.in_cache[index] = False
+        self.cached -= len(index)
         self._give_back(pages, fence)
 
     def _give_back(self, pages: Int32s, fence: int) -> None:
-        self.generation[pages] += 1
+        self.generation[pages.astype(np.intp)] += 1
         self.deferred += len(pages)
         self._ledger.after(fence, self._undefer, pages)
 

@@ -205,7 +205,6 @@ class RadixCache:
         cut = count * self._page_bytes
         upper = Node(node.parent, node.key[:cut], node.pages[:count])
         upper.children[node.key[cut : cut + self._page_bytes]] = node
-        upper.fence = node.fence
         if node.parent is not None:
             node.parent.children[node.key[: self._page_bytes]] = upper
         node.parent, node.key, node.pages = upper, node.key[cut:], node.pages[count:]
