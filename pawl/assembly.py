@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 import torch
 
 from actors.recorder import Recorder
 from actors.text.vocabulary import Vocabulary
 from gpu.devices import available_memory
-from gpu.kv import MemoryPlan, plan_memory
+from gpu.kv import MemoryPlan, kv_bytes_per_token, plan_memory
 from gpu.models.config import ModelConfig
 from gpu.runner import Runner
 from gpu.weights.source import ModelSource, load_weights, resolve_source
@@ -25,8 +24,6 @@ from lifecycle.trace import TraceWriter
 from loops.select import LoopConfig, cell_name
 from pawl import __version__
 from pawl.config import ServerConfig
-
-log = structlog.get_logger("pawl.engine")
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DEFAULT_CHUNK = {"cpu": 512, "cuda": 8192}
@@ -51,6 +48,8 @@ class Parts:
     trace_path: Path | None
     started: Started | None
     """First record of the trace."""
+    summary: dict[str, Any]
+    """Model, device, memory plan and loop cell, for the line that says what runs."""
 
 
 def load_parts(config: ServerConfig) -> Parts:
@@ -94,19 +93,18 @@ def load_parts(config: ServerConfig) -> Parts:
     )
     started = _started(config, source, loop_config)
     writer = TraceWriter(Path(config.trace_dir), config.trace_limit_mb << 20) if config.trace else None
-    log.info(
-        "engine loaded",
-        model=source.name,
-        architecture=source.config.architecture,
-        device=device,
-        backend=runner.backend_name,
-        dtype=str(dtype).removeprefix("torch."),
-        kv_tokens=plan.num_tokens,
-        kv_mib=plan.num_bytes >> 20,
-        context=loop_config.max_context,
-        cell=cell_name(loop_config),
-        seconds=round(time.monotonic() - began, 2),
-    )
+    summary = {
+        "model": source.name,
+        "architecture": source.config.architecture,
+        "device": device,
+        "backend": runner.backend_name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "kv_tokens": plan.num_tokens,
+        "kv_mib": plan.num_bytes >> 20,
+        "context": loop_config.max_context,
+        "cell": cell_name(loop_config),
+        "load_s": round(time.monotonic() - began, 2),
+    }
     return Parts(
         source=source,
         model=source.config,
@@ -117,13 +115,15 @@ def load_parts(config: ServerConfig) -> Parts:
         recorder=Recorder(writer) if writer is not None else None,
         trace_path=writer.path if writer is not None else None,
         started=started,
+        summary=summary,
     )
 
 
 def _plan(config: ServerConfig, model: ModelConfig, dtype: torch.dtype) -> MemoryPlan:
     """Pages for the KV cache: what the user named, or a share of what is free."""
     if config.kv_tokens is not None:
-        return MemoryPlan(max(1, config.kv_tokens // config.page_size), config.page_size, 0)
+        page_bytes = kv_bytes_per_token(model, dtype) * config.page_size
+        return MemoryPlan(max(1, config.kv_tokens // config.page_size), config.page_size, page_bytes)
     if config.kv_memory_gb is not None:
         budget = int(config.kv_memory_gb * (1 << 30))
     else:

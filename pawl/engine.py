@@ -127,6 +127,8 @@ class Engine:
             if name != "gateway":
                 self.system.watch("gateway", name)
         self.system.start()
+        if self._own_loop is not None:
+            log.info("engine started", **parts.summary)
         return self
 
     def stop(self, timeout_s: float = 10.0) -> None:

@@ -165,7 +165,7 @@ class EngineServer:
         await server.listening.wait()
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        log.info("listening", url=url, model=self._info().model_name)
+        log.info("serving", url=url, **self._engine.parts.summary)
         if on_ready is not None:
             on_ready(url)
 

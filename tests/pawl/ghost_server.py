@@ -57,6 +57,7 @@ def ghost_parts(loop_config: LoopConfig, trace_dir: Path) -> Parts:
             time=time.monotonic(),
             wall=time.time(),
         ),
+        summary={"model": "ghost"},
     )
 
 
