@@ -253,6 +253,8 @@ class Scheduler(Actor):
         ticket = ending.ticket
         usage = Usage(ending.num_prompt, ending.num_output, ticket.num_cached, ticket.num_retractions)
         timing = Timing(ticket.submitted, ticket.admitted, ticket.first_token, self.context.now())
+        tell = log.debug if ending.state == State.FINISHED else log.info
+        tell("request ended", rid=ticket.rid, cause=str(ending.cause), output_tokens=ending.num_output)
         self._ended.append(
             Ended(ending.row, ticket.request, ending.cause, usage, timing, ending.message, ending.matched)
         )
