@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -73,8 +72,3 @@ def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
     prefix = "sampling_"
     given = {name.removeprefix(prefix): value for name, value in vars(arguments).items() if name.startswith(prefix)}
     return {"max_new_tokens": 128} | given
-
-
-def allowed_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

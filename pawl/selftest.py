@@ -1,0 +1,88 @@
+"""Whether the compiled kernels compute, on this very machine, what plain PyTorch computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpu.backend import Backend, ForwardInputs
+from gpu.kv import KvStore
+from gpu.models.config import ModelConfig, Rope, weight_shapes
+from gpu.models.decoder import TorchDecoder
+from gpu.select import native_backend
+
+TINY = ModelConfig(
+    architecture="llama",
+    vocab_size=97,
+    hidden_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    intermediate_size=96,
+    max_position=256,
+    norm_epsilon=1e-5,
+    rope=Rope(10_000.0),
+    windows=(None, None),
+    query_scale=0.25,
+)
+"""Sizes that are no multiple of a kernel's tiles, so that edges are computed too."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ALLOWED = {"fp32": 1e-4, "bf16": 6e-2}
+"""Largest difference, as a share of the largest logit: rounding in another order, over two layers."""
+PAGE_SIZE = 16
+LENGTHS = (1, 37, 5)
+"""Tokens of each request: one that decodes, one over several pages, one inside a page."""
+
+
+class Error(NamedTuple):
+    """How far apart two backends are, as a share of the largest logit."""
+
+    largest: float
+    allowed: float
+
+
+def native_error(dtype_name: str) -> Error:
+    """The difference between compiled kernels and plain PyTorch in `fp32` or `bf16`. Raises BackendUnavailable."""
+    dtype = DTYPES[dtype_name]
+    native, reference = (_logits(make, dtype) for make in (native_backend(), TorchDecoder))
+    largest = (native - reference).abs().max() / reference.abs().max()
+    # Not a number is no number to compare with: it would pass for "not larger than allowed".
+    return Error(float(largest) if torch.isfinite(largest) else float("inf"), ALLOWED[dtype_name])
+
+
+def _logits(make: Callable[..., Backend], dtype: torch.dtype) -> Tensor:
+    """Logits of the last token of each request after a prefill, float32 [3, vocab]."""
+    store = KvStore(TINY, num_pages=8, page_size=PAGE_SIZE, dtype=dtype, device="cpu")
+    return make(TINY, _weights(dtype), store, threads=1).forward(_inputs())
+
+
+def _weights(dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, shape in weight_shapes(TINY).items():
+        values = torch.randn(shape, generator=generator)
+        is_norm = len(shape) == 1
+        weights[name] = 1.0 + 0.1 * values if is_norm else (values / shape[-1] ** 0.5).to(dtype)
+    return weights
+
+
+def _inputs() -> ForwardInputs:
+    offsets = np.cumsum((0, *LENGTHS), dtype=np.int32)
+    # Pages in no order, as after a while in a real server; 0 where a request has none.
+    page_table = np.asarray([(7, 0, 0), (3, 1, 6), (5, 0, 0)], np.int32)
+    positions = np.concatenate([np.arange(length, dtype=np.int32) for length in LENGTHS])
+    return ForwardInputs(
+        tokens=torch.from_numpy((positions * 7 + 3) % TINY.vocab_size).to(torch.int32),
+        positions=positions,
+        slots=np.arange(len(LENGTHS), dtype=np.int32),
+        starts=np.zeros(len(LENGTHS), np.int32),
+        lengths=np.asarray(LENGTHS, np.int32),
+        offsets=offsets,
+        page_table=page_table,
+        logit_rows=offsets[1:] - 1,
+    )
