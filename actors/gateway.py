@@ -89,6 +89,8 @@ class Gateway(Actor):
         self.request_duration = Histogram(DURATION_BUCKETS_S)
         self.time_to_first_token = Histogram(FIRST_TOKEN_BUCKETS_S)
         self.time_per_output_token = Histogram(TOKEN_BUCKETS_S)
+        self.queue_time = Histogram(FIRST_TOKEN_BUCKETS_S)
+        """From the scheduler's taking a request to its admission."""
         self.throughput = Rate()
         """Output tokens that reached clients."""
         self.stalled_s = 0.0
@@ -291,6 +293,9 @@ class Gateway(Actor):
             entry.num_tokens += len(output.tokens)
         if output.done is not None:
             self._close(entry, output.done.cause, output.done.usage)
+            timing = output.done.timing
+            if timing.admitted is not None:
+                self.queue_time.observe(timing.admitted - timing.submitted)
         if entry.sink is not None:
             entry.sink.push(output)
         if output.done is not None:

@@ -124,6 +124,7 @@ def _from_gateway(page: Page, gateway: Gateway) -> None:
         genai,
         gateway.time_per_output_token,
     )
+    page.add_histogram("pawl_queue_time_seconds", "Seconds from arrival to admission.", {}, gateway.queue_time)
     simple: Sequence[tuple[str, str, str, Number]] = (
         ("pawl_requests_submitted_total", "counter", "Requests that reached the gateway.", totals.submitted),
         ("pawl_requests_open", "gauge", "Requests without their terminal reply yet.", gateway.num_live),

@@ -20,7 +20,7 @@ DEFAULT_MAX_NEW_TOKENS = 128
 UNSUPPORTED = unsupported(GenerateBody, "log_metrics")
 UNSUPPORTED_SAMPLING = unsupported(NativeSampling)
 
-CLIENT_NAMES = {"token_ids": "input_ids", "top_logprobs": "top_logprobs_num", "prompt": "text"}
+CLIENT_NAMES = {"token_ids": "input_ids", "top_logprobs": "top_logprobs_num"}
 """Our field names in the words of this route."""
 
 Item = TypeVar("Item")

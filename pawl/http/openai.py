@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from actors.messages.generate import Done, Submit, TextOptions, Usage
-from actors.sampling import build_sampling
+from actors.sampling import SEED_RANGE, build_sampling
 from actors.sink import Delta, Inbox
 from actors.text.invalid import InvalidRequest
 from lifecycle.states import Cause
@@ -73,13 +73,15 @@ def same_fields(body: msgspec.Struct, names: Sequence[str]) -> dict[str, Any]:
 
 
 def choices_of(draft: Submit, n: int) -> list[Submit]:
-    """`n` requests for one prompt. A given seed counts upwards, so that the choices differ and can be repeated."""
+    """`n` requests for one prompt. A given seed counts upwards (and round, as seeds do), so that the choices differ and
+    can be repeated."""
     seed = draft.sampling.get("seed")
     if n == 1:
         return [draft]
     if seed is None:
         return [draft] * n
-    return [msgspec.structs.replace(draft, sampling={**draft.sampling, "seed": seed + index}) for index in range(n)]
+    seeds = [(seed + index) % SEED_RANGE for index in range(n)]
+    return [msgspec.structs.replace(draft, sampling={**draft.sampling, "seed": one}) for one in seeds]
 
 
 def base_draft(

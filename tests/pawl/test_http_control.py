@@ -300,6 +300,7 @@ def test_metrics_are_readable_and_count_what_happened() -> None:
     assert numbers[f"{name}_bucket{{gen_ai_operation_name=text_completion,le=+Inf}}"] == 3
     assert numbers["gen_ai_server_request_duration_count{gen_ai_operation_name=text_completion}"] == 4
     assert numbers["gen_ai_server_time_per_output_token_count{gen_ai_operation_name=text_completion}"] == 3
+    assert numbers["pawl_queue_time_seconds_sum"] == pytest.approx(1.5)
     assert numbers["pawl_pages{owner=free}"] == 90
     assert numbers["pawl_page_size_tokens"] == 16
     assert numbers["pawl_steps_total"] == 12

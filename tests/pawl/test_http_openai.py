@@ -98,6 +98,13 @@ def test_the_finish_reason_tells_what_stopped_it(
     assert (choice["finish_reason"], choice["stop_reason"]) == (reason, matched)
 
 
+def test_seeds_of_choices_count_round_at_the_end_of_their_range(client: httpx.Client, served: Served) -> None:
+    del served.engine.seen[:]
+    complete(client, n=2, seed=(1 << 63) - 1)
+    submits = [message for message in served.engine.seen if isinstance(message, Submit)]
+    assert [submit.sampling["seed"] for submit in submits] == [(1 << 63) - 1, 0]
+
+
 def test_log_probabilities_name_the_token_and_its_rivals(client: httpx.Client) -> None:
     (choice,) = complete(client, prompt="ab", max_tokens=2, logprobs=3)["choices"]
     scores = choice["logprobs"]
@@ -129,7 +136,17 @@ def test_echo_without_scores_repeats_the_prompt(client: httpx.Client) -> None:
     assert choice["logprobs"] is None
 
 
-@pytest.mark.parametrize("body", [{}, {"n": 2}, {"prompt": ["hello", "ab"]}, {"echo": True}, {"logprobs": 2}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"n": 2},
+        {"prompt": ["hello", "ab"]},
+        {"echo": True},
+        {"logprobs": 2},
+        {"echo": True, "max_tokens": 0, "logprobs": 1},
+    ],
+)
 def test_deltas_add_up_to_the_whole(client: httpx.Client, body: dict[str, Any]) -> None:
     whole = complete(client, **body)
     response = client.post("/v1/completions", json={"prompt": "hello", "max_tokens": 5, "stream": True, **body})
