@@ -1,0 +1,249 @@
+// Attention of some query rows of one segment and one key head over the pages of its slot, in place.
+//
+// Keys are taken in blocks of 64 at absolute positions (0, 64, 128, ...), in order, each by the same two products and a
+// running softmax. A row's arithmetic is therefore the same whether it decodes alone or stands in a prefill chunk, and
+// wherever chunks and pages end. Blocks that a row does not see at all (its neighbours in the task do) multiply by
+// exactly 1 and add exactly 0.
+//
+//     scores  [rows, 64]        queries x transposed keys    panels of 32 keys, depth head_dim
+//     output  [rows, head_dim]  weights x values             panels of 32 dimensions, depth 64 keys
+//
+// Rows are (position, query head) pairs: the query heads that share a key head share one pass over its pages. A key or
+// value outside what the rows see is never read: it may belong to somebody else, and 0 * NaN is NaN.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "matrix.h"
+#include "tile.h"
+
+namespace pawl {
+
+constexpr int64_t kBlock = 64;
+constexpr int64_t kTaskRows = 48;   // rows that share the packing of a block; more would leave the first cache
+constexpr float kNothingSeen = -1e30f;  // running maximum before the first key; finite, so that differences are too
+
+template <class Element>
+struct AttentionTask {
+    typedef typename Element::Stored Stored;
+    const Unit* queries;      // [positions * group][units(head_dim)]
+    Stored* output;           // row of the first position, at the first query head of the group
+    int64_t output_stride;    // elements from one position to the next
+    const Stored* keys;       // page 0, this key head
+    const Stored* values;
+    const int32_t* pages;     // the slot's page table row
+    int64_t first;            // position of the first row
+    int64_t positions;
+};
+
+template <class Element>
+class Attention {
+public:
+    typedef typename Element::Stored Stored;
+
+    Attention(int64_t group, int64_t head_dim, int64_t page_size, int64_t token_stride, float query_scale)
+        : group_(group),
+          head_dim_(head_dim),
+          page_size_(page_size),
+          token_stride_(token_stride),
+          score_scale_(query_scale * 1.44269504f),
+          rows_(std::max(group, kTaskRows / group * group)),
+          key_panels_(2 * units<Element>(head_dim) * kPanel * 4),
+          value_panels_(padded(head_dim) * kWeightUnits * 4),
+          scores_(2 * rows_ * kPanel * 4),
+          weights_(rows_ * kWeightUnits * 4),
+          totals_(padded(head_dim) * rows_ * 4),
+          nothing_(head_dim * int64_t(sizeof(Stored))),
+          states_(size_t(rows_)),
+          keep_(size_t(rows_)) {}
+
+    // Most positions a task may have.
+    int64_t positions() const { return rows_ / group_; }
+
+    void run(const AttentionTask<Element>& task, int64_t window) {
+        const int64_t rows = task.positions * group_;
+        const int64_t oldest = first_visible(task.first, window), end = task.first + task.positions;
+        std::fill_n(states_.begin(), rows, State{kNothingSeen, 0.0f});
+        std::memset(totals_.as<char>(), 0, size_t(padded(head_dim_) * rows_ * 4));
+        for (int64_t begin = oldest / kBlock * kBlock; begin < end; begin += kBlock) {
+            const int64_t seen_from = std::max(oldest - begin, int64_t(0)), seen_to = std::min(end - begin, kBlock);
+            find_entries(task, begin, seen_from, seen_to);
+            pack_keys(task.keys, seen_to);
+            pack_values(task.values, seen_to);
+            score(task.queries, rows, seen_to);
+            for (int64_t row = 0; row < rows; ++row) {
+                const int64_t position = task.first + row / group_;
+                const int64_t from = std::max(first_visible(position, window) - begin, int64_t(0));
+                weigh(row, from, std::min(position + 1 - begin, kBlock));
+            }
+            accumulate(rows, seen_to);
+        }
+        write(task, rows);
+    }
+
+private:
+    static constexpr int64_t kWeightUnits = kBlock / Element::kPerUnit;
+
+    struct State {
+        float maximum;  // of the scores so far, in powers of two
+        float sum;      // of the weights relative to it
+    };
+
+    static int64_t first_visible(int64_t position, int64_t window) {
+        return window > 0 ? std::max(position + 1 - window, int64_t(0)) : 0;
+    }
+
+    // entries_[i]: element offset of key begin + i, or -1 where the rows see nothing.
+    void find_entries(const AttentionTask<Element>& task, int64_t begin, int64_t from, int64_t to) {
+        for (int64_t i = 0; i < kBlock; ++i) {
+            const int64_t position = begin + i;
+            entries_[i] = i < from || i >= to ? kNowhere
+                                              : (task.pages[position / page_size_] * page_size_ +
+                                                 position % page_size_) * token_stride_;
+        }
+    }
+
+    const Stored* entry(const Stored* base, int64_t key) const {
+        return entries_[key] == kNowhere ? nothing_.as<Stored>() : base + entries_[key];
+    }
+
+    // Keys as panels [depth][32 keys]: a transposition of units.
+    void pack_keys(const Stored* keys, int64_t count) {
+        const int64_t depth = units<Element>(head_dim_);
+        for (int64_t key = 0; key < count; key += 16) {
+            const char* rows[16];
+            for (int64_t i = 0; i < 16; ++i) rows[i] = reinterpret_cast<const char*>(entry(keys, key + i));
+            Unit* to = key_panels_.as<Unit>() + key / kPanel * depth * kPanel + key % kPanel;
+            int64_t k = 0;
+#if defined(__AVX512F__)
+            for (; k + 16 <= depth; k += 16) transpose_16(rows, k * 4, to + k * kPanel);
+#endif
+            for (; k < depth; ++k)
+                for (int64_t i = 0; i < 16; ++i) std::memcpy(to + k * kPanel + i, rows[i] + k * 4, 4);
+        }
+    }
+
+#if defined(__AVX512F__)
+    // 16 units from each of 16 rows, to 16 rows of a panel.
+    static void transpose_16(const char* const* rows, int64_t offset, Unit* to) {
+        __m512i a[16], b[16];
+        for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(rows[i] + offset);
+        for (int i = 0; i < 16; i += 2) {
+            b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+            b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+        }
+        for (int i = 0; i < 16; i += 4) {
+            a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+            a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+            a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+            a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+        }
+        // Now a[4 j + c] holds, in its 128-bit quarter q, unit 4 q + c of rows 4 j .. 4 j + 3.
+        for (int c = 0; c < 4; ++c) {
+            const __m512i low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);
+            const __m512i high = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
+            const __m512i low2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
+            const __m512i high2 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+            _mm512_storeu_si512(to + c * kPanel, _mm512_shuffle_i32x4(low, low2, 0x88));
+            _mm512_storeu_si512(to + (4 + c) * kPanel, _mm512_shuffle_i32x4(high, high2, 0x88));
+            _mm512_storeu_si512(to + (8 + c) * kPanel, _mm512_shuffle_i32x4(low, low2, 0xdd));
+            _mm512_storeu_si512(to + (12 + c) * kPanel, _mm512_shuffle_i32x4(high, high2, 0xdd));
+        }
+    }
+#endif
+
+    // Values as panels [depth = keys][32 dimensions].
+    void pack_values(const Stored* values, int64_t count) {
+        for (int64_t k = 0; k < units<Element>(count); ++k) {
+            const Stored* first = entry(values, k * Element::kPerUnit);
+            const Stored* last = entry(values, (k + 1) * Element::kPerUnit - 1);
+            for (int64_t column = 0; column < head_dim_; column += kPanel) {
+                Unit* to = value_panels_.as<Unit>() + column * kWeightUnits + k * kPanel;
+                pair_up(first + column, last + column, std::min(int64_t(kPanel), head_dim_ - column), to);
+            }
+        }
+    }
+
+    static void pair_up(const Stored* __restrict first, const Stored* __restrict last, int64_t count,
+                        Unit* __restrict to) {
+        if constexpr (Element::kPerUnit == 1)
+            std::memcpy(to, first, size_t(count) * 4);
+        else
+            for (int64_t i = 0; i < count; ++i) to[i] = uint32_t(first[i]) | uint32_t(last[i]) << 16;
+    }
+
+    void score(const Unit* queries, int64_t rows, int64_t count) {
+        const int64_t depth = units<Element>(head_dim_);
+        for (int64_t panel = 0; panel * kPanel < count; ++panel)
+            for (int64_t row = 0; row < rows; row += kTileRows)
+                multiply_tile<Element>(int(std::min<int64_t>(kTileRows, rows - row)), queries + row * depth, depth,
+                                       key_panels_.as<Unit>() + panel * depth * kPanel, depth,
+                                       scores_.as<float>() + (panel * rows_ + row) * kPanel);
+    }
+
+    // Scores of one row -> weights 2 ** (score - running maximum), 0 outside from .. to.
+    void weigh(int64_t row, int64_t from, int64_t to) {
+        auto* weights = reinterpret_cast<Stored*>(weights_.as<Unit>() + row * kWeightUnits);
+        State& state = states_[size_t(row)];
+        if (from >= to) {
+            std::memset(weights, 0, kBlock * sizeof(Stored));
+            keep_[size_t(row)] = 1.0f;
+            return;
+        }
+        constexpr int kVectors = int(kBlock) / kLanes;
+        Ints lane{};
+        for (int i = 0; i < kLanes; ++i) lane[i] = i;
+        Floats scores[kVectors], highest = all(kNothingSeen);
+        Ints seen[kVectors];
+        for (int v = 0; v < kVectors; ++v) {
+            const int key = v * kLanes;
+            const float* from_panel = scores_.as<float>() + (key / kPanel * rows_ + row) * kPanel + key % kPanel;
+            seen[v] = (lane + key >= int32_t(from)) & (lane + key < int32_t(to));
+            scores[v] = seen[v] ? load<Floats>(from_panel) * score_scale_ : all(kNothingSeen);
+            highest = maximum(scores[v], highest);
+        }
+        const float top = std::max(state.maximum, maximum_of_lanes(highest));
+        Floats sum{};
+        for (int v = 0; v < kVectors; ++v) {
+            const Floats weight = seen[v] ? power_of_two(scores[v] - top) : Floats{};
+            sum += weight;
+            Element::store_narrow(weights + v * kLanes, weight);
+        }
+        const float keep = power_of_two(all(state.maximum - top))[0];
+        keep_[size_t(row)] = keep;
+        state = State{top, state.sum * keep + sum_of_lanes(sum)};
+    }
+
+    void accumulate(int64_t rows, int64_t count) {
+        for (int64_t column = 0; column < head_dim_; column += kPanel)
+            for (int64_t row = 0; row < rows; row += kTileRows)
+                multiply_tile<Element, true>(int(std::min<int64_t>(kTileRows, rows - row)),
+                                             weights_.as<Unit>() + row * kWeightUnits, kWeightUnits,
+                                             value_panels_.as<Unit>() + column * kWeightUnits, units<Element>(count),
+                                             totals_.as<float>() + column * rows_ + row * kPanel,
+                                             keep_.data() + row);
+    }
+
+    void write(const AttentionTask<Element>& task, int64_t rows) {
+        for (int64_t row = 0; row < rows; ++row) {
+            Stored* to = task.output + row / group_ * task.output_stride + row % group_ * head_dim_;
+            const float inverse = 1.0f / states_[size_t(row)].sum;
+            for (int64_t i = 0; i < head_dim_; ++i)
+                to[i] = Element::narrow(totals_.as<float>()[i / kPanel * kPanel * rows_ + row * kPanel + i % kPanel] *
+                                        inverse);
+        }
+    }
+
+    static constexpr int64_t kNowhere = -1;
+
+    const int64_t group_, head_dim_, page_size_, token_stride_;
+    const float score_scale_;
+    const int64_t rows_;
+    Memory key_panels_, value_panels_, scores_, weights_, totals_, nothing_;
+    std::vector<State> states_;
+    std::vector<float> keep_;
+    int64_t entries_[kBlock];
+};
+
+}  // namespace pawl

@@ -1,0 +1,193 @@
+"""The decoder in compiled kernels, on the CPU: a whole step is one call.
+
+Bitwise independent of the schedule: a row's logits do not depend on what it is batched with, on how its prompt was
+chunked, on where its pages lie, or on the number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpu.backend import ForwardInputs
+from gpu.kv import KvStore
+from gpu.models.config import ModelConfig, Rope, weight_shapes
+from gpu.native.build import NativeUnavailable
+from gpu.native.library import Inputs, Library, Shape, load_library
+from gpu.weights.checks import is_norm
+
+
+class RefusedInputs(ValueError):
+    """A batch that would read or write outside of its memory; nothing was computed."""
+
+
+def default_threads() -> int:
+    """Processors this process may use: more threads than that only wait for each other."""
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1
+
+
+class NativeBackend:
+    """`GreedyBackend` in C++ (see `gpu/native/decoder.h`). Not for two threads at once."""
+
+    name = "native"
+
+    def __init__(
+        self, config: ModelConfig, weights: dict[str, Tensor], kv: KvStore, *, threads: int | None = None
+    ) -> None:
+        """Takes `weights` over (see `gpu.backend`); `threads` defaults to the processors there are.
+
+        Raises NativeUnavailable, with `weights` untouched, when the kernels cannot be had or do not fit the store.
+        """
+        self._library = _library_for(config, kv)
+        self.config = config
+        self.kv = kv
+        self.threads = threads or default_threads()
+        handle = ctypes.c_void_p()
+        _raise_unavailable(_create(self._library, config, kv, self.threads, handle))
+        self._decoder = handle
+        self.close = weakref.finalize(self, self._library.destroy, handle)
+        """Frees the weights and ends the threads; also done when the backend is collected. Nothing works afterwards."""
+        for name in weight_shapes(config):
+            self._load(name, weights.pop(name))
+
+    @property
+    def target(self) -> str:
+        """What the kernels were compiled for, in words."""
+        return str(self._library.target().decode())
+
+    def forward(self, inputs: ForwardInputs) -> Tensor:
+        """See `Backend.forward`. Raises RefusedInputs."""
+        logits = torch.empty((len(inputs.logit_rows), self.config.vocab_size), dtype=torch.float32)
+        self._step(inputs, logits=logits.data_ptr())
+        return logits
+
+    def forward_greedy(self, inputs: ForwardInputs) -> Tensor:
+        """See `GreedyBackend.forward_greedy`. Raises RefusedInputs."""
+        greedy = torch.empty(len(inputs.logit_rows), dtype=torch.int32)
+        self._step(inputs, greedy=greedy.data_ptr())
+        return greedy
+
+    def _load(self, name: str, weight: Tensor) -> None:
+        layer, short = -1, name
+        if name.startswith("model.layers."):
+            _, _, index, short = name.split(".", 3)
+            layer = int(index)
+        dtype = torch.float32 if is_norm(name) else self.kv.data.dtype
+        taken = weight.to("cpu", dtype).contiguous()
+        message = self._library.load(self._decoder, layer, short.encode(), taken.data_ptr(), taken.numel())
+        if message is not None:
+            raise ValueError(message.decode())
+
+    def _step(self, inputs: ForwardInputs, logits: int | None = None, greedy: int | None = None) -> None:
+        if not self.close.alive:
+            raise RefusedInputs("the backend is closed")
+        num_slots, pages_per_slot = inputs.page_table.shape
+        step = Inputs(
+            num_tokens=len(inputs.positions),
+            num_segments=len(inputs.slots),
+            num_logits=len(inputs.logit_rows),
+            num_slots=num_slots,
+            pages_per_slot=pages_per_slot,
+            tokens=_tokens_pointer(inputs.tokens, len(inputs.positions)),
+            positions=_pointer(inputs.positions),
+            slots=_pointer(inputs.slots),
+            starts=_pointer(inputs.starts),
+            lengths=_pointer(inputs.lengths),
+            offsets=_pointer(inputs.offsets),
+            page_table=_pointer(inputs.page_table),
+            logit_rows=_pointer(inputs.logit_rows),
+            logits=logits,
+            greedy=greedy,
+        )
+        if len(inputs.starts) != step.num_segments or len(inputs.lengths) != step.num_segments:
+            raise RefusedInputs("slots, starts and lengths differ in length")
+        if len(inputs.offsets) != step.num_segments + 1:
+            raise RefusedInputs("offsets do not have one entry more than slots")
+        message = self._library.forward(self._decoder, ctypes.byref(step))
+        if message is not None:
+            raise RefusedInputs(message.decode())
+
+
+def _library_for(config: ModelConfig, kv: KvStore) -> Library:
+    """The kernels, if they can work on this store. Raises NativeUnavailable."""
+    if kv.data.device.type != "cpu":
+        raise NativeUnavailable(f"keys and values are on {kv.data.device}, these kernels run on the CPU")
+    if kv.data.dtype not in (torch.bfloat16, torch.float32):
+        raise NativeUnavailable(f"no kernels for {kv.data.dtype}; there are some for bfloat16 and float32")
+    expected = (config.num_layers, 2, kv.num_pages, kv.page_size, config.num_kv_heads, config.head_dim)
+    if tuple(kv.data.shape) != expected or not kv.data.is_contiguous():
+        raise NativeUnavailable(f"keys and values of shape {tuple(kv.data.shape)} where {expected} is needed")
+    return load_library()
+
+
+def _create(library: Library, config: ModelConfig, kv: KvStore, threads: int, handle: ctypes.c_void_p) -> bytes | None:
+    """Make an empty decoder behind `handle`; None, or what went wrong."""
+    ropes: list[Rope] = list(dict.fromkeys(config.rope_of(layer) for layer in range(config.num_layers)))
+    windows = np.array([window or 0 for window in config.windows], np.int32)
+    rope_of_layer = np.array([ropes.index(config.rope_of(layer)) for layer in range(config.num_layers)], np.int32)
+    frequencies = np.concatenate([rope.inverse_frequencies(config.head_dim) for rope in ropes])
+    shape = Shape(
+        bf16=kv.data.dtype == torch.bfloat16,
+        gelu_tanh=config.activation == "gelu_tanh",
+        num_ropes=len(ropes),
+        num_pages=kv.num_pages,
+        page_size=kv.page_size,
+        threads=threads,
+        kv=kv.data.data_ptr(),
+        windows=_pointer(windows),
+        rope_of_layer=_pointer(rope_of_layer),
+        inverse_frequencies=_pointer(frequencies),
+        **{name: getattr(config, name) for name in _COPIED},
+    )
+    message: bytes | None = library.create(ctypes.byref(shape), ctypes.byref(handle))
+    return message
+
+
+_COPIED = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "intermediate_size",
+    "qkv_bias",
+    "qk_norm",
+    "sandwich_norms",
+    "tied_embeddings",
+    "norm_epsilon",
+    "embedding_scale",
+    "query_scale",
+)
+"""Fields that a ModelConfig and a Shape have under the same name."""
+
+
+def _raise_unavailable(message: bytes | None) -> None:
+    if message is not None:
+        raise NativeUnavailable(message.decode())
+
+
+def _pointer(array: NDArray[Any]) -> int:
+    """Address of the first element. Raises RefusedInputs unless the array is contiguous and of 4-byte elements."""
+    if array.itemsize != 4 or not array.flags.c_contiguous:
+        raise RefusedInputs(f"an array is not contiguous, or {array.dtype} where int32 is needed")
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _tokens_pointer(tokens: Tensor, expected: int) -> int:
+    if tokens.dtype != torch.int32 or tokens.device.type != "cpu" or not tokens.is_contiguous():
+        raise RefusedInputs("tokens are not a contiguous int32 tensor on the CPU")
+    if len(tokens) != expected:
+        raise RefusedInputs(f"{len(tokens)} tokens for {expected} positions")
+    return tokens.data_ptr()

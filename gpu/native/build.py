@@ -1,0 +1,126 @@
+"""Compile the C++ kernels with the system's compiler, once for each machine and version of the sources.
+
+The library lies in the cache under a hash of everything that shapes it: sources, flags, compiler, processor. It appears
+by an atomic rename, so that two processes that start together cannot see half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import structlog
+
+from gpu.backend import BackendUnavailable
+from gpu.weights.cache import cache_directory
+
+SOURCES = Path(__file__).parent
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    # Elements must not depend on their neighbours: nothing is fused or reordered but what the sources say.
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fPIC",
+    "-pthread",
+)
+_COMPILE_TIMEOUT_S = 300
+
+log = structlog.get_logger()
+
+
+class NativeUnavailable(BackendUnavailable):
+    """The compiled kernels cannot be had on this machine."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("native", reason)
+
+
+def find_compiler() -> str:
+    """The C++ compiler: `$CXX`, or the first of c++, g++, clang++ on the path. Raises NativeUnavailable."""
+    given = os.environ.get("CXX")
+    candidates = (given,) if given else ("c++", "g++", "clang++")
+    for candidate in candidates:
+        found = shutil.which(candidate)
+        if found:
+            return found
+    raise NativeUnavailable(f"no C++ compiler found (looked for {', '.join(candidates)})")
+
+
+def _processor() -> str:
+    """What `-march=native` sees of the processor, as text."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("flags", "Features", "model name", "cpu family", "model\t")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+def _compiler_flags() -> tuple[str, ...]:
+    # GCC and clang halve their vectors on some processors unless told; only x86 knows the option.
+    return (*FLAGS, "-mprefer-vector-width=512") if platform.machine() in ("x86_64", "AMD64") else FLAGS
+
+
+def _run(command: Sequence[str]) -> str:
+    """Standard output of `command`. Raises NativeUnavailable with what it printed when it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeUnavailable(f"{command[0]} could not be run: {error}") from error
+    if done.returncode != 0:
+        raise NativeUnavailable(f"{Path(command[0]).name} exited with {done.returncode}: {done.stderr.strip()[-1500:]}")
+    return done.stdout
+
+
+def library_path(compiler: str, directory: Path | None = None) -> Path:
+    """Where the library that `compiler` makes of the present sources would be."""
+    digest = hashlib.sha256()
+    for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    digest.update(repr((_run([compiler, "--version"]), _compiler_flags(), _processor())).encode())
+    return (directory or cache_directory()) / "native" / f"pawl-{digest.hexdigest()[:24]}.so"
+
+
+def build(directory: Path | None = None) -> Path:
+    """The compiled library, made now if the cache (`directory`, or the user's) has none.
+
+    Raises NativeUnavailable with the reason when there is no compiler, it fails, or the cache cannot be written.
+    """
+    compiler = find_compiler()
+    path = library_path(compiler, directory)
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+            log.info("compiling the CPU kernels (once for each machine)", compiler=compiler, path=str(path))
+            made = _compile(compiler, Path(folder))
+            os.replace(made, path)
+    except OSError as error:
+        raise NativeUnavailable(f"the cache folder {path.parent} cannot be written: {error}") from error
+    return path
+
+
+def _compile(compiler: str, folder: Path) -> Path:
+    """Compile every source to an object, side by side, and link them. Raises NativeUnavailable."""
+    sources = sorted(SOURCES.glob("*.cpp"))
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    commands = [
+        [compiler, *_compiler_flags(), "-c", str(source), "-o", str(made)]
+        for source, made in zip(sources, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        for _ in executor.map(_run, commands):
+            pass
+    library = folder / "pawl.so"
+    _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(library)])
+    return library

@@ -1,0 +1,170 @@
+// A decoder of one element type: its weights, and one step over a flat batch of segments.
+//
+//     hidden    [t][hidden]         float32, the residual stream
+//     normed    [t][hidden]         elements, input of a product
+//     mixed     [t][q + k + v]      float32, output of the qkv product
+//     queries   [kv head][t][group][head_dim]   elements, after rope: rows of one attention task are neighbours
+//     attended  [t][q]              elements
+//     inner     [t][intermediate]   elements, activation(gate) * up
+//     branch    [t][hidden]         float32, an output that is normed before it joins the stream
+//
+// Rows are padded to a multiple of 32 elements; the padding stays zero from end to end.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attention.h"
+#include "matrix.h"
+#include "pool.h"
+#include "rows.h"
+
+namespace pawl {
+
+// As in the Python side's `_Shape`; every field is 4 or 8 bytes wide and naturally aligned.
+struct Shape {
+    int32_t bf16, vocab_size, hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size;
+    int32_t gelu_tanh, qkv_bias, qk_norm, sandwich_norms, tied_embeddings, num_ropes, num_pages, page_size;
+    float norm_epsilon, embedding_scale, query_scale;
+    int32_t threads;
+    void* kv;                         // [layers][2][pages][page_size][kv_heads][head_dim]
+    const int32_t* windows;           // [layers], 0: none
+    const int32_t* rope_of_layer;     // [layers]
+    const float* inverse_frequencies; // [num_ropes][head_dim / 2]
+};
+
+struct Inputs {
+    int32_t num_tokens, num_segments, num_logits, num_slots, pages_per_slot;
+    int32_t reserved;
+    const int32_t *tokens, *positions, *slots, *starts, *lengths, *offsets, *page_table, *logit_rows;
+    float* logits;     // [num_logits][vocab], or null
+    int32_t* greedy;   // [num_logits], or null
+};
+
+// What is wrong with the arguments of a call; the message goes to the user.
+struct Refused {
+    std::string reason;
+};
+
+class AnyDecoder {
+public:
+    virtual ~AnyDecoder() = default;
+    // Copy one weight (named as in a checkpoint) of `count` elements: norms are float32, the rest elements.
+    virtual void load_weight(int layer, const std::string& name, const void* from, int64_t count) = 0;
+    virtual void forward(const Inputs& inputs) = 0;
+    virtual int threads() const = 0;
+};
+
+std::unique_ptr<AnyDecoder> make_bf16_decoder(const Shape& shape);
+std::unique_ptr<AnyDecoder> make_float32_decoder(const Shape& shape);
+
+struct Vector {
+    Vector() = default;
+    explicit Vector(int64_t size) : size(size), memory(padded(size) * 4) {}
+    int64_t size = 0;
+    Memory memory;
+    const float* data() const { return memory.as<float>(); }
+};
+
+template <class Element>
+struct Layer {
+    Matrix<Element> qkv, output, gate_up, down;
+    Vector input_norm, mlp_norm, attention_norm, after_mlp_norm, query_norm, key_norm, bias;
+    int64_t window = 0;
+    int rope = 0;
+};
+
+// Rows of fixed width that grow with the largest batch seen.
+template <class Value>
+class RowBuffer {
+public:
+    explicit RowBuffer(int64_t stride) : stride(stride) {}
+    const int64_t stride;
+    Value* row(int64_t index) const { return memory_.template as<Value>() + index * stride; }
+    void reserve(int64_t rows) {
+        if (rows <= rows_) return;
+        memory_ = Memory();
+        memory_ = Memory(rows * stride * int64_t(sizeof(Value)));
+        rows_ = rows;
+    }
+
+private:
+    int64_t rows_ = 0;
+    Memory memory_;
+};
+
+template <class Element>
+class Decoder final : public AnyDecoder {
+public:
+    typedef typename Element::Stored Stored;
+
+    explicit Decoder(const Shape& shape);
+    void load_weight(int layer, const std::string& name, const void* from, int64_t count) override;
+    void forward(const Inputs& inputs) override;
+    int threads() const override { return pool_.threads(); }
+
+private:
+    struct Segment {
+        int64_t first_row, first_position, positions;
+        const int32_t* pages;
+        int64_t kv_head;
+    };
+    struct Best {
+        float logit;
+        int32_t token;
+    };
+    // The larger logit; of equals, the lower token: the same choice in whatever order candidates come.
+    static Best better(Best a, Best b) {
+        if (a.logit != b.logit) return a.logit < b.logit ? b : a;
+        return a.token < b.token ? a : b;
+    }
+
+    // step.h: planning, on the calling thread.
+    void check(const Inputs& inputs) const;
+    void check_segment(const Inputs& inputs, int64_t segment) const;
+    void plan(const Inputs& inputs);
+    int num_phases() const { return 6 + int(layers_.size()) * 10; }
+
+    // step.h: run by every thread of the pool.
+    void walk(Walk& walk, const Inputs& inputs);
+    void embed(Walk& walk, const Inputs& inputs);
+    void attend(Walk& walk, const Inputs& inputs, int64_t index);
+    void keep_wanted(Walk& walk, const Inputs& inputs);
+    void finish_layer(Walk& walk, const Layer<Element>& layer, int64_t rows);
+    void score(Walk& walk, const Inputs& inputs);
+    void prepare_heads(const Layer<Element>& layer, int64_t index, const Inputs& inputs, int64_t row);
+    template <int kPanels, class Epilogue>
+    void product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
+                 Epilogue&& epilogue);
+    void add_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
+                     const Vector& norm);
+
+    Stored* kv_page(int64_t layer, int64_t values) const {
+        const int64_t pages = int64_t(shape_.num_pages) * shape_.page_size * token_stride();
+        return static_cast<Stored*>(shape_.kv) + (layer * 2 + values) * pages;
+    }
+    int64_t token_stride() const { return int64_t(shape_.num_kv_heads) * shape_.head_dim; }
+    int64_t query_size() const { return int64_t(shape_.num_heads) * shape_.head_dim; }
+    int64_t group() const { return shape_.num_heads / shape_.num_kv_heads; }
+    Unit* queries(int64_t kv_head, int64_t row) const {
+        return queries_.row(0) + (kv_head * query_rows_ + row) * group() * units<Element>(shape_.head_dim);
+    }
+
+    Shape shape_;
+    Pool pool_;
+    std::vector<Layer<Element>> layers_;
+    std::vector<float> inverse_frequencies_;
+    Matrix<Element> embedding_, head_;
+    Vector final_norm_;
+    std::vector<Attention<Element>> attention_;   // one for each thread
+    std::vector<Best> best_;                      // [thread][logit row]
+    std::vector<Segment> segments_;               // attention tasks of this step
+    std::vector<int32_t> row_segment_;            // [t]
+    RowBuffer<float> hidden_, mixed_, branch_, angles_;
+    RowBuffer<Unit> normed_, queries_, attended_, inner_;
+    int64_t query_rows_ = 0;
+    int64_t widest_window_ = 0;   // over all layers; 0: some layer sees everything
+};
+
+}  // namespace pawl

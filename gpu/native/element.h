@@ -1,0 +1,87 @@
+// The two element types a model can have, seen by the kernels as units of four bytes.
+//
+//     Bf16     one unit = two bfloat16 that are neighbours along the depth of a product (the earlier one in the low half)
+//     Float32  one unit = one float32
+//
+// Packing, transposing and multiplying move units; only `dot` and the conversions look inside.
+#pragma once
+
+#include <cmath>
+
+#include "simd.h"
+
+namespace pawl {
+
+typedef uint32_t Unit;
+
+inline float float_of_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+inline uint32_t bits_of_float(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+
+struct Bf16 {
+    typedef uint16_t Stored;
+    static constexpr int kPerUnit = 2;
+
+    static float widen(Stored value) { return float_of_bits(uint32_t(value) << 16); }
+
+    // To nearest, ties to even; a NaN stays a NaN.
+    static Stored narrow(float value) {
+        const uint32_t bits = bits_of_float(value);
+        const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        return Stored((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+    }
+
+    // total + a.low * b.low + a.high * b.high in every lane.
+    static Floats dot(Floats total, Ints a, Ints b) {
+#if defined(__AVX512BF16__)
+        return _mm512_dpbf16_ps(total, (__m512bh)a, (__m512bh)b);
+#else
+        const Ints high = Ints{} + int32_t(0xffff0000);
+        total = multiply_add(as_floats(a << 16), as_floats(b << 16), total);
+        return multiply_add(as_floats(a & high), as_floats(b & high), total);
+#endif
+    }
+
+    // kLanes values, narrowed.
+    static void store_narrow(Stored* to, Floats value) {
+#if defined(__AVX512BF16__)
+        const auto narrowed = _mm512_cvtneps_pbh(value);
+        std::memcpy(to, &narrowed, sizeof(narrowed));
+#else
+        float lanes[kLanes];
+        store(lanes, value);
+        for (int i = 0; i < kLanes; ++i) to[i] = narrow(lanes[i]);
+#endif
+    }
+};
+
+struct Float32 {
+    typedef float Stored;
+    static constexpr int kPerUnit = 1;
+
+    static float widen(Stored value) { return value; }
+    static Stored narrow(float value) { return value; }
+    static Floats dot(Floats total, Ints a, Ints b) { return multiply_add(as_floats(a), as_floats(b), total); }
+    static void store_narrow(Stored* to, Floats value) { store(to, value); }
+};
+
+// Widths of rows and panels: a multiple of this many elements, the rest filled with zeros.
+constexpr int kPanel = 32;
+
+inline int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline int64_t padded(int64_t elements) { return rounded_up(elements, kPanel); }
+
+template <class Element>
+inline int64_t units(int64_t elements) {
+    return (elements + Element::kPerUnit - 1) / Element::kPerUnit;
+}
+
+}  // namespace pawl

@@ -1,0 +1,60 @@
+// The C interface that the Python side loads. A call that fails returns a message (of this thread, until its next
+// call) instead of null; nothing has been computed then.
+#include "decoder.h"
+
+#include <exception>
+
+namespace {
+
+thread_local std::string message;
+
+template <class Work>
+const char* guarded(Work&& work) {
+    try {
+        work();
+        return nullptr;
+    } catch (const pawl::Refused& refused) {
+        message = refused.reason;
+    } catch (const std::bad_alloc&) {
+        message = "out of memory";
+    } catch (const std::exception& error) {
+        message = error.what();
+    }
+    return message.c_str();
+}
+
+}  // namespace
+
+extern "C" {
+
+// What the kernels were compiled for, in words.
+const char* pawl_native_target() {
+#if defined(__AVX512BF16__)
+    return "avx512 with bf16 products";
+#elif defined(__AVX512F__)
+    return "avx512";
+#elif defined(__AVX__) && defined(__FMA__)
+    return "avx2";
+#else
+    return "generic";
+#endif
+}
+
+const char* pawl_native_create(const pawl::Shape* shape, pawl::AnyDecoder** decoder) {
+    return guarded([&] {
+        *decoder = (shape->bf16 ? pawl::make_bf16_decoder(*shape) : pawl::make_float32_decoder(*shape)).release();
+    });
+}
+
+const char* pawl_native_load(pawl::AnyDecoder* decoder, int32_t layer, const char* name, const void* from,
+                             int64_t count) {
+    return guarded([&] { decoder->load_weight(layer, name, from, count); });
+}
+
+const char* pawl_native_forward(pawl::AnyDecoder* decoder, const pawl::Inputs* inputs) {
+    return guarded([&] { decoder->forward(*inputs); });
+}
+
+void pawl_native_destroy(pawl::AnyDecoder* decoder) { delete decoder; }
+
+}  // extern "C"

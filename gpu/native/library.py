@@ -1,0 +1,99 @@
+"""The C interface of the compiled kernels, as ctypes sees it. Mirrors `decoder.h` and `interface.cpp`.
+
+A call into the library releases the interpreter lock, so that a whole step runs beside other Python threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+from gpu.native.build import NativeUnavailable, build
+
+
+class Shape(ctypes.Structure):
+    """`pawl::Shape`: the model's numbers, and pointers that are read only while the decoder is made (but `kv`)."""
+
+    _fields_ = (
+        *(
+            (name, c_int32)
+            for name in (
+                "bf16",
+                "vocab_size",
+                "hidden_size",
+                "num_layers",
+                "num_heads",
+                "num_kv_heads",
+                "head_dim",
+                "intermediate_size",
+                "gelu_tanh",
+                "qkv_bias",
+                "qk_norm",
+                "sandwich_norms",
+                "tied_embeddings",
+                "num_ropes",
+                "num_pages",
+                "page_size",
+            )
+        ),
+        ("norm_epsilon", c_float),
+        ("embedding_scale", c_float),
+        ("query_scale", c_float),
+        ("threads", c_int32),
+        ("kv", c_void_p),
+        ("windows", c_void_p),
+        ("rope_of_layer", c_void_p),
+        ("inverse_frequencies", c_void_p),
+    )
+
+
+class Inputs(ctypes.Structure):
+    """`pawl::Inputs`: one step. Of `logits` and `greedy` one is null."""
+
+    _fields_ = (
+        ("num_tokens", c_int32),
+        ("num_segments", c_int32),
+        ("num_logits", c_int32),
+        ("num_slots", c_int32),
+        ("pages_per_slot", c_int32),
+        ("reserved", c_int32),
+        ("tokens", c_void_p),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("starts", c_void_p),
+        ("lengths", c_void_p),
+        ("offsets", c_void_p),
+        ("page_table", c_void_p),
+        ("logit_rows", c_void_p),
+        ("logits", c_void_p),
+        ("greedy", c_void_p),
+    )
+
+
+class Library:
+    """The loaded kernels. Its functions return None, or a message that says what is wrong with the call."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises NativeUnavailable when the file cannot be loaded."""
+        try:
+            loaded = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise NativeUnavailable(f"the compiled kernels cannot be loaded: {error}") from error
+        self.target = loaded.pawl_native_target
+        self.target.argtypes, self.target.restype = (), c_char_p
+        self.create = loaded.pawl_native_create
+        self.create.argtypes, self.create.restype = (POINTER(Shape), POINTER(c_void_p)), c_char_p
+        self.load = loaded.pawl_native_load
+        self.load.argtypes, self.load.restype = (c_void_p, c_int32, c_char_p, c_void_p, c_int64), c_char_p
+        self.forward = loaded.pawl_native_forward
+        self.forward.argtypes, self.forward.restype = (c_void_p, POINTER(Inputs)), c_char_p
+        self.destroy = loaded.pawl_native_destroy
+        self.destroy.argtypes, self.destroy.restype = (c_void_p,), None
+
+
+@cache
+def load_library() -> Library:
+    """The kernels for this machine, compiled if need be, loaded once a process. Raises NativeUnavailable."""
+    return Library(build())

@@ -1,0 +1,168 @@
+// Making a decoder, loading its weights, and planning a step: the members of Decoder that run on the caller's thread.
+#pragma once
+
+#include "step.h"
+
+namespace pawl {
+
+template <class Element>
+Decoder<Element>::Decoder(const Shape& shape)
+    : shape_(shape),
+      pool_(shape.threads),
+      layers_(size_t(shape.num_layers)),
+      inverse_frequencies_(shape.inverse_frequencies,
+                           shape.inverse_frequencies + int64_t(shape.num_ropes) * (shape.head_dim / 2)),
+      head_(shape.vocab_size, shape.hidden_size),
+      final_norm_(shape.hidden_size),
+      hidden_(padded(shape.hidden_size)),
+      mixed_(padded(query_size() + 2 * token_stride())),
+      branch_(padded(shape.hidden_size)),
+      angles_(int64_t(shape.num_ropes) * shape.head_dim),
+      // Strides that are no power of two, so that rows of a tile do not fall into the same cache set.
+      normed_(units<Element>(padded(shape.hidden_size)) + 16),
+      queries_(units<Element>(query_size())),
+      attended_(units<Element>(padded(query_size())) + 16),
+      inner_(units<Element>(padded(shape.intermediate_size)) + 16) {
+    const int64_t hidden = shape.hidden_size, mixed = query_size() + 2 * token_stride(), head = shape.head_dim;
+    if (!shape.tied_embeddings) embedding_ = Matrix<Element>(shape.vocab_size, hidden);
+    for (int64_t index = 0; index < shape.num_layers; ++index) {
+        Layer<Element>& layer = layers_[size_t(index)];
+        layer.window = shape.windows[index];
+        layer.rope = shape.rope_of_layer[index];
+        const bool unlimited = layer.window == 0 || (index > 0 && widest_window_ == 0);
+        widest_window_ = unlimited ? 0 : std::max(widest_window_, layer.window);
+        layer.qkv = Matrix<Element>(mixed, hidden);
+        layer.output = Matrix<Element>(hidden, query_size());
+        layer.gate_up = Matrix<Element>(2 * padded(shape.intermediate_size), hidden);
+        layer.down = Matrix<Element>(hidden, shape.intermediate_size);
+        layer.input_norm = Vector(hidden);
+        layer.mlp_norm = Vector(hidden);
+        if (shape.qkv_bias) layer.bias = Vector(mixed);
+        if (shape.qk_norm) layer.query_norm = Vector(head), layer.key_norm = Vector(head);
+        if (shape.sandwich_norms) layer.attention_norm = Vector(hidden), layer.after_mlp_norm = Vector(hidden);
+    }
+    for (int thread = 0; thread < shape.threads; ++thread)
+        attention_.emplace_back(group(), head, shape.page_size, token_stride(), shape.query_scale);
+}
+
+template <class Element>
+void Decoder<Element>::load_weight(int index, const std::string& name, const void* from, int64_t count) {
+    const auto require = [&](bool holds) {
+        if (!holds) throw Refused{"weight " + name + " does not fit the model: " + std::to_string(count) + " elements"};
+    };
+    const auto matrix = [&](Matrix<Element>& to, int64_t rows, int64_t columns, int64_t first = 0, int64_t every = 1) {
+        require(count == rows * columns);
+        to.pack(static_cast<const Stored*>(from), rows, columns, first, every);
+    };
+    const auto norm = [&](Vector& to) {
+        require(to.size == count);
+        std::memcpy(to.memory.template as<float>(), from, size_t(count) * 4);
+    };
+    const auto bias = [&](Vector& to, int64_t first, int64_t size) {
+        require(count == size && to.size >= first + size);
+        for (int64_t i = 0; i < size; ++i)
+            to.memory.template as<float>()[first + i] = Element::widen(static_cast<const Stored*>(from)[i]);
+    };
+    const int64_t hidden = shape_.hidden_size, inner = shape_.intermediate_size, vocab = shape_.vocab_size;
+    const int64_t query = query_size(), kv = token_stride();
+    if (name == "lm_head.weight") return matrix(head_, vocab, hidden);
+    if (name == "model.embed_tokens.weight")
+        return matrix(shape_.tied_embeddings ? head_ : embedding_, vocab, hidden);
+    if (name == "model.norm.weight") return norm(final_norm_);
+    require(index >= 0 && index < int(layers_.size()));
+    Layer<Element>& layer = layers_[size_t(index)];
+    if (name == "input_layernorm.weight") return norm(layer.input_norm);
+    if (name == "self_attn.q_proj.weight") return matrix(layer.qkv, query, hidden);
+    if (name == "self_attn.k_proj.weight") return matrix(layer.qkv, kv, hidden, query);
+    if (name == "self_attn.v_proj.weight") return matrix(layer.qkv, kv, hidden, query + kv);
+    if (name == "self_attn.q_proj.bias") return bias(layer.bias, 0, query);
+    if (name == "self_attn.k_proj.bias") return bias(layer.bias, query, kv);
+    if (name == "self_attn.v_proj.bias") return bias(layer.bias, query + kv, kv);
+    if (name == "self_attn.q_norm.weight") return norm(layer.query_norm);
+    if (name == "self_attn.k_norm.weight") return norm(layer.key_norm);
+    if (name == "self_attn.o_proj.weight") return matrix(layer.output, hidden, query);
+    // Gate and up alternate panel by panel, so that one task has both.
+    if (name == "mlp.gate_proj.weight") return matrix(layer.gate_up, inner, hidden, 0, 2);
+    if (name == "mlp.up_proj.weight") return matrix(layer.gate_up, inner, hidden, kPanel, 2);
+    if (name == "mlp.down_proj.weight") return matrix(layer.down, hidden, inner);
+    if (name == "post_attention_layernorm.weight")
+        return norm(shape_.sandwich_norms ? layer.attention_norm : layer.mlp_norm);
+    if (name == "pre_feedforward_layernorm.weight") return norm(layer.mlp_norm);
+    if (name == "post_feedforward_layernorm.weight") return norm(layer.after_mlp_norm);
+    require(false);
+}
+
+template <class Element>
+void Decoder<Element>::check_segment(const Inputs& inputs, int64_t segment) const {
+    const auto require = [&](bool holds, const char* what) {
+        if (!holds) throw Refused{"segment " + std::to_string(segment) + ": " + what};
+    };
+    const int64_t first = inputs.offsets[segment], last = inputs.offsets[segment + 1];
+    const int64_t slot = inputs.slots[segment], start = inputs.starts[segment];
+    require(last - first == inputs.lengths[segment] && last > first, "its rows are not its length");
+    require(last <= inputs.num_tokens && first >= 0, "its rows are not in the batch");
+    require(slot >= 0 && slot < inputs.num_slots, "no such slot");
+    const int64_t end = start + inputs.lengths[segment];
+    require(start >= 0 && end <= int64_t(inputs.pages_per_slot) * shape_.page_size, "beyond the slot's pages");
+    const int32_t* pages = inputs.page_table + slot * inputs.pages_per_slot;
+    // Only pages that some layer reads must be valid: with a window everywhere, older ones may be gone.
+    const int64_t oldest = widest_window_ > 0 ? std::max(start + 1 - widest_window_, int64_t(0)) : 0;
+    for (int64_t page = oldest / shape_.page_size; page * shape_.page_size < end; ++page)
+        require(pages[page] >= 0 && pages[page] < shape_.num_pages, "a page that does not exist");
+    for (int64_t row = first; row < last; ++row) {
+        require(inputs.positions[row] == start + row - first, "positions are not consecutive");
+        require(inputs.tokens[row] >= 0 && inputs.tokens[row] < shape_.vocab_size, "a token outside the vocabulary");
+    }
+}
+
+// Everything that indexes memory is checked before the step: a wrong page would be somebody else's.
+template <class Element>
+void Decoder<Element>::check(const Inputs& inputs) const {
+    const auto require = [](bool holds, const char* what) {
+        if (!holds) throw Refused{what};
+    };
+    require(inputs.num_segments > 0 && inputs.offsets[0] == 0, "there are no segments");
+    require(inputs.offsets[inputs.num_segments] == inputs.num_tokens, "segments do not cover the batch");
+    for (int64_t segment = 0; segment < inputs.num_segments; ++segment) check_segment(inputs, segment);
+    for (int64_t i = 0; i < inputs.num_logits; ++i) {
+        const int64_t previous = i == 0 ? -1 : inputs.logit_rows[i - 1];
+        require(inputs.logit_rows[i] > previous && inputs.logit_rows[i] < inputs.num_tokens,
+                "logit rows do not rise within the batch");
+    }
+}
+
+template <class Element>
+void Decoder<Element>::plan(const Inputs& inputs) {
+    const int64_t rows = inputs.num_tokens;
+    for (RowBuffer<float>* buffer : {&hidden_, &mixed_, &angles_}) buffer->reserve(rows);
+    if (shape_.sandwich_norms) branch_.reserve(rows);
+    for (RowBuffer<Unit>* buffer : {&normed_, &queries_, &attended_, &inner_}) buffer->reserve(rows);
+    query_rows_ = rows;
+    segments_.clear();
+    row_segment_.resize(size_t(rows));
+    const int64_t most = attention_[0].positions();
+    for (int64_t segment = 0; segment < inputs.num_segments; ++segment) {
+        const int64_t first = inputs.offsets[segment], length = inputs.lengths[segment];
+        std::fill_n(row_segment_.begin() + first, length, int32_t(segment));
+        const int32_t* pages = inputs.page_table + int64_t(inputs.slots[segment]) * inputs.pages_per_slot;
+        for (int64_t done = 0; done < length; done += most)
+            for (int64_t head = 0; head < shape_.num_kv_heads; ++head)
+                segments_.push_back(Segment{first + done, inputs.starts[segment] + done,
+                                            std::min(most, length - done), pages, head});
+    }
+    // The longest first, so that the end of the phase is fine-grained.
+    std::stable_sort(segments_.begin(), segments_.end(), [](const Segment& a, const Segment& b) {
+        return a.first_position + a.positions > b.first_position + b.positions;
+    });
+    best_.assign(inputs.greedy == nullptr ? 0 : size_t(threads() * inputs.num_logits),
+                 Best{-std::numeric_limits<float>::infinity(), 0});
+}
+
+template <class Element>
+void Decoder<Element>::forward(const Inputs& inputs) {
+    check(inputs);
+    plan(inputs);
+    pool_.run(num_phases(), [&](Walk& walk) { this->walk(walk, inputs); });
+}
+
+}  // namespace pawl

@@ -1,0 +1,96 @@
+// Vectors of float32 and the few operations that differ between machines.
+//
+// Everything rests on one promise: the value of an element is a function of that element's inputs only, computed by
+// the same operations in the same order whatever stands beside it. So the compiler may not fuse or reorder anything by
+// itself (-ffp-contract=off, no fast-math); where a fused multiply-add is wanted it is written.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+namespace pawl {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+
+template <class Vector, class Scalar>
+inline Vector load(const Scalar* from) {
+    static_assert(sizeof(Scalar) == 4, "lanes are 32 bits wide");
+    Vector value;
+    std::memcpy(&value, from, sizeof(value));
+    return value;
+}
+
+template <class Vector, class Scalar>
+inline void store(Scalar* to, Vector value) {
+    static_assert(sizeof(Scalar) == 4, "lanes are 32 bits wide");
+    std::memcpy(to, &value, sizeof(value));
+}
+
+inline Floats all(float value) { return Floats{} + value; }
+
+inline Floats as_floats(Ints value) { return (Floats)value; }
+
+// a * b + c: rounded once where the machine can, twice elsewhere.
+inline Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX__) && defined(__FMA__)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+
+// Lanes are folded in halves: the order is fixed by the vector's width alone.
+inline float sum_of_lanes(Floats value) {
+    float lanes[kLanes];
+    store(lanes, value);
+    for (int width = kLanes / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+inline float maximum_of_lanes(Floats value) {
+    float lanes[kLanes];
+    store(lanes, value);
+    for (int width = kLanes / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+    return lanes[0];
+}
+
+// 2 ** x, relative error below 2e-7; exactly 0 below -126, clamped at 2 ** 127.
+inline Floats power_of_two(Floats x) {
+    const Floats bounded = x > 127.0f ? all(127.0f) : x;
+    // Adding 1.5 * 2**23 leaves the nearest integer in the low bits of the mantissa.
+    const Floats shifted = bounded + 12582912.0f;
+    const Floats rest = bounded - (shifted - 12582912.0f);
+    Floats result = all(1.5403530e-4f);
+    result = multiply_add(result, rest, all(1.3333558e-3f));
+    result = multiply_add(result, rest, all(9.6181291e-3f));
+    result = multiply_add(result, rest, all(5.5504109e-2f));
+    result = multiply_add(result, rest, all(2.4022651e-1f));
+    result = multiply_add(result, rest, all(6.9314718e-1f));
+    result = multiply_add(result, rest, all(1.0f));
+    const Ints scaled = (Ints)result + (((Ints)shifted) << 23);
+    return x < -126.0f ? all(0.0f) : as_floats(scaled);
+}
+
+// 1 / (1 + e ** -x)
+inline Floats sigmoid(Floats x) { return 1.0f / (1.0f + power_of_two(x * -1.44269504f)); }
+
+}  // namespace pawl

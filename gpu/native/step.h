@@ -1,0 +1,216 @@
+// One step of a decoder: the members of Decoder that run it.
+#pragma once
+
+#include "decoder.h"
+
+namespace pawl {
+
+// Rows of a product that are taken together, so that they stay in the second cache while panels pass by.
+constexpr int64_t kRowBlock = 192;
+// Tasks a thread finds in a product of one row block: enough that a slow core leaves its share to the others.
+constexpr int64_t kTasksPerThread = 12;
+
+// Rows of a block in tiles of nearly equal size: the last one would else be a slow one.
+inline int64_t tile_begin(int64_t rows, int64_t tiles, int64_t tile) { return rows * tile / tiles; }
+
+template <class Element>
+template <int kPanels, class Epilogue>
+void Decoder<Element>::product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
+                               Epilogue&& epilogue) {
+    const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock, items = weights.panels / kPanels;
+    const int64_t wanted = std::max<int64_t>(1, threads() * kTasksPerThread / std::max<int64_t>(1, blocks));
+    const int64_t share = (items + wanted - 1) / wanted, shares = (items + share - 1) / share;
+    walk.phase(blocks * shares, [&](int64_t task) {
+        const int64_t first = task / shares * kRowBlock, count = std::min(kRowBlock, rows - first);
+        const int64_t tiles = (count + kTileRows - 1) / kTileRows;
+        const int64_t begin = task % shares * share, end = std::min(items, begin + share);
+        for (int64_t item = begin; item < end; ++item) {
+            for (int64_t tile = 0; tile < tiles; ++tile) {
+                alignas(64) float out[kPanels][kTileRows * kPanel];
+                const int64_t row = first + tile_begin(count, tiles, tile);
+                const int num = int(first + tile_begin(count, tiles, tile + 1) - row);
+                for (int panel = 0; panel < kPanels; ++panel)
+                    multiply_tile<Element>(num, from.row(row), from.stride, weights.panel(item * kPanels + panel),
+                                           weights.depth, out[panel]);
+                epilogue(row, num, item, out);
+            }
+        }
+    });
+}
+
+template <class Element>
+void Decoder<Element>::add_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows,
+                                   const Matrix<Element>& weights, const Vector& norm) {
+    const bool normed = norm.size > 0;
+    product<1>(walk, from, rows, weights, [&](int64_t row, int num, int64_t panel, auto& out) {
+        for (int i = 0; i < num; ++i)
+            for (int c = 0; c < kPanel; c += kLanes) {
+                float* to = (normed ? branch_ : hidden_).row(row + i) + panel * kPanel + c;
+                const Floats value = load<Floats>(out[0] + i * kPanel + c);
+                store(to, normed ? value : load<Floats>(to) + value);
+            }
+    });
+    if (!normed) return;
+    walk.phase(rows, [&](int64_t row) {
+        add_normalised(hidden_.row(row), branch_.row(row), norm.data(), shape_.hidden_size, shape_.norm_epsilon);
+    });
+}
+
+template <class Element>
+void Decoder<Element>::embed(Walk& walk, const Inputs& inputs) {
+    const Matrix<Element>& table = shape_.tied_embeddings ? head_ : embedding_;
+    const int64_t half = shape_.head_dim / 2;
+    walk.phase(inputs.num_tokens, [&](int64_t row) {
+        float* hidden = hidden_.row(row);
+        table.read_output(inputs.tokens[row], shape_.hidden_size, hidden);
+        for (int64_t i = 0; i < shape_.hidden_size; ++i) hidden[i] *= shape_.embedding_scale;
+        for (int64_t rope = 0; rope < shape_.num_ropes; ++rope) {
+            float* cosines = angles_.row(row) + rope * shape_.head_dim;
+            for (int64_t i = 0; i < half; ++i) {
+                const float angle = float(inputs.positions[row]) * inverse_frequencies_[size_t(rope * half + i)];
+                cosines[i] = std::cos(angle);
+                cosines[half + i] = std::sin(angle);
+            }
+        }
+    });
+}
+
+// One row of `mixed`: norm and turn the query and key heads; queries for attention, key and value into their page.
+template <class Element>
+void Decoder<Element>::prepare_heads(const Layer<Element>& layer, int64_t index, const Inputs& inputs, int64_t row) {
+    const int64_t size = shape_.head_dim, heads = shape_.num_heads, kv_heads = shape_.num_kv_heads;
+    float* mixed = mixed_.row(row);
+    const float* angles = angles_.row(row) + layer.rope * size;
+    const int64_t position = inputs.positions[row];
+    const int64_t slot = inputs.slots[row_segment_[size_t(row)]];
+    const int64_t page = inputs.page_table[slot * inputs.pages_per_slot + position / shape_.page_size];
+    const int64_t entry = (page * shape_.page_size + position % shape_.page_size) * token_stride();
+    Stored* key = kv_page(index, 0) + entry;
+    Stored* value = kv_page(index, 1) + entry;
+    for (int64_t head = 0; head < heads + kv_heads; ++head) {
+        const bool is_query = head < heads;
+        const Vector& norm = is_query ? layer.query_norm : layer.key_norm;
+        float* from = mixed + head * size;
+        if (norm.size > 0) normalise_head(from, norm.data(), size, shape_.norm_epsilon);
+        Stored* to = key + (head - heads) * size;
+        if (is_query) to = reinterpret_cast<Stored*>(queries(head / group(), row)) + head % group() * size;
+        turn_head<Element>(from, angles, size, to);
+    }
+    const float* values = mixed + (heads + kv_heads) * size;
+    for (int64_t i = 0; i < kv_heads * size; ++i) value[i] = Element::narrow(values[i]);
+}
+
+// Norm, qkv, rope, pages, attention: hidden -> attended.
+template <class Element>
+void Decoder<Element>::attend(Walk& walk, const Inputs& inputs, int64_t index) {
+    const Layer<Element>& layer = layers_[size_t(index)];
+    const int64_t rows = inputs.num_tokens;
+    walk.phase(rows, [&](int64_t row) {
+        normalise<Element>(hidden_.row(row), layer.input_norm.data(), shape_.hidden_size, shape_.norm_epsilon,
+                           normed_.row(row));
+    });
+    product<1>(walk, normed_, rows, layer.qkv, [&](int64_t row, int num, int64_t panel, auto& out) {
+        for (int i = 0; i < num; ++i)
+            for (int c = 0; c < kPanel; c += kLanes) {
+                const int64_t column = panel * kPanel + c;
+                const Floats value = load<Floats>(out[0] + i * kPanel + c);
+                const bool biased = layer.bias.size > 0;
+                store(mixed_.row(row + i) + column, biased ? value + load<Floats>(layer.bias.data() + column) : value);
+            }
+    });
+    walk.phase(rows, [&](int64_t row) { prepare_heads(layer, index, inputs, row); });
+    Stored* keys = kv_page(index, 0);
+    Stored* values = kv_page(index, 1);
+    walk.phase(int64_t(segments_.size()), [&](int64_t task) {
+        const Segment& segment = segments_[size_t(task)];
+        const int64_t head = segment.kv_head * shape_.head_dim;
+        Stored* output = reinterpret_cast<Stored*>(attended_.row(segment.first_row)) + head * group();
+        attention_[size_t(walk.thread)].run(
+            AttentionTask<Element>{queries(segment.kv_head, segment.first_row), output,
+                                   attended_.stride * Element::kPerUnit, keys + head, values + head, segment.pages,
+                                   segment.first_position, segment.positions},
+            layer.window);
+    });
+}
+
+// Past the last attention only the rows matter whose logits are wanted: they move to the front.
+template <class Element>
+void Decoder<Element>::keep_wanted(Walk& walk, const Inputs& inputs) {
+    walk.phase(1, [&](int64_t) {
+        for (int64_t i = 0; i < inputs.num_logits; ++i) {
+            const int64_t row = inputs.logit_rows[i];
+            if (row == i) continue;
+            std::memcpy(hidden_.row(i), hidden_.row(row), size_t(hidden_.stride) * 4);
+            std::memcpy(attended_.row(i), attended_.row(row), size_t(attended_.stride) * 4);
+        }
+    });
+}
+
+// Output projection, MLP and both residuals: attended, hidden -> hidden.
+template <class Element>
+void Decoder<Element>::finish_layer(Walk& walk, const Layer<Element>& layer, int64_t rows) {
+    add_product(walk, attended_, rows, layer.output, layer.attention_norm);
+    walk.phase(rows, [&](int64_t row) {
+        normalise<Element>(hidden_.row(row), layer.mlp_norm.data(), shape_.hidden_size, shape_.norm_epsilon,
+                           normed_.row(row));
+    });
+    const Activation activation = shape_.gelu_tanh ? Activation::kGeluTanh : Activation::kSilu;
+    product<2>(walk, normed_, rows, layer.gate_up, [&](int64_t row, int num, int64_t pair, auto& out) {
+        for (int i = 0; i < num; ++i)
+            for (int c = 0; c < kPanel; c += kLanes) {
+                const int at = i * kPanel + c;
+                Stored* to = reinterpret_cast<Stored*>(inner_.row(row + i)) + pair * kPanel + c;
+                Element::store_narrow(to, gated(activation, load<Floats>(out[0] + at), load<Floats>(out[1] + at)));
+            }
+    });
+    add_product(walk, inner_, rows, layer.down, layer.after_mlp_norm);
+}
+
+// Final norm and head: logits, or the token of the largest one.
+template <class Element>
+void Decoder<Element>::score(Walk& walk, const Inputs& inputs) {
+    const int64_t rows = inputs.num_logits;
+    walk.phase(rows, [&](int64_t row) {
+        normalise<Element>(hidden_.row(row), final_norm_.data(), shape_.hidden_size, shape_.norm_epsilon,
+                           normed_.row(row));
+    });
+    product<1>(walk, normed_, rows, head_, [&](int64_t row, int num, int64_t panel, auto& out) {
+        const int64_t first = panel * kPanel, count = std::min<int64_t>(kPanel, shape_.vocab_size - first);
+        for (int i = 0; i < num; ++i) {
+            const float* scores = out[0] + i * kPanel;
+            if (inputs.logits != nullptr) {
+                std::memcpy(inputs.logits + (row + i) * shape_.vocab_size + first, scores, size_t(count) * 4);
+                continue;
+            }
+            Best& best = best_[size_t(walk.thread * rows + row + i)];
+            for (int64_t c = 0; c < count; ++c)
+                best = better(best, Best{scores[c], int32_t(first + c)});
+        }
+    });
+    if (inputs.greedy == nullptr) return;
+    walk.phase(1, [&](int64_t) {
+        for (int64_t row = 0; row < rows; ++row) {
+            Best best = best_[size_t(row)];
+            for (int64_t thread = 1; thread < threads(); ++thread)
+                best = better(best, best_[size_t(thread * rows + row)]);
+            inputs.greedy[row] = best.token;
+        }
+    });
+}
+
+template <class Element>
+void Decoder<Element>::walk(Walk& walk, const Inputs& inputs) {
+    embed(walk, inputs);
+    const int64_t last = int64_t(layers_.size()) - 1;
+    for (int64_t index = 0; index < last; ++index) {
+        attend(walk, inputs, index);
+        finish_layer(walk, layers_[size_t(index)], inputs.num_tokens);
+    }
+    attend(walk, inputs, last);
+    if (inputs.num_logits == 0) return;
+    keep_wanted(walk, inputs);
+    finish_layer(walk, layers_[size_t(last)], inputs.num_logits);
+    score(walk, inputs);
+}
+
+}  // namespace pawl
