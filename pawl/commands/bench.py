@@ -18,6 +18,9 @@ from pawl.commands.settings import SERVER_ONLY, prepared, running_engine
 from pawl.config import add_flags
 from pawl.logs import configure_logs, progress
 
+TABLE_WIDTH = 100
+"""Columns that the tables take."""
+
 Run = Callable[[Callable[[int], None]], tuple[list[Sample], float]]
 
 
@@ -144,6 +147,8 @@ def _print(summary: Summary) -> None:
     from rich.console import Console
 
     console = Console()
+    # Into a file or a pipe there is no width to fit.
+    console.width = max(console.width, TABLE_WIDTH)
     for table in tables(summary):
         console.print(table)
     for error, count in summary.errors.items():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 
 from pawl.commands.settings import prepared
 from pawl.config import add_flags
+from pawl.logs import stage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +28,14 @@ def run(arguments: argparse.Namespace) -> int:
     config = prepared(arguments)
     from pawl.http.server import serve
 
-    return serve(
-        config, on_ready=lambda url: print(curl_line(url, config.api_key is not None), file=sys.stderr, flush=True)
-    )
+    with ExitStack() as loading:
+        loading.enter_context(stage(f"loading {config.model}"))
+
+        def ready(url: str) -> None:
+            loading.close()
+            print(curl_line(url, config.api_key is not None), file=sys.stderr, flush=True)
+
+        return serve(config, on_ready=ready)
 
 
 def curl_line(url: str, key_needed: bool) -> str:
