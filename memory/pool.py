@@ -70,13 +70,14 @@ class Memory:
         if slot is None:
             return None
         hold = self.cache.match_and_hold(tokens[: len(tokens) - 1] if use_cache else tokens[:0], namespace)
+        # Kept and logged before anything else can fail: from here on an undo lets go of it.
+        self.holds[slot] = hold
         transaction.log(self._unadmit, slot)
         count = len(hold.pages)
         if count:
             self.pages.share(hold.pages)
             self.page_table[slot, :count] = hold.pages
-        self.holds[slot] = hold
-        self.num_pages[slot] = count
+            self.num_pages[slot] = count
         self.length[slot] = hold.num_tokens
         return Granted(slot, hold.num_tokens)
 
@@ -114,9 +115,10 @@ class Memory:
     def _unadmit(self, slot: int) -> None:
         # Void for a request that left while its step was in flight: its slot waits at the fence, all else is settled.
         if self.slots.in_use[slot]:
+            # What it had grown by is undone before: the pages that are left are those it shares, if it got that far.
+            self.pages.unshare(self.page_table[slot, : self.num_pages[slot]])
             hold = self._forget(slot)
             if hold is not None:
-                self.pages.unshare(hold.pages)
                 self.cache.release(hold, self.ledger.resolved)
 
     def _unextend(self, slots: Int32s, num_pages: Int32s, lengths: Int32s) -> None:

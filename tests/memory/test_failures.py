@@ -1,0 +1,147 @@
+"""Law 9: whatever operation of a step fails, rolling back restores what was there.
+
+One busy step is planned again and again; each time another call of a pool or of the cache fails, from the first to
+the last, in each way in which it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memory.pool import Memory
+from memory.prefix.radix import RadixCache
+from memory.transaction import Transaction
+from tests.memory.observation import observe
+
+PAGE = 16
+
+
+class InjectedFailure(Exception):
+    """Stands for any failure of one operation."""
+
+
+class Injector:
+    """Lets call number `at` of the wrapped operations fail: `refuse` (None), `before` or `after` it took effect."""
+
+    def __init__(self, memory: Memory, way: str, at: int) -> None:
+        self.calls = 0
+        self._way = way
+        self._at = at
+        self._wrap(memory.slots, "take", can_refuse=True, logs=True)
+        self._wrap(memory.pages, "take", can_refuse=True, logs=True)
+        self._wrap(memory.pages, "share", can_refuse=False, logs=False)
+        self._wrap(memory.cache, "match_and_hold", can_refuse=False, logs=False)
+
+    def _wrap(self, owner: object, name: str, can_refuse: bool, logs: bool) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def failing(*arguments: Any) -> Any:
+            self.calls += 1
+            if self.calls - 1 != self._at:
+                return original(*arguments)
+            if self._way == "refuse" and can_refuse:
+                return None
+            if self._way == "after" and logs:
+                # What has been logged is undone even when the caller never heard of it.
+                original(*arguments)
+            raise InjectedFailure(name)
+
+        proxy = type(owner)
+        # The classes have slots: the operation is overridden in a subclass made for this one object.
+        owner.__class__ = type(proxy.__name__, (proxy,), {"__slots__": (), name: lambda _, *rest: failing(*rest)})
+
+
+def prompt(*words: int) -> Any:
+    return np.repeat(np.array([*words, 99], np.int32), PAGE)
+
+
+def memory_with_history() -> tuple[Memory, list[int]]:
+    """Two running requests with shared prefixes, something evictable, and a step in flight."""
+    memory = Memory(num_pages=24, num_slots=6, max_context=8 * PAGE, cache=RadixCache(PAGE))
+    slots = []
+    for words in ((1, 2, 3), (1, 2, 4), (5, 6)):
+        transaction = memory.ledger.begin()
+        tokens = prompt(*words)
+        granted = memory.admit(transaction, tokens, "", True)
+        assert granted is not None
+        extend(memory, transaction, granted.slot, len(tokens))
+        memory.ledger.prepare(transaction)
+        memory.ledger.commit(transaction)
+        memory.share_prefix(granted.slot, tokens, "")
+        slots.append(granted.slot)
+    memory.release(slots.pop())
+    transaction = memory.ledger.begin()
+    extend(memory, transaction, slots[0], 5 * PAGE)
+    memory.ledger.prepare(transaction)
+    return memory, slots
+
+
+def extend(memory: Memory, transaction: Transaction, slot: int, length: int) -> bool:
+    one = np.array([slot], np.int32)
+    return memory.extend(transaction, one, np.array([length], np.int32)) is not None
+
+
+def plan(memory: Memory, transaction: Transaction, slots: list[int]) -> None:
+    """A busy step: it grows rows, and admits requests that hit and that miss; one that does not fit is put back."""
+    extend(memory, transaction, slots[0], 6 * PAGE)
+    for words in ((1, 2, 3, 7), (8, 9), (1, 5), (5, 6, 7)):
+        savepoint = transaction.savepoint()
+        tokens = prompt(*words)
+        granted = memory.admit(transaction, tokens, "", True)
+        if granted is None or not extend(memory, transaction, granted.slot, len(tokens)):
+            transaction.rollback(savepoint)
+    extend(memory, transaction, slots[1], 8 * PAGE)
+
+
+def attempt(way: str, at: int) -> int | None:
+    """Plan with the failure, roll back, compare. The number of calls when nothing was there to fail any more."""
+    memory, slots = memory_with_history()
+    before = observe(memory)
+    injector = Injector(memory, way, at)
+    transaction = memory.ledger.begin()
+    with suppress(InjectedFailure):
+        plan(memory, transaction, slots)
+    memory.ledger.discard(transaction)
+    assert observe(memory) == before
+    memory.invariants()
+    return None if injector.calls > at else injector.calls
+
+
+@pytest.mark.parametrize("way", ["before", "after", "refuse"])
+def test_rollback_restores_everything_whichever_operation_fails(way: str) -> None:
+    at = 0
+    while (calls := attempt(way, at)) is None:
+        at += 1
+    assert at == calls >= 12, "every operation of the step failed once"
+
+
+def test_a_launched_step_is_taken_back_whole_when_it_is_aborted() -> None:
+    memory, slots = memory_with_history()
+    before = observe(memory)
+    transaction = memory.ledger.begin()
+    plan(memory, transaction, slots)
+    memory.ledger.prepare(transaction)
+    assert observe(memory) != before
+    memory.ledger.abort(transaction)
+    assert observe(memory) == before
+    memory.invariants()
+
+
+def test_every_savepoint_of_a_busy_step_can_be_returned_to() -> None:
+    memory, slots = memory_with_history()
+    transaction = memory.ledger.begin()
+    seen = [(transaction.savepoint(), observe(memory))]
+    for slot, length in ((slots[0], 6), (slots[1], 5), (slots[1], 8)):
+        assert extend(memory, transaction, slot, length * PAGE)
+        seen.append((transaction.savepoint(), observe(memory)))
+    for words in ((1, 2, 3, 7), (5, 6, 7)):
+        assert memory.admit(transaction, prompt(*words), "", True) is not None
+        seen.append((transaction.savepoint(), observe(memory)))
+    for savepoint, then in reversed(seen):
+        transaction.rollback(savepoint)
+        assert observe(memory) == then

@@ -1,0 +1,142 @@
+"""The undo log and the fences by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memory.transaction import Ledger, Phase, Transaction, TransactionError
+
+
+def write(transaction: Transaction, store: dict[str, int], key: str, value: int) -> None:
+    """Set a key now; logged with its inverse."""
+    if key in store:
+        transaction.log(store.__setitem__, key, store[key])
+    else:
+        transaction.log(store.__delitem__, key)
+    store[key] = value
+
+
+def launch(ledger: Ledger) -> Transaction:
+    transaction = ledger.begin()
+    ledger.prepare(transaction)
+    return transaction
+
+
+@given(writes=st.lists(st.tuples(st.sampled_from("abc"), st.integers()), max_size=12), data=st.data())
+def test_rollback_restores_what_was_there_at_any_savepoint(writes: list[tuple[str, int]], data: Any) -> None:
+    transaction = Ledger().begin()
+    store: dict[str, int] = {}
+    seen = [(transaction.savepoint(), dict(store))]
+    for key, value in writes:
+        write(transaction, store, key, value)
+        seen.append((transaction.savepoint(), dict(store)))
+    while seen:
+        savepoint, then = seen.pop(data.draw(st.integers(0, len(seen) - 1)))
+        seen = [other for other in seen if other[0] < savepoint]
+        transaction.rollback(savepoint)
+        assert store == then
+        assert transaction.savepoint() == savepoint
+
+
+def test_what_waits_for_commit_is_forgotten_by_a_rollback_past_it() -> None:
+    ledger = Ledger()
+    done: list[str] = []
+    transaction = ledger.begin()
+    transaction.at_commit(done.append, "kept")
+    savepoint = transaction.savepoint()
+    transaction.at_commit(done.append, "forgotten")
+    transaction.rollback(savepoint)
+    ledger.prepare(transaction)
+    assert done == []
+    ledger.commit(transaction)
+    assert done == ["kept"]
+
+
+def test_a_discarded_transaction_is_undone_and_its_epoch_used_again() -> None:
+    ledger = Ledger()
+    store: dict[str, int] = {}
+    transaction = ledger.begin()
+    write(transaction, store, "a", 1)
+    ledger.discard(transaction)
+    assert store == {}
+    assert transaction.phase is Phase.ABORTED
+    assert ledger.begin().epoch == transaction.epoch
+
+
+def test_aborting_newest_first_unwinds_to_before_the_oldest() -> None:
+    ledger = Ledger()
+    store = {"a": 0}
+    steps = []
+    for value in (1, 2, 3):
+        transaction = ledger.begin()
+        write(transaction, store, "a", value)
+        ledger.prepare(transaction)
+        steps.append(transaction)
+    for transaction, left in zip(reversed(steps), (2, 1, 0), strict=True):
+        ledger.abort(transaction)
+        assert store == {"a": left}
+
+
+def test_actions_behind_a_fence_run_when_its_step_commits_and_not_before() -> None:
+    ledger = Ledger()
+    ran: list[str] = []
+    first, second = launch(ledger), launch(ledger)
+    assert not ledger.after(second.epoch, ran.append, "second")
+    assert not ledger.after(first.epoch, ran.append, "first")
+    ledger.commit(first)
+    assert ran == ["first"]
+    ledger.commit(second)
+    assert ran == ["first", "second"]
+    assert ledger.after(second.epoch, ran.append, "at once")
+    assert ran[-1] == "at once"
+
+
+def test_what_waits_for_an_aborted_step_is_not_left_behind() -> None:
+    ledger = Ledger()
+    ran: list[str] = []
+    first, second = launch(ledger), launch(ledger)
+    ledger.after(second.epoch, ran.append, "second")
+    ledger.abort(second)
+    assert ran == [], "the first may be what still touches it"
+    ledger.commit(first)
+    assert ran == ["second"]
+
+
+def test_the_fence_is_the_newest_step_in_flight() -> None:
+    ledger = Ledger()
+    assert ledger.fence == ledger.resolved == 0
+    first, second = launch(ledger), launch(ledger)
+    ledger.begin()
+    assert (ledger.fence, ledger.resolved, ledger.num_in_flight) == (second.epoch, 0, 2)
+    ledger.commit(first)
+    ledger.commit(second)
+    assert ledger.fence == ledger.resolved == second.epoch
+
+
+def misuses() -> dict[str, Callable[[Ledger, Transaction, Transaction], object]]:
+    """Each breaks the protocol of a ledger with two steps in flight and none open."""
+    return {
+        "commit out of order": lambda ledger, _, second: ledger.commit(second),
+        "abort the older first": lambda ledger, first, _: ledger.abort(first),
+        "open two": lambda ledger, *_: (ledger.begin(), ledger.begin()),
+        "prepare twice": lambda ledger, first, _: ledger.prepare(first),
+        "discard what was launched": lambda ledger, first, _: ledger.discard(first),
+        "abort under an open one": lambda ledger, _, second: (ledger.begin(), ledger.abort(second)),
+        "commit twice": lambda ledger, first, _: (ledger.commit(first), ledger.commit(first)),
+        "roll back what is committed": lambda ledger, first, _: (ledger.commit(first), first.rollback()),
+        "roll back to the future": lambda _, first, __: first.rollback(7),
+        "roll back to a negative savepoint": lambda _, first, __: first.rollback(-1),
+    }
+
+
+@pytest.mark.parametrize("misuse", misuses())
+def test_use_outside_the_protocol_is_refused(misuse: str) -> None:
+    ledger = Ledger()
+    first, second = launch(ledger), launch(ledger)
+    with pytest.raises(TransactionError):
+        misuses()[misuse](ledger, first, second)
