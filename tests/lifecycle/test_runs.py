@@ -1,0 +1,128 @@
+"""The loop's own records satisfy every property, whatever happens to its requests and its worker."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lifecycle.audit import Verdict, audit
+from lifecycle.properties.monitor import Monitor
+from lifecycle.records import STOPPED, Record, Started, StepCommitted, StepRolledBack, Transition, uint8s
+from lifecycle.states import Cause, Event
+from lifecycle.step import StepBatch, StepResult
+from tests.lifecycle.story import write
+from tests.loops.driver import CELLS, Driver
+from tests.loops.ghost import Ghost
+
+
+class FaultyGhost(Ghost):
+    """Loses one step in `interval`."""
+
+    source: random.Random
+    interval: int
+
+    def launch(self, batch: StepBatch) -> StepResult:
+        if self.interval and not self.source.randrange(self.interval):
+            raise RuntimeError("the step was lost")
+        return super().launch(batch)
+
+
+def run(seed: int, pacing: str, mixed: bool, num_pages: int, policy: str, interval: int) -> list[Record]:
+    """A run in which requests come, are aborted and stopped while the loop turns; all it recorded."""
+    source = random.Random(seed)
+    driver = Driver(
+        pacing=pacing, mixed=mixed, num_pages=num_pages, max_context=96, policy=policy, lookahead=source.choice([2, 64])
+    )
+    driver.ghost.__class__ = FaultyGhost
+    assert isinstance(driver.ghost, FaultyGhost)
+    driver.ghost.source, driver.ghost.interval = source, interval
+    shared = [source.randrange(50) for _ in range(24)]
+    requests = [0]
+    for _ in range(source.randrange(20, 80)):
+        match source.randrange(10):
+            case 0 | 1 | 2 | 3:
+                prompt = shared[: source.randrange(25)] + [source.randrange(50) for _ in range(source.randrange(1, 20))]
+                stops = tuple(source.sample(range(1000), 2))
+                requests.append(driver.submit(prompt, source.choice([0, 1, 5, 30, 60]), stop_token_ids=stops))
+            case 4:
+                driver.loop.abort(source.choice(requests), Cause.CLIENT, driver.now)
+            case 5:
+                request = source.choice(requests)
+                num_output = len(driver.output_of.get(request, ()))
+                if num_output:
+                    driver.loop.finish(request, source.randrange(1, num_output + 1), driver.now)
+            case _:
+                driver.step()
+    driver.run()
+    driver.loop.journal.closed(STOPPED, driver.loop.counters, 0, driver.loop.memory.pages)
+    started = Started(
+        version="0",
+        model="ghost",
+        config={},
+        num_pages=num_pages,
+        page_size=driver.config.page_size,
+        num_slots=driver.config.max_running,
+        seed=seed,
+        time=0.0,
+        wall=0.0,
+    )
+    return [started, *driver.records]  # type: ignore[list-item]  # the driver keeps them as objects
+
+
+def violations(records: list[Record]) -> list[str]:
+    monitor = Monitor()
+    for record in records:
+        monitor.observe(record)
+    monitor.finish()
+    return [
+        f"{each.property} at {each.record}, request {each.request}: {each.explanation}" for each in monitor.violations
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    cell=st.sampled_from(CELLS),
+    num_pages=st.sampled_from([24, 40, 64]),
+    policy=st.sampled_from(["fcfs", "lpm", "dfs-weight"]),
+    interval=st.sampled_from([0, 0, 20, 5]),
+)
+def test_no_run_of_the_loop_violates_a_property(
+    seed: int, cell: tuple[str, bool], num_pages: int, policy: str, interval: int
+) -> None:
+    assert violations(run(seed, *cell, num_pages, policy, interval)) == []
+
+
+def test_such_runs_reach_what_the_properties_are_about() -> None:
+    reached: set[object] = set()
+    for seed in range(30):
+        for record in run(seed, "overlap", bool(seed % 2), 24, "lpm", (0, 40)[seed % 2]):
+            match record:
+                case Transition():
+                    reached.add((record.event, record.cause))
+                    reached.update(["a prefix hit"] if record.num_cached else [])
+                case StepCommitted() if Event.STALE_TOKEN in uint8s(record.events):
+                    reached.add("a stale token")
+                case StepRolledBack():
+                    reached.add("a rollback")
+    assert reached >= {
+        "a prefix hit",
+        "a stale token",
+        "a rollback",
+        (Event.RETRACT, Cause.MEMORY),
+        (Event.RETRACT, Cause.STEP_LOST),
+        (Event.FINISH, Cause.LENGTH),
+        (Event.FINISH, Cause.STOP_STRING),
+        (Event.ABORT, Cause.CLIENT),
+    }
+
+
+@pytest.mark.parametrize("interval", [0, 10])
+def test_a_recorded_run_passes_its_audit(tmp_path: Path, interval: int) -> None:
+    report = audit(write(tmp_path, run(3, "overlap", True, 40, "fcfs", interval), block=100))
+    assert report.verdict == Verdict.PASS, report.text()
+    assert report.num_requests > 3
