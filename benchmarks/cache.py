@@ -4,7 +4,7 @@
     SGLANG_DIR=<folder with an unpacked sglang wheel>  python -m benchmarks.cache     SGLang's RadixCache beside
 
 The peer runs in the same run on the same prompts (`benchmarks/cache_workload.py`), in its own process. To unpack one:
-`pip download --no-deps sglang==0.5.23 && python -m zipfile -e sglang-*.whl <folder>`.
+`pip download --no-deps sglang==0.5.23 && python -m zipfile -e sglang-*.whl <folder> && pip install -t <folder> pillow dill`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from benchmarks.cache_workload import (
     REPETITIONS,
     Int32s,
     evict_repetitions,
+    pages_to_hold,
     prompts,
     prompts_to_fill,
 )
@@ -106,7 +107,7 @@ def evict_cost(num_pages: int) -> Spread:
 
 def _evict_cost_once(offered: Sequence[Int32s]) -> float:
     ledger = Ledger()
-    pool = PagePool(len(offered) * (PROMPT // PAGE), PAGE, ledger)
+    pool = PagePool(pages_to_hold(len(offered)), PAGE, ledger)
     cache = RadixCache(PAGE)
     transaction = ledger.begin()
     with quiet():

@@ -44,6 +44,11 @@ def prompts_to_fill(pages: int) -> int:
     return round(pages * GROUP / (GROUP * _OWN_PAGES + _SHARED_PAGES))
 
 
+def pages_to_hold(count: int) -> int:
+    """Pages that `count` prompts fill, and room for one more prompt: eviction starts with next to nothing free."""
+    return count * _OWN_PAGES + -(-count // GROUP) * _SHARED_PAGES + PROMPT // PAGE
+
+
 def evict_repetitions(pages: int) -> int:
     """Filling a large cache takes long, so it is done less often."""
     return REPETITIONS if pages <= 100_000 else 3

@@ -1,0 +1,84 @@
+"""The cache that shares nothing, and the choice between caches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from memory.pages import MemoryViolation
+from memory.pool import Memory
+from memory.prefix.base import PrefixCache
+from memory.prefix.chunk import ChunkCache
+from memory.prefix.radix import RadixCache
+from memory.prefix.select import CACHES, make_cache
+
+TOKENS = np.arange(32, dtype=np.int32)
+PAGES = np.array([4, 5], np.int32)
+
+
+def test_nothing_inserted_is_ever_found() -> None:
+    cache = ChunkCache(16)
+    insertion = cache.insert(TOKENS, PAGES, "", None, 0)
+    assert insertion.adopted.tolist() == insertion.hold.pages.tolist() == []
+    assert cache.match_and_hold(TOKENS, "").num_tokens == 0
+    assert (cache.held, cache.evictable) == (0, 0)
+    assert cache.evict(8).pages.tolist() == cache.reset().pages.tolist() == []
+    assert cache.statistics()["missed_tokens"] == 32
+    assert cache.pretty() == "empty"
+
+
+def test_an_empty_hold_is_released_once_too() -> None:
+    cache = ChunkCache(16)
+    first = cache.match_and_hold(TOKENS, "")
+    second = cache.insert(TOKENS, PAGES, "", first, 0).hold
+    assert cache.statistics()["holds"] == 1
+    with pytest.raises(MemoryViolation, match="released once"):
+        cache.release(first, 0)
+    cache.release(second, 0)
+    assert cache.statistics()["holds"] == 0
+    cache.invariants()
+
+
+def test_a_hold_of_another_cache_is_noticed() -> None:
+    with pytest.raises(MemoryViolation, match="the cache that gave it"):
+        ChunkCache(16).release(RadixCache(16).match_and_hold(TOKENS, ""), 0)
+    with pytest.raises(MemoryViolation, match="the cache that gave it"):
+        RadixCache(16).release(ChunkCache(16).match_and_hold(TOKENS, ""), 0)
+    cache = ChunkCache(16)
+    cache.release(ChunkCache(16).match_and_hold(TOKENS, ""), 0)
+    with pytest.raises(MemoryViolation, match="released once"):
+        cache.invariants()
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_every_cache_serves_a_whole_memory_and_gives_all_of_it_back(name: str) -> None:
+    memory = Memory(num_pages=4, num_slots=2, max_context=64, cache=make_cache(name, 16))
+    found = []
+    for _ in range(2):
+        transaction = memory.ledger.begin()
+        granted = memory.admit(transaction, TOKENS, "", True)
+        assert granted is not None
+        found.append(granted.num_cached)
+        grown = memory.extend(transaction, np.array([granted.slot], np.int32), np.array([32], np.int32))
+        assert grown is not None
+        memory.ledger.prepare(transaction)
+        memory.ledger.commit(transaction)
+        memory.share_prefix(granted.slot, TOKENS, "")
+        memory.invariants()
+        memory.release(granted.slot)
+        memory.invariants()
+    assert found == ([0, 16] if name == "radix" else [0, 0])
+    assert memory.flush()
+    assert memory.pages.free == 4
+
+
+def test_caches_are_chosen_by_name_in_one_place() -> None:
+    cache: PrefixCache = make_cache("radix", 64)
+    assert isinstance(cache, RadixCache)
+    assert cache.page_size == 64
+    assert isinstance(make_cache("none", 1), ChunkCache)
+    with pytest.raises(ValueError, match="unknown prefix cache 'lru'; there are: radix, none"):
+        make_cache("lru", 1)
+    for name in CACHES:
+        with pytest.raises(ValueError, match="at least one token"):
+            make_cache(name, 0)

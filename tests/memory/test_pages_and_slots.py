@@ -1,0 +1,168 @@
+"""The pools by themselves: classes of pages, fences, generations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from memory.pages import Int32s, MemoryViolation, PagePool
+from memory.slots import SlotPool
+from memory.transaction import Ledger, Transaction
+
+
+def pool_of(total: int) -> tuple[PagePool, Ledger]:
+    ledger = Ledger()
+    return PagePool(total, 16, ledger), ledger
+
+
+def take(pool: PagePool, transaction: Transaction, count: int) -> Int32s:
+    pages = pool.take(transaction, count)
+    assert pages is not None
+    return pages
+
+
+def test_pages_go_out_lowest_first_and_come_back_as_they_were() -> None:
+    pool, ledger = pool_of(4)
+    transaction = ledger.begin()
+    before = pool.free_pages.tolist()
+    assert take(pool, transaction, 3).tolist() == [0, 1, 2]
+    assert take(pool, transaction, 1).tolist() == [3]
+    transaction.rollback()
+    assert pool.free_pages.tolist() == before
+    pool.invariants()
+
+
+def test_too_few_pages_are_refused_without_a_change() -> None:
+    pool, ledger = pool_of(4)
+    transaction = ledger.begin()
+    take(pool, transaction, 3)
+    before = (pool.counters(), pool.free_pages.tolist(), transaction.savepoint())
+    assert pool.take(transaction, 2) is None
+    assert (pool.counters(), pool.free_pages.tolist(), transaction.savepoint()) == before
+    assert take(pool, transaction, 0).tolist() == []
+
+
+def test_a_released_page_is_not_given_out_while_a_launched_step_may_touch_it() -> None:
+    pool, ledger = pool_of(2)
+    first = ledger.begin()
+    pages = take(pool, first, 2)
+    ledger.prepare(first)
+    second = ledger.begin()
+    ledger.prepare(second)
+    pool.release(pages, ledger.fence)
+    assert (pool.free, pool.deferred) == (0, 2)
+    ledger.commit(first)
+    assert pool.take(ledger.begin(), 1) is None
+    ledger.commit(second)
+    assert (pool.free, pool.deferred) == (2, 0)
+    pool.invariants()
+
+
+def test_a_shared_page_outlives_all_but_its_last_referrer() -> None:
+    pool, ledger = pool_of(2)
+    pages = take(pool, ledger.begin(), 1)
+    pool.adopt(pages)
+    pool.share(pages)
+    for left in (2, 1):
+        pool.release(pages, 0)
+        assert pool.refcount[pages].tolist() == [left]
+        assert (pool.cached, pool.free) == (1, 1)
+    pool.evict(pages, 0)
+    assert (pool.cached, pool.free) == (0, 2)
+    pool.invariants()
+
+
+def test_the_generation_of_a_page_rises_each_time_it_is_given_back() -> None:
+    pool, ledger = pool_of(1)
+    handles = []
+    for _ in range(3):
+        transaction = ledger.begin()
+        pages = take(pool, transaction, 1)
+        handles.append((int(pages[0]), int(pool.generation[pages[0]])))
+        transaction.rollback()
+        ledger.discard(transaction)
+        pages = take(pool, transaction, 1)
+        handles.append((int(pages[0]), int(pool.generation[pages[0]])))
+        pool.release(pages, 0)
+    assert len(set(handles)) == len(handles), "a stale handle is told from a live one"
+
+
+def test_pages_of_a_request_that_left_are_not_given_back_twice_by_an_abort() -> None:
+    pool, ledger = pool_of(3)
+    transaction = ledger.begin()
+    pages = take(pool, transaction, 2)
+    ledger.prepare(transaction)
+    pool.release(pages, ledger.fence)
+    ledger.abort(transaction)
+    assert (pool.free, pool.deferred) == (3, 0)
+    pool.invariants()
+
+
+def test_moves_against_the_law_are_refused_and_change_nothing() -> None:
+    pool, ledger = pool_of(6)
+    transaction = ledger.begin()
+    owned, cached = take(pool, transaction, 1), take(pool, transaction, 1)
+    pool.adopt(cached)
+    free = pool.free_pages[-1:].copy()
+    before = (pool.counters(), pool.refcount.tolist(), pool.in_cache.tolist())
+    refused: list[tuple[Callable[..., object], tuple[object, ...]]] = [
+        (pool.share, (owned,)),
+        (pool.share, (free,)),
+        (pool.unshare, (owned,)),
+        (pool.release, (free, 0)),
+        (pool.adopt, (free,)),
+        (pool.adopt, (cached,)),
+        (pool.evict, (owned, 0)),
+        (pool.evict, (cached, 0)),
+    ]
+    for move, arguments in refused:
+        with pytest.raises(MemoryViolation):
+            move(*arguments)
+        assert (pool.counters(), pool.refcount.tolist(), pool.in_cache.tolist()) == before
+    pool.invariants()
+
+
+def test_a_pool_has_pages_and_slots() -> None:
+    ledger = Ledger()
+    for total, page_size in ((0, 16), (1, 0)):
+        with pytest.raises(ValueError, match="pool needs pages"):
+            PagePool(total, page_size, ledger)
+    with pytest.raises(ValueError, match="at least one slot"):
+        SlotPool(0, ledger)
+
+
+def test_a_slot_is_used_again_only_after_the_step_that_used_it() -> None:
+    ledger = Ledger()
+    slots = SlotPool(1, ledger)
+    transaction = ledger.begin()
+    assert slots.take(transaction) == 0
+    assert slots.take(transaction) is None
+    ledger.prepare(transaction)
+    slots.release(0, ledger.fence)
+    assert slots.take(ledger.begin()) is None
+    slots.check()
+    ledger.commit(transaction)
+    assert slots.free == 1
+    slots.check()
+
+
+def test_a_slot_is_released_once() -> None:
+    ledger = Ledger()
+    slots = SlotPool(2, ledger)
+    slot = slots.take(ledger.begin())
+    assert slot is not None
+    slots.release(slot, 0)
+    with pytest.raises(MemoryViolation, match="released once"):
+        slots.release(slot, 0)
+    assert slots.used.tolist() == []
+
+
+def test_slots_come_back_in_the_order_they_had() -> None:
+    ledger = Ledger()
+    slots = SlotPool(3, ledger)
+    transaction = ledger.begin()
+    taken = [slots.take(transaction) for _ in range(3)]
+    transaction.rollback()
+    assert [slots.take(transaction) for _ in range(3)] == taken == list(np.arange(3))
