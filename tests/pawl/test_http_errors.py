@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from lifecycle.states import ABORT_CAUSES
+from actors.messages.generate import Abort
+from lifecycle.states import ABORT_CAUSES, Cause
 from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE
 from tests.pawl.fake_engine import Served
 
@@ -157,7 +158,19 @@ def test_bad_input_is_refused_by_name(client: httpx.Client, path: str, bad: Bad,
 )
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"not json", b'{"prompt": NaN}', b'{"prompt": "\xff"}', b"[]", b"7", b'"x"', b"null", b"{'a': 1}"],
+    [
+        b"",
+        b"{",
+        b"not json",
+        b'{"prompt": NaN}',
+        b'{"prompt": "\xff"}',
+        b"[]",
+        b"7",
+        b'"x"',
+        b"null",
+        b"{'a': 1}",
+        b'{"prompt": "\\ud800"}',
+    ],
 )
 def test_a_body_that_is_no_json_object_is_refused(client: httpx.Client, path: str, content: bytes) -> None:
     response = client.post(path, content=content)
@@ -233,9 +246,13 @@ def test_more_than_the_limit_is_503_with_retry_after_and_harms_nobody() -> None:
 
 
 def test_one_bad_prompt_of_a_completion_call_ends_its_siblings(client: httpx.Client, served: Served) -> None:
+    served.on_loop(served.engine.hold)
+    del served.engine.seen[:]
     response = client.post("/v1/completions", json={"prompt": ["hello", ""], "max_tokens": 400})
     assert response.status_code == 400
     served.engine.until(lambda: served.engine.gateway.num_live == 0)
+    aborts = [message for message in served.engine.seen if isinstance(message, Abort)]
+    assert [(len(abort.requests), abort.cause) for abort in aborts] == [(1, Cause.CLIENT)]
 
 
 def test_every_abort_cause_has_a_status_and_words() -> None:
