@@ -39,14 +39,13 @@ def row_keys(seeds: NDArray[np.uint64], positions: Int32s) -> Int32s:
     return mixed.view(np.int32).reshape(-1, 2)
 
 
-def _mix32(words: Tensor) -> Tensor:
+def _mix32(words: Tensor, scratch: Tensor) -> None:
     """Mix int32 words in place. Right shifts are made logical by masking off the copied sign bits."""
-    words ^= (words >> 16) & 0xFFFF
-    words *= _FIRST
-    words ^= (words >> 15) & 0x1FFFF
-    words *= _SECOND
-    words ^= (words >> 16) & 0xFFFF
-    return words
+    for shift, factor in ((16, _FIRST), (15, _SECOND), (16, None)):
+        torch.bitwise_right_shift(words, shift, out=scratch)
+        words.bitwise_xor_(scratch.bitwise_and_((1 << (32 - shift)) - 1))
+        if factor is not None:
+            words.mul_(factor)
 
 
 def gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
@@ -54,9 +53,12 @@ def gumbel(keys: Tensor, tokens: Tensor) -> Tensor:
 
     -log(-log1p(-v)) with v uniform in (0, 1): the small v that win have full relative precision in float32.
     """
-    words = _mix32(tokens * _SPREAD ^ keys[:, :1])
-    words = _mix32(words.add_(keys[:, 1:]))
-    uniform = words.bitwise_and_(0x7FFFFFFF).float()
+    # Two buffers for everything: for a whole vocabulary, fresh memory costs more than the arithmetic.
+    words = tokens * _SPREAD ^ keys[:, :1]
+    scratch = torch.empty_like(words)
+    _mix32(words, scratch)
+    _mix32(words.add_(keys[:, 1:]), scratch)
+    uniform = scratch.view(torch.float32).copy_(words.bitwise_and_(0x7FFFFFFF))
     uniform.mul_(2.0**-31).add_(2.0**-32).clamp_(max=1.0 - 2.0**-24)
     return uniform.neg_().log1p_().neg_().log_().neg_()
 

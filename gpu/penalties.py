@@ -61,16 +61,21 @@ class Penalties:
     def _rows_of(self, slots: Int32s) -> Tensor:
         return upload(np.array([self._rows[int(slot)] for slot in slots], np.int64), self.device)
 
-    def apply(self, logits: Tensor, slots: Int32s) -> Tensor:
-        """Penalised logits, float32 [n, vocab], for rows of penalised `slots` [n]."""
+    def apply(self, logits: Tensor, slots: Int32s) -> None:
+        """Penalise logits, float32 [n, vocab], in place, for rows of penalised `slots` [n]."""
         rows = self._rows_of(slots)
-        repetition, presence, frequency = upload(self._factors[slots], self.device)[:, :, None].unbind(1)
+        factors = self._factors[slots]
+        repetition, presence, frequency = upload(factors, self.device)[:, :, None].unbind(1)
         counts = self._outputs[rows]
         drawn = counts > 0
-        seen = drawn | self._prompts[rows]
-        repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
-        logits = torch.where(seen, repeated, logits)
-        return logits - frequency * counts - presence * drawn
+        # A penalty that no row has would change nothing; it is left out because these arrays are large.
+        if (factors[:, 0] != 1.0).any():
+            repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
+            torch.where(drawn | self._prompts[rows], repeated, logits, out=logits)
+        if factors[:, 2].any():
+            logits.addcmul_(counts.float(), frequency, value=-1.0)
+        if factors[:, 1].any():
+            logits.addcmul_(drawn.float(), presence, value=-1.0)
 
     def count(self, slots: Int32s, tokens: Tensor) -> None:
         """`tokens` [n] int64 were drawn for the penalised `slots` [n]."""

@@ -159,8 +159,13 @@ class Sampler:
         """Penalties, bias and barred stop tokens, in place."""
         penalised = np.flatnonzero(self._penalised[slots])
         if len(penalised):
-            penalised_rows = upload(penalised, self.device)
-            logits[penalised_rows] = self._penalties.apply(logits[penalised_rows], slots[penalised])
+            if len(penalised) == len(slots):
+                self._penalties.apply(logits, slots)
+            else:
+                penalised_rows = upload(penalised, self.device)
+                part = logits[penalised_rows]
+                self._penalties.apply(part, slots[penalised])
+                logits[penalised_rows] = part
         for row in np.flatnonzero(self._biased[slots]):
             ids, values = self._biases[int(slots[row])]
             logits[int(row), upload(ids.astype(np.int64), self.device)] += values

@@ -7,7 +7,7 @@ the next chunk is scored by the last logits of this one, which are kept for the 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from gpu.backend import ForwardInputs
 from lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch
+
+# Rows scored at a time: the log-probabilities of a long chunk over a large vocabulary would take gigabytes.
+BLOCK = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +34,17 @@ class Scores:
 
 def score(logits: Tensor, chosen: Tensor, num_top: int) -> Scores:
     """Log-probabilities of the tokens `chosen` [n] and of the `num_top` likeliest under `logits` [n, vocab]."""
-    total = logits.logsumexp(-1)
-    top, top_tokens = logits.topk(num_top)
-    return Scores(logits.gather(1, chosen[:, None])[:, 0] - total, top_tokens, top - total[:, None])
+    parts = [_score_block(logits[i : i + BLOCK], chosen[i : i + BLOCK], num_top) for i in range(0, len(chosen), BLOCK)]
+    if len(parts) == 1:
+        return parts[0]
+    return Scores(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Scores)))
+
+
+def _score_block(logits: Tensor, chosen: Tensor, num_top: int) -> Scores:
+    # The softmax kernel adds up each row by itself, so a row's scores do not depend on its batch.
+    logprobs = logits.log_softmax(-1)
+    top, top_tokens = logprobs.topk(num_top)
+    return Scores(logprobs.gather(1, chosen[:, None])[:, 0], top_tokens, top)
 
 
 @dataclass(frozen=True, eq=False)

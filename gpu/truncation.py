@@ -2,12 +2,14 @@
 
 The order is temperature, then top-k, then top-p over what top-k left (renormalised), then min-p relative to the
 likeliest token. How a row is computed depends on that row alone: a row that needs sorting looks at its likeliest 64,
-1,024 or all tokens, according to its own parameters and its own logits. So its draw never depends on its batch.
+1,024 or all tokens, according to its own parameters and its own logits, and no sum over a row is taken by a kernel
+that adds in another order when the batch is larger. So its draw never depends on its batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -41,23 +43,29 @@ class DrawParameters:
 
 
 def draw(logits: Tensor, parameters: DrawParameters) -> Tensor:
-    """One token for each row, int64 [n], from logits float32 [n, vocab]. At least the likeliest token is kept."""
+    """One token for each row, int64 [n], from logits float32 [n, vocab], which are changed in place.
+
+    At least the likeliest token is kept.
+    """
     device, vocab_size = logits.device, logits.shape[1]
     # Subtracting the maximum first keeps tiny temperatures from overflowing.
-    temperature = upload(parameters.temperature, device)[:, None]
-    scaled = (logits - logits.amax(-1, keepdim=True)).div_(temperature)
-    narrow = (parameters.top_k > 0) & (parameters.top_k <= NARROW)
-    whole = (parameters.top_k == 0) & (parameters.top_p >= 1.0)
+    scaled = logits.sub_(logits.amax(-1, keepdim=True)).div_(upload(parameters.temperature, device)[:, None])
     tokens = torch.empty(len(logits), dtype=torch.int64, device=device)
-    for chosen, width in ((narrow, NARROW), (~narrow & ~whole, WIDE)):
+    limited = parameters.top_k > 0
+    nucleus = ~limited & (parameters.top_p < 1.0)
+    for chosen, way in (
+        (limited & (parameters.top_k <= NARROW), partial(_draw_limited, width=NARROW)),
+        (limited & (parameters.top_k > NARROW) & (parameters.top_k <= WIDE), partial(_draw_limited, width=WIDE)),
+        (limited & (parameters.top_k > WIDE), partial(_draw_limited, width=vocab_size)),
+        (nucleus, _draw_nucleus),
+        (~limited & ~nucleus, _draw_whole),
+    ):
+        if chosen.all():
+            return way(scaled, parameters)
         if chosen.any():
             rows = np.flatnonzero(chosen)
-            part = scaled if len(rows) == len(scaled) else scaled[upload(rows, device)]
-            tokens[upload(rows, device)] = _draw_sorted(part, parameters.of(rows), min(width, vocab_size))
-    if whole.any():
-        rows = np.flatnonzero(whole)
-        part = scaled if len(rows) == len(scaled) else scaled[upload(rows, device)]
-        tokens[upload(rows, device)] = _draw_whole(part, parameters.of(rows))
+            device_rows = upload(rows, device)
+            tokens[device_rows] = way(scaled[device_rows], parameters.of(rows))
     return tokens
 
 
@@ -71,29 +79,42 @@ def _draw_whole(scaled: Tensor, parameters: DrawParameters) -> Tensor:
     return perturbed.argmax(-1)
 
 
-def _draw_sorted(scaled: Tensor, parameters: DrawParameters, width: int) -> Tensor:
-    """Rows that keep a prefix of their tokens by likelihood; `width` is how many are sorted at first."""
-    device, vocab_size = scaled.device, scaled.shape[1]
-    top_k = np.where(parameters.top_k > 0, parameters.top_k, vocab_size)
-    values, tokens = scaled.topk(width)
-    limit = upload(top_k.astype(np.int64), device)[:, None]
-    within = torch.arange(width, device=device)[None] < limit
-    inside = values.masked_fill(~within, float("-inf"))
-    # Without top-k the tail beyond `width` belongs to the total.
-    unlimited = upload(parameters.top_k == 0, device)[:, None]
-    total = torch.where(unlimited, scaled.logsumexp(-1, keepdim=True), inside.logsumexp(-1, keepdim=True))
-    probabilities = (inside - total).exp()
+def _draw_limited(scaled: Tensor, parameters: DrawParameters, width: int) -> Tensor:
+    """Rows with 0 < top_k <= width."""
+    values, tokens = scaled.topk(min(width, scaled.shape[1]))
+    limit = upload(parameters.top_k, scaled.device)[:, None]
+    values.masked_fill_(torch.arange(values.shape[1], device=scaled.device)[None] >= limit, float("-inf"))
+    drawn, _ = _draw_sorted(values, values.softmax(-1), tokens, parameters)
+    return drawn
+
+
+def _draw_nucleus(scaled: Tensor, parameters: DrawParameters) -> Tensor:
+    """Rows with top-p but without top-k: few tokens hold most of the mass, so only those are sorted at first."""
+    # The softmax kernel adds up each row by itself; `logsumexp` may split a lone row over threads.
+    scaled = scaled.log_softmax(-1)
+    values, tokens = scaled.topk(min(WIDE, scaled.shape[1]))
+    drawn, complete = _draw_sorted(values, values.exp(), tokens, parameters)
+    if values.shape[1] < scaled.shape[1] and not complete.all():
+        rows = np.flatnonzero(~complete)
+        device_rows = upload(rows, scaled.device)
+        values, tokens = scaled[device_rows].sort(dim=-1, descending=True, stable=True)
+        drawn[device_rows], _ = _draw_sorted(values, values.exp(), tokens, parameters.of(rows))
+    return drawn
+
+
+def _draw_sorted(
+    values: Tensor, probabilities: Tensor, tokens: Tensor, parameters: DrawParameters
+) -> tuple[Tensor, NDArray[np.bool_]]:
+    """Top-p, min-p and the draw over sorted candidates [n, k] with their (unnormalised) log-probabilities `values`.
+
+    Returns the tokens, and for each row whether what is kept ends before the candidates do.
+    """
+    device = values.device
     reached = probabilities.cumsum(-1)
     top_p, min_p = (upload(array, device)[:, None] for array in (parameters.top_p, parameters.min_p))
-    keep = within & (reached - probabilities < top_p) & (probabilities >= min_p * probabilities[:, :1])
+    keep = (reached - probabilities < top_p) & (probabilities >= min_p * probabilities[:, :1])
     keep[:, 0] = True
-    noise = gumbel(upload(parameters.keys, device), tokens.int())
-    winners = (values + noise).masked_fill_(~keep, float("-inf")).argmax(-1, keepdim=True)
-    drawn = tokens.gather(1, winners)[:, 0]
-    if width < vocab_size:
-        # Cut off by `width` rather than by the row's own parameters: sort that row whole.
-        short = (keep[:, -1:] & (reached[:, -1:] < top_p) & (limit > width))[:, 0].cpu().numpy()
-        if short.any():
-            rows = np.flatnonzero(short)
-            drawn[upload(rows, device)] = _draw_sorted(scaled[upload(rows, device)], parameters.of(rows), vocab_size)
-    return drawn
+    perturbed = gumbel(upload(parameters.keys, device), tokens.int()).add_(values).masked_fill_(~keep, float("-inf"))
+    drawn = tokens.gather(1, perturbed.argmax(-1, keepdim=True))[:, 0]
+    complete = ~keep[:, -1] | (reached[:, -1] >= top_p[:, 0])
+    return drawn, complete.cpu().numpy()
