@@ -101,7 +101,7 @@ class Admission:
         grown = grow(draft, segment, work)
         if grown is None:
             return None
-        work.admitted(draft.transaction, row, granted.slot)
+        work.admitted(draft.transaction, row, granted.slot, granted.num_cached)
         draft.admit(row, granted.slot, entries)
         draft.prefill(segment, grown)
         ticket.num_cached = ticket.num_cached if ticket.num_retractions else granted.num_cached

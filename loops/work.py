@@ -77,11 +77,11 @@ class Work:
 
     # ---- verbs of planning: undoable ----
 
-    def admitted(self, transaction: Transaction, row: int, slot: int) -> None:
-        """The row starts to work on `slot`."""
+    def admitted(self, transaction: Transaction, row: int, slot: int, num_cached: int) -> None:
+        """The row starts to work on `slot`, whose first `num_cached` positions are there already."""
         table = self.table
         table.slot[row] = slot
-        table.num_computed[row] = self.memory.length[slot]
+        table.num_computed[row] = num_cached
         table.move(row, Event.ADMIT)
         transaction.log(self._unadmitted, row, row in self.queue)
         if row in self.queue:
