@@ -14,8 +14,8 @@ class State(IntEnum):
     NEW = 0
     """Entered: never stored for a request; the source of `submit`. Left by `submit`."""
     QUEUED = 1
-    """Entered by `submit`, or by `retract` from work. Owns nothing. Left by `admit`, `abort`, and by `finish` when a stop
-    string is found in output from before a retraction."""
+    """Entered by `submit`, or by `retract` from work. Owns nothing. Left by `admit`, `abort`, and by
+    `finish` when a stop string is found in output from before a retraction."""
     QUEUED_COMPILING = 2
     """Entered by `submit_grammar`: waits for its grammar. Owns nothing. Left by `grammar_ready`, `abort`."""
     QUEUED_FETCHING = 3
