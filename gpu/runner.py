@@ -184,7 +184,7 @@ class Runner:
             raise OutOfOrder(launched.step, oldest)
         del self._in_flight[0]
         tokens = launched.draws.tokens.cpu().numpy().astype(np.int32)
-        ended = launched.issued_s if self.device.type == "cpu" else time.perf_counter()
+        ended = time.perf_counter() if self.asynchronous else launched.issued_s
         return StepResult(
             step=launched.step,
             tokens=tokens,

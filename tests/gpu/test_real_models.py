@@ -62,7 +62,7 @@ def test_smollm2_scores_like_transformers_and_says_paris(smollm2: ModelSource) -
         decoder = decoder_of(smollm2, weights, torch.float32)
         table = scrambled_table(2, 32)
         found, alone = logits_in_pieces(decoder, table, [story, CAPITAL_OF_FRANCE], seed=4)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-4)
     assert int(alone[-1].argmax()) == PARIS
 
 

@@ -318,3 +318,10 @@ def test_native_on_a_dtype_it_does_not_have_is_an_honest_error(folder: Path) -> 
 def test_a_backend_nobody_knows_is_refused(folder: Path) -> None:
     with pytest.raises(BackendUnavailable, match="known: auto, torch, native"):
         made(folder, backend="tpu")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_only_a_device_of_its_own_computes_after_launch_returns(folder: Path, device: str) -> None:
+    runner = made(folder, device)
+    assert runner.asynchronous is (device == "cuda")
+    assert runner.backend_name == "torch"

@@ -133,7 +133,7 @@ def random_logits(vocab_size: int) -> torch.Tensor:
     return torch.randn(len(MIXED), vocab_size, generator=torch.Generator().manual_seed(5)) * 2
 
 
-@pytest.mark.parametrize("vocab_size", [VOCABULARY, 3000])
+@pytest.mark.parametrize("vocab_size", [VOCABULARY, 3000, 50_000])
 def test_a_draw_does_not_depend_on_the_batch_or_its_order(vocab_size: int) -> None:
     def together(order: Int32s) -> list[int]:
         sampler = sampler_of(*MIXED, histories=MIXED_HISTORIES, vocab_size=vocab_size)
