@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import msgspec
@@ -39,7 +39,9 @@ class _Output:
         self._lock = threading.Lock()
 
     def write(self, line: str) -> None:
-        with self._lock:
+        """Print one line. Where nobody reads any more (a closed terminal, a broken pipe) the line is lost: an engine
+        must not fail for want of a reader."""
+        with self._lock, suppress(OSError, ValueError):
             if self.console is not None:
                 from rich.text import Text
 

@@ -10,10 +10,14 @@ The profile is chosen with PAWL_HYPOTHESIS:
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
@@ -63,3 +67,22 @@ def _cuda() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+@pytest.fixture
+def logs_apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that run a whole command: the logging it sets up for its process ends with the test.
+
+    A logger that was cached would keep writing to the test's captured stream, so within the test none is.
+    """
+    configure, root = structlog.configure, logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+
+    def uncached(**settings: Any) -> None:
+        configure(**settings | {"cache_logger_on_first_use": False})
+
+    monkeypatch.setattr(structlog, "configure", uncached)
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)

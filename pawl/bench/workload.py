@@ -26,9 +26,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     def token_prompts(self, vocabulary_size: int) -> list[list[int]]:
         """One list of token ids for each request, drawn evenly from the vocabulary without its lowest ids."""
         generator = random.Random(self.seed)
+        lowest = min(LOWEST_TOKEN, vocabulary_size // 2)
 
         def draw(count: int) -> list[int]:
-            return [generator.randrange(LOWEST_TOKEN, vocabulary_size) for _ in range(count)]
+            return [generator.randrange(lowest, vocabulary_size) for _ in range(count)]
 
         prefix = draw(self.shared_prefix)
         return [prefix + draw(self.input_length - self.shared_prefix) for _ in range(self.num_prompts)]

@@ -12,7 +12,7 @@ import msgspec
 
 from pawl.bench.measures import Sample, Summary, record, summarise, tables
 from pawl.bench.online import PATHS, Plan, run_load
-from pawl.bench.workload import LOWEST_TOKEN, Workload
+from pawl.bench.workload import Workload
 from pawl.commands.failures import CommandFailed, UsageError
 from pawl.commands.settings import SERVER_ONLY, prepared, running_engine
 from pawl.config import add_flags
@@ -122,8 +122,8 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     """The load of this command line. Raises UsageError for one that cannot be."""
     if arguments.concurrency < 1 or arguments.time_limit_s <= 0 or (arguments.rate is not None and arguments.rate <= 0):
         raise UsageError("--concurrency, --rate and --time-limit-s must be above zero")
-    if arguments.vocabulary_size <= LOWEST_TOKEN:
-        raise UsageError(f"--vocabulary-size must be above {LOWEST_TOKEN}, where ordinary tokens begin")
+    if arguments.vocabulary_size < 2:
+        raise UsageError("--vocabulary-size must be 2 or more")
     return Plan(
         url=arguments.url,
         route=arguments.route,
