@@ -124,13 +124,13 @@ def _live(display: Callable[[Console], Any]) -> Iterator[Any]:
     """Draw `display(console)` at the foot of the terminal for the time of the block; yields it."""
     from rich.console import Console
 
-    console = Console(file=_output.stream)
+    console, outer = Console(file=_output.stream), _output.console
     _output.console = console
     try:
         with display(console) as drawn:
             yield drawn
     finally:
-        _output.console = None
+        _output.console = outer
 
 
 @contextmanager
