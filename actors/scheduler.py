@@ -179,6 +179,9 @@ class Scheduler(Actor):
         timeout_s = self.default_timeout_s if message.timeout_s is None else message.timeout_s
         self.loop.submit(ticket, message.tokens, message.priority, now + timeout_s, now)
         early = self._aborted_early.pop(message.request, None)
+        # Requests come in the order of their numbers: one that was passed was refused on its way and never comes.
+        for passed in [request for request in self._aborted_early if request < message.request]:
+            del self._aborted_early[passed]
         if early is None and self._draining:
             early = (Cause.DRAINED, "the server stops")
         if early is not None:

@@ -124,7 +124,7 @@ class Engine:
         if parts.recorder is not None:
             spawn(parts.recorder, "recorder", capacity=65_536)
         for name in STOP_ORDER:
-            if name != "gateway":
+            if name != "gateway" and (name != "recorder" or parts.recorder is not None):
                 self.system.watch("gateway", name)
         self.system.start()
         if self._own_loop is not None:
