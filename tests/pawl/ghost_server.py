@@ -63,7 +63,7 @@ def ghost_parts(loop_config: LoopConfig, trace_dir: Path) -> Parts:
 
 @contextmanager
 def ghost_server(parts: Parts, **settings: Any) -> Iterator[tuple[str, int]]:
-    """Host and port of a running server; stopped in order, trace closed, when the block ends."""
+    """Host and port of a running server of `parts`; stopped in order, trace closed, when the block ends."""
     config = build_config({"port": 0, **settings})
     ready = threading.Event()
     listener = open_socket(config.host, config.port)

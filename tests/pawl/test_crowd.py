@@ -1,17 +1,21 @@
-"""A crowd of streaming clients, a third of them vanishing, on memory for a tenth of them."""
+"""A crowd of streaming clients, a third of them vanishing, on memory for a tenth: with a ghost and with the real model."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpu.backend import BackendUnavailable
 from lifecycle.audit import Verdict, audit
 from loops.select import LoopConfig
+from pawl.assembly import Parts, load_parts
+from pawl.config import build_config
 from tests.loops.ghost import expected
 from tests.pawl.ghost_server import ghost_parts, ghost_server
 
@@ -56,43 +60,98 @@ async def stream(address: tuple[str, int], prompt: list[int], leave_after: int |
     return tokens
 
 
+async def crowd(address: tuple[str, int], prompts: list[list[int]], leaving: list[int | None]) -> list[list[int]]:
+    """All clients at once."""
+    return await asyncio.gather(
+        *(stream(address, prompt, leave) for prompt, leave in zip(prompts, leaving, strict=True))
+    )
+
+
+async def rest(address: tuple[str, int]) -> bytes:
+    """Status line of a flush, which succeeds only when nothing is live any more."""
+    reader, writer = await post(address, "/flush_cache?timeout=20", {})
+    status = await reader.readline()
+    writer.close()
+    return status
+
+
+def visitors(count: int, vocabulary: int) -> tuple[list[list[int]], list[int | None]]:
+    """Prompts of 20 to 52 tokens that share beginnings, and after how many events each client leaves, if it does."""
+    source = random.Random(3)
+    shared = [source.randrange(100, vocabulary) for _ in range(32)]
+    prompts = [
+        shared[: source.randrange(33)] + [source.randrange(100, vocabulary) for _ in range(20)] for _ in range(count)
+    ]
+    return prompts, [source.randrange(1, OUTPUT) if index % 3 == 0 else None for index in range(count)]
+
+
+def tight(count: int, **changes: Any) -> LoopConfig:
+    """Memory for a tenth of what `count` visitors would need at once."""
+    settings: dict[str, Any] = {
+        "num_pages": count * (60 + OUTPUT) // 16 // 10,
+        "page_size": 16,
+        "max_context": 512,
+        "max_running": 64,
+        "prefill_chunk": 128,
+        "lookahead": 8,
+    }
+    return LoopConfig(**(settings | changes))
+
+
+def passes(parts: Parts) -> bool:
+    """Whether the trace of a server that has stopped is whole and shows no violation."""
+    assert parts.trace_path is not None
+    report = audit(parts.trace_path)
+    assert report.verdict is Verdict.PASS, report.text()
+    return True
+
+
 @pytest.mark.parametrize("pacing", ["overlap", "lockstep"])
 def test_those_who_stay_get_exactly_their_tokens_and_nothing_leaks(tmp_path: Path, pacing: str) -> None:
-    source = random.Random(3)
-    shared = [source.randrange(1000) for _ in range(32)]
-    prompts = [shared[: source.randrange(33)] + [source.randrange(1000) for _ in range(20)] for _ in range(CLIENTS)]
-    leaving = [source.randrange(1, OUTPUT) if index % 3 == 0 else None for index in range(CLIENTS)]
-    # A tenth of what all of them would need at once.
-    num_pages = CLIENTS * (60 + OUTPUT) // 16 // 10
-    loop_config = LoopConfig(
-        num_pages=num_pages,
-        page_size=16,
-        max_context=512,
-        max_running=64,
-        prefill_chunk=128,
-        pacing=pacing,
-        lookahead=8,
-    )
-    parts = ghost_parts(loop_config, tmp_path)
-
-    async def crowd(address: tuple[str, int]) -> list[list[int]]:
-        return await asyncio.gather(
-            *(stream(address, prompt, leave) for prompt, leave in zip(prompts, leaving, strict=True))
-        )
-
-    async def rest(address: tuple[str, int]) -> bytes:
-        """Flushing succeeds only when nothing is live any more."""
-        reader, writer = await post(address, "/flush_cache?timeout=20", {})
-        status = await reader.readline()
-        writer.close()
-        return status
-
+    prompts, leaving = visitors(CLIENTS, 1000)
+    parts = ghost_parts(tight(CLIENTS, pacing=pacing), tmp_path)
     with ghost_server(parts) as address:
-        outputs = asyncio.run(crowd(address))
+        outputs = asyncio.run(crowd(address, prompts, leaving))
         assert b" 200 " in asyncio.run(rest(address))
     for prompt, leave, tokens in zip(prompts, leaving, outputs, strict=True):
         whole = expected(prompt, OUTPUT)
         assert tokens == (whole if leave is None else whole[: len(tokens)])
-    assert parts.trace_path is not None
-    report = audit(parts.trace_path)
-    assert report.verdict is Verdict.PASS, report
+    assert passes(parts)
+
+
+def real_parts(loop_config: LoopConfig, trace_dir: Path, dtype: str) -> Parts:
+    """SmolLM2 on the compiled kernels, with the memory of `loop_config`."""
+    settings = {
+        "backend": "native",
+        "dtype": dtype,
+        "kv_tokens": loop_config.num_pages * loop_config.page_size,
+        "max_running": loop_config.max_running,
+        "trace_dir": str(trace_dir),
+    }
+    try:
+        parts = load_parts(build_config(settings))
+    except BackendUnavailable as missing:
+        pytest.skip(str(missing))
+    return replace(parts, loop_config=loop_config)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "count"),
+    [
+        ("bf16", 12),
+        pytest.param("bf16", CLIENTS, marks=pytest.mark.slow),
+        pytest.param("fp32", CLIENTS, marks=pytest.mark.slow),
+    ],
+)
+def test_the_real_model_answers_in_a_crowd_as_it_does_alone(tmp_path: Path, dtype: str, count: int) -> None:
+    prompts, leaving = visitors(count, 49_000)
+    parts = real_parts(tight(count, max_running=32), tmp_path / "crowd", dtype)
+    with ghost_server(parts) as address:
+        outputs = asyncio.run(crowd(address, prompts, leaving))
+        assert b" 200 " in asyncio.run(rest(address))
+    assert passes(parts)
+    alone = real_parts(tight(CLIENTS, max_running=1, cache="none"), tmp_path / "alone", dtype)
+    with ghost_server(alone, cache="none") as address:
+        for prompt, leave, tokens in zip(prompts, leaving, outputs, strict=True):
+            whole = asyncio.run(stream(address, prompt, None))
+            assert tokens == (whole if leave is None else whole[: len(tokens)])
