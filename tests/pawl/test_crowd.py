@@ -1,4 +1,4 @@
-"""A crowd of streaming clients, a third of them vanishing, on memory for a tenth: with a ghost and with the real model."""
+"""A crowd of streaming clients, a third of them vanishing, on memory for a tenth: a ghost, then the real model."""
 
 from __future__ import annotations
 
