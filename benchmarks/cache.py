@@ -4,7 +4,9 @@
     SGLANG_DIR=<folder with an unpacked sglang wheel>  python -m benchmarks.cache     SGLang's RadixCache beside
 
 The peer runs in the same run on the same prompts (`benchmarks/cache_workload.py`), in its own process. To unpack one:
-`pip download --no-deps sglang==0.5.23 && python -m zipfile -e sglang-*.whl <folder> && pip install -t <folder> pillow dill`.
+
+    pip download --no-deps sglang==0.5.23 && python -m zipfile -e sglang-*.whl <folder>
+    pip install --target <folder> pillow dill
 """
 
 from __future__ import annotations
