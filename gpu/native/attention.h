@@ -1,4 +1,4 @@
-// Attention of some query rows of one segment and one key head over the pages of its slot, in place.
+// Attention of some query rows of one segment over the pages of its slot, in place.
 //
 // Keys are taken in blocks of 64 at absolute positions (0, 64, 128, ...), in order, each by the same two products and a
 // running softmax. A row's arithmetic is therefore the same whether it decodes alone or stands in a prefill chunk, and
@@ -8,8 +8,9 @@
 //     scores  [rows, 64]        queries x transposed keys    panels of 32 keys, depth head_dim
 //     output  [rows, head_dim]  weights x values             panels of 32 dimensions, depth 64 keys
 //
-// Rows are (position, query head) pairs: the query heads that share a key head share one pass over its pages. A key or
-// value outside what the rows see is never read: it may belong to somebody else, and 0 * NaN is NaN.
+// Rows are (position, query head) pairs: the query heads that share a key head share one pass over its pages. While a
+// block is computed the next one is fetched. A key or value outside what the rows see is never used: it may belong to
+// somebody else, and 0 * NaN is NaN.
 #pragma once
 
 #include <algorithm>
@@ -27,12 +28,14 @@ constexpr float kNothingSeen = -1e30f;  // running maximum before the first key;
 template <class Element>
 struct AttentionTask {
     typedef typename Element::Stored Stored;
-    const Unit* queries;      // [positions * group][units(head_dim)]
-    Stored* output;           // row of the first position, at the first query head of the group
+    const Unit* queries;      // [heads][positions * group][units(head_dim)]
+    int64_t queries_stride;   // units from one key head to the next
+    Stored* output;           // row of the first position, at the first query head of the first key head
     int64_t output_stride;    // elements from one position to the next
-    const Stored* keys;       // page 0, this key head
+    const Stored* keys;       // page 0, first key head of the task
     const Stored* values;
     const int32_t* pages;     // the slot's page table row
+    int64_t heads;            // key heads, neighbours; heads * positions is at most `capacity`
     int64_t first;            // position of the first row
     int64_t positions;
 };
@@ -42,13 +45,13 @@ class Attention {
 public:
     typedef typename Element::Stored Stored;
 
-    Attention(int64_t group, int64_t head_dim, int64_t page_size, int64_t token_stride, float query_scale)
+    Attention(int64_t group, int64_t kv_heads, int64_t head_dim, int64_t page_size, float query_scale)
         : group_(group),
           head_dim_(head_dim),
           page_size_(page_size),
-          token_stride_(token_stride),
+          token_stride_(kv_heads * head_dim),
           score_scale_(query_scale * 1.44269504f),
-          rows_(std::max(group, kTaskRows / group * group)),
+          rows_(group * std::max(kv_heads, kTaskRows / group)),
           key_panels_(2 * units<Element>(head_dim) * kPanel * 4),
           value_panels_(padded(head_dim) * kWeightUnits * 4),
           scores_(2 * rows_ * kPanel * 4),
@@ -58,28 +61,23 @@ public:
           states_(size_t(rows_)),
           keep_(size_t(rows_)) {}
 
-    // Most positions a task may have.
-    int64_t positions() const { return rows_ / group_; }
+    // Most (position, key head) pairs a task may have.
+    int64_t capacity() const { return rows_ / group_; }
 
     void run(const AttentionTask<Element>& task, int64_t window) {
         const int64_t rows = task.positions * group_;
         const int64_t oldest = first_visible(task.first, window), end = task.first + task.positions;
-        std::fill_n(states_.begin(), rows, State{kNothingSeen, 0.0f});
+        std::fill_n(states_.begin(), task.heads * rows, State{kNothingSeen, 0.0f});
         std::memset(totals_.as<char>(), 0, size_t(padded(head_dim_) * rows_ * 4));
-        for (int64_t begin = oldest / kBlock * kBlock; begin < end; begin += kBlock) {
-            const int64_t seen_from = std::max(oldest - begin, int64_t(0)), seen_to = std::min(end - begin, kBlock);
-            find_entries(task, begin, seen_from, seen_to);
-            pack_keys(task.keys, seen_to);
-            pack_values(task.values, seen_to);
-            score(task.queries, rows, seen_to);
-            for (int64_t row = 0; row < rows; ++row) {
-                const int64_t position = task.first + row / group_;
-                const int64_t from = std::max(first_visible(position, window) - begin, int64_t(0));
-                weigh(row, from, std::min(position + 1 - begin, kBlock));
-            }
-            accumulate(rows, seen_to);
+        int64_t begin = oldest / kBlock * kBlock;
+        find_entries(task.pages, begin, oldest, end, next_);
+        for (int64_t key = 0; key < kBlock; key += 16) fetch_next(task.keys, key), fetch_next(task.values, key);
+        for (; begin < end; begin += kBlock) {
+            std::copy_n(next_, kBlock, entries_);
+            find_entries(task.pages, begin + kBlock, oldest, end, next_);
+            for (int64_t head = 0; head < task.heads; ++head) attend_block(task, window, head, begin);
         }
-        write(task, rows);
+        for (int64_t head = 0; head < task.heads; ++head) write(task, head);
     }
 
 private:
@@ -94,14 +92,39 @@ private:
         return window > 0 ? std::max(position + 1 - window, int64_t(0)) : 0;
     }
 
-    // entries_[i]: element offset of key begin + i, or -1 where the rows see nothing.
-    void find_entries(const AttentionTask<Element>& task, int64_t begin, int64_t from, int64_t to) {
+    // entries[i]: element offset of key begin + i, or kNowhere outside oldest .. end.
+    void find_entries(const int32_t* pages, int64_t begin, int64_t oldest, int64_t end, int64_t* entries) const {
         for (int64_t i = 0; i < kBlock; ++i) {
             const int64_t position = begin + i;
-            entries_[i] = i < from || i >= to ? kNowhere
-                                              : (task.pages[position / page_size_] * page_size_ +
-                                                 position % page_size_) * token_stride_;
+            const bool seen = position >= oldest && position < end;
+            entries[i] = seen ? (pages[position / page_size_] * page_size_ + position % page_size_) * token_stride_
+                              : kNowhere;
         }
+    }
+
+    // Bring 16 entries of the next block close.
+    void fetch_next(const Stored* base, int64_t key) const {
+        for (int64_t i = key; i < key + 16; ++i) {
+            if (next_[i] == kNowhere) continue;
+            const char* from = reinterpret_cast<const char*>(base + next_[i]);
+            for (int64_t line = 0; line < head_dim_ * int64_t(sizeof(Stored)); line += 64)
+                __builtin_prefetch(from + line, 0, 2);
+        }
+    }
+
+    // One block of keys for the rows of one key head.
+    void attend_block(const AttentionTask<Element>& task, int64_t window, int64_t head, int64_t begin) {
+        const int64_t rows = task.positions * group_, first_row = head * rows;
+        const int64_t count = std::min(task.first + task.positions - begin, kBlock);
+        pack_keys(task.keys + head * head_dim_, count);
+        pack_values(task.values + head * head_dim_, count);
+        score(task.queries + head * task.queries_stride, first_row, rows, count);
+        for (int64_t row = 0; row < rows; ++row) {
+            const int64_t position = task.first + row / group_;
+            const int64_t from = std::max(first_visible(position, window) - begin, int64_t(0));
+            weigh(first_row + row, from, std::min(position + 1 - begin, kBlock));
+        }
+        accumulate(first_row, rows, count);
     }
 
     const Stored* entry(const Stored* base, int64_t key) const {
@@ -112,6 +135,7 @@ private:
     void pack_keys(const Stored* keys, int64_t count) {
         const int64_t depth = units<Element>(head_dim_);
         for (int64_t key = 0; key < count; key += 16) {
+            fetch_next(keys, key);
             const char* rows[16];
             for (int64_t i = 0; i < 16; ++i) rows[i] = reinterpret_cast<const char*>(entry(keys, key + i));
             Unit* to = key_panels_.as<Unit>() + key / kPanel * depth * kPanel + key % kPanel;
@@ -156,6 +180,7 @@ private:
     // Values as panels [depth = keys][32 dimensions].
     void pack_values(const Stored* values, int64_t count) {
         for (int64_t k = 0; k < units<Element>(count); ++k) {
+            if (k * Element::kPerUnit % 16 == 0) fetch_next(values, k * Element::kPerUnit);
             const Stored* first = entry(values, k * Element::kPerUnit);
             const Stored* last = entry(values, (k + 1) * Element::kPerUnit - 1);
             for (int64_t column = 0; column < head_dim_; column += kPanel) {
@@ -173,13 +198,14 @@ private:
             for (int64_t i = 0; i < count; ++i) to[i] = uint32_t(first[i]) | uint32_t(last[i]) << 16;
     }
 
-    void score(const Unit* queries, int64_t rows, int64_t count) {
+    void score(const Unit* queries, int64_t first_row, int64_t rows, int64_t count) {
         const int64_t depth = units<Element>(head_dim_);
         for (int64_t panel = 0; panel * kPanel < count; ++panel)
             for (int64_t row = 0; row < rows; row += kTileRows)
                 multiply_tile<Element>(int(std::min<int64_t>(kTileRows, rows - row)), queries + row * depth, depth,
                                        key_panels_.as<Unit>() + panel * depth * kPanel, depth,
-                                       scores_.as<float>() + (panel * rows_ + row) * kPanel);
+                                       scores_.as<float>() + (panel * rows_ + first_row + row) * kPanel, nullptr,
+                                       Fetch{key_panels_.as<Unit>(), 0});
     }
 
     // Scores of one row -> weights 2 ** (score - running maximum), 0 outside from .. to.
@@ -210,28 +236,33 @@ private:
             sum += weight;
             Element::store_narrow(weights + v * kLanes, weight);
         }
-        const float keep = power_of_two(all(state.maximum - top))[0];
+        // The common case spelled out: 2 ** 0 is exactly 1.
+        const float keep = top == state.maximum ? 1.0f : power_of_two(all(state.maximum - top))[0];
         keep_[size_t(row)] = keep;
         state = State{top, state.sum * keep + sum_of_lanes(sum)};
     }
 
-    void accumulate(int64_t rows, int64_t count) {
+    void accumulate(int64_t first_row, int64_t rows, int64_t count) {
         for (int64_t column = 0; column < head_dim_; column += kPanel)
-            for (int64_t row = 0; row < rows; row += kTileRows)
-                multiply_tile<Element, true>(int(std::min<int64_t>(kTileRows, rows - row)),
+            for (int64_t row = first_row; row < first_row + rows; row += kTileRows)
+                multiply_tile<Element, true>(int(std::min<int64_t>(kTileRows, first_row + rows - row)),
                                              weights_.as<Unit>() + row * kWeightUnits, kWeightUnits,
                                              value_panels_.as<Unit>() + column * kWeightUnits, units<Element>(count),
                                              totals_.as<float>() + column * rows_ + row * kPanel,
-                                             keep_.data() + row);
+                                             keep_.data() + row, Fetch{});
     }
 
-    void write(const AttentionTask<Element>& task, int64_t rows) {
-        for (int64_t row = 0; row < rows; ++row) {
-            Stored* to = task.output + row / group_ * task.output_stride + row % group_ * head_dim_;
+    void write(const AttentionTask<Element>& task, int64_t head) {
+        const int64_t rows = task.positions * group_;
+        for (int64_t i = 0; i < rows; ++i) {
+            const int64_t row = head * rows + i;
+            Stored* to = task.output + i / group_ * task.output_stride + (head * group_ + i % group_) * head_dim_;
             const float inverse = 1.0f / states_[size_t(row)].sum;
-            for (int64_t i = 0; i < head_dim_; ++i)
-                to[i] = Element::narrow(totals_.as<float>()[i / kPanel * kPanel * rows_ + row * kPanel + i % kPanel] *
-                                        inverse);
+            for (int64_t column = 0; column < head_dim_; column += kPanel) {
+                const float* total = totals_.as<float>() + column * rows_ + row * kPanel;
+                const int64_t count = std::min(int64_t(kPanel), head_dim_ - column);
+                for (int64_t c = 0; c < count; ++c) to[column + c] = Element::narrow(total[c] * inverse);
+            }
         }
     }
 
@@ -243,7 +274,7 @@ private:
     Memory key_panels_, value_panels_, scores_, weights_, totals_, nothing_;
     std::vector<State> states_;
     std::vector<float> keep_;
-    int64_t entries_[kBlock];
+    int64_t entries_[kBlock], next_[kBlock];
 };
 
 }  // namespace pawl

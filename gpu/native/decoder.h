@@ -108,7 +108,7 @@ private:
     struct Segment {
         int64_t first_row, first_position, positions;
         const int32_t* pages;
-        int64_t kv_head;
+        int64_t kv_head, kv_heads;
     };
     struct Best {
         float logit;

@@ -42,7 +42,7 @@ Decoder<Element>::Decoder(const Shape& shape)
         if (shape.sandwich_norms) layer.attention_norm = Vector(hidden), layer.after_mlp_norm = Vector(hidden);
     }
     for (int thread = 0; thread < shape.threads; ++thread)
-        attention_.emplace_back(group(), head, shape.page_size, token_stride(), shape.query_scale);
+        attention_.emplace_back(group(), shape.num_kv_heads, head, shape.page_size, shape.query_scale);
 }
 
 template <class Element>
@@ -140,15 +140,18 @@ void Decoder<Element>::plan(const Inputs& inputs) {
     query_rows_ = rows;
     segments_.clear();
     row_segment_.resize(size_t(rows));
-    const int64_t most = attention_[0].positions();
+    const int64_t most = attention_[0].capacity();
+    // Where there are enough segments, a decoding row takes all key heads of a page at once: they lie together.
+    const bool whole_rows = inputs.num_segments >= 4 * threads();
     for (int64_t segment = 0; segment < inputs.num_segments; ++segment) {
         const int64_t first = inputs.offsets[segment], length = inputs.lengths[segment];
         std::fill_n(row_segment_.begin() + first, length, int32_t(segment));
         const int32_t* pages = inputs.page_table + int64_t(inputs.slots[segment]) * inputs.pages_per_slot;
+        const int64_t heads = length == 1 && whole_rows ? shape_.num_kv_heads : 1;
         for (int64_t done = 0; done < length; done += most)
-            for (int64_t head = 0; head < shape_.num_kv_heads; ++head)
+            for (int64_t head = 0; head < shape_.num_kv_heads; head += heads)
                 segments_.push_back(Segment{first + done, inputs.starts[segment] + done,
-                                            std::min(most, length - done), pages, head});
+                                            std::min(most, length - done), pages, head, heads});
     }
     // The longest first, so that the end of the phase is fine-grained.
     std::stable_sort(segments_.begin(), segments_.end(), [](const Segment& a, const Segment& b) {

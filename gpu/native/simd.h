@@ -56,21 +56,30 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) {
 
 inline Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 
-// Lanes are folded in halves: the order is fixed by the vector's width alone.
-inline float sum_of_lanes(Floats value) {
+// The lanes folded in halves by `fold`: the order is fixed by the vector's width alone.
+template <class Fold>
+inline float fold_lanes(Floats value, Fold&& fold) {
+#if defined(__AVX512F__)
+    const __m256 low = _mm512_castps512_ps256(value);
+    const __m256 eight = fold(low, _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(value), 1)));
+    const __m128 four = fold(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = fold(four, _mm_movehl_ps(four, four));
+    return fold(two, _mm_shuffle_ps(two, two, 1))[0];
+#else
     float lanes[kLanes];
     store(lanes, value);
     for (int width = kLanes / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+        for (int i = 0; i < width; ++i) lanes[i] = fold(lanes[i], lanes[i + width]);
     return lanes[0];
+#endif
+}
+
+inline float sum_of_lanes(Floats value) {
+    return fold_lanes(value, [](auto a, auto b) { return a + b; });
 }
 
 inline float maximum_of_lanes(Floats value) {
-    float lanes[kLanes];
-    store(lanes, value);
-    for (int width = kLanes / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-    return lanes[0];
+    return fold_lanes(value, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // 2 ** x, relative error below 2e-7; exactly 0 below -126, clamped at 2 ** 127.

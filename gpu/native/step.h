@@ -29,9 +29,12 @@ void Decoder<Element>::product(Walk& walk, const RowBuffer<Unit>& from, int64_t 
                 alignas(64) float out[kPanels][kTileRows * kPanel];
                 const int64_t row = first + tile_begin(count, tiles, tile);
                 const int num = int(first + tile_begin(count, tiles, tile + 1) - row);
-                for (int panel = 0; panel < kPanels; ++panel)
-                    multiply_tile<Element>(num, from.row(row), from.stride, weights.panel(item * kPanels + panel),
-                                           weights.depth, out[panel]);
+                for (int i = 0; i < kPanels; ++i) {
+                    const Unit* panel = weights.panel(item * kPanels + i);
+                    const Unit* next = weights.panel(std::min(item + 1, end - 1) * kPanels + i);
+                    multiply_tile<Element>(num, from.row(row), from.stride, panel, weights.depth, out[i], nullptr,
+                                           fetch_for(panel, next, weights.depth, tile, tiles));
+                }
                 epilogue(row, num, item, out);
             }
         }
@@ -126,9 +129,9 @@ void Decoder<Element>::attend(Walk& walk, const Inputs& inputs, int64_t index) {
         const int64_t head = segment.kv_head * shape_.head_dim;
         Stored* output = reinterpret_cast<Stored*>(attended_.row(segment.first_row)) + head * group();
         attention_[size_t(walk.thread)].run(
-            AttentionTask<Element>{queries(segment.kv_head, segment.first_row), output,
+            AttentionTask<Element>{queries(segment.kv_head, segment.first_row), queries(1, 0) - queries(0, 0), output,
                                    attended_.stride * Element::kPerUnit, keys + head, values + head, segment.pages,
-                                   segment.first_position, segment.positions},
+                                   segment.kv_heads, segment.first_position, segment.positions},
             layer.window);
     });
 }

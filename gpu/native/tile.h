@@ -21,13 +21,26 @@ constexpr int kTileRows = 3;
 constexpr int kTileRows = 1;
 #endif
 
-// How far ahead of the product the panel is fetched, in units: the next pages of a stream that is read once.
-constexpr int64_t kFetchAhead = 24 * kPanel;
+// What to bring close while a tile is computed: two cache lines at `from`, moving on by `step` units with each unit of
+// depth. A panel that serves one tile is read once, so its own next pages are fetched; one that serves many hides the
+// fetching of the next panel, a share in each tile.
+struct Fetch {
+    const Unit* from;
+    int64_t step;
+};
 
-// kKeep: start from c * keep[row] instead of zero.
+// How far ahead of itself a panel is fetched, in units.
+constexpr int64_t kFetchAhead = 64 * kPanel;
+
+inline Fetch fetch_for(const Unit* panel, const Unit* next_panel, int64_t depth, int64_t tile, int64_t tiles) {
+    if (tiles == 1) return Fetch{panel + kFetchAhead, kPanel};
+    return Fetch{next_panel + depth * kPanel * tile / tiles, kPanel / tiles};
+}
+
+// kKeep: start from c * keep[row] instead of zero, and fetch nothing.
 template <class Element, int kRows, bool kKeep>
-__attribute__((noinline)) void multiply_rows(const Unit* a, int64_t a_stride, const Unit* panel, int64_t depth, float* c,
-                          const float* keep) {
+__attribute__((noinline)) void multiply_rows(const Unit* a, int64_t a_stride, const Unit* panel, int64_t depth,
+                                             float* c, const float* keep, Fetch fetch) {
     Floats total[kRows][kPanelVectors];
 #pragma GCC unroll 8
     for (int row = 0; row < kRows; ++row)
@@ -37,9 +50,12 @@ __attribute__((noinline)) void multiply_rows(const Unit* a, int64_t a_stride, co
     for (int64_t k = 0; k < depth; ++k) {
         Ints columns[kPanelVectors];
 #pragma GCC unroll 8
-        for (int v = 0; v < kPanelVectors; ++v) {
-            columns[v] = load<Ints>(panel + v * kLanes);
-            if (!kKeep && v * kLanes % 16 == 0) __builtin_prefetch(panel + kFetchAhead + v * kLanes);
+        for (int v = 0; v < kPanelVectors; ++v) columns[v] = load<Ints>(panel + v * kLanes);
+        panel += kPanel;
+        if (!kKeep) {
+            __builtin_prefetch(fetch.from, 0, 2);
+            __builtin_prefetch(fetch.from + 16, 0, 2);
+            fetch.from += fetch.step;
         }
 #pragma GCC unroll 8
         for (int row = 0; row < kRows; ++row) {
@@ -47,7 +63,6 @@ __attribute__((noinline)) void multiply_rows(const Unit* a, int64_t a_stride, co
 #pragma GCC unroll 8
             for (int v = 0; v < kPanelVectors; ++v) total[row][v] = Element::dot(total[row][v], unit, columns[v]);
         }
-        panel += kPanel;
     }
 #pragma GCC unroll 8
     for (int row = 0; row < kRows; ++row)
@@ -58,12 +73,12 @@ __attribute__((noinline)) void multiply_rows(const Unit* a, int64_t a_stride, co
 // `rows` (1 .. kTileRows) rows: picks the instance.
 template <class Element, bool kKeep = false, int kRows = kTileRows>
 inline void multiply_tile(int rows, const Unit* a, int64_t a_stride, const Unit* panel, int64_t depth, float* c,
-                          const float* keep = nullptr) {
+                          const float* keep, Fetch fetch) {
     if constexpr (kRows > 1) {
         if (rows < kRows)
-            return multiply_tile<Element, kKeep, kRows - 1>(rows, a, a_stride, panel, depth, c, keep);
+            return multiply_tile<Element, kKeep, kRows - 1>(rows, a, a_stride, panel, depth, c, keep, fetch);
     }
-    multiply_rows<Element, kRows, kKeep>(a, a_stride, panel, depth, c, keep);
+    multiply_rows<Element, kRows, kKeep>(a, a_stride, panel, depth, c, keep, fetch);
 }
 
 }  // namespace pawl
