@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ def load_parts(config: ServerConfig) -> Parts:
         mixed=config.mixed,
         policy=config.policy,
         cache=config.cache,
-        seed=config.seed,
+        # Drawn once, here: the trace holds it, so a run without a given seed can be replayed as well.
+        seed=secrets.randbits(31) if config.seed is None else config.seed,
     )
     runner = Runner(
         source.config,
@@ -148,7 +150,7 @@ def _started(config: ServerConfig, source: ModelSource, loop_config: LoopConfig)
         num_pages=loop_config.num_pages,
         page_size=loop_config.page_size,
         num_slots=loop_config.max_running,
-        seed=config.seed,
+        seed=loop_config.seed,
         time=time.monotonic(),
         wall=time.time(),
     )

@@ -98,7 +98,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     request_timeout_s: Annotated[
         AboveZero, _meta("scheduling", "a request older than this is ended, unless it brings its own limit")
     ] = 600.0
-    seed: Annotated[Annotated[int, Meta(ge=0)], _meta("scheduling", "of every choice the engine makes by chance")] = 0
+    seed: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        _meta("scheduling", "of every choice the engine makes by chance; otherwise a new one at each start"),
+    ] = None
 
     page_size: Annotated[Annotated[int, Meta(ge=1, le=1024)], _meta("memory", "tokens of one page")] = 16
     kv_tokens: Annotated[

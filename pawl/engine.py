@@ -97,7 +97,7 @@ class Engine:
         self.config = config
         self.parts: Parts = parts if parts is not None else load_parts(config)
         self.gateway = Gateway(limit=config.max_running + config.max_queued)
-        self.system = LocalSystem(config.seed, on_failure=self._failed)
+        self.system = LocalSystem(self.parts.loop_config.seed, on_failure=self._failed)
         self.failure: EngineFailed | None = None
         self._on_failure = on_failure
         self._own_loop: asyncio.AbstractEventLoop | None = None
