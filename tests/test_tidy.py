@@ -221,6 +221,12 @@ def test_every_command_in_the_readme_exists() -> None:
     assert missing == []
 
 
+def test_every_page_that_the_readme_links_to_exists() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def test_every_make_target_says_what_it_is_for() -> None:
     lines = (ROOT / "Makefile").read_text().splitlines()
     targets = [line for line in lines if re.match(r"^[a-z][a-z-]*:(?!=)", line)]
