@@ -1,0 +1,102 @@
+"""Random models made for the compiled kernels: sizes that fit no tile, and every switch of the record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpu.backend import Backend
+from gpu.kv import KvStore
+from gpu.models.config import ModelConfig, Rope, weight_shapes
+from gpu.native.backend import NativeBackend
+from gpu.weights.checks import is_norm
+from lifecycle.step import Int32s
+from tests.gpu.driving import Piece, forward_inputs
+
+ODD = ModelConfig(
+    architecture="llama",
+    vocab_size=101,
+    hidden_size=51,
+    num_layers=2,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=10,
+    intermediate_size=77,
+    max_position=4096,
+    norm_epsilon=1e-6,
+    rope=Rope(10_000.0),
+    windows=(None, None),
+    query_scale=10**-0.5,
+)
+"""No width is a multiple of a tile; an odd depth leaves half a bfloat16 pair."""
+
+SWITCHED = msgspec.structs.replace(
+    ODD,
+    head_dim=48,
+    hidden_size=64,
+    num_heads=4,
+    num_layers=3,
+    local_rope=Rope(100.0, (2.0,) * 24),
+    windows=(5, 70, None),
+    activation="gelu_tanh",
+    qkv_bias=True,
+    qk_norm=True,
+    sandwich_norms=True,
+    tied_embeddings=True,
+    embedding_scale=8.0,
+)
+"""Everything that can be switched on is."""
+
+WINDOWED = msgspec.structs.replace(ODD, windows=(20, 70), head_dim=64, query_scale=0.125)
+"""No layer sees further back than 70 tokens."""
+
+
+def random_weights(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
+    """Weights of unit gain; norms float32 around 1."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in weight_shapes(config).items():
+        noise = torch.randn(shape, generator=generator)
+        if is_norm(name):
+            weights[name] = 1 + 0.2 * noise
+        else:
+            weights[name] = (noise * (shape[1] ** -0.5 if len(shape) == 2 else 0.3)).to(dtype)
+    return weights
+
+
+@dataclass(frozen=True)
+class Made:
+    """A backend with its store, and a page table in which every slot owns its pages, in no order."""
+
+    backend: Any
+    kv: KvStore
+    table: Int32s
+
+
+def make(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    *,
+    kind: Any = NativeBackend,
+    threads: int = 1,
+    num_slots: int = 4,
+    context: int = 160,
+    page_size: int = 16,
+    weights: dict[str, Tensor] | None = None,
+) -> Made:
+    """A backend of class `kind` with room for `num_slots` sequences of `context` tokens."""
+    pages = -(-context // page_size)
+    kv = KvStore(config, num_pages=num_slots * pages, page_size=page_size, dtype=dtype, device="cpu")
+    order = np.random.default_rng(3).permutation(kv.num_pages)
+    table = order.reshape(num_slots, pages).astype(np.int32)
+    return Made(kind(config, weights or random_weights(config, dtype), kv, threads=threads), kv, table)
+
+
+def alone(backend: Backend, table: Int32s, slot: int, tokens: list[int]) -> Tensor:
+    """Logits of every position of one sequence, computed in one pass by itself."""
+    return backend.forward(forward_inputs([Piece(slot, 0, tokens)], table))

@@ -1,0 +1,118 @@
+"""Compiling the kernels: once, whole or not at all, and with a reason when it cannot be."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpu.native import backend, build, library
+from gpu.native.build import NativeUnavailable
+from tests.gpu.driving import logits_in_pieces
+from tests.gpu.native_models import ODD, SWITCHED, alone, make, random_weights
+
+
+def fake_compiler(folder: Path, script: str) -> Path:
+    """A compiler that answers `--version` and else does what `script` says."""
+    path = folder / "fake-c++"
+    path.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then echo fake 1.0; exit 0; fi\n{script}\n')
+    path.chmod(0o755)
+    return path
+
+
+WRITES_ITS_OUTPUT = 'while [ "$1" != -o ]; do shift; done; echo made > "$2"; echo run >> "$RUNS"'
+
+
+def test_a_library_is_made_once_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = tmp_path / "runs"
+    monkeypatch.setenv("CXX", str(fake_compiler(tmp_path, WRITES_ITS_OUTPUT)))
+    monkeypatch.setenv("RUNS", str(runs))
+    first = build.build(tmp_path / "cache")
+    compiled = len(runs.read_text().splitlines())
+    assert compiled == 1 + len(list(build.SOURCES.glob("*.cpp"))), "one run for each source, one to link"
+    assert build.build(tmp_path / "cache") == first
+    assert len(runs.read_text().splitlines()) == compiled
+    assert [path.name for path in first.parent.iterdir()] == [first.name], "nothing is left behind"
+
+
+def test_another_compiler_gets_another_library(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    second = fake_compiler(other, "exit 1")
+    second.write_text(second.read_text().replace("1.0", "2.0"))
+    assert build.library_path(str(fake_compiler(one, "exit 1"))) != build.library_path(str(second))
+
+
+def test_a_compiler_that_fails_is_a_reason_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", str(fake_compiler(tmp_path, "echo no such instruction >&2; exit 3")))
+    with pytest.raises(NativeUnavailable, match="exited with 3: no such instruction"):
+        build.build(tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "native").iterdir())
+
+
+def test_a_missing_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(NativeUnavailable, match="no-such-compiler"):
+        build.build()
+
+
+def test_without_a_compiler_every_weight_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(backend, "load_library", library.load_library.__wrapped__)
+    weights = random_weights(ODD, torch.float32)
+    names = set(weights)
+    with pytest.raises(NativeUnavailable, match="no C"):
+        make(ODD, torch.float32, weights=weights)
+    assert set(weights) == names
+
+
+def test_a_cache_that_is_a_file_is_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.raises(NativeUnavailable, match="cannot be written"):
+        build.build(tmp_path / "cache")
+
+
+def test_a_library_that_is_none_is_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "pawl.so").write_text("not a library")
+    with pytest.raises(NativeUnavailable, match="cannot be loaded"):
+        library.Library(tmp_path / "pawl.so")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
+@pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_for_lesser_processors_compute_the_same_numbers(
+    processor: str, dtype: torch.dtype, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To rounding: they add in another order. That a row's bits are its own holds on each of them."""
+    tokens = [list(range(90)), [5, 6, 7], list(range(40, 60))]
+
+    def logits() -> list[torch.Tensor]:
+        made = make(SWITCHED, dtype, threads=2)
+        found = logits_in_pieces(made.backend, made.table, tokens, seed=1)
+        assert torch.equal(alone(made.backend, made.table, 3, tokens[0]), found[0])
+        return found
+
+    native = logits()
+    flags = [flag.replace("native", processor) for flag in build.FLAGS]
+    monkeypatch.setattr(build, "FLAGS", tuple(flags))
+    lesser = library.Library(build.build(tmp_path_factory.getbasetemp() / "lesser"))
+    monkeypatch.setattr(backend, "load_library", lambda: lesser)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    for ours, theirs in zip(logits(), native, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_a_store_without_kernels_is_refused() -> None:
+    with pytest.raises(NativeUnavailable, match="float16"):
+        make(ODD, torch.float16)
+
+
+def test_the_kernels_know_their_target() -> None:
+    assert make(ODD, torch.float32).backend.target in ("avx512 with bf16 products", "avx512", "avx2", "generic")
+    assert backend.default_threads() <= (os.cpu_count() or 1)
