@@ -150,6 +150,8 @@ class Memory:
         wait for itself.
         """
         indices = np.flatnonzero(self.page_table[slot, : len(pages)] != pages).astype(np.int32)
+        if not len(indices):
+            return
         ours, theirs = self.page_table[slot, indices], pages[indices]
         self.pages.share(theirs)
         self.pages.release(ours, self.ledger.fence)
