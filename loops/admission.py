@@ -16,8 +16,6 @@ import numpy as np
 from loops.batch import Draft, PrefillSegment
 from loops.policy import Policy
 from loops.work import Work
-from memory.pages import Int32s
-from memory.pool import PageEntries
 
 MAX_PASSED_OVER = 32
 """Requests that may be passed over in one step because a running request is computing their prefix right now."""
@@ -98,7 +96,7 @@ class Admission:
         segment = next_chunk(row, granted.slot, granted.num_cached, work, budget)
         if segment is None:
             return None
-        grown = grow(draft, segment, work)
+        grown = memory.extend_slot(draft.transaction, granted.slot, segment.start + segment.length)
         if grown is None:
             return None
         work.admitted(draft.transaction, row, granted.slot, granted.num_cached)
@@ -159,15 +157,6 @@ def next_chunk(row: int, slot: int, start: int, work: Work, budget: int) -> Pref
     last = end == target
     wants_output = int(work.table.max_tokens[row]) > target or int(work.table.num_prompt[row]) < target
     return PrefillSegment(row, slot, start, end - start, last, last and wants_output)
-
-
-def grow(draft: Draft, segment: PrefillSegment, work: Work) -> PageEntries | None:
-    """Pages for the segment, evicting if need be; None, and no change, when they cannot be had now."""
-    slots: Int32s = np.array([segment.slot], np.int32)
-    lengths: Int32s = np.array([segment.start + segment.length], np.int32)
-    if not work.memory.make_room(int(work.memory.demand(slots, lengths)[0])):
-        return None
-    return work.memory.extend(draft.transaction, slots, lengths)
 
 
 def _pages(tokens: int, page_size: int) -> int:

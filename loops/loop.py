@@ -125,6 +125,9 @@ class Loop:
                     return
                 continue
             self.in_flight.append(plan)
+            for row in plan.admitted:
+                ticket = self.table.ticket(row)
+                self.counters.cached_tokens += ticket.num_cached if not ticket.num_retractions else 0
             self.counters.steps += 1
             self.journal.planned(plan.batch, plan.rows, plan.admitted, self.table, now)
             self.effects.launch(plan)

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from lifecycle.states import Cause
-from loops.admission import Admission, grow, next_chunk
+from loops.admission import Admission, next_chunk
 from loops.batch import Draft
 from loops.work import Work
 from memory.pages import Int32s
@@ -61,7 +61,7 @@ class Unified:
             segment = next_chunk(row, slot, int(work.memory.length[slot]), work, budget)
             if segment is None:
                 break
-            entries = grow(draft, segment, work)
+            entries = work.memory.extend_slot(draft.transaction, slot, segment.start + segment.length)
             if entries is None:
                 break
             draft.prefill(segment, entries)

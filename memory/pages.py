@@ -82,9 +82,10 @@ class PagePool:
 
     def share(self, pages: Int32s) -> None:
         """One more row refers to these cached pages. The caller logs the undo, `unshare`, with the row's own."""
-        if not self.in_cache[pages].all():
-            raise MemoryViolation("only cached pages are shared", pages=pages[~self.in_cache[pages]])
-        self.refcount[pages] += 1
+        index = pages.astype(np.intp)
+        if not self.in_cache[index].all():
+            raise MemoryViolation("only cached pages are shared", pages=pages[~self.in_cache[index]])
+        self.refcount[index] += 1
 
     def _untake(self, pages: Int32s) -> None:
         # A request that left while its step was in flight has given its pages back already: they wait at the fence.
@@ -117,10 +118,12 @@ class PagePool:
 
     def adopt(self, pages: Int32s) -> None:
         """The prefix cache becomes one more referrer of these owned pages."""
-        if self.in_cache[pages].any() or (self.refcount[pages] < 1).any():
+        index = pages.astype(np.intp)
+        referrers = self.refcount[index]
+        if self.in_cache[index].any() or (referrers < 1).any():
             raise MemoryViolation("the cache adopts owned pages, once", pages=pages)
-        self.refcount[pages] += 1
-        self.in_cache[pages] = True
+        self.refcount[index] = referrers + 1
+        self.in_cache[index] = True
         self.owned -= len(pages)
         self.cached += len(pages)
 

@@ -112,6 +112,25 @@ class Memory:
         self.length[slots] = lengths
         return entries
 
+    def extend_slot(self, transaction: Transaction, slot: int, length: int) -> PageEntries | None:
+        """`extend` for one slot, without the cost of arrays of one; evicts if need be."""
+        before = int(self.num_pages[slot])
+        count = -(-length // self.page_size) - before
+        entries = NO_ENTRIES
+        if count > 0:
+            if count > self.pages.free and not self.make_room(count):
+                return None
+            pages = self.pages.take(transaction, count)
+            if pages is None:
+                return None
+            indices = np.arange(before, before + count, dtype=np.int32)
+            entries = PageEntries(np.full(count, slot, np.int32), indices, pages)
+            self.page_table[slot, before : before + count] = pages
+            self.num_pages[slot] = before + count
+        transaction.log(self._unextend_slot, slot, before, int(self.length[slot]))
+        self.length[slot] = length
+        return entries
+
     def _unadmit(self, slot: int) -> None:
         # Void for a request that left while its step was in flight: its slot waits at the fence, all else is settled.
         if self.slots.in_use[slot]:
@@ -125,6 +144,11 @@ class Memory:
         stayed = self.slots.in_use[slots]
         self.num_pages[slots[stayed]] = num_pages[stayed]
         self.length[slots[stayed]] = lengths[stayed]
+
+    def _unextend_slot(self, slot: int, num_pages: int, length: int) -> None:
+        if self.slots.in_use[slot]:
+            self.num_pages[slot] = num_pages
+            self.length[slot] = length
 
     # ---- final ----
 

@@ -109,8 +109,6 @@ class Engine:
         """Run the actors. Returns at once."""
         if loop is None:
             loop = self._own_loop = asyncio.new_event_loop()
-            self._own_thread = threading.Thread(target=loop.run_forever, name="pawl-gateway")
-            self._own_thread.start()
         parts, spawn = self.parts, self.system.spawn
         started = parts.started if parts.recorder is not None else None
         scheduler = Scheduler(parts.loop_config, self.config.request_timeout_s, started)
@@ -126,6 +124,10 @@ class Engine:
         for name in STOP_ORDER:
             if name != "gateway" and (name != "recorder" or parts.recorder is not None):
                 self.system.watch("gateway", name)
+        if self._own_loop is not None:
+            # Not before: a thread that runs would keep the process alive when something above fails.
+            self._own_thread = threading.Thread(target=loop.run_forever, name="pawl-gateway")
+            self._own_thread.start()
         self.system.start()
         if self._own_loop is not None:
             log.info("engine started", **parts.summary)
