@@ -24,6 +24,7 @@ constexpr int kLanes = 4;
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 
 template <class Vector, class Scalar>
 inline Vector load(const Scalar* from) {
@@ -41,7 +42,10 @@ inline void store(Scalar* to, Vector value) {
 
 inline Floats all(float value) { return Floats{} + value; }
 
-inline Floats as_floats(Ints value) { return (Floats)value; }
+template <class Vector>
+inline Floats as_floats(Vector value) {
+    return (Floats)value;
+}
 
 // a * b + c: rounded once where the machine can, twice elsewhere.
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
@@ -95,7 +99,8 @@ inline Floats power_of_two(Floats x) {
     result = multiply_add(result, rest, all(2.4022651e-1f));
     result = multiply_add(result, rest, all(6.9314718e-1f));
     result = multiply_add(result, rest, all(1.0f));
-    const Ints scaled = (Ints)result + (((Ints)shifted) << 23);
+    // Those bits, moved, are added to the exponent; what is above them falls off.
+    const Words scaled = (Words)result + ((Words)shifted << 23);
     return x < -126.0f ? all(0.0f) : as_floats(scaled);
 }
 
