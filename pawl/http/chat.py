@@ -17,10 +17,11 @@ UNSUPPORTED = unsupported(ChatBody)
 
 
 def chat_drafts(body: ChatBody, info: ServerInfo) -> tuple[list[Submit], int]:
-    """One draft for each choice, and the number of choices. The messages themselves are checked by the template."""
+    """One draft for each choice, and the number of choices. What else messages hold is checked by the template."""
     n = check_common(body, info, UNSUPPORTED)
     if not body.messages:
         raise Problem(400, "messages must not be empty", param="messages")
+    _check_contents(body.messages)
     limits = {limit for limit in (body.max_tokens, body.max_completion_tokens) if limit is not None}
     if len(limits) > 1:
         text = "max_tokens and max_completion_tokens contradict each other; send one of them"
@@ -34,6 +35,15 @@ def chat_drafts(body: ChatBody, info: ServerInfo) -> tuple[list[Submit], int]:
     base = base_draft(body, sampling, info, CLIENT_NAMES)
     draft = msgspec.structs.replace(base, chat=tuple(body.messages), template_options=body.chat_template_kwargs or {})
     return choices_of(draft, n), n
+
+
+def _check_contents(messages: list[dict[str, Any]]) -> None:
+    """Refuse a message that says nothing: a misspelt `content` would otherwise be answered as if it were empty. Only
+    an assistant may leave it out, where it called tools instead."""
+    for index, message in enumerate(messages):
+        if message.get("content") is None and message.get("role") in ("user", "system", "developer", "tool"):
+            where = f"messages[{index}].content"
+            raise Problem(400, f"{where} is missing; send text, which may be empty", param=where)
 
 
 class ChatFace(OpenAiFace):
