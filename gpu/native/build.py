@@ -124,3 +124,11 @@ def _compile(compiler: str, folder: Path) -> Path:
     library = folder / "pawl.so"
     _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(library)])
     return library
+
+
+if __name__ == "__main__":
+    # Part of the set-up, so that the first start of a server does not wait for the compiler.
+    try:
+        print(f"CPU kernels: {build()}")
+    except NativeUnavailable as missing:
+        print(f"{missing}; plain torch will compute, slower")
