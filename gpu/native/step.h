@@ -186,8 +186,11 @@ void Decoder<Element>::score(Walk& walk, const Inputs& inputs) {
                 continue;
             }
             Best& best = best_[size_t(walk.thread * rows + row + i)];
-            for (int64_t c = 0; c < count; ++c)
-                best = better(best, Best{scores[c], int32_t(first + c)});
+            // Nearly no panel holds a new best: look at its largest first.
+            Floats highest = load<Floats>(scores);
+            for (int c = kLanes; c < kPanel; c += kLanes) highest = maximum(highest, load<Floats>(scores + c));
+            if (maximum_of_lanes(highest) < best.logit) continue;
+            for (int64_t c = 0; c < count; ++c) best = better(best, Best{scores[c], int32_t(first + c)});
         }
     });
     if (inputs.greedy == nullptr) return;
