@@ -54,6 +54,9 @@ class StepBatch(msgspec.Struct, frozen=True, eq=False):
     """page_table[page_slots[j], page_indices[j]] = pages[j] takes effect before this step's forward."""
     page_indices: Int32s
     pages: Int32s
+    window_pages: Int32s | None = None
+    """Models whose windowed layers have a store of their own: window_table[page_slots[j], page_indices[j]] =
+    window_pages[j], int32, as many as `pages`. Entries behind every window may be any number. None: one store."""
     admitted: tuple[Admission, ...] = ()
 
 

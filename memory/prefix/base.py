@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 from memory.pages import Int32s
+from memory.prefix.events import CacheEvent
 
 
 class Hold(Protocol):
@@ -43,6 +44,8 @@ class PrefixCache(Protocol):
     """See the module. All lengths are in whole pages; a partial last page is never cached."""
 
     page_size: int
+    events: list[CacheEvent] | None
+    """What has changed since somebody took them out; None: nobody listens."""
 
     @property
     def evictable(self) -> int:

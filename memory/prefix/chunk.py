@@ -12,6 +12,7 @@ import numpy as np
 
 from memory.pages import Int32s, MemoryViolation
 from memory.prefix.base import Eviction, Hold, Insertion
+from memory.prefix.events import CacheEvent
 
 _NO_PAGES: Int32s = np.empty(0, np.int32)
 
@@ -38,6 +39,7 @@ class ChunkCache:
         if page_size < 1:
             raise ValueError(f"a page holds at least one token, not {page_size}")
         self.page_size = page_size
+        self.events: list[CacheEvent] | None = None
         self._num_holds = 0
         self._counts = {"matches": 0, "missed_tokens": 0, "insertions": 0}
 

@@ -21,6 +21,7 @@ import numpy as np
 from memory.pages import Int32s, MemoryViolation
 from memory.prefix.audit import check_tree, own_holders, pretty, walk
 from memory.prefix.base import Eviction, Hold, Insertion
+from memory.prefix.events import CacheEvent
 from memory.prefix.node import Node, RecencyOrder, Root
 
 _TOKEN_BYTES = 4
@@ -55,6 +56,7 @@ class RadixCache:
         if page_size < 1:
             raise ValueError(f"a page holds at least one token, not {page_size}")
         self.page_size = page_size
+        self.events: list[CacheEvent] | None = None
         self._page_bytes = page_size * _TOKEN_BYTES
         self._roots: dict[str, Root] = {}
         self._order = RecencyOrder(_NO_PAGES)
