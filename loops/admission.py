@@ -2,8 +2,8 @@
 
 A request is admitted only when, after everything that runs has been promised the pages to reach its next safe point,
 the pool can still promise as much to it. Safe points: a prefilling request's whole prompt plus a little output; a
-decoding request's next `lookahead` tokens; for the oldest running request all that it may ever need. So prompts never
-stop half-way for memory, retractions are rare, and the oldest request always ends.
+decoding request's next `lookahead` tokens; for the oldest running request all that it may ever need. So prompts do not
+stop half-way for newcomers, retractions are rare, and the oldest request always ends.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Admission:
         work = self.work
         if not work.num_waiting or budget <= 0 or not work.memory.slots.free:
             return
-        promised = self._promised()
+        self._renew_promises()
         computing = self._computing()
         passed_over = 0
         for row in self._candidates():
             savepoint = draft.transaction.savepoint()
-            outcome = self._try(draft, row, budget, promised, computing)
+            outcome = self._try(draft, row, budget, computing)
             if outcome is None:
                 draft.transaction.rollback(savepoint)
                 return
@@ -60,8 +60,6 @@ class Admission:
                     return
                 continue
             budget -= outcome
-            slot = int(work.table.slot[row])
-            promised += self._lacking(row, slot)
             if self.share_prefixes and (key := self._next_page(row)) is not None:
                 computing.add(key)
             if budget <= 0 or not work.memory.slots.free:
@@ -74,7 +72,7 @@ class Admission:
         if len(work.queue):
             yield from self.policy.order(list(work.queue), work)
 
-    def _try(self, draft: Draft, row: int, budget: int, promised: int, computing: set[PrefixKey]) -> int | None:
+    def _try(self, draft: Draft, row: int, budget: int, computing: set[PrefixKey]) -> int | None:
         """Tokens of the row's first chunk; 0: wait for a prefix being computed; None: does not fit now.
 
         Everything taken is in the transaction; the caller rolls back what did not end in an admission.
@@ -91,8 +89,10 @@ class Admission:
             return 0
         entries = memory.entries(granted.slot)
         reach = min(int(table.max_length[row]), num_tokens + self.lookahead)
-        if memory.obtainable < promised + _pages(reach, memory.page_size) - len(entries.pages):
+        need = -(-reach // memory.page_size) - len(entries.pages)
+        if need > memory.unpromised:
             return None
+        memory.escrow.promise(granted.slot, need)
         segment = next_chunk(row, granted.slot, granted.num_cached, work, budget)
         if segment is None:
             return None
@@ -113,21 +113,15 @@ class Admission:
             return set()
         return {key for row in self.work.uncommitted() if (key := self._next_page(row)) is not None}
 
-    def _promised(self) -> int:
-        """Pages that running requests have been promised and do not own yet."""
-        work, table, memory = self.work, self.work.table, self.work.memory
-        rows = work.running()
+    def _renew_promises(self) -> None:
+        """Promise running requests the pages to their next safe points, the oldest first."""
+        work, table = self.work, self.work.table
+        rows = work.oldest_first()
         if not len(rows):
-            return 0
+            return
         reach = np.minimum(table.max_length[rows], table.num_tokens[rows] + self.lookahead)
-        oldest = int(np.argmin(table.order[rows]))
-        reach[oldest] = table.max_length[rows[oldest]]
-        return int(memory.demand(table.slot[rows], reach).sum())
-
-    def _lacking(self, row: int, slot: int) -> int:
-        table, memory = self.work.table, self.work.memory
-        reach = min(int(table.max_length[row]), int(table.num_tokens[row]) + self.lookahead)
-        return max(0, _pages(reach, memory.page_size) - int(memory.num_pages[slot]))
+        reach[0] = table.max_length[rows[0]]
+        work.memory.renew(table.slot[rows], reach)
 
     def _next_page(self, row: int) -> PrefixKey | None:
         """The page that a running, not yet committed request computes next."""
@@ -157,7 +151,3 @@ def next_chunk(row: int, slot: int, start: int, work: Work, budget: int) -> Pref
     last = end == target
     wants_output = int(work.table.max_tokens[row]) > target or int(work.table.num_prompt[row]) < target
     return PrefillSegment(row, slot, start, end - start, last, last and wants_output)
-
-
-def _pages(tokens: int, page_size: int) -> int:
-    return -(-tokens // page_size)

@@ -54,9 +54,9 @@ class Unified:
             self.admission.admit(draft, budget)
 
     def _continue(self, draft: Draft, budget: int) -> int:
-        """Next chunks of prompts that have begun, in order of admission; what is left of `budget`."""
+        """Next chunks of prompts that have begun, in order of first admission; what is left of `budget`."""
         work = self.work
-        for row in list(work.prefilling):
+        for row in sorted(work.prefilling, key=work.table.order.__getitem__):
             slot = int(work.table.slot[row])
             segment = next_chunk(row, slot, int(work.memory.length[slot]), work, budget)
             if segment is None:
@@ -98,27 +98,37 @@ class Unified:
         draft.decode(rows, slots, starts, entries)
 
     def _squeeze(self, draft: Draft, rows: Int32s) -> Int32s:
-        """Make room for `rows` to decode: evict, then retract the youngest. Those of `rows` that can go on now.
+        """Pages ran short: promise them anew, the oldest request first, to what each needs to take its next step, and
+        retract the youngest until that is enough. Those of `rows` that can go on now.
 
-        Retracted pages that a step in flight may touch come free when it is resolved; rows that need them wait.
+        Pages that a step in flight may touch come free when it is resolved; rows that need those wait.
         """
-        work, table, memory = self.work, self.work.table, self.work.memory
+        work, memory = self.work, self.work.memory
         while True:
-            slots = table.slot[rows]
-            demand = memory.demand(slots, memory.length[slots] + 1)
-            need = int(demand.sum())
-            if memory.make_room(need):
-                return rows
             running = work.oldest_first()
-            if memory.pages.free + memory.pages.deferred >= need or len(running) == 1:
-                break
+            lacking = memory.renew(work.table.slot[running], self._next_lengths(running))
+            if lacking <= memory.pages.deferred + memory.pages.quarantined or len(running) == 1:
+                return self._able(rows)
             victim = int(running[-1])
             draft.retracted.append((victim, work.retract(victim, Cause.MEMORY)))
             rows = rows[rows != victim]
             if not len(rows):
                 return rows
+
+    def _next_lengths(self, rows: Int32s) -> Int32s:
+        """What each row must reach to go on: its known tokens, and one more where those are computed."""
+        table = self.work.table
+        next_lengths = np.maximum(self.work.memory.length[table.slot[rows]] + 1, table.num_tokens[rows])
+        return np.minimum(next_lengths, table.max_length[rows], dtype=np.int32)
+
+    def _able(self, rows: Int32s) -> Int32s:
+        """Those decoding `rows` whose next page is promised to them and free; older requests choose first."""
+        table, memory = self.work.table, self.work.memory
+        slots = table.slot[rows]
+        demand = memory.demand(slots, memory.length[slots] + 1)
+        memory.make_room(int(demand.sum()))
         by_age = np.argsort(table.order[rows], kind="stable")
         fits = np.cumsum(demand[by_age]) <= memory.pages.free
-        chosen = np.zeros(len(rows), np.bool_)
-        chosen[by_age[fits]] = True
-        return rows[chosen]
+        able = demand <= memory.escrow.promised[slots]
+        able[by_age[~fits]] &= demand[by_age[~fits]] == 0
+        return rows[able]

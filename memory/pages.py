@@ -5,7 +5,8 @@ A page is in exactly one class. The arrows are the only ways to change it:
     free ──take──► owned ──adopt──► cached        owned: referred to by rows only
       ▲              │                 │          cached: the prefix cache refers to it (rows may as well)
       │            release           evict        deferred: given back, a launched step may still touch it
-      └──(fence)── deferred ◄──────────┘          quarantined: given back, a remote writer is not fenced yet
+      ├──(fence)── deferred ◄──────────┤          quarantined: reserved for a writer outside the steps
+      └─reserve──► quarantined ──publish──► cached, or ──withdraw──► free, once the writer cannot write any more
 
 `refcount[p]` is the number of referrers of page p: rows, and 1 for the cache. `generation[p]` rises whenever the page
 is given back, so a stale handle is told from a live one.
@@ -13,7 +14,7 @@ is given back, so a stale handle is told from a live one.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,14 @@ class MemoryViolation(Exception):
         self.facts = facts
 
 
+class Reservation(NamedTuple):
+    """Pages in quarantine: handles for a writer that works outside the steps. Stale once the pages have moved on."""
+
+    pages: Int32s
+    generations: Int32s
+    """Of each page, when it was reserved."""
+
+
 class PagePool:
     """A fixed number of pages of `page_size` tokens each."""
 
@@ -47,6 +56,7 @@ class PagePool:
         "page_size",
         "quarantined",
         "refcount",
+        "reserved",
         "total",
     )
 
@@ -61,6 +71,7 @@ class PagePool:
         self.refcount: Int32s = np.zeros(total, np.int32)
         self.generation: Int32s = np.zeros(total, np.int32)
         self.in_cache = np.zeros(total, np.bool_)
+        self.reserved = np.zeros(total, np.bool_)
         self.free = total
         self.owned = 0
         self.cached = 0
@@ -137,6 +148,39 @@ class PagePool:
         self.cached -= len(index)
         self._give_back(pages, fence)
 
+    # ---- two-phase: pages that somebody outside the steps writes ----
+
+    def reserve(self, count: int) -> Reservation | None:
+        """`count` free pages into quarantine; None (and no change) when there are not so many."""
+        if count > self.free:
+            return None
+        self.free -= count
+        pages = self._free_stack[self.free : self.free + count][::-1].copy()
+        self.reserved[pages] = True
+        self.quarantined += count
+        return Reservation(pages, self.generation[pages])
+
+    def publish(self, reservation: Reservation) -> None:
+        """The pages are written: the prefix cache refers to them now."""
+        self._leave_quarantine(reservation)
+        self.refcount[reservation.pages] = 1
+        self.in_cache[reservation.pages] = True
+        self.cached += len(reservation.pages)
+
+    def withdraw(self, reservation: Reservation) -> None:
+        """The pages are not wanted, and their writer is known to write no more: they are free."""
+        self._leave_quarantine(reservation)
+        self.generation[reservation.pages] += 1
+        self._push(reservation.pages[::-1])
+
+    def _leave_quarantine(self, reservation: Reservation) -> None:
+        pages = reservation.pages
+        stale = (self.generation[pages] != reservation.generations) | ~self.reserved[pages]
+        if stale.any():
+            raise MemoryViolation("handle.generation = generation(page)", pages=pages[stale])
+        self.reserved[pages] = False
+        self.quarantined -= len(pages)
+
     def _give_back(self, pages: Int32s, fence: int) -> None:
         self.generation[pages.astype(np.intp)] += 1
         self.deferred += len(pages)
@@ -190,3 +234,7 @@ class PagePool:
             raise MemoryViolation("counters equal the pages' classes", **self.counters())
         if (self.in_cache & ~referenced).any():
             raise MemoryViolation("a cached page is referenced")
+        if int(self.reserved.sum()) != self.quarantined or (self.reserved & referenced).any():
+            raise MemoryViolation("a page in quarantine has no other use", **self.counters())
+        if self.reserved[free].any():
+            raise MemoryViolation("no page is both free and reserved", pages=free[self.reserved[free]])

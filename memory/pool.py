@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memory.pages import Int32s, MemoryViolation, PagePool
+from memory.escrow import Escrow
+from memory.pages import Int32s, MemoryViolation, PagePool, Reservation
 from memory.prefix.base import Hold, PrefixCache
 from memory.slots import SlotPool
 from memory.transaction import Ledger, Transaction
@@ -49,6 +50,7 @@ class Memory:
         self.ledger = Ledger()
         self.pages = PagePool(num_pages, self.page_size, self.ledger)
         self.slots = SlotPool(num_slots, self.ledger)
+        self.escrow = Escrow(num_slots)
         self.cache = cache
         self.max_context = min(max_context, num_pages * self.page_size)
         width = -(-self.max_context // self.page_size)
@@ -96,19 +98,24 @@ class Memory:
     def extend(self, transaction: Transaction, slots: Int32s, lengths: Int32s) -> PageEntries | None:
         """Let each slot grow to `lengths` positions, taking the pages this needs.
 
-        None, and no change, when there are not enough free pages.
+        None, and no change, when not enough pages are free, or those beyond what the slots have been promised are
+        promised to others.
         """
         before = self.num_pages[slots]
-        entries = NO_ENTRIES
+        entries, covered = NO_ENTRIES, _NONE
         if (lengths > before * self.page_size).any():
             grow = np.maximum(-(-lengths // self.page_size) - before, 0)
-            pages = self.pages.take(transaction, int(grow.sum()))
+            count, covered = int(grow.sum()), self.escrow.covered(slots, grow)
+            if count - int(covered.sum()) > self.unpromised:
+                return None
+            pages = self.pages.take(transaction, count)
             if pages is None:
                 return None
+            self.escrow.spend(slots, covered)
             entries = PageEntries(np.repeat(slots, grow), _positions(before, grow), pages)
             self.page_table[entries.slots, entries.indices] = pages
             self.num_pages[slots] = before + grow
-        transaction.log(self._unextend, slots, before, self.length[slots])
+        transaction.log(self._unextend, slots, before, self.length[slots], covered)
         self.length[slots] = lengths
         return entries
 
@@ -116,18 +123,20 @@ class Memory:
         """`extend` for one slot, without the cost of arrays of one; evicts if need be."""
         before = int(self.num_pages[slot])
         count = -(-length // self.page_size) - before
-        entries = NO_ENTRIES
+        entries, covered = NO_ENTRIES, 0
         if count > 0:
-            if count > self.pages.free and not self.make_room(count):
+            covered = min(count, int(self.escrow.promised[slot]))
+            if count - covered > self.unpromised or not self.make_room(count):
                 return None
             pages = self.pages.take(transaction, count)
             if pages is None:
                 return None
+            self.escrow.promise(slot, -covered)
             indices = np.arange(before, before + count, dtype=np.int32)
             entries = PageEntries(np.full(count, slot, np.int32), indices, pages)
             self.page_table[slot, before : before + count] = pages
             self.num_pages[slot] = before + count
-        transaction.log(self._unextend_slot, slot, before, int(self.length[slot]))
+        transaction.log(self._unextend_slot, slot, before, int(self.length[slot]), covered)
         self.length[slot] = length
         return entries
 
@@ -140,15 +149,18 @@ class Memory:
             if hold is not None:
                 self.cache.release(hold, self.ledger.resolved)
 
-    def _unextend(self, slots: Int32s, num_pages: Int32s, lengths: Int32s) -> None:
+    def _unextend(self, slots: Int32s, num_pages: Int32s, lengths: Int32s, covered: Int32s) -> None:
         stayed = self.slots.in_use[slots]
         self.num_pages[slots[stayed]] = num_pages[stayed]
         self.length[slots[stayed]] = lengths[stayed]
+        if len(covered):
+            self.escrow.restore(slots[stayed], covered[stayed])
 
-    def _unextend_slot(self, slot: int, num_pages: int, length: int) -> None:
+    def _unextend_slot(self, slot: int, num_pages: int, length: int, covered: int) -> None:
         if self.slots.in_use[slot]:
             self.num_pages[slot] = num_pages
             self.length[slot] = length
+            self.escrow.promise(slot, covered)
 
     # ---- final ----
 
@@ -200,6 +212,7 @@ class Memory:
 
     def _forget(self, slot: int) -> Hold | None:
         hold, self.holds[slot] = self.holds[slot], None
+        self.escrow.forget(slot)
         self.num_pages[slot] = 0
         self.length[slot] = 0
         return hold
@@ -207,7 +220,9 @@ class Memory:
     def make_room(self, count: int) -> bool:
         """Evict until `count` pages are free; False when that many cannot be had without waiting or retracting."""
         short = count - self.pages.free
-        if short > 0 and self.cache.evictable:
+        if short <= 0:
+            return True
+        if self.cache.evictable:
             eviction = self.cache.evict(short)
             if len(eviction.pages):
                 self.pages.evict(eviction.pages, eviction.fence)
@@ -227,6 +242,48 @@ class Memory:
         """Pages that are free or can be made so without touching a running request."""
         return self.pages.free + self.cache.evictable
 
+    @property
+    def unpromised(self) -> int:
+        """Pages that are obtainable and not promised to a running request; below zero while pages that were promised
+        wait for a step in flight."""
+        return self.pages.free + self.cache.evictable - self.escrow.total
+
+    def renew(self, slots: Int32s, lengths: Int32s) -> int:
+        """Promise every running slot, oldest request first, the pages it lacks to reach its length; what they were
+        promised before is void. The number of pages that could not be promised."""
+        wants = self.demand(slots, lengths)
+        return int(wants.sum()) - int(self.escrow.renew(slots, wants, self.obtainable).sum())
+
+    # ---- pages that are written outside the steps ----
+
+    def reserve(self, count: int) -> Reservation | None:
+        """Put `count` pages into quarantine for a writer outside the steps, evicting if need be; None, and no page
+        moved there, when so many are not to be had without breaking a promise or waiting."""
+        if count > self.unpromised or not self.make_room(count):
+            return None
+        return self.pages.reserve(count)
+
+    def publish(
+        self, reservation: Reservation, count: int, tokens: Int32s, namespace: str, hold: Hold, priority: int = 0
+    ) -> Hold:
+        """The first `count` pages of the reservation are written and continue the prefix that `hold` keeps: cache them.
+
+        `tokens`: int32 [hold.num_tokens + count * page_size]. Returns a hold on all of it, in place of `hold`. Pages
+        that were not written, and those the cache has had meanwhile from somebody else, are free again: the writer must
+        have ended. Raises MemoryViolation for a stale reservation.
+        """
+        written, fence = reservation.pages[:count], self.ledger.fence
+        pages = np.concatenate((hold.pages, written)).astype(np.int32)
+        insertion = self.cache.insert(tokens, pages, namespace, hold, fence)
+        kept = np.isin(reservation.pages, insertion.adopted)
+        self.pages.publish(Reservation(reservation.pages[kept], reservation.generations[kept]))
+        self.pages.withdraw(Reservation(reservation.pages[~kept], reservation.generations[~kept]))
+        return insertion.hold
+
+    def withdraw(self, reservation: Reservation) -> None:
+        """Nothing of the reservation is wanted, and its writer is known to write no more."""
+        self.pages.withdraw(reservation)
+
     # ---- laws ----
 
     def check(self) -> None:
@@ -239,6 +296,13 @@ class Memory:
                 evictable=self.cache.evictable,
                 held=self.cache.held,
             )
+        if self.escrow.total > self.obtainable + self.pages.deferred:
+            raise MemoryViolation(
+                "promises <= free + evictable (+ deferred, while steps are in flight)",
+                promised=self.escrow.total,
+                evictable=self.cache.evictable,
+                **self.pages.counters(),
+            )
 
     def invariants(self) -> None:
         """Every law, O(size): for tests and the idle self-check."""
@@ -246,6 +310,7 @@ class Memory:
         self.pages.invariants()
         self.slots.check()
         self.cache.invariants()
+        self.escrow.invariants()
         used = self.slots.used
         length, count = self.length[used], self.num_pages[used]
         if (length > count * self.page_size).any() or (length <= (count - 1) * self.page_size).any():
@@ -258,7 +323,11 @@ class Memory:
             wrong = np.flatnonzero(referrers != self.pages.refcount)
             raise MemoryViolation("refcount(page) = number of its referrers", pages=wrong)
         idle = np.setdiff1d(np.arange(self.slots.total), used)
-        if self.num_pages[idle].any() or any(self.holds[slot] is not None for slot in idle):
+        if (
+            self.num_pages[idle].any()
+            or self.escrow.promised[idle].any()
+            or any(self.holds[slot] is not None for slot in idle)
+        ):
             raise MemoryViolation("a slot that is not in use owns nothing")
 
     def digest(self) -> int:

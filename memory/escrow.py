@@ -1,0 +1,70 @@
+"""Pages promised to running requests: what each may still take before anybody new is let in.
+
+A slot owns pages and is promised more, up to its next safe point. Promises are kept out of what may be given to others:
+admission, and reservations for pages that come from a lower cache tier, see only what is not promised.
+
+    free + evictable  =  promised (sum over slots)  +  unpromised
+
+`promise` and `spend` belong to a step and are undone with it. `renew` is a decision of its own, made anew whenever
+somebody waits or pages run short: it hands what there is to the slots in the order given, oldest request first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from memory.pages import Int32s, MemoryViolation
+
+
+class Escrow:
+    """`promised[slot]`: pages the slot does not own yet and may count on, int32 [num_slots]; `total`: their sum."""
+
+    __slots__ = ("promised", "total")
+
+    def __init__(self, num_slots: int) -> None:
+        self.promised: Int32s = np.zeros(num_slots, np.int32)
+        self.total = 0
+
+    def promise(self, slot: int, count: int) -> None:
+        """`count` more pages for a slot. Taken back by `forget`."""
+        self.promised[slot] += count
+        self.total += count
+
+    def covered(self, slots: Int32s, counts: Int32s) -> Int32s:
+        """How many of the `counts` pages that each slot is about to take it has been promised, int32 [n]."""
+        covered: Int32s = np.minimum(counts, self.promised[slots])
+        return covered
+
+    def spend(self, slots: Int32s, counts: Int32s) -> None:
+        """The slots take so many of their promised pages; each slot at most once. Undone by `restore`."""
+        self.promised[slots] -= counts
+        self.total -= int(counts.sum())
+
+    def restore(self, slots: Int32s, counts: Int32s) -> None:
+        """The step that spent these never happened."""
+        self.promised[slots] += counts
+        self.total += int(counts.sum())
+
+    def renew(self, slots: Int32s, wants: Int32s, available: int) -> Int32s:
+        """Promise each slot what it wants, the first ones first, as far as `available` pages go; int32 [n] granted.
+
+        Replaces what these slots were promised before. Slots that are not named keep their promises, which are not
+        part of `available`.
+        """
+        granted: Int32s = wants
+        if int(wants.sum()) > available:
+            before = np.cumsum(wants) - wants
+            granted = np.clip(available - before, 0, wants).astype(np.int32)
+        self.total += int(granted.sum()) - int(self.promised[slots].sum())
+        self.promised[slots] = granted
+        return granted
+
+    def forget(self, slot: int) -> None:
+        """The slot's request leaves: nothing is promised to it any more."""
+        self.total -= int(self.promised[slot])
+        self.promised[slot] = 0
+
+    def invariants(self) -> None:
+        """The total is the sum, and no promise is negative; O(slots)."""
+        if int(self.promised.sum()) != self.total or (self.promised < 0).any():
+            raise MemoryViolation("the total of promises is their sum", total=self.total, sum=int(self.promised.sum()))
