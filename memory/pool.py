@@ -106,7 +106,7 @@ class Memory:
         if (lengths > before * self.page_size).any():
             grow = np.maximum(-(-lengths // self.page_size) - before, 0)
             count, covered = int(grow.sum()), self.escrow.covered(slots, grow)
-            if count - int(covered.sum()) > self.unpromised:
+            if not self._allows(count - int(covered.sum())):
                 return None
             pages = self.pages.take(transaction, count)
             if pages is None:
@@ -126,7 +126,7 @@ class Memory:
         entries, covered = NO_ENTRIES, 0
         if count > 0:
             covered = min(count, int(self.escrow.promised[slot]))
-            if count - covered > self.unpromised or not self.make_room(count):
+            if not self._allows(count - covered) or not self.make_room(count):
                 return None
             pages = self.pages.take(transaction, count)
             if pages is None:
@@ -253,6 +253,10 @@ class Memory:
         promised before is void. The number of pages that could not be promised."""
         wants = self.demand(slots, lengths)
         return int(wants.sum()) - int(self.escrow.renew(slots, wants, self.obtainable).sum())
+
+    def _allows(self, uncovered: int) -> bool:
+        """Whether so many pages may be taken that nobody has been promised."""
+        return uncovered <= 0 or uncovered <= self.unpromised
 
     # ---- pages that are written outside the steps ----
 
