@@ -17,7 +17,7 @@ NEEDS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test setup-check serve test test-nightly test-replay check docs-generated \
-	bench-host bench-cache bench-cpu clean
+	bench-host bench-cache bench-pressure bench-cpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -74,6 +74,8 @@ bench-host: setup  ## cost of scheduling one step
 	@$(BIN)/python -m benchmarks.host
 bench-cache: setup  ## cost of the prefix cache
 	@$(BIN)/python -m benchmarks.cache
+bench-pressure: setup  ## live servers with each kind of cache, and memory for a quarter of the work
+	@$(BIN)/python -m benchmarks.pressure
 bench-cpu: setup  ## end to end on this CPU
 	@$(BIN)/python -m benchmarks.cpu
 
