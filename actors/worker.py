@@ -8,14 +8,16 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
+from actors.messages.transfer import Fence, Fill, PagesToWorker, Save
 from actors.runtime.actor import Actor, Lane
+from actors.tiers.mover import PageMover, PageRunner
 from lifecycle.step import StepBatch, StepResult
 
 log = structlog.get_logger("pawl.worker")
 Launched = TypeVar("Launched")
 
 
-class Runner(Protocol[Launched]):
+class Runner(PageRunner, Protocol[Launched]):
     """What turns a batch into tokens. `launch` may return before the device is done; `collect` waits."""
 
     asynchronous: bool
@@ -31,10 +33,11 @@ class Runner(Protocol[Launched]):
 class Worker(Actor):
     """Runs steps on one runner. A device that works asynchronously has one step queued behind the running one."""
 
-    accepts = ToWorker
+    accepts = ToWorker | PagesToWorker
 
     def __init__(self, runner: Runner[Any]) -> None:
         self.runner = runner
+        self._mover = PageMover(self, runner)
         self._launched: deque[tuple[int, Any]] = deque()
         self._lost_since: int | None = None
         self._next_step = 0
@@ -43,11 +46,18 @@ class Worker(Actor):
         match message:
             case Execute(batch):
                 self._execute(batch)
-            case ResetWorker(next_step):
+            case Save():
+                self._mover.save(message, lost=self._lost_since is not None)
+            case Fill():
+                self._mover.fill(message)
+            case Fence():
+                self._mover.fence(message)
+            case ResetWorker(next_step, next_save):
                 self._next_step = next_step
                 self._launched.clear()
                 self._lost_since = None
                 self.runner.reset()
+                self._mover.reset(next_save)
 
     def settled(self) -> None:
         self._collect(0)

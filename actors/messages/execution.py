@@ -32,6 +32,8 @@ class ResetWorker(msgspec.Struct, frozen=True, tag=True):
     """Forget every slot and page (after a lost step). Steps numbered below `next_step` will never be answered again."""
 
     next_step: int
+    next_save: int = 0
+    """Pages of Saves numbered below are not to be read any more."""
 
 
 ToWorker: TypeAlias = Execute | ResetWorker

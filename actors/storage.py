@@ -1,0 +1,83 @@
+"""The storage actor: pages below the device, in host memory and in files. The one place that waits for a disk.
+
+It owns its thread, so a slow disk slows nobody else: whoever waits for a page does so with a lease.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from actors.messages.transfer import (
+    Blocks,
+    Dropped,
+    EmptyHost,
+    Fetch,
+    Fill,
+    Found,
+    Saved,
+    TierReport,
+    ToStorage,
+)
+from actors.runtime.actor import Actor, Lane
+from actors.tiers.store import TierStore
+
+log = structlog.get_logger("pawl.storage")
+
+FOUND_AT_ONCE = 8192
+"""Keys in one message at the start."""
+CLOSE_S = 5.0
+"""How long an orderly stop may take to file what is only in host memory."""
+
+
+class Storage(Actor):
+    """Answers every Blocks with one Saved and every Fetch with one Fill."""
+
+    accepts = ToStorage
+
+    def __init__(self, store: TierStore) -> None:
+        self.store = store
+        self._era = 0
+        self._told: dict[str, int] = {}
+
+    def started(self) -> None:
+        keys = self.store.scan()
+        for start in range(0, len(keys), FOUND_AT_ONCE):
+            self._tell(Found(self._era, tuple(keys[start : start + FOUND_AT_ONCE])))
+        if keys:
+            log.info("pages from before", pages=len(keys))
+
+    def receive(self, message: Any) -> None:
+        match message:
+            case Blocks(number, keys, data):
+                # An error here would be a defect; a disk's errors end in what is kept.
+                kept = self.store.keep(keys, data)
+                self._tell_dropped()
+                self._tell(Saved(number, kept))
+            case Fetch(ticket, keys, pages, after):
+                data = self.store.read(keys)
+                self._tell_dropped()
+                self.context.send("worker", Fill(ticket, pages, data, after))
+            case EmptyHost(era):
+                self._era = era
+                self.store.empty_host()
+                self._tell_dropped()
+
+    def settled(self) -> None:
+        counts = self.store.counts()
+        if counts != self._told:
+            self._told = counts
+            self._tell(TierReport(counts))
+
+    def stopped(self, reason: str) -> None:
+        ends_at = self.context.now() + CLOSE_S
+        self.store.close(lambda: self.context.now() < ends_at)
+
+    def _tell_dropped(self) -> None:
+        dropped = self.store.take_dropped()
+        if dropped:
+            self._tell(Dropped(dropped))
+
+    def _tell(self, message: Saved | Found | Dropped | TierReport) -> None:
+        self.context.send("scheduler", message, Lane.CONTROL)

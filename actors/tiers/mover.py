@@ -1,0 +1,101 @@
+"""The worker's part in moving pages: reads them for a Save, writes them for a Fetch, and keeps its word about a Fence.
+
+Device pages are read and written among the steps, in the order of the worker's messages: a page is copied before a later
+step can reuse it, and is written before any step that reads it is launched.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from actors.messages.transfer import Blocks, Fence, Fenced, Fill, Filled, Save, Saved
+from actors.runtime.actor import Actor, Lane
+
+log = structlog.get_logger("pawl.worker")
+
+
+class PageRunner(Protocol):
+    """A runner whose pages can be copied out and in."""
+
+    def read_pages(self, pages: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """The pages' bytes, uint8 [n, page_bytes], as all launched steps leave them."""
+
+    def write_pages(self, pages: NDArray[np.int32], blocks: NDArray[np.uint8]) -> None:
+        """Put bytes into pages, before any step that is launched later."""
+
+
+class PageMover:
+    """Serves one worker actor, in its thread."""
+
+    def __init__(self, actor: Actor, runner: PageRunner) -> None:
+        self._actor = actor
+        self._runner = runner
+        self._saved = 0
+        """Every Save up to this number is done with."""
+        self._filled = 0
+        """The newest Fill that was handled. Fills come in the order of their tickets; what does not is refused."""
+        self._fenced: set[int] = set()
+        """Fetches that must not write, and whose Fill has not come yet."""
+        self._waiting: deque[Fill] = deque()
+        """Fills that came before a Save that reads their pages."""
+
+    def save(self, message: Save, lost: bool) -> None:
+        """Read the pages and send them to the storage. `lost`: the device's content can no longer be trusted."""
+        if message.number > self._saved:
+            self._saved = message.number
+            if lost or not self._send_blocks(message):
+                self._tell(Saved(message.number))
+        else:
+            # From before a reset: its pages mean something else by now.
+            self._tell(Saved(message.number))
+        while self._waiting and self._waiting[0].after <= self._saved:
+            self._fill(self._waiting.popleft())
+
+    def _send_blocks(self, message: Save) -> bool:
+        try:
+            data = self._runner.read_pages(message.pages)
+        except Exception:
+            log.exception("pages could not be read", pages=len(message.pages))
+            return False
+        return self._actor.context.send("storage", Blocks(message.number, message.keys, data))
+
+    def fill(self, message: Fill) -> None:
+        """Write what a Fetch brought, unless it was fenced."""
+        if self._waiting or message.after > self._saved:
+            self._waiting.append(message)
+        else:
+            self._fill(message)
+
+    def _fill(self, message: Fill) -> None:
+        ticket, count = message.ticket, len(message.data)
+        if ticket <= self._filled or ticket in self._fenced:
+            count = 0
+        if count:
+            try:
+                self._runner.write_pages(message.pages[:count], message.data)
+            except Exception:
+                log.exception("pages could not be written", pages=count)
+                count = 0
+        self._filled = max(self._filled, ticket)
+        self._fenced = {fenced for fenced in self._fenced if fenced > self._filled}
+        self._tell(Filled(ticket, count))
+
+    def fence(self, message: Fence) -> None:
+        """Promise that the Fetch writes nothing from here on."""
+        if message.ticket > self._filled:
+            self._fenced.add(message.ticket)
+        self._tell(Fenced(message.ticket))
+
+    def reset(self, next_save: int) -> None:
+        """The device's content is gone: Saves numbered below `next_save` have nothing to read any more."""
+        self._saved = max(self._saved, next_save - 1)
+        while self._waiting and self._waiting[0].after <= self._saved:
+            self._fill(self._waiting.popleft())
+
+    def _tell(self, message: Saved | Filled | Fenced) -> None:
+        self._actor.context.send("scheduler", message, Lane.CONTROL)

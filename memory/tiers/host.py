@@ -1,0 +1,92 @@
+"""Pages in host memory: one block of bytes for all, least recently used first out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory.pages import MemoryViolation
+from memory.tiers.keys import PageKey
+
+UInt8s: TypeAlias = NDArray[np.uint8]
+
+
+class Displaced(NamedTuple):
+    """A page that had to leave; `block` is its bytes until the next `put`."""
+
+    key: PageKey
+    block: UInt8s
+
+
+class HostPool:
+    """Room for `capacity` pages of `page_bytes` bytes each; the system maps it as it is first written."""
+
+    def __init__(self, capacity: int, page_bytes: int) -> None:
+        if capacity < 0 or page_bytes < 1:
+            raise ValueError(f"a pool of {capacity} pages of {page_bytes} bytes")
+        self.capacity = capacity
+        self.page_bytes = page_bytes
+        self._blocks: UInt8s = np.zeros((capacity, page_bytes), np.uint8)
+        self._place: dict[PageKey, int] = {}
+        """Key -> row of `_blocks`; the least recently used first."""
+        self._free = list(range(capacity - 1, -1, -1))
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def __contains__(self, key: PageKey) -> bool:
+        return key in self._place
+
+    def items(self) -> Iterator[tuple[PageKey, UInt8s]]:
+        """Every page, the most recently used first."""
+        return ((key, self._blocks[place]) for key, place in reversed(self._place.items()))
+
+    def oldest(self) -> Displaced | None:
+        """The page that the next `put` of a new key displaces; None while there is room."""
+        if self._free or not self._place:
+            return None
+        key = next(iter(self._place))
+        return Displaced(key, self._blocks[self._place[key]])
+
+    def put(self, key: PageKey, block: UInt8s) -> PageKey | None:
+        """Keep a copy of `block`, uint8 [page_bytes], as the most recently used; the key that was displaced.
+
+        A page that is here already keeps its bytes: equal keys mean equal content. Without any room nothing happens.
+        """
+        if block.shape != (self.page_bytes,):
+            raise MemoryViolation("a page has one size", page_bytes=self.page_bytes, shape=block.shape)
+        if self._touch(key) is not None or not self.capacity:
+            return None
+        displaced = None
+        if not self._free:
+            displaced = next(iter(self._place))
+            self._free.append(self._place.pop(displaced))
+        place = self._place[key] = self._free.pop()
+        self._blocks[place] = block
+        return displaced
+
+    def get(self, key: PageKey) -> UInt8s | None:
+        """The page's bytes, uint8 [page_bytes], a view that the next `put` may overwrite; None when it is not here."""
+        place = self._touch(key)
+        return None if place is None else self._blocks[place]
+
+    def _touch(self, key: PageKey) -> int | None:
+        place = self._place.pop(key, None)
+        if place is not None:
+            self._place[key] = place
+        return place
+
+    def clear(self) -> list[PageKey]:
+        """Forget everything; the keys that were here."""
+        keys = list(self._place)
+        self._free.extend(self._place.values())
+        self._place.clear()
+        return keys
+
+    def invariants(self) -> None:
+        """Every row is free or has one key; O(capacity)."""
+        if sorted([*self._free, *self._place.values()]) != list(range(self.capacity)):
+            raise MemoryViolation("free + used = capacity", free=len(self._free), used=len(self._place))
