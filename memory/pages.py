@@ -238,3 +238,9 @@ class PagePool:
             raise MemoryViolation("a page in quarantine has no other use", **self.counters())
         if self.reserved[free].any():
             raise MemoryViolation("no page is both free and reserved", pages=free[self.reserved[free]])
+
+
+def consecutive(first: Int32s, count: Int32s) -> Int32s:
+    """first[i], first[i]+1, … count[i] times for each i, concatenated."""
+    ends = np.cumsum(count, dtype=np.int32)
+    return np.arange(ends[-1], dtype=np.int32) + np.repeat(first - ends + count, count)

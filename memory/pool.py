@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from memory.escrow import Escrow
-from memory.pages import Int32s, MemoryViolation, PagePool, Reservation
+from memory.pages import Int32s, MemoryViolation, PagePool, Reservation, consecutive
 from memory.prefix.base import Hold, PrefixCache
 from memory.slots import SlotPool
 from memory.transaction import Ledger, Transaction
@@ -112,7 +112,7 @@ class Memory:
             if pages is None:
                 return None
             self.escrow.spend(slots, covered)
-            entries = PageEntries(np.repeat(slots, grow), _positions(before, grow), pages)
+            entries = PageEntries(np.repeat(slots, grow), consecutive(before, grow), pages)
             self.page_table[entries.slots, entries.indices] = pages
             self.num_pages[slots] = before + grow
         transaction.log(self._unextend, slots, before, self.length[slots], covered)
@@ -343,9 +343,3 @@ class Memory:
         for slot in used:
             state.update(self.page_table[slot, : self.num_pages[slot]].tobytes())
         return int.from_bytes(state.digest(), "little")
-
-
-def _positions(first: Int32s, count: Int32s) -> Int32s:
-    """first[i], first[i]+1, … count[i] times for each i, concatenated."""
-    ends = np.cumsum(count, dtype=np.int32)
-    return np.arange(ends[-1], dtype=np.int32) + np.repeat(first - ends + count, count)

@@ -45,7 +45,7 @@ class RadixHold:
         if self._pages is None:
             if self.released:
                 raise MemoryViolation("the pages of a released hold are unknown", num_tokens=self.num_tokens)
-            self._pages = _path_pages(self.node)
+            self._pages = path_pages(self.node)
         return self._pages
 
 
@@ -89,10 +89,16 @@ class RadixCache:
         node: Node | None = None
         if root is not None:
             node, at = self._descend(root, self._bytes_of(tokens))
-            matched = at // _TOKEN_BYTES
+            node, num_pages = self._usable(node, at // self._page_bytes)
+            matched = num_pages * self.page_size
         counts["hit_tokens"] += matched
         counts["missed_tokens"] += len(tokens) - matched
         return self._hold(node if matched else None, matched)
+
+    def _usable(self, node: Node, num_pages: int) -> tuple[Node, int]:
+        """The longest beginning of the path to `node`, which is `num_pages` long, that a request can go on from: the
+        node where that ends, and its length in pages. All of it, where every layer reads everything."""
+        return node, num_pages
 
     def insert(self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int) -> Insertion:
         """Offer `pages` for `tokens` (whole pages); hold all of it instead of `hold`, which is released. O(n).
@@ -300,7 +306,7 @@ def _live(hold: Hold) -> RadixHold:
     return hold
 
 
-def _path_pages(node: Node | None) -> Int32s:
+def path_pages(node: Node | None) -> Int32s:
     """Pages from the root down to `node`, int32 [n], read-only."""
     parts: list[Int32s] = []
     while node is not None:

@@ -1,0 +1,293 @@
+"""The second pool of hybrid models: window pages, which layers with a sliding window need only near the end of a row.
+
+Rows and cache nodes name full pages. A full page may have a partner in the window pool, its window page, which holds
+the keys and values of the same positions for the windowed layers; a full page without one is a tombstone.
+
+    full pages of a row:   p4    p9    p2    p7    p1        start[slot] = 2: the row refers to the partners of its
+    their partners:         ·     ·    w3    w0    w5        pages from there on, and to none before
+                           tombstones  behind ─┘    └─ being written
+
+A query at position q reads positions > q - window. Once a row is committed up to some place, nobody reads more than the
+`behind` pages before the page of that place, and the row lets go of the partners before those. This counts from the
+page's beginning and not from the place itself: so the next request can continue there, from the cache, in whole pages.
+
+Referrers of a window page are rows and the prefix cache, counted as in the pool of full pages. A window page that only
+the cache refers to may leave at any time, least recently used first; its full page stays and becomes a tombstone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from memory.escrow import Escrow
+from memory.pages import Int32s, MemoryViolation, PagePool, consecutive
+from memory.recency import PageOrder
+from memory.transaction import Ledger, Transaction
+
+NO_PAGE = -1
+"""What the worker's table says where a full page has no partner."""
+
+
+class Windows:
+    """Owner of every window page, for `num_slots` rows over a pool of `num_full` full pages.
+
+    `window`: keys that a query sees, its own included; `chunk`: tokens of one row that a step computes at the most;
+    `max_context`: tokens of one request. Raises ValueError when `num_pages` cannot hold what one request needs.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        num_pages: int,
+        num_full: int,
+        num_slots: int,
+        page_size: int,
+        window: int,
+        chunk: int,
+        max_context: int,
+    ) -> None:
+        if window < 1 or chunk < 1:
+            raise ValueError(f"a window holds a token, and a step computes one: window={window}, chunk={chunk}")
+        self.behind = -(-(window - 1) // page_size)
+        self.most = min(self.behind + 1 + -(-chunk // page_size), -(-max_context // page_size), num_full)
+        """Window pages that one row can make use of at the same time."""
+        if num_pages < self.most:
+            raise ValueError(
+                f"{num_pages} window pages cannot hold one request: a window of {window} tokens and steps of {chunk} "
+                f"need {self.most} pages of {page_size}"
+            )
+        self.ledger = ledger
+        self.page_size = page_size
+        self.pool = PagePool(num_pages, page_size, ledger)
+        self.escrow = Escrow(num_slots)
+        self.partner: Int32s = np.full(num_full, NO_PAGE, np.int32)
+        self.start: Int32s = np.zeros(num_slots, np.int32)
+        self._full_page: Int32s = np.zeros(num_pages, np.int32)
+        """Whose partner a window page is; means nothing for one that is free or deferred."""
+        self._fence = np.zeros(num_pages, np.int64)
+        """Newest step that may still touch a page, as far as those who let go of it have said."""
+        self._present = np.zeros(num_slots, np.bool_)
+        self._order = PageOrder(num_pages)
+
+    # ---- within a step: undoable ----
+
+    def join(self, slot: int, pages: Int32s) -> None:
+        """A row begins with these full pages of the cache, int32 [n]: it reads on from their end.
+
+        The caller logs the undo, `unjoin`, before.
+        """
+        self.start[slot] = first = max(len(pages) - self.behind, 0)
+        self._share(self._living(pages[first:]))
+        self._present[slot] = True
+
+    def unjoin(self, slot: int, pages: Int32s) -> None:
+        """Take back a `join`, of which this may be told whether or not it came to that."""
+        if self._present[slot]:
+            self._unshare(self._living(pages[self.start[slot] :]))
+            self._forget(slot)
+
+    def cover(self, slots: Int32s, counts: Int32s) -> Int32s | None:
+        """How many of the `counts` pages that each slot takes next it has been promised, int32 [n]; room for all of
+        them is made. None when they are not to be had without breaking a promise or waiting."""
+        covered, count = self.escrow.covered(slots, counts), int(counts.sum())
+        uncovered = count - int(covered.sum())
+        if (uncovered > 0 and uncovered > self.unpromised) or not self.make_room(count):
+            return None
+        return covered
+
+    def take(self, transaction: Transaction, slots: Int32s, covered: Int32s, pages: Int32s) -> None:
+        """Partners for these new full pages of `slots`; `covered` says that there is room for them."""
+        taken = self.pool.take(transaction, len(pages))
+        if taken is None:
+            raise MemoryViolation("room for window pages is made before they are taken", num_pages=len(pages))
+        self.escrow.spend(slots, covered)
+        self.partner[pages] = taken
+        self._full_page[taken] = pages
+        transaction.log(self._untake, slots, covered, pages)
+
+    def _untake(self, slots: Int32s, covered: Int32s, pages: Int32s) -> None:
+        # Rows that left while their step was in flight have given everything back already.
+        stayed = self._present[slots]
+        self.escrow.restore(slots[stayed], covered[stayed])
+        self.partner[pages] = NO_PAGE
+
+    # ---- final ----
+
+    def slide(self, slots: Int32s, lengths: Int32s, page_table: Int32s) -> None:
+        """The rows are committed up to these lengths: they let go of the window pages that no later query reads.
+
+        No step in flight reads them either: its queries come after what is committed.
+        """
+        start = self.first_read(lengths)
+        moved = start > self.start[slots]
+        if moved.any():
+            slots, start = slots[moved], start[moved]
+            before, self.start[slots] = self.start[slots], start
+            count = start - before
+            self._let_go(page_table[np.repeat(slots, count), consecutive(before, count)], self.ledger.resolved)
+
+    def leave(self, slot: int, pages: Int32s, fence: int) -> None:
+        """The row ends; `pages` are all its full pages. Before those are given back themselves."""
+        kept = pages[self.start[slot] :]
+        # The first to leave the cache later on is the first here. Where a prompt's beginning is among them that is the
+        # last page, as those before it still serve shorter prompts; elsewhere it is the one farthest behind.
+        self._let_go(kept if self.start[slot] else kept[::-1], fence)
+        self._forget(slot)
+
+    def _forget(self, slot: int) -> None:
+        self._present[slot] = False
+        self.start[slot] = 0
+        self.escrow.forget(slot)
+
+    def adopt(self, pages: Int32s) -> None:
+        """The cache adopts these full pages of a row: it becomes one more referrer of the partners they have."""
+        self.pool.adopt(self._partners(pages))
+
+    def move(self, slot: int, indices: Int32s, ours: Int32s, theirs: Int32s, fence: int) -> None:
+        """The row moves from its own full pages to those that the cache has for the same tokens, int32 [n] each.
+
+        Where the cache's page is a tombstone, our window page becomes its partner, and it is alive again.
+        """
+        read = indices >= self.start[slot]
+        ours, theirs = ours[read], theirs[read]
+        alive = self.partner[theirs] != NO_PAGE
+        self._share(self.partner[theirs[alive]])
+        self._let_go(ours[alive], fence)
+        revived = self.partner[ours[~alive]]
+        self.partner[ours[~alive]] = NO_PAGE
+        self.partner[theirs[~alive]] = revived
+        self._full_page[revived] = theirs[~alive]
+        self.pool.adopt(revived)
+
+    def dropped(self, pages: Int32s, fence: int) -> None:
+        """These full pages have left the cache: so do their partners."""
+        gone = self._partners(pages)
+        self.partner[pages] = NO_PAGE
+        if len(gone):
+            self._order.remove(gone)
+            self.pool.evict(gone, max(fence, int(self._fence[gone].max())))
+
+    def make_room(self, count: int) -> bool:
+        """Take window pages from the cache until `count` are free, least recently used first; False when that many
+        cannot be had without waiting or retracting. The full pages stay cached, as tombstones."""
+        short = count - self.pool.free
+        if short > 0 and self._order.count:
+            gone = self._order.pop(short)
+            self.partner[self._full_page[gone]] = NO_PAGE
+            self.pool.evict(gone, int(self._fence[gone].max()))
+        return self.pool.free >= count
+
+    # ---- referrers ----
+
+    def _partners(self, pages: Int32s) -> Int32s:
+        """Window pages of those full pages that have one."""
+        window = self.partner[pages]
+        living: Int32s = window[window != NO_PAGE]
+        return living
+
+    def _living(self, pages: Int32s) -> Int32s:
+        """Partners of full pages that must have one."""
+        window = self.partner[pages]
+        if (window == NO_PAGE).any():
+            raise MemoryViolation("a row refers to living window pages", dead=pages[window == NO_PAGE])
+        return window
+
+    def _share(self, window: Int32s) -> None:
+        self._order.remove(window)
+        self.pool.share(window)
+
+    def _unshare(self, window: Int32s) -> None:
+        """One referrer less for distinct pages of the cache."""
+        self.pool.unshare(window)
+        self._order.push(window[self.pool.refcount[window] == 1])
+
+    def _let_go(self, pages: Int32s, fence: int) -> None:
+        """Rows let go of the partners of these full pages. What the cache has stays; several rows may share it."""
+        window = self._living(pages)
+        cached = self.pool.in_cache[window]
+        self.pool.release(window[~cached], fence)
+        self.partner[pages[~cached]] = NO_PAGE
+        window = window[cached]
+        self._fence[window] = np.maximum(self._fence[window], fence)
+        while len(window):
+            once = np.sort(np.unique(window, return_index=True)[1])
+            self._unshare(window[once])
+            window = np.delete(window, once)
+
+    # ---- promises ----
+
+    @property
+    def obtainable(self) -> int:
+        """Window pages that are free or can be made so without touching a running request."""
+        return self.pool.free + self._order.count
+
+    @property
+    def unpromised(self) -> int:
+        """Window pages that are obtainable and not promised to a running request."""
+        return self.pool.free + self._order.count - self.escrow.total
+
+    def promise(self, slot: int, count: int, num_pages: int) -> bool:
+        """Promise a row of `num_pages` pages what it needs of the window pool for `count` more; False if it cannot be
+        had."""
+        count = min(count, self.most - (num_pages - int(self.start[slot])))
+        if count > self.unpromised:
+            return False
+        self.escrow.promise(slot, max(count, 0))
+        return True
+
+    def renew(self, slots: Int32s, counts: Int32s, num_pages: Int32s, lengths: Int32s) -> int:
+        """Promise rows of `num_pages` pages what they need of the window pool for `counts` more, oldest row first.
+
+        Returns how many pages are short when all that is in flight up to `lengths` is committed.
+        """
+        wants: Int32s = np.clip(self.most - (num_pages - self.start[slots]), 0, counts)
+        granted = self.escrow.renew(slots, wants, self.obtainable)
+        returning = int(np.maximum(self.first_read(lengths) - self.start[slots], 0).sum())
+        return int(wants.sum()) - int(granted.sum()) - self.pool.deferred - returning
+
+    def first_read(self, lengths: Int32s) -> Int32s:
+        """Of rows committed up to these lengths: index of the first page that is still read, int32 [n]."""
+        first: Int32s = np.maximum(lengths // self.page_size - self.behind, 0)
+        return first
+
+    # ---- laws ----
+
+    def check(self) -> None:
+        """What must hold after every step; O(1)."""
+        self.pool.check()
+        if self.escrow.total > self.obtainable + self.pool.deferred:
+            raise MemoryViolation(
+                "promises <= free + evictable (+ deferred) window pages",
+                promised=self.escrow.total,
+                evictable=self._order.count,
+                **self.pool.counters(),
+            )
+
+    def invariants(self, full: PagePool, rows: dict[int, Int32s]) -> None:
+        """Every law, O(size); `rows`: the full pages of each slot in use."""
+        self.check()
+        self.pool.invariants()
+        self.escrow.invariants()
+        partnered = np.flatnonzero(self.partner != NO_PAGE).astype(np.int32)
+        window = self.partner[partnered]
+        in_use = np.flatnonzero(self.pool.refcount)
+        if sorted(window) != in_use.tolist() or (self._full_page[window] != partnered).any():
+            raise MemoryViolation("a window page is the partner of one full page", pages=partnered)
+        if (full.refcount[partnered] == 0).any() or (full.in_cache[partnered] != self.pool.in_cache[window]).any():
+            raise MemoryViolation("a window page is owned and cached as its full page is", pages=partnered)
+        referrers = self.pool.in_cache.astype(np.int32)
+        for slot, pages in rows.items():
+            read = self.partner[pages[self.start[slot] :]]
+            if (read == NO_PAGE).any():
+                raise MemoryViolation("a row refers to living window pages", slot=slot, start=int(self.start[slot]))
+            np.add.at(referrers, read, 1)
+        if (referrers != self.pool.refcount).any():
+            wrong = np.flatnonzero(referrers != self.pool.refcount)
+            raise MemoryViolation("refcount(window page) = number of its referrers", pages=wrong)
+        unheld = np.flatnonzero(self.pool.in_cache & (self.pool.refcount == 1))
+        if not np.array_equal(unheld, self._order.members()) or len(unheld) != self._order.count:
+            raise MemoryViolation("window pages that only the cache refers to may leave", pages=unheld)
+        idle = np.setdiff1d(np.arange(len(self.start)), list(rows))
+        if self._present[idle].any() or self.start[idle].any() or self.escrow.promised[idle].any():
+            raise MemoryViolation("a slot that is not in use owns no window page")
