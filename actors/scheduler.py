@@ -16,6 +16,7 @@ from actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWor
 from actors.messages.generate import Abort, Admitted, Ended, Finish, Generate, Opened, StepTokens, Timing, Usage
 from actors.recorder import TraceSink
 from actors.runtime.actor import Actor, Lane
+from actors.tiers.desk import TierDesk, TierMessage
 from lifecycle.journal import Journal
 from lifecycle.records import STOPPED, Started
 from lifecycle.states import Cause, State
@@ -66,6 +67,7 @@ ToScheduler: TypeAlias = (
     | FlushExpired
     | DrainExpired
     | SelfCheck
+    | TierMessage
 )
 
 
@@ -80,7 +82,8 @@ class Scheduler(Actor):
         self.default_timeout_s = default_timeout_s
         self.trace = TraceSink(self) if started is not None else None
         self.journal = Journal(self.trace.emit if self.trace is not None else None, started)
-        self.loop: Loop = make_loop(config, self, self.journal)
+        self.tier_desk = TierDesk(self, config.tiers.lease_s) if config.tiers is not None else None
+        self.loop: Loop = make_loop(config, self, self.journal, self.tier_desk)
         self._launched_at: dict[int, float] = {}
         self._aborted_early: dict[int, tuple[Cause, str]] = {}
         """Aborts that overtook their request."""
@@ -124,7 +127,7 @@ class Scheduler(Actor):
                 self.journal.delivered(message, now)
                 self._flush(message)
             case FlushExpired(ticket):
-                self._answer_flush(ticket, ok=self.loop.memory.flush())
+                self._answer_flush(ticket, ok=self.loop.flush(self.context.now()))
             case GetState():
                 self._send(message.reply_to, Reply(message.ticket, ok=True, body=self.state(message.detail)))
             case Heartbeat(ticket):
@@ -140,6 +143,9 @@ class Scheduler(Actor):
                 self._self_check()
             case DrainExpired():
                 self.loop.drain(Cause.DRAINED, now)
+            case _:
+                if self.tier_desk is not None and self.loop.tiers is not None:
+                    self.tier_desk.receive(message, self.loop.tiers, now)
         self._send_step()
 
     def settled(self) -> None:
@@ -196,12 +202,13 @@ class Scheduler(Actor):
         if self.loop.in_flight and step == self.loop.in_flight[0].step:
             self._launched_at.clear()
             self.loop.failed(step, reason, now)
-            self._send("worker", ResetWorker(self.loop.memory.ledger.resolved + 1), Lane.CONTROL)
+            next_save = self.loop.tiers.saving.number + 1 if self.loop.tiers is not None else 0
+            self._send("worker", ResetWorker(self.loop.memory.ledger.resolved + 1, next_save), Lane.CONTROL)
 
     def _flush(self, message: FlushCache) -> None:
         self._flushes[message.ticket] = message
         if self.loop.idle or message.timeout_s <= 0:
-            self._answer_flush(message.ticket, ok=self.loop.idle and self.loop.memory.flush())
+            self._answer_flush(message.ticket, ok=self.loop.flush(self.context.now()))
         else:
             self.context.after(message.timeout_s, FlushExpired(message.ticket))
 
@@ -217,7 +224,7 @@ class Scheduler(Actor):
     def _rest(self) -> None:
         """Nothing to do: answer who waits for that; if it stays so, look the whole memory over, once."""
         for ticket in list(self._flushes):
-            self._answer_flush(ticket, ok=self.loop.memory.flush())
+            self._answer_flush(ticket, ok=self.loop.flush(self.context.now()))
         if self._checked_at != self.loop.counters.received and not self._checking_self:
             self._checking_self = True
             self.context.after(SELF_CHECK_S, SelfCheck())
@@ -319,6 +326,8 @@ class Scheduler(Actor):
             "violations": dict(self.violations),
             "counters": msgspec.to_builtins(loop.counters),
         }
+        if self.tier_desk is not None and self.loop.tiers is not None:
+            body["tiers"] = self.tier_desk.state(self.loop.tiers)
         if detail:
             body["live"] = [self._describe(row) for row in loop.table.live_rows().tolist()]
             body["digest"] = f"{loop.memory.digest():016x}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -12,6 +12,8 @@ from lifecycle.records import (
     Counts,
     Delivered,
     Digest,
+    Flushed,
+    Idled,
     PageCounts,
     Record,
     Started,
@@ -19,6 +21,7 @@ from lifecycle.records import (
     StepPlanned,
     StepRolledBack,
     Submitted,
+    TierTold,
     Transition,
     UInt8s,
 )
@@ -114,6 +117,21 @@ class Journal:
                 batch.pages,
             )
         )
+
+    def idled(self, now: float) -> None:
+        """There was work, but no step could be planned."""
+        if self._emit is not None:
+            self._emit(Idled(now))
+
+    def flushed(self, now: float) -> None:
+        """The prefix cache was emptied."""
+        if self._emit is not None:
+            self._emit(Flushed(now))
+
+    def tiers(self, kind: str, ticket: int, count: int, keys: Sequence[bytes], now: float) -> None:
+        """Something came from the cache tiers below the device."""
+        if self._emit is not None:
+            self._emit(TierTold(kind, ticket, count, b"".join(keys), now))
 
     def committed(self, step: int, events: UInt8s, tokens: Int32s, pages: Pages, now: float) -> None:
         """The oldest step is done."""

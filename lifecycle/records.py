@@ -170,6 +170,32 @@ class Gap(msgspec.Struct, frozen=True, array_like=True, tag=8):
     reason: str
 
 
+class Idled(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """A plan was begun and came to nothing: there was work, but none of it could be done. Only replay needs it: to try
+    costs nothing but may move what is next to leave the cache."""
+
+    time: float
+
+
+class Flushed(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """The prefix cache was emptied; nothing was live or in flight."""
+
+    time: float
+
+
+class TierTold(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Something came from the cache tiers below the device. Only replay needs it: what follows from it is recorded."""
+
+    kind: str
+    """kept, dropped (of `keys`); filled, fenced, expired (of the fetch `ticket`)."""
+    ticket: int
+    count: int
+    """filled: pages that were written."""
+    keys: bytes
+    """Keys of pages, 16 bytes each, one after the other."""
+    time: float
+
+
 class Counts(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Totals since start, as the engine's own counters have them."""
 
@@ -194,7 +220,19 @@ class Closed(msgspec.Struct, frozen=True, array_like=True, tag=9):
 
 
 Record: TypeAlias = (
-    Started | Submitted | Transition | StepPlanned | StepCommitted | StepRolledBack | Delivered | Digest | Gap | Closed
+    Started
+    | Submitted
+    | Transition
+    | StepPlanned
+    | StepCommitted
+    | StepRolledBack
+    | Delivered
+    | Digest
+    | Gap
+    | Closed
+    | Idled
+    | Flushed
+    | TierTold
 )
 RECORD_TYPES: tuple[type[msgspec.Struct], ...] = get_args(Record)
 

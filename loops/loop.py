@@ -22,6 +22,7 @@ from lifecycle.states import Cause, Event, State
 from lifecycle.step import StepResult
 from lifecycle.table import RequestTable, Ticket
 from loops.batch import Draft, Plan
+from loops.fetching import LowerTiers
 from loops.pacing import Pacing
 from loops.roles import Role
 from loops.work import Work
@@ -95,6 +96,7 @@ class Loop:
         journal: Journal,
         *,
         max_queued: int,
+        tiers: LowerTiers | None = None,
     ) -> None:
         self.table = table
         self.memory = memory
@@ -104,6 +106,7 @@ class Loop:
         self.effects = effects
         self.journal = journal
         self.max_queued = max_queued
+        self.tiers = tiers
         self.in_flight: deque[Plan] = deque()
         self.counters = Counters()
         self.fresh_at_commit = np.empty(0, np.bool_)
@@ -118,6 +121,8 @@ class Loop:
 
     def turn(self, now: float) -> None:
         """Launch steps until pacing says to wait for results, or there is nothing to do."""
+        if self.tiers is not None:
+            self.tiers.settle()
         while len(self.in_flight) <= self.pacing.depth:
             plan = self._plan(now)
             if plan is None:
@@ -130,12 +135,16 @@ class Loop:
                 self.counters.cached_tokens += ticket.num_cached if not ticket.num_retractions else 0
             self.counters.steps += 1
             self.journal.planned(plan.batch, plan.rows, plan.admitted, self.table, now)
+            if self.tiers is not None:
+                self.tiers.launching(plan.admitted)
             self.effects.launch(plan)
 
     def _plan(self, now: float) -> Plan | None:
         """Decide one step inside its transaction: OPEN -> PREPARED."""
         if self.work.idle:
             return None
+        if self.tiers is not None:
+            self.tiers.begin(now)
         transaction = self.memory.ledger.begin()
         draft = Draft(transaction, self.table)
         self.role.plan(draft)
@@ -143,8 +152,9 @@ class Loop:
             self._retracted(row, source, Cause.MEMORY, now)
         if draft.empty:
             self.memory.ledger.discard(transaction)
+            self.journal.idled(now)
             return None
-        plan = draft.close(self.memory.take_replaced())
+        plan = draft.close(self.memory)
         self.memory.ledger.prepare(transaction)
         return plan
 
@@ -169,6 +179,7 @@ class Loop:
         ended = self._ended(rows, tokens)
         for index in ended:
             self._finish(int(rows[index]), int(tokens[index]), now)
+        self.memory.slide(plan.batch.slots, plan.batch.starts + plan.batch.lengths)
         self.memory.ledger.commit(plan.transaction)
         self._check()
         if plan.step % DIGEST_INTERVAL == 0 and self.journal.wants_digests:
@@ -194,6 +205,8 @@ class Loop:
             # What the worker computed is gone with it: nothing of it may be offered to other requests.
             self.table.num_computed[row] = 0
             self.retract(row, Cause.STEP_LOST, now)
+        if self.tiers is not None:
+            self.tiers.lost(now)
         self.memory.flush()
         self.memory.take_replaced()
         self._check()
@@ -307,6 +320,15 @@ class Loop:
         for row in self.table.live_rows().tolist():
             self._leave(row, Event.ABORT, cause, now, message="the server stops")
 
+    def flush(self, now: float) -> bool:
+        """Empty the prefix cache. False, and no change, while anything is live or in flight."""
+        if not self.idle or not self.memory.flush():
+            return False
+        if self.tiers is not None:
+            self.tiers.flushed()
+        self.journal.flushed(now)
+        return True
+
     def retract(self, row: int, cause: Cause, now: float) -> None:
         """Take a running request's memory away; it goes back to the queue."""
         self._retracted(row, self.work.retract(row, cause), cause, now)
@@ -329,6 +351,8 @@ class Loop:
         """The terminal event: everything the request owns goes back, its client gets its one terminal record."""
         table, ticket = self.table, self.table.ticket(row)
         source = State(int(table.state[row]))
+        if self.tiers is not None:
+            self.tiers.left(row)
         if source in (State.PREFILLING, State.DECODING):
             self.work.keep_prefix(row)
             self.memory.release(int(table.slot[row]))
@@ -363,3 +387,5 @@ class Loop:
         """Every law of memory and of the working sets, O(size); for tests and for idle moments."""
         self.memory.invariants()
         self.work.check(self.table.row_of.values())
+        if self.tiers is not None:
+            self.tiers.check()

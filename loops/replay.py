@@ -1,0 +1,154 @@
+"""Replay of a recorded run: the same inputs into a fresh loop, every record it makes compared with the recorded one.
+
+A trace holds inputs and decisions in one sequence. A record that the loop does not make by itself is an input:
+
+    Submitted                 a request arrived
+    Transition abort, finish  somebody ended it (a client, a deadline, a stop string)
+    StepPlanned, Idled,       the loop was told to turn
+      Transition retract, admit
+    StepCommitted             the worker answered: the step's tokens
+    StepRolledBack            the worker lost it
+    Flushed                   somebody emptied the cache
+
+Everything else follows, and must come out as it was recorded, times and digests included. No model is needed: the
+tokens are in the trace.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+
+from lifecycle.journal import Journal
+from lifecycle.records import (
+    ENCODER,
+    Closed,
+    Delivered,
+    Flushed,
+    Gap,
+    Idled,
+    Record,
+    Started,
+    StepCommitted,
+    StepPlanned,
+    StepRolledBack,
+    Submitted,
+    Transition,
+    int32s,
+)
+from lifecycle.states import Event
+from lifecycle.step import StepResult
+from lifecycle.table import Ticket
+from loops.batch import Plan
+from loops.loop import Ending
+from loops.select import LoopConfig, make_loop
+from memory.pages import Int32s, MemoryViolation
+
+
+class Diverged(Exception):
+    """The loop decided otherwise than it is recorded to have done."""
+
+    def __init__(self, number: int, recorded: Record | None, made: Record | None) -> None:
+        super().__init__(f"record {number}: recorded {recorded}, made again {made}")
+        self.number = number
+        """Of the recorded record, counted from 0."""
+        self.recorded = recorded
+        self.made = made
+
+
+class NotReplayable(Exception):
+    """The trace does not hold what a replay needs."""
+
+
+class Replay:
+    """One run again, record by record."""
+
+    def __init__(self, started: Started) -> None:
+        """Builds the loop that `started` describes. Raises NotReplayable."""
+        try:
+            config = msgspec.convert(started.config["loop"], LoopConfig)
+        except (KeyError, msgspec.ValidationError) as error:
+            raise NotReplayable(f"the trace does not say how its loop was set up: {error}") from error
+        self._made: deque[Record] = deque()
+        self.loop = make_loop(config, self, Journal(self._made.append))
+        self.violations: list[MemoryViolation] = []
+        """Laws of memory that were found broken on the way."""
+        self.number = 0
+        """Records taken in, `started` included."""
+
+    # ---- effects ----
+
+    def opened(self, row: int, ticket: Ticket, tokens: Int32s) -> None: ...
+
+    def launch(self, plan: Plan) -> None: ...
+
+    def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None: ...
+
+    def ended(self, ending: Ending) -> None: ...
+
+    def violated(self, violation: MemoryViolation) -> None:
+        self.violations.append(violation)
+
+    # ---- records ----
+
+    def feed(self, record: Record) -> None:
+        """Take in the next record: check it if it was decided, act on it if it was an input. Raises Diverged."""
+        self.number += 1
+        if isinstance(record, Gap):
+            raise NotReplayable(f"record {self.number}: {record.count} records were lost here ({record.reason})")
+        if isinstance(record, Delivered):
+            return
+        if not self._made:
+            self._act(record)
+        made = self._made.popleft() if self._made else None
+        if made is None or ENCODER.encode(made) != ENCODER.encode(record):
+            raise Diverged(self.number, record, made)
+
+    def finish(self) -> None:
+        """The trace ends here. Raises Diverged when the loop decided more than is recorded."""
+        if self._made:
+            raise Diverged(self.number, None, self._made[0])
+
+    def _act(self, record: Record) -> None:
+        loop = self.loop
+        match record:
+            case Submitted():
+                self._submit(record)
+            case Transition(event=Event.ABORT):
+                loop.abort(record.request, record.cause, record.time)
+            case Transition(event=Event.FINISH):
+                loop.finish(record.request, record.num_output or 0, record.time)
+            case Transition() | StepPlanned() | Idled():
+                loop.turn(record.time)
+            case StepCommitted() if loop.in_flight and loop.in_flight[0].step == record.step:
+                loop.executed(StepResult(record.step, int32s(record.tokens)), record.time)
+            case StepRolledBack() if loop.in_flight:
+                loop.failed(loop.in_flight[0].step, record.reason, record.time)
+            case Flushed():
+                loop.flush(record.time)
+            case Closed():
+                loop.journal.closed(record.reason, loop.counters, len(loop.table), loop.memory.pages)
+            case _:
+                pass
+
+    def _submit(self, record: Submitted) -> None:
+        ticket = Ticket(record.request, record.rid, record.sampling, record.namespace, record.time)
+        # Deadlines are not recorded: a request that missed its own is recorded as aborted.
+        self.loop.submit(ticket, np.array(int32s(record.tokens)), record.priority, float("inf"), record.time)
+
+
+def replay(records: Iterable[Record]) -> Replay:
+    """Replay a whole trace. Raises Diverged at the first difference, NotReplayable when something is missing."""
+    records = iter(records)
+    first = next(records, None)
+    if not isinstance(first, Started):
+        raise NotReplayable("the beginning of the run is not in the trace")
+    run = Replay(first)
+    run.number = 1
+    for record in records:
+        run.feed(record)
+    run.finish()
+    return run

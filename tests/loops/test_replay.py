@@ -1,0 +1,136 @@
+"""A recorded run replays to the same records; a record that was changed shows where."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifecycle.records import (
+    DECODER,
+    ENCODER,
+    Flushed,
+    Gap,
+    Idled,
+    Record,
+    Started,
+    StepCommitted,
+    StepPlanned,
+    StepRolledBack,
+    Transition,
+)
+from lifecycle.states import Cause, Event
+from loops.replay import Diverged, NotReplayable, replay
+from tests.loops.driver import CELLS, Driver
+
+
+def record_run(seed: int, pacing: str = "overlap", mixed: bool = True, policy: str = "fcfs") -> list[Record]:
+    """A run with arrivals, aborts, stop strings, lost steps and flushes, as a reader of its trace gets it."""
+    source = random.Random(seed)
+    driver = Driver(
+        pacing=pacing, mixed=mixed, policy=policy, num_pages=20, max_context=60, max_running=4, lookahead=4, seed=seed
+    )
+    waiting = [[source.randrange(3) for _ in range(source.randrange(1, 30))] for _ in range(12)]
+    driver.ghost.fail_at = {source.randrange(5, 40)}
+    while True:
+        for _ in range(source.randrange(3)):
+            if waiting:
+                driver.submit(waiting.pop(), source.randrange(1, 25), priority=source.randrange(3))
+        event = source.random()
+        live = [request for request in driver.output_of if request not in driver.ending_of]
+        if live and event < 0.1:
+            driver.loop.abort(source.choice(live), Cause.CLIENT, driver.now)
+        elif live and event < 0.15:
+            request = source.choice(live)
+            driver.loop.finish(request, len(driver.output_of[request]) // 2, driver.now)
+        if not driver.step():
+            driver.loop.flush(driver.now)
+            if not waiting:
+                break
+    started = Started(
+        version="test",
+        model="ghost",
+        config={"loop": msgspec.to_builtins(driver.config)},
+        num_pages=20,
+        page_size=4,
+        num_slots=4,
+        seed=seed,
+        time=0.0,
+        wall=0.0,
+    )
+    made: list[Record] = [started, *driver.records]  # type: ignore[list-item]
+    return DECODER.decode(ENCODER.encode(made))
+
+
+@pytest.mark.parametrize(("pacing", "mixed"), CELLS)
+@pytest.mark.parametrize("policy", ["fcfs", "lpm", "random"])
+def test_the_same_inputs_give_the_same_records(pacing: str, mixed: bool, policy: str) -> None:
+    for seed in range(8):
+        records = record_run(seed, pacing, mixed, policy)
+        assert replay(records).number == len(records)
+
+
+def test_the_runs_of_these_tests_have_every_kind_of_input() -> None:
+    kinds: set[type] = set()
+    for seed in range(8):
+        kinds |= {type(record) for record in record_run(seed)}
+    assert {StepRolledBack, Flushed, Idled, Transition, StepPlanned} <= kinds
+
+
+Change = Callable[[list[Record], int], list[Record]]
+
+
+def _dropped(records: list[Record], index: int) -> list[Record]:
+    return records[:index] + records[index + 1 :]
+
+
+def _doubled(records: list[Record], index: int) -> list[Record]:
+    return records[: index + 1] + records[index:]
+
+
+def _swapped(records: list[Record], index: int) -> list[Record]:
+    return [*records[:index], records[index + 1], records[index], *records[index + 2 :]]
+
+
+@pytest.mark.parametrize("change", [_dropped, _doubled, _swapped])
+@given(seed=st.integers(0, 5), where=st.floats(0, 1))
+def test_a_decision_that_was_moved_is_found(change: Change, seed: int, where: float) -> None:
+    records = record_run(seed)
+    decisions = [
+        index
+        for index, record in enumerate(records[:-1])
+        if isinstance(record, StepPlanned) and not isinstance(records[index + 1], StepPlanned)
+    ]
+    index = decisions[int(where * (len(decisions) - 1))]
+    with pytest.raises(Diverged):
+        replay(change(records, index))
+
+
+def test_another_token_shows_at_the_step_that_ends_with_it() -> None:
+    records = record_run(1)
+    index = next(i for i, record in enumerate(records) if isinstance(record, StepCommitted) and record.tokens)
+    committed = records[index]
+    assert isinstance(committed, StepCommitted)
+    records[index] = msgspec.structs.replace(committed, events=bytes([Event.STALE_TOKEN] * len(committed.events)))
+    with pytest.raises(Diverged) as caught:
+        replay(records)
+    assert caught.value.number == index + 1
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [Flushed(0.0)],
+        [msgspec.structs.replace(record_run(1)[0], config={})],
+        [record_run(1)[0], Gap(3, "full disk")],
+    ],
+    ids=["nothing", "no beginning", "no configuration", "a gap"],
+)
+def test_a_trace_that_lacks_something_is_refused(records: Sequence[Record]) -> None:
+    with pytest.raises(NotReplayable):
+        replay(records)
