@@ -89,10 +89,8 @@ class Admission:
             return 0
         entries = memory.entries(granted.slot)
         reach = min(int(table.max_length[row]), num_tokens + self.lookahead)
-        need = -(-reach // memory.page_size) - len(entries.pages)
-        if need > memory.unpromised:
+        if not memory.promise(granted.slot, reach):
             return None
-        memory.escrow.promise(granted.slot, need)
         segment = next_chunk(row, granted.slot, granted.num_cached, work, budget)
         if segment is None:
             return None

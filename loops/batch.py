@@ -15,7 +15,7 @@ from lifecycle.states import Event, State
 from lifecycle.step import Admission, StepBatch
 from lifecycle.table import RequestTable
 from memory.pages import Int32s
-from memory.pool import NO_ENTRIES, PageEntries
+from memory.pool import NO_ENTRIES, Memory, PageEntries
 from memory.transaction import Transaction
 
 UInt8s: TypeAlias = NDArray[np.uint8]
@@ -98,8 +98,9 @@ class Draft:
         if len(entries.pages):
             self.entries.append(entries)
 
-    def close(self, replaced: list[PageEntries]) -> Plan:
-        """The finished step; `replaced` are page-table entries changed since the step before."""
+    def close(self, memory: Memory) -> Plan:
+        """The finished step, with the page-table entries that `memory` has replaced since the step before."""
+        replaced = memory.take_replaced()
         entries = _concatenate([*replaced, *self.entries])
         count = len(self.decode_rows)
         rows, slots, starts = self.decode_rows, self.decode_slots, self.decode_starts
@@ -129,6 +130,7 @@ class Draft:
             page_slots=entries.slots,
             page_indices=entries.indices,
             pages=entries.pages,
+            window_pages=memory.window_pages(entries.pages),
             admitted=tuple(self.admissions),
         )
         attempts = self._table.attempt[rows]

@@ -106,8 +106,8 @@ class Unified:
         work, memory = self.work, self.work.memory
         while True:
             running = work.oldest_first()
-            lacking = memory.renew(work.table.slot[running], self._next_lengths(running))
-            if lacking <= memory.pages.deferred + memory.pages.quarantined or len(running) == 1:
+            short = memory.renew(work.table.slot[running], self._next_lengths(running))
+            if not short or len(running) == 1:
                 return self._able(rows)
             victim = int(running[-1])
             draft.retracted.append((victim, work.retract(victim, Cause.MEMORY)))
@@ -124,11 +124,7 @@ class Unified:
     def _able(self, rows: Int32s) -> Int32s:
         """Those decoding `rows` whose next page is promised to them and free; older requests choose first."""
         table, memory = self.work.table, self.work.memory
-        slots = table.slot[rows]
-        demand = memory.demand(slots, memory.length[slots] + 1)
-        memory.make_room(int(demand.sum()))
-        by_age = np.argsort(table.order[rows], kind="stable")
-        fits = np.cumsum(demand[by_age]) <= memory.pages.free
-        able = demand <= memory.escrow.promised[slots]
-        able[by_age[~fits]] &= demand[by_age[~fits]] == 0
-        return rows[able]
+        oldest_first = rows[np.argsort(table.order[rows], kind="stable")]
+        slots = table.slot[oldest_first]
+        able = oldest_first[memory.affordable(slots, memory.length[slots] + 1)]
+        return rows[np.isin(rows, able)]

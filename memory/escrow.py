@@ -11,9 +11,14 @@ somebody waits or pages run short: it hands what there is to the slots in the or
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
+from numpy.typing import NDArray
 
 from memory.pages import Int32s, MemoryViolation
+
+Bools: TypeAlias = NDArray[np.bool_]
 
 
 class Escrow:
@@ -58,6 +63,12 @@ class Escrow:
         self.total += int(granted.sum()) - int(self.promised[slots].sum())
         self.promised[slots] = granted
         return granted
+
+    def kept(self, slots: Int32s, counts: Int32s, free: int) -> Bools:
+        """Which slots can take their `counts` pages now: they are promised, and `free` pages, handed out to the first
+        ones first, are enough; bool [n]."""
+        kept: Bools = (counts <= self.promised[slots]) & ((np.cumsum(counts) <= free) | (counts == 0))
+        return kept
 
     def forget(self, slot: int) -> None:
         """The slot's request leaves: nothing is promised to it any more."""

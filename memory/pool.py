@@ -6,20 +6,24 @@
              entries beyond num_pages[s] mean nothing
 
 `length[s]` counts the positions whose keys and values are computed or being computed by a step in flight.
+
+Hybrid models have a second pool, whose pages are partners of these: [memory/window.py](window.py).
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from memory.escrow import Escrow
+from memory.audit import check_memory, digest
+from memory.escrow import Bools, Escrow
 from memory.pages import Int32s, MemoryViolation, PagePool, Reservation, consecutive
-from memory.prefix.base import Hold, PrefixCache
+from memory.prefix.base import Eviction, Hold, PrefixCache
 from memory.slots import SlotPool
 from memory.transaction import Ledger, Transaction
+from memory.window import Windows
 
 
 class PageEntries(NamedTuple):
@@ -43,11 +47,17 @@ NO_ENTRIES = PageEntries(_NONE, _NONE, _NONE)
 
 
 class Memory:
-    """Owner of every slot and page. `max_context` bounds the tokens of one request."""
+    """Owner of every slot and page. `max_context` bounds the tokens of one request; `windows` is the second pool of
+    hybrid models, None where every layer reads everything."""
 
-    def __init__(self, *, num_pages: int, num_slots: int, max_context: int, cache: PrefixCache) -> None:
+    def __init__(
+        self, *, num_pages: int, num_slots: int, max_context: int, cache: PrefixCache, windows: Windows | None = None
+    ) -> None:
+        if windows is not None and (len(windows.partner), len(windows.start)) != (num_pages, num_slots):
+            raise ValueError("the windows are of other pages or slots than there are")
         self.page_size = cache.page_size
-        self.ledger = Ledger()
+        self.windows = windows
+        self.ledger = Ledger() if windows is None else windows.ledger
         self.pages = PagePool(num_pages, self.page_size, self.ledger)
         self.slots = SlotPool(num_slots, self.ledger)
         self.escrow = Escrow(num_slots)
@@ -81,6 +91,8 @@ class Memory:
             self.page_table[slot, :count] = hold.pages
             self.num_pages[slot] = count
         self.length[slot] = hold.num_tokens
+        if self.windows is not None:
+            self.windows.join(slot, hold.pages)
         return Granted(slot, hold.num_tokens)
 
     def entries(self, slot: int) -> PageEntries:
@@ -108,7 +120,7 @@ class Memory:
             count, covered = int(grow.sum()), self.escrow.covered(slots, grow)
             if not self._allows(count - int(covered.sum())):
                 return None
-            pages = self.pages.take(transaction, count)
+            pages = self._take(transaction, count, slots, grow)
             if pages is None:
                 return None
             self.escrow.spend(slots, covered)
@@ -128,7 +140,7 @@ class Memory:
             covered = min(count, int(self.escrow.promised[slot]))
             if not self._allows(count - covered) or not self.make_room(count):
                 return None
-            pages = self.pages.take(transaction, count)
+            pages = self._take(transaction, count, (slot,), (count,))
             if pages is None:
                 return None
             self.escrow.promise(slot, -covered)
@@ -140,11 +152,30 @@ class Memory:
         self.length[slot] = length
         return entries
 
+    def _take(
+        self, transaction: Transaction, count: int, slots: Int32s | Sequence[int], counts: Int32s | Sequence[int]
+    ) -> Int32s | None:
+        """`count` pages, `counts[i]` of them for `slots[i]`, and as many partners where there are two pools; None, and
+        no change, when not enough of either are to be had."""
+        if self.windows is None or count > self.pages.free:
+            return self.pages.take(transaction, count)
+        slots = np.asarray(slots, np.int32)
+        covered = self.windows.cover(slots, np.asarray(counts, np.int32))
+        if covered is None:
+            return None
+        pages = self.pages.take(transaction, count)
+        if pages is not None:
+            self.windows.take(transaction, slots, covered, pages)
+        return pages
+
     def _unadmit(self, slot: int) -> None:
         # Void for a request that left while its step was in flight: its slot waits at the fence, all else is settled.
         if self.slots.in_use[slot]:
             # What it had grown by is undone before: the pages that are left are those it shares, if it got that far.
-            self.pages.unshare(self.page_table[slot, : self.num_pages[slot]])
+            pages = self.page_table[slot, : self.num_pages[slot]]
+            if self.windows is not None:
+                self.windows.unjoin(slot, pages)
+            self.pages.unshare(pages)
             hold = self._forget(slot)
             if hold is not None:
                 self.cache.release(hold, self.ledger.resolved)
@@ -175,6 +206,8 @@ class Memory:
         insertion = self.cache.insert(tokens[: count * self.page_size], pages, namespace, hold, fence)
         if len(insertion.adopted):
             self.pages.adopt(insertion.adopted)
+            if self.windows is not None:
+                self.windows.adopt(insertion.adopted)
         self.holds[slot] = insertion.hold
         if (hold.num_tokens if hold is not None else 0) // self.page_size + len(insertion.adopted) < count:
             self._deduplicate(slot, insertion.hold.pages)
@@ -190,6 +223,8 @@ class Memory:
             return
         ours, theirs = self.page_table[slot, indices], pages[indices]
         self.pages.share(theirs)
+        if self.windows is not None:
+            self.windows.move(slot, indices, ours, theirs, self.ledger.fence)
         self.pages.release(ours, self.ledger.fence)
         self.page_table[slot, indices] = theirs
         self.replaced.append(PageEntries(np.full(len(indices), slot, np.int32), indices, theirs))
@@ -202,9 +237,11 @@ class Memory:
     def release(self, slot: int) -> None:
         """Everything that `slot` owns goes back; what a launched step may touch waits until it is resolved."""
         fence = self.ledger.fence
-        count = int(self.num_pages[slot])
-        if count:
-            self.pages.release(self.page_table[slot, :count].copy(), fence)
+        pages = self.page_table[slot, : self.num_pages[slot]].copy()
+        if self.windows is not None:
+            self.windows.leave(slot, pages, fence)
+        if len(pages):
+            self.pages.release(pages, fence)
         hold = self._forget(slot)
         if hold is not None:
             self.cache.release(hold, fence)
@@ -217,25 +254,38 @@ class Memory:
         self.length[slot] = 0
         return hold
 
+    def slide(self, slots: Int32s, lengths: Int32s) -> None:
+        """A step is about to be committed that takes these slots to these lengths: window pages that no later query
+        reads go back. Slots whose request has left are passed over."""
+        if self.windows is not None:
+            stayed = self.slots.in_use[slots]
+            self.windows.slide(slots[stayed], lengths[stayed], self.page_table)
+
+    def window_pages(self, pages: Int32s) -> Int32s | None:
+        """The partners of `pages`, int32 [n], -1 for none; None where there is one pool."""
+        return None if self.windows is None else self.windows.partner[pages]
+
     def make_room(self, count: int) -> bool:
         """Evict until `count` pages are free; False when that many cannot be had without waiting or retracting."""
         short = count - self.pages.free
         if short <= 0:
             return True
         if self.cache.evictable:
-            eviction = self.cache.evict(short)
-            if len(eviction.pages):
-                self.pages.evict(eviction.pages, eviction.fence)
+            self._evict(self.cache.evict(short))
         return self.pages.free >= count
 
     def flush(self) -> bool:
         """Empty the prefix cache. False, and no change, while any request runs or a step is in flight."""
         if self.slots.in_use.any() or self.ledger.num_in_flight:
             return False
-        eviction = self.cache.reset()
+        self._evict(self.cache.reset())
+        return True
+
+    def _evict(self, eviction: Eviction) -> None:
         if len(eviction.pages):
             self.pages.evict(eviction.pages, eviction.fence)
-        return True
+            if self.windows is not None:
+                self.windows.dropped(eviction.pages, eviction.fence)
 
     @property
     def obtainable(self) -> int:
@@ -250,9 +300,36 @@ class Memory:
 
     def renew(self, slots: Int32s, lengths: Int32s) -> int:
         """Promise every running slot, oldest request first, the pages it lacks to reach its length; what they were
-        promised before is void. The number of pages that could not be promised."""
+        promised before is void. The number of pages that could not be promised, and that neither a step in flight
+        nor a writer outside the steps will give back."""
         wants = self.demand(slots, lengths)
-        return int(wants.sum()) - int(self.escrow.renew(slots, wants, self.obtainable).sum())
+        short = int(wants.sum()) - int(self.escrow.renew(slots, wants, self.obtainable).sum())
+        short -= self.pages.deferred + self.pages.quarantined
+        if self.windows is not None:
+            short = max(short, self.windows.renew(slots, wants, self.num_pages[slots], self.length[slots]))
+        return max(short, 0)
+
+    def promise(self, slot: int, length: int) -> bool:
+        """Promise a slot that has been promised nothing the pages it lacks to reach its length; False, and nothing is
+        promised, when so many are not to be had."""
+        num_pages = int(self.num_pages[slot])
+        need = max(-(-length // self.page_size) - num_pages, 0)
+        if need > self.unpromised or (self.windows is not None and not self.windows.promise(slot, need, num_pages)):
+            return False
+        self.escrow.promise(slot, need)
+        return True
+
+    def affordable(self, slots: Int32s, lengths: Int32s) -> Bools:
+        """Which slots can grow to their length now, with pages that are promised to them and free, bool [n]; the first
+        ones choose first. Evicts if need be."""
+        demand = self.demand(slots, lengths)
+        count = int(demand.sum())
+        self.make_room(count)
+        able = self.escrow.kept(slots, demand, self.pages.free)
+        if self.windows is not None:
+            self.windows.make_room(count)
+            able &= self.windows.escrow.kept(slots, demand, self.windows.pool.free)
+        return able
 
     def _allows(self, uncovered: int) -> bool:
         """Whether so many pages may be taken that nobody has been promised."""
@@ -293,6 +370,8 @@ class Memory:
     def check(self) -> None:
         """What must hold after every step; O(1)."""
         self.pages.check()
+        if self.windows is not None:
+            self.windows.check()
         if self.pages.cached != self.cache.evictable + self.cache.held:
             raise MemoryViolation(
                 "cached = evictable + held",
@@ -310,36 +389,8 @@ class Memory:
 
     def invariants(self) -> None:
         """Every law, O(size): for tests and the idle self-check."""
-        self.check()
-        self.pages.invariants()
-        self.slots.check()
-        self.cache.invariants()
-        self.escrow.invariants()
-        used = self.slots.used
-        length, count = self.length[used], self.num_pages[used]
-        if (length > count * self.page_size).any() or (length <= (count - 1) * self.page_size).any():
-            raise MemoryViolation("pages cover the length, and no page is spare", slots=used)
-        referrers = np.zeros(self.pages.total, np.int32)
-        for slot in used:
-            np.add.at(referrers, self.page_table[slot, : self.num_pages[slot]], 1)
-        referrers += self.pages.in_cache
-        if (referrers != self.pages.refcount).any():
-            wrong = np.flatnonzero(referrers != self.pages.refcount)
-            raise MemoryViolation("refcount(page) = number of its referrers", pages=wrong)
-        idle = np.setdiff1d(np.arange(self.slots.total), used)
-        if (
-            self.num_pages[idle].any()
-            or self.escrow.promised[idle].any()
-            or any(self.holds[slot] is not None for slot in idle)
-        ):
-            raise MemoryViolation("a slot that is not in use owns nothing")
+        check_memory(self)
 
     def digest(self) -> int:
         """64 bits that change when any fact of memory does; O(size)."""
-        state = hashlib.blake2b(digest_size=8)
-        used = self.slots.used
-        for part in (self.pages.refcount, self.pages.in_cache, used, self.length[used]):
-            state.update(part.tobytes())
-        for slot in used:
-            state.update(self.page_table[slot, : self.num_pages[slot]].tobytes())
-        return int.from_bytes(state.digest(), "little")
+        return digest(self)

@@ -77,8 +77,9 @@ class Windows:
 
         The caller logs the undo, `unjoin`, before.
         """
-        self.start[slot] = first = max(len(pages) - self.behind, 0)
+        first = max(len(pages) - self.behind, 0)
         self._share(self._living(pages[first:]))
+        self.start[slot] = first
         self._present[slot] = True
 
     def unjoin(self, slot: int, pages: Int32s) -> None:
