@@ -69,8 +69,10 @@ class Admission:
         """Retracted requests first, in their old order: an admitted request is never overtaken by an admission."""
         work = self.work
         yield from list(work.retracted)
-        if len(work.queue):
-            yield from self.policy.order(list(work.queue), work)
+        # Who waits for its prefix from a lower tier keeps its place, and lets others go first meanwhile.
+        queue = [row for row in work.queue if row not in work.fetching] if work.fetching else list(work.queue)
+        if queue:
+            yield from self.policy.order(queue, work)
 
     def _try(self, draft: Draft, row: int, budget: int, computing: set[PrefixKey]) -> int | None:
         """Tokens of the row's first chunk; 0: wait for a prefix being computed; None: does not fit now.

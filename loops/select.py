@@ -7,6 +7,7 @@ import msgspec
 from lifecycle.journal import Journal
 from lifecycle.table import RequestTable
 from loops.admission import Admission
+from loops.fetching import LowerTiers, TierConfig, TierEffects
 from loops.loop import Effects, Loop
 from loops.pacing import Lockstep, Overlap, Pacing
 from loops.policy import POLICIES
@@ -33,14 +34,18 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     mixed: bool = True
     policy: str = "fcfs"
     cache: str = "radix"
+    tiers: TierConfig | None = None
+    """Cache tiers below the device, where there are some."""
     seed: int = 0
 
 
 PACINGS: dict[str, type[Lockstep] | type[Overlap]] = {"lockstep": Lockstep, "overlap": Overlap}
 
 
-def make_loop(config: LoopConfig, effects: Effects, journal: Journal) -> Loop:
-    """A loop with empty memory."""
+def make_loop(
+    config: LoopConfig, effects: Effects, journal: Journal, tier_effects: TierEffects | None = None
+) -> Loop:
+    """A loop with empty memory. With `config.tiers`, what it wants of them goes to `tier_effects`."""
     memory = Memory(
         num_pages=config.num_pages,
         num_slots=config.max_running,
@@ -55,7 +60,10 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal) -> Loop:
         work, POLICIES[config.policy](config.seed), lookahead=config.lookahead, share_prefixes=config.cache != "none"
     )
     role = Unified(work, admission, prefill_chunk=config.prefill_chunk, mixed=config.mixed)
-    return Loop(table, memory, work, role, pacing, effects, journal, max_queued=config.max_queued)
+    tiers = None
+    if config.tiers is not None and tier_effects is not None:
+        tiers = LowerTiers(work, journal, tier_effects, config.tiers)
+    return Loop(table, memory, work, role, pacing, effects, journal, max_queued=config.max_queued, tiers=tiers)
 
 
 def cell_name(config: LoopConfig) -> str:

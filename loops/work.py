@@ -29,6 +29,8 @@ class Work:
         self.memory = memory
         self.queue: dict[int, None] = {}
         """Rows never admitted, in arrival order."""
+        self.fetching: set[int] = set()
+        """Rows of `queue` that wait for their prefix from a lower cache tier; not admitted meanwhile."""
         self.retracted: list[int] = []
         """Rows that lost their memory; admitted before the queue, in the order of their first admission."""
         self.prefilling: dict[int, None] = {}
@@ -150,7 +152,7 @@ class Work:
         if sorted(everywhere) != sorted(rows):
             raise AssertionError(f"live rows {sorted(rows)} are not the rows at hand {sorted(everywhere)}")
         for row in (*self.queue, *self.retracted):
-            if self.table.state[row] != State.QUEUED:
+            if self.table.state[row] != (State.QUEUED_FETCHING if row in self.fetching else State.QUEUED):
                 raise AssertionError(f"row {row} waits in state {State(int(self.table.state[row])).name}")
         for row in (*self.prefilling, *decoding):
             if self.table.state[row] not in (State.PREFILLING, State.DECODING):

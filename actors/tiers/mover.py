@@ -1,7 +1,7 @@
 """The worker's part in moving pages: reads them for a Save, writes them for a Fetch, and keeps its word about a Fence.
 
-Device pages are read and written among the steps, in the order of the worker's messages: a page is copied before a later
-step can reuse it, and is written before any step that reads it is launched.
+Device pages are read and written among the steps, in the order of the worker's messages: a page is copied before a
+later step can reuse it, and is written before any step that reads it is launched.
 """
 
 from __future__ import annotations

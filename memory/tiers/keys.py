@@ -71,10 +71,14 @@ class DeviceKeys:
         return pairs
 
     def removed(self, event: Removed) -> list[tuple[int, PageKey]]:
-        """Forget pages; (page, key) of each."""
-        return [(page, self._key_of.pop(page)) for page in event.pages.tolist()]
+        """Forget pages; (page, key) of those that were known."""
+        gone = ((page, self._key_of.pop(page, None)) for page in event.pages.tolist())
+        return [(page, key) for page, key in gone if key is not None]
 
     def cleared(self) -> None:
-        """The cache is empty. Namespaces go as well: a server that sees many salts must not remember them all."""
+        """The cache is empty, or what its pages hold is lost: then it will say nothing new by removing them.
+
+        Namespaces go as well: a server that sees many salts must not remember them all.
+        """
         self._key_of.clear()
         self._roots.clear()

@@ -89,6 +89,14 @@ class Ghost:
         assert page >= 0, f"slot {slot} has no page for position {position}"
         return page
 
+    def read_pages(self, pages: np.ndarray) -> np.ndarray:
+        """uint8 [n, page_bytes]"""
+        return self.store[pages].view(np.uint8)
+
+    def write_pages(self, pages: np.ndarray, blocks: np.ndarray) -> None:
+        """The inverse of `read_pages`."""
+        self.store[pages] = np.ascontiguousarray(blocks).view(np.int64)
+
     def collect(self, launched: StepResult) -> StepResult:
         return launched
 

@@ -1,0 +1,86 @@
+"""The scheduler's part in moving pages: turns what the loop wants of the lower tiers into messages, and back."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from actors.messages.transfer import (
+    Dropped,
+    EmptyHost,
+    Fence,
+    Fenced,
+    Fetch,
+    Filled,
+    Found,
+    FromStorage,
+    PagesFromWorker,
+    Save,
+    Saved,
+    TierReport,
+)
+from actors.runtime.actor import Actor, Lane
+from loops.fetching import LowerTiers, PageFetch
+from memory.pages import Int32s
+from memory.tiers.keys import PageKey
+
+
+class LeaseEnded(msgspec.Struct, frozen=True, tag=True):
+    """Timer: a fetch has taken as long as its requests may wait for it."""
+
+    ticket: int
+
+
+TierMessage: TypeAlias = FromStorage | PagesFromWorker | LeaseEnded
+"""What the scheduler is told about lower tiers."""
+
+
+class TierDesk:
+    """Effects of `LowerTiers`, and its inputs, for one scheduler actor."""
+
+    def __init__(self, actor: Actor, lease_s: float) -> None:
+        self._actor = actor
+        self._lease_s = lease_s
+        self.report: dict[str, int] = {}
+        """What the storage said last about itself."""
+
+    # ---- effects ----
+
+    def save(self, number: int, pages: Int32s, keys: tuple[PageKey, ...]) -> None:
+        self._actor.context.send("worker", Save(number, pages, keys))
+
+    def fetch(self, order: PageFetch) -> None:
+        # Ahead of the pages that come down: a request waits for this. A storage that is gone answers by the lease.
+        self._actor.context.send("storage", Fetch(order.ticket, order.keys, order.pages, order.after), Lane.CONTROL)
+        self._actor.context.after(self._lease_s, LeaseEnded(order.ticket))
+
+    def fence(self, ticket: int) -> None:
+        self._actor.context.send("worker", Fence(ticket), Lane.CONTROL)
+
+    def empty_host(self, era: int) -> None:
+        self._actor.context.send("storage", EmptyHost(era), Lane.CONTROL)
+
+    # ---- inputs ----
+
+    def receive(self, message: TierMessage, tiers: LowerTiers, now: float) -> None:
+        """Hand one message on to the loop's side."""
+        match message:
+            case Saved(number, keys):
+                tiers.saved(number, keys, now)
+            case Filled(ticket, count):
+                tiers.filled(ticket, count, now)
+            case Fenced(ticket):
+                tiers.fenced(ticket, now)
+            case LeaseEnded(ticket):
+                tiers.expired(ticket, now)
+            case Dropped(keys):
+                tiers.dropped(keys, now)
+            case Found(era, keys):
+                tiers.found(era, keys, now)
+            case TierReport(counts):
+                self.report = counts
+
+    def state(self, tiers: LowerTiers) -> dict[str, int]:
+        """Everything countable about the lower tiers, for people."""
+        return tiers.statistics() | self.report

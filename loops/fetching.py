@@ -1,0 +1,395 @@
+"""What comes up from the lower cache tiers, in two phases, while its request waits.
+
+    QUEUED ──begin──► QUEUED_FETCHING ──filled──► QUEUED, admitted in its old place with a longer prefix
+                            │
+                            ├─ the lease ends ──► QUEUED, goes on without    ┐ the fetch is abandoned: its pages stay in
+                            ├─ the worker is lost ──► QUEUED                 │ quarantine until the worker has answered
+                            └─ it ends (abort, timeout, drain)               ┘ that it will write no more
+
+A fetch holds the device's prefix that it continues, and reserves a page for each page it brings, out of what is not
+promised to anybody. Once its pages are cached it lets go of everything: they are ordinary cache pages, and a request
+that waits owns nothing that others may come to need. Requests that wait for the same page share one fetch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from lifecycle.journal import Journal
+from lifecycle.states import Cause, Event, State
+from loops.saving import Saving, WritePolicy
+from loops.work import Work
+from memory.pages import Int32s, Reservation
+from memory.prefix.base import Hold
+from memory.tiers.index import TierIndex
+from memory.tiers.keys import DeviceKeys, PageKey, page_keys
+
+LOOK_AHEAD = 16
+"""Waiting requests that are looked at in one turn, from the head of the queue."""
+MAX_FETCHES = 8
+"""Fetches of one request while it waits: each brings it further, unless its pages leave again before it is admitted."""
+PAUSE_LEASES = 8
+"""For so many leases after one has ended nothing is fetched, unless the tiers answer earlier."""
+
+
+class TierConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What decides how pages move between the device and the tiers below."""
+
+    layout: str
+    """Says how the bytes of a page are to be read; part of every key."""
+    write_policy: str = WritePolicy.WRITE_THROUGH
+    lease_s: float = 2.0
+    """How long a request waits for a fetch."""
+    save_pages: int = 32
+    """Pages in one message on the way down."""
+    max_saving_pages: int = 256
+    """Pages on their way down at a time: bounds the memory that copies take."""
+    max_fetch_pages: int = 512
+    """Pages of one fetch."""
+
+
+class PageFetch(NamedTuple):
+    """An order for the tiers: bring `keys`, for the device pages `pages`."""
+
+    ticket: int
+    keys: tuple[PageKey, ...]
+    pages: Int32s
+    after: int
+    """Saves up to this number read the pages' old content, and come first."""
+
+
+class TierEffects(Protocol):
+    """Where decisions about the tiers go."""
+
+    def save(self, number: int, pages: Int32s, keys: tuple[PageKey, ...]) -> None:
+        """Copy pages to the tiers, before any step that is launched from now on."""
+
+    def fetch(self, order: PageFetch) -> None:
+        """Bring pages; answer with `filled`, and with `expired` when the lease has ended."""
+
+    def fence(self, ticket: int) -> None:
+        """Make sure that nothing of this fetch is written from now on; answer with `fenced`."""
+
+    def empty_host(self, era: int) -> None:
+        """Empty the host's memory."""
+
+
+class FetchCounts(msgspec.Struct):
+    """Since the start."""
+
+    begun: int = 0
+    filled: int = 0
+    """Fetches that brought all they were to bring."""
+    short: int = 0
+    """Fetches that brought less: a page was gone, or not what it should be."""
+    expired: int = 0
+    left: int = 0
+    """Fetches whose requests ended meanwhile."""
+    lost: int = 0
+    """Fetches under way when the worker was lost."""
+    pages: int = 0
+    """Pages brought."""
+
+
+@dataclass(eq=False)
+class _Wish:
+    """What a waiting request would like to have."""
+
+    keys: list[PageKey]
+    num_fetches: int = 0
+    settled: bool = False
+    """There is nothing more to be had for it."""
+
+
+@dataclass(eq=False)
+class _Fetch:
+    """One fetch under way. Without a hold it is abandoned: it only waits for its writer's end."""
+
+    keys: Sequence[PageKey]
+    tokens: Int32s
+    namespace: str
+    reservation: Reservation
+    hold: Hold | None
+    rows: list[int] = field(default_factory=list)
+
+
+class LowerTiers:
+    """The scheduler's side of the cache tiers below the device."""
+
+    def __init__(self, work: Work, journal: Journal, effects: TierEffects, config: TierConfig) -> None:
+        self.work = work
+        self.memory = work.memory
+        self.journal = journal
+        self.effects = effects
+        self.config = config
+        self.index = TierIndex()
+        self.device = DeviceKeys(config.layout, self.memory.page_size)
+        self.saving = Saving(
+            self.device,
+            self.index,
+            WritePolicy(config.write_policy),
+            effects.save,
+            at_once=config.save_pages,
+            limit=config.max_saving_pages,
+        )
+        self.counts = FetchCounts()
+        self.era = 0
+        """Number of flushes."""
+        self._tickets = 0
+        self._fetches: dict[int, _Fetch] = {}
+        self._fetch_of: dict[PageKey, int] = {}
+        """First key of a fetch that is not abandoned -> its ticket."""
+        self._wishes: dict[int, _Wish] = {}
+        self._resume_at = 0.0
+        self._overdue: set[int] = set()
+        """Fetches whose lease ended and whose answer has not come."""
+        self.memory.cache.events = []
+
+    @property
+    def num_active(self) -> int:
+        """Fetches that requests wait for."""
+        return len(self._fetch_of)
+
+    # ---- down ----
+
+    def settle(self) -> None:
+        """Let the tiers know what the cache has done: before a step is launched, and before pages are promised to a
+        fetch, because either may overwrite pages that are still to be saved."""
+        self.saving.follow(self._take_events())
+        self.saving.flush()
+
+    def launching(self, admitted: Sequence[int]) -> None:
+        """A step is about to be launched that admits these rows."""
+        for row in admitted:
+            hold = self.memory.holds[int(self.work.table.slot[row])]
+            if hold is not None:
+                self.saving.hit(hold.pages)
+        self.settle()
+
+    def _take_events(self) -> Sequence[Any]:
+        events, self.memory.cache.events = self.memory.cache.events, []
+        return events or ()
+
+    # ---- up ----
+
+    def begin(self, now: float) -> None:
+        """Start fetches for requests that could be admitted soon."""
+        if not len(self.index) or not self.work.queue or now < self._resume_at:
+            return
+        for row in list(islice(self.work.queue, LOOK_AHEAD)):
+            if self.memory.slots.free <= self.num_active:
+                return
+            if row not in self.work.fetching and not self._consider(row, now):
+                return
+
+    def _consider(self, row: int, now: float) -> bool:
+        """Fetch for one request, if that brings it further. False when there is no room."""
+        wish = self._wish(row)
+        if wish.settled:
+            return True
+        table, memory = self.work.table, self.memory
+        tokens, namespace = table.tokens[row, : table.num_tokens[row] - 1], table.ticket(row).namespace
+        hold = memory.cache.match_and_hold(tokens, namespace)
+        start = hold.num_tokens // memory.page_size
+        count = min(self.index.reach(wish.keys, start), self.config.max_fetch_pages)
+        ticket = self._fetch_of.get(wish.keys[start]) if count else None
+        reservation = None
+        if count and ticket is None:
+            reservation = memory.reserve(count)
+        if reservation is None:
+            memory.cache.release(hold, memory.ledger.resolved)
+            if ticket is None:
+                wish.settled = not count
+                return not count
+        else:
+            ticket = self._order(wish.keys[start : start + count], tokens, namespace, reservation, hold)
+        assert ticket is not None
+        wish.num_fetches += 1
+        wish.settled = wish.num_fetches >= MAX_FETCHES
+        self._fetches[ticket].rows.append(row)
+        self._move(row, Event.FETCH, Cause.NONE, now)
+        return True
+
+    def _wish(self, row: int) -> _Wish:
+        wish = self._wishes.get(row)
+        if wish is None:
+            table = self.work.table
+            ticket = table.ticket(row)
+            keys: list[PageKey] = []
+            if not ticket.sampling.prompt_logprobs:
+                # The last token is always computed, so a page that ends with it is of no use.
+                tokens = table.tokens[row, : table.num_tokens[row] - 1]
+                keys = page_keys(self.device.root(ticket.namespace), tokens, self.memory.page_size)
+            wish = self._wishes[row] = _Wish(keys, settled=not keys)
+        return wish
+
+    def _order(self, keys: list[PageKey], tokens: Int32s, namespace: str, reservation: Reservation, hold: Hold) -> int:
+        self._tickets += 1
+        ticket = self._tickets
+        prefix = tokens[: hold.num_tokens + len(keys) * self.memory.page_size].copy()
+        self._fetches[ticket] = _Fetch(keys, prefix, namespace, reservation, hold)
+        self._fetch_of[keys[0]] = ticket
+        self.counts.begun += 1
+        # To make room, pages may have left the cache that are to be saved first.
+        self.settle()
+        self.effects.fetch(PageFetch(ticket, tuple(keys), reservation.pages, self.saving.number))
+        return ticket
+
+    def filled(self, ticket: int, count: int, now: float) -> None:
+        """The worker has written the first `count` pages of a fetch and will write no more."""
+        self.journal.tiers("filled", ticket, count, (), now)
+        self._overdue.discard(ticket)
+        if not self._overdue:
+            self._resume_at = 0.0
+        fetch = self._fetches.pop(ticket, None)
+        if fetch is None:
+            return
+        if fetch.hold is None or not count:
+            self.memory.withdraw(fetch.reservation)
+        if fetch.hold is not None:
+            self._arrived(fetch, count, now)
+
+    def _arrived(self, fetch: _Fetch, count: int, now: float) -> None:
+        """Cache what came, let go of it, and let the requests go on."""
+        memory, hold = self.memory, fetch.hold
+        assert hold is not None
+        if count:
+            length = hold.num_tokens + count * memory.page_size
+            hold = memory.publish(fetch.reservation, count, fetch.tokens[:length], fetch.namespace, hold)
+        num_cached = hold.num_tokens
+        memory.cache.release(hold, memory.ledger.resolved)
+        del self._fetch_of[fetch.keys[0]]
+        self.counts.pages += count
+        if count == len(fetch.keys):
+            self.counts.filled += 1
+        else:
+            self.counts.short += 1
+        for row in fetch.rows:
+            self._wishes[row].settled |= count < len(fetch.keys)
+            self._move(row, Event.FETCHED, Cause.NONE, now, num_cached)
+
+    def expired(self, ticket: int, now: float) -> None:
+        """A lease has ended: the requests go on without, and the tiers get time to recover."""
+        fetch = self._fetches.get(ticket)
+        if fetch is None or fetch.hold is None:
+            return
+        self.journal.tiers("expired", ticket, 0, (), now)
+        self.counts.expired += 1
+        self._overdue.add(ticket)
+        self._resume_at = now + PAUSE_LEASES * self.config.lease_s
+        self._give_up(ticket, fetch, Cause.TIMEOUT, now)
+
+    def fenced(self, ticket: int, now: float) -> None:
+        """The worker will write nothing for this fetch any more."""
+        fetch = self._fetches.get(ticket)
+        if fetch is not None and fetch.hold is None:
+            self.journal.tiers("fenced", ticket, 0, (), now)
+            del self._fetches[ticket]
+            self.memory.withdraw(fetch.reservation)
+
+    def left(self, row: int) -> None:
+        """A request has ended, wherever it was."""
+        self._wishes.pop(row, None)
+        if row not in self.work.fetching:
+            return
+        self.work.fetching.discard(row)
+        for ticket, fetch in self._fetches.items():
+            if row in fetch.rows:
+                fetch.rows.remove(row)
+                if not fetch.rows:
+                    self.counts.left += 1
+                    self._abandon(ticket, fetch)
+                return
+
+    def _give_up(self, ticket: int, fetch: _Fetch, cause: Cause, now: float) -> None:
+        rows, fetch.rows = fetch.rows, []
+        for row in rows:
+            self._wishes[row].settled = True
+            self._move(row, Event.RESTORE, cause, now)
+        self._abandon(ticket, fetch)
+
+    def _abandon(self, ticket: int, fetch: _Fetch) -> None:
+        """Presumed abort: nothing of it is wanted; its pages wait for the word of the only one who can write them."""
+        assert fetch.hold is not None
+        self.memory.cache.release(fetch.hold, self.memory.ledger.resolved)
+        fetch.hold = None
+        del self._fetch_of[fetch.keys[0]]
+        self.effects.fence(ticket)
+
+    def _move(self, row: int, event: Event, cause: Cause, now: float, num_cached: int | None = None) -> None:
+        table = self.work.table
+        source = State(int(table.state[row]))
+        target = table.move(row, event, cause)
+        if target == State.QUEUED_FETCHING:
+            self.work.fetching.add(row)
+        else:
+            self.work.fetching.discard(row)
+        self.journal.moved(row, table.ticket(row).request, source, event, target, cause, now, num_cached=num_cached)
+
+    # ---- what the tiers tell ----
+
+    def saved(self, number: int, keys: Sequence[PageKey], now: float) -> None:
+        """A save is over."""
+        self.kept(self.saving.done(number, keys), now)
+
+    def found(self, era: int, keys: Sequence[PageKey], now: float) -> None:
+        """A tier had these from before the start."""
+        if era == self.era:
+            self.kept(keys, now)
+
+    def kept(self, keys: Sequence[PageKey], now: float) -> None:
+        """A tier has these now."""
+        if keys:
+            self.journal.tiers("kept", 0, 0, keys, now)
+            self.index.kept(keys)
+
+    def dropped(self, keys: Sequence[PageKey], now: float) -> None:
+        """No tier has these any more."""
+        self.journal.tiers("dropped", 0, 0, keys, now)
+        self.index.dropped(keys)
+
+    # ---- loss and flush ----
+
+    def lost(self, now: float) -> None:
+        """The worker and all its pages are lost, and the cache is about to be emptied."""
+        self.saving.follow(self._take_events(), intact=False)
+        self.saving.lost()
+        for ticket, fetch in list(self._fetches.items()):
+            if fetch.hold is not None:
+                self.counts.lost += 1
+                self._give_up(ticket, fetch, Cause.WORKER_LOST, now)
+
+    def flushed(self) -> None:
+        """The cache was emptied on demand: so is the host's memory, and what files hold is not looked at any more."""
+        self.saving.follow(self._take_events(), intact=False)
+        self.saving.forget()
+        self.index.clear()
+        self.era += 1
+        self.effects.empty_host(self.era)
+
+    # ---- for people and tests ----
+
+    def statistics(self) -> dict[str, int]:
+        """Counters since the start, and what is under way now."""
+        return {
+            "known_pages": len(self.index),
+            "saving_pages": self.saving.num_under_way,
+            "fetching": self.num_active,
+            "abandoned": len(self._fetches) - self.num_active,
+            **{f"pages_{name}": count for name, count in msgspec.to_builtins(self.saving.counts).items()},
+            **{f"fetches_{name}": count for name, count in msgspec.to_builtins(self.counts).items()},
+        }
+
+    def check(self) -> None:
+        """Rows that fetch are those that fetches know, and reservations are all that is in quarantine."""
+        rows = [row for fetch in self._fetches.values() for row in fetch.rows]
+        if sorted(rows) != sorted(self.work.fetching):
+            raise AssertionError(f"rows {sorted(self.work.fetching)} fetch, but fetches have rows {sorted(rows)}")
+        reserved = sum(len(fetch.reservation.pages) for fetch in self._fetches.values())
+        if reserved != self.memory.pages.quarantined:
+            raise AssertionError(f"{reserved} pages are reserved, {self.memory.pages.quarantined} in quarantine")

@@ -1,0 +1,222 @@
+"""Scheduler, worker, storage and a ghost model in one thread; every delivery is the choice of a test.
+
+Messages wait in one queue for each (sender, receiver, lane): the order within a queue is kept, and nothing else. What
+moves pages may be lost or doubled on the way where a test says so; requests and steps are not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from actors.messages.execution import ToWorker
+from actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
+from actors.messages.transfer import PagesToWorker, ToStorage
+from actors.runtime.actor import Actor, Lane
+from actors.scheduler import Scheduler, ToScheduler
+from actors.storage import Storage
+from actors.tiers.desk import LeaseEnded
+from actors.tiers.files import FileStore
+from actors.tiers.store import TierStore
+from actors.worker import Worker
+from lifecycle.request import SamplingParameters
+from lifecycle.states import Cause
+from loops.fetching import TierConfig
+from loops.select import LoopConfig
+from memory.tiers.host import HostPool
+from memory.tiers.keys import page_keys
+from tests.loops.ghost import Ghost, chain, expected
+
+PAGE_SIZE = 4
+PAGE_BYTES = 8 * PAGE_SIZE
+
+Edge = tuple[str, str, Lane]
+
+
+class NetContext:
+    """The world of one actor of the net."""
+
+    def __init__(self, net: Net, name: str) -> None:
+        self.name = name
+        self.random = random.Random(0)
+        self._net = net
+
+    def now(self) -> float:
+        return self._net.now_s
+
+    def wall(self) -> float:
+        return self._net.now_s
+
+    def send(self, to: str, message: Any, lane: Lane = Lane.DATA) -> bool:
+        self._net.post(self.name, to, message, lane)
+        return True
+
+    def after(self, delay_s: float, message: Any) -> None:
+        if isinstance(message, LeaseEnded):
+            self._net.leases.append(message)
+
+
+class Net:
+    """Everything between a prompt and its tokens."""
+
+    def __init__(
+        self,
+        *,
+        host_pages: int = 64,
+        files: FileStore | None = None,
+        write_policy: str = "write-through",
+        tiers: dict[str, Any] | None = None,
+        **loop: Any,
+    ) -> None:
+        shape = {"num_pages": 32, "page_size": PAGE_SIZE, "max_context": 96, "max_running": 4, "prefill_chunk": 16}
+        config = LoopConfig(
+            **(shape | loop),
+            tiers=TierConfig(layout="ghost", write_policy=write_policy, **(tiers or {})),
+        )
+        self.now_s = 0.0
+        self.queues: dict[Edge, deque[Any]] = {}
+        self.leases: list[LeaseEnded] = []
+        self.records: list[Any] = []
+        self.tokens: dict[int, list[int]] = {}
+        self.ended: dict[int, Ended] = {}
+        self.tamper: Callable[[Any], list[Any]] = lambda message: [message]
+        """What becomes of a message about pages when it is posted."""
+        self.ghost = Ghost(
+            num_pages=config.num_pages,
+            page_size=config.page_size,
+            num_slots=config.max_running,
+            max_context=config.max_context,
+        )
+        self.scheduler = Scheduler(config, 600.0)
+        self.scheduler.journal._emit = self.records.append
+        self.store = TierStore(HostPool(host_pages, PAGE_BYTES), files, eager=write_policy != "write-back")
+        self.storage = Storage(self.store)
+        self.worker = Worker(self.ghost)
+        self.actors: dict[str, Actor] = {
+            "scheduler": self.scheduler,
+            "worker": self.worker,
+            "storage": self.storage,
+        }
+        self._row_of: dict[int, int] = {}
+        self._truth: dict[bytes, bytes] = {}
+        """What the page of a key must hold, from prompts alone."""
+        for name, actor in self.actors.items():
+            actor.context = NetContext(self, name)
+            actor.started()
+
+    @property
+    def loop(self) -> Any:
+        return self.scheduler.loop
+
+    # ---- messages ----
+
+    def post(self, sender: str, to: str, message: Any, lane: Lane) -> None:
+        if to == "detokenizer":
+            self._hear(message)
+        elif to in self.actors:
+            about_pages = isinstance(message, PagesToWorker | ToStorage) or sender == "storage"
+            copies = self.tamper(message) if about_pages else [message]
+            self.queues.setdefault((sender, to, lane), deque()).extend(copies)
+
+    def pending(self) -> list[Edge]:
+        """Queues with something in them, in the order in which they were first used."""
+        return [edge for edge, queue in self.queues.items() if queue]
+
+    def deliver(self, edge: Edge) -> None:
+        """Hand over the oldest message of a queue, and let its receiver settle."""
+        message = self.queues[edge].popleft()
+        accepted = {"scheduler": ToScheduler, "worker": ToWorker | PagesToWorker, "storage": ToStorage}[edge[1]]
+        assert isinstance(message, accepted)
+        actor = self.actors[edge[1]]
+        self.now_s += 0.001
+        actor.receive(message)
+        actor.settled()
+        self.check()
+
+    def check(self) -> None:
+        """Laws of memory and of the tiers, and every page that is called by a key holds what the key stands for."""
+        self.loop.check()
+        for page, key in self.loop.tiers.device._key_of.items():
+            assert self.ghost.store[page].tobytes() == self._truth[key], f"page {page} is not what its key says"
+        for key, block in self.store.host.items():
+            assert block.tobytes() == self._truth[key], "a page in host memory is not what its key says"
+
+    def end_lease(self, index: int = 0) -> None:
+        """The oldest lease (or another one) ends now."""
+        self.now_s += 2.0
+        self.scheduler.receive(self.leases.pop(index))
+        self.scheduler.settled()
+        self.check()
+
+    def turn(self) -> None:
+        """Let the scheduler settle once more, as a timer would."""
+        self.scheduler.settled()
+
+    def rest(self, limit: int = 20_000) -> None:
+        """Deliver until nothing is left; leases end only where nothing else goes on."""
+        for _ in range(limit):
+            edges = self.pending()
+            if edges:
+                self.deliver(edges[0])
+            elif self.leases:
+                self.end_lease()
+            else:
+                assert self.loop.idle, "nothing is under way, but requests are live"
+                return
+        raise AssertionError(f"no rest within {limit} deliveries")
+
+    # ---- requests ----
+
+    def submit(self, request: int, prompt: list[int], max_new_tokens: int = 4, namespace: str = "") -> None:
+        message = Generate(
+            request=request,
+            rid=f"r{request}",
+            tokens=np.array(prompt, np.int32),
+            sampling=SamplingParameters(temperature=0.0, max_new_tokens=max_new_tokens),
+            text_options=TextOptions(),
+            namespace=namespace,
+        )
+        self._learn(prompt + expected(prompt, max_new_tokens), namespace)
+        self.scheduler.receive(message)
+        self.scheduler.settled()
+
+    def _learn(self, tokens: list[int], namespace: str) -> None:
+        values, value = [], 0
+        for token in tokens:
+            value = chain(value, token)
+            values.append(value)
+        keys = page_keys(self.loop.tiers.device.root(namespace), np.array(tokens, np.int32), PAGE_SIZE)
+        for index, key in enumerate(keys):
+            self._truth[key] = np.array(values[index * PAGE_SIZE : (index + 1) * PAGE_SIZE], np.int64).tobytes()
+
+    def ask(self, request: int, prompt: list[int], max_new_tokens: int = 4, namespace: str = "") -> list[int]:
+        """One request from beginning to rest; its tokens."""
+        self.submit(request, prompt, max_new_tokens, namespace)
+        self.rest()
+        assert self.ended[request].cause == Cause.LENGTH
+        return self.tokens[request]
+
+    def forget_device(self) -> None:
+        """Drop what the device has cached, as pressure would; lower tiers keep theirs. The net must be at rest."""
+        memory = self.loop.memory
+        eviction = memory.cache.evict(memory.cache.evictable)
+        memory.pages.evict(eviction.pages, eviction.fence)
+        self.turn()
+        self.rest()
+
+    def _hear(self, message: Any) -> None:
+        match message:
+            case Opened():
+                self._row_of[message.row] = message.request
+                self.tokens[message.request] = []
+            case StepTokens():
+                for row, token in zip(message.rows.tolist(), message.tokens.tolist(), strict=True):
+                    assert self._row_of[row] not in self.ended, "a token after the terminal record"
+                    self.tokens[self._row_of[row]].append(token)
+                for end in message.ended:
+                    assert end.request not in self.ended, "two terminal records"
+                    self.ended[end.request] = end
