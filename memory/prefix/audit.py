@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from memory.pages import MemoryViolation
-from memory.prefix.node import Node, RecencyOrder, Root
+from memory.prefix.events import Block, Content
+from memory.prefix.node import Node, Root
+from memory.prefix.order import Order
 
 _SHOWN_TOKENS = 8
 
@@ -26,7 +28,7 @@ def own_holders(node: Node) -> int:
     return node.holds - sum(1 for child in node.children.values() if child.holds)
 
 
-def check_tree(roots: Mapping[str, Root], order: RecencyOrder, page_bytes: int) -> None:
+def check_tree(roots: Mapping[str, Root], order: Order, page_bytes: int) -> None:
     """Raise MemoryViolation at the first law that does not hold. O(size)."""
     for namespace, root in roots.items():
         if root.namespace != namespace or not root.children:
@@ -36,7 +38,7 @@ def check_tree(roots: Mapping[str, Root], order: RecencyOrder, page_bytes: int) 
         for first, child in root.children.items():
             _check_edge(root, first, child, page_bytes)
     seen: set[int] = set()
-    unheld = 0
+    unheld: set[Node] = set()
     for node in walk(roots):
         for first, child in node.children.items():
             _check_edge(node, first, child, page_bytes)
@@ -44,12 +46,13 @@ def check_tree(roots: Mapping[str, Root], order: RecencyOrder, page_bytes: int) 
             raise MemoryViolation(
                 "holds = own holders + held children", holds=node.holds, pages=node.pages, children=len(node.children)
             )
-        unheld += not node.holds
+        if not node.holds:
+            unheld.add(node)
         before = len(seen)
         seen.update(node.pages.tolist())
         if len(seen) != before + len(node.pages):
             raise MemoryViolation("a page is cached in one place", pages=node.pages)
-    _check_order(order, unheld)
+    order.check(unheld)
 
 
 def _check_edge(parent: Node, first: bytes, child: Node, page_bytes: int) -> None:
@@ -59,19 +62,17 @@ def _check_edge(parent: Node, first: bytes, child: Node, page_bytes: int) -> Non
         raise MemoryViolation("an edge holds whole pages", key_bytes=len(child.key), num_pages=len(child.pages))
 
 
-def _check_order(order: RecencyOrder, unheld: int) -> None:
-    """Exactly the unheld nodes wait to leave, each before its parent."""
-    left: set[Node] = set()
-    for node in order:
-        if node.holds:
-            raise MemoryViolation("a held node is never evicted", holds=node.holds, pages=node.pages)
-        if node in left or node.newer.older is not node or node.older.newer is not node:
-            raise MemoryViolation("the order of leaving is a ring", pages=node.pages)
-        if any(child not in left for child in node.children.values()):
-            raise MemoryViolation("children leave before their parent", pages=node.pages)
-        left.add(node)
-    if len(left) != unheld:
-        raise MemoryViolation("every unheld node waits to leave", waiting=len(left), unheld=unheld)
+def content(roots: Mapping[str, Root], page_size: int) -> Content:
+    """Every cached page and where it stands."""
+    found: Content = {}
+    for namespace, root in roots.items():
+        for node in walk({namespace: root}):
+            tokens = np.frombuffer(node.key, np.int32).reshape(-1, page_size).tolist()
+            parent = int(node.parent.pages[-1]) if node.parent is not None and len(node.parent.pages) else None
+            for page, words in zip(node.pages.tolist(), tokens, strict=True):
+                found[page] = Block(namespace, parent, tuple(words))
+                parent = page
+    return found
 
 
 def pretty(roots: Mapping[str, Root], page_size: int) -> str:

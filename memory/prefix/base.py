@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 from memory.pages import Int32s
-from memory.prefix.events import CacheEvent
+from memory.prefix.events import CacheEvent, Content
 
 
 class Hold(Protocol):
@@ -55,17 +55,22 @@ class PrefixCache(Protocol):
     def held(self) -> int:
         """Pages of held nodes."""
 
-    def match_and_hold(self, tokens: Int32s, namespace: str) -> Hold:
-        """Hold the longest cached prefix of `tokens`, int32 [n]. O(n)."""
+    def match_and_hold(self, tokens: Int32s, namespace: str, priority: int = 0) -> Hold:
+        """Hold the longest cached prefix of `tokens`, int32 [n]. O(n). `priority`: of the request."""
 
-    def insert(self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int) -> Insertion:
+    def insert(
+        self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int, priority: int = 0
+    ) -> Insertion:
         """Offer the pages that hold `tokens` (len(tokens) = len(pages) * page_size). Releases `hold`. O(n)."""
 
     def release(self, hold: Hold, fence: int) -> None:
-        """Let go. `fence`: newest step that may still touch the pages."""
+        """Let go. `fence`: newest step that may still touch the pages.
+
+        Raises MemoryViolation for a hold that was released before, or that another cache gave.
+        """
 
     def evict(self, count: int) -> Eviction:
-        """Drop up to `count` unheld pages, or more when a victim is larger. O(1) for each victim."""
+        """Drop up to `count` unheld pages, or more when a victim is larger; which, says the policy."""
 
     def reset(self) -> Eviction:
         """Drop everything; refused with MemoryViolation while anything is held."""
@@ -75,6 +80,9 @@ class PrefixCache(Protocol):
 
     def pretty(self) -> str:
         """The content as an indented text, for people."""
+
+    def content(self) -> Content:
+        """What replaying every event since start gives: each page and where it stands. O(size)."""
 
     def invariants(self) -> None:
         """Every law of the structure, O(size)."""

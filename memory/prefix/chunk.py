@@ -8,24 +8,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from memory.pages import Int32s, MemoryViolation
 from memory.prefix.base import Eviction, Hold, Insertion
-from memory.prefix.events import CacheEvent
-
-_NO_PAGES: Int32s = np.empty(0, np.int32)
+from memory.prefix.events import CacheEvent, Content
+from memory.prefix.node import NO_PAGES
 
 
 class EmptyHold:
     """Holds nothing; given out so that every request is handled alike."""
 
-    __slots__ = ("released",)
+    __slots__ = ("owner", "released")
 
     num_tokens = 0
-    pages = _NO_PAGES
+    pages = NO_PAGES
 
-    def __init__(self) -> None:
+    def __init__(self, owner: ChunkCache) -> None:
+        self.owner = owner
         self.released = False
 
 
@@ -40,42 +38,49 @@ class ChunkCache:
             raise ValueError(f"a page holds at least one token, not {page_size}")
         self.page_size = page_size
         self.events: list[CacheEvent] | None = None
+        """Nothing ever happens."""
         self._num_holds = 0
         self._counts = {"matches": 0, "missed_tokens": 0, "insertions": 0}
 
-    def match_and_hold(self, tokens: Int32s, namespace: str) -> EmptyHold:
+    def match_and_hold(self, tokens: Int32s, namespace: str, priority: int = 0) -> EmptyHold:
         """Nothing is found."""
         self._counts["matches"] += 1
         self._counts["missed_tokens"] += len(tokens)
         self._num_holds += 1
-        return EmptyHold()
+        return EmptyHold(self)
 
-    def insert(self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int) -> Insertion:
+    def insert(
+        self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int, priority: int = 0
+    ) -> Insertion:
         """No page is adopted."""
         self._counts["insertions"] += 1
         if hold is not None:
             self.release(hold, fence)
         self._num_holds += 1
-        return Insertion(EmptyHold(), _NO_PAGES)
+        return Insertion(EmptyHold(self), NO_PAGES)
 
     def release(self, hold: Hold, fence: int) -> None:
         """Let go of a hold, once."""
-        if not isinstance(hold, EmptyHold) or hold.released:
+        if not isinstance(hold, EmptyHold) or hold.released or hold.owner is not self:
             raise MemoryViolation("a hold is released once, to the cache that gave it", num_tokens=hold.num_tokens)
         hold.released = True
         self._num_holds -= 1
 
     def evict(self, count: int) -> Eviction:
         """There is nothing to give back."""
-        return Eviction(_NO_PAGES, 0)
+        return Eviction(NO_PAGES, 0)
 
     def reset(self) -> Eviction:
         """Already empty. Its holds hold nothing, so none stands in the way."""
-        return Eviction(_NO_PAGES, 0)
+        return Eviction(NO_PAGES, 0)
 
     def statistics(self) -> dict[str, Any]:
         """The same names as the radix cache where they mean something."""
         return {**self._counts, "hit_tokens": 0, "holds": self._num_holds, "nodes": 0, "pages": 0}
+
+    def content(self) -> Content:
+        """There is none."""
+        return {}
 
     def pretty(self) -> str:
         """The content, which there is none of."""

@@ -1,16 +1,41 @@
-"""The parts of a radix tree: its nodes, and the order in which they may leave."""
+"""The nodes of a radix tree, and what an eviction policy knows about each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import numpy as np
 
 from memory.pages import Int32s
+
+NO_PAGES: Int32s = np.empty(0, np.int32)
+NO_PRIORITY = -(1 << 63)
+"""Below the priority of every request."""
+
+
+class Rank:
+    """What decides when a node leaves. Times are readings of a counter that every use moves on, never of a clock."""
+
+    __slots__ = ("created", "entry", "hits", "priority", "used")
+
+    def __init__(self, created: int) -> None:
+        self.created = created
+        self.used = created
+        """When its last holder let go of it."""
+        self.hits = 0
+        """Requests that have used it: found it, or made it."""
+        self.priority = NO_PRIORITY
+        """The largest priority of those requests."""
+        self.entry = 0
+        """Number of the entry with which it waits to leave; 0 while it may not."""
+
+
+NO_RANK = Rank(0)
+"""For nodes of an order that needs none."""
 
 
 class Node:
     """An edge of the tree and what hangs below it: `key` are the token ids of `pages`, as the bytes of int32."""
 
-    __slots__ = ("children", "fence", "holds", "key", "newer", "older", "pages", "parent")
+    __slots__ = ("children", "fence", "holds", "key", "newer", "older", "pages", "parent", "rank")
 
     def __init__(self, parent: Node | None, key: bytes, pages: Int32s) -> None:
         self.parent = parent
@@ -25,6 +50,7 @@ class Node:
         children have said. Children leave first, so this is complete by the time the node is a victim."""
         self.older: Node = self
         self.newer: Node = self
+        self.rank = NO_RANK
 
 
 class Root(Node):
@@ -35,47 +61,7 @@ class Root(Node):
 
     __slots__ = ("namespace",)
 
-    def __init__(self, namespace: str, no_pages: Int32s) -> None:
-        super().__init__(None, b"", no_pages)
+    def __init__(self, namespace: str) -> None:
+        super().__init__(None, b"", NO_PAGES)
         self.namespace = namespace
         self.holds = 1
-
-
-class RecencyOrder:
-    """Unheld nodes, least recently used first: an intrusive ring, every operation O(1).
-
-    Whoever lets go of a node pushes it before its parent. A node is pushed again only after it was removed, together
-    with its parents, so a child always stands before its parent and the oldest node never has a child. This is the
-    least-recently-used order without a timestamp, a heap or a search.
-    """
-
-    __slots__ = ("_ring",)
-
-    def __init__(self, no_pages: Int32s) -> None:
-        self._ring = Node(None, b"", no_pages)
-
-    def __iter__(self) -> Iterator[Node]:
-        node = self._ring.newer
-        while node is not self._ring:
-            yield node
-            node = node.newer
-
-    @property
-    def oldest(self) -> Node | None:
-        """The next victim; None when nothing may leave."""
-        node = self._ring.newer
-        return None if node is self._ring else node
-
-    def push(self, node: Node) -> None:
-        """`node` was used just now."""
-        newest, ring = self._ring.older, self._ring
-        node.older = newest
-        node.newer = ring
-        newest.newer = node
-        ring.older = node
-
-    def remove(self, node: Node) -> None:
-        """`node` may not leave any more, or has left."""
-        node.older.newer = node.newer
-        node.newer.older = node.older
-        node.older = node.newer = node

@@ -10,6 +10,8 @@ reading the tokens costs, whatever the size of the tree.
 
 A node keeps its identity for life. Splitting puts a *new* node between it and its parent, so a hold on it stays a hold
 on the same, deepest, place. Splits and evictions change no content and are not undone with a step.
+
+Which unheld leaf leaves first is the business of an order (memory/prefix/order.py).
 """
 
 from __future__ import annotations
@@ -19,21 +21,22 @@ from typing import Any
 import numpy as np
 
 from memory.pages import Int32s, MemoryViolation
-from memory.prefix.audit import check_tree, own_holders, pretty, walk
+from memory.prefix.audit import check_tree, content, own_holders, pretty, walk
 from memory.prefix.base import Eviction, Hold, Insertion
-from memory.prefix.events import CacheEvent
-from memory.prefix.node import Node, RecencyOrder, Root
+from memory.prefix.events import CacheEvent, Cleared, Content, Removed, Stored
+from memory.prefix.node import NO_PAGES, Node, Root
+from memory.prefix.order import make_order
 
 _TOKEN_BYTES = 4
-_NO_PAGES: Int32s = np.empty(0, np.int32)
 
 
 class RadixHold:
     """A held path from the root down to `node`; `node` is None when nothing was found."""
 
-    __slots__ = ("_pages", "node", "num_tokens", "released")
+    __slots__ = ("_pages", "node", "num_tokens", "owner", "released")
 
-    def __init__(self, node: Node | None, num_tokens: int) -> None:
+    def __init__(self, owner: RadixCache, node: Node | None, num_tokens: int) -> None:
+        self.owner = owner
         self.node = node
         self.num_tokens = num_tokens
         self.released = False
@@ -50,16 +53,17 @@ class RadixHold:
 
 
 class RadixCache:
-    """Prefix cache with sharing; the least recently used pages leave first. Implements `PrefixCache`."""
+    """Prefix cache with sharing; `eviction` names the policy by which pages leave. Implements `PrefixCache`."""
 
-    def __init__(self, page_size: int) -> None:
+    def __init__(self, page_size: int, eviction: str = "lru") -> None:
         if page_size < 1:
             raise ValueError(f"a page holds at least one token, not {page_size}")
         self.page_size = page_size
         self.events: list[CacheEvent] | None = None
         self._page_bytes = page_size * _TOKEN_BYTES
         self._roots: dict[str, Root] = {}
-        self._order = RecencyOrder(_NO_PAGES)
+        self._order = make_order(eviction)
+        self._counts_uses = self._order.counts_uses
         self._held = 0
         self._evictable = 0
         self._num_nodes = 0
@@ -80,8 +84,11 @@ class RadixCache:
 
     # ---- find and keep ----
 
-    def match_and_hold(self, tokens: Int32s, namespace: str) -> RadixHold:
-        """Hold the longest cached prefix of `tokens`, int32 [n], in whole pages. O(n)."""
+    def match_and_hold(self, tokens: Int32s, namespace: str, priority: int = 0) -> RadixHold:
+        """Hold the longest cached prefix of `tokens`, int32 [n], in whole pages. O(n).
+
+        `priority`: of the request, for the policy that asks for it.
+        """
         counts = self._counts
         counts["matches"] += 1
         root = self._roots.get(namespace)
@@ -93,35 +100,41 @@ class RadixCache:
             matched = num_pages * self.page_size
         counts["hit_tokens"] += matched
         counts["missed_tokens"] += len(tokens) - matched
-        return self._hold(node if matched else None, matched)
+        return self._hold(node if matched else None, matched, 0, priority)
 
     def _usable(self, node: Node, num_pages: int) -> tuple[Node, int]:
         """The longest beginning of the path to `node`, which is `num_pages` long, that a request can go on from: the
         node where that ends, and its length in pages. All of it, where every layer reads everything."""
         return node, num_pages
 
-    def insert(self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int) -> Insertion:
+    def insert(
+        self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int, priority: int = 0
+    ) -> Insertion:
         """Offer `pages` for `tokens` (whole pages); hold all of it instead of `hold`, which is released. O(n).
 
-        Where the tree has pages for the same tokens already, those stay and the offered ones are not adopted.
+        Where the tree has pages for the same tokens already, those stay and the offered ones are not adopted. What
+        `hold` covers counts as used once by this request, as before.
         """
         data = self._bytes_of(tokens)
         if len(data) != len(pages) * self._page_bytes or len(tokens) != len(pages) * self.page_size:
             raise MemoryViolation("pages are inserted whole", num_tokens=len(tokens), num_pages=len(pages))
-        before = None if hold is None else _live(hold)
+        before = None if hold is None else self._own(hold)
         self._counts["insertions"] += 1
-        adopted = _NO_PAGES
+        adopted = NO_PAGES
         node: Node | None = None
         if data:
             root = self._roots.get(namespace)
             if root is None:
-                root = self._roots[namespace] = Root(namespace, _NO_PAGES)
+                root = self._roots[namespace] = Root(namespace)
             node, at = self._descend(root, data)
             if at < len(data):
                 adopted = pages[at // self._page_bytes :].copy()
                 adopted.flags.writeable = False
+                if self.events is not None:
+                    parent = None if node is root else int(node.pages[-1])
+                    self.events.append(Stored(namespace, parent, tokens[at // _TOKEN_BYTES :].copy(), adopted))
                 node = self._grow(node, data[at:], adopted, fence)
-        new_hold = self._hold(node, len(tokens))
+        new_hold = self._hold(node, len(tokens), 0 if before is None else before.num_tokens, priority)
         if before is not None:
             # Only after the new one holds: what both share is never unheld in between.
             self.release(before, fence)
@@ -129,18 +142,31 @@ class RadixCache:
 
     def release(self, hold: Hold, fence: int) -> None:
         """Let go of a hold, once. `fence`: newest step that may still touch its pages."""
-        hold = _live(hold)
+        hold = self._own(hold)
         hold.released = True
         node, hold.node = hold.node, None
         if node is not None:
             self._num_holds -= 1
             self.unpin(node, fence)
 
-    def _hold(self, node: Node | None, num_tokens: int) -> RadixHold:
+    def _own(self, hold: Hold) -> RadixHold:
+        """The hold, when it is of this cache and not released yet. Raises MemoryViolation."""
+        if not isinstance(hold, RadixHold) or hold.released or hold.owner is not self:
+            raise MemoryViolation("a hold is released once, to the cache that gave it", num_tokens=hold.num_tokens)
+        return hold
+
+    def _hold(self, node: Node | None, num_tokens: int, covered: int, priority: int) -> RadixHold:
+        """Hold the path to `node`. The request has used the nodes of its first `covered` tokens before."""
         if node is not None:
             self._num_holds += 1
             self.pin(node)
-        return RadixHold(node, num_tokens)
+            if self._counts_uses:
+                end, above = num_tokens, node
+                while end > covered and above.parent is not None:
+                    self._order.use(above, priority)
+                    end -= len(above.pages) * self.page_size
+                    above = above.parent
+        return RadixHold(self, node, num_tokens)
 
     def pin(self, node: Node) -> None:
         """One more holder. Parents are touched only as far as nodes become held."""
@@ -198,11 +224,11 @@ class RadixCache:
         return node, at
 
     def _grow(self, parent: Node, key: bytes, pages: Int32s, fence: int) -> Node:
-        """A new leaf below `parent`, not held yet."""
+        """A new leaf below `parent`, about to be held."""
         node = Node(parent, key, pages)
         node.fence = fence
         parent.children[key[: self._page_bytes]] = node
-        self._order.push(node)
+        self._order.created(node)
         self._evictable += len(pages)
         self._num_nodes += 1
         self._counts["adopted_pages"] += len(pages)
@@ -218,8 +244,7 @@ class RadixCache:
         node.parent, node.key, node.pages = upper, node.key[cut:], node.pages[count:]
         if node.holds:
             upper.holds = 1
-        else:
-            self._order.push(upper)
+        self._order.split(upper, node)
         self._num_nodes += 1
         self._counts["splits"] += 1
         return upper
@@ -227,12 +252,21 @@ class RadixCache:
     # ---- give back ----
 
     def evict(self, count: int) -> Eviction:
-        """Drop unheld nodes, oldest first, until `count` pages are gone or none is left. O(1) for each victim."""
+        """Drop unheld leaves in the policy's order until `count` pages are gone or none is left.
+
+        O(1) for each victim under `lru`, O(log leaves) under the other policies.
+        """
+        eviction = self._evict(count)
+        if self.events is not None and len(eviction.pages):
+            self.events.append(Removed(eviction.pages))
+        return eviction
+
+    def _evict(self, count: int) -> Eviction:
         gone: list[Int32s] = []
         fence = 0
         freed = 0
         while freed < count:
-            victim = self._order.oldest
+            victim = self._order.victim
             if victim is None:
                 break
             self._drop(victim)
@@ -241,16 +275,16 @@ class RadixCache:
             fence = max(fence, victim.fence)
         self._evictable -= freed
         self._counts["evicted_pages"] += freed
-        return Eviction(np.concatenate(gone) if gone else _NO_PAGES, fence)
+        return Eviction(np.concatenate(gone) if gone else NO_PAGES, fence)
 
     def _drop(self, victim: Node) -> None:
         """Take an unheld leaf out of the tree. Who held it may have touched its parents' pages as well."""
-        self._order.remove(victim)
-        self._num_nodes -= 1
         parent = victim.parent
         if parent is None or victim.children or victim.holds:
             raise MemoryViolation("only an unheld leaf is evicted", holds=victim.holds, children=len(victim.children))
         del parent.children[victim.key[: self._page_bytes]]
+        self._num_nodes -= 1
+        self._order.dropped(victim)
         if victim.fence > parent.fence:
             parent.fence = victim.fence
         if isinstance(parent, Root) and not parent.children:
@@ -260,7 +294,10 @@ class RadixCache:
         """Drop everything. Raises MemoryViolation, without a change, while anything is held."""
         if self._num_holds:
             raise MemoryViolation("a cache that is held is not reset", holds=self._num_holds, held_pages=self._held)
-        return self.evict(self._evictable)
+        eviction = self._evict(self._evictable)
+        if self.events is not None:
+            self.events.append(Cleared())
+        return eviction
 
     # ---- for people and tests ----
 
@@ -278,6 +315,10 @@ class RadixCache:
     def pretty(self) -> str:
         """One line for each node: its first token ids, pages, holds, and fence."""
         return pretty(self._roots, self.page_size)
+
+    def content(self) -> Content:
+        """Every cached page and where it stands, O(size)."""
+        return content(self._roots, self.page_size)
 
     def invariants(self) -> None:
         """Every law of the structure, O(size)."""
@@ -299,13 +340,6 @@ class RadixCache:
             raise MemoryViolation("counters of the cache equal its content", kept=kept, found=found)
 
 
-def _live(hold: Hold) -> RadixHold:
-    """The hold, as long as it has not been released. Raises MemoryViolation."""
-    if not isinstance(hold, RadixHold) or hold.released:
-        raise MemoryViolation("a hold is released once, to the cache that gave it", num_tokens=hold.num_tokens)
-    return hold
-
-
 def path_pages(node: Node | None) -> Int32s:
     """Pages from the root down to `node`, int32 [n], read-only."""
     parts: list[Int32s] = []
@@ -314,7 +348,7 @@ def path_pages(node: Node | None) -> Int32s:
             parts.append(node.pages)
         node = node.parent
     if not parts:
-        return _NO_PAGES
+        return NO_PAGES
     if len(parts) == 1:
         return parts[0]
     parts.reverse()

@@ -44,10 +44,15 @@ def test_a_hold_of_another_cache_is_noticed() -> None:
         ChunkCache(16).release(RadixCache(16).match_and_hold(TOKENS, ""), 0)
     with pytest.raises(MemoryViolation, match="the cache that gave it"):
         RadixCache(16).release(ChunkCache(16).match_and_hold(TOKENS, ""), 0)
-    cache = ChunkCache(16)
-    cache.release(ChunkCache(16).match_and_hold(TOKENS, ""), 0)
-    with pytest.raises(MemoryViolation, match="released once"):
+    for cache, other in ((ChunkCache(16), ChunkCache(16)), (RadixCache(16), RadixCache(16))):
+        for hold in (other.match_and_hold(TOKENS, ""), other.insert(TOKENS, PAGES, "", None, 0).hold):
+            with pytest.raises(MemoryViolation, match="the cache that gave it"):
+                cache.release(hold, 0)
+            with pytest.raises(MemoryViolation, match="the cache that gave it"):
+                cache.insert(TOKENS, PAGES, "", hold, 0)
+            other.release(hold, 0)
         cache.invariants()
+        assert cache.statistics()["holds"] == other.statistics()["holds"] == cache.statistics()["pages"] == 0
 
 
 @pytest.mark.parametrize("name", CACHES)
