@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.harness import RESULTS
 from lifecycle.audit import audit
+from lifecycle.trace import TraceReader
+from loops.replay import Diverged, replay
 from pawl.bench.client import Client, HttpError
 
 START_S = 180.0
@@ -76,6 +78,7 @@ class Outcome(NamedTuple):
     """Of each conversation: all that was said and answered."""
     state: dict[str, Any]
     verdict: str
+    replayed: str
 
     def row(self) -> dict[str, Any]:
         """The figures, by name."""
@@ -92,6 +95,7 @@ class Outcome(NamedTuple):
             "aborted": counters["aborted"],
             "violations": sum(self.state["violations"].values()),
             "audit": self.verdict,
+            "replay": self.replayed,
         }
 
 
@@ -208,7 +212,12 @@ def measure(kind: Kind, talk: Talk, kv_tokens: int, seed: int = 0) -> Outcome:
             seconds = time.perf_counter() - began
             state = asyncio.run(_state(url, process, 10.0))
         verdict = audit(Path(folder)).verdict
-    return Outcome(kind, seconds, histories, state, verdict.name)
+        try:
+            replay(TraceReader(Path(folder)))
+            replayed = "same"
+        except Diverged as difference:
+            replayed = f"differs at {difference.number}"
+    return Outcome(kind, seconds, histories, state, verdict.name, replayed)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -241,7 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     if differing:
         print(f"answers differ between kinds: {sorted(set(differing))}")
-    return int(bool(differing) or any(outcome.verdict != "PASS" for outcome in outcomes))
+    sound = all((outcome.verdict, outcome.replayed) == ("PASS", "same") for outcome in outcomes)
+    return int(bool(differing) or not sound)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ A trace holds inputs and decisions in one sequence. A record that the loop does 
     StepCommitted             the worker answered: the step's tokens
     StepRolledBack            the worker lost it
     Flushed                   somebody emptied the cache
+    TierTold                  the cache tiers below the device said something
 
 Everything else follows, and must come out as it was recorded, times and digests included. No model is needed: the
 tokens are in the trace.
@@ -36,6 +37,7 @@ from lifecycle.records import (
     StepPlanned,
     StepRolledBack,
     Submitted,
+    TierTold,
     Transition,
     int32s,
 )
@@ -43,9 +45,11 @@ from lifecycle.states import Event
 from lifecycle.step import StepResult
 from lifecycle.table import Ticket
 from loops.batch import Plan
+from loops.fetching import LowerTiers, PageFetch
 from loops.loop import Ending
 from loops.select import LoopConfig, make_loop
 from memory.pages import Int32s, MemoryViolation
+from memory.tiers.keys import KEY_BYTES
 
 
 class Diverged(Exception):
@@ -73,11 +77,13 @@ class Replay:
         except (KeyError, msgspec.ValidationError) as error:
             raise NotReplayable(f"the trace does not say how its loop was set up: {error}") from error
         self._made: deque[Record] = deque()
-        self.loop = make_loop(config, self, Journal(self._made.append))
+        self.loop = make_loop(config, self, Journal(self._made.append), self)
         self.violations: list[MemoryViolation] = []
         """Laws of memory that were found broken on the way."""
         self.number = 0
         """Records taken in, `started` included."""
+        self.closed = False
+        """Whether the end of the run has been taken in."""
 
     # ---- effects ----
 
@@ -92,6 +98,14 @@ class Replay:
     def violated(self, violation: MemoryViolation) -> None:
         self.violations.append(violation)
 
+    def save(self, number: int, pages: Int32s, keys: tuple[bytes, ...]) -> None: ...
+
+    def fetch(self, order: PageFetch) -> None: ...
+
+    def fence(self, ticket: int) -> None: ...
+
+    def empty_host(self, era: int) -> None: ...
+
     # ---- records ----
 
     def feed(self, record: Record) -> None:
@@ -103,6 +117,7 @@ class Replay:
             return
         if not self._made:
             self._act(record)
+        self.closed = isinstance(record, Closed)
         made = self._made.popleft() if self._made else None
         if made is None or ENCODER.encode(made) != ENCODER.encode(record):
             raise Diverged(self.number, record, made)
@@ -129,6 +144,8 @@ class Replay:
                 loop.failed(loop.in_flight[0].step, record.reason, record.time)
             case Flushed():
                 loop.flush(record.time)
+            case TierTold() if loop.tiers is not None:
+                _tell(loop.tiers, record)
             case Closed():
                 loop.journal.closed(record.reason, loop.counters, len(loop.table), loop.memory.pages)
             case _:
@@ -138,6 +155,22 @@ class Replay:
         ticket = Ticket(record.request, record.rid, record.sampling, record.namespace, record.time)
         # Deadlines are not recorded: a request that missed its own is recorded as aborted.
         self.loop.submit(ticket, np.array(int32s(record.tokens)), record.priority, float("inf"), record.time)
+
+
+def _tell(tiers: LowerTiers, record: TierTold) -> None:
+    """What the tiers below the device said, again."""
+    keys = [record.keys[start : start + KEY_BYTES] for start in range(0, len(record.keys), KEY_BYTES)]
+    match record.kind:
+        case "kept":
+            tiers.kept(keys, record.time)
+        case "dropped":
+            tiers.dropped(keys, record.time)
+        case "filled":
+            tiers.filled(record.ticket, record.count, record.time)
+        case "fenced":
+            tiers.fenced(record.ticket, record.time)
+        case "expired":
+            tiers.expired(record.ticket, record.time)
 
 
 def replay(records: Iterable[Record]) -> Replay:

@@ -39,6 +39,7 @@ COMMANDS = {
     "chat": Command("chat", "talk with a model in the terminal"),
     "bench": Command("bench", "measure throughput (offline) and latency (online)"),
     "audit": Command("audit", "check a recorded trace against the properties of a correct engine"),
+    "replay": Command("replay", "run a recorded run again and compare every decision"),
     "doctor": Command("doctor", "look at this machine and say what works and what does not"),
 }
 

@@ -1,0 +1,84 @@
+"""`pawl replay TRACE`: run a recorded run again and compare. 0 the same, 1 it differs, 2 it cannot be replayed whole,
+3 the trace is damaged; 4 there is none."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pawl.commands.audit import EXIT_NO_TRACE
+from pawl.config import ServerConfig
+
+EXIT_SAME, EXIT_DIFFERS, EXIT_INCOMPLETE, EXIT_DAMAGED = range(4)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The trace."""
+    parser.add_argument(
+        "trace",
+        nargs="?",
+        type=Path,
+        metavar="TRACE",
+        help="a run's folder, one file, or a folder of runs, whose newest is read (default: ~/.cache/pawl/traces)",
+    )
+    parser.epilog = (
+        "exit status: 0 every decision came out as recorded, 1 one did not, 2 part of the run is missing, "
+        "3 the trace is damaged, 4 there is no trace to read"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Replay, say how it went; returns the status."""
+    from lifecycle.trace import DamageKind, TraceReader
+    from loops.replay import Diverged, NotReplayable, replay
+
+    try:
+        reader = TraceReader(arguments.trace or Path(ServerConfig().trace_dir))
+    except OSError as error:
+        print(f"pawl: {error}", file=sys.stderr)
+        return EXIT_NO_TRACE
+    began = time.perf_counter()
+    try:
+        done = replay(reader)
+    except Diverged as difference:
+        print(f"DIFFERS at record {difference.number}")
+        print(_side_by_side(difference))
+        return EXIT_DIFFERS
+    except NotReplayable as error:
+        print(f"NOT REPLAYABLE: {error}")
+        return EXIT_INCOMPLETE
+    seconds = time.perf_counter() - began
+    counters = done.loop.counters
+    print(reader.files[0].parent)
+    print(
+        f"SAME: {done.number:,} records, {counters.received:,} requests and {counters.steps:,} steps, "
+        f"every decision as recorded ({seconds:.2f} s)"
+    )
+    for violation in done.violations:
+        print(f"a law of memory was broken on the way: {violation}")
+    for damage in reader.damage:
+        print(f"{damage.kind}: {damage.reason}")
+    if any(damage.kind is not DamageKind.TORN for damage in reader.damage):
+        return EXIT_DAMAGED
+    return EXIT_INCOMPLETE if reader.damage or not done.closed else EXIT_SAME
+
+
+def _side_by_side(difference: Any) -> str:
+    """The fields in which the recorded and the repeated record differ, or the whole of the one there is."""
+    from lifecycle.records import DECODER, ENCODER
+    from lifecycle.trace import as_dict
+
+    recorded, made = (
+        {} if record is None else as_dict(DECODER.decode(ENCODER.encode([record]))[0])
+        for record in (difference.recorded, difference.made)
+    )
+    if recorded.get("record") != made.get("record"):
+        return f"  recorded    {recorded or 'nothing'}\n  made again  {made or 'nothing'}"
+    lines = [f"  {recorded['record']}"]
+    for name, value in recorded.items():
+        if value != made[name]:
+            lines.append(f"    {name}: recorded {value}, made again {made[name]}")
+    return "\n".join(lines)
