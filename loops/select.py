@@ -15,6 +15,8 @@ from loops.roles import Unified
 from loops.work import Work
 from memory.pool import Memory
 from memory.prefix.select import make_cache
+from memory.transaction import Ledger
+from memory.window import Windows
 
 
 class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +38,10 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache: str = "radix"
     tiers: TierConfig | None = None
     """Cache tiers below the device, where there are some."""
+    window: int | None = None
+    """Keys that a query of a windowed layer sees, its own included; given when those have a pool of their own."""
+    num_window_pages: int | None = None
+    """Pages of that pool."""
     seed: int = 0
 
 
@@ -46,11 +52,13 @@ def make_loop(
     config: LoopConfig, effects: Effects, journal: Journal, tier_effects: TierEffects | None = None
 ) -> Loop:
     """A loop with empty memory. With `config.tiers`, what it wants of them goes to `tier_effects`."""
+    windows = make_windows(config)
     memory = Memory(
         num_pages=config.num_pages,
         num_slots=config.max_running,
         max_context=config.max_context,
-        cache=make_cache(config.cache, config.page_size),
+        cache=make_cache(config.cache, config.page_size, windows),
+        windows=windows,
     )
     # One step may still name a row after its request has ended: rows for those, and for one refusal at a time.
     table = RequestTable(2 * config.max_running + config.max_queued + 1, memory.max_context)
@@ -64,6 +72,24 @@ def make_loop(
     if config.tiers is not None and tier_effects is not None:
         tiers = LowerTiers(work, journal, tier_effects, config.tiers)
     return Loop(table, memory, work, role, pacing, effects, journal, max_queued=config.max_queued, tiers=tiers)
+
+
+def make_windows(config: LoopConfig) -> Windows | None:
+    """The second pool, where the configuration has one. Raises ValueError when it cannot serve one request."""
+    if (config.window is None) != (config.num_window_pages is None):
+        raise ValueError("a window needs pages, and window pages need a window")
+    if config.window is None or config.num_window_pages is None:
+        return None
+    return Windows(
+        Ledger(),
+        num_pages=config.num_window_pages,
+        num_full=config.num_pages,
+        num_slots=config.max_running,
+        page_size=config.page_size,
+        window=config.window,
+        chunk=config.prefill_chunk,
+        max_context=config.max_context,
+    )
 
 
 def cell_name(config: LoopConfig) -> str:

@@ -95,17 +95,18 @@ class RadixCache:
         matched = 0
         node: Node | None = None
         if root is not None:
-            node, at = self._descend(root, self._bytes_of(tokens))
-            node, num_pages = self._usable(node, at // self._page_bytes)
+            reached, at, end = self._reach(root, self._bytes_of(tokens))
+            num_pages = self._usable(reached, at // self._page_bytes)
+            node = self._cut(reached, num_pages * self._page_bytes, end)
             matched = num_pages * self.page_size
         counts["hit_tokens"] += matched
         counts["missed_tokens"] += len(tokens) - matched
         return self._hold(node if matched else None, matched, 0, priority)
 
-    def _usable(self, node: Node, num_pages: int) -> tuple[Node, int]:
-        """The longest beginning of the path to `node`, which is `num_pages` long, that a request can go on from: the
-        node where that ends, and its length in pages. All of it, where every layer reads everything."""
-        return node, num_pages
+    def _usable(self, node: Node, num_pages: int) -> int:
+        """How many of the first `num_pages` pages on the path to `node` a request can start with: all of them, where
+        every layer reads everything."""
+        return num_pages
 
     def insert(
         self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int, priority: int = 0
@@ -207,21 +208,32 @@ class RadixCache:
 
     def _descend(self, root: Node, data: bytes) -> tuple[Node, int]:
         """The node at which the longest cached prefix of `data` ends, and its length in bytes."""
+        node, at, end = self._reach(root, data)
+        return self._cut(node, at, end), at
+
+    def _reach(self, root: Node, data: bytes) -> tuple[Node, int, int]:
+        """The last node that the longest cached prefix of `data` reaches into, the length of that prefix, and how far
+        the node itself goes, in bytes."""
         width = self._page_bytes
         node, at = root, 0
         while at < len(data):
             child = node.children.get(data[at : at + width])
             if child is None:
                 break
-            if data.startswith(child.key, at):
-                node = child
-                at += len(child.key)
-                continue
-            shared = _common_pages(data, at, child.key, width)
-            node = self._split(child, shared)
-            at += shared * width
-            break
-        return node, at
+            end = at + len(child.key)
+            if not data.startswith(child.key, at):
+                return child, at + _common_pages(data, at, child.key, width) * width, end
+            node, at = child, end
+        return node, at, at
+
+    def _cut(self, node: Node, at: int, end: int) -> Node:
+        """The node that ends at byte `at` of the path to `node`, which ends at `end`; splits an edge if need be."""
+        while node.parent is not None and end - len(node.key) >= at:
+            end -= len(node.key)
+            node = node.parent
+        if end > at:
+            node = self._split(node, (at - end + len(node.key)) // self._page_bytes)
+        return node
 
     def _grow(self, parent: Node, key: bytes, pages: Int32s, fence: int) -> Node:
         """A new leaf below `parent`, about to be held."""

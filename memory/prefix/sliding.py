@@ -31,24 +31,18 @@ from memory.window import NO_PAGE, Windows
 class SlidingCache(RadixCache):
     """A radix cache whose matches end where the windowed layers can read on. Implements `PrefixCache`."""
 
-    def __init__(self, page_size: int, windows: Windows) -> None:
-        super().__init__(page_size)
+    def __init__(self, page_size: int, windows: Windows, eviction: str = "lru") -> None:
+        super().__init__(page_size, eviction)
         self._windows = windows
 
-    def _usable(self, node: Node, num_pages: int) -> tuple[Node, int]:
-        """The longest beginning of the path to `node`, `num_pages` long, with living window pages at its end."""
-        behind = self._windows.behind
-        alive = self._windows.partner[path_pages(node)] != NO_PAGE
-        # last_dead[n]: index of the last tombstone among the first n pages, -1 when there is none.
-        last_dead = np.maximum.accumulate(np.concatenate(([-1], np.where(alive, -1, np.arange(num_pages)))))
-        lengths = np.arange(num_pages + 1)
-        usable = int(np.flatnonzero(last_dead < np.maximum(lengths - behind, 0))[-1])
-        while node.parent is not None and num_pages - len(node.pages) >= usable:
-            num_pages -= len(node.pages)
-            node = node.parent
-        if num_pages > usable:
-            node = self._split(node, usable - (num_pages - len(node.pages)))
-        return node, usable
+    def _usable(self, node: Node, num_pages: int) -> int:
+        """The longest beginning of the path with living window pages at its end."""
+        dead = self._windows.partner[path_pages(node)[:num_pages]] == NO_PAGE
+        # last_dead[n]: one more than the index of the last tombstone among the first n pages, 0 when there is none.
+        marks = np.concatenate(([0], np.where(dead, np.arange(1, num_pages + 1), 0)))
+        last_dead = np.maximum.accumulate(marks)
+        first_read = np.maximum(np.arange(num_pages + 1) - self._windows.behind, 0)
+        return int(np.flatnonzero(last_dead <= first_read)[-1])
 
     def statistics(self) -> dict[str, Any]:
         """Those of the radix cache, and how many of its pages are tombstones."""
