@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import structlog
 
 from actors.messages.transfer import (
@@ -21,6 +22,7 @@ from actors.messages.transfer import (
     ToStorage,
 )
 from actors.runtime.actor import Actor, Lane
+from actors.tiers.files import UInt8s
 from actors.tiers.store import TierStore
 
 log = structlog.get_logger("pawl.storage")
@@ -51,18 +53,34 @@ class Storage(Actor):
     def receive(self, message: Any) -> None:
         match message:
             case Blocks(number, keys, data):
-                # An error here would be a defect; a disk's errors end in what is kept.
-                kept = self.store.keep(keys, data)
-                self._tell_dropped()
-                self._tell(Saved(number, kept))
+                self._tell(Saved(number, self._keep(keys, data)))
             case Fetch(ticket, keys, pages, after):
-                data = self.store.read(keys)
-                self._tell_dropped()
-                self.context.send("worker", Fill(ticket, pages, data, after))
+                self.context.send("worker", Fill(ticket, pages, self._read(keys), after))
             case EmptyHost(era):
                 self._era = era
                 self.store.empty_host()
                 self._tell_dropped()
+
+    # Errors of a disk end in a miss below here. What is caught is a defect, and must cost no more than a miss either:
+    # a server goes on without its storage, and nobody waits for an answer for ever.
+
+    def _keep(self, keys: tuple[bytes, ...], data: UInt8s) -> tuple[bytes, ...]:
+        try:
+            kept = self.store.keep(keys, data)
+            self._tell_dropped()
+        except Exception:
+            log.exception("pages could not be kept", pages=len(keys))
+            return ()
+        return kept
+
+    def _read(self, keys: tuple[bytes, ...]) -> UInt8s:
+        try:
+            data = self.store.read(keys)
+            self._tell_dropped()
+        except Exception:
+            log.exception("pages could not be read", pages=len(keys))
+            return np.empty((0, 0), np.uint8)
+        return data
 
     def settled(self) -> None:
         counts = self.store.counts()

@@ -14,6 +14,7 @@ import msgspec
 import torch
 
 from actors.recorder import Recorder
+from actors.storage import Storage
 from actors.text.vocabulary import Vocabulary
 from gpu.devices import available_memory
 from gpu.kv import MemoryPlan, kv_bytes_per_token, plan_memory
@@ -25,6 +26,7 @@ from lifecycle.trace import TraceWriter
 from loops.select import LoopConfig, cell_name
 from pawl import __version__
 from pawl.config import ServerConfig
+from pawl.tiers import make_storage, tier_config, wants_tiers
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DEFAULT_CHUNK = {"cpu": 512, "cuda": 8192}
@@ -51,6 +53,8 @@ class Parts:
     """First record of the trace."""
     summary: dict[str, Any]
     """Model, device, memory plan and loop cell, for the line that says what runs."""
+    storage: Storage | None = None
+    """Where pages go that leave the device, if anywhere."""
 
 
 def load_parts(config: ServerConfig) -> Parts:
@@ -60,6 +64,7 @@ def load_parts(config: ServerConfig) -> Parts:
     message for the user.
     """
     began = time.monotonic()
+    tiers = wants_tiers(config)
     source = resolve_source(config.model)
     device = config.device
     dtype = DTYPES["bf16" if config.dtype == "auto" else config.dtype]
@@ -93,6 +98,10 @@ def load_parts(config: ServerConfig) -> Parts:
         threads=config.threads,
         backend=config.backend,
     )
+    storage = None
+    if tiers:
+        storage = make_storage(config, runner.layout, runner.page_bytes)
+        loop_config = msgspec.structs.replace(loop_config, tiers=tier_config(config, runner.layout, runner.page_bytes))
     started = _started(config, source, loop_config)
     writer = TraceWriter(Path(config.trace_dir), config.trace_limit_mb << 20) if config.trace else None
     summary = {
@@ -118,6 +127,7 @@ def load_parts(config: ServerConfig) -> Parts:
         trace_path=writer.path if writer is not None else None,
         started=started,
         summary=summary,
+        storage=storage,
     )
 
 

@@ -113,6 +113,21 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cache: Annotated[
         Literal["radix", "none"], _meta("memory", "whether prompts share the pages of equal beginnings")
     ] = "radix"
+    host_cache_gb: Annotated[
+        AboveZero | None, _meta("memory", "host memory for pages that leave the device; otherwise none")
+    ] = None
+    storage_dir: Annotated[
+        Text | None, _meta("memory", "folder for pages in files, which outlive the server; otherwise none")
+    ] = None
+    storage_gb: Annotated[AboveZero, _meta("memory", "disk for those files; the oldest are dropped beyond it")] = 16.0
+    write_policy: Annotated[
+        Literal["write-through", "write-back", "write-through-selective"],
+        _meta("memory", "when pages go to host memory and files: at once, when they leave, or when they are hit"),
+    ] = "write-through"
+    fetch_lease_s: Annotated[
+        AboveZero,
+        _meta("memory", "how long a request waits for pages from there before it goes on without them"),
+    ] = 2.0
 
     threads: Annotated[
         AtLeastOne | None,
@@ -135,6 +150,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         # A shell expands ~ in an argument of its own, but not in --name=~/x, and a file has no shell.
         force_setattr(self, "trace_dir", str(Path(self.trace_dir).expanduser()))
+        if self.storage_dir is not None:
+            force_setattr(self, "storage_dir", str(Path(self.storage_dir).expanduser()))
 
     def public(self) -> dict[str, Any]:
         """Every setting as plain data, keys hidden: fit for a reply, a log or a trace."""

@@ -8,7 +8,7 @@ Actors and who sends to whom:
 
     gateway ─► tokenizer ─► scheduler ─► worker            recorder ◄─ scheduler
        ▲                      │    ▲        │              watchdog ─► scheduler, gateway
-       └───── detokenizer ◄───┘    └────────┘
+       └───── detokenizer ◄───┘    └────────┘              storage  ◄► scheduler, worker
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pawl.config import ServerConfig
 
 log = structlog.get_logger("pawl.engine")
 
-STOP_ORDER = ("tokenizer", "scheduler", "worker", "detokenizer", "gateway", "watchdog", "recorder")
+STOP_ORDER = ("tokenizer", "scheduler", "worker", "storage", "detokenizer", "gateway", "watchdog", "recorder")
 """Upstream first, so that everything under way is answered before its answerer goes; the trace ends last."""
 T = TypeVar("T")
 
@@ -119,10 +119,17 @@ class Engine:
         spawn(Worker(parts.runner), "worker", overflow=Overflow.HOLD)
         spawn(Detokenizer(parts.vocabulary), "detokenizer", overflow=Overflow.HOLD, capacity=4096)
         spawn(Watchdog(), "watchdog")
+        absent = {"gateway"}
         if parts.recorder is not None:
             spawn(parts.recorder, "recorder", capacity=65_536)
+        else:
+            absent.add("recorder")
+        if parts.storage is not None:
+            spawn(parts.storage, "storage")
+        else:
+            absent.add("storage")
         for name in STOP_ORDER:
-            if name != "gateway" and (name != "recorder" or parts.recorder is not None):
+            if name not in absent:
                 self.system.watch("gateway", name)
         if self._own_loop is not None:
             # Not before: a thread that runs would keep the process alive when something above fails.

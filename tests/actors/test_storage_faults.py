@@ -12,12 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.messages.generate import Abort
-from actors.messages.transfer import Fence, Fenced, Fetch, Fill
+from actors.messages.transfer import Fence, Fenced
 from actors.tiers.files import HEADER, FileStore
 from lifecycle.states import Cause
 from tests.actors.tier_disk import MemoryDisk

@@ -1,0 +1,58 @@
+"""From settings to cache tiers below the device: host memory and files. Loads no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from actors.storage import Storage
+from actors.tiers.files import FileStore
+from actors.tiers.store import TierStore
+from loops.fetching import TierConfig
+from loops.saving import WritePolicy
+from memory.tiers.host import HostPool
+from pawl.config import ConfigError, ServerConfig
+
+SAVE_BYTES = 8 << 20
+"""Of one message on the way down: the storage looks for fetches between two of them."""
+SAVING_BYTES = 128 << 20
+"""On the way down at a time."""
+FETCH_BYTES = 256 << 20
+"""Of one fetch."""
+
+
+def wants_tiers(config: ServerConfig) -> bool:
+    """Whether there are tiers below the device. Raises ConfigError for what does not go together."""
+    wanted = config.host_cache_gb is not None or config.storage_dir is not None
+    if wanted and config.cache == "none":
+        field = "storage_dir" if config.host_cache_gb is None else "host_cache_gb"
+        raise ConfigError(
+            "host_cache_gb and storage_dir keep what prompts share, so they need a cache that is not none", field
+        )
+    return wanted
+
+
+def tier_config(config: ServerConfig, layout: str, page_bytes: int) -> TierConfig:
+    """How pages of `page_bytes` bytes move. `layout` says how their bytes are to be read."""
+    return TierConfig(
+        layout=layout,
+        write_policy=config.write_policy,
+        lease_s=config.fetch_lease_s,
+        save_pages=max(1, SAVE_BYTES // page_bytes),
+        max_saving_pages=max(1, SAVING_BYTES // page_bytes),
+        max_fetch_pages=max(1, FETCH_BYTES // page_bytes),
+    )
+
+
+def make_storage(config: ServerConfig, layout: str, page_bytes: int) -> Storage:
+    """The storage actor, its folder taken. Raises ConfigError, or StorageUnusable."""
+    num_host_pages = int((config.host_cache_gb or 0.0) * (1 << 30)) // page_bytes
+    if config.host_cache_gb is not None and not num_host_pages:
+        raise ConfigError(
+            f"host_cache_gb: {config.host_cache_gb} GiB do not hold one page of {page_bytes:,} bytes", "host_cache_gb"
+        )
+    files = None
+    if config.storage_dir is not None:
+        files = FileStore(Path(config.storage_dir), layout, page_bytes, int(config.storage_gb * (1 << 30)))
+        files.acquire()
+    eager = WritePolicy(config.write_policy) is not WritePolicy.WRITE_BACK
+    return Storage(TierStore(HostPool(num_host_pages, page_bytes), files, eager=eager))
