@@ -21,15 +21,14 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
-from numpy.typing import NDArray
 
-from lifecycle.records import DECODER, ENCODER, Gap, Record, int32s, schema_hash, uint8s
+from lifecycle.records import DECODER, ENCODER, Gap, Record, schema_hash
 
 MAX_RECORDS = 4096
 """Records of one block at the most."""
@@ -341,33 +340,3 @@ class TraceReader:
 
 def _ends_early(last: bool, reason: str) -> _Stop:
     return _Stop(DamageKind.TORN if last else DamageKind.CORRUPT, reason)
-
-
-# ---- export ----
-
-_COLUMNS: dict[str, Callable[[Any], NDArray[Any]]] = {"Int32Column": int32s, "UInt8Column": uint8s}
-
-
-def as_dict(record: Record) -> dict[str, Any]:
-    """A record as plain values: columns as lists, states and events by name, control messages unpacked."""
-    values: dict[str, Any] = {"record": type(record).__name__}
-    for name, annotation in type(record).__annotations__.items():
-        value = getattr(record, name)
-        if annotation in _COLUMNS:
-            value = _COLUMNS[annotation](value).tolist()
-        elif annotation in ("State", "Event"):
-            value = value.name.lower()
-        elif isinstance(value, bytes):
-            value = msgspec.msgpack.decode(value)
-        values[name] = value
-    return values
-
-
-def export_jsonl(records: Iterable[Record], output: IO[str]) -> int:
-    """Write one JSON object a line; the number of records written."""
-    count = 0
-    for record in records:
-        output.write(msgspec.json.encode(as_dict(record)).decode())
-        output.write("\n")
-        count += 1
-    return count

@@ -40,6 +40,7 @@ COMMANDS = {
     "bench": Command("bench", "measure throughput (offline) and latency (online)"),
     "audit": Command("audit", "check a recorded trace against the properties of a correct engine"),
     "replay": Command("replay", "run a recorded run again and compare every decision"),
+    "trace": Command("trace", "a trace in the formats of other tools, and back"),
     "doctor": Command("doctor", "look at this machine and say what works and what does not"),
 }
 

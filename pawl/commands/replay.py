@@ -68,8 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _side_by_side(difference: Any) -> str:
     """The fields in which the recorded and the repeated record differ, or the whole of the one there is."""
+    from lifecycle.export.jsonl import as_dict
     from lifecycle.records import DECODER, ENCODER
-    from lifecycle.trace import as_dict
 
     recorded, made = (
         {} if record is None else as_dict(DECODER.decode(ENCODER.encode([record]))[0])

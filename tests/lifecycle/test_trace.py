@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
-import json
 import os
 import re
 import shutil
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 
 from lifecycle import trace
 from lifecycle.records import ENCODER, Digest, Gap, Record, StepPlanned
-from lifecycle.trace import MAX_RECORDS, Damage, DamageKind, TraceReader, TraceWriter, export_jsonl
+from lifecycle.trace import MAX_RECORDS, Damage, DamageKind, TraceReader, TraceWriter
 from tests.lifecycle.story import PLENTY, plain, sound_run, write
 
 STORY = sound_run()
@@ -267,16 +265,3 @@ def test_what_the_device_refuses_is_counted_and_told_in_the_next_block(
 
 
 # ---- export ----
-
-
-def test_every_record_becomes_one_line_of_json_with_columns_as_lists(tmp_path: Path) -> None:
-    made, found = io.StringIO(), io.StringIO()
-    assert export_jsonl(STORY.records, made) == len(STORY.records)
-    export_jsonl(TraceReader(write(tmp_path, STORY.records)), found)
-    assert made.getvalue() == found.getvalue()
-    lines = [json.loads(line) for line in made.getvalue().splitlines()]
-    plan = lines[STORY.labels["plan 3"]]
-    assert (plan["record"], plan["rows"], plan["chained"]) == ("StepPlanned", [0, 1], [1, 1])
-    edge = lines[STORY.labels["abort 2"]]
-    assert (edge["source"], edge["event"], edge["cause"]) == ("decoding", "abort", "client")
-    assert lines[STORY.labels["abort 2"] - 1]["payload"] == {"requests": [2]}

@@ -228,3 +228,38 @@ def closing(records: list[Record]) -> Record:
     done = replay(records)
     Journal(made.append).closed(STOPPED, done.loop.counters, len(done.loop.table), done.loop.memory.pages)
     return made[0]
+
+
+# ---- trace ----
+
+
+def test_a_trace_goes_out_as_json_lines_and_comes_back_as_the_same_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = write(tmp_path / "first", record_run(3))
+    assert main(["trace", "export", "jsonl", str(written), "--output", str(tmp_path / "lines")]) == 0
+    assert main(["trace", "import", str(tmp_path / "lines"), str(tmp_path / "second")]) == 0
+    assert "records" in capsys.readouterr().out
+    assert main(["trace", "export", "jsonl", str(tmp_path / "second")]) == 0
+    assert capsys.readouterr().out == (tmp_path / "lines").read_text()
+
+
+@pytest.mark.parametrize("name", ["chrome", "otlp"])
+def test_a_trace_goes_out_as_one_json_object(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "export", name, str(write(tmp_path, record_run(3)))]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_what_is_before_the_damage_goes_out_and_the_damage_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = write(tmp_path, sound_run().records)
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    assert main(["trace", "export", "jsonl", str(damaged)]) == 1
+    assert "torn" in capsys.readouterr().err
+
+
+def test_lines_that_are_no_records_are_refused_by_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "lines").write_text('{"record": "Idled", "time": 1.0}\n{"record": "Nonsense"}\n')
+    assert main(["trace", "import", str(tmp_path / "lines"), str(tmp_path / "traces")]) == 1
+    assert "line 2" in capsys.readouterr().err

@@ -1,0 +1,129 @@
+"""`pawl trace export|import`: a trace in the formats of other tools, and JSON lines back as a trace."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import msgspec
+
+from pawl.commands.failures import CommandFailed
+from pawl.config import ServerConfig
+
+if TYPE_CHECKING:
+    from lifecycle.trace import TraceReader
+
+FORMATS = {
+    "jsonl": "every record, one JSON object a line; can be imported again",
+    "parquet": "every record, one table",
+    "chrome": "requests, steps and pages over time, for ui.perfetto.dev and chrome://tracing",
+    "otlp": "requests and steps as OpenTelemetry spans, OTLP in JSON",
+}
+PLENTY = 1 << 50
+"""Bytes: an imported trace is written whole."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The kinds of conversion."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="export|import")
+    export = kinds.add_parser("export", help="write a trace in another format")
+    export.add_argument("format", choices=FORMATS, help="; ".join(f"{name}: {text}" for name, text in FORMATS.items()))
+    add_trace(export)
+    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="otherwise standard output")
+    into = kinds.add_parser("import", help="make a trace of JSON lines that `export jsonl` wrote")
+    into.add_argument("file", type=Path, metavar="FILE", help="the lines; - is standard input")
+    into.add_argument("folder", type=Path, metavar="FOLDER", help="the trace becomes a run in this folder")
+
+
+def add_trace(parser: argparse.ArgumentParser) -> None:
+    """Which trace is read."""
+    parser.add_argument(
+        "trace",
+        nargs="?",
+        type=Path,
+        metavar="TRACE",
+        help="a run's folder, one file, or a folder of runs, whose newest is read (default: ~/.cache/pawl/traces)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert; returns 0, or 1 when the trace is damaged: what comes before the damage has been converted."""
+    return _import(arguments) if arguments.kind == "import" else _export(arguments)
+
+
+def open_trace(path: Path | None) -> TraceReader:
+    """The trace at `path`, or the newest of the default folder. Raises OSError when there is none."""
+    from lifecycle.trace import TraceReader
+
+    return TraceReader(path or Path(ServerConfig().trace_dir))
+
+
+def tell_damage(reader: TraceReader) -> int:
+    """Say what is wrong with the files that were read; 1 when something is."""
+    for damage in reader.damage:
+        print(f"pawl: block {damage.block}: {damage.kind}: {damage.reason}", file=sys.stderr)
+    return int(bool(reader.damage))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    reader = open_trace(arguments.trace)
+    if arguments.format == "parquet":
+        from lifecycle.export.parquet import ParquetUnavailable, export_parquet
+
+        if arguments.output is None:
+            raise CommandFailed("a Parquet table needs a file: --output FILE")
+        try:
+            export_parquet(reader, arguments.output)
+        except ParquetUnavailable as error:
+            raise CommandFailed(str(error)) from error
+        return tell_damage(reader)
+    with _writing(arguments.output) as output:
+        if arguments.format == "jsonl":
+            from lifecycle.export.jsonl import export_jsonl
+
+            export_jsonl(reader, output)
+        else:
+            output.write(msgspec.json.encode(_timeline_as(arguments.format, reader)).decode() + "\n")
+    return tell_damage(reader)
+
+
+def _timeline_as(format_name: str, reader: TraceReader) -> dict[str, Any]:
+    from lifecycle.export.chrome import chrome_trace
+    from lifecycle.export.otlp import otlp_trace
+    from lifecycle.export.timeline import timeline
+
+    line = timeline(reader)
+    return chrome_trace(line) if format_name == "chrome" else otlp_trace(line)
+
+
+@contextlib.contextmanager
+def _writing(path: Path | None) -> Iterator[IO[str]]:
+    if path is None:
+        yield sys.stdout
+    else:
+        with path.open("w", encoding="utf-8") as output:
+            yield output
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from lifecycle.export.jsonl import NotARecord, import_jsonl
+    from lifecycle.trace import TraceWriter
+
+    source = sys.stdin if str(arguments.file) == "-" else arguments.file.open(encoding="utf-8")
+    writer = TraceWriter(arguments.folder, PLENTY)
+    count = 0
+    try:
+        with source:
+            for record in import_jsonl(source):
+                writer.append(record)
+                count += 1
+    except (NotARecord, UnicodeDecodeError) as error:
+        raise CommandFailed(f"{arguments.file}: {error}") from error
+    finally:
+        writer.close()
+    print(f"{count} records: {writer.path}")
+    return 0

@@ -1,0 +1,189 @@
+"""A trace in other formats says what the trace says."""
+
+from __future__ import annotations
+
+import io
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+
+from lifecycle.audit import audit
+from lifecycle.export.chrome import chrome_trace
+from lifecycle.export.jsonl import NotARecord, export_jsonl, import_jsonl
+from lifecycle.export.otlp import otlp_trace
+from lifecycle.export.parquet import export_parquet
+from lifecycle.export.timeline import Timeline, timeline
+from lifecycle.records import DECODER, ENCODER, Record, Started, Transition
+from lifecycle.states import Cause
+from lifecycle.trace import TraceReader
+from tests.lifecycle.story import sound_run, write
+from tests.loops.test_replay import record_run
+
+STORY = sound_run()
+RUNS: list[list[Record]] = [STORY.records, *(record_run(seed) for seed in range(3))]
+
+
+def lines_of(records: list[Record]) -> str:
+    output = io.StringIO()
+    assert export_jsonl(records, output) == len(records)
+    return output.getvalue()
+
+
+def bytes_of(records: list[Record]) -> bytes:
+    return ENCODER.encode(records)
+
+
+# ---- JSON lines ----
+
+
+def test_every_record_becomes_one_line_of_json_with_columns_as_lists(tmp_path: Path) -> None:
+    made, found = lines_of(STORY.records), io.StringIO()
+    export_jsonl(TraceReader(write(tmp_path, STORY.records)), found)
+    assert made == found.getvalue()
+    lines = [json.loads(line) for line in made.splitlines()]
+    plan = lines[STORY.labels["plan 3"]]
+    assert (plan["record"], plan["rows"], plan["chained"]) == ("StepPlanned", [0, 1], [1, 1])
+    edge = lines[STORY.labels["abort 2"]]
+    assert (edge["source"], edge["event"], edge["cause"]) == ("decoding", "abort", "client")
+    assert lines[STORY.labels["abort 2"] - 1]["payload"] == {"requests": [2]}
+
+
+@pytest.mark.parametrize("records", RUNS, ids=["story", "run 0", "run 1", "run 2"])
+def test_json_lines_come_back_as_the_same_records(records: list[Record]) -> None:
+    assert bytes_of(list(import_jsonl(lines_of(records).splitlines()))) == bytes_of(records)
+
+
+def test_an_imported_trace_gets_the_same_verdict(tmp_path: Path) -> None:
+    again = list(import_jsonl(lines_of(STORY.records).splitlines()))
+    first, second = (audit(write(tmp_path / name, records)) for name, records in (("a", STORY.records), ("b", again)))
+    assert (first.verdict, first.num_records) == (second.verdict, second.num_records)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[]", "{}", '{"record": "Started"}', '{"record": "Idled", "time": "now"}', '{"record": "System", "time": 0}'],
+)
+def test_a_line_that_is_no_record_is_named(line: str) -> None:
+    with pytest.raises(NotARecord, match="line 2: "):
+        list(import_jsonl(['{"record": "Idled", "time": 0.5}', line]))
+
+
+# ---- timeline ----
+
+
+def test_intervals_of_a_request_follow_each_other_until_its_end() -> None:
+    for records in RUNS:
+        line = timeline(records)
+        assert line.requests
+        for request in line.requests:
+            for before, after in pairwise(request.intervals):
+                assert before.end == after.start
+                assert before.state != after.state
+            assert request.ended is not None
+            if request.intervals:
+                assert request.submitted <= request.intervals[0].start
+                assert request.ended == request.intervals[-1].end
+
+
+def test_outputs_retractions_and_causes_are_those_of_the_terminal_records() -> None:
+    for records in RUNS:
+        plain = DECODER.decode(ENCODER.encode(records))
+        ends = {r.request: r for r in plain if isinstance(r, Transition) and r.target.terminal}
+        line = timeline(plain)
+        assert [request.request for request in line.requests if request.ended is not None] != []
+        for request in line.requests:
+            end = ends[request.request]
+            assert (request.state, request.cause, request.num_output) == (end.target, end.cause, end.num_output)
+            retracts = [r for r in plain if isinstance(r, Transition) and r.request == request.request]
+            assert request.num_retractions == sum(r.event.name == "RETRACT" for r in retracts)
+
+
+def test_a_step_that_was_lost_says_why() -> None:
+    lost = [step for step in timeline(STORY.records).steps if not step.committed]
+    assert [bool(step.reason) for step in lost] == [True]
+
+
+# ---- chrome ----
+
+
+def spans(line: Timeline, process: int) -> list[dict[str, Any]]:
+    events = chrome_trace(line)["traceEvents"]
+    return [event for event in events if event["ph"] == "X" and event["pid"] == process]
+
+
+def test_chrome_events_cover_every_interval_and_step() -> None:
+    for records in RUNS:
+        line = timeline(records)
+        assert json.loads(json.dumps(chrome_trace(line)))["traceEvents"]
+        assert len(spans(line, 1)) == sum(len(request.intervals) for request in line.requests)
+        assert len(spans(line, 2)) == len(line.steps)
+        assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in spans(line, 1) + spans(line, 2))
+
+
+def test_spans_of_one_thread_do_not_overlap() -> None:
+    for records in RUNS:
+        by_thread: dict[tuple[int, int], list[tuple[float, float]]] = {}
+        line = timeline(records)
+        for event in spans(line, 1) + spans(line, 2):
+            by_thread.setdefault((event["pid"], event["tid"]), []).append((event["ts"], event["ts"] + event["dur"]))
+        for intervals in by_thread.values():
+            intervals.sort()
+            for (_, end), (start, _) in pairwise(intervals):
+                assert end <= start + 0.1
+
+
+# ---- OpenTelemetry ----
+
+
+def test_spans_have_ids_of_the_right_size_and_children_lie_in_their_parents() -> None:
+    for records in RUNS:
+        (resource,) = otlp_trace(timeline(records))["resourceSpans"]
+        (scope,) = resource["scopeSpans"]
+        by_id = {span["spanId"]: span for span in scope["spans"]}
+        assert len(by_id) == len(scope["spans"])
+        for span in scope["spans"]:
+            assert (len(bytes.fromhex(span["traceId"])), len(bytes.fromhex(span["spanId"]))) == (16, 8)
+            start, end = int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"])
+            assert start <= end
+            if "parentSpanId" in span:
+                parent = by_id[span["parentSpanId"]]
+                assert int(parent["startTimeUnixNano"]) <= start
+                assert end <= int(parent["endTimeUnixNano"])
+
+
+def test_aborted_requests_are_errors_with_their_cause() -> None:
+    (resource,) = otlp_trace(timeline(STORY.records))["resourceSpans"]
+    statuses = [
+        span["status"] for span in resource["scopeSpans"][0]["spans"] if span["name"] == "request" and "status" in span
+    ]
+    assert {"code": 2, "message": str(Cause.CLIENT)} in statuses
+    assert {"code": 1} in statuses
+
+
+# ---- Parquet ----
+
+
+def test_the_table_has_every_record_and_its_columns(tmp_path: Path) -> None:
+    for number, records in enumerate(RUNS):
+        path = tmp_path / f"{number}.parquet"
+        assert export_parquet(records, path) == len(records)
+        rows = parquet.read_table(path).to_pylist()
+        assert [row["record"] for row in rows] == [type(record).__name__ for record in records]
+        expected = [json.loads(line) for line in lines_of(records).splitlines()]
+        for row, values in zip(rows, expected, strict=True):
+            for name, value in values.items():
+                found = row[name]
+                as_text = isinstance(found, str) and not isinstance(value, str)
+                assert (json.loads(found) if as_text else found) == value
+
+
+def test_started_is_there_with_its_configuration(tmp_path: Path) -> None:
+    started = RUNS[1][0]
+    assert isinstance(started, Started)
+    export_parquet(RUNS[1], tmp_path / "t.parquet")
+    first = parquet.read_table(tmp_path / "t.parquet").to_pylist()[0]
+    assert (first["record"], json.loads(first["config"])) == ("Started", started.config)
