@@ -80,6 +80,8 @@ def make_windows(config: LoopConfig) -> Windows | None:
         raise ValueError("a window needs pages, and window pages need a window")
     if config.window is None or config.num_window_pages is None:
         return None
+    if config.tiers is not None:
+        raise ValueError("lower cache tiers keep no window pages: what came back from them could not be read on from")
     return Windows(
         Ledger(),
         num_pages=config.num_window_pages,

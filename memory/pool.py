@@ -157,15 +157,13 @@ class Memory:
     ) -> Int32s | None:
         """`count` pages, `counts[i]` of them for `slots[i]`, and as many partners where there are two pools; None, and
         no change, when not enough of either are to be had."""
-        if self.windows is None or count > self.pages.free:
-            return self.pages.take(transaction, count)
-        slots = np.asarray(slots, np.int32)
-        covered = self.windows.cover(slots, np.asarray(counts, np.int32))
-        if covered is None:
-            return None
+        savepoint = transaction.savepoint()
         pages = self.pages.take(transaction, count)
-        if pages is not None:
-            self.windows.take(transaction, slots, covered, pages)
+        if pages is None or self.windows is None:
+            return pages
+        if not self.windows.take(transaction, np.asarray(slots, np.int32), np.asarray(counts, np.int32), pages):
+            transaction.rollback(savepoint)
+            return None
         return pages
 
     def _unadmit(self, slot: int) -> None:

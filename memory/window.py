@@ -88,24 +88,24 @@ class Windows:
             self._unshare(self._living(pages[self.start[slot] :]))
             self._forget(slot)
 
-    def cover(self, slots: Int32s, counts: Int32s) -> Int32s | None:
-        """How many of the `counts` pages that each slot takes next it has been promised, int32 [n]; room for all of
-        them is made. None when they are not to be had without breaking a promise or waiting."""
-        covered, count = self.escrow.covered(slots, counts), int(counts.sum())
-        uncovered = count - int(covered.sum())
-        if (uncovered > 0 and uncovered > self.unpromised) or not self.make_room(count):
-            return None
-        return covered
+    def take(self, transaction: Transaction, slots: Int32s, counts: Int32s, pages: Int32s) -> bool:
+        """Partners for new full pages, `counts[i]` of them for `slots[i]`; evicts if need be.
 
-    def take(self, transaction: Transaction, slots: Int32s, covered: Int32s, pages: Int32s) -> None:
-        """Partners for these new full pages of `slots`; `covered` says that there is room for them."""
+        False, and no partner is taken, when there is no room, or those beyond what the slots have been promised are
+        promised to others.
+        """
+        covered = self.escrow.covered(slots, counts)
+        uncovered = len(pages) - int(covered.sum())
+        if (uncovered > 0 and uncovered > self.unpromised) or not self.make_room(len(pages)):
+            return False
         taken = self.pool.take(transaction, len(pages))
         if taken is None:
-            raise MemoryViolation("room for window pages is made before they are taken", num_pages=len(pages))
+            return False
         self.escrow.spend(slots, covered)
         self.partner[pages] = taken
         self._full_page[taken] = pages
         transaction.log(self._untake, slots, covered, pages)
+        return True
 
     def _untake(self, slots: Int32s, covered: Int32s, pages: Int32s) -> None:
         # Rows that left while their step was in flight have given everything back already.
@@ -195,8 +195,8 @@ class Windows:
         return window
 
     def _share(self, window: Int32s) -> None:
-        self._order.remove(window)
         self.pool.share(window)
+        self._order.remove(window)
 
     def _unshare(self, window: Int32s) -> None:
         """One referrer less for distinct pages of the cache."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
+from numpy.typing import NDArray
 
 from lifecycle.step import StepBatch, StepResult
 from tests.loops.driver import Driver
 from tests.loops.ghost import Ghost
+
+Int64s: TypeAlias = NDArray[np.int64]
 
 
 class WindowGhost(Ghost):
@@ -24,7 +29,8 @@ class WindowGhost(Ghost):
         """Entries read from the window store."""
 
     def launch(self, batch: StepBatch) -> StepResult:
-        assert batch.window_pages is not None and len(batch.window_pages) == len(batch.pages)
+        assert batch.window_pages is not None
+        assert len(batch.window_pages) == len(batch.pages)
         if batch.step not in self.fail_at:
             self.window_table[batch.page_slots, batch.page_indices] = batch.window_pages
         return super().launch(batch)
@@ -48,11 +54,12 @@ class WindowGhost(Ghost):
         )
         self.checked += len(read)
 
-    def _full(self, slot: int, positions: np.ndarray) -> np.ndarray:
-        return self.store[self.page_table[slot, positions // self.page_size], positions % self.page_size]
+    def _full(self, slot: int, positions: Int64s) -> Int64s:
+        values: Int64s = self.store[self.page_table[slot, positions // self.page_size], positions % self.page_size]
+        return values
 
-    def _window_pages(self, slot: int, positions: np.ndarray) -> np.ndarray:
-        pages = self.window_table[slot, positions // self.page_size]
+    def _window_pages(self, slot: int, positions: Int64s) -> Int64s:
+        pages: Int64s = self.window_table[slot, positions // self.page_size]
         assert (pages >= 0).all(), f"slot {slot} has no window page for some of positions {positions}"
         return pages
 

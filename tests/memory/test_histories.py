@@ -98,9 +98,8 @@ class MemoryHistory(RuleBasedStateMachine):
 
     @initialize(num_pages=st.integers(3, 20), num_slots=st.integers(1, 4))
     def start(self, num_pages: int, num_slots: int) -> None:
-        self.cache = WatchedCache(self.page_size)
         context = MAX_PAGES_OF_A_REQUEST * self.page_size
-        self.memory = Memory(num_pages=num_pages, num_slots=num_slots, max_context=context, cache=self.cache)
+        self.memory = self.new_memory(num_pages, num_slots, context)
         self.reference = Reference(self.page_size, num_pages, num_slots)
         self.open: Step | None = None
         self.in_flight: list[Step] = []
@@ -111,6 +110,10 @@ class MemoryHistory(RuleBasedStateMachine):
         self.namespaces: dict[int, str] = {}
         self.committed: dict[int, int] = {}
         """Slot -> positions whose step is committed."""
+
+    def new_memory(self, num_pages: int, num_slots: int, context: int) -> Memory:
+        self.cache = WatchedCache(self.page_size)
+        return Memory(num_pages=num_pages, num_slots=num_slots, max_context=context, cache=self.cache)
 
     @property
     def running(self) -> list[int]:
@@ -140,7 +143,7 @@ class MemoryHistory(RuleBasedStateMachine):
             return
         assert granted.slot in state.free_slots
         assert all(granted.slot not in step.slots for step in self.in_flight), "slot is used by a step in flight"
-        held, pages = state.match(namespace, tokens[:-1]) if use_cache else ((namespace, ()), ())
+        held, pages = self.match(namespace, tokens[:-1]) if use_cache else ((namespace, ()), ())
         assert granted.num_cached == len(held[1])
         self.reference.do(Admit(granted.slot, held, pages), self.open.transaction.epoch)
         self.open.slots.add(granted.slot)
@@ -168,7 +171,7 @@ class MemoryHistory(RuleBasedStateMachine):
         assert self.memory.demand(slots, targets).tolist() == list(demand.values())
         entries = self.memory.extend(self.open.transaction, slots, targets)
         if entries is None:
-            assert sum(demand.values()) > len(state.free_pages)
+            assert self.too_many(sum(demand.values()))
             return
         taken: dict[int, tuple[int, ...]] = dict.fromkeys(lengths, ())
         for slot, index, page in np.stack(entries, axis=1).tolist():
@@ -181,6 +184,14 @@ class MemoryHistory(RuleBasedStateMachine):
         assert set(new) <= state.free_pages
         self.reference.do(Extend(taken, lengths), self.open.transaction.epoch)
         self.open.slots.update(lengths)
+
+    def match(self, namespace: str, tokens: tuple[int, ...]) -> tuple[Prefix, tuple[int, ...]]:
+        """What a request with these tokens finds, and its pages."""
+        return self.reference.state.match(namespace, tokens)
+
+    def too_many(self, num_pages: int) -> bool:
+        """Whether there is a reason to refuse so many pages."""
+        return num_pages > len(self.reference.state.free_pages)
 
     def savepoint(self) -> None:
         assert self.open is not None
