@@ -7,33 +7,54 @@ tokens its prompt implies, and every page is where the laws of memory say.
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.messages.generate import Abort
 from actors.messages.transfer import Fence, Fenced
+from actors.scheduler import Scheduler
 from actors.tiers.files import HEADER, FileStore
+from actors.tiers.mover import PageMover
+from lifecycle.properties.monitor import Monitor
+from lifecycle.records import DECODER, ENCODER
 from lifecycle.states import Cause
+from loops.batch import Plan
+from loops.fetching import LowerTiers
+from loops.replay import replay
+from loops.saving import WritePolicy
 from tests.actors.tier_disk import MemoryDisk
 from tests.actors.tier_net import PAGE_BYTES, Net
 from tests.loops.ghost import expected
 
+POLICIES = [str(policy) for policy in WritePolicy]
 DISK_FAULTS = ("error", "cut", "other", "flip", "gone")
 
 
 def workload(seed: int) -> list[tuple[list[int], int]]:
-    """Prompts of which many begin alike, each with the number of tokens wanted."""
+    """Prompts of which many begin alike, but not all: the device forgets what comes back later."""
     source = random.Random(seed)
-    trunk = [source.randrange(1000) for _ in range(48)]
+    trunks = [[source.randrange(1000) for _ in range(48)] for _ in range(3)]
     return [
-        (trunk[: source.randrange(49)] + [source.randrange(1000) for _ in range(source.randrange(1, 14))], 3)
-        for _ in range(9)
+        (source.choice(trunks)[: source.randrange(24, 49)] + [source.randrange(1000) for _ in range(3)], 3)
+        for _ in range(20)
     ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> Iterator[None]:
+    """What goes wrong here is meant to, and would be told at length."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
 
 
 class Chaos:
@@ -65,10 +86,8 @@ class Chaos:
         net = self.net
         edges = net.pending()
         actions: list[Callable[[], None]] = [lambda edge=edge: net.deliver(edge) for edge in edges]  # type: ignore[misc]
-        if work:
+        if work and len(net.loop.table) < 3:
             actions.append(lambda: self._submit(*work.pop()))
-        if net.leases:
-            actions.append(lambda: net.end_lease(self.choose(len(net.leases))))
         if self.submitted:
             actions.append(self._rare)
         actions[self.choose(len(actions))]()
@@ -81,11 +100,15 @@ class Chaos:
     def _rare(self) -> None:
         match self.choose(12):
             case 1:
-                request = 1 + self.choose(len(self.submitted))
-                self.net.scheduler.receive(Abort((request,), Cause.CLIENT))
+                # Who fetches is the one whose end is of interest.
+                fetching = [self.net.loop.table.ticket(row).request for row in self.net.loop.work.fetching]
+                candidates = fetching or list(self.submitted)
+                self.net.scheduler.receive(Abort((candidates[self.choose(len(candidates))],), Cause.CLIENT))
                 self.net.scheduler.settled()
             case 2:
                 self.net.ghost.fail_at = {self.net.loop.counters.steps + 1}
+            case 3 | 4 if self.net.leases:
+                self.net.end_lease(self.choose(len(self.net.leases)))
             case _:
                 self.net.turn()
 
@@ -111,21 +134,11 @@ def judged(chaos: Chaos) -> None:
     assert not net.scheduler.violations
 
 
-@settings(max_examples=60)
-@given(
-    decisions=st.lists(st.integers(0, 5039), max_size=600),
-    seed=st.integers(0, 5),
-    policy=st.sampled_from(["write-through", "write-back", "write-through-selective"]),
-    host_pages=st.sampled_from([0, 3, 64]),
-    num_pages=st.sampled_from([20, 40]),
-    pacing=st.sampled_from(["overlap", "lockstep"]),
-)
-def test_faults_below_the_device_never_change_a_token_nor_lose_a_page(
-    decisions: list[int], seed: int, policy: str, host_pages: int, num_pages: int, pacing: str
-) -> None:
+def run(decisions: list[int], seed: int, **shape: Any) -> Net:
+    """One run from beginning to rest, judged."""
     disk = MemoryDisk()
     files = FileStore(Path("/nowhere"), "ghost", PAGE_BYTES, 40 * (HEADER.size + PAGE_BYTES), disk)
-    net = Net(host_pages=host_pages, files=files, write_policy=policy, num_pages=num_pages, pacing=pacing)
+    net = Net(files=files, **shape)
     chaos = Chaos(net, disk, list(reversed(decisions)))
     work = workload(seed)
     while chaos.decisions:
@@ -134,3 +147,126 @@ def test_faults_below_the_device_never_change_a_token_nor_lose_a_page(
         chaos._submit(*work.pop())
     chaos.heal()
     judged(chaos)
+    return net
+
+
+def long_run(seed: int) -> Net:
+    """A run of many decisions, drawn with `seed`, in a shape that follows from it."""
+    source = random.Random(seed)
+    share = source.random() * 0.8
+    decisions = [source.randrange(5040) if source.random() > share else 0 for _ in range(1500)]
+    return run(
+        decisions,
+        seed,
+        write_policy=POLICIES[seed % 3],
+        host_pages=(0, 3, 64)[seed // 3 % 3],
+        num_pages=(20, 40)[seed // 9 % 2],
+        pacing=("overlap", "lockstep")[seed // 18 % 2],
+    )
+
+
+@settings(max_examples=50)
+@given(
+    decisions=st.lists(st.integers(0, 5039), max_size=600),
+    seed=st.integers(0, 5),
+    policy=st.sampled_from(POLICIES),
+    host_pages=st.sampled_from([0, 3, 64]),
+    num_pages=st.sampled_from([20, 40]),
+    pacing=st.sampled_from(["overlap", "lockstep"]),
+)
+def test_faults_below_the_device_never_change_a_token_nor_lose_a_page(
+    decisions: list[int], seed: int, policy: str, host_pages: int, num_pages: int, pacing: str
+) -> None:
+    run(decisions, seed, write_policy=policy, host_pages=host_pages, num_pages=num_pages, pacing=pacing)
+
+
+def test_long_runs_meet_every_fate_of_a_fetch_and_survive_all() -> None:
+    fates: Counter[str] = Counter()
+    for seed in range(36):
+        fates.update(long_run(seed).scheduler.state(False)["tiers"])
+    met = {name: fates[f"fetches_{name}"] for name in ("filled", "short", "expired", "left", "lost")}
+    assert min(met.values()) > 0, met
+    assert fates["host_hits"] > 0
+    assert fates["storage_hits"] > 0
+    assert fates["storage_corrupt"] > 0
+
+
+@pytest.mark.parametrize("seed", range(0, 36, 5))
+def test_a_run_with_faults_is_replayed_and_audited_from_its_trace(seed: int) -> None:
+    net = long_run(seed)
+    net.scheduler.stopped("stopped")
+    records = DECODER.decode(ENCODER.encode(net.records))
+    replay(records)
+    monitor = Monitor()
+    assert [violation for record in records for violation in monitor.observe(record)] == []
+
+
+# ---- canaries: each of these defects must be noticed ----
+
+
+def deaf_to_fences(patch: pytest.MonkeyPatch) -> None:
+    """The worker promises that a fetch writes no more, and forgets it."""
+
+    def fence(self: PageMover, message: Fence) -> None:
+        self._tell(Fenced(message.ticket))
+
+    patch.setattr(PageMover, "fence", fence)
+
+
+def saves_too_late(patch: pytest.MonkeyPatch) -> None:
+    """Pages are saved after the step that reuses them."""
+    patch.setattr(LowerTiers, "launching", lambda self, admitted: None)
+    launch = Scheduler.launch
+
+    def late(self: Scheduler, plan: Plan) -> None:
+        launch(self, plan)
+        assert self.loop.tiers is not None
+        self.loop.tiers.settle()
+
+    patch.setattr(Scheduler, "launch", late)
+
+
+def fills_too_early(patch: pytest.MonkeyPatch) -> None:
+    """A fetch overwrites pages that a save has not read yet."""
+    patch.setattr(PageMover, "fill", PageMover._fill)
+
+
+def trusts_files(patch: pytest.MonkeyPatch) -> None:
+    """A file of the right length is what its name says."""
+    patch.setattr(FileStore, "_fault", lambda self, key, content: None if len(content) == self.file_bytes else "cut")
+
+
+def believes_in_more_than_came(patch: pytest.MonkeyPatch) -> None:
+    """A fetch that came short is taken for whole."""
+    arrived = LowerTiers._arrived
+
+    def whole(self: LowerTiers, fetch: Any, count: int, now: float) -> None:
+        arrived(self, fetch, len(fetch.keys) if count else 0, now)
+
+    patch.setattr(LowerTiers, "_arrived", whole)
+
+
+def forgets_who_left(patch: pytest.MonkeyPatch) -> None:
+    """A request that ends while it fetches stays with its fetch."""
+    patch.setattr(LowerTiers, "left", lambda self, row: None)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        deaf_to_fences,
+        saves_too_late,
+        fills_too_early,
+        trusts_files,
+        believes_in_more_than_came,
+        forgets_who_left,
+    ],
+    ids=lambda plant: plant.__name__,
+)
+def test_a_planted_defect_is_noticed(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    with pytest.raises(Exception):  # noqa: B017, PT011, PT012  # whichever check of whichever run comes first
+        for seed in range(72):
+            long_run(seed)

@@ -1,7 +1,8 @@
 """Scheduler, worker, storage and a ghost model in one thread; every delivery is the choice of a test.
 
-Messages wait in one queue for each (sender, receiver, lane): the order within a queue is kept, and nothing else. What
-moves pages may be lost or doubled on the way where a test says so; requests and steps are not.
+Messages wait in one queue for each (sender, receiver, lane). The order within a queue is kept, and DATA never overtakes
+CONTROL of the same sender; nothing else is promised. What moves pages may be lost or doubled on the way where a test
+says so; requests and steps are not.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from actors.messages.execution import ToWorker
@@ -23,6 +25,7 @@ from actors.tiers.desk import LeaseEnded
 from actors.tiers.files import FileStore
 from actors.tiers.store import TierStore
 from actors.worker import Worker
+from lifecycle.records import Started
 from lifecycle.request import SamplingParameters
 from lifecycle.states import Cause
 from loops.fetching import TierConfig
@@ -30,6 +33,21 @@ from loops.select import LoopConfig
 from memory.tiers.host import HostPool
 from memory.tiers.keys import page_keys
 from tests.loops.ghost import Ghost, chain, expected
+
+def started(config: LoopConfig) -> Started:
+    """First record of a net's trace."""
+    return Started(
+        version="test",
+        model="ghost",
+        config={"loop": msgspec.to_builtins(config)},
+        num_pages=config.num_pages,
+        page_size=config.page_size,
+        num_slots=config.max_running,
+        seed=0,
+        time=0.0,
+        wall=0.0,
+    )
+
 
 PAGE_SIZE = 4
 PAGE_BYTES = 8 * PAGE_SIZE
@@ -78,7 +96,9 @@ class Net:
             tiers=TierConfig(layout="ghost", write_policy=write_policy, **(tiers or {})),
         )
         self.now_s = 0.0
-        self.queues: dict[Edge, deque[Any]] = {}
+        self.queues: dict[Edge, deque[tuple[int, Any]]] = {}
+        """Messages with their numbers in the order of sending."""
+        self._num_sent = 0
         self.leases: list[LeaseEnded] = []
         self.records: list[Any] = []
         self.tokens: dict[int, list[int]] = {}
@@ -91,8 +111,7 @@ class Net:
             num_slots=config.max_running,
             max_context=config.max_context,
         )
-        self.scheduler = Scheduler(config, 600.0)
-        self.scheduler.journal._emit = self.records.append
+        self.scheduler = Scheduler(config, 600.0, started(config))
         self.store = TierStore(HostPool(host_pages, PAGE_BYTES), files, eager=write_policy != "write-back")
         self.storage = Storage(self.store)
         self.worker = Worker(self.ghost)
@@ -117,18 +136,26 @@ class Net:
     def post(self, sender: str, to: str, message: Any, lane: Lane) -> None:
         if to == "detokenizer":
             self._hear(message)
+        elif to == "recorder":
+            self.records.extend(message.records)
         elif to in self.actors:
             about_pages = isinstance(message, PagesToWorker | ToStorage) or sender == "storage"
             copies = self.tamper(message) if about_pages else [message]
-            self.queues.setdefault((sender, to, lane), deque()).extend(copies)
+            self._num_sent += 1
+            self.queues.setdefault((sender, to, lane), deque()).extend((self._num_sent, copy) for copy in copies)
 
     def pending(self) -> list[Edge]:
-        """Queues with something in them, in the order in which they were first used."""
-        return [edge for edge, queue in self.queues.items() if queue]
+        """Queues whose oldest message may arrive now, in the order in which they were first used."""
+        return [edge for edge, queue in self.queues.items() if queue and not self._overtakes(edge)]
+
+    def _overtakes(self, edge: Edge) -> bool:
+        sender, to, lane = edge
+        urgent = self.queues.get((sender, to, Lane.CONTROL))
+        return lane == Lane.DATA and bool(urgent) and urgent[0][0] < self.queues[edge][0][0]
 
     def deliver(self, edge: Edge) -> None:
         """Hand over the oldest message of a queue, and let its receiver settle."""
-        message = self.queues[edge].popleft()
+        _, message = self.queues[edge].popleft()
         accepted = {"scheduler": ToScheduler, "worker": ToWorker | PagesToWorker, "storage": ToStorage}[edge[1]]
         assert isinstance(message, accepted)
         actor = self.actors[edge[1]]
