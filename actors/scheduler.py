@@ -26,6 +26,7 @@ from loops.batch import Plan
 from loops.loop import Ending, Loop
 from loops.select import LoopConfig, make_loop
 from memory.pages import Int32s, MemoryViolation
+from memory.prefix.namespace import namespace_of
 
 log = structlog.get_logger("pawl.scheduler")
 
@@ -178,7 +179,7 @@ class Scheduler(Actor):
             request=message.request,
             rid=message.rid,
             sampling=message.sampling,
-            namespace=message.namespace,
+            namespace=namespace_of(salt=message.namespace, weights=self.config.weights),
             submitted=now,
             passthrough=message.text_options,
         )

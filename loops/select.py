@@ -36,6 +36,10 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     mixed: bool = True
     policy: str = "fcfs"
     cache: str = "radix"
+    eviction: str = "lru"
+    """Which cached pages leave first."""
+    weights: str = ""
+    """Version of the weights served: what others computed is not shared with them."""
     tiers: TierConfig | None = None
     """Cache tiers below the device, where there are some."""
     window: int | None = None
@@ -48,16 +52,14 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
 PACINGS: dict[str, type[Lockstep] | type[Overlap]] = {"lockstep": Lockstep, "overlap": Overlap}
 
 
-def make_loop(
-    config: LoopConfig, effects: Effects, journal: Journal, tier_effects: TierEffects | None = None
-) -> Loop:
+def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effects: TierEffects | None = None) -> Loop:
     """A loop with empty memory. With `config.tiers`, what it wants of them goes to `tier_effects`."""
     windows = make_windows(config)
     memory = Memory(
         num_pages=config.num_pages,
         num_slots=config.max_running,
         max_context=config.max_context,
-        cache=make_cache(config.cache, config.page_size, windows),
+        cache=make_cache(config.cache, config.page_size, windows, eviction=config.eviction),
         windows=windows,
     )
     # One step may still name a row after its request has ended: rows for those, and for one refusal at a time.

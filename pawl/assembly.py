@@ -20,12 +20,14 @@ from gpu.devices import available_memory
 from gpu.kv import MemoryPlan, kv_bytes_per_token, plan_memory
 from gpu.models.config import ModelConfig
 from gpu.runner import Runner
+from gpu.weights.fingerprint import weights_fingerprint
 from gpu.weights.source import ModelSource, load_weights, resolve_source
 from lifecycle.records import Started
 from lifecycle.trace import TraceWriter
 from loops.select import LoopConfig, cell_name
+from memory.prefix.select import make_cache
 from pawl import __version__
-from pawl.config import ServerConfig
+from pawl.config import ConfigError, ServerConfig
 from pawl.tiers import make_storage, tier_config, wants_tiers
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -64,28 +66,15 @@ def load_parts(config: ServerConfig) -> Parts:
     message for the user.
     """
     began = time.monotonic()
+    _check_cache(config)
     tiers = wants_tiers(config)
     source = resolve_source(config.model)
     device = config.device
     dtype = DTYPES["bf16" if config.dtype == "auto" else config.dtype]
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
     weights = load_weights(source, dtype)
-    context = min(config.context_length or source.config.max_position, source.config.max_position)
     plan = _plan(config, source.config, dtype)
-    loop_config = LoopConfig(
-        num_pages=plan.num_pages,
-        page_size=config.page_size,
-        max_context=min(context, plan.num_tokens),
-        max_running=config.max_running,
-        max_queued=config.max_queued,
-        prefill_chunk=config.prefill_chunk or DEFAULT_CHUNK[device],
-        pacing=config.pacing,
-        mixed=config.mixed,
-        policy=config.policy,
-        cache=config.cache,
-        # Drawn once, here: the trace holds it, so a run without a given seed can be replayed as well.
-        seed=secrets.randbits(31) if config.seed is None else config.seed,
-    )
+    loop_config = _loop_config(config, source.config, plan, weights_fingerprint(source.config, weights))
     runner = Runner(
         source.config,
         weights,
@@ -128,6 +117,35 @@ def load_parts(config: ServerConfig) -> Parts:
         started=started,
         summary=summary,
         storage=storage,
+    )
+
+
+def _check_cache(config: ServerConfig) -> None:
+    """Before a model is loaded. Raises ConfigError where the options of the cache mean nothing together."""
+    try:
+        make_cache(config.cache, config.page_size, eviction=config.eviction)
+    except ValueError as error:
+        raise ConfigError(f"eviction: {error}", "eviction") from error
+
+
+def _loop_config(config: ServerConfig, model: ModelConfig, plan: MemoryPlan, weights: str) -> LoopConfig:
+    """How requests are scheduled, over the weights of this fingerprint. Tiers come later, when pages have a size."""
+    context = min(config.context_length or model.max_position, model.max_position)
+    return LoopConfig(
+        num_pages=plan.num_pages,
+        page_size=config.page_size,
+        max_context=min(context, plan.num_tokens),
+        max_running=config.max_running,
+        max_queued=config.max_queued,
+        prefill_chunk=config.prefill_chunk or DEFAULT_CHUNK[config.device],
+        pacing=config.pacing,
+        mixed=config.mixed,
+        policy=config.policy,
+        cache=config.cache,
+        eviction=config.eviction,
+        weights=weights,
+        # Drawn once, here: the trace holds it, so a run without a given seed can be replayed as well.
+        seed=secrets.randbits(31) if config.seed is None else config.seed,
     )
 
 

@@ -113,6 +113,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cache: Annotated[
         Literal["radix", "none"], _meta("memory", "whether prompts share the pages of equal beginnings")
     ] = "radix"
+    eviction: Annotated[
+        Literal["lru", "lfu", "fifo", "mru", "filo", "priority"], _meta("memory", "which cached pages leave first")
+    ] = "lru"
     host_cache_gb: Annotated[
         AboveZero | None, _meta("memory", "host memory for pages that leave the device; otherwise none")
     ] = None
