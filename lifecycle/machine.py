@@ -100,7 +100,7 @@ def _edges() -> tuple[Edge, ...]:
         _edge(new, e.SUBMIT_GRAMMAR, compiling, "it needs a grammar that is not compiled yet"),
         _edge(compiling, e.GRAMMAR_READY, queued, "its grammar is compiled"),
         _edge(queued, e.FETCH, fetching, "a lower cache tier has more of its prefix"),
-        _edge(fetching, e.FETCHED, queued, "its prefix is on the device"),
+        _edge(fetching, e.FETCHED, queued, "what the tier had of its prefix is on the device"),
         _edge(fetching, e.RESTORE, queued, "the tier failed: the prefix is computed instead", _BROKEN),
         _edge(queued, e.RESERVE, reserving, "Decode role: it asks for room before its prefill starts elsewhere"),
         _edge(reserving, e.GRANT, receiving, "Decode role: there is room, the remote prefill may write"),

@@ -19,7 +19,8 @@ class State(IntEnum):
     QUEUED_COMPILING = 2
     """Entered by `submit_grammar`: waits for its grammar. Owns nothing. Left by `grammar_ready`, `abort`."""
     QUEUED_FETCHING = 3
-    """Entered by `fetch`: its prefix comes from a lower cache tier. Owns a hold and a reservation."""
+    """Entered by `fetch`: its prefix comes from a lower cache tier. Owns, together with those that wait for the same
+    pages, a hold and a reservation. Left by `fetched`, `restore`, `abort`."""
     QUEUED_RESERVING = 4
     """Entered by `reserve` (Decode role): owns a reservation under an attempt number."""
     QUEUED_RECEIVING = 5

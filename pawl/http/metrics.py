@@ -37,6 +37,7 @@ FROM_STATE: Sequence[Metric] = (
     Metric(("pages", "page_size"), "pawl_page_size_tokens", "gauge", "Tokens in one KV page."),
     Metric(("slots",), "pawl_slots", "gauge", "Request slots.", "class"),
     Metric(("cache",), "pawl_prefix_cache", "gauge", "Prefix cache: the cache's own counts.", "item"),
+    Metric(("tiers",), "pawl_cache_tiers", "gauge", "Cache tiers below the device: their own counts.", "item"),
     Metric(("journal",), "pawl_trace", "gauge", "Trace: records, gaps and sizes.", "item"),
     Metric(("counters", "steps"), "pawl_steps_total", "counter", "Steps committed."),
     Metric(("counters", "steps_lost"), "pawl_steps_lost_total", "counter", "Steps rolled back after a lost worker."),
