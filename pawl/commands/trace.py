@@ -1,4 +1,4 @@
-"""`pawl trace export|import`: a trace in the formats of other tools, and JSON lines back as a trace."""
+"""`pawl trace export|import|show`: a trace in the formats of other tools, JSON lines back as a trace, and as a page."""
 
 from __future__ import annotations
 
@@ -29,11 +29,16 @@ PLENTY = 1 << 50
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The kinds of conversion."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="export|import")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="export|import|show")
     export = kinds.add_parser("export", help="write a trace in another format")
     export.add_argument("format", choices=FORMATS, help="; ".join(f"{name}: {text}" for name, text in FORMATS.items()))
     add_trace(export)
     export.add_argument("-o", "--output", type=Path, metavar="FILE", help="otherwise standard output")
+    show = kinds.add_parser("show", help="write one static page that shows the run; open it in a browser")
+    add_trace(show)
+    show.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", default=Path("trace.html"), help="(default: %(default)s)"
+    )
     into = kinds.add_parser("import", help="make a trace of JSON lines that `export jsonl` wrote")
     into.add_argument("file", type=Path, metavar="FILE", help="the lines; - is standard input")
     into.add_argument("folder", type=Path, metavar="FOLDER", help="the trace becomes a run in this folder")
@@ -52,7 +57,7 @@ def add_trace(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert; returns 0, or 1 when the trace is damaged: what comes before the damage has been converted."""
-    return _import(arguments) if arguments.kind == "import" else _export(arguments)
+    return {"import": _import, "export": _export, "show": _show}[arguments.kind](arguments)
 
 
 def open_trace(path: Path | None) -> TraceReader:
@@ -126,4 +131,18 @@ def _import(arguments: argparse.Namespace) -> int:
     finally:
         writer.close()
     print(f"{count} records: {writer.path}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from lifecycle.audit import audit
+    from lifecycle.export.timeline import timeline
+    from pawl.viewer.page import render
+
+    reader = open_trace(arguments.trace)
+    line = timeline(reader)
+    # The files that were found first: a folder of runs may have a newer one by now.
+    report = audit(reader.files[0] if arguments.trace and arguments.trace.is_file() else reader.files[0].parent)
+    arguments.output.write_text(render(line, report), encoding="utf-8")
+    print(f"{report.verdict.name}: {arguments.output}")
     return 0

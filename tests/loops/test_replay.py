@@ -44,8 +44,8 @@ def record_run(seed: int, pacing: str = "overlap", mixed: bool = True, policy: s
         live = [request for request in driver.output_of if request not in driver.ending_of]
         if live and event < 0.1:
             driver.loop.abort(source.choice(live), Cause.CLIENT, driver.now)
-        elif live and event < 0.15:
-            request = source.choice(live)
+        elif (said := [request for request in live if len(driver.output_of[request]) > 1]) and event < 0.15:
+            request = source.choice(said)
             driver.loop.finish(request, len(driver.output_of[request]) // 2, driver.now)
         if not driver.step():
             driver.loop.flush(driver.now)
