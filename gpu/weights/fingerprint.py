@@ -19,7 +19,7 @@ def weights_fingerprint(config: ModelConfig, weights: Mapping[str, Tensor]) -> s
     """16 hexadecimal digits, the same at every start with the same weights.
 
     Made of the model's configuration (keys depend on its rotary frequencies as well), of every tensor's name, dtype and
-    shape, and of elements spread evenly over each tensor, the first and the last among them. A few milliseconds, as
+    shape, and of elements spread evenly over each tensor, the first and the last among them. Milliseconds, as
     little of a mapped file is read. It tells versions of a model apart; it does not resist somebody who forges one.
     """
     digest = hashlib.sha256(repr(config).encode())

@@ -16,6 +16,7 @@ from lifecycle.records import Closed, Started
 from lifecycle.request import SamplingParameters
 from lifecycle.states import Cause
 from loops.select import LoopConfig
+from memory.prefix.namespace import namespace_of
 from tests.actors.recording import RecordingContext
 from tests.loops.ghost import Ghost, expected
 
@@ -108,6 +109,16 @@ def test_requests_that_arrive_together_are_answered_with_their_tokens() -> None:
         assert bench.tokens[number] == expected([number, 2, 3], 5)
         assert bench.ended[number].cause == Cause.LENGTH
         assert bench.ended[number].usage.completion_tokens == 5
+
+
+def test_salt_and_weight_version_decide_who_shares_pages() -> None:
+    bench = Bench(weights="w1")
+    for number, salt in ((1, "a"), (2, "a"), (3, "b"), (4, "")):
+        bench.tell(bench.submit(number, list(range(12)), 2, namespace=salt))
+        bench.rest()
+    assert [bench.ended[number].usage.cached_tokens for number in range(1, 5)] == [0, 8, 0, 0]
+    namespaces = {block.namespace for block in bench.scheduler.loop.memory.cache.content().values()}
+    assert namespaces == {namespace_of(salt=salt, weights="w1") for salt in ("a", "b", "")}
 
 
 def test_one_execute_a_step_whatever_the_number_of_requests() -> None:
