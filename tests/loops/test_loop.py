@@ -146,29 +146,9 @@ def test_a_request_that_kills_the_worker_twice_is_ended() -> None:
     assert driver.cause(request) == Cause.WORKER_LOST
 
 
-@given(
-    cell=st.sampled_from(CELLS),
-    num_pages=st.integers(8, 40),
-    page_size=st.sampled_from([1, 4, 8]),
-    shapes=st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30), st.integers(0, 20)), min_size=1, max_size=10),
-    actions=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9), st.sampled_from(["abort", "fail", "finish"]))),
-)
-def test_aborts_failures_and_pressure_never_change_a_surviving_request(
-    cell: tuple[str, bool],
-    num_pages: int,
-    page_size: int,
-    shapes: list[tuple[int, int, int]],
-    actions: list[tuple[int, int, str]],
-) -> None:
-    driver = Driver(
-        pacing=cell[0],
-        mixed=cell[1],
-        num_pages=num_pages,
-        page_size=page_size,
-        max_running=4,
-        prefill_chunk=8,
-        lookahead=4,
-    )
+def disturb(driver: Driver, shapes: list[tuple[int, int, int]], actions: list[tuple[int, int, str]]) -> None:
+    """Serve prompts of some (length, outputs, tokens of its own) while requests are ended and steps fail by `actions`
+    (step, which, what); those that survive have the tokens their prompts imply."""
     shared = prompts(1, 30, 7)[0]
     submitted = {}
     pending = list(shapes)
@@ -197,6 +177,32 @@ def test_aborts_failures_and_pressure_never_change_a_surviving_request(
         assert seen == expected(prompt, output)[: len(seen)]
         if driver.cause(request) == Cause.LENGTH:
             assert len(seen) == output
+
+
+@given(
+    cell=st.sampled_from(CELLS),
+    num_pages=st.integers(8, 40),
+    page_size=st.sampled_from([1, 4, 8]),
+    shapes=st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30), st.integers(0, 20)), min_size=1, max_size=10),
+    actions=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9), st.sampled_from(["abort", "fail", "finish"]))),
+)
+def test_aborts_failures_and_pressure_never_change_a_surviving_request(
+    cell: tuple[str, bool],
+    num_pages: int,
+    page_size: int,
+    shapes: list[tuple[int, int, int]],
+    actions: list[tuple[int, int, str]],
+) -> None:
+    driver = Driver(
+        pacing=cell[0],
+        mixed=cell[1],
+        num_pages=num_pages,
+        page_size=page_size,
+        max_running=4,
+        prefill_chunk=8,
+        lookahead=4,
+    )
+    disturb(driver, shapes, actions)
     pages = driver.loop.memory.pages
     assert pages.free + pages.cached == pages.total
     assert driver.loop.memory.cache.held == 0
