@@ -30,13 +30,17 @@ class BackendUnavailable(Exception):
         self.reason = reason
 
 
+class RefusedInputs(ValueError):
+    """A batch that would read or write what is not its own; nothing was computed."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class ForwardInputs:
     """A flat batch of segments: rows offsets[i] .. offsets[i+1]-1 are segment i, at consecutive positions of one slot.
 
     At most one segment a slot. All arrays are contiguous int32; `tokens` is a tensor on the backend's device, because
     on CUDA some of its entries may still be in flight from the step before; everything else is on the host.
-    The arrays must not be kept or written after the call returns: the runner reuses `page_table`.
+    The arrays must not be kept or written after the call returns: the runner reuses `page_table` and `window_table`.
     """
 
     tokens: Tensor
@@ -55,6 +59,9 @@ class ForwardInputs:
     """[num_slots, max_pages_per_slot]; entries beyond a slot's length mean nothing and may be any number."""
     logit_rows: Int32s
     """[m], rising indices into the t rows whose logits are wanted; m may be 0."""
+    window_table: Int32s | None = None
+    """As `page_table`, for the layers of the second store, where the `KvStore` has one. Entries of pages behind every
+    window mean nothing either; NO_PAGE where somebody else would be read is refused."""
 
 
 class Backend(Protocol):
@@ -66,7 +73,8 @@ class Backend(Protocol):
         """Logits of `inputs.logit_rows`, float32 [m, vocab] on the backend's device.
 
         The caller may change the result in place. A query at position p sees keys at positions <= p of its own slot
-        (and, in a layer with window w, > p - w), those of this call's tokens included.
+        (and, in a layer with window w, > p - w), those of this call's tokens included. Raises RefusedInputs for a
+        window page that a row would read or write and that does not exist.
         """
 
 

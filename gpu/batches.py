@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lifecycle.step import StepBatch
+from lifecycle.step import Int32s, StepBatch
+from memory.window import NO_PAGE
 
 
 class InvalidBatch(Exception):
@@ -17,9 +18,16 @@ class InvalidBatch(Exception):
 
 
 def check_batch(
-    batch: StepBatch, *, num_slots: int, num_pages: int, pages_per_slot: int, max_context: int, vocab_size: int
+    batch: StepBatch,
+    *,
+    num_slots: int,
+    num_pages: int,
+    pages_per_slot: int,
+    max_context: int,
+    vocab_size: int,
+    num_window_pages: int | None = None,
 ) -> None:
-    """Raises InvalidBatch with the first rule that does not hold."""
+    """Raises InvalidBatch with the first rule that does not hold. `num_window_pages` None: there is no second store."""
 
     def require(holds: object, reason: str) -> None:
         if not holds:
@@ -33,6 +41,13 @@ def check_batch(
     require(_within(batch.page_slots, num_slots), f"a page slot is not below {num_slots}")
     require(_within(batch.page_indices, pages_per_slot), f"a page index is not below {pages_per_slot}")
     require(_within(batch.pages, num_pages), f"a page is not below {num_pages}")
+    require((batch.window_pages is None) == (num_window_pages is None), "window pages and a window store go together")
+    if batch.window_pages is not None and num_window_pages is not None:
+        require(len(batch.window_pages) == num_changes, "window_pages and pages differ in length")
+        require(
+            _within(batch.window_pages, num_window_pages, least=NO_PAGE),
+            f"a window page is not below {num_window_pages}, nor {NO_PAGE} for none",
+        )
     for admission in batch.admitted:
         require(0 <= admission.slot < num_slots, f"admitted slot {admission.slot} is not below {num_slots}")
         require(_within(admission.history, vocab_size), f"history of slot {admission.slot} leaves the vocabulary")
@@ -50,5 +65,5 @@ def check_batch(
     require(_within(batch.tokens, vocab_size), f"a token is not below {vocab_size}")
 
 
-def _within(values: np.ndarray[tuple[int], np.dtype[np.int32]], limit: int) -> bool:
-    return not len(values) or bool(values.min() >= 0 and values.max() < limit)
+def _within(values: Int32s, limit: int, least: int = 0) -> bool:
+    return not len(values) or bool(values.min() >= least and values.max() < limit)

@@ -1,4 +1,4 @@
-"""Devices: how much memory is free on one, and moving small arrays to it."""
+"""Devices: how much memory is free on one, and moving arrays to and from it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ def upload(array: NDArray[Any], device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def download(tensor: Tensor) -> NDArray[Any]:
+    """`tensor` as an array on the host, once everything issued before is done. From CUDA through pinned memory; on the
+    CPU it shares the tensor's memory."""
+    if tensor.device.type == "cpu":
+        return tensor.numpy()
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return pinned.numpy()
 
 
 def available_threads() -> int:

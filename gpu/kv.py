@@ -1,23 +1,41 @@
-"""Where keys and values live: pages of a fixed number of tokens, one allocation for all layers.
+"""Where keys and values live: pages of a fixed number of tokens, one allocation for all layers, or two.
 
-    store.data  [layers, 2, pages, page_size, kv_heads, head_dim]
-                         |
-                         0 keys (after rope), 1 values
+    store.data         [layers, 2, pages, page_size, kv_heads, head_dim]
+                                |
+                                0 keys (after rope), 1 values
 
 The token at position p of slot s is entry p % page_size of page table[s, p // page_size]. Which page belongs to whom is
 the scheduler's business; here page 0 is a page like any other, and an entry beyond a slot's length means nothing.
+
+A hybrid model has layers that see everything and layers with a window. Its windowed layers may have a store of their
+own, with fewer pages and a table of their own, so that pages behind the window can serve somebody else:
+
+    store.data         [layers without window, 2, pages, ...]           entries of the page table
+    store.window_data  [layers with a window, 2, window pages, ...]     entries of the window table
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from gpu.devices import download, upload
 from gpu.models.config import ModelConfig
+from lifecycle.step import Int32s
+
+WINDOW_RATIO = 0.5
+"""Window pages for each full page, unless the caller says otherwise: right for contexts of twice the window.
+
+A request holds all its tokens in full pages and at most the window's in window pages. With as many windowed layers as
+Gemma 3 has (5 of 6), a half holds 1.7 times the tokens of one store when contexts are long, and 6/7 of them when every
+request is shorter than the window; 0.8 would be 1.2 and 24/25, a quarter 2.7 and 2/3.
+"""
 
 
 class KvDoesNotFit(Exception):
@@ -29,53 +47,219 @@ class KvDoesNotFit(Exception):
         self.page_bytes = page_bytes
 
 
+class PagesNotPortable(Exception):
+    """Pages of a model with two stores have no copy that stands for their tokens: it would be half of it."""
+
+    def __init__(self) -> None:
+        super().__init__("pages of a model with a window store cannot be copied out or in")
+
+
+# ---- planning ----
+
+
 class MemoryPlan(msgspec.Struct, frozen=True):
     """What a KV budget buys."""
 
     num_pages: int
     page_size: int
     page_bytes: int
+    """Of one page over the layers of the first store: all of them where there is no second."""
+    num_window_pages: int | None = None
+    """Pages of the second store; None: there is one store."""
+    window_page_bytes: int = 0
+    """Of one page over the layers of the second store."""
 
     @property
     def num_tokens(self) -> int:
+        """Tokens that the first store holds."""
         return self.num_pages * self.page_size
 
     @property
-    def num_bytes(self) -> int:
+    def full_bytes(self) -> int:
+        """Bytes of the first store."""
         return self.num_pages * self.page_bytes
+
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of the second store."""
+        return (self.num_window_pages or 0) * self.window_page_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        return self.full_bytes + self.window_bytes
+
+
+def hybrid(config: ModelConfig) -> bool:
+    """Whether some layers have a window and some have none. Only such models can have two stores: where every layer has
+    a window (the first Mistral), one store serves them all, and pages behind the window are kept until their request
+    ends."""
+    return widest_window(config) is not None and None in config.windows
+
+
+def widest_window(config: ModelConfig) -> int | None:
+    """Keys that a query of the layer with the widest window sees, its own included; None: no layer has a window."""
+    return max((window for window in config.windows if window is not None), default=None)
 
 
 def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes that one token's keys and values take over all layers."""
-    return 2 * config.num_layers * config.kv_size * dtype.itemsize
+    return config.num_layers * _layer_bytes_per_token(config, dtype)
 
 
-def plan_memory(config: ModelConfig, dtype: torch.dtype, page_size: int, budget_bytes: int) -> MemoryPlan:
-    """How many whole pages fit `budget_bytes`. Raises KvDoesNotFit when none does."""
-    page_bytes = kv_bytes_per_token(config, dtype) * page_size
+def _layer_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    return 2 * config.kv_size * dtype.itemsize
+
+
+def plan_memory(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    page_size: int,
+    budget_bytes: int,
+    *,
+    chunk: int | None = None,
+    window_ratio: float = WINDOW_RATIO,
+) -> MemoryPlan:
+    """How many whole pages fit `budget_bytes`. Raises KvDoesNotFit when none does.
+
+    `chunk`: tokens of one request that a step computes at the most. With it a hybrid model gets two stores, the second
+    of `window_ratio` window pages for each full page, but never less than one request can use, nor more than there are
+    full pages. Without it, or for any other model: one store.
+    """
+
+    def plan(num_pages: int) -> MemoryPlan:
+        return _plan(config, dtype, page_size, num_pages, chunk, window_ratio)
+
+    page_bytes = plan(1).num_bytes
     if budget_bytes < page_bytes:
         raise KvDoesNotFit(budget_bytes, page_bytes)
-    return MemoryPlan(budget_bytes // page_bytes, page_size, page_bytes)
+    # More full pages never come with fewer window pages, so the bytes rise.
+    counts = range(1, budget_bytes // plan(1).page_bytes + 1)
+    return plan(bisect_right(counts, budget_bytes, key=lambda count: plan(count).num_bytes))
+
+
+def plan_tokens(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    page_size: int,
+    num_tokens: int,
+    *,
+    chunk: int | None = None,
+    window_ratio: float = WINDOW_RATIO,
+) -> MemoryPlan:
+    """Pages for `num_tokens` tokens, at least one; the second store as `plan_memory` sizes it."""
+    return _plan(config, dtype, page_size, max(1, num_tokens // page_size), chunk, window_ratio)
+
+
+def _plan(
+    config: ModelConfig, dtype: torch.dtype, page_size: int, num_pages: int, chunk: int | None, window_ratio: float
+) -> MemoryPlan:
+    layer_bytes = _layer_bytes_per_token(config, dtype) * page_size
+    window = widest_window(config)
+    if chunk is None or window is None or not hybrid(config):
+        return MemoryPlan(num_pages, page_size, config.num_layers * layer_bytes)
+    # A window that begins inside a page, and a chunk that ends inside one.
+    least = -(-window // page_size) + -(-chunk // page_size) + 2
+    num_window_pages = min(num_pages, max(least, math.ceil(num_pages * window_ratio)))
+    num_full_layers = config.windows.count(None)
+    window_page_bytes = (config.num_layers - num_full_layers) * layer_bytes
+    return MemoryPlan(num_pages, page_size, num_full_layers * layer_bytes, num_window_pages, window_page_bytes)
+
+
+# ---- the stores ----
 
 
 class KvStore:
     """The pages of every layer, zeroed at the start."""
 
     def __init__(
-        self, config: ModelConfig, *, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        config: ModelConfig,
+        *,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        num_window_pages: int | None = None,
     ) -> None:
-        shape = (config.num_layers, 2, num_pages, page_size, config.num_kv_heads, config.head_dim)
-        self.data = _zeros(shape, dtype, torch.device(device))
+        """With `num_window_pages`, layers with a window have a store of their own. Raises ValueError when the model is
+        not hybrid then, and when the store would be empty."""
+        if num_window_pages is not None and not hybrid(config):
+            raise ValueError("a store for windowed layers needs a model in which some layers have a window, not all")
+        if num_window_pages is not None and num_window_pages < 1:
+            raise ValueError("a store for windowed layers needs a page")
+        two = num_window_pages is not None
+        self._windowed = tuple(two and window is not None for window in config.windows)
+        self._index = tuple(self._windowed[:layer].count(own) for layer, own in enumerate(self._windowed))
+        page_shape = (page_size, config.num_kv_heads, config.head_dim)
+        self.data = _zeros((self._windowed.count(False), 2, num_pages, *page_shape), dtype, torch.device(device))
+        self.window_data: Tensor | None = None
+        if num_window_pages is not None:
+            shape = (self._windowed.count(True), 2, num_window_pages, *page_shape)
+            self.window_data = _zeros(shape, dtype, torch.device(device))
         self.num_pages = num_pages
+        self.num_window_pages = num_window_pages
         self.page_size = page_size
 
+    def windowed(self, layer: int) -> bool:
+        """Whether the layer's pages are in the second store: entries of the window table."""
+        return self._windowed[layer]
+
     def keys(self, layer: int) -> Tensor:
-        """[pages, page_size, kv_heads, head_dim], contiguous, a view."""
-        return self.data[layer, 0]
+        """[pages of its store, page_size, kv_heads, head_dim], contiguous, a view."""
+        return self._of(layer)[0]
 
     def values(self, layer: int) -> Tensor:
-        """[pages, page_size, kv_heads, head_dim], contiguous, a view."""
-        return self.data[layer, 1]
+        """[pages of its store, page_size, kv_heads, head_dim], contiguous, a view."""
+        return self._of(layer)[1]
+
+    def _of(self, layer: int) -> Tensor:
+        data = self.window_data if self._windowed[layer] and self.window_data is not None else self.data
+        return data[self._index[layer]]
+
+    # ---- copies of pages ----
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers. Raises PagesNotPortable when there are two stores."""
+        self._require_one()
+        return self.data[:, :, 0].nbytes
+
+    def read(self, pages: Int32s) -> NDArray[np.uint8]:
+        """Copies of `pages`, uint8 [n, page_bytes]: keys and values of every layer, [layers, 2, page_size, kv_heads,
+        head_dim], as all work issued before leaves them. Waits for them.
+
+        Raises PagesNotPortable, or ValueError for a page that does not exist.
+        """
+        blocks = self._by_page()[self._page_index(pages)].contiguous()
+        return download(blocks.flatten().view(torch.uint8)).reshape(len(pages), self.page_bytes)
+
+    def write(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
+        """Put what `read` gave into `pages`, distinct, before any work that is issued later.
+
+        Raises PagesNotPortable, or ValueError, with nothing written, for a page that does not exist and for blocks that
+        are not uint8 [len(pages), page_bytes].
+        """
+        index = self._page_index(pages)
+        expected = (len(pages), self.page_bytes)
+        if blocks.dtype != np.uint8 or blocks.shape != expected:
+            raise ValueError(f"blocks are {blocks.dtype} {blocks.shape} where uint8 {expected} is needed")
+        flat = upload(blocks.reshape(-1), self.data.device).view(self.data.dtype)
+        by_page = self._by_page()
+        by_page[index] = flat.view(len(pages), *by_page.shape[1:])
+
+    def _by_page(self) -> Tensor:
+        """[pages, layers, 2, page_size, kv_heads, head_dim], a view."""
+        return self.data.permute(2, 0, 1, 3, 4, 5)
+
+    def _page_index(self, pages: Int32s) -> Tensor:
+        self._require_one()
+        if len(pages) and not 0 <= int(pages.min()) <= int(pages.max()) < self.num_pages:
+            raise ValueError(f"a page is not below {self.num_pages}")
+        return upload(pages.astype(np.int64), self.data.device)
+
+    def _require_one(self) -> None:
+        if self.window_data is not None:
+            raise PagesNotPortable
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

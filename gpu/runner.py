@@ -3,7 +3,7 @@
 It keeps what the scheduler does not send again: the page table, each slot's sampling parameters, and each slot's last
 token, so that the next step can be launched before this one's tokens are known on the host.
 
-    launch   page table, admissions -> tokens resolved -> forward -> prompt scores -> draw    (returns at once on CUDA)
+    launch   page tables, admissions -> tokens resolved -> forward -> prompt scores -> draw    (returns at once on CUDA)
     collect  wait, copy the results to the host
 """
 
@@ -14,17 +14,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gpu.backend import ForwardInputs, GreedyBackend
 from gpu.batches import check_batch
 from gpu.devices import available_threads, upload
 from gpu.kv import KvStore
+from gpu.layout import layout_of, sample_of
 from gpu.models.config import ModelConfig
 from gpu.sampler import Draws, Sampler
 from gpu.scoring import PromptScorer, PromptScores
 from gpu.select import BackendChoice, select_backend
 from lifecycle.step import Int32s, StepBatch, StepResult
+from memory.window import NO_PAGE
 
 
 class OutOfOrder(Exception):
@@ -69,24 +72,37 @@ class Runner:
         dtype: torch.dtype = torch.bfloat16,
         threads: int | None = None,
         backend: BackendChoice = "auto",
+        num_window_pages: int | None = None,
     ) -> None:
         """Takes `weights` over (canonical names, from `gpu.weights.source.load_weights` with the same `dtype`).
 
-        `max_context` is the most tokens a slot may hold; `threads` None means one for each processor. Raises
-        BackendUnavailable.
+        `max_context` is the most tokens a slot may hold; `threads` None means one for each processor. With
+        `num_window_pages`, the windowed layers of a hybrid model have a store of their own, and every batch names
+        window pages. Raises BackendUnavailable, or ValueError when the model is not hybrid then.
         """
         self.config = config
         self.num_slots = num_slots
         self.max_context = max_context
-        self.kv = KvStore(config, num_pages=num_pages, page_size=page_size, dtype=dtype, device=device)
+        self.kv = KvStore(
+            config,
+            num_pages=num_pages,
+            page_size=page_size,
+            dtype=dtype,
+            device=device,
+            num_window_pages=num_window_pages,
+        )
         self.device = self.kv.data.device
         self.asynchronous = self.device.type == "cuda"
         """Whether `launch` returns before the step is computed."""
+        sample = sample_of(weights)
         self.backend = select_backend(backend, config, weights, self.kv, threads=threads or available_threads())
+        self.layout = layout_of(config, self.kv, self.backend.name, sample)
+        """Says how the bytes of a page are to be read, and whose they are; see `gpu.layout`."""
         self._greedy_backend = self.backend if isinstance(self.backend, GreedyBackend) else None
         self.sampler = Sampler(config.vocab_size, num_slots, self.device)
         self.scorer = PromptScorer(num_slots)
         self.page_table = np.zeros((num_slots, -(-max_context // page_size)), np.int32)
+        self.window_table = None if num_window_pages is None else np.full_like(self.page_table, NO_PAGE)
         self._last_tokens = torch.zeros(num_slots, dtype=torch.int32, device=self.device)
         self._in_flight: list[int] = []
 
@@ -95,9 +111,27 @@ class Runner:
         """Which backend computes: torch or native."""
         return self.backend.name
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers. Raises PagesNotPortable when there are two stores."""
+        return self.kv.page_bytes
+
+    @torch.inference_mode()
+    def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
+        """Copies of `pages`, uint8 [n, page_bytes], as all launched steps leave them; see `KvStore.read`."""
+        return self.kv.read(pages)
+
+    @torch.inference_mode()
+    def write_pages(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
+        """Put blocks that `read_pages` of a runner with the same `layout` gave into `pages`, before any step that is
+        launched later; see `KvStore.write`."""
+        self.kv.write(pages, blocks)
+
     def reset(self) -> None:
         """Forget every slot and every step in flight; pages keep their bytes, which mean nothing any more."""
         self.page_table[:] = 0
+        if self.window_table is not None:
+            self.window_table[:] = NO_PAGE
         self.sampler.reset()
         self.scorer.reset()
         self._last_tokens.zero_()
@@ -105,7 +139,8 @@ class Runner:
 
     @torch.inference_mode()
     def launch(self, batch: StepBatch) -> Launched:
-        """Start a step. Raises InvalidBatch before anything has changed."""
+        """Start a step. Raises InvalidBatch before anything has changed, and RefusedInputs when a row would read a
+        window page that is not there: then only a `reset` gives the slots a meaning again."""
         started = time.perf_counter()
         check_batch(
             batch,
@@ -114,8 +149,11 @@ class Runner:
             pages_per_slot=self.page_table.shape[1],
             max_context=self.max_context,
             vocab_size=self.config.vocab_size,
+            num_window_pages=self.kv.num_window_pages,
         )
         self.page_table[batch.page_slots, batch.page_indices] = batch.pages
+        if self.window_table is not None and batch.window_pages is not None:
+            self.window_table[batch.page_slots, batch.page_indices] = batch.window_pages
         self.sampler.admit(batch.admitted)
         self.scorer.admit(batch.admitted)
         draws, prompt_scores = self._compute(batch)
@@ -141,6 +179,7 @@ class Runner:
             offsets=offsets,
             page_table=self.page_table,
             logit_rows=logit_rows,
+            window_table=self.window_table,
         )
         draws = Draws.none(self.device)
         prompt_scores: tuple[PromptScores, ...] = ()

@@ -15,7 +15,7 @@ class Attention(Protocol, Generic[Plan]):
     """Attention over the pages of a KvStore."""
 
     def prepare(self, inputs: ForwardInputs) -> Plan:
-        """What all layers share for this batch: which pages to read and write."""
+        """What layers share for this batch: which pages to read and write. Raises RefusedInputs."""
 
     def attend(self, plan: Plan, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Store the batch's keys and values, then attend.

@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
-from gpu.backend import ForwardInputs
+from gpu.backend import ForwardInputs, RefusedInputs
 from gpu.devices import upload
-from gpu.kv import KvStore
+from gpu.kv import KvStore, widest_window
 from gpu.models.config import ModelConfig
 from lifecycle.step import Int32s
+from memory.pages import consecutive
 
 # Contexts of one decode group differ by at most this factor, once they are long enough for padding to cost anything.
 GROUP_RATIO = 2
@@ -58,8 +59,10 @@ class SegmentView:
 
 @dataclass(frozen=True, slots=True)
 class WindowPlan:
-    """Reads of the layers that share one window."""
+    """Writes and reads of the layers that share one window."""
 
+    written: Tensor
+    """[t] int64 entries of the flattened store."""
     groups: tuple[DecodeGroup, ...]
     segments: tuple[SegmentView, ...]
 
@@ -68,9 +71,8 @@ class WindowPlan:
 class PagedPlan:
     """Reads and writes of one batch."""
 
-    written: Tensor
-    """[t] int64 entries of the flattened store."""
     windows: dict[int | None, WindowPlan]
+    """One for each distinct window of the model's layers."""
 
 
 def group_by_context(contexts: Int32s) -> list[Int32s]:
@@ -95,29 +97,54 @@ class PagedAttention:
         self.device = kv.data.device
 
     def prepare(self, inputs: ForwardInputs) -> PagedPlan:
-        """Entries to write for each token, and to read for each distinct window."""
-        row_slots = np.repeat(inputs.slots, inputs.lengths)
-        pages = inputs.page_table[row_slots, inputs.positions // self.kv.page_size].astype(np.int64)
-        written = pages * self.kv.page_size + inputs.positions % self.kv.page_size
-        distinct = dict.fromkeys(self.config.windows)
-        windows = {window: self._window_plan(inputs, window) for window in distinct}
-        return PagedPlan(upload(written, self.device), windows)
+        """Entries to write for each token, and to read for each distinct window. Raises RefusedInputs."""
+        plans: dict[int | None, WindowPlan] = {}
+        for table, windows in self._tables(inputs):
+            written = self._written(inputs, table)
+            plans |= {window: self._window_plan(inputs, table, written, window) for window in windows}
+        return PagedPlan(plans)
 
-    def _window_plan(self, inputs: ForwardInputs, window: int | None) -> WindowPlan:
+    def _tables(self, inputs: ForwardInputs) -> list[tuple[Int32s, list[int | None]]]:
+        """Each store's table, with the windows of the layers whose pages it names."""
+        distinct = list(dict.fromkeys(self.config.windows))
+        if (inputs.window_table is None) != (self.kv.num_window_pages is None):
+            raise RefusedInputs("a window table and a window store go together")
+        if inputs.window_table is None:
+            return [(inputs.page_table, distinct)]
+        self._check_window_pages(inputs, inputs.window_table)
+        return [(inputs.page_table, [None]), (inputs.window_table, [w for w in distinct if w is not None])]
+
+    def _written(self, inputs: ForwardInputs, table: Int32s) -> Tensor:
+        row_slots = np.repeat(inputs.slots, inputs.lengths)
+        pages = table[row_slots, inputs.positions // self.kv.page_size].astype(np.int64)
+        return upload(pages * self.kv.page_size + inputs.positions % self.kv.page_size, self.device)
+
+    def _check_window_pages(self, inputs: ForwardInputs, table: Int32s) -> None:
+        """Every window page that is read or written exists: an entry may say that there is none, and as an index that
+        would be somebody's."""
+        widest = widest_window(self.config) or 0
+        first = np.maximum(inputs.starts + 1 - widest, 0) // self.kv.page_size
+        count = (inputs.starts + inputs.lengths - 1) // self.kv.page_size + 1 - first
+        pages = table[np.repeat(inputs.slots, count), consecutive(first, count)]
+        if ((pages < 0) | (pages >= (self.kv.num_window_pages or 0))).any():
+            raise RefusedInputs("a window page that does not exist")
+
+    def _window_plan(self, inputs: ForwardInputs, table: Int32s, written: Tensor, window: int | None) -> WindowPlan:
         decoding = np.flatnonzero(inputs.lengths == 1).astype(np.int32)
         groups: list[DecodeGroup] = []
         if len(decoding):
             for members in group_by_context(inputs.starts[decoding] + 1):
-                groups.append(self._decode_group(inputs, decoding[members], window))
-        segments = [self._segment_view(inputs, int(index), window) for index in np.flatnonzero(inputs.lengths > 1)]
-        return WindowPlan(tuple(groups), tuple(segments))
+                groups.append(self._decode_group(inputs, table, decoding[members], window))
+        longer = np.flatnonzero(inputs.lengths > 1)
+        segments = [self._segment_view(inputs, table, int(index), window) for index in longer]
+        return WindowPlan(written, tuple(groups), tuple(segments))
 
     def _entries(self, page_rows: Int32s, positions: Tensor) -> Tensor:
         """Entries of the flattened store at `positions` [n, k] of slots with page table rows `page_rows` [n, p]."""
         table = upload(page_rows, self.device).long()
         return table.gather(1, positions // self.kv.page_size) * self.kv.page_size + positions % self.kv.page_size
 
-    def _decode_group(self, inputs: ForwardInputs, segments: Int32s, window: int | None) -> DecodeGroup:
+    def _decode_group(self, inputs: ForwardInputs, table: Int32s, segments: Int32s, window: int | None) -> DecodeGroup:
         contexts = inputs.starts[segments] + 1
         firsts = np.maximum(contexts - window, 0) if window else np.zeros_like(contexts)
         spans = contexts - firsts
@@ -126,20 +153,20 @@ class PagedAttention:
         steps = torch.arange(longest, device=self.device)
         device_spans = upload(spans, self.device).long()[:, None]
         positions = upload(firsts, self.device).long()[:, None] + torch.minimum(steps[None], device_spans - 1)
-        entries = self._entries(inputs.page_table[inputs.slots[segments], :num_pages], positions)
+        entries = self._entries(table[inputs.slots[segments], :num_pages], positions)
         padded = bool((spans != longest).any())
         hidden = (steps[None] >= device_spans)[:, None, None, :] if padded else None
         rows = inputs.offsets[segments].astype(np.int64)
         whole = len(rows) == len(inputs.positions) and bool((rows == np.arange(len(rows))).all())
         return DecodeGroup(None if whole else upload(rows, self.device), entries.flatten(), hidden)
 
-    def _segment_view(self, inputs: ForwardInputs, segment: int, window: int | None) -> SegmentView:
+    def _segment_view(self, inputs: ForwardInputs, table: Int32s, segment: int, window: int | None) -> SegmentView:
         start, length = int(inputs.starts[segment]), int(inputs.lengths[segment])
         context = start + length
         first = max(start + 1 - window, 0) if window else 0
         num_pages = -(-context // self.kv.page_size)
         keys = torch.arange(first, context, device=self.device)
-        pages = inputs.page_table[inputs.slots[segment], :num_pages][None]
+        pages = table[inputs.slots[segment], :num_pages][None]
         entries = self._entries(pages, keys[None])[0]
         offset = int(inputs.offsets[segment])
         visible = None
@@ -153,15 +180,15 @@ class PagedAttention:
     def attend(self, plan: PagedPlan, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See `Attention.attend`."""
         keys, values = self.kv.keys(layer).flatten(0, 1), self.kv.values(layer).flatten(0, 1)
-        keys.index_copy_(0, plan.written, key)
-        values.index_copy_(0, plan.written, value)
-        reads = plan.windows[self.config.windows[layer]]
+        own = plan.windows[self.config.windows[layer]]
+        keys.index_copy_(0, own.written, key)
+        values.index_copy_(0, own.written, value)
         output = torch.empty_like(query)
-        for group in reads.groups:
+        for group in own.groups:
             if group.rows is None:
                 return self._attend_group(group, query, keys, values).flatten(1)
             output[group.rows] = self._attend_group(group, query[group.rows], keys, values)
-        for segment in reads.segments:
+        for segment in own.segments:
             rows = slice(segment.first, segment.last)
             output[rows] = self._attend_segment(segment, query[rows], keys, values)
         return output.flatten(1)

@@ -16,16 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpu.backend import ForwardInputs
+from gpu.backend import ForwardInputs, RefusedInputs
 from gpu.kv import KvStore
 from gpu.models.config import ModelConfig, Rope, weight_shapes
 from gpu.native.build import NativeUnavailable
 from gpu.native.library import Inputs, Library, Shape, load_library
 from gpu.weights.checks import is_norm
-
-
-class RefusedInputs(ValueError):
-    """A batch that would read or write outside of its memory; nothing was computed."""
 
 
 def default_threads() -> int:
@@ -106,6 +102,7 @@ class NativeBackend:
             offsets=_pointer(inputs.offsets),
             page_table=_pointer(inputs.page_table),
             logit_rows=_pointer(inputs.logit_rows),
+            window_table=None if inputs.window_table is None else _pointer(inputs.window_table),
             logits=logits,
             greedy=greedy,
         )
@@ -113,6 +110,8 @@ class NativeBackend:
             raise RefusedInputs("slots, starts and lengths differ in length")
         if len(inputs.offsets) != step.num_segments + 1:
             raise RefusedInputs("offsets do not have one entry more than slots")
+        if inputs.window_table is not None and inputs.window_table.shape != inputs.page_table.shape:
+            raise RefusedInputs("page table and window table differ in shape")
         message = self._library.forward(self._decoder, ctypes.byref(step))
         if message is not None:
             raise RefusedInputs(message.decode())
@@ -124,10 +123,17 @@ def _library_for(config: ModelConfig, kv: KvStore) -> Library:
         raise NativeUnavailable(f"keys and values are on {kv.data.device}, these kernels run on the CPU")
     if kv.data.dtype not in (torch.bfloat16, torch.float32):
         raise NativeUnavailable(f"no kernels for {kv.data.dtype}; there are some for bfloat16 and float32")
-    expected = (config.num_layers, 2, kv.num_pages, kv.page_size, config.num_kv_heads, config.head_dim)
-    if tuple(kv.data.shape) != expected or not kv.data.is_contiguous():
-        raise NativeUnavailable(f"keys and values of shape {tuple(kv.data.shape)} where {expected} is needed")
+    num_windowed = [kv.windowed(layer) for layer in range(config.num_layers)].count(True)
+    _check_store(config, kv.data, config.num_layers - num_windowed, kv.num_pages, kv.page_size)
+    if kv.window_data is not None:
+        _check_store(config, kv.window_data, num_windowed, kv.num_window_pages, kv.page_size)
     return load_library()
+
+
+def _check_store(config: ModelConfig, data: Tensor, num_layers: int, num_pages: int | None, page_size: int) -> None:
+    expected = (num_layers, 2, num_pages, page_size, config.num_kv_heads, config.head_dim)
+    if tuple(data.shape) != expected or not data.is_contiguous():
+        raise NativeUnavailable(f"keys and values of shape {tuple(data.shape)} where {expected} is needed")
 
 
 def _create(library: Library, config: ModelConfig, kv: KvStore, threads: int, handle: ctypes.c_void_p) -> bytes | None:
@@ -143,7 +149,9 @@ def _create(library: Library, config: ModelConfig, kv: KvStore, threads: int, ha
         num_pages=kv.num_pages,
         page_size=kv.page_size,
         threads=threads,
+        num_window_pages=kv.num_window_pages or 0,
         kv=kv.data.data_ptr(),
+        window_kv=None if kv.window_data is None else kv.window_data.data_ptr(),
         windows=_pointer(windows),
         rope_of_layer=_pointer(rope_of_layer),
         inverse_frequencies=_pointer(frequencies),

@@ -27,8 +27,9 @@ struct Shape {
     int32_t bf16, vocab_size, hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size;
     int32_t gelu_tanh, qkv_bias, qk_norm, sandwich_norms, tied_embeddings, num_ropes, num_pages, page_size;
     float norm_epsilon, embedding_scale, query_scale;
-    int32_t threads;
+    int32_t threads, num_window_pages;   // 0 window pages: one store for all layers
     void* kv;                         // [layers][2][pages][page_size][kv_heads][head_dim]
+    void* window_kv;                  // the same of the layers with a window, where those have a store of their own
     const int32_t* windows;           // [layers], 0: none
     const int32_t* rope_of_layer;     // [layers]
     const float* inverse_frequencies; // [num_ropes][head_dim / 2]
@@ -38,6 +39,7 @@ struct Inputs {
     int32_t num_tokens, num_segments, num_logits, num_slots, pages_per_slot;
     int32_t reserved;
     const int32_t *tokens, *positions, *slots, *starts, *lengths, *offsets, *page_table, *logit_rows;
+    const int32_t* window_table;   // as page_table, for the layers of the second store; null where there is none
     float* logits;     // [num_logits][vocab], or null
     int32_t* greedy;   // [num_logits], or null
 };
@@ -67,12 +69,23 @@ struct Vector {
     const float* data() const { return memory.as<float>(); }
 };
 
+// The pages of some layers: of all, or of those without a window, or of those with one.
+struct Store {
+    void* memory;
+    int64_t num_pages, num_layers = 0;
+    int64_t widest_window = 0;   // over its layers; kUnlimited: some layer sees everything
+};
+constexpr int64_t kUnlimited = int64_t(1) << 40;
+constexpr int kStores = 2;
+
 template <class Element>
 struct Layer {
     Matrix<Element> qkv, output, gate_up, down;
     Vector input_norm, mlp_norm, attention_norm, after_mlp_norm, query_norm, key_norm, bias;
     int64_t window = 0;
     int rope = 0;
+    int store = 0;
+    typename Element::Stored *keys = nullptr, *values = nullptr;   // page 0
 };
 
 // Rows of fixed width that grow with the largest batch seen.
@@ -107,7 +120,7 @@ public:
 private:
     struct Segment {
         int64_t first_row, first_position, positions;
-        const int32_t* pages;
+        const int32_t* pages[kStores];   // the slot's page table rows
         int64_t kv_head, kv_heads;
     };
     struct Best {
@@ -133,16 +146,18 @@ private:
     void keep_wanted(Walk& walk, const Inputs& inputs);
     void finish_layer(Walk& walk, const Layer<Element>& layer, int64_t rows);
     void score(Walk& walk, const Inputs& inputs);
-    void prepare_heads(const Layer<Element>& layer, int64_t index, const Inputs& inputs, int64_t row);
+    void prepare_heads(const Layer<Element>& layer, const Inputs& inputs, int64_t row);
     template <int kPanels, class Epilogue>
     void product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
                  Epilogue&& epilogue);
     void add_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
                      const Vector& norm);
 
-    Stored* kv_page(int64_t layer, int64_t values) const {
-        const int64_t pages = int64_t(shape_.num_pages) * shape_.page_size * token_stride();
-        return static_cast<Stored*>(shape_.kv) + (layer * 2 + values) * pages;
+    void place(Layer<Element>& layer);
+    int num_stores() const { return shape_.num_window_pages > 0 ? 2 : 1; }
+    static const int32_t* table_row(const Inputs& inputs, int store, int64_t slot) {
+        const int32_t* table = store == 0 ? inputs.page_table : inputs.window_table;
+        return table == nullptr ? nullptr : table + slot * inputs.pages_per_slot;
     }
     int64_t token_stride() const { return int64_t(shape_.num_kv_heads) * shape_.head_dim; }
     int64_t query_size() const { return int64_t(shape_.num_heads) * shape_.head_dim; }
@@ -153,6 +168,7 @@ private:
 
     Shape shape_;
     Pool pool_;
+    Store stores_[kStores];
     std::vector<Layer<Element>> layers_;
     std::vector<float> inverse_frequencies_;
     Matrix<Element> embedding_, head_;
@@ -164,7 +180,6 @@ private:
     RowBuffer<float> hidden_, mixed_, branch_, angles_;
     RowBuffer<Unit> normed_, queries_, attended_, inner_;
     int64_t query_rows_ = 0;
-    int64_t widest_window_ = 0;   // over all layers; 0: some layer sees everything
 };
 
 }  // namespace pawl

@@ -14,7 +14,7 @@ from gpu.native.build import NativeUnavailable, build
 
 
 class Shape(ctypes.Structure):
-    """`pawl::Shape`: the model's numbers, and pointers that are read only while the decoder is made (but `kv`)."""
+    """`pawl::Shape`: the model's numbers, and pointers. Of those only `kv` and `window_kv` are kept."""
 
     _fields_ = (
         *(
@@ -42,7 +42,9 @@ class Shape(ctypes.Structure):
         ("embedding_scale", c_float),
         ("query_scale", c_float),
         ("threads", c_int32),
+        ("num_window_pages", c_int32),
         ("kv", c_void_p),
+        ("window_kv", c_void_p),
         ("windows", c_void_p),
         ("rope_of_layer", c_void_p),
         ("inverse_frequencies", c_void_p),
@@ -67,6 +69,7 @@ class Inputs(ctypes.Structure):
         ("offsets", c_void_p),
         ("page_table", c_void_p),
         ("logit_rows", c_void_p),
+        ("window_table", c_void_p),
         ("logits", c_void_p),
         ("greedy", c_void_p),
     )

@@ -9,6 +9,7 @@ template <class Element>
 Decoder<Element>::Decoder(const Shape& shape)
     : shape_(shape),
       pool_(shape.threads),
+      stores_{{shape.kv, shape.num_pages}, {shape.window_kv, shape.num_window_pages}},
       layers_(size_t(shape.num_layers)),
       inverse_frequencies_(shape.inverse_frequencies,
                            shape.inverse_frequencies + int64_t(shape.num_ropes) * (shape.head_dim / 2)),
@@ -29,8 +30,7 @@ Decoder<Element>::Decoder(const Shape& shape)
         Layer<Element>& layer = layers_[size_t(index)];
         layer.window = shape.windows[index];
         layer.rope = shape.rope_of_layer[index];
-        const bool unlimited = layer.window == 0 || (index > 0 && widest_window_ == 0);
-        widest_window_ = unlimited ? 0 : std::max(widest_window_, layer.window);
+        place(layer);
         layer.qkv = Matrix<Element>(mixed, hidden);
         layer.output = Matrix<Element>(hidden, query_size());
         layer.gate_up = Matrix<Element>(2 * padded(shape.intermediate_size), hidden);
@@ -43,6 +43,17 @@ Decoder<Element>::Decoder(const Shape& shape)
     }
     for (int thread = 0; thread < shape.threads; ++thread)
         attention_.emplace_back(group(), shape.num_kv_heads, head, shape.page_size, shape.query_scale);
+}
+
+// Give the layer the next pages of its store.
+template <class Element>
+void Decoder<Element>::place(Layer<Element>& layer) {
+    layer.store = num_stores() == 2 && layer.window > 0 ? 1 : 0;
+    Store& store = stores_[layer.store];
+    const int64_t size = store.num_pages * shape_.page_size * token_stride();
+    layer.keys = static_cast<Stored*>(store.memory) + 2 * store.num_layers++ * size;
+    layer.values = layer.keys + size;
+    store.widest_window = std::max(store.widest_window, layer.window > 0 ? layer.window : kUnlimited);
 }
 
 template <class Element>
@@ -104,11 +115,14 @@ void Decoder<Element>::check_segment(const Inputs& inputs, int64_t segment) cons
     require(slot >= 0 && slot < inputs.num_slots, "no such slot");
     const int64_t end = start + inputs.lengths[segment];
     require(start >= 0 && end <= int64_t(inputs.pages_per_slot) * shape_.page_size, "beyond the slot's pages");
-    const int32_t* pages = inputs.page_table + slot * inputs.pages_per_slot;
-    // Only pages that some layer reads must be valid: with a window everywhere, older ones may be gone.
-    const int64_t oldest = widest_window_ > 0 ? std::max(start + 1 - widest_window_, int64_t(0)) : 0;
-    for (int64_t page = oldest / shape_.page_size; page * shape_.page_size < end; ++page)
-        require(pages[page] >= 0 && pages[page] < shape_.num_pages, "a page that does not exist");
+    for (int store = 0; store < num_stores(); ++store) {
+        const int32_t* pages = table_row(inputs, store, slot);
+        // Only pages that some layer reads must be valid: with a window everywhere, older ones may be gone.
+        const int64_t oldest = std::max(start + 1 - stores_[store].widest_window, int64_t(0));
+        for (int64_t page = oldest / shape_.page_size; page * shape_.page_size < end; ++page)
+            require(pages[page] >= 0 && pages[page] < stores_[store].num_pages,
+                    store == 0 ? "a page that does not exist" : "a window page that does not exist");
+    }
     for (int64_t row = first; row < last; ++row) {
         require(inputs.positions[row] == start + row - first, "positions are not consecutive");
         require(inputs.tokens[row] >= 0 && inputs.tokens[row] < shape_.vocab_size, "a token outside the vocabulary");
@@ -121,6 +135,7 @@ void Decoder<Element>::check(const Inputs& inputs) const {
     const auto require = [](bool holds, const char* what) {
         if (!holds) throw Refused{what};
     };
+    require((inputs.window_table != nullptr) == (num_stores() == 2), "a window table and a window store go together");
     require(inputs.num_segments > 0 && inputs.offsets[0] == 0, "there are no segments");
     require(inputs.offsets[inputs.num_segments] == inputs.num_tokens, "segments do not cover the batch");
     for (int64_t segment = 0; segment < inputs.num_segments; ++segment) check_segment(inputs, segment);
@@ -146,12 +161,12 @@ void Decoder<Element>::plan(const Inputs& inputs) {
     for (int64_t segment = 0; segment < inputs.num_segments; ++segment) {
         const int64_t first = inputs.offsets[segment], length = inputs.lengths[segment];
         std::fill_n(row_segment_.begin() + first, length, int32_t(segment));
-        const int32_t* pages = inputs.page_table + int64_t(inputs.slots[segment]) * inputs.pages_per_slot;
+        const int64_t slot = inputs.slots[segment];
         const int64_t heads = length == 1 && whole_rows ? shape_.num_kv_heads : 1;
         for (int64_t done = 0; done < length; done += most)
             for (int64_t head = 0; head < shape_.num_kv_heads; head += heads)
-                segments_.push_back(Segment{first + done, inputs.starts[segment] + done,
-                                            std::min(most, length - done), pages, head, heads});
+                segments_.push_back(Segment{first + done, inputs.starts[segment] + done, std::min(most, length - done),
+                                            {table_row(inputs, 0, slot), table_row(inputs, 1, slot)}, head, heads});
     }
     // The longest first, so that the end of the phase is fine-grained.
     std::stable_sort(segments_.begin(), segments_.end(), [](const Segment& a, const Segment& b) {

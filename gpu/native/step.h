@@ -80,16 +80,16 @@ void Decoder<Element>::embed(Walk& walk, const Inputs& inputs) {
 
 // One row of `mixed`: norm and turn the query and key heads; queries for attention, key and value into their page.
 template <class Element>
-void Decoder<Element>::prepare_heads(const Layer<Element>& layer, int64_t index, const Inputs& inputs, int64_t row) {
+void Decoder<Element>::prepare_heads(const Layer<Element>& layer, const Inputs& inputs, int64_t row) {
     const int64_t size = shape_.head_dim, heads = shape_.num_heads, kv_heads = shape_.num_kv_heads;
     float* mixed = mixed_.row(row);
     const float* angles = angles_.row(row) + layer.rope * size;
     const int64_t position = inputs.positions[row];
     const int64_t slot = inputs.slots[row_segment_[size_t(row)]];
-    const int64_t page = inputs.page_table[slot * inputs.pages_per_slot + position / shape_.page_size];
+    const int64_t page = table_row(inputs, layer.store, slot)[position / shape_.page_size];
     const int64_t entry = (page * shape_.page_size + position % shape_.page_size) * token_stride();
-    Stored* key = kv_page(index, 0) + entry;
-    Stored* value = kv_page(index, 1) + entry;
+    Stored* key = layer.keys + entry;
+    Stored* value = layer.values + entry;
     for (int64_t head = 0; head < heads + kv_heads; ++head) {
         const bool is_query = head < heads;
         const Vector& norm = is_query ? layer.query_norm : layer.key_norm;
@@ -121,17 +121,15 @@ void Decoder<Element>::attend(Walk& walk, const Inputs& inputs, int64_t index) {
                 store(mixed_.row(row + i) + column, biased ? value + load<Floats>(layer.bias.data() + column) : value);
             }
     });
-    walk.phase(rows, [&](int64_t row) { prepare_heads(layer, index, inputs, row); });
-    Stored* keys = kv_page(index, 0);
-    Stored* values = kv_page(index, 1);
+    walk.phase(rows, [&](int64_t row) { prepare_heads(layer, inputs, row); });
     walk.phase(int64_t(segments_.size()), [&](int64_t task) {
         const Segment& segment = segments_[size_t(task)];
         const int64_t head = segment.kv_head * shape_.head_dim;
         Stored* output = reinterpret_cast<Stored*>(attended_.row(segment.first_row)) + head * group();
         attention_[size_t(walk.thread)].run(
             AttentionTask<Element>{queries(segment.kv_head, segment.first_row), queries(1, 0) - queries(0, 0), output,
-                                   attended_.stride * Element::kPerUnit, keys + head, values + head, segment.pages,
-                                   segment.kv_heads, segment.first_position, segment.positions},
+                                   attended_.stride * Element::kPerUnit, layer.keys + head, layer.values + head,
+                                   segment.pages[layer.store], segment.kv_heads, segment.first_position, segment.positions},
             layer.window);
     });
 }

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from gpu.backend import Backend, ForwardInputs
+from gpu.kv import KvStore, widest_window
+from gpu.models.config import ModelConfig
 from gpu.runner import ragged_positions
 from lifecycle.step import Int32s
+from memory.window import NO_PAGE
 
 NEEDS_CUDA = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 DEVICES = ("cpu", pytest.param("cuda", marks=NEEDS_CUDA))
@@ -38,7 +41,11 @@ class Piece:
 
 
 def forward_inputs(
-    pieces: Sequence[Piece], page_table: Int32s, logit_rows: Int32s | None = None, device: str = "cpu"
+    pieces: Sequence[Piece],
+    page_table: Int32s,
+    logit_rows: Int32s | None = None,
+    device: str = "cpu",
+    window_table: Int32s | None = None,
 ) -> ForwardInputs:
     """The flat batch of `pieces`; all rows' logits are wanted unless `logit_rows` says otherwise."""
     lengths = int32(*(len(piece.tokens) for piece in pieces))
@@ -54,15 +61,58 @@ def forward_inputs(
         offsets=offsets,
         page_table=page_table,
         logit_rows=np.arange(offsets[-1], dtype=np.int32) if logit_rows is None else logit_rows,
+        window_table=window_table,
     )
 
 
+class WindowPages:
+    """The second store's pages, handed out as a scheduler does: taken when a piece reaches them, given back as soon as
+    no later query sees them, and then somebody else's. Free pages hold NaN."""
+
+    def __init__(self, kv: KvStore, config: ModelConfig, num_slots: int, pages_per_slot: int) -> None:
+        assert kv.window_data is not None
+        self.store = kv.window_data
+        self.store.fill_(float("nan"))
+        self.page_size = kv.page_size
+        self.window = widest_window(config) or 0
+        self.table = np.full((num_slots, pages_per_slot), NO_PAGE, np.int32)
+        self.free = np.random.default_rng(9).permutation(self.store.shape[2]).tolist()
+        self.starts = [0] * num_slots
+        self.num_returned = 0
+
+    def cover(self, pieces: Sequence[Piece]) -> None:
+        """Give back the pages behind the windows of these pieces, and take those for their tokens."""
+        for piece in pieces:
+            start = max(piece.start + 1 - self.window, 0) // self.page_size
+            for index in range(self.starts[piece.slot], start):
+                self._give_back(piece.slot, index)
+            self.starts[piece.slot] = start
+            for index in range(start, (piece.start + len(piece.tokens) - 1) // self.page_size + 1):
+                if self.table[piece.slot, index] == NO_PAGE:
+                    self.table[piece.slot, index] = self.free.pop(0)
+
+    def _give_back(self, slot: int, index: int) -> None:
+        page = self.table[slot, index]
+        self.store[:, :, page] = float("nan")
+        self.free.insert(0, page)
+        self.num_returned += 1
+        # Nobody need tell the worker: every other entry goes on naming what is somebody else's now.
+        if index % 2:
+            self.table[slot, index] = NO_PAGE
+
+
 def logits_in_pieces(
-    backend: Backend, page_table: Int32s, sequences: Sequence[Sequence[int]], seed: int, device: str = "cpu"
+    backend: Backend,
+    page_table: Int32s,
+    sequences: Sequence[Sequence[int]],
+    seed: int,
+    device: str = "cpu",
+    windows: WindowPages | None = None,
 ) -> list[torch.Tensor]:
     """Logits of every position of every sequence, computed in random segments (some of one token), batched together.
 
-    Sequence i lives in slot i. Returns float32 [length of i, vocab] for each.
+    Sequence i lives in slot i. With `windows`, the windowed layers' pages come from there. Returns float32
+    [length of i, vocab] for each.
     """
     random = np.random.default_rng(seed)
     done = [0] * len(sequences)
@@ -78,7 +128,11 @@ def logits_in_pieces(
                 done[slot] += length
         if not pieces:
             continue
-        inputs = forward_inputs(pieces, page_table, device=device)
+        if windows is not None:
+            windows.cover(pieces)
+        inputs = forward_inputs(
+            pieces, page_table, device=device, window_table=None if windows is None else windows.table
+        )
         with torch.inference_mode():
             logits = backend.forward(inputs)
         for index, piece in enumerate(pieces):

@@ -52,6 +52,9 @@ SWITCHED = msgspec.structs.replace(
 )
 """Everything that can be switched on is."""
 
+HYBRID = msgspec.structs.replace(SWITCHED, num_layers=4, windows=(13, None, 13, None))
+"""Every other layer sees 13 tokens back, which is no multiple of a page."""
+
 WINDOWED = msgspec.structs.replace(ODD, windows=(20, 70), head_dim=64, query_scale=0.125)
 """No layer sees further back than 70 tokens."""
 
@@ -88,10 +91,19 @@ def make(
     context: int = 160,
     page_size: int = 16,
     weights: dict[str, Tensor] | None = None,
+    num_window_pages: int | None = None,
+    device: str = "cpu",
 ) -> Made:
     """A backend of class `kind` with room for `num_slots` sequences of `context` tokens."""
     pages = -(-context // page_size)
-    kv = KvStore(config, num_pages=num_slots * pages, page_size=page_size, dtype=dtype, device="cpu")
+    kv = KvStore(
+        config,
+        num_pages=num_slots * pages,
+        page_size=page_size,
+        dtype=dtype,
+        device=device,
+        num_window_pages=num_window_pages,
+    )
     order = np.random.default_rng(3).permutation(kv.num_pages)
     table = order.reshape(num_slots, pages).astype(np.int32)
     return Made(kind(config, weights or random_weights(config, dtype), kv, threads=threads), kv, table)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.backend import ForwardInputs, GreedyBackend
+from gpu.backend import ForwardInputs, GreedyBackend, RefusedInputs
 from gpu.models.decoder import TorchDecoder
-from gpu.native.backend import NativeBackend, RefusedInputs
+from gpu.native.backend import NativeBackend
 from gpu.weights.source import load_weights, resolve_source
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
 from tests.gpu.native_models import ODD, SWITCHED, WINDOWED, alone, make, random_weights
