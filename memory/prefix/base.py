@@ -63,8 +63,8 @@ class PrefixCache(Protocol):
     ) -> Insertion:
         """Offer the pages that hold `tokens` (len(tokens) = len(pages) * page_size). Releases `hold`. O(n)."""
 
-    def release(self, hold: Hold, fence: int) -> None:
-        """Let go. `fence`: newest step that may still touch the pages.
+    def release(self, hold: Hold, fence: int, used: bool = True) -> None:
+        """Let go. `fence`: newest step that may still touch the pages; `used`: whether the request went on with them.
 
         Raises MemoryViolation for a hold that was released before, or that another cache gave.
         """

@@ -59,7 +59,7 @@ class ChunkCache:
         self._num_holds += 1
         return Insertion(EmptyHold(self), NO_PAGES)
 
-    def release(self, hold: Hold, fence: int) -> None:
+    def release(self, hold: Hold, fence: int, used: bool = True) -> None:
         """Let go of a hold, once."""
         if not isinstance(hold, EmptyHold) or hold.released or hold.owner is not self:
             raise MemoryViolation("a hold is released once, to the cache that gave it", num_tokens=hold.num_tokens)

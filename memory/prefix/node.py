@@ -21,7 +21,7 @@ class Rank:
         self.used = created
         """When its last holder let go of it."""
         self.hits = 0
-        """Requests that have used it: found it, or made it."""
+        """Requests that have used it: found it or made it, and went on."""
         self.priority = NO_PRIORITY
         """The largest priority of those requests."""
         self.entry = 0
@@ -65,3 +65,23 @@ class Root(Node):
         super().__init__(None, b"", NO_PAGES)
         self.namespace = namespace
         self.holds = 1
+
+
+def common_pages(data: bytes, at: int, key: bytes, width: int) -> int:
+    """Leading pages that `data` from `at` on and `key` share; the first is known to be equal.
+
+    Compares spans that halve, so what is read in all is proportional to the shorter of the two.
+    """
+    equal, limit = 1, min(len(key), len(data) - at) // width
+    span = limit - equal
+    while equal < limit:
+        low, high = equal * width, (equal + span) * width
+        if data[at + low : at + high] == key[low:high]:
+            equal += span
+            span = limit - equal
+        elif span == 1:
+            break
+        else:
+            limit = equal + span
+            span //= 2
+    return equal

@@ -41,6 +41,9 @@ class Order(Protocol):
     def use(self, node: Node, priority: int) -> None:
         """One more request, of this priority, uses the node. It is held."""
 
+    def unuse(self, node: Node) -> None:
+        """A use came to nothing, such as that of a request that did not fit. It is held."""
+
     def push(self, node: Node) -> None:
         """Nobody holds the node any more. Children are pushed before their parents."""
 
@@ -95,6 +98,9 @@ class RecencyOrder:
 
     def use(self, node: Node, priority: int) -> None:
         """Uses do not count here, only their end."""
+
+    def unuse(self, node: Node) -> None:
+        """Nothing was counted."""
 
     def push(self, node: Node) -> None:
         """`node` was used just now."""
@@ -172,6 +178,10 @@ class RankedOrder:
         rank.hits += 1
         if priority > rank.priority:
             rank.priority = priority
+
+    def unuse(self, node: Node) -> None:
+        """Do not count it. The priority stays: whoever wanted the node may want it again."""
+        node.rank.hits -= 1
 
     def push(self, node: Node) -> None:
         """Its use ended just now; as long as it has children, these leave first."""

@@ -24,7 +24,7 @@ from memory.pages import Int32s, MemoryViolation
 from memory.prefix.audit import check_tree, content, own_holders, pretty, walk
 from memory.prefix.base import Eviction, Hold, Insertion
 from memory.prefix.events import CacheEvent, Cleared, Content, Removed, Stored
-from memory.prefix.node import NO_PAGES, Node, Root
+from memory.prefix.node import NO_PAGES, Node, Root, common_pages
 from memory.prefix.order import make_order
 
 _TOKEN_BYTES = 4
@@ -141,13 +141,21 @@ class RadixCache:
             self.release(before, fence)
         return Insertion(new_hold, adopted)
 
-    def release(self, hold: Hold, fence: int) -> None:
-        """Let go of a hold, once. `fence`: newest step that may still touch its pages."""
+    def release(self, hold: Hold, fence: int, used: bool = True) -> None:
+        """Let go of a hold, once. `fence`: newest step that may still touch its pages.
+
+        `used`: False when nothing came of it, so that a request which is tried at every step is counted once.
+        """
         hold = self._own(hold)
         hold.released = True
         node, hold.node = hold.node, None
         if node is not None:
             self._num_holds -= 1
+            if self._counts_uses and not used:
+                above = node
+                while above.parent is not None:
+                    self._order.unuse(above)
+                    above = above.parent
             self.unpin(node, fence)
 
     def _own(self, hold: Hold) -> RadixHold:
@@ -222,7 +230,7 @@ class RadixCache:
                 break
             end = at + len(child.key)
             if not data.startswith(child.key, at):
-                return child, at + _common_pages(data, at, child.key, width) * width, end
+                return child, at + common_pages(data, at, child.key, width) * width, end
             node, at = child, end
         return node, at, at
 
@@ -367,23 +375,3 @@ def path_pages(node: Node | None) -> Int32s:
     pages: Int32s = np.concatenate(parts)
     pages.flags.writeable = False
     return pages
-
-
-def _common_pages(data: bytes, at: int, key: bytes, width: int) -> int:
-    """Leading pages that `data` from `at` on and `key` share; the first is known to be equal.
-
-    Compares spans that halve, so what is read in all is proportional to the shorter of the two.
-    """
-    equal, limit = 1, min(len(key), len(data) - at) // width
-    span = limit - equal
-    while equal < limit:
-        low, high = equal * width, (equal + span) * width
-        if data[at + low : at + high] == key[low:high]:
-            equal += span
-            span = limit - equal
-        elif span == 1:
-            break
-        else:
-            limit = equal + span
-            span //= 2
-    return equal

@@ -94,6 +94,16 @@ def test_a_request_counts_once_however_many_chunks_it_has() -> None:
     assert [cache.evict(1).pages.tolist() for _ in range(4)] == [[3], [2], [1], [0]]
 
 
+def test_a_request_that_was_tried_often_and_never_went_on_does_not_count() -> None:
+    cache = RadixCache(1, "lfu")
+    use(cache, (1,), (0,))
+    use(cache, (2,), (1,))
+    use(cache, (2,))
+    for _ in range(5):
+        cache.release(cache.match_and_hold(array(1), ""), 0, used=False)
+    assert cache.evict(1).pages.tolist() == [0]
+
+
 def test_a_shared_beginning_has_the_best_priority_of_its_users() -> None:
     cache = RadixCache(1, "priority")
     use(cache, (1, 2), (0, 1), priority=3)
@@ -164,6 +174,11 @@ class OffersParents(RankedOrder):
             self._offer(node)
 
 
+class NeverForgetsAttempts(RankedOrder):
+    def unuse(self, node: Node) -> None:
+        return
+
+
 class LatestPriority(RankedOrder):
     def use(self, node: Node, priority: int) -> None:
         super().use(node, priority)
@@ -195,6 +210,7 @@ WRONG: dict[str, tuple[str, Callable[[], Order]]] = {
     "a parent is offered before its children": ("fifo", partial(OffersParents, by_age, counts_uses=False)),
     "the latest priority counts, not the best": ("priority", partial(LatestPriority, by_priority, counts_uses=True)),
     "equal hits are told apart by age": ("lfu", partial(RankedOrder, by_hits_only, counts_uses=True)),
+    "attempts count as uses": ("lfu", partial(NeverForgetsAttempts, by_hits, counts_uses=True)),
     "nobody counts": ("lfu", partial(RankedOrder, by_hits, counts_uses=False)),
 }
 

@@ -97,7 +97,10 @@ class TreeModel:
             edge.hits += 1
             edge.priority = max(edge.priority, priority)
 
-    def release(self, prefix: Prefix) -> None:
+    def release(self, prefix: Prefix, used: bool = True) -> None:
+        if not used:
+            for edge in {self.edge[part] for part in self.parts(prefix)}:
+                edge.hits -= 1
         held = self.held_edges()
         self.held.remove(prefix)
         let_go = held - self.held_edges()
@@ -141,7 +144,7 @@ class Move(NamedTuple):
     """A priority, the index of a hold, or pages to evict."""
 
 
-VERBS = ("match", "insert", "insert", "extend", "release", "release", "evict", "reset")
+VERBS = ("match", "insert", "insert", "extend", "release", "release", "withdraw", "evict", "reset")
 MOVES = st.lists(
     st.builds(
         Move,
@@ -195,10 +198,10 @@ def play(cache: PrefixCache, model: TreeModel, moves: list[Move]) -> Iterator[Mo
                 model.release((prefix[0], prefix[1][: before.num_tokens]))
             assert insertion.hold.pages.tolist() == [model.page[part] for part in model.parts(prefix)]
             holds.append((insertion.hold, prefix))
-        elif move.verb == "release" and holds:
+        elif move.verb in ("release", "withdraw") and holds:
             hold, prefix = holds.pop(move.number % len(holds))
-            cache.release(hold, 0)
-            model.release(prefix)
+            cache.release(hold, 0, used=move.verb == "release")
+            model.release(prefix, used=move.verb == "release")
         elif move.verb == "evict":
             assert cache.evict(move.number).pages.tolist() == model.evict(move.number)
         elif move.verb == "reset" and not any(words for _, (_, words) in holds):
