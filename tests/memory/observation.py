@@ -10,6 +10,7 @@ from memory.pool import Memory
 from memory.prefix.audit import own_holders
 from memory.prefix.node import Node
 from memory.prefix.radix import RadixCache
+from memory.window import Windows
 from tests.memory.reference import Prefix
 
 
@@ -55,5 +56,21 @@ def observe(memory: Memory) -> dict[str, Any]:
         "holders": holders,
         "held": memory.cache.held,
         "evictable": memory.cache.evictable,
+        "promised": memory.escrow.promised.tolist(),
         "own digest": memory.digest(),
+        "windows": None if memory.windows is None else observe_windows(memory.windows),
+    }
+
+
+def observe_windows(windows: Windows) -> dict[str, Any]:
+    """The second pool's part. Where a page is that nobody refers to means nothing."""
+    return {
+        "counters": windows.pool.counters(),
+        "refcount": windows.pool.refcount.tolist(),
+        "in_cache": windows.pool.in_cache.tolist(),
+        "free pages": windows.pool.free_pages.tolist(),
+        "partner": windows.partner.tolist(),
+        "start": windows.start.tolist(),
+        "promised": windows.escrow.promised.tolist(),
+        "obtainable": windows.obtainable,
     }

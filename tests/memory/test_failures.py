@@ -15,7 +15,9 @@ import pytest
 
 from memory.pool import Memory
 from memory.prefix.radix import RadixCache
-from memory.transaction import Transaction
+from memory.prefix.sliding import SlidingCache
+from memory.transaction import Ledger, Transaction
+from memory.window import Windows
 from tests.memory.observation import observe
 
 PAGE = 16
@@ -35,6 +37,9 @@ class Injector:
         self._wrap(memory.slots, "take", can_refuse=True, logs=True)
         self._wrap(memory.pages, "take", can_refuse=True, logs=True)
         self._wrap(memory.pages, "share", can_refuse=False, logs=False)
+        if memory.windows is not None:
+            self._wrap(memory.windows.pool, "take", can_refuse=True, logs=True)
+            self._wrap(memory.windows.pool, "share", can_refuse=False, logs=False)
         self._wrap(memory.cache, "match_and_hold", can_refuse=False, logs=False)
 
     def _wrap(self, owner: object, name: str, can_refuse: bool, logs: bool) -> None:
@@ -60,9 +65,18 @@ def prompt(*words: int) -> Any:
     return np.repeat(np.array([*words, 99], np.int32), PAGE)
 
 
-def memory_with_history() -> tuple[Memory, list[int]]:
+def empty_memory(num_pools: int) -> Memory:
+    """24 pages of each pool, so that nothing has to leave the cache, which no rollback would undo."""
+    sizes = {"num_slots": 6, "max_context": 8 * PAGE}
+    if num_pools == 1:
+        return Memory(num_pages=24, cache=RadixCache(PAGE), **sizes)
+    windows = Windows(Ledger(), num_pages=24, num_full=24, page_size=PAGE, window=2 * PAGE, chunk=8 * PAGE, **sizes)
+    return Memory(num_pages=24, cache=SlidingCache(PAGE, windows), windows=windows, **sizes)
+
+
+def memory_with_history(num_pools: int) -> tuple[Memory, list[int]]:
     """Two running requests with shared prefixes, something evictable, and a step in flight."""
-    memory = Memory(num_pages=24, num_slots=6, max_context=8 * PAGE, cache=RadixCache(PAGE))
+    memory = empty_memory(num_pools)
     slots = []
     for words in ((1, 2, 3), (1, 2, 4), (5, 6)):
         transaction = memory.ledger.begin()
@@ -73,11 +87,14 @@ def memory_with_history() -> tuple[Memory, list[int]]:
         memory.ledger.prepare(transaction)
         memory.ledger.commit(transaction)
         memory.share_prefix(granted.slot, tokens, "")
+        memory.slide(np.array([granted.slot], np.int32), np.array([len(tokens)], np.int32))
         slots.append(granted.slot)
     memory.release(slots.pop())
     transaction = memory.ledger.begin()
     extend(memory, transaction, slots[0], 5 * PAGE)
     memory.ledger.prepare(transaction)
+    # So that one row spends promises, and the other takes what nobody was promised.
+    assert memory.promise(slots[1], 6 * PAGE)
     return memory, slots
 
 
@@ -98,9 +115,9 @@ def plan(memory: Memory, transaction: Transaction, slots: list[int]) -> None:
     extend(memory, transaction, slots[1], 8 * PAGE)
 
 
-def attempt(way: str, at: int) -> int | None:
+def attempt(num_pools: int, way: str, at: int) -> int | None:
     """Plan with the failure, roll back, compare. The number of calls when nothing was there to fail any more."""
-    memory, slots = memory_with_history()
+    memory, slots = memory_with_history(num_pools)
     before = observe(memory)
     injector = Injector(memory, way, at)
     transaction = memory.ledger.begin()
@@ -112,16 +129,18 @@ def attempt(way: str, at: int) -> int | None:
     return None if injector.calls > at else injector.calls
 
 
+@pytest.mark.parametrize("num_pools", [1, 2])
 @pytest.mark.parametrize("way", ["before", "after", "refuse"])
-def test_rollback_restores_everything_whichever_operation_fails(way: str) -> None:
+def test_rollback_restores_everything_whichever_operation_fails(way: str, num_pools: int) -> None:
     at = 0
-    while (calls := attempt(way, at)) is None:
+    while (calls := attempt(num_pools, way, at)) is None:
         at += 1
-    assert at == calls >= 12, "every operation of the step failed once"
+    assert at == calls >= 12 + 6 * (num_pools - 1), "every operation of the step failed once"
 
 
-def test_a_launched_step_is_taken_back_whole_when_it_is_aborted() -> None:
-    memory, slots = memory_with_history()
+@pytest.mark.parametrize("num_pools", [1, 2])
+def test_a_launched_step_is_taken_back_whole_when_it_is_aborted(num_pools: int) -> None:
+    memory, slots = memory_with_history(num_pools)
     before = observe(memory)
     transaction = memory.ledger.begin()
     plan(memory, transaction, slots)
@@ -132,8 +151,9 @@ def test_a_launched_step_is_taken_back_whole_when_it_is_aborted() -> None:
     memory.invariants()
 
 
-def test_every_savepoint_of_a_busy_step_can_be_returned_to() -> None:
-    memory, slots = memory_with_history()
+@pytest.mark.parametrize("num_pools", [1, 2])
+def test_every_savepoint_of_a_busy_step_can_be_returned_to(num_pools: int) -> None:
+    memory, slots = memory_with_history(num_pools)
     transaction = memory.ledger.begin()
     seen = [(transaction.savepoint(), observe(memory))]
     for slot, length in ((slots[0], 6), (slots[1], 5), (slots[1], 8)):
