@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from memory.pages import Int32s
@@ -65,6 +67,13 @@ class Root(Node):
         super().__init__(None, b"", NO_PAGES)
         self.namespace = namespace
         self.holds = 1
+
+
+def path(node: Node | None) -> Iterator[Node]:
+    """`node` and what is above it, but not the root; nothing for None."""
+    while node is not None and node.parent is not None:
+        yield node
+        node = node.parent
 
 
 def common_pages(data: bytes, at: int, key: bytes, width: int) -> int:

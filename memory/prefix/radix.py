@@ -24,7 +24,7 @@ from memory.pages import Int32s, MemoryViolation
 from memory.prefix.audit import check_tree, content, own_holders, pretty, walk
 from memory.prefix.base import Eviction, Hold, Insertion
 from memory.prefix.events import CacheEvent, Cleared, Content, Removed, Stored
-from memory.prefix.node import NO_PAGES, Node, Root, common_pages
+from memory.prefix.node import NO_PAGES, Node, Root, common_pages, path
 from memory.prefix.order import make_order
 
 _TOKEN_BYTES = 4
@@ -101,7 +101,10 @@ class RadixCache:
             matched = num_pages * self.page_size
         counts["hit_tokens"] += matched
         counts["missed_tokens"] += len(tokens) - matched
-        return self._hold(node if matched else None, matched, 0, priority)
+        hold = self._hold(node if matched else None, matched)
+        if self._counts_uses:
+            self._use(hold, 0, priority)
+        return hold
 
     def _usable(self, node: Node, num_pages: int) -> int:
         """How many of the first `num_pages` pages on the path to `node` a request can start with: all of them, where
@@ -135,10 +138,12 @@ class RadixCache:
                     parent = None if node is root else int(node.pages[-1])
                     self.events.append(Stored(namespace, parent, tokens[at // _TOKEN_BYTES :].copy(), adopted))
                 node = self._grow(node, data[at:], adopted, fence)
-        new_hold = self._hold(node, len(tokens), 0 if before is None else before.num_tokens, priority)
+        new_hold = self._hold(node, len(tokens))
+        if self._counts_uses:
+            self._use(new_hold, 0 if before is None else before.num_tokens, priority)
         if before is not None:
             # Only after the new one holds: what both share is never unheld in between.
-            self.release(before, fence)
+            self._let_go(before, fence)
         return Insertion(new_hold, adopted)
 
     def release(self, hold: Hold, fence: int, used: bool = True) -> None:
@@ -147,16 +152,10 @@ class RadixCache:
         `used`: False when nothing came of it, so that a request which is tried at every step is counted once.
         """
         hold = self._own(hold)
-        hold.released = True
-        node, hold.node = hold.node, None
-        if node is not None:
-            self._num_holds -= 1
-            if self._counts_uses and not used:
-                above = node
-                while above.parent is not None:
-                    self._order.unuse(above)
-                    above = above.parent
-            self.unpin(node, fence)
+        if not used and self._counts_uses:
+            for node in path(hold.node):
+                self._order.unuse(node)
+        self._let_go(hold, fence)
 
     def _own(self, hold: Hold) -> RadixHold:
         """The hold, when it is of this cache and not released yet. Raises MemoryViolation."""
@@ -164,18 +163,27 @@ class RadixCache:
             raise MemoryViolation("a hold is released once, to the cache that gave it", num_tokens=hold.num_tokens)
         return hold
 
-    def _hold(self, node: Node | None, num_tokens: int, covered: int, priority: int) -> RadixHold:
-        """Hold the path to `node`. The request has used the nodes of its first `covered` tokens before."""
+    def _hold(self, node: Node | None, num_tokens: int) -> RadixHold:
         if node is not None:
             self._num_holds += 1
             self.pin(node)
-            if self._counts_uses:
-                end, above = num_tokens, node
-                while end > covered and above.parent is not None:
-                    self._order.use(above, priority)
-                    end -= len(above.pages) * self.page_size
-                    above = above.parent
         return RadixHold(self, node, num_tokens)
+
+    def _let_go(self, hold: RadixHold, fence: int) -> None:
+        hold.released = True
+        node, hold.node = hold.node, None
+        if node is not None:
+            self._num_holds -= 1
+            self.unpin(node, fence)
+
+    def _use(self, hold: RadixHold, covered: int, priority: int) -> None:
+        """A request uses the path of its hold; it has used the nodes of the first `covered` tokens before."""
+        end = hold.num_tokens
+        for node in path(hold.node):
+            if end <= covered:
+                return
+            self._order.use(node, priority)
+            end -= len(node.pages) * self.page_size
 
     def pin(self, node: Node) -> None:
         """One more holder. Parents are touched only as far as nodes become held."""
