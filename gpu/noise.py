@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gpu.mixing import mix64
 from lifecycle.step import Int32s
 
 
@@ -25,17 +26,9 @@ _FIRST = _signed(0x7FEB352D)
 _SECOND = _signed(0x846CA68B)
 
 
-def _mix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele et al. 2014)."""
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
-
-
 def row_keys(seeds: NDArray[np.uint64], positions: Int32s) -> Int32s:
     """Two 32-bit words for each row, int32 [n, 2], from its seed and the position of the token to be drawn."""
-    mixed = _mix64(seeds ^ _mix64(positions.astype(np.uint64)))
+    mixed = mix64(seeds ^ mix64(positions.astype(np.uint64)))
     return mixed.view(np.int32).reshape(-1, 2)
 
 

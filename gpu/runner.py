@@ -23,6 +23,7 @@ from gpu.devices import available_threads, upload
 from gpu.kv import KvStore
 from gpu.layout import layout_of, sample_of
 from gpu.models.config import ModelConfig
+from gpu.ragged import ragged_offsets, ragged_positions
 from gpu.sampler import Draws, Sampler
 from gpu.scoring import PromptScorer, PromptScores
 from gpu.select import BackendChoice, select_backend
@@ -49,11 +50,6 @@ class Launched:
     started_s: float
     issued_s: float
     """When the launch returned: on the CPU the step was then computed."""
-
-
-def ragged_positions(starts: Int32s, lengths: Int32s, offsets: Int32s) -> Int32s:
-    """starts[i], starts[i] + 1, ... for lengths[i] entries, one segment after the other: int32 [offsets[-1]]."""
-    return np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int32)
 
 
 class Runner:
@@ -164,8 +160,7 @@ class Runner:
         sampled_slots = batch.slots[batch.samples]
         if not len(batch.slots):
             return Draws.none(self.device), ()
-        offsets = np.zeros(len(batch.slots) + 1, np.int32)
-        np.cumsum(batch.lengths, out=offsets[1:])
+        offsets = ragged_offsets(batch.lengths)
         last_rows = offsets[1:] - 1
         sampled_rows = last_rows[batch.samples]
         scored = self.scorer.segments(batch)

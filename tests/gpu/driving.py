@@ -12,7 +12,7 @@ import torch
 from gpu.backend import Backend, ForwardInputs
 from gpu.kv import KvStore, widest_window
 from gpu.models.config import ModelConfig
-from gpu.runner import ragged_positions
+from gpu.ragged import ragged_positions
 from lifecycle.step import Int32s
 from memory.window import NO_PAGE
 

@@ -1,0 +1,215 @@
+"""A runner without a model: what it says is a hash of what it read, so it sees whether memory is right.
+
+Each position that is computed writes an entry that stands for the whole sequence up to it. Each segment then reads
+every entry of its row through the page table, as attention would, and the next token is a pure function of what was
+read. So it can be known from the prompt alone (`gpu.ghost_oracle`), under any schedule.
+
+    write    entries of the new positions, into the pages of each row (and into its window pages)
+    read     every page of each row, up to its last position (and every window page that a window reaches)
+    check    what was read against what the slot has written, or, for a prefix from the cache, against itself
+    draw     the next token
+
+A page that is somebody else's, stale, lost, swapped or freed too early raises GhostFault; nothing is ever repaired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu.batches import check_batch
+from gpu.ghost_language import VOCABULARY_SIZE, Language
+from gpu.ghost_memory import GhostFault, GhostMemory
+from gpu.ragged import ragged_offsets
+from lifecycle.request import SamplingParameters
+from lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch, StepLogprobs, StepResult
+
+if TYPE_CHECKING:
+    from gpu.ghost_draws import GhostDraws
+    from gpu.ghost_memory import Computed
+
+_NOTHING = -1
+"""Last token of a slot that has drawn none."""
+
+
+class PlannedFailure(RuntimeError):
+    """The ghost was told to fail at this step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"step {step}: the ghost was told to fail")
+        self.step = step
+
+
+class Ghost:
+    """One ghost; made as `gpu.runner.Runner` is, and as deaf to anything but batches."""
+
+    asynchronous = False
+
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        page_size: int,
+        num_slots: int,
+        max_context: int,
+        window: int | None = None,
+        num_window_pages: int | None = None,
+        mean_output: int | None = None,
+        step_s: float = 0.0,
+    ) -> None:
+        """`window` tokens are read through window pages as well, of which there are `num_window_pages`. About one token
+        in `mean_output` is the end token; None: none is. `step_s` is what a step says it took. Nothing waits."""
+        self.num_slots = num_slots
+        self.max_context = max_context
+        self.step_s = step_s
+        self.language = Language(mean_output)
+        self.memory = GhostMemory(
+            num_pages=num_pages,
+            page_size=page_size,
+            num_slots=num_slots,
+            max_context=max_context,
+            window=window,
+            num_window_pages=num_window_pages,
+        )
+        self.fail_at: set[int] = set()
+        """Steps at which `launch` raises PlannedFailure, each once."""
+        self.faults: list[GhostFault] = []
+        """All that were raised: a worker that is reset goes on, but this stays."""
+        self._draws: GhostDraws | None = None
+        self._last = np.full(num_slots, _NOTHING, np.int32)
+        """The token each slot drew last."""
+        self._special = np.zeros(num_slots, np.bool_)
+        """Slots that want more than the likeliest token."""
+
+    # ---- pages that come and go ----
+
+    @property
+    def layout(self) -> str:
+        """Says how the bytes of a page are to be read."""
+        return f"ghost {self.memory.store.page_size}x2 uint64"
+
+    @property
+    def page_bytes(self) -> int:
+        return self.memory.store.page_bytes
+
+    def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
+        """Copies of `pages`, uint8 [n, page_bytes]. Raises ValueError where there is a window store: a page would be
+        half of what its tokens have."""
+        self._require_one_store()
+        return self.memory.store.read(pages)
+
+    def write_pages(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
+        """The inverse of `read_pages`. Raises ValueError, with nothing written."""
+        self._require_one_store()
+        self.memory.store.fill(pages, blocks)
+
+    def _require_one_store(self) -> None:
+        if self.memory.window_store is not None:
+            raise ValueError("pages of a ghost with a window store cannot be copied out or in")
+
+    def corrupt(self, page: int, offset: int = 0, *, in_window: bool = False) -> None:
+        """Flip a bit of an entry, as failing memory would."""
+        store = self.memory.window_store if in_window else self.memory.store
+        if store is None:
+            raise ValueError("there is no window store")
+        store.data[page, offset, 1] ^= np.uint64(1)
+        store.refresh(np.array([page], np.int32))
+
+    # ---- the runner ----
+
+    def reset(self) -> None:
+        """Forget every slot and every page. What is read from now on must have been written since."""
+        self.memory.clear()
+        self._last[:] = _NOTHING
+        self._special[:] = False
+        if self._draws is not None:
+            self._draws.reset()
+
+    def launch(self, batch: StepBatch) -> StepResult:
+        """Compute a step. Raises InvalidBatch before anything has changed; PlannedFailure; or GhostFault, after which
+        only a `reset` gives the slots a meaning again."""
+        check_batch(
+            batch,
+            num_slots=self.num_slots,
+            num_pages=self.memory.store.num_pages,
+            pages_per_slot=self.memory.page_table.shape[1],
+            max_context=self.max_context,
+            vocab_size=VOCABULARY_SIZE,
+            num_window_pages=self.memory.num_window_pages,
+        )
+        if batch.step in self.fail_at:
+            self.fail_at.discard(batch.step)
+            raise PlannedFailure(batch.step)
+        self.memory.take(batch)
+        if batch.admitted:
+            self._admit(batch.admitted)
+        if not len(batch.slots):
+            return StepResult(batch.step, np.zeros(0, np.int32), forward_s=self.step_s)
+        try:
+            offsets = ragged_offsets(batch.lengths)
+            computed = self.memory.compute(batch, self._resolve_tokens(batch, offsets), offsets)
+        except GhostFault as fault:
+            self.faults.append(fault)
+            raise
+        return self._drawn(batch, computed)
+
+    def collect(self, launched: StepResult) -> StepResult:
+        """What `launch` gave: it was computed there."""
+        return launched
+
+    def _admit(self, admissions: Iterable[Admission]) -> None:
+        for admission in admissions:
+            slot = admission.slot
+            self._last[slot] = _NOTHING
+            self._special[slot] = not _plain(admission.sampling)
+        if self._draws is None and self._special.any():
+            # Only now: it brings PyTorch, which takes longer to load than everything else here together.
+            from gpu.ghost_draws import GhostDraws
+
+            self._draws = GhostDraws(self.language, self.num_slots)
+        if self._draws is not None:
+            self._draws.admit(admissions)
+
+    # ---- draw ----
+
+    def _resolve_tokens(self, batch: StepBatch, offsets: Int32s) -> Int32s:
+        """The inputs, int32 [t]: those given, and the last drawn ones of chained segments."""
+        if not batch.chained.any():
+            return batch.tokens
+        slots = batch.slots[batch.chained]
+        drawn = self._last[slots]
+        if drawn.min() < 0:
+            first = int(drawn.argmin())
+            position = int(batch.starts[batch.chained][first])
+            raise GhostFault(batch.step, int(slots[first]), position, "the slot has drawn no token to go on with")
+        tokens = np.empty(offsets[-1], np.int32)
+        chained_rows = offsets[:-1][batch.chained]
+        given = np.ones(len(tokens), np.bool_)
+        given[chained_rows] = False
+        tokens[given] = batch.tokens
+        tokens[chained_rows] = drawn
+        return tokens
+
+    def _drawn(self, batch: StepBatch, computed: Computed) -> StepResult:
+        rows = computed.last_rows[batch.samples]
+        slots = batch.slots[batch.samples]
+        tokens = self.language.likeliest(computed.states[rows], computed.tokens[rows])
+        logprobs: StepLogprobs | None = None
+        prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+        if self._draws is not None and self._special[batch.slots].any():
+            special = self._special[slots]
+            drawn = self._draws.draw(batch, computed, self.memory.page_table, special)
+            tokens[special] = drawn.tokens
+            logprobs, prompt_logprobs = drawn.logprobs, drawn.prompt_logprobs
+        self._last[slots] = tokens
+        return StepResult(batch.step, tokens, logprobs, prompt_logprobs, forward_s=self.step_s)
+
+
+def _plain(sampling: SamplingParameters) -> bool:
+    """Whether a request wants the likeliest token as it is, and nothing else."""
+    greedy = sampling.greedy or sampling.top_k == 1
+    adjusted = sampling.penalised or sampling.logit_bias or sampling.min_new_tokens > 0
+    return greedy and not adjusted and sampling.top_logprobs is None and not sampling.prompt_logprobs

@@ -1,0 +1,231 @@
+"""The ghost's memory: its page tables, and what each slot has computed. It writes, reads back, and checks.
+
+Nothing here looks at how tokens are drawn; a batch comes with its input tokens resolved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpu.ghost_store import GhostStore, first_break, tags_of
+from gpu.mixing import UInt64s, mix64
+from gpu.ragged import ragged_offsets, ragged_positions
+from lifecycle.step import Int32s, StepBatch
+from memory.window import NO_PAGE
+
+_NEW = -1
+"""Length of a slot whose request has not computed anything yet: where it begins is not known before its first step."""
+
+
+class GhostFault(Exception):
+    """Memory is not as the step needs it. The step gave nothing."""
+
+    def __init__(self, step: int, slot: int, position: int, reason: str) -> None:
+        super().__init__(f"step {step}: slot {slot}, position {position}: {reason}")
+        self.step = step
+        self.slot = slot
+        self.position = position
+        self.reason = reason
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """What one step has written and read, by segment (s) and by position (t)."""
+
+    offsets: Int32s
+    """[s + 1], where each segment's positions begin."""
+    positions: Int32s
+    """[t]"""
+    tokens: Int32s
+    """[t], inputs."""
+    states: UInt64s
+    """[t], what each position has read."""
+
+    @property
+    def last_rows(self) -> Int32s:
+        """[s], the last position of each segment."""
+        return self.offsets[1:] - 1
+
+
+class GhostMemory:
+    """Pages, and window pages where `num_window_pages` says how many, for `num_slots` rows."""
+
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        page_size: int,
+        num_slots: int,
+        max_context: int,
+        window: int | None,
+        num_window_pages: int | None,
+    ) -> None:
+        if (window is None) != (num_window_pages is None):
+            raise ValueError("a window needs pages, and window pages need a window")
+        self.page_size = page_size
+        self.store = GhostStore(num_pages, page_size)
+        self.page_table: Int32s = np.full((num_slots, -(-max_context // page_size)), NO_PAGE, np.int32)
+        self.window = window
+        self.num_window_pages = num_window_pages
+        self.window_store = None if num_window_pages is None else GhostStore(num_window_pages, page_size)
+        self.window_table = np.full_like(self.page_table, NO_PAGE)
+        self._length = np.full(num_slots, _NEW, np.int32)
+        self._prefix: UInt64s = np.zeros(num_slots, np.uint64)
+        self._total: UInt64s = np.zeros(num_slots, np.uint64)
+        """Of what each slot has computed: positions, the last prefix, and the sum of all prefixes."""
+
+    def clear(self) -> None:
+        """Forget everything. What is read from now on must have been written since."""
+        for store in (self.store, self.window_store):
+            if store is not None:
+                store.clear()
+        self.page_table[:] = NO_PAGE
+        self.window_table[:] = NO_PAGE
+        self._length[:] = _NEW
+
+    def take(self, batch: StepBatch) -> None:
+        """What a checked batch says about page tables and newcomers."""
+        self.page_table[batch.page_slots, batch.page_indices] = batch.pages
+        if batch.window_pages is not None:
+            self.window_table[batch.page_slots, batch.page_indices] = batch.window_pages
+        for admission in batch.admitted:
+            self._length[admission.slot] = _NEW
+
+    def compute(self, batch: StepBatch, tokens: Int32s, offsets: Int32s) -> Computed:
+        """Write and read the segments of a batch that was taken; `tokens` [t] are its inputs, `offsets` [s + 1] where
+        each segment's begin. Raises GhostFault; then only `clear` makes sense of the slots again."""
+        slots, starts, ends = batch.slots, batch.starts, batch.starts + batch.lengths
+        positions = ragged_positions(starts, batch.lengths, offsets)
+        prefix, total = self._before(batch)
+        tags = tags_of(positions, tokens)
+        prefixes = _running_sums(mix64(tags), offsets, prefix)
+        self._write(batch, positions, tags, prefixes)
+        totals = _running_sums(prefixes, offsets, total)
+        last_rows = offsets[1:] - 1
+        read = self._read(batch, ends)
+        wrong = np.flatnonzero(read != totals[last_rows])
+        if len(wrong):
+            raise self._diagnosis(batch, int(wrong[0]))
+        self._length[slots] = ends
+        self._prefix[slots] = prefixes[last_rows]
+        self._total[slots] = read
+        # The last position's state is what was read; those before it have read as much less as came after them.
+        states = mix64(totals - np.repeat(totals[last_rows] - read, batch.lengths))
+        return Computed(offsets, positions, tokens, states)
+
+    def _before(self, batch: StepBatch) -> tuple[UInt64s, UInt64s]:
+        """Last prefix and sum of prefixes before each segment, uint64 [s] each: what slots have written, and what new
+        ones find in the cache."""
+        slots, starts = batch.slots, batch.starts
+        known = self._length[slots]
+        for segment in np.flatnonzero(known == _NEW).tolist():
+            self._begin(batch, segment)
+        moved = np.flatnonzero((known != _NEW) & (known != starts))
+        if len(moved):
+            segment = int(moved[0])
+            raise _fault(
+                batch, segment, int(starts[segment]), f"the slot has computed {known[segment]} positions so far"
+            )
+        return self._prefix[slots], self._total[slots]
+
+    def _begin(self, batch: StepBatch, segment: int) -> None:
+        """A slot's first segment: every entry before it must be there, and form one sequence."""
+        slot, start = int(batch.slots[segment]), int(batch.starts[segment])
+        self._prefix[slot] = self._total[slot] = 0
+        if not start:
+            return
+        entries = self._row_entries(batch, segment, start)
+        position = first_break(entries)
+        if position is not None:
+            raise _fault(batch, segment, position, "the cached prefix is broken here")
+        self._prefix[slot] = entries[-1, 1]
+        self._total[slot] = entries[:, 1].sum()
+
+    def _write(self, batch: StepBatch, positions: Int32s, tags: UInt64s, prefixes: UInt64s) -> None:
+        slots = np.repeat(batch.slots, batch.lengths)
+        indices = positions // self.page_size
+        stores = [(self.store, self.page_table)]
+        if self.window_store is not None:
+            stores.append((self.window_store, self.window_table))
+        for store, table in stores:
+            pages = table[slots, indices]
+            if pages.min() < 0:
+                row = int(pages.argmin())
+                segment = int(np.flatnonzero(batch.slots == slots[row])[0])
+                raise _fault(batch, segment, int(positions[row]), "there is no page to write to")
+            store.write(pages, positions, tags, prefixes)
+
+    def _read(self, batch: StepBatch, ends: Int32s) -> UInt64s:
+        """Sum of the prefixes of all positions before `ends`, uint64 [s]: every page of every row is looked at."""
+        page_size = self.page_size
+        counts = -(-ends // page_size)
+        offsets = ragged_offsets(counts)
+        indices = ragged_positions(np.zeros_like(counts), counts, offsets)
+        slots = np.repeat(batch.slots, counts)
+        pages = self.page_table[slots, indices]
+        held = pages >= 0
+        placed = held & self.store.begin_at(pages, indices)
+        if not placed.all():
+            row = int(placed.argmin())
+            segment = int(np.searchsorted(offsets, row, "right")) - 1
+            reason = "the page begins with another position" if held[row] else "there is no page to read"
+            raise _fault(batch, segment, int(indices[row]) * page_size, reason)
+        sums = self.store.sums[pages]
+        last = offsets[1:] - 1
+        sums[last] = self.store.partial_sums(pages[last], ends - indices[last] * page_size)
+        if self.window_store is not None:
+            self._read_windows(batch, ends, self.window_store)
+        running = np.cumsum(sums, dtype=np.uint64)
+        read: UInt64s = running[last] - running[offsets[:-1]] + sums[offsets[:-1]]
+        return read
+
+    def _read_windows(self, batch: StepBatch, ends: Int32s, store: GhostStore) -> None:
+        """Window pages that the window of any position of a segment reaches hold what the row's full pages hold."""
+        page_size, window = self.page_size, self.window or 0
+        first = np.maximum(batch.starts - window + 1, 0) // page_size
+        counts = -(-ends // page_size) - first
+        offsets = ragged_offsets(counts)
+        indices = ragged_positions(first, counts, offsets)
+        slots = np.repeat(batch.slots, counts)
+        pages, partners = self.page_table[slots, indices], self.window_table[slots, indices]
+        used = np.minimum(np.repeat(ends, counts) - indices * page_size, page_size)
+        held = partners >= 0
+        right = held & store.begin_at(partners, indices)
+        right &= store.partial_sums(partners, used) == self.store.partial_sums(pages, used)
+        if not right.all():
+            row = int(right.argmin())
+            segment = int(np.searchsorted(offsets, row, "right")) - 1
+            reason = "the window page is not the row's own" if held[row] else "there is no window page to read"
+            raise _fault(batch, segment, int(indices[row]) * page_size, reason)
+
+    def _row_entries(self, batch: StepBatch, segment: int, count: int) -> UInt64s:
+        """The first `count` entries of a row, uint64 [count, 2]. Raises GhostFault where it has no page."""
+        slot = int(batch.slots[segment])
+        positions = np.arange(count, dtype=np.int32)
+        pages = self.page_table[slot, positions // self.page_size]
+        if pages.min() < 0:
+            raise _fault(batch, segment, int(pages.argmin()), "there is no page to read")
+        return self.store.entries(pages, positions)
+
+    def _diagnosis(self, batch: StepBatch, segment: int) -> GhostFault:
+        """Where the row of a segment stops being what its slot has written."""
+        end = int(batch.starts[segment] + batch.lengths[segment])
+        position = first_break(self._row_entries(batch, segment, end))
+        if position is None:
+            return _fault(batch, segment, end - 1, "the row holds another sequence than the slot has computed")
+        return _fault(batch, segment, position, "the entry does not follow from those before it")
+
+
+def _fault(batch: StepBatch, segment: int, position: int, reason: str) -> GhostFault:
+    return GhostFault(batch.step, int(batch.slots[segment]), position, reason)
+
+
+def _running_sums(values: UInt64s, offsets: Int32s, first: UInt64s) -> UInt64s:
+    """Running sums of `values` [t] within each segment, beginning with `first` [s]; modulo 2^64."""
+    running = np.cumsum(values, dtype=np.uint64)
+    begins = offsets[:-1]
+    before = running[begins] - values[begins] - first
+    sums: UInt64s = running - np.repeat(before, np.diff(offsets))
+    return sums
