@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from memory.pool import Memory
+from memory.prefix.events import Mirror
 from memory.prefix.sliding import SlidingCache
 from memory.transaction import Ledger
 from memory.window import NO_PAGE, Windows
@@ -55,6 +56,8 @@ class SlidingHistory(MemoryHistory):
             max_context=context,
         )
         self.cache = WatchedSlidingCache(self.page_size, self.windows)
+        self.cache.events = []
+        self.mirror = Mirror(self.page_size)
         return Memory(
             num_pages=num_pages, num_slots=num_slots, max_context=context, cache=self.cache, windows=self.windows
         )
@@ -160,6 +163,10 @@ class SlidingHistory(MemoryHistory):
 
     def reference_agrees(self) -> None:
         super().reference_agrees()
+        assert self.cache.events is not None
+        self.mirror.replay(self.cache.events)
+        self.cache.events.clear()
+        assert self.mirror.content == self.cache.content(), "a tombstone is content, of which the events have told"
         state = self.reference.state
         for slot, row in state.rows.items():
             assert int(self.windows.start[slot]) == self.kept[slot]
