@@ -55,7 +55,8 @@ class Storage(Actor):
             case Blocks(number, keys, data):
                 self._tell(Saved(number, self._keep(keys, data)))
             case Fetch(ticket, keys, pages, after):
-                self.context.send("worker", Fill(ticket, pages, self._read(keys), after))
+                # Ahead of steps that are queued: none of them touches these pages, and a request waits.
+                self.context.send("worker", Fill(ticket, pages, self._read(keys), after), Lane.CONTROL)
             case EmptyHost(era):
                 self._era = era
                 self.store.empty_host()

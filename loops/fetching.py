@@ -61,6 +61,8 @@ class PageFetch(NamedTuple):
     pages: Int32s
     after: int
     """Saves up to this number read the pages' old content, and come first."""
+    resolved: int
+    """Newest step that is resolved now."""
 
 
 class TierEffects(Protocol):
@@ -202,7 +204,7 @@ class LowerTiers:
         if count and ticket is None:
             reservation = memory.reserve(count)
         if reservation is None:
-            memory.cache.release(hold, memory.ledger.resolved)
+            memory.cache.release(hold, memory.ledger.resolved, used=False)
             if ticket is None:
                 wish.settled = not count
                 return not count
@@ -237,7 +239,8 @@ class LowerTiers:
         self.counts.begun += 1
         # To make room, pages may have left the cache that are to be saved first.
         self.settle()
-        self.effects.fetch(PageFetch(ticket, tuple(keys), reservation.pages, self.saving.number))
+        resolved = self.memory.ledger.resolved
+        self.effects.fetch(PageFetch(ticket, tuple(keys), reservation.pages, self.saving.number, resolved))
         return ticket
 
     def filled(self, ticket: int, count: int, now: float) -> None:
@@ -262,7 +265,7 @@ class LowerTiers:
             length = hold.num_tokens + count * memory.page_size
             hold = memory.publish(fetch.reservation, count, fetch.tokens[:length], fetch.namespace, hold)
         num_cached = hold.num_tokens
-        memory.cache.release(hold, memory.ledger.resolved)
+        memory.cache.release(hold, memory.ledger.resolved, used=False)
         del self._fetch_of[fetch.keys[0]]
         self.counts.pages += count
         if count == len(fetch.keys):
@@ -316,7 +319,7 @@ class LowerTiers:
     def _abandon(self, ticket: int, fetch: _Fetch) -> None:
         """Presumed abort: nothing of it is wanted; its pages wait for the word of the only one who can write them."""
         assert fetch.hold is not None
-        self.memory.cache.release(fetch.hold, self.memory.ledger.resolved)
+        self.memory.cache.release(fetch.hold, self.memory.ledger.resolved, used=False)
         fetch.hold = None
         del self._fetch_of[fetch.keys[0]]
         self.effects.fence(ticket)

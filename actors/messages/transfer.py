@@ -56,7 +56,7 @@ class Dropped(msgspec.Struct, frozen=True, tag=True):
 
 
 class Fetch(msgspec.Struct, frozen=True, tag=True, eq=False):
-    """scheduler -> storage: bring the pages called `keys` to the worker, for the reserved device pages `pages`."""
+    """scheduler -> storage (CONTROL): bring the pages called `keys` to the worker, for the reserved pages `pages`."""
 
     ticket: int
     """Rises by one with each Fetch."""
@@ -67,7 +67,7 @@ class Fetch(msgspec.Struct, frozen=True, tag=True, eq=False):
 
 
 class Fill(msgspec.Struct, frozen=True, tag=True, eq=False):
-    """storage -> worker: the answer to a Fetch, as far as there was something: data[i] belongs into pages[i].
+    """storage -> worker (CONTROL): the answer to a Fetch, as far as there was something: data[i] belongs into pages[i].
 
     `data`: uint8 [k, page_bytes], k <= len(pages); without a gap from the first page on.
     """
@@ -86,7 +86,7 @@ class Filled(msgspec.Struct, frozen=True, tag=True):
 
 
 class Fence(msgspec.Struct, frozen=True, tag=True):
-    """scheduler -> worker: nobody waits for this Fetch any more; whatever comes of it must not be written."""
+    """scheduler -> worker (CONTROL): nobody waits for this Fetch any more; whatever comes of it must not be written."""
 
     ticket: int
 

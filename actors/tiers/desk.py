@@ -30,6 +30,8 @@ class LeaseEnded(msgspec.Struct, frozen=True, tag=True):
     """Timer: a fetch has taken as long as its requests may wait for it."""
 
     ticket: int
+    resolved: int
+    """Newest step that was resolved when the fetch began."""
 
 
 TierMessage: TypeAlias = FromStorage | PagesFromWorker | LeaseEnded
@@ -53,7 +55,7 @@ class TierDesk:
     def fetch(self, order: PageFetch) -> None:
         # Ahead of the pages that come down: a request waits for this. A storage that is gone answers by the lease.
         self._actor.context.send("storage", Fetch(order.ticket, order.keys, order.pages, order.after), Lane.CONTROL)
-        self._actor.context.after(self._lease_s, LeaseEnded(order.ticket))
+        self._actor.context.after(self._lease_s, LeaseEnded(order.ticket, order.resolved))
 
     def fence(self, ticket: int) -> None:
         self._actor.context.send("worker", Fence(ticket), Lane.CONTROL)
@@ -72,6 +74,11 @@ class TierDesk:
                 tiers.filled(ticket, count, now)
             case Fenced(ticket):
                 tiers.fenced(ticket, now)
+            case LeaseEnded(ticket, resolved) if tiers.memory.ledger.num_in_flight and (
+                tiers.memory.ledger.resolved == resolved
+            ):
+                # The worker has been at one step all this time: without the fetch nobody would be further.
+                self._actor.context.after(self._lease_s, message)
             case LeaseEnded(ticket):
                 tiers.expired(ticket, now)
             case Dropped(keys):
