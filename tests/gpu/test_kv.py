@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpu.devices import available_memory, available_threads
-from gpu.kv import KvDoesNotFit, KvStore, kv_bytes_per_token, plan_memory
+from gpu.kv import (
+    KvDoesNotFit,
+    KvStore,
+    MemoryPlan,
+    hybrid,
+    kv_bytes_per_token,
+    plan_memory,
+    plan_tokens,
+    widest_window,
+)
 from gpu.models.config import ModelConfig
 from gpu.weights.source import resolve_source
+from loops.select import LoopConfig, make_windows
+from tests.gpu.native_models import HYBRID, ODD
 from tests.gpu.tiny import save_tiny
 
 
@@ -48,3 +63,109 @@ def test_keys_and_values_of_layers_do_not_overlap(config: ModelConfig) -> None:
 def test_this_machine_has_memory_and_threads() -> None:
     assert available_memory("cpu") > 1 << 20
     assert available_threads() >= 1
+
+
+# ---- two stores ----
+
+GEMMA = msgspec.structs.replace(
+    ODD, num_layers=6, windows=(512,) * 5 + (None,), num_heads=4, num_kv_heads=1, head_dim=256, hidden_size=640
+)
+"""Five windowed layers for one that sees everything, as in Gemma 3."""
+
+
+def test_hybrid_models_are_those_with_layers_of_both_kinds() -> None:
+    assert hybrid(GEMMA)
+    assert widest_window(msgspec.structs.replace(GEMMA, windows=(5, None, 70, None, 9, 9))) == 70
+    everywhere = msgspec.structs.replace(GEMMA, windows=(4096,) * 6)
+    assert not hybrid(everywhere)
+    assert widest_window(everywhere) == 4096
+    assert not hybrid(ODD)
+    assert widest_window(ODD) is None
+
+
+@given(
+    budget=st.integers(1, 1 << 31),
+    page_size=st.sampled_from([1, 16, 48]),
+    chunk=st.integers(1, 2048),
+    ratio=st.floats(0.01, 1.0),
+)
+def test_two_stores_fill_the_budget_in_the_stated_ratio(budget: int, page_size: int, chunk: int, ratio: float) -> None:
+    def split() -> MemoryPlan:
+        return plan_memory(GEMMA, torch.bfloat16, page_size, budget, chunk=chunk, window_ratio=ratio)
+
+    if budget < kv_bytes_per_token(GEMMA, torch.bfloat16) * page_size:
+        with pytest.raises(KvDoesNotFit):
+            split()
+        return
+    plan = split()
+    window_pages = plan.num_window_pages
+    assert window_pages is not None
+    assert 1 <= window_pages <= plan.num_pages
+    assert plan.num_bytes == plan.full_bytes + plan.window_bytes <= budget
+    assert plan.window_page_bytes == 5 * plan.page_bytes
+    # One request's window and chunk, begun and ended inside pages, or all its tokens.
+    assert window_pages * page_size >= min(512 + chunk + 2 * page_size, plan.num_tokens)
+    assert window_pages >= ratio * plan.num_pages
+    least = math.ceil(512 / page_size) + math.ceil(chunk / page_size) + 2
+    assert window_pages <= max(ratio * plan.num_pages + 1, least)
+    # One more full page does not fit.
+    more = plan_tokens(GEMMA, torch.bfloat16, page_size, plan.num_tokens + page_size, chunk=chunk, window_ratio=ratio)
+    assert more.num_pages == plan.num_pages + 1
+    assert more.num_bytes > budget
+
+
+@given(page_size=st.sampled_from([1, 4, 16]), chunk=st.integers(1, 600), tokens=st.integers(1, 4000))
+def test_the_memory_of_the_scheduler_accepts_every_plan(page_size: int, chunk: int, tokens: int) -> None:
+    plan = plan_tokens(GEMMA, torch.bfloat16, page_size, tokens, chunk=chunk, window_ratio=0.01)
+    windows = make_windows(
+        LoopConfig(
+            num_pages=plan.num_pages,
+            page_size=page_size,
+            max_context=plan.num_tokens,
+            prefill_chunk=chunk,
+            window=widest_window(GEMMA),
+            num_window_pages=plan.num_window_pages,
+        )
+    )
+    assert windows is not None
+
+
+def test_long_contexts_get_1_7_times_the_tokens_for_the_same_bytes() -> None:
+    one = plan_memory(GEMMA, torch.bfloat16, 16, 1 << 28)
+    two = plan_memory(GEMMA, torch.bfloat16, 16, 1 << 28, chunk=512)
+    assert one.num_window_pages is None
+    assert two.num_tokens / one.num_tokens == pytest.approx(12 / 7, rel=0.01)
+
+
+def test_without_a_chunk_or_layers_of_both_kinds_there_is_one_store() -> None:
+    everywhere = msgspec.structs.replace(GEMMA, windows=(512,) * 6)
+    expected = plan_memory(GEMMA, torch.bfloat16, 16, 1 << 24)
+    assert expected.num_window_pages is None
+    assert plan_memory(everywhere, torch.bfloat16, 16, 1 << 24, chunk=512) == expected
+    assert (expected.window_bytes, expected.num_bytes) == (0, expected.full_bytes)
+
+
+def test_the_plan_and_both_stores_agree_on_bytes() -> None:
+    plan = plan_memory(GEMMA, torch.bfloat16, 16, 1 << 24, chunk=32)
+    store = KvStore(
+        GEMMA,
+        num_pages=plan.num_pages,
+        page_size=16,
+        dtype=torch.bfloat16,
+        device="cpu",
+        num_window_pages=plan.num_window_pages,
+    )
+    assert store.window_data is not None
+    assert (store.data.nbytes, store.window_data.nbytes) == (plan.full_bytes, plan.window_bytes)
+
+
+def test_layers_of_two_stores_do_not_overlap() -> None:
+    store = KvStore(HYBRID, num_pages=3, page_size=4, dtype=torch.float32, device="cpu", num_window_pages=2)
+    for layer in range(HYBRID.num_layers):
+        store.keys(layer).fill_(2 * layer + 1)
+        store.values(layer).fill_(2 * layer + 2)
+    for layer in range(HYBRID.num_layers):
+        assert (store.keys(layer) == 2 * layer + 1).all()
+        assert (store.values(layer) == 2 * layer + 2).all()
+        assert store.windowed(layer) == (HYBRID.windows[layer] is not None)
+        assert len(store.keys(layer)) == (2 if store.windowed(layer) else 3)

@@ -43,7 +43,7 @@ def with_windows(made: Made, config: ModelConfig) -> WindowPages:
 def test_two_stores_give_the_bits_of_one_while_window_pages_change_hands(
     kind: str, name: str, dtype: torch.dtype, page_size: int
 ) -> None:
-    config, options = CONFIGS[name], {"kind": KINDS[kind], "page_size": page_size}
+    config, options = CONFIGS[name], {"kind": KINDS[kind], "threads": 1 + (kind == "native"), "page_size": page_size}
     one = make(config, dtype, **options)
     expected = logits_in_pieces(one.backend, one.table, sequences(), seed=4)
     two = make(config, dtype, **options, num_window_pages=one.kv.num_pages * 3 // 4)
