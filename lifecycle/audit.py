@@ -11,7 +11,7 @@ A corrupt trace is reported as such even when the part before the damage shows a
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from lifecycle.properties.base import Violation
-from lifecycle.properties.monitor import WELL_FORMED, Monitor
+from lifecycle.properties.base import Property, Violation
+from lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
 from lifecycle.records import (
     STOPPED,
     Closed,
@@ -142,12 +142,14 @@ class _Statistics:
                 self.causes[record.cause] += 1
 
 
-def audit(path: Path) -> Report:
-    """Judge the trace at `path` (a file, a run's folder, or a directory of runs: the newest).
+def audit(path: Path, also: Sequence[Property] = ()) -> Report:
+    """Judge the trace at `path` (a file, a run's folder, or a directory of runs: the newest), by the properties of this
+    room and those of others in `also`.
 
     Raises FileNotFoundError when there is no trace.
     """
-    reader, monitor, statistics = TraceReader(path), Monitor(), _Statistics()
+    reader, statistics = TraceReader(path), _Statistics()
+    monitor = Monitor([*(make() for make in PROPERTIES), *also])
     missing: list[str] = []
     num_judged = 0
     judging = True

@@ -10,6 +10,7 @@ from lifecycle.properties.history import History, Malformed
 from lifecycle.properties.legal_lifecycle import LegalLifecycle
 from lifecycle.properties.observability_conservation import ObservabilityConservation
 from lifecycle.properties.stream_positions import StreamPositions
+from lifecycle.properties.time_order import TimeOrder
 from lifecycle.records import Record
 
 PROPERTIES: tuple[Callable[[], Property], ...] = (
@@ -18,6 +19,7 @@ PROPERTIES: tuple[Callable[[], Property], ...] = (
     NoReuseBeforeFence,
     StreamPositions,
     ObservabilityConservation,
+    TimeOrder,
 )
 """Every property that a trace alone can decide."""
 

@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TRACE",
         help="a run's folder, one file, or a folder of runs, whose newest is read (default: ~/.cache/pawl/traces)",
     )
+    parser.add_argument(
+        "--replay",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also make every decision again from the recorded inputs; takes about as long as the rest (default: on)",
+    )
     parser.add_argument("--json", action="store_true", help="the report as one JSON object")
     parser.epilog = "exit status: 0 PASS, 1 VIOLATION, 2 INCOMPLETE, 3 CORRUPT; 4 there is no trace to read"
 
@@ -30,14 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the trace, print the report; returns the verdict's number."""
     from lifecycle.audit import audit
+    from loops.judging import OneDecisionLog
 
+    decisions = OneDecisionLog()
     try:
-        report = audit(arguments.trace or Path(ServerConfig().trace_dir))
+        report = audit(arguments.trace or Path(ServerConfig().trace_dir), [decisions] if arguments.replay else [])
     except OSError as error:
         print(f"pawl: {error}", file=sys.stderr)
         return EXIT_NO_TRACE
     if arguments.json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report.as_dict()).decode(), indent=1) + "\n")
+        facts = report.as_dict() | {"not_replayed": decisions.reason if arguments.replay else "not asked for"}
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts).decode(), indent=1) + "\n")
     else:
         print(report.text())
+        if decisions.reason:
+            print(f"  not replayed to the end: {decisions.reason}")
     return int(report.verdict)

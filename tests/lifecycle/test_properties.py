@@ -243,6 +243,7 @@ CANARIES: dict[str, Canary] = {
         WELL_FORMED, changed(STORY, "commit 1", events=np.full(1, 99, np.uint8)), "an event 99, which is none"
     ),
     "a column of three bytes": Canary(WELL_FORMED, changed(STORY, "plan 1", rows=b"abc"), "multiple of element size"),
+    "time that goes back": Canary("time_order", changed(STORY, "plan 3", time=0.25), "time goes back from .* to 0.25"),
     "records after the end": Canary(WELL_FORMED, [*STORY.records, STORY.records[0]], "the one that closes the trace"),
 }
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpu.ghost import Ghost, PlannedFailure
 from lifecycle.audit import Verdict, audit
 from lifecycle.properties.monitor import Monitor
 from lifecycle.records import STOPPED, Record, Started, StepCommitted, StepRolledBack, Transition, uint8s
@@ -16,7 +17,6 @@ from lifecycle.states import Cause, Event
 from lifecycle.step import StepBatch, StepResult
 from tests.lifecycle.story import write
 from tests.loops.driver import CELLS, Driver
-from tests.loops.ghost import Ghost
 
 
 class FaultyGhost(Ghost):
@@ -27,7 +27,7 @@ class FaultyGhost(Ghost):
 
     def launch(self, batch: StepBatch) -> StepResult:
         if self.interval and not self.source.randrange(self.interval):
-            raise RuntimeError("the step was lost")
+            raise PlannedFailure(batch.step)
         return super().launch(batch)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lifecycle.records import (
     DECODER,
     ENCODER,
+    STOPPED,
     Flushed,
     Gap,
     Idled,
@@ -28,8 +29,11 @@ from loops.replay import Diverged, NotReplayable, replay
 from tests.loops.driver import CELLS, Driver
 
 
-def record_run(seed: int, pacing: str = "overlap", mixed: bool = True, policy: str = "fcfs") -> list[Record]:
-    """A run with arrivals, aborts, stop strings, lost steps and flushes, as a reader of its trace gets it."""
+def record_run(
+    seed: int, pacing: str = "overlap", mixed: bool = True, policy: str = "fcfs", *, whole: bool = True
+) -> list[Record]:
+    """A run with arrivals, aborts, stop strings, lost steps and flushes, as a reader of its trace gets it; not `whole`:
+    as if the engine had been killed at the end."""
     source = random.Random(seed)
     driver = Driver(
         pacing=pacing, mixed=mixed, policy=policy, num_pages=20, max_context=60, max_running=4, lookahead=4, seed=seed
@@ -51,6 +55,9 @@ def record_run(seed: int, pacing: str = "overlap", mixed: bool = True, policy: s
             driver.loop.flush(driver.now)
             if not waiting:
                 break
+    if whole:
+        loop = driver.loop
+        loop.journal.closed(STOPPED, loop.counters, len(loop.table), loop.memory.pages)
     started = Started(
         version="test",
         model="ghost",
