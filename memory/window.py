@@ -209,12 +209,13 @@ class Windows:
         cached = self.pool.in_cache[window]
         self.pool.release(window[~cached], fence)
         self.partner[pages[~cached]] = NO_PAGE
-        window = window[cached]
-        self._fence[window] = np.maximum(self._fence[window], fence)
-        while len(window):
-            once = np.sort(np.unique(window, return_index=True)[1])
-            self._unshare(window[once])
-            window = np.delete(window, once)
+        if cached.any():
+            window = window[cached]
+            self._fence[window] = np.maximum(self._fence[window], fence)
+            while len(window):
+                once = np.sort(np.unique(window, return_index=True)[1])
+                self._unshare(window[once])
+                window = np.delete(window, once)
 
     # ---- promises ----
 
