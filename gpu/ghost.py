@@ -15,7 +15,7 @@ A page that is somebody else's, stale, lost, swapped or freed too early raises G
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,23 @@ class PlannedFailure(RuntimeError):
     def __init__(self, step: int) -> None:
         super().__init__(f"step {step}: the ghost was told to fail")
         self.step = step
+
+
+class Shape(Protocol):
+    """What a ghost must know of a scheduler's configuration."""
+
+    @property
+    def num_pages(self) -> int: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def max_running(self) -> int: ...
+    @property
+    def max_context(self) -> int: ...
+    @property
+    def window(self) -> int | None: ...
+    @property
+    def num_window_pages(self) -> int | None: ...
 
 
 class Ghost:
@@ -83,6 +100,19 @@ class Ghost:
         """The token each slot drew last."""
         self._special = np.zeros(num_slots, np.bool_)
         """Slots that want more than the likeliest token."""
+
+    @classmethod
+    def for_shape(cls, shape: Shape, mean_output: int | None = None) -> Ghost:
+        """The worker that a scheduler of this shape needs."""
+        return cls(
+            num_pages=shape.num_pages,
+            page_size=shape.page_size,
+            num_slots=shape.max_running,
+            max_context=shape.max_context,
+            window=shape.window,
+            num_window_pages=shape.num_window_pages,
+            mean_output=mean_output,
+        )
 
     # ---- pages that come and go ----
 

@@ -71,6 +71,8 @@ class GhostMemory:
         self.num_window_pages = num_window_pages
         self.window_store = None if num_window_pages is None else GhostStore(num_window_pages, page_size)
         self.window_table = np.full_like(self.page_table, NO_PAGE)
+        self.num_window_reads = 0
+        """Window pages looked at so far."""
         self._length = np.full(num_slots, _NEW, np.int32)
         self._prefix: UInt64s = np.zeros(num_slots, np.uint64)
         self._total: UInt64s = np.zeros(num_slots, np.uint64)
@@ -190,6 +192,7 @@ class GhostMemory:
         indices = ragged_positions(first, counts, offsets)
         slots = np.repeat(batch.slots, counts)
         pages, partners = self.page_table[slots, indices], self.window_table[slots, indices]
+        self.num_window_reads += len(pages)
         used = np.minimum(np.repeat(ends, counts) - indices * page_size, page_size)
         held = partners >= 0
         right = held & store.begin_at(partners, indices)

@@ -12,13 +12,14 @@ from actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWor
 from actors.messages.generate import Abort, Ended, Finish, Generate, Opened, StepTokens, TextOptions
 from actors.runtime.actor import Lane
 from actors.scheduler import CheckDeadlines, DrainExpired, FlushExpired, Scheduler, SelfCheck
+from gpu.ghost import Ghost
+from gpu.ghost_oracle import expected
 from lifecycle.records import Closed, Started
 from lifecycle.request import SamplingParameters
 from lifecycle.states import Cause
 from loops.select import LoopConfig
 from memory.prefix.namespace import namespace_of
 from tests.actors.recording import RecordingContext
-from tests.loops.ghost import Ghost, expected
 
 
 def started(config: LoopConfig) -> Started:
@@ -45,12 +46,7 @@ class Bench:
         self.context = RecordingContext("scheduler")
         self.scheduler.context = self.context
         self.scheduler.started()
-        self.ghost = Ghost(
-            num_pages=config.num_pages,
-            page_size=config.page_size,
-            num_slots=config.max_running,
-            max_context=config.max_context,
-        )
+        self.ghost = Ghost.for_shape(config)
         self.tokens: dict[int, list[int]] = {}
         self.ended: dict[int, Ended] = {}
         self._request_of: dict[int, int] = {}

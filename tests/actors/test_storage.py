@@ -25,10 +25,10 @@ from actors.messages.transfer import (
 from actors.storage import FOUND_AT_ONCE, Storage
 from actors.tiers.store import TierStore
 from actors.worker import Worker
+from gpu.ghost import Ghost
 from memory.tiers.host import HostPool
 from memory.tiers.keys import KEY_BYTES
 from tests.actors.recording import RecordingContext
-from tests.loops.ghost import Ghost
 
 PAGE_BYTES = 32
 
@@ -62,11 +62,16 @@ class StorageBench:
 
 class WorkerBench:
     def __init__(self) -> None:
-        self.ghost = Ghost(num_pages=8, page_size=4, num_slots=2, max_context=32)
-        self.ghost.store[:] = np.arange(32).reshape(8, 4)
+        self.ghost = Ghost(num_pages=8, page_size=2, num_slots=2, max_context=32)
+        self.ghost.write_pages(int32s(*range(8)), np.arange(32).reshape(8, 4).view(np.uint8))
+        """Page n holds the words 4n to 4n + 3."""
         self.worker = Worker(self.ghost)
         self.context = RecordingContext("worker")
         self.worker.context = self.context
+
+    def page(self, number: int) -> list[int]:
+        """The four words of a page."""
+        return self.ghost.memory.store.data[number].reshape(-1).tolist()
 
     def tell(self, *messages: Any) -> list[Any]:
         for message in messages:
@@ -158,19 +163,19 @@ def test_a_save_sends_the_pages_as_they_are() -> None:
 def test_a_fill_is_written_once_and_told() -> None:
     bench = WorkerBench()
     assert bench.tell(fill(1, 3, 99)) == [Filled(1, 1)]
-    assert bench.ghost.store[3].tolist() == [99] * 4
-    bench.ghost.store[3] = 5
+    assert bench.page(3) == [99] * 4
+    bench.ghost.write_pages(int32s(3), np.full((1, 4), 5).view(np.uint8))
     assert bench.tell(fill(1, 3, 99)) == [Filled(1, 0)]
-    assert bench.ghost.store[3].tolist() == [5] * 4
+    assert bench.page(3) == [5] * 4
 
 
 def test_after_its_fence_a_fetch_writes_nothing() -> None:
     bench = WorkerBench()
-    before = bench.ghost.store.copy()
+    before = bench.ghost.memory.store.data.copy()
     assert bench.tell(Fence(1), fill(1, 3, 99)) == [Fenced(1), Filled(1, 0)]
-    assert (bench.ghost.store == before).all()
+    assert (bench.ghost.memory.store.data == before).all()
     assert bench.tell(fill(1, 3, 99)) == [Filled(1, 0)]
-    assert (bench.ghost.store == before).all()
+    assert (bench.ghost.memory.store.data == before).all()
 
 
 def test_a_fence_stops_its_own_fetch_only_and_is_forgotten_with_it() -> None:
@@ -202,7 +207,7 @@ def test_a_fill_from_after_a_loss_waits_for_the_reset() -> None:
     bench = WorkerBench()
     assert bench.tell(fill(1, 3, 99, after=5)) == []
     assert bench.tell(ResetWorker(1, 6)) == [Filled(1, 1)]
-    assert bench.ghost.store[3].tolist() == [99] * 4
+    assert bench.page(3) == [99] * 4
 
 
 @pytest.mark.parametrize("operation", ["read_pages", "write_pages"])

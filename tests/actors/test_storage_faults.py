@@ -24,6 +24,7 @@ from actors.messages.transfer import Fence, Fenced
 from actors.scheduler import Scheduler
 from actors.tiers.files import HEADER, FileStore
 from actors.tiers.mover import PageMover
+from gpu.ghost_oracle import expected
 from lifecycle.properties.monitor import Monitor
 from lifecycle.records import DECODER, ENCODER
 from lifecycle.states import Cause
@@ -33,7 +34,6 @@ from loops.replay import replay
 from loops.saving import WritePolicy
 from tests.actors.tier_disk import MemoryDisk
 from tests.actors.tier_net import PAGE_BYTES, Net
-from tests.loops.ghost import expected
 
 POLICIES = [str(policy) for policy in WritePolicy]
 DISK_FAULTS = ("error", "cut", "other", "flip", "gone")
@@ -42,9 +42,9 @@ DISK_FAULTS = ("error", "cut", "other", "flip", "gone")
 def workload(seed: int) -> list[tuple[list[int], int]]:
     """Prompts of which many begin alike, but not all: the device forgets what comes back later."""
     source = random.Random(seed)
-    trunks = [[source.randrange(1000) for _ in range(48)] for _ in range(3)]
+    trunks = [[source.randrange(256) for _ in range(48)] for _ in range(3)]
     return [
-        (source.choice(trunks)[: source.randrange(24, 49)] + [source.randrange(1000) for _ in range(3)], 3)
+        (source.choice(trunks)[: source.randrange(24, 49)] + [source.randrange(256) for _ in range(3)], 3)
         for _ in range(20)
     ]
 

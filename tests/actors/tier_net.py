@@ -25,6 +25,8 @@ from actors.tiers.desk import LeaseEnded
 from actors.tiers.files import FileStore
 from actors.tiers.store import TierStore
 from actors.worker import Worker
+from gpu.ghost import Ghost
+from gpu.ghost_oracle import expected, expected_pages
 from lifecycle.records import Started
 from lifecycle.request import SamplingParameters
 from lifecycle.states import Cause
@@ -32,7 +34,6 @@ from loops.fetching import TierConfig
 from loops.select import LoopConfig
 from memory.tiers.host import HostPool
 from memory.tiers.keys import page_keys
-from tests.loops.ghost import Ghost, chain, expected
 
 
 def started(config: LoopConfig) -> Started:
@@ -50,18 +51,8 @@ def started(config: LoopConfig) -> Started:
     )
 
 
-def make_ghost(config: LoopConfig) -> Ghost:
-    """The model whose pages tell what they are."""
-    return Ghost(
-        num_pages=config.num_pages,
-        page_size=config.page_size,
-        num_slots=config.max_running,
-        max_context=config.max_context,
-    )
-
-
 PAGE_SIZE = 4
-PAGE_BYTES = 8 * PAGE_SIZE
+PAGE_BYTES = 16 * PAGE_SIZE
 
 Edge = tuple[str, str, Lane]
 
@@ -121,7 +112,7 @@ class Net:
         """What becomes of a message about pages when it is posted."""
         self.haunted = make_runner is None
         """Whether the worker's model is a ghost, whose pages can be checked."""
-        self.ghost = (make_runner or make_ghost)(config)
+        self.ghost = (make_runner or Ghost.for_shape)(config)
         self.scheduler = Scheduler(config, 600.0, started(config))
         self.store = TierStore(HostPool(host_pages, page_bytes), files, eager=write_policy != "write-back")
         self.storage = Storage(self.store)
@@ -180,8 +171,11 @@ class Net:
         self.loop.check()
         if not self.haunted:
             return
+        content = self.ghost.memory.store.data
         for page, key in self.loop.tiers.device._key_of.items():
-            assert self.ghost.store[page].tobytes() == self._truth[key], f"page {page} is not what its key says"
+            assert content[page].tobytes() == self._truth[key], (
+                f"page {page} is not what its key says"
+            )
         for key, block in self.store.host.items():
             assert block.tobytes() == self._truth[key], "a page in host memory is not what its key says"
 
@@ -225,13 +219,9 @@ class Net:
         self.scheduler.settled()
 
     def _learn(self, tokens: list[int], namespace: str) -> None:
-        values, value = [], 0
-        for token in tokens:
-            value = chain(value, token)
-            values.append(value)
         keys = page_keys(self.loop.tiers.device.root(namespace), np.array(tokens, np.int32), PAGE_SIZE)
-        for index, key in enumerate(keys):
-            self._truth[key] = np.array(values[index * PAGE_SIZE : (index + 1) * PAGE_SIZE], np.int64).tobytes()
+        for key, block in zip(keys, expected_pages(tokens, PAGE_SIZE), strict=True):
+            self._truth[key] = block.tobytes()
 
     def ask(self, request: int, prompt: list[int], max_new_tokens: int = 4, namespace: str = "") -> list[int]:
         """One request from beginning to rest; its tokens."""

@@ -6,6 +6,7 @@ from collections import deque
 
 import numpy as np
 
+from gpu.ghost import Ghost, PlannedFailure
 from lifecycle.journal import Journal
 from lifecycle.request import SamplingParameters
 from lifecycle.states import Cause
@@ -15,7 +16,6 @@ from loops.batch import Plan
 from loops.loop import Ending
 from loops.select import LoopConfig, make_loop
 from memory.pages import Int32s, MemoryViolation
-from tests.loops.ghost import Ghost
 
 CELLS = [(pacing, mixed) for pacing in ("lockstep", "overlap") for mixed in (False, True)]
 
@@ -36,12 +36,7 @@ class Driver:
         self.config = LoopConfig(**settings)  # type: ignore[arg-type]
         self.records: list[object] = []
         self.loop = make_loop(self.config, self, Journal(self.records.append))
-        self.ghost = Ghost(
-            num_pages=self.config.num_pages,
-            page_size=self.config.page_size,
-            num_slots=self.config.max_running,
-            max_context=self.config.max_context,
-        )
+        self.ghost = Ghost.for_shape(self.config)
         self.launched: deque[Plan] = deque()
         self.output_of: dict[int, list[int]] = {}
         self.ending_of: dict[int, Ending] = {}
@@ -100,7 +95,7 @@ class Driver:
         plan = self.launched.popleft()
         try:
             result = self.ghost.launch(plan.batch)
-        except RuntimeError as error:
+        except PlannedFailure as error:
             self.launched.clear()
             self.loop.failed(plan.step, str(error), self.now)
             self.ghost.reset()

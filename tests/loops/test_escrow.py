@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu.ghost_oracle import expected
 from lifecycle.records import StepPlanned, Transition
 from lifecycle.states import Cause, Event
 from loops.admission import Admission
@@ -23,7 +24,6 @@ from loops.work import Work
 from memory.escrow import Escrow
 from memory.pages import Int32s, MemoryViolation
 from tests.loops.driver import CELLS, Driver
-from tests.loops.ghost import expected
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpu.ghost_oracle import expected, expected_pages
 from lifecycle.records import Transition
 from lifecycle.request import SamplingParameters
 from lifecycle.states import Cause, Event, State
@@ -18,21 +19,10 @@ from memory.prefix.events import Cleared, Removed, Stored
 from memory.tiers.index import TierIndex
 from memory.tiers.keys import DeviceKeys, page_keys, root_key
 from tests.loops.driver import Driver
-from tests.loops.ghost import chain, expected
 
 PAGE = 4
 PROMPT = list(range(100, 141))
 """Ten whole pages and the one token that is always computed."""
-
-
-def content(tokens: list[int]) -> np.ndarray:
-    """What pages of these tokens hold, uint8 [pages, page_bytes]."""
-    values, value = [], 0
-    for token in tokens:
-        value = chain(value, token)
-        values.append(value)
-    whole = len(values) // PAGE * PAGE
-    return np.array(values[:whole], np.int64).reshape(-1, PAGE).view(np.uint8)
 
 
 class TierDriver(Driver):
@@ -71,7 +61,7 @@ class TierDriver(Driver):
     def bring(self, order: PageFetch, prompt: list[int], count: int | None = None) -> None:
         """Write the first `count` pages of a fetch of the beginning of `prompt`, and answer."""
         count = len(order.pages) if count is None else count
-        self.ghost.write_pages(order.pages[:count], content(prompt)[:count])
+        self.ghost.write_pages(order.pages[:count], expected_pages(prompt, PAGE)[:count])
         self.tiers.filled(order.ticket, count, self.now)
 
     def state(self, request: int) -> State:
@@ -127,7 +117,7 @@ def test_only_what_the_device_lacks_is_fetched() -> None:
     driver.step()
     (order,) = driver.fetches
     assert len(order.keys) == 5
-    driver.ghost.write_pages(order.pages, content(PROMPT)[5:])
+    driver.ghost.write_pages(order.pages, expected_pages(PROMPT, PAGE)[5:])
     driver.tiers.filled(order.ticket, 5, driver.now)
     driver.run()
     assert driver.output_of[request] == expected(PROMPT, 4)
@@ -187,7 +177,7 @@ def test_a_long_prefix_comes_in_parts() -> None:
     for part in range(3):
         assert not driver.step()
         order = driver.fetches[part]
-        driver.ghost.write_pages(order.pages, content(PROMPT)[4 * part : 4 * part + len(order.pages)])
+        driver.ghost.write_pages(order.pages, expected_pages(PROMPT, PAGE)[4 * part : 4 * part + len(order.pages)])
         driver.tiers.filled(order.ticket, len(order.pages), driver.now)
     driver.run()
     assert [len(order.pages) for order in driver.fetches] == [4, 4, 2]

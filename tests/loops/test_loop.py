@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu.ghost_oracle import expected
 from lifecycle.states import Cause
 from loops.policy import POLICIES
 from tests.loops.driver import CELLS, Driver
-from tests.loops.ghost import expected
 
 
 def prompts(count: int, length: int, seed: int = 0, shared: int = 0) -> list[list[int]]:
     source = random.Random(seed)
-    prefix = [source.randrange(1000) for _ in range(shared)]
-    return [prefix + [source.randrange(1000) for _ in range(length - shared)] for _ in range(count)]
+    prefix = [source.randrange(256) for _ in range(shared)]
+    return [prefix + [source.randrange(256) for _ in range(length - shared)] for _ in range(count)]
 
 
 @pytest.mark.parametrize(("pacing", "mixed"), CELLS)
