@@ -38,6 +38,8 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache: str = "radix"
     eviction: str = "lru"
     """Which cached pages leave first."""
+    cache_core: str = "python"
+    """Which implementation of the cache; what it decides is the same."""
     weights: str = ""
     """Version of the weights served: what others computed is not shared with them."""
     tiers: TierConfig | None = None
@@ -59,7 +61,7 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
         num_pages=config.num_pages,
         num_slots=config.max_running,
         max_context=config.max_context,
-        cache=make_cache(config.cache, config.page_size, windows, eviction=config.eviction),
+        cache=make_cache(config.cache, config.page_size, windows, eviction=config.eviction, core=config.cache_core),
         windows=windows,
     )
     # One step may still name a row after its request has ended: rows for those, and for one refusal at a time.

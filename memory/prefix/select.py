@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from memory.prefix.base import PrefixCache
 from memory.prefix.chunk import ChunkCache
@@ -12,6 +13,17 @@ from memory.prefix.sliding import SlidingCache
 from memory.window import Windows
 
 DEFAULT_POLICY = "lru"
+COMPILED_MODULE = "memory.prefix.compiled"
+CORES = ("auto", "python", "compiled")
+"""Names on the command line. `auto` is compiled where that is there and fits the other options."""
+
+
+class CoreUnavailable(Exception):
+    """The compiled core was asked for and cannot be used. `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the compiled cache core cannot be used: {reason}")
+        self.reason = reason
 
 
 class Wish(NamedTuple):
@@ -26,13 +38,19 @@ class Kind(NamedTuple):
     """A row of the table: which options give which cache."""
 
     options: str
-    cache: type
+    cache: str
+    """Name of its class."""
     make: Callable[[Wish], PrefixCache]
     purpose: str
 
 
 def _radix(wish: Wish) -> PrefixCache:
     return RadixCache(wish.page_size, wish.eviction)
+
+
+def _compiled(wish: Wish) -> PrefixCache:
+    cache: PrefixCache = _load_compiled().CompiledRadixCache(wish.page_size, wish.eviction)
+    return cache
 
 
 def _sliding(wish: Wish) -> PrefixCache:
@@ -48,28 +66,86 @@ def _chunk(wish: Wish) -> PrefixCache:
 
 
 KINDS: Mapping[str, Kind] = {
-    "radix": Kind("`--cache radix`", RadixCache, _radix, "prompts share the pages of equal beginnings"),
+    "radix": Kind("`--cache radix`", "RadixCache", _radix, "prompts share the pages of equal beginnings"),
+    "compiled": Kind(
+        "`--cache radix --cache-core compiled`, or `auto` where it was built",
+        "CompiledRadixCache",
+        _compiled,
+        "the same, in less time",
+    ),
     "sliding": Kind(
         "`--cache radix`, a model with sliding windows, and pages of their own for these (`--hybrid-pools`)",
-        SlidingCache,
+        "SlidingCache",
         _sliding,
         "the same, where a window behind the end of the match is alive",
     ),
-    "none": Kind("`--cache none`", ChunkCache, _chunk, "every request computes all of its prompt"),
+    "none": Kind("`--cache none`", "ChunkCache", _chunk, "every request computes all of its prompt"),
 }
 CACHES = ("radix", "none")
 """Names on the command line."""
 
 
 def make_cache(
-    name: str, page_size: int, windows: Windows | None = None, *, eviction: str = DEFAULT_POLICY
+    name: str,
+    page_size: int,
+    windows: Windows | None = None,
+    *,
+    eviction: str = DEFAULT_POLICY,
+    core: str = "python",
 ) -> PrefixCache:
     """The prefix cache called `name` for pages of `page_size` tokens, which have partners in `windows` where there is a
-    second pool. Raises ValueError for an unknown name, and for options that would mean nothing together."""
+    second pool.
+
+    Raises ValueError for an unknown name and for options that would mean nothing together, and CoreUnavailable when
+    `core` is `compiled` and that is not there.
+    """
     if name not in CACHES:
         raise ValueError(f"unknown prefix cache {name!r}; there are: {', '.join(CACHES)}")
-    kind = KINDS["sliding" if name == "radix" and windows is not None else name]
-    return kind.make(Wish(page_size, eviction, windows))
+    kind = "sliding" if name == "radix" and windows is not None else name
+    if choose_core(core, kind).name == "compiled":
+        kind = "compiled"
+    return KINDS[kind].make(Wish(page_size, eviction, windows))
+
+
+class Core(NamedTuple):
+    """Which implementation is used."""
+
+    name: str
+    """python or compiled"""
+    reason: str = ""
+    """Why it is not the compiled one, where that was wanted if possible and is not there."""
+
+
+def choose_core(core: str, kind: str = "radix") -> Core:
+    """The implementation that `core` means for this kind of cache. Raises what `make_cache` raises."""
+    if core not in CORES:
+        raise ValueError(f"unknown cache core {core!r}; there are: {', '.join(CORES)}")
+    if kind != "radix":
+        if core == "compiled":
+            raise ValueError(f"there is no compiled core of the cache {KINDS[kind].cache}")
+        return Core("python")
+    if core == "python":
+        return Core("python")
+    try:
+        _load_compiled()
+    except CoreUnavailable as error:
+        if core == "compiled":
+            raise
+        return Core("python", error.reason)
+    return Core("compiled")
+
+
+def _load_compiled() -> Any:
+    """The module of the compiled core, with what it was compiled to. Raises CoreUnavailable."""
+    try:
+        module = importlib.import_module(COMPILED_MODULE)
+    except ModuleNotFoundError as error:
+        raise CoreUnavailable(f"{error.name} is not part of this installation") from error
+    try:
+        module.load()
+    except module.CompiledUnavailable as error:
+        raise CoreUnavailable(str(error)) from error
+    return module
 
 
 def table() -> Iterator[str]:
@@ -77,4 +153,4 @@ def table() -> Iterator[str]:
     yield "| options | cache | what it is for |"
     yield "| --- | --- | --- |"
     for kind in KINDS.values():
-        yield f"| {kind.options} | `{kind.cache.__name__}` | {kind.purpose} |"
+        yield f"| {kind.options} | `{kind.cache}` | {kind.purpose} |"
