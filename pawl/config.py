@@ -116,6 +116,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     eviction: Annotated[
         Literal["lru", "lfu", "fifo", "mru", "filo", "priority"], _meta("memory", "which cached pages leave first")
     ] = "lru"
+    cache_core: Annotated[
+        Literal["auto", "python", "compiled"],
+        _meta("memory", "which implementation of the cache; auto: compiled where it was built"),
+    ] = "auto"
+    hybrid_pools: Annotated[
+        Literal["auto", "on", "off"],
+        _meta(
+            "memory", "pages of their own for layers with a window, freed as it moves on; auto: where a model has both"
+        ),
+    ] = "auto"
     host_cache_gb: Annotated[
         AboveZero | None, _meta("memory", "host memory for pages that leave the device; otherwise none")
     ] = None
