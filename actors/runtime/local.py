@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import structlog
@@ -80,8 +81,8 @@ class LocalSystem:
         with self._lock:
             if name in self._cells or name in (CALLER, OUTSIDE):
                 raise ValueError(f"there is an actor {name!r} already")
-            cell = Cell(self, actor, name, Mailbox(capacity, overflow), restart, self._seed)
-            driver: Driver = ThreadDriver(cell, name) if loop is None else LoopDriver(cell, loop)
+            cell = self._make_cell(actor, name, capacity, overflow, restart)
+            driver = self._make_driver(cell, loop)
             self._cells[name] = cell
             self._drivers[name] = driver
             if loop is not None:
@@ -89,6 +90,12 @@ class LocalSystem:
             started = self._started
         if started:
             driver.start()
+
+    def _make_cell(self, actor: Actor, name: str, capacity: int, overflow: Overflow, restart: Restart | None) -> Cell:
+        return Cell(self, actor, name, Mailbox(capacity, overflow), restart, self._seed)
+
+    def _make_driver(self, cell: Cell, loop: asyncio.AbstractEventLoop | None) -> Driver:
+        return ThreadDriver(cell, cell.name) if loop is None else LoopDriver(cell, loop)
 
     def watch(self, watcher: str, watched: str) -> None:
         """See `System.watch`. Raises KeyError for an unknown name, TypeError when `watcher` does not accept `Down`."""
@@ -134,9 +141,12 @@ class LocalSystem:
         try:
             if not self.send(name, make_message(ticket), lane):
                 raise Unanswered(name, "did not take the question")
-            return future.result(timeout_s)
+            return self._result_of(future, timeout_s)
         finally:
             self._asks.close(ticket)
+
+    def _result_of(self, future: Future[Any], timeout_s: float) -> Any:
+        return future.result(timeout_s)
 
     def statistics(self) -> dict[str, ActorStatistics]:
         """See `System.statistics`."""
@@ -212,26 +222,31 @@ class LocalSystem:
             raise RuntimeError(f"`{what}` blocks, and this thread runs an actor")
 
     def _stop_all(self, order: tuple[str, ...], timeout_s: float) -> None:
+        try:
+            for cell, deadline in self._stop_in_order(order, timeout_s):
+                cell.over.wait(max(0.0, deadline - self.clock()))
+        finally:
+            self._stopped.set()
+
+    def _stop_in_order(self, order: tuple[str, ...], timeout_s: float) -> Iterator[tuple[Cell, float]]:
+        """Each step of a stop: (cell whose end to wait for, until when at the most)."""
         with self._lock:
             started, self._started = self._started, True
             cells = dict(self._cells)
         rest = [name for name in reversed(cells) if name not in order]
         in_order = [cells[name] for name in (*order, *rest) if name in cells]
         deadline = self.clock() + timeout_s
-        try:
-            for cell in in_order:
-                if not started:
-                    cell.withdraw()
-                    continue
-                cell.ask_to_stop("stopped")
-                cell.over.wait(max(0.0, deadline - self.clock()))
-            late = [cell for cell in in_order if not cell.over.is_set()]
-            for cell in late:
-                log.error("actor did not stop in time", actor=cell.name, waiting=sum(cell.mailbox.depths()))
-                cell.cut()
-            deadline = self.clock() + CUT_GRACE_S
-            for cell in late:
-                cell.over.wait(max(0.0, deadline - self.clock()))
-            self._not_stopped = tuple(cell.name for cell in in_order if not cell.over.is_set())
-        finally:
-            self._stopped.set()
+        for cell in in_order:
+            if not started:
+                cell.withdraw()
+                continue
+            cell.ask_to_stop("stopped")
+            yield cell, deadline
+        late = [cell for cell in in_order if not cell.over.is_set()]
+        for cell in late:
+            log.error("actor did not stop in time", actor=cell.name, waiting=sum(cell.mailbox.depths()))
+            cell.cut()
+        deadline = self.clock() + CUT_GRACE_S
+        for cell in late:
+            yield cell, deadline
+        self._not_stopped = tuple(cell.name for cell in in_order if not cell.over.is_set())

@@ -1,0 +1,79 @@
+"""The base of all strategies, and the two simplest: always the fair choice, and a random walk."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from actors.runtime.choice import Choices, Kind, Option, count_plain
+
+FAULT_RATE = 0.02
+"""Chance of a fault at a decision where one may strike: rare enough that the work gets somewhere between them."""
+
+
+class Strategy:
+    """Decides many schedules, one after another."""
+
+    name = "strategy"
+    wants_states = False
+    """Whether `reached` wants to know the state after each step."""
+
+    def begin(self) -> bool:
+        """A new schedule begins. False: there is none left that was not run."""
+        return True
+
+    def choose(self, kind: Kind, options: Sequence[Option]) -> int:
+        """See `ChoiceSource`."""
+        raise NotImplementedError
+
+    def reached(self, state: int) -> None:
+        """The state after a step, as a hash; only called when `wants_states`."""
+
+    def ended(self, choices: Choices) -> None:
+        """The schedule is over; this is what was decided."""
+
+
+class Fair(Strategy):
+    """Oldest first, nobody is interrupted, no faults: one schedule."""
+
+    name = "fair"
+
+    def choose(self, kind: Kind, options: Sequence[Option]) -> int:
+        return 0
+
+
+class Randomized(Strategy):
+    """Base of strategies with a generator: faults strike at a given rate, the rest is up to `pick`."""
+
+    def __init__(self, seed: int, *, fault_rate: float = FAULT_RATE) -> None:
+        self.seed = seed
+        self.fault_rate = fault_rate
+        self.num_schedules = 0
+        self.random = random.Random(seed)
+
+    def begin(self) -> bool:
+        # Each schedule has its own generator, so that the n-th can be run without those before it.
+        self.random = random.Random(f"{self.seed}/{self.num_schedules}")
+        self.num_schedules += 1
+        return True
+
+    def choose(self, kind: Kind, options: Sequence[Option]) -> int:
+        plain = count_plain(options)
+        if plain == len(options):
+            return self.pick(kind, options)
+        if plain == 0 or self.random.random() < self.fault_rate:
+            return self.random.randrange(plain, len(options))
+        return self.pick(kind, options[:plain]) if plain > 1 else 0
+
+    def pick(self, kind: Kind, options: Sequence[Option]) -> int:
+        """Choose among options that are no faults."""
+        raise NotImplementedError
+
+
+class RandomWalk(Randomized):
+    """Every option is as likely as every other."""
+
+    name = "random"
+
+    def pick(self, kind: Kind, options: Sequence[Option]) -> int:
+        return int(self.random.random() * len(options))
