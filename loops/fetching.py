@@ -384,6 +384,7 @@ class LowerTiers:
             "saving_pages": self.saving.num_under_way,
             "fetching": self.num_active,
             "abandoned": len(self._fetches) - self.num_active,
+            "overdue": len(self._overdue),
             **{f"pages_{name}": count for name, count in msgspec.to_builtins(self.saving.counts).items()},
             **{f"fetches_{name}": count for name, count in msgspec.to_builtins(self.counts).items()},
         }

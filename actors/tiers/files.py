@@ -131,7 +131,8 @@ class FileStore:
     def acquire(self) -> None:
         """Make the folder and take it for this process. Raises StorageUnusable."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            # Keys and values tell much of the prompts they were made from: they are nobody else's business.
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = open(self.folder / "lock", "wb")  # noqa: SIM115  # held until `close`
         except OSError as error:
             raise StorageUnusable(self.folder, error.strerror or str(error)) from error

@@ -1,0 +1,164 @@
+"""In threads: a disk that hangs holds up nobody but the storage actor."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.messages.control import GetState
+from actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
+from actors.runtime.actor import Actor, Overflow
+from actors.runtime.ask import CALLER
+from actors.runtime.local import LocalSystem
+from actors.scheduler import Scheduler
+from actors.storage import Storage
+from actors.tiers.files import FileStore
+from actors.tiers.store import TierStore
+from actors.worker import Worker
+from gpu.ghost import Ghost
+from gpu.ghost_oracle import expected
+from lifecycle.request import SamplingParameters
+from loops.fetching import TierConfig
+from loops.select import LoopConfig
+from memory.tiers.host import HostPool
+from tests.actors.tier_disk import MemoryDisk
+from tests.actors.tier_net import PAGE_BYTES, PAGE_SIZE
+
+PATIENCE_S = 30.0
+LEASE_S = 0.02
+
+
+class HangingDisk(MemoryDisk):
+    """Reads wait while `works` is not set; `reading` says that one does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.works = threading.Event()
+        self.works.set()
+        self.reading = threading.Event()
+
+    def read(self, path: Path, limit: int) -> bytes:
+        self.reading.set()
+        assert self.works.wait(PATIENCE_S)
+        return super().read(path, limit)
+
+
+class Listener(Actor):
+    """Stands where the detokenizer is, and hands on each request's tokens and end."""
+
+    accepts = Opened | StepTokens
+
+    def __init__(self) -> None:
+        self.answers: queue.SimpleQueue[tuple[list[int], Ended]] = queue.SimpleQueue()
+        self._tokens: dict[int, list[int]] = {}
+
+    def receive(self, message: Any) -> None:
+        match message:
+            case Opened(row):
+                self._tokens[row] = []
+            case StepTokens():
+                for row, token in zip(message.rows.tolist(), message.tokens.tolist(), strict=True):
+                    self._tokens[row].append(token)
+                for end in message.ended:
+                    self.answers.put((self._tokens[end.row], end))
+
+
+class Threads:
+    """Scheduler, worker and storage, each in its thread, with room on the device for one prompt at a time. Their clock
+    stands still: a lease ends when the test says so."""
+
+    def __init__(self, disk: MemoryDisk) -> None:
+        self.now_s = 0.0
+        config = LoopConfig(
+            num_pages=16,
+            page_size=PAGE_SIZE,
+            max_context=60,
+            max_running=2,
+            tiers=TierConfig(layout="ghost", lease_s=LEASE_S),
+        )
+        files = FileStore(Path("/nowhere"), "ghost", PAGE_BYTES, 100 * PAGE_BYTES, disk)
+        self.listener = Listener()
+        self.system = LocalSystem(clock=lambda: self.now_s)
+        self.system.spawn(Scheduler(config, 600.0), "scheduler")
+        self.system.spawn(Worker(Ghost.for_shape(config)), "worker", overflow=Overflow.HOLD)
+        self.system.spawn(Storage(TierStore(HostPool(0, PAGE_BYTES), files, eager=True)), "storage")
+        self.system.spawn(self.listener, "detokenizer")
+        self.system.start()
+        self._request = 0
+
+    def ask(self, prompt: list[int]) -> int:
+        """One request, whose tokens must be right; how many tokens of its prompt were cached."""
+        self.submit(prompt)
+        return self.answer(prompt)
+
+    def submit(self, prompt: list[int]) -> None:
+        self._request += 1
+        sampling = SamplingParameters(temperature=0.0, max_new_tokens=4)
+        tokens = np.array(prompt, np.int32)
+        request = Generate(request=self._request, rid="r", tokens=tokens, sampling=sampling, text_options=TextOptions())
+        assert self.system.send("scheduler", request)
+
+    def answer(self, prompt: list[int]) -> int:
+        """Wait for what `submit` asked for."""
+        answer, end = self.listener.answers.get(timeout=PATIENCE_S)
+        assert end.request == self._request
+        assert answer == expected(prompt, 4)
+        self.until("saving_pages", 0)
+        return end.usage.cached_tokens
+
+    def until(self, name: str, value: int) -> None:
+        """Ask until the tiers' count has this value."""
+        for _ in range(100_000):
+            if self.tiers()[name] == value:
+                return
+        raise AssertionError(f"{name} never was {value}: {self.tiers()}")
+
+    def tiers(self) -> dict[str, int]:
+        """What the scheduler says about the tiers now."""
+        reply = self.system.call("scheduler", lambda ticket: GetState(ticket, reply_to=CALLER), PATIENCE_S)
+        return reply.body["tiers"]
+
+
+@pytest.fixture
+def disk() -> HangingDisk:
+    return HangingDisk()
+
+
+@pytest.fixture
+def threads(disk: HangingDisk) -> Iterator[Threads]:
+    made = Threads(disk)
+    yield made
+    disk.works.set()
+    assert made.system.stop(("scheduler", "worker", "storage", "detokenizer"), PATIENCE_S) == ()
+
+
+def prompt(first: int) -> list[int]:
+    return [(first + number) % 256 for number in range(41)]
+
+
+def test_a_disk_that_hangs_costs_a_lease_once_and_is_used_again_when_it_answers(
+    threads: Threads, disk: HangingDisk
+) -> None:
+    assert threads.ask(prompt(0)) == 0
+    assert threads.ask(prompt(100)) == 0
+    assert threads.ask(prompt(0)) == 40
+    disk.works.clear()
+    disk.reading.clear()
+    threads.submit(prompt(100))
+    assert disk.reading.wait(PATIENCE_S)
+    threads.now_s += LEASE_S
+    assert threads.answer(prompt(100)) == 0
+    # Nobody waits for it a second time while it hangs.
+    assert threads.ask(prompt(0)) == 0
+    state = threads.tiers()
+    assert (state["fetches_begun"], state["fetches_expired"]) == (2, 1)
+    disk.works.set()
+    threads.until("overdue", 0)
+    assert threads.ask(prompt(100)) == 40
+    assert threads.tiers()["fetches_filled"] == 2
