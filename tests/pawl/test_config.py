@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from loops.policy import POLICIES
 from loops.select import PACINGS
 from memory.prefix.order import POLICIES as EVICTION_POLICIES
-from memory.prefix.select import CACHES
+from memory.prefix.select import CACHES, CORES
 from pawl.config import GROUPS, ConfigError, ServerConfig, Setting, add_flags, all_settings, build_config, config_from
 
 
@@ -159,6 +159,7 @@ def test_choices_are_those_of_the_rooms_that_take_them() -> None:
     assert set(choices["pacing"] or ()) == set(PACINGS)
     assert set(choices["cache"] or ()) == set(CACHES)
     assert set(choices["eviction"] or ()) == set(EVICTION_POLICIES)
+    assert choices["cache_core"] == CORES
 
 
 def test_what_is_shown_hides_keys() -> None:
