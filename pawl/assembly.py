@@ -1,20 +1,23 @@
-"""From a configuration to loaded parts: model, vocabulary, runner, memory plan, trace. No actor runs here."""
+"""From a configuration to the parts of an engine with a real model: weights, vocabulary, runner, memory plan."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import structlog
 import torch
 
 from actors.text.vocabulary import Vocabulary
 from gpu.devices import available_memory
-from gpu.kv import MemoryPlan, plan_memory, plan_tokens
+from gpu.kv import MemoryPlan, hybrid, plan_memory, plan_tokens, widest_window
 from gpu.models.config import ModelConfig
 from gpu.runner import Runner
 from gpu.weights.fingerprint import weights_fingerprint
 from gpu.weights.source import load_weights, resolve_source
-from pawl.config import ServerConfig
+from pawl.config import ConfigError, ServerConfig
+from pawl.parts import Parts, assemble, check_settings, make_loop_config
+from pawl.tiers import wants_tiers
 
 log = structlog.get_logger("pawl.assembly")
 
@@ -30,23 +33,26 @@ CPU_KV_LIMIT = 1 << 30
 def load_parts(config: ServerConfig) -> Parts:
     """Load the model named by the configuration.
 
-    Raises ModelNotFound, UnsupportedModel, UnsupportedVocabulary, BackendUnavailable or KvDoesNotFit, each with a
-    message for the user.
+    Raises ModelNotFound, UnsupportedModel, UnsupportedVocabulary, BackendUnavailable, KvDoesNotFit or ConfigError, each
+    with a message for the user.
     """
     began = time.monotonic()
     check_settings(config)
     source = resolve_source(config.model)
+    two_pools = _two_pools(config, source.config)
     device = config.device
     dtype = DTYPES["bf16" if config.dtype == "auto" else config.dtype]
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
     weights = load_weights(source, dtype)
-    plan = _plan(config, source.config, dtype)
+    plan = _plan(config, source.config, dtype, two_pools)
     loop_config = make_loop_config(
         config,
         num_pages=plan.num_pages,
         max_position=source.config.max_position,
-        prefill_chunk=DEFAULT_CHUNK[device],
+        prefill_chunk=_prefill_chunk(config),
         weights=weights_fingerprint(source.config, weights),
+        window=widest_window(source.config) if two_pools else None,
+        num_window_pages=plan.num_window_pages,
     )
     runner = Runner(
         source.config,
@@ -59,14 +65,17 @@ def load_parts(config: ServerConfig) -> Parts:
         dtype=dtype,
         threads=config.threads,
         backend=config.backend,
+        num_window_pages=plan.num_window_pages,
     )
-    facts = {
+    facts: dict[str, Any] = {
         "architecture": source.config.architecture,
         "device": device,
         "backend": runner.backend_name,
         "dtype": str(dtype).removeprefix("torch."),
         "kv_mib": plan.num_bytes >> 20,
     }
+    if plan.num_window_pages is not None:
+        facts["window_tokens"] = plan.num_window_pages * plan.page_size
     return assemble(
         config,
         source=source,
@@ -76,6 +85,29 @@ def load_parts(config: ServerConfig) -> Parts:
         facts=facts,
         began=began,
     )
+
+
+def _two_pools(config: ServerConfig, model: ModelConfig) -> bool:
+    """Whether layers with a window get pages of their own. Raises ConfigError where they were asked for and cannot."""
+    wanted, possible, tiers = config.hybrid_pools, hybrid(model), wants_tiers(config)
+    if wanted == "on" and not possible:
+        raise ConfigError(
+            "hybrid_pools: the model must have layers with a window and layers without; this one has not",
+            "hybrid_pools",
+        )
+    if wanted == "on" and tiers:
+        raise ConfigError(
+            "hybrid_pools: host_cache_gb and storage_dir keep no window pages, so they go with one pool only",
+            "hybrid_pools",
+        )
+    if wanted == "auto" and possible and tiers:
+        log.info("one pool for all layers", reason="host_cache_gb and storage_dir keep no window pages")
+    return wanted != "off" and possible and not tiers
+
+
+def _prefill_chunk(config: ServerConfig) -> int:
+    """Prompt tokens in one step."""
+    return config.prefill_chunk or DEFAULT_CHUNK[config.device]
 
 
 def _plan(config: ServerConfig, model: ModelConfig, dtype: torch.dtype, two_pools: bool) -> MemoryPlan:

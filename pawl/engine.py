@@ -33,8 +33,8 @@ from actors.tokenizer import Limits, Tokenizer
 from actors.watchdog import Watchdog
 from actors.worker import Worker
 from lifecycle.states import ABORT_CAUSES, Cause
-from pawl.assembly import Parts, load_parts
 from pawl.config import ServerConfig
+from pawl.parts import Parts
 
 log = structlog.get_logger("pawl.engine")
 
@@ -95,7 +95,7 @@ class Engine:
     ) -> None:
         """`parts` replaces what the configuration would load, for a runner or a vocabulary of one's own."""
         self.config = config
-        self.parts: Parts = parts if parts is not None else load_parts(config)
+        self.parts: Parts = parts if parts is not None else _load(config)
         self.gateway = Gateway(limit=config.max_running + config.max_queued)
         self.system = LocalSystem(self.parts.loop_config.seed, on_failure=self._failed)
         self.failure: EngineFailed | None = None
@@ -234,6 +234,17 @@ class Engine:
             work.close()
             raise RuntimeError("generate and stream need an engine that was started without an event loop")
         return asyncio.run_coroutine_threadsafe(work, self._own_loop).result()
+
+
+def _load(config: ServerConfig) -> Parts:
+    """The parts that the settings name. Imported only now, each with what it needs: a ghost starts without PyTorch."""
+    if config.model == "ghost":
+        from pawl.ghost import load_ghost
+
+        return load_ghost(config)
+    from pawl.assembly import load_parts
+
+    return load_parts(config)
 
 
 class _Signal(Inbox):

@@ -65,12 +65,16 @@ def _entries(
     return entries
 
 
-def _byte_level_reader() -> Callable[[str], bytes]:
-    """GPT-2's alphabet: a printable Latin-1 character stands for its own byte; the other bytes, in rising order, are
-    the characters from U+0100 on."""
+def byte_alphabet() -> dict[int, str]:
+    """GPT-2's alphabet, the character of each byte: a printable Latin-1 character stands for its own byte; the other
+    bytes, in rising order, are the characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
-    alphabet = {byte: byte for byte in printable} | {0x100 + i: byte for i, byte in enumerate(others)}
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+
+
+def _byte_level_reader() -> Callable[[str], bytes]:
+    alphabet = {ord(character): byte for byte, character in byte_alphabet().items()}
     to_latin1 = {character: chr(byte) for character, byte in alphabet.items() if character != byte}
 
     def read(token: str) -> bytes:

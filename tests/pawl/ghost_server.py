@@ -12,52 +12,27 @@ from typing import Any
 
 import uvloop
 
-from actors.recorder import Recorder
-from actors.text.vocabulary import Vocabulary
-from gpu.kv import MemoryPlan
-from gpu.weights.source import resolve_source
-from lifecycle.records import Started
-from lifecycle.trace import TraceWriter
+from actors.text.ghost import ghost_vocabulary
+from gpu.ghost import Ghost
 from loops.select import LoopConfig
-from pawl.assembly import Parts
 from pawl.config import build_config
+from pawl.ghost import GhostSource
 from pawl.http.server import EngineServer, open_socket
-from tests.loops.ghost import Ghost
+from pawl.parts import Parts, assemble
 
 PATIENCE_S = 60.0
 
 
 def ghost_parts(loop_config: LoopConfig, trace_dir: Path) -> Parts:
-    """Parts with SmolLM2's vocabulary and a ghost runner."""
-    source = resolve_source("smollm2")
-    writer = TraceWriter(trace_dir, 64 << 20)
-    ghost: Any = Ghost(
-        num_pages=loop_config.num_pages,
-        page_size=loop_config.page_size,
-        num_slots=loop_config.max_running,
-        max_context=loop_config.max_context,
-    )
-    return Parts(
-        source=source,
-        model=source.config,
-        vocabulary=Vocabulary.load(source.path),
-        runner=ghost,
+    """Those of `--model ghost`, scheduled as `loop_config` says."""
+    return assemble(
+        build_config({"model": "ghost", "trace_dir": str(trace_dir)}),
+        source=GhostSource(),
+        vocabulary=ghost_vocabulary(),
+        runner=Ghost.for_shape(loop_config),
         loop_config=loop_config,
-        plan=MemoryPlan(loop_config.num_pages, loop_config.page_size, 1),
-        recorder=Recorder(writer),
-        trace_path=writer.path,
-        started=Started(
-            version="test",
-            model="ghost",
-            config={},
-            num_pages=loop_config.num_pages,
-            page_size=loop_config.page_size,
-            num_slots=loop_config.max_running,
-            seed=0,
-            time=time.monotonic(),
-            wall=time.time(),
-        ),
-        summary={"model": "ghost"},
+        facts={},
+        began=time.monotonic(),
     )
 
 

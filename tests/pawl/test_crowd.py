@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from gpu.backend import BackendUnavailable
+from gpu.ghost import Ghost
+from gpu.ghost_oracle import expected
 from lifecycle.audit import Verdict, audit
 from loops.select import LoopConfig
-from pawl.assembly import Parts, load_parts
+from pawl.assembly import load_parts
 from pawl.config import build_config
-from tests.loops.ghost import expected
+from pawl.parts import Parts
 from tests.pawl.ghost_server import ghost_parts, ghost_server
 
 CLIENTS = 200
@@ -108,7 +110,7 @@ def passes(parts: Parts) -> bool:
 
 @pytest.mark.parametrize("pacing", ["overlap", "lockstep"])
 def test_those_who_stay_get_exactly_their_tokens_and_nothing_leaks(tmp_path: Path, pacing: str) -> None:
-    prompts, leaving = visitors(CLIENTS, 1000)
+    prompts, leaving = visitors(CLIENTS, 256)
     parts = ghost_parts(tight(CLIENTS, pacing=pacing), tmp_path)
     with ghost_server(parts) as address:
         outputs = asyncio.run(crowd(address, prompts, leaving))
@@ -116,6 +118,8 @@ def test_those_who_stay_get_exactly_their_tokens_and_nothing_leaks(tmp_path: Pat
     for prompt, leave, tokens in zip(prompts, leaving, outputs, strict=True):
         whole = expected(prompt, OUTPUT)
         assert tokens == (whole if leave is None else whole[: len(tokens)])
+    assert isinstance(parts.runner, Ghost)
+    assert parts.runner.faults == []
     assert passes(parts)
 
 

@@ -1,0 +1,63 @@
+"""`--model ghost`: an engine without a model, for testing clients, schedulers and servers. Starts without PyTorch."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from actors.text.ghost import ghost_vocabulary
+from gpu.ghost import Ghost
+from gpu.ghost_language import MAX_POSITION
+from pawl.config import ConfigError, ServerConfig
+from pawl.parts import Parts, assemble, check_settings, make_loop_config
+
+GHOST = "ghost"
+KV_TOKENS = 1 << 20
+"""Unless the user says otherwise; 16 bytes each."""
+PREFILL_CHUNK = 2048
+"""Prompt tokens in one step: a fraction of a millisecond."""
+PAGE_BYTES_PER_TOKEN = 16
+_MEANINGLESS = {"device": "cpu", "dtype": "auto", "backend": "auto", "threads": None}
+"""Settings of the arithmetic, which a ghost has none of, with the one value each may have."""
+
+
+class GhostSource(NamedTuple):
+    """Where a ghost comes from."""
+
+    name: str = GHOST
+    path: Path = Path(GHOST)
+
+
+def load_ghost(config: ServerConfig) -> Parts:
+    """An engine's parts with a ghost as its model. Raises ConfigError for settings that mean nothing to it."""
+    began = time.monotonic()
+    check_settings(config)
+    for name, only in _MEANINGLESS.items():
+        if (value := getattr(config, name)) != only:
+            raise ConfigError(f"{name}: the ghost computes no model, and on the CPU only; it takes no {value!r}", name)
+    loop_config = make_loop_config(
+        config,
+        num_pages=_num_pages(config),
+        max_position=MAX_POSITION,
+        prefill_chunk=config.prefill_chunk or PREFILL_CHUNK,
+        weights=GHOST,
+    )
+    return assemble(
+        config,
+        source=GhostSource(),
+        vocabulary=ghost_vocabulary(),
+        runner=Ghost.for_shape(loop_config),
+        loop_config=loop_config,
+        facts={"device": config.device},
+        began=began,
+    )
+
+
+def _num_pages(config: ServerConfig) -> int:
+    if config.kv_tokens is None and config.kv_memory_gb is not None:
+        num_pages = int(config.kv_memory_gb * (1 << 30)) // (PAGE_BYTES_PER_TOKEN * config.page_size)
+        if not num_pages:
+            raise ConfigError(f"kv_memory_gb: {config.kv_memory_gb} GiB do not hold one page", "kv_memory_gb")
+        return num_pages
+    return max(1, (config.kv_tokens or KV_TOKENS) // config.page_size)

@@ -1,0 +1,184 @@
+"""What an engine is made of, and what making it has in common for every model. Loads nothing by itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from actors.recorder import Recorder
+from actors.storage import Storage
+from actors.text.vocabulary import Vocabulary
+from actors.worker import Runner
+from lifecycle.records import Started
+from lifecycle.trace import TraceWriter
+from loops.select import LoopConfig, cell_name
+from memory.prefix.select import CoreUnavailable, choose_core, make_cache
+from pawl import __version__
+from pawl.config import ConfigError, ServerConfig
+from pawl.tiers import make_storage, tier_config, wants_tiers
+
+log = structlog.get_logger("pawl.parts")
+
+
+class Source(Protocol):
+    """Where a model comes from, for those who ask."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def path(self) -> Path: ...
+
+
+class PortableRunner(Runner[Any], Protocol):
+    """A runner that says what its pages are, so that lower tiers can keep them."""
+
+    @property
+    def layout(self) -> str: ...
+
+    @property
+    def page_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything an engine is made of."""
+
+    source: Source
+    vocabulary: Vocabulary
+    runner: PortableRunner
+    loop_config: LoopConfig
+    recorder: Recorder | None
+    trace_path: Path | None
+    started: Started | None
+    """First record of the trace."""
+    summary: dict[str, Any]
+    """Model, device, memory plan and loop cell, for the line that says what runs."""
+    storage: Storage | None = None
+    """Where pages go that leave the device, if anywhere."""
+
+
+def check_settings(config: ServerConfig) -> None:
+    """Before a model is loaded. Raises ConfigError where settings of the cache mean nothing together."""
+    try:
+        make_cache(config.cache, config.page_size, eviction=config.eviction)
+    except ValueError as error:
+        raise ConfigError(f"eviction: {error}", "eviction") from error
+    _core_name(config, config.cache)
+    wants_tiers(config)
+
+
+def _core_name(config: ServerConfig, kind: str) -> str:
+    """The implementation of this kind of cache. Raises ConfigError where the one that was asked for is not there."""
+    try:
+        core = choose_core(config.cache_core, kind)
+    except (ValueError, CoreUnavailable) as error:
+        raise ConfigError(f"cache_core: {error}", "cache_core") from error
+    if core.reason:
+        log.info("the cache in plain Python", reason=core.reason)
+    return core.name
+
+
+def make_loop_config(
+    config: ServerConfig,
+    *,
+    num_pages: int,
+    max_position: int,
+    prefill_chunk: int,
+    weights: str,
+    window: int | None = None,
+    num_window_pages: int | None = None,
+) -> LoopConfig:
+    """How requests are scheduled, over the weights of this fingerprint. Tiers come later, when pages have a size.
+
+    `max_position` is the most tokens the model can take, `prefill_chunk` those that a step takes; `window` and
+    `num_window_pages` are given where windowed layers have a pool of their own. Raises ConfigError.
+    """
+    kind = "sliding" if window is not None and config.cache == "radix" else config.cache
+    context = min(config.context_length or max_position, max_position)
+    return LoopConfig(
+        num_pages=num_pages,
+        page_size=config.page_size,
+        max_context=min(context, num_pages * config.page_size),
+        max_running=config.max_running,
+        max_queued=config.max_queued,
+        prefill_chunk=prefill_chunk,
+        window=window,
+        num_window_pages=num_window_pages,
+        pacing=config.pacing,
+        mixed=config.mixed,
+        policy=config.policy,
+        cache=config.cache,
+        eviction=config.eviction,
+        cache_core=_core_name(config, kind),
+        weights=weights,
+        # Drawn once, here: the trace holds it, so a run without a given seed can be replayed as well.
+        seed=secrets.randbits(31) if config.seed is None else config.seed,
+    )
+
+
+def assemble(
+    config: ServerConfig,
+    *,
+    source: Source,
+    vocabulary: Vocabulary,
+    runner: PortableRunner,
+    loop_config: LoopConfig,
+    facts: dict[str, Any],
+    began: float,
+) -> Parts:
+    """Lower tiers, trace and summary around a loaded model. `facts` about it go into the summary, which also says how
+    long it took since `began`, seconds of the monotonic clock. Raises ConfigError, or StorageUnusable."""
+    storage = None
+    if wants_tiers(config):
+        storage = make_storage(config, runner.layout, runner.page_bytes)
+        loop_config = msgspec.structs.replace(loop_config, tiers=tier_config(config, runner.layout, runner.page_bytes))
+    writer = TraceWriter(Path(config.trace_dir), config.trace_limit_mb << 20) if config.trace else None
+    summary = {
+        "model": source.name,
+        **facts,
+        "kv_tokens": loop_config.num_pages * loop_config.page_size,
+        "context": loop_config.max_context,
+        "cell": cell_name(loop_config),
+        "load_s": round(time.monotonic() - began, 2),
+    }
+    return Parts(
+        source=source,
+        vocabulary=vocabulary,
+        runner=runner,
+        loop_config=loop_config,
+        recorder=Recorder(writer) if writer is not None else None,
+        trace_path=writer.path if writer is not None else None,
+        started=_started(config, source, loop_config),
+        summary=summary,
+        storage=storage,
+    )
+
+
+def _started(config: ServerConfig, source: Source, loop_config: LoopConfig) -> Started:
+    facts: dict[str, Any] = {
+        "loop": msgspec.to_builtins(loop_config),
+        "device": config.device,
+        "dtype": config.dtype,
+        "machine": platform.platform(),
+        "pid": os.getpid(),
+    }
+    return Started(
+        version=__version__,
+        model=source.name,
+        config=facts,
+        num_pages=loop_config.num_pages,
+        page_size=loop_config.page_size,
+        num_slots=loop_config.max_running,
+        seed=loop_config.seed,
+        time=time.monotonic(),
+        wall=time.time(),
+    )
