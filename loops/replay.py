@@ -45,9 +45,10 @@ from lifecycle.states import Event
 from lifecycle.step import StepResult
 from lifecycle.table import Ticket
 from loops.batch import Plan
-from loops.fetching import LowerTiers, PageFetch
+from loops.fetching import LowerTiers
 from loops.loop import Ending
 from loops.select import LoopConfig, make_loop
+from loops.tiers import PageFetch
 from memory.pages import Int32s, MemoryViolation
 from memory.tiers.keys import KEY_BYTES
 

@@ -7,11 +7,12 @@ import msgspec
 from lifecycle.journal import Journal
 from lifecycle.table import RequestTable
 from loops.admission import Admission
-from loops.fetching import LowerTiers, TierConfig, TierEffects
+from loops.fetching import LowerTiers
 from loops.loop import Effects, Loop
 from loops.pacing import Lockstep, Overlap, Pacing
 from loops.policy import POLICIES
 from loops.roles import Unified
+from loops.tiers import TierConfig, TierEffects
 from loops.work import Work
 from memory.pool import Memory
 from memory.prefix.select import make_cache

@@ -7,8 +7,8 @@ from pathlib import Path
 from actors.storage import Storage
 from actors.tiers.files import FileStore
 from actors.tiers.store import TierStore
-from loops.fetching import TierConfig
 from loops.saving import WritePolicy
+from loops.tiers import TierConfig
 from memory.tiers.host import HostPool
 from pawl.config import ConfigError, ServerConfig
 

@@ -21,7 +21,8 @@ from actors.messages.transfer import (
     TierReport,
 )
 from actors.runtime.actor import Actor, Lane
-from loops.fetching import LowerTiers, PageFetch
+from loops.fetching import LowerTiers
+from loops.tiers import PageFetch
 from memory.pages import Int32s
 from memory.tiers.keys import PageKey
 

@@ -24,8 +24,8 @@ from actors.worker import Worker
 from gpu.ghost import Ghost
 from gpu.ghost_oracle import expected
 from lifecycle.request import SamplingParameters
-from loops.fetching import TierConfig
 from loops.select import LoopConfig
+from loops.tiers import TierConfig
 from memory.tiers.host import HostPool
 from tests.actors.tier_disk import MemoryDisk
 from tests.actors.tier_net import PAGE_BYTES, PAGE_SIZE

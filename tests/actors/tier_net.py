@@ -30,8 +30,9 @@ from gpu.ghost_oracle import expected, expected_pages
 from lifecycle.records import Started
 from lifecycle.request import SamplingParameters
 from lifecycle.states import Cause
-from loops.fetching import TierConfig
 from loops.select import LoopConfig
+from loops.tiers import TierConfig
+from memory.prefix.namespace import namespace_of
 from memory.tiers.host import HostPool
 from memory.tiers.keys import page_keys
 
@@ -106,6 +107,8 @@ class Net:
         self._num_sent = 0
         self.leases: list[LeaseEnded] = []
         self.records: list[Any] = []
+        self.replies: list[Any] = []
+        """What the gateway was told."""
         self.tokens: dict[int, list[int]] = {}
         self.ended: dict[int, Ended] = {}
         self.tamper: Callable[[Any], list[Any]] = lambda message: [message]
@@ -140,6 +143,8 @@ class Net:
             self._hear(message)
         elif to == "recorder":
             self.records.extend(message.records)
+        elif to == "gateway":
+            self.replies.append(message)
         elif to in self.actors:
             about_pages = isinstance(message, PagesToWorker | ToStorage) or sender == "storage"
             copies = self.tamper(message) if about_pages else [message]
@@ -173,9 +178,7 @@ class Net:
             return
         content = self.ghost.memory.store.data
         for page, key in self.loop.tiers.device._key_of.items():
-            assert content[page].tobytes() == self._truth[key], (
-                f"page {page} is not what its key says"
-            )
+            assert content[page].tobytes() == self._truth[key], f"page {page} is not what its key says"
         for key, block in self.store.host.items():
             assert block.tobytes() == self._truth[key], "a page in host memory is not what its key says"
 
@@ -218,8 +221,9 @@ class Net:
         self.scheduler.receive(message)
         self.scheduler.settled()
 
-    def _learn(self, tokens: list[int], namespace: str) -> None:
-        keys = page_keys(self.loop.tiers.device.root(namespace), np.array(tokens, np.int32), PAGE_SIZE)
+    def _learn(self, tokens: list[int], salt: str) -> None:
+        root = self.loop.tiers.device.root(namespace_of(salt=salt, weights=self.scheduler.config.weights))
+        keys = page_keys(root, np.array(tokens, np.int32), PAGE_SIZE)
         for key, block in zip(keys, expected_pages(tokens, PAGE_SIZE), strict=True):
             self._truth[key] = block.tobytes()
 

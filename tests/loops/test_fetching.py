@@ -12,8 +12,9 @@ from lifecycle.records import Transition
 from lifecycle.request import SamplingParameters
 from lifecycle.states import Cause, Event, State
 from lifecycle.table import Ticket
-from loops.fetching import MAX_FETCHES, PAUSE_LEASES, LowerTiers, PageFetch, TierConfig
+from loops.fetching import MAX_FETCHES, PAUSE_LEASES, LowerTiers
 from loops.saving import Saving, WritePolicy
+from loops.tiers import PageFetch, TierConfig
 from memory.pages import Int32s
 from memory.prefix.events import Cleared, Removed, Stored
 from memory.tiers.index import TierIndex

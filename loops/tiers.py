@@ -1,0 +1,55 @@
+"""Cache tiers below the device as the loop knows them: how they are set up, and what it asks of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from loops.saving import WritePolicy
+from memory.pages import Int32s
+from memory.tiers.keys import PageKey
+
+
+class TierConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What decides how pages move between the device and the tiers below."""
+
+    layout: str
+    """Says how the bytes of a page are to be read; part of every key."""
+    write_policy: str = WritePolicy.WRITE_THROUGH
+    lease_s: float = 2.0
+    """How long a request waits for a fetch."""
+    save_pages: int = 32
+    """Pages in one message on the way down."""
+    max_saving_pages: int = 256
+    """Pages on their way down at a time: bounds the memory that copies take."""
+    max_fetch_pages: int = 512
+    """Pages of one fetch."""
+
+
+class PageFetch(NamedTuple):
+    """An order for the tiers: bring `keys`, for the device pages `pages`."""
+
+    ticket: int
+    keys: tuple[PageKey, ...]
+    pages: Int32s
+    after: int
+    """Saves up to this number read the pages' old content, and come first."""
+    resolved: int
+    """Newest step that is resolved now."""
+
+
+class TierEffects(Protocol):
+    """Where decisions about the tiers go."""
+
+    def save(self, number: int, pages: Int32s, keys: tuple[PageKey, ...]) -> None:
+        """Copy pages to the tiers, before any step that is launched from now on."""
+
+    def fetch(self, order: PageFetch) -> None:
+        """Bring pages; answer with `filled`, and with `expired` when the lease has ended."""
+
+    def fence(self, ticket: int) -> None:
+        """Make sure that nothing of this fetch is written from now on; answer with `fenced`."""
+
+    def empty_host(self, era: int) -> None:
+        """Empty the host's memory."""
