@@ -52,8 +52,8 @@ SWITCHED = msgspec.structs.replace(
 )
 """Everything that can be switched on is."""
 
-HYBRID = msgspec.structs.replace(SWITCHED, num_layers=4, windows=(13, None, 13, None))
-"""Every other layer sees 13 tokens back, which is no multiple of a page."""
+HYBRID = msgspec.structs.replace(SWITCHED, num_layers=4, windows=(13, None, 5, None))
+"""Layers of both kinds in turn; the window that counts is not the last one, and no multiple of a page."""
 
 WINDOWED = msgspec.structs.replace(ODD, windows=(20, 70), head_dim=64, query_scale=0.125)
 """No layer sees further back than 70 tokens."""

@@ -63,7 +63,7 @@ def test_two_stores_on_a_device_score_like_one_on_the_cpu(device: str) -> None:
     windows = with_windows(two, HYBRID)
     found = logits_in_pieces(two.backend, two.table, sequences(), seed=4, device=device, windows=windows)
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(ours.cpu(), theirs, rtol=1e-4, atol=1e-4)
 
 
 class Decoding:
@@ -191,8 +191,8 @@ def test_gemma_3_says_the_same_with_two_stores_beyond_its_window(
     gemma: tuple[ModelConfig, dict[str, torch.Tensor]],
 ) -> None:
     config, weights = gemma
-    prompt = [*CAPITALS, *([7001, 563, PARIS, 236761] * 160), *CAPITALS[1:]]
-    assert len(prompt) > 512 + 100
+    prompt = [*CAPITALS, *([7001, 563, PARIS, 236761] * 140), *CAPITALS[1:]]
+    assert len(prompt) > 512 + 64
     said = []
     for num_window_pages in (None, 60):
         made = make(
