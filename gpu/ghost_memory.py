@@ -216,9 +216,8 @@ class GhostMemory:
         """Where the row of a segment stops being what its slot has written."""
         end = int(batch.starts[segment] + batch.lengths[segment])
         position = first_break(self._row_entries(batch, segment, end))
-        if position is None:
-            return _fault(batch, segment, end - 1, "the row holds another sequence than the slot has computed")
-        return _fault(batch, segment, position, "the entry does not follow from those before it")
+        reason = "what is read is not what the slot has computed"
+        return _fault(batch, segment, end - 1 if position is None else position, reason)
 
 
 def _fault(batch: StepBatch, segment: int, position: int, reason: str) -> GhostFault:

@@ -51,9 +51,9 @@ def _meta(group: str, description: str, **constraints: Any) -> Meta:
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one engine is set up. Each field's help, group and range stand in its annotation."""
 
-    model: Annotated[Text, _meta("model", "a folder, a GGUF file, a name on the hub, or smollm2 (comes with pip)")] = (
-        "smollm2"
-    )
+    model: Annotated[
+        Text, _meta("model", "a folder, a GGUF file, a name on the hub, smollm2 (comes with pip), or ghost (no model)")
+    ] = "smollm2"
     served_model_name: Annotated[
         Text | None, _meta("model", "the name replies carry and requests use; otherwise the model's own")
     ] = None

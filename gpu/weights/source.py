@@ -55,7 +55,7 @@ def resolve_source(model: str) -> ModelSource:
     if model == "smollm2":
         return _gguf_source(_embedded_file(), "smollm2")
     if model == "ghost":
-        raise ModelNotFound(model, "the ghost model is not available yet")
+        raise ModelNotFound(model, "the ghost has no weights that could be loaded")
     path = Path(model).expanduser()
     if path.is_dir():
         return _folder_source(path, path.resolve().name)

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default=argparse.SUPPRESS,
         metavar="MODEL",
-        help="a folder, a GGUF file, a name on the hub, or smollm2, the default, which comes with pip",
+        help="a folder, a GGUF file, a hub name, ghost (no model), or smollm2, the default, which comes with pip",
     )
     add_flags(parser)
 

@@ -65,7 +65,7 @@ def test_pickles_are_refused_without_being_opened(suffix: str, tmp_path: Path) -
 def test_missing_things_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="no such file or folder"):
         resolve_source(str(tmp_path / "absent.gguf"))
-    with pytest.raises(ModelNotFound, match="not available yet"):
+    with pytest.raises(ModelNotFound, match="no weights"):
         resolve_source("ghost")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FolderError, match=r"no config\.json"):
