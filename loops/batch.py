@@ -15,7 +15,8 @@ from lifecycle.states import Event, State
 from lifecycle.step import Admission, StepBatch
 from lifecycle.table import RequestTable
 from memory.pages import Int32s
-from memory.pool import NO_ENTRIES, Memory, PageEntries
+from memory.pool import Memory
+from memory.rows import NO_ENTRIES, PageEntries
 from memory.transaction import Transaction
 
 UInt8s: TypeAlias = NDArray[np.uint8]

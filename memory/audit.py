@@ -1,12 +1,12 @@
-"""Every law of a whole memory, and its digest. Not on the hot path: both cost what the memory is large."""
+"""Every law of a whole memory: the counters after every step, everything else at leisure."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memory.digest import MASK
 from memory.pages import MemoryViolation
 
 if TYPE_CHECKING:
@@ -41,17 +41,39 @@ def check_memory(memory: Memory) -> None:
     if memory.windows is not None:
         rows = {int(slot): memory.page_table[slot, : memory.num_pages[slot]] for slot in used}
         memory.windows.invariants(memory.pages, rows)
+    if recompute(memory) != memory.digest():
+        raise MemoryViolation("the digest is the sum over all facts", kept=memory.digest(), sum=recompute(memory))
 
 
-def digest(memory: Memory) -> int:
-    """64 bits that change when any fact of memory does."""
-    state = hashlib.blake2b(digest_size=8)
-    used = memory.slots.used
-    for part in (memory.pages.refcount, memory.pages.in_cache, used, memory.length[used]):
-        state.update(part.tobytes())
-    for slot in used:
-        state.update(memory.page_table[slot, : memory.num_pages[slot]].tobytes())
+def check_counters(memory: Memory) -> None:
+    """What must hold after every step; O(1). Raises MemoryViolation."""
+    memory.pages.check()
     if memory.windows is not None:
-        for part in (memory.windows.partner, memory.windows.start, memory.windows.pool.refcount):
-            state.update(part.tobytes())
-    return int.from_bytes(state.digest(), "little")
+        memory.windows.check()
+    if memory.pages.cached != memory.cache.evictable + memory.cache.held:
+        raise MemoryViolation(
+            "cached = evictable + held",
+            cached=memory.pages.cached,
+            evictable=memory.cache.evictable,
+            held=memory.cache.held,
+        )
+    if memory.escrow.total > memory.obtainable + memory.pages.deferred:
+        raise MemoryViolation(
+            "promises <= free + evictable (+ deferred, while steps are in flight)",
+            promised=memory.escrow.total,
+            evictable=memory.cache.evictable,
+            **memory.pages.counters(),
+        )
+    digest = memory.ledger.digest
+    unrestored, digest.unrestored = digest.unrestored, None
+    if unrestored is not None:
+        raise MemoryViolation("rollback restores the state digest", **unrestored._asdict())
+
+
+def recompute(memory: Memory) -> int:
+    """The digest, from the facts themselves; O(size)."""
+    value = memory.pages.recompute() + memory.slots.recompute() + memory.escrow.recompute()
+    value += memory.rows.recompute(memory.slots.used)
+    if memory.windows is not None:
+        value += memory.windows.recompute()
+    return value & MASK

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from memory.digest import Digest
 from memory.pages import Int32s, MemoryViolation
 
 Bools: TypeAlias = NDArray[np.bool_]
@@ -24,9 +25,11 @@ Bools: TypeAlias = NDArray[np.bool_]
 class Escrow:
     """`promised[slot]`: pages the slot does not own yet and may count on, int32 [num_slots]; `total`: their sum."""
 
-    __slots__ = ("promised", "total")
+    __slots__ = ("_digest", "_keys", "promised", "total")
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, digest: Digest) -> None:
+        self._digest = digest
+        self._keys = digest.keys(num_slots)
         self.promised: Int32s = np.zeros(num_slots, np.int32)
         self.total = 0
 
@@ -34,21 +37,33 @@ class Escrow:
         """`count` more pages for a slot. Taken back by `forget`."""
         self.promised[slot] += count
         self.total += count
+        self._digest.value += int(self._keys[slot]) * count
 
     def covered(self, slots: Int32s, counts: Int32s) -> Int32s:
         """How many of the `counts` pages that each slot is about to take it has been promised, int32 [n]."""
         covered: Int32s = np.minimum(counts, self.promised[slots])
         return covered
 
-    def spend(self, slots: Int32s, counts: Int32s) -> None:
-        """The slots take so many of their promised pages; each slot at most once. Undone by `restore`."""
+    def spend(self, slots: Int32s, counts: Int32s) -> int:
+        """The slots take so many of their promised pages; each slot at most once. Undone by `restore`.
+
+        Returns what that adds to the digest.
+        """
         self.promised[slots] -= counts
         self.total -= int(counts.sum())
+        change = -self.fact(slots, counts)
+        self._digest.value += change
+        return change
 
     def restore(self, slots: Int32s, counts: Int32s) -> None:
         """The step that spent these never happened."""
         self.promised[slots] += counts
         self.total += int(counts.sum())
+        self._digest.value += self.fact(slots, counts)
+
+    def fact(self, slots: Int32s, counts: Int32s) -> int:
+        """What so many promised pages add to the digest."""
+        return int(self._keys.take(slots).dot(counts))
 
     def renew(self, slots: Int32s, wants: Int32s, available: int) -> Int32s:
         """Promise each slot what it wants, the first ones first, as far as `available` pages go; int32 [n] granted.
@@ -60,7 +75,9 @@ class Escrow:
         if int(wants.sum()) > available:
             before = np.cumsum(wants) - wants
             granted = np.clip(available - before, 0, wants).astype(np.int32)
-        self.total += int(granted.sum()) - int(self.promised[slots].sum())
+        change = granted - self.promised[slots]
+        self.total += int(change.sum())
+        self._digest.value += self.fact(slots, change)
         self.promised[slots] = granted
         return granted
 
@@ -72,10 +89,20 @@ class Escrow:
 
     def forget(self, slot: int) -> None:
         """The slot's request leaves: nothing is promised to it any more."""
-        self.total -= int(self.promised[slot])
-        self.promised[slot] = 0
+        count = int(self.promised[slot])
+        if count:
+            self.promise(slot, -count)
+
+    def unpromise(self, slot: int) -> None:
+        """`forget` for a slot whose admission is being undone: what it was promised is no change of its own."""
+        self._digest.undoing += int(self._keys[slot]) * int(self.promised[slot])
+        self.forget(slot)
 
     def invariants(self) -> None:
         """The total is the sum, and no promise is negative; O(slots)."""
         if int(self.promised.sum()) != self.total or (self.promised < 0).any():
             raise MemoryViolation("the total of promises is their sum", total=self.total, sum=int(self.promised.sum()))
+
+    def recompute(self) -> int:
+        """What the promises add to the digest, O(slots)."""
+        return int(self._keys.dot(self.promised))

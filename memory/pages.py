@@ -19,9 +19,12 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from memory.digest import AGED, CACHED, DEFERRED, RESERVED, keys, signed, total
 from memory.transaction import Ledger, Transaction
 
 Int32s: TypeAlias = NDArray[np.int32]
+Int64s: TypeAlias = NDArray[np.int64]
+_AGED = signed(AGED)
 
 
 class MemoryViolation(Exception):
@@ -45,8 +48,11 @@ class PagePool:
     """A fixed number of pages of `page_size` tokens each."""
 
     __slots__ = (
+        "_digest",
         "_free_stack",
+        "_keys",
         "_ledger",
+        "_stream",
         "cached",
         "deferred",
         "free",
@@ -64,6 +70,10 @@ class PagePool:
         if total < 1 or page_size < 1:
             raise ValueError(f"a pool needs pages: total={total}, page_size={page_size}")
         self._ledger = ledger
+        self._digest = ledger.digest
+        self._stream = ledger.digest.stream()
+        self._keys = keys(self._stream, total)
+        """What one referrer of each page adds to the digest; another number for every generation."""
         self.total = total
         self.page_size = page_size
         # Popped from the end, so the lowest page goes out first: traces of small runs stay readable.
@@ -88,7 +98,10 @@ class PagePool:
         pages = self._free_stack[self.free : self.free + count][::-1].copy()
         self.refcount[pages] = 1
         self.owned += count
-        transaction.log(self._untake, pages)
+        added = self._keys.take(pages)
+        change = total(added)
+        self._digest.value += change
+        transaction.log(self._untake, pages, added, change=change)
         return pages
 
     def share(self, pages: Int32s) -> None:
@@ -97,14 +110,19 @@ class PagePool:
         if not self.in_cache[index].all():
             raise MemoryViolation("only cached pages are shared", pages=pages[~self.in_cache[index]])
         self.refcount[index] += 1
+        self._digest.value += total(self._keys[index])
 
-    def _untake(self, pages: Int32s) -> None:
+    def _untake(self, pages: Int32s, added: Int64s) -> None:
         # A request that left while its step was in flight has given its pages back already: they wait at the fence.
-        pages = pages[self.refcount[pages] > 0]
+        stayed = self.refcount[pages] > 0
+        if not stayed.all():
+            self._digest.undoing -= total(added[~stayed])
+            pages = pages[stayed]
         if (self.refcount[pages] != 1).any() or self.in_cache[pages].any():
             raise MemoryViolation("a page taken by an aborted step has one referrer", pages=pages)
+        self._digest.value -= total(self._keys.take(pages))
         self.refcount[pages] = 0
-        self.generation[pages] += 1
+        self._age(pages)
         self.owned -= len(pages)
         self._push(pages[::-1])
 
@@ -113,6 +131,7 @@ class PagePool:
         if (self.refcount[pages] < 2).any() or not self.in_cache[pages].all():
             raise MemoryViolation("only a shared page is unshared", pages=pages)
         self.refcount[pages] -= 1
+        self._digest.value -= total(self._keys.take(pages))
 
     # ---- final, outside the undo log ----
 
@@ -122,6 +141,7 @@ class PagePool:
         if left.size and int(left.min()) < 0:
             raise MemoryViolation("refcount never falls below zero", pages=pages[left < 0])
         self.refcount[pages] = left
+        self._digest.value -= total(self._keys.take(pages))
         gone = pages[left == 0]
         if gone.size:
             self.owned -= len(gone)
@@ -135,6 +155,7 @@ class PagePool:
             raise MemoryViolation("the cache adopts owned pages, once", pages=pages)
         self.refcount[index] = referrers + 1
         self.in_cache[index] = True
+        self._digest.value += (1 + CACHED) * total(self._keys[index])
         self.owned -= len(pages)
         self.cached += len(pages)
 
@@ -145,6 +166,7 @@ class PagePool:
             raise MemoryViolation("only cached pages without another referrer are evicted", pages=pages)
         self.refcount[index] = 0
         self.in_cache[index] = False
+        self._digest.value -= (1 + CACHED) * total(self._keys[index])
         self.cached -= len(index)
         self._give_back(pages, fence)
 
@@ -158,6 +180,7 @@ class PagePool:
         pages = self._free_stack[self.free : self.free + count][::-1].copy()
         self.reserved[pages] = True
         self.quarantined += count
+        self._digest.value += RESERVED * total(self._keys.take(pages))
         return Reservation(pages, self.generation[pages])
 
     def publish(self, reservation: Reservation) -> None:
@@ -166,11 +189,12 @@ class PagePool:
         self.refcount[reservation.pages] = 1
         self.in_cache[reservation.pages] = True
         self.cached += len(reservation.pages)
+        self._digest.value += (1 + CACHED) * total(self._keys.take(reservation.pages))
 
     def withdraw(self, reservation: Reservation) -> None:
         """The pages are not wanted, and their writer is known to write no more: they are free."""
         self._leave_quarantine(reservation)
-        self.generation[reservation.pages] += 1
+        self._age(reservation.pages)
         self._push(reservation.pages[::-1])
 
     def _leave_quarantine(self, reservation: Reservation) -> None:
@@ -180,15 +204,25 @@ class PagePool:
             raise MemoryViolation("handle.generation = generation(page)", pages=pages[stale])
         self.reserved[pages] = False
         self.quarantined -= len(pages)
+        self._digest.value -= RESERVED * total(self._keys.take(pages))
 
     def _give_back(self, pages: Int32s, fence: int) -> None:
-        self.generation[pages.astype(np.intp)] += 1
+        self._age(pages)
         self.deferred += len(pages)
-        self._ledger.after(fence, self._undefer, pages)
+        waits = DEFERRED * total(self._keys.take(pages)) if fence > self._ledger.resolved else 0
+        self._digest.value += waits
+        self._ledger.after(fence, self._undefer, pages, waits)
 
-    def _undefer(self, pages: Int32s) -> None:
+    def _undefer(self, pages: Int32s, waited: int) -> None:
         self.deferred -= len(pages)
+        self._digest.value -= waited
         self._push(pages)
+
+    def _age(self, pages: Int32s) -> None:
+        """Handles of these pages are stale from now on. Nobody refers to them."""
+        index = pages.astype(np.intp)
+        self.generation[index] += 1
+        self._keys[index] += _AGED
 
     def _push(self, pages: Int32s) -> None:
         count = len(pages)
@@ -238,6 +272,14 @@ class PagePool:
             raise MemoryViolation("a page in quarantine has no other use", **self.counters())
         if self.reserved[free].any():
             raise MemoryViolation("no page is both free and reserved", pages=free[self.reserved[free]])
+
+    def recompute(self) -> int:
+        """What the pages add to the digest, O(total)."""
+        added = keys(self._stream, self.total) + self.generation * _AGED
+        deferred = (self.refcount == 0) & ~self.reserved
+        deferred[self.free_pages] = False
+        value = int(added.dot(self.refcount)) + CACHED * total(added[self.in_cache])
+        return value + RESERVED * total(added[self.reserved]) + DEFERRED * total(added[deferred])
 
 
 def consecutive(first: Int32s, count: Int32s) -> Int32s:

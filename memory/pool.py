@@ -1,12 +1,6 @@
 """All memory of one replica behind one face: slots, the page table, pages and the prefix cache, in transactions.
 
-    slot s:  page_table[s, 0 .. num_pages[s]-1]     pages of positions 0 .. length[s]-1
-             ├── the first of them are shared with the prefix cache (holds[s] keeps them there)
-             └── the others belong to s alone, until the cache adopts them
-             entries beyond num_pages[s] mean nothing
-
-`length[s]` counts the positions whose keys and values are computed or being computed by a step in flight.
-
+What a row of the page table is: [memory/rows.py](rows.py).
 Hybrid models have a second pool, whose pages are partners of these: [memory/window.py](window.py).
 """
 
@@ -17,21 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memory.audit import check_memory, digest
+from memory.audit import check_counters, check_memory
+from memory.digest import MASK
 from memory.escrow import Bools, Escrow
-from memory.pages import Int32s, MemoryViolation, PagePool, Reservation, consecutive
+from memory.pages import Int32s, PagePool, Reservation, consecutive
 from memory.prefix.base import Eviction, Hold, PrefixCache
+from memory.rows import NO_ENTRIES, NONE, PageEntries, Rows
 from memory.slots import SlotPool
 from memory.transaction import Ledger, Transaction
 from memory.window import Windows
-
-
-class PageEntries(NamedTuple):
-    """New page-table entries: page_table[slots[i], indices[i]] = pages[i]; int32 [n] each."""
-
-    slots: Int32s
-    indices: Int32s
-    pages: Int32s
 
 
 class Granted(NamedTuple):
@@ -40,10 +28,6 @@ class Granted(NamedTuple):
     slot: int
     num_cached: int
     """Leading tokens that the prefix cache already had."""
-
-
-_NONE: Int32s = np.empty(0, np.int32)
-NO_ENTRIES = PageEntries(_NONE, _NONE, _NONE)
 
 
 class Memory:
@@ -60,14 +44,13 @@ class Memory:
         self.ledger = Ledger() if windows is None else windows.ledger
         self.pages = PagePool(num_pages, self.page_size, self.ledger)
         self.slots = SlotPool(num_slots, self.ledger)
-        self.escrow = Escrow(num_slots)
+        self.escrow = Escrow(num_slots, self.ledger.digest)
         self.cache = cache
         self.max_context = min(max_context, num_pages * self.page_size)
         width = -(-self.max_context // self.page_size)
-        self.page_table: Int32s = np.zeros((num_slots, width), np.int32)
-        self.num_pages: Int32s = np.zeros(num_slots, np.int32)
-        self.length: Int32s = np.zeros(num_slots, np.int32)
-        self.holds: list[Hold | None] = [None] * num_slots
+        self.rows = Rows(self.ledger.digest, num_slots, width, num_pages)
+        self.page_table, self.num_pages, self.length = self.rows.page_table, self.rows.num_pages, self.rows.length
+        self.holds = self.rows.holds
         self.replaced: list[PageEntries] = []
         """Page-table entries changed outside a step: the next step must carry them to the worker, before its own."""
 
@@ -83,17 +66,22 @@ class Memory:
             return None
         hold = self.cache.match_and_hold(tokens[: len(tokens) - 1] if use_cache else tokens[:0], namespace)
         # Kept and logged before anything else can fail: from here on an undo lets go of it.
-        self.holds[slot] = hold
+        digest = self.ledger.digest.value
+        self.rows.hold(slot, hold, namespace)
         transaction.log(self._unadmit, slot)
-        count = len(hold.pages)
-        if count:
+        try:
+            self._begin_row(slot, hold)
+        finally:
+            transaction.amend(self.ledger.digest.value - digest)
+        return Granted(slot, hold.num_tokens)
+
+    def _begin_row(self, slot: int, hold: Hold) -> None:
+        if len(hold.pages):
             self.pages.share(hold.pages)
-            self.page_table[slot, :count] = hold.pages
-            self.num_pages[slot] = count
-        self.length[slot] = hold.num_tokens
+            self.rows.append_to(slot, 0, hold.pages)
+            self.rows.reach(slot, hold.num_tokens)
         if self.windows is not None:
             self.windows.join(slot, hold.pages)
-        return Granted(slot, hold.num_tokens)
 
     def entries(self, slot: int) -> PageEntries:
         """The page-table entries that `slot` has now."""
@@ -113,8 +101,8 @@ class Memory:
         None, and no change, when not enough pages are free, or those beyond what the slots have been promised are
         promised to others.
         """
-        before = self.num_pages[slots]
-        entries, covered = NO_ENTRIES, _NONE
+        before, lengths_before = self.num_pages[slots], self.length[slots]
+        entries, covered, change = NO_ENTRIES, NONE, 0
         if (lengths > before * self.page_size).any():
             grow = np.maximum(-(-lengths // self.page_size) - before, 0)
             count, covered = int(grow.sum()), self.escrow.covered(slots, grow)
@@ -123,19 +111,18 @@ class Memory:
             pages = self._take(transaction, count, slots, grow)
             if pages is None:
                 return None
-            self.escrow.spend(slots, covered)
             entries = PageEntries(np.repeat(slots, grow), consecutive(before, grow), pages)
-            self.page_table[entries.slots, entries.indices] = pages
-            self.num_pages[slots] = before + grow
-        transaction.log(self._unextend, slots, before, self.length[slots], covered)
-        self.length[slots] = lengths
+            change = self.escrow.spend(slots, covered) + self.rows.append(entries, slots, before + grow)
+        grown = lengths - lengths_before
+        change += self.rows.lengthen(slots, lengths, grown)
+        transaction.log(self._unextend, slots, before, lengths_before, grown, covered, entries, change=change)
         return entries
 
     def extend_slot(self, transaction: Transaction, slot: int, length: int) -> PageEntries | None:
         """`extend` for one slot, without the cost of arrays of one; evicts if need be."""
         before = int(self.num_pages[slot])
         count = -(-length // self.page_size) - before
-        entries, covered = NO_ENTRIES, 0
+        entries, covered, digest = NO_ENTRIES, 0, self.ledger.digest.value
         if count > 0:
             covered = min(count, int(self.escrow.promised[slot]))
             if not self._allows(count - covered) or not self.make_room(count):
@@ -143,13 +130,15 @@ class Memory:
             pages = self._take(transaction, count, (slot,), (count,))
             if pages is None:
                 return None
+            digest = self.ledger.digest.value
             self.escrow.promise(slot, -covered)
             indices = np.arange(before, before + count, dtype=np.int32)
             entries = PageEntries(np.full(count, slot, np.int32), indices, pages)
-            self.page_table[slot, before : before + count] = pages
-            self.num_pages[slot] = before + count
-        transaction.log(self._unextend_slot, slot, before, int(self.length[slot]), covered)
-        self.length[slot] = length
+            self.rows.append_to(slot, before, pages)
+        length_before = int(self.length[slot])
+        self.rows.reach(slot, length)
+        change = self.ledger.digest.value - digest
+        transaction.log(self._unextend_slot, slot, before, length_before, covered, change=change)
         return entries
 
     def _take(
@@ -174,22 +163,40 @@ class Memory:
             if self.windows is not None:
                 self.windows.unjoin(slot, pages)
             self.pages.unshare(pages)
+            self.escrow.unpromise(slot)
             hold = self._forget(slot)
             if hold is not None:
                 self.cache.release(hold, self.ledger.resolved)
+        else:
+            self.ledger.digest.undoing = 0
 
-    def _unextend(self, slots: Int32s, num_pages: Int32s, lengths: Int32s, covered: Int32s) -> None:
+    def _unextend(
+        self, slots: Int32s, num_pages: Int32s, lengths: Int32s, grown: Int32s, covered: Int32s, entries: PageEntries
+    ) -> None:
         stayed = self.slots.in_use[slots]
-        self.num_pages[slots[stayed]] = num_pages[stayed]
-        self.length[slots[stayed]] = lengths[stayed]
+        if not stayed.all():
+            self._keep(slots[~stayed], grown[~stayed], covered[~stayed] if len(covered) else covered, entries)
+            slots, num_pages, lengths = slots[stayed], num_pages[stayed], lengths[stayed]
+            covered = covered[stayed] if len(covered) else covered
+        self.rows.cut(slots, num_pages, lengths)
         if len(covered):
-            self.escrow.restore(slots[stayed], covered[stayed])
+            self.escrow.restore(slots, covered)
+
+    def _keep(self, slots: Int32s, grown: Int32s, covered: Int32s, entries: PageEntries) -> None:
+        """These slots' requests have left: of what is being undone, their part was settled then."""
+        digest = self.ledger.digest
+        digest.undoing -= self.rows.worth_of_positions(slots, grown)
+        if len(covered):
+            gone = np.isin(entries.slots, slots)
+            digest.undoing -= self.rows.worth(PageEntries(*(column[gone] for column in entries)))
+            digest.undoing += self.escrow.fact(slots, covered)
 
     def _unextend_slot(self, slot: int, num_pages: int, length: int, covered: int) -> None:
         if self.slots.in_use[slot]:
-            self.num_pages[slot] = num_pages
-            self.length[slot] = length
+            self.rows.cut_one(slot, num_pages, length)
             self.escrow.promise(slot, covered)
+        else:
+            self.ledger.digest.undoing = 0
 
     # ---- final ----
 
@@ -206,7 +213,7 @@ class Memory:
             self.pages.adopt(insertion.adopted)
             if self.windows is not None:
                 self.windows.adopt(insertion.adopted)
-        self.holds[slot] = insertion.hold
+        self.rows.hold(slot, insertion.hold, namespace)
         if (hold.num_tokens if hold is not None else 0) // self.page_size + len(insertion.adopted) < count:
             self._deduplicate(slot, insertion.hold.pages)
 
@@ -224,8 +231,7 @@ class Memory:
         if self.windows is not None:
             self.windows.move(slot, indices, ours, theirs, self.ledger.fence)
         self.pages.release(ours, self.ledger.fence)
-        self.page_table[slot, indices] = theirs
-        self.replaced.append(PageEntries(np.full(len(indices), slot, np.int32), indices, theirs))
+        self.replaced.append(self.rows.replace(slot, indices, theirs))
 
     def take_replaced(self) -> list[PageEntries]:
         """Hand over `replaced`, once."""
@@ -246,11 +252,8 @@ class Memory:
         self.slots.release(slot, fence)
 
     def _forget(self, slot: int) -> Hold | None:
-        hold, self.holds[slot] = self.holds[slot], None
         self.escrow.forget(slot)
-        self.num_pages[slot] = 0
-        self.length[slot] = 0
-        return hold
+        return self.rows.clear(slot)
 
     def slide(self, slots: Int32s, lengths: Int32s) -> None:
         """A step is about to be committed that takes these slots to these lengths: window pages that no later query
@@ -367,28 +370,12 @@ class Memory:
 
     def check(self) -> None:
         """What must hold after every step; O(1)."""
-        self.pages.check()
-        if self.windows is not None:
-            self.windows.check()
-        if self.pages.cached != self.cache.evictable + self.cache.held:
-            raise MemoryViolation(
-                "cached = evictable + held",
-                cached=self.pages.cached,
-                evictable=self.cache.evictable,
-                held=self.cache.held,
-            )
-        if self.escrow.total > self.obtainable + self.pages.deferred:
-            raise MemoryViolation(
-                "promises <= free + evictable (+ deferred, while steps are in flight)",
-                promised=self.escrow.total,
-                evictable=self.cache.evictable,
-                **self.pages.counters(),
-            )
+        check_counters(self)
 
     def invariants(self) -> None:
         """Every law, O(size): for tests and the idle self-check."""
         check_memory(self)
 
     def digest(self) -> int:
-        """64 bits that change when any fact of memory does; O(size)."""
-        return digest(self)
+        """64 bits that change when any fact of memory does; kept up to date, so this costs nothing."""
+        return self.ledger.digest.value & MASK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from memory.digest import DEFERRED
 from memory.pages import Int32s, MemoryViolation
 from memory.transaction import Ledger, Transaction
 
@@ -11,12 +12,14 @@ from memory.transaction import Ledger, Transaction
 class SlotPool:
     """`total` slots. A slot given back while a step is in flight is reused only after that step is resolved."""
 
-    __slots__ = ("_free", "_ledger", "deferred", "in_use", "total")
+    __slots__ = ("_digest", "_free", "_keys", "_ledger", "deferred", "in_use", "total")
 
     def __init__(self, total: int, ledger: Ledger) -> None:
         if total < 1:
             raise ValueError(f"a server needs at least one slot, not {total}")
         self._ledger = ledger
+        self._digest = ledger.digest
+        self._keys: list[int] = ledger.digest.keys(total).tolist()
         self._free: list[int] = list(range(total - 1, -1, -1))
         self.total = total
         self.in_use = np.zeros(total, np.bool_)
@@ -32,25 +35,31 @@ class SlotPool:
             return None
         slot = self._free.pop()
         self.in_use[slot] = True
-        transaction.log(self._untake, slot)
+        self._digest.value += self._keys[slot]
+        transaction.log(self._untake, slot, change=self._keys[slot])
         return slot
 
     def _untake(self, slot: int) -> None:
         # A request that left while its step was in flight has given its slot back already: it waits at the fence.
         if self.in_use[slot]:
             self.in_use[slot] = False
+            self._digest.value -= self._keys[slot]
             self._free.append(slot)
+        else:
+            self._digest.undoing = 0
 
     def release(self, slot: int, fence: int) -> None:
         """Give the slot back; free once step `fence` is resolved."""
         if not self.in_use[slot]:
             raise MemoryViolation("a slot is released once", slot=slot)
         self.in_use[slot] = False
+        self._digest.value += (DEFERRED - 1) * self._keys[slot]
         self.deferred += 1
         self._ledger.after(fence, self._undefer, slot)
 
     def _undefer(self, slot: int) -> None:
         self.deferred -= 1
+        self._digest.value -= DEFERRED * self._keys[slot]
         self._free.append(slot)
 
     def check(self) -> None:
@@ -60,6 +69,12 @@ class SlotPool:
             raise MemoryViolation(
                 "free + used + deferred = total slots", free=len(self._free), used=used, deferred=self.deferred
             )
+
+    def recompute(self) -> int:
+        """What the slots add to the digest, O(total)."""
+        used: list[int] = self.used.tolist()
+        deferred = set(range(self.total)) - set(self._free) - set(used)
+        return sum(self._keys[slot] for slot in used) + DEFERRED * sum(self._keys[slot] for slot in deferred)
 
     @property
     def used(self) -> Int32s:

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
+from memory.digest import MASK, Digest, Unrestored
+
 
 class TransactionError(Exception):
     """A transaction was used outside its protocol: a defect of the caller, never of the workload."""
@@ -39,48 +41,66 @@ class Phase(IntEnum):
 class Transaction:
     """The changes of one scheduling step. `savepoint` is an integer; `rollback` undoes back to it."""
 
-    __slots__ = ("_at_commit", "_undo", "epoch", "phase")
+    __slots__ = ("_at_commit", "_changes", "_digest", "_undo", "epoch", "phase")
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, digest: Digest) -> None:
         self.epoch = epoch
         self.phase = Phase.OPEN
+        self._digest = digest
+        self._changes: list[int] = []
+        """What each logged change has added to the digest."""
         self._undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._at_commit: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
     def __len__(self) -> int:
         return len(self._undo)
 
-    def log(self, undo: Callable[..., Any], *arguments: Any) -> None:
-        """Note how to take back a change that has just been applied."""
+    def log(self, undo: Callable[..., Any], *arguments: Any, change: int = 0) -> None:
+        """Note how to take back a change that has just been applied, and added `change` to the digest."""
         self._undo.append((undo, arguments))
+        self._changes.append(change)
+
+    def amend(self, change: int) -> None:
+        """What was logged last goes on to change things: it has added so much more to the digest."""
+        self._changes[-1] += change
 
     def at_commit(self, action: Callable[..., Any], *arguments: Any) -> None:
         """Let `action` take effect when the step commits; a rollback past this point forgets it."""
         self._at_commit.append((action, arguments))
-        self._undo.append((self._at_commit.pop, ()))
+        self.log(self._at_commit.pop)
 
     def savepoint(self) -> int:
         """A place in the log to roll back to."""
         return len(self._undo)
 
     def rollback(self, savepoint: int = 0) -> None:
-        """Undo every change after `savepoint`, newest first."""
+        """Undo every change after `savepoint`, newest first.
+
+        The digest must fall by what these changes had added to it: law 9. Where it does not, `Digest.unrestored` says
+        so, and whoever checks memory next tells.
+        """
         if self.phase > Phase.PREPARED:
             raise TransactionError(f"rollback of a transaction that is {self.phase.name}", self.epoch)
         if not 0 <= savepoint <= len(self._undo):
             raise TransactionError(f"unknown savepoint {savepoint} of {len(self._undo)}", self.epoch)
-        undo = self._undo
+        undo, changes, digest = self._undo, self._changes, self._digest
+        expected = digest.value
         while len(undo) > savepoint:
             action, arguments = undo.pop()
+            digest.undoing = changes.pop()
             action(*arguments)
+            expected -= digest.undoing
+        if (digest.value - expected) & MASK:
+            digest.unrestored = Unrestored(self.epoch, savepoint, (digest.value - expected) & MASK)
 
 
 class Ledger:
     """All transactions of one memory: gives out epochs, keeps launch order, and runs what waits behind fences."""
 
-    __slots__ = ("_in_flight", "_next_epoch", "_open", "_waiting", "resolved")
+    __slots__ = ("_in_flight", "_next_epoch", "_open", "_waiting", "digest", "resolved")
 
     def __init__(self) -> None:
+        self.digest = Digest()
         self._next_epoch = 1
         self._open: Transaction | None = None
         self._in_flight: deque[Transaction] = deque()
@@ -101,7 +121,7 @@ class Ledger:
         """Open the next step's transaction. One is open at a time."""
         if self._open is not None:
             raise TransactionError("a transaction is open already", self._open.epoch)
-        self._open = Transaction(self._next_epoch)
+        self._open = Transaction(self._next_epoch, self.digest)
         return self._open
 
     def prepare(self, transaction: Transaction) -> None:

@@ -60,13 +60,16 @@ class Windows:
         self.ledger = ledger
         self.page_size = page_size
         self.pool = PagePool(num_pages, page_size, ledger)
-        self.escrow = Escrow(num_slots)
+        self.escrow = Escrow(num_slots, ledger.digest)
         self.partner: Int32s = np.full(num_full, NO_PAGE, np.int32)
         self.start: Int32s = np.zeros(num_slots, np.int32)
         self._full_page: Int32s = np.zeros(num_pages, np.int32)
         """Whose partner a window page is; means nothing for one that is free or deferred."""
         self._fence = np.zeros(num_pages, np.int64)
         """Newest step that may still touch a page, as far as those who let go of it have said."""
+        self._digest = ledger.digest
+        self._full_keys, self._window_keys = ledger.digest.keys(num_full), ledger.digest.keys(num_pages)
+        self._start_keys = ledger.digest.keys(num_slots)
         self._present = np.zeros(num_slots, np.bool_)
         self._order = PageOrder(num_pages)
 
@@ -80,12 +83,14 @@ class Windows:
         first = max(len(pages) - self.behind, 0)
         self._share(self._living(pages[first:]))
         self.start[slot] = first
+        self._digest.value += int(self._start_keys[slot]) * first
         self._present[slot] = True
 
     def unjoin(self, slot: int, pages: Int32s) -> None:
         """Take back a `join`, of which this may be told whether or not it came to that."""
         if self._present[slot]:
             self._unshare(self._living(pages[self.start[slot] :]))
+            self.escrow.unpromise(slot)
             self._forget(slot)
 
     def take(self, transaction: Transaction, slots: Int32s, counts: Int32s, pages: Int32s) -> bool:
@@ -101,17 +106,17 @@ class Windows:
         taken = self.pool.take(transaction, len(pages))
         if taken is None:
             return False
-        self.escrow.spend(slots, covered)
-        self.partner[pages] = taken
-        self._full_page[taken] = pages
-        transaction.log(self._untake, slots, covered, pages)
+        change = self.escrow.spend(slots, covered) + self._pair(pages, taken)
+        transaction.log(self._untake, slots, covered, pages, taken, change=change)
         return True
 
-    def _untake(self, slots: Int32s, covered: Int32s, pages: Int32s) -> None:
+    def _untake(self, slots: Int32s, covered: Int32s, pages: Int32s, taken: Int32s) -> None:
         # Rows that left while their step was in flight have given everything back already.
-        stayed = self._present[slots]
+        stayed, parted = self._present[slots], self.partner[pages] != taken
         self.escrow.restore(slots[stayed], covered[stayed])
-        self.partner[pages] = NO_PAGE
+        self._digest.undoing += self.escrow.fact(slots[~stayed], covered[~stayed])
+        self._digest.undoing -= self._worth(pages[parted], taken[parted])
+        self._part(pages)
 
     # ---- final ----
 
@@ -126,6 +131,7 @@ class Windows:
             slots, start = slots[moved], start[moved]
             before, self.start[slots] = self.start[slots], start
             count = start - before
+            self._digest.value += int(self._start_keys.take(slots).dot(count))
             self._let_go(page_table[np.repeat(slots, count), consecutive(before, count)], self.ledger.resolved)
 
     def leave(self, slot: int, pages: Int32s, fence: int) -> None:
@@ -138,6 +144,7 @@ class Windows:
 
     def _forget(self, slot: int) -> None:
         self._present[slot] = False
+        self._digest.value -= int(self._start_keys[slot]) * int(self.start[slot])
         self.start[slot] = 0
         self.escrow.forget(slot)
 
@@ -156,15 +163,14 @@ class Windows:
         self._share(self.partner[theirs[alive]])
         self._let_go(ours[alive], fence)
         revived = self.partner[ours[~alive]]
-        self.partner[ours[~alive]] = NO_PAGE
-        self.partner[theirs[~alive]] = revived
-        self._full_page[revived] = theirs[~alive]
+        self._part(ours[~alive])
+        self._pair(theirs[~alive], revived)
         self.pool.adopt(revived)
 
     def dropped(self, pages: Int32s, fence: int) -> None:
         """These full pages have left the cache: so do their partners."""
         gone = self._partners(pages)
-        self.partner[pages] = NO_PAGE
+        self._part(pages)
         if len(gone):
             self._order.remove(gone)
             self.pool.evict(gone, max(fence, int(self._fence[gone].max())))
@@ -175,9 +181,29 @@ class Windows:
         short = count - self.pool.free
         if short > 0 and self._order.count:
             gone = self._order.pop(short)
-            self.partner[self._full_page[gone]] = NO_PAGE
+            self._part(self._full_page[gone])
             self.pool.evict(gone, int(self._fence[gone].max()))
         return self.pool.free >= count
+
+    # ---- partners ----
+
+    def _pair(self, pages: Int32s, window: Int32s) -> int:
+        """Full pages get these partners; what that adds to the digest."""
+        self.partner[pages] = window
+        self._full_page[window] = pages
+        change = self._worth(pages, window)
+        self._digest.value += change
+        return change
+
+    def _part(self, pages: Int32s) -> None:
+        """These full pages are tombstones from now on, those that were none already."""
+        self._digest.value -= self._worth(pages, self.partner[pages])
+        self.partner[pages] = NO_PAGE
+
+    def _worth(self, pages: Int32s, window: Int32s) -> int:
+        """What these pairs add to the digest: nothing where there is no partner."""
+        full = self._full_keys.take(pages) * (window != NO_PAGE)
+        return int(full.dot(self._window_keys.take(window)))
 
     # ---- referrers ----
 
@@ -208,7 +234,7 @@ class Windows:
         window = self._living(pages)
         cached = self.pool.in_cache[window]
         self.pool.release(window[~cached], fence)
-        self.partner[pages[~cached]] = NO_PAGE
+        self._part(pages[~cached])
         if cached.any():
             window = window[cached]
             self._fence[window] = np.maximum(self._fence[window], fence)
@@ -265,6 +291,11 @@ class Windows:
                 evictable=self._order.count,
                 **self.pool.counters(),
             )
+
+    def recompute(self) -> int:
+        """What the second pool adds to the digest, O(size)."""
+        pairs = self._worth(np.arange(len(self.partner), dtype=np.int32), self.partner)
+        return self.pool.recompute() + self.escrow.recompute() + pairs + int(self._start_keys.dot(self.start))
 
     def invariants(self, full: PagePool, rows: dict[int, Int32s]) -> None:
         """Every law, O(size); `rows`: the full pages of each slot in use."""

@@ -1,0 +1,162 @@
+"""Rows of the page table: what each running request has, written here only, with what it adds to the digest.
+
+    slot s:  page_table[s, 0 .. num_pages[s]-1]     pages of positions 0 .. length[s]-1
+             ├── the first of them are shared with the prefix cache (holds[s] keeps them there)
+             └── the others belong to s alone, until the cache adopts them
+             entries beyond num_pages[s] mean nothing
+
+`length[s]` counts the positions whose keys and values are computed or being computed by a step in flight.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from memory.digest import Digest
+from memory.pages import Int32s, consecutive
+from memory.prefix.base import Hold
+
+
+class PageEntries(NamedTuple):
+    """New page-table entries: page_table[slots[i], indices[i]] = pages[i]; int32 [n] each."""
+
+    slots: Int32s
+    indices: Int32s
+    pages: Int32s
+
+
+NONE: Int32s = np.empty(0, np.int32)
+NO_ENTRIES = PageEntries(NONE, NONE, NONE)
+
+
+class Rows:
+    """`page_table`: int32 [num_slots, width]; `num_pages`, `length`: int32 [num_slots]; `holds`: one for each slot."""
+
+    __slots__ = (
+        "_digest",
+        "_held",
+        "_hold_keys",
+        "_index_keys",
+        "_length_keys",
+        "_namespaces",
+        "_page_keys",
+        "_slot_keys",
+        "holds",
+        "length",
+        "num_pages",
+        "page_table",
+    )
+
+    def __init__(self, digest: Digest, num_slots: int, width: int, num_pages: int) -> None:
+        self.page_table: Int32s = np.zeros((num_slots, width), np.int32)
+        self.num_pages: Int32s = np.zeros(num_slots, np.int32)
+        self.length: Int32s = np.zeros(num_slots, np.int32)
+        self.holds: list[Hold | None] = [None] * num_slots
+        self._digest = digest
+        self._slot_keys = digest.keys(num_slots)
+        self._index_keys = digest.keys(width)
+        self._page_keys = digest.keys(num_pages)
+        self._length_keys = digest.keys(num_slots)
+        self._hold_keys: list[int] = digest.keys(num_slots).tolist()
+        self._namespaces = [0] * num_slots
+        self._held = [0] * num_slots
+        """What each slot's hold has added to the digest."""
+
+    # ---- many rows ----
+
+    def append(self, entries: PageEntries, slots: Int32s, num_pages: Int32s) -> int:
+        """Distinct rows get new entries at their ends and have so many pages then. What that adds to the digest."""
+        change = self.worth(entries)
+        self._digest.value += change
+        self.page_table[entries.slots, entries.indices] = entries.pages
+        self.num_pages[slots] = num_pages
+        return change
+
+    def lengthen(self, slots: Int32s, lengths: Int32s, grown: Int32s) -> int:
+        """Distinct rows grow by so many positions, to these lengths. What that adds to the digest."""
+        change = self.worth_of_positions(slots, grown)
+        self._digest.value += change
+        self.length[slots] = lengths
+        return change
+
+    def cut(self, slots: Int32s, num_pages: Int32s, lengths: Int32s) -> None:
+        """Distinct rows are so short again."""
+        count = self.num_pages[slots] - num_pages
+        if count.any():
+            rows, indices = np.repeat(slots, count), consecutive(num_pages, count)
+            self._digest.value -= self.worth(PageEntries(rows, indices, self.page_table[rows, indices]))
+            self.num_pages[slots] = num_pages
+        self.lengthen(slots, lengths, lengths - self.length[slots])
+
+    def worth(self, entries: PageEntries) -> int:
+        """What these entries add to the digest."""
+        places = self._slot_keys.take(entries.slots) * self._index_keys.take(entries.indices)
+        return int(places.dot(self._page_keys.take(entries.pages)))
+
+    def worth_of_positions(self, slots: Int32s, counts: Int32s) -> int:
+        """What so many positions of these rows add to the digest."""
+        return int(self._length_keys.take(slots).dot(counts))
+
+    # ---- one row ----
+
+    def hold(self, slot: int, hold: Hold, namespace: str) -> None:
+        """This is held for the row from now on, in place of what was."""
+        self.holds[slot] = hold
+        self._namespaces[slot] = crc32(namespace.encode())
+        held = self._worth_of_hold(slot, hold.num_tokens)
+        self._digest.value += held - self._held[slot]
+        self._held[slot] = held
+
+    def append_to(self, slot: int, first: int, pages: Int32s) -> None:
+        """The row's entries from `first` on, its end, are these pages."""
+        self._digest.value += self._worth_in(slot, first, pages)
+        self.page_table[slot, first : first + len(pages)] = pages
+        self.num_pages[slot] = first + len(pages)
+
+    def replace(self, slot: int, indices: Int32s, pages: Int32s) -> PageEntries:
+        """These entries of the row are other pages from now on."""
+        rows = np.full(len(indices), slot, np.int32)
+        entries = PageEntries(rows, indices, pages)
+        before = PageEntries(rows, indices, self.page_table[slot, indices])
+        self._digest.value += self.worth(entries) - self.worth(before)
+        self.page_table[slot, indices] = pages
+        return entries
+
+    def reach(self, slot: int, length: int) -> None:
+        """The row is so long now."""
+        self._digest.value += int(self._length_keys[slot]) * (length - int(self.length[slot]))
+        self.length[slot] = length
+
+    def cut_one(self, slot: int, num_pages: int, length: int) -> None:
+        """The row is so short again."""
+        self._digest.value -= self._worth_in(slot, num_pages, self.page_table[slot, num_pages : self.num_pages[slot]])
+        self.num_pages[slot] = num_pages
+        self.reach(slot, length)
+
+    def clear(self, slot: int) -> Hold | None:
+        """The row ends. What was held for it."""
+        self.cut_one(slot, 0, 0)
+        self._digest.value -= self._held[slot]
+        self._held[slot] = 0
+        hold, self.holds[slot] = self.holds[slot], None
+        return hold
+
+    def _worth_in(self, slot: int, first: int, pages: Int32s) -> int:
+        places = self._index_keys[first : first + len(pages)]
+        return int(self._slot_keys[slot]) * int(places.dot(self._page_keys.take(pages)))
+
+    def _worth_of_hold(self, slot: int, num_tokens: int) -> int:
+        return self._hold_keys[slot] * ((self._namespaces[slot] << 32) + num_tokens + 1)
+
+    def recompute(self, used: Int32s) -> int:
+        """What the rows of these slots add to the digest, O(size)."""
+        value = 0
+        for slot in used.tolist():
+            value += self._worth_in(slot, 0, self.page_table[slot, : self.num_pages[slot]])
+            value += int(self._length_keys[slot]) * int(self.length[slot])
+            hold = self.holds[slot]
+            value += self._worth_of_hold(slot, hold.num_tokens) if hold is not None else 0
+        return value
