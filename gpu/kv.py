@@ -219,6 +219,12 @@ class KvStore:
     # ---- copies of pages ----
 
     @property
+    def layout(self) -> str:
+        """What a page is: layers x (keys, values) x tokens x heads x dimensions, and of what."""
+        layers, two, _, *page = self.data.shape
+        return "x".join(map(str, (layers, two, *page))) + f" {str(self.data.dtype).removeprefix('torch.')}"
+
+    @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers. Raises PagesNotPortable when there are two stores."""
         self._require_one()
@@ -230,8 +236,15 @@ class KvStore:
 
         Raises PagesNotPortable, or ValueError for a page that does not exist.
         """
-        blocks = self._by_page()[self._page_index(pages)].contiguous()
-        return download(blocks.flatten().view(torch.uint8)).reshape(len(pages), self.page_bytes)
+        self._check_pages(pages)
+        if self.data.device.type != "cpu":
+            gathered = self._by_page()[upload(pages.astype(np.int64), self.data.device)].contiguous()
+            return download(gathered.flatten().view(torch.uint8)).reshape(len(pages), self.page_bytes)
+        blocks = np.empty((len(pages), self.page_bytes), np.uint8)
+        stored = self._host_pages()
+        for block, page in zip(blocks, pages.tolist(), strict=True):
+            block.reshape(len(stored), -1)[:] = stored[:, page]
+        return blocks
 
     def write(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
         """Put what `read` gave into `pages`, distinct, before any work that is issued later.
@@ -239,23 +252,32 @@ class KvStore:
         Raises PagesNotPortable, or ValueError, with nothing written, for a page that does not exist and for blocks that
         are not uint8 [len(pages), page_bytes].
         """
-        index = self._page_index(pages)
+        self._check_pages(pages)
         expected = (len(pages), self.page_bytes)
         if blocks.dtype != np.uint8 or blocks.shape != expected:
             raise ValueError(f"blocks are {blocks.dtype} {blocks.shape} where uint8 {expected} is needed")
-        flat = upload(blocks.reshape(-1), self.data.device).view(self.data.dtype)
-        by_page = self._by_page()
-        by_page[index] = flat.view(len(pages), *by_page.shape[1:])
+        if self.data.device.type != "cpu":
+            flat = upload(blocks.reshape(-1), self.data.device).view(self.data.dtype)
+            by_page = self._by_page()
+            by_page[upload(pages.astype(np.int64), self.data.device)] = flat.view(len(pages), *by_page.shape[1:])
+            return
+        stored = self._host_pages()
+        for block, page in zip(blocks, pages.tolist(), strict=True):
+            stored[:, page] = block.reshape(len(stored), -1)
 
     def _by_page(self) -> Tensor:
         """[pages, layers, 2, page_size, kv_heads, head_dim], a view."""
         return self.data.permute(2, 0, 1, 3, 4, 5)
 
-    def _page_index(self, pages: Int32s) -> Tensor:
+    def _host_pages(self) -> NDArray[np.uint8]:
+        """[layers * 2, pages, bytes], a view. Plain copies: torch would start its threads for each."""
+        raw = self.data.view(torch.uint8).numpy()
+        return raw.reshape(raw.shape[0] * raw.shape[1], self.num_pages, -1)
+
+    def _check_pages(self, pages: Int32s) -> None:
         self._require_one()
         if len(pages) and not 0 <= int(pages.min()) <= int(pages.max()) < self.num_pages:
             raise ValueError(f"a page is not below {self.num_pages}")
-        return upload(pages.astype(np.int64), self.data.device)
 
     def _require_one(self) -> None:
         if self.window_data is not None:

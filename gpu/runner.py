@@ -21,12 +21,12 @@ from gpu.backend import ForwardInputs, GreedyBackend
 from gpu.batches import check_batch
 from gpu.devices import available_threads, upload
 from gpu.kv import KvStore
-from gpu.layout import layout_of, sample_of
 from gpu.models.config import ModelConfig
 from gpu.ragged import ragged_offsets, ragged_positions
 from gpu.sampler import Draws, Sampler
 from gpu.scoring import PromptScorer, PromptScores
 from gpu.select import BackendChoice, select_backend
+from gpu.weights.fingerprint import weights_fingerprint
 from lifecycle.step import Int32s, StepBatch, StepResult
 from memory.window import NO_PAGE
 
@@ -90,10 +90,11 @@ class Runner:
         self.device = self.kv.data.device
         self.asynchronous = self.device.type == "cuda"
         """Whether `launch` returns before the step is computed."""
-        sample = sample_of(weights)
+        fingerprint = weights_fingerprint(config, weights)
         self.backend = select_backend(backend, config, weights, self.kv, threads=threads or available_threads())
-        self.layout = layout_of(config, self.kv, self.backend.name, sample)
-        """Says how the bytes of a page are to be read, and whose they are; see `gpu.layout`."""
+        self.layout = f"{self.kv.layout} {self.backend.name} {fingerprint}"
+        """How the bytes of a page are to be read, and whose they are: a copy of a page may be written wherever this is
+        equal. Other weights give other keys and values for the same tokens, another backend other last bits."""
         self._greedy_backend = self.backend if isinstance(self.backend, GreedyBackend) else None
         self.sampler = Sampler(config.vocab_size, num_slots, self.device)
         self.scorer = PromptScorer(num_slots)

@@ -11,10 +11,8 @@ import pytest
 import torch
 
 from gpu.kv import KvStore, PagesNotPortable
-from gpu.layout import sample_of
 from gpu.models.config import ModelConfig
 from gpu.runner import Runner
-from gpu.weights.source import load_weights, resolve_source
 from lifecycle.step import Int32s
 from tests.gpu.driving import DEVICES, int32
 from tests.gpu.native_models import HYBRID, ODD, random_weights
@@ -164,19 +162,3 @@ def test_the_layout_tells_apart_whatever_makes_other_bytes() -> None:
     }
     assert len(set(layouts.values())) == len(layouts)
     assert made(num_pages=5, num_slots=1).layout == layouts["first"], "how many pages there are does not matter"
-
-
-def test_the_sample_sees_every_weight() -> None:
-    weights = random_weights(ODD, torch.bfloat16)
-    samples = {sample_of(weights)}
-    for name in weights:
-        changed = dict(weights)
-        changed[name] = weights[name] * 1.5
-        samples.add(sample_of(changed))
-    assert len(samples) == 1 + len(weights)
-
-
-def test_the_sample_of_loaded_weights_is_the_same_in_the_next_process(tmp_path: Path) -> None:
-    folder = save_tiny("qwen3", tmp_path / "qwen3")
-    first, second = (load_weights(resolve_source(str(folder)), torch.bfloat16) for _ in range(2))
-    assert sample_of(first) == sample_of(dict(reversed(second.items())))
