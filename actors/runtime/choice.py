@@ -70,9 +70,14 @@ def count_plain(options: Sequence[Option]) -> int:
     return count
 
 
+LINE = ">"
+"""First letter of the name of an owner's line of work in a footprint; the other names are mailboxes."""
+
+
 class Footprint(NamedTuple):
-    """What one event has touched. Two events are independent if their order cannot matter to anybody: then neither
-    touched everything, and they have no target in common."""
+    """What one event has touched: mailboxes, and lines of work, whose events are in order because one owner does them
+    or sends what the next one carries. Two events are independent if their order cannot matter to anybody: then
+    neither touched everything, and they have nothing in common."""
 
     targets: frozenset[str]
     everything: bool

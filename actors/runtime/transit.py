@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from actors.runtime.actor import Lane, Overflow
-from actors.runtime.choice import Option
+from actors.runtime.choice import LINE, Option
 from actors.runtime.mailbox import ACCEPTED, BURST, CONTROL, DATA, SYSTEM, Edge, Entry, Mailbox, Outcome
 from actors.runtime.supervision import DeadLetters, Reason
 
@@ -81,6 +81,11 @@ class Carrier:
         if not self.parcels:
             self._make_ready()
         self.parcels.append(parcel)
+        self._touch()
+
+    def _touch(self) -> None:
+        if self._network.touched is not None:
+            self._network.touched.add(LINE + self.owner)
 
     def _make_ready(self) -> None:
         # Fair is: a handler's messages arrive before anybody else does anything.
@@ -110,6 +115,7 @@ class Carrier:
 
     def gone(self) -> None:
         """After the first message left."""
+        self._touch()
         if self.parcels:
             self._make_ready()
         else:
@@ -133,6 +139,8 @@ class Farewell:
         self._network = network
 
     def run(self) -> None:
+        if self._network.touched is not None:
+            self._network.touched.add(LINE + self.owner)
         if not self.mailbox.arrive_fenced(self._message, self.edge):
             self._network.dead_letters.add(self.target, self.owner, self._message, Reason.RECEIVER_GONE)
 
@@ -145,7 +153,7 @@ class Network:
         """What can happen now; the fair choice is the first."""
         self.dead_letters = dead_letters
         self.touched: set[str] | None = None
-        """Names of the mailboxes touched by the event that runs, when somebody wants to know."""
+        """What was touched (`Footprint`) by the event that runs, when somebody wants to know."""
         self.outboxes: dict[Mailbox, Carrier] = {}
         self.wires: list[Carrier] = []
         self._is_wire = is_wire

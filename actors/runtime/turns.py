@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from actors.runtime.actor import Actor
 from actors.runtime.cell import Cell, Host, Phase
+from actors.runtime.choice import LINE
 from actors.runtime.faults import InjectedCrash
 from actors.runtime.mailbox import Entry
 from actors.runtime.supervision import Restart
@@ -146,9 +147,12 @@ class Turn:
         cell = self.cell
         touched = self._network.touched
         if touched is not None:
-            touched.add(cell.name)
-            # What it takes may let them go.
-            touched.update(cell.mailbox.held_names())
+            touched.add(LINE + cell.name)
+            # `started` does not look at the mailbox.
+            if cell.phase is not Phase.NEW:
+                touched.add(cell.name)
+                # What it takes may let them go.
+                touched.update(cell.mailbox.held_names())
         if cell.phase is Phase.NEW:
             cell.begin()
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from actors.runtime.choice import Choices, Kind, Option, count_plain
 
@@ -18,16 +18,19 @@ class Strategy:
     wants_states = False
     """Whether `reached` wants to know the state after each step."""
 
+    complete = False
+    """Whether it ends, and has then run every schedule there is."""
+
     def begin(self) -> bool:
-        """A new schedule begins. False: there is none left that was not run."""
+        """A new schedule begins. False: this strategy has no further one."""
         return True
 
     def choose(self, kind: Kind, options: Sequence[Option]) -> int:
         """See `ChoiceSource`."""
         raise NotImplementedError
 
-    def reached(self, state: int) -> None:
-        """The state after a step, as a hash; only called when `wants_states`."""
+    def reached(self, state: Hashable) -> None:
+        """The state after a step; only called when `wants_states`."""
 
     def ended(self, choices: Choices) -> None:
         """The schedule is over; this is what was decided."""
@@ -37,6 +40,13 @@ class Fair(Strategy):
     """Oldest first, nobody is interrupted, no faults: one schedule."""
 
     name = "fair"
+
+    def __init__(self) -> None:
+        self._was_run = False
+
+    def begin(self) -> bool:
+        was_run, self._was_run = self._was_run, True
+        return not was_run
 
     def choose(self, kind: Kind, options: Sequence[Option]) -> int:
         return 0

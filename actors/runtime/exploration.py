@@ -1,0 +1,287 @@
+"""Exploration: one scenario under many schedules, until a property fails, the schedules run out, or none is left.
+
+def scenario(source: ChoiceSource) -> Case:
+    system = SimulatedSystem(source, seed=1)
+    system.spawn(...); system.send(...); system.start()
+    return MyCase(system)                    # with the properties
+
+result = explore(scenario, PCT(seed=1, depth=3), schedules=1000)
+if result.failure is not None:
+    result.failure.shrunk.save(path)         # and later: replay(scenario, Choices.load(path))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import structlog
+
+from actors.runtime.choice import Choices, ChoiceSource, Diverged, Replay, Suggestion
+from actors.runtime.faults import InjectedCrash
+from actors.runtime.shrinking import MOST_RUNS, Shrinker, cost
+from actors.runtime.simulated import ActorFailure, Endless, SimulatedSystem, Stuck
+from actors.runtime.strategies.exhaustive import NotDeterministic, Redundant
+from actors.runtime.strategies.simple import Strategy
+
+MOST_STEPS = 20_000
+"""Steps after which a run counts as endless."""
+NO_PROPERTY = (Diverged, NotDeterministic)
+"""Errors that say that the exploration went wrong, not the scenario."""
+
+
+class ActorFailed(Exception):
+    """A handler raised, and no fault made it."""
+
+    def __init__(self, failure: ActorFailure) -> None:
+        super().__init__(f"{failure.name}: {failure.error!r}")
+        self.name = failure.name
+        self.error = failure.error
+
+
+class Unfinished(Stuck):
+    """At rest, but the case is not done."""
+
+
+class Case:
+    """A system that is set up and running, with the properties to check. Every check raises when it fails."""
+
+    def __init__(self, system: SimulatedSystem) -> None:
+        self.system = system
+
+    def stepped(self) -> None:
+        """Check what must hold after every step."""
+
+    def at_rest(self) -> None:
+        """Check what must hold when nothing can happen any more, or when `done` has ended the run."""
+
+    def done(self) -> bool | None:
+        """True ends the run here; False at rest is a failure (`Unfinished`). None: whenever it rests."""
+        return None
+
+    def tolerates(self, failure: ActorFailure) -> bool:
+        """Whether an actor may fail like this. As a rule only if it was made to."""
+        return isinstance(failure.error, InjectedCrash)
+
+    def state(self) -> Hashable:
+        """The abstract state: what tells runs apart for coverage. As a rule: what waits where."""
+        turns = self.system.turns
+        return tuple((turn.cell.phase, *turn.cell.mailbox.depths()) for turn in turns)
+
+
+Scenario: TypeAlias = Callable[[ChoiceSource], Case]
+"""Sets up a fresh case, whose system decides by the source. Must depend on nothing else."""
+
+
+def drive(case: Case, *, max_steps: int = MOST_STEPS, on_state: Callable[[Hashable], None] | None = None) -> None:
+    """Run one case to its end. Raises what its checks raise, ActorFailed, Stuck, Endless, or what the source raises."""
+    system = case.system
+    num_seen = 0
+    for _ in range(max_steps):
+        if case.done():
+            break
+        if not system.step():
+            system.check_not_stuck()
+            if case.done() is False:
+                raise Unfinished("nothing can happen, but the case is not done", system.dump())
+            break
+        while num_seen < len(system.failures):
+            failure = system.failures[num_seen]
+            num_seen += 1
+            if not case.tolerates(failure):
+                raise ActorFailed(failure) from failure.error
+        case.stepped()
+        if on_state is not None:
+            on_state(case.state())
+    else:
+        raise Endless(max_steps, system.dump())
+    case.at_rest()
+
+
+def replay(scenario: Scenario, choices: Choices, *, max_steps: int = MOST_STEPS) -> Case:
+    """Run recorded choices again: raises what the recorded run raised, or Diverged. Gives back the case otherwise."""
+    case = scenario(Replay(choices))
+    drive(case, max_steps=max_steps)
+    return case
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first schedule that failed."""
+
+    error: Exception
+    schedule: int
+    """Its number, from 1."""
+    choices: Choices
+    shrunk: Choices
+    """A schedule that fails in the same way with as few deviations from fair as were found."""
+    shrunk_error: Exception
+    num_shrink_runs: int
+    dump: str
+    """The system when the shrunk schedule failed."""
+
+    def __str__(self) -> str:
+        before, after = cost(self.choices), cost(self.shrunk)
+        deviations = [f"  decision {at}: {label}" for at, _, label in self.shrunk.deviations()]
+        return "\n".join(
+            [
+                f"schedule {self.schedule} failed: {type(self.shrunk_error).__name__}: {self.shrunk_error}",
+                f"{before[0]} deviations in {before[1]} decisions, shrunk to {after[0]} in {after[1]}:",
+                *deviations,
+                self.dump,
+            ]
+        )
+
+
+@dataclass
+class Result:
+    """What an exploration did."""
+
+    strategy: str
+    schedules: int = 0
+    """Schedules run, redundant ones included."""
+    distinct: int = 0
+    """Different lists of choices among them."""
+    redundant: int = 0
+    """Broken off, because they would have repeated an equivalent one."""
+    deliveries: int = 0
+    states: int = 0
+    """Different states, if the strategy looks at them."""
+    exhausted: bool = False
+    """Every schedule was run: nothing is left to find in this scenario."""
+    failure: Failure | None = None
+    seconds: float = field(default=0.0, compare=False)
+
+
+class _Run:
+    """One schedule of an exploration."""
+
+    def __init__(self, scenario: Scenario, source: ChoiceSource, max_steps: int, *, wants_states: bool) -> None:
+        self.states: list[Hashable] = []
+        self.error: Exception | None = None
+        self.redundant = False
+        self.case = scenario(source)
+        try:
+            drive(self.case, max_steps=max_steps, on_state=self.states.append if wants_states else None)
+        except Redundant:
+            self.redundant = True
+        except NO_PROPERTY:
+            raise
+        except Exception as error:
+            self.error = error
+        self.choices = self.case.system.choices
+
+    def fails_like(self, error: Exception) -> bool:
+        """Whether it failed in the same way: by an error of the same class."""
+        return type(self.error) is type(error) and (
+            not isinstance(error, ActorFailed)
+            or (isinstance(self.error, ActorFailed) and type(self.error.error) is type(error.error))
+        )
+
+
+def explore(
+    scenario: Scenario,
+    strategy: Strategy,
+    schedules: int,
+    *,
+    max_steps: int = MOST_STEPS,
+    confirm_every: int = 0,
+    most_shrink_runs: int = MOST_RUNS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Result:
+    """Run up to `schedules` schedules, until the first one that fails.
+
+    Every `confirm_every`-th is run again from its record, and the states after each step are compared: raises
+    NotDeterministic where they differ. What actors log meanwhile is dropped.
+    """
+    began = clock()
+    result = Result(strategy.name)
+    seen: set[bytes] = set()
+    states: set[Hashable] = set()
+    with silence():
+        while result.schedules < schedules and result.failure is None:
+            if not strategy.begin():
+                result.exhausted = strategy.complete
+                break
+            result.schedules += 1
+            confirm = confirm_every > 0 and result.schedules % confirm_every == 0
+            run = _Run(scenario, strategy, max_steps, wants_states=strategy.wants_states or confirm)
+            if strategy.wants_states:
+                states.update(run.states)
+                for state in run.states:
+                    strategy.reached(state)
+            strategy.ended(run.choices)
+            result.deliveries += run.case.system.num_deliveries
+            result.redundant += run.redundant
+            seen.add(digest(run.choices))
+            if confirm and not run.redundant:
+                _confirm(scenario, run, max_steps)
+            if run.error is not None:
+                result.failure = _failure(scenario, run, run.error, result.schedules, max_steps, most_shrink_runs)
+    result.distinct, result.states = len(seen), len(states)
+    result.seconds = clock() - began
+    return result
+
+
+def digest(choices: Choices) -> bytes:
+    """Tells schedules apart."""
+    return hashlib.blake2b("\n".join(choices.labels).encode(), digest_size=16).digest()
+
+
+def _confirm(scenario: Scenario, run: _Run, max_steps: int) -> None:
+    again = _Run(scenario, Replay(run.choices), max_steps, wants_states=True)
+    for at, (first, second) in enumerate(zip(run.states, again.states, strict=False)):
+        if first != second:
+            raise NotDeterministic(at, [repr(first)], [repr(second)])
+    if len(run.states) != len(again.states) or type(run.error) is not type(again.error):
+        ends = [f"{len(one.states)} steps, {one.error!r}" for one in (run, again)]
+        raise NotDeterministic(len(run.states), ends[:1], ends[1:])
+
+
+def _failure(
+    scenario: Scenario, run: _Run, error: Exception, schedule: int, max_steps: int, most_shrink_runs: int
+) -> Failure:
+    smallest = run
+
+    def attempt(indices: Sequence[int]) -> Choices | None:
+        nonlocal smallest
+        tried = _Run(scenario, Suggestion(indices), max_steps, wants_states=False)
+        if not tried.fails_like(error):
+            return None
+        if cost(tried.choices) < cost(smallest.choices):
+            smallest = tried
+        return tried.choices
+
+    shrinker = Shrinker(run.choices, attempt, most_shrink_runs)
+    shrinker.shrink()
+    assert smallest.error is not None
+    return Failure(
+        error=error,
+        schedule=schedule,
+        choices=run.choices,
+        shrunk=smallest.choices,
+        shrunk_error=smallest.error,
+        num_shrink_runs=shrinker.num_runs,
+        dump=smallest.case.system.dump(),
+    )
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Drop what is logged: thousands of runs in which actors are made to fail would say nothing a person can read."""
+
+    def drop(logger: Any, name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        raise structlog.DropEvent
+
+    # In place, as loggers that were used before hold on to this list.
+    processors = structlog.get_config()["processors"]
+    before = list(processors)
+    processors[:] = [drop]
+    try:
+        yield
+    finally:
+        processors[:] = before
