@@ -56,7 +56,8 @@ class StepBatch(msgspec.Struct, frozen=True, eq=False):
     pages: Int32s
     window_pages: Int32s | None = None
     """Models whose windowed layers have a store of their own: window_table[page_slots[j], page_indices[j]] =
-    window_pages[j], int32, as many as `pages`. Entries behind every window may be any number. None: one store."""
+    window_pages[j], int32, as many as `pages`; -1 where there is none. Entries behind every window are never read, one
+    of -1 that would be is refused. None: one store."""
     admitted: tuple[Admission, ...] = ()
 
 
