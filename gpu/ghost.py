@@ -14,22 +14,19 @@ A page that is somebody else's, stale, lost, swapped or freed too early raises G
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpu.batches import check_batch
+from gpu.ghost_draws import GhostDraws
 from gpu.ghost_language import VOCABULARY_SIZE, Language
-from gpu.ghost_memory import GhostFault, GhostMemory
+from gpu.ghost_memory import Computed, GhostFault, GhostMemory
 from gpu.ragged import ragged_offsets
 from lifecycle.request import SamplingParameters
 from lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch, StepLogprobs, StepResult
-
-if TYPE_CHECKING:
-    from gpu.ghost_draws import GhostDraws
-    from gpu.ghost_memory import Computed
 
 _NOTHING = -1
 """Last token of a slot that has drawn none."""
@@ -95,7 +92,7 @@ class Ghost:
         """Steps at which `launch` raises PlannedFailure, each once."""
         self.faults: list[GhostFault] = []
         """All that were raised: a worker that is reset goes on, but this stays."""
-        self._draws: GhostDraws | None = None
+        self._draws = GhostDraws(self.language, num_slots)
         self._last = np.full(num_slots, _NOTHING, np.int32)
         """The token each slot drew last."""
         self._special = np.zeros(num_slots, np.bool_)
@@ -155,8 +152,7 @@ class Ghost:
         self.memory.clear()
         self._last[:] = _NOTHING
         self._special[:] = False
-        if self._draws is not None:
-            self._draws.reset()
+        self._draws.reset()
 
     def launch(self, batch: StepBatch) -> StepResult:
         """Compute a step. Raises InvalidBatch before anything has changed; PlannedFailure; or GhostFault, after which
@@ -190,18 +186,12 @@ class Ghost:
         """What `launch` gave: it was computed there."""
         return launched
 
-    def _admit(self, admissions: Iterable[Admission]) -> None:
+    def _admit(self, admissions: Sequence[Admission]) -> None:
         for admission in admissions:
             slot = admission.slot
             self._last[slot] = _NOTHING
             self._special[slot] = not _plain(admission.sampling)
-        if self._draws is None and self._special.any():
-            # Only now: it brings PyTorch, which takes longer to load than everything else here together.
-            from gpu.ghost_draws import GhostDraws
-
-            self._draws = GhostDraws(self.language, self.num_slots)
-        if self._draws is not None:
-            self._draws.admit(admissions)
+        self._draws.admit(admissions)
 
     # ---- draw ----
 
@@ -229,9 +219,9 @@ class Ghost:
         tokens = self.language.likeliest(computed.states[rows], computed.tokens[rows])
         logprobs: StepLogprobs | None = None
         prompt_logprobs: tuple[PromptLogprobs, ...] = ()
-        if self._draws is not None and self._special[batch.slots].any():
+        if self._special[batch.slots].any():
             special = self._special[slots]
-            drawn = self._draws.draw(batch, computed, self.memory.page_table, special)
+            drawn = self._draws.draw(batch, computed, special)
             tokens[special] = drawn.tokens
             logprobs, prompt_logprobs = drawn.logprobs, drawn.prompt_logprobs
         self._last[slots] = tokens

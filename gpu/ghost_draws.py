@@ -1,26 +1,31 @@
-"""Requests to a ghost that want more than the likeliest token: real sampling over the ghost's logits.
+"""Requests to a ghost that want more than the likeliest token: sampling and scores, with numpy alone.
 
-Temperature, truncation, penalties, bias, noise and log-probabilities are those of the models' runner; only the logits
-are the ghost's. This is the ghost's only part that needs PyTorch.
+    penalties -> logit bias -> stop tokens barred while the output is too short -> greedy, or temperature, top-k, top-p,
+    min-p and noise
+
+as `gpu.sampler` has it; the vocabulary is so small that a slot's history is a row of counts, and every row is sorted.
+A row's draw is a function of its own state, parameters, history and position.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from gpu.backend import ForwardInputs
-from gpu.ghost_language import VOCABULARY_SIZE, Language
+from gpu.ghost_language import VOCABULARY_SIZE, Float32s, Language
 from gpu.ghost_memory import Computed
-from gpu.sampler import Draws, Sampler
-from gpu.scoring import PromptScorer
+from gpu.mixing import draw_keys, mix64
 from lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch, StepLogprobs
 
-_CPU = torch.device("cpu")
+Bools: TypeAlias = NDArray[np.bool_]
+Float64s: TypeAlias = NDArray[np.float64]
+
+_TOKENS = np.arange(VOCABULARY_SIZE, dtype=np.uint64)
+_TOKEN_STRIDE = np.uint64(0x9FB21C651E98DF25)
+_NOT_SCORED = -1
 
 
 class Drawn(NamedTuple):
@@ -33,60 +38,181 @@ class Drawn(NamedTuple):
     prompt_logprobs: tuple[PromptLogprobs, ...]
 
 
+class Scores(NamedTuple):
+    """Log-probabilities of some rows."""
+
+    chosen: Float32s
+    """[n]"""
+    top_tokens: Int32s
+    """[n, k], likeliest first"""
+    top: Float32s
+    """[n, k]"""
+
+
 class GhostDraws:
-    """Sampling parameters and histories of the slots of one ghost."""
+    """Sampling parameters and histories of the slots of one ghost; a row of each array for a slot."""
 
     def __init__(self, language: Language, num_slots: int) -> None:
         self._language = language
-        self._sampler = Sampler(VOCABULARY_SIZE, num_slots)
-        self._scorer = PromptScorer(num_slots)
+        self._num_slots = num_slots
+        self.reset()
 
     def reset(self) -> None:
         """Forget every slot."""
-        self._sampler.reset()
-        self._scorer.reset()
+        slots = self._num_slots
+        self._temperature = np.zeros(slots)
+        self._top_k = np.zeros(slots, np.int32)
+        self._top_p = np.ones(slots)
+        self._min_p = np.zeros(slots)
+        self._seed = np.zeros(slots, np.uint64)
+        self._penalties = np.zeros((slots, 3), np.float32)
+        """Repetition, presence, frequency."""
+        self._bias = np.zeros((slots, VOCABULARY_SIZE), np.float32)
+        self._stops = np.zeros((slots, VOCABULARY_SIZE), np.bool_)
+        self._seen = np.zeros((slots, VOCABULARY_SIZE), np.bool_)
+        """Tokens of prompt or output."""
+        self._counts = np.zeros((slots, VOCABULARY_SIZE), np.int32)
+        """Of tokens in the output."""
+        self._num_output = np.zeros(slots, np.int32)
+        self._min_output = np.zeros(slots, np.int32)
+        self._num_top = np.full(slots, _NOT_SCORED, np.int32)
+        self._scores_prompt = np.zeros(slots, np.bool_)
+        self._kept: dict[int, tuple[int, Float32s]] = {}
+        """slot -> (position, the log-probabilities [1, vocabulary] of the token after it), between two chunks."""
 
     def admit(self, admissions: Iterable[Admission]) -> None:
-        """Take over the parameters of requests that enter a slot."""
-        self._sampler.admit(admissions)
-        self._scorer.admit(admissions)
+        """Take over the parameters of requests that enter a slot; what it held before is forgotten."""
+        for admission in admissions:
+            slot, sampling = admission.slot, admission.sampling
+            self._temperature[slot] = 0.0 if sampling.top_k == 1 else sampling.temperature
+            self._top_k[slot] = sampling.top_k if sampling.top_k > 0 else VOCABULARY_SIZE
+            self._top_p[slot] = sampling.top_p
+            self._min_p[slot] = sampling.min_p
+            self._seed[slot] = sampling.seed & 0xFFFFFFFFFFFFFFFF
+            self._penalties[slot] = sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty
+            self._bias[slot] = 0.0
+            for token, bias in sampling.logit_bias.items():
+                self._bias[slot, token] = bias
+            self._stops[slot] = False
+            self._stops[slot, list(sampling.stop_token_ids)] = True
+            self._seen[slot] = False
+            self._seen[slot, admission.history] = True
+            outputs = admission.history[admission.num_prompt :]
+            self._counts[slot] = np.bincount(outputs, minlength=VOCABULARY_SIZE)
+            self._num_output[slot] = admission.num_output
+            self._min_output[slot] = sampling.min_new_tokens
+            self._num_top[slot] = _NOT_SCORED if sampling.top_logprobs is None else sampling.top_logprobs
+            # A request that returns with output has had its prompt scored before it was retracted.
+            self._scores_prompt[slot] = sampling.prompt_logprobs and admission.num_output == 0
+            self._kept.pop(slot, None)
 
-    def draw(self, batch: StepBatch, computed: Computed, page_table: Int32s, special: NDArray[np.bool_]) -> Drawn:
+    def draw(self, batch: StepBatch, computed: Computed, special: Bools) -> Drawn:
         """Tokens for those of the sampled segments that are `special`, and scores of prompts."""
+        prompts = tuple(
+            scores
+            for segment in np.flatnonzero(self._scores_prompt[batch.slots]).tolist()
+            if (scores := self._score_prompt(batch, computed, segment)) is not None
+        )
         rows, slots = computed.last_rows[batch.samples][special], batch.slots[batch.samples][special]
-        positions = (batch.starts + batch.lengths)[batch.samples][special]
-        scored = self._scorer.segments(batch)
-        logit_rows = self._scorer.add_rows(scored, computed.offsets, rows)
-        logits = torch.from_numpy(self._language.logits(computed.states[logit_rows], computed.tokens[logit_rows]))
-        inputs = ForwardInputs(
-            tokens=torch.from_numpy(computed.tokens.copy()),
-            positions=computed.positions,
-            slots=batch.slots,
-            starts=batch.starts,
-            lengths=batch.lengths,
-            offsets=computed.offsets,
-            page_table=page_table,
-            logit_rows=logit_rows,
+        self._scores_prompt[slots] = False
+        if not len(slots):
+            return Drawn(np.zeros(0, np.int32), None, prompts)
+        logits = self._language.logits(computed.states[rows], computed.tokens[rows])
+        tokens = self._choose(
+            self._adjusted(logits, slots), slots, (batch.starts + batch.lengths)[batch.samples][special]
         )
-        scores = self._scorer.score(batch, scored, inputs, logits)
-        draws = Draws.none(_CPU)
-        if len(slots):
-            draws = self._sampler.sample(logits[np.searchsorted(logit_rows, rows)], slots, positions)
-        self._scorer.sampled(slots)
-        return Drawn(
-            draws.tokens.numpy().astype(np.int32),
-            _spread(draws.logprobs(), special),
-            tuple(score.collect() for score in scores),
-        )
+        self._seen[slots, tokens] = True
+        self._counts[slots, tokens] += 1
+        self._num_output[slots] += 1
+        return Drawn(tokens, self._scored(logits, tokens, slots, special), prompts)
 
+    # ---- tokens ----
 
-def _spread(logprobs: StepLogprobs | None, special: NDArray[np.bool_]) -> StepLogprobs | None:
-    """From the special rows to all sampled rows."""
-    if logprobs is None:
+    def _adjusted(self, logits: Float32s, slots: Int32s) -> Float32s:
+        """Logits after penalties, bias and barred stop tokens."""
+        repetition, presence, frequency = (self._penalties[slots, kind, None] for kind in range(3))
+        counts = self._counts[slots]
+        repeated = np.where(logits > 0, logits / repetition, logits * repetition)
+        adjusted = np.where(self._seen[slots], repeated, logits)
+        adjusted += self._bias[slots] - presence * (counts > 0) - frequency * counts
+        short = self._num_output[slots] < self._min_output[slots]
+        adjusted[self._stops[slots] & short[:, None]] = -np.inf
+        return adjusted
+
+    def _choose(self, logits: Float32s, slots: Int32s, positions: Int32s) -> Int32s:
+        """One token for each row; `positions` are where they will stand."""
+        tokens: Int32s = logits.argmax(axis=1).astype(np.int32)
+        rows = np.flatnonzero(self._temperature[slots] > 0)
+        if not len(rows):
+            return tokens
+        slots = slots[rows]
+        temperature, top_p, min_p = (each[slots, None] for each in (self._temperature, self._top_p, self._min_p))
+        # Subtracting the maximum first keeps tiny temperatures from overflowing.
+        scaled = (logits[rows].astype(np.float64) - logits[rows].max(axis=1, keepdims=True)) / temperature
+        order = np.argsort(-scaled, axis=1, kind="stable")
+        values = np.take_along_axis(scaled, order, axis=1)
+        values[np.arange(VOCABULARY_SIZE) >= self._top_k[slots, None]] = -np.inf
+        weights = np.exp(values)
+        weights /= weights.sum(axis=1, keepdims=True)
+        keep = (np.cumsum(weights, axis=1) - weights < top_p) & (weights >= min_p * weights[:, :1])
+        keep[:, 0] = True
+        noise = _gumbel(draw_keys(self._seed[slots], positions[rows]))
+        perturbed = np.where(keep, values + np.take_along_axis(noise, order, axis=1), -np.inf)
+        tokens[rows] = np.take_along_axis(order, perturbed.argmax(axis=1)[:, None], axis=1)[:, 0]
+        return tokens
+
+    # ---- scores ----
+
+    def _scored(self, logits: Float32s, tokens: Int32s, slots: Int32s, special: Bools) -> StepLogprobs | None:
+        """Of the drawn `tokens` whose requests asked, spread over all sampled rows of the step."""
+        asked = np.flatnonzero(self._num_top[slots] != _NOT_SCORED)
+        if not len(asked):
+            return None
+        scores = _score(_log_softmax(logits[asked]), tokens[asked], int(self._num_top[slots[asked]].max()))
+        num_rows, num_top = len(special), scores.top.shape[1]
+        chosen = np.full(num_rows, np.nan, np.float32)
+        top = np.full((num_rows, num_top), np.nan, np.float32)
+        top_tokens = np.zeros((num_rows, num_top), np.int32)
+        places = np.flatnonzero(special)[asked]
+        chosen[places], top_tokens[places], top[places] = scores
+        return StepLogprobs(chosen, top_tokens, top)
+
+    def _score_prompt(self, batch: StepBatch, computed: Computed, segment: int) -> PromptLogprobs | None:
+        """Of a chunk's tokens, the first one by what was kept of the chunk before; None: there is nothing to score."""
+        slot, start = int(batch.slots[segment]), int(batch.starts[segment])
+        rows = slice(computed.offsets[segment], computed.offsets[segment + 1])
+        tokens = computed.tokens[rows]
+        logprobs = _log_softmax(self._language.logits(computed.states[rows], tokens))
+        kept = self._kept.pop(slot, None)
+        if not batch.samples[segment]:
+            self._kept[slot] = start + len(tokens) - 1, logprobs[-1:]
+        num_top = max(int(self._num_top[slot]), 0)
+        if kept is not None and kept[0] == start - 1:
+            scores = _score(np.concatenate((kept[1], logprobs[:-1])), tokens, num_top)
+            return PromptLogprobs(slot, start - 1, *scores)
+        if len(tokens) > 1:
+            return PromptLogprobs(slot, start, *_score(logprobs[:-1], tokens[1:], num_top))
         return None
-    num_rows, num_top = len(special), logprobs.top.shape[1]
-    chosen = np.full(num_rows, np.nan, np.float32)
-    top = np.full((num_rows, num_top), np.nan, np.float32)
-    top_tokens = np.zeros((num_rows, num_top), np.int32)
-    chosen[special], top[special], top_tokens[special] = logprobs.chosen, logprobs.top, logprobs.top_tokens
-    return StepLogprobs(chosen, top_tokens, top)
+
+
+def _gumbel(keys: NDArray[np.uint64]) -> Float64s:
+    """Gumbel noise for every token of rows with `keys`, float64 [n, vocabulary]: the winner of logit + noise is a draw
+    from the softmax."""
+    words = mix64(keys[:, None] ^ (_TOKENS * _TOKEN_STRIDE))
+    uniform = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    noise: Float64s = -np.log(-np.log(uniform))
+    return noise
+
+
+def _log_softmax(logits: Float32s) -> Float32s:
+    values = logits.astype(np.float64)
+    values -= values.max(axis=1, keepdims=True)
+    values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
+    return values.astype(np.float32)
+
+
+def _score(logprobs: Float32s, tokens: Int32s, num_top: int) -> Scores:
+    """Log-probabilities of `tokens` [n] and of the likeliest under `logprobs` [n, vocabulary]."""
+    top_tokens = np.argsort(-logprobs, axis=1, kind="stable")[:, :num_top].astype(np.int32)
+    chosen = np.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
+    return Scores(chosen, top_tokens, np.take_along_axis(logprobs, top_tokens, axis=1))

@@ -34,7 +34,7 @@ _OPENERS = (0xC3, 257, 258)
 """Tokens after which any byte from 0x80 to 0xBF completes a character."""
 _LETTERS = " " * 38 + "e" * 24 + "t" * 18 + "a" * 17 + "o" * 16 + "i" * 15 + "n" * 15 + "srh" * 13 + "ld" * 9 + "u" * 7
 _LETTERS += "c" * 6 + "mf" * 5 + "wgyp" * 4 + "b" * 3 + "vvk"
-_PEAK, _SPREAD, _UNLIKELY, _NEVER = 7.0, 4.0, -12.0, -40.0
+_PEAK, _SPREAD, _UNLIKELY, _NEVER = 5.5, 4.0, -12.0, -40.0
 """Logits: of the likeliest token; of the others that make sense, between 0 and the second; of the rest; of specials."""
 _CHOICE = np.uint64(0xA0761D6478BD642F)
 _TOKEN_STRIDE = np.uint64(0xE7037ED1A0B428DB)

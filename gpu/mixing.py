@@ -16,3 +16,8 @@ def mix64(words: UInt64s) -> UInt64s:
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
+
+
+def draw_keys(seeds: UInt64s, positions: NDArray[np.int32]) -> UInt64s:
+    """What the noise of a draw depends on, uint64 [n]: a seed, and the position of the token to be drawn."""
+    return mix64(seeds ^ mix64(positions.astype(np.uint64)))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpu.mixing import mix64
+from gpu.mixing import draw_keys
 from lifecycle.step import Int32s
 
 
@@ -28,8 +28,7 @@ _SECOND = _signed(0x846CA68B)
 
 def row_keys(seeds: NDArray[np.uint64], positions: Int32s) -> Int32s:
     """Two 32-bit words for each row, int32 [n, 2], from its seed and the position of the token to be drawn."""
-    mixed = mix64(seeds ^ mix64(positions.astype(np.uint64)))
-    return mixed.view(np.int32).reshape(-1, 2)
+    return draw_keys(seeds, positions).view(np.int32).reshape(-1, 2)
 
 
 def _mix32(words: Tensor, scratch: Tensor) -> None:

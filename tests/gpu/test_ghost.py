@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,95 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu.batches import InvalidBatch
-from gpu.ghost import Ghost, PlannedFailure
+from gpu.ghost import PlannedFailure
 from gpu.ghost_language import END_TOKEN, PIECES, VOCABULARY_SIZE
 from gpu.ghost_memory import GhostFault
-from gpu.ghost_oracle import Sequel, expected, expected_pages, mixed
+from gpu.ghost_oracle import expected, expected_pages, mixed
 from gpu.mixing import mix64
-from lifecycle.request import SamplingParameters
-from lifecycle.step import Admission, Int32s, StepBatch, StepResult
+from lifecycle.step import Int32s
 from memory.window import NO_PAGE
-
-PAGE = 4
-CONTEXT = 64
-GREEDY = SamplingParameters(temperature=0.0)
-
-
-def int32s(values: Any) -> Int32s:
-    return np.array(values, np.int32)
-
-
-class Rows:
-    """A ghost with a row of pages for each slot, in no order, and the batches that a scheduler would send it."""
-
-    def __init__(self, num_slots: int = 3, *, window: int | None = None, **options: Any) -> None:
-        per_slot = CONTEXT // PAGE
-        self.pages = np.random.default_rng(0).permutation(num_slots * per_slot).reshape(num_slots, per_slot)
-        self.ghost = Ghost(
-            num_pages=num_slots * per_slot,
-            page_size=PAGE,
-            num_slots=num_slots,
-            max_context=CONTEXT,
-            window=window,
-            num_window_pages=None if window is None else num_slots * per_slot,
-            **options,
-        )
-        self.window = window
-        self.length = [0] * num_slots
-        self.output: list[list[int]] = [[] for _ in range(num_slots)]
-        self.step = 1
-
-    def admission(self, slot: int, sampling: SamplingParameters = GREEDY) -> StepBatch:
-        """A step without segments in which `slot` is taken; it has all of its pages."""
-        count = CONTEXT // PAGE
-        return self.batch(
-            [],
-            admitted=(Admission(slot, sampling, 0, int32s([]), 0),),
-            page_slots=int32s([slot] * count),
-            page_indices=int32s(range(count)),
-            pages=int32s(self.pages[slot]),
-            # Of another pool, so other numbers.
-            window_pages=None if self.window is None else int32s(self.pages[slot][::-1]),
-        )
-
-    def batch(self, segments: list[tuple[int, list[int] | None, bool]], **changes: Any) -> StepBatch:
-        """(slot, tokens or None for the one it drew last, whether to draw) for each segment."""
-        batch = StepBatch(
-            step=self.step,
-            slots=int32s([slot for slot, _, _ in segments]),
-            starts=int32s([self.length[slot] for slot, _, _ in segments]),
-            lengths=int32s([1 if tokens is None else len(tokens) for _, tokens, _ in segments]),
-            tokens=int32s([token for _, tokens, _ in segments for token in tokens or []]),
-            chained=np.array([tokens is None for _, tokens, _ in segments], np.bool_),
-            samples=np.array([samples for *_, samples in segments], np.bool_),
-            page_slots=int32s([]),
-            page_indices=int32s([]),
-            pages=int32s([]),
-            window_pages=None if self.window is None else int32s([]),
-        )
-        return msgspec.structs.replace(batch, **changes)
-
-    def run(self, batch: StepBatch) -> StepResult:
-        result = self.ghost.collect(self.ghost.launch(batch))
-        self.step += 1
-        for admission in batch.admitted:
-            self.length[admission.slot] = 0
-        for slot, length in zip(batch.slots.tolist(), batch.lengths.tolist(), strict=True):
-            self.length[slot] += length
-        for slot, token in zip(batch.slots[batch.samples].tolist(), result.tokens.tolist(), strict=True):
-            self.output[slot].append(token)
-        return result
-
-    def prefill(self, slot: int, prompt: list[int], sampling: SamplingParameters = GREEDY) -> StepResult:
-        self.run(self.admission(slot, sampling))
-        return self.run(self.batch([(slot, prompt, True)]))
-
-    def decode(self, *slots: int, **changes: Any) -> StepResult:
-        return self.run(self.batch([(slot, None, True) for slot in slots], **changes))
-
-
-def prompt_of(seed: int, length: int) -> list[int]:
-    return random.Random(seed).choices(range(256), k=length)
+from tests.gpu.ghost_rows import CONTEXT, PAGE, Rows, int32s, prompt_of
 
 
 @given(
@@ -396,90 +313,6 @@ def test_blocks_of_another_shape_are_refused_and_nothing_is_written() -> None:
     assert (rows.ghost.memory.store.data == before).all()
     with pytest.raises(ValueError, match="window store"):
         at_work(window=6).ghost.read_pages(int32s([0]))
-
-
-# ---- sampling ----
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    values = logits.astype(np.float64)
-    return np.asarray(values - np.log(np.exp(values).sum()))
-
-
-def test_drawn_tokens_are_as_frequent_as_their_logits_say() -> None:
-    prompt = prompt_of(5, 10)
-    drawn = []
-    for seed in range(0, 900, 3):
-        rows = Rows()
-        for slot in range(3):
-            rows.run(rows.admission(slot, SamplingParameters(temperature=0.8, seed=seed + slot)))
-        result = rows.run(rows.batch([(slot, prompt, True) for slot in range(3)]))
-        drawn += result.tokens.tolist()
-    probabilities = np.exp(log_softmax(Sequel(prompt).logits() / 0.8))
-    likeliest = expected(prompt, 1)[0]
-    share = drawn.count(likeliest) / len(drawn)
-    deviation = np.sqrt(probabilities[likeliest] * (1 - probabilities[likeliest]) / len(drawn))
-    assert abs(share - probabilities[likeliest]) < 4 * deviation
-    assert len(set(drawn)) > 10
-
-
-SPECIAL = [
-    SamplingParameters(temperature=0.9, seed=5),
-    SamplingParameters(temperature=1.3, seed=6, top_p=0.8, top_logprobs=3),
-    SamplingParameters(temperature=0.7, seed=7, top_k=5, repetition_penalty=1.2),
-]
-
-
-def test_draws_do_not_see_their_neighbours() -> None:
-    together, alone = Rows(), [Rows() for _ in SPECIAL]
-    for slot, sampling in enumerate(SPECIAL):
-        together.prefill(slot, prompt_of(slot, 9), sampling)
-        alone[slot].prefill(slot, prompt_of(slot, 9), sampling)
-    for _ in range(8):
-        together.decode(2, 0, 1)
-        for slot, rows in enumerate(alone):
-            rows.decode(slot)
-    assert together.output == [rows.output[slot] for slot, rows in enumerate(alone)]
-    greedy = [expected(prompt_of(slot, 9), 9) for slot in range(3)]
-    assert all(output != plain for output, plain in zip(together.output, greedy, strict=True))
-
-
-def test_a_greedy_row_beside_one_that_draws_stays_greedy() -> None:
-    rows = Rows()
-    rows.prefill(0, prompt_of(0, 9))
-    rows.prefill(1, prompt_of(1, 9), SPECIAL[1])
-    for _ in range(5):
-        result = rows.decode(0, 1)
-        assert result.logprobs is not None
-        assert np.isnan(result.logprobs.chosen[0])
-        assert not np.isnan(result.logprobs.chosen[1])
-    assert rows.output[0] == expected(prompt_of(0, 9), 6)
-
-
-def test_log_probabilities_are_those_of_the_logits() -> None:
-    rows, prompt = Rows(), prompt_of(3, 11)
-    sampling = SamplingParameters(temperature=0.0, top_logprobs=4, prompt_logprobs=True)
-    rows.run(rows.admission(0, sampling))
-    results = [rows.run(rows.batch([(0, prompt[:6], False)])), rows.run(rows.batch([(0, prompt[6:], True)]))]
-    scores = np.concatenate([scores.chosen for result in results for scores in result.prompt_logprobs])
-    of_prompt = [log_softmax(Sequel(prompt[:place]).logits())[prompt[place]] for place in range(1, len(prompt))]
-    assert scores == pytest.approx(of_prompt, abs=1e-4)
-    logprobs, after = results[1].logprobs, log_softmax(Sequel(prompt).logits())
-    assert logprobs is not None
-    assert logprobs.top[0] == pytest.approx(np.sort(after)[::-1][:4], abs=1e-4)
-    assert logprobs.top_tokens[0][0] == results[1].tokens[0] == expected(prompt, 1)[0]
-    assert logprobs.chosen[0] == pytest.approx(after.max(), abs=1e-4)
-
-
-def test_bias_and_penalties_are_honoured() -> None:
-    rows, prompt = Rows(), prompt_of(3, 11)
-    rows.prefill(0, prompt, SamplingParameters(temperature=0.0, logit_bias={END_TOKEN: 100.0}))
-    assert rows.output[0] == [END_TOKEN]
-    rows.prefill(1, prompt, SamplingParameters(temperature=0.0, frequency_penalty=2.0))
-    for _ in range(30):
-        rows.decode(1)
-    often = max(rows.output[1].count(token) for token in set(rows.output[1]))
-    assert often < max(expected(prompt, 31).count(token) for token in set(expected(prompt, 31)))
 
 
 # ---- what it says ----
