@@ -92,10 +92,9 @@ def test_pools_too_small_for_the_work_retract_and_leave_tombstones_and_still_ans
     driver = Driver(
         window=9, num_window_pages=9, num_pages=60, max_context=96, lookahead=0, pacing=pacing, mixed=mixed, cache=cache
     )
-    for seed in range(2):
-        serve(driver, random_prompts(8, 3, 0, seed) + random_prompts(2, 45, 12, seed), 30)
+    serve(driver, random_prompts(8, 3, 0, 0) + random_prompts(2, 45, 12, 0), 30)
     assert driver.loop.counters.retractions > 0
-    assert driver.ghost.memory.num_window_reads > 1000
+    assert driver.ghost.memory.num_window_reads > 500
     if cache == "radix":
         statistics = driver.loop.memory.cache.statistics()
         assert statistics["tombstones"] > 0
