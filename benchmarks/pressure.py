@@ -78,7 +78,7 @@ class Talk(NamedTuple):
         return 3 * self.system + self.conversations * self.turns * (self.said + self.answered)
 
 
-TALK = Talk(conversations=24, turns=4, system=160, said=40, answered=24, concurrency=12)
+TALK = Talk(conversations=24, turns=4, system=160, said=40, answered=24, concurrency=5)
 
 
 class Outcome(NamedTuple):

@@ -83,7 +83,11 @@ class Admission:
         ticket = table.ticket(row)
         num_tokens = int(table.num_tokens[row])
         granted = memory.admit(
-            draft.transaction, table.tokens[row, :num_tokens], ticket.namespace, not ticket.sampling.prompt_logprobs
+            draft.transaction,
+            table.tokens[row, :num_tokens],
+            ticket.namespace,
+            use_cache=not ticket.sampling.prompt_logprobs,
+            priority=int(table.priority[row]),
         )
         if granted is None:
             return None

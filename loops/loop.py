@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from lifecycle.journal import DIGEST_INTERVAL, Journal
+from lifecycle.journal import Journal
 from lifecycle.states import Cause, Event, State
 from lifecycle.step import StepResult
 from lifecycle.table import RequestTable, Ticket
@@ -152,6 +152,7 @@ class Loop:
             self._retracted(row, source, Cause.MEMORY, now)
         if draft.empty:
             self.memory.ledger.discard(transaction)
+            self._check()
             self.journal.idled(now)
             return None
         plan = draft.close(self.memory)
@@ -173,7 +174,8 @@ class Loop:
             raise AssertionError(f"step {result.step} came back, step {plan.step} is the oldest in flight")
         events, rows, tokens = self._apply(plan, result)
         self.effects.output(rows, tokens, plan, result)
-        self.journal.committed(plan.step, events, result.tokens, self.memory.pages, now)
+        digest = self.memory.digest()
+        self.journal.committed(plan.step, events, result.tokens, self.memory.pages, now, digest=digest)
         if plan.prefills:
             self._prefilled(plan, now)
         ended = self._ended(rows, tokens)
@@ -182,8 +184,6 @@ class Loop:
         self.memory.slide(plan.batch.slots, plan.batch.starts + plan.batch.lengths)
         self.memory.ledger.commit(plan.transaction)
         self._check()
-        if plan.step % DIGEST_INTERVAL == 0 and self.journal.wants_digests:
-            self.journal.digest(plan.step, self.memory.digest())
 
     def failed(self, step: int, reason: str, now: float) -> None:
         """A worker lost `step`: roll back everything in flight, newest first; requests start again from what they
@@ -193,7 +193,7 @@ class Loop:
             raise AssertionError(f"step {step} failed, but it is not the oldest in flight")
         for plan in reversed([lost, *self.in_flight]):
             self.memory.ledger.abort(plan.transaction)
-            self.journal.rolled_back(plan.step, reason, now)
+            self.journal.rolled_back(plan.step, reason, now, digest=self.memory.digest())
             self.counters.steps_lost += 1
         self.in_flight.clear()
         for row in lost.rows[self.table.attempt[lost.rows] == lost.attempts].tolist():
@@ -246,7 +246,7 @@ class Loop:
                 continue
             table.num_computed[row] = end = segment.start + segment.length
             ticket = table.ticket(row)
-            self.memory.share_prefix(segment.slot, table.tokens[row, :end], ticket.namespace)
+            self.work.share_prefix(row, end)
             if segment.samples:
                 if ticket.first_token is None:
                     ticket.first_token = now

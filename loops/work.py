@@ -74,7 +74,7 @@ class Work:
         tokens = self.table.tokens[row, : self.table.num_tokens[row] - 1]
         hold = self.memory.cache.match_and_hold(tokens, self.table.ticket(row).namespace)
         pages = hold.pages
-        self.memory.cache.release(hold, self.memory.ledger.resolved)
+        self.memory.cache.release(hold, self.memory.ledger.resolved, used=False)
         return pages
 
     # ---- verbs of planning: undoable ----
@@ -139,7 +139,13 @@ class Work:
         """Offer the row's committed pages to the prefix cache."""
         table = self.table
         committed = table.num_tokens[row] - 1 if table.state[row] == State.DECODING else table.num_computed[row]
-        self.memory.share_prefix(int(table.slot[row]), table.tokens[row, :committed], table.ticket(row).namespace)
+        self.share_prefix(row, committed)
+
+    def share_prefix(self, row: int, committed: int) -> None:
+        """Offer the pages of the row's first `committed` positions to the prefix cache."""
+        table = self.table
+        namespace, priority = table.ticket(row).namespace, int(table.priority[row])
+        self.memory.share_prefix(int(table.slot[row]), table.tokens[row, :committed], namespace, priority)
 
     def _requeue(self, row: int) -> None:
         self.retracted.append(row)
