@@ -29,9 +29,6 @@ from lifecycle.states import Cause, Event, State
 from lifecycle.step import Int32s, StepBatch
 from lifecycle.table import RequestTable, Ticket
 
-DIGEST_INTERVAL = 256
-"""Steps between two `Digest` records."""
-
 
 class Pages(Protocol):
     """Page counters of a pool."""
@@ -133,25 +130,17 @@ class Journal:
         if self._emit is not None:
             self._emit(TierTold(kind, ticket, count, b"".join(keys), now))
 
-    def committed(self, step: int, events: UInt8s, tokens: Int32s, pages: Pages, now: float) -> None:
-        """The oldest step is done."""
+    def committed(self, step: int, events: UInt8s, tokens: Int32s, pages: Pages, now: float, *, digest: int) -> None:
+        """The oldest step is done; memory has this digest as it comes back."""
         self._step = step
         if self._emit is not None:
-            self._emit(StepCommitted(step, now, events, tokens, _counts(pages)))
+            self._emit(StepCommitted(step, now, events, tokens, _counts(pages), digest))
 
-    def digest(self, step: int, value: int) -> None:
-        """The state's digest after `step`."""
-        if self._emit is not None:
-            self._emit(Digest(step, value))
-
-    @property
-    def wants_digests(self) -> bool:
-        return self._emit is not None
-
-    def rolled_back(self, step: int, reason: str, now: float) -> None:
-        """The newest step in flight was undone."""
+    def rolled_back(self, step: int, reason: str, now: float, *, digest: int) -> None:
+        """The newest step in flight was undone; memory has this digest after that."""
         if self._emit is not None:
             self._emit(StepRolledBack(step, reason, now))
+            self._emit(Digest(step, digest))
 
     def delivered(self, message: msgspec.Struct, now: float) -> None:
         """A control message reached the scheduler."""

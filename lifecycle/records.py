@@ -135,6 +135,9 @@ class StepCommitted(msgspec.Struct, frozen=True, array_like=True, tag=4, eq=Fals
     tokens: Int32Column
     """One for each segment that samples, in that order; dropped ones included."""
     pages: PageCounts
+    digest: int = 0
+    """Of memory, as the step came back and before anything followed from it: 64 bits, unsigned. Two runs that took the
+    same decisions have the same. 0: not recorded."""
 
 
 class StepRolledBack(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -156,7 +159,8 @@ class Delivered(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 class Digest(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """The digest of the scheduler's state after a step was committed."""
+    """The digest of memory after a step was rolled back: again what it was before that step, but for what has become
+    final meanwhile."""
 
     step: int
     value: int

@@ -56,7 +56,9 @@ class Memory:
 
     # ---- within a step: undoable ----
 
-    def admit(self, transaction: Transaction, tokens: Int32s, namespace: str, use_cache: bool) -> Granted | None:
+    def admit(
+        self, transaction: Transaction, tokens: Int32s, namespace: str, use_cache: bool, priority: int = 0
+    ) -> Granted | None:
         """Take a slot and hold what the cache has of `tokens`, all but the last (it must be computed to go on).
 
         None, and no change, when no slot is free.
@@ -64,7 +66,7 @@ class Memory:
         slot = self.slots.take(transaction)
         if slot is None:
             return None
-        hold = self.cache.match_and_hold(tokens[: len(tokens) - 1] if use_cache else tokens[:0], namespace)
+        hold = self.cache.match_and_hold(tokens[: len(tokens) - 1] if use_cache else tokens[:0], namespace, priority)
         # Kept and logged before anything else can fail: from here on an undo lets go of it.
         digest = self.ledger.digest.value
         self.rows.hold(slot, hold, namespace)
@@ -106,13 +108,18 @@ class Memory:
         if (lengths > before * self.page_size).any():
             grow = np.maximum(-(-lengths // self.page_size) - before, 0)
             count, covered = int(grow.sum()), self.escrow.covered(slots, grow)
-            if not self._allows(count - int(covered.sum())):
+            num_covered = int(covered.sum())
+            if not self._allows(count - num_covered):
                 return None
             pages = self._take(transaction, count, slots, grow)
             if pages is None:
                 return None
             entries = PageEntries(np.repeat(slots, grow), consecutive(before, grow), pages)
-            change = self.escrow.spend(slots, covered) + self.rows.append(entries, slots, before + grow)
+            change = self.rows.append(entries, slots, before + grow)
+            if num_covered:
+                change += self.escrow.spend(slots, covered)
+            else:
+                covered = NONE
         grown = lengths - lengths_before
         change += self.rows.lengthen(slots, lengths, grown)
         transaction.log(self._unextend, slots, before, lengths_before, grown, covered, entries, change=change)
@@ -166,7 +173,7 @@ class Memory:
             self.escrow.unpromise(slot)
             hold = self._forget(slot)
             if hold is not None:
-                self.cache.release(hold, self.ledger.resolved)
+                self.cache.release(hold, self.ledger.resolved, used=False)
         else:
             self.ledger.digest.undoing = 0
 
@@ -186,9 +193,10 @@ class Memory:
         """These slots' requests have left: of what is being undone, their part was settled then."""
         digest = self.ledger.digest
         digest.undoing -= self.rows.worth_of_positions(slots, grown)
-        if len(covered):
+        if len(entries.pages):
             gone = np.isin(entries.slots, slots)
             digest.undoing -= self.rows.worth(PageEntries(*(column[gone] for column in entries)))
+        if len(covered):
             digest.undoing += self.escrow.fact(slots, covered)
 
     def _unextend_slot(self, slot: int, num_pages: int, length: int, covered: int) -> None:
@@ -200,7 +208,7 @@ class Memory:
 
     # ---- final ----
 
-    def share_prefix(self, slot: int, tokens: Int32s, namespace: str) -> None:
+    def share_prefix(self, slot: int, tokens: Int32s, namespace: str, priority: int = 0) -> None:
         """Let the cache adopt the full pages that hold `tokens`, int32 [n]: committed positions 0 .. n-1 of `slot`."""
         count = len(tokens) // self.page_size
         hold = self.holds[slot]
@@ -208,7 +216,7 @@ class Memory:
             return
         pages = self.page_table[slot, :count].copy()
         fence = self.ledger.fence
-        insertion = self.cache.insert(tokens[: count * self.page_size], pages, namespace, hold, fence)
+        insertion = self.cache.insert(tokens[: count * self.page_size], pages, namespace, hold, fence, priority)
         if len(insertion.adopted):
             self.pages.adopt(insertion.adopted)
             if self.windows is not None:
@@ -356,7 +364,7 @@ class Memory:
         """
         written, fence = reservation.pages[:count], self.ledger.fence
         pages = np.concatenate((hold.pages, written)).astype(np.int32)
-        insertion = self.cache.insert(tokens, pages, namespace, hold, fence)
+        insertion = self.cache.insert(tokens, pages, namespace, hold, fence, priority)
         kept = np.isin(reservation.pages, insertion.adopted)
         self.pages.publish(Reservation(reservation.pages[kept], reservation.generations[kept]))
         self.pages.withdraw(Reservation(reservation.pages[~kept], reservation.generations[~kept]))
