@@ -64,6 +64,8 @@ class GhostDraws:
         self._top_k = np.zeros(slots, np.int32)
         self._top_p = np.ones(slots)
         self._min_p = np.zeros(slots)
+        self._truncates = np.zeros(slots, np.bool_)
+        """Whether any of these three leaves tokens out."""
         self._seed = np.zeros(slots, np.uint64)
         self._penalties = np.zeros((slots, 3), np.float32)
         """Repetition, presence, frequency."""
@@ -88,6 +90,7 @@ class GhostDraws:
             self._top_k[slot] = sampling.top_k if sampling.top_k > 0 else VOCABULARY_SIZE
             self._top_p[slot] = sampling.top_p
             self._min_p[slot] = sampling.min_p
+            self._truncates[slot] = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
             self._seed[slot] = sampling.seed & 0xFFFFFFFFFFFFFFFF
             self._penalties[slot] = sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty
             self._bias[slot] = 0.0
@@ -146,20 +149,29 @@ class GhostDraws:
         if not len(rows):
             return tokens
         slots = slots[rows]
-        temperature, top_p, min_p = (each[slots, None] for each in (self._temperature, self._top_p, self._min_p))
         # Subtracting the maximum first keeps tiny temperatures from overflowing.
-        scaled = (logits[rows].astype(np.float64) - logits[rows].max(axis=1, keepdims=True)) / temperature
-        order = np.argsort(-scaled, axis=1, kind="stable")
+        scaled = (logits[rows] - logits[rows].max(axis=1, keepdims=True)) / self._temperature[slots, None]
+        truncated = np.flatnonzero(self._truncates[slots])
+        if len(truncated):
+            scaled[truncated] = self._truncated(scaled[truncated], slots[truncated])
+        noise = _gumbel(draw_keys(self._seed[slots], positions[rows]))
+        tokens[rows] = (scaled + noise).argmax(axis=1)
+        return tokens
+
+    def _truncated(self, scaled: Float64s, slots: Int32s) -> Float64s:
+        """Logits without the tokens that top-k, then top-p, then min-p leave out; the likeliest always stays."""
+        order = np.argsort(-scaled, axis=1)
         values = np.take_along_axis(scaled, order, axis=1)
         values[np.arange(VOCABULARY_SIZE) >= self._top_k[slots, None]] = -np.inf
         weights = np.exp(values)
         weights /= weights.sum(axis=1, keepdims=True)
-        keep = (np.cumsum(weights, axis=1) - weights < top_p) & (weights >= min_p * weights[:, :1])
-        keep[:, 0] = True
-        noise = _gumbel(draw_keys(self._seed[slots], positions[rows]))
-        perturbed = np.where(keep, values + np.take_along_axis(noise, order, axis=1), -np.inf)
-        tokens[rows] = np.take_along_axis(order, perturbed.argmax(axis=1)[:, None], axis=1)[:, 0]
-        return tokens
+        out = np.cumsum(weights, axis=1) - weights >= self._top_p[slots, None]
+        out |= weights < self._min_p[slots, None] * weights[:, :1]
+        out[:, 0] = False
+        values[out] = -np.inf
+        left = np.empty_like(values)
+        np.put_along_axis(left, order, values, axis=1)
+        return left
 
     # ---- scores ----
 
