@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import structlog
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.messages.generate import Abort
@@ -39,13 +39,13 @@ POLICIES = [str(policy) for policy in WritePolicy]
 DISK_FAULTS = ("error", "cut", "other", "flip", "gone")
 
 
-def workload(seed: int) -> list[tuple[list[int], int]]:
+def workload(seed: int, count: int) -> list[tuple[list[int], int]]:
     """Prompts of which many begin alike, but not all: the device forgets what comes back later."""
     source = random.Random(seed)
     trunks = [[source.randrange(256) for _ in range(48)] for _ in range(3)]
     return [
         (source.choice(trunks)[: source.randrange(24, 49)] + [source.randrange(256) for _ in range(3)], 3)
-        for _ in range(20)
+        for _ in range(count)
     ]
 
 
@@ -134,13 +134,13 @@ def judged(chaos: Chaos) -> None:
     assert not net.scheduler.violations
 
 
-def run(decisions: list[int], seed: int, **shape: Any) -> Net:
+def run(decisions: list[int], seed: int, num_requests: int, **shape: Any) -> Net:
     """One run from beginning to rest, judged."""
     disk = MemoryDisk()
     files = FileStore(Path("/nowhere"), "ghost", PAGE_BYTES, 40 * (HEADER.size + PAGE_BYTES), disk)
     net = Net(files=files, **shape)
     chaos = Chaos(net, disk, list(reversed(decisions)))
-    work = workload(seed)
+    work = workload(seed, num_requests)
     while chaos.decisions:
         chaos.act(work)
     while work:
@@ -158,6 +158,7 @@ def long_run(seed: int) -> Net:
     return run(
         decisions,
         seed,
+        20,
         write_policy=POLICIES[seed % 3],
         host_pages=(0, 3, 64)[seed // 3 % 3],
         num_pages=(20, 40)[seed // 9 % 2],
@@ -165,9 +166,8 @@ def long_run(seed: int) -> Net:
     )
 
 
-@settings(max_examples=50)
 @given(
-    decisions=st.lists(st.integers(0, 5039), max_size=600),
+    decisions=st.lists(st.integers(0, 5039), max_size=250),
     seed=st.integers(0, 5),
     policy=st.sampled_from(POLICIES),
     host_pages=st.sampled_from([0, 3, 64]),
@@ -177,12 +177,12 @@ def long_run(seed: int) -> Net:
 def test_faults_below_the_device_never_change_a_token_nor_lose_a_page(
     decisions: list[int], seed: int, policy: str, host_pages: int, num_pages: int, pacing: str
 ) -> None:
-    run(decisions, seed, write_policy=policy, host_pages=host_pages, num_pages=num_pages, pacing=pacing)
+    run(decisions, seed, 7, write_policy=policy, host_pages=host_pages, num_pages=num_pages, pacing=pacing)
 
 
 def test_long_runs_meet_every_fate_of_a_fetch_and_survive_all() -> None:
     fates: Counter[str] = Counter()
-    for seed in range(36):
+    for seed in range(12):
         fates.update(long_run(seed).scheduler.state(False)["tiers"])
     met = {name: fates[f"fetches_{name}"] for name in ("filled", "short", "expired", "left", "lost")}
     assert min(met.values()) > 0, met
@@ -252,21 +252,22 @@ def forgets_who_left(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "plant",
+    ("plant", "first"),
     [
-        deaf_to_fences,
-        saves_too_late,
-        fills_too_early,
-        trusts_files,
-        believes_in_more_than_came,
-        forgets_who_left,
+        (deaf_to_fences, 25),
+        (saves_too_late, 3),
+        (fills_too_early, 12),
+        (trusts_files, 0),
+        (believes_in_more_than_came, 0),
+        (forgets_who_left, 5),
     ],
-    ids=lambda plant: plant.__name__,
+    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_planted_defect_is_noticed(
-    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+    plant: Callable[[pytest.MonkeyPatch], None], first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The run that shows it first today comes first; should runs change, there are others.
     plant(monkeypatch)
     with pytest.raises(Exception):  # noqa: B017, PT011, PT012  # whichever check of whichever run comes first
-        for seed in range(72):
+        for seed in (*range(first, 72), *range(first)):
             long_run(seed)
