@@ -14,6 +14,7 @@ Attempt: TypeAlias = Callable[[Sequence[int]], Choices | None]
 """Runs the schedule that indices suggest: what was decided in truth if it fails in the same way, else None."""
 
 MOST_RUNS = 500
+SHIFTS = (1, -1, 2, -2, 3, 4)
 
 
 def trimmed(indices: Sequence[int]) -> list[int]:
@@ -42,7 +43,12 @@ class Shrinker:
 
     def shrink(self) -> Choices:
         """The smallest schedule found."""
-        passes = (self._without_deviations, self._without_decisions, self._with_lower_indices)
+        passes = (
+            self._without_deviations,
+            self._without_decisions,
+            self._with_lower_indices,
+            self._without_one_and_shifted,
+        )
         improved = True
         while improved and self.num_runs < self._most_runs:
             improved = False
@@ -85,6 +91,17 @@ class Shrinker:
         for size in halves(len(indices)):
             for first in range(0, len(indices), size):
                 yield indices[:first] + indices[first + size :]
+
+    @staticmethod
+    def _without_one_and_shifted(indices: list[int]) -> Iterator[list[int]]:
+        """One deviation becomes fair, and the later ones come a little sooner or later: a fair choice in its place may
+        need more decisions, or fewer, for the same."""
+        for at, index in enumerate(indices):
+            if index:
+                for shift in SHIFTS:
+                    behind = indices[at + 1 :]
+                    moved = [0] * shift + behind if shift > 0 else behind[-shift:]
+                    yield [*indices[:at], 0, *moved]
 
     @staticmethod
     def _with_lower_indices(indices: list[int]) -> Iterator[list[int]]:

@@ -132,7 +132,8 @@ class SimulatedSystem(LocalSystem):
         index = self._decide(Kind.NEXT, options)
         event = options[index]
         if index < len(ready):
-            del ready[index]
+            # Who was passed over lines up at the end: one deviation is one delay, and not one for each later decision.
+            ready[:] = ready[index + 1 :] + ready[:index] if index else ready[1:]
         self.num_steps += 1
         self._in_step = True
         if self._follower is None:
