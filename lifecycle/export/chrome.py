@@ -47,7 +47,7 @@ def chrome_trace(line: Timeline) -> dict[str, Any]:
                     "s": "t",
                     "pid": _REQUESTS,
                     "tid": request.request,
-                    "name": f"{request.state.name.lower()}: {request.cause}",
+                    "name": f"{request.reached.name.lower()}: {request.cause}",
                     "ts": microseconds(request.ended),
                 }
             )

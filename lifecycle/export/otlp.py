@@ -44,7 +44,7 @@ class _Spans:
 
     def _request(self, request: RequestLine) -> list[dict[str, Any]]:
         name = f"request {request.request}"
-        failed = request.state == State.ABORTED
+        failed = request.reached == State.ABORTED
         whole = self._span(name, "request", request.submitted, request.ended, None)
         whole["attributes"] = _attributes(
             {

@@ -42,8 +42,8 @@ class RequestLine(msgspec.Struct, kw_only=True):
     submitted: float
     intervals: list[Interval] = msgspec.field(default_factory=list)
     ended: float | None = None
-    state: State = State.NEW
-    """The last one."""
+    reached: State = State.NEW
+    """The last state it was in."""
     cause: Cause = Cause.NONE
     """Of the terminal event."""
     num_output: int = 0
@@ -148,7 +148,7 @@ class _Builder:
     def _enter(self, line: RequestLine, state: State, time: float) -> None:
         if line.intervals:
             line.intervals[-1].end = time
-        line.state = state
+        line.reached = state
         if not state.terminal:
             line.intervals.append(Interval(state, time, time))
 
@@ -171,7 +171,7 @@ class _Builder:
         step, _ = self._in_flight.pop(record.step)
         step.ended, step.reason = record.time, record.reason
         for line in self._admitted_by.pop(record.step, ()):
-            if line.state == State.PREFILLING:
+            if line.reached == State.PREFILLING:
                 # Its admission is undone, without a Transition of its own.
                 self._enter(line, State.QUEUED, record.time)
 

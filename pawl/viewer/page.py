@@ -46,7 +46,7 @@ def run_data(line: Timeline, report: Report) -> dict[str, Any]:
         return {
             "request": one.request,
             "rid": one.rid,
-            "state": one.state.name.lower(),
+            "state": one.reached.name.lower(),
             "cause": str(one.cause),
             "prompt": one.num_prompt,
             "output": one.num_output,

@@ -97,7 +97,7 @@ def test_outputs_retractions_and_causes_are_those_of_the_terminal_records() -> N
         assert [request.request for request in line.requests if request.ended is not None] != []
         for request in line.requests:
             end = ends[request.request]
-            assert (request.state, request.cause, request.num_output) == (end.target, end.cause, end.num_output)
+            assert (request.reached, request.cause, request.num_output) == (end.target, end.cause, end.num_output)
             retracts = [r for r in plain if isinstance(r, Transition) and r.request == request.request]
             assert request.num_retractions == sum(r.event.name == "RETRACT" for r in retracts)
 
