@@ -165,6 +165,8 @@ class Scheduler(Actor):
         now = self.context.now()
         self.loop.drain(Cause.DRAINED, now)
         self._send_step()
+        if self.tier_desk is not None and self.loop.tiers is not None:
+            self.tier_desk.stopped(self.loop.tiers)
         for ticket in list(self._flushes):
             self._answer_flush(ticket, ok=False)
         self.journal.closed(STOPPED, self.loop.counters, len(self.loop.table), self.loop.memory.pages)

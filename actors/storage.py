@@ -18,6 +18,7 @@ from actors.messages.transfer import (
     Fill,
     Found,
     Saved,
+    SchedulerStops,
     TierReport,
     ToStorage,
 )
@@ -42,6 +43,8 @@ class Storage(Actor):
         self.store = store
         self._era = 0
         self._told: dict[str, int] = {}
+        self._heard = True
+        """Whether the scheduler listens."""
 
     def started(self) -> None:
         keys = self.store.scan()
@@ -61,6 +64,8 @@ class Storage(Actor):
                 self._era = era
                 self.store.empty_host()
                 self._tell_dropped()
+            case SchedulerStops():
+                self._heard = False
 
     # Errors of a disk end in a miss below here. What is caught is a defect, and must cost no more than a miss either:
     # a server goes on without its storage, and nobody waits for an answer for ever.
@@ -99,4 +104,5 @@ class Storage(Actor):
             self._tell(Dropped(dropped))
 
     def _tell(self, message: Saved | Found | Dropped | TierReport) -> None:
-        self.context.send("scheduler", message, Lane.CONTROL)
+        if self._heard:
+            self.context.send("scheduler", message, Lane.CONTROL)

@@ -332,6 +332,12 @@ class LowerTiers:
         self.era += 1
         self.effects.empty_host(self.era)
 
+    def stopped(self) -> None:
+        """The engine stops. Tiers that outlive it get what only the device has, and the next one starts warm."""
+        self.settle()
+        if self.config.durable:
+            self.saving.save_rest()
+
     # ---- for people and tests ----
 
     def statistics(self) -> dict[str, int]:

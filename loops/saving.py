@@ -129,6 +129,12 @@ class Saving:
         self.counts.refused += len(keys) - len(kept)
         return kept if number > self._void else ()
 
+    def save_rest(self) -> None:
+        """The engine stops: what only the device has goes down, as far as there is room under way."""
+        if self.policy is not WritePolicy.SELECTIVE:
+            self._want(self.device.items())
+            self.flush()
+
     def forget(self) -> None:
         """The tiers have been emptied: answers that are still to come are about what was before."""
         self._due.clear()

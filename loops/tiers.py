@@ -17,6 +17,8 @@ class TierConfig(msgspec.Struct, frozen=True, kw_only=True):
     layout: str
     """Says how the bytes of a page are to be read; part of every key."""
     write_policy: str = WritePolicy.WRITE_THROUGH
+    durable: bool = False
+    """Whether the tiers outlive the engine."""
     lease_s: float = 2.0
     """How long a request waits for a fetch."""
     save_pages: int = 32

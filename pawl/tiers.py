@@ -36,6 +36,7 @@ def tier_config(config: ServerConfig, layout: str, page_bytes: int) -> TierConfi
     return TierConfig(
         layout=layout,
         write_policy=config.write_policy,
+        durable=config.storage_dir is not None,
         lease_s=config.fetch_lease_s,
         save_pages=max(1, SAVE_BYTES // page_bytes),
         max_saving_pages=max(1, SAVING_BYTES // page_bytes),

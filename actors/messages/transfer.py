@@ -103,13 +103,17 @@ class EmptyHost(msgspec.Struct, frozen=True, tag=True):
     era: int
 
 
+class SchedulerStops(msgspec.Struct, frozen=True, tag=True):
+    """scheduler -> storage: keep what still comes, and tell nobody."""
+
+
 class TierReport(msgspec.Struct, frozen=True, tag=True):
     """storage -> scheduler: its counters and gauges, after a change."""
 
     counts: dict[str, int]
 
 
-ToStorage: TypeAlias = Blocks | Fetch | EmptyHost
+ToStorage: TypeAlias = Blocks | Fetch | EmptyHost | SchedulerStops
 FromStorage: TypeAlias = Saved | Found | Dropped | TierReport
 PagesToWorker: TypeAlias = Save | Fill | Fence
 PagesFromWorker: TypeAlias = Saved | Filled | Fenced

@@ -18,6 +18,7 @@ from actors.messages.transfer import (
     PagesFromWorker,
     Save,
     Saved,
+    SchedulerStops,
     TierReport,
 )
 from actors.runtime.actor import Actor, Lane
@@ -63,6 +64,11 @@ class TierDesk:
 
     def empty_host(self, era: int) -> None:
         self._actor.context.send("storage", EmptyHost(era), Lane.CONTROL)
+
+    def stopped(self, tiers: LowerTiers) -> None:
+        """The scheduler's last messages about pages."""
+        tiers.stopped()
+        self._actor.context.send("storage", SchedulerStops(), Lane.CONTROL)
 
     # ---- inputs ----
 

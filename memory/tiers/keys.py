@@ -53,6 +53,10 @@ class DeviceKeys:
         """The key of a cached page. Raises KeyError for a page that is not cached."""
         return self._key_of[page]
 
+    def items(self) -> list[tuple[int, PageKey]]:
+        """(page, key) of every cached page, a page never before the one it hangs below."""
+        return list(self._key_of.items())
+
     def root(self, namespace: str) -> PageKey:
         """`root_key`, made once for each namespace that has pages or is asked for."""
         root = self._roots.get(namespace)

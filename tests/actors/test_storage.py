@@ -20,6 +20,7 @@ from actors.messages.transfer import (
     Found,
     Save,
     Saved,
+    SchedulerStops,
     TierReport,
 )
 from actors.storage import FOUND_AT_ONCE, Storage
@@ -136,6 +137,15 @@ def test_reports_come_after_changes_only() -> None:
     (report,) = bench.context.take("scheduler")
     assert isinstance(report, TierReport)
     assert report.counts["host_pages"] == 1
+
+
+def test_after_the_schedulers_stop_pages_are_kept_and_nobody_is_told() -> None:
+    bench = StorageBench()
+    assert bench.tell(SchedulerStops()) == []
+    assert bench.tell(Blocks(1, (key(1),), pages(1))) == []
+    bench.storage.settled()
+    assert bench.context.take("scheduler") == []
+    assert key(1) in bench.storage.store
 
 
 def test_what_was_there_before_the_start_is_told_in_parts() -> None:

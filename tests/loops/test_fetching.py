@@ -438,6 +438,15 @@ def test_selective_saves_what_is_hit_and_lets_the_rest_go() -> None:
     assert bench.pages == [5, 6]
 
 
+@pytest.mark.parametrize("policy", list(WritePolicy))
+def test_at_the_stop_what_only_the_device_has_goes_down_unless_only_hits_are_kept(policy: WritePolicy) -> None:
+    bench = SavingBench(policy)
+    bench.store(5, 6)
+    bench.answer()
+    bench.saving.save_rest()
+    assert bench.pages == ([5, 6] if policy == WritePolicy.WRITE_BACK else [])
+
+
 def test_messages_are_small_and_what_is_under_way_is_bounded() -> None:
     bench = SavingBench(WritePolicy.WRITE_THROUGH, limit=5, at_once=2)
     bench.store(*range(8))
