@@ -195,8 +195,8 @@ class GhostMemory:
         self.num_window_reads += len(pages)
         used = np.minimum(np.repeat(ends, counts) - indices * page_size, page_size)
         held = partners >= 0
-        right = held & store.begin_at(partners, indices)
-        right &= store.partial_sums(partners, used) == self.store.partial_sums(pages, used)
+        # Sums of prefixes say which positions and tokens these are.
+        right = held & (store.partial_sums(partners, used) == self.store.partial_sums(pages, used))
         if not right.all():
             row = int(right.argmin())
             segment = int(np.searchsorted(offsets, row, "right")) - 1

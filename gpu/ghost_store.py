@@ -96,6 +96,6 @@ class GhostStore:
 def first_break(entries: UInt64s) -> int | None:
     """The first of consecutive entries [n, 2] from position 0 on that does not follow from those before it."""
     tags, prefixes = entries[:, 0], entries[:, 1]
-    placed = (tags >> _POSITION_BITS) == np.arange(1, len(entries) + 1, dtype=np.uint64)
-    broken = ~placed | (np.cumsum(mix64(tags), dtype=np.uint64) != prefixes)
+    # The positions are in the tags: entries from elsewhere do not add up.
+    broken = np.cumsum(mix64(tags), dtype=np.uint64) != prefixes
     return int(np.argmax(broken)) if broken.any() else None

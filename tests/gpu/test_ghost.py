@@ -270,6 +270,14 @@ def test_a_window_ends_exactly_where_it_should() -> None:
                 rows.decode(0)
 
 
+def test_every_query_of_a_chunk_reads_its_own_window() -> None:
+    """The first of six queries, at 9, reads from position 4; the last one, at 14, from 9, which is another page."""
+    rows = at_work(window=6)
+    rows.ghost.corrupt(int(rows.ghost.memory.window_table[0, 1]), in_window=True)
+    with pytest.raises(GhostFault, match="position 4: the window page"):
+        rows.run(rows.batch([(0, [1, 2, 3, 4, 5, 6], True)]))
+
+
 def test_a_batch_that_breaks_the_contract_is_refused_and_changes_nothing() -> None:
     rows = at_work()
     with pytest.raises(InvalidBatch):

@@ -110,14 +110,37 @@ def test_scores_end_with_the_request_that_wanted_them() -> None:
     assert result.tokens[0] == expected(prompt, 1)[0]
 
 
-def test_too_short_an_output_has_no_stop_token() -> None:
+def test_a_stop_token_is_barred_while_the_output_is_too_short_and_no_longer() -> None:
     prompt = prompt_of(3, 11)
-    stop, *_ = expected(prompt, 1)
+    *before, stop = expected(prompt, 3)
+    assert stop not in before
+    for least in (2, 3):
+        rows = Rows()
+        rows.prefill(0, prompt, SamplingParameters(temperature=0.0, min_new_tokens=least, stop_token_ids=(stop,)))
+        rows.decode(0)
+        rows.decode(0)
+        assert rows.output[0][:2] == before
+        assert (rows.output[0][2] == stop) == (least == 2)
+
+
+def test_output_from_before_a_retraction_counts_for_the_least_output() -> None:
+    prompt = prompt_of(3, 11)
+    *before, stop = expected(prompt, 3)
     rows = Rows()
-    rows.prefill(0, prompt, SamplingParameters(temperature=0.0, min_new_tokens=1, stop_token_ids=(stop,)))
-    assert rows.output[0] != [stop]
-    rows.prefill(1, prompt, SamplingParameters(temperature=0.0, min_new_tokens=0, stop_token_ids=(stop,)))
-    assert rows.output[1] == [stop]
+    admission = rows.admission(0, SamplingParameters(temperature=0.0, min_new_tokens=2, stop_token_ids=(stop,)))
+    back = msgspec.structs.replace(admission.admitted[0], num_prompt=len(prompt), num_output=2)
+    rows.run(msgspec.structs.replace(admission, admitted=(back,)))
+    rows.run(rows.batch([(0, [*prompt, *before], True)]))
+    assert rows.output[0] == [stop]
+
+
+def test_noise_differs_from_position_to_position() -> None:
+    rows = Rows()
+    # So hot that the noise alone decides.
+    rows.prefill(0, prompt_of(3, 11), SamplingParameters(temperature=1e6, seed=1))
+    for _ in range(20):
+        rows.decode(0)
+    assert len(set(rows.output[0])) > 15
 
 
 def test_a_request_that_comes_back_goes_on_drawing_where_it_was() -> None:
@@ -138,12 +161,18 @@ def test_a_request_that_comes_back_goes_on_drawing_where_it_was() -> None:
     assert rows.output[1] == first[7:]
 
 
-def test_bias_and_penalties_are_honoured() -> None:
-    rows, prompt = Rows(), prompt_of(3, 11)
-    rows.prefill(0, prompt, SamplingParameters(temperature=0.0, logit_bias={END_TOKEN: 100.0}))
+def test_bias_is_honoured() -> None:
+    rows = Rows()
+    rows.prefill(0, prompt_of(3, 11), SamplingParameters(temperature=0.0, logit_bias={END_TOKEN: 100.0}))
     assert rows.output[0] == [END_TOKEN]
-    rows.prefill(1, prompt, SamplingParameters(temperature=0.0, frequency_penalty=2.0))
+
+
+@pytest.mark.parametrize("penalty", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
+def test_a_penalty_makes_the_output_more_varied(penalty: str) -> None:
+    rows, prompt = Rows(), prompt_of(3, 11)
+    rows.prefill(1, prompt, SamplingParameters(temperature=0.0, **{penalty: 2.0}))
     for _ in range(30):
         rows.decode(1)
-    often = max(rows.output[1].count(token) for token in set(rows.output[1]))
-    assert often < max(expected(prompt, 31).count(token) for token in set(expected(prompt, 31)))
+    assert len(set(rows.output[1])) > len(set(expected(prompt, 31))) + 3
+    often = max(rows.output[1].count(token) for token in rows.output[1])
+    assert often < max(expected(prompt, 31).count(token) for token in expected(prompt, 31))
