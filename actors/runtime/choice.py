@@ -75,15 +75,19 @@ LINE = ">"
 
 
 class Footprint(NamedTuple):
-    """What one event has touched: mailboxes, and lines of work, whose events are in order because one owner does them
-    or sends what the next one carries. Two events are independent if their order cannot matter to anybody: then
-    neither touched everything, and they have nothing in common."""
+    """What one event has touched: mailboxes, and lines of work. A line puts the events of one owner in order, and the
+    arrival of a message behind its sending; such events are never possible at the same time."""
 
     targets: frozenset[str]
     everything: bool
 
     def independent(self, other: Footprint) -> bool:
-        return not (self.everything or other.everything) and self.targets.isdisjoint(other.targets)
+        """Whether the order of two events that are both possible now can matter to nobody."""
+        return not (self.everything or other.everything) and not self.meets(other)
+
+    def meets(self, other: Footprint) -> bool:
+        """Whether both touch one mailbox."""
+        return any(not name.startswith(LINE) for name in self.targets & other.targets)
 
 
 @runtime_checkable

@@ -81,11 +81,14 @@ class Carrier:
         if not self.parcels:
             self._make_ready()
         self.parcels.append(parcel)
-        self._touch()
+        if self.is_wire:
+            self._touch(parcel)
 
-    def _touch(self) -> None:
-        if self._network.touched is not None:
-            self._network.touched.add(LINE + self.owner)
+    def _touch(self, parcel: Parcel) -> None:
+        """Note that sending a message comes before its arrival. On a wire, only of the same message."""
+        touched = self._network.touched
+        if touched is not None:
+            touched.add(f"{LINE}{self.owner}#{parcel.entry[2]}" if self.is_wire else LINE + self.owner)
 
     def _make_ready(self) -> None:
         # Fair is: a handler's messages arrive before anybody else does anything.
@@ -96,15 +99,15 @@ class Carrier:
 
     def run(self) -> None:
         """The first message arrives."""
-        mailbox, entry = self.parcels.popleft()
+        mailbox, entry = self._pop()
         mailbox.arrive(entry)
-        self.gone()
+        self.after_one()
 
     def lose(self) -> None:
         """The first message never arrives."""
-        mailbox, entry = self.parcels.popleft()
+        mailbox, entry = self._pop()
         mailbox.forget(entry)
-        self.gone()
+        self.after_one()
 
     def double(self) -> None:
         """The first message arrives, and will arrive again."""
@@ -113,9 +116,15 @@ class Carrier:
         mailbox.expect(entry)
         self._make_ready()
 
-    def gone(self) -> None:
-        """After the first message left."""
-        self._touch()
+    def _pop(self) -> Parcel:
+        parcel = self.parcels.popleft()
+        if self._network.touched is not None:
+            self._network.touched.add(LINE + self.owner)
+            self._touch(parcel)
+        return parcel
+
+    def after_one(self) -> None:
+        """The first message has left: on with the next, or the sender may go on."""
         if self.parcels:
             self._make_ready()
         else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from actors.runtime.actor import Actor, Lane
+from actors.runtime.actor import Actor, Lane, Overflow
 from actors.runtime.choice import ChoiceSource
 from actors.runtime.exploration import Case, Scenario
 from actors.runtime.simulated import SimulatedSystem
@@ -128,11 +128,17 @@ Letters = tuple[tuple[str, Note], ...]
 """What is sent from outside before the start: (to, note)."""
 
 
-def spawn_writers(system: System, names: str, letters: Letters) -> dict[str, Writer]:
-    """One writer for each letter of `names`, with what waits for it."""
+def spawn_writers(
+    system: System,
+    names: str,
+    letters: Letters,
+    capacities: dict[str, int] | None = None,
+    overflow: Overflow = Overflow.REJECT,
+) -> dict[str, Writer]:
+    """One writer for each letter of `names`, with what waits for it; those in `capacities` have less room."""
     writers = {name: Writer() for name in names}
     for name, writer in writers.items():
-        system.spawn(writer, name)
+        system.spawn(writer, name, capacity=(capacities or {}).get(name, 1024), overflow=overflow)
     for to, note in letters:
         assert system.send(to, note)
     return writers
@@ -141,22 +147,37 @@ def spawn_writers(system: System, names: str, letters: Letters) -> dict[str, Wri
 class Writers(Case):
     """Adds what every writer has written at rest to a set."""
 
-    def __init__(self, system: SimulatedSystem, names: str, letters: Letters, outcomes: set[tuple[str, ...]]) -> None:
+    def __init__(self, system: SimulatedSystem, writers: dict[str, Writer], outcomes: set[tuple[str, ...]]) -> None:
         super().__init__(system)
         self.outcomes = outcomes
-        self.writers = spawn_writers(system, names, letters)
+        self.writers = writers
         system.start()
 
     def at_rest(self) -> None:
-        self.outcomes.add(tuple(writer.written for writer in self.writers.values()))
+        self.outcomes.add(self.written())
 
     def state(self) -> Hashable:
+        return self.written()
+
+    def written(self) -> tuple[str, ...]:
         return tuple(writer.written for writer in self.writers.values())
 
 
-def writing(names: str, letters: Letters, outcomes: set[tuple[str, ...]], **options: Any) -> Scenario:
+def writing(
+    names: str,
+    letters: Letters,
+    outcomes: set[tuple[str, ...]],
+    capacities: dict[str, int] | None = None,
+    overflow: Overflow = Overflow.REJECT,
+    **options: Any,
+) -> Scenario:
     """A scenario of `Writers`; `options` are those of the system."""
-    return lambda source: Writers(SimulatedSystem(source, **options), names, letters, outcomes)
+
+    def scenario(source: ChoiceSource) -> Writers:
+        system = SimulatedSystem(source, **options)
+        return Writers(system, spawn_writers(system, names, letters, capacities, overflow), outcomes)
+
+    return scenario
 
 
 def to(*names: str, lane: Lane = Lane.DATA) -> tuple[tuple[str, Lane], ...]:

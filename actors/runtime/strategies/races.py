@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from actors.runtime.choice import LINE, Footprint
+from actors.runtime.choice import Footprint
 
 
 class Happened(NamedTuple):
@@ -67,15 +67,8 @@ def races(run: Sequence[Happened], since: int) -> Iterator[Race]:
     order = Order(run)
     for later in range(since, len(run)):
         for earlier in order.direct[later]:
-            if run[earlier].owner == run[later].owner or not _contend(run[earlier].footprint, run[later].footprint):
+            if run[earlier].owner == run[later].owner or run[earlier].footprint.independent(run[later].footprint):
                 continue
             between = [place for place in range(earlier + 1, later) if not order.depends(place, earlier)]
             owners = frozenset(run[place].owner for place in order.first_of([*between, later]))
             yield Race(earlier, owners)
-
-
-def _contend(first: Footprint, second: Footprint) -> bool:
-    """Whether they meet in a mailbox, not only in the line of work of one owner."""
-    if first.everything or second.everything:
-        return True
-    return any(not name.startswith(LINE) for name in first.targets & second.targets)
