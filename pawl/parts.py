@@ -20,7 +20,7 @@ from actors.worker import Runner
 from lifecycle.records import Started
 from lifecycle.trace import TraceWriter
 from loops.select import LoopConfig, cell_name
-from memory.prefix.select import CoreUnavailable, choose_core, make_cache
+from memory.prefix.select import Core, CoreUnavailable, choose_core, make_cache
 from pawl import __version__
 from pawl.config import ConfigError, ServerConfig
 from pawl.tiers import make_storage, tier_config, wants_tiers
@@ -72,19 +72,16 @@ def check_settings(config: ServerConfig) -> None:
         make_cache(config.cache, config.page_size, eviction=config.eviction)
     except ValueError as error:
         raise ConfigError(f"eviction: {error}", "eviction") from error
-    _core_name(config, config.cache)
+    _core(config, config.cache)
     wants_tiers(config)
 
 
-def _core_name(config: ServerConfig, kind: str) -> str:
+def _core(config: ServerConfig, kind: str) -> Core:
     """The implementation of this kind of cache. Raises ConfigError where the one that was asked for is not there."""
     try:
-        core = choose_core(config.cache_core, kind)
+        return choose_core(config.cache_core, kind)
     except (ValueError, CoreUnavailable) as error:
         raise ConfigError(f"cache_core: {error}", "cache_core") from error
-    if core.reason:
-        log.info("the cache in plain Python", reason=core.reason)
-    return core.name
 
 
 def make_loop_config(
@@ -102,7 +99,9 @@ def make_loop_config(
     `max_position` is the most tokens the model can take, `prefill_chunk` those that a step takes; `window` and
     `num_window_pages` are given where windowed layers have a pool of their own. Raises ConfigError.
     """
-    kind = "sliding" if window is not None and config.cache == "radix" else config.cache
+    core = _core(config, "sliding" if window is not None and config.cache == "radix" else config.cache)
+    if core.reason:
+        log.info("the cache in plain Python", reason=core.reason)
     context = min(config.context_length or max_position, max_position)
     return LoopConfig(
         num_pages=num_pages,
@@ -118,7 +117,7 @@ def make_loop_config(
         policy=config.policy,
         cache=config.cache,
         eviction=config.eviction,
-        cache_core=_core_name(config, kind),
+        cache_core=core.name,
         weights=weights,
         # Drawn once, here: the trace holds it, so a run without a given seed can be replayed as well.
         seed=secrets.randbits(31) if config.seed is None else config.seed,
