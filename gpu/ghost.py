@@ -15,7 +15,7 @@ A page that is somebody else's, stale, lost, swapped or freed too early raises G
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +99,7 @@ class Ghost:
         """Slots that want more than the likeliest token."""
 
     @classmethod
-    def for_shape(cls, shape: Shape, mean_output: int | None = None) -> Ghost:
+    def for_shape(cls, shape: Shape, mean_output: int | None = None) -> Self:
         """The worker that a scheduler of this shape needs."""
         return cls(
             num_pages=shape.num_pages,

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gpu.ghost import Ghost
 from gpu.ghost_language import END_TOKEN
 from gpu.ghost_oracle import expected
 from lifecycle.audit import Verdict, audit
+from lifecycle.step import StepBatch, StepResult
 from pawl.cli import main
 from pawl.config import ConfigError, build_config
 from pawl.engine import Engine
@@ -83,6 +85,30 @@ def test_pages_come_back_from_host_memory_as_they_went(tmp_path: Path) -> None:
     assert cached >= 3 * 76, "four prompts do not fit the device together: most came back from below"
 
 
+class Decaying(Ghost):
+    """Its memory loses a bit, once: the first entry of the first row that has some."""
+
+    decayed = False
+
+    def launch(self, batch: StepBatch) -> StepResult:
+        if not self.decayed and len(batch.starts) and batch.starts.max() > 0:
+            self.decayed = True
+            self.corrupt(int(self.memory.page_table[batch.slots[batch.starts.argmax()], 0]))
+        return super().launch(batch)
+
+
+def test_memory_that_decays_costs_a_step_and_not_an_answer(tmp_path: Path) -> None:
+    parts = load_ghost(build_config({"model": "ghost", "prefill_chunk": 16, "trace_dir": str(tmp_path)}))
+    ghost = Decaying.for_shape(parts.loop_config)
+    prompts, sampling = workload(12)
+    with Engine(build_config({"model": "ghost"}), parts=replace(parts, runner=ghost)) as engine:
+        completions = engine.generate(prompts, sampling)
+    for prompt, wanted, completion in zip(prompts, sampling, completions, strict=True):
+        assert list(completion.tokens) == expected(prompt, wanted["max_new_tokens"])
+    assert [fault.position for fault in ghost.faults] == [0]
+    assert audit(tmp_path).verdict is Verdict.PASS
+
+
 def test_the_same_seed_draws_the_same_text_and_another_one_another() -> None:
     engine = Engine(build_config({"model": "ghost", "trace": False}))
     with engine:
@@ -113,6 +139,11 @@ print(list(completion.tokens))
 def test_settings_of_the_arithmetic_are_refused(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: the ghost"):
         load_ghost(build_config({"model": "ghost", "trace": False, name: value}))
+
+
+def test_settings_of_the_cache_that_mean_nothing_together_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^cache_core: there is no compiled core"):
+        load_ghost(build_config({"model": "ghost", "trace": False, "cache": "none", "cache_core": "compiled"}))
 
 
 def test_memory_is_what_was_asked_for() -> None:
