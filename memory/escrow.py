@@ -33,11 +33,13 @@ class Escrow:
         self.promised: Int32s = np.zeros(num_slots, np.int32)
         self.total = 0
 
-    def promise(self, slot: int, count: int) -> None:
-        """`count` more pages for a slot. Taken back by `forget`."""
+    def promise(self, slot: int, count: int) -> int:
+        """`count` more pages for a slot. Taken back by `forget`. What that adds to the digest."""
         self.promised[slot] += count
         self.total += count
-        self._digest.value += int(self._keys[slot]) * count
+        change = int(self._keys[slot]) * count
+        self._digest.value += change
+        return change
 
     def covered(self, slots: Int32s, counts: Int32s) -> Int32s:
         """How many of the `counts` pages that each slot is about to take it has been promised, int32 [n]."""

@@ -104,13 +104,18 @@ class PagePool:
         transaction.log(self._untake, pages, added, change=change)
         return pages
 
-    def share(self, pages: Int32s) -> None:
-        """One more row refers to these cached pages. The caller logs the undo, `unshare`, with the row's own."""
+    def share(self, pages: Int32s) -> int:
+        """One more row refers to these cached pages. The caller logs the undo, `unshare`, with the row's own.
+
+        Returns what that adds to the digest.
+        """
         index = pages.astype(np.intp)
         if not self.in_cache[index].all():
             raise MemoryViolation("only cached pages are shared", pages=pages[~self.in_cache[index]])
         self.refcount[index] += 1
-        self._digest.value += total(self._keys[index])
+        change = total(self._keys[index])
+        self._digest.value += change
+        return change
 
     def _untake(self, pages: Int32s, added: Int64s) -> None:
         # A request that left while its step was in flight has given its pages back already: they wait at the fence.

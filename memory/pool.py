@@ -16,7 +16,7 @@ from memory.digest import MASK
 from memory.escrow import Bools, Escrow
 from memory.pages import Int32s, PagePool, Reservation, consecutive
 from memory.prefix.base import Eviction, Hold, PrefixCache
-from memory.rows import NO_ENTRIES, NONE, PageEntries, Rows
+from memory.rows import NO_ENTRIES, PageEntries, Rows
 from memory.slots import SlotPool
 from memory.transaction import Ledger, Transaction
 from memory.window import Windows
@@ -68,22 +68,20 @@ class Memory:
             return None
         hold = self.cache.match_and_hold(tokens[: len(tokens) - 1] if use_cache else tokens[:0], namespace, priority)
         # Kept and logged before anything else can fail: from here on an undo lets go of it.
-        digest = self.ledger.digest.value
-        self.rows.hold(slot, hold, namespace)
+        transaction.log(self._unhold, slot, change=self.rows.hold(slot, hold, namespace))
+        if len(hold.pages):
+            transaction.log(self._unshare, slot, hold.pages, change=self.pages.share(hold.pages))
         transaction.log(self._unadmit, slot)
+        digest = self.ledger.digest.value
         try:
-            self._begin_row(slot, hold)
+            if len(hold.pages):
+                self.rows.append_to(slot, 0, hold.pages)
+                self.rows.reach(slot, hold.num_tokens)
+            if self.windows is not None:
+                self.windows.join(slot, hold.pages)
         finally:
             transaction.amend(self.ledger.digest.value - digest)
         return Granted(slot, hold.num_tokens)
-
-    def _begin_row(self, slot: int, hold: Hold) -> None:
-        if len(hold.pages):
-            self.pages.share(hold.pages)
-            self.rows.append_to(slot, 0, hold.pages)
-            self.rows.reach(slot, hold.num_tokens)
-        if self.windows is not None:
-            self.windows.join(slot, hold.pages)
 
     def entries(self, slot: int) -> PageEntries:
         """The page-table entries that `slot` has now."""
@@ -104,7 +102,7 @@ class Memory:
         promised to others.
         """
         before, lengths_before = self.num_pages[slots], self.length[slots]
-        entries, covered, change = NO_ENTRIES, NONE, 0
+        entries = NO_ENTRIES
         if (lengths > before * self.page_size).any():
             grow = np.maximum(-(-lengths // self.page_size) - before, 0)
             count, covered = int(grow.sum()), self.escrow.covered(slots, grow)
@@ -114,22 +112,26 @@ class Memory:
             pages = self._take(transaction, count, slots, grow)
             if pages is None:
                 return None
-            entries = PageEntries(np.repeat(slots, grow), consecutive(before, grow), pages)
-            change = self.rows.append(entries, slots, before + grow)
             if num_covered:
-                change += self.escrow.spend(slots, covered)
-            else:
-                covered = NONE
+                transaction.log(self._unspend, slots, covered, change=self.escrow.spend(slots, covered))
+            entries = PageEntries(np.repeat(slots, grow), consecutive(before, grow), pages)
         grown = lengths - lengths_before
-        change += self.rows.lengthen(slots, lengths, grown)
-        transaction.log(self._unextend, slots, before, lengths_before, grown, covered, entries, change=change)
+        # Logged first: whatever of it has happened when something fails is undone.
+        transaction.log(self._unextend, slots, before, lengths_before, grown, entries)
+        digest = self.ledger.digest.value
+        try:
+            if len(entries.pages):
+                self.rows.append(entries, slots, before + grow)
+            self.rows.lengthen(slots, lengths, grown)
+        finally:
+            transaction.amend(self.ledger.digest.value - digest)
         return entries
 
     def extend_slot(self, transaction: Transaction, slot: int, length: int) -> PageEntries | None:
         """`extend` for one slot, without the cost of arrays of one; evicts if need be."""
         before = int(self.num_pages[slot])
         count = -(-length // self.page_size) - before
-        entries, covered, digest = NO_ENTRIES, 0, self.ledger.digest.value
+        entries = NO_ENTRIES
         if count > 0:
             covered = min(count, int(self.escrow.promised[slot]))
             if not self._allows(count - covered) or not self.make_room(count):
@@ -137,15 +139,18 @@ class Memory:
             pages = self._take(transaction, count, (slot,), (count,))
             if pages is None:
                 return None
-            digest = self.ledger.digest.value
-            self.escrow.promise(slot, -covered)
+            if covered:
+                transaction.log(self._unspend_slot, slot, covered, change=self.escrow.promise(slot, -covered))
             indices = np.arange(before, before + count, dtype=np.int32)
             entries = PageEntries(np.full(count, slot, np.int32), indices, pages)
-            self.rows.append_to(slot, before, pages)
-        length_before = int(self.length[slot])
-        self.rows.reach(slot, length)
-        change = self.ledger.digest.value - digest
-        transaction.log(self._unextend_slot, slot, before, length_before, covered, change=change)
+        transaction.log(self._unextend_slot, slot, before, int(self.length[slot]))
+        digest = self.ledger.digest.value
+        try:
+            if count > 0:
+                self.rows.append_to(slot, before, entries.pages)
+            self.rows.reach(slot, length)
+        finally:
+            transaction.amend(self.ledger.digest.value - digest)
         return entries
 
     def _take(
@@ -162,49 +167,55 @@ class Memory:
             return None
         return pages
 
-    def _unadmit(self, slot: int) -> None:
-        # Void for a request that left while its step was in flight: its slot waits at the fence, all else is settled.
-        if self.slots.in_use[slot]:
-            # What it had grown by is undone before: the pages that are left are those it shares, if it got that far.
-            pages = self.page_table[slot, : self.num_pages[slot]]
-            if self.windows is not None:
-                self.windows.unjoin(slot, pages)
-            self.pages.unshare(pages)
-            self.escrow.unpromise(slot)
-            hold = self._forget(slot)
+    # Undoing is void for a request that left while its step was in flight: its slot waits at the fence, all else is
+    # settled, and the digest stays as it is.
+
+    def _unhold(self, slot: int) -> None:
+        if self._stayed(slot):
+            hold = self.rows.unhold(slot)
             if hold is not None:
                 self.cache.release(hold, self.ledger.resolved, used=False)
-        else:
-            self.ledger.digest.undoing = 0
 
-    def _unextend(
-        self, slots: Int32s, num_pages: Int32s, lengths: Int32s, grown: Int32s, covered: Int32s, entries: PageEntries
-    ) -> None:
+    def _unshare(self, slot: int, pages: Int32s) -> None:
+        if self._stayed(slot):
+            self.pages.unshare(pages)
+
+    def _unadmit(self, slot: int) -> None:
+        if self._stayed(slot):
+            # What it had grown by is undone before: the pages that are left are those it shares, if it got that far.
+            if self.windows is not None:
+                self.windows.unjoin(slot, self.page_table[slot, : self.num_pages[slot]])
+            self.escrow.unpromise(slot)
+            self.rows.cut_one(slot, 0, 0)
+
+    def _unspend(self, slots: Int32s, covered: Int32s) -> None:
+        stayed = self.slots.in_use[slots]
+        self.escrow.restore(slots[stayed], covered[stayed])
+        self.ledger.digest.undoing += self.escrow.fact(slots[~stayed], covered[~stayed])
+
+    def _unspend_slot(self, slot: int, covered: int) -> None:
+        if self._stayed(slot):
+            self.escrow.promise(slot, covered)
+
+    def _unextend(self, slots: Int32s, num_pages: Int32s, lengths: Int32s, grown: Int32s, entries: PageEntries) -> None:
         stayed = self.slots.in_use[slots]
         if not stayed.all():
-            self._keep(slots[~stayed], grown[~stayed], covered[~stayed] if len(covered) else covered, entries)
+            gone = ~self.slots.in_use[entries.slots]
+            worth = self.rows.worth(PageEntries(*(column[gone] for column in entries)))
+            self.ledger.digest.undoing -= worth + self.rows.worth_of_positions(slots[~stayed], grown[~stayed])
             slots, num_pages, lengths = slots[stayed], num_pages[stayed], lengths[stayed]
-            covered = covered[stayed] if len(covered) else covered
         self.rows.cut(slots, num_pages, lengths)
-        if len(covered):
-            self.escrow.restore(slots, covered)
 
-    def _keep(self, slots: Int32s, grown: Int32s, covered: Int32s, entries: PageEntries) -> None:
-        """These slots' requests have left: of what is being undone, their part was settled then."""
-        digest = self.ledger.digest
-        digest.undoing -= self.rows.worth_of_positions(slots, grown)
-        if len(entries.pages):
-            gone = np.isin(entries.slots, slots)
-            digest.undoing -= self.rows.worth(PageEntries(*(column[gone] for column in entries)))
-        if len(covered):
-            digest.undoing += self.escrow.fact(slots, covered)
-
-    def _unextend_slot(self, slot: int, num_pages: int, length: int, covered: int) -> None:
-        if self.slots.in_use[slot]:
+    def _unextend_slot(self, slot: int, num_pages: int, length: int) -> None:
+        if self._stayed(slot):
             self.rows.cut_one(slot, num_pages, length)
-            self.escrow.promise(slot, covered)
-        else:
-            self.ledger.digest.undoing = 0
+
+    def _stayed(self, slot: int) -> bool:
+        """Whether the slot's request has not left since; if it has, nothing of what is being undone changes."""
+        if self.slots.in_use[slot]:
+            return True
+        self.ledger.digest.undoing = 0
+        return False
 
     # ---- final ----
 

@@ -67,20 +67,16 @@ class Rows:
 
     # ---- many rows ----
 
-    def append(self, entries: PageEntries, slots: Int32s, num_pages: Int32s) -> int:
-        """Distinct rows get new entries at their ends and have so many pages then. What that adds to the digest."""
-        change = self.worth(entries)
-        self._digest.value += change
+    def append(self, entries: PageEntries, slots: Int32s, num_pages: Int32s) -> None:
+        """Distinct rows get new entries at their ends and have so many pages then."""
+        self._digest.value += self.worth(entries)
         self.page_table[entries.slots, entries.indices] = entries.pages
         self.num_pages[slots] = num_pages
-        return change
 
-    def lengthen(self, slots: Int32s, lengths: Int32s, grown: Int32s) -> int:
-        """Distinct rows grow by so many positions, to these lengths. What that adds to the digest."""
-        change = self.worth_of_positions(slots, grown)
-        self._digest.value += change
+    def lengthen(self, slots: Int32s, lengths: Int32s, grown: Int32s) -> None:
+        """Distinct rows grow by so many positions, to these lengths."""
+        self._digest.value += self.worth_of_positions(slots, grown)
         self.length[slots] = lengths
-        return change
 
     def cut(self, slots: Int32s, num_pages: Int32s, lengths: Int32s) -> None:
         """Distinct rows are so short again."""
@@ -102,13 +98,23 @@ class Rows:
 
     # ---- one row ----
 
-    def hold(self, slot: int, hold: Hold, namespace: str) -> None:
-        """This is held for the row from now on, in place of what was."""
+    def hold(self, slot: int, hold: Hold, namespace: str) -> int:
+        """This is held for the row from now on, in place of what was. What that adds to the digest."""
         self.holds[slot] = hold
-        self._namespaces[slot] = crc32(namespace.encode())
+        # Namespaces may be of a client's making, and hold characters that have no encoding of their own.
+        self._namespaces[slot] = crc32(namespace.encode(errors="surrogatepass"))
         held = self._worth_of_hold(slot, hold.num_tokens)
-        self._digest.value += held - self._held[slot]
+        change = held - self._held[slot]
+        self._digest.value += change
         self._held[slot] = held
+        return change
+
+    def unhold(self, slot: int) -> Hold | None:
+        """Nothing is held any more; what was."""
+        self._digest.value -= self._held[slot]
+        self._held[slot] = 0
+        hold, self.holds[slot] = self.holds[slot], None
+        return hold
 
     def append_to(self, slot: int, first: int, pages: Int32s) -> None:
         """The row's entries from `first` on, its end, are these pages."""
@@ -139,10 +145,7 @@ class Rows:
     def clear(self, slot: int) -> Hold | None:
         """The row ends. What was held for it."""
         self.cut_one(slot, 0, 0)
-        self._digest.value -= self._held[slot]
-        self._held[slot] = 0
-        hold, self.holds[slot] = self.holds[slot], None
-        return hold
+        return self.unhold(slot)
 
     def _worth_in(self, slot: int, first: int, pages: Int32s) -> int:
         places = self._index_keys[first : first + len(pages)]
