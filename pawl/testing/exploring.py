@@ -1,0 +1,147 @@
+"""Exploration of one workload, shrinking of workload and schedule together, and schedules in files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from actors.runtime.choice import Choices, ChoiceSource
+from actors.runtime.exploration import Case, Failure, Result, explore, replay
+from actors.runtime.faults import Faults
+from actors.runtime.strategies.coverage import CoverageGuided
+from actors.runtime.strategies.exhaustive import Exhaustive
+from actors.runtime.strategies.pct import PCT
+from actors.runtime.strategies.pos import POS
+from actors.runtime.strategies.simple import Fair, RandomWalk, Strategy
+from pawl.testing.cluster import NO_FAULTS, cluster
+from pawl.testing.workload import Workload
+
+STRATEGIES: dict[str, Callable[[int], Strategy]] = {
+    "fair": lambda seed: Fair(),
+    "random": RandomWalk,
+    "pct": PCT,
+    "pos": POS,
+    "exhaustive": lambda seed: Exhaustive(),
+    "coverage": CoverageGuided,
+}
+"""Name on the command line -> maker, given a seed."""
+MOST_WORKLOADS = 60
+"""Smaller workloads tried to shrink one that fails."""
+SCHEDULES_OF_A_SMALLER_ONE = 40
+
+
+class Found(NamedTuple):
+    """A workload and a schedule under which a property fails."""
+
+    workload: Workload
+    faults: Faults
+    failure: Failure
+
+    def save(self, path: Path) -> None:
+        """Write all that `replay_schedule` needs."""
+        choices = self.failure.shrunk
+        choices.facts.update(
+            workload=self.workload.encode(),
+            faults=msgspec.json.encode(self.faults).decode(),
+            error=str(self.failure.shrunk_error),
+        )
+        choices.save(path)
+
+    def __str__(self) -> str:
+        arrivals = "\n".join(f"  {arrival}" for arrival in self.workload.arrivals)
+        return f"{self.failure}\nwith {self.workload.shape}\n{arrivals}"
+
+
+class Outcome(NamedTuple):
+    """What came of one workload."""
+
+    result: Result
+    found: Found | None
+
+    @property
+    def failure(self) -> Found | None:
+        return self.found
+
+
+def explore_workload(
+    workload: Workload,
+    strategy: str | Strategy = "pct",
+    schedules: int = 100,
+    *,
+    seed: int = 0,
+    faults: Faults = NO_FAULTS,
+    confirm_every: int = 0,
+    shrink: bool = True,
+) -> Outcome:
+    """Serve the workload under up to `schedules` schedules; at the first failure shrink schedule and workload."""
+    decider = STRATEGIES[strategy](seed) if isinstance(strategy, str) else strategy
+    result = explore(partial(_scenario, workload, faults), decider, schedules, confirm_every=confirm_every)
+    if result.failure is None:
+        return Outcome(result, None)
+    found = Found(workload, faults, result.failure)
+    if shrink and isinstance(strategy, str):
+        found = _shrunk(found, strategy, seed)
+    return Outcome(result, found)
+
+
+def _scenario(workload: Workload, faults: Faults, source: ChoiceSource) -> Case:
+    return cluster(workload, source, faults=faults)
+
+
+def _shrunk(found: Found, strategy: str, seed: int) -> Found:
+    """Smaller workloads, as long as the same kind of failure is found in one."""
+    wanted = type(found.failure.error), getattr(found.failure.error, "property", None)
+    left = MOST_WORKLOADS
+    progress = True
+    while progress and left:
+        progress = False
+        for smaller in found.workload.smaller():
+            if not left:
+                break
+            left -= 1
+            scenario = partial(_scenario, smaller, found.faults)
+            failure = explore(scenario, STRATEGIES[strategy](seed), SCHEDULES_OF_A_SMALLER_ONE).failure
+            if failure is not None and (type(failure.error), getattr(failure.error, "property", None)) == wanted:
+                found = Found(smaller, found.faults, failure)
+                progress = True
+                break
+    return found
+
+
+class Schedule(NamedTuple):
+    """A saved failure."""
+
+    workload: Workload
+    faults: Faults
+    choices: Choices
+    error: str
+    """What it showed when it was saved."""
+
+
+def load_schedule(path: Path) -> Schedule:
+    """What `Found.save` wrote. Raises OSError, or ValueError for a file that holds no schedule."""
+    choices = Choices.load(path)
+    facts = choices.facts
+    if "workload" not in facts:
+        raise ValueError("these choices do not say which workload they are for")
+    faults = msgspec.json.decode(facts.get("faults", "{}"), type=Faults)
+    return Schedule(Workload.decode(facts["workload"]), faults, choices, facts.get("error", ""))
+
+
+def replay_schedule(schedule: Schedule) -> Exception | None:
+    """Run it again: what it shows now, None for nothing. Raises Diverged when the code decides otherwise by now."""
+    from actors.runtime.choice import Diverged
+    from actors.runtime.exploration import silence
+
+    try:
+        with silence():
+            replay(partial(_scenario, schedule.workload, schedule.faults), schedule.choices)
+    except Diverged:
+        raise
+    except Exception as error:
+        return error
+    return None
