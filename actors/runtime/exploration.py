@@ -176,11 +176,15 @@ class _Run:
         self.choices = self.case.system.choices
 
     def fails_like(self, error: Exception) -> bool:
-        """Whether it failed in the same way: by an error of the same class."""
-        return type(self.error) is type(error) and (
-            not isinstance(error, ActorFailed)
-            or (isinstance(self.error, ActorFailed) and type(self.error.error) is type(error.error))
-        )
+        """Whether it failed in the same way."""
+        return self.error is not None and way_of(self.error) == way_of(error)
+
+
+def way_of(error: BaseException) -> tuple[str, ...]:
+    """What a failure has in common with others of its kind: its class, the property it names if it does (attribute
+    `property`), and the same of what the actor raised."""
+    inner = way_of(error.error) if isinstance(error, ActorFailed) else ()
+    return (type(error).__qualname__, str(getattr(error, "property", None)), *inner)
 
 
 def explore(

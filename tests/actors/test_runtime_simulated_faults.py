@@ -1,0 +1,253 @@
+"""Faults of the simulated runtime: each strikes as often as it may, and is named in the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from actors.runtime.choice import Choices, Diverged, Kind, Option, Replay
+from actors.runtime.faults import Faults
+from actors.runtime.simulated import SimulatedSystem
+from actors.runtime.strategies.simple import Randomized, RandomWalk
+from actors.runtime.supervision import Restart
+from actors.runtime.transit import all_wires
+from tests.actors.conformance_base import Journal, Say, Scribe, SetTimers
+from tests.actors.runtime_doing import Doing, Number
+from tests.actors.toys import Note, spawn_writers, to
+
+
+class Wanting:
+    """Fair, but takes the first option whose label begins with the next of the words wanted."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = list(words)
+        self.offered: set[str] = set()
+
+    def choose(self, kind: Kind, options: Sequence[Option]) -> int:
+        self.offered.update(option.label for option in options)
+        for index, option in enumerate(options):
+            if self.words and option.label.startswith(self.words[0]):
+                del self.words[0]
+                return index
+        return 0
+
+
+def supervised(source: Any, **budgets: Any) -> tuple[SimulatedSystem, Journal]:
+    """A scribe that is restarted when it fails, with three things to say."""
+    system = SimulatedSystem(source, faults=Faults(**budgets))
+    journal = Journal()
+    system.spawn(Scribe(journal), "scribe", restart=Restart(factory=lambda: Scribe(journal), max_restarts=9))
+    for number in range(3):
+        system.send("scribe", Say(number))
+    system.start()
+    return system, journal
+
+
+def test_a_crash_before_a_message_repeats_only_that_message() -> None:
+    system, journal = supervised(Wanting("crash scribe before"), crash=1)
+    system.run()
+    assert journal.numbers("scribe") == [0, 1, 2]
+    assert journal.of("scribe")[:2] == [
+        "started",
+        "stopped: failed: InjectedCrash('scribe was made to fail before a message')",
+    ]
+    assert journal.of("scribe").count("started") == 2
+    assert system.faults.struck == ["crash scribe before scribe<outside>scribe.DATA"]
+    assert system.now_s > 0.0
+
+
+def test_a_crash_after_a_message_lets_it_be_handled_twice() -> None:
+    system, journal = supervised(Wanting("crash scribe after"), crash=1)
+    system.run()
+    assert journal.numbers("scribe") == [0, 0, 1, 2]
+
+
+def test_an_actor_that_crashes_for_good_is_gone_for_its_watchers() -> None:
+    system = SimulatedSystem(Wanting("crash peer before"), faults=Faults(crash=1))
+    journal = Journal()
+    for name in ("watcher", "peer"):
+        system.spawn(Scribe(journal), name)
+    system.watch("watcher", "peer")
+    system.send("peer", Say(1))
+    system.start()
+    system.run()
+    assert [what.name for what in journal.of("watcher") if hasattr(what, "reason")] == ["peer"]
+
+
+def test_only_actors_that_may_crash_are_made_to() -> None:
+    source = Wanting()
+    system, _ = supervised(source, crash=1, may_crash=["somebody else"])
+    system.run()
+    assert not any(label.startswith("crash") for label in source.offered)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_faults_strike_as_often_as_they_may_and_no_more(seed: int) -> None:
+    walk = RandomWalk(seed, fault_rate=0.5)
+    system, journal = supervised(walk, crash=2, rush=1, late=1, jump=1)
+    for delay_s in (1.0, 2.0, 3.0):
+        system.send("scribe", SetTimers((delay_s,)))
+    system.run()
+    kinds = [label.split()[0] for label in system.faults.struck]
+    assert kinds.count("crash") <= 2
+    assert max(kinds.count(kind) for kind in ("rush", "late", "jump")) <= 1
+    assert len(kinds) >= 3
+    assert [label for label in system.choices.labels if label.split()[0] in ("crash", "rush", "late", "jump")] == (
+        system.faults.struck
+    )
+    assert {0, 1, 2} <= set(journal.numbers("scribe"))
+
+
+def test_no_fault_is_offered_where_none_has_a_budget() -> None:
+    source = Wanting()
+    system, _ = supervised(source)
+    system.send("scribe", SetTimers((1.0,)))
+    system.run()
+    assert not any(label.startswith(("crash", "lose", "double", "rush", "late", "jump")) for label in source.offered)
+
+
+def between_processes(*words: str, wires: bool = True, **budgets: int) -> tuple[str, Wanting]:
+    """What x reads of the two messages of a, which lives in another process if `wires`."""
+    source = Wanting(*words)
+    system = SimulatedSystem(
+        source, faults=Faults(**budgets), is_wire=lambda sender, receiver: wires and all_wires(sender, receiver)
+    )
+    writers = spawn_writers(system, "ax", (("a", Note("a", to("x", "x"))),))
+    system.start()
+    system.run()
+    return writers["x"].written.replace("|", ""), source
+
+
+def test_messages_are_lost_and_doubled_between_processes() -> None:
+    assert between_processes()[0] == "a0a1"
+    assert between_processes("lose a>x.DATA", lose=1)[0] == "a1"
+    assert between_processes("lose a>x.DATA", "lose a>x.DATA", lose=2)[0] == ""
+    assert between_processes("double a>x.DATA", double=1)[0] == "a0a0a1"
+    assert between_processes("double a>x.DATA", "double a>x.DATA", double=2)[0] == "a0a0a0a1"
+
+
+def test_inside_a_process_no_message_is_lost_or_doubled() -> None:
+    written, source = between_processes("lose", "double", wires=False, lose=1, double=1)
+    assert written == "a0a1"
+    assert not any(label.startswith(("lose", "double")) for label in source.offered)
+
+
+def test_a_lost_message_gives_its_place_back() -> None:
+    system = SimulatedSystem(
+        Wanting("lose a>x.DATA"), faults=Faults(lose=1), is_wire=lambda sender, receiver: sender == "a"
+    )
+    writers = spawn_writers(system, "ax", (("a", Note("a", to("x"))),), {"x": 1})
+    system.start()
+    system.run()
+    assert system.faults.struck == ["lose a>x.DATA"]
+    assert writers["x"].written == ""
+    assert system.send("a", Note("b", to("x")))
+    system.run()
+    assert writers["x"].written == "b0|"
+
+
+def timed(*words: str, **budgets: Any) -> tuple[SimulatedSystem, Journal]:
+    system = SimulatedSystem(Wanting(*words), faults=Faults(**budgets))
+    journal = Journal()
+    system.spawn(Scribe(journal), "clock")
+    system.send("clock", SetTimers((1.0, 2.0)))
+    system.start()
+    return system, journal
+
+
+def test_a_late_timer_comes_late_and_in_order() -> None:
+    system, journal = timed("late time", late=1, late_s=5.0)
+    assert system.run(lambda: journal.numbers("clock") == [0])
+    assert system.now_s == 6.0
+    system.run()
+    assert journal.numbers("clock") == [0, 1]
+    assert system.now_s == 6.0
+
+
+def test_time_may_pass_while_there_is_work() -> None:
+    system, journal = timed("rush time", rush=1)
+    assert system.run(lambda: bool(system.choices.labels) and "rush time" in system.choices.labels)
+    assert system.now_s == 1.0
+    assert journal.of("clock") == ["started"]
+
+
+@pytest.mark.parametrize(("what", "sign"), [("forward", 1), ("back", -1)])
+def test_a_jump_moves_the_wall_clock_only(what: str, sign: int) -> None:
+    straight, _ = timed()
+    straight.run()
+    system, journal = timed(f"jump {what}", jump=1, jump_s=100.0)
+    system.run()
+    assert system.now_s == straight.now_s == 2.0
+    assert system.wall() - straight.wall() == sign * 100.0
+    assert journal.numbers("clock") == [0, 1]
+
+
+# ---- faults that a scenario asks for ----
+
+
+def striking(source: Any, strike: int) -> tuple[SimulatedSystem, list[bool]]:
+    """An actor that asks three times whether it fails."""
+    system = SimulatedSystem(source, faults=Faults(strike=strike))
+    struck: list[bool] = []
+    system.spawn(Doing(lambda actor, message: struck.append(system.strikes("step"))), "worker")
+    for value in range(3):
+        system.send("worker", Number(value))
+    system.start()
+    return system, struck
+
+
+def test_a_place_that_may_fail_fails_as_often_as_it_may() -> None:
+    system, struck = striking(Wanting("strike step: yes", "strike step: yes"), 1)
+    system.run()
+    assert struck == [True, False, False]
+    assert system.faults.struck == ["step"]
+    assert system.choices.deviations()[0][2] == "strike step: yes"
+    assert striking(Wanting("strike step: yes"), 0)[0].run() is False
+
+
+def test_a_strike_is_replayed() -> None:
+    first, struck = striking(RandomWalk(4, fault_rate=0.5), 2)
+    first.run()
+    assert any(struck)
+    again, struck_again = striking(Replay(first.choices), 2)
+    again.run()
+    assert struck_again == struck
+
+
+def test_a_replay_that_diverges_inside_a_handler_is_not_taken_for_a_failing_actor() -> None:
+    choices = Choices()
+    choices.add(Kind.STRIKE, 1, "strike elsewhere: yes")
+    system, _ = striking(Replay(choices), 1)
+    with pytest.raises(Diverged, match="elsewhere"):
+        system.run()
+
+
+def test_a_scenario_may_leave_a_value_to_the_schedule() -> None:
+    class Last(Randomized):
+        def pick(self, kind: Kind, options: Sequence[Option]) -> int:
+            return len(options) - 1 if kind is Kind.PICK else 0
+
+    def picks(source: Any) -> list[int]:
+        system = SimulatedSystem(source)
+        picked: list[int] = []
+
+        def handle(actor: Doing, message: Any) -> None:
+            picked.append(system.pick("size", ("1", "8", "64")))
+
+        system.spawn(Doing(handle), "actor")
+        system.send("actor", Number(1))
+        system.start()
+        system.run()
+        return picked
+
+    assert picks(Wanting()) == [0]
+    assert picks(Last(1)) == [2]
+    assert picks(Wanting("size: 8")) == [1]
+
+
+@pytest.mark.parametrize("budgets", [{"crash": -1}, {"late_s": 0.0}, {"jump_s": -1.0}])
+def test_budgets_that_make_no_sense_are_refused(budgets: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"budget|late_s"):
+        Faults(**budgets)
