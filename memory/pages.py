@@ -202,11 +202,16 @@ class PagePool:
         self._age(reservation.pages)
         self._push(reservation.pages[::-1])
 
-    def _leave_quarantine(self, reservation: Reservation) -> None:
+    def check_handle(self, reservation: Reservation) -> None:
+        """Raise MemoryViolation for a reservation whose pages have moved on."""
         pages = reservation.pages
         stale = (self.generation[pages] != reservation.generations) | ~self.reserved[pages]
         if stale.any():
             raise MemoryViolation("handle.generation = generation(page)", pages=pages[stale])
+
+    def _leave_quarantine(self, reservation: Reservation) -> None:
+        self.check_handle(reservation)
+        pages = reservation.pages
         self.reserved[pages] = False
         self.quarantined -= len(pages)
         self._digest.value -= RESERVED * total(self._keys.take(pages))

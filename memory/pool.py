@@ -373,8 +373,8 @@ class Memory:
         that were not written, and those the cache has had meanwhile from somebody else, are free again: the writer must
         have ended. Raises MemoryViolation for a stale reservation.
         """
-        written, fence = reservation.pages[:count], self.ledger.fence
-        pages = np.concatenate((hold.pages, written)).astype(np.int32)
+        self.pages.check_handle(reservation)
+        fence, pages = self.ledger.fence, np.concatenate((hold.pages, reservation.pages[:count])).astype(np.int32)
         insertion = self.cache.insert(tokens, pages, namespace, hold, fence, priority)
         kept = np.isin(reservation.pages, insertion.adopted)
         self.pages.publish(Reservation(reservation.pages[kept], reservation.generations[kept]))

@@ -39,13 +39,13 @@ def observe(memory: Memory) -> dict[str, Any]:
     Left out on purpose: generations, which only rise; how the tree is cut into nodes and which unheld prefix would
     leave first, which say nothing about content; table entries beyond a row's pages, which mean nothing.
     """
-    assert isinstance(memory.cache, RadixCache)
-    content, holders = cache_content(memory.cache)
+    content, holders = cache_content(memory.cache) if isinstance(memory.cache, RadixCache) else ({}, {})
     used = memory.slots.used.tolist()
     return {
         "counters": memory.pages.counters(),
         "refcount": memory.pages.refcount.tolist(),
         "in_cache": memory.pages.in_cache.tolist(),
+        "reserved": memory.pages.reserved.tolist(),
         "free pages": memory.pages.free_pages.tolist(),
         "free slots": list(memory.slots._free),
         "deferred slots": memory.slots.deferred,

@@ -39,6 +39,12 @@ class State:
     deferred_pages: Mapping[int, int] = field(default_factory=dict)
     """Page -> the step it waits for."""
     deferred_slots: Mapping[int, int] = field(default_factory=dict)
+    promises: Mapping[int, int] = field(default_factory=dict)
+    """Slot -> pages it may still count on."""
+    quarantined: frozenset[int] = frozenset()
+    """Pages that somebody outside the steps writes."""
+    kept: Mapping[int, Prefix] = field(default_factory=dict)
+    """Number of a fetch -> the cached prefix that is kept for it."""
     resolved: int = 0
 
     @property
@@ -48,7 +54,7 @@ class State:
 
     @property
     def free_pages(self) -> set[int]:
-        return set(range(self.num_pages)) - set(self.refcounts) - set(self.deferred_pages)
+        return set(range(self.num_pages)) - set(self.refcounts) - set(self.deferred_pages) - self.quarantined
 
     @property
     def free_slots(self) -> set[int]:
@@ -56,8 +62,27 @@ class State:
 
     @property
     def held(self) -> set[Prefix]:
-        """Cached prefixes that some row keeps, and all their beginnings."""
-        return {prefix for row in self.rows.values() for prefix in beginnings(row.held, self.page_size)}
+        """Cached prefixes that some row or fetch keeps, and all their beginnings."""
+        return {prefix for held in self.holders for prefix in beginnings(held, self.page_size)}
+
+    @property
+    def holders(self) -> Counter[Prefix]:
+        """Cached prefix -> for how many rows and fetches just that is kept."""
+        held = [*(row.held for row in self.rows.values()), *self.kept.values()]
+        return Counter(prefix for prefix in held if prefix[1])
+
+    @property
+    def evictable(self) -> int:
+        return len(set(self.cache) - self.held)
+
+    @property
+    def unpromised(self) -> int:
+        """Pages that can be had and that no row counts on."""
+        return len(self.free_pages) + self.evictable - sum(self.promises.values())
+
+    def lacking(self, slot: int, length: int) -> int:
+        """Pages that a row needs to be so long."""
+        return max(-(-length // self.page_size) - len(self.rows[slot].pages), 0)
 
     def match(self, namespace: str, tokens: tuple[int, ...]) -> tuple[Prefix, tuple[int, ...]]:
         """The longest cached beginning of `tokens`, and its pages."""
@@ -110,12 +135,59 @@ class Extend:
 
     pages: Mapping[int, tuple[int, ...]]
     lengths: Mapping[int, int]
+    spent: Mapping[int, int] = field(default_factory=dict)
+    """Slot -> how many of its pages had been promised to it."""
 
     def apply(self, state: State) -> State:
-        rows = dict(state.rows)
+        rows, promises = dict(state.rows), dict(state.promises)
         for slot, length in self.lengths.items():
             rows[slot] = replace(rows[slot], pages=rows[slot].pages + self.pages.get(slot, ()), length=length)
-        return replace(state, rows=rows)
+            promises[slot] = promises.get(slot, 0) - self.spent.get(slot, 0)
+        return replace(state, rows=rows, promises=promises)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Rows may count on so many more pages, or fewer; those that are gone by then may not."""
+
+    changes: Mapping[int, int]
+
+    def apply(self, state: State) -> State:
+        promises = dict(state.promises)
+        for slot, change in self.changes.items():
+            if slot in state.rows:
+                promises[slot] = promises.get(slot, 0) + change
+        return replace(state, promises=promises)
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """Pages went to somebody outside the steps, who continues a cached prefix."""
+
+    fetch: int
+    held: Prefix
+    pages: tuple[int, ...]
+
+    def apply(self, state: State) -> State:
+        kept = {**state.kept, self.fetch: self.held}
+        return replace(state, quarantined=state.quarantined | set(self.pages), kept=kept)
+
+
+@dataclass(frozen=True)
+class Publish:
+    """A fetch ended: the cache has those of its pages that were written, where it had none of its own."""
+
+    fetch: int
+    pages: tuple[int, ...]
+    prefix: Prefix
+    """What the written pages end with; what was held, when none was."""
+
+    def apply(self, state: State) -> State:
+        kept = dict(state.kept)
+        first = len(kept.pop(self.fetch)[1]) // state.page_size
+        parts = beginnings(self.prefix, state.page_size)[first:]
+        cache = {**dict(zip(parts, self.pages, strict=False)), **state.cache}
+        return replace(state, quarantined=state.quarantined - set(self.pages), kept=kept, cache=cache)
 
 
 @dataclass(frozen=True)
@@ -147,7 +219,9 @@ class Release:
     fence: int
 
     def apply(self, state: State) -> State:
-        state = replace(state, rows={slot: row for slot, row in state.rows.items() if slot != self.slot})
+        rows = {slot: row for slot, row in state.rows.items() if slot != self.slot}
+        promises = {slot: count for slot, count in state.promises.items() if slot != self.slot}
+        state = replace(state, rows=rows, promises=promises)
         if self.fence > state.resolved:
             state = replace(state, deferred_slots={**state.deferred_slots, self.slot: self.fence})
         return state.give_back(self.pages, self.fence)
@@ -200,6 +274,17 @@ class Reference:
         """No step is left that could be undone: the history so far is settled."""
         self._first = self.state
         self._events.clear()
+
+    def since(self, savepoint: int) -> list[tuple[int | None, Event]]:
+        """What has happened since."""
+        return self._events[savepoint:]
+
+    def state_at(self, savepoint: int) -> State:
+        """What it was then."""
+        state = self._first
+        for _, event in self._events[:savepoint]:
+            state = event.apply(state)
+        return state
 
     def undo(self, step: int, savepoint: int = 0) -> None:
         """Forget what `step` did after `savepoint`."""

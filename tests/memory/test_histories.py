@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any
 
@@ -22,9 +22,10 @@ from memory.pages import Int32s
 from memory.pool import Memory
 from memory.prefix.base import Eviction
 from memory.prefix.radix import RadixCache
+from memory.rows import PageEntries
 from memory.transaction import Transaction
 from tests.memory.observation import observe
-from tests.memory.reference import Admit, Evict, Extend, Prefix, Reference, Release, Resolve, Share
+from tests.memory.reference import Admit, Evict, Extend, Prefix, Promise, Reference, Release, Resolve, Share, State
 
 PHASES = (Phase.reuse, Phase.generate, Phase.shrink)
 MAX_IN_FLIGHT = 3
@@ -82,19 +83,22 @@ class WatchedCache(RadixCache):
 class Step:
     """A transaction, with what it launches once it is prepared."""
 
-    def __init__(self, transaction: Transaction, savepoint: int) -> None:
+    def __init__(self, transaction: Transaction, savepoint: int, digest: int) -> None:
         self.transaction = transaction
         self.slots: set[int] = set()
         """Slots it admitted or extended."""
         self.lengths: dict[int, int] = {}
         self.pages: set[int] = set()
-        self.savepoints: list[tuple[int, int, set[int]]] = [(0, savepoint, set())]
+        self.savepoints: list[tuple[int, int, set[int], int]] = [(0, savepoint, set(), digest)]
+        """Place in the log, place in the reference's history, slots touched, digest."""
 
 
 class MemoryHistory(RuleBasedStateMachine):
     """0 to 3 steps in flight and perhaps one open; requests come, grow, share, and leave at any time."""
 
     page_size = 1
+    caches = True
+    """Whether what is shared is found again."""
 
     @initialize(num_pages=st.integers(3, 20), num_slots=st.integers(1, 4))
     def start(self, num_pages: int, num_slots: int) -> None:
@@ -110,9 +114,12 @@ class MemoryHistory(RuleBasedStateMachine):
         self.namespaces: dict[int, str] = {}
         self.committed: dict[int, int] = {}
         """Slot -> positions whose step is committed."""
+        self.num_moves = 0
+        self.num_compared = 0
+        """Rollbacks after which the digest was compared with that of the savepoint."""
 
     def new_memory(self, num_pages: int, num_slots: int, context: int) -> Memory:
-        self.cache = WatchedCache(self.page_size)
+        self.cache: Any = WatchedCache(self.page_size)
         return Memory(num_pages=num_pages, num_slots=num_slots, max_context=context, cache=self.cache)
 
     @property
@@ -131,7 +138,7 @@ class MemoryHistory(RuleBasedStateMachine):
     # ---- one step ----
 
     def begin(self) -> None:
-        self.open = Step(self.memory.ledger.begin(), self.reference.savepoint())
+        self.open = Step(self.memory.ledger.begin(), self.reference.savepoint(), self.memory.digest())
 
     def admit(self, words: list[int], tail: int, namespace: str, use_cache: bool) -> None:
         assert self.open is not None
@@ -167,12 +174,25 @@ class MemoryHistory(RuleBasedStateMachine):
         assert self.open is not None
         state = self.reference.state
         slots, targets = as_array(lengths), as_array(lengths.values())
-        demand = {slot: -(-length // self.page_size) - len(state.rows[slot].pages) for slot, length in lengths.items()}
+        demand = {slot: state.lacking(slot, length) for slot, length in lengths.items()}
         assert self.memory.demand(slots, targets).tolist() == list(demand.values())
         entries = self.memory.extend(self.open.transaction, slots, targets)
-        if entries is None:
-            assert self.too_many(sum(demand.values()))
+        if self.promised_to_others(demand, state) or entries is None:
+            assert entries is None
+            assert self.too_many(sum(demand.values())) or self.promised_to_others(demand, state)
             return
+        self.extended(lengths, entries)
+
+    def promised_to_others(self, demand: Mapping[int, int], state: State) -> bool:
+        """Whether these rows want more than what they and nobody else have been promised."""
+        uncovered = sum(max(count - state.promises.get(slot, 0), 0) for slot, count in demand.items())
+        return uncovered > 0 and uncovered > state.unpromised
+
+    def extended(self, lengths: dict[int, int], entries: PageEntries) -> None:
+        """Rows grew, with these new entries."""
+        assert self.open is not None
+        state = self.reference.state
+        demand = {slot: state.lacking(slot, length) for slot, length in lengths.items()}
         taken: dict[int, tuple[int, ...]] = dict.fromkeys(lengths, ())
         for slot, index, page in np.stack(entries, axis=1).tolist():
             assert index == len(state.rows[slot].pages) + len(taken[slot])
@@ -182,7 +202,8 @@ class MemoryHistory(RuleBasedStateMachine):
         new = [page for pages in taken.values() for page in pages]
         assert len(new) == len(set(new))
         assert set(new) <= state.free_pages
-        self.reference.do(Extend(taken, lengths), self.open.transaction.epoch)
+        spent = {slot: min(count, state.promises.get(slot, 0)) for slot, count in demand.items()}
+        self.reference.do(Extend(taken, lengths, spent), self.open.transaction.epoch)
         self.open.slots.update(lengths)
 
     def match(self, namespace: str, tokens: tuple[int, ...]) -> tuple[Prefix, tuple[int, ...]]:
@@ -195,21 +216,35 @@ class MemoryHistory(RuleBasedStateMachine):
 
     def savepoint(self) -> None:
         assert self.open is not None
-        mark = (self.open.transaction.savepoint(), self.reference.savepoint(), set(self.open.slots))
-        self.open.savepoints.append(mark)
+        ours, theirs = self.open.transaction.savepoint(), self.reference.savepoint()
+        self.open.savepoints.append((ours, theirs, set(self.open.slots), self.memory.digest()))
 
     def rollback(self, which: int) -> None:
         assert self.open is not None
         index = which % len(self.open.savepoints)
-        ours, theirs, slots = self.open.savepoints[index]
+        ours, theirs, slots, _ = self.open.savepoints[index]
         del self.open.savepoints[index + 1 :]
         self.open.transaction.rollback(ours)
+        self.undone(self.open, index)
         self.reference.undo(self.open.transaction.epoch, theirs)
         self.open.slots = set(slots)
+
+    def undone(self, step: Step, index: int) -> None:
+        """What a step did after a savepoint has just been undone: if nothing else has happened since, the digest is
+        what it was then."""
+        if self.memory.windows is not None:
+            return  # Window pages may have left the cache meanwhile, of which the reference knows nothing.
+        _, since, _, digest = step.savepoints[index]
+        before = self.reference.state_at(since).rows
+        others = [event for undone_with, event in self.reference.since(since) if undone_with is None]
+        if not [event for event in others if not (isinstance(event, Promise) and not set(event.changes) & set(before))]:
+            assert self.memory.digest() == digest
+            self.num_compared += 1
 
     def discard(self) -> None:
         assert self.open is not None
         self.memory.ledger.discard(self.open.transaction)
+        self.undone(self.open, 0)
         self.reference.undo(self.open.transaction.epoch)
         self.open = None
 
@@ -244,7 +279,10 @@ class MemoryHistory(RuleBasedStateMachine):
         if not self.in_flight:
             return
         step = self.in_flight.pop()
+        waiting = bool(self.memory.pages.deferred or self.memory.slots.deferred)
         self.memory.ledger.abort(step.transaction)
+        if not waiting:
+            self.undone(step, 0)
         self.reference.undo(step.transaction.epoch)
         self.resolve()
 
@@ -263,7 +301,7 @@ class MemoryHistory(RuleBasedStateMachine):
         tokens = self.tokens[slot][:end]
         row = self.reference.state.rows[slot]
         self.memory.share_prefix(slot, as_array(tokens), self.namespaces[slot])
-        if end > len(row.held[1]):
+        if self.caches and end > len(row.held[1]):
             self.reference.do(Share(slot, (self.namespaces[slot], tokens), self.fence))
         moved = self.reference.state.rows[slot].pages
         changes = {
@@ -283,9 +321,14 @@ class MemoryHistory(RuleBasedStateMachine):
         self.reference.do(Release(slot, pages, self.fence))
 
     def make_room(self, count: int) -> None:
-        state = self.reference.state
         self.cache.last = Eviction(as_array(()), 0)
         enough = self.memory.make_room(count)
+        self.evicted(count)
+        assert enough == (len(self.reference.state.free_pages) >= count)
+
+    def evicted(self, count: int) -> None:
+        """To have `count` free pages, those of the cache's last eviction left it."""
+        state = self.reference.state
         pages, fence = tuple(self.cache.last.pages.tolist()), self.cache.last.fence
         assert not {state.cache[prefix] for prefix in state.held} & set(pages), "a held page was evicted"
         wanted = min(count - len(state.free_pages), len(set(state.cache) - state.held))
@@ -293,8 +336,8 @@ class MemoryHistory(RuleBasedStateMachine):
         assert not pages or wanted > 0, "nothing leaves that need not"
         touching = [step.transaction.epoch for step in self.in_flight if step.pages & set(pages)]
         assert max(touching, default=0) <= fence <= self.newest
-        self.reference.do(Evict(pages, fence))
-        assert enough == (len(self.reference.state.free_pages) >= count)
+        if pages:
+            self.reference.do(Evict(pages, fence))
 
     def flush(self) -> None:
         state = self.reference.state
@@ -332,6 +375,7 @@ class MemoryHistory(RuleBasedStateMachine):
     def play(self, moves: list[tuple[Any, ...]]) -> None:
         for name, *arguments in moves:
             getattr(self, name)(*arguments)
+            self.num_moves += 1
             self.laws_hold()
             self.reference_agrees()
 
@@ -357,11 +401,9 @@ class MemoryHistory(RuleBasedStateMachine):
         assert seen["cache"] == state.cache
         assert seen["held"] == len(state.held)
         assert self.memory.ledger.resolved == state.resolved
-        holders: dict[Prefix, int] = {}
-        for row in state.rows.values():
-            if row.held[1]:
-                holders[row.held] = holders.get(row.held, 0) + 1
-        assert seen["holders"] == holders
+        assert seen["holders"] == state.holders
+        assert seen["promised"] == [state.promises.get(slot, 0) for slot in range(state.num_slots)]
+        assert {page for page, reserved in enumerate(seen["reserved"]) if reserved} == state.quarantined
 
     def teardown(self) -> None:
         """A memory that nobody uses any more is all free: nothing was lost on the way."""
