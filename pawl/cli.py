@@ -39,7 +39,8 @@ COMMANDS = {
     "chat": Command("chat", "talk with a model in the terminal"),
     "bench": Command("bench", "measure throughput (offline) and latency (online)"),
     "audit": Command("audit", "check a recorded trace against the properties of a correct engine"),
-    "replay": Command("replay", "run a recorded run again and compare every decision"),
+    "explore": Command("explore", "run the engine in a simulator under many schedules and check every step"),
+    "replay": Command("replay", "run a recorded run, or a schedule that was found, again"),
     "trace": Command("trace", "a trace in the formats of other tools, and back"),
     "doctor": Command("doctor", "look at this machine and say what works and what does not"),
 }

@@ -1,5 +1,5 @@
 """`pawl replay TRACE`: run a recorded run again and compare. 0 the same, 1 it differs, 2 it cannot be replayed whole,
-3 the trace is damaged; 4 there is none."""
+3 the trace is damaged; 4 there is none. `pawl replay schedule.json`: run again what `pawl explore` found."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=Path,
         metavar="TRACE",
-        help="a run's folder, one file, or a folder of runs, whose newest is read (default: ~/.cache/pawl/traces)",
+        help="a run's folder, one file, or a folder of runs, whose newest is read (default: ~/.cache/pawl/traces); "
+        "or a schedule that `pawl explore` saved",
     )
     parser.epilog = (
         "exit status: 0 every decision came out as recorded, 1 one did not, 2 part of the run is missing, "
@@ -32,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Replay, say how it went; returns the status."""
+    if arguments.trace is not None and arguments.trace.suffix == ".json":
+        from pawl.commands.explore import replay_file
+
+        return replay_file(arguments.trace)
     from lifecycle.trace import DamageKind, TraceReader
     from loops.replay import Diverged, NotReplayable, replay
 

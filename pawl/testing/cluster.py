@@ -42,6 +42,9 @@ from pawl.testing.workload import Arrival, Workload, sampling_of
 
 STOP_ORDER = ("tokenizer", "scheduler", "worker", "detokenizer", "gateway", "recorder")
 NO_FAULTS = Faults()
+PATIENCE_S = 5.0
+"""Virtual seconds after which a request that set no limit of its own is given up. Work takes no virtual time, so only
+one that is never served gets there."""
 
 
 class PropertyFailed(Exception):
@@ -226,7 +229,7 @@ class Cluster(Case):
         )
         self.desk = FrontDesk(workload, config.max_running + config.max_queued)
         self.desk.report = self._report
-        self.scheduler = Scheduler(config, 600.0, started)
+        self.scheduler = Scheduler(config, PATIENCE_S, started)
         self.ghost = FallibleGhost.for_shape(config)
         assert isinstance(self.ghost, FallibleGhost)
         self.ghost.system = system
@@ -316,11 +319,23 @@ class Cluster(Case):
                 raise PropertyFailed(
                     "schedule_equivalence", f"{client.tokens} is not how {whole} begins", client.request
                 )
-        if client.left or client.refusal is not None or cause in ABORT_CAUSES:
+        if client.left or client.refusal is not None:
+            return
+        if cause in ABORT_CAUSES:
+            self._check_cause(client, cause)
             return
         if cause is Cause.LENGTH and len(client.tokens) != wanted:
             raise PropertyFailed("stream_equals_result", f"{len(client.tokens)} of {wanted} tokens", client.request)
         self._check_stop(client, cause)
+
+    def _check_cause(self, client: Client, cause: Cause) -> None:
+        """An abort must have had a reason in the workload or in the faults."""
+        if cause is Cause.TIMEOUT and client.arrival.timeout_s is None:
+            raise PropertyFailed("bounded_progress", f"not served within {PATIENCE_S:g} s at rest", client.request)
+        lost = cause is Cause.WORKER_LOST and self.scheduler.loop.counters.steps_lost > 0
+        left = cause is Cause.DISCONNECT and client.arrival.leaves_after is not None
+        if cause is not Cause.TIMEOUT and not lost and not left:
+            raise PropertyFailed("fault_isolation", f"it was aborted for no reason: {cause}", client.request)
 
     def _check_stop(self, client: Client, cause: Cause | None) -> None:
         stops = stop_strings(client.arrival)

@@ -52,8 +52,18 @@ class Found(NamedTuple):
         choices.save(path)
 
     def __str__(self) -> str:
-        arrivals = "\n".join(f"  {arrival}" for arrival in self.workload.arrivals)
-        return f"{self.failure}\nwith {self.workload.shape}\n{arrivals}"
+        requests = [f"  request: {_brief(arrival)}" for arrival in self.workload.arrivals]
+        return "\n".join([str(self.failure), f"  server: {_brief(self.workload.shape)}", *requests])
+
+
+def _brief(values: msgspec.Struct) -> str:
+    """The fields that are not what they are by default."""
+    parts = [
+        f"{field.name}={getattr(values, field.name)!r}"
+        for field in msgspec.structs.fields(values)
+        if getattr(values, field.name) != field.default
+    ]
+    return ", ".join(parts) or "as by default"
 
 
 class Outcome(NamedTuple):

@@ -1,0 +1,358 @@
+"""`pawl explore`: the whole engine in a simulator, under as many schedules as the time allows, checked at every step.
+
+0: no property failed. 1: one did; the counterexample is printed, and saved for `pawl replay`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pawl.commands.failures import CommandFailed, UsageError
+from pawl.logs import progress
+
+if TYPE_CHECKING:
+    from pawl.testing import Found, Workload
+
+SCHEDULES_EACH = 20
+"""Schedules of one workload before the next one is drawn."""
+EXPLORED = ("pct", "pos", "random", "coverage", "fair")
+"""Strategies that take turns unless one is named."""
+CELLS = {
+    "overlap-mixed": ("overlap", True),
+    "overlap": ("overlap", False),
+    "lockstep-mixed": ("lockstep", True),
+    "lockstep": ("lockstep", False),
+}
+REPORT_S = 0.5
+PATIENCE_S = 10.0
+"""For a worker to end after its last report."""
+
+
+class Task(NamedTuple):
+    """What one process explores."""
+
+    seed: int
+    stride: int
+    """Workloads seed, seed + stride, seed + 2 stride, …"""
+    strategy: str
+    cell: str
+    policy: str
+    cache: str
+    max_requests: int
+    faults: int
+    schedules: int
+    """At the most; 0: as many as the time allows."""
+    ends: float
+    """Of the process's clock."""
+
+
+class Totals(NamedTuple):
+    """Of one process, or of all."""
+
+    workloads: int = 0
+    schedules: int = 0
+    deliveries: int = 0
+
+    def plus(self, other: Totals) -> Totals:
+        return Totals(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Report(NamedTuple):
+    """How far an exploration is."""
+
+    totals: Totals = Totals()
+    found: Found | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How long, how, and what."""
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="X", help="time to explore (default: 60)")
+    parser.add_argument("--schedules", type=int, default=0, metavar="N", help="end after so many schedules")
+    parser.add_argument(
+        "--strategy",
+        choices=("all", "fair", "random", "pct", "pos", "exhaustive", "coverage"),
+        default="all",
+        help="who decides the schedule; all: they take turns (default: all)",
+    )
+    parser.add_argument("--cell", choices=("all", *CELLS), default="all", help="which loop (default: all)")
+    parser.add_argument(
+        "--policy",
+        default="fcfs",
+        metavar="NAME",
+        help="order of admission: a built-in one, or your own as FILE.py:CLASS or MODULE:CLASS (default: fcfs)",
+    )
+    parser.add_argument("--cache", choices=("any", "radix", "none"), default="any", help="(default: any)")
+    parser.add_argument("--max-requests", type=int, default=5, metavar="N", help="of one workload (default: 5)")
+    parser.add_argument("--faults", type=int, default=1, metavar="N", help="lost steps in a run at most (default: 1)")
+    parser.add_argument("--seed", type=int, default=None, metavar="N", help="of workloads and schedules")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: all cores)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("schedule.json"), metavar="FILE", help="(default: %(default)s)"
+    )
+    # For the processes that this command starts.
+    parser.add_argument("--stride", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--report", action="store_true", help=argparse.SUPPRESS)
+    parser.epilog = "exit status: 0 no property failed, 1 one did"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Explore; print what was done and the counterexample, if one was found."""
+    if min(arguments.seconds, arguments.workers, arguments.max_requests) <= 0 or arguments.faults < 0:
+        raise UsageError("--seconds, --workers and --max-requests must be above zero, --faults at least 0")
+    load_policy(arguments.policy)
+    seed = int.from_bytes(os.urandom(3), "little") if arguments.seed is None else arguments.seed
+    began = time.monotonic()
+    if arguments.report:
+        return _report(arguments, seed)
+    totals, text = _explore_all(arguments, seed)
+    seconds = time.monotonic() - began
+    print(
+        f"{totals.schedules:,} schedules of {totals.workloads:,} workloads, {totals.deliveries:,} messages delivered "
+        f"in {seconds:.1f} s: {totals.deliveries / seconds:,.0f} deliveries/s; seed {seed}"
+    )
+    if not text:
+        print("violations: 0")
+        return 0
+    print(f"violations: 1\n\n{text}\n\nsaved; to see it again: pawl replay {arguments.output}")
+    return 1
+
+
+def load_policy(name: str) -> str:
+    """The name under which the scheduler finds the policy. Raises UsageError, CommandFailed."""
+    from loops.policy import POLICIES
+
+    place, _, attribute = name.rpartition(":")
+    if not place:
+        if name not in POLICIES:
+            raise UsageError(f"--policy: {name!r} is none of {', '.join(POLICIES)}, nor FILE.py:CLASS")
+        return name
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            if spec is None or spec.loader is None:
+                raise CommandFailed(f"{place} is no Python file")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        made = getattr(module, attribute)
+    except (ImportError, AttributeError, OSError, SyntaxError) as error:
+        raise CommandFailed(f"--policy {name}: {error}") from error
+    POLICIES[name] = lambda seed: made()
+    return name
+
+
+# ---- processes ----
+
+
+def _explore_all(arguments: argparse.Namespace, seed: int) -> tuple[Totals, str]:
+    """Explore in as many processes as asked for; the first counterexample ends them all and is told as text."""
+    with progress("seconds", max(1, int(arguments.seconds))) as advance:
+        if arguments.workers == 1:
+            return _follow(_explore(_task(arguments, seed)), arguments.output, advance)
+        return _gather(arguments, seed, advance)
+
+
+def _task(arguments: argparse.Namespace, seed: int) -> Task:
+    return Task(
+        seed=seed,
+        stride=arguments.stride,
+        strategy=arguments.strategy,
+        cell=arguments.cell,
+        policy=arguments.policy,
+        cache=arguments.cache,
+        max_requests=arguments.max_requests,
+        faults=arguments.faults,
+        schedules=arguments.schedules,
+        ends=time.monotonic() + arguments.seconds,
+    )
+
+
+def _follow(reports: Iterator[Report], output: Path, advance: Callable[[int], None]) -> tuple[Totals, str]:
+    """The last of the reports; a counterexample is saved."""
+    last = Report()
+    clock = _Clock(advance)
+    for report in reports:
+        last = report
+        clock.tick()
+    if last.found is None:
+        return last.totals, ""
+    last.found.save(output)
+    return last.totals, str(last.found)
+
+
+class _Clock:
+    """Advances a progress bar of seconds."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+        self._began = time.monotonic()
+        self._told = 0
+
+    def tick(self) -> None:
+        now = int(time.monotonic() - self._began)
+        self._advance(now - self._told)
+        self._told = now
+
+
+def _gather(arguments: argparse.Namespace, seed: int, advance: Callable[[int], None]) -> tuple[Totals, str]:
+    """One child process for each worker. They are commands of their own and report in JSON lines."""
+    count = arguments.workers
+    with tempfile.TemporaryDirectory() as folder:
+        children = [_Child(arguments, seed + index, Path(folder) / f"{index}.json") for index in range(count)]
+        try:
+            clock = _Clock(advance)
+            with selectors.DefaultSelector() as selector:
+                for child in children:
+                    selector.register(child.stdout, selectors.EVENT_READ, child)
+                while selector.get_map() and not any(child.text for child in children):
+                    for key, _ in selector.select(timeout=1.0):
+                        if not key.data.read():
+                            selector.unregister(key.fileobj)
+                    clock.tick()
+        finally:
+            statuses = [child.end() for child in children]
+        totals = Totals()
+        for child in children:
+            totals = totals.plus(child.totals)
+        for child in children:
+            if child.text:
+                shutil.copyfile(child.output, arguments.output)
+                return totals, child.text
+        if any(statuses):
+            raise CommandFailed("a process of the exploration failed; what it said is above")
+        return totals, ""
+
+
+class _Child:
+    """One worker."""
+
+    def __init__(self, arguments: argparse.Namespace, seed: int, output: Path) -> None:
+        self.output = output
+        self.totals = Totals()
+        self.text = ""
+        flags = {
+            "--workers": 1,
+            "--seed": seed,
+            "--stride": arguments.workers,
+            "--seconds": arguments.seconds,
+            "--schedules": -(-arguments.schedules // arguments.workers),
+            "--strategy": arguments.strategy,
+            "--cell": arguments.cell,
+            "--policy": arguments.policy,
+            "--cache": arguments.cache,
+            "--max-requests": arguments.max_requests,
+            "--faults": arguments.faults,
+            "--output": output,
+        }
+        words = [str(word) for flag in flags.items() for word in flag]
+        command = [sys.executable, "-m", "pawl.cli", "explore", "--report", *words]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        self.stdout = self._process.stdout
+
+    def read(self) -> bool:
+        """Take one line of its report. False when there is no further one."""
+        line = self.stdout.readline()
+        if line:
+            told = json.loads(line)
+            self.totals, self.text = Totals(*told["totals"]), told["text"]
+        return bool(line)
+
+    def end(self) -> int:
+        """Its exit status, once it has ended; it is ended if need be."""
+        if self._process.poll() is None:
+            try:
+                self._process.wait(0.0 if self.text == "" else PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                self._process.terminate()
+        self.stdout.close()
+        return self._process.wait()
+
+
+def _report(arguments: argparse.Namespace, seed: int) -> int:
+    """The body of a child: a JSON line now and then, and the last one at the end."""
+    for report in _explore(_task(arguments, seed)):
+        if report.found is not None:
+            report.found.save(arguments.output)
+        print(json.dumps({"totals": report.totals, "text": str(report.found or "")}), flush=True)
+    return 0
+
+
+def _explore(task: Task) -> Iterator[Report]:
+    """Explore until the time is over or something is found; tells how far it is now and then, and at the end."""
+    from actors.runtime.faults import Faults
+    from pawl.testing import explore_workload
+
+    totals, told, number = Totals(), time.monotonic(), 0
+    strategies = EXPLORED if task.strategy == "all" else (task.strategy,)
+    while time.monotonic() < task.ends and not 0 < task.schedules <= totals.schedules:
+        seed = task.seed + number * task.stride
+        workload = _workload(task, seed)
+        faults = Faults(strike=task.faults if seed % 4 == 0 else 0)
+        strategy = strategies[number % len(strategies)]
+        outcome = explore_workload(workload, strategy, SCHEDULES_EACH, seed=seed, faults=faults)
+        totals = totals.plus(Totals(1, outcome.result.schedules, outcome.result.deliveries))
+        number += 1
+        if outcome.found is not None:
+            yield Report(totals, outcome.found)
+            return
+        if time.monotonic() - told > REPORT_S:
+            told = time.monotonic()
+            yield Report(totals)
+    yield Report(totals)
+
+
+def _workload(task: Task, seed: int) -> Workload:
+    from pawl.testing import Workload
+
+    fixed: dict[str, Any] = {"policy": task.policy}
+    if task.cell != "all":
+        fixed["pacing"], fixed["mixed"] = CELLS[task.cell]
+    if task.cache != "any":
+        fixed["cache"] = task.cache
+    return Workload.random(seed, max_requests=task.max_requests, **fixed)
+
+
+# ---- for `pawl replay` ----
+
+
+def replay_file(path: Path) -> int:
+    """Run a saved schedule again. 0: it shows what it showed; 1: something else; 2: it does not fit this code."""
+    from actors.runtime.choice import Diverged
+    from pawl.testing import load_schedule, replay_schedule
+
+    try:
+        schedule = load_schedule(path)
+    except ValueError as error:
+        raise CommandFailed(f"{path} holds no schedule: {error}") from error
+    load_policy(schedule.workload.shape.policy)
+    deviations = schedule.choices.deviations()
+    print(f"{len(schedule.workload.arrivals)} requests, {len(schedule.choices)} decisions, {len(deviations)} not fair:")
+    for at, _, label in deviations:
+        print(f"  decision {at}: {label}")
+    try:
+        shown = replay_schedule(schedule)
+    except Diverged as difference:
+        print(f"DIVERGED: {difference}", file=sys.stderr)
+        return 2
+    if shown is None:
+        print("no property failed")
+    else:
+        print(f"{type(shown).__name__}: {shown}")
+    return int(str(shown or "") != schedule.error)
