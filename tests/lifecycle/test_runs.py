@@ -46,7 +46,7 @@ def run(seed: int, pacing: str, mixed: bool, num_pages: int, policy: str, interv
         match source.randrange(10):
             case 0 | 1 | 2 | 3:
                 prompt = shared[: source.randrange(25)] + [source.randrange(50) for _ in range(source.randrange(1, 20))]
-                stops = tuple(source.sample(range(1000), 2))
+                stops = tuple(source.sample(range(256), 2))
                 requests.append(driver.submit(prompt, source.choice([0, 1, 5, 30, 60]), stop_token_ids=stops))
             case 4:
                 driver.loop.abort(source.choice(requests), Cause.CLIENT, driver.now)
