@@ -1,0 +1,87 @@
+"""`pawl explore`: sound code gives no counterexample, a bad policy gives a small one, and it can be seen again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pawl.cli import main
+from pawl.testing import load_schedule
+
+pytestmark = pytest.mark.usefixtures("logs_apart")
+
+FORGETFUL = """
+class Forgetful:
+    name = "forgetful"
+
+    def order(self, rows, waiting):
+        return rows[1:]
+"""
+
+
+@pytest.fixture
+def forgetful(tmp_path: Path) -> str:
+    """A policy that never offers whoever has waited longest."""
+    (tmp_path / "mine.py").write_text(FORGETFUL)
+    return f"{tmp_path / 'mine.py'}:Forgetful"
+
+
+def test_the_engine_as_it_is_gives_no_counterexample(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", "--seconds", "30", "--schedules", "60", "--seed", "5", "--workers", "1"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"\d+ schedules of \d+ workloads, [\d,]+ messages delivered in .* deliveries/s; seed 5", told)
+    assert told.endswith("violations: 0\n")
+
+
+def test_the_same_seed_gives_the_same_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = []
+    for _ in range(2):
+        main(["explore", "--seconds", "30", "--schedules", "40", "--seed", "7", "--workers", "1"])
+        counts.append(capsys.readouterr().out.partition(" in ")[0])
+    assert counts[0] == counts[1]
+
+
+def test_a_policy_that_forgets_somebody_is_shown_with_one_request_and_seen_again(
+    forgetful: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "schedule.json"
+    words = ["--policy", forgetful, "--seed", "1", "--workers", "1", "--output", str(saved)]
+    assert main(["explore", "--seconds", "60", *words]) == 1
+    told = capsys.readouterr().out
+    assert "bounded_progress" in told
+    assert f"pawl replay {saved}" in told
+    assert len(load_schedule(saved).workload.arrivals) == 1
+    assert load_schedule(saved).choices.deviations() == []
+    assert main(["replay", str(saved)]) == 0
+    assert "bounded_progress" in capsys.readouterr().out
+
+
+def test_workers_report_to_one_summary(forgetful: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "schedule.json"
+    words = ["--policy", forgetful, "--seed", "1", "--workers", "2", "--output", str(saved)]
+    assert main(["explore", "--seconds", "60", *words]) == 1
+    assert "violations: 1" in capsys.readouterr().out
+    assert load_schedule(saved).error.startswith("bounded_progress")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (["--policy", "nonsense"], 2, "none of fcfs"),
+        (["--policy", "no_such_file.py:Mine"], 1, "no_such_file.py"),
+        (["--seconds", "0"], 2, "above zero"),
+    ],
+)
+def test_what_cannot_be_explored_is_refused(
+    words: list[str], status: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explore", *words]) == status
+    assert told in capsys.readouterr().err
+
+
+def test_a_file_without_a_schedule_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    assert main(["replay", str(tmp_path / "other.json")]) == 1
+    assert "no schedule" in capsys.readouterr().err
