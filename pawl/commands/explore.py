@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 SCHEDULES_EACH = 20
 """Schedules of one workload before the next one is drawn."""
+REPLAYED_EVERY = 4
+"""Workloads of which one has its runs replayed as well."""
 EXPLORED = ("pct", "pos", "random", "coverage", "fair")
 """Strategies that take turns unless one is named."""
 CELLS = {
@@ -306,7 +308,8 @@ def _explore(task: Task) -> Iterator[Report]:
         workload = _workload(task, seed)
         faults = Faults(strike=task.faults if seed % 4 == 0 else 0)
         strategy = strategies[number % len(strategies)]
-        outcome = explore_workload(workload, strategy, SCHEDULES_EACH, seed=seed, faults=faults)
+        replayed = number % REPLAYED_EVERY == 0
+        outcome = explore_workload(workload, strategy, SCHEDULES_EACH, seed=seed, faults=faults, replayed=replayed)
         totals = totals.plus(Totals(1, outcome.result.schedules, outcome.result.deliveries))
         number += 1
         if outcome.found is not None:

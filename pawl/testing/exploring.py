@@ -17,7 +17,7 @@ from actors.runtime.strategies.exhaustive import Exhaustive
 from actors.runtime.strategies.pct import PCT
 from actors.runtime.strategies.pos import POS
 from actors.runtime.strategies.simple import Fair, RandomWalk, Strategy
-from pawl.testing.cluster import NO_FAULTS, cluster
+from pawl.testing.cluster import NO_FAULTS, MakeProperties, cluster, quick_properties, record_properties
 from pawl.testing.workload import Workload
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
@@ -86,10 +86,16 @@ def explore_workload(
     faults: Faults = NO_FAULTS,
     confirm_every: int = 0,
     shrink: bool = True,
+    replayed: bool = True,
 ) -> Outcome:
-    """Serve the workload under up to `schedules` schedules; at the first failure shrink schedule and workload."""
+    """Serve the workload under up to `schedules` schedules; at the first failure shrink schedule and workload.
+
+    `replayed`: each run is also replayed from its own records, which takes a third of the time.
+    """
     decider = STRATEGIES[strategy](seed) if isinstance(strategy, str) else strategy
-    result = explore(partial(_scenario, workload, faults), decider, schedules, confirm_every=confirm_every)
+    properties = record_properties if replayed else quick_properties
+    scenario = partial(_scenario, workload, faults, properties)
+    result = explore(scenario, decider, schedules, confirm_every=confirm_every)
     if result.failure is None:
         return Outcome(result, None)
     found = Found(workload, faults, result.failure)
@@ -98,8 +104,8 @@ def explore_workload(
     return Outcome(result, found)
 
 
-def _scenario(workload: Workload, faults: Faults, source: ChoiceSource) -> Case:
-    return cluster(workload, source, faults=faults)
+def _scenario(workload: Workload, faults: Faults, properties: MakeProperties, source: ChoiceSource) -> Case:
+    return cluster(workload, source, faults=faults, properties=properties)
 
 
 def _shrunk(found: Found, strategy: str, seed: int) -> Found:
@@ -113,7 +119,7 @@ def _shrunk(found: Found, strategy: str, seed: int) -> Found:
             if not left:
                 break
             left -= 1
-            scenario = partial(_scenario, smaller, found.faults)
+            scenario = partial(_scenario, smaller, found.faults, record_properties)
             failure = explore(scenario, STRATEGIES[strategy](seed), SCHEDULES_OF_A_SMALLER_ONE).failure
             if failure is not None and (type(failure.error), getattr(failure.error, "property", None)) == wanted:
                 found = Found(smaller, found.faults, failure)
@@ -149,7 +155,7 @@ def replay_schedule(schedule: Schedule) -> Exception | None:
 
     try:
         with silence():
-            replay(partial(_scenario, schedule.workload, schedule.faults), schedule.choices)
+            replay(partial(_scenario, schedule.workload, schedule.faults, record_properties), schedule.choices)
     except Diverged:
         raise
     except Exception as error:
