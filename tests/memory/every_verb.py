@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pytest
@@ -82,6 +82,8 @@ class EveryVerb(MemoryHistory):
         self.fetches: list[Fetch] = []
         self.stale: list[Reservation] = []
         self.num_fetches = 0
+        self.writes: dict[int, dict[int, set[int]]] = {}
+        """Step -> slot -> the pages that it writes."""
         self.generations = self.memory.pages.generation.copy()
         self.in_use = np.zeros(num_pages, np.bool_)
 
@@ -115,6 +117,22 @@ class EveryVerb(MemoryHistory):
         assert (entries is None) == (count > len(self.reference.state.free_pages))
         if entries is not None:
             self.extended({slot: length}, entries)
+
+    def prepare(self) -> None:
+        step, starts = self.opened, {slot: self.launched(slot) for slot in self.opened.slots}
+        super().prepare()
+        rows = self.reference.state.rows
+        self.writes[step.transaction.epoch] = {
+            slot: set(rows[slot].pages[start // self.page_size :])
+            for slot, start in starts.items()
+            if start < rows[slot].length
+        }
+
+    def launched(self, slot: int) -> int:
+        """Positions of a row that launched steps compute, or computed."""
+        return next(
+            (step.lengths[slot] for step in reversed(self.in_flight) if slot in step.lengths), self.committed[slot]
+        )
 
     # ---- promises ----
 
@@ -319,9 +337,7 @@ def every_move(chance: Random) -> list[Move]:
 def random_program(seed: int, turns: int) -> Program:
     """A long busy history. The first call says what it is about."""
     chance = Random(seed)
-    program: Program = [
-        ("begin_with", chance.random() < 0.2, chance.choice([1, 16, 64]), chance.randint(5, 24), chance.randint(1, 5))
-    ]
+    program: Program = [("start", chance.choice([1, 16, 64]), chance.randint(5, 24), chance.randint(1, 5))]
     for _ in range(turns):
         program.append(("turn", every_move(chance), chance.random() < 0.85))
         program.append(("settle", chance.choice([0, 1, 1, 2]), chance.random() < 0.8, chance.random() < 0.15))
@@ -330,10 +346,12 @@ def random_program(seed: int, turns: int) -> Program:
     return program
 
 
-def play(program: Program) -> EveryVerb:
-    """Run a program, all laws checked after every move."""
-    (_, without_cache, page_size, num_pages, num_slots), *calls = program
-    history: EveryVerb = WithoutCache() if without_cache else EveryVerb()
+History = TypeVar("History", bound=EveryVerb)
+
+
+def play(program: Program, history: History) -> History:
+    """Run a program on a history that has not started."""
+    (_, page_size, num_pages, num_slots), *calls = program
     history.page_size = page_size
     history.start(num_pages, num_slots)
     for name, *arguments in calls:
@@ -342,21 +360,21 @@ def play(program: Program) -> EveryVerb:
     return history
 
 
-def fails(program: Program) -> bool:
+def fails(program: Program, kind: type[EveryVerb]) -> bool:
     """Whether a law is broken on the way."""
     try:
-        play(program)
+        play(program, kind())
     except (AssertionError, MemoryViolation, IndexError, ValueError):
         return True
     return False
 
 
-def shrunk(program: Program) -> Program:
+def shrunk(program: Program, kind: type[EveryVerb]) -> Program:
     """The shortest program found that still fails: first its beginning, then ever smaller parts are left out."""
     first, last = 1, len(program)
     while first < last:
         middle = (first + last) // 2
-        if fails(program[:middle]):
+        if fails(program[:middle], kind):
             last = middle
         else:
             first = middle + 1
@@ -366,7 +384,7 @@ def shrunk(program: Program) -> Program:
         start = 1
         while start < len(program):
             without = program[:start] + program[start + size :]
-            if fails(without):
+            if fails(without, kind):
                 program = without
             else:
                 start += size
