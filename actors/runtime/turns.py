@@ -171,5 +171,4 @@ class Turn:
         """The clock went on."""
         due = self.cell.deadline()
         if due is not None and due <= now:
-            self.cell.mailbox.unpark()
             self.make_ready()

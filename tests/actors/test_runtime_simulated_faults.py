@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from actors.runtime.actor import Lane
 from actors.runtime.choice import Choices, Diverged, Kind, Option, Replay
 from actors.runtime.faults import Faults
 from actors.runtime.simulated import SimulatedSystem
 from actors.runtime.strategies.simple import Randomized, RandomWalk
 from actors.runtime.supervision import Restart
 from actors.runtime.transit import all_wires
-from tests.actors.conformance_base import Journal, Say, Scribe, SetTimers
+from tests.actors.conformance_base import CancelTimer, Crash, Journal, Say, Scribe, SetTimers
 from tests.actors.runtime_doing import Doing, Number
 from tests.actors.toys import Note, spawn_writers, to
 
@@ -62,6 +63,27 @@ def test_a_crash_after_a_message_lets_it_be_handled_twice() -> None:
     system, journal = supervised(Wanting("crash scribe after"), crash=1)
     system.run()
     assert journal.numbers("scribe") == [0, 0, 1, 2]
+
+
+def test_a_crash_after_a_handler_that_failed_is_one_failure() -> None:
+    system, journal = supervised(Wanting("crash scribe after"), crash=1)
+    system.send("scribe", Crash(1), Lane.CONTROL)
+    system.run()
+    assert system.statistics()["scribe"].restarts == len(system.failures) == 2  # by the message, which comes twice
+    assert journal.numbers("scribe") == [0, 1, 2]
+
+
+def test_a_crash_planned_for_a_timer_that_was_cancelled_is_not_made_up_for() -> None:
+    system = SimulatedSystem(Wanting("crash clock before clock<timer"), faults=Faults(crash=1))
+    journal = Journal()
+    system.spawn(Scribe(journal), "clock")
+    for message in (SetTimers((0.0,)), CancelTimer(0)):
+        system.send("clock", message, Lane.SYSTEM)
+    system.send("clock", Say(7))
+    system.start()
+    system.run()
+    assert system.faults.struck == ["crash clock before clock<timer"]
+    assert journal.numbers("clock") == [7]
 
 
 def test_an_actor_that_crashes_for_good_is_gone_for_its_watchers() -> None:
@@ -164,6 +186,17 @@ def test_a_late_timer_comes_late_and_in_order() -> None:
     system.run()
     assert journal.numbers("clock") == [0, 1]
     assert system.now_s == 6.0
+
+
+def test_of_timers_that_are_late_together_the_earliest_due_comes_first() -> None:
+    system = SimulatedSystem(Wanting("late time"), faults=Faults(late=1))
+    journal = Journal()
+    for name, delay_s in (("second", 2.0), ("first", 1.0)):
+        system.spawn(Scribe(journal), name)
+        system.send(name, SetTimers((delay_s,)))
+    system.start()
+    system.run()
+    assert [who for who, what in journal.entries if isinstance(what, Say)] == ["first", "second"]
 
 
 def test_time_may_pass_while_there_is_work() -> None:

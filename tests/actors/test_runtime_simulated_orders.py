@@ -1,0 +1,202 @@
+"""What holds in every schedule of the simulated runtime, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from actors.runtime.actor import Lane
+from actors.runtime.choice import ChoiceSource, Footprint, Kind, Option
+from actors.runtime.exploration import Case, explore
+from actors.runtime.faults import Faults
+from actors.runtime.simulated import SimulatedSystem
+from actors.runtime.strategies.exhaustive import Exhaustive
+from actors.runtime.strategies.races import Happened, Order
+from actors.runtime.strategies.simple import Fair, RandomWalk
+from actors.runtime.supervision import Restart
+from actors.runtime.transit import IsWire, all_wires, no_wires
+from tests.actors.conformance_base import Crash, Journal, Relay, Say, Scribe, SetTimers
+from tests.actors.toys import Letters, Note, Writer, spawn_writers, to, writing
+
+
+def written_by(name: str, names: str, letters: Letters, **options: Any) -> set[str]:
+    """All that the writer `name` may have written at rest, without the moments when it settled."""
+    outcomes: set[tuple[str, ...]] = set()
+    result = explore(writing(names, letters, outcomes, **options), Exhaustive(), 20_000)
+    assert result.exhausted
+    return {outcome[names.index(name)].replace("|", "") for outcome in outcomes}
+
+
+def test_what_an_actor_causes_comes_after_what_it_sent_before() -> None:
+    """a writes to x, then makes b write to x: in one process x reads them in this order, between processes not."""
+    letters: Letters = (("a", Note("a", to("x", "b"))),)
+
+    class PassingOn(Writer):
+        def receive(self, message: Any) -> None:
+            super().receive(message)
+            if self.context.name == "b":
+                self.context.send("x", Note("b"))
+
+    def orders(**options: Any) -> set[str]:
+        seen: set[str] = set()
+
+        class Look(Case):
+            def at_rest(self) -> None:
+                seen.add(writers["x"].written.replace("|", ""))
+
+        writers: dict[str, Writer] = {}
+
+        def scenario(source: ChoiceSource) -> Case:
+            system = SimulatedSystem(source, **options)
+            for name in "abx":
+                writers[name] = PassingOn()
+                system.spawn(writers[name], name)
+            for name, note in letters:
+                system.send(name, note)
+            system.start()
+            return Look(system)
+
+        assert explore(scenario, Exhaustive(), 5000).exhausted
+        return seen
+
+    assert orders() == {"a0b"}
+    assert orders(is_wire=all_wires) == {"a0b", "ba0"}
+
+
+def test_anything_may_happen_between_two_sends_of_a_handler() -> None:
+    """a tells y, then x; y may have told x before a does. Handlers that are whole hide it."""
+    letters: Letters = (("a", Note("a", to("x", "x"))), ("y", Note("y", to("x"))))
+    assert written_by("x", "axy", letters, preempt=False) == {"a0a1y0", "y0a0a1"}
+    assert written_by("x", "axy", letters) == {"a0a1y0", "y0a0a1", "a0y0a1"}
+
+
+def test_order_along_an_edge_holds_between_processes_too() -> None:
+    letters: Letters = (("a", Note("a", (*to("x", "x"), *to("x", lane=Lane.CONTROL)))),)
+    assert written_by("x", "ax", letters, is_wire=all_wires) == {"a0a1a2", "a0a2a1", "a2a0a1"}
+
+
+class Watching:
+    """Random choices; remembers the label of the event that happens next."""
+
+    def __init__(self, seed: int) -> None:
+        self.walk = RandomWalk(seed)
+        self.label = ""
+        self.footprints: list[tuple[str, Footprint]] = []
+
+    def choose(self, kind: Kind, options: Sequence[Option]) -> int:
+        index = self.walk.choose(kind, options)
+        self.label = options[index].label
+        return index
+
+    def executed(self, footprint: Footprint) -> None:
+        self.footprints.append((self.label, footprint))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_say_what_happens(seed: int) -> None:
+    letters: Letters = (
+        ("a", Note("a", (*to("b", "b"), *to("b", lane=Lane.CONTROL)))),
+        ("b", Note("b", to("a", "b", lane=Lane.SYSTEM))),
+    )
+    source = Watching(seed)
+    system = SimulatedSystem(source)
+    happened: list[tuple[str, str]] = []
+    system.on_delivery = lambda name, message: happened.append((source.label, f"{name} {message.letter}"))
+    spawn_writers(system, "ab", letters)
+    system.start()
+    system.run()
+    assert sorted(happened) == sorted(
+        [
+            ("a<outside>a.DATA", "a a"),
+            ("a<b>a.SYSTEM", "a b0"),
+            ("b<a>b.CONTROL", "b a2"),
+            ("b<a>b.DATA", "b a0"),
+            ("b<a>b.DATA", "b a1"),
+            ("b<b>b.SYSTEM", "b b1"),
+            ("b<outside>b.DATA", "b b"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("wires", [all_wires, no_wires])
+def test_a_message_is_sent_before_it_arrives_and_arrives_before_it_is_taken(wires: IsWire) -> None:
+    source = Watching(1)
+    system = SimulatedSystem(source, is_wire=lambda sender, receiver: sender == "a" and wires(sender, receiver))
+    spawn_writers(system, "ax", (("a", Note("a", to("x"))), ("a", Note("b", to("x")))))
+    system.start()
+    system.run()
+    labels = [label for label, _ in source.footprints]
+    order = Order([Happened(label, footprint) for label, footprint in source.footprints])
+    sent, arrived, taken = (
+        [at for at, label in enumerate(labels) if label == wanted]
+        for wanted in ("a<outside>a.DATA", "a>x.DATA", "x<a>x.DATA")
+    )
+    for at in range(2):
+        assert order.depends(arrived[at], sent[at])
+        assert order.depends(taken[at], arrived[at])
+    assert order.depends(sent[1], labels.index("a begins"))
+    # On a wire the sender goes on, and only then.
+    assert order.depends(sent[1], arrived[0]) == (wires is no_wires)
+    assert not order.depends(arrived[0], sent[1])
+
+
+def test_in_the_fair_schedule_nobody_is_interrupted() -> None:
+    labels: list[str] = []
+
+    class Noting(Fair):
+        def choose(self, kind: Kind, options: Sequence[Option]) -> int:
+            labels.append(options[0].label)
+            return 0
+
+    system = SimulatedSystem(Noting())
+    spawn_writers(system, "abx", (("a", Note("a", to("x", "x"))), ("b", Note("b", to("x")))))
+    system.start()
+    system.run()
+    at = labels.index("a<outside>a.DATA")
+    assert labels[at + 1 : at + 4] == ["a>x.DATA", "a>x.DATA", "b<outside>b.DATA"]
+
+
+def test_what_concerns_everybody_is_independent_of_nothing() -> None:
+    quiet, loud = Footprint(frozenset("x"), everything=False), Footprint(frozenset("y"), everything=True)
+    assert quiet.independent(Footprint(frozenset("y"), everything=False))
+    assert not quiet.independent(loud)
+    assert not loud.independent(quiet)
+    assert not quiet.independent(quiet)
+
+
+def test_failures_time_faults_and_dead_letters_concern_everybody() -> None:
+    source = Watching(1)
+    system = SimulatedSystem(source, faults=Faults(jump=1))
+    journal = Journal()
+    restart = Restart(factory=lambda: Scribe(journal))
+    system.spawn(Scribe(journal, lambda crash: crash.number == 1), "weak", restart=restart)
+    system.spawn(Scribe(journal), "sender")
+    for message in (Say(1), Crash(1), SetTimers((1.0,))):
+        system.send("weak", message)
+    system.send("sender", Relay("nobody"))
+    system.start()
+    system.run()
+    loud = {label for label, footprint in source.footprints if footprint.everything}
+    assert {"weak<outside>weak.DATA", "sender<outside>sender.DATA", "time"} <= loud
+    assert loud & {"jump forward", "jump back"}
+    assert loud.isdisjoint({"weak begins", "sender settles"})
+    # The message before the crash concerned nobody else.
+    assert sum(label == "weak<outside>weak.DATA" and footprint.everything for label, footprint in source.footprints) < 3
+
+
+def test_the_same_choices_give_the_same_run() -> None:
+    def run(seed: int) -> tuple[Any, ...]:
+        walk = RandomWalk(seed)
+        walk.begin()
+        system = SimulatedSystem(walk, seed=7)
+        deliveries: list[Any] = []
+        system.on_delivery = lambda name, message: deliveries.append((name, message, system.now_s))
+        spawn_writers(system, "abx", (("a", Note("a", to("x", "b"))), ("b", Note("b", to("x", "a")))))
+        system.start()
+        system.run()
+        return deliveries, system.choices.labels, system.choices.indices, system.random.getrandbits(64)
+
+    assert run(1) == run(1)
+    assert run(1)[:3] != run(2)[:3]

@@ -1,0 +1,265 @@
+"""Time, ends, asking and stopping in the simulated runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.runtime.actor import Actor, Overflow
+from actors.runtime.ask import Unanswered
+from actors.runtime.choice import ChoiceSource
+from actors.runtime.exploration import ActorFailed, Case, Unfinished, drive, explore
+from actors.runtime.faults import Faults
+from actors.runtime.simulated import Endless, SimulatedSystem, Stuck
+from actors.runtime.strategies.drawn import Drawn
+from actors.runtime.strategies.simple import Fair, RandomWalk
+from actors.runtime.supervision import Reason, Restart
+from actors.runtime.turns import Turn
+from tests.actors.conformance_base import Crash, Journal, Say, Scribe, SetTimers
+from tests.actors.runtime_doing import Answer, Doing, Number, Question, ignore
+from tests.actors.toys import Go, Letters, Note, Pass, spawn_writers, to, writing
+
+# ---- time ----
+
+
+class Clockwork(Actor):
+    """Sets timers and writes down when they came: (number, due, now)."""
+
+    accepts = Say | SetTimers
+
+    def __init__(self) -> None:
+        self.fired: list[tuple[int, float, float]] = []
+        self.dues: list[float] = []
+
+    def receive(self, message: Any) -> None:
+        now = self.context.now()
+        match message:
+            case SetTimers(delays_s):
+                for delay_s in delays_s:
+                    self.context.after(delay_s, Say(len(self.dues)))
+                    self.dues.append(now + delay_s)
+            case Say(number):
+                self.fired.append((number, self.dues[number], now))
+
+
+def clockwork(source: ChoiceSource, delays_s: tuple[float, ...], **options: Any) -> tuple[SimulatedSystem, Clockwork]:
+    """One such actor that was told to set timers, and one that has work for as long as it lives."""
+    system = SimulatedSystem(source, **options)
+    clock = Clockwork()
+    system.spawn(clock, "clock")
+    system.send("clock", SetTimers(delays_s))
+    system.start()
+    return system, clock
+
+
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.0, 7.5]), min_size=1, max_size=6), st.integers(0, 3))
+def test_timers_come_exactly_in_time_when_nothing_else_is_to_do(delays_s: list[float], seed: int) -> None:
+    system, clock = clockwork(RandomWalk(seed), tuple(delays_s))
+    system.run()
+    assert [(due, number) for number, due, _ in clock.fired] == sorted(
+        (due, number) for number, due in enumerate(clock.dues)
+    )
+    assert all(due == now for _, due, now in clock.fired)
+    assert system.now_s == max(delays_s)
+
+
+@given(st.data())
+def test_timers_are_late_but_never_early_when_the_world_is_slow(data: st.DataObject) -> None:
+    faults = Faults(rush=3, late=2, late_s=0.7)
+    system, clock = clockwork(Drawn(data), (0.5, 1.0, 1.0, 2.0), faults=faults)
+    times = [0.0]
+    while system.step():
+        times.append(system.now_s)
+    assert times == sorted(times)
+    assert sorted(number for number, _, _ in clock.fired) == [0, 1, 2, 3]
+    assert all(now >= due for _, due, now in clock.fired)
+    assert [number for number, _, _ in clock.fired] == [0, 1, 2, 3]
+
+
+def test_the_clock_stands_while_somebody_has_work() -> None:
+    for seed in range(20):
+        system, _ = clockwork(RandomWalk(seed), (1.0,))
+        system.spawn(Pass("pong"), "ping")
+        system.spawn(Pass("ping"), "pong")
+        system.send("ping", Go())
+        with pytest.raises(Endless):
+            system.run(max_steps=100)
+        assert system.now_s == 0.0
+
+
+# ---- the end ----
+
+
+def test_actors_that_hold_each_other_for_ever_are_found_stuck() -> None:
+    """HOLD around a cycle, against the rule."""
+
+    def scenario(source: ChoiceSource) -> Case:
+        system = SimulatedSystem(source)
+        letters: Letters = (
+            *(("a", Note("a", to("b", "b"))) for _ in range(2)),
+            *(("b", Note("b", to("a", "a"))) for _ in range(2)),
+        )
+        spawn_writers(system, "ab", letters, {"a": 2, "b": 2}, Overflow.HOLD)
+        system.start()
+        return Case(system)
+
+    failure = explore(scenario, RandomWalk(1), 200).failure
+    assert failure is not None
+    assert isinstance(failure.error, Stuck)
+    assert "held back by" in failure.dump
+    assert "DATA ['Note'" in str(failure.shrunk_error)
+
+
+def test_a_case_that_rests_before_it_is_done_is_unfinished() -> None:
+    class Never(Case):
+        def done(self) -> bool:
+            return False
+
+    with pytest.raises(Unfinished, match="not done"):
+        drive(Never(writing("a", (("a", Note("a")),), set())(Fair()).system))
+
+
+def test_a_failure_that_nobody_planned_is_reported_even_if_the_actor_is_restarted() -> None:
+    def scenario(source: ChoiceSource) -> Case:
+        system = SimulatedSystem(source)
+        journal = Journal()
+        system.spawn(Scribe(journal), "weak", restart=Restart(factory=lambda: Scribe(journal)))
+        system.send("weak", Crash(3))
+        system.start()
+        return Case(system)
+
+    failure = explore(scenario, RandomWalk(1), 1).failure
+    assert failure is not None
+    assert isinstance(failure.error, ActorFailed)
+    assert str(failure.error) == "weak: Boom('crash 3')"
+
+
+def test_a_violation_reported_in_a_handler_ends_the_run_there() -> None:
+    def handle(actor: Doing, message: Any) -> None:
+        if message.value == 2:
+            system.report(ValueError("two"))
+
+    system = SimulatedSystem(Fair())
+    system.spawn(Doing(handle), "actor")
+    for value in range(5):
+        system.send("actor", Number(value))
+    system.start()
+    with pytest.raises(ValueError, match="two"):
+        system.run()
+    assert system.num_deliveries == 3
+
+
+# ---- asking and stopping ----
+
+
+def test_call_gives_the_reply_or_the_time_limit_in_virtual_time() -> None:
+    def answer(actor: Doing, message: Question) -> None:
+        actor.context.after(2.0, message)
+        actor.handle = lambda actor, message: actor.context.send(message.reply_to, Answer(message.ticket, "late"))
+
+    system = SimulatedSystem(Fair())
+    system.spawn(Doing(answer), "slow")
+    system.spawn(Doing(lambda actor, message: actor.context.send(message.reply_to, Answer(message.ticket, "now"))), "x")
+    system.start()
+    assert system.call("x", Question, 1.0).text == "now"
+    with pytest.raises(TimeoutError):
+        system.call("slow", Question, 1.5)
+    assert system.now_s == 1.5
+    system.run()
+    assert system.now_s == 2.0
+    assert [letter.reason for letter in system.dead_letters.recent()] == [Reason.LATE_REPLY]
+    with pytest.raises(Unanswered):
+        system.call("nobody", Question, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_stop_begun_in_a_handler_goes_on_by_itself(seed: int) -> None:
+    system = SimulatedSystem(RandomWalk(seed))
+    first, second = Doing(lambda actor, message: system.begin_stop(["first"])), Doing(ignore)
+    system.spawn(second, "second")
+    system.spawn(first, "first")
+    system.send("first", Number(1))
+    system.start()
+    system.run()
+    assert system.wait(0.0)
+    assert first.was_stopped.is_set()
+    assert second.was_stopped.is_set()
+
+
+def test_blocking_calls_are_refused_inside_a_step() -> None:
+    refused: list[str] = []
+
+    def stop(actor: Doing, message: Any) -> None:
+        try:
+            system.stop()
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    system = SimulatedSystem(Fair())
+    system.spawn(Doing(stop), "actor")
+    system.send("actor", Number(1))
+    system.start()
+    system.run()
+    assert len(refused) == 1
+
+
+def test_a_restart_waits_out_its_backoff() -> None:
+    system = SimulatedSystem(Fair())
+    journal = Journal()
+    armed = iter((True, False))
+    restart = Restart(factory=lambda: Scribe(journal, lambda _: next(armed)), backoff_s=3.0)
+    system.spawn(Scribe(journal, lambda _: next(armed)), "weak", restart=restart)
+    system.send("weak", Crash(1))
+    system.send("weak", Say(2))
+    system.start()
+    assert system.run(lambda: bool(journal.numbers("weak")))
+    assert system.now_s == 3.0
+
+
+def test_a_stop_does_not_wait_for_a_restart_while_messages_wait() -> None:
+    system = SimulatedSystem(Fair())
+    journal = Journal()
+    restart = Restart(factory=lambda: Scribe(journal), backoff_s=5.0)
+    system.spawn(Scribe(journal), "weak", restart=restart)
+    for message in (Crash(1), Say(2)):
+        system.send("weak", message)
+    system.start()
+    assert system.run(lambda: len(system.failures) == 1)
+    assert system.stop() == ()
+    assert system.now_s == 0.0
+
+
+def test_actors_that_do_not_end_in_time_are_cut_off_when_the_time_is_over() -> None:
+    system = SimulatedSystem(Fair())
+    letters: Letters = (
+        *(("a", Note("a", to("b", "b"))) for _ in range(2)),
+        *(("b", Note("b", to("a", "a"))) for _ in range(2)),
+    )
+    spawn_writers(system, "ab", letters, {"a": 2, "b": 2}, Overflow.HOLD)
+    system.start()
+    assert system.run(lambda: not system.network.ready)
+    assert system.stop(timeout_s=4.0) == ()
+    assert system.now_s == 4.0
+    assert {letter.reason for letter in system.dead_letters.recent()} == {Reason.RECEIVER_GONE}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_actor_takes_nothing_and_does_not_stop_in_the_middle_of_a_handler(seed: int) -> None:
+    system = SimulatedSystem(RandomWalk(seed))
+    letters: Letters = tuple((name, Note(name, to("x", "y", "x"))) for name in "abab")
+    spawn_writers(system, "abxy", letters, {"x": 3, "y": 3}, Overflow.HOLD)
+    system.start()
+    for count in range(1000):
+        if count == seed * 3:
+            system.begin_stop()
+        if not system.step():
+            break
+        sending = {outbox.owner for outbox in system.network.outboxes.values() if outbox.parcels}
+        for event in system.network.ready:
+            if isinstance(event, Turn):
+                assert event.owner not in sending
+                assert not event.label.endswith(" rests"), "a turn in which there is nothing to do"
+    assert system.wait(0.0)
