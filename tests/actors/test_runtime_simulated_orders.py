@@ -120,6 +120,41 @@ def test_labels_say_what_happens(seed: int) -> None:
     )
 
 
+def test_labels_name_the_lane_also_when_data_has_waited_long_enough() -> None:
+    source = Watching(1)
+    system = SimulatedSystem(source)
+    seen: list[str] = []
+
+    def look(name: str, message: Any) -> None:
+        assert source.label == f"x<outside>x.{message.letter}"
+        seen.append(message.letter)
+
+    system.on_delivery = look
+    spawn_writers(system, "x", ())
+    for lane in (Lane.DATA, *[Lane.CONTROL] * 20):
+        system.send("x", Note(lane.name), lane)
+    system.start()
+    system.run()
+    assert seen == ["CONTROL"] * 16 + ["DATA"] + ["CONTROL"] * 4
+
+
+def test_a_down_that_is_due_is_named_before_what_came_later() -> None:
+    source = Watching(1)
+    system = SimulatedSystem(source)
+    journal = Journal()
+    labels: list[tuple[str, str]] = []
+    system.on_delivery = lambda name, message: labels.append((source.label, type(message).__name__))
+    for name in ("watcher", "peer"):
+        system.spawn(Scribe(journal), name)
+    system.watch("watcher", "peer")
+    system.send("peer", Crash(1))
+    system.start()
+    system.run(lambda: "peer>watcher.down" in [label for label, _ in source.footprints])
+    system.send("watcher", Say(1), Lane.SYSTEM)
+    system.run()
+    assert labels[1:] == [("watcher<peer>watcher.SYSTEM", "Down"), ("watcher<outside>watcher.SYSTEM", "Say")]
+
+
 @pytest.mark.parametrize("wires", [all_wires, no_wires])
 def test_a_message_is_sent_before_it_arrives_and_arrives_before_it_is_taken(wires: IsWire) -> None:
     source = Watching(1)

@@ -250,7 +250,8 @@ def test_actors_that_do_not_end_in_time_are_cut_off_when_the_time_is_over() -> N
 def test_an_actor_takes_nothing_and_does_not_stop_in_the_middle_of_a_handler(seed: int) -> None:
     system = SimulatedSystem(RandomWalk(seed))
     letters: Letters = tuple((name, Note(name, to("x", "y", "x"))) for name in "abab")
-    spawn_writers(system, "abxy", letters, {"x": 3, "y": 3}, Overflow.HOLD)
+    letters += tuple(("c", Note("c", to("a", "b"))) for _ in range(4))
+    spawn_writers(system, "abcxy", letters, {"x": 3, "y": 3}, Overflow.HOLD)
     system.start()
     for count in range(1000):
         if count == seed * 3:

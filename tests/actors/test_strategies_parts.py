@@ -1,0 +1,208 @@
+"""Each strategy's own idea by itself, and shrinking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.runtime.actor import Actor
+from actors.runtime.choice import Choices, ChoiceSource, Kind, Value
+from actors.runtime.exploration import Case, explore
+from actors.runtime.shrinking import Shrinker, cost
+from actors.runtime.simulated import SimulatedSystem
+from actors.runtime.strategies.coverage import CoverageGuided
+from actors.runtime.strategies.pct import PCT
+from actors.runtime.strategies.pos import POS
+from actors.runtime.strategies.simple import RandomWalk, Strategy
+from tests.actors.toys import Letters, Note, spawn_writers, to, writing
+
+
+def option(name: str, target: str, *, fault: bool = False) -> Value:
+    return Value(name, (name, 0), name, target, fault)
+
+
+# ---- PCT ----
+
+
+def test_a_change_of_priorities_finds_what_priorities_alone_do_not() -> None:
+    """b gets in between two sends of a only if a falls behind after the first."""
+    letters: Letters = (("a", Note("a", to("x", "x"))), ("b", Note("b", to("x"))))
+
+    def reached(depth: int) -> set[str]:
+        outcomes: set[tuple[str, ...]] = set()
+        explore(writing("abx", letters, outcomes), PCT(1, depth), 150)
+        return {written.replace("|", "") for *_, written in outcomes}
+
+    assert reached(depth=1) == {"a0a1b0", "b0a0a1"}
+    assert reached(depth=2) == {"a0a1b0", "b0a0a1", "a0b0a1"}
+
+
+def test_who_has_the_highest_priority_goes_on_until_it_cannot() -> None:
+    strategy = PCT(5, depth=1)
+    strategy.begin()
+    options = [option(name, "x") for name in "abcdef"]
+    order = []
+    while options:
+        first = strategy.choose(Kind.NEXT, options)
+        assert strategy.choose(Kind.NEXT, options) == first
+        order.append(options.pop(first).label)
+    strategy.begin()
+    options = [option(name, "x") for name in "abcdef"]
+    assert order != [options.pop(strategy.choose(Kind.NEXT, options)).label for _ in range(6)]
+
+
+@pytest.mark.parametrize("changes", [{"depth": 0}, {"length": 0}])
+def test_depth_and_length_below_one_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least"):
+        PCT(1, **changes)
+
+
+# ---- POS ----
+
+
+class Draws:
+    """Stands for a generator; gives what it is told."""
+
+    def __init__(self, *values: float) -> None:
+        self.values: Iterator[float] = iter(values)
+
+    def random(self) -> float:
+        return next(self.values)
+
+
+def test_events_that_lost_a_race_draw_again_and_others_do_not() -> None:
+    strategy = POS(1)
+    strategy.begin()
+    strategy.random = Draws(0.9, 0.5, 0.7, 0.8, 0.1)  # type: ignore[assignment]
+    first, rival, apart = option("first", "x"), option("rival", "x"), option("apart", "y")
+    assert strategy.choose(Kind.NEXT, [first, rival, apart]) == 0
+    # The rival draws 0.8 now, the one apart keeps its 0.7.
+    assert strategy.choose(Kind.NEXT, [rival, apart]) == 0
+    assert strategy.choose(Kind.NEXT, [apart, option("new", "z")]) == 0
+
+
+# ---- coverage ----
+
+PATTERN = "abbabaabba"
+
+
+class Lock(Actor):
+    """Opens when letters come in one order; the first wrong one jams it."""
+
+    accepts = Note
+
+    def __init__(self) -> None:
+        self.progress = 0
+
+    def receive(self, message: Any) -> None:
+        if 0 <= self.progress < len(PATTERN):
+            self.progress = self.progress + 1 if message.letter[0] == PATTERN[self.progress] else -1
+
+
+class Locked(Case):
+    """The lock never opens."""
+
+    def __init__(self, system: SimulatedSystem, lock: Lock) -> None:
+        super().__init__(system)
+        self.lock = lock
+
+    def at_rest(self) -> None:
+        assert self.lock.progress < len(PATTERN), "open"
+
+    def state(self) -> int:
+        return self.lock.progress
+
+
+def locked(source: ChoiceSource) -> Case:
+    system = SimulatedSystem(source, preempt=False)
+    lock = Lock()
+    system.spawn(lock, "lock")
+    spawn_writers(system, "ab", tuple((letter, Note(letter, to("lock"))) for letter in PATTERN))
+    system.start()
+    return Locked(system, lock)
+
+
+def test_what_was_reached_before_leads_further_than_chance() -> None:
+    def schedules(make: Callable[[int], Strategy]) -> int:
+        return sum(explore(locked, make(seed), 2000, most_shrink_runs=0).schedules for seed in range(4))
+
+    assert schedules(CoverageGuided) * 2 < schedules(RandomWalk)
+
+
+def test_states_are_counted_and_what_found_them_is_kept() -> None:
+    strategy = CoverageGuided(1)
+    result = explore(locked, strategy, 100, most_shrink_runs=0)
+    assert result.states == len(strategy.seen) > 3
+    assert 1 < len(strategy.corpus) <= result.states
+
+
+# ---- faults ----
+
+
+@pytest.mark.parametrize("make", [RandomWalk, PCT, POS, CoverageGuided])
+def test_faults_are_as_rare_as_they_are_said_to_be(make: Callable[..., Any]) -> None:
+    strategy = make(1, fault_rate=0.1)
+    strategy.begin()
+    options = [option("a", "x"), option("b", "x"), option("lose c", "", fault=True)]
+    chosen = [strategy.choose(Kind.NEXT, options) for _ in range(2000)]
+    assert 120 < chosen.count(2) < 300
+    never = make(1, fault_rate=0.0)
+    never.begin()
+    assert 2 not in [never.choose(Kind.NEXT, options) for _ in range(500)]
+
+
+# ---- shrinking ----
+
+
+def recorded(indices: Sequence[int]) -> Choices:
+    choices = Choices()
+    for at, index in enumerate(indices):
+        choices.add(Kind.NEXT, index, f"{at}: {index}")
+    return choices
+
+
+@given(st.lists(st.integers(0, 5), max_size=30), st.integers(1, 4))
+def test_what_remains_is_what_the_failure_needs(noise: list[int], needed: int) -> None:
+    """It fails when two deviations follow each other, the second at least `needed`."""
+
+    def fails(indices: Sequence[int]) -> bool:
+        return any(first > 0 and second >= needed for first, second in pairwise(indices))
+
+    start = recorded([*noise, 3, 5])
+    shrinker = Shrinker(start, lambda indices: recorded(indices) if fails(indices) else None, most_runs=2000)
+    assert shrinker.shrink().indices == [1, needed]
+    assert cost(shrinker.best) <= cost(start)
+
+
+def test_shrinking_ends_after_the_runs_it_may_have() -> None:
+    shrinker = Shrinker(recorded([3] * 50), lambda indices: recorded(indices) if sum(indices) > 40 else None, 20)
+    shrinker.shrink()
+    assert shrinker.num_runs == 20
+
+
+class Named(Exception):
+    """A property that does not hold."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.property = name
+
+
+def test_shrinking_does_not_slip_from_one_property_to_another() -> None:
+    class Picky(Case):
+        def at_rest(self) -> None:
+            num_deviations = len(self.system.choices.deviations())
+            if num_deviations:
+                raise Named("many" if num_deviations >= 3 else "few")
+
+    letters: Letters = (("a", Note("a", to("x", "x"))), ("b", Note("b", to("x"))))
+    failure = explore(lambda source: Picky(writing("abx", letters, set())(source).system), RandomWalk(1), 50).failure
+    assert failure is not None
+    assert str(failure.error) == "many"
+    assert str(failure.shrunk_error) == "many"
+    assert len(failure.shrunk.deviations()) == 3
