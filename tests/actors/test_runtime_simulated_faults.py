@@ -131,7 +131,7 @@ def test_no_fault_is_offered_where_none_has_a_budget() -> None:
     assert not any(label.startswith(("crash", "lose", "double", "rush", "late", "jump")) for label in source.offered)
 
 
-def between_processes(*words: str, wires: bool = True, **budgets: int) -> tuple[str, Wanting]:
+def between_processes(*words: str, wires: bool = True, **budgets: Any) -> tuple[str, Wanting]:
     """What x reads of the two messages of a, which lives in another process if `wires`."""
     source = Wanting(*words)
     system = SimulatedSystem(

@@ -182,7 +182,7 @@ def happened(*rows: tuple[str, str]) -> list[Happened]:
 
 def test_two_events_in_one_mailbox_race_unless_something_orders_them() -> None:
     free = happened(("a", ">a x"), ("b", ">b x"))
-    assert [(race.earlier, race.first_owners) for race in races(free, 0)] == [(0, {"b"})]
+    assert [(race.earlier, race.first_owners) for race in races(free, 0)] == [(0, frozenset({"b"}))]
     # What b does to x it does because of what a did to b.
     caused = happened(("a", ">a x"), ("a", ">a b"), ("b", ">b b"), ("b", ">b x"))
     assert [race.earlier for race in races(caused, 3)] == []
@@ -191,4 +191,4 @@ def test_two_events_in_one_mailbox_race_unless_something_orders_them() -> None:
 def test_a_race_names_those_that_must_go_first() -> None:
     run = happened(("a", ">a x"), ("c", ">c b"), ("b", ">b b"), ("b", ">b x"))
     [race] = races(run, 3)
-    assert (race.earlier, race.first_owners) == (0, {"c"})
+    assert (race.earlier, race.first_owners) == (0, frozenset({"c"}))

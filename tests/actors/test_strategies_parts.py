@@ -179,6 +179,15 @@ def test_what_remains_is_what_the_failure_needs(noise: list[int], needed: int) -
     assert cost(shrinker.best) <= cost(start)
 
 
+def test_one_late_deviation_is_found_in_place_of_two() -> None:
+    def fails(indices: Sequence[int]) -> bool:
+        deviations = [at for at, index in enumerate(indices) if index]
+        return deviations in ([2, 5], [6])
+
+    shrinker = Shrinker(recorded([0, 0, 1, 0, 0, 1]), lambda indices: recorded(indices) if fails(indices) else None)
+    assert shrinker.shrink().indices == [0, 0, 0, 0, 0, 0, 1]
+
+
 def test_shrinking_ends_after_the_runs_it_may_have() -> None:
     shrinker = Shrinker(recorded([3] * 50), lambda indices: recorded(indices) if sum(indices) > 40 else None, 20)
     shrinker.shrink()
