@@ -4,10 +4,15 @@
     for each layer:
         x += [post_attention_norm] o_proj( attention( rope( [q/k norm] qkv_proj( input_norm(x) ) ) ) )
         x += [post_mlp_norm] down_proj( activation(gate_proj(h)) * up_proj(h) ),  h = mlp_norm(x)
+          or, in a layer of experts:  sum over the experts e chosen for the token of  share(e) * mlp_e(h)
     logits = head( final_norm(x) )
 
 Parts in brackets exist where the record says so. Every norm is RMSNorm with a plain weight: Gemma's (1 + w) is folded
 in when weights are loaded.
+
+A token's experts are those with the largest scores, router(h); of equal scores, the lower number. Shares are the
+softmax of all scores, and where `Experts.normalised` says so divided by the sum over the chosen (Mixtral, Jiang et al.
+2024).
 """
 
 from __future__ import annotations
@@ -46,11 +51,26 @@ class Rope(msgspec.Struct, frozen=True):
         return frequencies.astype(np.float32)
 
 
+class Experts(msgspec.Struct, frozen=True, kw_only=True):
+    """Layers with many MLPs, of which each token uses a few."""
+
+    count: int
+    chosen: int
+    """Experts of one token."""
+    size: int
+    """Inner width of one expert."""
+    normalised: bool
+    """Whether the shares of a token's experts sum to 1."""
+    layers: tuple[bool, ...]
+    """For each layer: whether it has experts, and not one MLP of `intermediate_size`."""
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Shapes and switches of one decoder. Made by `config_from_huggingface` and `config_from_gguf`."""
 
     architecture: str
-    """llama, mistral, qwen2, qwen3 or gemma3: a name for people; nothing branches on it after loading."""
+    """llama, mistral, mixtral, qwen2, qwen3, qwen3_moe or gemma3: a name for people; nothing branches on it after
+    loading."""
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -77,6 +97,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     embedding_scale: float = 1.0
     query_scale: float
     """Attention scores are query . key * query_scale."""
+    experts: Experts | None = None
+    """None: every layer has one MLP."""
 
     def __post_init__(self) -> None:
         self._check(len(self.windows) == self.num_layers, f"{len(self.windows)} windows for {self.num_layers} layers")
@@ -87,6 +109,15 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             self._check(
                 rope is None or len(rope.factors) in (0, expected), f"rope factors are not one for each of {expected}"
             )
+        if self.experts is not None:
+            self._check_experts(self.experts)
+
+    def _check_experts(self, experts: Experts) -> None:
+        self._check(1 <= experts.chosen <= experts.count, f"{experts.chosen} of {experts.count} experts for a token")
+        self._check(experts.size >= 1, f"experts of inner width {experts.size}")
+        layers = len(experts.layers)
+        self._check(layers == self.num_layers, f"{layers} layers with or without experts for {self.num_layers} layers")
+        self._check(not self.sandwich_norms, "experts beside norms after the MLP are not supported")
 
     def _check(self, holds: bool, reason: str) -> None:
         if not holds:
@@ -106,15 +137,19 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             return self.local_rope
         return self.rope
 
+    def experts_of(self, layer: int) -> Experts | None:
+        """The experts of layer `layer`; None where it has one MLP."""
+        return self.experts if self.experts is not None and self.experts.layers[layer] else None
+
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every weight of the model under its canonical name (that of HF Llama and Gemma 3), with its shape.
+    """Every weight of the model under its canonical name (that of HF Llama, Gemma 3 and Qwen3-MoE), with its shape.
 
     Matrices are [outputs, inputs]. `lm_head.weight` is absent when embeddings are tied. As in those models,
     `post_attention_layernorm` is the norm before the MLP, except with sandwich norms, where it is the norm after
     attention and `pre_feedforward_layernorm` is the one before the MLP.
     """
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden = config.hidden_size
     query, kv = config.query_size, config.kv_size
     layer: dict[str, tuple[int, ...]] = {
         "input_layernorm.weight": (hidden,),
@@ -122,9 +157,6 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "self_attn.k_proj.weight": (kv, hidden),
         "self_attn.v_proj.weight": (kv, hidden),
         "self_attn.o_proj.weight": (hidden, query),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
         "post_attention_layernorm.weight": (hidden,),
     }
     if config.qkv_bias:
@@ -142,7 +174,28 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         }
     shapes = {"model.embed_tokens.weight": (config.vocab_size, hidden), "model.norm.weight": (hidden,)}
     for index in range(config.num_layers):
-        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+        parts = layer | _mlp_shapes(config, index)
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in parts.items()}
     if not config.tied_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
+
+
+def _mlp_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+    """What comes after attention in this layer, but the norms: one MLP, or a router and many."""
+    hidden = config.hidden_size
+
+    def mlp(stem: str, inner: int) -> dict[str, tuple[int, ...]]:
+        return {
+            f"{stem}.gate_proj.weight": (inner, hidden),
+            f"{stem}.up_proj.weight": (inner, hidden),
+            f"{stem}.down_proj.weight": (hidden, inner),
+        }
+
+    experts = config.experts_of(layer)
+    if experts is None:
+        return mlp("mlp", config.intermediate_size)
+    shapes: dict[str, tuple[int, ...]] = {"mlp.gate.weight": (experts.count, hidden)}
+    for expert in range(experts.count):
+        shapes |= mlp(f"mlp.experts.{expert}", experts.size)
     return shapes

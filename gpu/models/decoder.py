@@ -19,6 +19,7 @@ from gpu.backend import ForwardInputs
 from gpu.devices import upload
 from gpu.kv import KvStore
 from gpu.models.config import ModelConfig, Rope
+from gpu.models.experts import mix, route
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,12 @@ class LayerWeights:
     """After attention, before the residual is added."""
     mlp_norm: Tensor
     gate_up: Tensor
+    """[2 * inner, hidden]; with experts [experts, 2 * inner, hidden]."""
     down: Tensor
+    """[hidden, inner]; with experts [experts, hidden, inner]."""
     after_mlp_norm: Tensor | None
+    router: Tensor | None = None
+    """[experts, hidden]; None: one MLP."""
 
 
 def _pack_layer(config: ModelConfig, weights: dict[str, Tensor], layer: int, device: torch.device) -> LayerWeights:
@@ -47,6 +52,12 @@ def _pack_layer(config: ModelConfig, weights: dict[str, Tensor], layer: int, dev
     def norm(exists: bool, name: str) -> Tensor | None:
         return take(f"{name}.weight") if exists else None
 
+    def experts(*names: str) -> Tensor:
+        stems = [f"mlp.experts.{index}" for index in range(chosen.count)] if chosen is not None else []
+        return torch.stack([take(*(f"{stem}.{name}.weight" for name in names)) for stem in stems])
+
+    chosen = config.experts_of(layer)
+    many = chosen is not None
     projections = [f"self_attn.{part}_proj" for part in "qkv"]
     sandwich = config.sandwich_norms
     return LayerWeights(
@@ -58,9 +69,10 @@ def _pack_layer(config: ModelConfig, weights: dict[str, Tensor], layer: int, dev
         output=take("self_attn.o_proj.weight"),
         attention_norm=norm(sandwich, "post_attention_layernorm"),
         mlp_norm=take("pre_feedforward_layernorm.weight" if sandwich else "post_attention_layernorm.weight"),
-        gate_up=take("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-        down=take("mlp.down_proj.weight"),
+        gate_up=experts("gate_proj", "up_proj") if many else take("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+        down=experts("down_proj") if many else take("mlp.down_proj.weight"),
         after_mlp_norm=norm(sandwich, "post_feedforward_layernorm"),
+        router=take("mlp.gate.weight") if many else None,
     )
 
 
@@ -116,7 +128,7 @@ class TorchDecoder:
             if index == last:
                 # Past the last attention only the wanted rows matter.
                 attended, hidden = self._wanted(inputs, attended), self._wanted(inputs, hidden)
-            hidden = self._after_attention(layer, hidden, attended)
+            hidden = self._after_attention(index, layer, hidden, attended)
         return F.linear(self._norm(hidden, self.final_norm), self.head).float()
 
     def _wanted(self, inputs: ForwardInputs, rows: Tensor) -> Tensor:
@@ -145,15 +157,24 @@ class TorchDecoder:
             query, key = self._norm(query, layer.query_norm), self._norm(key, layer.key_norm)
         return self.attention.attend(plan, index, turn(query, angles), turn(key, angles), value)
 
-    def _after_attention(self, layer: LayerWeights, hidden: Tensor, attended: Tensor) -> Tensor:
+    def _after_attention(self, index: int, layer: LayerWeights, hidden: Tensor, attended: Tensor) -> Tensor:
         """Output projection, MLP and both residuals: [n, hidden]."""
         projected = F.linear(attended, layer.output)
         if layer.attention_norm is not None:
             projected = self._norm(projected, layer.attention_norm)
         hidden = hidden + projected
-        gate, up = F.linear(self._norm(hidden, layer.mlp_norm), layer.gate_up).chunk(2, -1)
-        gate = F.silu(gate) if self.config.activation == "silu" else F.gelu(gate, approximate="tanh")
-        inner = F.linear(gate * up, layer.down)
+        normed, experts = self._norm(hidden, layer.mlp_norm), self.config.experts_of(index)
+        if experts is None or layer.router is None:
+            inner = self._mlp(normed, layer.gate_up, layer.down)
+        else:
+            routes = route(F.linear(normed, layer.router), experts)
+            inner = mix(routes, normed, lambda rows, expert: self._mlp(rows, layer.gate_up[expert], layer.down[expert]))
         if layer.after_mlp_norm is not None:
             inner = self._norm(inner, layer.after_mlp_norm)
         return hidden + inner
+
+    def _mlp(self, rows: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """[n, hidden] -> [n, hidden]"""
+        gate, up = F.linear(rows, gate_up).chunk(2, -1)
+        gate = F.silu(gate) if self.config.activation == "silu" else F.gelu(gate, approximate="tanh")
+        return F.linear(gate * up, down)

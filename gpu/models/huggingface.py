@@ -10,16 +10,43 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gpu.models.config import Activation, ModelConfig, Rope, UnsupportedModel
+from gpu.models.config import Activation, Experts, ModelConfig, Rope, UnsupportedModel
 
-_ARCHITECTURES = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
+_ARCHITECTURES = {
+    "llama": "llama",
+    "mistral": "mistral",
+    "mixtral": "mixtral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3_moe",
+    "gemma3_text": "gemma3",
+}
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 # What each model class takes for keys its file leaves out, where it is not what Llama takes.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "hidden_act": "silu", "max_position_embeddings": 2048},
     "mistral": {"max_position_embeddings": 131_072, "sliding_window": 4096},
+    "mixtral": {
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1_000_000.0,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
     "qwen2": {"max_position_embeddings": 32_768, "sliding_window": 4096, "max_window_layers": 28},
     "qwen3": {"max_position_embeddings": 32_768, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
+    "qwen3_moe": {
+        "max_position_embeddings": 32_768,
+        "sliding_window": 4096,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 768,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
     "gemma3_text": {
         "max_position_embeddings": 131_072,
         "sliding_window": 4096,
@@ -53,7 +80,7 @@ def config_from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
     keys = {**_DEFAULTS["llama"], **_DEFAULTS[model_type], **given}
     # Absent means the class default, but an explicit null window means: no window.
     if "sliding_window" in values and values["sliding_window"] is None:
-        del keys["sliding_window"]
+        keys.pop("sliding_window", None)
     for key, off in _MUST_BE_OFF.items():
         if keys.get(key) not in off:
             raise UnsupportedModel(model_type, f"{key} = {keys[key]!r} is not supported")
@@ -86,11 +113,38 @@ def config_from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
         windows=windows,
         activation=_activation(model_type, keys),
         qkv_bias=architecture == "qwen2",
-        qk_norm=architecture in ("qwen3", "gemma3"),
+        qk_norm=architecture in ("qwen3", "qwen3_moe", "gemma3"),
         sandwich_norms=gemma,
         tied_embeddings=bool(keys.get("tie_word_embeddings", False)),
         embedding_scale=math.sqrt(hidden) if gemma else 1.0,
         query_scale=float(keys["query_pre_attn_scalar"]) ** -0.5 if gemma else head_dim**-0.5,
+        experts=_experts(model_type, keys, len(windows)),
+    )
+
+
+def _experts(model_type: str, keys: Mapping[str, Any], num_layers: int) -> Experts | None:
+    if model_type == "mixtral":
+        return Experts(
+            count=int(keys["num_local_experts"]),
+            chosen=int(keys["num_experts_per_tok"]),
+            size=int(keys["intermediate_size"]),
+            normalised=True,
+            layers=(True,) * num_layers,
+        )
+    if model_type != "qwen3_moe":
+        return None
+    # transformers 5 writes the number of experts under Mixtral's name.
+    count, step = int(keys.get("num_local_experts", keys["num_experts"])), int(keys["decoder_sparse_step"])
+    dense = set(keys["mlp_only_layers"])
+    layers = tuple(count > 0 and i not in dense and (i + 1) % step == 0 for i in range(num_layers))
+    if not any(layers):
+        return None
+    return Experts(
+        count=count,
+        chosen=int(keys["num_experts_per_tok"]),
+        size=int(keys["moe_intermediate_size"]),
+        normalised=bool(keys["norm_topk_prob"]),
+        layers=layers,
     )
 
 
@@ -107,7 +161,7 @@ def _windows(model_type: str, keys: Mapping[str, Any], num_layers: int) -> tuple
     if model_type == "llama" or window is None:
         return (None,) * num_layers
     if kinds is None:
-        if model_type == "mistral":
+        if model_type in ("mistral", "mixtral", "qwen3_moe"):
             kinds = ["sliding_attention"] * num_layers
         elif model_type == "gemma3_text":
             pattern = int(keys.get("sliding_window_pattern", 6))
@@ -115,7 +169,7 @@ def _windows(model_type: str, keys: Mapping[str, Any], num_layers: int) -> tuple
         else:
             first = int(keys["max_window_layers"])
             kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
-    if model_type in ("qwen2", "qwen3") and not keys.get("use_sliding_window", False):
+    if model_type in ("qwen2", "qwen3", "qwen3_moe") and not keys.get("use_sliding_window", False):
         return (None,) * num_layers
     unknown = set(kinds) - {"sliding_attention", "full_attention"}
     if unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpu.models.config import ModelConfig, Rope, UnsupportedModel, weight_shapes
+from gpu.models.config import Experts, ModelConfig, Rope, UnsupportedModel, weight_shapes
 from gpu.weights.checks import check_names, is_norm
+from gpu.weights.experts import separated, stacked_shapes
 from gpu.weights.gguf import GgufFile
 
-_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+_ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3moe", "gemma3")
 _ROPE_FACTORS = "rope_freqs.weight"
+_ROUTER = "mlp.gate"
 # Facts of Gemma 3 that its GGUF files leave out.
 _GEMMA_LOCAL_BASE = 10_000.0
 _GEMMA_PATTERN = 6
@@ -33,6 +36,10 @@ _LAYER_NAMES = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": _ROUTER,
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
 }
 _SANDWICH_NAMES = {
     "post_attention_norm": "post_attention_layernorm",
@@ -58,8 +65,6 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
             raise UnsupportedModel(architecture, f"{architecture}.{key} differs from layer to layer")
         return found
 
-    if value("expert_count", 0):
-        raise UnsupportedModel(architecture, "mixtures of experts are not supported")
     num_heads, hidden, num_layers = (
         int(value(f"{key}")) for key in ("attention.head_count", "embedding_length", "block_count")
     )
@@ -69,15 +74,18 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
             raise UnsupportedModel(architecture, f"{key} {value(key)} differs from the head's {head_dim}")
     gemma = architecture == "gemma3"
     query_scale = (hidden / num_heads if gemma and num_layers == _GEMMA_27B_LAYERS else head_dim) ** -0.5
+    experts = _experts(file, architecture, num_layers, value)
     return ModelConfig(
-        architecture=architecture,
+        architecture={"qwen3moe": "qwen3_moe", "llama": "mixtral" if experts else "llama"}.get(
+            architecture, architecture
+        ),
         vocab_size=file.tensors["token_embd.weight"].shape[0],
         hidden_size=hidden,
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=int(value("attention.head_count_kv", num_heads)),
         head_dim=head_dim,
-        intermediate_size=int(value("feed_forward_length")),
+        intermediate_size=int(value("feed_forward_length", experts.size if experts else None)),
         max_position=int(value("context_length")),
         norm_epsilon=float(value("attention.layer_norm_rms_epsilon")),
         rope=_rope(file, architecture, head_dim),
@@ -85,11 +93,34 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
         windows=_windows(num_layers, int(value("attention.sliding_window", 0)), gemma),
         activation="gelu_tanh" if gemma else "silu",
         qkv_bias=architecture == "qwen2",
-        qk_norm=architecture in ("qwen3", "gemma3"),
+        qk_norm=architecture in ("qwen3", "qwen3moe", "gemma3"),
         sandwich_norms=gemma,
         tied_embeddings="output.weight" not in file.tensors,
         embedding_scale=math.sqrt(hidden) if gemma else 1.0,
         query_scale=query_scale,
+        experts=experts,
+    )
+
+
+def _experts(file: GgufFile, architecture: str, num_layers: int, value: Callable[..., Any]) -> Experts | None:
+    """Layers with a router have experts. llama.cpp knows Mixtral as `llama`, and divides the shares in both kinds."""
+    count = int(value("expert_count", 0))
+    if not count:
+        return None
+    if architecture not in ("llama", "qwen3moe"):
+        raise UnsupportedModel(architecture, "experts are supported in llama (Mixtral) and qwen3moe only")
+    if int(value("expert_shared_count", 0)):
+        raise UnsupportedModel(architecture, "experts that every token uses are not supported")
+    layers = tuple(f"blk.{layer}.ffn_gate_inp.weight" in file.tensors for layer in range(num_layers))
+    if "blk.0.ffn_gate.0.weight" in file.tensors:
+        reason = "the file has a tensor for each expert, as llama.cpp wrote them before April 2024: convert it again"
+        raise UnsupportedModel(architecture, reason)
+    return Experts(
+        count=count,
+        chosen=int(value("expert_used_count")),
+        size=int(value("expert_feed_forward_length" if architecture == "qwen3moe" else "feed_forward_length")),
+        normalised=True,
+        layers=layers,
     )
 
 
@@ -141,15 +172,16 @@ def load_gguf_weights(file: GgufFile, config: ModelConfig, dtype: torch.dtype) -
     Raises WeightMismatch when the tensor table is not what `config` needs.
     """
     names = _canonical_names(file, config)
-    check_names(
-        file.path, weight_shapes(config), {names[t.name]: t.shape for t in file.tensors.values() if t.name in names}
-    )
+    expected = stacked_shapes(weight_shapes(config))
+    check_names(file.path, expected, {names[t.name]: t.shape for t in file.tensors.values() if t.name in names})
+    interleaved = file.metadata["general.architecture"] == "llama"
     weights = {}
     for name, canonical in names.items():
         values = file.dequantize(name)
-        if config.architecture == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
+        if interleaved and name.endswith(("attn_q.weight", "attn_k.weight")):
             values = _unpermute(values, config.num_heads if name.endswith("attn_q.weight") else config.num_kv_heads)
         # An unquantised tensor is still a view of the file: "W" makes it ours.
-        tensor = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
-        weights[canonical] = tensor.to(torch.float32 if is_norm(canonical) else dtype)
+        whole = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
+        for part, tensor in separated(canonical, whole):
+            weights[part] = tensor.to(torch.float32 if is_norm(part) else dtype)
     return weights

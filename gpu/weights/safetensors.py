@@ -13,6 +13,7 @@ from torch import Tensor
 from gpu.models.config import ModelConfig, weight_shapes
 from gpu.models.huggingface import config_from_huggingface
 from gpu.weights.checks import check_names, is_norm
+from gpu.weights.experts import separated
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -80,18 +81,19 @@ def load_folder_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -
 
     Raises FolderError, or WeightMismatch when names or shapes are not what `config` needs.
     """
-    shapes = weight_shapes(config)
     weights = {}
     for path in weight_files(folder):
-        for name, tensor in read_tensors(path):
-            # A tied head is sometimes stored again, and old Llama files store the rope's frequencies.
-            if (name == "lm_head.weight" and config.tied_embeddings) or name.endswith("rotary_emb.inv_freq"):
-                continue
-            if not is_norm(name):
-                weights[name] = tensor.to(dtype)
-            elif config.architecture == "gemma3":
-                weights[name] = tensor.to(torch.float32) + 1.0
-            else:
-                weights[name] = tensor.to(torch.float32)
-    check_names(folder, shapes, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+        for stored_name, stored in read_tensors(path):
+            for name, tensor in separated(stored_name, stored):
+                # A tied head is sometimes stored again, and old Llama files store the rope's frequencies.
+                if (name == "lm_head.weight" and config.tied_embeddings) or name.endswith("rotary_emb.inv_freq"):
+                    continue
+                weights[name] = _converted(name, tensor, config, dtype)
+    check_names(folder, weight_shapes(config), {name: tuple(tensor.shape) for name, tensor in weights.items()})
     return weights
+
+
+def _converted(name: str, tensor: Tensor, config: ModelConfig, dtype: torch.dtype) -> Tensor:
+    if not is_norm(name):
+        return tensor.to(dtype)
+    return tensor.to(torch.float32) + (1.0 if config.architecture == "gemma3" else 0.0)

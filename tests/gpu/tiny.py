@@ -30,6 +30,7 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_QWEN3_MOE: dict[str, Any] = {"head_dim": 16, "moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 3}
 
 
 def _configs() -> dict[str, Any]:
@@ -49,6 +50,11 @@ def _configs() -> dict[str, Any]:
             **_COMMON, use_sliding_window=True, sliding_window=5, max_window_layers=1
         ),
         "qwen3": transformers.Qwen3Config(**_COMMON, head_dim=16),
+        "mixtral": transformers.MixtralConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2),
+        "qwen3-moe": transformers.Qwen3MoeConfig(**_COMMON, **_QWEN3_MOE, norm_topk_prob=True),
+        "qwen3-moe-mixed": transformers.Qwen3MoeConfig(
+            **{**_COMMON, "num_hidden_layers": 4}, **_QWEN3_MOE, decoder_sparse_step=2, mlp_only_layers=[3]
+        ),
         "gemma3": transformers.Gemma3TextConfig(
             **{**_COMMON, "num_hidden_layers": 7, "tie_word_embeddings": True},
             head_dim=16,
@@ -70,6 +76,9 @@ TINY_MODELS = (
     "qwen2",
     "qwen2-window",
     "qwen3",
+    "mixtral",
+    "qwen3-moe",
+    "qwen3-moe-mixed",
     "gemma3",
 )
 
@@ -82,8 +91,8 @@ def tiny_model(name: str) -> Any:
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() == 2:
-                parameter.copy_(noise * parameter.shape[1] ** -0.5)
+            if parameter.dim() >= 2:
+                parameter.copy_(noise * parameter.shape[-1] ** -0.5)
             elif "norm" in parameter_name:
                 parameter.add_(noise * 0.2)
             else:

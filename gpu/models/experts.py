@@ -1,0 +1,57 @@
+"""Layers of experts in plain torch: which experts a token uses, and the sum of what they say.
+
+Tokens are grouped by expert, so that each expert that somebody chose computes once a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpu.models.config import Experts
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """The experts of each row of a batch."""
+
+    experts: Tensor
+    """int64 [n, chosen], highest score first, each expert at most once in a row."""
+    shares: Tensor
+    """float32 [n, chosen]"""
+    count: int
+    """Experts there are."""
+
+
+def route(scores: Tensor, experts: Experts) -> Routes:
+    """Choose from the router's scores [n, experts]: the largest, and of equal ones the expert of lower number."""
+    scores = scores.float()
+    # Not topk: which of equal scores it takes is not said, and differs with the number of rows.
+    chosen = scores.sort(dim=-1, descending=True, stable=True).indices[:, : experts.chosen]
+    shares = scores.softmax(-1).gather(1, chosen)
+    if experts.normalised:
+        shares = shares / shares.sum(-1, keepdim=True)
+    return Routes(chosen, shares, experts.count)
+
+
+def mix(routes: Routes, rows: Tensor, mlp: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Each row's experts, `mlp(rows of one expert, expert)`, summed by their shares: [n, hidden] -> [n, hidden].
+
+    Sums run over a row's own experts in their own order, in float32. Waits for the device, to learn how many rows
+    each expert has.
+    """
+    num_rows, num_chosen = routes.experts.shape
+    flat = routes.experts.reshape(-1)
+    order = flat.argsort(stable=True)
+    counts = torch.bincount(flat, minlength=routes.count).tolist()
+    said = torch.empty((len(flat), rows.shape[1]), dtype=torch.float32, device=rows.device)
+    begin = 0
+    for expert, count in enumerate(counts):
+        if count:
+            pairs = order[begin : begin + count]
+            said[pairs] = mlp(rows[pairs // num_chosen], expert).float()
+            begin += count
+    return torch.einsum("nkh,nk->nh", said.view(num_rows, num_chosen, -1), routes.shares).to(rows.dtype)
