@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -251,8 +251,3 @@ def value_options(name: str, labels: Sequence[str], number: int, *, faults_from:
         Value(f"{name}: {label}", (f"{name}: {label}", number), name, "", index >= faults_from)
         for index, label in enumerate(labels)
     ]
-
-
-def describe(options: Sequence[Any]) -> list[str]:
-    """Labels, for messages."""
-    return [option.label for option in options]
