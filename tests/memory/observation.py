@@ -8,6 +8,7 @@ import numpy as np
 
 from memory.pool import Memory
 from memory.prefix.audit import own_holders
+from memory.prefix.compiled import CompiledRadixCache
 from memory.prefix.node import Node
 from memory.prefix.radix import RadixCache
 from memory.window import Windows
@@ -39,7 +40,8 @@ def observe(memory: Memory) -> dict[str, Any]:
     Left out on purpose: generations, which only rise; how the tree is cut into nodes and which unheld prefix would
     leave first, which say nothing about content; table entries beyond a row's pages, which mean nothing.
     """
-    content, holders = cache_content(memory.cache) if isinstance(memory.cache, RadixCache) else ({}, {})
+    cache = memory.cache.reference() if isinstance(memory.cache, CompiledRadixCache) else memory.cache
+    content, holders = cache_content(cache) if isinstance(cache, RadixCache) else ({}, {})
     used = memory.slots.used.tolist()
     return {
         "counters": memory.pages.counters(),
