@@ -48,7 +48,7 @@ class Admission:
         computing = self._computing()
         passed_over = 0
         for row in self._candidates():
-            savepoint = draft.transaction.savepoint()
+            savepoint, draft.trying = draft.transaction.savepoint(), row
             outcome = self._try(draft, row, budget, computing)
             if outcome is None:
                 draft.transaction.rollback(savepoint)

@@ -70,6 +70,8 @@ class Draft:
         self.entries: list[PageEntries] = []
         self.admitted: list[int] = []
         """Rows admitted by this step."""
+        self.trying: int | None = None
+        """The waiting row whose admission is being tried, or was tried last."""
         self.retracted: list[tuple[int, State]] = []
         """Rows that gave way to this step, and the state they had; final, whatever becomes of the step."""
 

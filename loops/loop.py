@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -22,6 +21,8 @@ from lifecycle.states import Cause, Event, State
 from lifecycle.step import StepResult
 from lifecycle.table import RequestTable, Ticket
 from loops.batch import Draft, Plan
+from loops.effects import Effects as Effects
+from loops.effects import Ending as Ending
 from loops.fetching import LowerTiers
 from loops.pacing import Pacing
 from loops.roles import Role
@@ -32,38 +33,6 @@ from memory.pool import Memory
 MAX_STRIKES = 2
 """Lost steps after which a request that was part of each of them is ended instead of tried again."""
 _NO_ROWS: Int32s = np.empty(0, np.int32)
-
-
-class Ending(NamedTuple):
-    """A request's one terminal event."""
-
-    row: int
-    ticket: Ticket
-    state: State
-    cause: Cause
-    num_prompt: int
-    num_output: int
-    message: str = ""
-    matched: int | None = None
-
-
-class Effects(Protocol):
-    """Where the loop's decisions go."""
-
-    def opened(self, row: int, ticket: Ticket, tokens: Int32s) -> None:
-        """A request was given `row`. Comes before everything else about it."""
-
-    def launch(self, plan: Plan) -> None:
-        """Send the step to every rank."""
-
-    def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None:
-        """Tokens of one committed step; `rows` are those that are still wanted."""
-
-    def ended(self, ending: Ending) -> None:
-        """A request had its terminal event. Comes after its last output."""
-
-    def violated(self, violation: MemoryViolation) -> None:
-        """A law does not hold: a defect of the engine, to be counted and told; the engine goes on."""
 
 
 class Counters(msgspec.Struct):
@@ -111,6 +80,8 @@ class Loop:
         self.counters = Counters()
         self.fresh_at_commit = np.empty(0, np.bool_)
         """Segments of the step committed last whose requests were still at work."""
+        self._try_again = False
+        """A plan has failed, and somebody has a strike for it: without them, or with the next, another may not."""
 
     @property
     def idle(self) -> bool:
@@ -147,9 +118,16 @@ class Loop:
             self.tiers.begin(now)
         transaction = self.memory.ledger.begin()
         draft = Draft(transaction, self.table)
-        self.role.plan(draft)
+        failure: Exception | None = None
+        try:
+            self.role.plan(draft)
+        except (MemoryViolation, MemoryError) as error:
+            failure = error
         for row, source in draft.retracted:
             self._retracted(row, source, Cause.MEMORY, now)
+        if failure is not None:
+            self._plan_failed(draft, failure, now)
+            return None
         if draft.empty:
             self.memory.ledger.discard(transaction)
             self._check()
@@ -159,9 +137,33 @@ class Loop:
         self.memory.ledger.prepare(transaction)
         return plan
 
+    def _plan_failed(self, draft: Draft, error: Exception, now: float) -> None:
+        """Planning broke a law, or ran out of host memory: nothing of the step remains, and who runs starts again from
+        what it has. The request that was being tried, else those that ran, may be what does it: too often, and it
+        ends."""
+        self.memory.ledger.discard(draft.transaction)
+        self.effects.violated(error if isinstance(error, MemoryViolation) else MemoryViolation(str(error)))
+        self._check()
+        running = self.work.running().tolist()
+        for row in running:
+            self.retract(row, Cause.STEP_LOST, now)
+        for row in running if draft.trying is None else [draft.trying]:
+            self._try_again = True
+            self._strike(row, Cause.INTERNAL, f"the request could not be planned: {error}", now)
+
+    def _strike(self, row: int, cause: Cause, message: str, now: float) -> None:
+        """The request was part of something that went wrong; too often, and it ends."""
+        ticket = self.table.ticket(row)
+        ticket.strikes += 1
+        if ticket.strikes >= MAX_STRIKES:
+            self._leave(row, Event.ABORT, cause, now, message=message)
+
     def _unblock(self, now: float) -> bool:
         """Nothing could be planned and nothing is in flight: if requests hold memory that each other needs, the
         youngest gives way. The oldest is never asked, so it always ends."""
+        if self._try_again:
+            self._try_again = False
+            return True
         if self.work.num_running < 2:
             return False
         self.retract(int(self.work.oldest_first()[-1]), Cause.MEMORY, now)
@@ -195,12 +197,10 @@ class Loop:
             self.memory.ledger.abort(plan.transaction)
             self.journal.rolled_back(plan.step, reason, now, digest=self.memory.digest())
             self.counters.steps_lost += 1
+            self._check()
         self.in_flight.clear()
         for row in lost.rows[self.table.attempt[lost.rows] == lost.attempts].tolist():
-            ticket = self.table.ticket(row)
-            ticket.strikes += 1
-            if ticket.strikes >= MAX_STRIKES:
-                self._leave(row, Event.ABORT, Cause.WORKER_LOST, now, message=f"the worker failed: {reason}")
+            self._strike(row, Cause.WORKER_LOST, f"the worker failed: {reason}", now)
         for row in self.work.running().tolist():
             # What the worker computed is gone with it: nothing of it may be offered to other requests.
             self.table.num_computed[row] = 0

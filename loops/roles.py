@@ -10,7 +10,7 @@ from lifecycle.states import Cause
 from loops.admission import Admission, next_chunk
 from loops.batch import Draft
 from loops.work import Work
-from memory.pages import Int32s
+from memory.pages import Int32s, MemoryViolation
 
 
 class Role(Protocol):
@@ -94,7 +94,7 @@ class Unified:
             starts = memory.length[slots]
             entries = memory.extend(draft.transaction, slots, starts + 1)
             if entries is None:
-                raise AssertionError("room was made for these rows")
+                raise MemoryViolation("room that was made for rows is theirs", slots=slots)
         draft.decode(rows, slots, starts, entries)
 
     def _squeeze(self, draft: Draft, rows: Int32s) -> Int32s:

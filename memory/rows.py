@@ -85,7 +85,8 @@ class Rows:
             rows, indices = np.repeat(slots, count), consecutive(num_pages, count)
             self._digest.value -= self.worth(PageEntries(rows, indices, self.page_table[rows, indices]))
             self.num_pages[slots] = num_pages
-        self.lengthen(slots, lengths, lengths - self.length[slots])
+        self._digest.value -= self.worth_of_positions(slots, self.length[slots] - lengths)
+        self.length[slots] = lengths
 
     def worth(self, entries: PageEntries) -> int:
         """What these entries add to the digest."""
@@ -140,7 +141,8 @@ class Rows:
         """The row is so short again."""
         self._digest.value -= self._worth_in(slot, num_pages, self.page_table[slot, num_pages : self.num_pages[slot]])
         self.num_pages[slot] = num_pages
-        self.reach(slot, length)
+        self._digest.value -= int(self._length_keys[slot]) * (int(self.length[slot]) - length)
+        self.length[slot] = length
 
     def clear(self, slot: int) -> Hold | None:
         """The row ends. What was held for it."""

@@ -1,0 +1,43 @@
+"""What the loop tells the world: launched steps, outputs, endings, violations."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from lifecycle.states import Cause, State
+from lifecycle.step import StepResult
+from lifecycle.table import Ticket
+from loops.batch import Plan
+from memory.pages import Int32s, MemoryViolation
+
+
+class Ending(NamedTuple):
+    """A request's one terminal event."""
+
+    row: int
+    ticket: Ticket
+    state: State
+    cause: Cause
+    num_prompt: int
+    num_output: int
+    message: str = ""
+    matched: int | None = None
+
+
+class Effects(Protocol):
+    """Where the loop's decisions go."""
+
+    def opened(self, row: int, ticket: Ticket, tokens: Int32s) -> None:
+        """A request was given `row`. Comes before everything else about it."""
+
+    def launch(self, plan: Plan) -> None:
+        """Send the step to every rank."""
+
+    def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None:
+        """Tokens of one committed step; `rows` are those that are still wanted."""
+
+    def ended(self, ending: Ending) -> None:
+        """A request had its terminal event. Comes after its last output."""
+
+    def violated(self, violation: MemoryViolation) -> None:
+        """A law does not hold: a defect of the engine, to be counted and told; the engine goes on."""
