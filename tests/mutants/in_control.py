@@ -1,0 +1,97 @@
+"""Defects of control: flushes, decisions, counters, events."""
+
+from __future__ import annotations
+
+from actors.runtime.faults import Faults
+from actors.scheduler import Scheduler
+from actors.worker import Worker
+from loops.loop import Loop
+from loops.policy import FirstComeFirstServed
+from memory.pool import Memory
+from memory.prefix.radix import RadixCache
+from tests.mutants.mutant import Edit, Group, Mutant
+
+LOSES_A_STEP = Faults(strike=1)
+
+
+def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit, **more: object) -> Mutant:
+    return Mutant(name, Group.CONTROL, broken, resembles, what, edits, **more)  # type: ignore[arg-type]
+
+
+CONTROL = (
+    _mutant(
+        "flush_while_a_step_is_in_flight",
+        "quiescent_flush",
+        "14062, 31962",
+        "The cache is emptied whenever somebody asks, whatever is running.",
+        Edit(Loop.flush, "if not self.idle or not self.memory.flush():", "if not self.memory.flush():"),
+        Edit(Memory.flush, "if self.slots.in_use.any() or self.ledger.num_in_flight:", "if False:"),
+        shape={"cache": "radix"},
+    ),
+    _mutant(
+        "flush_is_not_answered_at_rest",
+        "quiescent_flush",
+        "12107",
+        "Who waits for the engine to rest is not told when it does.",
+        Edit(Scheduler._rest, "for ticket in list(self._flushes):", "for ticket in list(self._flushes)[1:]:"),
+    ),
+    _mutant(
+        "order_by_the_clock",
+        "one_decision_log",
+        "27221",
+        "The order of admission depends on deadlines, which no record has: a replay decides otherwise.",
+        Edit(
+            FirstComeFirstServed.order,
+            "return rows",
+            "return sorted(rows, key=lambda row: float(waiting.table.deadline[row]))",
+        ),
+    ),
+    _mutant(
+        "steps_from_before_the_reset_are_run",
+        "one_decision_log",
+        "34572",
+        "A step that was sent before the worker was reset, and that the scheduler has undone, is run all the same.",
+        Edit(Worker._execute, "if batch.step < self._next_step:", "if False:"),
+        shape={"pacing": "overlap"},
+        faults=LOSES_A_STEP,
+    ),
+    _mutant(
+        "stale_tokens_are_counted",
+        "observability_conservation",
+        "34320",
+        "Tokens that are dropped count as generated.",
+        Edit(
+            Loop._apply,
+            "self.counters.generated_tokens += len(rows)",
+            "self.counters.generated_tokens += len(result.tokens)",
+        ),
+        shape={"pacing": "overlap"},
+    ),
+    _mutant(
+        "cut_tokens_are_counted",
+        "observability_conservation",
+        "14934",
+        "Tokens behind a stop string count as generated.",
+        Edit(Loop.finish, "self.counters.generated_tokens -= extra", "pass"),
+    ),
+    _mutant(
+        "retraction_is_not_recorded",
+        "observability_conservation",
+        "29750",
+        "A retraction happens without a record.",
+        Edit(Loop._retracted, "self.journal.moved(", "(lambda *edge: None)("),
+        shape={"num_pages": 4, "page_size": 2},
+    ),
+    _mutant(
+        "removal_is_not_told",
+        "observability_conservation",
+        "29750",
+        "Of pages that leave the cache together, only one is told to those who follow its events.",
+        Edit(
+            RadixCache.evict,
+            "self.events.append(Removed(eviction.pages))",
+            "self.events.append(Removed(eviction.pages[:1]))",
+        ),
+        shape={"cache": "radix"},
+    ),
+)

@@ -1,0 +1,152 @@
+"""Defects of the life of requests: ends, aborts, lost steps, progress, fairness."""
+
+from __future__ import annotations
+
+from actors.detokenizer import Detokenizer
+from actors.gateway import Gateway
+from actors.runtime.faults import Faults
+from actors.scheduler import Scheduler
+from lifecycle.table import RequestTable
+from loops.loop import Loop
+from loops.policy import FirstComeFirstServed
+from loops.roles import Unified
+from loops.work import Work
+from tests.mutants.mutant import Edit, Group, Mutant
+
+LOSES_A_STEP = Faults(strike=1)
+CLOCK_RUSHES = Faults(rush=1)
+
+
+def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit, **more: object) -> Mutant:
+    return Mutant(name, Group.LIFECYCLE, broken, resembles, what, edits, **more)  # type: ignore[arg-type]
+
+
+LIFECYCLE = (
+    _mutant(
+        "second_terminal_reply",
+        "legal_lifecycle",
+        "6803, 6184",
+        "A request that a stop string has ended gets another end when the scheduler reports its own.",
+        Edit(Detokenizer._end, "if stream.closed:", "if stream.closed and place is not None:"),
+    ),
+    _mutant(
+        "aborted_request_stays_in_the_queue",
+        "abort_is_total",
+        "34113, 25561",
+        "An abort of a waiting request leaves its row in the queue.",
+        Edit(
+            Loop._leave,
+            "if source != State.NEW:\n        self.work.drop(row)",
+            "if source > State.QUEUED:\n        self.work.drop(row)",
+        ),
+    ),
+    _mutant(
+        "abort_that_comes_early_is_lost",
+        "abort_is_total",
+        "37833",
+        "An abort that overtakes its request on the way to the scheduler is forgotten.",
+        Edit(Scheduler._abort, "self._aborted_early[request] = (cause, message)", "pass"),
+    ),
+    _mutant(
+        "deadlines_never_fire",
+        "abort_is_total",
+        "26912",
+        "The timer that looks at deadlines finds none that has passed.",
+        Edit(Loop.expire, "self.table.deadline[live] <= now", "self.table.deadline[live] < 0.0"),
+        faults=CLOCK_RUSHES,
+    ),
+    _mutant(
+        "token_after_the_abort",
+        "silence_after_abort",
+        "34112",
+        "A request that is aborted between the plan of a step and its commit gets that step's token.",
+        Edit(RequestTable.close, "self.attempt[row] += 1", "pass"),
+        shape={"pacing": "overlap"},
+    ),
+    _mutant(
+        "row_is_reused_too_early",
+        "incarnation",
+        "19035, 28143",
+        "The row of a request that ended is given to the next one while a step in flight still names it.",
+        Edit(Loop._leave, "self.memory.ledger.fence if source != State.NEW else 0", "0"),
+        shape={"pacing": "overlap"},
+    ),
+    _mutant(
+        "late_token_reaches_the_successor",
+        "incarnation",
+        "28143",
+        "Rows are reused at once, and whether a token belongs to the row's present holder is not asked.",
+        Edit(Loop._leave, "self.memory.ledger.fence if source != State.NEW else 0", "0"),
+        Edit(Loop._apply, "table.attempt[plan.rows] == plan.attempts", "table.attempt[plan.rows] >= 0"),
+        shape={"pacing": "overlap"},
+    ),
+    _mutant(
+        "token_after_the_retraction",
+        "legal_lifecycle",
+        "21171",
+        "A request that is retracted while a step is in flight still gets that step's token.",
+        Edit(Work.retract, "table.attempt[row] += 1", "pass"),
+        shape={"pacing": "overlap", "num_pages": 4, "page_size": 2},
+    ),
+    _mutant(
+        "two_wait_for_each_other",
+        "bounded_progress",
+        "22518, 14872",
+        "When all memory is held by requests that cannot go on, nobody is asked to give way.",
+        Edit(Loop.turn, "if self.in_flight or not self._unblock(now):", "if True:"),
+    ),
+    _mutant(
+        "the_oldest_gives_way",
+        "bounded_progress",
+        "36855; vllm 39734",
+        "The oldest request is retracted when pages run out, not the youngest.",
+        Edit(Unified._squeeze, "victim = int(running[-1])", "victim = int(running[0])"),
+        Edit(Loop._unblock, "oldest_first()[-1]", "oldest_first()[0]"),
+    ),
+    _mutant(
+        "a_lost_step_ends_everybody",
+        "fault_isolation",
+        "31597, 7897",
+        "Every request that was part of a lost step is ended, the first time it happens.",
+        Edit(Loop.failed, "if ticket.strikes >= MAX_STRIKES:", "if ticket.strikes:"),
+        faults=LOSES_A_STEP,
+    ),
+    _mutant(
+        "worker_is_not_reset",
+        "fault_isolation",
+        "40728",
+        "After a lost step nobody tells the worker to start again: it refuses all that comes.",
+        Edit(Scheduler._failed, 'self._send("worker", ', "(lambda *message: None)("),
+        faults=LOSES_A_STEP,
+    ),
+    _mutant(
+        "lost_admission_is_not_undone",
+        "legal_lifecycle",
+        "31765",
+        "When the step that admitted a request is rolled back, its state stays PREFILLING.",
+        Edit(Work._unadmitted, "self.table.undo(row, State.QUEUED)", "pass"),
+        faults=LOSES_A_STEP,
+    ),
+    _mutant(
+        "the_first_in_the_queue_starves",
+        "admission_is_monotone",
+        "17797",
+        "The policy offers the request that has waited longest last.",
+        Edit(FirstComeFirstServed.order, "return rows", "return [*rows[1:], *rows[:1]]"),
+        shape={"max_running": 1},
+    ),
+    _mutant(
+        "the_only_one_in_the_queue_is_not_offered",
+        "work_conserving",
+        "32459",
+        "The engine is idle while a request waits that could be admitted.",
+        Edit(FirstComeFirstServed.order, "return rows", "return rows[:-1]"),
+    ),
+    _mutant(
+        "gateway_forgets_who_hangs_up",
+        "abort_is_total",
+        "30912",
+        "The entry of a client that hangs up is dropped at once, though its request still ends.",
+        Edit(Gateway.abort, "entry.sink = None", "entry.sink = None; self._entries.pop(entry.request)"),
+    ),
+)

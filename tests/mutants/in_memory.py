@@ -1,0 +1,185 @@
+"""Defects of memory: pages, slots, rows, promises and holds."""
+
+from __future__ import annotations
+
+from actors.runtime.faults import Faults
+from loops.admission import Admission
+from loops.loop import Loop
+from loops.work import Work
+from memory.escrow import Escrow
+from memory.pages import PagePool
+from memory.pool import Memory
+from memory.prefix.radix import RadixCache
+from memory.slots import SlotPool
+from memory.window import Windows
+from tests.mutants.mutant import Edit, Group, Mutant
+
+LOSES_A_STEP = Faults(strike=1)
+HYBRID = {"window": 3, "num_window_pages": 6, "page_size": 2, "cache": "radix"}
+RADIX = {"cache": "radix"}
+
+
+def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit, **more: object) -> Mutant:
+    return Mutant(name, Group.MEMORY, broken, resembles, what, edits, **more)  # type: ignore[arg-type]
+
+
+MEMORY = (
+    _mutant(
+        "freed_before_the_fence",
+        "no_reuse_before_fence",
+        "24527, 18744",
+        "A request that ends gives its pages back at once, while a step in flight still writes to them.",
+        Edit(Memory.release, "fence = self.ledger.fence", "fence = self.ledger.resolved"),
+        shape={"pacing": "overlap"},
+    ),
+    _mutant(
+        "evicted_before_the_fence",
+        "no_reuse_before_fence",
+        "27108",
+        "An evicted page is free at once, although a step in flight may still read it.",
+        Edit(RadixCache._evict, "else NO_PAGES, fence)", "else NO_PAGES, 0)"),
+        shape=RADIX | {"pacing": "overlap"},
+    ),
+    _mutant(
+        "shared_page_not_counted",
+        "single_owner",
+        "17797",
+        "A row that starts with cached pages is not counted as one of their users.",
+        Edit(PagePool.share, "self.refcount[index] += 1", "self.refcount[index] += 0"),
+        shape=RADIX,
+    ),
+    _mutant(
+        "freed_while_the_cache_has_it",
+        "single_owner",
+        "28702",
+        "The last row that uses a cached page frees it, although the cache still offers it.",
+        Edit(PagePool.release, "gone = pages[left == 0]", "gone = pages[left <= 1]"),
+        shape=RADIX,
+    ),
+    _mutant(
+        "held_node_may_leave",
+        "hold_accounting",
+        "24153",
+        "A node of the prefix tree that a running request holds stays among those that may be evicted.",
+        Edit(RadixCache.pin, "self._order.remove(above)", "pass"),
+        shape=RADIX,
+    ),
+    _mutant(
+        "hold_leaks_at_insertion",
+        "hold_accounting",
+        "12107",
+        "When a prompt's next chunk is cached, the hold on the chunks before it is never released.",
+        Edit(RadixCache.insert, "self._let_go(before, fence)", "pass"),
+        shape=RADIX,
+    ),
+    _mutant(
+        "worker_not_told_of_replaced_pages",
+        "read_after_commit",
+        "30233",
+        "Two requests computed the same prefix; one moves to the other's pages, but the worker's page table is not "
+        "changed, and its old pages are given away.",
+        Edit(
+            Memory._deduplicate,
+            "self.replaced.append(self.rows.replace(slot, indices, theirs))",
+            "self.rows.replace(slot, indices, theirs)",
+        ),
+        shape=RADIX,
+    ),
+    _mutant(
+        "unwritten_page_is_offered",
+        "read_after_commit",
+        "30986",
+        "A request that leaves offers its last page to others before its last token's keys and values are written.",
+        Edit(Work.keep_prefix, "table.num_tokens[row] - 1 if", "table.num_tokens[row] if"),
+        shape=RADIX,
+    ),
+    _mutant(
+        "window_page_leaves_early",
+        "read_after_commit",
+        "31616",
+        "A window slides one page too far, so that the next query misses keys that it should see.",
+        Edit(Windows.first_read, "- self.behind", "- self.behind + 1"),
+        shape=HYBRID,
+    ),
+    _mutant(
+        "failed_admission_keeps_its_slot",
+        "allocation_is_a_transaction",
+        "34676",
+        "A request that turns out not to fit keeps the slot and the holds that it has taken so far.",
+        Edit(
+            Admission.admit,
+            "if outcome is None:\n            draft.transaction.rollback(savepoint)",
+            "if outcome is None:",
+        ),
+    ),
+    _mutant(
+        "rollback_forgets_the_row",
+        "allocation_is_a_transaction",
+        "26265",
+        "A rolled back step leaves the page-table entries and the length that it has added to a row.",
+        Edit(Memory._unextend, "self.rows.cut(slots, num_pages, lengths)", "pass"),
+        faults=LOSES_A_STEP,
+    ),
+    _mutant(
+        "promise_spent_twice",
+        "auxiliary_conservation",
+        "17483",
+        "A page that was promised is counted off the promises twice when it is taken.",
+        Edit(Escrow.spend, "self.total -= int(counts.sum())", "self.total -= 2 * int(counts.sum())"),
+    ),
+    _mutant(
+        "promised_to_everybody",
+        "allocation_is_a_transaction",
+        "7328",
+        "A request is admitted without asking whether the pages that it needs are promised to others.",
+        Edit(Memory.promise, "if need > self.unpromised or", "if need > self.pages.total or"),
+    ),
+    _mutant(
+        "retraction_keeps_the_slot",
+        "conservation",
+        "6888",
+        "A retracted request goes back to the queue, but its slot and its pages stay taken.",
+        Edit(Work.retract, "self.memory.release(int(table.slot[row]))", "pass"),
+        shape={"num_pages": 4},
+    ),
+    _mutant(
+        "salt_is_ignored",
+        "namespace_isolation",
+        "24568",
+        "The prefix tree has one root for all namespaces: requests with another salt find the pages.",
+        Edit(RadixCache.match_and_hold, "self._roots.get(namespace)", 'self._roots.get("")'),
+        Edit(RadixCache.insert, "root = self._roots.get(namespace)", 'root = self._roots.get("")'),
+        Edit(
+            RadixCache.insert,
+            "root = self._roots[namespace] = Root(namespace)",
+            'root = self._roots[""] = Root("")',
+        ),
+        shape=RADIX,
+    ),
+    _mutant(
+        "cache_survives_the_worker",
+        "read_after_commit",
+        "23392",
+        "After a lost step the worker has forgotten every page, but the prefix cache still offers them.",
+        Edit(Loop.failed, "self.memory.flush()", "pass"),
+        shape=RADIX,
+        faults=LOSES_A_STEP,
+    ),
+    _mutant(
+        "slot_is_free_twice",
+        "auxiliary_conservation",
+        "30053",
+        "A slot comes free at once, and again when the step in flight is done: two requests get it.",
+        Edit(SlotPool.release, "self.deferred += 1", "self.deferred += 1; self._free.append(slot)"),
+        shape={"pacing": "overlap"},
+    ),
+    _mutant(
+        "stale_entries_outlive_a_reset",
+        "row_shape",
+        "15922",
+        "After a lost step the page-table changes of before are still sent to the worker.",
+        Edit(Loop.failed, "self.memory.take_replaced()", "pass"),
+        shape=RADIX,
+        faults=LOSES_A_STEP,
+    ),
+)

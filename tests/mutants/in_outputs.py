@@ -1,0 +1,131 @@
+"""Defects of what clients get: tokens, texts, stops."""
+
+from __future__ import annotations
+
+from actors.detokenizer import Detokenizer
+from actors.text.incremental import ByteDecoder
+from actors.text.stop import StopMatcher
+from actors.text.stream import Stream
+from gpu.ghost import Ghost
+from gpu.ghost_draws import GhostDraws
+from loops.loop import Loop
+from loops.work import Work
+from memory.pool import Memory
+from memory.prefix.radix import RadixCache
+from tests.mutants.mutant import Edit, Group, Mutant
+
+RADIX = {"cache": "radix"}
+
+
+def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit, **more: object) -> Mutant:
+    return Mutant(name, Group.OUTPUTS, broken, resembles, what, edits, **more)  # type: ignore[arg-type]
+
+
+OUTPUTS = (
+    _mutant(
+        "match_is_one_page_too_long",
+        "cache_hit_equivalence",
+        "22819",
+        "Where a prompt leaves a cached edge, one page too many is taken for its own.",
+        Edit(RadixCache._reach, "common_pages(data, at, child.key, width) * width", "len(child.key)"),
+        shape=RADIX,
+    ),
+    _mutant(
+        "whole_prompt_is_matched",
+        "cache_hit_equivalence",
+        "23392",
+        "A prompt that is cached to its last token leaves nothing to compute the first output from.",
+        Edit(Memory.admit, "tokens[: len(tokens) - 1] if", "tokens if"),
+        shape=RADIX,
+    ),
+    _mutant(
+        "input_of_the_wrong_slot",
+        "batch_independence",
+        "35697",
+        "The placeholder for a token not known yet is resolved with another slot's token.",
+        Edit(Ghost._resolve_tokens, "drawn = self._last[slots]", "drawn = self._last[np.sort(slots)]"),
+        shape={"max_running": 4},
+    ),
+    _mutant(
+        "seed_of_the_neighbour",
+        "batch_independence",
+        "vllm 51866",
+        "Sampling noise depends on the place in the batch, not on the request.",
+        Edit(GhostDraws._choose, "self._seed[slots]", "self._seed[slots] + rows.astype(np.uint64)"),
+    ),
+    _mutant(
+        "tokens_move_up_beside_a_stale_one",
+        "batch_independence",
+        "vllm 51902",
+        "When one token of a step is dropped, those behind it go to the wrong requests.",
+        Edit(Loop._apply, "rows[wanted], tokens[wanted]", "rows[wanted], tokens[: int(wanted.sum())]"),
+        shape={"pacing": "overlap"},
+    ),
+    _mutant(
+        "retraction_forgets_the_output",
+        "retraction_transparency",
+        "14109, 20729",
+        "A retracted request starts again from its prompt, so that its client sees its first tokens twice.",
+        Edit(
+            Work.retract,
+            "table.attempt[row] += 1",
+            "table.attempt[row] += 1; table.num_tokens[row] = table.num_prompt[row]",
+        ),
+        shape={"num_pages": 4, "page_size": 2},
+    ),
+    _mutant(
+        "text_held_back_is_lost",
+        "stream_equals_result",
+        "31598",
+        "What was held back of the text is not sent when the request ends.",
+        Edit(Detokenizer._end, "text = stream.flush()", 'text = ""'),
+    ),
+    _mutant(
+        "decoder_of_the_former_holder",
+        "stream_equals_result",
+        "40901",
+        "Half of a character that the former request of a row left behind comes before the text of the next.",
+        Edit(
+            Detokenizer._open,
+            "self._streams[opened.row] = Stream(self._vocabulary, opened, self.context.now())",
+            "stream = self._streams[opened.row] = Stream(self._vocabulary, opened, self.context.now())\n"
+            '    stream._decoder = vars(self).setdefault("kept", {}).setdefault(opened.row, stream._decoder)\n'
+            "    stream.decode = stream._decoder.push",
+        ),
+        Edit(ByteDecoder.flush, 'self._pending = b""', "pass"),
+    ),
+    _mutant(
+        "stop_across_two_tokens_is_missed",
+        "stop_semantics",
+        "11462",
+        "A stop string is looked for in the text of each token alone.",
+        Edit(StopMatcher.push, "text = self._held + piece", "text = piece"),
+    ),
+    _mutant(
+        "tokens_after_the_stop",
+        "stop_semantics",
+        "11446",
+        "Tokens that come after a stop string was found are still sent.",
+        Edit(
+            Detokenizer._outputs_of,
+            "if stream is None or stream.matched is not None:",
+            "if stream is None:",
+        ),
+        Edit(
+            Stream._match,
+            "if self._matcher is None or not text:",
+            "if self._matcher is None or not text or self.closed:",
+        ),
+    ),
+    _mutant(
+        "one_token_too_many",
+        "stream_equals_result",
+        "21583",
+        "The end is noticed one token late.",
+        Edit(
+            Loop._ended,
+            "table.num_tokens[rows] >= table.max_tokens[rows]",
+            "table.num_tokens[rows] > table.max_tokens[rows]",
+        ),
+    ),
+)
