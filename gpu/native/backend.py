@@ -142,6 +142,8 @@ def _create(library: Library, config: ModelConfig, kv: KvStore, threads: int, ha
     windows = np.array([window or 0 for window in config.windows], np.int32)
     rope_of_layer = np.array([ropes.index(config.rope_of(layer)) for layer in range(config.num_layers)], np.int32)
     frequencies = np.concatenate([rope.inverse_frequencies(config.head_dim) for rope in ropes])
+    experts = config.experts
+    expert_layers = np.array([config.experts_of(layer) is not None for layer in range(config.num_layers)], np.int32)
     shape = Shape(
         bf16=kv.data.dtype == torch.bfloat16,
         gelu_tanh=config.activation == "gelu_tanh",
@@ -154,6 +156,11 @@ def _create(library: Library, config: ModelConfig, kv: KvStore, threads: int, ha
         window_kv=None if kv.window_data is None else kv.window_data.data_ptr(),
         windows=_pointer(windows),
         rope_of_layer=_pointer(rope_of_layer),
+        expert_layers=_pointer(expert_layers),
+        num_experts=experts.count if experts else 0,
+        experts_per_row=experts.chosen if experts else 0,
+        expert_size=experts.size if experts else 0,
+        normalised_shares=experts.normalised if experts else 0,
         inverse_frequencies=_pointer(frequencies),
         **{name: getattr(config, name) for name in _COPIED},
     )

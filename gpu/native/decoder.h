@@ -8,6 +8,13 @@
 //     inner     [t][intermediate]   elements, activation(gate) * up
 //     branch    [t][hidden]         float32, an output that is normed before it joins the stream
 //
+// In a layer of experts, where p counts pairs of a row and one of its experts, those of one expert side by side:
+//
+//     mixed     [t][experts]        float32, the router's scores
+//     gathered  [p][hidden]         elements, the rows
+//     inner     [p][expert size]    elements
+//     said      [p][hidden]         float32, what the experts add, before it is weighted
+//
 // Rows are padded to a multiple of 32 elements; the padding stays zero from end to end.
 #pragma once
 
@@ -26,12 +33,14 @@ namespace pawl {
 struct Shape {
     int32_t bf16, vocab_size, hidden_size, num_layers, num_heads, num_kv_heads, head_dim, intermediate_size;
     int32_t gelu_tanh, qkv_bias, qk_norm, sandwich_norms, tied_embeddings, num_ropes, num_pages, page_size;
+    int32_t num_experts, experts_per_row, expert_size, normalised_shares;   // 0 experts: none in any layer
     float norm_epsilon, embedding_scale, query_scale;
     int32_t threads, num_window_pages;   // 0 window pages: one store for all layers
     void* kv;                         // [layers][2][pages][page_size][kv_heads][head_dim]
     void* window_kv;                  // the same of the layers with a window, where those have a store of their own
     const int32_t* windows;           // [layers], 0: none
     const int32_t* rope_of_layer;     // [layers]
+    const int32_t* expert_layers;     // [layers], 1: has experts
     const float* inverse_frequencies; // [num_ropes][head_dim / 2]
 };
 
@@ -79,8 +88,17 @@ constexpr int64_t kUnlimited = int64_t(1) << 40;
 constexpr int kStores = 2;
 
 template <class Element>
+struct Mlp {
+    Mlp() = default;
+    Mlp(int64_t hidden, int64_t inner) : gate_up(2 * padded(inner), hidden), down(hidden, inner) {}
+    Matrix<Element> gate_up, down;
+};
+
+template <class Element>
 struct Layer {
-    Matrix<Element> qkv, output, gate_up, down;
+    Matrix<Element> qkv, output, router;
+    std::vector<Mlp<Element>> mlps;   // one, or one for each expert
+    bool routed = false;
     Vector input_norm, mlp_norm, attention_norm, after_mlp_norm, query_norm, key_norm, bias;
     int64_t window = 0;
     int rope = 0;
@@ -127,6 +145,17 @@ private:
         float logit;
         int32_t token;
     };
+    // One expert of one row.
+    struct Choice {
+        int32_t expert;
+        float share;
+        int64_t pair;
+    };
+    // Pairs of one expert that a task takes together.
+    struct Block {
+        int64_t first, count;
+        int32_t expert;
+    };
     // The larger logit; of equals, the lower token: the same choice in whatever order candidates come.
     static Best better(Best a, Best b) {
         if (a.logit != b.logit) return a.logit < b.logit ? b : a;
@@ -137,7 +166,7 @@ private:
     void check(const Inputs& inputs) const;
     void check_segment(const Inputs& inputs, int64_t segment) const;
     void plan(const Inputs& inputs);
-    int num_phases() const { return 6 + int(layers_.size()) * 10; }
+    int num_phases() const { return 6 + int(layers_.size()) * 14; }
 
     // step.h: run by every thread of the pool.
     void walk(Walk& walk, const Inputs& inputs);
@@ -150,8 +179,21 @@ private:
     template <int kPanels, class Epilogue>
     void product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
                  Epilogue&& epilogue);
+    template <int kPanels, class Epilogue>
+    void multiply_block(const RowBuffer<Unit>& from, int64_t first, int64_t count, const Matrix<Element>& weights,
+                        int64_t begin, int64_t end, Epilogue&& epilogue);
+    void store_gated(int64_t row, int num, int64_t pair, const float* gates, const float* ups);
     void add_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
                      const Vector& norm);
+
+    // experts.h: run by every thread of the pool.
+    void mix_experts(Walk& walk, const Layer<Element>& layer, int64_t rows);
+    void choose_experts(int64_t row);
+    void group_by_expert(int64_t rows);
+    template <int kPanels, class Pick, class Epilogue>
+    void expert_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Layer<Element>& layer,
+                        Pick&& pick, Epilogue&& epilogue);
+    int64_t pairs(int64_t rows) const { return rows * shape_.experts_per_row; }
 
     void place(Layer<Element>& layer);
     int num_stores() const { return shape_.num_window_pages > 0 ? 2 : 1; }
@@ -177,8 +219,11 @@ private:
     std::vector<Best> best_;                      // [thread][logit row]
     std::vector<Segment> segments_;               // attention tasks of this step
     std::vector<int32_t> row_segment_;            // [t]
-    RowBuffer<float> hidden_, mixed_, branch_, angles_;
-    RowBuffer<Unit> normed_, queries_, attended_, inner_;
+    std::vector<Choice> choices_;                 // [t][experts of a row]
+    std::vector<int64_t> row_of_pair_;            // [p]
+    std::vector<Block> blocks_;                   // of this layer's pairs
+    RowBuffer<float> hidden_, mixed_, branch_, angles_, said_;
+    RowBuffer<Unit> normed_, queries_, attended_, inner_, gathered_;
     int64_t query_rows_ = 0;
 };
 

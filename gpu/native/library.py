@@ -36,6 +36,10 @@ class Shape(ctypes.Structure):
                 "num_ropes",
                 "num_pages",
                 "page_size",
+                "num_experts",
+                "experts_per_row",
+                "expert_size",
+                "normalised_shares",
             )
         ),
         ("norm_epsilon", c_float),
@@ -47,6 +51,7 @@ class Shape(ctypes.Structure):
         ("window_kv", c_void_p),
         ("windows", c_void_p),
         ("rope_of_layer", c_void_p),
+        ("expert_layers", c_void_p),
         ("inverse_frequencies", c_void_p),
     )
 

@@ -1,7 +1,7 @@
 // Making a decoder, loading its weights, and planning a step: the members of Decoder that run on the caller's thread.
 #pragma once
 
-#include "step.h"
+#include "experts.h"
 
 namespace pawl {
 
@@ -16,14 +16,16 @@ Decoder<Element>::Decoder(const Shape& shape)
       head_(shape.vocab_size, shape.hidden_size),
       final_norm_(shape.hidden_size),
       hidden_(padded(shape.hidden_size)),
-      mixed_(padded(query_size() + 2 * token_stride())),
+      mixed_(padded(std::max<int64_t>(query_size() + 2 * token_stride(), shape.num_experts))),
       branch_(padded(shape.hidden_size)),
       angles_(int64_t(shape.num_ropes) * shape.head_dim),
+      said_(padded(shape.hidden_size)),
       // Strides that are no power of two, so that rows of a tile do not fall into the same cache set.
       normed_(units<Element>(padded(shape.hidden_size)) + 16),
       queries_(units<Element>(query_size())),
       attended_(units<Element>(padded(query_size())) + 16),
-      inner_(units<Element>(padded(shape.intermediate_size)) + 16) {
+      inner_(units<Element>(padded(std::max(shape.intermediate_size, shape.expert_size))) + 16),
+      gathered_(normed_.stride) {
     const int64_t hidden = shape.hidden_size, mixed = query_size() + 2 * token_stride(), head = shape.head_dim;
     if (!shape.tied_embeddings) embedding_ = Matrix<Element>(shape.vocab_size, hidden);
     for (int64_t index = 0; index < shape.num_layers; ++index) {
@@ -33,8 +35,10 @@ Decoder<Element>::Decoder(const Shape& shape)
         place(layer);
         layer.qkv = Matrix<Element>(mixed, hidden);
         layer.output = Matrix<Element>(hidden, query_size());
-        layer.gate_up = Matrix<Element>(2 * padded(shape.intermediate_size), hidden);
-        layer.down = Matrix<Element>(hidden, shape.intermediate_size);
+        layer.routed = shape.num_experts > 0 && shape.expert_layers[index] != 0;
+        if (layer.routed) layer.router = Matrix<Element>(shape.num_experts, hidden);
+        for (int i = 0; i < (layer.routed ? shape.num_experts : 1); ++i)
+            layer.mlps.emplace_back(hidden, layer.routed ? shape.expert_size : shape.intermediate_size);
         layer.input_norm = Vector(hidden);
         layer.mlp_norm = Vector(hidden);
         if (shape.qkv_bias) layer.bias = Vector(mixed);
@@ -74,7 +78,7 @@ void Decoder<Element>::load_weight(int index, const std::string& name, const voi
         for (int64_t i = 0; i < size; ++i)
             to.memory.template as<float>()[first + i] = Element::widen(static_cast<const Stored*>(from)[i]);
     };
-    const int64_t hidden = shape_.hidden_size, inner = shape_.intermediate_size, vocab = shape_.vocab_size;
+    const int64_t hidden = shape_.hidden_size, vocab = shape_.vocab_size;
     const int64_t query = query_size(), kv = token_stride();
     if (name == "lm_head.weight") return matrix(head_, vocab, hidden);
     if (name == "model.embed_tokens.weight")
@@ -92,10 +96,22 @@ void Decoder<Element>::load_weight(int index, const std::string& name, const voi
     if (name == "self_attn.q_norm.weight") return norm(layer.query_norm);
     if (name == "self_attn.k_norm.weight") return norm(layer.key_norm);
     if (name == "self_attn.o_proj.weight") return matrix(layer.output, hidden, query);
-    // Gate and up alternate panel by panel, so that one task has both.
-    if (name == "mlp.gate_proj.weight") return matrix(layer.gate_up, inner, hidden, 0, 2);
-    if (name == "mlp.up_proj.weight") return matrix(layer.gate_up, inner, hidden, kPanel, 2);
-    if (name == "mlp.down_proj.weight") return matrix(layer.down, hidden, inner);
+    if (layer.routed && name == "mlp.gate.weight") return matrix(layer.router, shape_.num_experts, hidden);
+    if (name.rfind("mlp.", 0) == 0) {
+        // "mlp.up_proj.weight", or "mlp.experts.7.up_proj.weight"
+        const std::string experts = "mlp.experts.";
+        const bool named = name.rfind(experts, 0) == 0;
+        const size_t dot = named ? name.find('.', experts.size()) : 3;
+        const int64_t expert = named ? std::atoll(name.c_str() + experts.size()) : 0;
+        require(named == layer.routed && dot != std::string::npos && expert >= 0 && expert < int64_t(layer.mlps.size()));
+        const std::string part = name.substr(dot + 1);
+        const int64_t inner = layer.routed ? shape_.expert_size : shape_.intermediate_size;
+        Mlp<Element>& mlp = layer.mlps[size_t(expert)];
+        // Gate and up alternate panel by panel, so that one task has both.
+        if (part == "gate_proj.weight") return matrix(mlp.gate_up, inner, hidden, 0, 2);
+        if (part == "up_proj.weight") return matrix(mlp.gate_up, inner, hidden, kPanel, 2);
+        if (part == "down_proj.weight") return matrix(mlp.down, hidden, inner);
+    }
     if (name == "post_attention_layernorm.weight")
         return norm(shape_.sandwich_norms ? layer.attention_norm : layer.mlp_norm);
     if (name == "pre_feedforward_layernorm.weight") return norm(layer.mlp_norm);
@@ -152,6 +168,12 @@ void Decoder<Element>::plan(const Inputs& inputs) {
     for (RowBuffer<float>* buffer : {&hidden_, &mixed_, &angles_}) buffer->reserve(rows);
     if (shape_.sandwich_norms) branch_.reserve(rows);
     for (RowBuffer<Unit>* buffer : {&normed_, &queries_, &attended_, &inner_}) buffer->reserve(rows);
+    if (shape_.num_experts > 0) {
+        said_.reserve(pairs(rows));
+        for (RowBuffer<Unit>* buffer : {&gathered_, &inner_}) buffer->reserve(pairs(rows));
+        choices_.resize(size_t(pairs(rows)));
+        row_of_pair_.resize(size_t(pairs(rows)));
+    }
     query_rows_ = rows;
     segments_.clear();
     row_segment_.resize(size_t(rows));

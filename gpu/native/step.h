@@ -10,34 +10,54 @@ constexpr int64_t kRowBlock = 192;
 // Tasks a thread finds in a product of one row block: enough that a slow core leaves its share to the others.
 constexpr int64_t kTasksPerThread = 12;
 
+// The columns of a product, in parts of equal size: one part of one block of rows is a task.
+struct Shares {
+    Shares(int64_t items, int64_t blocks, int64_t threads) : items(items) {
+        const int64_t wanted = std::max<int64_t>(1, threads * kTasksPerThread / std::max<int64_t>(1, blocks));
+        size = (items + wanted - 1) / wanted;
+        count = (items + size - 1) / size;
+    }
+    int64_t begin(int64_t share) const { return share * size; }
+    int64_t end(int64_t share) const { return std::min(items, (share + 1) * size); }
+    int64_t items, size, count;
+};
+
 // Rows of a block in tiles of nearly equal size: the last one would else be a slow one.
 inline int64_t tile_begin(int64_t rows, int64_t tiles, int64_t tile) { return rows * tile / tiles; }
+
+// `count` rows from `first` times columns begin .. end of the matrix, counted in groups of `kPanels` panels.
+template <class Element>
+template <int kPanels, class Epilogue>
+void Decoder<Element>::multiply_block(const RowBuffer<Unit>& from, int64_t first, int64_t count,
+                                      const Matrix<Element>& weights, int64_t begin, int64_t end,
+                                      Epilogue&& epilogue) {
+    const int64_t tiles = (count + kTileRows - 1) / kTileRows;
+    for (int64_t item = begin; item < end; ++item) {
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+            alignas(64) float out[kPanels][kTileRows * kPanel];
+            const int64_t row = first + tile_begin(count, tiles, tile);
+            const int num = int(first + tile_begin(count, tiles, tile + 1) - row);
+            for (int i = 0; i < kPanels; ++i) {
+                const Unit* panel = weights.panel(item * kPanels + i);
+                const Unit* next = weights.panel(std::min(item + 1, end - 1) * kPanels + i);
+                multiply_tile<Element>(num, from.row(row), from.stride, panel, weights.depth, out[i], nullptr,
+                                       fetch_for(panel, next, weights.depth, tile, tiles));
+            }
+            epilogue(row, num, item, out);
+        }
+    }
+}
 
 template <class Element>
 template <int kPanels, class Epilogue>
 void Decoder<Element>::product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
                                Epilogue&& epilogue) {
-    const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock, items = weights.panels / kPanels;
-    const int64_t wanted = std::max<int64_t>(1, threads() * kTasksPerThread / std::max<int64_t>(1, blocks));
-    const int64_t share = (items + wanted - 1) / wanted, shares = (items + share - 1) / share;
-    walk.phase(blocks * shares, [&](int64_t task) {
-        const int64_t first = task / shares * kRowBlock, count = std::min(kRowBlock, rows - first);
-        const int64_t tiles = (count + kTileRows - 1) / kTileRows;
-        const int64_t begin = task % shares * share, end = std::min(items, begin + share);
-        for (int64_t item = begin; item < end; ++item) {
-            for (int64_t tile = 0; tile < tiles; ++tile) {
-                alignas(64) float out[kPanels][kTileRows * kPanel];
-                const int64_t row = first + tile_begin(count, tiles, tile);
-                const int num = int(first + tile_begin(count, tiles, tile + 1) - row);
-                for (int i = 0; i < kPanels; ++i) {
-                    const Unit* panel = weights.panel(item * kPanels + i);
-                    const Unit* next = weights.panel(std::min(item + 1, end - 1) * kPanels + i);
-                    multiply_tile<Element>(num, from.row(row), from.stride, panel, weights.depth, out[i], nullptr,
-                                           fetch_for(panel, next, weights.depth, tile, tiles));
-                }
-                epilogue(row, num, item, out);
-            }
-        }
+    const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
+    const Shares shares(weights.panels / kPanels, blocks, threads());
+    walk.phase(blocks * shares.count, [&](int64_t task) {
+        const int64_t first = task / shares.count * kRowBlock, share = task % shares.count;
+        multiply_block<kPanels>(from, first, std::min(kRowBlock, rows - first), weights, shares.begin(share),
+                                shares.end(share), epilogue);
     });
 }
 
@@ -155,16 +175,24 @@ void Decoder<Element>::finish_layer(Walk& walk, const Layer<Element>& layer, int
         normalise<Element>(hidden_.row(row), layer.mlp_norm.data(), shape_.hidden_size, shape_.norm_epsilon,
                            normed_.row(row));
     });
-    const Activation activation = shape_.gelu_tanh ? Activation::kGeluTanh : Activation::kSilu;
-    product<2>(walk, normed_, rows, layer.gate_up, [&](int64_t row, int num, int64_t pair, auto& out) {
-        for (int i = 0; i < num; ++i)
-            for (int c = 0; c < kPanel; c += kLanes) {
-                const int at = i * kPanel + c;
-                Stored* to = reinterpret_cast<Stored*>(inner_.row(row + i)) + pair * kPanel + c;
-                Element::store_narrow(to, gated(activation, load<Floats>(out[0] + at), load<Floats>(out[1] + at)));
-            }
+    if (layer.routed) return mix_experts(walk, layer, rows);
+    const Mlp<Element>& mlp = layer.mlps[0];
+    product<2>(walk, normed_, rows, mlp.gate_up, [&](int64_t row, int num, int64_t pair, auto& out) {
+        store_gated(row, num, pair, out[0], out[1]);
     });
-    add_product(walk, inner_, rows, layer.down, layer.after_mlp_norm);
+    add_product(walk, inner_, rows, mlp.down, layer.after_mlp_norm);
+}
+
+// activation(gate) * up of a tile, into the 32 columns of `inner` that panel pair `pair` is for.
+template <class Element>
+void Decoder<Element>::store_gated(int64_t row, int num, int64_t pair, const float* gates, const float* ups) {
+    const Activation activation = shape_.gelu_tanh ? Activation::kGeluTanh : Activation::kSilu;
+    for (int i = 0; i < num; ++i)
+        for (int c = 0; c < kPanel; c += kLanes) {
+            const int at = i * kPanel + c;
+            Stored* to = reinterpret_cast<Stored*>(inner_.row(row + i)) + pair * kPanel + c;
+            Element::store_narrow(to, gated(activation, load<Floats>(gates + at), load<Floats>(ups + at)));
+        }
 }
 
 // Final norm and head: logits, or the token of the largest one.

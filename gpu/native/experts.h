@@ -1,0 +1,109 @@
+// A layer of experts: each row uses the few whose scores are largest. The members of Decoder that run it.
+//
+// Rows are grouped by expert, so that a weight is read once for all rows that want it. Neither who else chose an expert
+// nor where a row stands in its group reaches the row's bits: its scores, its products and the sum over its experts, in
+// the order of their scores, are functions of the row alone.
+//
+// A thread may come to a phase that the others have long left, when what they prepared for it is already another
+// layer's. So the number of tasks of a phase depends only on the number of rows; tasks that a layer does not need find
+// nothing to do.
+#pragma once
+
+#include "step.h"
+
+namespace pawl {
+
+// The experts of one row and their shares, from the router's scores: the largest, of equals the lower number.
+template <class Element>
+void Decoder<Element>::choose_experts(int64_t row) {
+    const float* scores = mixed_.row(row);
+    Choice* choices = &choices_[size_t(pairs(row))];
+    const int num = shape_.experts_per_row;
+    float highest = scores[0], sum = 0.0f, chosen_sum = 0.0f;
+    for (int expert = 1; expert < shape_.num_experts; ++expert) highest = std::max(highest, scores[expert]);
+    for (int expert = 0; expert < shape_.num_experts; ++expert) sum += std::exp(scores[expert] - highest);
+    for (int i = 0; i < num; ++i) {
+        // Scores that are not numbers are compared like others, so that experts are valid and distinct even then.
+        int best = -1;
+        for (int expert = 0; expert < shape_.num_experts; ++expert) {
+            const bool taken = std::any_of(choices, choices + i, [&](const Choice& c) { return c.expert == expert; });
+            if (!taken && (best < 0 || scores[expert] > scores[best])) best = expert;
+        }
+        choices[i] = Choice{best, std::exp(scores[best] - highest) / sum, 0};
+        chosen_sum += choices[i].share;
+    }
+    if (!shape_.normalised_shares) return;
+    for (int i = 0; i < num; ++i) choices[i].share /= chosen_sum;
+}
+
+// Give each (row, expert) pair its place: experts in order, within an expert rows in order.
+template <class Element>
+void Decoder<Element>::group_by_expert(int64_t rows) {
+    std::vector<int64_t> next(size_t(shape_.num_experts) + 1);
+    for (int64_t i = 0; i < pairs(rows); ++i) ++next[size_t(choices_[size_t(i)].expert) + 1];
+    blocks_.clear();
+    for (int32_t expert = 0; expert < shape_.num_experts; ++expert) {
+        const int64_t first = next[size_t(expert)], end = first + next[size_t(expert) + 1];
+        next[size_t(expert) + 1] = end;
+        for (int64_t begin = first; begin < end; begin += kRowBlock)
+            blocks_.push_back(Block{begin, std::min(kRowBlock, end - begin), expert});
+    }
+    for (int64_t i = 0; i < pairs(rows); ++i) {
+        Choice& choice = choices_[size_t(i)];
+        choice.pair = next[size_t(choice.expert)]++;
+        row_of_pair_[size_t(choice.pair)] = i / shape_.experts_per_row;
+    }
+}
+
+// A product of every pair with its expert's matrix, which `pick` takes from the expert's MLP.
+template <class Element>
+template <int kPanels, class Pick, class Epilogue>
+void Decoder<Element>::expert_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows,
+                                      const Layer<Element>& layer, Pick&& pick, Epilogue&& epilogue) {
+    // An expert has at most one block that is not full.
+    const int64_t most = std::min<int64_t>(shape_.num_experts, pairs(rows)) + pairs(rows) / kRowBlock;
+    const Shares shares(pick(layer.mlps[0]).panels / kPanels, most, threads());
+    walk.phase(most * shares.count, [&](int64_t task) {
+        if (task / shares.count >= int64_t(blocks_.size())) return;
+        const Block& block = blocks_[size_t(task / shares.count)];
+        const int64_t share = task % shares.count;
+        multiply_block<kPanels>(from, block.first, block.count, pick(layer.mlps[size_t(block.expert)]),
+                                shares.begin(share), shares.end(share), epilogue);
+    });
+}
+
+// normed, hidden -> hidden
+template <class Element>
+void Decoder<Element>::mix_experts(Walk& walk, const Layer<Element>& layer, int64_t rows) {
+    product<1>(walk, normed_, rows, layer.router, [&](int64_t row, int num, int64_t panel, auto& out) {
+        for (int i = 0; i < num; ++i)
+            std::memcpy(mixed_.row(row + i) + panel * kPanel, out[0] + i * kPanel, kPanel * sizeof(float));
+    });
+    walk.phase(rows, [&](int64_t row) { choose_experts(row); });
+    walk.phase(1, [&](int64_t) { group_by_expert(rows); });
+    walk.phase(pairs(rows), [&](int64_t pair) {
+        const Unit* from = normed_.row(row_of_pair_[size_t(pair)]);
+        std::memcpy(gathered_.row(pair), from, size_t(normed_.stride) * sizeof(Unit));
+    });
+    expert_product<2>(
+        walk, gathered_, rows, layer, [](const Mlp<Element>& mlp) -> const auto& { return mlp.gate_up; },
+        [&](int64_t row, int num, int64_t pair, auto& out) { store_gated(row, num, pair, out[0], out[1]); });
+    expert_product<1>(
+        walk, inner_, rows, layer, [](const Mlp<Element>& mlp) -> const auto& { return mlp.down; },
+        [&](int64_t row, int num, int64_t panel, auto& out) {
+            for (int i = 0; i < num; ++i)
+                std::memcpy(said_.row(row + i) + panel * kPanel, out[0] + i * kPanel, kPanel * sizeof(float));
+        });
+    walk.phase(rows, [&](int64_t row) {
+        const Choice* choices = &choices_[size_t(pairs(row))];
+        float* hidden = hidden_.row(row);
+        for (int64_t c = 0; c < said_.stride; c += kLanes) {
+            Floats sum{};
+            for (int i = 0; i < shape_.experts_per_row; ++i)
+                sum = multiply_add(load<Floats>(said_.row(choices[i].pair) + c), all(choices[i].share), sum);
+            store(hidden + c, load<Floats>(hidden + c) + sum);
+        }
+    });
+}
+
+}  // namespace pawl
