@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import rule
+from hypothesis.stateful import initialize, rule
 
 from memory.pages import MemoryViolation, Reservation
 from memory.pool import Memory
@@ -77,6 +77,7 @@ class Fetch(NamedTuple):
 class EveryVerb(MemoryHistory):
     """As its parent, with promises, fetches and their handles."""
 
+    @initialize(num_pages=st.integers(3, 20), num_slots=st.integers(1, 4))
     def start(self, num_pages: int, num_slots: int) -> None:
         super().start(num_pages, num_slots)
         self.fetches: list[Fetch] = []

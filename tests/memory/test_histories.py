@@ -459,5 +459,8 @@ def test_memory_and_reference_agree_through_a_long_busy_history(page_size: int, 
 def test_memory_and_reference_agree_after_every_move_of_a_random_history(page_size: int) -> None:
     history = type("MemoryHistory", (MemoryHistory,), {"page_size": page_size})
     run_state_machine_as_test(
-        history, settings=settings(max_examples=40, stateful_step_count=25, deadline=None, phases=PHASES)
+        history,
+        settings=settings(
+            max_examples=max(settings().max_examples * 2 // 5, 1), stateful_step_count=25, deadline=None, phases=PHASES
+        ),
     )
