@@ -24,7 +24,11 @@ class Waiting(Protocol):
 
 
 class Policy(Protocol):
-    """Orders the rows that wait; `rows` come in arrival order. Must return a permutation of them."""
+    """Orders the rows that wait; `rows` come in arrival order. Must return a permutation of them.
+
+    A policy may state `max_overtaken`: how many requests that came later, of equal priority, may be admitted before one
+    that waits; None: any number. Simulated runs hold it to that, and one that states nothing to a small number.
+    """
 
     name: str
 
@@ -44,6 +48,7 @@ class LongestPrefixMatch:
     """The request with most cached tokens first (SGLang's default, Zheng et al. 2024)."""
 
     name = "lpm"
+    max_overtaken: int | None = None
 
     def order(self, rows: Sequence[int], waiting: Waiting) -> Sequence[int]:
         if len(rows) > MAX_MATCHED:
@@ -56,6 +61,7 @@ class DepthFirstWeight:
     together while their prefix is hot. A page stands in one place of the tree, so page ids are the path."""
 
     name = "dfs-weight"
+    max_overtaken: int | None = None
 
     def order(self, rows: Sequence[int], waiting: Waiting) -> Sequence[int]:
         if len(rows) > MAX_MATCHED:
@@ -72,6 +78,7 @@ class LongestOutputFirst:
     """The request that may produce most tokens first: long tails start early."""
 
     name = "lof"
+    max_overtaken: int | None = None
 
     def order(self, rows: Sequence[int], waiting: Waiting) -> Sequence[int]:
         table = waiting.table
@@ -92,6 +99,7 @@ class Shuffled:
     """A new random order each time, from a seed."""
 
     name = "random"
+    max_overtaken: int | None = None
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)

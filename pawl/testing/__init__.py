@@ -7,13 +7,17 @@
 `workloads()` is the Hypothesis strategy for the same; `pawl explore` runs it from the command line.
 """
 
-from pawl.testing.cluster import PropertyFailed, cluster
+from pawl.testing.cluster import cluster
+from pawl.testing.expectations import PropertyFailed
 from pawl.testing.exploring import STRATEGIES, Found, explore_workload, load_schedule, replay_schedule
-from pawl.testing.workload import Arrival, Shape, Workload, workloads
+from pawl.testing.properties import BoundedOvertaking
+from pawl.testing.workload import Arrival, Flush, Shape, Workload, workloads
 
 __all__ = [
     "STRATEGIES",
     "Arrival",
+    "BoundedOvertaking",
+    "Flush",
     "Found",
     "PropertyFailed",
     "Shape",

@@ -16,161 +16,42 @@ from typing import Any, TypeAlias
 import msgspec
 
 from actors.detokenizer import Detokenizer
-from actors.gateway import FromPeers, Gateway
-from actors.messages.generate import Output, Refused, Submit, TextOptions
 from actors.recorder import Recorder
 from actors.runtime.actor import Overflow
 from actors.runtime.choice import ChoiceSource
 from actors.runtime.exploration import Case
 from actors.runtime.faults import Faults
 from actors.runtime.simulated import ActorFailure, SimulatedSystem
-from actors.scheduler import Scheduler
-from actors.sink import Inbox
-from actors.text.ghost import ghost_vocabulary
-from actors.text.vocabulary import Vocabulary
+from actors.scheduler import CheckDeadlines, Scheduler
 from actors.tokenizer import Limits, Tokenizer
 from actors.worker import Worker
 from gpu.ghost import Ghost, PlannedFailure
-from gpu.ghost_oracle import expected
 from lifecycle.properties.base import Property, Violation
 from lifecycle.properties.monitor import PROPERTIES, Monitor
 from lifecycle.records import Record, Started
 from lifecycle.states import ABORT_CAUSES, Cause
 from lifecycle.step import StepBatch, StepResult
 from loops.judging import OneDecisionLog
-from pawl.testing.workload import Arrival, Workload, sampling_of
+from loops.loop import MAX_STRIKES
+from loops.policy import POLICIES
+from memory.pages import MemoryViolation
+from memory.prefix.events import Mirror
+from pawl.testing.clients import Client, FrontDesk
+from pawl.testing.expectations import PropertyFailed, check_beginning, check_whole, vocabulary
+from pawl.testing.properties import (
+    USUAL_LIMIT,
+    AbortIsTotal,
+    BoundedOvertaking,
+    NamespaceIsolation,
+    QuiescentFlush,
+)
+from pawl.testing.workload import Workload
 
 STOP_ORDER = ("tokenizer", "scheduler", "worker", "detokenizer", "gateway", "recorder")
 NO_FAULTS = Faults()
 PATIENCE_S = 5.0
 """Virtual seconds after which a request that set no limit of its own is given up. Work takes no virtual time, so only
 one that is never served gets there."""
-
-
-class PropertyFailed(Exception):
-    """A property does not hold in this run."""
-
-    def __init__(self, name: str, explanation: str, request: int | None = None) -> None:
-        concerned = "" if request is None else f", request {request}"
-        super().__init__(f"{name}{concerned}: {explanation}")
-        self.property = name
-        self.request = request
-
-
-# ---- clients ----
-
-
-class Arrive(msgspec.Struct, frozen=True, tag=True):
-    """It is time for this request."""
-
-    index: int
-
-
-class Leave(msgspec.Struct, frozen=True, tag=True):
-    """This request's client has hung up."""
-
-    index: int
-
-
-class Client(Inbox):
-    """One client: keeps all it was told, and hangs up when it is supposed to."""
-
-    def __init__(self, desk: FrontDesk, index: int, arrival: Arrival) -> None:
-        super().__init__()
-        self.arrival = arrival
-        self.request: int | None = None
-        self.tokens: list[int] = []
-        self.text = ""
-        self.num_ends = 0
-        self.left = False
-        self._desk = desk
-        self._index = index
-
-    def push(self, output: Output) -> None:
-        if self.left or self.num_ends:
-            self._desk.report("silence_after_abort", "an output after the end", self.request)
-        super().push(output)
-        self.tokens += output.tokens
-        self.text += output.text
-        self.num_ends += output.done is not None
-        self.leave_if_due()
-
-    def refused(self, refused: Refused) -> None:
-        super().refused(refused)
-        self.num_ends += 1
-
-    def leave_if_due(self) -> None:
-        """Hang up, if it is the moment: the gateway learns of it by a message, as from a connection."""
-        leaves_after = self.arrival.leaves_after
-        if leaves_after is not None and len(self.tokens) >= leaves_after and not self.num_ends and not self.left:
-            self._desk.context.send(self._desk.context.name, Leave(self._index))
-
-
-class FrontDesk(Gateway):
-    """The gateway, and the clients at its door."""
-
-    accepts: Any = FromPeers | Arrive | Leave
-
-    def __init__(self, workload: Workload, limit: int) -> None:
-        super().__init__(limit)
-        self.report: Callable[[str, str, int | None], None] = lambda name, text, request: None
-        self.clients = [Client(self, index, arrival) for index, arrival in enumerate(workload.arrivals)]
-
-    def started(self) -> None:
-        for index, client in enumerate(self.clients):
-            if client.arrival.at_s > 0:
-                self.context.after(client.arrival.at_s, Arrive(index))
-            else:
-                self.context.send(self.context.name, Arrive(index))
-
-    def receive(self, message: Any) -> None:
-        match message:
-            case Arrive(index):
-                client = self.clients[index]
-                (client.request,) = self.submit([_draft(client.arrival)], [client])
-                client.leave_if_due()
-            case Leave(index):
-                client = self.clients[index]
-                if client.request is not None and not client.num_ends:
-                    client.left = True
-                    self.abort([client.request], Cause.DISCONNECT)
-            case _:
-                super().receive(message)
-
-
-def _draft(arrival: Arrival) -> Submit:
-    return Submit(
-        request=0,
-        rid="",
-        token_ids=arrival.prompt,
-        sampling=sampling_of(arrival),
-        text_options=TextOptions(stop=stop_strings(arrival)),
-        priority=arrival.priority,
-        timeout_s=arrival.timeout_s,
-        cache_salt=arrival.salt,
-    )
-
-
-def stop_strings(arrival: Arrival) -> tuple[str, ...]:
-    """The text of the output token that is to stop it; none when that token has no text of its own."""
-    if arrival.stop_after is None:
-        return ()
-    token = expected(arrival.prompt, arrival.stop_after)[-1]
-    text = vocabulary().decode([token])
-    return (text,) if text and "\N{REPLACEMENT CHARACTER}" not in text else ()
-
-
-_VOCABULARY: list[Vocabulary] = []
-
-
-def vocabulary() -> Vocabulary:
-    """The ghost's, made once."""
-    if not _VOCABULARY:
-        _VOCABULARY.append(ghost_vocabulary())
-    return _VOCABULARY[0]
-
-
-# ---- the rest of the engine ----
 
 
 class MemoryTrace:
@@ -200,12 +81,29 @@ class FallibleGhost(Ghost):
         return super().launch(batch)
 
 
+class TimelyScheduler(Scheduler):
+    """A scheduler that must have ended every request whose deadline has passed, each time it looks at deadlines."""
+
+    report: Callable[[str, str, int | None], None]
+
+    def receive(self, message: Any) -> None:
+        super().receive(message)
+        if isinstance(message, CheckDeadlines):
+            table = self.loop.table
+            live = table.live_rows()
+            late = live[table.deadline[live] <= self.context.now()]
+            if len(late):
+                request = table.ticket(int(late[0])).request
+                self.report("bounded_progress", "its deadline has passed, and it is live", request)
+
+
 MakeProperties: TypeAlias = Callable[[], Sequence[Property]]
 
 
 def quick_properties() -> Sequence[Property]:
     """Every property that records decide, but the replay of the run."""
-    return [make() for make in PROPERTIES]
+    own = (AbortIsTotal, QuiescentFlush, NamespaceIsolation)
+    return [make() for make in (*PROPERTIES, *own)]
 
 
 def record_properties() -> Sequence[Property]:
@@ -234,7 +132,15 @@ class Cluster(Case):
         )
         self.desk = FrontDesk(workload, config.max_running + config.max_queued)
         self.desk.report = self._report
-        self.scheduler = Scheduler(config, PATIENCE_S, started)
+        self.scheduler = TimelyScheduler(config, PATIENCE_S, started)
+        self.scheduler.report = self._report
+        self.mirror = Mirror(config.page_size)
+        """The prefix cache, as its events tell it."""
+        cache = self.scheduler.loop.memory.cache
+        cache.events = []
+        limit = overtaking_limit(config.policy)
+        if limit is not None:
+            self.monitor.properties.append(BoundedOvertaking(limit))
         self.ghost = FallibleGhost.for_shape(config)
         assert isinstance(self.ghost, FallibleGhost)
         self.ghost.system = system
@@ -276,10 +182,19 @@ class Cluster(Case):
             raise PropertyFailed("laws_of_memory", f"{law} ({count})")
         if self.ghost.faults:
             raise PropertyFailed("read_after_commit", str(self.ghost.faults[0]))
+        self._follow_cache()
+
+    def _follow_cache(self) -> None:
+        cache = self.scheduler.loop.memory.cache
+        if cache.events:
+            events, cache.events = cache.events, []
+            try:
+                self.mirror.replay(events)
+            except MemoryViolation as violation:
+                raise PropertyFailed("observability_conservation", f"events of the cache: {violation}") from violation
 
     def done(self) -> bool | None:
-        answered = all(client.num_ends or client.left for client in self.desk.clients)
-        if answered and not self._closing and self.desk.num_live == 0 and self.system.num_waiting() == 0:
+        if self.desk.at_rest and not self._closing and self.system.num_waiting() == 0:
             self._closing = True
             self._check_rest()
             self.system.begin_stop(STOP_ORDER)
@@ -297,6 +212,8 @@ class Cluster(Case):
             raise PropertyFailed("conservation", f"at rest: {memory.pages.counters()}")
         if self.detokenizer.num_open:
             raise PropertyFailed("auxiliary_conservation", f"at rest: {self.detokenizer.num_open} texts are open")
+        if self.mirror.content != memory.cache.content():
+            raise PropertyFailed("observability_conservation", "the cache is not what its events tell")
 
     def at_rest(self) -> None:
         self.stepped()
@@ -308,46 +225,41 @@ class Cluster(Case):
             if client.num_ends > 1:
                 raise PropertyFailed("legal_lifecycle", f"{client.num_ends} terminal replies", client.request)
             self._check_output(client)
+        self._check_flushes()
         if self.desk.totals.violations:
             raise PropertyFailed("legal_lifecycle", str(dict(self.desk.totals.violations)))
         if not self.system.failures:
             self._raise(self.monitor.finish())
 
+    def _check_flushes(self) -> None:
+        """Each was answered once, by the scheduler, and a refusal says what is live."""
+        for answers in self.desk.flushes:
+            if len(answers) != 1 or not answers[0].body:
+                said = [answer.message for answer in answers]
+                raise PropertyFailed("quiescent_flush", f"a flush was not answered by the scheduler: {said}")
+            if not answers[0].ok and not any(answers[0].body.values()):
+                raise PropertyFailed("quiescent_flush", "a flush was refused although nothing was live")
+
     def _check_output(self, client: Client) -> None:
-        """The client saw what its prompt implies: all of it, or a beginning where somebody ended it early."""
-        arrival = client.arrival
+        """The client saw what its request implies: all of it, or a beginning where somebody ended it early."""
+        arrival, request = client.arrival, client.request
         cause = client.done.cause if client.done is not None else None
-        wanted = arrival.max_new_tokens
-        if arrival.seed is None:
-            whole = expected(arrival.prompt, wanted)
-            if client.tokens != whole[: len(client.tokens)]:
-                raise PropertyFailed(
-                    "schedule_equivalence", f"{client.tokens} is not how {whole} begins", client.request
-                )
-        if client.left or client.refusal is not None:
+        check_beginning(arrival, client.tokens, client.text, request)
+        if client.left or client.refusal is not None or cause is None:
             return
         if cause in ABORT_CAUSES:
             self._check_cause(client, cause)
-            return
-        if cause is Cause.LENGTH and len(client.tokens) != wanted:
-            raise PropertyFailed("stream_equals_result", f"{len(client.tokens)} of {wanted} tokens", client.request)
-        self._check_stop(client, cause)
+        else:
+            check_whole(arrival, client.tokens, client.text, cause, request)
 
     def _check_cause(self, client: Client, cause: Cause) -> None:
         """An abort must have had a reason in the workload or in the faults."""
         if cause is Cause.TIMEOUT and client.arrival.timeout_s is None:
             raise PropertyFailed("bounded_progress", f"not served within {PATIENCE_S:g} s at rest", client.request)
-        lost = cause is Cause.WORKER_LOST and self.scheduler.loop.counters.steps_lost > 0
+        lost = cause is Cause.WORKER_LOST and len(self.system.faults.struck) >= MAX_STRIKES
         left = cause is Cause.DISCONNECT and client.arrival.leaves_after is not None
         if cause is not Cause.TIMEOUT and not lost and not left:
             raise PropertyFailed("fault_isolation", f"it was aborted for no reason: {cause}", client.request)
-
-    def _check_stop(self, client: Client, cause: Cause | None) -> None:
-        stops = stop_strings(client.arrival)
-        if any(stop in client.text for stop in stops):
-            raise PropertyFailed("stop_semantics", f"{client.text!r} contains {stops}", client.request)
-        if cause is Cause.STOP_STRING and not stops:
-            raise PropertyFailed("stop_semantics", "it was stopped by a string that it does not have", client.request)
 
     # ---- for strategies ----
 
@@ -364,6 +276,14 @@ class Cluster(Case):
             len(loop.in_flight),
             super().state(),
         )
+
+
+def overtaking_limit(name: str) -> int | None:
+    """Later requests of equal priority that the policy may admit first, None for any number: its own `max_overtaken`,
+    or the usual limit where it states none."""
+    policy = POLICIES[name](0)
+    limit: int | None = getattr(policy, "max_overtaken", USUAL_LIMIT)
+    return limit
 
 
 def cluster(

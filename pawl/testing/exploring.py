@@ -12,6 +12,7 @@ import msgspec
 from actors.runtime.choice import Choices, ChoiceSource
 from actors.runtime.exploration import Case, Failure, Result, explore, replay
 from actors.runtime.faults import Faults
+from actors.runtime.shrinking import MOST_RUNS
 from actors.runtime.strategies.coverage import CoverageGuided
 from actors.runtime.strategies.exhaustive import Exhaustive
 from actors.runtime.strategies.pct import PCT
@@ -95,7 +96,8 @@ def explore_workload(
     decider = STRATEGIES[strategy](seed) if isinstance(strategy, str) else strategy
     properties = record_properties if replayed else quick_properties
     scenario = partial(_scenario, workload, faults, properties)
-    result = explore(scenario, decider, schedules, confirm_every=confirm_every)
+    most = MOST_RUNS if shrink else 0
+    result = explore(scenario, decider, schedules, confirm_every=confirm_every, most_shrink_runs=most)
     if result.failure is None:
         return Outcome(result, None)
     found = Found(workload, faults, result.failure)

@@ -38,6 +38,14 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
 
 
+class Flush(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody has the prefix cache emptied."""
+
+    at_s: float = 0.0
+    timeout_s: float = 0.0
+    """How long to wait for the engine to rest; 0: now or not at all."""
+
+
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
     """The server: the fields of `LoopConfig` that matter here."""
 
@@ -65,6 +73,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
     arrivals: tuple[Arrival, ...]
     shape: Shape = Shape()
+    flushes: tuple[Flush, ...] = ()
 
     @classmethod
     def random(cls, seed: int, *, max_requests: int = 5, **shape: Any) -> Workload:
@@ -84,7 +93,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         made = Shape(**(drawn | shape))
         context = made.num_pages * made.page_size
         count = source.randrange(1, max_requests + 1)
-        return cls(arrivals=tuple(_arrival(source, context) for _ in range(count)), shape=made)
+        arrivals = tuple(_arrival(source, context) for _ in range(count))
+        return cls(arrivals=arrivals, shape=made, flushes=_flushes(source))
 
     def encode(self) -> str:
         """As JSON."""
@@ -99,6 +109,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         """Workloads that ask less, the greatest step first."""
         found: list[Workload] = []
         arrivals = self.arrivals
+        for index in range(len(self.flushes)):
+            fewer = self.flushes[:index] + self.flushes[index + 1 :]
+            found.append(msgspec.structs.replace(self, flushes=fewer))
         for index, arrival in enumerate(arrivals):
             before, after = arrivals[:index], arrivals[index + 1 :]
             if before or after:
@@ -138,6 +151,12 @@ def _arrival(source: random.Random, context: int) -> Arrival:
         salt=source.choice(("", "", "", "salt")),
         timeout_s=0.2 if 0.6 <= kind < 0.65 else None,
     )
+
+
+def _flushes(source: random.Random) -> tuple[Flush, ...]:
+    if source.random() < 0.7:
+        return ()
+    return (Flush(at_s=source.choice((0.0, 0.001)), timeout_s=source.choice((0.0, 0.5))),)
 
 
 def _less(arrival: Arrival) -> list[Arrival]:
@@ -191,6 +210,11 @@ def workloads(*, max_requests: int = 5, **shape: Any) -> st.SearchStrategy[Workl
                 timeout_s=draw(st.none() | st.just(0.2)),
             )
 
-        return Workload(arrivals=tuple(draw(st.lists(arrivals(), min_size=1, max_size=max_requests))), shape=made)
+        flush = st.builds(Flush, at_s=st.sampled_from((0.0, 0.001)), timeout_s=st.sampled_from((0.0, 0.5)))
+        return Workload(
+            arrivals=tuple(draw(st.lists(arrivals(), min_size=1, max_size=max_requests))),
+            shape=made,
+            flushes=tuple(draw(st.lists(flush, max_size=1))),
+        )
 
     return drawn()

@@ -1,0 +1,129 @@
+"""Clients of a simulated engine: they send requests, read, hang up, and have the cache flushed, within the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from actors.gateway import FromPeers, Gateway
+from actors.messages.control import Reply
+from actors.messages.generate import Output, Refused, Submit, TextOptions
+from actors.sink import Inbox
+from lifecycle.states import Cause
+from pawl.testing.expectations import stop_strings
+from pawl.testing.workload import Arrival, Workload, sampling_of
+
+
+class Arrive(msgspec.Struct, frozen=True, tag=True):
+    """It is time for this request."""
+
+    index: int
+
+
+class Leave(msgspec.Struct, frozen=True, tag=True):
+    """This request's client has hung up."""
+
+    index: int
+
+
+class Flush(msgspec.Struct, frozen=True, tag=True):
+    """It is time for this flush of the cache."""
+
+    index: int
+
+
+class Client(Inbox):
+    """One client: keeps all it was told, and hangs up when it is supposed to."""
+
+    def __init__(self, desk: FrontDesk, index: int, arrival: Arrival) -> None:
+        super().__init__()
+        self.arrival = arrival
+        self.request: int | None = None
+        self.tokens: list[int] = []
+        self.text = ""
+        self.num_ends = 0
+        self.left = False
+        self._desk = desk
+        self._index = index
+
+    def push(self, output: Output) -> None:
+        if self.left or self.num_ends:
+            self._desk.report("silence_after_abort", "an output after the end", self.request)
+        super().push(output)
+        self.tokens += output.tokens
+        self.text += output.text
+        self.num_ends += output.done is not None
+        self.leave_if_due()
+
+    def refused(self, refused: Refused) -> None:
+        super().refused(refused)
+        self.num_ends += 1
+
+    def leave_if_due(self) -> None:
+        """Hang up, if it is the moment: the gateway learns of it by a message, as from a connection."""
+        leaves_after = self.arrival.leaves_after
+        if leaves_after is not None and len(self.tokens) >= leaves_after and not self.num_ends and not self.left:
+            self._desk.context.send(self._desk.context.name, Leave(self._index))
+
+
+class FrontDesk(Gateway):
+    """The gateway, and the clients at its door."""
+
+    accepts: Any = FromPeers | Arrive | Leave | Flush
+
+    def __init__(self, workload: Workload, limit: int) -> None:
+        super().__init__(limit)
+        self.report: Callable[[str, str, int | None], None] = lambda name, text, request: None
+        self.clients = [Client(self, index, arrival) for index, arrival in enumerate(workload.arrivals)]
+        self.flushes: list[list[Reply]] = [[] for _ in workload.flushes]
+        """The answers to each flush."""
+        self._workload = workload
+
+    @property
+    def at_rest(self) -> bool:
+        """Every client has had its end, or has hung up, and every flush has been answered."""
+        served = all(client.num_ends or client.left for client in self.clients)
+        return served and all(self.flushes) and self.num_live == 0
+
+    def started(self) -> None:
+        for index, client in enumerate(self.clients):
+            self._at(client.arrival.at_s, Arrive(index))
+        for index, flush in enumerate(self._workload.flushes):
+            self._at(flush.at_s, Flush(index))
+
+    def _at(self, time_s: float, message: Any) -> None:
+        if time_s > 0:
+            self.context.after(time_s, message)
+        else:
+            self.context.send(self.context.name, message)
+
+    def receive(self, message: Any) -> None:
+        match message:
+            case Arrive(index):
+                client = self.clients[index]
+                (client.request,) = self.submit([_draft(client.arrival)], [client])
+                client.leave_if_due()
+            case Leave(index):
+                client = self.clients[index]
+                if client.request is not None and not client.num_ends:
+                    client.left = True
+                    self.abort([client.request], Cause.DISCONNECT)
+            case Flush(index):
+                self.flush_cache(self._workload.flushes[index].timeout_s, self.flushes[index].append)
+            case _:
+                super().receive(message)
+
+
+def _draft(arrival: Arrival) -> Submit:
+    return Submit(
+        request=0,
+        rid="",
+        token_ids=arrival.prompt,
+        sampling=sampling_of(arrival),
+        text_options=TextOptions(stop=stop_strings(arrival)),
+        priority=arrival.priority,
+        timeout_s=arrival.timeout_s,
+        cache_salt=arrival.salt,
+    )
