@@ -26,6 +26,7 @@ Int64s: TypeAlias = NDArray[np.int64]
 MASK = (1 << 64) - 1
 CACHED, DEFERRED, RESERVED, AGED = 0x9FB21C651E98DF25, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F
 """What a page or slot adds, times its own key, in these classes; and by how much a page's key grows with its age."""
+_ONES = np.ones(4096, np.int64)
 
 
 def keys(stream: int, count: int) -> Int64s:
@@ -38,8 +39,9 @@ def keys(stream: int, count: int) -> Int64s:
 
 
 def total(numbers: Int64s) -> int:
-    """Their sum mod 2^64, up to a multiple of it."""
-    return int(np.add.reduce(numbers))
+    """Their sum mod 2^64, up to a multiple of it. A dot product with ones costs half of what a sum does."""
+    count = len(numbers)
+    return int(numbers.dot(_ONES[:count])) if count <= len(_ONES) else int(np.add.reduce(numbers))
 
 
 def signed(number: int) -> np.int64:
