@@ -70,7 +70,6 @@ class NamespaceIsolation(Property):
         """request -> cached pages that it begins with, until the step that admits it is planned"""
         self._placed: dict[int, set[int]] = {}
         """request -> page-table indices that it has"""
-        self._page_size = 1
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
@@ -85,15 +84,21 @@ class NamespaceIsolation(Property):
 
     def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
         size = history.started.page_size if history.started is not None else 1
-        for row, slot in zip(int32s(record.rows).tolist(), int32s(record.slots).tolist(), strict=True):
+        columns = (record.rows, record.slots, record.starts, record.lengths)
+        reach: dict[int, int] = {}
+        for row, slot, start, length in zip(*(int32s(column).tolist() for column in columns), strict=True):
             self._holder[slot] = int(history.request[row])
+            reach[slot] = -(-(start + length) // size)
         found = []
-        columns = [int32s(column).tolist() for column in (record.page_slots, record.page_indices, record.pages)]
-        for slot, index, page in zip(*columns, strict=True):
+        places = zip(int32s(record.page_slots).tolist(), int32s(record.page_indices).tolist(), strict=True)
+        # Of one place the last entry counts: one before it was meant for a request that has left.
+        for (slot, index), page in dict(zip(places, int32s(record.pages).tolist(), strict=True)).items():
             request = self._holder.get(slot)
             if request is None:
                 continue
             mine, placed = self._namespace[request], self._placed.setdefault(request, set())
+            if index not in placed and index >= reach.get(slot, 0):
+                continue  # this one was, too
             shared = index in placed or index < self._num_cached.get(request, 0) // size
             placed.add(index)
             if not shared:

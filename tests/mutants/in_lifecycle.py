@@ -108,7 +108,7 @@ LIFECYCLE = (
         "fault_isolation",
         "31597, 7897",
         "Every request that was part of a lost step is ended, the first time it happens.",
-        Edit(Loop.failed, "if ticket.strikes >= MAX_STRIKES:", "if ticket.strikes:"),
+        Edit(Loop._strike, "if ticket.strikes >= MAX_STRIKES:", "if ticket.strikes:"),
         faults=LOSES_A_STEP,
     ),
     _mutant(
