@@ -14,7 +14,7 @@ from actors.runtime.cell import Cell, Phase
 from actors.runtime.drivers import ThreadDriver
 from actors.runtime.local import LocalSystem
 from actors.runtime.mailbox import Edge, Mailbox
-from actors.runtime.supervision import Reason
+from actors.runtime.supervision import Reason, Restart
 from tests.actors.runtime_doing import GENEROUS_S, Answer, Doing, Number, Question, ignore
 
 
@@ -362,3 +362,22 @@ def test_a_call_to_exit_in_a_handler_is_a_failure_like_any_other() -> None:
     system.start()
     system.stop()
     assert failures == ["SystemExit(3)"]
+
+
+def test_an_actor_between_two_instances_uses_no_processor_while_messages_wait(system: LocalSystem) -> None:
+    done = threading.Event()
+
+    def fail(actor: Doing, message: Number) -> None:
+        raise RuntimeError("the first instance fails")
+
+    def handle(actor: Doing, message: Number) -> None:
+        done.set()
+
+    restart = Restart(factory=lambda: Doing(handle), backoff_s=0.5)
+    system.spawn(Doing(fail), "weak", restart=restart)
+    for value in range(2):
+        system.send("weak", Number(value))
+    used_s = time.process_time()
+    system.start()
+    assert done.wait(GENEROUS_S)
+    assert time.process_time() - used_s < 0.25
