@@ -46,7 +46,8 @@ class Kind(NamedTuple):
 
 KINDS = (
     Kind("none", "smollm2", ("--cache", "none")),
-    Kind("radix", "smollm2", ("--cache", "radix")),
+    Kind("radix", "smollm2", ("--cache", "radix", "--cache-core", "python")),
+    Kind("radix, compiled", "smollm2", ("--cache", "radix", "--cache-core", "compiled")),
     *(
         Kind(f"radix {policy}", "smollm2", ("--cache", "radix", "--eviction", policy))
         for policy in ("lfu", "fifo", "mru", "filo", "priority")
