@@ -54,4 +54,4 @@ def mix(routes: Routes, rows: Tensor, mlp: Callable[[Tensor, int], Tensor]) -> T
             pairs = order[begin : begin + count]
             said[pairs] = mlp(rows[pairs // num_chosen], expert).float()
             begin += count
-    return torch.einsum("nkh,nk->nh", said.view(num_rows, num_chosen, -1), routes.shares).to(rows.dtype)
+    return torch.einsum("nkh,nk->nh", said.view(num_rows, num_chosen, rows.shape[1]), routes.shares).to(rows.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ _NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_LLAMA_NAMES = {**_NAMES, "post_attention_layernorm": "ffn_norm"}
+_EXPERT_NAMES = {
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+}
+_LLAMA_NAMES = {**_NAMES, **_EXPERT_NAMES, "post_attention_layernorm": "ffn_norm"}
 _GEMMA_NAMES = {
     **_NAMES,
     "post_attention_layernorm": "post_attention_norm",
@@ -35,6 +42,18 @@ def _interleaved(values: np.ndarray[Any, Any], num_heads: int) -> np.ndarray[Any
     """What the llama.cpp converter does to the q and k rows of Llama models."""
     rows, columns = values.shape
     return values.reshape(num_heads, 2, rows // num_heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
+    """Name and value of each weight; gates and ups of experts apart, as the format has them."""
+    for name, tensor in model.state_dict().items():
+        stem, _, part = name.rpartition(".")
+        if part == "gate_up_proj":
+            gate, up = tensor.chunk(2, 1)
+            yield f"{stem}.gate_proj.weight", gate
+            yield f"{stem}.up_proj.weight", up
+        else:
+            yield (name if part in ("weight", "bias") else f"{name}.weight"), tensor
 
 
 def write_model(name: str, architecture: str, path: Path, **extra: float | str) -> Path:
@@ -52,6 +71,11 @@ def write_model(name: str, architecture: str, path: Path, **extra: float | str) 
     if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
+    if hasattr(config, "num_experts_per_tok"):
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if hasattr(config, "moe_intermediate_size"):
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if architecture == "gemma3":
         writer.add_sliding_window(config.sliding_window)
         writer.add_rope_freq_base(1e6)
@@ -59,7 +83,7 @@ def write_model(name: str, architecture: str, path: Path, **extra: float | str) 
         full = f"{architecture}.{key.replace('__', '.')}"
         writer.add_string(full, value) if isinstance(value, str) else writer.add_float32(full, value)
     layer_names = _GEMMA_NAMES if architecture == "gemma3" else _LLAMA_NAMES
-    for full_name, tensor in model.state_dict().items():
+    for full_name, tensor in _tensors(model):
         values = tensor.float().numpy()
         stem, _, suffix = full_name.rpartition(".")
         if architecture == "gemma3" and "norm" in stem:

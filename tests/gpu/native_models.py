@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpu.backend import Backend
 from gpu.kv import KvStore
-from gpu.models.config import ModelConfig, Rope, weight_shapes
+from gpu.models.config import Experts, ModelConfig, Rope, weight_shapes
 from gpu.native.backend import NativeBackend
 from gpu.weights.checks import is_norm
 from lifecycle.step import Int32s
@@ -57,6 +57,14 @@ HYBRID = msgspec.structs.replace(SWITCHED, num_layers=4, windows=(13, None, 5, N
 
 WINDOWED = msgspec.structs.replace(ODD, windows=(20, 70), head_dim=64, query_scale=0.125)
 """No layer sees further back than 70 tokens."""
+
+EXPERTS = msgspec.structs.replace(
+    ODD,
+    num_layers=3,
+    windows=(None, None, None),
+    experts=Experts(count=37, chosen=3, size=45, normalised=False, layers=(True, False, True)),
+)
+"""More experts than a panel has columns; layers with and without."""
 
 
 def random_weights(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:

@@ -118,10 +118,12 @@ def test_damage_is_named(patch: tuple[int, bytes], reason: str, tmp_path: Path) 
 
 # ---- models ----
 
+EXPERTS = [("mixtral", "llama"), ("qwen3-moe", "qwen3moe")]
+
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    [("llama", "llama"), ("llama-tied", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")],
+    [("llama", "llama"), ("llama-tied", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3"), *EXPERTS],
 )
 def test_a_gguf_file_and_a_folder_of_the_same_model_are_equal(name: str, architecture: str, tmp_path: Path) -> None:
     source = resolve_source(str(write_model(name, architecture, tmp_path / f"{name}.gguf")))
@@ -144,6 +146,12 @@ def test_gemma_files_have_their_unwritten_facts_filled_in(tmp_path: Path) -> Non
     folder = load_weights(resolve_source(str(save_tiny("gemma3", tmp_path / "folder"))), torch.float32)
     for name, tensor in folder.items():
         assert torch.equal(weights[name], tensor), name
+
+
+def test_experts_outside_the_kinds_that_have_them_are_refused(tmp_path: Path) -> None:
+    path = write_model("mixtral", "qwen2", tmp_path / "q.gguf")
+    with pytest.raises(UnsupportedModel, match="qwen2: experts are supported in llama"):
+        config_from_gguf(read_gguf(path))
 
 
 def test_linear_rope_scaling_is_read(tmp_path: Path) -> None:

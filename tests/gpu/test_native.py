@@ -14,11 +14,11 @@ from gpu.models.decoder import TorchDecoder
 from gpu.native.backend import NativeBackend
 from gpu.weights.source import load_weights, resolve_source
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
-from tests.gpu.native_models import ODD, SWITCHED, WINDOWED, alone, make, random_weights
+from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, WINDOWED, alone, make, random_weights
 from tests.gpu.tiny import TINY_MODELS, VOCABULARY, reference_logits, save_tiny
 
 LENGTHS = (150, 3, 67, 1)
-CONFIGS = {"odd": ODD, "switched": SWITCHED, "windowed": WINDOWED}
+CONFIGS = {"odd": ODD, "switched": SWITCHED, "windowed": WINDOWED, "experts": EXPERTS}
 
 
 def sequences(vocabulary: int, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:

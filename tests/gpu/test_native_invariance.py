@@ -12,9 +12,9 @@ import torch
 from gpu.native.backend import NativeBackend
 from gpu.weights.source import load_weights, resolve_source
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
-from tests.gpu.native_models import ODD, SWITCHED, WINDOWED, alone, make
+from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, WINDOWED, alone, make
 
-CONFIGS = {"odd": ODD, "switched": SWITCHED, "windowed": WINDOWED}
+CONFIGS = {"odd": ODD, "switched": SWITCHED, "windowed": WINDOWED, "experts": EXPERTS}
 DTYPES = (torch.float32, torch.bfloat16)
 # Enough sequences that decoding rows are attended whole; lengths on both sides of the 64-token blocks.
 LENGTHS = (150, 64, 65, 63, 1, 2, 128, 40, 33, 9, 9, 100, 7)

@@ -50,7 +50,12 @@ def _configs() -> dict[str, Any]:
             **_COMMON, use_sliding_window=True, sliding_window=5, max_window_layers=1
         ),
         "qwen3": transformers.Qwen3Config(**_COMMON, head_dim=16),
-        "mixtral": transformers.MixtralConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2),
+        "mixtral": transformers.MixtralConfig(
+            **_COMMON,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        ),
         "qwen3-moe": transformers.Qwen3MoeConfig(**_COMMON, **_QWEN3_MOE, norm_topk_prob=True),
         "qwen3-moe-mixed": transformers.Qwen3MoeConfig(
             **{**_COMMON, "num_hidden_layers": 4}, **_QWEN3_MOE, decoder_sparse_step=2, mlp_only_layers=[3]
