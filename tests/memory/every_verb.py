@@ -246,7 +246,7 @@ class EveryVerb(MemoryHistory):
 
     def flush_while_held(self) -> None:
         """Law 14: what is held, by rows or fetches, is not lost to a flush."""
-        if not self.fetches or not self.caches:
+        if not any(fetch.hold.num_tokens for fetch in self.fetches):
             return
         before = observe(self.memory)
         if self.running or self.in_flight or self.open is not None:
