@@ -81,7 +81,7 @@ class Unified:
         slots = table.slot[rows]
         starts = memory.length[slots]
         more = starts < table.max_length[rows]
-        if not more.all():
+        if np.count_nonzero(more) < len(rows):
             rows, slots, starts = rows[more], slots[more], starts[more]
             if not len(rows):
                 return

@@ -103,7 +103,7 @@ class Memory:
         """
         before, lengths_before = self.num_pages[slots], self.length[slots]
         entries = NO_ENTRIES
-        if (lengths > before * self.page_size).any():
+        if np.count_nonzero(lengths > before * self.page_size):
             grow = np.maximum(-(-lengths // self.page_size) - before, 0)
             count, covered = int(grow.sum()), self.escrow.covered(slots, grow)
             num_covered = int(covered.sum())
