@@ -9,8 +9,8 @@ import msgspec
 
 from lifecycle.properties.base import Property, Violation
 from lifecycle.properties.history import History
-from lifecycle.records import Delivered, Flushed, Record, StepPlanned, Submitted, Transition, int32s
-from lifecycle.states import Event
+from lifecycle.records import Delivered, Flushed, Record, StepPlanned, StepRolledBack, Submitted, Transition, int32s
+from lifecycle.states import Cause, Event
 
 USUAL_LIMIT = 3
 """Later requests that may be admitted before an earlier one of the same priority, where the policy states nothing."""
@@ -108,6 +108,41 @@ class NamespaceIsolation(Property):
                 found.append(self.violation(history, text, request))
         self._num_cached.clear()
         return found
+
+
+class OldestStays(Property):
+    """Who must give way for want of memory is never the running request that was admitted first: so that one ends."""
+
+    name: ClassVar[str] = "admission_is_monotone"
+
+    def __init__(self) -> None:
+        self._waiting_new: set[int] = set()
+        """Never admitted."""
+        self._running: set[int] = set()
+        self._rank: dict[int, int] = {}
+        """request -> when it was first admitted"""
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case Transition(event=Event.SUBMIT):
+                self._waiting_new.add(record.request)
+            case Transition(event=Event.ADMIT):
+                if record.request in self._waiting_new:
+                    self._waiting_new.discard(record.request)
+                    self._rank[record.request] = history.number
+                self._running.add(record.request)
+            case Transition(event=Event.RETRACT, cause=Cause.MEMORY):
+                oldest = min(self._running, key=self._rank.__getitem__, default=None)
+                self._running.discard(record.request)
+                if record.request == oldest:
+                    return [self.violation(history, "it was admitted first, and is retracted", record.request)]
+            case Transition(event=Event.RETRACT | Event.FINISH | Event.ABORT):
+                self._running.discard(record.request)
+                self._waiting_new.discard(record.request)
+            case StepRolledBack():
+                for admission in history.restored:
+                    self._running.discard(admission.request)
+        return ()
 
 
 class BoundedOvertaking(Property):

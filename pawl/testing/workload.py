@@ -85,7 +85,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
             "page_size": page_size,
             "max_running": source.randrange(1, 5),
             "prefill_chunk": page_size * source.randrange(1, 4),
-            "lookahead": source.randrange(0, 5),
+            "lookahead": source.choice((0, 0, 1, 4)),
             "pacing": source.choice(("overlap", "lockstep")),
             "mixed": source.random() < 0.5,
             "cache": "radix" if source.random() < 0.8 else "none",
@@ -146,10 +146,10 @@ def _arrival(source: random.Random, context: int) -> Arrival:
         at_s=source.choice((0.0, 0.0, 0.0, 0.001, 0.3)),
         leaves_after=source.randrange(0, outputs + 1) if kind < 0.3 else None,
         stop_after=source.randrange(1, outputs + 1) if 0.3 <= kind < 0.45 else None,
-        seed=source.randrange(100) if 0.45 <= kind < 0.6 else None,
+        seed=source.randrange(100) if 0.45 <= kind < 0.7 else None,
         priority=source.randrange(2),
         salt=source.choice(("", "", "", "salt")),
-        timeout_s=0.2 if 0.6 <= kind < 0.65 else None,
+        timeout_s=0.2 if 0.7 <= kind < 0.8 else None,
     )
 
 

@@ -9,7 +9,7 @@ from loops.loop import Loop
 from loops.policy import FirstComeFirstServed
 from memory.pool import Memory
 from memory.prefix.radix import RadixCache
-from tests.mutants.mutant import Edit, Group, Mutant
+from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
 
 LOSES_A_STEP = Faults(strike=1)
 
@@ -29,11 +29,12 @@ CONTROL = (
         shape={"cache": "radix"},
     ),
     _mutant(
-        "flush_is_not_answered_at_rest",
+        "flush_that_waits_is_forgotten",
         "quiescent_flush",
         "12107",
-        "Who waits for the engine to rest is not told when it does.",
-        Edit(Scheduler._rest, "for ticket in list(self._flushes):", "for ticket in list(self._flushes)[1:]:"),
+        "Who waits for the engine to rest before a flush is never told anything.",
+        Edit(Scheduler._rest, "for ticket in list(self._flushes):", "for ticket in ():"),
+        Edit(Scheduler._flush, "self.context.after(message.timeout_s, FlushExpired(message.ticket))", "pass"),
     ),
     _mutant(
         "order_by_the_clock",
@@ -45,6 +46,7 @@ CONTROL = (
             "return rows",
             "return sorted(rows, key=lambda row: float(waiting.table.deadline[row]))",
         ),
+        shape={"max_running": 1},
     ),
     _mutant(
         "steps_from_before_the_reset_are_run",
@@ -80,7 +82,7 @@ CONTROL = (
         "29750",
         "A retraction happens without a record.",
         Edit(Loop._retracted, "self.journal.moved(", "(lambda *edge: None)("),
-        shape={"num_pages": 4, "page_size": 2},
+        shape=TIGHT,
     ),
     _mutant(
         "removal_is_not_told",

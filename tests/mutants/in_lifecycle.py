@@ -11,7 +11,7 @@ from loops.loop import Loop
 from loops.policy import FirstComeFirstServed
 from loops.roles import Unified
 from loops.work import Work
-from tests.mutants.mutant import Edit, Group, Mutant
+from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
 
 LOSES_A_STEP = Faults(strike=1)
 CLOCK_RUSHES = Faults(rush=1)
@@ -86,7 +86,7 @@ LIFECYCLE = (
         "21171",
         "A request that is retracted while a step is in flight still gets that step's token.",
         Edit(Work.retract, "table.attempt[row] += 1", "pass"),
-        shape={"pacing": "overlap", "num_pages": 4, "page_size": 2},
+        shape=TIGHT | {"pacing": "overlap"},
     ),
     _mutant(
         "two_wait_for_each_other",
@@ -94,6 +94,7 @@ LIFECYCLE = (
         "22518, 14872",
         "When all memory is held by requests that cannot go on, nobody is asked to give way.",
         Edit(Loop.turn, "if self.in_flight or not self._unblock(now):", "if True:"),
+        shape=TIGHT,
     ),
     _mutant(
         "the_oldest_gives_way",
@@ -102,6 +103,7 @@ LIFECYCLE = (
         "The oldest request is retracted when pages run out, not the youngest.",
         Edit(Unified._squeeze, "victim = int(running[-1])", "victim = int(running[0])"),
         Edit(Loop._unblock, "oldest_first()[-1]", "oldest_first()[0]"),
+        shape=TIGHT,
     ),
     _mutant(
         "a_lost_step_ends_everybody",
@@ -134,6 +136,7 @@ LIFECYCLE = (
         "The policy offers the request that has waited longest last.",
         Edit(FirstComeFirstServed.order, "return rows", "return [*rows[1:], *rows[:1]]"),
         shape={"max_running": 1},
+        max_requests=12,
     ),
     _mutant(
         "the_only_one_in_the_queue_is_not_offered",

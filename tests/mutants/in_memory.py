@@ -12,7 +12,7 @@ from memory.pool import Memory
 from memory.prefix.radix import RadixCache
 from memory.slots import SlotPool
 from memory.window import Windows
-from tests.mutants.mutant import Edit, Group, Mutant
+from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
 
 LOSES_A_STEP = Faults(strike=1)
 HYBRID = {"window": 3, "num_window_pages": 6, "page_size": 2, "cache": "radix"}
@@ -38,7 +38,7 @@ MEMORY = (
         "27108",
         "An evicted page is free at once, although a step in flight may still read it.",
         Edit(RadixCache._evict, "else NO_PAGES, fence)", "else NO_PAGES, 0)"),
-        shape=RADIX | {"pacing": "overlap"},
+        shape=TIGHT | RADIX | {"pacing": "overlap"},
     ),
     _mutant(
         "shared_page_not_counted",
@@ -140,7 +140,7 @@ MEMORY = (
         "6888",
         "A retracted request goes back to the queue, but its slot and its pages stay taken.",
         Edit(Work.retract, "self.memory.release(int(table.slot[row]))", "pass"),
-        shape={"num_pages": 4},
+        shape=TIGHT,
     ),
     _mutant(
         "salt_is_ignored",

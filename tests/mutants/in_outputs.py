@@ -12,7 +12,7 @@ from loops.loop import Loop
 from loops.work import Work
 from memory.pool import Memory
 from memory.prefix.radix import RadixCache
-from tests.mutants.mutant import Edit, Group, Mutant
+from tests.mutants.mutant import TIGHT, WIDE, Edit, Group, Mutant
 
 RADIX = {"cache": "radix"}
 
@@ -43,7 +43,7 @@ OUTPUTS = (
         "batch_independence",
         "35697",
         "The placeholder for a token not known yet is resolved with another slot's token.",
-        Edit(Ghost._resolve_tokens, "drawn = self._last[slots]", "drawn = self._last[np.sort(slots)]"),
+        Edit(Ghost._resolve_tokens, "drawn = self._last[slots]", "drawn = self._last[slots[::-1]]"),
         shape={"max_running": 4},
     ),
     _mutant(
@@ -52,6 +52,7 @@ OUTPUTS = (
         "vllm 51866",
         "Sampling noise depends on the place in the batch, not on the request.",
         Edit(GhostDraws._choose, "self._seed[slots]", "self._seed[slots] + rows.astype(np.uint64)"),
+        shape=WIDE,
     ),
     _mutant(
         "tokens_move_up_beside_a_stale_one",
@@ -59,7 +60,7 @@ OUTPUTS = (
         "vllm 51902",
         "When one token of a step is dropped, those behind it go to the wrong requests.",
         Edit(Loop._apply, "rows[wanted], tokens[wanted]", "rows[wanted], tokens[: int(wanted.sum())]"),
-        shape={"pacing": "overlap"},
+        shape=WIDE | {"pacing": "overlap", "mixed": True},
     ),
     _mutant(
         "retraction_forgets_the_output",
@@ -71,7 +72,7 @@ OUTPUTS = (
             "table.attempt[row] += 1",
             "table.attempt[row] += 1; table.num_tokens[row] = table.num_prompt[row]",
         ),
-        shape={"num_pages": 4, "page_size": 2},
+        shape=TIGHT,
     ),
     _mutant(
         "text_held_back_is_lost",
@@ -79,6 +80,7 @@ OUTPUTS = (
         "31598",
         "What was held back of the text is not sent when the request ends.",
         Edit(Detokenizer._end, "text = stream.flush()", 'text = ""'),
+        shape=WIDE,
     ),
     _mutant(
         "decoder_of_the_former_holder",

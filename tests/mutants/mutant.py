@@ -53,6 +53,16 @@ class Mutant(NamedTuple):
     """Fields of the server without which the defect cannot show."""
     faults: Faults = NO_FAULTS
     """Without which the defect cannot show."""
+    max_requests: int = 5
+    """Of one workload."""
+
+
+TIGHT: dict[str, Any] = {"num_pages": 6, "page_size": 1, "lookahead": 0, "max_running": 4, "prefill_chunk": 4}
+"""A server that must retract."""
+
+
+WIDE: dict[str, Any] = {"num_pages": 12, "page_size": 4, "max_running": 4}
+"""A server with room for longer outputs, side by side."""
 
 
 class EditFails(Exception):
