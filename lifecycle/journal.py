@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import msgspec
 
 from lifecycle.records import (
+    CacheChange,
+    Cached,
     Closed,
     Counts,
     Delivered,
@@ -47,6 +49,25 @@ class Journal:
         self._emit = emit
         self._started = started
         self._step = 0
+
+    @property
+    def recording(self) -> bool:
+        """Whether anybody takes the records."""
+        return self._emit is not None
+
+    def precede(self, changes: Callable[[], tuple[CacheChange, ...]]) -> None:
+        """From now on, ask for `changes` of the prefix cache ahead of every record, and record those first."""
+        emit = self._emit
+        if emit is None:
+            return
+
+        def emit_after_changes(record: Record) -> None:
+            told = changes()
+            if told:
+                emit(Cached(told))
+            emit(record)
+
+        self._emit = emit_after_changes
 
     def started(self) -> None:
         """First record."""

@@ -200,6 +200,48 @@ class TierTold(msgspec.Struct, frozen=True, array_like=True, tag=12):
     time: float
 
 
+class CacheChange(NamedTuple):
+    """One thing that happened in the prefix cache."""
+
+    kind: str
+    """stored; removed; cleared: all that was cached."""
+    namespace: str
+    """stored: of the requests that may share the pages."""
+    parent: int | None
+    """stored: the page before the first of `pages`; None at the beginning of a prompt."""
+    pages: Int32Column
+    """stored, removed: in this order."""
+
+
+class Cached(msgspec.Struct, frozen=True, array_like=True, tag=13, eq=False):
+    """What has changed in the prefix cache since the record before. What follows from a record comes after it, so this
+    stands ahead of the first record that knows of the change."""
+
+    changes: tuple[CacheChange, ...]
+
+
+class Answered(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """The gateway has given a request its terminal reply.
+
+    Written by another actor than all other records: it may stand before the Transition that it follows from, and after
+    Closed. Requests that never reached the scheduler have one as well, and nothing else.
+    """
+
+    request: int
+    cause: Cause
+    num_output: int
+    """Output tokens that had left by then, the last included."""
+    time: float
+
+
+class AnswersClosed(msgspec.Struct, frozen=True, array_like=True, tag=15):
+    """The gateway has stopped, and all that were open with it have been answered."""
+
+    count: int
+    """Answered records of this run."""
+    time: float
+
+
 class Counts(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Totals since start, as the engine's own counters have them."""
 
@@ -237,6 +279,9 @@ Record: TypeAlias = (
     | Idled
     | Flushed
     | TierTold
+    | Cached
+    | Answered
+    | AnswersClosed
 )
 RECORD_TYPES: tuple[type[msgspec.Struct], ...] = get_args(Record)
 
@@ -288,5 +333,5 @@ def schema_hash() -> bytes:
     vocabularies: tuple[type[Enum], ...] = (State, Event, Cause)
     for words in vocabularies:
         lines.append(f"{words.__name__}: " + ", ".join(f"{word.name}={word.value}" for word in words))
-    lines.append(f"PageCounts: {PageCounts._fields}")
+    lines += [f"PageCounts: {PageCounts._fields}", f"CacheChange: {CacheChange._fields}"]
     return hashlib.sha256("\n".join(lines).encode()).digest()[:8]

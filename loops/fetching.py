@@ -16,17 +16,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import msgspec
 
 from lifecycle.journal import Journal
 from lifecycle.states import Cause, Event, State
+from loops.feed import CacheFeed
 from loops.saving import Saving, WritePolicy
 from loops.tiers import PageFetch, TierConfig, TierEffects
 from loops.work import Work
 from memory.pages import Int32s, Reservation
 from memory.prefix.base import Hold
+from memory.prefix.events import CacheEvent
 from memory.tiers.index import TierIndex
 from memory.tiers.keys import DeviceKeys, PageKey, page_keys
 
@@ -80,7 +81,7 @@ class _Fetch:
 class LowerTiers:
     """The scheduler's side of the cache tiers below the device."""
 
-    def __init__(self, work: Work, journal: Journal, effects: TierEffects, config: TierConfig) -> None:
+    def __init__(self, work: Work, journal: Journal, effects: TierEffects, config: TierConfig, feed: CacheFeed) -> None:
         self.work = work
         self.memory = work.memory
         self.journal = journal
@@ -107,7 +108,10 @@ class LowerTiers:
         self._resume_at = 0.0
         self._overdue: set[int] = set()
         """Fetches whose lease ended and whose answer has not come."""
-        self.memory.cache.events = []
+        self._feed = feed
+        self._untold: list[CacheEvent] = []
+        """Events of the cache that nobody has followed yet."""
+        feed.follow(self._untold.extend)
 
     @property
     def num_active(self) -> int:
@@ -130,9 +134,11 @@ class LowerTiers:
                 self.saving.hit(hold.pages)
         self.settle()
 
-    def _take_events(self) -> Sequence[Any]:
-        events, self.memory.cache.events = self.memory.cache.events, []
-        return events or ()
+    def _take_events(self) -> Sequence[CacheEvent]:
+        self._feed.collect()
+        events = self._untold.copy()
+        self._untold.clear()
+        return events
 
     # ---- up ----
 

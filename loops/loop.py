@@ -23,6 +23,7 @@ from lifecycle.table import RequestTable, Ticket
 from loops.batch import Draft, Plan
 from loops.effects import Effects as Effects
 from loops.effects import Ending as Ending
+from loops.feed import CacheFeed
 from loops.fetching import LowerTiers
 from loops.pacing import Pacing
 from loops.roles import Role
@@ -32,6 +33,7 @@ from memory.pool import Memory
 
 MAX_STRIKES = 2
 """Lost steps after which a request that was part of each of them is ended instead of tried again."""
+NOT_NUMBERS = "the model's scores for the next token are not finite numbers"
 _NO_ROWS: Int32s = np.empty(0, np.int32)
 
 
@@ -65,6 +67,7 @@ class Loop:
         journal: Journal,
         *,
         max_queued: int,
+        feed: CacheFeed,
         tiers: LowerTiers | None = None,
     ) -> None:
         self.table = table
@@ -75,6 +78,7 @@ class Loop:
         self.effects = effects
         self.journal = journal
         self.max_queued = max_queued
+        self.feed = feed
         self.tiers = tiers
         self.in_flight: deque[Plan] = deque()
         self.counters = Counters()
@@ -174,6 +178,8 @@ class Loop:
         plan = self.in_flight.popleft()
         if plan.step != result.step:
             raise AssertionError(f"step {result.step} came back, step {plan.step} is the oldest in flight")
+        for row in plan.left_without_token(result.unusable, self.table.attempt):
+            self._leave(row, Event.ABORT, Cause.INTERNAL, now, message=NOT_NUMBERS)
         events, rows, tokens = self._apply(plan, result)
         self.effects.output(rows, tokens, plan, result)
         digest = self.memory.digest()
@@ -354,7 +360,8 @@ class Loop:
         if self.tiers is not None:
             self.tiers.left(row)
         if source in (State.PREFILLING, State.DECODING):
-            self.work.keep_prefix(row)
+            if cause is not Cause.INTERNAL:  # what went wrong is not offered to others
+                self.work.keep_prefix(row)
             self.memory.release(int(table.slot[row]))
         if source != State.NEW:
             self.work.drop(row)

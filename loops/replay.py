@@ -11,8 +11,9 @@ A trace holds inputs and decisions in one sequence. A record that the loop does 
     Flushed                   somebody emptied the cache
     TierTold                  the cache tiers below the device said something
 
-Everything else follows, and must come out as it was recorded, times and digests included. No model is needed: the
-tokens are in the trace.
+What the gateway records (Answered) and what the scheduler was told (Delivered) is not followed. Everything else follows
+from these, changes of the prefix cache ahead of what caused them included, and must come out as it was recorded, times
+and digests included. No model is needed: the tokens are in the trace.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ import numpy as np
 from lifecycle.journal import Journal
 from lifecycle.records import (
     ENCODER,
+    Answered,
+    AnswersClosed,
+    Cached,
     Closed,
     Delivered,
     Flushed,
@@ -78,6 +82,8 @@ class Replay:
         except (KeyError, msgspec.ValidationError) as error:
             raise NotReplayable(f"the trace does not say how its loop was set up: {error}") from error
         self._made: deque[Record] = deque()
+        self._ahead: list[Cached] = []
+        """Recorded changes of the cache whose cause is in a record to come."""
         self.loop = make_loop(config, self, Journal(self._made.append), self)
         self.violations: list[MemoryViolation] = []
         """Laws of memory that were found broken on the way."""
@@ -114,19 +120,26 @@ class Replay:
         self.number += 1
         if isinstance(record, Gap):
             raise NotReplayable(f"record {self.number}: {record.count} records were lost here ({record.reason})")
-        if isinstance(record, Delivered):
+        if isinstance(record, Delivered | Answered | AnswersClosed):
             return
         if not self._made:
+            if isinstance(record, Cached):
+                self._ahead.append(record)
+                return
             self._act(record)
         self.closed = isinstance(record, Closed)
-        made = self._made.popleft() if self._made else None
-        if made is None or ENCODER.encode(made) != ENCODER.encode(record):
-            raise Diverged(self.number, record, made)
+        ahead, self._ahead = self._ahead, []
+        for each in (*ahead, record):
+            made = self._made.popleft() if self._made else None
+            if made is None or ENCODER.encode(made) != ENCODER.encode(each):
+                raise Diverged(self.number, each, made)
 
     def finish(self) -> None:
         """The trace ends here. Raises Diverged when the loop decided more than is recorded."""
         if self._made:
             raise Diverged(self.number, None, self._made[0])
+        if self._ahead:
+            raise Diverged(self.number, self._ahead[0], None)
 
     def _act(self, record: Record) -> None:
         loop = self.loop

@@ -7,6 +7,7 @@ import msgspec
 from lifecycle.journal import Journal
 from lifecycle.table import RequestTable
 from loops.admission import Admission
+from loops.feed import CacheFeed
 from loops.fetching import LowerTiers
 from loops.loop import Effects, Loop
 from loops.pacing import Lockstep, Overlap, Pacing
@@ -73,10 +74,11 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
         work, POLICIES[config.policy](config.seed), lookahead=config.lookahead, share_prefixes=config.cache != "none"
     )
     role = Unified(work, admission, prefill_chunk=config.prefill_chunk, mixed=config.mixed)
-    tiers = None
+    tiers, feed = None, CacheFeed(memory.cache, journal)
     if config.tiers is not None and tier_effects is not None:
-        tiers = LowerTiers(work, journal, tier_effects, config.tiers)
-    return Loop(table, memory, work, role, pacing, effects, journal, max_queued=config.max_queued, tiers=tiers)
+        tiers = LowerTiers(work, journal, tier_effects, config.tiers, feed)
+    most = config.max_queued
+    return Loop(table, memory, work, role, pacing, effects, journal, max_queued=most, feed=feed, tiers=tiers)
 
 
 def make_windows(config: LoopConfig) -> Windows | None:

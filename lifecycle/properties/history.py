@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from lifecycle.properties.pages import PageUse
 from lifecycle.records import (
+    Answered,
+    AnswersClosed,
     Closed,
     Int32s,
     Record,
@@ -126,7 +128,7 @@ class History:
     def advance(self, record: Record) -> None:
         """Take one record in. Raises Malformed."""
         self.number += 1
-        if self.closed is not None:
+        if self.closed is not None and not isinstance(record, Answered | AnswersClosed):
             raise Malformed("records follow the one that closes the trace")
         match record:
             case StepPlanned():

@@ -7,22 +7,27 @@ from typing import ClassVar
 
 from lifecycle.properties.base import Property, Violation
 from lifecycle.properties.history import History
-from lifecycle.records import Record
+from lifecycle.records import Answered, AnswersClosed, Record
 
 
 class TimeOrder(Property):
-    """The times of records do not fall."""
+    """The times of records do not fall; the gateway's, who is another actor, by themselves."""
 
     name: ClassVar[str] = "time_order"
 
     def __init__(self) -> None:
-        self._newest = float("-inf")
+        self._newest = self._newest_answer = float("-inf")
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        if isinstance(record, Answered | AnswersClosed):
+            before, self._newest_answer = self._newest_answer, record.time
+            return () if record.time >= before else [self._fault(history, record, before, record.time)]
         time: float = getattr(record, "time", self._newest)
         if time >= self._newest:
             self._newest = time
             return ()
         # Not a number is neither: it is reported as well.
-        explanation = f"time goes back from {self._newest} to {time}"
-        return [self.violation(history, explanation, getattr(record, "request", None))]
+        return [self._fault(history, record, self._newest, time)]
+
+    def _fault(self, history: History, record: Record, before: float, time: float) -> Violation:
+        return self.violation(history, f"time goes back from {before} to {time}", getattr(record, "request", None))

@@ -35,7 +35,7 @@ from loops.judging import OneDecisionLog
 from loops.loop import MAX_STRIKES
 from loops.policy import POLICIES
 from memory.pages import MemoryViolation
-from memory.prefix.events import Mirror
+from memory.prefix.events import CacheEvent, Mirror
 from pawl.testing.clients import Client, FrontDesk
 from pawl.testing.expectations import PropertyFailed, check_beginning, check_whole, vocabulary
 from pawl.testing.properties import (
@@ -137,8 +137,7 @@ class Cluster(Case):
         self.scheduler.report = self._report
         self.mirror = Mirror(config.page_size)
         """The prefix cache, as its events tell it."""
-        cache = self.scheduler.loop.memory.cache
-        cache.events = []
+        self.scheduler.loop.feed.follow(self._follow_cache)
         limit = overtaking_limit(config.policy)
         if limit is not None:
             self.monitor.properties.append(BoundedOvertaking(limit))
@@ -183,16 +182,13 @@ class Cluster(Case):
             raise PropertyFailed("laws_of_memory", f"{law} ({count})")
         if self.ghost.faults:
             raise PropertyFailed("read_after_commit", str(self.ghost.faults[0]))
-        self._follow_cache()
+        self.scheduler.loop.feed.collect()
 
-    def _follow_cache(self) -> None:
-        cache = self.scheduler.loop.memory.cache
-        if cache.events:
-            events, cache.events = cache.events, []
-            try:
-                self.mirror.replay(events)
-            except MemoryViolation as violation:
-                raise PropertyFailed("observability_conservation", f"events of the cache: {violation}") from violation
+    def _follow_cache(self, events: Sequence[CacheEvent]) -> None:
+        try:
+            self.mirror.replay(events)
+        except MemoryViolation as violation:
+            self._report("observability_conservation", f"events of the cache: {violation}", None)
 
     def done(self) -> bool | None:
         if self.desk.at_rest and not self._closing and self.system.num_waiting() == 0:

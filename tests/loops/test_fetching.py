@@ -32,7 +32,7 @@ class TierDriver(Driver):
     def __init__(self, **overrides: object) -> None:
         super().__init__(**overrides)
         config = TierConfig(layout="ghost", max_fetch_pages=64)
-        self.loop.tiers = self.tiers = LowerTiers(self.loop.work, self.loop.journal, self, config)
+        self.loop.tiers = self.tiers = LowerTiers(self.loop.work, self.loop.journal, self, config, self.loop.feed)
         self.fetches: list[PageFetch] = []
         self.fences: list[int] = []
         self.eras: list[int] = []
