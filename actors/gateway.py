@@ -17,8 +17,10 @@ import structlog
 from actors.measures import DURATION_BUCKETS_S, FIRST_TOKEN_BUCKETS_S, TOKEN_BUCKETS_S, Histogram, Rate
 from actors.messages.control import Drain, FlushCache, GetState, Progress, Reply, Stalled
 from actors.messages.generate import Abort, Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
+from actors.recorder import TraceSink
 from actors.runtime.actor import Actor, Down, Lane, Timer
 from actors.sink import Sink
+from lifecycle.records import Answered, AnswersClosed
 from lifecycle.states import Cause
 
 log = structlog.get_logger(__name__)
@@ -79,12 +81,15 @@ FromPeers: TypeAlias = Outputs | Accepted | Refused | Reply | Stalled | Progress
 
 
 class Gateway(Actor):
-    """Open requests and pending asks. `limit` is how many requests may be live at a time; more are refused at once."""
+    """Open requests and pending asks. `limit` is how many requests may be live at a time; more are refused at once.
+    `traced`: every terminal reply is told to the recorder."""
 
     accepts = FromPeers
 
-    def __init__(self, limit: int = 4096) -> None:
+    def __init__(self, limit: int = 4096, *, traced: bool = False) -> None:
         self.limit = limit
+        self.trace = TraceSink(self) if traced else None
+        self._num_answered = 0
         self.totals = Totals()
         self.request_duration = Histogram(DURATION_BUCKETS_S)
         self.time_to_first_token = Histogram(FIRST_TOKEN_BUCKETS_S)
@@ -232,10 +237,17 @@ class Gateway(Actor):
                 else:
                     log.warning("a helper is gone; requests are served on", actor=name, reason=reason)
 
+    def settled(self) -> None:
+        if self.trace is not None:
+            self.trace.flush()
+
     def stopped(self, reason: str) -> None:
         """Answer everything that is open."""
         self.draining = True
         self._end_all(Cause.DRAINED, f"the engine stopped: {reason}")
+        if self.trace is not None:
+            self.trace.emit(AnswersClosed(self._num_answered, self.context.now()))
+            self.trace.flush()
 
     def invariants(self) -> None:
         """Raise AssertionError when the books do not balance: received = ended + live, and each live request has one
@@ -263,9 +275,9 @@ class Gateway(Actor):
                 return Refused(0, Cause.INVALID, text, HTTP_DUPLICATE, "rid")
         return None
 
-    def _violate(self, kind: str, request: int) -> None:
-        self.totals.violations[kind] += 1
-        log.error("a rule of the request's life was broken", rule=kind, request=request)
+    def _violate(self, name: str, kind: str, request: int) -> None:
+        self.totals.violations[name] += 1
+        log.error("a rule of the request's life was broken", property=name, message=kind, request=request)
 
     def _find(self, request: int, kind: str) -> Entry | None:
         """The live entry that a message names; a message for any other request breaks a rule and is counted."""
@@ -275,7 +287,8 @@ class Gateway(Actor):
                 self.totals.late_outputs += 1
             else:
                 known = 0 < request < self._next_request
-                self._violate(f"{kind}_after_end" if known else f"{kind}_for_unknown", request)
+                after_end = "silence_after_abort" if kind == "output" else "legal_lifecycle"
+                self._violate(after_end if known else "incarnation", kind, request)
         return entry
 
     def _accept(self, accepted: Accepted) -> None:
@@ -323,6 +336,9 @@ class Gateway(Actor):
         totals.cached_tokens += usage.cached_tokens
         totals.generated_tokens += usage.completion_tokens
         now = self.context.now()
+        if self.trace is not None:
+            self._num_answered += 1
+            self.trace.emit(Answered(entry.request, cause, entry.num_tokens, now))
         self.request_duration.observe(now - entry.opened)
         if entry.first_output is not None:
             self.time_to_first_token.observe(entry.first_output - entry.opened)

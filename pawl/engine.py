@@ -96,7 +96,8 @@ class Engine:
         """`parts` replaces what the configuration would load, for a runner or a vocabulary of one's own."""
         self.config = config
         self.parts: Parts = parts if parts is not None else _load(config)
-        self.gateway = Gateway(limit=config.max_running + config.max_queued)
+        traced = self.parts.recorder is not None
+        self.gateway = Gateway(limit=config.max_running + config.max_queued, traced=traced)
         self.system = LocalSystem(self.parts.loop_config.seed, on_failure=self._failed)
         self.failure: EngineFailed | None = None
         self._on_failure = on_failure

@@ -74,7 +74,7 @@ class FrontDesk(Gateway):
     accepts: Any = FromPeers | Arrive | Leave | Flush
 
     def __init__(self, workload: Workload, limit: int) -> None:
-        super().__init__(limit)
+        super().__init__(limit, traced=True)
         self.report: Callable[[str, str, int | None], None] = lambda name, text, request: None
         self.clients = [Client(self, index, arrival) for index, arrival in enumerate(workload.arrivals)]
         self.flushes: list[list[Reply]] = [[] for _ in workload.flushes]

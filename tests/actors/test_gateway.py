@@ -168,7 +168,7 @@ def test_anything_after_the_end_is_counted_and_dropped(world: World, late: str) 
 
 def test_an_output_for_a_number_never_given_is_told_apart(world: World) -> None:
     world.output(77)
-    assert world.gateway.totals.violations == {"output_for_unknown": 1}
+    assert world.gateway.totals.violations == {"incarnation": 1}
 
 
 def test_who_watches_an_end_hears_of_it_once(world: World) -> None:
