@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from actors.runtime.choice import Choices, ChoiceSource
-from actors.runtime.exploration import Case, Failure, Result, explore, replay
+from actors.runtime.exploration import Case, Failure, Result, Scenario, explore, replay
 from actors.runtime.faults import Faults
 from actors.runtime.shrinking import MOST_RUNS
 from actors.runtime.strategies.coverage import CoverageGuided
@@ -102,7 +102,7 @@ def explore_workload(
         return Outcome(result, None)
     found = Found(workload, faults, result.failure)
     if shrink and isinstance(strategy, str):
-        found = _shrunk(found, strategy, seed)
+        found = shrunk(found, strategy, seed)
     return Outcome(result, found)
 
 
@@ -110,8 +110,15 @@ def _scenario(workload: Workload, faults: Faults, properties: MakeProperties, so
     return cluster(workload, source, faults=faults, properties=properties)
 
 
-def _shrunk(found: Found, strategy: str, seed: int) -> Found:
-    """Smaller workloads, as long as the same kind of failure is found in one."""
+def scenario_of(
+    workload: Workload, faults: Faults = NO_FAULTS, properties: MakeProperties = record_properties
+) -> Scenario:
+    """What `actors.runtime.exploration.explore` takes."""
+    return partial(_scenario, workload, faults, properties)
+
+
+def shrunk(found: Found, strategy: str, seed: int, *, schedules: int = SCHEDULES_OF_A_SMALLER_ONE) -> Found:
+    """Smaller workloads, as long as the same kind of failure is found in one within so many schedules."""
     wanted = type(found.failure.error), getattr(found.failure.error, "property", None)
     left = MOST_WORKLOADS
     progress = True
@@ -121,8 +128,8 @@ def _shrunk(found: Found, strategy: str, seed: int) -> Found:
             if not left:
                 break
             left -= 1
-            scenario = partial(_scenario, smaller, found.faults, record_properties)
-            failure = explore(scenario, STRATEGIES[strategy](seed), SCHEDULES_OF_A_SMALLER_ONE).failure
+            scenario = scenario_of(smaller, found.faults)
+            failure = explore(scenario, STRATEGIES[strategy](seed), schedules).failure
             if failure is not None and (type(failure.error), getattr(failure.error, "property", None)) == wanted:
                 found = Found(smaller, found.faults, failure)
                 progress = True
@@ -157,7 +164,7 @@ def replay_schedule(schedule: Schedule) -> Exception | None:
 
     try:
         with silence():
-            replay(partial(_scenario, schedule.workload, schedule.faults, record_properties), schedule.choices)
+            replay(scenario_of(schedule.workload, schedule.faults), schedule.choices)
     except Diverged:
         raise
     except Exception as error:

@@ -9,3 +9,19 @@ from tests.mutants.in_outputs import OUTPUTS
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL)
+
+EQUIVALENT = {
+    "page-table changes of before a lost step are still sent to the worker": (
+        "they name places of slots that nobody has by then, and whoever gets such a slot writes its own entries after "
+        "them before it reads any."
+    ),
+    "a slot comes free while a step in flight still names it": (
+        "steps run in order, so the step that names it has run before the next holder's first one, and results are "
+        "told apart by rows."
+    ),
+    "nobody is asked to give way when all that run wait for each other's pages": (
+        "what a request is promised when it is admitted, and renewed promises when pages run short, keep requests from "
+        "getting there; the code is a second line of defence."
+    ),
+}
+"""Edits that were tried and that nothing shows -> why."""

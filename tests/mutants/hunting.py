@@ -6,7 +6,7 @@ import time
 from typing import NamedTuple
 
 from actors.runtime.exploration import ActorFailed
-from pawl.testing import Found, Workload, explore_workload
+from pawl.testing import Found, explore_workload
 from pawl.testing.cluster import PropertyFailed
 from tests.mutants.mutant import Mutant, planted
 
@@ -50,7 +50,7 @@ def explore_stream(mutant: Mutant, strategy: str, schedules: int, *, first_seed:
     """What `hunt` does, with the code as it is."""
     began, run, seed = time.perf_counter(), 0, first_seed
     while True:
-        workload = Workload.random(seed, max_requests=mutant.max_requests, **mutant.shape)
+        workload = mutant.workload(seed)
         each = min(SCHEDULES_OF_EACH, schedules - run)
         outcome = explore_workload(workload, strategy, each, seed=seed, faults=mutant.faults, shrink=False)
         run += outcome.result.schedules

@@ -89,14 +89,6 @@ LIFECYCLE = (
         shape=TIGHT | {"pacing": "overlap"},
     ),
     _mutant(
-        "two_wait_for_each_other",
-        "bounded_progress",
-        "22518, 14872",
-        "When all memory is held by requests that cannot go on, nobody is asked to give way.",
-        Edit(Loop.turn, "if self.in_flight or not self._unblock(now):", "if True:"),
-        shape=TIGHT,
-    ),
-    _mutant(
         "the_oldest_gives_way",
         "bounded_progress",
         "36855; vllm 39734",

@@ -173,13 +173,4 @@ MEMORY = (
         Edit(SlotPool.release, "self.deferred += 1", "self.deferred += 1; self._free.append(slot)"),
         shape={"pacing": "overlap"},
     ),
-    _mutant(
-        "stale_entries_outlive_a_reset",
-        "row_shape",
-        "15922",
-        "After a lost step the page-table changes of before are still sent to the worker.",
-        Edit(Loop.failed, "self.memory.take_replaced()", "pass"),
-        shape=RADIX,
-        faults=LOSES_A_STEP,
-    ),
 )

@@ -16,6 +16,7 @@ from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 from actors.runtime.faults import Faults
+from pawl.testing import Workload
 
 NO_FAULTS = Faults()
 
@@ -55,6 +56,10 @@ class Mutant(NamedTuple):
     """Without which the defect cannot show."""
     max_requests: int = 5
     """Of one workload."""
+
+    def workload(self, seed: int) -> Workload:
+        """A random one in which the defect can show."""
+        return Workload.random(seed, max_requests=self.max_requests, **self.shape)
 
 
 TIGHT: dict[str, Any] = {"num_pages": 6, "page_size": 1, "lookahead": 0, "max_running": 4, "prefill_chunk": 4}
