@@ -20,6 +20,9 @@ from torch import Tensor
 
 from lifecycle.step import Int32s
 
+NO_TOKEN = -1
+"""Where a token would stand if the model had given scores that can be compared."""
+
 
 class BackendUnavailable(Exception):
     """A backend that was asked for cannot run here. `reason` says what is missing, in words for the user."""
@@ -83,4 +86,7 @@ class GreedyBackend(Backend, Protocol):
     """A backend that can fuse the choice of the likeliest token into its head."""
 
     def forward_greedy(self, inputs: ForwardInputs) -> Tensor:
-        """The token of largest logit (the lowest id among equals) for each of `inputs.logit_rows`, int32 [m]."""
+        """The token of largest logit (the lowest id among equals) for each of `inputs.logit_rows`, int32 [m].
+
+        NO_TOKEN for a row with a logit that is not a finite number.
+        """

@@ -181,7 +181,7 @@ class Runner:
         prompt_scores: tuple[PromptScores, ...] = ()
         greedy = self._greedy_backend
         if greedy and len(sampled_slots) and not len(scored) and self.sampler.plainly_greedy(sampled_slots):
-            draws = Draws.plain(greedy.forward_greedy(inputs))
+            draws = Draws.greedy(greedy.forward_greedy(inputs))
             self.sampler.record_greedy(sampled_slots)
         else:
             logits = self.backend.forward(inputs)
@@ -226,4 +226,5 @@ class Runner:
             logprobs=launched.draws.logprobs(),
             prompt_logprobs=tuple(scores.collect() for scores in launched.prompt_scores),
             forward_s=ended - launched.started_s,
+            unusable=launched.draws.unusable(),
         )

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpu.backend import NO_TOKEN
 from gpu.devices import upload
 from gpu.noise import row_keys
 from gpu.penalties import Penalties
 from gpu.scoring import Scores, score
 from gpu.truncation import DrawParameters, draw
 from lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
-from lifecycle.step import Admission, Int32s, StepLogprobs
+from lifecycle.step import Admission, Bools, Int32s, StepLogprobs
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,16 +35,28 @@ class Draws:
     """Rows whose request asked for log-probabilities."""
     scores: Scores | None
     """Of `scored_rows`; None where there are none."""
+    usable: Tensor
+    """bool [n]: whether all logits of the row were finite numbers. Where not, the token is any."""
 
     @classmethod
-    def plain(cls, tokens: Tensor) -> Draws:
+    def plain(cls, tokens: Tensor, usable: Tensor) -> Draws:
         """Tokens without scores."""
-        return cls(tokens, np.zeros(0, np.int32), None)
+        return cls(tokens, np.zeros(0, np.int32), None, usable)
+
+    @classmethod
+    def greedy(cls, tokens: Tensor) -> Draws:
+        """What a `GreedyBackend` gave, NO_TOKEN among it."""
+        return cls.plain(tokens.clamp(min=0), tokens != NO_TOKEN)
 
     @classmethod
     def none(cls, device: torch.device) -> Draws:
         """No rows."""
-        return cls.plain(torch.zeros(0, dtype=torch.int64, device=device))
+        return cls.plain(*(torch.zeros(0, dtype=dtype, device=device) for dtype in (torch.int64, torch.bool)))
+
+    def unusable(self) -> Bools | None:
+        """On the host: rows without a token; None where there is none of them."""
+        usable: Bools = self.usable.cpu().numpy()
+        return None if usable.all() else ~usable
 
     def logprobs(self) -> StepLogprobs | None:
         """On the host, aligned with `tokens`; NaN and token 0 in rows that did not ask."""
@@ -57,6 +70,13 @@ class Draws:
         top[self.scored_rows] = self.scores.top.cpu().numpy()
         top_tokens[self.scored_rows] = self.scores.top_tokens.cpu().numpy()
         return StepLogprobs(chosen, top_tokens, top)
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """bool [n]: whether every one of a row's logits [n, vocab] is a finite number."""
+    # The extremes are NaN where anything is: one pass, and nothing as large as the logits is made.
+    lowest, highest = logits.aminmax(dim=-1)
+    return lowest.isfinite() & highest.isfinite()
 
 
 class Sampler:
@@ -140,6 +160,7 @@ class Sampler:
 
         `slots` [n] are distinct; `positions` [n] is where in its request each drawn token will stand.
         """
+        usable = finite_rows(logits)
         scored_rows = np.flatnonzero(self._scored[slots]).astype(np.int32)
         # A copy: what follows changes the logits, and the scores are of the logits as they came.
         plain = logits[upload(scored_rows.astype(np.int64), self.device)] if len(scored_rows) else None
@@ -150,10 +171,10 @@ class Sampler:
         if len(penalised):
             self._penalties.count(slots[penalised], tokens[upload(penalised, self.device)])
         if plain is None:
-            return Draws.plain(tokens)
+            return Draws.plain(tokens, usable)
         num_top = int(self._num_top[slots[scored_rows]].max())
         chosen = tokens[upload(scored_rows.astype(np.int64), self.device)]
-        return Draws(tokens, scored_rows, score(plain, chosen, num_top))
+        return Draws(tokens, scored_rows, score(plain, chosen, num_top), usable)
 
     def _adjust(self, logits: Tensor, slots: Int32s) -> None:
         """Penalties, bias and barred stop tokens, in place."""

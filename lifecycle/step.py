@@ -96,3 +96,6 @@ class StepResult(msgspec.Struct, frozen=True, eq=False):
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     forward_s: float = 0.0
     """Seconds spent in the forward pass and sampling."""
+    unusable: Bools | None = None
+    """[as many as `tokens`]: the model gave scores that are not finite numbers, so this token means nothing. None: all
+    tokens are good."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lifecycle.request import SamplingParameters
 from lifecycle.states import Event, State
-from lifecycle.step import Admission, StepBatch
+from lifecycle.step import Admission, Bools, StepBatch
 from lifecycle.table import RequestTable
 from memory.pages import Int32s
 from memory.pool import Memory
@@ -54,6 +54,14 @@ class Plan(NamedTuple):
     @property
     def step(self) -> int:
         return self.batch.step
+
+    def left_without_token(self, unusable: Bools | None, attempt: Int32s) -> list[int]:
+        """Rows that still want the token they sampled and that got none; `attempt` is the table's."""
+        if unusable is None:
+            return []
+        wanted = (attempt[self.rows] == self.attempts)[self.batch.samples]
+        rows: list[int] = self.sampled_rows[unusable & wanted].tolist()
+        return rows
 
 
 class Draft:

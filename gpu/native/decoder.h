@@ -18,6 +18,7 @@
 // Rows are padded to a multiple of 32 elements; the padding stays zero from end to end.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -50,8 +51,10 @@ struct Inputs {
     const int32_t *tokens, *positions, *slots, *starts, *lengths, *offsets, *page_table, *logit_rows;
     const int32_t* window_table;   // as page_table, for the layers of the second store; null where there is none
     float* logits;     // [num_logits][vocab], or null
-    int32_t* greedy;   // [num_logits], or null
+    int32_t* greedy;   // [num_logits], or null; kNoToken where a logit is not a finite number
 };
+
+constexpr int32_t kNoToken = -1;
 
 // What is wrong with the arguments of a call; the message goes to the user.
 struct Refused {

@@ -87,6 +87,8 @@ void Decoder<Element>::embed(Walk& walk, const Inputs& inputs) {
         float* hidden = hidden_.row(row);
         table.read_output(inputs.tokens[row], shape_.hidden_size, hidden);
         for (int64_t i = 0; i < shape_.hidden_size; ++i) hidden[i] *= shape_.embedding_scale;
+        // The row was another request's: what is not a number there would reach this one through the padding.
+        std::fill(hidden + shape_.hidden_size, hidden + hidden_.stride, 0.0f);
         for (int64_t rope = 0; rope < shape_.num_ropes; ++rope) {
             float* cosines = angles_.row(row) + rope * shape_.head_dim;
             for (int64_t i = 0; i < half; ++i) {
@@ -212,9 +214,14 @@ void Decoder<Element>::score(Walk& walk, const Inputs& inputs) {
                 continue;
             }
             Best& best = best_[size_t(walk.thread * rows + row + i)];
-            // Nearly no panel holds a new best: look at its largest first.
-            Floats highest = load<Floats>(scores);
-            for (int c = kLanes; c < kPanel; c += kLanes) highest = maximum(highest, load<Floats>(scores + c));
+            // Nearly no panel holds a new best: look at its largest first. A number less itself is 0 if it is finite.
+            Floats highest = load<Floats>(scores), nothing = highest - highest;
+            for (int c = kLanes; c < kPanel; c += kLanes) {
+                const Floats value = load<Floats>(scores + c);
+                highest = maximum(highest, value);
+                nothing = nothing + (value - value);
+            }
+            if (sum_of_lanes(nothing) != 0.0f) best = Best{std::numeric_limits<float>::infinity(), kNoToken};
             if (maximum_of_lanes(highest) < best.logit) continue;
             for (int64_t c = 0; c < count; ++c) best = better(best, Best{scores[c], int32_t(first + c)});
         }

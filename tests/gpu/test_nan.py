@@ -1,0 +1,133 @@
+"""Scores that are no numbers end the request they are for, and nobody else's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from gpu.sampler import finite_rows
+from lifecycle.records import DECODER, ENCODER, Started
+from lifecycle.states import Cause
+from loops.loop import NOT_NUMBERS
+from loops.replay import replay
+from tests.gpu.native_models import ODD, random_weights
+from tests.gpu.serving import Answered, Asked, Serving, Worker
+
+POISON = 13
+"""A token whose embedding holds something that is no finite number; the head is a matrix of its own."""
+GOOD = Asked((1, 2, 3, 4, 5, 6, 7), num_output=9)
+BAD = Asked((1, 2, 3, 4, POISON, 6), num_output=9)
+INFINITE = float("inf")
+NAN = float("nan")
+
+
+def worker(backend: str, value: float, *, everywhere: bool = False) -> Worker:
+    weights = random_weights(ODD, torch.float32)
+    weights["lm_head.weight" if everywhere else "model.embed_tokens.weight"][POISON, 3] = value
+    return Worker(
+        ODD,
+        weights,
+        torch.float32,
+        backend=backend,
+        threads=1,
+        num_pages=64,
+        page_size=4,
+        num_slots=8,
+        max_context=64,
+    )
+
+
+def record(serving: Serving) -> list[Any]:
+    """What the trace of the run so far would hold."""
+    started = Started(
+        version="test",
+        model="odd",
+        config={"loop": msgspec.to_builtins(serving.config)},
+        num_pages=serving.config.num_pages,
+        page_size=serving.config.page_size,
+        num_slots=serving.config.max_running,
+        seed=0,
+        time=0.0,
+        wall=0.0,
+    )
+    records: list[Any] = [started, *serving.records]
+    made: list[Any] = DECODER.decode(ENCODER.encode(records))
+    return made
+
+
+WAYS = {
+    "greedy": {"num_top": None},
+    "greedy with scores": {},
+    "sampled": {"temperature": 1.0},
+    "sampled from a nucleus": {"temperature": 0.7, "top_p": 0.9},
+    "sampled from a few": {"temperature": 0.7, "top_k": 5},
+}
+
+
+@pytest.mark.parametrize("value", [NAN, INFINITE])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_request_whose_scores_are_no_numbers_ends_and_the_others_go_on(backend: str, way: str, value: float) -> None:
+    good, bad = replace(GOOD, **WAYS[way]), replace(BAD, **WAYS[way])
+    serving = Serving(worker(backend, value))
+    requests = [serving.ask(one) for one in (good, bad, good)]
+    serving.run()
+    assert [serving.cause(request) for request in requests] == [Cause.LENGTH, Cause.INTERNAL, Cause.LENGTH]
+    assert serving.ending_of[requests[1]].message == NOT_NUMBERS
+    assert serving.answer_of[requests[1]] == Answered(), "no token of it left"
+    first, _, second = (serving.answer_of[request] for request in requests)
+    assert first.tokens == second.tokens
+    assert len(first.tokens) == good.num_output
+    # And what it computed is offered to nobody: the same beginning is computed again, and well.
+    healthy = replace(good, prompt=(1, 2, 3, 4, 5))
+    assert Serving(worker(backend, 0.5)).answers(healthy)[0].tokens == serving.answers(healthy)[0].tokens
+
+
+@pytest.mark.parametrize("way", [{"num_top": None}, {"temperature": 9.0}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+def test_a_request_that_draws_the_poison_keeps_the_tokens_before_it(pacing: str, way: dict[str, Any]) -> None:
+    serving = Serving(worker("native", NAN), pacing=pacing, prefill_chunk=4)
+    asked = [replace(GOOD, prompt=tuple(prompt), num_output=40, **way) for prompt in np.arange(60).reshape(6, 10)]
+    asked = [one for one in asked if POISON not in one.prompt]
+    requests = [serving.ask(one) for one in asked]
+    serving.run()
+    ends = [serving.cause(request) for request in requests]
+    for request, cause in zip(requests, ends, strict=True):
+        tokens = serving.answer_of[request].tokens
+        assert (cause is Cause.INTERNAL) == (POISON in tokens)
+        assert POISON not in tokens[:-1], "the first one is the last token that means something"
+        assert serving.ending_of[request].num_output == len(tokens)
+    assert Cause.INTERNAL in ends
+
+
+def test_a_model_that_gives_no_numbers_ends_every_request_and_stays_up() -> None:
+    serving = Serving(worker("native", NAN, everywhere=True))
+    requests = [serving.ask(GOOD) for _ in range(12)]
+    serving.run()
+    assert {serving.cause(request) for request in requests} == {Cause.INTERNAL}
+    assert serving.loop.counters.by_cause == {Cause.INTERNAL: 12}
+    assert serving.loop.counters.generated_tokens == 0
+
+
+@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+def test_the_trace_of_such_a_run_replays(pacing: str) -> None:
+    serving = Serving(worker("native", NAN), pacing=pacing)
+    for one in (GOOD, BAD, GOOD, BAD):
+        serving.ask(one)
+    serving.run()
+    again = replay(record(serving))
+    assert not again.violations
+    assert again.loop.counters == serving.loop.counters
+
+
+def test_a_row_is_finite_if_all_of_its_numbers_are() -> None:
+    rows = torch.zeros(5, 300)
+    rows[1, 7], rows[2, 299], rows[3, 0] = NAN, INFINITE, -INFINITE
+    rows[4, :] = torch.finfo(torch.float32).max
+    assert finite_rows(rows).tolist() == [True, False, False, False, True]
+    assert finite_rows(rows[:0]).tolist() == []
