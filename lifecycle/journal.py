@@ -163,6 +163,11 @@ class Journal:
             self._emit(StepRolledBack(step, reason, now))
             self._emit(Digest(step, digest))
 
+    def again(self, record: Record) -> None:
+        """Write a record that was made elsewhere, as it is: in a replay, what the scheduler was told."""
+        if self._emit is not None:
+            self._emit(record)
+
     def delivered(self, message: msgspec.Struct, now: float) -> None:
         """A control message reached the scheduler."""
         if self._emit is not None:

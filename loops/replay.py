@@ -11,9 +11,9 @@ A trace holds inputs and decisions in one sequence. A record that the loop does 
     Flushed                   somebody emptied the cache
     TierTold                  the cache tiers below the device said something
 
-What the gateway records (Answered) and what the scheduler was told (Delivered) is not followed. Everything else follows
-from these, changes of the prefix cache ahead of what caused them included, and must come out as it was recorded, times
-and digests included. No model is needed: the tokens are in the trace.
+What the gateway records (Answered) is not followed, and what the scheduler was told (Delivered) is taken over. Everything
+else follows from these, changes of the prefix cache ahead of what caused them included, and must come out as it was
+recorded, times and digests included. No model is needed: the tokens are in the trace.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Replay:
         self.number += 1
         if isinstance(record, Gap):
             raise NotReplayable(f"record {self.number}: {record.count} records were lost here ({record.reason})")
-        if isinstance(record, Delivered | Answered | AnswersClosed):
+        if isinstance(record, Answered | AnswersClosed):
             return
         if not self._made:
             if isinstance(record, Cached):
@@ -158,6 +158,9 @@ class Replay:
                 loop.failed(loop.in_flight[0].step, record.reason, record.time)
             case Flushed():
                 loop.flush(record.time)
+            case Delivered():
+                # It decides nothing, but what the cache did before it is recorded ahead of it.
+                loop.journal.again(record)
             case TierTold() if loop.tiers is not None:
                 _tell(loop.tiers, record)
             case Closed():
