@@ -11,9 +11,9 @@ A trace holds inputs and decisions in one sequence. A record that the loop does 
     Flushed                   somebody emptied the cache
     TierTold                  the cache tiers below the device said something
 
-What the gateway records (Answered) is not followed, and what the scheduler was told (Delivered) is taken over. Everything
-else follows from these, changes of the prefix cache ahead of what caused them included, and must come out as it was
-recorded, times and digests included. No model is needed: the tokens are in the trace.
+What the gateway records (Answered) is not followed, and what the scheduler was told (Delivered) is taken over.
+Everything else follows from these, changes of the prefix cache ahead of what caused them included, and must come out as
+it was recorded, times and digests included. No model is needed: the tokens are in the trace.
 """
 
 from __future__ import annotations
