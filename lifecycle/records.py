@@ -32,6 +32,10 @@ from lifecycle.states import Cause, Event, State
 
 Int32s: TypeAlias = NDArray[np.int32]
 UInt8s: TypeAlias = NDArray[np.uint8]
+Packed: TypeAlias = bytes
+"""A message in msgpack."""
+PageKeys: TypeAlias = bytes
+"""Keys of pages, 16 bytes each, one after the other."""
 
 if TYPE_CHECKING:
     Int32Column: TypeAlias = Any
@@ -153,7 +157,7 @@ class Delivered(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
     kind: str
     """Its class."""
-    payload: bytes
+    payload: Packed
     """It, in msgpack."""
     time: float
 
@@ -195,8 +199,7 @@ class TierTold(msgspec.Struct, frozen=True, array_like=True, tag=12):
     ticket: int
     count: int
     """filled: pages that were written."""
-    keys: bytes
-    """Keys of pages, 16 bytes each, one after the other."""
+    keys: PageKeys
     time: float
 
 

@@ -1,23 +1,48 @@
 """Records as JSON, one object a line, and back: nothing is lost on the way.
 
-Columns are lists, states and events are names, bytes in msgpack (control messages) are unpacked.
+Columns are lists, states and events are names, control messages (msgpack) are unpacked, keys of pages are hexadecimal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from lifecycle.records import DECODER, RECORD_TYPES, Record, int32s, uint8s
+from lifecycle.records import DECODER, RECORD_TYPES, CacheChange, Record, int32s, uint8s
 from lifecycle.states import Event, State
 
-_COLUMNS: dict[str, Callable[[Any], NDArray[Any]]] = {"Int32Column": int32s, "UInt8Column": uint8s}
-_DTYPES = {"Int32Column": np.int32, "UInt8Column": np.uint8}
-_NAMES: dict[str, type[State] | type[Event]] = {"State": State, "Event": Event}
+
+class _Form(NamedTuple):
+    """How the values of one annotation are written, and read back."""
+
+    plain: Callable[[Any], Any]
+    value: Callable[[Any], Any]
+
+
+def _plain_change(change: CacheChange) -> dict[str, Any]:
+    return change._asdict() | {"pages": int32s(change.pages).tolist()}
+
+
+def _change(values: dict[str, Any]) -> CacheChange:
+    return CacheChange(**values | {"pages": np.array(values["pages"], np.int32).tobytes()})
+
+
+_FORMS = {
+    "Int32Column": _Form(lambda column: int32s(column).tolist(), lambda values: np.array(values, np.int32).tobytes()),
+    "UInt8Column": _Form(lambda column: uint8s(column).tolist(), lambda values: np.array(values, np.uint8).tobytes()),
+    "State": _Form(lambda state: state.name.lower(), lambda name: State[name.upper()]),
+    "Event": _Form(lambda event: event.name.lower(), lambda name: Event[name.upper()]),
+    "Packed": _Form(msgspec.msgpack.decode, msgspec.msgpack.encode),
+    "PageKeys": _Form(bytes.hex, bytes.fromhex),
+    "tuple[CacheChange, ...]": _Form(
+        lambda changes: [_plain_change(change) for change in changes],
+        lambda plain: [_change(values) for values in plain],
+    ),
+}
+"""By annotation; what has none is a plain value already."""
 _KINDS = {kind.__name__: kind for kind in RECORD_TYPES}
 
 
@@ -34,14 +59,8 @@ def as_dict(record: Record) -> dict[str, Any]:
     """A record as plain values, its kind under `record`."""
     values: dict[str, Any] = {"record": type(record).__name__}
     for name, annotation in type(record).__annotations__.items():
-        value = getattr(record, name)
-        if annotation in _COLUMNS:
-            value = _COLUMNS[annotation](value).tolist()
-        elif annotation in _NAMES:
-            value = value.name.lower()
-        elif isinstance(value, bytes):
-            value = msgspec.msgpack.decode(value)
-        values[name] = value
+        form, value = _FORMS.get(annotation), getattr(record, name)
+        values[name] = value if form is None else form.plain(value)
     return values
 
 
@@ -50,14 +69,8 @@ def from_dict(values: dict[str, Any]) -> Record:
     kind = _KINDS[values["record"]]
     fields: list[Any] = []
     for name, annotation in kind.__annotations__.items():
-        value = values[name]
-        if annotation in _DTYPES:
-            value = np.array(value, _DTYPES[annotation]).tobytes()
-        elif annotation in _NAMES:
-            value = _NAMES[annotation][value.upper()]
-        elif annotation == "bytes":
-            value = msgspec.msgpack.encode(value)
-        fields.append(value)
+        form = _FORMS.get(annotation)
+        fields.append(values[name] if form is None else form.value(values[name]))
     # Through the decoder that reads traces, so that nothing enters here that could not have been read there.
     return DECODER.decode(msgspec.msgpack.encode([[kind.__struct_config__.tag, *fields]]))[0]
 

@@ -17,7 +17,7 @@ from lifecycle.export.jsonl import NotARecord, export_jsonl, import_jsonl
 from lifecycle.export.otlp import otlp_trace
 from lifecycle.export.parquet import export_parquet
 from lifecycle.export.timeline import Timeline, timeline
-from lifecycle.records import DECODER, ENCODER, Record, Started, Transition
+from lifecycle.records import DECODER, ENCODER, Record, Started, TierTold, Transition
 from lifecycle.states import Cause
 from lifecycle.trace import TraceReader
 from tests.lifecycle.story import sound_run, write
@@ -55,6 +55,11 @@ def test_every_record_becomes_one_line_of_json_with_columns_as_lists(tmp_path: P
 @pytest.mark.parametrize("records", RUNS, ids=["story", "run 0", "run 1", "run 2"])
 def test_json_lines_come_back_as_the_same_records(records: list[Record]) -> None:
     assert bytes_of(list(import_jsonl(lines_of(records).splitlines()))) == bytes_of(records)
+
+
+def test_keys_of_pages_come_back_though_they_are_no_message() -> None:
+    told = TierTold("kept", 0, 0, bytes(range(0xB8, 0xD8)), 1.5)
+    assert bytes_of(list(import_jsonl([lines_of([told])]))) == bytes_of([told])
 
 
 def test_an_imported_trace_gets_the_same_verdict(tmp_path: Path) -> None:
