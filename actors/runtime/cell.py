@@ -67,6 +67,11 @@ def message_types(accepts: Any) -> tuple[type, ...]:
     return members
 
 
+def settles(actor: Actor) -> bool:
+    """Whether `settled` is more than the one that does nothing."""
+    return type(actor).settled is not Actor.settled or "settled" in vars(actor)
+
+
 class CellContext:
     """The world as one actor sees it (`actors.runtime.actor.Context`)."""
 
@@ -125,8 +130,9 @@ class Cell:
         self._actor: Actor | None = actor
         self._timers = TimerQueue()
         self._timer_edge = Edge(name, Lane.CONTROL, None)
+        self._settles = settles(actor)
         self._dirty = False
-        """Something was received since `settled` was last called."""
+        """Something was received since `settled` was last called; never so where `settled` does nothing."""
         self._suspect: Entry | None = None
         """The message that killed the last instance."""
         self._resume_at = 0.0
@@ -247,7 +253,7 @@ class Cell:
             if not message.claim(self._timers.round):
                 return
             message = message.message
-        self._dirty = True
+        self._dirty = self._settles
         self._handle(message, entry)
 
     def _handle(self, message: Any, entry: Entry) -> None:
@@ -308,11 +314,12 @@ class Cell:
         log.info("actor restarted", actor=self.name, restarts=self.budget.restarts)
         actor.context = self.context
         self._actor = actor
+        self._settles = settles(actor)
         self.phase = Phase.RUNNING
         self._start_instance(actor)
         if self.phase is Phase.RUNNING and self._suspect is not None:
             entry = self._suspect
-            self._dirty = True
+            self._dirty = self._settles
             self._handle(entry[0], entry)
             self._suspect = None
 

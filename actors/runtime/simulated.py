@@ -133,7 +133,9 @@ class SimulatedSystem(LocalSystem):
         event = options[index]
         if index < len(ready):
             # Who was passed over lines up at the end: one deviation is one delay, and not one for each later decision.
-            ready[:] = ready[index + 1 :] + ready[:index] if index else ready[1:]
+            if index:
+                ready += ready[:index]
+            del ready[: index + 1]
         self.num_steps += 1
         self._in_step = True
         if self._follower is None:

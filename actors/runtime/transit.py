@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from actors.runtime.actor import Lane, Overflow
 from actors.runtime.choice import LINE, Option
@@ -223,6 +223,7 @@ class SimulatedMailbox(Mailbox):
         """DATA messages on their way."""
         self._carriers: dict[Edge, Carrier | None] = {}
         self._routes: dict[Edge, str] = {}
+        self._takings: dict[Edge, str] = {}
 
     # ---- written by senders ----
 
@@ -315,7 +316,14 @@ class SimulatedMailbox(Mailbox):
             name = self._routes[edge] = f"{edge.sender}>{self.name}.{Lane(edge.lane).name}"
         return name
 
-    def peek(self, *, timer_is_due: bool) -> Entry | bool | None:
+    def taking(self, edge: Edge) -> str:
+        """Name of taking a message of that edge: receiver<sender>receiver.LANE."""
+        name = self._takings.get(edge)
+        if name is None:
+            name = self._takings[edge] = f"{self.name}<{self.route(edge)}"
+        return name
+
+    def peek(self, *, timer_is_due: bool) -> Entry | Literal[True] | None:
         """What `take` would give, with due timers in the CONTROL lane: an entry, True for a timer, None for nothing."""
         if self._fences and self._fence_passed():
             return self._fences[0][1]

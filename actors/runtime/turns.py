@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from actors.runtime.actor import Actor
 from actors.runtime.cell import Cell, Host, Phase
@@ -59,7 +59,7 @@ class SimulatedCell(Cell):
     def busy(self) -> bool:
         """Whether `step` would do something."""
         if self.phase is Phase.RUNNING:
-            if self._dirty or self._cut or self.mailbox.has_takeable() or self._timer_is_due():
+            if self._dirty or self._cut or self.mailbox.has_takeable() or (self._timers and self._timer_is_due()):
                 return True
             return self._stop_reason is not None and self.mailbox.is_empty()
         if self.phase is Phase.BACKOFF:
@@ -71,29 +71,33 @@ class SimulatedCell(Cell):
         return self.phase is Phase.RUNNING and not self._cut and self._next() is not None
 
     def _timer_is_due(self) -> bool:
-        due = self._timers.next_due() if len(self._timers) else None
+        due = self._timers.next_due()
         return due is not None and due <= self._host.clock()
 
-    def _next(self) -> Entry | bool | None:
-        return self.mailbox.peek(timer_is_due=self._timer_is_due())
+    def _next(self) -> Entry | Literal[True] | None:
+        return self.mailbox.peek(timer_is_due=bool(self._timers) and self._timer_is_due())
 
     def label(self) -> str:
         """What the next step would do."""
         name = self.name
-        if self.phase is Phase.NEW:
-            return f"{name} begins"
-        if self._cut:
-            return f"{name} is cut off"
-        if self.phase is Phase.BACKOFF:
-            return f"{name} resumes" if self._stop_reason is None else f"{name} stops"
+        if self._cut or self.phase is not Phase.RUNNING:
+            return f"{name} {self._aside()}"
         found = self._next()
-        if found is True or (isinstance(found, tuple) and isinstance(found[0], ActorTimer)):
+        if found is True or (found is not None and found[0].__class__ is ActorTimer):
             return f"{name}<timer"
-        if isinstance(found, tuple):
-            return f"{name}<{self.mailbox.route(found[1])}"
+        if found is not None:
+            return self.mailbox.taking(found[1])
         if self._dirty:
             return f"{name} settles"
         return f"{name} rests" if self._stop_reason is None else f"{name} stops"
+
+    def _aside(self) -> str:
+        """What the next step does when the actor is not simply running."""
+        if self.phase is Phase.NEW:
+            return "begins"
+        if self._cut:
+            return "is cut off"
+        return "resumes" if self._stop_reason is None else "stops"
 
     def dump(self) -> str:
         """One line for a person: state, what waits, next deadline."""
@@ -130,7 +134,7 @@ class Turn:
 
     def make_ready(self) -> None:
         """There is something to do; not before the outbox is empty."""
-        if not self._queued and not self._sending():
+        if not self._queued and not (self._outbox is not None and self._sending()):
             self._queued = True
             self._network.ready.append(self)
 
@@ -145,23 +149,27 @@ class Turn:
         """One step of the actor."""
         self._queued = False
         cell = self.cell
-        touched = self._network.touched
-        if touched is not None:
-            touched.add(LINE + cell.name)
-            # `started` does not look at the mailbox.
-            if cell.phase is not Phase.NEW:
-                touched.add(cell.name)
-                # What it takes may let them go.
-                touched.update(cell.mailbox.held_names())
+        if self._network.touched is not None:
+            self._touch(self._network.touched)
         if cell.phase is Phase.NEW:
             cell.begin()
         else:
             cell.step()
         self.rearm()
 
+    def _touch(self, touched: set[str]) -> None:
+        """Note what the step depends on."""
+        cell = self.cell
+        touched.add(LINE + cell.name)
+        # `started` does not look at the mailbox.
+        if cell.phase is not Phase.NEW:
+            touched.add(cell.name)
+            # What it takes may let them go.
+            touched.update(cell.mailbox.held_names())
+
     def rearm(self) -> None:
         """After a step, and when the outbox has become empty: line up again, or wait to be woken."""
-        if self._sending():
+        if self._outbox is not None and self._sending():
             return
         # While it waits out a backoff it cannot park, for messages wait; the clock or a stop gets it going again.
         if self.cell.busy() or not (self.cell.mailbox.park() or self.cell.phase is Phase.BACKOFF):

@@ -84,8 +84,9 @@ class FrontDesk(Gateway):
     @property
     def at_rest(self) -> bool:
         """Every client has had its end, or has hung up, and every flush has been answered."""
-        served = all(client.num_ends or client.left for client in self.clients)
-        return served and all(self.flushes) and self.num_live == 0
+        if self.num_live:
+            return False
+        return all(client.num_ends or client.left for client in self.clients) and all(self.flushes)
 
     def started(self) -> None:
         for index, client in enumerate(self.clients):

@@ -191,7 +191,7 @@ class Cluster(Case):
             self._report("observability_conservation", f"events of the cache: {violation}", None)
 
     def done(self) -> bool | None:
-        if self.desk.at_rest and not self._closing and self.system.num_waiting() == 0:
+        if not self._closing and self.desk.at_rest and self.system.num_waiting() == 0:
             self._closing = True
             self._check_rest()
             self.system.begin_stop(STOP_ORDER)
