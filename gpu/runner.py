@@ -69,12 +69,14 @@ class Runner:
         threads: int | None = None,
         backend: BackendChoice = "auto",
         num_window_pages: int | None = None,
+        deterministic: bool = False,
     ) -> None:
         """Takes `weights` over (canonical names, from `gpu.weights.source.load_weights` with the same `dtype`).
 
         `max_context` is the most tokens a slot may hold; `threads` None means one for each processor. With
         `num_window_pages`, the windowed layers of a hybrid model have a store of their own, and every batch names
-        window pages. Raises BackendUnavailable, or ValueError when the model is not hybrid then.
+        window pages. `deterministic`: a request's bits must not depend on what it is scheduled with. Raises
+        BackendUnavailable, also where that promise cannot be kept, or ValueError when the model is not hybrid then.
         """
         self.config = config
         self.num_slots = num_slots
@@ -91,7 +93,9 @@ class Runner:
         self.asynchronous = self.device.type == "cuda"
         """Whether `launch` returns before the step is computed."""
         fingerprint = weights_fingerprint(config, weights)
-        self.backend = select_backend(backend, config, weights, self.kv, threads=threads or available_threads())
+        self.backend = select_backend(
+            backend, config, weights, self.kv, threads=threads or available_threads(), deterministic=deterministic
+        )
         self.layout = f"{self.kv.layout} {self.backend.name} {fingerprint}"
         """How the bytes of a page are to be read, and whose they are: a copy of a page may be written wherever this is
         equal. Other weights give other keys and values for the same tokens, another backend other last bits."""

@@ -37,13 +37,17 @@ def select_backend(
     kv: KvStore,
     *,
     threads: int,
+    deterministic: bool = False,
 ) -> Backend:
     """Make the backend for `kv`'s device and dtype. It takes `weights` over.
 
     auto: the compiled kernels on a CPU where they can be built, plain torch elsewhere (the reason is logged).
-    Raises BackendUnavailable when `native` was asked for and cannot be.
+    deterministic: only a backend whose rows do not depend on their batch, and none in its place.
+    Raises BackendUnavailable when `native` was asked for and cannot be, or nothing keeps that promise.
     """
     device, dtype = kv.data.device, kv.data.dtype
+    if deterministic:
+        requested = _deterministic_choice(requested, device)
     if requested == "torch" or (requested == "auto" and device.type != "cpu"):
         return TorchDecoder(config, weights, kv, threads=threads)
     if requested not in ("auto", "native"):
@@ -59,3 +63,15 @@ def select_backend(
             raise
         log.info("plain torch instead of compiled kernels", reason=error.reason)
         return TorchDecoder(config, weights, kv, threads=threads)
+
+
+def _deterministic_choice(requested: BackendChoice, device: torch.device) -> BackendChoice:
+    """The backend whose rows are bitwise independent of their batch. Raises BackendUnavailable where there is none."""
+    if requested == "torch":
+        reason = "its sums run in an order that depends on the batch, so it cannot be deterministic; native can"
+        raise BackendUnavailable("torch", reason)
+    if device.type != "cpu":
+        raise BackendUnavailable(
+            requested, f"there are no deterministic kernels for {device}; native has some for CPUs"
+        )
+    return "native"

@@ -38,6 +38,7 @@ def load_parts(config: ServerConfig) -> Parts:
     """
     began = time.monotonic()
     check_settings(config)
+    _check_deterministic(config)
     source = resolve_source(config.model)
     two_pools = _two_pools(config, source.config)
     device = config.device
@@ -66,12 +67,14 @@ def load_parts(config: ServerConfig) -> Parts:
         threads=config.threads,
         backend=config.backend,
         num_window_pages=plan.num_window_pages,
+        deterministic=config.deterministic,
     )
     facts: dict[str, Any] = {
         "architecture": source.config.architecture,
         "device": device,
         "backend": runner.backend_name,
         "dtype": str(dtype).removeprefix("torch."),
+        "deterministic": config.deterministic,
         "kv_mib": plan.num_bytes >> 20,
     }
     if plan.num_window_pages is not None:
@@ -85,6 +88,12 @@ def load_parts(config: ServerConfig) -> Parts:
         facts=facts,
         began=began,
     )
+
+
+def _check_deterministic(config: ServerConfig) -> None:
+    """Raises ConfigError, before anything is loaded, where the promise could not be kept."""
+    if config.deterministic and config.backend == "torch":
+        raise ConfigError("deterministic: needs the backend native; the sums of torch depend on the batch", "backend")
 
 
 def _two_pools(config: ServerConfig, model: ModelConfig) -> bool:

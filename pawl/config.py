@@ -68,6 +68,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Literal["auto", "native", "torch"],
         _meta("model", "native: compiled CPU kernels; torch: plain PyTorch; auto: native where it can run"),
     ] = "auto"
+    deterministic: Annotated[
+        bool, _meta("model", "the same bits for a request whatever it is scheduled with; refused where that cannot be")
+    ] = False
 
     host: Annotated[Text, _meta("server", "address to listen on; 0.0.0.0 is every interface")] = "127.0.0.1"
     port: Annotated[Annotated[int, Meta(ge=0, le=65535)], _meta("server", "port to listen on; 0 takes a free one")] = (

@@ -99,6 +99,11 @@ def make_loop_config(
     `max_position` is the most tokens the model can take, `prefill_chunk` those that a step takes; `window` and
     `num_window_pages` are given where windowed layers have a pool of their own. Raises ConfigError.
     """
+    if prefill_chunk < config.page_size:
+        # Chunks end where pages do: one that reaches no page's end would never be planned.
+        raise ConfigError(
+            f"prefill_chunk: at least page_size, which is {config.page_size}, not {prefill_chunk}", "prefill_chunk"
+        )
     core = _core(config, "sliding" if window is not None and config.cache == "radix" else config.cache)
     if core.reason:
         log.info("the cache in plain Python", reason=core.reason)

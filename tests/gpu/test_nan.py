@@ -92,7 +92,8 @@ def test_a_request_whose_scores_are_no_numbers_ends_and_the_others_go_on(backend
 @pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
 def test_a_request_that_draws_the_poison_keeps_the_tokens_before_it(pacing: str, way: dict[str, Any]) -> None:
     serving = Serving(worker("native", NAN), pacing=pacing, prefill_chunk=4)
-    asked = [replace(GOOD, prompt=tuple(prompt), num_output=40, **way) for prompt in np.arange(60).reshape(6, 10)]
+    prompts = np.arange(60).reshape(6, 10).tolist()
+    asked = [replace(GOOD, prompt=tuple(p), num_output=40, seed=index, **way) for index, p in enumerate(prompts)]
     asked = [one for one in asked if POISON not in one.prompt]
     requests = [serving.ask(one) for one in asked]
     serving.run()
