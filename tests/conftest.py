@@ -22,6 +22,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 ROOT = Path(__file__).parent.parent
+# Triton decides once, when it is first imported (by transformers, it may be), whether its kernels are interpreted.
+if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 EXAMPLES = DirectoryBasedExampleDatabase(ROOT / ".hypothesis" / "examples")
 # A shared machine makes any single example slow at times: time limits belong to the whole run, not to an example.
 UNTIMED = [HealthCheck.too_slow, HealthCheck.data_too_large]

@@ -1,0 +1,6 @@
+"""Kernels in Triton, one subject a file. Importing one imports Triton; nothing outside `gpu/cuda` and `gpu/attention`
+does so before it is asked for.
+
+Each kernel computes a row in an order that no other row, and no count of rows, reaches. With TRITON_INTERPRET=1 set
+before Triton is first imported they run on the CPU, slowly: that is how they are tested where there is no device.
+"""
