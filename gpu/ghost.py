@@ -24,6 +24,8 @@ from gpu.batches import check_batch
 from gpu.ghost_draws import GhostDraws
 from gpu.ghost_language import VOCABULARY_SIZE, Language
 from gpu.ghost_memory import Computed, GhostFault, GhostMemory
+from gpu.ghost_small import SmallMemory
+from gpu.ghost_store import GhostStore
 from gpu.ragged import ragged_offsets
 from lifecycle.request import SamplingParameters
 from lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch, StepLogprobs, StepResult
@@ -73,20 +75,27 @@ class Ghost:
         num_window_pages: int | None = None,
         mean_output: int | None = None,
         step_s: float = 0.0,
+        small: bool = False,
     ) -> None:
         """`window` tokens are read through window pages as well, of which there are `num_window_pages`. About one token
-        in `mean_output` is the end token; None: none is. `step_s` is what a step says it took. Nothing waits."""
+        in `mean_output` is the end token; None: none is. `step_s` is what a step says it took. Nothing waits.
+
+        `small`: quicker for steps of a few tokens, slower for others; without window pages, and none can be copied.
+        Raises ValueError where a small one should have a window."""
         self.num_slots = num_slots
         self.max_context = max_context
         self.step_s = step_s
         self.language = Language(mean_output)
-        self.memory = GhostMemory(
-            num_pages=num_pages,
-            page_size=page_size,
-            num_slots=num_slots,
-            max_context=max_context,
-            window=window,
-            num_window_pages=num_window_pages,
+        sizes = {
+            "num_pages": num_pages,
+            "page_size": page_size,
+            "num_slots": num_slots,
+            "max_context": max_context,
+        }
+        if small and window is not None:
+            raise ValueError("a small ghost has no window pages")
+        self.memory: GhostMemory = (
+            SmallMemory(**sizes) if small else GhostMemory(**sizes, window=window, num_window_pages=num_window_pages)
         )
         self.fail_at: set[int] = set()
         """Steps at which `launch` raises PlannedFailure, each once."""
@@ -99,8 +108,8 @@ class Ghost:
         """Slots that want more than the likeliest token."""
 
     @classmethod
-    def for_shape(cls, shape: Shape, mean_output: int | None = None) -> Self:
-        """The worker that a scheduler of this shape needs."""
+    def for_shape(cls, shape: Shape, mean_output: int | None = None, *, small: bool = False) -> Self:
+        """The worker that a scheduler of this shape needs; `small` where it may be."""
         return cls(
             num_pages=shape.num_pages,
             page_size=shape.page_size,
@@ -109,6 +118,7 @@ class Ghost:
             window=shape.window,
             num_window_pages=shape.num_window_pages,
             mean_output=mean_output,
+            small=small and shape.window is None,
         )
 
     # ---- pages that come and go ----
@@ -116,30 +126,35 @@ class Ghost:
     @property
     def layout(self) -> str:
         """Says how the bytes of a page are to be read."""
-        return f"ghost {self.memory.store.page_size}x2 uint64"
+        return f"ghost {self.memory.page_size}x2 uint64"
 
     @property
     def page_bytes(self) -> int:
-        return self.memory.store.page_bytes
+        return self._stores.store.page_bytes
+
+    @property
+    def _stores(self) -> GhostMemory:
+        if isinstance(self.memory, SmallMemory):
+            raise ValueError("a small ghost has no pages of bytes")
+        return self.memory
 
     def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
         """Copies of `pages`, uint8 [n, page_bytes]. Raises ValueError where there is a window store: a page would be
         half of what its tokens have."""
-        self._require_one_store()
-        return self.memory.store.read(pages)
+        return self._only_store().read(pages)
 
     def write_pages(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
         """The inverse of `read_pages`. Raises ValueError, with nothing written."""
-        self._require_one_store()
-        self.memory.store.fill(pages, blocks)
+        self._only_store().fill(pages, blocks)
 
-    def _require_one_store(self) -> None:
-        if self.memory.window_store is not None:
+    def _only_store(self) -> GhostStore:
+        if self._stores.window_store is not None:
             raise ValueError("pages of a ghost with a window store cannot be copied out or in")
+        return self._stores.store
 
     def corrupt(self, page: int, offset: int = 0, *, in_window: bool = False) -> None:
         """Flip a bit of an entry, as failing memory would."""
-        store = self.memory.window_store if in_window else self.memory.store
+        store = self._stores.window_store if in_window else self._stores.store
         if store is None:
             raise ValueError("there is no window store")
         store.data[page, offset, 1] ^= np.uint64(1)
@@ -160,8 +175,8 @@ class Ghost:
         check_batch(
             batch,
             num_slots=self.num_slots,
-            num_pages=self.memory.store.num_pages,
-            pages_per_slot=self.memory.page_table.shape[1],
+            num_pages=self.memory.num_pages,
+            pages_per_slot=self.memory.pages_per_slot,
             max_context=self.max_context,
             vocab_size=VOCABULARY_SIZE,
             num_window_pages=self.memory.num_window_pages,

@@ -15,7 +15,7 @@ from gpu.ragged import ragged_offsets, ragged_positions
 from lifecycle.step import Int32s, StepBatch
 from memory.window import NO_PAGE
 
-_NEW = -1
+NEW = -1
 """Length of a slot whose request has not computed anything yet: where it begins is not known before its first step."""
 
 
@@ -73,10 +73,18 @@ class GhostMemory:
         self.window_table = np.full_like(self.page_table, NO_PAGE)
         self.num_window_reads = 0
         """Window pages looked at so far."""
-        self._length = np.full(num_slots, _NEW, np.int32)
+        self._length = np.full(num_slots, NEW, np.int32)
         self._prefix: UInt64s = np.zeros(num_slots, np.uint64)
         self._total: UInt64s = np.zeros(num_slots, np.uint64)
         """Of what each slot has computed: positions, the last prefix, and the sum of all prefixes."""
+
+    @property
+    def num_pages(self) -> int:
+        return self.store.num_pages
+
+    @property
+    def pages_per_slot(self) -> int:
+        return int(self.page_table.shape[1])
 
     def clear(self) -> None:
         """Forget everything. What is read from now on must have been written since."""
@@ -85,7 +93,7 @@ class GhostMemory:
                 store.clear()
         self.page_table[:] = NO_PAGE
         self.window_table[:] = NO_PAGE
-        self._length[:] = _NEW
+        self._length[:] = NEW
 
     def take(self, batch: StepBatch) -> None:
         """What a checked batch says about page tables and newcomers."""
@@ -93,7 +101,7 @@ class GhostMemory:
         if batch.window_pages is not None:
             self.window_table[batch.page_slots, batch.page_indices] = batch.window_pages
         for admission in batch.admitted:
-            self._length[admission.slot] = _NEW
+            self._length[admission.slot] = NEW
 
     def compute(self, batch: StepBatch, tokens: Int32s, offsets: Int32s) -> Computed:
         """Write and read the segments of a batch that was taken; `tokens` [t] are its inputs, `offsets` [s + 1] where
@@ -122,12 +130,12 @@ class GhostMemory:
         ones find in the cache."""
         slots, starts = batch.slots, batch.starts
         known = self._length[slots]
-        for segment in np.flatnonzero(known == _NEW).tolist():
+        for segment in np.flatnonzero(known == NEW).tolist():
             self._begin(batch, segment)
-        moved = np.flatnonzero((known != _NEW) & (known != starts))
+        moved = np.flatnonzero((known != NEW) & (known != starts))
         if len(moved):
             segment = int(moved[0])
-            raise _fault(
+            raise fault_at(
                 batch, segment, int(starts[segment]), f"the slot has computed {known[segment]} positions so far"
             )
         return self._prefix[slots], self._total[slots]
@@ -141,7 +149,7 @@ class GhostMemory:
         entries = self._row_entries(batch, segment, start)
         position = first_break(entries)
         if position is not None:
-            raise _fault(batch, segment, position, "the cached prefix is broken here")
+            raise fault_at(batch, segment, position, "the cached prefix is broken here")
         self._prefix[slot] = entries[-1, 1]
         self._total[slot] = entries[:, 1].sum()
 
@@ -156,7 +164,7 @@ class GhostMemory:
             if pages.min() < 0:
                 row = int(pages.argmin())
                 segment = int(np.flatnonzero(batch.slots == slots[row])[0])
-                raise _fault(batch, segment, int(positions[row]), "there is no page to write to")
+                raise fault_at(batch, segment, int(positions[row]), "there is no page to write to")
             store.write(pages, positions, tags, prefixes)
 
     def _read(self, batch: StepBatch, ends: Int32s) -> UInt64s:
@@ -173,7 +181,7 @@ class GhostMemory:
             row = int(placed.argmin())
             segment = int(np.searchsorted(offsets, row, "right")) - 1
             reason = "the page begins with another position" if held[row] else "there is no page to read"
-            raise _fault(batch, segment, int(indices[row]) * page_size, reason)
+            raise fault_at(batch, segment, int(indices[row]) * page_size, reason)
         sums = self.store.sums[pages]
         last = offsets[1:] - 1
         sums[last] = self.store.partial_sums(pages[last], ends - indices[last] * page_size)
@@ -201,7 +209,7 @@ class GhostMemory:
             row = int(right.argmin())
             segment = int(np.searchsorted(offsets, row, "right")) - 1
             reason = "the window page is not the row's own" if held[row] else "there is no window page to read"
-            raise _fault(batch, segment, int(indices[row]) * page_size, reason)
+            raise fault_at(batch, segment, int(indices[row]) * page_size, reason)
 
     def _row_entries(self, batch: StepBatch, segment: int, count: int) -> UInt64s:
         """The first `count` entries of a row, uint64 [count, 2]. Raises GhostFault where it has no page."""
@@ -209,7 +217,7 @@ class GhostMemory:
         positions = np.arange(count, dtype=np.int32)
         pages = self.page_table[slot, positions // self.page_size]
         if pages.min() < 0:
-            raise _fault(batch, segment, int(pages.argmin()), "there is no page to read")
+            raise fault_at(batch, segment, int(pages.argmin()), "there is no page to read")
         return self.store.entries(pages, positions)
 
     def _diagnosis(self, batch: StepBatch, segment: int) -> GhostFault:
@@ -217,10 +225,11 @@ class GhostMemory:
         end = int(batch.starts[segment] + batch.lengths[segment])
         position = first_break(self._row_entries(batch, segment, end))
         reason = "what is read is not what the slot has computed"
-        return _fault(batch, segment, end - 1 if position is None else position, reason)
+        return fault_at(batch, segment, end - 1 if position is None else position, reason)
 
 
-def _fault(batch: StepBatch, segment: int, position: int, reason: str) -> GhostFault:
+def fault_at(batch: StepBatch, segment: int, position: int, reason: str) -> GhostFault:
+    """What is wrong at `position` of a segment."""
     return GhostFault(batch.step, int(batch.slots[segment]), position, reason)
 
 

@@ -141,7 +141,7 @@ class Cluster(Case):
         limit = overtaking_limit(config.policy)
         if limit is not None:
             self.monitor.properties.append(BoundedOvertaking(limit))
-        self.ghost = FallibleGhost.for_shape(config)
+        self.ghost = FallibleGhost.for_shape(config, small=True)
         assert isinstance(self.ghost, FallibleGhost)
         self.ghost.system = system
         self.detokenizer = Detokenizer(vocabulary())
