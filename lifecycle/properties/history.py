@@ -12,10 +12,12 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lifecycle.properties.cache_view import CacheView
 from lifecycle.properties.pages import PageUse
 from lifecycle.records import (
     Answered,
     AnswersClosed,
+    Cached,
     Closed,
     Int32s,
     Record,
@@ -88,6 +90,16 @@ def fitted(array: AnyArray, size: int) -> AnyArray:
     return longer  # type: ignore[return-value]  # numpy does not know that the dtype is the same
 
 
+def _roomy(matrix: Int32s, rows: int, columns: int) -> Int32s:
+    """`matrix`, or a larger copy, zero where it is new."""
+    shape = max(rows, matrix.shape[0]), max(columns, matrix.shape[1])
+    if shape == matrix.shape:
+        return matrix
+    larger = np.zeros(shape, np.int32)
+    larger[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return larger
+
+
 class History:
     """Facts by row, by request and by step. Arrays are indexed by row; a row nobody has means nothing."""
 
@@ -116,7 +128,12 @@ class History:
         """Times that a request in this row has left work."""
         self.working: Bools = np.zeros(64, np.bool_)
         self.num_rows = 0
+        self.outputs: Int32s = np.zeros((64, 64), np.int32)
+        """Output tokens, [row, n]; those beyond `num_output` mean nothing."""
+        self.submissions: dict[int, Submitted] = {}
+        """Of live requests, by row."""
         self.pages = PageUse()
+        self.cache = CacheView()
         self._admissions: list[Transition] = []
         self._last_step = 0
 
@@ -124,6 +141,11 @@ class History:
     def num_tokens(self) -> Int32s:
         """Known tokens by row: prompt and committed output."""
         return self.num_prompt + self.num_output
+
+    def output(self, row: int, count: int | None = None) -> Int32s:
+        """The first `count` output tokens of `row` (all that are committed), int32 [n]; a copy."""
+        committed = int(self.num_output[row])
+        return self.outputs[row, : committed if count is None else min(count, committed)].copy()
 
     def advance(self, record: Record) -> None:
         """Take one record in. Raises Malformed."""
@@ -141,6 +163,8 @@ class History:
                 self._submitted(record)
             case StepRolledBack():
                 self._rolled_back(record)
+            case Cached() if self.started is not None:  # else it is not known what was cached before
+                self.cache.advance(record)
             case Started():
                 self.started = record
                 self.pages.size(record.num_pages, record.page_size)
@@ -158,8 +182,10 @@ class History:
             self.num_output = fitted(self.num_output, row + 1)
             self.departures = fitted(self.departures, row + 1)
             self.working = fitted(self.working, row + 1)
+            self.outputs = _roomy(self.outputs, len(self.request), 0)
         self.num_rows = max(self.num_rows, row + 1)
         self.open[record.request] = row
+        self.submissions[row] = record
         self.request[row] = record.request
         self.num_prompt[row] = len(int32s(record.tokens))
         self.num_wanted[row] = record.sampling.max_new_tokens
@@ -230,8 +256,18 @@ class History:
             raise Malformed(f"the commit of step {record.step} has an event {events.max()}, which is none")
         live = self.departures[step.rows] == step.departures
         drew = (events == Event.TOKEN) | (events == Event.FIRST_TOKEN)
+        self._append(step.rows[step.samples & drew], tokens[drew[step.samples]])
         self.num_output[step.rows[drew]] += 1
         self.committed = Committed(events, tokens, live, drew)
+
+    def _append(self, rows: Int32s, tokens: Int32s) -> None:
+        if not len(rows):
+            return
+        at = self.num_output[rows]
+        width = int(at.max()) + 1
+        if width > self.outputs.shape[1]:
+            self.outputs = _roomy(self.outputs, 0, 2 * width)
+        self.outputs[rows, at] = tokens
 
     def _rolled_back(self, record: StepRolledBack) -> None:
         if record.step != next(reversed(self.in_flight), None):

@@ -8,8 +8,18 @@ import numpy as np
 
 from lifecycle.machine import HAS_OUTPUT, TABLE, WANTS_NO_OUTPUT, IllegalTransition, UInt8s, advance, advance_rows
 from lifecycle.properties.base import Property, Violation
+from lifecycle.properties.ending import TerminalReply
 from lifecycle.properties.history import History, fitted
-from lifecycle.records import STOPPED, Record, StepCommitted, StepRolledBack, Submitted, Transition
+from lifecycle.records import (
+    STOPPED,
+    Answered,
+    AnswersClosed,
+    Record,
+    StepCommitted,
+    StepRolledBack,
+    Submitted,
+    Transition,
+)
 from lifecycle.states import Cause, Event, State
 
 _GUARDS = {(e.source, e.event, cause): e.guard for e in TABLE for cause in e.causes if e.guard is not None}
@@ -18,12 +28,14 @@ _IN_STEPS = frozenset({Event.CHUNK, Event.FIRST_TOKEN, Event.TOKEN, Event.STALE_
 
 class LegalLifecycle(Property):
     """Each edge taken is in the table, starts where the last one ended, and meets its guard; a step's token is stale
-    exactly when its request left work after the step was planned; nothing is open when the engine has stopped."""
+    exactly when its request left work after the step was planned; nothing is open when the engine has stopped; each
+    request that has ended has exactly one terminal reply."""
 
     name = "legal_lifecycle"
 
     def __init__(self) -> None:
         self._state: UInt8s = np.zeros(64, np.uint8)
+        self._replies = TerminalReply()
         self._seen: set[int] = set()
         self._holder: dict[int, int] = {}
         """row -> the request it was given to last"""
@@ -33,7 +45,10 @@ class LegalLifecycle(Property):
             case StepCommitted():
                 return self._committed(history)
             case Transition():
+                self._replies.observe(record, history)
                 return tuple(self._moved(record, history))
+            case Answered() | AnswersClosed():
+                return self._replies.observe(record, history)
             case Submitted():
                 return tuple(self._submitted(record, history))
             case StepRolledBack():
@@ -44,13 +59,12 @@ class LegalLifecycle(Property):
         if history.closed is None or history.closed.reason != STOPPED:
             return ()
         text = "the request had no terminal edge when the engine stopped"
-        return [self.violation(history, text, request) for request in history.open]
+        never_ended = [self.violation(history, text, request) for request in history.open]
+        return [*never_ended, *self._replies.finish(history)]
 
     def _submitted(self, record: Submitted, history: History) -> Iterator[Violation]:
         self._state = fitted(self._state, record.row + 1)
         request = record.request
-        if request in self._seen:
-            yield self.violation(history, f"request {request} was submitted before", request)
         self._seen.add(request)
         before = self._holder.get(record.row)
         self._holder[record.row] = request

@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lifecycle.properties.base import Property, Violation
 from lifecycle.properties.conservation import Conservation, NoReuseBeforeFence
+from lifecycle.properties.ending import AbortIsTotal, Incarnation, SilenceAfterAbort, StreamEqualsResult
 from lifecycle.properties.history import History, Malformed
 from lifecycle.properties.legal_lifecycle import LegalLifecycle
 from lifecycle.properties.observability_conservation import ObservabilityConservation
+from lifecycle.properties.outputs import (
+    BatchIndependence,
+    CacheHitEquivalence,
+    RetractionTransparency,
+    ScheduleEquivalence,
+    StopSemantics,
+)
+from lifecycle.properties.progress import AdmissionIsMonotone, BoundedProgress, FaultIsolation
+from lifecycle.properties.sharing import (
+    HoldAccounting,
+    NamespaceIsolation,
+    QuiescentFlush,
+    ReadAfterCommit,
+    SingleOwner,
+    WeightEpochs,
+)
 from lifecycle.properties.stream_positions import StreamPositions
 from lifecycle.properties.time_order import TimeOrder
 from lifecycle.records import Record
 
-PROPERTIES: tuple[Callable[[], Property], ...] = (
-    LegalLifecycle,
+PROPERTIES: tuple[type[Property], ...] = (
     Conservation,
+    SingleOwner,
     NoReuseBeforeFence,
-    StreamPositions,
+    HoldAccounting,
+    ReadAfterCommit,
+    NamespaceIsolation,
+    LegalLifecycle,
+    SilenceAfterAbort,
+    AbortIsTotal,
+    Incarnation,
+    BoundedProgress,
+    FaultIsolation,
+    AdmissionIsMonotone,
+    ScheduleEquivalence,
+    RetractionTransparency,
+    CacheHitEquivalence,
+    BatchIndependence,
+    StreamEqualsResult,
+    StopSemantics,
+    QuiescentFlush,
+    WeightEpochs,
     ObservabilityConservation,
+    StreamPositions,
     TimeOrder,
 )
 """Every property that a trace alone can decide."""

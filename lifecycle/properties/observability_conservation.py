@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from lifecycle.properties.base import Property, Violation
 from lifecycle.properties.history import History
-from lifecycle.records import Closed, Counts, Record, Submitted, Transition
+from lifecycle.records import Closed, Counts, PageCounts, Record, StepCommitted, Submitted, Transition
 from lifecycle.states import Event
 
 
 class ObservabilityConservation(Property):
-    """received = finished + aborted + live, and every total of `Closed` is the sum over the requests."""
+    """received = finished + aborted + live; every total of `Closed` is the sum over the requests; and the changes of
+    the cache, replayed from nothing, give the pages that are counted as cached."""
 
     name = "observability_conservation"
 
@@ -29,9 +30,18 @@ class ObservabilityConservation(Property):
                 self._moved(record, history)
             case Submitted():
                 self._received += 1
+            case StepCommitted():
+                return self._cached(record.pages, history)
             case Closed():
-                return tuple(self._closed(record.counts, history))
+                cached = self._cached(record.pages, history) if record.pages is not None else ()
+                return (*cached, *self._closed(record.counts, history))
         return ()
+
+    def _cached(self, pages: PageCounts, history: History) -> Sequence[Violation]:
+        if pages.cached == len(history.cache) or history.started is None:
+            return ()
+        text = f"{pages.cached} pages are counted as cached, {len(history.cache)} are by what was told of the cache"
+        return (self.violation(history, text),)
 
     def _moved(self, record: Transition, history: History) -> None:
         row = record.row

@@ -7,8 +7,8 @@ A row uses the pages that steps enter into its part of the page table, until it 
     taken     a free page, otherwise
     void      when its row has left since the entry was made
 
-Which pages the cache keeps is not recorded, so a page that nobody uses may be cached or free; but a page that somebody
-uses is surely not free, nor is one that a step in flight may still touch.
+A page that somebody uses is surely not free, nor is one that a step in flight may still touch, nor one that the cache
+has: what the cache has is in lifecycle/properties/cache_view.py.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class PageUse:
         """0: not known; then nothing is tracked."""
         self.taken = NOTHING_WRONG
         """By the step planned last."""
+        self.fresh: list[int] = []
+        """Pages that the step planned last took."""
+        self.shared: list[tuple[int, int]] = []
+        """(row, page of the cache) that the step planned last entered."""
         self._page_size = 1
         self._users: dict[int, int] = {}
         """page -> number of rows that use it; pages without users are left out"""
@@ -51,6 +55,8 @@ class PageUse:
         """page -> newest step in flight when a row let go of it"""
         self._table: dict[int, dict[int, int]] = {}
         """row -> index -> page"""
+        self._place: dict[int, tuple[int, int]] = {}
+        """page -> (row, index) that took it, until somebody lets go of it"""
         self._slot_of: dict[int, int] = {}
         self._row_of: dict[int, int] = {}
         """slot -> the row that has it, where pages were entered"""
@@ -66,6 +72,14 @@ class PageUse:
         """The first row that uses `page`."""
         return next((row for row, pages in self._table.items() if page in pages.values()), None)
 
+    def in_use(self, page: int) -> bool:
+        """Whether some row uses `page`."""
+        return page in self._users
+
+    def place_of(self, page: int) -> tuple[int, int] | None:
+        """The row that took `page`, and the index at which it has it; None when it has let go of it."""
+        return self._place.get(page)
+
     def planned(
         self,
         step: int,
@@ -76,7 +90,7 @@ class PageUse:
     ) -> None:
         """A step is launched. `segments`: rows, slots, ends; `entries`: slots, indices, pages, each int32 [n] and a
         later entry of the same place wins; `in_flight`: the steps before it that are not resolved."""
-        self.taken = NOTHING_WRONG
+        self.taken, self.fresh, self.shared = NOTHING_WRONG, [], []
         if not len(entries[0]) or not self.num_pages:
             return
         rows, slots, ends = segments
@@ -85,8 +99,9 @@ class PageUse:
         reach: dict[int, int] = {}
         taken: list[int] = []
         entered = self._entered[step] = []
-        places = zip(entries[0].tolist(), entries[1].tolist(), strict=True)
-        for (slot, index), page in dict(zip(places, entries[2].tolist(), strict=True)).items():
+        places: dict[int, tuple[int, int]] = {}
+        where = zip(entries[0].tolist(), entries[1].tolist(), strict=True)
+        for (slot, index), page in dict(zip(where, entries[2].tolist(), strict=True)).items():
             row = self._row_in(slot, rows, slots)
             if row is None:
                 continue
@@ -94,15 +109,20 @@ class PageUse:
             if row not in reach:
                 end = int(ends[rows == row].max(initial=0))
                 reach[row] = -(-end // self._page_size)
+            if index not in mine and index >= reach[row]:
+                continue
             if index in mine:
                 self._let_go(mine[index], newest)
-            elif index >= reach[row]:
-                continue
-            elif index >= num_shared.get(row, 0):
+            if index in mine or index < num_shared.get(row, 0):
+                self.shared.append((row, page))
+            else:
                 taken.append(page)
+                places[page] = row, index
             mine[index] = page
             entered.append((row, index))
+        self.fresh = taken
         self._judge(taken, oldest)
+        self._place.update(places)
         for row, index in entered:
             page = self._table[row][index]
             self._users[page] = self._users.get(page, 0) + 1
@@ -129,6 +149,7 @@ class PageUse:
         )
 
     def _let_go(self, page: int, newest: int) -> None:
+        self._place.pop(page, None)
         left = self._users.get(page, 0) - 1
         if left > 0:
             self._users[page] = left

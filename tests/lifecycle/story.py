@@ -1,7 +1,8 @@
 """A small sound run, record by record: what the tests of traces, properties and audit start from.
 
 Two requests share steps under overlap; one is aborted while a step with it is in flight, one runs to its length. A
-third is retracted, admitted again by a step that is lost, and ends by a stop string that cuts its last token.
+third begins with a page that the first has left in the cache; it is retracted, admitted again by a step that is lost,
+and ends by a stop string that cuts its last token.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import msgspec
 import numpy as np
 
 from lifecycle.records import (
+    ENCODER,
     STOPPED,
+    CacheChange,
+    Cached,
     Closed,
     Counts,
     Delivered,
@@ -36,7 +40,11 @@ PLENTY = 1 << 30
 NUM_PAGES = 16
 PAGE_SIZE = 4
 PAGES = PageCounts(10, 4, 1, 1, 0)
+NOTHING_CACHED = PageCounts(10, 5, 0, 1, 0)
 AT_REST = PageCounts(15, 0, 1, 0, 0)
+
+
+LOOP = {"page_size": PAGE_SIZE, "prefill_chunk": 12, "pacing": "overlap", "mixed": True, "weights": ""}
 
 
 class Segment(NamedTuple):
@@ -64,6 +72,16 @@ def planned(step: int, time: float, *segments: Segment) -> StepPlanned:
     return StepPlanned(step, time, rows, rows, starts, lengths, chained, samples, *entries.reshape(-1, 3).T.copy())
 
 
+def stored(namespace: str, parent: int | None, *pages: int) -> CacheChange:
+    """Pages come into the cache."""
+    return CacheChange("stored", namespace, parent, np.array(pages, np.int32))
+
+
+def removed(*pages: int) -> CacheChange:
+    """Pages leave the cache."""
+    return CacheChange("removed", "", None, np.array(pages, np.int32))
+
+
 class Story:
     """Appends records; `labels` names the places that tests change."""
 
@@ -71,7 +89,7 @@ class Story:
         self.records: list[Record] = []
         self.labels: dict[str, int] = {}
         self._time = 0.0
-        self._step = 0
+        self.step = 0
 
     def add(self, record: Record, label: str | None = None) -> None:
         if label is not None:
@@ -87,14 +105,15 @@ class Story:
             Started(
                 version="0.1.0",
                 model="ghost",
-                config={"pacing": "overlap"},
+                config={"backend": "ghost", "loop": dict(LOOP)},
                 num_pages=NUM_PAGES,
                 page_size=PAGE_SIZE,
                 num_slots=4,
                 seed=7,
                 time=self.now(),
                 wall=1e9,
-            )
+            ),
+            "started",
         )
 
     def submit(self, request: int, row: int, num_prompt: int, num_wanted: int) -> None:
@@ -124,19 +143,19 @@ class Story:
         num_cached: int | None = None,
         num_output: int | None = None,
     ) -> None:
-        record = Transition(request, row, source, event, target, cause, self._step, self.now(), num_cached, num_output)
+        record = Transition(request, row, source, event, target, cause, self.step, self.now(), num_cached, num_output)
         self.add(record, f"{event.name.lower()} {request}")
 
     def admit(self, request: int, row: int, num_cached: int = 0) -> None:
         self.move(request, row, State.QUEUED, Event.ADMIT, State.PREFILLING, num_cached=num_cached)
 
     def plan(self, step: int, *segments: Segment) -> None:
-        self._step = step
+        self.step = step
         self.add(planned(step, self.now(), *segments), f"plan {step}")
 
-    def commit(self, step: int, events: Sequence[Event], num_tokens: int) -> None:
+    def commit(self, step: int, events: Sequence[Event], num_tokens: int, pages: PageCounts = PAGES) -> None:
         drawn = np.arange(num_tokens, dtype=np.int32) + 100 * step
-        self.add(StepCommitted(step, self.now(), np.array(events, np.uint8), drawn, PAGES), f"commit {step}")
+        self.add(StepCommitted(step, self.now(), np.array(events, np.uint8), drawn, pages), f"commit {step}")
 
 
 def sound_run() -> Story:
@@ -147,7 +166,8 @@ def sound_run() -> Story:
     story.submit(2, 1, 5, 8)
     story.admit(1, 0)
     story.plan(1, Segment(0, 0, 4, samples=False, pages=((0, 0),)))
-    story.commit(1, [Event.CHUNK], 0)
+    story.commit(1, [Event.CHUNK], 0, NOTHING_CACHED)
+    story.add(Cached((stored("", None, 0),)), "cached 0")
     story.admit(2, 1)
     story.plan(2, Segment(0, 4, 2, pages=((1, 1),)), Segment(1, 0, 5, pages=((0, 2), (1, 3))))
     story.plan(3, token(0, 6), token(1, 5))
@@ -170,7 +190,7 @@ def _third(story: Story) -> None:
     story.plan(5, Segment(1, 4, 5, pages=((0, 0), (1, 5), (2, 6))))
     story.commit(5, [Event.FIRST_TOKEN], 1)
     story.add(Digest(5, 2**64 - 1))
-    story.move(3, 1, State.DECODING, Event.RETRACT, State.QUEUED, Cause.MEMORY)
+    story.move(3, 1, State.DECODING, Event.RETRACT, State.QUEUED, Cause.STEP_LOST)
     story.admit(3, 1)
     story.plan(6, Segment(1, 0, 10, pages=((0, 7), (1, 8), (2, 9))))
     story.add(StepRolledBack(6, "the worker was lost", story.now()), "rollback 6")
@@ -207,8 +227,6 @@ def write(directory: Path, records: Sequence[Record], block: int = 8) -> Path:
     return file
 
 
-def plain(records: Sequence[Record]) -> Iterator[tuple[object, ...]]:
+def plain(records: Sequence[Record]) -> Iterator[bytes]:
     """Records as values that can be compared, whether they were made or read."""
-    for record in records:
-        values = (getattr(record, name) for name in record.__struct_fields__)
-        yield (type(record), *(v.tobytes() if isinstance(v, np.ndarray) else v for v in values))
+    return map(ENCODER.encode, records)

@@ -1,0 +1,198 @@
+"""Properties of how requests end: `incarnation`, `silence_after_abort`, `abort_is_total`, `stream_equals_result`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from lifecycle.properties.base import Property, Violation
+from lifecycle.properties.history import History
+from lifecycle.records import Answered, AnswersClosed, Delivered, Record, StepPlanned, Submitted, Transition
+from lifecycle.states import ABORT_CAUSES, Cause, Event
+
+ENDS = frozenset({Event.FINISH, Event.ABORT})
+
+
+class Incarnation(Property):
+    """A duplicate number is refused, and nothing reaches a successor that was meant for another: a number is given
+    once, and an event for a request that has ended is none of the request that has its row now."""
+
+    name = "incarnation"
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case Submitted(request=request):
+                if request in self._seen:
+                    return [self.violation(history, f"request {request} was submitted before", request)]
+                self._seen.add(request)
+            case Transition(request=request) if record.event not in ENDS and record.event != Event.STALE_ABORT:
+                if request not in history.open:
+                    state = "has ended" if request in self._seen else "was never submitted"
+                    return [self.violation(history, f"{record.event.name} for a request that {state}", request)]
+        return ()
+
+
+class Pairing:
+    """Both ends of each request: its terminal edge, and its terminal reply, whichever stands first in the trace."""
+
+    def __init__(self) -> None:
+        self._ends: dict[int, Transition] = {}
+        self._answers: dict[int, Answered] = {}
+
+    def pair(self, record: Record) -> tuple[Transition, Answered] | None:
+        """The pair that this record completes."""
+        match record:
+            case Transition(event=Event.FINISH | Event.ABORT):
+                answer = self._answers.pop(record.request, None)
+                if answer is not None:
+                    return record, answer
+                self._ends[record.request] = record
+            case Answered():
+                end = self._ends.pop(record.request, None)
+                if end is not None:
+                    return end, record
+                self._answers[record.request] = record
+        return None
+
+    def unanswered(self) -> Sequence[int]:
+        """Requests that have ended and have no reply."""
+        return tuple(self._ends)
+
+    def unended(self) -> Sequence[Answered]:
+        """Replies to requests without a terminal edge."""
+        return tuple(self._answers.values())
+
+
+class SilenceAfterAbort(Property):
+    """Once an abort is acknowledged no token of that request leaves: its client has had no more than were committed
+    when it was aborted."""
+
+    name = "silence_after_abort"
+
+    def __init__(self) -> None:
+        self._pairing = Pairing()
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        both = self._pairing.pair(record)
+        if both is None:
+            return ()
+        end, answer = both
+        if end.event != Event.ABORT or end.num_output is None or answer.num_output <= end.num_output:
+            return ()
+        text = f"{answer.num_output} tokens left, but {end.num_output} were committed when it was aborted"
+        return [self.violation(history, text, end.request)]
+
+
+class StreamEqualsResult(Property):
+    """What left for the client is the result: as many tokens as count, and one reason for the end. Only text can stop a
+    request at another place than the scheduler knew: the client is told so, of no more tokens than there were."""
+
+    name = "stream_equals_result"
+
+    def __init__(self) -> None:
+        self._pairing = Pairing()
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        both = self._pairing.pair(record)
+        return tuple(self._compare(*both, history)) if both is not None else ()
+
+    def _compare(self, end: Transition, answer: Answered, history: History) -> Iterator[Violation]:
+        # The gateway answers in place of a peer that is lost.
+        if answer.cause in (Cause.INTERNAL, Cause.DRAINED):
+            return
+        counted = end.num_output if end.num_output is not None else answer.num_output
+        cut = answer.cause == Cause.STOP_STRING and answer.num_output <= counted
+        if answer.cause != end.cause and not cut:
+            yield self.violation(history, f"it ended by {end.cause}, its client was told {answer.cause}", end.request)
+        if end.event == Event.FINISH and answer.num_output != counted and not cut:
+            text = f"it ends with {counted} output tokens, {answer.num_output} left for its client"
+            yield self.violation(history, text, end.request)
+
+
+class AbortIsTotal(Property):
+    """In every state and queue an abort ends the request within one scheduling step and touches no other."""
+
+    name = "abort_is_total"
+
+    def __init__(self) -> None:
+        self._asked: set[int] = set()
+        """Live, or not submitted yet, when they were asked to end."""
+        self._ended: set[int] = set()
+        self._told = False
+        """Whether the trace says what the scheduler was told."""
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case Delivered(kind="Abort"):
+                self._told = True
+                self._asked |= _requests(record) - self._ended
+            case Transition(event=Event.FINISH | Event.ABORT):
+                return tuple(self._left(record, history))
+            case StepPlanned() if self._asked:
+                late = sorted(self._asked & history.open.keys())
+                if late:
+                    text = f"step {record.step} is planned and the request, which was to be aborted, is live"
+                    return [self.violation(history, text, late[0])]
+        return ()
+
+    def _left(self, record: Transition, history: History) -> Iterator[Violation]:
+        request, asked = record.request, record.request in self._asked
+        self._ended.add(request)
+        self._asked.discard(request)
+        if record.event == Event.FINISH and asked:
+            yield self.violation(history, "it finished although it was to be aborted", request)
+        if record.cause in (Cause.CLIENT, Cause.DISCONNECT) and self._told and not asked:
+            yield self.violation(history, f"it was aborted by {record.cause}, and nobody had asked for that", request)
+
+
+def _requests(record: Delivered) -> set[int]:
+    """Whom an abort names; nobody, when it cannot be read."""
+    try:
+        return set(msgspec.msgpack.decode(record.payload, type=_Abort).requests)
+    except msgspec.DecodeError:
+        return set()
+
+
+class _Abort(msgspec.Struct):
+    """What an abort says, as far as it matters here."""
+
+    requests: tuple[int, ...] = ()
+
+
+class TerminalReply(Property):
+    """Exactly one terminal reply: the part of `legal_lifecycle` that is about what left for the clients."""
+
+    name = "legal_lifecycle"
+
+    def __init__(self) -> None:
+        self._pairing = Pairing()
+        self._answered: set[int] = set()
+        self._closed = False
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        self._pairing.pair(record)
+        match record:
+            case Answered(request=request):
+                if request in self._answered:
+                    return [self.violation(history, "a second terminal reply", request)]
+                self._answered.add(request)
+            case AnswersClosed(count=count):
+                self._closed = True
+                if count != len(self._answered):
+                    text = f"the gateway counts {count} terminal replies, {len(self._answered)} are recorded"
+                    return [self.violation(history, text)]
+        return ()
+
+    def finish(self, history: History) -> Sequence[Violation]:
+        if not self._closed:
+            return ()
+        unanswered = [self.violation(history, "no terminal reply", each) for each in self._pairing.unanswered()]
+        return unanswered + [
+            self.violation(history, f"its client was told {answer.cause}, and it has not ended", answer.request)
+            for answer in self._pairing.unended()
+            if answer.cause not in ABORT_CAUSES
+        ]

@@ -1,0 +1,233 @@
+"""Properties of pages that requests share through the prefix cache: `single_owner`, `hold_accounting`,
+`read_after_commit`, `namespace_isolation`, `weight_epochs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from lifecycle.properties.base import Property, Violation
+from lifecycle.properties.history import History, fitted
+from lifecycle.records import (
+    Cached,
+    Flushed,
+    Int32s,
+    Record,
+    StepCommitted,
+    StepPlanned,
+    Submitted,
+    TierTold,
+    Transition,
+)
+from lifecycle.states import Event
+
+
+def _owner(history: History, row: int) -> int:
+    """The request in `row`."""
+    return int(history.request[row])
+
+
+class SingleOwner(Property):
+    """A page that can be written has one owner; a second free is an error: a page comes into the cache once and leaves
+    it once, and what the cache has is not taken as free."""
+
+    name = "single_owner"
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case Cached():
+                return tuple(self._changed(history))
+            case StepPlanned() if history.cache.namespace:
+                return tuple(self._taken(history))
+        return ()
+
+    def _changed(self, history: History) -> Iterator[Violation]:
+        faults = history.cache.faults
+        if faults.stored_twice:
+            yield self.violation(history, f"page {faults.stored_twice[0]} came into the cache, which had it already")
+        if faults.removed_twice:
+            yield self.violation(history, f"page {faults.removed_twice[0]} left the cache, which did not have it")
+
+    def _taken(self, history: History) -> Iterator[Violation]:
+        for page in history.pages.fresh:
+            if page in history.cache.namespace:
+                yield self.violation(history, f"page {page} was taken as free while the cache has it")
+                return
+
+
+class HoldAccounting(Property):
+    """Holds of a node = its live holders + held children, all zero at rest: no page leaves the cache while a request
+    uses it, or before the pages that go on from it."""
+
+    name = "hold_accounting"
+
+    def __init__(self) -> None:
+        self._removed: list[int] = []
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        if isinstance(record, Cached):
+            self._removed += history.cache.removed
+            cut_off = history.cache.faults.cut_off
+            return [self.violation(history, f"page {cut_off[0]} of the cache is out of reach")] if cut_off else ()
+        # Those that gave way to a step are told of after what their pages made room for.
+        if not self._removed or (isinstance(record, Transition) and record.event == Event.RETRACT):
+            return ()
+        removed, self._removed = self._removed, []
+        for page in removed:
+            row = history.pages.user_of(page) if history.pages.in_use(page) else None
+            if row is not None and not _just_taken(record, history, page):
+                text = f"page {page} left the cache while a request uses it"
+                return [self.violation(history, text, _owner(history, row))]
+        return ()
+
+
+def _just_taken(record: Record, history: History, page: int) -> bool:
+    """The page is in use since the step that this record plans, and was free before."""
+    return isinstance(record, StepPlanned) and page in history.pages.fresh
+
+
+class ReadAfterCommit(Property):
+    """No forward reads a position before its write, load or transfer is committed: a page is shared only when every
+    position in it is, and what a request begins with is in the cache when its step is launched."""
+
+    name = "read_after_commit"
+
+    def __init__(self) -> None:
+        self._committed: Int32s = np.zeros(64, np.int32)
+        """Positions of each row that are committed."""
+        self._filled = 0
+        """Pages that came from lower tiers and may be stored."""
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case StepCommitted():
+                live = history.committed.live
+                self._committed[history.step.rows[live]] = history.step.ends[live]
+            case Cached() if history.cache.stored:
+                return tuple(self._stored(history))
+            case StepPlanned() if history.pages.shared:
+                return tuple(self._shared(history))
+            case Transition(event=Event.ADMIT):
+                self._committed[record.row] = record.num_cached or 0
+            case Transition(event=Event.RECEIVE):
+                self._committed[record.row] = history.num_tokens[record.row] - 1
+            case Submitted():
+                self._committed = fitted(self._committed, record.row + 1)
+            case TierTold(kind="filled"):
+                self._filled += record.count
+        return ()
+
+    def _stored(self, history: History) -> Iterator[Violation]:
+        size = history.started.page_size if history.started is not None else 1
+        for page in history.cache.stored:
+            place = history.pages.place_of(page)
+            if place is None:
+                self._filled -= 1
+                if self._filled < 0:
+                    self._filled = 0
+                    yield self.violation(history, f"page {page} came into the cache, and nobody has written it")
+                continue
+            row, index = place
+            if self._committed[row] < (index + 1) * size:
+                text = f"page {page} was shared up to position {(index + 1) * size - 1}, but only"
+                yield self.violation(
+                    history, f"{text} {self._committed[row]} positions are committed", _owner(history, row)
+                )
+
+    def _shared(self, history: History) -> Iterator[Violation]:
+        for row, page in history.pages.shared:
+            if page not in history.cache.namespace:
+                text = f"the request begins with page {page}, which the cache does not have"
+                yield self.violation(history, text, _owner(history, row))
+
+
+class NamespaceIsolation(Property):
+    """Requests with another adapter, salt, or weight version share no page."""
+
+    name = "namespace_isolation"
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case Cached() if history.cache.stored:
+                return tuple(self._stored(history))
+            case StepPlanned() if history.pages.shared:
+                return tuple(self._shared(history))
+        return ()
+
+    def _stored(self, history: History) -> Iterator[Violation]:
+        if history.cache.faults.foreign:
+            page = history.cache.faults.foreign[0]
+            yield self.violation(history, f"page {page} goes on from a page of another namespace")
+        for page in history.cache.stored:
+            place = history.pages.place_of(page)
+            if place is None:
+                continue
+            mine, theirs = history.submissions[place[0]].namespace, history.cache.namespace.get(page)
+            if theirs is not None and mine != theirs:
+                text = f"page {page} was written in namespace {mine!r} and is cached in {theirs!r}"
+                yield self.violation(history, text, _owner(history, place[0]))
+
+    def _shared(self, history: History) -> Iterator[Violation]:
+        for row, page in history.pages.shared:
+            mine = history.submissions[row].namespace
+            theirs = history.cache.namespace.get(page, mine)
+            if mine != theirs:
+                text = f"page {page} is cached in namespace {theirs!r} and is used in {mine!r}"
+                yield self.violation(history, text, _owner(history, row))
+
+
+class WeightEpochs(Property):
+    """Keys and values written under one weight version are not read under another: requests are served under the
+    version of the weights that the engine has, and use pages of that version only."""
+
+    name = "weight_epochs"
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case Submitted():
+                return tuple(self._submitted(record, history))
+            case StepPlanned() if history.pages.shared:
+                return tuple(self._shared(history))
+        return ()
+
+    def _submitted(self, record: Submitted, history: History) -> Iterator[Violation]:
+        loop: Any = history.started.config.get("loop") if history.started is not None else None
+        if not isinstance(loop, dict) or "weights" not in loop:
+            return
+        served, asked = quote(str(loop["weights"]), safe=""), _weights(record.namespace)
+        if asked != served:
+            text = f"the request is served under weights {asked!r}, the engine has {served!r}"
+            yield self.violation(history, text, record.request)
+
+    def _shared(self, history: History) -> Iterator[Violation]:
+        for row, page in history.pages.shared:
+            mine = history.submissions[row].namespace
+            version, written = _weights(mine), _weights(history.cache.namespace.get(page, mine))
+            if version != written:
+                text = f"page {page} was written under weights {written!r} and is read under {version!r}"
+                yield self.violation(history, text, _owner(history, row))
+
+
+def _weights(namespace: str) -> str:
+    """The weight version in a namespace; "" when it names none."""
+    return next((part[8:] for part in namespace.split("&") if part.startswith("weights=")), "")
+
+
+class QuiescentFlush(Property):
+    """A flush succeeds only with no live request and no step in flight, and leaves nothing in the cache."""
+
+    name = "quiescent_flush"
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        return tuple(self._flushed(history)) if isinstance(record, Flushed) else ()
+
+    def _flushed(self, history: History) -> Iterator[Violation]:
+        live, in_flight, kept = len(history.open), len(history.in_flight), len(history.cache)
+        if live or in_flight:
+            text = f"the cache was flushed with {live} requests live, {in_flight} steps in flight"
+            yield self.violation(history, text, next(iter(history.open), None))
+        if kept:
+            yield self.violation(history, f"the cache was flushed, and has {kept} pages")

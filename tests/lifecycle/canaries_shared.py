@@ -1,0 +1,275 @@
+"""Planted violations of what requests share, of what they get, and of what is owed to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from lifecycle.records import (
+    Answered,
+    AnswersClosed,
+    Cached,
+    Delivered,
+    Flushed,
+    PageCounts,
+    Record,
+    StepCommitted,
+    StepRolledBack,
+    Submitted,
+)
+from lifecycle.states import Cause, Event, State
+from tests.lifecycle.canaries import STORY, Canary, replanned
+from tests.lifecycle.story import Segment, Story, changed, removed, stored, token
+
+ROOM = PageCounts(16, 0, 0, 0, 0)
+
+
+def planted(label: str, *records: Record) -> list[Record]:
+    """The story with `records` after the one with this label."""
+    at = STORY.labels[label] + 1
+    return [*STORY.records[:at], *records, *STORY.records[at:]]
+
+
+def sampled(label: str, **fields: object) -> list[Record]:
+    """The story, one request asking for something else."""
+    submitted = STORY.records[STORY.labels[label]]
+    assert isinstance(submitted, Submitted)
+    return changed(STORY, label, sampling=msgspec.structs.replace(submitted.sampling, **fields))
+
+
+def twins(first: Sequence[int], second: Sequence[int]) -> list[Record]:
+    """Two equal requests with these outputs: one alone and undisturbed, the other beside a third, begun with a page of
+    the first, retracted, and begun again."""
+    story = Story()
+    story.start()
+    story.submit(1, 0, 6, len(first))
+    story.admit(1, 0)
+    story.plan(1, Segment(0, 0, 6, pages=((0, 0), (1, 1))))
+    _commit(story, 1, [Event.FIRST_TOKEN], first[:1])
+    story.add(Cached((stored("", None, 0),)))
+    _tokens(story, 0, 6, first)
+    story.move(1, 0, State.DECODING, Event.FINISH, State.FINISHED, Cause.LENGTH, num_output=len(first))
+    story.submit(2, 0, 6, len(second))
+    story.submit(3, 1, 5, 1)
+    story.admit(3, 1)
+    story.admit(2, 0, num_cached=4)
+    step = story.step + 1
+    story.plan(step, Segment(1, 0, 5, pages=((0, 2), (1, 3))), Segment(0, 4, 2, pages=((0, 0), (1, 4))))
+    _commit(story, step, [Event.FIRST_TOKEN, Event.FIRST_TOKEN], [50, second[0]], cached=1)
+    story.move(2, 0, State.DECODING, Event.RETRACT, State.QUEUED, Cause.MEMORY)
+    story.move(3, 1, State.DECODING, Event.FINISH, State.FINISHED, Cause.LENGTH, num_output=1)
+    story.admit(2, 0)
+    story.plan(step + 1, Segment(0, 0, 7, pages=((0, 5), (1, 6))))
+    _commit(story, step + 1, [Event.FIRST_TOKEN], second[1:2], cached=1)
+    _tokens(story, 0, 7, second[1:])
+    story.move(2, 0, State.DECODING, Event.FINISH, State.FINISHED, Cause.LENGTH, num_output=len(second))
+    return story.records
+
+
+def _tokens(story: Story, row: int, start: int, tokens: Sequence[int]) -> None:
+    """One step for each of `tokens` but the first."""
+    for index, each in enumerate(tokens[1:]):
+        step = story.step + 1
+        story.plan(step, token(row, start + index))
+        _commit(story, step, [Event.TOKEN], [each], cached=1)
+
+
+def _commit(story: Story, step: int, events: Sequence[Event], tokens: Sequence[int], cached: int = 0) -> None:
+    pages = ROOM._replace(free=ROOM.free - cached, cached=cached)
+    drawn = np.array(tokens, np.int32)
+    story.add(StepCommitted(step, story.now(), np.array(events, np.uint8), drawn, pages))
+
+
+def never_done() -> list[Record]:
+    """A request of one token that is retracted again and again."""
+    story = Story()
+    story.start()
+    story.submit(1, 0, 1, 1)
+    for step in range(1, 11):
+        story.admit(1, 0)
+        story.plan(step, Segment(0, 0, 1, pages=((0, step),)))
+        story.move(1, 0, State.PREFILLING, Event.RETRACT, State.QUEUED, Cause.STEP_LOST)
+        _commit(story, step, [Event.STALE_TOKEN], [9])
+    return story.records
+
+
+def lost_twice() -> list[Record]:
+    """A request that is tried again after two lost steps."""
+    story = Story()
+    story.start()
+    story.submit(1, 0, 4, 1)
+    for step in range(1, 4):
+        story.admit(1, 0)
+        story.plan(step, Segment(0, 0, 4, pages=((0, step),)))
+        if step < 3:
+            story.add(StepRolledBack(step, "the worker was lost", story.now()))
+    return story.records
+
+
+def abort_of(*requests: int) -> Delivered:
+    """Somebody asks for the end of `requests`; at a time that fits wherever it is planted."""
+    return Delivered("Abort", msgspec.msgpack.encode({"requests": requests}), float("inf"))
+
+
+def answered(*answers: tuple[int, Cause, int], count: int | None = None) -> list[Record]:
+    """The story, and what the gateway told its clients: (request, cause, output tokens)."""
+    replies = [Answered(request, cause, num_output, 1.0) for request, cause, num_output in answers]
+    return [*STORY.records, *replies, AnswersClosed(len(replies) if count is None else count, 1.0)]
+
+
+ANSWERS = ((1, Cause.LENGTH, 3), (2, Cause.CLIENT, 1), (3, Cause.STOP_STRING, 1))
+"""As they should be."""
+
+_CACHE_CANARIES = {
+    "a page cached twice": Canary(
+        "single_owner", planted("cached 0", Cached((stored("", None, 0),))), "page 0 came into the cache, which had it"
+    ),
+    "a page given back twice": Canary(
+        "single_owner", planted("cached 0", Cached((removed(7),))), "page 7 left the cache, which did not have it"
+    ),
+    "a page taken that the cache has": Canary(
+        "single_owner",
+        replanned(7, Segment(1, 0, 10, pages=((0, 0), (1, 8), (2, 9)))),
+        "page 0 was taken as free while the cache has it",
+    ),
+    "a page evicted while in use": Canary(
+        "hold_accounting", planted("plan 4", Cached((removed(0),))), "page 0 left the cache while a request uses it", 1
+    ),
+    "a page cached below one that is not": Canary(
+        "hold_accounting", planted("plan 2", Cached((stored("", 9, 1),))), "page 1 of the cache is out of reach"
+    ),
+    "a page evicted before those below it": Canary(
+        "hold_accounting",
+        planted("commit 2", Cached((stored("", 0, 1), removed(0)))),
+        "page 1 of the cache is out of reach|page 0 of the cache is out of reach",
+    ),
+    "a page cached that nobody wrote": Canary(
+        "read_after_commit", planted("cached 0", Cached((stored("", 0, 12),))), "page 12 .* nobody has written it"
+    ),
+    "a page cached before it was computed": Canary(
+        "read_after_commit", planted("plan 2", Cached((stored("", 0, 1),))), "only 4 positions are committed", 1
+    ),
+    "a page read that the cache has lost": Canary(
+        "read_after_commit", planted("submitted 3", Cached((removed(0),))), "page 0, which the cache does not have", 3
+    ),
+    "a page cached for others": Canary(
+        "namespace_isolation",
+        changed(STORY, "cached 0", changes=(stored("another", None, 0),)),
+        "page 0 was written in namespace '' and is cached in 'another'",
+        1,
+    ),
+    "a page of others read": Canary(
+        "namespace_isolation",
+        changed(STORY, "submitted 3", namespace="another"),
+        "page 0 is cached in namespace '' and is used in 'another'",
+        3,
+    ),
+    "a page below one of others": Canary(
+        "namespace_isolation",
+        planted("cached 0", Cached((stored("another", 0, 12),))),
+        "page 12 goes on from a page of another namespace",
+    ),
+    "a request for other weights": Canary(
+        "weight_epochs",
+        changed(STORY, "submitted 3", namespace="weights=2"),
+        "served under weights '2', the engine has ''",
+        3,
+    ),
+    "a page of other weights": Canary(
+        "weight_epochs",
+        changed(STORY, "cached 0", changes=(stored("weights=2", None, 0),)),
+        "page 0 was written under weights '2' and is read under ''",
+        3,
+    ),
+    "a flush of a live request": Canary(
+        "quiescent_flush", planted("admit 2", Flushed(float("inf"))), "flushed with 2 requests live", 1
+    ),
+    "a flush that leaves something": Canary(
+        "quiescent_flush", planted("finish 3", Flushed(float("inf"))), "the cache was flushed, and has 1 pages"
+    ),
+    "a cached page that nobody counted": Canary(
+        "observability_conservation",
+        planted("commit 2", Cached((stored("", 0, 12),))),
+        "1 pages are counted as cached, 2 are by what was told",
+    ),
+}
+
+_REPLY_CANARIES = {
+    "a second reply": Canary("legal_lifecycle", answered(*ANSWERS, ANSWERS[0]), "a second terminal reply", 1),
+    "no reply": Canary("legal_lifecycle", answered(*ANSWERS[1:]), "no terminal reply", 1),
+    "a reply that is not recorded": Canary(
+        "legal_lifecycle", answered(*ANSWERS, count=4), "counts 4 terminal replies, 3 are recorded"
+    ),
+    "a result for a request that never ended": Canary(
+        "legal_lifecycle", answered(*ANSWERS, (9, Cause.LENGTH, 3)), "told length, and it has not ended", 9
+    ),
+    "a token after an abort": Canary(
+        "silence_after_abort", answered((2, Cause.CLIENT, 2)), "2 tokens left, but 1 were committed", 2
+    ),
+    "a reply of another length": Canary(
+        "stream_equals_result", answered((1, Cause.LENGTH, 2)), "ends with 3 output tokens, 2 left for its client", 1
+    ),
+    "a reply with another reason": Canary(
+        "stream_equals_result", answered((1, Cause.EOS, 3)), "ended by length, its client was told eos", 1
+    ),
+    "a stop beyond the end": Canary(
+        "stream_equals_result", answered((1, Cause.STOP_STRING, 4)), "ended by length, its client was told stop", 1
+    ),
+    "a finish instead of an abort": Canary("abort_is_total", planted("commit 7", abort_of(3)), "it finished", 3),
+    "work for a request to be aborted": Canary(
+        "abort_is_total", planted("submitted 3", abort_of(3)), "step 5 is planned and the request", 3
+    ),
+    "an abort that nobody asked for": Canary(
+        "abort_is_total",
+        changed(STORY, "finish 1", event=Event.ABORT, target=State.ABORTED, cause=Cause.CLIENT),
+        "nobody had asked for that",
+        1,
+    ),
+    "an event for a request that has ended": Canary(
+        "incarnation", planted("submitted 3", STORY.records[STORY.labels["admit 2"]]), "ADMIT for a request that has", 2
+    ),
+    "an event for a request that never was": Canary(
+        "incarnation", changed(STORY, "admit 1", request=9), "ADMIT for a request that was never submitted", 9
+    ),
+}
+
+_OUTPUT_CANARIES = {
+    f"another output, by {name}": Canary(name, twins((7, 8), (7, 9, 9)), r"its output is \[7, 9, 9\]; request 1", 2)
+    for name in ("schedule_equivalence", "retraction_transparency", "cache_hit_equivalence", "batch_independence")
+} | {
+    "a token after a stop token": Canary(
+        "stop_semantics", sampled("submitted 1", stop_token_ids=(200,)), "a token after stop token 200", 1
+    ),
+    "a stop without a stop token": Canary(
+        "stop_semantics", changed(STORY, "finish 1", cause=Cause.EOS), "ended by eos, and its last token is none", 1
+    ),
+    "a stop token that is called the length": Canary(
+        "stop_semantics", sampled("submitted 1", stop_token_ids=(400,)), "its last token 400 is a stop token", 1
+    ),
+}
+
+_ORDER_CANARIES = {
+    "a step that computes nothing": Canary(
+        "bounded_progress", replanned(1, Segment(0, 0, 0, samples=False)), "step 1 computes nothing"
+    ),
+    "a request that is never done": Canary(
+        "bounded_progress", never_done(), "10 steps since the last rest; 9 are enough", 1
+    ),
+    "an end for a step of others": Canary(
+        "fault_isolation",
+        changed(STORY, "abort 2", cause=Cause.WORKER_LOST),
+        "a lost step that it was no part of",
+        2,
+    ),
+    "a third try": Canary("fault_isolation", lost_twice(), "step 3 is planned and the request, part of 2 lost", 1),
+    "a refusal after the admission": Canary(
+        "admission_is_monotone", changed(STORY, "abort 2", cause=Cause.OVERLOADED), "an admission limit: overloaded", 2
+    ),
+    "the oldest gives way": Canary(
+        "admission_is_monotone", changed(STORY, "retract 3", cause=Cause.MEMORY), "no older request is at work", 3
+    ),
+}
+
+SHARED_CANARIES: dict[str, Canary] = _CACHE_CANARIES | _REPLY_CANARIES | _OUTPUT_CANARIES | _ORDER_CANARIES
