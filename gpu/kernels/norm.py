@@ -1,5 +1,5 @@
 """RMSNorm of the hidden rows, with the residual that comes before it."""
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 from __future__ import annotations
 

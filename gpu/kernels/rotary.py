@@ -1,5 +1,5 @@
 """Rotary embedding of queries and keys, their norms, and the way of keys and values into their pages: one pass."""
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 from __future__ import annotations
 
@@ -58,15 +58,17 @@ def turn_and_store_kernel(
     if entry >= 0:
         page = entry * num_kv_heads * head_dim
         own_keys = queries + num_heads * head_dim
-        first, second, inside, at = turned(
+        first_key, second_key, kv_inside, kv_at = turned(
             own_keys, key_norm, tl.arange(0, kv_block), num_kv_heads, position, frequencies, epsilon,
             head_dim, half_block, normed,
         )  # fmt: skip
-        tl.store(keys + page + at, first, mask=inside)
-        tl.store(keys + page + at + half, second, mask=inside)
+        tl.store(keys + page + kv_at, first_key, mask=kv_inside)
+        tl.store(keys + page + kv_at + half, second_key, mask=kv_inside)
         own_values = own_keys + num_kv_heads * head_dim
-        tl.store(values + page + at, tl.load(own_values + at, mask=inside, other=0.0), mask=inside)
-        tl.store(values + page + at + half, tl.load(own_values + at + half, mask=inside, other=0.0), mask=inside)
+        first_value = tl.load(own_values + kv_at, mask=kv_inside, other=0.0)
+        second_value = tl.load(own_values + kv_at + half, mask=kv_inside, other=0.0)
+        tl.store(values + page + kv_at, first_value, mask=kv_inside)
+        tl.store(values + page + kv_at + half, second_value, mask=kv_inside)
 
 
 def turn_and_store(
