@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
-from gpu.backend import ForwardInputs, RefusedInputs
+from gpu.attention.entries import tables_of, written_entries
+from gpu.backend import ForwardInputs
 from gpu.devices import upload
-from gpu.kv import KvStore, widest_window
+from gpu.kv import KvStore
 from gpu.models.config import ModelConfig
 from lifecycle.step import Int32s
-from memory.pages import consecutive
 
 # Contexts of one decode group differ by at most this factor, once they are long enough for padding to cost anything.
 GROUP_RATIO = 2
@@ -99,35 +99,10 @@ class PagedAttention:
     def prepare(self, inputs: ForwardInputs) -> PagedPlan:
         """Entries to write for each token, and to read for each distinct window. Raises RefusedInputs."""
         plans: dict[int | None, WindowPlan] = {}
-        for table, windows in self._tables(inputs):
-            written = self._written(inputs, table)
+        for table, windows in tables_of(self.config, self.kv, inputs):
+            written = upload(written_entries(inputs, table, self.kv.page_size), self.device).long()
             plans |= {window: self._window_plan(inputs, table, written, window) for window in windows}
         return PagedPlan(plans)
-
-    def _tables(self, inputs: ForwardInputs) -> list[tuple[Int32s, list[int | None]]]:
-        """Each store's table, with the windows of the layers whose pages it names."""
-        distinct = list(dict.fromkeys(self.config.windows))
-        if (inputs.window_table is None) != (self.kv.num_window_pages is None):
-            raise RefusedInputs("a window table and a window store go together")
-        if inputs.window_table is None:
-            return [(inputs.page_table, distinct)]
-        self._check_window_pages(inputs, inputs.window_table)
-        return [(inputs.page_table, [None]), (inputs.window_table, [w for w in distinct if w is not None])]
-
-    def _written(self, inputs: ForwardInputs, table: Int32s) -> Tensor:
-        row_slots = np.repeat(inputs.slots, inputs.lengths)
-        pages = table[row_slots, inputs.positions // self.kv.page_size].astype(np.int64)
-        return upload(pages * self.kv.page_size + inputs.positions % self.kv.page_size, self.device)
-
-    def _check_window_pages(self, inputs: ForwardInputs, table: Int32s) -> None:
-        """Every window page that is read or written exists: an entry may say that there is none, and as an index that
-        would be somebody's."""
-        widest = widest_window(self.config) or 0
-        first = np.maximum(inputs.starts + 1 - widest, 0) // self.kv.page_size
-        count = (inputs.starts + inputs.lengths - 1) // self.kv.page_size + 1 - first
-        pages = table[np.repeat(inputs.slots, count), consecutive(first, count)]
-        if ((pages < 0) | (pages >= (self.kv.num_window_pages or 0))).any():
-            raise RefusedInputs("a window page that does not exist")
 
     def _window_plan(self, inputs: ForwardInputs, table: Int32s, written: Tensor, window: int | None) -> WindowPlan:
         decoding = np.flatnonzero(inputs.lengths == 1).astype(np.int32)

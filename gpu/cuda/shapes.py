@@ -11,9 +11,9 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
-FIRST_LEVEL = 2048
-"""Tokens. Programs of the attention kernel that find no keys cost little here."""
-LEVEL_FACTOR = 4
+LEVELS = (2048, 8192)
+"""Tokens. The grid of the attention kernel grows with the context up to 16,384 tokens, and its programs that find no
+keys cost time all the same."""
 
 
 class GraphShape(NamedTuple):
@@ -33,12 +33,7 @@ def row_buckets(max_rows: int) -> tuple[int, ...]:
 
 def context_levels(max_context: int) -> tuple[int, ...]:
     """Rising longest contexts up to `max_context`, which is the last."""
-    levels = []
-    level = FIRST_LEVEL
-    while level < max_context:
-        levels.append(level)
-        level *= LEVEL_FACTOR
-    return (*levels, max_context)
+    return (*(level for level in LEVELS if level < max_context), max_context)
 
 
 class GraphShapes:

@@ -1,12 +1,9 @@
 """The decoder in plain torch: one class for every supported architecture, on any device.
 
-It works on a flat batch [t, hidden] of tokens of many requests; only attention knows which rows belong together. Two
-products are fused by stacking weights when the decoder is made: q, k, v, and gate, up.
+It works on a flat batch [t, hidden] of tokens of many requests; only attention knows which rows belong together.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,60 +17,7 @@ from gpu.devices import upload
 from gpu.kv import KvStore
 from gpu.models.config import ModelConfig, Rope
 from gpu.models.experts import mix, route
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """One layer, packed. Matrices [outputs, inputs] in the model's dtype, norms float32."""
-
-    input_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    query_norm: Tensor | None
-    key_norm: Tensor | None
-    output: Tensor
-    attention_norm: Tensor | None
-    """After attention, before the residual is added."""
-    mlp_norm: Tensor
-    gate_up: Tensor
-    """[2 * inner, hidden]; with experts [experts, 2 * inner, hidden]."""
-    down: Tensor
-    """[hidden, inner]; with experts [experts, hidden, inner]."""
-    after_mlp_norm: Tensor | None
-    router: Tensor | None = None
-    """[experts, hidden]; None: one MLP."""
-
-
-def _pack_layer(config: ModelConfig, weights: dict[str, Tensor], layer: int, device: torch.device) -> LayerWeights:
-    def take(*names: str) -> Tensor:
-        parts = [weights.pop(f"model.layers.{layer}.{name}").to(device) for name in names]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def norm(exists: bool, name: str) -> Tensor | None:
-        return take(f"{name}.weight") if exists else None
-
-    def experts(*names: str) -> Tensor:
-        stems = [f"mlp.experts.{index}" for index in range(chosen.count)] if chosen is not None else []
-        return torch.stack([take(*(f"{stem}.{name}.weight" for name in names)) for stem in stems])
-
-    chosen = config.experts_of(layer)
-    many = chosen is not None
-    projections = [f"self_attn.{part}_proj" for part in "qkv"]
-    sandwich = config.sandwich_norms
-    return LayerWeights(
-        input_norm=take("input_layernorm.weight"),
-        qkv=take(*(f"{name}.weight" for name in projections)),
-        qkv_bias=take(*(f"{name}.bias" for name in projections)) if config.qkv_bias else None,
-        query_norm=norm(config.qk_norm, "self_attn.q_norm"),
-        key_norm=norm(config.qk_norm, "self_attn.k_norm"),
-        output=take("self_attn.o_proj.weight"),
-        attention_norm=norm(sandwich, "post_attention_layernorm"),
-        mlp_norm=take("pre_feedforward_layernorm.weight" if sandwich else "post_attention_layernorm.weight"),
-        gate_up=experts("gate_proj", "up_proj") if many else take("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-        down=experts("down_proj") if many else take("mlp.down_proj.weight"),
-        after_mlp_norm=norm(sandwich, "post_feedforward_layernorm"),
-        router=take("mlp.gate.weight") if many else None,
-    )
+from gpu.models.packing import LayerWeights, pack
 
 
 class RopeTable:
@@ -107,10 +51,7 @@ class TorchDecoder:
         self.config = config
         self.device = kv.data.device
         self.attention: Attention[PagedPlan] = PagedAttention(config, kv)
-        self.layers = [_pack_layer(config, weights, index, self.device) for index in range(config.num_layers)]
-        self.embedding = weights.pop("model.embed_tokens.weight").to(self.device)
-        self.final_norm = weights.pop("model.norm.weight").to(self.device)
-        self.head = self.embedding if config.tied_embeddings else weights.pop("lm_head.weight").to(self.device)
+        self.weights = pack(config, weights, self.device)
         ropes = {config.rope_of(layer) for layer in range(config.num_layers)}
         self.ropes = {rope: RopeTable(rope, config.head_dim, self.device) for rope in ropes}
 
@@ -119,17 +60,17 @@ class TorchDecoder:
         positions = upload(inputs.positions, self.device).float()
         angles = {rope: table.angles(positions) for rope, table in self.ropes.items()}
         plan = self.attention.prepare(inputs)
-        hidden = self.embedding[inputs.tokens]
+        hidden = self.weights.embedding[inputs.tokens]
         if self.config.embedding_scale != 1.0:
             hidden = hidden * self.config.embedding_scale
         last = self.config.num_layers - 1
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.weights.layers):
             attended = self._attend(plan, index, layer, hidden, angles[self.config.rope_of(index)])
             if index == last:
                 # Past the last attention only the wanted rows matter.
                 attended, hidden = self._wanted(inputs, attended), self._wanted(inputs, hidden)
             hidden = self._after_attention(index, layer, hidden, attended)
-        return F.linear(self._norm(hidden, self.final_norm), self.head).float()
+        return F.linear(self._norm(hidden, self.weights.final_norm), self.weights.head).float()
 
     def _wanted(self, inputs: ForwardInputs, rows: Tensor) -> Tensor:
         if len(inputs.logit_rows) == len(rows):

@@ -45,7 +45,7 @@ def test_levels_of_context_are_few_and_rise(max_context: int) -> None:
     levels = context_levels(max_context)
     assert list(levels) == sorted(set(levels))
     assert levels[-1] == max_context
-    assert len(levels) <= 7
+    assert len(levels) <= 3
 
 
 def test_the_largest_graph_is_recorded_first() -> None:

@@ -1,0 +1,91 @@
+"""A model's weights on their device, as both decoders use them: matrices that read the same input are stacked.
+
+q, k, v      one product for the three projections
+gate, up     one product for both halves of an MLP
+experts      one tensor for the same matrix of every expert
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpu.models.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer, packed. Matrices [outputs, inputs] in the model's dtype, norms float32."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    output: Tensor
+    attention_norm: Tensor | None
+    """After attention, before the residual is added."""
+    mlp_norm: Tensor
+    gate_up: Tensor
+    """[2 * inner, hidden]; with experts [experts, 2 * inner, hidden]."""
+    down: Tensor
+    """[hidden, inner]; with experts [experts, hidden, inner]."""
+    after_mlp_norm: Tensor | None
+    router: Tensor | None = None
+    """[experts, hidden]; None: one MLP."""
+
+
+def _layer(config: ModelConfig, weights: dict[str, Tensor], layer: int, device: torch.device) -> LayerWeights:
+    def take(*names: str) -> Tensor:
+        parts = [weights.pop(f"model.layers.{layer}.{name}").to(device) for name in names]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def norm(exists: bool, name: str) -> Tensor | None:
+        return take(f"{name}.weight") if exists else None
+
+    def experts(*names: str) -> Tensor:
+        stems = [f"mlp.experts.{index}" for index in range(chosen.count)] if chosen is not None else []
+        return torch.stack([take(*(f"{stem}.{name}.weight" for name in names)) for stem in stems])
+
+    chosen = config.experts_of(layer)
+    many = chosen is not None
+    projections = [f"self_attn.{part}_proj" for part in "qkv"]
+    sandwich = config.sandwich_norms
+    return LayerWeights(
+        input_norm=take("input_layernorm.weight"),
+        qkv=take(*(f"{name}.weight" for name in projections)),
+        qkv_bias=take(*(f"{name}.bias" for name in projections)) if config.qkv_bias else None,
+        query_norm=norm(config.qk_norm, "self_attn.q_norm"),
+        key_norm=norm(config.qk_norm, "self_attn.k_norm"),
+        output=take("self_attn.o_proj.weight"),
+        attention_norm=norm(sandwich, "post_attention_layernorm"),
+        mlp_norm=take("pre_feedforward_layernorm.weight" if sandwich else "post_attention_layernorm.weight"),
+        gate_up=experts("gate_proj", "up_proj") if many else take("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+        down=experts("down_proj") if many else take("mlp.down_proj.weight"),
+        after_mlp_norm=norm(sandwich, "post_feedforward_layernorm"),
+        router=take("mlp.gate.weight") if many else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeights:
+    """All weights of a decoder, packed."""
+
+    layers: tuple[LayerWeights, ...]
+    embedding: Tensor
+    """[vocab, hidden]"""
+    final_norm: Tensor
+    """float32 [hidden]"""
+    head: Tensor
+    """[vocab, hidden]; the embedding itself where the model ties them."""
+
+
+def pack(config: ModelConfig, weights: dict[str, Tensor], device: torch.device) -> PackedWeights:
+    """Move `weights` to `device`; entries are popped as they go, so that one copy of each exists at a time."""
+    layers = tuple(_layer(config, weights, index, device) for index in range(config.num_layers))
+    embedding = weights.pop("model.embed_tokens.weight").to(device)
+    final_norm = weights.pop("model.norm.weight").to(device)
+    head = embedding if config.tied_embeddings else weights.pop("lm_head.weight").to(device)
+    return PackedWeights(layers, embedding, final_norm, head)
