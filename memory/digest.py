@@ -15,6 +15,7 @@ It finds defects, not forgeries: the keys are the same in every process, so that
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,7 +31,13 @@ _ONES = np.ones(4096, np.int64)
 
 
 def keys(stream: int, count: int) -> Int64s:
-    """Random odd numbers, int64 [count]; others for every stream. SplitMix64 (Steele, Lea and Flood 2014)."""
+    """Random odd numbers, int64 [count]; others for every stream."""
+    return _drawn_keys(stream, count).copy()
+
+
+@lru_cache(maxsize=256)
+def _drawn_keys(stream: int, count: int) -> Int64s:
+    """SplitMix64 (Steele, Lea and Flood 2014). Kept, as simulated runs set up the same small memory again and again."""
     state = np.arange(1, count + 1, dtype=np.uint64) + (np.uint64(stream) << np.uint64(40))
     mixed = state * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -15,6 +15,7 @@ import threading
 import types
 from collections.abc import Callable
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Protocol, Union, get_args, get_origin
 
 import structlog
@@ -59,6 +60,7 @@ class Phase(IntEnum):
     ENDED = 3
 
 
+@lru_cache(maxsize=256)
 def message_types(accepts: Any) -> tuple[type, ...]:
     """The classes of a tagged union. Raises TypeError for what is not a union of classes."""
     members = get_args(accepts) if get_origin(accepts) in (Union, types.UnionType) else (accepts,)
@@ -79,7 +81,8 @@ class CellContext:
         self.name = cell.name
         self._cell = cell
         self._host = host
-        self._random = random.Random(f"{seed}/{cell.name}")
+        self._seed = seed
+        self._random: random.Random | None = None
         self._edges: tuple[dict[str, tuple[Door, Edge]], ...] = ({}, {}, {})
 
     def now(self) -> float:
@@ -90,6 +93,9 @@ class CellContext:
 
     @property
     def random(self) -> random.Random:
+        # Seeding takes longer than handling a message, and most actors draw nothing.
+        if self._random is None:
+            self._random = random.Random(f"{self._seed}/{self.name}")
         return self._random
 
     def send(self, to: str, message: Any, lane: Lane = Lane.DATA) -> bool:
