@@ -1,0 +1,44 @@
+"""Calls of every kernel with the shapes that models really have; tensors without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gpu.kernels.decode import attend_decode
+
+ROWS = 64
+"""Requests of a batch."""
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def ints(*shape: int) -> Tensor:
+    return tensor(*shape, dtype=torch.int32)
+
+
+def decode(heads: int, kv_heads: int, dim: int, page_size: int, window: int | None, soft_cap: float | None) -> None:
+    """One token of each request, its query inside the row of query, key and value."""
+    fused = tensor(ROWS, heads + 2 * kv_heads, dim)
+    store = tensor(4096, page_size, kv_heads, dim)
+    attend_decode(
+        fused[:, :heads], store, store, ints(128, 32_768), ints(ROWS), ints(ROWS),
+        scale=dim**-0.5, window=window, soft_cap=soft_cap, num_splits=64,
+    )  # fmt: skip
+
+
+ATTENTION: dict[str, tuple[int, int, int, int, int | None, float | None]] = {
+    "heads of 64, pages of 1": (9, 3, 64, 1, None, None),
+    "heads of 96, pages of 16": (32, 32, 96, 16, None, None),
+    "heads of 128, pages of 16": (32, 8, 128, 16, None, None),
+    "heads of 128, pages of 64": (32, 8, 128, 64, 4096, None),
+    "heads of 256, pages of 64": (4, 1, 256, 64, 512, 50.0),
+    "heads of 256, pages of 1": (8, 4, 256, 1, 1024, None),
+}
+
+CASES: dict[str, Callable[[], None]] = {f"decode, {name}": partial(decode, *case) for name, case in ATTENTION.items()}
