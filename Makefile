@@ -73,8 +73,9 @@ docs-generated: setup  ## write the pages that are made from code
 
 bench-host: setup  ## cost of scheduling one step
 	@$(BIN)/python -m benchmarks.host
-bench-cache: setup  ## cost of the prefix cache
+bench-cache: setup  ## cost of the prefix cache, and of undoable memory
 	@$(BIN)/python -m benchmarks.cache
+	@$(BIN)/python -m benchmarks.transactions
 bench-pressure: setup  ## live servers with each kind of cache, and memory for a quarter of the work
 	@$(BIN)/python -m benchmarks.pressure
 bench-cpu: setup  ## end to end on this CPU

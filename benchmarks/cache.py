@@ -1,163 +1,234 @@
-"""What the prefix cache costs: matching, inserting, holding, evicting, at page size 64.
+"""What the prefix cache costs, from a thousand pages to a million: the Python core, the compiled one, and SGLang's.
 
     python -m benchmarks.cache
     SGLANG_DIR=<folder with an unpacked sglang wheel>  python -m benchmarks.cache     SGLang's RadixCache beside
 
-The peer runs in the same run on the same prompts (`benchmarks/cache_workload.py`), in its own process. To unpack one:
+All do the same work (`benchmarks/cache_workload.py`) in the same run. Ours take turns in one process; the peer follows
+in a process of its own at each size up to a hundred thousand pages: beyond, it takes minutes. To unpack one:
 
     pip download --no-deps sglang==0.5.23 && python -m zipfile -e sglang-*.whl <folder>
     pip install --target <folder> pillow dill
+
+Times are processor time, microseconds an operation.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any, TypeAlias
 
 from benchmarks.cache_workload import (
-    EVICT_CALLS,
-    EVICT_SIZES,
+    EVICT,
+    EVICT_ALL,
     EVICT_TOKENS,
-    NUM_PROMPTS,
+    EVICTIONS,
+    MATCH,
+    MATCH_INSERT,
+    ONE_PAGE,
+    OPERATIONS,
     PAGE,
     PROMPT,
-    REPETITIONS,
+    RELEASE,
+    SIZES,
     Int32s,
-    evict_repetitions,
-    pages_to_hold,
-    prompts,
-    prompts_to_fill,
+    Prompts,
+    cpu_seconds,
+    each,
+    measure,
 )
-from benchmarks.harness import Result, Spread, quiet, run_peer, seconds_of, table, write_json
+from benchmarks.harness import Result, Spread, aligned, number, run_peer, write_json
 from memory.pages import PagePool
-from memory.prefix.node import Node
-from memory.prefix.radix import RadixCache, RadixHold
+from memory.prefix.compiled import CompiledRadixCache, CompiledUnavailable, load
+from memory.prefix.radix import RadixCache
 from memory.transaction import Ledger
 
-MATCH_INSERT = "match + insert, 512 tokens, half shared"
-MATCH = "match, full hit of 512 tokens"
-HOLD = "hold"
-RELEASE = "release"
-TARGETS_US = {MATCH_INSERT: 45.0, MATCH: 15.0, HOLD: 1.0, RELEASE: 1.0}
-EVICT_TARGET_US = 25.0
+PEER = "SGLang"
+PEER_SIZES = SIZES[:3]
+GOALS_US = {
+    "Python": {MATCH_INSERT: 45.0, MATCH: 15.0, EVICT_ALL: 25.0},
+    "compiled": {MATCH_INSERT: 20.0, MATCH: 4.0, ONE_PAGE: 0.5, EVICT: 8.0},
+}
+FLAT = f"{SIZES[-1]:,} / {SIZES[0]:,}"
+
+Spreads: TypeAlias = dict[str, dict[str, dict[int, Spread]]]
+"""Cache -> operation -> cached pages -> microseconds."""
 
 
-def evict_name(pages: int) -> str:
-    """Name of the eviction figure at a cache of so many pages."""
-    return f"evict {EVICT_TOKENS} tokens from {pages:,} pages"
+class Ours:
+    """One of our caches with a page pool: drives the workload."""
 
-
-def offered_pages(count: int) -> Int32s:
-    """Pages for `count` prompts, int32 [count, pages of a prompt]; distinct."""
-    return np.arange(count * (PROMPT // PAGE), dtype=np.int32).reshape(count, -1)
-
-
-def basic_costs() -> dict[str, Spread]:
-    """Microseconds for each operation but eviction."""
-    offered, pages = list(prompts(NUM_PROMPTS)), list(offered_pages(NUM_PROMPTS))
-    values: dict[str, list[float]] = {name: [] for name in TARGETS_US}
-    for repetition in range(REPETITIONS + 1):
-        measured = _basic_costs_once(RadixCache(PAGE), offered, pages)
-        if repetition:  # The first one warms up.
-            for name, value in measured.items():
-                values[name].append(value)
-    return {name: Spread.of(each) for name, each in values.items()}
-
-
-def _basic_costs_once(cache: RadixCache, offered: Sequence[Int32s], pages: Sequence[Int32s]) -> dict[str, float]:
-    matched: list[RadixHold] = []
-
-    def match_and_insert() -> None:
-        # What admission and the end of a prefill do: look up, read the pages found, offer the rest, let go.
-        for tokens, own in zip(offered, pages, strict=True):
-            hold = cache.match_and_hold(tokens, "")
-            _ = hold.pages
-            cache.release(cache.insert(tokens, own, "", hold, 0).hold, 0)
-
-    def match() -> None:
-        for tokens in offered:
-            hold = cache.match_and_hold(tokens, "")
-            _ = hold.pages
-            matched.append(hold)
-
-    def hold_all() -> None:
-        for node in nodes:
-            cache.pin(node)
-
-    def release_all() -> None:
-        for node in nodes:
-            cache.unpin(node, 0)
-
-    costs = {MATCH_INSERT: seconds_of(match_and_insert), MATCH: seconds_of(match)}
-    assert all(hold.num_tokens == PROMPT for hold in matched)
-    nodes: list[Node] = [hold.node for hold in matched if hold.node is not None]
-    for hold in matched:
-        cache.release(hold, 0)
-    costs |= {HOLD: seconds_of(hold_all), RELEASE: seconds_of(release_all)}
-    cache.invariants()
-    return {name: seconds * 1e6 / len(offered) for name, seconds in costs.items()}
-
-
-def evict_cost(num_pages: int) -> Spread:
-    """Microseconds to evict EVICT_TOKENS tokens from a full cache and give the pages back to the pool."""
-    offered = list(prompts(prompts_to_fill(num_pages)))
-    return Spread.of([_evict_cost_once(offered) for _ in range(evict_repetitions(num_pages))])
-
-
-def _evict_cost_once(offered: Sequence[Int32s]) -> float:
-    ledger = Ledger()
-    pool = PagePool(pages_to_hold(len(offered)), PAGE, ledger)
-    cache = RadixCache(PAGE)
-    transaction = ledger.begin()
-    with quiet():
-        for tokens in offered:
-            own = pool.take(transaction, PROMPT // PAGE)
-            assert own is not None
+    def __init__(self, cache: RadixCache | CompiledRadixCache, prompts: Prompts, pages: int) -> None:
+        self._cache = cache
+        self._ledger = Ledger()
+        self._pool = PagePool(pages, PAGE, self._ledger)
+        for tokens in prompts.fill():
+            own = self._take(1)[0]
             insertion = cache.insert(tokens, own, "", None, 0)
-            pool.adopt(insertion.adopted)
-            pool.release(own, 0)
             cache.release(insertion.hold, 0)
-    ledger.prepare(transaction)
-    ledger.commit(transaction)
+            self._settle(own, insertion.adopted)
 
-    def evict() -> None:
-        for _ in range(EVICT_CALLS):
-            eviction = cache.evict(EVICT_TOKENS // PAGE)
+    def find(self, prompts: Sequence[Int32s]) -> dict[str, float]:
+        cache, holds = self._cache, []
+
+        def match(tokens: Int32s) -> None:
+            hold = cache.match_and_hold(tokens, "")
+            _ = hold.pages  # Admission writes them to the page table.
+            holds.append(hold)
+
+        def release(hold: Any) -> None:
+            cache.release(hold, 0)
+
+        def one_page(tokens: Int32s) -> None:
+            cache.release(cache.match_and_hold(tokens, ""), 0)
+
+        seconds = {MATCH: cpu_seconds(each(match, prompts))}
+        assert all(hold.num_tokens == PROMPT for hold in holds)
+        seconds[RELEASE] = cpu_seconds(each(release, holds))
+        seconds[ONE_PAGE] = cpu_seconds(each(one_page, [tokens[:PAGE] for tokens in prompts]))
+        return {name: value / len(prompts) for name, value in seconds.items()}
+
+    def turn(self, prompts: Sequence[Int32s]) -> dict[str, float]:
+        cache, pool, insertions, evictions = self._cache, self._pool, [], []
+        offered = self._take(len(prompts))
+
+        def match_and_insert(offer: tuple[Int32s, Int32s]) -> None:
+            # What admission and the end of a prefill do: look up, read the pages found, offer the rest, let go.
+            tokens, own = offer
+            hold = cache.match_and_hold(tokens, "")
+            _ = hold.pages
+            insertion = cache.insert(tokens, own, "", hold, 0)
+            cache.release(insertion.hold, 0)
+            insertions.append(insertion)
+
+        def evict(count: int) -> None:
+            evictions.append(cache.evict(count))
+
+        def evict_all(count: int) -> None:
+            eviction = cache.evict(count)
             pool.evict(eviction.pages, eviction.fence)
 
-    before = pool.cached
-    seconds = seconds_of(evict)
-    assert before - pool.cached >= EVICT_CALLS * EVICT_TOKENS // PAGE
-    return seconds * 1e6 / EVICT_CALLS
+        offers = list(zip(prompts, offered, strict=True))
+        seconds = {MATCH_INSERT: cpu_seconds(each(match_and_insert, offers)) / len(prompts)}
+        for own, insertion in zip(offered, insertions, strict=True):
+            self._settle(own, insertion.adopted)
+        before = cache.evictable
+        counts = [EVICT_TOKENS // PAGE] * (EVICTIONS // 2)
+        seconds[EVICT] = cpu_seconds(each(evict, counts)) / len(counts)
+        for eviction in evictions:
+            pool.evict(eviction.pages, eviction.fence)
+        seconds[EVICT_ALL] = cpu_seconds(each(evict_all, counts)) / len(counts)
+        assert before - cache.evictable >= EVICTIONS * EVICT_TOKENS // PAGE
+        return seconds
+
+    def _take(self, count: int) -> Sequence[Int32s]:
+        """Pages for so many prompts, int32 [PROMPT / PAGE] each."""
+        transaction = self._ledger.begin()
+        taken = [self._pool.take(transaction, PROMPT // PAGE) for _ in range(count)]
+        self._ledger.prepare(transaction)
+        self._ledger.commit(transaction)
+        pages = [own for own in taken if own is not None]
+        assert len(pages) == count
+        return pages
+
+    def _settle(self, own: Int32s, adopted: Int32s) -> None:
+        """The cache has adopted some of these pages; their request lets go of all."""
+        self._pool.adopt(adopted)
+        self._pool.release(own, 0)
 
 
-def sglang() -> dict[str, Spread]:
-    """The same figures of SGLang's RadixCache; empty when it is not there."""
+def _python(prompts: Prompts, pages: int) -> Ours:
+    return Ours(RadixCache(PAGE), prompts, pages)
+
+
+def _compiled(prompts: Prompts, pages: int) -> Ours:
+    return Ours(CompiledRadixCache(PAGE), prompts, pages)
+
+
+def measure_all() -> Spreads:
+    """Each cache that is there, at each size."""
+    makers = {"Python": _python}
+    try:
+        load()
+        makers["compiled"] = _compiled
+    except CompiledUnavailable as missing:
+        print(f"the compiled core is left out: {missing}")
+    has_peer = sglang_is_there()
+    spreads: Spreads = {}
+    for pages in SIZES:
+        for key, operations in measure(makers, pages).items():
+            _note(spreads, key, pages, {name: Spread.of(values) for name, values in operations.items()})
+        if has_peer and pages in PEER_SIZES:
+            here = Path(__file__).parent
+            found = run_peer(here / "peers_sglang.py", [str(pages)], environment={"PYTHONPATH": str(here.parent)})
+            _note(spreads, PEER, pages, found)
+    return spreads
+
+
+def _note(spreads: Spreads, key: str, pages: int, found: Mapping[str, Spread]) -> None:
+    for name, spread in found.items():
+        spreads.setdefault(key, {}).setdefault(name, {})[pages] = spread
+
+
+def sglang_is_there() -> bool:
+    """Whether SGLANG_DIR names an unpacked wheel; says so if not."""
     folder = os.environ.get("SGLANG_DIR")
-    if not folder or not (Path(folder) / "sglang").is_dir():
-        print("SGLang is not there (SGLANG_DIR names a folder that holds an unpacked sglang wheel): skipped")
-        return {}
-    here = Path(__file__).parent
-    return run_peer(here / "peers_sglang.py", environment={"PYTHONPATH": str(here.parent)})
+    if folder and (Path(folder) / "sglang").is_dir():
+        return True
+    print("SGLang is not there (SGLANG_DIR names a folder that holds an unpacked sglang wheel): left out")
+    return False
+
+
+def flatness(sizes: Mapping[int, Spread]) -> float:
+    """How much dearer an operation is with the most pages than with the fewest."""
+    return sizes[SIZES[-1]].median / sizes[SIZES[0]].median
+
+
+def results(spreads: Spreads) -> Iterator[Result]:
+    """Every figure of ours, SGLang's beside, for the file."""
+    peers = spreads.get(PEER, {})
+    for key, operations in spreads.items():
+        for name, sizes in operations.items():
+            if key != PEER:
+                for pages, spread in sizes.items():
+                    peer = peers.get(name, {}).get(pages)
+                    goal = GOALS_US[key].get(name)
+                    label = f"{name}; {key}, {pages:,} pages"
+                    yield Result(label, spread, "us", None if peer is None else "SGLang RadixCache", peer, goal)
+            if SIZES[-1] in sizes:
+                yield Result(f"{name}; {key}, {FLAT} pages", Spread.of([flatness(sizes)]), "ratio")
+
+
+def rows(spreads: Spreads) -> Iterator[list[str]]:
+    """The table: a line for each operation and size, and one that says how flat each operation is."""
+    keys = list(spreads)
+    yield ["median (lowest - highest), us", "pages", *keys, *(f"{PEER} / {key}" for key in keys if key != PEER)]
+    for name in OPERATIONS:
+        found = {key: spreads[key].get(name, {}) for key in keys}
+        for pages in SIZES:
+            here = {key: found[key].get(pages) for key in keys}
+            peer = here.get(PEER)
+            ratios = [_times(peer, here[key]) for key in keys if key != PEER]
+            yield [name, f"{pages:,}", *(cell(here[key]) for key in keys), *ratios]
+        flat = [f"x {flatness(found[key]):.2f}" if SIZES[-1] in found[key] else "" for key in keys]
+        yield ["", FLAT, *flat, *[""] * (len(keys) - (PEER in keys))]
+
+
+def cell(spread: Spread | None) -> str:
+    """Median and range; nothing where it was not measured."""
+    return "" if spread is None else f"{number(spread.median)} ({number(spread.low)} - {number(spread.high)})"
+
+
+def _times(peer: Spread | None, ours: Spread | None) -> str:
+    return "" if peer is None or ours is None else f"{peer.median / ours.median:.1f}"
 
 
 def main() -> None:
     """Measure, print, write."""
-    ours = basic_costs()
-    targets = dict(TARGETS_US)
-    for pages in EVICT_SIZES:
-        ours[evict_name(pages)] = evict_cost(pages)
-        targets[evict_name(pages)] = EVICT_TARGET_US
-    peer = sglang()
-    results = [
-        Result(name, spread, "us", "SGLang RadixCache" if peer else None, peer.get(name), targets[name])
-        for name, spread in ours.items()
-    ]
-    print(table(f"Prefix cache, page size {PAGE}", results))
-    print(f"written to {write_json(results, 'bench-cache.json')}")
+    spreads = measure_all()
+    print(aligned(f"Prefix cache, page size {PAGE}", list(rows(spreads))))
+    print(f"written to {write_json(list(results(spreads)), 'bench-cache.json')}")
 
 
 if __name__ == "__main__":

@@ -135,10 +135,14 @@ def run_peer(
 def table(title: str, results: Sequence[Result]) -> str:
     """The results as aligned text, one line each: median, range, target, and the peer beside."""
     head = ["", "median", "range", "unit", "target", "peer", "its median", "times better"]
-    rows = [head, *(_cells(result) for result in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return aligned(title, [head, *(_cells(result) for result in results)])
+
+
+def aligned(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text in columns below a title; the first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([title, "-" * len(lines[0]), *lines])
+    return "\n".join([title, "-" * max(map(len, lines)), *lines])
 
 
 def _cells(result: Result) -> list[str]:

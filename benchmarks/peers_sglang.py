@@ -1,12 +1,13 @@
 """SGLang's RadixCache doing the work of `benchmarks.cache`. Started by it, in a process of its own.
 
-    PYTHONPATH=<repository root> SGLANG_DIR=<folder with an unpacked sglang wheel>  python benchmarks/peers_sglang.py
+    PYTHONPATH=<repository root> SGLANG_DIR=<unpacked sglang wheel>  python benchmarks/peers_sglang.py <cached pages>
 
 The wheel is unpacked, not installed: its GPU libraries would not install on a machine without one. Modules that are
 missing are replaced by placeholders, which is enough for the cache and the page allocator; nothing of SGLang that is
 timed is replaced. A match of ours reads the pages that it found inside the timed part; SGLang's gathers its indices
-later, which is not timed here. The last line printed is a JSON object: figure name -> microseconds, one value for each
-repetition.
+later, which is not timed here. Its match does not hold, so its lock is taken in the same timed part. Its eviction
+gives back to the allocator by itself: there is no figure for the cache alone. The last line printed is a JSON object:
+figure name -> microseconds, one value for each repetition.
 """
 
 from __future__ import annotations
@@ -19,26 +20,31 @@ import os
 import sys
 import types
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from benchmarks.cache import HOLD, MATCH, MATCH_INSERT, RELEASE, evict_name, offered_pages
 from benchmarks.cache_workload import (
-    EVICT_CALLS,
-    EVICT_SIZES,
+    EVICT_ALL,
     EVICT_TOKENS,
-    NUM_PROMPTS,
+    EVICTIONS,
+    GROUP,
+    MATCH,
+    MATCH_INSERT,
+    ONE_PAGE,
+    OWN_PAGES,
     PAGE,
     PROMPT,
-    REPETITIONS,
-    evict_repetitions,
-    pages_to_hold,
-    prompts,
-    prompts_to_fill,
+    RELEASE,
+    SHARED,
+    SHARED_PAGES,
+    Int32s,
+    Prompts,
+    cpu_seconds,
+    each,
+    measure,
 )
-from benchmarks.harness import quiet, seconds_of
 
 MOST_MISSING = 60
 
@@ -128,85 +134,82 @@ BASE, PAGED, PARAMETERS, RADIX = import_sglang(
 )
 
 
-def make_cache(num_pages: int) -> tuple[Any, Any]:
-    """An empty cache and its allocator."""
-    allocator = PAGED.PagedTokenToKVPoolAllocator(num_pages * PAGE, PAGE, torch.bfloat16, "cpu", None, False)
-    parameters = PARAMETERS.CacheInitParams(
-        disable=False, req_to_token_pool=None, token_to_kv_pool_allocator=allocator, page_size=PAGE
-    )
-    return RADIX.RadixCache(parameters), allocator
+def key_of(tokens: Int32s) -> array[int]:
+    """A prompt as SGLang takes it: an array of 64-bit integers."""
+    return array("q", tokens.tolist())
 
 
-def keys_of(count: int) -> list[array[int]]:
-    """The prompts as SGLang takes them: arrays of 64-bit integers."""
-    return [array("q", row.tolist()) for row in prompts(count)]
+class Peer:
+    """SGLang's cache and allocator, filled."""
 
-
-def basic_costs(keys: Sequence[array[int]], values: Sequence[torch.Tensor]) -> dict[str, float]:
-    """Microseconds for each operation but eviction."""
-    cache, _ = make_cache(pages_to_hold(len(keys)))
-    nodes: list[Any] = []
-
-    def match(key: array[int]) -> Any:
-        return cache.match_prefix(BASE.MatchPrefixParams(key=RADIX.RadixKey(key)))
-
-    def match_and_insert() -> None:
-        for key, value in zip(keys, values, strict=True):
-            match(key)
-            cache.insert(BASE.InsertParams(key=RADIX.RadixKey(key), value=value))
-
-    def match_all() -> None:
-        for key in keys:
-            nodes.append(match(key).last_device_node)
-
-    def for_each_node(work: Callable[[Any], object]) -> Callable[[], None]:
-        def loop() -> None:
-            for node in nodes:
-                work(node)
-
-        return loop
-
-    costs = {MATCH_INSERT: seconds_of(match_and_insert), MATCH: seconds_of(match_all)}
-    assert match(keys[0]).device_prefix_len == PROMPT
-    costs[HOLD] = seconds_of(for_each_node(cache.inc_lock_ref))
-    costs[RELEASE] = seconds_of(for_each_node(cache.dec_lock_ref))
-    return {name: seconds * 1e6 / len(keys) for name, seconds in costs.items()}
-
-
-def evict_cost(keys: Sequence[array[int]]) -> float:
-    """Microseconds to evict EVICT_TOKENS tokens from a full cache, allocator included."""
-    cache, allocator = make_cache(pages_to_hold(len(keys)))
-    # The allocator copies its whole free list whenever anything is freed: so take all at once, and free nothing here.
-    every = allocator.alloc(pages_to_hold(len(keys)) * PAGE)
-    end = 0
-    with quiet():
-        for key in keys:
-            known = cache.match_prefix(BASE.MatchPrefixParams(key=RADIX.RadixKey(key))).device_prefix_len
-            start = end - known  # What stands there for the known part is not looked at.
+    def __init__(self, prompts: Prompts, pages: int) -> None:
+        self._allocator = PAGED.PagedTokenToKVPoolAllocator(pages * PAGE, PAGE, torch.bfloat16, "cpu", None, False)
+        parameters = PARAMETERS.CacheInitParams(
+            disable=False, req_to_token_pool=None, token_to_kv_pool_allocator=self._allocator, page_size=PAGE
+        )
+        self._cache = RADIX.RadixCache(parameters)
+        count = len(prompts)
+        # The allocator copies its whole free list whenever anything is freed: so take all at once, and free nothing.
+        every = self._allocator.alloc((count * OWN_PAGES + -(-count // GROUP) * SHARED_PAGES) * PAGE)
+        end = 0
+        for tokens in prompts.fill():
+            key = key_of(tokens)
+            start = end - self._match(key).device_prefix_len  # What stands for the known part is not looked at.
             end = start + PROMPT
-            cache.insert(BASE.InsertParams(key=RADIX.RadixKey(key), value=every[start:end]))
+            self._insert(key, every[start:end])
+        assert end == len(every)
+        assert self._cache.evictable_size() == end
 
-    def evict() -> None:
-        for _ in range(EVICT_CALLS):
-            cache.evict(BASE.EvictParams(num_tokens=EVICT_TOKENS))
+    def find(self, prompts: Sequence[Int32s]) -> dict[str, float]:
+        cache, nodes = self._cache, []
 
-    before = cache.evictable_size()
-    seconds = seconds_of(evict)
-    assert before - cache.evictable_size() >= EVICT_CALLS * EVICT_TOKENS
-    return seconds * 1e6 / EVICT_CALLS
+        def match(key: array[int]) -> None:
+            node = self._match(key).last_device_node
+            cache.inc_lock_ref(node)
+            nodes.append(node)
+
+        def one_page(key: array[int]) -> None:
+            node = self._match(key).last_device_node
+            cache.inc_lock_ref(node)
+            cache.dec_lock_ref(node)
+
+        keys = [key_of(tokens) for tokens in prompts]
+        assert self._match(keys[0]).device_prefix_len == PROMPT
+        seconds = {MATCH: cpu_seconds(each(match, keys)), RELEASE: cpu_seconds(each(cache.dec_lock_ref, nodes))}
+        seconds[ONE_PAGE] = cpu_seconds(each(one_page, [key[:PAGE] for key in keys]))
+        return {name: value / len(prompts) for name, value in seconds.items()}
+
+    def turn(self, prompts: Sequence[Int32s]) -> dict[str, float]:
+        fresh = self._allocator.alloc(len(prompts) * OWN_PAGES * PAGE).split(OWN_PAGES * PAGE)
+        unread = torch.zeros(SHARED, dtype=torch.int64)
+
+        def match_and_insert(offer: tuple[array[int], torch.Tensor]) -> None:
+            key, value = offer
+            node = self._match(key).last_device_node
+            self._cache.inc_lock_ref(node)
+            self._insert(key, value)
+            self._cache.dec_lock_ref(node)
+
+        def evict(num_tokens: int) -> None:
+            self._cache.evict(BASE.EvictParams(num_tokens=num_tokens))
+
+        offers = [(key_of(tokens), torch.cat((unread, own))) for tokens, own in zip(prompts, fresh, strict=True)]
+        seconds = {MATCH_INSERT: cpu_seconds(each(match_and_insert, offers)) / len(prompts)}
+        before = self._cache.evictable_size()
+        seconds[EVICT_ALL] = cpu_seconds(each(evict, [EVICT_TOKENS] * EVICTIONS)) / EVICTIONS
+        assert before - self._cache.evictable_size() >= EVICTIONS * EVICT_TOKENS
+        return seconds
+
+    def _match(self, key: array[int]) -> Any:
+        return self._cache.match_prefix(BASE.MatchPrefixParams(key=RADIX.RadixKey(key)))
+
+    def _insert(self, key: array[int], value: torch.Tensor) -> None:
+        self._cache.insert(BASE.InsertParams(key=RADIX.RadixKey(key), value=value))
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    keys = keys_of(NUM_PROMPTS)
-    tokens = torch.arange(PAGE)
-    values = [(torch.from_numpy(row).long()[:, None] * PAGE + tokens).flatten() for row in offered_pages(NUM_PROMPTS)]
-    repetitions = [basic_costs(keys, values) for _ in range(REPETITIONS + 1)][1:]
-    measured = {name: [each[name] for each in repetitions] for name in repetitions[0]}
-    for pages in EVICT_SIZES:
-        keys = keys_of(prompts_to_fill(pages))
-        measured[evict_name(pages)] = [evict_cost(keys) for _ in range(evict_repetitions(pages))]
-    print(json.dumps(measured))
+    print(json.dumps(measure({"": Peer}, int(sys.argv[1]))[""]))
 
 
 if __name__ == "__main__":
