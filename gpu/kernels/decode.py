@@ -81,7 +81,7 @@ def split_kernel(
     tl.store(summary + part * 2 + 1, total, mask=members < group)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def combine_kernel(
     partial, summary, slots, positions, output, num_splits,
     num_heads: tl.constexpr, head_dim: tl.constexpr, window: tl.constexpr, stretch: tl.constexpr, most: tl.constexpr,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpu.kernels.decode import attend_decode
+from gpu.kernels.prefill import attend_segments
 
 ROWS = 64
 """Requests of a batch."""
@@ -32,6 +33,16 @@ def decode(heads: int, kv_heads: int, dim: int, page_size: int, window: int | No
     )  # fmt: skip
 
 
+def prefill(heads: int, kv_heads: int, dim: int, page_size: int, window: int | None, soft_cap: float | None) -> None:
+    """A prompt beside one token of each other request."""
+    fused = tensor(2048 + ROWS, heads + 2 * kv_heads, dim)
+    store = tensor(4096, page_size, kv_heads, dim)
+    attend_segments(
+        fused[:, :heads], store, store, ints(128, 32_768), ints(ROWS), ints(ROWS), ints(ROWS + 1),
+        scale=dim**-0.5, window=window, soft_cap=soft_cap,
+    )  # fmt: skip
+
+
 ATTENTION: dict[str, tuple[int, int, int, int, int | None, float | None]] = {
     "heads of 64, pages of 1": (9, 3, 64, 1, None, None),
     "heads of 96, pages of 16": (32, 32, 96, 16, None, None),
@@ -42,3 +53,4 @@ ATTENTION: dict[str, tuple[int, int, int, int, int | None, float | None]] = {
 }
 
 CASES: dict[str, Callable[[], None]] = {f"decode, {name}": partial(decode, *case) for name, case in ATTENTION.items()}
+CASES |= {f"prefill, {name}": partial(prefill, *case) for name, case in ATTENTION.items()}
