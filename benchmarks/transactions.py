@@ -2,8 +2,8 @@
 
     python -m benchmarks.transactions
 
-The memory is the one that loops use, with the prefix cache in it (the compiled one where it was built) and a quarter of the pages cached. No size may matter:
-a step pays for what it changes. Times are processor time, microseconds.
+The memory is the one that loops use, with the prefix cache in it (the compiled one where it was built) and a quarter of
+the pages cached. No size may matter: a step pays for what it changes. Times are processor time, microseconds.
 """
 
 from __future__ import annotations
