@@ -67,6 +67,10 @@ class Case:
         """Whether an actor may fail like this. As a rule only if it was made to."""
         return isinstance(failure.error, InjectedCrash)
 
+    def outcome(self) -> bytes:
+        """What the run has come to, beyond its choices: two runs of the same choices must have the same."""
+        return b""
+
     def state(self) -> Hashable:
         """The abstract state: what tells runs apart for coverage. As a rule: what waits where."""
         turns = self.system.turns
@@ -151,6 +155,10 @@ class Result:
     deliveries: int = 0
     states: int = 0
     """Different states, if the strategy looks at them."""
+    confirmed: int = 0
+    """Schedules run twice, with the same choices, states and outcome."""
+    digest: bytes = b""
+    """Of the choices of all schedules and of the outcomes of the confirmed ones: the same wherever they are run."""
     exhausted: bool = False
     """Every schedule was run: nothing is left to find in this scenario."""
     failure: Failure | None = None
@@ -175,9 +183,14 @@ class _Run:
             self.error = error
         self.choices = self.case.system.choices
 
+    @property
+    def way(self) -> tuple[str, ...]:
+        """In which way it failed; empty if it did not."""
+        return () if self.error is None else way_of(self.error)
+
     def fails_like(self, error: Exception) -> bool:
         """Whether it failed in the same way."""
-        return self.error is not None and way_of(self.error) == way_of(error)
+        return self.way == way_of(error)
 
 
 def way_of(error: BaseException) -> tuple[str, ...]:
@@ -199,12 +212,13 @@ def explore(
 ) -> Result:
     """Run up to `schedules` schedules, until the first one that fails.
 
-    Every `confirm_every`-th is run again from its record, and the states after each step are compared: raises
-    NotDeterministic where they differ. What actors log meanwhile is dropped.
+    Every `confirm_every`-th is run again from its record, and choices, states after each step, error and outcome are
+    compared: raises NotDeterministic where they differ. What actors log meanwhile is dropped.
     """
     began = clock()
     result = Result(strategy.name)
     seen: set[bytes] = set()
+    whole = hashlib.blake2b(digest_size=16)
     states: set[Hashable] = set()
     with silence():
         while result.schedules < schedules and result.failure is None:
@@ -221,12 +235,15 @@ def explore(
             strategy.ended(run.choices)
             result.deliveries += run.case.system.num_deliveries
             result.redundant += run.redundant
-            seen.add(digest(run.choices))
+            mark = digest(run.choices)
+            seen.add(mark)
+            whole.update(mark)
             if confirm and not run.redundant:
-                _confirm(scenario, run, max_steps)
+                whole.update(_confirm(scenario, run, max_steps))
+                result.confirmed += 1
             if run.error is not None:
                 result.failure = _failure(scenario, run, run.error, result.schedules, max_steps, most_shrink_runs)
-    result.distinct, result.states = len(seen), len(states)
+    result.distinct, result.states, result.digest = len(seen), len(states), whole.digest()
     result.seconds = clock() - began
     return result
 
@@ -236,14 +253,22 @@ def digest(choices: Choices) -> bytes:
     return hashlib.blake2b("\n".join(choices.labels).encode(), digest_size=16).digest()
 
 
-def _confirm(scenario: Scenario, run: _Run, max_steps: int) -> None:
-    again = _Run(scenario, Replay(run.choices), max_steps, wants_states=True)
+def _confirm(scenario: Scenario, run: _Run, max_steps: int) -> bytes:
+    """Run it again; gives back the outcome of both. Raises NotDeterministic."""
+    try:
+        again = _Run(scenario, Replay(run.choices), max_steps, wants_states=True)
+    except Diverged as error:
+        raise NotDeterministic(error.position, [error.wanted], error.found) from error
     for at, (first, second) in enumerate(zip(run.states, again.states, strict=False)):
         if first != second:
             raise NotDeterministic(at, [repr(first)], [repr(second)])
-    if len(run.states) != len(again.states) or type(run.error) is not type(again.error):
-        ends = [f"{len(one.states)} steps, {one.error!r}" for one in (run, again)]
-        raise NotDeterministic(len(run.states), ends[:1], ends[1:])
+    ends = [f"{len(one.states)} steps, {len(one.choices)} decisions, {one.way}" for one in (run, again)]
+    if ends[0] != ends[1] or run.choices != again.choices:
+        raise NotDeterministic(len(run.choices), ends[:1], ends[1:])
+    outcome = run.case.outcome()
+    if outcome != again.case.outcome():
+        raise NotDeterministic(len(run.choices), ["one outcome"], ["another one"])
+    return outcome
 
 
 def _failure(

@@ -30,6 +30,8 @@ SCHEDULES_EACH = 20
 """Schedules of one workload before the next one is drawn."""
 REPLAYED_EVERY = 4
 """Workloads of which one has its runs replayed as well."""
+CONFIRMED_EVERY = 3
+"""Workloads of which one has a schedule run twice: it must come out the same."""
 EXPLORED = ("pct", "pos", "random", "coverage", "fair")
 """Strategies that take turns unless one is named."""
 CELLS = {
@@ -38,6 +40,7 @@ CELLS = {
     "lockstep-mixed": ("lockstep", True),
     "lockstep": ("lockstep", False),
 }
+UNSTEADY = "one_decision_log: the same schedule came out differently"
 REPORT_S = 0.5
 PATIENCE_S = 10.0
 """For a worker to end after its last report."""
@@ -67,6 +70,9 @@ class Totals(NamedTuple):
     workloads: int = 0
     schedules: int = 0
     deliveries: int = 0
+    """Messages handed to actors, timers included; those of second runs, replays and shrinking not."""
+    confirmed: int = 0
+    """Schedules run twice."""
 
     def plus(self, other: Totals) -> Totals:
         return Totals(*(a + b for a, b in zip(self, other, strict=True)))
@@ -77,6 +83,13 @@ class Report(NamedTuple):
 
     totals: Totals = Totals()
     found: Found | None = None
+    unsteady: str = ""
+    """How a schedule that was run twice came out differently."""
+
+    @property
+    def text(self) -> str:
+        """What was found, if something was."""
+        return self.unsteady or str(self.found or "")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,10 +140,13 @@ def run(arguments: argparse.Namespace) -> int:
         f"{totals.schedules:,} schedules of {totals.workloads:,} workloads, {totals.deliveries:,} messages delivered "
         f"in {seconds:.1f} s: {totals.deliveries / seconds:,.0f} deliveries/s; seed {seed}"
     )
+    print(f"{totals.confirmed:,} schedules were run twice, and came out the same")
     if not text:
         print("violations: 0")
         return 0
-    print(f"violations: 1\n\n{text}\n\nsaved; to see it again: pawl replay {arguments.output}")
+    print(f"violations: 1\n\n{text}")
+    if not text.startswith(UNSTEADY):
+        print(f"\nsaved; to see it again: pawl replay {arguments.output}")
     return 1
 
 
@@ -192,10 +208,9 @@ def _follow(reports: Iterator[Report], output: Path, advance: Callable[[int], No
     for report in reports:
         last = report
         clock.tick()
-    if last.found is None:
-        return last.totals, ""
-    last.found.save(output)
-    return last.totals, str(last.found)
+    if last.found is not None:
+        last.found.save(output)
+    return last.totals, last.text
 
 
 class _Clock:
@@ -234,7 +249,8 @@ def _gather(arguments: argparse.Namespace, seed: int, advance: Callable[[int], N
             totals = totals.plus(child.totals)
         for child in children:
             if child.text:
-                shutil.copyfile(child.output, arguments.output)
+                if child.output.exists():
+                    shutil.copyfile(child.output, arguments.output)
                 return totals, child.text
         if any(statuses):
             raise CommandFailed("a process of the exploration failed; what it said is above")
@@ -292,13 +308,14 @@ def _report(arguments: argparse.Namespace, seed: int) -> int:
     for report in _explore(_task(arguments, seed)):
         if report.found is not None:
             report.found.save(arguments.output)
-        print(json.dumps({"totals": report.totals, "text": str(report.found or "")}), flush=True)
+        print(json.dumps({"totals": report.totals, "text": report.text}), flush=True)
     return 0
 
 
 def _explore(task: Task) -> Iterator[Report]:
     """Explore until the time is over or something is found; tells how far it is now and then, and at the end."""
     from actors.runtime.faults import Faults
+    from actors.runtime.strategies.exhaustive import NotDeterministic
     from pawl.testing import explore_workload
 
     totals, told, number = Totals(), time.monotonic(), 0
@@ -308,9 +325,21 @@ def _explore(task: Task) -> Iterator[Report]:
         workload = _workload(task, seed)
         faults = Faults(strike=task.faults if seed % 4 == 0 else 0)
         strategy = strategies[number % len(strategies)]
-        replayed = number % REPLAYED_EVERY == 0
-        outcome = explore_workload(workload, strategy, SCHEDULES_EACH, seed=seed, faults=faults, replayed=replayed)
-        totals = totals.plus(Totals(1, outcome.result.schedules, outcome.result.deliveries))
+        try:
+            outcome = explore_workload(
+                workload,
+                strategy,
+                SCHEDULES_EACH,
+                seed=seed,
+                faults=faults,
+                confirm_every=SCHEDULES_EACH // 2 if number % CONFIRMED_EVERY == 0 else 0,
+                replayed=number % REPLAYED_EVERY == 0,
+            )
+        except NotDeterministic as error:
+            yield Report(totals, unsteady=f"{UNSTEADY}: {error}\n  workload: {workload.encode()}")
+            return
+        result = outcome.result
+        totals = totals.plus(Totals(1, result.schedules, result.deliveries, result.confirmed))
         number += 1
         if outcome.found is not None:
             yield Report(totals, outcome.found)
