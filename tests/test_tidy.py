@@ -148,6 +148,34 @@ def test_only_the_table_writes_a_state() -> None:
     assert len(breaches(writers, stores_state)) >= len(STATE_WRITERS), "the rule looks at nothing: has a file moved?"
 
 
+SIMULATION = re.compile("simulat", re.IGNORECASE)
+
+
+def asks_whether_it_is_simulated(node: ast.AST) -> bool:
+    """Whether this is a condition that depends on how the code is run."""
+    if not isinstance(node, ast.If | ast.IfExp | ast.While | ast.Assert | ast.comprehension | ast.match_case):
+        return False
+    conditions = (
+        node.ifs
+        if isinstance(node, ast.comprehension)
+        else [node.guard if isinstance(node, ast.match_case) else node.test]
+    )
+    parts = [part for condition in conditions if condition is not None for part in ast.walk(condition)]
+    words = [getattr(part, name, "") for part in parts for name in ("id", "attr", "value", "arg")]
+    return any(isinstance(word, str) and SIMULATION.search(word) for word in words)
+
+
+def test_what_runs_cannot_tell_whether_it_is_simulated() -> None:
+    outside = [
+        path
+        for path in python_files(*OURS)
+        if not path.relative_to(ROOT).as_posix().startswith(("actors/runtime/", "pawl/testing/"))
+    ]
+    assert breaches(outside, asks_whether_it_is_simulated) == []
+    for line in ("if self.simulated: pass", "a = 1 if version == 'simulated' else 2", "while not is_simulated(): pass"):
+        assert any(asks_whether_it_is_simulated(node) for node in ast.walk(ast.parse(line)))
+
+
 def test_functions_fit_a_screen() -> None:
     def too_long(node: ast.AST) -> bool:
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
