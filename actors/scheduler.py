@@ -24,6 +24,7 @@ from lifecycle.step import StepResult
 from lifecycle.table import Ticket
 from loops.batch import Plan
 from loops.loop import Ending, Loop
+from loops.properties.laws import name_of
 from loops.select import LoopConfig, make_loop
 from memory.pages import Int32s, MemoryViolation
 from memory.prefix.namespace import namespace_of
@@ -97,7 +98,7 @@ class Scheduler(Actor):
         self._checked_at = 0
         """Requests received when the memory was last looked over."""
         self.violations: dict[str, int] = {}
-        """Law -> how often it was found broken."""
+        """Property -> how often it was found not to hold."""
         self._tokens: tuple[Int32s, Int32s, Plan | None, StepResult | None] | None = None
         self._ended: list[Ended] = []
         self._admitted: list[Admitted] = []
@@ -169,6 +170,7 @@ class Scheduler(Actor):
             self.tier_desk.stopped(self.loop.tiers)
         for ticket in list(self._flushes):
             self._answer_flush(ticket, ok=False)
+        self._inspect()
         self.journal.closed(STOPPED, self.loop.counters, len(self.loop.table), self.loop.memory.pages)
         if self.trace is not None:
             self.trace.flush()
@@ -237,10 +239,11 @@ class Scheduler(Actor):
         if not self.loop.idle:
             return
         self._checked_at = self.loop.counters.received
-        try:
-            self.loop.check()
-        except (MemoryViolation, AssertionError) as violation:
-            self.violated(violation)
+        self._inspect()
+
+    def _inspect(self) -> None:
+        for broken in self.loop.monitor.inspect(self.loop):
+            self.violated(broken)
 
     # ---- effects of the loop ----
 
@@ -272,10 +275,10 @@ class Scheduler(Actor):
             Ended(ending.row, ticket.request, ending.cause, usage, timing, ending.message, ending.matched)
         )
 
-    def violated(self, violation: Exception) -> None:
-        law = violation.law if isinstance(violation, MemoryViolation) else type(violation).__name__
-        self.violations[law] = self.violations.get(law, 0) + 1
-        log.error("a law does not hold", law=law, facts=str(violation))
+    def violated(self, violation: MemoryViolation) -> None:
+        name = name_of(violation)
+        self.violations[name] = self.violations.get(name, 0) + 1
+        log.error("a property does not hold", property=name, law=violation.law, facts=str(violation))
 
     def _send_step(self) -> None:
         """One message with all that the handled message gave."""

@@ -1,4 +1,5 @@
-"""The property that a replay decides: the scheduler's decisions follow from its inputs, and nothing else."""
+"""The property that a replay decides: the scheduler's decisions follow from its inputs, and nothing else. And, as there
+is a loop again while it is replayed, those that only a loop's state can show."""
 
 from __future__ import annotations
 
@@ -8,17 +9,20 @@ from typing import ClassVar
 from lifecycle.properties.base import Property, Violation
 from lifecycle.properties.history import History
 from lifecycle.records import Record, Started, StepCommitted
+from loops.properties.laws import name_of
 from loops.replay import Diverged, NotReplayable, Replay
 from memory.pages import MemoryViolation
 
 FULL_CHECK_INTERVAL = 256
-"""Committed steps between two looks at the whole memory of the replayed run."""
+"""Committed steps between two looks at the whole state of the replayed run."""
 
 
 class OneDecisionLog(Property):
-    """The recorded inputs, in a fresh scheduler, give the recorded decisions; and all laws of memory hold on the way.
+    """The recorded inputs, in a fresh scheduler, give the recorded decisions: every step the same, once, in order.
 
     So a record that was changed, and everything that a scheduler decided from something that is not recorded, shows.
+    And the loop that decides again is looked at as a live one is: what its state shows is reported under the names of
+    the properties that do not hold of it.
     """
 
     name: ClassVar[str] = "one_decision_log"
@@ -27,19 +31,23 @@ class OneDecisionLog(Property):
         self._run: Replay | None = None
         self._judging = True
         self._num_told = 0
+        self._num_committed = 0
         self.reason = ""
         """Why the run was not replayed to its end, if so."""
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         if not self._judging:
             return ()
+        broken: Sequence[MemoryViolation] = ()
         try:
             if self._run is None:
                 self._begin(record)
                 return ()
             self._run.feed(record)
-            if isinstance(record, StepCommitted) and record.step % FULL_CHECK_INTERVAL == 0:
-                self._run.loop.check()
+            if isinstance(record, StepCommitted):
+                self._num_committed += 1
+                if self._num_committed % FULL_CHECK_INTERVAL == 0:
+                    broken = self._run.loop.monitor.inspect(self._run.loop)
         except NotReplayable as error:
             return self._stop(str(error))
         except Diverged as difference:
@@ -48,24 +56,26 @@ class OneDecisionLog(Property):
             return [self.violation(history, f"recorded {record}, decided again {difference.made}", request)]
         except MemoryViolation as violation:
             self._stop("it breaks a law")
-            return [self.violation(history, f"a law of memory does not hold: {violation}")]
+            return self._named([violation], history)
         except Exception as error:  # What is recorded may be anything: the loop was never meant to survive it.
             self._stop("it cannot be")
             return [self.violation(history, f"what is recorded cannot be done: {type(error).__name__}: {error}")]
-        told, self._num_told = self._num_told, len(self._run.violations)
-        return [self.violation(history, f"a law of memory does not hold: {law}") for law in self._run.violations[told:]]
+        if not broken and len(self._run.violations) == self._num_told:
+            return ()
+        told, self._num_told = self._run.violations[self._num_told :], len(self._run.violations)
+        return self._named([*told, *broken], history)
 
     def finish(self, history: History) -> Sequence[Violation]:
         if not self._judging or self._run is None:
             return ()
         try:
             self._run.finish()
-            self._run.loop.check()
         except Diverged as difference:
             return [self.violation(history, f"nothing more is recorded, decided again {difference.made}")]
-        except (MemoryViolation, AssertionError) as violation:
-            return [self.violation(history, f"a law of memory does not hold at the end: {violation}")]
-        return ()
+        return self._named(self._run.loop.monitor.inspect(self._run.loop), history)
+
+    def _named(self, broken: Sequence[MemoryViolation], history: History) -> Sequence[Violation]:
+        return [Violation(name_of(each), str(each), history.number) for each in broken]
 
     def _begin(self, record: Record) -> None:
         if not isinstance(record, Started):

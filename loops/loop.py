@@ -26,6 +26,7 @@ from loops.effects import Ending as Ending
 from loops.feed import CacheFeed
 from loops.fetching import LowerTiers
 from loops.pacing import Pacing
+from loops.properties.laws import state_monitor
 from loops.roles import Role
 from loops.work import Work
 from memory.pages import Int32s, MemoryViolation
@@ -81,6 +82,7 @@ class Loop:
         self.feed = feed
         self.tiers = tiers
         self.in_flight: deque[Plan] = deque()
+        self.monitor = state_monitor()
         self.counters = Counters()
         self.fresh_at_commit = np.empty(0, np.bool_)
         """Segments of the step committed last whose requests were still at work."""
@@ -102,6 +104,8 @@ class Loop:
             plan = self._plan(now)
             if plan is None:
                 if self.in_flight or not self._unblock(now):
+                    for broken in self.monitor.settled(self):
+                        self.effects.violated(broken)
                     return
                 continue
             self.in_flight.append(plan)
@@ -385,14 +389,10 @@ class Loop:
 
     def _check(self) -> None:
         """What must hold after every step; O(1)."""
-        try:
-            self.memory.check()
-        except MemoryViolation as violation:
-            self.effects.violated(violation)
+        for broken in self.monitor.glance(self):
+            self.effects.violated(broken)
 
     def check(self) -> None:
-        """Every law of memory and of the working sets, O(size); for tests and for idle moments."""
-        self.memory.invariants()
-        self.work.check(self.table.row_of.values())
-        if self.tiers is not None:
-            self.tiers.check()
+        """Every property of the state, O(size): raise what is found first. All of it: `monitor.inspect`."""
+        for broken in self.monitor.inspect(self):
+            raise broken

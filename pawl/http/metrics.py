@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,6 +91,8 @@ def exposition(gateway: Gateway, state: Mapping[str, Any] | None, actors: Mappin
     """The whole page. `state` is the scheduler's dump, None when it did not answer."""
     page = Page()
     _from_gateway(page, gateway)
+    text = "Properties that were seen not to hold: defects of Pawl."
+    page.add("pawl_violations_total", "counter", text, _violations(gateway, state))
     page.add("pawl_scheduler_up", "gauge", "Whether the scheduler answered.", [({}, int(state is not None))])
     for metric in FROM_STATE if state is not None else ():
         value = _at(state, metric.path)
@@ -152,10 +155,13 @@ def _from_gateway(page: Page, gateway: Gateway) -> None:
         page.add(name, kind, text, [({}, value)])
     ended = [({"cause": cause.value}, count) for cause, count in sorted(totals.ended.items())]
     page.add("pawl_requests_ended_total", "counter", "Requests that ended, by cause.", ended)
-    violations = [({"property": name}, count) for name, count in sorted(totals.violations.items())]
-    page.add(
-        "pawl_violations_total", "counter", "Broken rules of the request's life.", violations or [({"property": ""}, 0)]
-    )
+
+
+def _violations(gateway: Gateway, state: Mapping[str, Any] | None) -> Sequence[tuple[Mapping[str, str], Number]]:
+    """By property: what the gateway and the scheduler have seen not to hold."""
+    counts = Counter(gateway.totals.violations)
+    counts.update((state or {}).get("violations", {}))
+    return [({"property": name}, count) for name, count in sorted(counts.items())] or [({"property": ""}, 0)]
 
 
 def _at(state: Any, path: Sequence[str]) -> Any:

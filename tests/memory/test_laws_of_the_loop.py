@@ -114,6 +114,8 @@ class TestLaw13FailureToAllocate:
         assert driver.output_of == expected_outputs(), injector.failed
         laws = [violation.law for violation in driver.violations]
         if way == "refuse":
+            # To refuse what is there to be had leaves somebody waiting for nothing, which is seen as well.
+            laws = [law for law in laws if law != "nobody waits while nothing is done"]
             assert laws in ([], [injector.failed], ["room that was made for rows is theirs"])
         else:
             assert laws == [injector.failed] * bool(injector.failed), "what failed is told, and law 9 held"

@@ -327,6 +327,15 @@ def test_a_violation_shows_under_its_name_with_labels_escaped() -> None:
     assert numbers['pawl_violations_total{property=odd "name"\\\n}'] == 2
 
 
+def test_what_the_scheduler_saw_not_to_hold_is_counted_with_what_the_gateway_saw() -> None:
+    gateway = Gateway()
+    gateway.context = StillContext()
+    gateway.totals.violations["legal_lifecycle"] = 1
+    numbers = samples(exposition(gateway, {"violations": {"conservation": 3, "legal_lifecycle": 1}}, {}))
+    assert numbers["pawl_violations_total{property=conservation}"] == 3
+    assert numbers["pawl_violations_total{property=legal_lifecycle}"] == 2
+
+
 class StillContext(FakeEngine):
     """A context outside any event loop: no time passes."""
 

@@ -1,0 +1,87 @@
+"""What a property of the loop's state is: one that looks at a loop, not at what it has recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from lifecycle.properties.base import Property, Violation
+from lifecycle.properties.history import History
+from lifecycle.records import Record
+from memory.pages import MemoryViolation
+
+if TYPE_CHECKING:
+    from loops.loop import Loop
+
+
+class Broken(MemoryViolation):
+    """A property does not hold of a loop. `law`: the law of memory that shows it, or what else is wrong."""
+
+    def __init__(self, name: str, law: str, explanation: str) -> None:
+        super().__init__(law)
+        self.property = name
+        self.explanation = explanation
+
+    def __str__(self) -> str:
+        return self.explanation
+
+
+class StateProperty(Property):
+    """Something that must hold of a loop whenever none of its verbs is under way. Each look raises MemoryViolation or
+    AssertionError where it does not.
+
+    Some judge records as well: those are the same class, with what there is to look at in a loop added to it.
+    """
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        return ()
+
+    def glance(self, loop: Loop) -> None:
+        """After every step; O(1)."""
+
+    def settled(self, loop: Loop) -> None:
+        """After a turn that has left nothing in flight: there is nothing to do, or nothing can be done; O(1)."""
+
+    def inspect(self, loop: Loop) -> None:
+        """At leisure; O(size)."""
+
+
+Look = Callable[["Loop"], None]
+
+
+class LoopMonitor:
+    """Looks at a loop with every property of its state, and gives names to what it finds."""
+
+    def __init__(self, properties: Sequence[StateProperty]) -> None:
+        self.properties = properties
+        self._glances = _looks(properties, "glance")
+        self._settled = _looks(properties, "settled")
+        self._inspections = _looks(properties, "inspect")
+
+    def glance(self, loop: Loop) -> list[Broken]:
+        """What a step has broken."""
+        return _found(self._glances, loop)
+
+    def settled(self, loop: Loop) -> list[Broken]:
+        """What is wrong with having nothing to do."""
+        return _found(self._settled, loop)
+
+    def inspect(self, loop: Loop) -> list[Broken]:
+        """Everything that does not hold, one for each property."""
+        return _found((*self._glances, *self._inspections), loop)
+
+
+def _looks(properties: Sequence[StateProperty], name: str) -> tuple[tuple[str, Look], ...]:
+    """The looks called `name` of those that have one of their own, with the names of the properties."""
+    own = [each for each in properties if getattr(type(each), name) is not getattr(StateProperty, name)]
+    return tuple((each.name, getattr(each, name)) for each in own)
+
+
+def _found(looks: Sequence[tuple[str, Look]], loop: Loop) -> list[Broken]:
+    found: list[Broken] = []
+    for name, look in looks:
+        try:
+            look(loop)
+        except (MemoryViolation, AssertionError) as error:
+            found.append(Broken(name, getattr(error, "law", str(error)), str(error)))
+    return found

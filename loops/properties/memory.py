@@ -1,0 +1,143 @@
+"""Properties of a loop's memory: `conservation`, `single_owner`, `row_shape`, `hold_accounting`,
+`auxiliary_conservation`, `allocation_is_a_transaction`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from lifecycle.properties import conservation, sharing
+from lifecycle.states import State
+from loops.properties.base import StateProperty
+from memory import audit
+from memory.pages import MemoryViolation
+
+if TYPE_CHECKING:
+    from loops.loop import Loop
+
+
+def at_rest(loop: Loop) -> bool:
+    """Nobody waits or runs, no step is in flight, and nothing is on its way from lower tiers."""
+    return not (loop.table.row_of or loop.in_flight or loop.memory.pages.quarantined)
+
+
+class Conservation(conservation.Conservation, StateProperty):
+    """At every step, for each pool: free + owned + cached + deferred + quarantined = total, sets pairwise disjoint; a
+    page that a step takes as free is in nobody's use; when no request is live, no page is owned or deferred."""
+
+    def glance(self, loop: Loop) -> None:
+        pages = loop.memory.pages
+        pages.check()
+        if loop.memory.windows is not None:
+            loop.memory.windows.pool.check()
+        if (pages.owned or pages.deferred) and at_rest(loop):
+            raise MemoryViolation("at rest no page is owned or deferred", **pages.counters())
+
+    def inspect(self, loop: Loop) -> None:
+        loop.memory.pages.invariants()
+        if loop.memory.windows is not None:
+            loop.memory.windows.pool.invariants()
+
+
+class SingleOwner(sharing.SingleOwner, StateProperty):
+    """A page that can be written has one owner; a second free is an error: a page comes into the cache once and leaves
+    it once, and what the cache has is not taken as free; referrers of each page are counted."""
+
+    def inspect(self, loop: Loop) -> None:
+        memory = loop.memory
+        audit.check_referrers(memory)
+        shared = (memory.pages.refcount > 1) & ~memory.pages.in_cache
+        if shared.any():
+            raise MemoryViolation("a page that is not cached has one owner", pages=np.flatnonzero(shared))
+
+
+class RowShape(StateProperty):
+    """0 <= protected <= committed <= allocated <= row width: what a row holds of the cache is committed, what is
+    committed or in flight has pages, no page is spare, and no row is longer than its request may get."""
+
+    name: ClassVar[str] = "row_shape"
+
+    def inspect(self, loop: Loop) -> None:
+        audit.check_lengths(loop.memory)
+        audit.check_windows(loop.memory)
+        table, memory = loop.table, loop.memory
+        rows = loop.work.running()
+        slots = table.slot[rows]
+        length = memory.length[slots]
+        decoding = table.state[rows] == State.DECODING
+        committed = np.where(decoding, table.num_tokens[rows] - 1, table.num_computed[rows])
+        protected = np.array([memory.holds[slot].num_tokens if memory.holds[slot] else 0 for slot in slots.tolist()])
+        wrong = (length > table.max_length[rows]) | (committed > length)
+        if loop.in_flight:
+            # A row whose first admission is in flight holds what others have committed.
+            wrong |= protected > length
+        else:
+            wrong |= (length != committed) | (protected > committed)
+        if wrong.any():
+            bad = int(wrong.argmax())
+            raise MemoryViolation(
+                "protected <= committed <= allocated <= the row's width",
+                row=int(rows[bad]),
+                protected=int(protected[bad]),
+                committed=int(committed[bad]),
+                length=int(length[bad]),
+                most=int(table.max_length[rows[bad]]),
+            )
+
+
+class HoldAccounting(sharing.HoldAccounting, StateProperty):
+    """Holds of a node = its live holders + held children, all zero at rest: no page leaves the cache while a request
+    uses it, or before the pages that go on from it."""
+
+    def glance(self, loop: Loop) -> None:
+        audit.check_cached(loop.memory)
+        if loop.memory.cache.held and at_rest(loop):
+            raise MemoryViolation("at rest nothing of the cache is held", held=loop.memory.cache.held)
+
+    def inspect(self, loop: Loop) -> None:
+        loop.memory.cache.invariants()
+
+
+class AuxiliaryConservation(StateProperty):
+    """Slots, rows, promises, reservations, fetches: one live owner each, none at rest."""
+
+    name: ClassVar[str] = "auxiliary_conservation"
+
+    def glance(self, loop: Loop) -> None:
+        if not at_rest(loop):
+            return
+        memory = loop.memory
+        left = memory.escrow.total, memory.slots.total - memory.slots.free, loop.work.num_waiting, loop.work.num_running
+        if any(left) or loop.work.fetching:
+            names = ("promised", "slots", "waiting", "running")
+            raise MemoryViolation(
+                "nothing is left at rest", **dict(zip(names, left, strict=True)), fetching=loop.work.fetching
+            )
+
+    def inspect(self, loop: Loop) -> None:
+        loop.memory.slots.check()
+        audit.check_idle_slots(loop.memory)
+        loop.work.check(loop.table.row_of.values())
+        if loop.tiers is not None:
+            loop.tiers.check()
+        rows, slots = loop.work.running(), loop.memory.slots.used
+        if sorted(loop.table.slot[rows].tolist()) != slots.tolist():
+            raise MemoryViolation("each slot in use has one row", rows=rows, slots=slots)
+
+
+class AllocationIsATransaction(StateProperty):
+    """A failed allocation leaves the state digest as it was, and what was promised can be had: the outcome is to wait,
+    to retract, or a named abort, never an exception out of the loop."""
+
+    name: ClassVar[str] = "allocation_is_a_transaction"
+
+    def glance(self, loop: Loop) -> None:
+        audit.check_restored(loop.memory)
+        audit.check_promises(loop.memory)
+        if loop.memory.windows is not None:
+            loop.memory.windows.check()
+
+    def inspect(self, loop: Loop) -> None:
+        loop.memory.escrow.invariants()
+        audit.check_digest(loop.memory)

@@ -1,0 +1,41 @@
+"""Properties of what a loop does with its requests: `work_conserving`, `observability_conservation`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from lifecycle.properties import observability_conservation
+from loops.properties.base import StateProperty
+from memory.pages import MemoryViolation
+
+if TYPE_CHECKING:
+    from loops.loop import Loop
+
+
+class WorkConserving(StateProperty):
+    """No idle step while an admissible request waits: with nothing in flight, nothing on its way from lower tiers and
+    no page kept for such, whoever waits or runs can go on, as each fits alone."""
+
+    name: ClassVar[str] = "work_conserving"
+
+    def settled(self, loop: Loop) -> None:
+        work = loop.work
+        if work.idle or loop.in_flight or work.fetching or loop.memory.pages.quarantined:
+            return
+        raise MemoryViolation("nobody waits while nothing is done", running=work.num_running, waiting=work.num_waiting)
+
+
+class ObservabilityConservation(observability_conservation.ObservabilityConservation, StateProperty):
+    """received = finished + aborted + live; every total of `Closed` is the sum over the requests; and the changes of
+    the cache, replayed from nothing, give the pages that are counted as cached."""
+
+    def glance(self, loop: Loop) -> None:
+        counters, live = loop.counters, len(loop.table.row_of)
+        if counters.received != counters.finished + counters.aborted + live:
+            raise MemoryViolation(
+                "received = finished + aborted + live",
+                received=counters.received,
+                finished=counters.finished,
+                aborted=counters.aborted,
+                live=live,
+            )
