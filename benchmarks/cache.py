@@ -4,7 +4,8 @@
     SGLANG_DIR=<folder with an unpacked sglang wheel>  python -m benchmarks.cache     SGLang's RadixCache beside
 
 All do the same work (`benchmarks/cache_workload.py`) in the same run. Ours take turns in one process; the peer follows
-in a process of its own at each size up to a hundred thousand pages: beyond, its evictions would take minutes. To unpack one:
+in a process of its own at each size up to a hundred thousand pages: beyond, its evictions would take minutes.
+To unpack one:
 
     pip download --no-deps sglang==0.5.23 && python -m zipfile -e sglang-*.whl <folder>
     pip install --target <folder> pillow dill
