@@ -145,13 +145,15 @@ def attend_decode(
         num_splits = min(num_splits, splits_for(window + KEY_TILE))
     partial = torch.empty((num_rows, num_splits, num_heads, head_dim), dtype=torch.float32, device=query.device)
     summary = torch.empty((num_rows, num_splits, num_heads, 2), dtype=torch.float32, device=query.device)
-    shape = {"stretch": STRETCH, "most": MOST_STRETCHES, "tile": KEY_TILE, "dim_block": padded(head_dim, LEAST_DOT)}
+    dim_block = padded(head_dim, LEAST_DOT)
+    shape = {"stretch": STRETCH, "most": MOST_STRETCHES, "tile": KEY_TILE, "dim_block": dim_block}
     split_kernel[(num_rows, num_kv_heads, num_splits)](
         query, keys, values, page_table, slots, positions, partial, summary,
         scale if soft_cap else scale * LOG2_E, soft_cap or 0.0, query.stride(0), page_table.stride(0),
         num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, page_size=keys.shape[1],
         window=window, capped=bool(soft_cap), wide=interpreted(),
-        row_block=padded(num_heads // num_kv_heads, LEAST_DOT), num_warps=4, num_stages=3, **shape,
+        row_block=padded(num_heads // num_kv_heads, LEAST_DOT), num_warps=4,
+        num_stages=5 if dim_block <= 128 else 3, **shape,
     )  # fmt: skip
     combine_kernel[(num_rows, num_heads)](
         partial, summary, slots, positions, output, num_splits,

@@ -164,6 +164,7 @@ def attend_segments(
         page_table.stride(0),
         num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, page_size=keys.shape[1], window=window,
         capped=bool(soft_cap), wide=interpreted(), tile=KEY_TILE, row_block=row_block, group_block=group_block,
-        dim_block=dim_block, num_warps=row_block // 16, num_stages=3,
+        dim_block=dim_block, num_warps=8,
+        num_stages=3 if dim_block <= 128 else 2,
     )  # fmt: skip
     return output

@@ -91,7 +91,8 @@ class Slots:
         pages = [-(-context // size) for context in contexts]
         # The last page is nobody's, and it is where entries beyond a slot's length point.
         order = torch.randperm(sum(pages) + 3, generator=torch.Generator().manual_seed(1)).int()
-        self.table = torch.full((len(pages), max(pages) + 70), int(order[-1]), dtype=torch.int32)
+        self.nobodys = int(order[-1])
+        self.table = torch.full((len(pages), max(pages) + 70), self.nobodys, dtype=torch.int32)
         for slot, own in enumerate(order[: sum(pages)].split(pages)):
             self.table[slot, : len(own)] = own
         store = torch.full((2, len(order) * size, shape.num_kv_heads, shape.head_dim), float("nan"), dtype=dtype)
@@ -103,8 +104,8 @@ class Slots:
         self.table = self.table.to(DEVICE)
 
     def hide_before(self, slot: int, position: int) -> None:
-        """Nothing stands behind the page of `position` any more, as behind a window."""
-        self.table[slot, : position // self.shape.page_size] = -1
+        """Pages before the one of `position` are somebody else's by now, as behind a window."""
+        self.table[slot, : position // self.shape.page_size] = self.nobodys
 
     def attended(self, query: Tensor, slot: int, position: int) -> Tensor:
         """What the row with `query` [heads, head_dim] is to get, float32 [heads * head_dim]: plain, in float64."""
