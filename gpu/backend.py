@@ -65,6 +65,9 @@ class ForwardInputs:
     window_table: Int32s | None = None
     """As `page_table`, for the layers of the second store, where the `KvStore` has one. Entries of pages behind every
     window mean nothing either; NO_PAGE where somebody else would be read is refused."""
+    changed: tuple[Int32s, Int32s] | None = None
+    """(slots, indices) [n] of all entries of both tables that were set since the last call of this backend; a pair may
+    stand there twice. None: any may have been."""
 
 
 class Backend(Protocol):
@@ -75,9 +78,9 @@ class Backend(Protocol):
     def forward(self, inputs: ForwardInputs) -> Tensor:
         """Logits of `inputs.logit_rows`, float32 [m, vocab] on the backend's device.
 
-        The caller may change the result in place. A query at position p sees keys at positions <= p of its own slot
-        (and, in a layer with window w, > p - w), those of this call's tokens included. Raises RefusedInputs for a
-        window page that a row would read or write and that does not exist.
+        The caller may change the result in place; it is theirs until the next call. A query at position p sees keys at
+        positions <= p of its own slot (and, in a layer with window w, > p - w), those of this call's tokens included.
+        Raises RefusedInputs for a window page that a row would read or write and that does not exist.
         """
 
 

@@ -24,6 +24,12 @@ def upload(array: NDArray[Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def upload_into(array: NDArray[Any], destination: Tensor) -> None:
+    """Copy `array` into `destination`, a contiguous tensor of its shape and dtype; asynchronous on CUDA."""
+    source = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    destination.copy_(source if destination.device.type == "cpu" else source.pin_memory(), non_blocking=True)
+
+
 def download(tensor: Tensor) -> NDArray[Any]:
     """`tensor` as an array on the host, once everything issued before is done. From CUDA through pinned memory; on the
     CPU it shares the tensor's memory."""
@@ -33,6 +39,12 @@ def download(tensor: Tensor) -> NDArray[Any]:
     pinned.copy_(tensor, non_blocking=True)
     torch.cuda.current_stream(tensor.device).synchronize()
     return pinned.numpy()
+
+
+def new_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream of work beside the current one, on a CUDA device."""
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return stream
 
 
 def available_threads() -> int:

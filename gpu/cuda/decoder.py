@@ -1,0 +1,186 @@
+"""The decoder for CUDA devices: Triton kernels around large matrix products, and graphs for steps that only decode.
+
+The residual is carried as two tensors, `hidden` and what is still to be added to it, because the kernel that norms the
+sum also stores it:
+
+    hidden -> [norm] -> qkv -> attention -> output -> hidden, delta -> [add, norm] -> MLP -> hidden, delta -> ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import Tensor
+
+from gpu.attention.triton import DecodeRows, SegmentRows, TritonAttention, TritonPlan
+from gpu.backend import ForwardInputs
+from gpu.cuda.graphs import DecodeGraphs, Recorder
+from gpu.cuda.shapes import GraphShape, GraphShapes
+from gpu.devices import upload
+from gpu.kernels.activation import gated
+from gpu.kernels.decode import splits_for
+from gpu.kernels.norm import add_norm
+from gpu.kv import KvStore
+from gpu.models.config import ModelConfig
+from gpu.models.experts import mix, route
+from gpu.models.packing import LayerWeights, pack
+
+Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""[n, outputs] from rows [n, inputs], a matrix [outputs, inputs], and a bias [outputs] or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """A residual stream of which the last part has not been added yet."""
+
+    hidden: Tensor
+    """[n, hidden]"""
+    delta: Tensor | None
+    delta_norm: Tensor | None
+    """Weight of a norm that `delta` goes through before it is added."""
+
+
+class TritonDecoder:
+    """`Backend` in Triton kernels. What `forward` gives may be overwritten by the next call."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        kv: KvStore,
+        *,
+        threads: int,
+        deterministic: bool = False,
+    ) -> None:
+        """Takes `weights` over (see `gpu.backend`); `threads` are for what torch does on the host.
+
+        `deterministic`: every product adds in an order that does not depend on how many rows there are, so that a row's
+        bits depend on its own request alone.
+        """
+        torch.set_num_threads(threads)
+        # Pages of one are of no use to the other: their bits differ.
+        self.name = "triton-deterministic" if deterministic else "triton"
+        self.config = config
+        self.device = kv.data.device
+        self.dtype = kv.data.dtype
+        self.attention = TritonAttention(config, kv, one_kernel=deterministic)
+        self.weights = pack(config, weights, self.device)
+        self.graphs: DecodeGraphs | None = None
+        self._linear: Linear = _fixed_order() if deterministic else F.linear
+        self._logits: Tensor | None = None
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a decode step can be a graph. Experts are grouped by the host, which a graph cannot ask."""
+        return self.config.experts is None
+
+    @torch.inference_mode()
+    def allocate_graphs(
+        self, recorder: Recorder, *, max_rows: int, num_slots: int, pages_per_slot: int, max_context: int
+    ) -> DecodeGraphs:
+        """Get ready to record graphs; they are used as they are recorded. Tables keep this size from now on, and the
+        store must not move."""
+        self.attention.tables.allocate(self.attention.num_stores, num_slots, pages_per_slot)
+        self.attention.tables.fixed = True
+        self._logits = torch.empty((max_rows, self.config.vocab_size), dtype=torch.float32, device=self.device)
+        self.graphs = DecodeGraphs(
+            GraphShapes(max_rows, max_context),
+            recorder,
+            self._compute_block,
+            num_stores=self.attention.num_stores,
+            device=self.device,
+        )
+        return self.graphs
+
+    def free_graphs(self) -> None:
+        """Forget all graphs and give their memory back; then tables and store may change again."""
+        self.graphs, self._logits = None, None
+        self.attention.tables.fixed = False
+
+    @torch.inference_mode()
+    def forward(self, inputs: ForwardInputs) -> Tensor:
+        """See `Backend.forward`."""
+        self.attention.tables.follow(inputs)
+        if self.graphs is not None and len(inputs.positions) == len(inputs.slots):
+            logits = self._replayed(self.graphs, inputs)
+            if logits is not None:
+                return logits
+        plan = self.attention.prepare(inputs)
+        everything = len(inputs.logit_rows) == len(inputs.positions)
+        wanted = None if everything else upload(inputs.logit_rows.astype(np.int64), self.device)
+        return self._scores(inputs.tokens, plan, wanted).float()
+
+    def _replayed(self, graphs: DecodeGraphs, inputs: ForwardInputs) -> Tensor | None:
+        """Logits by a graph; None where none holds the step."""
+        written = self.attention.written(inputs)
+        if self._logits is None or not graphs.run(inputs.tokens, inputs.positions, inputs.slots, written):
+            return None
+        if len(inputs.logit_rows) == len(inputs.positions):
+            return self._logits[: len(inputs.positions)]
+        return self._logits[upload(inputs.logit_rows.astype(np.int64), self.device)]
+
+    @torch.inference_mode()
+    def _compute_block(self, block: Tensor, shape: GraphShape) -> None:
+        """A decode step from a graph's inputs, scores of all rows into the logits that all graphs share."""
+        assert self._logits is not None, "graphs are recorded after they are allocated"
+        plan = self._block_plan(block, shape)
+        self._logits[: shape.rows].copy_(self._scores(block[0], plan, None))
+
+    def _block_plan(self, block: Tensor, shape: GraphShape) -> TritonPlan:
+        positions, slots, written = block[1], block[2], tuple(block[3:])
+        if not self.attention.one_kernel:
+            decode = DecodeRows(slots, positions, splits_for(shape.context))
+            return TritonPlan(positions, written, decode, None)
+        offsets = torch.arange(shape.rows + 1, dtype=torch.int32, device=self.device)
+        return TritonPlan(positions, written, None, SegmentRows(slots, positions, offsets))
+
+    def _scores(self, tokens: Tensor, plan: TritonPlan, wanted: Tensor | None) -> Tensor:
+        """[n, vocab] in the model's dtype, of rows `wanted` (int64 [n]; None: all) of tokens int32 [t]."""
+        config, weights = self.config, self.weights
+        hidden = weights.embedding[tokens]
+        if config.embedding_scale != 1.0:
+            hidden = hidden * config.embedding_scale
+        stream = Residual(hidden, None, None)
+        for index, layer in enumerate(weights.layers):
+            normed = self._normed(stream, layer.input_norm)
+            attended = self.attention.attend(plan, index, layer, self._linear(normed, layer.qkv, layer.qkv_bias))
+            hidden = stream.hidden
+            if wanted is not None and index == config.num_layers - 1:
+                # Past the last attention only the wanted rows matter.
+                attended, hidden = attended.index_select(0, wanted), hidden.index_select(0, wanted)
+            stream = Residual(hidden, self._linear(attended, layer.output, None), layer.attention_norm)
+            normed = self._normed(stream, layer.mlp_norm)
+            stream = Residual(hidden, self._after_norm(index, layer, normed), layer.after_mlp_norm)
+        return self._linear(self._normed(stream, weights.final_norm), weights.head, None)
+
+    def _normed(self, stream: Residual, weight: Tensor) -> Tensor:
+        """The norm of the residual, whose last part is added to `stream.hidden` in place."""
+        epsilon = self.config.norm_epsilon
+        return add_norm(stream.hidden, stream.delta, weight, epsilon, delta_weight=stream.delta_norm)
+
+    def _after_norm(self, index: int, layer: LayerWeights, normed: Tensor) -> Tensor:
+        """The MLP, or the experts: [n, hidden] -> [n, hidden]."""
+        experts = self.config.experts_of(index)
+        if experts is None or layer.router is None:
+            return self._mlp(normed, layer.gate_up, layer.down)
+        routes = route(self._linear(normed, layer.router, None), experts)
+        return mix(routes, normed, lambda rows, expert: self._mlp(rows, layer.gate_up[expert], layer.down[expert]))
+
+    def _mlp(self, rows: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        return self._linear(gated(self._linear(rows, gate_up, None), self.config.activation), down, None)
+
+
+def _fixed_order() -> Linear:
+    """The product that adds in one order, whatever the number of rows."""
+    from gpu.kernels.matmul import matmul  # fast mode does without it
+
+    def product(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+        result: Tensor = matmul(rows, matrix)
+        return result if bias is None else result.add_(bias)
+
+    return product

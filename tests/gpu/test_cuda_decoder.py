@@ -1,0 +1,176 @@
+"""The decoder of Triton kernels says what the one of plain torch says, with graphs and without.
+
+Where there is no device, kernels run under Triton's interpreter, which takes milliseconds for what a device does in
+one: models and batches here are as small as they can be and still have every switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gpu.backend import RefusedInputs
+from gpu.cuda.decoder import TritonDecoder
+from gpu.cuda.graphs import CudaRecorder, Replay
+from gpu.cuda.shapes import GraphShape
+from gpu.models.config import ModelConfig
+from gpu.models.decoder import TorchDecoder
+from tests.gpu.driving import Piece, WindowPages, forward_inputs, int32, logits_in_pieces
+from tests.gpu.kernel_tools import DEVICE
+from tests.gpu.native_models import EXPERTS, HYBRID, ODD, Made, make, random_weights
+
+LENGTHS = (13, 1, 5)
+SEQUENCES = [np.random.default_rng(seed).integers(0, 101, length).tolist() for seed, length in enumerate(LENGTHS)]
+CONTEXT = 16
+SLOTS = len(LENGTHS)
+
+
+def both(config: ModelConfig, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Made, Made]:
+    """The decoder under test and the one of plain torch, with equal weights and tables."""
+    options = {"context": CONTEXT, "num_slots": SLOTS, "page_size": 4, "device": DEVICE} | options
+    return make(config, dtype, kind=TritonDecoder, **options), make(config, dtype, kind=TorchDecoder, **options)
+
+
+class AgainRecorder:
+    """A recorder whose graphs simply run again. Counts what a device would have recorded and replayed."""
+
+    def __init__(self) -> None:
+        self.recorded = 0
+        self.replayed = 0
+
+    def record(self, run: Callable[[], None]) -> Replay:
+        self.recorded += 1
+        run()
+
+        def replay() -> None:
+            self.replayed += 1
+            run()
+
+        return replay
+
+
+def with_graphs(made: Made, *shapes: GraphShape) -> AgainRecorder | CudaRecorder:
+    """Record graphs of these shapes, on a device really."""
+    recorder = AgainRecorder() if DEVICE == "cpu" else CudaRecorder(torch.device(DEVICE))
+    graphs = made.backend.allocate_graphs(
+        recorder, max_rows=8, num_slots=len(made.table), pages_per_slot=made.table.shape[1], max_context=CONTEXT
+    )
+    for shape in shapes:
+        graphs.record(shape)
+    return recorder
+
+
+def test_chunks_and_decode_steps_score_like_plain_torch() -> None:
+    ours, theirs = both(EXPERTS)
+    for kv in (ours.kv, theirs.kv):
+        kv.data.fill_(float("nan"))
+    found = logits_in_pieces(ours.backend, ours.table, SEQUENCES, seed=3, device=DEVICE)
+    expected = logits_in_pieces(theirs.backend, theirs.table, SEQUENCES, seed=3, device=DEVICE)
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
+
+
+def test_two_stores_score_like_plain_torch() -> None:
+    ours, theirs = both(HYBRID, num_window_pages=12)
+    found, expected = (
+        logits_in_pieces(
+            made.backend,
+            made.table,
+            SEQUENCES,
+            seed=4,
+            device=DEVICE,
+            windows=WindowPages(made.kv, HYBRID, SLOTS, made.table.shape[1]),
+        )
+        for made in (ours, theirs)
+    )
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_is_as_near_to_float32_as_plain_torch_is() -> None:
+    weights = random_weights(ODD, torch.bfloat16)
+    wide = {name: weight.float() for name, weight in weights.items()}
+    logits = [
+        made.backend.forward(forward_inputs([Piece(0, 0, SEQUENCES[0])], made.table, device=DEVICE))
+        for made in (*both(ODD, torch.bfloat16), both(ODD, weights=wide)[1])
+    ]
+    ours, theirs = ((found - logits[-1]).abs().mean() for found in logits[:2])
+    assert ours < 1.5 * theirs
+
+
+def prefilled(config: ModelConfig, **options: Any) -> tuple[Made, Made]:
+    """Both decoders with every sequence but its last token in the pages."""
+    ours, theirs = both(config, **options)
+    pieces = [Piece(slot, 0, sequence[:-1]) for slot, sequence in enumerate(SEQUENCES) if len(sequence) > 1]
+    for made in (ours, theirs):
+        made.backend.forward(forward_inputs(pieces, made.table, device=DEVICE))
+    return ours, theirs
+
+
+def decode_pieces() -> list[Piece]:
+    return [Piece(slot, len(sequence) - 1, sequence[-1:]) for slot, sequence in enumerate(SEQUENCES)]
+
+
+def test_a_replayed_step_scores_like_one_that_is_not() -> None:
+    ours, _ = prefilled(ODD)
+    inputs = forward_inputs(decode_pieces(), ours.table, device=DEVICE)
+    plain = ours.backend.forward(inputs).clone()
+    recorder = with_graphs(ours, GraphShape(4, CONTEXT))
+    torch.testing.assert_close(ours.backend.forward(inputs), plain, rtol=1e-4, atol=1e-4)
+    wanted = replace(inputs, logit_rows=int32(0, 2))
+    torch.testing.assert_close(ours.backend.forward(wanted), plain[[0, 2]], rtol=1e-4, atol=1e-4)
+    # A step of a size that has no graph.
+    pair = forward_inputs(decode_pieces()[1:], ours.table, device=DEVICE)
+    torch.testing.assert_close(ours.backend.forward(pair), plain[1:], rtol=1e-4, atol=1e-4)
+    if isinstance(recorder, AgainRecorder):
+        assert (recorder.recorded, recorder.replayed) == (1, 2)
+
+
+def test_padding_rows_touch_nothing() -> None:
+    ours, theirs = prefilled(ODD)
+    with_graphs(ours, GraphShape(8, CONTEXT), GraphShape(4, CONTEXT))
+    inputs = forward_inputs(decode_pieces(), ours.table, device=DEVICE)
+    for made in (ours, theirs):
+        expected = made.kv.data.clone()
+        made.backend.forward(inputs)
+        written = torch.zeros_like(expected, dtype=torch.bool)
+        for piece in decode_pieces():
+            written[:, :, made.table[piece.slot, piece.start // 4], piece.start % 4] = True
+        assert torch.equal(made.kv.data != expected, written)
+
+
+def test_recording_touches_no_page() -> None:
+    ours, _ = both(ODD)
+    ours.kv.data.fill_(7.0)
+    with_graphs(ours, GraphShape(2, CONTEXT))
+    assert bool((ours.kv.data == 7.0).all())
+
+
+def test_only_named_changes_of_the_tables_are_taken_over() -> None:
+    ours, _ = prefilled(ODD)
+    inputs = forward_inputs(decode_pieces(), ours.table, device=DEVICE)
+    plain = ours.backend.forward(inputs).clone()
+    # The first page of slot 0 moves to one that nobody uses, and leaves NaN behind.
+    old, new = int(ours.table[0, 0]), int(ours.table[1, 3])
+    ours.kv.data[:, :, new] = ours.kv.data[:, :, old]
+    ours.kv.data[:, :, old] = float("nan")
+    ours.table[0, 0] = new
+    named = replace(inputs, changed=(int32(0, 0), int32(0, 0)))
+    unnamed = replace(inputs, changed=(int32(), int32()))
+    assert bool(ours.backend.forward(unnamed)[0].isnan().all())
+    assert torch.equal(ours.backend.forward(named), plain)
+
+
+def test_a_table_of_another_size_is_refused_once_graphs_exist() -> None:
+    ours, _ = prefilled(ODD)
+    with_graphs(ours, GraphShape(1, CONTEXT))
+    wider = np.concatenate((ours.table, ours.table), axis=1)
+    with pytest.raises(RefusedInputs, match="another size"):
+        ours.backend.forward(forward_inputs(decode_pieces(), wider, device=DEVICE))
+    ours.backend.free_graphs()
+    ours.backend.forward(forward_inputs(decode_pieces(), wider, device=DEVICE))
