@@ -8,8 +8,8 @@ from functools import cache
 import torch
 import triton
 
-INTERPRETED_PROGRAMS = 3
-"""Programs of a persistent kernel under the interpreter: more than one, so that work really is shared out."""
+INTERPRETED_PROCESSORS = 3
+"""As many as the interpreter is said to have: few, so that small tests see what many programs do, and what few do."""
 
 
 def interpreted() -> bool:
@@ -18,11 +18,11 @@ def interpreted() -> bool:
 
 
 @cache
-def num_programs(device: torch.device, each: int) -> int:
-    """Programs of a persistent kernel: `each` for every multiprocessor of the device, whatever the batch."""
+def num_processors(device: torch.device) -> int:
+    """Multiprocessors of the device: programs that run at the same time, at the least."""
     if device.type != "cuda":
-        return INTERPRETED_PROGRAMS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count) * each
+        return INTERPRETED_PROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def padded(size: int, least: int = 1) -> int:

@@ -8,11 +8,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gpu.kernels import matmul as matmul_file
 from gpu.kernels.decode import attend_decode
+from gpu.kernels.matmul import matmul
 from gpu.kernels.prefill import attend_segments
 
 ROWS = 64
 """Requests of a batch."""
+
+
+def processors_of_an_h200(device: torch.device) -> int:
+    return 132
+
+
+matmul_file.num_processors = processors_of_an_h200
 
 
 def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -43,6 +52,10 @@ def prefill(heads: int, kv_heads: int, dim: int, page_size: int, window: int | N
     )  # fmt: skip
 
 
+def multiply(rows: int, columns: int, inner: int, dtype: torch.dtype) -> None:
+    matmul(tensor(rows, inner, dtype=dtype), tensor(columns, inner, dtype=dtype), bias=tensor(columns, dtype=dtype))
+
+
 ATTENTION: dict[str, tuple[int, int, int, int, int | None, float | None]] = {
     "heads of 64, pages of 1": (9, 3, 64, 1, None, None),
     "heads of 96, pages of 16": (32, 32, 96, 16, None, None),
@@ -54,3 +67,10 @@ ATTENTION: dict[str, tuple[int, int, int, int, int | None, float | None]] = {
 
 CASES: dict[str, Callable[[], None]] = {f"decode, {name}": partial(decode, *case) for name, case in ATTENTION.items()}
 CASES |= {f"prefill, {name}": partial(prefill, *case) for name, case in ATTENTION.items()}
+CASES |= {
+    "matmul, few rows in pieces": partial(multiply, 64, 4096, 4096, torch.bfloat16),
+    "matmul, few rows whole": partial(multiply, 64, 28_672, 4096, torch.bfloat16),
+    "matmul, many rows": partial(multiply, 8192, 6144, 4096, torch.bfloat16),
+    "matmul, odd": partial(multiply, 300, 1000, 1000, torch.bfloat16),
+    "matmul, float32": partial(multiply, 300, 576, 1536, torch.float32),
+}
