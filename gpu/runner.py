@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -19,16 +20,19 @@ from torch import Tensor
 
 from gpu.backend import ForwardInputs, GreedyBackend
 from gpu.batches import check_batch
+from gpu.copies import Pending, copies_from
 from gpu.devices import available_threads, upload
 from gpu.kv import KvStore
 from gpu.models.config import ModelConfig
 from gpu.ragged import ragged_offsets, ragged_positions
 from gpu.sampler import Draws, Sampler
 from gpu.scoring import PromptScorer, PromptScores
-from gpu.select import BackendChoice, select_backend
+from gpu.select import BackendChoice, last_tokens_for, select_backend
 from gpu.weights.fingerprint import weights_fingerprint
 from lifecycle.step import Int32s, StepBatch, StepResult
 from memory.window import NO_PAGE
+
+_NOTHING = np.zeros(0, np.int32)
 
 
 class OutOfOrder(Exception):
@@ -47,6 +51,8 @@ class Launched:
     step: int
     draws: Draws
     prompt_scores: tuple[PromptScores, ...]
+    pending: Pending
+    """What both hold, on its way to the host."""
     started_s: float
     issued_s: float
     """When the launch returned: on the CPU the step was then computed."""
@@ -104,7 +110,10 @@ class Runner:
         self.scorer = PromptScorer(num_slots)
         self.page_table = np.zeros((num_slots, -(-max_context // page_size)), np.int32)
         self.window_table = None if num_window_pages is None else np.full_like(self.page_table, NO_PAGE)
-        self._last_tokens = torch.zeros(num_slots, dtype=torch.int32, device=self.device)
+        self._last_tokens = last_tokens_for(self.backend, num_slots, self.device)
+        self._copies = copies_from(self.device)
+        self._changed: list[tuple[Int32s, Int32s]] = []
+        """Entries of the tables that were set since the backend last saw them."""
         self._in_flight: list[int] = []
 
     @property
@@ -135,7 +144,8 @@ class Runner:
             self.window_table[:] = NO_PAGE
         self.sampler.reset()
         self.scorer.reset()
-        self._last_tokens.zero_()
+        self._last_tokens.reset()
+        self._changed.clear()
         self._in_flight.clear()
 
     @torch.inference_mode()
@@ -155,23 +165,32 @@ class Runner:
         self.page_table[batch.page_slots, batch.page_indices] = batch.pages
         if self.window_table is not None and batch.window_pages is not None:
             self.window_table[batch.page_slots, batch.page_indices] = batch.window_pages
+        if len(batch.page_slots):
+            self._changed.append((batch.page_slots, batch.page_indices))
         self.sampler.admit(batch.admitted)
         self.scorer.admit(batch.admitted)
         draws, prompt_scores = self._compute(batch)
         self._in_flight.append(batch.step)
-        return Launched(batch.step, draws, prompt_scores, started, time.perf_counter())
+        tensors = [*draws.tensors(), *(tensor for part in prompt_scores for tensor in part.scores.tensors())]
+        pending = self._copies.start(tensors)
+        return Launched(batch.step, draws, prompt_scores, pending, started, time.perf_counter())
+
+    def _take_changed(self) -> tuple[Int32s, Int32s]:
+        """(slots, indices) of the entries that the backend has not seen; it will have."""
+        slots, indices = zip((_NOTHING, _NOTHING), *self._changed, strict=True)
+        self._changed.clear()
+        return np.concatenate(slots), np.concatenate(indices)
 
     def _compute(self, batch: StepBatch) -> tuple[Draws, tuple[PromptScores, ...]]:
         sampled_slots = batch.slots[batch.samples]
         if not len(batch.slots):
             return Draws.none(self.device), ()
         offsets = ragged_offsets(batch.lengths)
-        last_rows = offsets[1:] - 1
-        sampled_rows = last_rows[batch.samples]
+        sampled_rows = (offsets[1:] - 1)[batch.samples]
         scored = self.scorer.segments(batch)
         logit_rows = self.scorer.add_rows(scored, offsets, sampled_rows)
         inputs = ForwardInputs(
-            tokens=self._resolve_tokens(batch, last_rows, int(offsets[-1])),
+            tokens=self._last_tokens.resolve(batch, offsets),
             positions=ragged_positions(batch.starts, batch.lengths, offsets),
             slots=batch.slots,
             starts=batch.starts,
@@ -180,6 +199,7 @@ class Runner:
             page_table=self.page_table,
             logit_rows=logit_rows,
             window_table=self.window_table,
+            changed=self._take_changed(),
         )
         draws = Draws.none(self.device)
         prompt_scores: tuple[PromptScores, ...] = ()
@@ -195,25 +215,8 @@ class Runner:
                     logits = logits[upload(np.searchsorted(logit_rows, sampled_rows), self.device)]
                 draws = self.sampler.sample(logits, sampled_slots, (batch.starts + batch.lengths)[batch.samples])
         self.scorer.sampled(sampled_slots)
-        self._last_tokens[upload(sampled_slots.astype(np.int64), self.device)] = draws.tokens.int()
+        self._last_tokens.remember(sampled_slots, draws.tokens)
         return draws, prompt_scores
-
-    def _resolve_tokens(self, batch: StepBatch, last_rows: Int32s, num_tokens: int) -> Tensor:
-        """The batch's input tokens, int32 [t] on the device, chained ones included."""
-        if not batch.chained.any():
-            return upload(batch.tokens, self.device)
-        chained = self._last_tokens[upload(batch.slots[batch.chained].astype(np.int64), self.device)]
-        if len(batch.tokens) == 0:
-            return chained
-        chained_rows = last_rows[batch.chained]
-        given = np.ones(num_tokens, np.bool_)
-        given[chained_rows] = False
-        tokens = np.empty(num_tokens, np.int32)
-        tokens[given] = batch.tokens
-        tokens[chained_rows] = 0  # overwritten on the device, where the drawn tokens are
-        resolved = upload(tokens, self.device)
-        resolved[upload(chained_rows.astype(np.int64), self.device)] = chained
-        return resolved
 
     @torch.inference_mode()
     def collect(self, launched: Launched) -> StepResult:
@@ -222,13 +225,15 @@ class Runner:
         if launched.step != oldest:
             raise OutOfOrder(launched.step, oldest)
         del self._in_flight[0]
-        tokens = launched.draws.tokens.cpu().numpy().astype(np.int32)
+        tensors = iter(launched.pending.wait())
         ended = time.perf_counter() if self.asynchronous else launched.issued_s
+        draws = launched.draws.moved(list(islice(tensors, len(launched.draws.tensors()))))
+        prompt_scores = [part.moved(list(islice(tensors, 3))) for part in launched.prompt_scores]
         return StepResult(
             step=launched.step,
-            tokens=tokens,
-            logprobs=launched.draws.logprobs(),
-            prompt_logprobs=tuple(scores.collect() for scores in launched.prompt_scores),
+            tokens=draws.tokens.numpy().astype(np.int32),
+            logprobs=draws.logprobs(),
+            prompt_logprobs=tuple(part.collect() for part in prompt_scores),
             forward_s=ended - launched.started_s,
-            unusable=launched.draws.unusable(),
+            unusable=draws.unusable(),
         )

@@ -53,6 +53,15 @@ class Draws:
         """No rows."""
         return cls.plain(*(torch.zeros(0, dtype=dtype, device=device) for dtype in (torch.int64, torch.bool)))
 
+    def tensors(self) -> list[Tensor]:
+        """What the host will want to know."""
+        return [self.tokens, self.usable, *([] if self.scores is None else self.scores.tensors())]
+
+    def moved(self, tensors: list[Tensor]) -> Draws:
+        """The same draws, with `tensors()` somewhere else."""
+        tokens, usable, *scores = tensors
+        return Draws(tokens, self.scored_rows, Scores(*scores) if scores else None, usable)
+
     def unusable(self) -> Bools | None:
         """On the host: rows without a token; None where there is none of them."""
         usable: Bools = self.usable.cpu().numpy()

@@ -31,6 +31,10 @@ class Scores:
     top: Tensor
     """float32 [n, k]"""
 
+    def tensors(self) -> list[Tensor]:
+        """Chosen, top tokens, top."""
+        return [self.chosen, self.top_tokens, self.top]
+
 
 def score(logits: Tensor, chosen: Tensor, num_top: int) -> Scores:
     """Log-probabilities of the tokens `chosen` [n] and of the `num_top` likeliest under `logits` [n, vocab]."""
@@ -54,6 +58,10 @@ class PromptScores:
     slot: int
     start: int
     scores: Scores
+
+    def moved(self, tensors: list[Tensor]) -> PromptScores:
+        """The same scores, with their tensors somewhere else."""
+        return PromptScores(self.slot, self.start, Scores(*tensors))
 
     def collect(self) -> PromptLogprobs:
         """On the host."""

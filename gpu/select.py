@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import typing
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
@@ -12,10 +14,14 @@ from torch import Tensor
 
 from gpu.backend import Backend, BackendUnavailable
 from gpu.kv import KvStore
+from gpu.last_tokens import LastTokens
 from gpu.models.config import ModelConfig
 from gpu.models.decoder import TorchDecoder
 
-BackendChoice: TypeAlias = Literal["auto", "torch", "native"]
+BackendChoice: TypeAlias = Literal["auto", "torch", "native", "triton"]
+
+LEAST_CAPABILITY = (8, 0)
+"""Of a CUDA device: the first with matrix units for bfloat16."""
 
 log = structlog.get_logger()
 
@@ -30,6 +36,25 @@ def native_backend() -> Callable[..., Backend]:
     return made
 
 
+def triton_backend() -> Callable[..., Backend]:
+    """The class of the decoder in Triton kernels. Raises BackendUnavailable where Triton is not installed."""
+    try:
+        module = importlib.import_module("gpu.cuda.decoder")
+    except ImportError as error:
+        raise BackendUnavailable("triton", f"its module cannot be imported ({error})") from error
+    made: Callable[..., Backend] = module.TritonDecoder
+    return made
+
+
+def last_tokens_for(backend: Backend, num_slots: int, device: torch.device) -> LastTokens:
+    """Where the last tokens are kept, by the same kernels as `backend` computes with."""
+    if not backend.name.startswith("triton"):
+        return LastTokens(num_slots, device)
+    module = importlib.import_module("gpu.cuda.last_tokens")
+    made: LastTokens = module.KernelLastTokens(num_slots, device)
+    return made
+
+
 def select_backend(
     requested: BackendChoice,
     config: ModelConfig,
@@ -41,37 +66,48 @@ def select_backend(
 ) -> Backend:
     """Make the backend for `kv`'s device and dtype. It takes `weights` over.
 
-    auto: the compiled kernels on a CPU where they can be built, plain torch elsewhere (the reason is logged).
+    auto: the compiled kernels on a CPU where they can be built, Triton's on a CUDA device, plain torch where neither
+    can be (the reason is logged).
     deterministic: only a backend whose rows do not depend on their batch, and none in its place.
-    Raises BackendUnavailable when `native` was asked for and cannot be, or nothing keeps that promise.
+    Raises BackendUnavailable when one was asked for and cannot be, or nothing keeps that promise.
     """
-    device, dtype = kv.data.device, kv.data.dtype
-    if deterministic:
-        requested = _deterministic_choice(requested, device)
-    if requested == "torch" or (requested == "auto" and device.type != "cpu"):
+    if requested not in typing.get_args(BackendChoice):
+        known = ", ".join(typing.get_args(BackendChoice))
+        raise BackendUnavailable(requested, f"there is no such backend; known: {known}")
+    if requested == "torch" and deterministic:
+        reason = "its sums run in an order that depends on the batch, so it cannot be deterministic; native can"
+        raise BackendUnavailable("torch", reason)
+    if requested == "torch":
         return TorchDecoder(config, weights, kv, threads=threads)
-    if requested not in ("auto", "native"):
-        raise BackendUnavailable(requested, "there is no such backend; known: auto, torch, native")
+    wanted = requested
+    if wanted == "auto":
+        wanted = "native" if kv.data.device.type == "cpu" else "triton"
     try:
-        if device.type != "cpu":
-            raise BackendUnavailable("native", f"it computes on the CPU, not on {device}")
-        if dtype not in (torch.float32, torch.bfloat16):
-            raise BackendUnavailable("native", f"it computes in float32 and bfloat16, not in {dtype}")
+        if wanted == "triton":
+            _check_triton(kv)
+            return triton_backend()(config, weights, kv, threads=threads, deterministic=deterministic)
+        _check_native(kv)
         return native_backend()(config, weights, kv, threads=threads)
     except BackendUnavailable as error:
-        if requested == "native":
+        if requested != "auto" or deterministic:
             raise
         log.info("plain torch instead of compiled kernels", reason=error.reason)
         return TorchDecoder(config, weights, kv, threads=threads)
 
 
-def _deterministic_choice(requested: BackendChoice, device: torch.device) -> BackendChoice:
-    """The backend whose rows are bitwise independent of their batch. Raises BackendUnavailable where there is none."""
-    if requested == "torch":
-        reason = "its sums run in an order that depends on the batch, so it cannot be deterministic; native can"
-        raise BackendUnavailable("torch", reason)
-    if device.type != "cpu":
-        raise BackendUnavailable(
-            requested, f"there are no deterministic kernels for {device}; native has some for CPUs"
-        )
-    return "native"
+def _check_native(kv: KvStore) -> None:
+    """Raises BackendUnavailable when the compiled CPU kernels cannot work on this store."""
+    if kv.data.device.type != "cpu":
+        raise BackendUnavailable("native", f"it computes on the CPU, not on {kv.data.device}")
+    if kv.data.dtype not in (torch.float32, torch.bfloat16):
+        raise BackendUnavailable("native", f"it computes in float32 and bfloat16, not in {kv.data.dtype}")
+
+
+def _check_triton(kv: KvStore) -> None:
+    """Raises BackendUnavailable when Triton's kernels cannot work on this store."""
+    device = kv.data.device
+    # Under Triton's interpreter the kernels run on the CPU, a thousand times slower: for tests.
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise BackendUnavailable("triton", "its kernels are for CUDA devices, not for the CPU")
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        raise BackendUnavailable("triton", f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0")

@@ -1,0 +1,26 @@
+"""Each slot's last token, by kernels: one copy to the device and one kernel for the tokens of a step."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from gpu.devices import upload
+from gpu.kernels.tokens import remember, resolve
+from gpu.last_tokens import LastTokens, with_chained
+from lifecycle.step import Int32s, StepBatch
+
+
+class KernelLastTokens(LastTokens):
+    """`LastTokens` in Triton. A chained token travels as -1 - slot."""
+
+    def remember(self, slots: Int32s, tokens: Tensor) -> None:
+        """See `LastTokens.remember`."""
+        remember(self._tokens, upload(slots, self.device), tokens)
+
+    def resolve(self, batch: StepBatch, offsets: Int32s) -> Tensor:
+        """See `LastTokens.resolve`."""
+        if not batch.chained.any():
+            return upload(batch.tokens, self.device)
+        tokens = with_chained(batch, offsets, np.int32(-1) - batch.slots[batch.chained])
+        return resolve(upload(tokens, self.device), self._tokens)
