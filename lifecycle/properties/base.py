@@ -31,6 +31,8 @@ class Property:
 
     name: ClassVar[str]
     """As it stands in reports, metrics and docs."""
+    observes: ClassVar[tuple[type[Record], ...] | None] = None
+    """The kinds of records that concern it: `observe` sees no others. None: all."""
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         """Judge one record; `history` has already taken it in."""

@@ -14,6 +14,7 @@ class Conservation(Property):
     nobody's use; when no request is live, no page is owned or deferred."""
 
     name = "conservation"
+    observes = (StepCommitted, StepPlanned, Closed)
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
@@ -53,6 +54,7 @@ class NoReuseBeforeFence(Property):
     """A page that a step in flight may still touch is not taken again before that step is resolved."""
 
     name = "no_reuse_before_fence"
+    observes = (StepPlanned,)
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         pages = history.pages.taken.in_flight

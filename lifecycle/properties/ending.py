@@ -19,6 +19,7 @@ class Incarnation(Property):
     once, and an event for a request that has ended is none of the request that has its row now."""
 
     name = "incarnation"
+    observes = (Submitted, Transition)
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
@@ -72,6 +73,7 @@ class SilenceAfterAbort(Property):
     when it was aborted."""
 
     name = "silence_after_abort"
+    observes = (Transition, Answered)
 
     def __init__(self) -> None:
         self._pairing = Pairing()
@@ -92,6 +94,7 @@ class StreamEqualsResult(Property):
     request at another place than the scheduler knew: the client is told so, of no more tokens than there were."""
 
     name = "stream_equals_result"
+    observes = (Transition, Answered)
 
     def __init__(self) -> None:
         self._pairing = Pairing()
@@ -117,6 +120,7 @@ class AbortIsTotal(Property):
     """In every state and queue an abort ends the request within one scheduling step and touches no other."""
 
     name = "abort_is_total"
+    observes = (Delivered, Transition, StepPlanned)
 
     def __init__(self) -> None:
         self._asked: set[int] = set()

@@ -134,6 +134,8 @@ class History:
         """Of live requests, by row."""
         self.pages = PageUse()
         self.cache = CacheView()
+        self.derived: dict[str, Any] = {}
+        """What a property has worked out about the current record, for others that need the same."""
         self._admissions: list[Transition] = []
         self._last_step = 0
 
@@ -150,6 +152,8 @@ class History:
     def advance(self, record: Record) -> None:
         """Take one record in. Raises Malformed."""
         self.number += 1
+        if self.derived:
+            self.derived.clear()
         if self.closed is not None and not isinstance(record, Answered | AnswersClosed):
             raise Malformed("records follow the one that closes the trace")
         match record:

@@ -32,6 +32,7 @@ class LegalLifecycle(Property):
     request that has ended has exactly one terminal reply."""
 
     name = "legal_lifecycle"
+    observes = (StepCommitted, Transition, Answered, AnswersClosed, Submitted, StepRolledBack)
 
     def __init__(self) -> None:
         self._state: UInt8s = np.zeros(64, np.uint8)

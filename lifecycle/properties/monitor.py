@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from lifecycle.properties.base import Property, Violation
 from lifecycle.properties.conservation import Conservation, NoReuseBeforeFence
@@ -58,6 +59,8 @@ PROPERTIES: tuple[type[Property], ...] = (
 )
 """Every property that a trace alone can decide."""
 
+Observer: TypeAlias = Callable[[Record, History], Sequence[Violation]]
+
 WELL_FORMED = "well_formed"
 """Stands for a property in the violation that `Malformed` becomes."""
 
@@ -66,10 +69,14 @@ class Monitor:
     """Judges records as they come. After a record that contradicts the ones before it, judging ends."""
 
     def __init__(self, properties: Sequence[Property] | None = None) -> None:
+        """`properties`: those to judge by, every one that a trace alone can decide where None. More may be appended
+        before the first record."""
         self.properties = [make() for make in PROPERTIES] if properties is None else list(properties)
         self.history = History()
         self.violations: list[Violation] = []
         self.judging = True
+        self._observers: dict[type[Record], tuple[Observer, ...]] = {}
+        """Whom a kind of record concerns, as far as such a record has come."""
         self._reported: dict[tuple[str, int | None], int] = {}
         """(property, request) -> the record of its first violation"""
 
@@ -85,9 +92,14 @@ class Monitor:
             self.judging = False
             request = error.request if isinstance(error, Malformed) else None
             return self._report([Violation(WELL_FORMED, str(error), self.history.number, request)])
+        observers = self._observers.get(type(record))
+        if observers is None:
+            observers = self._observers[type(record)] = self._concerned(type(record))
         found: list[Violation] = []
-        for each in self.properties:
-            found.extend(each.observe(record, self.history))
+        for observe in observers:
+            violations = observe(record, self.history)
+            if violations:
+                found.extend(violations)
         return self._report(found) if found else ()
 
     def finish(self) -> Sequence[Violation]:
@@ -95,6 +107,9 @@ class Monitor:
         if not self.judging:
             return ()
         return self._report([violation for each in self.properties for violation in each.finish(self.history)])
+
+    def _concerned(self, kind: type[Record]) -> tuple[Observer, ...]:
+        return tuple(each.observe for each in self.properties if each.observes is None or kind in each.observes)
 
     def _report(self, found: list[Violation]) -> list[Violation]:
         new: list[Violation] = []

@@ -15,6 +15,7 @@ class ObservabilityConservation(Property):
     the cache, replayed from nothing, give the pages that are counted as cached."""
 
     name = "observability_conservation"
+    observes = (Transition, Submitted, StepCommitted, Closed)
 
     def __init__(self) -> None:
         self._received = 0

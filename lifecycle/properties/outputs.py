@@ -37,6 +37,10 @@ DETERMINISTIC = frozenset({"ghost", "native"})
 """Backends whose tokens depend on nothing but the request."""
 
 
+Key: TypeAlias = tuple[str, bytes, bytes]
+"""All that decides what a request gets: its namespace, its prompt, and how its tokens are drawn."""
+
+
 class Seen(NamedTuple):
     """The longest output so far of requests that are equal in all that matters."""
 
@@ -52,7 +56,7 @@ class Equivalence(Property):
         """`expected`: the oracle, where there is one."""
         self._expected = expected
         self._comparing = False
-        self._seen: dict[tuple[str, bytes, bytes], Seen] = {}
+        self._seen: dict[Key, Seen] = {}
         self._concerned: Bools = np.zeros(64, np.bool_)
         """By row: the request is one of those that this property is about."""
 
@@ -77,18 +81,18 @@ class Equivalence(Property):
         submitted = history.submissions.get(row)
         if submitted is None or submitted.request != record.request or not history.num_output[row]:
             return
-        tokens, prompt = history.output(row, record.num_output), int32s(submitted.tokens)
         concerned = bool(self._concerned[row])
         if self._expected is not None and _plain(submitted):
-            wanted = self._expected(prompt.tolist(), len(tokens)) if concerned else None
+            tokens, prompt = history.output(row, record.num_output), int32s(submitted.tokens).tolist()
+            wanted = self._expected(prompt, len(tokens)) if concerned else None
             if wanted is not None and tokens.tolist() != list(wanted):
                 text = f"its output is {_short(tokens)}, and {_short(wanted)} is expected"
                 yield self.violation(history, text, record.request)
         elif self._comparing:
-            key = submitted.namespace, prompt.tobytes(), _law_of_draws(submitted)
+            key, tokens = _output(record, submitted, history)
             yield from self._compare(key, Seen(record.request, tokens, concerned), history)
 
-    def _compare(self, key: tuple[str, bytes, bytes], new: Seen, history: History) -> Iterator[Violation]:
+    def _compare(self, key: Key, new: Seen, history: History) -> Iterator[Violation]:
         old = self._seen.get(key)
         if old is None:
             self._seen[key] = new
@@ -99,6 +103,16 @@ class Equivalence(Property):
             yield self.violation(history, text, new.request)
         elif len(new.tokens) > len(old.tokens):
             self._seen[key] = new
+
+
+def _output(record: Transition, submitted: Submitted, history: History) -> tuple[Key, Int32s]:
+    """What the request that ends here was, and its output. Worked out once for all four properties."""
+    found: tuple[Key, Int32s] | None = history.derived.get("output")
+    if found is None:
+        prompt = np.asarray(int32s(submitted.tokens)).tobytes()
+        key = submitted.namespace, prompt, _law_of_draws(submitted)
+        found = history.derived["output"] = key, history.output(record.row, record.num_output)
+    return found
 
 
 def _plain(submitted: Submitted) -> bool:
@@ -132,6 +146,7 @@ class ScheduleEquivalence(Equivalence):
     """Same request, same tokens over chunk size, mixed batches, loop cell, page size, and admission order."""
 
     name: ClassVar[str] = "schedule_equivalence"
+    observes = (Started, Submitted, Transition)
 
     def note(self, record: Record, history: History, concerned: Bools) -> None:
         if isinstance(record, Submitted):
@@ -142,6 +157,7 @@ class RetractionTransparency(Equivalence):
     """Tokens are equal with and without a retraction at any step."""
 
     name: ClassVar[str] = "retraction_transparency"
+    observes = (Started, Submitted, Transition)
 
     def note(self, record: Record, history: History, concerned: Bools) -> None:
         if isinstance(record, Transition) and record.event == Event.RETRACT:
@@ -152,6 +168,7 @@ class CacheHitEquivalence(Equivalence):
     """A cold and a warm prefix give the same tokens."""
 
     name: ClassVar[str] = "cache_hit_equivalence"
+    observes = (Started, Submitted, Transition)
 
     def note(self, record: Record, history: History, concerned: Bools) -> None:
         if isinstance(record, Transition) and record.event == Event.ADMIT and record.num_cached:
@@ -162,6 +179,7 @@ class BatchIndependence(Equivalence):
     """Greedy and seeded requests do not see their neighbours."""
 
     name: ClassVar[str] = "batch_independence"
+    observes = (Started, Submitted, Transition, StepPlanned)
 
     def note(self, record: Record, history: History, concerned: Bools) -> None:
         if isinstance(record, StepPlanned) and len(history.step.rows) > 1:
@@ -173,16 +191,19 @@ class StopSemantics(Property):
     ended with what it is said to have ended by."""
 
     name: ClassVar[str] = "stop_semantics"
+    observes = (Submitted, StepCommitted, Transition)
 
     def __init__(self) -> None:
         self._stops: Int32s = np.full((64, MAX_STOP_TOKENS), NO_TOKEN, np.int32)
         """Stop tokens by row."""
+        self._stoppable: set[int] = set()
+        """Rows whose requests have stop tokens."""
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
             case Submitted():
                 self._submitted(record, history)
-            case StepCommitted():
+            case StepCommitted() if self._stoppable:
                 return tuple(self._committed(history))
             case Transition(event=Event.FINISH):
                 return tuple(self._finished(record, history))
@@ -195,6 +216,10 @@ class StopSemantics(Property):
         stops = record.sampling.stop_token_ids[:MAX_STOP_TOKENS]
         self._stops[record.row] = NO_TOKEN
         self._stops[record.row, : len(stops)] = stops
+        if stops:
+            self._stoppable.add(record.row)
+        else:
+            self._stoppable.discard(record.row)
 
     def _committed(self, history: History) -> Iterator[Violation]:
         rows = history.step.rows[history.committed.drew & history.step.samples]

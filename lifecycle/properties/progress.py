@@ -68,6 +68,7 @@ class BoundedProgress(Property):
     """
 
     name = "bounded_progress"
+    observes = (Started, Submitted, StepPlanned, StepRolledBack, Transition)
 
     def __init__(self) -> None:
         self._pace: Pace | None = None
@@ -121,6 +122,7 @@ class FaultIsolation(Property):
     those that were part of two lost steps, and nobody else."""
 
     name = "fault_isolation"
+    observes = (StepRolledBack, Transition, StepPlanned)
     max_strikes = 2
 
     def __init__(self) -> None:
@@ -160,6 +162,7 @@ class AdmissionIsMonotone(Property):
     runnable: the oldest of those at work is never retracted for memory."""
 
     name = "admission_is_monotone"
+    observes = (Transition, StepRolledBack, StepCommitted)
 
     def __init__(self) -> None:
         self._order: dict[int, int] = {}

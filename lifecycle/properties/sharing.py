@@ -35,6 +35,7 @@ class SingleOwner(Property):
     it once, and what the cache has is not taken as free."""
 
     name = "single_owner"
+    observes = (Cached, StepPlanned)
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
@@ -94,6 +95,7 @@ class ReadAfterCommit(Property):
     position in it is, and what a request begins with is in the cache when its step is launched."""
 
     name = "read_after_commit"
+    observes = (StepCommitted, Cached, StepPlanned, Transition, Submitted, TierTold)
 
     def __init__(self) -> None:
         self._committed: Int32s = np.zeros(64, np.int32)
@@ -148,6 +150,7 @@ class NamespaceIsolation(Property):
     """Requests with another adapter, salt, or weight version share no page."""
 
     name = "namespace_isolation"
+    observes = (Cached, StepPlanned)
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
@@ -184,6 +187,7 @@ class WeightEpochs(Property):
     version of the weights that the engine has, and use pages of that version only."""
 
     name = "weight_epochs"
+    observes = (Submitted, StepPlanned)
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
@@ -220,6 +224,7 @@ class QuiescentFlush(Property):
     """A flush succeeds only with no live request and no step in flight, and leaves nothing in the cache."""
 
     name = "quiescent_flush"
+    observes = (Flushed,)
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         return tuple(self._flushed(history)) if isinstance(record, Flushed) else ()

@@ -18,6 +18,7 @@ class StreamPositions(Property):
     and the end of a request counts the tokens that were committed."""
 
     name = "stream_positions"
+    observes = (StepPlanned, StepCommitted, Transition, Submitted, StepRolledBack)
 
     def __init__(self) -> None:
         self._next: Int32s = np.zeros(64, np.int32)
