@@ -1,0 +1,254 @@
+"""Each property of a loop's state holds of a working loop, and reports what is planted in one (its canaries)."""
+
+from __future__ import annotations
+
+import ast
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pytest
+
+import memory
+from lifecycle.properties.base import Violation
+from lifecycle.properties.history import History
+from lifecycle.records import Record, StepCommitted
+from lifecycle.states import Cause
+from loops.judging import OneDecisionLog
+from loops.loop import Loop
+from loops.properties.laws import LAWS, STATE_PROPERTIES, name_of
+from memory.pages import MemoryViolation
+from tests.loops.driver import CELLS, Driver
+from tests.loops.test_replay import record_run
+
+PROMPT = list(range(20))
+
+
+class Tolerant(Driver):
+    """A driver that keeps what is reported to it."""
+
+    def __init__(self, **overrides: object) -> None:
+        self.reported: list[MemoryViolation] = []
+        super().__init__(**overrides)
+
+    def violated(self, violation: MemoryViolation) -> None:
+        self.reported.append(violation)
+
+    @property
+    def names(self) -> set[str]:
+        return {name_of(each) for each in self.reported}
+
+
+def working() -> Tolerant:
+    """Two requests decode, a third begins with their pages; nothing is in flight."""
+    driver = Tolerant(pacing="lockstep")
+    for _ in range(3):
+        driver.submit(PROMPT, 30)
+    for _ in range(6):
+        driver.step()
+    assert driver.loop.work.num_running == 3
+    return driver
+
+
+def rested() -> Tolerant:
+    """All requests have ended, their prefix is cached."""
+    driver = working()
+    driver.run()
+    return driver
+
+
+class HasLoop(Protocol):
+    """A driver, or a replay."""
+
+    loop: Loop
+
+
+Plant = Callable[[HasLoop], object]
+
+
+def _lose_a_page(driver: HasLoop) -> None:
+    driver.loop.memory.pages.free -= 1
+
+
+def _free_a_page_twice(driver: HasLoop) -> None:
+    pages = driver.loop.memory.pages
+    pages._free_stack[0] = pages._free_stack[1]
+
+
+def _own_at_rest(driver: HasLoop) -> None:
+    pages = driver.loop.memory.pages
+    pages.free, pages.owned = pages.free - 1, pages.owned + 1
+
+
+def _share_a_page_to_write(driver: HasLoop) -> None:
+    rows = driver.loop.memory.rows
+    first, second = driver.loop.memory.slots.used[:2].tolist()
+    count = int(rows.num_pages[first])
+    rows.page_table[second, count - 1] = rows.page_table[first, count - 1]
+
+
+def _lengthen_a_row(driver: HasLoop) -> None:
+    driver.loop.memory.length[driver.loop.memory.slots.used[0]] += 1
+
+
+def _widen_a_row(driver: HasLoop) -> None:
+    driver.loop.memory.length[driver.loop.memory.slots.used[0]] += 4
+
+
+def _hold_for_nobody(driver: HasLoop) -> None:
+    driver.loop.memory.cache.match_and_hold(np.array(PROMPT[:16], np.int32), "")
+
+
+def _promise_to_nobody(driver: HasLoop) -> None:
+    driver.loop.memory.escrow.promise(0, 1)
+
+
+def _promise_too_much(driver: HasLoop) -> None:
+    driver.loop.memory.escrow.promise(int(driver.loop.memory.slots.used[0]), 1000)
+
+
+def _lose_a_slot(driver: HasLoop) -> None:
+    driver.loop.memory.slots._free.pop()
+
+
+def _change_the_digest(driver: HasLoop) -> None:
+    driver.loop.memory.ledger.digest.value += 1
+
+
+def _forget_a_request(driver: HasLoop) -> None:
+    driver.loop.work.drop(int(driver.loop.work.running()[0]))
+
+
+def _count_a_request_twice(driver: HasLoop) -> None:
+    driver.loop.counters.finished += 1
+
+
+class Canary(NamedTuple):
+    """Something planted in a loop."""
+
+    property: str
+    make: Callable[[], Tolerant]
+    plant: Plant
+    at_a_glance: bool
+    """Whether the next step shows it; else a look at the whole state does."""
+
+
+CANARIES: dict[str, Canary] = {
+    "a page that is nowhere": Canary("conservation", working, _lose_a_page, True),
+    "a page that is free twice": Canary("conservation", working, _free_a_page_twice, False),
+    "a page that nobody owns": Canary("conservation", rested, _own_at_rest, True),
+    "a page of two who write": Canary("single_owner", working, _share_a_page_to_write, False),
+    "a row that is longer than what was computed": Canary("row_shape", working, _lengthen_a_row, False),
+    "a row without a page for its end": Canary("row_shape", working, _widen_a_row, False),
+    "a hold of nobody": Canary("hold_accounting", rested, _hold_for_nobody, True),
+    "a promise to nobody": Canary("auxiliary_conservation", rested, _promise_to_nobody, True),
+    "a slot that is nowhere": Canary("auxiliary_conservation", rested, _lose_a_slot, True),
+    "a request in no set": Canary("auxiliary_conservation", working, _forget_a_request, False),
+    "more promised than there is": Canary("allocation_is_a_transaction", working, _promise_too_much, True),
+    "a digest of something else": Canary("allocation_is_a_transaction", working, _change_the_digest, False),
+    "a request that ended twice": Canary("observability_conservation", working, _count_a_request_twice, True),
+}
+
+
+@pytest.mark.parametrize("plant", CANARIES)
+def test_a_canary_in_the_state_is_reported(plant: str) -> None:
+    canary = CANARIES[plant]
+    driver = canary.make()
+    assert driver.loop.monitor.inspect(driver.loop) == []
+    canary.plant(driver)
+    look = driver.loop.monitor.glance if canary.at_a_glance else driver.loop.monitor.inspect
+    assert canary.property in {broken.property for broken in look(driver.loop)}
+
+
+def test_a_loop_that_leaves_a_request_waiting_for_nothing_is_reported() -> None:
+    driver = Tolerant()
+    driver.submit(PROMPT, 4)
+    driver.loop.work.memory.slots._free.clear()
+    assert not driver.loop.in_flight
+    driver.loop.turn(1.0)
+    assert "work_conserving" in driver.names
+
+
+def test_every_property_of_the_state_has_a_canary() -> None:
+    planted = {canary.property for canary in CANARIES.values()} | {"work_conserving"}
+    assert planted == {each.name for each in STATE_PROPERTIES}
+
+
+def test_what_is_broken_is_reported_after_the_step_that_broke_it() -> None:
+    driver = working()
+    _lose_a_page(driver)
+    driver.loop.turn(driver.now)
+    driver.loop.executed(driver.ghost.launch(driver.launched.popleft().batch), driver.now)
+    assert driver.names == {"conservation"}
+
+
+KINDS: dict[str, dict[str, object]] = {
+    "one pool": {},
+    "no cache": {"cache": "none"},
+    "two pools": {"window": 8, "num_window_pages": 12},
+}
+
+
+@pytest.mark.parametrize(("pacing", "mixed"), CELLS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_run_breaks_a_property_of_the_state(pacing: str, mixed: bool, kind: str) -> None:
+    for seed in range(4):
+        source = random.Random(seed)
+        driver = Tolerant(
+            pacing=pacing, mixed=mixed, num_pages=source.choice([8, 12, 20]), max_context=32, lookahead=4, **KINDS[kind]
+        )
+        driver.ghost.fail_at = {source.randrange(5, 30)}
+        for _ in range(10):
+            prompt = [source.randrange(2) for _ in range(source.randrange(1, 20))]
+            request = driver.submit(prompt, source.randrange(1, 12))
+            for _ in range(source.randrange(4)):
+                driver.step()
+            if source.random() < 0.2:
+                driver.loop.abort(request, Cause.CLIENT, driver.now)
+        driver.run()
+        assert driver.reported == []
+
+
+def test_an_audit_glances_at_the_loop_that_decides_again_and_inspects_it_at_the_end() -> None:
+    judge, history = OneDecisionLog(), History()
+    records = iter(record_run(1))
+    _feed(judge, history, records, steps=10)
+    assert judge._run is not None
+    judge._run.loop.counters.finished += 1
+    assert {each.property for each in _feed(judge, history, records, steps=1)} == {"observability_conservation"}
+    judge._run.loop.counters.finished -= 1
+    assert _feed(judge, history, records) == []
+    _free_a_page_twice(judge._run)
+    assert {each.property for each in judge.finish(history)} >= {"conservation"}
+
+
+def _feed(judge: OneDecisionLog, history: History, records: Iterator[Record], steps: int = -1) -> list[Violation]:
+    """Judge records up to so many commits, or to the end; what is found."""
+    found: list[Violation] = []
+    for record in records:
+        history.advance(record)
+        found += judge.observe(record, history)
+        steps -= isinstance(record, StepCommitted)
+        if steps == 0:
+            break
+    return found
+
+
+def _laws_in_the_source() -> set[str]:
+    """The laws that memory names when it raises."""
+    found = set()
+    for path in Path(memory.__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "MemoryViolation":
+                law = node.args[0]
+                assert isinstance(law, ast.Constant), f"{path}: a law is a constant"
+                found.add(str(law.value))
+    return found
+
+
+def test_every_law_of_memory_belongs_to_one_property() -> None:
+    known = [law for laws in LAWS.values() for law in laws]
+    assert len(known) == len(set(known))
+    assert _laws_in_the_source() <= set(known)
