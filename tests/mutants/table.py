@@ -17,7 +17,7 @@ from actors.runtime.shrinking import cost
 from pawl.testing import STRATEGIES, explore_workload
 from pawl.testing.exploring import scenario_of, shrunk
 from tests.mutants.everything import EQUIVALENT, MUTANTS
-from tests.mutants.hunting import SCHEDULES_OF_EACH, hunt, name_of
+from tests.mutants.hunting import SCHEDULES_OF_EACH, explore_stream, hunt, name_of
 from tests.mutants.mutant import Group, Mutant, planted
 
 RANDOMIZED = ("fair", "random", "pct", "pos", "coverage")
@@ -67,8 +67,16 @@ def measure(name: str) -> Row:
     for strategy in RANDOMIZED:
         result = hunt(mutant, strategy, BUDGET)
         if result.found is not None:
+            _require_sound(mutant, strategy, result.seed)
             hits[strategy] = Hit(result.schedules, round(result.seconds, 2), result.seed)
     return _shrunken(mutant, hits) if hits else Row(name, hits)
+
+
+def _require_sound(mutant: Mutant, strategy: str, seed: int) -> None:
+    """What shows the defect must pass without it: else it shows something else. Raises AssertionError."""
+    sound = explore_stream(mutant, strategy, SCHEDULES_OF_EACH, first_seed=seed)
+    if sound.found is not None:
+        raise AssertionError(f"the engine itself fails on workload {seed}: {sound.found}")
 
 
 def _shrunken(mutant: Mutant, hits: dict[str, Hit]) -> Row:
