@@ -50,7 +50,9 @@ class Penalties:
         tokens = upload(history.astype(np.int64), self.device)
         self._prompts[row] = False
         self._prompts[row, tokens[:num_prompt]] = True
-        self._outputs[row] = torch.bincount(tokens[num_prompt:], minlength=self._vocab_size)
+        drawn = tokens[num_prompt:]
+        # Not bincount: it waits for the device to learn the largest token.
+        self._outputs[row].zero_().index_add_(0, drawn, torch.ones_like(drawn, dtype=torch.int32))
 
     def _grow(self) -> None:
         capacity = len(self._outputs)

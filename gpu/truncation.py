@@ -92,22 +92,25 @@ def _draw_nucleus(scaled: Tensor, parameters: DrawParameters) -> Tensor:
     """Rows with top-p but without top-k: few tokens hold most of the mass, so only those are sorted at first."""
     # The softmax kernel adds up each row by itself; `logsumexp` may split a lone row over threads.
     scaled = scaled.log_softmax(-1)
+    if scaled.device.type != "cpu":
+        # Whether few tokens are enough is known on the device alone, and asking it would wait for all it has to do.
+        values, tokens = scaled.sort(dim=-1, descending=True, stable=True)
+        return _draw_sorted(values, values.exp(), tokens, parameters)[0]
     values, tokens = scaled.topk(min(WIDE, scaled.shape[1]))
     drawn, complete = _draw_sorted(values, values.exp(), tokens, parameters)
     if values.shape[1] < scaled.shape[1] and not complete.all():
-        rows = np.flatnonzero(~complete)
-        device_rows = upload(rows, scaled.device)
-        values, tokens = scaled[device_rows].sort(dim=-1, descending=True, stable=True)
-        drawn[device_rows], _ = _draw_sorted(values, values.exp(), tokens, parameters.of(rows))
+        rows = (~complete).nonzero()[:, 0]
+        values, tokens = scaled[rows].sort(dim=-1, descending=True, stable=True)
+        drawn[rows], _ = _draw_sorted(values, values.exp(), tokens, parameters.of(rows.numpy()))
     return drawn
 
 
 def _draw_sorted(
     values: Tensor, probabilities: Tensor, tokens: Tensor, parameters: DrawParameters
-) -> tuple[Tensor, NDArray[np.bool_]]:
+) -> tuple[Tensor, Tensor]:
     """Top-p, min-p and the draw over sorted candidates [n, k] with their (unnormalised) log-probabilities `values`.
 
-    Returns the tokens, and for each row whether what is kept ends before the candidates do.
+    Returns the tokens int64 [n], and bool [n]: whether what is kept ends before the candidates do.
     """
     device = values.device
     reached = probabilities.cumsum(-1)
@@ -117,4 +120,4 @@ def _draw_sorted(
     perturbed = gumbel(upload(parameters.keys, device), tokens.int()).add_(values).masked_fill_(~keep, float("-inf"))
     drawn = tokens.gather(1, perturbed.argmax(-1, keepdim=True))[:, 0]
     complete = ~keep[:, -1] | (reached[:, -1] >= top_p[:, 0])
-    return drawn, complete.cpu().numpy()
+    return drawn, complete
