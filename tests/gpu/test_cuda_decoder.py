@@ -18,6 +18,7 @@ from gpu.backend import RefusedInputs
 from gpu.cuda.decoder import TritonDecoder
 from gpu.cuda.graphs import CudaRecorder, Replay
 from gpu.cuda.shapes import GraphShape
+from gpu.kv import KvStore
 from gpu.models.config import ModelConfig
 from gpu.models.decoder import TorchDecoder
 from tests.gpu.driving import Piece, WindowPages, forward_inputs, int32, logits_in_pieces
@@ -174,3 +175,29 @@ def test_a_table_of_another_size_is_refused_once_graphs_exist() -> None:
         ours.backend.forward(forward_inputs(decode_pieces(), wider, device=DEVICE))
     ours.backend.free_graphs()
     ours.backend.forward(forward_inputs(decode_pieces(), wider, device=DEVICE))
+
+
+def deterministic(config: ModelConfig, weights: dict[str, torch.Tensor], kv: KvStore, *, threads: int) -> TritonDecoder:
+    return TritonDecoder(config, weights, kv, threads=threads, deterministic=True)
+
+
+def test_deterministic_rows_have_the_same_bits_alone_chunked_batched_and_replayed() -> None:
+    ours = make(ODD, torch.float32, kind=deterministic, context=CONTEXT, num_slots=SLOTS, page_size=4, device=DEVICE)
+    tokens = SEQUENCES[0][:6]
+
+    def last_logits(*batches: list[Piece]) -> torch.Tensor:
+        """Of slot 0's last row, which is the first of the last batch."""
+        for pieces in batches:
+            logits = ours.backend.forward(forward_inputs(pieces, ours.table, device=DEVICE))
+        return logits[0].clone()
+
+    other = Piece(1, 0, SEQUENCES[2])
+    found = last_logits([Piece(0, 0, tokens[:5])], [Piece(0, 5, tokens[5:])])
+    assert torch.equal(last_logits([Piece(0, 0, tokens)], [Piece(0, 5, tokens[5:]), other]), found)
+    chunked = [[Piece(0, 0, tokens[:2]), other], [Piece(0, 2, tokens[2:])], [Piece(0, 5, tokens[5:])]]
+    assert torch.equal(last_logits(*chunked), found)
+    with_graphs(ours, GraphShape(4, CONTEXT), GraphShape(2, CONTEXT))
+    both_rows = [Piece(0, 5, tokens[5:]), Piece(1, len(SEQUENCES[2]), [3])]
+    assert torch.equal(last_logits(both_rows), found)
+    three = [*both_rows, Piece(2, 0, [5])]
+    assert torch.equal(last_logits(three), found)
