@@ -25,6 +25,7 @@ from pawl.logs import progress
 
 if TYPE_CHECKING:
     from pawl.testing import Found, Workload
+    from pawl.testing.scenario import Scenario
 
 SCHEDULES_EACH = 20
 """Schedules of one workload before the next one is drawn."""
@@ -56,8 +57,10 @@ class Task(NamedTuple):
     cell: str
     policy: str
     cache: str
+    workload: Path | None
     max_requests: int
     faults: int
+    shrink: bool
     schedules: int
     """At the most; 0: as many as the time allows."""
     ends: float
@@ -110,6 +113,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="order of admission: a built-in one, or your own as FILE.py:CLASS or MODULE:CLASS (default: fcfs)",
     )
     parser.add_argument("--cache", choices=("any", "radix", "none"), default="any", help="(default: any)")
+    parser.add_argument(
+        "--workload", type=Path, metavar="FILE", help="of `pawl trace export scenario`, in place of random ones"
+    )
+    parser.add_argument("--no-shrink", action="store_true", help="leave a counterexample as large as it was found")
     parser.add_argument("--max-requests", type=int, default=5, metavar="N", help="of one workload (default: 5)")
     parser.add_argument("--faults", type=int, default=1, metavar="N", help="lost steps in a run at most (default: 1)")
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="of workloads and schedules")
@@ -194,8 +201,10 @@ def _task(arguments: argparse.Namespace, seed: int) -> Task:
         cell=arguments.cell,
         policy=arguments.policy,
         cache=arguments.cache,
+        workload=arguments.workload,
         max_requests=arguments.max_requests,
         faults=arguments.faults,
+        shrink=not arguments.no_shrink,
         schedules=arguments.schedules,
         ends=time.monotonic() + arguments.seconds,
     )
@@ -278,7 +287,11 @@ class _Child:
             "--faults": arguments.faults,
             "--output": output,
         }
+        if arguments.workload is not None:
+            flags["--workload"] = arguments.workload
         words = [str(word) for flag in flags.items() for word in flag]
+        if arguments.no_shrink:
+            words.append("--no-shrink")
         command = [sys.executable, "-m", "pawl.cli", "explore", "--report", *words]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
@@ -334,6 +347,7 @@ def _explore(task: Task) -> Iterator[Report]:
                 faults=faults,
                 confirm_every=SCHEDULES_EACH // 2 if number % CONFIRMED_EVERY == 0 else 0,
                 replayed=number % REPLAYED_EVERY == 0,
+                shrink=task.shrink,
             )
         except NotDeterministic as error:
             yield Report(totals, unsteady=f"{UNSTEADY}: {error}\n  workload: {workload.encode()}")
@@ -353,6 +367,8 @@ def _explore(task: Task) -> Iterator[Report]:
 def _workload(task: Task, seed: int) -> Workload:
     from pawl.testing import Workload
 
+    if task.workload is not None:
+        return load_scenario(task.workload).workload
     fixed: dict[str, Any] = {"policy": task.policy}
     if task.cell != "all":
         fixed["pacing"], fixed["mixed"] = CELLS[task.cell]
@@ -361,30 +377,11 @@ def _workload(task: Task, seed: int) -> Workload:
     return Workload.random(seed, max_requests=task.max_requests, **fixed)
 
 
-# ---- for `pawl replay` ----
-
-
-def replay_file(path: Path) -> int:
-    """Run a saved schedule again. 0: it shows what it showed; 1: something else; 2: it does not fit this code."""
-    from actors.runtime.choice import Diverged
-    from pawl.testing import load_schedule, replay_schedule
+def load_scenario(path: Path) -> Scenario:
+    """What `pawl trace export scenario` wrote. Raises CommandFailed."""
+    from pawl.testing.scenario import Scenario
 
     try:
-        schedule = load_schedule(path)
-    except ValueError as error:
-        raise CommandFailed(f"{path} holds no schedule: {error}") from error
-    load_policy(schedule.workload.shape.policy)
-    deviations = schedule.choices.deviations()
-    print(f"{len(schedule.workload.arrivals)} requests, {len(schedule.choices)} decisions, {len(deviations)} not fair:")
-    for at, _, label in deviations:
-        print(f"  decision {at}: {label}")
-    try:
-        shown = replay_schedule(schedule)
-    except Diverged as difference:
-        print(f"DIVERGED: {difference}", file=sys.stderr)
-        return 2
-    if shown is None:
-        print("no property failed")
-    else:
-        print(f"{type(shown).__name__}: {shown}")
-    return int(str(shown or "") != schedule.error)
+        return Scenario.load(path)
+    except (OSError, ValueError) as error:
+        raise CommandFailed(f"{path} holds no scenario: {error}") from error

@@ -1,5 +1,6 @@
 """`pawl replay TRACE`: run a recorded run again and compare. 0 the same, 1 it differs, 2 it cannot be replayed whole,
-3 the trace is damaged; 4 there is none. `pawl replay schedule.json`: run again what `pawl explore` found."""
+3 the trace is damaged; 4 there is none. `pawl replay schedule.json`: run again what `pawl explore` found, or what
+`pawl trace export scenario` made of a trace."""
 
 from __future__ import annotations
 
@@ -7,11 +8,17 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pawl.commands.audit import EXIT_NO_TRACE
+from pawl.commands.failures import CommandFailed
 from pawl.config import ServerConfig
 
+if TYPE_CHECKING:
+    from pawl.testing.scenario import Scenario
+
+SCENARIO_SCHEDULES = 400
+"""At the most, for what a recorded run showed to show again."""
 EXIT_SAME, EXIT_DIFFERS, EXIT_INCOMPLETE, EXIT_DAMAGED = range(4)
 
 
@@ -23,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="TRACE",
         help="a run's folder, one file, or a folder of runs, whose newest is read (default: ~/.cache/pawl/traces); "
-        "or a schedule that `pawl explore` saved",
+        "or a schedule that `pawl explore` saved, or a scenario of `pawl trace export scenario`",
     )
     parser.epilog = (
         "exit status: 0 every decision came out as recorded, 1 one did not, 2 part of the run is missing, "
@@ -34,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Replay, say how it went; returns the status."""
     if arguments.trace is not None and arguments.trace.suffix == ".json":
-        from pawl.commands.explore import replay_file
-
-        return replay_file(arguments.trace)
+        return _replay_file(arguments.trace)
     from lifecycle.trace import DamageKind, TraceReader
     from loops.replay import Diverged, NotReplayable, replay
 
@@ -87,3 +92,64 @@ def _side_by_side(difference: Any) -> str:
         if value != made[name]:
             lines.append(f"    {name}: recorded {value}, made again {made[name]}")
     return "\n".join(lines)
+
+
+# ---- what is no trace ----
+
+
+def _replay_file(path: Path) -> int:
+    """A schedule, or a scenario."""
+    from pawl.testing.scenario import Scenario
+
+    try:
+        scenario = Scenario.load(path)
+    except ValueError:
+        return _replay_schedule(path)
+    return _show(scenario, path)
+
+
+def _replay_schedule(path: Path) -> int:
+    """Run a saved schedule again. 0: it shows what it showed; 1: something else; 2: it does not fit this code."""
+    from actors.runtime.choice import Diverged
+    from pawl.commands.explore import load_policy
+    from pawl.testing import load_schedule, replay_schedule
+
+    try:
+        schedule = load_schedule(path)
+    except ValueError as error:
+        raise CommandFailed(f"{path} holds no schedule and no scenario: {error}") from error
+    load_policy(schedule.workload.shape.policy)
+    deviations = schedule.choices.deviations()
+    print(f"{len(schedule.workload.arrivals)} requests, {len(schedule.choices)} decisions, {len(deviations)} not fair:")
+    for at, _, label in deviations:
+        print(f"  decision {at}: {label}")
+    try:
+        shown = replay_schedule(schedule)
+    except Diverged as difference:
+        print(f"DIVERGED: {difference}", file=sys.stderr)
+        return 2
+    if shown is None:
+        print("no property failed")
+    else:
+        print(f"{type(shown).__name__}: {shown}")
+    return int(str(shown or "") != schedule.error)
+
+
+def _show(scenario: Scenario, path: Path) -> int:
+    """Explore a scenario until what was recorded shows. 0: it does, or nothing was wrong and nothing is."""
+    from pawl.commands.explore import load_policy
+    from pawl.testing.scenario import show
+
+    load_policy(scenario.workload.shape.policy)
+    print(f"{len(scenario.workload.arrivals)} requests of a recorded run ({scenario.recorded_model})")
+    if scenario.property is not None:
+        print(f"recorded  {scenario.property}: {scenario.explanation}")
+    shown = show(scenario, SCENARIO_SCHEDULES)
+    for other in dict.fromkeys(shown.others):
+        print(f"also      {other}")
+    if shown.found is None:
+        print(f"simulated {shown.schedules} schedules, and it did not show")
+        return int(scenario.property is not None)
+    print(f"simulated {shown.found.failure.error}")
+    print(f"          in schedule {shown.schedules}; to have it made smaller: pawl explore --workload {path}")
+    return int(scenario.property is None)

@@ -22,6 +22,7 @@ FORMATS = {
     "parquet": "every record, one table",
     "chrome": "requests, steps and pages over time, for ui.perfetto.dev and chrome://tracing",
     "otlp": "requests and steps as OpenTelemetry spans, OTLP in JSON",
+    "scenario": "the requests as a workload of the simulator, for `pawl replay` and `pawl explore --workload`",
 }
 PLENTY = 1 << 50
 """Bytes: an imported trace is written whole."""
@@ -86,6 +87,8 @@ def _export(arguments: argparse.Namespace) -> int:
         except ParquetUnavailable as error:
             raise CommandFailed(str(error)) from error
         return tell_damage(reader)
+    if arguments.format == "scenario":
+        return _export_scenario(reader, arguments.output)
     with _writing(arguments.output) as output:
         if arguments.format == "jsonl":
             from lifecycle.export.jsonl import export_jsonl
@@ -93,6 +96,21 @@ def _export(arguments: argparse.Namespace) -> int:
             export_jsonl(reader, output)
         else:
             output.write(msgspec.json.encode(_timeline_as(arguments.format, reader)).decode() + "\n")
+    return tell_damage(reader)
+
+
+def _export_scenario(reader: TraceReader, output: Path | None) -> int:
+    from pawl.testing.scenario import NoScenario, recorded_scenario
+
+    if output is None:
+        raise CommandFailed("a scenario needs a file: --output FILE")
+    try:
+        scenario = recorded_scenario(reader)
+    except NoScenario as error:
+        raise CommandFailed(str(error)) from error
+    scenario.save(output)
+    shown = f"{scenario.property}: {scenario.explanation}" if scenario.property else "no property was broken"
+    print(f"{len(scenario.workload.arrivals)} requests; {shown}\nto see it in the simulator: pawl replay {output}")
     return tell_damage(reader)
 
 

@@ -14,6 +14,7 @@ from actors.sink import Inbox
 from lifecycle.states import Cause
 from pawl.testing.expectations import stop_strings
 from pawl.testing.workload import Arrival, Workload, sampling_of
+from pawl.testing.workload import Flush as FlushPlan
 
 
 class Arrive(msgspec.Struct, frozen=True, tag=True):
@@ -55,6 +56,7 @@ class Client(Inbox):
         self.tokens += output.tokens
         self.text += output.text
         self.num_ends += output.done is not None
+        self._desk.told(len(output.tokens))
         self.leave_if_due()
 
     def refused(self, refused: Refused) -> None:
@@ -80,6 +82,10 @@ class FrontDesk(Gateway):
         self.flushes: list[list[Reply]] = [[] for _ in workload.flushes]
         """The answers to each flush."""
         self._workload = workload
+        self._num_told = 0
+        """Output tokens that all clients together have been told."""
+        self._later: list[tuple[int, Any]] = []
+        """What happens after so many of them, the next one last."""
 
     @property
     def at_rest(self) -> bool:
@@ -90,15 +96,38 @@ class FrontDesk(Gateway):
 
     def started(self) -> None:
         for index, client in enumerate(self.clients):
-            self._at(client.arrival.at_s, Arrive(index))
+            self._at(client.arrival, Arrive(index))
         for index, flush in enumerate(self._workload.flushes):
-            self._at(flush.at_s, Flush(index))
+            self._at(flush, Flush(index))
+        # Stable, and then reversed: what comes after equally many tokens keeps its order.
+        self._later.sort(key=lambda each: each[0])
+        self._later.reverse()
+        if len(self._later) == len(self.clients) + len(self.flushes):
+            # Nobody begins: then whoever would be the first does.
+            self._next()
 
-    def _at(self, time_s: float, message: Any) -> None:
-        if time_s > 0:
-            self.context.after(time_s, message)
+    def _at(self, when: Arrival | FlushPlan, message: Any) -> None:
+        if when.after_tokens > 0:
+            self._later.append((when.after_tokens, message))
+        elif when.at_s > 0:
+            self.context.after(when.at_s, message)
         else:
             self.context.send(self.context.name, message)
+
+    def told(self, count: int) -> None:
+        """A client has been told `count` output tokens."""
+        self._num_told += count
+        while self._later and self._later[-1][0] <= self._num_told:
+            self._next()
+
+    def _next(self) -> None:
+        self.context.send(self.context.name, self._later.pop()[1])
+
+    def settled(self) -> None:
+        super().settled()
+        if self._later and not self.num_live:
+            # Somebody left early, and the tokens it waits for will never come.
+            self._next()
 
     def receive(self, message: Any) -> None:
         match message:

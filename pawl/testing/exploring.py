@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from actors.runtime.choice import Choices, ChoiceSource
-from actors.runtime.exploration import Case, Failure, Result, Scenario, explore, replay
+from actors.runtime.exploration import MOST_STEPS, Case, Failure, Result, Scenario, explore, replay
 from actors.runtime.faults import Faults
 from actors.runtime.shrinking import MOST_RUNS
 from actors.runtime.strategies.coverage import CoverageGuided
@@ -33,6 +33,7 @@ STRATEGIES: dict[str, Callable[[int], Strategy]] = {
 MOST_WORKLOADS = 60
 """Smaller workloads tried to shrink one that fails."""
 SCHEDULES_OF_A_SMALLER_ONE = 40
+STEPS_OF_A_TOKEN = 100
 
 
 class Found(NamedTuple):
@@ -97,13 +98,25 @@ def explore_workload(
     properties = record_properties if replayed else quick_properties
     scenario = partial(_scenario, workload, faults, properties)
     most = MOST_RUNS if shrink else 0
-    result = explore(scenario, decider, schedules, confirm_every=confirm_every, most_shrink_runs=most)
+    result = explore(
+        scenario,
+        decider,
+        schedules,
+        max_steps=most_steps(workload),
+        confirm_every=confirm_every,
+        most_shrink_runs=most,
+    )
     if result.failure is None:
         return Outcome(result, None)
     found = Found(workload, faults, result.failure)
     if shrink and isinstance(strategy, str):
         found = shrunk(found, strategy, seed)
     return Outcome(result, found)
+
+
+def most_steps(workload: Workload) -> int:
+    """Steps of a run after which it counts as endless: many times what the most wasteful schedule needs."""
+    return max(MOST_STEPS, STEPS_OF_A_TOKEN * workload.num_tokens)
 
 
 def _scenario(workload: Workload, faults: Faults, properties: MakeProperties, source: ChoiceSource) -> Case:
@@ -129,7 +142,7 @@ def shrunk(found: Found, strategy: str, seed: int, *, schedules: int = SCHEDULES
                 break
             left -= 1
             scenario = scenario_of(smaller, found.faults)
-            failure = explore(scenario, STRATEGIES[strategy](seed), schedules).failure
+            failure = explore(scenario, STRATEGIES[strategy](seed), schedules, max_steps=most_steps(smaller)).failure
             if failure is not None and (type(failure.error), getattr(failure.error, "property", None)) == wanted:
                 found = Found(smaller, found.faults, failure)
                 progress = True
@@ -164,7 +177,8 @@ def replay_schedule(schedule: Schedule) -> Exception | None:
 
     try:
         with silence():
-            replay(scenario_of(schedule.workload, schedule.faults), schedule.choices)
+            scenario = scenario_of(schedule.workload, schedule.faults)
+            replay(scenario, schedule.choices, max_steps=most_steps(schedule.workload))
     except Diverged:
         raise
     except Exception as error:

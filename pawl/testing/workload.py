@@ -27,6 +27,9 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     max_new_tokens: int
     at_s: float = 0.0
     """When it is sent, virtual seconds."""
+    after_tokens: int = 0
+    """It is sent once all clients together have been told so many output tokens, or nobody waits for any. Work takes
+    no virtual time, so this is how a request comes in the middle of other requests' work."""
     leaves_after: int | None = None
     """The client hangs up once it has seen so many output tokens; 0: as soon as it has sent the request."""
     stop_after: int | None = None
@@ -42,6 +45,8 @@ class Flush(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody has the prefix cache emptied."""
 
     at_s: float = 0.0
+    after_tokens: int = 0
+    """As of an arrival."""
     timeout_s: float = 0.0
     """How long to wait for the engine to rest; 0: now or not at all."""
 
@@ -61,11 +66,16 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     eviction: str = "lru"
     window: int | None = None
     num_window_pages: int | None = None
+    max_context: int | None = None
+    """None: what the pages hold."""
+    max_queued: int = 16
 
     def loop_config(self) -> LoopConfig:
         """As the scheduler takes it."""
-        context = self.num_pages * self.page_size
-        return LoopConfig(**msgspec.structs.asdict(self), max_context=context, max_queued=16, weights="ghost")
+        fields = msgspec.structs.asdict(self)
+        if self.max_context is None:
+            fields["max_context"] = self.num_pages * self.page_size
+        return LoopConfig(**fields, weights="ghost")
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +105,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         count = source.randrange(1, max_requests + 1)
         arrivals = tuple(_arrival(source, context) for _ in range(count))
         return cls(arrivals=arrivals, shape=made, flushes=_flushes(source))
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all prompts and outputs."""
+        return sum(len(arrival.prompt) + arrival.max_new_tokens for arrival in self.arrivals)
 
     def encode(self) -> str:
         """As JSON."""
@@ -168,7 +183,7 @@ def _less(arrival: Arrival) -> list[Arrival]:
         found += [replace(arrival, prompt=arrival.prompt[:-1])]
     if arrival.max_new_tokens > 1:
         found += [replace(arrival, max_new_tokens=count) for count in (1, arrival.max_new_tokens - 1)]
-    for name in ("leaves_after", "stop_after", "seed", "priority", "salt", "timeout_s", "at_s"):
+    for name in ("leaves_after", "stop_after", "seed", "priority", "salt", "timeout_s", "at_s", "after_tokens"):
         if getattr(arrival, name) != getattr(plain, name):
             found.append(replace(arrival, **{name: getattr(plain, name)}))
     return found
