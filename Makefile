@@ -66,10 +66,12 @@ check: setup-check  ## style, types, import contracts, generated docs, house rul
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m lifecycle.tables --check
+	@$(BIN)/python -m loops.properties.tables --check
 	@$(BIN)/python -m pytest tests/test_tidy.py
 
 docs-generated: setup  ## write the pages that are made from code
 	@$(BIN)/python -m lifecycle.tables
+	@$(BIN)/python -m loops.properties.tables
 
 bench-host: setup  ## cost of scheduling one step
 	@$(BIN)/python -m benchmarks.host

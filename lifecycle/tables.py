@@ -9,10 +9,10 @@ import argparse
 import ast
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from lifecycle import states
 from lifecycle.machine import GUARDS, TABLE, Edge
 from lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, RETRACT_CAUSES, Cause, Event, State
 
@@ -82,7 +82,7 @@ def _diagram() -> Iterator[str]:
 def _states() -> Iterator[str]:
     about = attribute_docstrings(State)
     yield from ("", "## States", "")
-    yield from _table(
+    yield from table(
         ("state", "public state", "terminal", "what it means"),
         ((display_name(s), s.phase.value, "yes" if s.terminal else "", about[s.name]) for s in State),
     )
@@ -91,7 +91,7 @@ def _states() -> Iterator[str]:
 def _transitions() -> Iterator[str]:
     yield from ("", "## Transitions", "")
     header = ("state", "event", "to", "causes", "guard", "why")
-    yield from _table(header, (_row(edge) for edge in TABLE))
+    yield from table(header, (_row(edge) for edge in TABLE))
     about = attribute_docstrings(Event)
     yield ""
     for name, text in about.items():
@@ -112,34 +112,48 @@ def _named(causes: frozenset[Cause]) -> str:
 
 def _guards() -> Iterator[str]:
     yield from ("", "## Guards", "")
-    yield from _table(("guard", "holds when"), ((f"`{name}`", text) for name, text in GUARDS.items()))
+    yield from table(("guard", "holds when"), ((f"`{name}`", text) for name, text in GUARDS.items()))
 
 
 def _causes() -> Iterator[str]:
     yield from ("", "## Causes", "", "The cause of an edge reaches the client, the trace and the metrics.", "")
     kinds = {"finish": FINISH_CAUSES, "abort": ABORT_CAUSES, "retract": RETRACT_CAUSES}
     rows = ((kind, ", ".join(f"`{cause}`" for cause in Cause if cause in causes)) for kind, causes in kinds.items())
-    yield from _table(("of", "causes"), rows)
+    yield from table(("of", "causes"), rows)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Lines of a Markdown table."""
     yield "| " + " | ".join(header) + " |"
     yield "| " + " | ".join("---" for _ in header) + " |"
     for row in rows:
         yield "| " + " | ".join(row) + " |"
 
 
+class Page(NamedTuple):
+    """A page of documentation that is made from code."""
+
+    path: Path
+    text: Callable[[], str]
+    module: str
+    """What makes it when it is run."""
+
+    def keep(self, arguments: Sequence[str] | None) -> int:
+        """Write the page, or with `--check` only compare. The exit code."""
+        parser = argparse.ArgumentParser(prog=f"python -m {self.module}", description=f"Writes {self.path.name}.")
+        parser.add_argument("--check", action="store_true", help="only compare; exit 1 when the document is stale")
+        if not parser.parse_args(arguments).check:
+            self.path.write_text(self.text())
+            return 0
+        if self.path.exists() and self.path.read_text() == self.text():
+            return 0
+        print(f"{self.path} is not what the code says: run python -m {self.module}", file=sys.stderr)
+        return 1
+
+
 def main(arguments: Sequence[str] | None = None, path: Path = DOCUMENT) -> int:
     """Write the document, or check it. The exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lifecycle.tables", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only compare; exit 1 when the document is stale")
-    if not parser.parse_args(arguments).check:
-        path.write_text(document())
-        return 0
-    if path.exists() and path.read_text() == document():
-        return 0
-    print(f"{path} is not what {states.__name__} and the table say: run python -m lifecycle.tables", file=sys.stderr)
-    return 1
+    return Page(path, document, "lifecycle.tables").keep(arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,150 @@
+"""Prints the properties as documentation: `python -m loops.properties.tables` writes docs/properties.md from the code.
+
+With `--check` nothing is written, and the exit code is 1 when the file is not what the code says.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lifecycle.properties.base import Property
+from lifecycle.properties.monitor import PROPERTIES
+from lifecycle.tables import Page, table
+from loops.judging import OneDecisionLog
+from loops.properties.base import StateProperty
+from loops.properties.laws import STATE_PROPERTIES
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "properties.md"
+
+NO_FEATURE = "all of it: there is no such feature yet"
+
+MEMORY: dict[str, str] = {
+    "conservation": "",
+    "single_owner": "",
+    "no_reuse_before_fence": "transfers of lower tiers: by the generations of their handles, not by records",
+    "row_shape": "what a page holds: by the ghost in simulated runs",
+    "hold_accounting": "",
+    "auxiliary_conservation": "texts of the detokenizer: at rest in simulated runs; grammar jobs: there are none",
+    "allocation_is_a_transaction": "",
+    "read_after_commit": "what is read: by the ghost in simulated runs",
+    "namespace_isolation": "adapters: there are none",
+}
+LIFECYCLE: dict[str, str] = {
+    "legal_lifecycle": "",
+    "silence_after_abort": "text: by simulated clients; the trace has the number of tokens",
+    "abort_is_total": "",
+    "incarnation": "equal ids of clients: by the gateway's tests",
+    "bounded_progress": "deadlines: in simulated runs",
+    "fault_isolation": "outputs of others: by the four properties of outputs",
+    "admission_is_monotone": "starvation under a policy's order: `bounded_overtaking` in simulated runs",
+    "work_conserving": "idle steps while something runs or is in flight",
+}
+OUTPUTS: dict[str, str] = {
+    "schedule_equivalence": "backends that promise nothing of the kind; parallel sizes; log-probabilities",
+    "retraction_transparency": "the same; text and usage: by simulated clients",
+    "cache_hit_equivalence": "the same",
+    "batch_independence": "the same",
+    "stream_equals_result": "text: by simulated clients",
+    "stop_semantics": "stop strings: by simulated clients, to the last character; the trace has tokens",
+    "grammar_is_a_fold": NO_FEATURE,
+}
+CONTROL: dict[str, str] = {
+    "quiescent_flush": "",
+    "weight_epochs": "weights that change while the server runs: that cannot be done yet",
+    "session_atomicity": NO_FEATURE,
+    "adapter_references": NO_FEATURE,
+    "one_decision_log": "several ranks: there is one",
+    "observability_conservation": "contents of the cache against its events: at rest in simulated runs",
+}
+GROUPS: dict[str, dict[str, str]] = {"Memory": MEMORY, "Lifecycle": LIFECYCLE, "Outputs": OUTPUTS, "Control": CONTROL}
+"""Every property by its name, and what its class does not judge."""
+
+_INTRODUCTION = """\
+# Properties
+
+<!-- Written by `python -m loops.properties.tables` from the classes of the properties. Do not edit. -->
+
+A property is one class with one name, and its docstring is its statement. The same class judges simulated runs,
+recorded ones and a live server ([checking.md](checking.md) says how to run each). Where it is judged:
+
+* **trace**: from records, in `pawl audit` and in simulated runs;
+* **step**: on the state of the loop after every step, in O(1): live (`pawl_violations_total{property}`), in simulated
+  runs, and on the loop that an audit builds again;
+* **leisure**: on the whole state: live when the engine has been idle for a second and when it stops, in simulated runs
+  at rest, in an audit every 256 steps and at the end;
+* **replay**: by deciding everything again from the recorded inputs.
+
+Each class has canaries, planted violations that it must report: `tests/lifecycle/canaries.py`,
+`tests/lifecycle/canaries_shared.py`, `tests/loops/test_properties_state.py`. Defects that were planted in the engine
+itself are in [mutants.md](mutants.md)."""
+
+
+class Judge(NamedTuple):
+    """The class of a property, and where it judges."""
+
+    kind: type[Property]
+    where: tuple[str, ...]
+
+
+def judges() -> dict[str, Judge]:
+    """By name, every property that has a class below the room of the server."""
+    found = {kind.name: Judge(kind, ("trace",)) for kind in PROPERTIES}
+    found[OneDecisionLog.name] = Judge(OneDecisionLog, ("replay",))
+    for state in STATE_PROPERTIES:
+        before = found[state.name].where if state.name in found else ()
+        found[state.name] = Judge(state, (*before, *_looks(state)))
+    return found
+
+
+def _looks(kind: type[StateProperty]) -> Iterator[str]:
+    if kind.glance is not StateProperty.glance or kind.settled is not StateProperty.settled:
+        yield "step"
+    if kind.inspect is not StateProperty.inspect:
+        yield "leisure"
+
+
+def statement(kind: type[Property]) -> str:
+    """The first paragraph of the docstring on one line."""
+    return " ".join((kind.__doc__ or "").split("\n\n")[0].split()).replace("|", "\\|")
+
+
+def document() -> str:
+    """The text of docs/properties.md."""
+    return "\n".join((_INTRODUCTION, *_groups(), *_others())) + "\n"
+
+
+def _groups() -> Iterator[str]:
+    by_name, number = judges(), 0
+    for group, properties in GROUPS.items():
+        yield from ("", f"## {group}", "")
+        rows = []
+        for name, rest in properties.items():
+            number += 1
+            judge = by_name.get(name)
+            told = (statement(judge.kind), ", ".join(judge.where)) if judge is not None else ("", "")
+            rows.append((str(number), f"`{name}`", *told, rest))
+        yield from table(("", "property", "statement", "judged", "not judged by it, or elsewhere"), rows)
+
+
+def _others() -> Iterator[str]:
+    known = {name for properties in GROUPS.values() for name in properties}
+    yield from ("", "## Of records themselves", "")
+    rows = [
+        (f"`{name}`", statement(judge.kind), ", ".join(judge.where))
+        for name, judge in judges().items()
+        if name not in known
+    ]
+    rows.append(("`well_formed`", "Records fit together: a step is planned before it is committed, say.", "trace"))
+    yield from table(("property", "statement", "judged"), rows)
+
+
+def main(arguments: Sequence[str] | None = None, path: Path = DOCUMENT) -> int:
+    """Write the document, or check it. The exit code."""
+    return Page(path, document, "loops.properties.tables").keep(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
