@@ -156,7 +156,8 @@ def attend_segments(
         return output
     dim_block = padded(head_dim, LEAST_DOT)
     group_block = padded(num_heads // num_kv_heads)
-    row_block = max(group_block, 128 if dim_block <= 128 else 64)
+    # What a program holds of its rows must fit the registers.
+    row_block = max(group_block, 128 if dim_block * query.itemsize <= 256 else 64)
     num_tiles = num_rows // (row_block // group_block) + 2 * (num_segments + 1)
     segments_kernel[(num_tiles, num_kv_heads)](
         query, keys, values, page_table, slots, starts, offsets, output,

@@ -38,14 +38,12 @@ class Compiled:
     """Of one thread."""
     stack_bytes: int
     """Of one thread, in local memory: what did not fit in registers is here, and arrays that are indexed."""
-    spilled: int
-    """Instructions of the machine code that move something between registers and local memory."""
 
 
-def compile_cases(module: str) -> list[Compiled]:
-    """What `CASES` of the module `module` (name -> a function that calls wrappers) would launch."""
+def compile_cases(table: str) -> list[Compiled]:
+    """What the calls in one table of `tests.gpu.compile_cases` would launch."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    code = f"from tests.gpu.compile_tools import child; child({module!r})"
+    code = f"from tests.gpu.compile_tools import child; child({table!r})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True
     )
@@ -55,11 +53,11 @@ def compile_cases(module: str) -> list[Compiled]:
 # ---- in the other process ----
 
 
-def child(module: str) -> None:
-    """Compile the cases of `module` and write what came of them to standard output."""
-    import importlib
-
+def child(table: str) -> None:
+    """Compile the cases of one table and write what came of them to standard output."""
     import triton
+
+    from tests.gpu import compile_cases
 
     triton.runtime.driver.set_active(AbsentDevice())
     run = triton.runtime.jit.JITFunction.run
@@ -71,7 +69,7 @@ def child(module: str) -> None:
         found.append(looked_at(case, run(self, *args, grid=grid, warmup=True, **options)))
 
     triton.runtime.jit.JITFunction.run = compile_only
-    for name, call in importlib.import_module(module).CASES.items():
+    for name, call in getattr(compile_cases, table).items():
         case = name
         call()
     json.dump([asdict(one) for one in found], sys.stdout)
@@ -109,10 +107,8 @@ def looked_at(case: str, kernel: Any) -> Compiled:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage, code = (
-            subprocess.run([tools / "cuobjdump", flag, file.name], check=True, stdout=subprocess.PIPE, text=True).stdout
-            for flag in ("--dump-resource-usage", "-sass")
-        )
+        command = [tools / "cuobjdump", "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     used = {name: int(count) for name, count in re.findall(r"(REG|STACK):(\d+)", usage)}
     return Compiled(
         case=case,
@@ -124,5 +120,4 @@ def looked_at(case: str, kernel: Any) -> Compiled:
         num_warps=kernel.metadata.num_warps,
         registers=used["REG"],
         stack_bytes=used["STACK"],
-        spilled=len(re.findall(r"\b(?:STL|LDL)\b", code)),
     )
