@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -167,36 +168,42 @@ class _Abort(msgspec.Struct):
     requests: tuple[int, ...] = ()
 
 
-class TerminalReply(Property):
-    """Exactly one terminal reply: the part of `legal_lifecycle` that is about what left for the clients."""
+class Fault(NamedTuple):
+    """What is wrong, and with which request."""
 
-    name = "legal_lifecycle"
+    explanation: str
+    request: int | None
+
+
+class Replies:
+    """Exactly one terminal reply for each request: what `legal_lifecycle` says of what left for the clients."""
 
     def __init__(self) -> None:
         self._pairing = Pairing()
         self._answered: set[int] = set()
         self._closed = False
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+    def observe(self, record: Record) -> Fault | None:
+        """What is wrong with this record, if anything."""
         self._pairing.pair(record)
         match record:
             case Answered(request=request):
                 if request in self._answered:
-                    return [self.violation(history, "a second terminal reply", request)]
+                    return Fault("a second terminal reply", request)
                 self._answered.add(request)
             case AnswersClosed(count=count):
                 self._closed = True
                 if count != len(self._answered):
                     text = f"the gateway counts {count} terminal replies, {len(self._answered)} are recorded"
-                    return [self.violation(history, text)]
-        return ()
+                    return Fault(text, None)
+        return None
 
-    def finish(self, history: History) -> Sequence[Violation]:
+    def finish(self) -> Iterator[Fault]:
+        """What is missing when all is over; nothing, where the gateway's end is not recorded."""
         if not self._closed:
-            return ()
-        unanswered = [self.violation(history, "no terminal reply", each) for each in self._pairing.unanswered()]
-        return unanswered + [
-            self.violation(history, f"its client was told {answer.cause}, and it has not ended", answer.request)
-            for answer in self._pairing.unended()
-            if answer.cause not in ABORT_CAUSES
-        ]
+            return
+        for request in self._pairing.unanswered():
+            yield Fault("no terminal reply", request)
+        for answer in self._pairing.unended():
+            if answer.cause not in ABORT_CAUSES:
+                yield Fault(f"its client was told {answer.cause}, and it has not ended", answer.request)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lifecycle.machine import HAS_OUTPUT, TABLE, WANTS_NO_OUTPUT, IllegalTransition, UInt8s, advance, advance_rows
 from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.ending import TerminalReply
+from lifecycle.properties.ending import Replies
 from lifecycle.properties.history import History, fitted
 from lifecycle.records import (
     STOPPED,
@@ -36,7 +36,7 @@ class LegalLifecycle(Property):
 
     def __init__(self) -> None:
         self._state: UInt8s = np.zeros(64, np.uint8)
-        self._replies = TerminalReply()
+        self._replies = Replies()
         self._seen: set[int] = set()
         self._holder: dict[int, int] = {}
         """row -> the request it was given to last"""
@@ -46,10 +46,11 @@ class LegalLifecycle(Property):
             case StepCommitted():
                 return self._committed(history)
             case Transition():
-                self._replies.observe(record, history)
+                self._replies.observe(record)
                 return tuple(self._moved(record, history))
             case Answered() | AnswersClosed():
-                return self._replies.observe(record, history)
+                fault = self._replies.observe(record)
+                return () if fault is None else (self.violation(history, *fault),)
             case Submitted():
                 return tuple(self._submitted(record, history))
             case StepRolledBack():
@@ -61,7 +62,7 @@ class LegalLifecycle(Property):
             return ()
         text = "the request had no terminal edge when the engine stopped"
         never_ended = [self.violation(history, text, request) for request in history.open]
-        return [*never_ended, *self._replies.finish(history)]
+        return [*never_ended, *(self.violation(history, *fault) for fault in self._replies.finish())]
 
     def _submitted(self, record: Submitted, history: History) -> Iterator[Violation]:
         self._state = fitted(self._state, record.row + 1)

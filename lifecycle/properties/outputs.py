@@ -70,7 +70,8 @@ class Equivalence(Property):
                 self._concerned = fitted(self._concerned, record.row + 1)
                 self._concerned[record.row] = False
             case Started():
-                self._comparing = record.config.get("backend") in DETERMINISTIC
+                facts = record.config
+                self._comparing = facts.get("backend") in DETERMINISTIC or facts.get("deterministic") is True
             case Transition(event=Event.FINISH | Event.ABORT):
                 return tuple(self._ended(record, history))
         self.note(record, history, self._concerned)

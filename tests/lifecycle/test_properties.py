@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lifecycle.properties.base import Property, Violation
+from lifecycle.properties.history import History
 from lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
-from lifecycle.records import DECODER, ENCODER, Record
+from lifecycle.records import DECODER, ENCODER, Record, StepPlanned, Submitted
 from tests.lifecycle.canaries import CANARIES, STORY
 from tests.lifecycle.canaries_shared import SHARED_CANARIES, twins
 from tests.lifecycle.story import changed, without
@@ -32,6 +35,54 @@ def test_a_sound_run_violates_nothing() -> None:
 
 def test_equal_requests_with_equal_outputs_violate_nothing() -> None:
     assert judged(twins((7, 8), (7, 8, 9))).violations == []
+
+
+@pytest.mark.parametrize(
+    ("config", "compared"),
+    [
+        ({"backend": "torch"}, False),
+        ({"backend": "triton", "deterministic": True}, True),
+        ({"backend": "native"}, True),
+    ],
+    ids=str,
+)
+def test_equal_requests_are_compared_where_the_backend_keeps_that_promise(
+    config: dict[str, object], compared: bool
+) -> None:
+    started, *rest = twins((7, 8), (7, 9))
+    records = [msgspec.structs.replace(started, config=config), *rest]
+    assert any(each.property == "schedule_equivalence" for each in judged(records).violations) == compared
+
+
+def test_a_property_sees_the_records_that_concern_it_and_no_others() -> None:
+    class Listening(Property):
+        name = "listening"
+        observes = (Submitted, StepPlanned)
+
+        def __init__(self) -> None:
+            self.seen: list[Record] = []
+
+        def observe(self, record: Record, history: History) -> Sequence[Violation]:
+            self.seen.append(record)
+            return ()
+
+    listening = Listening()
+    monitor = Monitor([listening])
+    for record in STORY.records:
+        monitor.observe(record)
+    assert listening.seen == [record for record in STORY.records if isinstance(record, Submitted | StepPlanned)]
+
+
+def test_no_property_misses_a_kind_of_record_that_it_would_judge() -> None:
+    for canary in ALL.values():
+        chosen = {(each.property, each.record) for each in judged(canary.records).violations}
+        monitor = Monitor()
+        for each in monitor.properties:
+            each.observes = None  # type: ignore[misc]
+        for record in canary.records:
+            monitor.observe(record)
+        monitor.finish()
+        assert {(each.property, each.record) for each in monitor.violations} == chosen
 
 
 def test_a_sound_run_is_judged_the_same_after_it_was_written_and_read() -> None:
