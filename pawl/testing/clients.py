@@ -12,7 +12,7 @@ from actors.messages.control import Reply
 from actors.messages.generate import Output, Refused, Submit, TextOptions
 from actors.sink import Inbox
 from lifecycle.states import Cause
-from pawl.testing.expectations import stop_strings
+from pawl.testing.expectations import Expectations
 from pawl.testing.workload import Arrival, Workload, sampling_of
 from pawl.testing.workload import Flush as FlushPlan
 
@@ -75,13 +75,14 @@ class FrontDesk(Gateway):
 
     accepts: Any = FromPeers | Arrive | Leave | Flush
 
-    def __init__(self, workload: Workload, limit: int) -> None:
+    def __init__(self, workload: Workload, limit: int, expectations: Expectations) -> None:
         super().__init__(limit, traced=True)
         self.report: Callable[[str, str, int | None], None] = lambda name, text, request: None
         self.clients = [Client(self, index, arrival) for index, arrival in enumerate(workload.arrivals)]
         self.flushes: list[list[Reply]] = [[] for _ in workload.flushes]
         """The answers to each flush."""
         self._workload = workload
+        self._expectations = expectations
         self._num_told = 0
         """Output tokens that all clients together have been told."""
         self._later: list[tuple[int, Any]] = []
@@ -133,7 +134,7 @@ class FrontDesk(Gateway):
         match message:
             case Arrive(index):
                 client = self.clients[index]
-                (client.request,) = self.submit([_draft(client.arrival)], [client])
+                (client.request,) = self.submit([self._draft(client.arrival)], [client])
                 client.leave_if_due()
             case Leave(index):
                 client = self.clients[index]
@@ -145,15 +146,14 @@ class FrontDesk(Gateway):
             case _:
                 super().receive(message)
 
-
-def _draft(arrival: Arrival) -> Submit:
-    return Submit(
-        request=0,
-        rid="",
-        token_ids=arrival.prompt,
-        sampling=sampling_of(arrival),
-        text_options=TextOptions(stop=stop_strings(arrival)),
-        priority=arrival.priority,
-        timeout_s=arrival.timeout_s,
-        cache_salt=arrival.salt,
-    )
+    def _draft(self, arrival: Arrival) -> Submit:
+        return Submit(
+            request=0,
+            rid="",
+            token_ids=arrival.prompt,
+            sampling=sampling_of(arrival),
+            text_options=TextOptions(stop=self._expectations.stop_strings(arrival)),
+            priority=arrival.priority,
+            timeout_s=arrival.timeout_s,
+            cache_salt=arrival.salt,
+        )

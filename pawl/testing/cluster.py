@@ -26,12 +26,11 @@ from actors.runtime.simulated import ActorFailure, SimulatedSystem
 from actors.scheduler import CheckDeadlines, Scheduler
 from actors.tokenizer import Limits, Tokenizer
 from actors.worker import Worker
-from gpu.ghost import Ghost, PlannedFailure
+from gpu.ghost import Ghost
 from lifecycle.properties.base import Property, Violation
 from lifecycle.properties.monitor import PROPERTIES, Monitor
 from lifecycle.records import ENCODER, Record, Started
 from lifecycle.states import ABORT_CAUSES, Cause
-from lifecycle.step import StepBatch, StepResult
 from loops.judging import OneDecisionLog
 from loops.loop import MAX_STRIKES
 from loops.policy import POLICIES
@@ -39,7 +38,8 @@ from loops.properties.laws import name_of
 from memory.pages import MemoryViolation
 from memory.prefix.events import CacheEvent, Mirror
 from pawl.testing.clients import Client, FrontDesk
-from pawl.testing.expectations import PropertyFailed, check_beginning, check_whole, vocabulary
+from pawl.testing.expectations import PropertyFailed, vocabulary
+from pawl.testing.models import GHOST, Fallible, Model
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking
 from pawl.testing.workload import Workload
 
@@ -64,17 +64,6 @@ class MemoryTrace:
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
-
-
-class FallibleGhost(Ghost):
-    """A ghost whose steps fail where the schedule says so."""
-
-    system: SimulatedSystem
-
-    def launch(self, batch: StepBatch) -> StepResult:
-        if self.system.strikes("step"):
-            raise PlannedFailure(batch.step)
-        return super().launch(batch)
 
 
 class TimelyScheduler(Scheduler):
@@ -114,15 +103,18 @@ def record_properties() -> Sequence[Property]:
 class Cluster(Case):
     """One engine, its clients, and what is checked."""
 
-    def __init__(self, system: SimulatedSystem, workload: Workload, properties: Sequence[Property]) -> None:
+    def __init__(
+        self, system: SimulatedSystem, workload: Workload, properties: Sequence[Property], model: Model
+    ) -> None:
         super().__init__(system)
+        self.model = model
         self.workload = workload
         self.monitor = Monitor(properties)
         config = workload.shape.loop_config()
         started = Started(
             version="simulated",
-            model="ghost",
-            config={"loop": msgspec.to_builtins(config), "backend": "ghost"},
+            model=model.name,
+            config={"loop": msgspec.to_builtins(config), "backend": model.name},
             num_pages=config.num_pages,
             page_size=config.page_size,
             num_slots=config.max_running,
@@ -130,7 +122,7 @@ class Cluster(Case):
             time=0.0,
             wall=0.0,
         )
-        self.desk = FrontDesk(workload, config.max_running + config.max_queued)
+        self.desk = FrontDesk(workload, config.max_running + config.max_queued, model.expectations)
         self.desk.report = self._report
         self.scheduler = TimelyScheduler(config, PATIENCE_S, started)
         self.scheduler.report = self._report
@@ -140,9 +132,7 @@ class Cluster(Case):
         limit = overtaking_limit(config.policy)
         if limit is not None:
             self.monitor.properties.append(BoundedOvertaking(limit))
-        self.ghost = FallibleGhost.for_shape(config, small=True)
-        assert isinstance(self.ghost, FallibleGhost)
-        self.ghost.system = system
+        self.runner = model.runner(config)
         self.detokenizer = Detokenizer(vocabulary())
         self.trace = MemoryTrace()
         recorder: Any = self.trace
@@ -150,13 +140,14 @@ class Cluster(Case):
         system.spawn(self.desk, "gateway", overflow=Overflow.HOLD)
         system.spawn(Tokenizer(vocabulary(), Limits(config.max_context)), "tokenizer")
         system.spawn(self.scheduler, "scheduler", capacity=1024)
-        system.spawn(Worker(self.ghost), "worker", overflow=Overflow.HOLD)
+        system.spawn(Worker(Fallible(self.runner, system.strikes)), "worker", overflow=Overflow.HOLD)
         system.spawn(self.detokenizer, "detokenizer", overflow=Overflow.HOLD, capacity=4096)
         system.spawn(Recorder(recorder), "recorder", capacity=65_536)
         for name in STOP_ORDER:
             if name != "gateway":
                 system.watch("gateway", name)
         system.start()
+        self._ghost = self.runner if isinstance(self.runner, Ghost) else None
         self._num_judged = 0
         self._closing = False
 
@@ -176,8 +167,8 @@ class Cluster(Case):
             record = records[self._num_judged]
             self._num_judged += 1
             self._raise(self.monitor.observe(record))
-        if self.ghost.faults:
-            raise PropertyFailed("read_after_commit", str(self.ghost.faults[0]))
+        if self._ghost is not None and self._ghost.faults:
+            raise PropertyFailed("read_after_commit", str(self._ghost.faults[0]))
         self.scheduler.loop.feed.collect()
 
     def _follow_cache(self, events: Sequence[CacheEvent]) -> None:
@@ -237,13 +228,13 @@ class Cluster(Case):
         """The client saw what its request implies: all of it, or a beginning where somebody ended it early."""
         arrival, request = client.arrival, client.request
         cause = client.done.cause if client.done is not None else None
-        check_beginning(arrival, client.tokens, client.text, request)
+        self.model.expectations.check_beginning(arrival, client.tokens, client.text, request)
         if client.left or client.refusal is not None or cause is None:
             return
         if cause in ABORT_CAUSES:
             self._check_cause(client, cause)
         else:
-            check_whole(arrival, client.tokens, client.text, cause, request)
+            self.model.expectations.check_whole(arrival, client.tokens, client.text, cause, request)
 
     def _check_cause(self, client: Client, cause: Cause) -> None:
         """An abort must have had a reason in the workload or in the faults."""
@@ -293,7 +284,8 @@ def cluster(
     faults: Faults = NO_FAULTS,
     properties: MakeProperties = record_properties,
     preempt: bool = False,
+    model: Model = GHOST,
 ) -> Cluster:
-    """An engine that serves `workload`, all of whose schedule is decided by `source`."""
+    """An engine that serves `workload` with `model`, all of whose schedule is decided by `source`."""
     system = SimulatedSystem(source, seed=1, faults=faults, preempt=preempt)
-    return Cluster(system, workload, properties())
+    return Cluster(system, workload, properties(), model)

@@ -19,6 +19,7 @@ from actors.runtime.strategies.pct import PCT
 from actors.runtime.strategies.pos import POS
 from actors.runtime.strategies.simple import Fair, RandomWalk, Strategy
 from pawl.testing.cluster import NO_FAULTS, MakeProperties, cluster, quick_properties, record_properties
+from pawl.testing.models import GHOST, Model
 from pawl.testing.workload import Workload
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
@@ -42,9 +43,10 @@ class Found(NamedTuple):
     workload: Workload
     faults: Faults
     failure: Failure
+    model: Model = GHOST
 
     def save(self, path: Path) -> None:
-        """Write all that `replay_schedule` needs."""
+        """Write all that `replay_schedule` needs; with another model than the ghost it needs that as well."""
         choices = self.failure.shrunk
         choices.facts.update(
             workload=self.workload.encode(),
@@ -89,14 +91,15 @@ def explore_workload(
     confirm_every: int = 0,
     shrink: bool = True,
     replayed: bool = True,
+    model: Model = GHOST,
 ) -> Outcome:
     """Serve the workload under up to `schedules` schedules; at the first failure shrink schedule and workload.
 
-    `replayed`: each run is also replayed from its own records, which takes a third of the time.
+    `replayed`: each run is also replayed from its own records, which takes a third of the time. `model` computes.
     """
     decider = STRATEGIES[strategy](seed) if isinstance(strategy, str) else strategy
     properties = record_properties if replayed else quick_properties
-    scenario = partial(_scenario, workload, faults, properties)
+    scenario = scenario_of(workload, faults, properties, model)
     most = MOST_RUNS if shrink else 0
     result = explore(
         scenario,
@@ -108,7 +111,7 @@ def explore_workload(
     )
     if result.failure is None:
         return Outcome(result, None)
-    found = Found(workload, faults, result.failure)
+    found = Found(workload, faults, result.failure, model)
     if shrink and isinstance(strategy, str):
         found = shrunk(found, strategy, seed)
     return Outcome(result, found)
@@ -119,15 +122,20 @@ def most_steps(workload: Workload) -> int:
     return max(MOST_STEPS, STEPS_OF_A_TOKEN * workload.num_tokens)
 
 
-def _scenario(workload: Workload, faults: Faults, properties: MakeProperties, source: ChoiceSource) -> Case:
-    return cluster(workload, source, faults=faults, properties=properties)
+def _scenario(
+    workload: Workload, faults: Faults, properties: MakeProperties, model: Model, source: ChoiceSource
+) -> Case:
+    return cluster(workload, source, faults=faults, properties=properties, model=model)
 
 
 def scenario_of(
-    workload: Workload, faults: Faults = NO_FAULTS, properties: MakeProperties = record_properties
+    workload: Workload,
+    faults: Faults = NO_FAULTS,
+    properties: MakeProperties = record_properties,
+    model: Model = GHOST,
 ) -> Scenario:
     """What `actors.runtime.exploration.explore` takes."""
-    return partial(_scenario, workload, faults, properties)
+    return partial(_scenario, workload, faults, properties, model)
 
 
 def shrunk(found: Found, strategy: str, seed: int, *, schedules: int = SCHEDULES_OF_A_SMALLER_ONE) -> Found:
@@ -141,10 +149,10 @@ def shrunk(found: Found, strategy: str, seed: int, *, schedules: int = SCHEDULES
             if not left:
                 break
             left -= 1
-            scenario = scenario_of(smaller, found.faults)
+            scenario = scenario_of(smaller, found.faults, model=found.model)
             failure = explore(scenario, STRATEGIES[strategy](seed), schedules, max_steps=most_steps(smaller)).failure
             if failure is not None and (type(failure.error), getattr(failure.error, "property", None)) == wanted:
-                found = Found(smaller, found.faults, failure)
+                found = Found(smaller, found.faults, failure, found.model)
                 progress = True
                 break
     return found
@@ -170,14 +178,14 @@ def load_schedule(path: Path) -> Schedule:
     return Schedule(Workload.decode(facts["workload"]), faults, choices, facts.get("error", ""))
 
 
-def replay_schedule(schedule: Schedule) -> Exception | None:
+def replay_schedule(schedule: Schedule, model: Model = GHOST) -> Exception | None:
     """Run it again: what it shows now, None for nothing. Raises Diverged when the code decides otherwise by now."""
     from actors.runtime.choice import Diverged
     from actors.runtime.exploration import silence
 
     try:
         with silence():
-            scenario = scenario_of(schedule.workload, schedule.faults)
+            scenario = scenario_of(schedule.workload, schedule.faults, model=model)
             replay(scenario, schedule.choices, max_steps=most_steps(schedule.workload))
     except Diverged:
         raise

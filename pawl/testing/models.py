@@ -1,0 +1,127 @@
+"""What computes in a simulated run: the ghost, or a real model in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gpu.ghost import Ghost
+from lifecycle.step import StepBatch
+from loops.select import LoopConfig
+from pawl.testing.expectations import OF_THE_GHOST, Expectations, drawn_alone
+from pawl.testing.workload import Arrival
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from gpu.models.config import ModelConfig
+    from gpu.runner import Runner
+    from gpu.select import BackendChoice
+
+STALE = 1000.0
+"""What pages hold before they are written: a finite number, as a masked place counts 0 times what is there."""
+
+
+class Model(Protocol):
+    """A model of the ghost's vocabulary."""
+
+    name: str
+    expectations: Expectations
+
+    def runner(self, config: LoopConfig) -> Any:
+        """A runner for this server, on which nothing has run; the one given before is not used any more."""
+
+
+class GhostModel:
+    """No model: a hash that sees every defect of memory."""
+
+    name = "ghost"
+    expectations = OF_THE_GHOST
+
+    def runner(self, config: LoopConfig) -> Ghost:
+        return Ghost.for_shape(config, small=True)
+
+
+GHOST = GhostModel()
+
+
+class RealModel:
+    """Forward passes. Every request must get what it gets from a runner that it has for itself.
+
+    Exact where a row's result does not depend on its batch (`docs/architecture.md`, "What may differ between runs");
+    elsewhere two nearly equal logits may be taken for a defect.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Callable[[], dict[str, Tensor]],
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        backend: BackendChoice = "auto",
+        deterministic: bool = False,
+        longest: int = 64,
+    ) -> None:
+        """`weights` makes a copy that a runner may keep; `longest`: tokens of a request at the most."""
+        self.name = f"{config.architecture} on {device}"
+        self.expectations = Expectations(self._alone)
+        self._config = config
+        self._weights = weights
+        self._device, self._dtype, self._backend, self._deterministic = device, dtype, backend, deterministic
+        self._longest = longest
+        self._runners: dict[tuple[int, ...], Runner] = {}
+
+    def runner(self, config: LoopConfig) -> Runner:
+        return self._emptied(config.num_pages, config.page_size, config.max_running, config.max_context)
+
+    def _alone(self, arrival: Arrival) -> list[int]:
+        return drawn_alone(self._emptied(1, self._longest, 1, self._longest), arrival, self._longest)
+
+    def _emptied(self, num_pages: int, page_size: int, num_slots: int, max_context: int) -> Runner:
+        """A runner of this size; one is made once, and then emptied."""
+        import torch
+
+        from gpu.runner import Runner
+
+        size = num_pages, page_size, num_slots, max_context
+        if size not in self._runners:
+            self._runners[size] = Runner(
+                self._config,
+                self._weights(),
+                num_pages=num_pages,
+                page_size=page_size,
+                num_slots=num_slots,
+                max_context=max_context,
+                device=self._device,
+                dtype=self._dtype or torch.float32,
+                threads=1,
+                backend=self._backend,
+                deterministic=self._deterministic,
+            )
+        runner = self._runners[size]
+        runner.reset()
+        # What an earlier run wrote could be right by chance.
+        runner.kv.data.fill_(STALE)
+        return runner
+
+
+class StepLost(RuntimeError):
+    """A step fails because the schedule says so."""
+
+
+class Fallible:
+    """A runner whose steps fail where the schedule says so."""
+
+    def __init__(self, runner: Any, strikes: Callable[[str], bool]) -> None:
+        self._runner = runner
+        self._strikes = strikes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def launch(self, batch: StepBatch) -> Any:
+        if self._strikes("step"):
+            raise StepLost(f"step {batch.step}")
+        return self._runner.launch(batch)

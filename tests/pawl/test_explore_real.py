@@ -1,0 +1,134 @@
+"""Real forward passes under explored schedules: every request gets what it gets from a runner of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from hypothesis import settings
+
+from actors.runtime.faults import Faults
+from gpu.backend import BackendUnavailable
+from gpu.ghost_language import VOCABULARY_SIZE
+from gpu.models.config import ModelConfig, Rope
+from gpu.runner import Runner
+from gpu.select import BackendChoice, native_backend
+from lifecycle.step import StepBatch
+from loops.select import LoopConfig
+from pawl.testing import Arrival, PropertyFailed, Shape, Workload, explore_workload
+from pawl.testing.models import RealModel
+from tests.gpu.driving import DEVICES
+from tests.gpu.native_models import random_weights
+
+CONFIG = ModelConfig(
+    architecture="llama",
+    vocab_size=VOCABULARY_SIZE,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+    max_position=64,
+    norm_epsilon=1e-6,
+    rope=Rope(10_000.0),
+    windows=(None, None),
+    query_scale=8**-0.5,
+)
+CELLS = [(pacing, mixed) for pacing in ("lockstep", "overlap") for mixed in (False, True)]
+NIGHTLY = settings().max_examples > 1000
+SCHEDULES, WORKLOADS = (50, 60) if NIGHTLY else (6, 6)
+
+
+def cpu_backend() -> BackendChoice:
+    """The compiled kernels, whose rows do not depend on their batch, where they can be built."""
+    try:
+        native_backend()
+    except BackendUnavailable:
+        return "torch"
+    return "native"
+
+
+def model_on(device: str) -> RealModel:
+    """A tiny random Llama in float32."""
+    backend: BackendChoice = cpu_backend() if device == "cpu" else "auto"
+    return RealModel(
+        CONFIG,
+        lambda: random_weights(CONFIG, torch.float32),
+        device=device,
+        backend=backend,
+        deterministic=device != "cpu",
+    )
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def model(request: pytest.FixtureRequest) -> RealModel:
+    return model_on(request.param)
+
+
+@pytest.mark.parametrize(("pacing", "mixed"), CELLS)
+def test_real_passes_give_every_request_its_own_tokens(model: RealModel, pacing: str, mixed: bool) -> None:
+    for seed in range(WORKLOADS):
+        workload = Workload.random(seed, pacing=pacing, mixed=mixed)
+        faults = Faults(strike=seed % 2)
+        strategy = ("pct", "random", "pos")[seed % 3]
+        outcome = explore_workload(
+            workload, strategy, SCHEDULES, seed=seed, faults=faults, confirm_every=SCHEDULES, model=model
+        )
+        assert outcome.failure is None, outcome.failure
+        assert outcome.result.schedules == SCHEDULES
+
+
+SHARING = Workload(
+    arrivals=(
+        Arrival(prompt=(97, 98, 97, 98, 98), max_new_tokens=6),
+        Arrival(prompt=(97, 98, 97, 98, 97), max_new_tokens=6, seed=3),
+        Arrival(prompt=(98, 98, 97), max_new_tokens=5, after_tokens=4),
+    ),
+    shape=Shape(num_pages=12, max_running=2),
+)
+
+
+def test_prefixes_and_slots_that_are_used_again_give_the_same_tokens(model: RealModel) -> None:
+    outcome = explore_workload(SHARING, "pct", SCHEDULES, model=model)
+    assert outcome.failure is None, outcome.failure
+
+
+def test_the_model_says_other_things_to_other_prompts() -> None:
+    alone = model_on("cpu").expectations.alone
+    outputs = {alone(Arrival(prompt=prompt, max_new_tokens=6)) for prompt in ((97,), (98,), (97, 98), (98, 97))}
+    assert len(outputs) == 4
+
+
+class CarelessRunner:
+    """A runner that is not told right."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def launch(self, batch: StepBatch) -> Any:
+        pages = batch.pages.copy()
+        if len(pages) > 1:
+            pages[1] = pages[0]
+        return self._runner.launch(msgspec.structs.replace(batch, pages=pages))
+
+
+class Careless(RealModel):
+    """Its runners write the second page of a row where the first one is."""
+
+    def runner(self, config: LoopConfig) -> Any:
+        return CarelessRunner(super().runner(config))
+
+
+def test_a_page_that_is_lost_shows_in_the_tokens() -> None:
+    careless = Careless(CONFIG, lambda: random_weights(CONFIG, torch.float32), backend=cpu_backend())
+    outcome = explore_workload(SHARING, "fair", 1, shrink=False, model=careless)
+    assert outcome.failure is not None
+    error = outcome.failure.failure.error
+    assert isinstance(error, PropertyFailed)
+    assert error.property == "schedule_equivalence"
