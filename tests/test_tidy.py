@@ -255,6 +255,18 @@ def test_every_page_that_the_readme_links_to_exists() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_every_test_that_the_documents_name_exists() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    named = {match for page in pages for match in re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text())}
+    assert len(named) >= 10, "the reader of the pages reads nothing"
+    missing = [
+        f"{file}::{test}"
+        for file, test in sorted(named)
+        if not (ROOT / file).exists() or f"def {test}(" not in (ROOT / file).read_text()
+    ]
+    assert missing == []
+
+
 def test_every_make_target_says_what_it_is_for() -> None:
     lines = (ROOT / "Makefile").read_text().splitlines()
     targets = [line for line in lines if re.match(r"^[a-z][a-z-]*:(?!=)", line)]
