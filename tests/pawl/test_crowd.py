@@ -136,7 +136,7 @@ def real_parts(loop_config: LoopConfig, trace_dir: Path, dtype: str) -> Parts:
         parts = load_parts(build_config(settings))
     except BackendUnavailable as missing:
         pytest.skip(str(missing))
-    return replace(parts, loop_config=loop_config)
+    return replace(parts, loop_config=replace(loop_config, weights=parts.loop_config.weights))
 
 
 @pytest.mark.parametrize(
