@@ -190,15 +190,31 @@ class KvStore:
         two = num_window_pages is not None
         self._windowed = tuple(two and window is not None for window in config.windows)
         self._index = tuple(self._windowed[:layer].count(own) for layer, own in enumerate(self._windowed))
-        page_shape = (page_size, config.num_kv_heads, config.head_dim)
-        self.data = _zeros((self._windowed.count(False), 2, num_pages, *page_shape), dtype, torch.device(device))
-        self.window_data: Tensor | None = None
-        if num_window_pages is not None:
-            shape = (self._windowed.count(True), 2, num_window_pages, *page_shape)
-            self.window_data = _zeros(shape, dtype, torch.device(device))
+        self._page_shape = (page_size, config.num_kv_heads, config.head_dim)
+        self.page_size = page_size
+        self.data = self._pages(False, num_pages, dtype, torch.device(device))
         self.num_pages = num_pages
         self.num_window_pages = num_window_pages
-        self.page_size = page_size
+        self.window_data: Tensor | None = None
+        if num_window_pages is not None:
+            self.window_data = self._pages(True, num_window_pages, dtype, torch.device(device))
+
+    def _pages(self, windowed: bool, num_pages: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return _zeros((self._windowed.count(windowed), 2, num_pages, *self._page_shape), dtype, device)
+
+    def resize(self, num_pages: int, num_window_pages: int | None) -> None:
+        """Other numbers of pages, zeroed; what they held is gone, and so are views of them. Raises ValueError for a
+        second store where there was none, or none where there was one."""
+        if (num_window_pages is None) != (self.window_data is None):
+            raise ValueError("a store keeps its second part, or goes on without one")
+        dtype, device = self.data.dtype, self.data.device
+        # The old pages go first: a device may not hold both.
+        self.data = torch.empty(0, dtype=dtype, device=device)
+        self.data = self._pages(False, num_pages, dtype, device)
+        if num_window_pages is not None:
+            self.window_data = torch.empty(0, dtype=dtype, device=device)
+            self.window_data = self._pages(True, num_window_pages, dtype, device)
+        self.num_pages, self.num_window_pages = num_pages, num_window_pages
 
     def windowed(self, layer: int) -> bool:
         """Whether the layer's pages are in the second store: entries of the window table."""

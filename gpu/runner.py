@@ -21,6 +21,8 @@ from torch import Tensor
 from gpu.backend import ForwardInputs, GreedyBackend
 from gpu.batches import check_batch
 from gpu.copies import Pending, copies_from
+from gpu.cuda.graphs import CudaRecorder, DecodeGraphs, GraphBackend, Recorder
+from gpu.cuda.shapes import GraphShape
 from gpu.devices import available_threads, upload
 from gpu.kv import KvStore
 from gpu.models.config import ModelConfig
@@ -114,7 +116,48 @@ class Runner:
         self._copies = copies_from(self.device)
         self._changed: list[tuple[Int32s, Int32s]] = []
         """Entries of the tables that were set since the backend last saw them."""
+        self._graphs: DecodeGraphs | None = None
         self._in_flight: list[int] = []
+
+    # ---- before the first step ----
+
+    def resize(self, num_pages: int, num_window_pages: int | None) -> None:
+        """Other numbers of pages; what they held is gone. Raises ValueError once there are graphs, which hold addresses
+        of pages, and for the compiled CPU kernels, which do so too."""
+        if self._graphs is not None or self.backend.name == "native":
+            raise ValueError("pages cannot move any more")
+        self.kv.resize(num_pages, num_window_pages)
+        self.reset()
+
+    def prepare_graphs(self, recorder: Recorder | None = None) -> list[GraphShape]:
+        """Get ready to record the decode steps of this device, and return their sizes, largest first; none where steps
+        cannot be recorded. `recorder` None: that of the device, where it has one."""
+        backend = self.backend
+        if recorder is None and self.device.type == "cuda":
+            recorder = CudaRecorder(self.device)
+        if recorder is None or not isinstance(backend, GraphBackend) or not backend.recordable:
+            return []
+        num_slots, pages_per_slot = self.page_table.shape
+        self._graphs = backend.allocate_graphs(
+            recorder,
+            max_rows=num_slots,
+            num_slots=num_slots,
+            pages_per_slot=pages_per_slot,
+            max_context=self.max_context,
+        )
+        return list(self._graphs.shapes)
+
+    def record_graph(self, shape: GraphShape) -> None:
+        """Record one of what `prepare_graphs` returned: decode steps of that size are replayed from now on."""
+        if self._graphs is None:
+            raise ValueError("graphs are prepared before they are recorded")
+        self._graphs.record(shape)
+
+    def free_graphs(self) -> None:
+        """Forget all graphs; steps are computed without them, and pages may move again."""
+        if self._graphs is not None and isinstance(self.backend, GraphBackend):
+            self.backend.free_graphs()
+        self._graphs = None
 
     @property
     def backend_name(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
 import structlog
 import torch
 
@@ -15,8 +16,10 @@ from gpu.models.config import ModelConfig
 from gpu.runner import Runner
 from gpu.weights.fingerprint import weights_fingerprint
 from gpu.weights.source import load_weights, resolve_source
+from loops.select import LoopConfig
 from pawl.config import ConfigError, ServerConfig
 from pawl.parts import Parts, assemble, check_settings, make_loop_config
+from pawl.sizing import check_weights, settle_pages
 from pawl.tiers import wants_tiers
 
 log = structlog.get_logger("pawl.assembly")
@@ -24,8 +27,8 @@ log = structlog.get_logger("pawl.assembly")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DEFAULT_CHUNK = {"cpu": 512, "cuda": 8192}
 """Prompt tokens in one step: enough to keep the device busy, few enough that running requests do not wait long."""
-KV_SHARE = {"cpu": 0.25, "cuda": 0.9}
-"""Of the memory that is free once the weights are loaded."""
+KV_SHARE = {"cpu": 0.25, "cuda": 1.0}
+"""Of the memory that is free now; on a CUDA device an upper bound, until `settle_pages` has measured."""
 CPU_KV_LIMIT = 1 << 30
 """Bytes; a CPU server rarely needs more, and its memory is shared with everything else on the machine."""
 
@@ -33,8 +36,8 @@ CPU_KV_LIMIT = 1 << 30
 def load_parts(config: ServerConfig) -> Parts:
     """Load the model named by the configuration.
 
-    Raises ModelNotFound, UnsupportedModel, UnsupportedVocabulary, BackendUnavailable, KvDoesNotFit or ConfigError, each
-    with a message for the user.
+    Raises ModelNotFound, UnsupportedModel, UnsupportedVocabulary, BackendUnavailable, KvDoesNotFit, WeightsDoNotFit,
+    ModelDoesNotFit or ConfigError, each with a message for the user.
     """
     began = time.monotonic()
     check_settings(config)
@@ -55,10 +58,14 @@ def load_parts(config: ServerConfig) -> Parts:
         window=widest_window(source.config) if two_pools else None,
         num_window_pages=plan.num_window_pages,
     )
+    on_device = device == "cuda"
+    if on_device:
+        check_weights(sum(weight.nbytes for weight in weights.values()), device)
     runner = Runner(
         source.config,
         weights,
-        num_pages=plan.num_pages,
+        # On a device pages come when it is known what everything else takes.
+        num_pages=1 if on_device else plan.num_pages,
         page_size=plan.page_size,
         num_slots=loop_config.max_running,
         max_context=loop_config.max_context,
@@ -66,9 +73,13 @@ def load_parts(config: ServerConfig) -> Parts:
         dtype=dtype,
         threads=config.threads,
         backend=config.backend,
-        num_window_pages=plan.num_window_pages,
+        num_window_pages=1 if on_device and plan.num_window_pages is not None else plan.num_window_pages,
         deterministic=config.deterministic,
     )
+    if on_device:
+        asked = plan if _sized(config) else None
+        plan = settle_pages(config, runner, loop_config, asked)
+        loop_config = _with_pages(loop_config, plan)
     facts: dict[str, Any] = {
         "architecture": source.config.architecture,
         "device": device,
@@ -90,10 +101,28 @@ def load_parts(config: ServerConfig) -> Parts:
     )
 
 
+def _sized(config: ServerConfig) -> bool:
+    """Whether the user has said how many pages there are."""
+    return config.kv_tokens is not None or config.kv_memory_gb is not None
+
+
+def _with_pages(loop_config: LoopConfig, plan: MemoryPlan) -> LoopConfig:
+    """`loop_config` over the pages of `plan`."""
+    return msgspec.structs.replace(
+        loop_config,
+        num_pages=plan.num_pages,
+        num_window_pages=plan.num_window_pages,
+        max_context=min(loop_config.max_context, plan.num_tokens),
+    )
+
+
 def _check_deterministic(config: ServerConfig) -> None:
     """Raises ConfigError, before anything is loaded, where the promise could not be kept."""
     if config.deterministic and config.backend == "torch":
-        raise ConfigError("deterministic: needs the backend native; the sums of torch depend on the batch", "backend")
+        raise ConfigError(
+            "deterministic: the sums of torch depend on the batch; those of native (CPU) and triton (CUDA) do not",
+            "backend",
+        )
 
 
 def _two_pools(config: ServerConfig, model: ModelConfig) -> bool:
@@ -120,7 +149,8 @@ def _prefill_chunk(config: ServerConfig) -> int:
 
 
 def _plan(config: ServerConfig, model: ModelConfig, dtype: torch.dtype, two_pools: bool) -> MemoryPlan:
-    """Pages for the KV cache: what the user named, or a share of what is free."""
+    """Pages for the KV cache: what the user named, or a share of what is free. On a CUDA device the latter is an upper
+    bound: weights are not there yet."""
     chunk = _prefill_chunk(config) if two_pools else None
     if config.kv_tokens is not None:
         return plan_tokens(model, dtype, config.page_size, config.kv_tokens, chunk=chunk)

@@ -65,8 +65,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         AtLeastOne | None, _meta("model", "tokens of prompt and output together; otherwise what the model was made for")
     ] = None
     backend: Annotated[
-        Literal["auto", "native", "torch"],
-        _meta("model", "native: compiled CPU kernels; torch: plain PyTorch; auto: native where it can run"),
+        Literal["auto", "native", "triton", "torch"],
+        _meta(
+            "model",
+            "native: compiled kernels for CPUs; triton: kernels for CUDA; torch: plain PyTorch; auto: the best",
+        ),
     ] = "auto"
     deterministic: Annotated[
         bool, _meta("model", "the same bits for a request whatever it is scheduled with; refused where that cannot be")
@@ -112,6 +115,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = None
     kv_memory_gb: Annotated[
         AboveZero | None, _meta("memory", "memory for pages; otherwise a share of what is free at the start")
+    ] = None
+    memory_share: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        _meta(
+            "memory",
+            "of a CUDA device's memory, how much weights, pages and everything else may take together; otherwise 0.9",
+        ),
     ] = None
     cache: Annotated[
         Literal["radix", "none"], _meta("memory", "whether prompts share the pages of equal beginnings")

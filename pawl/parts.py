@@ -74,6 +74,12 @@ def check_settings(config: ServerConfig) -> None:
         raise ConfigError(f"eviction: {error}", "eviction") from error
     _core(config, config.cache)
     wants_tiers(config)
+    sized = config.kv_tokens is not None or config.kv_memory_gb is not None
+    if config.memory_share is not None and (config.device != "cuda" or sized):
+        raise ConfigError(
+            "memory_share: is for a CUDA device, and for pages that neither kv_tokens nor kv_memory_gb size",
+            "memory_share",
+        )
 
 
 def _core(config: ServerConfig, kind: str) -> Core:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -59,6 +59,22 @@ class CudaRecorder:
         self._pool = graph.pool()
         replay: Replay = graph.replay
         return replay
+
+
+@runtime_checkable
+class GraphBackend(Protocol):
+    """A backend whose decode steps can be graphs."""
+
+    recordable: bool
+    """Whether they can for the model it was made with."""
+
+    def allocate_graphs(
+        self, recorder: Recorder, *, max_rows: int, num_slots: int, pages_per_slot: int, max_context: int
+    ) -> DecodeGraphs:
+        """Get ready to record; graphs are used once they are there. Tables and store must not move from now on."""
+
+    def free_graphs(self) -> None:
+        """Forget all graphs; tables and store may move again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,16 @@ class ModelDoesNotFit(Exception):
         self.share = share
 
 
+class WeightsDoNotFit(Exception):
+    """The weights alone are more than the device has free. Both in bytes."""
+
+    def __init__(self, weights: int, free: int) -> None:
+        gib = float(1 << 30)
+        super().__init__(f"the weights take {weights / gib:.2f} GiB, and {free / gib:.2f} are free on the device")
+        self.weights = weights
+        self.free = free
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
     """What was measured on a device once the weights are there, bytes."""

@@ -20,6 +20,7 @@ FAILURES = {
     "gpu.models.config": ("UnsupportedModel",),
     "gpu.backend": ("BackendUnavailable",),
     "gpu.kv": ("KvDoesNotFit",),
+    "gpu.cuda.memory": ("ModelDoesNotFit", "WeightsDoNotFit"),
     "actors.tiers.files": ("StorageUnusable",),
     "actors.text.conversion": ("UnsupportedVocabulary",),
     "actors.text.invalid": ("InvalidRequest",),

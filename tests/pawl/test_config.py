@@ -37,7 +37,7 @@ def example(setting: Setting) -> Any:
         return not setting.default
     if setting.choices:
         return next(choice for choice in setting.choices if choice != setting.default)
-    return {int: 7, float: 2.5, str: "seven"}[setting.kind]
+    return {int: 7, float: 0.5, str: "seven"}[setting.kind]
 
 
 def words_for(setting: Setting, value: Any) -> list[str]:
