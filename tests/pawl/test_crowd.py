@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gpu.backend import BackendUnavailable
@@ -136,7 +137,7 @@ def real_parts(loop_config: LoopConfig, trace_dir: Path, dtype: str) -> Parts:
         parts = load_parts(build_config(settings))
     except BackendUnavailable as missing:
         pytest.skip(str(missing))
-    return replace(parts, loop_config=replace(loop_config, weights=parts.loop_config.weights))
+    return replace(parts, loop_config=msgspec.structs.replace(loop_config, weights=parts.loop_config.weights))
 
 
 @pytest.mark.parametrize(
