@@ -66,6 +66,8 @@ class GhostDraws:
         self._min_p = np.zeros(slots)
         self._truncates = np.zeros(slots, np.bool_)
         """Whether any of these three leaves tokens out."""
+        self._adjusts = np.zeros(slots, np.bool_)
+        """Whether anything moves its logits."""
         self._seed = np.zeros(slots, np.uint64)
         self._penalties = np.zeros((slots, 3), np.float32)
         """Repetition, presence, frequency."""
@@ -91,6 +93,7 @@ class GhostDraws:
             self._top_p[slot] = sampling.top_p
             self._min_p[slot] = sampling.min_p
             self._truncates[slot] = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+            self._adjusts[slot] = bool(sampling.penalised or sampling.logit_bias or sampling.min_new_tokens)
             self._seed[slot] = sampling.seed & 0xFFFFFFFFFFFFFFFF
             self._penalties[slot] = sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty
             self._bias[slot] = 0.0
@@ -121,9 +124,8 @@ class GhostDraws:
         if not len(slots):
             return Drawn(np.zeros(0, np.int32), None, prompts)
         logits = self._language.logits(computed.states[rows], computed.tokens[rows])
-        tokens = self._choose(
-            self._adjusted(logits, slots), slots, (batch.starts + batch.lengths)[batch.samples][special]
-        )
+        adjusted = self._adjusted(logits, slots) if self._adjusts[slots].any() else logits
+        tokens = self._choose(adjusted, slots, (batch.starts + batch.lengths)[batch.samples][special])
         self._seen[slots, tokens] = True
         self._counts[slots, tokens] += 1
         self._num_output[slots] += 1
