@@ -224,7 +224,8 @@ class History:
         chained, samples = uint8s(record.chained) != 0, uint8s(record.samples) != 0
         if any(len(column) != len(rows) for column in (starts, slots, lengths, chained, samples)):
             raise Malformed(f"the columns of step {record.step} differ in length")
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.num_rows:
+        listed = rows.tolist()
+        if listed and not 0 <= min(listed) <= max(listed) < self.num_rows:
             raise Malformed(f"step {record.step} names a row that no request was given")
         self._last_step = record.step
         self.step = Step(

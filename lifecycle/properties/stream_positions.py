@@ -82,7 +82,7 @@ class StreamPositions(Property):
         if not sound.all():
             index = int((~sound).argmax())
             found.append(self.violation(history, self._fault(history, index), int(step.requests[index])))
-        if len(rows) > 1 and len(np.unique(rows)) != len(rows):
+        if len(rows) > 1 and len(set(rows.tolist())) != len(rows):  # many times quicker than np.unique
             values, counts = np.unique(rows, return_counts=True)
             request = int(history.request[values[counts > 1][0]])
             found.append(self.violation(history, f"step {step.step} has two segments of one request", request))
