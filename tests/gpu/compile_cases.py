@@ -18,6 +18,7 @@ from gpu.kernels.matmul import matmul
 from gpu.kernels.norm import add_norm
 from gpu.kernels.prefill import attend_segments
 from gpu.kernels.rotary import turn_and_store
+from gpu.kernels.sampling import draw, likeliest, penalise
 from gpu.kernels.tokens import remember, resolve
 from tests.gpu.native_models import ODD, SWITCHED
 
@@ -107,6 +108,18 @@ def tokens() -> None:
     remember(ints(128), ints(ROWS), ints(ROWS))
 
 
+def sample() -> None:
+    """A batch with a vocabulary as large as that of Llama 3."""
+    logits, numbers = tensor(ROWS, 128_256, dtype=torch.float32), tensor(ROWS, dtype=torch.float32)
+    draw(
+        logits, temperature=numbers, top_k=ints(ROWS), top_p=numbers, min_p=numbers, keys=ints(ROWS, 2),
+        greedy=tensor(ROWS, dtype=torch.bool),
+    )  # fmt: skip
+    likeliest(tensor(ROWS, 128_256))
+    prompts = tensor(4, 128_256, dtype=torch.bool)
+    penalise(logits, ints(ROWS), tensor(ROWS, 3, dtype=torch.float32), ints(4, 128_256), prompts)
+
+
 def too_much() -> None:
     """More than a program's registers hold. For a process that compiles nothing else."""
     prefill_file.KEY_TILE = 256
@@ -140,6 +153,7 @@ CASES = both(ATTENTION) | {
     "rows of 8B": partial(rows, 32, 8, 128, 4096, switched=False),
     "rows of Gemma": partial(rows, 4, 1, 256, 640, switched=True),
     "tokens": tokens,
+    "sampling": sample,
     "matmul, few rows in pieces": partial(multiply, 64, 4096, 4096, torch.bfloat16),
     "matmul, few rows whole": partial(multiply, 64, 28_672, 4096, torch.bfloat16),
     "matmul, many rows": partial(multiply, 8192, 6144, 4096, torch.bfloat16),
