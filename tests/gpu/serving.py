@@ -32,6 +32,8 @@ class Asked:
     penalty: float = 0.0
     num_top: int | None = 2
     """None: no log-probabilities, and then a backend may choose the likeliest token by itself."""
+    prompt_scores: bool = False
+    """Whether the prompt's tokens are scored too; what comes of that is not kept here."""
 
     @property
     def sampling(self) -> SamplingParameters:
@@ -43,6 +45,7 @@ class Asked:
             frequency_penalty=self.penalty,
             max_new_tokens=self.num_output,
             top_logprobs=self.num_top,
+            prompt_logprobs=self.prompt_scores,
             eos_token_ids=(),
         )
 

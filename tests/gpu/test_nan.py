@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -26,9 +28,14 @@ INFINITE = float("inf")
 NAN = float("nan")
 
 
-def worker(backend: str, value: float, *, everywhere: bool = False) -> Worker:
+def worker(
+    backend: str, value: float, *, everywhere: bool = False, change: Mapping[str, float] = MappingProxyType({})
+) -> Worker:
+    """`value` is put into the poison's embedding, or its row of the head; `change` says what to fill weights with."""
     weights = random_weights(ODD, torch.float32)
     weights["lm_head.weight" if everywhere else "model.embed_tokens.weight"][POISON, 3] = value
+    for name, filling in change.items():
+        weights[name].fill_(filling)
     return Worker(
         ODD,
         weights,
@@ -60,12 +67,14 @@ def record(serving: Serving) -> list[Any]:
     return made
 
 
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"num_top": None},
     "greedy with scores": {},
     "sampled": {"temperature": 1.0},
     "sampled from a nucleus": {"temperature": 0.7, "top_p": 0.9},
     "sampled from a few": {"temperature": 0.7, "top_k": 5},
+    "sampled with a penalty": {"temperature": 0.7, "penalty": 0.5},
+    "with the prompt's scores": {"prompt_scores": True},
 }
 
 
@@ -104,6 +113,35 @@ def test_a_request_that_draws_the_poison_keeps_the_tokens_before_it(pacing: str,
         assert POISON not in tokens[:-1], "the first one is the last token that means something"
         assert serving.ending_of[request].num_output == len(tokens)
     assert Cause.INTERNAL in ends
+
+
+# Both layers, each kind of weight that a token passes through; and the head, all rows of it.
+BROKEN = (
+    "model.layers.0.self_attn.v_proj.weight",
+    "model.layers.1.mlp.down_proj.weight",
+    "model.layers.1.post_attention_layernorm.weight",
+    "lm_head.weight",
+)
+
+
+@pytest.mark.parametrize("value", [NAN, INFINITE, -INFINITE])
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        *((backend, name) for backend in ("native", "torch") for name in BROKEN),
+        # Not of torch: its attention on a CPU answers queries that are no numbers with zeros: not to be seen.
+        ("native", "model.layers.0.self_attn.q_proj.weight"),
+        ("native", "model.layers.1.self_attn.k_proj.weight"),
+    ],
+)
+def test_a_broken_weight_ends_every_request_and_the_engine_stays_up(backend: str, name: str, value: float) -> None:
+    broken = worker(backend, 0.5, change={name: value})
+    for way in WAYS.values():
+        serving = Serving(broken)
+        requests = [serving.ask(replace(GOOD, **way)) for _ in range(3)]
+        serving.run()
+        assert {serving.cause(request) for request in requests} == {Cause.INTERNAL}, way
+        assert serving.loop.counters.generated_tokens == 0
 
 
 def test_a_model_that_gives_no_numbers_ends_every_request_and_stays_up() -> None:
