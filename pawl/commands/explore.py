@@ -41,6 +41,8 @@ CELLS = {
     "lockstep-mixed": ("lockstep", True),
     "lockstep": ("lockstep", False),
 }
+QUEUE_EVERY = 5
+"""Workloads of which one is a queue for few places: the order of admission shows there."""
 UNSTEADY = "one_decision_log: the same schedule came out differently"
 REPORT_S = 0.5
 PATIENCE_S = 10.0
@@ -117,7 +119,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workload", type=Path, metavar="FILE", help="of `pawl trace export scenario`, in place of random ones"
     )
     parser.add_argument("--no-shrink", action="store_true", help="leave a counterexample as large as it was found")
-    parser.add_argument("--max-requests", type=int, default=5, metavar="N", help="of one workload (default: 5)")
+    parser.add_argument(
+        "--max-requests", type=int, default=5, metavar="N", help="of one workload (default: 5); queues have 6 to 9"
+    )
     parser.add_argument("--faults", type=int, default=1, metavar="N", help="lost steps in a run at most (default: 1)")
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="of workloads and schedules")
     parser.add_argument(
@@ -365,7 +369,7 @@ def _explore(task: Task) -> Iterator[Report]:
 
 
 def _workload(task: Task, seed: int) -> Workload:
-    from pawl.testing import Workload
+    from pawl.testing import Workload, queue
 
     if task.workload is not None:
         return load_scenario(task.workload).workload
@@ -374,6 +378,8 @@ def _workload(task: Task, seed: int) -> Workload:
         fixed["pacing"], fixed["mixed"] = CELLS[task.cell]
     if task.cache != "any":
         fixed["cache"] = task.cache
+    if seed % QUEUE_EVERY == 0:
+        return queue(seed, **fixed)
     return Workload.random(seed, max_requests=task.max_requests, **fixed)
 
 

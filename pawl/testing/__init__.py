@@ -11,6 +11,7 @@ from pawl.testing.cluster import cluster
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.exploring import STRATEGIES, Found, explore_workload, load_schedule, replay_schedule
 from pawl.testing.properties import BoundedOvertaking
+from pawl.testing.queues import queue
 from pawl.testing.workload import Arrival, Flush, Shape, Workload, workloads
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "cluster",
     "explore_workload",
     "load_schedule",
+    "queue",
     "replay_schedule",
     "workloads",
 ]

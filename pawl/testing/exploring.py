@@ -56,7 +56,11 @@ class Found(NamedTuple):
         choices.save(path)
 
     def __str__(self) -> str:
-        requests = [f"  request: {_brief(arrival)}" for arrival in self.workload.arrivals]
+        arrivals = self.workload.arrivals
+        # Numbers are given when requests are sent: where some are sent later, another order may come about.
+        delayed = any(arrival.at_s or arrival.after_tokens for arrival in arrivals)
+        names = [("request" if delayed else f"request {number}") for number in range(1, len(arrivals) + 1)]
+        requests = [f"  {name}: {_brief(arrival)}" for name, arrival in zip(names, arrivals, strict=True)]
         return "\n".join([str(self.failure), f"  server: {_brief(self.workload.shape)}", *requests])
 
 

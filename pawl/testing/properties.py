@@ -22,15 +22,15 @@ class BoundedOvertaking(Property):
     def __init__(self, limit: int = USUAL_LIMIT) -> None:
         self.limit = limit
         self._priority: dict[int, int] = {}
-        self._overtaken: dict[int, int] = {}
-        """request that was never admitted -> how many have overtaken it; in order of arrival"""
+        self._overtaken: dict[int, list[int]] = {}
+        """request that was never admitted -> those that have overtaken it; in order of arrival"""
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
             case Submitted():
                 self._priority[record.request] = record.priority
             case Transition(event=Event.SUBMIT):
-                self._overtaken[record.request] = 0
+                self._overtaken[record.request] = []
             case Transition(event=Event.FINISH | Event.ABORT):
                 self._overtaken.pop(record.request, None)
             case Transition(event=Event.ADMIT) if record.request in self._overtaken:
@@ -40,11 +40,12 @@ class BoundedOvertaking(Property):
     def _admitted(self, request: int, history: History) -> Sequence[Violation]:
         del self._overtaken[request]
         found = []
-        for other in self._overtaken:
+        for other, ahead in self._overtaken.items():
             if other > request or self._priority[other] != self._priority[request]:
                 continue
-            self._overtaken[other] += 1
-            if self._overtaken[other] == self.limit + 1:
-                text = f"{self._overtaken[other]} later requests were admitted before it; {self.limit} may be"
+            ahead.append(request)
+            if len(ahead) == self.limit + 1:
+                who = ", ".join(map(str, ahead))
+                text = f"requests {who} came later and were admitted before it, in this order; {self.limit} may be"
                 found.append(self.violation(history, text, other))
         return found
