@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pawl.cli import main
-from pawl.testing import load_schedule
+from pawl.testing import Arrival, Shape, Workload, explore_workload, load_schedule
 
 pytestmark = pytest.mark.usefixtures("logs_apart")
 
@@ -64,6 +64,15 @@ def test_workers_report_to_one_summary(forgetful: str, tmp_path: Path, capsys: p
     assert main(["explore", "--seconds", "60", *words]) == 1
     assert "violations: 1" in capsys.readouterr().out
     assert load_schedule(saved).error.startswith("work_conserving")
+
+
+def test_what_the_cache_did_ahead_of_a_control_message_is_replayed() -> None:
+    """A stop string ends one request (a control message) in the step that has put the other one's pages into the cache."""
+    stopped = Arrival(prompt=(98,), max_new_tokens=4, stop_after=3)
+    other = Arrival(prompt=(98, 97, 98, 97, 97, 98, 98, 98, 98), max_new_tokens=1)
+    shape = Shape(num_pages=9, max_running=2, lookahead=0, pacing="lockstep")
+    outcome = explore_workload(Workload(arrivals=(stopped, other), shape=shape), "fair", 1)
+    assert outcome.failure is None, outcome.failure
 
 
 @pytest.mark.parametrize(
