@@ -67,7 +67,7 @@ def test_workers_report_to_one_summary(forgetful: str, tmp_path: Path, capsys: p
 
 
 def test_what_the_cache_did_ahead_of_a_control_message_is_replayed() -> None:
-    """A stop string ends one request (a control message) in the step that has put the other one's pages into the cache."""
+    """A stop string ends one request, by a message, in the step that has put the other one's pages into the cache."""
     stopped = Arrival(prompt=(98,), max_new_tokens=4, stop_after=3)
     other = Arrival(prompt=(98, 97, 98, 97, 97, 98, 98, 98, 98), max_new_tokens=1)
     shape = Shape(num_pages=9, max_running=2, lookahead=0, pacing="lockstep")
