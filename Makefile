@@ -17,7 +17,7 @@ NEEDS := pyproject.toml constraints.txt $(wildcard memory/prefix/native/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test setup-check serve test test-nightly test-replay check docs-generated \
-	bench-host bench-cache bench-pressure bench-cpu clean
+	bench-host bench-cache bench-pressure bench-cpu gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -82,6 +82,14 @@ bench-pressure: setup  ## live servers with each kind of cache, and memory for a
 	@$(BIN)/python -m benchmarks.pressure
 bench-cpu: setup  ## end to end on this CPU
 	@$(BIN)/python -m benchmarks.cpu
+
+# On a bare CUDA machine there may be no .venv: then any Python does that can import torch, triton and the packages of
+# pyproject.toml. What is missing there is installed from PIP_FIND_LINKS, if that is given; nothing is downloaded.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu-check:  ## tests and figures that need a CUDA device
+	@$(if $(PIP_FIND_LINKS),$(GPU_PYTHON) -m pip install -q --no-index --find-links "$(PIP_FIND_LINKS)" \
+		pytest hypothesis transformers msgspec structlog safetensors gguf)
+	@$(GPU_PYTHON) -m benchmarks.gpu
 
 clean:  ## remove what can be made again, but not .venv
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -180,7 +180,7 @@ def _fixed_order() -> Linear:
     from gpu.kernels.matmul import matmul  # fast mode does without it
 
     def product(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-        result: Tensor = matmul(rows, matrix)
-        return result if bias is None else result.add_(bias)
+        result: Tensor = matmul(rows, matrix, bias=bias)
+        return result
 
     return product

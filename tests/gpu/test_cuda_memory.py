@@ -17,6 +17,7 @@ from loops.select import LoopConfig
 from pawl import sizing
 from pawl.config import ConfigError, ServerConfig
 from pawl.parts import check_settings
+from tests.gpu.kernel_tools import DEVICE
 from tests.gpu.native_models import HYBRID, ODD, random_weights
 from tests.gpu.test_cuda_decoder import AgainRecorder
 from tests.gpu.test_runner import GREEDY, Steps
@@ -74,7 +75,7 @@ def test_the_largest_step_is_one_that_can_be_run_in_a_single_page(slots: int, co
 
 
 def test_what_is_measured_is_the_largest_step_and_every_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner, recorder = made(backend="triton", max_context=16), AgainRecorder()
+    runner, recorder = made(backend="triton", max_context=16, device=DEVICE), AgainRecorder()
     prepare = runner.prepare_graphs
     num_shapes = len(prepare(recorder))
     runner.free_graphs()
@@ -97,7 +98,7 @@ def test_a_runner_without_graphs_has_none_to_measure() -> None:
 
 
 def test_pages_cannot_move_where_somebody_holds_their_addresses() -> None:
-    runner = made(backend="triton", max_context=16)
+    runner = made(backend="triton", max_context=16, device=DEVICE)
     runner.prepare_graphs(AgainRecorder())
     for fixed in (runner, made(backend="native")):
         with pytest.raises(ValueError, match="cannot move"):
