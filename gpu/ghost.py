@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from gpu.batches import check_batch
 from gpu.ghost_draws import GhostDraws
-from gpu.ghost_language import VOCABULARY_SIZE, Language
+from gpu.ghost_language import VOCABULARY_SIZE, language_of
 from gpu.ghost_memory import Computed, GhostFault, GhostMemory
-from gpu.ghost_small import SmallMemory
+from gpu.ghost_small import SmallMemory, likeliest_after
 from gpu.ghost_store import GhostStore
 from gpu.ragged import ragged_offsets
 from lifecycle.request import SamplingParameters
@@ -32,6 +32,7 @@ from lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch, StepLog
 
 _NOTHING = -1
 """Last token of a slot that has drawn none."""
+NOTHING_DRAWN = "the slot has drawn no token to go on with"
 
 
 class PlannedFailure(RuntimeError):
@@ -85,7 +86,7 @@ class Ghost:
         self.num_slots = num_slots
         self.max_context = max_context
         self.step_s = step_s
-        self.language = Language(mean_output)
+        self.language = language_of(mean_output)
         sizes = {
             "num_pages": num_pages,
             "page_size": page_size,
@@ -190,12 +191,41 @@ class Ghost:
         if not len(batch.slots):
             return StepResult(batch.step, np.zeros(0, np.int32), forward_s=self.step_s)
         try:
+            if isinstance(self.memory, SmallMemory) and not self._special[batch.slots].any():
+                return self._launch_small(batch, self.memory)
             offsets = ragged_offsets(batch.lengths)
             computed = self.memory.compute(batch, self._resolve_tokens(batch, offsets), offsets)
         except GhostFault as fault:
             self.faults.append(fault)
             raise
         return self._drawn(batch, computed)
+
+    def _launch_small(self, batch: StepBatch, memory: SmallMemory) -> StepResult:
+        """A step of likeliest tokens only, without an array for each thing that is known of it."""
+        tokens: list[int] = []
+        fed: list[int] = []
+        """The last token of each segment."""
+        columns = (batch.slots, batch.starts, batch.lengths, batch.chained, self._last[batch.slots])
+        given = batch.tokens.tolist()
+        at = 0
+        for slot, start, length, chained, last in zip(*(column.tolist() for column in columns), strict=True):
+            if chained and last < 0:
+                raise GhostFault(batch.step, slot, start, NOTHING_DRAWN)
+            if chained:
+                tokens.append(last)
+            else:
+                tokens += given[at : at + length]
+                at += length
+            fed.append(tokens[-1])
+        totals = memory.sums(batch, tokens)
+        drawn = [
+            likeliest_after(self.language, sums[-1], token)
+            for sums, token, samples in zip(totals, fed, batch.samples.tolist(), strict=True)
+            if samples
+        ]
+        result = StepResult(batch.step, np.array(drawn, np.int32), forward_s=self.step_s)
+        self._last[batch.slots[batch.samples]] = result.tokens
+        return result
 
     def collect(self, launched: StepResult) -> StepResult:
         """What `launch` gave: it was computed there."""
@@ -219,7 +249,7 @@ class Ghost:
         if drawn.min() < 0:
             first = int(drawn.argmin())
             position = int(batch.starts[batch.chained][first])
-            raise GhostFault(batch.step, int(slots[first]), position, "the slot has drawn no token to go on with")
+            raise GhostFault(batch.step, int(slots[first]), position, NOTHING_DRAWN)
         tokens = np.empty(offsets[-1], np.int32)
         chained_rows = offsets[:-1][batch.chained]
         given = np.ones(len(tokens), np.bool_)

@@ -11,6 +11,7 @@ wherever it is not cut. All other logits are a hash of (state, token), so every 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -62,6 +63,12 @@ _LIKELIEST = _likeliest_tokens()
 _FLOORS = _floors()
 _OPENS = np.isin(np.arange(VOCABULARY_SIZE), _OPENERS).astype(np.intp)
 _TOKEN_WORDS: UInt64s = np.arange(1, VOCABULARY_SIZE + 1, dtype=np.uint64) * _TOKEN_STRIDE
+
+
+@lru_cache(maxsize=64)
+def language_of(mean_output: int | None) -> Language:
+    """One for all ghosts that speak alike."""
+    return Language(mean_output)
 
 
 class Language:

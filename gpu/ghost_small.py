@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from gpu.ghost_language import Language
 from gpu.ghost_memory import NEW, Computed, GhostMemory, fault_at
 from gpu.mixing import mix64
 from gpu.ragged import ragged_positions
@@ -24,6 +25,13 @@ _WORD = (1 << 64) - 1
 def _mixed(word: int) -> int:
     """`mix64` of one word. The same words come again under every schedule of a workload."""
     return int(mix64(np.array([word], np.uint64))[0])
+
+
+@lru_cache(maxsize=1 << 16)
+def likeliest_after(language: Language, total: int, token: int) -> int:
+    """The likeliest token of a row that has read `total` and was fed `token` last."""
+    states = np.array([_mixed(total)], np.uint64)
+    return int(language.likeliest(states, np.array([token], np.int32))[0])
 
 
 class SmallMemory(GhostMemory):
@@ -69,14 +77,20 @@ class SmallMemory(GhostMemory):
 
     def compute(self, batch: StepBatch, tokens: Int32s, offsets: Int32s) -> Computed:
         """Write and read the segments of a batch. Raises GhostFault; then only `clear` makes sense of the slots."""
+        states = [_mixed(total) for sums in self.sums(batch, tokens.tolist()) for total in sums]
+        positions = ragged_positions(batch.starts, batch.lengths, offsets)
+        return Computed(offsets, positions, tokens, np.array(states, np.uint64))
+
+    def sums(self, batch: StepBatch, tokens: list[int]) -> list[list[int]]:
+        """The same in fewer words: for each segment the sum of prefixes up to each of its positions, of which a hash is
+        the state there."""
         slots, starts, lengths = batch.slots.tolist(), batch.starts.tolist(), batch.lengths.tolist()
         self._welcome(batch, slots, starts)
-        totals = self._enter(batch, slots, starts, lengths, tokens.tolist())
+        totals = self._enter(batch, slots, starts, lengths, tokens)
         read = [
             self._look_over(batch, segment, slot, start + length)
             for segment, (slot, start, length) in enumerate(zip(slots, starts, lengths, strict=True))
         ]
-        states: list[int] = []
         for segment, slot in enumerate(slots):
             if read[segment] != totals[segment][-1]:
                 end = starts[segment] + lengths[segment]
@@ -85,9 +99,7 @@ class SmallMemory(GhostMemory):
                 raise fault_at(batch, segment, end - 1 if position is None else position, reason)
             self._lengths[slot] = starts[segment] + lengths[segment]
             self._totals[slot] = read[segment]
-            states += map(_mixed, totals[segment])
-        positions = ragged_positions(batch.starts, batch.lengths, offsets)
-        return Computed(offsets, positions, tokens, np.array(states, np.uint64))
+        return totals
 
     def _welcome(self, batch: StepBatch, slots: list[int], starts: list[int]) -> None:
         """Newcomers find their prefix in the cache, whole; others go on where they were."""

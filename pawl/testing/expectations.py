@@ -86,7 +86,7 @@ def ghost_alone(arrival: Arrival) -> Sequence[int]:
     if arrival.seed is None:
         return expected(arrival.prompt, arrival.max_new_tokens)
     total = len(arrival.prompt) + arrival.max_new_tokens
-    return drawn_alone(Ghost(num_pages=1, page_size=total, num_slots=1, max_context=total), arrival, total)
+    return drawn_alone(Ghost(num_pages=1, page_size=total, num_slots=1, max_context=total, small=True), arrival, total)
 
 
 class Expectations:

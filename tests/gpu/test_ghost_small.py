@@ -62,7 +62,7 @@ class Twins:
             lengths=int32s([length for _, _, length, _ in segments]),
             tokens=int32s(tokens),
             chained=np.array([chained for *_, chained in segments], np.bool_),
-            samples=np.ones(len(segments), np.bool_),
+            samples=np.array([draw.random() >= self.error_rate for _ in segments], np.bool_),
             page_slots=int32s([slot for slot, _, _ in changes]),
             page_indices=int32s([index for _, index, _ in changes]),
             pages=int32s([page for _, _, page in changes]),
@@ -126,6 +126,7 @@ def test_the_random_batches_show_every_kind_of_fault_and_long_runs_without() -> 
         "what is read is not what the slot has computed",
         "the cached prefix is broken here",
         "the slot has computed  positions so far",
+        "the slot has drawn no token to go on with",
     }
 
 
