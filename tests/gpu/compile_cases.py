@@ -14,6 +14,7 @@ from gpu.kernels import matmul as matmul_file
 from gpu.kernels import prefill as prefill_file
 from gpu.kernels.activation import gated
 from gpu.kernels.decode import attend_decode
+from gpu.kernels.experts import experts_forward, route
 from gpu.kernels.matmul import matmul
 from gpu.kernels.norm import add_norm
 from gpu.kernels.prefill import attend_segments
@@ -108,6 +109,18 @@ def tokens() -> None:
     remember(ints(128), ints(ROWS), ints(ROWS))
 
 
+def experts(count: int, chosen: int, hidden: int, inner: int, num_rows: int) -> None:
+    numbers, shares = route(tensor(num_rows, count), chosen, True, positions=ints(num_rows))
+    experts_forward(
+        tensor(num_rows, hidden),
+        tensor(count, 2 * inner, hidden),
+        tensor(count, hidden, inner),
+        numbers,
+        shares,
+        "silu",
+    )
+
+
 def sample() -> None:
     """A batch with a vocabulary as large as that of Llama 3."""
     logits, numbers = tensor(ROWS, 128_256, dtype=torch.float32), tensor(ROWS, dtype=torch.float32)
@@ -154,11 +167,13 @@ CASES = both(ATTENTION) | {
     "rows of Gemma": partial(rows, 4, 1, 256, 640, switched=True),
     "tokens": tokens,
     "sampling": sample,
+    "experts of 30B-A3B": partial(experts, 128, 8, 2048, 768, ROWS),
     "matmul, few rows in pieces": partial(multiply, 64, 4096, 4096, torch.bfloat16),
     "matmul, few rows whole": partial(multiply, 64, 28_672, 4096, torch.bfloat16),
     "matmul, many rows": partial(multiply, 8192, 6144, 4096, torch.bfloat16),
 }
 MORE_CASES = both(MORE_ATTENTION) | {
+    "experts of Mixtral": partial(experts, 8, 2, 4096, 14_336, 4000),
     "rows of 70B": partial(rows, 64, 8, 128, 8192, switched=True),
     "matmul, odd": partial(multiply, 300, 1000, 1000, torch.bfloat16),
     "matmul, float32": partial(multiply, 300, 576, 1536, torch.float32),
