@@ -27,9 +27,9 @@ from gpu.devices import available_threads, upload
 from gpu.kv import KvStore
 from gpu.models.config import ModelConfig
 from gpu.ragged import ragged_offsets, ragged_positions
-from gpu.sampler import Draws, Sampler
+from gpu.sampler import Draws
 from gpu.scoring import PromptScorer, PromptScores
-from gpu.select import BackendChoice, last_tokens_for, select_backend
+from gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
 from gpu.weights.fingerprint import weights_fingerprint
 from lifecycle.step import Int32s, StepBatch, StepResult
 from memory.window import NO_PAGE
@@ -108,7 +108,7 @@ class Runner:
         """How the bytes of a page are to be read, and whose they are: a copy of a page may be written wherever this is
         equal. Other weights give other keys and values for the same tokens, another backend other last bits."""
         self._greedy_backend = self.backend if isinstance(self.backend, GreedyBackend) else None
-        self.sampler = Sampler(config.vocab_size, num_slots, self.device)
+        self.sampler = sampler_for(self.backend, config.vocab_size, num_slots, self.device)
         self.scorer = PromptScorer(num_slots)
         self.page_table = np.zeros((num_slots, -(-max_context // page_size)), np.int32)
         self.window_table = None if num_window_pages is None else np.full_like(self.page_table, NO_PAGE)
@@ -135,7 +135,7 @@ class Runner:
         backend = self.backend
         if recorder is None and self.device.type == "cuda":
             recorder = CudaRecorder(self.device)
-        if recorder is None or not isinstance(backend, GraphBackend) or not backend.recordable:
+        if recorder is None or not isinstance(backend, GraphBackend):
             return []
         num_slots, pages_per_slot = self.page_table.shape
         self._graphs = backend.allocate_graphs(

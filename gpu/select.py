@@ -17,6 +17,7 @@ from gpu.kv import KvStore
 from gpu.last_tokens import LastTokens
 from gpu.models.config import ModelConfig
 from gpu.models.decoder import TorchDecoder
+from gpu.sampler import Sampler
 
 BackendChoice: TypeAlias = Literal["auto", "torch", "native", "triton"]
 
@@ -43,6 +44,15 @@ def triton_backend() -> Callable[..., Backend]:
     except ImportError as error:
         raise BackendUnavailable("triton", f"its module cannot be imported ({error})") from error
     made: Callable[..., Backend] = module.TritonDecoder
+    return made
+
+
+def sampler_for(backend: Backend, vocab_size: int, num_slots: int, device: torch.device) -> Sampler:
+    """What draws tokens, by the same kernels as `backend` computes with."""
+    if not backend.name.startswith("triton"):
+        return Sampler(vocab_size, num_slots, device)
+    module = importlib.import_module("gpu.cuda.sampler")
+    made: Sampler = module.KernelSampler(vocab_size, num_slots, device)
     return made
 
 

@@ -24,10 +24,11 @@ from gpu.cuda.shapes import GraphShape, GraphShapes
 from gpu.devices import upload
 from gpu.kernels.activation import gated
 from gpu.kernels.decode import splits_for
+from gpu.kernels.experts import experts_forward, route
 from gpu.kernels.norm import add_norm
+from gpu.kernels.sampling import likeliest
 from gpu.kv import KvStore
 from gpu.models.config import ModelConfig
-from gpu.models.experts import mix, route
 from gpu.models.packing import LayerWeights, pack
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -46,7 +47,7 @@ class Residual:
 
 
 class TritonDecoder:
-    """`Backend` in Triton kernels. What `forward` gives may be overwritten by the next call."""
+    """`GreedyBackend` in Triton kernels. What `forward` gives may be overwritten by the next call."""
 
     def __init__(
         self,
@@ -74,11 +75,6 @@ class TritonDecoder:
         self._linear: Linear = _fixed_order() if deterministic else F.linear
         self._logits: Tensor | None = None
 
-    @property
-    def recordable(self) -> bool:
-        """Whether a decode step can be a graph. Experts are grouped by the host, which a graph cannot ask."""
-        return self.config.experts is None
-
     @torch.inference_mode()
     def allocate_graphs(
         self, recorder: Recorder, *, max_rows: int, num_slots: int, pages_per_slot: int, max_context: int
@@ -105,6 +101,15 @@ class TritonDecoder:
     @torch.inference_mode()
     def forward(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.forward`."""
+        return self._forward(inputs).float()
+
+    @torch.inference_mode()
+    def forward_greedy(self, inputs: ForwardInputs) -> Tensor:
+        """See `GreedyBackend.forward_greedy`."""
+        return likeliest(self._forward(inputs))
+
+    def _forward(self, inputs: ForwardInputs) -> Tensor:
+        """Logits of the wanted rows, float32 or of the model's dtype."""
         self.attention.tables.follow(inputs)
         if self.graphs is not None and len(inputs.positions) == len(inputs.slots):
             logits = self._replayed(self.graphs, inputs)
@@ -113,7 +118,7 @@ class TritonDecoder:
         plan = self.attention.prepare(inputs)
         everything = len(inputs.logit_rows) == len(inputs.positions)
         wanted = None if everything else upload(inputs.logit_rows.astype(np.int64), self.device)
-        return self._scores(inputs.tokens, plan, wanted).float()
+        return self._scores(inputs.tokens, plan, wanted)
 
     def _replayed(self, graphs: DecodeGraphs, inputs: ForwardInputs) -> Tensor | None:
         """Logits by a graph; None where none holds the step."""
@@ -155,7 +160,7 @@ class TritonDecoder:
                 attended, hidden = attended.index_select(0, wanted), hidden.index_select(0, wanted)
             stream = Residual(hidden, self._linear(attended, layer.output, None), layer.attention_norm)
             normed = self._normed(stream, layer.mlp_norm)
-            stream = Residual(hidden, self._after_norm(index, layer, normed), layer.after_mlp_norm)
+            stream = Residual(hidden, self._after_norm(index, layer, normed, plan.positions), layer.after_mlp_norm)
         return self._linear(self._normed(stream, weights.final_norm), weights.head, None)
 
     def _normed(self, stream: Residual, weight: Tensor) -> Tensor:
@@ -163,16 +168,16 @@ class TritonDecoder:
         epsilon = self.config.norm_epsilon
         return add_norm(stream.hidden, stream.delta, weight, epsilon, delta_weight=stream.delta_norm)
 
-    def _after_norm(self, index: int, layer: LayerWeights, normed: Tensor) -> Tensor:
-        """The MLP, or the experts: [n, hidden] -> [n, hidden]."""
-        experts = self.config.experts_of(index)
+    def _after_norm(self, index: int, layer: LayerWeights, normed: Tensor, positions: Tensor) -> Tensor:
+        """The MLP, or the experts: [n, hidden] -> [n, hidden]; positions int32 of all rows of the batch."""
+        experts, activation = self.config.experts_of(index), self.config.activation
         if experts is None or layer.router is None:
-            return self._mlp(normed, layer.gate_up, layer.down)
-        routes = route(self._linear(normed, layer.router, None), experts)
-        return mix(routes, normed, lambda rows, expert: self._mlp(rows, layer.gate_up[expert], layer.down[expert]))
-
-    def _mlp(self, rows: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        return self._linear(gated(self._linear(rows, gate_up, None), self.config.activation), down, None)
+            return self._linear(gated(self._linear(normed, layer.gate_up, None), activation), layer.down, None)
+        scores = self._linear(normed, layer.router, None)
+        # Rows of padding have no experts; there are none once the wanted rows have been picked.
+        own = positions if len(positions) == len(normed) else None
+        chosen, shares = route(scores, experts.chosen, experts.normalised, positions=own)
+        return experts_forward(normed, layer.gate_up, layer.down, chosen, shares, activation)
 
 
 def _fixed_order() -> Linear:

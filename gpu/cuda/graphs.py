@@ -65,9 +65,6 @@ class CudaRecorder:
 class GraphBackend(Protocol):
     """A backend whose decode steps can be graphs."""
 
-    recordable: bool
-    """Whether they can for the model it was made with."""
-
     def allocate_graphs(
         self, recorder: Recorder, *, max_rows: int, num_slots: int, pages_per_slot: int, max_context: int
     ) -> DecodeGraphs:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -19,16 +20,26 @@ from gpu.cuda.decoder import TritonDecoder
 from gpu.cuda.graphs import CudaRecorder, Replay
 from gpu.cuda.shapes import GraphShape
 from gpu.kv import KvStore
-from gpu.models.config import ModelConfig
+from gpu.models.config import Experts, ModelConfig
 from gpu.models.decoder import TorchDecoder
-from tests.gpu.driving import Piece, WindowPages, forward_inputs, int32, logits_in_pieces
+from tests.gpu.driving import Piece, WindowPages, forward_inputs, int32
 from tests.gpu.kernel_tools import DEVICE
-from tests.gpu.native_models import EXPERTS, HYBRID, ODD, Made, make, random_weights
+from tests.gpu.native_models import HYBRID, ODD, Made, make, random_weights
 
 LENGTHS = (13, 1, 5)
 SEQUENCES = [np.random.default_rng(seed).integers(0, 101, length).tolist() for seed, length in enumerate(LENGTHS)]
 CONTEXT = 16
 SLOTS = len(LENGTHS)
+
+
+SINGLE = msgspec.structs.replace(ODD, num_layers=1, windows=(None,))
+FEW_EXPERTS = msgspec.structs.replace(
+    ODD, experts=Experts(count=5, chosen=2, size=13, normalised=True, layers=(True, False))
+)
+
+SINGLE_EXPERTS = msgspec.structs.replace(
+    SINGLE, experts=Experts(count=3, chosen=2, size=8, normalised=False, layers=(True,))
+)
 
 
 def both(config: ModelConfig, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Made, Made]:
@@ -66,31 +77,40 @@ def with_graphs(made: Made, *shapes: GraphShape) -> AgainRecorder | CudaRecorder
     return recorder
 
 
-def test_chunks_and_decode_steps_score_like_plain_torch() -> None:
-    ours, theirs = both(EXPERTS)
-    for kv in (ours.kv, theirs.kv):
-        kv.data.fill_(float("nan"))
-    found = logits_in_pieces(ours.backend, ours.table, SEQUENCES, seed=3, device=DEVICE)
-    expected = logits_in_pieces(theirs.backend, theirs.table, SEQUENCES, seed=3, device=DEVICE)
-    for own, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
+BATCHES = (
+    ((0, 0, 7), (2, 0, 4)),
+    # Chunks and decoding rows mixed, a new request among them.
+    ((2, 4, 5), (0, 7, 12), (1, 0, 1)),
+    ((0, 12, 13),),
+)
+"""(slot, first, last) of each segment; together they are all of `SEQUENCES`."""
 
 
-def test_two_stores_score_like_plain_torch() -> None:
-    ours, theirs = both(HYBRID, num_window_pages=12)
+def in_batches(made: Made, windows: WindowPages | None = None) -> torch.Tensor:
+    """Logits of every row of `BATCHES`, with NaN in every page before."""
+    made.kv.data.fill_(float("nan"))
+    found = []
+    for batch in BATCHES:
+        pieces = [Piece(slot, first, SEQUENCES[slot][first:last]) for slot, first, last in batch]
+        if windows is not None:
+            windows.cover(pieces)
+        table = None if windows is None else windows.table
+        inputs = forward_inputs(pieces, made.table, device=DEVICE, window_table=table)
+        found.append(made.backend.forward(inputs).clone())
+    return torch.cat(found)
+
+
+def test_experts_in_chunks_and_decode_steps_score_like_plain_torch() -> None:
+    ours, theirs = both(FEW_EXPERTS)
+    torch.testing.assert_close(in_batches(ours), in_batches(theirs), rtol=1e-4, atol=1e-4)
+
+
+def test_two_stores_with_every_switch_score_like_plain_torch() -> None:
+    made = both(HYBRID, num_window_pages=12)
     found, expected = (
-        logits_in_pieces(
-            made.backend,
-            made.table,
-            SEQUENCES,
-            seed=4,
-            device=DEVICE,
-            windows=WindowPages(made.kv, HYBRID, SLOTS, made.table.shape[1]),
-        )
-        for made in (ours, theirs)
+        in_batches(decoder, WindowPages(decoder.kv, HYBRID, SLOTS, decoder.table.shape[1])) for decoder in made
     )
-    for own, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_is_as_near_to_float32_as_plain_torch_is() -> None:
@@ -117,8 +137,9 @@ def decode_pieces() -> list[Piece]:
     return [Piece(slot, len(sequence) - 1, sequence[-1:]) for slot, sequence in enumerate(SEQUENCES)]
 
 
-def test_a_replayed_step_scores_like_one_that_is_not() -> None:
-    ours, _ = prefilled(ODD)
+@pytest.mark.parametrize("config", [SINGLE, SINGLE_EXPERTS], ids=["dense", "experts"])
+def test_a_replayed_step_scores_like_one_that_is_not(config: ModelConfig) -> None:
+    ours, _ = prefilled(config)
     inputs = forward_inputs(decode_pieces(), ours.table, device=DEVICE)
     plain = ours.backend.forward(inputs).clone()
     recorder = with_graphs(ours, GraphShape(4, CONTEXT))
@@ -133,7 +154,7 @@ def test_a_replayed_step_scores_like_one_that_is_not() -> None:
 
 
 def test_padding_rows_touch_nothing() -> None:
-    ours, theirs = prefilled(ODD)
+    ours, theirs = prefilled(SINGLE)
     with_graphs(ours, GraphShape(8, CONTEXT), GraphShape(4, CONTEXT))
     inputs = forward_inputs(decode_pieces(), ours.table, device=DEVICE)
     for made in (ours, theirs):
@@ -146,14 +167,14 @@ def test_padding_rows_touch_nothing() -> None:
 
 
 def test_recording_touches_no_page() -> None:
-    ours, _ = both(ODD)
+    ours, _ = both(SINGLE)
     ours.kv.data.fill_(7.0)
     with_graphs(ours, GraphShape(2, CONTEXT))
     assert bool((ours.kv.data == 7.0).all())
 
 
 def test_only_named_changes_of_the_tables_are_taken_over() -> None:
-    ours, _ = prefilled(ODD)
+    ours, _ = prefilled(SINGLE)
     inputs = forward_inputs(decode_pieces(), ours.table, device=DEVICE)
     plain = ours.backend.forward(inputs).clone()
     # The first page of slot 0 moves to one that nobody uses, and leaves NaN behind.
@@ -168,7 +189,7 @@ def test_only_named_changes_of_the_tables_are_taken_over() -> None:
 
 
 def test_a_table_of_another_size_is_refused_once_graphs_exist() -> None:
-    ours, _ = prefilled(ODD)
+    ours, _ = prefilled(SINGLE)
     with_graphs(ours, GraphShape(1, CONTEXT))
     wider = np.concatenate((ours.table, ours.table), axis=1)
     with pytest.raises(RefusedInputs, match="another size"):
@@ -182,7 +203,7 @@ def deterministic(config: ModelConfig, weights: dict[str, torch.Tensor], kv: KvS
 
 
 def test_deterministic_rows_have_the_same_bits_alone_chunked_batched_and_replayed() -> None:
-    ours = make(ODD, torch.float32, kind=deterministic, context=CONTEXT, num_slots=SLOTS, page_size=4, device=DEVICE)
+    ours = make(SINGLE, torch.float32, kind=deterministic, context=CONTEXT, num_slots=SLOTS, page_size=4, device=DEVICE)
     tokens = SEQUENCES[0][:6]
 
     def last_logits(*batches: list[Piece]) -> torch.Tensor:

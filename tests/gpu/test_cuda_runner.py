@@ -56,13 +56,17 @@ def test_tokens_and_scores_are_those_of_plain_torch(folder: Path) -> None:
 
 
 def test_changes_of_steps_that_compute_nothing_are_not_lost(folder: Path) -> None:
-    runner, steps = made(folder, DEVICE, backend="triton"), Steps()
-    first = steps.batch((0, 0, [5, 6, 7], True), admit={0: GREEDY})
-    expected = runner.collect(runner.launch(first)).tokens.tolist()
-    # The backend has seen tables once: from now on only their changes.
-    runner.collect(runner.launch(steps.batch(admit={1: GREEDY})))
-    again = runner.collect(runner.launch(steps.batch((1, 0, [5, 6, 7], True)))).tokens.tolist()
-    assert again == expected
+    tokens = []
+    for backend in ("triton", "torch"):
+        runner, steps = made(folder, DEVICE, backend=backend), Steps()
+        batches = (
+            steps.batch((0, 0, [5, 6, 7], True), admit={0: GREEDY}),
+            # The backend has seen tables once: from now on only their changes.
+            steps.batch(admit={1: GREEDY}),
+            steps.batch((1, 0, [9, 3], True)),
+        )
+        tokens.append([runner.collect(runner.launch(batch)).tokens.tolist() for batch in batches])
+    assert tokens[0] == tokens[1]
 
 
 @contextmanager
