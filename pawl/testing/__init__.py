@@ -4,10 +4,14 @@
     outcome = explore_workload(Workload.random(seed=1), strategy="pct", schedules=200)
     assert outcome.failure is None, outcome.failure
 
-`workloads()` is the Hypothesis strategy for the same; `pawl explore` runs it from the command line.
+`workloads()` and `schedules()` are Hypothesis strategies that shrink together; the pytest plugin `pawl` has the fixture
+`explore`; `pawl.testing.contract` has tests for a policy or a cache of your own; `pawl explore` is the command.
 """
 
-from pawl.testing.cluster import cluster
+from actors.runtime.faults import Faults
+from actors.runtime.strategies.exhaustive import NotDeterministic
+from pawl.testing.cluster import NO_FAULTS, cluster
+from pawl.testing.drawing import check_schedule, schedules
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.exploring import STRATEGIES, Found, explore_workload, load_schedule, replay_schedule
 from pawl.testing.properties import BoundedOvertaking
@@ -15,18 +19,23 @@ from pawl.testing.queues import queue
 from pawl.testing.workload import Arrival, Flush, Shape, Workload, workloads
 
 __all__ = [
+    "NO_FAULTS",
     "STRATEGIES",
     "Arrival",
     "BoundedOvertaking",
+    "Faults",
     "Flush",
     "Found",
+    "NotDeterministic",
     "PropertyFailed",
     "Shape",
     "Workload",
+    "check_schedule",
     "cluster",
     "explore_workload",
     "load_schedule",
     "queue",
     "replay_schedule",
+    "schedules",
     "workloads",
 ]

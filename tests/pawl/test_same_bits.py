@@ -111,6 +111,6 @@ def test_gemma_gives_the_same_bits_with_one_pool_and_two_however_it_is_batched(t
 
 
 def test_deterministic_with_torch_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs the backend native") as refused:
+    with pytest.raises(ConfigError, match="deterministic: the sums of torch depend on the batch") as refused:
         engine(tmp_path, "there/is/no/such/model", backend="torch")
     assert refused.value.field == "backend"

@@ -1,0 +1,51 @@
+"""Workload and schedule drawn by Hypothesis, which shrinks both together.
+
+@given(workload=workloads(policy="lpm"), schedule=schedules())
+def test_mine(workload, schedule):
+    check_schedule(workload, schedule)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actors.runtime.exploration import drive, silence
+from actors.runtime.faults import Faults
+from pawl.testing.cluster import NO_FAULTS, Cluster, quick_properties, record_properties
+from pawl.testing.exploring import most_steps, scenario_of
+from pawl.testing.workload import Workload
+
+if TYPE_CHECKING:
+    from hypothesis import strategies as st
+
+    from actors.runtime.strategies.drawn import Drawn
+
+
+def schedules() -> st.SearchStrategy[Drawn]:
+    """Hypothesis strategy: schedules that shrink to the fair one. Each serves for one run."""
+    from hypothesis import strategies as st
+
+    from actors.runtime.strategies.drawn import Drawn
+
+    return st.builds(Drawn, st.data())
+
+
+def check_schedule(
+    workload: Workload, schedule: Drawn, *, faults: Faults = NO_FAULTS, replayed: bool = False
+) -> Cluster:
+    """Serve the workload under this schedule; gives back the engine at rest. What failed is raised, PropertyFailed for
+    a property, with the decisions that were not fair in its notes.
+
+    `replayed`: the run is also replayed from its own records, which takes a third of the time.
+    """
+    properties = record_properties if replayed else quick_properties
+    case = scenario_of(workload, faults, properties)(schedule)
+    assert isinstance(case, Cluster)
+    try:
+        with silence():
+            drive(case, max_steps=most_steps(workload))
+    except Exception as error:
+        for at, _, label in case.system.choices.deviations():
+            error.add_note(f"decision {at}: {label}")
+        raise
+    return case
