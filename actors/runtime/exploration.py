@@ -12,6 +12,7 @@ if result.failure is not None:
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -172,6 +173,7 @@ class _Run:
         self.states: list[Hashable] = []
         self.error: Exception | None = None
         self.redundant = False
+        gc.collect(0)
         self.case = scenario(source)
         try:
             drive(self.case, max_steps=max_steps, on_state=self.states.append if wants_states else None)
@@ -220,7 +222,7 @@ def explore(
     seen: set[bytes] = set()
     whole = hashlib.blake2b(digest_size=16)
     states: set[Hashable] = set()
-    with silence():
+    with silence(), collected_between_runs():
         while result.schedules < schedules and result.failure is None:
             if not strategy.begin():
                 result.exhausted = strategy.complete
@@ -243,6 +245,7 @@ def explore(
                 result.confirmed += 1
             if run.error is not None:
                 result.failure = _failure(scenario, run, run.error, result.schedules, max_steps, most_shrink_runs)
+            del run
     result.distinct, result.states, result.digest = len(seen), len(states), whole.digest()
     result.seconds = clock() - began
     return result
@@ -297,6 +300,19 @@ def _failure(
         num_shrink_runs=shrinker.num_runs,
         dump=smallest.case.system.dump(),
     )
+
+
+@contextmanager
+def collected_between_runs() -> Iterator[None]:
+    """Keep Python's cycle collector from looking through a run that is under way, again and again: its actors live
+    until its end, and are one large cycle then. Each run begins with a collection of those that nobody holds."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
