@@ -83,6 +83,8 @@ KINDS: Mapping[str, Kind] = {
 }
 CACHES = ("radix", "none")
 """Names on the command line."""
+OWN: dict[str, Callable[[int], PrefixCache]] = {}
+"""Caches that a user has brought, by name; called with the page size."""
 
 
 def make_cache(
@@ -99,6 +101,10 @@ def make_cache(
     Raises ValueError for an unknown name and for options that would mean nothing together, and CoreUnavailable when
     `core` is `compiled` and that is not there.
     """
+    if name in OWN:
+        if windows is not None or eviction != DEFAULT_POLICY:
+            raise ValueError(f"{name} has no second pool, and its own order of eviction")
+        return OWN[name](page_size)
     if name not in CACHES:
         raise ValueError(f"unknown prefix cache {name!r}; there are: {', '.join(CACHES)}")
     kind = "sliding" if name == "radix" and windows is not None else name

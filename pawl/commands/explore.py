@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import os
 import selectors
@@ -24,7 +22,7 @@ from pawl.commands.failures import CommandFailed, UsageError
 from pawl.logs import progress
 
 if TYPE_CHECKING:
-    from pawl.testing import Found, Workload
+    from pawl.testing import Faults, Found, Workload
     from pawl.testing.scenario import Scenario
 
 SCHEDULES_EACH = 20
@@ -59,6 +57,7 @@ class Task(NamedTuple):
     cell: str
     policy: str
     cache: str
+    scheduler: str
     workload: Path | None
     max_requests: int
     faults: int
@@ -114,7 +113,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="order of admission: a built-in one, or your own as FILE.py:CLASS or MODULE:CLASS (default: fcfs)",
     )
-    parser.add_argument("--cache", choices=("any", "radix", "none"), default="any", help="(default: any)")
+    parser.add_argument(
+        "--cache", default="any", metavar="NAME", help="radix, none, any of these, or your own (default: any)"
+    )
+    parser.add_argument("--scheduler", default="", metavar="NAME", help="your own subclass of Scheduler")
     parser.add_argument(
         "--workload", type=Path, metavar="FILE", help="of `pawl trace export scenario`, in place of random ones"
     )
@@ -122,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-requests", type=int, default=5, metavar="N", help="of one workload (default: 5); queues have 6 to 9"
     )
-    parser.add_argument("--faults", type=int, default=1, metavar="N", help="lost steps in a run at most (default: 1)")
+    parser.add_argument("--faults", type=int, default=1, metavar="N", help="of a kind in one run (default: 1)")
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="of workloads and schedules")
     parser.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: all cores)"
@@ -140,7 +142,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Explore; print what was done and the counterexample, if one was found."""
     if min(arguments.seconds, arguments.workers, arguments.max_requests) <= 0 or arguments.faults < 0:
         raise UsageError("--seconds, --workers and --max-requests must be above zero, --faults at least 0")
-    load_policy(arguments.policy)
+    _load_own(arguments)
     seed = int.from_bytes(os.urandom(3), "little") if arguments.seed is None else arguments.seed
     began = time.monotonic()
     if arguments.report:
@@ -161,29 +163,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 1
 
 
-def load_policy(name: str) -> str:
-    """The name under which the scheduler finds the policy. Raises UsageError, CommandFailed."""
-    from loops.policy import POLICIES
+def _load_own(arguments: argparse.Namespace) -> None:
+    """Load the parts of the engine that are the user's own. Raises UsageError."""
+    from pawl.testing.own import know_all
+    from pawl.testing.workload import Shape
 
-    place, _, attribute = name.rpartition(":")
-    if not place:
-        if name not in POLICIES:
-            raise UsageError(f"--policy: {name!r} is none of {', '.join(POLICIES)}, nor FILE.py:CLASS")
-        return name
     try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            if spec is None or spec.loader is None:
-                raise CommandFailed(f"{place} is no Python file")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-        made = getattr(module, attribute)
-    except (ImportError, AttributeError, OSError, SyntaxError) as error:
-        raise CommandFailed(f"--policy {name}: {error}") from error
-    POLICIES[name] = lambda seed: made()
-    return name
+        know_all(Shape(**_fixed(_task(arguments, 0))))
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
 
 
 # ---- processes ----
@@ -205,6 +193,7 @@ def _task(arguments: argparse.Namespace, seed: int) -> Task:
         cell=arguments.cell,
         policy=arguments.policy,
         cache=arguments.cache,
+        scheduler=arguments.scheduler,
         workload=arguments.workload,
         max_requests=arguments.max_requests,
         faults=arguments.faults,
@@ -287,6 +276,7 @@ class _Child:
             "--cell": arguments.cell,
             "--policy": arguments.policy,
             "--cache": arguments.cache,
+            "--scheduler": arguments.scheduler,
             "--max-requests": arguments.max_requests,
             "--faults": arguments.faults,
             "--output": output,
@@ -331,7 +321,6 @@ def _report(arguments: argparse.Namespace, seed: int) -> int:
 
 def _explore(task: Task) -> Iterator[Report]:
     """Explore until the time is over or something is found; tells how far it is now and then, and at the end."""
-    from actors.runtime.faults import Faults
     from actors.runtime.strategies.exhaustive import NotDeterministic
     from pawl.testing import explore_workload
 
@@ -340,7 +329,6 @@ def _explore(task: Task) -> Iterator[Report]:
     while time.monotonic() < task.ends and not 0 < task.schedules <= totals.schedules:
         seed = task.seed + number * task.stride
         workload = _workload(task, seed)
-        faults = Faults(strike=task.faults if seed % 4 == 0 else 0)
         strategy = strategies[number % len(strategies)]
         try:
             outcome = explore_workload(
@@ -348,7 +336,7 @@ def _explore(task: Task) -> Iterator[Report]:
                 strategy,
                 SCHEDULES_EACH,
                 seed=seed,
-                faults=faults,
+                faults=_faults(task, seed),
                 confirm_every=SCHEDULES_EACH // 2 if number % CONFIRMED_EVERY == 0 else 0,
                 replayed=number % REPLAYED_EVERY == 0,
                 shrink=task.shrink,
@@ -368,19 +356,36 @@ def _explore(task: Task) -> Iterator[Report]:
     yield Report(totals)
 
 
+def _faults(task: Task, seed: int) -> Faults:
+    """In one workload of four steps are lost, in another one clocks err."""
+    from pawl.testing import NO_FAULTS, Faults
+
+    if seed % 4 == 0:
+        return Faults(strike=task.faults)
+    if seed % 4 == 2:
+        return Faults(rush=task.faults, late=task.faults, jump=task.faults)
+    return NO_FAULTS
+
+
 def _workload(task: Task, seed: int) -> Workload:
     from pawl.testing import Workload, queue
 
     if task.workload is not None:
         return load_scenario(task.workload).workload
-    fixed: dict[str, Any] = {"policy": task.policy}
+    fixed = _fixed(task)
+    if seed % QUEUE_EVERY == 0:
+        return queue(seed, **fixed)
+    return Workload.random(seed, max_requests=task.max_requests, **fixed)
+
+
+def _fixed(task: Task) -> dict[str, Any]:
+    """Fields of every workload's shape."""
+    fixed: dict[str, Any] = {"policy": task.policy, "scheduler": task.scheduler}
     if task.cell != "all":
         fixed["pacing"], fixed["mixed"] = CELLS[task.cell]
     if task.cache != "any":
         fixed["cache"] = task.cache
-    if seed % QUEUE_EVERY == 0:
-        return queue(seed, **fixed)
-    return Workload.random(seed, max_requests=task.max_requests, **fixed)
+    return fixed
 
 
 def load_scenario(path: Path) -> Scenario:

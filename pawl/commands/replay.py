@@ -16,6 +16,7 @@ from pawl.config import ServerConfig
 
 if TYPE_CHECKING:
     from pawl.testing.scenario import Scenario
+    from pawl.testing.workload import Shape
 
 SCENARIO_SCHEDULES = 400
 """At the most, for what a recorded run showed to show again."""
@@ -108,17 +109,26 @@ def _replay_file(path: Path) -> int:
     return _show(scenario, path)
 
 
+def _load_own(shape: Shape) -> None:
+    """Load the parts of the engine that were the user's own. Raises CommandFailed."""
+    from pawl.testing.own import know_all
+
+    try:
+        know_all(shape)
+    except (ValueError, TypeError) as error:
+        raise CommandFailed(str(error)) from error
+
+
 def _replay_schedule(path: Path) -> int:
     """Run a saved schedule again. 0: it shows what it showed; 1: something else; 2: it does not fit this code."""
     from actors.runtime.choice import Diverged
-    from pawl.commands.explore import load_policy
     from pawl.testing import load_schedule, replay_schedule
 
     try:
         schedule = load_schedule(path)
     except ValueError as error:
         raise CommandFailed(f"{path} holds no schedule and no scenario: {error}") from error
-    load_policy(schedule.workload.shape.policy)
+    _load_own(schedule.workload.shape)
     deviations = schedule.choices.deviations()
     print(f"{len(schedule.workload.arrivals)} requests, {len(schedule.choices)} decisions, {len(deviations)} not fair:")
     for at, _, label in deviations:
@@ -137,10 +147,9 @@ def _replay_schedule(path: Path) -> int:
 
 def _show(scenario: Scenario, path: Path) -> int:
     """Explore a scenario until what was recorded shows. 0: it does, or nothing was wrong and nothing is."""
-    from pawl.commands.explore import load_policy
     from pawl.testing.scenario import show
 
-    load_policy(scenario.workload.shape.policy)
+    _load_own(scenario.workload.shape)
     print(f"{len(scenario.workload.arrivals)} requests of a recorded run ({scenario.recorded_model})")
     if scenario.property is not None:
         print(f"recorded  {scenario.property}: {scenario.explanation}")

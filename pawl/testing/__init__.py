@@ -4,14 +4,15 @@
     outcome = explore_workload(Workload.random(seed=1), strategy="pct", schedules=200)
     assert outcome.failure is None, outcome.failure
 
-`workloads()` and `schedules()` are Hypothesis strategies that shrink together; the pytest plugin `pawl` has the fixture
-`explore`; `pawl.testing.contract` has tests for a policy or a cache of your own; `pawl explore` is the command.
+`workloads()`, `fault_budgets()` and `schedules()` are Hypothesis strategies that shrink together; the pytest plugin
+`pawl` has the fixture `explore`; `pawl.testing.contract` has tests for a policy, a cache or a scheduler of your own;
+`pawl explore` is the command.
 """
 
 from actors.runtime.faults import Faults
 from actors.runtime.strategies.exhaustive import NotDeterministic
 from pawl.testing.cluster import NO_FAULTS, cluster
-from pawl.testing.drawing import check_schedule, schedules
+from pawl.testing.drawing import check_schedule, fault_budgets, schedules
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.exploring import STRATEGIES, Found, explore_workload, load_schedule, replay_schedule
 from pawl.testing.properties import BoundedOvertaking
@@ -33,6 +34,7 @@ __all__ = [
     "check_schedule",
     "cluster",
     "explore_workload",
+    "fault_budgets",
     "load_schedule",
     "queue",
     "replay_schedule",

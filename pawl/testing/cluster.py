@@ -40,6 +40,7 @@ from memory.prefix.events import CacheEvent, Mirror
 from pawl.testing.clients import Client, FrontDesk
 from pawl.testing.expectations import PropertyFailed, vocabulary
 from pawl.testing.models import GHOST, Fallible, Model
+from pawl.testing.own import SCHEDULERS
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking
 from pawl.testing.workload import Workload
 
@@ -87,6 +88,11 @@ class TimelyScheduler(Scheduler):
                 self.report("bounded_progress", "its deadline has passed, and it is live", request)
 
 
+def timely(scheduler: type[Scheduler]) -> type[TimelyScheduler]:
+    """The same scheduler, that is a TimelyScheduler as well."""
+    return type(scheduler.__name__, (TimelyScheduler, scheduler), {})
+
+
 MakeProperties: TypeAlias = Callable[[], Sequence[Property]]
 
 
@@ -124,7 +130,7 @@ class Cluster(Case):
         )
         self.desk = FrontDesk(workload, config.max_running + config.max_queued, model.expectations)
         self.desk.report = self._report
-        self.scheduler = TimelyScheduler(config, PATIENCE_S, started)
+        self.scheduler = timely(SCHEDULERS[workload.shape.scheduler])(config, PATIENCE_S, started)
         self.scheduler.report = self._report
         self.mirror = Mirror(config.page_size)
         """The prefix cache, as its events tell it."""

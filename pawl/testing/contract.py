@@ -1,4 +1,4 @@
-"""What any order of admission, any prefix cache and any size of the server must keep, as a class of tests to subclass.
+"""What any policy, prefix cache, scheduler and size of the server must keep, as a class of tests to subclass.
 
     class TestMine(SchedulerContract):
         policy = Mine
@@ -8,18 +8,17 @@ Every property is judged over random workloads and schedules, in each kind of lo
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from actors.runtime.faults import Faults
-from loops.policy import POLICIES, Policy
+from actors.scheduler import Scheduler
+from loops.policy import Policy
 from memory.prefix.base import PrefixCache
-from memory.prefix.select import KINDS, Kind, Wish
 from pawl.testing.cluster import NO_FAULTS
+from pawl.testing.own import know_cache, know_policy, know_scheduler
 from pawl.testing.queues import queue
 from pawl.testing.workload import Workload
 
@@ -36,23 +35,26 @@ CELLS = {
 
 
 class SchedulerContract:
-    """Subclass it, name the class `Test…`, and state what is yours. What is not stated is the engine's own."""
+    """Subclass it, name the class `Test…`, and state what is yours. What is not stated is the engine's own.
+
+    `pawl replay` finds your classes again if they stand at the top of a module.
+    """
 
     policy: ClassVar[type[Policy] | str] = "fcfs"
     """Your class of policies, made without arguments, or the name of a built-in one. How many later requests may be
     admitted before one that waits is what it states as `max_overtaken`; a few, where it states nothing."""
+    cache: ClassVar[type[PrefixCache] | None] = None
+    """Your class of prefix caches, made from the page size."""
+    scheduler: ClassVar[type[Scheduler] | None] = None
+    """Your subclass of Scheduler. What it decides must follow from its inputs alone, as its runs are replayed."""
     shape: ClassVar[dict[str, Any]] = {}
     """Fields of `Shape` that are not drawn at random."""
     num_workloads: ClassVar[int] = 8
-    """In each kind of loop, for each of the two kinds of workload."""
+    """In each kind of loop, for each kind of workload."""
     max_requests: ClassVar[int] = 5
     strategy: ClassVar[str] = "pct"
     lost_steps: ClassVar[int] = 1
     """At most, in the runs in which steps fail."""
-
-    def make_cache(self, page_size: int) -> PrefixCache | None:
-        """An empty prefix cache of yours; None: the engine's own, of the kind that `shape` names or the seed draws."""
-        return None
 
     @pytest.mark.parametrize("cell", CELLS)
     def test_every_property_holds(self, cell: str, explore: Explorer) -> None:
@@ -73,53 +75,15 @@ class SchedulerContract:
         self, cell: str, explore: Explorer, draw: Callable[..., Workload], faults: Faults = NO_FAULTS
     ) -> Explored:
         pacing, mixed = CELLS[cell]
-        fixed: dict[str, Any] = {"pacing": pacing, "mixed": mixed}
-        with ExitStack() as stack:
-            fixed["policy"] = stack.enter_context(known_policy(self.policy))
-            if type(self).make_cache is not SchedulerContract.make_cache:
-                stack.enter_context(cache_in_place(type(self).__name__, self.make_cache))
-                fixed["cache"] = "radix"
-            seeds = range(explore.seed, explore.seed + self.num_workloads)
-            drawn = (draw(seed, **(fixed | self.shape)) for seed in seeds)
-            return explore(drawn, self.strategy, faults=faults)
+        fixed = {"pacing": pacing, "mixed": mixed, **self._own_parts(), **self.shape}
+        seeds = range(explore.seed, explore.seed + self.num_workloads)
+        return explore((draw(seed, **fixed) for seed in seeds), self.strategy, faults=faults)
 
-
-@contextmanager
-def known_policy(policy: type[Policy] | str) -> Iterator[str]:
-    """The name under which the scheduler finds the policy, within this context. `pawl replay` finds it by the same name
-    if it is a class at the top of a module."""
-    if isinstance(policy, str):
-        yield policy
-        return
-    name = f"{inspect.getfile(policy)}:{policy.__qualname__}"
-    with _exchanged(POLICIES, name, lambda seed: policy()):
-        yield name
-
-
-@contextmanager
-def cache_in_place(name: str, make: Callable[[int], PrefixCache | None]) -> Iterator[None]:
-    """Within this context, the prefix cache called `radix` is what `make` gives for a page size."""
-
-    def made(wish: Wish) -> PrefixCache:
-        cache = make(wish.page_size)
-        if cache is None:
-            raise TypeError(f"make_cache of {name} gave no cache")
-        return cache
-
-    kinds = cast("dict[str, Kind]", KINDS)
-    with _exchanged(kinds, "radix", kinds["radix"]._replace(cache=name, make=made)):
-        yield
-
-
-@contextmanager
-def _exchanged(table: dict[str, Any], name: str, value: Any) -> Iterator[None]:
-    """`table[name]` is `value` within this context."""
-    before = table.get(name)
-    table[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del table[name]
-        else:
-            table[name] = before
+    def _own_parts(self) -> dict[str, str]:
+        policy = self.policy
+        parts = {"policy": policy if isinstance(policy, str) else know_policy(policy)}
+        if self.cache is not None:
+            parts["cache"] = know_cache(self.cache)
+        if self.scheduler is not None:
+            parts["scheduler"] = know_scheduler(self.scheduler)
+        return parts

@@ -1,8 +1,8 @@
 """Workload and schedule drawn by Hypothesis, which shrinks both together.
 
-@given(workload=workloads(policy="lpm"), schedule=schedules())
-def test_mine(workload, schedule):
-    check_schedule(workload, schedule)
+@given(workload=workloads(policy="lpm"), schedule=schedules(), faults=fault_budgets())
+def test_mine(workload, schedule, faults):
+    check_schedule(workload, schedule, faults=faults)
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from hypothesis import strategies as st
 
     from actors.runtime.strategies.drawn import Drawn
+
+
+def fault_budgets(*, most: int = 1) -> st.SearchStrategy[Faults]:
+    """Hypothesis strategy: how often steps may be lost, timers be late, and clocks jump or outrun the work in one run;
+    shrinks to none of it."""
+    from hypothesis import strategies as st
+
+    times = st.integers(0, most)
+    return st.builds(Faults, strike=times, rush=times, late=times, jump=times)
 
 
 def schedules() -> st.SearchStrategy[Drawn]:

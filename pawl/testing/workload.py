@@ -69,10 +69,13 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int | None = None
     """None: what the pages hold."""
     max_queued: int = 16
+    scheduler: str = ""
+    """A scheduler of your own, see `pawl.testing.own`; policy and cache may be your own as well."""
 
     def loop_config(self) -> LoopConfig:
         """As the scheduler takes it."""
         fields = msgspec.structs.asdict(self)
+        del fields["scheduler"]
         if self.max_context is None:
             fields["max_context"] = self.num_pages * self.page_size
         return LoopConfig(**fields, weights="ghost")

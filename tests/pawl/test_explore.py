@@ -79,7 +79,9 @@ def test_what_the_cache_did_ahead_of_a_control_message_is_replayed() -> None:
     ("words", "status", "told"),
     [
         (["--policy", "nonsense"], 2, "none of fcfs"),
-        (["--policy", "no_such_file.py:Mine"], 1, "no_such_file.py"),
+        (["--policy", "no_such_file.py:Mine"], 2, "no_such_file.py"),
+        (["--cache", "nonsense"], 2, "none of radix"),
+        (["--scheduler", "json:loads"], 2, "no subclass of"),
         (["--seconds", "0"], 2, "above zero"),
     ],
 )
