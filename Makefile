@@ -16,7 +16,7 @@ STAMPS := $(VENV)/.stamps
 NEEDS := pyproject.toml constraints.txt $(wildcard memory/prefix/native/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-check serve test test-nightly test-replay check docs-generated \
+.PHONY: help setup setup-test setup-check serve test test-nightly test-replay check docs-generated mutants \
 	bench-host bench-cache bench-pressure bench-cpu gpu-check clean
 
 help:  ## this list
@@ -59,6 +59,9 @@ test-nightly: setup-test  ## all tests, with many more and new random examples, 
 
 test-replay: setup-test  ## only the random examples that failed in a nightly run
 	@PAWL_HYPOTHESIS=replay $(BIN)/python -m pytest
+
+mutants: setup-test  ## hunt every planted defect with every strategy, and write docs/mutants.md; a quarter of an hour
+	@$(BIN)/python -m tests.mutants.table
 
 check: setup-check  ## style, types, import contracts, generated docs, house rules
 	@$(BIN)/ruff check .
