@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 
-from tests.pawl.fake_engine import Served
+if TYPE_CHECKING:
+    import httpx
+
+    from tests.pawl.fake_engine import Served
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
+    # Late, as below: a machine that is there to measure a device need not have a web server.
+    from tests.pawl.fake_engine import Served
+
     with Served() as served:
         yield served
 
@@ -19,6 +25,8 @@ def served() -> Iterator[Served]:
 @pytest.fixture
 def client(served: Served) -> Iterator[httpx.Client]:
     """Whatever the test did, every request must have ended, exactly once, when it is over."""
+    import httpx
+
     # Plain HTTP: reading the certificates for each client would take longer than most tests.
     with httpx.Client(base_url=served.url, timeout=20.0, verify=False) as client:
         yield client

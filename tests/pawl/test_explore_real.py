@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from gpu.runner import Runner
 from gpu.select import BackendChoice, native_backend
 from lifecycle.step import StepBatch
 from loops.select import LoopConfig
-from pawl.testing import Arrival, PropertyFailed, Shape, Workload, explore_workload
+from pawl.testing import NO_FAULTS, Arrival, PropertyFailed, Shape, Workload, explore_workload
 from pawl.testing.models import RealModel
 from tests.gpu.driving import DEVICES
 from tests.gpu.native_models import random_weights
@@ -94,6 +95,23 @@ SHARING = Workload(
 def test_prefixes_and_slots_that_are_used_again_give_the_same_tokens(model: RealModel) -> None:
     outcome = explore_workload(SHARING, "pct", SCHEDULES, model=model)
     assert outcome.failure is None, outcome.failure
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="with a device they run there")
+@pytest.mark.parametrize(("pacing", "mixed"), CELLS)
+def test_interpreted_kernels_give_every_request_its_own_tokens(pacing: str, mixed: bool) -> None:
+    model = RealModel(
+        CONFIG, lambda: random_weights(CONFIG, torch.float32), backend="triton", deterministic=True, longest=24
+    )
+    # Two requests with a page in common and one that comes later: the interpreter takes a second for ten tokens.
+    arrivals = (
+        Arrival(prompt=(97, 98, 97), max_new_tokens=3),
+        Arrival(prompt=(97, 98, 98), max_new_tokens=2, seed=5, after_tokens=1),
+    )
+    workload = Workload(arrivals=arrivals, shape=Shape(num_pages=5, max_running=2, pacing=pacing, mixed=mixed))
+    for faults in (NO_FAULTS, Faults(strike=1)):
+        outcome = explore_workload(workload, "pct", 1, faults=faults, shrink=False, model=model)
+        assert outcome.failure is None, outcome.failure
 
 
 def test_the_model_says_other_things_to_other_prompts() -> None:
