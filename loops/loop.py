@@ -245,7 +245,7 @@ class Loop:
         table = self.table
         done = table.num_tokens[rows] >= table.max_tokens[rows]
         done |= (table.stop_tokens[rows] == tokens[:, None]).any(1)
-        return np.flatnonzero(done).tolist() if done.any() else ()
+        return np.flatnonzero(done).tolist() if np.count_nonzero(done) else ()
 
     def _prefilled(self, plan: Plan, now: float) -> None:
         """Prompt chunks are committed: share their full pages, and note first tokens."""

@@ -20,6 +20,9 @@ from memory.pages import Int32s
 from memory.pool import Memory
 from memory.transaction import Transaction
 
+# numpy compares with a number four times as fast as with an enumeration.
+_PREFILLING, _DECODING = int(State.PREFILLING), int(State.DECODING)
+
 
 class Work:
     """Live requests by what the planner does with them next."""
@@ -62,7 +65,7 @@ class Work:
     def uncommitted(self) -> Iterator[int]:
         """Rows whose prompt is not all committed, in no particular order of admission."""
         yield from self.prefilling
-        yield from self.decoding[self.table.state[self.decoding] == State.PREFILLING].tolist()
+        yield from self.decoding[self.table.state[self.decoding] == _PREFILLING].tolist()
 
     def oldest_first(self) -> Int32s:
         """Rows at work by first admission; the first is protected from retraction."""
@@ -96,7 +99,7 @@ class Work:
 
     def _unadmitted(self, row: int, was_queued: bool) -> None:
         # Void for a request that left while its step was in flight.
-        if self.table.state[row] == State.PREFILLING:
+        if self.table.state[row] == _PREFILLING:
             self.table.undo(row, State.QUEUED)
             self.drop(row)
             if was_queued:
@@ -138,7 +141,7 @@ class Work:
     def keep_prefix(self, row: int) -> None:
         """Offer the row's committed pages to the prefix cache."""
         table = self.table
-        committed = table.num_tokens[row] - 1 if table.state[row] == State.DECODING else table.num_computed[row]
+        committed = table.num_tokens[row] - 1 if table.state[row] == _DECODING else table.num_computed[row]
         self.share_prefix(row, committed)
 
     def share_prefix(self, row: int, committed: int) -> None:
@@ -158,8 +161,8 @@ class Work:
         if sorted(everywhere) != sorted(rows):
             raise AssertionError(f"live rows {sorted(rows)} are not the rows at hand {sorted(everywhere)}")
         for row in (*self.queue, *self.retracted):
-            if self.table.state[row] != (State.QUEUED_FETCHING if row in self.fetching else State.QUEUED):
+            if int(self.table.state[row]) != (State.QUEUED_FETCHING if row in self.fetching else State.QUEUED):
                 raise AssertionError(f"row {row} waits in state {State(int(self.table.state[row])).name}")
         for row in (*self.prefilling, *decoding):
-            if self.table.state[row] not in (State.PREFILLING, State.DECODING):
+            if int(self.table.state[row]) not in (_PREFILLING, _DECODING):
                 raise AssertionError(f"row {row} runs in state {State(int(self.table.state[row])).name}")

@@ -74,8 +74,7 @@ class Case:
 
     def state(self) -> Hashable:
         """The abstract state: what tells runs apart for coverage. As a rule: what waits where."""
-        turns = self.system.turns
-        return tuple((turn.cell.phase, *turn.cell.mailbox.depths()) for turn in turns)
+        return tuple([(turn.cell.phase, turn.cell.mailbox.depths()) for turn in self.system.turns])
 
 
 Scenario: TypeAlias = Callable[[ChoiceSource], Case]

@@ -23,6 +23,7 @@ from lifecycle.records import (
 from lifecycle.states import Cause, Event, State
 
 _GUARDS = {(e.source, e.event, cause): e.guard for e in TABLE for cause in e.causes if e.guard is not None}
+_STALE_TOKEN = int(Event.STALE_TOKEN)
 _IN_STEPS = frozenset({Event.CHUNK, Event.FIRST_TOKEN, Event.TOKEN, Event.STALE_TOKEN})
 
 
@@ -114,14 +115,14 @@ class LegalLifecycle(Property):
         step, committed = history.step, history.committed
         rows, events = step.rows, committed.events
         found: list[Violation] = []
-        wrong = (events == Event.STALE_TOKEN) == committed.live
-        if wrong.any():
+        wrong = (events == _STALE_TOKEN) == committed.live
+        if np.count_nonzero(wrong):
             index = int(wrong.argmax())
             fact = "has not left work" if committed.live[index] else "has left work"
             text = f"{Event(events[index]).name} for a request that {fact} since step {step.step} was planned"
             found.append(self.violation(history, text, int(step.requests[index])))
         moved = step.requests != history.request[rows]
-        if moved.any():
+        if np.count_nonzero(moved):
             index = int(moved.argmax())
             text = f"row {rows[index]} was given away while step {step.step}, which names it, was in flight"
             found.append(self.violation(history, text, int(step.requests[index])))

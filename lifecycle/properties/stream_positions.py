@@ -114,7 +114,7 @@ class StreamPositions(Property):
         known = history.num_prompt[rows] + history.num_output[rows]
         wrong = (drew != expected) | (drew & (known != step.ends + 1))
         wrong |= drew & (history.num_output[rows] > history.num_wanted[rows])
-        return tuple(self._miscounted(history, wrong)) if wrong.any() else ()
+        return tuple(self._miscounted(history, wrong)) if np.count_nonzero(wrong) else ()
 
     def _miscounted(self, history: History, wrong: Bools) -> Iterator[Violation]:
         step, committed = history.step, history.committed

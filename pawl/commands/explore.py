@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 SCHEDULES_EACH = 20
 """Schedules of one workload before the next one is drawn."""
-REPLAYED_EVERY = 4
+REPLAYED_EVERY = 8
 """Workloads of which one has its runs replayed as well."""
-CONFIRMED_EVERY = 3
+CONFIRMED_EVERY = 4
 """Workloads of which one has a schedule run twice: it must come out the same."""
 EXPLORED = ("pct", "pos", "random", "coverage", "fair")
 """Strategies that take turns unless one is named."""

@@ -26,14 +26,15 @@ class POS(Randomized):
         if kind is not Kind.NEXT:
             return self.random.randrange(len(options))
         before = self._priorities
-        events = [option.event for option in options]
-        draws = [before.get(event) or self.random.random() for event in events]
-        chosen = max(range(len(draws)), key=draws.__getitem__)
-        target = options[chosen].target
+        pending = []
+        best, chosen = -1.0, 0
+        for index, option in enumerate(options):
+            event = option.event
+            draw = before.get(event) or self.random.random()
+            pending.append((event, draw, option.target))
+            if draw > best:
+                best, chosen = draw, index
+        target = pending[chosen][2]
         # Only what is pending and has not lost a race is remembered.
-        self._priorities = {
-            event: draw
-            for index, (event, draw) in enumerate(zip(events, draws, strict=True))
-            if index != chosen and options[index].target != target
-        }
+        self._priorities = {event: draw for event, draw, touches in pending if touches != target}
         return chosen
