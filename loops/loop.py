@@ -228,7 +228,7 @@ class Loop:
         table = self.table
         fresh = self.fresh_at_commit = table.attempt[plan.rows] == plan.attempts
         events, rows, tokens = plan.events, plan.sampled_rows, result.tokens
-        if not fresh.all():
+        if np.count_nonzero(fresh) < len(fresh):
             events = np.where(fresh, events, np.uint8(Event.STALE_TOKEN))
             wanted = fresh[plan.batch.samples]
             self.counters.dropped_tokens += len(rows) - int(np.count_nonzero(wanted))
@@ -244,7 +244,9 @@ class Loop:
         """Indices of rows that have all they wanted, or drew a stop token."""
         table = self.table
         done = table.num_tokens[rows] >= table.max_tokens[rows]
-        done |= (table.stop_tokens[rows] == tokens[:, None]).any(1)
+        stops = table.stop_tokens[rows] == tokens[:, None]
+        if np.count_nonzero(stops):
+            done |= stops.any(1)
         return np.flatnonzero(done).tolist() if np.count_nonzero(done) else ()
 
     def _prefilled(self, plan: Plan, now: float) -> None:
