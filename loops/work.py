@@ -110,7 +110,7 @@ class Work:
     def prompt_planned(self, row: int) -> None:
         """The last known token of the row is in this step: from the next one on it decodes."""
         del self.prefilling[row]
-        self.decoding = np.append(self.decoding, np.int32(row))
+        self.decoding = np.concatenate((self.decoding, np.array((row,), np.int32)))
 
     # ---- verbs that are final ----
 

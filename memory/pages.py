@@ -110,7 +110,7 @@ class PagePool:
         Returns what that adds to the digest.
         """
         index = pages.astype(np.intp)
-        if not self.in_cache[index].all():
+        if np.count_nonzero(self.in_cache[index]) < len(index):
             raise MemoryViolation("only cached pages are shared", pages=pages[~self.in_cache[index]])
         self.refcount[index] += 1
         change = total(self._keys[index])
@@ -156,7 +156,7 @@ class PagePool:
         """The prefix cache becomes one more referrer of these owned pages."""
         index = pages.astype(np.intp)
         referrers = self.refcount[index]
-        if self.in_cache[index].any() or (referrers < 1).any():
+        if np.count_nonzero(self.in_cache[index]) or np.count_nonzero(referrers < 1):
             raise MemoryViolation("the cache adopts owned pages, once", pages=pages)
         self.refcount[index] = referrers + 1
         self.in_cache[index] = True
