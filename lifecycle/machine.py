@@ -213,6 +213,7 @@ def advance_rows(
     # Widened, because state * num_events does not fit uint8.
     number = int(events) if isinstance(events, Event) else events
     targets: UInt8s = _FLAT[_CODES[cause]].take(states.astype(np.intp) * _NUM_EVENTS + number)
+    # For a few rows bytes are searched many times quicker than numpy finds their maximum.
     if ILLEGAL in targets.tobytes():
         index = int((targets == ILLEGAL).argmax())
         event = events if isinstance(events, Event) else Event(int(events[index]))

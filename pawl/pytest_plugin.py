@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
+
+from pawl.exploration import Totals
 
 if TYPE_CHECKING:
     from actors.runtime.faults import Faults
@@ -23,17 +25,6 @@ SCHEDULES = 20
 CONFIRM_EVERY = 10
 """Schedules of which one is run twice, and must come out the same."""
 MARKER = "pawl(schedules=N, seed=N): how many schedules of each workload `explore` runs, and the seed of the first"
-
-
-class Explored(NamedTuple):
-    """What `explore` has done without finding anything."""
-
-    workloads: int = 0
-    schedules: int = 0
-    deliveries: int = 0
-    """Messages handed to actors."""
-    confirmed: int = 0
-    """Schedules run twice."""
 
 
 class Explorer:
@@ -51,12 +42,12 @@ class Explorer:
         schedules: int | None = None,
         faults: Faults | None = None,
         confirm_every: int = CONFIRM_EVERY,
-    ) -> Explored:
+    ) -> Totals:
         """Serve each workload under `schedules` schedules; the first counterexample fails the test."""
         from pawl.testing import NO_FAULTS, NotDeterministic, Workload, explore_workload
 
         each = self.schedules if schedules is None else schedules
-        done = Explored()
+        done = Totals()
         for number, workload in enumerate([workloads] if isinstance(workloads, Workload) else workloads):
             try:
                 outcome = explore_workload(
@@ -71,13 +62,7 @@ class Explorer:
                 pytest.fail(f"the same schedule came out differently: {error}\n{workload.encode()}", pytrace=False)
             if outcome.found is not None:
                 self.fail(outcome.found)
-            result = outcome.result
-            done = Explored(
-                done.workloads + 1,
-                done.schedules + result.schedules,
-                done.deliveries + result.deliveries,
-                done.confirmed + result.confirmed,
-            )
+            done = done.plus(Totals.of(outcome.result))
         return done
 
     def fail(self, found: Found) -> None:

@@ -244,7 +244,7 @@ def explore(
                 result.confirmed += 1
             if run.error is not None:
                 result.failure = _failure(scenario, run, run.error, result.schedules, max_steps, most_shrink_runs)
-            del run
+            del run  # so that it is collected before the next one
     result.distinct, result.states, result.digest = len(seen), len(states), whole.digest()
     result.seconds = clock() - began
     return result

@@ -19,8 +19,8 @@ from torch import Tensor
 from gpu.backend import ForwardInputs, RefusedInputs
 from gpu.kv import KvStore
 from gpu.models.config import ModelConfig, Rope, weight_shapes
+from gpu.native.bindings import Inputs, Library, Shape, load_library
 from gpu.native.build import NativeUnavailable
-from gpu.native.library import Inputs, Library, Shape, load_library
 from gpu.weights.checks import is_norm
 
 

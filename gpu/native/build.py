@@ -81,7 +81,7 @@ def _run(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def library_path(compiler: str, directory: Path | None = None) -> Path:
+def compiled_path(compiler: str, directory: Path | None = None) -> Path:
     """Where the library that `compiler` makes of the present sources would be."""
     digest = hashlib.sha256()
     for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
@@ -96,7 +96,7 @@ def build(directory: Path | None = None) -> Path:
     Raises NativeUnavailable with the reason when there is no compiler, it fails, or the cache cannot be written.
     """
     compiler = find_compiler()
-    path = library_path(compiler, directory)
+    path = compiled_path(compiler, directory)
     if path.exists():
         return path
     try:

@@ -16,8 +16,6 @@ from memory.pages import MemoryViolation
 if TYPE_CHECKING:
     from loops.loop import Loop
 
-_DECODING = int(State.DECODING)
-
 
 def at_rest(loop: Loop) -> bool:
     """Nobody waits or runs, no step is in flight, and nothing is on its way from lower tiers."""
@@ -67,7 +65,7 @@ class RowShape(StateProperty):
         rows = loop.work.running()
         slots = table.slot[rows]
         length = memory.length[slots]
-        decoding = table.state[rows] == _DECODING
+        decoding = table.state[rows] == State.DECODING
         committed = np.where(decoding, table.num_tokens[rows] - 1, table.num_computed[rows])
         protected = np.array([memory.holds[slot].num_tokens if memory.holds[slot] else 0 for slot in slots.tolist()])
         wrong = (length > table.max_length[rows]) | (committed > length)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pawl.commands.failures import CommandFailed, UsageError
+from pawl.exploration import CELLS, Totals
 from pawl.logs import progress
 
 if TYPE_CHECKING:
@@ -33,12 +34,6 @@ CONFIRMED_EVERY = 4
 """Workloads of which one has a schedule run twice: it must come out the same."""
 EXPLORED = ("pct", "pos", "random", "coverage", "fair")
 """Strategies that take turns unless one is named."""
-CELLS = {
-    "overlap-mixed": ("overlap", True),
-    "overlap": ("overlap", False),
-    "lockstep-mixed": ("lockstep", True),
-    "lockstep": ("lockstep", False),
-}
 QUEUE_EVERY = 5
 """Workloads of which one is a queue for few places: the order of admission shows there."""
 UNSTEADY = "one_decision_log: the same schedule came out differently"
@@ -66,20 +61,6 @@ class Task(NamedTuple):
     """At the most; 0: as many as the time allows."""
     ends: float
     """Of the process's clock."""
-
-
-class Totals(NamedTuple):
-    """Of one process, or of all."""
-
-    workloads: int = 0
-    schedules: int = 0
-    deliveries: int = 0
-    """Messages handed to actors, timers included; those of second runs, replays and shrinking not."""
-    confirmed: int = 0
-    """Schedules run twice."""
-
-    def plus(self, other: Totals) -> Totals:
-        return Totals(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Report(NamedTuple):
@@ -344,8 +325,7 @@ def _explore(task: Task) -> Iterator[Report]:
         except NotDeterministic as error:
             yield Report(totals, unsteady=f"{UNSTEADY}: {error}\n  workload: {workload.encode()}")
             return
-        result = outcome.result
-        totals = totals.plus(Totals(1, result.schedules, result.deliveries, result.confirmed))
+        totals = totals.plus(Totals.of(outcome.result))
         number += 1
         if outcome.found is not None:
             yield Report(totals, outcome.found)

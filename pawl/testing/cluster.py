@@ -90,6 +90,8 @@ class TimelyScheduler(Scheduler):
 
 def timely(scheduler: type[Scheduler]) -> type[TimelyScheduler]:
     """The same scheduler, that is a TimelyScheduler as well."""
+    if scheduler is Scheduler:
+        return TimelyScheduler
     return type(scheduler.__name__, (TimelyScheduler, scheduler), {})
 
 

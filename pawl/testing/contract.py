@@ -17,21 +17,14 @@ from actors.runtime.faults import Faults
 from actors.scheduler import Scheduler
 from loops.policy import Policy
 from memory.prefix.base import PrefixCache
+from pawl.exploration import CELLS, Totals
 from pawl.testing.cluster import NO_FAULTS
 from pawl.testing.own import know_cache, know_policy, know_scheduler
 from pawl.testing.queues import queue
 from pawl.testing.workload import Workload
 
 if TYPE_CHECKING:
-    from pawl.pytest_plugin import Explored, Explorer
-
-CELLS = {
-    "overlap-mixed": ("overlap", True),
-    "overlap": ("overlap", False),
-    "lockstep-mixed": ("lockstep", True),
-    "lockstep": ("lockstep", False),
-}
-"""Every kind of loop: its pacing, and whether one step may hold prompts and outputs."""
+    from pawl.pytest_plugin import Explorer
 
 
 class SchedulerContract:
@@ -73,7 +66,7 @@ class SchedulerContract:
 
     def _explore(
         self, cell: str, explore: Explorer, draw: Callable[..., Workload], faults: Faults = NO_FAULTS
-    ) -> Explored:
+    ) -> Totals:
         pacing, mixed = CELLS[cell]
         fixed = {"pacing": pacing, "mixed": mixed, **self._own_parts(), **self.shape}
         seeds = range(explore.seed, explore.seed + self.num_workloads)

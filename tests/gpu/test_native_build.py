@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu.native import backend, build, library
+from gpu.native import backend, bindings, build
 from gpu.native.build import NativeUnavailable
 from tests.gpu.driving import logits_in_pieces
 from tests.gpu.native_models import ODD, SWITCHED, alone, make, random_weights
@@ -44,7 +44,7 @@ def test_another_compiler_gets_another_library(tmp_path: Path) -> None:
     other.mkdir()
     second = fake_compiler(other, "exit 1")
     second.write_text(second.read_text().replace("1.0", "2.0"))
-    assert build.library_path(str(fake_compiler(one, "exit 1"))) != build.library_path(str(second))
+    assert build.compiled_path(str(fake_compiler(one, "exit 1"))) != build.compiled_path(str(second))
 
 
 def test_a_compiler_that_fails_is_a_reason_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_a_missing_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_without_a_compiler_every_weight_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(backend, "load_library", library.load_library.__wrapped__)
+    monkeypatch.setattr(backend, "load_library", bindings.load_library.__wrapped__)
     weights = random_weights(ODD, torch.float32)
     names = set(weights)
     with pytest.raises(NativeUnavailable, match="no C"):
@@ -79,7 +79,7 @@ def test_a_cache_that_is_a_file_is_a_reason(tmp_path: Path) -> None:
 def test_a_library_that_is_none_is_a_reason(tmp_path: Path) -> None:
     (tmp_path / "pawl.so").write_text("not a library")
     with pytest.raises(NativeUnavailable, match="cannot be loaded"):
-        library.Library(tmp_path / "pawl.so")
+        bindings.Library(tmp_path / "pawl.so")
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_kernels_for_lesser_processors_compute_the_same_numbers(
     native = logits()
     flags = [flag.replace("native", processor) for flag in build.FLAGS]
     monkeypatch.setattr(build, "FLAGS", tuple(flags))
-    lesser = library.Library(build.build(tmp_path_factory.getbasetemp() / "lesser"))
+    lesser = bindings.Library(build.build(tmp_path_factory.getbasetemp() / "lesser"))
     monkeypatch.setattr(backend, "load_library", lambda: lesser)
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     for ours, theirs in zip(logits(), native, strict=True):

@@ -86,10 +86,10 @@ def test_a_person_reads_text_and_a_program_too_when_it_is_asked_for() -> None:
 
 def test_warnings_of_libraries_come_in_the_same_form_and_their_chatter_does_not() -> None:
     stream = configured("debug")
-    logging.getLogger("some.library").warning("careful: %s", "x")
-    logging.getLogger("some.library").info("chatter")
+    logging.getLogger("some.package").warning("careful: %s", "x")
+    logging.getLogger("some.package").info("chatter")
     (line,) = lines(stream)
-    assert (line["event"], line["logger"], line["level"]) == ("careful: x", "some.library", "warning")
+    assert (line["event"], line["logger"], line["level"]) == ("careful: x", "some.package", "warning")
 
 
 def test_a_line_without_a_reader_harms_nobody() -> None:
