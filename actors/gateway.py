@@ -14,14 +14,14 @@ from typing import Any, TypeAlias
 import msgspec
 import structlog
 
-from actors.measures import DURATION_BUCKETS_S, FIRST_TOKEN_BUCKETS_S, TOKEN_BUCKETS_S, Histogram, Rate
-from actors.messages.control import Drain, FlushCache, GetState, Progress, Reply, Stalled
-from actors.messages.generate import Abort, Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
-from actors.recorder import TraceSink
-from actors.runtime.actor import Actor, Down, Lane, Timer
-from actors.sink import Sink
-from lifecycle.records import Answered, AnswersClosed
-from lifecycle.states import Cause
+from pawl.actors.measures import DURATION_BUCKETS_S, FIRST_TOKEN_BUCKETS_S, TOKEN_BUCKETS_S, Histogram, Rate
+from pawl.actors.messages.control import Drain, FlushCache, GetState, Progress, Reply, Stalled
+from pawl.actors.messages.generate import Abort, Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
+from pawl.actors.recorder import TraceSink
+from pawl.actors.runtime.actor import Actor, Down, Lane, Timer
+from pawl.actors.sink import Sink
+from pawl.lifecycle.records import Answered, AnswersClosed
+from pawl.lifecycle.states import Cause
 
 log = structlog.get_logger(__name__)
 

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from actors.runtime.actor import Actor, Context, Lane
-from lifecycle.records import Gap, Record
-from lifecycle.trace import TraceWriter
+from pawl.actors.runtime.actor import Actor, Context, Lane
+from pawl.lifecycle.records import Gap, Record
+from pawl.lifecycle.trace import TraceWriter
 
 FLUSH_S = 0.064
 """How long a record may wait in memory, seconds."""

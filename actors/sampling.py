@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from actors.text.invalid import InvalidRequest
-from lifecycle.request import MAX_STOP_TOKENS, MAX_TOP_LOGPROBS, SamplingParameters
+from pawl.actors.text.invalid import InvalidRequest
+from pawl.lifecycle.request import MAX_STOP_TOKENS, MAX_TOP_LOGPROBS, SamplingParameters
 
 __all__ = ["MAX_LOGIT_BIASES", "InvalidRequest", "build_sampling"]
 

@@ -11,23 +11,23 @@ import msgspec
 import numpy as np
 import structlog
 
-from actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Progress, Reply
-from actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
-from actors.messages.generate import Abort, Admitted, Ended, Finish, Generate, Opened, StepTokens, Timing, Usage
-from actors.recorder import TraceSink
-from actors.runtime.actor import Actor, Lane
-from actors.tiers.desk import TierDesk, TierMessage
-from lifecycle.journal import Journal
-from lifecycle.records import STOPPED, Started
-from lifecycle.states import Cause, State
-from lifecycle.step import StepResult
-from lifecycle.table import Ticket
-from loops.batch import Plan
-from loops.loop import Ending, Loop
-from loops.properties.laws import name_of
-from loops.select import LoopConfig, make_loop
-from memory.pages import Int32s, MemoryViolation
-from memory.prefix.namespace import namespace_of
+from pawl.actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Progress, Reply
+from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
+from pawl.actors.messages.generate import Abort, Admitted, Ended, Finish, Generate, Opened, StepTokens, Timing, Usage
+from pawl.actors.recorder import TraceSink
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.tiers.desk import TierDesk, TierMessage
+from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.records import STOPPED, Started
+from pawl.lifecycle.states import Cause, State
+from pawl.lifecycle.step import StepResult
+from pawl.lifecycle.table import Ticket
+from pawl.loops.batch import Plan
+from pawl.loops.loop import Ending, Loop
+from pawl.loops.properties.laws import name_of
+from pawl.loops.select import LoopConfig, make_loop
+from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.prefix.namespace import namespace_of
 
 log = structlog.get_logger("pawl.scheduler")
 

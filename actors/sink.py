@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from actors.messages.generate import Accepted, Done, Output, Refused, TokenLogprob
+from pawl.actors.messages.generate import Accepted, Done, Output, Refused, TokenLogprob
 
 
 class Sink(Protocol):

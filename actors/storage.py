@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from actors.messages.transfer import (
+from pawl.actors.messages.transfer import (
     Blocks,
     Dropped,
     EmptyHost,
@@ -22,9 +22,9 @@ from actors.messages.transfer import (
     TierReport,
     ToStorage,
 )
-from actors.runtime.actor import Actor, Lane
-from actors.tiers.files import UInt8s
-from actors.tiers.store import TierStore
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.tiers.files import UInt8s
+from pawl.actors.tiers.store import TierStore
 
 log = structlog.get_logger("pawl.storage")
 

@@ -13,14 +13,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.messages.generate import Accepted, Generate, Refused, Submit, TextOptions
-from actors.runtime.actor import Actor, Lane
-from actors.sampling import build_sampling
-from actors.text.invalid import InvalidRequest
-from actors.text.template import ChatTemplate
-from actors.text.vocabulary import Vocabulary
-from lifecycle.request import SamplingParameters
-from lifecycle.states import Cause
+from pawl.actors.messages.generate import Accepted, Generate, Refused, Submit, TextOptions
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.sampling import build_sampling
+from pawl.actors.text.invalid import InvalidRequest
+from pawl.actors.text.template import ChatTemplate
+from pawl.actors.text.vocabulary import Vocabulary
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Cause
 
 GATEWAY = "gateway"
 SCHEDULER = "scheduler"

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from actors.messages.control import Heartbeat, Progress, Stalled
-from actors.runtime.actor import Actor, Lane
+from pawl.actors.messages.control import Heartbeat, Progress, Stalled
+from pawl.actors.runtime.actor import Actor, Lane
 
 log = structlog.get_logger("pawl.watchdog")
 

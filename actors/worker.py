@@ -7,11 +7,11 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
-from actors.messages.transfer import Fence, Fill, PagesToWorker, Save
-from actors.runtime.actor import Actor, Lane
-from actors.tiers.mover import PageMover, PageRunner
-from lifecycle.step import StepBatch, StepResult
+from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
+from pawl.actors.messages.transfer import Fence, Fill, PagesToWorker, Save
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.tiers.mover import PageMover, PageRunner
+from pawl.lifecycle.step import StepBatch, StepResult
 
 log = structlog.get_logger("pawl.worker")
 Launched = TypeVar("Launched")

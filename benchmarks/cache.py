@@ -40,10 +40,10 @@ from benchmarks.cache_workload import (
     measure,
 )
 from benchmarks.harness import Result, Spread, aligned, number, run_peer, write_json
-from memory.pages import PagePool
-from memory.prefix.compiled import CompiledRadixCache, CompiledUnavailable, load
-from memory.prefix.radix import RadixCache
-from memory.transaction import Ledger
+from pawl.memory.pages import PagePool
+from pawl.memory.prefix.compiled import CompiledRadixCache, CompiledUnavailable, load
+from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.transaction import Ledger
 
 PEER = "SGLang"
 PEER_SIZES = SIZES[:3]

@@ -9,11 +9,11 @@ import torch
 from benchmarks.gpu_limits import BF16, LLAMA_8B, attention_operations, share_of_limit
 from benchmarks.gpu_timing import DEVICE, device_ms
 from benchmarks.harness import Result, Spread
-from gpu.kernels.activation import gated
-from gpu.kernels.decode import attend_decode, splits_for
-from gpu.kernels.matmul import matmul
-from gpu.kernels.norm import add_norm
-from gpu.kernels.prefill import attend_segments
+from pawl.gpu.kernels.activation import gated
+from pawl.gpu.kernels.decode import attend_decode, splits_for
+from pawl.gpu.kernels.matmul import matmul
+from pawl.gpu.kernels.norm import add_norm
+from pawl.gpu.kernels.prefill import attend_segments
 
 PAGE = 16
 ROWS = 8192

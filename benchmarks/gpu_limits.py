@@ -5,7 +5,7 @@ Reading weights, keys and values once bounds a step that decodes; multiplying bo
 
 from __future__ import annotations
 
-from gpu.models.config import ModelConfig, Rope, weight_shapes
+from pawl.gpu.models.config import ModelConfig, Rope, weight_shapes
 
 BF16 = 2
 """Bytes."""

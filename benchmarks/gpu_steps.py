@@ -18,9 +18,9 @@ from benchmarks.gpu_limits import (
 )
 from benchmarks.gpu_timing import DEVICE, clock, random_weights
 from benchmarks.harness import Result, Spread, quiet
-from gpu.runner import Launched, Runner
-from lifecycle.request import SamplingParameters
-from lifecycle.step import Admission, StepBatch
+from pawl.gpu.runner import Launched, Runner
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.step import Admission, StepBatch
 
 PAGE = 16
 CONTEXT = 1024

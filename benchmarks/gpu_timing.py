@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 from benchmarks.harness import Spread
-from gpu.models.config import ModelConfig, weight_shapes
-from gpu.weights.checks import is_norm
+from pawl.gpu.models.config import ModelConfig, weight_shapes
+from pawl.gpu.weights.checks import is_norm
 
 DEVICE = "cuda"
 REPETITIONS = 7

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import Result, Spread, quiet, repeat, run_peer, table, write_json
-from lifecycle.journal import Journal
-from lifecycle.records import ENCODER, Record
-from lifecycle.request import SamplingParameters
-from lifecycle.step import StepResult
-from lifecycle.table import Ticket
-from loops.batch import Plan
-from loops.loop import Ending, Loop
-from loops.select import LoopConfig, make_loop
-from memory.pages import Int32s, MemoryViolation
+from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.records import ENCODER, Record
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.step import StepResult
+from pawl.lifecycle.table import Ticket
+from pawl.loops.batch import Plan
+from pawl.loops.loop import Ending, Loop
+from pawl.loops.select import LoopConfig, make_loop
+from pawl.memory.pages import Int32s, MemoryViolation
 
 ROWS = {1: 40.0, 64: 80.0, 256: 120.0, 1024: 250.0}
 """Running requests -> goal, microseconds a step."""

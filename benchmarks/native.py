@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Result, Spread, repeat, seconds_of, table, write_json
-from gpu.backend import Backend, ForwardInputs
-from gpu.kv import KvStore
-from gpu.models.decoder import TorchDecoder
-from gpu.native.backend import NativeBackend, default_threads
-from gpu.weights.source import load_weights, resolve_source
+from pawl.gpu.backend import Backend, ForwardInputs
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.native.backend import NativeBackend, default_threads
+from pawl.gpu.weights.source import load_weights, resolve_source
 
 PAGE_SIZE = 16
 CONTEXT = 256

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.harness import RESULTS
-from lifecycle.audit import Verdict, audit
-from loops.judging import OneDecisionLog
 from pawl.bench.client import Client, HttpError
+from pawl.lifecycle.audit import Verdict, audit
+from pawl.loops.judging import OneDecisionLog
 
 START_S = 180.0
 STOP_S = 60.0

@@ -15,10 +15,10 @@ import numpy as np
 
 from benchmarks.harness import Result, Spread, microseconds_per_call, repeat, seconds_of, table, write_json
 from benchmarks.host import Bench, prompts
-from lifecycle.audit import Verdict, audit
-from lifecycle.records import ENCODER, STOPPED, PageCounts, Record, Started, StepCommitted, StepPlanned
-from lifecycle.states import Event
-from lifecycle.trace import TraceReader, TraceWriter
+from pawl.lifecycle.audit import Verdict, audit
+from pawl.lifecycle.records import ENCODER, STOPPED, PageCounts, Record, Started, StepCommitted, StepPlanned
+from pawl.lifecycle.states import Event
+from pawl.lifecycle.trace import TraceReader, TraceWriter
 
 ROWS = (1, 64, 256, 1024)
 MAKE_GOAL_US = 5.0

@@ -15,9 +15,9 @@ import numpy as np
 from benchmarks.cache import FLAT, cell, flatness
 from benchmarks.cache_workload import PAGE, PROMPT, REPETITIONS, SIZES, Int32s, cpu_seconds, each
 from benchmarks.harness import Result, Spread, aligned, quiet, write_json
-from memory.pool import Memory
-from memory.prefix.select import make_cache
-from memory.transaction import Transaction
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.select import make_cache
+from pawl.memory.transaction import Transaction
 
 RUNNING = 256
 """Requests that decode. Their lengths differ by a token each, so that some of them need a page in every step."""

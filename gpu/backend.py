@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lifecycle.step import Int32s
+from pawl.lifecycle.step import Int32s
 
 NO_TOKEN = -1
 """Where a token would stand if the model had given scores that can be compared."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from lifecycle.step import Int32s, StepBatch
-from memory.window import NO_PAGE
+from pawl.lifecycle.step import Int32s, StepBatch
+from pawl.memory.window import NO_PAGE
 
 
 class InvalidBatch(Exception):
-    """A batch breaks the contract of `lifecycle.step`. Nothing was changed."""
+    """A batch breaks the contract of `pawl.lifecycle.step`. Nothing was changed."""
 
     def __init__(self, step: int, reason: str) -> None:
         super().__init__(f"step {step}: {reason}")

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gpu.devices import new_stream
+from pawl.gpu.devices import new_stream
 
 ALIGNMENT = 16
 SMALLEST_BUFFER = 1 << 12

@@ -2,7 +2,7 @@
 
 Each position that is computed writes an entry that stands for the whole sequence up to it. Each segment then reads
 every entry of its row through the page table, as attention would, and the next token is a pure function of what was
-read. So it can be known from the prompt alone (`gpu.ghost_oracle`), under any schedule.
+read. So it can be known from the prompt alone (`pawl.gpu.ghost_oracle`), under any schedule.
 
     write    entries of the new positions, into the pages of each row (and into its window pages)
     read     every page of each row, up to its last position (and every window page that a window reaches)
@@ -20,15 +20,15 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu.batches import check_batch
-from gpu.ghost_draws import GhostDraws
-from gpu.ghost_language import VOCABULARY_SIZE, language_of
-from gpu.ghost_memory import Computed, GhostFault, GhostMemory
-from gpu.ghost_small import SmallMemory, likeliest_after
-from gpu.ghost_store import GhostStore
-from gpu.ragged import ragged_offsets
-from lifecycle.request import SamplingParameters
-from lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch, StepLogprobs, StepResult
+from pawl.gpu.batches import check_batch
+from pawl.gpu.ghost_draws import GhostDraws
+from pawl.gpu.ghost_language import VOCABULARY_SIZE, language_of
+from pawl.gpu.ghost_memory import Computed, GhostFault, GhostMemory
+from pawl.gpu.ghost_small import SmallMemory, likeliest_after
+from pawl.gpu.ghost_store import GhostStore
+from pawl.gpu.ragged import ragged_offsets
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch, StepLogprobs, StepResult
 
 _NOTHING = -1
 """Last token of a slot that has drawn none."""
@@ -61,7 +61,7 @@ class Shape(Protocol):
 
 
 class Ghost:
-    """One ghost; made as `gpu.runner.Runner` is, and as deaf to anything but batches."""
+    """One ghost; made as `pawl.gpu.runner.Runner` is, and as deaf to anything but batches."""
 
     asynchronous = False
 

@@ -3,7 +3,7 @@
     penalties -> logit bias -> stop tokens barred while the output is too short -> greedy, or temperature, top-k, top-p,
     min-p and noise
 
-as `gpu.sampler` has it; the vocabulary is so small that a slot's history is a row of counts, and every row is sorted.
+as `pawl.gpu.sampler` has it; the vocabulary is so small that a slot's history is a row of counts; every row is sorted.
 A row's draw is a function of its own state, parameters, history and position.
 """
 
@@ -15,10 +15,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu.ghost_language import VOCABULARY_SIZE, Float32s, Language
-from gpu.ghost_memory import Computed
-from gpu.mixing import draw_keys, mix64
-from lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch, StepLogprobs
+from pawl.gpu.ghost_language import VOCABULARY_SIZE, Float32s, Language
+from pawl.gpu.ghost_memory import Computed
+from pawl.gpu.mixing import draw_keys, mix64
+from pawl.lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch, StepLogprobs
 
 Bools: TypeAlias = NDArray[np.bool_]
 Float64s: TypeAlias = NDArray[np.float64]

@@ -1,7 +1,7 @@
-"""The ghost's memory in plain integers: answers and faults of `gpu.ghost_memory`, quicker for steps of a few tokens.
+"""The ghost's memory in plain integers: answers and faults of `pawl.gpu.ghost_memory`, quicker for short steps.
 
 A simulated run makes thousands of steps of one to ten tokens, where a numpy call costs more than the arithmetic in it.
-Entries are those of `gpu.ghost_store`; window pages are not kept here.
+Entries are those of `pawl.gpu.ghost_store`; window pages are not kept here.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from gpu.ghost_language import Language
-from gpu.ghost_memory import NEW, Computed, GhostMemory, fault_at
-from gpu.mixing import mix64
-from gpu.ragged import ragged_positions
-from lifecycle.step import Int32s, StepBatch
-from memory.window import NO_PAGE
+from pawl.gpu.ghost_language import Language
+from pawl.gpu.ghost_memory import NEW, Computed, GhostMemory, fault_at
+from pawl.gpu.mixing import mix64
+from pawl.gpu.ragged import ragged_positions
+from pawl.lifecycle.step import Int32s, StepBatch
+from pawl.memory.window import NO_PAGE
 
 _POSITION_BITS = 32
 _WORD = (1 << 64) - 1

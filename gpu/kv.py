@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpu.devices import download, upload
-from gpu.models.config import ModelConfig
-from lifecycle.step import Int32s
+from pawl.gpu.devices import download, upload
+from pawl.gpu.models.config import ModelConfig
+from pawl.lifecycle.step import Int32s
 
 WINDOW_RATIO = 0.5
 """Window pages for each full page, unless the caller says otherwise: right for contexts of twice the window.

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.devices import upload
-from lifecycle.step import Int32s, StepBatch
+from pawl.gpu.devices import upload
+from pawl.lifecycle.step import Int32s, StepBatch
 
 
 class LastTokens:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpu.mixing import draw_keys
-from lifecycle.step import Int32s
+from pawl.gpu.mixing import draw_keys
+from pawl.lifecycle.step import Int32s
 
 
 def _signed(word: int) -> int:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.devices import upload
-from lifecycle.request import SamplingParameters
-from lifecycle.step import Float32s, Int32s
+from pawl.gpu.devices import upload
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.step import Float32s, Int32s
 
 _FIRST_CAPACITY = 4
 

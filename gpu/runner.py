@@ -18,21 +18,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpu.backend import ForwardInputs, GreedyBackend
-from gpu.batches import check_batch
-from gpu.copies import Pending, copies_from
-from gpu.cuda.graphs import CudaRecorder, DecodeGraphs, GraphBackend, Recorder
-from gpu.cuda.shapes import GraphShape
-from gpu.devices import available_threads, upload
-from gpu.kv import KvStore
-from gpu.models.config import ModelConfig
-from gpu.ragged import ragged_offsets, ragged_positions
-from gpu.sampler import Draws
-from gpu.scoring import PromptScorer, PromptScores
-from gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
-from gpu.weights.fingerprint import weights_fingerprint
-from lifecycle.step import Int32s, StepBatch, StepResult
-from memory.window import NO_PAGE
+from pawl.gpu.backend import ForwardInputs, GreedyBackend
+from pawl.gpu.batches import check_batch
+from pawl.gpu.copies import Pending, copies_from
+from pawl.gpu.cuda.graphs import CudaRecorder, DecodeGraphs, GraphBackend, Recorder
+from pawl.gpu.cuda.shapes import GraphShape
+from pawl.gpu.devices import available_threads, upload
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.ragged import ragged_offsets, ragged_positions
+from pawl.gpu.sampler import Draws
+from pawl.gpu.scoring import PromptScorer, PromptScores
+from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
+from pawl.gpu.weights.fingerprint import weights_fingerprint
+from pawl.lifecycle.step import Int32s, StepBatch, StepResult
+from pawl.memory.window import NO_PAGE
 
 _NOTHING = np.zeros(0, np.int32)
 
@@ -79,7 +79,7 @@ class Runner:
         num_window_pages: int | None = None,
         deterministic: bool = False,
     ) -> None:
-        """Takes `weights` over (canonical names, from `gpu.weights.source.load_weights` with the same `dtype`).
+        """Takes `weights` over (canonical names, from `pawl.gpu.weights.source.load_weights` with the same `dtype`).
 
         `max_context` is the most tokens a slot may hold; `threads` None means one for each processor. With
         `num_window_pages`, the windowed layers of a hybrid model have a store of their own, and every batch names

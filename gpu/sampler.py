@@ -1,6 +1,6 @@
 """From logits to tokens, a whole batch at a time, with every slot's own parameters.
 
-    penalties -> logit bias -> stop tokens barred while the output is too short -> greedy, or `gpu.truncation.draw`
+    penalties -> logit bias -> stop tokens barred while the output is too short -> greedy, or `pawl.gpu.truncation.draw`
 
 Log-probabilities are those of the logits as they came. Parameters live in host arrays indexed by slot; a row's draw is
 a function of that row's logits, its slot's parameters and history, and its position. Nothing else enters.
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.backend import NO_TOKEN
-from gpu.devices import upload
-from gpu.noise import row_keys
-from gpu.penalties import Penalties
-from gpu.scoring import Scores, score
-from gpu.truncation import DrawParameters, draw
-from lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
-from lifecycle.step import Admission, Bools, Int32s, StepLogprobs
+from pawl.gpu.backend import NO_TOKEN
+from pawl.gpu.devices import upload
+from pawl.gpu.noise import row_keys
+from pawl.gpu.penalties import Penalties
+from pawl.gpu.scoring import Scores, score
+from pawl.gpu.truncation import DrawParameters, draw
+from pawl.lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
+from pawl.lifecycle.step import Admission, Bools, Int32s, StepLogprobs
 
 
 @dataclass(frozen=True, eq=False)

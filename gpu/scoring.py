@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.backend import ForwardInputs
-from lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch
+from pawl.gpu.backend import ForwardInputs
+from pawl.lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch
 
 # Rows scored at a time: the log-probabilities of a long chunk over a large vocabulary would take gigabytes.
 BLOCK = 64

@@ -12,12 +12,12 @@ import structlog
 import torch
 from torch import Tensor
 
-from gpu.backend import Backend, BackendUnavailable
-from gpu.kv import KvStore
-from gpu.last_tokens import LastTokens
-from gpu.models.config import ModelConfig
-from gpu.models.decoder import TorchDecoder
-from gpu.sampler import Sampler
+from pawl.gpu.backend import Backend, BackendUnavailable
+from pawl.gpu.kv import KvStore
+from pawl.gpu.last_tokens import LastTokens
+from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.sampler import Sampler
 
 BackendChoice: TypeAlias = Literal["auto", "torch", "native", "triton"]
 
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 def native_backend() -> Callable[..., Backend]:
     """The compiled CPU backend's class. Raises BackendUnavailable when this build has none."""
     try:
-        module = importlib.import_module("gpu.native.backend")
+        module = importlib.import_module("pawl.gpu.native.backend")
     except ImportError as error:
         raise BackendUnavailable("native", f"its module cannot be imported ({error})") from error
     made: Callable[..., Backend] = module.NativeBackend
@@ -40,7 +40,7 @@ def native_backend() -> Callable[..., Backend]:
 def triton_backend() -> Callable[..., Backend]:
     """The class of the decoder in Triton kernels. Raises BackendUnavailable where Triton is not installed."""
     try:
-        module = importlib.import_module("gpu.cuda.decoder")
+        module = importlib.import_module("pawl.gpu.cuda.decoder")
     except ImportError as error:
         raise BackendUnavailable("triton", f"its module cannot be imported ({error})") from error
     made: Callable[..., Backend] = module.TritonDecoder
@@ -51,7 +51,7 @@ def sampler_for(backend: Backend, vocab_size: int, num_slots: int, device: torch
     """What draws tokens, by the same kernels as `backend` computes with."""
     if not backend.name.startswith("triton"):
         return Sampler(vocab_size, num_slots, device)
-    module = importlib.import_module("gpu.cuda.sampler")
+    module = importlib.import_module("pawl.gpu.cuda.sampler")
     made: Sampler = module.KernelSampler(vocab_size, num_slots, device)
     return made
 
@@ -60,7 +60,7 @@ def last_tokens_for(backend: Backend, num_slots: int, device: torch.device) -> L
     """Where the last tokens are kept, by the same kernels as `backend` computes with."""
     if not backend.name.startswith("triton"):
         return LastTokens(num_slots, device)
-    module = importlib.import_module("gpu.cuda.last_tokens")
+    module = importlib.import_module("pawl.gpu.cuda.last_tokens")
     made: LastTokens = module.KernelLastTokens(num_slots, device)
     return made
 

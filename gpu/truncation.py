@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpu.devices import upload
-from gpu.noise import all_tokens, gumbel
-from lifecycle.step import Float32s, Int32s
+from pawl.gpu.devices import upload
+from pawl.gpu.noise import all_tokens, gumbel
+from pawl.lifecycle.step import Float32s, Int32s
 
 NARROW = 64
 WIDE = 1024
@@ -35,7 +35,7 @@ class DrawParameters:
     top_p: Float32s
     min_p: Float32s
     keys: Int32s
-    """[n, 2] of `gpu.noise.row_keys`."""
+    """[n, 2] of `pawl.gpu.noise.row_keys`."""
 
     def of(self, rows: NDArray[np.intp]) -> DrawParameters:
         """Those of some rows."""

@@ -19,9 +19,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
-from lifecycle.records import (
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
+from pawl.lifecycle.records import (
     STOPPED,
     Closed,
     Gap,
@@ -35,8 +35,8 @@ from lifecycle.records import (
     int32s,
     uint8s,
 )
-from lifecycle.states import Event
-from lifecycle.trace import Damage, DamageKind, TraceReader
+from pawl.lifecycle.states import Event
+from pawl.lifecycle.trace import Damage, DamageKind, TraceReader
 
 MAX_SLICES = 8
 """Violations whose records are looked up for the report."""

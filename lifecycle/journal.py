@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from lifecycle.records import (
+from pawl.lifecycle.records import (
     CacheChange,
     Cached,
     Closed,
@@ -27,9 +27,9 @@ from lifecycle.records import (
     Transition,
     UInt8s,
 )
-from lifecycle.states import Cause, Event, State
-from lifecycle.step import Int32s, StepBatch
-from lifecycle.table import RequestTable, Ticket
+from pawl.lifecycle.states import Cause, Event, State
+from pawl.lifecycle.step import Int32s, StepBatch
+from pawl.lifecycle.table import RequestTable, Ticket
 
 
 class Pages(Protocol):

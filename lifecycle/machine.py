@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.states import ABORT_CAUSES, RETRACT_CAUSES, Cause, Event, State
+from pawl.lifecycle.states import ABORT_CAUSES, RETRACT_CAUSES, Cause, Event, State
 
 UInt8s: TypeAlias = NDArray[np.uint8]
 

@@ -27,8 +27,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.request import SamplingParameters
-from lifecycle.states import Cause, Event, State
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Cause, Event, State
 
 Int32s: TypeAlias = NDArray[np.int32]
 UInt8s: TypeAlias = NDArray[np.uint8]

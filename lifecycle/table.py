@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.machine import advance, advance_rows
-from lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
-from lifecycle.states import Cause, Event, State
+from pawl.lifecycle.machine import advance, advance_rows
+from pawl.lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
+from pawl.lifecycle.states import Cause, Event, State
 
 Int32s: TypeAlias = NDArray[np.int32]
 UInt8s: TypeAlias = NDArray[np.uint8]

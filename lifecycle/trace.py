@@ -28,7 +28,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from lifecycle.records import DECODER, ENCODER, Gap, Record, schema_hash
+from pawl.lifecycle.records import DECODER, ENCODER, Gap, Record, schema_hash
 
 MAX_RECORDS = 4096
 """Records of one block at the most."""

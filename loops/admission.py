@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loops.batch import Draft, PrefillSegment
-from loops.policy import Policy
-from loops.work import Work
+from pawl.loops.batch import Draft, PrefillSegment
+from pawl.loops.policy import Policy
+from pawl.loops.work import Work
 
 MAX_PASSED_OVER = 32
 """Requests that may be passed over in one step because a running request is computing their prefix right now."""

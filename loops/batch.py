@@ -10,14 +10,14 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.request import SamplingParameters
-from lifecycle.states import Event, State
-from lifecycle.step import Admission, Bools, StepBatch
-from lifecycle.table import RequestTable
-from memory.pages import Int32s
-from memory.pool import Memory
-from memory.rows import NO_ENTRIES, PageEntries
-from memory.transaction import Transaction
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Event, State
+from pawl.lifecycle.step import Admission, Bools, StepBatch
+from pawl.lifecycle.table import RequestTable
+from pawl.memory.pages import Int32s
+from pawl.memory.pool import Memory
+from pawl.memory.rows import NO_ENTRIES, PageEntries
+from pawl.memory.transaction import Transaction
 
 UInt8s: TypeAlias = NDArray[np.uint8]
 

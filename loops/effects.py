@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from lifecycle.states import Cause, State
-from lifecycle.step import StepResult
-from lifecycle.table import Ticket
-from loops.batch import Plan
-from memory.pages import Int32s, MemoryViolation
+from pawl.lifecycle.states import Cause, State
+from pawl.lifecycle.step import StepResult
+from pawl.lifecycle.table import Ticket
+from pawl.loops.batch import Plan
+from pawl.memory.pages import Int32s, MemoryViolation
 
 
 class Ending(NamedTuple):

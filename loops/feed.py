@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lifecycle.journal import Journal
-from lifecycle.records import CacheChange
-from memory.prefix.base import PrefixCache
-from memory.prefix.events import CacheEvent, Removed, Stored
-from memory.rows import NONE
+from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.records import CacheChange
+from pawl.memory.prefix.base import PrefixCache
+from pawl.memory.prefix.events import CacheEvent, Removed, Stored
+from pawl.memory.rows import NONE
 
 Follower = Callable[[Sequence[CacheEvent]], None]
 

@@ -19,17 +19,17 @@ from itertools import islice
 
 import msgspec
 
-from lifecycle.journal import Journal
-from lifecycle.states import Cause, Event, State
-from loops.feed import CacheFeed
-from loops.saving import Saving, WritePolicy
-from loops.tiers import PageFetch, TierConfig, TierEffects
-from loops.work import Work
-from memory.pages import Int32s, Reservation
-from memory.prefix.base import Hold
-from memory.prefix.events import CacheEvent
-from memory.tiers.index import TierIndex
-from memory.tiers.keys import DeviceKeys, PageKey, page_keys
+from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.states import Cause, Event, State
+from pawl.loops.feed import CacheFeed
+from pawl.loops.saving import Saving, WritePolicy
+from pawl.loops.tiers import PageFetch, TierConfig, TierEffects
+from pawl.loops.work import Work
+from pawl.memory.pages import Int32s, Reservation
+from pawl.memory.prefix.base import Hold
+from pawl.memory.prefix.events import CacheEvent
+from pawl.memory.tiers.index import TierIndex
+from pawl.memory.tiers.keys import DeviceKeys, PageKey, page_keys
 
 LOOK_AHEAD = 16
 """Waiting requests that are looked at in one turn, from the head of the queue."""

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.history import History
-from lifecycle.records import Record, Started, StepCommitted
-from loops.properties.laws import name_of
-from loops.replay import Diverged, NotReplayable, Replay
-from memory.pages import MemoryViolation
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import Record, Started, StepCommitted
+from pawl.loops.properties.laws import name_of
+from pawl.loops.replay import Diverged, NotReplayable, Replay
+from pawl.memory.pages import MemoryViolation
 
 FULL_CHECK_INTERVAL = 256
 """Committed steps between two looks at the whole state of the replayed run."""

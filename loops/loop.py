@@ -16,21 +16,21 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from lifecycle.journal import Journal
-from lifecycle.states import Cause, Event, State
-from lifecycle.step import StepResult
-from lifecycle.table import RequestTable, Ticket
-from loops.batch import Draft, Plan
-from loops.effects import Effects as Effects
-from loops.effects import Ending as Ending
-from loops.feed import CacheFeed
-from loops.fetching import LowerTiers
-from loops.pacing import Pacing
-from loops.properties.laws import state_monitor
-from loops.roles import Role
-from loops.work import Work
-from memory.pages import Int32s, MemoryViolation
-from memory.pool import Memory
+from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.states import Cause, Event, State
+from pawl.lifecycle.step import StepResult
+from pawl.lifecycle.table import RequestTable, Ticket
+from pawl.loops.batch import Draft, Plan
+from pawl.loops.effects import Effects as Effects
+from pawl.loops.effects import Ending as Ending
+from pawl.loops.feed import CacheFeed
+from pawl.loops.fetching import LowerTiers
+from pawl.loops.pacing import Pacing
+from pawl.loops.properties.laws import state_monitor
+from pawl.loops.roles import Role
+from pawl.loops.work import Work
+from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.pool import Memory
 
 MAX_STRIKES = 2
 """Lost steps after which a request that was part of each of them is ended instead of tried again."""

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from lifecycle.table import RequestTable
-from memory.pages import Int32s
+from pawl.lifecycle.table import RequestTable
+from pawl.memory.pages import Int32s
 
 MAX_MATCHED = 128
 """Beyond this many waiting requests, policies that look into the cache fall back to arrival order: looking up every

@@ -24,8 +24,8 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from lifecycle.journal import Journal
-from lifecycle.records import (
+from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.records import (
     ENCODER,
     Answered,
     AnswersClosed,
@@ -45,16 +45,16 @@ from lifecycle.records import (
     Transition,
     int32s,
 )
-from lifecycle.states import Event
-from lifecycle.step import StepResult
-from lifecycle.table import Ticket
-from loops.batch import Plan
-from loops.fetching import LowerTiers
-from loops.loop import Ending
-from loops.select import LoopConfig, make_loop
-from loops.tiers import PageFetch
-from memory.pages import Int32s, MemoryViolation
-from memory.tiers.keys import KEY_BYTES
+from pawl.lifecycle.states import Event
+from pawl.lifecycle.step import StepResult
+from pawl.lifecycle.table import Ticket
+from pawl.loops.batch import Plan
+from pawl.loops.fetching import LowerTiers
+from pawl.loops.loop import Ending
+from pawl.loops.select import LoopConfig, make_loop
+from pawl.loops.tiers import PageFetch
+from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.tiers.keys import KEY_BYTES
 
 
 class Diverged(Exception):

@@ -6,11 +6,11 @@ from typing import Protocol
 
 import numpy as np
 
-from lifecycle.states import Cause
-from loops.admission import Admission, next_chunk
-from loops.batch import Draft
-from loops.work import Work
-from memory.pages import Int32s, MemoryViolation
+from pawl.lifecycle.states import Cause
+from pawl.loops.admission import Admission, next_chunk
+from pawl.loops.batch import Draft
+from pawl.loops.work import Work
+from pawl.memory.pages import Int32s, MemoryViolation
 
 
 class Role(Protocol):

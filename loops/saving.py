@@ -17,10 +17,10 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 
-from memory.pages import Int32s
-from memory.prefix.events import CacheEvent, Cleared, Removed, Stored
-from memory.tiers.index import TierIndex
-from memory.tiers.keys import DeviceKeys, PageKey
+from pawl.memory.pages import Int32s
+from pawl.memory.prefix.events import CacheEvent, Cleared, Removed, Stored
+from pawl.memory.tiers.index import TierIndex
+from pawl.memory.tiers.keys import DeviceKeys, PageKey
 
 Send: TypeAlias = Callable[[int, Int32s, tuple[PageKey, ...]], None]
 """(number, pages, keys): copy these pages, as they are now, to the tiers below."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import msgspec
 
-from lifecycle.journal import Journal
-from lifecycle.table import RequestTable
-from loops.admission import Admission
-from loops.feed import CacheFeed
-from loops.fetching import LowerTiers
-from loops.loop import Effects, Loop
-from loops.pacing import Lockstep, Overlap, Pacing
-from loops.policy import POLICIES
-from loops.roles import Unified
-from loops.tiers import TierConfig, TierEffects
-from loops.work import Work
-from memory.pool import Memory
-from memory.prefix.select import make_cache
-from memory.transaction import Ledger
-from memory.window import Windows
+from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.table import RequestTable
+from pawl.loops.admission import Admission
+from pawl.loops.feed import CacheFeed
+from pawl.loops.fetching import LowerTiers
+from pawl.loops.loop import Effects, Loop
+from pawl.loops.pacing import Lockstep, Overlap, Pacing
+from pawl.loops.policy import POLICIES
+from pawl.loops.roles import Unified
+from pawl.loops.tiers import TierConfig, TierEffects
+from pawl.loops.work import Work
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.select import make_cache
+from pawl.memory.transaction import Ledger
+from pawl.memory.window import Windows
 
 
 class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):

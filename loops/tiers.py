@@ -6,9 +6,9 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from loops.saving import WritePolicy
-from memory.pages import Int32s
-from memory.tiers.keys import PageKey
+from pawl.loops.saving import WritePolicy
+from pawl.memory.pages import Int32s
+from pawl.memory.tiers.keys import PageKey
 
 
 class TierConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from lifecycle.states import Cause, Event, State
-from lifecycle.table import RequestTable
-from memory.pages import Int32s
-from memory.pool import Memory
-from memory.transaction import Transaction
+from pawl.lifecycle.states import Cause, Event, State
+from pawl.lifecycle.table import RequestTable
+from pawl.memory.pages import Int32s
+from pawl.memory.pool import Memory
+from pawl.memory.transaction import Transaction
 
 # numpy compares with a number four times as fast as with an enumeration.
 _PREFILLING, _DECODING = int(State.PREFILLING), int(State.DECODING)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memory.digest import MASK
-from memory.pages import MemoryViolation
+from pawl.memory.digest import MASK
+from pawl.memory.pages import MemoryViolation
 
 if TYPE_CHECKING:
-    from memory.pool import Memory
+    from pawl.memory.pool import Memory
 
 
 def check_memory(memory: Memory) -> None:

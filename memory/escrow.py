@@ -16,8 +16,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from memory.digest import Digest
-from memory.pages import Int32s, MemoryViolation
+from pawl.memory.digest import Digest
+from pawl.memory.pages import Int32s, MemoryViolation
 
 Bools: TypeAlias = NDArray[np.bool_]
 

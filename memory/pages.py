@@ -19,8 +19,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from memory.digest import AGED, CACHED, DEFERRED, RESERVED, keys, signed, total
-from memory.transaction import Ledger, Transaction
+from pawl.memory.digest import AGED, CACHED, DEFERRED, RESERVED, keys, signed, total
+from pawl.memory.transaction import Ledger, Transaction
 
 Int32s: TypeAlias = NDArray[np.int32]
 Int64s: TypeAlias = NDArray[np.int64]

@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memory.audit import check_counters, check_memory
-from memory.digest import MASK
-from memory.escrow import Bools, Escrow
-from memory.pages import Int32s, PagePool, Reservation, consecutive
-from memory.prefix.base import Eviction, Hold, PrefixCache
-from memory.rows import NO_ENTRIES, PageEntries, Rows
-from memory.slots import SlotPool
-from memory.transaction import Ledger, Transaction
-from memory.window import Windows
+from pawl.memory.audit import check_counters, check_memory
+from pawl.memory.digest import MASK
+from pawl.memory.escrow import Bools, Escrow
+from pawl.memory.pages import Int32s, PagePool, Reservation, consecutive
+from pawl.memory.prefix.base import Eviction, Hold, PrefixCache
+from pawl.memory.rows import NO_ENTRIES, PageEntries, Rows
+from pawl.memory.slots import SlotPool
+from pawl.memory.transaction import Ledger, Transaction
+from pawl.memory.window import Windows
 
 
 class Granted(NamedTuple):

@@ -15,9 +15,9 @@ from zlib import crc32
 
 import numpy as np
 
-from memory.digest import Digest
-from memory.pages import Int32s, consecutive
-from memory.prefix.base import Hold
+from pawl.memory.digest import Digest
+from pawl.memory.pages import Int32s, consecutive
+from pawl.memory.prefix.base import Hold
 
 
 class PageEntries(NamedTuple):

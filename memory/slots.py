@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from memory.digest import DEFERRED
-from memory.pages import Int32s, MemoryViolation
-from memory.transaction import Ledger, Transaction
+from pawl.memory.digest import DEFERRED
+from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.transaction import Ledger, Transaction
 
 
 class SlotPool:

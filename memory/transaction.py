@@ -18,7 +18,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
-from memory.digest import MASK, Digest, Unrestored
+from pawl.memory.digest import MASK, Digest, Unrestored
 
 
 class TransactionError(Exception):

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from memory.escrow import Escrow
-from memory.pages import Int32s, MemoryViolation, PagePool, consecutive
-from memory.recency import PageOrder
-from memory.transaction import Ledger, Transaction
+from pawl.memory.escrow import Escrow
+from pawl.memory.pages import Int32s, MemoryViolation, PagePool, consecutive
+from pawl.memory.recency import PageOrder
+from pawl.memory.transaction import Ledger, Transaction
 
 NO_PAGE = -1
 """What the worker's table says where a full page has no partner."""

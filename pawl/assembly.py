@@ -9,15 +9,15 @@ import msgspec
 import structlog
 import torch
 
-from actors.text.vocabulary import Vocabulary
-from gpu.devices import available_memory
-from gpu.kv import MemoryPlan, hybrid, plan_memory, plan_tokens, widest_window
-from gpu.models.config import ModelConfig
-from gpu.runner import Runner
-from gpu.weights.fingerprint import weights_fingerprint
-from gpu.weights.source import load_weights, resolve_source
-from loops.select import LoopConfig
+from pawl.actors.text.vocabulary import Vocabulary
 from pawl.config import ConfigError, ServerConfig
+from pawl.gpu.devices import available_memory
+from pawl.gpu.kv import MemoryPlan, hybrid, plan_memory, plan_tokens, widest_window
+from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.runner import Runner
+from pawl.gpu.weights.fingerprint import weights_fingerprint
+from pawl.gpu.weights.source import load_weights, resolve_source
+from pawl.loops.select import LoopConfig
 from pawl.parts import Parts, assemble, check_settings, make_loop_config
 from pawl.sizing import check_weights, settle_pages
 from pawl.tiers import wants_tiers

@@ -182,7 +182,7 @@ def torch(config: ServerConfig) -> Finding:
 
 def kernels(config: ServerConfig) -> Finding:
     """Builds the CPU kernels if need be, and compares them with plain PyTorch on a tiny model."""
-    from gpu.backend import BackendUnavailable
+    from pawl.gpu.backend import BackendUnavailable
     from pawl.selftest import native_error
 
     try:
@@ -206,10 +206,10 @@ def model(config: ServerConfig) -> Finding:
         return Finding("model", Level.OK, "ghost: no weights, nothing to load")
     if "/" in config.model and not Path(config.model).expanduser().exists():
         return _hub_model(config.model)
-    from gpu.models.config import UnsupportedModel
-    from gpu.weights.gguf import GgufFormatError
-    from gpu.weights.safetensors import FolderError
-    from gpu.weights.source import ModelNotFound, resolve_source
+    from pawl.gpu.models.config import UnsupportedModel
+    from pawl.gpu.weights.gguf import GgufFormatError
+    from pawl.gpu.weights.safetensors import FolderError
+    from pawl.gpu.weights.source import ModelNotFound, resolve_source
 
     try:
         source = resolve_source(config.model)

@@ -22,18 +22,18 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
-from actors.detokenizer import Detokenizer
-from actors.gateway import Gateway
-from actors.messages.generate import Done, Submit, TextOptions
-from actors.runtime.actor import Overflow
-from actors.runtime.local import LocalSystem
-from actors.scheduler import Scheduler
-from actors.sink import Delta, Inbox
-from actors.tokenizer import Limits, Tokenizer
-from actors.watchdog import Watchdog
-from actors.worker import Worker
-from lifecycle.states import ABORT_CAUSES, Cause
+from pawl.actors.detokenizer import Detokenizer
+from pawl.actors.gateway import Gateway
+from pawl.actors.messages.generate import Done, Submit, TextOptions
+from pawl.actors.runtime.actor import Overflow
+from pawl.actors.runtime.local import LocalSystem
+from pawl.actors.scheduler import Scheduler
+from pawl.actors.sink import Delta, Inbox
+from pawl.actors.tokenizer import Limits, Tokenizer
+from pawl.actors.watchdog import Watchdog
+from pawl.actors.worker import Worker
 from pawl.config import ServerConfig
+from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.parts import Parts
 
 log = structlog.get_logger("pawl.engine")

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from actors.text.ghost import ghost_vocabulary
-from gpu.ghost import Ghost
-from gpu.ghost_language import MAX_POSITION
+from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.config import ConfigError, ServerConfig
+from pawl.gpu.ghost import Ghost
+from pawl.gpu.ghost_language import MAX_POSITION
 from pawl.parts import Parts, assemble, check_settings, make_loop_config
 
 GHOST = "ghost"

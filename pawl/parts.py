@@ -13,16 +13,16 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from actors.recorder import Recorder
-from actors.storage import Storage
-from actors.text.vocabulary import Vocabulary
-from actors.worker import Runner
-from lifecycle.records import Started
-from lifecycle.trace import TraceWriter
-from loops.select import LoopConfig, cell_name
-from memory.prefix.select import Core, CoreUnavailable, choose_core, make_cache
 from pawl import __version__
+from pawl.actors.recorder import Recorder
+from pawl.actors.storage import Storage
+from pawl.actors.text.vocabulary import Vocabulary
+from pawl.actors.worker import Runner
 from pawl.config import ConfigError, ServerConfig
+from pawl.lifecycle.records import Started
+from pawl.lifecycle.trace import TraceWriter
+from pawl.loops.select import LoopConfig, cell_name
+from pawl.memory.prefix.select import Core, CoreUnavailable, choose_core, make_cache
 from pawl.tiers import make_storage, tier_config, wants_tiers
 
 log = structlog.get_logger("pawl.parts")

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.backend import Backend, ForwardInputs
-from gpu.kv import KvStore
-from gpu.models.config import ModelConfig, Rope, weight_shapes
-from gpu.models.decoder import TorchDecoder
-from gpu.select import native_backend
+from pawl.gpu.backend import Backend, ForwardInputs
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.config import ModelConfig, Rope, weight_shapes
+from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.select import native_backend
 
 TINY = ModelConfig(
     architecture="llama",

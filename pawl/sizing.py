@@ -7,13 +7,13 @@ import time
 import structlog
 import torch
 
-from gpu.cuda.memory import SHARE, MemoryUse, WeightsDoNotFit
-from gpu.cuda.sizing import CudaMemory, DeviceMemory, measure
-from gpu.devices import available_memory
-from gpu.kv import MemoryPlan, plan_memory
-from gpu.runner import Runner
-from loops.select import LoopConfig
 from pawl.config import ConfigError, ServerConfig
+from pawl.gpu.cuda.memory import SHARE, MemoryUse, WeightsDoNotFit
+from pawl.gpu.cuda.sizing import CudaMemory, DeviceMemory, measure
+from pawl.gpu.devices import available_memory
+from pawl.gpu.kv import MemoryPlan, plan_memory
+from pawl.gpu.runner import Runner
+from pawl.loops.select import LoopConfig
 
 log = structlog.get_logger("pawl.sizing")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from actors.storage import Storage
-from actors.tiers.files import FileStore
-from actors.tiers.store import TierStore
-from loops.saving import WritePolicy
-from loops.tiers import TierConfig
-from memory.tiers.host import HostPool
+from pawl.actors.storage import Storage
+from pawl.actors.tiers.files import FileStore
+from pawl.actors.tiers.store import TierStore
 from pawl.config import ConfigError, ServerConfig
+from pawl.loops.saving import WritePolicy
+from pawl.loops.tiers import TierConfig
+from pawl.memory.tiers.host import HostPool
 
 SAVE_BYTES = 8 << 20
 """Of one message on the way down: the storage looks for fetches between two of them."""

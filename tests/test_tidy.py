@@ -103,7 +103,7 @@ def test_the_actor_runtime_imports_nothing_of_ours_but_itself() -> None:
         place(path, node)
         for path in python_files("actors/runtime")
         for name, node in imports(path)
-        if name.partition(".")[0] in OURS and not name.startswith("actors.runtime")
+        if name.partition(".")[0] in OURS and not name.startswith("pawl.actors.runtime")
     ]
     assert foreign == []
 

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from lifecycle.step import StepBatch, StepResult
+from pawl.lifecycle.step import StepBatch, StepResult
 
 
 class Execute(msgspec.Struct, frozen=True, tag=True, eq=False):

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.request import SamplingParameters
-from lifecycle.states import Cause
-from lifecycle.step import PromptLogprobs, StepLogprobs
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Cause
+from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
 
 
 class TextOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@
 
 Every Save is answered by one Saved and every Fetch by one Filled, whatever fails on the way: what could not be had is
 just not in it. Only the worker writes device pages, so it alone can promise that a fetch writes no more (`Fenced`).
-Keys are 16 bytes each (`memory.tiers.keys`); nothing here is ever unpickled.
+Keys are 16 bytes each (`pawl.memory.tiers.keys`); nothing here is ever unpickled.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
-from actors.runtime.mailbox import Edge
-from actors.runtime.supervision import DeadLetters, Reason
+from pawl.actors.runtime.mailbox import Edge
+from pawl.actors.runtime.supervision import DeadLetters, Reason
 
 CALLER = "caller"
 """The name to put into `reply_to`: replies sent there go by their `ticket` to the thread that asked."""

@@ -20,10 +20,10 @@ from typing import Any, Protocol, Union, get_args, get_origin
 
 import structlog
 
-from actors.runtime.actor import Actor, Lane
-from actors.runtime.mailbox import ACCEPTED, Edge, Entry, Mailbox, Outcome
-from actors.runtime.supervision import DeadLetters, Reason, Restart, RestartBudget
-from actors.runtime.timers import ActorTimer, TimerQueue
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.runtime.mailbox import ACCEPTED, Edge, Entry, Mailbox, Outcome
+from pawl.actors.runtime.supervision import DeadLetters, Reason, Restart, RestartBudget
+from pawl.actors.runtime.timers import ActorTimer, TimerQueue
 
 log = structlog.get_logger("pawl.actors")
 
@@ -75,7 +75,7 @@ def settles(actor: Actor) -> bool:
 
 
 class CellContext:
-    """The world as one actor sees it (`actors.runtime.actor.Context`)."""
+    """The world as one actor sees it (`pawl.actors.runtime.actor.Context`)."""
 
     def __init__(self, cell: Cell, host: Host, seed: int) -> None:
         self.name = cell.name

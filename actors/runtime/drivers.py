@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from actors.runtime.cell import Cell, Phase
+from pawl.actors.runtime.cell import Cell, Phase
 
 log = structlog.get_logger("pawl.actors")
 

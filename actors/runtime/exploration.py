@@ -22,12 +22,12 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from actors.runtime.choice import Choices, ChoiceSource, Diverged, Replay, Suggestion
-from actors.runtime.faults import InjectedCrash
-from actors.runtime.shrinking import MOST_RUNS, Shrinker, cost
-from actors.runtime.simulated import ActorFailure, Endless, SimulatedSystem, Stuck
-from actors.runtime.strategies.exhaustive import NotDeterministic, Redundant
-from actors.runtime.strategies.simple import Strategy
+from pawl.actors.runtime.choice import Choices, ChoiceSource, Diverged, Replay, Suggestion
+from pawl.actors.runtime.faults import InjectedCrash
+from pawl.actors.runtime.shrinking import MOST_RUNS, Shrinker, cost
+from pawl.actors.runtime.simulated import ActorFailure, Endless, SimulatedSystem, Stuck
+from pawl.actors.runtime.strategies.exhaustive import NotDeterministic, Redundant
+from pawl.actors.runtime.strategies.simple import Strategy
 
 MOST_STEPS = 20_000
 """Steps after which a run counts as endless."""

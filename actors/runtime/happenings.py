@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
-from actors.runtime.cell import Cell
-from actors.runtime.faults import FaultBudget, FaultKind
-from actors.runtime.transit import Carrier, Event, Network
-from actors.runtime.turns import Turn
+from pawl.actors.runtime.cell import Cell
+from pawl.actors.runtime.faults import FaultBudget, FaultKind
+from pawl.actors.runtime.transit import Carrier, Event, Network
+from pawl.actors.runtime.turns import Turn
 
 CLOCK = "clock"
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import structlog
 
-from actors.runtime.actor import Actor, Down, Lane, Overflow
-from actors.runtime.ask import CALLER, Asks, Unanswered
-from actors.runtime.cell import Cell, Door, Phase
-from actors.runtime.drivers import Driver, LoopDriver, ThreadDriver
-from actors.runtime.mailbox import Edge, Mailbox
-from actors.runtime.supervision import DeadLetter, DeadLetters, Reason, Restart
-from actors.runtime.system import ActorStatistics
+from pawl.actors.runtime.actor import Actor, Down, Lane, Overflow
+from pawl.actors.runtime.ask import CALLER, Asks, Unanswered
+from pawl.actors.runtime.cell import Cell, Door, Phase
+from pawl.actors.runtime.drivers import Driver, LoopDriver, ThreadDriver
+from pawl.actors.runtime.mailbox import Edge, Mailbox
+from pawl.actors.runtime.supervision import DeadLetter, DeadLetters, Reason, Restart
+from pawl.actors.runtime.system import ActorStatistics
 
 log = structlog.get_logger("pawl.actors")
 
@@ -31,7 +31,7 @@ OnFailure = Callable[[str, BaseException], None]
 
 
 class LocalSystem:
-    """Actors in one process (see `actors.runtime.system.System` for what the methods promise).
+    """Actors in one process (see `pawl.actors.runtime.system.System` for what the methods promise).
 
     `on_failure(name, error)` is called in the failed actor's thread when a failure escalates: no policy, or no restart
     left. `on_dead_letter(letter)` is called in the thread that made the letter. Neither may block; the engine begins

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, TypeAlias
 
-from actors.runtime.actor import Lane, Overflow
+from pawl.actors.runtime.actor import Lane, Overflow
 
 BURST = 16
 """Messages of the higher lanes taken in a row before one DATA message is."""

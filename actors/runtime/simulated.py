@@ -6,7 +6,7 @@ a mailbox are replaced. What one step of the run can be:
     begin, take, settle, resume, stop      one step of one actor, as its thread would do it
     arrive                                 the oldest message of an outbox or a wire reaches its mailbox
     time                                   the clock goes on to the next deadline (only when nothing else can happen)
-    a fault                                if its budget allows (`actors.runtime.faults`)
+    a fault                                if its budget allows (`pawl.actors.runtime.faults`)
 
 What the local runtime guarantees holds in every schedule: order along each edge; a message is in the mailbox when
 `send` returns, so what an actor causes comes after what it sent before; SYSTEM before CONTROL before DATA among what
@@ -26,16 +26,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-from actors.runtime.actor import Actor, Overflow
-from actors.runtime.cell import Cell, Door
-from actors.runtime.choice import Choices, ChoiceSource, Follower, Footprint, Kind, Option, value_options
-from actors.runtime.drivers import Driver
-from actors.runtime.faults import FaultBudget, FaultKind, Faults
-from actors.runtime.happenings import FAULTS_OF_WORK, Clock, Stopping, clock_faults
-from actors.runtime.local import LocalSystem, OnFailure
-from actors.runtime.supervision import DeadLetter, Restart
-from actors.runtime.transit import Event, IsWire, Network, SimulatedMailbox, no_wires
-from actors.runtime.turns import SimulatedCell, Turn
+from pawl.actors.runtime.actor import Actor, Overflow
+from pawl.actors.runtime.cell import Cell, Door
+from pawl.actors.runtime.choice import Choices, ChoiceSource, Follower, Footprint, Kind, Option, value_options
+from pawl.actors.runtime.drivers import Driver
+from pawl.actors.runtime.faults import FaultBudget, FaultKind, Faults
+from pawl.actors.runtime.happenings import FAULTS_OF_WORK, Clock, Stopping, clock_faults
+from pawl.actors.runtime.local import LocalSystem, OnFailure
+from pawl.actors.runtime.supervision import DeadLetter, Restart
+from pawl.actors.runtime.transit import Event, IsWire, Network, SimulatedMailbox, no_wires
+from pawl.actors.runtime.turns import SimulatedCell, Turn
 
 EPOCH_S = 1_700_000_000.0
 """Wall clock at the beginning of every run."""
@@ -68,7 +68,7 @@ class ActorFailure(NamedTuple):
 
 
 class SimulatedSystem(LocalSystem):
-    """Actors in one thread, driven by `source` (see `actors.runtime.system.System` for what the methods promise).
+    """Actors in one thread, driven by `source` (see `pawl.actors.runtime.system.System` for what the methods promise).
 
     `stop` and `call` drive the run themselves; `run` and `step` are for everything else. Times are virtual seconds
     since the beginning of the run.

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from actors.runtime.actor import Actor
+from pawl.actors.runtime.actor import Actor
 
 log = structlog.get_logger("pawl.actors")
 

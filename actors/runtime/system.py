@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from actors.runtime.actor import Actor, Lane, Overflow
-from actors.runtime.supervision import DeadLetters, Restart
+from pawl.actors.runtime.actor import Actor, Lane, Overflow
+from pawl.actors.runtime.supervision import DeadLetters, Restart
 
 
 class ActorStatistics(msgspec.Struct, frozen=True, kw_only=True):

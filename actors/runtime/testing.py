@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any, NamedTuple
 
-from actors.runtime.actor import Actor, Lane
-from actors.runtime.timers import ActorTimer, TimerQueue
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.runtime.timers import ActorTimer, TimerQueue
 
 
 class Sent(NamedTuple):

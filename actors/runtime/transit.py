@@ -18,10 +18,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
-from actors.runtime.actor import Lane, Overflow
-from actors.runtime.choice import LINE, Option
-from actors.runtime.mailbox import ACCEPTED, BURST, CONTROL, DATA, SYSTEM, Edge, Entry, Mailbox, Outcome
-from actors.runtime.supervision import DeadLetters, Reason
+from pawl.actors.runtime.actor import Lane, Overflow
+from pawl.actors.runtime.choice import LINE, Option
+from pawl.actors.runtime.mailbox import ACCEPTED, BURST, CONTROL, DATA, SYSTEM, Edge, Entry, Mailbox, Outcome
+from pawl.actors.runtime.supervision import DeadLetters, Reason
 
 IsWire = Callable[[str, str], bool]
 """Whether messages from the first actor to the second leave the process."""

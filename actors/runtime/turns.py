@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
-from actors.runtime.actor import Actor
-from actors.runtime.cell import Cell, Host, Phase
-from actors.runtime.choice import LINE
-from actors.runtime.faults import InjectedCrash
-from actors.runtime.mailbox import Entry
-from actors.runtime.supervision import Restart
-from actors.runtime.timers import ActorTimer
-from actors.runtime.transit import Carrier, Network, SimulatedMailbox
+from pawl.actors.runtime.actor import Actor
+from pawl.actors.runtime.cell import Cell, Host, Phase
+from pawl.actors.runtime.choice import LINE
+from pawl.actors.runtime.faults import InjectedCrash
+from pawl.actors.runtime.mailbox import Entry
+from pawl.actors.runtime.supervision import Restart
+from pawl.actors.runtime.timers import ActorTimer
+from pawl.actors.runtime.transit import Carrier, Network, SimulatedMailbox
 
 
 class Observer(Protocol):

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from actors.text.byte_table import SPACE_MARK
+from pawl.actors.text.byte_table import SPACE_MARK
 
 log = structlog.get_logger(__name__)
 

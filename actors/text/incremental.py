@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 from typing import Protocol
 
-from actors.text.vocabulary import Vocabulary
+from pawl.actors.text.vocabulary import Vocabulary
 
 MAX_WINDOW = 32
 """Tokens a `WindowDecoder` holds back for a character that does not complete; bounds its memory."""

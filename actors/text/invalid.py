@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lifecycle.states import Cause
+from pawl.lifecycle.states import Cause
 
 
 class InvalidRequest(ValueError):

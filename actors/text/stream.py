@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from actors.messages.generate import Admitted, Done, Opened, TextOptions, Timing, TokenLogprob, Usage
-from actors.text.incremental import Decoder, SilentDecoder, decoder_for
-from actors.text.stop import StopMatcher
-from actors.text.vocabulary import Vocabulary
-from lifecycle.states import Cause
-from lifecycle.step import PromptLogprobs, StepLogprobs
+from pawl.actors.messages.generate import Admitted, Done, Opened, TextOptions, Timing, TokenLogprob, Usage
+from pawl.actors.text.incremental import Decoder, SilentDecoder, decoder_for
+from pawl.actors.text.stop import StopMatcher
+from pawl.actors.text.vocabulary import Vocabulary
+from pawl.lifecycle.states import Cause
+from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
 
 
 class ScoreLists(NamedTuple):

@@ -20,8 +20,8 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.sandbox
 
-from actors.text.invalid import InvalidRequest
-from actors.text.vocabulary import Vocabulary
+from pawl.actors.text.invalid import InvalidRequest
+from pawl.actors.text.vocabulary import Vocabulary
 
 MAX_OPERATIONS = 2_000_000
 MAX_CHARACTERS = 8_000_000

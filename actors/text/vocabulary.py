@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from actors.text.byte_table import ByteTable, build_byte_table
-from actors.text.conversion import UnsupportedVocabulary, tokenizer_from_gguf
+from pawl.actors.text.byte_table import ByteTable, build_byte_table
+from pawl.actors.text.conversion import UnsupportedVocabulary, tokenizer_from_gguf
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
 """Names of tokens that end a turn. A GGUF file names one end token only; a chat template that writes another of
@@ -57,7 +57,7 @@ class Vocabulary:
         path = Path(path)
         if path.is_dir():
             return cls.from_folder(path, minimum_size)
-        from gpu.weights.gguf import read_gguf  # a folder must load without the room of the models
+        from pawl.gpu.weights.gguf import read_gguf  # a folder must load without the room of the models
 
         return cls.from_gguf(read_gguf(path).metadata, minimum_size)
 

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from actors.messages.transfer import (
+from pawl.actors.messages.transfer import (
     Dropped,
     EmptyHost,
     Fence,
@@ -21,11 +21,11 @@ from actors.messages.transfer import (
     SchedulerStops,
     TierReport,
 )
-from actors.runtime.actor import Actor, Lane
-from loops.fetching import LowerTiers
-from loops.tiers import PageFetch
-from memory.pages import Int32s
-from memory.tiers.keys import PageKey
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.loops.fetching import LowerTiers
+from pawl.loops.tiers import PageFetch
+from pawl.memory.pages import Int32s
+from pawl.memory.tiers.keys import PageKey
 
 
 class LeaseEnded(msgspec.Struct, frozen=True, tag=True):

@@ -22,7 +22,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from memory.tiers.keys import KEY_BYTES, PageKey
+from pawl.memory.tiers.keys import KEY_BYTES, PageKey
 
 log = structlog.get_logger("pawl.storage")
 

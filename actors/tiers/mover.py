@@ -13,8 +13,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from actors.messages.transfer import Blocks, Fence, Fenced, Fill, Filled, Save, Saved
-from actors.runtime.actor import Actor, Lane
+from pawl.actors.messages.transfer import Blocks, Fence, Fenced, Fill, Filled, Save, Saved
+from pawl.actors.runtime.actor import Actor, Lane
 
 log = structlog.get_logger("pawl.worker")
 

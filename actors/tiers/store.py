@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from actors.tiers.files import FileStore, UInt8s
-from memory.tiers.host import HostPool
-from memory.tiers.keys import PageKey
+from pawl.actors.tiers.files import FileStore, UInt8s
+from pawl.memory.tiers.host import HostPool
+from pawl.memory.tiers.keys import PageKey
 
 
 class TierStore:

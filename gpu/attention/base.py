@@ -6,7 +6,7 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from gpu.backend import ForwardInputs
+from pawl.gpu.backend import ForwardInputs
 
 Plan = TypeVar("Plan")
 

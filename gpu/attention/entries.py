@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpu.backend import ForwardInputs, RefusedInputs
-from gpu.kv import KvStore, widest_window
-from gpu.models.config import ModelConfig
-from lifecycle.step import Int32s
-from memory.pages import consecutive
+from pawl.gpu.backend import ForwardInputs, RefusedInputs
+from pawl.gpu.kv import KvStore, widest_window
+from pawl.gpu.models.config import ModelConfig
+from pawl.lifecycle.step import Int32s
+from pawl.memory.pages import consecutive
 
 
 def tables_of(config: ModelConfig, kv: KvStore, inputs: ForwardInputs) -> list[tuple[Int32s, list[int | None]]]:

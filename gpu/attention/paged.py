@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
-from gpu.attention.entries import tables_of, written_entries
-from gpu.backend import ForwardInputs
-from gpu.devices import upload
-from gpu.kv import KvStore
-from gpu.models.config import ModelConfig
-from lifecycle.step import Int32s
+from pawl.gpu.attention.entries import tables_of, written_entries
+from pawl.gpu.backend import ForwardInputs
+from pawl.gpu.devices import upload
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.config import ModelConfig
+from pawl.lifecycle.step import Int32s
 
 # Contexts of one decode group differ by at most this factor, once they are long enough for padding to cost anything.
 GROUP_RATIO = 2

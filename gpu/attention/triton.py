@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.attention.entries import tables_of, written_entries
-from gpu.backend import ForwardInputs
-from gpu.cuda.tables import DeviceTables
-from gpu.devices import upload
-from gpu.kernels.decode import attend_decode, splits_for
-from gpu.kernels.prefill import attend_segments
-from gpu.kernels.rotary import turn_and_store
-from gpu.kv import KvStore
-from gpu.models.config import ModelConfig, Rope
-from gpu.models.packing import LayerWeights
-from lifecycle.step import Bools, Int32s
+from pawl.gpu.attention.entries import tables_of, written_entries
+from pawl.gpu.backend import ForwardInputs
+from pawl.gpu.cuda.tables import DeviceTables
+from pawl.gpu.devices import upload
+from pawl.gpu.kernels.decode import attend_decode, splits_for
+from pawl.gpu.kernels.prefill import attend_segments
+from pawl.gpu.kernels.rotary import turn_and_store
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.config import ModelConfig, Rope
+from pawl.gpu.models.packing import LayerWeights
+from pawl.lifecycle.step import Bools, Int32s
 
 
 @dataclass(frozen=True, slots=True)

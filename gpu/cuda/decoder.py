@@ -17,19 +17,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
-from gpu.attention.triton import DecodeRows, SegmentRows, TritonAttention, TritonPlan
-from gpu.backend import ForwardInputs
-from gpu.cuda.graphs import DecodeGraphs, Recorder
-from gpu.cuda.shapes import GraphShape, GraphShapes
-from gpu.devices import upload
-from gpu.kernels.activation import gated
-from gpu.kernels.decode import splits_for
-from gpu.kernels.experts import experts_forward, route
-from gpu.kernels.norm import add_norm
-from gpu.kernels.sampling import likeliest
-from gpu.kv import KvStore
-from gpu.models.config import ModelConfig
-from gpu.models.packing import LayerWeights, pack
+from pawl.gpu.attention.triton import DecodeRows, SegmentRows, TritonAttention, TritonPlan
+from pawl.gpu.backend import ForwardInputs
+from pawl.gpu.cuda.graphs import DecodeGraphs, Recorder
+from pawl.gpu.cuda.shapes import GraphShape, GraphShapes
+from pawl.gpu.devices import upload
+from pawl.gpu.kernels.activation import gated
+from pawl.gpu.kernels.decode import splits_for
+from pawl.gpu.kernels.experts import experts_forward, route
+from pawl.gpu.kernels.norm import add_norm
+from pawl.gpu.kernels.sampling import likeliest
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.models.packing import LayerWeights, pack
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """[n, outputs] from rows [n, inputs], a matrix [outputs, inputs], and a bias [outputs] or none."""
@@ -58,7 +58,7 @@ class TritonDecoder:
         threads: int,
         deterministic: bool = False,
     ) -> None:
-        """Takes `weights` over (see `gpu.backend`); `threads` are for what torch does on the host.
+        """Takes `weights` over (see `pawl.gpu.backend`); `threads` are for what torch does on the host.
 
         `deterministic`: every product adds in an order that does not depend on how many rows there are, so that a row's
         bits depend on its own request alone.
@@ -182,7 +182,7 @@ class TritonDecoder:
 
 def _fixed_order() -> Linear:
     """The product that adds in one order, whatever the number of rows."""
-    from gpu.kernels.matmul import matmul  # fast mode does without it
+    from pawl.gpu.kernels.matmul import matmul  # fast mode does without it
 
     def product(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
         result: Tensor = matmul(rows, matrix, bias=bias)

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.cuda.shapes import GraphShape, GraphShapes
-from gpu.devices import new_stream, upload_into
-from lifecycle.step import Int32s
+from pawl.gpu.cuda.shapes import GraphShape, GraphShapes
+from pawl.gpu.devices import new_stream, upload_into
+from pawl.lifecycle.step import Int32s
 
 Replay: TypeAlias = Callable[[], None]
 PADDING = -1

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from gpu.devices import upload
-from gpu.kernels.tokens import remember, resolve
-from gpu.last_tokens import LastTokens, with_chained
-from lifecycle.step import Int32s, StepBatch
+from pawl.gpu.devices import upload
+from pawl.gpu.kernels.tokens import remember, resolve
+from pawl.gpu.last_tokens import LastTokens, with_chained
+from pawl.lifecycle.step import Int32s, StepBatch
 
 
 class KernelLastTokens(LastTokens):

@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.devices import upload
-from gpu.kernels.sampling import draw
-from gpu.noise import row_keys
-from gpu.sampler import Sampler
-from lifecycle.step import Int32s
+from pawl.gpu.devices import upload
+from pawl.gpu.kernels.sampling import draw
+from pawl.gpu.noise import row_keys
+from pawl.gpu.sampler import Sampler
+from pawl.lifecycle.step import Int32s
 
 
 class KernelSampler(Sampler):
     """`Sampler` whose tokens are drawn in Triton. Tokens of equal score are kept or left out together by top-k and
-    top-p, where `gpu.truncation` keeps the lower ones; apart from that, and from rounding, its draws are the same."""
+    top-p, where `pawl.gpu.truncation` keeps the lower ones; apart from that and rounding its draws are the same."""
 
     def _choose(self, logits: Tensor, slots: Int32s, positions: Int32s) -> Tensor:
         greedy = self._greedy[slots]

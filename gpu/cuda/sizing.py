@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from gpu.cuda.memory import MemoryUse, graph_bytes
-from gpu.runner import Runner
-from lifecycle.request import SamplingParameters
-from lifecycle.step import Admission, StepBatch
+from pawl.gpu.cuda.memory import MemoryUse, graph_bytes
+from pawl.gpu.runner import Runner
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.step import Admission, StepBatch
 
 
 class DeviceMemory(Protocol):

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.backend import ForwardInputs, RefusedInputs
-from gpu.devices import upload, upload_into
+from pawl.gpu.backend import ForwardInputs, RefusedInputs
+from pawl.gpu.devices import upload, upload_into
 
 
 class DeviceTables:

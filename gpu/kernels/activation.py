@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpu.models.config import Activation
+from pawl.gpu.models.config import Activation
 
 BLOCK = 1024
 SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpu.kernels.machine import interpreted, padded
-from gpu.kernels.pages import LEAST_DOT, LOG2_E, entries_at, score_keys, see
+from pawl.gpu.kernels.machine import interpreted, padded
+from pawl.gpu.kernels.pages import LEAST_DOT, LOG2_E, entries_at, score_keys, see
 
 STRETCH = 256
 """Keys of a stretch of a row that sees few; a multiple of KEY_TILE."""

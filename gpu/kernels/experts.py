@@ -20,10 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpu.kernels.activation import gated
-from gpu.kernels.machine import padded
-from gpu.kernels.matmul import COLUMN_BLOCK, FEW_ROWS, product_in_order, tiling
-from gpu.models.config import Activation
+from pawl.gpu.kernels.activation import gated
+from pawl.gpu.kernels.machine import padded
+from pawl.gpu.kernels.matmul import COLUMN_BLOCK, FEW_ROWS, product_in_order, tiling
+from pawl.gpu.models.config import Activation
 
 PAIR_BLOCK = FEW_ROWS
 """Pairs of one expert that a program multiplies."""

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpu.kernels.machine import interpreted, num_processors
+from pawl.gpu.kernels.machine import interpreted, num_processors
 
 CHUNK = 2048
 """Inner extent of a piece: a multiple of every INNER_BLOCK."""

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpu.kernels.machine import padded
+from pawl.gpu.kernels.machine import padded
 
 
 @triton.jit

@@ -6,8 +6,8 @@ Tiles of queries and tiles of keys lie on absolute positions, and a tile of keys
 its bits: so a row is the same however its prompt was cut and whatever is beside it. Keys are read in one order, as by
 Dao (FlashAttention-2, 2023): tiles that all rows see whole need no mask.
 
-Its bits are not those of `gpu.kernels.decode`, which shares a row's keys out. Where a row must not depend on whether it
-was computed as part of a prompt or as a new token, all rows go this way.
+Its bits are not those of `pawl.gpu.kernels.decode`, which shares a row's keys out. Where a row must not depend on
+whether it was computed as part of a prompt or as a new token, all rows go this way.
 
 Limits: arithmetic, 4 * queries * keys / 2 * heads * head_dim operations; the tile at the diagonal is half waste.
 """
@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpu.kernels.machine import interpreted, padded
-from gpu.kernels.pages import LEAST_DOT, LOG2_E, entries_at, score_keys, see
+from pawl.gpu.kernels.machine import interpreted, padded
+from pawl.gpu.kernels.pages import LEAST_DOT, LOG2_E, entries_at, score_keys, see
 
 KEY_TILE = 64
 

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpu.kernels.machine import padded
-from gpu.models.config import ModelConfig
+from pawl.gpu.kernels.machine import padded
+from pawl.gpu.models.config import ModelConfig
 
 
 @triton.jit

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
-from gpu.attention.base import Attention
-from gpu.attention.paged import PagedAttention, PagedPlan
-from gpu.backend import ForwardInputs
-from gpu.devices import upload
-from gpu.kv import KvStore
-from gpu.models.config import ModelConfig, Rope
-from gpu.models.experts import mix, route
-from gpu.models.packing import LayerWeights, pack
+from pawl.gpu.attention.base import Attention
+from pawl.gpu.attention.paged import PagedAttention, PagedPlan
+from pawl.gpu.backend import ForwardInputs
+from pawl.gpu.devices import upload
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.config import ModelConfig, Rope
+from pawl.gpu.models.experts import mix, route
+from pawl.gpu.models.packing import LayerWeights, pack
 
 
 class RopeTable:
@@ -46,7 +46,7 @@ class TorchDecoder:
     name = "torch"
 
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor], kv: KvStore, *, threads: int) -> None:
-        """Takes `weights` over (see `gpu.backend`). `threads` sets torch's thread count for this process."""
+        """Takes `weights` over (see `pawl.gpu.backend`). `threads` sets torch's thread count for this process."""
         torch.set_num_threads(threads)
         self.config = config
         self.device = kv.data.device

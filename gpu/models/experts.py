@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpu.models.config import Experts
+from pawl.gpu.models.config import Experts
 
 
 @dataclass(frozen=True, slots=True)

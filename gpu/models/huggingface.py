@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gpu.models.config import Activation, Experts, ModelConfig, Rope, UnsupportedModel
+from pawl.gpu.models.config import Activation, Experts, ModelConfig, Rope, UnsupportedModel
 
 _ARCHITECTURES = {
     "llama": "llama",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpu.models.config import ModelConfig
+from pawl.gpu.models.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpu.backend import ForwardInputs, RefusedInputs
-from gpu.kv import KvStore
-from gpu.models.config import ModelConfig, Rope, weight_shapes
-from gpu.native.bindings import Inputs, Library, Shape, load_library
-from gpu.native.build import NativeUnavailable
-from gpu.weights.checks import is_norm
+from pawl.gpu.backend import ForwardInputs, RefusedInputs
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.config import ModelConfig, Rope, weight_shapes
+from pawl.gpu.native.bindings import Inputs, Library, Shape, load_library
+from pawl.gpu.native.build import NativeUnavailable
+from pawl.gpu.weights.checks import is_norm
 
 
 def default_threads() -> int:
@@ -40,7 +40,7 @@ class NativeBackend:
     def __init__(
         self, config: ModelConfig, weights: dict[str, Tensor], kv: KvStore, *, threads: int | None = None
     ) -> None:
-        """Takes `weights` over (see `gpu.backend`); `threads` defaults to the processors there are.
+        """Takes `weights` over (see `pawl.gpu.backend`); `threads` defaults to the processors there are.
 
         Raises NativeUnavailable, with `weights` untouched, when the kernels cannot be had or do not fit the store.
         """

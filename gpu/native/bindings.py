@@ -10,7 +10,7 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
-from gpu.native.build import NativeUnavailable, build
+from pawl.gpu.native.build import NativeUnavailable, build
 
 
 class Shape(ctypes.Structure):

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import structlog
 
-from gpu.backend import BackendUnavailable
-from gpu.weights.cache import cache_directory
+from pawl.gpu.backend import BackendUnavailable
+from pawl.gpu.weights.cache import cache_directory
 
 SOURCES = Path(__file__).parent
 FLAGS = (

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gpu.models.config import ModelConfig, weight_shapes
-from gpu.weights.checks import WeightMismatch, check_names
-from gpu.weights.gguf import GgufFile
-from gpu.weights.gguf_model import load_gguf_weights
-from gpu.weights.safetensors import FolderError, read_tensors
+from pawl.gpu.models.config import ModelConfig, weight_shapes
+from pawl.gpu.weights.checks import WeightMismatch, check_names
+from pawl.gpu.weights.gguf import GgufFile
+from pawl.gpu.weights.gguf_model import load_gguf_weights
+from pawl.gpu.weights.safetensors import FolderError, read_tensors
 
 # Raise when names, layouts or dtypes of the cached tensors change.
 CONVENTIONS = 1

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gpu.models.config import ModelConfig
+from pawl.gpu.models.config import ModelConfig
 
 _SAMPLES = 16
 """Elements looked at in each tensor. Training moves nearly all of a tensor's elements, if it moves any."""

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpu.models.config import Experts, ModelConfig, Rope, UnsupportedModel, weight_shapes
-from gpu.weights.checks import check_names, is_norm
-from gpu.weights.experts import separated, stacked_shapes
-from gpu.weights.gguf import GgufFile
+from pawl.gpu.models.config import Experts, ModelConfig, Rope, UnsupportedModel, weight_shapes
+from pawl.gpu.weights.checks import check_names, is_norm
+from pawl.gpu.weights.experts import separated, stacked_shapes
+from pawl.gpu.weights.gguf import GgufFile
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3moe", "gemma3")
 _ROPE_FACTORS = "rope_freqs.weight"

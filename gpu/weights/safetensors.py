@@ -10,10 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpu.models.config import ModelConfig, weight_shapes
-from gpu.models.huggingface import config_from_huggingface
-from gpu.weights.checks import check_names, is_norm
-from gpu.weights.experts import separated
+from pawl.gpu.models.config import ModelConfig, weight_shapes
+from pawl.gpu.models.huggingface import config_from_huggingface
+from pawl.gpu.weights.checks import check_names, is_norm
+from pawl.gpu.weights.experts import separated
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 

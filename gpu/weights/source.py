@@ -11,11 +11,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from gpu.models.config import ModelConfig
-from gpu.weights.cache import load_cached_weights
-from gpu.weights.gguf import GgufFile, read_gguf
-from gpu.weights.gguf_model import config_from_gguf
-from gpu.weights.safetensors import PICKLE_SUFFIXES, folder_config, load_folder_weights, weight_files
+from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.weights.cache import load_cached_weights
+from pawl.gpu.weights.gguf import GgufFile, read_gguf
+from pawl.gpu.weights.gguf_model import config_from_gguf
+from pawl.gpu.weights.safetensors import PICKLE_SUFFIXES, folder_config, load_folder_weights, weight_files
 
 SourceKind: TypeAlias = Literal["gguf", "huggingface"]
 
@@ -105,7 +105,7 @@ def _download(model: str) -> Path:
 
 
 def load_weights(source: ModelSource, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every weight in `dtype` (norms float32) under its canonical name (`gpu.models.config.weight_shapes`).
+    """Every weight in `dtype` (norms float32) under its canonical name (`pawl.gpu.models.config.weight_shapes`).
 
     Raises WeightMismatch, GgufFormatError or FolderError.
     """

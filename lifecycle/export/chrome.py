@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lifecycle.export.timeline import Timeline
+from pawl.lifecycle.export.timeline import Timeline
 
 _REQUESTS, _STEPS, _PAGES = 1, 2, 3
 _NAMES = {_REQUESTS: "requests", _STEPS: "steps", _PAGES: "pages"}

@@ -11,8 +11,8 @@ from typing import IO, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from lifecycle.records import DECODER, RECORD_TYPES, CacheChange, Record, int32s, uint8s
-from lifecycle.states import Event, State
+from pawl.lifecycle.records import DECODER, RECORD_TYPES, CacheChange, Record, int32s, uint8s
+from pawl.lifecycle.states import Event, State
 
 
 class _Form(NamedTuple):

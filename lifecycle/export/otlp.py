@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from lifecycle.export.timeline import RequestLine, StepLine, Timeline
-from lifecycle.states import State
+from pawl.lifecycle.export.timeline import RequestLine, StepLine, Timeline
+from pawl.lifecycle.states import State
 
 _INTERNAL = 1
 """SpanKind of what has no remote side."""

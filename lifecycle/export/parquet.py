@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from lifecycle.export.jsonl import as_dict
-from lifecycle.records import RECORD_TYPES, Record
+from pawl.lifecycle.export.jsonl import as_dict
+from pawl.lifecycle.records import RECORD_TYPES, Record
 
 _BATCH = 4096
 """Records in one row group."""

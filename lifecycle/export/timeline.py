@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from lifecycle.records import (
+from pawl.lifecycle.records import (
     Closed,
     Gap,
     PageCounts,
@@ -20,7 +20,7 @@ from lifecycle.records import (
     int32s,
     uint8s,
 )
-from lifecycle.states import Cause, Event, State
+from pawl.lifecycle.states import Cause, Event, State
 
 
 class Interval(msgspec.Struct):

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import msgspec
 
-from lifecycle.properties.history import History
-from lifecycle.records import Record
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import Record
 
 
 class Violation(msgspec.Struct, frozen=True):

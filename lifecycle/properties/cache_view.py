@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from lifecycle.records import CacheChange, Cached, int32s
+from pawl.lifecycle.records import CacheChange, Cached, int32s
 
 
 class CacheFaults(NamedTuple):

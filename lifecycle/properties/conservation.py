@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.history import History
-from lifecycle.records import Closed, PageCounts, Record, StepCommitted, StepPlanned
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import Closed, PageCounts, Record, StepCommitted, StepPlanned
 
 
 class Conservation(Property):

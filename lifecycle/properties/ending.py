@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.history import History
-from lifecycle.records import Answered, AnswersClosed, Delivered, Record, StepPlanned, Submitted, Transition
-from lifecycle.states import ABORT_CAUSES, Cause, Event
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import Answered, AnswersClosed, Delivered, Record, StepPlanned, Submitted, Transition
+from pawl.lifecycle.states import ABORT_CAUSES, Cause, Event
 
 ENDS = frozenset({Event.FINISH, Event.ABORT})
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lifecycle.properties.cache_view import CacheView
-from lifecycle.properties.pages import PageUse
-from lifecycle.records import (
+from pawl.lifecycle.properties.cache_view import CacheView
+from pawl.lifecycle.properties.pages import PageUse
+from pawl.lifecycle.records import (
     Answered,
     AnswersClosed,
     Cached,
@@ -31,7 +31,7 @@ from lifecycle.records import (
     int32s,
     uint8s,
 )
-from lifecycle.states import Event
+from pawl.lifecycle.states import Event
 
 Int64s: TypeAlias = NDArray[np.int64]
 Bools: TypeAlias = NDArray[np.bool_]

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lifecycle.machine import HAS_OUTPUT, TABLE, WANTS_NO_OUTPUT, IllegalTransition, UInt8s, advance, advance_rows
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.ending import Replies
-from lifecycle.properties.history import History, fitted
-from lifecycle.records import (
+from pawl.lifecycle.machine import HAS_OUTPUT, TABLE, WANTS_NO_OUTPUT, IllegalTransition, UInt8s, advance, advance_rows
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.ending import Replies
+from pawl.lifecycle.properties.history import History, fitted
+from pawl.lifecycle.records import (
     STOPPED,
     Answered,
     AnswersClosed,
@@ -20,7 +20,7 @@ from lifecycle.records import (
     Submitted,
     Transition,
 )
-from lifecycle.states import Cause, Event, State
+from pawl.lifecycle.states import Cause, Event, State
 
 _GUARDS = {(e.source, e.event, cause): e.guard for e in TABLE for cause in e.causes if e.guard is not None}
 _STALE_TOKEN = int(Event.STALE_TOKEN)

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.conservation import Conservation, NoReuseBeforeFence
-from lifecycle.properties.ending import AbortIsTotal, Incarnation, SilenceAfterAbort, StreamEqualsResult
-from lifecycle.properties.history import History, Malformed
-from lifecycle.properties.legal_lifecycle import LegalLifecycle
-from lifecycle.properties.observability_conservation import ObservabilityConservation
-from lifecycle.properties.outputs import (
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.conservation import Conservation, NoReuseBeforeFence
+from pawl.lifecycle.properties.ending import AbortIsTotal, Incarnation, SilenceAfterAbort, StreamEqualsResult
+from pawl.lifecycle.properties.history import History, Malformed
+from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
+from pawl.lifecycle.properties.observability_conservation import ObservabilityConservation
+from pawl.lifecycle.properties.outputs import (
     BatchIndependence,
     CacheHitEquivalence,
     RetractionTransparency,
     ScheduleEquivalence,
     StopSemantics,
 )
-from lifecycle.properties.progress import AdmissionIsMonotone, BoundedProgress, FaultIsolation
-from lifecycle.properties.sharing import (
+from pawl.lifecycle.properties.progress import AdmissionIsMonotone, BoundedProgress, FaultIsolation
+from pawl.lifecycle.properties.sharing import (
     HoldAccounting,
     NamespaceIsolation,
     QuiescentFlush,
@@ -27,9 +27,9 @@ from lifecycle.properties.sharing import (
     SingleOwner,
     WeightEpochs,
 )
-from lifecycle.properties.stream_positions import StreamPositions
-from lifecycle.properties.time_order import TimeOrder
-from lifecycle.records import Record
+from pawl.lifecycle.properties.stream_positions import StreamPositions
+from pawl.lifecycle.properties.time_order import TimeOrder
+from pawl.lifecycle.records import Record
 
 PROPERTIES: tuple[type[Property], ...] = (
     Conservation,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.history import History
-from lifecycle.records import Closed, Counts, PageCounts, Record, StepCommitted, Submitted, Transition
-from lifecycle.states import Event
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import Closed, Counts, PageCounts, Record, StepCommitted, Submitted, Transition
+from pawl.lifecycle.states import Event
 
 
 class ObservabilityConservation(Property):

@@ -14,9 +14,9 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.history import Bools, History, fitted
-from lifecycle.records import (
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import Bools, History, fitted
+from pawl.lifecycle.records import (
     Int32s,
     Record,
     Started,
@@ -26,8 +26,8 @@ from lifecycle.records import (
     Transition,
     int32s,
 )
-from lifecycle.request import MAX_STOP_TOKENS
-from lifecycle.states import Cause, Event
+from pawl.lifecycle.request import MAX_STOP_TOKENS
+from pawl.lifecycle.states import Cause, Event
 
 Oracle: TypeAlias = Callable[[Sequence[int], int], Sequence[int]]
 """(prompt, count) -> the first `count` tokens that a greedy request gets."""

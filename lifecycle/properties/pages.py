@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lifecycle.records import Int32s, Transition
+from pawl.lifecycle.records import Int32s, Transition
 
 
 class Taken(NamedTuple):

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.history import History
-from lifecycle.records import (
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import (
     Record,
     Started,
     StepCommitted,
@@ -22,7 +22,7 @@ from lifecycle.records import (
     Transition,
     int32s,
 )
-from lifecycle.states import Cause, Event, State
+from pawl.lifecycle.states import Cause, Event, State
 
 _REFUSALS = frozenset({Cause.OVERLOADED, Cause.NEVER_FITS, Cause.TOO_LONG, Cause.INVALID})
 

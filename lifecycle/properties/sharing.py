@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.history import History, fitted
-from lifecycle.records import (
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import History, fitted
+from pawl.lifecycle.records import (
     Cached,
     Flushed,
     Int32s,
@@ -22,7 +22,7 @@ from lifecycle.records import (
     TierTold,
     Transition,
 )
-from lifecycle.states import Event
+from pawl.lifecycle.states import Event
 
 
 def _owner(history: History, row: int) -> int:

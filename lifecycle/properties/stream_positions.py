@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.history import Bools, History, fitted
-from lifecycle.records import Int32s, Record, StepCommitted, StepPlanned, StepRolledBack, Submitted, Transition
-from lifecycle.states import Cause, Event
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import Bools, History, fitted
+from pawl.lifecycle.records import Int32s, Record, StepCommitted, StepPlanned, StepRolledBack, Submitted, Transition
+from pawl.lifecycle.states import Cause, Event
 
 
 class StreamPositions(Property):

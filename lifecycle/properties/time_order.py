@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.history import History
-from lifecycle.records import Answered, AnswersClosed, Record
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import Answered, AnswersClosed, Record
 
 
 class TimeOrder(Property):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.history import History
-from lifecycle.records import Record
-from memory.pages import MemoryViolation
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import Record
+from pawl.memory.pages import MemoryViolation
 
 if TYPE_CHECKING:
-    from loops.loop import Loop
+    from pawl.loops.loop import Loop
 
 
 class Broken(MemoryViolation):

@@ -6,8 +6,8 @@ speaks of properties.
 
 from __future__ import annotations
 
-from loops.properties.base import Broken, LoopMonitor, StateProperty
-from loops.properties.memory import (
+from pawl.loops.properties.base import Broken, LoopMonitor, StateProperty
+from pawl.loops.properties.memory import (
     AllocationIsATransaction,
     AuxiliaryConservation,
     Conservation,
@@ -15,8 +15,8 @@ from loops.properties.memory import (
     RowShape,
     SingleOwner,
 )
-from loops.properties.work import ObservabilityConservation, WorkConserving
-from memory.pages import MemoryViolation
+from pawl.loops.properties.work import ObservabilityConservation, WorkConserving
+from pawl.memory.pages import MemoryViolation
 
 STATE_PROPERTIES: tuple[type[StateProperty], ...] = (
     Conservation,

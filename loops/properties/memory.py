@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from lifecycle.properties import conservation, sharing
-from lifecycle.states import State
-from loops.properties.base import StateProperty
-from memory import audit
-from memory.pages import MemoryViolation
+from pawl.lifecycle.properties import conservation, sharing
+from pawl.lifecycle.states import State
+from pawl.loops.properties.base import StateProperty
+from pawl.memory import audit
+from pawl.memory.pages import MemoryViolation
 
 if TYPE_CHECKING:
-    from loops.loop import Loop
+    from pawl.loops.loop import Loop
 
 
 def at_rest(loop: Loop) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lifecycle.properties import observability_conservation
-from loops.properties.base import StateProperty
-from memory.pages import MemoryViolation
+from pawl.lifecycle.properties import observability_conservation
+from pawl.loops.properties.base import StateProperty
+from pawl.memory.pages import MemoryViolation
 
 if TYPE_CHECKING:
-    from loops.loop import Loop
+    from pawl.loops.loop import Loop
 
 
 class WorkConserving(StateProperty):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Self, TypeAlias
 
-from memory.pages import Int32s
-from memory.prefix.base import Eviction, Hold, Insertion
-from memory.prefix.events import CacheEvent
+from pawl.memory.pages import Int32s
+from pawl.memory.prefix.base import Eviction, Hold, Insertion
+from pawl.memory.prefix.events import CacheEvent
 
 INTERFACE: int
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from memory.pages import MemoryViolation
-from memory.prefix.events import Block, Content
-from memory.prefix.node import Node, Root
-from memory.prefix.order import Order
+from pawl.memory.pages import MemoryViolation
+from pawl.memory.prefix.events import Block, Content
+from pawl.memory.prefix.node import Node, Root
+from pawl.memory.prefix.order import Order
 
 _SHOWN_TOKENS = 8
 

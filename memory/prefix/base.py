@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from memory.pages import Int32s
-from memory.prefix.events import CacheEvent, Content
+from pawl.memory.pages import Int32s
+from pawl.memory.prefix.events import CacheEvent, Content
 
 
 class Hold(Protocol):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from memory.pages import Int32s, MemoryViolation
-from memory.prefix.base import Eviction, Hold, Insertion
-from memory.prefix.events import CacheEvent, Content
-from memory.prefix.node import NO_PAGES
+from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.prefix.base import Eviction, Hold, Insertion
+from pawl.memory.prefix.events import CacheEvent, Content
+from pawl.memory.prefix.node import NO_PAGES
 
 
 class EmptyHold:

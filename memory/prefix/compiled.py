@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import Self
 
-from memory.prefix.events import Content
-from memory.prefix.node import Node, Rank, Root
-from memory.prefix.order import POLICIES, RankedOrder, RecencyOrder, make_order
-from memory.prefix.radix import RadixCache
+from pawl.memory.prefix.events import Content
+from pawl.memory.prefix.node import Node, Rank, Root
+from pawl.memory.prefix.order import POLICIES, RankedOrder, RecencyOrder, make_order
+from pawl.memory.prefix.radix import RadixCache
 
 _INTERFACE = 1
 """What this file expects of the extension module."""
@@ -32,7 +32,7 @@ class CompiledUnavailable(Exception):
 
 _problem = ""
 try:
-    from memory.prefix._radix import INTERFACE, CompiledTree
+    from pawl.memory.prefix._radix import INTERFACE, CompiledTree
 except ImportError as error:
     _problem = f"it was not built when Pawl was installed ({error})"
 

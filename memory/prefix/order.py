@@ -18,8 +18,8 @@ from functools import partial
 from heapq import heapify, heappop, heappush
 from typing import Protocol, TypeAlias
 
-from memory.pages import MemoryViolation
-from memory.prefix.node import NO_PAGES, Node, Rank
+from pawl.memory.pages import MemoryViolation
+from pawl.memory.prefix.node import NO_PAGES, Node, Rank
 
 Key: TypeAlias = int | tuple[int, int]
 _SPARE_ENTRIES = 64

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from memory.pages import Int32s, MemoryViolation
-from memory.prefix.audit import check_tree, content, own_holders, pretty, walk
-from memory.prefix.base import Eviction, Hold, Insertion
-from memory.prefix.events import CacheEvent, Cleared, Content, Removed, Stored
-from memory.prefix.node import NO_PAGES, Node, Root, common_pages, path
-from memory.prefix.order import make_order
+from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.prefix.audit import check_tree, content, own_holders, pretty, walk
+from pawl.memory.prefix.base import Eviction, Hold, Insertion
+from pawl.memory.prefix.events import CacheEvent, Cleared, Content, Removed, Stored
+from pawl.memory.prefix.node import NO_PAGES, Node, Root, common_pages, path
+from pawl.memory.prefix.order import make_order
 
 _TOKEN_BYTES = 4
 

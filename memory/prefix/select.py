@@ -6,14 +6,14 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from memory.prefix.base import PrefixCache
-from memory.prefix.chunk import ChunkCache
-from memory.prefix.radix import RadixCache
-from memory.prefix.sliding import SlidingCache
-from memory.window import Windows
+from pawl.memory.prefix.base import PrefixCache
+from pawl.memory.prefix.chunk import ChunkCache
+from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.prefix.sliding import SlidingCache
+from pawl.memory.window import Windows
 
 DEFAULT_POLICY = "lru"
-COMPILED_MODULE = "memory.prefix.compiled"
+COMPILED_MODULE = "pawl.memory.prefix.compiled"
 CORES = ("auto", "python", "compiled")
 """Names on the command line. `auto` is compiled where that is there and fits the other options."""
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from memory.prefix.node import Node
-from memory.prefix.radix import RadixCache, path_pages
-from memory.window import NO_PAGE, Windows
+from pawl.memory.prefix.node import Node
+from pawl.memory.prefix.radix import RadixCache, path_pages
+from pawl.memory.window import NO_PAGE, Windows
 
 
 class SlidingCache(RadixCache):

@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from memory.pages import MemoryViolation
-from memory.tiers.keys import PageKey
+from pawl.memory.pages import MemoryViolation
+from pawl.memory.tiers.keys import PageKey
 
 UInt8s: TypeAlias = NDArray[np.uint8]
 

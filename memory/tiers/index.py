@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from memory.tiers.keys import PageKey
+from pawl.memory.tiers.keys import PageKey
 
 
 class TierIndex:

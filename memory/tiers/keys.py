@@ -12,8 +12,8 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TypeAlias
 
-from memory.pages import Int32s, MemoryViolation
-from memory.prefix.events import Removed, Stored
+from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.prefix.events import Removed, Stored
 
 PageKey: TypeAlias = bytes
 KEY_BYTES = 16

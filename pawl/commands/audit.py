@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the trace, print the report; returns the verdict's number."""
-    from lifecycle.audit import audit
-    from loops.judging import OneDecisionLog
+    from pawl.lifecycle.audit import audit
+    from pawl.loops.judging import OneDecisionLog
 
     decisions = OneDecisionLog()
     try:

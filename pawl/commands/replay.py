@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Replay, say how it went; returns the status."""
     if arguments.trace is not None and arguments.trace.suffix == ".json":
         return _replay_file(arguments.trace)
-    from lifecycle.trace import DamageKind, TraceReader
-    from loops.replay import Diverged, NotReplayable, replay
+    from pawl.lifecycle.trace import DamageKind, TraceReader
+    from pawl.loops.replay import Diverged, NotReplayable, replay
 
     try:
         reader = TraceReader(arguments.trace or Path(ServerConfig().trace_dir))
@@ -79,8 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _side_by_side(difference: Any) -> str:
     """The fields in which the recorded and the repeated record differ, or the whole of the one there is."""
-    from lifecycle.export.jsonl import as_dict
-    from lifecycle.records import DECODER, ENCODER
+    from pawl.lifecycle.export.jsonl import as_dict
+    from pawl.lifecycle.records import DECODER, ENCODER
 
     recorded, made = (
         {} if record is None else as_dict(DECODER.decode(ENCODER.encode([record]))[0])
@@ -121,7 +121,7 @@ def _load_own(shape: Shape) -> None:
 
 def _replay_schedule(path: Path) -> int:
     """Run a saved schedule again. 0: it shows what it showed; 1: something else; 2: it does not fit this code."""
-    from actors.runtime.choice import Diverged
+    from pawl.actors.runtime.choice import Diverged
     from pawl.testing import load_schedule, replay_schedule
 
     try:

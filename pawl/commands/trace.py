@@ -15,7 +15,7 @@ from pawl.commands.failures import CommandFailed
 from pawl.config import ServerConfig
 
 if TYPE_CHECKING:
-    from lifecycle.trace import TraceReader
+    from pawl.lifecycle.trace import TraceReader
 
 FORMATS = {
     "jsonl": "every record, one JSON object a line; can be imported again",
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def open_trace(path: Path | None) -> TraceReader:
     """The trace at `path`, or the newest of the default folder. Raises OSError when there is none."""
-    from lifecycle.trace import TraceReader
+    from pawl.lifecycle.trace import TraceReader
 
     return TraceReader(path or Path(ServerConfig().trace_dir))
 
@@ -78,7 +78,7 @@ def tell_damage(reader: TraceReader) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     reader = open_trace(arguments.trace)
     if arguments.format == "parquet":
-        from lifecycle.export.parquet import ParquetUnavailable, export_parquet
+        from pawl.lifecycle.export.parquet import ParquetUnavailable, export_parquet
 
         if arguments.output is None:
             raise CommandFailed("a Parquet table needs a file: --output FILE")
@@ -91,7 +91,7 @@ def _export(arguments: argparse.Namespace) -> int:
         return _export_scenario(reader, arguments.output)
     with _writing(arguments.output) as output:
         if arguments.format == "jsonl":
-            from lifecycle.export.jsonl import export_jsonl
+            from pawl.lifecycle.export.jsonl import export_jsonl
 
             export_jsonl(reader, output)
         else:
@@ -115,9 +115,9 @@ def _export_scenario(reader: TraceReader, output: Path | None) -> int:
 
 
 def _timeline_as(format_name: str, reader: TraceReader) -> dict[str, Any]:
-    from lifecycle.export.chrome import chrome_trace
-    from lifecycle.export.otlp import otlp_trace
-    from lifecycle.export.timeline import timeline
+    from pawl.lifecycle.export.chrome import chrome_trace
+    from pawl.lifecycle.export.otlp import otlp_trace
+    from pawl.lifecycle.export.timeline import timeline
 
     line = timeline(reader)
     return chrome_trace(line) if format_name == "chrome" else otlp_trace(line)
@@ -133,8 +133,8 @@ def _writing(path: Path | None) -> Iterator[IO[str]]:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from lifecycle.export.jsonl import NotARecord, import_jsonl
-    from lifecycle.trace import TraceWriter
+    from pawl.lifecycle.export.jsonl import NotARecord, import_jsonl
+    from pawl.lifecycle.trace import TraceWriter
 
     source = sys.stdin if str(arguments.file) == "-" else arguments.file.open(encoding="utf-8")
     writer = TraceWriter(arguments.folder, PLENTY)
@@ -153,8 +153,8 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from lifecycle.audit import audit
-    from lifecycle.export.timeline import timeline
+    from pawl.lifecycle.audit import audit
+    from pawl.lifecycle.export.timeline import timeline
     from pawl.viewer.page import render
 
     reader = open_trace(arguments.trace)

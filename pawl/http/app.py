@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from actors.gateway import Gateway
+from pawl.actors.gateway import Gateway
 from pawl.http.auth import KeyCheck
 from pawl.http.control import ControlRoutes
 from pawl.http.errors import Problem

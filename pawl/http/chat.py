@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from actors.messages.generate import Submit
-from actors.sink import Delta
+from pawl.actors.messages.generate import Submit
+from pawl.actors.sink import Delta
 from pawl.http.errors import Problem
 from pawl.http.info import ServerInfo
 from pawl.http.openai import CLIENT_NAMES, OpenAiFace, base_draft, check_common, choices_of, finite

@@ -9,15 +9,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from actors.messages.control import Reply
-from actors.messages.generate import Submit
-from lifecycle.states import Cause
+from pawl.actors.messages.control import Reply
+from pawl.actors.messages.generate import Submit
 from pawl.http.errors import Problem, from_delta, json_response
 from pawl.http.metrics import CONTENT_TYPE, exposition
 from pawl.http.openai import check_model
 from pawl.http.schemas import AbortBody, DetokenizeBody, Strings, TokenizeBody
 from pawl.http.site import Site
 from pawl.http.streams import Bundle, ask
+from pawl.lifecycle.states import Cause
 
 ABORT_PATIENCE_S = 5.0
 """How long `/abort_request` waits to see the requests end."""

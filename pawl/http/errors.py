@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from actors.messages.generate import Done, Refused
-from actors.sink import Delta
-from actors.text.invalid import InvalidRequest
-from lifecycle.states import ABORT_CAUSES, Cause
+from pawl.actors.messages.generate import Done, Refused
+from pawl.actors.sink import Delta
+from pawl.actors.text.invalid import InvalidRequest
+from pawl.lifecycle.states import ABORT_CAUSES, Cause
 
 STATUS_OF_CAUSE: Mapping[Cause, int] = {
     Cause.CLIENT: 499,

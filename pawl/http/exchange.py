@@ -13,12 +13,12 @@ from typing import Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from actors.gateway import Gateway
-from actors.messages.generate import Submit
-from actors.sink import Delta, Inbox
-from lifecycle.states import Cause
+from pawl.actors.gateway import Gateway
+from pawl.actors.messages.generate import Submit
+from pawl.actors.sink import Delta, Inbox
 from pawl.http.errors import Problem, error_event, from_delta
 from pawl.http.streams import Bundle, watch
+from pawl.lifecycle.states import Cause
 
 HEADER_PATIENCE_S = 1.0
 """A stream's status line waits this long for the first output, so that a refusal can still be a proper status."""

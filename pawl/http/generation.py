@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from actors.messages.generate import Submit
+from pawl.actors.messages.generate import Submit
 from pawl.http.chat import ChatFace, chat_drafts
 from pawl.http.completions import CompletionFace, completion_drafts
 from pawl.http.exchange import Exchange

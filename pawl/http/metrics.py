@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from actors.gateway import Gateway
-from actors.measures import Histogram
-from actors.runtime.system import ActorStatistics
+from pawl.actors.gateway import Gateway
+from pawl.actors.measures import Histogram
+from pawl.actors.runtime.system import ActorStatistics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from actors.messages.generate import Done, Submit, TextOptions, TokenLogprob
-from actors.sink import Delta, Inbox
-from lifecycle.states import ABORT_CAUSES, Cause
+from pawl.actors.messages.generate import Done, Submit, TextOptions, TokenLogprob
+from pawl.actors.sink import Delta, Inbox
 from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem
 from pawl.http.info import ServerInfo
 from pawl.http.openai import SAMPLING_FIELDS, check_sampling, choices_of, encode, finite, positive, same_fields
 from pawl.http.schemas import GenerateBody, NativeSampling, num_choices, refuse_unsupported, strings, unsupported
+from pawl.lifecycle.states import ABORT_CAUSES, Cause
 
 DEFAULT_MAX_NEW_TOKENS = 128
 

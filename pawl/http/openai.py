@@ -8,14 +8,14 @@ from typing import Any
 
 import msgspec
 
-from actors.messages.generate import Done, Submit, TextOptions, Usage
-from actors.sampling import SEED_RANGE, build_sampling
-from actors.sink import Delta, Inbox
-from actors.text.invalid import InvalidRequest
-from lifecycle.states import Cause
+from pawl.actors.messages.generate import Done, Submit, TextOptions, Usage
+from pawl.actors.sampling import SEED_RANGE, build_sampling
+from pawl.actors.sink import Delta, Inbox
+from pawl.actors.text.invalid import InvalidRequest
 from pawl.http.errors import Problem, from_delta, from_invalid
 from pawl.http.info import ServerInfo
 from pawl.http.schemas import ChatBody, CompletionBody, num_choices, refuse_unsupported, strings
+from pawl.lifecycle.states import Cause
 
 encode = msgspec.json.Encoder().encode
 

@@ -21,8 +21,8 @@ import structlog
 import uvicorn
 import uvloop
 
-from actors.gateway import Gateway
 from pawl import __version__
+from pawl.actors.gateway import Gateway
 from pawl.http.app import create_app
 from pawl.http.info import ServerInfo
 

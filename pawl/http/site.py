@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from actors.gateway import Gateway
-from actors.runtime.system import ActorStatistics
+from pawl.actors.gateway import Gateway
+from pawl.actors.runtime.system import ActorStatistics
 from pawl.http.body import Body, decode, read_body
 from pawl.http.info import ServerInfo, Tokenization
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 from starlette.types import Receive
 
-from actors.gateway import Gateway
-from actors.messages.control import Reply
-from actors.messages.generate import Submit
-from actors.sink import Delta, Inbox
-from lifecycle.states import Cause
+from pawl.actors.gateway import Gateway
+from pawl.actors.messages.control import Reply
+from pawl.actors.messages.generate import Submit
+from pawl.actors.sink import Delta, Inbox
+from pawl.lifecycle.states import Cause
 
 
 class _Slot(Inbox):

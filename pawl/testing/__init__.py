@@ -9,8 +9,8 @@
 `pawl explore` is the command.
 """
 
-from actors.runtime.faults import Faults
-from actors.runtime.strategies.exhaustive import NotDeterministic
+from pawl.actors.runtime.faults import Faults
+from pawl.actors.runtime.strategies.exhaustive import NotDeterministic
 from pawl.testing.cluster import NO_FAULTS, cluster
 from pawl.testing.drawing import check_schedule, fault_budgets, schedules
 from pawl.testing.expectations import PropertyFailed

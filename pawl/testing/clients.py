@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from actors.gateway import FromPeers, Gateway
-from actors.messages.control import Reply
-from actors.messages.generate import Output, Refused, Submit, TextOptions
-from actors.sink import Inbox
-from lifecycle.states import Cause
+from pawl.actors.gateway import FromPeers, Gateway
+from pawl.actors.messages.control import Reply
+from pawl.actors.messages.generate import Output, Refused, Submit, TextOptions
+from pawl.actors.sink import Inbox
+from pawl.lifecycle.states import Cause
 from pawl.testing.expectations import Expectations
 from pawl.testing.workload import Arrival, Workload, sampling_of
 from pawl.testing.workload import Flush as FlushPlan

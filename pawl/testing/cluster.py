@@ -16,27 +16,27 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from actors.detokenizer import Detokenizer
-from actors.recorder import Recorder
-from actors.runtime.actor import Overflow
-from actors.runtime.choice import ChoiceSource
-from actors.runtime.exploration import Case
-from actors.runtime.faults import Faults
-from actors.runtime.simulated import SimulatedSystem
-from actors.scheduler import CheckDeadlines, Scheduler
-from actors.tokenizer import Limits, Tokenizer
-from actors.worker import Worker
-from gpu.ghost import Ghost
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.monitor import PROPERTIES, Monitor
-from lifecycle.records import ENCODER, Record, Started
-from lifecycle.states import ABORT_CAUSES, Cause
-from loops.judging import OneDecisionLog
-from loops.loop import MAX_STRIKES
-from loops.policy import POLICIES
-from loops.properties.laws import name_of
-from memory.pages import MemoryViolation
-from memory.prefix.events import CacheEvent, Mirror
+from pawl.actors.detokenizer import Detokenizer
+from pawl.actors.recorder import Recorder
+from pawl.actors.runtime.actor import Overflow
+from pawl.actors.runtime.choice import ChoiceSource
+from pawl.actors.runtime.exploration import Case
+from pawl.actors.runtime.faults import Faults
+from pawl.actors.runtime.simulated import SimulatedSystem
+from pawl.actors.scheduler import CheckDeadlines, Scheduler
+from pawl.actors.tokenizer import Limits, Tokenizer
+from pawl.actors.worker import Worker
+from pawl.gpu.ghost import Ghost
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
+from pawl.lifecycle.records import ENCODER, Record, Started
+from pawl.lifecycle.states import ABORT_CAUSES, Cause
+from pawl.loops.judging import OneDecisionLog
+from pawl.loops.loop import MAX_STRIKES
+from pawl.loops.policy import POLICIES
+from pawl.loops.properties.laws import name_of
+from pawl.memory.pages import MemoryViolation
+from pawl.memory.prefix.events import CacheEvent, Mirror
 from pawl.testing.clients import Client, FrontDesk
 from pawl.testing.expectations import PropertyFailed, vocabulary
 from pawl.testing.models import GHOST, Fallible, Model

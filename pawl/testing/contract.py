@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from actors.runtime.faults import Faults
-from actors.scheduler import Scheduler
-from loops.policy import Policy
-from memory.prefix.base import PrefixCache
+from pawl.actors.runtime.faults import Faults
+from pawl.actors.scheduler import Scheduler
 from pawl.exploration import CELLS, Totals
+from pawl.loops.policy import Policy
+from pawl.memory.prefix.base import PrefixCache
 from pawl.testing.cluster import NO_FAULTS
 from pawl.testing.own import know_cache, know_policy, know_scheduler
 from pawl.testing.queues import queue

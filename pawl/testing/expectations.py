@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from actors.text.ghost import ghost_vocabulary
-from actors.text.vocabulary import Vocabulary
-from gpu.ghost import Ghost
-from gpu.ghost_oracle import expected
-from lifecycle.states import Cause
-from lifecycle.step import Admission, StepBatch, StepResult
+from pawl.actors.text.ghost import ghost_vocabulary
+from pawl.actors.text.vocabulary import Vocabulary
+from pawl.gpu.ghost import Ghost
+from pawl.gpu.ghost_oracle import expected
+from pawl.lifecycle.states import Cause
+from pawl.lifecycle.step import Admission, StepBatch, StepResult
 from pawl.testing.workload import Arrival, parameters_of
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"

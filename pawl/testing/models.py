@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gpu.ghost import Ghost
-from lifecycle.step import StepBatch
-from loops.select import LoopConfig
+from pawl.gpu.ghost import Ghost
+from pawl.lifecycle.step import StepBatch
+from pawl.loops.select import LoopConfig
 from pawl.testing.expectations import OF_THE_GHOST, Expectations, drawn_alone
 from pawl.testing.workload import Arrival
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from gpu.models.config import ModelConfig
-    from gpu.runner import Runner
-    from gpu.select import BackendChoice
+    from pawl.gpu.models.config import ModelConfig
+    from pawl.gpu.runner import Runner
+    from pawl.gpu.select import BackendChoice
 
 STALE = 1000.0
 """What pages hold before they are written: a finite number, as a masked place counts 0 times what is there."""
@@ -83,7 +83,7 @@ class RealModel:
         """A runner of this size; one is made once, and then emptied."""
         import torch
 
-        from gpu.runner import Runner
+        from pawl.gpu.runner import Runner
 
         size = num_pages, page_size, num_slots, max_context
         if size not in self._runners:

@@ -12,10 +12,10 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from actors.scheduler import Scheduler
-from loops.policy import POLICIES, Policy
-from memory.prefix.base import PrefixCache
-from memory.prefix.select import CACHES, OWN
+from pawl.actors.scheduler import Scheduler
+from pawl.loops.policy import POLICIES, Policy
+from pawl.memory.prefix.base import PrefixCache
+from pawl.memory.prefix.select import CACHES, OWN
 from pawl.testing.workload import Shape
 
 SCHEDULERS: dict[str, type[Scheduler]] = {"": Scheduler}

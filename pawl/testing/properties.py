@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.history import History
-from lifecycle.records import Record, Submitted, Transition
-from lifecycle.states import Event
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import Record, Submitted, Transition
+from pawl.lifecycle.states import Event
 
 USUAL_LIMIT = 3
 """Later requests that may be admitted before an earlier one of the same priority, where the policy states nothing."""

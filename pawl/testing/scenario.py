@@ -19,11 +19,11 @@ from pathlib import Path
 
 import msgspec
 
-from actors.runtime.faults import Faults
-from gpu.ghost_language import START_TOKEN
-from lifecycle.properties.base import Violation
-from lifecycle.properties.monitor import Monitor
-from lifecycle.records import (
+from pawl.actors.runtime.faults import Faults
+from pawl.gpu.ghost_language import START_TOKEN
+from pawl.lifecycle.properties.base import Violation
+from pawl.lifecycle.properties.monitor import Monitor
+from pawl.lifecycle.records import (
     Flushed,
     Record,
     Started,
@@ -34,8 +34,8 @@ from lifecycle.records import (
     int32s,
     uint8s,
 )
-from lifecycle.states import FINISH_CAUSES, Cause, Event
-from loops.select import LoopConfig
+from pawl.lifecycle.states import FINISH_CAUSES, Cause, Event
+from pawl.loops.select import LoopConfig
 from pawl.testing.exploring import Found, explore_workload
 from pawl.testing.workload import Arrival, Flush, Shape, Workload
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lifecycle.request import SamplingParameters
-from loops.select import LoopConfig
+from pawl.lifecycle.request import SamplingParameters
+from pawl.loops.select import LoopConfig
 
 if TYPE_CHECKING:
     from hypothesis import strategies as st

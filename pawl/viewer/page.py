@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from lifecycle.audit import Report
-from lifecycle.export.timeline import RequestLine, StepLine, Timeline
-from lifecycle.states import State
+from pawl.lifecycle.audit import Report
+from pawl.lifecycle.export.timeline import RequestLine, StepLine, Timeline
+from pawl.lifecycle.states import State
 
 MAX_REQUESTS, MAX_STEPS, MAX_SAMPLES = 20_000, 50_000, 20_000
 """What one page shows at the most: the newest. The page says so when something was left out."""

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from actors.runtime.actor import Actor, Down, Lane, Timer
-from actors.runtime.supervision import DeadLetter, Reason
-from actors.runtime.system import System
+from pawl.actors.runtime.actor import Actor, Down, Lane, Timer
+from pawl.actors.runtime.supervision import DeadLetter, Reason
+from pawl.actors.runtime.system import System
 
 
 class Say(msgspec.Struct, frozen=True, tag=True):

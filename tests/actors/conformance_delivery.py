@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from actors.runtime.actor import Actor, Lane, Overflow
-from actors.runtime.supervision import Reason
+from pawl.actors.runtime.actor import Actor, Lane, Overflow
+from pawl.actors.runtime.supervision import Reason
 from tests.actors.conformance_base import Conformance, Relay, Say, Stray
 
 

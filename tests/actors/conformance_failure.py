@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from actors.runtime.actor import Actor, Down, Lane
-from actors.runtime.supervision import Reason, Restart
+from pawl.actors.runtime.actor import Actor, Down, Lane
+from pawl.actors.runtime.supervision import Reason, Restart
 from tests.actors.conformance_base import Boom, Conformance, Crash, Relay, Say, Scribe, SetTimers
 
 

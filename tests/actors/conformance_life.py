@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from actors.runtime.actor import Lane
-from actors.runtime.supervision import Reason
+from pawl.actors.runtime.actor import Lane
+from pawl.actors.runtime.supervision import Reason
 from tests.actors.conformance_base import CancelTimer, Conformance, Draw, Parting, Say, SetTimers
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any, NamedTuple
 
-from actors.runtime.actor import Lane
+from pawl.actors.runtime.actor import Lane
 
 
 class Sent(NamedTuple):

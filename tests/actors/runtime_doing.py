@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from actors.runtime.actor import Actor
-from actors.runtime.ask import CALLER
+from pawl.actors.runtime.actor import Actor
+from pawl.actors.runtime.ask import CALLER
 
 GENEROUS_S = 60.0
 """Longest wait for what must happen; only a hang gets there."""

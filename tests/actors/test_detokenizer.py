@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.detokenizer import Detokenizer, OutputsRefused, RowInUse
-from actors.messages.generate import (
+from pawl.actors.detokenizer import Detokenizer, OutputsRefused, RowInUse
+from pawl.actors.messages.generate import (
     Admitted,
     Done,
     Ended,
@@ -26,10 +26,10 @@ from actors.messages.generate import (
     TokenLogprob,
     Usage,
 )
-from actors.runtime.actor import Lane
-from actors.text.vocabulary import Vocabulary
-from lifecycle.states import Cause
-from lifecycle.step import PromptLogprobs, StepLogprobs
+from pawl.actors.runtime.actor import Lane
+from pawl.actors.text.vocabulary import Vocabulary
+from pawl.lifecycle.states import Cause
+from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
 from tests.actors.recording import RecordingContext
 from tests.actors.vocabularies import byte_level, sentencepiece, untimed
 

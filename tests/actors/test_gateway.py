@@ -8,10 +8,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from actors.gateway import Gateway
-from actors.measures import WINDOW_S, Histogram, Rate
-from actors.messages.control import Drain, FlushCache, GetState, Progress, Reply, Stalled
-from actors.messages.generate import (
+from pawl.actors.gateway import Gateway
+from pawl.actors.measures import WINDOW_S, Histogram, Rate
+from pawl.actors.messages.control import Drain, FlushCache, GetState, Progress, Reply, Stalled
+from pawl.actors.messages.generate import (
     Abort,
     Accepted,
     Done,
@@ -23,10 +23,10 @@ from actors.messages.generate import (
     TokenLogprob,
     Usage,
 )
-from actors.runtime.actor import Down, Lane
-from actors.runtime.testing import ManualContext
-from actors.sink import Inbox
-from lifecycle.states import Cause
+from pawl.actors.runtime.actor import Down, Lane
+from pawl.actors.runtime.testing import ManualContext
+from pawl.actors.sink import Inbox
+from pawl.lifecycle.states import Cause
 
 
 def draft(rid: str = "", **fields: Any) -> Submit:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from actors.recorder import FLUSH_S, MAX_BATCH, Recorder, Records, TraceSink
-from actors.runtime.actor import Actor, Lane
-from actors.runtime.testing import ManualContext
-from actors.runtime.timers import ActorTimer
-from lifecycle.audit import Verdict, audit
-from lifecycle.records import Digest, Gap, Record, StepCommitted
-from lifecycle.trace import TraceReader, TraceWriter
+from pawl.actors.recorder import FLUSH_S, MAX_BATCH, Recorder, Records, TraceSink
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.runtime.testing import ManualContext
+from pawl.actors.runtime.timers import ActorTimer
+from pawl.lifecycle.audit import Verdict, audit
+from pawl.lifecycle.records import Digest, Gap, Record, StepCommitted
+from pawl.lifecycle.trace import TraceReader, TraceWriter
 from tests.lifecycle.story import PAGES, PLENTY, sound_run
 
 STORY = sound_run()

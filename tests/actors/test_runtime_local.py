@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from actors.runtime.actor import Actor, Overflow
-from actors.runtime.local import LocalSystem, OnFailure
-from actors.runtime.supervision import DeadLetter, Restart
+from pawl.actors.runtime.actor import Actor, Overflow
+from pawl.actors.runtime.local import LocalSystem, OnFailure
+from pawl.actors.runtime.supervision import DeadLetter, Restart
 from tests.actors.conformance import RuntimeConformance
 from tests.actors.runtime_doing import GENEROUS_S
 

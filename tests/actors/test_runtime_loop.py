@@ -9,9 +9,9 @@ from typing import TypeVarTuple
 
 import pytest
 
-from actors.runtime.drivers import SLICE_MESSAGES
-from actors.runtime.local import LocalSystem
-from actors.runtime.supervision import Reason
+from pawl.actors.runtime.drivers import SLICE_MESSAGES
+from pawl.actors.runtime.local import LocalSystem
+from pawl.actors.runtime.supervision import Reason
 from tests.actors.runtime_doing import GENEROUS_S, Doing, Number, ignore
 
 Arguments = TypeVarTuple("Arguments")

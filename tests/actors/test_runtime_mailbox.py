@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from actors.runtime.actor import Lane, Overflow
-from actors.runtime.mailbox import BURST, HOLD_CEILING, Edge, Mailbox, Outcome
+from pawl.actors.runtime.actor import Lane, Overflow
+from pawl.actors.runtime.mailbox import BURST, HOLD_CEILING, Edge, Mailbox, Outcome
 
 
 def mailbox(capacity: int = 100, overflow: Overflow = Overflow.REJECT) -> Mailbox:

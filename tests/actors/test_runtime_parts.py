@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from actors.runtime.actor import Actor, Lane
-from actors.runtime.supervision import KEPT_LETTERS, DeadLetter, DeadLetters, Reason, Restart, RestartBudget
-from actors.runtime.testing import ManualContext, Sent
-from actors.runtime.timers import TimerQueue
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.runtime.supervision import KEPT_LETTERS, DeadLetter, DeadLetters, Reason, Restart, RestartBudget
+from pawl.actors.runtime.testing import ManualContext, Sent
+from pawl.actors.runtime.timers import TimerQueue
 
 
 def test_cancelled_timers_do_not_pile_up() -> None:

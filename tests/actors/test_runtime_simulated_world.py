@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.runtime.actor import Actor, Overflow
-from actors.runtime.ask import Unanswered
-from actors.runtime.choice import ChoiceSource
-from actors.runtime.exploration import ActorFailed, Case, Unfinished, drive, explore
-from actors.runtime.faults import Faults
-from actors.runtime.simulated import Endless, SimulatedSystem, Stuck
-from actors.runtime.strategies.drawn import Drawn
-from actors.runtime.strategies.simple import Fair, RandomWalk
-from actors.runtime.supervision import Reason, Restart
-from actors.runtime.turns import Turn
+from pawl.actors.runtime.actor import Actor, Overflow
+from pawl.actors.runtime.ask import Unanswered
+from pawl.actors.runtime.choice import ChoiceSource
+from pawl.actors.runtime.exploration import ActorFailed, Case, Unfinished, drive, explore
+from pawl.actors.runtime.faults import Faults
+from pawl.actors.runtime.simulated import Endless, SimulatedSystem, Stuck
+from pawl.actors.runtime.strategies.drawn import Drawn
+from pawl.actors.runtime.strategies.simple import Fair, RandomWalk
+from pawl.actors.runtime.supervision import Reason, Restart
+from pawl.actors.runtime.turns import Turn
 from tests.actors.conformance_base import Crash, Journal, Say, Scribe, SetTimers
 from tests.actors.runtime_doing import Answer, Doing, Number, Question, ignore
 from tests.actors.toys import Go, Letters, Note, Pass, spawn_writers, to, writing

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from actors.runtime.actor import Lane, Overflow
-from actors.runtime.ask import Unanswered
-from actors.runtime.cell import Cell, Phase
-from actors.runtime.drivers import ThreadDriver
-from actors.runtime.local import LocalSystem
-from actors.runtime.mailbox import Edge, Mailbox
-from actors.runtime.supervision import Reason, Restart
+from pawl.actors.runtime.actor import Lane, Overflow
+from pawl.actors.runtime.ask import Unanswered
+from pawl.actors.runtime.cell import Cell, Phase
+from pawl.actors.runtime.drivers import ThreadDriver
+from pawl.actors.runtime.local import LocalSystem
+from pawl.actors.runtime.mailbox import Edge, Mailbox
+from pawl.actors.runtime.supervision import Reason, Restart
 from tests.actors.runtime_doing import GENEROUS_S, Answer, Doing, Number, Question, ignore
 
 

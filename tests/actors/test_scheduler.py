@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Progress, Reply
-from actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
-from actors.messages.generate import Abort, Ended, Finish, Generate, Opened, StepTokens, TextOptions
-from actors.runtime.actor import Lane
-from actors.scheduler import CheckDeadlines, DrainExpired, FlushExpired, Scheduler, SelfCheck
-from gpu.ghost import Ghost
-from gpu.ghost_oracle import expected
-from lifecycle.records import Closed, Started
-from lifecycle.request import SamplingParameters
-from lifecycle.states import Cause
-from loops.select import LoopConfig
-from memory.prefix.namespace import namespace_of
+from pawl.actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Progress, Reply
+from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
+from pawl.actors.messages.generate import Abort, Ended, Finish, Generate, Opened, StepTokens, TextOptions
+from pawl.actors.runtime.actor import Lane
+from pawl.actors.scheduler import CheckDeadlines, DrainExpired, FlushExpired, Scheduler, SelfCheck
+from pawl.gpu.ghost import Ghost
+from pawl.gpu.ghost_oracle import expected
+from pawl.lifecycle.records import Closed, Started
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Cause
+from pawl.loops.select import LoopConfig
+from pawl.memory.prefix.namespace import namespace_of
 from tests.actors.recording import RecordingContext
 
 

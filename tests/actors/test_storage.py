@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.messages.execution import ResetWorker
-from actors.messages.transfer import (
+from pawl.actors.messages.execution import ResetWorker
+from pawl.actors.messages.transfer import (
     Blocks,
     Dropped,
     EmptyHost,
@@ -23,12 +23,12 @@ from actors.messages.transfer import (
     SchedulerStops,
     TierReport,
 )
-from actors.storage import FOUND_AT_ONCE, Storage
-from actors.tiers.store import TierStore
-from actors.worker import Worker
-from gpu.ghost import Ghost
-from memory.tiers.host import HostPool
-from memory.tiers.keys import KEY_BYTES
+from pawl.actors.storage import FOUND_AT_ONCE, Storage
+from pawl.actors.tiers.store import TierStore
+from pawl.actors.worker import Worker
+from pawl.gpu.ghost import Ghost
+from pawl.memory.tiers.host import HostPool
+from pawl.memory.tiers.keys import KEY_BYTES
 from tests.actors.recording import RecordingContext
 
 PAGE_BYTES = 32

@@ -19,19 +19,19 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.messages.generate import Abort
-from actors.messages.transfer import Fence, Fenced
-from actors.scheduler import Scheduler
-from actors.tiers.files import HEADER, FileStore
-from actors.tiers.mover import PageMover
-from gpu.ghost_oracle import expected
-from lifecycle.properties.monitor import Monitor
-from lifecycle.records import DECODER, ENCODER
-from lifecycle.states import Cause
-from loops.batch import Plan
-from loops.fetching import LowerTiers
-from loops.replay import replay
-from loops.saving import WritePolicy
+from pawl.actors.messages.generate import Abort
+from pawl.actors.messages.transfer import Fence, Fenced
+from pawl.actors.scheduler import Scheduler
+from pawl.actors.tiers.files import HEADER, FileStore
+from pawl.actors.tiers.mover import PageMover
+from pawl.gpu.ghost_oracle import expected
+from pawl.lifecycle.properties.monitor import Monitor
+from pawl.lifecycle.records import DECODER, ENCODER
+from pawl.lifecycle.states import Cause
+from pawl.loops.batch import Plan
+from pawl.loops.fetching import LowerTiers
+from pawl.loops.replay import replay
+from pawl.loops.saving import WritePolicy
 from tests.actors.tier_disk import MemoryDisk
 from tests.actors.tier_net import PAGE_BYTES, Net
 

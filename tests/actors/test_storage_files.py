@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.tiers.files import HEADER, MAX_WRITE_ERRORS, FileStore, StorageUnusable
-from actors.tiers.store import TierStore
-from memory.tiers.host import HostPool
-from memory.tiers.keys import KEY_BYTES
+from pawl.actors.tiers.files import HEADER, MAX_WRITE_ERRORS, FileStore, StorageUnusable
+from pawl.actors.tiers.store import TierStore
+from pawl.memory.tiers.host import HostPool
+from pawl.memory.tiers.keys import KEY_BYTES
 from tests.actors.tier_disk import MemoryDisk
 
 PAGE_BYTES = 64

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from actors.messages.control import FlushCache
-from actors.messages.transfer import Dropped, Fetch, Fill, Filled
-from actors.runtime.actor import Lane
-from actors.tiers.files import HEADER, FileStore
-from gpu.ghost_oracle import expected
-from lifecycle.states import State
+from pawl.actors.messages.control import FlushCache
+from pawl.actors.messages.transfer import Dropped, Fetch, Fill, Filled
+from pawl.actors.runtime.actor import Lane
+from pawl.actors.tiers.files import HEADER, FileStore
+from pawl.gpu.ghost_oracle import expected
+from pawl.lifecycle.states import State
 from tests.actors.tier_disk import MemoryDisk
 from tests.actors.tier_net import PAGE_BYTES, Net
 

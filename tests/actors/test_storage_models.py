@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from actors.tiers.files import HEADER, FileStore
-from gpu.models.config import ModelConfig, Rope
-from gpu.runner import Runner
-from loops.select import LoopConfig
+from pawl.actors.tiers.files import HEADER, FileStore
+from pawl.gpu.models.config import ModelConfig, Rope
+from pawl.gpu.runner import Runner
+from pawl.loops.select import LoopConfig
 from tests.actors.tier_net import PAGE_SIZE, Net
 from tests.gpu.native_models import random_weights
 

@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.messages.control import GetState
-from actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
-from actors.runtime.actor import Actor, Overflow
-from actors.runtime.ask import CALLER
-from actors.runtime.local import LocalSystem
-from actors.scheduler import Scheduler
-from actors.storage import Storage
-from actors.tiers.files import FileStore
-from actors.tiers.store import TierStore
-from actors.worker import Worker
-from gpu.ghost import Ghost
-from gpu.ghost_oracle import expected
-from lifecycle.request import SamplingParameters
-from loops.select import LoopConfig
-from loops.tiers import TierConfig
-from memory.tiers.host import HostPool
+from pawl.actors.messages.control import GetState
+from pawl.actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
+from pawl.actors.runtime.actor import Actor, Overflow
+from pawl.actors.runtime.ask import CALLER
+from pawl.actors.runtime.local import LocalSystem
+from pawl.actors.scheduler import Scheduler
+from pawl.actors.storage import Storage
+from pawl.actors.tiers.files import FileStore
+from pawl.actors.tiers.store import TierStore
+from pawl.actors.worker import Worker
+from pawl.gpu.ghost import Ghost
+from pawl.gpu.ghost_oracle import expected
+from pawl.lifecycle.request import SamplingParameters
+from pawl.loops.select import LoopConfig
+from pawl.loops.tiers import TierConfig
+from pawl.memory.tiers.host import HostPool
 from tests.actors.tier_disk import MemoryDisk
 from tests.actors.tier_net import PAGE_BYTES, PAGE_SIZE
 

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.runtime.actor import Lane, Overflow
-from actors.runtime.choice import Footprint
-from actors.runtime.exploration import Result, explore
-from actors.runtime.faults import Faults
-from actors.runtime.local import LocalSystem
-from actors.runtime.strategies.exhaustive import Exhaustive, Reduction
-from actors.runtime.strategies.races import Happened, races
-from actors.runtime.strategies.simple import RandomWalk
-from actors.runtime.transit import all_wires, no_wires
+from pawl.actors.runtime.actor import Lane, Overflow
+from pawl.actors.runtime.choice import Footprint
+from pawl.actors.runtime.exploration import Result, explore
+from pawl.actors.runtime.faults import Faults
+from pawl.actors.runtime.local import LocalSystem
+from pawl.actors.runtime.strategies.exhaustive import Exhaustive, Reduction
+from pawl.actors.runtime.strategies.races import Happened, races
+from pawl.actors.runtime.strategies.simple import RandomWalk
+from pawl.actors.runtime.transit import all_wires, no_wires
 from tests.actors.runtime_doing import GENEROUS_S
 from tests.actors.toys import Letters, Note, spawn_writers, to, writing
 

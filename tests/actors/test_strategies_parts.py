@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.runtime.actor import Actor
-from actors.runtime.choice import Choices, ChoiceSource, Kind, Value
-from actors.runtime.exploration import Case, explore
-from actors.runtime.shrinking import Shrinker, cost
-from actors.runtime.simulated import SimulatedSystem
-from actors.runtime.strategies.coverage import CoverageGuided
-from actors.runtime.strategies.pct import PCT
-from actors.runtime.strategies.pos import POS
-from actors.runtime.strategies.simple import RandomWalk, Strategy
+from pawl.actors.runtime.actor import Actor
+from pawl.actors.runtime.choice import Choices, ChoiceSource, Kind, Value
+from pawl.actors.runtime.exploration import Case, explore
+from pawl.actors.runtime.shrinking import Shrinker, cost
+from pawl.actors.runtime.simulated import SimulatedSystem
+from pawl.actors.runtime.strategies.coverage import CoverageGuided
+from pawl.actors.runtime.strategies.pct import PCT
+from pawl.actors.runtime.strategies.pos import POS
+from pawl.actors.runtime.strategies.simple import RandomWalk, Strategy
 from tests.actors.toys import Letters, Note, spawn_writers, to, writing
 
 

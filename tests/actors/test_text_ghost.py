@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.text.ghost import ghost_vocabulary
-from actors.text.incremental import decoder_for
-from actors.text.template import ChatTemplate
-from actors.text.vocabulary import Vocabulary
-from gpu.ghost_language import END_TOKEN, PIECES, START_TOKEN, VOCABULARY_SIZE
-from gpu.ghost_oracle import expected
+from pawl.actors.text.ghost import ghost_vocabulary
+from pawl.actors.text.incremental import decoder_for
+from pawl.actors.text.template import ChatTemplate
+from pawl.actors.text.vocabulary import Vocabulary
+from pawl.gpu.ghost_language import END_TOKEN, PIECES, START_TOKEN, VOCABULARY_SIZE
+from pawl.gpu.ghost_oracle import expected
 from tests.actors.vocabularies import untimed
 
 

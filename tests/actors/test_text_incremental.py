@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.text.incremental import MAX_WINDOW, ByteDecoder, Decoder, SilentDecoder, WindowDecoder, decoder_for
+from pawl.actors.text.incremental import MAX_WINDOW, ByteDecoder, Decoder, SilentDecoder, WindowDecoder, decoder_for
 from tests.actors.vocabularies import byte_level, sentencepiece, smollm2, untimed, wordpiece
 
 

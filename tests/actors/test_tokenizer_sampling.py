@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from actors.sampling import MAX_LOGIT_BIASES, InvalidRequest, build_sampling
-from lifecycle.request import SamplingParameters
+from pawl.actors.sampling import MAX_LOGIT_BIASES, InvalidRequest, build_sampling
+from pawl.lifecycle.request import SamplingParameters
 
 
 def test_nothing_set_gives_the_defaults() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from actors.messages.control import Heartbeat, Progress, Stalled
-from actors.runtime.actor import Lane
-from actors.runtime.testing import ManualContext, Sent
-from actors.watchdog import Watchdog
+from pawl.actors.messages.control import Heartbeat, Progress, Stalled
+from pawl.actors.runtime.actor import Lane
+from pawl.actors.runtime.testing import ManualContext, Sent
+from pawl.actors.watchdog import Watchdog
 
 
 def watched(interval_s: float = 1.0, stall_s: float = 5.0) -> tuple[Watchdog, ManualContext]:

@@ -15,26 +15,26 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from actors.messages.execution import ToWorker
-from actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
-from actors.messages.transfer import PagesToWorker, ToStorage
-from actors.runtime.actor import Actor, Lane
-from actors.scheduler import Scheduler, ToScheduler
-from actors.storage import Storage
-from actors.tiers.desk import LeaseEnded
-from actors.tiers.files import FileStore
-from actors.tiers.store import TierStore
-from actors.worker import Worker
-from gpu.ghost import Ghost
-from gpu.ghost_oracle import expected, expected_pages
-from lifecycle.records import Started
-from lifecycle.request import SamplingParameters
-from lifecycle.states import Cause
-from loops.select import LoopConfig
-from loops.tiers import TierConfig
-from memory.prefix.namespace import namespace_of
-from memory.tiers.host import HostPool
-from memory.tiers.keys import page_keys
+from pawl.actors.messages.execution import ToWorker
+from pawl.actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
+from pawl.actors.messages.transfer import PagesToWorker, ToStorage
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.scheduler import Scheduler, ToScheduler
+from pawl.actors.storage import Storage
+from pawl.actors.tiers.desk import LeaseEnded
+from pawl.actors.tiers.files import FileStore
+from pawl.actors.tiers.store import TierStore
+from pawl.actors.worker import Worker
+from pawl.gpu.ghost import Ghost
+from pawl.gpu.ghost_oracle import expected, expected_pages
+from pawl.lifecycle.records import Started
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Cause
+from pawl.loops.select import LoopConfig
+from pawl.loops.tiers import TierConfig
+from pawl.memory.prefix.namespace import namespace_of
+from pawl.memory.tiers.host import HostPool
+from pawl.memory.tiers.keys import page_keys
 
 
 def started(config: LoopConfig) -> Started:

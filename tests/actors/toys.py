@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from actors.runtime.actor import Actor, Lane, Overflow
-from actors.runtime.choice import ChoiceSource
-from actors.runtime.exploration import Case, Scenario
-from actors.runtime.simulated import SimulatedSystem
-from actors.runtime.system import System
+from pawl.actors.runtime.actor import Actor, Lane, Overflow
+from pawl.actors.runtime.choice import ChoiceSource
+from pawl.actors.runtime.exploration import Case, Scenario
+from pawl.actors.runtime.simulated import SimulatedSystem
+from pawl.actors.runtime.system import System
 
 
 class Go(msgspec.Struct, frozen=True, tag=True):

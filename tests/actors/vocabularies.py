@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from actors.text.vocabulary import Vocabulary
+from pawl.actors.text.vocabulary import Vocabulary
 
 untimed = settings(deadline=None)
 """For property tests here: the first example also builds a vocabulary, and how long that takes proves nothing."""

@@ -10,17 +10,17 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gpu.kernels import matmul as matmul_file
-from gpu.kernels import prefill as prefill_file
-from gpu.kernels.activation import gated
-from gpu.kernels.decode import attend_decode
-from gpu.kernels.experts import experts_forward, route
-from gpu.kernels.matmul import matmul
-from gpu.kernels.norm import add_norm
-from gpu.kernels.prefill import attend_segments
-from gpu.kernels.rotary import turn_and_store
-from gpu.kernels.sampling import draw, likeliest, penalise
-from gpu.kernels.tokens import remember, resolve
+from pawl.gpu.kernels import matmul as matmul_file
+from pawl.gpu.kernels import prefill as prefill_file
+from pawl.gpu.kernels.activation import gated
+from pawl.gpu.kernels.decode import attend_decode
+from pawl.gpu.kernels.experts import experts_forward, route
+from pawl.gpu.kernels.matmul import matmul
+from pawl.gpu.kernels.norm import add_norm
+from pawl.gpu.kernels.prefill import attend_segments
+from pawl.gpu.kernels.rotary import turn_and_store
+from pawl.gpu.kernels.sampling import draw, likeliest, penalise
+from pawl.gpu.kernels.tokens import remember, resolve
 from tests.gpu.native_models import ODD, SWITCHED
 
 ROWS = 64

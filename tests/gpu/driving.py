@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.backend import Backend, ForwardInputs
-from gpu.kv import KvStore, widest_window
-from gpu.models.config import ModelConfig
-from gpu.ragged import ragged_positions
-from lifecycle.step import Int32s
-from memory.window import NO_PAGE
+from pawl.gpu.backend import Backend, ForwardInputs
+from pawl.gpu.kv import KvStore, widest_window
+from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.ragged import ragged_positions
+from pawl.lifecycle.step import Int32s
+from pawl.memory.window import NO_PAGE
 
 NEEDS_CUDA = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 DEVICES = ("cpu", pytest.param("cuda", marks=NEEDS_CUDA))

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from gpu.ghost import Ghost
-from lifecycle.request import SamplingParameters
-from lifecycle.step import Admission, Int32s, StepBatch, StepResult
+from pawl.gpu.ghost import Ghost
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.step import Admission, Int32s, StepBatch, StepResult
 
 PAGE = 4
 CONTEXT = 64

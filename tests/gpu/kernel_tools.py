@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gpu.kernels.machine import interpreted
+from pawl.gpu.kernels.machine import interpreted
 
 DEVICE = "cpu" if interpreted() else "cuda"
 DTYPES = (torch.float32, torch.bfloat16)

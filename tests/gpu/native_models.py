@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.backend import Backend
-from gpu.kv import KvStore
-from gpu.models.config import Experts, ModelConfig, Rope, weight_shapes
-from gpu.native.backend import NativeBackend
-from gpu.weights.checks import is_norm
-from lifecycle.step import Int32s
+from pawl.gpu.backend import Backend
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.config import Experts, ModelConfig, Rope, weight_shapes
+from pawl.gpu.native.backend import NativeBackend
+from pawl.gpu.weights.checks import is_norm
+from pawl.lifecycle.step import Int32s
 from tests.gpu.driving import Piece, forward_inputs
 
 ODD = ModelConfig(

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from gpu.weights.source import ModelSource, resolve_source
+from pawl.gpu.weights.source import ModelSource, resolve_source
 
 
 def smollm2_source() -> ModelSource:

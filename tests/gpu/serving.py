@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.models.config import ModelConfig
-from gpu.runner import Runner
-from lifecycle.request import SamplingParameters
-from lifecycle.states import Cause
-from lifecycle.step import Int32s, StepBatch, StepResult
-from lifecycle.table import Ticket
-from loops.batch import Plan
+from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.runner import Runner
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Cause
+from pawl.lifecycle.step import Int32s, StepBatch, StepResult
+from pawl.lifecycle.table import Ticket
+from pawl.loops.batch import Plan
 from tests.loops.driver import Driver
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpu.models.config import ModelConfig, Rope, UnsupportedModel, weight_shapes
-from gpu.models.huggingface import config_from_huggingface
+from pawl.gpu.models.config import ModelConfig, Rope, UnsupportedModel, weight_shapes
+from pawl.gpu.models.huggingface import config_from_huggingface
 
 LLAMA_3_2_1B: dict[str, Any] = {
     "model_type": "llama",

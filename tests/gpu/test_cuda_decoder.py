@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.backend import RefusedInputs
-from gpu.cuda.decoder import TritonDecoder
-from gpu.cuda.graphs import CudaRecorder, Replay
-from gpu.cuda.shapes import GraphShape
-from gpu.kv import KvStore
-from gpu.models.config import Experts, ModelConfig
-from gpu.models.decoder import TorchDecoder
+from pawl.gpu.backend import RefusedInputs
+from pawl.gpu.cuda.decoder import TritonDecoder
+from pawl.gpu.cuda.graphs import CudaRecorder, Replay
+from pawl.gpu.cuda.shapes import GraphShape
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.config import Experts, ModelConfig
+from pawl.gpu.models.decoder import TorchDecoder
 from tests.gpu.driving import Piece, WindowPages, forward_inputs, int32
 from tests.gpu.kernel_tools import DEVICE
 from tests.gpu.native_models import HYBRID, ODD, Made, make, random_weights

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.backend import BackendUnavailable
-from gpu.copies import ALIGNMENT, BufferPool, places
-from gpu.runner import Runner
-from gpu.select import select_backend
-from lifecycle.request import SamplingParameters
-from lifecycle.step import StepResult
+from pawl.gpu.backend import BackendUnavailable
+from pawl.gpu.copies import ALIGNMENT, BufferPool, places
+from pawl.gpu.runner import Runner
+from pawl.gpu.select import select_backend
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.step import StepResult
 from tests.gpu.kernel_tools import DEVICE
 from tests.gpu.test_runner import GREEDY, Steps, made
 from tests.gpu.tiny import save_tiny

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu.cuda.memory import MemoryUse, ModelDoesNotFit, graph_bytes
-from gpu.cuda.shapes import GraphShapes, context_levels, row_buckets
+from pawl.gpu.cuda.memory import MemoryUse, ModelDoesNotFit, graph_bytes
+from pawl.gpu.cuda.shapes import GraphShapes, context_levels, row_buckets
 
 GIB = 1 << 30
 

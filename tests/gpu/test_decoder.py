@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.kv import KvStore
-from gpu.models.decoder import TorchDecoder
-from gpu.weights.source import load_weights, resolve_source
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.driving import DEVICES, Piece, forward_inputs, int32, logits_in_pieces, scrambled_table
 from tests.gpu.tiny import TINY_MODELS, VOCABULARY, reference_logits, save_tiny
 

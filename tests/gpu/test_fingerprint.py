@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpu.models.config import ModelConfig, Rope, weight_shapes
-from gpu.weights.fingerprint import weights_fingerprint
+from pawl.gpu.models.config import ModelConfig, Rope, weight_shapes
+from pawl.gpu.weights.fingerprint import weights_fingerprint
 
 CONFIG = ModelConfig(
     architecture="llama",

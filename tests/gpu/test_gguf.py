@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.models.config import Rope, UnsupportedModel
-from gpu.weights.gguf import GgufFormatError, read_gguf
-from gpu.weights.gguf_model import config_from_gguf, load_gguf_weights
-from gpu.weights.source import load_weights, resolve_source
+from pawl.gpu.models.config import Rope, UnsupportedModel
+from pawl.gpu.weights.gguf import GgufFormatError, read_gguf
+from pawl.gpu.weights.gguf_model import config_from_gguf, load_gguf_weights
+from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.gguf_files import write_model
 from tests.gpu.tiny import save_tiny
 

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpu.batches import InvalidBatch
-from gpu.ghost import PlannedFailure
-from gpu.ghost_language import END_TOKEN, PIECES, VOCABULARY_SIZE
-from gpu.ghost_memory import GhostFault
-from gpu.ghost_oracle import expected, expected_pages, mixed
-from gpu.mixing import mix64
-from lifecycle.step import Int32s
-from memory.window import NO_PAGE
+from pawl.gpu.batches import InvalidBatch
+from pawl.gpu.ghost import PlannedFailure
+from pawl.gpu.ghost_language import END_TOKEN, PIECES, VOCABULARY_SIZE
+from pawl.gpu.ghost_memory import GhostFault
+from pawl.gpu.ghost_oracle import expected, expected_pages, mixed
+from pawl.gpu.mixing import mix64
+from pawl.lifecycle.step import Int32s
+from pawl.memory.window import NO_PAGE
 from tests.gpu.ghost_rows import CONTEXT, PAGE, Rows, int32s, prompt_of
 
 

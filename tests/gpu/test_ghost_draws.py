@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from gpu.ghost_language import END_TOKEN
-from gpu.ghost_oracle import Sequel, expected
-from lifecycle.request import SamplingParameters
+from pawl.gpu.ghost_language import END_TOKEN
+from pawl.gpu.ghost_oracle import Sequel, expected
+from pawl.lifecycle.request import SamplingParameters
 from tests.gpu.ghost_rows import Rows, int32s, prompt_of
 
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu.ghost import Ghost
-from gpu.ghost_memory import GhostFault
-from gpu.ghost_small import SmallMemory
-from lifecycle.request import SamplingParameters
-from lifecycle.step import Admission, StepBatch
+from pawl.gpu.ghost import Ghost
+from pawl.gpu.ghost_memory import GhostFault
+from pawl.gpu.ghost_small import SmallMemory
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.step import Admission, StepBatch
 from tests.gpu.ghost_rows import GREEDY, int32s
 
 SLOTS, PAGES, SIZE, CONTEXT = 3, 12, 2, 12

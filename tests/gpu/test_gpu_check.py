@@ -22,7 +22,7 @@ from benchmarks.gpu_limits import (
     share_of_limit,
 )
 from benchmarks.harness import Result
-from gpu.runner import Runner
+from pawl.gpu.runner import Runner
 from tests.gpu.native_models import ODD, random_weights
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.backend import RefusedInputs
-from gpu.batches import InvalidBatch
-from gpu.models.config import ModelConfig
-from gpu.runner import Runner
-from lifecycle.request import SamplingParameters
-from lifecycle.step import Admission, StepBatch, StepResult
-from memory.window import NO_PAGE
+from pawl.gpu.backend import RefusedInputs
+from pawl.gpu.batches import InvalidBatch
+from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.runner import Runner
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.step import Admission, StepBatch, StepResult
+from pawl.memory.window import NO_PAGE
 from tests.gpu.driving import int32
 from tests.gpu.native_models import HYBRID, ODD, random_weights
 from tests.loops.driver import CELLS, Driver

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpu.kernels import decode
-from gpu.kernels.decode import attend_decode, splits_for
+from pawl.gpu.kernels import decode
+from pawl.gpu.kernels.decode import attend_decode, splits_for
 from tests.gpu.kernel_tools import (
     DTYPES,
     LARGE_SHAPES,

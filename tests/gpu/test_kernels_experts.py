@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from gpu.kernels.experts import PAIR_BLOCK, experts_forward, group, route
-from gpu.models import experts as plain
-from gpu.models.config import Experts
+from pawl.gpu.kernels.experts import PAIR_BLOCK, experts_forward, group, route
+from pawl.gpu.models import experts as plain
+from pawl.gpu.models.config import Experts
 from tests.gpu.kernel_tools import DTYPES, NothingIsZeroed, ints, random
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpu.kernels import matmul as matmul_file
-from gpu.kernels.machine import INTERPRETED_PROCESSORS
-from gpu.kernels.matmul import COLUMN_BLOCK, FEW_ROWS, matmul
+from pawl.gpu.kernels import matmul as matmul_file
+from pawl.gpu.kernels.machine import INTERPRETED_PROCESSORS
+from pawl.gpu.kernels.matmul import COLUMN_BLOCK, FEW_ROWS, matmul
 from tests.gpu.kernel_tools import DTYPES, NothingIsZeroed, random
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpu.kernels.prefill import attend_segments
+from pawl.gpu.kernels.prefill import attend_segments
 from tests.gpu.kernel_tools import (
     DTYPES,
     LARGE_SHAPES,

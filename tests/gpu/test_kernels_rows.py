@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from gpu.kernels.activation import gated
-from gpu.kernels.norm import add_norm
-from gpu.kernels.rotary import turn_and_store
-from gpu.models.decoder import RopeTable, turn
+from pawl.gpu.kernels.activation import gated
+from pawl.gpu.kernels.norm import add_norm
+from pawl.gpu.kernels.rotary import turn_and_store
+from pawl.gpu.models.decoder import RopeTable, turn
 from tests.gpu.kernel_tools import DEVICE, DTYPES, close, random
 from tests.gpu.native_models import ODD, SWITCHED
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpu.backend import NO_TOKEN
-from gpu.kernels.sampling import BLOCK, draw, keep_top, likeliest, penalise
-from gpu.noise import row_keys
-from gpu.penalties import Penalties
-from gpu.truncation import DrawParameters
-from gpu.truncation import draw as plainly_drawn
-from lifecycle.request import SamplingParameters
+from pawl.gpu.backend import NO_TOKEN
+from pawl.gpu.kernels.sampling import BLOCK, draw, keep_top, likeliest, penalise
+from pawl.gpu.noise import row_keys
+from pawl.gpu.penalties import Penalties
+from pawl.gpu.truncation import DrawParameters
+from pawl.gpu.truncation import draw as plainly_drawn
+from pawl.lifecycle.request import SamplingParameters
 from tests.gpu.kernel_tools import DEVICE, NothingIsZeroed, ints, random
 
 WAYS = [(0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.8, 0.0), (0, 1.0, 0.2), (40, 0.9, 0.05), (1, 1.0, 0.0), (0, 0.01, 0.0)]

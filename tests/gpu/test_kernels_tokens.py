@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpu.backend import NO_TOKEN
-from gpu.kernels.tokens import placeholder, remember, resolve
+from pawl.gpu.backend import NO_TOKEN
+from pawl.gpu.kernels.tokens import placeholder, remember, resolve
 from tests.gpu.kernel_tools import NothingIsZeroed, ints
 
 

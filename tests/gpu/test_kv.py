@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu.devices import available_memory, available_threads
-from gpu.kv import (
+from pawl.gpu.devices import available_memory, available_threads
+from pawl.gpu.kv import (
     KvDoesNotFit,
     KvStore,
     MemoryPlan,
@@ -22,9 +22,9 @@ from gpu.kv import (
     plan_tokens,
     widest_window,
 )
-from gpu.models.config import ModelConfig
-from gpu.weights.source import resolve_source
-from loops.select import LoopConfig, make_windows
+from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.weights.source import resolve_source
+from pawl.loops.select import LoopConfig, make_windows
 from tests.gpu.native_models import HYBRID, ODD
 from tests.gpu.tiny import save_tiny
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpu.models.config import Experts, ModelConfig, UnsupportedModel, weight_shapes
-from gpu.models.decoder import TorchDecoder
-from gpu.models.experts import route
-from gpu.models.huggingface import config_from_huggingface
-from gpu.native.backend import NativeBackend
-from gpu.weights.checks import WeightMismatch
-from gpu.weights.safetensors import load_folder_weights
-from gpu.weights.source import load_weights, resolve_source
+from pawl.gpu.models.config import Experts, ModelConfig, UnsupportedModel, weight_shapes
+from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.models.experts import route
+from pawl.gpu.models.huggingface import config_from_huggingface
+from pawl.gpu.native.backend import NativeBackend
+from pawl.gpu.weights.checks import WeightMismatch
+from pawl.gpu.weights.safetensors import load_folder_weights
+from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
 from tests.gpu.native_models import EXPERTS, ODD, alone, make, random_weights
 from tests.gpu.real import smollm2_source

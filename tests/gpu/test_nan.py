@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.sampler import finite_rows
-from lifecycle.records import DECODER, ENCODER, Started
-from lifecycle.states import Cause
-from loops.loop import NOT_NUMBERS
-from loops.replay import replay
+from pawl.gpu.sampler import finite_rows
+from pawl.lifecycle.records import DECODER, ENCODER, Started
+from pawl.lifecycle.states import Cause
+from pawl.loops.loop import NOT_NUMBERS
+from pawl.loops.replay import replay
 from tests.gpu.native_models import ODD, random_weights
 from tests.gpu.serving import Answered, Asked, Serving, Worker
 

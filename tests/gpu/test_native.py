@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.backend import ForwardInputs, GreedyBackend, RefusedInputs
-from gpu.models.decoder import TorchDecoder
-from gpu.native.backend import NativeBackend
-from gpu.weights.source import load_weights, resolve_source
+from pawl.gpu.backend import ForwardInputs, GreedyBackend, RefusedInputs
+from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.native.backend import NativeBackend
+from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
 from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, WINDOWED, alone, make, random_weights
 from tests.gpu.tiny import TINY_MODELS, VOCABULARY, reference_logits, save_tiny

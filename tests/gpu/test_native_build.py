@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu.native import backend, bindings, build
-from gpu.native.build import NativeUnavailable
+from pawl.gpu.native import backend, bindings, build
+from pawl.gpu.native.build import NativeUnavailable
 from tests.gpu.driving import logits_in_pieces
 from tests.gpu.native_models import ODD, SWITCHED, alone, make, random_weights
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.native.backend import NativeBackend
-from gpu.weights.source import load_weights, resolve_source
+from pawl.gpu.native.backend import NativeBackend
+from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
 from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, WINDOWED, alone, make
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.kv import KvStore, PagesNotPortable
-from gpu.models.config import ModelConfig
-from gpu.runner import Runner
-from lifecycle.step import Int32s
+from pawl.gpu.kv import KvStore, PagesNotPortable
+from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.runner import Runner
+from pawl.lifecycle.step import Int32s
 from tests.gpu.driving import DEVICES, int32
 from tests.gpu.native_models import HYBRID, ODD, random_weights
 from tests.gpu.test_runner import GREEDY, PAGE, PAGES_PER_SLOT, PROMPTS, Steps, execute, greedy_reference

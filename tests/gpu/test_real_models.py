@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 
-from gpu.kv import KvStore
-from gpu.models.decoder import TorchDecoder
-from gpu.weights.source import ModelSource, load_weights, resolve_source
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.weights.source import ModelSource, load_weights, resolve_source
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces, scrambled_table
 from tests.gpu.gemma import gemma_path
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.backend import BackendUnavailable, ForwardInputs
-from gpu.batches import InvalidBatch
-from gpu.runner import OutOfOrder, Runner
-from gpu.weights.source import load_weights, resolve_source
-from lifecycle.request import SamplingParameters
-from lifecycle.step import Admission, StepBatch, StepResult
+from pawl.gpu.backend import BackendUnavailable, ForwardInputs
+from pawl.gpu.batches import InvalidBatch
+from pawl.gpu.runner import OutOfOrder, Runner
+from pawl.gpu.weights.source import load_weights, resolve_source
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.step import Admission, StepBatch, StepResult
 from tests.gpu.driving import DEVICES, int32
 from tests.gpu.tiny import VOCABULARY, reference_logits, save_tiny
 
@@ -297,7 +297,7 @@ def test_a_fused_greedy_head_serves_steps_that_are_all_plainly_greedy(
 ) -> None:
     plain = made(folder)
     fused = FusedBackend(plain.backend)
-    monkeypatch.setattr("gpu.runner.select_backend", lambda *_, **__: fused)
+    monkeypatch.setattr("pawl.gpu.runner.select_backend", lambda *_, **__: fused)
     runner, steps = made(folder), Steps()
     runner.kv.data = plain.kv.data
     short = SamplingParameters(temperature=0.0, min_new_tokens=1, stop_token_ids=(0,))

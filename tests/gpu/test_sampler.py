@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.sampler import Draws, Sampler
-from lifecycle.request import SamplingParameters
-from lifecycle.step import Admission, Int32s
+from pawl.gpu.sampler import Draws, Sampler
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.step import Admission, Int32s
 from tests.gpu.driving import DEVICES, int32
 
 VOCABULARY = 12

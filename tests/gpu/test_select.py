@@ -9,11 +9,11 @@ import pytest
 import structlog.testing
 import torch
 
-from gpu import select
-from gpu.backend import BackendUnavailable
-from gpu.kv import KvStore
-from gpu.models.decoder import TorchDecoder
-from gpu.weights.source import load_weights, resolve_source
+from pawl.gpu import select
+from pawl.gpu.backend import BackendUnavailable
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.tiny import save_tiny
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu.models.config import UnsupportedModel, weight_shapes
-from gpu.weights.cache import cache_directory, entry_path, load_cached_weights, write_entry
-from gpu.weights.checks import WeightMismatch
-from gpu.weights.gguf import GgufFormatError, read_gguf
-from gpu.weights.gguf_model import config_from_gguf
-from gpu.weights.safetensors import FolderError, read_tensors
-from gpu.weights.source import ModelNotFound, load_weights, resolve_source
+from pawl.gpu.models.config import UnsupportedModel, weight_shapes
+from pawl.gpu.weights.cache import cache_directory, entry_path, load_cached_weights, write_entry
+from pawl.gpu.weights.checks import WeightMismatch
+from pawl.gpu.weights.gguf import GgufFormatError, read_gguf
+from pawl.gpu.weights.gguf_model import config_from_gguf
+from pawl.gpu.weights.safetensors import FolderError, read_tensors
+from pawl.gpu.weights.source import ModelNotFound, load_weights, resolve_source
 from tests.gpu.gguf_files import write_model
 from tests.gpu.tiny import save_tiny
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from gpu.backend import ForwardInputs, RefusedInputs
-from gpu.models.config import ModelConfig
-from gpu.models.decoder import TorchDecoder
-from gpu.native.backend import NativeBackend
-from gpu.weights.source import load_weights, resolve_source
-from lifecycle.step import Int32s
-from memory.window import NO_PAGE
+from pawl.gpu.backend import ForwardInputs, RefusedInputs
+from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.native.backend import NativeBackend
+from pawl.gpu.weights.source import load_weights, resolve_source
+from pawl.lifecycle.step import Int32s
+from pawl.memory.window import NO_PAGE
 from tests.gpu.driving import DEVICES, Piece, WindowPages, forward_inputs, int32, logits_in_pieces
 from tests.gpu.native_models import HYBRID, ODD, SWITCHED, Made, make
 

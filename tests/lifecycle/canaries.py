@@ -10,9 +10,9 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from lifecycle.properties.monitor import WELL_FORMED
-from lifecycle.records import Closed, PageCounts, Record
-from lifecycle.states import Cause, Event, State
+from pawl.lifecycle.properties.monitor import WELL_FORMED
+from pawl.lifecycle.records import Closed, PageCounts, Record
+from pawl.lifecycle.states import Cause, Event, State
 from tests.lifecycle.story import AT_REST, PAGES, Segment, changed, planned, sound_run, token, without
 
 STORY = sound_run()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from lifecycle.records import (
+from pawl.lifecycle.records import (
     Answered,
     AnswersClosed,
     Cached,
@@ -19,7 +19,7 @@ from lifecycle.records import (
     StepRolledBack,
     Submitted,
 )
-from lifecycle.states import Cause, Event, State
+from pawl.lifecycle.states import Cause, Event, State
 from tests.lifecycle.canaries import STORY, Canary, replanned
 from tests.lifecycle.story import Segment, Story, changed, removed, stored, token
 

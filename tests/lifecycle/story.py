@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from lifecycle.records import (
+from pawl.lifecycle.records import (
     ENCODER,
     STOPPED,
     CacheChange,
@@ -32,9 +32,9 @@ from lifecycle.records import (
     Submitted,
     Transition,
 )
-from lifecycle.request import SamplingParameters
-from lifecycle.states import Cause, Event, State
-from lifecycle.trace import TraceWriter
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Cause, Event, State
+from pawl.lifecycle.trace import TraceWriter
 
 PLENTY = 1 << 30
 NUM_PAGES = 16

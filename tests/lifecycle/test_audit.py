@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lifecycle.audit import Report, Verdict, audit
-from lifecycle.records import Closed, Digest, Gap, Record
-from lifecycle.trace import TraceWriter
+from pawl.lifecycle.audit import Report, Verdict, audit
+from pawl.lifecycle.records import Closed, Digest, Gap, Record
+from pawl.lifecycle.trace import TraceWriter
 from tests.lifecycle.story import PLENTY, changed, sound_run, without, write
 
 STORY = sound_run()
@@ -138,7 +138,7 @@ def test_a_killed_engine_leaves_a_trace_that_names_its_open_requests(tmp_path: P
     code = f"""
 import os, signal
 from pathlib import Path
-from lifecycle.trace import TraceWriter
+from pawl.lifecycle.trace import TraceWriter
 from tests.lifecycle.story import sound_run
 story = sound_run()
 writer = TraceWriter(Path({str(tmp_path)!r}), {PLENTY})

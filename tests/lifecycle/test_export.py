@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from lifecycle.audit import audit
-from lifecycle.export.chrome import chrome_trace
-from lifecycle.export.jsonl import NotARecord, export_jsonl, import_jsonl
-from lifecycle.export.otlp import otlp_trace
-from lifecycle.export.parquet import export_parquet
-from lifecycle.export.timeline import Timeline, timeline
-from lifecycle.records import DECODER, ENCODER, Record, Started, TierTold, Transition
-from lifecycle.states import Cause
-from lifecycle.trace import TraceReader
+from pawl.lifecycle.audit import audit
+from pawl.lifecycle.export.chrome import chrome_trace
+from pawl.lifecycle.export.jsonl import NotARecord, export_jsonl, import_jsonl
+from pawl.lifecycle.export.otlp import otlp_trace
+from pawl.lifecycle.export.parquet import export_parquet
+from pawl.lifecycle.export.timeline import Timeline, timeline
+from pawl.lifecycle.records import DECODER, ENCODER, Record, Started, TierTold, Transition
+from pawl.lifecycle.states import Cause
+from pawl.lifecycle.trace import TraceReader
 from tests.lifecycle.story import sound_run, write
 from tests.loops.test_replay import record_run
 

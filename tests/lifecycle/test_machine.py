@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.machine import (
+from pawl.lifecycle.machine import (
     CAUSES,
     GUARDS,
     ILLEGAL,
@@ -25,7 +25,7 @@ from lifecycle.machine import (
     cause_of,
     reference_machine,
 )
-from lifecycle.states import ABORT_CAUSES, Cause, Event, State
+from pawl.lifecycle.states import ABORT_CAUSES, Cause, Event, State
 
 STATES = st.sampled_from(State)
 EVENTS = st.sampled_from(Event)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.properties.base import Property, Violation
-from lifecycle.properties.history import History
-from lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
-from lifecycle.records import DECODER, ENCODER, Record, StepPlanned, Submitted
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
+from pawl.lifecycle.records import DECODER, ENCODER, Record, StepPlanned, Submitted
 from tests.lifecycle.canaries import CANARIES, STORY
 from tests.lifecycle.canaries_shared import SHARED_CANARIES, twins
 from tests.lifecycle.story import changed, without

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpu.ghost import Ghost, PlannedFailure
-from lifecycle.audit import Verdict, audit
-from lifecycle.properties.monitor import Monitor
-from lifecycle.records import STOPPED, Record, Started, StepCommitted, StepRolledBack, Transition, uint8s
-from lifecycle.states import Cause, Event
-from lifecycle.step import StepBatch, StepResult
+from pawl.gpu.ghost import Ghost, PlannedFailure
+from pawl.lifecycle.audit import Verdict, audit
+from pawl.lifecycle.properties.monitor import Monitor
+from pawl.lifecycle.records import STOPPED, Record, Started, StepCommitted, StepRolledBack, Transition, uint8s
+from pawl.lifecycle.states import Cause, Event
+from pawl.lifecycle.step import StepBatch, StepResult
 from tests.lifecycle.story import write
 from tests.loops.driver import CELLS, Driver
 

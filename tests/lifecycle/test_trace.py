@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lifecycle import trace
-from lifecycle.records import ENCODER, Digest, Gap, Record, StepPlanned
-from lifecycle.trace import MAX_RECORDS, Damage, DamageKind, TraceReader, TraceWriter
+from pawl.lifecycle import trace
+from pawl.lifecycle.records import ENCODER, Digest, Gap, Record, StepPlanned
+from pawl.lifecycle.trace import MAX_RECORDS, Damage, DamageKind, TraceReader, TraceWriter
 from tests.lifecycle.story import PLENTY, plain, sound_run, write
 
 STORY = sound_run()

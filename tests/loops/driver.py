@@ -6,16 +6,16 @@ from collections import deque
 
 import numpy as np
 
-from gpu.ghost import Ghost, PlannedFailure
-from lifecycle.journal import Journal
-from lifecycle.request import SamplingParameters
-from lifecycle.states import Cause
-from lifecycle.step import StepResult
-from lifecycle.table import Ticket
-from loops.batch import Plan
-from loops.loop import Ending
-from loops.select import LoopConfig, make_loop
-from memory.pages import Int32s, MemoryViolation
+from pawl.gpu.ghost import Ghost, PlannedFailure
+from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Cause
+from pawl.lifecycle.step import StepResult
+from pawl.lifecycle.table import Ticket
+from pawl.loops.batch import Plan
+from pawl.loops.loop import Ending
+from pawl.loops.select import LoopConfig, make_loop
+from pawl.memory.pages import Int32s, MemoryViolation
 
 CELLS = [(pacing, mixed) for pacing in ("lockstep", "overlap") for mixed in (False, True)]
 

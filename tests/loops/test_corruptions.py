@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from lifecycle.audit import Report, Verdict, audit
-from lifecycle.properties.monitor import PROPERTIES, Monitor
-from lifecycle.records import (
+from pawl.lifecycle.audit import Report, Verdict, audit
+from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
+from pawl.lifecycle.records import (
     Closed,
     Flushed,
     Idled,
@@ -30,8 +30,8 @@ from lifecycle.records import (
     Transition,
     int32s,
 )
-from lifecycle.states import Cause, Event, State
-from loops.judging import OneDecisionLog
+from pawl.lifecycle.states import Cause, Event, State
+from pawl.loops.judging import OneDecisionLog
 from tests.lifecycle.story import write
 from tests.lifecycle.test_trace import spans
 from tests.loops.test_replay import record_run

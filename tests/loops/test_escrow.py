@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu.ghost_oracle import expected
-from lifecycle.records import StepPlanned, Transition
-from lifecycle.states import Cause, Event
-from loops.admission import Admission
-from loops.work import Work
-from memory.escrow import Escrow
-from memory.pages import Int32s, MemoryViolation
+from pawl.gpu.ghost_oracle import expected
+from pawl.lifecycle.records import StepPlanned, Transition
+from pawl.lifecycle.states import Cause, Event
+from pawl.loops.admission import Admission
+from pawl.loops.work import Work
+from pawl.memory.escrow import Escrow
+from pawl.memory.pages import Int32s, MemoryViolation
 from tests.loops.driver import CELLS, Driver
 
 

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpu.ghost_oracle import expected, expected_pages
-from lifecycle.records import Transition
-from lifecycle.request import SamplingParameters
-from lifecycle.states import Cause, Event, State
-from lifecycle.table import Ticket
-from loops.fetching import MAX_FETCHES, PAUSE_LEASES, LowerTiers
-from loops.saving import Saving, WritePolicy
-from loops.tiers import PageFetch, TierConfig
-from memory.pages import Int32s
-from memory.prefix.events import Cleared, Removed, Stored
-from memory.tiers.index import TierIndex
-from memory.tiers.keys import DeviceKeys, page_keys, root_key
+from pawl.gpu.ghost_oracle import expected, expected_pages
+from pawl.lifecycle.records import Transition
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Cause, Event, State
+from pawl.lifecycle.table import Ticket
+from pawl.loops.fetching import MAX_FETCHES, PAUSE_LEASES, LowerTiers
+from pawl.loops.saving import Saving, WritePolicy
+from pawl.loops.tiers import PageFetch, TierConfig
+from pawl.memory.pages import Int32s
+from pawl.memory.prefix.events import Cleared, Removed, Stored
+from pawl.memory.tiers.index import TierIndex
+from pawl.memory.tiers.keys import DeviceKeys, page_keys, root_key
 from tests.loops.driver import Driver
 
 PAGE = 4

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu.ghost_oracle import expected
-from lifecycle.states import Cause
-from loops.policy import POLICIES
+from pawl.gpu.ghost_oracle import expected
+from pawl.lifecycle.states import Cause
+from pawl.loops.policy import POLICIES
 from tests.loops.driver import CELLS, Driver
 
 

@@ -9,18 +9,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from gpu.ghost_oracle import expected
-from lifecycle.properties.history import History
-from lifecycle.properties.monitor import Monitor
-from lifecycle.properties.outputs import (
+from pawl.gpu.ghost_oracle import expected
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.properties.monitor import Monitor
+from pawl.lifecycle.properties.outputs import (
     BatchIndependence,
     CacheHitEquivalence,
     Equivalence,
     RetractionTransparency,
     ScheduleEquivalence,
 )
-from lifecycle.records import Record, StepCommitted, Transition, int32s
-from lifecycle.states import Event
+from pawl.lifecycle.records import Record, StepCommitted, Transition, int32s
+from pawl.lifecycle.states import Event
 from tests.loops.driver import CELLS
 from tests.loops.test_replay import record_run
 

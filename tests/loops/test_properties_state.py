@@ -11,15 +11,15 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import pytest
 
-import memory
-from lifecycle.properties.base import Violation
-from lifecycle.properties.history import History
-from lifecycle.records import Record, StepCommitted
-from lifecycle.states import Cause
-from loops.judging import OneDecisionLog
-from loops.loop import Loop
-from loops.properties.laws import LAWS, STATE_PROPERTIES, name_of
-from memory.pages import MemoryViolation
+from pawl import memory
+from pawl.lifecycle.properties.base import Violation
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import Record, StepCommitted
+from pawl.lifecycle.states import Cause
+from pawl.loops.judging import OneDecisionLog
+from pawl.loops.loop import Loop
+from pawl.loops.properties.laws import LAWS, STATE_PROPERTIES, name_of
+from pawl.memory.pages import MemoryViolation
 from tests.loops.driver import CELLS, Driver
 from tests.loops.test_replay import record_run
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.records import (
+from pawl.lifecycle.records import (
     DECODER,
     ENCODER,
     STOPPED,
@@ -24,8 +24,8 @@ from lifecycle.records import (
     StepRolledBack,
     Transition,
 )
-from lifecycle.states import Cause, Event
-from loops.replay import Diverged, NotReplayable, replay
+from pawl.lifecycle.states import Cause, Event
+from pawl.loops.replay import Diverged, NotReplayable, replay
 from tests.loops.driver import CELLS, Driver
 
 

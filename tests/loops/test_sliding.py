@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpu.ghost_memory import GhostFault
-from gpu.ghost_oracle import expected
-from lifecycle.states import Cause
-from loops.select import LoopConfig, make_windows
-from memory.pages import Int32s, MemoryViolation
-from memory.pool import Memory
-from memory.prefix.sliding import SlidingCache
-from memory.window import Windows
+from pawl.gpu.ghost_memory import GhostFault
+from pawl.gpu.ghost_oracle import expected
+from pawl.lifecycle.states import Cause
+from pawl.loops.select import LoopConfig, make_windows
+from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.sliding import SlidingCache
+from pawl.memory.window import Windows
 from tests.loops.driver import CELLS, Driver
 from tests.loops.test_escrow import Workload, run, workloads
 from tests.loops.test_loop import disturb

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
-from memory.pages import MemoryViolation, Reservation
-from memory.pool import Memory
-from memory.prefix.base import Eviction, Hold
-from memory.prefix.chunk import ChunkCache
+from pawl.memory.pages import MemoryViolation, Reservation
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.base import Eviction, Hold
+from pawl.memory.prefix.chunk import ChunkCache
 from tests.memory.observation import observe
 from tests.memory.reference import Promise, Publish, Reserve
 from tests.memory.test_histories import (

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from memory.pool import Memory
-from memory.prefix.audit import own_holders
-from memory.prefix.compiled import CompiledRadixCache
-from memory.prefix.node import Node
-from memory.prefix.radix import RadixCache
-from memory.window import Windows
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.audit import own_holders
+from pawl.memory.prefix.compiled import CompiledRadixCache
+from pawl.memory.prefix.node import Node
+from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.window import Windows
 from tests.memory.reference import Prefix
 
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from memory.pages import Int32s, MemoryViolation
-from memory.prefix.audit import walk
-from memory.prefix.base import Hold, Insertion, PrefixCache
-from memory.prefix.chunk import EmptyHold
-from memory.prefix.compiled import CompiledRadixCache, CompiledUnavailable, load
-from memory.prefix.events import CacheEvent
-from memory.prefix.order import Order, RankedOrder, RecencyOrder
-from memory.prefix.radix import RadixCache, RadixHold
+from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.prefix.audit import walk
+from pawl.memory.prefix.base import Hold, Insertion, PrefixCache
+from pawl.memory.prefix.chunk import EmptyHold
+from pawl.memory.prefix.compiled import CompiledRadixCache, CompiledUnavailable, load
+from pawl.memory.prefix.events import CacheEvent
+from pawl.memory.prefix.order import Order, RankedOrder, RecencyOrder
+from pawl.memory.prefix.radix import RadixCache, RadixHold
 from tests.memory.tree_model import array
 
 try:
@@ -28,7 +28,7 @@ try:
 except CompiledUnavailable as error:
     pytest.skip(f"no compiled core: {error}", allow_module_level=True)
 
-from memory.prefix._radix import CompiledHold
+from pawl.memory.prefix._radix import CompiledHold
 
 MakeCache = Callable[[int, str], CompiledRadixCache]
 

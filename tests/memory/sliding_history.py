@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
-from memory.pool import Memory
-from memory.prefix.events import Mirror
-from memory.prefix.sliding import SlidingCache
-from memory.transaction import Ledger
-from memory.window import NO_PAGE, Windows
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.events import Mirror
+from pawl.memory.prefix.sliding import SlidingCache
+from pawl.memory.transaction import Ledger
+from pawl.memory.window import NO_PAGE, Windows
 from tests.memory.reference import Prefix
 from tests.memory.test_histories import MAX_PAGES_OF_A_REQUEST, MemoryHistory, WatchedCache, as_array
 

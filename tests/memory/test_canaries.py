@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from memory.pages import Int32s, MemoryViolation
-from memory.pool import Memory
-from memory.prefix.node import Node
-from memory.prefix.radix import RadixCache
+from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.node import Node
+from pawl.memory.prefix.radix import RadixCache
 
 PAGE = 16
 

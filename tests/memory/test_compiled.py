@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from memory.pages import Int32s
-from memory.pool import Memory
-from memory.prefix.base import Eviction, Hold, Insertion, PrefixCache
-from memory.prefix.compiled import CompiledRadixCache
-from memory.prefix.events import CacheEvent, Mirror
-from memory.prefix.order import POLICIES
+from pawl.memory.pages import Int32s
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.base import Eviction, Hold, Insertion, PrefixCache
+from pawl.memory.prefix.compiled import CompiledRadixCache
+from pawl.memory.prefix.events import CacheEvent, Mirror
+from pawl.memory.prefix.order import POLICIES
 from tests.memory import test_events, test_histories, test_namespaces, test_orders, test_radix
 from tests.memory.observation import cache_content
 from tests.memory.side_by_side import DEEDS, CompiledHold, Deed, MakeCache, SideBySide, random_deeds

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memory.pages import MemoryViolation
-from memory.prefix.compiled import CompiledRadixCache
-from memory.prefix.events import CacheEvent
-from memory.prefix.order import POLICIES
-from memory.prefix.radix import RadixCache
+from pawl.memory.pages import MemoryViolation
+from pawl.memory.prefix.compiled import CompiledRadixCache
+from pawl.memory.prefix.events import CacheEvent
+from pawl.memory.prefix.order import POLICIES
+from pawl.memory.prefix.radix import RadixCache
 from tests.memory.side_by_side import CompiledHold
 from tests.memory.tree_model import array
 

@@ -12,13 +12,13 @@ from random import Random
 import numpy as np
 import pytest
 
-from lifecycle.records import Digest, StepCommitted, StepRolledBack
-from loops.replay import Diverged, replay
-from memory.audit import recompute
-from memory.digest import MASK, keys, signed
-from memory.pages import MemoryViolation
-from memory.pool import Memory
-from memory.prefix.radix import RadixCache
+from pawl.lifecycle.records import Digest, StepCommitted, StepRolledBack
+from pawl.loops.replay import Diverged, replay
+from pawl.memory.audit import recompute
+from pawl.memory.digest import MASK, keys, signed
+from pawl.memory.pages import MemoryViolation
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.radix import RadixCache
 from tests.conftest import ROOT
 from tests.loops.test_replay import record_run
 from tests.memory.every_verb import EveryVerb, play, random_program

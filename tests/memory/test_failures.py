@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memory.pool import Memory
-from memory.prefix.radix import RadixCache
-from memory.prefix.sliding import SlidingCache
-from memory.transaction import Ledger, Transaction
-from memory.window import Windows
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.prefix.sliding import SlidingCache
+from pawl.memory.transaction import Ledger, Transaction
+from pawl.memory.window import Windows
 from tests.memory.injection import InjectedFailure, Injector
 from tests.memory.observation import observe
 

@@ -18,12 +18,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from memory.pages import Int32s
-from memory.pool import Memory
-from memory.prefix.base import Eviction
-from memory.prefix.radix import RadixCache
-from memory.rows import PageEntries
-from memory.transaction import Transaction
+from pawl.memory.pages import Int32s
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.base import Eviction
+from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.rows import PageEntries
+from pawl.memory.transaction import Transaction
 from tests.memory.observation import observe
 from tests.memory.reference import Admit, Evict, Extend, Prefix, Promise, Reference, Release, Resolve, Share, State
 

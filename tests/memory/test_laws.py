@@ -17,13 +17,13 @@ from random import Random
 import numpy as np
 import pytest
 
-from memory.escrow import Escrow
-from memory.pages import Int32s, MemoryViolation, PagePool
-from memory.pool import Memory
-from memory.prefix.base import Hold
-from memory.prefix.radix import RadixCache
-from memory.rows import Rows
-from memory.transaction import Ledger
+from pawl.memory.escrow import Escrow
+from pawl.memory.pages import Int32s, MemoryViolation, PagePool
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.base import Hold
+from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.rows import Rows
+from pawl.memory.transaction import Ledger
 from tests.memory.every_verb import play, random_program
 from tests.memory.lawful import STATEMENTS, Lawful, LawfulWithoutCache
 

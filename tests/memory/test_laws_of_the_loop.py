@@ -9,15 +9,15 @@ from random import Random
 
 import pytest
 
-from gpu.ghost_memory import GhostFault
-from lifecycle.states import Cause
-from memory.escrow import Escrow
-from memory.pages import MemoryViolation, PagePool
-from memory.pool import Memory
-from memory.prefix.base import Hold
-from memory.rows import Rows
-from memory.slots import SlotPool
-from memory.transaction import Transaction
+from pawl.gpu.ghost_memory import GhostFault
+from pawl.lifecycle.states import Cause
+from pawl.memory.escrow import Escrow
+from pawl.memory.pages import MemoryViolation, PagePool
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.base import Hold
+from pawl.memory.rows import Rows
+from pawl.memory.slots import SlotPool
+from pawl.memory.transaction import Transaction
 from tests.loops.driver import CELLS, Driver
 from tests.memory.injection import Injector
 from tests.memory.lawful import STATEMENTS
@@ -188,7 +188,7 @@ class TestLaw14Flush:
 
     def test_its_canary_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Memory, "flush", lambda memory: bool(memory.make_room(memory.pages.free + 1)) or True)
-        monkeypatch.setattr("loops.loop.Loop.idle", property(lambda loop: not loop.in_flight))
+        monkeypatch.setattr("pawl.loops.loop.Loop.idle", property(lambda loop: not loop.in_flight))
         with pytest.raises(AssertionError):
             self.play()
 

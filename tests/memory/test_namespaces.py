@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory.pool import Memory
-from memory.prefix.namespace import namespace_of
-from memory.prefix.radix import RadixCache
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.namespace import namespace_of
+from pawl.memory.prefix.radix import RadixCache
 
 PAGE = 4
 

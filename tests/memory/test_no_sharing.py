@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from memory.pages import MemoryViolation
-from memory.pool import Memory
-from memory.prefix.base import PrefixCache
-from memory.prefix.chunk import ChunkCache
-from memory.prefix.radix import RadixCache
-from memory.prefix.select import CACHES, make_cache
+from pawl.memory.pages import MemoryViolation
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.base import PrefixCache
+from pawl.memory.prefix.chunk import ChunkCache
+from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.prefix.select import CACHES, make_cache
 
 TOKENS = np.arange(32, dtype=np.int32)
 PAGES = np.array([4, 5], np.int32)

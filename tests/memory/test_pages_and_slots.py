@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from memory.pages import Int32s, MemoryViolation, PagePool
-from memory.slots import SlotPool
-from memory.transaction import Ledger, Transaction
+from pawl.memory.pages import Int32s, MemoryViolation, PagePool
+from pawl.memory.slots import SlotPool
+from pawl.memory.transaction import Ledger, Transaction
 
 
 def pool_of(total: int) -> tuple[PagePool, Ledger]:

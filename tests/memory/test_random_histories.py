@@ -13,8 +13,8 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from memory.pages import MemoryViolation
-from memory.rows import Rows
+from pawl.memory.pages import MemoryViolation
+from pawl.memory.rows import Rows
 from tests.memory.every_verb import EveryVerb, WithoutCache, fails, play, random_program, shrunk
 from tests.memory.test_histories import PHASES
 

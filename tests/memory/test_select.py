@@ -8,9 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from memory.prefix.order import POLICIES, RankedOrder, RecencyOrder
-from memory.prefix.radix import RadixCache
-from memory.prefix.select import (
+from pawl.memory.prefix.order import POLICIES, RankedOrder, RecencyOrder
+from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.prefix.select import (
     CACHES,
     COMPILED_MODULE,
     CORES,
@@ -21,9 +21,9 @@ from memory.prefix.select import (
     make_cache,
     table,
 )
-from memory.prefix.sliding import SlidingCache
-from memory.transaction import Ledger
-from memory.window import Windows
+from pawl.memory.prefix.sliding import SlidingCache
+from pawl.memory.transaction import Ledger
+from pawl.memory.window import Windows
 
 PAGE = Path(__file__).parents[2] / "docs" / "caches.md"
 
@@ -80,7 +80,7 @@ def test_a_compiled_core_that_is_not_there_is_named_with_the_reason(
     reason = "no compiler was found"
     if problem == "missing":
         monkeypatch.setitem(sys.modules, COMPILED_MODULE, None)
-        reason = "memory.prefix.compiled is not part of this installation"
+        reason = "pawl.memory.prefix.compiled is not part of this installation"
     assert type(make_cache("radix", 16, core="auto")) is RadixCache
     assert choose_core("auto") == Core("python", reason)
     with pytest.raises(CoreUnavailable, match=reason):

@@ -7,12 +7,12 @@ from random import Random
 import numpy as np
 import pytest
 
-from memory.pages import Int32s
-from memory.prefix.order import POLICIES
-from memory.prefix.select import make_cache
-from memory.prefix.sliding import SlidingCache
-from memory.transaction import Ledger
-from memory.window import NO_PAGE, Windows
+from pawl.memory.pages import Int32s
+from pawl.memory.prefix.order import POLICIES
+from pawl.memory.prefix.select import make_cache
+from pawl.memory.prefix.sliding import SlidingCache
+from pawl.memory.transaction import Ledger
+from pawl.memory.window import NO_PAGE, Windows
 
 PAGE = 2
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from memory.pages import Int32s, MemoryViolation
-from memory.prefix.sliding import SlidingCache
-from memory.window import NO_PAGE, Windows
+from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.prefix.sliding import SlidingCache
+from pawl.memory.window import NO_PAGE, Windows
 from tests.memory.sliding_history import SlidingHistory
 from tests.memory.test_histories import MAX_PAGES_OF_A_REQUEST, PHASES, random_moves
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory.pages import MemoryViolation
-from memory.prefix.events import Removed, Stored
-from memory.tiers.host import HostPool
-from memory.tiers.index import TierIndex
-from memory.tiers.keys import KEY_BYTES, DeviceKeys, page_keys, root_key
+from pawl.memory.pages import MemoryViolation
+from pawl.memory.prefix.events import Removed, Stored
+from pawl.memory.tiers.host import HostPool
+from pawl.memory.tiers.index import TierIndex
+from pawl.memory.tiers.keys import KEY_BYTES, DeviceKeys, page_keys, root_key
 
 PAGE = 4
 ROOT = root_key("layout", "namespace")

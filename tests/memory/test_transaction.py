@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory.transaction import Ledger, Phase, Transaction, TransactionError
+from pawl.memory.transaction import Ledger, Phase, Transaction, TransactionError
 
 
 def write(transaction: Transaction, store: dict[str, int], key: str, value: int) -> None:

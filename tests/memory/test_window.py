@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory.pages import Int32s, MemoryViolation
-from memory.pool import Memory
-from memory.prefix.chunk import ChunkCache
-from memory.prefix.sliding import SlidingCache
-from memory.recency import PageOrder
-from memory.transaction import Ledger
-from memory.window import NO_PAGE, Windows
+from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.chunk import ChunkCache
+from pawl.memory.prefix.sliding import SlidingCache
+from pawl.memory.recency import PageOrder
+from pawl.memory.transaction import Ledger
+from pawl.memory.window import NO_PAGE, Windows
 
 PAGE = 4
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from memory.pages import Int32s
-from memory.prefix.base import Hold, PrefixCache
+from pawl.memory.pages import Int32s
+from pawl.memory.prefix.base import Hold, PrefixCache
 from tests.memory.reference import Prefix, beginnings
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from actors.runtime.faults import Faults
-from actors.scheduler import Scheduler
-from actors.worker import Worker
-from loops.loop import Loop
-from loops.policy import FirstComeFirstServed
-from memory.pool import Memory
-from memory.prefix.radix import RadixCache
+from pawl.actors.runtime.faults import Faults
+from pawl.actors.scheduler import Scheduler
+from pawl.actors.worker import Worker
+from pawl.loops.loop import Loop
+from pawl.loops.policy import FirstComeFirstServed
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.radix import RadixCache
 from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
 
 LOSES_A_STEP = Faults(strike=1)

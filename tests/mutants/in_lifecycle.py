@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from actors.detokenizer import Detokenizer
-from actors.gateway import Gateway
-from actors.runtime.faults import Faults
-from actors.scheduler import Scheduler
-from lifecycle.table import RequestTable
-from loops.loop import Loop
-from loops.policy import FirstComeFirstServed
-from loops.roles import Unified
-from loops.work import Work
+from pawl.actors.detokenizer import Detokenizer
+from pawl.actors.gateway import Gateway
+from pawl.actors.runtime.faults import Faults
+from pawl.actors.scheduler import Scheduler
+from pawl.lifecycle.table import RequestTable
+from pawl.loops.loop import Loop
+from pawl.loops.policy import FirstComeFirstServed
+from pawl.loops.roles import Unified
+from pawl.loops.work import Work
 from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
 
 LOSES_A_STEP = Faults(strike=1)

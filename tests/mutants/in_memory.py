@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from actors.runtime.faults import Faults
-from loops.admission import Admission
-from loops.loop import Loop
-from loops.work import Work
-from memory.escrow import Escrow
-from memory.pages import PagePool
-from memory.pool import Memory
-from memory.prefix.radix import RadixCache
-from memory.slots import SlotPool
-from memory.window import Windows
+from pawl.actors.runtime.faults import Faults
+from pawl.loops.admission import Admission
+from pawl.loops.loop import Loop
+from pawl.loops.work import Work
+from pawl.memory.escrow import Escrow
+from pawl.memory.pages import PagePool
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.slots import SlotPool
+from pawl.memory.window import Windows
 from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
 
 LOSES_A_STEP = Faults(strike=1)

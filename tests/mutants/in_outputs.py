@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from actors.detokenizer import Detokenizer
-from actors.text.incremental import ByteDecoder
-from actors.text.stop import StopMatcher
-from actors.text.stream import Stream
-from gpu.ghost import Ghost
-from gpu.ghost_draws import GhostDraws
-from loops.loop import Loop
-from loops.work import Work
-from memory.pool import Memory
-from memory.prefix.radix import RadixCache
+from pawl.actors.detokenizer import Detokenizer
+from pawl.actors.text.incremental import ByteDecoder
+from pawl.actors.text.stop import StopMatcher
+from pawl.actors.text.stream import Stream
+from pawl.gpu.ghost import Ghost
+from pawl.gpu.ghost_draws import GhostDraws
+from pawl.loops.loop import Loop
+from pawl.loops.work import Work
+from pawl.memory.pool import Memory
+from pawl.memory.prefix.radix import RadixCache
 from tests.mutants.mutant import TIGHT, WIDE, Edit, Group, Mutant
 
 RADIX = {"cache": "radix"}

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import msgspec
 import uvloop
 
-from actors.gateway import Gateway
-from actors.messages.control import Drain, FlushCache, GetState, Reply
-from actors.messages.generate import (
+from pawl.actors.gateway import Gateway
+from pawl.actors.messages.control import Drain, FlushCache, GetState, Reply
+from pawl.actors.messages.generate import (
     Abort,
     Accepted,
     Done,
@@ -30,15 +30,15 @@ from actors.messages.generate import (
     TokenLogprob,
     Usage,
 )
-from actors.runtime.actor import Lane
-from actors.runtime.system import ActorStatistics
-from actors.sampling import build_sampling
-from actors.text.invalid import InvalidRequest
-from lifecycle.request import SamplingParameters
-from lifecycle.states import Cause
+from pawl.actors.runtime.actor import Lane
+from pawl.actors.runtime.system import ActorStatistics
+from pawl.actors.sampling import build_sampling
+from pawl.actors.text.invalid import InvalidRequest
 from pawl.http.app import create_app
 from pawl.http.info import ServerInfo
 from pawl.http.server import Server, open_socket
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Cause
 
 T = TypeVar("T")
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import uvloop
 
-from actors.text.ghost import ghost_vocabulary
-from gpu.ghost import Ghost
-from loops.select import LoopConfig
+from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.config import build_config
 from pawl.ghost import GhostSource
+from pawl.gpu.ghost import Ghost
 from pawl.http.server import EngineServer, open_socket
+from pawl.loops.select import LoopConfig
 from pawl.parts import Parts, assemble
 
 PATIENCE_S = 60.0

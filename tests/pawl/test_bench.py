@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.messages.generate import Submit
+from pawl.actors.messages.generate import Submit
 from pawl.bench.client import Client, HttpError
 from pawl.bench.events import event_data
 from pawl.bench.measures import Latency, Sample, summarise

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from lifecycle.records import Gap
 from pawl import __version__, cli
 from pawl.cli import COMMANDS, Command, main
 from pawl.commands.failures import FAILURES, USAGE, CommandFailed, UsageError
 from pawl.commands.serve import curl_line
+from pawl.lifecycle.records import Gap
 from tests.lifecycle.story import sound_run, without, write
 from tests.loops.test_replay import record_run
 

@@ -11,12 +11,12 @@ import msgspec
 import pytest
 import torch
 
-from gpu.backend import Backend, BackendUnavailable
-from gpu.models.decoder import TorchDecoder
 from pawl import doctor, selftest
 from pawl.cli import main
 from pawl.config import ServerConfig
 from pawl.doctor import CHECKS, Finding, Level, examine
+from pawl.gpu.backend import Backend, BackendUnavailable
+from pawl.gpu.models.decoder import TorchDecoder
 
 
 def look(check: str, **settings: Any) -> Finding:

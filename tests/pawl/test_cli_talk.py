@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from actors.messages.generate import Done, Timing, Usage
-from actors.sink import Delta
-from lifecycle.states import Cause
+from pawl.actors.messages.generate import Done, Timing, Usage
+from pawl.actors.sink import Delta
 from pawl.commands.chat import Conversation
 from pawl.commands.failures import CommandFailed, UsageError
 from pawl.commands.generate import described, read_prompts
 from pawl.commands.remote import RemoteSpeaker
 from pawl.commands.settings import add_sampling_flags, sampling_of
 from pawl.engine import Completion
+from pawl.lifecycle.states import Cause
 from tests.pawl.fake_engine import Served
 
 
@@ -204,7 +204,7 @@ def sampling(*words: str) -> dict[str, Any]:
 
 
 def test_every_sampling_flag_reaches_the_engine_under_a_name_it_takes() -> None:
-    from actors.sampling import build_sampling
+    from pawl.actors.sampling import build_sampling
 
     words = itertools.chain.from_iterable((flag, str(value)) for flag, (_, value) in SAMPLING.items())
     fields = sampling(*words)

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loops.policy import POLICIES
-from loops.select import PACINGS
-from memory.prefix.order import POLICIES as EVICTION_POLICIES
-from memory.prefix.select import CACHES, CORES
 from pawl.config import GROUPS, ConfigError, ServerConfig, Setting, add_flags, all_settings, build_config, config_from
+from pawl.loops.policy import POLICIES
+from pawl.loops.select import PACINGS
+from pawl.memory.prefix.order import POLICIES as EVICTION_POLICIES
+from pawl.memory.prefix.select import CACHES, CORES
 
 
 def parse(*words: str) -> ServerConfig:

@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.messages.generate import Submit
-from actors.runtime.strategies.exhaustive import NotDeterministic
-from actors.runtime.strategies.pos import POS
-from loops.policy import POLICIES
+from pawl.actors.messages.generate import Submit
+from pawl.actors.runtime.strategies.exhaustive import NotDeterministic
+from pawl.actors.runtime.strategies.pos import POS
 from pawl.cli import main
+from pawl.loops.policy import POLICIES
 from pawl.testing import Arrival, Shape, Workload, explore_workload
 from pawl.testing.clients import FrontDesk
 
@@ -65,7 +65,7 @@ def test_a_number_from_outside_that_only_the_records_show_is_found_out(
 
 
 IN_ANOTHER_PROCESS = """
-from loops.policy import POLICIES
+from pawl.loops.policy import POLICIES
 from pawl.testing import Workload, explore_workload
 from tests.pawl.test_explore_determinism import WAITING, ByName
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from hypothesis import settings
 
-from actors.runtime.faults import Faults
-from gpu.backend import BackendUnavailable
-from gpu.ghost_language import VOCABULARY_SIZE
-from gpu.models.config import ModelConfig, Rope
-from gpu.runner import Runner
-from gpu.select import BackendChoice, native_backend
-from lifecycle.step import StepBatch
-from loops.select import LoopConfig
+from pawl.actors.runtime.faults import Faults
+from pawl.gpu.backend import BackendUnavailable
+from pawl.gpu.ghost_language import VOCABULARY_SIZE
+from pawl.gpu.models.config import ModelConfig, Rope
+from pawl.gpu.runner import Runner
+from pawl.gpu.select import BackendChoice, native_backend
+from pawl.lifecycle.step import StepBatch
+from pawl.loops.select import LoopConfig
 from pawl.testing import NO_FAULTS, Arrival, PropertyFailed, Shape, Workload, explore_workload
 from pawl.testing.models import RealModel
 from tests.gpu.driving import DEVICES

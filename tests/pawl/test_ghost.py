@@ -14,16 +14,16 @@ import numpy as np
 import openai
 import pytest
 
-from actors.text.ghost import ghost_vocabulary
-from gpu.ghost import Ghost
-from gpu.ghost_language import END_TOKEN
-from gpu.ghost_oracle import expected
-from lifecycle.audit import Verdict, audit
-from lifecycle.step import StepBatch, StepResult
+from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.cli import main
 from pawl.config import ConfigError, build_config
 from pawl.engine import Engine
 from pawl.ghost import load_ghost
+from pawl.gpu.ghost import Ghost
+from pawl.gpu.ghost_language import END_TOKEN
+from pawl.gpu.ghost_oracle import expected
+from pawl.lifecycle.audit import Verdict, audit
+from pawl.lifecycle.step import StepBatch, StepResult
 from tests.pawl.ghost_server import ghost_server
 
 ROOT = Path(__file__).parent.parent.parent

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.gateway import Gateway
-from actors.messages.control import Stalled
-from actors.runtime.actor import Down
+from pawl.actors.gateway import Gateway
+from pawl.actors.messages.control import Stalled
+from pawl.actors.runtime.actor import Down
 from pawl.http.metrics import exposition
 from tests.pawl.fake_engine import FakeEngine, Served
 

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from actors.messages.generate import Abort
-from lifecycle.states import ABORT_CAUSES, Cause
+from pawl.actors.messages.generate import Abort
 from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE
+from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from tests.pawl.fake_engine import Served
 
 PROMPT = {"prompt": "hello"}

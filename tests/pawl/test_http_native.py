@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from actors.messages.generate import Submit
-from lifecycle.states import Cause
+from pawl.actors.messages.generate import Submit
+from pawl.lifecycle.states import Cause
 from tests.pawl.fake_engine import Served, logprob
 from tests.pawl.reading import events
 

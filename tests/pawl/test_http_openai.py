@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from actors.messages.generate import Submit
+from pawl.actors.messages.generate import Submit
 from tests.pawl.fake_engine import Served, logprob
 from tests.pawl.reading import events, streamed_text
 

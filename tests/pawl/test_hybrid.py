@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lifecycle.audit import Verdict, audit
-from loops.judging import OneDecisionLog
 from pawl.config import ConfigError, build_config
 from pawl.engine import Engine
+from pawl.lifecycle.audit import Verdict, audit
+from pawl.loops.judging import OneDecisionLog
 from tests.gpu.gemma import gemma_path
 
 WINDOW = 512

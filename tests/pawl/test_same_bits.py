@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from actors.messages.control import GetState
-from actors.runtime.ask import CALLER
+from pawl.actors.messages.control import GetState
+from pawl.actors.runtime.ask import CALLER
 from pawl.config import ConfigError, build_config
 from pawl.engine import Completion, Engine
 from tests.gpu.gemma import gemma_path

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.runtime.exploration import ActorFailed, drive, silence
-from actors.runtime.simulated import Stuck
-from actors.runtime.strategies.simple import RandomWalk
-from lifecycle.records import Record, Started, StepPlanned, Submitted, Transition
-from lifecycle.states import Event
-from lifecycle.trace import TraceWriter
-from memory.pages import MemoryViolation
+from pawl.actors.runtime.exploration import ActorFailed, drive, silence
+from pawl.actors.runtime.simulated import Stuck
+from pawl.actors.runtime.strategies.simple import RandomWalk
 from pawl.cli import main
+from pawl.lifecycle.records import Record, Started, StepPlanned, Submitted, Transition
+from pawl.lifecycle.states import Event
+from pawl.lifecycle.trace import TraceWriter
+from pawl.memory.pages import MemoryViolation
 from pawl.testing import Arrival, Flush, PropertyFailed, Shape, Workload, cluster, explore_workload
 from pawl.testing.scenario import NoScenario, Scenario, recorded_scenario, renamed, show
 from tests.mutants.everything import MUTANTS

@@ -15,8 +15,8 @@ from pawl.testing.workload import Shape
 pytest_plugins = ["pytester"]
 
 PARTS = """
-from actors.scheduler import Scheduler
-from memory.prefix.radix import RadixCache
+from pawl.actors.scheduler import Scheduler
+from pawl.memory.prefix.radix import RadixCache
 
 
 class LastComeFirstServed:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from actors.messages.control import GetState
-from actors.runtime.ask import CALLER
-from actors.tiers.files import StorageUnusable
+from pawl.actors.messages.control import GetState
+from pawl.actors.runtime.ask import CALLER
+from pawl.actors.tiers.files import StorageUnusable
 from pawl.config import ConfigError, build_config
 from pawl.engine import Engine
 from pawl.tiers import tier_config, wants_tiers

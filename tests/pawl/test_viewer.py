@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from lifecycle.audit import audit
-from lifecycle.export.timeline import timeline
-from lifecycle.records import Record, Submitted
 from pawl.cli import main
+from pawl.lifecycle.audit import audit
+from pawl.lifecycle.export.timeline import timeline
+from pawl.lifecycle.records import Record, Submitted
 from pawl.viewer import page as viewer
 from pawl.viewer.page import render, run_data
 from tests.lifecycle.story import sound_run, without, write

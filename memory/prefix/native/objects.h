@@ -131,7 +131,7 @@ inline PyType_Slot hold_slots[] = {
     {},
 };
 inline PyType_Spec hold_spec = {
-    "memory.prefix._radix.CompiledHold", sizeof(HoldObject), 0,
+    "pawl.memory.prefix._radix.CompiledHold", sizeof(HoldObject), 0,
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE, hold_slots};
 
 }  // namespace pawl

@@ -65,15 +65,15 @@ inline PyTypeObject* import_type(const char* module, const char* name) {
 
 inline bool load_imports() {
     imports = {
-        import_name("memory.pages", "MemoryViolation"),
-        import_type("memory.prefix.base", "Insertion"),
-        import_type("memory.prefix.base", "Eviction"),
-        import_type("memory.prefix.events", "Stored"),
-        import_type("memory.prefix.events", "Removed"),
-        import_type("memory.prefix.events", "Cleared"),
+        import_name("pawl.memory.pages", "MemoryViolation"),
+        import_type("pawl.memory.prefix.base", "Insertion"),
+        import_type("pawl.memory.prefix.base", "Eviction"),
+        import_type("pawl.memory.prefix.events", "Stored"),
+        import_type("pawl.memory.prefix.events", "Removed"),
+        import_type("pawl.memory.prefix.events", "Cleared"),
         import_name("numpy", "frombuffer"),
         import_name("numpy", "int32"),
-        import_name("memory.prefix.node", "NO_PAGES"),
+        import_name("pawl.memory.prefix.node", "NO_PAGES"),
     };
     return PyErr_Occurred() == nullptr;
 }

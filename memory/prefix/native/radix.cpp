@@ -320,10 +320,10 @@ PyType_Slot cache_slots[] = {
     {},
 };
 PyType_Spec cache_spec = {
-    "memory.prefix._radix.CompiledTree", sizeof(CacheObject), 0,
+    "pawl.memory.prefix._radix.CompiledTree", sizeof(CacheObject), 0,
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE, cache_slots};
 
-PyModuleDef module_definition = {PyModuleDef_HEAD_INIT, "memory.prefix._radix", nullptr, -1, nullptr,
+PyModuleDef module_definition = {PyModuleDef_HEAD_INIT, "pawl.memory.prefix._radix", nullptr, -1, nullptr,
                                  nullptr,               nullptr,                nullptr, nullptr};
 
 }  // namespace
