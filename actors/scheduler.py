@@ -16,17 +16,17 @@ from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, Res
 from pawl.actors.messages.generate import Abort, Admitted, Ended, Finish, Generate, Opened, StepTokens, Timing, Usage
 from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Lane
-from pawl.actors.tiers.desk import TierDesk, TierMessage
+from pawl.actors.tiers.tier_client import TierClient, TierMessage
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.records import STOPPED, Started
+from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, State
 from pawl.lifecycle.step import StepResult
-from pawl.lifecycle.table import Ticket
-from pawl.loops.batch import Plan
+from pawl.loops.batch import ScheduledBatch
 from pawl.loops.loop import Ending, Loop
 from pawl.loops.properties.laws import name_of
 from pawl.loops.select import LoopConfig, make_loop
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.prefix.namespace import namespace_of
 
 log = structlog.get_logger("pawl.scheduler")
@@ -84,7 +84,7 @@ class Scheduler(Actor):
         self.default_timeout_s = default_timeout_s
         self.trace = TraceSink(self) if started is not None else None
         self.journal = Journal(self.trace.emit if self.trace is not None else None, started)
-        self.tier_desk = TierDesk(self, config.tiers.lease_s) if config.tiers is not None else None
+        self.tier_desk = TierClient(self, config.tiers.lease_s) if config.tiers is not None else None
         self.loop: Loop = make_loop(config, self, self.journal, self.tier_desk)
         self._launched_at: dict[int, float] = {}
         self._aborted_early: dict[int, tuple[Cause, str]] = {}
@@ -99,7 +99,7 @@ class Scheduler(Actor):
         """Requests received when the memory was last looked over."""
         self.violations: dict[str, int] = {}
         """Property -> how often it was found not to hold."""
-        self._tokens: tuple[Int32s, Int32s, Plan | None, StepResult | None] | None = None
+        self._tokens: tuple[Int32s, Int32s, ScheduledBatch | None, StepResult | None] | None = None
         self._ended: list[Ended] = []
         self._admitted: list[Admitted] = []
 
@@ -179,7 +179,7 @@ class Scheduler(Actor):
 
     def _submit(self, message: Generate, now: float) -> None:
         self._newest = max(self._newest, message.request)
-        ticket = Ticket(
+        info = RequestInfo(
             request=message.request,
             rid=message.rid,
             sampling=message.sampling,
@@ -188,7 +188,7 @@ class Scheduler(Actor):
             passthrough=message.text_options,
         )
         timeout_s = self.default_timeout_s if message.timeout_s is None else message.timeout_s
-        self.loop.submit(ticket, message.tokens, message.priority, now + timeout_s, now)
+        self.loop.submit(info, message.tokens, message.priority, now + timeout_s, now)
         early = self._aborted_early.pop(message.request, None)
         # Requests come in the order of their numbers: one that was passed was refused on its way and never comes.
         for passed in [request for request in self._aborted_early if request < message.request]:
@@ -221,7 +221,7 @@ class Scheduler(Actor):
         message = self._flushes.pop(ticket, None)
         if message is None:
             return
-        work = self.loop.work
+        work = self.loop.queues
         live = {"waiting": work.num_waiting, "running": work.num_running, "in_flight": len(self.loop.in_flight)}
         text = "cache flushed" if ok else "not flushed: requests are live"
         self._send(message.reply_to, Reply(ticket, ok=ok, message=text, body=live))
@@ -247,33 +247,31 @@ class Scheduler(Actor):
 
     # ---- effects of the loop ----
 
-    def opened(self, row: int, ticket: Ticket, tokens: Int32s) -> None:
-        opened = Opened(row, ticket.request, ticket.passthrough, len(tokens), tokens, ticket.sampling.top_logprobs)
+    def opened(self, row: int, info: RequestInfo, tokens: Int32s) -> None:
+        opened = Opened(row, info.request, info.passthrough, len(tokens), tokens, info.sampling.top_logprobs)
         self._send("detokenizer", opened)
 
-    def launch(self, plan: Plan) -> None:
+    def launch(self, plan: ScheduledBatch) -> None:
         now = self.context.now()
         self._launched_at[plan.step] = now
         for row in plan.admitted:
-            ticket = self.loop.table.ticket(row)
-            if ticket.admitted is None:
-                ticket.admitted = now
-                timing = Timing(ticket.submitted, now)
-                self._admitted.append(Admitted(row, ticket.num_cached, timing))
+            info = self.loop.table.info(row)
+            if info.admitted is None:
+                info.admitted = now
+                timing = Timing(info.submitted, now)
+                self._admitted.append(Admitted(row, info.num_cached, timing))
         self._send("worker", Execute(plan.batch))
 
-    def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None:
+    def output(self, rows: Int32s, tokens: Int32s, plan: ScheduledBatch | None, result: StepResult | None) -> None:
         self._tokens = (rows, tokens, plan, result)
 
     def ended(self, ending: Ending) -> None:
-        ticket = ending.ticket
-        usage = Usage(ending.num_prompt, ending.num_output, ticket.num_cached, ticket.num_retractions)
-        timing = Timing(ticket.submitted, ticket.admitted, ticket.first_token, self.context.now())
+        info = ending.info
+        usage = Usage(ending.num_prompt, ending.num_output, info.num_cached, info.num_retractions)
+        timing = Timing(info.submitted, info.admitted, info.first_token, self.context.now())
         tell = log.debug if ending.state == State.FINISHED else log.info
-        tell("request ended", rid=ticket.rid, cause=str(ending.cause), output_tokens=ending.num_output)
-        self._ended.append(
-            Ended(ending.row, ticket.request, ending.cause, usage, timing, ending.message, ending.matched)
-        )
+        tell("request ended", rid=info.rid, cause=str(ending.cause), output_tokens=ending.num_output)
+        self._ended.append(Ended(ending.row, info.request, ending.cause, usage, timing, ending.message, ending.matched))
 
     def violated(self, violation: MemoryViolation) -> None:
         name = name_of(violation)
@@ -294,7 +292,7 @@ class Scheduler(Actor):
             logprobs, prompt_logprobs = self._scores(plan, result)
         self._send("detokenizer", StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted))
 
-    def _scores(self, plan: Plan, result: StepResult) -> tuple[Any, tuple[Any, ...]]:
+    def _scores(self, plan: ScheduledBatch, result: StepResult) -> tuple[Any, tuple[Any, ...]]:
         """Log-probabilities of the tokens that are still wanted."""
         fresh = self.loop.fresh_at_commit
         logprobs = result.logprobs
@@ -321,8 +319,8 @@ class Scheduler(Actor):
         states = np.bincount(loop.table.state[loop.table.live_rows()], minlength=len(State))
         body: dict[str, Any] = {
             "requests": {state.name.lower(): int(states[state]) for state in State if states[state]},
-            "waiting": loop.work.num_waiting,
-            "running": loop.work.num_running,
+            "waiting": loop.queues.num_waiting,
+            "running": loop.queues.num_running,
             "in_flight": len(loop.in_flight),
             "pages": loop.memory.pages.counters() | {"page_size": loop.memory.page_size},
             "slots": {"total": loop.memory.slots.total, "free": loop.memory.slots.free},
@@ -341,15 +339,15 @@ class Scheduler(Actor):
 
     def _describe(self, row: int) -> dict[str, Any]:
         table = self.loop.table
-        ticket = table.ticket(row)
+        info = table.info(row)
         return {
-            "request": ticket.request,
-            "rid": ticket.rid,
+            "request": info.request,
+            "rid": info.rid,
             "state": State(int(table.state[row])).name.lower(),
             "prompt_tokens": int(table.num_prompt[row]),
             "output_tokens": int(table.num_tokens[row] - table.num_prompt[row]),
-            "cached_tokens": ticket.num_cached,
-            "retractions": ticket.num_retractions,
+            "cached_tokens": info.num_cached,
+            "retractions": info.num_retractions,
         }
 
 

@@ -10,7 +10,7 @@ import structlog
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
 from pawl.actors.messages.transfer import Fence, Fill, PagesToWorker, Save
 from pawl.actors.runtime.actor import Actor, Lane
-from pawl.actors.tiers.mover import PageMover, PageRunner
+from pawl.actors.tiers.page_copier import PageCopier, PageRunner
 from pawl.lifecycle.step import StepBatch, StepResult
 
 log = structlog.get_logger("pawl.worker")
@@ -37,7 +37,7 @@ class Worker(Actor):
 
     def __init__(self, runner: Runner[Any]) -> None:
         self.runner = runner
-        self._mover = PageMover(self, runner)
+        self._mover = PageCopier(self, runner)
         self._launched: deque[tuple[int, Any]] = deque()
         self._lost_since: int | None = None
         self._next_step = 0

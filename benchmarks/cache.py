@@ -40,7 +40,7 @@ from benchmarks.cache_workload import (
     measure,
 )
 from benchmarks.harness import Result, Spread, aligned, number, run_peer, write_json
-from pawl.memory.pages import PagePool
+from pawl.memory.page_pool import PagePool
 from pawl.memory.prefix.compiled import CompiledRadixCache, CompiledUnavailable, load
 from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.transaction import Ledger

@@ -20,7 +20,7 @@ from benchmarks.gpu_timing import DEVICE, clock, random_weights
 from benchmarks.harness import Result, Spread, quiet
 from pawl.gpu.runner import Launched, Runner
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.step import Admission, StepBatch
+from pawl.lifecycle.step import SlotAssignment, StepBatch
 
 PAGE = 16
 CONTEXT = 1024
@@ -68,7 +68,7 @@ class Steps:
             page_slots=np.repeat(np.arange(rows, dtype=np.int32), per_slot),
             page_indices=np.tile(np.arange(per_slot, dtype=np.int32), rows),
             pages=pages.astype(np.int32),
-            admitted=tuple(Admission(slot, GREEDY, 0, NOTHING, 0) for slot in range(rows)),
+            admitted=tuple(SlotAssignment(slot, GREEDY, 0, NOTHING, 0) for slot in range(rows)),
         )
 
     def decode(self, rows: int, position: int) -> StepBatch:

@@ -19,12 +19,12 @@ from benchmarks.harness import Result, Spread, quiet, repeat, run_peer, table, w
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.records import ENCODER, Record
 from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.step import StepResult
-from pawl.lifecycle.table import Ticket
-from pawl.loops.batch import Plan
+from pawl.loops.batch import ScheduledBatch
 from pawl.loops.loop import Ending, Loop
 from pawl.loops.select import LoopConfig, make_loop
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.page_pool import Int32s, MemoryViolation
 
 ROWS = {1: 40.0, 64: 80.0, 256: 120.0, 1024: 250.0}
 """Running requests -> goal, microseconds a step."""
@@ -35,14 +35,14 @@ class Sink:
     """Takes the loop's effects, drops them; remembers what was launched."""
 
     def __init__(self) -> None:
-        self.plans: list[Plan] = []
+        self.plans: list[ScheduledBatch] = []
 
-    def opened(self, row: int, ticket: Ticket, tokens: Int32s) -> None: ...
+    def opened(self, row: int, info: RequestInfo, tokens: Int32s) -> None: ...
 
-    def launch(self, plan: Plan) -> None:
+    def launch(self, plan: ScheduledBatch) -> None:
         self.plans.append(plan)
 
-    def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None: ...
+    def output(self, rows: Int32s, tokens: Int32s, plan: ScheduledBatch | None, result: StepResult | None) -> None: ...
 
     def ended(self, ending: Ending) -> None: ...
 
@@ -75,7 +75,7 @@ class Bench:
 
     def submit(self, prompt: Int32s, max_new_tokens: int) -> None:
         sampling = SamplingParameters(temperature=0.0, max_new_tokens=max_new_tokens)
-        self.loop.submit(Ticket(self._next, f"r{self._next}", sampling, "", 0.0), prompt, 0, float("inf"), 0.0)
+        self.loop.submit(RequestInfo(self._next, f"r{self._next}", sampling, "", 0.0), prompt, 0, float("inf"), 0.0)
         self._next += 1
 
     def step(self) -> None:
@@ -84,7 +84,7 @@ class Bench:
         self.loop.executed(StepResult(plan.step, self._sevens[: len(plan.sampled_rows)]), 0.0)
 
     def prefill_all(self) -> None:
-        while self.loop.work.num_waiting or self.loop.work.prefilling:
+        while self.loop.queues.num_waiting or self.loop.queues.prefilling:
             self.step()
 
 
@@ -102,7 +102,7 @@ def decode_us(rows: int, *, trace: bool = True, pacing: str = "lockstep") -> Spr
     for prompt in prompts(rows, 512, 256):
         bench.submit(prompt, 4000)
     bench.prefill_all()
-    assert bench.loop.work.num_running == rows
+    assert bench.loop.queues.num_running == rows
     steps = 300 if rows <= 64 else 100
 
     def measure() -> float:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from benchmarks.harness import RESULTS
 from pawl.bench.client import Client, HttpError
 from pawl.lifecycle.audit import Verdict, audit
-from pawl.loops.judging import OneDecisionLog
+from pawl.loops.decision_log import OneDecisionLog
 
 START_S = 180.0
 STOP_S = 60.0

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.cache import FLAT, cell, flatness
 from benchmarks.cache_workload import PAGE, PROMPT, REPETITIONS, SIZES, Int32s, cpu_seconds, each
 from benchmarks.harness import Result, Spread, aligned, quiet, write_json
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
 from pawl.memory.prefix.select import make_cache
 from pawl.memory.transaction import Transaction
 

@@ -28,7 +28,7 @@ from pawl.gpu.ghost_small import SmallMemory, likeliest_after
 from pawl.gpu.ghost_store import GhostStore
 from pawl.gpu.ragged import ragged_offsets
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch, StepLogprobs, StepResult
+from pawl.lifecycle.step import Int32s, PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs, StepResult
 
 _NOTHING = -1
 """Last token of a slot that has drawn none."""
@@ -231,7 +231,7 @@ class Ghost:
         """What `launch` gave: it was computed there."""
         return launched
 
-    def _admit(self, admissions: Sequence[Admission]) -> None:
+    def _admit(self, admissions: Sequence[SlotAssignment]) -> None:
         for admission in admissions:
             slot = admission.slot
             self._last[slot] = _NOTHING

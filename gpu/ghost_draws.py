@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pawl.gpu.ghost_language import VOCABULARY_SIZE, Float32s, Language
 from pawl.gpu.ghost_memory import Computed
 from pawl.gpu.mixing import draw_keys, mix64
-from pawl.lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch, StepLogprobs
+from pawl.lifecycle.step import Int32s, PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs
 
 Bools: TypeAlias = NDArray[np.bool_]
 Float64s: TypeAlias = NDArray[np.float64]
@@ -84,7 +84,7 @@ class GhostDraws:
         self._kept: dict[int, tuple[int, Float32s]] = {}
         """slot -> (position, the log-probabilities [1, vocabulary] of the token after it), between two chunks."""
 
-    def admit(self, admissions: Iterable[Admission]) -> None:
+    def admit(self, admissions: Iterable[SlotAssignment]) -> None:
         """Take over the parameters of requests that enter a slot; what it held before is forgotten."""
         for admission in admissions:
             slot, sampling = admission.slot, admission.sampling

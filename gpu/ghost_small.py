@@ -15,7 +15,7 @@ from pawl.gpu.ghost_memory import NEW, Computed, GhostMemory, fault_at
 from pawl.gpu.mixing import mix64
 from pawl.gpu.ragged import ragged_positions
 from pawl.lifecycle.step import Int32s, StepBatch
-from pawl.memory.window import NO_PAGE
+from pawl.memory.window_pool import NO_PAGE
 
 _POSITION_BITS = 32
 _WORD = (1 << 64) - 1

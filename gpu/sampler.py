@@ -22,7 +22,7 @@ from pawl.gpu.penalties import Penalties
 from pawl.gpu.scoring import Scores, score
 from pawl.gpu.truncation import DrawParameters, draw
 from pawl.lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
-from pawl.lifecycle.step import Admission, Bools, Int32s, StepLogprobs
+from pawl.lifecycle.step import Bools, Int32s, SlotAssignment, StepLogprobs
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,12 +122,12 @@ class Sampler:
         self._penalties.reset()
         self._biases.clear()
 
-    def admit(self, admissions: Iterable[Admission]) -> None:
+    def admit(self, admissions: Iterable[SlotAssignment]) -> None:
         """Take over the parameters of requests that enter a slot; what the slot held before is forgotten."""
         for admission in admissions:
             self._admit(admission.slot, admission.sampling, admission)
 
-    def _admit(self, slot: int, sampling: SamplingParameters, admission: Admission) -> None:
+    def _admit(self, slot: int, sampling: SamplingParameters, admission: SlotAssignment) -> None:
         # Keeping only the likeliest token is greedy, whatever the temperature.
         self._greedy[slot] = sampling.greedy or sampling.top_k == 1
         self._temperature[slot] = sampling.temperature

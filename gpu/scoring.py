@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pawl.gpu.backend import ForwardInputs
-from pawl.lifecycle.step import Admission, Int32s, PromptLogprobs, StepBatch
+from pawl.lifecycle.step import Int32s, PromptLogprobs, SlotAssignment, StepBatch
 
 # Rows scored at a time: the log-probabilities of a long chunk over a large vocabulary would take gigabytes.
 BLOCK = 64
@@ -89,7 +89,7 @@ class PromptScorer:
         self._wanted[:] = False
         self._kept.clear()
 
-    def admit(self, admissions: Iterable[Admission]) -> None:
+    def admit(self, admissions: Iterable[SlotAssignment]) -> None:
         """A request that returns with output has had its prompt scored before it was retracted."""
         for admission in admissions:
             self._wanted[admission.slot] = admission.sampling.prompt_logprobs and admission.num_output == 0

@@ -27,9 +27,9 @@ from pawl.lifecycle.records import (
     Transition,
     UInt8s,
 )
+from pawl.lifecycle.requests import RequestInfo, RequestTable
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.lifecycle.step import Int32s, StepBatch
-from pawl.lifecycle.table import RequestTable, Ticket
 
 
 class Pages(Protocol):
@@ -74,17 +74,17 @@ class Journal:
         if self._emit is not None and self._started is not None:
             self._emit(self._started)
 
-    def submitted(self, row: int, ticket: Ticket, tokens: Int32s, priority: int, now: float) -> None:
+    def submitted(self, row: int, info: RequestInfo, tokens: Int32s, priority: int, now: float) -> None:
         if self._emit is not None:
             self._emit(
                 Submitted(
-                    request=ticket.request,
+                    request=info.request,
                     row=row,
-                    rid=ticket.rid,
+                    rid=info.rid,
                     tokens=tokens,
-                    sampling=ticket.sampling,
+                    sampling=info.sampling,
                     priority=priority,
-                    namespace=ticket.namespace,
+                    namespace=info.namespace,
                     time=now,
                 )
             )
@@ -117,7 +117,7 @@ class Journal:
         if admitted:
             starts = dict(zip(rows.tolist(), batch.starts.tolist(), strict=True))
             for row in admitted:
-                request = table.ticket(row).request
+                request = table.info(row).request
                 source, event, target = State.QUEUED, Event.ADMIT, State.PREFILLING
                 self.moved(row, request, source, event, target, Cause.NONE, now, num_cached=starts[row])
         self._emit(

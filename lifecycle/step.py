@@ -27,7 +27,7 @@ Float32s: TypeAlias = NDArray[np.float32]
 Bools: TypeAlias = NDArray[np.bool_]
 
 
-class Admission(msgspec.Struct, frozen=True, eq=False):
+class SlotAssignment(msgspec.Struct, frozen=True, eq=False):
     """A request that takes a slot with this step; the worker resets what it keeps for the slot."""
 
     slot: int
@@ -58,7 +58,7 @@ class StepBatch(msgspec.Struct, frozen=True, eq=False):
     """Models whose windowed layers have a store of their own: window_table[page_slots[j], page_indices[j]] =
     window_pages[j], int32, as many as `pages`; -1 where there is none. Entries behind every window are never read, one
     of -1 that would be is refused. None: one store."""
-    admitted: tuple[Admission, ...] = ()
+    admitted: tuple[SlotAssignment, ...] = ()
 
 
 class StepLogprobs(msgspec.Struct, frozen=True, eq=False):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pawl.loops.batch import Draft, PrefillSegment
+from pawl.loops.batch import BatchBuilder, PrefillSegment
 from pawl.loops.policy import Policy
-from pawl.loops.work import Work
+from pawl.loops.queues import Queues
 
 MAX_PASSED_OVER = 32
 """Requests that may be passed over in one step because a running request is computing their prefix right now."""
@@ -30,31 +30,31 @@ class PrefixKey(NamedTuple):
 
 
 class Admission:
-    """Fills a draft with new requests while budget, slots and memory last."""
+    """Fills a builder with new requests while budget, slots and memory last."""
 
-    def __init__(self, work: Work, policy: Policy, *, lookahead: int, share_prefixes: bool) -> None:
-        self.work = work
+    def __init__(self, queues: Queues, policy: Policy, *, lookahead: int, share_prefixes: bool) -> None:
+        self.queues = queues
         self.lookahead = lookahead
         self.policy = policy
         self.share_prefixes = share_prefixes
         """Whether what one request computes can serve another: then it is worth waiting for."""
 
-    def admit(self, draft: Draft, budget: int) -> None:
+    def admit(self, builder: BatchBuilder, budget: int) -> None:
         """Admit requests whose chunks fit `budget` prompt tokens."""
-        work = self.work
-        if not work.num_waiting or budget <= 0 or not work.memory.slots.free:
+        queues = self.queues
+        if not queues.num_waiting or budget <= 0 or not queues.memory.slots.free:
             return
         self._renew_promises()
         computing = self._computing()
         passed_over = 0
         for row in self._candidates():
-            savepoint, draft.trying = draft.transaction.savepoint(), row
-            outcome = self._try(draft, row, budget, computing)
+            savepoint, builder.trying = builder.transaction.savepoint(), row
+            outcome = self._try(builder, row, budget, computing)
             if outcome is None:
-                draft.transaction.rollback(savepoint)
+                builder.transaction.rollback(savepoint)
                 return
             if outcome == 0:
-                draft.transaction.rollback(savepoint)
+                builder.transaction.rollback(savepoint)
                 passed_over += 1
                 if passed_over == MAX_PASSED_OVER:
                     return
@@ -62,96 +62,96 @@ class Admission:
             budget -= outcome
             if self.share_prefixes and (key := self._next_page(row)) is not None:
                 computing.add(key)
-            if budget <= 0 or not work.memory.slots.free:
+            if budget <= 0 or not queues.memory.slots.free:
                 return
 
     def _candidates(self) -> Iterator[int]:
         """Retracted requests first, in their old order: an admitted request is never overtaken by an admission."""
-        work = self.work
-        yield from list(work.retracted)
+        queues = self.queues
+        yield from list(queues.retracted)
         # Who waits for its prefix from a lower tier keeps its place, and lets others go first meanwhile.
-        queue = [row for row in work.queue if row not in work.fetching] if work.fetching else list(work.queue)
-        if queue:
-            yield from self.policy.order(queue, work)
+        waiting = [row for row in queues.waiting if row not in queues.fetching]
+        if waiting:
+            yield from self.policy.order(waiting, queues)
 
-    def _try(self, draft: Draft, row: int, budget: int, computing: set[PrefixKey]) -> int | None:
+    def _try(self, builder: BatchBuilder, row: int, budget: int, computing: set[PrefixKey]) -> int | None:
         """Tokens of the row's first chunk; 0: wait for a prefix being computed; None: does not fit now.
 
         Everything taken is in the transaction; the caller rolls back what did not end in an admission.
         """
-        work, memory, table = self.work, self.work.memory, self.work.table
-        ticket = table.ticket(row)
+        queues, memory, table = self.queues, self.queues.memory, self.queues.table
+        info = table.info(row)
         num_tokens = int(table.num_tokens[row])
         granted = memory.admit(
-            draft.transaction,
+            builder.transaction,
             table.tokens[row, :num_tokens],
-            ticket.namespace,
-            use_cache=not ticket.sampling.prompt_logprobs,
+            info.namespace,
+            use_cache=not info.sampling.prompt_logprobs,
             priority=int(table.priority[row]),
         )
         if granted is None:
             return None
-        if computing and not ticket.sampling.prompt_logprobs and self._page_after(row, granted.num_cached) in computing:
+        if computing and not info.sampling.prompt_logprobs and self._page_after(row, granted.num_cached) in computing:
             return 0
         entries = memory.entries(granted.slot)
         reach = min(int(table.max_length[row]), num_tokens + self.lookahead)
         if not memory.promise(granted.slot, reach):
             return None
-        segment = next_chunk(row, granted.slot, granted.num_cached, work, budget)
+        segment = next_chunk(row, granted.slot, granted.num_cached, queues, budget)
         if segment is None:
             return None
-        grown = memory.extend_slot(draft.transaction, granted.slot, segment.start + segment.length)
+        grown = memory.extend_slot(builder.transaction, granted.slot, segment.start + segment.length)
         if grown is None:
             return None
-        work.admitted(draft.transaction, row, granted.slot, granted.num_cached)
-        draft.admit(row, granted.slot, entries)
-        draft.prefill(segment, grown)
-        ticket.num_cached = ticket.num_cached if ticket.num_retractions else granted.num_cached
+        queues.admitted(builder.transaction, row, granted.slot, granted.num_cached)
+        builder.admit(row, granted.slot, entries)
+        builder.prefill(segment, grown)
+        info.num_cached = info.num_cached if info.num_retractions else granted.num_cached
         if segment.last:
-            work.prompt_planned(row)
+            queues.prompt_planned(row)
         return segment.length
 
     def _computing(self) -> set[PrefixKey]:
         """The pages that running requests compute next."""
         if not self.share_prefixes:
             return set()
-        return {key for row in self.work.uncommitted() if (key := self._next_page(row)) is not None}
+        return {key for row in self.queues.uncommitted() if (key := self._next_page(row)) is not None}
 
     def _renew_promises(self) -> None:
         """Promise running requests the pages to their next safe points, the oldest first."""
-        work, table = self.work, self.work.table
-        rows = work.oldest_first()
+        queues, table = self.queues, self.queues.table
+        rows = queues.oldest_first()
         if not len(rows):
             return
         reach = np.minimum(table.max_length[rows], table.num_tokens[rows] + self.lookahead)
         reach[0] = table.max_length[rows[0]]
-        work.memory.renew(table.slot[rows], reach)
+        queues.memory.renew(table.slot[rows], reach)
 
     def _next_page(self, row: int) -> PrefixKey | None:
         """The page that a running, not yet committed request computes next."""
-        hold = self.work.memory.holds[int(self.work.table.slot[row])]
+        hold = self.queues.memory.holds[int(self.queues.table.slot[row])]
         return self._page_after(row, hold.num_tokens if hold is not None else 0)
 
     def _page_after(self, row: int, num_cached: int) -> PrefixKey | None:
-        table, size = self.work.table, self.work.memory.page_size
+        table, size = self.queues.table, self.queues.memory.page_size
         if num_cached + size >= table.num_tokens[row]:
             return None
-        ticket = table.ticket(row)
-        return PrefixKey(ticket.namespace, num_cached, table.tokens[row, num_cached : num_cached + size].tobytes())
+        info = table.info(row)
+        return PrefixKey(info.namespace, num_cached, table.tokens[row, num_cached : num_cached + size].tobytes())
 
 
-def next_chunk(row: int, slot: int, start: int, work: Work, budget: int) -> PrefillSegment | None:
+def next_chunk(row: int, slot: int, start: int, queues: Queues, budget: int) -> PrefillSegment | None:
     """The next chunk of a prompt within `budget` tokens; None when the budget is too small to reach a page's end.
 
     Chunks end at multiples of the page size or at the last known token, so that where a prompt is cut does not depend
     on what else is in the step, and every full page can be shared at once.
     """
-    target = int(work.table.num_tokens[row])
+    target = int(queues.table.num_tokens[row])
     end = min(target, start + budget)
     if end < target:
-        end -= end % work.memory.page_size
+        end -= end % queues.memory.page_size
         if end <= start:
             return None
     last = end == target
-    wants_output = int(work.table.max_tokens[row]) > target or int(work.table.num_prompt[row]) < target
+    wants_output = int(queues.table.max_tokens[row]) > target or int(queues.table.num_prompt[row]) < target
     return PrefillSegment(row, slot, start, end - start, last, last and wants_output)

@@ -1,4 +1,4 @@
-"""From decisions to arrays: a `Draft` collects the segments of one step, `Plan` is what was launched.
+"""From decisions to arrays: a `BatchBuilder` collects the segments of one step, `ScheduledBatch` is what was launched.
 
 Segments of decoding requests come as one array and stay one; prefill segments are few and are appended singly.
 """
@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Event, State
-from pawl.lifecycle.step import Admission, Bools, StepBatch
-from pawl.lifecycle.table import RequestTable
-from pawl.memory.pages import Int32s
-from pawl.memory.pool import Memory
-from pawl.memory.rows import NO_ENTRIES, PageEntries
+from pawl.lifecycle.step import Bools, SlotAssignment, StepBatch
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import Int32s
+from pawl.memory.page_table import NO_ENTRIES, PageEntries
 from pawl.memory.transaction import Transaction
 
 UInt8s: TypeAlias = NDArray[np.uint8]
@@ -37,7 +37,7 @@ class PrefillSegment(NamedTuple):
     """A token is drawn from its last position (the last chunk, unless no output is wanted)."""
 
 
-class Plan(NamedTuple):
+class ScheduledBatch(NamedTuple):
     """One launched step: what the commit needs to know again."""
 
     transaction: Transaction
@@ -64,7 +64,7 @@ class Plan(NamedTuple):
         return rows
 
 
-class Draft:
+class BatchBuilder:
     """The step being planned. Empty until segments are added."""
 
     def __init__(self, transaction: Transaction, table: RequestTable) -> None:
@@ -74,7 +74,7 @@ class Draft:
         self.decode_slots: Int32s = _NO_ROWS
         self.decode_starts: Int32s = _NO_ROWS
         self.prefills: list[PrefillSegment] = []
-        self.admissions: list[Admission] = []
+        self.admissions: list[SlotAssignment] = []
         self.entries: list[PageEntries] = []
         self.admitted: list[int] = []
         """Rows admitted by this step."""
@@ -102,14 +102,14 @@ class Draft:
     def admit(self, row: int, slot: int, entries: PageEntries) -> None:
         """The row takes `slot`; `entries` are the cached pages it starts with."""
         self.admitted.append(row)
-        sampling = self._table.ticket(row).sampling
+        sampling = self._table.info(row).sampling
         num_tokens, num_prompt = int(self._table.num_tokens[row]), int(self._table.num_prompt[row])
         history = self._table.tokens[row, :num_tokens].copy() if needs_history(sampling) else _NO_ROWS
-        self.admissions.append(Admission(slot, sampling, num_prompt, history, num_tokens - num_prompt))
+        self.admissions.append(SlotAssignment(slot, sampling, num_prompt, history, num_tokens - num_prompt))
         if len(entries.pages):
             self.entries.append(entries)
 
-    def close(self, memory: Memory) -> Plan:
+    def close(self, memory: Memory) -> ScheduledBatch:
         """The finished step, with the page-table entries that `memory` has replaced since the step before."""
         replaced = memory.take_replaced()
         entries = _concatenate([*replaced, *self.entries])
@@ -145,7 +145,7 @@ class Draft:
             admitted=tuple(self.admissions),
         )
         attempts = self._table.attempt[rows]
-        return Plan(
+        return ScheduledBatch(
             self.transaction,
             batch,
             rows,

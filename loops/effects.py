@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, State
 from pawl.lifecycle.step import StepResult
-from pawl.lifecycle.table import Ticket
-from pawl.loops.batch import Plan
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.loops.batch import ScheduledBatch
+from pawl.memory.page_pool import Int32s, MemoryViolation
 
 
 class Ending(NamedTuple):
     """A request's one terminal event."""
 
     row: int
-    ticket: Ticket
+    info: RequestInfo
     state: State
     cause: Cause
     num_prompt: int
@@ -27,13 +27,13 @@ class Ending(NamedTuple):
 class Effects(Protocol):
     """Where the loop's decisions go."""
 
-    def opened(self, row: int, ticket: Ticket, tokens: Int32s) -> None:
+    def opened(self, row: int, info: RequestInfo, tokens: Int32s) -> None:
         """A request was given `row`. Comes before everything else about it."""
 
-    def launch(self, plan: Plan) -> None:
+    def launch(self, plan: ScheduledBatch) -> None:
         """Send the step to every rank."""
 
-    def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None:
+    def output(self, rows: Int32s, tokens: Int32s, plan: ScheduledBatch | None, result: StepResult | None) -> None:
         """Tokens of one committed step; `rows` are those that are still wanted."""
 
     def ended(self, ending: Ending) -> None:

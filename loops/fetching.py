@@ -21,11 +21,11 @@ import msgspec
 
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.states import Cause, Event, State
-from pawl.loops.feed import CacheFeed
+from pawl.loops.cache_events import CacheEventLog
+from pawl.loops.queues import Queues
 from pawl.loops.saving import Saving, WritePolicy
 from pawl.loops.tiers import PageFetch, TierConfig, TierEffects
-from pawl.loops.work import Work
-from pawl.memory.pages import Int32s, Reservation
+from pawl.memory.page_pool import Int32s, Reservation
 from pawl.memory.prefix.base import Hold
 from pawl.memory.prefix.events import CacheEvent
 from pawl.memory.tiers.index import TierIndex
@@ -81,9 +81,11 @@ class _Fetch:
 class LowerTiers:
     """The scheduler's side of the cache tiers below the device."""
 
-    def __init__(self, work: Work, journal: Journal, effects: TierEffects, config: TierConfig, feed: CacheFeed) -> None:
-        self.work = work
-        self.memory = work.memory
+    def __init__(
+        self, queues: Queues, journal: Journal, effects: TierEffects, config: TierConfig, feed: CacheEventLog
+    ) -> None:
+        self.queues = queues
+        self.memory = queues.memory
         self.journal = journal
         self.effects = effects
         self.config = config
@@ -129,7 +131,7 @@ class LowerTiers:
     def launching(self, admitted: Sequence[int]) -> None:
         """A step is about to be launched that admits these rows."""
         for row in admitted:
-            hold = self.memory.holds[int(self.work.table.slot[row])]
+            hold = self.memory.holds[int(self.queues.table.slot[row])]
             if hold is not None:
                 self.saving.hit(hold.pages)
         self.settle()
@@ -144,12 +146,12 @@ class LowerTiers:
 
     def begin(self, now: float) -> None:
         """Start fetches for requests that could be admitted soon."""
-        if not len(self.index) or not self.work.queue or now < self._resume_at:
+        if not len(self.index) or not self.queues.waiting or now < self._resume_at:
             return
-        for row in list(islice(self.work.queue, LOOK_AHEAD)):
+        for row in list(islice(self.queues.waiting, LOOK_AHEAD)):
             if self.memory.slots.free <= self.num_active:
                 return
-            if row not in self.work.fetching and not self._consider(row, now):
+            if row not in self.queues.fetching and not self._consider(row, now):
                 return
 
     def _consider(self, row: int, now: float) -> bool:
@@ -157,8 +159,8 @@ class LowerTiers:
         wish = self._wish(row)
         if wish.settled:
             return True
-        table, memory = self.work.table, self.memory
-        tokens, namespace = table.tokens[row, : table.num_tokens[row] - 1], table.ticket(row).namespace
+        table, memory = self.queues.table, self.memory
+        tokens, namespace = table.tokens[row, : table.num_tokens[row] - 1], table.info(row).namespace
         hold = memory.cache.match_and_hold(tokens, namespace)
         start = hold.num_tokens // memory.page_size
         count = min(self.index.reach(wish.keys, start), self.config.max_fetch_pages)
@@ -183,13 +185,13 @@ class LowerTiers:
     def _wish(self, row: int) -> _Wish:
         wish = self._wishes.get(row)
         if wish is None:
-            table = self.work.table
-            ticket = table.ticket(row)
+            table = self.queues.table
+            info = table.info(row)
             keys: list[PageKey] = []
-            if not ticket.sampling.prompt_logprobs:
+            if not info.sampling.prompt_logprobs:
                 # The last token is always computed, so a page that ends with it is of no use.
                 tokens = table.tokens[row, : table.num_tokens[row] - 1]
-                keys = page_keys(self.device.root(ticket.namespace), tokens, self.memory.page_size)
+                keys = page_keys(self.device.root(info.namespace), tokens, self.memory.page_size)
             wish = self._wishes[row] = _Wish(keys, settled=not keys)
         return wish
 
@@ -261,9 +263,9 @@ class LowerTiers:
     def left(self, row: int) -> None:
         """A request has ended, wherever it was."""
         self._wishes.pop(row, None)
-        if row not in self.work.fetching:
+        if row not in self.queues.fetching:
             return
-        self.work.fetching.discard(row)
+        self.queues.fetching.discard(row)
         for ticket, fetch in self._fetches.items():
             if row in fetch.rows:
                 fetch.rows.remove(row)
@@ -288,14 +290,14 @@ class LowerTiers:
         self.effects.fence(ticket)
 
     def _move(self, row: int, event: Event, cause: Cause, now: float, num_cached: int | None = None) -> None:
-        table = self.work.table
+        table = self.queues.table
         source = State(int(table.state[row]))
         target = table.move(row, event, cause)
         if target == State.QUEUED_FETCHING:
-            self.work.fetching.add(row)
+            self.queues.fetching.add(row)
         else:
-            self.work.fetching.discard(row)
-        self.journal.moved(row, table.ticket(row).request, source, event, target, cause, now, num_cached=num_cached)
+            self.queues.fetching.discard(row)
+        self.journal.moved(row, table.info(row).request, source, event, target, cause, now, num_cached=num_cached)
 
     # ---- what the tiers tell ----
 
@@ -361,8 +363,8 @@ class LowerTiers:
     def check(self) -> None:
         """Rows that fetch are those that fetches know, and reservations are all that is in quarantine."""
         rows = [row for fetch in self._fetches.values() for row in fetch.rows]
-        if sorted(rows) != sorted(self.work.fetching):
-            raise AssertionError(f"rows {sorted(self.work.fetching)} fetch, but fetches have rows {sorted(rows)}")
+        if sorted(rows) != sorted(self.queues.fetching):
+            raise AssertionError(f"rows {sorted(self.queues.fetching)} fetch, but fetches have rows {sorted(rows)}")
         reserved = sum(len(fetch.reservation.pages) for fetch in self._fetches.values())
         if reserved != self.memory.pages.quarantined:
             raise AssertionError(f"{reserved} pages are reserved, {self.memory.pages.quarantined} in quarantine")

@@ -17,20 +17,20 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.requests import RequestInfo, RequestTable
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.lifecycle.step import StepResult
-from pawl.lifecycle.table import RequestTable, Ticket
-from pawl.loops.batch import Draft, Plan
+from pawl.loops.batch import BatchBuilder, ScheduledBatch
+from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.effects import Effects as Effects
 from pawl.loops.effects import Ending as Ending
-from pawl.loops.feed import CacheFeed
 from pawl.loops.fetching import LowerTiers
 from pawl.loops.pacing import Pacing
+from pawl.loops.planner import Planner
 from pawl.loops.properties.laws import state_monitor
-from pawl.loops.roles import Role
-from pawl.loops.work import Work
-from pawl.memory.pages import Int32s, MemoryViolation
-from pawl.memory.pool import Memory
+from pawl.loops.queues import Queues
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import Int32s, MemoryViolation
 
 MAX_STRIKES = 2
 """Lost steps after which a request that was part of each of them is ended instead of tried again."""
@@ -61,27 +61,27 @@ class Loop:
         self,
         table: RequestTable,
         memory: Memory,
-        work: Work,
-        role: Role,
+        queues: Queues,
+        planner: Planner,
         pacing: Pacing,
         effects: Effects,
         journal: Journal,
         *,
         max_queued: int,
-        feed: CacheFeed,
+        feed: CacheEventLog,
         tiers: LowerTiers | None = None,
     ) -> None:
         self.table = table
         self.memory = memory
-        self.work = work
-        self.role = role
+        self.queues = queues
+        self.planner = planner
         self.pacing = pacing
         self.effects = effects
         self.journal = journal
         self.max_queued = max_queued
         self.feed = feed
         self.tiers = tiers
-        self.in_flight: deque[Plan] = deque()
+        self.in_flight: deque[ScheduledBatch] = deque()
         self.monitor = state_monitor()
         self.counters = Counters()
         self.fresh_at_commit = np.empty(0, np.bool_)
@@ -92,7 +92,7 @@ class Loop:
     @property
     def idle(self) -> bool:
         """Nothing waits, runs or is in flight."""
-        return self.work.idle and not self.in_flight
+        return self.queues.idle and not self.in_flight
 
     # ---- the loop ----
 
@@ -110,60 +110,60 @@ class Loop:
                 continue
             self.in_flight.append(plan)
             for row in plan.admitted:
-                ticket = self.table.ticket(row)
-                self.counters.cached_tokens += ticket.num_cached if not ticket.num_retractions else 0
+                info = self.table.info(row)
+                self.counters.cached_tokens += info.num_cached if not info.num_retractions else 0
             self.counters.steps += 1
             self.journal.planned(plan.batch, plan.rows, plan.admitted, self.table, now)
             if self.tiers is not None:
                 self.tiers.launching(plan.admitted)
             self.effects.launch(plan)
 
-    def _plan(self, now: float) -> Plan | None:
+    def _plan(self, now: float) -> ScheduledBatch | None:
         """Decide one step inside its transaction: OPEN -> PREPARED."""
-        if self.work.idle:
+        if self.queues.idle:
             return None
         if self.tiers is not None:
             self.tiers.begin(now)
         transaction = self.memory.ledger.begin()
-        draft = Draft(transaction, self.table)
+        builder = BatchBuilder(transaction, self.table)
         failure: Exception | None = None
         try:
-            self.role.plan(draft)
+            self.planner.plan(builder)
         except (MemoryViolation, MemoryError) as error:
             failure = error
-        for row, source in draft.retracted:
+        for row, source in builder.retracted:
             self._retracted(row, source, Cause.MEMORY, now)
         if failure is not None:
-            self._plan_failed(draft, failure, now)
+            self._plan_failed(builder, failure, now)
             return None
-        if draft.empty:
+        if builder.empty:
             self.memory.ledger.discard(transaction)
             self._check()
             self.journal.idled(now)
             return None
-        plan = draft.close(self.memory)
+        plan = builder.close(self.memory)
         self.memory.ledger.prepare(transaction)
         return plan
 
-    def _plan_failed(self, draft: Draft, error: Exception, now: float) -> None:
+    def _plan_failed(self, builder: BatchBuilder, error: Exception, now: float) -> None:
         """Planning broke a law, or ran out of host memory: nothing of the step remains, and who runs starts again from
         what it has. The request that was being tried, else those that ran, may be what does it: too often, and it
         ends."""
-        self.memory.ledger.discard(draft.transaction)
+        self.memory.ledger.discard(builder.transaction)
         self.effects.violated(error if isinstance(error, MemoryViolation) else MemoryViolation(str(error)))
         self._check()
-        running = self.work.running().tolist()
+        running = self.queues.running().tolist()
         for row in running:
             self.retract(row, Cause.STEP_LOST, now)
-        for row in running if draft.trying is None else [draft.trying]:
+        for row in running if builder.trying is None else [builder.trying]:
             self._try_again = True
             self._strike(row, Cause.INTERNAL, f"the request could not be planned: {error}", now)
 
     def _strike(self, row: int, cause: Cause, message: str, now: float) -> None:
         """The request was part of something that went wrong; too often, and it ends."""
-        ticket = self.table.ticket(row)
-        ticket.strikes += 1
-        if ticket.strikes >= MAX_STRIKES:
+        info = self.table.info(row)
+        info.strikes += 1
+        if info.strikes >= MAX_STRIKES:
             self._leave(row, Event.ABORT, cause, now, message=message)
 
     def _unblock(self, now: float) -> bool:
@@ -172,9 +172,9 @@ class Loop:
         if self._try_again:
             self._try_again = False
             return True
-        if self.work.num_running < 2:
+        if self.queues.num_running < 2:
             return False
-        self.retract(int(self.work.oldest_first()[-1]), Cause.MEMORY, now)
+        self.retract(int(self.queues.oldest_first()[-1]), Cause.MEMORY, now)
         return True
 
     def executed(self, result: StepResult, now: float) -> None:
@@ -211,7 +211,7 @@ class Loop:
         self.in_flight.clear()
         for row in lost.rows[self.table.attempt[lost.rows] == lost.attempts].tolist():
             self._strike(row, Cause.WORKER_LOST, f"the worker failed: {reason}", now)
-        for row in self.work.running().tolist():
+        for row in self.queues.running().tolist():
             # What the worker computed is gone with it: nothing of it may be offered to other requests.
             self.table.num_computed[row] = 0
             self.retract(row, Cause.STEP_LOST, now)
@@ -223,7 +223,7 @@ class Loop:
 
     # ---- commit, in parts ----
 
-    def _apply(self, plan: Plan, result: StepResult) -> tuple[np.ndarray, Int32s, Int32s]:
+    def _apply(self, plan: ScheduledBatch, result: StepResult) -> tuple[np.ndarray, Int32s, Int32s]:
         """Fire the step's events and append its tokens; the rows that still wanted theirs, and their tokens."""
         table = self.table
         fresh = self.fresh_at_commit = table.attempt[plan.rows] == plan.attempts
@@ -249,7 +249,7 @@ class Loop:
             done |= stops.any(1)
         return np.flatnonzero(done).tolist() if np.count_nonzero(done) else ()
 
-    def _prefilled(self, plan: Plan, now: float) -> None:
+    def _prefilled(self, plan: ScheduledBatch, now: float) -> None:
         """Prompt chunks are committed: share their full pages, and note first tokens."""
         table = self.table
         for segment, attempt in zip(plan.prefills, plan.attempts[-len(plan.prefills) :].tolist(), strict=True):
@@ -257,16 +257,16 @@ class Loop:
             if table.attempt[row] != attempt:
                 continue
             table.num_computed[row] = end = segment.start + segment.length
-            ticket = table.ticket(row)
-            self.work.share_prefix(row, end)
+            info = table.info(row)
+            self.queues.share_prefix(row, end)
             if segment.samples:
-                if ticket.first_token is None:
-                    ticket.first_token = now
+                if info.first_token is None:
+                    info.first_token = now
             elif segment.last:
                 self._leave(row, Event.FINISH, Cause.LENGTH, now)
 
     def _finish(self, row: int, token: int, now: float) -> None:
-        sampling = self.table.ticket(row).sampling
+        sampling = self.table.info(row).sampling
         if token in sampling.stop_token_ids:
             cause = Cause.EOS if token in sampling.eos_token_ids else Cause.STOP_TOKEN
             self._leave(row, Event.FINISH, cause, now, matched=token)
@@ -275,19 +275,19 @@ class Loop:
 
     # ---- what arrives ----
 
-    def submit(self, ticket: Ticket, tokens: Int32s, priority: int, deadline: float, now: float) -> int:
+    def submit(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, now: float) -> int:
         """Take a request: QUEUED, or ABORTED at once with a cause. The row it has (had)."""
         self.counters.received += 1
-        row = self.table.open(ticket, tokens, priority, deadline)
-        self.effects.opened(row, ticket, tokens)
-        self.journal.submitted(row, ticket, tokens, priority, now)
+        row = self.table.open(info, tokens, priority, deadline)
+        self.effects.opened(row, info, tokens)
+        self.journal.submitted(row, info, tokens, priority, now)
         refusal = self._refusal(row)
         if refusal is not None:
             self._leave(row, Event.ABORT, refusal[0], now, message=refusal[1])
             return row
         self.table.move(row, Event.SUBMIT)
-        self.journal.moved(row, ticket.request, State.NEW, Event.SUBMIT, State.QUEUED, Cause.NONE, now)
-        self.work.queue[row] = None
+        self.journal.moved(row, info.request, State.NEW, Event.SUBMIT, State.QUEUED, Cause.NONE, now)
+        self.queues.waiting[row] = None
         self.counters.prompt_tokens += len(tokens)
         return row
 
@@ -298,7 +298,7 @@ class Loop:
             return Cause.NEVER_FITS, (
                 f"prompt and output need memory for {need} tokens; this server has room for {most} of one request"
             )
-        if len(self.work.queue) >= self.max_queued or self.table.full:
+        if len(self.queues.waiting) >= self.max_queued or self.table.full:
             return Cause.OVERLOADED, f"{self.max_queued} requests wait already; try again later"
         return None
 
@@ -343,11 +343,11 @@ class Loop:
 
     def retract(self, row: int, cause: Cause, now: float) -> None:
         """Take a running request's memory away; it goes back to the queue."""
-        self._retracted(row, self.work.retract(row, cause), cause, now)
+        self._retracted(row, self.queues.retract(row, cause), cause, now)
 
     def _retracted(self, row: int, source: State, cause: Cause, now: float) -> None:
         self.counters.retractions += 1
-        self.journal.moved(row, self.table.ticket(row).request, source, Event.RETRACT, State.QUEUED, cause, now)
+        self.journal.moved(row, self.table.info(row).request, source, Event.RETRACT, State.QUEUED, cause, now)
 
     def _leave(
         self,
@@ -361,16 +361,16 @@ class Loop:
         num_output: int | None = None,
     ) -> None:
         """The terminal event: everything the request owns goes back, its client gets its one terminal record."""
-        table, ticket = self.table, self.table.ticket(row)
+        table, info = self.table, self.table.info(row)
         source = State(int(table.state[row]))
         if self.tiers is not None:
             self.tiers.left(row)
         if source in (State.PREFILLING, State.DECODING):
             if cause is not Cause.INTERNAL:  # what went wrong is not offered to others
-                self.work.keep_prefix(row)
+                self.queues.keep_prefix(row)
             self.memory.release(int(table.slot[row]))
         if source != State.NEW:
-            self.work.drop(row)
+            self.queues.drop(row)
         target = table.move(row, event, cause)
         table.close(row)
         # A request that never ran is named by no step.
@@ -384,8 +384,8 @@ class Loop:
         num_prompt = int(table.num_prompt[row])
         if num_output is None:
             num_output = int(table.num_tokens[row]) - num_prompt
-        self.journal.moved(row, ticket.request, source, event, target, cause, now, num_output=num_output)
-        self.effects.ended(Ending(row, ticket, target, cause, num_prompt, num_output, message, matched))
+        self.journal.moved(row, info.request, source, event, target, cause, now, num_output=num_output)
+        self.effects.ended(Ending(row, info, target, cause, num_prompt, num_output, message, matched))
 
     # ---- laws ----
 

@@ -45,15 +45,15 @@ from pawl.lifecycle.records import (
     Transition,
     int32s,
 )
+from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Event
 from pawl.lifecycle.step import StepResult
-from pawl.lifecycle.table import Ticket
-from pawl.loops.batch import Plan
+from pawl.loops.batch import ScheduledBatch
 from pawl.loops.fetching import LowerTiers
 from pawl.loops.loop import Ending
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.tiers import PageFetch
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.tiers.keys import KEY_BYTES
 
 
@@ -94,11 +94,11 @@ class Replay:
 
     # ---- effects ----
 
-    def opened(self, row: int, ticket: Ticket, tokens: Int32s) -> None: ...
+    def opened(self, row: int, info: RequestInfo, tokens: Int32s) -> None: ...
 
-    def launch(self, plan: Plan) -> None: ...
+    def launch(self, plan: ScheduledBatch) -> None: ...
 
-    def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None: ...
+    def output(self, rows: Int32s, tokens: Int32s, plan: ScheduledBatch | None, result: StepResult | None) -> None: ...
 
     def ended(self, ending: Ending) -> None: ...
 
@@ -169,9 +169,9 @@ class Replay:
                 pass
 
     def _submit(self, record: Submitted) -> None:
-        ticket = Ticket(record.request, record.rid, record.sampling, record.namespace, record.time)
+        info = RequestInfo(record.request, record.rid, record.sampling, record.namespace, record.time)
         # Deadlines are not recorded: a request that missed its own is recorded as aborted.
-        self.loop.submit(ticket, np.array(int32s(record.tokens)), record.priority, float("inf"), record.time)
+        self.loop.submit(info, np.array(int32s(record.tokens)), record.priority, float("inf"), record.time)
 
 
 def _tell(tiers: LowerTiers, record: TierTold) -> None:

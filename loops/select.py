@@ -5,20 +5,20 @@ from __future__ import annotations
 import msgspec
 
 from pawl.lifecycle.journal import Journal
-from pawl.lifecycle.table import RequestTable
+from pawl.lifecycle.requests import RequestTable
 from pawl.loops.admission import Admission
-from pawl.loops.feed import CacheFeed
+from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.fetching import LowerTiers
 from pawl.loops.loop import Effects, Loop
 from pawl.loops.pacing import Lockstep, Overlap, Pacing
+from pawl.loops.planner import UnifiedPlanner
 from pawl.loops.policy import POLICIES
-from pawl.loops.roles import Unified
+from pawl.loops.queues import Queues
 from pawl.loops.tiers import TierConfig, TierEffects
-from pawl.loops.work import Work
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
 from pawl.memory.prefix.select import make_cache
 from pawl.memory.transaction import Ledger
-from pawl.memory.window import Windows
+from pawl.memory.window_pool import WindowPool
 
 
 class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,20 +68,20 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
     )
     # One step may still name a row after its request has ended: rows for those, and for one refusal at a time.
     table = RequestTable(2 * config.max_running + config.max_queued + 1, memory.max_context)
-    work = Work(table, memory)
+    queues = Queues(table, memory)
     pacing: Pacing = PACINGS[config.pacing]()
     admission = Admission(
-        work, POLICIES[config.policy](config.seed), lookahead=config.lookahead, share_prefixes=config.cache != "none"
+        queues, POLICIES[config.policy](config.seed), lookahead=config.lookahead, share_prefixes=config.cache != "none"
     )
-    role = Unified(work, admission, prefill_chunk=config.prefill_chunk, mixed=config.mixed)
-    tiers, feed = None, CacheFeed(memory.cache, journal)
+    planner = UnifiedPlanner(queues, admission, prefill_chunk=config.prefill_chunk, mixed=config.mixed)
+    tiers, feed = None, CacheEventLog(memory.cache, journal)
     if config.tiers is not None and tier_effects is not None:
-        tiers = LowerTiers(work, journal, tier_effects, config.tiers, feed)
+        tiers = LowerTiers(queues, journal, tier_effects, config.tiers, feed)
     most = config.max_queued
-    return Loop(table, memory, work, role, pacing, effects, journal, max_queued=most, feed=feed, tiers=tiers)
+    return Loop(table, memory, queues, planner, pacing, effects, journal, max_queued=most, feed=feed, tiers=tiers)
 
 
-def make_windows(config: LoopConfig) -> Windows | None:
+def make_windows(config: LoopConfig) -> WindowPool | None:
     """The second pool, where the configuration has one. Raises ValueError when it cannot serve one request."""
     if (config.window is None) != (config.num_window_pages is None):
         raise ValueError("a window needs pages, and window pages need a window")
@@ -89,7 +89,7 @@ def make_windows(config: LoopConfig) -> Windows | None:
         return None
     if config.tiers is not None:
         raise ValueError("lower cache tiers keep no window pages: what came back from them could not be read on from")
-    return Windows(
+    return WindowPool(
         Ledger(),
         num_pages=config.num_window_pages,
         num_full=config.num_pages,

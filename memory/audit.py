@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pawl.memory.digest import MASK
-from pawl.memory.pages import MemoryViolation
+from pawl.memory.page_pool import MemoryViolation
 
 if TYPE_CHECKING:
-    from pawl.memory.pool import Memory
+    from pawl.memory.memory import Memory
 
 
 def check_memory(memory: Memory) -> None:

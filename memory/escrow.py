@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pawl.memory.digest import Digest
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.page_pool import Int32s, MemoryViolation
 
 Bools: TypeAlias = NDArray[np.bool_]
 

@@ -30,11 +30,11 @@ from pawl.actors.runtime.actor import Actor, Overflow
 from pawl.actors.runtime.cell import Cell, Door
 from pawl.actors.runtime.choice import Choices, ChoiceSource, Follower, Footprint, Kind, Option, value_options
 from pawl.actors.runtime.drivers import Driver
+from pawl.actors.runtime.events import FAULTS_OF_WORK, Clock, Stopping, clock_faults
 from pawl.actors.runtime.faults import FaultBudget, FaultKind, Faults
-from pawl.actors.runtime.happenings import FAULTS_OF_WORK, Clock, Stopping, clock_faults
 from pawl.actors.runtime.local import LocalSystem, OnFailure
+from pawl.actors.runtime.network import Event, IsWire, Network, SimulatedMailbox, no_wires
 from pawl.actors.runtime.supervision import DeadLetter, Restart
-from pawl.actors.runtime.transit import Event, IsWire, Network, SimulatedMailbox, no_wires
 from pawl.actors.runtime.turns import SimulatedCell, Turn
 
 EPOCH_S = 1_700_000_000.0

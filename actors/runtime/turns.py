@@ -9,9 +9,9 @@ from pawl.actors.runtime.cell import Cell, Host, Phase
 from pawl.actors.runtime.choice import LINE
 from pawl.actors.runtime.faults import InjectedCrash
 from pawl.actors.runtime.mailbox import Entry
+from pawl.actors.runtime.network import Carrier, Network, SimulatedMailbox
 from pawl.actors.runtime.supervision import Restart
 from pawl.actors.runtime.timers import ActorTimer
-from pawl.actors.runtime.transit import Carrier, Network, SimulatedMailbox
 
 
 class Observer(Protocol):

@@ -8,7 +8,7 @@ from pawl.gpu.backend import ForwardInputs, RefusedInputs
 from pawl.gpu.kv import KvStore, widest_window
 from pawl.gpu.models.config import ModelConfig
 from pawl.lifecycle.step import Int32s
-from pawl.memory.pages import consecutive
+from pawl.memory.page_pool import consecutive
 
 
 def tables_of(config: ModelConfig, kv: KvStore, inputs: ForwardInputs) -> list[tuple[Int32s, list[int | None]]]:

@@ -12,7 +12,7 @@ import torch
 from pawl.gpu.cuda.memory import MemoryUse, graph_bytes
 from pawl.gpu.runner import Runner
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.step import Admission, StepBatch
+from pawl.lifecycle.step import SlotAssignment, StepBatch
 
 
 class DeviceMemory(Protocol):
@@ -90,7 +90,7 @@ def largest_step(runner: Runner, chunk: int) -> StepBatch:
         page_indices=page_indices,
         pages=nobody,
         window_pages=None if runner.window_table is None else nobody,
-        admitted=tuple(Admission(slot, sampling, 0, no_history, 0) for slot in slots),
+        admitted=tuple(SlotAssignment(slot, sampling, 0, no_history, 0) for slot in slots),
     )
 
 

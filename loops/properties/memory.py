@@ -11,7 +11,7 @@ from pawl.lifecycle.properties import conservation, sharing
 from pawl.lifecycle.states import State
 from pawl.loops.properties.base import StateProperty
 from pawl.memory import audit
-from pawl.memory.pages import MemoryViolation
+from pawl.memory.page_pool import MemoryViolation
 
 if TYPE_CHECKING:
     from pawl.loops.loop import Loop
@@ -62,7 +62,7 @@ class RowShape(StateProperty):
         audit.check_lengths(loop.memory)
         audit.check_windows(loop.memory)
         table, memory = loop.table, loop.memory
-        rows = loop.work.running()
+        rows = loop.queues.running()
         slots = table.slot[rows]
         length = memory.length[slots]
         decoding = table.state[rows] == State.DECODING
@@ -108,20 +108,25 @@ class AuxiliaryConservation(StateProperty):
         if not at_rest(loop):
             return
         memory = loop.memory
-        left = memory.escrow.total, memory.slots.total - memory.slots.free, loop.work.num_waiting, loop.work.num_running
-        if any(left) or loop.work.fetching:
+        left = (
+            memory.escrow.total,
+            memory.slots.total - memory.slots.free,
+            loop.queues.num_waiting,
+            loop.queues.num_running,
+        )
+        if any(left) or loop.queues.fetching:
             names = ("promised", "slots", "waiting", "running")
             raise MemoryViolation(
-                "nothing is left at rest", **dict(zip(names, left, strict=True)), fetching=loop.work.fetching
+                "nothing is left at rest", **dict(zip(names, left, strict=True)), fetching=loop.queues.fetching
             )
 
     def inspect(self, loop: Loop) -> None:
         loop.memory.slots.check()
         audit.check_idle_slots(loop.memory)
-        loop.work.check(loop.table.row_of.values())
+        loop.queues.check(loop.table.row_of.values())
         if loop.tiers is not None:
             loop.tiers.check()
-        rows, slots = loop.work.running(), loop.memory.slots.used
+        rows, slots = loop.queues.running(), loop.memory.slots.used
         if sorted(loop.table.slot[rows].tolist()) != slots.tolist():
             raise MemoryViolation("each slot in use has one row", rows=rows, slots=slots)
 

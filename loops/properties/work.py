@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pawl.lifecycle.properties import observability_conservation
 from pawl.loops.properties.base import StateProperty
-from pawl.memory.pages import MemoryViolation
+from pawl.memory.page_pool import MemoryViolation
 
 if TYPE_CHECKING:
     from pawl.loops.loop import Loop
@@ -19,10 +19,12 @@ class WorkConserving(StateProperty):
     name: ClassVar[str] = "work_conserving"
 
     def settled(self, loop: Loop) -> None:
-        work = loop.work
-        if work.idle or loop.in_flight or work.fetching or loop.memory.pages.quarantined:
+        queues = loop.queues
+        if queues.idle or loop.in_flight or queues.fetching or loop.memory.pages.quarantined:
             return
-        raise MemoryViolation("nobody waits while nothing is done", running=work.num_running, waiting=work.num_waiting)
+        raise MemoryViolation(
+            "nobody waits while nothing is done", running=queues.num_running, waiting=queues.num_waiting
+        )
 
 
 class ObservabilityConservation(observability_conservation.ObservabilityConservation, StateProperty):

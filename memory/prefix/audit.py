@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from pawl.memory.pages import MemoryViolation
+from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.events import Block, Content
 from pawl.memory.prefix.node import Node, Root
 from pawl.memory.prefix.order import Order

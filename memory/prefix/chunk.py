@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.prefix.base import Eviction, Hold, Insertion
 from pawl.memory.prefix.events import CacheEvent, Content
 from pawl.memory.prefix.node import NO_PAGES

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pawl.memory.pages import Int32s
+from pawl.memory.page_pool import Int32s
 
 NO_PAGES: Int32s = np.empty(0, np.int32)
 NO_PRIORITY = -(1 << 63)

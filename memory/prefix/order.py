@@ -18,7 +18,7 @@ from functools import partial
 from heapq import heapify, heappop, heappush
 from typing import Protocol, TypeAlias
 
-from pawl.memory.pages import MemoryViolation
+from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.node import NO_PAGES, Node, Rank
 
 Key: TypeAlias = int | tuple[int, int]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.prefix.audit import check_tree, content, own_holders, pretty, walk
 from pawl.memory.prefix.base import Eviction, Hold, Insertion
 from pawl.memory.prefix.events import CacheEvent, Cleared, Content, Removed, Stored

@@ -10,7 +10,7 @@ from pawl.memory.prefix.base import PrefixCache
 from pawl.memory.prefix.chunk import ChunkCache
 from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.prefix.sliding import SlidingCache
-from pawl.memory.window import Windows
+from pawl.memory.window_pool import WindowPool
 
 DEFAULT_POLICY = "lru"
 COMPILED_MODULE = "pawl.memory.prefix.compiled"
@@ -31,7 +31,7 @@ class Wish(NamedTuple):
 
     page_size: int
     eviction: str
-    windows: Windows | None
+    windows: WindowPool | None
 
 
 class Kind(NamedTuple):
@@ -90,7 +90,7 @@ OWN: dict[str, Callable[[int], PrefixCache]] = {}
 def make_cache(
     name: str,
     page_size: int,
-    windows: Windows | None = None,
+    windows: WindowPool | None = None,
     *,
     eviction: str = DEFAULT_POLICY,
     core: str = "python",

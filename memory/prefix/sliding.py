@@ -7,7 +7,7 @@ The windowed layers read only the end of a prefix, so a match needs living windo
 
 Whether a page is alive is a fact of the page and not of a node, so nothing in the tree changes when a window page
 leaves or comes back, and eviction from either pool needs no search of the tree. The hold of a match keeps the full
-path, as in the radix cache; the window pages at its end are kept by the row that refers to them (`Windows.join`), and
+path, as in the radix cache; the window pages at its end are kept by the row that uses them (`WindowPool.join`), and
 only as long as its window covers them.
 
 A prefix that ends in tombstones matches nothing and costs full pages. It is left alone all the same: both pools give
@@ -25,13 +25,13 @@ import numpy as np
 
 from pawl.memory.prefix.node import Node
 from pawl.memory.prefix.radix import RadixCache, path_pages
-from pawl.memory.window import NO_PAGE, Windows
+from pawl.memory.window_pool import NO_PAGE, WindowPool
 
 
 class SlidingCache(RadixCache):
     """A radix cache whose matches end where the windowed layers can read on. Implements `PrefixCache`."""
 
-    def __init__(self, page_size: int, windows: Windows, eviction: str = "lru") -> None:
+    def __init__(self, page_size: int, windows: WindowPool, eviction: str = "lru") -> None:
         super().__init__(page_size, eviction)
         self._windows = windows
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.memory.pages import MemoryViolation
+from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.tiers.keys import PageKey
 
 UInt8s: TypeAlias = NDArray[np.uint8]

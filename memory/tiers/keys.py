@@ -12,7 +12,7 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TypeAlias
 
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.prefix.events import Removed, Stored
 
 PageKey: TypeAlias = bytes

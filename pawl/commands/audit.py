@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the trace, print the report; returns the verdict's number."""
     from pawl.lifecycle.audit import audit
-    from pawl.loops.judging import OneDecisionLog
+    from pawl.loops.decision_log import OneDecisionLog
 
     decisions = OneDecisionLog()
     try:

@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _load_own(arguments: argparse.Namespace) -> None:
     """Load the parts of the engine that are the user's own. Raises UsageError."""
-    from pawl.testing.own import know_all
+    from pawl.testing.plugins import know_all
     from pawl.testing.workload import Shape
 
     try:

@@ -111,7 +111,7 @@ def _replay_file(path: Path) -> int:
 
 def _load_own(shape: Shape) -> None:
     """Load the parts of the engine that were the user's own. Raises CommandFailed."""
-    from pawl.testing.own import know_all
+    from pawl.testing.plugins import know_all
 
     try:
         know_all(shape)

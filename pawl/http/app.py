@@ -13,11 +13,11 @@ from starlette.responses import Response
 
 from pawl.actors.gateway import Gateway
 from pawl.http.auth import KeyCheck
+from pawl.http.context import ServerContext, Statistics
 from pawl.http.control import ControlRoutes
 from pawl.http.errors import Problem
 from pawl.http.generation import GenerationRoutes
 from pawl.http.info import ServerInfo, Tokenization
-from pawl.http.site import Site, Statistics
 
 DEFAULT_MAX_BODY_BYTES = 32 << 20
 
@@ -34,7 +34,7 @@ def create_app(
     statistics: Statistics = dict,
 ) -> Starlette:
     """The application that serves one engine. It must run on the event loop that drives `gateway`."""
-    site = Site(gateway, info, tokenization, statistics, max_body_bytes, probe_timeout_s)
+    site = ServerContext(gateway, info, tokenization, statistics, max_body_bytes, probe_timeout_s)
     return Starlette(
         routes=[*GenerationRoutes(site).routes(), *ControlRoutes(site).routes()],
         middleware=[Middleware(KeyCheck, api_key=api_key, admin_api_key=admin_api_key)],

@@ -10,7 +10,7 @@ from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Delta
 from pawl.http.errors import Problem
 from pawl.http.info import ServerInfo
-from pawl.http.openai import CLIENT_NAMES, OpenAiFace, base_draft, check_common, choices_of, finite
+from pawl.http.openai import CLIENT_NAMES, OpenAiRenderer, base_draft, check_common, choices_of, finite
 from pawl.http.schemas import ChatBody, unsupported
 
 UNSUPPORTED = unsupported(ChatBody)
@@ -46,7 +46,7 @@ def _check_contents(messages: list[dict[str, Any]]) -> None:
             raise Problem(400, f"{where} is missing; send text, which may be empty", param=where)
 
 
-class ChatFace(OpenAiFace):
+class ChatRenderer(OpenAiRenderer):
     """Replies of one call."""
 
     chunk_object = "chat.completion.chunk"

@@ -11,7 +11,7 @@ from pawl.actors.messages.generate import Submit, TokenLogprob
 from pawl.actors.sink import Delta
 from pawl.http.errors import Problem
 from pawl.http.info import ServerInfo
-from pawl.http.openai import CLIENT_NAMES, OpenAiFace, base_draft, check_common, choices_of, finite
+from pawl.http.openai import CLIENT_NAMES, OpenAiRenderer, base_draft, check_common, choices_of, finite
 from pawl.http.schemas import CompletionBody, unsupported
 
 DEFAULT_MAX_TOKENS = 16
@@ -59,7 +59,7 @@ def completion_drafts(body: CompletionBody, info: ServerInfo) -> tuple[list[Subm
     return drafts, n
 
 
-class CompletionFace(OpenAiFace):
+class CompletionRenderer(OpenAiRenderer):
     """Replies of one call; `echoes` holds the text of each request's prompt when the client wants it back."""
 
     names = NAMES

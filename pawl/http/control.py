@@ -11,12 +11,12 @@ from starlette.routing import Route
 
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Submit
+from pawl.http.context import ServerContext
 from pawl.http.errors import Problem, from_delta, json_response
 from pawl.http.metrics import CONTENT_TYPE, exposition
 from pawl.http.openai import check_model
 from pawl.http.schemas import AbortBody, DetokenizeBody, Strings, TokenizeBody
-from pawl.http.site import Site
-from pawl.http.streams import Bundle, ask
+from pawl.http.streams import RequestGroup, ask
 from pawl.lifecycle.states import Cause
 
 ABORT_PATIENCE_S = 5.0
@@ -29,7 +29,7 @@ THREAD_CHARACTERS = 20_000
 class ControlRoutes:
     """Health, facts, tokenization, abort, flush, metrics."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: ServerContext) -> None:
         self._site = site
 
     def routes(self) -> list[Route]:
@@ -76,7 +76,7 @@ class ControlRoutes:
     async def health_generate(self, request: Request) -> Response:
         """Really generate one token."""
         draft = Submit(request=0, rid="", text="1", sampling={"max_new_tokens": 1, "temperature": 0.0})
-        bundle = Bundle(self._site.gateway, [draft], whole=True)
+        bundle = RequestGroup(self._site.gateway, [draft], whole=True)
         arrivals = await bundle.arrivals(self._site.probe_timeout_s)
         if not arrivals:
             bundle.abort(Cause.TIMEOUT, "health probe")
@@ -139,7 +139,7 @@ class ControlRoutes:
             "status": self._ailment() or ("draining" if gateway.draining else "ready"),
             "open_requests": gateway.num_live,
             "actors": self._site.statistics(),
-            # Clients of the seed system look for the schedulers' own words here, one entry for each.
+            # Clients of SGLang look for the schedulers' own words here, one entry for each.
             "internal_states": [reply.body if reply.ok else {"error": reply.message}],
         }
         return json_response(body)

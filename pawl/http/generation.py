@@ -12,18 +12,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pawl.actors.messages.generate import Submit
-from pawl.http.chat import ChatFace, chat_drafts
-from pawl.http.completions import CompletionFace, completion_drafts
-from pawl.http.exchange import Exchange
-from pawl.http.native import NativeFace, understand
+from pawl.http.chat import ChatRenderer, chat_drafts
+from pawl.http.completions import CompletionRenderer, completion_drafts
+from pawl.http.context import ServerContext
+from pawl.http.native import NativeRenderer, understand
+from pawl.http.replies import ReplyStream
 from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody
-from pawl.http.site import Site
 
 
 class GenerationRoutes:
     """`/v1/completions`, `/v1/chat/completions` and `/generate`."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: ServerContext) -> None:
         self._site = site
 
     def routes(self) -> list[Route]:
@@ -38,21 +38,21 @@ class GenerationRoutes:
         drafts, n = completion_drafts(body, self._site.info)
         echoes = [self._echo(draft) for draft in drafts] if body.echo else []
         drafts, frame = self._named(body, drafts, n, "cmpl")
-        face = CompletionFace(*frame, top_logprobs=body.logprobs, echoes=echoes)
-        return Exchange(self._site.gateway, drafts, face, bool(body.stream))
+        face = CompletionRenderer(*frame, top_logprobs=body.logprobs, echoes=echoes)
+        return ReplyStream(self._site.gateway, drafts, face, bool(body.stream))
 
     async def chat(self, request: Request) -> Response:
         body = await self._site.read(request, ChatBody)
         drafts, n = chat_drafts(body, self._site.info)
         drafts, frame = self._named(body, drafts, n, "chatcmpl")
         top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        face = ChatFace(*frame, top_logprobs=top_logprobs)
-        return Exchange(self._site.gateway, drafts, face, bool(body.stream))
+        face = ChatRenderer(*frame, top_logprobs=top_logprobs)
+        return ReplyStream(self._site.gateway, drafts, face, bool(body.stream))
 
     async def generate(self, request: Request) -> Response:
         body = await self._site.read(request, GenerateBody)
         call = understand(body, self._site.info, self._site.gateway.new_rid)
-        return Exchange(self._site.gateway, call.drafts, NativeFace(call, self._site.info), bool(body.stream))
+        return ReplyStream(self._site.gateway, call.drafts, NativeRenderer(call, self._site.info), bool(body.stream))
 
     def _named(
         self, body: CompletionBody | ChatBody, drafts: list[Submit], n: int, prefix: str

@@ -1,4 +1,4 @@
-"""`POST /generate`: the seed system's own API. Streams are cumulative: each event holds the whole text so far."""
+"""`POST /generate`: SGLang's own API. Streams are cumulative: each event holds the whole text so far."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _text_options(sampling: NativeSampling) -> TextOptions:
 
 
 def finish_reason(done: Done) -> dict[str, Any]:
-    """How a request ended, in the seed system's words."""
+    """How a request ended, in SGLang's words."""
     if done.cause is Cause.LENGTH:
         return {"type": "length", "length": done.usage.completion_tokens}
     if done.cause in ABORT_CAUSES:
@@ -166,7 +166,7 @@ class _Progress:
         self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
 
 
-class NativeFace:
+class NativeRenderer:
     """Replies of one call."""
 
     independent = True

@@ -153,7 +153,7 @@ def stop_reason(done: Done | None) -> str | int | None:
     return done.matched if done is not None and done.cause in (Cause.STOP_STRING, Cause.STOP_TOKEN) else None
 
 
-class OpenAiFace(ABC):
+class OpenAiRenderer(ABC):
     """A face (see `exchange`) whose chunks are mostly a frame that is the same for all of one call's chunks."""
 
     independent = False

@@ -161,7 +161,7 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: int | None = None
     cache_salt: str | None = None
     extra_key: str | None = None
-    """The seed system's name for `cache_salt`."""
+    """The SGLang's name for `cache_salt`."""
     timeout_s: float | None = None
     log_metrics: bool | None = None
     """Every request is counted; only true is supported."""

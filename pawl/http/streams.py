@@ -17,7 +17,7 @@ from pawl.lifecycle.states import Cause
 class _Slot(Inbox):
     """One request of a bundle; wakes the bundle's reader once, however many outputs wait."""
 
-    def __init__(self, bundle: Bundle, index: int, whole: bool) -> None:
+    def __init__(self, bundle: RequestGroup, index: int, whole: bool) -> None:
         super().__init__(whole)
         self._bundle = bundle
         self._index = index
@@ -33,7 +33,7 @@ class _Slot(Inbox):
         return super().take()
 
 
-class Bundle:
+class RequestGroup:
     """The requests of one HTTP call, with one reader. All of it runs in the event loop's thread.
 
     With `whole` the reader is woken only by ends, not by every token.

@@ -12,11 +12,11 @@
 from pawl.actors.runtime.faults import Faults
 from pawl.actors.runtime.strategies.exhaustive import NotDeterministic
 from pawl.testing.cluster import NO_FAULTS, cluster
-from pawl.testing.drawing import check_schedule, fault_budgets, schedules
+from pawl.testing.contention import queue
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.exploring import STRATEGIES, Found, explore_workload, load_schedule, replay_schedule
+from pawl.testing.hypothesis import check_schedule, fault_budgets, schedules
 from pawl.testing.properties import BoundedOvertaking
-from pawl.testing.queues import queue
 from pawl.testing.workload import Arrival, Flush, Shape, Workload, workloads
 
 __all__ = [

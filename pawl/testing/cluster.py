@@ -31,16 +31,16 @@ from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import ENCODER, Record, Started
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
-from pawl.loops.judging import OneDecisionLog
+from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.loop import MAX_STRIKES
 from pawl.loops.policy import POLICIES
 from pawl.loops.properties.laws import name_of
-from pawl.memory.pages import MemoryViolation
+from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.events import CacheEvent, Mirror
 from pawl.testing.clients import Client, FrontDesk
 from pawl.testing.expectations import PropertyFailed, vocabulary
 from pawl.testing.models import GHOST, Fallible, Model
-from pawl.testing.own import SCHEDULERS
+from pawl.testing.plugins import SCHEDULERS
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking
 from pawl.testing.workload import Workload
 
@@ -84,7 +84,7 @@ class TimelyScheduler(Scheduler):
             live = table.live_rows()
             late = live[table.deadline[live] <= self.context.now()]
             if len(late):
-                request = table.ticket(int(late[0])).request
+                request = table.info(int(late[0])).request
                 self.report("bounded_progress", "its deadline has passed, and it is live", request)
 
 

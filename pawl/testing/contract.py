@@ -19,8 +19,8 @@ from pawl.exploration import CELLS, Totals
 from pawl.loops.policy import Policy
 from pawl.memory.prefix.base import PrefixCache
 from pawl.testing.cluster import NO_FAULTS
-from pawl.testing.own import know_cache, know_policy, know_scheduler
-from pawl.testing.queues import queue
+from pawl.testing.contention import queue
+from pawl.testing.plugins import know_cache, know_policy, know_scheduler
 from pawl.testing.workload import Workload
 
 if TYPE_CHECKING:

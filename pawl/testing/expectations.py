@@ -13,7 +13,7 @@ from pawl.actors.text.vocabulary import Vocabulary
 from pawl.gpu.ghost import Ghost
 from pawl.gpu.ghost_oracle import expected
 from pawl.lifecycle.states import Cause
-from pawl.lifecycle.step import Admission, StepBatch, StepResult
+from pawl.lifecycle.step import SlotAssignment, StepBatch, StepResult
 from pawl.testing.workload import Arrival, parameters_of
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -75,7 +75,7 @@ def drawn_alone(runner: OneAtATime, arrival: Arrival, page_size: int) -> list[in
             page_indices=pages,
             pages=pages,
             window_pages=None,
-            admitted=(Admission(0, parameters_of(arrival), count, none, 0),) if first else (),
+            admitted=(SlotAssignment(0, parameters_of(arrival), count, none, 0),) if first else (),
         )
         drawn.append(int(runner.collect(runner.launch(batch)).tokens[0]))
     return drawn

@@ -70,7 +70,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     """None: what the pages hold."""
     max_queued: int = 16
     scheduler: str = ""
-    """A scheduler of your own, see `pawl.testing.own`; policy and cache may be your own as well."""
+    """A scheduler of your own, see `pawl.testing.plugins`; policy and cache may be your own as well."""
 
     def loop_config(self) -> LoopConfig:
         """As the scheduler takes it."""

@@ -23,12 +23,12 @@ from pawl.actors.messages.generate import Abort
 from pawl.actors.messages.transfer import Fence, Fenced
 from pawl.actors.scheduler import Scheduler
 from pawl.actors.tiers.files import HEADER, FileStore
-from pawl.actors.tiers.mover import PageMover
+from pawl.actors.tiers.page_copier import PageCopier
 from pawl.gpu.ghost_oracle import expected
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import DECODER, ENCODER
 from pawl.lifecycle.states import Cause
-from pawl.loops.batch import Plan
+from pawl.loops.batch import ScheduledBatch
 from pawl.loops.fetching import LowerTiers
 from pawl.loops.replay import replay
 from pawl.loops.saving import WritePolicy
@@ -101,7 +101,7 @@ class Chaos:
         match self.choose(12):
             case 1:
                 # Who fetches is the one whose end is of interest.
-                fetching = [self.net.loop.table.ticket(row).request for row in self.net.loop.work.fetching]
+                fetching = [self.net.loop.table.info(row).request for row in self.net.loop.queues.fetching]
                 candidates = fetching or list(self.submitted)
                 self.net.scheduler.receive(Abort((candidates[self.choose(len(candidates))],), Cause.CLIENT))
                 self.net.scheduler.settled()
@@ -207,10 +207,10 @@ def test_a_run_with_faults_is_replayed_and_audited_from_its_trace(seed: int) -> 
 def deaf_to_fences(patch: pytest.MonkeyPatch) -> None:
     """The worker promises that a fetch writes no more, and forgets it."""
 
-    def fence(self: PageMover, message: Fence) -> None:
+    def fence(self: PageCopier, message: Fence) -> None:
         self._tell(Fenced(message.ticket))
 
-    patch.setattr(PageMover, "fence", fence)
+    patch.setattr(PageCopier, "fence", fence)
 
 
 def saves_too_late(patch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def saves_too_late(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LowerTiers, "launching", lambda self, admitted: None)
     launch = Scheduler.launch
 
-    def late(self: Scheduler, plan: Plan) -> None:
+    def late(self: Scheduler, plan: ScheduledBatch) -> None:
         launch(self, plan)
         assert self.loop.tiers is not None
         self.loop.tiers.settle()
@@ -228,7 +228,7 @@ def saves_too_late(patch: pytest.MonkeyPatch) -> None:
 
 def fills_too_early(patch: pytest.MonkeyPatch) -> None:
     """A fetch overwrites pages that a save has not read yet."""
-    patch.setattr(PageMover, "fill", PageMover._fill)
+    patch.setattr(PageCopier, "fill", PageCopier._fill)
 
 
 def trusts_files(patch: pytest.MonkeyPatch) -> None:

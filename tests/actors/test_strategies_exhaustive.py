@@ -13,10 +13,10 @@ from pawl.actors.runtime.choice import Footprint
 from pawl.actors.runtime.exploration import Result, explore
 from pawl.actors.runtime.faults import Faults
 from pawl.actors.runtime.local import LocalSystem
+from pawl.actors.runtime.network import all_wires, no_wires
 from pawl.actors.runtime.strategies.exhaustive import Exhaustive, Reduction
 from pawl.actors.runtime.strategies.races import Happened, races
 from pawl.actors.runtime.strategies.simple import RandomWalk
-from pawl.actors.runtime.transit import all_wires, no_wires
 from tests.actors.runtime_doing import GENEROUS_S
 from tests.actors.toys import Letters, Note, spawn_writers, to, writing
 

@@ -21,9 +21,9 @@ from pawl.actors.messages.transfer import PagesToWorker, ToStorage
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.scheduler import Scheduler, ToScheduler
 from pawl.actors.storage import Storage
-from pawl.actors.tiers.desk import LeaseEnded
 from pawl.actors.tiers.files import FileStore
 from pawl.actors.tiers.store import TierStore
+from pawl.actors.tiers.tier_client import LeaseEnded
 from pawl.actors.worker import Worker
 from pawl.gpu.ghost import Ghost
 from pawl.gpu.ghost_oracle import expected, expected_pages

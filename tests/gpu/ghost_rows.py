@@ -11,7 +11,7 @@ import numpy as np
 
 from pawl.gpu.ghost import Ghost
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.step import Admission, Int32s, StepBatch, StepResult
+from pawl.lifecycle.step import Int32s, SlotAssignment, StepBatch, StepResult
 
 PAGE = 4
 CONTEXT = 64
@@ -47,7 +47,7 @@ class Rows:
         count = CONTEXT // PAGE
         return self.batch(
             [],
-            admitted=(Admission(slot, sampling, len(history), int32s(history), 0),),
+            admitted=(SlotAssignment(slot, sampling, len(history), int32s(history), 0),),
             page_slots=int32s([slot] * count),
             page_indices=int32s(range(count)),
             pages=int32s(self.pages[slot]),

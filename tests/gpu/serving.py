@@ -12,10 +12,10 @@ from torch import Tensor
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.runner import Runner
 from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
-from pawl.lifecycle.table import Ticket
-from pawl.loops.batch import Plan
+from pawl.loops.batch import ScheduledBatch
 from tests.loops.driver import Driver
 
 
@@ -88,18 +88,18 @@ class Serving(Driver):
     def ask(self, asked: Asked) -> int:
         request, self._next = self._next, self._next + 1
         self.answer_of[request] = Answered()
-        ticket = Ticket(request, f"r{request}", asked.sampling, "", self.now)
+        ticket = RequestInfo(request, f"r{request}", asked.sampling, "", self.now)
         self.loop.submit(ticket, np.array(asked.prompt, np.int32), 0, float("inf"), self.now)
         return request
 
-    def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None:
+    def output(self, rows: Int32s, tokens: Int32s, plan: ScheduledBatch | None, result: StepResult | None) -> None:
         super().output(rows, tokens, plan, result)
         assert plan is not None
         assert result is not None
         wanted = np.flatnonzero(self.loop.fresh_at_commit[plan.batch.samples])
         for index, row, token in zip(wanted, rows.tolist(), tokens.tolist(), strict=True):
             answer = self.answer_of[self.request_of[row]]
-            num_top = self.loop.table.ticket(row).sampling.top_logprobs
+            num_top = self.loop.table.info(row).sampling.top_logprobs
             answer.tokens.append(token)
             if result.logprobs is not None and num_top is not None:
                 scores = result.logprobs

@@ -13,7 +13,7 @@ from pawl.gpu.ghost import Ghost
 from pawl.gpu.ghost_memory import GhostFault
 from pawl.gpu.ghost_small import SmallMemory
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.step import Admission, StepBatch
+from pawl.lifecycle.step import SlotAssignment, StepBatch
 from tests.gpu.ghost_rows import GREEDY, int32s
 
 SLOTS, PAGES, SIZE, CONTEXT = 3, 12, 2, 12
@@ -43,7 +43,7 @@ class Twins:
         admitted, segments = [], []
         for slot in sorted(draw.sample(range(SLOTS), draw.randrange(1, SLOTS + 1))):
             if self.length[slot] < 0 or self.length[slot] >= CONTEXT - 3:
-                admitted.append(Admission(slot, draw.choice((GREEDY, SAMPLED)), 0, int32s([]), 0))
+                admitted.append(SlotAssignment(slot, draw.choice((GREEDY, SAMPLED)), 0, int32s([]), 0))
                 self.length[slot], self.rows[slot] = self._adopted(slot, changes), self.rows[slot]
                 fresh = True
             else:

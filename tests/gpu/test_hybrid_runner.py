@@ -14,8 +14,8 @@ from pawl.gpu.batches import InvalidBatch
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.runner import Runner
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.step import Admission, StepBatch, StepResult
-from pawl.memory.window import NO_PAGE
+from pawl.lifecycle.step import SlotAssignment, StepBatch, StepResult
+from pawl.memory.window_pool import NO_PAGE
 from tests.gpu.driving import int32
 from tests.gpu.native_models import HYBRID, ODD, random_weights
 from tests.loops.driver import CELLS, Driver
@@ -135,7 +135,7 @@ def batch(step: int, start: int, tokens: list[int], entries: dict[int, int], **c
         "page_indices": int32(*entries),
         "pages": int32(*(page + 9 for page in entries.values())),
         "window_pages": int32(*entries.values()),
-        "admitted": () if start else (Admission(1, GREEDY, len(tokens), int32(), 0),),
+        "admitted": () if start else (SlotAssignment(1, GREEDY, len(tokens), int32(), 0),),
     }
     return StepBatch(**fields | changes)
 

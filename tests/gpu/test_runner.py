@@ -15,7 +15,7 @@ from pawl.gpu.batches import InvalidBatch
 from pawl.gpu.runner import OutOfOrder, Runner
 from pawl.gpu.weights.source import load_weights, resolve_source
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.step import Admission, StepBatch, StepResult
+from pawl.lifecycle.step import SlotAssignment, StepBatch, StepResult
 from tests.gpu.driving import DEVICES, int32
 from tests.gpu.tiny import VOCABULARY, reference_logits, save_tiny
 
@@ -73,7 +73,7 @@ class Steps:
             page_indices=np.tile(np.arange(PAGES_PER_SLOT, dtype=np.int32), len(admit)),
             pages=int32(*(PAGES_PER_SLOT * slot + 7 - index for slot in admit for index in range(PAGES_PER_SLOT))),
             admitted=tuple(
-                Admission(slot, sampling, len(history) - num_output, int32(*history), num_output)
+                SlotAssignment(slot, sampling, len(history) - num_output, int32(*history), num_output)
                 for slot, sampling in admit.items()
             ),
         )
@@ -259,8 +259,8 @@ GOOD = Steps().batch((0, 0, [1, 2, 3], True), (1, 5, None, True), admit={0: GREE
         ({"pages": int32(1)}, "differ in length"),
         ({"page_slots": int32(*[4] * 8)}, "a page slot is not below 4"),
         ({"page_indices": int32(*range(1, 9))}, "a page index is not below 8"),
-        ({"admitted": (Admission(4, GREEDY, 0, int32(), 0),)}, "admitted slot 4"),
-        ({"admitted": (Admission(0, GREEDY, 1, int32(VOCABULARY), 0),)}, "history of slot 0"),
+        ({"admitted": (SlotAssignment(4, GREEDY, 0, int32(), 0),)}, "admitted slot 4"),
+        ({"admitted": (SlotAssignment(0, GREEDY, 1, int32(VOCABULARY), 0),)}, "history of slot 0"),
     ],
 )
 def test_a_batch_that_breaks_the_contract_changes_nothing(changes: dict[str, Any], reason: str, folder: Path) -> None:

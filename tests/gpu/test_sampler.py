@@ -10,7 +10,7 @@ import torch
 
 from pawl.gpu.sampler import Draws, Sampler
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.step import Admission, Int32s
+from pawl.lifecycle.step import Int32s, SlotAssignment
 from tests.gpu.driving import DEVICES, int32
 
 VOCABULARY = 12
@@ -29,7 +29,7 @@ def sampler_of(
     for slot, sampling in enumerate(requests):
         history, num_prompt = (histories or {}).get(slot, ([], 0))
         num_output = len(history) - num_prompt
-        sampler.admit([Admission(slot, sampling, num_prompt, int32(*history), num_output)])
+        sampler.admit([SlotAssignment(slot, sampling, num_prompt, int32(*history), num_output)])
     return sampler
 
 
@@ -187,9 +187,9 @@ def test_presence_and_frequency_count_output_only() -> None:
 def test_a_slot_forgets_the_penalties_of_the_request_before() -> None:
     penalised = SamplingParameters(temperature=0.0, presence_penalty=2.0)
     sampler = sampler_of(penalised, histories={0: ([6], 0)})
-    sampler.admit([Admission(0, penalised, 0, int32(), 0)])
+    sampler.admit([SlotAssignment(0, penalised, 0, int32(), 0)])
     assert int(sampler.sample(rows(1), int32(0), int32(0)).tokens) == 6
-    sampler.admit([Admission(0, SamplingParameters(temperature=0.0), 0, int32(), 0)])
+    sampler.admit([SlotAssignment(0, SamplingParameters(temperature=0.0), 0, int32(), 0)])
     assert int(sampler.sample(rows(1), int32(0), int32(0)).tokens) == 6
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pawl.lifecycle.documents import DOCUMENT, attribute_docstrings, diagram, display_name, document, main
 from pawl.lifecycle.machine import TABLE
 from pawl.lifecycle.states import Event, State
-from pawl.lifecycle.tables import DOCUMENT, attribute_docstrings, diagram, display_name, document, main
 
 
 def test_the_page_in_the_repository_is_what_the_code_says() -> None:
@@ -20,7 +20,7 @@ def test_a_stale_page_fails_the_check_and_writing_mends_it(tmp_path: Path, capsy
     assert main(["--check"], path) == 1
     path.write_text(DOCUMENT.read_text() + "x")
     assert main(["--check"], path) == 1
-    assert "python -m pawl.lifecycle.tables" in capsys.readouterr().err
+    assert "python -m pawl.lifecycle.documents" in capsys.readouterr().err
     assert main([], path) == 0
     assert main(["--check"], path) == 0
 

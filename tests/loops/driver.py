@@ -9,13 +9,13 @@ import numpy as np
 from pawl.gpu.ghost import Ghost, PlannedFailure
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import StepResult
-from pawl.lifecycle.table import Ticket
-from pawl.loops.batch import Plan
+from pawl.loops.batch import ScheduledBatch
 from pawl.loops.loop import Ending
 from pawl.loops.select import LoopConfig, make_loop
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.page_pool import Int32s, MemoryViolation
 
 CELLS = [(pacing, mixed) for pacing in ("lockstep", "overlap") for mixed in (False, True)]
 
@@ -37,7 +37,7 @@ class Driver:
         self.records: list[object] = []
         self.loop = make_loop(self.config, self, Journal(self.records.append))
         self.ghost = Ghost.for_shape(self.config)
-        self.launched: deque[Plan] = deque()
+        self.launched: deque[ScheduledBatch] = deque()
         self.output_of: dict[int, list[int]] = {}
         self.ending_of: dict[int, Ending] = {}
         self.request_of: dict[int, int] = {}
@@ -46,22 +46,22 @@ class Driver:
 
     # ---- effects ----
 
-    def opened(self, row: int, ticket: Ticket, tokens: Int32s) -> None:
+    def opened(self, row: int, ticket: RequestInfo, tokens: Int32s) -> None:
         self.request_of[row] = ticket.request
         self.output_of[ticket.request] = []
 
-    def launch(self, plan: Plan) -> None:
+    def launch(self, plan: ScheduledBatch) -> None:
         self.launched.append(plan)
 
-    def output(self, rows: Int32s, tokens: Int32s, plan: Plan | None, result: StepResult | None) -> None:
+    def output(self, rows: Int32s, tokens: Int32s, plan: ScheduledBatch | None, result: StepResult | None) -> None:
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             request = self.request_of[row]
             assert request not in self.ending_of, "a token after the terminal record"
             self.output_of[request].append(token)
 
     def ended(self, ending: Ending) -> None:
-        assert ending.ticket.request not in self.ending_of, "two terminal records"
-        self.ending_of[ending.ticket.request] = ending
+        assert ending.info.request not in self.ending_of, "two terminal records"
+        self.ending_of[ending.info.request] = ending
 
     def violated(self, violation: MemoryViolation) -> None:
         raise violation
@@ -82,7 +82,7 @@ class Driver:
         sampling = SamplingParameters(
             temperature=0.0, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, eos_token_ids=()
         )
-        ticket = Ticket(request, f"r{request}", sampling, namespace, self.now)
+        ticket = RequestInfo(request, f"r{request}", sampling, namespace, self.now)
         self.loop.submit(ticket, np.array(prompt, np.int32), priority, deadline, self.now)
         return request
 

@@ -31,7 +31,7 @@ from pawl.lifecycle.records import (
     int32s,
 )
 from pawl.lifecycle.states import Cause, Event, State
-from pawl.loops.judging import OneDecisionLog
+from pawl.loops.decision_log import OneDecisionLog
 from tests.lifecycle.story import write
 from tests.lifecycle.test_trace import spans
 from tests.loops.test_replay import record_run

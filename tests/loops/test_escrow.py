@@ -20,9 +20,9 @@ from pawl.gpu.ghost_oracle import expected
 from pawl.lifecycle.records import StepPlanned, Transition
 from pawl.lifecycle.states import Cause, Event
 from pawl.loops.admission import Admission
-from pawl.loops.work import Work
+from pawl.loops.queues import Queues
 from pawl.memory.escrow import Escrow
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.page_pool import Int32s, MemoryViolation
 from tests.loops.driver import CELLS, Driver
 
 
@@ -142,18 +142,18 @@ def tight() -> Workload:
 def test_memory_for_one_of_two_retracts_the_younger() -> None:
     driver = run(tight(), "overlap", True)
     assert driver.loop.counters.retractions > 0
-    assert [driver.ending_of[request].ticket.num_retractions for request in (1, 2)] == [0, 0]
+    assert [driver.ending_of[request].info.num_retractions for request in (1, 2)] == [0, 0]
 
 
 def test_a_retraction_of_the_oldest_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Work, "oldest_first", lambda self: _youngest_first(self))
+    monkeypatch.setattr(Queues, "oldest_first", lambda self: _youngest_first(self))
     with pytest.raises(AssertionError):
         run(tight(), "lockstep", True)
 
 
-def _youngest_first(work: Work) -> Int32s:
-    rows = work.running()
-    return rows[(-work.table.order[rows]).argsort(kind="stable")]
+def _youngest_first(queues: Queues) -> Int32s:
+    rows = queues.running()
+    return rows[(-queues.table.order[rows]).argsort(kind="stable")]
 
 
 def test_a_promise_given_twice_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ def test_admission_without_promises_retracts_more(monkeypatch: pytest.MonkeyPatc
     careful = run(workload, "overlap", True).loop.counters.retractions
     monkeypatch.setattr(Admission, "_renew_promises", lambda self: None)
     greedy = workload.driver("overlap", True)
-    greedy.loop.role.admission.lookahead = 0  # type: ignore[attr-defined]
+    greedy.loop.planner.admission.lookahead = 0  # type: ignore[attr-defined]
     for request in workload.requests:
         greedy.submit(list(request.prompt), request.outputs)
     greedy.run()

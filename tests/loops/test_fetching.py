@@ -10,12 +10,12 @@ import pytest
 from pawl.gpu.ghost_oracle import expected, expected_pages
 from pawl.lifecycle.records import Transition
 from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, Event, State
-from pawl.lifecycle.table import Ticket
 from pawl.loops.fetching import MAX_FETCHES, PAUSE_LEASES, LowerTiers
 from pawl.loops.saving import Saving, WritePolicy
 from pawl.loops.tiers import PageFetch, TierConfig
-from pawl.memory.pages import Int32s
+from pawl.memory.page_pool import Int32s
 from pawl.memory.prefix.events import Cleared, Removed, Stored
 from pawl.memory.tiers.index import TierIndex
 from pawl.memory.tiers.keys import DeviceKeys, page_keys, root_key
@@ -32,7 +32,7 @@ class TierDriver(Driver):
     def __init__(self, **overrides: object) -> None:
         super().__init__(**overrides)
         config = TierConfig(layout="ghost", max_fetch_pages=64)
-        self.loop.tiers = self.tiers = LowerTiers(self.loop.work, self.loop.journal, self, config, self.loop.feed)
+        self.loop.tiers = self.tiers = LowerTiers(self.loop.queues, self.loop.journal, self, config, self.loop.feed)
         self.fetches: list[PageFetch] = []
         self.fences: list[int] = []
         self.eras: list[int] = []
@@ -100,7 +100,7 @@ def test_a_prefix_that_a_tier_has_is_fetched_and_not_computed() -> None:
     driver.bring(order, PROMPT)
     driver.run()
     assert driver.output_of[request] == expected(PROMPT, 4)
-    assert driver.ending_of[request].ticket.num_cached == 40
+    assert driver.ending_of[request].info.num_cached == 40
     assert driver.moves(request)[1:4] == [
         (Event.FETCH, Cause.NONE),
         (Event.FETCHED, Cause.NONE),
@@ -122,7 +122,7 @@ def test_only_what_the_device_lacks_is_fetched() -> None:
     driver.tiers.filled(order.ticket, 5, driver.now)
     driver.run()
     assert driver.output_of[request] == expected(PROMPT, 4)
-    assert driver.ending_of[request].ticket.num_cached == 40
+    assert driver.ending_of[request].info.num_cached == 40
     assert driver.cause(first) == Cause.LENGTH
 
 
@@ -131,7 +131,7 @@ def test_a_fetch_that_comes_short_brings_what_there_was_and_is_not_tried_again()
     driver.bring(order, PROMPT, 3)
     driver.run()
     assert driver.output_of[request] == expected(PROMPT, 4)
-    assert driver.ending_of[request].ticket.num_cached == 12
+    assert driver.ending_of[request].info.num_cached == 12
     assert driver.fetches == [order]
 
 
@@ -142,7 +142,7 @@ def test_a_page_that_is_gone_after_all_costs_a_miss() -> None:
     assert driver.quarantined == 0
     driver.run()
     assert driver.output_of[request] == expected(PROMPT, 4)
-    assert driver.ending_of[request].ticket.num_cached == 0
+    assert driver.ending_of[request].info.num_cached == 0
 
 
 def test_requests_that_wait_for_the_same_page_share_one_fetch() -> None:
@@ -156,7 +156,7 @@ def test_requests_that_wait_for_the_same_page_share_one_fetch() -> None:
     driver.run()
     assert driver.output_of[request] == expected(PROMPT, 4)
     assert driver.output_of[other] == expected(longer, 4)
-    assert driver.ending_of[other].ticket.num_cached == 40
+    assert driver.ending_of[other].info.num_cached == 40
 
 
 def test_others_go_on_meanwhile_and_the_fetching_request_keeps_its_place() -> None:
@@ -182,7 +182,7 @@ def test_a_long_prefix_comes_in_parts() -> None:
         driver.tiers.filled(order.ticket, len(order.pages), driver.now)
     driver.run()
     assert [len(order.pages) for order in driver.fetches] == [4, 4, 2]
-    assert driver.ending_of[request].ticket.num_cached == 40
+    assert driver.ending_of[request].info.num_cached == 40
     assert driver.output_of[request] == expected(PROMPT, 4)
 
 
@@ -210,7 +210,7 @@ def test_nothing_is_fetched_of_another_namespace_or_of_a_prompt_that_is_scored()
     driver.know(PROMPT, namespace="a")
     driver.submit(PROMPT, 2, namespace="b")
     scored = SamplingParameters(temperature=0.0, max_new_tokens=2, prompt_logprobs=True)
-    driver.loop.submit(Ticket(9, "r9", scored, "a", 0.0), np.array(PROMPT, np.int32), 0, float("inf"), 0.0)
+    driver.loop.submit(RequestInfo(9, "r9", scored, "a", 0.0), np.array(PROMPT, np.int32), 0, float("inf"), 0.0)
     driver.run()
     assert driver.fetches == []
 
@@ -294,7 +294,7 @@ def test_pages_of_an_abandoned_fetch_stay_in_quarantine_until_its_writer_has_ans
     assert driver.loop.memory.pages.free + driver.loop.memory.pages.cached == 64
     if driver.cause(request) == Cause.LENGTH:
         assert driver.output_of[request] == expected(PROMPT, 4)
-        assert driver.ending_of[request].ticket.num_cached == 0
+        assert driver.ending_of[request].info.num_cached == 0
 
 
 def test_the_end_of_a_lease_and_the_loss_of_the_worker_are_told_as_they_are() -> None:
@@ -312,7 +312,7 @@ def test_a_fetch_goes_on_for_those_who_still_wait_for_it() -> None:
     assert driver.fences == []
     driver.bring(order, PROMPT)
     driver.run()
-    assert driver.ending_of[other].ticket.num_cached == 40
+    assert driver.ending_of[other].info.num_cached == 40
     assert driver.cause(request) == Cause.CLIENT
 
 

@@ -46,7 +46,7 @@ def test_a_shared_prefix_is_computed_once() -> None:
     for prompt in prompts(10, 41, shared=40):
         driver.submit(prompt, 4)
     driver.run()
-    cached = [ending.ticket.num_cached for ending in driver.ending_of.values()]
+    cached = [ending.info.num_cached for ending in driver.ending_of.values()]
     assert sorted(cached) == [0] + [40] * 9
 
 
@@ -57,7 +57,7 @@ def test_namespaces_share_nothing() -> None:
     driver.run()
     second = driver.submit(prompt, 2, namespace="b")
     driver.run()
-    assert driver.ending_of[second].ticket.num_cached == 0
+    assert driver.ending_of[second].info.num_cached == 0
     assert driver.output_of[first] == driver.output_of[second]
 
 

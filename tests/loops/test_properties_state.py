@@ -16,10 +16,10 @@ from pawl.lifecycle.properties.base import Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record, StepCommitted
 from pawl.lifecycle.states import Cause
-from pawl.loops.judging import OneDecisionLog
+from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.loop import Loop
 from pawl.loops.properties.laws import LAWS, STATE_PROPERTIES, name_of
-from pawl.memory.pages import MemoryViolation
+from pawl.memory.page_pool import MemoryViolation
 from tests.loops.driver import CELLS, Driver
 from tests.loops.test_replay import record_run
 
@@ -48,7 +48,7 @@ def working() -> Tolerant:
         driver.submit(PROMPT, 30)
     for _ in range(6):
         driver.step()
-    assert driver.loop.work.num_running == 3
+    assert driver.loop.queues.num_running == 3
     return driver
 
 
@@ -118,7 +118,7 @@ def _change_the_digest(driver: HasLoop) -> None:
 
 
 def _forget_a_request(driver: HasLoop) -> None:
-    driver.loop.work.drop(int(driver.loop.work.running()[0]))
+    driver.loop.queues.drop(int(driver.loop.queues.running()[0]))
 
 
 def _count_a_request_twice(driver: HasLoop) -> None:
@@ -165,7 +165,7 @@ def test_a_canary_in_the_state_is_reported(plant: str) -> None:
 def test_a_loop_that_leaves_a_request_waiting_for_nothing_is_reported() -> None:
     driver = Tolerant()
     driver.submit(PROMPT, 4)
-    driver.loop.work.memory.slots._free.clear()
+    driver.loop.queues.memory.slots._free.clear()
     assert not driver.loop.in_flight
     driver.loop.turn(1.0)
     assert "work_conserving" in driver.names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pawl.loops.properties.tables import GROUPS, NO_FEATURE, document, judges, main
+from pawl.loops.properties.documents import GROUPS, NO_FEATURE, document, judges, main
 
 
 def test_the_page_in_the_repository_is_what_the_code_says() -> None:

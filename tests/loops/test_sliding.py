@@ -15,10 +15,10 @@ from pawl.gpu.ghost_memory import GhostFault
 from pawl.gpu.ghost_oracle import expected
 from pawl.lifecycle.states import Cause
 from pawl.loops.select import LoopConfig, make_windows
-from pawl.memory.pages import Int32s, MemoryViolation
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.prefix.sliding import SlidingCache
-from pawl.memory.window import Windows
+from pawl.memory.window_pool import WindowPool
 from tests.loops.driver import CELLS, Driver
 from tests.loops.test_escrow import Workload, run, workloads
 from tests.loops.test_loop import disturb
@@ -73,7 +73,7 @@ def serve(driver: Driver, prompts: list[list[int]], outputs: int) -> None:
         assert driver.cause(request) == Cause.LENGTH
 
 
-def windows_of(driver: Driver) -> Windows:
+def windows_of(driver: Driver) -> WindowPool:
     assert driver.loop.memory.windows is not None
     return driver.loop.memory.windows
 
@@ -112,7 +112,7 @@ def test_a_long_prompt_takes_window_pages_for_its_window_and_the_steps_in_flight
         driver.submit(prompt, 40)
     while driver.step():
         table, memory = driver.loop.table, driver.loop.memory
-        rows = driver.loop.work.running()
+        rows = driver.loop.queues.running()
         slots = table.slot[rows]
         most = max([most, *(memory.num_pages[slots] - windows.start[slots]).tolist()])
     # One more chunk may be in flight under overlap when there is room.
@@ -141,7 +141,7 @@ def test_a_conversation_goes_on_where_its_last_answer_ended() -> None:
         talk = talk + answer + [7, 8, 9]
         follow = driver.submit(talk, 0)
         driver.run()
-        assert driver.ending_of[follow].ticket.num_cached >= before // 4 * 4
+        assert driver.ending_of[follow].info.num_cached >= before // 4 * 4
     assert driver.loop.memory.cache.statistics()["tombstones"] > 0
 
 
@@ -152,7 +152,7 @@ def test_what_was_computed_again_brings_a_tombstone_back_to_life() -> None:
         request = driver.submit(prompt, 1)
         driver.run()
         assert driver.output_of[request] == expected(prompt, 1)
-        assert driver.ending_of[request].ticket.num_cached == cached
+        assert driver.ending_of[request].info.num_cached == cached
     assert driver.loop.memory.pages.cached == 12, "the second time, the same full pages were used"
 
 
@@ -188,7 +188,7 @@ def test_aborts_failures_and_pressure_on_both_pools_never_change_a_surviving_req
 
 DEFECTS: dict[str, tuple[object, str, Callable[..., object]]] = {
     "a window page is freed one page too early": (
-        Windows,
+        WindowPool,
         "first_read",
         lambda windows, lengths: np.asarray(np.maximum(lengths // 4 - windows.behind + 1, 0), np.int32),
     ),
@@ -225,7 +225,7 @@ def test_admission_without_promises_of_window_pages_retracts(monkeypatch: pytest
         return driver.loop.counters.retractions
 
     assert retractions() == 0
-    monkeypatch.setattr(Windows, "promise", lambda *_: True)
+    monkeypatch.setattr(WindowPool, "promise", lambda *_: True)
     assert retractions() > 0
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
-from pawl.memory.pages import MemoryViolation, Reservation
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import MemoryViolation, Reservation
 from pawl.memory.prefix.base import Eviction, Hold
 from pawl.memory.prefix.chunk import ChunkCache
 from tests.memory.observation import observe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
 
 
 class InjectedFailure(MemoryError):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pawl.memory.pages import Reservation
+from pawl.memory.page_pool import Reservation
 from tests.memory.every_verb import EveryVerb, WithoutCache
 
 STATEMENTS: Mapping[int, str] = {

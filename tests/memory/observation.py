@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
 from pawl.memory.prefix.audit import own_holders
 from pawl.memory.prefix.compiled import CompiledRadixCache
 from pawl.memory.prefix.node import Node
 from pawl.memory.prefix.radix import RadixCache
-from pawl.memory.window import Windows
+from pawl.memory.window_pool import WindowPool
 from tests.memory.reference import Prefix
 
 
@@ -64,7 +64,7 @@ def observe(memory: Memory) -> dict[str, Any]:
     }
 
 
-def observe_windows(windows: Windows) -> dict[str, Any]:
+def observe_windows(windows: WindowPool) -> dict[str, Any]:
     """The second pool's part. Where a page is that nobody refers to means nothing."""
     return {
         "counters": windows.pool.counters(),

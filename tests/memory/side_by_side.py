@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.prefix.audit import walk
 from pawl.memory.prefix.base import Hold, Insertion, PrefixCache
 from pawl.memory.prefix.chunk import EmptyHold

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
 from pawl.memory.prefix.events import Mirror
 from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.transaction import Ledger
-from pawl.memory.window import NO_PAGE, Windows
+from pawl.memory.window_pool import NO_PAGE, WindowPool
 from tests.memory.reference import Prefix
 from tests.memory.test_histories import MAX_PAGES_OF_A_REQUEST, MemoryHistory, WatchedCache, as_array
 
@@ -45,7 +45,7 @@ class SlidingHistory(MemoryHistory):
         super().start(num_pages, num_slots)
 
     def new_memory(self, num_pages: int, num_slots: int, context: int) -> Memory:
-        self.windows = Windows(
+        self.windows = WindowPool(
             Ledger(),
             num_pages=self.num_window_pages,
             num_full=num_pages,

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pawl.memory.pages import Int32s, MemoryViolation
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.prefix.node import Node
 from pawl.memory.prefix.radix import RadixCache
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pawl.memory.pages import MemoryViolation
+from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.compiled import CompiledRadixCache
 from pawl.memory.prefix.events import CacheEvent
 from pawl.memory.prefix.order import POLICIES

@@ -16,8 +16,8 @@ from pawl.lifecycle.records import Digest, StepCommitted, StepRolledBack
 from pawl.loops.replay import Diverged, replay
 from pawl.memory.audit import recompute
 from pawl.memory.digest import MASK, keys, signed
-from pawl.memory.pages import MemoryViolation
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.radix import RadixCache
 from tests.conftest import ROOT
 from tests.loops.test_replay import record_run
@@ -26,7 +26,7 @@ from tests.memory.test_failures import PAGE, extend, memory_with_history
 
 
 def busy(num_pools: int = 2) -> Memory:
-    """Rows, promises, a cache, a reservation, and pages and a slot that wait for a step in flight."""
+    """PageTable, promises, a cache, a reservation, and pages and a slot that wait for a step in flight."""
     memory, slots = memory_with_history(num_pools)
     assert memory.reserve(2) is not None
     transaction = memory.ledger.begin()

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 
-from pawl.memory.pages import MemoryViolation
+from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.chunk import ChunkCache
 from pawl.memory.prefix.events import Block, CacheEvent, Cleared, Mirror, Removed, Stored
 from pawl.memory.prefix.order import POLICIES

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
 from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.transaction import Ledger, Transaction
-from pawl.memory.window import Windows
+from pawl.memory.window_pool import WindowPool
 from tests.memory.injection import InjectedFailure, Injector
 from tests.memory.observation import observe
 
@@ -33,7 +33,7 @@ def empty_memory(num_pools: int) -> Memory:
     sizes = {"num_slots": 6, "max_context": 8 * PAGE}
     if num_pools == 1:
         return Memory(num_pages=24, cache=RadixCache(PAGE), **sizes)
-    windows = Windows(Ledger(), num_pages=24, num_full=24, page_size=PAGE, window=2 * PAGE, chunk=8 * PAGE, **sizes)
+    windows = WindowPool(Ledger(), num_pages=24, num_full=24, page_size=PAGE, window=2 * PAGE, chunk=8 * PAGE, **sizes)
     return Memory(num_pages=24, cache=SlidingCache(PAGE, windows), windows=windows, **sizes)
 
 

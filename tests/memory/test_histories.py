@@ -18,11 +18,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pawl.memory.pages import Int32s
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import Int32s
+from pawl.memory.page_table import PageEntries
 from pawl.memory.prefix.base import Eviction
 from pawl.memory.prefix.radix import RadixCache
-from pawl.memory.rows import PageEntries
 from pawl.memory.transaction import Transaction
 from tests.memory.observation import observe
 from tests.memory.reference import Admit, Evict, Extend, Prefix, Promise, Reference, Release, Resolve, Share, State

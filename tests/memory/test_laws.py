@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from pawl.memory.escrow import Escrow
-from pawl.memory.pages import Int32s, MemoryViolation, PagePool
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import Int32s, MemoryViolation, PagePool
+from pawl.memory.page_table import PageTable
 from pawl.memory.prefix.base import Hold
 from pawl.memory.prefix.radix import RadixCache
-from pawl.memory.rows import Rows
 from pawl.memory.transaction import Ledger
 from tests.memory.every_verb import play, random_program
 from tests.memory.lawful import STATEMENTS, Lawful, LawfulWithoutCache
@@ -102,14 +102,14 @@ class TestLaw05Generations(Law):
     defect = (PagePool, "_age", lambda *_: None)
 
 
-def _cut_pages_only(rows: Rows, slots: Int32s, num_pages: Int32s, lengths: Int32s) -> None:
+def _cut_pages_only(rows: PageTable, slots: Int32s, num_pages: Int32s, lengths: Int32s) -> None:
     rows.num_pages[slots] = num_pages
 
 
 class TestLaw06RowsFit(Law):
     __doc__ = STATEMENTS[6]
     number = 6
-    defect = (Rows, "cut", _cut_pages_only)
+    defect = (PageTable, "cut", _cut_pages_only)
 
 
 class TestLaw07Holds(Law):

@@ -12,11 +12,11 @@ import pytest
 from pawl.gpu.ghost_memory import GhostFault
 from pawl.lifecycle.states import Cause
 from pawl.memory.escrow import Escrow
-from pawl.memory.pages import MemoryViolation, PagePool
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import MemoryViolation, PagePool
+from pawl.memory.page_table import PageTable
 from pawl.memory.prefix.base import Hold
-from pawl.memory.rows import Rows
-from pawl.memory.slots import SlotPool
+from pawl.memory.slot_pool import SlotPool
 from pawl.memory.transaction import Transaction
 from tests.loops.driver import CELLS, Driver
 from tests.memory.injection import Injector
@@ -76,7 +76,7 @@ class TestLaw10NothingIsLeftBehind:
 
     def only_the_running_own(self, driver: Driver) -> None:
         loop, memory = driver.loop, driver.loop.memory
-        slots = set(loop.table.slot[loop.work.running()].tolist())
+        slots = set(loop.table.slot[loop.queues.running()].tolist())
         assert set(memory.slots.used.tolist()) == slots
         assert {slot for slot, hold in enumerate(memory.holds) if hold is not None} == slots
         assert set(memory.escrow.promised.nonzero()[0].tolist()) <= slots
@@ -199,7 +199,7 @@ UNDOS: dict[str, tuple[type, str, Callable[..., object]]] = {
     "pages stay shared": (Memory, "_unshare", lambda *_: None),
     "a prefix stays held": (Memory, "_unhold", lambda *_: None),
     "a row stays": (Memory, "_unadmit", lambda *_: None),
-    "rows stay long": (Rows, "cut", lambda *_: None),
+    "rows stay long": (PageTable, "cut", lambda *_: None),
     "a row stays long": (Memory, "_unextend_slot", lambda *_: None),
     "spent promises stay spent": (Memory, "_unspend_slot", lambda *_: None),
 }

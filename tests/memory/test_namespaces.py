@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
 from pawl.memory.prefix.namespace import namespace_of
 from pawl.memory.prefix.radix import RadixCache
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pawl.memory.pages import MemoryViolation
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.base import PrefixCache
 from pawl.memory.prefix.chunk import ChunkCache
 from pawl.memory.prefix.radix import RadixCache

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 
-from pawl.memory.pages import MemoryViolation
+from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.base import Hold
 from pawl.memory.prefix.node import NO_RANK, Node, Rank
 from pawl.memory.prefix.order import POLICIES, Order, RankedOrder, make_order

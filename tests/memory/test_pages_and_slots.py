@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pawl.memory.pages import Int32s, MemoryViolation, PagePool
-from pawl.memory.slots import SlotPool
+from pawl.memory.page_pool import Int32s, MemoryViolation, PagePool
+from pawl.memory.slot_pool import SlotPool
 from pawl.memory.transaction import Ledger, Transaction
 
 

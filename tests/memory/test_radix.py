@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.prefix.radix import RadixCache, RadixHold
 from tests.memory.observation import cache_content
 from tests.memory.reference import Prefix, beginnings

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from pawl.memory.pages import MemoryViolation
-from pawl.memory.rows import Rows
+from pawl.memory.page_pool import MemoryViolation
+from pawl.memory.page_table import PageTable
 from tests.memory.every_verb import EveryVerb, WithoutCache, fails, play, random_program, shrunk
 from tests.memory.test_histories import PHASES
 
@@ -62,7 +62,7 @@ def test_every_verb_agrees_with_the_reference_after_every_move(kind: type[EveryV
 
 
 def test_a_failure_is_shrunk_to_the_few_calls_that_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Rows, "cut", lambda *_: None)
+    monkeypatch.setattr(PageTable, "cut", lambda *_: None)
     failing = next(seed for seed in range(20) if fails(random_program(seed, 20), EveryVerb))
     program = random_program(failing, 20)
     short = shrunk(program, EveryVerb)

@@ -23,7 +23,7 @@ from pawl.memory.prefix.select import (
 )
 from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.transaction import Ledger
-from pawl.memory.window import Windows
+from pawl.memory.window_pool import WindowPool
 
 PAGE = Path(__file__).parents[2] / "docs" / "caches.md"
 
@@ -96,8 +96,8 @@ def test_only_the_radix_cache_has_a_compiled_core() -> None:
         choose_core("rust")
 
 
-def some_windows() -> Windows:
-    return Windows(Ledger(), num_pages=4, num_full=4, num_slots=1, page_size=16, window=16, chunk=16, max_context=64)
+def some_windows() -> WindowPool:
+    return WindowPool(Ledger(), num_pages=4, num_full=4, num_slots=1, page_size=16, window=16, chunk=16, max_context=64)
 
 
 def test_a_second_pool_makes_the_cache_a_sliding_one_with_any_policy() -> None:

@@ -7,19 +7,19 @@ from random import Random
 import numpy as np
 import pytest
 
-from pawl.memory.pages import Int32s
+from pawl.memory.page_pool import Int32s
 from pawl.memory.prefix.order import POLICIES
 from pawl.memory.prefix.select import make_cache
 from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.transaction import Ledger
-from pawl.memory.window import NO_PAGE, Windows
+from pawl.memory.window_pool import NO_PAGE, WindowPool
 
 PAGE = 2
 
 
-def sliding(behind: int, eviction: str = "lru") -> tuple[SlidingCache, Windows]:
+def sliding(behind: int, eviction: str = "lru") -> tuple[SlidingCache, WindowPool]:
     """A cache whose windows reach back `behind` pages from the end of a page."""
-    windows = Windows(
+    windows = WindowPool(
         Ledger(),
         num_pages=40,
         num_full=40,
@@ -36,7 +36,7 @@ def tokens(*words: int) -> Int32s:
     return np.repeat(np.array(words, np.int32), PAGE)
 
 
-def store(cache: SlidingCache, windows: Windows, words: tuple[int, ...], alive: str) -> None:
+def store(cache: SlidingCache, windows: WindowPool, words: tuple[int, ...], alive: str) -> None:
     """Cache a prompt from page 0 on; 'x' stands for a page with a window page, '.' for a tombstone."""
     pages = np.arange(len(words), dtype=np.int32)
     windows.partner[pages] = [page if mark == "x" else NO_PAGE for page, mark in enumerate(alive)]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.prefix.sliding import SlidingCache
-from pawl.memory.window import NO_PAGE, Windows
+from pawl.memory.window_pool import NO_PAGE, WindowPool
 from tests.memory.sliding_history import SlidingHistory
 from tests.memory.test_histories import MAX_PAGES_OF_A_REQUEST, PHASES, random_moves
 
@@ -53,12 +53,12 @@ def test_two_pools_agree_with_the_meaning_of_windows_after_every_move_of_a_rando
     )
 
 
-def early(windows: Windows, lengths: Int32s) -> Int32s:
+def early(windows: WindowPool, lengths: Int32s) -> Int32s:
     """The window of the page after."""
     return np.asarray(np.maximum(lengths // windows.page_size - windows.behind + 1, 0), np.int32)
 
 
-def forget_to_revive(windows: Windows, slot: int, indices: Int32s, ours: Int32s, theirs: Int32s, fence: int) -> None:
+def forget_to_revive(windows: WindowPool, slot: int, indices: Int32s, ours: Int32s, theirs: Int32s, fence: int) -> None:
     """Window pages of the row are given back although the cache has none."""
     read = indices >= windows.start[slot]
     alive = windows.partner[theirs[read]] != NO_PAGE
@@ -66,21 +66,21 @@ def forget_to_revive(windows: Windows, slot: int, indices: Int32s, ours: Int32s,
     windows._let_go(ours[read], fence)
 
 
-def no_fence(windows: Windows, slot: int, pages: Int32s, fence: int) -> None:
+def no_fence(windows: WindowPool, slot: int, pages: Int32s, fence: int) -> None:
     """What a row that ends leaves behind is free at once."""
     windows._let_go(pages[windows.start[slot] :], windows.ledger.resolved)
     windows._forget(slot)
 
 
 DEFECTS: dict[str, tuple[object, str, Callable[..., object]]] = {
-    "a window page is freed one page too early": (Windows, "first_read", early),
-    "a tombstone is not brought back to life": (Windows, "move", forget_to_revive),
+    "a window page is freed one page too early": (WindowPool, "first_read", early),
+    "a tombstone is not brought back to life": (WindowPool, "move", forget_to_revive),
     "a match goes through a tombstone": (SlidingCache, "_usable", lambda cache, node, num_pages: num_pages),
-    "a page is reused while a step in flight reads it": (Windows, "leave", no_fence),
-    "an aborted step keeps its window pages": (Windows, "_untake", lambda *_: None),
-    "full pages leave without their partners": (Windows, "dropped", lambda *_: None),
-    "the cache does not refer to the window pages it adopts": (Windows, "adopt", lambda *_: None),
-    "windows never move on": (Windows, "slide", lambda *_: None),
+    "a page is reused while a step in flight reads it": (WindowPool, "leave", no_fence),
+    "an aborted step keeps its window pages": (WindowPool, "_untake", lambda *_: None),
+    "full pages leave without their partners": (WindowPool, "dropped", lambda *_: None),
+    "the cache does not refer to the window pages it adopts": (WindowPool, "adopt", lambda *_: None),
+    "windows never move on": (WindowPool, "slide", lambda *_: None),
 }
 
 

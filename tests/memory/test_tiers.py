@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.memory.pages import MemoryViolation
+from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.events import Removed, Stored
 from pawl.memory.tiers.host import HostPool
 from pawl.memory.tiers.index import TierIndex

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.memory.pages import Int32s, MemoryViolation
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.prefix.chunk import ChunkCache
 from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.recency import PageOrder
 from pawl.memory.transaction import Ledger
-from pawl.memory.window import NO_PAGE, Windows
+from pawl.memory.window_pool import NO_PAGE, WindowPool
 
 PAGE = 4
 
@@ -26,10 +26,10 @@ def as_array(*values: int) -> Int32s:
 
 def hybrid(
     num_window_pages: int = 8, window: int = 2 * PAGE, num_pages: int = 16, chunk: int = PAGE, cache: str = "radix"
-) -> tuple[Memory, Windows]:
+) -> tuple[Memory, WindowPool]:
     """Three slots over two pools."""
     sizes = {"num_slots": 3, "max_context": 12 * PAGE}
-    windows = Windows(
+    windows = WindowPool(
         Ledger(),
         num_pages=num_window_pages,
         num_full=num_pages,
@@ -254,7 +254,7 @@ def set_item(array: np.ndarray, index: int, value: int) -> None:
     array[index] = value
 
 
-Break = Callable[[Memory, Windows], object]
+Break = Callable[[Memory, WindowPool], object]
 BROKEN: dict[str, tuple[str, Break]] = {
     "a window page leaks": ("free .* = total", lambda m, w: setattr(w.pool, "free", w.pool.free - 1)),
     "a partner is forgotten": ("partner of one full page", lambda m, w: set_item(w.partner, m.page_table[0, 4], -1)),

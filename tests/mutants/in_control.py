@@ -7,7 +7,7 @@ from pawl.actors.scheduler import Scheduler
 from pawl.actors.worker import Worker
 from pawl.loops.loop import Loop
 from pawl.loops.policy import FirstComeFirstServed
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
 from pawl.memory.prefix.radix import RadixCache
 from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
 

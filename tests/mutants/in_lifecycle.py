@@ -6,11 +6,11 @@ from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.gateway import Gateway
 from pawl.actors.runtime.faults import Faults
 from pawl.actors.scheduler import Scheduler
-from pawl.lifecycle.table import RequestTable
+from pawl.lifecycle.requests import RequestTable
 from pawl.loops.loop import Loop
+from pawl.loops.planner import UnifiedPlanner
 from pawl.loops.policy import FirstComeFirstServed
-from pawl.loops.roles import Unified
-from pawl.loops.work import Work
+from pawl.loops.queues import Queues
 from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
 
 LOSES_A_STEP = Faults(strike=1)
@@ -36,8 +36,8 @@ LIFECYCLE = (
         "An abort of a waiting request leaves its row in the queue.",
         Edit(
             Loop._leave,
-            "if source != State.NEW:\n        self.work.drop(row)",
-            "if source > State.QUEUED:\n        self.work.drop(row)",
+            "if source != State.NEW:\n        self.queues.drop(row)",
+            "if source > State.QUEUED:\n        self.queues.drop(row)",
         ),
     ),
     _mutant(
@@ -85,7 +85,7 @@ LIFECYCLE = (
         "legal_lifecycle",
         "21171",
         "A request that is retracted while a step is in flight still gets that step's token.",
-        Edit(Work.retract, "table.attempt[row] += 1", "pass"),
+        Edit(Queues.retract, "table.attempt[row] += 1", "pass"),
         shape=TIGHT | {"pacing": "overlap"},
     ),
     _mutant(
@@ -93,7 +93,7 @@ LIFECYCLE = (
         "bounded_progress",
         "36855; vllm 39734",
         "The oldest request is retracted when pages run out, not the youngest.",
-        Edit(Unified._squeeze, "victim = int(running[-1])", "victim = int(running[0])"),
+        Edit(UnifiedPlanner._squeeze, "victim = int(running[-1])", "victim = int(running[0])"),
         Edit(Loop._unblock, "oldest_first()[-1]", "oldest_first()[0]"),
         shape=TIGHT,
     ),
@@ -102,7 +102,7 @@ LIFECYCLE = (
         "fault_isolation",
         "31597, 7897",
         "Every request that was part of a lost step is ended, the first time it happens.",
-        Edit(Loop._strike, "if ticket.strikes >= MAX_STRIKES:", "if ticket.strikes:"),
+        Edit(Loop._strike, "if info.strikes >= MAX_STRIKES:", "if info.strikes:"),
         faults=LOSES_A_STEP,
     ),
     _mutant(
@@ -118,7 +118,7 @@ LIFECYCLE = (
         "legal_lifecycle",
         "31765",
         "When the step that admitted a request is rolled back, its state stays PREFILLING.",
-        Edit(Work._unadmitted, "self.table.undo(row, State.QUEUED)", "pass"),
+        Edit(Queues._unadmitted, "self.table.undo(row, State.QUEUED)", "pass"),
         faults=LOSES_A_STEP,
     ),
     _mutant(

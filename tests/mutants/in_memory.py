@@ -5,13 +5,13 @@ from __future__ import annotations
 from pawl.actors.runtime.faults import Faults
 from pawl.loops.admission import Admission
 from pawl.loops.loop import Loop
-from pawl.loops.work import Work
+from pawl.loops.queues import Queues
 from pawl.memory.escrow import Escrow
-from pawl.memory.pages import PagePool
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import PagePool
 from pawl.memory.prefix.radix import RadixCache
-from pawl.memory.slots import SlotPool
-from pawl.memory.window import Windows
+from pawl.memory.slot_pool import SlotPool
+from pawl.memory.window_pool import WindowPool
 from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
 
 LOSES_A_STEP = Faults(strike=1)
@@ -90,7 +90,7 @@ MEMORY = (
         "read_after_commit",
         "30986",
         "A request that leaves offers its last page to others before its last token's keys and values are written.",
-        Edit(Work.keep_prefix, "table.num_tokens[row] - 1 if", "table.num_tokens[row] if"),
+        Edit(Queues.keep_prefix, "table.num_tokens[row] - 1 if", "table.num_tokens[row] if"),
         shape=RADIX,
     ),
     _mutant(
@@ -98,7 +98,7 @@ MEMORY = (
         "read_after_commit",
         "31616",
         "A window slides one page too far, so that the next query misses keys that it should see.",
-        Edit(Windows.first_read, "- self.behind", "- self.behind + 1"),
+        Edit(WindowPool.first_read, "- self.behind", "- self.behind + 1"),
         shape=HYBRID,
     ),
     _mutant(
@@ -108,7 +108,7 @@ MEMORY = (
         "A request that turns out not to fit keeps the slot and the holds that it has taken so far.",
         Edit(
             Admission.admit,
-            "if outcome is None:\n            draft.transaction.rollback(savepoint)",
+            "if outcome is None:\n            builder.transaction.rollback(savepoint)",
             "if outcome is None:",
         ),
     ),
@@ -139,7 +139,7 @@ MEMORY = (
         "conservation",
         "6888",
         "A retracted request goes back to the queue, but its slot and its pages stay taken.",
-        Edit(Work.retract, "self.memory.release(int(table.slot[row]))", "pass"),
+        Edit(Queues.retract, "self.memory.release(int(table.slot[row]))", "pass"),
         shape=TIGHT,
     ),
     _mutant(

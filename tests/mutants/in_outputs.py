@@ -9,8 +9,8 @@ from pawl.actors.text.stream import Stream
 from pawl.gpu.ghost import Ghost
 from pawl.gpu.ghost_draws import GhostDraws
 from pawl.loops.loop import Loop
-from pawl.loops.work import Work
-from pawl.memory.pool import Memory
+from pawl.loops.queues import Queues
+from pawl.memory.memory import Memory
 from pawl.memory.prefix.radix import RadixCache
 from tests.mutants.mutant import TIGHT, WIDE, Edit, Group, Mutant
 
@@ -68,7 +68,7 @@ OUTPUTS = (
         "14109, 20729",
         "A retracted request starts again from its prompt, so that its client sees its first tokens twice.",
         Edit(
-            Work.retract,
+            Queues.retract,
             "table.attempt[row] += 1",
             "table.attempt[row] += 1; table.num_tokens[row] = table.num_prompt[row]",
         ),

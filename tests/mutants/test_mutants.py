@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
 from tests.mutants.everything import MUTANTS
 from tests.mutants.hunting import SCHEDULES_OF_EACH, explore_stream, hunt
 from tests.mutants.mutant import Edit, EditFails, Group, Mutant, planted

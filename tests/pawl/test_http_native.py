@@ -1,4 +1,4 @@
-"""`POST /generate` answers as the seed system does, so that its clients work unchanged."""
+"""`POST /generate` answers as SGLang does, so that its clients work unchanged."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_a_native_stream_tells_a_failure_in_its_finish_reason(client: httpx.Clie
 def test_the_status_line_does_not_wait_for_ever(
     client: httpx.Client, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pawl.http.exchange.HEADER_PATIENCE_S", 0.05)
+    monkeypatch.setattr("pawl.http.replies.HEADER_PATIENCE_S", 0.05)
     served.on_loop(served.engine.fall_silent)
     with client.stream("POST", "/generate", json={**PATHS["/generate"], "stream": True}) as response:
         assert response.status_code == 200, "the status came although no token did"

@@ -11,7 +11,7 @@ import pytest
 from pawl.config import ConfigError, build_config
 from pawl.engine import Engine
 from pawl.lifecycle.audit import Verdict, audit
-from pawl.loops.judging import OneDecisionLog
+from pawl.loops.decision_log import OneDecisionLog
 from tests.gpu.gemma import gemma_path
 
 WINDOW = 512

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from pawl.cli import main
 from pawl.testing import Faults, PropertyFailed, Workload, check_schedule, fault_budgets, schedules, workloads
-from pawl.testing.own import know_policy
+from pawl.testing.plugins import know_policy
 from pawl.testing.workload import Shape
 
 pytest_plugins = ["pytester"]
@@ -160,7 +160,7 @@ def test_chance_that_nobody_seeded_fails_the_test(project: pytest.Pytester) -> N
         + """
 import random
 from pawl.testing import queue
-from pawl.testing.own import know_policy
+from pawl.testing.plugins import know_policy
 
 
 class Dice:
@@ -221,7 +221,7 @@ def test_workload_and_schedule_shrink_together() -> None:
 
 
 def test_names_of_what_cannot_be_loaded_say_why() -> None:
-    from pawl.testing.own import know_all
+    from pawl.testing.plugins import know_all
 
     for shape, told in (
         (Shape(policy="none.such:Mine"), "No module named"),

@@ -65,7 +65,7 @@ inline PyTypeObject* import_type(const char* module, const char* name) {
 
 inline bool load_imports() {
     imports = {
-        import_name("pawl.memory.pages", "MemoryViolation"),
+        import_name("pawl.memory.page_pool", "MemoryViolation"),
         import_type("pawl.memory.prefix.base", "Insertion"),
         import_type("pawl.memory.prefix.base", "Eviction"),
         import_type("pawl.memory.prefix.events", "Stored"),

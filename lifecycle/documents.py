@@ -1,4 +1,4 @@
-"""Prints the lifecycle as documentation: `python -m pawl.lifecycle.tables` writes docs/lifecycle.md from the code.
+"""Prints the lifecycle as documentation: `python -m pawl.lifecycle.documents` writes docs/lifecycle.md from the code.
 
 With `--check` nothing is written, and the exit code is 1 when the file is not what the code says.
 """
@@ -21,7 +21,7 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "lifecycle.md"
 _INTRODUCTION = """\
 # The lifecycle of a request
 
-<!-- Written by `python -m pawl.lifecycle.tables` from lifecycle/states.py and lifecycle/machine.py. Do not edit. -->
+<!-- Written by `python -m pawl.lifecycle.documents` from lifecycle/states.py and lifecycle/machine.py. Do not edit. -->
 
 A request is a state machine, and one table says all that it may do. The table guards the running server, is the model
 of the property tests, and judges recorded traces. A pair of state and event that is not in it raises
@@ -153,7 +153,7 @@ class Page(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None, path: Path = DOCUMENT) -> int:
     """Write the document, or check it. The exit code."""
-    return Page(path, document, "pawl.lifecycle.tables").keep(arguments)
+    return Page(path, document, "pawl.lifecycle.documents").keep(arguments)
 
 
 if __name__ == "__main__":

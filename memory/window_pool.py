@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from pawl.memory.escrow import Escrow
-from pawl.memory.pages import Int32s, MemoryViolation, PagePool, consecutive
+from pawl.memory.page_pool import Int32s, MemoryViolation, PagePool, consecutive
 from pawl.memory.recency import PageOrder
 from pawl.memory.transaction import Ledger, Transaction
 
@@ -28,7 +28,7 @@ NO_PAGE = -1
 """What the worker's table says where a full page has no partner."""
 
 
-class Windows:
+class WindowPool:
     """Owner of every window page, for `num_slots` rows over a pool of `num_full` full pages.
 
     `window`: keys that a query sees, its own included; `chunk`: tokens of one row that a step computes at the most;

@@ -14,26 +14,26 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Cause, Event, State
-from pawl.lifecycle.table import RequestTable
-from pawl.memory.pages import Int32s
-from pawl.memory.pool import Memory
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import Int32s
 from pawl.memory.transaction import Transaction
 
 # numpy compares with a number four times as fast as with an enumeration.
 _PREFILLING, _DECODING = int(State.PREFILLING), int(State.DECODING)
 
 
-class Work:
+class Queues:
     """Live requests by what the planner does with them next."""
 
     def __init__(self, table: RequestTable, memory: Memory) -> None:
         self.table = table
         self.memory = memory
-        self.queue: dict[int, None] = {}
+        self.waiting: dict[int, None] = {}
         """Rows never admitted, in arrival order."""
         self.fetching: set[int] = set()
-        """Rows of `queue` that wait for their prefix from a lower cache tier; not admitted meanwhile."""
+        """Rows of `waiting` that wait for their prefix from a lower cache tier; not admitted meanwhile."""
         self.retracted: list[int] = []
         """Rows that lost their memory; admitted before the queue, in the order of their first admission."""
         self.prefilling: dict[int, None] = {}
@@ -50,11 +50,11 @@ class Work:
 
     @property
     def num_waiting(self) -> int:
-        return len(self.queue) + len(self.retracted)
+        return len(self.waiting) + len(self.retracted)
 
     @property
     def idle(self) -> bool:
-        return not (self.queue or self.retracted or self.prefilling or len(self.decoding))
+        return not (self.waiting or self.retracted or self.prefilling or len(self.decoding))
 
     def running(self) -> Int32s:
         """Rows at work, int32 [n]."""
@@ -75,7 +75,7 @@ class Work:
     def cached_pages(self, row: int) -> Int32s:
         """Pages that the prefix cache has for a waiting request now."""
         tokens = self.table.tokens[row, : self.table.num_tokens[row] - 1]
-        hold = self.memory.cache.match_and_hold(tokens, self.table.ticket(row).namespace)
+        hold = self.memory.cache.match_and_hold(tokens, self.table.info(row).namespace)
         pages = hold.pages
         self.memory.cache.release(hold, self.memory.ledger.resolved, used=False)
         return pages
@@ -88,9 +88,9 @@ class Work:
         table.slot[row] = slot
         table.num_computed[row] = num_cached
         table.move(row, Event.ADMIT)
-        transaction.log(self._unadmitted, row, row in self.queue)
-        if row in self.queue:
-            del self.queue[row]
+        transaction.log(self._unadmitted, row, row in self.waiting)
+        if row in self.waiting:
+            del self.waiting[row]
             table.order[row] = self._admissions
             self._admissions += 1
         else:
@@ -103,7 +103,7 @@ class Work:
             self.table.undo(row, State.QUEUED)
             self.drop(row)
             if was_queued:
-                self.queue = {row: None, **self.queue}
+                self.waiting = {row: None, **self.waiting}
             else:
                 self._requeue(row)
 
@@ -118,8 +118,8 @@ class Work:
         """Forget where the row stands, wherever that is."""
         if row in self.prefilling:
             del self.prefilling[row]
-        elif row in self.queue:
-            del self.queue[row]
+        elif row in self.waiting:
+            del self.waiting[row]
         elif row in self.retracted:
             self.retracted.remove(row)
         else:
@@ -132,7 +132,7 @@ class Work:
         self.keep_prefix(row)
         table.move(row, Event.RETRACT, cause)
         table.attempt[row] += 1
-        table.ticket(row).num_retractions += 1
+        table.info(row).num_retractions += 1
         self.memory.release(int(table.slot[row]))
         self.drop(row)
         self._requeue(row)
@@ -147,7 +147,7 @@ class Work:
     def share_prefix(self, row: int, committed: int) -> None:
         """Offer the pages of the row's first `committed` positions to the prefix cache."""
         table = self.table
-        namespace, priority = table.ticket(row).namespace, int(table.priority[row])
+        namespace, priority = table.info(row).namespace, int(table.priority[row])
         self.memory.share_prefix(int(table.slot[row]), table.tokens[row, :committed], namespace, priority)
 
     def _requeue(self, row: int) -> None:
@@ -157,10 +157,10 @@ class Work:
     def check(self, rows: Iterable[int]) -> None:
         """Self-check: every row is in exactly one set, the one its state allows."""
         decoding = self.decoding.tolist()
-        everywhere = [*self.queue, *self.retracted, *self.prefilling, *decoding]
+        everywhere = [*self.waiting, *self.retracted, *self.prefilling, *decoding]
         if sorted(everywhere) != sorted(rows):
             raise AssertionError(f"live rows {sorted(rows)} are not the rows at hand {sorted(everywhere)}")
-        for row in (*self.queue, *self.retracted):
+        for row in (*self.waiting, *self.retracted):
             if int(self.table.state[row]) != (State.QUEUED_FETCHING if row in self.fetching else State.QUEUED):
                 raise AssertionError(f"row {row} waits in state {State(int(self.table.state[row])).name}")
         for row in (*self.prefilling, *decoding):

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pawl.actors.runtime.cell import Cell
 from pawl.actors.runtime.faults import FaultBudget, FaultKind
-from pawl.actors.runtime.transit import Carrier, Event, Network
+from pawl.actors.runtime.network import Carrier, Event, Network
 from pawl.actors.runtime.turns import Turn
 
 CLOCK = "clock"

@@ -16,7 +16,7 @@ from zlib import crc32
 import numpy as np
 
 from pawl.memory.digest import Digest
-from pawl.memory.pages import Int32s, consecutive
+from pawl.memory.page_pool import Int32s, consecutive
 from pawl.memory.prefix.base import Hold
 
 
@@ -32,7 +32,7 @@ NONE: Int32s = np.empty(0, np.int32)
 NO_ENTRIES = PageEntries(NONE, NONE, NONE)
 
 
-class Rows:
+class PageTable:
     """`page_table`: int32 [num_slots, width]; `num_pages`, `length`: int32 [num_slots]; `holds`: one for each slot."""
 
     __slots__ = (

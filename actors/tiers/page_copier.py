@@ -29,7 +29,7 @@ class PageRunner(Protocol):
         """Put bytes into pages, before any step that is launched later."""
 
 
-class PageMover:
+class PageCopier:
     """Serves one worker actor, in its thread."""
 
     def __init__(self, actor: Actor, runner: PageRunner) -> None:

@@ -24,7 +24,7 @@ from pawl.actors.messages.transfer import (
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.loops.fetching import LowerTiers
 from pawl.loops.tiers import PageFetch
-from pawl.memory.pages import Int32s
+from pawl.memory.page_pool import Int32s
 from pawl.memory.tiers.keys import PageKey
 
 
@@ -40,7 +40,7 @@ TierMessage: TypeAlias = FromStorage | PagesFromWorker | LeaseEnded
 """What the scheduler is told about lower tiers."""
 
 
-class TierDesk:
+class TierClient:
     """Effects of `LowerTiers`, and its inputs, for one scheduler actor."""
 
     def __init__(self, actor: Actor, lease_s: float) -> None:

@@ -44,7 +44,7 @@ class Event(Option, Protocol):
         """Let it happen. It is not among the ready ones any more."""
 
 
-class Parcel(NamedTuple):
+class Envelope(NamedTuple):
     """One message on its way."""
 
     mailbox: SimulatedMailbox
@@ -59,7 +59,7 @@ class Carrier:
     def __init__(self, network: Network, owner: str, *, is_wire: bool) -> None:
         self.owner = owner
         self.is_wire = is_wire
-        self.parcels: deque[Parcel] = deque()
+        self.parcels: deque[Envelope] = deque()
         self.on_empty: Callable[[], None] = lambda: None
         self._network = network
 
@@ -76,7 +76,7 @@ class Carrier:
     def target(self) -> str:
         return self.parcels[0].mailbox.name
 
-    def add(self, parcel: Parcel) -> None:
+    def add(self, parcel: Envelope) -> None:
         """The sender has sent one more."""
         if not self.parcels:
             self._make_ready()
@@ -84,7 +84,7 @@ class Carrier:
         if self.is_wire:
             self._touch(parcel)
 
-    def _touch(self, parcel: Parcel) -> None:
+    def _touch(self, parcel: Envelope) -> None:
         """Note that sending a message comes before its arrival. On a wire, only of the same message."""
         touched = self._network.touched
         if touched is not None:
@@ -116,7 +116,7 @@ class Carrier:
         mailbox.expect(entry)
         self._make_ready()
 
-    def _pop(self) -> Parcel:
+    def _pop(self) -> Envelope:
         parcel = self.parcels.popleft()
         if self._network.touched is not None:
             self._network.touched.add(LINE + self.owner)
@@ -132,7 +132,7 @@ class Carrier:
         self._network.send_off()
 
 
-class Farewell:
+class DownNotice:
     """A `Down` on its way: ready once nothing else of the same sender is on its way to the same receiver."""
 
     fault = False
@@ -167,7 +167,7 @@ class Network:
         self.wires: list[Carrier] = []
         self._is_wire = is_wire
         self._preempt = preempt
-        self._farewells: list[Farewell] = []
+        self._farewells: list[DownNotice] = []
 
     def add_outbox(self, mailbox: Mailbox, owner: str) -> Carrier | None:
         """The outbox of the actor that reads `mailbox`; None when its messages arrive at once."""
@@ -187,7 +187,7 @@ class Network:
 
     def post_farewell(self, mailbox: SimulatedMailbox, message: Any, edge: Edge) -> None:
         """Send `Down` behind everything else of its sender."""
-        self._farewells.append(Farewell(self, mailbox, message, edge))
+        self._farewells.append(DownNotice(self, mailbox, message, edge))
         self.send_off()
 
     def send_off(self) -> None:
@@ -241,7 +241,7 @@ class SimulatedMailbox(Mailbox):
         outcome = self._reserve(edge) if edge.lane == DATA else ACCEPTED
         if outcome is not Outcome.REJECTED:
             edge.sent += 1
-            carrier.add(Parcel(self, (message, edge, edge.sent)))
+            carrier.add(Envelope(self, (message, edge, edge.sent)))
         return outcome
 
     def _reserve(self, edge: Edge) -> Outcome:

@@ -1,7 +1,7 @@
 """All memory of one replica behind one face: slots, the page table, pages and the prefix cache, in transactions.
 
-What a row of the page table is: [memory/rows.py](rows.py).
-Hybrid models have a second pool, whose pages are partners of these: [memory/window.py](window.py).
+What a row of the page table is: [memory/page_table.py](rows.py).
+Hybrid models have a second pool, whose pages are partners of these: [memory/window_pool.py](window.py).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from pawl.memory.audit import check_counters, check_memory
 from pawl.memory.digest import MASK
 from pawl.memory.escrow import Bools, Escrow
-from pawl.memory.pages import Int32s, PagePool, Reservation, consecutive
+from pawl.memory.page_pool import Int32s, PagePool, Reservation, consecutive
+from pawl.memory.page_table import NO_ENTRIES, PageEntries, PageTable
 from pawl.memory.prefix.base import Eviction, Hold, PrefixCache
-from pawl.memory.rows import NO_ENTRIES, PageEntries, Rows
-from pawl.memory.slots import SlotPool
+from pawl.memory.slot_pool import SlotPool
 from pawl.memory.transaction import Ledger, Transaction
-from pawl.memory.window import Windows
+from pawl.memory.window_pool import WindowPool
 
 
 class Granted(NamedTuple):
@@ -35,7 +35,7 @@ class Memory:
     hybrid models, None where every layer reads everything."""
 
     def __init__(
-        self, *, num_pages: int, num_slots: int, max_context: int, cache: PrefixCache, windows: Windows | None = None
+        self, *, num_pages: int, num_slots: int, max_context: int, cache: PrefixCache, windows: WindowPool | None = None
     ) -> None:
         if windows is not None and (len(windows.partner), len(windows.start)) != (num_pages, num_slots):
             raise ValueError("the windows are of other pages or slots than there are")
@@ -48,7 +48,7 @@ class Memory:
         self.cache = cache
         self.max_context = min(max_context, num_pages * self.page_size)
         width = -(-self.max_context // self.page_size)
-        self.rows = Rows(self.ledger.digest, num_slots, width, num_pages)
+        self.rows = PageTable(self.ledger.digest, num_slots, width, num_pages)
         self.page_table, self.num_pages, self.length = self.rows.page_table, self.rows.num_pages, self.rows.length
         self.holds = self.rows.holds
         self.replaced: list[PageEntries] = []

@@ -20,7 +20,7 @@ Int32s: TypeAlias = NDArray[np.int32]
 UInt8s: TypeAlias = NDArray[np.uint8]
 
 
-class Ticket(msgspec.Struct, eq=False):
+class RequestInfo(msgspec.Struct, eq=False):
     """The part of a request that no vector operation needs."""
 
     request: int
@@ -65,7 +65,7 @@ class RequestTable:
         self.stop_tokens: Int32s = np.full((capacity, MAX_STOP_TOKENS), -1, np.int32)
         self.tokens: Int32s = np.empty((capacity, max_context + 1), np.int32)
         """[capacity, max_context + 1]; pages of it are touched only as far as requests reach."""
-        self.tickets: list[Ticket | None] = [None] * capacity
+        self.infos: list[RequestInfo | None] = [None] * capacity
         self.row_of: dict[int, int] = {}
         """request number -> row, live requests only."""
         self._free: list[int] = list(range(capacity - 1, -1, -1))
@@ -77,21 +77,21 @@ class RequestTable:
     def full(self) -> bool:
         return not self._free
 
-    def open(self, ticket: Ticket, tokens: Int32s, priority: int, deadline: float) -> int:
+    def open(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float) -> int:
         """A row for a new request; its state is NEW until the first `move`."""
         row = self._free.pop()
         count = len(tokens)
-        self.tickets[row] = ticket
-        self.row_of[ticket.request] = row
+        self.infos[row] = info
+        self.row_of[info.request] = row
         self.state[row] = State.NEW
         self.num_prompt[row] = self.num_tokens[row] = count
-        self.max_tokens[row] = count + ticket.sampling.max_new_tokens
-        self.max_length[row] = max(count, count + ticket.sampling.max_new_tokens - 1)
+        self.max_tokens[row] = count + info.sampling.max_new_tokens
+        self.max_length[row] = max(count, count + info.sampling.max_new_tokens - 1)
         self.num_computed[row] = 0
         self.priority[row] = priority
         self.deadline[row] = deadline
         self.order[row] = np.iinfo(np.int64).max
-        stops = ticket.sampling.stop_token_ids
+        stops = info.sampling.stop_token_ids
         self.stop_tokens[row] = -1
         self.stop_tokens[row, : len(stops)] = stops
         # A prompt longer than the table is wide is refused before anything reads it.
@@ -103,26 +103,26 @@ class RequestTable:
         """Rows of all live requests in order of arrival, int32 [n]."""
         return np.fromiter(self.row_of.values(), np.int32, len(self.row_of))
 
-    def ticket(self, row: int) -> Ticket:
-        """The ticket of a live row."""
-        ticket = self.tickets[row]
-        if ticket is None:
+    def info(self, row: int) -> RequestInfo:
+        """The info of a live row."""
+        info = self.infos[row]
+        if info is None:
             raise KeyError(f"row {row} is free")
-        return ticket
+        return info
 
     def close(self, row: int) -> None:
         """The request has had its terminal event: its number is forgotten, its row waits for `free`."""
-        del self.row_of[self.ticket(row).request]
+        del self.row_of[self.info(row).request]
         self.attempt[row] += 1
 
     def free(self, row: int) -> None:
         """No step in flight names the row any more."""
-        self.tickets[row] = None
+        self.infos[row] = None
         self._free.append(row)
 
     def move(self, row: int, event: Event, cause: Cause = Cause.NONE) -> State:
         """Fire one event for one request. Raises IllegalTransition."""
-        state = advance(State(int(self.state[row])), event, cause, self.ticket(row).request)
+        state = advance(State(int(self.state[row])), event, cause, self.info(row).request)
         self.state[row] = state
         return state
 

@@ -1,6 +1,6 @@
 """One HTTP call for generated text, from submission to the last byte; the same for all routes.
 
-A `Face` knows what a route's replies look like. The exchange knows everything else: when the status line may go out,
+A `Renderer` knows what a route's replies look like. The stream knows everything else: when the status line may go out,
 what a failure does before and after that, and that a client which hangs up, streaming or not, is an abort.
 """
 
@@ -17,7 +17,7 @@ from pawl.actors.gateway import Gateway
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Delta, Inbox
 from pawl.http.errors import Problem, error_event, from_delta
-from pawl.http.streams import Bundle, watch
+from pawl.http.streams import RequestGroup, watch
 from pawl.lifecycle.states import Cause
 
 HEADER_PATIENCE_S = 1.0
@@ -26,7 +26,7 @@ HEADER_PATIENCE_S = 1.0
 DONE_EVENT = b"data: [DONE]\n\n"
 
 
-class Face(Protocol):
+class Renderer(Protocol):
     """What the replies of one call look like."""
 
     independent: bool
@@ -45,10 +45,10 @@ class Face(Protocol):
         """The failure in this route's words."""
 
 
-class Exchange(Response):
+class ReplyStream(Response):
     """An ASGI response that submits `drafts`, and answers with what comes of them."""
 
-    def __init__(self, gateway: Gateway, drafts: Sequence[Submit], face: Face, stream: bool) -> None:
+    def __init__(self, gateway: Gateway, drafts: Sequence[Submit], face: Renderer, stream: bool) -> None:
         super().__init__()
         self._gateway = gateway
         self._drafts = drafts
@@ -56,7 +56,7 @@ class Exchange(Response):
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        bundle = Bundle(self._gateway, self._drafts, whole=not self._stream)
+        bundle = RequestGroup(self._gateway, self._drafts, whole=not self._stream)
         watcher = asyncio.ensure_future(watch(receive, bundle.abandon))
         try:
             await (self._streamed(bundle, send) if self._stream else self._collected(bundle, send))
@@ -66,7 +66,9 @@ class Exchange(Response):
                 # The handler was cancelled or failed: nobody reads on.
                 bundle.abandon()
 
-    def _failure(self, bundle: Bundle, arrivals: Sequence[tuple[int, Delta]], begun: bool = False) -> Problem | None:
+    def _failure(
+        self, bundle: RequestGroup, arrivals: Sequence[tuple[int, Delta]], begun: bool = False
+    ) -> Problem | None:
         """The failure among `arrivals` that ends the whole call; what else runs is then ended too. Once the reply has
         `begun`, independent items tell their own failures."""
         if self._face.independent and (begun or len(bundle.requests) > 1):
@@ -80,7 +82,7 @@ class Exchange(Response):
 
     # ---- one body ----
 
-    async def _collected(self, bundle: Bundle, send: Send) -> None:
+    async def _collected(self, bundle: RequestGroup, send: Send) -> None:
         results: dict[int, Delta] = {}
         while len(results) < len(bundle.requests):
             arrivals = await bundle.arrivals()
@@ -102,7 +104,7 @@ class Exchange(Response):
 
     # ---- events ----
 
-    async def _streamed(self, bundle: Bundle, send: Send) -> None:
+    async def _streamed(self, bundle: RequestGroup, send: Send) -> None:
         arrivals = await bundle.arrivals(HEADER_PATIENCE_S)
         failure = self._failure(bundle, arrivals)
         if failure is not None:
@@ -129,7 +131,7 @@ class Exchange(Response):
             arrivals = await bundle.arrivals()
             failure = self._failure(bundle, arrivals, begun=True)
 
-    def _events(self, bundle: Bundle, arrivals: Sequence[tuple[int, Delta]]) -> bytes:
+    def _events(self, bundle: RequestGroup, arrivals: Sequence[tuple[int, Delta]]) -> bytes:
         face = self._face
         if len(arrivals) == 1:
             index, delta = arrivals[0]

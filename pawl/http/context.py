@@ -17,7 +17,7 @@ Statistics = Callable[[], Mapping[str, ActorStatistics]]
 
 
 @dataclass(frozen=True)
-class Site:
+class ServerContext:
     """One served model: its engine behind the gateway, and the limits of its HTTP face."""
 
     gateway: Gateway

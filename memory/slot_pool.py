@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pawl.memory.digest import DEFERRED
-from pawl.memory.pages import Int32s, MemoryViolation
+from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.transaction import Ledger, Transaction
 
 

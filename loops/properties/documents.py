@@ -1,4 +1,4 @@
-"""Prints properties as documentation: `python -m pawl.loops.properties.tables` writes docs/properties.md from the code.
+"""Prints properties as documentation: `python -m pawl.loops.properties.documents` writes docs/properties.md.
 
 With `--check` nothing is written, and the exit code is 1 when the file is not what the code says.
 """
@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pawl.lifecycle.documents import Page, table
 from pawl.lifecycle.properties.base import Property
 from pawl.lifecycle.properties.monitor import PROPERTIES
-from pawl.lifecycle.tables import Page, table
-from pawl.loops.judging import OneDecisionLog
+from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.properties.base import StateProperty
 from pawl.loops.properties.laws import STATE_PROPERTIES
 
@@ -65,7 +65,7 @@ GROUPS: dict[str, dict[str, str]] = {"Memory": MEMORY, "Lifecycle": LIFECYCLE, "
 _INTRODUCTION = """\
 # Properties
 
-<!-- Written by `python -m pawl.loops.properties.tables` from the classes of the properties. Do not edit. -->
+<!-- Written by `python -m pawl.loops.properties.documents` from the classes of the properties. Do not edit. -->
 
 A property is one class with one name, and its docstring is its statement. The same class judges simulated runs,
 recorded ones and a live server ([checking.md](checking.md) says how to run each). Where it is judged:
@@ -143,7 +143,7 @@ def _others() -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None, path: Path = DOCUMENT) -> int:
     """Write the document, or check it. The exit code."""
-    return Page(path, document, "pawl.loops.properties.tables").keep(arguments)
+    return Page(path, document, "pawl.loops.properties.documents").keep(arguments)
 
 
 if __name__ == "__main__":

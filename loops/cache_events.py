@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.records import CacheChange
+from pawl.memory.page_table import NONE
 from pawl.memory.prefix.base import PrefixCache
 from pawl.memory.prefix.events import CacheEvent, Removed, Stored
-from pawl.memory.rows import NONE
 
 Follower = Callable[[Sequence[CacheEvent]], None]
 
 
-class CacheFeed:
+class CacheEventLog:
     """Takes the events out of `cache`; nobody else does. The trace gets them ahead of the next record, a follower when
     it asks for them (`collect`) or when the trace does, whichever comes first."""
 
