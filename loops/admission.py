@@ -129,7 +129,7 @@ class Admission:
 
     def _next_page(self, row: int) -> PrefixKey | None:
         """The page that a running, not yet committed request computes next."""
-        hold = self.queues.memory.holds[int(self.queues.table.slot[row])]
+        hold = self.queues.memory.page_table.holds[int(self.queues.table.slot[row])]
         return self._page_after(row, hold.num_tokens if hold is not None else 0)
 
     def _page_after(self, row: int, num_cached: int) -> PrefixKey | None:

@@ -131,7 +131,7 @@ class LowerTiers:
     def launching(self, admitted: Sequence[int]) -> None:
         """A step is about to be launched that admits these rows."""
         for row in admitted:
-            hold = self.memory.holds[int(self.queues.table.slot[row])]
+            hold = self.memory.page_table.holds[int(self.queues.table.slot[row])]
             if hold is not None:
                 self.saving.hit(hold.pages)
         self.settle()

@@ -58,7 +58,7 @@ class UnifiedPlanner:
         queues = self.queues
         for row in sorted(queues.prefilling, key=queues.table.order.__getitem__):
             slot = int(queues.table.slot[row])
-            segment = next_chunk(row, slot, int(queues.memory.length[slot]), queues, budget)
+            segment = next_chunk(row, slot, int(queues.memory.page_table.length[slot]), queues, budget)
             if segment is None:
                 break
             entries = queues.memory.extend_slot(builder.transaction, slot, segment.start + segment.length)
@@ -79,7 +79,7 @@ class UnifiedPlanner:
         if not len(rows):
             return
         slots = table.slot[rows]
-        starts = memory.length[slots]
+        starts = memory.page_table.length[slots]
         more = starts < table.max_length[rows]
         if np.count_nonzero(more) < len(rows):
             rows, slots, starts = rows[more], slots[more], starts[more]
@@ -91,7 +91,7 @@ class UnifiedPlanner:
             if not len(rows):
                 return
             slots = table.slot[rows]
-            starts = memory.length[slots]
+            starts = memory.page_table.length[slots]
             entries = memory.extend(builder.transaction, slots, starts + 1)
             if entries is None:
                 raise MemoryViolation("room that was made for rows is theirs", slots=slots)
@@ -118,7 +118,7 @@ class UnifiedPlanner:
     def _next_lengths(self, rows: Int32s) -> Int32s:
         """What each row must reach to go on: its known tokens, and one more where those are computed."""
         table = self.queues.table
-        next_lengths = np.maximum(self.queues.memory.length[table.slot[rows]] + 1, table.num_tokens[rows])
+        next_lengths = np.maximum(self.queues.memory.page_table.length[table.slot[rows]] + 1, table.num_tokens[rows])
         return np.minimum(next_lengths, table.max_length[rows], dtype=np.int32)
 
     def _able(self, rows: Int32s) -> Int32s:
@@ -126,5 +126,5 @@ class UnifiedPlanner:
         table, memory = self.queues.table, self.queues.memory
         oldest_first = rows[np.argsort(table.order[rows], kind="stable")]
         slots = table.slot[oldest_first]
-        able = oldest_first[memory.affordable(slots, memory.length[slots] + 1)]
+        able = oldest_first[memory.affordable(slots, memory.page_table.length[slots] + 1)]
         return rows[np.isin(rows, able)]

@@ -1,7 +1,7 @@
 """All memory of one replica behind one face: slots, the page table, pages and the prefix cache, in transactions.
 
-What a row of the page table is: [memory/page_table.py](rows.py).
-Hybrid models have a second pool, whose pages are partners of these: [memory/window_pool.py](window.py).
+What a row of the page table is: [page_table.py](page_table.py).
+Hybrid models have a second pool, whose pages are partners of these: [window_pool.py](window_pool.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pawl.memory.audit import check_counters, check_memory
+from pawl.memory.checks import check_counters, check_memory
 from pawl.memory.digest import MASK
 from pawl.memory.escrow import Bools, Escrow
 from pawl.memory.page_pool import Int32s, PagePool, Reservation, consecutive
@@ -48,9 +48,7 @@ class Memory:
         self.cache = cache
         self.max_context = min(max_context, num_pages * self.page_size)
         width = -(-self.max_context // self.page_size)
-        self.rows = PageTable(self.ledger.digest, num_slots, width, num_pages)
-        self.page_table, self.num_pages, self.length = self.rows.page_table, self.rows.num_pages, self.rows.length
-        self.holds = self.rows.holds
+        self.page_table = PageTable(self.ledger.digest, num_slots, width, num_pages)
         self.replaced: list[PageEntries] = []
         """Page-table entries changed outside a step: the next step must carry them to the worker, before its own."""
 
@@ -68,15 +66,15 @@ class Memory:
             return None
         hold = self.cache.match_and_hold(tokens[: len(tokens) - 1] if use_cache else tokens[:0], namespace, priority)
         # Kept and logged before anything else can fail: from here on an undo lets go of it.
-        transaction.log(self._unhold, slot, change=self.rows.hold(slot, hold, namespace))
+        transaction.log(self._unhold, slot, change=self.page_table.hold(slot, hold, namespace))
         if len(hold.pages):
             transaction.log(self._unshare, slot, hold.pages, change=self.pages.share(hold.pages))
         transaction.log(self._unadmit, slot)
         digest = self.ledger.digest.value
         try:
             if len(hold.pages):
-                self.rows.append_to(slot, 0, hold.pages)
-                self.rows.reach(slot, hold.num_tokens)
+                self.page_table.append_to(slot, 0, hold.pages)
+                self.page_table.reach(slot, hold.num_tokens)
             if self.windows is not None:
                 self.windows.join(slot, hold.pages)
         finally:
@@ -85,14 +83,14 @@ class Memory:
 
     def entries(self, slot: int) -> PageEntries:
         """The page-table entries that `slot` has now."""
-        count = int(self.num_pages[slot])
+        count = int(self.page_table.num_pages[slot])
         return PageEntries(
-            np.full(count, slot, np.int32), np.arange(count, dtype=np.int32), self.page_table[slot, :count].copy()
+            np.full(count, slot, np.int32), np.arange(count, dtype=np.int32), self.page_table.pages[slot, :count].copy()
         )
 
     def demand(self, slots: Int32s, lengths: Int32s) -> Int32s:
         """Pages each slot lacks to reach its length, int32 [n]."""
-        demand: Int32s = np.maximum(-(-lengths // self.page_size) - self.num_pages[slots], 0)
+        demand: Int32s = np.maximum(-(-lengths // self.page_size) - self.page_table.num_pages[slots], 0)
         return demand
 
     def extend(self, transaction: Transaction, slots: Int32s, lengths: Int32s) -> PageEntries | None:
@@ -101,7 +99,7 @@ class Memory:
         None, and no change, when not enough pages are free, or those beyond what the slots have been promised are
         promised to others.
         """
-        before, lengths_before = self.num_pages[slots], self.length[slots]
+        before, lengths_before = self.page_table.num_pages[slots], self.page_table.length[slots]
         entries = NO_ENTRIES
         if np.count_nonzero(lengths > before * self.page_size):
             grow = np.maximum(-(-lengths // self.page_size) - before, 0)
@@ -121,15 +119,15 @@ class Memory:
         digest = self.ledger.digest.value
         try:
             if len(entries.pages):
-                self.rows.append(entries, slots, before + grow)
-            self.rows.lengthen(slots, lengths, grown)
+                self.page_table.append(entries, slots, before + grow)
+            self.page_table.lengthen(slots, lengths, grown)
         finally:
             transaction.amend(self.ledger.digest.value - digest)
         return entries
 
     def extend_slot(self, transaction: Transaction, slot: int, length: int) -> PageEntries | None:
         """`extend` for one slot, without the cost of arrays of one; evicts if need be."""
-        before = int(self.num_pages[slot])
+        before = int(self.page_table.num_pages[slot])
         count = -(-length // self.page_size) - before
         entries = NO_ENTRIES
         if count > 0:
@@ -143,12 +141,12 @@ class Memory:
                 transaction.log(self._unspend_slot, slot, covered, change=self.escrow.promise(slot, -covered))
             indices = np.arange(before, before + count, dtype=np.int32)
             entries = PageEntries(np.full(count, slot, np.int32), indices, pages)
-        transaction.log(self._unextend_slot, slot, before, int(self.length[slot]))
+        transaction.log(self._unextend_slot, slot, before, int(self.page_table.length[slot]))
         digest = self.ledger.digest.value
         try:
             if count > 0:
-                self.rows.append_to(slot, before, entries.pages)
-            self.rows.reach(slot, length)
+                self.page_table.append_to(slot, before, entries.pages)
+            self.page_table.reach(slot, length)
         finally:
             transaction.amend(self.ledger.digest.value - digest)
         return entries
@@ -172,7 +170,7 @@ class Memory:
 
     def _unhold(self, slot: int) -> None:
         if self._stayed(slot):
-            hold = self.rows.unhold(slot)
+            hold = self.page_table.unhold(slot)
             if hold is not None:
                 self.cache.release(hold, self.ledger.resolved, used=False)
 
@@ -184,9 +182,9 @@ class Memory:
         if self._stayed(slot):
             # What it had grown by is undone before: the pages that are left are those it shares, if it got that far.
             if self.windows is not None:
-                self.windows.unjoin(slot, self.page_table[slot, : self.num_pages[slot]])
+                self.windows.unjoin(slot, self.page_table.row(slot))
             self.escrow.unpromise(slot)
-            self.rows.cut_one(slot, 0, 0)
+            self.page_table.cut_one(slot, 0, 0)
 
     def _unspend(self, slots: Int32s, covered: Int32s) -> None:
         stayed = self.slots.in_use[slots]
@@ -201,14 +199,14 @@ class Memory:
         stayed = self.slots.in_use[slots]
         if not stayed.all():
             gone = ~self.slots.in_use[entries.slots]
-            worth = self.rows.worth(PageEntries(*(column[gone] for column in entries)))
-            self.ledger.digest.undoing -= worth + self.rows.worth_of_positions(slots[~stayed], grown[~stayed])
+            worth = self.page_table.worth(PageEntries(*(column[gone] for column in entries)))
+            self.ledger.digest.undoing -= worth + self.page_table.worth_of_positions(slots[~stayed], grown[~stayed])
             slots, num_pages, lengths = slots[stayed], num_pages[stayed], lengths[stayed]
-        self.rows.cut(slots, num_pages, lengths)
+        self.page_table.cut(slots, num_pages, lengths)
 
     def _unextend_slot(self, slot: int, num_pages: int, length: int) -> None:
         if self._stayed(slot):
-            self.rows.cut_one(slot, num_pages, length)
+            self.page_table.cut_one(slot, num_pages, length)
 
     def _stayed(self, slot: int) -> bool:
         """Whether the slot's request has not left since; if it has, nothing of what is being undone changes."""
@@ -222,17 +220,17 @@ class Memory:
     def share_prefix(self, slot: int, tokens: Int32s, namespace: str, priority: int = 0) -> None:
         """Let the cache adopt the full pages that hold `tokens`, int32 [n]: committed positions 0 .. n-1 of `slot`."""
         count = len(tokens) // self.page_size
-        hold = self.holds[slot]
+        hold = self.page_table.holds[slot]
         if hold is not None and count * self.page_size <= hold.num_tokens:
             return
-        pages = self.page_table[slot, :count].copy()
+        pages = self.page_table.pages[slot, :count].copy()
         fence = self.ledger.fence
         insertion = self.cache.insert(tokens[: count * self.page_size], pages, namespace, hold, fence, priority)
         if len(insertion.adopted):
             self.pages.adopt(insertion.adopted)
             if self.windows is not None:
                 self.windows.adopt(insertion.adopted)
-        self.rows.hold(slot, insertion.hold, namespace)
+        self.page_table.hold(slot, insertion.hold, namespace)
         if (hold.num_tokens if hold is not None else 0) // self.page_size + len(insertion.adopted) < count:
             self._deduplicate(slot, insertion.hold.pages)
 
@@ -242,15 +240,15 @@ class Memory:
         Otherwise the slot's hold would pin pages that it does not use, and a request that needs the whole pool could
         wait for itself.
         """
-        indices = np.flatnonzero(self.page_table[slot, : len(pages)] != pages).astype(np.int32)
+        indices = np.flatnonzero(self.page_table.pages[slot, : len(pages)] != pages).astype(np.int32)
         if not len(indices):
             return
-        ours, theirs = self.page_table[slot, indices], pages[indices]
+        ours, theirs = self.page_table.pages[slot, indices], pages[indices]
         self.pages.share(theirs)
         if self.windows is not None:
             self.windows.move(slot, indices, ours, theirs, self.ledger.fence)
         self.pages.release(ours, self.ledger.fence)
-        self.replaced.append(self.rows.replace(slot, indices, theirs))
+        self.replaced.append(self.page_table.replace(slot, indices, theirs))
 
     def take_replaced(self) -> list[PageEntries]:
         """Hand over `replaced`, once."""
@@ -260,7 +258,7 @@ class Memory:
     def release(self, slot: int) -> None:
         """Everything that `slot` owns goes back; what a launched step may touch waits until it is resolved."""
         fence = self.ledger.fence
-        pages = self.page_table[slot, : self.num_pages[slot]].copy()
+        pages = self.page_table.row(slot).copy()
         if self.windows is not None:
             self.windows.leave(slot, pages, fence)
         if len(pages):
@@ -272,14 +270,14 @@ class Memory:
 
     def _forget(self, slot: int) -> Hold | None:
         self.escrow.forget(slot)
-        return self.rows.clear(slot)
+        return self.page_table.clear(slot)
 
     def slide(self, slots: Int32s, lengths: Int32s) -> None:
         """A step is about to be committed that takes these slots to these lengths: window pages that no later query
         reads go back. Slots whose request has left are passed over."""
         if self.windows is not None:
             stayed = self.slots.in_use[slots]
-            self.windows.slide(slots[stayed], lengths[stayed], self.page_table)
+            self.windows.slide(slots[stayed], lengths[stayed], self.page_table.pages)
 
     def window_pages(self, pages: Int32s) -> Int32s | None:
         """The partners of `pages`, int32 [n], -1 for none; None where there is one pool."""
@@ -326,13 +324,15 @@ class Memory:
         short = int(wants.sum()) - int(self.escrow.renew(slots, wants, self.obtainable).sum())
         short -= self.pages.deferred + self.pages.quarantined
         if self.windows is not None:
-            short = max(short, self.windows.renew(slots, wants, self.num_pages[slots], self.length[slots]))
+            short = max(
+                short, self.windows.renew(slots, wants, self.page_table.num_pages[slots], self.page_table.length[slots])
+            )
         return max(short, 0)
 
     def promise(self, slot: int, length: int) -> bool:
         """Promise a slot that has been promised nothing the pages it lacks to reach its length; False, and nothing is
         promised, when so many are not to be had."""
-        num_pages = int(self.num_pages[slot])
+        num_pages = int(self.page_table.num_pages[slot])
         need = max(-(-length // self.page_size) - num_pages, 0)
         if need > self.unpromised or (self.windows is not None and not self.windows.promise(slot, need, num_pages)):
             return False

@@ -1,6 +1,6 @@
 """Rows of the page table: what each running request has, written here only, with what it adds to the digest.
 
-    slot s:  page_table[s, 0 .. num_pages[s]-1]     pages of positions 0 .. length[s]-1
+    slot s:  pages[s, 0 .. num_pages[s]-1]          pages of positions 0 .. length[s]-1
              ├── the first of them are shared with the prefix cache (holds[s] keeps them there)
              └── the others belong to s alone, until the cache adopts them
              entries beyond num_pages[s] mean nothing
@@ -21,7 +21,7 @@ from pawl.memory.prefix.base import Hold
 
 
 class PageEntries(NamedTuple):
-    """New page-table entries: page_table[slots[i], indices[i]] = pages[i]; int32 [n] each."""
+    """New page-table entries: `PageTable.pages[slots[i], indices[i]] = pages[i]`; int32 [n] each."""
 
     slots: Int32s
     indices: Int32s
@@ -33,7 +33,7 @@ NO_ENTRIES = PageEntries(NONE, NONE, NONE)
 
 
 class PageTable:
-    """`page_table`: int32 [num_slots, width]; `num_pages`, `length`: int32 [num_slots]; `holds`: one for each slot."""
+    """`pages`: int32 [num_slots, width]; `num_pages`, `length`: int32 [num_slots]; `holds`: one for each slot."""
 
     __slots__ = (
         "_digest",
@@ -47,11 +47,11 @@ class PageTable:
         "holds",
         "length",
         "num_pages",
-        "page_table",
+        "pages",
     )
 
     def __init__(self, digest: Digest, num_slots: int, width: int, num_pages: int) -> None:
-        self.page_table: Int32s = np.zeros((num_slots, width), np.int32)
+        self.pages: Int32s = np.zeros((num_slots, width), np.int32)
         self.num_pages: Int32s = np.zeros(num_slots, np.int32)
         self.length: Int32s = np.zeros(num_slots, np.int32)
         self.holds: list[Hold | None] = [None] * num_slots
@@ -70,7 +70,7 @@ class PageTable:
     def append(self, entries: PageEntries, slots: Int32s, num_pages: Int32s) -> None:
         """Distinct rows get new entries at their ends and have so many pages then."""
         self._digest.value += self.worth(entries)
-        self.page_table[entries.slots, entries.indices] = entries.pages
+        self.pages[entries.slots, entries.indices] = entries.pages
         self.num_pages[slots] = num_pages
 
     def lengthen(self, slots: Int32s, lengths: Int32s, grown: Int32s) -> None:
@@ -83,7 +83,7 @@ class PageTable:
         count = self.num_pages[slots] - num_pages
         if count.any():
             rows, indices = np.repeat(slots, count), consecutive(num_pages, count)
-            self._digest.value -= self.worth(PageEntries(rows, indices, self.page_table[rows, indices]))
+            self._digest.value -= self.worth(PageEntries(rows, indices, self.pages[rows, indices]))
             self.num_pages[slots] = num_pages
         self._digest.value -= self.worth_of_positions(slots, self.length[slots] - lengths)
         self.length[slots] = lengths
@@ -100,6 +100,11 @@ class PageTable:
         return int(self._length_keys.take(slots).dot(counts))
 
     # ---- one row ----
+
+    def row(self, slot: int) -> Int32s:
+        """The slot's pages, int32 [num_pages[slot]]; a view."""
+        row: Int32s = self.pages[slot, : self.num_pages[slot]]
+        return row
 
     def hold(self, slot: int, hold: Hold, namespace: str) -> int:
         """This is held for the row from now on, in place of what was. What that adds to the digest."""
@@ -122,16 +127,16 @@ class PageTable:
     def append_to(self, slot: int, first: int, pages: Int32s) -> None:
         """The row's entries from `first` on, its end, are these pages."""
         self._digest.value += self._worth_in(slot, first, pages)
-        self.page_table[slot, first : first + len(pages)] = pages
+        self.pages[slot, first : first + len(pages)] = pages
         self.num_pages[slot] = first + len(pages)
 
     def replace(self, slot: int, indices: Int32s, pages: Int32s) -> PageEntries:
         """These entries of the row are other pages from now on."""
         rows = np.full(len(indices), slot, np.int32)
         entries = PageEntries(rows, indices, pages)
-        before = PageEntries(rows, indices, self.page_table[slot, indices])
+        before = PageEntries(rows, indices, self.pages[slot, indices])
         self._digest.value += self.worth(entries) - self.worth(before)
-        self.page_table[slot, indices] = pages
+        self.pages[slot, indices] = pages
         return entries
 
     def reach(self, slot: int, length: int) -> None:
@@ -141,7 +146,7 @@ class PageTable:
 
     def cut_one(self, slot: int, num_pages: int, length: int) -> None:
         """The row is so short again."""
-        self._digest.value -= self._worth_in(slot, num_pages, self.page_table[slot, num_pages : self.num_pages[slot]])
+        self._digest.value -= self._worth_in(slot, num_pages, self.pages[slot, num_pages : self.num_pages[slot]])
         self.num_pages[slot] = num_pages
         self._digest.value -= int(self._length_keys[slot]) * (int(self.length[slot]) - length)
         self.length[slot] = length
@@ -162,7 +167,7 @@ class PageTable:
         """What the rows of these slots add to the digest, O(size)."""
         value = 0
         for slot in used.tolist():
-            value += self._worth_in(slot, 0, self.page_table[slot, : self.num_pages[slot]])
+            value += self._worth_in(slot, 0, self.row(slot))
             value += int(self._length_keys[slot]) * int(self.length[slot])
             hold = self.holds[slot]
             value += self._worth_of_hold(slot, hold.num_tokens) if hold is not None else 0

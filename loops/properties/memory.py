@@ -10,7 +10,7 @@ import numpy as np
 from pawl.lifecycle.properties import conservation, sharing
 from pawl.lifecycle.states import State
 from pawl.loops.properties.base import StateProperty
-from pawl.memory import audit
+from pawl.memory import checks
 from pawl.memory.page_pool import MemoryViolation
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class SingleOwner(sharing.SingleOwner, StateProperty):
 
     def inspect(self, loop: Loop) -> None:
         memory = loop.memory
-        audit.check_referrers(memory)
+        checks.check_referrers(memory)
         shared = (memory.pages.refcount > 1) & ~memory.pages.in_cache
         if shared.any():
             raise MemoryViolation("a page that is not cached has one owner", pages=np.flatnonzero(shared))
@@ -59,15 +59,16 @@ class RowShape(StateProperty):
     name: ClassVar[str] = "row_shape"
 
     def inspect(self, loop: Loop) -> None:
-        audit.check_lengths(loop.memory)
-        audit.check_windows(loop.memory)
+        checks.check_lengths(loop.memory)
+        checks.check_windows(loop.memory)
         table, memory = loop.table, loop.memory
         rows = loop.queues.running()
         slots = table.slot[rows]
-        length = memory.length[slots]
+        length = memory.page_table.length[slots]
         decoding = table.state[rows] == State.DECODING
         committed = np.where(decoding, table.num_tokens[rows] - 1, table.num_computed[rows])
-        protected = np.array([memory.holds[slot].num_tokens if memory.holds[slot] else 0 for slot in slots.tolist()])
+        holds = [memory.page_table.holds[slot] for slot in slots.tolist()]
+        protected = np.array([hold.num_tokens if hold is not None else 0 for hold in holds])
         wrong = (length > table.max_length[rows]) | (committed > length)
         if loop.in_flight:
             # A row whose first admission is in flight holds what others have committed.
@@ -91,7 +92,7 @@ class HoldAccounting(sharing.HoldAccounting, StateProperty):
     uses it, or before the pages that go on from it."""
 
     def glance(self, loop: Loop) -> None:
-        audit.check_cached(loop.memory)
+        checks.check_cached(loop.memory)
         if loop.memory.cache.held and at_rest(loop):
             raise MemoryViolation("at rest nothing of the cache is held", held=loop.memory.cache.held)
 
@@ -122,7 +123,7 @@ class AuxiliaryConservation(StateProperty):
 
     def inspect(self, loop: Loop) -> None:
         loop.memory.slots.check()
-        audit.check_idle_slots(loop.memory)
+        checks.check_idle_slots(loop.memory)
         loop.queues.check(loop.table.row_of.values())
         if loop.tiers is not None:
             loop.tiers.check()
@@ -138,11 +139,11 @@ class AllocationIsATransaction(StateProperty):
     name: ClassVar[str] = "allocation_is_a_transaction"
 
     def glance(self, loop: Loop) -> None:
-        audit.check_restored(loop.memory)
-        audit.check_promises(loop.memory)
+        checks.check_restored(loop.memory)
+        checks.check_promises(loop.memory)
         if loop.memory.windows is not None:
             loop.memory.windows.check()
 
     def inspect(self, loop: Loop) -> None:
         loop.memory.escrow.invariants()
-        audit.check_digest(loop.memory)
+        checks.check_digest(loop.memory)

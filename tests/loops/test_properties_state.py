@@ -83,18 +83,18 @@ def _own_at_rest(driver: HasLoop) -> None:
 
 
 def _share_a_page_to_write(driver: HasLoop) -> None:
-    rows = driver.loop.memory.rows
+    rows = driver.loop.memory.page_table
     first, second = driver.loop.memory.slots.used[:2].tolist()
     count = int(rows.num_pages[first])
-    rows.page_table[second, count - 1] = rows.page_table[first, count - 1]
+    rows.pages[second, count - 1] = rows.pages[first, count - 1]
 
 
 def _lengthen_a_row(driver: HasLoop) -> None:
-    driver.loop.memory.length[driver.loop.memory.slots.used[0]] += 1
+    driver.loop.memory.page_table.length[driver.loop.memory.slots.used[0]] += 1
 
 
 def _widen_a_row(driver: HasLoop) -> None:
-    driver.loop.memory.length[driver.loop.memory.slots.used[0]] += 4
+    driver.loop.memory.page_table.length[driver.loop.memory.slots.used[0]] += 4
 
 
 def _hold_for_nobody(driver: HasLoop) -> None:

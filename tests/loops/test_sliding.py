@@ -114,7 +114,7 @@ def test_a_long_prompt_takes_window_pages_for_its_window_and_the_steps_in_flight
         table, memory = driver.loop.table, driver.loop.memory
         rows = driver.loop.queues.running()
         slots = table.slot[rows]
-        most = max([most, *(memory.num_pages[slots] - windows.start[slots]).tolist()])
+        most = max([most, *(memory.page_table.num_pages[slots] - windows.start[slots]).tolist()])
     # One more chunk may be in flight under overlap when there is room.
     assert most <= windows.most + {"lockstep": 0, "overlap": 16 // 4}[pacing]
     assert set(driver.ending_of.values())

@@ -24,10 +24,10 @@ class Injector:
         refusing: list[tuple[object, str]] = [(memory.slots, "take"), (memory.pages, "take"), (memory, "promise")]
         # What these do is undone even when the caller never heard of it, because it was logged before or by them.
         logged: list[tuple[object, str]] = [
-            (memory.rows, "append"),
-            (memory.rows, "append_to"),
-            (memory.rows, "lengthen"),
-            (memory.rows, "reach"),
+            (memory.page_table, "append"),
+            (memory.page_table, "append_to"),
+            (memory.page_table, "lengthen"),
+            (memory.page_table, "reach"),
         ]
         others: list[tuple[object, str]] = [
             (memory.pages, "share"),

@@ -65,11 +65,7 @@ def free_once(history: EveryVerb) -> bool:
 def referrers_counted(history: EveryVerb) -> bool:
     """Law 3."""
     memory = history.memory
-    rows = Counter(
-        page
-        for slot in memory.slots.used.tolist()
-        for page in memory.page_table[slot, : memory.num_pages[slot]].tolist()
-    )
+    rows = Counter(page for slot in memory.slots.used.tolist() for page in memory.page_table.row(slot).tolist())
     rows.update(np.flatnonzero(memory.pages.in_cache).tolist())
     return memory.pages.refcount.tolist() == [rows[page] for page in range(memory.pages.total)]
 
@@ -99,8 +95,8 @@ def handles_known(history: EveryVerb) -> bool:
 def rows_fit(history: EveryVerb) -> bool:
     """Law 6."""
     memory = history.memory
-    length = memory.length[memory.slots.used]
-    room = memory.num_pages[memory.slots.used] * memory.page_size
+    length = memory.page_table.length[memory.slots.used]
+    room = memory.page_table.num_pages[memory.slots.used] * memory.page_size
     return bool(((room - memory.page_size < length) & (length <= room)).all())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pawl.memory.memory import Memory
-from pawl.memory.prefix.audit import own_holders
+from pawl.memory.prefix.checks import own_holders
 from pawl.memory.prefix.compiled import CompiledRadixCache
 from pawl.memory.prefix.node import Node
 from pawl.memory.prefix.radix import RadixCache
@@ -51,9 +51,9 @@ def observe(memory: Memory) -> dict[str, Any]:
         "free pages": memory.pages.free_pages.tolist(),
         "free slots": list(memory.slots._free),
         "deferred slots": memory.slots.deferred,
-        "rows": {slot: memory.page_table[slot, : memory.num_pages[slot]].tolist() for slot in used},
-        "lengths": {slot: int(memory.length[slot]) for slot in used},
-        "holds": {slot: hold.num_tokens for slot in used if (hold := memory.holds[slot]) is not None},
+        "rows": {slot: memory.page_table.row(slot).tolist() for slot in used},
+        "lengths": {slot: int(memory.page_table.length[slot]) for slot in used},
+        "holds": {slot: hold.num_tokens for slot in used if (hold := memory.page_table.holds[slot]) is not None},
         "cache": content,
         "holders": holders,
         "held": memory.cache.held,

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import strategies as st
 
 from pawl.memory.page_pool import Int32s, MemoryViolation
-from pawl.memory.prefix.audit import walk
 from pawl.memory.prefix.base import Hold, Insertion, PrefixCache
+from pawl.memory.prefix.checks import walk
 from pawl.memory.prefix.chunk import EmptyHold
 from pawl.memory.prefix.compiled import CompiledRadixCache, CompiledUnavailable, load
 from pawl.memory.prefix.events import CacheEvent

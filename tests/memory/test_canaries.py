@@ -45,7 +45,7 @@ def child(cache: RadixCache, *path: int) -> Node:
 
 
 def page(memory: Memory, index: int) -> int:
-    return int(memory.page_table[0, index])
+    return int(memory.page_table.pages[0, index])
 
 
 def put(owner: object, **values: object) -> None:
@@ -86,16 +86,16 @@ BROKEN: dict[str, tuple[str, Break]] = {
         lambda m, c: put(m.pages, owned=m.pages.owned + 1, cached=m.pages.cached - 1),
     ),
     "a slot leaks": ("total slots", lambda m, c: m.slots._free.pop()),
-    "a row is longer than its pages": ("cover the length", lambda m, c: add(PAGE, m.length, 0)),
-    "a row has a spare page": ("no page is spare", lambda m, c: add(-PAGE, m.length, 0)),
+    "a row is longer than its pages": ("cover the length", lambda m, c: add(PAGE, m.page_table.length, 0)),
+    "a row has a spare page": ("no page is spare", lambda m, c: add(-PAGE, m.page_table.length, 0)),
     "a row names another page": (
         "number of its referrers",
-        lambda m, c: m.page_table.__setitem__((0, 3), m.pages.free_pages[0]),
+        lambda m, c: m.page_table.pages.__setitem__((0, 3), m.pages.free_pages[0]),
     ),
-    "a slot that is idle owns a page": ("not in use owns nothing", lambda m, c: add(1, m.num_pages, 1)),
+    "a slot that is idle owns a page": ("not in use owns nothing", lambda m, c: add(1, m.page_table.num_pages, 1)),
     "a slot that is idle holds a prefix": (
         "not in use owns nothing",
-        lambda m, c: m.holds.__setitem__(1, m.holds[0]),
+        lambda m, c: m.page_table.holds.__setitem__(1, m.page_table.holds[0]),
     ),
     "the cache counts too much": ("cached = evictable", lambda m, c: put(c, _evictable=c._evictable + 1)),
     "held and evictable are mixed up": (

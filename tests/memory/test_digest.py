@@ -14,7 +14,7 @@ import pytest
 
 from pawl.lifecycle.records import Digest, StepCommitted, StepRolledBack
 from pawl.loops.replay import Diverged, replay
-from pawl.memory.audit import recompute
+from pawl.memory.checks import recompute
 from pawl.memory.digest import MASK, keys, signed
 from pawl.memory.memory import Memory
 from pawl.memory.page_pool import MemoryViolation
@@ -38,12 +38,12 @@ def busy(num_pools: int = 2) -> Memory:
     memory.invariants()
     assert memory.pages.deferred
     assert memory.slots.deferred
-    assert memory.page_table[slots[0], 0] == memory.page_table[slots[1], 0]
+    assert memory.page_table.pages[slots[0], 0] == memory.page_table.pages[slots[1], 0]
     return memory
 
 
 def _swap_entries(memory: Memory) -> None:
-    row = memory.page_table[0]
+    row = memory.page_table.pages[0]
     row[0], row[1] = row[1], row[0]
 
 
@@ -55,9 +55,9 @@ def _undefer_a_page(memory: Memory) -> None:
 
 
 def _other_namespace(memory: Memory) -> None:
-    hold = memory.holds[0]
+    hold = memory.page_table.holds[0]
     assert hold is not None
-    memory.rows._namespaces[0] += 1
+    memory.page_table._namespaces[0] += 1
 
 
 def _windows(memory: Memory) -> object:
@@ -70,21 +70,21 @@ def add(array: np.ndarray, *index: int) -> None:
 
 
 FACTS: dict[str, Callable[[Memory], object]] = {
-    "a reference": lambda m: add(m.pages.refcount, int(m.page_table[0, 0])),
-    "that a page is cached": lambda m: m.pages.in_cache.__setitem__(int(m.page_table[0, 0]), False),
+    "a reference": lambda m: add(m.pages.refcount, int(m.page_table.pages[0, 0])),
+    "that a page is cached": lambda m: m.pages.in_cache.__setitem__(int(m.page_table.pages[0, 0]), False),
     "that a page is reserved": lambda m: m.pages.reserved.__setitem__(int(np.flatnonzero(m.pages.reserved)[0]), False),
-    "the age of a page": lambda m: add(m.pages.generation, int(m.page_table[0, 0])),
+    "the age of a page": lambda m: add(m.pages.generation, int(m.page_table.pages[0, 0])),
     "that a page is deferred": _undefer_a_page,
-    "an entry of the page table": lambda m: add(m.page_table, 0, 1),
+    "an entry of the page table": lambda m: add(m.page_table.pages, 0, 1),
     "the order of entries": _swap_entries,
-    "the number of pages of a row": lambda m: add(m.num_pages, 0),
-    "the length of a row": lambda m: add(m.length, 0),
+    "the number of pages of a row": lambda m: add(m.page_table.num_pages, 0),
+    "the length of a row": lambda m: add(m.page_table.length, 0),
     "the namespace that is held": _other_namespace,
-    "that a prefix is held": lambda m: m.holds.__setitem__(0, None),
+    "that a prefix is held": lambda m: m.page_table.holds.__setitem__(0, None),
     "a promise": lambda m: add(m.escrow.promised, 1),
     "that a slot is in use": lambda m: m.slots.in_use.__setitem__(0, False),
     "that a slot is deferred": lambda m: m.slots._free.append(2),
-    "a partner in the second pool": lambda m: add(_windows(m).partner, int(m.page_table[0, 4])),  # type: ignore[attr-defined]
+    "a partner in the second pool": lambda m: add(_windows(m).partner, int(m.page_table.pages[0, 4])),  # type: ignore[attr-defined]
     "where a window begins": lambda m: add(_windows(m).start, 0),  # type: ignore[attr-defined]
     "a promise of the second pool": lambda m: add(_windows(m).escrow.promised, 0),  # type: ignore[attr-defined]
 }
@@ -103,7 +103,7 @@ def test_every_fact_counts_and_one_that_changed_behind_its_back_is_noticed(fact:
 
 def test_what_is_in_the_table_beyond_a_row_is_no_fact() -> None:
     memory = busy()
-    memory.page_table[0, memory.num_pages[0]] += 1
+    memory.page_table.pages[0, memory.page_table.num_pages[0]] += 1
     assert recompute(memory) == memory.digest()
 
 

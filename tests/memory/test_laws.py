@@ -83,7 +83,7 @@ class TestLaw03References(Law):
 def _share_what_is_not_full(original: Callable[..., None]) -> Callable[..., None]:
     def share(memory: Memory, slot: int, tokens: Int32s, namespace: str) -> None:
         size = memory.page_size
-        if len(tokens) and int(memory.num_pages[slot]) > len(tokens) // size:
+        if len(tokens) and int(memory.page_table.num_pages[slot]) > len(tokens) // size:
             tokens = np.concatenate((tokens, np.zeros(size, np.int32)))
         original(memory, slot, tokens, namespace)
 

@@ -78,9 +78,9 @@ class TestLaw10NothingIsLeftBehind:
         loop, memory = driver.loop, driver.loop.memory
         slots = set(loop.table.slot[loop.queues.running()].tolist())
         assert set(memory.slots.used.tolist()) == slots
-        assert {slot for slot, hold in enumerate(memory.holds) if hold is not None} == slots
+        assert {slot for slot, hold in enumerate(memory.page_table.holds) if hold is not None} == slots
         assert set(memory.escrow.promised.nonzero()[0].tolist()) <= slots
-        assert set(memory.num_pages.nonzero()[0].tolist()) <= slots
+        assert set(memory.page_table.num_pages.nonzero()[0].tolist()) <= slots
 
     @pytest.mark.parametrize(("pacing", "mixed"), CELLS)
     def test_holds_whenever_and_however_requests_end(self, pacing: str, mixed: bool) -> None:

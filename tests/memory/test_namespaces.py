@@ -114,7 +114,7 @@ def shared_pages(encode: Encode, requests: list[Request]) -> int:
         memory.ledger.prepare(transaction)
         memory.ledger.commit(transaction)
         memory.share_prefix(granted.slot, tokens, encode(origin))
-        own = memory.page_table[granted.slot, : memory.num_pages[granted.slot]].tolist()
+        own = memory.page_table.row(granted.slot).tolist()
         assert {writer[page] for page in own} == {origin}
         shared += len(set(own) - set(grown.pages.tolist()))
         if stays:

@@ -80,8 +80,8 @@ MEMORY = (
         "changed, and its old pages are given away.",
         Edit(
             Memory._deduplicate,
-            "self.replaced.append(self.rows.replace(slot, indices, theirs))",
-            "self.rows.replace(slot, indices, theirs)",
+            "self.replaced.append(self.page_table.replace(slot, indices, theirs))",
+            "self.page_table.replace(slot, indices, theirs)",
         ),
         shape=RADIX,
     ),
@@ -117,7 +117,7 @@ MEMORY = (
         "allocation_is_a_transaction",
         "26265",
         "A rolled back step leaves the page-table entries and the length that it has added to a row.",
-        Edit(Memory._unextend, "self.rows.cut(slots, num_pages, lengths)", "pass"),
+        Edit(Memory._unextend, "self.page_table.cut(slots, num_pages, lengths)", "pass"),
         faults=LOSES_A_STEP,
     ),
     _mutant(

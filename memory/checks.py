@@ -30,7 +30,7 @@ def check_memory(memory: Memory) -> None:
 def check_lengths(memory: Memory) -> None:
     """Rows have as many pages as they need. Raises MemoryViolation."""
     used = memory.slots.used
-    length, count = memory.length[used], memory.num_pages[used]
+    length, count = memory.page_table.length[used], memory.page_table.num_pages[used]
     if (length > count * memory.page_size).any() or (length <= (count - 1) * memory.page_size).any():
         raise MemoryViolation("pages cover the length, and no page is spare", slots=used)
 
@@ -39,7 +39,7 @@ def check_referrers(memory: Memory) -> None:
     """Who refers to a page is counted. Raises MemoryViolation."""
     referrers = np.zeros(memory.pages.total, np.int32)
     for slot in memory.slots.used:
-        np.add.at(referrers, memory.page_table[slot, : memory.num_pages[slot]], 1)
+        np.add.at(referrers, memory.page_table.row(slot), 1)
     referrers += memory.pages.in_cache
     if (referrers != memory.pages.refcount).any():
         wrong = np.flatnonzero(referrers != memory.pages.refcount)
@@ -50,9 +50,9 @@ def check_idle_slots(memory: Memory) -> None:
     """Nothing is left where nobody is. Raises MemoryViolation."""
     idle = np.setdiff1d(np.arange(memory.slots.total), memory.slots.used)
     if (
-        memory.num_pages[idle].any()
+        memory.page_table.num_pages[idle].any()
         or memory.escrow.promised[idle].any()
-        or any(memory.holds[slot] is not None for slot in idle)
+        or any(memory.page_table.holds[slot] is not None for slot in idle)
     ):
         raise MemoryViolation("a slot that is not in use owns nothing")
 
@@ -60,7 +60,7 @@ def check_idle_slots(memory: Memory) -> None:
 def check_windows(memory: Memory) -> None:
     """Every law of the second pool, where there is one. Raises MemoryViolation."""
     if memory.windows is not None:
-        rows = {int(slot): memory.page_table[slot, : memory.num_pages[slot]] for slot in memory.slots.used}
+        rows = {int(slot): memory.page_table.row(slot) for slot in memory.slots.used}
         memory.windows.invariants(memory.pages, rows)
 
 
@@ -114,7 +114,7 @@ def check_restored(memory: Memory) -> None:
 def recompute(memory: Memory) -> int:
     """The digest, from the facts themselves; O(size)."""
     value = memory.pages.recompute() + memory.slots.recompute() + memory.escrow.recompute()
-    value += memory.rows.recompute(memory.slots.used)
+    value += memory.page_table.recompute(memory.slots.used)
     if memory.windows is not None:
         value += memory.windows.recompute()
     return value & MASK
