@@ -32,9 +32,9 @@ from pawl.actors.sink import Delta, Inbox
 from pawl.actors.tokenizer import Limits, Tokenizer
 from pawl.actors.watchdog import Watchdog
 from pawl.actors.worker import Worker
+from pawl.build.parts import Parts
 from pawl.config import ServerConfig
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
-from pawl.parts import Parts
 
 log = structlog.get_logger("pawl.engine")
 
@@ -240,10 +240,10 @@ class Engine:
 def _load(config: ServerConfig) -> Parts:
     """The parts that the settings name. Imported only now, each with what it needs: a ghost starts without PyTorch."""
     if config.model == "ghost":
-        from pawl.ghost import load_ghost
+        from pawl.build.ghost import load_ghost
 
         return load_ghost(config)
-    from pawl.assembly import load_parts
+    from pawl.build.assembly import load_parts
 
     return load_parts(config)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from pawl.actors.runtime.exploration import Result
+    from pawl.actors.simulation.exploration import Result
 
 CELLS = {
     "overlap-mixed": ("overlap", True),

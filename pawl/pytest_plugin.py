@@ -17,7 +17,7 @@ import pytest
 from pawl.exploration import Totals
 
 if TYPE_CHECKING:
-    from pawl.actors.runtime.faults import Faults
+    from pawl.actors.simulation.faults import Faults
     from pawl.testing import Found, Workload
 
 SCHEDULES = 20

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OURS = ("lifecycle", "memory", "loops", "gpu", "actors", "pawl")
-WITHOUT_TORCH = ("lifecycle", "memory", "loops", "actors/runtime")
+WITHOUT_TORCH = ("lifecycle", "memory", "loops", "actors/runtime", "actors/simulation")
 
 MAX_FUNCTION_LINES = 70
 MAX_FILE_LINES = 400
@@ -64,7 +64,8 @@ def name_of(node: ast.Attribute) -> str | None:
 
 def pure_files() -> list[Path]:
     """Files whose decisions must depend on nothing but their arguments."""
-    actors = [path for path in python_files("actors") if "runtime" not in path.relative_to(ROOT).parts]
+    driving = {"runtime", "simulation"}
+    actors = [path for path in python_files("actors") if not driving & set(path.relative_to(ROOT).parts)]
     return actors + python_files("loops", "memory", "lifecycle")
 
 
@@ -169,7 +170,7 @@ def test_what_runs_cannot_tell_whether_it_is_simulated() -> None:
     outside = [
         path
         for path in python_files(*OURS)
-        if not path.relative_to(ROOT).as_posix().startswith(("actors/runtime/", "pawl/testing/"))
+        if not path.relative_to(ROOT).as_posix().startswith(("actors/simulation/", "pawl/testing/"))
     ]
     assert breaches(outside, asks_whether_it_is_simulated) == []
     for line in ("if self.simulated: pass", "a = 1 if version == 'simulated' else 2", "while not is_simulated(): pass"):

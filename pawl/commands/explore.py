@@ -302,7 +302,7 @@ def _report(arguments: argparse.Namespace, seed: int) -> int:
 
 def _explore(task: Task) -> Iterator[Report]:
     """Explore until the time is over or something is found; tells how far it is now and then, and at the end."""
-    from pawl.actors.runtime.strategies.exhaustive import NotDeterministic
+    from pawl.actors.simulation.strategies.exhaustive import NotDeterministic
     from pawl.testing import explore_workload
 
     totals, told, number = Totals(), time.monotonic(), 0

@@ -121,7 +121,7 @@ def _load_own(shape: Shape) -> None:
 
 def _replay_schedule(path: Path) -> int:
     """Run a saved schedule again. 0: it shows what it showed; 1: something else; 2: it does not fit this code."""
-    from pawl.actors.runtime.choice import Diverged
+    from pawl.actors.simulation.choice import Diverged
     from pawl.testing import load_schedule, replay_schedule
 
     try:

@@ -27,8 +27,8 @@ from pawl.http.app import create_app
 from pawl.http.info import ServerInfo
 
 if TYPE_CHECKING:
+    from pawl.build.parts import Parts
     from pawl.config import ServerConfig
-    from pawl.parts import Parts
 
 log = structlog.get_logger("pawl.http")
 

@@ -9,8 +9,8 @@
 `pawl explore` is the command.
 """
 
-from pawl.actors.runtime.faults import Faults
-from pawl.actors.runtime.strategies.exhaustive import NotDeterministic
+from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.strategies.exhaustive import NotDeterministic
 from pawl.testing.cluster import NO_FAULTS, cluster
 from pawl.testing.contention import queue
 from pawl.testing.expectations import PropertyFailed

@@ -19,11 +19,11 @@ import msgspec
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.recorder import Recorder
 from pawl.actors.runtime.actor import Overflow
-from pawl.actors.runtime.choice import ChoiceSource
-from pawl.actors.runtime.exploration import Case
-from pawl.actors.runtime.faults import Faults
-from pawl.actors.runtime.simulated import SimulatedSystem
 from pawl.actors.scheduler import CheckDeadlines, Scheduler
+from pawl.actors.simulation.choice import ChoiceSource
+from pawl.actors.simulation.exploration import Case
+from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.system import SimulatedSystem
 from pawl.actors.tokenizer import Limits, Tokenizer
 from pawl.actors.worker import Worker
 from pawl.gpu.ghost import Ghost

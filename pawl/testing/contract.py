@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from pawl.actors.runtime.faults import Faults
 from pawl.actors.scheduler import Scheduler
+from pawl.actors.simulation.faults import Faults
 from pawl.exploration import CELLS, Totals
 from pawl.loops.policy import Policy
 from pawl.memory.prefix.base import PrefixCache

@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from pawl.actors.runtime.choice import Choices, ChoiceSource
-from pawl.actors.runtime.exploration import MOST_STEPS, Case, Failure, Result, Scenario, explore, replay
-from pawl.actors.runtime.faults import Faults
-from pawl.actors.runtime.shrinking import MOST_RUNS
-from pawl.actors.runtime.strategies.coverage import CoverageGuided
-from pawl.actors.runtime.strategies.exhaustive import Exhaustive
-from pawl.actors.runtime.strategies.pct import PCT
-from pawl.actors.runtime.strategies.pos import POS
-from pawl.actors.runtime.strategies.simple import Fair, RandomWalk, Strategy
+from pawl.actors.simulation.choice import Choices, ChoiceSource
+from pawl.actors.simulation.exploration import MOST_STEPS, Case, Failure, Result, Scenario, explore, replay
+from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.shrinking import MOST_RUNS
+from pawl.actors.simulation.strategies.coverage import CoverageGuided
+from pawl.actors.simulation.strategies.exhaustive import Exhaustive
+from pawl.actors.simulation.strategies.pct import PCT
+from pawl.actors.simulation.strategies.pos import POS
+from pawl.actors.simulation.strategies.simple import Fair, RandomWalk, Strategy
 from pawl.testing.cluster import NO_FAULTS, MakeProperties, cluster, quick_properties, record_properties
 from pawl.testing.models import GHOST, Model
 from pawl.testing.workload import Workload
@@ -138,7 +138,7 @@ def scenario_of(
     properties: MakeProperties = record_properties,
     model: Model = GHOST,
 ) -> Scenario:
-    """What `pawl.actors.runtime.exploration.explore` takes."""
+    """What `pawl.actors.simulation.exploration.explore` takes."""
     return partial(_scenario, workload, faults, properties, model)
 
 
@@ -184,8 +184,8 @@ def load_schedule(path: Path) -> Schedule:
 
 def replay_schedule(schedule: Schedule, model: Model = GHOST) -> Exception | None:
     """Run it again: what it shows now, None for nothing. Raises Diverged when the code decides otherwise by now."""
-    from pawl.actors.runtime.choice import Diverged
-    from pawl.actors.runtime.exploration import silence
+    from pawl.actors.simulation.choice import Diverged
+    from pawl.actors.simulation.exploration import silence
 
     try:
         with silence():

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pawl.actors.runtime.exploration import drive, silence
-from pawl.actors.runtime.faults import Faults
+from pawl.actors.simulation.exploration import drive, silence
+from pawl.actors.simulation.faults import Faults
 from pawl.testing.cluster import NO_FAULTS, Cluster, quick_properties, record_properties
 from pawl.testing.exploring import most_steps, scenario_of
 from pawl.testing.workload import Workload
@@ -18,7 +18,7 @@ from pawl.testing.workload import Workload
 if TYPE_CHECKING:
     from hypothesis import strategies as st
 
-    from pawl.actors.runtime.strategies.drawn import Drawn
+    from pawl.actors.simulation.strategies.drawn import Drawn
 
 
 def fault_budgets(*, most: int = 1) -> st.SearchStrategy[Faults]:
@@ -34,7 +34,7 @@ def schedules() -> st.SearchStrategy[Drawn]:
     """Hypothesis strategy: schedules that shrink to the fair one. Each serves for one run."""
     from hypothesis import strategies as st
 
-    from pawl.actors.runtime.strategies.drawn import Drawn
+    from pawl.actors.simulation.strategies.drawn import Drawn
 
     return st.builds(Drawn, st.data())
 

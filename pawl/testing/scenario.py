@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from pawl.actors.runtime.faults import Faults
+from pawl.actors.simulation.faults import Faults
 from pawl.gpu.ghost_language import START_TOKEN
 from pawl.lifecycle.properties.base import Violation
 from pawl.lifecycle.properties.monitor import Monitor

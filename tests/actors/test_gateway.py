@@ -24,7 +24,7 @@ from pawl.actors.messages.generate import (
     Usage,
 )
 from pawl.actors.runtime.actor import Down, Lane
-from pawl.actors.runtime.testing import ManualContext
+from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.sink import Inbox
 from pawl.lifecycle.states import Cause
 

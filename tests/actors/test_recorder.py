@@ -9,8 +9,8 @@ import numpy as np
 
 from pawl.actors.recorder import FLUSH_S, MAX_BATCH, Recorder, Records, TraceSink
 from pawl.actors.runtime.actor import Actor, Lane
-from pawl.actors.runtime.testing import ManualContext
 from pawl.actors.runtime.timers import ActorTimer
+from pawl.actors.simulation.manual import ManualContext
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.lifecycle.records import Digest, Gap, Record, StepCommitted
 from pawl.lifecycle.trace import TraceReader, TraceWriter

@@ -8,8 +8,8 @@ import pytest
 
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.runtime.supervision import KEPT_LETTERS, DeadLetter, DeadLetters, Reason, Restart, RestartBudget
-from pawl.actors.runtime.testing import ManualContext, Sent
 from pawl.actors.runtime.timers import TimerQueue
+from pawl.actors.simulation.manual import ManualContext, Sent
 
 
 def test_cancelled_timers_do_not_pile_up() -> None:

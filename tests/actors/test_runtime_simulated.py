@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pawl.actors.runtime.choice import ChoiceSource
-from pawl.actors.runtime.exploration import silence
 from pawl.actors.runtime.local import OUTSIDE, OnFailure
-from pawl.actors.runtime.simulated import SimulatedSystem
-from pawl.actors.runtime.strategies.pct import PCT
-from pawl.actors.runtime.strategies.simple import Fair, RandomWalk
 from pawl.actors.runtime.supervision import DeadLetter
+from pawl.actors.simulation.choice import ChoiceSource
+from pawl.actors.simulation.exploration import silence
+from pawl.actors.simulation.strategies.pct import PCT
+from pawl.actors.simulation.strategies.simple import Fair, RandomWalk
+from pawl.actors.simulation.system import SimulatedSystem
 from tests.actors.conformance import RuntimeConformance
 from tests.actors.conformance_base import Parting
 

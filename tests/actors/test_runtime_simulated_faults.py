@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from pawl.actors.runtime.actor import Lane
-from pawl.actors.runtime.choice import Choices, Diverged, Kind, Option, Replay
-from pawl.actors.runtime.faults import Faults
-from pawl.actors.runtime.network import all_wires
-from pawl.actors.runtime.simulated import SimulatedSystem
-from pawl.actors.runtime.strategies.simple import Randomized, RandomWalk
 from pawl.actors.runtime.supervision import Restart
+from pawl.actors.simulation.choice import Choices, Diverged, Kind, Option, Replay
+from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.network import all_wires
+from pawl.actors.simulation.strategies.simple import Randomized, RandomWalk
+from pawl.actors.simulation.system import SimulatedSystem
 from tests.actors.conformance_base import Boom, CancelTimer, Crash, Journal, Say, Scribe, SetTimers
 from tests.actors.runtime_doing import Doing, Number
 from tests.actors.toys import Note, spawn_writers, to

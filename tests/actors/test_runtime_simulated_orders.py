@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from pawl.actors.runtime.actor import Lane
-from pawl.actors.runtime.choice import ChoiceSource, Footprint, Kind, Option
-from pawl.actors.runtime.exploration import Case, explore
-from pawl.actors.runtime.faults import Faults
-from pawl.actors.runtime.network import IsWire, all_wires, no_wires
-from pawl.actors.runtime.simulated import SimulatedSystem
-from pawl.actors.runtime.strategies.exhaustive import Exhaustive
-from pawl.actors.runtime.strategies.races import Happened, Order
-from pawl.actors.runtime.strategies.simple import Fair, RandomWalk
 from pawl.actors.runtime.supervision import Restart
+from pawl.actors.simulation.choice import ChoiceSource, Footprint, Kind, Option
+from pawl.actors.simulation.exploration import Case, explore
+from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.network import IsWire, all_wires, no_wires
+from pawl.actors.simulation.strategies.exhaustive import Exhaustive
+from pawl.actors.simulation.strategies.races import Happened, Order
+from pawl.actors.simulation.strategies.simple import Fair, RandomWalk
+from pawl.actors.simulation.system import SimulatedSystem
 from tests.actors.conformance_base import Crash, Journal, Relay, Say, Scribe, SetTimers
 from tests.actors.toys import Letters, Note, Writer, spawn_writers, to, writing
 

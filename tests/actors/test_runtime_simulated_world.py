@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from pawl.actors.runtime.actor import Actor, Overflow
 from pawl.actors.runtime.ask import Unanswered
-from pawl.actors.runtime.choice import ChoiceSource
-from pawl.actors.runtime.exploration import ActorFailed, Case, Unfinished, drive, explore
-from pawl.actors.runtime.faults import Faults
-from pawl.actors.runtime.simulated import Endless, SimulatedSystem, Stuck
-from pawl.actors.runtime.strategies.drawn import Drawn
-from pawl.actors.runtime.strategies.simple import Fair, RandomWalk
 from pawl.actors.runtime.supervision import Reason, Restart
-from pawl.actors.runtime.turns import Turn
+from pawl.actors.simulation.choice import ChoiceSource
+from pawl.actors.simulation.driver import SimulatedDriver
+from pawl.actors.simulation.exploration import ActorFailed, Case, Unfinished, drive, explore
+from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.strategies.drawn import Drawn
+from pawl.actors.simulation.strategies.simple import Fair, RandomWalk
+from pawl.actors.simulation.system import Endless, SimulatedSystem, Stuck
 from tests.actors.conformance_base import Crash, Journal, Say, Scribe, SetTimers
 from tests.actors.runtime_doing import Answer, Doing, Number, Question, ignore
 from tests.actors.toys import Go, Letters, Note, Pass, spawn_writers, to, writing
@@ -258,9 +258,9 @@ def test_an_actor_takes_nothing_and_does_not_stop_in_the_middle_of_a_handler(see
             system.begin_stop()
         if not system.step():
             break
-        sending = {outbox.owner for outbox in system.network.outboxes.values() if outbox.parcels}
+        sending = {outbox.owner for outbox in system.network.outboxes.values() if outbox.envelopes}
         for event in system.network.ready:
-            if isinstance(event, Turn):
+            if isinstance(event, SimulatedDriver):
                 assert event.owner not in sending
                 assert not event.label.endswith(" rests"), "a turn in which there is nothing to do"
     assert system.wait(0.0)

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pawl.actors.runtime.choice import Choices, ChoiceSource, Diverged, Kind
-from pawl.actors.runtime.exploration import Case, drive, explore, replay
-from pawl.actors.runtime.shrinking import Shrinker, cost
-from pawl.actors.runtime.simulated import Endless, SimulatedSystem
-from pawl.actors.runtime.strategies.coverage import CoverageGuided
-from pawl.actors.runtime.strategies.drawn import Drawn
-from pawl.actors.runtime.strategies.exhaustive import Exhaustive, NotDeterministic
-from pawl.actors.runtime.strategies.pct import PCT
-from pawl.actors.runtime.strategies.pos import POS
-from pawl.actors.runtime.strategies.simple import Fair, RandomWalk, Strategy
+from pawl.actors.simulation.choice import Choices, ChoiceSource, Diverged, Kind
+from pawl.actors.simulation.exploration import Case, drive, explore, replay
+from pawl.actors.simulation.shrinking import Shrinker, cost
+from pawl.actors.simulation.strategies.coverage import CoverageGuided
+from pawl.actors.simulation.strategies.drawn import Drawn
+from pawl.actors.simulation.strategies.exhaustive import Exhaustive, NotDeterministic
+from pawl.actors.simulation.strategies.pct import PCT
+from pawl.actors.simulation.strategies.pos import POS
+from pawl.actors.simulation.strategies.simple import Fair, RandomWalk, Strategy
+from pawl.actors.simulation.system import Endless, SimulatedSystem
 from tests.actors.toys import Go, LostUpdate, Note, Pass, lost_update, to, writing
 
 SEEDED: list[Callable[[int], Strategy]] = [RandomWalk, PCT, POS, CoverageGuided]

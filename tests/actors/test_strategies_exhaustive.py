@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pawl.actors.runtime.actor import Lane, Overflow
-from pawl.actors.runtime.choice import Footprint
-from pawl.actors.runtime.exploration import Result, explore
-from pawl.actors.runtime.faults import Faults
 from pawl.actors.runtime.local import LocalSystem
-from pawl.actors.runtime.network import all_wires, no_wires
-from pawl.actors.runtime.strategies.exhaustive import Exhaustive, Reduction
-from pawl.actors.runtime.strategies.races import Happened, races
-from pawl.actors.runtime.strategies.simple import RandomWalk
+from pawl.actors.simulation.choice import Footprint
+from pawl.actors.simulation.exploration import Result, explore
+from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.network import all_wires, no_wires
+from pawl.actors.simulation.strategies.exhaustive import Exhaustive, Reduction
+from pawl.actors.simulation.strategies.races import Happened, races
+from pawl.actors.simulation.strategies.simple import RandomWalk
 from tests.actors.runtime_doing import GENEROUS_S
 from tests.actors.toys import Letters, Note, spawn_writers, to, writing
 

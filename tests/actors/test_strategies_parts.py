@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pawl.actors.runtime.actor import Actor
-from pawl.actors.runtime.choice import Choices, ChoiceSource, Kind, Value
-from pawl.actors.runtime.exploration import Case, explore
-from pawl.actors.runtime.shrinking import Shrinker, cost
-from pawl.actors.runtime.simulated import SimulatedSystem
-from pawl.actors.runtime.strategies.coverage import CoverageGuided
-from pawl.actors.runtime.strategies.pct import PCT
-from pawl.actors.runtime.strategies.pos import POS
-from pawl.actors.runtime.strategies.simple import RandomWalk, Strategy
+from pawl.actors.simulation.choice import Choices, ChoiceSource, Kind, Value
+from pawl.actors.simulation.exploration import Case, explore
+from pawl.actors.simulation.shrinking import Shrinker, cost
+from pawl.actors.simulation.strategies.coverage import CoverageGuided
+from pawl.actors.simulation.strategies.pct import PCT
+from pawl.actors.simulation.strategies.pos import POS
+from pawl.actors.simulation.strategies.simple import RandomWalk, Strategy
+from pawl.actors.simulation.system import SimulatedSystem
 from tests.actors.toys import Letters, Note, spawn_writers, to, writing
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pawl.actors.messages.control import Heartbeat, Progress, Stalled
 from pawl.actors.runtime.actor import Lane
-from pawl.actors.runtime.testing import ManualContext, Sent
+from pawl.actors.simulation.manual import ManualContext, Sent
 from pawl.actors.watchdog import Watchdog
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 
 from pawl.actors.runtime.actor import Actor, Lane, Overflow
-from pawl.actors.runtime.choice import ChoiceSource
-from pawl.actors.runtime.exploration import Case, Scenario
-from pawl.actors.runtime.simulated import SimulatedSystem
 from pawl.actors.runtime.system import System
+from pawl.actors.simulation.choice import ChoiceSource
+from pawl.actors.simulation.exploration import Case, Scenario
+from pawl.actors.simulation.system import SimulatedSystem
 
 
 class Go(msgspec.Struct, frozen=True, tag=True):

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from pawl import sizing
+from pawl.build.parts import check_settings
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.cuda.memory import ModelDoesNotFit, WeightsDoNotFit
 from pawl.gpu.cuda.sizing import largest_step, measure
 from pawl.gpu.kv import MemoryPlan, plan_tokens
 from pawl.gpu.runner import Runner
 from pawl.loops.select import LoopConfig
-from pawl.parts import check_settings
 from tests.gpu.kernel_tools import DEVICE
 from tests.gpu.native_models import HYBRID, ODD, random_weights
 from tests.gpu.test_cuda_decoder import AgainRecorder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from pawl.actors.runtime.exploration import ActorFailed
+from pawl.actors.simulation.exploration import ActorFailed
 from pawl.testing import Found, explore_workload
 from pawl.testing.cluster import PropertyFailed
 from tests.mutants.mutant import Mutant, planted

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pawl.actors.runtime.faults import Faults
 from pawl.actors.scheduler import Scheduler
+from pawl.actors.simulation.faults import Faults
 from pawl.actors.worker import Worker
 from pawl.loops.loop import Loop
 from pawl.loops.policy import FirstComeFirstServed

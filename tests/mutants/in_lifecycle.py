@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.gateway import Gateway
-from pawl.actors.runtime.faults import Faults
 from pawl.actors.scheduler import Scheduler
+from pawl.actors.simulation.faults import Faults
 from pawl.lifecycle.requests import RequestTable
 from pawl.loops.loop import Loop
 from pawl.loops.planner import UnifiedPlanner

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pawl.actors.runtime.faults import Faults
+from pawl.actors.simulation.faults import Faults
 from pawl.loops.admission import Admission
 from pawl.loops.loop import Loop
 from pawl.loops.queues import Queues

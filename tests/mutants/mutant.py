@@ -15,7 +15,7 @@ from enum import StrEnum
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
-from pawl.actors.runtime.faults import Faults
+from pawl.actors.simulation.faults import Faults
 from pawl.testing import Workload
 
 NO_FAULTS = Faults()

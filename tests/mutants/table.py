@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from pawl.actors.runtime.exploration import explore
-from pawl.actors.runtime.shrinking import cost
+from pawl.actors.simulation.exploration import explore
+from pawl.actors.simulation.shrinking import cost
 from pawl.testing import STRATEGIES, explore_workload
 from pawl.testing.exploring import scenario_of, shrunk
 from tests.mutants.everything import EQUIVALENT, MUTANTS

@@ -13,12 +13,12 @@ from typing import Any
 import uvloop
 
 from pawl.actors.text.ghost import ghost_vocabulary
+from pawl.build.ghost import GhostSource
+from pawl.build.parts import Parts, assemble
 from pawl.config import build_config
-from pawl.ghost import GhostSource
 from pawl.gpu.ghost import Ghost
 from pawl.http.server import EngineServer, open_socket
 from pawl.loops.select import LoopConfig
-from pawl.parts import Parts, assemble
 
 PATIENCE_S = 60.0
 

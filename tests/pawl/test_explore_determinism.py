@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from pawl.actors.messages.generate import Submit
-from pawl.actors.runtime.strategies.exhaustive import NotDeterministic
-from pawl.actors.runtime.strategies.pos import POS
+from pawl.actors.simulation.strategies.exhaustive import NotDeterministic
+from pawl.actors.simulation.strategies.pos import POS
 from pawl.cli import main
 from pawl.loops.policy import POLICIES
 from pawl.testing import Arrival, Shape, Workload, explore_workload

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from pawl.actors.runtime.faults import Faults
+from pawl.actors.simulation.faults import Faults
 from pawl.gpu.backend import BackendUnavailable
 from pawl.gpu.ghost_language import VOCABULARY_SIZE
 from pawl.gpu.models.config import ModelConfig, Rope

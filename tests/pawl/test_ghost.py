@@ -15,10 +15,10 @@ import openai
 import pytest
 
 from pawl.actors.text.ghost import ghost_vocabulary
+from pawl.build.ghost import load_ghost
 from pawl.cli import main
 from pawl.config import ConfigError, build_config
 from pawl.engine import Engine
-from pawl.ghost import load_ghost
 from pawl.gpu.ghost import Ghost
 from pawl.gpu.ghost_language import END_TOKEN
 from pawl.gpu.ghost_oracle import expected

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.actors.runtime.exploration import ActorFailed, drive, silence
-from pawl.actors.runtime.simulated import Stuck
-from pawl.actors.runtime.strategies.simple import RandomWalk
+from pawl.actors.simulation.exploration import ActorFailed, drive, silence
+from pawl.actors.simulation.strategies.simple import RandomWalk
+from pawl.actors.simulation.system import Stuck
 from pawl.cli import main
 from pawl.lifecycle.records import Record, Started, StepPlanned, Submitted, Transition
 from pawl.lifecycle.states import Event

@@ -11,9 +11,9 @@ import pytest
 from pawl.actors.messages.control import GetState
 from pawl.actors.runtime.ask import CALLER
 from pawl.actors.tiers.files import StorageUnusable
+from pawl.build.tiers import tier_config, wants_tiers
 from pawl.config import ConfigError, build_config
 from pawl.engine import Engine
-from pawl.tiers import tier_config, wants_tiers
 
 GREEDY = {"max_new_tokens": 4, "temperature": 0}
 PROMPTS = [[(shift + number) % 256 for number in range(100)] for shift in (0, 70, 140)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pawl.actors.runtime.choice import Footprint
+from pawl.actors.simulation.choice import Footprint
 
 
 class Happened(NamedTuple):

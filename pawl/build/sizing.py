@@ -15,7 +15,7 @@ from pawl.gpu.kv import MemoryPlan, plan_memory
 from pawl.gpu.runner import Runner
 from pawl.loops.select import LoopConfig
 
-log = structlog.get_logger("pawl.sizing")
+log = structlog.get_logger("pawl.build.sizing")
 
 
 def check_weights(num_bytes: int, device: str) -> None:

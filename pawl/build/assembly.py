@@ -18,11 +18,11 @@ from pawl.gpu.runner import Runner
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.gpu.weights.source import load_weights, resolve_source
 from pawl.loops.select import LoopConfig
-from pawl.parts import Parts, assemble, check_settings, make_loop_config
-from pawl.sizing import check_weights, settle_pages
-from pawl.tiers import wants_tiers
+from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
+from pawl.build.sizing import check_weights, settle_pages
+from pawl.build.tiers import wants_tiers
 
-log = structlog.get_logger("pawl.assembly")
+log = structlog.get_logger("pawl.build.assembly")
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DEFAULT_CHUNK = {"cpu": 512, "cuda": 8192}
@@ -45,7 +45,7 @@ def load_parts(config: ServerConfig) -> Parts:
     source = resolve_source(config.model)
     two_pools = _two_pools(config, source.config)
     device = config.device
-    dtype = DTYPES["bf16" if config.dtype == "auto" else config.dtype]
+    dtype = _dtype(config)
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
     weights = load_weights(source, dtype)
     plan = _plan(config, source.config, dtype, two_pools)
@@ -80,25 +80,34 @@ def load_parts(config: ServerConfig) -> Parts:
         asked = plan if _sized(config) else None
         plan = settle_pages(config, runner, loop_config, asked)
         loop_config = _with_pages(loop_config, plan)
-    facts: dict[str, Any] = {
-        "architecture": source.config.architecture,
-        "device": device,
-        "backend": runner.backend_name,
-        "dtype": str(dtype).removeprefix("torch."),
-        "deterministic": config.deterministic,
-        "kv_mib": plan.num_bytes >> 20,
-    }
-    if plan.num_window_pages is not None:
-        facts["window_tokens"] = plan.num_window_pages * plan.page_size
     return assemble(
         config,
         source=source,
         vocabulary=vocabulary,
         runner=runner,
         loop_config=loop_config,
-        facts=facts,
+        facts=_facts(config, runner, plan),
         began=began,
     )
+
+
+def _facts(config: ServerConfig, runner: Runner, plan: MemoryPlan) -> dict[str, Any]:
+    """What the line that says what runs tells about the model and its memory."""
+    facts: dict[str, Any] = {
+        "architecture": runner.config.architecture,
+        "device": config.device,
+        "backend": runner.backend_name,
+        "dtype": str(_dtype(config)).removeprefix("torch."),
+        "deterministic": config.deterministic,
+        "kv_mib": plan.num_bytes >> 20,
+    }
+    if plan.num_window_pages is not None:
+        facts["window_tokens"] = plan.num_window_pages * plan.page_size
+    return facts
+
+
+def _dtype(config: ServerConfig) -> torch.dtype:
+    return DTYPES["bf16" if config.dtype == "auto" else config.dtype]
 
 
 def _sized(config: ServerConfig) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Sequence
 
-from pawl.actors.runtime.choice import Choices, Kind, Option, count_plain
+from pawl.actors.simulation.choice import Choices, Kind, Option, count_plain
 
 FAULT_RATE = 0.02
 """Chance of a fault at a decision where one may strike: rare enough that the work gets somewhere between them."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from pawl.actors.runtime.choice import Kind, Option
-from pawl.actors.runtime.strategies.simple import Strategy
+from pawl.actors.simulation.choice import Kind, Option
+from pawl.actors.simulation.strategies.simple import Strategy
 
 MOST_FAIR = 15
 """Fair decisions between two deviations, at most."""

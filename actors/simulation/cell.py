@@ -1,4 +1,4 @@
-"""The turns of one actor in a simulated run: a real `Cell`, driven one step at a time."""
+"""A cell of a simulated run: a real `Cell` that can say what its next step would be, and be made to fail."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from typing import Any, Literal, Protocol
 
 from pawl.actors.runtime.actor import Actor
 from pawl.actors.runtime.cell import Cell, Host, Phase
-from pawl.actors.runtime.choice import LINE
-from pawl.actors.runtime.faults import InjectedCrash
 from pawl.actors.runtime.mailbox import Entry
-from pawl.actors.runtime.network import Carrier, Network, SimulatedMailbox
 from pawl.actors.runtime.supervision import Restart
 from pawl.actors.runtime.timers import ActorTimer
+from pawl.actors.simulation.faults import InjectedCrash
+from pawl.actors.simulation.mailbox import SimulatedMailbox
 
 
 class Observer(Protocol):
@@ -104,79 +103,3 @@ class SimulatedCell(Cell):
         due = self.deadline()
         deadline = "" if due is None else f", next deadline at {due:g} s"
         return f"{self.name}: {self.phase.name.lower()}, waiting: {self.mailbox.dump()}{deadline}"
-
-
-class Turn:
-    """Runs one actor (a `Driver`), one step for each choice. Among the ready events while there is something to do."""
-
-    fault = False
-
-    def __init__(self, cell: SimulatedCell, network: Network) -> None:
-        self.cell = cell
-        self.owner = self.target = cell.name
-        self._network = network
-        self._queued = False
-        self._outbox: Carrier | None = network.add_outbox(cell.mailbox, cell.name)
-        if self._outbox is not None:
-            self._outbox.on_empty = self.rearm
-        cell.mailbox.wake = self.make_ready
-
-    @property
-    def label(self) -> str:
-        return self.cell.label()
-
-    @property
-    def event(self) -> tuple[str, int]:
-        return self.cell.label(), sum(self.cell.mailbox.taken)
-
-    def start(self) -> None:
-        self.make_ready()
-
-    def make_ready(self) -> None:
-        """There is something to do; not before the outbox is empty."""
-        if not self._queued and not (self._outbox is not None and self._sending()):
-            self._queued = True
-            self._network.ready.append(self)
-
-    def _sending(self) -> bool:
-        return self._outbox is not None and len(self._outbox.parcels) > 0
-
-    def take_out(self) -> None:
-        """Leave the ready events, to happen in another way than by `run`."""
-        self._network.ready.remove(self)
-
-    def run(self) -> None:
-        """One step of the actor."""
-        self._queued = False
-        cell = self.cell
-        if self._network.touched is not None:
-            self._touch(self._network.touched)
-        if cell.phase is Phase.NEW:
-            cell.begin()
-        else:
-            cell.step()
-        self.rearm()
-
-    def _touch(self, touched: set[str]) -> None:
-        """Note what the step depends on."""
-        cell = self.cell
-        touched.add(LINE + cell.name)
-        # `started` does not look at the mailbox.
-        if cell.phase is not Phase.NEW:
-            touched.add(cell.name)
-            # What it takes may let them go.
-            touched.update(cell.mailbox.held_names())
-
-    def rearm(self) -> None:
-        """After a step, and when the outbox has become empty: line up again, or wait to be woken."""
-        if self._outbox is not None and self._sending():
-            return
-        # While it waits out a backoff it cannot park, for messages wait; the clock or a stop gets it going again.
-        if self.cell.busy() or not (self.cell.mailbox.park() or self.cell.phase is Phase.BACKOFF):
-            self.make_ready()
-
-    def wake_if_due(self, now: float) -> None:
-        """The clock went on."""
-        due = self.cell.deadline()
-        if due is not None and due <= now:
-            self.make_ready()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pawl.actors.runtime.choice import Kind, Option
-from pawl.actors.runtime.strategies.simple import Randomized
+from pawl.actors.simulation.choice import Kind, Option
+from pawl.actors.simulation.strategies.simple import Randomized
 
 
 class POS(Randomized):

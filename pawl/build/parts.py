@@ -23,9 +23,9 @@ from pawl.lifecycle.records import Started
 from pawl.lifecycle.trace import TraceWriter
 from pawl.loops.select import LoopConfig, cell_name
 from pawl.memory.prefix.select import Core, CoreUnavailable, choose_core, make_cache
-from pawl.tiers import make_storage, tier_config, wants_tiers
+from pawl.build.tiers import make_storage, tier_config, wants_tiers
 
-log = structlog.get_logger("pawl.parts")
+log = structlog.get_logger("pawl.build.parts")
 
 
 class Source(Protocol):

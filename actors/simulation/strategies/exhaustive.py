@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from enum import IntEnum
 from itertools import islice
 
-from pawl.actors.runtime.choice import Choices, Footprint, Kind, Option
-from pawl.actors.runtime.strategies.races import Happened, races
-from pawl.actors.runtime.strategies.simple import Strategy
+from pawl.actors.simulation.choice import Choices, Footprint, Kind, Option
+from pawl.actors.simulation.strategies.races import Happened, races
+from pawl.actors.simulation.strategies.simple import Strategy
 
 EVERYTHING = Footprint(frozenset(), everything=True)
 

@@ -6,7 +6,7 @@ a mailbox are replaced. What one step of the run can be:
     begin, take, settle, resume, stop      one step of one actor, as its thread would do it
     arrive                                 the oldest message of an outbox or a wire reaches its mailbox
     time                                   the clock goes on to the next deadline (only when nothing else can happen)
-    a fault                                if its budget allows (`pawl.actors.runtime.faults`)
+    a fault                                if its budget allows (`pawl.actors.simulation.faults`)
 
 What the local runtime guarantees holds in every schedule: order along each edge; a message is in the mailbox when
 `send` returns, so what an actor causes comes after what it sent before; SYSTEM before CONTROL before DATA among what
@@ -28,14 +28,16 @@ from typing import Any, NamedTuple
 
 from pawl.actors.runtime.actor import Actor, Overflow
 from pawl.actors.runtime.cell import Cell, Door
-from pawl.actors.runtime.choice import Choices, ChoiceSource, Follower, Footprint, Kind, Option, value_options
 from pawl.actors.runtime.drivers import Driver
-from pawl.actors.runtime.events import FAULTS_OF_WORK, Clock, Stopping, clock_faults
-from pawl.actors.runtime.faults import FaultBudget, FaultKind, Faults
 from pawl.actors.runtime.local import LocalSystem, OnFailure
-from pawl.actors.runtime.network import Event, IsWire, Network, SimulatedMailbox, no_wires
 from pawl.actors.runtime.supervision import DeadLetter, Restart
-from pawl.actors.runtime.turns import SimulatedCell, Turn
+from pawl.actors.simulation.cell import SimulatedCell
+from pawl.actors.simulation.choice import Choices, ChoiceSource, Follower, Footprint, Kind, Option, value_options
+from pawl.actors.simulation.driver import SimulatedDriver
+from pawl.actors.simulation.events import FAULTS_OF_WORK, Clock, Stopping, clock_faults
+from pawl.actors.simulation.faults import FaultBudget, FaultKind, Faults
+from pawl.actors.simulation.mailbox import SimulatedMailbox
+from pawl.actors.simulation.network import Event, IsWire, Network, no_wires
 
 EPOCH_S = 1_700_000_000.0
 """Wall clock at the beginning of every run."""
@@ -108,7 +110,7 @@ class SimulatedSystem(LocalSystem):
         self.wall_offset_s = EPOCH_S
         self.now_s = 0.0
         self.network = Network(self.dead_letters, is_wire, preempt=preempt)
-        self.turns: list[Turn] = []
+        self.drivers: list[SimulatedDriver] = []
         # Not by `isinstance`: looking at a protocol takes as long as some steps of the run.
         self._follower: Follower | None = source if hasattr(source, "executed") else None  # type: ignore[assignment]
         self._faults_left = self.faults.any_left
@@ -192,7 +194,7 @@ class SimulatedSystem(LocalSystem):
 
     def next_deadline(self) -> float | None:
         """When the next timer, restart or time limit is due that has not come yet."""
-        dues = [due for turn in self.turns if (due := turn.cell.deadline()) is not None and due > self.now_s]
+        dues = [due for driver in self.drivers if (due := driver.cell.deadline()) is not None and due > self.now_s]
         if self._stopping is not None and self._stopping.deadline > self.now_s:
             dues.append(self._stopping.deadline)
         return min(dues, default=None)
@@ -200,9 +202,9 @@ class SimulatedSystem(LocalSystem):
     def advance(self, until: float) -> None:
         """Set the clock to `until`; whoever has something due then becomes ready, the earliest first."""
         self.now_s = until
-        due = [turn for turn in self.turns if (at := turn.cell.deadline()) is not None and at <= until]
-        for turn in sorted(due, key=lambda turn: turn.cell.deadline() or 0.0):
-            turn.wake_if_due(until)
+        due = [driver for driver in self.drivers if (at := driver.cell.deadline()) is not None and at <= until]
+        for driver in sorted(due, key=lambda driver: driver.cell.deadline() or 0.0):
+            driver.wake_if_due(until)
 
     # ---- many steps ----
 
@@ -234,7 +236,7 @@ class SimulatedSystem(LocalSystem):
 
     def num_waiting(self) -> int:
         """Messages that were sent and not taken."""
-        return self.network.num_on_the_way() + sum(sum(turn.cell.mailbox.depths()) for turn in self.turns)
+        return self.network.num_on_the_way() + sum(sum(driver.cell.mailbox.depths()) for driver in self.drivers)
 
     def check_not_stuck(self) -> None:
         """At rest: raises Stuck if messages wait all the same."""
@@ -247,11 +249,11 @@ class SimulatedSystem(LocalSystem):
         coming = [
             f"on its way: {mailbox.route(entry[1])} {type(entry[0]).__name__}"
             for carrier in carriers
-            for mailbox, entry in carrier.parcels
+            for mailbox, entry in carrier.envelopes
         ]
         head = f"at {self.now_s:g} s, after {self.num_steps} steps and {self.num_deliveries} deliveries"
         faults = [f"faults so far: {self.faults.struck}"] if self.faults.struck else []
-        return "\n".join([head, *faults, *(turn.cell.dump() for turn in self.turns), *coming])
+        return "\n".join([head, *faults, *(driver.cell.dump() for driver in self.drivers), *coming])
 
     # ---- for scenarios ----
 
@@ -326,9 +328,9 @@ class SimulatedSystem(LocalSystem):
 
     def _make_driver(self, cell: Cell, loop: asyncio.AbstractEventLoop | None) -> Driver:
         assert isinstance(cell, SimulatedCell)
-        turn = Turn(cell, self.network)
-        self.turns.append(turn)
-        return turn
+        driver = SimulatedDriver(cell, self.network)
+        self.drivers.append(driver)
+        return driver
 
     def _send_down(self, watcher: str, watched: str, reason: str) -> None:
         self._everything = True

@@ -22,12 +22,12 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from pawl.actors.runtime.choice import Choices, ChoiceSource, Diverged, Replay, Suggestion
-from pawl.actors.runtime.faults import InjectedCrash
-from pawl.actors.runtime.shrinking import MOST_RUNS, Shrinker, cost
-from pawl.actors.runtime.simulated import ActorFailure, Endless, SimulatedSystem, Stuck
-from pawl.actors.runtime.strategies.exhaustive import NotDeterministic, Redundant
-from pawl.actors.runtime.strategies.simple import Strategy
+from pawl.actors.simulation.choice import Choices, ChoiceSource, Diverged, Replay, Suggestion
+from pawl.actors.simulation.faults import InjectedCrash
+from pawl.actors.simulation.shrinking import MOST_RUNS, Shrinker, cost
+from pawl.actors.simulation.strategies.exhaustive import NotDeterministic, Redundant
+from pawl.actors.simulation.strategies.simple import Strategy
+from pawl.actors.simulation.system import ActorFailure, Endless, SimulatedSystem, Stuck
 
 MOST_STEPS = 20_000
 """Steps after which a run counts as endless."""
@@ -74,7 +74,7 @@ class Case:
 
     def state(self) -> Hashable:
         """The abstract state: what tells runs apart for coverage. As a rule: what waits where."""
-        return tuple([(turn.cell.phase, turn.cell.mailbox.depths()) for turn in self.system.turns])
+        return tuple([(driver.cell.phase, driver.cell.mailbox.depths()) for driver in self.system.drivers])
 
 
 Scenario: TypeAlias = Callable[[ChoiceSource], Case]

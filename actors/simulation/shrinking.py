@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
-from pawl.actors.runtime.choice import Choices
+from pawl.actors.simulation.choice import Choices
 
 Attempt: TypeAlias = Callable[[Sequence[int]], Choices | None]
 """Runs the schedule that indices suggest: what was decided in truth if it fails in the same way, else None."""

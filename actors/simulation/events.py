@@ -7,9 +7,9 @@ from functools import partial
 from typing import Protocol
 
 from pawl.actors.runtime.cell import Cell
-from pawl.actors.runtime.faults import FaultBudget, FaultKind
-from pawl.actors.runtime.network import Carrier, Event, Network
-from pawl.actors.runtime.turns import Turn
+from pawl.actors.simulation.driver import SimulatedDriver
+from pawl.actors.simulation.faults import FaultBudget, FaultKind
+from pawl.actors.simulation.network import Carrier, Event, Network
 
 CLOCK = "clock"
 
@@ -103,19 +103,19 @@ class FaultEvent:
 def crashes(world: World, event: Event) -> Iterator[Event]:
     """The actor whose turn it is may fail before or after the message it would take."""
     budget = world.faults
-    if budget.left[FaultKind.CRASH] == 0 or not isinstance(event, Turn) or not event.cell.takes_message():
+    if budget.left[FaultKind.CRASH] == 0 or not isinstance(event, SimulatedDriver) or not event.cell.takes_message():
         return
     may_crash = budget.faults.may_crash
     if may_crash is not None and event.owner not in may_crash:
         return
-    turn = event
+    driver = event
 
     def crash(moment: str) -> None:
-        turn.take_out()
-        turn.cell.crash = moment
-        turn.run()
+        driver.take_out()
+        driver.cell.crash = moment
+        driver.run()
         # A timer that was cancelled is taken and not handled.
-        turn.cell.crash = None
+        driver.cell.crash = None
 
     for moment in ("before", "after"):
         yield FaultEvent(world, FaultKind.CRASH, f"{event.owner} {moment} {event.label}", partial(crash, moment))

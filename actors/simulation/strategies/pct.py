@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pawl.actors.runtime.choice import Choices, Kind, Option
-from pawl.actors.runtime.strategies.simple import FAULT_RATE, Randomized
+from pawl.actors.simulation.choice import Choices, Kind, Option
+from pawl.actors.simulation.strategies.simple import FAULT_RATE, Randomized
 
 
 class PCT(Randomized):
