@@ -68,13 +68,13 @@ check: setup-check  ## style, types, import contracts, generated docs, house rul
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pawl.lifecycle.tables --check
-	@$(BIN)/python -m pawl.loops.properties.tables --check
+	@$(BIN)/python -m pawl.lifecycle.documents --check
+	@$(BIN)/python -m pawl.loops.properties.documents --check
 	@$(BIN)/python -m pytest tests/test_tidy.py
 
 docs-generated: setup  ## write the pages that are made from code
-	@$(BIN)/python -m pawl.lifecycle.tables
-	@$(BIN)/python -m pawl.loops.properties.tables
+	@$(BIN)/python -m pawl.lifecycle.documents
+	@$(BIN)/python -m pawl.loops.properties.documents
 
 bench-host: setup  ## cost of scheduling one step
 	@$(BIN)/python -m benchmarks.host

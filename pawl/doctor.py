@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from pawl import DISTRIBUTION, pip_install
 from pawl.config import ServerConfig, cache_folder
 
 CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
@@ -68,7 +69,10 @@ def python(config: ServerConfig) -> Finding:
 
 def packages(config: ServerConfig) -> Finding:
     """Whether everything Pawl depends on is installed."""
-    wanted = importlib.metadata.requires("pawl") or []
+    try:
+        wanted = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("packages", Level.WARNING, "Pawl runs from its folder and is not installed", "make setup")
     names = [line.partition(";")[0].strip() for line in wanted if "extra ==" not in line]
     bare = [name.split(">")[0].split("=")[0].split("<")[0].strip() for name in names]
     missing = [name for name in bare if not _installed(name)]
@@ -221,7 +225,9 @@ def model(config: ServerConfig) -> Finding:
 
 def _hub_model(name: str) -> Finding:
     if importlib.util.find_spec("huggingface_hub") is None:
-        return Finding("model", Level.PROBLEM, f"{name}: no such folder", "pip install 'pawl[hub]' to download it")
+        return Finding(
+            "model", Level.PROBLEM, f"{name}: no such folder", f"{pip_install('huggingface_hub')}, to download it"
+        )
     from huggingface_hub import try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, "config.json"), str):

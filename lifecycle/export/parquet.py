@@ -1,4 +1,4 @@
-"""Records as one Parquet table, for notebooks and SQL engines. Needs pyarrow (`pip install 'pawl[parquet]'`).
+"""Records as one Parquet table, for notebooks and SQL engines. Needs pyarrow.
 
 A column for each field of any record: columns of records are lists, what has no fixed shape (configuration, control
 messages, sampling parameters) is JSON text. `number` counts the records, `record` is the kind; a field that a kind does
@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from pawl import pip_install
 from pawl.lifecycle.export.jsonl import as_dict
 from pawl.lifecycle.records import RECORD_TYPES, Record
 
@@ -31,7 +32,7 @@ def export_parquet(records: Iterable[Record], path: Path) -> int:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ParquetUnavailable("Parquet needs pyarrow: pip install 'pawl[parquet]'") from error
+        raise ParquetUnavailable(f"Parquet needs pyarrow: {pip_install('pyarrow')}") from error
     types = {
         "Int32Column": pyarrow.list_(pyarrow.int32()),
         "UInt8Column": pyarrow.list_(pyarrow.uint8()),

@@ -88,7 +88,7 @@ def test_show_writes_the_page_and_says_the_verdict(tmp_path: Path, capsys: pytes
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if BROWSER is None or importlib.util.find_spec("playwright") is None:
-        pytest.skip("needs Chromium and playwright (pip install 'pawl[browser]')")
+        pytest.skip("needs Chromium and playwright (pip install playwright)")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as tools:
