@@ -10,6 +10,9 @@ import structlog
 import torch
 
 from pawl.actors.text.vocabulary import Vocabulary
+from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
+from pawl.build.sizing import check_weights, settle_pages
+from pawl.build.tiers import wants_tiers
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.devices import available_memory
 from pawl.gpu.kv import MemoryPlan, hybrid, plan_memory, plan_tokens, widest_window
@@ -18,9 +21,6 @@ from pawl.gpu.runner import Runner
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.gpu.weights.source import load_weights, resolve_source
 from pawl.loops.select import LoopConfig
-from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
-from pawl.build.sizing import check_weights, settle_pages
-from pawl.build.tiers import wants_tiers
 
 log = structlog.get_logger("pawl.build.assembly")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pawl.actors.text.ghost import ghost_vocabulary
+from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.ghost import Ghost
 from pawl.gpu.ghost_language import MAX_POSITION
-from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
 
 GHOST = "ghost"
 KV_TOKENS = 1 << 20

@@ -18,12 +18,12 @@ from pawl.actors.recorder import Recorder
 from pawl.actors.storage import Storage
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.actors.worker import Runner
+from pawl.build.tiers import make_storage, tier_config, wants_tiers
 from pawl.config import ConfigError, ServerConfig
 from pawl.lifecycle.records import Started
 from pawl.lifecycle.trace import TraceWriter
 from pawl.loops.select import LoopConfig, cell_name
 from pawl.memory.prefix.select import Core, CoreUnavailable, choose_core, make_cache
-from pawl.build.tiers import make_storage, tier_config, wants_tiers
 
 log = structlog.get_logger("pawl.build.parts")
 
