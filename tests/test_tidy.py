@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = ("lifecycle", "memory", "loops", "gpu", "actors", "pawl")
+ROOMS = ("lifecycle", "memory", "loops", "gpu", "actors")
+OURS = (*ROOMS, "pawl")
 WITHOUT_TORCH = ("lifecycle", "memory", "loops", "actors/runtime", "actors/simulation")
 
 MAX_FUNCTION_LINES = 70
@@ -124,6 +125,11 @@ for module in {modules!r}:
     assert done.returncode == 0, done.stderr
 
 
+def test_rooms_are_imported_by_their_installed_names() -> None:
+    """`memory` alone may be a file of the user's."""
+    assert importing(python_files(*OURS, "tests", "benchmarks"), *ROOMS) == []
+
+
 def test_nothing_read_from_outside_can_run_code() -> None:
     def runs_code(node: ast.AST) -> bool:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -192,6 +198,27 @@ def test_functions_fit_a_screen() -> None:
 def test_files_have_one_idea(folders: tuple[str, ...], limit: int) -> None:
     lengths = {place(path): len(path.read_text().splitlines()) for path in python_files(*folders)}
     assert {name: length for name, length in lengths.items() if length > limit} == {}
+
+
+def names_of_sources(room: str) -> set[str]:
+    """Each module and folder of a room, by its name and by its path joined with underscores."""
+    sources = [path for path in (ROOT / room).rglob("*") if path.is_dir() or path.suffix == ".py"]
+    paths = [path.relative_to(ROOT / room).with_suffix("").parts for path in sources]
+    return {"_".join(parts[start:]) for parts in paths for start in range(len(parts))}
+
+
+@pytest.mark.parametrize("room", ["lifecycle", "loops", "actors", "pawl"])
+def test_test_files_are_named_after_what_they_test(room: str) -> None:
+    """tests/README.md: `test_storage_faults.py` is about `storage.py`."""
+    known = names_of_sources(room)
+    files = {path: path.stem.removeprefix("test_").split("_") for path in (ROOT / "tests" / room).glob("test_*.py")}
+    assert files
+    nameless = [
+        place(path)
+        for path, words in sorted(files.items())
+        if not any("_".join(words[:count]) in known for count in range(1, len(words) + 1))
+    ]
+    assert nameless == []
 
 
 def test_tests_wait_for_events_not_for_time() -> None:

@@ -20,7 +20,7 @@ from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.window_pool import WindowPool
 from tests.loops.driver import CELLS, Driver
-from tests.loops.test_escrow import Workload, run, workloads
+from tests.loops.test_admission_escrow import Workload, run, workloads
 from tests.loops.test_loop import disturb
 
 
