@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Nothing but a command was missing: argparse has answered everything else itself.
         _parser(None).print_help(sys.stderr)
         return EXIT_USAGE
+    from pawl.logs import configure_logs
+
+    configure_logs()
     try:
         status = _module(chosen).run(parsed)
         sys.stdout.flush()

@@ -35,6 +35,7 @@ from pawl.actors.worker import Worker
 from pawl.build.parts import Parts
 from pawl.config import ServerConfig
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
+from pawl.logs import ensure_logs
 
 log = structlog.get_logger("pawl.engine")
 
@@ -94,6 +95,7 @@ class Engine:
         parts: Parts | None = None,
     ) -> None:
         """`parts` replaces what the configuration would load, for a runner or a vocabulary of one's own."""
+        ensure_logs(config.log_format, config.log_level)
         self.config = config
         self.parts: Parts = parts if parts is not None else _load(config)
         traced = self.parts.recorder is not None

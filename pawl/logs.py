@@ -94,6 +94,12 @@ def configure_logs(
     logging.basicConfig(handlers=[_Forward()], level=max(LEVELS[log_level], logging.WARNING), force=True)
 
 
+def ensure_logs(log_format: Literal["auto", "console", "json"], log_level: str) -> None:
+    """Set up logging unless a command, another engine, or the program that uses Pawl has done so."""
+    if not structlog.is_configured():
+        configure_logs(log_format, log_level)
+
+
 def _processors(console: bool, colors: bool) -> list[Processor]:
     shared: list[Processor] = [
         structlog.processors.add_log_level,

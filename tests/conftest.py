@@ -44,6 +44,9 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("PAWL_HYPOTHESIS", "ci"))
 
+UNCACHED: dict[str, Any] = {"cache_logger_on_first_use": False}
+structlog.configure(**UNCACHED)  # so that no engine does, and fixtures of modules cache no logger
+
 ROOMS = ("test_tidy.py", "lifecycle", "memory", "loops", "actors", "pawl", "gpu")
 """Pure and fast first: a broken rule of memory shows in a second, not behind a model that is loading."""
 
@@ -72,9 +75,9 @@ def _cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def logs_apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For tests that run a whole command: the logging it sets up for its process ends with the test.
+    """The logging that a command or an engine sets up for its process ends with the test.
 
     A logger that was cached would keep writing to the test's captured stream, so within the test none is.
     """
@@ -82,10 +85,11 @@ def logs_apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     handlers, level = list(root.handlers), root.level
 
     def uncached(**settings: Any) -> None:
-        configure(**settings | {"cache_logger_on_first_use": False})
+        configure(**settings | UNCACHED)
 
     monkeypatch.setattr(structlog, "configure", uncached)
     yield
     structlog.reset_defaults()
+    configure(**UNCACHED)
     root.handlers[:] = handlers
     root.setLevel(level)

@@ -16,7 +16,7 @@ from pawl.bench.workload import Workload
 from pawl.commands.failures import CommandFailed, UsageError
 from pawl.commands.settings import SERVER_ONLY, prepared, running_engine
 from pawl.config import add_flags
-from pawl.logs import configure_logs, progress
+from pawl.logs import progress
 
 TABLE_WIDTH = 100
 """Columns that the tables take."""
@@ -106,7 +106,6 @@ def _offline(arguments: argparse.Namespace, workload: Workload) -> tuple[Summary
 
 
 def _online(arguments: argparse.Namespace, workload: Workload) -> tuple[Summary, dict[str, Any]]:
-    configure_logs()
     plan = plan_of(arguments)
     try:
         summary = _measured(workload, lambda advance: asyncio.run(run_load(plan, workload, advance)))

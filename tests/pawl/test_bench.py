@@ -185,13 +185,11 @@ def test_the_time_limit_ends_the_run_and_says_what_was_not_answered(served: Serv
     served.engine.until(lambda: served.engine.gateway.num_live == 0)
 
 
-@pytest.mark.usefixtures("logs_apart")
 def test_a_server_that_is_not_there_is_said_to_be_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "online", "--url", "http://127.0.0.1:1"]) == 1
     assert "no server at http://127.0.0.1:1" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("logs_apart")
 def test_the_command_prints_tables_and_writes_the_file(
     served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,7 +204,6 @@ def test_the_command_prints_tables_and_writes_the_file(
     assert "hidden" not in file.read_text()
 
 
-@pytest.mark.usefixtures("logs_apart")
 @pytest.mark.parametrize(
     "words",
     [

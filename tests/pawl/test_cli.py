@@ -20,8 +20,6 @@ from pawl.lifecycle.records import Gap
 from tests.lifecycle.story import sound_run, without, write
 from tests.loops.test_replay import record_run
 
-pytestmark = pytest.mark.usefixtures("logs_apart")
-
 HEAVY = {"torch", "numpy", "msgspec", "structlog", "starlette", "uvicorn", "rich", "yaml"}
 
 

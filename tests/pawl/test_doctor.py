@@ -137,7 +137,6 @@ def test_a_check_that_fails_itself_is_a_problem_and_the_others_still_run(monkeyp
     assert "no /proc here" in findings[1].detail
 
 
-@pytest.mark.usefixtures("logs_apart")
 def test_the_status_is_1_with_a_problem_and_0_with_warnings_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,8 +10,6 @@ import pytest
 from pawl.cli import main
 from pawl.testing import Arrival, Shape, Workload, explore_workload, load_schedule
 
-pytestmark = pytest.mark.usefixtures("logs_apart")
-
 FORGETFUL = """
 class Forgetful:
     name = "forgetful"
@@ -29,7 +27,7 @@ def forgetful(tmp_path: Path) -> str:
 
 
 def test_the_engine_as_it_is_gives_no_counterexample(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explore", "--seconds", "30", "--schedules", "60", "--seed", "5", "--workers", "1"]) == 0
+    assert main(["explore", "--seconds", "600", "--schedules", "60", "--seed", "5", "--workers", "1"]) == 0
     told = capsys.readouterr().out
     assert re.search(r"\d+ schedules of \d+ workloads, [\d,]+ messages delivered in .* deliveries/s; seed 5", told)
     assert told.endswith("violations: 0\n")
@@ -38,7 +36,7 @@ def test_the_engine_as_it_is_gives_no_counterexample(capsys: pytest.CaptureFixtu
 def test_the_same_seed_gives_the_same_runs(capsys: pytest.CaptureFixture[str]) -> None:
     counts = []
     for _ in range(2):
-        main(["explore", "--seconds", "30", "--schedules", "40", "--seed", "7", "--workers", "1"])
+        main(["explore", "--seconds", "600", "--schedules", "40", "--seed", "7", "--workers", "1"])
         counts.append(capsys.readouterr().out.partition(" in ")[0])
     assert counts[0] == counts[1]
 
@@ -48,7 +46,7 @@ def test_a_policy_that_forgets_somebody_is_shown_with_one_request_and_seen_again
 ) -> None:
     saved = tmp_path / "schedule.json"
     words = ["--policy", forgetful, "--seed", "1", "--workers", "1", "--output", str(saved)]
-    assert main(["explore", "--seconds", "60", *words]) == 1
+    assert main(["explore", "--seconds", "600", *words]) == 1
     told = capsys.readouterr().out
     assert "work_conserving" in told
     assert f"pawl replay {saved}" in told
@@ -61,7 +59,7 @@ def test_a_policy_that_forgets_somebody_is_shown_with_one_request_and_seen_again
 def test_workers_report_to_one_summary(forgetful: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = tmp_path / "schedule.json"
     words = ["--policy", forgetful, "--seed", "1", "--workers", "2", "--output", str(saved)]
-    assert main(["explore", "--seconds", "60", *words]) == 1
+    assert main(["explore", "--seconds", "600", *words]) == 1
     assert "violations: 1" in capsys.readouterr().out
     assert load_schedule(saved).error.startswith("work_conserving")
 

@@ -50,7 +50,7 @@ def test_a_policy_that_draws_lots_is_found_out(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_number_from_outside_that_only_the_records_show_is_found_out(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], logs_apart: None
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     submit = FrontDesk.submit
 

@@ -16,7 +16,6 @@ SCHEDULES = 100_000
 
 @pytest.mark.slow
 @pytest.mark.skipif(not NIGHTLY, reason="for the nightly tier")
-@pytest.mark.usefixtures("logs_apart")
 def test_a_hundred_thousand_schedules_give_no_counterexample(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

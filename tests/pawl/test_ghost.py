@@ -237,7 +237,7 @@ def test_many_choices_with_a_temperature_differ(client: openai.OpenAI) -> None:
 # ---- commands ----
 
 
-def test_the_offline_benchmark_runs_on_it(capsys: pytest.CaptureFixture[str], logs_apart: None) -> None:
+def test_the_offline_benchmark_runs_on_it(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "ghost", "--no-trace", "--num-prompts", "8", "--output-length", "4"]
     assert main(["bench", "offline", *arguments]) == 0
     assert "Throughput" in capsys.readouterr().out

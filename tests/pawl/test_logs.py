@@ -12,8 +12,6 @@ import structlog
 
 from pawl.logs import configure_logs, progress, stage
 
-pytestmark = pytest.mark.usefixtures("logs_apart")
-
 
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""

@@ -24,8 +24,6 @@ from pawl.testing.scenario import NoScenario, Scenario, recorded_scenario, renam
 from tests.mutants.everything import MUTANTS
 from tests.mutants.mutant import Mutant, planted
 
-pytestmark = pytest.mark.usefixtures("logs_apart")
-
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
 CARRIED_OVER = {
     "evicted_before_the_fence": "no_reuse_before_fence",

@@ -103,9 +103,9 @@ def test_a_scheduler_that_launches_twice_is_found(project: pytest.Pytester) -> N
 
 
 def test_the_command_takes_parts_by_the_same_names(
-    project: pytest.Pytester, tmp_path: Path, capsys: pytest.CaptureFixture[str], logs_apart: None
+    project: pytest.Pytester, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["explore", "--seconds", "60", "--workers", "1", "--seed", "1", "-o", str(tmp_path / "schedule.json")]
+    words = ["explore", "--seconds", "600", "--workers", "1", "--seed", "1", "-o", str(tmp_path / "schedule.json")]
     assert main([*words, "--cache", f"{project.path}/parts.py:Forgiving"]) == 1
     assert "parts.py:Forgiving" in capsys.readouterr().out
     assert main([*words, "--schedules", "20", "--scheduler", "parts:Plain"]) == 0
