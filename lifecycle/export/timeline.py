@@ -20,7 +20,11 @@ from pawl.lifecycle.records import (
     int32s,
     uint8s,
 )
+from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause, Event, State
+
+WAITING = frozenset(state for state in State if state.name.startswith("QUEUED"))
+"""States in which a request holds no slot yet, or has lost it."""
 
 
 class Interval(msgspec.Struct):
@@ -40,6 +44,8 @@ class RequestLine(msgspec.Struct, kw_only=True):
     num_prompt: int
     namespace: str
     submitted: float
+    sampling: SamplingParameters
+    priority: int
     intervals: list[Interval] = msgspec.field(default_factory=list)
     ended: float | None = None
     reached: State = State.NEW
@@ -47,8 +53,29 @@ class RequestLine(msgspec.Struct, kw_only=True):
     cause: Cause = Cause.NONE
     """Of the terminal event."""
     num_output: int = 0
+    num_drawn: int = 0
+    """Tokens committed to it; more than `num_output` where a stop string cut the end."""
     num_cached: int = 0
     num_retractions: int = 0
+    first_token: float | None = None
+    """When the step that drew the first token was committed."""
+    last_token: float | None = None
+    largest_gap: float = 0.0
+    """The longest time between two tokens, seconds."""
+    steps: list[list[int]] = msgspec.field(default_factory=list)
+    """Steps that were planned with a segment of this request, as runs [first, last]."""
+
+    @property
+    def waited(self) -> float:
+        """Seconds in a state of waiting, first admission and returns together."""
+        return sum(one.end - one.start for one in self.intervals if one.state in WAITING)
+
+    @property
+    def mean_gap(self) -> float | None:
+        """Seconds between two tokens on average; None with fewer than two tokens."""
+        if self.first_token is None or self.last_token is None or self.num_drawn < 2:
+            return None
+        return (self.last_token - self.first_token) / (self.num_drawn - 1)
 
 
 class StepLine(msgspec.Struct, kw_only=True):
@@ -61,7 +88,8 @@ class StepLine(msgspec.Struct, kw_only=True):
     num_segments: int
     num_tokens: int
     num_decoding: int
-    requests: list[int]
+    num_outputs: int = 0
+    """Tokens it gave to requests that still wanted them."""
     reason: str = ""
     """Why it was rolled back."""
 
@@ -128,6 +156,8 @@ class _Builder:
                     num_prompt=len(int32s(record.tokens)),
                     namespace=record.namespace,
                     submitted=record.time,
+                    sampling=record.sampling,
+                    priority=record.priority,
                 )
                 made.requests.append(line)
             case Transition():
@@ -184,8 +214,13 @@ class _Builder:
             num_segments=len(rows),
             num_tokens=int(lengths.sum()),
             num_decoding=int(uint8s(record.chained).sum()),
-            requests=[line.request for line in lines if line is not None],
         )
+        for line in lines:
+            if line is not None:
+                if line.steps and line.steps[-1][1] == record.step - 1:
+                    line.steps[-1][1] = record.step
+                else:
+                    line.steps.append([record.step, record.step])
         self.made.steps.append(step)
         self._in_flight[record.step] = step, rows
         self._admitted_by[record.step], self._admitted = self._admitted, []
@@ -203,4 +238,12 @@ class _Builder:
                 continue
             if event == Event.FIRST_TOKEN:
                 self._enter(line, State.DECODING, record.time)
-            line.num_output += event in (Event.FIRST_TOKEN, Event.TOKEN)
+            if event in (Event.FIRST_TOKEN, Event.TOKEN):
+                step.num_outputs += 1
+                line.num_output += 1
+                line.num_drawn += 1
+                if line.first_token is None:
+                    line.first_token = record.time
+                elif line.last_token is not None:
+                    line.largest_gap = max(line.largest_gap, record.time - line.last_token)
+                line.last_token = record.time
