@@ -16,7 +16,7 @@ from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, Res
 from pawl.actors.messages.generate import Abort, Admitted, Ended, Finish, Generate, Opened, StepTokens, Timing, Usage
 from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Lane
-from pawl.actors.tiers.tier_client import TierClient, TierMessage
+from pawl.actors.tiers.tier_client import NoTierClient, TierClient, TierMessage
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.records import STOPPED, Started
 from pawl.lifecycle.requests import RequestInfo
@@ -84,8 +84,10 @@ class Scheduler(Actor):
         self.default_timeout_s = default_timeout_s
         self.trace = TraceSink(self) if started is not None else None
         self.journal = Journal(self.trace.emit if self.trace is not None else None, started)
-        self.tier_desk = TierClient(self, config.tiers.lease_s) if config.tiers is not None else None
-        self.loop: Loop = make_loop(config, self, self.journal, self.tier_desk)
+        tier_client = TierClient(self, config.tiers.lease_s) if config.tiers is not None else None
+        self.loop: Loop = make_loop(config, self, self.journal, tier_client)
+        self.tier_client: TierClient | NoTierClient = tier_client or NoTierClient()
+        self.tier_client.attach(self.loop)
         self._launched_at: dict[int, float] = {}
         self._aborted_early: dict[int, tuple[Cause, str]] = {}
         """Aborts that overtook their request."""
@@ -146,8 +148,7 @@ class Scheduler(Actor):
             case DrainExpired():
                 self.loop.drain(Cause.DRAINED, now)
             case _:
-                if self.tier_desk is not None and self.loop.tiers is not None:
-                    self.tier_desk.receive(message, self.loop.tiers, now)
+                self.tier_client.receive(message, now)
         self._send_step()
 
     def settled(self) -> None:
@@ -164,10 +165,9 @@ class Scheduler(Actor):
 
     def stopped(self, reason: str) -> None:
         now = self.context.now()
-        self.loop.drain(Cause.DRAINED, now)
+        self.loop.stop(now)
         self._send_step()
-        if self.tier_desk is not None and self.loop.tiers is not None:
-            self.tier_desk.stopped(self.loop.tiers)
+        self.tier_client.stopped()
         for ticket in list(self._flushes):
             self._answer_flush(ticket, ok=False)
         self._inspect()
@@ -207,8 +207,8 @@ class Scheduler(Actor):
         if self.loop.in_flight and step == self.loop.in_flight[0].step:
             self._launched_at.clear()
             self.loop.failed(step, reason, now)
-            next_save = self.loop.tiers.saving.number + 1 if self.loop.tiers is not None else 0
-            self._send("worker", ResetWorker(self.loop.memory.ledger.resolved + 1, next_save), Lane.CONTROL)
+            next_step = self.loop.memory.ledger.resolved + 1
+            self._send("worker", ResetWorker(next_step, self.tier_client.next_save), Lane.CONTROL)
 
     def _flush(self, message: FlushCache) -> None:
         self._flushes[message.ticket] = message
@@ -329,9 +329,8 @@ class Scheduler(Actor):
             "trace_gaps": self.trace.num_lost_total if self.trace is not None else 0,
             "violations": dict(self.violations),
             "counters": msgspec.to_builtins(loop.counters),
+            **self.tier_client.state(),
         }
-        if self.tier_desk is not None and self.loop.tiers is not None:
-            body["tiers"] = self.tier_desk.state(self.loop.tiers)
         if detail:
             body["live"] = [self._describe(row) for row in loop.table.live_rows().tolist()]
             body["digest"] = f"{loop.memory.digest():016x}"

@@ -68,9 +68,8 @@ class Admission:
     def _candidates(self) -> Iterator[int]:
         """Retracted requests first, in their old order: an admitted request is never overtaken by an admission."""
         queues = self.queues
-        yield from list(queues.retracted)
-        # Who waits for its prefix from a lower tier keeps its place, and lets others go first meanwhile.
-        waiting = [row for row in queues.waiting if row not in queues.fetching]
+        yield from queues.admissible(queues.retracted)
+        waiting = queues.admissible(queues.waiting)
         if waiting:
             yield from self.policy.order(waiting, queues)
 

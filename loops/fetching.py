@@ -13,7 +13,7 @@ that waits owns nothing that others may come to need. Requests that wait for the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -21,13 +21,10 @@ import msgspec
 
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.states import Cause, Event, State
-from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.queues import Queues
-from pawl.loops.saving import Saving, WritePolicy
 from pawl.loops.tiers import PageFetch, TierConfig, TierEffects
 from pawl.memory.page_pool import Int32s, Reservation
 from pawl.memory.prefix.base import Hold
-from pawl.memory.prefix.events import CacheEvent
 from pawl.memory.tiers.index import TierIndex
 from pawl.memory.tiers.keys import DeviceKeys, PageKey, page_keys
 
@@ -78,30 +75,29 @@ class _Fetch:
     rows: list[int] = field(default_factory=list)
 
 
-class LowerTiers:
-    """The scheduler's side of the cache tiers below the device."""
+class Fetching:
+    """Every fetch of one scheduler. `save` sends what is to be saved before pages are overwritten, and says the number
+    of the newest save."""
 
     def __init__(
-        self, queues: Queues, journal: Journal, effects: TierEffects, config: TierConfig, feed: CacheEventLog
+        self,
+        queues: Queues,
+        journal: Journal,
+        effects: TierEffects,
+        config: TierConfig,
+        index: TierIndex,
+        device: DeviceKeys,
+        save: Callable[[], int],
     ) -> None:
         self.queues = queues
         self.memory = queues.memory
         self.journal = journal
         self.effects = effects
         self.config = config
-        self.index = TierIndex()
-        self.device = DeviceKeys(config.layout, self.memory.page_size)
-        self.saving = Saving(
-            self.device,
-            self.index,
-            WritePolicy(config.write_policy),
-            effects.save,
-            at_once=config.save_pages,
-            limit=config.max_saving_pages,
-        )
+        self.index = index
+        self.device = device
         self.counts = FetchCounts()
-        self.era = 0
-        """Number of flushes."""
+        self._save = save
         self._tickets = 0
         self._fetches: dict[int, _Fetch] = {}
         self._fetch_of: dict[PageKey, int] = {}
@@ -110,48 +106,21 @@ class LowerTiers:
         self._resume_at = 0.0
         self._overdue: set[int] = set()
         """Fetches whose lease ended and whose answer has not come."""
-        self._feed = feed
-        self._untold: list[CacheEvent] = []
-        """Events of the cache that nobody has followed yet."""
-        feed.follow(self._untold.extend)
 
     @property
     def num_active(self) -> int:
         """Fetches that requests wait for."""
         return len(self._fetch_of)
 
-    # ---- down ----
-
-    def settle(self) -> None:
-        """Let the tiers know what the cache has done: before a step is launched, and before pages are promised to a
-        fetch, because either may overwrite pages that are still to be saved."""
-        self.saving.follow(self._take_events())
-        self.saving.flush()
-
-    def launching(self, admitted: Sequence[int]) -> None:
-        """A step is about to be launched that admits these rows."""
-        for row in admitted:
-            hold = self.memory.page_table.holds[int(self.queues.table.slot[row])]
-            if hold is not None:
-                self.saving.hit(hold.pages)
-        self.settle()
-
-    def _take_events(self) -> Sequence[CacheEvent]:
-        self._feed.collect()
-        events = self._untold.copy()
-        self._untold.clear()
-        return events
-
-    # ---- up ----
-
     def begin(self, now: float) -> None:
         """Start fetches for requests that could be admitted soon."""
         if not len(self.index) or not self.queues.waiting or now < self._resume_at:
             return
+        state = self.queues.table.state
         for row in list(islice(self.queues.waiting, LOOK_AHEAD)):
             if self.memory.slots.free <= self.num_active:
                 return
-            if row not in self.queues.fetching and not self._consider(row, now):
+            if state[row] == State.QUEUED and not self._consider(row, now):
                 return
 
     def _consider(self, row: int, now: float) -> bool:
@@ -203,9 +172,9 @@ class LowerTiers:
         self._fetch_of[keys[0]] = ticket
         self.counts.begun += 1
         # To make room, pages may have left the cache that are to be saved first.
-        self.settle()
+        last_save = self._save()
         resolved = self.memory.ledger.resolved
-        self.effects.fetch(PageFetch(ticket, tuple(keys), reservation.pages, self.saving.number, resolved))
+        self.effects.fetch(PageFetch(ticket, tuple(keys), reservation.pages, last_save, resolved))
         return ticket
 
     def filled(self, ticket: int, count: int, now: float) -> None:
@@ -263,9 +232,8 @@ class LowerTiers:
     def left(self, row: int) -> None:
         """A request has ended, wherever it was."""
         self._wishes.pop(row, None)
-        if row not in self.queues.fetching:
+        if self.queues.table.state[row] != State.QUEUED_FETCHING:
             return
-        self.queues.fetching.discard(row)
         for ticket, fetch in self._fetches.items():
             if row in fetch.rows:
                 fetch.rows.remove(row)
@@ -293,78 +261,32 @@ class LowerTiers:
         table = self.queues.table
         source = State(int(table.state[row]))
         target = table.move(row, event, cause)
-        if target == State.QUEUED_FETCHING:
-            self.queues.fetching.add(row)
-        else:
-            self.queues.fetching.discard(row)
         self.journal.moved(row, table.info(row).request, source, event, target, cause, now, num_cached=num_cached)
 
-    # ---- what the tiers tell ----
-
-    def saved(self, number: int, keys: Sequence[PageKey], now: float) -> None:
-        """A save is over."""
-        self.kept(self.saving.done(number, keys), now)
-
-    def found(self, era: int, keys: Sequence[PageKey], now: float) -> None:
-        """A tier had these from before the start."""
-        if era == self.era:
-            self.kept(keys, now)
-
-    def kept(self, keys: Sequence[PageKey], now: float) -> None:
-        """A tier has these now."""
-        if keys:
-            self.journal.tiers("kept", 0, 0, keys, now)
-            self.index.kept(keys)
-
-    def dropped(self, keys: Sequence[PageKey], now: float) -> None:
-        """No tier has these any more."""
-        self.journal.tiers("dropped", 0, 0, keys, now)
-        self.index.dropped(keys)
-
-    # ---- loss and flush ----
-
     def lost(self, now: float) -> None:
-        """The worker and all its pages are lost, and the cache is about to be emptied."""
-        self.saving.follow(self._take_events(), intact=False)
-        self.saving.lost()
+        """The worker is lost: nothing comes any more."""
         for ticket, fetch in list(self._fetches.items()):
             if fetch.hold is not None:
                 self.counts.lost += 1
                 self._give_up(ticket, fetch, Cause.WORKER_LOST, now)
 
-    def flushed(self) -> None:
-        """The cache was emptied on demand: so is the host's memory, and what files hold is not looked at any more."""
-        self.saving.follow(self._take_events(), intact=False)
-        self.saving.forget()
-        self.index.clear()
-        self.era += 1
-        self.effects.empty_host(self.era)
-
-    def stopped(self) -> None:
-        """The engine stops. Tiers that outlive it get what only the device has, and the next one starts warm."""
-        self.settle()
-        if self.config.durable:
-            self.saving.save_rest()
-
-    # ---- for people and tests ----
-
     def statistics(self) -> dict[str, int]:
         """Counters since the start, and what is under way now."""
         return {
-            "known_pages": len(self.index),
-            "saving_pages": self.saving.num_under_way,
             "fetching": self.num_active,
             "abandoned": len(self._fetches) - self.num_active,
             "overdue": len(self._overdue),
-            **{f"pages_{name}": count for name, count in msgspec.to_builtins(self.saving.counts).items()},
             **{f"fetches_{name}": count for name, count in msgspec.to_builtins(self.counts).items()},
         }
 
     def check(self) -> None:
         """Rows that fetch are those that fetches know, and reservations are all that is in quarantine."""
+        table = self.queues.table
+        live = table.live_rows()
+        fetching = sorted(live[table.state[live] == State.QUEUED_FETCHING].tolist())
         rows = [row for fetch in self._fetches.values() for row in fetch.rows]
-        if sorted(rows) != sorted(self.queues.fetching):
-            raise AssertionError(f"rows {sorted(self.queues.fetching)} fetch, but fetches have rows {sorted(rows)}")
+        if sorted(rows) != fetching:
+            raise AssertionError(f"rows {fetching} fetch, but fetches have rows {sorted(rows)}")
         reserved = sum(len(fetch.reservation.pages) for fetch in self._fetches.values())
         if reserved != self.memory.pages.quarantined:
             raise AssertionError(f"{reserved} pages are reserved, {self.memory.pages.quarantined} in quarantine")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -22,9 +23,9 @@ from pawl.lifecycle.states import Cause, Event, State
 from pawl.lifecycle.step import StepResult
 from pawl.loops.batch import BatchBuilder, ScheduledBatch
 from pawl.loops.cache_events import CacheEventLog
+from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects as Effects
 from pawl.loops.effects import Ending as Ending
-from pawl.loops.fetching import LowerTiers
 from pawl.loops.pacing import Pacing
 from pawl.loops.planner import Planner
 from pawl.loops.properties.laws import state_monitor
@@ -34,6 +35,7 @@ from pawl.memory.page_pool import Int32s, MemoryViolation
 
 MAX_STRIKES = 2
 """Lost steps after which a request that was part of each of them is ended instead of tried again."""
+Kind = TypeVar("Kind")
 NOT_NUMBERS = "the model's scores for the next token are not finite numbers"
 _NO_ROWS: Int32s = np.empty(0, np.int32)
 
@@ -69,7 +71,7 @@ class Loop:
         *,
         max_queued: int,
         feed: CacheEventLog,
-        tiers: LowerTiers | None = None,
+        companions: Sequence[Companion] = (),
     ) -> None:
         self.table = table
         self.memory = memory
@@ -80,7 +82,7 @@ class Loop:
         self.journal = journal
         self.max_queued = max_queued
         self.feed = feed
-        self.tiers = tiers
+        self.companions = tuple(companions)
         self.in_flight: deque[ScheduledBatch] = deque()
         self.monitor = state_monitor()
         self.counters = Counters()
@@ -94,12 +96,19 @@ class Loop:
         """Nothing waits, runs or is in flight."""
         return self.queues.idle and not self.in_flight
 
+    def companion(self, kind: type[Kind]) -> Kind:
+        """The companion of this class. Raises LookupError where there is none."""
+        for companion in self.companions:
+            if isinstance(companion, kind):
+                return companion
+        raise LookupError(f"the loop has no {kind.__name__}")
+
     # ---- the loop ----
 
     def turn(self, now: float) -> None:
         """Launch steps until pacing says to wait for results, or there is nothing to do."""
-        if self.tiers is not None:
-            self.tiers.settle()
+        for companion in self.companions:
+            companion.turning()
         while len(self.in_flight) <= self.pacing.depth:
             plan = self._plan(now)
             if plan is None:
@@ -114,16 +123,16 @@ class Loop:
                 self.counters.cached_tokens += info.num_cached if not info.num_retractions else 0
             self.counters.steps += 1
             self.journal.planned(plan.batch, plan.rows, plan.admitted, self.table, now)
-            if self.tiers is not None:
-                self.tiers.launching(plan.admitted)
+            for companion in self.companions:
+                companion.launching(plan)
             self.effects.launch(plan)
 
     def _plan(self, now: float) -> ScheduledBatch | None:
         """Decide one step inside its transaction: OPEN -> PREPARED."""
         if self.queues.idle:
             return None
-        if self.tiers is not None:
-            self.tiers.begin(now)
+        for companion in self.companions:
+            companion.planning(now)
         transaction = self.memory.ledger.begin()
         builder = BatchBuilder(transaction, self.table)
         failure: Exception | None = None
@@ -215,8 +224,8 @@ class Loop:
             # What the worker computed is gone with it: nothing of it may be offered to other requests.
             self.table.num_computed[row] = 0
             self.retract(row, Cause.STEP_LOST, now)
-        if self.tiers is not None:
-            self.tiers.lost(now)
+        for companion in self.companions:
+            companion.lost(now)
         self.memory.flush()
         self.memory.take_replaced()
         self._check()
@@ -332,12 +341,18 @@ class Loop:
         for row in self.table.live_rows().tolist():
             self._leave(row, Event.ABORT, cause, now, message="the server stops")
 
+    def stop(self, now: float) -> None:
+        """The engine stops: nothing is live or to come."""
+        self.drain(Cause.DRAINED, now)
+        for companion in self.companions:
+            companion.stopped()
+
     def flush(self, now: float) -> bool:
         """Empty the prefix cache. False, and no change, while anything is live or in flight."""
         if not self.idle or not self.memory.flush():
             return False
-        if self.tiers is not None:
-            self.tiers.flushed()
+        for companion in self.companions:
+            companion.flushed()
         self.journal.flushed(now)
         return True
 
@@ -363,8 +378,8 @@ class Loop:
         """The terminal event: everything the request owns goes back, its client gets its one terminal record."""
         table, info = self.table, self.table.info(row)
         source = State(int(table.state[row]))
-        if self.tiers is not None:
-            self.tiers.left(row)
+        for companion in self.companions:
+            companion.left(row)
         if source in (State.PREFILLING, State.DECODING):
             if cause is not Cause.INTERNAL:  # what went wrong is not offered to others
                 self.queues.keep_prefix(row)

@@ -10,10 +10,11 @@ decoding while its state is still PREFILLING (overlap).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 
+from pawl.lifecycle.machine import WAITING
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.memory.memory import Memory
@@ -21,7 +22,7 @@ from pawl.memory.page_pool import Int32s
 from pawl.memory.transaction import Transaction
 
 # numpy compares with a number four times as fast as with an enumeration.
-_PREFILLING, _DECODING = int(State.PREFILLING), int(State.DECODING)
+_QUEUED, _PREFILLING, _DECODING = int(State.QUEUED), int(State.PREFILLING), int(State.DECODING)
 
 
 class Queues:
@@ -32,8 +33,6 @@ class Queues:
         self.memory = memory
         self.waiting: dict[int, None] = {}
         """Rows never admitted, in arrival order."""
-        self.fetching: set[int] = set()
-        """Rows of `waiting` that wait for their prefix from a lower cache tier; not admitted meanwhile."""
         self.retracted: list[int] = []
         """Rows that lost their memory; admitted before the queue, in the order of their first admission."""
         self.prefilling: dict[int, None] = {}
@@ -71,6 +70,18 @@ class Queues:
         """Rows at work by first admission; the first is protected from retraction."""
         rows = self.running()
         return rows[np.argsort(self.table.order[rows], kind="stable")]
+
+    def admissible(self, rows: Collection[int]) -> list[int]:
+        """Those waiting `rows` that wait for nothing but room. The others keep their places, and let these go first."""
+        waiting = np.fromiter(rows, np.intp, len(rows))
+        admissible: list[int] = waiting[self.table.state[waiting] == _QUEUED].tolist()
+        return admissible
+
+    @property
+    def held_up(self) -> bool:
+        """Whether a request waits for something other than room: for its prefix from a lower cache tier, say."""
+        waiting = (*self.waiting, *self.retracted)
+        return len(self.admissible(waiting)) < len(waiting)
 
     def cached_pages(self, row: int) -> Int32s:
         """Pages that the prefix cache has for a waiting request now."""
@@ -161,7 +172,7 @@ class Queues:
         if sorted(everywhere) != sorted(rows):
             raise AssertionError(f"live rows {sorted(rows)} are not the rows at hand {sorted(everywhere)}")
         for row in (*self.waiting, *self.retracted):
-            if int(self.table.state[row]) != (State.QUEUED_FETCHING if row in self.fetching else State.QUEUED):
+            if State(int(self.table.state[row])) not in WAITING:
                 raise AssertionError(f"row {row} waits in state {State(int(self.table.state[row])).name}")
         for row in (*self.prefilling, *decoding):
             if int(self.table.state[row]) not in (_PREFILLING, _DECODING):

@@ -49,12 +49,10 @@ from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Event
 from pawl.lifecycle.step import StepResult
 from pawl.loops.batch import ScheduledBatch
-from pawl.loops.fetching import LowerTiers
 from pawl.loops.loop import Ending
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.tiers import PageFetch
 from pawl.memory.page_pool import Int32s, MemoryViolation
-from pawl.memory.tiers.keys import KEY_BYTES
 
 
 class Diverged(Exception):
@@ -161,8 +159,9 @@ class Replay:
             case Delivered():
                 # It decides nothing, but what the cache did before it is recorded ahead of it.
                 loop.journal.again(record)
-            case TierTold() if loop.tiers is not None:
-                _tell(loop.tiers, record)
+            case TierTold():
+                for companion in loop.companions:
+                    companion.told(record)
             case Closed():
                 loop.journal.closed(record.reason, loop.counters, len(loop.table), loop.memory.pages)
             case _:
@@ -172,22 +171,6 @@ class Replay:
         info = RequestInfo(record.request, record.rid, record.sampling, record.namespace, record.time)
         # Deadlines are not recorded: a request that missed its own is recorded as aborted.
         self.loop.submit(info, np.array(int32s(record.tokens)), record.priority, float("inf"), record.time)
-
-
-def _tell(tiers: LowerTiers, record: TierTold) -> None:
-    """What the tiers below the device said, again."""
-    keys = [record.keys[start : start + KEY_BYTES] for start in range(0, len(record.keys), KEY_BYTES)]
-    match record.kind:
-        case "kept":
-            tiers.kept(keys, record.time)
-        case "dropped":
-            tiers.dropped(keys, record.time)
-        case "filled":
-            tiers.filled(record.ticket, record.count, record.time)
-        case "fenced":
-            tiers.fenced(record.ticket, record.time)
-        case "expired":
-            tiers.expired(record.ticket, record.time)
 
 
 def replay(records: Iterable[Record]) -> Replay:

@@ -8,8 +8,9 @@ from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.requests import RequestTable
 from pawl.loops.admission import Admission
 from pawl.loops.cache_events import CacheEventLog
-from pawl.loops.fetching import LowerTiers
+from pawl.loops.companion import Companion
 from pawl.loops.loop import Effects, Loop
+from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.pacing import Lockstep, Overlap, Pacing
 from pawl.loops.planner import UnifiedPlanner
 from pawl.loops.policy import POLICIES
@@ -57,7 +58,9 @@ PACINGS: dict[str, type[Lockstep] | type[Overlap]] = {"lockstep": Lockstep, "ove
 
 
 def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effects: TierEffects | None = None) -> Loop:
-    """A loop with empty memory. With `config.tiers`, what it wants of them goes to `tier_effects`."""
+    """A loop with empty memory. With `config.tiers`, what it wants of them goes to `tier_effects`.
+
+    Raises ValueError for a configuration that cannot be served."""
     windows = make_windows(config)
     memory = Memory(
         num_pages=config.num_pages,
@@ -74,11 +77,23 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
         queues, POLICIES[config.policy](config.seed), lookahead=config.lookahead, share_prefixes=config.cache != "none"
     )
     planner = UnifiedPlanner(queues, admission, prefill_chunk=config.prefill_chunk, mixed=config.mixed)
-    tiers, feed = None, CacheEventLog(memory.cache, journal)
-    if config.tiers is not None and tier_effects is not None:
-        tiers = LowerTiers(queues, journal, tier_effects, config.tiers, feed)
-    most = config.max_queued
-    return Loop(table, memory, queues, planner, pacing, effects, journal, max_queued=most, feed=feed, tiers=tiers)
+    feed, companions = CacheEventLog(memory.cache, journal), list[Companion]()
+    if config.tiers is not None:
+        if tier_effects is None:
+            raise ValueError("lower cache tiers, and nobody who moves their pages")
+        companions.append(LowerTiers(queues, journal, tier_effects, config.tiers, feed))
+    return Loop(
+        table,
+        memory,
+        queues,
+        planner,
+        pacing,
+        effects,
+        journal,
+        max_queued=config.max_queued,
+        feed=feed,
+        companions=companions,
+    )
 
 
 def make_windows(config: LoopConfig) -> WindowPool | None:

@@ -22,7 +22,8 @@ from pawl.actors.messages.transfer import (
     TierReport,
 )
 from pawl.actors.runtime.actor import Actor, Lane
-from pawl.loops.fetching import LowerTiers
+from pawl.loops.loop import Loop
+from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.tiers import PageFetch
 from pawl.memory.page_pool import Int32s
 from pawl.memory.tiers.keys import PageKey
@@ -43,11 +44,22 @@ TierMessage: TypeAlias = FromStorage | PagesFromWorker | LeaseEnded
 class TierClient:
     """Effects of `LowerTiers`, and its inputs, for one scheduler actor."""
 
+    _tiers: LowerTiers
+
     def __init__(self, actor: Actor, lease_s: float) -> None:
         self._actor = actor
         self._lease_s = lease_s
         self.report: dict[str, int] = {}
         """What the storage said last about itself."""
+
+    def attach(self, loop: Loop) -> None:
+        """Everything that comes in is for this loop's companion. Comes before any message."""
+        self._tiers = loop.companion(LowerTiers)
+
+    @property
+    def next_save(self) -> int:
+        """Number of the save that comes next."""
+        return self._tiers.saving.number + 1
 
     # ---- effects ----
 
@@ -65,29 +77,29 @@ class TierClient:
     def empty_host(self, era: int) -> None:
         self._actor.context.send("storage", EmptyHost(era), Lane.CONTROL)
 
-    def stopped(self, tiers: LowerTiers) -> None:
-        """The scheduler's last messages about pages."""
-        tiers.stopped()
+    def stopped(self) -> None:
+        """The scheduler's last message about pages."""
         self._actor.context.send("storage", SchedulerStops(), Lane.CONTROL)
 
     # ---- inputs ----
 
-    def receive(self, message: TierMessage, tiers: LowerTiers, now: float) -> None:
+    def receive(self, message: TierMessage, now: float) -> None:
         """Hand one message on to the loop's side."""
+        tiers = self._tiers
         match message:
             case Saved(number, keys):
                 tiers.saved(number, keys, now)
             case Filled(ticket, count):
-                tiers.filled(ticket, count, now)
+                tiers.fetching.filled(ticket, count, now)
             case Fenced(ticket):
-                tiers.fenced(ticket, now)
+                tiers.fetching.fenced(ticket, now)
             case LeaseEnded(ticket, resolved) if tiers.memory.ledger.num_in_flight and (
                 tiers.memory.ledger.resolved == resolved
             ):
                 # The worker has been at one step all this time: without the fetch nobody would be further.
                 self._actor.context.after(self._lease_s, message)
             case LeaseEnded(ticket):
-                tiers.expired(ticket, now)
+                tiers.fetching.expired(ticket, now)
             case Dropped(keys):
                 tiers.dropped(keys, now)
             case Found(era, keys):
@@ -95,6 +107,21 @@ class TierClient:
             case TierReport(counts):
                 self.report = counts
 
-    def state(self, tiers: LowerTiers) -> dict[str, int]:
-        """Everything countable about the lower tiers, for people."""
-        return tiers.statistics() | self.report
+    def state(self) -> dict[str, dict[str, int]]:
+        """Everything countable about the lower tiers, for people, by the name that the whole has."""
+        return {"tiers": self._tiers.statistics() | self.report}
+
+
+class NoTierClient:
+    """In place of a `TierClient`, where there are no tiers below the device."""
+
+    next_save = 0
+
+    def attach(self, loop: Loop) -> None: ...
+
+    def receive(self, message: TierMessage, now: float) -> None: ...
+
+    def stopped(self) -> None: ...
+
+    def state(self) -> dict[str, dict[str, int]]:
+        return {}

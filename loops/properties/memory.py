@@ -115,18 +115,16 @@ class AuxiliaryConservation(StateProperty):
             loop.queues.num_waiting,
             loop.queues.num_running,
         )
-        if any(left) or loop.queues.fetching:
+        if any(left):
             names = ("promised", "slots", "waiting", "running")
-            raise MemoryViolation(
-                "nothing is left at rest", **dict(zip(names, left, strict=True)), fetching=loop.queues.fetching
-            )
+            raise MemoryViolation("nothing is left at rest", **dict(zip(names, left, strict=True)))
 
     def inspect(self, loop: Loop) -> None:
         loop.memory.slots.check()
         checks.check_idle_slots(loop.memory)
         loop.queues.check(loop.table.row_of.values())
-        if loop.tiers is not None:
-            loop.tiers.check()
+        for companion in loop.companions:
+            companion.check()
         rows, slots = loop.queues.running(), loop.memory.slots.used
         if sorted(loop.table.slot[rows].tolist()) != slots.tolist():
             raise MemoryViolation("each slot in use has one row", rows=rows, slots=slots)

@@ -20,7 +20,7 @@ class WorkConserving(StateProperty):
 
     def settled(self, loop: Loop) -> None:
         queues = loop.queues
-        if queues.idle or loop.in_flight or queues.fetching or loop.memory.pages.quarantined:
+        if queues.idle or loop.in_flight or queues.held_up or loop.memory.pages.quarantined:
             return
         raise MemoryViolation(
             "nobody waits while nothing is done", running=queues.num_running, waiting=queues.num_waiting

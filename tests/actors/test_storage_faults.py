@@ -27,9 +27,10 @@ from pawl.actors.tiers.page_copier import PageCopier
 from pawl.gpu.ghost_oracle import expected
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import DECODER, ENCODER
-from pawl.lifecycle.states import Cause
+from pawl.lifecycle.states import Cause, State
 from pawl.loops.batch import ScheduledBatch
-from pawl.loops.fetching import LowerTiers
+from pawl.loops.fetching import Fetching
+from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.replay import replay
 from pawl.loops.saving import WritePolicy
 from tests.actors.tier_disk import MemoryDisk
@@ -101,7 +102,8 @@ class Chaos:
         match self.choose(12):
             case 1:
                 # Who fetches is the one whose end is of interest.
-                fetching = [self.net.loop.table.info(row).request for row in self.net.loop.queues.fetching]
+                table = self.net.loop.table
+                fetching = [number for number, row in table.row_of.items() if table.state[row] == State.QUEUED_FETCHING]
                 candidates = fetching or list(self.submitted)
                 self.net.scheduler.receive(Abort((candidates[self.choose(len(candidates))],), Cause.CLIENT))
                 self.net.scheduler.settled()
@@ -130,7 +132,7 @@ def judged(chaos: Chaos) -> None:
         assert output == whole if cause == Cause.LENGTH else output == whole[: len(output)]
     pages = net.loop.memory.pages
     assert pages.quarantined == pages.owned == pages.deferred == 0
-    assert net.loop.tiers.num_active == 0
+    assert net.tiers.fetching.num_active == 0
     assert not net.scheduler.violations
 
 
@@ -215,13 +217,12 @@ def deaf_to_fences(patch: pytest.MonkeyPatch) -> None:
 
 def saves_too_late(patch: pytest.MonkeyPatch) -> None:
     """Pages are saved after the step that reuses them."""
-    patch.setattr(LowerTiers, "launching", lambda self, admitted: None)
+    patch.setattr(LowerTiers, "launching", lambda self, scheduled: None)
     launch = Scheduler.launch
 
     def late(self: Scheduler, plan: ScheduledBatch) -> None:
         launch(self, plan)
-        assert self.loop.tiers is not None
-        self.loop.tiers.settle()
+        self.loop.companion(LowerTiers).settle()
 
     patch.setattr(Scheduler, "launch", late)
 
@@ -238,12 +239,12 @@ def trusts_files(patch: pytest.MonkeyPatch) -> None:
 
 def believes_in_more_than_came(patch: pytest.MonkeyPatch) -> None:
     """A fetch that came short is taken for whole."""
-    arrived = LowerTiers._arrived
+    arrived = Fetching._arrived
 
-    def whole(self: LowerTiers, fetch: Any, count: int, now: float) -> None:
+    def whole(self: Fetching, fetch: Any, count: int, now: float) -> None:
         arrived(self, fetch, len(fetch.keys) if count else 0, now)
 
-    patch.setattr(LowerTiers, "_arrived", whole)
+    patch.setattr(Fetching, "_arrived", whole)
 
 
 def forgets_who_left(patch: pytest.MonkeyPatch) -> None:

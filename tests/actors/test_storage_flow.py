@@ -106,15 +106,15 @@ def test_a_lease_does_not_end_while_the_worker_is_at_one_step_all_the_time() -> 
     net.forget_device()
     net.submit(3, PROMPT)
     net.submit(2, [7, 7, 7], 30)
-    assert net.loop.tiers.num_active == 1
+    assert net.tiers.fetching.num_active == 1
     net.end_lease()
-    assert net.loop.tiers.num_active == 1
+    assert net.tiers.fetching.num_active == 1
     assert len(net.leases) == 1
     resolved = net.loop.memory.ledger.resolved
     while net.loop.memory.ledger.resolved == resolved:
         net.deliver(next(edge for edge in net.pending() if "storage" not in edge))
     net.end_lease()
-    assert net.loop.tiers.num_active == 0
+    assert net.tiers.fetching.num_active == 0
     net.rest()
     assert net.tokens[3] == expected(PROMPT, 4)
     assert net.ended[3].usage.cached_tokens == 0
@@ -138,9 +138,9 @@ def test_the_number_of_pages_on_their_way_down_is_bounded() -> None:
     net.submit(1, PROMPT)
     while 1 not in net.ended:
         net.deliver(next(edge for edge in net.pending() if edge[1] != "storage"))
-        assert net.loop.tiers.saving.num_under_way <= 3
+        assert net.tiers.saving.num_under_way <= 3
     net.rest()
-    assert net.loop.tiers.saving.counts.skipped > 0
+    assert net.tiers.saving.counts.skipped > 0
     # What could not go then goes when it leaves the device.
     for _ in range(4):
         net.forget_device()

@@ -30,6 +30,7 @@ from pawl.gpu.ghost_oracle import expected, expected_pages
 from pawl.lifecycle.records import Started
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
+from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.select import LoopConfig
 from pawl.loops.tiers import TierConfig
 from pawl.memory.prefix.namespace import namespace_of
@@ -136,6 +137,10 @@ class Net:
     def loop(self) -> Any:
         return self.scheduler.loop
 
+    @property
+    def tiers(self) -> LowerTiers:
+        return self.scheduler.loop.companion(LowerTiers)
+
     # ---- messages ----
 
     def post(self, sender: str, to: str, message: Any, lane: Lane) -> None:
@@ -177,7 +182,7 @@ class Net:
         if not self.haunted:
             return
         content = self.ghost.memory.store.data
-        for page, key in self.loop.tiers.device._key_of.items():
+        for page, key in self.tiers.device._key_of.items():
             assert content[page].tobytes() == self._truth[key], f"page {page} is not what its key says"
         for key, block in self.store.host.items():
             assert block.tobytes() == self._truth[key], "a page in host memory is not what its key says"
@@ -222,7 +227,7 @@ class Net:
         self.scheduler.settled()
 
     def _learn(self, tokens: list[int], salt: str) -> None:
-        root = self.loop.tiers.device.root(namespace_of(salt=salt, weights=self.scheduler.config.weights))
+        root = self.tiers.device.root(namespace_of(salt=salt, weights=self.scheduler.config.weights))
         keys = page_keys(root, np.array(tokens, np.int32), PAGE_SIZE)
         for key, block in zip(keys, expected_pages(tokens, PAGE_SIZE), strict=True):
             self._truth[key] = block.tobytes()

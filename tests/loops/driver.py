@@ -15,6 +15,7 @@ from pawl.lifecycle.step import StepResult
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.loop import Ending
 from pawl.loops.select import LoopConfig, make_loop
+from pawl.loops.tiers import PageFetch
 from pawl.memory.page_pool import Int32s, MemoryViolation
 
 CELLS = [(pacing, mixed) for pacing in ("lockstep", "overlap") for mixed in (False, True)]
@@ -35,7 +36,7 @@ class Driver:
         settings |= overrides
         self.config = LoopConfig(**settings)  # type: ignore[arg-type]
         self.records: list[object] = []
-        self.loop = make_loop(self.config, self, Journal(self.records.append))
+        self.loop = make_loop(self.config, self, Journal(self.records.append), self)
         self.ghost = Ghost.for_shape(self.config)
         self.launched: deque[ScheduledBatch] = deque()
         self.output_of: dict[int, list[int]] = {}
@@ -65,6 +66,14 @@ class Driver:
 
     def violated(self, violation: MemoryViolation) -> None:
         raise violation
+
+    def save(self, number: int, pages: Int32s, keys: tuple[bytes, ...]) -> None: ...
+
+    def fetch(self, order: PageFetch) -> None: ...
+
+    def fence(self, ticket: int) -> None: ...
+
+    def empty_host(self, era: int) -> None: ...
 
     # ---- driving ----
 

@@ -12,7 +12,8 @@ from pawl.lifecycle.records import Transition
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, Event, State
-from pawl.loops.fetching import MAX_FETCHES, PAUSE_LEASES, LowerTiers
+from pawl.loops.fetching import MAX_FETCHES, PAUSE_LEASES
+from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.saving import Saving, WritePolicy
 from pawl.loops.tiers import PageFetch, TierConfig
 from pawl.memory.page_pool import Int32s
@@ -30,9 +31,8 @@ class TierDriver(Driver):
     """A loop whose lower tiers are the test: it sees what is asked of them and answers by hand."""
 
     def __init__(self, **overrides: object) -> None:
-        super().__init__(**overrides)
-        config = TierConfig(layout="ghost", max_fetch_pages=64)
-        self.loop.tiers = self.tiers = LowerTiers(self.loop.queues, self.loop.journal, self, config, self.loop.feed)
+        super().__init__(**{"tiers": TierConfig(layout="ghost", max_fetch_pages=64)} | overrides)
+        self.tiers = self.loop.companion(LowerTiers)
         self.fetches: list[PageFetch] = []
         self.fences: list[int] = []
         self.eras: list[int] = []
@@ -63,7 +63,7 @@ class TierDriver(Driver):
         """Write the first `count` pages of a fetch of the beginning of `prompt`, and answer."""
         count = len(order.pages) if count is None else count
         self.ghost.write_pages(order.pages[:count], expected_pages(prompt, PAGE)[:count])
-        self.tiers.filled(order.ticket, count, self.now)
+        self.tiers.fetching.filled(order.ticket, count, self.now)
 
     def state(self, request: int) -> State:
         return State(int(self.loop.table.state[self.loop.table.row_of[request]]))
@@ -119,7 +119,7 @@ def test_only_what_the_device_lacks_is_fetched() -> None:
     (order,) = driver.fetches
     assert len(order.keys) == 5
     driver.ghost.write_pages(order.pages, expected_pages(PROMPT, PAGE)[5:])
-    driver.tiers.filled(order.ticket, 5, driver.now)
+    driver.tiers.fetching.filled(order.ticket, 5, driver.now)
     driver.run()
     assert driver.output_of[request] == expected(PROMPT, 4)
     assert driver.ending_of[request].info.num_cached == 40
@@ -171,15 +171,14 @@ def test_others_go_on_meanwhile_and_the_fetching_request_keeps_its_place() -> No
 
 
 def test_a_long_prefix_comes_in_parts() -> None:
-    driver = TierDriver()
-    driver.tiers.config = TierConfig(layout="ghost", max_fetch_pages=4)
+    driver = TierDriver(tiers=TierConfig(layout="ghost", max_fetch_pages=4))
     driver.know(PROMPT)
     request = driver.submit(PROMPT, 4)
     for part in range(3):
         assert not driver.step()
         order = driver.fetches[part]
         driver.ghost.write_pages(order.pages, expected_pages(PROMPT, PAGE)[4 * part : 4 * part + len(order.pages)])
-        driver.tiers.filled(order.ticket, len(order.pages), driver.now)
+        driver.tiers.fetching.filled(order.ticket, len(order.pages), driver.now)
     driver.run()
     assert [len(order.pages) for order in driver.fetches] == [4, 4, 2]
     assert driver.ending_of[request].info.num_cached == 40
@@ -248,7 +247,7 @@ def test_the_running_go_on_to_their_ends_while_fetches_hold_pages() -> None:
 
 
 def end_lease(driver: TierDriver, request: int, order: PageFetch) -> None:
-    driver.tiers.expired(order.ticket, driver.now)
+    driver.tiers.fetching.expired(order.ticket, driver.now)
 
 
 def abort(driver: TierDriver, request: int, order: PageFetch) -> None:
@@ -286,9 +285,9 @@ def test_pages_of_an_abandoned_fetch_stay_in_quarantine_until_its_writer_has_ans
     driver.loop.check()
     for answer in answers.split(", "):
         if answer == "fenced":
-            driver.tiers.fenced(order.ticket, driver.now)
+            driver.tiers.fetching.fenced(order.ticket, driver.now)
         else:
-            driver.tiers.filled(order.ticket, 10, driver.now)
+            driver.tiers.fetching.filled(order.ticket, 10, driver.now)
         assert driver.quarantined == 0
     driver.run()
     assert driver.loop.memory.pages.free + driver.loop.memory.pages.cached == 64
@@ -319,8 +318,8 @@ def test_a_fetch_goes_on_for_those_who_still_wait_for_it() -> None:
 def test_after_a_lease_has_ended_nothing_is_fetched_until_the_tiers_answer_or_had_time() -> None:
     for recovers in ("answer", "time"):
         driver, _, order = fetching()
-        driver.tiers.expired(order.ticket, driver.now)
-        driver.tiers.fenced(order.ticket, driver.now)
+        driver.tiers.fetching.expired(order.ticket, driver.now)
+        driver.tiers.fetching.fenced(order.ticket, driver.now)
         driver.run()
         other = [200 + number for number in range(41)]
         driver.know(other)
@@ -328,7 +327,7 @@ def test_after_a_lease_has_ended_nothing_is_fetched_until_the_tiers_answer_or_ha
         driver.run()
         assert driver.fetches == [order]
         if recovers == "answer":
-            driver.tiers.filled(order.ticket, 0, driver.now)
+            driver.tiers.fetching.filled(order.ticket, 0, driver.now)
         else:
             driver.now += PAUSE_LEASES * driver.tiers.config.lease_s
         again = [300 + number for number in range(41)]
@@ -344,9 +343,9 @@ def test_answers_that_nobody_waits_for_change_nothing() -> None:
     driver.run()
     before = driver.loop.memory.digest()
     for ticket in (order.ticket, 99):
-        driver.tiers.filled(ticket, 10, driver.now)
-        driver.tiers.fenced(ticket, driver.now)
-        driver.tiers.expired(ticket, driver.now)
+        driver.tiers.fetching.filled(ticket, 10, driver.now)
+        driver.tiers.fetching.fenced(ticket, driver.now)
+        driver.tiers.fetching.expired(ticket, driver.now)
     assert driver.loop.memory.digest() == before
     driver.loop.check()
     assert driver.cause(request) == Cause.LENGTH

@@ -1,0 +1,49 @@
+"""What lives beside the loop: a feature that follows its steps and its requests, and may let requests wait.
+
+    turning ─► planning ─► launching ─► (the step runs) ─► committed by the loop
+                                          └─ lost: every step in flight is rolled back
+    left: a request has ended, wherever it was     flushed: the prefix cache was emptied     stopped: the engine stops
+
+A companion lets a request wait by moving it from QUEUED to a substate of it (`Queues.held_up`), and gives it back by
+moving it to QUEUED. Nothing of the loop asks which companions there are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pawl.lifecycle.records import Record
+
+if TYPE_CHECKING:
+    from pawl.loops.batch import ScheduledBatch
+
+
+class Companion(Protocol):
+    """One feature beside the loop. Subclass it; a hook that is not overridden does nothing."""
+
+    def turning(self) -> None:
+        """The loop turns: nothing is planned yet."""
+
+    def planning(self, now: float) -> None:
+        """A step is about to be planned; its transaction is not open yet. Requests that wait may be moved."""
+
+    def launching(self, scheduled: ScheduledBatch) -> None:
+        """A step is planned and is launched next."""
+
+    def left(self, row: int) -> None:
+        """The request of `row` is about to have its terminal event; its state is still the one it had."""
+
+    def lost(self, now: float) -> None:
+        """The worker is lost with all its pages. Every step in flight is rolled back; the cache is emptied next."""
+
+    def flushed(self) -> None:
+        """The prefix cache was emptied on demand."""
+
+    def stopped(self) -> None:
+        """The engine stops, and no request is live."""
+
+    def told(self, record: Record) -> None:
+        """In a replay: a record of an input. One that this companion was given and recorded is given to it again."""
+
+    def check(self) -> None:
+        """Look at everything that the companion keeps, O(size). Raises AssertionError."""
