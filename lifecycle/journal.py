@@ -43,23 +43,18 @@ class Pages(Protocol):
 
 
 class Journal:
-    """Writes records through `emit`; with `emit` None every verb is nearly free (tracing is off)."""
+    """Writes records through `emit`. With `emit` None (tracing is off) they are made and dropped."""
 
     def __init__(self, emit: Callable[[Record], object] | None, started: Started | None = None) -> None:
-        self._emit = emit
+        self.recording = emit is not None
+        """Whether anybody takes the records."""
+        self._emit = emit or _dropped
         self._started = started
         self._step = 0
-
-    @property
-    def recording(self) -> bool:
-        """Whether anybody takes the records."""
-        return self._emit is not None
 
     def precede(self, changes: Callable[[], tuple[CacheChange, ...]]) -> None:
         """From now on, ask for `changes` of the prefix cache ahead of every record, and record those first."""
         emit = self._emit
-        if emit is None:
-            return
 
         def emit_after_changes(record: Record) -> None:
             told = changes()
@@ -71,23 +66,22 @@ class Journal:
 
     def started(self) -> None:
         """First record."""
-        if self._emit is not None and self._started is not None:
+        if self._started is not None:
             self._emit(self._started)
 
     def submitted(self, row: int, info: RequestInfo, tokens: Int32s, priority: int, now: float) -> None:
-        if self._emit is not None:
-            self._emit(
-                Submitted(
-                    request=info.request,
-                    row=row,
-                    rid=info.rid,
-                    tokens=tokens,
-                    sampling=info.sampling,
-                    priority=priority,
-                    namespace=info.namespace,
-                    time=now,
-                )
+        self._emit(
+            Submitted(
+                request=info.request,
+                row=row,
+                rid=info.rid,
+                tokens=tokens,
+                sampling=info.sampling,
+                priority=priority,
+                namespace=info.namespace,
+                time=now,
             )
+        )
 
     def moved(
         self,
@@ -103,17 +97,14 @@ class Journal:
         num_output: int | None = None,
     ) -> None:
         """One request took one edge."""
-        if self._emit is not None:
-            step = self._step
-            self._emit(Transition(request, row, source, event, target, cause, step, now, num_cached, num_output))
+        step = self._step
+        self._emit(Transition(request, row, source, event, target, cause, step, now, num_cached, num_output))
 
     def planned(
         self, batch: StepBatch, rows: Int32s, admitted: tuple[int, ...], table: RequestTable, now: float
     ) -> None:
         """A step is launched, and with it its admissions."""
         self._step = batch.step
-        if self._emit is None:
-            return
         if admitted:
             starts = dict(zip(rows.tolist(), batch.starts.tolist(), strict=True))
             for row in admitted:
@@ -138,54 +129,50 @@ class Journal:
 
     def idled(self, now: float) -> None:
         """There was work, but no step could be planned."""
-        if self._emit is not None:
-            self._emit(Idled(now))
+        self._emit(Idled(now))
 
     def flushed(self, now: float) -> None:
         """The prefix cache was emptied."""
-        if self._emit is not None:
-            self._emit(Flushed(now))
+        self._emit(Flushed(now))
 
     def tiers(self, kind: str, ticket: int, count: int, keys: Sequence[bytes], now: float) -> None:
         """Something came from the cache tiers below the device."""
-        if self._emit is not None:
-            self._emit(TierTold(kind, ticket, count, b"".join(keys), now))
+        self._emit(TierTold(kind, ticket, count, b"".join(keys), now))
 
     def committed(self, step: int, events: UInt8s, tokens: Int32s, pages: Pages, now: float, *, digest: int) -> None:
         """The oldest step is done; memory has this digest as it comes back."""
         self._step = step
-        if self._emit is not None:
-            self._emit(StepCommitted(step, now, events, tokens, _counts(pages), digest))
+        self._emit(StepCommitted(step, now, events, tokens, _counts(pages), digest))
 
     def rolled_back(self, step: int, reason: str, now: float, *, digest: int) -> None:
         """The newest step in flight was undone; memory has this digest after that."""
-        if self._emit is not None:
-            self._emit(StepRolledBack(step, reason, now))
-            self._emit(Digest(step, digest))
+        self._emit(StepRolledBack(step, reason, now))
+        self._emit(Digest(step, digest))
 
     def again(self, record: Record) -> None:
         """Write a record that was made elsewhere, as it is: in a replay, what the scheduler was told."""
-        if self._emit is not None:
-            self._emit(record)
+        self._emit(record)
 
     def delivered(self, message: msgspec.Struct, now: float) -> None:
         """A control message reached the scheduler."""
-        if self._emit is not None:
-            self._emit(Delivered(type(message).__name__, msgspec.msgpack.encode(message), now))
+        self._emit(Delivered(type(message).__name__, msgspec.msgpack.encode(message), now))
 
     def closed(self, reason: str, counters: Any, live: int, pages: Pages) -> None:
         """Last record."""
-        if self._emit is not None:
-            counts = Counts(
-                received=counters.received,
-                finished=counters.finished,
-                aborted=counters.aborted,
-                live=live,
-                prompt_tokens=counters.prompt_tokens,
-                output_tokens=counters.generated_tokens,
-                retractions=counters.retractions,
-            )
-            self._emit(Closed(reason, counts, _counts(pages)))
+        counts = Counts(
+            received=counters.received,
+            finished=counters.finished,
+            aborted=counters.aborted,
+            live=live,
+            prompt_tokens=counters.prompt_tokens,
+            output_tokens=counters.generated_tokens,
+            retractions=counters.retractions,
+        )
+        self._emit(Closed(reason, counts, _counts(pages)))
+
+
+def _dropped(record: Record) -> None:
+    """Takes a record when tracing is off."""
 
 
 def _counts(pages: Pages) -> PageCounts:
