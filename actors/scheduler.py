@@ -23,7 +23,8 @@ from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, State
 from pawl.lifecycle.step import StepResult
 from pawl.loops.batch import ScheduledBatch
-from pawl.loops.loop import Ending, Loop
+from pawl.loops.effects import Ending
+from pawl.loops.loop import Loop
 from pawl.loops.properties.laws import name_of
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.memory.page_pool import Int32s, MemoryViolation
@@ -124,7 +125,7 @@ class Scheduler(Actor):
                     self._abort(request, cause, text, now)
             case Finish(request, num_output):
                 self.journal.delivered(message, now)
-                self.loop.finish(request, num_output, now)
+                self.loop.requests.finish(request, num_output, now)
             case ExecuteFailed(step, reason):
                 self._failed(step, reason, now)
             case FlushCache():
@@ -138,7 +139,7 @@ class Scheduler(Actor):
                 self._send("watchdog", self._progress(ticket, now))
             case CheckDeadlines():
                 self._checking_deadlines = False
-                self.loop.expire(now)
+                self.loop.requests.expire(now)
             case Drain(grace_s):
                 self.journal.delivered(message, now)
                 self._draining = True
@@ -146,7 +147,7 @@ class Scheduler(Actor):
             case SelfCheck():
                 self._self_check()
             case DrainExpired():
-                self.loop.drain(Cause.DRAINED, now)
+                self.loop.requests.drain(Cause.DRAINED, now)
             case _:
                 self.tier_client.receive(message, now)
         self._send_step()
@@ -188,7 +189,7 @@ class Scheduler(Actor):
             passthrough=message.text_options,
         )
         timeout_s = self.default_timeout_s if message.timeout_s is None else message.timeout_s
-        self.loop.submit(info, message.tokens, message.priority, now + timeout_s, now)
+        self.loop.requests.submit(info, message.tokens, message.priority, now + timeout_s, now)
         early = self._aborted_early.pop(message.request, None)
         # Requests come in the order of their numbers: one that was passed was refused on its way and never comes.
         for passed in [request for request in self._aborted_early if request < message.request]:
@@ -196,10 +197,10 @@ class Scheduler(Actor):
         if early is None and self._draining:
             early = (Cause.DRAINED, "the server stops")
         if early is not None:
-            self.loop.abort(message.request, early[0], now, early[1])
+            self.loop.requests.abort(message.request, early[0], now, early[1])
 
     def _abort(self, request: int, cause: Cause, message: str, now: float) -> None:
-        if not self.loop.abort(request, cause, now, message) and request > self._newest:
+        if not self.loop.requests.abort(request, cause, now, message) and request > self._newest:
             self._aborted_early[request] = (cause, message)
 
     def _failed(self, step: int, reason: str, now: float) -> None:
@@ -251,19 +252,19 @@ class Scheduler(Actor):
         opened = Opened(row, info.request, info.passthrough, len(tokens), tokens, info.sampling.top_logprobs)
         self._send("detokenizer", opened)
 
-    def launch(self, plan: ScheduledBatch) -> None:
+    def launch(self, scheduled: ScheduledBatch) -> None:
         now = self.context.now()
-        self._launched_at[plan.step] = now
-        for row in plan.admitted:
+        self._launched_at[scheduled.step] = now
+        for row in scheduled.admitted:
             info = self.loop.table.info(row)
             if info.admitted is None:
                 info.admitted = now
                 timing = Timing(info.submitted, now)
                 self._admitted.append(Admitted(row, info.num_cached, timing))
-        self._send("worker", Execute(plan.batch))
+        self._send("worker", Execute(scheduled.batch))
 
-    def output(self, rows: Int32s, tokens: Int32s, plan: ScheduledBatch | None, result: StepResult | None) -> None:
-        self._tokens = (rows, tokens, plan, result)
+    def output(self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
+        self._tokens = (rows, tokens, scheduled, result)
 
     def ended(self, ending: Ending) -> None:
         info = ending.info
@@ -282,24 +283,24 @@ class Scheduler(Actor):
         """One message with all that the handled message gave."""
         if self._tokens is None and not self._ended:
             return
-        rows, tokens, plan, result = self._tokens or (_NONE, _NONE, None, None)
+        rows, tokens, scheduled, result = self._tokens or (_NONE, _NONE, None, None)
         ended, self._ended, self._tokens = tuple(self._ended), [], None
         admitted, self._admitted = tuple(self._admitted), []
         if not len(rows) and not ended and (result is None or not result.prompt_logprobs):
             return
         logprobs, prompt_logprobs = None, ()
-        if plan is not None and result is not None:
-            logprobs, prompt_logprobs = self._scores(plan, result)
+        if scheduled is not None and result is not None:
+            logprobs, prompt_logprobs = self._scores(scheduled, result)
         self._send("detokenizer", StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted))
 
-    def _scores(self, plan: ScheduledBatch, result: StepResult) -> tuple[Any, tuple[Any, ...]]:
+    def _scores(self, scheduled: ScheduledBatch, result: StepResult) -> tuple[Any, tuple[Any, ...]]:
         """Log-probabilities of the tokens that are still wanted."""
         fresh = self.loop.fresh_at_commit
         logprobs = result.logprobs
         if logprobs is not None and not fresh.all():
-            wanted = fresh[plan.batch.samples]
+            wanted = fresh[scheduled.batch.samples]
             logprobs = type(logprobs)(*(array[wanted] for array in msgspec.structs.astuple(logprobs)))
-        row_of_slot = dict(zip(plan.batch.slots[fresh].tolist(), plan.rows[fresh].tolist(), strict=True))
+        row_of_slot = dict(zip(scheduled.batch.slots[fresh].tolist(), scheduled.rows[fresh].tolist(), strict=True))
         prompt = tuple((row_of_slot[p.slot], p) for p in result.prompt_logprobs if p.slot in row_of_slot)
         return logprobs, prompt
 

@@ -22,7 +22,7 @@ from benchmarks.contestants import Contestant, Entry, Running, Server, entries
 from benchmarks.harness import RESULTS, Result, Spread, table, write_json
 from benchmarks.machine import Health, Spinner, Watch, num_processors
 from pawl.bench.measures import Summary, summarise
-from pawl.bench.online import ScheduledBatch, run_load
+from pawl.bench.online import Plan, run_load
 from pawl.bench.workload import LOWEST_TOKEN, Workload
 
 VOCABULARY = 49_000
@@ -224,7 +224,7 @@ def load_round(server: Server, seed: int) -> Summary:
     workload = Workload(
         num_prompts=LOAD.num_prompts, input_length=LOAD.input_length, output_length=LOAD.output_length, seed=seed
     )
-    plan = ScheduledBatch(url=server.url, concurrency=LOAD_CLIENTS, vocabulary_size=VOCABULARY)
+    plan = Plan(url=server.url, concurrency=LOAD_CLIENTS, vocabulary_size=VOCABULARY)
     summary = summarise(*asyncio.run(run_load(plan, workload, lambda _: None)))
     expected = LOAD.num_prompts * LOAD.output_length
     if summary.num_failed or summary.output_tokens != expected:

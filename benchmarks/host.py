@@ -22,7 +22,8 @@ from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.step import StepResult
 from pawl.loops.batch import ScheduledBatch
-from pawl.loops.loop import Ending, Loop
+from pawl.loops.effects import Ending
+from pawl.loops.loop import Loop
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.memory.page_pool import Int32s, MemoryViolation
 
@@ -39,10 +40,12 @@ class Sink:
 
     def opened(self, row: int, info: RequestInfo, tokens: Int32s) -> None: ...
 
-    def launch(self, plan: ScheduledBatch) -> None:
-        self.plans.append(plan)
+    def launch(self, scheduled: ScheduledBatch) -> None:
+        self.plans.append(scheduled)
 
-    def output(self, rows: Int32s, tokens: Int32s, plan: ScheduledBatch | None, result: StepResult | None) -> None: ...
+    def output(
+        self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch | None, result: StepResult | None
+    ) -> None: ...
 
     def ended(self, ending: Ending) -> None: ...
 
@@ -75,13 +78,15 @@ class Bench:
 
     def submit(self, prompt: Int32s, max_new_tokens: int) -> None:
         sampling = SamplingParameters(temperature=0.0, max_new_tokens=max_new_tokens)
-        self.loop.submit(RequestInfo(self._next, f"r{self._next}", sampling, "", 0.0), prompt, 0, float("inf"), 0.0)
+        self.loop.requests.submit(
+            RequestInfo(self._next, f"r{self._next}", sampling, "", 0.0), prompt, 0, float("inf"), 0.0
+        )
         self._next += 1
 
     def step(self) -> None:
         self.loop.turn(0.0)
-        plan = self.sink.plans.pop(0)
-        self.loop.executed(StepResult(plan.step, self._sevens[: len(plan.sampled_rows)]), 0.0)
+        scheduled = self.sink.plans.pop(0)
+        self.loop.executed(StepResult(scheduled.step, self._sevens[: len(scheduled.sampled_rows)]), 0.0)
 
     def prefill_all(self) -> None:
         while self.loop.queues.num_waiting or self.loop.queues.prefilling:

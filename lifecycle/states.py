@@ -46,6 +46,14 @@ class State(IntEnum):
         """Whether no event can change this state any more."""
         return self in (State.FINISHED, State.ABORTED)
 
+    @property
+    def owns_memory(self) -> bool:
+        """Whether a request in this state has a slot, and pages for what it has computed."""
+        return self in _OWNERS
+
+
+_OWNERS = frozenset({State.QUEUED_RECEIVING, State.PREFILLING, State.PREFILLING_SENDING, State.DECODING})
+
 
 class Phase(StrEnum):
     """The five public states."""

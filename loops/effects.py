@@ -30,10 +30,10 @@ class Effects(Protocol):
     def opened(self, row: int, info: RequestInfo, tokens: Int32s) -> None:
         """A request was given `row`. Comes before everything else about it."""
 
-    def launch(self, plan: ScheduledBatch) -> None:
+    def launch(self, scheduled: ScheduledBatch) -> None:
         """Send the step to every rank."""
 
-    def output(self, rows: Int32s, tokens: Int32s, plan: ScheduledBatch | None, result: StepResult | None) -> None:
+    def output(self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
         """Tokens of one committed step; `rows` are those that are still wanted."""
 
     def ended(self, ending: Ending) -> None:

@@ -13,7 +13,7 @@ class Pacing(Protocol):
 
 
 class Lockstep:
-    """ScheduledBatch, launch, wait, commit. The simplest cell: nothing is ever in flight while a step is planned."""
+    """Plan, launch, wait, commit. The simplest cell: nothing is ever in flight while a step is planned."""
 
     name = "lockstep"
     depth = 0

@@ -49,7 +49,7 @@ from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Event
 from pawl.lifecycle.step import StepResult
 from pawl.loops.batch import ScheduledBatch
-from pawl.loops.loop import Ending
+from pawl.loops.effects import Ending
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.tiers import PageFetch
 from pawl.memory.page_pool import Int32s, MemoryViolation
@@ -94,9 +94,11 @@ class Replay:
 
     def opened(self, row: int, info: RequestInfo, tokens: Int32s) -> None: ...
 
-    def launch(self, plan: ScheduledBatch) -> None: ...
+    def launch(self, scheduled: ScheduledBatch) -> None: ...
 
-    def output(self, rows: Int32s, tokens: Int32s, plan: ScheduledBatch | None, result: StepResult | None) -> None: ...
+    def output(
+        self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch | None, result: StepResult | None
+    ) -> None: ...
 
     def ended(self, ending: Ending) -> None: ...
 
@@ -145,9 +147,9 @@ class Replay:
             case Submitted():
                 self._submit(record)
             case Transition(event=Event.ABORT):
-                loop.abort(record.request, record.cause, record.time)
+                loop.requests.abort(record.request, record.cause, record.time)
             case Transition(event=Event.FINISH):
-                loop.finish(record.request, record.num_output or 0, record.time)
+                loop.requests.finish(record.request, record.num_output or 0, record.time)
             case Transition() | StepPlanned() | Idled():
                 loop.turn(record.time)
             case StepCommitted() if loop.in_flight and loop.in_flight[0].step == record.step:
@@ -170,7 +172,7 @@ class Replay:
     def _submit(self, record: Submitted) -> None:
         info = RequestInfo(record.request, record.rid, record.sampling, record.namespace, record.time)
         # Deadlines are not recorded: a request that missed its own is recorded as aborted.
-        self.loop.submit(info, np.array(int32s(record.tokens)), record.priority, float("inf"), record.time)
+        self.loop.requests.submit(info, np.array(int32s(record.tokens)), record.priority, float("inf"), record.time)
 
 
 def replay(records: Iterable[Record]) -> Replay:

@@ -9,7 +9,8 @@ from pawl.lifecycle.requests import RequestTable
 from pawl.loops.admission import Admission
 from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.companion import Companion
-from pawl.loops.loop import Effects, Loop
+from pawl.loops.effects import Effects
+from pawl.loops.loop import Loop
 from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.pacing import Lockstep, Overlap, Pacing
 from pawl.loops.planner import UnifiedPlanner

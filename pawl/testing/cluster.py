@@ -32,9 +32,9 @@ from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import ENCODER, Record, Started
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.loops.decision_log import OneDecisionLog
-from pawl.loops.loop import MAX_STRIKES
 from pawl.loops.policy import POLICIES
 from pawl.loops.properties.laws import name_of
+from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.events import CacheEvent, Mirror
 from pawl.testing.clients import Client, FrontDesk

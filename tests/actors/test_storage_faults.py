@@ -220,8 +220,8 @@ def saves_too_late(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LowerTiers, "launching", lambda self, scheduled: None)
     launch = Scheduler.launch
 
-    def late(self: Scheduler, plan: ScheduledBatch) -> None:
-        launch(self, plan)
+    def late(self: Scheduler, scheduled: ScheduledBatch) -> None:
+        launch(self, scheduled)
         self.loop.companion(LowerTiers).settle()
 
     patch.setattr(Scheduler, "launch", late)

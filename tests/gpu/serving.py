@@ -89,14 +89,12 @@ class Serving(Driver):
         request, self._next = self._next, self._next + 1
         self.answer_of[request] = Answered()
         ticket = RequestInfo(request, f"r{request}", asked.sampling, "", self.now)
-        self.loop.submit(ticket, np.array(asked.prompt, np.int32), 0, float("inf"), self.now)
+        self.loop.requests.submit(ticket, np.array(asked.prompt, np.int32), 0, float("inf"), self.now)
         return request
 
-    def output(self, rows: Int32s, tokens: Int32s, plan: ScheduledBatch | None, result: StepResult | None) -> None:
-        super().output(rows, tokens, plan, result)
-        assert plan is not None
-        assert result is not None
-        wanted = np.flatnonzero(self.loop.fresh_at_commit[plan.batch.samples])
+    def output(self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
+        super().output(rows, tokens, scheduled, result)
+        wanted = np.flatnonzero(self.loop.fresh_at_commit[scheduled.batch.samples])
         for index, row, token in zip(wanted, rows.tolist(), tokens.tolist(), strict=True):
             answer = self.answer_of[self.request_of[row]]
             num_top = self.loop.table.info(row).sampling.top_logprobs

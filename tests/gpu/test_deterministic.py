@@ -20,7 +20,7 @@ from pawl.gpu import select
 from pawl.gpu.backend import BackendUnavailable
 from pawl.gpu.kv import KvStore
 from pawl.gpu.weights.source import load_weights
-from pawl.loops.loop import Counters
+from pawl.loops.requests import Counters
 from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, random_weights
 from tests.gpu.real import smollm2_source
 from tests.gpu.serving import Answered, Asked, Serving, Worker

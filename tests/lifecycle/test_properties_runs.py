@@ -49,12 +49,12 @@ def run(seed: int, pacing: str, mixed: bool, num_pages: int, policy: str, interv
                 stops = tuple(source.sample(range(256), 2))
                 requests.append(driver.submit(prompt, source.choice([0, 1, 5, 30, 60]), stop_token_ids=stops))
             case 4:
-                driver.loop.abort(source.choice(requests), Cause.CLIENT, driver.now)
+                driver.loop.requests.abort(source.choice(requests), Cause.CLIENT, driver.now)
             case 5:
                 request = source.choice(requests)
                 num_output = len(driver.output_of.get(request, ()))
                 if num_output:
-                    driver.loop.finish(request, source.randrange(1, num_output + 1), driver.now)
+                    driver.loop.requests.finish(request, source.randrange(1, num_output + 1), driver.now)
             case _:
                 driver.step()
     driver.run()

@@ -13,7 +13,7 @@ from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import StepResult
 from pawl.loops.batch import ScheduledBatch
-from pawl.loops.loop import Ending
+from pawl.loops.effects import Ending
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.tiers import PageFetch
 from pawl.memory.page_pool import Int32s, MemoryViolation
@@ -51,10 +51,10 @@ class Driver:
         self.request_of[row] = ticket.request
         self.output_of[ticket.request] = []
 
-    def launch(self, plan: ScheduledBatch) -> None:
-        self.launched.append(plan)
+    def launch(self, scheduled: ScheduledBatch) -> None:
+        self.launched.append(scheduled)
 
-    def output(self, rows: Int32s, tokens: Int32s, plan: ScheduledBatch | None, result: StepResult | None) -> None:
+    def output(self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
             request = self.request_of[row]
             assert request not in self.ending_of, "a token after the terminal record"
@@ -92,7 +92,7 @@ class Driver:
             temperature=0.0, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, eos_token_ids=()
         )
         ticket = RequestInfo(request, f"r{request}", sampling, namespace, self.now)
-        self.loop.submit(ticket, np.array(prompt, np.int32), priority, deadline, self.now)
+        self.loop.requests.submit(ticket, np.array(prompt, np.int32), priority, deadline, self.now)
         return request
 
     def step(self) -> bool:
@@ -101,12 +101,12 @@ class Driver:
         self.loop.turn(self.now)
         if not self.launched:
             return False
-        plan = self.launched.popleft()
+        scheduled = self.launched.popleft()
         try:
-            result = self.ghost.launch(plan.batch)
+            result = self.ghost.launch(scheduled.batch)
         except PlannedFailure as error:
             self.launched.clear()
-            self.loop.failed(plan.step, str(error), self.now)
+            self.loop.failed(scheduled.step, str(error), self.now)
             self.ghost.reset()
         else:
             self.loop.executed(result, self.now)

@@ -209,7 +209,9 @@ def test_nothing_is_fetched_of_another_namespace_or_of_a_prompt_that_is_scored()
     driver.know(PROMPT, namespace="a")
     driver.submit(PROMPT, 2, namespace="b")
     scored = SamplingParameters(temperature=0.0, max_new_tokens=2, prompt_logprobs=True)
-    driver.loop.submit(RequestInfo(9, "r9", scored, "a", 0.0), np.array(PROMPT, np.int32), 0, float("inf"), 0.0)
+    driver.loop.requests.submit(
+        RequestInfo(9, "r9", scored, "a", 0.0), np.array(PROMPT, np.int32), 0, float("inf"), 0.0
+    )
     driver.run()
     assert driver.fetches == []
 
@@ -251,23 +253,23 @@ def end_lease(driver: TierDriver, request: int, order: PageFetch) -> None:
 
 
 def abort(driver: TierDriver, request: int, order: PageFetch) -> None:
-    driver.loop.abort(request, Cause.CLIENT, driver.now)
+    driver.loop.requests.abort(request, Cause.CLIENT, driver.now)
 
 
 def time_out(driver: TierDriver, request: int, order: PageFetch) -> None:
     driver.loop.table.deadline[driver.loop.table.row_of[request]] = driver.now
-    driver.loop.expire(driver.now)
+    driver.loop.requests.expire(driver.now)
 
 
 def drain(driver: TierDriver, request: int, order: PageFetch) -> None:
-    driver.loop.drain(Cause.DRAINED, driver.now)
+    driver.loop.requests.drain(Cause.DRAINED, driver.now)
 
 
 def lose_the_worker(driver: TierDriver, request: int, order: PageFetch) -> None:
     other = driver.submit([1], 1)
     driver.ghost.fail_at = {driver.loop.counters.steps + 1}
     driver.step()
-    driver.loop.abort(other, Cause.CLIENT, driver.now)
+    driver.loop.requests.abort(other, Cause.CLIENT, driver.now)
 
 
 WAYS_OUT = [end_lease, abort, time_out, drain, lose_the_worker]
@@ -307,7 +309,7 @@ def test_a_fetch_goes_on_for_those_who_still_wait_for_it() -> None:
     driver, request, order = fetching()
     other = driver.submit([*PROMPT, 7], 4)
     driver.step()
-    driver.loop.abort(request, Cause.CLIENT, driver.now)
+    driver.loop.requests.abort(request, Cause.CLIENT, driver.now)
     assert driver.fences == []
     driver.bring(order, PROMPT)
     driver.run()

@@ -119,7 +119,7 @@ def test_deadlines_end_requests_wherever_they_are(pacing: str) -> None:
     waiting = driver.submit(prompts(1, 8, 2)[0], 50, deadline=5.0)
     for _ in range(6):
         driver.step()
-    driver.loop.expire(driver.now)
+    driver.loop.requests.expire(driver.now)
     driver.run()
     assert driver.cause(running) == driver.cause(waiting) == Cause.TIMEOUT
 
@@ -163,9 +163,9 @@ def disturb(driver: Driver, shapes: list[tuple[int, int, int]], actions: list[tu
         for index, what in by_step.get(at, ()):
             request = list(submitted)[index % len(submitted)]
             if what == "abort":
-                driver.loop.abort(request, Cause.CLIENT, driver.now)
+                driver.loop.requests.abort(request, Cause.CLIENT, driver.now)
             elif what == "finish" and driver.output_of.get(request):
-                driver.loop.finish(request, 1, driver.now)
+                driver.loop.requests.finish(request, 1, driver.now)
             elif what == "fail" and driver.loop.in_flight:
                 driver.ghost.fail_at.add(driver.loop.in_flight[0].step)
         if not driver.step() and not pending:

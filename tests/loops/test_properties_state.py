@@ -206,7 +206,7 @@ def test_no_run_breaks_a_property_of_the_state(pacing: str, mixed: bool, kind: s
             for _ in range(source.randrange(4)):
                 driver.step()
             if source.random() < 0.2:
-                driver.loop.abort(request, Cause.CLIENT, driver.now)
+                driver.loop.requests.abort(request, Cause.CLIENT, driver.now)
         driver.run()
         assert driver.reported == []
 

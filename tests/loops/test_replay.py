@@ -47,10 +47,10 @@ def record_run(
         event = source.random()
         live = [request for request in driver.output_of if request not in driver.ending_of]
         if live and event < 0.1:
-            driver.loop.abort(source.choice(live), Cause.CLIENT, driver.now)
+            driver.loop.requests.abort(source.choice(live), Cause.CLIENT, driver.now)
         elif (said := [request for request in live if len(driver.output_of[request]) > 1]) and event < 0.15:
             request = source.choice(said)
-            driver.loop.finish(request, len(driver.output_of[request]) // 2, driver.now)
+            driver.loop.requests.finish(request, len(driver.output_of[request]) // 2, driver.now)
         if not driver.step():
             driver.loop.flush(driver.now)
             if not waiting:

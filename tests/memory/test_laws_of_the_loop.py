@@ -60,14 +60,14 @@ class TestLaw10NothingIsLeftBehind:
         while not driver.loop.idle:
             live = [request for request in driver.output_of if request not in driver.ending_of]
             if live and chance.random() < 0.15:
-                driver.loop.abort(chance.choice(live), Cause.CLIENT, driver.now)
+                driver.loop.requests.abort(chance.choice(live), Cause.CLIENT, driver.now)
             if live and chance.random() < 0.1:
                 request = chance.choice(live)
-                driver.loop.finish(request, len(driver.output_of[request]) // 2, driver.now)
+                driver.loop.requests.finish(request, len(driver.output_of[request]) // 2, driver.now)
             driver.step()
             self.only_the_running_own(driver)
         memory = driver.loop.memory
-        driver.loop.expire(float("inf"))
+        driver.loop.requests.expire(float("inf"))
         assert len(driver.ending_of) == 8
         assert (memory.pages.owned, memory.pages.deferred, memory.pages.quarantined) == (0, 0, 0)
         assert driver.loop.flush(driver.now)

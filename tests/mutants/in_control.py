@@ -7,6 +7,7 @@ from pawl.actors.simulation.faults import Faults
 from pawl.actors.worker import Worker
 from pawl.loops.loop import Loop
 from pawl.loops.policy import FirstComeFirstServed
+from pawl.loops.requests import Requests
 from pawl.memory.memory import Memory
 from pawl.memory.prefix.radix import RadixCache
 from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
@@ -74,14 +75,14 @@ CONTROL = (
         "observability_conservation",
         "14934",
         "Tokens behind a stop string count as generated.",
-        Edit(Loop.finish, "self.counters.generated_tokens -= extra", "pass"),
+        Edit(Requests.finish, "self.counters.generated_tokens -= extra", "pass"),
     ),
     _mutant(
         "retraction_is_not_recorded",
         "observability_conservation",
         "29750",
         "A retraction happens without a record.",
-        Edit(Loop._retracted, "self.journal.moved(", "(lambda *edge: None)("),
+        Edit(Requests.retracted, "self.journal.moved(", "(lambda *edge: None)("),
         shape=TIGHT,
     ),
     _mutant(

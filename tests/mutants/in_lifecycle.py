@@ -11,6 +11,7 @@ from pawl.loops.loop import Loop
 from pawl.loops.planner import UnifiedPlanner
 from pawl.loops.policy import FirstComeFirstServed
 from pawl.loops.queues import Queues
+from pawl.loops.requests import Requests
 from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
 
 LOSES_A_STEP = Faults(strike=1)
@@ -35,7 +36,7 @@ LIFECYCLE = (
         "34113, 25561",
         "An abort of a waiting request leaves its row in the queue.",
         Edit(
-            Loop._leave,
+            Requests.leave,
             "if source != State.NEW:\n        self.queues.drop(row)",
             "if source > State.QUEUED:\n        self.queues.drop(row)",
         ),
@@ -52,7 +53,7 @@ LIFECYCLE = (
         "abort_is_total",
         "26912",
         "The timer that looks at deadlines finds none that has passed.",
-        Edit(Loop.expire, "self.table.deadline[live] <= now", "self.table.deadline[live] < 0.0"),
+        Edit(Requests.expire, "self.table.deadline[live] <= now", "self.table.deadline[live] < 0.0"),
         faults=CLOCK_RUSHES,
     ),
     _mutant(
@@ -68,7 +69,7 @@ LIFECYCLE = (
         "incarnation",
         "19035, 28143",
         "The row of a request that ended is given to the next one while a step in flight still names it.",
-        Edit(Loop._leave, "self.memory.ledger.fence if source != State.NEW else 0", "0"),
+        Edit(Requests.leave, "self.memory.ledger.fence if source != State.NEW else 0", "0"),
         shape={"pacing": "overlap"},
     ),
     _mutant(
@@ -76,8 +77,8 @@ LIFECYCLE = (
         "incarnation",
         "28143",
         "Rows are reused at once, and whether a token belongs to the row's present holder is not asked.",
-        Edit(Loop._leave, "self.memory.ledger.fence if source != State.NEW else 0", "0"),
-        Edit(Loop._apply, "table.attempt[plan.rows] == plan.attempts", "table.attempt[plan.rows] >= 0"),
+        Edit(Requests.leave, "self.memory.ledger.fence if source != State.NEW else 0", "0"),
+        Edit(Loop._apply, "table.attempt[scheduled.rows] == scheduled.attempts", "table.attempt[scheduled.rows] >= 0"),
         shape={"pacing": "overlap"},
     ),
     _mutant(
@@ -102,7 +103,7 @@ LIFECYCLE = (
         "fault_isolation",
         "31597, 7897",
         "Every request that was part of a lost step is ended, the first time it happens.",
-        Edit(Loop._strike, "if info.strikes >= MAX_STRIKES:", "if info.strikes:"),
+        Edit(Requests.strike, "if info.strikes >= MAX_STRIKES:", "if info.strikes:"),
         faults=LOSES_A_STEP,
     ),
     _mutant(

@@ -1,0 +1,180 @@
+"""What arrives, and how each request ends: the verbs of one request, and what the steps do to one.
+
+    submit ──► QUEUED, or refused          abort, expire, drain ──► ABORTED
+    retract ──► QUEUED once more           complete, finish ──► FINISHED
+
+`leave` is the one place where a request ends: what it owns goes back, and its client gets its one terminal record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.requests import RequestInfo
+from pawl.lifecycle.states import Cause, Event, State
+from pawl.loops.companion import Companion
+from pawl.loops.effects import Effects, Ending
+from pawl.loops.queues import Queues
+from pawl.memory.page_pool import Int32s
+
+MAX_STRIKES = 2
+"""Lost steps after which a request that was part of each of them is ended instead of tried again."""
+
+
+class Counters(msgspec.Struct):
+    """Totals since start."""
+
+    received: int = 0
+    finished: int = 0
+    aborted: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    dropped_tokens: int = 0
+    retractions: int = 0
+    steps: int = 0
+    steps_lost: int = 0
+    by_cause: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Requests:
+    """Every request of one loop, from its arrival to its end."""
+
+    def __init__(
+        self, queues: Queues, effects: Effects, journal: Journal, companions: Sequence[Companion], *, max_queued: int
+    ) -> None:
+        self.queues = queues
+        self.table = queues.table
+        self.memory = queues.memory
+        self.effects = effects
+        self.journal = journal
+        self.companions = tuple(companions)
+        self.max_queued = max_queued
+        self.counters = Counters()
+
+    # ---- from outside ----
+
+    def submit(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, now: float) -> int:
+        """Take a request: QUEUED, or ABORTED at once with a cause. The row it has (had)."""
+        self.counters.received += 1
+        row = self.table.open(info, tokens, priority, deadline)
+        self.effects.opened(row, info, tokens)
+        self.journal.submitted(row, info, tokens, priority, now)
+        refusal = self._refusal(row)
+        if refusal is not None:
+            self.leave(row, Event.ABORT, refusal[0], now, message=refusal[1])
+            return row
+        self.table.move(row, Event.SUBMIT)
+        self.journal.moved(row, info.request, State.NEW, Event.SUBMIT, State.QUEUED, Cause.NONE, now)
+        self.queues.waiting[row] = None
+        self.counters.prompt_tokens += len(tokens)
+        return row
+
+    def _refusal(self, row: int) -> tuple[Cause, str] | None:
+        """Why a new request cannot be taken, if so."""
+        need, most = int(self.table.max_length[row]), self.memory.max_context
+        if need > most:
+            return Cause.NEVER_FITS, (
+                f"prompt and output need memory for {need} tokens; this server has room for {most} of one request"
+            )
+        if len(self.queues.waiting) >= self.max_queued or self.table.full:
+            return Cause.OVERLOADED, f"{self.max_queued} requests wait already; try again later"
+        return None
+
+    def abort(self, request: int, cause: Cause, now: float, message: str = "") -> bool:
+        """End a request in whatever state it is. False when no live request has this number."""
+        row = self.table.row_of.get(request)
+        if row is None:
+            return False
+        self.leave(row, Event.ABORT, cause, now, message=message)
+        return True
+
+    def finish(self, request: int, num_output: int, now: float) -> bool:
+        """A stop string ended the request within its first `num_output` tokens; the rest is dropped."""
+        row = self.table.row_of.get(request)
+        if row is None:
+            return False
+        extra = int(self.table.num_tokens[row] - self.table.num_prompt[row]) - num_output
+        self.counters.dropped_tokens += extra
+        self.counters.generated_tokens -= extra
+        self.leave(row, Event.FINISH, Cause.STOP_STRING, now, num_output=num_output)
+        return True
+
+    def expire(self, now: float) -> None:
+        """Abort every live request whose deadline has passed."""
+        live = self.table.live_rows()
+        for row in live[self.table.deadline[live] <= now].tolist():
+            self.leave(row, Event.ABORT, Cause.TIMEOUT, now, message="the request ran out of time")
+
+    def drain(self, cause: Cause, now: float) -> None:
+        """End every live request."""
+        for row in self.table.live_rows().tolist():
+            self.leave(row, Event.ABORT, cause, now, message="the server stops")
+
+    # ---- from steps ----
+
+    def complete(self, row: int, token: int, now: float) -> None:
+        """The request has all that it wanted, and `token` is the last of it."""
+        sampling = self.table.info(row).sampling
+        if token in sampling.stop_token_ids:
+            cause = Cause.EOS if token in sampling.eos_token_ids else Cause.STOP_TOKEN
+            self.leave(row, Event.FINISH, cause, now, matched=token)
+        else:
+            self.leave(row, Event.FINISH, Cause.LENGTH, now)
+
+    def retract(self, row: int, cause: Cause, now: float) -> None:
+        """Take a running request's memory away; it goes back to the queue."""
+        self.retracted(row, self.queues.retract(row, cause), cause, now)
+
+    def retracted(self, row: int, source: State, cause: Cause, now: float) -> None:
+        """The queues have taken the memory of a request away that was in `source`: count it, and record it."""
+        self.counters.retractions += 1
+        self.journal.moved(row, self.table.info(row).request, source, Event.RETRACT, State.QUEUED, cause, now)
+
+    def strike(self, row: int, cause: Cause, message: str, now: float) -> None:
+        """The request was part of something that went wrong; too often, and it ends."""
+        info = self.table.info(row)
+        info.strikes += 1
+        if info.strikes >= MAX_STRIKES:
+            self.leave(row, Event.ABORT, cause, now, message=message)
+
+    def leave(
+        self,
+        row: int,
+        event: Event,
+        cause: Cause,
+        now: float,
+        *,
+        message: str = "",
+        matched: int | None = None,
+        num_output: int | None = None,
+    ) -> None:
+        """The terminal event: everything the request owns goes back, its client gets its one terminal record."""
+        table, info = self.table, self.table.info(row)
+        source = State(int(table.state[row]))
+        for companion in self.companions:
+            companion.left(row)
+        if source.owns_memory:
+            if cause is not Cause.INTERNAL:  # what went wrong is not offered to others
+                self.queues.keep_prefix(row)
+            self.memory.release(int(table.slot[row]))
+        if source != State.NEW:
+            self.queues.drop(row)
+        target = table.move(row, event, cause)
+        table.close(row)
+        # A request that never ran is named by no step.
+        fence = self.memory.ledger.fence if source != State.NEW else 0
+        self.memory.ledger.after(fence, table.free, row)
+        if target == State.FINISHED:
+            self.counters.finished += 1
+        else:
+            self.counters.aborted += 1
+        self.counters.by_cause[cause] = self.counters.by_cause.get(cause, 0) + 1
+        num_prompt = int(table.num_prompt[row])
+        if num_output is None:
+            num_output = int(table.num_tokens[row]) - num_prompt
+        self.journal.moved(row, info.request, source, event, target, cause, now, num_output=num_output)
+        self.effects.ended(Ending(row, info, target, cause, num_prompt, num_output, message, matched))
