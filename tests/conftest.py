@@ -93,3 +93,11 @@ def logs_apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     configure(**UNCACHED)
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture
+def sums_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that compare bits of interpreted kernels: their sums have one order, on every processor."""
+    from tests.gpu.kernel_tools import sum_in_order
+
+    sum_in_order(monkeypatch)

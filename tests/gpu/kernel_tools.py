@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -33,6 +35,35 @@ def close(found: Tensor, expected: Tensor, steps: float = 2) -> bool:
     if found.dtype == torch.float32:
         epsilon = 2e-6
     return torch.allclose(found.float().cpu(), expected.float().cpu(), rtol=steps * epsilon, atol=steps * epsilon)
+
+
+def sum_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on every sum of Triton's interpreter adds in one order, from the first to the last, as a device's
+    instruction has one order. The interpreter's own `tl.dot` is numpy's matrix product, whose order depends on the
+    processor, the BLAS and the number of rows, and its `tl.sum` adds in an order that depends on strides."""
+    from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, TensorHandle
+
+    def dot(_: Any, left: Any, right: Any, added: Any, *_precision: Any) -> Any:
+        total = np.zeros_like(added.data)
+        for index in range(left.data.shape[1]):
+            total += left.data[:, index, None] * right.data[None, index]
+        return TensorHandle(total + added.data, added.dtype.scalar)
+
+    plain_sum = ReduceOps.sum
+
+    def reduce_sum(own: Any, summed: Any) -> Any:
+        data = summed.handle.data
+        if data.dtype.kind != "f":
+            return plain_sum(own, summed)
+        axis = 0 if own.axis is None else own.axis
+        flat = data.reshape(-1) if own.axis is None else data
+        total = np.add.accumulate(flat, axis=axis, dtype=data.dtype).take(-1, axis=axis)
+        if own.keep_dims:
+            total = total.reshape((1,) * data.ndim) if own.axis is None else np.expand_dims(total, axis)
+        return own.to_tensor(total, summed.dtype)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
+    monkeypatch.setattr(ReduceOps, "sum", reduce_sum)
 
 
 class NothingIsZeroed(TorchFunctionMode):

@@ -173,6 +173,7 @@ def test_recording_touches_no_page() -> None:
     assert bool((ours.kv.data == 7.0).all())
 
 
+@pytest.mark.usefixtures("sums_in_order")
 def test_only_named_changes_of_the_tables_are_taken_over() -> None:
     ours, _ = prefilled(SINGLE)
     inputs = forward_inputs(decode_pieces(), ours.table, device=DEVICE)
@@ -202,6 +203,7 @@ def deterministic(config: ModelConfig, weights: dict[str, torch.Tensor], kv: KvS
     return TritonDecoder(config, weights, kv, threads=threads, deterministic=True)
 
 
+@pytest.mark.usefixtures("sums_in_order")
 def test_deterministic_rows_have_the_same_bits_alone_chunked_batched_and_replayed() -> None:
     ours = make(SINGLE, torch.float32, kind=deterministic, context=CONTEXT, num_slots=SLOTS, page_size=4, device=DEVICE)
     tokens = SEQUENCES[0][:6]

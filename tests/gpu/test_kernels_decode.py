@@ -20,6 +20,8 @@ from tests.gpu.kernel_tools import (
     random,
 )
 
+pytestmark = pytest.mark.usefixtures("sums_in_order")
+
 CONTEXTS = [1, 300, 65, 6]
 PADDING = 2
 """The row of the batch that is nobody's."""

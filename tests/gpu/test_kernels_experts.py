@@ -12,6 +12,8 @@ from pawl.gpu.models import experts as plain
 from pawl.gpu.models.config import Experts
 from tests.gpu.kernel_tools import DTYPES, NothingIsZeroed, ints, random
 
+pytestmark = pytest.mark.usefixtures("sums_in_order")
+
 
 def config(count: int, chosen: int, *, normalised: bool) -> Experts:
     return Experts(count=count, chosen=chosen, size=1, normalised=normalised, layers=(True,))

@@ -11,6 +11,8 @@ from pawl.gpu.kernels.machine import INTERPRETED_PROCESSORS
 from pawl.gpu.kernels.matmul import COLUMN_BLOCK, FEW_ROWS, matmul
 from tests.gpu.kernel_tools import DTYPES, NothingIsZeroed, random
 
+pytestmark = pytest.mark.usefixtures("sums_in_order")
+
 
 def multiply(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     with NothingIsZeroed():

@@ -19,6 +19,8 @@ from tests.gpu.kernel_tools import (
     random,
 )
 
+pytestmark = pytest.mark.usefixtures("sums_in_order")
+
 
 class Prompts:
     """Slots with the query of every position, each inside a wider row."""

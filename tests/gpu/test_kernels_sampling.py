@@ -16,6 +16,8 @@ from pawl.gpu.truncation import draw as plainly_drawn
 from pawl.lifecycle.request import SamplingParameters
 from tests.gpu.kernel_tools import DEVICE, NothingIsZeroed, ints, random
 
+pytestmark = pytest.mark.usefixtures("sums_in_order")
+
 WAYS = [(0, 1.0, 0.0), (5, 1.0, 0.0), (0, 0.8, 0.0), (0, 1.0, 0.2), (40, 0.9, 0.05), (1, 1.0, 0.0), (0, 0.01, 0.0)]
 """top-k, top-p, min-p."""
 
