@@ -13,7 +13,7 @@ import msgspec
 
 from pawl.actors.runtime.actor import Actor, Context, Lane
 from pawl.lifecycle.records import Gap, Record
-from pawl.lifecycle.trace import TraceWriter
+from pawl.lifecycle.trace.writer import TraceWriter
 
 FLUSH_S = 0.064
 """How long a record may wait in memory, seconds."""

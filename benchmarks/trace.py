@@ -18,7 +18,8 @@ from benchmarks.host import Bench, prompts
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.lifecycle.records import ENCODER, STOPPED, PageCounts, Record, Started, StepCommitted, StepPlanned
 from pawl.lifecycle.states import Event
-from pawl.lifecycle.trace import TraceReader, TraceWriter
+from pawl.lifecycle.trace.reader import TraceReader
+from pawl.lifecycle.trace.writer import TraceWriter
 
 ROWS = (1, 64, 256, 1024)
 MAKE_GOAL_US = 5.0

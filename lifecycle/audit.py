@@ -36,7 +36,7 @@ from pawl.lifecycle.records import (
     uint8s,
 )
 from pawl.lifecycle.states import Event
-from pawl.lifecycle.trace import Damage, DamageKind, TraceReader
+from pawl.lifecycle.trace.reader import Damage, DamageKind, TraceReader
 
 MAX_SLICES = 8
 """Violations whose records are looked up for the report."""

@@ -21,7 +21,7 @@ from pawl.actors.worker import Runner
 from pawl.build.tiers import make_storage, tier_config, wants_tiers
 from pawl.config import ConfigError, ServerConfig
 from pawl.lifecycle.records import Started
-from pawl.lifecycle.trace import TraceWriter
+from pawl.lifecycle.trace.writer import TraceWriter
 from pawl.loops.select import LoopConfig, cell_name
 from pawl.memory.prefix.select import Core, CoreUnavailable, choose_core, make_cache
 

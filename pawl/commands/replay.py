@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Replay, say how it went; returns the status."""
     if arguments.trace is not None and arguments.trace.suffix == ".json":
         return _replay_file(arguments.trace)
-    from pawl.lifecycle.trace import DamageKind, TraceReader
+    from pawl.lifecycle.trace.reader import DamageKind, TraceReader
     from pawl.loops.replay import Diverged, NotReplayable, replay
 
     try:

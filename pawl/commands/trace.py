@@ -15,7 +15,7 @@ from pawl.commands.failures import CommandFailed
 from pawl.config import ServerConfig
 
 if TYPE_CHECKING:
-    from pawl.lifecycle.trace import TraceReader
+    from pawl.lifecycle.trace.reader import TraceReader
 
 FORMATS = {
     "jsonl": "every record, one JSON object a line; can be imported again",
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def open_trace(path: Path | None) -> TraceReader:
     """The trace at `path`, or the newest of the default folder. Raises OSError when there is none."""
-    from pawl.lifecycle.trace import TraceReader
+    from pawl.lifecycle.trace.reader import TraceReader
 
     return TraceReader(path or Path(ServerConfig().trace_dir))
 
@@ -134,7 +134,7 @@ def _writing(path: Path | None) -> Iterator[IO[str]]:
 
 def _import(arguments: argparse.Namespace) -> int:
     from pawl.lifecycle.export.jsonl import NotARecord, import_jsonl
-    from pawl.lifecycle.trace import TraceWriter
+    from pawl.lifecycle.trace.writer import TraceWriter
 
     source = sys.stdin if str(arguments.file) == "-" else arguments.file.open(encoding="utf-8")
     writer = TraceWriter(arguments.folder, PLENTY)

@@ -13,7 +13,8 @@ from pawl.actors.runtime.timers import ActorTimer
 from pawl.actors.simulation.manual import ManualContext
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.lifecycle.records import Digest, Gap, Record, StepCommitted
-from pawl.lifecycle.trace import TraceReader, TraceWriter
+from pawl.lifecycle.trace.reader import TraceReader
+from pawl.lifecycle.trace.writer import TraceWriter
 from tests.lifecycle.story import PAGES, PLENTY, sound_run
 
 STORY = sound_run()

@@ -34,7 +34,7 @@ from pawl.lifecycle.records import (
 )
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause, Event, State
-from pawl.lifecycle.trace import TraceWriter
+from pawl.lifecycle.trace.writer import TraceWriter
 
 PLENTY = 1 << 30
 NUM_PAGES = 16

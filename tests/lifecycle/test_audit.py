@@ -13,7 +13,7 @@ import pytest
 
 from pawl.lifecycle.audit import Report, Verdict, audit
 from pawl.lifecycle.records import Closed, Digest, Gap, Record
-from pawl.lifecycle.trace import TraceWriter
+from pawl.lifecycle.trace.writer import TraceWriter
 from tests.lifecycle.story import PLENTY, changed, sound_run, without, write
 
 STORY = sound_run()
@@ -138,7 +138,7 @@ def test_a_killed_engine_leaves_a_trace_that_names_its_open_requests(tmp_path: P
     code = f"""
 import os, signal
 from pathlib import Path
-from pawl.lifecycle.trace import TraceWriter
+from pawl.lifecycle.trace.writer import TraceWriter
 from tests.lifecycle.story import sound_run
 story = sound_run()
 writer = TraceWriter(Path({str(tmp_path)!r}), {PLENTY})

@@ -19,7 +19,7 @@ from pawl.lifecycle.export.parquet import export_parquet
 from pawl.lifecycle.export.timeline import Timeline, timeline
 from pawl.lifecycle.records import DECODER, ENCODER, Record, Started, TierTold, Transition
 from pawl.lifecycle.states import Cause
-from pawl.lifecycle.trace import TraceReader
+from pawl.lifecycle.trace.reader import TraceReader
 from tests.lifecycle.story import sound_run, write
 from tests.loops.test_replay import record_run
 

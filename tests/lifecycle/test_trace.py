@@ -15,18 +15,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pawl.lifecycle import trace
 from pawl.lifecycle.records import ENCODER, Digest, Gap, Record, StepPlanned
-from pawl.lifecycle.trace import MAX_RECORDS, Damage, DamageKind, TraceReader, TraceWriter
+from pawl.lifecycle.trace import reader
+from pawl.lifecycle.trace.format import BLOCK, BLOCK_SIZE, sealed
+from pawl.lifecycle.trace.reader import Damage, DamageKind, TraceReader
+from pawl.lifecycle.trace.writer import MAX_RECORDS, TraceWriter
 from tests.lifecycle.story import PLENTY, plain, sound_run, write
 
 STORY = sound_run()
 
 
 def read(path: Path) -> tuple[list[Record], list[Damage]]:
-    reader = TraceReader(path)
-    records = list(reader)
-    return records, reader.damage
+    opened = TraceReader(path)
+    records = list(opened)
+    return records, opened.damage
 
 
 def spans(file: Path) -> list[tuple[int, int]]:
@@ -34,7 +36,7 @@ def spans(file: Path) -> list[tuple[int, int]]:
     data = file.read_bytes()
     found, at = [], data.find(b"BLK1")
     while at < len(data):
-        end = at + trace._BLOCK_SIZE + int.from_bytes(data[at + 32 : at + 36], "big")
+        end = at + BLOCK_SIZE + int.from_bytes(data[at + 32 : at + 36], "big")
         found.append((at, end))
         at = end
     return found
@@ -94,11 +96,11 @@ def exchanged(data: bytes, cuts: list[tuple[int, int]]) -> bytes:
 def forged(data: bytes, cuts: list[tuple[int, int]]) -> bytes:
     """Block 2 is made again from other records, with everything but its place in the chain right."""
     (begin, end) = cuts[2]
-    _, actor, first, count, _, schema, _ = trace._BLOCK.unpack(data[begin : begin + trace._BLOCK.size])
+    _, actor, first, count, _, schema, _ = BLOCK.unpack(data[begin : begin + BLOCK.size])
     payload = b"\xdd" + count.to_bytes(4, "big") + ENCODER.encode(Digest(9, 9)) * count
-    header = trace._BLOCK.pack(b"BLK1", actor, first, count, len(payload), schema, bytes(32))
+    header = BLOCK.pack(b"BLK1", actor, first, count, len(payload), schema, bytes(32))
     digest = hashlib.sha256(header + payload).digest()
-    return data[:begin] + trace._sealed(header + digest) + payload + data[end:]
+    return data[:begin] + sealed(header + digest) + payload + data[end:]
 
 
 DAMAGES: dict[str, tuple[Callable[[bytes, list[tuple[int, int]]], bytes], DamageKind, int, str]] = {
@@ -171,7 +173,7 @@ def test_a_file_cut_anywhere_gives_whole_blocks_and_says_that_it_is_torn(
 
 def test_records_of_another_version_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path, STORY.records)
-    monkeypatch.setattr(trace, "schema_hash", lambda: b"tomorrow")
+    monkeypatch.setattr(reader, "schema_hash", lambda: b"tomorrow")
     records, damage = read(file)
     assert records == []
     assert [each.kind for each in damage] == [DamageKind.FOREIGN]
@@ -261,7 +263,69 @@ def test_what_the_device_refuses_is_counted_and_told_in_the_next_block(
     assert damage == []
     gap = Gap(2, "the trace could not be written: No space left on device")
     assert records == [Digest(1, 1), gap, Digest(4, 4)]
-    assert writer.num_lost == 0
+    assert (writer.num_lost, writer.num_lost_total, writer.trouble) == (0, 2, "")
+
+
+@pytest.mark.parametrize("folder", ["run", "directory"])
+def test_a_removed_trace_is_told_and_begun_again(tmp_path: Path, folder: str) -> None:
+    """The system takes bytes for a file without a name; nobody could ever read them."""
+    directory = tmp_path / "traces"
+    writer = TraceWriter(directory, PLENTY)
+    for step in (1, 2):
+        writer.append(Digest(step, step))
+        writer.flush()
+    shutil.rmtree(writer.path if folder == "run" else directory)
+    writer.append(Digest(3, 3))
+    writer.flush()
+    assert "removed" in writer.trouble
+    assert writer.num_lost == 3
+    writer.append(Digest(4, 4))
+    writer.close()
+    assert (writer.trouble, writer.num_lost_total) == ("", 3)
+    records, damage = read(directory)
+    assert [each.kind for each in damage] == [DamageKind.TRUNCATED]
+    assert isinstance(records[0], Gap)
+    assert (records[0].count, records[1:]) == (3, [Digest(4, 4)])
+
+
+def test_a_run_that_is_being_written_is_never_deleted_by_another_writer(tmp_path: Path) -> None:
+    limit = 1 << 20
+    running = TraceWriter(tmp_path, limit)
+    running.append(Digest(1, 1))
+    running.flush()
+    fill(tmp_path, limit, 20)
+    running.append(Digest(2, 2))
+    running.close()
+    assert read(running.path) == ([Digest(1, 1), Digest(2, 2)], [])
+    fill(tmp_path, limit, 20)
+    assert not running.path.exists()
+
+
+def test_writers_of_one_directory_have_runs_of_their_own(tmp_path: Path) -> None:
+    writers = [TraceWriter(tmp_path, PLENTY) for _ in range(3)]
+    assert len({writer.path for writer in writers}) == 3
+    for writer in writers:
+        writer.close()
+
+
+def test_traces_are_for_their_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        writer = fill(tmp_path / "traces", 1 << 20, 2)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in writer.path.iterdir()}
+    assert modes == {0o600}
+    assert [path.stat().st_mode & 0o777 for path in (writer.path, tmp_path / "traces")] == [0o700, 0o700]
+
+
+def test_what_is_no_run_among_the_runs_is_left_alone(tmp_path: Path) -> None:
+    for name in ("run-foo", "run-1", "run-000009.old"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run-000700").write_text("a file")
+    file = write(tmp_path, [Digest(2, 2)])
+    assert file.parent.name == "run-000001"
+    assert read(tmp_path) == ([Digest(2, 2)], [])
 
 
 # ---- export ----

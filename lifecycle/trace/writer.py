@@ -1,0 +1,230 @@
+"""Writing a trace: blocks to the files of one run, within a limit, whatever the device does."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from pawl.lifecycle.records import ENCODER, Gap, Record, schema_hash
+from pawl.lifecycle.trace.format import (
+    BLOCK,
+    FILE,
+    MAGIC,
+    MARKER,
+    NO_BLOCK,
+    VERSION,
+    run_folders,
+    run_number,
+    sealed,
+    trace_files,
+)
+
+MAX_RECORDS = 4096
+"""Records of one block at the most."""
+MAX_PAYLOAD = 1 << 20
+"""Bytes after which a block is written although it is not full."""
+MAX_FILE = 64 << 20
+
+
+class TraceWriter:
+    """Writes one run. Records are encoded when they are appended, and written block by block.
+
+    `limit_bytes` bounds the whole directory: the oldest runs go first, then the oldest files of this run, whose reader
+    then finds a trace without its beginning. A run that another writer still writes is never touched: each holds its
+    folder's lock, which the system lets go of when the process ends, however it ends.
+
+    When the device refuses a block, or somebody has removed the file, records are lost: `trouble` says why, and a `Gap`
+    that counts them is the first record of the next block that is taken. Folders are for the owner alone (0700), and so
+    are files (0600): they hold prompts.
+    """
+
+    def __init__(self, directory: Path, limit_bytes: int, *, actor: str = "recorder") -> None:
+        """Raises OSError when the folder of the run cannot be made."""
+        self._directory = directory
+        self._limit = limit_bytes
+        self._file_limit = min(MAX_FILE, max(1 << 16, limit_bytes // 8))
+        self._actor = actor.encode()[:16]
+        self._chain = NO_BLOCK
+        self._num_written = 0
+        self._num_in_file = 0
+        self._payload = bytearray()
+        self._count = 0
+        self._num_lost = 0
+        self._num_lost_before = 0
+        self.trouble = ""
+        """Why the newest records could not be written; empty when they were."""
+        self._index = -1
+        self._file: int | None = None
+        self._lock: int | None = None
+        self._offset = 0
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._run = self._new_run()
+        self.path = directory / f"run-{self._run:06}"
+        """The folder of this run."""
+        self._take_lock()
+        self._next_file()
+
+    @property
+    def pending(self) -> int:
+        """Records that were appended and are not written yet."""
+        return self._count
+
+    @property
+    def num_lost(self) -> int:
+        """Records that were lost and that no Gap counts yet."""
+        return self._num_lost
+
+    @property
+    def num_lost_total(self) -> int:
+        """Records that were lost since the start."""
+        return self._num_lost_before + self._num_lost
+
+    def append(self, record: Record) -> None:
+        """Encode one record; writes a block when one is full. Raises TypeError for a record that has no encoding."""
+        length = len(self._payload)
+        try:
+            ENCODER.encode_into(record, self._payload, -1)
+        except BaseException:
+            del self._payload[length:]
+            raise
+        self._count += 1
+        if self._count >= MAX_RECORDS or len(self._payload) >= MAX_PAYLOAD:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending as one block. Does not raise when the device refuses: see `trouble`."""
+        if not self._count:
+            return
+        count, records = self._count, bytes(self._payload)
+        self._count = 0
+        self._payload.clear()
+        num_new = count
+        if self.trouble:
+            count, records = count + 1, ENCODER.encode(Gap(self._num_lost, self.trouble)) + records
+        # 0xdd: a msgpack array with a 32-bit length.
+        payload = b"\xdd" + count.to_bytes(4, "big") + records
+        header = BLOCK.pack(MARKER, self._actor, self._num_written, count, len(payload), schema_hash(), self._chain)
+        digest = hashlib.sha256(header + payload).digest()
+        try:
+            self._write(sealed(header + digest) + payload)
+        except OSError as error:
+            self._num_lost += num_new
+            self.trouble = f"the trace could not be written: {error.strerror or error}"
+            return
+        self._num_lost_before += self._num_lost
+        self._num_lost, self.trouble = 0, ""
+        self._chain = digest
+        self._num_written += count
+        self._num_in_file += count
+        if self._offset >= self._file_limit:
+            self._finish_file()
+
+    def close(self) -> None:
+        """Write what is pending and flush the file to the device. The caller has appended `Closed` before."""
+        self.flush()
+        self._finish_file()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _write(self, data: bytes) -> None:
+        """Append to the file, whole or not at all. Raises OSError, also when the file is no longer in its folder."""
+        if self._file is None:
+            self._next_file()
+        assert self._file is not None
+        if not os.fstat(self._file).st_nlink:
+            # The device takes bytes for a file without a name as well; nobody could ever read them.
+            os.close(self._file)
+            self._file = None
+            self._num_lost += self._num_in_file
+            raise OSError(errno.ENOENT, "its file was removed")
+        view = memoryview(data)
+        done = 0
+        try:
+            while done < len(view):
+                done += os.pwrite(self._file, view[done:], self._offset + done)
+        except OSError:
+            os.ftruncate(self._file, self._offset)
+            raise
+        self._offset += len(data)
+
+    def _next_file(self) -> None:
+        index = self._index + 1
+        if not self.path.is_dir():
+            self.path.mkdir(mode=0o700, parents=True)
+            self._take_lock()
+        self._file = os.open(self.path / f"trace-{index:06}.pawl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._offset = self._num_in_file = 0
+        try:
+            self._write(sealed(FILE.pack(MAGIC, VERSION, self._run, index, schema_hash(), self._chain)))
+        except OSError:
+            os.close(self._file)
+            self._file = None
+            raise
+        self._index = index
+        self._make_room()
+
+    def _finish_file(self) -> None:
+        if self._file is None:
+            return
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            # Which records the device dropped is unknown; that it may have dropped some is said in the next block.
+            self.trouble = f"the trace could not be flushed to the device: {error.strerror or error}"
+        os.close(self._file)
+        self._file = None
+
+    # ---- the directory ----
+
+    def _new_run(self) -> int:
+        """Make the folder of the next run; its number."""
+        number = max(map(run_number, run_folders(self._directory)), default=0) + 1
+        while True:
+            try:
+                (self._directory / f"run-{number:06}").mkdir(mode=0o700)
+                return number
+            except FileExistsError:
+                # Another engine was quicker.
+                number += 1
+
+    def _take_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = os.open(self.path, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _make_room(self) -> None:
+        """Delete the oldest runs, then this run's oldest files, until one more file fits the limit."""
+        sizes = {run: {file: file.stat().st_size for file in trace_files(run)} for run in run_folders(self._directory)}
+        excess = sum(sum(files.values()) for files in sizes.values()) + self._file_limit - self._limit
+        for run, files in sizes.items():
+            if excess <= 0:
+                return
+            if run != self.path and not being_written(run):
+                shutil.rmtree(run, ignore_errors=True)
+                excess -= sum(files.values())
+        for file, size in list(sizes.get(self.path, {}).items())[:-1]:
+            if excess <= 0:
+                return
+            file.unlink(missing_ok=True)
+            excess -= size
+
+
+def being_written(run: Path) -> bool:
+    """Whether a living writer holds the lock of the run's folder."""
+    try:
+        lock = os.open(run, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
