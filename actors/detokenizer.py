@@ -10,13 +10,11 @@ from __future__ import annotations
 from msgspec import structs
 
 from pawl.actors.messages.generate import Done, Ended, Finish, Opened, Output, Outputs, StepTokens
+from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.text.stream import ScoreLists, Stream
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.lifecycle.states import Cause
-
-GATEWAY = "gateway"
-SCHEDULER = "scheduler"
 
 
 class RowInUse(RuntimeError):
@@ -38,7 +36,8 @@ class Detokenizer(Actor):
 
     accepts = Opened | StepTokens
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, names: Names = NAMES) -> None:
+        self._names = names
         self._vocabulary = vocabulary
         self._streams: dict[int, Stream] = {}
 
@@ -68,7 +67,7 @@ class Detokenizer(Actor):
                 outputs.append(Output(stream.request, text, (), done=done))
         self._streams.clear()
         if outputs:
-            self.context.send(GATEWAY, Outputs(tuple(outputs)))
+            self.context.send(self._names.gateway, Outputs(tuple(outputs)))
 
     def _open(self, opened: Opened) -> None:
         holder = self._streams.get(opened.row)
@@ -77,7 +76,7 @@ class Detokenizer(Actor):
         self._streams[opened.row] = Stream(self._vocabulary, opened, self.context.now())
 
     def _send(self, outputs: list[Output]) -> None:
-        if outputs and not self.context.send(GATEWAY, Outputs(tuple(outputs))):
+        if outputs and not self.context.send(self._names.gateway, Outputs(tuple(outputs))):
             raise OutputsRefused(f"the gateway refused the outputs of {len(outputs)} requests")
 
     def _outputs_of(self, message: StepTokens) -> list[Output]:
@@ -121,7 +120,7 @@ class Detokenizer(Actor):
         if stream.matched is not None:
             done = stream.done(Cause.STOP_STRING, self.context.now(), matched=stream.matched)
             if all(end.request != stream.request for end in ended):
-                self.context.send(SCHEDULER, Finish(stream.request, stream.num_output), Lane.CONTROL)
+                self.context.send(self._names.scheduler, Finish(stream.request, stream.num_output), Lane.CONTROL)
         return Output(stream.request, text, (token,), prompt_logprobs=stream.take_prompt_scores(), done=done)
 
     def _end(self, end: Ended, outputs: list[Output], place: int | None) -> None:

@@ -15,8 +15,9 @@ import msgspec
 import structlog
 
 from pawl.actors.measures import DURATION_BUCKETS_S, FIRST_TOKEN_BUCKETS_S, TOKEN_BUCKETS_S, Histogram, Rate
-from pawl.actors.messages.control import Drain, FlushCache, GetState, Progress, Reply, Stalled
+from pawl.actors.messages.control import Drain, FlushCache, GetState, Reply, Stalled
 from pawl.actors.messages.generate import Abort, Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
+from pawl.actors.names import NAMES, Names
 from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Down, Lane, Timer
 from pawl.actors.sink import Sink
@@ -26,9 +27,6 @@ from pawl.lifecycle.states import Cause
 log = structlog.get_logger(__name__)
 
 NOTHING_USED = Usage(prompt_tokens=0, completion_tokens=0, cached_tokens=0)
-
-VITAL = frozenset({"tokenizer", "scheduler", "worker", "detokenizer"})
-"""Peers without which no request can end on its own."""
 
 HTTP_OVERLOADED = 503
 HTTP_DUPLICATE = 400
@@ -77,7 +75,7 @@ class Totals(msgspec.Struct):
     violations: Counter[str] = msgspec.field(default_factory=Counter)
 
 
-FromPeers: TypeAlias = Outputs | Accepted | Refused | Reply | Stalled | Progress | Down | AskExpired
+FromPeers: TypeAlias = Outputs | Accepted | Refused | Reply | Stalled | Down | AskExpired
 
 
 class Gateway(Actor):
@@ -86,9 +84,12 @@ class Gateway(Actor):
 
     accepts = FromPeers
 
-    def __init__(self, limit: int = 4096, *, traced: bool = False) -> None:
+    def __init__(self, limit: int = 4096, *, traced: bool = False, names: Names = NAMES) -> None:
+        self._names = names
+        self._vital = frozenset({names.tokenizer, names.scheduler, names.worker, names.detokenizer})
+        """Peers without which no request can end on its own."""
         self.limit = limit
-        self.trace = TraceSink(self) if traced else None
+        self.trace = TraceSink(self, names.recorder) if traced else None
         self._num_answered = 0
         self.totals = Totals()
         self.request_duration = Histogram(DURATION_BUCKETS_S)
@@ -100,7 +101,6 @@ class Gateway(Actor):
         """Output tokens that reached clients."""
         self.stalled_s = 0.0
         """For how long the engine's loop has not moved; 0 while it moves."""
-        self.progress: Progress | None = None
         self.lost: str | None = None
         """Name and reason of a peer that is gone for good; nothing can be served any more."""
         self.draining = False
@@ -143,7 +143,7 @@ class Gateway(Actor):
             if sampling.get("seed") is None:
                 sampling = {**sampling, "seed": self.context.random.getrandbits(31)}
             message = msgspec.structs.replace(draft, request=request, rid=rid, sampling=sampling)
-            if not self.context.send("tokenizer", message):
+            if not self.context.send(self._names.tokenizer, message):
                 self._refuse(Refused(request, Cause.OVERLOADED, "the tokenizer's queue is full", HTTP_OVERLOADED))
         return tuple(numbers)
 
@@ -171,7 +171,7 @@ class Gateway(Actor):
             entry.aborting = True
         if fresh:
             numbers = tuple(entry.request for entry in fresh)
-            self.context.send("scheduler", Abort(numbers, cause, message), Lane.CONTROL)
+            self.context.send(self._names.scheduler, Abort(numbers, cause, message), Lane.CONTROL)
         return tuple(entry.request for entry in live)
 
     def when_ended(self, request: int, call: Callable[[], None]) -> bool:
@@ -186,7 +186,7 @@ class Gateway(Actor):
         """Take no more requests, and have the scheduler end what is left after `grace_s`."""
         if not self.draining:
             self.draining = True
-            self.context.send("scheduler", Drain(grace_s), Lane.CONTROL)
+            self.context.send(self._names.scheduler, Drain(grace_s), Lane.CONTROL)
 
     # ---- for the edge: asks ----
 
@@ -205,7 +205,7 @@ class Gateway(Actor):
         self._next_ticket += 1
         timer = self.context.after(timeout_s, AskExpired(ticket))
         self._asks[ticket] = PendingAsk(answer, timer, timeout_s)
-        if self.lost is not None or not self.context.send("scheduler", make(ticket), Lane.CONTROL):
+        if self.lost is not None or not self.context.send(self._names.scheduler, make(ticket), Lane.CONTROL):
             self._answer(Reply(ticket, False, self.lost or "the scheduler is not running"))
         return ticket
 
@@ -227,12 +227,10 @@ class Gateway(Actor):
                 self._answer(message)
             case AskExpired(ticket):
                 self._expire(ticket)
-            case Progress():
-                self.progress = message
             case Stalled(seconds):
                 self.stalled_s = seconds
             case Down(name, reason):
-                if name in VITAL:
+                if name in self._vital:
                     self._lose(f"{name} is gone: {reason}")
                 else:
                     log.warning("a helper is gone; requests are served on", actor=name, reason=reason)

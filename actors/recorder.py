@@ -41,7 +41,7 @@ class TraceSink:
     """The sender's end. `emit` is a list append; `flush`, called when the sender has nothing else to do (in `settled`
     and in `stopped`), sends what has come together as one message."""
 
-    def __init__(self, host: Host, recorder: str = "recorder") -> None:
+    def __init__(self, host: Host, recorder: str) -> None:
         self._host = host
         self._recorder = recorder
         self._batch: list[Record] = []

@@ -11,9 +11,10 @@ import msgspec
 import numpy as np
 import structlog
 
-from pawl.actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Progress, Reply
+from pawl.actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Reply
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
 from pawl.actors.messages.generate import Abort, Admitted, Ended, Finish, Generate, Opened, StepTokens, Timing, Usage
+from pawl.actors.names import NAMES, Names
 from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.tier_client import NoTierClient, TierClient, TierMessage
@@ -34,6 +35,8 @@ log = structlog.get_logger("pawl.scheduler")
 
 DEADLINE_CHECK_S = 0.25
 """How often deadlines are looked at while requests live."""
+HEARTBEAT_S = 1.0
+"""How often the watchdog is told that messages are handled."""
 SELF_CHECK_S = 1.0
 """How long the engine must be idle before it looks its whole memory over."""
 
@@ -52,6 +55,10 @@ class SelfCheck(msgspec.Struct, frozen=True, tag=True):
     """Timer: the engine has been idle for a while."""
 
 
+class HeartbeatDue(msgspec.Struct, frozen=True, tag=True):
+    """Timer: tell the watchdog that messages are handled."""
+
+
 class DrainExpired(msgspec.Struct, frozen=True, tag=True):
     """Timer: end what is left."""
 
@@ -64,9 +71,9 @@ ToScheduler: TypeAlias = (
     | ExecuteFailed
     | FlushCache
     | GetState
-    | Heartbeat
     | Drain
     | CheckDeadlines
+    | HeartbeatDue
     | FlushExpired
     | DrainExpired
     | SelfCheck
@@ -79,13 +86,16 @@ class Scheduler(Actor):
 
     accepts = ToScheduler
 
-    def __init__(self, config: LoopConfig, default_timeout_s: float, started: Started | None = None) -> None:
+    def __init__(
+        self, config: LoopConfig, default_timeout_s: float, started: Started | None = None, names: Names = NAMES
+    ) -> None:
         """With `started`, the first record, everything is traced to the recorder."""
+        self._names = names
         self.config = config
         self.default_timeout_s = default_timeout_s
-        self.trace = TraceSink(self) if started is not None else None
+        self.trace = TraceSink(self, names.recorder) if started is not None else None
         self.journal = Journal(self.trace.emit if self.trace is not None else None, started)
-        tier_client = TierClient(self, config.tiers.lease_s) if config.tiers is not None else None
+        tier_client = TierClient(self, config.tiers.lease_s, names) if config.tiers is not None else None
         self.loop: Loop = make_loop(config, self, self.journal, tier_client)
         self.tier_client: TierClient | NoTierClient = tier_client or NoTierClient()
         self.tier_client.attach(self.loop)
@@ -110,6 +120,7 @@ class Scheduler(Actor):
 
     def started(self) -> None:
         self.journal.started()
+        self._beat(self.context.now())
 
     def receive(self, message: Any) -> None:
         now = self.context.now()
@@ -135,8 +146,8 @@ class Scheduler(Actor):
                 self._answer_flush(ticket, ok=self.loop.flush(self.context.now()))
             case GetState():
                 self._send(message.reply_to, Reply(message.ticket, ok=True, body=self.state(message.detail)))
-            case Heartbeat(ticket):
-                self._send("watchdog", self._progress(ticket, now))
+            case HeartbeatDue():
+                self._beat(now)
             case CheckDeadlines():
                 self._checking_deadlines = False
                 self.loop.requests.expire(now)
@@ -209,7 +220,7 @@ class Scheduler(Actor):
             self._launched_at.clear()
             self.loop.failed(step, reason, now)
             next_step = self.loop.memory.ledger.resolved + 1
-            self._send("worker", ResetWorker(next_step, self.tier_client.next_save), Lane.CONTROL)
+            self._send(self._names.worker, ResetWorker(next_step, self.tier_client.next_save), Lane.CONTROL)
 
     def _flush(self, message: FlushCache) -> None:
         self._flushes[message.ticket] = message
@@ -250,7 +261,7 @@ class Scheduler(Actor):
 
     def opened(self, row: int, info: RequestInfo, tokens: Int32s) -> None:
         opened = Opened(row, info.request, info.passthrough, len(tokens), tokens, info.sampling.top_logprobs)
-        self._send("detokenizer", opened)
+        self._send(self._names.detokenizer, opened)
 
     def launch(self, scheduled: ScheduledBatch) -> None:
         now = self.context.now()
@@ -261,7 +272,7 @@ class Scheduler(Actor):
                 info.admitted = now
                 timing = Timing(info.submitted, now)
                 self._admitted.append(Admitted(row, info.num_cached, timing))
-        self._send("worker", Execute(scheduled.batch))
+        self._send(self._names.worker, Execute(scheduled.batch))
 
     def output(self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
         self._tokens = (rows, tokens, scheduled, result)
@@ -291,7 +302,7 @@ class Scheduler(Actor):
         logprobs, prompt_logprobs = None, ()
         if scheduled is not None and result is not None:
             logprobs, prompt_logprobs = self._scores(scheduled, result)
-        self._send("detokenizer", StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted))
+        self._send(self._names.detokenizer, StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted))
 
     def _scores(self, scheduled: ScheduledBatch, result: StepResult) -> tuple[Any, tuple[Any, ...]]:
         """Log-probabilities of the tokens that are still wanted."""
@@ -309,10 +320,12 @@ class Scheduler(Actor):
 
     # ---- state ----
 
-    def _progress(self, ticket: int, now: float) -> Progress:
+    def _beat(self, now: float) -> None:
+        """Tell the watchdog that messages are handled here, and how long the worker has been at its step."""
         oldest = min(self._launched_at.values(), default=None)
-        age = None if oldest is None else now - oldest
-        return Progress(ticket, self.loop.counters.steps, len(self.loop.in_flight), age, self.loop.idle)
+        age_s = None if oldest is None else now - oldest
+        self._send(self._names.watchdog, Heartbeat(age_s), Lane.CONTROL)
+        self.context.after(HEARTBEAT_S, HeartbeatDue())
 
     def state(self, detail: bool) -> dict[str, Any]:
         """Counters and gauges; with `detail` every live request."""

@@ -22,6 +22,7 @@ from pawl.actors.messages.transfer import (
     TierReport,
     ToStorage,
 )
+from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.files import UInt8s
 from pawl.actors.tiers.store import TierStore
@@ -39,7 +40,8 @@ class Storage(Actor):
 
     accepts = ToStorage
 
-    def __init__(self, store: TierStore) -> None:
+    def __init__(self, store: TierStore, names: Names = NAMES) -> None:
+        self._names = names
         self.store = store
         self._era = 0
         self._told: dict[str, int] = {}
@@ -59,7 +61,7 @@ class Storage(Actor):
                 self._tell(Saved(number, self._keep(keys, data)))
             case Fetch(ticket, keys, pages, after):
                 # Ahead of steps that are queued: none of them touches these pages, and a request waits.
-                self.context.send("worker", Fill(ticket, pages, self._read(keys), after), Lane.CONTROL)
+                self.context.send(self._names.worker, Fill(ticket, pages, self._read(keys), after), Lane.CONTROL)
             case EmptyHost(era):
                 self._era = era
                 self.store.empty_host()
@@ -105,4 +107,4 @@ class Storage(Actor):
 
     def _tell(self, message: Saved | Found | Dropped | TierReport) -> None:
         if self._heard:
-            self.context.send("scheduler", message, Lane.CONTROL)
+            self.context.send(self._names.scheduler, message, Lane.CONTROL)

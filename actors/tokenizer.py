@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pawl.actors.messages.generate import Accepted, Generate, Refused, Submit, TextOptions
+from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.sampling import build_sampling
 from pawl.actors.text.invalid import InvalidRequest
@@ -21,9 +22,6 @@ from pawl.actors.text.template import ChatTemplate
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
-
-GATEWAY = "gateway"
-SCHEDULER = "scheduler"
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -41,7 +39,8 @@ class Tokenizer(Actor):
 
     accepts = Submit
 
-    def __init__(self, vocabulary: Vocabulary, limits: Limits) -> None:
+    def __init__(self, vocabulary: Vocabulary, limits: Limits, names: Names = NAMES) -> None:
+        self._names = names
         self._vocabulary = vocabulary
         self._limits = limits
         self._template = ChatTemplate(vocabulary)
@@ -55,15 +54,15 @@ class Tokenizer(Actor):
         # The gateway learns the prompt before the first output can overtake it.
         typed = message.token_ids is not None
         prompt_tokens = None if typed else tuple(generate.tokens.tolist())
-        self.context.send(GATEWAY, Accepted(message.request, prompt_tokens), Lane.CONTROL)
-        if not self.context.send(SCHEDULER, generate):
+        self.context.send(self._names.gateway, Accepted(message.request, prompt_tokens), Lane.CONTROL)
+        if not self.context.send(self._names.scheduler, generate):
             full = "the engine is overloaded: too many requests are waiting; try again later"
             self._refuse(message.request, InvalidRequest(full, status=503, cause=Cause.OVERLOADED))
 
     def _refuse(self, request: int, error: InvalidRequest) -> None:
         """In the CONTROL lane, which is never full: a terminal reply must arrive."""
         refused = Refused(request, error.cause, error.message, error.status, error.param)
-        self.context.send(GATEWAY, refused, Lane.CONTROL)
+        self.context.send(self._names.gateway, refused, Lane.CONTROL)
 
     def _understand(self, submit: Submit) -> Generate:
         """The request in token ids. Raises InvalidRequest."""

@@ -1,8 +1,9 @@
-"""The watchdog asks the scheduler whether its loop turns, and tells the gateway when it does not.
+"""The watchdog listens for the scheduler's heartbeats, and tells the gateway when the loop does not turn.
 
-A loop can stand still in two ways: the scheduler does not answer (stuck in a handler, or dead), or it answers but its
-oldest step in flight never comes back (a hung worker or device). Either, for `stall_s`, is a stall: `/health` then
-says so. Deadlines of requests are the scheduler's own timers and none of the watchdog's business.
+A loop can stand still in two ways: the scheduler handles no messages (stuck in a handler, or dead) and no heartbeat
+comes, or heartbeats come but say that the oldest step in flight never comes back (a hung worker or device). Either,
+for `stall_s`, is a stall: `/health` then says so. Deadlines of requests are the scheduler's own timers and none of the
+watchdog's business. Messages go one way, scheduler to watchdog to gateway, so that an orderly stop loses none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from pawl.actors.messages.control import Heartbeat, Progress, Stalled
+from pawl.actors.messages.control import Heartbeat, Stalled
+from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 
 log = structlog.get_logger("pawl.watchdog")
@@ -23,56 +25,34 @@ class Tick(msgspec.Struct, frozen=True, tag=True):
 
 
 class Watchdog(Actor):
-    """One question each `interval_s` seconds, and never a second one before the first is answered."""
+    """Looks each `interval_s` seconds how long the scheduler has been silent."""
 
-    accepts = Progress
+    accepts = Heartbeat
 
-    def __init__(
-        self, interval_s: float = 1.0, stall_s: float = 30.0, scheduler: str = "scheduler", gateway: str = "gateway"
-    ) -> None:
+    def __init__(self, interval_s: float = 1.0, stall_s: float = 30.0, names: Names = NAMES) -> None:
         if not 0.0 < interval_s <= stall_s:
             raise ValueError(f"need 0 < interval_s <= stall_s, not {interval_s} and {stall_s}")
         self.interval_s = interval_s
         self.stall_s = stall_s
-        self._scheduler = scheduler
-        self._gateway = gateway
-        self._ticket = 0
-        self._asked_at: float | None = None
-        """When the question without an answer was asked; None: every question was answered."""
+        self._names = names
+        self._heard_at = 0.0
         self._stalled = False
 
     def started(self) -> None:
-        self._ask()
+        self._heard_at = self.context.now()
         self.context.after(self.interval_s, Tick())
 
     def receive(self, message: Any) -> None:
         match message:
-            case Progress():
-                self._answered(message)
+            case Heartbeat(oldest_launch_s):
+                self._heard_at = self.context.now()
+                age_s = oldest_launch_s or 0.0
+                self._report(age_s if age_s >= self.stall_s else 0.0)
             case Tick():
                 self.context.after(self.interval_s, message)
-                self._look()
-
-    def _ask(self) -> None:
-        self._ticket += 1
-        self._asked_at = self.context.now()
-        # A scheduler that is gone refuses the question; the silence that follows is the stall.
-        self.context.send(self._scheduler, Heartbeat(ticket=self._ticket), Lane.CONTROL)
-
-    def _answered(self, progress: Progress) -> None:
-        if progress.ticket != self._ticket:
-            return
-        self._asked_at = None
-        age_s = progress.oldest_launch_s
-        self._report(age_s if age_s is not None and age_s >= self.stall_s else 0.0)
-
-    def _look(self) -> None:
-        if self._asked_at is None:
-            self._ask()
-            return
-        silent_s = self.context.now() - self._asked_at
-        if silent_s >= self.stall_s:
-            self._report(silent_s)
+                silent_s = self.context.now() - self._heard_at
+                if silent_s >= self.stall_s:
+                    self._report(silent_s)
 
     def _report(self, seconds: float) -> None:
         """Tell the gateway: each time while the loop stands (the age grows), and once when it moves again."""
@@ -84,4 +64,4 @@ class Watchdog(Actor):
                 log.error("the loop does not move", seconds=round(seconds, 1))
             else:
                 log.info("the loop moves again")
-        self.context.send(self._gateway, Stalled(seconds=seconds), Lane.CONTROL)
+        self.context.send(self._names.gateway, Stalled(seconds=seconds), Lane.CONTROL)

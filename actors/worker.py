@@ -9,6 +9,7 @@ import structlog
 
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
 from pawl.actors.messages.transfer import Fence, Fill, PagesToWorker, Save
+from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.page_copier import PageCopier, PageRunner
 from pawl.lifecycle.step import StepBatch, StepResult
@@ -35,9 +36,10 @@ class Worker(Actor):
 
     accepts = ToWorker | PagesToWorker
 
-    def __init__(self, runner: Runner[Any]) -> None:
+    def __init__(self, runner: Runner[Any], names: Names = NAMES) -> None:
+        self._names = names
         self.runner = runner
-        self._mover = PageCopier(self, runner)
+        self._mover = PageCopier(self, runner, names)
         self._launched: deque[tuple[int, Any]] = deque()
         self._lost_since: int | None = None
         self._next_step = 0
@@ -90,11 +92,11 @@ class Worker(Actor):
                 log.exception("step failed", step=step)
                 self._lose(step, error)
                 continue
-            self.context.send("scheduler", Executed(result), Lane.CONTROL)
+            self.context.send(self._names.scheduler, Executed(result), Lane.CONTROL)
 
     def _lose(self, step: int, error: Exception) -> None:
         self._lost_since = step
         self._fail(step, f"{type(error).__name__}: {error}")
 
     def _fail(self, step: int, reason: str) -> None:
-        self.context.send("scheduler", ExecuteFailed(step, reason), Lane.CONTROL)
+        self.context.send(self._names.scheduler, ExecuteFailed(step, reason), Lane.CONTROL)

@@ -4,43 +4,37 @@
         for completion in engine.generate(["The capital of France is"], {"max_new_tokens": 8}):
             print(completion.text)
 
-Actors and who sends to whom:
-
-    gateway ─► tokenizer ─► scheduler ─► worker            recorder ◄─ scheduler
-       ▲                      │    ▲        │              watchdog ─► scheduler, gateway
-       └───── detokenizer ◄───┘    └────────┘              storage  ◄► scheduler, worker
+Which actors there are: `pawl.build.wiring`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, TypeVar
+from numbers import Integral
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import structlog
 
-from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.generate import Done, Submit, TextOptions
-from pawl.actors.runtime.actor import Overflow
 from pawl.actors.runtime.local import LocalSystem
-from pawl.actors.scheduler import Scheduler
 from pawl.actors.sink import Delta, Inbox
-from pawl.actors.tokenizer import Limits, Tokenizer
-from pawl.actors.watchdog import Watchdog
-from pawl.actors.worker import Worker
 from pawl.build.parts import Parts
+from pawl.build.wiring import engine_actors, spawn_all, stop_order
 from pawl.config import ServerConfig
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.logs import ensure_logs
 
 log = structlog.get_logger("pawl.engine")
 
-STOP_ORDER = ("tokenizer", "scheduler", "worker", "storage", "detokenizer", "gateway", "watchdog", "recorder")
-"""Upstream first, so that everything under way is answered before its answerer goes; the trace ends last."""
+Prompt: TypeAlias = str | Sequence[int] | Sequence[dict[str, Any]]
+"""Text, token ids, or chat messages for the model's template."""
 T = TypeVar("T")
 
 
@@ -51,6 +45,10 @@ class EngineFailed(Exception):
         super().__init__(f"{actor}: {reason}")
         self.actor = actor
         self.reason = reason
+
+
+class NotRunning(RuntimeError):
+    """The engine cannot take a request, or be started, in its present state."""
 
 
 class RequestFailed(Exception):
@@ -84,7 +82,8 @@ class Engine:
     """Loads at construction; serves between `start` and `stop`.
 
     With `loop` the gateway lives on that event loop (a server's). Without it the engine keeps a loop of its own in a
-    thread, and `generate` and `stream` may be called from any other thread.
+    thread, and `generate` and `stream` may be called from any other thread. An engine that nobody stops is stopped when
+    the process exits. It does not live on in a forked child: threads do not.
     """
 
     def __init__(
@@ -103,49 +102,41 @@ class Engine:
         self.system = LocalSystem(self.parts.loop_config.seed, on_failure=self._failed)
         self.failure: EngineFailed | None = None
         self._on_failure = on_failure
+        self._actors = engine_actors(self.parts, self.gateway, config.request_timeout_s)
         self._own_loop: asyncio.AbstractEventLoop | None = None
         self._own_thread: threading.Thread | None = None
+        self._process: int | None = None
+        """The process in which the threads run, once they do."""
+        self._stopped = False
 
     # ---- life ----
 
     def start(self, loop: asyncio.AbstractEventLoop | None = None) -> Engine:
-        """Run the actors. Returns at once."""
+        """Run the actors. Returns at once. Raises NotRunning when it was started before."""
+        if self._stopped:
+            raise NotRunning("this engine was stopped, and does not start again: make another one")
+        if self._process is not None:
+            raise NotRunning("this engine was started before")
         if loop is None:
             loop = self._own_loop = asyncio.new_event_loop()
-        parts, spawn = self.parts, self.system.spawn
-        started = parts.started if parts.recorder is not None else None
-        scheduler = Scheduler(parts.loop_config, self.config.request_timeout_s, started)
-        # Past the tokenizer a full mailbox holds its sender back: what was accepted is never thrown away half-way.
-        spawn(self.gateway, "gateway", loop=loop, overflow=Overflow.HOLD)
-        spawn(Tokenizer(parts.vocabulary, Limits(parts.loop_config.max_context)), "tokenizer")
-        spawn(scheduler, "scheduler", capacity=max(1024, self.config.max_queued))
-        spawn(Worker(parts.runner), "worker", overflow=Overflow.HOLD)
-        spawn(Detokenizer(parts.vocabulary), "detokenizer", overflow=Overflow.HOLD, capacity=4096)
-        spawn(Watchdog(), "watchdog")
-        absent = {"gateway"}
-        if parts.recorder is not None:
-            spawn(parts.recorder, "recorder", capacity=65_536)
-        else:
-            absent.add("recorder")
-        if parts.storage is not None:
-            spawn(parts.storage, "storage")
-        else:
-            absent.add("storage")
-        for name in STOP_ORDER:
-            if name not in absent:
-                self.system.watch("gateway", name)
+        spawn_all(self.system, self._actors, loop=loop)
+        self._process = os.getpid()
+        atexit.register(self.stop)
         if self._own_loop is not None:
-            # Not before: a thread that runs would keep the process alive when something above fails.
-            self._own_thread = threading.Thread(target=loop.run_forever, name="pawl-gateway")
+            self._own_thread = threading.Thread(target=loop.run_forever, name="pawl-gateway", daemon=True)
             self._own_thread.start()
         self.system.start()
         if self._own_loop is not None:
-            log.info("engine started", **parts.summary)
+            log.info("engine started", **self.parts.summary)
         return self
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Answer everything that is open, close the trace, end all threads. May be called twice."""
-        late = self.system.stop(STOP_ORDER, timeout_s)
+        atexit.unregister(self.stop)
+        self._stopped = True
+        if self._process not in (None, os.getpid()):
+            return  # a forked child: the threads to be stopped are the parent's
+        late = self.system.stop(stop_order(self._actors), timeout_s)
         if late:
             log.error("actors did not stop in time", actors=late)
         if self._own_loop is not None and self._own_thread is not None:
@@ -170,19 +161,21 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[str | Sequence[int]],
+        prompts: Prompt | Sequence[Prompt],
         sampling: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         on_done: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
-        """Answer all prompts (text or token ids), in their order. Raises RequestFailed for the first that fails.
+        """Answer all prompts, in their order; one prompt that stands alone is a list of one. Raises RequestFailed for
+        the first that fails, NotRunning outside of `start` and `stop`.
 
         `sampling` is one set of fields of SamplingParameters for all prompts, or one for each.
         """
-        count = len(prompts)
+        asked: list[Any] = [prompts] if _stands_alone(prompts) else list(prompts)
+        count = len(asked)
         fields = [dict(sampling or {})] * count if not isinstance(sampling, Sequence) else list(sampling)
-        drafts = [_draft(prompt, one, stop) for prompt, one in zip(prompts, fields, strict=True)]
+        drafts = [_draft(prompt, one, stop) for prompt, one in zip(asked, fields, strict=True)]
         finished: queue.SimpleQueue[int] = queue.SimpleQueue()
         inboxes = [_Signal(finished, index, whole=True) for index in range(count)]
         self._on_gateway(self._submit(drafts, inboxes))
@@ -198,12 +191,12 @@ class Engine:
 
     def stream(
         self,
-        prompt: str | Sequence[int] | Sequence[dict[str, Any]],
+        prompt: Prompt,
         sampling: dict[str, Any] | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
     ) -> Iterator[Delta]:
-        """Answer one prompt (text, token ids, or chat messages), delta by delta; the last has `done` set.
+        """Answer one prompt, delta by delta; the last has `done` set.
 
         Closing the iterator aborts the request. Raises RequestFailed when it fails.
         """
@@ -233,10 +226,21 @@ class Engine:
         self.gateway.abort([request], Cause.CLIENT)
 
     def _on_gateway(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._own_loop is None:
+        why_not = self._why_not()
+        if self._own_loop is None or why_not:
             work.close()
-            raise RuntimeError("generate and stream need an engine that was started without an event loop")
+            raise NotRunning(why_not)
         return asyncio.run_coroutine_threadsafe(work, self._own_loop).result()
+
+    def _why_not(self) -> str:
+        """Why `generate` and `stream` cannot be called now; empty when they can."""
+        if self._process not in (None, os.getpid()):
+            return "this process was forked from the engine's, whose threads it does not have: make an engine after it"
+        if self._stopped:
+            return "this engine was stopped"
+        if self._process is None:
+            return "this engine was not started: use it in a `with`, or call `start`"
+        return "" if self._own_loop is not None else "this engine runs on a server's event loop: ask the server"
 
 
 def _load(config: ServerConfig) -> Parts:
@@ -266,13 +270,19 @@ async def _take(inbox: Inbox) -> Delta | None:
     return inbox.take()
 
 
-def _draft(prompt: str | Sequence[Any], sampling: dict[str, Any], stop: Sequence[str]) -> Submit:
-    draft = Submit(request=0, rid="", sampling=sampling, text_options=TextOptions(stop=tuple(stop)))
+def _stands_alone(prompts: Any) -> bool:
+    """Whether this is one prompt (text, token ids, chat messages) and not a sequence of prompts."""
+    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral | dict))
+
+
+def _draft(prompt: Any, sampling: dict[str, Any], stop: str | Sequence[str]) -> Submit:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    draft = Submit(request=0, rid="", sampling=sampling, text_options=TextOptions(stop=stops))
     if isinstance(prompt, str):
         return msgspec.structs.replace(draft, text=prompt)
     if prompt and isinstance(prompt[0], dict):
         return msgspec.structs.replace(draft, chat=tuple(prompt))
-    return msgspec.structs.replace(draft, token_ids=tuple(prompt))
+    return msgspec.structs.replace(draft, token_ids=tuple(int(token) for token in prompt))
 
 
 def _completed(delta: Delta) -> Completion:

@@ -1,4 +1,4 @@
-"""Control messages: flush, state, progress. Each ask carries a `ticket`; the answer carries it back."""
+"""Control messages: flush, state, heartbeats. Each ask carries a `ticket`; the answer carries it back."""
 
 from __future__ import annotations
 
@@ -34,20 +34,10 @@ class Reply(msgspec.Struct, frozen=True, tag=True, eq=False):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
-    """watchdog -> scheduler: are you turning? Answered with `Progress`."""
+    """scheduler -> watchdog, at regular times: the scheduler handles its messages."""
 
-    ticket: int
-
-
-class Progress(msgspec.Struct, frozen=True, tag=True):
-    """scheduler -> watchdog and gateway: where the loop is. `idle` means nothing is waiting, running or in flight."""
-
-    ticket: int
-    step: int
-    in_flight: int
     oldest_launch_s: float | None
     """Age of the oldest step in flight, seconds."""
-    idle: bool
 
 
 class Stalled(msgspec.Struct, frozen=True, tag=True):

@@ -38,7 +38,8 @@ class ThreadDriver:
         self._gate = threading.Lock()
         self._gate.acquire()
         cell.mailbox.wake = self._gate.release
-        self._thread = threading.Thread(target=self._run, name=thread_name, daemon=False)
+        # A daemon: a program that never reaches `stop` must end all the same. Whoever made the system stops it at exit.
+        self._thread = threading.Thread(target=self._run, name=thread_name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()

@@ -14,6 +14,7 @@ import structlog
 from numpy.typing import NDArray
 
 from pawl.actors.messages.transfer import Blocks, Fence, Fenced, Fill, Filled, Save, Saved
+from pawl.actors.names import Names
 from pawl.actors.runtime.actor import Actor, Lane
 
 log = structlog.get_logger("pawl.worker")
@@ -32,7 +33,8 @@ class PageRunner(Protocol):
 class PageCopier:
     """Serves one worker actor, in its thread."""
 
-    def __init__(self, actor: Actor, runner: PageRunner) -> None:
+    def __init__(self, actor: Actor, runner: PageRunner, names: Names) -> None:
+        self._names = names
         self._actor = actor
         self._runner = runner
         self._saved = 0
@@ -62,7 +64,7 @@ class PageCopier:
         except Exception:
             log.exception("pages could not be read", pages=len(message.pages))
             return False
-        return self._actor.context.send("storage", Blocks(message.number, message.keys, data))
+        return self._actor.context.send(self._names.storage, Blocks(message.number, message.keys, data))
 
     def fill(self, message: Fill) -> None:
         """Write what a Fetch brought, unless it was fenced."""
@@ -98,4 +100,4 @@ class PageCopier:
             self._fill(self._waiting.popleft())
 
     def _tell(self, message: Saved | Filled | Fenced) -> None:
-        self._actor.context.send("scheduler", message, Lane.CONTROL)
+        self._actor.context.send(self._names.scheduler, message, Lane.CONTROL)

@@ -21,6 +21,7 @@ from pawl.actors.messages.transfer import (
     SchedulerStops,
     TierReport,
 )
+from pawl.actors.names import Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.loops.loop import Loop
 from pawl.loops.lower_tiers import LowerTiers
@@ -46,7 +47,8 @@ class TierClient:
 
     _tiers: LowerTiers
 
-    def __init__(self, actor: Actor, lease_s: float) -> None:
+    def __init__(self, actor: Actor, lease_s: float, names: Names) -> None:
+        self._names = names
         self._actor = actor
         self._lease_s = lease_s
         self.report: dict[str, int] = {}
@@ -64,22 +66,23 @@ class TierClient:
     # ---- effects ----
 
     def save(self, number: int, pages: Int32s, keys: tuple[PageKey, ...]) -> None:
-        self._actor.context.send("worker", Save(number, pages, keys))
+        self._actor.context.send(self._names.worker, Save(number, pages, keys))
 
     def fetch(self, order: PageFetch) -> None:
         # Ahead of the pages that come down: a request waits for this. A storage that is gone answers by the lease.
-        self._actor.context.send("storage", Fetch(order.ticket, order.keys, order.pages, order.after), Lane.CONTROL)
+        fetch = Fetch(order.ticket, order.keys, order.pages, order.after)
+        self._actor.context.send(self._names.storage, fetch, Lane.CONTROL)
         self._actor.context.after(self._lease_s, LeaseEnded(order.ticket, order.resolved))
 
     def fence(self, ticket: int) -> None:
-        self._actor.context.send("worker", Fence(ticket), Lane.CONTROL)
+        self._actor.context.send(self._names.worker, Fence(ticket), Lane.CONTROL)
 
     def empty_host(self, era: int) -> None:
-        self._actor.context.send("storage", EmptyHost(era), Lane.CONTROL)
+        self._actor.context.send(self._names.storage, EmptyHost(era), Lane.CONTROL)
 
     def stopped(self) -> None:
         """The scheduler's last message about pages."""
-        self._actor.context.send("storage", SchedulerStops(), Lane.CONTROL)
+        self._actor.context.send(self._names.storage, SchedulerStops(), Lane.CONTROL)
 
     # ---- inputs ----
 

@@ -6,7 +6,7 @@ import os
 import platform
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,19 +48,19 @@ class PortableRunner(Runner[Any], Protocol):
     def page_bytes(self) -> int: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parts:
     """Everything an engine is made of."""
 
     source: Source
     vocabulary: Vocabulary
-    runner: PortableRunner
+    runner: Runner[Any]
     loop_config: LoopConfig
-    recorder: Recorder | None
-    trace_path: Path | None
-    started: Started | None
+    recorder: Recorder | None = None
+    trace_path: Path | None = None
+    started: Started | None = None
     """First record of the trace."""
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(default_factory=dict)
     """Model, device, memory plan and loop cell, for the line that says what runs."""
     storage: Storage | None = None
     """Where pages go that leave the device, if anywhere."""

@@ -1,8 +1,6 @@
 """The whole engine in a simulator: every actor is the real one, the model is the ghost, clients are part of the run.
 
-    clients (inside the gateway's turn) ── gateway ── tokenizer ── scheduler ── worker with a ghost
-                                              ▲                     │    │
-                                              └──── detokenizer ◄───┘    └──► recorder ──► records in memory
+    clients (inside the gateway's turn) ── the actors of `pawl.build.wiring` ── recorder ──► records in memory
 
 After every step the new records are judged by every property; at rest the clients' outputs are compared with what the
 prompts imply, the books of every actor must balance, and the run is replayed from its own records.
@@ -17,15 +15,16 @@ from typing import Any, TypeAlias
 import msgspec
 
 from pawl.actors.detokenizer import Detokenizer
+from pawl.actors.names import NAMES
 from pawl.actors.recorder import Recorder
-from pawl.actors.runtime.actor import Overflow
 from pawl.actors.scheduler import CheckDeadlines, Scheduler
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Case
 from pawl.actors.simulation.faults import Faults
 from pawl.actors.simulation.system import SimulatedSystem
-from pawl.actors.tokenizer import Limits, Tokenizer
-from pawl.actors.worker import Worker
+from pawl.build.ghost import GhostSource
+from pawl.build.parts import Parts
+from pawl.build.wiring import engine_actors, spawn_all, stop_order
 from pawl.gpu.ghost import Ghost
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
@@ -44,7 +43,6 @@ from pawl.testing.plugins import SCHEDULERS
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking
 from pawl.testing.workload import Workload
 
-STOP_ORDER = ("tokenizer", "scheduler", "worker", "detokenizer", "gateway", "recorder")
 NO_FAULTS = Faults()
 PATIENCE_S = 5.0
 """Virtual seconds after which a request that set no limit of its own is given up. Work takes no virtual time, so only
@@ -130,33 +128,37 @@ class Cluster(Case):
             time=0.0,
             wall=0.0,
         )
+        self.runner = model.runner(config)
+        self.trace = MemoryTrace()
+        recorder: Any = self.trace
+        parts = Parts(
+            source=GhostSource(),
+            vocabulary=vocabulary(),
+            runner=Fallible(self.runner, system.strikes),
+            loop_config=config,
+            recorder=Recorder(recorder),
+            started=started,
+        )
         self.desk = FrontDesk(workload, config.max_running + config.max_queued, model.expectations)
         self.desk.report = self._report
-        self.scheduler = timely(SCHEDULERS[workload.shape.scheduler])(config, PATIENCE_S, started)
+        make_scheduler = timely(SCHEDULERS[workload.shape.scheduler])
+        specs = engine_actors(parts, self.desk, PATIENCE_S, make_scheduler=make_scheduler)
+        self._stop_order = stop_order(specs)
+        actors: dict[str, Any] = {spec.name: spec.actor for spec in specs}
+        self.scheduler: TimelyScheduler = actors[NAMES.scheduler]
         self.scheduler.report = self._report
+        self.detokenizer: Detokenizer = actors[NAMES.detokenizer]
         self.mirror = Mirror(config.page_size)
         """The prefix cache, as its events tell it."""
         self.scheduler.loop.feed.follow(self._follow_cache)
         limit = overtaking_limit(config.policy)
         if limit is not None:
             self.monitor.properties.append(BoundedOvertaking(limit))
-        self.runner = model.runner(config)
-        self.detokenizer = Detokenizer(vocabulary())
-        self.trace = MemoryTrace()
-        recorder: Any = self.trace
-        # As `pawl.engine` does it; the watchdog is left out: its heartbeat never rests.
-        system.spawn(self.desk, "gateway", overflow=Overflow.HOLD)
-        system.spawn(Tokenizer(vocabulary(), Limits(config.max_context)), "tokenizer")
-        system.spawn(self.scheduler, "scheduler", capacity=1024)
-        system.spawn(Worker(Fallible(self.runner, system.strikes)), "worker", overflow=Overflow.HOLD)
-        system.spawn(self.detokenizer, "detokenizer", overflow=Overflow.HOLD, capacity=4096)
-        system.spawn(Recorder(recorder), "recorder", capacity=65_536)
-        for name in STOP_ORDER:
-            if name != "gateway":
-                system.watch("gateway", name)
+        spawn_all(system, specs)
         system.start()
         self._ghost = self.runner if isinstance(self.runner, Ghost) else None
         self._num_judged = 0
+        self._horizon_s = horizon(workload, system.faults.faults)
         self._closing = False
 
     # ---- checks ----
@@ -186,10 +188,14 @@ class Cluster(Case):
             self._report("observability_conservation", f"events of the cache: {violation}", None)
 
     def done(self) -> bool | None:
+        if self.system.now_s > self._horizon_s and not self._closing and not self.system.network.ready:
+            # Heartbeats go on for ever: that nothing else happens any more has to be seen from the clock.
+            self.system.check_not_stuck()
+            return True
         if not self._closing and self.desk.at_rest and self.system.num_waiting() == 0:
             self._closing = True
             self._check_rest()
-            self.system.begin_stop(STOP_ORDER)
+            self.system.begin_stop(self._stop_order)
         return None
 
     def _check_rest(self) -> None:
@@ -215,10 +221,24 @@ class Cluster(Case):
                 raise PropertyFailed("legal_lifecycle", f"{client.num_ends} terminal replies", client.request)
             self._check_output(client)
         self._check_flushes()
+        self._check_letters()
         if self.desk.totals.violations:
             raise PropertyFailed("legal_lifecycle", str(dict(self.desk.totals.violations)))
         if not self.system.failures:
             self._raise(self.monitor.finish())
+
+    def _check_letters(self) -> None:
+        """Nothing was sent to nobody, the heartbeats told of no stall, and actors stopped so that none was left with
+        messages: unless actors failed, or time was made to fly past the end of a stop."""
+        faults = self.system.faults.faults
+        if self.system.failures or faults.rush or faults.late:
+            return
+        if self.system.dead_letters.total:
+            letter = self.system.dead_letters.recent()[0]
+            lost = f"{type(letter.message).__name__} from {letter.sender} to {letter.to}: {letter.reason}"
+            raise PropertyFailed("auxiliary_conservation", f"a message that nobody took: {lost}")
+        if self.desk.stalled_s:
+            raise PropertyFailed("bounded_progress", f"the watchdog saw a stall of {self.desk.stalled_s:g} s")
 
     def _check_flushes(self) -> None:
         """Each was answered once, by the scheduler unless time was made to fly, and a refusal says what is live."""
@@ -270,6 +290,16 @@ class Cluster(Case):
             len(loop.in_flight),
             super().state(),
         )
+
+
+def horizon(workload: Workload, faults: Faults) -> float:
+    """Virtual seconds after which no client can have anything to wait for any more: were all requests sent one after
+    the other, each would have been answered or given up."""
+    arrivals, flushes = workload.arrivals, workload.flushes
+    begins = max([arrival.at_s for arrival in arrivals] + [flush.at_s for flush in flushes], default=0.0)
+    waits = [PATIENCE_S if arrival.timeout_s is None else arrival.timeout_s for arrival in arrivals]
+    waits += [PATIENCE_S + flush.timeout_s for flush in flushes]
+    return begins + sum(waits) + faults.late * faults.late_s + PATIENCE_S
 
 
 def overtaking_limit(name: str) -> int | None:

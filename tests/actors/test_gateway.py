@@ -10,7 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from pawl.actors.gateway import Gateway
 from pawl.actors.measures import WINDOW_S, Histogram, Rate
-from pawl.actors.messages.control import Drain, FlushCache, GetState, Progress, Reply, Stalled
+from pawl.actors.messages.control import Drain, FlushCache, GetState, Reply, Stalled
 from pawl.actors.messages.generate import (
     Abort,
     Accepted,
@@ -273,9 +273,6 @@ def test_a_stall_is_kept_until_the_loop_moves_again(world: World) -> None:
     assert world.gateway.stalled_s == 12.5
     world.gateway.receive(Stalled(0.0))
     assert world.gateway.stalled_s == 0.0
-    progress = Progress(1, 10, 0, None, True)
-    world.gateway.receive(progress)
-    assert world.gateway.progress is progress
 
 
 # ---- measures ----

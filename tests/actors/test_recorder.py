@@ -24,7 +24,7 @@ class Sender(Actor):
     """Somebody who has a sink."""
 
     def __init__(self) -> None:
-        self.sink = TraceSink(self)
+        self.sink = TraceSink(self, "recorder")
 
     def receive(self, message: Any) -> None:
         raise AssertionError("nobody writes to it")

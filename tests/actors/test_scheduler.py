@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pawl.actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Progress, Reply
+from pawl.actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Reply
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
 from pawl.actors.messages.generate import Abort, Ended, Finish, Generate, Opened, StepTokens, TextOptions
 from pawl.actors.runtime.actor import Lane
-from pawl.actors.scheduler import CheckDeadlines, DrainExpired, FlushExpired, Scheduler, SelfCheck
+from pawl.actors.scheduler import CheckDeadlines, DrainExpired, FlushExpired, HeartbeatDue, Scheduler, SelfCheck
 from pawl.gpu.ghost import Ghost
 from pawl.gpu.ghost_oracle import expected
 from pawl.lifecycle.records import Closed, Started
@@ -253,17 +253,12 @@ def test_stopping_answers_everyone_and_closes_the_trace() -> None:
     assert records[-1].counts.live == 0
 
 
-def test_a_heartbeat_is_answered_with_where_the_loop_is() -> None:
+def test_the_watchdog_hears_at_regular_times_how_old_the_oldest_step_is() -> None:
     bench = Bench()
-    bench.tell(Heartbeat(1))
     bench.tell(bench.submit(1, [1], 4))
     bench.context.time_s += 7.0
-    bench.tell(Heartbeat(2))
-    idle, busy = bench.context.take("watchdog")
-    assert isinstance(idle, Progress)
-    assert idle.idle
-    assert not busy.idle
-    assert busy.oldest_launch_s == pytest.approx(7.0)
+    bench.tell(HeartbeatDue())
+    assert bench.context.take("watchdog") == [Heartbeat(None), Heartbeat(pytest.approx(7.0))]
 
 
 def test_state_tells_requests_pages_and_counters() -> None:
