@@ -53,30 +53,27 @@ def display_name(state: State) -> str:
 
 
 def diagram() -> Iterator[str]:
-    """Mermaid source. Edges that every state has (abort) or that change nothing and are late (stale) are left out."""
-    yield "stateDiagram-v2"
+    """Mermaid source; reserved edges are dashed. Edges that every state has (abort) or that change nothing and are late
+    (stale) are left out."""
+    yield "flowchart TD"
     for state in State:
-        if display_name(state) != state.name:
-            yield f'    state "{display_name(state)}" as {state.name}'
-    late = (Event.ABORT, Event.STALE_TOKEN, Event.STALE_ABORT)
-    edges: dict[tuple[State, State], list[str]] = {}
+        opening, closing = ("([", "])") if state.terminal or state == State.NEW else ("(", ")")
+        yield f'    {state.name}{opening}"{display_name(state)}"{closing}'
+    edges: dict[tuple[State, State, bool], list[str]] = {}
     for edge in TABLE:
-        names = edges.setdefault((edge.source, edge.target), [])
-        if edge.event not in late and edge.event.name.lower() not in names:
+        names = edges.setdefault((edge.source, edge.target, edge.reserved), [])
+        if edge.event not in (Event.ABORT, Event.STALE_TOKEN) and edge.event.name.lower() not in names:
             names.append(edge.event.name.lower())
-    for (source, target), names in edges.items():
-        start = "[*]" if source == State.NEW else source.name
+    for (source, target, reserved), names in edges.items():
         if names:
-            yield f"    {start} --> {target.name}: {' / '.join(names)}"
-    for state in State:
-        if state.terminal:
-            yield f"    {state.name} --> [*]"
+            yield f"    {source.name} {'-.->' if reserved else '-->'}|{' / '.join(names)}| {target.name}"
 
 
 def _diagram() -> Iterator[str]:
     yield from ("", "```mermaid", *diagram(), "```", "")
-    yield "Every state that is not terminal can also be left by `abort`. The tokens and aborts that come too late"
-    yield "(`stale_token`, `stale_abort`) change nothing; they are edges of the table and left out of the diagram."
+    yield "Dashed edges are reserved: the table has them, and nothing fires them yet. Every state that is not terminal"
+    yield "can also be left by `abort`. A token that comes too late (`stale_token`) changes nothing; its edges are left"
+    yield "out of the diagram."
 
 
 def _states() -> Iterator[str]:
@@ -90,7 +87,7 @@ def _states() -> Iterator[str]:
 
 def _transitions() -> Iterator[str]:
     yield from ("", "## Transitions", "")
-    header = ("state", "event", "to", "causes", "guard", "why")
+    header = ("state", "event", "to", "causes", "guard", "reserved", "why")
     yield from table(header, (_row(edge) for edge in TABLE))
     about = attribute_docstrings(Event)
     yield ""
@@ -101,7 +98,8 @@ def _transitions() -> Iterator[str]:
 def _row(edge: Edge) -> tuple[str, ...]:
     target = "stays" if edge.source == edge.target else display_name(edge.target)
     causes = _named(edge.causes)
-    return display_name(edge.source), f"`{edge.event.name.lower()}`", target, causes, edge.guard or "", edge.why
+    event, reserved = f"`{edge.event.name.lower()}`", "reserved" if edge.reserved else ""
+    return display_name(edge.source), event, target, causes, edge.guard or "", reserved, edge.why
 
 
 def _named(causes: frozenset[Cause]) -> str:

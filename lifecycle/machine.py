@@ -33,7 +33,8 @@ GUARDS = {
 class Edge(NamedTuple):
     """One line of the table: in `source`, `event` leads to `target` when its cause is one of `causes`.
 
-    `guard` names a condition on the request's data that the caller must have met; the auditor checks it.
+    `guard` names a condition on the request's data that the caller must have met; the auditor checks it. `reserved`:
+    nothing fires it yet; what will is known well enough for the table to have it.
     """
 
     source: State
@@ -42,6 +43,7 @@ class Edge(NamedTuple):
     causes: frozenset[Cause]
     guard: str | None
     why: str
+    reserved: bool
 
 
 class IllegalTransition(Exception):
@@ -72,6 +74,10 @@ WAITING = (
     State.QUEUED_RESERVING,
     State.QUEUED_RECEIVING,
 )
+RESERVED_STATES = frozenset(
+    {State.QUEUED_COMPILING, State.QUEUED_RESERVING, State.QUEUED_RECEIVING, State.PREFILLING_SENDING}
+)
+"""States of grammars, and of prefill and decode on different workers: no request gets there yet."""
 WORKING = (State.PREFILLING, State.PREFILLING_SENDING, State.DECODING)
 TERMINAL = (State.FINISHED, State.ABORTED)
 
@@ -83,8 +89,10 @@ def _edge(
     why: str,
     causes: frozenset[Cause] = _PLAIN,
     guard: str | None = None,
+    reserved: bool = False,
 ) -> Edge:
-    return Edge(source, event, target, causes, guard, why)
+    reserved = reserved or source in RESERVED_STATES or target in RESERVED_STATES
+    return Edge(source, event, target, causes, guard, why, reserved)
 
 
 def _edges() -> tuple[Edge, ...]:
@@ -117,7 +125,7 @@ def _edges() -> tuple[Edge, ...]:
     )
     end = (
         _edge(prefilling, e.FINISH, finished, "it wants no output", frozenset({Cause.LENGTH}), WANTS_NO_OUTPUT),
-        _edge(prefilling, e.FINISH, finished, "its embedding is computed", frozenset({Cause.EMBEDDED})),
+        _edge(prefilling, e.FINISH, finished, "its embedding is computed", frozenset({Cause.EMBEDDED}), reserved=True),
         _edge(prefilling, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT),
         _edge(queued, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT),
         _edge(sending, e.FINISH, finished, "the decoder has it", frozenset({Cause.HANDED_OVER})),
@@ -130,10 +138,9 @@ def _edges() -> tuple[Edge, ...]:
         *(_edge(s, e.ABORT, State.ABORTED, "it ends wherever it is", ABORT_CAUSES) for s in (*WAITING, *WORKING)),
     )
     left = "the token of a step that was in flight when the request left work is dropped"
-    stale = (
-        *(_edge(s, e.STALE_TOKEN, s, left) for s in (*WAITING, *WORKING, *TERMINAL)),
-        *(_edge(s, e.STALE_ABORT, s, "the abort came too late", ABORT_CAUSES) for s in TERMINAL),
-    )
+    # Who fetches has not worked since it was retracted; who decodes again has outlived the step, as steps end in order.
+    no_step = (fetching, decoding)
+    stale = (_edge(s, e.STALE_TOKEN, s, left, reserved=s in no_step) for s in (*WAITING, *WORKING, *TERMINAL))
     return (*walk, *end, *aborts, *stale)
 
 

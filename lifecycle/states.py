@@ -81,7 +81,7 @@ _PHASES: dict[State, Phase] = {
 
 
 class Event(IntEnum):
-    """What can happen to a request. Stale events are named here, they are not exceptions to the table."""
+    """What can happen to a request. A stale token is named here; it is no exception to the table."""
 
     SUBMIT = 0
     SUBMIT_GRAMMAR = 1
@@ -102,8 +102,6 @@ class Event(IntEnum):
     ABORT = 16
     STALE_TOKEN = 17
     """The token of a step that was in flight when the request left work: dropped, and recorded."""
-    STALE_ABORT = 18
-    """An abort that lost the race against the terminal event: changes nothing."""
 
 
 class Cause(StrEnum):

@@ -31,7 +31,7 @@ class Incarnation(Property):
                 if request in self._seen:
                     return [self.violation(history, f"request {request} was submitted before", request)]
                 self._seen.add(request)
-            case Transition(request=request) if record.event not in ENDS and record.event != Event.STALE_ABORT:
+            case Transition(request=request) if record.event not in ENDS:
                 if request not in history.open:
                     state = "has ended" if request in self._seen else "was never submitted"
                     return [self.violation(history, f"{record.event.name} for a request that {state}", request)]

@@ -38,7 +38,6 @@ class LegalLifecycle(Property):
     def __init__(self) -> None:
         self._state: UInt8s = np.zeros(64, np.uint8)
         self._replies = Replies()
-        self._seen: set[int] = set()
         self._holder: dict[int, int] = {}
         """row -> the request it was given to last"""
 
@@ -68,7 +67,6 @@ class LegalLifecycle(Property):
     def _submitted(self, record: Submitted, history: History) -> Iterator[Violation]:
         self._state = fitted(self._state, record.row + 1)
         request = record.request
-        self._seen.add(request)
         before = self._holder.get(record.row)
         self._holder[record.row] = request
         if before is not None and before != request and before in history.open:
@@ -77,10 +75,6 @@ class LegalLifecycle(Property):
 
     def _moved(self, record: Transition, history: History) -> Iterator[Violation]:
         request, event, cause = record.request, record.event, record.cause
-        if event == Event.STALE_ABORT:
-            if request in history.open or request not in self._seen:
-                yield self.violation(history, f"stale_abort for request {request}, which has not ended", request)
-            return
         owner, state = int(history.request[record.row]), State(int(self._state[record.row]))
         self._state[record.row] = record.target
         if owner != request:

@@ -101,9 +101,6 @@ CANARIES: dict[str, Canary] = {
         "FIRST_TOKEN.* is not allowed in DECODING",
         1,
     ),
-    "a late abort of a live request": Canary(
-        "legal_lifecycle", changed(STORY, "abort 2", event=Event.STALE_ABORT), "which has not ended", 2
-    ),
     "an admission that was not undone with its step": Canary(
         "legal_lifecycle",
         [r for i, r in enumerate(STORY.records) if i not in (STORY.labels["rollback 6"], STORY.labels["plan 6"])],
