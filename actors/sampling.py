@@ -1,173 +1,147 @@
-"""Checks what a client set about sampling. The HTTP edge and the tokenizer use the same check."""
+"""What a client may set about sampling, and the one way from there to `SamplingParameters`."""
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from pawl.actors.text.invalid import InvalidRequest
+from pawl.actors.text.vocabulary import Vocabulary
 from pawl.lifecycle.request import MAX_STOP_TOKENS, MAX_TOP_LOGPROBS, SamplingParameters
 
-__all__ = ["MAX_LOGIT_BIASES", "InvalidRequest", "build_sampling"]
-
-MAX_LOGIT_BIASES = 1024
-MIN_TEMPERATURE = 1e-6
-"""Below it logits overflow; a client that wants the likeliest token asks for 0."""
+INT32_MAX = (1 << 31) - 1
 SEED_RANGE = 1 << 63
+GREEDY_BELOW = 1e-6
+"""A temperature below it means the likeliest token, as 0 does; divided by it, logits would overflow."""
 
-Check = Callable[[str, Any], Any]
+TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
+Count = Annotated[int, Meta(ge=0, le=INT32_MAX)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)]
+Seed = Annotated[int, Meta(ge=-SEED_RANGE, le=SEED_RANGE - 1)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
+
+StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
+"""As much text may have to be held back."""
+StopStrings = Annotated[list[StopString], Meta(max_length=16)]
+
+
+class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Fields that every API names alike. None: not set."""
+
+    temperature: Annotated[float, Meta(ge=0.0, le=1e6)] | None = None
+    top_p: Share | None = None
+    """0 keeps the likeliest token alone."""
+    top_k: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
+    """-1 and 0: off."""
+    min_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.001, le=1000.0)] | None = None
+    logit_bias: Annotated[dict[TokenId, Annotated[float, Meta(ge=-100.0, le=100.0)]], Meta(max_length=1024)] | None = (
+        None
+    )
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKENS)] | None = None
+    ignore_eos: bool | None = None
+    seed: Seed | None = None
+    """Counts modulo 2**63."""
+
+
+class OfflineSampling(SamplingFields, kw_only=True, forbid_unknown_fields=True):
+    """What `Engine.generate` takes: these, under the names of `SamplingParameters`."""
+
+    max_new_tokens: Count | None = None
+    min_new_tokens: Count | None = None
+    top_logprobs: TopLogprobs | None = None
+    prompt_logprobs: bool | None = None
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What the served model lets a request ask for."""
+
+    context_length: int
+    """Prompt and output tokens together."""
+    vocabulary_size: int
+    """Token ids from 0 on that the model has an embedding for."""
+    eos_token_ids: tuple[int, ...] = ()
+    """The model's own ends."""
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, context_length: int) -> Limits:
+        return cls(context_length, vocabulary.num_embeddings, vocabulary.eos_ids)
 
 
 def build_sampling(
-    fields: Mapping[str, Any],
+    fields: SamplingFields,
+    limits: Limits,
+    seed: int,
     *,
-    eos_token_ids: tuple[int, ...] = (),
-    vocabulary_size: int | None = None,
-    default_max_new_tokens: int | None = None,
+    max_new_tokens: int | None = None,
+    min_new_tokens: int | None = None,
+    top_logprobs: int | None = None,
+    prompt_logprobs: bool = False,
 ) -> SamplingParameters:
-    """Sampling parameters from the `fields` a client set; None counts as not set.
+    """The parameters that `fields` mean for this model; the keywords are those that the APIs name differently.
 
-    Fields are those of `SamplingParameters` (but `eos_token_ids`, which is the model's) and `ignore_eos`. The model's
-    `eos_token_ids` join the client's stop tokens unless ignored. Token ids are checked where `vocabulary_size` is
-    given; an edge that does not know it leaves that to the tokenizer. A negative seed counts modulo 2**63, `top_k` -1
-    means off.
+    `seed` counts where the client gave none. The model's ends join the client's stop tokens unless they are ignored.
+    Without `max_new_tokens` the limit is the context, which the tokenizer cuts to what the prompt leaves.
 
-    Raises InvalidRequest that names the field and says what is allowed.
+    Raises InvalidRequest for what no single field's bounds can say.
     """
-    values: dict[str, Any] = {}
-    for name, value in fields.items():
-        check = _CHECKS.get(name)
-        if check is None:
-            close = difflib.get_close_matches(name, _CHECKS, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise InvalidRequest(f"unknown sampling parameter {name!r}{hint}", param=name)
-        if value is not None:
-            values[name] = check(name, value)
-    if default_max_new_tokens is not None:
-        values.setdefault("max_new_tokens", default_max_new_tokens)
-    ignore_eos = values.pop("ignore_eos", False)
-    values["eos_token_ids"] = () if ignore_eos else eos_token_ids
-    values["stop_token_ids"] = tuple(dict.fromkeys((*values["eos_token_ids"], *values.get("stop_token_ids", ()))))
-    # Without a default the limit is not known yet, so there is nothing to compare with.
-    if values.get("min_new_tokens", 0) > values.get("max_new_tokens", math.inf):
-        raise InvalidRequest(
-            f"min_new_tokens ({values['min_new_tokens']}) must not exceed max_new_tokens ({values['max_new_tokens']})",
-            param="min_new_tokens",
-        )
-    parameters = SamplingParameters(**values)
-    _check_tokens(parameters, vocabulary_size)
-    return parameters
+    if max_new_tokens is not None and (min_new_tokens or 0) > max_new_tokens:
+        text = f"min_new_tokens ({min_new_tokens}) must not exceed max_new_tokens ({max_new_tokens})"
+        raise InvalidRequest(text, param="min_new_tokens")
+    eos = () if fields.ignore_eos else limits.eos_token_ids
+    temperature = 1.0 if fields.temperature is None else fields.temperature
+    greedy = temperature < GREEDY_BELOW or fields.top_p == 0.0
+    set_fields = {
+        name: value
+        for name in ("top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias")
+        if (value := getattr(fields, name)) is not None
+    }
+    if greedy:
+        set_fields.pop("top_p", None)
+    sampling = SamplingParameters(
+        **set_fields,
+        temperature=0.0 if greedy else temperature,
+        top_k=max(fields.top_k or 0, 0),
+        seed=(seed if fields.seed is None else fields.seed) % SEED_RANGE,
+        max_new_tokens=limits.context_length if max_new_tokens is None else max_new_tokens,
+        min_new_tokens=min_new_tokens or 0,
+        stop_token_ids=tuple(dict.fromkeys((*eos, *(fields.stop_token_ids or ())))),
+        eos_token_ids=eos,
+        top_logprobs=top_logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+    _check_tokens(sampling, limits)
+    return sampling
 
 
-def _check_tokens(parameters: SamplingParameters, vocabulary_size: int | None) -> None:
-    if len(parameters.stop_token_ids) > MAX_STOP_TOKENS:
+def offline_sampling(fields: OfflineSampling, limits: Limits, seed: int) -> SamplingParameters:
+    """`build_sampling` for fields that have our own names throughout."""
+    return build_sampling(
+        fields,
+        limits,
+        seed,
+        max_new_tokens=fields.max_new_tokens,
+        min_new_tokens=fields.min_new_tokens,
+        top_logprobs=fields.top_logprobs,
+        prompt_logprobs=bool(fields.prompt_logprobs),
+    )
+
+
+def _check_tokens(sampling: SamplingParameters, limits: Limits) -> None:
+    if len(sampling.stop_token_ids) > MAX_STOP_TOKENS:
         raise InvalidRequest(
             f"at most {MAX_STOP_TOKENS} stop tokens are allowed, the model's own "
-            f"{len(parameters.eos_token_ids)} included; got {len(parameters.stop_token_ids)}",
+            f"{len(sampling.eos_token_ids)} included; got {len(sampling.stop_token_ids)}",
             param="stop_token_ids",
         )
-    if vocabulary_size is None:
-        return
-    for name, ids in (("stop_token_ids", parameters.stop_token_ids), ("logit_bias", parameters.logit_bias)):
+    for name, ids in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", sampling.logit_bias)):
         for token in ids:
-            if token >= vocabulary_size:
+            if token >= limits.vocabulary_size:
                 raise InvalidRequest(
-                    f"{name} names token {token}, but the vocabulary ends at {vocabulary_size - 1}", param=name
+                    f"{name} names token {token}, but the vocabulary ends at {limits.vocabulary_size - 1}", param=name
                 )
-
-
-def _number(low: float, high: float = math.inf, above: bool = False) -> Check:
-    def check(name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
-            raise InvalidRequest(f"{name} must be a number, not {value!r:.80}", param=name)
-        if not low <= value <= high or (above and value == low):
-            bounds = f"{'above' if above else 'at least'} {low:g}" + (
-                f" and at most {high:g}" if high < math.inf else ""
-            )
-            raise InvalidRequest(f"{name} must be {bounds}, not {value}", param=name)
-        return float(value)
-
-    return check
-
-
-def _finite(value: float) -> bool:
-    """Python's JSON readers give integers of any size, and some of them infinities."""
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _integer(low: int, high: int = (1 << 31) - 1) -> Check:
-    def check(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise InvalidRequest(f"{name} must be an integer, not {value!r:.80}", param=name)
-        if not low <= value <= high:
-            raise InvalidRequest(f"{name} must be between {low} and {high}, not {value!r:.80}", param=name)
-        return value
-
-    return check
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{name} must be true or false, not {value!r:.80}", param=name)
-    return value
-
-
-def _temperature(name: str, value: Any) -> float:
-    temperature: float = _number(0.0)(name, value)
-    if 0.0 < temperature < MIN_TEMPERATURE:
-        raise InvalidRequest(f"{name} must be 0 (greedy) or at least {MIN_TEMPERATURE:g}, not {value}", param=name)
-    return temperature
-
-
-def _top_k(name: str, value: Any) -> int:
-    top_k: int = _integer(-1)(name, value)
-    return max(top_k, 0)
-
-
-def _seed(name: str, value: Any) -> int:
-    seed: int = _integer(-SEED_RANGE, SEED_RANGE - 1)(name, value)
-    return seed % SEED_RANGE
-
-
-def _tokens(name: str, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list | tuple):
-        raise InvalidRequest(f"{name} must be a list of token ids", param=name)
-    return tuple(_integer(0)(name, token) for token in value)
-
-
-def _logit_bias(name: str, value: Any) -> dict[int, float]:
-    """JSON has string keys only, so a token id may come as digits."""
-    if not isinstance(value, Mapping):
-        raise InvalidRequest(f"{name} must be an object from token id to bias", param=name)
-    if len(value) > MAX_LOGIT_BIASES:
-        raise InvalidRequest(f"{name} takes at most {MAX_LOGIT_BIASES} tokens, not {len(value)}", param=name)
-    biases: dict[int, float] = {}
-    for key, bias in value.items():
-        digits = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10
-        token = _integer(0)(name, int(key) if digits else key)
-        biases[token] = _number(-100.0, 100.0)(f"{name}[{token}]", bias)
-    return biases
-
-
-_CHECKS: dict[str, Check] = {
-    "temperature": _temperature,
-    "top_k": _top_k,
-    "top_p": _number(0.0, 1.0, above=True),
-    "min_p": _number(0.0, 1.0),
-    "repetition_penalty": _number(0.0, above=True),
-    "presence_penalty": _number(-2.0, 2.0),
-    "frequency_penalty": _number(-2.0, 2.0),
-    "logit_bias": _logit_bias,
-    "seed": _seed,
-    "max_new_tokens": _integer(0),
-    "min_new_tokens": _integer(0),
-    "stop_token_ids": _tokens,
-    "ignore_eos": _flag,
-    "top_logprobs": _integer(0, MAX_TOP_LOGPROBS),
-    "prompt_logprobs": _flag,
-}

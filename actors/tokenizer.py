@@ -1,22 +1,20 @@
 """The tokenizer: what a client wrote to token ids, and the last check of a request before the scheduler.
 
-Whatever is wrong with a request is found here or at the edge: past this actor a request is trusted. Every `Submit` is
-answered within `receive`: by `Generate` to the scheduler, or by `Refused` to the gateway.
+Parameters are checked at the edge; what only token ids can show is found here, and past this actor a request is
+trusted. Every `Submit` is answered within `receive`: by `Generate` to the scheduler, or by `Refused` to the gateway.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.actors.messages.generate import Accepted, Generate, Refused, Submit, TextOptions
+from pawl.actors.messages.generate import Accepted, Generate, Refused, Submit
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
-from pawl.actors.sampling import build_sampling
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.actors.text.template import ChatTemplate
 from pawl.actors.text.vocabulary import Vocabulary
@@ -24,25 +22,16 @@ from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """What a request may ask of this engine."""
-
-    context_length: int
-    """Prompt and output tokens together."""
-    max_stop_strings: int = 16
-    max_stop_characters: int = 1024
-    """Of one stop string: as much text may have to be held back."""
-
-
 class Tokenizer(Actor):
     """Keeps nothing between two requests."""
 
     accepts = Submit
 
-    def __init__(self, vocabulary: Vocabulary, limits: Limits, names: Names = NAMES) -> None:
+    def __init__(self, vocabulary: Vocabulary, context_length: int, names: Names = NAMES) -> None:
+        """`context_length` is how many tokens prompt and output may have together."""
         self._names = names
         self._vocabulary = vocabulary
-        self._limits = limits
+        self._context_length = context_length
         self._template = ChatTemplate(vocabulary)
 
     def receive(self, message: Submit) -> None:
@@ -66,13 +55,12 @@ class Tokenizer(Actor):
 
     def _understand(self, submit: Submit) -> Generate:
         """The request in token ids. Raises InvalidRequest."""
-        _check_stops(submit.text_options, self._limits)
         tokens = self._tokens(submit)
         return Generate(
             request=submit.request,
             rid=submit.rid,
             tokens=tokens,
-            sampling=self._sampling(submit.sampling, len(tokens)),
+            sampling=self._fitting(submit, len(tokens)),
             text_options=submit.text_options,
             priority=submit.priority,
             timeout_s=submit.timeout_s,
@@ -97,37 +85,44 @@ class Tokenizer(Actor):
 
     def _encode(self, text: str, add_special: bool) -> NDArray[np.int32]:
         try:
-            return self._vocabulary.encode(text, add_special)
+            tokens = self._vocabulary.encode(text, add_special)
         except ValueError as error:
             raise InvalidRequest(str(error), param="prompt") from error
+        # A token may have been added to the tokenizer alone.
+        self._check_known(int(tokens.max(initial=0)))
+        return tokens
 
     def _checked_ids(self, ids: tuple[int, ...]) -> NDArray[np.int32]:
-        last = self._vocabulary.size - 1
+        if len(ids) > self._context_length:
+            raise self._too_long(len(ids))
         for token in (min(ids, default=0), max(ids, default=0)):
-            if not 0 <= token <= last:
-                raise InvalidRequest(f"token id {token} is not in the vocabulary (0 to {last})", param="prompt")
+            self._check_known(token)
         return np.array(ids, dtype=np.int32)
 
-    def _sampling(self, fields: dict[str, Any], num_prompt: int) -> SamplingParameters:
-        """Checked parameters that fit the context together with the prompt."""
-        context_length = self._limits.context_length
-        asked = fields.get("max_new_tokens")
-        room = context_length - num_prompt
-        if room < (1 if asked is None else 0):
-            raise InvalidRequest(
-                f"This model's maximum context length is {context_length} tokens. However, your prompt has "
-                f"{num_prompt} tokens. Please shorten the prompt.",
-                param="prompt",
-                cause=Cause.TOO_LONG,
-            )
-        if fields.get("seed") is None:
-            fields = {**fields, "seed": self.context.random.getrandbits(63)}
-        sampling = build_sampling(
-            fields,
-            eos_token_ids=self._vocabulary.eos_ids,
-            vocabulary_size=self._vocabulary.size,
-            default_max_new_tokens=room,
+    def _check_known(self, token: int) -> None:
+        if not 0 <= token < self._vocabulary.num_embeddings:
+            last = self._vocabulary.num_embeddings - 1
+            raise InvalidRequest(f"token id {token} is not in the model's vocabulary (0 to {last})", param="prompt")
+
+    def _too_long(self, num_prompt: int) -> InvalidRequest:
+        return InvalidRequest(
+            f"This model's maximum context length is {self._context_length} tokens. However, your prompt has "
+            f"{num_prompt} tokens. Please shorten the prompt.",
+            param="prompt",
+            cause=Cause.TOO_LONG,
         )
+
+    def _fitting(self, submit: Submit, num_prompt: int) -> SamplingParameters:
+        """The parameters, which together with the prompt must fit the context."""
+        context_length, sampling = self._context_length, submit.sampling
+        room = context_length - num_prompt
+        if room < (1 if submit.fill_context else 0):
+            raise self._too_long(num_prompt)
+        if submit.fill_context:
+            if sampling.min_new_tokens > room:
+                text = f"min_new_tokens ({sampling.min_new_tokens}) must not exceed the rest of the context ({room})"
+                raise InvalidRequest(text, param="min_new_tokens")
+            return msgspec.structs.replace(sampling, max_new_tokens=room)
         if sampling.max_new_tokens > room:
             raise InvalidRequest(
                 f"This model's maximum context length is {context_length} tokens. However, you requested "
@@ -137,17 +132,3 @@ class Tokenizer(Actor):
                 cause=Cause.TOO_LONG,
             )
         return sampling
-
-
-def _check_stops(options: TextOptions, limits: Limits) -> None:
-    if len(options.stop) > limits.max_stop_strings:
-        raise InvalidRequest(
-            f"at most {limits.max_stop_strings} stop strings are allowed, not {len(options.stop)}", param="stop"
-        )
-    for stop in options.stop:
-        if not 0 < len(stop) <= limits.max_stop_characters:
-            raise InvalidRequest(
-                f"a stop string must have 1 to {limits.max_stop_characters} characters, not {len(stop)}", param="stop"
-            )
-    if options.stop and not options.detokenize:
-        raise InvalidRequest("stop strings need text: they cannot be used with detokenize off", param="stop")

@@ -18,13 +18,15 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from numbers import Integral
 from typing import Any, TypeAlias, TypeVar
 
-import msgspec
 import structlog
 
+from pawl.actors.fields import convert
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.generate import Done, Submit, TextOptions
 from pawl.actors.runtime.local import LocalSystem
+from pawl.actors.sampling import Limits, OfflineSampling, StopStrings, offline_sampling
 from pawl.actors.sink import Delta, Inbox
+from pawl.actors.text.invalid import InvalidRequest
 from pawl.build.parts import Parts
 from pawl.build.wiring import engine_actors, spawn_all, stop_order
 from pawl.config import ServerConfig
@@ -97,6 +99,7 @@ class Engine:
         ensure_logs(config.log_format, config.log_level)
         self.config = config
         self.parts: Parts = parts if parts is not None else _load(config)
+        self._limits = Limits.of(self.parts.vocabulary, self.parts.loop_config.max_context)
         traced = self.parts.recorder is not None
         self.gateway = Gateway(limit=config.max_running + config.max_queued, traced=traced)
         self.system = LocalSystem(self.parts.loop_config.seed, on_failure=self._failed)
@@ -175,10 +178,9 @@ class Engine:
         asked: list[Any] = [prompts] if _stands_alone(prompts) else list(prompts)
         count = len(asked)
         fields = [dict(sampling or {})] * count if not isinstance(sampling, Sequence) else list(sampling)
-        drafts = [_draft(prompt, one, stop) for prompt, one in zip(asked, fields, strict=True)]
         finished: queue.SimpleQueue[int] = queue.SimpleQueue()
         inboxes = [_Signal(finished, index, whole=True) for index in range(count)]
-        self._on_gateway(self._submit(drafts, inboxes))
+        self._on_gateway(self._submit(asked, fields, stop, inboxes))
         answers: list[Completion | None] = [None] * count
         for _ in range(count):
             index = finished.get()
@@ -202,7 +204,7 @@ class Engine:
         """
         changed: queue.SimpleQueue[int] = queue.SimpleQueue()
         inbox = _Signal(changed, 0)
-        (number,) = self._on_gateway(self._submit([_draft(prompt, sampling or {}, stop)], [inbox]))
+        (number,) = self._on_gateway(self._submit([prompt], [sampling or {}], stop, [inbox]))
         try:
             while True:
                 changed.get()
@@ -219,8 +221,32 @@ class Engine:
             if not inbox.final:
                 self._on_gateway(self._abort(number))
 
-    async def _submit(self, drafts: Sequence[Submit], inboxes: Sequence[Inbox]) -> tuple[int, ...]:
-        return self.gateway.submit(drafts, inboxes)
+    async def _submit(
+        self, prompts: Sequence[Any], sampling: Sequence[Any], stop: str | Sequence[str], inboxes: Sequence[Inbox]
+    ) -> tuple[int, ...]:
+        try:
+            stops = convert([stop] if isinstance(stop, str) else list(stop), StopStrings, "stop")
+            options = TextOptions(stop=tuple(stops))
+            submits = [self._request(prompt, one, options) for prompt, one in zip(prompts, sampling, strict=True)]
+        except InvalidRequest as error:
+            raise RequestFailed(error.cause, error.message) from None
+        return self.gateway.submit(submits, inboxes)
+
+    def _request(self, prompt: Any, sampling: Any, options: TextOptions) -> Submit:
+        """Raises InvalidRequest."""
+        fields = convert(sampling, OfflineSampling)
+        is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict)
+        is_ids = not isinstance(prompt, str) and not is_chat
+        return Submit(
+            request=0,
+            rid="",
+            text=prompt if isinstance(prompt, str) else None,
+            chat=tuple(prompt) if is_chat else None,
+            token_ids=tuple(int(token) for token in prompt) if is_ids else None,
+            sampling=offline_sampling(fields, self._limits, self.gateway.new_seed()),
+            fill_context=fields.max_new_tokens is None,
+            text_options=options,
+        )
 
     async def _abort(self, request: int) -> None:
         self.gateway.abort([request], Cause.CLIENT)
@@ -273,16 +299,6 @@ async def _take(inbox: Inbox) -> Delta | None:
 def _stands_alone(prompts: Any) -> bool:
     """Whether this is one prompt (text, token ids, chat messages) and not a sequence of prompts."""
     return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral | dict))
-
-
-def _draft(prompt: Any, sampling: dict[str, Any], stop: str | Sequence[str]) -> Submit:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    draft = Submit(request=0, rid="", sampling=sampling, text_options=TextOptions(stop=stops))
-    if isinstance(prompt, str):
-        return msgspec.structs.replace(draft, text=prompt)
-    if prompt and isinstance(prompt[0], dict):
-        return msgspec.structs.replace(draft, chat=tuple(prompt))
-    return msgspec.structs.replace(draft, token_ids=tuple(int(token) for token in prompt))
 
 
 def _completed(delta: Delta) -> Completion:

@@ -50,7 +50,7 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """One request as the edge understood it: exactly one of `text`, `token_ids`, `chat` is set."""
+    """One valid request as the edge understood it: exactly one of `text`, `token_ids`, `chat` is set."""
 
     request: int
     rid: str
@@ -59,9 +59,10 @@ class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     chat: tuple[dict[str, Any], ...] | None = None
     """Chat messages for the model's template."""
     template_options: dict[str, Any] = msgspec.field(default_factory=dict)
-    sampling: dict[str, Any] = msgspec.field(default_factory=dict)
-    """Fields of SamplingParameters the client set (checked by the edge for type and range); `max_new_tokens` may be
-    missing: the rest of the context. `stop_token_ids` is the client's own, `ignore_eos` a bool."""
+    sampling: SamplingParameters = SamplingParameters()
+    """Complete but for `fill_context`, and valid: the edge has checked it."""
+    fill_context: bool = False
+    """The client set no limit: `max_new_tokens` is cut to what the prompt leaves of the context."""
     text_options: TextOptions = TextOptions()
     priority: int = 0
     """Larger runs first under the policy `priority`."""

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from pawl.lifecycle.states import Cause
 
+MAX_ECHO = 100
+"""Characters of a client's own words that a message repeats."""
+
 
 class InvalidRequest(ValueError):
     """A request that is refused before any work; `message` says what to change.
 
     `param` is the field at fault under its own name here, `status` the HTTP status, `cause` what the trace and the
-    metrics count it as.
+    metrics count it as, `code` a word for programs where the cause says too little.
     """
 
-    def __init__(self, message: str, param: str | None = None, status: int = 400, cause: Cause = Cause.INVALID) -> None:
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        status: int = 400,
+        cause: Cause = Cause.INVALID,
+        code: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.status = status
         self.cause = cause
+        self.code = code
+
+
+def quoted(text: str) -> str:
+    """A client's own words for a message: in quotes, cut where they are long."""
+    return repr(text) if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]!r}… ({len(text)} characters)"

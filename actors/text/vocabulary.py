@@ -23,8 +23,9 @@ these shows that the model ends its turns with it."""
 class Vocabulary:
     """What a tokenizer and a detokenizer need to know. Immutable once built; shared between threads.
 
-    `size` is the number of valid token ids: those of the tokenizer or, where the model's embedding is larger (it is
-    often padded), `minimum_size`. Ids of the padding are valid and have no text.
+    `num_embeddings` is how many token ids the model knows; 0: those of the tokenizer. Where there are more than the
+    tokenizer has (embeddings are often padded), the others have no text; where there are fewer (a token was added to
+    the tokenizer alone), prompts must not hold the rest. `size` covers both.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class Vocabulary:
         bos_token: str = "",
         eos_token: str = "",
         chat_templates: Mapping[str, str] | None = None,
-        minimum_size: int = 0,
+        num_embeddings: int = 0,
     ) -> None:
         self.tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         # Ids may have holes, so the highest one counts, not how many there are.
-        self.size = max(1 + max(tokenizer.get_vocab().values(), default=-1), minimum_size)
+        num_tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
+        self.size = max(num_tokens, num_embeddings)
+        self.num_embeddings = num_embeddings or num_tokens
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
         self.eos_ids = tuple(dict.fromkeys(eos_ids))
         self.bos_token = bos_token
@@ -49,20 +52,20 @@ class Vocabulary:
         """By name; the one a request gets unless it brings tools is `default`."""
 
     @classmethod
-    def load(cls, path: str | Path, minimum_size: int = 0) -> Vocabulary:
+    def load(cls, path: str | Path, num_embeddings: int = 0) -> Vocabulary:
         """From a GGUF file or a folder in Hugging Face's layout.
 
         Raises UnsupportedVocabulary when neither holds a vocabulary that can be read.
         """
         path = Path(path)
         if path.is_dir():
-            return cls.from_folder(path, minimum_size)
+            return cls.from_folder(path, num_embeddings)
         from pawl.gpu.weights.gguf import read_gguf  # a folder must load without the room of the models
 
-        return cls.from_gguf(read_gguf(path).metadata, minimum_size)
+        return cls.from_gguf(read_gguf(path).metadata, num_embeddings)
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any], minimum_size: int = 0) -> Vocabulary:
+    def from_gguf(cls, metadata: Mapping[str, Any], num_embeddings: int = 0) -> Vocabulary:
         """From the metadata of a GGUF file. End tokens: those the file names, and turn ends its template writes."""
         tokenizer = tokenizer_from_gguf(metadata)
         templates = (
@@ -80,11 +83,11 @@ class Vocabulary:
             bos_token=_token(tokenizer, bos_id),
             eos_token=_token(tokenizer, eos_ids[0] if eos_ids else None),
             chat_templates=templates,
-            minimum_size=minimum_size,
+            num_embeddings=num_embeddings,
         )
 
     @classmethod
-    def from_folder(cls, folder: Path, minimum_size: int = 0) -> Vocabulary:
+    def from_folder(cls, folder: Path, num_embeddings: int = 0) -> Vocabulary:
         """From tokenizer.json, tokenizer_config.json, generation_config.json (or config.json) and chat templates."""
         file = folder / "tokenizer.json"
         if not file.is_file():
@@ -106,7 +109,7 @@ class Vocabulary:
             bos_token=_content(configuration.get("bos_token")),
             eos_token=eos_token,
             chat_templates=_folder_templates(folder, configuration.get("chat_template")),
-            minimum_size=minimum_size,
+            num_embeddings=num_embeddings,
         )
 
     def encode(self, text: str, add_special: bool = True) -> NDArray[np.int32]:

@@ -19,7 +19,7 @@ from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Overflow
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.scheduler import Scheduler
-from pawl.actors.tokenizer import Limits, Tokenizer
+from pawl.actors.tokenizer import Tokenizer
 from pawl.actors.watchdog import Watchdog
 from pawl.actors.worker import Worker
 from pawl.build.parts import Parts
@@ -51,7 +51,7 @@ def engine_actors(
     config, hold = parts.loop_config, Overflow.HOLD
     started = parts.started if parts.recorder is not None else None
     specs = [
-        ActorSpec(names.tokenizer, Tokenizer(parts.vocabulary, Limits(config.max_context), names)),
+        ActorSpec(names.tokenizer, Tokenizer(parts.vocabulary, config.max_context, names)),
         ActorSpec(
             names.scheduler,
             make_scheduler(config, request_timeout_s, started, names),

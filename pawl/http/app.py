@@ -12,11 +12,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pawl.actors.gateway import Gateway
+from pawl.actors.text.invalid import InvalidRequest
 from pawl.http.auth import KeyCheck
 from pawl.http.context import ServerContext, Statistics
 from pawl.http.control import ControlRoutes
-from pawl.http.errors import Problem
-from pawl.http.generation import GenerationRoutes
+from pawl.http.errors import Problem, from_invalid
+from pawl.http.generation import NAMES, GenerationRoutes
 from pawl.http.info import ServerInfo, Tokenization
 
 DEFAULT_MAX_BODY_BYTES = 32 << 20
@@ -34,12 +35,13 @@ def create_app(
     statistics: Statistics = dict,
 ) -> Starlette:
     """The application that serves one engine. It must run on the event loop that drives `gateway`."""
-    site = ServerContext(gateway, info, tokenization, statistics, max_body_bytes, probe_timeout_s)
+    context = ServerContext(gateway, info, tokenization, statistics, max_body_bytes, probe_timeout_s)
     return Starlette(
-        routes=[*GenerationRoutes(site).routes(), *ControlRoutes(site).routes()],
+        routes=[*GenerationRoutes(context).routes(), *ControlRoutes(context).routes()],
         middleware=[Middleware(KeyCheck, api_key=api_key, admin_api_key=admin_api_key)],
         exception_handlers={
             Problem: _problem,
+            InvalidRequest: _invalid,
             HTTPException: _http_error,
             ClientDisconnect: _disconnected,
             Exception: _internal_error,
@@ -54,6 +56,11 @@ def _respond(request: Request, problem: Problem) -> Response:
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     return _respond(request, error)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, InvalidRequest)
+    return _respond(request, from_invalid(error).renamed(NAMES.get(request.url.path, {})))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

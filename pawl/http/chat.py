@@ -7,18 +7,19 @@ from typing import Any
 import msgspec
 
 from pawl.actors.messages.generate import Submit
+from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta
+from pawl.http.context import ServerContext
 from pawl.http.errors import Problem
-from pawl.http.info import ServerInfo
-from pawl.http.openai import CLIENT_NAMES, OpenAiRenderer, base_draft, check_common, choices_of, finite
+from pawl.http.openai import OpenAiRenderer, base_submit, check_common, choices_of, finite
 from pawl.http.schemas import ChatBody, unsupported
 
 UNSUPPORTED = unsupported(ChatBody)
 
 
-def chat_drafts(body: ChatBody, info: ServerInfo) -> tuple[list[Submit], int]:
-    """One draft for each choice, and the number of choices. What else messages hold is checked by the template."""
-    n = check_common(body, info, UNSUPPORTED)
+def chat_submits(body: ChatBody, rid: str, context: ServerContext) -> list[Submit]:
+    """One request for each choice. What else messages hold is checked by the template."""
+    check_common(body, context.info, UNSUPPORTED)
     if not body.messages:
         raise Problem(400, "messages must not be empty", param="messages")
     _check_contents(body.messages)
@@ -28,13 +29,19 @@ def chat_drafts(body: ChatBody, info: ServerInfo) -> tuple[list[Submit], int]:
         raise Problem(400, text, param="max_completion_tokens")
     if body.top_logprobs is not None and not body.logprobs:
         raise Problem(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
-    sampling = {
-        "max_new_tokens": next(iter(limits), None),
-        "top_logprobs": (body.top_logprobs or 0) if body.logprobs else None,
-    }
-    base = base_draft(body, sampling, info, CLIENT_NAMES)
-    draft = msgspec.structs.replace(base, chat=tuple(body.messages), template_options=body.chat_template_kwargs or {})
-    return choices_of(draft, n), n
+    n = body.n or 1
+    context.check_count(1, n)
+    sampling = build_sampling(
+        body,
+        context.info.limits,
+        context.gateway.new_seed(),
+        max_new_tokens=next(iter(limits), None),
+        min_new_tokens=body.min_tokens,
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    base = base_submit(body, sampling, not limits, rid)
+    options = body.chat_template_kwargs or {}
+    return choices_of(msgspec.structs.replace(base, chat=tuple(body.messages), template_options=options), n)
 
 
 def _check_contents(messages: list[dict[str, Any]]) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 
 from pawl.actors.messages.generate import Submit, TokenLogprob
+from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta
+from pawl.http.context import ServerContext
 from pawl.http.errors import Problem
-from pawl.http.info import ServerInfo
-from pawl.http.openai import CLIENT_NAMES, OpenAiRenderer, base_draft, check_common, choices_of, finite
+from pawl.http.openai import CLIENT_NAMES, OpenAiRenderer, base_submit, check_common, choices_of, finite
 from pawl.http.schemas import CompletionBody, unsupported
 
 DEFAULT_MAX_TOKENS = 16
@@ -24,39 +25,43 @@ NAMES = {**CLIENT_NAMES, "top_logprobs": "logprobs"}
 Prompt = str | tuple[int, ...]
 
 
-def prompts_of(value: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
+def prompts_of(value: str | Sequence[str | int | list[int]], name: str) -> Sequence[Prompt]:
     """The prompts of one body: a string, a list of strings, token ids, or a list of lists of token ids."""
     if isinstance(value, str):
         return (value,)
     if not value:
-        raise Problem(400, "prompt must not be an empty list", param="prompt")
-    if all(isinstance(item, int) for item in value):
+        raise Problem(400, f"{name} must not be an empty list", param=name)
+    if len({*map(type, value)}) > 1:
+        raise Problem(400, f"{name} must not mix strings, token ids and lists", param=name)
+    if isinstance(value[0], int):
         return (tuple(item for item in value if isinstance(item, int)),)
-    prompts: list[Prompt] = []
-    for item in value:
-        if isinstance(item, int) or isinstance(item, str) != isinstance(value[0], str):
-            raise Problem(400, "prompt must not mix strings, token ids and lists", param="prompt")
-        prompts.append(item if isinstance(item, str) else tuple(item))
-    return tuple(prompts)
+    return [item if isinstance(item, str) else tuple(item) for item in value if not isinstance(item, int)]
 
 
-def completion_drafts(body: CompletionBody, info: ServerInfo) -> tuple[list[Submit], int]:
-    """One draft for each choice of each prompt, and the number of choices."""
-    n = check_common(body, info, UNSUPPORTED)
+def completion_submits(body: CompletionBody, rid: str, context: ServerContext) -> list[Submit]:
+    """One request for each choice of each prompt."""
+    check_common(body, context.info, UNSUPPORTED)
+    n, gateway = body.n or 1, context.gateway
     if body.best_of is not None and body.best_of != n:
         raise Problem(400, f"best_of must equal n ({n}); choosing among more is not supported", param="best_of")
-    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    sampling = {
-        "max_new_tokens": max_tokens,
-        "top_logprobs": body.logprobs,
-        "prompt_logprobs": True if body.echo and body.logprobs is not None else None,
-    }
-    base = base_draft(body, sampling, info, NAMES)
-    drafts: list[Submit] = []
-    for prompt in prompts_of(body.prompt):
+    prompts = prompts_of(body.prompt, "prompt")
+    context.check_count(len(prompts), n)
+    sampling = build_sampling(
+        body,
+        context.info.limits,
+        gateway.new_seed(),
+        max_new_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        min_new_tokens=body.min_tokens,
+        top_logprobs=body.logprobs,
+        prompt_logprobs=bool(body.echo) and body.logprobs is not None,
+    )
+    base = base_submit(body, sampling, fill_context=False, rid=rid)
+    submits: list[Submit] = []
+    for prompt in prompts:
         kind = "text" if isinstance(prompt, str) else "token_ids"
-        drafts += choices_of(msgspec.structs.replace(base, **{kind: prompt}), n)
-    return drafts, n
+        seed = None if body.seed is not None else gateway.new_seed()
+        submits += choices_of(msgspec.structs.replace(base, **{kind: prompt}), n, seed)
+    return submits
 
 
 class CompletionRenderer(OpenAiRenderer):

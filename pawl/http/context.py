@@ -10,6 +10,7 @@ from starlette.requests import Request
 from pawl.actors.gateway import Gateway
 from pawl.actors.runtime.system import ActorStatistics
 from pawl.http.body import Body, decode, read_body
+from pawl.http.errors import Problem
 from pawl.http.info import ServerInfo, Tokenization
 
 Statistics = Callable[[], Mapping[str, ActorStatistics]]
@@ -18,7 +19,7 @@ Statistics = Callable[[], Mapping[str, ActorStatistics]]
 
 @dataclass(frozen=True)
 class ServerContext:
-    """One served model: its engine behind the gateway, and the limits of its HTTP face."""
+    """One served model: its engine behind the gateway, and the limits of its HTTP side."""
 
     gateway: Gateway
     info: ServerInfo
@@ -31,3 +32,10 @@ class ServerContext:
     async def read(self, request: Request, kind: type[Body]) -> Body:
         """The request's body as `kind`."""
         return decode(await read_body(request, self.max_body_bytes), kind)
+
+    def check_count(self, num_prompts: int, n: int) -> None:
+        """Refuse a call that alone asks for more requests than may be open: it could never be served."""
+        if num_prompts * n > self.gateway.limit:
+            what = f"{num_prompts} prompts" if n == 1 else f"{num_prompts} prompts with {n} choices each"
+            text = f"{what} are more than the {self.gateway.limit} requests this server takes at a time; send fewer"
+            raise Problem(413, text, code="too_many_requests_in_call")

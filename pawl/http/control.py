@@ -17,6 +17,7 @@ from pawl.http.metrics import CONTENT_TYPE, exposition
 from pawl.http.openai import check_model
 from pawl.http.schemas import AbortBody, DetokenizeBody, Strings, TokenizeBody
 from pawl.http.streams import RequestGroup, ask
+from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 
 ABORT_PATIENCE_S = 5.0
@@ -75,8 +76,8 @@ class ControlRoutes:
 
     async def health_generate(self, request: Request) -> Response:
         """Really generate one token."""
-        draft = Submit(request=0, rid="", text="1", sampling={"max_new_tokens": 1, "temperature": 0.0})
-        bundle = RequestGroup(self._site.gateway, [draft], whole=True)
+        submit = Submit(request=0, rid="", text="1", sampling=SamplingParameters(max_new_tokens=1, temperature=0.0))
+        bundle = RequestGroup(self._site.gateway, [submit], whole=True)
         arrivals = await bundle.arrivals(self._site.probe_timeout_s)
         if not arrivals:
             bundle.abort(Cause.TIMEOUT, "health probe")

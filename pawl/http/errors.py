@@ -109,7 +109,7 @@ def error_event(problem: Problem) -> bytes:
 
 def from_invalid(error: InvalidRequest) -> Problem:
     """A check of ours that failed at the edge."""
-    return Problem(error.status, error.message, error.param, _code(error.cause))
+    return Problem(error.status, error.message, error.param, error.code or _code(error.cause))
 
 
 def from_refused(refused: Refused) -> Problem:

@@ -12,19 +12,27 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pawl.actors.messages.generate import Submit
-from pawl.http.chat import ChatRenderer, chat_drafts
-from pawl.http.completions import CompletionRenderer, completion_drafts
+from pawl.http import completions, native, openai
+from pawl.http.chat import ChatRenderer, chat_submits
+from pawl.http.completions import CompletionRenderer, completion_submits
 from pawl.http.context import ServerContext
 from pawl.http.native import NativeRenderer, understand
 from pawl.http.replies import ReplyStream
 from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody
 
+NAMES = {
+    "/v1/completions": completions.NAMES,
+    "/v1/chat/completions": openai.CLIENT_NAMES,
+    "/generate": native.CLIENT_NAMES,
+}
+"""By path: our field names in the words of the route."""
+
 
 class GenerationRoutes:
     """`/v1/completions`, `/v1/chat/completions` and `/generate`."""
 
-    def __init__(self, site: ServerContext) -> None:
-        self._site = site
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
 
     def routes(self) -> list[Route]:
         return [
@@ -34,38 +42,35 @@ class GenerationRoutes:
         ]
 
     async def complete(self, request: Request) -> Response:
-        body = await self._site.read(request, CompletionBody)
-        drafts, n = completion_drafts(body, self._site.info)
-        echoes = [self._echo(draft) for draft in drafts] if body.echo else []
-        drafts, frame = self._named(body, drafts, n, "cmpl")
-        face = CompletionRenderer(*frame, top_logprobs=body.logprobs, echoes=echoes)
-        return ReplyStream(self._site.gateway, drafts, face, bool(body.stream))
+        body = await self._context.read(request, CompletionBody)
+        rid = body.rid or self._context.gateway.new_rid()
+        submits = completion_submits(body, rid, self._context)
+        echoes = [self._echo(submit) for submit in submits] if body.echo else []
+        renderer = CompletionRenderer(*self._frame(body, "cmpl", rid), top_logprobs=body.logprobs, echoes=echoes)
+        return ReplyStream(self._context.gateway, submits, renderer, bool(body.stream))
 
     async def chat(self, request: Request) -> Response:
-        body = await self._site.read(request, ChatBody)
-        drafts, n = chat_drafts(body, self._site.info)
-        drafts, frame = self._named(body, drafts, n, "chatcmpl")
+        body = await self._context.read(request, ChatBody)
+        rid = body.rid or self._context.gateway.new_rid()
+        submits = chat_submits(body, rid, self._context)
         top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        face = ChatRenderer(*frame, top_logprobs=top_logprobs)
-        return ReplyStream(self._site.gateway, drafts, face, bool(body.stream))
+        renderer = ChatRenderer(*self._frame(body, "chatcmpl", rid), top_logprobs=top_logprobs)
+        return ReplyStream(self._context.gateway, submits, renderer, bool(body.stream))
 
     async def generate(self, request: Request) -> Response:
-        body = await self._site.read(request, GenerateBody)
-        call = understand(body, self._site.info, self._site.gateway.new_rid)
-        return ReplyStream(self._site.gateway, call.drafts, NativeRenderer(call, self._site.info), bool(body.stream))
+        body = await self._context.read(request, GenerateBody)
+        call = understand(body, self._context)
+        renderer = NativeRenderer(call, self._context.info)
+        return ReplyStream(self._context.gateway, call.submits, renderer, bool(body.stream))
 
-    def _named(
-        self, body: CompletionBody | ChatBody, drafts: list[Submit], n: int, prefix: str
-    ) -> tuple[list[Submit], tuple[Any, ...]]:
-        """The drafts under the call's one rid, and what all faces of OpenAI's routes are made from."""
-        rid = body.rid or self._site.gateway.new_rid()
+    def _frame(self, body: CompletionBody | ChatBody, prefix: str, rid: str) -> tuple[Any, ...]:
+        """What the renderers of OpenAI's routes have in common."""
         options = msgspec.structs.asdict(body.stream_options) if body.stream_options else {}
-        named = [msgspec.structs.replace(draft, rid=rid) for draft in drafts]
-        return named, (self._site.info, f"{prefix}-{rid}", int(time.time()), n, options)
+        return self._context.info, f"{prefix}-{rid}", int(time.time()), body.n or 1, options
 
-    def _echo(self, draft: Submit) -> Callable[[], str]:
+    def _echo(self, submit: Submit) -> Callable[[], str]:
         """The prompt's text, made when it is needed: a prompt of bad token ids is refused before that."""
-        text, ids = draft.text, draft.token_ids
+        text, ids = submit.text, submit.token_ids
         if text is not None:
             return lambda: text
-        return lambda: self._site.tokenization.decode(ids or (), False)
+        return lambda: self._context.tokenization.decode(ids or (), False)

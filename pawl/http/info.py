@@ -1,4 +1,4 @@
-"""What the HTTP face must know about the model and the server, and what it needs of the vocabulary."""
+"""What HTTP must know about the model and the server, and what it needs of the vocabulary."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import msgspec
 from numpy.typing import NDArray
+
+from pawl.actors.sampling import Limits
 
 
 class Tokenization(Protocol):
@@ -25,9 +27,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     model_path: str
     aliases: tuple[str, ...] = ()
     """Other names that requests may use."""
-    context_length: int
-    """Tokens of prompt and output together, at the most."""
-    vocabulary_size: int
+    limits: Limits
     version: str
     """Pawl's own."""
     created: int = 0
@@ -35,6 +35,14 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     weight_version: str = "default"
     settings: dict[str, Any] = msgspec.field(default_factory=dict)
     """The configuration as `/server_info` shows it; no secrets."""
+
+    @property
+    def context_length(self) -> int:
+        return self.limits.context_length
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.limits.vocabulary_size
 
     def knows(self, name: str) -> bool:
         """Whether a request for model `name` is for this one."""

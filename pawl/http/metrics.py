@@ -117,18 +117,24 @@ def _from_gateway(page: Page, gateway: Gateway) -> None:
     totals = gateway.totals
     genai = {"gen_ai_operation_name": "text_completion"}
     page.add_histogram(
-        "gen_ai_server_request_duration", "Seconds from submission to the end.", genai, gateway.request_duration
+        "gen_ai_server_request_duration",
+        "Seconds from submission to the end.",
+        genai,
+        gateway.requests.request_duration,
     )
     page.add_histogram(
-        "gen_ai_server_time_to_first_token", "Seconds to the first output token.", genai, gateway.time_to_first_token
+        "gen_ai_server_time_to_first_token",
+        "Seconds to the first output token.",
+        genai,
+        gateway.requests.time_to_first_token,
     )
     page.add_histogram(
         "gen_ai_server_time_per_output_token",
         "Seconds for each output token after the first.",
         genai,
-        gateway.time_per_output_token,
+        gateway.requests.time_per_output_token,
     )
-    page.add_histogram("pawl_queue_time_seconds", "Seconds from arrival to admission.", {}, gateway.queue_time)
+    page.add_histogram("pawl_queue_time_seconds", "Seconds from arrival to admission.", {}, gateway.requests.queue_time)
     simple: Sequence[tuple[str, str, str, Number]] = (
         ("pawl_requests_submitted_total", "counter", "Requests that reached the gateway.", totals.submitted),
         ("pawl_requests_open", "gauge", "Requests without their terminal reply yet.", gateway.num_live),
@@ -139,7 +145,7 @@ def _from_gateway(page: Page, gateway: Gateway) -> None:
             "pawl_generation_throughput",
             "gauge",
             "Output tokens per second, over the last ten seconds.",
-            gateway.throughput.per_second(gateway.context.now()),
+            gateway.requests.throughput.per_second(gateway.context.now()),
         ),
         (
             "pawl_cache_hit_rate",
@@ -147,7 +153,7 @@ def _from_gateway(page: Page, gateway: Gateway) -> None:
             "Share of prompt tokens that came from the cache, since the start.",
             totals.cached_tokens / totals.prompt_tokens if totals.prompt_tokens else 0.0,
         ),
-        ("pawl_late_replies_total", "counter", "Answers that came after their ask had ended.", totals.late_replies),
+        ("pawl_late_replies_total", "counter", "Answers that came after their ask had ended.", gateway.asks.num_late),
         ("pawl_engine_lost", "gauge", "Whether a vital actor is gone for good.", int(gateway.lost is not None)),
         ("pawl_stalled_seconds", "gauge", "For how long the engine has not moved; 0 is well.", gateway.stalled_s),
     )

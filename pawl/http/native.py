@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from pawl.actors.messages.generate import Done, Submit, TextOptions, TokenLogprob
+from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta, Inbox
+from pawl.http.completions import Prompt, prompts_of
+from pawl.http.context import ServerContext
 from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem
 from pawl.http.info import ServerInfo
-from pawl.http.openai import SAMPLING_FIELDS, check_sampling, choices_of, encode, finite, positive, same_fields
-from pawl.http.schemas import GenerateBody, NativeSampling, num_choices, refuse_unsupported, strings, unsupported
+from pawl.http.openai import choices_of, encode, finite
+from pawl.http.schemas import GenerateBody, NativeSampling, refuse_unsupported, strings, unsupported
+from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -37,22 +41,23 @@ class Scoring(msgspec.Struct, frozen=True):
 class Call(msgspec.Struct, frozen=True):
     """A body, understood."""
 
-    drafts: tuple[Submit, ...]
+    submits: tuple[Submit, ...]
     scorings: tuple[Scoring | None, ...]
-    """One for each draft."""
+    """One for each request."""
     single: bool
     """Whether the reply is one object, not a list."""
     texts: bool
     """Whether scored tokens show their text."""
 
 
-def understand(body: GenerateBody, info: ServerInfo, new_rid: Callable[[], str]) -> Call:
+def understand(body: GenerateBody, context: ServerContext) -> Call:
     """The requests that `body` asks for; refuses what is wrong with it, by name. All choices of a prompt share a rid, a
     new one where the client gave none."""
     refuse_unsupported(body, UNSUPPORTED)
-    prompts, listed = _prompts(body)
+    prompts, listed = _prompts(body, context)
     count = len(prompts)
     samplings = _spread(body.sampling_params or NativeSampling(), count, "sampling_params")
+    context.check_count(sum(sampling.n or 1 for sampling in samplings), 1)
     rids = _spread(body.rid or "", count, "rid")
     if isinstance(body.rid, list) and len(set(body.rid)) < count:
         raise Problem(400, "rid must name each prompt differently", param="rid")
@@ -61,45 +66,38 @@ def understand(body: GenerateBody, info: ServerInfo, new_rid: Callable[[], str])
     tops = _spread(body.top_logprobs_num or 0, count, "top_logprobs_num")
     if body.cache_salt and body.extra_key and body.cache_salt != body.extra_key:
         raise Problem(400, "cache_salt and extra_key contradict each other; send one of them", param="extra_key")
-    drafts: list[Submit] = []
+    submits: list[Submit] = []
     scorings: list[Scoring | None] = []
     for prompt, sampling, rid, wants, start, top in zip(prompts, samplings, rids, wanted, starts, tops, strict=True):
         scoring = Scoring(start if start >= 0 else None, top) if wants else None
-        draft = Submit(
+        submit = Submit(
             request=0,
-            rid=rid or new_rid(),
+            rid=rid or context.gateway.new_rid(),
             text=prompt if isinstance(prompt, str) else None,
             token_ids=None if isinstance(prompt, str) else prompt,
-            sampling=_sampling(sampling, scoring, info),
+            sampling=_sampling(sampling, scoring, context),
             text_options=_text_options(sampling),
             priority=body.priority or 0,
-            timeout_s=positive(body.timeout_s, "timeout_s"),
+            timeout_s=body.timeout_s,
             cache_salt=body.cache_salt or body.extra_key or "",
         )
-        choices = choices_of(draft, num_choices(sampling.n))
-        drafts += choices
+        choices = choices_of(submit, sampling.n or 1)
+        submits += choices
         scorings += [scoring] * len(choices)
-    return Call(tuple(drafts), tuple(scorings), not listed and len(drafts) == 1, bool(body.return_text_in_logprobs))
+    return Call(tuple(submits), tuple(scorings), not listed and len(submits) == 1, bool(body.return_text_in_logprobs))
 
 
-def _prompts(body: GenerateBody) -> tuple[list[str | tuple[int, ...]], bool]:
+def _prompts(body: GenerateBody, context: ServerContext) -> tuple[Sequence[Prompt], bool]:
     """The prompts, and whether they came as a list."""
     if (body.text is None) == (body.input_ids is None):
         raise Problem(400, "send exactly one of text and input_ids", param="text")
-    if isinstance(body.text, str):
-        return [body.text], False
     if body.text is not None:
-        if not body.text:
-            raise Problem(400, "text must not be an empty list", param="text")
-        return list(body.text), True
-    ids = body.input_ids or []
-    if not ids:
-        raise Problem(400, "input_ids must not be an empty list", param="input_ids")
-    flat = tuple(item for item in ids if isinstance(item, int))
-    lists = [tuple(item) for item in ids if not isinstance(item, int)]
-    if flat and lists:
-        raise Problem(400, "input_ids must not mix token ids and lists", param="input_ids")
-    return ([flat], False) if flat else ([*lists], True)
+        prompts, listed = prompts_of(body.text, "text"), isinstance(body.text, list)
+    else:
+        ids = body.input_ids or []
+        prompts, listed = prompts_of(ids, "input_ids"), isinstance(ids[0], list)
+    context.check_count(len(prompts), 1)
+    return prompts, listed
 
 
 def _spread(value: Item | list[Item], count: int, name: str) -> list[Item]:
@@ -111,26 +109,25 @@ def _spread(value: Item | list[Item], count: int, name: str) -> list[Item]:
     return value
 
 
-def _sampling(sampling: NativeSampling, scoring: Scoring | None, info: ServerInfo) -> dict[str, Any]:
+def _sampling(sampling: NativeSampling, scoring: Scoring | None, context: ServerContext) -> SamplingParameters:
     refuse_unsupported(sampling, UNSUPPORTED_SAMPLING)
-    fields = same_fields(sampling, (*SAMPLING_FIELDS, "max_new_tokens", "min_new_tokens"))
-    fields.setdefault("max_new_tokens", DEFAULT_MAX_NEW_TOKENS)
     seeds = {seed for seed in (sampling.seed, sampling.sampling_seed) if seed is not None}
     if len(seeds) > 1:
         raise Problem(400, "seed and sampling_seed contradict each other; send one of them", param="seed")
-    if seeds:
-        fields["seed"] = seeds.pop()
-    if scoring is not None:
-        fields["top_logprobs"] = scoring.num_top
-        if scoring.start is not None:
-            fields["prompt_logprobs"] = True
-    check_sampling(fields, info, CLIENT_NAMES)
-    return fields
+    return build_sampling(
+        sampling,
+        context.info.limits,
+        seeds.pop() if seeds else context.gateway.new_seed(),
+        max_new_tokens=DEFAULT_MAX_NEW_TOKENS if sampling.max_new_tokens is None else sampling.max_new_tokens,
+        min_new_tokens=sampling.min_new_tokens,
+        top_logprobs=scoring.num_top if scoring is not None else None,
+        prompt_logprobs=scoring is not None and scoring.start is not None,
+    )
 
 
 def _text_options(sampling: NativeSampling) -> TextOptions:
     return TextOptions(
-        stop=strings(sampling.stop, "stop"),
+        stop=strings(sampling.stop),
         include_stop=bool(sampling.no_stop_trim),
         skip_special_tokens=sampling.skip_special_tokens is not False,
         spaces_between_special_tokens=sampling.spaces_between_special_tokens is not False,
@@ -174,11 +171,11 @@ class NativeRenderer:
     def __init__(self, call: Call, info: ServerInfo) -> None:
         self._call = call
         self._info = info
-        self._progress = [_Progress() for _ in call.drafts]
+        self._progress = [_Progress() for _ in call.submits]
 
     def delta(self, index: int, delta: Delta, inbox: Inbox) -> bytes:
         self._progress[index].add(delta)
-        prompt = inbox.prompt or self._call.drafts[index].token_ids
+        prompt = inbox.prompt or self._call.submits[index].token_ids
         result = self._result(index, delta, len(prompt) if prompt else None)
         if not self._call.single:
             result["index"] = index
@@ -202,7 +199,7 @@ class NativeRenderer:
         # Joined parts are kept joined, so that a long text is not put together from all its pieces each time.
         progress.texts = ["".join(progress.texts)]
         meta: dict[str, Any] = {
-            "id": self._call.drafts[index].rid,
+            "id": self._call.submits[index].rid,
             "finish_reason": None,
             "weight_version": self._info.weight_version,
             "completion_tokens": len(progress.tokens),

@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 
 from pawl.actors.messages.generate import Done, Submit, TextOptions, Usage
-from pawl.actors.sampling import SEED_RANGE, build_sampling
+from pawl.actors.sampling import SEED_RANGE
 from pawl.actors.sink import Delta, Inbox
-from pawl.actors.text.invalid import InvalidRequest
-from pawl.http.errors import Problem, from_delta, from_invalid
+from pawl.actors.text.invalid import quoted
+from pawl.http.errors import Problem, from_delta
 from pawl.http.info import ServerInfo
-from pawl.http.schemas import ChatBody, CompletionBody, num_choices, refuse_unsupported, strings
+from pawl.http.schemas import ChatBody, CompletionBody, refuse_unsupported, strings
+from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 
 encode = msgspec.json.Encoder().encode
@@ -37,98 +38,50 @@ CLIENT_NAMES = {
 }
 """Our field names in the words of OpenAI's API."""
 
-SAMPLING_FIELDS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logit_bias",
-    "stop_token_ids",
-    "ignore_eos",
-)
-"""Fields that have the same name in all APIs."""
-
 
 def check_model(info: ServerInfo, name: str | None) -> None:
     """Refuse a request for a model that is not served here."""
     if name is not None and not info.knows(name):
-        text = f"the model {name!r} does not exist here; this server has {info.model_name!r}"
+        text = f"the model {quoted(name)} does not exist here; this server has {info.model_name!r}"
         raise Problem(404, text, param="model", code="model_not_found")
 
 
-def check_sampling(fields: Mapping[str, Any], info: ServerInfo, names: Mapping[str, str]) -> None:
-    """Refuse values out of range, in the words of the route."""
-    try:
-        build_sampling(fields, vocabulary_size=info.vocabulary_size)
-    except InvalidRequest as error:
-        raise from_invalid(error).renamed(names) from None
-
-
-def same_fields(body: msgspec.Struct, names: Sequence[str]) -> dict[str, Any]:
-    """Those of the fields that the client set."""
-    return {name: value for name in names if (value := getattr(body, name)) is not None}
-
-
-def choices_of(draft: Submit, n: int) -> list[Submit]:
-    """`n` requests for one prompt. A given seed counts upwards (and round, as seeds do), so that the choices differ and
-    can be repeated."""
-    seed = draft.sampling.get("seed")
-    if n == 1:
-        return [draft]
-    if seed is None:
-        return [draft] * n
-    seeds = [(seed + index) % SEED_RANGE for index in range(n)]
-    return [msgspec.structs.replace(draft, sampling={**draft.sampling, "seed": one}) for one in seeds]
-
-
-def base_draft(
-    body: CompletionBody | ChatBody, sampling: Mapping[str, Any], info: ServerInfo, names: Mapping[str, str]
-) -> Submit:
-    """A draft with everything but the prompt; `sampling` holds what the two routes name differently, and `names` what
-    the route calls our fields."""
-    fields = same_fields(body, SAMPLING_FIELDS)
-    fields |= {name: value for name, value in sampling.items() if value is not None}
-    if body.seed is not None:
-        fields["seed"] = body.seed
-    if body.min_tokens is not None:
-        fields["min_new_tokens"] = body.min_tokens
-    check_sampling(fields, info, names)
-    options = TextOptions(
-        stop=strings(body.stop, "stop"),
-        include_stop=bool(body.include_stop_str_in_output),
-        skip_special_tokens=body.skip_special_tokens is not False,
-        spaces_between_special_tokens=body.spaces_between_special_tokens is not False,
-    )
-    return Submit(
-        request=0,
-        rid=body.rid or "",
-        sampling=fields,
-        text_options=options,
-        priority=body.priority or 0,
-        timeout_s=positive(body.timeout_s, "timeout_s"),
-        cache_salt=body.cache_salt or "",
-    )
-
-
-def positive(seconds: float | None, name: str) -> float | None:
-    """A time limit, which must leave some time."""
-    if seconds is not None and seconds <= 0:
-        raise Problem(400, f"{name} must be above 0, not {seconds:g}", param=name)
-    return seconds
-
-
-def check_common(body: CompletionBody | ChatBody, info: ServerInfo, unsupported: tuple[str, ...]) -> int:
-    """The checks that come before all others; returns the number of choices for each prompt."""
+def check_common(body: CompletionBody | ChatBody, info: ServerInfo, unsupported: tuple[str, ...]) -> None:
+    """The checks that come before all others."""
     check_model(info, body.model)
     refuse_unsupported(body, unsupported)
     if body.stream_options is not None:
         refuse_unsupported(body.stream_options, ("include_obfuscation",))
         if not body.stream:
             raise Problem(400, "stream_options is only allowed when stream is true", param="stream_options")
-    return num_choices(body.n)
+
+
+def base_submit(body: CompletionBody | ChatBody, sampling: SamplingParameters, fill_context: bool, rid: str) -> Submit:
+    """A request with everything but its prompt."""
+    return Submit(
+        request=0,
+        rid=rid,
+        sampling=sampling,
+        fill_context=fill_context,
+        text_options=TextOptions(
+            stop=strings(body.stop),
+            include_stop=bool(body.include_stop_str_in_output),
+            skip_special_tokens=body.skip_special_tokens is not False,
+            spaces_between_special_tokens=body.spaces_between_special_tokens is not False,
+        ),
+        priority=body.priority or 0,
+        timeout_s=body.timeout_s,
+        cache_salt=body.cache_salt or "",
+    )
+
+
+def choices_of(submit: Submit, n: int, seed: int | None = None) -> list[Submit]:
+    """`n` requests for one prompt. Seeds count upwards (and round) from the first, so that the choices differ and can
+    be repeated; `seed` replaces the first."""
+    first = submit.sampling.seed if seed is None else seed
+    seeds = [(first + index) % SEED_RANGE for index in range(n)]
+    replace = msgspec.structs.replace
+    return [replace(submit, sampling=replace(submit.sampling, seed=one)) for one in seeds]
 
 
 def usage_body(usages: Sequence[Usage], n: int) -> dict[str, Any]:
@@ -154,7 +107,7 @@ def stop_reason(done: Done | None) -> str | int | None:
 
 
 class OpenAiRenderer(ABC):
-    """A face (see `exchange`) whose chunks are mostly a frame that is the same for all of one call's chunks."""
+    """A `Renderer` whose chunks are mostly a frame that is the same for all of one call's chunks."""
 
     independent = False
     names: Mapping[str, str] = CLIENT_NAMES
@@ -193,7 +146,7 @@ class OpenAiRenderer(ABC):
         """Text that goes before the first delta's own."""
         return ""
 
-    # ---- face ----
+    # ---- renderer ----
 
     def delta(self, index: int, delta: Delta, inbox: Inbox) -> bytes:
         first = index not in self._num_tokens

@@ -46,49 +46,49 @@ class Renderer(Protocol):
 
 
 class ReplyStream(Response):
-    """An ASGI response that submits `drafts`, and answers with what comes of them."""
+    """An ASGI response that submits requests, and answers with what comes of them."""
 
-    def __init__(self, gateway: Gateway, drafts: Sequence[Submit], face: Renderer, stream: bool) -> None:
+    def __init__(self, gateway: Gateway, submits: Sequence[Submit], renderer: Renderer, stream: bool) -> None:
         super().__init__()
         self._gateway = gateway
-        self._drafts = drafts
-        self._face = face
+        self._submits = submits
+        self._renderer = renderer
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        bundle = RequestGroup(self._gateway, self._drafts, whole=not self._stream)
-        watcher = asyncio.ensure_future(watch(receive, bundle.abandon))
+        group = RequestGroup(self._gateway, self._submits, whole=not self._stream)
+        watcher = asyncio.ensure_future(watch(receive, group.abandon))
         try:
-            await (self._streamed(bundle, send) if self._stream else self._collected(bundle, send))
+            await (self._streamed(group, send) if self._stream else self._collected(group, send))
         finally:
             watcher.cancel()
-            if bundle.open:
+            if group.open:
                 # The handler was cancelled or failed: nobody reads on.
-                bundle.abandon()
+                group.abandon()
 
     def _failure(
-        self, bundle: RequestGroup, arrivals: Sequence[tuple[int, Delta]], begun: bool = False
+        self, group: RequestGroup, arrivals: Sequence[tuple[int, Delta]], begun: bool = False
     ) -> Problem | None:
         """The failure among `arrivals` that ends the whole call; what else runs is then ended too. Once the reply has
         `begun`, independent items tell their own failures."""
-        if self._face.independent and (begun or len(bundle.requests) > 1):
+        if self._renderer.independent and (begun or len(group.requests) > 1):
             return None
         for _, delta in arrivals:
             problem = from_delta(delta)
             if problem is not None:
-                bundle.abort(Cause.CLIENT, "another part of the same call failed")
-                return self._face.problem(problem)
+                group.abort(Cause.CLIENT, "another part of the same call failed")
+                return self._renderer.problem(problem)
         return None
 
     # ---- one body ----
 
-    async def _collected(self, bundle: RequestGroup, send: Send) -> None:
+    async def _collected(self, group: RequestGroup, send: Send) -> None:
         results: dict[int, Delta] = {}
-        while len(results) < len(bundle.requests):
-            arrivals = await bundle.arrivals()
-            if bundle.gone:
+        while len(results) < len(group.requests):
+            arrivals = await group.arrivals()
+            if group.gone:
                 return
-            failure = self._failure(bundle, arrivals)
+            failure = self._failure(group, arrivals)
             if failure is not None:
                 raise failure
             results.update(arrivals)
@@ -96,17 +96,17 @@ class ReplyStream(Response):
         problems = [from_delta(delta) for delta in ordered]
         first = problems[0]
         if first is not None and all(problems):
-            raise self._face.problem(first)
-        body = self._face.whole(ordered)
+            raise self._renderer.problem(first)
+        body = self._renderer.whole(ordered)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     # ---- events ----
 
-    async def _streamed(self, bundle: RequestGroup, send: Send) -> None:
-        arrivals = await bundle.arrivals(HEADER_PATIENCE_S)
-        failure = self._failure(bundle, arrivals)
+    async def _streamed(self, group: RequestGroup, send: Send) -> None:
+        arrivals = await group.arrivals(HEADER_PATIENCE_S)
+        failure = self._failure(group, arrivals)
         if failure is not None:
             raise failure
         headers = [
@@ -115,25 +115,25 @@ class ReplyStream(Response):
             (b"x-accel-buffering", b"no"),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        num_open = len(bundle.requests)
-        while not bundle.gone:
-            events = self._events(bundle, arrivals)
+        num_open = len(group.requests)
+        while not group.gone:
+            events = self._events(group, arrivals)
             num_open -= sum(delta.final for _, delta in arrivals)
             last = failure is not None or num_open == 0
             if failure is not None:
                 events += error_event(failure) + DONE_EVENT
             elif last:
-                events += self._face.closing() + DONE_EVENT
+                events += self._renderer.closing() + DONE_EVENT
             if events:
                 await send({"type": "http.response.body", "body": events, "more_body": not last})
             if last:
                 return
-            arrivals = await bundle.arrivals()
-            failure = self._failure(bundle, arrivals, begun=True)
+            arrivals = await group.arrivals()
+            failure = self._failure(group, arrivals, begun=True)
 
-    def _events(self, bundle: RequestGroup, arrivals: Sequence[tuple[int, Delta]]) -> bytes:
-        face = self._face
+    def _events(self, group: RequestGroup, arrivals: Sequence[tuple[int, Delta]]) -> bytes:
+        renderer = self._renderer
         if len(arrivals) == 1:
             index, delta = arrivals[0]
-            return face.delta(index, delta, bundle.inboxes[index])
-        return b"".join(face.delta(index, delta, bundle.inboxes[index]) for index, delta in arrivals)
+            return renderer.delta(index, delta, group.inboxes[index])
+        return b"".join(renderer.delta(index, delta, group.inboxes[index]) for index, delta in arrivals)

@@ -1,21 +1,41 @@
-"""The JSON bodies that the routes take. Decoding is strict: an unknown field or a wrong type is refused.
+"""The JSON bodies that the routes take. Decoding is strict: an unknown field, a wrong type, or a value out of its
+field's bounds is refused.
 
-Fields of type Any are known to clients but not supported here; `refuse_unsupported` says so by name when one is used.
+The annotations are the table of bounds: every number, string and list that a client sends has its range here (or in
+`SamplingFields`). Fields of type Any are known to clients but not supported here; `refuse_unsupported` says so by name
+when one is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
+from pawl.actors.sampling import Count, SamplingFields, Seed, StopString, StopStrings, TokenId, TopLogprobs
+from pawl.http.body import MAX_VALUES
 from pawl.http.errors import Problem
 
-MAX_CHOICES = 128
-"""Most completions of one prompt."""
-
-Strings: TypeAlias = str | list[str] | None
+Choices = Annotated[int, Meta(ge=1, le=128)]
+"""Completions of one prompt."""
+Priority = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Seconds = Annotated[float, Meta(gt=0.0, le=1e6)]
+Rid = Annotated[str, Meta(max_length=128)]
+Salt = Annotated[str, Meta(max_length=256)]
+ModelName = Annotated[str, Meta(max_length=1024)]
+Note = Annotated[str, Meta(max_length=1024)]
+"""The caller's own bookkeeping: taken, and of no effect on the result."""
+ObjectOfAny = Annotated[dict[str, Any], Meta(max_length=64)]
+TokenIds = Annotated[list[TokenId], Meta(max_length=MAX_VALUES)]
+ManyTokenIds = Annotated[list[TokenId | TokenIds], Meta(max_length=MAX_VALUES)]
+Texts: TypeAlias = str | Annotated[list[str], Meta(max_length=MAX_VALUES)]
+Strings: TypeAlias = Texts | None
+Rids: TypeAlias = Rid | Annotated[list[Rid], Meta(max_length=10_000)]
+StartLen = Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)]
+"""First prompt position to score; -1: none."""
+Stops: TypeAlias = StopString | StopStrings
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -28,39 +48,27 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """OpenAI's padding against traffic analysis; only false is supported."""
 
 
-class _Generation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class OpenAiBody(SamplingFields, kw_only=True):
     """What both OpenAI routes take."""
 
-    model: str | None = None
+    model: ModelName | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
-    stop: Strings = None
-    seed: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    n: Choices | None = None
+    stop: Stops | None = None
     # Extras that other engines share.
-    top_k: int | None = None
-    min_p: float | None = None
-    min_tokens: int | None = None
-    repetition_penalty: float | None = None
-    ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
+    min_tokens: Count | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
-    rid: str | None = None
-    timeout_s: float | None = None
-    # The caller's own bookkeeping: taken, and of no effect on the result.
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    priority: Priority | None = None
+    cache_salt: Salt | None = None
+    rid: Rid | None = None
+    timeout_s: Seconds | None = None
+    user: Note | None = None
+    metadata: ObjectOfAny | None = None
+    safety_identifier: Note | None = None
+    prompt_cache_key: Note | None = None
     # Known, but not supported.
     regex: Any = None
     ebnf: Any = None
@@ -76,26 +84,26 @@ class _Generation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     logits_processors: Any = None
 
 
-class CompletionBody(_Generation, kw_only=True, forbid_unknown_fields=True):
+class CompletionBody(OpenAiBody, kw_only=True):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str | int | list[int]]
-    max_tokens: int | None = None
-    best_of: int | None = None
+    prompt: str | Annotated[list[str | TokenId | TokenIds], Meta(max_length=MAX_VALUES)]
+    max_tokens: Count | None = None
+    best_of: Choices | None = None
     echo: bool | None = None
-    logprobs: int | None = None
+    logprobs: TopLogprobs | None = None
     suffix: str | None = None
 
 
-class ChatBody(_Generation, kw_only=True, forbid_unknown_fields=True):
+class ChatBody(OpenAiBody, kw_only=True):
     """`POST /v1/chat/completions`."""
 
-    messages: list[dict[str, Any]]
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    messages: Annotated[list[dict[str, Any]], Meta(max_length=10_000)]
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    top_logprobs: TopLogprobs | None = None
+    chat_template_kwargs: ObjectOfAny | None = None
     parallel_tool_calls: bool | None = None
     """Says something about tools only, of which there are none."""
     response_format: Any = None
@@ -114,28 +122,17 @@ class ChatBody(_Generation, kw_only=True, forbid_unknown_fields=True):
     chat_template: Any = None
 
 
-class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class NativeSampling(SamplingFields, kw_only=True):
     """`sampling_params` of `POST /generate`."""
 
-    max_new_tokens: int | None = None
-    min_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    stop: Strings = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = None
+    max_new_tokens: Count | None = None
+    min_new_tokens: Count | None = None
+    stop: Stops | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
-    n: int | None = None
-    seed: int | None = None
-    sampling_seed: int | None = None
+    n: Choices | None = None
+    sampling_seed: Seed | None = None
     # Known, but not supported.
     json_schema: Any = None
     regex: Any = None
@@ -149,20 +146,20 @@ class NativeSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /generate`: one prompt or a list; other fields are one value for all, or a list of the same length."""
 
-    text: Strings = None
-    input_ids: list[int | list[int]] | None = None
-    sampling_params: NativeSampling | list[NativeSampling] | None = None
-    rid: Strings = None
+    text: Texts | None = None
+    input_ids: ManyTokenIds | None = None
+    sampling_params: NativeSampling | Annotated[list[NativeSampling], Meta(max_length=10_000)] | None = None
+    rid: Rids | None = None
     stream: bool | None = None
-    return_logprob: bool | list[bool] | None = None
-    logprob_start_len: int | list[int] | None = None
-    top_logprobs_num: int | list[int] | None = None
+    return_logprob: bool | Annotated[list[bool], Meta(max_length=10_000)] | None = None
+    logprob_start_len: StartLen | Annotated[list[StartLen], Meta(max_length=10_000)] | None = None
+    top_logprobs_num: TopLogprobs | Annotated[list[TopLogprobs], Meta(max_length=10_000)] | None = None
     return_text_in_logprobs: bool | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
-    extra_key: str | None = None
-    """The SGLang's name for `cache_salt`."""
-    timeout_s: float | None = None
+    priority: Priority | None = None
+    cache_salt: Salt | None = None
+    extra_key: Salt | None = None
+    """SGLang's name for `cache_salt`."""
+    timeout_s: Seconds | None = None
     log_metrics: bool | None = None
     """Every request is counted; only true is supported."""
     # Known, but not supported.
@@ -186,25 +183,25 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class AbortBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /abort_request`: exact names, or everything."""
 
-    rid: Strings = None
+    rid: Rids | None = None
     abort_all: bool | None = None
-    abort_message: str | None = None
+    abort_message: Note | None = None
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /tokenize`: text under either name."""
 
-    model: str | None = None
-    prompt: Strings = None
-    text: Strings = None
+    model: ModelName | None = None
+    prompt: Texts | None = None
+    text: Texts | None = None
     add_special_tokens: bool | None = None
 
 
 class DetokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /detokenize`."""
 
-    model: str | None = None
-    tokens: list[int | list[int]]
+    model: ModelName | None = None
+    tokens: ManyTokenIds
     skip_special_tokens: bool | None = None
 
 
@@ -243,18 +240,6 @@ def unsupported(kind: type[msgspec.Struct], *more: str) -> tuple[str, ...]:
     return (*fields, *more)
 
 
-def strings(value: Strings, name: str) -> tuple[str, ...]:
-    """A string or a list of strings, as a tuple; empty strings are refused."""
-    values = () if value is None else (value,) if isinstance(value, str) else tuple(value)
-    if any(not text for text in values):
-        raise Problem(400, f"{name} must not hold an empty string", param=name)
-    return values
-
-
-def num_choices(n: int | None) -> int:
-    """How many completions of each prompt."""
-    if n is None:
-        return 1
-    if not 1 <= n <= MAX_CHOICES:
-        raise Problem(400, f"n must be between 1 and {MAX_CHOICES}, not {n}", param="n")
-    return n
+def strings(value: Stops | None) -> tuple[str, ...]:
+    """A string or a list of strings, as a tuple."""
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)

@@ -23,6 +23,7 @@ import uvloop
 
 from pawl import __version__
 from pawl.actors.gateway import Gateway
+from pawl.actors.sampling import Limits
 from pawl.http.app import create_app
 from pawl.http.info import ServerInfo
 
@@ -185,8 +186,7 @@ class EngineServer:
             model_name=config.served_model_name or parts.source.name,
             model_path=str(parts.source.path),
             aliases=(config.model, parts.source.name),
-            context_length=parts.loop_config.max_context,
-            vocabulary_size=parts.vocabulary.size,
+            limits=Limits.of(parts.vocabulary, parts.loop_config.max_context),
             version=__version__,
             created=int(time.time()),
             settings=settings,

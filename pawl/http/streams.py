@@ -15,18 +15,18 @@ from pawl.lifecycle.states import Cause
 
 
 class _Slot(Inbox):
-    """One request of a bundle; wakes the bundle's reader once, however many outputs wait."""
+    """One request of a group; wakes the group's reader once, however many outputs wait."""
 
-    def __init__(self, bundle: RequestGroup, index: int, whole: bool) -> None:
+    def __init__(self, group: RequestGroup, index: int, whole: bool) -> None:
         super().__init__(whole)
-        self._bundle = bundle
+        self._group = group
         self._index = index
         self._dirty = False
 
     def ready(self) -> None:
         if not self._dirty:
             self._dirty = True
-            self._bundle.mark(self._index)
+            self._group.mark(self._index)
 
     def take(self) -> Delta | None:
         self._dirty = False
@@ -39,14 +39,14 @@ class RequestGroup:
     With `whole` the reader is woken only by ends, not by every token.
     """
 
-    def __init__(self, gateway: Gateway, drafts: Sequence[Submit], whole: bool) -> None:
+    def __init__(self, gateway: Gateway, submits: Sequence[Submit], whole: bool) -> None:
         self._gateway = gateway
         self._dirty: list[int] = []
         self._waiter: asyncio.Future[None] | None = None
         self.gone = False
         """Whether the client went away."""
-        self.inboxes = [_Slot(self, index, whole) for index in range(len(drafts))]
-        self.requests = gateway.submit(drafts, self.inboxes)
+        self.inboxes = [_Slot(self, index, whole) for index in range(len(submits))]
+        self.requests = gateway.submit(submits, self.inboxes)
 
     def mark(self, index: int) -> None:
         """There is something to take from inbox `index`."""

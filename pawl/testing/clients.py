@@ -13,7 +13,7 @@ from pawl.actors.messages.generate import Output, Refused, Submit, TextOptions
 from pawl.actors.sink import Inbox
 from pawl.lifecycle.states import Cause
 from pawl.testing.expectations import Expectations
-from pawl.testing.workload import Arrival, Workload, sampling_of
+from pawl.testing.workload import Arrival, Workload, parameters_of
 from pawl.testing.workload import Flush as FlushPlan
 
 
@@ -134,7 +134,7 @@ class FrontDesk(Gateway):
         match message:
             case Arrive(index):
                 client = self.clients[index]
-                (client.request,) = self.submit([self._draft(client.arrival)], [client])
+                (client.request,) = self.submit([self._request(client.arrival)], [client])
                 client.leave_if_due()
             case Leave(index):
                 client = self.clients[index]
@@ -146,12 +146,12 @@ class FrontDesk(Gateway):
             case _:
                 super().receive(message)
 
-    def _draft(self, arrival: Arrival) -> Submit:
+    def _request(self, arrival: Arrival) -> Submit:
         return Submit(
             request=0,
             rid="",
             token_ids=arrival.prompt,
-            sampling=sampling_of(arrival),
+            sampling=parameters_of(arrival),
             text_options=TextOptions(stop=self._expectations.stop_strings(arrival)),
             priority=arrival.priority,
             timeout_s=arrival.timeout_s,

@@ -139,19 +139,11 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
 
-def sampling_of(arrival: Arrival) -> dict[str, Any]:
-    """Fields of SamplingParameters, as a client sets them."""
-    fields: dict[str, Any] = {"max_new_tokens": arrival.max_new_tokens, "ignore_eos": True}
-    if arrival.seed is None:
-        return fields | {"temperature": 0.0}
-    return fields | {"temperature": 1.0, "seed": arrival.seed}
-
-
 def parameters_of(arrival: Arrival) -> SamplingParameters:
-    """The same, as the scheduler gets them."""
-    fields = sampling_of(arrival)
-    del fields["ignore_eos"]
-    return SamplingParameters(**fields)
+    """What its client asks for; without a seed, the likeliest tokens."""
+    if arrival.seed is None:
+        return SamplingParameters(max_new_tokens=arrival.max_new_tokens, temperature=0.0)
+    return SamplingParameters(max_new_tokens=arrival.max_new_tokens, temperature=1.0, seed=arrival.seed)
 
 
 def _arrival(source: random.Random, context: int) -> Arrival:

@@ -29,7 +29,7 @@ from pawl.actors.sink import Inbox
 from pawl.lifecycle.states import Cause
 
 
-def draft(rid: str = "", **fields: Any) -> Submit:
+def submit(rid: str = "", **fields: Any) -> Submit:
     return Submit(request=0, rid=rid, text="hello", **fields)
 
 
@@ -45,9 +45,9 @@ class World:
         self.context = ManualContext(self.gateway, "gateway")
         self.answers: list[Reply] = []
 
-    def open(self, *drafts: Submit) -> tuple[tuple[int, ...], list[Inbox]]:
-        inboxes = [Inbox() for _ in drafts]
-        return self.gateway.submit(drafts, inboxes), inboxes
+    def open(self, *submits: Submit) -> tuple[tuple[int, ...], list[Inbox]]:
+        inboxes = [Inbox() for _ in submits]
+        return self.gateway.submit(submits, inboxes), inboxes
 
     def output(self, request: int, text: str = "x", end: Done | None = None) -> None:
         self.gateway.receive(Outputs((Output(request, text, (7,), done=end),)))
@@ -64,19 +64,19 @@ def world() -> World:
 # ---- requests ----
 
 
-def test_numbers_rise_and_a_seed_is_always_set(world: World) -> None:
-    first, _ = world.open(draft(), draft(sampling={"seed": 3}))
-    second, _ = world.open(draft(sampling={"seed": None}))
+def test_numbers_rise_and_names_and_seeds_differ(world: World) -> None:
+    first, _ = world.open(submit(), submit())
+    second, _ = world.open(submit())
     submits = world.sent(Submit)
     assert [submit.request for submit in submits] == [*first, *second] == [1, 2, 3]
-    assert submits[1].sampling["seed"] == 3
-    assert all(isinstance(submit.sampling["seed"], int) for submit in submits)
-    assert submits[0].sampling["seed"] != submits[2].sampling["seed"]
     assert len({submit.rid for submit in submits}) == 3
+    seeds = {world.gateway.new_seed() for _ in range(3)}
+    assert len(seeds) == 3
+    assert all(0 <= seed < 1 << 63 for seed in seeds)
 
 
 def test_outputs_reach_the_client_of_their_request_alone(world: World) -> None:
-    (one, two), (inbox, other) = world.open(draft(), draft())
+    (one, two), (inbox, other) = world.open(submit(), submit())
     world.output(one, "a")
     world.output(one, "b", done())
     delta = inbox.take()
@@ -88,9 +88,9 @@ def test_outputs_reach_the_client_of_their_request_alone(world: World) -> None:
 
 def test_a_request_beyond_the_limit_is_refused_at_once_and_never_sent() -> None:
     world = World(limit=2)
-    world.open(draft())
+    world.open(submit())
     world.context.take_sent()
-    _, inboxes = world.open(draft(), draft())
+    _, inboxes = world.open(submit(), submit())
     for inbox in inboxes:
         assert inbox.refusal is not None
         assert (inbox.refusal.cause, inbox.refusal.status) == (Cause.OVERLOADED, 503)
@@ -101,27 +101,27 @@ def test_a_request_beyond_the_limit_is_refused_at_once_and_never_sent() -> None:
 
 def test_a_full_tokenizer_refuses_with_overloaded(world: World) -> None:
     world.context.full.add("tokenizer")
-    _, (inbox,) = world.open(draft())
+    _, (inbox,) = world.open(submit())
     assert inbox.refusal is not None
     assert inbox.refusal.cause is Cause.OVERLOADED
     assert world.gateway.num_live == 0
 
 
 def test_a_live_rid_is_refused_and_may_be_used_again_after_its_end(world: World) -> None:
-    (one,), _ = world.open(draft("mine"))
-    _, (inbox,) = world.open(draft("mine"))
+    (one,), _ = world.open(submit("mine"))
+    _, (inbox,) = world.open(submit("mine"))
     assert inbox.refusal is not None
     assert (inbox.refusal.status, inbox.refusal.param) == (400, "rid")
     world.output(one, end=done())
-    (again,), (inbox,) = world.open(draft("mine"))
+    (again,), (inbox,) = world.open(submit("mine"))
     assert world.gateway.find("mine") == (again,)
     world.output(one, "late")
     assert inbox.take() is None, "a late output of the first must not reach its successor"
 
 
 def test_an_abort_by_rid_takes_the_whole_group_and_only_the_exact_name(world: World) -> None:
-    group, _ = world.open(draft("a"), draft("a"))
-    (longer,), _ = world.open(draft("ab"))
+    group, _ = world.open(submit("a"), submit("a"))
+    (longer,), _ = world.open(submit("ab"))
     assert world.gateway.find("a") == group
     world.gateway.abort(world.gateway.find("a"), message="enough")
     assert world.sent(Abort) == [Abort(group, Cause.CLIENT, "enough")]
@@ -130,7 +130,7 @@ def test_an_abort_by_rid_takes_the_whole_group_and_only_the_exact_name(world: Wo
 
 
 def test_aborts_go_in_the_control_lane_and_only_once(world: World) -> None:
-    (one,), _ = world.open(draft())
+    (one,), _ = world.open(submit())
     world.context.take_sent()
     assert world.gateway.abort([one, 99]) == (one,)
     assert world.gateway.abort([one]) == (one,)
@@ -139,7 +139,7 @@ def test_aborts_go_in_the_control_lane_and_only_once(world: World) -> None:
 
 
 def test_a_gone_client_stays_on_the_books_until_its_request_ends(world: World) -> None:
-    (one,), (inbox,) = world.open(draft())
+    (one,), (inbox,) = world.open(submit())
     world.gateway.abort([one], Cause.DISCONNECT)
     world.output(one, "unread")
     assert world.gateway.num_live == 1
@@ -151,7 +151,7 @@ def test_a_gone_client_stays_on_the_books_until_its_request_ends(world: World) -
 
 @pytest.mark.parametrize("late", ["output", "accepted", "refused", "second end"])
 def test_anything_after_the_end_is_counted_and_dropped(world: World, late: str) -> None:
-    (one,), (inbox,) = world.open(draft())
+    (one,), (inbox,) = world.open(submit())
     world.output(one, end=done())
     inbox.take()
     message = {
@@ -172,7 +172,7 @@ def test_an_output_for_a_number_never_given_is_told_apart(world: World) -> None:
 
 
 def test_who_watches_an_end_hears_of_it_once(world: World) -> None:
-    (one, two), _ = world.open(draft(), draft())
+    (one, two), _ = world.open(submit(), submit())
     heard: list[int] = []
     assert world.gateway.when_ended(one, lambda: heard.append(one))
     assert world.gateway.when_ended(two, lambda: heard.append(two))
@@ -183,24 +183,24 @@ def test_who_watches_an_end_hears_of_it_once(world: World) -> None:
 
 
 def test_stopping_gives_every_open_request_its_end(world: World) -> None:
-    _, inboxes = world.open(draft(), draft())
+    _, inboxes = world.open(submit(), submit())
     world.gateway.stopped("test")
     for inbox in inboxes:
         assert inbox.done is not None
         assert inbox.done.cause is Cause.DRAINED
-    _, (late,) = world.open(draft())
+    _, (late,) = world.open(submit())
     assert late.refusal is not None
     assert late.refusal.cause is Cause.DRAINED
     world.gateway.invariants()
 
 
 def test_draining_refuses_newcomers_and_tells_the_scheduler_once(world: World) -> None:
-    (one,), (inbox,) = world.open(draft())
+    (one,), (inbox,) = world.open(submit())
     world.context.take_sent()
     world.gateway.drain(3.0)
     world.gateway.drain(3.0)
     assert world.sent(Drain) == [Drain(3.0)]
-    _, (late,) = world.open(draft())
+    _, (late,) = world.open(submit())
     assert late.refusal is not None
     world.output(one, end=done())
     assert inbox.done is not None
@@ -209,13 +209,13 @@ def test_draining_refuses_newcomers_and_tells_the_scheduler_once(world: World) -
 
 @pytest.mark.parametrize("peer", ["tokenizer", "scheduler", "worker", "detokenizer"])
 def test_a_lost_vital_peer_ends_everything_open_and_refuses_the_rest(world: World, peer: str) -> None:
-    (one,), (inbox,) = world.open(draft())
+    (one,), (inbox,) = world.open(submit())
     world.gateway.get_state(world.answers.append)
     world.gateway.receive(Down(peer, "it broke"))
     assert inbox.done is not None
     assert inbox.done.cause is Cause.INTERNAL
     assert [answer.ok for answer in world.answers] == [False]
-    _, (late,) = world.open(draft())
+    _, (late,) = world.open(submit())
     assert late.refusal is not None
     assert peer in late.refusal.message
     world.output(one, "still on its way")
@@ -224,7 +224,7 @@ def test_a_lost_vital_peer_ends_everything_open_and_refuses_the_rest(world: Worl
 
 
 def test_a_lost_helper_ends_nothing(world: World) -> None:
-    world.open(draft())
+    world.open(submit())
     world.gateway.receive(Down("watchdog", "it broke"))
     assert world.gateway.num_live == 1
     assert world.gateway.lost is None
@@ -252,7 +252,7 @@ def test_an_ask_without_a_reply_is_answered_by_its_timeout_and_the_late_reply_dr
     assert [(answer.ok, answer.ticket) for answer in world.answers] == [(False, ticket)]
     world.gateway.receive(Reply(ticket, True))
     assert len(world.answers) == 1
-    assert world.gateway.totals.late_replies == 1
+    assert world.gateway.asks.num_late == 1
 
 
 def test_an_ask_to_nobody_is_answered_at_once(world: World) -> None:
@@ -279,13 +279,13 @@ def test_a_stall_is_kept_until_the_loop_moves_again(world: World) -> None:
 
 
 def test_times_are_measured_from_the_submission(world: World) -> None:
-    (one,), _ = world.open(draft())
+    (one,), _ = world.open(submit())
     world.context.advance(0.5)
     world.output(one)
     world.context.advance(0.3)
     world.output(one)
     world.output(one, end=done(num_output=3))
-    gateway = world.gateway
+    gateway = world.gateway.requests
     assert gateway.time_to_first_token.total == pytest.approx(0.5)
     assert gateway.request_duration.total == pytest.approx(0.8)
     assert gateway.time_per_output_token.total == pytest.approx(0.15)
@@ -359,7 +359,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(target=opened, rid=st.sampled_from(["", "", "a", "b"]))
     def submit(self, rid: str) -> int:
-        (request,), (inbox,) = self.world.open(draft(rid))
+        (request,), (inbox,) = self.world.open(submit(rid))
         self.inboxes[request] = inbox
         return request
 

@@ -173,7 +173,7 @@ def test_a_vocabulary_that_cannot_be_read_is_an_error(change: dict[str, object])
 
 def test_a_padded_embedding_makes_ids_without_text_valid() -> None:
     size = byte_level().size
-    padded = Vocabulary.from_gguf(byte_level_metadata(), minimum_size=size + 10)
+    padded = Vocabulary.from_gguf(byte_level_metadata(), num_embeddings=size + 10)
     assert padded.size == size + 10
     assert padded.decode([size + 9]) == ""
 

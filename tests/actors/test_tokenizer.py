@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pawl.actors.messages.generate import Accepted, Generate, Refused, Submit, TextOptions
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.text.vocabulary import Vocabulary
-from pawl.actors.tokenizer import Limits, Tokenizer
+from pawl.actors.tokenizer import Tokenizer
+from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from tests.actors.recording import RecordingContext
 from tests.actors.vocabularies import byte_level, byte_level_metadata, untimed
@@ -21,7 +22,7 @@ CONTEXT_LENGTH = 20
 
 
 def tokenizer(seed: int = 0, vocabulary: Vocabulary | None = None, context_length: int = CONTEXT_LENGTH) -> Tokenizer:
-    actor = Tokenizer(vocabulary or byte_level(), Limits(context_length))
+    actor = Tokenizer(vocabulary or byte_level(), context_length)
     actor.context = RecordingContext("tokenizer", seed)
     actor.started()
     return actor
@@ -33,7 +34,11 @@ def sent(actor: Tokenizer) -> RecordingContext:
 
 
 def submit(**fields: Any) -> Submit:
-    return Submit(**{"request": 1, "rid": "r", "text": "hello world"} | fields)
+    return Submit(**{"request": 1, "rid": "r", "text": "hello world", "sampling": limited(3)} | fields)
+
+
+def limited(max_new_tokens: int) -> SamplingParameters:
+    return SamplingParameters(max_new_tokens=max_new_tokens)
 
 
 def accepted(request: Submit) -> Generate:
@@ -60,7 +65,14 @@ def refused(request: Submit) -> Refused:
 def test_text_becomes_token_ids_with_everything_the_scheduler_needs() -> None:
     options = TextOptions(stop=("x",))
     request = submit(
-        request=7, rid="mine", sampling={"seed": 3}, text_options=options, priority=2, timeout_s=1.5, cache_salt="s"
+        request=7,
+        rid="mine",
+        sampling=SamplingParameters(seed=3),
+        fill_context=True,
+        text_options=options,
+        priority=2,
+        timeout_s=1.5,
+        cache_salt="s",
     )
     generate = accepted(request)
     assert generate.tokens.tolist() == byte_level().encode("hello world").tolist()
@@ -69,7 +81,6 @@ def test_text_becomes_token_ids_with_everything_the_scheduler_needs() -> None:
     assert (generate.namespace, generate.text_options) == ("s", options)
     assert generate.sampling.seed == 3
     assert generate.sampling.max_new_tokens == CONTEXT_LENGTH - 2
-    assert generate.sampling.stop_token_ids == byte_level().eos_ids
 
 
 def test_the_gateway_learns_the_prompt_before_the_scheduler_works_on_it() -> None:
@@ -93,21 +104,10 @@ def test_a_chat_is_rendered_without_a_second_beginning_token() -> None:
     assert chat[1] != bos
 
 
-def test_a_missing_seed_is_drawn_from_the_actors_own_randomness() -> None:
-    def drawn(seed: int) -> list[int]:
-        actor = tokenizer(seed)
-        actor.receive(submit())
-        actor.receive(submit(sampling={"seed": None}))
-        return [generate.sampling.seed for generate in sent(actor).take("scheduler")]
-
-    assert drawn(1) == drawn(1)
-    assert len({*drawn(1), *drawn(2)}) == 4
-
-
 def test_what_is_asked_must_fit_the_context() -> None:
     ids = tuple(range(15))
-    assert accepted(submit(text=None, token_ids=ids, sampling={"max_new_tokens": 5})).sampling.max_new_tokens == 5
-    answer = refused(submit(text=None, token_ids=ids, sampling={"max_new_tokens": 6}))
+    assert accepted(submit(text=None, token_ids=ids, sampling=limited(5))).sampling.max_new_tokens == 5
+    answer = refused(submit(text=None, token_ids=ids, sampling=limited(6)))
     assert (answer.cause, answer.status, answer.param) == (Cause.TOO_LONG, 400, "max_new_tokens")
     assert "maximum context length is 20 tokens" in answer.message
     assert "requested 21 tokens (15 in the prompt, 6 for the completion)" in answer.message
@@ -115,13 +115,14 @@ def test_what_is_asked_must_fit_the_context() -> None:
 
 @pytest.mark.parametrize("num_prompt", [CONTEXT_LENGTH, CONTEXT_LENGTH + 1, 5000])
 def test_a_prompt_that_fills_the_context_is_too_long(num_prompt: int) -> None:
-    answer = refused(submit(text=None, token_ids=(5,) * num_prompt))
+    answer = refused(submit(text=None, token_ids=(5,) * num_prompt, fill_context=True))
     assert (answer.cause, answer.status, answer.param) == (Cause.TOO_LONG, 400, "prompt")
     assert f"maximum context length is 20 tokens. However, your prompt has {num_prompt} tokens" in answer.message
 
 
 def test_a_full_context_can_still_be_scored() -> None:
-    scored = submit(text=None, token_ids=(5,) * CONTEXT_LENGTH, sampling={"max_new_tokens": 0, "prompt_logprobs": True})
+    sampling = SamplingParameters(max_new_tokens=0, prompt_logprobs=True)
+    scored = submit(text=None, token_ids=(5,) * CONTEXT_LENGTH, sampling=sampling)
     assert accepted(scored).sampling.max_new_tokens == 0
 
 
@@ -138,16 +139,7 @@ def test_a_full_context_can_still_be_scored() -> None:
         ({"text": "\ud800"}, "prompt"),
         ({"text": None, "chat": ()}, "messages"),
         ({"text": None, "chat": ({"role": "user"},), "template_options": {"tools": [1]}}, "tools"),
-        ({"sampling": {"temperature": -1}}, "temperature"),
-        ({"sampling": {"nonsense": 1}}, "nonsense"),
-        ({"sampling": {"stop_token_ids": [10**6]}}, "stop_token_ids"),
-        ({"sampling": {"logit_bias": {str(10**6): 1}}}, "logit_bias"),
-        ({"sampling": {"min_new_tokens": 3, "max_new_tokens": 2}}, "min_new_tokens"),
-        ({"sampling": {"max_new_tokens": "many"}}, "max_new_tokens"),
-        ({"text_options": TextOptions(stop=("",))}, "stop"),
-        ({"text_options": TextOptions(stop=("x" * 1025,))}, "stop"),
-        ({"text_options": TextOptions(stop=tuple("abcdefghijklmnopq"))}, "stop"),
-        ({"text_options": TextOptions(stop=("x",), detokenize=False)}, "stop"),
+        ({"sampling": SamplingParameters(min_new_tokens=30), "fill_context": True}, "min_new_tokens"),
     ],
 )
 def test_bad_input_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
@@ -170,18 +162,13 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = ["temperature", "top_k", "stop_token_ids", "logit_bias", "seed", "max_new_tokens", "ignore_eos", "other"]
 MESSAGE = st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "name"]), JSON, max_size=4)
 
 
 @untimed
-@given(
-    sampling=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3), chat=st.none() | st.lists(MESSAGE, max_size=3)
-)
-def test_no_input_stops_the_actor_or_goes_unanswered(
-    sampling: dict[str, Any], chat: list[dict[str, Any]] | None
-) -> None:
+@given(chat=st.none() | st.lists(MESSAGE, max_size=3))
+def test_no_input_stops_the_actor_or_goes_unanswered(chat: list[dict[str, Any]] | None) -> None:
     actor = tokenizer()
-    actor.receive(submit(sampling=sampling, text=None if chat else "hello", chat=tuple(chat) if chat else None))
+    actor.receive(submit(text=None if chat else "hello", chat=tuple(chat) if chat else None))
     answers = sent(actor).take("scheduler") + [r for r in sent(actor).take("gateway") if isinstance(r, Refused)]
     assert len(answers) == 1

@@ -32,7 +32,7 @@ from pawl.actors.messages.generate import (
 )
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.runtime.system import ActorStatistics
-from pawl.actors.sampling import build_sampling
+from pawl.actors.sampling import Limits
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.http.app import create_app
 from pawl.http.info import ServerInfo
@@ -51,8 +51,7 @@ INFO = ServerInfo(
     model_name="echo",
     model_path="/models/echo",
     aliases=("parrot",),
-    context_length=CONTEXT_LENGTH,
-    vocabulary_size=VOCABULARY_SIZE,
+    limits=Limits(CONTEXT_LENGTH, VOCABULARY_SIZE, (END_OF_TEXT,)),
     version="0.0",
     settings={"page_size": 16},
 )
@@ -181,7 +180,9 @@ class FakeEngine:
         if not all(0 <= token < VOCABULARY_SIZE for token in prompt):
             raise InvalidRequest(f"token id {max(prompt)} is not in the vocabulary", param="prompt")
         room = CONTEXT_LENGTH - len(prompt)
-        sampling = build_sampling(submit.sampling, default_max_new_tokens=max(room, 0))
+        sampling = submit.sampling
+        if submit.fill_context:
+            sampling = msgspec.structs.replace(sampling, max_new_tokens=max(room, 0))
         if room < sampling.max_new_tokens or room <= 0:
             text = f"the context is {CONTEXT_LENGTH} tokens; max_new_tokens must be at most {room}"
             raise InvalidRequest(text, param="max_new_tokens", cause=Cause.TOO_LONG)
@@ -223,8 +224,7 @@ class FakeEngine:
         text = chr(token) if token < 128 else "\ufffd"
         if len(live.tokens) >= sampling.max_new_tokens:
             cause = Cause.LENGTH
-        ignores = live.submit.sampling.get("ignore_eos")
-        if token in sampling.stop_token_ids or (token == END_OF_TEXT and not ignores):
+        if token in sampling.stop_token_ids:
             cause, matched, text = Cause.EOS if token == END_OF_TEXT else Cause.STOP_TOKEN, token, ""
         for stop in live.submit.text_options.stop:
             if (live.text + text).endswith(stop):

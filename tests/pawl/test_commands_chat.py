@@ -204,12 +204,13 @@ def sampling(*words: str) -> dict[str, Any]:
 
 
 def test_every_sampling_flag_reaches_the_engine_under_a_name_it_takes() -> None:
-    from pawl.actors.sampling import build_sampling
+    from pawl.actors.fields import convert
+    from pawl.actors.sampling import Limits, OfflineSampling, offline_sampling
 
     words = itertools.chain.from_iterable((flag, str(value)) for flag, (_, value) in SAMPLING.items())
     fields = sampling(*words)
     assert fields == dict(SAMPLING.values())
-    parameters = build_sampling(fields)
+    parameters = offline_sampling(convert(fields, OfflineSampling), Limits(100, 100), seed=0)
     assert all(getattr(parameters, name) == value for name, value in SAMPLING.values())
 
 

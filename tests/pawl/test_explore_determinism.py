@@ -54,8 +54,8 @@ def test_a_number_from_outside_that_only_the_records_show_is_found_out(
 ) -> None:
     submit = FrontDesk.submit
 
-    def submit_as_anybody(desk: FrontDesk, drafts: list[Submit], sinks: Any) -> tuple[int, ...]:
-        return submit(desk, [msgspec.structs.replace(draft, rid=uuid.uuid4().hex) for draft in drafts], sinks)
+    def submit_as_anybody(desk: FrontDesk, submits: list[Submit], sinks: Any) -> tuple[int, ...]:
+        return submit(desk, [msgspec.structs.replace(one, rid=uuid.uuid4().hex) for one in submits], sinks)
 
     monkeypatch.setattr(FrontDesk, "submit", submit_as_anybody)
     assert main(["explore", "--schedules", "60", "--seed", "5", "--workers", "1"]) == 1

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from pawl.actors.messages.generate import Submit
+from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from tests.pawl.fake_engine import Served, logprob
 from tests.pawl.reading import events
@@ -161,10 +162,20 @@ def test_every_field_reaches_the_engine_under_its_own_name(client: httpx.Client,
     }
     generate(client, text="ab", sampling_params=sampling, extra_key="tenant", priority=2, timeout_s=7)
     submit = next(message for message in reversed(served.engine.seen) if isinstance(message, Submit))
-    fields = {**sampling, "seed": 9}
-    for name in ("stop", "no_stop_trim", "skip_special_tokens", "spaces_between_special_tokens", "sampling_seed"):
-        del fields[name]
-    assert submit.sampling == fields
+    assert submit.sampling == SamplingParameters(
+        temperature=0.5,
+        top_p=0.9,
+        top_k=0,
+        min_p=0.1,
+        frequency_penalty=0.3,
+        presence_penalty=0.2,
+        repetition_penalty=1.1,
+        logit_bias={97: -5.0},
+        max_new_tokens=4,
+        min_new_tokens=2,
+        stop_token_ids=(1,),
+        seed=9,
+    )
     options = submit.text_options
     assert (options.stop, options.include_stop) == (("Q",), True)
     assert (options.skip_special_tokens, options.spaces_between_special_tokens) == (False, False)

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from pawl.actors.messages.generate import Submit
+from pawl.lifecycle.request import SamplingParameters
 from tests.pawl.fake_engine import Served, logprob
 from tests.pawl.reading import events, streamed_text
 
@@ -76,7 +77,7 @@ def test_n_choices_count_their_prompt_once_and_get_seeds_of_their_own(client: ht
     assert reply["usage"]["prompt_tokens"] == 7
     assert reply["usage"]["completion_tokens"] == 30
     submits = [message for message in served.engine.seen if isinstance(message, Submit)]
-    assert [submit.sampling["seed"] for submit in submits] == [5, 6, 7, 5, 6, 7]
+    assert [submit.sampling.seed for submit in submits] == [5, 6, 7, 5, 6, 7]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_seeds_of_choices_count_round_at_the_end_of_their_range(client: httpx.Cl
     del served.engine.seen[:]
     complete(client, n=2, seed=(1 << 63) - 1)
     submits = [message for message in served.engine.seen if isinstance(message, Submit)]
-    assert [submit.sampling["seed"] for submit in submits] == [(1 << 63) - 1, 0]
+    assert [submit.sampling.seed for submit in submits] == [(1 << 63) - 1, 0]
 
 
 def test_log_probabilities_name_the_token_and_its_rivals(client: httpx.Client) -> None:
@@ -204,21 +205,20 @@ def test_every_field_reaches_the_engine_under_its_own_name(client: httpx.Client,
         best_of=1,
     )
     submit = last_submit(served)
-    assert submit.sampling == {
-        "temperature": 0.5,
-        "top_p": 0.9,
-        "top_k": -1,
-        "min_p": 0.1,
-        "presence_penalty": 0.2,
-        "frequency_penalty": 0.3,
-        "repetition_penalty": 1.1,
-        "logit_bias": {"97": -5.0},
-        "min_new_tokens": 2,
-        "max_new_tokens": 5,
-        "stop_token_ids": [1],
-        "ignore_eos": True,
-        "seed": -1,
-    }
+    assert submit.sampling == SamplingParameters(
+        temperature=0.5,
+        top_p=0.9,
+        top_k=0,
+        min_p=0.1,
+        presence_penalty=0.2,
+        frequency_penalty=0.3,
+        repetition_penalty=1.1,
+        logit_bias={97: -5.0},
+        min_new_tokens=2,
+        max_new_tokens=5,
+        stop_token_ids=(1,),
+        seed=(1 << 63) - 1,
+    )
     options = submit.text_options
     assert (options.stop, options.include_stop, options.skip_special_tokens) == (("Q",), True, False)
     assert (submit.priority, submit.cache_salt, submit.timeout_s) == (3, "tenant", 9.5)
@@ -239,7 +239,7 @@ def test_a_chat_reply_has_openais_shape(client: httpx.Client) -> None:
 
 def test_a_chat_without_a_limit_may_use_the_rest_of_the_context(client: httpx.Client, served: Served) -> None:
     chat(client, max_tokens=None, stop="us")
-    assert "max_new_tokens" not in last_submit(served).sampling
+    assert last_submit(served).fill_context
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])

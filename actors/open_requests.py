@@ -1,0 +1,146 @@
+"""The gateway's books: one entry for each open request, under its number and under its client's name for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+import structlog
+
+from pawl.actors.measures import DURATION_BUCKETS_S, FIRST_TOKEN_BUCKETS_S, TOKEN_BUCKETS_S, Histogram, Rate
+from pawl.actors.messages.generate import Done, Refused
+from pawl.actors.sink import Sink
+from pawl.actors.text.invalid import quoted
+from pawl.lifecycle.states import Cause
+
+log = structlog.get_logger(__name__)
+
+HTTP_OVERLOADED = 503
+HTTP_DUPLICATE = 400
+
+
+class Entry(msgspec.Struct, eq=False):
+    """One open request."""
+
+    request: int
+    rid: str
+    sink: Sink | None
+    """None once the client is gone."""
+    opened: float
+    first_output: float | None = None
+    num_tokens: int = 0
+    aborting: bool = False
+    watchers: list[Callable[[], None]] = msgspec.field(default_factory=list)
+    """Called once, when the request has ended."""
+
+    def notify(self) -> None:
+        for call in self.watchers:
+            call()
+
+
+class Totals(msgspec.Struct):
+    """What the gateway has seen since it started."""
+
+    submitted: int = 0
+    ended: Counter[Cause] = msgspec.field(default_factory=Counter)
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    late_outputs: int = 0
+    """Outputs for requests that the gateway itself had to end, after a peer was lost."""
+    violations: Counter[str] = msgspec.field(default_factory=Counter)
+
+
+class OpenRequests:
+    """Entries by number and by name. Several requests of one call may share a name."""
+
+    def __init__(self) -> None:
+        self.totals = Totals()
+        self.request_duration = Histogram(DURATION_BUCKETS_S)
+        self.time_to_first_token = Histogram(FIRST_TOKEN_BUCKETS_S)
+        self.time_per_output_token = Histogram(TOKEN_BUCKETS_S)
+        self.queue_time = Histogram(FIRST_TOKEN_BUCKETS_S)
+        """From the scheduler's taking a request to its admission."""
+        self.throughput = Rate()
+        """Output tokens that reached clients."""
+        self._entries: dict[int, Entry] = {}
+        self._rids: dict[str, list[int]] = {}
+        self._next = 1
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def numbers(self, count: int) -> range:
+        """The next `count` request numbers; none is ever given twice."""
+        numbers = range(self._next, self._next + count)
+        self._next = numbers.stop
+        self.totals.submitted += count
+        return numbers
+
+    def why_not(self, rids: Sequence[str], limit: int) -> Refused | None:
+        """Why requests of these names cannot be opened beside those that are, if so."""
+        if len(self) + len(rids) > limit:
+            text = f"{len(self)} requests are open and {limit} are allowed; try again later"
+            return Refused(0, Cause.OVERLOADED, text, HTTP_OVERLOADED)
+        for rid in rids:
+            if rid in self._rids:
+                text = f"a request with rid {quoted(rid)} is still running; choose another rid or leave it out"
+                return Refused(0, Cause.INVALID, text, HTTP_DUPLICATE, "rid")
+        return None
+
+    def open(self, request: int, rid: str, sink: Sink, now: float) -> None:
+        self._entries[request] = Entry(request, rid, sink, now)
+        self._rids.setdefault(rid, []).append(request)
+
+    def get(self, request: int) -> Entry | None:
+        return self._entries.get(request)
+
+    def named(self, rid: str) -> tuple[int, ...]:
+        """The open requests of exactly this name."""
+        return tuple(self._rids.get(rid, ()))
+
+    def all(self) -> tuple[int, ...]:
+        """Oldest first."""
+        return tuple(self._entries)
+
+    def among(self, requests: Iterable[int]) -> Sequence[Entry]:
+        """Those of `requests` that are open."""
+        return [self._entries[request] for request in requests if request in self._entries]
+
+    def close(self, entry: Entry, cause: Cause, done: Done | None, now: float) -> None:
+        """Take the entry off the books, and count it. No `done`: the request never reached the scheduler."""
+        del self._entries[entry.request]
+        group = self._rids[entry.rid]
+        group.remove(entry.request)
+        if not group:
+            del self._rids[entry.rid]
+        self.totals.ended[cause] += 1
+        self.request_duration.observe(now - entry.opened)
+        if entry.first_output is not None:
+            self.time_to_first_token.observe(entry.first_output - entry.opened)
+            if entry.num_tokens > 1:
+                self.time_per_output_token.observe((now - entry.first_output) / (entry.num_tokens - 1))
+        if done is not None:
+            self.totals.prompt_tokens += done.usage.prompt_tokens
+            self.totals.cached_tokens += done.usage.cached_tokens
+            self.totals.generated_tokens += done.usage.completion_tokens
+            if done.timing.admitted is not None:
+                self.queue_time.observe(done.timing.admitted - done.timing.submitted)
+
+    def violated(self, request: int, kind: str) -> None:
+        """A message of this `kind` came for a request that has ended, or never was: count it."""
+        after_end = "silence_after_abort" if kind == "output" else "legal_lifecycle"
+        name = after_end if 0 < request < self._next else "incarnation"
+        self.totals.violations[name] += 1
+        log.error("a rule of the request's life was broken", property=name, message=kind, request=request)
+
+    def check(self) -> None:
+        """Raise AssertionError when the books do not balance: received = ended + open, and each open request has one
+        place under its name."""
+        received, ended = self.totals.submitted, self.totals.ended.total()
+        if received != ended + len(self._entries):
+            raise AssertionError(f"{received} received, {ended} ended, {len(self._entries)} open")
+        named = sorted(request for group in self._rids.values() for request in group)
+        if named != sorted(self._entries):
+            raise AssertionError(f"named {named}, open {sorted(self._entries)}")
