@@ -156,7 +156,7 @@ class Engine:
 
     def _failed(self, name: str, error: BaseException) -> None:
         self.failure = EngineFailed(name, f"{type(error).__name__}: {error}")
-        log.error("an actor failed for good", actor=name, error=str(error))
+        log.error("an actor failed for good", actor=name, error=type(error).__name__)
         if self._on_failure is not None:
             self._on_failure(name, error)
 

@@ -11,6 +11,7 @@ import logging
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 STEPS_SHOWN = 10
 """Without a terminal, long work says this many times how far it is."""
+
+MAX_FRAMES = 30
+"""Of one traceback in a log, the innermost."""
+MAX_WORDS = 200
+"""Characters of an exception's own words in a log."""
 
 log = structlog.get_logger("pawl")
 
@@ -104,6 +110,7 @@ def _processors(console: bool, colors: bool) -> list[Processor]:
     shared: list[Processor] = [
         structlog.processors.add_log_level,
         _add_name,
+        _add_exception,
     ]
     if console:
         stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
@@ -111,7 +118,6 @@ def _processors(console: bool, colors: bool) -> list[Processor]:
     return [
         *shared,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.dict_tracebacks,
         structlog.processors.JSONRenderer(serializer=_json),
     ]
 
@@ -119,6 +125,35 @@ def _processors(console: bool, colors: bool) -> list[Processor]:
 def _add_name(logger: WrappedLogger, _: str, event: EventDict) -> EventDict:
     event["logger"] = logger.name
     return event
+
+
+def _add_exception(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """What was raised, and where: files, lines and functions. No local variables and no words of an exception that may
+    quote what it was raised for: a log is read by people who may not read prompts and must not read keys."""
+    raised = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if raised is True else raised[1] if isinstance(raised, tuple) else raised
+    if isinstance(error, BaseException):
+        event["exception"] = "\n".join(_told(error))
+    return event
+
+
+def _told(error: BaseException) -> Iterator[str]:
+    """An exception and those that led to it, the first first."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if before is not None:
+        yield from _told(before)
+        yield "and then"
+    for frame in traceback.extract_tb(error.__traceback__, limit=-MAX_FRAMES):
+        yield f"  {frame.filename}:{frame.lineno} in {frame.name}"
+    yield described(error)
+
+
+def described(error: BaseException) -> str:
+    """The class of an exception; with its words where they are ours or the system's and can hold nobody's data."""
+    kind = type(error)
+    if isinstance(error, OSError):
+        return f"{kind.__name__}: {error.strerror or ''}"
+    return f"{kind.__name__}: {str(error)[:MAX_WORDS]}" if kind.__module__.startswith("pawl.") else kind.__qualname__
 
 
 def _json(event: Any, **_: Any) -> str:

@@ -289,7 +289,7 @@ class Cell:
     def _fail(self, error: BaseException, message: Any = None, entry: Entry | None = None) -> None:
         """One instance is lost: say so, let it answer what it holds, then restart or escalate."""
         kind = None if message is None else type(message).__name__
-        log.error("actor failed", actor=self.name, message=kind, error=repr(error), exc_info=error)
+        log.error("actor failed", actor=self.name, message=kind, error=type(error).__name__, exc_info=error)
         if entry is not None and not isinstance(entry[0], ActorTimer):
             if entry is self._suspect:
                 self._host.dead_letters.add(self.name, entry[1].sender, message, Reason.QUARANTINED)
@@ -339,7 +339,7 @@ class Cell:
         try:
             actor.stopped(reason)
         except FAILURES as error:
-            log.error("actor failed", actor=self.name, message=None, error=repr(error), exc_info=error)
+            log.error("actor failed", actor=self.name, message=None, error=type(error).__name__, exc_info=error)
             return error
         return None
 

@@ -182,7 +182,7 @@ class LocalSystem:
         if error is None:
             log.info("actor stopped", actor=cell.name, reason=reason)
             return
-        log.critical("actor lost", actor=cell.name, reason=reason, error=repr(error))
+        log.critical("actor lost", actor=cell.name, reason=reason, error=type(error).__name__)
         for watcher in watchers:
             self._send_down(watcher, cell.name, reason)
         if self._on_failure is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
+from pawl.config import ConfigError
 from pawl.logs import configure_logs, progress, stage
 
 
@@ -53,14 +54,51 @@ def test_bound_facts_stand_in_every_line() -> None:
     assert [line["request"] for line in lines(stream)] == [3, 3]
 
 
-def test_an_exception_is_part_of_its_line() -> None:
-    stream = configured()
+SECRET, PROMPT = "sk-very-secret", "the marked prompt"
+
+
+def fail_with(error: Exception, **facts: object) -> None:
+    authorization, prompt = SECRET, PROMPT
     try:
-        raise ValueError("boom")
-    except ValueError:
-        structlog.get_logger("pawl.test").exception("failed")
-    (line,) = lines(stream)
-    assert line["exception"][0]["exc_value"] == "boom"
+        try:
+            {}[prompt]
+        except KeyError as reason:
+            raise error from reason
+    except type(error):
+        structlog.get_logger("pawl.test").exception("failed", **facts)
+    assert (authorization, prompt) == (SECRET, PROMPT)
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(f"cannot do {PROMPT}"),
+        UnicodeEncodeError("ascii", PROMPT, 0, 1, "why not"),
+        ExceptionGroup(PROMPT, [ValueError(SECRET)]),
+        OSError(5, "Input/output error", PROMPT),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_exception_says_what_and_where_and_quotes_nobody(error: Exception, log_format: str) -> None:
+    """Neither local variables nor the words of an exception, which may be those of a prompt or of a key."""
+    stream = configured(log_format=log_format)
+    fail_with(error, request=7)
+    text = stream.getvalue()
+    assert type(error).__name__ in text
+    assert "KeyError" in text
+    assert "in fail_with" in text
+    assert SECRET not in text
+    assert PROMPT not in text
+
+
+def test_the_words_of_our_own_errors_and_of_the_system_are_told() -> None:
+    stream = configured()
+    fail_with(ConfigError("port: 70000 is too large"))
+    fail_with(OSError(28, "No space left on device"))
+    ours, system = lines(stream)
+    assert "ConfigError: port: 70000 is too large" in ours["exception"]
+    assert "OSError: No space left on device" in system["exception"]
 
 
 def test_lines_below_the_level_are_not_written() -> None:
