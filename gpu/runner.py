@@ -27,8 +27,8 @@ from pawl.gpu.devices import available_threads, upload
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
-from pawl.gpu.sampler import Draws
-from pawl.gpu.scoring import PromptScorer, PromptScores
+from pawl.gpu.sampling.sampler import Draws
+from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
 from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pawl.gpu.backend import Backend, BackendUnavailable
 from pawl.gpu.kv import KvStore
-from pawl.gpu.last_tokens import LastTokens
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.decoder import TorchDecoder
-from pawl.gpu.sampler import Sampler
+from pawl.gpu.sampling.last_tokens import LastTokens
+from pawl.gpu.sampling.sampler import Sampler
 
 BackendChoice: TypeAlias = Literal["auto", "torch", "native", "triton"]
 

@@ -6,7 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from pawl.actors.text.byte_table import byte_alphabet
 from pawl.actors.text.vocabulary import Vocabulary
-from pawl.gpu.ghost_language import END_TOKEN, PIECES, SPECIALS
+from pawl.gpu.ghost.language import END_TOKEN, PIECES, SPECIALS
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
@@ -15,7 +15,7 @@ CHAT_TEMPLATE = (
 
 
 def ghost_vocabulary() -> Vocabulary:
-    """Made in memory, in the order of `pawl.gpu.ghost_language`."""
+    """Made in memory, in the order of `pawl.gpu.ghost.language`."""
     alphabet = byte_alphabet()
     tokens = [alphabet[byte] for byte in range(256)]
     tokens += ["".join(alphabet[byte] for byte in piece) for piece in PIECES]

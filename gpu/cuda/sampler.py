@@ -8,14 +8,15 @@ from torch import Tensor
 
 from pawl.gpu.devices import upload
 from pawl.gpu.kernels.sampling import draw
-from pawl.gpu.noise import row_keys
-from pawl.gpu.sampler import Sampler
+from pawl.gpu.sampling.noise import row_keys
+from pawl.gpu.sampling.sampler import Sampler
 from pawl.lifecycle.step import Int32s
 
 
 class KernelSampler(Sampler):
     """`Sampler` whose tokens are drawn in Triton. Tokens of equal score are kept or left out together by top-k and
-    top-p, where `pawl.gpu.truncation` keeps the lower ones; apart from that and rounding its draws are the same."""
+    top-p, where `pawl.gpu.sampling.truncation` keeps the lower ones; apart from that and rounding its draws are the
+    same."""
 
     def _choose(self, logits: Tensor, slots: Int32s, positions: Int32s) -> Tensor:
         greedy = self._greedy[slots]

@@ -7,7 +7,8 @@
 
 A program has a row to itself. The least score kept is found by bisection over the values that the row has: each pass
 counts (or adds up) what lies above the middle, in one order. Equal scores are kept or left out together, so that at
-such a limit a token more may be kept than `pawl.gpu.truncation` keeps, which sorts; noise is that of `pawl.gpu.noise`.
+such a limit a token more may be kept than `pawl.gpu.sampling.truncation` keeps, which sorts; noise is that of
+`pawl.gpu.sampling.noise`.
 
 Limits: a pass reads a row, most often from the cache; some ten to twenty passes for each of top-k and top-p.
 """
@@ -224,8 +225,8 @@ def draw(
 ) -> Tensor:
     """One token for each row, int32 [m], from logits as `keep_top` takes them.
 
-    min_p float32 [m], relative to the likeliest token; keys int32 [m, 2] of `pawl.gpu.noise.row_keys`; greedy bool [m]:
-    the largest score, the lowest token of equal ones, and nothing else about the row is looked at.
+    min_p float32 [m], relative to the likeliest token; keys int32 [m, 2] of `pawl.gpu.sampling.noise.row_keys`; greedy
+    bool [m]: the largest score, the lowest token of equal ones, and nothing else about the row is looked at.
     """
     num_rows, vocab_size = logits.shape
     highest, threshold = keep_top(logits, temperature, top_k, top_p)

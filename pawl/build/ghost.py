@@ -9,8 +9,8 @@ from typing import NamedTuple
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
 from pawl.config import ConfigError, ServerConfig
-from pawl.gpu.ghost import Ghost
-from pawl.gpu.ghost_language import MAX_POSITION
+from pawl.gpu.ghost.language import MAX_POSITION
+from pawl.gpu.ghost.runner import Ghost
 
 GHOST = "ghost"
 KV_TOKENS = 1 << 20

@@ -25,7 +25,7 @@ from pawl.actors.simulation.system import SimulatedSystem
 from pawl.build.ghost import GhostSource
 from pawl.build.parts import Parts
 from pawl.build.wiring import engine_actors, spawn_all, stop_order
-from pawl.gpu.ghost import Ghost
+from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import ENCODER, Record, Started

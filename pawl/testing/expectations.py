@@ -10,8 +10,8 @@ import numpy as np
 
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
-from pawl.gpu.ghost import Ghost
-from pawl.gpu.ghost_oracle import expected
+from pawl.gpu.ghost.oracle import expected
+from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import SlotAssignment, StepBatch, StepResult
 from pawl.testing.workload import Arrival, parameters_of

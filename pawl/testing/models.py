@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pawl.gpu.ghost import Ghost
+from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.step import StepBatch
 from pawl.loops.select import LoopConfig
 from pawl.testing.expectations import OF_THE_GHOST, Expectations, drawn_alone

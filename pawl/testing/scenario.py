@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from pawl.actors.simulation.faults import Faults
-from pawl.gpu.ghost_language import START_TOKEN
+from pawl.gpu.ghost.language import START_TOKEN
 from pawl.lifecycle.properties.base import Violation
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import (

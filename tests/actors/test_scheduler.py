@@ -12,8 +12,8 @@ from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, Res
 from pawl.actors.messages.generate import Abort, Ended, Finish, Generate, Opened, StepTokens, TextOptions
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.scheduler import CheckDeadlines, DrainExpired, FlushExpired, HeartbeatDue, Scheduler, SelfCheck
-from pawl.gpu.ghost import Ghost
-from pawl.gpu.ghost_oracle import expected
+from pawl.gpu.ghost.oracle import expected
+from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.records import Closed, Started
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause

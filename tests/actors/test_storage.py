@@ -26,7 +26,7 @@ from pawl.actors.messages.transfer import (
 from pawl.actors.storage import FOUND_AT_ONCE, Storage
 from pawl.actors.tiers.store import TierStore
 from pawl.actors.worker import Worker
-from pawl.gpu.ghost import Ghost
+from pawl.gpu.ghost.runner import Ghost
 from pawl.memory.tiers.host import HostPool
 from pawl.memory.tiers.keys import KEY_BYTES
 from tests.actors.recording import RecordingContext

@@ -24,7 +24,7 @@ from pawl.actors.messages.transfer import Fence, Fenced
 from pawl.actors.scheduler import Scheduler
 from pawl.actors.tiers.files import HEADER, FileStore
 from pawl.actors.tiers.page_copier import PageCopier
-from pawl.gpu.ghost_oracle import expected
+from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import DECODER, ENCODER
 from pawl.lifecycle.states import Cause, State

@@ -11,7 +11,7 @@ from pawl.actors.messages.control import FlushCache
 from pawl.actors.messages.transfer import Dropped, Fetch, Fill, Filled
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.tiers.files import HEADER, FileStore
-from pawl.gpu.ghost_oracle import expected
+from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.states import State
 from tests.actors.tier_disk import MemoryDisk
 from tests.actors.tier_net import PAGE_BYTES, Net

@@ -21,8 +21,8 @@ from pawl.actors.storage import Storage
 from pawl.actors.tiers.files import FileStore
 from pawl.actors.tiers.store import TierStore
 from pawl.actors.worker import Worker
-from pawl.gpu.ghost import Ghost
-from pawl.gpu.ghost_oracle import expected
+from pawl.gpu.ghost.oracle import expected
+from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.request import SamplingParameters
 from pawl.loops.select import LoopConfig
 from pawl.loops.tiers import TierConfig

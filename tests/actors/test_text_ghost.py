@@ -13,8 +13,8 @@ from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.incremental import decoder_for
 from pawl.actors.text.template import ChatTemplate
 from pawl.actors.text.vocabulary import Vocabulary
-from pawl.gpu.ghost_language import END_TOKEN, PIECES, START_TOKEN, VOCABULARY_SIZE
-from pawl.gpu.ghost_oracle import expected
+from pawl.gpu.ghost.language import END_TOKEN, PIECES, START_TOKEN, VOCABULARY_SIZE
+from pawl.gpu.ghost.oracle import expected
 from tests.actors.vocabularies import untimed
 
 

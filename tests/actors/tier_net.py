@@ -25,8 +25,8 @@ from pawl.actors.tiers.files import FileStore
 from pawl.actors.tiers.store import TierStore
 from pawl.actors.tiers.tier_client import LeaseEnded
 from pawl.actors.worker import Worker
-from pawl.gpu.ghost import Ghost
-from pawl.gpu.ghost_oracle import expected, expected_pages
+from pawl.gpu.ghost.oracle import expected, expected_pages
+from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.records import Started
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause

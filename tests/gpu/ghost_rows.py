@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pawl.gpu.ghost import Ghost
+from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import Int32s, SlotAssignment, StepBatch, StepResult
 

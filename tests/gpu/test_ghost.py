@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pawl.gpu.batches import InvalidBatch
-from pawl.gpu.ghost import PlannedFailure
-from pawl.gpu.ghost_language import END_TOKEN, PIECES, VOCABULARY_SIZE
-from pawl.gpu.ghost_memory import GhostFault
-from pawl.gpu.ghost_oracle import expected, expected_pages, mixed
-from pawl.gpu.mixing import mix64
+from pawl.gpu.ghost.language import END_TOKEN, PIECES, VOCABULARY_SIZE
+from pawl.gpu.ghost.memory import GhostFault
+from pawl.gpu.ghost.oracle import expected, expected_pages, mixed
+from pawl.gpu.ghost.runner import PlannedFailure
+from pawl.gpu.sampling.mixing import mix64
 from pawl.lifecycle.step import Int32s
 from pawl.memory.window_pool import NO_PAGE
 from tests.gpu.ghost_rows import CONTEXT, PAGE, Rows, int32s, prompt_of

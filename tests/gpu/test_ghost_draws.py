@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from pawl.gpu.ghost_language import END_TOKEN
-from pawl.gpu.ghost_oracle import Sequel, expected
+from pawl.gpu.ghost.language import END_TOKEN
+from pawl.gpu.ghost.oracle import Sequel, expected
 from pawl.lifecycle.request import SamplingParameters
 from tests.gpu.ghost_rows import Rows, int32s, prompt_of
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.gpu.ghost import Ghost
-from pawl.gpu.ghost_memory import GhostFault
-from pawl.gpu.ghost_small import SmallMemory
+from pawl.gpu.ghost.memory import GhostFault
+from pawl.gpu.ghost.runner import Ghost
+from pawl.gpu.ghost.small import SmallMemory
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import SlotAssignment, StepBatch
 from tests.gpu.ghost_rows import GREEDY, int32s

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pawl.gpu.backend import NO_TOKEN
 from pawl.gpu.kernels.sampling import BLOCK, draw, keep_top, likeliest, penalise
-from pawl.gpu.noise import row_keys
-from pawl.gpu.penalties import Penalties
-from pawl.gpu.truncation import DrawParameters
-from pawl.gpu.truncation import draw as plainly_drawn
+from pawl.gpu.sampling.noise import row_keys
+from pawl.gpu.sampling.penalties import Penalties
+from pawl.gpu.sampling.truncation import DrawParameters
+from pawl.gpu.sampling.truncation import draw as plainly_drawn
 from pawl.lifecycle.request import SamplingParameters
 from tests.gpu.kernel_tools import DEVICE, NothingIsZeroed, ints, random
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pawl.gpu.sampler import finite_rows
+from pawl.gpu.sampling.sampler import finite_rows
 from pawl.lifecycle.records import DECODER, ENCODER, Started
 from pawl.lifecycle.states import Cause
 from pawl.loops.loop import NOT_NUMBERS

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.gpu.noise import all_tokens, gumbel, row_keys
+from pawl.gpu.sampling.noise import all_tokens, gumbel, row_keys
 from tests.gpu.driving import int32
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pawl.gpu.sampler import Draws, Sampler
+from pawl.gpu.sampling.sampler import Draws, Sampler
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import Int32s, SlotAssignment
 from tests.gpu.driving import DEVICES, int32

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pawl.gpu.ghost import Ghost, PlannedFailure
+from pawl.gpu.ghost.runner import Ghost, PlannedFailure
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import STOPPED, Record, Started, StepCommitted, StepRolledBack, Transition, uint8s

@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 
-from pawl.gpu.ghost import Ghost, PlannedFailure
+from pawl.gpu.ghost.runner import Ghost, PlannedFailure
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo

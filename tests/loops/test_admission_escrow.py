@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.gpu.ghost_oracle import expected
+from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.records import StepPlanned, Transition
 from pawl.lifecycle.states import Cause, Event
 from pawl.loops.admission import Admission

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pawl.gpu.ghost_oracle import expected, expected_pages
+from pawl.gpu.ghost.oracle import expected, expected_pages
 from pawl.lifecycle.records import Transition
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo

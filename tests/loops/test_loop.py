@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.gpu.ghost_oracle import expected
+from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.states import Cause
 from pawl.loops.policy import POLICIES
 from tests.loops.driver import CELLS, Driver

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pawl.gpu.ghost_memory import GhostFault
-from pawl.gpu.ghost_oracle import expected
+from pawl.gpu.ghost.memory import GhostFault
+from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.states import Cause
 from pawl.loops.select import LoopConfig, make_windows
 from pawl.memory.memory import Memory

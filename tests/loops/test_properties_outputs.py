@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pawl.gpu.ghost_oracle import expected
+from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.properties.outputs import (

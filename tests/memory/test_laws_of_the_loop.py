@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from pawl.gpu.ghost_memory import GhostFault
+from pawl.gpu.ghost.memory import GhostFault
 from pawl.lifecycle.states import Cause
 from pawl.memory.escrow import Escrow
 from pawl.memory.memory import Memory

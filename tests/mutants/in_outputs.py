@@ -6,8 +6,8 @@ from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.text.incremental import ByteDecoder
 from pawl.actors.text.stop import StopMatcher
 from pawl.actors.text.stream import Stream
-from pawl.gpu.ghost import Ghost
-from pawl.gpu.ghost_draws import GhostDraws
+from pawl.gpu.ghost.draws import GhostDraws
+from pawl.gpu.ghost.runner import Ghost
 from pawl.loops.loop import Loop
 from pawl.loops.queues import Queues
 from pawl.memory.memory import Memory

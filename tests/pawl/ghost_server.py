@@ -16,7 +16,7 @@ from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.build.ghost import GhostSource
 from pawl.build.parts import Parts, assemble
 from pawl.config import build_config
-from pawl.gpu.ghost import Ghost
+from pawl.gpu.ghost.runner import Ghost
 from pawl.http.server import EngineServer, open_socket
 from pawl.loops.select import LoopConfig
 

@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from pawl.actors.simulation.faults import Faults
 from pawl.gpu.backend import BackendUnavailable
-from pawl.gpu.ghost_language import VOCABULARY_SIZE
+from pawl.gpu.ghost.language import VOCABULARY_SIZE
 from pawl.gpu.models.config import ModelConfig, Rope
 from pawl.gpu.runner import Runner
 from pawl.gpu.select import BackendChoice, native_backend

@@ -19,9 +19,9 @@ from pawl.build.ghost import load_ghost
 from pawl.cli import main
 from pawl.config import ConfigError, build_config
 from pawl.engine import Engine
-from pawl.gpu.ghost import Ghost
-from pawl.gpu.ghost_language import END_TOKEN
-from pawl.gpu.ghost_oracle import expected
+from pawl.gpu.ghost.language import END_TOKEN
+from pawl.gpu.ghost.oracle import expected
+from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.lifecycle.step import StepBatch, StepResult
 from tests.pawl.ghost_server import ghost_server

@@ -16,8 +16,8 @@ from pawl.build.assembly import load_parts
 from pawl.build.parts import Parts
 from pawl.config import build_config
 from pawl.gpu.backend import BackendUnavailable
-from pawl.gpu.ghost import Ghost
-from pawl.gpu.ghost_oracle import expected
+from pawl.gpu.ghost.oracle import expected
+from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.loops.select import LoopConfig
 from tests.pawl.ghost_server import ghost_parts, ghost_server

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.gpu.mixing import UInt64s, mix64
+from pawl.gpu.sampling.mixing import UInt64s, mix64
 
 Float32s: TypeAlias = NDArray[np.float32]
 Int32s: TypeAlias = NDArray[np.int32]

@@ -3,8 +3,8 @@
     penalties -> logit bias -> stop tokens barred while the output is too short -> greedy, or temperature, top-k, top-p,
     min-p and noise
 
-as `pawl.gpu.sampler` has it; the vocabulary is so small that a slot's history is a row of counts; every row is sorted.
-A row's draw is a function of its own state, parameters, history and position.
+as `pawl.gpu.sampling.sampler` has it; the vocabulary is so small that a slot's history is a row of counts, and that
+every row is sorted. A row's draw is a function of its own state, parameters, history and position.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.gpu.ghost_language import VOCABULARY_SIZE, Float32s, Language
-from pawl.gpu.ghost_memory import Computed
-from pawl.gpu.mixing import draw_keys, mix64
+from pawl.gpu.ghost.language import VOCABULARY_SIZE, Float32s, Language
+from pawl.gpu.ghost.memory import Computed
+from pawl.gpu.sampling.mixing import draw_keys, mix64
 from pawl.lifecycle.step import Int32s, PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs
 
 Bools: TypeAlias = NDArray[np.bool_]

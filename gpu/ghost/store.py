@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.gpu.mixing import UInt64s, mix64
+from pawl.gpu.sampling.mixing import UInt64s, mix64
 
 Int32s: TypeAlias = NDArray[np.int32]
 Int64s: TypeAlias = NDArray[np.int64]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pawl.gpu.ghost_store import GhostStore, first_break, tags_of
-from pawl.gpu.mixing import UInt64s, mix64
+from pawl.gpu.ghost.store import GhostStore, first_break, tags_of
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
+from pawl.gpu.sampling.mixing import UInt64s, mix64
 from pawl.lifecycle.step import Int32s, StepBatch
 from pawl.memory.window_pool import NO_PAGE
 

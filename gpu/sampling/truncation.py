@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pawl.gpu.devices import upload
-from pawl.gpu.noise import all_tokens, gumbel
+from pawl.gpu.sampling.noise import all_tokens, gumbel
 from pawl.lifecycle.step import Float32s, Int32s
 
 NARROW = 64
@@ -35,7 +35,7 @@ class DrawParameters:
     top_p: Float32s
     min_p: Float32s
     keys: Int32s
-    """[n, 2] of `pawl.gpu.noise.row_keys`."""
+    """[n, 2] of `pawl.gpu.sampling.noise.row_keys`."""
 
     def of(self, rows: NDArray[np.intp]) -> DrawParameters:
         """Those of some rows."""

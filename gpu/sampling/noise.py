@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pawl.gpu.mixing import draw_keys
+from pawl.gpu.sampling.mixing import draw_keys
 from pawl.lifecycle.step import Int32s
 
 

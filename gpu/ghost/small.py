@@ -1,7 +1,7 @@
-"""The ghost's memory in plain integers: answers and faults of `pawl.gpu.ghost_memory`, quicker for short steps.
+"""The ghost's memory in plain integers: answers and faults of `pawl.gpu.ghost.memory`, quicker for short steps.
 
 A simulated run makes thousands of steps of one to ten tokens, where a numpy call costs more than the arithmetic in it.
-Entries are those of `pawl.gpu.ghost_store`; window pages are not kept here.
+Entries are those of `pawl.gpu.ghost.store`; window pages are not kept here.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from pawl.gpu.ghost_language import Language
-from pawl.gpu.ghost_memory import NEW, Computed, GhostMemory, fault_at
-from pawl.gpu.mixing import mix64
+from pawl.gpu.ghost.language import Language
+from pawl.gpu.ghost.memory import NEW, Computed, GhostMemory, fault_at
 from pawl.gpu.ragged import ragged_positions
+from pawl.gpu.sampling.mixing import mix64
 from pawl.lifecycle.step import Int32s, StepBatch
 from pawl.memory.window_pool import NO_PAGE
 

@@ -1,6 +1,7 @@
 """From logits to tokens, a whole batch at a time, with every slot's own parameters.
 
-    penalties -> logit bias -> stop tokens barred while the output is too short -> greedy, or `pawl.gpu.truncation.draw`
+    penalties -> logit bias -> stop tokens barred while the output is too short -> greedy, or a draw
+    (`pawl.gpu.sampling.truncation`)
 
 Log-probabilities are those of the logits as they came. Parameters live in host arrays indexed by slot; a row's draw is
 a function of that row's logits, its slot's parameters and history, and its position. Nothing else enters.
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from pawl.gpu.backend import NO_TOKEN
 from pawl.gpu.devices import upload
-from pawl.gpu.noise import row_keys
-from pawl.gpu.penalties import Penalties
-from pawl.gpu.scoring import Scores, score
-from pawl.gpu.truncation import DrawParameters, draw
+from pawl.gpu.sampling.noise import row_keys
+from pawl.gpu.sampling.penalties import Penalties
+from pawl.gpu.sampling.scoring import Scores, score
+from pawl.gpu.sampling.truncation import DrawParameters, draw
 from pawl.lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
 from pawl.lifecycle.step import Bools, Int32s, SlotAssignment, StepLogprobs
 

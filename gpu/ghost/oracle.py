@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.gpu.ghost_language import Language
+from pawl.gpu.ghost.language import Language
 
 _MASK = (1 << 64) - 1
 
 
 def mixed(word: int) -> int:
-    """The finaliser of SplitMix64, of one word: `pawl.gpu.mixing.mix64` by other means."""
+    """The finaliser of SplitMix64, of one word: `pawl.gpu.sampling.mixing.mix64` by other means."""
     word = (word + 0x9E3779B97F4A7C15) & _MASK
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _MASK

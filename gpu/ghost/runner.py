@@ -2,7 +2,7 @@
 
 Each position that is computed writes an entry that stands for the whole sequence up to it. Each segment then reads
 every entry of its row through the page table, as attention would, and the next token is a pure function of what was
-read. So it can be known from the prompt alone (`pawl.gpu.ghost_oracle`), under any schedule.
+read. So it can be known from the prompt alone (`pawl.gpu.ghost.oracle`), under any schedule.
 
     write    entries of the new positions, into the pages of each row (and into its window pages)
     read     every page of each row, up to its last position (and every window page that a window reaches)
@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pawl.gpu.batches import check_batch
-from pawl.gpu.ghost_draws import GhostDraws
-from pawl.gpu.ghost_language import VOCABULARY_SIZE, language_of
-from pawl.gpu.ghost_memory import Computed, GhostFault, GhostMemory
-from pawl.gpu.ghost_small import SmallMemory, likeliest_after
-from pawl.gpu.ghost_store import GhostStore
+from pawl.gpu.ghost.draws import GhostDraws
+from pawl.gpu.ghost.language import VOCABULARY_SIZE, language_of
+from pawl.gpu.ghost.memory import Computed, GhostFault, GhostMemory
+from pawl.gpu.ghost.small import SmallMemory, likeliest_after
+from pawl.gpu.ghost.store import GhostStore
 from pawl.gpu.ragged import ragged_offsets
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import Int32s, PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs, StepResult
