@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import structlog
 
@@ -11,24 +11,11 @@ from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, Res
 from pawl.actors.messages.transfer import Fence, Fill, PagesToWorker, Save
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
-from pawl.actors.tiers.page_copier import PageCopier, PageRunner
-from pawl.lifecycle.step import StepBatch, StepResult
+from pawl.actors.tiers.page_copier import PageCopier
+from pawl.gpu.step_runner import StepRunner
+from pawl.lifecycle.step import StepBatch
 
 log = structlog.get_logger("pawl.worker")
-Launched = TypeVar("Launched")
-
-
-class Runner(PageRunner, Protocol[Launched]):
-    """What turns a batch into tokens. `launch` may return before the device is done; `collect` waits."""
-
-    asynchronous: bool
-    """Whether `launch` returns early: then one more step is launched before the first is collected."""
-
-    def launch(self, batch: StepBatch) -> Launched: ...
-
-    def collect(self, launched: Launched) -> StepResult: ...
-
-    def reset(self) -> None: ...
 
 
 class Worker(Actor):
@@ -36,7 +23,7 @@ class Worker(Actor):
 
     accepts = ToWorker | PagesToWorker
 
-    def __init__(self, runner: Runner[Any], names: Names = NAMES) -> None:
+    def __init__(self, runner: StepRunner[Any], names: Names = NAMES) -> None:
         self._names = names
         self.runner = runner
         self._mover = PageCopier(self, runner, names)

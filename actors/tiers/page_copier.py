@@ -7,33 +7,22 @@ later step can reuse it, and is written before any step that reads it is launche
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Any
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from pawl.actors.messages.transfer import Blocks, Fence, Fenced, Fill, Filled, Save, Saved
 from pawl.actors.names import Names
 from pawl.actors.runtime.actor import Actor, Lane
+from pawl.gpu.step_runner import StepRunner
 
 log = structlog.get_logger("pawl.worker")
-
-
-class PageRunner(Protocol):
-    """A runner whose pages can be copied out and in."""
-
-    def read_pages(self, pages: NDArray[np.int32]) -> NDArray[np.uint8]:
-        """The pages' bytes, uint8 [n, page_bytes], as all launched steps leave them."""
-
-    def write_pages(self, pages: NDArray[np.int32], blocks: NDArray[np.uint8]) -> None:
-        """Put bytes into pages, before any step that is launched later."""
 
 
 class PageCopier:
     """Serves one worker actor, in its thread."""
 
-    def __init__(self, actor: Actor, runner: PageRunner, names: Names) -> None:
+    def __init__(self, actor: Actor, runner: StepRunner[Any], names: Names) -> None:
         self._names = names
         self._actor = actor
         self._runner = runner

@@ -17,9 +17,9 @@ from pawl import __version__
 from pawl.actors.recorder import Recorder
 from pawl.actors.storage import Storage
 from pawl.actors.text.vocabulary import Vocabulary
-from pawl.actors.worker import Runner
 from pawl.build.tiers import make_storage, tier_config, wants_tiers
 from pawl.config import ConfigError, ServerConfig
+from pawl.gpu.step_runner import StepRunner
 from pawl.lifecycle.records import Started
 from pawl.lifecycle.trace.writer import TraceWriter
 from pawl.loops.select import LoopConfig, cell_name
@@ -38,23 +38,13 @@ class Source(Protocol):
     def path(self) -> Path: ...
 
 
-class PortableRunner(Runner[Any], Protocol):
-    """A runner that says what its pages are, so that lower tiers can keep them."""
-
-    @property
-    def layout(self) -> str: ...
-
-    @property
-    def page_bytes(self) -> int: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """Everything an engine is made of."""
 
     source: Source
     vocabulary: Vocabulary
-    runner: Runner[Any]
+    runner: StepRunner[Any]
     loop_config: LoopConfig
     recorder: Recorder | None = None
     trace_path: Path | None = None
@@ -140,7 +130,7 @@ def assemble(
     *,
     source: Source,
     vocabulary: Vocabulary,
-    runner: PortableRunner,
+    runner: StepRunner[Any],
     loop_config: LoopConfig,
     facts: dict[str, Any],
     began: float,

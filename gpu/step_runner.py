@@ -1,0 +1,45 @@
+"""What a worker drives: the one interface of everything that turns step batches into tokens.
+
+Three kinds satisfy it: `pawl.gpu.runner.Runner`, the ghost, and what tests put in their place. Needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pawl.lifecycle.step import Int32s, StepBatch, StepResult
+
+Launched = TypeVar("Launched")
+
+
+class StepRunner(Protocol[Launched]):
+    """Runs steps in the order they are launched, and copies pages out and in between them."""
+
+    asynchronous: bool
+    """Whether `launch` returns before the step is computed: then one more is launched before the first is collected."""
+
+    @property
+    def layout(self) -> str:
+        """How a page's bytes are to be read, and whose they are: a copy may be written wherever this is equal."""
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page."""
+
+    def launch(self, batch: StepBatch) -> Launched:
+        """Start a step. Raises `InvalidBatch` before anything has changed."""
+
+    def collect(self, launched: Launched) -> StepResult:
+        """Wait for the oldest step in flight."""
+
+    def reset(self) -> None:
+        """Forget every slot and every step in flight."""
+
+    def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
+        """Copies of `pages`, uint8 [n, page_bytes], as all launched steps leave them."""
+
+    def write_pages(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
+        """Put the bytes that `read_pages` gave into `pages`, before any step that is launched later."""
