@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pawl.gpu.ghost_oracle import expected
 
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.config import ServerConfig
 from pawl.engine import Engine, NotRunning
+from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.states import Cause
 
 ROOT = Path(__file__).parent.parent.parent
