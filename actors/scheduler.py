@@ -28,8 +28,9 @@ from pawl.loops.effects import Ending
 from pawl.loops.loop import Loop
 from pawl.loops.properties.laws import name_of
 from pawl.loops.select import LoopConfig, make_loop
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.arrays import Int32s
 from pawl.memory.prefix.namespace import namespace_of
+from pawl.memory.violation import MemoryViolation
 
 log = structlog.get_logger("pawl.scheduler")
 

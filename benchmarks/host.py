@@ -25,7 +25,8 @@ from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.loop import Loop
 from pawl.loops.select import LoopConfig, make_loop
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.arrays import Int32s
+from pawl.memory.violation import MemoryViolation
 
 ROWS = {1: 40.0, 64: 80.0, 256: 120.0, 1024: 250.0}
 """Running requests -> goal, microseconds a step."""

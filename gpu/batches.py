@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pawl.lifecycle.step import Int32s, StepBatch
-from pawl.memory.window_pool import NO_PAGE
+from pawl.memory.partners import NO_PAGE
 
 
 class InvalidBatch(Exception):

@@ -32,7 +32,7 @@ from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
 from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
-from pawl.memory.window_pool import NO_PAGE
+from pawl.memory.partners import NO_PAGE
 
 _NOTHING = np.zeros(0, np.int32)
 

@@ -14,8 +14,8 @@ from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Event, State
 from pawl.lifecycle.step import Bools, SlotAssignment, StepBatch
+from pawl.memory.arrays import Int32s
 from pawl.memory.memory import Memory
-from pawl.memory.page_pool import Int32s
 from pawl.memory.page_table import NO_ENTRIES, PageEntries
 from pawl.memory.transaction import Transaction
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.records import CacheChange
-from pawl.memory.page_table import NONE
+from pawl.memory.arrays import NO_PAGES
 from pawl.memory.prefix.base import PrefixCache
 from pawl.memory.prefix.events import CacheEvent, Removed, Stored
 
@@ -59,4 +59,4 @@ def _change(event: CacheEvent) -> CacheChange:
         case Removed(pages):
             return CacheChange("removed", "", None, pages)
         case _:
-            return CacheChange("cleared", "", None, NONE)
+            return CacheChange("cleared", "", None, NO_PAGES)

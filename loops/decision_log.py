@@ -11,7 +11,7 @@ from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record, Started, StepCommitted
 from pawl.loops.properties.laws import name_of
 from pawl.loops.replay import Diverged, NotReplayable, Replay
-from pawl.memory.page_pool import MemoryViolation
+from pawl.memory.violation import MemoryViolation
 
 FULL_CHECK_INTERVAL = 256
 """Committed steps between two looks at the whole state of the replayed run."""

@@ -8,7 +8,8 @@ from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, State
 from pawl.lifecycle.step import StepResult
 from pawl.loops.batch import ScheduledBatch
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.arrays import Int32s
+from pawl.memory.violation import MemoryViolation
 
 
 class Ending(NamedTuple):

@@ -23,7 +23,8 @@ from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.loops.queues import Queues
 from pawl.loops.tiers import PageFetch, TierConfig, TierEffects
-from pawl.memory.page_pool import Int32s, Reservation
+from pawl.memory.arrays import Int32s
+from pawl.memory.page_pool import Reservation
 from pawl.memory.prefix.base import Hold
 from pawl.memory.tiers.index import TierIndex
 from pawl.memory.tiers.keys import DeviceKeys, PageKey, page_keys

@@ -29,8 +29,9 @@ from pawl.loops.planner import Planner
 from pawl.loops.properties.laws import state_monitor
 from pawl.loops.queues import Queues
 from pawl.loops.requests import Requests
+from pawl.memory.arrays import Int32s
 from pawl.memory.memory import Memory
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.violation import MemoryViolation
 
 Kind = TypeVar("Kind")
 NOT_NUMBERS = "the model's scores for the next token are not finite numbers"

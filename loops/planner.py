@@ -10,7 +10,8 @@ from pawl.lifecycle.states import Cause
 from pawl.loops.admission import Admission, next_chunk
 from pawl.loops.batch import BatchBuilder
 from pawl.loops.queues import Queues
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.arrays import Int32s
+from pawl.memory.violation import MemoryViolation
 
 
 class Planner(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pawl.lifecycle.requests import RequestTable
-from pawl.memory.page_pool import Int32s
+from pawl.memory.arrays import Int32s
 
 MAX_MATCHED = 128
 """Beyond this many waiting requests, policies that look into the cache fall back to arrival order: looking up every

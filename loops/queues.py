@@ -17,8 +17,8 @@ import numpy as np
 from pawl.lifecycle.machine import WAITING
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Cause, Event, State
+from pawl.memory.arrays import Int32s
 from pawl.memory.memory import Memory
-from pawl.memory.page_pool import Int32s
 from pawl.memory.transaction import Transaction
 
 # numpy compares with a number four times as fast as with an enumeration.

@@ -52,7 +52,8 @@ from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.tiers import PageFetch
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.arrays import Int32s
+from pawl.memory.violation import MemoryViolation
 
 
 class Diverged(Exception):

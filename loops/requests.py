@@ -18,7 +18,7 @@ from pawl.lifecycle.states import Cause, Event, State
 from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects, Ending
 from pawl.loops.queues import Queues
-from pawl.memory.page_pool import Int32s
+from pawl.memory.arrays import Int32s
 
 MAX_STRIKES = 2
 """Lost steps after which a request that was part of each of them is ended instead of tried again."""

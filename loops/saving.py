@@ -17,7 +17,7 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 
-from pawl.memory.page_pool import Int32s
+from pawl.memory.arrays import Int32s
 from pawl.memory.prefix.events import CacheEvent, Cleared, Removed, Stored
 from pawl.memory.tiers.index import TierIndex
 from pawl.memory.tiers.keys import DeviceKeys, PageKey

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from pawl.loops.saving import WritePolicy
-from pawl.memory.page_pool import Int32s
+from pawl.memory.arrays import Int32s
 from pawl.memory.tiers.keys import PageKey
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pawl.memory.digest import MASK
-from pawl.memory.page_pool import MemoryViolation
+from pawl.memory.violation import MemoryViolation
 
 if TYPE_CHECKING:
     from pawl.memory.memory import Memory
@@ -59,9 +59,7 @@ def check_idle_slots(memory: Memory) -> None:
 
 def check_windows(memory: Memory) -> None:
     """Every law of the second pool, where there is one. Raises MemoryViolation."""
-    if memory.windows is not None:
-        rows = {int(slot): memory.page_table.row(slot) for slot in memory.slots.used}
-        memory.windows.invariants(memory.pages, rows)
+    memory.windows.invariants(memory.pages, {slot: memory.page_table.row(slot) for slot in memory.slots.used.tolist()})
 
 
 def check_digest(memory: Memory) -> None:
@@ -74,8 +72,7 @@ def check_digest(memory: Memory) -> None:
 def check_counters(memory: Memory) -> None:
     """What must hold after every step; O(1). Raises MemoryViolation."""
     memory.pages.check()
-    if memory.windows is not None:
-        memory.windows.check()
+    memory.windows.check()
     check_cached(memory)
     check_promises(memory)
     check_restored(memory)
@@ -114,7 +111,5 @@ def check_restored(memory: Memory) -> None:
 def recompute(memory: Memory) -> int:
     """The digest, from the facts themselves; O(size)."""
     value = memory.pages.recompute() + memory.slots.recompute() + memory.escrow.recompute()
-    value += memory.page_table.recompute(memory.slots.used)
-    if memory.windows is not None:
-        value += memory.windows.recompute()
+    value += memory.page_table.recompute(memory.slots.used) + memory.windows.recompute()
     return value & MASK

@@ -16,13 +16,11 @@ It finds defects, not forgeries: the keys are the same in every process, so that
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Int32s: TypeAlias = NDArray[np.int32]
-Int64s: TypeAlias = NDArray[np.int64]
+from pawl.memory.arrays import Int64s
 
 MASK = (1 << 64) - 1
 CACHED, DEFERRED, RESERVED, AGED = 0x9FB21C651E98DF25, 0xC2B2AE3D27D4EB4F, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F
@@ -77,7 +75,7 @@ class Digest:
         """Within a rollback: what the change that is being undone had added. The undo subtracts from it what it leaves
         in place, because a request has left since."""
         self.unrestored: Unrestored | None = None
-        """The last rollback that broke law 9 and has not been told yet."""
+        """The last rollback that did not restore the digest and has not been told yet."""
         self._num_streams = 0
 
     def stream(self) -> int:

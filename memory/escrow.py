@@ -11,15 +11,11 @@ somebody waits or pages run short: it hands what there is to the slots in the or
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
-from numpy.typing import NDArray
 
+from pawl.memory.arrays import Bools, Int32s
 from pawl.memory.digest import Digest
-from pawl.memory.page_pool import Int32s, MemoryViolation
-
-Bools: TypeAlias = NDArray[np.bool_]
+from pawl.memory.violation import MemoryViolation
 
 
 class Escrow:
@@ -33,29 +29,22 @@ class Escrow:
         self.promised: Int32s = np.zeros(num_slots, np.int32)
         self.total = 0
 
-    def promise(self, slot: int, count: int) -> int:
-        """`count` more pages for a slot. Taken back by `forget`. What that adds to the digest."""
+    def promise(self, slot: int, count: int) -> None:
+        """`count` more pages for a slot, fewer where it is negative. Taken back by `forget`."""
         self.promised[slot] += count
         self.total += count
-        change = int(self._keys[slot]) * count
-        self._digest.value += change
-        return change
+        self._digest.value += int(self._keys[slot]) * count
 
     def covered(self, slots: Int32s, counts: Int32s) -> Int32s:
         """How many of the `counts` pages that each slot is about to take it has been promised, int32 [n]."""
         covered: Int32s = np.minimum(counts, self.promised[slots])
         return covered
 
-    def spend(self, slots: Int32s, counts: Int32s) -> int:
-        """The slots take so many of their promised pages; each slot at most once. Undone by `restore`.
-
-        Returns what that adds to the digest.
-        """
+    def spend(self, slots: Int32s, counts: Int32s) -> None:
+        """The slots take so many of their promised pages; each slot at most once. Undone by `restore`."""
         self.promised[slots] -= counts
         self.total -= int(counts.sum())
-        change = -self.fact(slots, counts)
-        self._digest.value += change
-        return change
+        self._digest.value -= self.fact(slots, counts)
 
     def restore(self, slots: Int32s, counts: Int32s) -> None:
         """The step that spent these never happened."""

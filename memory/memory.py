@@ -1,7 +1,13 @@
 """All memory of one replica behind one face: slots, the page table, pages and the prefix cache, in transactions.
 
-What a row of the page table is: [page_table.py](page_table.py).
-Hybrid models have a second pool, whose pages are partners of these: [window_pool.py](window_pool.py).
+    request ── slot s ── row of the page table    p4  p9  p2  p7            p4, p9: shared with the prefix cache
+                                                   │   │   │   │            p2, p7: owned by the row alone
+               pages of the pool                  p4  p9  p2  p7
+               their partners in the window pool   ·   ·  w3  w0            only where a model needs a second pool
+
+`Memory` puts together what others own: page_table.py, page_pool.py, slot_pool.py, escrow.py (promises), prefix/ (the
+cache) and window_pool.py. The verbs of a step go through its transaction and can be undone (undo.py); the others are
+final, and what a step in flight may still touch waits behind its fence (transaction.py).
 """
 
 from __future__ import annotations
@@ -11,15 +17,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pawl.memory.arrays import Bools, Int32s
 from pawl.memory.checks import check_counters, check_memory
 from pawl.memory.digest import MASK
-from pawl.memory.escrow import Bools, Escrow
-from pawl.memory.page_pool import Int32s, PagePool, Reservation, consecutive
+from pawl.memory.escrow import Escrow
+from pawl.memory.page_pool import PagePool, Reservation, consecutive
 from pawl.memory.page_table import NO_ENTRIES, PageEntries, PageTable
 from pawl.memory.prefix.base import Eviction, Hold, PrefixCache
 from pawl.memory.slot_pool import SlotPool
 from pawl.memory.transaction import Ledger, Transaction
+from pawl.memory.undo import Undo
 from pawl.memory.window_pool import WindowPool
+from pawl.memory.windows import Windows
 
 
 class Granted(NamedTuple):
@@ -32,15 +41,15 @@ class Granted(NamedTuple):
 
 class Memory:
     """Owner of every slot and page. `max_context` bounds the tokens of one request; `windows` is the second pool of
-    hybrid models, None where every layer reads everything."""
+    hybrid models, None where every layer reads everything. Raises ValueError when that was made for other sizes."""
 
     def __init__(
         self, *, num_pages: int, num_slots: int, max_context: int, cache: PrefixCache, windows: WindowPool | None = None
     ) -> None:
-        if windows is not None and (len(windows.partner), len(windows.start)) != (num_pages, num_slots):
+        if windows is not None and (len(windows.partners.of), len(windows.start)) != (num_pages, num_slots):
             raise ValueError("the windows are of other pages or slots than there are")
         self.page_size = cache.page_size
-        self.windows = windows
+        self.windows: Windows = Windows() if windows is None else windows
         self.ledger = Ledger() if windows is None else windows.ledger
         self.pages = PagePool(num_pages, self.page_size, self.ledger)
         self.slots = SlotPool(num_slots, self.ledger)
@@ -49,6 +58,7 @@ class Memory:
         self.max_context = min(max_context, num_pages * self.page_size)
         width = -(-self.max_context // self.page_size)
         self.page_table = PageTable(self.ledger.digest, num_slots, width, num_pages)
+        self._undo = Undo(self)
         self.replaced: list[PageEntries] = []
         """Page-table entries changed outside a step: the next step must carry them to the worker, before its own."""
 
@@ -64,29 +74,26 @@ class Memory:
         slot = self.slots.take(transaction)
         if slot is None:
             return None
-        hold = self.cache.match_and_hold(tokens[: len(tokens) - 1] if use_cache else tokens[:0], namespace, priority)
-        # Kept and logged before anything else can fail: from here on an undo lets go of it.
-        transaction.log(self._unhold, slot, change=self.page_table.hold(slot, hold, namespace))
-        if len(hold.pages):
-            transaction.log(self._unshare, slot, hold.pages, change=self.pages.share(hold.pages))
-        transaction.log(self._unadmit, slot)
-        digest = self.ledger.digest.value
-        try:
-            if len(hold.pages):
-                self.page_table.append_to(slot, 0, hold.pages)
-                self.page_table.reach(slot, hold.num_tokens)
-            if self.windows is not None:
-                self.windows.join(slot, hold.pages)
-        finally:
-            transaction.amend(self.ledger.digest.value - digest)
+        table, undo = self.page_table, self._undo
+        with transaction.change(undo.hold, slot):
+            known = tokens[: len(tokens) - 1] if use_cache else tokens[:0]
+            hold = self.cache.match_and_hold(known, namespace, priority)
+            table.hold(slot, hold, namespace)
+        pages = hold.pages
+        if len(pages):
+            with transaction.change(undo.share, slot, pages):
+                self.pages.share(pages)
+        with transaction.change(undo.admit, slot):
+            if len(pages):
+                table.append_to(slot, 0, pages)
+                table.reach(slot, hold.num_tokens)
+            self.windows.join(slot, pages)
         return Granted(slot, hold.num_tokens)
 
     def entries(self, slot: int) -> PageEntries:
         """The page-table entries that `slot` has now."""
-        count = int(self.page_table.num_pages[slot])
-        return PageEntries(
-            np.full(count, slot, np.int32), np.arange(count, dtype=np.int32), self.page_table.pages[slot, :count].copy()
-        )
+        pages = self.page_table.row(slot).copy()
+        return PageEntries(np.full(len(pages), slot, np.int32), np.arange(len(pages), dtype=np.int32), pages)
 
     def demand(self, slots: Int32s, lengths: Int32s) -> Int32s:
         """Pages each slot lacks to reach its length, int32 [n]."""
@@ -99,7 +106,8 @@ class Memory:
         None, and no change, when not enough pages are free, or those beyond what the slots have been promised are
         promised to others.
         """
-        before, lengths_before = self.page_table.num_pages[slots], self.page_table.length[slots]
+        table = self.page_table
+        before, lengths_before = table.num_pages[slots], table.length[slots]
         entries = NO_ENTRIES
         if np.count_nonzero(lengths > before * self.page_size):
             grow = np.maximum(-(-lengths // self.page_size) - before, 0)
@@ -111,23 +119,20 @@ class Memory:
             if pages is None:
                 return None
             if num_covered:
-                transaction.log(self._unspend, slots, covered, change=self.escrow.spend(slots, covered))
+                with transaction.change(self._undo.spend, slots, covered):
+                    self.escrow.spend(slots, covered)
             entries = PageEntries(np.repeat(slots, grow), consecutive(before, grow), pages)
         grown = lengths - lengths_before
-        # Logged first: whatever of it has happened when something fails is undone.
-        transaction.log(self._unextend, slots, before, lengths_before, grown, entries)
-        digest = self.ledger.digest.value
-        try:
+        with transaction.change(self._undo.extend, slots, before, lengths_before, grown, entries):
             if len(entries.pages):
-                self.page_table.append(entries, slots, before + grow)
-            self.page_table.lengthen(slots, lengths, grown)
-        finally:
-            transaction.amend(self.ledger.digest.value - digest)
+                table.append(entries, slots, before + grow)
+            table.lengthen(slots, lengths, grown)
         return entries
 
     def extend_slot(self, transaction: Transaction, slot: int, length: int) -> PageEntries | None:
         """`extend` for one slot, without the cost of arrays of one; evicts if need be."""
-        before = int(self.page_table.num_pages[slot])
+        table = self.page_table
+        before = int(table.num_pages[slot])
         count = -(-length // self.page_size) - before
         entries = NO_ENTRIES
         if count > 0:
@@ -138,18 +143,19 @@ class Memory:
             if pages is None:
                 return None
             if covered:
-                transaction.log(self._unspend_slot, slot, covered, change=self.escrow.promise(slot, -covered))
+                with transaction.change(self._undo.spend_slot, slot, covered):
+                    self.escrow.promise(slot, -covered)
             indices = np.arange(before, before + count, dtype=np.int32)
             entries = PageEntries(np.full(count, slot, np.int32), indices, pages)
-        transaction.log(self._unextend_slot, slot, before, int(self.page_table.length[slot]))
-        digest = self.ledger.digest.value
-        try:
+        with transaction.change(self._undo.extend_slot, slot, before, int(table.length[slot])):
             if count > 0:
-                self.page_table.append_to(slot, before, entries.pages)
-            self.page_table.reach(slot, length)
-        finally:
-            transaction.amend(self.ledger.digest.value - digest)
+                table.append_to(slot, before, entries.pages)
+            table.reach(slot, length)
         return entries
+
+    def _allows(self, uncovered: int) -> bool:
+        """Whether so many pages may be taken that nobody has been promised."""
+        return uncovered <= 0 or uncovered <= self.unpromised
 
     def _take(
         self, transaction: Transaction, count: int, slots: Int32s | Sequence[int], counts: Int32s | Sequence[int]
@@ -158,62 +164,10 @@ class Memory:
         no change, when not enough of either are to be had."""
         savepoint = transaction.savepoint()
         pages = self.pages.take(transaction, count)
-        if pages is None or self.windows is None:
-            return pages
-        if not self.windows.take(transaction, np.asarray(slots, np.int32), np.asarray(counts, np.int32), pages):
+        if pages is not None and not self.windows.take(transaction, slots, counts, pages):
             transaction.rollback(savepoint)
             return None
         return pages
-
-    # Undoing is void for a request that left while its step was in flight: its slot waits at the fence, all else is
-    # settled, and the digest stays as it is.
-
-    def _unhold(self, slot: int) -> None:
-        if self._stayed(slot):
-            hold = self.page_table.unhold(slot)
-            if hold is not None:
-                self.cache.release(hold, self.ledger.resolved, used=False)
-
-    def _unshare(self, slot: int, pages: Int32s) -> None:
-        if self._stayed(slot):
-            self.pages.unshare(pages)
-
-    def _unadmit(self, slot: int) -> None:
-        if self._stayed(slot):
-            # What it had grown by is undone before: the pages that are left are those it shares, if it got that far.
-            if self.windows is not None:
-                self.windows.unjoin(slot, self.page_table.row(slot))
-            self.escrow.unpromise(slot)
-            self.page_table.cut_one(slot, 0, 0)
-
-    def _unspend(self, slots: Int32s, covered: Int32s) -> None:
-        stayed = self.slots.in_use[slots]
-        self.escrow.restore(slots[stayed], covered[stayed])
-        self.ledger.digest.undoing += self.escrow.fact(slots[~stayed], covered[~stayed])
-
-    def _unspend_slot(self, slot: int, covered: int) -> None:
-        if self._stayed(slot):
-            self.escrow.promise(slot, covered)
-
-    def _unextend(self, slots: Int32s, num_pages: Int32s, lengths: Int32s, grown: Int32s, entries: PageEntries) -> None:
-        stayed = self.slots.in_use[slots]
-        if not stayed.all():
-            gone = ~self.slots.in_use[entries.slots]
-            worth = self.page_table.worth(PageEntries(*(column[gone] for column in entries)))
-            self.ledger.digest.undoing -= worth + self.page_table.worth_of_positions(slots[~stayed], grown[~stayed])
-            slots, num_pages, lengths = slots[stayed], num_pages[stayed], lengths[stayed]
-        self.page_table.cut(slots, num_pages, lengths)
-
-    def _unextend_slot(self, slot: int, num_pages: int, length: int) -> None:
-        if self._stayed(slot):
-            self.page_table.cut_one(slot, num_pages, length)
-
-    def _stayed(self, slot: int) -> bool:
-        """Whether the slot's request has not left since; if it has, nothing of what is being undone changes."""
-        if self.slots.in_use[slot]:
-            return True
-        self.ledger.digest.undoing = 0
-        return False
 
     # ---- final ----
 
@@ -228,8 +182,7 @@ class Memory:
         insertion = self.cache.insert(tokens[: count * self.page_size], pages, namespace, hold, fence, priority)
         if len(insertion.adopted):
             self.pages.adopt(insertion.adopted)
-            if self.windows is not None:
-                self.windows.adopt(insertion.adopted)
+            self.windows.adopt(insertion.adopted)
         self.page_table.hold(slot, insertion.hold, namespace)
         if (hold.num_tokens if hold is not None else 0) // self.page_size + len(insertion.adopted) < count:
             self._deduplicate(slot, insertion.hold.pages)
@@ -240,13 +193,13 @@ class Memory:
         Otherwise the slot's hold would pin pages that it does not use, and a request that needs the whole pool could
         wait for itself.
         """
-        indices = np.flatnonzero(self.page_table.pages[slot, : len(pages)] != pages).astype(np.int32)
+        row = self.page_table.pages[slot, : len(pages)]
+        indices = np.flatnonzero(row != pages).astype(np.int32)
         if not len(indices):
             return
-        ours, theirs = self.page_table.pages[slot, indices], pages[indices]
+        ours, theirs = row[indices], pages[indices]
         self.pages.share(theirs)
-        if self.windows is not None:
-            self.windows.move(slot, indices, ours, theirs, self.ledger.fence)
+        self.windows.move(slot, indices, ours, theirs, self.ledger.fence)
         self.pages.release(ours, self.ledger.fence)
         self.replaced.append(self.page_table.replace(slot, indices, theirs))
 
@@ -259,29 +212,23 @@ class Memory:
         """Everything that `slot` owns goes back; what a launched step may touch waits until it is resolved."""
         fence = self.ledger.fence
         pages = self.page_table.row(slot).copy()
-        if self.windows is not None:
-            self.windows.leave(slot, pages, fence)
+        self.windows.leave(slot, pages, fence)
         if len(pages):
             self.pages.release(pages, fence)
-        hold = self._forget(slot)
+        self.escrow.forget(slot)
+        hold = self.page_table.clear(slot)
         if hold is not None:
             self.cache.release(hold, fence)
         self.slots.release(slot, fence)
 
-    def _forget(self, slot: int) -> Hold | None:
-        self.escrow.forget(slot)
-        return self.page_table.clear(slot)
-
     def slide(self, slots: Int32s, lengths: Int32s) -> None:
         """A step is about to be committed that takes these slots to these lengths: window pages that no later query
         reads go back. Slots whose request has left are passed over."""
-        if self.windows is not None:
-            stayed = self.slots.in_use[slots]
-            self.windows.slide(slots[stayed], lengths[stayed], self.page_table.pages)
+        self.windows.slide(slots, lengths, self.page_table)
 
     def window_pages(self, pages: Int32s) -> Int32s | None:
-        """The partners of `pages`, int32 [n], -1 for none; None where there is one pool."""
-        return None if self.windows is None else self.windows.partner[pages]
+        """The partners of `pages`, int32 [n], NO_PAGE for none; None where there is one pool."""
+        return self.windows.window_pages(pages)
 
     def make_room(self, count: int) -> bool:
         """Evict until `count` pages are free; False when that many cannot be had without waiting or retracting."""
@@ -302,8 +249,9 @@ class Memory:
     def _evict(self, eviction: Eviction) -> None:
         if len(eviction.pages):
             self.pages.evict(eviction.pages, eviction.fence)
-            if self.windows is not None:
-                self.windows.dropped(eviction.pages, eviction.fence)
+            self.windows.dropped(eviction.pages, eviction.fence)
+
+    # ---- promises ----
 
     @property
     def obtainable(self) -> int:
@@ -323,18 +271,14 @@ class Memory:
         wants = self.demand(slots, lengths)
         short = int(wants.sum()) - int(self.escrow.renew(slots, wants, self.obtainable).sum())
         short -= self.pages.deferred + self.pages.quarantined
-        if self.windows is not None:
-            short = max(
-                short, self.windows.renew(slots, wants, self.page_table.num_pages[slots], self.page_table.length[slots])
-            )
-        return max(short, 0)
+        return max(short, self.windows.renew(slots, wants, self.page_table), 0)
 
     def promise(self, slot: int, length: int) -> bool:
         """Promise a slot that has been promised nothing the pages it lacks to reach its length; False, and nothing is
         promised, when so many are not to be had."""
         num_pages = int(self.page_table.num_pages[slot])
         need = max(-(-length // self.page_size) - num_pages, 0)
-        if need > self.unpromised or (self.windows is not None and not self.windows.promise(slot, need, num_pages)):
+        if need > self.unpromised or not self.windows.promise(slot, need, num_pages):
             return False
         self.escrow.promise(slot, need)
         return True
@@ -343,17 +287,8 @@ class Memory:
         """Which slots can grow to their length now, with pages that are promised to them and free, bool [n]; the first
         ones choose first. Evicts if need be."""
         demand = self.demand(slots, lengths)
-        count = int(demand.sum())
-        self.make_room(count)
-        able = self.escrow.kept(slots, demand, self.pages.free)
-        if self.windows is not None:
-            self.windows.make_room(count)
-            able &= self.windows.escrow.kept(slots, demand, self.windows.pool.free)
-        return able
-
-    def _allows(self, uncovered: int) -> bool:
-        """Whether so many pages may be taken that nobody has been promised."""
-        return uncovered <= 0 or uncovered <= self.unpromised
+        self.make_room(int(demand.sum()))
+        return self.windows.keep(self.escrow.kept(slots, demand, self.pages.free), slots, demand)
 
     # ---- pages that are written outside the steps ----
 
@@ -385,14 +320,19 @@ class Memory:
         """Nothing of the reservation is wanted, and its writer is known to write no more."""
         self.pages.withdraw(reservation)
 
-    # ---- laws ----
+    # ---- checks ----
+
+    @property
+    def pools(self) -> tuple[PagePool, ...]:
+        """Every pool of pages: of full pages, and of window pages where there are any."""
+        return (self.pages, *self.windows.pools)
 
     def check(self) -> None:
         """What must hold after every step; O(1)."""
         check_counters(self)
 
     def invariants(self) -> None:
-        """Every law, O(size): for tests and the idle self-check."""
+        """Every property, O(size): for tests and the idle self-check."""
         check_memory(self)
 
     def digest(self) -> int:

@@ -14,26 +14,16 @@ is given back, so a stale handle is told from a live one.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pawl.memory.arrays import Int32s, Int64s
 from pawl.memory.digest import AGED, CACHED, DEFERRED, RESERVED, keys, signed, total
 from pawl.memory.transaction import Ledger, Transaction
+from pawl.memory.violation import MemoryViolation
 
-Int32s: TypeAlias = NDArray[np.int32]
-Int64s: TypeAlias = NDArray[np.int64]
 _AGED = signed(AGED)
-
-
-class MemoryViolation(Exception):
-    """A law of memory was about to be broken. Carries the facts; a defect of Pawl, never of the workload."""
-
-    def __init__(self, law: str, **facts: object) -> None:
-        super().__init__(f"{law}: " + ", ".join(f"{name}={value}" for name, value in facts.items()))
-        self.law = law
-        self.facts = facts
 
 
 class Reservation(NamedTuple):
@@ -96,26 +86,20 @@ class PagePool:
             return None
         self.free -= count
         pages = self._free_stack[self.free : self.free + count][::-1].copy()
-        self.refcount[pages] = 1
-        self.owned += count
         added = self._keys.take(pages)
-        change = total(added)
-        self._digest.value += change
-        transaction.log(self._untake, pages, added, change=change)
+        with transaction.change(self._untake, pages, added):
+            self.refcount[pages] = 1
+            self.owned += count
+            self._digest.value += total(added)
         return pages
 
-    def share(self, pages: Int32s) -> int:
-        """One more row refers to these cached pages. The caller logs the undo, `unshare`, with the row's own.
-
-        Returns what that adds to the digest.
-        """
+    def share(self, pages: Int32s) -> None:
+        """One more row refers to these cached pages. The caller logs the undo, `unshare`, with the row's own."""
         index = pages.astype(np.intp)
         if np.count_nonzero(self.in_cache[index]) < len(index):
             raise MemoryViolation("only cached pages are shared", pages=pages[~self.in_cache[index]])
         self.refcount[index] += 1
-        change = total(self._keys[index])
-        self._digest.value += change
-        return change
+        self._digest.value += total(self._keys[index])
 
     def _untake(self, pages: Int32s, added: Int64s) -> None:
         # A request that left while its step was in flight has given its pages back already: they wait at the fence.

@@ -15,8 +15,9 @@ from zlib import crc32
 
 import numpy as np
 
+from pawl.memory.arrays import NO_PAGES, Int32s
 from pawl.memory.digest import Digest
-from pawl.memory.page_pool import Int32s, consecutive
+from pawl.memory.page_pool import consecutive
 from pawl.memory.prefix.base import Hold
 
 
@@ -28,8 +29,7 @@ class PageEntries(NamedTuple):
     pages: Int32s
 
 
-NONE: Int32s = np.empty(0, np.int32)
-NO_ENTRIES = PageEntries(NONE, NONE, NONE)
+NO_ENTRIES = PageEntries(NO_PAGES, NO_PAGES, NO_PAGES)
 
 
 class PageTable:
@@ -106,16 +106,14 @@ class PageTable:
         row: Int32s = self.pages[slot, : self.num_pages[slot]]
         return row
 
-    def hold(self, slot: int, hold: Hold, namespace: str) -> int:
-        """This is held for the row from now on, in place of what was. What that adds to the digest."""
+    def hold(self, slot: int, hold: Hold, namespace: str) -> None:
+        """This is held for the row from now on, in place of what was."""
         self.holds[slot] = hold
         # Namespaces may be of a client's making, and hold characters that have no encoding of their own.
         self._namespaces[slot] = crc32(namespace.encode(errors="surrogatepass"))
         held = self._worth_of_hold(slot, hold.num_tokens)
-        change = held - self._held[slot]
-        self._digest.value += change
+        self._digest.value += held - self._held[slot]
         self._held[slot] = held
-        return change
 
     def unhold(self, slot: int) -> Hold | None:
         """Nothing is held any more; what was."""

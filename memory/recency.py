@@ -6,7 +6,7 @@ from collections import deque
 
 import numpy as np
 
-from pawl.memory.page_pool import Int32s
+from pawl.memory.arrays import Int32s
 
 
 class PageOrder:

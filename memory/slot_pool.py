@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from pawl.memory.arrays import Int32s
 from pawl.memory.digest import DEFERRED
-from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.transaction import Ledger, Transaction
+from pawl.memory.violation import MemoryViolation
 
 
 class SlotPool:
@@ -34,9 +35,9 @@ class SlotPool:
         if not self._free:
             return None
         slot = self._free.pop()
-        self.in_use[slot] = True
-        self._digest.value += self._keys[slot]
-        transaction.log(self._untake, slot, change=self._keys[slot])
+        with transaction.change(self._untake, slot):
+            self.in_use[slot] = True
+            self._digest.value += self._keys[slot]
         return slot
 
     def _untake(self, slot: int) -> None:

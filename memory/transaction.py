@@ -16,9 +16,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any
+from typing import Any, Self, TypeAlias
 
 from pawl.memory.digest import MASK, Digest, Unrestored
+
+_Call: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function and its arguments."""
 
 
 class TransactionError(Exception):
@@ -39,35 +42,55 @@ class Phase(IntEnum):
 
 
 class Transaction:
-    """The changes of one scheduling step. `savepoint` is an integer; `rollback` undoes back to it."""
+    """The changes of one scheduling step. `savepoint` is an integer; `rollback` undoes back to it.
 
-    __slots__ = ("_at_commit", "_changes", "_digest", "_undo", "epoch", "phase")
+    with transaction.change(undo, *arguments):
+        …                   moves memory, and with it the digest; logs nothing of its own
+    """
+
+    __slots__ = ("_before", "_changes", "_digest", "_pending", "_undo", "epoch", "phase")
 
     def __init__(self, epoch: int, digest: Digest) -> None:
         self.epoch = epoch
         self.phase = Phase.OPEN
         self._digest = digest
+        self._undo: list[_Call] = []
         self._changes: list[int] = []
         """What each logged change has added to the digest."""
-        self._undo: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
-        self._at_commit: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self._pending: _Call | None = None
+        self._before = 0
+        """The digest when the pending change began."""
 
     def __len__(self) -> int:
         return len(self._undo)
 
-    def log(self, undo: Callable[..., Any], *arguments: Any, change: int = 0) -> None:
-        """Note how to take back a change that has just been applied, and added `change` to the digest."""
+    def change(self, undo: Callable[..., Any], *arguments: Any) -> Self:
+        """Log `undo` for what the body of a `with` does, and how far that moves the digest.
+
+        Also where the body fails on its way: `undo` must then cope with a change of which only a part has happened. A
+        body that fails before the digest has moved has changed nothing, and nothing is logged. One change is pending at
+        a time. Raises TransactionError.
+        """
+        if self._pending is not None:
+            raise TransactionError("a change within a change", self.epoch)
+        self._pending = (undo, arguments)
+        self._before = self._digest.value
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, failure: BaseException | None, traceback: object) -> None:
+        pending, self._pending = self._pending, None
+        change = self._digest.value - self._before
+        if pending is not None and (change or failure is None):
+            self._undo.append(pending)
+            self._changes.append(change)
+
+    def log(self, undo: Callable[..., Any], *arguments: Any) -> None:
+        """Note how to take back a change that has just been applied, of something that the digest does not see."""
         self._undo.append((undo, arguments))
-        self._changes.append(change)
-
-    def amend(self, change: int) -> None:
-        """What was logged last goes on to change things: it has added so much more to the digest."""
-        self._changes[-1] += change
-
-    def at_commit(self, action: Callable[..., Any], *arguments: Any) -> None:
-        """Let `action` take effect when the step commits; a rollback past this point forgets it."""
-        self._at_commit.append((action, arguments))
-        self.log(self._at_commit.pop)
+        self._changes.append(0)
 
     def savepoint(self) -> int:
         """A place in the log to roll back to."""
@@ -76,7 +99,7 @@ class Transaction:
     def rollback(self, savepoint: int = 0) -> None:
         """Undo every change after `savepoint`, newest first.
 
-        The digest must fall by what these changes had added to it: law 9. Where it does not, `Digest.unrestored` says
+        The digest must fall by what these changes had added to it. Where it does not, `Digest.unrestored` says
         so, and whoever checks memory next tells.
         """
         if self.phase > Phase.PREPARED:
@@ -104,7 +127,7 @@ class Ledger:
         self._next_epoch = 1
         self._open: Transaction | None = None
         self._in_flight: deque[Transaction] = deque()
-        self._waiting: dict[int, list[tuple[Callable[..., Any], tuple[Any, ...]]]] = {}
+        self._waiting: dict[int, list[_Call]] = {}
         self.resolved = 0
         """Every step up to this epoch is committed or aborted."""
 
@@ -147,8 +170,6 @@ class Ledger:
             raise TransactionError("steps commit in launch order", transaction.epoch)
         self._in_flight.popleft()
         transaction.phase = Phase.COMMITTED
-        for action, arguments in transaction._at_commit:
-            action(*arguments)
         self._resolve()
 
     def abort(self, transaction: Transaction) -> None:
@@ -162,13 +183,12 @@ class Ledger:
         transaction.phase = Phase.ABORTED
         self._resolve()
 
-    def after(self, fence: int, action: Callable[..., Any], *arguments: Any) -> bool:
-        """Run `action` once every step up to epoch `fence` is resolved. True when that is now."""
+    def after(self, fence: int, action: Callable[..., Any], *arguments: Any) -> None:
+        """Run `action` once every step up to epoch `fence` is resolved, which may be now."""
         if fence <= self.resolved:
             action(*arguments)
-            return True
-        self._waiting.setdefault(fence, []).append((action, arguments))
-        return False
+        else:
+            self._waiting.setdefault(fence, []).append((action, arguments))
 
     def _resolve(self) -> None:
         # Not the epoch just finished: a newer one may have been aborted before it, and nobody would resolve that.

@@ -17,18 +17,22 @@ the cache refers to may leave at any time, least recently used first; its full p
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
+from pawl.memory.arrays import Bools, Int32s
 from pawl.memory.escrow import Escrow
-from pawl.memory.page_pool import Int32s, MemoryViolation, PagePool, consecutive
+from pawl.memory.page_pool import PagePool, consecutive
+from pawl.memory.page_table import PageTable
+from pawl.memory.partners import NO_PAGE, Partners
 from pawl.memory.recency import PageOrder
 from pawl.memory.transaction import Ledger, Transaction
+from pawl.memory.violation import MemoryViolation
+from pawl.memory.windows import Windows
 
-NO_PAGE = -1
-"""What the worker's table says where a full page has no partner."""
 
-
-class WindowPool:
+class WindowPool(Windows):
     """Owner of every window page, for `num_slots` rows over a pool of `num_full` full pages.
 
     `window`: keys that a query sees, its own included; `chunk`: tokens of one row that a step computes at the most;
@@ -60,15 +64,14 @@ class WindowPool:
         self.ledger = ledger
         self.page_size = page_size
         self.pool = PagePool(num_pages, page_size, ledger)
+        self.pools = (self.pool,)
         self.escrow = Escrow(num_slots, ledger.digest)
-        self.partner: Int32s = np.full(num_full, NO_PAGE, np.int32)
+        self.partners = Partners(ledger.digest, num_full, num_pages)
         self.start: Int32s = np.zeros(num_slots, np.int32)
-        self._full_page: Int32s = np.zeros(num_pages, np.int32)
-        """Whose partner a window page is; means nothing for one that is free or deferred."""
+        """Index of the first page of each row whose partner it refers to."""
         self._fence = np.zeros(num_pages, np.int64)
         """Newest step that may still touch a page, as far as those who let go of it have said."""
         self._digest = ledger.digest
-        self._full_keys, self._window_keys = ledger.digest.keys(num_full), ledger.digest.keys(num_pages)
         self._start_keys = ledger.digest.keys(num_slots)
         self._present = np.zeros(num_slots, np.bool_)
         self._order = PageOrder(num_pages)
@@ -81,7 +84,7 @@ class WindowPool:
         The caller logs the undo, `unjoin`, before.
         """
         first = max(len(pages) - self.behind, 0)
-        self._share(self._living(pages[first:]))
+        self._share(self.partners.living(pages[first:]))
         self.start[slot] = first
         self._digest.value += int(self._start_keys[slot]) * first
         self._present[slot] = True
@@ -89,16 +92,15 @@ class WindowPool:
     def unjoin(self, slot: int, pages: Int32s) -> None:
         """Take back a `join`, of which this may be told whether or not it came to that."""
         if self._present[slot]:
-            self._unshare(self._living(pages[self.start[slot] :]))
+            self._unshare(self.partners.living(pages[self.start[slot] :]))
             self.escrow.unpromise(slot)
             self._forget(slot)
 
-    def take(self, transaction: Transaction, slots: Int32s, counts: Int32s, pages: Int32s) -> bool:
-        """Partners for new full pages, `counts[i]` of them for `slots[i]`; evicts if need be.
-
-        False, and no partner is taken, when there is no room, or those beyond what the slots have been promised are
-        promised to others.
-        """
+    def take(
+        self, transaction: Transaction, slots: Int32s | Sequence[int], counts: Int32s | Sequence[int], pages: Int32s
+    ) -> bool:
+        """Partners for new full pages, `counts[i]` of them for `slots[i]`; evicts if need be."""
+        slots, counts = np.asarray(slots, np.int32), np.asarray(counts, np.int32)
         covered = self.escrow.covered(slots, counts)
         uncovered = len(pages) - int(covered.sum())
         if (uncovered > 0 and uncovered > self.unpromised) or not self.make_room(len(pages)):
@@ -106,25 +108,28 @@ class WindowPool:
         taken = self.pool.take(transaction, len(pages))
         if taken is None:
             return False
-        change = self.escrow.spend(slots, covered) + self._pair(pages, taken)
-        transaction.log(self._untake, slots, covered, pages, taken, change=change)
+        with transaction.change(self._untake, slots, covered, pages, taken):
+            self.escrow.spend(slots, covered)
+            self.partners.pair(pages, taken)
         return True
 
     def _untake(self, slots: Int32s, covered: Int32s, pages: Int32s, taken: Int32s) -> None:
         # Rows that left while their step was in flight have given everything back already.
-        stayed, parted = self._present[slots], self.partner[pages] != taken
+        stayed, parted = self._present[slots], self.partners.of[pages] != taken
         self.escrow.restore(slots[stayed], covered[stayed])
         self._digest.undoing += self.escrow.fact(slots[~stayed], covered[~stayed])
-        self._digest.undoing -= self._worth(pages[parted], taken[parted])
-        self._part(pages)
+        self._digest.undoing -= self.partners.worth(pages[parted], taken[parted])
+        self.partners.part(pages)
 
     # ---- final ----
 
-    def slide(self, slots: Int32s, lengths: Int32s, page_table: Int32s) -> None:
-        """The rows are committed up to these lengths: they let go of the window pages that no later query reads.
+    def slide(self, slots: Int32s, lengths: Int32s, table: PageTable) -> None:
+        """Rows are committed up to these lengths: they let go of the window pages that no later query reads.
 
         No step in flight reads them either: its queries come after what is committed.
         """
+        present = self._present[slots]
+        slots, lengths = slots[present], lengths[present]
         start = self.first_read(lengths)
         moved = start > self.start[slots]
         if moved.any():
@@ -132,7 +137,7 @@ class WindowPool:
             before, self.start[slots] = self.start[slots], start
             count = start - before
             self._digest.value += int(self._start_keys.take(slots).dot(count))
-            self._let_go(page_table[np.repeat(slots, count), consecutive(before, count)], self.ledger.resolved)
+            self._let_go(table.pages[np.repeat(slots, count), consecutive(before, count)], self.ledger.resolved)
 
     def leave(self, slot: int, pages: Int32s, fence: int) -> None:
         """The row ends; `pages` are all its full pages. Before those are given back themselves."""
@@ -150,7 +155,7 @@ class WindowPool:
 
     def adopt(self, pages: Int32s) -> None:
         """The cache adopts these full pages of a row: it becomes one more referrer of the partners they have."""
-        self.pool.adopt(self._partners(pages))
+        self.pool.adopt(self.partners.existing(pages))
 
     def move(self, slot: int, indices: Int32s, ours: Int32s, theirs: Int32s, fence: int) -> None:
         """The row moves from its own full pages to those that the cache has for the same tokens, int32 [n] each.
@@ -159,18 +164,18 @@ class WindowPool:
         """
         read = indices >= self.start[slot]
         ours, theirs = ours[read], theirs[read]
-        alive = self.partner[theirs] != NO_PAGE
-        self._share(self.partner[theirs[alive]])
+        alive = self.partners.of[theirs] != NO_PAGE
+        self._share(self.partners.of[theirs[alive]])
         self._let_go(ours[alive], fence)
-        revived = self.partner[ours[~alive]]
-        self._part(ours[~alive])
-        self._pair(theirs[~alive], revived)
+        revived = self.partners.of[ours[~alive]]
+        self.partners.part(ours[~alive])
+        self.partners.pair(theirs[~alive], revived)
         self.pool.adopt(revived)
 
     def dropped(self, pages: Int32s, fence: int) -> None:
         """These full pages have left the cache: so do their partners."""
-        gone = self._partners(pages)
-        self._part(pages)
+        gone = self.partners.existing(pages)
+        self.partners.part(pages)
         if len(gone):
             self._order.remove(gone)
             self.pool.evict(gone, max(fence, int(self._fence[gone].max())))
@@ -181,44 +186,16 @@ class WindowPool:
         short = count - self.pool.free
         if short > 0 and self._order.count:
             gone = self._order.pop(short)
-            self._part(self._full_page[gone])
+            self.partners.part(self.partners.full_page[gone])
             self.pool.evict(gone, int(self._fence[gone].max()))
         return self.pool.free >= count
 
-    # ---- partners ----
-
-    def _pair(self, pages: Int32s, window: Int32s) -> int:
-        """Full pages get these partners; what that adds to the digest."""
-        self.partner[pages] = window
-        self._full_page[window] = pages
-        change = self._worth(pages, window)
-        self._digest.value += change
-        return change
-
-    def _part(self, pages: Int32s) -> None:
-        """These full pages are tombstones from now on, those that were none already."""
-        self._digest.value -= self._worth(pages, self.partner[pages])
-        self.partner[pages] = NO_PAGE
-
-    def _worth(self, pages: Int32s, window: Int32s) -> int:
-        """What these pairs add to the digest: nothing where there is no partner."""
-        full = self._full_keys.take(pages) * (window != NO_PAGE)
-        return int(full.dot(self._window_keys.take(window)))
+    def window_pages(self, pages: Int32s) -> Int32s:
+        """The partners of full pages, int32 [n], NO_PAGE for none."""
+        window: Int32s = self.partners.of[pages]
+        return window
 
     # ---- referrers ----
-
-    def _partners(self, pages: Int32s) -> Int32s:
-        """Window pages of those full pages that have one."""
-        window = self.partner[pages]
-        living: Int32s = window[window != NO_PAGE]
-        return living
-
-    def _living(self, pages: Int32s) -> Int32s:
-        """Partners of full pages that must have one."""
-        window = self.partner[pages]
-        if (window == NO_PAGE).any():
-            raise MemoryViolation("a row refers to living window pages", dead=pages[window == NO_PAGE])
-        return window
 
     def _share(self, window: Int32s) -> None:
         self.pool.share(window)
@@ -231,10 +208,10 @@ class WindowPool:
 
     def _let_go(self, pages: Int32s, fence: int) -> None:
         """Rows let go of the partners of these full pages. What the cache has stays; several rows may share it."""
-        window = self._living(pages)
+        window = self.partners.living(pages)
         cached = self.pool.in_cache[window]
         self.pool.release(window[~cached], fence)
-        self._part(pages[~cached])
+        self.partners.part(pages[~cached])
         if cached.any():
             window = window[cached]
             self._fence[window] = np.maximum(self._fence[window], fence)
@@ -264,22 +241,27 @@ class WindowPool:
         self.escrow.promise(slot, max(count, 0))
         return True
 
-    def renew(self, slots: Int32s, counts: Int32s, num_pages: Int32s, lengths: Int32s) -> int:
-        """Promise rows of `num_pages` pages what they need of the window pool for `counts` more, oldest row first.
-
-        Returns how many pages are short when all that is in flight up to `lengths` is committed.
-        """
-        wants: Int32s = np.clip(self.most - (num_pages - self.start[slots]), 0, counts)
+    def renew(self, slots: Int32s, counts: Int32s, table: PageTable) -> int:
+        """Promise rows what they need of the window pool for `counts` more pages, oldest row first; how many are short
+        when all that is in flight is committed."""
+        start = self.start[slots]
+        wants: Int32s = np.clip(self.most - (table.num_pages[slots] - start), 0, counts)
         granted = self.escrow.renew(slots, wants, self.obtainable)
-        returning = int(np.maximum(self.first_read(lengths) - self.start[slots], 0).sum())
+        returning = int(np.maximum(self.first_read(table.length[slots]) - start, 0).sum())
         return int(wants.sum()) - int(granted.sum()) - self.pool.deferred - returning
+
+    def keep(self, able: Bools, slots: Int32s, counts: Int32s) -> Bools:
+        """Those of the `able` slots that can take partners for `counts` pages now, bool [n]; evicts if need be."""
+        self.make_room(int(counts.sum()))
+        kept: Bools = able & self.escrow.kept(slots, counts, self.pool.free)
+        return kept
 
     def first_read(self, lengths: Int32s) -> Int32s:
         """Of rows committed up to these lengths: index of the first page that is still read, int32 [n]."""
         first: Int32s = np.maximum(lengths // self.page_size - self.behind, 0)
         return first
 
-    # ---- laws ----
+    # ---- properties ----
 
     def check(self) -> None:
         """What must hold after every step; O(1)."""
@@ -294,24 +276,24 @@ class WindowPool:
 
     def recompute(self) -> int:
         """What the second pool adds to the digest, O(size)."""
-        pairs = self._worth(np.arange(len(self.partner), dtype=np.int32), self.partner)
-        return self.pool.recompute() + self.escrow.recompute() + pairs + int(self._start_keys.dot(self.start))
+        starts = int(self._start_keys.dot(self.start))
+        return self.pool.recompute() + self.escrow.recompute() + self.partners.recompute() + starts
 
-    def invariants(self, full: PagePool, rows: dict[int, Int32s]) -> None:
+    def invariants(self, full: PagePool, rows: Mapping[int, Int32s]) -> None:
         """Every law, O(size); `rows`: the full pages of each slot in use."""
         self.check()
         self.pool.invariants()
         self.escrow.invariants()
-        partnered = np.flatnonzero(self.partner != NO_PAGE).astype(np.int32)
-        window = self.partner[partnered]
+        partnered = np.flatnonzero(self.partners.of != NO_PAGE).astype(np.int32)
+        window = self.partners.of[partnered]
         in_use = np.flatnonzero(self.pool.refcount)
-        if sorted(window) != in_use.tolist() or (self._full_page[window] != partnered).any():
+        if sorted(window) != in_use.tolist() or (self.partners.full_page[window] != partnered).any():
             raise MemoryViolation("a window page is the partner of one full page", pages=partnered)
         if (full.refcount[partnered] == 0).any() or (full.in_cache[partnered] != self.pool.in_cache[window]).any():
             raise MemoryViolation("a window page is owned and cached as its full page is", pages=partnered)
         referrers = self.pool.in_cache.astype(np.int32)
         for slot, pages in rows.items():
-            read = self.partner[pages[self.start[slot] :]]
+            read = self.partners.of[pages[self.start[slot] :]]
             if (read == NO_PAGE).any():
                 raise MemoryViolation("a row refers to living window pages", slot=slot, start=int(self.start[slot]))
             np.add.at(referrers, read, 1)

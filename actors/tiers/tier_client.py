@@ -26,7 +26,7 @@ from pawl.actors.runtime.actor import Actor, Lane
 from pawl.loops.loop import Loop
 from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.tiers import PageFetch
-from pawl.memory.page_pool import Int32s
+from pawl.memory.arrays import Int32s
 from pawl.memory.tiers.keys import PageKey
 
 

@@ -13,7 +13,7 @@ from pawl.gpu.ghost.store import GhostStore, first_break, tags_of
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
 from pawl.gpu.sampling.mixing import UInt64s, mix64
 from pawl.lifecycle.step import Int32s, StepBatch
-from pawl.memory.window_pool import NO_PAGE
+from pawl.memory.partners import NO_PAGE
 
 NEW = -1
 """Length of a slot whose request has not computed anything yet: where it begins is not known before its first step."""

@@ -15,7 +15,7 @@ from pawl.gpu.ghost.memory import NEW, Computed, GhostMemory, fault_at
 from pawl.gpu.ragged import ragged_positions
 from pawl.gpu.sampling.mixing import mix64
 from pawl.lifecycle.step import Int32s, StepBatch
-from pawl.memory.window_pool import NO_PAGE
+from pawl.memory.partners import NO_PAGE
 
 _POSITION_BITS = 32
 _WORD = (1 << 64) - 1

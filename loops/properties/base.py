@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record
-from pawl.memory.page_pool import MemoryViolation
+from pawl.memory.violation import MemoryViolation
 
 if TYPE_CHECKING:
     from pawl.loops.loop import Loop

@@ -16,7 +16,7 @@ from pawl.loops.properties.memory import (
     SingleOwner,
 )
 from pawl.loops.properties.work import ObservabilityConservation, WorkConserving
-from pawl.memory.page_pool import MemoryViolation
+from pawl.memory.violation import MemoryViolation
 
 STATE_PROPERTIES: tuple[type[StateProperty], ...] = (
     Conservation,

@@ -11,7 +11,7 @@ from pawl.lifecycle.properties import conservation, sharing
 from pawl.lifecycle.states import State
 from pawl.loops.properties.base import StateProperty
 from pawl.memory import checks
-from pawl.memory.page_pool import MemoryViolation
+from pawl.memory.violation import MemoryViolation
 
 if TYPE_CHECKING:
     from pawl.loops.loop import Loop
@@ -28,16 +28,14 @@ class Conservation(conservation.Conservation, StateProperty):
 
     def glance(self, loop: Loop) -> None:
         pages = loop.memory.pages
-        pages.check()
-        if loop.memory.windows is not None:
-            loop.memory.windows.pool.check()
+        for pool in loop.memory.pools:
+            pool.check()
         if (pages.owned or pages.deferred) and at_rest(loop):
             raise MemoryViolation("at rest no page is owned or deferred", **pages.counters())
 
     def inspect(self, loop: Loop) -> None:
-        loop.memory.pages.invariants()
-        if loop.memory.windows is not None:
-            loop.memory.windows.pool.invariants()
+        for pool in loop.memory.pools:
+            pool.invariants()
 
 
 class SingleOwner(sharing.SingleOwner, StateProperty):
@@ -139,8 +137,7 @@ class AllocationIsATransaction(StateProperty):
     def glance(self, loop: Loop) -> None:
         checks.check_restored(loop.memory)
         checks.check_promises(loop.memory)
-        if loop.memory.windows is not None:
-            loop.memory.windows.check()
+        loop.memory.windows.check()
 
     def inspect(self, loop: Loop) -> None:
         loop.memory.escrow.invariants()

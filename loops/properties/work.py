@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pawl.lifecycle.properties import observability_conservation
 from pawl.loops.properties.base import StateProperty
-from pawl.memory.page_pool import MemoryViolation
+from pawl.memory.violation import MemoryViolation
 
 if TYPE_CHECKING:
     from pawl.loops.loop import Loop

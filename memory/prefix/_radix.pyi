@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self, TypeAlias
 
-from pawl.memory.page_pool import Int32s
+from pawl.memory.arrays import Int32s
 from pawl.memory.prefix.base import Eviction, Hold, Insertion
 from pawl.memory.prefix.events import CacheEvent
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.events import Block, Content
 from pawl.memory.prefix.node import Node, Root
 from pawl.memory.prefix.order import Order
+from pawl.memory.violation import MemoryViolation
 
 _SHOWN_TOKENS = 8
 

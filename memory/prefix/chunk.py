@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.arrays import NO_PAGES, Int32s
 from pawl.memory.prefix.base import Eviction, Hold, Insertion
 from pawl.memory.prefix.events import CacheEvent, Content
-from pawl.memory.prefix.node import NO_PAGES
+from pawl.memory.violation import MemoryViolation
 
 
 class EmptyHold:

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.arrays import Int32s
+from pawl.memory.violation import MemoryViolation
 
 
 class Stored(NamedTuple):

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
+from pawl.memory.arrays import NO_PAGES, Int32s
 
-from pawl.memory.page_pool import Int32s
-
-NO_PAGES: Int32s = np.empty(0, np.int32)
 NO_PRIORITY = -(1 << 63)
 """Below the priority of every request."""
 

@@ -18,8 +18,9 @@ from functools import partial
 from heapq import heapify, heappop, heappush
 from typing import Protocol, TypeAlias
 
-from pawl.memory.page_pool import MemoryViolation
-from pawl.memory.prefix.node import NO_PAGES, Node, Rank
+from pawl.memory.arrays import NO_PAGES
+from pawl.memory.prefix.node import Node, Rank
+from pawl.memory.violation import MemoryViolation
 
 Key: TypeAlias = int | tuple[int, int]
 _SPARE_ENTRIES = 64

@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.arrays import NO_PAGES, Int32s
 from pawl.memory.prefix.base import Eviction, Hold, Insertion
 from pawl.memory.prefix.checks import check_tree, content, own_holders, pretty, walk
 from pawl.memory.prefix.events import CacheEvent, Cleared, Content, Removed, Stored
-from pawl.memory.prefix.node import NO_PAGES, Node, Root, common_pages, path
+from pawl.memory.prefix.node import Node, Root, common_pages, path
 from pawl.memory.prefix.order import make_order
+from pawl.memory.violation import MemoryViolation
 
 _TOKEN_BYTES = 4
 

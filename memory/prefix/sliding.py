@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from pawl.memory.partners import NO_PAGE
 from pawl.memory.prefix.node import Node
 from pawl.memory.prefix.radix import RadixCache, path_pages
-from pawl.memory.window_pool import NO_PAGE, WindowPool
+from pawl.memory.window_pool import WindowPool
 
 
 class SlidingCache(RadixCache):
@@ -37,7 +38,7 @@ class SlidingCache(RadixCache):
 
     def _usable(self, node: Node, num_pages: int) -> int:
         """The longest beginning of the path with living window pages at its end."""
-        dead = self._windows.partner[path_pages(node)[:num_pages]] == NO_PAGE
+        dead = self._windows.partners.of[path_pages(node)[:num_pages]] == NO_PAGE
         # last_dead[n]: one more than the index of the last tombstone among the first n pages, 0 when there is none.
         marks = np.concatenate(([0], np.where(dead, np.arange(1, num_pages + 1), 0)))
         last_dead = np.maximum.accumulate(marks)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pawl.memory.page_pool import MemoryViolation
+from pawl.memory.arrays import UInt8s
 from pawl.memory.tiers.keys import PageKey
-
-UInt8s: TypeAlias = NDArray[np.uint8]
+from pawl.memory.violation import MemoryViolation
 
 
 class Displaced(NamedTuple):

@@ -12,8 +12,9 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TypeAlias
 
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.arrays import Int32s
 from pawl.memory.prefix.events import Removed, Stored
+from pawl.memory.violation import MemoryViolation
 
 PageKey: TypeAlias = bytes
 KEY_BYTES = 16

@@ -34,8 +34,8 @@ from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.policy import POLICIES
 from pawl.loops.properties.laws import name_of
 from pawl.loops.requests import MAX_STRIKES
-from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.events import CacheEvent, Mirror
+from pawl.memory.violation import MemoryViolation
 from pawl.testing.clients import Client, FrontDesk
 from pawl.testing.expectations import PropertyFailed, vocabulary
 from pawl.testing.models import GHOST, Fallible, Model

@@ -14,7 +14,7 @@ from pawl.gpu.kv import KvStore, widest_window
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.ragged import ragged_positions
 from pawl.lifecycle.step import Int32s
-from pawl.memory.window_pool import NO_PAGE
+from pawl.memory.partners import NO_PAGE
 
 NEEDS_CUDA = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 DEVICES = ("cpu", pytest.param("cuda", marks=NEEDS_CUDA))

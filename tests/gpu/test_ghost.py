@@ -17,7 +17,7 @@ from pawl.gpu.ghost.oracle import expected, expected_pages, mixed
 from pawl.gpu.ghost.runner import PlannedFailure
 from pawl.gpu.sampling.mixing import mix64
 from pawl.lifecycle.step import Int32s
-from pawl.memory.window_pool import NO_PAGE
+from pawl.memory.partners import NO_PAGE
 from tests.gpu.ghost_rows import CONTEXT, PAGE, Rows, int32s, prompt_of
 
 

@@ -15,7 +15,7 @@ from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.runner import Runner
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import SlotAssignment, StepBatch, StepResult
-from pawl.memory.window_pool import NO_PAGE
+from pawl.memory.partners import NO_PAGE
 from tests.gpu.driving import int32
 from tests.gpu.native_models import HYBRID, ODD, random_weights
 from tests.loops.driver import CELLS, Driver

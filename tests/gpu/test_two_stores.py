@@ -16,7 +16,7 @@ from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.weights.source import load_weights, resolve_source
 from pawl.lifecycle.step import Int32s
-from pawl.memory.window_pool import NO_PAGE
+from pawl.memory.partners import NO_PAGE
 from tests.gpu.driving import DEVICES, Piece, WindowPages, forward_inputs, int32, logits_in_pieces
 from tests.gpu.native_models import HYBRID, ODD, SWITCHED, Made, make
 

@@ -21,8 +21,9 @@ from pawl.lifecycle.records import StepPlanned, Transition
 from pawl.lifecycle.states import Cause, Event
 from pawl.loops.admission import Admission
 from pawl.loops.queues import Queues
+from pawl.memory.arrays import Int32s
 from pawl.memory.escrow import Escrow
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.violation import MemoryViolation
 from tests.loops.driver import CELLS, Driver
 
 

@@ -16,7 +16,7 @@ from pawl.loops.fetching import MAX_FETCHES, PAUSE_LEASES
 from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.saving import Saving, WritePolicy
 from pawl.loops.tiers import PageFetch, TierConfig
-from pawl.memory.page_pool import Int32s
+from pawl.memory.arrays import Int32s
 from pawl.memory.prefix.events import Cleared, Removed, Stored
 from pawl.memory.tiers.index import TierIndex
 from pawl.memory.tiers.keys import DeviceKeys, page_keys, root_key

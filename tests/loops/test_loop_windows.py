@@ -15,9 +15,10 @@ from pawl.gpu.ghost.memory import GhostFault
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.states import Cause
 from pawl.loops.select import LoopConfig, make_windows
+from pawl.memory.arrays import Int32s
 from pawl.memory.memory import Memory
-from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.prefix.sliding import SlidingCache
+from pawl.memory.violation import MemoryViolation
 from pawl.memory.window_pool import WindowPool
 from tests.loops.driver import CELLS, Driver
 from tests.loops.test_admission_escrow import Workload, run, workloads
@@ -74,7 +75,7 @@ def serve(driver: Driver, prompts: list[list[int]], outputs: int) -> None:
 
 
 def windows_of(driver: Driver) -> WindowPool:
-    assert driver.loop.memory.windows is not None
+    assert isinstance(driver.loop.memory.windows, WindowPool)
     return driver.loop.memory.windows
 
 
@@ -199,8 +200,8 @@ DEFECTS: dict[str, tuple[object, str, Callable[..., object]]] = {
 
 def other(memory: Memory, pages: Int32s) -> Int32s:
     """The partner of the page before."""
-    assert memory.windows is not None
-    return memory.windows.partner[pages - 1]
+    assert isinstance(memory.windows, WindowPool)
+    return memory.windows.partners.of[pages - 1]
 
 
 def small_pools() -> None:

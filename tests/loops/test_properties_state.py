@@ -19,7 +19,7 @@ from pawl.lifecycle.states import Cause
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.loop import Loop
 from pawl.loops.properties.laws import LAWS, STATE_PROPERTIES, name_of
-from pawl.memory.page_pool import MemoryViolation
+from pawl.memory.violation import MemoryViolation
 from tests.loops.driver import CELLS, Driver
 from tests.loops.test_replay import record_run
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from pawl.memory.memory import Memory
-from pawl.memory.page_pool import MemoryViolation, Reservation
+from pawl.memory.page_pool import Reservation
 from pawl.memory.prefix.base import Eviction, Hold
 from pawl.memory.prefix.chunk import ChunkCache
+from pawl.memory.violation import MemoryViolation
 from tests.memory.observation import observe
 from tests.memory.reference import Promise, Publish, Reserve
 from tests.memory.test_histories import (

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pawl.memory.memory import Memory
+from pawl.memory.window_pool import WindowPool
 
 
 class InjectedFailure(MemoryError):
@@ -34,7 +35,7 @@ class Injector:
             (memory.cache, "match_and_hold"),
             (memory.escrow, "spend"),
         ]
-        if memory.windows is not None:
+        if isinstance(memory.windows, WindowPool):
             refusing.append((memory.windows.pool, "take"))
             others.append((memory.windows.pool, "share"))
         for owner, name in refusing:

@@ -60,7 +60,7 @@ def observe(memory: Memory) -> dict[str, Any]:
         "evictable": memory.cache.evictable,
         "promised": memory.escrow.promised.tolist(),
         "own digest": memory.digest(),
-        "windows": None if memory.windows is None else observe_windows(memory.windows),
+        "windows": observe_windows(memory.windows) if isinstance(memory.windows, WindowPool) else None,
     }
 
 
@@ -71,7 +71,7 @@ def observe_windows(windows: WindowPool) -> dict[str, Any]:
         "refcount": windows.pool.refcount.tolist(),
         "in_cache": windows.pool.in_cache.tolist(),
         "free pages": windows.pool.free_pages.tolist(),
-        "partner": windows.partner.tolist(),
+        "partner": windows.partners.of.tolist(),
         "start": windows.start.tolist(),
         "promised": windows.escrow.promised.tolist(),
         "obtainable": windows.obtainable,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.arrays import Int32s
 from pawl.memory.prefix.base import Hold, Insertion, PrefixCache
 from pawl.memory.prefix.checks import walk
 from pawl.memory.prefix.chunk import EmptyHold
@@ -21,6 +21,7 @@ from pawl.memory.prefix.compiled import CompiledRadixCache, CompiledUnavailable,
 from pawl.memory.prefix.events import CacheEvent
 from pawl.memory.prefix.order import Order, RankedOrder, RecencyOrder
 from pawl.memory.prefix.radix import RadixCache, RadixHold
+from pawl.memory.violation import MemoryViolation
 from tests.memory.tree_model import array
 
 try:

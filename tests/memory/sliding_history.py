@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from pawl.memory.memory import Memory
+from pawl.memory.partners import NO_PAGE
 from pawl.memory.prefix.events import Mirror
 from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.transaction import Ledger
-from pawl.memory.window_pool import NO_PAGE, WindowPool
+from pawl.memory.window_pool import WindowPool
 from tests.memory.reference import Prefix
 from tests.memory.test_histories import MAX_PAGES_OF_A_REQUEST, MemoryHistory, WatchedCache, as_array
 
@@ -77,7 +78,7 @@ class SlidingHistory(MemoryHistory):
         return (namespace, ()), ()
 
     def alive(self, page: int) -> bool:
-        return int(self.windows.partner[page]) != NO_PAGE
+        return int(self.windows.partners.of[page]) != NO_PAGE
 
     def too_many(self, num_pages: int) -> bool:
         return super().too_many(num_pages) or num_pages > self.windows.pool.free
@@ -99,7 +100,7 @@ class SlidingHistory(MemoryHistory):
 
     def take(self, slot: int, index: int) -> None:
         """A row has a new page: its window page was free, and no step in flight reads it."""
-        window = int(self.windows.partner[self.reference.state.rows[slot].pages[index]])
+        window = int(self.windows.partners.of[self.reference.state.rows[slot].pages[index]])
         assert window != NO_PAGE
         touched = [step for step, pages in self.reads.items() if window in pages]
         assert not touched, f"window page {window} is read by steps {touched} in flight"
@@ -115,7 +116,7 @@ class SlidingHistory(MemoryHistory):
             row = self.reference.state.rows[slot]
             for page in row.pages[self.first_read(queries[slot]) :]:
                 assert self.alive(page), "a step reads a window page that is gone"
-                self.reads[epoch].add(int(self.windows.partner[page]))
+                self.reads[epoch].add(int(self.windows.partners.of[page]))
 
     def launched(self, slot: int) -> int:
         """Positions of a row that launched steps compute, or computed."""
@@ -145,7 +146,7 @@ class SlidingHistory(MemoryHistory):
     def crowd(self, count: int) -> None:
         """Window pages are wanted: those that only the cache refers to go first, and only as many as need be."""
         free, unheld = self.windows.pool.free, self.unheld()
-        enough = self.memory.windows is not None and self.memory.windows.make_room(count)
+        enough = self.windows.make_room(count)
         assert len(unheld) - len(self.unheld()) == min(max(count - free, 0), len(unheld))
         assert enough == (self.windows.pool.free >= count)
         self.laws_hold()
@@ -156,7 +157,9 @@ class SlidingHistory(MemoryHistory):
         state = self.reference.state
         held = {page for slot, row in state.rows.items() for page in row.pages[self.kept[slot] :]}
         return {
-            int(self.windows.partner[page]) for page in state.cache.values() if self.alive(page) and page not in held
+            int(self.windows.partners.of[page])
+            for page in state.cache.values()
+            if self.alive(page) and page not in held
         }
 
     # ---- what holds after every move ----
@@ -173,9 +176,9 @@ class SlidingHistory(MemoryHistory):
             for index in range(self.kept[slot], len(row.pages)):
                 prefix = self.namespaces[slot], self.tokens[slot][: (index + 1) * self.page_size]
                 assert self.alive(row.pages[index])
-                assert self.written[int(self.windows.partner[row.pages[index]])] == prefix
+                assert self.written[int(self.windows.partners.of[row.pages[index]])] == prefix
         for prefix, page in state.cache.items():
-            assert not self.alive(page) or self.written[int(self.windows.partner[page])] == prefix
+            assert not self.alive(page) or self.written[int(self.windows.partners.of[page])] == prefix
         own = {page for slot, row in state.rows.items() for page in row.pages[self.kept[slot] :]}
         cached = {page for page in state.cache.values() if self.alive(page)}
         living = {page for page in range(state.num_pages) if self.alive(page)}

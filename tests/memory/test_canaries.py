@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from pawl.memory.arrays import Int32s
 from pawl.memory.memory import Memory
-from pawl.memory.page_pool import Int32s, MemoryViolation
 from pawl.memory.prefix.node import Node
 from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.violation import MemoryViolation
 
 PAGE = 16
 

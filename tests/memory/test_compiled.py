@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from pawl.memory.arrays import Int32s
 from pawl.memory.memory import Memory
-from pawl.memory.page_pool import Int32s
 from pawl.memory.prefix.base import Eviction, Hold, Insertion, PrefixCache
 from pawl.memory.prefix.compiled import CompiledRadixCache
 from pawl.memory.prefix.events import CacheEvent, Mirror

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.compiled import CompiledRadixCache
 from pawl.memory.prefix.events import CacheEvent
 from pawl.memory.prefix.order import POLICIES
 from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.violation import MemoryViolation
 from tests.memory.side_by_side import CompiledHold
 from tests.memory.tree_model import array
 

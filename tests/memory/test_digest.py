@@ -17,8 +17,9 @@ from pawl.loops.replay import Diverged, replay
 from pawl.memory.checks import recompute
 from pawl.memory.digest import MASK, keys, signed
 from pawl.memory.memory import Memory
-from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.violation import MemoryViolation
+from pawl.memory.window_pool import WindowPool
 from tests.conftest import ROOT
 from tests.loops.test_replay import record_run
 from tests.memory.every_verb import EveryVerb, play, random_program
@@ -61,7 +62,7 @@ def _other_namespace(memory: Memory) -> None:
 
 
 def _windows(memory: Memory) -> object:
-    assert memory.windows is not None
+    assert isinstance(memory.windows, WindowPool)
     return memory.windows
 
 
@@ -84,7 +85,7 @@ FACTS: dict[str, Callable[[Memory], object]] = {
     "a promise": lambda m: add(m.escrow.promised, 1),
     "that a slot is in use": lambda m: m.slots.in_use.__setitem__(0, False),
     "that a slot is deferred": lambda m: m.slots._free.append(2),
-    "a partner in the second pool": lambda m: add(_windows(m).partner, int(m.page_table.pages[0, 4])),  # type: ignore[attr-defined]
+    "a partner in the second pool": lambda m: add(_windows(m).partners.of, int(m.page_table.pages[0, 4])),  # type: ignore[attr-defined]
     "where a window begins": lambda m: add(_windows(m).start, 0),  # type: ignore[attr-defined]
     "a promise of the second pool": lambda m: add(_windows(m).escrow.promised, 0),  # type: ignore[attr-defined]
 }

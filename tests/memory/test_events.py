@@ -7,11 +7,11 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 
-from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.chunk import ChunkCache
 from pawl.memory.prefix.events import Block, CacheEvent, Cleared, Mirror, Removed, Stored
 from pawl.memory.prefix.order import POLICIES
 from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.violation import MemoryViolation
 from tests.memory.tree_model import MOVES, Move, TreeModel, array, play, random_moves
 
 

@@ -17,13 +17,15 @@ from random import Random
 import numpy as np
 import pytest
 
+from pawl.memory.arrays import Int32s
 from pawl.memory.escrow import Escrow
 from pawl.memory.memory import Memory
-from pawl.memory.page_pool import Int32s, MemoryViolation, PagePool
+from pawl.memory.page_pool import PagePool
 from pawl.memory.page_table import PageTable
 from pawl.memory.prefix.base import Hold
 from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.transaction import Ledger
+from pawl.memory.violation import MemoryViolation
 from tests.memory.every_verb import play, random_program
 from tests.memory.lawful import STATEMENTS, Lawful, LawfulWithoutCache
 

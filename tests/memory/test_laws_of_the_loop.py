@@ -13,11 +13,13 @@ from pawl.gpu.ghost.memory import GhostFault
 from pawl.lifecycle.states import Cause
 from pawl.memory.escrow import Escrow
 from pawl.memory.memory import Memory
-from pawl.memory.page_pool import MemoryViolation, PagePool
+from pawl.memory.page_pool import PagePool
 from pawl.memory.page_table import PageTable
 from pawl.memory.prefix.base import Hold
 from pawl.memory.slot_pool import SlotPool
 from pawl.memory.transaction import Transaction
+from pawl.memory.undo import Undo
+from pawl.memory.violation import MemoryViolation
 from tests.loops.driver import CELLS, Driver
 from tests.memory.injection import Injector
 from tests.memory.lawful import STATEMENTS
@@ -196,12 +198,12 @@ class TestLaw14Flush:
 UNDOS: dict[str, tuple[type, str, Callable[..., object]]] = {
     "a slot stays taken": (SlotPool, "_untake", lambda *_: None),
     "pages stay taken": (PagePool, "_untake", lambda *_: None),
-    "pages stay shared": (Memory, "_unshare", lambda *_: None),
-    "a prefix stays held": (Memory, "_unhold", lambda *_: None),
-    "a row stays": (Memory, "_unadmit", lambda *_: None),
+    "pages stay shared": (Undo, "share", lambda *_: None),
+    "a prefix stays held": (Undo, "hold", lambda *_: None),
+    "a row stays": (Undo, "admit", lambda *_: None),
     "rows stay long": (PageTable, "cut", lambda *_: None),
-    "a row stays long": (Memory, "_unextend_slot", lambda *_: None),
-    "spent promises stay spent": (Memory, "_unspend_slot", lambda *_: None),
+    "a row stays long": (Undo, "extend_slot", lambda *_: None),
+    "spent promises stay spent": (Undo, "spend_slot", lambda *_: None),
 }
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from pawl.memory.memory import Memory
-from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.base import PrefixCache
 from pawl.memory.prefix.chunk import ChunkCache
 from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.prefix.select import CACHES, make_cache
+from pawl.memory.violation import MemoryViolation
 
 TOKENS = np.arange(32, dtype=np.int32)
 PAGES = np.array([4, 5], np.int32)

@@ -9,11 +9,11 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 
-from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.base import Hold
 from pawl.memory.prefix.node import NO_RANK, Node, Rank
 from pawl.memory.prefix.order import POLICIES, Order, RankedOrder, make_order
 from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.violation import MemoryViolation
 from tests.memory.tree_model import FIRST_TO_LEAVE, MOVES, Move, TreeModel, array, play, random_moves
 
 

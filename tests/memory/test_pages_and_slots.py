@@ -7,9 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pawl.memory.page_pool import Int32s, MemoryViolation, PagePool
+from pawl.memory.arrays import Int32s
+from pawl.memory.page_pool import PagePool
 from pawl.memory.slot_pool import SlotPool
 from pawl.memory.transaction import Ledger, Transaction
+from pawl.memory.violation import MemoryViolation
 
 
 def pool_of(total: int) -> tuple[PagePool, Ledger]:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.arrays import Int32s
 from pawl.memory.prefix.radix import RadixCache, RadixHold
+from pawl.memory.violation import MemoryViolation
 from tests.memory.observation import cache_content
 from tests.memory.reference import Prefix, beginnings
 

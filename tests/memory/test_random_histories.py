@@ -13,8 +13,8 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.page_table import PageTable
+from pawl.memory.violation import MemoryViolation
 from tests.memory.every_verb import EveryVerb, WithoutCache, fails, play, random_program, shrunk
 from tests.memory.test_histories import PHASES
 

@@ -7,12 +7,13 @@ from random import Random
 import numpy as np
 import pytest
 
-from pawl.memory.page_pool import Int32s
+from pawl.memory.arrays import Int32s
+from pawl.memory.partners import NO_PAGE
 from pawl.memory.prefix.order import POLICIES
 from pawl.memory.prefix.select import make_cache
 from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.transaction import Ledger
-from pawl.memory.window_pool import NO_PAGE, WindowPool
+from pawl.memory.window_pool import WindowPool
 
 PAGE = 2
 
@@ -39,7 +40,7 @@ def tokens(*words: int) -> Int32s:
 def store(cache: SlidingCache, windows: WindowPool, words: tuple[int, ...], alive: str) -> None:
     """Cache a prompt from page 0 on; 'x' stands for a page with a window page, '.' for a tombstone."""
     pages = np.arange(len(words), dtype=np.int32)
-    windows.partner[pages] = [page if mark == "x" else NO_PAGE for page, mark in enumerate(alive)]
+    windows.partners.of[pages] = [page if mark == "x" else NO_PAGE for page, mark in enumerate(alive)]
     cache.release(cache.insert(tokens(*words), pages, "", None, 0).hold, 0)
 
 
@@ -90,7 +91,7 @@ def test_a_tree_cut_where_windows_end_keeps_its_laws_and_loses_its_leaves_first(
         words = [chance.randint(0, 1) for _ in range(8)]
         cache.release(cache.insert(tokens(*words), pages, "", None, 0).hold, 0)
         for _ in range(20):
-            windows.partner[:] = [page if chance.random() < 0.7 else NO_PAGE for page in range(40)]
+            windows.partners.of[:] = [page if chance.random() < 0.7 else NO_PAGE for page in range(40)]
             found(cache, *[chance.randint(0, 1) for _ in range(chance.randint(1, 10))])
     size = cache.evictable
     while size:
@@ -106,7 +107,7 @@ def test_matching_short_of_tombstones_keeps_them_and_what_they_lead_to() -> None
     before = cache.content()
     assert found(cache, 1, 2, 3, 4) == 2
     assert cache.content() == before
-    windows.partner[3] = 3
+    windows.partners.of[3] = 3
     assert found(cache, 1, 2, 3, 4) == 4
 
 

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.arrays import Int32s
+from pawl.memory.partners import NO_PAGE
 from pawl.memory.prefix.sliding import SlidingCache
-from pawl.memory.window_pool import NO_PAGE, WindowPool
+from pawl.memory.violation import MemoryViolation
+from pawl.memory.window_pool import WindowPool
 from tests.memory.sliding_history import SlidingHistory
 from tests.memory.test_histories import MAX_PAGES_OF_A_REQUEST, PHASES, random_moves
 
@@ -61,8 +63,8 @@ def early(windows: WindowPool, lengths: Int32s) -> Int32s:
 def forget_to_revive(windows: WindowPool, slot: int, indices: Int32s, ours: Int32s, theirs: Int32s, fence: int) -> None:
     """Window pages of the row are given back although the cache has none."""
     read = indices >= windows.start[slot]
-    alive = windows.partner[theirs[read]] != NO_PAGE
-    windows._share(windows.partner[theirs[read][alive]])
+    alive = windows.partners.of[theirs[read]] != NO_PAGE
+    windows._share(windows.partners.of[theirs[read][alive]])
     windows._let_go(ours[read], fence)
 
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.prefix.events import Removed, Stored
 from pawl.memory.tiers.host import HostPool
 from pawl.memory.tiers.index import TierIndex
 from pawl.memory.tiers.keys import KEY_BYTES, DeviceKeys, page_keys, root_key
+from pawl.memory.violation import MemoryViolation
 
 PAGE = 4
 ROOT = root_key("layout", "namespace")

@@ -43,18 +43,73 @@ def test_rollback_restores_what_was_there_at_any_savepoint(writes: list[tuple[st
         assert transaction.savepoint() == savepoint
 
 
-def test_what_waits_for_commit_is_forgotten_by_a_rollback_past_it() -> None:
+class Counter:
+    """A number that the digest knows."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.value = 0
+        self._digest = ledger.digest
+
+    def add(self, amount: int) -> None:
+        self._digest.value += amount
+        self.value += amount
+
+    def fail_after_adding(self, amount: int) -> None:
+        self.add(amount)
+        raise TypeError
+
+    def restore(self, value: int) -> None:
+        self.add(value - self.value)
+
+
+def test_a_rollback_takes_back_what_a_change_has_done_and_the_digest_agrees() -> None:
     ledger = Ledger()
-    done: list[str] = []
+    counter, transaction = Counter(ledger), ledger.begin()
+    with transaction.change(counter.restore, 0):
+        counter.add(3)
+        counter.add(4)
+    transaction.rollback()
+    assert (counter.value, ledger.digest.value, ledger.digest.unrestored) == (0, 0, None)
+
+
+def test_a_change_that_fails_on_its_way_is_undone_as_far_as_it_went() -> None:
+    ledger = Ledger()
+    counter, transaction = Counter(ledger), ledger.begin()
+    with pytest.raises(TypeError), transaction.change(counter.restore, 0):
+        counter.fail_after_adding(3)
+    transaction.rollback()
+    assert (counter.value, ledger.digest.unrestored) == (0, None)
+
+
+def test_a_change_that_fails_before_anything_has_changed_is_not_undone() -> None:
+    ledger = Ledger()
+    undone: list[str] = []
     transaction = ledger.begin()
-    transaction.at_commit(done.append, "kept")
-    savepoint = transaction.savepoint()
-    transaction.at_commit(done.append, "forgotten")
-    transaction.rollback(savepoint)
-    ledger.prepare(transaction)
-    assert done == []
-    ledger.commit(transaction)
-    assert done == ["kept"]
+    with pytest.raises(MemoryError), transaction.change(undone.append, "nothing was done"):
+        raise MemoryError
+    transaction.rollback()
+    assert not undone
+
+
+def test_an_undo_that_leaves_something_is_told_by_the_digest() -> None:
+    ledger = Ledger()
+    counter, transaction = Counter(ledger), ledger.begin()
+    with transaction.change(counter.restore, 1):
+        counter.add(3)
+    transaction.rollback()
+    assert ledger.digest.unrestored is not None
+    assert ledger.digest.unrestored.difference == 1
+
+
+def test_a_change_within_a_change_is_refused() -> None:
+    ledger = Ledger()
+    counter, transaction = Counter(ledger), ledger.begin()
+    with (
+        pytest.raises(TransactionError, match="a change within a change"),
+        transaction.change(counter.restore, 0),
+        transaction.change(counter.restore, 0),
+    ):
+        counter.add(1)
 
 
 def test_a_discarded_transaction_is_undone_and_its_epoch_used_again() -> None:
@@ -86,13 +141,14 @@ def test_actions_behind_a_fence_run_when_its_step_commits_and_not_before() -> No
     ledger = Ledger()
     ran: list[str] = []
     first, second = launch(ledger), launch(ledger)
-    assert not ledger.after(second.epoch, ran.append, "second")
-    assert not ledger.after(first.epoch, ran.append, "first")
+    ledger.after(second.epoch, ran.append, "second")
+    ledger.after(first.epoch, ran.append, "first")
+    assert ran == []
     ledger.commit(first)
     assert ran == ["first"]
     ledger.commit(second)
     assert ran == ["first", "second"]
-    assert ledger.after(second.epoch, ran.append, "at once")
+    ledger.after(second.epoch, ran.append, "at once")
     assert ran[-1] == "at once"
 
 

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pawl.memory.arrays import Int32s
 from pawl.memory.memory import Memory
-from pawl.memory.page_pool import Int32s, MemoryViolation
+from pawl.memory.partners import NO_PAGE
 from pawl.memory.prefix.chunk import ChunkCache
 from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.recency import PageOrder
 from pawl.memory.transaction import Ledger
-from pawl.memory.window_pool import NO_PAGE, WindowPool
+from pawl.memory.violation import MemoryViolation
+from pawl.memory.window_pool import WindowPool
 
 PAGE = 4
 
@@ -68,9 +70,9 @@ def serve(memory: Memory, *words: int, whole: bool = True) -> int:
 
 def alive(memory: Memory, slot: int) -> list[bool]:
     """Which pages of a row have a window page."""
-    assert memory.windows is not None
+    assert isinstance(memory.windows, WindowPool)
     pages = memory.page_table.row(slot)
-    return [bool(partner != NO_PAGE) for partner in memory.windows.partner[pages]]
+    return [bool(partner != NO_PAGE) for partner in memory.windows.partners.of[pages]]
 
 
 def cached_words(memory: Memory, *words: int) -> int:
@@ -179,7 +181,7 @@ def test_two_rows_let_go_of_a_window_they_share_in_one_step() -> None:
         memory.ledger.prepare(transaction)
         memory.ledger.commit(transaction)
         slots.append(granted.slot)
-    shared = windows.partner[memory.page_table.pages[slots[0], 1:3]]
+    shared = windows.partners.of[memory.page_table.pages[slots[0], 1:3]]
     assert windows.pool.refcount[shared].tolist() == [3, 3]
     memory.slide(as_array(*slots), as_array(4 * PAGE, 4 * PAGE))
     assert windows.pool.refcount[shared].tolist() == [1, 3]
@@ -259,29 +261,29 @@ BROKEN: dict[str, tuple[str, Break]] = {
     "a window page leaks": ("free .* = total", lambda m, w: setattr(w.pool, "free", w.pool.free - 1)),
     "a partner is forgotten": (
         "partner of one full page",
-        lambda m, w: set_item(w.partner, m.page_table.pages[0, 4], -1),
+        lambda m, w: set_item(w.partners.of, m.page_table.pages[0, 4], -1),
     ),
     "two pages have one partner": (
         "partner of one full page",
-        lambda m, w: set_item(w.partner, m.page_table.pages[0, 4], w.partner[m.page_table.pages[0, 3]]),
+        lambda m, w: set_item(w.partners.of, m.page_table.pages[0, 4], w.partners.of[m.page_table.pages[0, 3]]),
     ),
     "a free page has a partner": (
         "partner of one full page",
-        lambda m, w: set_item(w.partner, m.pages.free_pages[0], w.pool.free_pages[0]),
+        lambda m, w: set_item(w.partners.of, m.pages.free_pages[0], w.pool.free_pages[0]),
     ),
     "a row forgets a page it reads": ("number of its referrers", lambda m, w: set_item(w.start, 0, 4)),
     "a row reads a tombstone": ("living window pages", lambda m, w: set_item(w.start, 0, 0)),
     "the cache forgets a window page": (
         "counters equal|cached as its full page",
-        lambda m, w: set_item(w.pool.in_cache, w.partner[m.page_table.pages[0, 4]], False),
+        lambda m, w: set_item(w.pool.in_cache, w.partners.of[m.page_table.pages[0, 4]], False),
     ),
     "a window page that is read may leave": (
         "only the cache refers to",
-        lambda m, w: w._order.push(w.partner[m.page_table.pages[0, 4:5]]),
+        lambda m, w: w._order.push(w.partners.of[m.page_table.pages[0, 4:5]]),
     ),
     "a window page that nobody reads may not leave": (
         "only the cache refers to",
-        lambda m, w: w._order.remove(w.partner[m.page_table.pages[0, 2:3]]),
+        lambda m, w: w._order.remove(w.partners.of[m.page_table.pages[0, 2:3]]),
     ),
     "more is promised than there is": ("promises <= free", lambda m, w: w.escrow.promise(0, 99)),
     "a slot that is idle reads": ("not in use owns no window", lambda m, w: set_item(w.start, 1, 1)),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from pawl.memory.page_pool import Int32s
+from pawl.memory.arrays import Int32s
 from pawl.memory.prefix.base import Hold, PrefixCache
 from tests.memory.reference import Prefix, beginnings
 

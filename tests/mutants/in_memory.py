@@ -11,6 +11,7 @@ from pawl.memory.memory import Memory
 from pawl.memory.page_pool import PagePool
 from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.slot_pool import SlotPool
+from pawl.memory.undo import Undo
 from pawl.memory.window_pool import WindowPool
 from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
 
@@ -117,7 +118,7 @@ MEMORY = (
         "allocation_is_a_transaction",
         "26265",
         "A rolled back step leaves the page-table entries and the length that it has added to a row.",
-        Edit(Memory._unextend, "self.page_table.cut(slots, num_pages, lengths)", "pass"),
+        Edit(Undo.extend, "self._table.cut(slots, num_pages, lengths)", "pass"),
         faults=LOSES_A_STEP,
     ),
     _mutant(

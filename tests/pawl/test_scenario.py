@@ -18,7 +18,7 @@ from pawl.cli import main
 from pawl.lifecycle.records import Record, Started, StepPlanned, Submitted, Transition
 from pawl.lifecycle.states import Event
 from pawl.lifecycle.trace.writer import TraceWriter
-from pawl.memory.page_pool import MemoryViolation
+from pawl.memory.violation import MemoryViolation
 from pawl.testing import Arrival, Flush, PropertyFailed, Shape, Workload, cluster, explore_workload
 from pawl.testing.scenario import NoScenario, Scenario, recorded_scenario, renamed, show
 from tests.mutants.everything import MUTANTS

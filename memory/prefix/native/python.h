@@ -65,7 +65,7 @@ inline PyTypeObject* import_type(const char* module, const char* name) {
 
 inline bool load_imports() {
     imports = {
-        import_name("pawl.memory.page_pool", "MemoryViolation"),
+        import_name("pawl.memory.violation", "MemoryViolation"),
         import_type("pawl.memory.prefix.base", "Insertion"),
         import_type("pawl.memory.prefix.base", "Eviction"),
         import_type("pawl.memory.prefix.events", "Stored"),
@@ -73,7 +73,7 @@ inline bool load_imports() {
         import_type("pawl.memory.prefix.events", "Cleared"),
         import_name("numpy", "frombuffer"),
         import_name("numpy", "int32"),
-        import_name("pawl.memory.prefix.node", "NO_PAGES"),
+        import_name("pawl.memory.arrays", "NO_PAGES"),
     };
     return PyErr_Occurred() == nullptr;
 }

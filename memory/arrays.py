@@ -1,0 +1,15 @@
+"""Names of the arrays that memory is made of."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bools: TypeAlias = NDArray[np.bool_]
+Int32s: TypeAlias = NDArray[np.int32]
+Int64s: TypeAlias = NDArray[np.int64]
+UInt8s: TypeAlias = NDArray[np.uint8]
+
+NO_PAGES: Int32s = np.empty(0, np.int32)

@@ -1,0 +1,78 @@
+"""How the verbs of a step are taken back.
+
+A request may leave while its step is in flight: its slot waits at the fence then, all else of it is settled, and
+nothing is left to undo. What the step had added to the digest stays, so `Digest.undoing` is lowered by it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pawl.memory.arrays import Int32s
+from pawl.memory.page_table import PageEntries
+
+if TYPE_CHECKING:
+    from pawl.memory.memory import Memory
+
+
+class Undo:
+    """The inverse of each undoable change of `Memory`, for `Transaction.change`."""
+
+    __slots__ = ("_cache", "_digest", "_escrow", "_ledger", "_pages", "_slots", "_table", "_windows")
+
+    def __init__(self, memory: Memory) -> None:
+        self._ledger, self._digest = memory.ledger, memory.ledger.digest
+        self._slots, self._table, self._pages = memory.slots, memory.page_table, memory.pages
+        self._escrow, self._cache, self._windows = memory.escrow, memory.cache, memory.windows
+
+    def hold(self, slot: int) -> None:
+        """Let go of the prefix that an admission holds; that is no use of it."""
+        if self._stayed(slot):
+            hold = self._table.unhold(slot)
+            if hold is not None:
+                self._cache.release(hold, self._ledger.resolved, used=False)
+
+    def share(self, slot: int, pages: Int32s) -> None:
+        """The row refers to these cached pages no more."""
+        if self._stayed(slot):
+            self._pages.unshare(pages)
+
+    def admit(self, slot: int) -> None:
+        """Empty the row. What it has grown by is undone before: the pages that are left are those that it shares."""
+        if self._stayed(slot):
+            self._windows.unjoin(slot, self._table.row(slot))
+            self._escrow.unpromise(slot)
+            self._table.cut_one(slot, 0, 0)
+
+    def spend(self, slots: Int32s, covered: Int32s) -> None:
+        """Promise the slots so many pages again."""
+        stayed = self._slots.in_use[slots]
+        self._escrow.restore(slots[stayed], covered[stayed])
+        self._digest.undoing += self._escrow.fact(slots[~stayed], covered[~stayed])
+
+    def spend_slot(self, slot: int, covered: int) -> None:
+        """`spend` for one slot."""
+        if self._stayed(slot):
+            self._escrow.promise(slot, covered)
+
+    def extend(self, slots: Int32s, num_pages: Int32s, lengths: Int32s, grown: Int32s, entries: PageEntries) -> None:
+        """The rows had so many pages and such lengths; they grew by `grown` positions and `entries`."""
+        stayed = self._slots.in_use[slots]
+        if not stayed.all():
+            gone = ~self._slots.in_use[entries.slots]
+            worth = self._table.worth(PageEntries(*(column[gone] for column in entries)))
+            self._digest.undoing -= worth + self._table.worth_of_positions(slots[~stayed], grown[~stayed])
+            slots, num_pages, lengths = slots[stayed], num_pages[stayed], lengths[stayed]
+        self._table.cut(slots, num_pages, lengths)
+
+    def extend_slot(self, slot: int, num_pages: int, length: int) -> None:
+        """`extend` for one slot."""
+        if self._stayed(slot):
+            self._table.cut_one(slot, num_pages, length)
+
+    def _stayed(self, slot: int) -> bool:
+        """Whether the slot's request has not left since; if it has, nothing of what is being undone changes."""
+        if self._slots.in_use[slot]:
+            return True
+        self._digest.undoing = 0
+        return False
