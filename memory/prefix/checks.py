@@ -1,4 +1,4 @@
-"""The laws of a radix tree, checked node by node, and its content as text. Not on the hot path."""
+"""The properties of a radix tree, checked node by node, and its content as text. Not on the hot path."""
 
 from __future__ import annotations
 
@@ -53,6 +53,19 @@ def check_tree(roots: Mapping[str, Root], order: Order, page_bytes: int) -> None
         if len(seen) != before + len(node.pages):
             raise MemoryViolation("a page is cached in one place", pages=node.pages)
     order.check(unheld)
+
+
+def check_counters(roots: Mapping[str, Root], kept: Mapping[str, int]) -> None:
+    """What a cache counts, `kept`, is what its trees hold. Raises MemoryViolation. O(size)."""
+    nodes = list(walk(roots))
+    found = {
+        "held": sum(len(node.pages) for node in nodes if node.holds),
+        "evictable": sum(len(node.pages) for node in nodes if not node.holds),
+        "nodes": len(nodes),
+        "holds": sum(own_holders(node) for node in nodes),
+    }
+    if found != kept:
+        raise MemoryViolation("counters of the cache equal its content", kept=kept, found=found)
 
 
 def _check_edge(parent: Node, first: bytes, child: Node, page_bytes: int) -> None:

@@ -30,11 +30,13 @@ class CompiledUnavailable(Exception):
         self.reason = reason
 
 
+_OTHER_SOURCES = "it was built from other sources than these; install Pawl again (`make setup`)"
 _problem = ""
 try:
     from pawl.memory.prefix._radix import INTERFACE, CompiledTree
-except ImportError as error:
-    _problem = f"it was not built when Pawl was installed ({error})"
+except Exception as error:  # The module imports names of ours; one that was built before they moved fails in any way.
+    missing = isinstance(error, ModuleNotFoundError) and error.name == "pawl.memory.prefix._radix"
+    _problem = f"it was not built when Pawl was installed ({error})" if missing else f"{_OTHER_SOURCES} ({error})"
 
     class CompiledTree:  # type: ignore[no-redef]
         """Stands where the type would be."""
@@ -45,7 +47,7 @@ except ImportError as error:
 
 else:
     if INTERFACE != _INTERFACE:
-        _problem = "it was built from other sources than these; install Pawl again (`make setup`)"
+        _problem = _OTHER_SOURCES
 
 
 def load() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from pawl.memory.arrays import NO_PAGES, Int32s
 
 NO_PRIORITY = -(1 << 63)
@@ -71,6 +73,23 @@ def path(node: Node | None) -> Iterator[Node]:
     while node is not None and node.parent is not None:
         yield node
         node = node.parent
+
+
+def path_pages(node: Node | None) -> Int32s:
+    """Pages from the root down to `node`, int32 [n], read-only."""
+    parts: list[Int32s] = []
+    while node is not None:
+        if len(node.pages):
+            parts.append(node.pages)
+        node = node.parent
+    if not parts:
+        return NO_PAGES
+    if len(parts) == 1:
+        return parts[0]
+    parts.reverse()
+    pages: Int32s = np.concatenate(parts)
+    pages.flags.writeable = False
+    return pages
 
 
 def common_pages(data: bytes, at: int, key: bytes, width: int) -> int:

@@ -22,35 +22,14 @@ import numpy as np
 
 from pawl.memory.arrays import NO_PAGES, Int32s
 from pawl.memory.prefix.base import Eviction, Hold, Insertion
-from pawl.memory.prefix.checks import check_tree, content, own_holders, pretty, walk
+from pawl.memory.prefix.checks import check_counters, check_tree, content, pretty
 from pawl.memory.prefix.events import CacheEvent, Cleared, Content, Removed, Stored
+from pawl.memory.prefix.hold import RadixHold
 from pawl.memory.prefix.node import Node, Root, common_pages, path
 from pawl.memory.prefix.order import make_order
 from pawl.memory.violation import MemoryViolation
 
 _TOKEN_BYTES = 4
-
-
-class RadixHold:
-    """A held path from the root down to `node`; `node` is None when nothing was found."""
-
-    __slots__ = ("_pages", "node", "num_tokens", "owner", "released")
-
-    def __init__(self, owner: RadixCache, node: Node | None, num_tokens: int) -> None:
-        self.owner = owner
-        self.node = node
-        self.num_tokens = num_tokens
-        self.released = False
-        self._pages: Int32s | None = None
-
-    @property
-    def pages(self) -> Int32s:
-        """Pages of the path in order, int32 [num_tokens / page_size], read-only. Gathered at the first look."""
-        if self._pages is None:
-            if self.released:
-                raise MemoryViolation("the pages of a released hold are unknown", num_tokens=self.num_tokens)
-            self._pages = path_pages(self.node)
-        return self._pages
 
 
 class RadixCache:
@@ -352,35 +331,10 @@ class RadixCache:
     def invariants(self) -> None:
         """Every law of the structure, O(size)."""
         check_tree(self._roots, self._order, self._page_bytes)
-        nodes = list(walk(self._roots))
-        found = {
-            "held": sum(len(node.pages) for node in nodes if node.holds),
-            "evictable": sum(len(node.pages) for node in nodes if not node.holds),
-            "nodes": len(nodes),
-            "holds": sum(own_holders(node) for node in nodes),
-        }
         kept = {
             "held": self._held,
             "evictable": self._evictable,
             "nodes": self._num_nodes,
             "holds": self._num_holds,
         }
-        if found != kept:
-            raise MemoryViolation("counters of the cache equal its content", kept=kept, found=found)
-
-
-def path_pages(node: Node | None) -> Int32s:
-    """Pages from the root down to `node`, int32 [n], read-only."""
-    parts: list[Int32s] = []
-    while node is not None:
-        if len(node.pages):
-            parts.append(node.pages)
-        node = node.parent
-    if not parts:
-        return NO_PAGES
-    if len(parts) == 1:
-        return parts[0]
-    parts.reverse()
-    pages: Int32s = np.concatenate(parts)
-    pages.flags.writeable = False
-    return pages
+        check_counters(self._roots, kept)

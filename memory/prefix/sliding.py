@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from pawl.memory.partners import NO_PAGE
-from pawl.memory.prefix.node import Node
-from pawl.memory.prefix.radix import RadixCache, path_pages
+from pawl.memory.prefix.node import Node, path_pages
+from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.window_pool import WindowPool
 
 

@@ -19,8 +19,9 @@ from pawl.memory.prefix.checks import walk
 from pawl.memory.prefix.chunk import EmptyHold
 from pawl.memory.prefix.compiled import CompiledRadixCache, CompiledUnavailable, load
 from pawl.memory.prefix.events import CacheEvent
+from pawl.memory.prefix.hold import RadixHold
 from pawl.memory.prefix.order import Order, RankedOrder, RecencyOrder
-from pawl.memory.prefix.radix import RadixCache, RadixHold
+from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.violation import MemoryViolation
 from tests.memory.tree_model import array
 

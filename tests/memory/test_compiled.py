@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from random import Random
 from types import ModuleType
 from typing import Any
@@ -205,3 +209,46 @@ def test_a_memory_with_it_goes_through_a_long_busy_history(page_size: int, monke
     monkeypatch.setattr(test_histories, "MemoryHistory", CompiledHistory)
     for seed in range(2):
         test_histories.test_memory_and_reference_agree_through_a_long_busy_history(page_size, seed)
+
+
+class StaleExtension(Loader):
+    """An extension module that fails while it is loaded, as one does whose imports have moved."""
+
+    def __init__(self, failure: Exception) -> None:
+        self._failure = failure
+
+    def exec_module(self, module: ModuleType) -> None:
+        raise self._failure
+
+
+class Finder(MetaPathFinder):
+    """Finds the compiled core only."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self._loader) if fullname == "pawl.memory.prefix._radix" else None
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ModuleNotFoundError("No module named 'pawl.memory.pages'", name="pawl.memory.pages"),
+        AttributeError("module 'pawl.memory.page_pool' has no attribute 'MemoryViolation'"),
+        SystemError("initialization of _radix raised unreported exception"),
+    ],
+)
+def test_an_extension_built_from_older_sources_is_named_as_the_reason(
+    failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "meta_path", [Finder(StaleExtension(failure)), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "pawl.memory.prefix._radix")
+    source = importlib.util.find_spec("pawl.memory.prefix.compiled")
+    assert source is not None
+    assert source.loader is not None
+    compiled = importlib.util.module_from_spec(source)
+    source.loader.exec_module(compiled)
+    with pytest.raises(compiled.CompiledUnavailable, match="built from other sources") as caught:
+        compiled.CompiledRadixCache(16)
+    assert str(failure) in caught.value.reason

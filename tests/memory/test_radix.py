@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pawl.memory.arrays import Int32s
-from pawl.memory.prefix.radix import RadixCache, RadixHold
+from pawl.memory.prefix.hold import RadixHold
+from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.violation import MemoryViolation
 from tests.memory.observation import cache_content
 from tests.memory.reference import Prefix, beginnings

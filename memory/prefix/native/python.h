@@ -54,7 +54,9 @@ struct Imports {
 };
 inline Imports imports;
 
+// nullptr, with an error set, when there is no such name, or when an import before this one has failed.
 inline PyObject* import_name(const char* module, const char* name) {
+    if (PyErr_Occurred() != nullptr) return nullptr;
     Owned imported(PyImport_ImportModule(module));
     return imported ? PyObject_GetAttrString(imported.get(), name) : nullptr;
 }
