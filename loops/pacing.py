@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 
@@ -24,3 +25,7 @@ class Overlap:
 
     name = "overlap"
     depth = 1
+
+
+PACINGS: Mapping[str, type[Lockstep] | type[Overlap]] = {"lockstep": Lockstep, "overlap": Overlap}
+"""By name on the command line."""

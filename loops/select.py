@@ -12,7 +12,7 @@ from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects
 from pawl.loops.loop import Loop
 from pawl.loops.lower_tiers import LowerTiers
-from pawl.loops.pacing import Lockstep, Overlap, Pacing
+from pawl.loops.pacing import PACINGS, Pacing
 from pawl.loops.planner import UnifiedPlanner
 from pawl.loops.policy import POLICIES
 from pawl.loops.queues import Queues
@@ -53,9 +53,6 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_window_pages: int | None = None
     """Pages of that pool."""
     seed: int = 0
-
-
-PACINGS: dict[str, type[Lockstep] | type[Overlap]] = {"lockstep": Lockstep, "overlap": Overlap}
 
 
 def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effects: TierEffects | None = None) -> Loop:

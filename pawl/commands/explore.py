@@ -348,13 +348,13 @@ def _faults(task: Task, seed: int) -> Faults:
 
 
 def _workload(task: Task, seed: int) -> Workload:
-    from pawl.testing import Workload, queue
+    from pawl.testing import Workload, contention
 
     if task.workload is not None:
         return load_scenario(task.workload).workload
     fixed = _fixed(task)
     if seed % QUEUE_EVERY == 0:
-        return queue(seed, **fixed)
+        return contention(seed, **fixed)
     return Workload.random(seed, max_requests=task.max_requests, **fixed)
 
 

@@ -12,7 +12,7 @@
 from pawl.actors.simulation.faults import Faults
 from pawl.actors.simulation.strategies.exhaustive import NotDeterministic
 from pawl.testing.cluster import NO_FAULTS, cluster
-from pawl.testing.contention import queue
+from pawl.testing.contention import contention
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.exploring import STRATEGIES, Found, explore_workload, load_schedule, replay_schedule
 from pawl.testing.hypothesis import check_schedule, fault_budgets, schedules
@@ -33,10 +33,10 @@ __all__ = [
     "Workload",
     "check_schedule",
     "cluster",
+    "contention",
     "explore_workload",
     "fault_budgets",
     "load_schedule",
-    "queue",
     "replay_schedule",
     "schedules",
     "workloads",

@@ -9,7 +9,7 @@ import msgspec
 
 from pawl.actors.gateway import FromPeers, Gateway
 from pawl.actors.messages.control import Reply
-from pawl.actors.messages.generate import Output, Refused, Submit, TextOptions
+from pawl.actors.messages.generate import Output, Refused, Submit, TextOptions, TokenLogprob
 from pawl.actors.sink import Inbox
 from pawl.lifecycle.states import Cause
 from pawl.testing.expectations import Expectations
@@ -44,6 +44,8 @@ class Client(Inbox):
         self.request: int | None = None
         self.tokens: list[int] = []
         self.text = ""
+        self.scores: list[TokenLogprob] = []
+        self.prompt_scores: list[TokenLogprob] = []
         self.num_ends = 0
         self.left = False
         self._desk = desk
@@ -55,6 +57,8 @@ class Client(Inbox):
         super().push(output)
         self.tokens += output.tokens
         self.text += output.text
+        self.scores += output.logprobs
+        self.prompt_scores += output.prompt_logprobs
         self.num_ends += output.done is not None
         self._desk.told(len(output.tokens))
         self.leave_if_due()
@@ -83,6 +87,11 @@ class FrontDesk(Gateway):
         """The answers to each flush."""
         self._workload = workload
         self._expectations = expectations
+        self._calls: dict[int, list[Client]] = {}
+        """The clients of one call of the gateway, by the index of the first."""
+        for index, client in enumerate(self.clients):
+            first = next(reversed(self._calls)) if index and client.arrival.with_previous else index
+            self._calls.setdefault(first, []).append(client)
         self._num_told = 0
         """Output tokens that all clients together have been told."""
         self._later: list[tuple[int, Any]] = []
@@ -96,14 +105,14 @@ class FrontDesk(Gateway):
         return all(client.num_ends or client.left for client in self.clients) and all(self.flushes)
 
     def started(self) -> None:
-        for index, client in enumerate(self.clients):
-            self._at(client.arrival, Arrive(index))
+        for first in self._calls:
+            self._at(self.clients[first].arrival, Arrive(first))
         for index, flush in enumerate(self._workload.flushes):
             self._at(flush, Flush(index))
         # Stable, and then reversed: what comes after equally many tokens keeps its order.
         self._later.sort(key=lambda each: each[0])
         self._later.reverse()
-        if len(self._later) == len(self.clients) + len(self.flushes):
+        if len(self._later) == len(self._calls) + len(self.flushes):
             # Nobody begins: then whoever would be the first does.
             self._next()
 
@@ -133,9 +142,10 @@ class FrontDesk(Gateway):
     def receive(self, message: Any) -> None:
         match message:
             case Arrive(index):
-                client = self.clients[index]
-                (client.request,) = self.submit([self._request(client.arrival)], [client])
-                client.leave_if_due()
+                clients = self._calls[index]
+                numbers = self.submit([self._request(client.arrival, str(index)) for client in clients], clients)
+                for client, client.request in zip(clients, numbers, strict=True):
+                    client.leave_if_due()
             case Leave(index):
                 client = self.clients[index]
                 if client.request is not None and not client.num_ends:
@@ -146,10 +156,10 @@ class FrontDesk(Gateway):
             case _:
                 super().receive(message)
 
-    def _request(self, arrival: Arrival) -> Submit:
+    def _request(self, arrival: Arrival, rid: str) -> Submit:
         return Submit(
             request=0,
-            rid="",
+            rid=rid,
             token_ids=arrival.prompt,
             sampling=parameters_of(arrival),
             text_options=TextOptions(stop=self._expectations.stop_strings(arrival)),

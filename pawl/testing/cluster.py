@@ -37,7 +37,7 @@ from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.prefix.events import CacheEvent, Mirror
 from pawl.memory.violation import MemoryViolation
 from pawl.testing.clients import Client, FrontDesk
-from pawl.testing.expectations import PropertyFailed, vocabulary
+from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage, vocabulary
 from pawl.testing.models import GHOST, Fallible, Model
 from pawl.testing.plugins import SCHEDULERS
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking
@@ -253,14 +253,18 @@ class Cluster(Case):
     def _check_output(self, client: Client) -> None:
         """The client saw what its request implies: all of it, or a beginning where somebody ended it early."""
         arrival, request = client.arrival, client.request
-        cause = client.done.cause if client.done is not None else None
-        self.model.expectations.check_beginning(arrival, client.tokens, client.text, request)
-        if client.left or client.refusal is not None or cause is None:
-            return
-        if cause in ABORT_CAUSES:
-            self._check_cause(client, cause)
-        else:
-            self.model.expectations.check_whole(arrival, client.tokens, client.text, cause, request)
+        expectations = self.model.expectations
+        expectations.check_beginning(arrival, client.tokens, client.text, request)
+        expectations.check_scores(arrival, client.scores, client.prompt_scores, request)
+        if client.refusal is not None:
+            self._check_cause(client, client.refusal.cause)
+        elif client.done is not None and not client.left:
+            cause = client.done.cause
+            if cause in ABORT_CAUSES:
+                self._check_cause(client, cause)
+            else:
+                expectations.check_whole(arrival, client.tokens, client.text, cause, request)
+            check_usage(arrival, client.tokens, client.done.usage, request)
 
     def _check_cause(self, client: Client, cause: Cause) -> None:
         """An abort must have had a reason in the workload or in the faults."""
@@ -269,7 +273,7 @@ class Cluster(Case):
         lost = cause is Cause.WORKER_LOST and len(self.system.faults.struck) >= MAX_STRIKES
         left = cause is Cause.DISCONNECT and client.arrival.leaves_after is not None
         if cause is not Cause.TIMEOUT and not lost and not left:
-            raise PropertyFailed("fault_isolation", f"it was aborted for no reason: {cause}", client.request)
+            check_refusal(client.arrival, self.workload.shape, len(self.desk.clients), cause, client.request)
 
     # ---- for strategies ----
 

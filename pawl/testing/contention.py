@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
-from pawl.testing.workload import TOKENS, Arrival, Shape, Workload
+from pawl.features.request import TOKENS
+from pawl.features.row import Seeded
+from pawl.testing.workload import Arrival, Workload, drawn_shape
 
 FEWEST = 6
-"""Requests of a queue: one runs, the others wait."""
+"""Requests: one or two run, the others wait."""
+PLAIN: dict[str, Any] = {"page_size": 2, "max_context": None, "max_queued": 16, "host_pages": 0, "window": None}
+"""Nobody is refused, and nobody waits for anything but a place."""
 
 
-def queue(seed: int, *, max_requests: int = 9, **shape: Any) -> Workload:
+def contention(seed: int, *, max_requests: int = 9, **shape: Any) -> Workload:
     """Short requests of equal priority that come almost at once, none of whom gives up, to a server that runs one or
     two of them; drawn from `seed`. Fields of `shape` are fixed."""
-    source = random.Random(seed)
-    drawn: dict[str, Any] = {
-        "num_pages": source.randrange(6, 11),
-        "max_running": source.choice((1, 1, 2)),
-        "lookahead": source.choice((0, 2)),
-        "pacing": source.choice(("overlap", "lockstep")),
-        "mixed": source.random() < 0.5,
-        "cache": source.choice(("radix", "none")),
-    }
-    count = source.randrange(FEWEST, max(FEWEST, max_requests) + 1)
-    made = Shape(**(drawn | shape))
-    most = max(1, min(4, made.num_pages * made.page_size - 4))
+    source = Seeded(seed)
+    few = {"num_pages": source.within(6, 10), "max_running": source.pick((1, 1, 2)), "lookahead": source.pick((0, 2))}
+    made = drawn_shape(source, PLAIN | few | shape)
+    most = max(1, min(4, made.room - 4))
     arrivals = tuple(
         Arrival(
-            prompt=tuple(source.choice(TOKENS) for _ in range(source.randrange(1, most + 1))),
-            max_new_tokens=source.randrange(1, 4),
+            prompt=tuple(source.pick(TOKENS) for _ in range(source.within(1, most))),
+            max_new_tokens=source.within(1, 3),
         )
-        for _ in range(count)
+        for _ in range(source.within(FEWEST, max_requests))
     )
     return Workload(arrivals=arrivals, shape=made)

@@ -19,7 +19,7 @@ from pawl.exploration import CELLS, Totals
 from pawl.loops.policy import Policy
 from pawl.memory.prefix.base import PrefixCache
 from pawl.testing.cluster import NO_FAULTS
-from pawl.testing.contention import queue
+from pawl.testing.contention import contention
 from pawl.testing.plugins import know_cache, know_policy, know_scheduler
 from pawl.testing.workload import Workload
 
@@ -55,7 +55,7 @@ class SchedulerContract:
 
     @pytest.mark.parametrize("cell", CELLS)
     def test_every_property_holds_when_many_wait(self, cell: str, explore: Explorer) -> None:
-        self._explore(cell, explore, queue)
+        self._explore(cell, explore, contention)
 
     @pytest.mark.parametrize("cell", CELLS)
     def test_every_property_holds_when_steps_fail(self, cell: str, explore: Explorer) -> None:

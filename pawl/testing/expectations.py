@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from pawl.actors.messages.generate import TokenLogprob, Usage
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.states import Cause
-from pawl.lifecycle.step import SlotAssignment, StepBatch, StepResult
-from pawl.testing.workload import Arrival, parameters_of
+from pawl.lifecycle.step import PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs, StepResult
+from pawl.testing.workload import Arrival, Shape, parameters_of, sampling_of
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
@@ -27,6 +28,19 @@ class PropertyFailed(Exception):
         super().__init__(f"{name}{concerned}: {explanation}")
         self.property = name
         self.request = request
+
+
+Score: TypeAlias = tuple[int, float | None, tuple[tuple[int, float], ...]]
+"""A token, its log-probability, and the likeliest tokens with theirs."""
+
+
+class Said(NamedTuple):
+    """What a model says to a request that it has for itself, stopped by nothing."""
+
+    tokens: tuple[int, ...]
+    scores: tuple[Score, ...] = ()
+    """Of these, where the request asked for them."""
+    prompt_scores: tuple[Score, ...] = ()
 
 
 class Expected(NamedTuple):
@@ -53,38 +67,54 @@ class OneAtATime(Protocol):
     def reset(self) -> None: ...
 
 
-def drawn_alone(runner: OneAtATime, arrival: Arrival, page_size: int) -> list[int]:
-    """All tokens that the request asks for, from a runner that it has for itself, one step after the other."""
+def drawn_alone(runner: OneAtATime, arrival: Arrival, page_size: int) -> Said:
+    """All that the request asks for, from a runner that it has for itself, one step after the other."""
     runner.reset()
-    count = len(arrival.prompt)
-    num_pages = -(-(count + arrival.max_new_tokens) // page_size)
-    none = np.zeros(0, np.int32)
-    drawn: list[int] = []
-    while len(drawn) < arrival.max_new_tokens:
-        first = not drawn
+    count, outputs = len(arrival.prompt), arrival.max_new_tokens
+    num_pages = -(-(count + outputs) // page_size)
+    sampling = parameters_of(arrival)
+    none, prompt = np.zeros(0, np.int32), np.array(arrival.prompt, np.int32)
+    tokens: list[int] = []
+    scores: list[Score] = []
+    prompt_scores: list[Score] = []
+    for step in range(max(outputs, 1)):
+        first = not step
         pages = np.arange(num_pages, dtype=np.int32) if first else none
         batch = StepBatch(
-            step=len(drawn) + 1,
+            step=step + 1,
             slots=np.zeros(1, np.int32),
-            starts=np.array([0 if first else count + len(drawn) - 1], np.int32),
+            starts=np.array([0 if first else count + step - 1], np.int32),
             lengths=np.array([count if first else 1], np.int32),
-            tokens=np.array(arrival.prompt, np.int32) if first else none,
+            tokens=prompt if first else none,
             chained=np.array([not first]),
-            samples=np.ones(1, np.bool_),
+            samples=np.array([outputs > 0]),
             page_slots=np.zeros_like(pages),
             page_indices=pages,
             pages=pages,
             window_pages=None,
-            admitted=(SlotAssignment(0, parameters_of(arrival), count, none, 0),) if first else (),
+            admitted=(SlotAssignment(0, sampling, count, prompt, 0),) if first else (),
         )
-        drawn.append(int(runner.collect(runner.launch(batch)).tokens[0]))
-    return drawn
+        result = runner.collect(runner.launch(batch))
+        tokens += result.tokens.tolist()
+        if result.logprobs is not None:
+            scores += _scores(tokens[-1:], result.logprobs, arrival)
+        for part in result.prompt_logprobs:
+            prompt_scores += [(arrival.prompt[0], None, ()), *_scores(arrival.prompt[1:], part, arrival)]
+    return Said(tuple(tokens), tuple(scores), tuple(prompt_scores))
 
 
-def ghost_alone(arrival: Arrival) -> Sequence[int]:
+def _scores(tokens: Sequence[int], scores: StepLogprobs | PromptLogprobs, arrival: Arrival) -> list[Score]:
+    columns = zip(tokens, scores.chosen.tolist(), scores.top_tokens.tolist(), scores.top.tolist(), strict=True)
+    most = arrival.top_logprobs or 0
+    return [(token, chosen, tuple(zip(top[:most], of_top[:most], strict=True))) for token, chosen, top, of_top in columns]
+
+
+def ghost_alone(arrival: Arrival) -> Said:
     """What the ghost says to a request."""
-    if arrival.seed is None:
-        return expected(arrival.prompt, arrival.max_new_tokens)
+    if sampling_of(arrival).keys() <= {"temperature", "max_new_tokens", "ignore_eos", "stop_token_ids"} and (
+        arrival.seed is None
+    ):
+        return Said(tuple(expected(arrival.prompt, arrival.max_new_tokens)))
     total = len(arrival.prompt) + arrival.max_new_tokens
     return drawn_alone(Ghost(num_pages=1, page_size=total, num_slots=1, max_context=total, small=True), arrival, total)
 
@@ -92,36 +122,49 @@ def ghost_alone(arrival: Arrival) -> Sequence[int]:
 class Expectations:
     """What clients must get from a model, given what it says to a request that has it for itself."""
 
-    def __init__(self, alone: Callable[[Arrival], Sequence[int]]) -> None:
-        """`alone`: all tokens that a request asks for, as if it were the only one and nothing stopped it."""
-        self.alone = lru_cache(maxsize=4096)(lambda arrival: tuple(alone(arrival)))
+    def __init__(self, alone: Callable[[Arrival], Said]) -> None:
+        """`alone`: all that a request asks for, as if it were the only one and nothing stopped it."""
+        self.said = lru_cache(maxsize=4096)(alone)
         self.stop_strings = lru_cache(maxsize=4096)(self._stop_strings)
         self.whole_output = lru_cache(maxsize=4096)(self._whole_output)
 
+    def alone(self, arrival: Arrival) -> tuple[int, ...]:
+        """All tokens that a request asks for."""
+        return self.said(arrival).tokens
+
     def _stop_strings(self, arrival: Arrival) -> tuple[str, ...]:
-        """The text of the output token that is to stop it; none when that is no whole text of its own.
+        """Those that the request brings, and the text of the output token that is to stop it; not when that is no
+        whole text of its own.
 
         Where the number of that token is even, the last character before it belongs to the stop string as well: then
         the string stands across two tokens.
         """
         if arrival.stop_after is None:
-            return ()
+            return arrival.stop
         tokens = self.alone(arrival)[: arrival.stop_after]
         before, text = vocabulary().decode(tokens[:-1]), vocabulary().decode(tokens)
         start = len(before) - 1 if arrival.stop_after % 2 == 0 else len(before)
         stop = text[max(start, 0) :]
-        return (stop,) if stop and BROKEN not in text else ()
+        return (*arrival.stop, stop) if stop and BROKEN not in text else arrival.stop
 
     def _whole_output(self, arrival: Arrival) -> Expected:
         """What the request gets when nobody ends it early."""
-        tokens = self.alone(arrival)
-        text = vocabulary().decode(tokens)
-        for stop in self.stop_strings(arrival):
-            place = text.find(stop)
-            if place >= 0:
-                count = next(n for n in range(1, len(tokens) + 1) if stop in vocabulary().decode(tokens[:n]))
-                return Expected(tokens[:count], text[:place], Cause.STOP_STRING)
-        return Expected(tokens, text, Cause.LENGTH)
+        tokens, cause, shown = self.alone(arrival), Cause.LENGTH, len(self.alone(arrival))
+        sampling = parameters_of(arrival)
+        for number, token in enumerate(tokens):
+            if token in sampling.stop_token_ids:
+                # A stop token is an output token and has no text.
+                cause = Cause.EOS if token in sampling.eos_token_ids else Cause.STOP_TOKEN
+                tokens, shown = tokens[: number + 1], number
+                break
+        text = vocabulary().decode(tokens[:shown])
+        stops = self.stop_strings(arrival)
+        ends = [(at + len(stop), -len(stop)) for stop in stops if (at := text.find(stop)) >= 0]
+        if not ends:
+            return Expected(tokens, text, cause)
+        end, minus_length = min(ends)
+        count = next(n for n in range(1, shown + 1) if any(stop in vocabulary().decode(tokens[:n]) for stop in stops))
+        return Expected(tokens[:count], text[: end + minus_length], Cause.STOP_STRING)
 
     def check_beginning(self, arrival: Arrival, tokens: Sequence[int], text: str, request: int | None) -> None:
         """Somebody ended the request early: it got a beginning of what it would have got. Raises PropertyFailed."""
@@ -146,6 +189,37 @@ class Expectations:
             raise PropertyFailed(name, f"tokens {list(tokens)}, not {list(whole.tokens)}", request)
         if text != whole.text:
             raise PropertyFailed("stream_equals_result", f"text {text!r}, not {whole.text!r}", request)
+
+    def check_scores(
+        self, arrival: Arrival, tokens: Sequence[TokenLogprob], prompt: Sequence[TokenLogprob], request: int | None
+    ) -> None:
+        """Log-probabilities are those of the tokens with which they came, all of the prompt's or none. Raises
+        PropertyFailed."""
+        said = self.said(arrival)
+        for told, wanted in ((tokens, said.scores[: len(tokens)]), (prompt, said.prompt_scores if prompt else ())):
+            found = tuple((each.token, each.logprob, tuple([pair[:2] for pair in each.top])) for each in told)
+            if found != wanted:
+                raise PropertyFailed("retraction_transparency", f"log-probabilities {found}, not {wanted}", request)
+
+
+def check_refusal(arrival: Arrival, shape: Shape, num_requests: int, cause: Cause, request: int | None) -> None:
+    """A request is refused because it is too long, or because others may wait already. Raises PropertyFailed."""
+    length, config = len(arrival.prompt) + arrival.max_new_tokens, shape.loop_config()
+    reasons = {
+        Cause.TOO_LONG: length > config.max_context,
+        Cause.NEVER_FITS: length > config.num_pages * config.page_size,
+        Cause.OVERLOADED: num_requests > shape.max_queued,
+    }
+    if not reasons.get(cause, False):
+        raise PropertyFailed("fault_isolation", f"it was refused for no reason: {cause}", request)
+
+
+def check_usage(arrival: Arrival, tokens: Sequence[int], usage: Usage, request: int | None) -> None:
+    """What a client is told to have used is what it sent and got. Raises PropertyFailed."""
+    right = usage.prompt_tokens == len(arrival.prompt) and usage.completion_tokens == len(tokens)
+    if not right or not 0 <= usage.cached_tokens <= usage.prompt_tokens:
+        said = f"{usage} of {len(arrival.prompt)} tokens of prompt and {len(tokens)} of output"
+        raise PropertyFailed("retraction_transparency", said, request)
 
 
 OF_THE_GHOST = Expectations(ghost_alone)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.step import StepBatch
 from pawl.loops.select import LoopConfig
-from pawl.testing.expectations import OF_THE_GHOST, Expectations, drawn_alone
+from pawl.testing.expectations import OF_THE_GHOST, Expectations, Said, drawn_alone
 from pawl.testing.workload import Arrival
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class GhostModel:
     expectations = OF_THE_GHOST
 
     def runner(self, config: LoopConfig) -> Ghost:
-        return Ghost.for_shape(config, small=True)
+        return Ghost.for_shape(config, small=config.tiers is None)
 
 
 GHOST = GhostModel()
@@ -76,7 +76,7 @@ class RealModel:
     def runner(self, config: LoopConfig) -> Runner:
         return self._emptied(config.num_pages, config.page_size, config.max_running, config.max_context)
 
-    def _alone(self, arrival: Arrival) -> list[int]:
+    def _alone(self, arrival: Arrival) -> Said:
         return drawn_alone(self._emptied(1, self._longest, 1, self._longest), arrival, self._longest)
 
     def _emptied(self, num_pages: int, page_size: int, num_slots: int, max_context: int) -> Runner:

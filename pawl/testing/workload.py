@@ -5,19 +5,22 @@ Sizes are chosen to make trouble: a few pages, few slots, prompts with beginning
 
 from __future__ import annotations
 
-import random
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pawl.features import request, server
+from pawl.features.row import Feature, Seeded, Source, drawn
+from pawl.gpu.ghost_language import END_TOKEN
 from pawl.lifecycle.request import SamplingParameters
 from pawl.loops.select import LoopConfig
+from pawl.loops.tiers import TierConfig
 
 if TYPE_CHECKING:
     from hypothesis import strategies as st
 
-TOKENS = (97, 98)
-"""Token ids of prompts: two are enough for beginnings that are equal, and for some that are not."""
+TIER_LAYOUT = "ghost"
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,11 +37,27 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     """The client hangs up once it has seen so many output tokens; 0: as soon as it has sent the request."""
     stop_after: int | None = None
     """The text of its output token number so many is a stop string."""
+    stop: tuple[str, ...] = ()
+    """Further stop strings."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = True
+    min_new_tokens: int = 0
     seed: int | None = None
     """Sampled with this seed at temperature 1; None: greedy."""
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int | None = None
+    prompt_logprobs: bool = False
     priority: int = 0
     salt: str = ""
     timeout_s: float | None = None
+    with_previous: bool = False
+    """It is sent in one call with the request before it, as the choices of one completion are."""
 
 
 class Flush(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +83,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "fcfs"
     cache: str = "radix"
     eviction: str = "lru"
+    cache_core: str = "python"
+    host_pages: int = 0
+    """Pages that host memory holds below the device; 0: there is no such tier."""
+    write_policy: str = "write-through"
     window: int | None = None
     num_window_pages: int | None = None
     max_context: int | None = None
@@ -75,10 +98,18 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     def loop_config(self) -> LoopConfig:
         """As the scheduler takes it."""
         fields = msgspec.structs.asdict(self)
-        del fields["scheduler"]
+        del fields["scheduler"], fields["host_pages"], fields["write_policy"]
+        if self.host_pages:
+            fields["tiers"] = TierConfig(layout=TIER_LAYOUT, write_policy=self.write_policy)
         if self.max_context is None:
             fields["max_context"] = self.num_pages * self.page_size
         return LoopConfig(**fields, weights="ghost")
+
+    @property
+    def room(self) -> int:
+        """Tokens that one request may have, prompt and output."""
+        room = self.num_pages * self.page_size
+        return room if self.max_context is None else min(room, self.max_context)
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,23 +122,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def random(cls, seed: int, *, max_requests: int = 5, **shape: Any) -> Workload:
         """A workload drawn from `seed`; fields of `shape` are fixed."""
-        source = random.Random(seed)
-        page_size = shape.get("page_size", source.choice((1, 2, 4)))
-        drawn: dict[str, Any] = {
-            "num_pages": source.randrange(3, 11),
-            "page_size": page_size,
-            "max_running": source.randrange(1, 5),
-            "prefill_chunk": page_size * source.randrange(1, 4),
-            "lookahead": source.choice((0, 0, 1, 4)),
-            "pacing": source.choice(("overlap", "lockstep")),
-            "mixed": source.random() < 0.5,
-            "cache": "radix" if source.random() < 0.8 else "none",
-        }
-        made = Shape(**(drawn | shape))
-        context = made.num_pages * made.page_size
-        count = source.randrange(1, max_requests + 1)
-        arrivals = tuple(_arrival(source, context) for _ in range(count))
-        return cls(arrivals=arrivals, shape=made, flushes=_flushes(source))
+        return drawn_workload(Seeded(seed), max_requests, shape)
 
     @property
     def num_tokens(self) -> int:
@@ -139,48 +154,88 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
 
+SAMPLED = (
+    *("min_new_tokens", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("max_new_tokens", "top_logprobs", "prompt_logprobs"),
+)
+"""Fields of an arrival that are those of SamplingParameters."""
+
+
 def parameters_of(arrival: Arrival) -> SamplingParameters:
     """What its client asks for; without a seed, the likeliest tokens."""
-    if arrival.seed is None:
-        return SamplingParameters(max_new_tokens=arrival.max_new_tokens, temperature=0.0)
-    return SamplingParameters(max_new_tokens=arrival.max_new_tokens, temperature=1.0, seed=arrival.seed)
-
-
-def _arrival(source: random.Random, context: int) -> Arrival:
-    length = source.randrange(1, max(2, min(context - 1, 13)))
-    outputs = source.randrange(1, max(2, min(context - length, 9)))
-    kind = source.random()
-    return Arrival(
-        prompt=tuple(source.choice(TOKENS) for _ in range(length)),
-        max_new_tokens=outputs,
-        at_s=source.choice((0.0, 0.0, 0.0, 0.001, 0.3)),
-        leaves_after=source.randrange(0, outputs + 1) if kind < 0.3 else None,
-        stop_after=source.randrange(1, outputs + 1) if 0.3 <= kind < 0.45 else None,
-        seed=source.randrange(100) if 0.45 <= kind < 0.7 else None,
-        priority=source.randrange(2),
-        salt=source.choice(("", "", "", "salt")),
-        timeout_s=0.2 if 0.7 <= kind < 0.8 else None,
+    ends = () if arrival.ignore_eos else (END_TOKEN,)
+    return SamplingParameters(
+        **{name: getattr(arrival, name) for name in SAMPLED},
+        temperature=0.0 if arrival.seed is None else 1.0,
+        seed=arrival.seed or 0,
+        logit_bias=dict(arrival.logit_bias),
+        stop_token_ids=tuple(dict.fromkeys((*ends, *arrival.stop_token_ids))),
+        eos_token_ids=ends,
     )
 
 
-def _flushes(source: random.Random) -> tuple[Flush, ...]:
-    if source.random() < 0.7:
+# ---- what is drawn ----
+
+
+def drawn_workload(source: Source, max_requests: int, fixed: Mapping[str, Any]) -> Workload:
+    """Any server and up to `max_requests` requests to it; fields of the server in `fixed` are as they are there."""
+    shape = drawn_shape(source, fixed)
+    count = source.within(1, max_requests)
+    arrivals = tuple(drawn_arrival(source, shape) for _ in range(count))
+    return Workload(arrivals=arrivals, shape=shape, flushes=_flushes(source))
+
+
+def drawn_shape(source: Source, fixed: Mapping[str, Any]) -> Shape:
+    """A server with every feature of the configuration that is not in `fixed`."""
+    return Shape(**drawn(server.FEATURES, source, {"cache": "radix", **fixed}, frozenset(fixed)))
+
+
+def drawn_arrival(source: Source, shape: Shape) -> Arrival:
+    """A request with every feature of a request."""
+    values = drawn(request.FEATURES, source, {request.ROOM: max(2, shape.room)}, frozenset())
+    del values[request.ROOM]
+    return Arrival(**values)
+
+
+def _flushes(source: Source) -> tuple[Flush, ...]:
+    if not source.chance(0.3):
         return ()
-    return (Flush(at_s=source.choice((0.0, 0.001)), timeout_s=source.choice((0.0, 0.5))),)
+    return (Flush(at_s=source.pick((0.0, 0.001)), timeout_s=source.pick((0.0, 0.5))),)
+
+
+def labels_of(workload: Workload) -> set[str]:
+    """The features that a workload has, as `Feature.labels` calls them."""
+    shape = msgspec.structs.asdict(workload.shape)
+    found = {label for feature in server.FEATURES for label in feature.labels(shape, SHAPE_DEFAULTS)}
+    for arrival in workload.arrivals:
+        values = msgspec.structs.asdict(arrival) | {request.ROOM: workload.shape.room}
+        found.update(label for feature in request.FEATURES for label in feature.labels(values, DEFAULTS))
+    return found | ({"flush"} if workload.flushes else set())
+
+
+def all_features() -> tuple[Feature, ...]:
+    """Those of the server, then those of a request."""
+    return (*server.FEATURES, *request.FEATURES)
+
+
+DEFAULTS = {info.name: info.default for info in msgspec.structs.fields(Arrival)}
+SHAPE_DEFAULTS = {info.name: info.default for info in msgspec.structs.fields(Shape)}
+
+
+# ---- what is smaller ----
 
 
 def _less(arrival: Arrival) -> list[Arrival]:
     replace = msgspec.structs.replace
-    plain = Arrival(prompt=arrival.prompt, max_new_tokens=arrival.max_new_tokens)
     found = []
     if len(arrival.prompt) > 1:
         found += [replace(arrival, prompt=arrival.prompt[: len(arrival.prompt) // 2])]
         found += [replace(arrival, prompt=arrival.prompt[:-1])]
     if arrival.max_new_tokens > 1:
         found += [replace(arrival, max_new_tokens=count) for count in (1, arrival.max_new_tokens - 1)]
-    for name in ("leaves_after", "stop_after", "seed", "priority", "salt", "timeout_s", "at_s", "after_tokens"):
-        if getattr(arrival, name) != getattr(plain, name):
-            found.append(replace(arrival, **{name: getattr(plain, name)}))
+    for name, plain in DEFAULTS.items():
+        if plain is not msgspec.NODEFAULT and getattr(arrival, name) != plain:
+            found.append(replace(arrival, **{name: plain}))
     return found
 
 
@@ -188,43 +243,23 @@ def workloads(*, max_requests: int = 5, **shape: Any) -> st.SearchStrategy[Workl
     """Hypothesis strategy: workloads that shrink to few, short, plain requests. Fields of `shape` are fixed."""
     from hypothesis import strategies as st
 
+    class FromHypothesis:
+        """Chance that Hypothesis shrinks."""
+
+        def __init__(self, draw: st.DrawFn) -> None:
+            self._draw = draw
+
+        def pick(self, options: Any) -> Any:
+            return self._draw(st.sampled_from(options))
+
+        def within(self, low: int, high: int) -> int:
+            return self._draw(st.integers(low, max(low, high)))
+
+        def chance(self, share: float) -> bool:
+            return self._draw(st.booleans())
+
     @st.composite
-    def drawn(draw: st.DrawFn) -> Workload:
-        page_size = shape.get("page_size", draw(st.sampled_from((1, 2, 4))))
-        fields: dict[str, Any] = {
-            "num_pages": draw(st.integers(3, 10)),
-            "page_size": page_size,
-            "max_running": draw(st.integers(1, 4)),
-            "prefill_chunk": page_size * draw(st.integers(1, 3)),
-            "lookahead": draw(st.integers(0, 4)),
-            "pacing": draw(st.sampled_from(("lockstep", "overlap"))),
-            "mixed": draw(st.booleans()),
-            "cache": draw(st.sampled_from(("none", "radix"))),
-        }
-        made = Shape(**(fields | shape))
-        context = made.num_pages * made.page_size
+    def strategy(draw: st.DrawFn) -> Workload:
+        return drawn_workload(FromHypothesis(draw), max_requests, shape)
 
-        @st.composite
-        def arrivals(draw: st.DrawFn) -> Arrival:
-            length = draw(st.integers(1, max(1, min(context - 1, 12))))
-            outputs = draw(st.integers(1, max(1, min(context - length, 8))))
-            return Arrival(
-                prompt=tuple(draw(st.lists(st.sampled_from(TOKENS), min_size=length, max_size=length))),
-                max_new_tokens=outputs,
-                at_s=draw(st.sampled_from((0.0, 0.001, 0.3))),
-                leaves_after=draw(st.none() | st.integers(0, outputs)),
-                stop_after=draw(st.none() | st.integers(1, outputs)),
-                seed=draw(st.none() | st.integers(0, 99)),
-                priority=draw(st.integers(0, 1)),
-                salt=draw(st.sampled_from(("", "salt"))),
-                timeout_s=draw(st.none() | st.just(0.2)),
-            )
-
-        flush = st.builds(Flush, at_s=st.sampled_from((0.0, 0.001)), timeout_s=st.sampled_from((0.0, 0.5)))
-        return Workload(
-            arrivals=tuple(draw(st.lists(arrivals(), min_size=1, max_size=max_requests))),
-            shape=made,
-            flushes=tuple(draw(st.lists(flush, max_size=1))),
-        )
-
-    return drawn()
+    return strategy()

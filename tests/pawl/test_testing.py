@@ -159,7 +159,7 @@ def test_chance_that_nobody_seeded_fails_the_test(project: pytest.Pytester) -> N
         test_mine=EXPLORING
         + """
 import random
-from pawl.testing import queue
+from pawl.testing import contention
 from pawl.testing.plugins import know_policy
 
 
@@ -172,7 +172,7 @@ class Dice:
 
 
 def test_dice(explore):
-    explore((queue(seed, policy=know_policy(Dice)) for seed in range(9)), confirm_every=1)
+    explore((contention(seed, policy=know_policy(Dice)) for seed in range(9)), confirm_every=1)
 """
     )
     result = project.runpytest_inprocess()

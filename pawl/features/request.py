@@ -1,0 +1,217 @@
+"""Features of a request, and of what its client does. Prompts have two tokens, so that some beginnings are equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pawl.features.row import Feature, Source
+from pawl.gpu.ghost_language import END_TOKEN
+
+TOKENS = (97, 98)
+"""Token ids of prompts: two are enough for beginnings that are equal, and for some that are not."""
+LETTERS = (32, 101, 116, 97)
+"""Token ids that the ghost often says: a space, e, t, a."""
+STRINGS = ("e", "t ", "an", " ", "oo", "ha")
+LIKELY = 60.0
+"""Added to a logit: the token is the likeliest."""
+ROOM = "room"
+"""Not a field: tokens that one request may have on this server."""
+
+Values = Mapping[str, Any]
+Draw = Callable[[Source, Values], dict[str, Any]]
+OUTPUTS = ("schedule_equivalence", "retraction_transparency", "batch_independence")
+SCORES = ("retraction_transparency", "schedule_equivalence")
+STOPS = ("stop_semantics", "stream_equals_result")
+ENDS = ("silence_after_abort", "abort_is_total", "legal_lifecycle")
+
+
+def _sometimes(share: float, draw: Draw) -> Draw:
+    return lambda source, values: draw(source, values) if source.chance(share) else {}
+
+
+def _prompt(source: Source, values: Values) -> dict[str, Any]:
+    room = values[ROOM]
+    length = source.within(1, min(room - 1, 12))
+    return {
+        "prompt": tuple(source.pick(TOKENS) for _ in range(length)),
+        "max_new_tokens": source.within(1, min(room - length, 8)),
+    }
+
+
+def _truncated(source: Source, values: Values) -> dict[str, Any]:
+    return {
+        "seed": source.within(0, 99),
+        "top_k": source.pick((0, 1, 3)),
+        "top_p": source.pick((1.0, 0.7)),
+        "min_p": source.pick((0.0, 0.2)),
+    }
+
+
+def _penalised(source: Source, values: Values) -> dict[str, Any]:
+    return {
+        "repetition_penalty": source.pick((1.0, 1.5)),
+        "presence_penalty": source.pick((0.5, 0.0)),
+        "frequency_penalty": source.pick((0.5, -0.5)),
+    }
+
+
+def _ends(source: Source, values: Values) -> dict[str, Any]:
+    """The model's end token is the likeliest, once it may be drawn; no stop string is to come before."""
+    if values.get("stop") or values.get("stop_after"):
+        return {}
+    most = max(0, values["max_new_tokens"] - 1)
+    return {"ignore_eos": False, "logit_bias": ((END_TOKEN, LIKELY),), "min_new_tokens": source.within(0, most)}
+
+
+def _stop_tokens(source: Source, values: Values) -> dict[str, Any]:
+    return {"stop_token_ids": (source.pick(LETTERS), source.pick(LETTERS))}
+
+
+def _long(source: Source, values: Values) -> dict[str, Any]:
+    return {"max_new_tokens": values[ROOM] - len(values["prompt"]) + source.within(1, 6)}
+
+
+def _output(name: str) -> Draw:
+    """A number of one of the output tokens."""
+    return lambda source, values: {name: source.within(0 if name == "leaves_after" else 1, values["max_new_tokens"])}
+
+
+FEATURES: tuple[Feature, ...] = (
+    Feature(
+        "prompt",
+        ("prompt", "max_new_tokens"),
+        _prompt,
+        OUTPUTS,
+        settings=("token_ids", "max_new_tokens"),
+        present=lambda values: True,
+    ),
+    Feature(
+        "no output",
+        ("max_new_tokens",),
+        _sometimes(0.04, lambda source, values: {"max_new_tokens": 0}),
+        ("legal_lifecycle", "bounded_progress"),
+        settings=("max_new_tokens",),
+        present=lambda values: values["max_new_tokens"] == 0,
+    ),
+    Feature(
+        "too long",
+        ("max_new_tokens",),
+        _sometimes(0.04, _long),
+        ("fault_isolation", "legal_lifecycle"),
+        settings=("max_new_tokens",),
+        present=lambda values: len(values["prompt"]) + values["max_new_tokens"] > values[ROOM],
+    ),
+    Feature(
+        "time of arrival",
+        ("at_s",),
+        lambda source, values: {"at_s": source.pick((0.0, 0.0, 0.0, 0.001, 0.3))},
+        ("bounded_progress", "time_order"),
+    ),
+    Feature(
+        "group",
+        ("with_previous",),
+        _sometimes(0.1, lambda source, values: {"with_previous": True}),
+        ("batch_independence", "incarnation"),
+        settings=("rid",),
+    ),
+    Feature(
+        "hangs up",
+        ("leaves_after",),
+        _sometimes(0.25, _output("leaves_after")),
+        ENDS,
+    ),
+    Feature(
+        "stop string",
+        ("stop_after",),
+        _sometimes(0.12, lambda source, values: _output("stop_after")(source, values) if values["max_new_tokens"] else {}),
+        STOPS,
+        settings=("text_options",),
+    ),
+    Feature(
+        "several stop strings",
+        ("stop",),
+        _sometimes(0.06, lambda source, values: {"stop": (source.pick(STRINGS), source.pick(STRINGS))}),
+        STOPS,
+        settings=("text_options",),
+    ),
+    Feature(
+        "stop tokens",
+        ("stop_token_ids",),
+        _sometimes(0.06, _stop_tokens),
+        STOPS,
+        settings=("stop_token_ids",),
+    ),
+    Feature(
+        "sampled",
+        ("seed",),
+        _sometimes(0.2, lambda source, values: {"seed": source.within(0, 99)}),
+        OUTPUTS,
+        settings=("temperature", "seed"),
+    ),
+    Feature(
+        "truncation",
+        ("seed", "top_k", "top_p", "min_p"),
+        _sometimes(0.04, _truncated),
+        OUTPUTS,
+        settings=("top_k", "top_p", "min_p"),
+        present=lambda values: values["top_k"] > 0 or values["top_p"] < 1 or values["min_p"] > 0,
+    ),
+    Feature(
+        "penalties",
+        ("repetition_penalty", "presence_penalty", "frequency_penalty"),
+        _sometimes(0.04, _penalised),
+        OUTPUTS,
+        settings=("repetition_penalty", "presence_penalty", "frequency_penalty"),
+    ),
+    Feature(
+        "bias",
+        ("logit_bias",),
+        _sometimes(0.03, lambda source, values: {"logit_bias": ((source.pick(LETTERS), source.pick((4.0, -100.0))),)}),
+        OUTPUTS,
+        settings=("logit_bias",),
+    ),
+    Feature(
+        "end token",
+        ("ignore_eos", "logit_bias", "min_new_tokens"),
+        _sometimes(0.05, _ends),
+        STOPS,
+        settings=("ignore_eos", "eos_token_ids", "min_new_tokens"),
+        present=lambda values: not values["ignore_eos"],
+    ),
+    Feature(
+        "log-probabilities",
+        ("top_logprobs",),
+        _sometimes(0.05, lambda source, values: {"top_logprobs": source.pick((0, 2))}),
+        SCORES,
+        settings=("top_logprobs",),
+    ),
+    Feature(
+        "prompt log-probabilities",
+        ("prompt_logprobs",),
+        _sometimes(0.04, lambda source, values: {"prompt_logprobs": True}),
+        SCORES,
+        settings=("prompt_logprobs",),
+    ),
+    Feature(
+        "priority",
+        ("priority",),
+        lambda source, values: {"priority": source.within(0, 1)},
+        ("bounded_overtaking", "admission_is_monotone"),
+        settings=("priority",),
+    ),
+    Feature(
+        "salt",
+        ("salt",),
+        lambda source, values: {"salt": source.pick(("", "", "", "salt"))},
+        ("namespace_isolation",),
+        settings=("cache_salt",),
+    ),
+    Feature(
+        "deadline",
+        ("timeout_s",),
+        _sometimes(0.1, lambda source, values: {"timeout_s": source.pick((0.2, 0.05))}),
+        ("bounded_progress", *ENDS),
+        settings=("timeout_s",),
+    ),
+)

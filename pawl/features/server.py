@@ -1,0 +1,205 @@
+"""Features of the configuration. A simulated server is small: a few pages, few slots, so that there is trouble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pawl.features.row import Feature, Source
+from pawl.loops.pacing import PACINGS
+from pawl.loops.policy import POLICIES
+from pawl.loops.saving import WritePolicy
+from pawl.memory.prefix.order import POLICIES as EVICTIONS
+from pawl.memory.prefix.select import CACHES, CORES
+
+Values = Mapping[str, Any]
+
+SHARING = ("cache_hit_equivalence", "hold_accounting", "observability_conservation")
+SCHEDULING = ("schedule_equivalence", "work_conserving", "bounded_progress")
+PAGES = ("conservation", "single_owner", "no_reuse_before_fence", "row_shape")
+
+
+def _one_of(field: str, choices: tuple[str, ...], share: float) -> Callable[[Source, Values], dict[str, Any]]:
+    """The first choice, but in `share` of all cases any."""
+    return lambda source, values: {field: source.pick(choices) if source.chance(share) else choices[0]}
+
+
+def _shares(values: Values) -> bool:
+    """Whether the cache is the engine's own and keeps pages: only that one has an order of eviction and so on."""
+    return bool(values["cache"] == "radix")
+
+
+def _window(source: Source, values: Values) -> dict[str, Any]:
+    if values["cache"] not in CACHES or not source.chance(0.1):
+        return {}
+    size, chunk = values["page_size"], values["prefill_chunk"]
+    window = source.within(1, 3 * size)
+    # As many as one request needs at least: `WindowPool.most`.
+    least = -(-(window - 1) // size) + 1 + -(-chunk // size)
+    return {"window": window, "num_window_pages": least + source.within(0, 3)}
+
+
+def _tiers(source: Source, values: Values) -> dict[str, Any]:
+    if not _shares(values) or values.get("window") or not source.chance(0.1):
+        return {}
+    return {"host_pages": source.within(1, 8), "write_policy": source.pick(list(WritePolicy)).value}
+
+
+def _eviction(source: Source, values: Values) -> dict[str, Any]:
+    return {"eviction": source.pick(tuple(EVICTIONS))} if _shares(values) and source.chance(0.6) else {}
+
+
+def _core(source: Source, values: Values) -> dict[str, Any]:
+    # `auto`: compiled where it was built, else Python. What it decides is the same, so a seed gives the same runs.
+    fits = _shares(values) and not values.get("window")
+    return {"cache_core": source.pick(("auto", "auto", "python"))} if fits else {}
+
+
+def _context(source: Source, values: Values) -> dict[str, Any]:
+    """Less than the pages hold: the tokenizer refuses what is longer. Or more: the scheduler does."""
+    room = values["num_pages"] * values["page_size"]
+    if not source.chance(0.15):
+        return {}
+    return {"max_context": source.within(2, room - 1) if source.chance(0.5) else room + source.within(1, 4)}
+
+
+FEATURES: tuple[Feature, ...] = (
+    Feature(
+        "page size",
+        ("page_size",),
+        lambda source, values: {"page_size": source.pick((2, 1, 4))},
+        PAGES,
+        settings=("page_size",),
+        help="tokens of one page",
+    ),
+    Feature(
+        "pages",
+        ("num_pages",),
+        lambda source, values: {"num_pages": source.within(3, 10)},
+        (*PAGES, "allocation_is_a_transaction"),
+        settings=("kv_tokens", "kv_memory_gb", "memory_share"),
+    ),
+    Feature(
+        "slots",
+        ("max_running",),
+        lambda source, values: {"max_running": source.within(1, 4)},
+        ("auxiliary_conservation", "batch_independence"),
+        settings=("max_running",),
+        help="requests computed at the same time",
+    ),
+    Feature(
+        "chunk",
+        ("prefill_chunk",),
+        lambda source, values: {"prefill_chunk": values["page_size"] * source.within(1, 3)},
+        SCHEDULING,
+        settings=("prefill_chunk",),
+        help="prompt tokens computed in one step; otherwise what suits the device (512 on a CPU)",
+    ),
+    Feature(
+        "lookahead",
+        ("lookahead",),
+        lambda source, values: {"lookahead": source.pick((0, 0, 1, 4))},
+        ("retraction_transparency", "allocation_is_a_transaction"),
+    ),
+    Feature(
+        "pacing",
+        ("pacing",),
+        lambda source, values: {"pacing": source.pick(tuple(PACINGS))},
+        (*SCHEDULING, "one_decision_log"),
+        settings=("pacing",),
+        help="plan a step while the one before runs, or after it",
+        choices=tuple(PACINGS),
+    ),
+    Feature(
+        "mixed steps",
+        ("mixed",),
+        lambda source, values: {"mixed": source.chance(0.5)},
+        SCHEDULING,
+        settings=("mixed",),
+        help="prompts and decoding in the same step",
+        present=lambda values: bool(values["mixed"]),
+    ),
+    Feature(
+        "policy",
+        ("policy",),
+        _one_of("policy", tuple(POLICIES), 0.6),
+        ("bounded_overtaking", "admission_is_monotone", *SCHEDULING),
+        settings=("policy",),
+        help="order in which waiting requests are admitted",
+        choices=tuple(POLICIES),
+    ),
+    Feature(
+        "cache",
+        ("cache",),
+        lambda source, values: {"cache": "radix" if source.chance(0.8) else "none"},
+        SHARING,
+        settings=("cache",),
+        help="whether prompts share the pages of equal beginnings",
+        choices=CACHES,
+    ),
+    Feature(
+        "window pages",
+        ("window", "num_window_pages"),
+        _window,
+        (*PAGES, "cache_hit_equivalence"),
+        settings=("hybrid_pools",),
+        help="pages of their own for layers with a window, freed as it moves on; auto: where a model has both",
+    ),
+    Feature(
+        "tiers",
+        ("host_pages", "write_policy"),
+        _tiers,
+        ("read_after_commit", *SHARING),
+        settings=("host_cache_gb", "write_policy"),
+        help="when pages go to host memory and files: at once, when they leave, or when they are hit",
+    ),
+    Feature(
+        "eviction",
+        ("eviction",),
+        _eviction,
+        (*SHARING, "no_reuse_before_fence"),
+        settings=("eviction",),
+        help="which cached pages leave first",
+        choices=tuple(EVICTIONS),
+    ),
+    Feature(
+        "cache core",
+        ("cache_core",),
+        _core,
+        (*SHARING, "one_decision_log"),
+        settings=("cache_core",),
+        help="which implementation of the cache; auto: compiled where it was built",
+        choices=("python", "auto"),
+    ),
+    Feature(
+        "context limit",
+        ("max_context",),
+        _context,
+        ("fault_isolation", "row_shape"),
+        settings=("context_length",),
+        help="tokens of prompt and output together; otherwise what the model was made for",
+    ),
+    Feature(
+        "short queue",
+        ("max_queued",),
+        lambda source, values: {"max_queued": source.within(1, 3)} if source.chance(0.15) else {},
+        ("admission_is_monotone", "legal_lifecycle"),
+        settings=("max_queued",),
+        help="requests waiting; more are refused with 503",
+    ),
+)
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "policy": tuple(POLICIES),
+    "pacing": tuple(PACINGS)[::-1],
+    "cache": CACHES,
+    "eviction": tuple(EVICTIONS),
+    "cache_core": CORES,
+    "write_policy": tuple(policy.value for policy in WritePolicy),
+}
+"""Setting -> its values, for those that the makers' tables name."""
+
+
+def help_of(setting: str) -> str:
+    """What the row says of a setting that it explains."""
+    return next(feature.help for feature in FEATURES if setting in feature.settings and feature.help)
