@@ -20,6 +20,8 @@ import msgspec
 from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
+from pawl.features import server
+
 GROUPS = {
     "model": "what is served, and with which arithmetic",
     "server": "where it listens, and who may ask",
@@ -44,8 +46,14 @@ AboveZero = Annotated[float, Meta(gt=0)]
 Text = Annotated[str, Meta(min_length=1)]
 
 
-def _meta(group: str, description: str, **constraints: Any) -> Meta:
-    return Meta(description=description, extra={"group": group}, **constraints)
+def _meta(group: str, description: str) -> Meta:
+    return Meta(description=description, extra={"group": group})
+
+
+def _feature(group: str, setting: str) -> Meta:
+    """Help, and the values if it has names for them, as the registry of features has them."""
+    extra = {"group": group, "choices": server.CHOICES.get(setting)}
+    return Meta(description=server.help_of(setting), extra=extra)
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,9 +69,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         "auto"
     )
     device: Annotated[Literal["cpu", "cuda"], _meta("model", "where the model computes")] = "cpu"
-    context_length: Annotated[
-        AtLeastOne | None, _meta("model", "tokens of prompt and output together; otherwise what the model was made for")
-    ] = None
+    context_length: Annotated[AtLeastOne | None, _feature("model", "context_length")] = None
     backend: Annotated[
         Literal["auto", "native", "triton", "torch"],
         _meta(
@@ -87,20 +93,15 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = None
     max_body_mb: Annotated[AboveZero, _meta("server", "larger request bodies are refused with 413")] = 32.0
 
-    max_running: Annotated[AtLeastOne, _meta("scheduling", "requests computed at the same time")] = 256
-    max_queued: Annotated[AtLeastOne, _meta("scheduling", "requests waiting; more are refused with 503")] = 1024
+    max_running: Annotated[AtLeastOne, _feature("scheduling", "max_running")] = 256
+    max_queued: Annotated[AtLeastOne, _feature("scheduling", "max_queued")] = 1024
     prefill_chunk: Annotated[
         AtLeastOne | None,
-        _meta("scheduling", "prompt tokens computed in one step; otherwise what suits the device (512 on a CPU)"),
+        _feature("scheduling", "prefill_chunk"),
     ] = None
-    pacing: Annotated[
-        Literal["overlap", "lockstep"], _meta("scheduling", "plan a step while the one before runs, or after it")
-    ] = "overlap"
-    mixed: Annotated[bool, _meta("scheduling", "prompts and decoding in the same step")] = True
-    policy: Annotated[
-        Literal["fcfs", "lpm", "dfs-weight", "lof", "priority", "random"],
-        _meta("scheduling", "order in which waiting requests are admitted"),
-    ] = "fcfs"
+    pacing: Annotated[str, _feature("scheduling", "pacing")] = "overlap"
+    mixed: Annotated[bool, _feature("scheduling", "mixed")] = True
+    policy: Annotated[str, _feature("scheduling", "policy")] = "fcfs"
     request_timeout_s: Annotated[
         AboveZero, _meta("scheduling", "a request older than this is ended, unless it brings its own limit")
     ] = 600.0
@@ -109,7 +110,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _meta("scheduling", "of every choice the engine makes by chance; otherwise a new one at each start"),
     ] = None
 
-    page_size: Annotated[Annotated[int, Meta(ge=1, le=1024)], _meta("memory", "tokens of one page")] = 16
+    page_size: Annotated[Annotated[int, Meta(ge=1, le=1024)], _feature("memory", "page_size")] = 16
     kv_tokens: Annotated[
         AtLeastOne | None, _meta("memory", "tokens the pages hold; otherwise what fits into kv_memory_gb")
     ] = None
@@ -123,21 +124,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "of a CUDA device's memory, how much weights, pages and everything else may take together; otherwise 0.9",
         ),
     ] = None
-    cache: Annotated[
-        Literal["radix", "none"], _meta("memory", "whether prompts share the pages of equal beginnings")
-    ] = "radix"
-    eviction: Annotated[
-        Literal["lru", "lfu", "fifo", "mru", "filo", "priority"], _meta("memory", "which cached pages leave first")
-    ] = "lru"
-    cache_core: Annotated[
-        Literal["auto", "python", "compiled"],
-        _meta("memory", "which implementation of the cache; auto: compiled where it was built"),
-    ] = "auto"
+    cache: Annotated[str, _feature("memory", "cache")] = "radix"
+    eviction: Annotated[str, _feature("memory", "eviction")] = "lru"
+    cache_core: Annotated[str, _feature("memory", "cache_core")] = "auto"
     hybrid_pools: Annotated[
         Literal["auto", "on", "off"],
-        _meta(
-            "memory", "pages of their own for layers with a window, freed as it moves on; auto: where a model has both"
-        ),
+        _feature("memory", "hybrid_pools"),
     ] = "auto"
     host_cache_gb: Annotated[
         AboveZero | None, _meta("memory", "host memory for pages that leave the device; otherwise none")
@@ -146,10 +138,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Text | None, _meta("memory", "folder for pages in files, which outlive the server; otherwise none")
     ] = None
     storage_gb: Annotated[AboveZero, _meta("memory", "disk for those files; the oldest are dropped beyond it")] = 16.0
-    write_policy: Annotated[
-        Literal["write-through", "write-back", "write-through-selective"],
-        _meta("memory", "when pages go to host memory and files: at once, when they leave, or when they are hit"),
-    ] = "write-through"
+    write_policy: Annotated[str, _feature("memory", "write_policy")] = "write-through"
     fetch_lease_s: Annotated[
         AboveZero,
         _meta("memory", "how long a request waits for pages from there before it goes on without them"),
@@ -223,7 +212,7 @@ def _setting(name: str, annotation: Any, default: Any) -> Setting:
         inner = next(part for part in typing.get_args(inner) if part is not type(None))
     if typing.get_origin(inner) is Annotated:
         inner = typing.get_args(inner)[0]
-    choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else None
+    choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else meta.extra.get("choices")
     return Setting(name, meta.extra["group"], meta.description, str if choices else inner, choices, default)
 
 
@@ -300,6 +289,9 @@ def build_config(settings: Mapping[str, Any], file: Path | None = None) -> Serve
             close = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"there is no setting {name!r}{hint}", name)
+    for setting in all_settings():
+        if setting.choices and merged.get(setting.name, setting.default) not in setting.choices:
+            raise _not_among(setting, merged[setting.name])
     try:
         return msgspec.convert(merged, ServerConfig)
     except msgspec.ValidationError as error:
@@ -311,9 +303,12 @@ def _explained(error: msgspec.ValidationError, merged: Mapping[str, Any]) -> Con
     name = place.rstrip("`")
     for setting in all_settings():
         if setting.name == name:
-            allowed = f"one of {', '.join(setting.choices)}" if setting.choices else message.replace("`", "")
-            return ConfigError(f"{name}: {allowed}, not {merged[name]!r}", name)
+            return ConfigError(f"{name}: {message.replace('`', '')}, not {merged[name]!r}", name)
     return ConfigError(message)
+
+
+def _not_among(setting: Setting, value: Any) -> ConfigError:
+    return ConfigError(f"{setting.name}: one of {', '.join(setting.choices or ())}, not {value!r}", setting.name)
 
 
 def config_from(arguments: argparse.Namespace) -> ServerConfig:

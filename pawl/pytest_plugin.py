@@ -62,7 +62,7 @@ class Explorer:
                 pytest.fail(f"the same schedule came out differently: {error}\n{workload.encode()}", pytrace=False)
             if outcome.found is not None:
                 self.fail(outcome.found)
-            done = done.plus(Totals.of(outcome.result))
+            done = done.plus(Totals.of(outcome))
         return done
 
     def fail(self, found: Found) -> None:

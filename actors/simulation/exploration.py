@@ -201,6 +201,11 @@ def way_of(error: BaseException) -> tuple[str, ...]:
     return (type(error).__qualname__, str(getattr(error, "property", None)), *inner)
 
 
+def never() -> bool:
+    """The time is never over."""
+    return False
+
+
 def explore(
     scenario: Scenario,
     strategy: Strategy,
@@ -209,12 +214,14 @@ def explore(
     max_steps: int = MOST_STEPS,
     confirm_every: int = 0,
     most_shrink_runs: int = MOST_RUNS,
+    over: Callable[[], bool] = never,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Result:
     """Run up to `schedules` schedules, until the first one that fails.
 
     Every `confirm_every`-th is run again from its record, and choices, states after each step, error and outcome are
-    compared: raises NotDeterministic where they differ. What actors log meanwhile is dropped.
+    compared: raises NotDeterministic where they differ. What actors log meanwhile is dropped. Once `over` says so no
+    further run begins, shrinking included.
     """
     began = clock()
     result = Result(strategy.name)
@@ -222,7 +229,7 @@ def explore(
     whole = hashlib.blake2b(digest_size=16)
     states: set[Hashable] = set()
     with silence(), collected_between_runs():
-        while result.schedules < schedules and result.failure is None:
+        while result.schedules < schedules and result.failure is None and not over():
             if not strategy.begin():
                 result.exhausted = strategy.complete
                 break
@@ -243,7 +250,8 @@ def explore(
                 whole.update(_confirm(scenario, run, max_steps))
                 result.confirmed += 1
             if run.error is not None:
-                result.failure = _failure(scenario, run, run.error, result.schedules, max_steps, most_shrink_runs)
+                most = most_shrink_runs
+                result.failure = _failure(scenario, run, run.error, result.schedules, max_steps, most, over)
             del run  # so that it is collected before the next one
     result.distinct, result.states, result.digest = len(seen), len(states), whole.digest()
     result.seconds = clock() - began
@@ -274,12 +282,20 @@ def _confirm(scenario: Scenario, run: _Run, max_steps: int) -> bytes:
 
 
 def _failure(
-    scenario: Scenario, run: _Run, error: Exception, schedule: int, max_steps: int, most_shrink_runs: int
+    scenario: Scenario,
+    run: _Run,
+    error: Exception,
+    schedule: int,
+    max_steps: int,
+    most_shrink_runs: int,
+    over: Callable[[], bool],
 ) -> Failure:
     smallest = run
 
     def attempt(indices: Sequence[int]) -> Choices | None:
         nonlocal smallest
+        if over():
+            return None
         tried = _Run(scenario, Suggestion(indices), max_steps, wants_states=False)
         if not tried.fails_like(error):
             return None

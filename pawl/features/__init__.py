@@ -1,5 +1,4 @@
-"""Everything that a server or a request can be told, as rows: what a feature is, what sets it, how exploration draws it,
-and which properties judge it.
+"""All that a server or a request can be told, as rows: what a feature is, how it is drawn, who judges it.
 
 `server.FEATURES` are those of the configuration, `request.FEATURES` those of a request. The configuration takes choices
 and help from here; simulated runs take what they serve. A new choice is a line in the table of its makers

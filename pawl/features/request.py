@@ -72,9 +72,12 @@ def _long(source: Source, values: Values) -> dict[str, Any]:
     return {"max_new_tokens": values[ROOM] - len(values["prompt"]) + source.within(1, 6)}
 
 
-def _output(name: str) -> Draw:
-    """A number of one of the output tokens."""
-    return lambda source, values: {name: source.within(0 if name == "leaves_after" else 1, values["max_new_tokens"])}
+def _leaves_after(source: Source, values: Values) -> dict[str, Any]:
+    return {"leaves_after": source.within(0, values["max_new_tokens"])}
+
+
+def _stop_after(source: Source, values: Values) -> dict[str, Any]:
+    return {"stop_after": source.within(1, values["max_new_tokens"])} if values["max_new_tokens"] else {}
 
 
 FEATURES: tuple[Feature, ...] = (
@@ -118,13 +121,13 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "hangs up",
         ("leaves_after",),
-        _sometimes(0.25, _output("leaves_after")),
+        _sometimes(0.25, _leaves_after),
         ENDS,
     ),
     Feature(
         "stop string",
         ("stop_after",),
-        _sometimes(0.12, lambda source, values: _output("stop_after")(source, values) if values["max_new_tokens"] else {}),
+        _sometimes(0.12, _stop_after),
         STOPS,
         settings=("text_options",),
     ),
@@ -145,7 +148,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "sampled",
         ("seed",),
-        _sometimes(0.2, lambda source, values: {"seed": source.within(0, 99)}),
+        _sometimes(0.07, lambda source, values: {"seed": source.within(0, 99)}),
         OUTPUTS,
         settings=("temperature", "seed"),
     ),

@@ -144,7 +144,8 @@ class FrontDesk(Gateway):
             case Arrive(index):
                 clients = self._calls[index]
                 numbers = self.submit([self._request(client.arrival, str(index)) for client in clients], clients)
-                for client, client.request in zip(clients, numbers, strict=True):
+                for client, number in zip(clients, numbers, strict=True):
+                    client.request = number
                     client.leave_if_due()
             case Leave(index):
                 client = self.clients[index]

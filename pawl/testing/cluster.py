@@ -9,6 +9,7 @@ prompts imply, the books of every actor must balance, and the run is replayed fr
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeAlias
 
@@ -38,9 +39,10 @@ from pawl.memory.prefix.events import CacheEvent, Mirror
 from pawl.memory.violation import MemoryViolation
 from pawl.testing.clients import Client, FrontDesk
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage, vocabulary
-from pawl.testing.models import GHOST, Fallible, Model
+from pawl.testing.models import GHOST, Fallible, Model, storage_of
 from pawl.testing.plugins import SCHEDULERS
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking
+from pawl.testing.reached import events_of
 from pawl.testing.workload import Workload
 
 NO_FAULTS = Faults()
@@ -138,6 +140,7 @@ class Cluster(Case):
             loop_config=config,
             recorder=Recorder(recorder),
             started=started,
+            storage=storage_of(config, workload.shape.host_pages, self.runner),
         )
         self.desk = FrontDesk(workload, config.max_running + config.max_queued, model.expectations)
         self.desk.report = self._report
@@ -157,6 +160,8 @@ class Cluster(Case):
         spawn_all(system, specs)
         system.start()
         self._ghost = self.runner if isinstance(self.runner, Ghost) else None
+        self.reached: Counter[str] | None = None
+        """Where the events of the run are counted once it has held."""
         self._num_judged = 0
         self._horizon_s = horizon(workload, system.faults.faults)
         self._closing = False
@@ -226,6 +231,8 @@ class Cluster(Case):
             raise PropertyFailed("legal_lifecycle", str(dict(self.desk.totals.violations)))
         if not self.system.failures:
             self._raise(self.monitor.finish())
+        if self.reached is not None:
+            self.reached.update(events_of(self))
 
     def _check_letters(self) -> None:
         """Nothing was sent to nobody, the heartbeats told of no stall, and actors stopped so that none was left with

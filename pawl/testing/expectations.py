@@ -106,7 +106,9 @@ def drawn_alone(runner: OneAtATime, arrival: Arrival, page_size: int) -> Said:
 def _scores(tokens: Sequence[int], scores: StepLogprobs | PromptLogprobs, arrival: Arrival) -> list[Score]:
     columns = zip(tokens, scores.chosen.tolist(), scores.top_tokens.tolist(), scores.top.tolist(), strict=True)
     most = arrival.top_logprobs or 0
-    return [(token, chosen, tuple(zip(top[:most], of_top[:most], strict=True))) for token, chosen, top, of_top in columns]
+    return [
+        (token, chosen, tuple(zip(top[:most], of_top[:most], strict=True))) for token, chosen, top, of_top in columns
+    ]
 
 
 def ghost_alone(arrival: Arrival) -> Said:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,17 @@ from typing import NamedTuple
 import msgspec
 
 from pawl.actors.simulation.choice import Choices, ChoiceSource
-from pawl.actors.simulation.exploration import MOST_STEPS, Case, Failure, Result, Scenario, explore, replay
+from pawl.actors.simulation.exploration import (
+    MOST_STEPS,
+    Case,
+    Failure,
+    Result,
+    Scenario,
+    explore,
+    never,
+    replay,
+    way_of,
+)
 from pawl.actors.simulation.faults import Faults
 from pawl.actors.simulation.shrinking import MOST_RUNS
 from pawl.actors.simulation.strategies.coverage import CoverageGuided
@@ -20,7 +31,7 @@ from pawl.actors.simulation.strategies.pos import POS
 from pawl.actors.simulation.strategies.simple import Fair, RandomWalk, Strategy
 from pawl.testing.cluster import NO_FAULTS, MakeProperties, cluster, quick_properties, record_properties
 from pawl.testing.models import GHOST, Model
-from pawl.testing.workload import Workload
+from pawl.testing.workload import Workload, labels_of
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
     "fair": lambda seed: Fair(),
@@ -79,6 +90,10 @@ class Outcome(NamedTuple):
 
     result: Result
     found: Found | None
+    features: frozenset[str]
+    """Those that the workload has."""
+    reached: Counter[str]
+    """Event -> runs in which it happened."""
 
     @property
     def failure(self) -> Found | None:
@@ -96,29 +111,31 @@ def explore_workload(
     shrink: bool = True,
     replayed: bool = True,
     model: Model = GHOST,
+    over: Callable[[], bool] = never,
 ) -> Outcome:
-    """Serve the workload under up to `schedules` schedules; at the first failure shrink schedule and workload.
+    """Serve the workload under up to `schedules` schedules; at the first failure shrink workload and schedule.
 
-    `replayed`: each run is also replayed from its own records, which takes a third of the time. `model` computes.
+    `replayed`: each run is also replayed from its own records, which takes a third of the time. `model` computes. Once
+    `over` says so no further run begins.
     """
     decider = STRATEGIES[strategy](seed) if isinstance(strategy, str) else strategy
     properties = record_properties if replayed else quick_properties
-    scenario = scenario_of(workload, faults, properties, model)
-    most = MOST_RUNS if shrink else 0
+    reached: Counter[str] = Counter()
+    # A strategy that was begun elsewhere cannot be begun again: what it finds is shrunk at once.
+    most = MOST_RUNS if shrink and not isinstance(strategy, str) else 0
     result = explore(
-        scenario,
+        scenario_of(workload, faults, properties, model, reached),
         decider,
         schedules,
         max_steps=most_steps(workload),
         confirm_every=confirm_every,
         most_shrink_runs=most,
+        over=over,
     )
-    if result.failure is None:
-        return Outcome(result, None)
-    found = Found(workload, faults, result.failure, model)
-    if shrink and isinstance(strategy, str):
-        found = shrunk(found, strategy, seed)
-    return Outcome(result, found)
+    found = Found(workload, faults, result.failure, model) if result.failure is not None else None
+    if found is not None and shrink and isinstance(strategy, str):
+        found = shrunk(found, strategy, seed, over=over)
+    return Outcome(result, found, frozenset(labels_of(workload)), reached)
 
 
 def most_steps(workload: Workload) -> int:
@@ -127,9 +144,16 @@ def most_steps(workload: Workload) -> int:
 
 
 def _scenario(
-    workload: Workload, faults: Faults, properties: MakeProperties, model: Model, source: ChoiceSource
+    workload: Workload,
+    faults: Faults,
+    properties: MakeProperties,
+    model: Model,
+    reached: Counter[str] | None,
+    source: ChoiceSource,
 ) -> Case:
-    return cluster(workload, source, faults=faults, properties=properties, model=model)
+    made = cluster(workload, source, faults=faults, properties=properties, model=model)
+    made.reached = reached
+    return made
 
 
 def scenario_of(
@@ -137,29 +161,54 @@ def scenario_of(
     faults: Faults = NO_FAULTS,
     properties: MakeProperties = record_properties,
     model: Model = GHOST,
+    reached: Counter[str] | None = None,
 ) -> Scenario:
-    """What `pawl.actors.simulation.exploration.explore` takes."""
-    return partial(_scenario, workload, faults, properties, model)
+    """What `pawl.actors.simulation.exploration.explore` takes. Events of runs that hold are counted in `reached`."""
+    return partial(_scenario, workload, faults, properties, model, reached)
 
 
-def shrunk(found: Found, strategy: str, seed: int, *, schedules: int = SCHEDULES_OF_A_SMALLER_ONE) -> Found:
-    """Smaller workloads, as long as the same kind of failure is found in one within so many schedules."""
-    wanted = type(found.failure.error), getattr(found.failure.error, "property", None)
+def shrunk(
+    found: Found,
+    strategy: str,
+    seed: int,
+    *,
+    schedules: int = SCHEDULES_OF_A_SMALLER_ONE,
+    over: Callable[[], bool] = never,
+) -> Found:
+    """First a smaller workload, as long as the same kind of failure is found in one within so many schedules; then a
+    smaller schedule of it. Ends early, with the smallest so far, once `over` says so."""
     left = MOST_WORKLOADS
     progress = True
-    while progress and left:
+    while progress and left and not over():
         progress = False
         for smaller in found.workload.smaller():
             if not left:
                 break
             left -= 1
-            scenario = scenario_of(smaller, found.faults, model=found.model)
-            failure = explore(scenario, STRATEGIES[strategy](seed), schedules, max_steps=most_steps(smaller)).failure
-            if failure is not None and (type(failure.error), getattr(failure.error, "property", None)) == wanted:
-                found = Found(smaller, found.faults, failure, found.model)
+            failure = _explored(smaller, found, strategy, seed, schedules, 0, over)
+            if failure is not None:
+                found = found._replace(workload=smaller, failure=failure)
                 progress = True
                 break
-    return found
+    again = _explored(found.workload, found, strategy, seed, found.failure.schedule, MOST_RUNS, over)
+    return found if again is None else found._replace(failure=again)
+
+
+def _explored(
+    workload: Workload, found: Found, strategy: str, seed: int, schedules: int, most: int, over: Callable[[], bool]
+) -> Failure | None:
+    """A failure of the kind that was found, in this workload."""
+    failure = explore(
+        scenario_of(workload, found.faults, model=found.model),
+        STRATEGIES[strategy](seed),
+        schedules,
+        max_steps=most_steps(workload),
+        most_shrink_runs=most,
+        over=over,
+    ).failure
+    if failure is None or way_of(failure.error) != way_of(found.failure.error):
+        return None
+    return failure
 
 
 class Schedule(NamedTuple):

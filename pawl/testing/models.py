@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pawl.actors.storage import Storage
+from pawl.actors.tiers.store import TierStore
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.step import StepBatch
+from pawl.loops.saving import WritePolicy
 from pawl.loops.select import LoopConfig
+from pawl.memory.tiers.host import HostPool
 from pawl.testing.expectations import OF_THE_GHOST, Expectations, Said, drawn_alone
 from pawl.testing.workload import Arrival
 
@@ -105,6 +109,14 @@ class RealModel:
         # What an earlier run wrote could be right by chance.
         runner.kv.data.fill_(STALE)
         return runner
+
+
+def storage_of(config: LoopConfig, host_pages: int, runner: Any) -> Storage | None:
+    """Host memory for so many pages, where the server has that tier."""
+    if config.tiers is None:
+        return None
+    eager = WritePolicy(config.tiers.write_policy) is not WritePolicy.WRITE_BACK
+    return Storage(TierStore(HostPool(host_pages, runner.page_bytes), None, eager=eager))
 
 
 class StepLost(RuntimeError):

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pawl.config import GROUPS, ConfigError, ServerConfig, Setting, add_flags, all_settings, build_config, config_from
-from pawl.loops.policy import POLICIES
 from pawl.loops.pacing import PACINGS
+from pawl.loops.policy import POLICIES
 from pawl.memory.prefix.order import POLICIES as EVICTION_POLICIES
 from pawl.memory.prefix.select import CACHES, CORES
 

@@ -1,0 +1,160 @@
+"""What one process explores: workloads one after the other, until its time is over or something is found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pawl.commands.failures import CommandFailed
+from pawl.exploration import CELLS, Totals
+
+if TYPE_CHECKING:
+    from pawl.testing import Faults, Found, Workload
+    from pawl.testing.scenario import Scenario
+
+SCHEDULES_EACH = 20
+"""Schedules of one workload before the next one is drawn."""
+REPLAYED_EVERY = 8
+"""Workloads of which one has its runs replayed as well."""
+CONFIRMED_EVERY = 4
+"""Workloads of which one has a schedule run twice: it must come out the same."""
+EXPLORED = ("pct", "pos", "random", "coverage", "fair")
+"""Strategies that take turns unless one is named."""
+CONTENTION_EVERY = 5
+"""Workloads of which one has many requests for few places: the order of admission shows there."""
+UNSTEADY = "one_decision_log: the same schedule came out differently"
+REPORT_S = 0.5
+ANY = "any"
+
+
+class Task(NamedTuple):
+    """What one process explores."""
+
+    seed: int
+    stride: int
+    """Workloads seed, seed + stride, seed + 2 stride, …"""
+    strategy: str
+    cell: str
+    policy: str
+    cache: str
+    scheduler: str
+    workload: Path | None
+    max_requests: int
+    faults: int
+    shrink_seconds: float
+    schedules: int
+    """At the most; 0: as many as the time allows."""
+    ends: float
+    """Of `time.monotonic`."""
+
+    @property
+    def over(self) -> bool:
+        """Whether its time is."""
+        return time.monotonic() >= self.ends
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Fields of every workload's server."""
+        fixed: dict[str, Any] = {"scheduler": self.scheduler}
+        if self.cell != "all":
+            fixed["pacing"], fixed["mixed"] = CELLS[self.cell]
+        chosen = {"policy": self.policy, "cache": self.cache}
+        return fixed | {name: value for name, value in chosen.items() if value != ANY}
+
+
+class Report(NamedTuple):
+    """How far an exploration is."""
+
+    totals: Totals = Totals()
+    found: Found | None = None
+    unsteady: str = ""
+    """How a schedule that was run twice came out differently."""
+    final: bool = False
+    """Whether it is the last one: until then what was found may get smaller."""
+
+    @property
+    def text(self) -> str:
+        """What was found, if something was."""
+        return self.unsteady or str(self.found or "")
+
+
+def explore(task: Task) -> Iterator[Report]:
+    """Explore until the time is over or something is found; tells how far it is now and then, at once what it has
+    found, and at the end."""
+    from pawl.actors.simulation.strategies.exhaustive import NotDeterministic
+    from pawl.testing import explore_workload
+    from pawl.testing.exploring import shrunk
+
+    totals, told, number = Totals(), time.monotonic(), 0
+    strategies = EXPLORED if task.strategy == "all" else (task.strategy,)
+    while not task.over and not 0 < task.schedules <= totals.schedules:
+        seed = task.seed + number * task.stride
+        workload = workload_of(task, seed)
+        strategy = strategies[number % len(strategies)]
+        try:
+            outcome = explore_workload(
+                workload,
+                strategy,
+                SCHEDULES_EACH,
+                seed=seed,
+                faults=faults_of(task, seed),
+                confirm_every=SCHEDULES_EACH // 2 if number % CONFIRMED_EVERY == 0 else 0,
+                replayed=number % REPLAYED_EVERY == 0,
+                shrink=False,
+                over=lambda: task.over,
+            )
+        except NotDeterministic as error:
+            yield Report(totals, unsteady=f"{UNSTEADY}: {error}\n  workload: {workload.encode()}", final=True)
+            return
+        totals = totals.plus(Totals.of(outcome))
+        number += 1
+        if outcome.found is not None:
+            yield Report(totals, outcome.found)
+            ends = min(task.ends, time.monotonic() + task.shrink_seconds)
+            smallest = shrunk(outcome.found, strategy, seed, over=partial(_past, ends))
+            yield Report(totals, smallest, final=True)
+            return
+        if time.monotonic() - told > REPORT_S:
+            told = time.monotonic()
+            yield Report(totals)
+    yield Report(totals, final=True)
+
+
+def _past(ends: float) -> bool:
+    return time.monotonic() >= ends
+
+
+def faults_of(task: Task, seed: int) -> Faults:
+    """In one workload of four steps are lost, in another one clocks err; up to `task.faults` times."""
+    from pawl.testing import NO_FAULTS, Faults
+
+    count = min(task.faults, 1 + seed // 4 % 3)
+    if seed % 4 == 0:
+        return Faults(strike=count)
+    if seed % 4 == 2:
+        return Faults(rush=count, late=count, jump=count)
+    return NO_FAULTS
+
+
+def workload_of(task: Task, seed: int) -> Workload:
+    """The workload of this seed."""
+    from pawl.testing import Workload, contention
+
+    if task.workload is not None:
+        return load_scenario(task.workload).workload
+    if seed % CONTENTION_EVERY == 0:
+        return contention(seed, **task.shape)
+    return Workload.random(seed, max_requests=task.max_requests, **task.shape)
+
+
+def load_scenario(path: Path) -> Scenario:
+    """What `pawl trace export scenario` wrote. Raises CommandFailed."""
+    from pawl.testing.scenario import Scenario
+
+    try:
+        return Scenario.load(path)
+    except (OSError, ValueError) as error:
+        raise CommandFailed(f"{path} holds no scenario: {error}") from error

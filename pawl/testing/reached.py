@@ -1,0 +1,62 @@
+"""What happened in a simulated run: the events whose frequency says how much an exploration has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pawl.actors.simulation.faults import FaultKind
+from pawl.lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, Cause
+from pawl.loops.lower_tiers import LowerTiers
+
+if TYPE_CHECKING:
+    from pawl.testing.cluster import Cluster
+
+NOT_EXPLORED = {
+    Cause.EMBEDDED: "there are no embeddings yet",
+    Cause.HANDED_OVER: "there is one replica",
+    Cause.GRAMMAR: "there are no grammars yet",
+    Cause.INVALID: "the edge refuses what is not valid, and clients of a run send what is",
+    Cause.CLIENT: "clients of a run leave by hanging up",
+    Cause.DRAINED: "a run stops when it is at rest",
+    Cause.INTERNAL: "the ghost's scores are numbers",
+}
+"""Causes of ends that no run reaches, each with why; every other one is an event."""
+ENDS = tuple(
+    f"end by {cause}" for cause in Cause if cause in FINISH_CAUSES | ABORT_CAUSES and cause not in NOT_EXPLORED
+)
+FAULTS = {FaultKind.RUSH: "rushed clock", FaultKind.LATE: "late timer", FaultKind.JUMP: "clock jump"}
+EVENTS = (
+    *("retraction", "lost step", "stale token", "prefix hit", "eviction", "page saved", "page fetched"),
+    *("flush", "refused flush"),
+    *FAULTS.values(),
+    *ENDS,
+)
+
+
+def events_of(run: Cluster) -> Iterator[str]:
+    """The events of one run."""
+    loop = run.scheduler.loop
+    counters, ended = loop.counters, run.desk.totals.ended
+    happened = {
+        "retraction": counters.retractions,
+        "lost step": counters.steps_lost,
+        "stale token": counters.dropped_tokens,
+        "prefix hit": counters.cached_tokens,
+        "eviction": loop.memory.cache.statistics().get("evicted_pages", 0),
+    }
+    for companion in loop.companions:
+        if isinstance(companion, LowerTiers):
+            happened |= {
+                "page saved": companion.saving.counts.saved,
+                "page fetched": companion.fetching.counts.pages,
+            }
+    yield from (name for name, count in happened.items() if count)
+    yield from (f"end by {cause}" for cause, count in ended.items() if count)
+    answers = [answer.ok for answers in run.desk.flushes for answer in answers]
+    if True in answers:
+        yield "flush"
+    if False in answers:
+        yield "refused flush"
+    budget = run.system.faults
+    yield from (name for kind, name in FAULTS.items() if budget.left[kind] < budget.faults.budget(kind))

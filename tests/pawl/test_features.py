@@ -1,0 +1,108 @@
+"""What can be set is drawn and judged: each feature in a share of workloads, each field and setting by a feature."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from itertools import combinations
+
+import msgspec
+import pytest
+
+from pawl.actors.messages.generate import Submit
+from pawl.config import ServerConfig
+from pawl.features import request, server
+from pawl.features.row import Feature
+from pawl.lifecycle.request import SamplingParameters
+from pawl.loops.properties.documents import judges
+from pawl.testing import BoundedOvertaking, Workload, expectations
+from pawl.testing.cluster import Cluster
+from pawl.testing.workload import Arrival, Shape, all_features, labels_of
+
+WORKLOADS = 4000
+EACH, PAIR = 0.05, 0.002
+SETTINGS_NOT_DRAWN = {
+    "what computes, not what is scheduled": (
+        *("model", "served_model_name", "dtype", "device", "backend", "deterministic", "threads"),
+    ),
+    "the edge, which simulated clients do not go through": ("host", "port", "api_key", "admin_api_key", "max_body_mb"),
+    "what is written, not what is done": ("trace", "trace_dir", "trace_limit_mb", "log_format", "log_level"),
+    "every request of a run has its own limit, or none": ("request_timeout_s",),
+    "every part has the seed of the run": ("seed",),
+    "simulated storage has host memory only: files are a disk's": ("storage_dir", "storage_gb"),
+    "work takes no virtual time, so a lease ends only with a rushed clock": ("fetch_lease_s",),
+}
+JUDGED_BY_CLIENTS = {"fault_isolation", "stream_equals_result", "bounded_progress"}
+"""Properties of what clients are told, which no record holds."""
+FIELDS_NOT_DRAWN = {
+    "prompts of runs are token ids": ("text", "chat", "template_options"),
+    "given out by the gateway": ("request",),
+    "its fields stand by themselves": ("sampling",),
+}
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[set[str]]:
+    """The features of some thousand workloads, which are not run."""
+    return [labels_of(Workload.random(seed)) for seed in range(WORKLOADS)]
+
+
+@pytest.mark.parametrize("label", [label for feature in all_features() for label in feature.all_labels])
+def test_a_feature_is_in_a_share_of_all_workloads(label: str, drawn: list[set[str]]) -> None:
+    assert sum(label in each for each in drawn) >= EACH * WORKLOADS
+
+
+def test_each_two_features_meet(drawn: list[set[str]]) -> None:
+    pairs = Counter(pair for each in drawn for pair in combinations(sorted(each), 2))
+    labels = sorted({label for feature in all_features() for label in feature.all_labels})
+    apart = {pair for pair in combinations(labels, 2) if pairs[pair] < PAIR * WORKLOADS and not _exclude(*pair)}
+    assert apart == set()
+
+
+def _exclude(one: str, other: str) -> bool:
+    """Whether two features cannot be had together: two values of one, and what only the cache that shares has."""
+    choices = [set(feature.all_labels) for feature in all_features() if feature.choices]
+    if any({one, other} <= values for values in choices):
+        return True
+    own = {"tiers", *(f"eviction {name}" for name in server.CHOICES["eviction"][1:]), "cache core auto"}
+    alone = {"cache none": own, "window pages": {"tiers", "cache core auto"}}
+    return any((one == name and other in others) or (other == name and one in others) for name, others in alone.items())
+
+
+@pytest.mark.parametrize("feature", all_features(), ids=lambda feature: feature.name)
+def test_a_feature_is_judged_by_properties_that_exist(feature: Feature) -> None:
+    assert feature.properties
+    assert set(feature.properties) <= {*judges(), BoundedOvertaking.name, *JUDGED_BY_CLIENTS}
+
+
+@pytest.mark.parametrize("name", sorted(JUDGED_BY_CLIENTS))
+def test_what_clients_of_a_run_judge_is_in_its_source(name: str) -> None:
+    assert f'"{name}"' in inspect.getsource(Cluster) + inspect.getsource(expectations)
+
+
+@pytest.mark.parametrize(
+    ("struct", "features", "not_drawn"),
+    [
+        (ServerConfig, server.FEATURES, SETTINGS_NOT_DRAWN),
+        (SamplingParameters, request.FEATURES, {}),
+        (Submit, request.FEATURES, FIELDS_NOT_DRAWN),
+    ],
+)
+def test_whatever_can_be_set_is_drawn_or_has_a_reason_not_to_be(
+    struct: type[msgspec.Struct], features: tuple[Feature, ...], not_drawn: dict[str, tuple[str, ...]]
+) -> None:
+    fields = {info.name for info in msgspec.structs.fields(struct)}
+    set_by = {setting for feature in features for setting in feature.settings}
+    excused = {name for names in not_drawn.values() for name in names}
+    assert fields - set_by - excused == set()
+    assert excused & set_by == set()
+    assert excused <= fields
+
+
+def test_every_field_of_a_server_and_an_arrival_belongs_to_a_feature() -> None:
+    for struct, features, apart in (
+        (Shape, server.FEATURES, {"scheduler"}),
+        (Arrival, request.FEATURES, {"after_tokens"}),
+    ):
+        fields = {info.name for info in msgspec.structs.fields(struct)}
+        assert fields - {name for feature in features for name in feature.fields} == apart
