@@ -72,7 +72,7 @@ def model(request: pytest.FixtureRequest) -> RealModel:
 @pytest.mark.parametrize(("pacing", "mixed"), CELLS)
 def test_real_passes_give_every_request_its_own_tokens(model: RealModel, pacing: str, mixed: bool) -> None:
     for seed in range(WORKLOADS):
-        workload = Workload.random(seed, pacing=pacing, mixed=mixed)
+        workload = Workload.random(seed, pacing=pacing, mixed=mixed, window=None, host_pages=0)
         faults = Faults(strike=seed % 2)
         strategy = ("pct", "random", "pos")[seed % 3]
         outcome = explore_workload(
