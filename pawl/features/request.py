@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pawl.features.row import Feature, Source
-from pawl.gpu.ghost_language import END_TOKEN
+from pawl.gpu.ghost.language import END_TOKEN
 
 TOKENS = (97, 98)
 """Token ids of prompts: two are enough for beginnings that are equal, and for some that are not."""

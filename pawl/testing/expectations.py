@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+import msgspec
 import numpy as np
 
 from pawl.actors.messages.generate import TokenLogprob, Usage
@@ -13,9 +14,10 @@ from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
+from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs, StepResult
-from pawl.testing.workload import Arrival, Shape, parameters_of, sampling_of
+from pawl.testing.workload import Arrival, Shape, parameters_of
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
@@ -111,11 +113,12 @@ def _scores(tokens: Sequence[int], scores: StepLogprobs | PromptLogprobs, arriva
     ]
 
 
+LIKELIEST = SamplingParameters(temperature=0.0, max_new_tokens=0)
+
+
 def ghost_alone(arrival: Arrival) -> Said:
     """What the ghost says to a request."""
-    if sampling_of(arrival).keys() <= {"temperature", "max_new_tokens", "ignore_eos", "stop_token_ids"} and (
-        arrival.seed is None
-    ):
+    if msgspec.structs.replace(parameters_of(arrival), stop_token_ids=(), max_new_tokens=0) == LIKELIEST:
         return Said(tuple(expected(arrival.prompt, arrival.max_new_tokens)))
     total = len(arrival.prompt) + arrival.max_new_tokens
     return drawn_alone(Ghost(num_pages=1, page_size=total, num_slots=1, max_context=total, small=True), arrival, total)

@@ -12,7 +12,7 @@ import msgspec
 
 from pawl.features import request, server
 from pawl.features.row import Feature, Seeded, Source, drawn
-from pawl.gpu.ghost_language import END_TOKEN
+from pawl.gpu.ghost.language import END_TOKEN
 from pawl.lifecycle.request import SamplingParameters
 from pawl.loops.select import LoopConfig
 from pawl.loops.tiers import TierConfig
