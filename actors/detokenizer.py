@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from pawl.actors.messages.generate import Done, Ended, Finish, Opened, Output, Outputs, StepTokens
+from pawl.actors.messages.generate import Abort, Done, Ended, Finish, Opened, Output, Outputs, StepTokens
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.text.stream import ScoreLists, Stream
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.lifecycle.states import Cause
+
+UNREADABLE = "the server failed to make text of this request's tokens"
 
 
 class RowInUse(RuntimeError):
@@ -57,6 +59,15 @@ class Detokenizer(Actor):
             case StepTokens():
                 self._send(self._outputs_of(message))
 
+    def requests_of(self, message: Opened | StepTokens) -> tuple[int, ...]:
+        return (message.request,) if isinstance(message, Opened) else ()
+
+    def end_request(self, request: int) -> None:
+        """The scheduler ends it; its terminal record then comes as for a request that was never opened here."""
+        for row in [row for row, stream in self._streams.items() if stream.request == request]:
+            del self._streams[row]
+        self.context.send(self._names.scheduler, Abort((request,), Cause.INTERNAL, UNREADABLE), Lane.CONTROL)
+
     def stopped(self, reason: str) -> None:
         """Everything still open gets its terminal record; the gateway may be gone already, so a refusal is final."""
         outputs = []
@@ -87,7 +98,10 @@ class Detokenizer(Actor):
                 streams[admitted.row].admit(admitted)
         for row, prompt_scores in message.prompt_logprobs:
             if row in streams:
-                streams[row].add_prompt_scores(prompt_scores)
+                try:
+                    streams[row].add_prompt_scores(prompt_scores)
+                except Exception as error:
+                    self.contain(streams[row].request, error)
         rows: list[int] = message.rows.tolist()
         silent = _stop_token_places(rows, message.ended, streams) if message.ended else frozenset()
         scores = ScoreLists.of(message.logprobs) if message.logprobs is not None else None
@@ -97,17 +111,25 @@ class Detokenizer(Actor):
             stream = streams.get(row)
             if stream is None or stream.matched is not None:
                 continue
-            if stream.plain and index not in silent:
-                stream.num_output += 1
-                output = Output(stream.request, stream.decode(token), (token,))
-            else:
-                output = self._special(stream, token, index in silent, message.ended)
-                if scores is not None:
-                    output = structs.replace(output, logprobs=stream.scores(token, scores, index))
+            try:
+                if stream.plain and index not in silent:
+                    stream.num_output += 1
+                    output = Output(stream.request, stream.decode(token), (token,))
+                else:
+                    output = self._special(stream, token, index in silent, message.ended)
+                    if scores is not None:
+                        output = structs.replace(output, logprobs=stream.scores(token, scores, index))
+            except Exception as error:
+                self.contain(stream.request, error)
+                continue
             places[row] = len(outputs)
             outputs.append(output)
         for end in message.ended:
-            self._end(end, outputs, places.get(end.row))
+            try:
+                self._end(end, outputs, places.get(end.row))
+            except Exception as error:
+                self.contain(end.request, error)
+                outputs.append(Output(end.request, "", (), done=_done(structs.replace(end, cause=Cause.INTERNAL))))
         return outputs
 
     def _special(self, stream: Stream, token: int, silent: bool, ended: tuple[Ended, ...]) -> Output:

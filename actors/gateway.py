@@ -17,7 +17,7 @@ from pawl.actors.asks import Answer, AskExpired, Asks
 from pawl.actors.messages.control import Drain, FlushCache, GetState, Reply, Stalled
 from pawl.actors.messages.generate import Abort, Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
 from pawl.actors.names import NAMES, Names
-from pawl.actors.open_requests import HTTP_OVERLOADED, Entry, OpenRequests
+from pawl.actors.open_requests import HTTP_INTERNAL, HTTP_OVERLOADED, Entry, OpenRequests
 from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.sampling import SEED_RANGE
@@ -149,7 +149,10 @@ class Gateway(Actor):
                 num_tokens = 0
                 for output in outputs:
                     num_tokens += len(output.tokens)
-                    self._output(output)
+                    try:
+                        self._output(output)
+                    except Exception as error:
+                        self.contain(output.request, error)
                 self.requests.throughput.add(self.context.now(), num_tokens)
             case Accepted():
                 self._accept(message)
@@ -166,6 +169,19 @@ class Gateway(Actor):
                     self._lose(f"{name} is gone: {reason}")
                 else:
                     log.warning("a helper is gone; requests are served on", actor=name, reason=reason)
+
+    def requests_of(self, message: FromPeers) -> tuple[int, ...]:
+        return (message.request,) if isinstance(message, Accepted | Refused) else ()
+
+    def end_request(self, request: int) -> None:
+        """Its client is told at once; it stays on the books until the scheduler has ended it."""
+        entry = self.requests.get(request)
+        if entry is None:
+            return
+        sink, entry.sink = entry.sink, None
+        if sink is not None:
+            sink.refused(Refused(request, Cause.INTERNAL, "the server failed on this request", HTTP_INTERNAL))
+        self.abort((request,), Cause.INTERNAL)
 
     def settled(self) -> None:
         if self.trace is not None:

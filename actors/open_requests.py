@@ -18,6 +18,7 @@ log = structlog.get_logger(__name__)
 
 HTTP_OVERLOADED = 503
 HTTP_DUPLICATE = 400
+HTTP_INTERNAL = 500
 
 
 class Entry(msgspec.Struct, eq=False):

@@ -13,7 +13,18 @@ import structlog
 
 from pawl.actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Reply
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
-from pawl.actors.messages.generate import Abort, Admitted, Ended, Finish, Generate, Opened, StepTokens, Timing, Usage
+from pawl.actors.messages.generate import (
+    Abort,
+    Admitted,
+    Ended,
+    Finish,
+    Generate,
+    Opened,
+    Refused,
+    StepTokens,
+    Timing,
+    Usage,
+)
 from pawl.actors.names import NAMES, Names
 from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Lane
@@ -38,6 +49,7 @@ DEADLINE_CHECK_S = 0.25
 """How often deadlines are looked at while requests live."""
 HEARTBEAT_S = 1.0
 """How often the watchdog is told that messages are handled."""
+FAILED = "the server failed on this request"
 SELF_CHECK_S = 1.0
 """How long the engine must be idle before it looks its whole memory over."""
 
@@ -162,6 +174,22 @@ class Scheduler(Actor):
                 self.loop.requests.drain(Cause.DRAINED, now)
             case _:
                 self.tier_client.receive(message, now)
+        self._send_step()
+
+    def requests_of(self, message: Any) -> tuple[int, ...]:
+        match message:
+            case Generate():
+                return (message.request,)
+            case Finish() | Abort():
+                asked = message.requests if isinstance(message, Abort) else (message.request,)
+                return tuple(request for request in asked if request in self.loop.table.row_of)
+        return ()
+
+    def end_request(self, request: int) -> None:
+        now = self.context.now()
+        if not self.loop.requests.abort(request, Cause.INTERNAL, now, FAILED):
+            # It never had a row, so nobody behind this actor knows it.
+            self._send(self._names.gateway, Refused(request, Cause.INTERNAL, FAILED, 500), Lane.CONTROL)
         self._send_step()
 
     def settled(self) -> None:

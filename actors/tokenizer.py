@@ -48,6 +48,14 @@ class Tokenizer(Actor):
             full = "the engine is overloaded: too many requests are waiting; try again later"
             self._refuse(message.request, InvalidRequest(full, status=503, cause=Cause.OVERLOADED))
 
+    def requests_of(self, message: Submit) -> tuple[int, ...]:
+        return (message.request,)
+
+    def end_request(self, request: int) -> None:
+        self._refuse(
+            request, InvalidRequest("the server failed to read this request", status=500, cause=Cause.INTERNAL)
+        )
+
     def _refuse(self, request: int, error: InvalidRequest) -> None:
         """In the CONTROL lane, which is never full: a terminal reply must arrive."""
         refused = Refused(request, error.cause, error.message, error.status, error.param)

@@ -60,7 +60,7 @@ class RequestTable:
         """Rises when the request leaves work: tells a stale token from a live one."""
         self.order: NDArray[np.int64] = np.zeros(capacity, np.int64)
         """Rank of the first admission: the smallest running one is protected."""
-        self.priority: Int32s = np.zeros(capacity, np.int32)
+        self.priority: NDArray[np.int64] = np.zeros(capacity, np.int64)
         self.deadline: NDArray[np.float64] = np.full(capacity, np.inf)
         self.stop_tokens: Int32s = np.full((capacity, MAX_STOP_TOKENS), -1, np.int32)
         self.tokens: Int32s = np.empty((capacity, max_context + 1), np.int32)
@@ -79,10 +79,9 @@ class RequestTable:
 
     def open(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float) -> int:
         """A row for a new request; its state is NEW until the first `move`."""
-        row = self._free.pop()
+        # Taken when every column is written: what cannot be written leaves the row free.
+        row = self._free[-1]
         count = len(tokens)
-        self.infos[row] = info
-        self.row_of[info.request] = row
         self.state[row] = State.NEW
         self.num_prompt[row] = self.num_tokens[row] = count
         self.max_tokens[row] = count + info.sampling.max_new_tokens
@@ -97,6 +96,9 @@ class RequestTable:
         # A prompt longer than the table is wide is refused before anything reads it.
         kept = tokens[: self.tokens.shape[1]]
         self.tokens[row, : len(kept)] = kept
+        self._free.pop()
+        self.infos[row] = info
+        self.row_of[info.request] = row
         return row
 
     def live_rows(self) -> Int32s:

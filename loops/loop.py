@@ -157,7 +157,7 @@ class Loop:
         failure: Exception | None = None
         try:
             self.planner.plan(builder)
-        except (MemoryViolation, MemoryError) as error:
+        except Exception as error:
             failure = error
         for row, source in builder.retracted:
             self.requests.retracted(row, source, Cause.MEMORY, now)
@@ -174,18 +174,20 @@ class Loop:
         return scheduled
 
     def _plan_failed(self, builder: BatchBuilder, error: Exception, now: float) -> None:
-        """Planning broke a law, or ran out of host memory: nothing of the step remains, and who runs starts again from
-        what it has. The request that was being tried, else those that ran, may be what does it: too often, and it
-        ends."""
+        """Planning broke a law, ran out of host memory, or met a request it cannot plan: nothing of the step remains,
+        and who runs starts again from what it has. The request that was being tried, else those that ran, may be what
+        does it: too often, and it ends."""
         self.memory.ledger.discard(builder.transaction)
-        self.effects.violated(error if isinstance(error, MemoryViolation) else MemoryViolation(str(error)))
+        # The words of a foreign exception may quote what a client sent.
+        broken = error if isinstance(error, MemoryViolation) else MemoryViolation(type(error).__name__)
+        self.effects.violated(broken)
         self._check()
         running = self.queues.running().tolist()
         for row in running:
             self.requests.retract(row, Cause.STEP_LOST, now)
         for row in running if builder.trying is None else [builder.trying]:
             self._try_again = True
-            self.requests.strike(row, Cause.INTERNAL, f"the request could not be planned: {error}", now)
+            self.requests.strike(row, Cause.INTERNAL, f"the request could not be planned: {broken}", now)
 
     def _unblock(self, now: float) -> bool:
         """Nothing could be planned and nothing is in flight: if requests hold memory that each other needs, the

@@ -59,8 +59,8 @@ class Requests:
 
     def submit(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, now: float) -> int:
         """Take a request: QUEUED, or ABORTED at once with a cause. The row it has (had)."""
-        self.counters.received += 1
         row = self.table.open(info, tokens, priority, deadline)
+        self.counters.received += 1
         self.effects.opened(row, info, tokens)
         self.journal.submitted(row, info, tokens, priority, now)
         refusal = self._refusal(row)

@@ -8,10 +8,15 @@ object runs under the simulated, the local and the ZeroMQ runtime.
 from __future__ import annotations
 
 import random
+import traceback
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any, Protocol
 
 import msgspec
+import structlog
+
+log = structlog.get_logger("pawl.actors")
 
 
 class Lane(IntEnum):
@@ -70,12 +75,44 @@ class Actor:
 
     accepts: Any = None
     context: Context
+    num_contained = 0
+    """Requests that were ended because handling them failed."""
+    contained: Exception | None = None
+    """The latest of these failures."""
 
     def started(self) -> None:
         """Called once, in the actor's own thread, before the first message."""
 
     def receive(self, message: Any) -> None:
         """Handle one message. One `match`; no dispatcher table."""
+        raise NotImplementedError
+
+    def requests_of(self, message: Any) -> Iterable[int]:
+        """Numbers of the requests that `message` is for, where it is for nothing else. When `receive` raises, these end
+        (`contain`) and the actor goes on; where there are none, the actor fails."""
+        return ()
+
+    def contain(self, request: int, error: Exception) -> None:
+        """The last line of defence: something failed for the sake of one request. That request ends, and nothing else.
+
+        The log names the place and the request, never the content: an exception's own words may quote a prompt.
+        """
+        self.num_contained += 1
+        self.contained = error
+        if self.num_contained & (self.num_contained - 1) == 0:
+            frames = traceback.extract_tb(error.__traceback__)[-4:]
+            log.error(
+                "a request could not be handled and is ended",
+                actor=self.context.name,
+                request=request,
+                error=type(error).__name__,
+                at=[f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames],
+                count=self.num_contained,
+            )
+        self.end_request(request)
+
+    def end_request(self, request: int) -> None:
+        """End this request with cause `internal`. Of every actor whose `requests_of` names some."""
         raise NotImplementedError
 
     def settled(self) -> None:

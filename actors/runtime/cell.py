@@ -267,7 +267,26 @@ class Cell:
         try:
             self._actor.receive(message)
         except FAILURES as error:
-            self._fail(error, message, entry)
+            if not self._contained(message, error):
+                self._fail(error, message, entry)
+
+    def _contained(self, message: Any, error: BaseException) -> bool:
+        """Whether the failure could be kept to the requests that the message was for."""
+        if self._actor is None or not isinstance(error, Exception):
+            return False
+        try:
+            requests = tuple(self._actor.requests_of(message))
+            for request in requests:
+                self._actor.contain(request, error)
+        except FAILURES as second:
+            log.error("containment failed", actor=self.name, error=type(second).__name__)
+            return False
+        return bool(requests)
+
+    @property
+    def num_contained(self) -> int:
+        """Of the instance that runs."""
+        return 0 if self._actor is None else self._actor.num_contained
 
     def _settle(self) -> None:
         assert self._actor is not None

@@ -166,6 +166,7 @@ class LocalSystem:
             rejected=mailbox.rejected,
             dead_letters=self.dead_letters.by_receiver[cell.name],
             restarts=0 if cell.budget is None else cell.budget.restarts,
+            contained=cell.num_contained,
         )
 
     # ---- what cells ask of their system ----

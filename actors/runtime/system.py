@@ -27,6 +27,8 @@ class ActorStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """DATA messages refused because the mailbox was full."""
     dead_letters: int
     restarts: int
+    contained: int = 0
+    """Requests that were ended because handling them failed."""
 
 
 class System(Protocol):

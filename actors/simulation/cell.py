@@ -47,7 +47,11 @@ class SimulatedCell(Cell):
         crash, self.crash = self.crash, None
         self._observer.delivered(self.name, message)
         if crash != "before":
+            actor, before = self._actor, self.num_contained
             super()._handle(message, entry)
+            if actor is not None and actor.contained is not None and self.num_contained > before:
+                # It went on; all the same it is a failure of ours, and a run shows none.
+                self._observer.failed(self.name, actor.contained)
         if crash is not None and self.phase is Phase.RUNNING:
             self._fail(InjectedCrash(self.name, crash), message, entry)
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -19,6 +20,8 @@ from pawl.actors.sink import Delta, Inbox
 from pawl.http.errors import Problem, error_event, from_delta
 from pawl.http.streams import RequestGroup, watch
 from pawl.lifecycle.states import Cause
+
+log = structlog.get_logger("pawl.http")
 
 HEADER_PATIENCE_S = 1.0
 """A stream's status line waits this long for the first output, so that a refusal can still be a proper status."""
@@ -54,12 +57,20 @@ class ReplyStream(Response):
         self._submits = submits
         self._renderer = renderer
         self._stream = stream
+        self._begun = False
+        """Whether the status line has gone out."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         group = RequestGroup(self._gateway, self._submits, whole=not self._stream)
         watcher = asyncio.ensure_future(watch(receive, group.abandon))
         try:
             await (self._streamed(group, send) if self._stream else self._collected(group, send))
+        except Exception as error:
+            if not self._begun:
+                raise
+            log.error("a reply could not be written to its end", error=type(error).__name__, requests=group.requests)
+            events = error_event(Problem(500, "the server failed", code="internal")) + DONE_EVENT
+            await send({"type": "http.response.body", "body": events})
         finally:
             watcher.cancel()
             if group.open:
@@ -115,6 +126,7 @@ class ReplyStream(Response):
             (b"x-accel-buffering", b"no"),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        self._begun = True
         num_open = len(group.requests)
         while not group.gone:
             events = self._events(group, arrivals)

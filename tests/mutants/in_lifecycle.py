@@ -143,6 +143,6 @@ LIFECYCLE = (
         "abort_is_total",
         "30912",
         "The entry of a client that hangs up is dropped at once, though its request still ends.",
-        Edit(Gateway.abort, "entry.sink = None", "entry.sink = None; self._entries.pop(entry.request)"),
+        Edit(Gateway.abort, "entry.sink = None", "entry.sink = None; self.requests._entries.pop(entry.request)"),
     ),
 )

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from pawl.actors.messages.generate import Abort
+from pawl.http.completions import CompletionRenderer
 from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from tests.pawl.fake_engine import Served
@@ -258,3 +259,19 @@ def test_one_bad_prompt_of_a_completion_call_ends_its_siblings(client: httpx.Cli
 def test_every_abort_cause_has_a_status_and_words() -> None:
     assert set(STATUS_OF_CAUSE) == set(MESSAGE_OF_CAUSE) == set(ABORT_CAUSES)
     assert all(status >= 400 for status in STATUS_OF_CAUSE.values())
+
+
+def test_a_stream_that_cannot_be_written_to_its_end_says_so(
+    client: httpx.Client, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> bytes:
+        raise RuntimeError
+
+    monkeypatch.setattr(CompletionRenderer, "scores", broken)
+    response = client.post("/v1/completions", json={"prompt": "hello", "stream": True})
+    assert response.status_code == 200
+    *_, failure, last = response.text.strip().split("\n\n")
+    assert '"code":"internal"' in failure
+    assert last == "data: [DONE]"
+    monkeypatch.undo()
+    assert client.post("/v1/completions", json={"prompt": "hello"}).status_code == 200

@@ -1,0 +1,199 @@
+"""An exception for the sake of one request ends that request, with cause `internal`, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pawl.actors.gateway import Gateway
+from pawl.actors.messages.generate import Abort, Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.runtime.local import LocalSystem
+from pawl.actors.simulation.manual import ManualContext
+from pawl.actors.sink import Inbox
+from pawl.actors.text.stream import Stream
+from pawl.actors.tokenizer import Tokenizer
+from pawl.lifecycle.states import Cause
+from tests.actors.recording import RecordingContext
+from tests.actors.test_detokenizer import Bench as DetokenizerBench
+from tests.actors.test_detokenizer import ended
+from tests.actors.test_scheduler import Bench as SchedulerBench
+from tests.actors.vocabularies import byte_level
+
+SECRET = "the client's own words"
+
+
+class Broken(RuntimeError):
+    """What a test makes happen."""
+
+
+class BrokenInbox(Inbox):
+    """A client whose side cannot take outputs."""
+
+    def push(self, output: Output) -> None:
+        raise Broken(SECRET)
+
+
+def done(cause: Cause) -> Done:
+    return Done(cause, Usage(1, 1, 0), Timing(0.0))
+
+
+def test_a_client_that_cannot_be_told_costs_its_own_request_alone() -> None:
+    gateway = Gateway()
+    context = ManualContext(gateway, "gateway")
+    inboxes = [BrokenInbox(), Inbox()]
+    submits = [Submit(request=0, rid="", text="x") for _ in inboxes]
+    one, two = gateway.submit(submits, inboxes)
+    context.take_sent()
+    gateway.receive(Outputs((Output(one, "a", (1,)), Output(two, "b", (2,)))))
+    refusal = inboxes[0].refusal
+    assert refusal is not None
+    assert (refusal.cause, refusal.status) == (Cause.INTERNAL, 500)
+    delta = inboxes[1].take()
+    assert delta is not None
+    assert delta.text == "b"
+    assert [sent.message for sent in context.take_sent()] == [Abort((one,), Cause.INTERNAL, "")]
+    assert gateway.num_contained == 1
+    # The scheduler's own end closes the books, and is nobody's violation.
+    gateway.receive(Outputs((Output(one, "", (), done=done(Cause.INTERNAL)),)))
+    assert gateway.live() == (two,)
+    assert gateway.totals.violations.total() == 0
+    gateway.invariants()
+
+
+def test_a_client_that_cannot_be_told_its_end_is_off_the_books_all_the_same() -> None:
+    gateway = Gateway()
+    ManualContext(gateway, "gateway")
+    (one,) = gateway.submit([Submit(request=0, rid="", text="x")], [BrokenInbox()])
+    gateway.receive(Outputs((Output(one, "", (), done=done(Cause.LENGTH)),)))
+    assert gateway.num_live == 0
+    gateway.invariants()
+
+
+class BrokenVocabulary:
+    """Encodes nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(byte_level(), name)
+
+    def encode(self, text: str, add_special: bool) -> Any:
+        raise Broken(text)
+
+
+def test_a_prompt_that_breaks_the_tokenizer_is_refused_with_500() -> None:
+    system = LocalSystem()
+    answers: list[Any] = []
+
+    class Listener(Actor):
+        accepts = Refused | Accepted
+
+        def receive(self, message: Any) -> None:
+            answers.append(message)
+
+    vocabulary: Any = BrokenVocabulary()
+    system.spawn(Tokenizer(vocabulary, 100), "tokenizer")
+    system.spawn(Listener(), "gateway")
+    system.start()
+    for request in (1, 2):
+        system.send("tokenizer", Submit(request=request, rid="r", text=SECRET))
+    system.stop(("tokenizer", "gateway"))
+    assert [(answer.request, answer.cause, answer.status) for answer in answers] == [
+        (1, Cause.INTERNAL, 500),
+        (2, Cause.INTERNAL, 500),
+    ]
+    assert all(SECRET not in answer.message for answer in answers)
+
+
+@pytest.mark.parametrize("where", ["open", "token", "end"])
+def test_text_that_cannot_be_made_ends_its_request_alone(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    bench = DetokenizerBench()
+    [hello] = bench.ids("hello")
+    bench.open(0, 10, stop=("zz",))
+    if where != "open":
+        bench.open(1, 11, stop=("zz",))
+
+    def broken(*_: Any) -> Any:
+        raise Broken(SECRET)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, {"open": "__init__", "token": "push", "end": "flush"}[where], broken)
+        if where == "open":
+            with pytest.raises(Broken):
+                bench.open(1, 11)
+            bench.actor.contain(11, Broken())
+        elif where == "token":
+            assert bench.step([(1, hello)]) == []
+        else:
+            [last] = bench.step(ended=[ended(1, 11)])
+            assert last.done is not None
+            assert last.done.cause is Cause.INTERNAL
+    assert bench.finishes() == [Abort((11,), Cause.INTERNAL, "the server failed to make text of this request's tokens")]
+    outputs = bench.step([(0, hello), (1, hello)])
+    assert [(output.request, output.text) for output in outputs] == [(10, "hello")]
+    if where != "end":
+        [last] = bench.step(ended=[ended(1, 11, Cause.INTERNAL)])
+        assert (last.request, last.done is not None) == (11, True)
+
+
+def test_a_request_that_cannot_be_put_into_the_table_ends_alone() -> None:
+    bench = SchedulerBench()
+    bench.tell(bench.submit(1, [1, 2, 3]))
+    bad = bench.submit(2, [1, 2, 3], priority=1 << 80)
+    with pytest.raises(OverflowError) as raised:
+        bench.scheduler.receive(bad)
+    assert tuple(bench.scheduler.requests_of(bad)) == (2,)
+    bench.scheduler.contain(2, raised.value)
+    [refused] = bench.context.take("gateway")
+    assert (refused.request, refused.cause, refused.status) == (2, Cause.INTERNAL, 500)
+    bench.tell(bench.submit(3, [4, 5, 6]))
+    bench.rest()
+    assert {request: end.cause for request, end in bench.ended.items()} == {1: Cause.LENGTH, 3: Cause.LENGTH}
+    bench.scheduler.loop.check()
+
+
+def test_a_failure_that_is_nobodys_still_stops_the_actor() -> None:
+    failures: list[str] = []
+
+    class Fragile(Actor):
+        accepts = int
+
+        def receive(self, message: int) -> None:
+            raise Broken
+
+        def requests_of(self, message: int) -> tuple[int, ...]:
+            return (message,) if message else ()
+
+        def end_request(self, request: int) -> None:
+            failures.append(f"ended {request}")
+
+    system = LocalSystem(on_failure=lambda name, error: failures.append(f"{name}: {type(error).__name__}"))
+    system.spawn(Fragile(), "fragile")
+    system.start()
+    for message in (1, 2, 0):
+        system.send("fragile", message, Lane.DATA)
+    system.stop()
+    assert failures == ["ended 1", "ended 2", "fragile: Broken"]
+
+
+def test_the_log_names_place_and_request_and_quotes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = Tokenizer(byte_level(), 100)
+    tokenizer.context = RecordingContext("tokenizer")
+    try:
+        raise Broken(SECRET)
+    except Broken as error:
+        tokenizer.contain(77, error)
+    logged = "".join(capsys.readouterr())
+    assert "77" in logged
+    assert "Broken" in logged
+    assert "test_runtime_containment.py" in logged
+    assert SECRET not in logged
+
+
+def test_any_64_bit_priority_is_a_priority() -> None:
+    bench = SchedulerBench(policy="priority", max_running=1)
+    bench.tell(*(bench.submit(n, [n], priority=p) for n, p in enumerate((0, -(1 << 63), (1 << 63) - 1), 1)))
+    bench.rest()
+    assert list(bench.ended) == [3, 1, 2]
+    assert bench.scheduler.loop.table.priority.dtype == np.int64
