@@ -207,7 +207,7 @@ def names_of_sources(room: str) -> set[str]:
     return {"_".join(parts[start:]) for parts in paths for start in range(len(parts))}
 
 
-@pytest.mark.parametrize("room", ["lifecycle", "loops", "actors", "pawl"])
+@pytest.mark.parametrize("room", ["lifecycle", "memory", "loops", "actors", "pawl"])
 def test_test_files_are_named_after_what_they_test(room: str) -> None:
     """tests/README.md: `test_storage_faults.py` is about `storage.py`."""
     known = names_of_sources(room)

@@ -17,7 +17,7 @@ from pawl.memory.prefix.chunk import ChunkCache
 from pawl.memory.violation import MemoryViolation
 from tests.memory.observation import observe
 from tests.memory.reference import Promise, Publish, Reserve
-from tests.memory.test_histories import (
+from tests.memory.test_memory_histories import (
     GROW_ALL,
     MAX_PAGES_OF_A_REQUEST,
     NAMESPACE,

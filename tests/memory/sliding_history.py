@@ -12,7 +12,7 @@ from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.transaction import Ledger
 from pawl.memory.window_pool import WindowPool
 from tests.memory.reference import Prefix
-from tests.memory.test_histories import MAX_PAGES_OF_A_REQUEST, MemoryHistory, WatchedCache, as_array
+from tests.memory.test_memory_histories import MAX_PAGES_OF_A_REQUEST, MemoryHistory, WatchedCache, as_array
 
 
 class WatchedSlidingCache(WatchedCache, SlidingCache):

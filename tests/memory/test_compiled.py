@@ -20,7 +20,7 @@ from pawl.memory.prefix.base import Eviction, Hold, Insertion, PrefixCache
 from pawl.memory.prefix.compiled import CompiledRadixCache
 from pawl.memory.prefix.events import CacheEvent, Mirror
 from pawl.memory.prefix.order import POLICIES
-from tests.memory import test_events, test_histories, test_namespaces, test_orders, test_radix
+from tests.memory import test_events, test_memory_histories, test_namespace, test_order, test_radix
 from tests.memory.observation import cache_content
 from tests.memory.side_by_side import DEEDS, CompiledHold, Deed, MakeCache, SideBySide, random_deeds
 from tests.memory.tree_model import MOVES, Move, TreeModel, array, play
@@ -175,7 +175,7 @@ def simple_tests(module: ModuleType) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [*simple_tests(test_radix), *simple_tests(test_orders), *simple_tests(test_events), *simple_tests(test_namespaces)],
+    [*simple_tests(test_radix), *simple_tests(test_order), *simple_tests(test_events), *simple_tests(test_namespace)],
 )
 def test_what_is_tested_of_the_python_cache_holds(
     module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
@@ -187,7 +187,7 @@ def test_what_is_tested_of_the_python_cache_holds(
 
 
 class WatchedCache(CompiledRadixCache):
-    """As in test_histories.py."""
+    """As in test_memory_histories.py."""
 
     last = Eviction(array(), 0)
 
@@ -196,7 +196,7 @@ class WatchedCache(CompiledRadixCache):
         return self.last
 
 
-class CompiledHistory(test_histories.MemoryHistory):
+class CompiledHistory(test_memory_histories.MemoryHistory):
     """A whole memory on top of the compiled cache."""
 
     def new_memory(self, num_pages: int, num_slots: int, context: int) -> Memory:
@@ -206,9 +206,9 @@ class CompiledHistory(test_histories.MemoryHistory):
 
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_a_memory_with_it_goes_through_a_long_busy_history(page_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_histories, "MemoryHistory", CompiledHistory)
+    monkeypatch.setattr(test_memory_histories, "MemoryHistory", CompiledHistory)
     for seed in range(2):
-        test_histories.test_memory_and_reference_agree_through_a_long_busy_history(page_size, seed)
+        test_memory_histories.test_memory_and_reference_agree_through_a_long_busy_history(page_size, seed)
 
 
 class StaleExtension(Loader):

@@ -23,7 +23,7 @@ from pawl.memory.window_pool import WindowPool
 from tests.conftest import ROOT
 from tests.loops.test_replay import record_run
 from tests.memory.every_verb import EveryVerb, play, random_program
-from tests.memory.test_failures import PAGE, extend, memory_with_history
+from tests.memory.test_memory_failures import PAGE, extend, memory_with_history
 
 
 def busy(num_pools: int = 2) -> Memory:

@@ -16,7 +16,7 @@ from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.violation import MemoryViolation
 from pawl.memory.window_pool import WindowPool
 from tests.memory.sliding_history import SlidingHistory
-from tests.memory.test_histories import MAX_PAGES_OF_A_REQUEST, PHASES, random_moves
+from tests.memory.test_memory_histories import MAX_PAGES_OF_A_REQUEST, PHASES, random_moves
 
 
 def play(seed: int, page_size: int, turns: int) -> SlidingHistory:

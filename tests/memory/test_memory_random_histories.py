@@ -1,7 +1,7 @@
 """Long random histories of every verb of memory, from seeds; a failure is shrunk to a program of a few calls.
 
-pytest tests/memory/test_random_histories.py -s                              ten thousand operations
-PAWL_HYPOTHESIS=nightly pytest tests/memory/test_random_histories.py -s      a million more, from a new seed
+pytest tests/memory/test_memory_random_histories.py -s                              ten thousand operations
+PAWL_HYPOTHESIS=nightly pytest tests/memory/test_memory_random_histories.py -s      a million more, from a new seed
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from pawl.memory.page_table import PageTable
 from pawl.memory.violation import MemoryViolation
 from tests.memory.every_verb import EveryVerb, WithoutCache, fails, play, random_program, shrunk
-from tests.memory.test_histories import PHASES
+from tests.memory.test_memory_histories import PHASES
 
 TURNS = 40
 

@@ -1,4 +1,4 @@
-"""Laws 10, 13 and 14 of memory: what the loop does with it. The other laws: test_laws.py."""
+"""Laws 10, 13 and 14 of memory: what the loop does with it. The other laws: test_memory_laws.py."""
 
 from __future__ import annotations
 

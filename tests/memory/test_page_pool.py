@@ -1,15 +1,13 @@
-"""The pools by themselves: classes of pages, fences, generations."""
+"""The pool of pages by itself: classes of pages, fences, generations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
 from pawl.memory.arrays import Int32s
 from pawl.memory.page_pool import PagePool
-from pawl.memory.slot_pool import SlotPool
 from pawl.memory.transaction import Ledger, Transaction
 from pawl.memory.violation import MemoryViolation
 
@@ -126,45 +124,8 @@ def test_moves_against_the_law_are_refused_and_change_nothing() -> None:
     pool.invariants()
 
 
-def test_a_pool_has_pages_and_slots() -> None:
+def test_a_pool_has_pages_of_a_token_at_least() -> None:
     ledger = Ledger()
     for total, page_size in ((0, 16), (1, 0)):
         with pytest.raises(ValueError, match="pool needs pages"):
             PagePool(total, page_size, ledger)
-    with pytest.raises(ValueError, match="at least one slot"):
-        SlotPool(0, ledger)
-
-
-def test_a_slot_is_used_again_only_after_the_step_that_used_it() -> None:
-    ledger = Ledger()
-    slots = SlotPool(1, ledger)
-    transaction = ledger.begin()
-    assert slots.take(transaction) == 0
-    assert slots.take(transaction) is None
-    ledger.prepare(transaction)
-    slots.release(0, ledger.fence)
-    assert slots.take(ledger.begin()) is None
-    slots.check()
-    ledger.commit(transaction)
-    assert slots.free == 1
-    slots.check()
-
-
-def test_a_slot_is_released_once() -> None:
-    ledger = Ledger()
-    slots = SlotPool(2, ledger)
-    slot = slots.take(ledger.begin())
-    assert slot is not None
-    slots.release(slot, 0)
-    with pytest.raises(MemoryViolation, match="released once"):
-        slots.release(slot, 0)
-    assert slots.used.tolist() == []
-
-
-def test_slots_come_back_in_the_order_they_had() -> None:
-    ledger = Ledger()
-    slots = SlotPool(3, ledger)
-    transaction = ledger.begin()
-    taken = [slots.take(transaction) for _ in range(3)]
-    transaction.rollback()
-    assert [slots.take(transaction) for _ in range(3)] == taken == list(np.arange(3))

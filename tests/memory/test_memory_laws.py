@@ -1,12 +1,12 @@
 """The fourteen laws of memory, one class each, with a canary: a planted violation that the law's own test reports.
 
 Laws 1-9, 11 and 12 hold through random histories of every verb (every_verb.py); their predicates, in their own words,
-are in lawful.py. Laws 10, 13 and 14 are about the loop: test_laws_of_the_loop.py. More about some of them:
+are in lawful.py. Laws 10, 13 and 14 are about the loop: test_memory_laws_of_the_loop.py. More about some of them:
 
-    3   moves against the law are refused: test_pages_and_slots.py
-    7   every law of the tree: test_radix.py, test_orders.py
-    9   every operation of a step fails once: test_failures.py; what the digest sees: test_digest.py
-    all each law broken by hand is named by `invariants()`: test_canaries.py
+    3   moves against the law are refused: test_page_pool.py
+    7   every law of the tree: test_radix.py, test_order.py
+    9   every operation of a step fails once: test_memory_failures.py; what the digest sees: test_digest.py
+    all each law broken by hand is named by `invariants()`: test_checks.py
 """
 
 from __future__ import annotations
