@@ -2,10 +2,7 @@
 
 begin ─► started() ─► step: receive() per message ... settled() when nothing is left to take ─► stopped()
                          │ a handler raised
-                         ▼
-         stopped() of the failed instance ─► wait out the backoff ─► next instance: started(), the message that
-                         │                                           killed the last one, then the mailbox
-                         └► no restart left: escalate
+                         └► stopped() ─► the failure is told, watchers get `Down`, what waits becomes dead letters
 """
 
 from __future__ import annotations
@@ -21,21 +18,14 @@ from typing import Any, Protocol, Union, get_args, get_origin
 import structlog
 
 from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.runtime.dead_letters import DeadLetters, Reason
 from pawl.actors.runtime.mailbox import ACCEPTED, Edge, Entry, Mailbox, Outcome
-from pawl.actors.runtime.supervision import DeadLetters, Reason, Restart, RestartBudget
 from pawl.actors.runtime.timers import ActorTimer, TimerQueue
 
 log = structlog.get_logger("pawl.actors")
 
 # SystemExit too: a handler that calls sys.exit() would otherwise end its thread without a word.
 FAILURES = (Exception, SystemExit)
-
-
-class Door(Protocol):
-    """Where messages for one name arrive."""
-
-    def admit(self, message: Any, edge: Edge) -> bool:
-        """Take a message in. False: it will never be handled."""
 
 
 class Host(Protocol):
@@ -45,8 +35,8 @@ class Host(Protocol):
     clock: Callable[[], float]
     wall: Callable[[], float]
 
-    def door(self, name: str) -> Door | None:
-        """The door of the actor `name`; None when there is none."""
+    def find(self, name: str) -> Cell | None:
+        """The cell of the actor `name`; None when there is none."""
 
     def ended(self, cell: Cell, reason: str, error: BaseException | None) -> None:
         """The cell has handled its last message; `error` says that it ended by a failure."""
@@ -55,9 +45,7 @@ class Host(Protocol):
 class Phase(IntEnum):
     NEW = 0
     RUNNING = 1
-    BACKOFF = 2
-    """Between two instances."""
-    ENDED = 3
+    ENDED = 2
 
 
 @lru_cache(maxsize=256)
@@ -83,7 +71,7 @@ class CellContext:
         self._host = host
         self._seed = seed
         self._random: random.Random | None = None
-        self._edges: tuple[dict[str, tuple[Door, Edge]], ...] = ({}, {}, {})
+        self._edges: tuple[dict[str, tuple[Cell, Edge]], ...] = ({}, {}, {})
 
     def now(self) -> float:
         return self._host.clock()
@@ -101,12 +89,12 @@ class CellContext:
     def send(self, to: str, message: Any, lane: Lane = Lane.DATA) -> bool:
         found = self._edges[lane].get(to)
         if found is None:
-            door = self._host.door(to)
-            if door is None:
+            cell = self._host.find(to)
+            if cell is None:
                 self._host.dead_letters.add(to, self.name, message, Reason.UNKNOWN_RECEIVER)
                 return False
             # Two threads may open the same edge at once (an HTTP server beside its actor): one of them wins.
-            found = self._edges[lane].setdefault(to, (door, Edge(self.name, lane, self._cell.mailbox)))
+            found = self._edges[lane].setdefault(to, (cell, Edge(self.name, lane, self._cell.mailbox)))
         return found[0].admit(message, found[1])
 
     def after(self, delay_s: float, message: Any) -> ActorTimer:
@@ -116,9 +104,7 @@ class CellContext:
 class Cell:
     """Everything below `begin` belongs to the thread that runs the actor; the rest is safe from any thread."""
 
-    def __init__(
-        self, host: Host, actor: Actor, name: str, mailbox: Mailbox, restart: Restart | None, seed: int
-    ) -> None:
+    def __init__(self, host: Host, actor: Actor, name: str, mailbox: Mailbox, seed: int) -> None:
         self.name = name
         self.mailbox = mailbox
         self.phase = Phase.NEW
@@ -129,7 +115,6 @@ class Cell:
         self.on_timer: Callable[[], None] = lambda: None
         """Called when a timer is set; a driver that is not looping by itself re-arms its clock here."""
         self.context = CellContext(self, host, seed)
-        self.budget = None if restart is None else RestartBudget(restart)
         self._host = host
         self._types = message_types(actor.accepts)
         self._exact_types = set(self._types)
@@ -139,9 +124,6 @@ class Cell:
         self._settles = settles(actor)
         self._dirty = False
         """Something was received since `settled` was last called; never so where `settled` does nothing."""
-        self._suspect: Entry | None = None
-        """The message that killed the last instance."""
-        self._resume_at = 0.0
         self._stop_reason: str | None = None
         self._cut = False
         actor.context = self.context
@@ -195,15 +177,22 @@ class Cell:
     # ---- the actor's own thread ----
 
     def begin(self) -> None:
-        """Bring the first instance up."""
+        """Bring the actor up."""
         self.owner = threading.get_ident()
         self.phase = Phase.RUNNING
-        self._start_instance(self._actor)
+        try:
+            self._running().started()
+        except FAILURES as error:
+            self._actor = None
+            self._fail(error)
 
     def step(self) -> bool:
         """Do one thing: handle a message, or settle, or end. False: nothing to do before `deadline` or a wake."""
-        if self._cut or self.phase is not Phase.RUNNING:
-            return self._step_aside()
+        if self.phase is not Phase.RUNNING:
+            return False
+        if self._cut:
+            self._finish(self._stop_reason or "cut off")
+            return False
         if len(self._timers):
             self._queue_due_timers()
         entry = self.mailbox.take()
@@ -220,8 +209,6 @@ class Cell:
 
     def deadline(self) -> float | None:
         """Monotonic seconds at which `step` has something to do even if no message comes; None: never."""
-        if self.phase is Phase.BACKOFF:
-            return self._resume_at
         return self._timers.next_due() if self.phase is Phase.RUNNING else None
 
     def set_timer(self, due: float, message: Any) -> ActorTimer:
@@ -231,18 +218,6 @@ class Cell:
         timer = self._timers.add(due, message)
         self.on_timer()
         return timer
-
-    def _step_aside(self) -> bool:
-        """`step` when the actor is not simply running."""
-        if self.phase is Phase.ENDED:
-            return False
-        if self._cut or (self.phase is Phase.BACKOFF and self._stop_reason is not None):
-            self._finish(self._stop_reason or "cut off")
-            return False
-        if self._host.clock() < self._resume_at:
-            return False
-        self._resume()
-        return True
 
     def _queue_due_timers(self) -> None:
         now = self._host.clock()
@@ -256,16 +231,15 @@ class Cell:
             log.error("gap", to=self.name, sender=edge.sender, expected=edge.delivered + 1, got=number)
         edge.delivered = number
         if message.__class__ is ActorTimer:
-            if not message.claim(self._timers.round):
+            if not message.claim():
                 return
             message = message.message
         self._dirty = self._settles
         self._handle(message, entry)
 
     def _handle(self, message: Any, entry: Entry) -> None:
-        assert self._actor is not None
         try:
-            self._actor.receive(message)
+            self._running().receive(message)
         except FAILURES as error:
             if not self._contained(message, error):
                 self._fail(error, message, entry)
@@ -285,73 +259,31 @@ class Cell:
 
     @property
     def num_contained(self) -> int:
-        """Of the instance that runs."""
+        """Requests that the actor has had ended because handling them failed."""
         return 0 if self._actor is None else self._actor.num_contained
 
     def _settle(self) -> None:
+        try:
+            self._running().settled()
+        except FAILURES as error:
+            self._fail(error)
+
+    def _running(self) -> Actor:
         assert self._actor is not None
-        try:
-            self._actor.settled()
-        except FAILURES as error:
-            self._fail(error)
-
-    # ---- failure and restart ----
-
-    def _start_instance(self, actor: Actor | None) -> None:
-        assert actor is not None
-        try:
-            actor.started()
-        except FAILURES as error:
-            self._actor = None
-            self._fail(error)
+        return self._actor
 
     def _fail(self, error: BaseException, message: Any = None, entry: Entry | None = None) -> None:
-        """One instance is lost: say so, let it answer what it holds, then restart or escalate."""
+        """The actor is lost: say so, let it answer what it holds, and tell everybody concerned."""
         kind = None if message is None else type(message).__name__
         log.error("actor failed", actor=self.name, message=kind, error=type(error).__name__, exc_info=error)
-        if entry is not None and not isinstance(entry[0], ActorTimer):
-            if entry is self._suspect:
-                self._host.dead_letters.add(self.name, entry[1].sender, message, Reason.QUARANTINED)
-                self._suspect = None
-            else:
-                self._suspect = entry
         reason = f"failed: {error!r}"
-        self._stop_instance(reason)
-        self._timers.forget()
-        self._dirty = False
-        pause_s = None if self.budget is None else self.budget.spend(self._host.clock())
-        if pause_s is None:
-            self._end(reason, error)
-            return
-        self.phase = Phase.BACKOFF
-        self._resume_at = self._host.clock() + pause_s
-
-    def _resume(self) -> None:
-        """Put the next instance in place; the message that killed the last one is its first."""
-        assert self.budget is not None
-        try:
-            actor = self.budget.policy.factory()
-            if message_types(actor.accepts) != self._types:
-                raise TypeError(f"the factory of {self.name} made an actor that accepts other messages")
-        except FAILURES as error:
-            self._fail(error)
-            return
-        log.info("actor restarted", actor=self.name, restarts=self.budget.restarts)
-        actor.context = self.context
-        self._actor = actor
-        self._settles = settles(actor)
-        self.phase = Phase.RUNNING
-        self._start_instance(actor)
-        if self.phase is Phase.RUNNING and self._suspect is not None:
-            entry = self._suspect
-            self._dirty = self._settles
-            self._handle(entry[0], entry)
-            self._suspect = None
+        self._stop_actor(reason)
+        self._end(reason, error, entry)
 
     # ---- the end ----
 
-    def _stop_instance(self, reason: str) -> BaseException | None:
-        """Call `stopped` once for an instance that was started; gives back what it raised."""
+    def _stop_actor(self, reason: str) -> BaseException | None:
+        """Call `stopped`, once, of an actor that was started; gives back what it raised."""
         actor, self._actor = self._actor, None
         if actor is None:
             return None
@@ -363,15 +295,15 @@ class Cell:
         return None
 
     def _finish(self, reason: str) -> None:
-        self._end(reason, self._stop_instance(reason))
+        self._end(reason, self._stop_actor(reason))
 
-    def _end(self, reason: str, error: BaseException | None) -> None:
+    def _end(self, reason: str, error: BaseException | None, fatal: Entry | None = None) -> None:
+        """Nothing is handled any more; `fatal` is the message that the actor failed at."""
         self.phase = Phase.ENDED
         self._timers.forget()
         left = self.mailbox.close()
-        if self._suspect is not None:
-            left.insert(0, self._suspect)
-            self._suspect = None
+        if fatal is not None:
+            left.insert(0, fatal)
         why = Reason.RECEIVER_GONE if error is None else Reason.RECEIVER_FAILED
         for message, edge, _ in left:
             if not isinstance(message, ActorTimer):

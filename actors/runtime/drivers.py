@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from typing import Protocol
 
 import structlog
@@ -16,11 +15,6 @@ log = structlog.get_logger("pawl.actors")
 SLICE_MESSAGES = 64
 SLICE_S = 0.002
 """One turn on an event loop ends after this many messages or seconds, so that its other work goes on."""
-
-
-BACKOFF_LOOK_S = 0.01
-"""How often an actor between two instances looks up while messages wait: they cannot be taken yet, and as long as they
-are there nothing wakes it."""
 
 
 class Driver(Protocol):
@@ -55,8 +49,6 @@ class ThreadDriver:
                     return
                 if mailbox.park():
                     self._wait()
-                elif cell.phase is Phase.BACKOFF:
-                    time.sleep(BACKOFF_LOOK_S)
         finally:
             cell.abandon("its thread died")
 
@@ -125,8 +117,7 @@ class LoopDriver:
             self._arm()
         else:
             self._in_turn = True
-            pause_s = BACKOFF_LOOK_S if self._cell.phase is Phase.BACKOFF else 0.0
-            self._loop.call_later(pause_s, self._turn)
+            self._loop.call_soon(self._turn)
 
     def _timer_set(self) -> None:
         # Also coroutines on this loop may use the actor's context, between its turns.

@@ -7,17 +7,15 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import structlog
 
 from pawl.actors.runtime.actor import Actor, Down, Lane, Overflow
-from pawl.actors.runtime.ask import CALLER, Asks, Unanswered
-from pawl.actors.runtime.cell import Cell, Door, Phase
+from pawl.actors.runtime.cell import Cell, Phase
+from pawl.actors.runtime.dead_letters import DeadLetter, DeadLetters, Reason
 from pawl.actors.runtime.drivers import Driver, LoopDriver, ThreadDriver
 from pawl.actors.runtime.mailbox import Edge, Mailbox
-from pawl.actors.runtime.supervision import DeadLetter, DeadLetters, Reason, Restart
 from pawl.actors.runtime.system import ActorStatistics
 
 log = structlog.get_logger("pawl.actors")
@@ -33,9 +31,8 @@ OnFailure = Callable[[str, BaseException], None]
 class LocalSystem:
     """Actors in one process (see `pawl.actors.runtime.system.System` for what the methods promise).
 
-    `on_failure(name, error)` is called in the failed actor's thread when a failure escalates: no policy, or no restart
-    left. `on_dead_letter(letter)` is called in the thread that made the letter. Neither may block; the engine begins
-    its orderly stop there (`begin_stop`).
+    `on_failure(name, error)` is called in the failed actor's thread once the actor is gone, `on_dead_letter(letter)` in
+    the thread that made the letter. Neither may block; the engine begins its orderly stop there (`begin_stop`).
     """
 
     def __init__(
@@ -52,7 +49,6 @@ class LocalSystem:
         self.dead_letters = DeadLetters(on_dead_letter)
         self._seed = seed
         self._on_failure = on_failure
-        self._asks = Asks(self.dead_letters)
         self._cells: dict[str, Cell] = {}
         self._drivers: dict[str, Driver] = {}
         self._loops: dict[str, asyncio.AbstractEventLoop] = {}
@@ -75,13 +71,12 @@ class LocalSystem:
         capacity: int = 1024,
         overflow: Overflow = Overflow.REJECT,
         loop: asyncio.AbstractEventLoop | None = None,
-        restart: Restart | None = None,
     ) -> None:
         """Add an actor; with `loop` its handlers run on that event loop, which must be kept running by its owner."""
         with self._lock:
-            if name in self._cells or name in (CALLER, OUTSIDE):
+            if name in self._cells or name == OUTSIDE:
                 raise ValueError(f"there is an actor {name!r} already")
-            cell = self._make_cell(actor, name, capacity, overflow, restart)
+            cell = self._make_cell(actor, name, capacity, overflow)
             driver = self._make_driver(cell, loop)
             self._cells[name] = cell
             self._drivers[name] = driver
@@ -91,8 +86,8 @@ class LocalSystem:
         if started:
             driver.start()
 
-    def _make_cell(self, actor: Actor, name: str, capacity: int, overflow: Overflow, restart: Restart | None) -> Cell:
-        return Cell(self, actor, name, Mailbox(capacity, overflow), restart, self._seed)
+    def _make_cell(self, actor: Actor, name: str, capacity: int, overflow: Overflow) -> Cell:
+        return Cell(self, actor, name, Mailbox(capacity, overflow), self._seed)
 
     def _make_driver(self, cell: Cell, loop: asyncio.AbstractEventLoop | None) -> Driver:
         return ThreadDriver(cell, cell.name) if loop is None else LoopDriver(cell, loop)
@@ -121,32 +116,14 @@ class LocalSystem:
 
     def send(self, to: str, message: Any, lane: Lane = Lane.DATA) -> bool:
         """Post from any thread. A sender outside is never blocked: a full mailbox refuses it, with HOLD too."""
-        door = self.door(to)
-        if door is None:
+        cell = self.find(to)
+        if cell is None:
             self.dead_letters.add(to, OUTSIDE, message, Reason.UNKNOWN_RECEIVER)
             return False
         edge = self._edges.get((to, lane))
         if edge is None:
             edge = self._edges.setdefault((to, lane), Edge(OUTSIDE, lane, None))
-        return door.admit(message, edge)
-
-    def call(self, name: str, make_message: Callable[[int], Any], timeout_s: float, lane: Lane = Lane.CONTROL) -> Any:
-        """Send `make_message(ticket)`, whose `reply_to` must be `CALLER`, and wait for the reply with that ticket.
-
-        Raises TimeoutError after `timeout_s` seconds (a reply that comes later is a dead letter), `Unanswered` when
-        the actor cannot answer. Not for handlers and coroutines: it blocks.
-        """
-        self._refuse_in_actor("call")
-        ticket, future = self._asks.open(name)
-        try:
-            if not self.send(name, make_message(ticket), lane):
-                raise Unanswered(name, "did not take the question")
-            return self._result_of(future, timeout_s)
-        finally:
-            self._asks.close(ticket)
-
-    def _result_of(self, future: Future[Any], timeout_s: float) -> Any:
-        return future.result(timeout_s)
+        return cell.admit(message, edge)
 
     def statistics(self) -> dict[str, ActorStatistics]:
         """See `System.statistics`."""
@@ -165,21 +142,19 @@ class LocalSystem:
             delivered=sum(mailbox.taken),
             rejected=mailbox.rejected,
             dead_letters=self.dead_letters.by_receiver[cell.name],
-            restarts=0 if cell.budget is None else cell.budget.restarts,
             contained=cell.num_contained,
         )
 
     # ---- what cells ask of their system ----
 
-    def door(self, name: str) -> Door | None:
-        """Where messages for `name` arrive."""
-        return self._asks if name == CALLER else self._cells.get(name)
+    def find(self, name: str) -> Cell | None:
+        """The cell of the actor `name`; None when there is none."""
+        return self._cells.get(name)
 
     def ended(self, cell: Cell, reason: str, error: BaseException | None) -> None:
         """Called once by each cell, after its last handler."""
         with self._lock:
             watchers = self._watchers.pop(cell.name, [])
-        self._asks.fail(cell.name, f"has ended: {reason}")
         if error is None:
             log.info("actor stopped", actor=cell.name, reason=reason)
             return

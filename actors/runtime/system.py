@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pawl.actors.runtime.actor import Actor, Lane, Overflow
-from pawl.actors.runtime.supervision import DeadLetters, Restart
+from pawl.actors.runtime.dead_letters import DeadLetters
 
 
 class ActorStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +26,6 @@ class ActorStatistics(msgspec.Struct, frozen=True, kw_only=True):
     rejected: int
     """DATA messages refused because the mailbox was full."""
     dead_letters: int
-    restarts: int
     contained: int = 0
     """Requests that were ended because handling them failed."""
 
@@ -43,7 +42,6 @@ class System(Protocol):
         *,
         capacity: int = 1024,
         overflow: Overflow = Overflow.REJECT,
-        restart: Restart | None = None,
     ) -> None:
         """Add an actor. It runs at once when the system has been started, else from `start` on; its mailbox takes
         messages from now on. Raises ValueError for a name in use."""

@@ -12,12 +12,11 @@ class ActorTimer:
     """One message an actor sends itself later. Due timers wait in the mailbox like any other control message; a
     timer cancelled there is still never delivered."""
 
-    __slots__ = ("_queue", "message", "round")
+    __slots__ = ("_queue", "message")
 
-    def __init__(self, queue: TimerQueue, message: Any, round_: int) -> None:
+    def __init__(self, queue: TimerQueue, message: Any) -> None:
         self._queue: TimerQueue | None = queue
         self.message = message
-        self.round = round_
 
     def cancel(self) -> None:
         """Never deliver it. Does nothing when it was delivered or cancelled before."""
@@ -30,9 +29,9 @@ class ActorTimer:
         """Cancelled, or delivered already."""
         return self._queue is None
 
-    def claim(self, round_: int) -> bool:
-        """Whether to deliver it now, to the instance that runs in round `round_`; True once at the most."""
-        wanted = self._queue is not None and self.round == round_
+    def claim(self) -> bool:
+        """Whether to deliver it now; True once at the most."""
+        wanted = self._queue is not None
         self._queue = None
         return wanted
 
@@ -41,8 +40,6 @@ class TimerQueue:
     """Timers ordered by due time, then by the order in which they were set."""
 
     def __init__(self) -> None:
-        self.round = 0
-        """Rises when all timers are forgotten: an instance never gets the timers of the one before it."""
         self.num_cancelled = 0
         self._heap: list[tuple[float, int, ActorTimer]] = []
         self._sequence = 0
@@ -52,7 +49,7 @@ class TimerQueue:
 
     def add(self, due: float, message: Any) -> ActorTimer:
         """Set a timer for monotonic time `due`, seconds."""
-        timer = ActorTimer(self, message, self.round)
+        timer = ActorTimer(self, message)
         self._sequence += 1
         # Deadlines of requests that ended early are cancelled long before they are due; without this the heap would
         # grow with the request rate times the longest deadline.
@@ -79,7 +76,6 @@ class TimerQueue:
         return heapq.heappop(self._heap)[2]
 
     def forget(self) -> None:
-        """Drop all timers, those that wait in the mailbox included."""
-        self.round += 1
+        """Drop all timers that are not due yet."""
         self.num_cancelled = 0
         self._heap.clear()

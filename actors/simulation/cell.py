@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeAlias
 
 from pawl.actors.runtime.actor import Actor
 from pawl.actors.runtime.cell import Cell, Host, Phase
-from pawl.actors.runtime.mailbox import Entry
-from pawl.actors.runtime.supervision import Restart
+from pawl.actors.runtime.codec import Codec, Malformed
+from pawl.actors.runtime.dead_letters import Reason
+from pawl.actors.runtime.mailbox import Edge, Entry
 from pawl.actors.runtime.timers import ActorTimer
 from pawl.actors.simulation.faults import InjectedCrash
 from pawl.actors.simulation.mailbox import SimulatedMailbox
+
+MakeCodec: TypeAlias = Callable[[Any], Codec]
+"""Of what one actor accepts."""
 
 
 class Observer(Protocol):
@@ -20,7 +25,7 @@ class Observer(Protocol):
         """The actor `name` is about to handle `message`."""
 
     def failed(self, name: str, error: BaseException) -> None:
-        """An instance of the actor `name` is lost."""
+        """The actor `name` is lost."""
 
 
 class SimulatedCell(Cell):
@@ -35,13 +40,24 @@ class SimulatedCell(Cell):
         actor: Actor,
         name: str,
         mailbox: SimulatedMailbox,
-        restart: Restart | None,
         seed: int,
+        make_codec: MakeCodec | None = None,
     ) -> None:
-        super().__init__(host, actor, name, mailbox, restart, seed)
+        """With `make_codec`, what this actor is sent goes through bytes, as on a wire."""
+        super().__init__(host, actor, name, mailbox, seed)
         self.crash: str | None = None
         """"before" or "after": the message handled next is where the actor fails."""
         self._observer = observer
+        self._codec = make_codec(actor.accepts) if make_codec is not None else None
+
+    def admit(self, message: Any, edge: Edge) -> bool:
+        if self._codec is not None:
+            try:
+                message = self._codec.decode(self._codec.encode(message))
+            except Malformed:
+                self._host.dead_letters.add(self.name, edge.sender, message, Reason.UNKNOWN_MESSAGE)
+                return False
+        return super().admit(message, edge)
 
     def _handle(self, message: Any, entry: Entry) -> None:
         crash, self.crash = self.crash, None
@@ -65,8 +81,6 @@ class SimulatedCell(Cell):
             if self._dirty or self._cut or self.mailbox.has_takeable() or (self._timers and self._timer_is_due()):
                 return True
             return self._stop_reason is not None and self.mailbox.is_empty()
-        if self.phase is Phase.BACKOFF:
-            return self._cut or self._stop_reason is not None or self._host.clock() >= self._resume_at
         return self.phase is Phase.NEW
 
     def takes_message(self) -> bool:
@@ -84,7 +98,7 @@ class SimulatedCell(Cell):
         """What the next step would do."""
         name = self.name
         if self._cut or self.phase is not Phase.RUNNING:
-            return f"{name} {self._aside()}"
+            return f"{name} begins" if self.phase is Phase.NEW else f"{name} is cut off"
         found = self._next()
         if found is True or (found is not None and found[0].__class__ is ActorTimer):
             return f"{name}<timer"
@@ -93,14 +107,6 @@ class SimulatedCell(Cell):
         if self._dirty:
             return f"{name} settles"
         return f"{name} rests" if self._stop_reason is None else f"{name} stops"
-
-    def _aside(self) -> str:
-        """What the next step does when the actor is not simply running."""
-        if self.phase is Phase.NEW:
-            return "begins"
-        if self._cut:
-            return "is cut off"
-        return "resumes" if self._stop_reason is None else "stops"
 
     def dump(self) -> str:
         """One line for a person: state, what waits, next deadline."""

@@ -73,8 +73,7 @@ class SimulatedDriver:
         """After a step, and when the outbox has become empty: line up again, or wait to be woken."""
         if self._outbox is not None and self._sending():
             return
-        # While it waits out a backoff it cannot park, for messages wait; the clock or a stop gets it going again.
-        if self.cell.busy() or not (self.cell.mailbox.park() or self.cell.phase is Phase.BACKOFF):
+        if self.cell.busy() or not self.cell.mailbox.park():
             self.make_ready()
 
     def wake_if_due(self, now: float) -> None:

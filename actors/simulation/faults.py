@@ -17,7 +17,7 @@ class FaultKind(StrEnum):
     """Names of budgets, and first word of the labels of the options."""
 
     CRASH = "crash"
-    """An actor fails, before it handles a message or right after. Its supervisor does the rest."""
+    """An actor fails, before it handles a message or right after."""
     LOSE = "lose"
     """A message on a wire never arrives."""
     DOUBLE = "double"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pawl.actors.runtime.actor import Lane, Overflow
+from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.runtime.mailbox import ACCEPTED, BURST, CONTROL, DATA, SYSTEM, Edge, Entry, Mailbox, Outcome
-from pawl.actors.runtime.supervision import Reason
 from pawl.actors.simulation.network import Carrier, Envelope, Network
 
 
@@ -70,11 +70,6 @@ class SimulatedMailbox(Mailbox):
             return False
         self._network.post_down(self, message, edge)
         return True
-
-    def nudge(self) -> None:
-        """Also one that waits out a backoff is made to look; it is not parked."""
-        super().nudge()
-        self.wake()
 
     # ---- called by carriers ----
 

@@ -71,7 +71,7 @@ class ManualContext:
         while (due := self._timers.next_due()) is not None and due <= until:
             self._now = max(self._now, due)
             timer = self._timers.pop_due(due)
-            if timer is not None and timer.claim(self._timers.round):
+            if timer is not None and timer.claim():
                 self._actor.receive(timer.message)
                 self._actor.settled()
         self._now = until

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pawl.actors.runtime.actor import Lane
+from pawl.actors.runtime.dead_letters import DeadLetters, Reason
 from pawl.actors.runtime.mailbox import Edge, Entry, Mailbox
-from pawl.actors.runtime.supervision import DeadLetters, Reason
 
 if TYPE_CHECKING:
     from pawl.actors.simulation.mailbox import SimulatedMailbox

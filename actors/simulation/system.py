@@ -3,7 +3,7 @@
 The actors, their cells and their mailboxes are the real ones; only the drivers, the clock and the way of a message into
 a mailbox are replaced. What one step of the run can be:
 
-    begin, take, settle, resume, stop      one step of one actor, as its thread would do it
+    begin, take, settle, stop              one step of one actor, as its thread would do it
     arrive                                 the oldest message of an outbox or a wire reaches its mailbox
     time                                   the clock goes on to the next deadline (only when nothing else can happen)
     a fault                                if its budget allows (`pawl.actors.simulation.faults`)
@@ -23,15 +23,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from pawl.actors.runtime.actor import Actor, Overflow
-from pawl.actors.runtime.cell import Cell, Door
+from pawl.actors.runtime.cell import Cell
+from pawl.actors.runtime.dead_letters import DeadLetter
 from pawl.actors.runtime.drivers import Driver
 from pawl.actors.runtime.local import LocalSystem, OnFailure
-from pawl.actors.runtime.supervision import DeadLetter, Restart
-from pawl.actors.simulation.cell import SimulatedCell
+from pawl.actors.simulation.cell import MakeCodec, SimulatedCell
 from pawl.actors.simulation.choice import Choices, ChoiceSource, Follower, Footprint, Kind, Option, value_options
 from pawl.actors.simulation.driver import SimulatedDriver
 from pawl.actors.simulation.events import FAULTS_OF_WORK, Clock, Stopping, clock_faults
@@ -63,7 +62,7 @@ class Endless(Exception):
 
 
 class ActorFailure(NamedTuple):
-    """One instance of an actor that was lost."""
+    """One actor that was lost."""
 
     name: str
     error: BaseException
@@ -72,7 +71,7 @@ class ActorFailure(NamedTuple):
 class SimulatedSystem(LocalSystem):
     """Actors in one thread, driven by `source` (see `pawl.actors.runtime.system.System` for what the methods promise).
 
-    `stop` and `call` drive the run themselves; `run` and `step` are for everything else. Times are virtual seconds
+    `stop` drives the run itself; `run` and `step` are for everything else. Times are virtual seconds
     since the beginning of the run.
     """
 
@@ -84,22 +83,24 @@ class SimulatedSystem(LocalSystem):
         faults: Faults | None = None,
         is_wire: IsWire = no_wires,
         preempt: bool = True,
+        make_codec: MakeCodec | None = None,
         on_failure: OnFailure | None = None,
         on_dead_letter: Callable[[DeadLetter], None] | None = None,
     ) -> None:
         """`preempt=False` lets all messages of a handler arrive at once: fewer choices, but what happens between two
-        sends of one handler is not explored."""
+        sends of one handler is not explored. With `make_codec` every message goes through bytes on its way."""
         super().__init__(
             seed, clock=self._read_clock, wall=self._read_wall, on_failure=on_failure, on_dead_letter=self._letter
         )
         self.source = source
+        self._make_codec = make_codec
         self.choices = Choices()
         """What was decided so far."""
         self.random = random.Random(f"{seed}/outside")
         """For identifiers and data that a scenario needs."""
         self.faults = FaultBudget(faults or Faults())
         self.failures: list[ActorFailure] = []
-        """Instances lost, in order; with supervision the actor may live on."""
+        """Actors lost, in order."""
         self.violation: BaseException | None = None
         """What `report` was told first."""
         self.num_steps = 0
@@ -193,7 +194,7 @@ class SimulatedSystem(LocalSystem):
         return self.now_s + self.wall_offset_s
 
     def next_deadline(self) -> float | None:
-        """When the next timer, restart or time limit is due that has not come yet."""
+        """When the next timer or time limit is due that has not come yet."""
         dues = [due for driver in self.drivers if (due := driver.cell.deadline()) is not None and due > self.now_s]
         if self._stopping is not None and self._stopping.deadline > self.now_s:
             dues.append(self._stopping.deadline)
@@ -313,18 +314,16 @@ class SimulatedSystem(LocalSystem):
             self.failures.append(ActorFailure(cell.name, error))
         super().ended(cell, reason, error)
 
-    def door(self, name: str) -> Door | None:
+    def find(self, name: str) -> Cell | None:
         # Whoever asks from outside acts on the answer.
         self._everything = self._everything or name not in self._cells
-        return super().door(name)
+        return super().find(name)
 
     # ---- what differs from threads ----
 
-    def _make_cell(
-        self, actor: Actor, name: str, capacity: int, overflow: Overflow, restart: Restart | None
-    ) -> SimulatedCell:
+    def _make_cell(self, actor: Actor, name: str, capacity: int, overflow: Overflow) -> SimulatedCell:
         mailbox = SimulatedMailbox(name, capacity, overflow, self.network)
-        return SimulatedCell(self, self, actor, name, mailbox, restart, self._seed)
+        return SimulatedCell(self, self, actor, name, mailbox, self._seed, self._make_codec)
 
     def _make_driver(self, cell: Cell, loop: asyncio.AbstractEventLoop | None) -> Driver:
         assert isinstance(cell, SimulatedCell)
@@ -339,10 +338,6 @@ class SimulatedSystem(LocalSystem):
     def _refuse_in_actor(self, what: str) -> None:
         if self._in_step:
             raise RuntimeError(f"`{what}` blocks, and this is a step of the run")
-
-    def _result_of(self, future: Future[Any], timeout_s: float) -> Any:
-        self.run(future.done, timeout_s=timeout_s)
-        return future.result(0.0)
 
     def begin_stop(self, order: Sequence[str] = (), timeout_s: float = 30.0) -> None:
         """Stop step by step, each of which is an event of the run; the first call counts, later ones do nothing."""

@@ -55,7 +55,6 @@ FROM_ACTORS: Sequence[tuple[str, str, str, str]] = (
     ("rejected", "pawl_mailbox_rejected_total", "counter", "Messages that a full mailbox refused."),
     ("delivered", "pawl_mailbox_delivered_total", "counter", "Messages that an actor handled."),
     ("dead_letters", "pawl_dead_letters_total", "counter", "Messages that no actor could take."),
-    ("restarts", "pawl_actor_restarts_total", "counter", "Times an actor was restarted."),
     ("contained", "pawl_contained_failures_total", "counter", "Requests ended because an actor failed on them."),
     ("alive", "pawl_actor_alive", "gauge", "Whether an actor runs."),
 )

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from pawl.actors.runtime.actor import Actor, Down, Lane, Timer
-from pawl.actors.runtime.supervision import DeadLetter, Reason
+from pawl.actors.runtime.dead_letters import DeadLetter, Reason
 from pawl.actors.runtime.system import System
 
 

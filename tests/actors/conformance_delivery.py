@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pawl.actors.runtime.actor import Actor, Lane, Overflow
-from pawl.actors.runtime.supervision import Reason
+from pawl.actors.runtime.dead_letters import Reason
 from tests.actors.conformance_base import Conformance, Relay, Say, Stray
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pawl.actors.runtime.actor import Lane
-from pawl.actors.runtime.supervision import Reason
+from pawl.actors.runtime.dead_letters import Reason
 from tests.actors.conformance_base import CancelTimer, Conformance, Draw, Parting, Say, SetTimers
 
 

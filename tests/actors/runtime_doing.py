@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from pawl.actors.runtime.actor import Actor
-from pawl.actors.runtime.ask import CALLER
 
 GENEROUS_S = 60.0
 """Longest wait for what must happen; only a hang gets there."""
@@ -19,20 +18,10 @@ class Number(msgspec.Struct, frozen=True, tag=True):
     value: int
 
 
-class Question(msgspec.Struct, frozen=True, tag=True):
-    ticket: int
-    reply_to: str = CALLER
-
-
-class Answer(msgspec.Struct, frozen=True, tag=True):
-    ticket: int
-    text: str
-
-
 class Doing(Actor):
     """Calls a function for each message, and one whenever it settles."""
 
-    accepts = Number | Question
+    accepts = Number
 
     def __init__(self, handle: Callable[[Doing, Any], object], settle: Callable[[], object] = lambda: None) -> None:
         self.handle = handle

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pawl.actors.runtime.actor import Actor, Overflow
+from pawl.actors.runtime.dead_letters import DeadLetter
 from pawl.actors.runtime.local import LocalSystem, OnFailure
-from pawl.actors.runtime.supervision import DeadLetter, Restart
 from tests.actors.conformance import RuntimeConformance
 from tests.actors.runtime_doing import GENEROUS_S
 
@@ -44,9 +44,8 @@ class LoopSystem(LocalSystem):
         capacity: int = 1024,
         overflow: Overflow = Overflow.REJECT,
         loop: asyncio.AbstractEventLoop | None = None,
-        restart: Restart | None = None,
     ) -> None:
-        super().spawn(actor, name, capacity=capacity, overflow=overflow, loop=loop or self.loop, restart=restart)
+        super().spawn(actor, name, capacity=capacity, overflow=overflow, loop=loop or self.loop)
 
 
 class TestEventLoop(TestThreads):

@@ -9,9 +9,9 @@ from typing import TypeVarTuple
 
 import pytest
 
+from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.runtime.drivers import SLICE_MESSAGES
 from pawl.actors.runtime.local import LocalSystem
-from pawl.actors.runtime.supervision import Reason
 from tests.actors.runtime_doing import GENEROUS_S, Doing, Number, ignore
 
 Arguments = TypeVarTuple("Arguments")

@@ -1,13 +1,11 @@
-"""Timers, restart budgets, dead letters and the manual context, each by itself."""
+"""Timers, dead letters and the manual context, each by itself."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from pawl.actors.runtime.actor import Actor, Lane
-from pawl.actors.runtime.supervision import KEPT_LETTERS, DeadLetter, DeadLetters, Reason, Restart, RestartBudget
+from pawl.actors.runtime.dead_letters import KEPT_LETTERS, DeadLetter, DeadLetters, Reason
 from pawl.actors.runtime.timers import TimerQueue
 from pawl.actors.simulation.manual import ManualContext, Sent
 
@@ -38,34 +36,13 @@ def test_compaction_keeps_every_live_timer_in_order() -> None:
     assert popped == sorted(live)
 
 
-def test_a_timer_is_claimed_once_and_only_in_its_own_round() -> None:
+def test_a_timer_is_claimed_once_and_not_when_it_was_cancelled() -> None:
     timers = TimerQueue()
     first, second = timers.add(0.0, "a"), timers.add(0.0, "b")
-    assert first.claim(timers.round)
-    assert not first.claim(timers.round)
-    timers.forget()
-    assert not second.claim(timers.round)
-
-
-def test_each_restart_in_the_window_waits_twice_as_long_up_to_the_limit() -> None:
-    budget = RestartBudget(Restart(factory=Actor, max_restarts=5, within_s=60.0, backoff_s=1.0, max_backoff_s=6.0))
-    assert [budget.spend(10.0) for _ in range(6)] == [1.0, 2.0, 4.0, 6.0, 6.0, None]
-    assert budget.restarts == 5
-
-
-def test_restarts_outside_the_window_are_forgotten() -> None:
-    budget = RestartBudget(Restart(factory=Actor, max_restarts=1, within_s=10.0, backoff_s=0.5))
-    assert budget.spend(0.0) == 0.5
-    assert budget.spend(10.0) is None
-    assert budget.spend(10.1) == 0.5
-
-
-@pytest.mark.parametrize(
-    "options", [{"max_restarts": 0}, {"within_s": 0.0}, {"backoff_s": -1.0}, {"backoff_s": 2.0, "max_backoff_s": 1.0}]
-)
-def test_a_policy_that_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"max_restarts|within_s"):
-        Restart(factory=Actor, **options)
+    assert first.claim()
+    assert not first.claim()
+    second.cancel()
+    assert not second.claim()
 
 
 def test_all_dead_letters_are_counted_and_the_latest_kept() -> None:

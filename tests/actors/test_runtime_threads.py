@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pawl.actors.runtime.actor import Lane, Overflow
-from pawl.actors.runtime.ask import Unanswered
 from pawl.actors.runtime.cell import Cell, Phase
 from pawl.actors.runtime.drivers import ThreadDriver
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.runtime.mailbox import Edge, Mailbox
-from pawl.actors.runtime.supervision import Reason, Restart
-from tests.actors.runtime_doing import GENEROUS_S, Answer, Doing, Number, Question, ignore
+from tests.actors.runtime_doing import GENEROUS_S, Doing, Number, ignore
 
 
 @pytest.fixture
@@ -127,7 +125,7 @@ def test_a_message_that_arrives_as_the_wait_times_out_leaves_no_wake_behind(syst
         if num_timers == 51:
             done.set()
 
-    cell = Cell(system, Doing(handle), "unlucky", Unlucky(1000, Overflow.REJECT), None, seed=0)
+    cell = Cell(system, Doing(handle), "unlucky", Unlucky(1000, Overflow.REJECT), seed=0)
     cell.mailbox.put(Number(0), Edge("first", Lane.DATA, None))
     ThreadDriver(cell, "unlucky").start()
     try:
@@ -214,61 +212,22 @@ def test_a_held_actor_still_stops(system: LocalSystem) -> None:
     assert system.stop(["consumer", "producer"], timeout_s=GENEROUS_S) == ()
 
 
-def test_call_gives_the_reply(system: LocalSystem) -> None:
-    def answer(actor: Doing, message: Question) -> None:
-        actor.context.send(message.reply_to, Answer(message.ticket, "42"))
-
-    system.spawn(Doing(answer), "oracle")
-    system.start()
-    assert [system.call("oracle", Question, GENEROUS_S).text for _ in range(3)] == ["42"] * 3
-
-
-def test_a_reply_after_the_time_limit_is_a_dead_letter(system: LocalSystem) -> None:
-    waiting: list[Question] = []
-
-    def answer_the_one_before(actor: Doing, message: Question) -> None:
-        waiting.append(message)
-        if len(waiting) == 2:
-            for question in waiting:
-                actor.context.send(question.reply_to, Answer(question.ticket, str(question.ticket)))
-
-    system.spawn(Doing(answer_the_one_before), "slow")
-    system.start()
-    with pytest.raises(TimeoutError):
-        system.call("slow", Question, timeout_s=0.01)
-    assert system.call("slow", Question, GENEROUS_S).text == "2"
-    assert [letter.reason for letter in system.dead_letters.recent()] == [Reason.LATE_REPLY]
-
-
-def test_an_ask_ends_with_the_actor_that_was_asked(system: LocalSystem) -> None:
-    def fall(actor: Doing, message: Question) -> None:
-        raise ValueError("no idea")
-
-    system.spawn(Doing(fall), "weak")
-    system.start()
-    with pytest.raises(Unanswered, match="no idea"):
-        system.call("weak", Question, GENEROUS_S)
-    with pytest.raises(Unanswered, match="did not take"):
-        system.call("weak", Question, GENEROUS_S)
-
-
-def test_blocking_calls_are_refused_in_a_handler(system: LocalSystem) -> None:
+def test_a_stop_that_blocks_is_refused_in_a_handler(system: LocalSystem) -> None:
     refused: list[str] = []
     done = threading.Event()
 
-    def try_all(actor: Doing, message: Number) -> None:
-        for blocking in (lambda: system.call("actor", Question, 1.0), system.stop):
-            try:
-                blocking()
-            except RuntimeError as error:
-                refused.append(str(error))
+    def stop(actor: Doing, message: Number) -> None:
+        try:
+            system.stop()
+        except RuntimeError as error:
+            refused.append(str(error))
         done.set()
 
-    system.spawn(Doing(try_all), "actor")
+    system.spawn(Doing(stop), "actor")
     system.start()
     system.send("actor", Number(1))
     assert done.wait(GENEROUS_S)
-    assert len(refused) == 2
+    assert len(refused) == 1
 
 
 def test_an_actor_may_begin_the_stop_that_ends_it(system: LocalSystem) -> None:
@@ -362,22 +321,3 @@ def test_a_call_to_exit_in_a_handler_is_a_failure_like_any_other() -> None:
     system.start()
     system.stop()
     assert failures == ["SystemExit(3)"]
-
-
-def test_an_actor_between_two_instances_uses_no_processor_while_messages_wait(system: LocalSystem) -> None:
-    done = threading.Event()
-
-    def fail(actor: Doing, message: Number) -> None:
-        raise RuntimeError("the first instance fails")
-
-    def handle(actor: Doing, message: Number) -> None:
-        done.set()
-
-    restart = Restart(factory=lambda: Doing(handle), backoff_s=0.5)
-    system.spawn(Doing(fail), "weak", restart=restart)
-    for value in range(2):
-        system.send("weak", Number(value))
-    used_s = time.process_time()
-    system.start()
-    assert done.wait(GENEROUS_S)
-    assert time.process_time() - used_s < 0.25

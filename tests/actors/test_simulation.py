@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from pawl.actors.runtime.dead_letters import DeadLetter
 from pawl.actors.runtime.local import OUTSIDE, OnFailure
-from pawl.actors.runtime.supervision import DeadLetter
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import silence
 from pawl.actors.simulation.strategies.pct import PCT

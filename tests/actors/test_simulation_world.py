@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pawl.actors.runtime.actor import Actor, Overflow
-from pawl.actors.runtime.ask import Unanswered
-from pawl.actors.runtime.supervision import Reason, Restart
+from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.driver import SimulatedDriver
 from pawl.actors.simulation.exploration import ActorFailed, Case, Unfinished, drive, explore
@@ -19,7 +18,7 @@ from pawl.actors.simulation.strategies.drawn import Drawn
 from pawl.actors.simulation.strategies.simple import Fair, RandomWalk
 from pawl.actors.simulation.system import Endless, SimulatedSystem, Stuck
 from tests.actors.conformance_base import Crash, Journal, Say, Scribe, SetTimers
-from tests.actors.runtime_doing import Answer, Doing, Number, Question, ignore
+from tests.actors.runtime_doing import Doing, Number, ignore
 from tests.actors.toys import Go, Letters, Note, Pass, spawn_writers, to, writing
 
 # ---- time ----
@@ -122,11 +121,11 @@ def test_a_case_that_rests_before_it_is_done_is_unfinished() -> None:
         drive(Never(writing("a", (("a", Note("a")),), set())(Fair()).system))
 
 
-def test_a_failure_that_nobody_planned_is_reported_even_if_the_actor_is_restarted() -> None:
+def test_a_failure_that_nobody_planned_is_reported() -> None:
     def scenario(source: ChoiceSource) -> Case:
         system = SimulatedSystem(source)
         journal = Journal()
-        system.spawn(Scribe(journal), "weak", restart=Restart(factory=lambda: Scribe(journal)))
+        system.spawn(Scribe(journal), "weak")
         system.send("weak", Crash(3))
         system.start()
         return Case(system)
@@ -152,27 +151,7 @@ def test_a_violation_reported_in_a_handler_ends_the_run_there() -> None:
     assert system.num_deliveries == 3
 
 
-# ---- asking and stopping ----
-
-
-def test_call_gives_the_reply_or_the_time_limit_in_virtual_time() -> None:
-    def answer(actor: Doing, message: Question) -> None:
-        actor.context.after(2.0, message)
-        actor.handle = lambda actor, message: actor.context.send(message.reply_to, Answer(message.ticket, "late"))
-
-    system = SimulatedSystem(Fair())
-    system.spawn(Doing(answer), "slow")
-    system.spawn(Doing(lambda actor, message: actor.context.send(message.reply_to, Answer(message.ticket, "now"))), "x")
-    system.start()
-    assert system.call("x", Question, 1.0).text == "now"
-    with pytest.raises(TimeoutError):
-        system.call("slow", Question, 1.5)
-    assert system.now_s == 1.5
-    system.run()
-    assert system.now_s == 2.0
-    assert [letter.reason for letter in system.dead_letters.recent()] == [Reason.LATE_REPLY]
-    with pytest.raises(Unanswered):
-        system.call("nobody", Question, 1.0)
+# ---- stopping ----
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -204,32 +183,6 @@ def test_blocking_calls_are_refused_inside_a_step() -> None:
     system.start()
     system.run()
     assert len(refused) == 1
-
-
-def test_a_restart_waits_out_its_backoff() -> None:
-    system = SimulatedSystem(Fair())
-    journal = Journal()
-    armed = iter((True, False))
-    restart = Restart(factory=lambda: Scribe(journal, lambda _: next(armed)), backoff_s=3.0)
-    system.spawn(Scribe(journal, lambda _: next(armed)), "weak", restart=restart)
-    system.send("weak", Crash(1))
-    system.send("weak", Say(2))
-    system.start()
-    assert system.run(lambda: bool(journal.numbers("weak")))
-    assert system.now_s == 3.0
-
-
-def test_a_stop_does_not_wait_for_a_restart_while_messages_wait() -> None:
-    system = SimulatedSystem(Fair())
-    journal = Journal()
-    restart = Restart(factory=lambda: Scribe(journal), backoff_s=5.0)
-    system.spawn(Scribe(journal), "weak", restart=restart)
-    for message in (Crash(1), Say(2)):
-        system.send("weak", message)
-    system.start()
-    assert system.run(lambda: len(system.failures) == 1)
-    assert system.stop() == ()
-    assert system.now_s == 0.0
 
 
 def test_actors_that_do_not_end_in_time_are_cut_off_when_the_time_is_over() -> None:

@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pawl.actors.messages.control import GetState
+from pawl.actors.gateway import Gateway
+from pawl.actors.messages.control import GetState, Reply
 from pawl.actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
-from pawl.actors.runtime.actor import Actor, Overflow
-from pawl.actors.runtime.ask import CALLER
+from pawl.actors.names import NAMES
+from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.runtime.local import LocalSystem
-from pawl.actors.scheduler import Scheduler
 from pawl.actors.storage import Storage
+from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.tiers.files import FileStore
 from pawl.actors.tiers.store import TierStore
-from pawl.actors.worker import Worker
+from pawl.build.ghost import GhostSource
+from pawl.build.parts import Parts
+from pawl.build.wiring import engine_actors, spawn_all, stop_order
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.request import SamplingParameters
@@ -50,18 +53,21 @@ class HangingDisk(MemoryDisk):
 
 
 class Listener(Actor):
-    """Stands where the detokenizer is, and hands on each request's tokens and end."""
+    """Stands where the detokenizer is, and hands on each request's tokens and end, and what it is answered."""
 
-    accepts = Opened | StepTokens
+    accepts = Opened | StepTokens | Reply
 
     def __init__(self) -> None:
         self.answers: queue.SimpleQueue[tuple[list[int], Ended]] = queue.SimpleQueue()
+        self.replies: queue.SimpleQueue[Reply] = queue.SimpleQueue()
         self._tokens: dict[int, list[int]] = {}
 
     def receive(self, message: Any) -> None:
         match message:
             case Opened(row):
                 self._tokens[row] = []
+            case Reply():
+                self.replies.put(message)
             case StepTokens():
                 for row, token in zip(message.rows.tolist(), message.tokens.tolist(), strict=True):
                     self._tokens[row].append(token)
@@ -70,8 +76,8 @@ class Listener(Actor):
 
 
 class Threads:
-    """Scheduler, worker and storage, each in its thread, with room on the device for one prompt at a time. Their clock
-    stands still: a lease ends when the test says so."""
+    """An engine's actors in threads, with a listener for a detokenizer and room on the device for one prompt at a time.
+    Their clock stands still: a lease ends when the test says so."""
 
     def __init__(self, disk: MemoryDisk) -> None:
         self.now_s = 0.0
@@ -85,10 +91,18 @@ class Threads:
         files = FileStore(Path("/nowhere"), "ghost", PAGE_BYTES, 100 * PAGE_BYTES, disk)
         self.listener = Listener()
         self.system = LocalSystem(clock=lambda: self.now_s)
-        self.system.spawn(Scheduler(config, 600.0), "scheduler")
-        self.system.spawn(Worker(Ghost.for_shape(config)), "worker", overflow=Overflow.HOLD)
-        self.system.spawn(Storage(TierStore(HostPool(0, PAGE_BYTES), files, eager=True)), "storage")
-        self.system.spawn(self.listener, "detokenizer")
+        parts = Parts(
+            source=GhostSource(),
+            vocabulary=ghost_vocabulary(),
+            runner=Ghost.for_shape(config),
+            loop_config=config,
+            storage=Storage(TierStore(HostPool(0, PAGE_BYTES), files, eager=True)),
+        )
+        self.specs = [
+            spec._replace(actor=self.listener) if spec.name == NAMES.detokenizer else spec
+            for spec in engine_actors(parts, Gateway(), 600.0)
+        ]
+        spawn_all(self.system, self.specs)
         self.system.start()
         self._request = 0
 
@@ -102,7 +116,7 @@ class Threads:
         sampling = SamplingParameters(temperature=0.0, max_new_tokens=4)
         tokens = np.array(prompt, np.int32)
         request = Generate(request=self._request, rid="r", tokens=tokens, sampling=sampling, text_options=TextOptions())
-        assert self.system.send("scheduler", request)
+        assert self.system.send(NAMES.scheduler, request)
 
     def answer(self, prompt: list[int]) -> int:
         """Wait for what `submit` asked for."""
@@ -121,8 +135,8 @@ class Threads:
 
     def tiers(self) -> dict[str, int]:
         """What the scheduler says about the tiers now."""
-        reply = self.system.call("scheduler", lambda ticket: GetState(ticket, reply_to=CALLER), PATIENCE_S)
-        return reply.body["tiers"]
+        assert self.system.send(NAMES.scheduler, GetState(1, reply_to=NAMES.detokenizer), Lane.CONTROL)
+        return self.listener.replies.get(timeout=PATIENCE_S).body["tiers"]
 
 
 @pytest.fixture
@@ -135,7 +149,7 @@ def threads(disk: HangingDisk) -> Iterator[Threads]:
     made = Threads(disk)
     yield made
     disk.works.set()
-    assert made.system.stop(("scheduler", "worker", "storage", "detokenizer"), PATIENCE_S) == ()
+    assert made.system.stop(stop_order(made.specs), PATIENCE_S) == ()
 
 
 def prompt(first: int) -> list[int]:

@@ -297,7 +297,6 @@ def statistics() -> dict[str, ActorStatistics]:
         delivered=100,
         rejected=2,
         dead_letters=0,
-        restarts=0,
     )
     return {"tokenizer": numbers}
 

@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 
-from pawl.actors.messages.control import GetState
-from pawl.actors.runtime.ask import CALLER
 from pawl.config import ConfigError, build_config
 from pawl.engine import Completion, Engine
 from tests.gpu.gemma import gemma_path
 from tests.gpu.real import smollm2_source
+from tests.pawl.asking import state_of
 
-PATIENCE_S = 30.0
 WAYS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0, "top_logprobs": 3},
     {"temperature": 1.0, "top_logprobs": 1, "seed": 11},
@@ -66,8 +64,7 @@ def until(running: Engine, holds: Callable[[dict[str, int]], bool]) -> None:
     """Ask for the state of the tiers below the device until it holds."""
 
     def tiers() -> dict[str, int]:
-        reply = running.system.call("scheduler", lambda ticket: GetState(ticket, reply_to=CALLER), PATIENCE_S)
-        found: dict[str, int] = reply.body.get("tiers", {})
+        found: dict[str, int] = state_of(running).get("tiers", {})
         return found
 
     assert any(holds(tiers()) for _ in range(100_000))

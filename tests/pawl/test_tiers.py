@@ -8,16 +8,14 @@ from typing import Any
 
 import pytest
 
-from pawl.actors.messages.control import GetState
-from pawl.actors.runtime.ask import CALLER
 from pawl.actors.tiers.files import StorageUnusable
 from pawl.build.tiers import tier_config, wants_tiers
 from pawl.config import ConfigError, build_config
 from pawl.engine import Engine
+from tests.pawl.asking import state_of
 
 GREEDY = {"max_new_tokens": 4, "temperature": 0}
 PROMPTS = [[(shift + number) % 256 for number in range(100)] for shift in (0, 70, 140)]
-PATIENCE_S = 30.0
 
 
 def engine(folder: Path, **settings: Any) -> Engine:
@@ -46,8 +44,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def tiers_of(running: Engine) -> dict[str, int]:
-    reply = running.system.call("scheduler", lambda ticket: GetState(ticket, reply_to=CALLER), PATIENCE_S)
-    tiers: dict[str, int] = reply.body.get("tiers", {})
+    tiers: dict[str, int] = state_of(running).get("tiers", {})
     return tiers
 
 

@@ -1,0 +1,110 @@
+"""Messages as frames of bytes, for wires between processes. Nothing is unpickled.
+
+    frame 0     checksum (crc32 of all that follows, 4 bytes) and the message in msgpack, with its type tag
+    frame 1 …   the bytes of its arrays, in the order in which they occur; never copied into msgpack, nor out of it
+
+An array in the message is an extension that says dtype and shape. What comes from a wire is trusted in nothing: it is a
+message of a type that its receiver accepts, whole and undamaged, or `Malformed`.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, get_args
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Frame: TypeAlias = bytes | bytearray | memoryview
+
+_ARRAY = 1
+"""Code of the extension."""
+_CHECKSUM = struct.Struct("<I")
+_DTYPES = {
+    np.dtype(name).str: np.dtype(name)
+    for name in ("?", "i1", "<i2", "<i4", "<i8", "u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8")
+}
+"""What arrays may hold: numbers as they lie in memory, and no objects."""
+
+
+class Malformed(ValueError):
+    """Frames that are no message: damaged, cut short, or of a type that the receiver does not accept."""
+
+
+class Codec:
+    """Encodes any message, and decodes those of `accepts`, a class or a union of classes. Belongs to one thread."""
+
+    def __init__(self, accepts: Any, encoders: Mapping[type, msgspec.msgpack.Encoder] | None = None) -> None:
+        """`encoders` are for messages whose fields are decoded as something else than arrays."""
+        self._arrays: list[Frame] = []
+        """Of the message that is encoded or decoded now."""
+        self._next = 0
+        """Which of them comes next."""
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=self._write_array)
+        self._encoders = dict(encoders or {})
+        self._decoder = msgspec.msgpack.Decoder(accepts, dec_hook=_check_array, ext_hook=self._read_array)
+
+    def encode(self, message: Any) -> list[Frame]:
+        """The frames of a message; those of arrays are views, so they are right until an array changes.
+
+        Raises TypeError for a message that holds what no wire can carry."""
+        self._arrays = []
+        body = self._encoders.get(type(message), self._encoder).encode(message)
+        arrays, self._arrays = self._arrays, []
+        return [_CHECKSUM.pack(_checksum(body, arrays)) + body, *arrays]
+
+    def decode(self, frames: Sequence[Frame]) -> Any:
+        """The message. Its arrays are read-only views of the frames. Raises Malformed."""
+        if not frames or len(frames[0]) <= _CHECKSUM.size:
+            raise Malformed("no header")
+        body, arrays = memoryview(frames[0])[_CHECKSUM.size :], list(frames[1:])
+        if _checksum(body, arrays) != _CHECKSUM.unpack_from(frames[0])[0]:
+            raise Malformed("the checksum is not that of the frames")
+        self._arrays, self._next = arrays, 0
+        try:
+            message = self._decoder.decode(body)
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError) as error:
+            raise Malformed(str(error)) from error
+        finally:
+            self._arrays = []
+        if self._next != len(arrays):
+            raise Malformed(f"{len(arrays)} arrays, of which the message has {self._next}")
+        return message
+
+    def _write_array(self, value: Any) -> msgspec.msgpack.Ext:
+        if not isinstance(value, np.ndarray) or value.dtype.str not in _DTYPES:
+            raise TypeError(f"no wire carries a {getattr(value, 'dtype', type(value).__name__)}")
+        self._arrays.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        return msgspec.msgpack.Ext(_ARRAY, msgspec.msgpack.encode((value.dtype.str, value.shape)))
+
+    def _read_array(self, code: int, data: memoryview) -> NDArray[Any]:
+        if code != _ARRAY:
+            raise ValueError(f"extension {code}")
+        name, shape = msgspec.msgpack.decode(data, type=tuple[str, tuple[int, ...]])
+        if name not in _DTYPES or self._next >= len(self._arrays):
+            raise ValueError(f"an array of {name!r}, the {self._next + 1}. of {len(self._arrays)}")
+        frame = self._arrays[self._next]
+        self._next += 1
+        array = np.frombuffer(frame, _DTYPES[name]).reshape(shape)
+        array.flags.writeable = False
+        return array
+
+
+def _checksum(body: Frame, arrays: Sequence[Frame]) -> int:
+    """Of the frames and of where each ends."""
+    lengths = struct.pack(f"<{len(arrays) + 1}Q", len(body), *map(len, arrays))
+    checksum = zlib.crc32(body, zlib.crc32(lengths))
+    for array in arrays:
+        checksum = zlib.crc32(array, checksum)
+    return checksum
+
+
+def _check_array(kind: Any, value: Any) -> Any:
+    """A field of type NDArray[x] holds an array of x."""
+    wanted = get_args(get_args(kind)[1])[0] if len(get_args(kind)) == 2 else None
+    if not isinstance(value, np.ndarray) or wanted is None or value.dtype != np.dtype(wanted):
+        raise ValueError(f"{kind} was to be read, and {type(value).__name__} came")
+    return value
