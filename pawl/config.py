@@ -6,7 +6,6 @@ the environment but `PAWL_CACHE`, the folder for what can be made again.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import os
 import types
@@ -41,8 +40,8 @@ class ConfigError(ValueError):
         self.field = field
 
 
-AtLeastOne = Annotated[int, Meta(ge=1)]
-AboveZero = Annotated[float, Meta(gt=0)]
+AtLeastOne = Annotated[int, Meta(ge=1, le=1 << 31)]
+AboveZero = Annotated[float, Meta(gt=0, le=1e6)]
 Text = Annotated[str, Meta(min_length=1)]
 
 
@@ -63,8 +62,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Text, _meta("model", "a folder, a GGUF file, a name on the hub, smollm2 (comes with pip), or ghost (no model)")
     ] = "smollm2"
     served_model_name: Annotated[
-        Text | None, _meta("model", "the name replies carry and requests use; otherwise the model's own")
-    ] = None
+        tuple[Text, ...],
+        _meta("model", "name that requests use, may be repeated; replies carry the first; otherwise the model's own"),
+    ] = ()
     dtype: Annotated[Literal["auto", "bf16", "fp32"], _meta("model", "of weights, keys and values; auto is bf16")] = (
         "auto"
     )
@@ -106,7 +106,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         AboveZero, _meta("scheduling", "a request older than this is ended, unless it brings its own limit")
     ] = 600.0
     seed: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
+        Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None,
         _meta("scheduling", "of every choice the engine makes by chance; otherwise a new one at each start"),
     ] = None
 
@@ -189,6 +189,8 @@ class Setting(NamedTuple):
     """bool, int, float or str."""
     choices: tuple[str, ...] | None
     default: Any
+    several: bool = False
+    """Whether it may be given several times."""
 
     @property
     def flag(self) -> str:
@@ -212,45 +214,11 @@ def _setting(name: str, annotation: Any, default: Any) -> Setting:
         inner = next(part for part in typing.get_args(inner) if part is not type(None))
     if typing.get_origin(inner) is Annotated:
         inner = typing.get_args(inner)[0]
+    several = typing.get_origin(inner) is tuple
+    if several:
+        inner = typing.get_args(typing.get_args(inner)[0])[0]
     choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else meta.extra.get("choices")
-    return Setting(name, meta.extra["group"], meta.description, str if choices else inner, choices, default)
-
-
-def add_flags(parser: argparse.ArgumentParser, *, without: frozenset[str] = frozenset()) -> None:
-    """Give `parser` `--config` and a flag for each setting, in their groups. Flags not given leave no value behind."""
-    parser.add_argument("--config", metavar="FILE", type=Path, help="YAML file of settings; flags go over it")
-    for group, description in GROUPS.items():
-        section = parser.add_argument_group(group, description)
-        for setting in all_settings():
-            if setting.group == group and setting.name not in without:
-                _add_flag(section, setting)
-
-
-def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> None:
-    text = (
-        setting.description
-        if setting.default is None
-        else f"{setting.description} (default: {_shown(setting.default)})"
-    )
-    text = text.replace("%", "%%")
-    common: dict[str, Any] = {"dest": setting.name, "default": argparse.SUPPRESS, "help": text}
-    if setting.kind is bool:
-        section.add_argument(setting.flag, action=argparse.BooleanOptionalAction, **common)
-    elif setting.choices:
-        section.add_argument(setting.flag, choices=setting.choices, **common)
-    else:
-        metavar = {int: "N", float: "X", str: "TEXT"}[setting.kind]
-        section.add_argument(setting.flag, type=setting.kind, metavar=metavar, **common)
-
-
-def _shown(value: Any) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else f"{value}"
-
-
-def given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings among parsed `arguments` that were really given."""
-    values = vars(arguments)
-    return {setting.name: values[setting.name] for setting in all_settings() if setting.name in values}
+    return Setting(name, meta.extra["group"], meta.description, str if choices else inner, choices, default, several)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -283,6 +251,9 @@ def build_config(settings: Mapping[str, Any], file: Path | None = None) -> Serve
     does not exist.
     """
     merged = (read_file(file) if file else {}) | dict(settings)
+    for setting in all_settings():
+        if setting.several and isinstance(merged.get(setting.name), str):
+            merged[setting.name] = [merged[setting.name]]
     known = [setting.name for setting in all_settings()]
     for name in merged:
         if name not in known:
@@ -309,8 +280,3 @@ def _explained(error: msgspec.ValidationError, merged: Mapping[str, Any]) -> Con
 
 def _not_among(setting: Setting, value: Any) -> ConfigError:
     return ConfigError(f"{setting.name}: one of {', '.join(setting.choices or ())}, not {value!r}", setting.name)
-
-
-def config_from(arguments: argparse.Namespace) -> ServerConfig:
-    """The configuration of a command line parsed with `add_flags`. Raises ConfigError."""
-    return build_config(given(arguments), getattr(arguments, "config", None))

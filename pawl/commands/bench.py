@@ -14,8 +14,8 @@ from pawl.bench.measures import Sample, Summary, record, summarise, tables
 from pawl.bench.online import PATHS, Plan, run_load
 from pawl.bench.workload import Workload
 from pawl.commands.failures import CommandFailed, UsageError
-from pawl.commands.settings import SERVER_ONLY, prepared, running_engine
-from pawl.config import add_flags
+from pawl.commands.settings import SERVER_ONLY, SHOWN_FOR_LOAD, prepared, running_engine
+from pawl.flags import add_flags
 from pawl.logs import progress
 
 TABLE_WIDTH = 100
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="offline|online")
     offline = kinds.add_parser("offline", help="throughput of an engine inside this process")
     _add_workload(offline)
-    add_flags(offline, without=SERVER_ONLY)
+    add_flags(offline, without=SERVER_ONLY, shown=SHOWN_FOR_LOAD)
     online = kinds.add_parser(
         "online", help="latency and throughput of a running server, any OpenAI-compatible one too"
     )

@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pawl.commands.failures import exit_status
-from pawl.commands.settings import SERVER_ONLY, add_sampling_flags, prepared, running_engine, sampling_of
-from pawl.config import ServerConfig, add_flags
+from pawl.commands.settings import SERVER_ONLY, SHOWN_ALONE, add_sampling_flags, prepared, running_engine, sampling_of
+from pawl.config import ServerConfig
+from pawl.flags import add_flags
 
 if TYPE_CHECKING:
     from pawl.engine import Engine
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url-key", metavar="TEXT", help="API key of that server")
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
     add_sampling_flags(parser)
-    add_flags(parser, without=SERVER_ONLY)
+    add_flags(parser, without=SERVER_ONLY, shown=SHOWN_ALONE)
 
 
 def run(arguments: argparse.Namespace) -> int:

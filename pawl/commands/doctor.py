@@ -7,9 +7,9 @@ import sys
 
 import msgspec
 
-from pawl.commands.settings import prepared
-from pawl.config import add_flags
+from pawl.commands.settings import SHOWN_OF_A_MACHINE, prepared
 from pawl.doctor import Finding, Level, examine
+from pawl.flags import add_flags
 
 MARKS = {Level.OK: "ok     ", Level.WARNING: "warning", Level.PROBLEM: "PROBLEM"}
 
@@ -17,7 +17,7 @@ MARKS = {Level.OK: "ok     ", Level.WARNING: "warning", Level.PROBLEM: "PROBLEM"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The settings to look at the machine with: those a server would get."""
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    add_flags(parser)
+    add_flags(parser, shown=SHOWN_OF_A_MACHINE)
 
 
 def run(arguments: argparse.Namespace) -> int:

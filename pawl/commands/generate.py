@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pawl.commands.failures import UsageError
-from pawl.commands.settings import SERVER_ONLY, add_sampling_flags, prepared, running_engine, sampling_of
-from pawl.config import add_flags
+from pawl.commands.settings import SERVER_ONLY, SHOWN_ALONE, add_sampling_flags, prepared, running_engine, sampling_of
+from pawl.flags import add_flags
 from pawl.logs import progress
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat", action="store_true", help="put each prompt into the model's chat template")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with tokens, usage and timing")
     add_sampling_flags(parser)
-    add_flags(parser, without=SERVER_ONLY)
+    add_flags(parser, without=SERVER_ONLY, shown=SHOWN_ALONE)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 
 from pawl.commands.settings import prepared
-from pawl.config import add_flags
+from pawl.flags import add_flags
 from pawl.logs import stage
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pawl.config import ServerConfig, config_from
+from pawl.config import ServerConfig
+from pawl.flags import config_from
 from pawl.logs import configure_logs, stage
 
 if TYPE_CHECKING:
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
 
 SERVER_ONLY = frozenset({"host", "port", "api_key", "admin_api_key", "max_body_mb", "served_model_name"})
 """Settings without meaning where no port is opened."""
+MODEL = frozenset({"model", "dtype", "device", "backend", "deterministic", "context_length", "threads"})
+SHOWN_ALONE = MODEL | {"kv_tokens", "kv_memory_gb", "seed"}
+"""Settings that matter to a few prompts; `--help` leaves the others to `--help-all`."""
+SHOWN_FOR_LOAD = SHOWN_ALONE | {
+    *("max_running", "prefill_chunk", "pacing", "mixed", "policy", "page_size", "memory_share", "cache", "eviction"),
+    *("cache_core", "hybrid_pools", "host_cache_gb", "trace"),
+}
+"""Settings that show when many prompts are answered."""
+SHOWN_OF_A_MACHINE = MODEL | {"host", "port", "kv_tokens", "kv_memory_gb", "memory_share", "storage_dir", "trace_dir"}
+"""Settings that may fail on one machine and not on another."""
 
 
 def prepared(arguments: argparse.Namespace, *, quiet: bool = False) -> ServerConfig:

@@ -183,9 +183,9 @@ class EngineServer:
         parts, config = self._engine.parts, self._config
         settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in SECRETS}
         return ServerInfo(
-            model_name=config.served_model_name or parts.source.name,
+            model_name=config.served_model_name[0] if config.served_model_name else parts.source.name,
             model_path=str(parts.source.path),
-            aliases=(config.model, parts.source.name),
+            aliases=(*config.served_model_name[1:], config.model, parts.source.name),
             limits=Limits.of(parts.vocabulary, parts.loop_config.max_context),
             version=__version__,
             created=int(time.time()),

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pawl.config import GROUPS, ConfigError, ServerConfig, Setting, add_flags, all_settings, build_config, config_from
+from pawl.config import GROUPS, ConfigError, ServerConfig, Setting, all_settings, build_config
+from pawl.flags import add_flags, config_from
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import POLICIES
 from pawl.memory.prefix.order import POLICIES as EVICTION_POLICIES
@@ -37,13 +38,15 @@ def example(setting: Setting) -> Any:
         return not setting.default
     if setting.choices:
         return next(choice for choice in setting.choices if choice != setting.default)
-    return {int: 7, float: 0.5, str: "seven"}[setting.kind]
+    value = {int: 7, float: 0.5, str: "seven"}[setting.kind]
+    return (value,) if setting.several else value
 
 
 def words_for(setting: Setting, value: Any) -> list[str]:
     if setting.kind is bool:
         return [setting.flag if value else setting.flag.replace("--", "--no-", 1)]
-    return [setting.flag, str(value)]
+    values = value if setting.several else [value]
+    return [word for each in values for word in (setting.flag, str(each))]
 
 
 def test_nothing_given_gives_the_defaults() -> None:
@@ -109,6 +112,10 @@ def test_an_unknown_setting_is_refused_and_the_nearest_named(wrong: str, nearest
         ("model", "", "length"),
         ("kv_tokens", -1, ">= 1"),
         ("log_level", None, "one of debug"),
+        ("kv_tokens", 10**15, "<= "),
+        ("max_body_mb", float("inf"), "<= "),
+        ("request_timeout_s", float("nan"), "> 0"),
+        ("seed", 1 << 70, ""),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_with_what_is_allowed(field: str, value: Any, said: str) -> None:
