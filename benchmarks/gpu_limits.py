@@ -5,13 +5,13 @@ Reading weights, keys and values once bounds a step that decodes; multiplying bo
 
 from __future__ import annotations
 
-from pawl.gpu.models.config import ModelConfig, Rope, weight_shapes
+from pawl.gpu.models.config import ModelConfig, weight_shapes
+from pawl.gpu.models.small import llama_config
 
 BF16 = 2
 """Bytes."""
 
-LLAMA_8B = ModelConfig(
-    architecture="llama",
+LLAMA_8B = llama_config(
     vocab_size=128_256,
     hidden_size=4096,
     num_layers=32,
@@ -21,9 +21,7 @@ LLAMA_8B = ModelConfig(
     intermediate_size=14_336,
     max_position=131_072,
     norm_epsilon=1e-5,
-    rope=Rope(500_000.0),
-    windows=(None,) * 32,
-    query_scale=128**-0.5,
+    rope_base=500_000.0,
 )
 """The shape of Llama 3.1 8B."""
 

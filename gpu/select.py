@@ -15,7 +15,7 @@ from torch import Tensor
 from pawl.gpu.backend import Backend, BackendUnavailable
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
-from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.models.registry import torch_decoder
 from pawl.gpu.sampling.last_tokens import LastTokens
 from pawl.gpu.sampling.sampler import Sampler
 
@@ -77,7 +77,7 @@ def select_backend(
     """Make the backend for `kv`'s device and dtype. It takes `weights` over.
 
     auto: the compiled kernels on a CPU where they can be built, Triton's on a CUDA device, plain torch where neither
-    can be (the reason is logged).
+    can be, or where the model has what they do not know (the reason is logged).
     deterministic: only a backend whose rows do not depend on their batch, and none in its place.
     Raises BackendUnavailable when one was asked for and cannot be, or nothing keeps that promise.
     """
@@ -88,7 +88,7 @@ def select_backend(
         reason = "its sums run in an order that depends on the batch, so it cannot be deterministic; native can"
         raise BackendUnavailable("torch", reason)
     if requested == "torch":
-        return TorchDecoder(config, weights, kv, threads=threads)
+        return torch_decoder(config)(config, weights, kv, threads=threads)
     wanted = requested
     if wanted == "auto":
         wanted = "native" if kv.data.device.type == "cpu" else "triton"
@@ -102,7 +102,7 @@ def select_backend(
         if requested != "auto" or deterministic:
             raise
         log.info("plain torch instead of compiled kernels", reason=error.reason)
-        return TorchDecoder(config, weights, kv, threads=threads)
+        return torch_decoder(config)(config, weights, kv, threads=threads)
 
 
 def _check_native(kv: KvStore) -> None:

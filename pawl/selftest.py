@@ -11,25 +11,11 @@ from torch import Tensor
 
 from pawl.gpu.backend import Backend, ForwardInputs
 from pawl.gpu.kv import KvStore
-from pawl.gpu.models.config import ModelConfig, Rope, weight_shapes
 from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.models.small import llama_config, random_weights
 from pawl.gpu.select import native_backend
 
-TINY = ModelConfig(
-    architecture="llama",
-    vocab_size=97,
-    hidden_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    intermediate_size=96,
-    max_position=256,
-    norm_epsilon=1e-5,
-    rope=Rope(10_000.0),
-    windows=(None, None),
-    query_scale=0.25,
-)
+TINY = llama_config(vocab_size=97, hidden_size=64, intermediate_size=96, norm_epsilon=1e-5)
 """Sizes that are no multiple of a kernel's tiles, so that edges are computed too."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALLOWED = {"fp32": 1e-4, "bf16": 6e-2}
@@ -58,17 +44,7 @@ def native_error(dtype_name: str) -> Error:
 def _logits(make: Callable[..., Backend], dtype: torch.dtype) -> Tensor:
     """Logits of the last token of each request after a prefill, float32 [3, vocab]."""
     store = KvStore(TINY, num_pages=8, page_size=PAGE_SIZE, dtype=dtype, device="cpu")
-    return make(TINY, _weights(dtype), store, threads=1).forward(_inputs())
-
-
-def _weights(dtype: torch.dtype) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for name, shape in weight_shapes(TINY).items():
-        values = torch.randn(shape, generator=generator)
-        is_norm = len(shape) == 1
-        weights[name] = 1.0 + 0.1 * values if is_norm else (values / shape[-1] ** 0.5).to(dtype)
-    return weights
+    return make(TINY, random_weights(TINY, dtype), store, threads=1).forward(_inputs())
 
 
 def _inputs() -> ForwardInputs:

@@ -30,6 +30,7 @@ from pawl.gpu.kernels.sampling import likeliest
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.packing import LayerWeights, pack
+from pawl.gpu.models.switches import check_switches
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """[n, outputs] from rows [n, inputs], a matrix [outputs, inputs], and a bias [outputs] or none."""
@@ -49,6 +50,11 @@ class Residual:
 class TritonDecoder:
     """`GreedyBackend` in Triton kernels. What `forward` gives may be overwritten by the next call."""
 
+    switches = frozenset(
+        ("local_rope", "activation", "qkv_bias", "qk_norm", "sandwich_norms", "tied_embeddings", "embedding_scale")
+    ) | {"experts"}
+    """What a model may have (see `pawl.gpu.models.switches`)."""
+
     def __init__(
         self,
         config: ModelConfig,
@@ -61,8 +67,9 @@ class TritonDecoder:
         """Takes `weights` over (see `pawl.gpu.backend`); `threads` are for what torch does on the host.
 
         `deterministic`: every product adds in an order that does not depend on how many rows there are, so that a row's
-        bits depend on its own request alone.
+        bits depend on its own request alone. Raises BackendUnavailable for a model with a switch it does not know.
         """
+        check_switches("triton", config, self.switches)
         torch.set_num_threads(threads)
         # Pages of one are of no use to the other: their bits differ.
         self.name = "triton-deterministic" if deterministic else "triton"

@@ -17,13 +17,18 @@ softmax of all scores, and where `Experts.normalised` says so divided by the sum
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 Activation: TypeAlias = Literal["silu", "gelu_tanh"]
+
+
+MOST_LAYERS = 4096
+MOST_EXPERTS = 1 << 17
+"""Of all layers together. The largest models have a tenth of both; lists of names and layers grow with them."""
 
 
 class UnsupportedModel(Exception):
@@ -65,12 +70,23 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     """For each layer: whether it has experts, and not one MLP of `intermediate_size`."""
 
 
+class Operation(msgspec.Struct, frozen=True):
+    """What the models of one architecture compute and no other: its numbers. The file of the architecture derives from
+    this class, and from the plain torch decoder to compute it; no other backend knows it until its switches say so."""
+
+    what: ClassVar[str]
+    """In words, for the message of a backend that does not know it."""
+
+    def layer_shapes(self, config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+        """Weights of layer `layer` that only this operation has, names without the layer's, with their shapes."""
+        return {}
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Shapes and switches of one decoder. Made by `config_from_huggingface` and `config_from_gguf`."""
 
     architecture: str
-    """llama, mistral, mixtral, qwen2, qwen3, qwen3_moe or gemma3: a name for people; nothing branches on it after
-    loading."""
+    """Its row in `pawl.gpu.models.registry`: a name for people; nothing branches on it after loading."""
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -99,8 +115,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Attention scores are query . key * query_scale."""
     experts: Experts | None = None
     """None: every layer has one MLP."""
+    operation: Operation | None = None
+    """What only this architecture has; None: the switches say everything."""
 
     def __post_init__(self) -> None:
+        self._check(1 <= self.num_layers <= MOST_LAYERS, f"{self.num_layers} layers, of at most {MOST_LAYERS}")
         self._check(len(self.windows) == self.num_layers, f"{len(self.windows)} windows for {self.num_layers} layers")
         self._check(self.num_heads % self.num_kv_heads == 0, f"{self.num_heads} heads over {self.num_kv_heads}")
         self._check(self.head_dim % 2 == 0, f"odd head_dim {self.head_dim}")
@@ -115,6 +134,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     def _check_experts(self, experts: Experts) -> None:
         self._check(1 <= experts.chosen <= experts.count, f"{experts.chosen} of {experts.count} experts for a token")
         self._check(experts.size >= 1, f"experts of inner width {experts.size}")
+        self._check(experts.count * self.num_layers <= MOST_EXPERTS, f"{experts.count} experts a layer")
         layers = len(experts.layers)
         self._check(layers == self.num_layers, f"{layers} layers with or without experts for {self.num_layers} layers")
         self._check(not self.sandwich_norms, "experts beside norms after the MLP are not supported")
@@ -175,6 +195,8 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes = {"model.embed_tokens.weight": (config.vocab_size, hidden), "model.norm.weight": (hidden,)}
     for index in range(config.num_layers):
         parts = layer | _mlp_shapes(config, index)
+        if config.operation is not None:
+            parts |= config.operation.layer_shapes(config, index)
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in parts.items()}
     if not config.tied_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, hidden)

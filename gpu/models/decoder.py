@@ -1,9 +1,13 @@
-"""The decoder in plain torch: one class for every supported architecture, on any device.
+"""The decoder in plain torch, on any device: one class for every architecture that the switches describe.
 
-It works on a flat batch [t, hidden] of tokens of many requests; only attention knows which rows belong together.
+It works on a flat batch [t, hidden] of tokens of many requests; only attention knows which rows belong together. An
+architecture with an operation of its own derives from it and overrides the step that differs: `add`, `feed_forward`,
+`score` (see `pawl.gpu.models.architectures`).
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,9 +19,10 @@ from pawl.gpu.attention.paged import PagedAttention, PagedPlan
 from pawl.gpu.backend import ForwardInputs
 from pawl.gpu.devices import upload
 from pawl.gpu.kv import KvStore
-from pawl.gpu.models.config import ModelConfig, Rope
+from pawl.gpu.models.config import ModelConfig, Operation, Rope
 from pawl.gpu.models.experts import mix, route
 from pawl.gpu.models.packing import LayerWeights, pack
+from pawl.gpu.models.switches import SWITCHES, check_switches
 
 
 class RopeTable:
@@ -44,9 +49,13 @@ class TorchDecoder:
     """`Backend` in plain torch. The result of a row may differ in its last bits with what it is batched with."""
 
     name = "torch"
+    operation: ClassVar[type[Operation] | None] = None
+    """What this class computes beyond the switches."""
 
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor], kv: KvStore, *, threads: int) -> None:
-        """Takes `weights` over (see `pawl.gpu.backend`). `threads` sets torch's thread count for this process."""
+        """Takes `weights` over (see `pawl.gpu.backend`). `threads` sets torch's thread count for this process. Raises
+        BackendUnavailable where the model has an operation that this class does not compute."""
+        check_switches(self.name, config, SWITCHES.keys(), self.operation)
         torch.set_num_threads(threads)
         self.config = config
         self.device = kv.data.device
@@ -70,7 +79,29 @@ class TorchDecoder:
                 # Past the last attention only the wanted rows matter.
                 attended, hidden = self._wanted(inputs, attended), self._wanted(inputs, hidden)
             hidden = self._after_attention(index, layer, hidden, attended)
-        return F.linear(self._norm(hidden, self.weights.final_norm), self.weights.head).float()
+        return self.score(self._norm(hidden, self.weights.final_norm))
+
+    def add(self, hidden: Tensor, delta: Tensor) -> Tensor:
+        """The residual [n, hidden] with what attention or the MLP gave."""
+        return hidden + delta
+
+    def feed_forward(self, index: int, layer: LayerWeights, normed: Tensor) -> Tensor:
+        """The MLP of layer `index`, or its experts: [n, hidden] -> [n, hidden]."""
+        experts = self.config.experts_of(index)
+        if experts is None or layer.router is None:
+            return self.mlp(normed, layer.gate_up, layer.down)
+        routes = route(F.linear(normed, layer.router), experts)
+        return mix(routes, normed, lambda rows, expert: self.mlp(rows, layer.gate_up[expert], layer.down[expert]))
+
+    def mlp(self, rows: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """One gated MLP: [n, hidden] -> [n, hidden], with gate_up [2 * inner, hidden] and down [hidden, inner]."""
+        gate, up = F.linear(rows, gate_up).chunk(2, -1)
+        gate = F.silu(gate) if self.config.activation == "silu" else F.gelu(gate, approximate="tanh")
+        return F.linear(gate * up, down)
+
+    def score(self, normed: Tensor) -> Tensor:
+        """Logits float32 [n, vocab] of normed rows [n, hidden]."""
+        return F.linear(normed, self.weights.head).float()
 
     def _wanted(self, inputs: ForwardInputs, rows: Tensor) -> Tensor:
         if len(inputs.logit_rows) == len(rows):
@@ -103,19 +134,8 @@ class TorchDecoder:
         projected = F.linear(attended, layer.output)
         if layer.attention_norm is not None:
             projected = self._norm(projected, layer.attention_norm)
-        hidden = hidden + projected
-        normed, experts = self._norm(hidden, layer.mlp_norm), self.config.experts_of(index)
-        if experts is None or layer.router is None:
-            inner = self._mlp(normed, layer.gate_up, layer.down)
-        else:
-            routes = route(F.linear(normed, layer.router), experts)
-            inner = mix(routes, normed, lambda rows, expert: self._mlp(rows, layer.gate_up[expert], layer.down[expert]))
+        hidden = self.add(hidden, projected)
+        inner = self.feed_forward(index, layer, self._norm(hidden, layer.mlp_norm))
         if layer.after_mlp_norm is not None:
             inner = self._norm(inner, layer.after_mlp_norm)
-        return hidden + inner
-
-    def _mlp(self, rows: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        """[n, hidden] -> [n, hidden]"""
-        gate, up = F.linear(rows, gate_up).chunk(2, -1)
-        gate = F.silu(gate) if self.config.activation == "silu" else F.gelu(gate, approximate="tanh")
-        return F.linear(gate * up, down)
+        return self.add(hidden, inner)

@@ -7,7 +7,8 @@ experts      one tensor for the same matrix of every expert
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class LayerWeights:
     after_mlp_norm: Tensor | None
     router: Tensor | None = None
     """[experts, hidden]; None: one MLP."""
+    own: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the architecture's operation has, by the names of `Operation.layer_shapes`."""
 
 
 def _layer(config: ModelConfig, weights: dict[str, Tensor], layer: int, device: torch.device) -> LayerWeights:
@@ -53,6 +56,7 @@ def _layer(config: ModelConfig, weights: dict[str, Tensor], layer: int, device: 
     many = chosen is not None
     projections = [f"self_attn.{part}_proj" for part in "qkv"]
     sandwich = config.sandwich_norms
+    own = {} if config.operation is None else config.operation.layer_shapes(config, layer)
     return LayerWeights(
         input_norm=take("input_layernorm.weight"),
         qkv=take(*(f"{name}.weight" for name in projections)),
@@ -66,6 +70,7 @@ def _layer(config: ModelConfig, weights: dict[str, Tensor], layer: int, device: 
         down=experts("down_proj") if many else take("mlp.down_proj.weight"),
         after_mlp_norm=norm(sandwich, "post_feedforward_layernorm"),
         router=take("mlp.gate.weight") if many else None,
+        own={name: take(name) for name in own},
     )
 
 

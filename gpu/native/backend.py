@@ -19,6 +19,7 @@ from torch import Tensor
 from pawl.gpu.backend import ForwardInputs, RefusedInputs
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig, Rope, weight_shapes
+from pawl.gpu.models.switches import check_switches
 from pawl.gpu.native.bindings import Inputs, Library, Shape, load_library
 from pawl.gpu.native.build import NativeUnavailable
 from pawl.gpu.weights.checks import is_norm
@@ -36,14 +37,20 @@ class NativeBackend:
     """`GreedyBackend` in C++ (see `gpu/native/decoder.h`). Not for two threads at once."""
 
     name = "native"
+    switches = frozenset(
+        ("local_rope", "activation", "qkv_bias", "qk_norm", "sandwich_norms", "tied_embeddings", "embedding_scale")
+    ) | {"experts"}
+    """What a model may have (see `pawl.gpu.models.switches`)."""
 
     def __init__(
         self, config: ModelConfig, weights: dict[str, Tensor], kv: KvStore, *, threads: int | None = None
     ) -> None:
         """Takes `weights` over (see `pawl.gpu.backend`); `threads` defaults to the processors there are.
 
-        Raises NativeUnavailable, with `weights` untouched, when the kernels cannot be had or do not fit the store.
+        Raises BackendUnavailable, with `weights` untouched, when the kernels cannot be had, or do not fit the store
+        or the model.
         """
+        check_switches(self.name, config, self.switches)
         self._library = _library_for(config, kv)
         self.config = config
         self.kv = kv

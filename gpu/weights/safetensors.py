@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.models.huggingface import config_from_huggingface
+from pawl.gpu.models.registry import of_config
 from pawl.gpu.weights.checks import check_names, is_norm
 from pawl.gpu.weights.experts import separated
 
@@ -81,19 +82,20 @@ def load_folder_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -
 
     Raises FolderError, or WeightMismatch when names or shapes are not what `config` needs.
     """
-    weights = {}
+    row, weights = of_config(config), {}
     for path in weight_files(folder):
         for stored_name, stored in read_tensors(path):
-            for name, tensor in separated(stored_name, stored):
+            parts = (part for one in separated(stored_name, stored) for part in row.split(*one, config))
+            for name, tensor in parts:
                 # A tied head is sometimes stored again, and old Llama files store the rope's frequencies.
                 if (name == "lm_head.weight" and config.tied_embeddings) or name.endswith("rotary_emb.inv_freq"):
                     continue
-                weights[name] = _converted(name, tensor, config, dtype)
+                weights[name] = _converted(name, tensor, row.norm_offset, dtype)
     check_names(folder, weight_shapes(config), {name: tuple(tensor.shape) for name, tensor in weights.items()})
     return weights
 
 
-def _converted(name: str, tensor: Tensor, config: ModelConfig, dtype: torch.dtype) -> Tensor:
+def _converted(name: str, tensor: Tensor, norm_offset: float, dtype: torch.dtype) -> Tensor:
     if not is_norm(name):
         return tensor.to(dtype)
-    return tensor.to(torch.float32) + (1.0 if config.architecture == "gemma3" else 0.0)
+    return tensor.to(torch.float32) + norm_offset

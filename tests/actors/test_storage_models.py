@@ -9,27 +9,12 @@ import pytest
 import torch
 
 from pawl.actors.tiers.files import HEADER, FileStore
-from pawl.gpu.models.config import ModelConfig, Rope
+from pawl.gpu.models.small import llama_config, random_weights
 from pawl.gpu.runner import Runner
 from pawl.loops.select import LoopConfig
 from tests.actors.tier_net import PAGE_SIZE, Net
-from tests.gpu.native_models import random_weights
 
-MODEL = ModelConfig(
-    architecture="llama",
-    vocab_size=101,
-    hidden_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    intermediate_size=80,
-    max_position=256,
-    norm_epsilon=1e-6,
-    rope=Rope(10_000.0),
-    windows=(None, None),
-    query_scale=16**-0.5,
-)
+MODEL = llama_config()
 PROMPT = [number * 7 % 101 for number in range(42)]
 OTHERS = [[(number * 11 + shift) % 101 for number in range(60)] for shift in range(3)]
 

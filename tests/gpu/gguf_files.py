@@ -76,6 +76,11 @@ def write_model(name: str, architecture: str, path: Path, **extra: float | str) 
         writer.add_expert_used_count(config.num_experts_per_tok)
     if hasattr(config, "moe_intermediate_size"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if architecture == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     if architecture == "gemma3":
         writer.add_sliding_window(config.sliding_window)
         writer.add_rope_freq_base(1e6)
@@ -95,7 +100,7 @@ def write_model(name: str, architecture: str, path: Path, **extra: float | str) 
         elif stem.startswith("model.layers."):
             _, _, index, part = stem.split(".", 3)
             target = f"blk.{index}.{layer_names[part]}"
-            if architecture == "llama" and part in ("self_attn.q_proj", "self_attn.k_proj"):
+            if architecture in ("llama", "granite") and part in ("self_attn.q_proj", "self_attn.k_proj"):
                 heads = config.num_attention_heads if part.endswith("q_proj") else config.num_key_value_heads
                 values = _interleaved(values, heads)
         else:

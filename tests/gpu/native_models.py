@@ -12,27 +12,13 @@ from torch import Tensor
 
 from pawl.gpu.backend import Backend
 from pawl.gpu.kv import KvStore
-from pawl.gpu.models.config import Experts, ModelConfig, Rope, weight_shapes
+from pawl.gpu.models.config import Experts, ModelConfig, Rope
+from pawl.gpu.models.small import llama_config, random_weights
 from pawl.gpu.native.backend import NativeBackend
-from pawl.gpu.weights.checks import is_norm
 from pawl.lifecycle.step import Int32s
 from tests.gpu.driving import Piece, forward_inputs
 
-ODD = ModelConfig(
-    architecture="llama",
-    vocab_size=101,
-    hidden_size=51,
-    num_layers=2,
-    num_heads=6,
-    num_kv_heads=2,
-    head_dim=10,
-    intermediate_size=77,
-    max_position=4096,
-    norm_epsilon=1e-6,
-    rope=Rope(10_000.0),
-    windows=(None, None),
-    query_scale=10**-0.5,
-)
+ODD = llama_config(hidden_size=51, num_heads=6, num_kv_heads=2, head_dim=10, intermediate_size=77, max_position=4096)
 """No width is a multiple of a tile; an odd depth leaves half a bfloat16 pair."""
 
 SWITCHED = msgspec.structs.replace(
@@ -65,19 +51,6 @@ EXPERTS = msgspec.structs.replace(
     experts=Experts(count=37, chosen=3, size=45, normalised=False, layers=(True, False, True)),
 )
 """More experts than a panel has columns; layers with and without."""
-
-
-def random_weights(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
-    """Weights of unit gain; norms float32 around 1."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for name, shape in weight_shapes(config).items():
-        noise = torch.randn(shape, generator=generator)
-        if is_norm(name):
-            weights[name] = 1 + 0.2 * noise
-        else:
-            weights[name] = (noise * (shape[1] ** -0.5 if len(shape) == 2 else 0.3)).to(dtype)
-    return weights
 
 
 @dataclass(frozen=True)

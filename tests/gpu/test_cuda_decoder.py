@@ -22,9 +22,10 @@ from pawl.gpu.cuda.shapes import GraphShape
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import Experts, ModelConfig
 from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.models.small import random_weights
 from tests.gpu.driving import Piece, WindowPages, forward_inputs, int32
 from tests.gpu.kernel_tools import DEVICE
-from tests.gpu.native_models import HYBRID, ODD, Made, make, random_weights
+from tests.gpu.native_models import HYBRID, ODD, Made, make
 
 LENGTHS = (13, 1, 5)
 SEQUENCES = [np.random.default_rng(seed).integers(0, 101, length).tolist() for seed, length in enumerate(LENGTHS)]

@@ -15,10 +15,11 @@ from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.cuda.memory import ModelDoesNotFit, WeightsDoNotFit
 from pawl.gpu.cuda.sizing import largest_step, measure
 from pawl.gpu.kv import MemoryPlan, plan_tokens
+from pawl.gpu.models.small import random_weights
 from pawl.gpu.runner import Runner
 from pawl.loops.select import LoopConfig
 from tests.gpu.kernel_tools import DEVICE
-from tests.gpu.native_models import HYBRID, ODD, random_weights
+from tests.gpu.native_models import HYBRID, ODD
 from tests.gpu.test_cuda_decoder import AgainRecorder
 from tests.gpu.test_runner import GREEDY, Steps
 

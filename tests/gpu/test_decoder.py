@@ -10,6 +10,7 @@ import torch
 
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.decoder import TorchDecoder
+from pawl.gpu.models.registry import torch_decoder
 from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.driving import DEVICES, Piece, forward_inputs, int32, logits_in_pieces, scrambled_table
 from tests.gpu.tiny import TINY_MODELS, VOCABULARY, reference_logits, save_tiny
@@ -23,7 +24,7 @@ def made(name: str, folder: Path, page_size: int, device: str = "cpu") -> tuple[
     pages = len(LENGTHS) * -(-max(LENGTHS) // page_size)
     kv = KvStore(source.config, num_pages=pages, page_size=page_size, dtype=torch.float32, device=device)
     weights = load_weights(source, torch.float32)
-    decoder = TorchDecoder(source.config, weights, kv, threads=1)
+    decoder = torch_decoder(source.config)(source.config, weights, kv, threads=1)
     assert not weights, "the decoder takes its weights over"
     return decoder, kv
 

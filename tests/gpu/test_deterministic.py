@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from pawl.gpu import select
 from pawl.gpu.backend import BackendUnavailable, ForwardInputs
 from pawl.gpu.kv import KvStore
+from pawl.gpu.models.small import random_weights
 from pawl.gpu.weights.source import load_weights
 from pawl.loops.requests import Counters
-from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, random_weights
+from tests.gpu.native_models import EXPERTS, ODD, SWITCHED
 from tests.gpu.real import smollm2_source
 from tests.gpu.serving import Answered, Asked, Serving, Worker
 from tests.loops.driver import CELLS

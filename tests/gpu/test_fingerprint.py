@@ -9,23 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pawl.gpu.models.config import ModelConfig, Rope, weight_shapes
+from pawl.gpu.models.config import Rope, weight_shapes
+from pawl.gpu.models.small import llama_config
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 
-CONFIG = ModelConfig(
-    architecture="llama",
-    vocab_size=17,
-    hidden_size=8,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    intermediate_size=12,
-    max_position=64,
-    norm_epsilon=1e-5,
-    rope=Rope(10000.0),
-    windows=(None, None),
-    query_scale=0.5,
+CONFIG = llama_config(
+    vocab_size=17, hidden_size=8, num_heads=2, num_kv_heads=1, head_dim=4, intermediate_size=12, max_position=64
 )
 
 

@@ -22,8 +22,9 @@ from benchmarks.gpu_limits import (
     share_of_limit,
 )
 from benchmarks.harness import Result
+from pawl.gpu.models.small import random_weights
 from pawl.gpu.runner import Runner
-from tests.gpu.native_models import ODD, random_weights
+from tests.gpu.native_models import ODD
 
 
 def test_the_model_has_eight_billion_parameters() -> None:

@@ -12,12 +12,13 @@ import torch
 from pawl.gpu.backend import RefusedInputs
 from pawl.gpu.batches import InvalidBatch
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.models.small import random_weights
 from pawl.gpu.runner import Runner
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import SlotAssignment, StepBatch, StepResult
 from pawl.memory.partners import NO_PAGE
 from tests.gpu.driving import int32
-from tests.gpu.native_models import HYBRID, ODD, random_weights
+from tests.gpu.native_models import HYBRID, ODD
 from tests.loops.driver import CELLS, Driver
 
 PAGE = 4

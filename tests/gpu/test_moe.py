@@ -16,12 +16,13 @@ from pawl.gpu.models.config import Experts, ModelConfig, UnsupportedModel, weigh
 from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.models.experts import route
 from pawl.gpu.models.huggingface import config_from_huggingface
+from pawl.gpu.models.small import random_weights
 from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.weights.checks import WeightMismatch
 from pawl.gpu.weights.safetensors import load_folder_weights
 from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
-from tests.gpu.native_models import EXPERTS, ODD, alone, make, random_weights
+from tests.gpu.native_models import EXPERTS, ODD, alone, make
 from tests.gpu.real import smollm2_source
 from tests.gpu.tiny import VOCABULARY, reference_logits, save_tiny, tiny_model
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from pawl.gpu.models.small import random_weights
 from pawl.gpu.sampling.sampler import finite_rows
 from pawl.lifecycle.records import DECODER, ENCODER, Started
 from pawl.lifecycle.states import Cause
 from pawl.loops.loop import NOT_NUMBERS
 from pawl.loops.replay import replay
-from tests.gpu.native_models import ODD, random_weights
+from tests.gpu.native_models import ODD
 from tests.gpu.serving import Answered, Asked, Serving, Worker
 
 POISON = 13

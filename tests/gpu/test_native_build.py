@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from pawl.gpu.models.small import random_weights
 from pawl.gpu.native import backend, bindings, build
 from pawl.gpu.native.build import NativeUnavailable
 from tests.gpu.driving import logits_in_pieces
-from tests.gpu.native_models import ODD, SWITCHED, alone, make, random_weights
+from tests.gpu.native_models import ODD, SWITCHED, alone, make
 
 
 def fake_compiler(folder: Path, script: str) -> Path:

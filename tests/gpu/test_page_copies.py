@@ -12,10 +12,11 @@ import torch
 
 from pawl.gpu.kv import KvStore, PagesNotPortable
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.models.small import random_weights
 from pawl.gpu.runner import Runner
 from pawl.lifecycle.step import Int32s
 from tests.gpu.driving import DEVICES, int32
-from tests.gpu.native_models import HYBRID, ODD, random_weights
+from tests.gpu.native_models import HYBRID, ODD
 from tests.gpu.test_runner import GREEDY, PAGE, PAGES_PER_SLOT, PROMPTS, Steps, execute, greedy_reference
 from tests.gpu.test_runner import made as made_tiny
 from tests.gpu.tiny import save_tiny

@@ -66,6 +66,22 @@ def _configs() -> dict[str, Any]:
             sliding_window=6,
             query_pre_attn_scalar=24,
         ),
+        "phi3": transformers.Phi3Config(**_COMMON, pad_token_id=0),
+        "granite": transformers.GraniteConfig(
+            **_COMMON,
+            embedding_multiplier=6.0,
+            attention_multiplier=0.25,
+            residual_multiplier=0.5,
+            logits_scaling=4.0,
+        ),
+        "qwen2-moe": transformers.Qwen2MoeConfig(
+            **{**_COMMON, "num_hidden_layers": 4},
+            moe_intermediate_size=24,
+            shared_expert_intermediate_size=40,
+            num_experts=8,
+            num_experts_per_tok=3,
+            mlp_only_layers=[1],
+        ),
     }
 
 
@@ -85,7 +101,12 @@ TINY_MODELS = (
     "qwen3-moe",
     "qwen3-moe-mixed",
     "gemma3",
+    "phi3",
+    "granite",
+    "qwen2-moe",
 )
+OF_THEIR_OWN = ("granite", "qwen2-moe")
+"""Models with an operation that plain torch alone computes."""
 
 
 @cache

@@ -13,7 +13,7 @@ from hypothesis import settings
 from pawl.actors.simulation.faults import Faults
 from pawl.gpu.backend import BackendUnavailable
 from pawl.gpu.ghost.language import VOCABULARY_SIZE
-from pawl.gpu.models.config import ModelConfig, Rope
+from pawl.gpu.models.small import llama_config, random_weights
 from pawl.gpu.runner import Runner
 from pawl.gpu.select import BackendChoice, native_backend
 from pawl.lifecycle.step import StepBatch
@@ -21,23 +21,8 @@ from pawl.loops.select import LoopConfig
 from pawl.testing import NO_FAULTS, Arrival, PropertyFailed, Shape, Workload, explore_workload
 from pawl.testing.models import RealModel
 from tests.gpu.driving import DEVICES
-from tests.gpu.native_models import random_weights
 
-CONFIG = ModelConfig(
-    architecture="llama",
-    vocab_size=VOCABULARY_SIZE,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    max_position=64,
-    norm_epsilon=1e-6,
-    rope=Rope(10_000.0),
-    windows=(None, None),
-    query_scale=8**-0.5,
-)
+CONFIG = llama_config(vocab_size=VOCABULARY_SIZE, hidden_size=32, head_dim=8, intermediate_size=48, max_position=64)
 CELLS = [(pacing, mixed) for pacing in ("lockstep", "overlap") for mixed in (False, True)]
 NIGHTLY = settings().max_examples > 1000
 SCHEDULES, WORKLOADS = (50, 60) if NIGHTLY else (6, 6)
