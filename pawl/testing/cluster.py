@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from pawl.actors.codec import make_codec
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.names import NAMES
 from pawl.actors.recorder import Recorder
@@ -331,5 +332,6 @@ def cluster(
     model: Model = GHOST,
 ) -> Cluster:
     """An engine that serves `workload` with `model`, all of whose schedule is decided by `source`."""
-    system = SimulatedSystem(source, seed=1, faults=faults, preempt=preempt)
+    codec = make_codec if workload.encoded else None
+    system = SimulatedSystem(source, seed=1, faults=faults, preempt=preempt, make_codec=codec)
     return Cluster(system, workload, properties(), model)

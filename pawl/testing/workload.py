@@ -118,6 +118,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     arrivals: tuple[Arrival, ...]
     shape: Shape = Shape()
     flushes: tuple[Flush, ...] = ()
+    encoded: bool = False
+    """Every message goes through bytes on its way, as between processes."""
 
     @classmethod
     def random(cls, seed: int, *, max_requests: int = 5, **shape: Any) -> Workload:
@@ -142,6 +144,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         """Workloads that ask less, the greatest step first."""
         found: list[Workload] = []
         arrivals = self.arrivals
+        if self.encoded:
+            found.append(msgspec.structs.replace(self, encoded=False))
         for index in range(len(self.flushes)):
             fewer = self.flushes[:index] + self.flushes[index + 1 :]
             found.append(msgspec.structs.replace(self, flushes=fewer))
@@ -182,7 +186,7 @@ def drawn_workload(source: Source, max_requests: int, fixed: Mapping[str, Any]) 
     shape = drawn_shape(source, fixed)
     count = source.within(1, max_requests)
     arrivals = tuple(drawn_arrival(source, shape) for _ in range(count))
-    return Workload(arrivals=arrivals, shape=shape, flushes=_flushes(source))
+    return Workload(arrivals=arrivals, shape=shape, flushes=_flushes(source), encoded=source.chance(0.1))
 
 
 def drawn_shape(source: Source, fixed: Mapping[str, Any]) -> Shape:
@@ -210,7 +214,7 @@ def labels_of(workload: Workload) -> set[str]:
     for arrival in workload.arrivals:
         values = msgspec.structs.asdict(arrival) | {request.ROOM: workload.shape.room}
         found.update(label for feature in request.FEATURES for label in feature.labels(values, DEFAULTS))
-    return found | ({"flush"} if workload.flushes else set())
+    return found | ({"flush"} if workload.flushes else set()) | ({"encoded messages"} if workload.encoded else set())
 
 
 def all_features() -> tuple[Feature, ...]:
