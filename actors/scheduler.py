@@ -317,7 +317,7 @@ class Scheduler(Actor):
     def violated(self, violation: MemoryViolation) -> None:
         name = name_of(violation)
         self.violations[name] = self.violations.get(name, 0) + 1
-        log.error("a property does not hold", property=name, law=violation.law, facts=str(violation))
+        log.error("a property does not hold", property=name, statement=violation.statement, facts=str(violation))
 
     def _send_step(self) -> None:
         """One message with all that the handled message gave."""

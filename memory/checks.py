@@ -1,4 +1,4 @@
-"""Every law of a whole memory: the counters after every step, everything else at leisure."""
+"""Every property of a whole memory, checked: the counters after every step, everything else at leisure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_memory(memory: Memory) -> None:
-    """Raise MemoryViolation at the first law that does not hold."""
+    """Raise MemoryViolation at the first property that does not hold."""
     memory.check()
     memory.pages.invariants()
     memory.slots.check()
@@ -58,7 +58,7 @@ def check_idle_slots(memory: Memory) -> None:
 
 
 def check_windows(memory: Memory) -> None:
-    """Every law of the second pool, where there is one. Raises MemoryViolation."""
+    """Every property of the second pool, where there is one. Raises MemoryViolation."""
     memory.windows.invariants(memory.pages, {slot: memory.page_table.row(slot) for slot in memory.slots.used.tolist()})
 
 

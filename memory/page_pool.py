@@ -223,7 +223,7 @@ class PagePool:
         self._free_stack[self.free : self.free + count] = pages
         self.free += count
 
-    # ---- laws ----
+    # ---- checks ----
 
     def check(self) -> None:
         """Conservation, O(1): every page is in exactly one class."""
@@ -248,7 +248,7 @@ class PagePool:
         return self._free_stack[: self.free]
 
     def invariants(self) -> None:
-        """Every law about single pages, O(total): for tests and the idle self-check."""
+        """Every property of single pages, O(total): for tests and the idle self-check."""
         self.check()
         free = self.free_pages
         if len(np.unique(free)) != len(free):

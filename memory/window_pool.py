@@ -261,7 +261,7 @@ class WindowPool(Windows):
         first: Int32s = np.maximum(lengths // self.page_size - self.behind, 0)
         return first
 
-    # ---- properties ----
+    # ---- checks ----
 
     def check(self) -> None:
         """What must hold after every step; O(1)."""
@@ -280,7 +280,7 @@ class WindowPool(Windows):
         return self.pool.recompute() + self.escrow.recompute() + self.partners.recompute() + starts
 
     def invariants(self, full: PagePool, rows: Mapping[int, Int32s]) -> None:
-        """Every law, O(size); `rows`: the full pages of each slot in use."""
+        """Every property, O(size); `rows`: the full pages of each slot in use."""
         self.check()
         self.pool.invariants()
         self.escrow.invariants()

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Broken(MemoryViolation):
-    """A property does not hold of a loop. `law`: the law of memory that shows it, or what else is wrong."""
+    """A property does not hold of a loop. `statement`: what memory says of itself, or what else is wrong."""
 
-    def __init__(self, name: str, law: str, explanation: str) -> None:
-        super().__init__(law)
+    def __init__(self, name: str, statement: str, explanation: str) -> None:
+        super().__init__(statement)
         self.property = name
         self.explanation = explanation
 
@@ -83,5 +83,5 @@ def _found(looks: Sequence[tuple[str, Look]], loop: Loop) -> list[Broken]:
         try:
             look(loop)
         except (MemoryViolation, AssertionError) as error:
-            found.append(Broken(name, getattr(error, "law", str(error)), str(error)))
+            found.append(Broken(name, getattr(error, "statement", str(error)), str(error)))
     return found

@@ -1,7 +1,7 @@
-"""Every property of a loop's state, and which property each law of memory belongs to.
+"""Every property of a loop's state, and which property each statement of memory belongs to.
 
-Memory checks itself as it works and raises at the first law that would be broken; what reports, counts or fails a run
-speaks of properties.
+Memory checks itself as it works and raises at the first statement that would be false; what reports, counts or fails a
+run speaks of properties.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STATE_PROPERTIES: tuple[type[StateProperty], ...] = (
 )
 """Every property that a loop alone can decide."""
 
-LAWS: dict[str, tuple[str, ...]] = {
+STATEMENTS: dict[str, tuple[str, ...]] = {
     "conservation": (
         "free + owned + cached + deferred + quarantined = total",
         "counters equal the pages' classes",
@@ -103,9 +103,9 @@ LAWS: dict[str, tuple[str, ...]] = {
     ),
     "namespace_isolation": ("a page is stored below one of its namespace",),
 }
-"""Laws by the property that they are part of."""
+"""What memory says of itself (`MemoryViolation.statement`), by the property that it is part of."""
 
-_PROPERTY_OF = {law: name for name, laws in LAWS.items() for law in laws}
+_PROPERTY_OF = {statement: name for name, statements in STATEMENTS.items() for statement in statements}
 
 
 def state_monitor() -> LoopMonitor:
@@ -114,9 +114,9 @@ def state_monitor() -> LoopMonitor:
 
 
 def name_of(violation: Exception) -> str:
-    """The property that does not hold. What memory raised without a law (there was no host memory for a plan, say) is
+    """The property that does not hold. What is raised without a statement (there was no host memory for a plan, say) is
     none of a page: it is a step that was not taken whole."""
     if isinstance(violation, Broken):
         return violation.property
-    law = violation.law if isinstance(violation, MemoryViolation) else ""
-    return _PROPERTY_OF.get(law, "allocation_is_a_transaction")
+    statement = violation.statement if isinstance(violation, MemoryViolation) else ""
+    return _PROPERTY_OF.get(statement, "allocation_is_a_transaction")

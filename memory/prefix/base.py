@@ -85,4 +85,4 @@ class PrefixCache(Protocol):
         """What replaying every event since start gives: each page and where it stands. O(size)."""
 
     def invariants(self) -> None:
-        """Every law of the structure, O(size)."""
+        """Every property of the structure, O(size). Raises MemoryViolation."""

@@ -29,7 +29,7 @@ def own_holders(node: Node) -> int:
 
 
 def check_tree(roots: Mapping[str, Root], order: Order, page_bytes: int) -> None:
-    """Raise MemoryViolation at the first law that does not hold. O(size)."""
+    """Raise MemoryViolation at the first property that does not hold. O(size)."""
     for namespace, root in roots.items():
         if root.namespace != namespace or not root.children:
             raise MemoryViolation("a namespace has a tree", namespace=namespace)

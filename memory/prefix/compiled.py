@@ -109,7 +109,7 @@ class CompiledRadixCache(CompiledTree):
         return self.reference().content()
 
     def invariants(self) -> None:
-        """Every law of the structure, O(size): those of the reference, and those of what it does not have."""
+        """Every property of the structure, O(size): those of the reference, and those of what it does not have."""
         self.check_links()
         self.reference().invariants()
 

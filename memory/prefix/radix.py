@@ -329,7 +329,7 @@ class RadixCache:
         return content(self._roots, self.page_size)
 
     def invariants(self) -> None:
-        """Every law of the structure, O(size)."""
+        """Every property of the structure, O(size)."""
         check_tree(self._roots, self._order, self._page_bytes)
         kept = {
             "held": self._held,

@@ -18,7 +18,7 @@ from pawl.lifecycle.records import Record, StepCommitted
 from pawl.lifecycle.states import Cause
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.loop import Loop
-from pawl.loops.properties.laws import LAWS, STATE_PROPERTIES, name_of
+from pawl.loops.properties.laws import STATE_PROPERTIES, STATEMENTS, name_of
 from pawl.memory.violation import MemoryViolation
 from tests.loops.driver import CELLS, Driver
 from tests.loops.test_replay import record_run
@@ -236,19 +236,19 @@ def _feed(judge: OneDecisionLog, history: History, records: Iterator[Record], st
     return found
 
 
-def _laws_in_the_source() -> set[str]:
-    """The laws that memory names when it raises."""
+def _statements_in_the_source() -> set[str]:
+    """What memory says of itself when it raises."""
     found = set()
     for path in Path(memory.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "MemoryViolation":
-                law = node.args[0]
-                assert isinstance(law, ast.Constant), f"{path}: a law is a constant"
-                found.add(str(law.value))
+                statement = node.args[0]
+                assert isinstance(statement, ast.Constant), f"{path}: a statement is a constant"
+                found.add(str(statement.value))
     return found
 
 
-def test_every_law_of_memory_belongs_to_one_property() -> None:
-    known = [law for laws in LAWS.values() for law in laws]
+def test_every_statement_of_memory_belongs_to_one_property() -> None:
+    known = [statement for statements in STATEMENTS.values() for statement in statements]
     assert len(known) == len(set(known))
-    assert _laws_in_the_source() <= set(known)
+    assert _statements_in_the_source() <= set(known)

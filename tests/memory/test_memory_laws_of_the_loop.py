@@ -11,6 +11,7 @@ import pytest
 
 from pawl.gpu.ghost.memory import GhostFault
 from pawl.lifecycle.states import Cause
+from pawl.loops.loop import Loop
 from pawl.memory.escrow import Escrow
 from pawl.memory.memory import Memory
 from pawl.memory.page_pool import PagePool
@@ -21,7 +22,7 @@ from pawl.memory.transaction import Transaction
 from pawl.memory.undo import Undo
 from pawl.memory.violation import MemoryViolation
 from tests.loops.driver import CELLS, Driver
-from tests.memory.injection import Injector
+from tests.memory.injection import InjectedFailure, Injector
 from tests.memory.lawful import STATEMENTS
 
 
@@ -114,13 +115,14 @@ class TestLaw13FailureToAllocate:
         driver.submit_some()
         driver.run_to_rest()
         assert driver.output_of == expected_outputs(), injector.failed
-        laws = [violation.law for violation in driver.violations]
+        told = [violation.statement for violation in driver.violations]
+        failure = [InjectedFailure.__name__]
         if way == "refuse":
             # To refuse what is there to be had leaves somebody waiting for nothing, which is seen as well.
-            laws = [law for law in laws if law != "nobody waits while nothing is done"]
-            assert laws in ([], [injector.failed], ["room that was made for rows is theirs"])
+            told = [statement for statement in told if statement != "nobody waits while nothing is done"]
+            assert told in ([], failure, ["room that was made for rows is theirs"])
         else:
-            assert laws == [injector.failed] * bool(injector.failed), "what failed is told, and law 9 held"
+            assert told == failure * bool(injector.failed), "what failed is told, and law 9 held"
         driver.loop.check()
         assert driver.loop.flush(driver.now)
         assert driver.loop.memory.digest() == 0
@@ -148,7 +150,7 @@ class TestLaw13FailureToAllocate:
         driver.run_to_rest()
         assert driver.cause(broken) is Cause.INTERNAL
         assert {driver.cause(request) for request in driver.output_of if request != broken} == {Cause.LENGTH}
-        assert {violation.law for violation in driver.violations} == {"a planted violation"}
+        assert {violation.statement for violation in driver.violations} == {"a planted violation"}
 
     def test_its_canary_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         take = PagePool.take
@@ -158,7 +160,11 @@ class TestLaw13FailureToAllocate:
                 raise RuntimeError("out of pages")
             return take(pool, transaction, count)
 
+        def lets_through(loop: Loop, builder: object, error: Exception, now: float) -> None:
+            raise error
+
         monkeypatch.setattr(PagePool, "take", stops)
+        monkeypatch.setattr(Loop, "_plan_failed", lets_through)
         driver = Patient()
         driver.submit_some()
         with pytest.raises(RuntimeError):
@@ -222,5 +228,5 @@ def test_the_running_loop_itself_notices_what_is_not_undone(defect: str, monkeyp
         with suppress(MemoryViolation, GhostFault):
             for _ in range(20):
                 driver.step()
-        told |= {violation.law for violation in driver.violations}
+        told |= {violation.statement for violation in driver.violations}
     assert "rollback restores the state digest" in told

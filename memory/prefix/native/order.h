@@ -92,7 +92,7 @@ public:
 
     int64_t clock() const noexcept { return clock_; }
 
-    // The first law that does not hold, or nullptr. What the Python audit cannot see: places and neighbours.
+    // The first statement that does not hold, or nullptr. What the Python checks cannot see: places and neighbours.
     const char* broken_law() const noexcept {
         for (size_t place = 0; place < heap_.size(); ++place) {
             if (heap_[place]->rank.entry == 0 || heap_[place]->rank.place != place) return "a node knows its place";

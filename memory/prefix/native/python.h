@@ -80,9 +80,9 @@ inline bool load_imports() {
     return PyErr_Occurred() == nullptr;
 }
 
-// Raises MemoryViolation(law, **facts). Steals `facts`, a dict; returns nullptr.
-inline PyObject* violation(const char* law, PyObject* facts) {
-    Owned owned(facts), arguments(Py_BuildValue("(s)", law));
+// Raises MemoryViolation(statement, **facts). Steals `facts`, a dict; returns nullptr.
+inline PyObject* violation(const char* statement, PyObject* facts) {
+    Owned owned(facts), arguments(Py_BuildValue("(s)", statement));
     if (!owned || !arguments) return nullptr;
     Owned error(PyObject_Call(imports.memory_violation, arguments.get(), owned.get()));
     if (error) PyErr_SetObject(imports.memory_violation, error.get());

@@ -305,7 +305,7 @@ PyMethodDef cache_methods[] = {
     {"reset", reset, METH_NOARGS, "Drop everything; refused while anything is held."},
     {"statistics", statistics, METH_NOARGS, "Counts since start, and the size now."},
     {"snapshot", snapshot, METH_NOARGS, "Every node, and the order of leaving: see memory/prefix/compiled.py."},
-    {"check_links", check_links, METH_NOARGS, "The laws of what a snapshot does not show."},
+    {"check_links", check_links, METH_NOARGS, "The properties of what a snapshot does not show."},
     {},
 };
 

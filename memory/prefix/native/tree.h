@@ -178,7 +178,7 @@ public:
     // After the last node has left: give back what a large tree needed.
     void forget_size() { children_.clear(); }
 
-    // The first law that does not hold, or nullptr. What the Python audit cannot see: links and the table.
+    // The first statement that does not hold, or nullptr. What the Python checks cannot see: links and the table.
     const char* broken_law(const std::vector<Root*>& roots) const {
         size_t num_found = 0;
         for (Root* root : roots) {
