@@ -92,6 +92,10 @@ class Tokenizer(Actor):
         return tokens
 
     def _encode(self, text: str, add_special: bool) -> NDArray[np.int32]:
+        most = self._context_length * self._vocabulary.longest_token
+        if len(text) > most or len(text.encode(errors="surrogatepass")) > most:
+            # Said before the work, which for as much text takes minutes.
+            raise self._too_long(len(text) // self._vocabulary.longest_token, "at least ")
         try:
             tokens = self._vocabulary.encode(text, add_special)
         except ValueError as error:
@@ -112,10 +116,10 @@ class Tokenizer(Actor):
             last = self._vocabulary.num_embeddings - 1
             raise InvalidRequest(f"token id {token} is not in the model's vocabulary (0 to {last})", param="prompt")
 
-    def _too_long(self, num_prompt: int) -> InvalidRequest:
+    def _too_long(self, num_prompt: int, about: str = "") -> InvalidRequest:
         return InvalidRequest(
             f"This model's maximum context length is {self._context_length} tokens. However, your prompt has "
-            f"{num_prompt} tokens. Please shorten the prompt.",
+            f"{about}{num_prompt} tokens. Please shorten the prompt.",
             param="prompt",
             cause=Cause.TOO_LONG,
         )

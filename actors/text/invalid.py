@@ -31,6 +31,11 @@ class InvalidRequest(ValueError):
         self.code = code
 
 
+def clipped(text: str) -> str:
+    """The beginning of a text that may quote a client at length."""
+    return text if len(text) <= 2 * MAX_ECHO else f"{text[: 2 * MAX_ECHO]}…"
+
+
 def quoted(text: str) -> str:
     """A client's own words for a message: in quotes, cut where they are long."""
     return repr(text) if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]!r}… ({len(text)} characters)"

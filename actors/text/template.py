@@ -1,10 +1,7 @@
 """Chat templates: messages to the prompt text that the model was trained on.
 
-A template comes with the model, so it is a stranger's program: it runs in Jinja's immutable sandbox, on a budget of
-operations (attribute and item look-ups, calls, steps of `range`, repetition) and of output characters, so that no
-messages can make it run on. What is not bounded is the memory of one operation that the template itself spells out,
-such as padding a string to a billion characters: a model's files are trusted that far. The same messages give the same
-prompt: the clock enters only as the `now` that the caller passes.
+A template runs in a sandbox, on a budget. The same messages give the same prompt: the clock enters only as the `now`
+that the caller passes.
 """
 
 from __future__ import annotations
@@ -15,86 +12,14 @@ from datetime import datetime
 from typing import Any
 
 import jinja2
-import jinja2.exceptions
-import jinja2.ext
 import jinja2.meta
-import jinja2.sandbox
 
-from pawl.actors.text.invalid import InvalidRequest
+from pawl.actors.text.invalid import InvalidRequest, clipped, quoted
+from pawl.actors.text.sandbox import Sandbox, bounded
 from pawl.actors.text.vocabulary import Vocabulary
 
-MAX_OPERATIONS = 2_000_000
-MAX_CHARACTERS = 8_000_000
 RESERVED = frozenset({"messages", "bos_token", "eos_token", "raise_exception", "strftime_now", "range"})
 """Names that a request's options cannot set."""
-
-
-class TemplateBudgetExceeded(jinja2.exceptions.SecurityError):
-    """The template asked for more work or more text than it may have."""
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %} ... {% endgeneration %}` marks what an assistant wrote, for training; here only its content
-    counts."""
-
-    tags = {"generation"}  # noqa: RUF012 - the base class declares it like this
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Counts what a template does. The counter belongs to one rendering at a time."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation])
-        self.num_operations = 0
-        self.filters["tojson"] = _to_json
-        self.globals["raise_exception"] = _raise_exception
-        self.globals["range"] = self._range
-
-    def spend(self, operations: int = 1) -> None:
-        self.num_operations += operations
-        if self.num_operations > MAX_OPERATIONS:
-            raise TemplateBudgetExceeded("the chat template does too much work for these messages")
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        self.spend()
-        return super().getattr(obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        self.spend()
-        return super().getitem(obj, argument)
-
-    def call(self, *arguments: Any, **keywords: Any) -> Any:
-        self.spend()
-        return super().call(*arguments, **keywords)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Repetition pays for its result; powers of large numbers have no place in a prompt."""
-        for size, times in ((left, right), (right, left)):
-            if operator == "*" and isinstance(size, str | list | tuple) and isinstance(times, int):
-                self.spend(len(size) * max(times, 0))
-        if operator == "**":
-            raise TemplateBudgetExceeded("the chat template raises to a power")
-        return super().call_binop(context, operator, left, right)
-
-    def _range(self, *bounds: int) -> range:
-        steps = range(*bounds)
-        self.spend(len(steps))
-        return steps
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """Plain JSON: unlike Jinja's own filter it does not escape for HTML, which no model was trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
 class ChatTemplate:
@@ -102,7 +27,7 @@ class ChatTemplate:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         """A template that does not compile is reported when it is used: the model still completes plain prompts."""
-        self._environment = _Environment()
+        self._environment = Sandbox()
         self._sources = vocabulary.chat_templates
         self._compiled: dict[str, tuple[jinja2.Template, frozenset[str]]] = {}
         self._fixed = {"bos_token": vocabulary.bos_token, "eos_token": vocabulary.eos_token}
@@ -111,15 +36,15 @@ class ChatTemplate:
         """The prompt for `messages`, ending where the assistant is to speak.
 
         `options` become variables of the template: `tools` (a list), `add_generation_prompt` (true unless set) and
-        what else the template reads; options that are None count as not given. A name that the template does not
-        read is refused rather than ignored. `now` is what `strftime_now` formats.
+        what else the template reads; options that are None count as not given, and what the template does not read
+        changes nothing, but for `tools`, which are refused rather than ignored. `now` is what `strftime_now` formats.
 
-        Raises InvalidRequest: no template, malformed messages, an unknown option, or the template's own refusal.
+        Raises InvalidRequest: no template, malformed messages, tools it has no place for, or its own refusal.
         """
         given = {name: value for name, value in options.items() if value is not None}
         template, reads = self._template(given)
         for name in given:
-            if name in RESERVED or (name not in reads and name != "add_generation_prompt"):
+            if name in RESERVED or (name == "tools" and name not in reads):
                 raise InvalidRequest(f"the chat template of this model takes no {name!r}", param=name)
         variables = {
             "add_generation_prompt": True,
@@ -128,11 +53,12 @@ class ChatTemplate:
             "messages": _messages(messages),
             "strftime_now": now.strftime,
         }
-        self._environment.num_operations = 0
+        self._environment.refill()
         try:
-            return _bounded(template.generate(variables))
+            return bounded(template.generate(variables))
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise InvalidRequest(f"the chat template refused these messages: {error}", param="messages") from error
+            words = clipped(str(error))
+            raise InvalidRequest(f"the chat template refused these messages: {words}", param="messages") from error
         except (RecursionError, MemoryError, OverflowError) as error:
             raise InvalidRequest("the chat template does not end for these messages", param="messages") from error
 
@@ -157,17 +83,6 @@ class ChatTemplate:
         return self._compiled[name]
 
 
-def _bounded(pieces: Iterable[str]) -> str:
-    texts: list[str] = []
-    num_characters = 0
-    for piece in pieces:
-        num_characters += len(piece)
-        if num_characters > MAX_CHARACTERS:
-            raise TemplateBudgetExceeded("the rendered chat is too long")
-        texts.append(piece)
-    return "".join(texts)
-
-
 def _messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     checked = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
     if not checked:
@@ -180,6 +95,9 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise InvalidRequest(f"{where} must be an object with a role", param=where)
     result = {key: value for key, value in message.items() if value is not None}
+    if result.get("tool_calls") == []:
+        # Clients write an empty list where there are none; templates ask whether the key is there.
+        del result["tool_calls"]
     result["content"] = _text_of(message.get("content"), f"{where}.content")
     if "tool_calls" in result:
         if not isinstance(result["tool_calls"], list):
@@ -201,7 +119,7 @@ def _text_of(content: Any, where: str) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind != "text" or not isinstance(part.get("text"), str):
             raise InvalidRequest(
-                f"{where}[{index}] is of type {kind!r}; this model reads parts of type 'text' only",
+                f"{where}[{index}] is of type {quoted(str(kind))}; this model reads parts of type 'text' only",
                 param=f"{where}[{index}]",
             )
         texts.append(part["text"])
@@ -217,7 +135,7 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments) if arguments else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InvalidRequest(
                 f"{where}.function.arguments is not JSON", param=f"{where}.function.arguments"
             ) from None

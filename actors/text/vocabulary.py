@@ -16,8 +16,11 @@ from pawl.actors.text.byte_table import ByteTable, build_byte_table
 from pawl.actors.text.conversion import UnsupportedVocabulary, tokenizer_from_gguf
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
-"""Names of tokens that end a turn. A GGUF file names one end token only; a chat template that writes another of
+"""Names of tokens that end a turn. A model's files may name one end token only; a chat template that writes another of
 these shows that the model ends its turns with it."""
+
+SHORT_TEXT = 1000
+"""Characters. The quickest way to encode keeps the interpreter to itself, so it is for texts of at most these."""
 
 
 class Vocabulary:
@@ -45,7 +48,7 @@ class Vocabulary:
         self.size = max(num_tokens, num_embeddings)
         self.num_embeddings = num_embeddings or num_tokens
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
-        self.eos_ids = tuple(dict.fromkeys(eos_ids))
+        self.eos_ids = tuple(token for token in dict.fromkeys(eos_ids) if 0 <= token < self.num_embeddings)
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.chat_templates = dict(chat_templates or {})
@@ -96,19 +99,19 @@ class Vocabulary:
         # A tokenizer.json may ask for truncation or padding, which would silently change prompts.
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        configuration = _read_json(folder / "tokenizer_config.json")
+        configuration = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
         eos_token = _content(configuration.get("eos_token"))
-        eos_ids = _read_json(folder / "generation_config.json").get("eos_token_id")
-        if eos_ids is None:
-            eos_ids = _read_json(folder / "config.json").get("eos_token_id")
-        if eos_ids is None:
-            eos_ids = [i for i in [tokenizer.token_to_id(eos_token)] if i is not None]
+        templates = _folder_templates(folder, configuration.get("chat_template"))
+        # Models disagree with themselves about where they end: what any file names, or the template writes, is an end.
+        eos_ids = _ids(_read_json(folder / "generation_config.json").get("eos_token_id"))
+        eos_ids += _ids(_read_json(folder / "config.json").get("eos_token_id")) if not eos_ids else []
+        eos_ids += _ids(tokenizer.token_to_id(eos_token)) + _turn_ends(tokenizer, templates)
         return cls(
             tokenizer,
-            eos_ids=[int(i) for i in (eos_ids if isinstance(eos_ids, list) else [eos_ids])],
+            eos_ids=eos_ids,
             bos_token=_content(configuration.get("bos_token")),
             eos_token=eos_token,
-            chat_templates=_folder_templates(folder, configuration.get("chat_template")),
+            chat_templates=templates,
             num_embeddings=num_embeddings,
         )
 
@@ -119,9 +122,20 @@ class Vocabulary:
         Raises ValueError for text that is not valid Unicode (a lone surrogate).
         """
         try:
-            return np.array(self.tokenizer.encode(text, add_special_tokens=add_special).ids, dtype=np.int32)
+            if len(text) <= SHORT_TEXT:
+                ids = self.tokenizer.encode(text, add_special_tokens=add_special).ids
+            else:
+                ids = self.tokenizer.encode_batch([text], add_special_tokens=add_special)[0].ids
         except TypeError:
             raise ValueError("the text is not valid Unicode: it holds half of a surrogate pair") from None
+        return np.array(ids, dtype=np.int32)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token: n tokens are text of at most n times as many."""
+        if self.byte_table is not None:
+            return max(map(len, self.byte_table.entries), default=1)
+        return max((len(token.encode()) for token in self.tokenizer.get_vocab()), default=1)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True, from_start: bool = False) -> str:
         """The text of token ids that continue a text, or with `from_start` begin one: some tokenizers put a space
@@ -171,6 +185,11 @@ def _text_or_none(entry: bytes) -> str | None:
 
 def _token(tokenizer: Tokenizer, index: int | None) -> str:
     return "" if index is None else tokenizer.id_to_token(int(index)) or ""
+
+
+def _ids(value: Any) -> list[int]:
+    """Token ids in a configuration: one, a list, or none."""
+    return [int(token) for token in (value if isinstance(value, list) else [value]) if isinstance(token, int)]
 
 
 def _turn_ends(tokenizer: Tokenizer, templates: Mapping[str, str]) -> list[int]:

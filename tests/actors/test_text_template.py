@@ -93,8 +93,24 @@ def test_malformed_messages_are_refused_by_place(messages: list[Any], param: str
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize("option", ["tools", "enable_thinking", "messages", "bos_token", "raise_exception"])
-def test_an_option_that_the_template_does_not_read_is_refused(option: str) -> None:
+def test_an_option_that_the_template_does_not_read_changes_nothing() -> None:
+    assert render("{{ messages[0].content }}", enable_thinking=False, documents=[]) == "hello"
+
+
+@pytest.mark.parametrize("calls", [[], None])
+def test_empty_tool_calls_are_none(calls: Any) -> None:
+    messages = [{"role": "assistant", "content": "hi", "tool_calls": calls}]
+    assert render("{% if 'tool_calls' in messages[0] %}called{% else %}said{% endif %}", messages) == "said"
+
+
+def test_arguments_nested_without_end_are_refused_by_place() -> None:
+    call = {"function": {"name": "f", "arguments": "[" * 100_000 + "]" * 100_000}}
+    with pytest.raises(InvalidRequest, match="arguments is not JSON"):
+        render("{{ messages }}", [{"role": "assistant", "tool_calls": [call]}])
+
+
+@pytest.mark.parametrize("option", ["tools", "messages", "bos_token", "raise_exception"])
+def test_tools_without_a_place_and_the_templates_own_names_are_refused(option: str) -> None:
     with pytest.raises(InvalidRequest, match=option):
         render("{{ messages[0].content }}", **{option: [1]})
 
@@ -131,6 +147,28 @@ def test_a_template_that_does_not_compile_is_reported_when_it_is_used() -> None:
         "{{ 9 ** 9 ** 9 }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% for a in range(9000) %}{% for b in range(99) %}0123456789{% endfor %}{% endfor %}",
+        "{% set n = namespace(t='x') %}{% for a in range(40) %}{% set n.t = n.t + n.t %}{% endfor %}",
+        "{% set n = namespace(t='x') %}{% for a in range(40) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
+        "{% set n = namespace(t=[1]) %}{% for a in range(40) %}{% set n.t = n.t + n.t %}{% endfor %}",
+        "{{ 'x'.center(1000000000) | length }}",
+        "{{ 'x'.ljust(width) | length }}".replace("width", "1000000000"),
+        "{{ 'x'.zfill(1000000000) | length }}",
+        "{{ 'x' | center(1000000000) | length }}",
+        "{{ ('\t' * 90000).expandtabs(90000) | length }}",
+        "{{ ('x' * 90000).replace('x', 'y' * 90000) | length }}",
+        "{{ ('x' * 90000) | replace('x', 'y' * 90000) | length }}",
+        "{{ ('x' * 90000).join(range(90000) | map('string') | list) | length }}",
+        "{{ range(90000) | map('string') | list | join('x' * 90000) | length }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '%*d' % (1000000000, 1) }}",
+        "{{ '{:1000000000}'.format(1) | length }}",
+        "{{ '{:{}}'.format(1, 1000000000) | length }}",
+        "{{ ('\n' * 90000) | indent(90000) | length }}",
+        "{{ messages | tojson(indent=1000000000) | length }}",
+        "{{ lipsum(n=100000) }}",
+        "{% for a in 'x' * 90000 %}{% for b in 'x' * 90000 %}{% endfor %}{% endfor %}",
+        "{% for a in 'x' * 9000 %}{% for b in 'xyz' * 900 | list %}{% endfor %}{% endfor %}",
+        "{% set n = namespace(x=9) %}{% for a in range(40) %}{% set n.x = n.x * n.x %}{% endfor %}",
     ],
 )
 def test_work_and_text_are_bounded(source: str) -> None:

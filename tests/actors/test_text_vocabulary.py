@@ -207,6 +207,30 @@ def test_a_folder_without_a_generation_config_ends_with_its_named_token(tmp_path
     assert Vocabulary.load(tmp_path).eos_ids == (byte_level().size - 1,)
 
 
+def test_a_folder_ends_where_any_of_its_files_or_its_template_says(tmp_path: Path) -> None:
+    """Seen in models whose generation_config.json names another end than their tokenizer: chats ran to the limit."""
+    smollm2().tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_start|>"}))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}<|im_end|>")
+    assert Vocabulary.load(tmp_path).eos_ids == (0, 1, 2)
+
+
+def test_special_tokens_may_stand_in_their_own_file_alone(tmp_path: Path) -> None:
+    byte_level().tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "special_tokens_map.json").write_text(
+        json.dumps({"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}})
+    )
+    vocabulary = Vocabulary.load(tmp_path)
+    assert (vocabulary.bos_token, vocabulary.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert vocabulary.eos_ids == (byte_level().size - 1,)
+
+
+def test_long_text_gets_the_ids_of_short_text() -> None:
+    text = "It cost 1,234 € in 2024. " * 100
+    assert byte_level().encode(text).tolist() == byte_level().tokenizer.encode(text).ids
+
+
 def test_a_folder_may_name_several_templates(tmp_path: Path) -> None:
     byte_level().tokenizer.save(str(tmp_path / "tokenizer.json"))
     named = [{"name": "default", "template": "one"}, {"name": "tool_use", "template": "two"}]

@@ -120,6 +120,37 @@ def test_a_prompt_that_fills_the_context_is_too_long(num_prompt: int) -> None:
     assert f"maximum context length is 20 tokens. However, your prompt has {num_prompt} tokens" in answer.message
 
 
+def test_text_that_no_context_holds_is_refused_before_it_is_encoded() -> None:
+    class Counting(Vocabulary):
+        num_encoded = 0
+
+        def encode(self, text: str, add_special: bool = True) -> Any:
+            self.num_encoded += 1
+            return super().encode(text, add_special)
+
+    vocabulary = Counting(byte_level().tokenizer)
+    most = CONTEXT_LENGTH * vocabulary.longest_token
+    for text in ("x" * (most + 1), "\u20ac" * (most // 3 + 1)):
+        actor = tokenizer(vocabulary=vocabulary)
+        actor.receive(submit(text=text))
+        [answer] = sent(actor).take("gateway")
+        assert (answer.cause, answer.param) == (Cause.TOO_LONG, "prompt")
+        assert "at least" in answer.message
+    assert vocabulary.num_encoded == 0
+
+
+def test_tokens_that_the_tokenizer_knows_and_the_model_does_not_are_refused() -> None:
+    size = byte_level().size
+    vocabulary = Vocabulary(byte_level().tokenizer, num_embeddings=size - 1, eos_ids=(size - 1,))
+    assert vocabulary.eos_ids == ()
+    for request in (submit(text=None, token_ids=(1, size - 1)), submit(text="hello <|im_end|>")):
+        actor = tokenizer(vocabulary=vocabulary)
+        actor.receive(request)
+        [answer] = sent(actor).take("gateway")
+        assert (answer.status, answer.param) == (400, "prompt")
+        assert "not in the model's vocabulary" in answer.message
+
+
 def test_a_full_context_can_still_be_scored() -> None:
     sampling = SamplingParameters(max_new_tokens=0, prompt_logprobs=True)
     scored = submit(text=None, token_ids=(5,) * CONTEXT_LENGTH, sampling=sampling)
