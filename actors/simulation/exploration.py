@@ -220,8 +220,8 @@ def explore(
     """Run up to `schedules` schedules, until the first one that fails.
 
     Every `confirm_every`-th is run again from its record, and choices, states after each step, error and outcome are
-    compared: raises NotDeterministic where they differ. What actors log meanwhile is dropped. Once `over` says so no
-    further run begins, shrinking included.
+    compared: raises NotDeterministic where they differ. What actors log meanwhile is dropped. `over` is asked before each
+    run; once it says so none begins, shrinking included.
     """
     began = clock()
     result = Result(strategy.name)
@@ -229,9 +229,11 @@ def explore(
     whole = hashlib.blake2b(digest_size=16)
     states: set[Hashable] = set()
     with silence(), collected_between_runs():
-        while result.schedules < schedules and result.failure is None and not over():
+        while result.schedules < schedules and result.failure is None:
             if not strategy.begin():
                 result.exhausted = strategy.complete
+                break
+            if over():
                 break
             result.schedules += 1
             confirm = confirm_every > 0 and result.schedules % confirm_every == 0

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from pawl.commands.failures import NoTrace
 from pawl.config import ServerConfig
-
-EXIT_NO_TRACE = 4
-"""Apart from every verdict: nothing was judged."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         report = audit(arguments.trace or Path(ServerConfig().trace_dir), [decisions] if arguments.replay else [])
     except OSError as error:
-        print(f"pawl: {error}", file=sys.stderr)
-        return EXIT_NO_TRACE
+        raise NoTrace(str(error)) from error
     if arguments.json:
         facts = report.as_dict() | {"not_replayed": decisions.reason if arguments.replay else "not asked for"}
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts).decode(), indent=1) + "\n")

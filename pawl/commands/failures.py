@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_NO_TRACE = 4
+"""Apart from every verdict: nothing was judged, shown or repeated."""
 
 USAGE = {"pawl.config": ("ConfigError",), "pawl.commands.failures": ("UsageError",)}
 FAILURES = {
@@ -36,10 +38,16 @@ class CommandFailed(Exception):
     """A command could not do its work; the message says why and what to change."""
 
 
+class NoTrace(Exception):
+    """There is no trace to read."""
+
+
 def exit_status(error: Exception) -> int | None:
     """The status to exit with after telling the user about `error`; None for a defect."""
     if isinstance(error, _classes(USAGE)):
         return EXIT_USAGE
+    if isinstance(error, NoTrace):
+        return EXIT_NO_TRACE
     if isinstance(error, (OSError, *_classes(FAILURES))):
         return EXIT_FAILED
     return None

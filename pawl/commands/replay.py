@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pawl.commands.audit import EXIT_NO_TRACE
 from pawl.commands.failures import CommandFailed
-from pawl.config import ServerConfig
+from pawl.commands.trace import open_trace
+from pawl.logs import progress
 
 if TYPE_CHECKING:
     from pawl.testing.scenario import Scenario
@@ -41,16 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Replay, say how it went; returns the status."""
-    if arguments.trace is not None and arguments.trace.suffix == ".json":
+    if arguments.trace is not None and _is_json(arguments.trace):
         return _replay_file(arguments.trace)
-    from pawl.lifecycle.trace.reader import DamageKind, TraceReader
+    from pawl.lifecycle.trace.reader import DamageKind
     from pawl.loops.replay import Diverged, NotReplayable, replay
 
-    try:
-        reader = TraceReader(arguments.trace or Path(ServerConfig().trace_dir))
-    except OSError as error:
-        print(f"pawl: {error}", file=sys.stderr)
-        return EXIT_NO_TRACE
+    reader = open_trace(arguments.trace)
     began = time.perf_counter()
     try:
         done = replay(reader)
@@ -96,6 +92,14 @@ def _side_by_side(difference: Any) -> str:
 
 
 # ---- what is no trace ----
+
+
+def _is_json(path: Path) -> bool:
+    """Whether the file is a schedule or a scenario, whatever it is called: a trace never begins like that."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(1) == b"{"
 
 
 def _replay_file(path: Path) -> int:
@@ -153,7 +157,8 @@ def _show(scenario: Scenario, path: Path) -> int:
     print(f"{len(scenario.workload.arrivals)} requests of a recorded run ({scenario.recorded_model})")
     if scenario.property is not None:
         print(f"recorded  {scenario.property}: {scenario.explanation}")
-    shown = show(scenario, SCENARIO_SCHEDULES)
+    with progress("schedules", SCENARIO_SCHEDULES) as advance:
+        shown = show(scenario, SCENARIO_SCHEDULES, begins=lambda: advance(1))
     for other in dict.fromkeys(shown.others):
         print(f"also      {other}")
     if shown.found is None:

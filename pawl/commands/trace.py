@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
-from pawl.commands.failures import CommandFailed
+from pawl.commands.failures import CommandFailed, NoTrace
 from pawl.config import ServerConfig
 
 if TYPE_CHECKING:
@@ -57,15 +57,19 @@ def add_trace(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert; returns 0, or 1 when the trace is damaged: what comes before the damage has been converted."""
+    """Convert; returns 0, or 1 when the trace is damaged: what comes before the damage has been converted. Without a
+    trace it is 4, as of every command that reads one."""
     return {"import": _import, "export": _export, "show": _show}[arguments.kind](arguments)
 
 
 def open_trace(path: Path | None) -> TraceReader:
-    """The trace at `path`, or the newest of the default folder. Raises OSError when there is none."""
+    """The trace at `path`, or the newest of the default folder. Raises NoTrace when there is none."""
     from pawl.lifecycle.trace.reader import TraceReader
 
-    return TraceReader(path or Path(ServerConfig().trace_dir))
+    try:
+        return TraceReader(path or Path(ServerConfig().trace_dir))
+    except OSError as error:
+        raise NoTrace(str(error)) from error
 
 
 def tell_damage(reader: TraceReader) -> int:

@@ -14,7 +14,7 @@ same point" means). Defects of scheduling and memory show again, under some sche
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -218,8 +218,14 @@ class Shown(msgspec.Struct, frozen=True):
     """Of other properties that failed on the way."""
 
 
-def show(scenario: Scenario, schedules: int, *, seed: int = 0) -> Shown:
-    """Explore the scenario until the recorded property fails, for so many schedules. Nothing is made smaller."""
+def show(scenario: Scenario, schedules: int, *, seed: int = 0, begins: Callable[[], None] = lambda: None) -> Shown:
+    """Explore the scenario until the recorded property fails, for so many schedules; `begins` is called before each.
+    Nothing is made smaller."""
+
+    def over() -> bool:
+        begins()
+        return False
+
     run, number = 0, 0
     others: list[str] = []
     while run < schedules:
@@ -230,6 +236,7 @@ def show(scenario: Scenario, schedules: int, *, seed: int = 0) -> Shown:
             seed=seed + number,
             faults=scenario.faults,
             shrink=False,
+            over=over,
         )
         run += outcome.result.schedules
         number += 1

@@ -250,3 +250,15 @@ def test_lines_that_are_no_records_are_refused_by_number(tmp_path: Path, capsys:
     (tmp_path / "lines").write_text('{"record": "Idled", "time": 1.0}\n{"record": "Nonsense"}\n')
     assert main(["trace", "import", str(tmp_path / "lines"), str(tmp_path / "traces")]) == 1
     assert "line 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [["audit"], ["replay"], ["trace", "show"], ["trace", "export", "jsonl"], ["trace", "export", "scenario"]]
+)
+def test_every_command_that_reads_a_trace_says_alike_that_there_is_none(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, str(tmp_path / "nowhere")]) == 4
+    told = capsys.readouterr().err
+    assert "nowhere" in told
+    assert len(told.splitlines()) == 1

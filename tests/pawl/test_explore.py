@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from pawl.cli import main
 from pawl.testing import Arrival, Shape, Workload, explore_workload, load_schedule
+from pawl.testing.reached import EVENTS
+from pawl.testing.workload import all_features
 
 FORGETFUL = """
 class Forgetful:
@@ -94,3 +97,35 @@ def test_a_file_without_a_schedule_is_refused(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "other.json").write_text("{}")
     assert main(["replay", str(tmp_path / "other.json")]) == 1
     assert "no schedule" in capsys.readouterr().err
+
+
+def test_what_was_drawn_and_reached_is_told_as_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", "--seconds", "30", "--schedules", "40", "--seed", "5", "--workers", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["schedules"] >= 40
+    assert told["violation"] is None
+    assert set(told["drawn"]) == {label for feature in all_features() for label in feature.all_labels}
+    assert set(told["reached"]) == set(EVENTS)
+    assert told["drawn"]["prompt"] == told["schedules"]
+    assert 0 < told["reached"]["end by length"] <= told["schedules"] + told["confirmed"]
+
+
+def test_what_never_happened_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--seconds", "30", "--schedules", "1", "--seed", "5", "--workers", "1", "--cache", "none"]
+    assert main(["explore", *words]) == 0
+    told = capsys.readouterr().out
+    never = told[told.index("never: ") :]
+    assert "cache radix" in never
+    assert "prefix hit" in never
+
+
+def test_shrinking_keeps_to_its_seconds_and_what_was_found_is_told_at_once(
+    forgetful: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "schedule.json"
+    words = ["--policy", forgetful, "--seed", "1", "--workers", "1", "--output", str(saved), "--seconds", "60"]
+    assert main(["explore", *words, "--shrink-seconds", "0"]) == 1
+    as_found = load_schedule(saved)
+    assert f"found, and saved to {saved}: schedule" in capsys.readouterr().err
+    assert main(["explore", *words]) == 1
+    assert load_schedule(saved).workload.num_tokens < as_found.workload.num_tokens

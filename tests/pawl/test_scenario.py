@@ -72,7 +72,7 @@ def test_from_a_trace_on_disk_to_the_violation_by_commands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pawl.commands.replay.SCENARIO_SCHEDULES", 30)
-    mutant, saved, found = BY_NAME["the_oldest_gives_way"], tmp_path / "scenario.json", tmp_path / "schedule.json"
+    mutant, saved, found = BY_NAME["the_oldest_gives_way"], tmp_path / "run.scenario", tmp_path / "schedule.json"
     with planted(mutant):
         writer = TraceWriter(tmp_path / "traces", 1 << 30)
         for record in failing_records(mutant):
@@ -166,3 +166,9 @@ def test_what_is_no_whole_trace_gives_no_scenario(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"format": "another", "workload": {"arrivals": []}}')
     with pytest.raises(ValueError, match="another"):
         Scenario.load(tmp_path / "other.json")
+
+
+def test_a_scenario_tells_before_each_schedule_how_far_it_is() -> None:
+    begun = []
+    scenario = Scenario(workload=Workload.random(3), property="none that there is")
+    assert show(scenario, 12, begins=lambda: begun.append(None)).schedules == len(begun) == 12
