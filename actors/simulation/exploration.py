@@ -220,8 +220,8 @@ def explore(
     """Run up to `schedules` schedules, until the first one that fails.
 
     Every `confirm_every`-th is run again from its record, and choices, states after each step, error and outcome are
-    compared: raises NotDeterministic where they differ. What actors log meanwhile is dropped. `over` is asked before each
-    run; once it says so none begins, shrinking included.
+    compared: raises NotDeterministic where they differ. What actors log meanwhile is dropped. `over` is asked before
+    each run; once it says so none begins, shrinking included.
     """
     began = clock()
     result = Result(strategy.name)
