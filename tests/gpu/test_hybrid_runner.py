@@ -17,6 +17,7 @@ from pawl.gpu.runner import Runner
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import SlotAssignment, StepBatch, StepResult
 from pawl.memory.partners import NO_PAGE
+from pawl.memory.window_pool import WindowPool
 from tests.gpu.driving import int32
 from tests.gpu.native_models import HYBRID, ODD
 from tests.loops.driver import CELLS, Driver
@@ -51,7 +52,7 @@ class Served:
         self.windows = driver.loop.memory.windows
 
     def launch(self, batch: StepBatch) -> StepResult:
-        if self.windows is not None:
+        if isinstance(self.windows, WindowPool):
             assert self.runner.kv.window_data is not None
             self.runner.kv.window_data[:, :, self.windows.pool.free_pages] = float("nan")
         return self.runner.collect(self.runner.launch(batch))
@@ -93,7 +94,8 @@ def served(
     driver.ghost = Served(runner, driver)  # type: ignore[assignment]
     requests = [driver.submit(prompt, 12) for prompt in prompts()]
     driver.run()
-    assert driver.loop.memory.windows is None or driver.loop.memory.windows.start.max() == 0
+    windows = driver.loop.memory.windows
+    assert not isinstance(windows, WindowPool) or windows.start.max() == 0
     return [driver.output_of[request] for request in requests]
 
 

@@ -15,8 +15,8 @@ from pawl.loops.batch import BatchBuilder
 from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.planner import Planner
 from pawl.loops.tiers import PageFetch, TierConfig
-from pawl.memory.page_pool import MemoryViolation
 from pawl.memory.tiers.keys import page_keys, root_key
+from pawl.memory.violation import MemoryViolation
 from tests.loops.driver import Driver
 
 EDGE_OF = {(edge.source, edge.event, cause): edge for edge in TABLE for cause in edge.causes}
