@@ -38,7 +38,11 @@ LLAMA3_NAMES = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "dbrx", 
 QWEN2_NAMES = frozenset({"qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez"})
 
 
-class UnsupportedVocabulary(ValueError):
+LONGEST_PIECE = 1024
+"""Characters of a SentencePiece token: every way to cut one in two is looked at."""
+
+
+class UnsupportedVocabulary(Exception):
     """The model's files hold a vocabulary of a kind that cannot be read; the message names it."""
 
 
@@ -118,6 +122,11 @@ def _merges_from_scores(
 ) -> list[tuple[str, str]]:
     """SentencePiece joins the two neighbours whose joined token scores best: so every way to split a token into two
     tokens is a merge, in falling order of the whole token's score."""
+    longest = max(tokens, key=len)
+    if len(longest) > LONGEST_PIECE:
+        raise UnsupportedVocabulary(
+            f"a token of the GGUF file has {len(longest)} characters, of at most {LONGEST_PIECE}"
+        )
     pieces = {token for token, kind in zip(tokens, types, strict=True) if kind == TOKEN_NORMAL}
     joined = [i for i, token in enumerate(tokens) if types[i] == TOKEN_NORMAL and len(token) > 1]
     joined.sort(key=lambda i: -scores[i])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 
 from pawl.actors.text.byte_table import ByteTable, build_byte_table
 from pawl.actors.text.conversion import UnsupportedVocabulary, tokenizer_from_gguf
+from pawl.gpu.weights.strangers import one_line, read_object, reading
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
 """Names of tokens that end a turn. A model's files may name one end token only; a chat template that writes another of
@@ -21,6 +21,8 @@ these shows that the model ends its turns with it."""
 
 SHORT_TEXT = 1000
 """Characters. The quickest way to encode keeps the interpreter to itself, so it is for texts of at most these."""
+MOST_TOKENS = 1 << 24
+"""Ids that tables are made for: a file may name any number."""
 
 
 class Vocabulary:
@@ -45,6 +47,8 @@ class Vocabulary:
         added = tokenizer.get_added_tokens_decoder()
         # Ids may have holes, so the highest one counts, not how many there are.
         num_tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
+        if num_tokens > MOST_TOKENS:
+            raise UnsupportedVocabulary(f"the tokenizer has ids up to {num_tokens - 1}, of at most {MOST_TOKENS - 1}")
         self.size = max(num_tokens, num_embeddings)
         self.num_embeddings = num_embeddings or num_tokens
         self.special_ids = frozenset(index for index, token in added.items() if token.special)
@@ -61,11 +65,18 @@ class Vocabulary:
         Raises UnsupportedVocabulary when neither holds a vocabulary that can be read.
         """
         path = Path(path)
-        if path.is_dir():
-            return cls.from_folder(path, num_embeddings)
-        from pawl.gpu.weights.gguf import read_gguf  # a folder must load without the room of the models
+        with reading("the vocabulary", UnsupportedVocabulary):
+            try:
+                if path.is_dir():
+                    return cls.from_folder(path, num_embeddings)
+                from pawl.gpu.weights.gguf import read_gguf  # a folder must load without the room of the models
 
-        return cls.from_gguf(read_gguf(path).metadata, num_embeddings)
+                return cls.from_gguf(read_gguf(path).metadata, num_embeddings)
+            except BaseException as error:
+                # The tokenizers library panics at some files; its class can be told by its name alone.
+                if type(error).__name__ == "PanicException":
+                    raise UnsupportedVocabulary(f"the vocabulary cannot be read ({one_line(error)})") from None
+                raise
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], num_embeddings: int = 0) -> Vocabulary:
@@ -91,16 +102,23 @@ class Vocabulary:
 
     @classmethod
     def from_folder(cls, folder: Path, num_embeddings: int = 0) -> Vocabulary:
-        """From tokenizer.json, tokenizer_config.json, generation_config.json (or config.json) and chat templates."""
+        """From tokenizer.json, tokenizer_config.json, special_tokens_map.json, generation_config.json (or config.json)
+        and chat templates. End tokens: all that these files name, and turn ends that the templates write."""
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise UnsupportedVocabulary(f"{folder} holds no tokenizer.json")
-        tokenizer = Tokenizer.from_file(str(file))
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing more special
+            raise UnsupportedVocabulary(f"tokenizer.json cannot be read ({one_line(error)})") from error
         # A tokenizer.json may ask for truncation or padding, which would silently change prompts.
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        configuration = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
-        eos_token = _content(configuration.get("eos_token"))
+        configuration = _read_json(folder / "tokenizer_config.json")
+        named = _read_json(folder / "special_tokens_map.json")
+        bos_token, eos_token = (
+            _content(configuration.get(key)) or _content(named.get(key)) for key in ("bos_token", "eos_token")
+        )
         templates = _folder_templates(folder, configuration.get("chat_template"))
         # Models disagree with themselves about where they end: what any file names, or the template writes, is an end.
         eos_ids = _ids(_read_json(folder / "generation_config.json").get("eos_token_id"))
@@ -109,7 +127,7 @@ class Vocabulary:
         return cls(
             tokenizer,
             eos_ids=eos_ids,
-            bos_token=_content(configuration.get("bos_token")),
+            bos_token=bos_token,
             eos_token=eos_token,
             chat_templates=templates,
             num_embeddings=num_embeddings,
@@ -198,10 +216,8 @@ def _turn_ends(tokenizer: Tokenizer, templates: Mapping[str, str]) -> list[int]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    value = json.loads(path.read_text(encoding="utf-8"))
-    return value if isinstance(value, dict) else {}
+    """The object in a file; empty where there is none."""
+    return read_object(path, UnsupportedVocabulary) if path.is_file() else {}
 
 
 def _content(token: Any) -> str:
@@ -218,6 +234,8 @@ def _folder_templates(folder: Path, configured: Any) -> dict[str, str]:
         templates["default"] = configured
     elif isinstance(configured, list):
         templates |= {entry["name"]: entry["template"] for entry in configured}
+        if not all(isinstance(text, str) for named in templates.items() for text in named):
+            raise UnsupportedVocabulary("a chat template in tokenizer_config.json is no text")
     for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
         templates[file.stem] = file.read_text(encoding="utf-8")
     if (folder / "chat_template.jinja").is_file():

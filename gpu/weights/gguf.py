@@ -15,19 +15,24 @@ strings is only measured while the header is read and is decoded the first time 
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pawl.gpu.weights.strangers import reading
+
 MAGIC = b"GGUF"
 SUPPORTED_VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
+MOST_ALIGNMENT = 1 << 20
 MAX_DIMENSIONS = 4
 
 _STRING = 8
@@ -154,7 +159,7 @@ class GgufFile:
             raise GgufFormatError(self.path, f"tensor {name}: row of {width} is not whole blocks of {values_per_block}")
         row_bytes = width // values_per_block * bytes_per_block
         rows = tensor.shape[:-1]
-        num_bytes = int(np.prod(rows, dtype=np.int64)) * row_bytes
+        num_bytes = math.prod(rows) * row_bytes
         if tensor.offset + num_bytes > len(self._buffer):
             raise GgufFormatError(self.path, f"tensor {name} ends beyond the file: is the download complete?")
         flat = np.frombuffer(self._buffer, np.uint8, num_bytes, tensor.offset)
@@ -261,9 +266,9 @@ def _read(path: Path, buffer: mmap.mmap) -> GgufFile:
         key = cursor.string()
         metadata[key] = cursor.value(cursor.u32())
     rows = [cursor.tensor() for _ in range(num_tensors)]
-    alignment = int(metadata.get("general.alignment", DEFAULT_ALIGNMENT))
-    if alignment <= 0:
-        raise GgufFormatError(path, f"alignment {alignment}")
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or not 1 <= alignment <= MOST_ALIGNMENT:
+        raise GgufFormatError(path, f"alignment {str(alignment)[:60]}")
     data_offset = -(-cursor.offset // alignment) * alignment
     tensors = {name: GgufTensor(name, shape, kind, data_offset + offset) for name, shape, kind, offset in rows}
     return GgufFile(path, buffer, metadata, tensors, min(data_offset, len(buffer)))
@@ -279,7 +284,5 @@ def read_gguf(path: str | Path) -> GgufFile:
         if path.stat().st_size < len(MAGIC) + 20:
             raise GgufFormatError(path, "not a GGUF file: too short for a header")
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    try:
+    with reading("the header", partial(GgufFormatError, path)):
         return _read(path, buffer)
-    except (struct.error, OverflowError, UnicodeDecodeError) as error:
-        raise GgufFormatError(path, f"the header is truncated or damaged: {error}") from error

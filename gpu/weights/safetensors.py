@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +15,11 @@ from pawl.gpu.models.huggingface import config_from_huggingface
 from pawl.gpu.models.registry import of_config
 from pawl.gpu.weights.checks import check_names, is_norm
 from pawl.gpu.weights.experts import separated
+from pawl.gpu.weights.strangers import one_line, read_object, reading
 
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MOST_NAMED = 4
+"""Files that a message names."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -30,51 +34,55 @@ class FolderError(Exception):
 
 def folder_config(folder: Path) -> ModelConfig:
     """The model that `config.json` describes. Raises FolderError or UnsupportedModel."""
-    path = folder / "config.json"
+    refusal = partial(FolderError, folder)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_object(folder / "config.json", refusal)
     except FileNotFoundError:
-        raise FolderError(folder, "there is no config.json: is this a Hugging Face model folder?") from None
-    except ValueError as error:
-        raise FolderError(folder, f"config.json is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise FolderError(folder, "config.json is not a JSON object")
-    return config_from_huggingface(values)
+        raise refusal("there is no config.json: is this a Hugging Face model folder?") from None
+    with reading("config.json", refusal):
+        return config_from_huggingface(values)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, in order. Raises FolderError where there is none, or a shard is missing."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    """The safetensors files of a folder, in order: `model.safetensors`, else those of the index, else all there are.
+
+    Raises FolderError where there is none, or a shard is missing.
+    """
+    refusal = partial(FolderError, folder)
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
+    if (folder / INDEX).is_file():
+        index = read_object(folder / INDEX, refusal)
+        with reading(INDEX, refusal):
+            names = sorted({str(name) for name in index["weight_map"].values()})
         # The index comes with the checkpoint, and so from anywhere: a name in it must not leave the folder.
-        if any(Path(name).name != name for name in names):
-            raise FolderError(folder, "model.safetensors.index.json names files outside the folder")
-        absent = [name for name in names if not (folder / name).exists()]
+        if not names or any(Path(name).name != name for name in names):
+            raise refusal(f"{INDEX} names no files, or files outside the folder")
+        absent = [name for name in names if not (folder / name).is_file()]
         if absent:
-            raise FolderError(folder, f"shards are missing: {', '.join(absent)}")
+            raise refusal(f"shards are missing: {', '.join(absent[:MOST_NAMED])}")
         return [folder / name for name in names]
     files = sorted(folder.glob("*.safetensors"))
     if files:
         return files
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if pickles:
-        reason = (
+        raise refusal(
             f"{pickles[0]} is a pickle, which can run any code when opened, so it is refused; "
             "convert the weights to safetensors"
         )
-        raise FolderError(folder, reason)
-    raise FolderError(folder, "there are no *.safetensors files")
+    raise refusal("there are no *.safetensors files")
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) for each tensor of one safetensors file, as views of a private memory map."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                yield name, file.get_tensor(name)
-    except SafetensorError as error:
-        raise FolderError(path, f"damaged safetensors file: {error}") from error
+    with reading("a safetensors file", partial(FolderError, path)):
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    yield name, file.get_tensor(name)
+        except SafetensorError as error:
+            raise FolderError(path, f"damaged safetensors file: {one_line(error)}") from error
 
 
 def load_folder_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -14,9 +15,10 @@ from torch import Tensor
 from pawl import pip_install
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.weights.cache import load_cached_weights
-from pawl.gpu.weights.gguf import GgufFile, read_gguf
+from pawl.gpu.weights.gguf import GgufFile, GgufFormatError, read_gguf
 from pawl.gpu.weights.gguf_model import config_from_gguf
 from pawl.gpu.weights.safetensors import PICKLE_SUFFIXES, folder_config, load_folder_weights, weight_files
+from pawl.gpu.weights.strangers import reading
 
 SourceKind: TypeAlias = Literal["gguf", "huggingface"]
 
@@ -71,7 +73,8 @@ def resolve_source(model: str) -> ModelSource:
 
 def _gguf_source(path: Path, name: str) -> ModelSource:
     file = read_gguf(path)
-    return ModelSource("gguf", path, config_from_gguf(file), name, file)
+    with reading("the metadata", partial(GgufFormatError, path)):
+        return ModelSource("gguf", path, config_from_gguf(file), name, file)
 
 
 def _folder_source(path: Path, name: str) -> ModelSource:
@@ -110,6 +113,7 @@ def load_weights(source: ModelSource, dtype: torch.dtype) -> dict[str, Tensor]:
 
     Raises WeightMismatch, GgufFormatError or FolderError.
     """
-    if source.file is not None:
+    if source.file is None:
+        return load_folder_weights(source.path, source.config, dtype)
+    with reading("a tensor", partial(GgufFormatError, source.path)):
         return load_cached_weights(source.file, source.config, dtype)
-    return load_folder_weights(source.path, source.config, dtype)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def run_batch(engine: Engine, workload: Workload, advance: Callable[[int], None]) -> tuple[list[Sample], float]:
     """Answer the workload once; a sample for each request, in order, and the seconds it took. Raises RequestFailed."""
-    prompts: list[Any] = workload.token_prompts(engine.parts.vocabulary.size)
+    prompts: list[Any] = workload.token_prompts(engine.parts.vocabulary.num_embeddings)
     sampling = {"max_new_tokens": workload.output_length, "temperature": 0.0, "ignore_eos": True}
     began = time.perf_counter()
     completions = engine.generate(prompts, sampling, on_done=lambda *_: advance(1))

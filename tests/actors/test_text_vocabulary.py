@@ -218,6 +218,7 @@ def test_a_folder_ends_where_any_of_its_files_or_its_template_says(tmp_path: Pat
 
 def test_special_tokens_may_stand_in_their_own_file_alone(tmp_path: Path) -> None:
     byte_level().tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": None}))
     (tmp_path / "special_tokens_map.json").write_text(
         json.dumps({"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}})
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -56,8 +57,21 @@ def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
             yield (name if part in ("weight", "bias") else f"{name}.weight"), tensor
 
 
-def write_model(name: str, architecture: str, path: Path, **extra: float | str) -> Path:
-    """A tiny transformers model as llama.cpp's converter would write it."""
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    else:
+        writer.add_string(key, value)
+
+
+def write_model(
+    name: str, architecture: str, path: Path, metadata: Mapping[str, Any] = MappingProxyType({}), **extra: float | str
+) -> Path:
+    """A tiny transformers model as llama.cpp's converter would write it; `metadata` are whole keys, of a vocabulary."""
     model = tiny_model(name)
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
@@ -87,6 +101,8 @@ def write_model(name: str, architecture: str, path: Path, **extra: float | str) 
     for key, value in extra.items():
         full = f"{architecture}.{key.replace('__', '.')}"
         writer.add_string(full, value) if isinstance(value, str) else writer.add_float32(full, value)
+    for key, value in metadata.items():
+        _add(writer, key, value)
     layer_names = _GEMMA_NAMES if architecture == "gemma3" else _LLAMA_NAMES
     for full_name, tensor in _tensors(model):
         values = tensor.float().numpy()

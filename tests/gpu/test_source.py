@@ -88,6 +88,7 @@ def test_a_folder_without_a_shard_is_refused(tmp_path: Path) -> None:
 
 def test_an_index_cannot_name_files_elsewhere(tmp_path: Path) -> None:
     folder = save_tiny("llama", tmp_path / "model")
+    (folder / "model.safetensors").unlink()
     index = {"weight_map": {"model.norm.weight": "../other/model.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(FolderError, match="outside the folder"):
