@@ -37,4 +37,3 @@ class ResetWorker(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker: TypeAlias = Execute | ResetWorker
-FromWorker: TypeAlias = Executed | ExecuteFailed

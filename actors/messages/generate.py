@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -217,7 +217,3 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     status: int = 400
     """HTTP status: 400, 404, 413 or 422."""
     param: str | None = None
-
-
-ToTokenizer: TypeAlias = Submit
-FromGenerate: TypeAlias = Outputs | Accepted | Refused

@@ -27,7 +27,7 @@ MEMORY: dict[str, str] = {
     "no_reuse_before_fence": "transfers of lower tiers: by the generations of their handles, not by records",
     "row_shape": "what a page holds: by the ghost in simulated runs",
     "hold_accounting": "",
-    "auxiliary_conservation": "texts of the detokenizer: at rest in simulated runs; grammar jobs: there are none",
+    "auxiliary_conservation": "open texts, messages that nobody took: in simulated runs; grammar jobs: there are none",
     "allocation_is_a_transaction": "",
     "read_after_commit": "what is read: by the ghost in simulated runs",
     "namespace_isolation": "adapters: there are none",

@@ -15,16 +15,19 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pawl.actors.messages.execution import ToWorker
+from pawl.actors.gateway import Gateway
 from pawl.actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
 from pawl.actors.messages.transfer import PagesToWorker, ToStorage
+from pawl.actors.names import NAMES
+from pawl.actors.recorder import Recorder
 from pawl.actors.runtime.actor import Actor, Lane
-from pawl.actors.scheduler import Scheduler, ToScheduler
 from pawl.actors.storage import Storage
 from pawl.actors.tiers.files import FileStore
 from pawl.actors.tiers.store import TierStore
 from pawl.actors.tiers.tier_client import LeaseEnded
-from pawl.actors.worker import Worker
+from pawl.build.ghost import GhostSource
+from pawl.build.parts import Parts
+from pawl.build.wiring import engine_actors
 from pawl.gpu.ghost.oracle import expected, expected_pages
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.records import Started
@@ -36,6 +39,8 @@ from pawl.loops.tiers import TierConfig
 from pawl.memory.prefix.namespace import namespace_of
 from pawl.memory.tiers.host import HostPool
 from pawl.memory.tiers.keys import page_keys
+from pawl.testing.cluster import MemoryTrace
+from pawl.testing.expectations import vocabulary
 
 
 def started(config: LoopConfig) -> Started:
@@ -117,15 +122,22 @@ class Net:
         self.haunted = make_runner is None
         """Whether the worker's model is a ghost, whose pages can be checked."""
         self.ghost = (make_runner or Ghost.for_shape)(config)
-        self.scheduler = Scheduler(config, 600.0, started(config))
         self.store = TierStore(HostPool(host_pages, page_bytes), files, eager=write_policy != "write-back")
-        self.storage = Storage(self.store)
-        self.worker = Worker(self.ghost)
-        self.actors: dict[str, Actor] = {
-            "scheduler": self.scheduler,
-            "worker": self.worker,
-            "storage": self.storage,
-        }
+        recorder: Any = MemoryTrace()
+        parts = Parts(
+            source=GhostSource(),
+            vocabulary=vocabulary(),
+            runner=self.ghost,
+            loop_config=config,
+            recorder=Recorder(recorder),
+            started=started(config),
+            storage=Storage(self.store),
+        )
+        specs = engine_actors(parts, Gateway(), 600.0)
+        played = (NAMES.scheduler, NAMES.worker, NAMES.storage)
+        self.actors: dict[str, Actor] = {spec.name: spec.actor for spec in specs if spec.name in played}
+        self.scheduler: Any = self.actors[NAMES.scheduler]
+        self.storage, self.worker = self.actors[NAMES.storage], self.actors[NAMES.worker]
         self._row_of: dict[int, int] = {}
         self._truth: dict[bytes, bytes] = {}
         """What the page of a key must hold, from prompts alone."""
@@ -144,11 +156,11 @@ class Net:
     # ---- messages ----
 
     def post(self, sender: str, to: str, message: Any, lane: Lane) -> None:
-        if to == "detokenizer":
+        if to == NAMES.detokenizer:
             self._hear(message)
-        elif to == "recorder":
+        elif to == NAMES.recorder:
             self.records.extend(message.records)
-        elif to == "gateway":
+        elif to == NAMES.gateway:
             self.replies.append(message)
         elif to in self.actors:
             about_pages = isinstance(message, PagesToWorker | ToStorage) or sender == "storage"
@@ -168,9 +180,8 @@ class Net:
     def deliver(self, edge: Edge) -> None:
         """Hand over the oldest message of a queue, and let its receiver settle."""
         _, message = self.queues[edge].popleft()
-        accepted = {"scheduler": ToScheduler, "worker": ToWorker | PagesToWorker, "storage": ToStorage}[edge[1]]
-        assert isinstance(message, accepted)
         actor = self.actors[edge[1]]
+        assert isinstance(message, actor.accepts)
         self.now_s += 0.001
         actor.receive(message)
         actor.settled()

@@ -2,8 +2,8 @@
 
 Two events are independent if they touch nothing in common (`Footprint`). An event touches the mailbox whose actor it
 runs or into which a message arrives, those of the actors it may let go, and those in which it might use up the room.
-Failures, ends, stops, dead letters, the clock, faults, values picked in a handler and answers to an ask from
-outside touch everything. What actors share behind the runtime's back (a list in the test) is not seen.
+Failures, ends, stops, dead letters, the clock, faults, values picked in a handler and messages from outside
+touch everything. What actors share behind the runtime's back (a list in the test) is not seen.
 
 P. Godefroid: Partial-Order Methods for the Verification of Concurrent Systems, LNCS 1032, 1996 (sleep sets).
 P. Abdulla, S. Aronis, B. Jonsson, K. Sagonas: Optimal Dynamic Partial Order Reduction, POPL 2014 (source sets).
