@@ -153,6 +153,9 @@ class WindowPool(Windows):
         self.start[slot] = 0
         self.escrow.forget(slot)
 
+    def cut(self, pages: Int32s, fence: int) -> None:
+        self._let_go(pages[::-1], fence)
+
     def adopt(self, pages: Int32s) -> None:
         """The cache adopts these full pages of a row: it becomes one more referrer of the partners they have."""
         self.pool.adopt(self.partners.existing(pages))

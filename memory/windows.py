@@ -46,6 +46,9 @@ class Windows:
     def leave(self, slot: int, pages: Int32s, fence: int) -> None:
         """The row ends; `pages` are all its full pages. Called before those are given back themselves."""
 
+    def cut(self, pages: Int32s, fence: int) -> None:
+        """Rows let go of these full pages at their ends. Called before those are given back themselves."""
+
     def adopt(self, pages: Int32s) -> None:
         """The cache adopts these full pages of a row: it becomes one more referrer of the partners they have."""
 
