@@ -337,8 +337,8 @@ class Scheduler(Actor):
         """Log-probabilities of the tokens that are still wanted."""
         fresh = self.loop.fresh_at_commit
         logprobs = result.logprobs
-        if logprobs is not None and not fresh.all():
-            wanted = fresh[scheduled.batch.samples]
+        if logprobs is not None and not (fresh.all() and result.counts is None):
+            wanted = self.loop.wanted_tokens(scheduled)
             logprobs = type(logprobs)(*(array[wanted] for array in msgspec.structs.astuple(logprobs)))
         row_of_slot = dict(zip(scheduled.batch.slots[fresh].tolist(), scheduled.rows[fresh].tolist(), strict=True))
         prompt = tuple((row_of_slot[p.slot], p) for p in result.prompt_logprobs if p.slot in row_of_slot)

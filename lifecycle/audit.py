@@ -33,6 +33,7 @@ from pawl.lifecycle.records import (
     Submitted,
     Transition,
     int32s,
+    num_tokens,
     uint8s,
 )
 from pawl.lifecycle.states import Event
@@ -136,8 +137,7 @@ class _Statistics:
         self.records[type(record).__name__] += 1
         match record:
             case StepCommitted():
-                events = uint8s(record.events)
-                self.num_tokens += int(np.count_nonzero((events == Event.TOKEN) | (events == Event.FIRST_TOKEN)))
+                self.num_tokens += int(num_tokens(uint8s(record.events), record.counts).sum())
             case Transition(event=Event.FINISH | Event.ABORT):
                 self.causes[record.cause] += 1
 

@@ -139,10 +139,20 @@ class Journal:
         """Something came from the cache tiers below the device."""
         self._emit(TierTold(kind, ticket, count, b"".join(keys), now))
 
-    def committed(self, step: int, events: UInt8s, tokens: Int32s, pages: Pages, now: float, *, digest: int) -> None:
+    def committed(
+        self,
+        step: int,
+        events: UInt8s,
+        tokens: Int32s,
+        counts: Int32s | None,
+        pages: Pages,
+        now: float,
+        *,
+        digest: int,
+    ) -> None:
         """The oldest step is done; memory has this digest as it comes back."""
         self._step = step
-        self._emit(StepCommitted(step, now, events, tokens, _counts(pages), digest))
+        self._emit(StepCommitted(step, now, events, tokens, _counts(pages), digest, counts))
 
     def rolled_back(self, step: int, reason: str, now: float, *, digest: int) -> None:
         """The newest step in flight was undone; memory has this digest after that."""

@@ -137,11 +137,13 @@ class StepCommitted(msgspec.Struct, frozen=True, array_like=True, tag=4, eq=Fals
     """The event of each segment, in the order of StepPlanned: CHUNK, FIRST_TOKEN, TOKEN; STALE_TOKEN for a segment
     (sampled or not) whose request left work after the step was planned."""
     tokens: Int32Column
-    """One for each segment that samples, in that order; dropped ones included."""
+    """Of each segment that samples, in that order; those of requests that have left work included."""
     pages: PageCounts
     digest: int = 0
     """Of memory, as the step came back and before anything followed from it: 64 bits, unsigned. Two runs that took the
     same decisions have the same. 0: not recorded."""
+    counts: Int32Column | None = None
+    """Tokens of each segment, 0 where it samples none: what counts of the run that was drawn. None: one each."""
 
 
 class StepRolledBack(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -295,6 +297,12 @@ RECORD_TYPES: tuple[type[msgspec.Struct], ...] = get_args(Record)
 def int32s(column: Int32Column) -> Int32s:
     """A column as int32 [n]; read-only where it came from bytes."""
     return np.frombuffer(column, np.int32) if isinstance(column, bytes) else np.asarray(column, np.int32)
+
+
+def num_tokens(events: UInt8s, counts: Int32Column | None) -> Int32s:
+    """Tokens that each segment of a committed step has given its request, int32 [n]."""
+    drew = (events == int(Event.TOKEN)) | (events == int(Event.FIRST_TOKEN))
+    return drew.astype(np.int32) if counts is None else np.where(drew, int32s(counts), 0)
 
 
 def uint8s(column: UInt8Column) -> UInt8s:

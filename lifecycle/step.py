@@ -4,9 +4,11 @@ A segment is a run of consecutive positions of one request. A decoding request i
 chunk is a longer one; the runner does not care which is which. All index arrays are int32.
 
     segment i:  slot slots[i], positions starts[i] .. starts[i]+lengths[i]-1
-    inputs:     chained[i]  -> the token that the worker itself drew last for that slot (lengths[i] is 1)
+    inputs:     chained[i]  -> the token that the worker itself drew last for that slot; in a segment of more than one
+                               position (a run) the others are drafts of the worker's own
                 else        -> the next lengths[i] entries of `tokens`
-    output:     samples[i]  -> one token, drawn from the logits at the segment's last position
+    output:     samples[i]  -> one token, drawn from the logits at the segment's last position; of a run, one after the
+                               first position and after each draft that is accepted, in order
 
 Token ids of decoding requests therefore never travel to the worker, and a step can be planned while the step that
 computes its inputs still runs (overlap): the placeholder is resolved by the worker.
@@ -91,7 +93,7 @@ class StepResult(msgspec.Struct, frozen=True, eq=False):
 
     step: int
     tokens: Int32s
-    """[number of True in `samples`], in segment order."""
+    """In segment order; one for each True in `samples` unless `counts` says otherwise."""
     logprobs: StepLogprobs | None = None
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
     forward_s: float = 0.0
@@ -99,3 +101,6 @@ class StepResult(msgspec.Struct, frozen=True, eq=False):
     unusable: Bools | None = None
     """[as many as `tokens`]: the model gave scores that are not finite numbers, so this token means nothing. None: all
     tokens are good."""
+    counts: Int32s | None = None
+    """[number of True in `samples`]: tokens of each segment that samples, from 1 to its length in a run, 1 elsewhere.
+    None: one each."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Event, State
-from pawl.lifecycle.step import Bools, SlotAssignment, StepBatch
+from pawl.lifecycle.step import SlotAssignment, StepBatch, StepResult
 from pawl.memory.arrays import Int32s
 from pawl.memory.memory import Memory
 from pawl.memory.page_table import NO_ENTRIES, PageEntries
@@ -55,10 +55,13 @@ class ScheduledBatch(NamedTuple):
     def step(self) -> int:
         return self.batch.step
 
-    def left_without_token(self, unusable: Bools | None, attempt: Int32s) -> list[int]:
-        """Rows that still want the token they sampled and that got none; `attempt` is the table's."""
+    def left_without_token(self, result: StepResult, attempt: Int32s) -> list[int]:
+        """Rows that still want the tokens they sampled and did not get them all; `attempt` is the table's."""
+        unusable = result.unusable
         if unusable is None:
             return []
+        if result.counts is not None:
+            unusable = np.logical_or.reduceat(unusable, np.cumsum(result.counts) - result.counts)
         wanted = (attempt[self.rows] == self.attempts)[self.batch.samples]
         rows: list[int] = self.sampled_rows[unusable & wanted].tolist()
         return rows
@@ -73,6 +76,8 @@ class BatchBuilder:
         self.decode_rows: Int32s = _NO_ROWS
         self.decode_slots: Int32s = _NO_ROWS
         self.decode_starts: Int32s = _NO_ROWS
+        self.decode_lengths: Int32s | None = None
+        """None: one position each."""
         self.prefills: list[PrefillSegment] = []
         self.admissions: list[SlotAssignment] = []
         self.entries: list[PageEntries] = []
@@ -87,9 +92,12 @@ class BatchBuilder:
     def empty(self) -> bool:
         return not len(self.decode_rows) and not self.prefills
 
-    def decode(self, rows: Int32s, slots: Int32s, starts: Int32s, entries: PageEntries) -> None:
-        """One token for each of `rows`."""
+    def decode(
+        self, rows: Int32s, slots: Int32s, starts: Int32s, entries: PageEntries, lengths: Int32s | None = None
+    ) -> None:
+        """One position for each of `rows`, or a run of so many."""
         self.decode_rows, self.decode_slots, self.decode_starts = rows, slots, starts
+        self.decode_lengths = lengths
         if len(entries.pages):
             self.entries.append(entries)
 
@@ -117,6 +125,8 @@ class BatchBuilder:
         rows, slots, starts = self.decode_rows, self.decode_slots, self.decode_starts
         lengths, yes, events = _ONES.lengths(count), _ONES.yes(count), _ONES.tokens(count)
         chained, samples, sampled_rows, tokens = yes, yes, rows, _NO_ROWS
+        if self.decode_lengths is not None:
+            lengths = self.decode_lengths
         if self.prefills:
             new = np.array([segment[1:4] for segment in self.prefills], np.int32)
             rows = np.concatenate((rows, np.array([segment.row for segment in self.prefills], np.int32)))

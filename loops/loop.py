@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Cause, Event
-from pawl.lifecycle.step import StepResult
-from pawl.loops.batch import BatchBuilder, ScheduledBatch
+from pawl.lifecycle.step import Bools, StepResult
+from pawl.loops.batch import BatchBuilder, ScheduledBatch, UInt8s
 from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects
@@ -29,13 +29,36 @@ from pawl.loops.planner import Planner
 from pawl.loops.properties.laws import state_monitor
 from pawl.loops.queues import Queues
 from pawl.loops.requests import Requests
+from pawl.loops.runs import Runs, cut_runs
 from pawl.memory.arrays import Int32s
 from pawl.memory.memory import Memory
+from pawl.memory.page_pool import consecutive
+from pawl.memory.trim import trim
 from pawl.memory.violation import MemoryViolation
 
 Kind = TypeVar("Kind")
 NOT_NUMBERS = "the model's scores for the next token are not finite numbers"
 _NO_ROWS: Int32s = np.empty(0, np.int32)
+
+
+class Applied(NamedTuple):
+    """What a step has given to the requests that were still at work."""
+
+    events: UInt8s
+    """[segments]"""
+    rows: Int32s
+    """Rows that got tokens."""
+    rows_of_tokens: Int32s
+    tokens: Int32s
+    """As many as `rows_of_tokens`, in order."""
+    last: Int32s
+    """The last token of each row, as many as `rows`."""
+    recorded: Int32s
+    """`tokens`, and those of requests that have left."""
+    counts: Int32s | None
+    """Of `recorded`, those of each segment; None: one for each that samples."""
+    ends: Int32s
+    """Positions that are committed, [segments]."""
 
 
 class Loop:
@@ -70,6 +93,8 @@ class Loop:
         self.counters = self.requests.counters
         self.fresh_at_commit = np.empty(0, np.bool_)
         """Segments of the step committed last whose requests were still at work."""
+        self._runs: Runs | None = None
+        """Of the step committed last, where it had some."""
         self._try_again = False
         """A plan has failed, and somebody has a strike for it: without them, or with the next, another may not."""
 
@@ -106,17 +131,20 @@ class Loop:
         scheduled = self.in_flight.popleft()
         if scheduled.step != result.step:
             raise AssertionError(f"step {result.step} came back, step {scheduled.step} is the oldest in flight")
-        for row in scheduled.left_without_token(result.unusable, self.table.attempt):
+        for row in scheduled.left_without_token(result, self.table.attempt):
             self.requests.leave(row, Event.ABORT, Cause.INTERNAL, now, message=NOT_NUMBERS)
-        events, rows, tokens = self._apply(scheduled, result)
-        self.effects.output(rows, tokens, scheduled, result)
-        digest = self.memory.digest()
-        self.journal.committed(scheduled.step, events, result.tokens, self.memory.pages, now, digest=digest)
+        applied = self._apply(scheduled, result)
+        rows, last = applied.rows, applied.last
+        self.effects.output(applied.rows_of_tokens, applied.tokens, scheduled, result)
+        pages, digest = self.memory.pages, self.memory.digest()
+        self.journal.committed(
+            scheduled.step, applied.events, applied.recorded, applied.counts, pages, now, digest=digest
+        )
         if scheduled.prefills:
             self._prefilled(scheduled, now)
-        for index in self._ended(rows, tokens):
-            self.requests.complete(int(rows[index]), int(tokens[index]), now)
-        self.memory.slide(scheduled.batch.slots, scheduled.batch.starts + scheduled.batch.lengths)
+        for index in self._ended(rows, last):
+            self.requests.complete(int(rows[index]), int(last[index]), now)
+        self.memory.slide(scheduled.batch.slots, applied.ends)
         self.memory.ledger.commit(scheduled.transaction)
         self._check()
 
@@ -214,25 +242,55 @@ class Loop:
 
     # ---- commit, in parts ----
 
-    def _apply(self, scheduled: ScheduledBatch, result: StepResult) -> tuple[np.ndarray, Int32s, Int32s]:
-        """Fire the step's events and append its tokens; the rows that still wanted theirs, and their tokens."""
+    def _apply(self, scheduled: ScheduledBatch, result: StepResult) -> Applied:
+        """Fire the step's events and append its tokens."""
         table = self.table
         fresh = self.fresh_at_commit = table.attempt[scheduled.rows] == scheduled.attempts
         events, rows, tokens = scheduled.events, scheduled.sampled_rows, result.tokens
         if np.count_nonzero(fresh) < len(fresh):
             events = np.where(fresh, events, np.uint8(Event.STALE_TOKEN))
+        table.move_rows(scheduled.rows, events)
+        if result.counts is not None:
+            return self._apply_runs(scheduled, result, result.counts, events)
+        self._runs = None
+        if events is not scheduled.events:
             wanted = fresh[scheduled.batch.samples]
             self.counters.dropped_tokens += len(rows) - int(np.count_nonzero(wanted))
             rows, tokens = rows[wanted], tokens[wanted]
-        table.move_rows(scheduled.rows, events)
         at = table.num_tokens[rows]
         table.tokens[rows, at] = tokens
         table.num_tokens[rows] = at + 1
         self.counters.generated_tokens += len(rows)
-        return events, rows, tokens
+        ends = scheduled.batch.starts + scheduled.batch.lengths
+        return Applied(events, rows, rows, tokens, tokens, result.tokens, None, ends)
+
+    def _apply_runs(self, scheduled: ScheduledBatch, result: StepResult, counts: Int32s, events: UInt8s) -> Applied:
+        """`_apply` for a step in which requests may have drawn several tokens: what is beyond their ends is dropped,
+        and what was computed for drafts that were not accepted is given back."""
+        table, batch, fresh = self.table, scheduled.batch, self.fresh_at_commit
+        runs = self._runs = cut_runs(scheduled, result, counts, fresh, table)
+        wanted = fresh[batch.samples]
+        rows, lengths, tokens = scheduled.sampled_rows[wanted], runs.counts[wanted], result.tokens[runs.drawn]
+        self.counters.dropped_tokens += len(result.tokens) - len(tokens)
+        self.counters.generated_tokens += len(tokens)
+        told = np.repeat(rows, lengths)
+        if len(rows):
+            table.tokens[told, consecutive(table.num_tokens[rows], lengths)] = tokens
+            table.num_tokens[rows] += lengths
+        short = runs.ends < batch.starts + batch.lengths
+        if np.count_nonzero(short):
+            trim(self.memory, scheduled.transaction, batch.slots[short], runs.ends[short])
+        last = tokens[np.cumsum(lengths) - 1]
+        by_segment = np.zeros(len(scheduled.rows), np.int32)
+        by_segment[batch.samples] = runs.counts
+        return Applied(events, rows, told, tokens, last, runs.tokens, by_segment, runs.ends)
+
+    def wanted_tokens(self, scheduled: ScheduledBatch) -> Bools:
+        """Which tokens of the step committed last were given out, bool [tokens of its result]."""
+        return self._runs.drawn if self._runs is not None else self.fresh_at_commit[scheduled.batch.samples]
 
     def _ended(self, rows: Int32s, tokens: Int32s) -> Sequence[int]:
-        """Indices of rows that have all they wanted, or drew a stop token."""
+        """Indices of rows that have all they wanted, or drew a stop token. `tokens`: the last one of each."""
         table = self.table
         done = table.num_tokens[rows] >= table.max_tokens[rows]
         stops = table.stop_tokens[rows] == tokens[:, None]

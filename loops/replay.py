@@ -47,7 +47,7 @@ from pawl.lifecycle.records import (
 )
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Event
-from pawl.lifecycle.step import StepResult
+from pawl.lifecycle.step import Bools, StepResult
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.select import LoopConfig, make_loop
@@ -154,7 +154,7 @@ class Replay:
             case Transition() | StepPlanned() | Idled():
                 loop.turn(record.time)
             case StepCommitted() if loop.in_flight and loop.in_flight[0].step == record.step:
-                loop.executed(StepResult(record.step, int32s(record.tokens)), record.time)
+                loop.executed(_result(record, loop.in_flight[0].batch.samples), record.time)
             case StepRolledBack() if loop.in_flight:
                 loop.failed(loop.in_flight[0].step, record.reason, record.time)
             case Flushed():
@@ -174,6 +174,12 @@ class Replay:
         info = RequestInfo(record.request, record.rid, record.sampling, record.namespace, record.time)
         # Deadlines are not recorded: a request that missed its own is recorded as aborted.
         self.loop.requests.submit(info, np.array(int32s(record.tokens)), record.priority, float("inf"), record.time)
+
+
+def _result(record: StepCommitted, samples: Bools) -> StepResult:
+    """What the worker answered, as far as it counts; `samples`: the segments that sample."""
+    counts = None if record.counts is None else int32s(record.counts)[samples]
+    return StepResult(record.step, int32s(record.tokens), counts=counts)
 
 
 def replay(records: Iterable[Record]) -> Replay:

@@ -18,6 +18,7 @@ from pawl.lifecycle.records import (
     Submitted,
     Transition,
     int32s,
+    num_tokens,
     uint8s,
 )
 from pawl.lifecycle.request import SamplingParameters
@@ -232,16 +233,18 @@ class _Builder:
             return
         step.ended, step.committed = record.time, True
         self.made.pages.append(PageSample(record.time, record.pages))
-        for row, event in zip(rows, uint8s(record.events).tolist(), strict=False):
+        events = uint8s(record.events)
+        counts = num_tokens(events, record.counts).tolist()
+        for row, event, count in zip(rows, events.tolist(), counts, strict=False):
             line = self._in_row.get(row)
             if line is None or event == Event.STALE_TOKEN:
                 continue
             if event == Event.FIRST_TOKEN:
                 self._enter(line, State.DECODING, record.time)
-            if event in (Event.FIRST_TOKEN, Event.TOKEN):
-                step.num_outputs += 1
-                line.num_output += 1
-                line.num_drawn += 1
+            if count:
+                step.num_outputs += count
+                line.num_output += count
+                line.num_drawn += count
                 if line.first_token is None:
                     line.first_token = record.time
                 elif line.last_token is not None:

@@ -75,12 +75,16 @@ class Committed(NamedTuple):
     live: Bools
     """The request has not left work since the step was planned."""
     drew: Bools
-    """The segment gave its request one more token."""
+    """The segment gave its request tokens."""
+    counts: Int32s
+    """Tokens that the segment gave its request."""
+    ends: Int32s
+    """Positions of the segment's request that are computed and wanted: of a run, those before what was not accepted."""
 
 
 _NONE = np.empty(0, np.int32)
 NO_STEP = Step(0, _NONE, _NONE, _NONE, _NONE, _NONE.astype(bool), _NONE.astype(bool), _NONE.astype(np.int64), _NONE, ())
-NOT_COMMITTED = Committed(_NONE.astype(np.uint8), _NONE, _NONE.astype(bool), _NONE.astype(bool))
+NOT_COMMITTED = Committed(_NONE.astype(np.uint8), _NONE, _NONE.astype(bool), _NONE.astype(bool), _NONE, _NONE)
 
 
 def fitted(array: AnyArray, size: int) -> AnyArray:
@@ -257,15 +261,29 @@ class History:
         events, tokens = uint8s(record.events), int32s(record.tokens)
         if len(events) != len(step.rows):
             raise Malformed(f"step {record.step} has {len(step.rows)} segments, its commit {len(events)}")
-        if len(tokens) != np.count_nonzero(step.samples):
-            raise Malformed(f"step {record.step} draws {np.count_nonzero(step.samples)} tokens, and got {len(tokens)}")
+        counts = step.samples.astype(np.int32)
+        if record.counts is not None:
+            counts = np.array(int32s(record.counts))
+            if len(counts) != len(step.rows) or ((counts > 0) != step.samples).any():
+                raise Malformed(f"step {record.step} draws for {np.flatnonzero(step.samples)}, and counts {counts}")
+        if len(tokens) != counts.sum():
+            raise Malformed(f"step {record.step} draws {counts.sum()} tokens, and got {len(tokens)}")
         if len(events) and int(events.max()) >= len(Event):
             raise Malformed(f"the commit of step {record.step} has an event {events.max()}, which is none")
         live = self.departures[step.rows] == step.departures
         drew = (events == _TOKEN) | (events == _FIRST_TOKEN)
-        self._append(step.rows[step.samples & drew], tokens[drew[step.samples]])
-        self.num_output[step.rows[drew]] += 1
-        self.committed = Committed(events, tokens, live, drew)
+        ends = step.ends
+        if record.counts is None:
+            self._append(step.rows[step.samples & drew], tokens[drew[step.samples]])
+        else:
+            self._append_runs(step.rows[drew], tokens[np.repeat(drew, counts)], counts[drew])
+            ends = np.where(step.chained, np.minimum(step.starts + counts, ends), ends).astype(np.int32)
+            newest = max(self.in_flight, default=0)
+            for row, end in zip(step.rows[live & (ends < step.ends)], ends[live & (ends < step.ends)], strict=True):
+                self.pages.trimmed(int(row), int(end), newest)
+        counts[~drew] = 0
+        self.num_output[step.rows[drew]] += np.maximum(counts[drew], 1)
+        self.committed = Committed(events, tokens, live, drew, counts, ends)
 
     def _append(self, rows: Int32s, tokens: Int32s) -> None:
         if not len(rows):
@@ -275,6 +293,16 @@ class History:
         if width > self.outputs.shape[1]:
             self.outputs = _roomy(self.outputs, 0, 2 * width)
         self.outputs[rows, at] = tokens
+
+    def _append_runs(self, rows: Int32s, tokens: Int32s, counts: Int32s) -> None:
+        # Runs are few, and a row has one.
+        first = np.cumsum(counts) - counts
+        for place in range(int(counts.max(initial=0))):
+            longer = counts > place
+            at = self.num_output[rows[longer]]
+            self.num_output[rows[longer]] += place
+            self._append(rows[longer], tokens[first[longer] + place])
+            self.num_output[rows[longer]] = at
 
     def _rolled_back(self, record: StepRolledBack) -> None:
         if record.step != next(reversed(self.in_flight), None):

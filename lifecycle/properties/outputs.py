@@ -223,13 +223,16 @@ class StopSemantics(Property):
             self._stoppable.discard(record.row)
 
     def _committed(self, history: History) -> Iterator[Violation]:
-        rows = history.step.rows[history.committed.drew & history.step.samples]
-        rows = rows[history.num_output[rows] > 1]
-        before = history.outputs[rows, history.num_output[rows] - 2]
-        late = (self._stops[rows] == before[:, None]).any(1)
-        for index in np.flatnonzero(late).tolist():
-            text = f"a token after stop token {before[index]}"
-            yield self.violation(history, text, int(history.request[rows[index]]))
+        committed, drew = history.committed, history.committed.drew & history.step.samples
+        rows, counts = history.step.rows[drew], committed.counts[drew]
+        for back in range(2, int(counts.max(initial=0)) + 2):
+            reached = (counts >= back - 1) & (history.num_output[rows] >= back)
+            drawn = rows[reached]
+            before = history.outputs[drawn, history.num_output[drawn] - back]
+            late = (self._stops[drawn] == before[:, None]).any(1)
+            for index in np.flatnonzero(late).tolist():
+                text = f"a token after stop token {before[index]}"
+                yield self.violation(history, text, int(history.request[drawn[index]]))
 
     def _finished(self, record: Transition, history: History) -> Iterator[Violation]:
         stops, output = self._stops[record.row].tolist(), history.output(record.row)

@@ -165,6 +165,12 @@ class PageUse:
         if slot is not None:
             del self._row_of[slot]
 
+    def trimmed(self, row: int, end: int, newest: int) -> None:
+        """The row has `end` positions from now on; `newest` is the newest step in flight (0: none is)."""
+        mine = self._table.get(row, {})
+        for index in [index for index in mine if index >= -(-end // self._page_size)]:
+            self._let_go(mine.pop(index), newest)
+
     def committed(self, step: int) -> None:
         """The step is done: what it entered stays."""
         self._entered.pop(step, None)

@@ -107,7 +107,7 @@ class ReadAfterCommit(Property):
         match record:
             case StepCommitted():
                 live = history.committed.live
-                self._committed[history.step.rows[live]] = history.step.ends[live]
+                self._committed[history.step.rows[live]] = history.committed.ends[live]
             case Cached() if history.cache.stored:
                 return tuple(self._stored(history))
             case StepPlanned() if history.pages.shared:

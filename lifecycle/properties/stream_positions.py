@@ -77,7 +77,10 @@ class StreamPositions(Property):
         reaches = ends == promised
         # One pass over all rules; which one is broken matters only when one is.
         sound = (starts == expected) & (starts < ends) & (reaches | ((ends < promised) & ~samples))
-        sound &= history.working[rows] & (~step.chained | (reaches & (starts == ends - 1)))
+        # A run begins with the token drawn last, and goes on with drafts of the tokens to come.
+        run = step.chained & (starts + 1 == promised) & (starts < ends - 1)
+        sound |= run & (starts == expected)
+        sound &= history.working[rows] & (~step.chained | (reaches & (starts == ends - 1)) | run)
         found: list[Violation] = []
         if not sound.all():
             index = int((~sound).argmax())
@@ -112,8 +115,13 @@ class StreamPositions(Property):
         live, drew, rows = committed.live, committed.drew, step.rows
         expected = step.samples & live
         known = history.num_prompt[rows] + history.num_output[rows]
-        wrong = (drew != expected) | (drew & (known != step.ends + 1))
+        wrong = (drew != expected) | (drew & (known != committed.ends + 1))
+        wrong |= drew & (committed.counts > np.where(step.chained, step.ends - step.starts, 1))
         wrong |= drew & (history.num_output[rows] > history.num_wanted[rows])
+        runs = live & step.chained & (step.ends - step.starts > 1)
+        if np.count_nonzero(runs):
+            self._next[rows[runs]] = committed.ends[runs]
+            self._promised[rows[runs]] = known[runs]
         return tuple(self._miscounted(history, wrong)) if np.count_nonzero(wrong) else ()
 
     def _miscounted(self, history: History, wrong: Bools) -> Iterator[Violation]:

@@ -32,6 +32,7 @@ from pawl.lifecycle.records import (
     Submitted,
     Transition,
     int32s,
+    num_tokens,
     uint8s,
 )
 from pawl.lifecycle.states import FINISH_CAUSES, Cause, Event
@@ -119,8 +120,7 @@ class _Reader:
                 life = self.lives[record.request]
                 life.cause, life.num_output = record.cause, record.num_output or 0
             case StepCommitted():
-                counts = Counter(uint8s(record.events).tolist())
-                self._num_tokens += counts[Event.TOKEN] + counts[Event.FIRST_TOKEN]
+                self._num_tokens += int(num_tokens(uint8s(record.events), record.counts).sum())
                 self._losing = False
             case StepRolledBack():
                 # A lost step takes those behind it along.

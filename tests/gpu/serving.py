@@ -94,7 +94,7 @@ class Serving(Driver):
 
     def output(self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
         super().output(rows, tokens, scheduled, result)
-        wanted = np.flatnonzero(self.loop.fresh_at_commit[scheduled.batch.samples])
+        wanted = np.flatnonzero(self.loop.wanted_tokens(scheduled))
         for index, row, token in zip(wanted, rows.tolist(), tokens.tolist(), strict=True):
             answer = self.answer_of[self.request_of[row]]
             num_top = self.loop.table.info(row).sampling.top_logprobs
