@@ -69,23 +69,24 @@ class Gateway(Actor):
     def submit(self, submits: Sequence[Submit], sinks: Sequence[Sink]) -> tuple[int, ...]:
         """Open these requests and pass them on; returns their numbers.
 
-        The fields `request` and, where empty, `rid` are filled in here. Requests of one call that name the same rid are
-        one group: an abort by that rid ends them all. When there is no room for all of them, or a rid is live already,
+        The fields `request` and, where empty, `rid` are filled in here. Requests of one call that name the same rid, or
+        the same `group`, are aborted together by it. When there is no room for all of them, or a name is live already,
         all are refused; a refusal reaches the sinks before this returns.
         """
         numbers = self.requests.numbers(len(submits))
-        rids = [submit.rid or self.new_rid() for submit in submits]
-        refusal = self._why_not(rids)
+        named = [s if s.rid else msgspec.structs.replace(s, rid=self.new_rid()) for s in submits]
+        names = [(s.rid, s.group) if s.group else (s.rid,) for s in named]
+        refusal = self._why_not(names)
         if refusal is not None:
             for request, sink in zip(numbers, sinks, strict=True):
                 self.totals.ended[refusal.cause] += 1
                 sink.refused(msgspec.structs.replace(refusal, request=request))
             return tuple(numbers)
         now = self.context.now()
-        for request, rid, sink in zip(numbers, rids, sinks, strict=True):
-            self.requests.open(request, rid, sink, now)
-        for request, rid, submit in zip(numbers, rids, submits, strict=True):
-            if not self.context.send(self._names.tokenizer, msgspec.structs.replace(submit, request=request, rid=rid)):
+        for request, own, sink in zip(numbers, names, sinks, strict=True):
+            self.requests.open(request, own, sink, now)
+        for request, submit in zip(numbers, named, strict=True):
+            if not self.context.send(self._names.tokenizer, msgspec.structs.replace(submit, request=request)):
                 self._refuse(Refused(request, Cause.OVERLOADED, "the tokenizer's queue is full", HTTP_OVERLOADED))
         return tuple(numbers)
 
@@ -201,12 +202,12 @@ class Gateway(Actor):
 
     # ---- inside ----
 
-    def _why_not(self, rids: Sequence[str]) -> Refused | None:
+    def _why_not(self, names: Sequence[tuple[str, ...]]) -> Refused | None:
         if self.lost is not None:
             return Refused(0, Cause.INTERNAL, self.lost, HTTP_OVERLOADED)
         if self.draining:
             return Refused(0, Cause.DRAINED, "the server is shutting down", HTTP_OVERLOADED)
-        return self.requests.why_not(rids, self.limit)
+        return self.requests.why_not(len(names), {name for own in names for name in own}, self.limit)
 
     def _find(self, request: int, kind: str) -> Entry | None:
         """The live entry that a message names; a message for any other request breaks a rule and is counted."""

@@ -25,7 +25,8 @@ class Entry(msgspec.Struct, eq=False):
     """One open request."""
 
     request: int
-    rid: str
+    names: tuple[str, ...]
+    """What the client calls it: its own name, and that of its group where it has one."""
     sink: Sink | None
     """None once the client is gone."""
     opened: float
@@ -66,7 +67,7 @@ class OpenRequests:
         self.throughput = Rate()
         """Output tokens that reached clients."""
         self._entries: dict[int, Entry] = {}
-        self._rids: dict[str, list[int]] = {}
+        self._named: dict[str, list[int]] = {}
         self._next = 1
 
     def __len__(self) -> int:
@@ -79,27 +80,28 @@ class OpenRequests:
         self.totals.submitted += count
         return numbers
 
-    def why_not(self, rids: Sequence[str], limit: int) -> Refused | None:
-        """Why requests of these names cannot be opened beside those that are, if so."""
-        if len(self) + len(rids) > limit:
+    def why_not(self, count: int, names: Iterable[str], limit: int) -> Refused | None:
+        """Why `count` requests of these names cannot be opened beside those that are, if so."""
+        if len(self) + count > limit:
             text = f"{len(self)} requests are open and {limit} are allowed; try again later"
             return Refused(0, Cause.OVERLOADED, text, HTTP_OVERLOADED)
-        for rid in rids:
-            if rid in self._rids:
-                text = f"a request with rid {quoted(rid)} is still running; choose another rid or leave it out"
+        for name in names:
+            if name in self._named:
+                text = f"a request with rid {quoted(name)} is still running; choose another rid or leave it out"
                 return Refused(0, Cause.INVALID, text, HTTP_DUPLICATE, "rid")
         return None
 
-    def open(self, request: int, rid: str, sink: Sink, now: float) -> None:
-        self._entries[request] = Entry(request, rid, sink, now)
-        self._rids.setdefault(rid, []).append(request)
+    def open(self, request: int, names: tuple[str, ...], sink: Sink, now: float) -> None:
+        self._entries[request] = Entry(request, names, sink, now)
+        for name in names:
+            self._named.setdefault(name, []).append(request)
 
     def get(self, request: int) -> Entry | None:
         return self._entries.get(request)
 
-    def named(self, rid: str) -> tuple[int, ...]:
+    def named(self, name: str) -> tuple[int, ...]:
         """The open requests of exactly this name."""
-        return tuple(self._rids.get(rid, ()))
+        return tuple(self._named.get(name, ()))
 
     def all(self) -> tuple[int, ...]:
         """Oldest first."""
@@ -112,10 +114,11 @@ class OpenRequests:
     def close(self, entry: Entry, cause: Cause, done: Done | None, now: float) -> None:
         """Take the entry off the books, and count it. No `done`: the request never reached the scheduler."""
         del self._entries[entry.request]
-        group = self._rids[entry.rid]
-        group.remove(entry.request)
-        if not group:
-            del self._rids[entry.rid]
+        for name in entry.names:
+            group = self._named[name]
+            group.remove(entry.request)
+            if not group:
+                del self._named[name]
         self.totals.ended[cause] += 1
         self.request_duration.observe(now - entry.opened)
         if entry.first_output is not None:
@@ -138,10 +141,10 @@ class OpenRequests:
 
     def check(self) -> None:
         """Raise AssertionError when the books do not balance: received = ended + open, and each open request has one
-        place under its name."""
+        place under each of its names."""
         received, ended = self.totals.submitted, self.totals.ended.total()
         if received != ended + len(self._entries):
             raise AssertionError(f"{received} received, {ended} ended, {len(self._entries)} open")
-        named = sorted(request for group in self._rids.values() for request in group)
-        if named != sorted(self._entries):
+        named = sorted((request, name) for name, group in self._named.items() for request in group)
+        if named != sorted((entry.request, name) for entry in self._entries.values() for name in entry.names):
             raise AssertionError(f"named {named}, open {sorted(self._entries)}")

@@ -23,6 +23,8 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     """Keep the matched stop string in the text (native `no_stop_trim`)."""
+    min_tokens: int = 0
+    """Stop strings are not looked for in the text of output tokens before this one (counted from 1)."""
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     detokenize: bool = True
@@ -54,6 +56,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     request: int
     rid: str
+    group: str = ""
+    """A second name, which the choices of one prompt share."""
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
     chat: tuple[dict[str, Any], ...] | None = None

@@ -35,6 +35,7 @@ class Stream:
         "_cached_tokens",
         "_decoder",
         "_matcher",
+        "_min_tokens",
         "_num_prompt",
         "_prompt",
         "_prompt_scores",
@@ -63,6 +64,7 @@ class Stream:
         self._cached_tokens = 0
         self._timing = Timing(submitted=now)
         self._decoder = _decoder(vocabulary, options)
+        self._min_tokens = options.min_tokens
         self._matcher = StopMatcher(options.stop, options.include_stop) if options.stop else None
         self._prompt_scores: list[TokenLogprob | None] | None = None
         self.decode = self._decoder.push
@@ -75,8 +77,9 @@ class Stream:
         return self.matched is not None
 
     def push(self, token: int) -> str:
-        """Text that this token makes safe to show. May set `matched`."""
-        return self._match(self.decode(token))
+        """Text that this token, already counted, makes safe to show. May set `matched`."""
+        text = self.decode(token)
+        return text if self.num_output < self._min_tokens else self._match(text)
 
     def flush(self) -> str:
         """The rest of the text, at the end. A held-back character that never completed may set `matched`."""

@@ -172,6 +172,10 @@ class Vocabulary:
         text = self.whole_texts[token]
         return text if text is not None else self.byte_table.entries[token].decode("utf-8", "replace")
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token by itself, which need not be whole characters."""
+        return self.byte_table.entries[token] if self.byte_table is not None else self.token_text(token).encode()
+
     @cached_property
     def byte_table(self) -> ByteTable | None:
         """The bytes of each token, or None where text is not their concatenation."""

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from pawl.actors.messages.generate import Submit
+from pawl.actors.messages.generate import Submit, TokenLogprob
 from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta
 from pawl.http.context import ServerContext
 from pawl.http.errors import Problem
-from pawl.http.openai import OpenAiRenderer, base_submit, check_common, choices_of, finite
+from pawl.http.openai import OpenAiRenderer, base_submit, check_common, choices_of, encode, finite
 from pawl.http.schemas import ChatBody, unsupported
 
 UNSUPPORTED = unsupported(ChatBody)
+WITHOUT_TOOLS = tuple(name for name in UNSUPPORTED if name != "tools")
 
 
 def chat_submits(body: ChatBody, rid: str, context: ServerContext) -> list[Submit]:
     """One request for each choice. What else messages hold is checked by the template."""
-    check_common(body, context.info, UNSUPPORTED)
+    # Tools that must not be called change nothing.
+    check_common(body, context.info, UNSUPPORTED if body.tool_choice != "none" else WITHOUT_TOOLS)
     if not body.messages:
         raise Problem(400, "messages must not be empty", param="messages")
     _check_contents(body.messages)
@@ -59,17 +62,17 @@ class ChatRenderer(OpenAiRenderer):
     chunk_object = "chat.completion.chunk"
     whole_object = "chat.completion"
 
-    def __init__(self, *frame: Any, top_logprobs: int | None) -> None:
+    def __init__(self, *frame: Any, top_logprobs: int | None, token_bytes: Callable[[int], bytes]) -> None:
         super().__init__(*frame)
         self._top_logprobs = top_logprobs
-        self._begun: set[int] = set()
+        self._token_bytes = token_bytes
 
-    def text_part(self, index: int, text: bytes) -> bytes:
-        # The role comes with the first text: a chunk of its own would look like an early first token.
-        if index in self._begun:
-            return b',"delta":{"content":' + text + b"}"
-        self._begun.add(index)
-        return b',"delta":{"role":"assistant","content":' + text + b"}"
+    def opening_part(self, index: int) -> bytes:
+        # Sent together with the first text: alone it would look like an early first token.
+        return b',"delta":{"role":"assistant","content":""}'
+
+    def text_part(self, text: str) -> bytes:
+        return b',"delta":{"content":' + encode(text) + b"}" if text else b',"delta":{}'
 
     def choice(self, index: int, delta: Delta) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": delta.text, "refusal": None}}
@@ -79,18 +82,17 @@ class ChatRenderer(OpenAiRenderer):
             return None
         content = [
             {
-                **_scored(entry.text, entry.logprob),
-                "top_logprobs": [_scored(text, logprob) for _, logprob, text in entry.top[: self._top_logprobs]],
+                **self._scored(entry.token, entry.text, entry.logprob),
+                "top_logprobs": [self._scored(*rival) for rival in _rivals(entry, self._top_logprobs)],
             }
             for entry in delta.logprobs
         ]
         return {"content": content, "refusal": None}
 
+    def _scored(self, token: int, text: str, logprob: float | None) -> dict[str, Any]:
+        """A token with its score; its bytes may be a part of a character only."""
+        return {"token": text, "logprob": finite(logprob), "bytes": list(self._token_bytes(token))}
 
-def _scored(text: str, logprob: float | None) -> dict[str, Any]:
-    """A token with its score. A token that is no whole character has no text, hence no bytes that we could give."""
-    return {
-        "token": text,
-        "logprob": finite(logprob),
-        "bytes": None if "\ufffd" in text else list(text.encode()),
-    }
+
+def _rivals(entry: TokenLogprob, count: int) -> list[tuple[int, str, float]]:
+    return [(token, text, logprob) for token, logprob, text in entry.top[:count]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta
 from pawl.http.context import ServerContext
 from pawl.http.errors import Problem
-from pawl.http.openai import CLIENT_NAMES, OpenAiRenderer, base_submit, check_common, choices_of, finite
+from pawl.http.info import Tokenization
+from pawl.http.openai import CLIENT_NAMES, OpenAiRenderer, base_submit, check_common, choices_of, encode, finite
 from pawl.http.schemas import CompletionBody, unsupported
 
 DEFAULT_MAX_TOKENS = 16
@@ -64,23 +66,58 @@ def completion_submits(body: CompletionBody, rid: str, context: ServerContext) -
     return submits
 
 
+class _Offsets:
+    """Where each token's text begins in the text of one choice."""
+
+    def __init__(self, tokenization: Tokenization, echo: str, hides_special: bool) -> None:
+        self._tokenization = tokenization
+        self._echo = echo
+        self._hides_special = hides_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._num_characters = 0
+
+    def next(self, token: int) -> int:
+        """The offset of the next token. Tokens that are parts of one character begin where it does; one that is not
+        shown takes no room."""
+        offset = self._num_characters
+        data = self._tokenization.token_bytes(token)
+        if offset < len(self._echo):
+            if data.startswith(b" ") and offset == 0 and not self._echo.startswith(" "):
+                data = data[1:]  # the tokenizer put a space before the first word
+            shown = data.decode("utf-8", "ignore")
+            hidden = token in self._tokenization.special_ids and not self._echo.startswith(shown, offset)
+        else:
+            hidden = self._hides_special and token in self._tokenization.special_ids
+        self._num_characters += 0 if hidden else len(self._decoder.decode(data))
+        return offset
+
+
 class CompletionRenderer(OpenAiRenderer):
     """Replies of one call; `echoes` holds the text of each request's prompt when the client wants it back."""
 
     names = NAMES
     chunk_object = whole_object = "text_completion"
 
-    def __init__(self, *frame: Any, top_logprobs: int | None, echoes: Sequence[Callable[[], str]]) -> None:
+    def __init__(
+        self,
+        *frame: Any,
+        top_logprobs: int | None,
+        echoes: Sequence[Callable[[], str]],
+        tokenization: Tokenization,
+        hides_special: bool,
+    ) -> None:
         super().__init__(*frame)
         self._top_logprobs = top_logprobs
         self._echoes = echoes
-        self._num_characters: dict[int, int] = {}
+        self._tokenization = tokenization
+        self._hides_special = hides_special
+        self._offsets: dict[int, _Offsets] = {}
 
     def opening(self, index: int, delta: Delta) -> str:
         return self._echoes[index]() if self._echoes else ""
 
-    def text_part(self, index: int, text: bytes) -> bytes:
-        return b',"text":' + text
+    def text_part(self, text: str) -> bytes:
+        return b',"text":' + encode(text)
 
     def choice(self, index: int, delta: Delta) -> dict[str, Any]:
         return {"text": self.opening(index, delta) + delta.text}
@@ -89,25 +126,28 @@ class CompletionRenderer(OpenAiRenderer):
         if self._top_logprobs is None:
             return None
         entries = (*delta.prompt_logprobs, *delta.logprobs) if self._echoes else delta.logprobs
-        offset = self._num_characters.get(index, 0)
-        offsets = []
-        for entry in entries:
-            offsets.append(offset)
-            offset += len(entry.text)
-        self._num_characters[index] = offset
+        if index not in self._offsets:
+            self._offsets[index] = _Offsets(self._tokenization, self.opening(index, delta), self._hides_special)
+        offsets = self._offsets[index]
         return {
-            "tokens": [entry.text for entry in entries],
+            "tokens": [self._name(entry.token, entry.text) for entry in entries],
             "token_logprobs": [finite(entry.logprob) for entry in entries],
             "top_logprobs": [self._rivals(entry) for entry in entries],
-            "text_offset": offsets,
+            "text_offset": [offsets.next(entry.token) for entry in entries],
         }
 
+    def _name(self, token: int, text: str) -> str:
+        """A token's text or, for a part of a character, its bytes, as OpenAI's API writes them."""
+        if "\ufffd" not in text:
+            return text
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self._tokenization.token_bytes(token))
+
     def _rivals(self, entry: TokenLogprob) -> dict[str, float | None] | None:
-        """Token text to score, the chosen token's included. Where two tokens look the same the likelier one stays."""
+        """Token to score, the chosen token's own included. Of rivals that look the same the likelier one stays."""
         if entry.logprob is None:
             return None
         rivals: dict[str, float | None] = {}
-        for _, logprob, text in entry.top[: self._top_logprobs]:
-            rivals.setdefault(text, finite(logprob))
-        rivals.setdefault(entry.text, finite(entry.logprob))
+        for token, logprob, text in entry.top[: self._top_logprobs]:
+            rivals.setdefault(self._name(token, text), finite(logprob))
+        rivals[self._name(entry.token, entry.text)] = finite(entry.logprob)
         return rivals

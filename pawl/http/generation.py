@@ -46,7 +46,13 @@ class GenerationRoutes:
         rid = body.rid or self._context.gateway.new_rid()
         submits = completion_submits(body, rid, self._context)
         echoes = [self._echo(submit) for submit in submits] if body.echo else []
-        renderer = CompletionRenderer(*self._frame(body, "cmpl", rid), top_logprobs=body.logprobs, echoes=echoes)
+        renderer = CompletionRenderer(
+            *self._frame(body, "cmpl", rid),
+            top_logprobs=body.logprobs,
+            echoes=echoes,
+            tokenization=self._context.tokenization,
+            hides_special=body.skip_special_tokens is not False,
+        )
         return ReplyStream(self._context.gateway, submits, renderer, bool(body.stream))
 
     async def chat(self, request: Request) -> Response:
@@ -54,7 +60,8 @@ class GenerationRoutes:
         rid = body.rid or self._context.gateway.new_rid()
         submits = chat_submits(body, rid, self._context)
         top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        renderer = ChatRenderer(*self._frame(body, "chatcmpl", rid), top_logprobs=top_logprobs)
+        token_bytes = self._context.tokenization.token_bytes
+        renderer = ChatRenderer(*self._frame(body, "chatcmpl", rid), top_logprobs=top_logprobs, token_bytes=token_bytes)
         return ReplyStream(self._context.gateway, submits, renderer, bool(body.stream))
 
     async def generate(self, request: Request) -> Response:
@@ -73,4 +80,5 @@ class GenerationRoutes:
         text, ids = submit.text, submit.token_ids
         if text is not None:
             return lambda: text
-        return lambda: self._context.tokenization.decode(ids or (), False)
+        hides_special = submit.text_options.skip_special_tokens
+        return lambda: self._context.tokenization.decode(ids or (), hides_special)

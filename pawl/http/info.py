@@ -18,6 +18,11 @@ class Tokenization(Protocol):
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str: ...
 
+    def token_bytes(self, token: int) -> bytes: ...
+
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts that do not change while the server runs."""
@@ -43,6 +48,11 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def vocabulary_size(self) -> int:
         return self.limits.vocabulary_size
+
+    @property
+    def fingerprint(self) -> str:
+        """What produced a reply, for `system_fingerprint`."""
+        return f"pawl-{self.version}-{self.weight_version}"
 
     def knows(self, name: str) -> bool:
         """Whether a request for model `name` is for this one."""

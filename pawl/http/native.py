@@ -1,4 +1,5 @@
-"""`POST /generate`: SGLang's own API. Streams are cumulative: each event holds the whole text so far."""
+"""`POST /generate`: SGLang's own API. Streams are cumulative: an event holds all text and token ids so far, and the
+scores of the tokens that are new."""
 
 from __future__ import annotations
 
@@ -48,11 +49,12 @@ class Call(msgspec.Struct, frozen=True):
     """Whether the reply is one object, not a list."""
     texts: bool
     """Whether scored tokens show their text."""
+    incremental: bool
+    """Whether events of a stream hold what is new, and not all so far."""
 
 
 def understand(body: GenerateBody, context: ServerContext) -> Call:
-    """The requests that `body` asks for; refuses what is wrong with it, by name. All choices of a prompt share a rid, a
-    new one where the client gave none."""
+    """The requests that `body` asks for; a prompt without a rid gets a new one. Refuses what is wrong, by name."""
     refuse_unsupported(body, UNSUPPORTED)
     prompts, listed = _prompts(body, context)
     count = len(prompts)
@@ -82,9 +84,15 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
             cache_salt=body.cache_salt or body.extra_key or "",
         )
         choices = choices_of(submit, sampling.n or 1)
+        if len(choices) > 1:
+            # Each answer has a name of its own; the prompt's names them all.
+            replace = msgspec.structs.replace
+            choices = [replace(one, rid=f"{one.rid}_{i}", group=one.rid) for i, one in enumerate(choices)]
         submits += choices
         scorings += [scoring] * len(choices)
-    return Call(tuple(submits), tuple(scorings), not listed and len(submits) == 1, bool(body.return_text_in_logprobs))
+    single = not listed and len(submits) == 1
+    texts, incremental = bool(body.return_text_in_logprobs), bool(body.incremental_streaming)
+    return Call(tuple(submits), tuple(scorings), single, texts, incremental)
 
 
 def _prompts(body: GenerateBody, context: ServerContext) -> tuple[Sequence[Prompt], bool]:
@@ -131,6 +139,7 @@ def _text_options(sampling: NativeSampling) -> TextOptions:
         include_stop=bool(sampling.no_stop_trim),
         skip_special_tokens=sampling.skip_special_tokens is not False,
         spaces_between_special_tokens=sampling.spaces_between_special_tokens is not False,
+        min_tokens=sampling.min_new_tokens or 0,
     )
 
 
@@ -148,19 +157,21 @@ def _aborted(message: str, status: int) -> dict[str, Any]:
 
 
 class _Progress:
-    """What one request has given so far."""
+    """What events of one request show: text and tokens of all so far, or of what is new."""
 
-    def __init__(self) -> None:
-        self.texts: list[str] = []
+    def __init__(self, incremental: bool) -> None:
+        self._incremental = incremental
+        self.text = ""
         self.tokens: list[int] = []
-        self.logprobs: list[TokenLogprob] = []
-        self.prompt_logprobs: tuple[TokenLogprob, ...] = ()
+        self.num_tokens = 0
 
     def add(self, delta: Delta) -> None:
-        self.texts.append(delta.text)
-        self.tokens.extend(delta.tokens)
-        self.logprobs.extend(delta.logprobs)
-        self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
+        self.num_tokens += len(delta.tokens)
+        if self._incremental:
+            self.text, self.tokens = delta.text, list(delta.tokens)
+        else:
+            self.text += delta.text
+            self.tokens.extend(delta.tokens)
 
 
 class NativeRenderer:
@@ -171,7 +182,7 @@ class NativeRenderer:
     def __init__(self, call: Call, info: ServerInfo) -> None:
         self._call = call
         self._info = info
-        self._progress = [_Progress() for _ in call.submits]
+        self._progress = [_Progress(call.incremental) for _ in call.submits]
 
     def delta(self, index: int, delta: Delta, inbox: Inbox) -> bytes:
         self._progress[index].add(delta)
@@ -196,13 +207,11 @@ class NativeRenderer:
 
     def _result(self, index: int, delta: Delta, num_prompt: int | None) -> dict[str, Any]:
         progress = self._progress[index]
-        # Joined parts are kept joined, so that a long text is not put together from all its pieces each time.
-        progress.texts = ["".join(progress.texts)]
         meta: dict[str, Any] = {
             "id": self._call.submits[index].rid,
             "finish_reason": None,
             "weight_version": self._info.weight_version,
-            "completion_tokens": len(progress.tokens),
+            "completion_tokens": progress.num_tokens,
         }
         if num_prompt is not None:
             meta["prompt_tokens"] = num_prompt
@@ -213,18 +222,19 @@ class NativeRenderer:
             meta["finish_reason"] = _aborted(refusal.message, refusal.status)
         scoring = self._call.scorings[index]
         if scoring is not None:
-            meta |= self._scores(progress, scoring)
-        return {"text": progress.texts[0], "output_ids": progress.tokens, "meta_info": meta}
+            meta |= self._scores(delta, scoring)
+        return {"text": progress.text, "output_ids": progress.tokens, "meta_info": meta}
 
-    def _scores(self, progress: _Progress, scoring: Scoring) -> dict[str, Any]:
-        prompt = progress.prompt_logprobs[scoring.start :] if scoring.start is not None else ()
+    def _scores(self, delta: Delta, scoring: Scoring) -> dict[str, Any]:
+        """Of what is new alone: all so far, with every token, would grow with the square of the length."""
+        prompt = delta.prompt_logprobs[scoring.start :] if scoring.start is not None else ()
         scores: dict[str, Any] = {
             "input_token_logprobs": [self._score(entry.logprob, entry.token, entry.text) for entry in prompt],
-            "output_token_logprobs": [self._score(e.logprob, e.token, e.text) for e in progress.logprobs],
+            "output_token_logprobs": [self._score(e.logprob, e.token, e.text) for e in delta.logprobs],
         }
         if scoring.num_top:
             scores["input_top_logprobs"] = [self._rivals(entry, scoring.num_top) for entry in prompt]
-            scores["output_top_logprobs"] = [self._rivals(entry, scoring.num_top) for entry in progress.logprobs]
+            scores["output_top_logprobs"] = [self._rivals(entry, scoring.num_top) for entry in delta.logprobs]
         return scores
 
     def _score(self, logprob: float | None, token: int, text: str) -> list[Any]:

@@ -28,6 +28,7 @@ FINISH_REASONS: Mapping[Cause, str] = {
     Cause.CLIENT: "abort",
 }
 
+NOTHING_YET = b',"logprobs":null,"finish_reason":null'
 LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
 
@@ -68,6 +69,7 @@ def base_submit(body: CompletionBody | ChatBody, sampling: SamplingParameters, f
             include_stop=bool(body.include_stop_str_in_output),
             skip_special_tokens=body.skip_special_tokens is not False,
             spaces_between_special_tokens=body.spaces_between_special_tokens is not False,
+            min_tokens=sampling.min_new_tokens,
         ),
         priority=body.priority or 0,
         timeout_s=body.timeout_s,
@@ -117,10 +119,15 @@ class OpenAiRenderer(ABC):
     def __init__(
         self, info: ServerInfo, identity: str, created: int, n: int, stream_options: Mapping[str, bool | None]
     ) -> None:
-        self._head = {"id": identity, "created": created, "model": info.model_name}
+        self._head = {
+            "id": identity,
+            "created": created,
+            "model": info.model_name,
+            "system_fingerprint": info.fingerprint,
+        }
         self._n = n
         self._include_usage = bool(stream_options.get("include_usage"))
-        self._continuous_usage = bool(stream_options.get("continuous_usage_stats"))
+        self._continuous_usage = self._include_usage and bool(stream_options.get("continuous_usage_stats"))
         self._usages: dict[int, Usage] = {}
         self._num_tokens: dict[int, int] = {}
         # A chunk is `prefix index middle text tail`; everything but index and text is encoded once.
@@ -131,8 +138,12 @@ class OpenAiRenderer(ABC):
     # ---- what the two routes do differently ----
 
     @abstractmethod
-    def text_part(self, index: int, text: bytes) -> bytes:
-        """The members of a streamed choice that carry `text` (a JSON string), starting with a comma."""
+    def text_part(self, text: str) -> bytes:
+        """The members of a streamed choice that carry `text`, starting with a comma."""
+
+    def opening_part(self, index: int) -> bytes | None:
+        """The same, of a chunk that comes before the first text."""
+        return None
 
     @abstractmethod
     def scores(self, index: int, delta: Delta) -> dict[str, Any] | None:
@@ -164,9 +175,12 @@ class OpenAiRenderer(ABC):
         scores = self.scores(index, delta) if scored else None
         ending = b',"logprobs":' + encode(scores) + b',"finish_reason":' + encode(reason)
         if done is not None:
-            ending += b',"stop_reason":' + encode(stop_reason(done))
+            reason_part = encode(stop_reason(done))
+            ending += b',"stop_reason":' + reason_part + b',"matched_stop":' + reason_part
         tail = self._tail if not self._continuous_usage else self._tail_with_usage(index, inbox, done)
-        return b"%b%d%b%b%b" % (self._prefix, index, self.text_part(index, encode(text)), ending, tail)
+        opening = self.opening_part(index) if first else None
+        before = b"" if opening is None else b"%b%d%b%b%b" % (self._prefix, index, opening, NOTHING_YET, tail)
+        return before + b"%b%d%b%b%b" % (self._prefix, index, self.text_part(text), ending, tail)
 
     def _tail_with_usage(self, index: int, inbox: Inbox, done: Done | None) -> bytes:
         """Usage so far of this choice. Before the end the prompt's length is known only if the tokenizer told it."""
@@ -198,6 +212,7 @@ class OpenAiRenderer(ABC):
                     "logprobs": self.scores(index, delta),
                     "finish_reason": FINISH_REASONS[delta.done.cause],
                     "stop_reason": stop_reason(delta.done),
+                    "matched_stop": stop_reason(delta.done),
                 }
             )
         return encode(

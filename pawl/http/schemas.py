@@ -151,6 +151,8 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     sampling_params: NativeSampling | Annotated[list[NativeSampling], Meta(max_length=10_000)] | None = None
     rid: Rids | None = None
     stream: bool | None = None
+    incremental_streaming: bool | None = None
+    """Events of a stream hold only what is new; otherwise text and token ids of all so far."""
     return_logprob: bool | Annotated[list[bool], Meta(max_length=10_000)] | None = None
     logprob_start_len: StartLen | Annotated[list[StartLen], Meta(max_length=10_000)] | None = None
     top_logprobs_num: TopLogprobs | Annotated[list[TopLogprobs], Meta(max_length=10_000)] | None = None

@@ -333,3 +333,14 @@ def test_whatever_happens_text_is_whole_and_each_request_ends_once(data: st.Data
             assert text == vocabulary.decode(tokens)
         assert not any(stop in text for stop in stops[request])
         assert sum(len(output.tokens) for output in mine) == done.usage.completion_tokens
+
+
+def test_stop_strings_wait_for_the_least_number_of_tokens() -> None:
+    bench = Bench()
+    [hello] = bench.ids("hello")
+    bench.open(0, 10, stop=("hello",), min_tokens=3)
+    texts = [output.text for _ in range(2) for output in bench.step([(0, hello)])]
+    assert texts == ["hello", "hello"]
+    [third] = bench.step([(0, hello)])
+    assert third.done is not None
+    assert (third.text, third.done.cause, third.done.matched) == ("", Cause.STOP_STRING, "hello")

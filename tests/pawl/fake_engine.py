@@ -67,6 +67,13 @@ class Bytes:
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         return bytes(ids).decode(errors="replace")
 
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token])
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset({END_OF_TEXT})
+
 
 class _Live(msgspec.Struct):
     submit: Submit

@@ -87,6 +87,40 @@ def test_a_stream_is_cumulative_and_ends_as_the_whole(client: httpx.Client) -> N
     assert last == whole
 
 
+def test_a_stream_may_be_incremental(client: httpx.Client) -> None:
+    body = {"text": "hello", "sampling_params": {"max_new_tokens": 3}, "stream": True, "incremental_streaming": True}
+    chunks = events(client.post("/generate", json=body))
+    assert [(chunk["text"], chunk["output_ids"]) for chunk in chunks] == [("h", [104]), ("e", [101]), ("l", [108])]
+    assert [chunk["meta_info"]["completion_tokens"] for chunk in chunks] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+def test_scores_of_a_stream_come_once_each(client: httpx.Client, incremental: bool) -> None:
+    """All of them with every event made a stream of 2,000 tokens 153 MB."""
+    body = {"text": "hello", "sampling_params": {"max_new_tokens": 3}, "return_logprob": True, "top_logprobs_num": 2}
+    whole = client.post("/generate", json=body).json()["meta_info"]
+    options = {"stream": True, "incremental_streaming": incremental}
+    metas = [chunk["meta_info"] for chunk in events(client.post("/generate", json=body | options))]
+    for name in ("output_token_logprobs", "output_top_logprobs"):
+        assert [len(meta[name]) for meta in metas] == [1, 1, 1]
+        assert [entry for meta in metas for entry in meta[name]] == whole[name]
+
+
+def test_each_of_several_answers_has_a_name_and_the_prompts_name_is_for_all(
+    client: httpx.Client, served: Served
+) -> None:
+    sampling = {"n": 2, "max_new_tokens": 3}
+    replies = generate(client, text="ab", rid="both", sampling_params=sampling)
+    assert [reply["meta_info"]["id"] for reply in replies] == ["both_0", "both_1"]
+    served.on_loop(served.engine.hold)
+    body = {"text": "hello", "rid": "both", "sampling_params": sampling, "stream": True}
+    with httpx.Client(base_url=served.url) as other, client.stream("POST", "/generate", json=body) as stream:
+        served.engine.until(lambda: len(served.engine.live) == 2)
+        assert other.post("/abort_request", json={"rid": "both_1"}).json()["ended"] == ["both_1"]
+        assert other.post("/abort_request", json={"rid": "both"}).json()["ended"] == ["both"]
+        stream.read()
+
+
 def test_a_streamed_list_says_which_item_an_event_belongs_to(client: httpx.Client) -> None:
     body = {"text": ["ab", "xyz"], "sampling_params": {"max_new_tokens": 3}, "stream": True}
     chunks = events(client.post("/generate", json=body))

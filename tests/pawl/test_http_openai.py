@@ -40,9 +40,16 @@ def test_a_completion_has_openais_shape(client: httpx.Client) -> None:
     assert reply["object"] == "text_completion"
     assert reply["id"].startswith("cmpl-")
     assert reply["model"] == "echo"
-    assert reply["choices"] == [
-        {"index": 0, "text": "hello", "logprobs": None, "finish_reason": "length", "stop_reason": None}
-    ]
+    assert reply["system_fingerprint"] == "pawl-0.0-default"
+    (choice,) = reply["choices"]
+    assert choice == {
+        "index": 0,
+        "text": "hello",
+        "logprobs": None,
+        "finish_reason": "length",
+        "stop_reason": None,
+        "matched_stop": None,
+    }
     assert reply["usage"] == {
         "prompt_tokens": 5,
         "completion_tokens": 5,
@@ -96,7 +103,7 @@ def test_the_finish_reason_tells_what_stopped_it(
 ) -> None:
     (choice,) = complete(client, **body)["choices"]
     assert choice["text"] == text
-    assert (choice["finish_reason"], choice["stop_reason"]) == (reason, matched)
+    assert (choice["finish_reason"], choice["stop_reason"], choice["matched_stop"]) == (reason, matched, matched)
 
 
 def test_seeds_of_choices_count_round_at_the_end_of_their_range(client: httpx.Client, served: Served) -> None:
@@ -112,7 +119,7 @@ def test_log_probabilities_name_the_token_and_its_rivals(client: httpx.Client) -
     assert scores["tokens"] == ["a", "b"]
     assert scores["token_logprobs"] == [logprob(97), logprob(98)]
     assert scores["text_offset"] == [0, 1]
-    assert [set(top) for top in scores["top_logprobs"]] == [{"\ufffd", "a", "\x01"}, {"\ufffd", "b", "\x01"}]
+    assert [set(top) for top in scores["top_logprobs"]] == [{"bytes:\\xff", "a", "\x01"}, {"bytes:\\xff", "b", "\x01"}]
 
 
 @pytest.mark.parametrize("prompt", ["hello", [104, 101, 108, 108, 111]])
@@ -129,6 +136,22 @@ def test_an_evaluation_harness_can_score_a_prompt(client: httpx.Client, prompt: 
     # A token is greedy when no rival beats it; the harness takes the largest of the map.
     assert max(scores["top_logprobs"][1].values()) == -0.25
     assert scores["text_offset"] == list(range(num_tokens))
+
+
+def test_offsets_are_places_in_the_text_whatever_tokens_it_was_cut_into(client: httpx.Client) -> None:
+    """A character of several tokens begins where its first one does; a token that is not shown takes no room."""
+    body = {"max_tokens": 0, "echo": True, "logprobs": 2}
+    (choice,) = complete(client, prompt="a \U0001f60a\u6f22 b", **body)["choices"]
+    scores = choice["logprobs"]
+    assert choice["text"] == "a \U0001f60a\u6f22 b"
+    assert scores["text_offset"] == [0, 1, 2, 2, 2, 2, 3, 3, 3, 4, 5]
+    assert scores["tokens"][2] == "bytes:\\xf0"
+    for token, own, top in zip(
+        scores["tokens"][1:], scores["token_logprobs"][1:], scores["top_logprobs"][1:], strict=True
+    ):
+        assert top[token] == own
+    (choice,) = complete(client, prompt=[97, 0, 98], **body)["choices"]
+    assert choice["text"] == "a\0b", "this vocabulary shows its end token"
 
 
 def test_echo_without_scores_repeats_the_prompt(client: httpx.Client) -> None:
@@ -178,6 +201,12 @@ def test_usage_so_far_comes_with_every_chunk_that_asks_for_it(client: httpx.Clie
     assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 2, 3]
     assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {5}
     assert last["usage"]["completion_tokens"] == 3
+
+
+def test_usage_so_far_needs_usage_to_be_asked_for(client: httpx.Client) -> None:
+    options = {"include_usage": False, "continuous_usage_stats": True}
+    body = {"prompt": "hello", "max_tokens": 3, "stream": True, "stream_options": options}
+    assert all("usage" not in chunk for chunk in events(client.post("/v1/completions", json=body)))
 
 
 def test_every_field_reaches_the_engine_under_its_own_name(client: httpx.Client, served: Served) -> None:
@@ -247,6 +276,16 @@ def test_both_names_of_the_limit_count(client: httpx.Client, name: str) -> None:
     assert chat(client, **{"max_tokens": None, name: 2})["usage"]["completion_tokens"] == 2
 
 
+def test_a_chat_stream_begins_with_the_role_and_has_no_empty_text_after_it(client: httpx.Client) -> None:
+    chunks = events(client.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 3, "stream": True}))
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    assert deltas == [{"role": "assistant", "content": ""}, {"content": "u"}, {"content": "s"}, {"content": "e"}]
+    body = {"messages": MESSAGES, "stop": "se", "stream": True}
+    deltas = [c["delta"] for chunk in events(client.post("/v1/chat/completions", json=body)) for c in chunk["choices"]]
+    assert deltas[-1] == {}
+    assert all(delta.get("content") for delta in deltas[1:-1])
+
+
 def test_chat_deltas_add_up_and_the_role_comes_once(client: httpx.Client) -> None:
     body = {"messages": MESSAGES, "max_tokens": 6, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
     *chunks, last = events(client.post("/v1/chat/completions", json=body))
@@ -257,11 +296,11 @@ def test_chat_deltas_add_up_and_the_role_comes_once(client: httpx.Client) -> Non
     assert last["usage"]["completion_tokens"] == 12
 
 
-def test_chat_scores_have_bytes_where_a_token_is_text(client: httpx.Client) -> None:
+def test_chat_scores_have_bytes_for_parts_of_characters_too(client: httpx.Client) -> None:
     (choice,) = chat(client, max_tokens=1, logprobs=True, top_logprobs=2)["choices"]
     (entry,) = choice["logprobs"]["content"]
     assert (entry["token"], entry["logprob"], entry["bytes"]) == ("u", logprob(117), [117])
-    assert [(rival["token"], rival["bytes"]) for rival in entry["top_logprobs"]] == [("\ufffd", None), ("u", [117])]
+    assert [(rival["token"], rival["bytes"]) for rival in entry["top_logprobs"]] == [("\ufffd", [255]), ("u", [117])]
 
 
 @pytest.mark.parametrize(
@@ -269,6 +308,7 @@ def test_chat_scores_have_bytes_where_a_token_is_text(client: httpx.Client) -> N
     [
         {"response_format": {"type": "text"}},
         {"tool_choice": "none"},
+        {"tool_choice": "none", "tools": [{"type": "function", "function": {"name": "f"}}]},
         {"tools": []},
         {"modalities": ["text"]},
         {"service_tier": "auto"},
