@@ -28,13 +28,18 @@ class ManualContext:
     Names in `full` refuse DATA, names in `gone` refuse everything.
     """
 
-    def __init__(self, actor: Actor, name: str, *, seed: int = 0, epoch_s: float = 1_000_000.0) -> None:
+    def __init__(
+        self, actor: Actor, name: str, *, seed: int = 0, time_s: float = 0.0, epoch_s: float = 1_000_000.0
+    ) -> None:
         self.name = name
         self.sent: list[Sent] = []
         self.full: set[str] = set()
         self.gone: set[str] = set()
         self._actor = actor
-        self._now = 0.0
+        self.time_s = time_s
+        """Monotonic seconds; whoever sets it lets time pass without firing a timer."""
+        self.timers: list[ActorTimer] = []
+        """All that were set, in order."""
         self._epoch_s = epoch_s
         self._random = random.Random(seed)
         self._timers = TimerQueue()
@@ -42,10 +47,10 @@ class ManualContext:
         actor.started()
 
     def now(self) -> float:
-        return self._now
+        return self.time_s
 
     def wall(self) -> float:
-        return self._epoch_s + self._now
+        return self._epoch_s + self.time_s
 
     @property
     def random(self) -> random.Random:
@@ -58,7 +63,15 @@ class ManualContext:
         return True
 
     def after(self, delay_s: float, message: Any) -> ActorTimer:
-        return self._timers.add(self._now + delay_s, message)
+        timer = self._timers.add(self.time_s + delay_s, message)
+        self.timers.append(timer)
+        return timer
+
+    def take(self, to: str) -> list[Any]:
+        """The messages sent to `to` since the last call, oldest first."""
+        taken = [sent.message for sent in self.sent if sent.to == to]
+        self.sent = [sent for sent in self.sent if sent.to != to]
+        return taken
 
     def take_sent(self) -> list[Sent]:
         """What was sent since the last call, oldest first."""
@@ -67,11 +80,11 @@ class ManualContext:
 
     def advance(self, seconds: float) -> None:
         """Move the clock; each timer that comes due is received at its own time, then the actor settles."""
-        until = self._now + seconds
+        until = self.time_s + seconds
         while (due := self._timers.next_due()) is not None and due <= until:
-            self._now = max(self._now, due)
+            self.time_s = max(self.time_s, due)
             timer = self._timers.pop_due(due)
             if timer is not None and timer.claim():
                 self._actor.receive(timer.message)
                 self._actor.settled()
-        self._now = until
+        self.time_s = until

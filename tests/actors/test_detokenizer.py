@@ -27,10 +27,10 @@ from pawl.actors.messages.generate import (
     Usage,
 )
 from pawl.actors.runtime.actor import Lane
+from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
-from tests.actors.recording import RecordingContext
 from tests.actors.vocabularies import byte_level, sentencepiece, untimed
 
 TIMING = Timing(submitted=1.0, admitted=2.0, first_token=3.0, ended=4.0)
@@ -41,10 +41,8 @@ class Bench:
 
     def __init__(self, vocabulary: Vocabulary | None = None) -> None:
         self.vocabulary = vocabulary or byte_level()
-        self.context = RecordingContext("detokenizer")
         self.actor = Detokenizer(self.vocabulary)
-        self.actor.context = self.context
-        self.actor.started()
+        self.context = ManualContext(self.actor, "detokenizer", time_s=100.0)
 
     def ids(self, text: str) -> list[int]:
         return self.vocabulary.encode(text, add_special=False).tolist()

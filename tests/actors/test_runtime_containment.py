@@ -16,7 +16,6 @@ from pawl.actors.sink import Inbox
 from pawl.actors.text.stream import Stream
 from pawl.actors.tokenizer import Tokenizer
 from pawl.lifecycle.states import Cause
-from tests.actors.recording import RecordingContext
 from tests.actors.test_detokenizer import Bench as DetokenizerBench
 from tests.actors.test_detokenizer import ended
 from tests.actors.test_scheduler import Bench as SchedulerBench
@@ -179,7 +178,7 @@ def test_a_failure_that_is_nobodys_still_stops_the_actor() -> None:
 
 def test_the_log_names_place_and_request_and_quotes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = Tokenizer(byte_level(), 100)
-    tokenizer.context = RecordingContext("tokenizer")
+    ManualContext(tokenizer, "tokenizer")
     try:
         raise Broken(SECRET)
     except Broken as error:

@@ -12,6 +12,7 @@ from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, Res
 from pawl.actors.messages.generate import Abort, Ended, Finish, Generate, Opened, StepTokens, TextOptions
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.scheduler import CheckDeadlines, DrainExpired, FlushExpired, HeartbeatDue, Scheduler, SelfCheck
+from pawl.actors.simulation.manual import ManualContext
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.records import Closed, Started
@@ -19,7 +20,6 @@ from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from pawl.loops.select import LoopConfig
 from pawl.memory.prefix.namespace import namespace_of
-from tests.actors.recording import RecordingContext
 
 
 def started(config: LoopConfig) -> Started:
@@ -43,9 +43,7 @@ class Bench:
         settings = {"num_pages": 64, "page_size": 4, "max_context": 128, "max_running": 4, "max_queued": 8}
         config = LoopConfig(**(settings | overrides))
         self.scheduler = Scheduler(config, 60.0, started(config))
-        self.context = RecordingContext("scheduler")
-        self.scheduler.context = self.context
-        self.scheduler.started()
+        self.context = ManualContext(self.scheduler, "scheduler")
         self.ghost = Ghost.for_shape(config)
         self.tokens: dict[int, list[int]] = {}
         self.ended: dict[int, Ended] = {}

@@ -23,13 +23,13 @@ from pawl.actors.messages.transfer import (
     SchedulerStops,
     TierReport,
 )
+from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.storage import FOUND_AT_ONCE, Storage
 from pawl.actors.tiers.store import TierStore
 from pawl.actors.worker import Worker
 from pawl.gpu.ghost.runner import Ghost
 from pawl.memory.tiers.host import HostPool
 from pawl.memory.tiers.keys import KEY_BYTES
-from tests.actors.recording import RecordingContext
 
 PAGE_BYTES = 32
 
@@ -49,9 +49,7 @@ def pages(*values: int) -> np.ndarray:
 class StorageBench:
     def __init__(self, store: TierStore | None = None) -> None:
         self.storage = Storage(store or TierStore(HostPool(4, PAGE_BYTES), None, eager=True))
-        self.context = RecordingContext("storage")
-        self.storage.context = self.context
-        self.storage.started()
+        self.context = ManualContext(self.storage, "storage")
 
     def tell(self, message: Any) -> list[Any]:
         """What the storage sends for one message, its report left out."""
@@ -67,8 +65,7 @@ class WorkerBench:
         self.ghost.write_pages(int32s(*range(8)), np.arange(32).reshape(8, 4).view(np.uint8))
         """Page n holds the words 4n to 4n + 3."""
         self.worker = Worker(self.ghost)
-        self.context = RecordingContext("worker")
-        self.worker.context = self.context
+        self.context = ManualContext(self.worker, "worker")
 
     def page(self, number: int) -> list[int]:
         """The four words of a page."""

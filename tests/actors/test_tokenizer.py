@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from pawl.actors.messages.generate import Accepted, Generate, Refused, Submit, TextOptions
 from pawl.actors.runtime.actor import Lane
+from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.actors.tokenizer import Tokenizer
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
-from tests.actors.recording import RecordingContext
 from tests.actors.vocabularies import byte_level, byte_level_metadata, untimed
 
 CONTEXT_LENGTH = 20
@@ -23,13 +23,12 @@ CONTEXT_LENGTH = 20
 
 def tokenizer(seed: int = 0, vocabulary: Vocabulary | None = None, context_length: int = CONTEXT_LENGTH) -> Tokenizer:
     actor = Tokenizer(vocabulary or byte_level(), context_length)
-    actor.context = RecordingContext("tokenizer", seed)
-    actor.started()
+    ManualContext(actor, "tokenizer", seed=seed)
     return actor
 
 
-def sent(actor: Tokenizer) -> RecordingContext:
-    assert isinstance(actor.context, RecordingContext)
+def sent(actor: Tokenizer) -> ManualContext:
+    assert isinstance(actor.context, ManualContext)
     return actor.context
 
 
