@@ -48,8 +48,9 @@ $(STAMPS)/check: $(STAMPS)/test
 	@$(INSTALL) -e '.[hub,test,check]'
 	@touch $@
 
-serve: setup  ## serve the small model that comes with pip
-	@$(BIN)/pawl serve smollm2
+ARGS ?=
+serve: setup  ## serve the small model that comes with pip; make serve ARGS='--port 8000'
+	@$(BIN)/pawl serve smollm2 $(ARGS)
 
 test: setup-test  ## every test but the slow ones; under ten minutes on two cores
 	@$(BIN)/python -m pytest -m "not slow"

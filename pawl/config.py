@@ -7,7 +7,6 @@ the environment but `PAWL_CACHE`, the folder for what can be made again.
 from __future__ import annotations
 
 import difflib
-import os
 import types
 import typing
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from msgspec import Meta, field
 from msgspec.structs import force_setattr
 
 from pawl.features import server
+from pawl.gpu.folders import cache_folder
 
 GROUPS = {
     "model": "what is served, and with which arithmetic",
@@ -53,6 +53,11 @@ def _feature(group: str, setting: str) -> Meta:
     """Help, and the values if it has names for them, as the registry of features has them."""
     extra = {"group": group, "choices": server.CHOICES.get(setting)}
     return Meta(description=server.help_of(setting), extra=extra)
+
+
+def default_trace_dir() -> str:
+    """Where traces go unless told."""
+    return str(cache_folder() / "traces")
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,7 +156,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     trace: Annotated[bool, _meta("trace", "record what was scheduled and what came back")] = True
     trace_dir: Annotated[Text, _meta("trace", "folder of traces; otherwise ~/.cache/pawl/traces")] = field(
-        default_factory=lambda: str(cache_folder() / "traces")
+        default_factory=default_trace_dir
     )
     trace_limit_mb: Annotated[AtLeastOne, _meta("trace", "disk for traces; the oldest are dropped beyond it")] = 256
 
@@ -172,11 +177,6 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Every setting as plain data, keys hidden: fit for a reply, a log or a trace."""
         values: dict[str, Any] = msgspec.to_builtins(self)
         return values | {name: "***" for name in ("api_key", "admin_api_key") if values[name] is not None}
-
-
-def cache_folder() -> Path:
-    """The folder for what can be made again: `$PAWL_CACHE`, else `~/.cache/pawl`."""
-    return Path(os.environ.get("PAWL_CACHE") or "~/.cache/pawl").expanduser()
 
 
 class Setting(NamedTuple):

@@ -7,7 +7,6 @@ it slower or smaller than it could be.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import resource
@@ -21,8 +20,9 @@ from pathlib import Path
 
 import msgspec
 
-from pawl import DISTRIBUTION, pip_install
-from pawl.config import ServerConfig, cache_folder
+from pawl import DISTRIBUTION
+from pawl.config import ServerConfig, default_trace_dir
+from pawl.gpu.folders import cache_folder
 
 CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 """What makes a difference to the kernels, on x86 and ARM."""
@@ -148,7 +148,9 @@ def disk(config: ServerConfig) -> Finding:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         if not (existing.is_dir() and os.access(existing, os.W_OK)):
             advice = "set PAWL_CACHE or --trace-dir to a folder that can be written"
-            return Finding("disk", Level.PROBLEM, f"{folder} cannot be written", advice)
+            chosen = config.trace and config.trace_dir != default_trace_dir()
+            level = Level.PROBLEM if chosen and folder == Path(config.trace_dir) else Level.WARNING
+            return Finding("disk", level, f"{folder} cannot be written", advice)
         free = shutil.disk_usage(existing).free
         facts.append(f"{folder}: {free / GIB:.1f} GiB free")
         if free < needed:
@@ -208,14 +210,15 @@ def model(config: ServerConfig) -> Finding:
     """Whether the model of these settings is there. A name on the hub is looked for on this machine only."""
     if config.model == "ghost":
         return Finding("model", Level.OK, "ghost: no weights, nothing to load")
-    if "/" in config.model and not Path(config.model).expanduser().exists():
-        return _hub_model(config.model)
     from pawl.gpu.models.config import UnsupportedModel
     from pawl.gpu.weights.gguf import GgufFormatError
+    from pawl.gpu.weights.locate import ModelNotFound, locate
     from pawl.gpu.weights.safetensors import FolderError
-    from pawl.gpu.weights.source import ModelNotFound, resolve_source
+    from pawl.gpu.weights.source import resolve_source
 
     try:
+        if locate(config.model) is None:
+            return _hub_model(config.model)
         source = resolve_source(config.model)
     except (ModelNotFound, UnsupportedModel, GgufFormatError, FolderError) as error:
         return Finding("model", Level.PROBLEM, str(error), "name another one: --model")
@@ -224,10 +227,6 @@ def model(config: ServerConfig) -> Finding:
 
 
 def _hub_model(name: str) -> Finding:
-    if importlib.util.find_spec("huggingface_hub") is None:
-        return Finding(
-            "model", Level.PROBLEM, f"{name}: no such folder", f"{pip_install('huggingface_hub')}, to download it"
-        )
     from huggingface_hub import try_to_load_from_cache
 
     if isinstance(try_to_load_from_cache(name, "config.json"), str):

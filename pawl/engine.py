@@ -30,6 +30,8 @@ from pawl.actors.text.invalid import InvalidRequest
 from pawl.build.parts import Parts
 from pawl.build.wiring import engine_actors, spawn_all, stop_order
 from pawl.config import ServerConfig
+from pawl.gpu.weights.locate import locate
+from pawl.gpu.weights.report import Report, unheard
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.logs import ensure_logs
 
@@ -94,11 +96,12 @@ class Engine:
         *,
         on_failure: Callable[[str, BaseException], None] | None = None,
         parts: Parts | None = None,
+        report: Report = unheard,
     ) -> None:
         """`parts` replaces what the configuration would load, for a runner or a vocabulary of one's own."""
         ensure_logs(config.log_format, config.log_level)
         self.config = config
-        self.parts: Parts = parts if parts is not None else _load(config)
+        self.parts: Parts = parts if parts is not None else load(config, report)
         self._limits = Limits.of(self.parts.vocabulary, self.parts.loop_config.max_context)
         traced = self.parts.recorder is not None
         self.gateway = Gateway(limit=config.max_running + config.max_queued, traced=traced)
@@ -269,15 +272,19 @@ class Engine:
         return "" if self._own_loop is not None else "this engine runs on a server's event loop: ask the server"
 
 
-def _load(config: ServerConfig) -> Parts:
-    """The parts that the settings name. Imported only now, each with what it needs: a ghost starts without PyTorch."""
+def load(config: ServerConfig, report: Report = unheard) -> Parts:
+    """The parts that the settings name; `report` hears how far it is. Imported only now, each with what it needs: a
+    ghost starts without PyTorch, and a name that cannot be is refused (ModelNotFound) before PyTorch is there."""
+    report(0.0)
     if config.model == "ghost":
         from pawl.build.ghost import load_ghost
 
         return load_ghost(config)
+    locate(config.model)
     from pawl.build.assembly import load_parts
 
-    return load_parts(config)
+    report(0.1)
+    return load_parts(config, report)
 
 
 class _Signal(Inbox):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -175,19 +174,6 @@ def _live(display: Callable[[Console], Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def stage(title: str) -> Iterator[None]:
-    """Show that something is under way which cannot say how far it is. Logs how long it took."""
-    began = time.monotonic()
-    if _output.live:
-        with _live(lambda console: console.status(f"{title} …")):
-            yield
-    else:
-        log.info(f"{title} …")
-        yield
-    log.info(f"{title}: done", seconds=round(time.monotonic() - began, 2))
-
-
-@contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show how far `total` units of work are; yields the function to call with the number of units just done.
 
@@ -202,6 +188,22 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     with _live(lambda console: Progress(*columns, console=console)) as bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def share_done(title: str) -> Iterator[Callable[[float], None]]:
+    """As `progress`, in hundredths; yields the function to call with the share that is done, 0 to 1."""
+    shown = 0
+
+    def report(share: float) -> None:
+        nonlocal shown
+        percent = int(share * 100)
+        if percent > shown:
+            advance(percent - shown)
+            shown = percent
+
+    with progress(title, 100) as advance:
+        yield report
 
 
 def _counted(title: str, total: int) -> Callable[[int], None]:

@@ -6,6 +6,7 @@ by an atomic rename, so that two processes that start together cannot see half o
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import platform
@@ -19,7 +20,7 @@ from pathlib import Path
 import structlog
 
 from pawl.gpu.backend import BackendUnavailable
-from pawl.gpu.weights.cache import cache_directory
+from pawl.gpu.folders import cache_folder
 
 SOURCES = Path(__file__).parent
 FLAGS = (
@@ -87,26 +88,44 @@ def compiled_path(compiler: str, directory: Path | None = None) -> Path:
     for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     digest.update(repr((_run([compiler, "--version"]), _compiler_flags(), _processor())).encode())
-    return (directory or cache_directory()) / "native" / f"pawl-{digest.hexdigest()[:24]}.so"
+    return (directory or cache_folder()) / "native" / f"pawl-{digest.hexdigest()[:24]}.so"
 
 
 def build(directory: Path | None = None) -> Path:
     """The compiled library, made now if the cache (`directory`, or the user's) has none.
 
-    Raises NativeUnavailable with the reason when there is no compiler, it fails, or the cache cannot be written.
+    Where the user's cache cannot be written, the library lies in a temporary folder and is gone with this process.
+    Raises NativeUnavailable with the reason when there is no compiler, it fails, or `directory` cannot be written.
     """
     compiler = find_compiler()
     path = compiled_path(compiler, directory)
-    if path.exists():
-        return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
-            log.info("compiling the CPU kernels (once for each machine)", compiler=compiler, path=str(path))
-            made = _compile(compiler, Path(folder))
-            os.replace(made, path)
+        return path if path.exists() else _made(compiler, path)
     except OSError as error:
-        raise NativeUnavailable(f"the cache folder {path.parent} cannot be written: {error}") from error
+        if directory is not None:
+            raise NativeUnavailable(f"the cache folder {path.parent} cannot be written: {error}") from error
+        advice = "set PAWL_CACHE to a folder that can be written"
+        log.warning("kernels are compiled at every start", folder=str(path.parent), error=str(error), advice=advice)
+    return _made_for_now(compiler)
+
+
+def _made_for_now(compiler: str) -> Path:
+    """The library in a temporary folder, which goes when this process ends. Raises NativeUnavailable."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="pawl-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return _made(compiler, compiled_path(compiler, folder))
+    except OSError as error:
+        raise NativeUnavailable(f"no folder can be written (set PAWL_CACHE to one): {error}") from error
+
+
+def _made(compiler: str, path: Path) -> Path:
+    """`path`, with the library that `compiler` makes. Raises OSError, or NativeUnavailable when compiling fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+        log.info("compiling the CPU kernels (once for each machine)", compiler=compiler, path=str(path))
+        made = _compile(compiler, Path(folder))
+        os.replace(made, path)
     return path
 
 

@@ -18,22 +18,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pawl.gpu.folders import cache_folder
 from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.weights.checks import WeightMismatch, check_names
 from pawl.gpu.weights.gguf import GgufFile
 from pawl.gpu.weights.gguf_model import load_gguf_weights
+from pawl.gpu.weights.report import Report, unheard
 from pawl.gpu.weights.safetensors import FolderError, read_tensors
 
 # Raise when names, layouts or dtypes of the cached tensors change.
 CONVENTIONS = 1
 
 log = structlog.get_logger()
-
-
-def cache_directory() -> Path:
-    """`$PAWL_CACHE`, or `~/.cache/pawl`."""
-    given = os.environ.get("PAWL_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "pawl"
 
 
 def entry_path(file: GgufFile, dtype: torch.dtype, directory: Path) -> Path:
@@ -72,7 +68,11 @@ def write_entry(path: Path, weights: dict[str, Tensor]) -> None:
 
 
 def load_cached_weights(
-    file: GgufFile, config: ModelConfig, dtype: torch.dtype, directory: Path | None = None
+    file: GgufFile,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    directory: Path | None = None,
+    report: Report = unheard,
 ) -> dict[str, Tensor]:
     """The weights of a GGUF file in `dtype`: from the cache when it has them, else dequantised and then cached.
 
@@ -80,14 +80,15 @@ def load_cached_weights(
     A cache that cannot be written is logged and does not stop the load.
     """
     if dtype == torch.float32:
-        return load_gguf_weights(file, config, dtype)
-    path = entry_path(file, dtype, directory or cache_directory())
+        return load_gguf_weights(file, config, dtype, report)
+    path = entry_path(file, dtype, directory or cache_folder())
     cached = _read_entry(path, config)
     if cached is not None:
         return cached
-    weights = load_gguf_weights(file, config, dtype)
+    weights = load_gguf_weights(file, config, dtype, report)
     try:
         write_entry(path, weights)
     except OSError as error:
-        log.warning("weights were not cached", path=str(path), error=str(error))
+        advice = "set PAWL_CACHE to a folder that can be written"
+        log.warning("weights were not cached", path=str(path), error=str(error), advice=advice)
     return weights

@@ -16,6 +16,7 @@ from pawl.gpu.models.registry import by_gguf
 from pawl.gpu.weights.checks import check_names, is_norm
 from pawl.gpu.weights.experts import separated, stacked_shapes
 from pawl.gpu.weights.gguf import GgufFile
+from pawl.gpu.weights.report import Report, unheard
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _MOST_POSITIONS = (1 << 31) - 1
@@ -133,7 +134,9 @@ def _unpermute(values: NDArray[np.float32], num_heads: int) -> NDArray[np.float3
     return pairs.swapaxes(1, 2).reshape(rows, columns)
 
 
-def load_gguf_weights(file: GgufFile, config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+def load_gguf_weights(
+    file: GgufFile, config: ModelConfig, dtype: torch.dtype, report: Report = unheard
+) -> dict[str, Tensor]:
     """Every weight dequantised, in `dtype` (norms float32), under its canonical name.
 
     Raises WeightMismatch when the tensor table is not what `config` needs.
@@ -144,7 +147,8 @@ def load_gguf_weights(file: GgufFile, config: ModelConfig, dtype: torch.dtype) -
     expected = stacked_shapes(weight_shapes(config))
     check_names(file.path, expected, {names[t.name]: t.shape for t in file.tensors.values() if t.name in names})
     weights = {}
-    for name, canonical in names.items():
+    for number, (name, canonical) in enumerate(names.items()):
+        report(number / len(names))
         values = file.dequantize(name)
         if row.interleaved and name.endswith(("attn_q.weight", "attn_k.weight")):
             values = _unpermute(values, config.num_heads if name.endswith("attn_q.weight") else config.num_kv_heads)

@@ -15,12 +15,13 @@ from pawl.gpu.models.huggingface import config_from_huggingface
 from pawl.gpu.models.registry import of_config
 from pawl.gpu.weights.checks import check_names, is_norm
 from pawl.gpu.weights.experts import separated
+from pawl.gpu.weights.locate import PICKLE_SUFFIXES
+from pawl.gpu.weights.report import Report, unheard
 from pawl.gpu.weights.strangers import one_line, read_object, reading
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MOST_NAMED = 4
 """Files that a message names."""
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class FolderError(Exception):
@@ -85,12 +86,14 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             raise FolderError(path, f"damaged safetensors file: {one_line(error)}") from error
 
 
-def load_folder_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+def load_folder_weights(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, report: Report = unheard
+) -> dict[str, Tensor]:
     """Every weight in `dtype` (norms float32) under its canonical name; Gemma's norms with the 1 added.
 
     Raises FolderError, or WeightMismatch when names or shapes are not what `config` needs.
     """
-    row, weights = of_config(config), {}
+    row, weights, expected = of_config(config), {}, weight_shapes(config)
     for path in weight_files(folder):
         for stored_name, stored in read_tensors(path):
             parts = (part for one in separated(stored_name, stored) for part in row.split(*one, config))
@@ -99,7 +102,8 @@ def load_folder_weights(folder: Path, config: ModelConfig, dtype: torch.dtype) -
                 if (name == "lm_head.weight" and config.tied_embeddings) or name.endswith("rotary_emb.inv_freq"):
                     continue
                 weights[name] = _converted(name, tensor, row.norm_offset, dtype)
-    check_names(folder, weight_shapes(config), {name: tuple(tensor.shape) for name, tensor in weights.items()})
+            report(len(weights) / len(expected))
+    check_names(folder, expected, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     return weights
 
 

@@ -19,6 +19,7 @@ from pawl.gpu.kv import MemoryPlan, hybrid, plan_memory, plan_tokens, widest_win
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.runner import Runner
 from pawl.gpu.weights.fingerprint import weights_fingerprint
+from pawl.gpu.weights.report import Report, part, unheard
 from pawl.gpu.weights.source import load_weights, resolve_source
 from pawl.loops.select import LoopConfig
 
@@ -29,12 +30,14 @@ DEFAULT_CHUNK = {"cpu": 512, "cuda": 8192}
 """Prompt tokens in one step: enough to keep the device busy, few enough that running requests do not wait long."""
 KV_SHARE = {"cpu": 0.25, "cuda": 1.0}
 """Of the memory that is free now; on a CUDA device an upper bound, until `settle_pages` has measured."""
+WEIGHTS_LOADED = 0.8
+"""Share of the way to a running engine; importing PyTorch is the tenth before it, kernels and pages are the rest."""
 CPU_KV_LIMIT = 1 << 30
 """Bytes; a CPU server rarely needs more, and its memory is shared with everything else on the machine."""
 
 
-def load_parts(config: ServerConfig) -> Parts:
-    """Load the model named by the configuration.
+def load_parts(config: ServerConfig, report: Report = unheard) -> Parts:
+    """Load the model named by the configuration; `report` hears how far it is.
 
     Raises ModelNotFound, UnsupportedModel, UnsupportedVocabulary, BackendUnavailable, KvDoesNotFit, WeightsDoNotFit,
     ModelDoesNotFit or ConfigError, each with a message for the user.
@@ -47,7 +50,8 @@ def load_parts(config: ServerConfig) -> Parts:
     device = config.device
     dtype = _dtype(config)
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
-    weights = load_weights(source, dtype)
+    weights = load_weights(source, dtype, part(report, 0.1, WEIGHTS_LOADED))
+    report(WEIGHTS_LOADED)
     plan = _plan(config, source.config, dtype, two_pools)
     loop_config = make_loop_config(
         config,

@@ -18,7 +18,7 @@ from pawl.actors.recorder import Recorder
 from pawl.actors.storage import Storage
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.tiers import make_storage, tier_config, wants_tiers
-from pawl.config import ConfigError, ServerConfig
+from pawl.config import ConfigError, ServerConfig, default_trace_dir
 from pawl.gpu.step_runner import StepRunner
 from pawl.lifecycle.records import Started
 from pawl.lifecycle.trace.writer import TraceWriter
@@ -141,7 +141,7 @@ def assemble(
     if wants_tiers(config):
         storage = make_storage(config, runner.layout, runner.page_bytes)
         loop_config = msgspec.structs.replace(loop_config, tiers=tier_config(config, runner.layout, runner.page_bytes))
-    writer = TraceWriter(Path(config.trace_dir), config.trace_limit_mb << 20) if config.trace else None
+    writer = _trace_writer(config)
     summary = {
         "model": source.name,
         **facts,
@@ -161,6 +161,23 @@ def assemble(
         summary=summary,
         storage=storage,
     )
+
+
+def _trace_writer(config: ServerConfig) -> TraceWriter | None:
+    """Where the trace goes; None without one, or where the folder that nobody chose cannot be written.
+
+    Raises ConfigError where the folder was chosen.
+    """
+    if not config.trace:
+        return None
+    try:
+        return TraceWriter(Path(config.trace_dir), config.trace_limit_mb << 20)
+    except OSError as error:
+        problem = f"{config.trace_dir} cannot be written ({error.strerror or error})"
+        if config.trace_dir != default_trace_dir():
+            raise ConfigError(f"trace_dir: {problem}; --no-trace serves without a trace", "trace_dir") from error
+        log.warning("no trace is written", reason=problem, advice="name a folder with --trace-dir, or say --no-trace")
+        return None
 
 
 def _started(config: ServerConfig, source: Source, loop_config: LoopConfig) -> Started:

@@ -15,7 +15,7 @@ FAILURES = {
     "pawl.commands.failures": ("CommandFailed",),
     "pawl.bench.client": ("HttpError",),
     "pawl.engine": ("EngineFailed", "RequestFailed"),
-    "pawl.gpu.weights.source": ("ModelNotFound",),
+    "pawl.gpu.weights.locate": ("ModelNotFound",),
     "pawl.gpu.weights.gguf": ("GgufFormatError",),
     "pawl.gpu.weights.safetensors": ("FolderError",),
     "pawl.gpu.weights.checks": ("WeightMismatch",),

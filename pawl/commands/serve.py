@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from pawl.commands.settings import prepared
 from pawl.flags import add_flags
-from pawl.logs import stage
+from pawl.logs import share_done
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +29,13 @@ def run(arguments: argparse.Namespace) -> int:
     from pawl.http.server import serve
 
     with ExitStack() as loading:
-        loading.enter_context(stage(f"loading {config.model}"))
+        report = loading.enter_context(share_done(f"loading {config.model}"))
 
         def ready(url: str) -> None:
             loading.close()
             print(curl_line(url, config.api_key is not None), file=sys.stderr, flush=True)
 
-        return serve(config, on_ready=ready)
+        return serve(config, on_ready=ready, report=report)
 
 
 def curl_line(url: str, key_needed: bool) -> str:

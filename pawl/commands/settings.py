@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pawl.config import ServerConfig
 from pawl.flags import config_from
-from pawl.logs import configure_logs, stage
+from pawl.logs import configure_logs, share_done
 
 if TYPE_CHECKING:
     from pawl.engine import Engine
@@ -42,10 +42,10 @@ def prepared(arguments: argparse.Namespace, *, quiet: bool = False) -> ServerCon
 @contextmanager
 def running_engine(config: ServerConfig) -> Iterator[Engine]:
     """An engine inside this process, loaded and started; stopped at the end of the block."""
-    with stage(f"loading {config.model}"):
-        from pawl.engine import Engine  # torch comes with it: this is half of the time the user waits
+    with share_done(f"loading {config.model}") as report:
+        from pawl.engine import Engine
 
-        engine = Engine(config)
+        engine = Engine(config, report=report)
     with engine:
         yield engine
 

@@ -24,12 +24,15 @@ import uvloop
 from pawl import __version__
 from pawl.actors.gateway import Gateway
 from pawl.actors.sampling import Limits
+from pawl.gpu.weights.report import Report, unheard
 from pawl.http.app import create_app
 from pawl.http.info import ServerInfo
+from pawl.http.starting import Front
 
 if TYPE_CHECKING:
     from pawl.build.parts import Parts
     from pawl.config import ServerConfig
+    from pawl.engine import Engine
 
 log = structlog.get_logger("pawl.http")
 
@@ -43,7 +46,7 @@ KEEP_ALIVE_S = 30
 class Server(uvicorn.Server):
     """uvicorn, with our own handling of signals and of the end."""
 
-    def __init__(self, app: Any, gateway: Gateway, grace_s: float = DRAIN_GRACE_S) -> None:
+    def __init__(self, app: Any, gateway: Gateway | None, grace_s: float = DRAIN_GRACE_S) -> None:
         config = uvicorn.Config(
             app,
             http="httptools",
@@ -56,7 +59,8 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=int(grace_s) + CLOSING_S,
         )
         super().__init__(config)
-        self._gateway = gateway
+        self.gateway = gateway
+        """What is drained at the end; None while there is no engine yet."""
         self._grace_s = grace_s
         self.listening = asyncio.Event()
         """Set once connections are accepted."""
@@ -90,7 +94,8 @@ class Server(uvicorn.Server):
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._gateway.drain(self._grace_s)
+        if self.gateway is not None:
+            self.gateway.drain(self._grace_s)
         await super().shutdown(sockets)
 
 
@@ -128,59 +133,101 @@ SECRETS = ("api_key", "admin_api_key")
 class EngineServer:
     """An engine and the server in front of it, from the first byte of the model to the last of a reply."""
 
-    def __init__(self, config: ServerConfig, parts: Parts | None = None) -> None:
-        """Loads the model, unless `parts` are given; raises what `Engine` raises."""
-        # Imported here because it brings torch, which nothing else in this module needs.
-        from pawl.engine import Engine
-
+    def __init__(self, config: ServerConfig, load: Callable[[Report], Parts] | None = None) -> None:
+        """`load` makes the engine's parts and reports how far it is; otherwise the settings say what is loaded."""
         self._config = config
-        self._engine = Engine(config, on_failure=self._engine_failed, parts=parts)
+        self._load = load
+        self._front = Front()
+        self._server = Server(self._front, None)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._server: Server | None = None
 
-    async def run(self, listener: socket.socket, on_ready: Callable[[str], None] | None) -> int:
-        """Serve until a signal comes or the engine fails; returns the exit status."""
-        engine = self._engine
+    async def run(
+        self, listener: socket.socket, on_ready: Callable[[str], None] | None, report: Report = unheard
+    ) -> int:
+        """Load and serve until a signal comes or the engine fails; returns the exit status.
+
+        Raises what loading raises. `report` is called by the thread that loads.
+        """
         self._loop = asyncio.get_running_loop()
-        app = create_app(
+        serving = asyncio.ensure_future(self._server.serve([listener]))
+        engine = None
+        try:
+            engine = await self._loaded(serving, report)
+            if engine is not None:
+                self._open(engine, listener, on_ready)
+            await serving
+        finally:
+            self._server.should_exit = True
+            self._loop = None
+            await serving
+            if engine is not None:
+                # The gateway lives on this loop, which must go on turning while the engine stops.
+                await asyncio.to_thread(engine.stop)
+        return 0 if engine is None or engine.failure is None else 1
+
+    async def _loaded(self, serving: asyncio.Future[None], report: Report) -> Engine | None:
+        """The engine, made in a thread; None when the server is stopped before it is there."""
+        loop, made = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+        def hear(share: float) -> None:
+            self._front.loaded = share
+            report(share)
+
+        def settle(engine: Engine | None, error: Exception | None) -> None:
+            if not made.done():
+                made.set_exception(error) if error is not None else made.set_result(engine)
+
+        def make() -> None:
+            engine, failure = None, None
+            try:
+                engine = self._engine(hear)
+            except Exception as error:
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, engine, failure)
+
+        # A daemon: a signal while a model is loading ends the process without waiting for it.
+        threading.Thread(target=make, name="loading", daemon=True).start()
+        await asyncio.wait({made, serving}, return_when=asyncio.FIRST_COMPLETED)
+        return await made if made.done() else None
+
+    def _engine(self, report: Report) -> Engine:
+        # Imported here because numpy and the actors come with it: the port answers before that.
+        from pawl.engine import Engine, load
+
+        parts = self._load(report) if self._load is not None else load(self._config, report)
+        return Engine(self._config, on_failure=self._engine_failed, parts=parts)
+
+    def _open(self, engine: Engine, listener: socket.socket, on_ready: Callable[[str], None] | None) -> None:
+        """Start the engine and let its application answer from now on."""
+        engine.start(asyncio.get_running_loop())
+        self._server.gateway = engine.gateway
+        self._front.application = create_app(
             engine.gateway,
-            self._info(),
+            self._info(engine.parts),
             engine.parts.vocabulary,
             api_key=self._config.api_key,
             admin_api_key=self._config.admin_api_key,
             max_body_bytes=int(self._config.max_body_mb * (1 << 20)),
             statistics=engine.system.statistics,
         )
-        self._server = Server(app, engine.gateway)
-        engine.start(self._loop)
-        announcing = asyncio.ensure_future(self._announce(self._server, listener, on_ready))
-        try:
-            await self._server.serve([listener])
-        finally:
-            announcing.cancel()
-            # The gateway lives on this loop, which must go on turning while the engine stops.
-            await asyncio.to_thread(engine.stop)
-        return 0 if engine.failure is None else 1
-
-    async def _announce(self, server: Server, listener: socket.socket, on_ready: Callable[[str], None] | None) -> None:
-        await server.listening.wait()
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        log.info("serving", url=url, **self._engine.parts.summary)
         if on_ready is not None:
             on_ready(url)
+        log.info("serving", url=url, **engine.parts.summary)
 
     def stop(self, why: str) -> None:
-        """Begin the orderly end that a signal begins. From any thread; nothing happens before `run`."""
-        if self._loop is not None and self._server is not None:
-            self._loop.call_soon_threadsafe(self._server.stop, why)
+        """Begin the orderly end that a signal begins. From any thread; nothing happens before `run` and after it."""
+        if (loop := self._loop) is not None:
+            loop.call_soon_threadsafe(self._server.stop, why)
 
     def _engine_failed(self, name: str, error: BaseException) -> None:
         """Called in the failed actor's thread."""
         self.stop(f"{name} failed: {error}")
 
-    def _info(self) -> ServerInfo:
-        parts, config = self._engine.parts, self._config
+    def _info(self, parts: Parts) -> ServerInfo:
+        config = self._config
         settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in SECRETS}
         return ServerInfo(
             model_name=config.served_model_name[0] if config.served_model_name else parts.source.name,
@@ -193,13 +240,13 @@ class EngineServer:
         )
 
 
-def serve(config: ServerConfig, on_ready: Callable[[str], None] | None = None) -> int:
+def serve(config: ServerConfig, on_ready: Callable[[str], None] | None = None, report: Report = unheard) -> int:
     """Load the model, serve it until a signal comes, and return the exit status: 1 when the engine failed.
 
-    `on_ready(url)` is called when requests are taken. Raises OSError when the address cannot be had, before anything
-    is loaded, and what `Engine` raises.
+    `report` hears how far loading is, `on_ready(url)` is called when requests are taken. Raises OSError when the
+    address cannot be had, before anything is loaded, and what `Engine` raises.
     """
     with uvicorn_logs(), open_socket(config.host, config.port) as listener:
         server = EngineServer(config)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(server.run(listener, on_ready))
+            return runner.run(server.run(listener, on_ready, report))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from pawl.gpu.models.small import random_weights
 from pawl.gpu.native import backend, bindings, build
@@ -117,3 +119,18 @@ def test_a_store_without_kernels_is_refused() -> None:
 def test_the_kernels_know_their_target() -> None:
     assert make(ODD, torch.float32).backend.target in ("avx512 with bf16 products", "avx512", "avx2", "generic")
     assert backend.default_threads() <= (os.cpu_count() or 1)
+
+
+def test_where_the_cache_cannot_be_written_kernels_are_compiled_for_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PAWL_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("CXX", str(fake_compiler(tmp_path, WRITES_ITS_OUTPUT)))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with capture_logs() as logs:
+        made = build.build()
+    assert made.read_text() == "made\n"
+    assert made.is_relative_to(tmp_path)
+    assert "PAWL_CACHE" in logs[0]["advice"]

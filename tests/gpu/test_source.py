@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pawl.gpu.folders import cache_folder
 from pawl.gpu.models.config import UnsupportedModel, weight_shapes
-from pawl.gpu.weights.cache import cache_directory, entry_path, load_cached_weights, write_entry
+from pawl.gpu.weights.cache import entry_path, load_cached_weights, write_entry
 from pawl.gpu.weights.checks import WeightMismatch
 from pawl.gpu.weights.gguf import GgufFormatError, read_gguf
 from pawl.gpu.weights.gguf_model import config_from_gguf
@@ -198,6 +199,6 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_load(tmp_path: Path) -
 
 def test_the_cache_directory_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PAWL_CACHE", str(tmp_path))
-    assert cache_directory() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.delenv("PAWL_CACHE")
-    assert cache_directory() == Path.home() / ".cache" / "pawl"
+    assert cache_folder() == Path.home() / ".cache" / "pawl"

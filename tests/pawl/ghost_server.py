@@ -42,7 +42,7 @@ def ghost_server(parts: Parts, **settings: Any) -> Iterator[tuple[str, int]]:
     config = build_config({"port": 0, **settings})
     ready = threading.Event()
     listener = open_socket(config.host, config.port)
-    server = EngineServer(config, parts)
+    server = EngineServer(config, lambda report: parts)
 
     def run() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

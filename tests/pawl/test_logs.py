@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from pawl.config import ConfigError
-from pawl.logs import configure_logs, progress, stage
+from pawl.logs import configure_logs, progress, share_done
 
 
 class Terminal(io.StringIO):
@@ -144,7 +144,7 @@ def test_long_work_says_how_far_it_is_ten_times() -> None:
 
 def test_on_a_terminal_lines_and_progress_share_the_screen() -> None:
     stream = configured(stream=Terminal())
-    with stage("loading"), progress("requests", 2) as advance:
+    with share_done("loading"), progress("requests", 2) as advance:
         structlog.get_logger("pawl.test").info("meanwhile")
         advance(2)
     assert "meanwhile" in stream.getvalue()
@@ -152,11 +152,9 @@ def test_on_a_terminal_lines_and_progress_share_the_screen() -> None:
     assert stream.getvalue().rstrip().splitlines()[-1].count("afterwards") == 1
 
 
-def test_a_stage_says_how_long_it_took_only_when_it_succeeded() -> None:
+def test_shares_are_said_in_hundredths_and_never_go_back() -> None:
     stream = configured()
-    with stage("loading"):
-        pass
-    with pytest.raises(ValueError, match="no"), stage("saving"):
-        raise ValueError("no")
-    events = [(line["event"], "seconds" in line) for line in lines(stream)]
-    assert events == [("loading …", False), ("loading: done", True), ("saving …", False)]
+    with share_done("loading") as report:
+        for share in (0.0, 0.1, 0.105, 0.05, 0.55, 1.0):
+            report(share)
+    assert [(line["done"], line["total"]) for line in lines(stream)] == [(10, 100), (55, 100), (100, 100)]
