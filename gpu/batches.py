@@ -1,10 +1,15 @@
-"""Is a StepBatch one that the runner can execute? Checked before anything is changed, in a few numpy calls."""
+"""Is a StepBatch one that the runner can execute? Checked before anything is changed, in a few numpy calls.
+
+Two kinds of fault differ in whom they cost. A batch that breaks the contract is no request's fault: it is refused
+whole. A token that the model does not have came with one request, and ends that request alone.
+"""
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 
-from pawl.lifecycle.step import Int32s, StepBatch
+from pawl.lifecycle.step import Int32s, SlotAssignment, StepBatch
 from pawl.memory.partners import NO_PAGE
 
 
@@ -24,7 +29,6 @@ def check_batch(
     num_pages: int,
     pages_per_slot: int,
     max_context: int,
-    vocab_size: int,
     num_window_pages: int | None = None,
 ) -> None:
     """Raises InvalidBatch with the first rule that does not hold. `num_window_pages` None: there is no second store."""
@@ -44,13 +48,41 @@ def check_batch(
         _require(batch, within, "a window page is not below {}, nor {} for none", num_window_pages, NO_PAGE)
     for admission in batch.admitted:
         _require(batch, 0 <= admission.slot < num_slots, "admitted slot {} is not below {}", admission.slot, num_slots)
-        within = _within(admission.history, vocab_size)
-        _require(batch, within, "history of slot {} leaves the vocabulary", admission.slot)
     if not count:
         _require(batch, not len(batch.tokens), "tokens without segments")
         return
     _check_segments(batch, num_slots, max_context)
-    _require(batch, _within(batch.tokens, vocab_size), "a token is not below {}", vocab_size)
+
+
+def within_vocabulary(batch: StepBatch, vocab_size: int) -> tuple[StepBatch, Int32s]:
+    """A checked batch that names only tokens of the vocabulary, and the slots [n] of requests that named others: they
+    are computed, so that nobody beside them waits, and what they draw means nothing."""
+    admitted = tuple(_known_tokens(admission, vocab_size) for admission in batch.admitted)
+    slots = [new.slot for old, new in zip(batch.admitted, admitted, strict=True) if new is not old]
+    tokens = batch.tokens
+    if not _within(tokens, vocab_size):
+        given = ~batch.chained
+        foreign = (tokens < 0) | (tokens >= vocab_size)
+        slots += np.repeat(batch.slots[given], batch.lengths[given])[foreign].tolist()
+        tokens = np.where(foreign, np.int32(0), tokens)
+    if not slots:
+        return batch, np.zeros(0, np.int32)
+    return msgspec.structs.replace(batch, tokens=tokens, admitted=admitted), np.unique(slots).astype(np.int32)
+
+
+def _known_tokens(admission: SlotAssignment, vocab_size: int) -> SlotAssignment:
+    """The admission, itself where it names tokens of the vocabulary only."""
+    sampling, known = admission.sampling, range(vocab_size)
+    named = (*sampling.stop_token_ids, *(sampling.logit_bias or ()))
+    if _within(admission.history, vocab_size) and all(token in known for token in named):
+        return admission
+    stops = tuple(token for token in sampling.stop_token_ids if token in known)
+    bias = {token: value for token, value in (sampling.logit_bias or {}).items() if token in known}
+    return msgspec.structs.replace(
+        admission,
+        history=np.clip(admission.history, 0, vocab_size - 1),
+        sampling=msgspec.structs.replace(sampling, stop_token_ids=stops, logit_bias=bias),
+    )
 
 
 def _check_sizes(batch: StepBatch, count: int, num_changes: int) -> None:

@@ -10,16 +10,17 @@ token, so that the next step can be launched before this one's tokens are known 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pawl.gpu.backend import ForwardInputs, GreedyBackend
-from pawl.gpu.batches import check_batch
+from pawl.gpu.batches import check_batch, within_vocabulary
 from pawl.gpu.copies import Pending, copies_from
 from pawl.gpu.cuda.graphs import CudaRecorder, DecodeGraphs, GraphBackend, Recorder
 from pawl.gpu.cuda.shapes import GraphShape
@@ -33,6 +34,8 @@ from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
 from pawl.memory.partners import NO_PAGE
+
+log = structlog.get_logger("pawl.gpu.runner")
 
 _NOTHING = np.zeros(0, np.int32)
 
@@ -118,6 +121,8 @@ class Runner:
         """Entries of the tables that were set since the backend last saw them."""
         self._graphs: DecodeGraphs | None = None
         self._in_flight: list[int] = []
+        self._spoiled = np.zeros(num_slots, np.bool_)
+        """Slots whose request named tokens that the model does not have: what it draws is no token."""
 
     # ---- before the first step ----
 
@@ -190,6 +195,7 @@ class Runner:
         self._last_tokens.reset()
         self._changed.clear()
         self._in_flight.clear()
+        self._spoiled[:] = False
 
     @torch.inference_mode()
     def launch(self, batch: StepBatch) -> Launched:
@@ -202,9 +208,13 @@ class Runner:
             num_pages=self.kv.num_pages,
             pages_per_slot=self.page_table.shape[1],
             max_context=self.max_context,
-            vocab_size=self.config.vocab_size,
             num_window_pages=self.kv.num_window_pages,
         )
+        batch, foreign = within_vocabulary(batch, self.config.vocab_size)
+        self._spoiled[[admission.slot for admission in batch.admitted]] = False
+        if len(foreign):
+            log.warning("requests name tokens that the model does not have", step=batch.step, slots=foreign.tolist())
+            self._spoiled[foreign] = True
         self.page_table[batch.page_slots, batch.page_indices] = batch.pages
         if self.window_table is not None and batch.window_pages is not None:
             self.window_table[batch.page_slots, batch.page_indices] = batch.window_pages
@@ -257,6 +267,8 @@ class Runner:
                 if len(logit_rows) != len(sampled_rows):
                     logits = logits[upload(np.searchsorted(logit_rows, sampled_rows), self.device)]
                 draws = self.sampler.sample(logits, sampled_slots, (batch.starts + batch.lengths)[batch.samples])
+        if (spoiled := self._spoiled[sampled_slots]).any():
+            draws = replace(draws, usable=draws.usable & upload(~spoiled, self.device))
         self.scorer.sampled(sampled_slots)
         self._last_tokens.remember(sampled_slots, draws.tokens)
         return draws, prompt_scores

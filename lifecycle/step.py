@@ -99,8 +99,8 @@ class StepResult(msgspec.Struct, frozen=True, eq=False):
     forward_s: float = 0.0
     """Seconds spent in the forward pass and sampling."""
     unusable: Bools | None = None
-    """[as many as `tokens`]: the model gave scores that are not finite numbers, so this token means nothing. None: all
-    tokens are good."""
+    """[as many as `tokens`]: the token means nothing, as the model gave scores that are not finite numbers, or the
+    request named tokens that the model does not have. None: all tokens are good."""
     counts: Int32s | None = None
     """[number of True in `samples`]: tokens of each segment that samples, from 1 to its length in a run, 1 elsewhere.
     None: one each."""

@@ -20,7 +20,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.gpu.batches import check_batch
+from pawl.gpu.batches import InvalidBatch, check_batch, within_vocabulary
 from pawl.gpu.ghost.draws import GhostDraws
 from pawl.gpu.ghost.language import VOCABULARY_SIZE, language_of
 from pawl.gpu.ghost.memory import Computed, GhostFault, GhostMemory
@@ -179,9 +179,10 @@ class Ghost:
             num_pages=self.memory.num_pages,
             pages_per_slot=self.memory.pages_per_slot,
             max_context=self.max_context,
-            vocab_size=VOCABULARY_SIZE,
             num_window_pages=self.memory.num_window_pages,
         )
+        if len(within_vocabulary(batch, VOCABULARY_SIZE)[1]):
+            raise InvalidBatch(batch.step, "a token is not in the ghost's vocabulary")
         if batch.step in self.fail_at:
             self.fail_at.discard(batch.step)
             raise PlannedFailure(batch.step)

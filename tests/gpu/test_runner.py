@@ -20,6 +20,7 @@ from tests.gpu.driving import DEVICES, int32
 from tests.gpu.tiny import VOCABULARY, reference_logits, save_tiny
 
 GREEDY = SamplingParameters(temperature=0.0)
+PENALISED = SamplingParameters(temperature=0.0, repetition_penalty=1.5)
 PAGE = 4
 PAGES_PER_SLOT = 8
 
@@ -254,13 +255,11 @@ GOOD = Steps().batch((0, 0, [1, 2, 3], True), (1, 5, None, True), admit={0: GREE
         ({"lengths": int32(3, 0)}, "empty segment"),
         ({"lengths": int32(3, 2)}, "chained segment"),
         ({"tokens": int32(1, 2)}, "2 tokens for 3 positions"),
-        ({"tokens": int32(1, 2, VOCABULARY)}, f"a token is not below {VOCABULARY}"),
         ({"pages": int32(*range(7), 32)}, "a page is not below 32"),
         ({"pages": int32(1)}, "differ in length"),
         ({"page_slots": int32(*[4] * 8)}, "a page slot is not below 4"),
         ({"page_indices": int32(*range(1, 9))}, "a page index is not below 8"),
         ({"admitted": (SlotAssignment(4, GREEDY, 0, int32(), 0),)}, "admitted slot 4"),
-        ({"admitted": (SlotAssignment(0, GREEDY, 1, int32(VOCABULARY), 0),)}, "history of slot 0"),
     ],
 )
 def test_a_batch_that_breaks_the_contract_changes_nothing(changes: dict[str, Any], reason: str, folder: Path) -> None:
@@ -271,6 +270,33 @@ def test_a_batch_that_breaks_the_contract_changes_nothing(changes: dict[str, Any
     assert not runner.page_table.any()
     assert torch.equal(runner.kv.data, before)
     runner.launch(GOOD)  # and the batch itself was good
+
+
+FOREIGN: dict[str, tuple[list[int], SamplingParameters, list[int]]] = {
+    "a token of its prompt": ([9, VOCABULARY, 3], GREEDY, []),
+    "a negative token": ([-2, 3], GREEDY, []),
+    "its history": ([9, 3], PENALISED, [9, VOCABULARY]),
+    "a stop token": ([9, 3], SamplingParameters(temperature=0.0, stop_token_ids=(VOCABULARY,), min_new_tokens=3), []),
+    "a bias": ([9, 3], SamplingParameters(temperature=0.0, logit_bias={VOCABULARY + 7: 1.0}), []),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_token_that_the_model_does_not_have_ends_its_own_request_alone(name: str, folder: Path) -> None:
+    tokens, sampling, history = FOREIGN[name]
+    runner, steps = made(folder), Steps()
+    good = execute(made(folder), Steps().batch((0, 0, [5, 6, 7], True), admit={0: GREEDY})).tokens[0]
+    admitted = steps.batch(admit={1: sampling}, history=history)
+    assert execute(runner, admitted).unusable is None
+    both = execute(runner, steps.batch((0, 0, [5, 6, 7], True), (1, 0, tokens, True), admit={0: GREEDY}))
+    assert both.unusable is not None
+    assert both.unusable.tolist() == [False, True]
+    assert both.tokens[0] == good
+    after = execute(runner, steps.batch((0, 3, None, True), (1, len(tokens), None, True)))
+    assert after.unusable is not None
+    assert after.unusable.tolist() == [False, True]
+    # Who has the slot next is not blamed for it.
+    assert execute(runner, steps.batch((1, 0, [5, 6, 7], True), admit={1: GREEDY})).unusable is None
 
 
 class FusedBackend:
