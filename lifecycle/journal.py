@@ -43,7 +43,7 @@ class Pages(Protocol):
 
 
 class Journal:
-    """Writes records through `emit`. With `emit` None (tracing is off) they are made and dropped."""
+    """Writes records through `emit`. With `emit` None (tracing is off) those of steps are not even made."""
 
     def __init__(self, emit: Callable[[Record], object] | None, started: Started | None = None) -> None:
         self.recording = emit is not None
@@ -105,6 +105,8 @@ class Journal:
     ) -> None:
         """A step is launched, and with it its admissions."""
         self._step = batch.step
+        if not self.recording:  # once a step: worth not making what nobody takes
+            return
         if admitted:
             starts = dict(zip(rows.tolist(), batch.starts.tolist(), strict=True))
             for row in admitted:
@@ -152,7 +154,8 @@ class Journal:
     ) -> None:
         """The oldest step is done; memory has this digest as it comes back."""
         self._step = step
-        self._emit(StepCommitted(step, now, events, tokens, _counts(pages), digest, counts))
+        if self.recording:
+            self._emit(StepCommitted(step, now, events, tokens, _counts(pages), digest, counts))
 
     def rolled_back(self, step: int, reason: str, now: float, *, digest: int) -> None:
         """The newest step in flight was undone; memory has this digest after that."""
