@@ -42,7 +42,7 @@ def _window(source: Source, values: Values) -> dict[str, Any]:
 def _tiers(source: Source, values: Values) -> dict[str, Any]:
     if not _shares(values) or values.get("window") or not source.chance(0.1):
         return {}
-    return {"host_pages": source.within(1, 8), "write_policy": source.pick(list(WritePolicy)).value}
+    return {"host_pages": source.within(4, 16), "write_policy": source.pick(list(WritePolicy)).value}
 
 
 def _eviction(source: Source, values: Values) -> dict[str, Any]:
