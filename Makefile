@@ -71,7 +71,7 @@ check: setup-check  ## style, types, import contracts, generated docs, house rul
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pawl.lifecycle.documents --check
 	@$(BIN)/python -m pawl.loops.properties.documents --check
-	@$(BIN)/python -m pytest tests/test_tidy.py
+	@$(BIN)/python -m pytest tests/test_tidy.py tests/pawl/test_features.py
 
 docs-generated: setup  ## write the pages that are made from code
 	@$(BIN)/python -m pawl.lifecycle.documents

@@ -116,7 +116,7 @@ FEATURES: tuple[Feature, ...] = (
         ("with_previous",),
         _sometimes(0.1, lambda source, values: {"with_previous": True}),
         ("batch_independence", "incarnation"),
-        settings=("rid",),
+        settings=("rid", "group"),
     ),
     Feature(
         "hangs up",

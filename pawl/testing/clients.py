@@ -143,7 +143,8 @@ class FrontDesk(Gateway):
         match message:
             case Arrive(index):
                 clients = self._calls[index]
-                numbers = self.submit([self._request(client.arrival, str(index)) for client in clients], clients)
+                group = f"call {index}" if len(clients) > 1 else ""
+                numbers = self.submit([self._request(client.arrival, group) for client in clients], clients)
                 for client, number in zip(clients, numbers, strict=True):
                     client.request = number
                     client.leave_if_due()
@@ -157,10 +158,11 @@ class FrontDesk(Gateway):
             case _:
                 super().receive(message)
 
-    def _request(self, arrival: Arrival, rid: str) -> Submit:
+    def _request(self, arrival: Arrival, group: str) -> Submit:
         return Submit(
             request=0,
-            rid=rid,
+            rid="",
+            group=group,
             token_ids=arrival.prompt,
             sampling=parameters_of(arrival),
             text_options=TextOptions(stop=self._expectations.stop_strings(arrival)),
