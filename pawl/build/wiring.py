@@ -46,11 +46,13 @@ def engine_actors(
     """The actors of an engine made of `parts`, in the order in which they stop: upstream first, so that everything
     under way is answered before its answerer goes; the trace ends last.
 
-    Past the tokenizer a full mailbox holds its sender back: what was accepted is never thrown away half-way.
+    The gateway and a storage are made elsewhere, with the same `names`. Past the tokenizer a full mailbox holds its
+    sender back: what was accepted is never thrown away half-way.
     """
     config, hold = parts.loop_config, Overflow.HOLD
     started = parts.started if parts.recorder is not None else None
-    specs = [
+    storage, recorder = parts.storage, parts.recorder
+    return (
         ActorSpec(names.tokenizer, Tokenizer(parts.vocabulary, config.max_context, names)),
         ActorSpec(
             names.scheduler,
@@ -58,15 +60,12 @@ def engine_actors(
             capacity=max(1024, config.max_queued),
         ),
         ActorSpec(names.worker, Worker(parts.runner, names), overflow=hold),
+        *([ActorSpec(names.storage, storage)] if storage is not None else []),
         ActorSpec(names.detokenizer, Detokenizer(parts.vocabulary, names), overflow=hold, capacity=4096),
         ActorSpec(names.watchdog, Watchdog(names=names)),
         ActorSpec(names.gateway, gateway, overflow=hold),
-    ]
-    if parts.storage is not None:
-        specs.insert(3, ActorSpec(names.storage, parts.storage))
-    if parts.recorder is not None:
-        specs.append(ActorSpec(names.recorder, parts.recorder, capacity=65_536))
-    return tuple(specs)
+        *([ActorSpec(names.recorder, recorder, capacity=65_536)] if recorder is not None else []),
+    )
 
 
 def spawn_all(
