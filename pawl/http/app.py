@@ -16,6 +16,7 @@ from pawl.actors.text.invalid import InvalidRequest
 from pawl.http.auth import KeyCheck
 from pawl.http.context import ServerContext, Statistics
 from pawl.http.control import ControlRoutes
+from pawl.http.description import DescriptionRoutes
 from pawl.http.errors import Problem, from_invalid
 from pawl.http.generation import NAMES, GenerationRoutes
 from pawl.http.info import ServerInfo, Tokenization
@@ -36,8 +37,9 @@ def create_app(
 ) -> Starlette:
     """The application that serves one engine. It must run on the event loop that drives `gateway`."""
     context = ServerContext(gateway, info, tokenization, statistics, max_body_bytes, probe_timeout_s)
+    routes = [*GenerationRoutes(context).routes(), *ControlRoutes(context).routes()]
     return Starlette(
-        routes=[*GenerationRoutes(context).routes(), *ControlRoutes(context).routes()],
+        routes=[*routes, *DescriptionRoutes(context, routes).routes()],
         middleware=[Middleware(KeyCheck, api_key=api_key, admin_api_key=admin_api_key)],
         exception_handlers={
             Problem: _problem,

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pawl.http.errors import Problem
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/ping"})
 """For probes and scrapers, which carry no keys."""
 
 ADMIN_PATHS = frozenset({"/flush_cache"})

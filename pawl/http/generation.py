@@ -15,7 +15,7 @@ from pawl.actors.messages.generate import Submit
 from pawl.http import completions, native, openai
 from pawl.http.chat import ChatRenderer, chat_submits
 from pawl.http.completions import CompletionRenderer, completion_submits
-from pawl.http.context import ServerContext
+from pawl.http.description import HasContext, takes
 from pawl.http.native import NativeRenderer, understand
 from pawl.http.replies import ReplyStream
 from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody
@@ -28,11 +28,8 @@ NAMES = {
 """By path: our field names in the words of the route."""
 
 
-class GenerationRoutes:
+class GenerationRoutes(HasContext):
     """`/v1/completions`, `/v1/chat/completions` and `/generate`."""
-
-    def __init__(self, context: ServerContext) -> None:
-        self._context = context
 
     def routes(self) -> list[Route]:
         return [
@@ -41,39 +38,42 @@ class GenerationRoutes:
             Route("/generate", self.generate, methods=["POST", "PUT"]),
         ]
 
-    async def complete(self, request: Request) -> Response:
-        body = await self._context.read(request, CompletionBody)
-        rid = body.rid or self._context.gateway.new_rid()
-        submits = completion_submits(body, rid, self._context)
+    @takes(CompletionBody)
+    async def complete(self, request: Request, body: CompletionBody) -> Response:
+        """Text that goes on from a prompt, as OpenAI's older API has it."""
+        rid = body.rid or self.context.gateway.new_rid()
+        submits = completion_submits(body, rid, self.context)
         echoes = [self._echo(submit) for submit in submits] if body.echo else []
         renderer = CompletionRenderer(
             *self._frame(body, "cmpl", rid),
             top_logprobs=body.logprobs,
             echoes=echoes,
-            tokenization=self._context.tokenization,
+            tokenization=self.context.tokenization,
             hides_special=body.skip_special_tokens is not False,
         )
-        return ReplyStream(self._context.gateway, submits, renderer, bool(body.stream))
+        return ReplyStream(self.context.gateway, submits, renderer, bool(body.stream))
 
-    async def chat(self, request: Request) -> Response:
-        body = await self._context.read(request, ChatBody)
-        rid = body.rid or self._context.gateway.new_rid()
-        submits = chat_submits(body, rid, self._context)
+    @takes(ChatBody)
+    async def chat(self, request: Request, body: ChatBody) -> Response:
+        """The next message of a conversation, as OpenAI's API has it."""
+        rid = body.rid or self.context.gateway.new_rid()
+        submits = chat_submits(body, rid, self.context)
         top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        token_bytes = self._context.tokenization.token_bytes
+        token_bytes = self.context.tokenization.token_bytes
         renderer = ChatRenderer(*self._frame(body, "chatcmpl", rid), top_logprobs=top_logprobs, token_bytes=token_bytes)
-        return ReplyStream(self._context.gateway, submits, renderer, bool(body.stream))
+        return ReplyStream(self.context.gateway, submits, renderer, bool(body.stream))
 
-    async def generate(self, request: Request) -> Response:
-        body = await self._context.read(request, GenerateBody)
-        call = understand(body, self._context)
-        renderer = NativeRenderer(call, self._context.info)
-        return ReplyStream(self._context.gateway, call.submits, renderer, bool(body.stream))
+    @takes(GenerateBody)
+    async def generate(self, request: Request, body: GenerateBody) -> Response:
+        """Text that goes on from one prompt or many, as SGLang has it."""
+        call = understand(body, self.context)
+        renderer = NativeRenderer(call, self.context.info)
+        return ReplyStream(self.context.gateway, call.submits, renderer, bool(body.stream))
 
     def _frame(self, body: CompletionBody | ChatBody, prefix: str, rid: str) -> tuple[Any, ...]:
         """What the renderers of OpenAI's routes have in common."""
         options = msgspec.structs.asdict(body.stream_options) if body.stream_options else {}
-        return self._context.info, f"{prefix}-{rid}", int(time.time()), body.n or 1, options
+        return self.context.info, f"{prefix}-{rid}", int(time.time()), body.n or 1, options
 
     def _echo(self, submit: Submit) -> Callable[[], str]:
         """The prompt's text, made when it is needed: a prompt of bad token ids is refused before that."""
@@ -81,4 +81,4 @@ class GenerationRoutes:
         if text is not None:
             return lambda: text
         hides_special = submit.text_options.skip_special_tokens
-        return lambda: self._context.tokenization.decode(ids or (), hides_special)
+        return lambda: self.context.tokenization.decode(ids or (), hides_special)
