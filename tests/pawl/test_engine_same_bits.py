@@ -11,6 +11,7 @@ import pytest
 
 from pawl.config import ConfigError, build_config
 from pawl.engine import Completion, Engine
+from tests.conftest import give_memory_back
 from tests.gpu.gemma import gemma_path
 from tests.gpu.real import smollm2_source
 from tests.pawl.asking import state_of
@@ -43,6 +44,7 @@ def bits(completion: Completion) -> Any:
 
 def engine(folder: Path, model: str, **settings: Any) -> Engine:
     fixed = {"model": model, "deterministic": True, "max_running": 4, "trace_dir": str(folder / "traces")}
+    give_memory_back()
     return Engine(build_config(fixed | settings))
 
 
@@ -109,5 +111,5 @@ def test_gemma_gives_the_same_bits_with_one_pool_and_two_however_it_is_batched(t
 
 def test_deterministic_with_torch_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="deterministic: the sums of torch depend on the batch") as refused:
-        engine(tmp_path, "there/is/no/such/model", backend="torch")
+        engine(tmp_path, "nobody/no-such-model", backend="torch")
     assert refused.value.field == "backend"

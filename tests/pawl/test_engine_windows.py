@@ -12,6 +12,7 @@ from pawl.config import ConfigError, build_config
 from pawl.engine import Engine
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.loops.decision_log import OneDecisionLog
+from tests.conftest import give_memory_back
 from tests.gpu.gemma import gemma_path
 
 WINDOW = 512
@@ -30,6 +31,7 @@ def answers(trace_dir: Path, **settings: Any) -> tuple[list[list[int]], dict[str
     config = build_config(
         {"model": str(gemma_path()), "context_length": 1024, "max_running": 4, "trace_dir": str(trace_dir), **settings}
     )
+    give_memory_back()
     engine = Engine(config)
     with engine:
         sampling = {"max_new_tokens": 6, "temperature": 0.0}
