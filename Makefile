@@ -72,10 +72,12 @@ check: setup-check  ## style, types, import contracts, generated docs, house rul
 	@$(BIN)/python -m pawl.lifecycle.documents --check
 	@$(BIN)/python -m pawl.loops.properties.documents --check
 	@$(BIN)/python -m pytest tests/test_tidy.py tests/pawl/test_features.py
+	@$(BIN)/python -m pawl.actors.control_documents --check
 
 docs-generated: setup  ## write the pages that are made from code
 	@$(BIN)/python -m pawl.lifecycle.documents
 	@$(BIN)/python -m pawl.loops.properties.documents
+	@$(BIN)/python -m pawl.actors.control_documents
 
 bench-host: setup  ## cost of scheduling one step
 	@$(BIN)/python -m benchmarks.host

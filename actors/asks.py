@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
+from pawl.actors.control import Ask
+from pawl.actors.control_row import Answer as Answer
 from pawl.actors.messages.control import Reply
 from pawl.actors.runtime.actor import Actor, Lane, Timer
-
-Answer = Callable[[Reply], None]
 
 
 class AskExpired(msgspec.Struct, frozen=True, tag=True):
@@ -24,7 +23,8 @@ class PendingAsk(msgspec.Struct):
 
     answer: Answer
     timer: Timer
-    timeout_s: float
+    late: Callable[[int], Reply]
+    """The answer, when none comes in time."""
 
 
 class Asks:
@@ -38,19 +38,28 @@ class Asks:
         self._pending: dict[int, PendingAsk] = {}
         self._next_ticket = 1
 
-    def ask(self, make: Callable[[int], Any], timeout_s: float, answer: Answer, lost: str | None = None) -> int:
-        """Send `make(ticket)` to the answerer, unless that is `lost`; `answer` is called exactly once, with the reply
-        or, after `timeout_s` or a loss, with one that says so. Returns the ticket."""
-        context = self._actor.context
-        ticket = self._next_ticket
-        self._next_ticket += 1
-        timer = context.after(timeout_s, AskExpired(ticket))
-        self._pending[ticket] = PendingAsk(answer, timer, timeout_s)
-        if lost is not None or not context.send(self._answerer, make(ticket), Lane.CONTROL):
+    def ask(self, message: msgspec.Struct, timeout_s: float, answer: Answer, lost: str | None = None) -> int:
+        """Put `message` to the answerer, unless that is `lost`; `answer` is called exactly once, with the reply or,
+        after `timeout_s` or a loss, with one that says so. Returns the ticket."""
+
+        def late(ticket: int) -> Reply:
+            return Reply(ticket, False, f"the {self._answerer} did not answer within {timeout_s:g} s")
+
+        ticket, context = self.expect(timeout_s, answer, late), self._actor.context
+        if lost is not None or not context.send(self._answerer, Ask(ticket, message, context.name), Lane.CONTROL):
             self.answer(Reply(ticket, False, lost or f"the {self._answerer} is not running"))
         return ticket
 
+    def expect(self, timeout_s: float, answer: Answer, late: Callable[[int], Reply]) -> int:
+        """Open a ticket: `answer` is called exactly once, with the reply that is handed in under it or, after
+        `timeout_s`, with what `late` makes of the ticket."""
+        ticket = self._next_ticket
+        self._next_ticket += 1
+        self._pending[ticket] = PendingAsk(answer, self._actor.context.after(timeout_s, AskExpired(ticket)), late)
+        return ticket
+
     def answer(self, reply: Reply) -> None:
+        """Close the reply's ticket; one that is closed already is counted."""
         ask = self._pending.pop(reply.ticket, None)
         if ask is None:
             self.num_late += 1
@@ -62,7 +71,11 @@ class Asks:
         # The answer may have come just before its timer; then there is nothing left to expire.
         ask = self._pending.pop(ticket, None)
         if ask is not None:
-            ask.answer(Reply(ticket, False, f"the {self._answerer} did not answer within {ask.timeout_s:g} s"))
+            ask.answer(ask.late(ticket))
+
+    def waits(self, ticket: int) -> bool:
+        """Whether nobody has answered yet."""
+        return ticket in self._pending
 
     def fail(self, message: str) -> None:
         """Answer all that are pending."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from pawl.actors.messages.generate import Abort, Done, Ended, Finish, Opened, Output, Outputs, StepTokens
+from pawl.actors.messages.generate import Done, Ended, Opened, Output, Outputs, StepTokens
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.text.stream import ScoreLists, Stream
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.lifecycle.states import Cause
+from pawl.loops.orders.requests import Abort, Finish
 
 UNREADABLE = "the server failed to make text of this request's tokens"
 

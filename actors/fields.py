@@ -41,11 +41,11 @@ def decode(data: bytes, kind: type[T]) -> T:
         raise InvalidRequest("the body is nested too deeply", code="invalid_json") from None
 
 
-def convert(value: Any, kind: type[T], name: str = "") -> T:
-    """A Python value as one of type `kind`, as strictly as JSON; `name` is what the caller calls it. Raises
-    InvalidRequest."""
+def convert(value: Any, kind: type[T], name: str = "", *, strict: bool = True) -> T:
+    """A Python value as one of type `kind`, as strictly as JSON, or (not `strict`) with numbers and truth values as
+    text; `name` is what the caller calls it. Raises InvalidRequest."""
     try:
-        return msgspec.convert(value, kind, str_keys=True)
+        return msgspec.convert(value, kind, strict=strict, str_keys=True)
     except msgspec.ValidationError as error:
         raise _refusal(str(error), kind, name) from None
     except RecursionError:

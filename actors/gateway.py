@@ -8,14 +8,14 @@ that same thread, so nothing here is locked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 import structlog
 
 from pawl.actors.asks import Answer, AskExpired, Asks
-from pawl.actors.messages.control import Drain, FlushCache, GetState, Reply, Stalled
-from pawl.actors.messages.generate import Abort, Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
+from pawl.actors.messages.control import Reply, Stalled
+from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
 from pawl.actors.names import NAMES, Names
 from pawl.actors.open_requests import HTTP_INTERNAL, HTTP_OVERLOADED, Entry, OpenRequests
 from pawl.actors.recorder import TraceSink
@@ -24,6 +24,7 @@ from pawl.actors.sampling import SEED_RANGE
 from pawl.actors.sink import Sink
 from pawl.lifecycle.records import Answered, AnswersClosed
 from pawl.lifecycle.states import Cause
+from pawl.loops.orders.requests import Abort, Drain
 
 log = structlog.get_logger(__name__)
 
@@ -129,18 +130,10 @@ class Gateway(Actor):
 
     # ---- for the edge: asks ----
 
-    def flush_cache(self, timeout_s: float, answer: Answer, patience_s: float = 5.0) -> int:
-        """Have the prefix cache emptied; waits up to `timeout_s` for rest."""
-        return self.ask(lambda ticket: FlushCache(ticket, timeout_s, self.context.name), timeout_s + patience_s, answer)
-
-    def get_state(self, answer: Answer, timeout_s: float = 2.0, detail: bool = False) -> int:
-        """Ask the scheduler for its queues, table, memory and counters."""
-        return self.ask(lambda ticket: GetState(ticket, self.context.name, detail), timeout_s, answer)
-
-    def ask(self, make: Callable[[int], Any], timeout_s: float, answer: Answer) -> int:
-        """Send `make(ticket)` to the scheduler; `answer` is called exactly once, with the reply or, after `timeout_s`
+    def ask(self, message: msgspec.Struct, answer: Answer, timeout_s: float) -> int:
+        """Put a control message to the scheduler; `answer` is called exactly once, with the reply or, after `timeout_s`
         or a loss, with one that says so. Returns the ticket."""
-        return self.asks.ask(make, timeout_s, answer, self.lost)
+        return self.asks.ask(message, timeout_s, answer, self.lost)
 
     # ---- from the runtime ----
 

@@ -5,29 +5,19 @@ It handles everything that has arrived, then lets the loop turn (`settled`), so 
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
-import numpy as np
 import structlog
 
-from pawl.actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Reply
+from pawl.actors.control import Ask, row_of
+from pawl.actors.messages.control import Heartbeat, Reply
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
-from pawl.actors.messages.generate import (
-    Abort,
-    Admitted,
-    Ended,
-    Finish,
-    Generate,
-    Opened,
-    Refused,
-    StepTokens,
-    Timing,
-    Usage,
-)
+from pawl.actors.messages.generate import Generate, Opened, Refused
 from pawl.actors.names import NAMES, Names
 from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.step_report import StepReport
 from pawl.actors.tiers.tier_client import NoTierClient, TierClient, TierMessage
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.records import STOPPED, Started
@@ -36,7 +26,10 @@ from pawl.lifecycle.states import Cause, State
 from pawl.lifecycle.step import StepResult
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
+from pawl.loops.intake import Intake, Order, Outcome
 from pawl.loops.loop import Loop
+from pawl.loops.orders import AnyOrder
+from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll, Finish
 from pawl.loops.properties.laws import name_of
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.memory.arrays import Int32s
@@ -54,16 +47,6 @@ SELF_CHECK_S = 1.0
 """How long the engine must be idle before it looks its whole memory over."""
 
 
-class CheckDeadlines(msgspec.Struct, frozen=True, tag=True):
-    """Timer: look at deadlines."""
-
-
-class FlushExpired(msgspec.Struct, frozen=True, tag=True):
-    """Timer: a flush has waited long enough."""
-
-    ticket: int
-
-
 class SelfCheck(msgspec.Struct, frozen=True, tag=True):
     """Timer: the engine has been idle for a while."""
 
@@ -72,26 +55,14 @@ class HeartbeatDue(msgspec.Struct, frozen=True, tag=True):
     """Timer: tell the watchdog that messages are handled."""
 
 
-class DrainExpired(msgspec.Struct, frozen=True, tag=True):
-    """Timer: end what is left."""
+ToScheduler: Any = Generate | Executed | ExecuteFailed | Ask | AnyOrder | HeartbeatDue | SelfCheck | TierMessage
 
 
-ToScheduler: TypeAlias = (
-    Generate
-    | Abort
-    | Finish
-    | Executed
-    | ExecuteFailed
-    | FlushCache
-    | GetState
-    | Drain
-    | CheckDeadlines
-    | HeartbeatDue
-    | FlushExpired
-    | DrainExpired
-    | SelfCheck
-    | TierMessage
-)
+class Asker(msgspec.Struct, frozen=True):
+    """Who waits for an order's outcome."""
+
+    reply_to: str
+    ticket: int
 
 
 class Scheduler(Actor):
@@ -112,22 +83,17 @@ class Scheduler(Actor):
         self.loop: Loop = make_loop(config, self, self.journal, tier_client)
         self.tier_client: TierClient | NoTierClient = tier_client or NoTierClient()
         self.tier_client.attach(self.loop)
+        self.intake = Intake(self.loop, self)
+        self._report = StepReport()
         self._launched_at: dict[int, float] = {}
-        self._aborted_early: dict[int, tuple[Cause, str]] = {}
-        """Aborts that overtook their request."""
-        self._newest = 0
-        """The highest request number seen on the DATA lane."""
-        self._flushes: dict[int, FlushCache] = {}
-        self._draining = False
+        self._askers: dict[int, Asker] = {}
+        self._num_asked = 0
         self._checking_deadlines = False
         self._checking_self = False
         self._checked_at = 0
         """Requests received when the memory was last looked over."""
         self.violations: dict[str, int] = {}
         """Property -> how often it was found not to hold."""
-        self._tokens: tuple[Int32s, Int32s, ScheduledBatch | None, StepResult | None] | None = None
-        self._ended: list[Ended] = []
-        self._admitted: list[Admitted] = []
 
     # ---- actor ----
 
@@ -143,35 +109,18 @@ class Scheduler(Actor):
                 self.loop.executed(result, now)
             case Generate():
                 self._submit(message, now)
-            case Abort(requests, cause, text):
-                self.journal.delivered(message, now)
-                for request in requests:
-                    self._abort(request, cause, text, now)
-            case Finish(request, num_output):
-                self.journal.delivered(message, now)
-                self.loop.requests.finish(request, num_output, now)
+            case Order():
+                if isinstance(message, CheckDeadlines):
+                    self._checking_deadlines = False
+                self.intake.deliver(message, now)
+            case Ask():
+                self._asked(message, now)
             case ExecuteFailed(step, reason):
                 self._failed(step, reason, now)
-            case FlushCache():
-                self.journal.delivered(message, now)
-                self._flush(message)
-            case FlushExpired(ticket):
-                self._answer_flush(ticket, ok=self.loop.flush(self.context.now()))
-            case GetState():
-                self._send(message.reply_to, Reply(message.ticket, ok=True, body=self.state(message.detail)))
             case HeartbeatDue():
                 self._beat(now)
-            case CheckDeadlines():
-                self._checking_deadlines = False
-                self.loop.requests.expire(now)
-            case Drain(grace_s):
-                self.journal.delivered(message, now)
-                self._draining = True
-                self.context.after(grace_s, DrainExpired())
             case SelfCheck():
                 self._self_check()
-            case DrainExpired():
-                self.loop.requests.drain(Cause.DRAINED, now)
             case _:
                 self.tier_client.receive(message, now)
         self._send_step()
@@ -186,31 +135,34 @@ class Scheduler(Actor):
         return ()
 
     def end_request(self, request: int) -> None:
-        now = self.context.now()
-        if not self.loop.requests.abort(request, Cause.INTERNAL, now, FAILED):
+        if request in self.loop.table.row_of:
+            self.intake.deliver(Abort((request,), Cause.INTERNAL, FAILED), self.context.now())
+        else:
             # It never had a row, so nobody behind this actor knows it.
             self._send(self._names.gateway, Refused(request, Cause.INTERNAL, FAILED, 500), Lane.CONTROL)
         self._send_step()
 
     def settled(self) -> None:
-        now = self.context.now()
-        self.loop.turn(now)
+        self.intake.turn(self.context.now())
         self._send_step()
         if len(self.loop.table) and not self._checking_deadlines:
             self._checking_deadlines = True
             self.context.after(DEADLINE_CHECK_S, CheckDeadlines())
-        if self.loop.idle:
-            self._rest()
+        if self.loop.idle and self._checked_at != self.loop.counters.received and not self._checking_self:
+            # If it stays so, look the whole memory over, once.
+            self._checking_self = True
+            self.context.after(SELF_CHECK_S, SelfCheck())
         if self.trace is not None:
             self.trace.flush()
 
     def stopped(self, reason: str) -> None:
         now = self.context.now()
+        self.intake.deliver(EndAll(), now)
         self.loop.stop(now)
         self._send_step()
         self.tier_client.stopped()
-        for ticket in list(self._flushes):
-            self._answer_flush(ticket, ok=False)
+        for number in list(self._askers):
+            self.answered(number, Outcome(False, f"the engine stopped: {reason}"))
         self._inspect()
         self.journal.closed(STOPPED, self.loop.counters, len(self.loop.table), self.loop.memory.pages)
         if self.trace is not None:
@@ -219,7 +171,6 @@ class Scheduler(Actor):
     # ---- messages ----
 
     def _submit(self, message: Generate, now: float) -> None:
-        self._newest = max(self._newest, message.request)
         info = RequestInfo(
             request=message.request,
             rid=message.rid,
@@ -229,19 +180,23 @@ class Scheduler(Actor):
             passthrough=message.text_options,
         )
         timeout_s = self.default_timeout_s if message.timeout_s is None else message.timeout_s
-        self.loop.requests.submit(info, message.tokens, message.priority, now + timeout_s, now)
-        early = self._aborted_early.pop(message.request, None)
-        # Requests come in the order of their numbers: one that was passed was refused on its way and never comes.
-        for passed in [request for request in self._aborted_early if request < message.request]:
-            del self._aborted_early[passed]
-        if early is None and self._draining:
-            early = (Cause.DRAINED, "the server stops")
-        if early is not None:
-            self.loop.requests.abort(message.request, early[0], now, early[1])
+        self.intake.submit(info, message.tokens, message.priority, now + timeout_s, now)
 
-    def _abort(self, request: int, cause: Cause, message: str, now: float) -> None:
-        if not self.loop.requests.abort(request, cause, now, message) and request > self._newest:
-            self._aborted_early[request] = (cause, message)
+    def _asked(self, ask: Ask, now: float) -> None:
+        """An order is answered when it is done, anything else at once."""
+        self._num_asked += 1
+        self._askers[self._num_asked] = Asker(ask.reply_to, ask.ticket)
+        if isinstance(ask.message, Order):
+            self.intake.deliver(ask.message, now, self._num_asked)
+        else:
+            self.answered(self._num_asked, row_of(ask.message).look(self, ask.message))
+
+    def answered(self, number: int, outcome: Outcome) -> None:
+        asker = self._askers.pop(number)
+        self._send(asker.reply_to, Reply(asker.ticket, outcome.ok, outcome.message, outcome.facts))
+
+    def remind(self, delay_s: float, order: Order) -> None:
+        self.context.after(delay_s, order)
 
     def _failed(self, step: int, reason: str, now: float) -> None:
         # Steps launched after the lost one are refused by the worker, one answer each: those are not news.
@@ -250,30 +205,6 @@ class Scheduler(Actor):
             self.loop.failed(step, reason, now)
             next_step = self.loop.memory.ledger.resolved + 1
             self._send(self._names.worker, ResetWorker(next_step, self.tier_client.next_save), Lane.CONTROL)
-
-    def _flush(self, message: FlushCache) -> None:
-        self._flushes[message.ticket] = message
-        if self.loop.idle or message.timeout_s <= 0:
-            self._answer_flush(message.ticket, ok=self.loop.flush(self.context.now()))
-        else:
-            self.context.after(message.timeout_s, FlushExpired(message.ticket))
-
-    def _answer_flush(self, ticket: int, *, ok: bool) -> None:
-        message = self._flushes.pop(ticket, None)
-        if message is None:
-            return
-        work = self.loop.queues
-        live = {"waiting": work.num_waiting, "running": work.num_running, "in_flight": len(self.loop.in_flight)}
-        text = "cache flushed" if ok else "not flushed: requests are live"
-        self._send(message.reply_to, Reply(ticket, ok=ok, message=text, body=live))
-
-    def _rest(self) -> None:
-        """Nothing to do: answer who waits for that; if it stays so, look the whole memory over, once."""
-        for ticket in list(self._flushes):
-            self._answer_flush(ticket, ok=self.loop.flush(self.context.now()))
-        if self._checked_at != self.loop.counters.received and not self._checking_self:
-            self._checking_self = True
-            self.context.after(SELF_CHECK_S, SelfCheck())
 
     def _self_check(self) -> None:
         self._checking_self = False
@@ -295,24 +226,16 @@ class Scheduler(Actor):
     def launch(self, scheduled: ScheduledBatch) -> None:
         now = self.context.now()
         self._launched_at[scheduled.step] = now
-        for row in scheduled.admitted:
-            info = self.loop.table.info(row)
-            if info.admitted is None:
-                info.admitted = now
-                timing = Timing(info.submitted, now)
-                self._admitted.append(Admitted(row, info.num_cached, timing))
+        self._report.launched(scheduled, self.loop.table, now)
         self._send(self._names.worker, Execute(scheduled.batch))
 
     def output(self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
-        self._tokens = (rows, tokens, scheduled, result)
+        self._report.output(rows, tokens, scheduled, result)
 
     def ended(self, ending: Ending) -> None:
-        info = ending.info
-        usage = Usage(ending.num_prompt, ending.num_output, info.num_cached, info.num_retractions)
-        timing = Timing(info.submitted, info.admitted, info.first_token, self.context.now())
         tell = log.debug if ending.state == State.FINISHED else log.info
-        tell("request ended", rid=info.rid, cause=str(ending.cause), output_tokens=ending.num_output)
-        self._ended.append(Ended(ending.row, info.request, ending.cause, usage, timing, ending.message, ending.matched))
+        tell("request ended", rid=ending.info.rid, cause=str(ending.cause), output_tokens=ending.num_output)
+        self._report.ended(ending, self.context.now())
 
     def violated(self, violation: MemoryViolation) -> None:
         name = name_of(violation)
@@ -320,34 +243,12 @@ class Scheduler(Actor):
         log.error("a property does not hold", property=name, statement=violation.statement, facts=str(violation))
 
     def _send_step(self) -> None:
-        """One message with all that the handled message gave."""
-        if self._tokens is None and not self._ended:
-            return
-        rows, tokens, scheduled, result = self._tokens or (_NONE, _NONE, None, None)
-        ended, self._ended, self._tokens = tuple(self._ended), [], None
-        admitted, self._admitted = tuple(self._admitted), []
-        if not len(rows) and not ended and (result is None or not result.prompt_logprobs):
-            return
-        logprobs, prompt_logprobs = None, ()
-        if scheduled is not None and result is not None:
-            logprobs, prompt_logprobs = self._scores(scheduled, result)
-        self._send(self._names.detokenizer, StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted))
-
-    def _scores(self, scheduled: ScheduledBatch, result: StepResult) -> tuple[Any, tuple[Any, ...]]:
-        """Log-probabilities of the tokens that are still wanted."""
-        fresh = self.loop.fresh_at_commit
-        logprobs = result.logprobs
-        if logprobs is not None and not (fresh.all() and result.counts is None):
-            wanted = self.loop.wanted_tokens(scheduled)
-            logprobs = type(logprobs)(*(array[wanted] for array in msgspec.structs.astuple(logprobs)))
-        row_of_slot = dict(zip(scheduled.batch.slots[fresh].tolist(), scheduled.rows[fresh].tolist(), strict=True))
-        prompt = tuple((row_of_slot[p.slot], p) for p in result.prompt_logprobs if p.slot in row_of_slot)
-        return logprobs, prompt
+        report = self._report.take(self.loop)
+        if report is not None:
+            self._send(self._names.detokenizer, report)
 
     def _send(self, to: str, message: Any, lane: Lane = Lane.DATA) -> None:
         self.context.send(to, message, lane)
-
-    # ---- state ----
 
     def _beat(self, now: float) -> None:
         """Tell the watchdog that messages are handled here, and how long the worker has been at its step."""
@@ -355,42 +256,3 @@ class Scheduler(Actor):
         age_s = None if oldest is None else now - oldest
         self._send(self._names.watchdog, Heartbeat(age_s), Lane.CONTROL)
         self.context.after(HEARTBEAT_S, HeartbeatDue())
-
-    def state(self, detail: bool) -> dict[str, Any]:
-        """Counters and gauges; with `detail` every live request."""
-        loop = self.loop
-        states = np.bincount(loop.table.state[loop.table.live_rows()], minlength=len(State))
-        body: dict[str, Any] = {
-            "requests": {state.name.lower(): int(states[state]) for state in State if states[state]},
-            "waiting": loop.queues.num_waiting,
-            "running": loop.queues.num_running,
-            "in_flight": len(loop.in_flight),
-            "pages": loop.memory.pages.counters() | {"page_size": loop.memory.page_size},
-            "slots": {"total": loop.memory.slots.total, "free": loop.memory.slots.free},
-            "cache": loop.memory.cache.statistics()
-            | {"evictable": loop.memory.cache.evictable, "held": loop.memory.cache.held},
-            "trace_gaps": self.trace.num_lost_total if self.trace is not None else 0,
-            "violations": dict(self.violations),
-            "counters": msgspec.to_builtins(loop.counters),
-            **self.tier_client.state(),
-        }
-        if detail:
-            body["live"] = [self._describe(row) for row in loop.table.live_rows().tolist()]
-            body["digest"] = f"{loop.memory.digest():016x}"
-        return body
-
-    def _describe(self, row: int) -> dict[str, Any]:
-        table = self.loop.table
-        info = table.info(row)
-        return {
-            "request": info.request,
-            "rid": info.rid,
-            "state": State(int(table.state[row])).name.lower(),
-            "prompt_tokens": int(table.num_prompt[row]),
-            "output_tokens": int(table.num_tokens[row] - table.num_prompt[row]),
-            "cached_tokens": info.num_cached,
-            "retractions": info.num_retractions,
-        }
-
-
-_NONE: Int32s = np.empty(0, np.int32)

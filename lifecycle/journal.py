@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isinf
 from typing import Any, Protocol
 
 import msgspec
@@ -69,7 +70,9 @@ class Journal:
         if self._started is not None:
             self._emit(self._started)
 
-    def submitted(self, row: int, info: RequestInfo, tokens: Int32s, priority: int, now: float) -> None:
+    def submitted(
+        self, row: int, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, now: float
+    ) -> None:
         self._emit(
             Submitted(
                 request=info.request,
@@ -79,6 +82,7 @@ class Journal:
                 sampling=info.sampling,
                 priority=priority,
                 namespace=info.namespace,
+                deadline=None if isinf(deadline) else deadline,
                 time=now,
             )
         )
@@ -162,13 +166,10 @@ class Journal:
         self._emit(StepRolledBack(step, reason, now))
         self._emit(Digest(step, digest))
 
-    def again(self, record: Record) -> None:
-        """Write a record that was made elsewhere, as it is: in a replay, what the scheduler was told."""
-        self._emit(record)
-
-    def delivered(self, message: msgspec.Struct, now: float) -> None:
-        """A control message reached the scheduler."""
-        self._emit(Delivered(type(message).__name__, msgspec.msgpack.encode(message), now))
+    def delivered(self, order: msgspec.Struct, number: int, now: float) -> None:
+        """An order reached the loop; `order` has a tag. The number is of whoever waits for its outcome, 0: nobody."""
+        fields: dict[str, Any] = msgspec.to_builtins(order)
+        self._emit(Delivered(fields.pop("type"), fields, number, now))
 
     def closed(self, reason: str, counters: Any, live: int, pages: Pages) -> None:
         """Last record."""

@@ -32,8 +32,6 @@ from pawl.lifecycle.states import Cause, Event, State
 
 Int32s: TypeAlias = NDArray[np.int32]
 UInt8s: TypeAlias = NDArray[np.uint8]
-Packed: TypeAlias = bytes
-"""A message in msgpack."""
 PageKeys: TypeAlias = bytes
 """Keys of pages, 16 bytes each, one after the other."""
 
@@ -88,6 +86,8 @@ class Submitted(msgspec.Struct, frozen=True, array_like=True, tag=1, kw_only=Tru
     sampling: SamplingParameters
     priority: int
     namespace: str
+    deadline: float | None
+    """When its time is over, on the clock of `time`; None: never."""
     time: float
 
 
@@ -155,12 +155,15 @@ class StepRolledBack(msgspec.Struct, frozen=True, array_like=True, tag=5):
 
 
 class Delivered(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """A control message reached the scheduler."""
+    """The loop was told something. With arrivals, answers of the workers and what lower tiers say, these are the inputs
+    of a replay: what follows from one is recorded after it."""
 
     kind: str
-    """Its class."""
-    payload: Packed
-    """It, in msgpack."""
+    """The order's tag."""
+    fields: dict[str, Any]
+    """Its fields by name; plain values."""
+    number: int
+    """Of whoever waits for its outcome, unlike all others of the run; 0: nobody does."""
     time: float
 
 

@@ -3,17 +3,16 @@
 A trace holds inputs and decisions in one sequence. A record that the loop does not make by itself is an input:
 
     Submitted                 a request arrived
-    Transition abort, finish  somebody ended it (a client, a deadline, a stop string)
+    Delivered                 the loop was given an order: an abort, a stop string, a flush, a deadline that passed
     StepPlanned, Idled,       the loop was told to turn
       Transition retract, admit
     StepCommitted             the worker answered: the step's tokens
     StepRolledBack            the worker lost it
-    Flushed                   somebody emptied the cache
     TierTold                  the cache tiers below the device said something
 
-What the gateway records (Answered) is not followed, and what the scheduler was told (Delivered) is taken over.
-Everything else follows from these, changes of the prefix cache ahead of what caused them included, and must come out as
-it was recorded, times and digests included. No model is needed: the tokens are in the trace.
+What the gateway records (Answered) is not followed. Everything else follows from these, endings, flushes and changes of
+the prefix cache ahead of what caused them included, and must come out as it was recorded, times and digests included.
+No model is needed: the tokens are in the trace.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ from pawl.lifecycle.records import (
     Cached,
     Closed,
     Delivered,
-    Flushed,
     Gap,
     Idled,
     Record,
@@ -46,10 +44,11 @@ from pawl.lifecycle.records import (
     int32s,
 )
 from pawl.lifecycle.requests import RequestInfo
-from pawl.lifecycle.states import Event
 from pawl.lifecycle.step import Bools, StepResult
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
+from pawl.loops.intake import Intake, Order, Outcome
+from pawl.loops.orders import order_of
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.tiers import PageFetch
 from pawl.memory.arrays import Int32s
@@ -84,6 +83,7 @@ class Replay:
         self._ahead: list[Cached] = []
         """Recorded changes of the cache whose cause is in a record to come."""
         self.loop = make_loop(config, self, Journal(self._made.append), self)
+        self.intake = Intake(self.loop, self)
         self.violations: list[MemoryViolation] = []
         """Laws of memory that were found broken on the way."""
         self.number = 0
@@ -102,6 +102,10 @@ class Replay:
     ) -> None: ...
 
     def ended(self, ending: Ending) -> None: ...
+
+    def answered(self, number: int, outcome: Outcome) -> None: ...
+
+    def remind(self, delay_s: float, order: Order) -> None: ...
 
     def violated(self, violation: MemoryViolation) -> None:
         self.violations.append(violation)
@@ -147,21 +151,14 @@ class Replay:
         match record:
             case Submitted():
                 self._submit(record)
-            case Transition(event=Event.ABORT):
-                loop.requests.abort(record.request, record.cause, record.time)
-            case Transition(event=Event.FINISH):
-                loop.requests.finish(record.request, record.num_output or 0, record.time)
+            case Delivered():
+                self.intake.deliver(self._order(record), record.time, record.number)
             case Transition() | StepPlanned() | Idled():
                 loop.turn(record.time)
             case StepCommitted() if loop.in_flight and loop.in_flight[0].step == record.step:
                 loop.executed(_result(record, loop.in_flight[0].batch.samples), record.time)
             case StepRolledBack() if loop.in_flight:
                 loop.failed(loop.in_flight[0].step, record.reason, record.time)
-            case Flushed():
-                loop.flush(record.time)
-            case Delivered():
-                # It decides nothing, but what the cache did before it is recorded ahead of it.
-                loop.journal.again(record)
             case TierTold():
                 for companion in loop.companions:
                     companion.told(record)
@@ -172,8 +169,15 @@ class Replay:
 
     def _submit(self, record: Submitted) -> None:
         info = RequestInfo(record.request, record.rid, record.sampling, record.namespace, record.time)
-        # Deadlines are not recorded: a request that missed its own is recorded as aborted.
-        self.loop.requests.submit(info, np.array(int32s(record.tokens)), record.priority, float("inf"), record.time)
+        deadline = float("inf") if record.deadline is None else record.deadline
+        self.intake.submit(info, np.array(int32s(record.tokens)), record.priority, deadline, record.time)
+
+    def _order(self, record: Delivered) -> Order:
+        """Raises Diverged for an order that no loop was ever given."""
+        try:
+            return order_of(record.kind, record.fields)
+        except msgspec.ValidationError:
+            raise Diverged(self.number, record, None) from None
 
 
 def _result(record: StepCommitted, samples: Bools) -> StepResult:

@@ -62,7 +62,7 @@ class Requests:
         row = self.table.open(info, tokens, priority, deadline)
         self.counters.received += 1
         self.effects.opened(row, info, tokens)
-        self.journal.submitted(row, info, tokens, priority, now)
+        self.journal.submitted(row, info, tokens, priority, deadline, now)
         refusal = self._refusal(row)
         if refusal is not None:
             self.leave(row, Event.ABORT, refusal[0], now, message=refusal[1])

@@ -42,6 +42,7 @@ COMMANDS = {
     "explore": Command("explore", "run the engine in a simulator under many schedules and check every step"),
     "replay": Command("replay", "run a recorded run, or a schedule that was found, again"),
     "trace": Command("trace", "a trace in the formats of other tools, and back"),
+    "ctl": Command("ctl", "send a control message to a running server"),
     "doctor": Command("doctor", "look at this machine and say what works and what does not"),
 }
 

@@ -1,4 +1,4 @@
-"""Control messages: flush, state, heartbeats. Each ask carries a `ticket`; the answer carries it back."""
+"""Answers to control messages (the messages themselves: `actors/control/`), and the heartbeat of the loop."""
 
 from __future__ import annotations
 
@@ -7,25 +7,8 @@ from typing import Any
 import msgspec
 
 
-class FlushCache(msgspec.Struct, frozen=True, tag=True):
-    """Empty the prefix cache. `timeout_s` 0: now or refuse with what is live; > 0: wait for rest that long, then
-    refuse. Loses no request."""
-
-    ticket: int
-    timeout_s: float = 0.0
-    reply_to: str = "gateway"
-
-
-class GetState(msgspec.Struct, frozen=True, tag=True):
-    """Ask for a dump of queues, table, memory and counters."""
-
-    ticket: int
-    reply_to: str = "gateway"
-    detail: bool = False
-
-
 class Reply(msgspec.Struct, frozen=True, tag=True, eq=False):
-    """Answer to an ask."""
+    """scheduler -> who asked: what became of a control message. The ticket is that of the ask."""
 
     ticket: int
     ok: bool
@@ -44,9 +27,3 @@ class Stalled(msgspec.Struct, frozen=True, tag=True):
     """watchdog -> gateway: the loop has not moved for `seconds` (health turns 503); seconds 0: it moves again."""
 
     seconds: float
-
-
-class Drain(msgspec.Struct, frozen=True, tag=True):
-    """Stop taking requests; end what is left after `grace_s` with cause `drained`."""
-
-    grace_s: float

@@ -91,25 +91,6 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, eq=False):
     namespace: str = ""
 
 
-# ---- gateway, detokenizer, watchdog -> scheduler (CONTROL) ----
-
-
-class Abort(msgspec.Struct, frozen=True, tag=True):
-    """End these requests in whatever state they are. Unknown numbers that are still on their way are remembered."""
-
-    requests: tuple[int, ...]
-    cause: Cause = Cause.CLIENT
-    message: str = ""
-
-
-class Finish(msgspec.Struct, frozen=True, tag=True):
-    """The detokenizer found a stop string: the text ends inside output token number `num_output` (counted from 1).
-    Tokens beyond are dropped and not counted."""
-
-    request: int
-    num_output: int
-
-
 # ---- scheduler -> detokenizer ----
 
 

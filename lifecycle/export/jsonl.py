@@ -1,6 +1,6 @@
 """Records as JSON, one object a line, and back: nothing is lost on the way.
 
-Columns are lists, states and events are names, control messages (msgpack) are unpacked, keys of pages are hexadecimal.
+Columns are lists, states and events are names, keys of pages are hexadecimal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ _FORMS = {
     "UInt8Column": _Form(lambda column: uint8s(column).tolist(), lambda values: np.array(values, np.uint8).tobytes()),
     "State": _Form(lambda state: state.name.lower(), lambda name: State[name.upper()]),
     "Event": _Form(lambda event: event.name.lower(), lambda name: Event[name.upper()]),
-    "Packed": _Form(msgspec.msgpack.decode, msgspec.msgpack.encode),
     "PageKeys": _Form(bytes.hex, bytes.fromhex),
     "tuple[CacheChange, ...]": _Form(
         lambda changes: [_plain_change(change) for change in changes],

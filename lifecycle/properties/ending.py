@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Answered, AnswersClosed, Delivered, Record, StepPlanned, Submitted, Transition
@@ -132,7 +130,7 @@ class AbortIsTotal(Property):
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
-            case Delivered(kind="Abort"):
+            case Delivered(kind="abort"):
                 self._told = True
                 self._asked |= _requests(record) - self._ended
             case Transition(event=Event.FINISH | Event.ABORT):
@@ -155,17 +153,9 @@ class AbortIsTotal(Property):
 
 
 def _requests(record: Delivered) -> set[int]:
-    """Whom an abort names; nobody, when it cannot be read."""
-    try:
-        return set(msgspec.msgpack.decode(record.payload, type=_Abort).requests)
-    except msgspec.DecodeError:
-        return set()
-
-
-class _Abort(msgspec.Struct):
-    """What an abort says, as far as it matters here."""
-
-    requests: tuple[int, ...] = ()
+    """Whom an abort names; nobody, when it does not say so."""
+    named = record.fields.get("requests")
+    return {number for number in named if isinstance(number, int)} if isinstance(named, list | tuple) else set()
 
 
 class Fault(NamedTuple):

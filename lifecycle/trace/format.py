@@ -22,7 +22,8 @@ import zlib
 from pathlib import Path
 
 MAGIC = b"PAWLTRC"
-VERSION = 1
+VERSION = 2
+"""2: the orders that a loop was given, and deadlines, are inputs of a replay."""
 MARKER = b"BLK1"
 NO_BLOCK = bytes(32)
 FILE = struct.Struct(">7sBII8s32s")

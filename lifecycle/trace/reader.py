@@ -33,7 +33,7 @@ class DamageKind(StrEnum):
     TORN = "torn"
     """It ends inside a block: the writer was killed, or the machine stopped."""
     FOREIGN = "foreign"
-    """It was written with another version of the records."""
+    """It was written by another version of Pawl, with other records."""
     CORRUPT = "corrupt"
     """It was changed after it was written, or the device lies."""
 
@@ -78,6 +78,12 @@ class TraceReader:
             raise FileNotFoundError(f"no trace at {path}")
         return files
 
+    def glance(self) -> list[Damage]:
+        """What is wrong with the trace as far as its first block tells."""
+        first = TraceReader(self.files[0])
+        next(first.blocks(), None)
+        return first.damage
+
     def __iter__(self) -> Iterator[Record]:
         for block in self.blocks():
             yield from block
@@ -110,8 +116,11 @@ class TraceReader:
         if not intact(header) or header[:7] != MAGIC:
             raise _Stop(DamageKind.CORRUPT, f"the header of {file.name} is damaged")
         _, version, _, index, schema, previous = FILE.unpack(header[: FILE.size])
-        if version != VERSION or schema != schema_hash():
-            raise _Stop(DamageKind.FOREIGN, f"{file.name} was written with another version of the records")
+        if version != VERSION:
+            text = f"{file.name} is a trace of version {version}; this Pawl reads version {VERSION}"
+            raise _Stop(DamageKind.FOREIGN, text)
+        if schema != schema_hash():
+            raise _Stop(DamageKind.FOREIGN, f"{file.name} was written with other records than this Pawl reads")
         if before is None and index > 0:
             reason = f"the trace begins with {file.name}; what came before was dropped or is elsewhere"
             self.damage.append(Damage(DamageKind.TRUNCATED, 0, reason))
@@ -139,7 +148,7 @@ class TraceReader:
             raise _Stop(DamageKind.CORRUPT, "its content does not have the SHA-256 that its header states")
         self._check_place(first, previous, chain)
         if schema != schema_hash():
-            raise _Stop(DamageKind.FOREIGN, "it was written with another version of the records")
+            raise _Stop(DamageKind.FOREIGN, "it was written with other records than this Pawl reads")
         try:
             records = DECODER.decode(payload)
         except msgspec.MsgspecError as error:

@@ -39,7 +39,7 @@ class CommandFailed(Exception):
 
 
 class NoTrace(Exception):
-    """There is no trace to read."""
+    """There is no trace to read, or none that this version of Pawl can read."""
 
 
 def exit_status(error: Exception) -> int | None:

@@ -1,4 +1,4 @@
-"""The other side of `pawl chat --url`: a server that speaks OpenAI's chat API."""
+"""The other side of `pawl chat --url` and `pawl ctl`: a running server."""
 
 from __future__ import annotations
 
@@ -17,18 +17,42 @@ TIMEOUT_S = 600.0
 OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 
 
-class RemoteSpeaker:
-    """Replies from `POST <url>/v1/chat/completions`, streamed. Closing a reply closes its connection: an abort."""
+class Server:
+    """Where a server is, and the key to it. Raises UsageError for what is no URL."""
 
-    def __init__(self, url: str, key: str | None, model: str | None, sampling: dict[str, Any], stop: list[str]) -> None:
+    def __init__(self, url: str, key: str | None) -> None:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or parts.hostname is None:
             raise UsageError(f"{url!r} is not a URL of a server, such as http://127.0.0.1:30000")
         secure = parts.scheme == "https"
         self._kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         self._address = (parts.hostname, parts.port or (443 if secure else 80))
-        self._path = parts.path.rstrip("/").removesuffix("/v1")
-        self._headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        self.path = parts.path.rstrip("/").removesuffix("/v1")
+        self.headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+
+    def connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        """A connection of its own for one request; the caller closes it."""
+        return self._kind(*self._address, timeout=timeout_s)
+
+    def request(self, method: str, path: str, body: bytes | None = None, timeout_s: float = TIMEOUT_S) -> bytes:
+        """The body of a reply. Raises CommandFailed with the server's words, or OSError when it is gone."""
+        connection = self.connect(timeout_s)
+        try:
+            connection.request(method, self.path + path, body, self.headers)
+            response = connection.getresponse()
+            data = response.read()
+        finally:
+            connection.close()
+        if response.status != http.HTTPStatus.OK:
+            raise CommandFailed(f"the server says {response.status}: {_problem(data)}")
+        return data
+
+
+class RemoteSpeaker:
+    """Replies from `POST <url>/v1/chat/completions`, streamed. Closing a reply closes its connection: an abort."""
+
+    def __init__(self, url: str, key: str | None, model: str | None, sampling: dict[str, Any], stop: list[str]) -> None:
+        self._server, self._url = Server(url, key), url
         self._fields = {OPENAI_NAMES.get(name, name): value for name, value in sampling.items()}
         if stop:
             self._fields["stop"] = stop
@@ -42,9 +66,9 @@ class RemoteSpeaker:
         if self._model is None:
             self._model = self._served_model()
         body = {"model": self._model, "messages": messages, "stream": True, **self._fields}
-        connection = self._kind(*self._address, timeout=TIMEOUT_S)
+        connection, path = self._server.connect(TIMEOUT_S), f"{self._server.path}/v1/chat/completions"
         try:
-            connection.request("POST", f"{self._path}/v1/chat/completions", msgspec.json.encode(body), self._headers)
+            connection.request("POST", path, msgspec.json.encode(body), self._server.headers)
             response = connection.getresponse()
             if response.status != http.HTTPStatus.OK:
                 raise CommandFailed(f"the server says {response.status}: {_problem(response.read())}")
@@ -58,18 +82,10 @@ class RemoteSpeaker:
             connection.close()
 
     def _served_model(self) -> str:
-        connection = self._kind(*self._address, timeout=TIMEOUT_S)
         try:
-            connection.request("GET", f"{self._path}/v1/models", headers=self._headers)
-            response = connection.getresponse()
-            body = response.read()
-            if response.status != http.HTTPStatus.OK:
-                raise CommandFailed(f"the server says {response.status}: {_problem(body)}")
-            return str(msgspec.json.decode(body)["data"][0]["id"])
+            return str(msgspec.json.decode(self._server.request("GET", "/v1/models"))["data"][0]["id"])
         except (msgspec.DecodeError, LookupError, TypeError) as error:
-            raise CommandFailed(f"no OpenAI server at {self._address[0]}:{self._address[1]}: {error}") from error
-        finally:
-            connection.close()
+            raise CommandFailed(f"no OpenAI server at {self._url}: {error}") from error
 
 
 def _content(data: bytes) -> str:

@@ -63,13 +63,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def open_trace(path: Path | None) -> TraceReader:
-    """The trace at `path`, or the newest of the default folder. Raises NoTrace when there is none."""
-    from pawl.lifecycle.trace.reader import TraceReader
+    """The trace at `path`, or the newest of the default folder. Raises NoTrace when there is none, or
+    another version of Pawl wrote it."""
+    from pawl.lifecycle.trace.reader import DamageKind, TraceReader
 
     try:
-        return TraceReader(path or Path(ServerConfig().trace_dir))
+        reader = TraceReader(path or Path(ServerConfig().trace_dir))
     except OSError as error:
         raise NoTrace(str(error)) from error
+    for damage in reader.glance():
+        if damage.kind is DamageKind.FOREIGN:
+            raise NoTrace(damage.reason)
+    return reader
 
 
 def tell_damage(reader: TraceReader) -> int:

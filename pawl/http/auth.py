@@ -6,12 +6,14 @@ import hmac
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pawl.actors.control import ROWS
+from pawl.actors.control_row import Who
 from pawl.http.errors import Problem
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/ping"})
 """For probes and scrapers, which carry no keys."""
 
-ADMIN_PATHS = frozenset({"/flush_cache"})
+ADMIN_PATHS = frozenset(path for row in ROWS if row.who is Who.ADMIN for path in row.routes)
 """Control routes: they act on other people's requests."""
 
 

@@ -39,5 +39,14 @@ def decode(data: bytes, kind: type[Body]) -> Body:
     return fields.decode(data, kind)
 
 
+def decode_fields(data: bytes, query: dict[str, str], kind: type[Body]) -> Body:
+    """A flat body of the shape `kind`, whose fields may come in the query instead, as text; refused as by `decode`."""
+    if not query:
+        return decode(data or b"{}", kind)
+    if data.strip() not in (b"", b"{}"):
+        raise Problem(400, "send the fields in the query or in the body, not in both")
+    return fields.convert(query, kind, strict=False)
+
+
 def _too_large(limit: int) -> Problem:
     return Problem(413, f"the body is larger than the {limit} bytes this server takes", code="body_too_large")

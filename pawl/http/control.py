@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pawl.actors.messages.control import Reply
+from pawl.actors.control import ROWS
+from pawl.actors.control.state import STATE, GetState
+from pawl.actors.control_row import Row
 from pawl.actors.messages.generate import Submit
+from pawl.http.body import decode_fields, read_body
 from pawl.http.context import ServerContext
 from pawl.http.errors import Problem, from_delta, json_response
 from pawl.http.metrics import CONTENT_TYPE, exposition
 from pawl.http.openai import check_model
-from pawl.http.schemas import AbortBody, DetokenizeBody, Strings, TokenizeBody
+from pawl.http.schemas import DetokenizeBody, Strings, TokenizeBody
 from pawl.http.streams import RequestGroup, ask
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 
-ABORT_PATIENCE_S = 5.0
-"""How long `/abort_request` waits to see the requests end."""
-MAX_FLUSH_S = 3600.0
 THREAD_CHARACTERS = 20_000
 """Text longer than this is tokenized beside the event loop, not in it."""
 
 
 class ControlRoutes:
-    """Health, facts, tokenization, abort, flush, metrics."""
+    """Health, facts, tokenization, metrics, and every control message."""
 
     def __init__(self, site: ServerContext) -> None:
         self._site = site
 
     def routes(self) -> list[Route]:
-        get, post, either = ["GET"], ["POST"], ["GET", "POST"]
+        get, post = ["GET"], ["POST"]
         return [
             Route("/health", self.health, methods=get),
             Route("/ready", self.ready, methods=get),
@@ -43,14 +44,10 @@ class ControlRoutes:
             Route("/v1/models/{name:path}", self.model, methods=get),
             Route("/model_info", self.model_info, methods=get),
             Route("/get_model_info", self.model_info, methods=get),
-            Route("/server_info", self.server_info, methods=get),
-            Route("/get_server_info", self.server_info, methods=get),
-            Route("/v1/loads", self.loads, methods=get),
             Route("/tokenize", self.tokenize, methods=post),
             Route("/detokenize", self.detokenize, methods=post),
-            Route("/abort_request", self.abort, methods=post),
-            Route("/flush_cache", self.flush, methods=either),
             Route("/metrics", self.metrics, methods=get),
+            *(Route(path, self._steer(row), methods=list(row.methods)) for row in ROWS for path in row.routes),
         ]
 
     # ---- health ----
@@ -123,15 +120,10 @@ class ControlRoutes:
             }
         )
 
-    async def _state(self, detail: bool = False) -> Reply:
-        gateway = self._site.gateway
-        return await ask(lambda answer: gateway.get_state(answer, detail=detail))
-
-    async def server_info(self, request: Request) -> Response:
-        """Settings, and what the scheduler says of itself; `?detail=1` lists the live requests too."""
+    def _facts(self) -> dict[str, Any]:
+        """What the server knows of itself."""
         info, gateway = self._site.info, self._site.gateway
-        reply = await self._state(request.query_params.get("detail", "0") not in ("0", "", "false"))
-        body = {
+        return {
             **info.settings,
             "version": info.version,
             "model_path": info.model_path,
@@ -140,27 +132,7 @@ class ControlRoutes:
             "status": self._ailment() or ("draining" if gateway.draining else "ready"),
             "open_requests": gateway.num_live,
             "actors": self._site.statistics(),
-            # Clients of SGLang look for the schedulers' own words here, one entry for each.
-            "internal_states": [reply.body if reply.ok else {"error": reply.message}],
         }
-        return json_response(body)
-
-    async def loads(self, request: Request) -> Response:
-        """How busy each scheduler is."""
-        reply = await self._state()
-        if not reply.ok:
-            raise Problem(503, reply.message)
-        pages = reply.body.get("pages", {})
-        used = sum(pages.get(owner, 0) for owner in ("owned", "deferred"))
-        load = {
-            "dp_rank": 0,
-            "num_running_reqs": reply.body.get("running", 0),
-            "num_waiting_reqs": reply.body.get("waiting", 0),
-            "num_total_reqs": reply.body.get("running", 0) + reply.body.get("waiting", 0),
-            "num_used_tokens": used * pages.get("page_size", 1),
-            "max_total_num_tokens": pages.get("total", 0) * pages.get("page_size", 1),
-        }
-        return json_response({"version": self._site.info.version, "dp_rank_count": 1, "loads": [load]})
 
     # ---- text ----
 
@@ -203,73 +175,21 @@ class ControlRoutes:
 
     # ---- steering ----
 
-    async def abort(self, request: Request) -> Response:
-        """End requests by their exact names, or all; waits a little to tell which have ended."""
-        body = await self._site.read(request, AbortBody)
-        gateway = self._site.gateway
-        if body.abort_all:
-            if not request.scope.get("admin", True):
-                raise Problem(403, "abort_all needs the admin key", param="abort_all", code="admin_key_needed")
-            found = {"": gateway.live()}
-            names: list[str] = []
-        else:
-            names = [body.rid] if isinstance(body.rid, str) else list(body.rid or ())
-            if not names:
-                raise Problem(400, "send rid, or abort_all", param="rid")
-            found = {name: gateway.find(name) for name in names}
-        aborted = gateway.abort([n for numbers in found.values() for n in numbers], message=body.abort_message or "")
-        pending = await self._await_ends(aborted)
-        if body.abort_all:
-            return json_response(
-                {"success": True, "num_ended": len(aborted) - len(pending), "num_pending": len(pending)}
-            )
-        return json_response(
-            {
-                "success": all(found.values()),
-                "ended": [name for name in names if found[name] and pending.isdisjoint(found[name])],
-                "pending": [name for name in names if not pending.isdisjoint(found[name])],
-                "unknown": [name for name in names if not found[name]],
-            }
-        )
+    def _steer(self, row: Row) -> Callable[[Request], Awaitable[Response]]:
+        """The handler of one control message: its fields come in the query or as a JSON body."""
 
-    async def _await_ends(self, requests: tuple[int, ...]) -> set[int]:
-        """Wait until these have ended; returns those that have not within the time."""
-        pending = set(requests)
-        over = asyncio.Event()
+        async def handle(request: Request) -> Response:
+            data = await read_body(request, self._site.max_body_bytes)
+            body = decode_fields(data, dict(request.query_params), row.taken)
+            if row.admin_when is not None and row.admin_when(body) and not request.scope.get("admin", True):
+                raise Problem(403, f"{row.name} with these fields needs the admin key", code="admin_key_needed")
+            reply = await ask(lambda answer: row.put(self._site.gateway, body, answer))
+            status, shown = row.show(reply, self._facts())
+            return json_response(shown, status)
 
-        def ended(number: int) -> None:
-            pending.discard(number)
-            if not pending:
-                over.set()
-
-        for number in requests:
-            self._site.gateway.when_ended(number, lambda number=number: ended(number))  # type: ignore[misc]
-        if pending:
-            try:
-                async with asyncio.timeout(ABORT_PATIENCE_S):
-                    await over.wait()
-            except TimeoutError:
-                pass
-        return set(pending)
-
-    async def flush(self, request: Request) -> Response:
-        """Empty the prefix cache; `?timeout=` seconds to wait for rest."""
-        given = request.query_params.get("timeout", "0")
-        try:
-            timeout_s = float(given)
-        except ValueError:
-            timeout_s = -1.0
-        if not 0 <= timeout_s <= MAX_FLUSH_S:
-            text = f"timeout must be a number of seconds from 0 to {MAX_FLUSH_S:g}, not {given!r}"
-            raise Problem(400, text, param="timeout")
-        gateway = self._site.gateway
-        reply = await ask(lambda answer: gateway.flush_cache(timeout_s, answer))
-        body = {"success": reply.ok, "message": reply.message, **reply.body}
-        return json_response(
-            body if reply.ok else body | {"error": {"message": reply.message}}, 200 if reply.ok else 400
-        )
+        return handle
 
     async def metrics(self, request: Request) -> Response:
-        reply = await self._state()
+        reply = await ask(lambda answer: STATE.put(self._site.gateway, GetState(), answer))
         text = exposition(self._site.gateway, reply.body if reply.ok else None, self._site.statistics())
         return Response(text, media_type=CONTENT_TYPE)

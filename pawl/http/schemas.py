@@ -182,14 +182,6 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     data_parallel_rank: Any = None
 
 
-class AbortBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /abort_request`: exact names, or everything."""
-
-    rid: Rids | None = None
-    abort_all: bool | None = None
-    abort_message: Note | None = None
-
-
 class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /tokenize`: text under either name."""
 

@@ -99,8 +99,8 @@ async def watch(receive: Receive, gone: Callable[[], None]) -> None:
     gone()
 
 
-async def ask(put: Callable[[Callable[[Reply], None]], int]) -> Reply:
-    """Await the answer of a gateway's ask: `await ask(lambda answer: gateway.get_state(answer))`."""
+async def ask(put: Callable[[Callable[[Reply], None]], object]) -> Reply:
+    """Await the answer of a control message: `await ask(lambda answer: row.put(gateway, body, answer))`."""
     future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
     def answer(reply: Reply) -> None:

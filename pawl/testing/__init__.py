@@ -17,15 +17,15 @@ from pawl.testing.expectations import PropertyFailed
 from pawl.testing.exploring import STRATEGIES, Found, explore_workload, load_schedule, replay_schedule
 from pawl.testing.hypothesis import check_schedule, fault_budgets, schedules
 from pawl.testing.properties import BoundedOvertaking
-from pawl.testing.workload import Arrival, Flush, Shape, Workload, workloads
+from pawl.testing.workload import Arrival, Control, Shape, Workload, workloads
 
 __all__ = [
     "NO_FAULTS",
     "STRATEGIES",
     "Arrival",
     "BoundedOvertaking",
+    "Control",
     "Faults",
-    "Flush",
     "Found",
     "NotDeterministic",
     "PropertyFailed",

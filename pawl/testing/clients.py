@@ -1,4 +1,4 @@
-"""Clients of a simulated engine: they send requests, read, hang up, and have the cache flushed, within the gateway."""
+"""Clients of a simulated engine: they send requests, read, hang up, and send control messages, within the gateway."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 
+from pawl.actors.control import row_of
 from pawl.actors.gateway import FromPeers, Gateway
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Output, Refused, Submit, TextOptions, TokenLogprob
 from pawl.actors.sink import Inbox
 from pawl.lifecycle.states import Cause
 from pawl.testing.expectations import Expectations
-from pawl.testing.workload import Arrival, Workload, parameters_of
-from pawl.testing.workload import Flush as FlushPlan
+from pawl.testing.workload import Arrival, Control, Workload, parameters_of
 
 
 class Arrive(msgspec.Struct, frozen=True, tag=True):
@@ -29,8 +29,8 @@ class Leave(msgspec.Struct, frozen=True, tag=True):
     index: int
 
 
-class Flush(msgspec.Struct, frozen=True, tag=True):
-    """It is time for this flush of the cache."""
+class Steer(msgspec.Struct, frozen=True, tag=True):
+    """It is time for this control message."""
 
     index: int
 
@@ -77,14 +77,14 @@ class Client(Inbox):
 class FrontDesk(Gateway):
     """The gateway, and the clients at its door."""
 
-    accepts: Any = FromPeers | Arrive | Leave | Flush
+    accepts: Any = FromPeers | Arrive | Leave | Steer
 
     def __init__(self, workload: Workload, limit: int, expectations: Expectations) -> None:
         super().__init__(limit, traced=True)
         self.report: Callable[[str, str, int | None], None] = lambda name, text, request: None
         self.clients = [Client(self, index, arrival) for index, arrival in enumerate(workload.arrivals)]
-        self.flushes: list[list[Reply]] = [[] for _ in workload.flushes]
-        """The answers to each flush."""
+        self.answers: list[list[Reply]] = [[] for _ in workload.controls]
+        """Of each control message."""
         self._workload = workload
         self._expectations = expectations
         self._calls: dict[int, list[Client]] = {}
@@ -99,24 +99,24 @@ class FrontDesk(Gateway):
 
     @property
     def at_rest(self) -> bool:
-        """Every client has had its end, or has hung up, and every flush has been answered."""
+        """Every client has had its end, or has hung up, and every control message has been answered."""
         if self.num_live:
             return False
-        return all(client.num_ends or client.left for client in self.clients) and all(self.flushes)
+        return all(client.num_ends or client.left for client in self.clients) and all(self.answers)
 
     def started(self) -> None:
         for first in self._calls:
             self._at(self.clients[first].arrival, Arrive(first))
-        for index, flush in enumerate(self._workload.flushes):
-            self._at(flush, Flush(index))
+        for index, control in enumerate(self._workload.controls):
+            self._at(control, Steer(index))
         # Stable, and then reversed: what comes after equally many tokens keeps its order.
         self._later.sort(key=lambda each: each[0])
         self._later.reverse()
-        if len(self._later) == len(self._calls) + len(self.flushes):
+        if len(self._later) == len(self._calls) + len(self.answers):
             # Nobody begins: then whoever would be the first does.
             self._next()
 
-    def _at(self, when: Arrival | FlushPlan, message: Any) -> None:
+    def _at(self, when: Arrival | Control, message: Any) -> None:
         if when.after_tokens > 0:
             self._later.append((when.after_tokens, message))
         elif when.at_s > 0:
@@ -153,8 +153,9 @@ class FrontDesk(Gateway):
                 if client.request is not None and not client.num_ends:
                     client.left = True
                     self.abort([client.request], Cause.DISCONNECT)
-            case Flush(index):
-                self.flush_cache(self._workload.flushes[index].timeout_s, self.flushes[index].append)
+            case Steer(index):
+                body = self._workload.controls[index].body
+                row_of(body).put(self, body, self.answers[index].append)
             case _:
                 super().receive(message)
 

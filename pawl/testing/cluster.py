@@ -16,10 +16,11 @@ from typing import Any, TypeAlias
 import msgspec
 
 from pawl.actors.codec import make_codec
+from pawl.actors.control import row_of
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.names import NAMES
 from pawl.actors.recorder import Recorder
-from pawl.actors.scheduler import CheckDeadlines, Scheduler
+from pawl.actors.scheduler import Scheduler
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Case
 from pawl.actors.simulation.faults import Faults
@@ -33,6 +34,7 @@ from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import ENCODER, Record, Started
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.loops.decision_log import OneDecisionLog
+from pawl.loops.orders.requests import CheckDeadlines
 from pawl.loops.policy import POLICIES
 from pawl.loops.properties.laws import name_of
 from pawl.loops.requests import MAX_STRIKES
@@ -226,7 +228,7 @@ class Cluster(Case):
             if client.num_ends > 1:
                 raise PropertyFailed("legal_lifecycle", f"{client.num_ends} terminal replies", client.request)
             self._check_output(client)
-        self._check_flushes()
+        self._check_answers()
         self._check_letters()
         if self.desk.totals.violations:
             raise PropertyFailed("legal_lifecycle", str(dict(self.desk.totals.violations)))
@@ -248,15 +250,17 @@ class Cluster(Case):
         if self.desk.stalled_s:
             raise PropertyFailed("bounded_progress", f"the watchdog saw a stall of {self.desk.stalled_s:g} s")
 
-    def _check_flushes(self) -> None:
-        """Each was answered once, by the scheduler unless time was made to fly, and a refusal says what is live."""
+    def _check_answers(self) -> None:
+        """Each control message was answered once, and as its row says it must be. Where time was made to fly, the
+        gateway may have answered in place of the scheduler."""
         rushed = self.system.faults.faults.rush > 0
-        for answers in self.desk.flushes:
-            if len(answers) != 1 or not (answers[0].body or rushed):
-                said = [answer.message for answer in answers]
-                raise PropertyFailed("quiescent_flush", f"a flush was not answered by the scheduler: {said}")
-            if not answers[0].ok and answers[0].body and not any(answers[0].body.values()):
-                raise PropertyFailed("quiescent_flush", "a flush was refused although nothing was live")
+        for control, answers in zip(self.workload.controls, self.desk.answers, strict=True):
+            row = row_of(control.body)
+            if len(answers) != 1:
+                raise PropertyFailed(row.proves, f"{row.name} was answered {len(answers)} times")
+            wrong = None if rushed else row.judge(control.body, answers[0])
+            if wrong is not None:
+                raise PropertyFailed(row.proves, f"{row.name}: {wrong}")
 
     def _check_output(self, client: Client) -> None:
         """The client saw what its request implies: all of it, or a beginning where somebody ended it early."""
@@ -280,7 +284,8 @@ class Cluster(Case):
             raise PropertyFailed("bounded_progress", f"not served within {PATIENCE_S:g} s at rest", client.request)
         lost = cause is Cause.WORKER_LOST and len(self.system.faults.struck) >= MAX_STRIKES
         left = cause is Cause.DISCONNECT and client.arrival.leaves_after is not None
-        if cause is not Cause.TIMEOUT and not lost and not left:
+        ended = any(cause in row_of(control.body).ends for control in self.workload.controls)
+        if cause is not Cause.TIMEOUT and not lost and not left and not ended:
             check_refusal(client.arrival, self.workload.shape, len(self.desk.clients), cause, client.request)
 
     # ---- for strategies ----
@@ -307,10 +312,10 @@ class Cluster(Case):
 def horizon(workload: Workload, faults: Faults) -> float:
     """Virtual seconds after which no client can have anything to wait for any more: were all requests sent one after
     the other, each would have been answered or given up."""
-    arrivals, flushes = workload.arrivals, workload.flushes
-    begins = max([arrival.at_s for arrival in arrivals] + [flush.at_s for flush in flushes], default=0.0)
+    arrivals, controls = workload.arrivals, workload.controls
+    begins = max([arrival.at_s for arrival in arrivals] + [control.at_s for control in controls], default=0.0)
     waits = [PATIENCE_S if arrival.timeout_s is None else arrival.timeout_s for arrival in arrivals]
-    waits += [PATIENCE_S + flush.timeout_s for flush in flushes]
+    waits += [row_of(control.body).wait_s(control.body) for control in controls]
     return begins + sum(waits) + faults.late * faults.late_s + PATIENCE_S
 
 

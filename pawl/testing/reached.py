@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pawl.actors.control import ROWS, row_of
 from pawl.actors.simulation.faults import FaultKind
 from pawl.lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, Cause
 from pawl.loops.lower_tiers import LowerTiers
@@ -17,7 +18,6 @@ NOT_EXPLORED = {
     Cause.HANDED_OVER: "there is one replica",
     Cause.GRAMMAR: "there are no grammars yet",
     Cause.INVALID: "the edge refuses what is not valid, and clients of a run send what is",
-    Cause.CLIENT: "clients of a run leave by hanging up",
     Cause.DRAINED: "a run stops when it is at rest",
     Cause.INTERNAL: "the ghost's scores are numbers",
 }
@@ -28,7 +28,8 @@ ENDS = tuple(
 FAULTS = {FaultKind.RUSH: "rushed clock", FaultKind.LATE: "late timer", FaultKind.JUMP: "clock jump"}
 EVENTS = (
     *("retraction", "lost step", "stale token", "prefix hit", "eviction", "page saved", "page fetched"),
-    *("flush", "refused flush"),
+    *(row.name for row in ROWS if row.drawn),
+    "refused flush-cache",
     *FAULTS.values(),
     *ENDS,
 )
@@ -53,10 +54,9 @@ def events_of(run: Cluster) -> Iterator[str]:
             }
     yield from (name for name, count in happened.items() if count)
     yield from (f"end by {cause}" for cause, count in ended.items() if count)
-    answers = [answer.ok for answers in run.desk.flushes for answer in answers]
-    if True in answers:
-        yield "flush"
-    if False in answers:
-        yield "refused flush"
+    for control, answers in zip(run.workload.controls, run.desk.answers, strict=True):
+        name = row_of(control.body).name
+        yield name
+        yield from (f"refused {name}" for answer in answers if not answer.ok)
     budget = run.system.faults
     yield from (name for kind, name in FAULTS.items() if budget.left[kind] < budget.faults.budget(kind))

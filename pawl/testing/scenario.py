@@ -36,9 +36,10 @@ from pawl.lifecycle.records import (
     uint8s,
 )
 from pawl.lifecycle.states import FINISH_CAUSES, Cause, Event
+from pawl.loops.orders.cache import FlushCache
 from pawl.loops.select import LoopConfig
 from pawl.testing.exploring import Found, explore_workload
-from pawl.testing.workload import Arrival, Flush, Shape, Workload
+from pawl.testing.workload import Arrival, Control, Shape, Workload
 
 FORMAT = "pawl scenario 1"
 MOST_REQUESTS = 32
@@ -151,10 +152,12 @@ def recorded_scenario(records: Iterable[Record], *, most_requests: int = MOST_RE
         _arrival(life, prompt, salts[life.submitted.namespace], life.after_tokens - first)
         for life, prompt in zip(lives, prompts, strict=True)
     )
-    flushes = tuple(Flush(after_tokens=count - first) for count in reader.flushes if count >= first)
+    controls = tuple(
+        Control(body=FlushCache(), after_tokens=count - first) for count in reader.flushes if count >= first
+    )
     violation = reader.violation
     return Scenario(
-        workload=Workload(arrivals=arrivals, shape=_shape(reader.started), flushes=flushes),
+        workload=Workload(arrivals=arrivals, shape=_shape(reader.started), controls=controls),
         faults=Faults(strike=min(reader.num_lost, MOST_STRIKES)),
         property=None if violation is None else violation.property,
         explanation="" if violation is None else violation.explanation,

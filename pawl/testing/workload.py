@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pawl.actors.control import ROWS, Body
 from pawl.features import request, server
 from pawl.features.row import Feature, Seeded, Source, drawn
 from pawl.gpu.ghost.language import END_TOKEN
@@ -60,14 +61,14 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     """It is sent in one call with the request before it, as the choices of one completion are."""
 
 
-class Flush(msgspec.Struct, frozen=True, kw_only=True):
-    """Somebody has the prefix cache emptied."""
+class Control(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody sends a control message."""
 
+    body: Body
+    """One of those in `pawl.actors.control`, as its sender writes it."""
     at_s: float = 0.0
     after_tokens: int = 0
     """As of an arrival."""
-    timeout_s: float = 0.0
-    """How long to wait for the engine to rest; 0: now or not at all."""
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,12 +113,12 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         return room if self.max_context is None else min(room, self.max_context)
 
 
-class Workload(msgspec.Struct, frozen=True, kw_only=True):
+class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Some requests to one server."""
 
     arrivals: tuple[Arrival, ...]
     shape: Shape = Shape()
-    flushes: tuple[Flush, ...] = ()
+    controls: tuple[Control, ...] = ()
     encoded: bool = False
     """Every message goes through bytes on its way, as between processes."""
 
@@ -146,9 +147,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         arrivals = self.arrivals
         if self.encoded:
             found.append(msgspec.structs.replace(self, encoded=False))
-        for index in range(len(self.flushes)):
-            fewer = self.flushes[:index] + self.flushes[index + 1 :]
-            found.append(msgspec.structs.replace(self, flushes=fewer))
+        for index in range(len(self.controls)):
+            fewer = self.controls[:index] + self.controls[index + 1 :]
+            found.append(msgspec.structs.replace(self, controls=fewer))
         for index, arrival in enumerate(arrivals):
             before, after = arrivals[:index], arrivals[index + 1 :]
             if before or after:
@@ -186,7 +187,7 @@ def drawn_workload(source: Source, max_requests: int, fixed: Mapping[str, Any]) 
     shape = drawn_shape(source, fixed)
     count = source.within(1, max_requests)
     arrivals = tuple(drawn_arrival(source, shape) for _ in range(count))
-    return Workload(arrivals=arrivals, shape=shape, flushes=_flushes(source), encoded=source.chance(0.1))
+    return Workload(arrivals=arrivals, shape=shape, controls=_controls(source), encoded=source.chance(0.1))
 
 
 def drawn_shape(source: Source, fixed: Mapping[str, Any]) -> Shape:
@@ -201,10 +202,10 @@ def drawn_arrival(source: Source, shape: Shape) -> Arrival:
     return Arrival(**values)
 
 
-def _flushes(source: Source) -> tuple[Flush, ...]:
-    if not source.chance(0.3):
-        return ()
-    return (Flush(at_s=source.pick((0.0, 0.001)), timeout_s=source.pick((0.0, 0.5))),)
+def _controls(source: Source) -> tuple[Control, ...]:
+    """Each control message as its row draws it: most of the time, none."""
+    drawn_bodies = [body for row in ROWS if (body := row.draw(source)) is not None]
+    return tuple(Control(body=body, at_s=source.pick((0.0, 0.001))) for body in drawn_bodies)
 
 
 def labels_of(workload: Workload) -> set[str]:
@@ -214,7 +215,7 @@ def labels_of(workload: Workload) -> set[str]:
     for arrival in workload.arrivals:
         values = msgspec.structs.asdict(arrival) | {request.ROOM: workload.shape.room}
         found.update(label for feature in request.FEATURES for label in feature.labels(values, DEFAULTS))
-    return found | ({"flush"} if workload.flushes else set()) | ({"encoded messages"} if workload.encoded else set())
+    return found | ({"encoded messages"} if workload.encoded else set())
 
 
 def all_features() -> tuple[Feature, ...]:

@@ -69,6 +69,9 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
     if kind in SIMPLE:
         return SIMPLE[kind]
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        bounds = next(((each.ge, each.le) for each in inside[1:] if isinstance(each, msgspec.Meta)), (None, None))
+        return st.floats(*bounds) if inside[0] is float and bounds != (None, None) else values_of(inside[0])
     if origin in (Union, types.UnionType):
         return st.one_of([values_of(one) for one in inside])
     if origin is typing.Literal:
@@ -84,7 +87,7 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
     if issubclass(kind, enum.Enum):
         return st.sampled_from(kind)
     assert issubclass(kind, msgspec.Struct) or hasattr(kind, "_fields"), f"no values of {kind!r}"
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     names = kind._fields if hasattr(kind, "_fields") else kind.__struct_fields__
     return st.builds(kind, **{name: st.deferred(lambda hint=hints[name]: values_of(hint)) for name in names})
 
@@ -154,6 +157,7 @@ def test_columns_of_records_arrive_as_in_a_trace() -> None:
         sampling=SamplingParameters(),
         priority=0,
         namespace="",
+        deadline=None,
         time=1.0,
     )
     codec = make_codec(Records)

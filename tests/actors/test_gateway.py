@@ -8,11 +8,12 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from pawl.actors.control import Ask
+from pawl.actors.control.state import GetState
 from pawl.actors.gateway import Gateway
 from pawl.actors.measures import WINDOW_S, Histogram, Rate
-from pawl.actors.messages.control import Drain, FlushCache, GetState, Reply, Stalled
+from pawl.actors.messages.control import Reply, Stalled
 from pawl.actors.messages.generate import (
-    Abort,
     Accepted,
     Done,
     Output,
@@ -27,6 +28,8 @@ from pawl.actors.runtime.actor import Down, Lane
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.sink import Inbox
 from pawl.lifecycle.states import Cause
+from pawl.loops.orders.cache import FlushCache
+from pawl.loops.orders.requests import Abort, Drain
 
 
 def submit(rid: str = "", **fields: Any) -> Submit:
@@ -210,7 +213,7 @@ def test_draining_refuses_newcomers_and_tells_the_scheduler_once(world: World) -
 @pytest.mark.parametrize("peer", ["tokenizer", "scheduler", "worker", "detokenizer"])
 def test_a_lost_vital_peer_ends_everything_open_and_refuses_the_rest(world: World, peer: str) -> None:
     (one,), (inbox,) = world.open(submit())
-    world.gateway.get_state(world.answers.append)
+    world.gateway.ask(GetState(), world.answers.append, 2.0)
     world.gateway.receive(Down(peer, "it broke"))
     assert inbox.done is not None
     assert inbox.done.cause is Cause.INTERNAL
@@ -234,9 +237,9 @@ def test_a_lost_helper_ends_nothing(world: World) -> None:
 
 
 def test_an_ask_is_answered_with_its_own_reply(world: World) -> None:
-    first = world.gateway.get_state(world.answers.append, detail=True)
-    second = world.gateway.flush_cache(2.0, world.answers.append)
-    assert world.sent(object) == [GetState(first, "gateway", True), FlushCache(second, 2.0, "gateway")]
+    first = world.gateway.ask(GetState(detail=True), world.answers.append, 2.0)
+    second = world.gateway.ask(FlushCache(2.0), world.answers.append, 7.0)
+    assert world.sent(object) == [Ask(first, GetState(True)), Ask(second, FlushCache(2.0))]
     world.gateway.receive(Reply(second, True, "flushed"))
     world.gateway.receive(Reply(first, True, body={"running": 1}))
     assert [(answer.ticket, answer.message) for answer in world.answers] == [(second, "flushed"), (first, "")]
@@ -245,7 +248,7 @@ def test_an_ask_is_answered_with_its_own_reply(world: World) -> None:
 
 
 def test_an_ask_without_a_reply_is_answered_by_its_timeout_and_the_late_reply_dropped(world: World) -> None:
-    ticket = world.gateway.get_state(world.answers.append, timeout_s=2.0)
+    ticket = world.gateway.ask(GetState(), world.answers.append, 2.0)
     world.context.advance(1.9)
     assert world.answers == []
     world.context.advance(0.2)
@@ -257,13 +260,13 @@ def test_an_ask_without_a_reply_is_answered_by_its_timeout_and_the_late_reply_dr
 
 def test_an_ask_to_nobody_is_answered_at_once(world: World) -> None:
     world.context.gone.add("scheduler")
-    world.gateway.get_state(world.answers.append)
+    world.gateway.ask(GetState(), world.answers.append, 2.0)
     assert [answer.ok for answer in world.answers] == [False]
 
 
 def test_stopping_answers_every_pending_ask(world: World) -> None:
-    world.gateway.get_state(world.answers.append)
-    world.gateway.flush_cache(100.0, world.answers.append)
+    world.gateway.ask(GetState(), world.answers.append, 2.0)
+    world.gateway.ask(FlushCache(100.0), world.answers.append, 105.0)
     world.gateway.stopped("test")
     assert [answer.ok for answer in world.answers] == [False, False]
 
@@ -381,7 +384,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def ask(self) -> None:
-        self.world.gateway.get_state(self.world.answers.append)
+        self.world.gateway.ask(GetState(), self.world.answers.append, 2.0)
 
     @rule(seconds=st.sampled_from([0.5, 3.0]))
     def wait(self, seconds: float) -> None:

@@ -7,17 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pawl.actors.messages.control import Drain, FlushCache, GetState, Heartbeat, Reply
+from pawl.actors.control import Ask
+from pawl.actors.control.state import GetState
+from pawl.actors.messages.control import Heartbeat, Reply
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
-from pawl.actors.messages.generate import Abort, Ended, Finish, Generate, Opened, StepTokens, TextOptions
+from pawl.actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
 from pawl.actors.runtime.actor import Lane
-from pawl.actors.scheduler import CheckDeadlines, DrainExpired, FlushExpired, HeartbeatDue, Scheduler, SelfCheck
+from pawl.actors.scheduler import HeartbeatDue, Scheduler, SelfCheck
 from pawl.actors.simulation.manual import ManualContext
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.records import Closed, Started
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
+from pawl.loops.intake import WaitEnds
+from pawl.loops.orders.cache import FlushCache
+from pawl.loops.orders.requests import Abort, CheckDeadlines, Drain, EndAll, Finish
 from pawl.loops.select import LoopConfig
 from pawl.memory.prefix.namespace import namespace_of
 
@@ -183,13 +188,13 @@ def test_deadlines_are_checked_while_requests_live_and_not_after() -> None:
 def test_flush_now_refuses_while_requests_live_and_tells_what_is_live() -> None:
     bench = Bench()
     bench.tell(bench.submit(1, list(range(20)), 4))
-    bench.tell(FlushCache(9))
+    bench.tell(Ask(9, FlushCache()))
     (reply,) = bench.context.take("gateway")
     assert isinstance(reply, Reply)
     assert (reply.ticket, reply.ok) == (9, False)
     assert reply.body["running"] == 1
     bench.rest()
-    bench.tell(FlushCache(10))
+    bench.tell(Ask(10, FlushCache()))
     (reply,) = bench.context.take("gateway")
     assert reply.ok
     assert bench.scheduler.loop.memory.pages.free == 64
@@ -197,12 +202,12 @@ def test_flush_now_refuses_while_requests_live_and_tells_what_is_live() -> None:
 
 def test_a_patient_flush_waits_for_rest_and_one_that_waits_too_long_is_refused() -> None:
     bench = Bench()
-    bench.tell(bench.submit(1, list(range(20)), 4), FlushCache(1, timeout_s=5.0))
+    bench.tell(bench.submit(1, list(range(20)), 4), Ask(1, FlushCache(5.0)))
     assert bench.context.take("gateway") == []
     bench.rest()
     assert [reply.ok for reply in bench.context.take("gateway")] == [True]
-    bench.tell(bench.submit(2, list(range(20)), 4), FlushCache(2, timeout_s=5.0))
-    bench.tell(FlushExpired(2))
+    bench.tell(bench.submit(2, list(range(20)), 4), Ask(2, FlushCache(5.0)))
+    bench.tell(WaitEnds(2))
     assert [reply.ok for reply in bench.context.take("gateway")] == [False]
     bench.rest()
     assert bench.tokens[2] == expected(list(range(20)), 4)
@@ -232,13 +237,13 @@ def test_draining_refuses_what_comes_and_ends_what_is_left_after_the_grace() -> 
     bench.tell(bench.submit(2, [1], 4))
     assert bench.ended[2].cause == Cause.DRAINED
     assert 1 not in bench.ended
-    bench.tell(DrainExpired())
+    bench.tell(EndAll())
     assert bench.ended[1].cause == Cause.DRAINED
 
 
 def test_stopping_answers_everyone_and_closes_the_trace() -> None:
     bench = Bench()
-    bench.tell(*(bench.submit(number, [number], 50) for number in range(1, 7)), FlushCache(1, timeout_s=9.0))
+    bench.tell(*(bench.submit(number, [number], 50) for number in range(1, 7)), Ask(1, FlushCache(9.0)))
     bench.work()
     bench.scheduler.stopped("stopped")
     bench._listen()
@@ -262,7 +267,7 @@ def test_the_watchdog_hears_at_regular_times_how_old_the_oldest_step_is() -> Non
 def test_state_tells_requests_pages_and_counters() -> None:
     bench = Bench()
     bench.tell(bench.submit(1, [1, 2, 3], 4))
-    bench.tell(GetState(3, detail=True))
+    bench.tell(Ask(3, GetState(detail=True)))
     (reply,) = bench.context.take("gateway")
     assert reply.body["requests"] == {"prefilling": 1}
     assert reply.body["live"][0]["rid"] == "r1"

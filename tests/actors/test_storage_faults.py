@@ -19,7 +19,6 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.actors.messages.generate import Abort
 from pawl.actors.messages.transfer import Fence, Fenced
 from pawl.actors.scheduler import Scheduler
 from pawl.actors.tiers.files import HEADER, FileStore
@@ -31,6 +30,7 @@ from pawl.lifecycle.states import Cause, State
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.fetching import Fetching
 from pawl.loops.lower_tiers import LowerTiers
+from pawl.loops.orders.requests import Abort
 from pawl.loops.replay import replay
 from pawl.loops.saving import WritePolicy
 from tests.actors.tier_disk import MemoryDisk
@@ -185,7 +185,7 @@ def test_faults_below_the_device_never_change_a_token_nor_lose_a_page(
 def test_long_runs_meet_every_fate_of_a_fetch_and_survive_all() -> None:
     fates: Counter[str] = Counter()
     for seed in range(12):
-        fates.update(long_run(seed).scheduler.state(False)["tiers"])
+        fates.update(long_run(seed).scheduler.tier_client.state()["tiers"])
     met = {name: fates[f"fetches_{name}"] for name in ("filled", "short", "expired", "left", "lost")}
     assert min(met.values()) > 0, met
     assert fates["host_hits"] > 0

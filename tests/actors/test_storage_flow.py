@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from pawl.actors.messages.control import FlushCache
+from pawl.actors.control import Ask
 from pawl.actors.messages.transfer import Dropped, Fetch, Fill, Filled
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.tiers.files import HEADER, FileStore
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.states import State
+from pawl.loops.orders.cache import FlushCache
 from tests.actors.tier_disk import MemoryDisk
 from tests.actors.tier_net import PAGE_BYTES, Net
 
@@ -50,7 +51,7 @@ def test_what_left_the_device_comes_back_from_host_memory(write_policy: str) -> 
         assert net.ask(request, PROMPT) == expected(PROMPT, 4)
         assert net.ended[request].usage.cached_tokens == 40 * (request - 1)
         net.forget_device()
-    state = net.scheduler.state(detail=False)["tiers"]
+    state = net.scheduler.tier_client.state()["tiers"]
     # Ten pages of the prompt, and one that the output completed.
     assert (state["fetches_filled"], state["host_hits"], state["host_pages"]) == (1, 10, 11)
 
@@ -74,7 +75,7 @@ def test_a_flush_makes_the_server_cold_and_leaves_the_files_for_the_next_start()
     disk = MemoryDisk()
     net = Net(files=files(disk))
     net.ask(1, PROMPT)
-    net.scheduler.receive(FlushCache(1))
+    net.scheduler.receive(Ask(1, FlushCache()))
     net.rest()
     assert [reply.ok for reply in net.replies] == [True]
     assert len(net.store.host) == 0
@@ -94,7 +95,7 @@ def test_a_flush_makes_the_server_cold_and_leaves_the_files_for_the_next_start()
 
 def test_a_flush_is_refused_while_a_request_fetches() -> None:
     net = fetching()
-    net.scheduler.receive(FlushCache(1))
+    net.scheduler.receive(Ask(1, FlushCache()))
     assert [reply.ok for reply in net.replies] == [False]
     net.rest()
     assert net.ended[2].usage.cached_tokens == 40
@@ -129,7 +130,7 @@ def test_a_stale_belief_costs_one_miss_and_is_corrected() -> None:
     assert until(net, Dropped) == ("storage", "scheduler", Lane.CONTROL)
     net.rest()
     assert net.tokens[2] == expected(PROMPT, 4)
-    state = net.scheduler.state(detail=False)["tiers"]
+    state = net.scheduler.tier_client.state()["tiers"]
     assert (state["fetches_short"], state["fetches_begun"], state["missed_pages"]) == (1, 1, 1)
 
 

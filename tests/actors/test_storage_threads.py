@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pawl.actors.control import Ask
+from pawl.actors.control.state import GetState
 from pawl.actors.gateway import Gateway
-from pawl.actors.messages.control import GetState, Reply
+from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
 from pawl.actors.names import NAMES
 from pawl.actors.runtime.actor import Actor, Lane
@@ -135,7 +137,8 @@ class Threads:
 
     def tiers(self) -> dict[str, int]:
         """What the scheduler says about the tiers now."""
-        assert self.system.send(NAMES.scheduler, GetState(1, reply_to=NAMES.detokenizer), Lane.CONTROL)
+        ask = Ask(1, GetState(), reply_to=NAMES.detokenizer)
+        assert self.system.send(NAMES.scheduler, ask, Lane.CONTROL)
         return self.listener.replies.get(timeout=PATIENCE_S).body["tiers"]
 
 

@@ -110,7 +110,7 @@ def lost_twice() -> list[Record]:
 
 def abort_of(*requests: int) -> Delivered:
     """Somebody asks for the end of `requests`; at a time that fits wherever it is planted."""
-    return Delivered("Abort", msgspec.msgpack.encode({"requests": requests}), float("inf"))
+    return Delivered("abort", {"requests": list(requests)}, 0, float("inf"))
 
 
 def answered(*answers: tuple[int, Cause, int], count: int | None = None) -> list[Record]:

@@ -126,6 +126,7 @@ class Story:
                 sampling=SamplingParameters(temperature=0.0, max_new_tokens=num_wanted),
                 priority=0,
                 namespace="",
+                deadline=None,
                 time=self.now(),
             ),
             f"submitted {request}",
@@ -172,7 +173,7 @@ def sound_run() -> Story:
     story.plan(2, Segment(0, 4, 2, pages=((1, 1),)), Segment(1, 0, 5, pages=((0, 2), (1, 3))))
     story.plan(3, token(0, 6), token(1, 5))
     story.commit(2, [Event.FIRST_TOKEN, Event.FIRST_TOKEN], 2)
-    story.add(Delivered("Abort", msgspec.msgpack.encode({"requests": [2]}), story.now()))
+    story.add(Delivered("abort", {"requests": [2]}, 0, story.now()))
     story.move(2, 1, State.DECODING, Event.ABORT, State.ABORTED, Cause.CLIENT, num_output=1)
     story.plan(4, token(0, 7))
     story.commit(3, [Event.TOKEN, Event.STALE_TOKEN], 2)

@@ -49,7 +49,7 @@ def test_every_record_becomes_one_line_of_json_with_columns_as_lists(tmp_path: P
     assert (plan["record"], plan["rows"], plan["chained"]) == ("StepPlanned", [0, 1], [1, 1])
     edge = lines[STORY.labels["abort 2"]]
     assert (edge["source"], edge["event"], edge["cause"]) == ("decoding", "abort", "client")
-    assert lines[STORY.labels["abort 2"] - 1]["payload"] == {"requests": [2]}
+    assert lines[STORY.labels["abort 2"] - 1]["fields"] == {"requests": [2]}
 
 
 @pytest.mark.parametrize("records", RUNS, ids=["story", "run 0", "run 1", "run 2"])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pawl.lifecycle.records import ENCODER, Digest, Gap, Record, StepPlanned
 from pawl.lifecycle.trace import reader
-from pawl.lifecycle.trace.format import BLOCK, BLOCK_SIZE, sealed
+from pawl.lifecycle.trace.format import BLOCK, BLOCK_SIZE, VERSION, sealed
 from pawl.lifecycle.trace.reader import Damage, DamageKind, TraceReader
 from pawl.lifecycle.trace.writer import MAX_RECORDS, TraceWriter
 from tests.lifecycle.story import PLENTY, plain, sound_run, write
@@ -329,3 +329,18 @@ def test_what_is_no_run_among_the_runs_is_left_alone(tmp_path: Path) -> None:
 
 
 # ---- export ----
+
+
+# ---- traces of other versions ----
+
+VERSION_1 = Path(__file__).parent / "data" / "version-1.pawl"
+"""A request and a flush of the ghost, as Pawl wrote them before orders were inputs of the replay."""
+
+
+def test_a_trace_of_another_version_is_refused_and_both_versions_are_named() -> None:
+    reader = TraceReader(VERSION_1)
+    assert list(reader) == []
+    (damage,) = reader.damage
+    assert damage.kind is DamageKind.FOREIGN
+    assert "version 1" in damage.reason
+    assert f"version {VERSION}" in damage.reason

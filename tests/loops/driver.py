@@ -14,6 +14,7 @@ from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import StepResult
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
+from pawl.loops.intake import Intake, Order, Outcome
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.tiers import PageFetch
 from pawl.memory.arrays import Int32s
@@ -38,10 +39,12 @@ class Driver:
         self.config = LoopConfig(**settings)  # type: ignore[arg-type]
         self.records: list[object] = []
         self.loop = make_loop(self.config, self, Journal(self.records.append), self)
+        self.intake = Intake(self.loop, self)
         self.ghost = Ghost.for_shape(self.config)
         self.launched: deque[ScheduledBatch] = deque()
         self.output_of: dict[int, list[int]] = {}
         self.ending_of: dict[int, Ending] = {}
+        self.outcome_of: dict[int, Outcome] = {}
         self.request_of: dict[int, int] = {}
         self.now = 0.0
         self._next = 1
@@ -76,6 +79,14 @@ class Driver:
 
     def empty_host(self, era: int) -> None: ...
 
+    # ---- caller of the intake ----
+
+    def answered(self, number: int, outcome: Outcome) -> None:
+        self.outcome_of[number] = outcome
+
+    def remind(self, delay_s: float, order: Order) -> None:
+        """The clock counts steps: a test gives the order itself."""
+
     # ---- driving ----
 
     def submit(
@@ -93,13 +104,13 @@ class Driver:
             temperature=0.0, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, eos_token_ids=()
         )
         ticket = RequestInfo(request, f"r{request}", sampling, namespace, self.now)
-        self.loop.requests.submit(ticket, np.array(prompt, np.int32), priority, deadline, self.now)
+        self.intake.submit(ticket, np.array(prompt, np.int32), priority, deadline, self.now)
         return request
 
     def step(self) -> bool:
         """Let the loop plan, then one launched step run and commit. False when there is nothing to do."""
         self.now += 1.0
-        self.loop.turn(self.now)
+        self.intake.turn(self.now)
         if not self.launched:
             return False
         scheduled = self.launched.popleft()

@@ -24,7 +24,9 @@ from pawl.lifecycle.records import (
     StepRolledBack,
     Transition,
 )
-from pawl.lifecycle.states import Cause, Event
+from pawl.lifecycle.states import Event
+from pawl.loops.orders.cache import FlushCache
+from pawl.loops.orders.requests import Abort, CheckDeadlines, Finish
 from pawl.loops.replay import Diverged, NotReplayable, replay
 from tests.loops.driver import CELLS, Driver
 
@@ -32,29 +34,38 @@ from tests.loops.driver import CELLS, Driver
 def record_run(
     seed: int, pacing: str = "overlap", mixed: bool = True, policy: str = "fcfs", *, whole: bool = True
 ) -> list[Record]:
-    """A run with arrivals, aborts, stop strings, lost steps and flushes, as a reader of its trace gets it; not `whole`:
-    as if the engine had been killed at the end."""
+    """A run with arrivals, aborts, stop strings, deadlines, lost steps and flushes, as a reader of its trace gets it.
+    Not `whole`: as if the engine had been killed at the end."""
     source = random.Random(seed)
     driver = Driver(
         pacing=pacing, mixed=mixed, policy=policy, num_pages=20, max_context=60, max_running=4, lookahead=4, seed=seed
     )
-    waiting = [[source.randrange(3) for _ in range(source.randrange(1, 30))] for _ in range(12)]
+    waiting = [[source.randrange(3) for _ in range(source.randrange(1, 30))] for _ in range(20)]
     driver.ghost.fail_at = {source.randrange(5, 40)}
+    number = 0
     while True:
         for _ in range(source.randrange(3)):
             if waiting:
-                driver.submit(waiting.pop(), source.randrange(1, 25), priority=source.randrange(3))
+                until = driver.now + source.choice((8.0, 500.0))
+                driver.submit(waiting.pop(), source.randrange(1, 25), priority=source.randrange(3), deadline=until)
         event = source.random()
         live = [request for request in driver.output_of if request not in driver.ending_of]
         if live and event < 0.1:
-            driver.loop.requests.abort(source.choice(live), Cause.CLIENT, driver.now)
+            driver.intake.deliver(Abort((source.choice(live),)), driver.now)
         elif (said := [request for request in live if len(driver.output_of[request]) > 1]) and event < 0.15:
             request = source.choice(said)
-            driver.loop.requests.finish(request, len(driver.output_of[request]) // 2, driver.now)
-        if not driver.step():
-            driver.loop.flush(driver.now)
-            if not waiting:
-                break
+            driver.intake.deliver(Finish(request, len(driver.output_of[request]) // 2), driver.now)
+        elif event < 0.2:
+            number += 1
+            driver.intake.deliver(FlushCache(source.choice((0.0, 9.0))), driver.now, number)
+        elif event < 0.22 and len(waiting) > 1:
+            # Of a request that is still on its way.
+            driver.intake.deliver(Abort((len(driver.output_of) + 2,)), driver.now)
+        if driver.now % 5 == 0:
+            driver.intake.deliver(CheckDeadlines(), driver.now)
+        if not driver.step() and not waiting:
+            break
+    driver.intake.deliver(FlushCache(), driver.now)
     if whole:
         loop = driver.loop
         loop.journal.closed(STOPPED, loop.counters, len(loop.table), loop.memory.pages)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ import pytest
 from pawl.lifecycle.audit import Report, Verdict, audit
 from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import (
+    Cached,
     Closed,
+    Delivered,
     Flushed,
     Idled,
     Record,
@@ -142,13 +145,21 @@ def _doubled(kind: type) -> Forgery:
 
 
 def _late(kind: type) -> Forgery:
-    """One place later than it was."""
+    """One place later than it was, behind what was not an order: two orders may come in either order."""
 
     def forge(records: list[Record]) -> list[Record]:
-        index = _where(records, kind)
-        return [*records[:index], records[index + 1], records[index], *records[index + 2 :]]
+        found = [
+            index
+            for index, (record, after) in enumerate(pairwise(records))
+            if isinstance(record, kind) and not isinstance(after, Delivered)
+        ]
+        return _exchanged(records, found[len(found) // 2])
 
     return forge
+
+
+def _exchanged(records: list[Record], index: int) -> list[Record]:
+    return [*records[:index], records[index + 1], records[index], *records[index + 2 :]]
 
 
 def _changed(
@@ -184,7 +195,76 @@ def _is(event: Event) -> Callable[[Any], bool]:
     return lambda record: record.event == event
 
 
+def _order(kind: str) -> Callable[[Any], bool]:
+    return lambda record: record.kind == kind
+
+
+def _effective(kind: str, effect: Callable[[Any], bool]) -> Callable[[list[Record]], int]:
+    """The place of an order of this kind that was at once followed by such a record."""
+
+    def find(records: list[Record]) -> int:
+        told = [record for record in records if not isinstance(record, Cached)]
+        orders = [a for a, b in pairwise(told) if isinstance(a, Delivered) and a.kind == kind and effect(b)]
+        assert orders, f"no {kind} had an effect"
+        return records.index(orders[len(orders) // 2])
+
+    return find
+
+
+def _without(find: Callable[[list[Record]], int]) -> Forgery:
+    def forge(records: list[Record]) -> list[Record]:
+        index = find(records)
+        return records[:index] + records[index + 1 :]
+
+    return forge
+
+
+def _renamed(find: Callable[[list[Record]], int], kind: str, **fields: Any) -> Forgery:
+    """The order there becomes one of another kind."""
+
+    def forge(records: list[Record]) -> list[Record]:
+        index = find(records)
+        forged = msgspec.structs.replace(records[index], kind=kind, fields=fields)
+        return [*records[:index], forged, *records[index + 1 :]]
+
+    return forge
+
+
+def _patient(records: list[Record]) -> list[Record]:
+    """The first request that ran out of time had more of it."""
+    late = next(r.request for r in records if isinstance(r, Transition) and r.cause is Cause.TIMEOUT)
+    return [
+        msgspec.structs.replace(record, deadline=None)
+        if isinstance(record, Submitted) and record.request == late
+        else record
+        for record in records
+    ]
+
+
+TIMED_OUT = _effective("check_deadlines", lambda r: isinstance(r, Transition) and r.cause is Cause.TIMEOUT)
+FLUSHED = _effective("flush_cache", lambda record: isinstance(record, Flushed))
+ABORTED = _effective("abort", lambda r: isinstance(r, Transition) and r.event is Event.ABORT)
+
 FORGERIES: dict[str, Forgery] = {
+    "an order to abort left out": _dropped(Delivered, _order("abort")),
+    "a stop string left out": _dropped(Delivered, _order("finish")),
+    "a look at deadlines left out": _without(TIMED_OUT),
+    "an order to flush left out": _without(FLUSHED),
+    "an order after what followed from it": lambda records: _exchanged(records, ABORTED(records)),
+    "an abort of another request": _changed(
+        Delivered, _order("abort"), fields=lambda fields: fields | {"requests": [fields["requests"][0] + 1]}
+    ),
+    "an abort for another reason": _changed(
+        Delivered, _order("abort"), fields=lambda fields: fields | {"cause": "disconnect"}
+    ),
+    "a stop string elsewhere": _changed(
+        Delivered, _order("finish"), fields=lambda fields: fields | {"num_output": fields["num_output"] + 1}
+    ),
+    "an abort called a look at deadlines": _renamed(ABORTED, "check_deadlines"),
+    "a flush called an end of all": _renamed(FLUSHED, "wait_ends", number=0),
+    "an order of no known kind": _renamed(ABORTED, "abort_requests", requests=[1]),
+    "an order with a field that it has not": _renamed(FLUSHED, "flush_cache", force=True),
+    "a deadline taken away": _patient,
     "an arrival left out": _dropped(Submitted),
     "an admission left out": _dropped(Transition, _is(Event.ADMIT)),
     "a finish left out": _dropped(Transition, _is(Event.FINISH)),
@@ -295,4 +375,5 @@ def test_a_million_sound_records_raise_no_alarm() -> None:
 
 def test_every_kind_of_record_occurs_in_the_runs_that_are_forged() -> None:
     kinds = {type(record) for seed in SEEDS for record in record_run(seed)}
-    assert {Submitted, Transition, StepPlanned, StepCommitted, StepRolledBack, Idled, Flushed, Closed} <= kinds
+    inputs = {Submitted, Delivered, StepCommitted, StepRolledBack}
+    assert inputs | {Transition, StepPlanned, Idled, Flushed, Closed} <= kinds

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pawl.actors.scheduler import Scheduler
 from pawl.actors.simulation.faults import Faults
 from pawl.actors.worker import Worker
+from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
 from pawl.loops.policy import FirstComeFirstServed
 from pawl.loops.requests import Requests
@@ -34,18 +34,18 @@ CONTROL = (
         "quiescent_flush",
         "12107",
         "Who waits for the engine to rest before a flush is never told anything.",
-        Edit(Scheduler._rest, "for ticket in list(self._flushes):", "for ticket in ():"),
-        Edit(Scheduler._flush, "self.context.after(message.timeout_s, FlushExpired(message.ticket))", "pass"),
+        Edit(Intake.turn, "if self.loop.idle:", "if False:"),
+        Edit(Intake.deliver, "self.remind(patience_s, WaitEnds(number))", "pass"),
     ),
     _mutant(
-        "order_by_the_clock",
+        "order_by_what_is_not_recorded",
         "one_decision_log",
         "27221",
-        "The order of admission depends on deadlines, which no record has: a replay decides otherwise.",
+        "The order of admission depends on stop strings, which no record has: a replay decides otherwise.",
         Edit(
             FirstComeFirstServed.order,
             "return rows",
-            "return sorted(rows, key=lambda row: float(waiting.table.deadline[row]))",
+            'return sorted(rows, key=lambda row: not getattr(waiting.table.info(row).passthrough, "stop", ()))',
         ),
         shape={"max_running": 1},
     ),

@@ -7,6 +7,7 @@ from pawl.actors.gateway import Gateway
 from pawl.actors.scheduler import Scheduler
 from pawl.actors.simulation.faults import Faults
 from pawl.lifecycle.requests import RequestTable
+from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
 from pawl.loops.planner import UnifiedPlanner
 from pawl.loops.policy import FirstComeFirstServed
@@ -46,7 +47,7 @@ LIFECYCLE = (
         "abort_is_total",
         "37833",
         "An abort that overtakes its request on the way to the scheduler is forgotten.",
-        Edit(Scheduler._abort, "self._aborted_early[request] = (cause, message)", "pass"),
+        Edit(Intake.abort, "self._ended_early[request] = (cause, message)", "pass"),
     ),
     _mutant(
         "deadlines_never_fire",

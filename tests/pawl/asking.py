@@ -6,6 +6,7 @@ import asyncio
 import queue
 from typing import Any
 
+from pawl.actors.control.state import GetState
 from pawl.actors.messages.control import Reply
 from pawl.engine import Engine
 
@@ -17,7 +18,7 @@ def state_of(running: Engine) -> dict[str, Any]:
     replies: queue.SimpleQueue[Reply] = queue.SimpleQueue()
 
     async def ask() -> None:
-        running.gateway.get_state(replies.put, PATIENCE_S)
+        running.gateway.ask(GetState(), replies.put, PATIENCE_S)
 
     assert running._own_loop is not None
     asyncio.run_coroutine_threadsafe(ask(), running._own_loop).result()

@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 import msgspec
 import uvloop
 
+from pawl.actors.control import Ask
+from pawl.actors.control.state import GetLoads, GetState
 from pawl.actors.gateway import Gateway
-from pawl.actors.messages.control import Drain, FlushCache, GetState, Reply
+from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import (
-    Abort,
     Accepted,
     Done,
     Output,
@@ -39,6 +40,8 @@ from pawl.http.info import ServerInfo
 from pawl.http.server import Server, open_socket
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
+from pawl.loops.orders.cache import FlushCache
+from pawl.loops.orders.requests import Abort, Drain
 
 T = TypeVar("T")
 
@@ -153,9 +156,11 @@ class FakeEngine:
                     self._end(request, cause, text)
             case Drain(grace_s):
                 asyncio.get_running_loop().call_later(grace_s, self._drain)
-            case GetState(ticket) if not self.mute:
+            case Ask(ticket, GetState()) if not self.mute:
                 self.gateway.receive(Reply(ticket, True, body=self._state()))
-            case FlushCache(ticket) if not self.mute:
+            case Ask(ticket, GetLoads()) if not self.mute:
+                self.gateway.receive(Reply(ticket, True, body={"loads": [self._load()]}))
+            case Ask(ticket, FlushCache()) if not self.mute:
                 text = "not flushed: requests are live" if self.live else "cache flushed"
                 self.gateway.receive(Reply(ticket, not self.live, text, {"running": len(self.live)}))
         self._wake()
@@ -269,6 +274,17 @@ class FakeEngine:
         for request in list(self.live):
             self._end(request, cause, message)
         self._notify()
+
+    def _load(self) -> dict[str, int]:
+        running = len(self.live)
+        return {
+            "dp_rank": 0,
+            "num_running_reqs": running,
+            "num_waiting_reqs": 0,
+            "num_total_reqs": running,
+            "num_used_tokens": 160,
+            "max_total_num_tokens": 1600,
+        }
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -18,6 +18,7 @@ from pawl.commands.failures import FAILURES, USAGE, CommandFailed, UsageError
 from pawl.commands.serve import curl_line
 from pawl.lifecycle.records import Gap
 from tests.lifecycle.story import sound_run, without, write
+from tests.lifecycle.test_trace import VERSION_1
 from tests.loops.test_replay import record_run
 
 HEAVY = {"torch", "numpy", "msgspec", "structlog", "starlette", "uvicorn", "rich", "yaml"}
@@ -204,6 +205,26 @@ def test_audit_alone_reads_the_newest_run_of_the_default_folder(
 
 
 # ---- replay ----
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["audit"], 2),
+        (["replay"], 4),
+        (["trace", "show"], 4),
+        (["trace", "export", "jsonl"], 4),
+        (["trace", "export", "chrome"], 4),
+        (["trace", "export", "scenario"], 4),
+    ],
+)
+def test_a_trace_of_another_version_cannot_be_judged_and_one_line_says_why(
+    words: list[str], status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["-o", str(tmp_path / "out")] if words[0] == "trace" else []
+    assert main([*words, str(VERSION_1), *output]) == status
+    told = "".join(capsys.readouterr())
+    assert [line for line in told.splitlines() if "version 1; this Pawl reads version 2" in line], told
 
 
 def test_replay_ends_with_what_came_out_as_its_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

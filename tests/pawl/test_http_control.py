@@ -169,7 +169,7 @@ def test_an_abort_of_all_ends_all(client: httpx.Client, served: Served) -> None:
 def test_an_abort_that_does_not_end_in_time_is_pending(
     client: httpx.Client, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pawl.http.control.ABORT_PATIENCE_S", 0.05)
+    monkeypatch.setattr("pawl.actors.control.requests.PATIENCE_S", 0.05)
     served.on_loop(served.engine.hold)
     with run(client, served, "slow") as one:
         served.engine.until(lambda: len(served.engine.live) == 1)

@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from pawl.actors.messages.generate import Abort
 from pawl.http.completions import CompletionRenderer
 from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
+from pawl.loops.orders.requests import Abort
 from tests.pawl.fake_engine import Served
 
 PROMPT = {"prompt": "hello"}

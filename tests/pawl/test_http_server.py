@@ -17,9 +17,9 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from pawl.actors.messages.generate import Abort
 from pawl.http.server import open_socket, uvicorn_logs
 from pawl.lifecycle.states import Cause
+from pawl.loops.orders.requests import Abort
 from tests.pawl.fake_engine import PATIENCE_S, Served
 from tests.pawl.reading import events
 

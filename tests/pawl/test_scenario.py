@@ -18,8 +18,9 @@ from pawl.cli import main
 from pawl.lifecycle.records import Record, Started, StepPlanned, Submitted, Transition
 from pawl.lifecycle.states import Event
 from pawl.lifecycle.trace.writer import TraceWriter
+from pawl.loops.orders.cache import FlushCache
 from pawl.memory.violation import MemoryViolation
-from pawl.testing import Arrival, Flush, PropertyFailed, Shape, Workload, cluster, explore_workload
+from pawl.testing import Arrival, Control, PropertyFailed, Shape, Workload, cluster, explore_workload
 from pawl.testing.scenario import NoScenario, Scenario, recorded_scenario, renamed, show
 from tests.mutants.everything import MUTANTS
 from tests.mutants.mutant import Mutant, planted
@@ -118,10 +119,11 @@ def test_a_request_comes_in_the_middle_of_others_work() -> None:
 def test_who_waits_for_tokens_that_never_come_comes_when_nobody_is_left() -> None:
     left = Arrival(prompt=(97,), max_new_tokens=6, leaves_after=1)
     workload = Workload(
-        arrivals=(left, Arrival(prompt=(98,), max_new_tokens=1, after_tokens=100)), flushes=(Flush(after_tokens=200),)
+        arrivals=(left, Arrival(prompt=(98,), max_new_tokens=1, after_tokens=100)),
+        controls=(Control(body=FlushCache(), after_tokens=200),),
     )
     assert explore_workload(workload, "random", 5).failure is None
-    alone = Workload(arrivals=workload.arrivals[1:], flushes=workload.flushes)
+    alone = Workload(arrivals=workload.arrivals[1:], controls=workload.controls)
     assert explore_workload(alone, "random", 5).failure is None
 
 

@@ -1,0 +1,44 @@
+"""The prefix cache."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pawl.actors.control_row import Row, Source, Who
+from pawl.actors.messages.control import Reply
+from pawl.loops.orders.cache import FlushCache
+
+
+class FlushReply(msgspec.Struct, frozen=True):
+    """Whether the cache was emptied, and what was live then."""
+
+    success: bool
+    message: str
+    waiting: int
+    running: int
+    in_flight: int
+
+
+def _drawn(source: Source) -> FlushCache | None:
+    return FlushCache(source.pick((0.0, 0.5))) if source.chance(0.3) else None
+
+
+def _judged(body: FlushCache, reply: Reply) -> str | None:
+    if reply.ok and any(reply.body.values()):
+        return f"the cache was emptied while something was live: {reply.body}"
+    if not reply.ok and not any(reply.body.values()):
+        return f"refused, and nothing was live: {reply.message}"
+    return None
+
+
+FLUSH_CACHE = Row(
+    name="flush-cache",
+    message=FlushCache,
+    reply=FlushReply,
+    who=Who.ADMIN,
+    routes=("/flush_cache",),
+    methods=("POST", "GET"),
+    draw=_drawn,
+    judge=_judged,
+    proves="quiescent_flush",
+)

@@ -1,0 +1,143 @@
+"""What the scheduler says of itself."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import numpy as np
+
+from pawl.actors.control_row import Facts, Row, Shown, Source, plain
+from pawl.actors.messages.control import Reply
+from pawl.lifecycle.states import State
+from pawl.loops.intake import Outcome
+
+if TYPE_CHECKING:
+    from pawl.actors.scheduler import Scheduler
+
+PATIENCE_S = 2.0
+
+
+class GetState(msgspec.Struct, frozen=True, tag="get_state", forbid_unknown_fields=True):
+    """Settings of the server, and queues, memory and counters of the scheduler."""
+
+    detail: Annotated[bool, msgspec.Meta(description="list every live request, and the digest of memory")] = False
+
+
+class GetLoads(msgspec.Struct, frozen=True, tag="get_loads", forbid_unknown_fields=True):
+    """How busy each scheduler is, for routers."""
+
+
+class Load(msgspec.Struct, frozen=True):
+    """Of one scheduler; tokens are those of the pages in use, and of all pages."""
+
+    dp_rank: int
+    num_running_reqs: int
+    num_waiting_reqs: int
+    num_total_reqs: int
+    num_used_tokens: int
+    max_total_num_tokens: int
+
+
+class LoadsReply(msgspec.Struct, frozen=True):
+    """One entry for each scheduler."""
+
+    version: str
+    dp_rank_count: int
+    loads: list[Load]
+
+
+def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
+    """Counters and gauges; with `detail` every live request."""
+    loop, trace = scheduler.loop, scheduler.trace
+    table, memory = loop.table, loop.memory
+    states = np.bincount(table.state[table.live_rows()], minlength=len(State))
+    facts: dict[str, Any] = {
+        "requests": {state.name.lower(): int(states[state]) for state in State if states[state]},
+        "waiting": loop.queues.num_waiting,
+        "running": loop.queues.num_running,
+        "in_flight": len(loop.in_flight),
+        "pages": memory.pages.counters() | {"page_size": memory.page_size},
+        "slots": {"total": memory.slots.total, "free": memory.slots.free},
+        "cache": memory.cache.statistics() | {"evictable": memory.cache.evictable, "held": memory.cache.held},
+        "trace_gaps": trace.num_lost_total if trace is not None else 0,
+        "violations": dict(scheduler.violations),
+        "counters": msgspec.to_builtins(loop.counters),
+        **scheduler.tier_client.state(),
+    }
+    if question.detail:
+        facts["live"] = [_described(scheduler, row) for row in table.live_rows().tolist()]
+        facts["digest"] = f"{memory.digest():016x}"
+    return Outcome(True, facts=facts)
+
+
+def _described(scheduler: Scheduler, row: int) -> dict[str, Any]:
+    table = scheduler.loop.table
+    info = table.info(row)
+    return {
+        "request": info.request,
+        "rid": info.rid,
+        "state": State(int(table.state[row])).name.lower(),
+        "prompt_tokens": int(table.num_prompt[row]),
+        "output_tokens": int(table.num_tokens[row] - table.num_prompt[row]),
+        "cached_tokens": info.num_cached,
+        "retractions": info.num_retractions,
+    }
+
+
+def loads_of(scheduler: Scheduler, question: GetLoads) -> Outcome:
+    """One load; who may ask knows of one scheduler."""
+    queues, pages, size = scheduler.loop.queues, scheduler.loop.memory.pages, scheduler.loop.memory.page_size
+    running, waiting = queues.num_running, queues.num_waiting
+    used = (pages.owned + pages.deferred) * size
+    load = Load(0, running, waiting, running + waiting, used, pages.total * size)
+    return Outcome(True, facts={"loads": [msgspec.to_builtins(load)]})
+
+
+def _show_state(reply: Reply, facts: Facts) -> Shown:
+    # Clients of SGLang look for the schedulers' own words here, one entry for each.
+    return HTTPStatus.OK, {**facts, "internal_states": [reply.body if reply.ok else {"error": reply.message}]}
+
+
+def _show_loads(reply: Reply, facts: Facts) -> Shown:
+    if not reply.ok:
+        return HTTPStatus.SERVICE_UNAVAILABLE, plain(reply, facts)[1]
+    return HTTPStatus.OK, {"version": facts["version"], "dp_rank_count": len(reply.body["loads"]), **reply.body}
+
+
+def _drawn(source: Source) -> GetState | None:
+    return GetState(detail=True) if source.chance(0.1) else None
+
+
+def _judged(body: GetState, reply: Reply) -> str | None:
+    """The state must not contradict itself."""
+    if not reply.ok:
+        return reply.message
+    live, counted = len(reply.body["live"]), sum(reply.body["requests"].values())
+    return f"{live} live requests are listed, {counted} are counted" if live != counted else None
+
+
+STATE = Row(
+    name="state",
+    message=GetState,
+    look=state_of,
+    show=_show_state,
+    routes=("/server_info", "/get_server_info"),
+    methods=("GET",),
+    patience_s=PATIENCE_S,
+    draw=_drawn,
+    judge=_judged,
+    proves="observability_conservation",
+)
+
+LOADS = Row(
+    name="loads",
+    message=GetLoads,
+    look=loads_of,
+    reply=LoadsReply,
+    show=_show_loads,
+    routes=("/v1/loads",),
+    methods=("GET",),
+    patience_s=PATIENCE_S,
+)

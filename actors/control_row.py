@@ -1,0 +1,185 @@
+"""What one control message is: everything in which it differs from the others.
+
+Route, admin check, command, trace record, replay, exploration and documentation follow from the row. The rows are in
+`actors/control/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from http import HTTPStatus
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeAlias, TypeVar, Union, get_args, get_origin
+
+import msgspec
+
+from pawl.actors.messages.control import Reply
+from pawl.lifecycle.states import Cause
+from pawl.loops.intake import Order, Outcome
+
+if TYPE_CHECKING:
+    from pawl.actors.gateway import Gateway
+    from pawl.actors.scheduler import Scheduler
+
+T = TypeVar("T")
+Answer: TypeAlias = Callable[[Reply], None]
+Facts: TypeAlias = Mapping[str, Any]
+"""What the server knows of itself, for replies that show it."""
+Shown: TypeAlias = tuple[int, dict[str, Any]]
+"""HTTP status and body."""
+
+
+class Source(Protocol):
+    """Chance, for what simulated clients send."""
+
+    def pick(self, options: Sequence[T]) -> T:
+        """One of them."""
+
+    def chance(self, share: float) -> bool:
+        """True in this share of all cases."""
+
+
+class Who(StrEnum):
+    """Who may send a message."""
+
+    ANYONE = "anyone"
+    ADMIN = "admin"
+
+
+class Needs(StrEnum):
+    """What a message needs of the loop."""
+
+    NOTHING = "nothing"
+    """It only looks."""
+    BETWEEN_STEPS = "between steps"
+    """No step is being planned; steps may be in flight."""
+    REST = "rest"
+    """Nothing waits, runs or is in flight. The sender says how long to wait for that."""
+
+
+def plain(reply: Reply, facts: Facts) -> Shown:
+    """Whether it was done, the scheduler's words, and its facts; 400 for what was refused."""
+    body = {"success": reply.ok} | ({"message": reply.message} if reply.message else {}) | reply.body
+    if reply.ok:
+        return HTTPStatus.OK, body
+    return HTTPStatus.BAD_REQUEST, body | {"error": {"message": reply.message}}
+
+
+def not_a_question(scheduler: Scheduler, message: Any) -> Outcome:
+    """Of an order: its own `apply` is the handler."""
+    raise TypeError(f"a {type(message).__name__} is an order")
+
+
+def never(source: Source) -> None:
+    """Simulated clients do not send it."""
+
+
+class Parameter(NamedTuple):
+    """One field of what a caller sends."""
+
+    name: str
+    """In the query, in JSON, and as a flag."""
+    attribute: str
+    kinds: frozenset[type]
+    """Its types, None and what is in lists left out."""
+    help: str
+    required: bool
+
+
+def parameters(kind: type[msgspec.Struct]) -> tuple[Parameter, ...]:
+    """The fields of `kind`, with their help."""
+    return tuple(
+        Parameter(field.encode_name, field.name, *_described(field.type), field.required)
+        for field in msgspec.structs.fields(kind)
+    )
+
+
+def _described(annotation: Any) -> tuple[frozenset[Any], str]:
+    """The types and the description of `Annotated[A | B | None, Meta(description=…)]`."""
+    metas = getattr(annotation, "__metadata__", ())
+    inner = _bare(annotation)
+    kinds = get_args(inner) if get_origin(inner) in (Union, UnionType) else (inner,)
+    described = next((meta.description for meta in metas if meta.description), "")
+    return frozenset(get_origin(_bare(kind)) or _bare(kind) for kind in kinds) - {type(None)}, described
+
+
+def _bare(annotation: Any) -> Any:
+    """The type in `Annotated[type, …]`."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One control message."""
+
+    name: str
+    """Of the command: `pawl ctl NAME`."""
+    message: type[msgspec.Struct]
+    """What the scheduler gets: an order, which changes the loop, is recorded and replayed (its own `apply` is the
+    handler), or a question, which `look` answers. Fields carry their help as `msgspec.Meta(description=…)`."""
+    look: Callable[[Scheduler, Any], Outcome] = not_a_question
+    """Answers a question; needs nothing of the loop and changes nothing."""
+    body: type[msgspec.Struct] | None = None
+    """What a caller sends, where that is not the message itself."""
+    at_gateway: Callable[[Gateway, Any, Answer], None] | None = None
+    """What the gateway makes of `body`; None: the body is the message, and the scheduler's reply is the answer."""
+    reply: Any = dict[str, Any]
+    """The type of the HTTP body of a reply that is no error."""
+    show: Callable[[Reply, Facts], Shown] = plain
+    who: Who = Who.ANYONE
+    admin_when: Callable[[Any], bool] | None = None
+    """Bodies that only an admin may send, of a message that anyone may."""
+    routes: tuple[str, ...] = ()
+    """Paths; the first is the one that is documented, the others are aliases. Empty: it is sent from within only."""
+    methods: tuple[str, ...] = ("POST",)
+    """The first is what `pawl ctl` uses."""
+    patience_s: float = 5.0
+    """How long the gateway waits for the answer, beyond the time the message itself says."""
+    draw: Callable[[Source], Any] = never
+    """A body for a simulated client to send, or None: it sends none this time."""
+    judge: Callable[[Any, Reply], str | None] = lambda body, reply: None
+    """What is wrong with the answer that a simulated client got, if anything."""
+    proves: str = "bounded_progress"
+    """The property that `judge` speaks for."""
+    ends: frozenset[Cause] = field(default_factory=frozenset)
+    """Causes with which it may end other clients' requests."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether simulated clients send it."""
+        return self.draw is not never
+
+    @property
+    def taken(self) -> type[msgspec.Struct]:
+        """What a caller sends: in the query, as a JSON body, as flags."""
+        return self.body or self.message
+
+    @property
+    def replayed(self) -> bool:
+        """Whether it is an input of the replay."""
+        return issubclass(self.message, Order)
+
+    @property
+    def needs(self) -> Needs:
+        if not issubclass(self.message, Order):
+            return Needs.NOTHING
+        return Needs.REST if self.message.at_rest else Needs.BETWEEN_STEPS
+
+    @property
+    def help(self) -> str:
+        """From the docstring."""
+        return " ".join((self.taken.__doc__ or "").split())
+
+    def wait_s(self, body: Any) -> float:
+        """How long its answer may take."""
+        wait_s: float = self.patience_s + getattr(body, "timeout_s", 0.0)
+        return wait_s
+
+    def put(self, gateway: Gateway, body: Any, answer: Answer) -> None:
+        """Have it carried out; `answer` is called exactly once."""
+        if self.at_gateway is not None:
+            self.at_gateway(gateway, body, answer)
+        else:
+            gateway.ask(body, answer, self.wait_s(body))

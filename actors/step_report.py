@@ -1,0 +1,75 @@
+"""What the detokenizer is told: all that one handled message gave, in one message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pawl.actors.messages.generate import Admitted, Ended, StepTokens, Timing, Usage
+from pawl.lifecycle.requests import RequestTable
+from pawl.lifecycle.step import StepResult
+from pawl.loops.batch import ScheduledBatch
+from pawl.loops.effects import Ending
+from pawl.loops.loop import Loop
+from pawl.memory.arrays import Int32s
+
+_NONE: Int32s = np.empty(0, np.int32)
+
+
+class StepReport:
+    """Collects admissions, tokens and endings until they are taken as one message."""
+
+    def __init__(self) -> None:
+        self._rows, self._tokens = _NONE, _NONE
+        self._scheduled: ScheduledBatch | None = None
+        self._result: StepResult | None = None
+        self._ended: list[Ended] = []
+        self._admitted: list[Admitted] = []
+
+    def launched(self, scheduled: ScheduledBatch, table: RequestTable, now: float) -> None:
+        """Note when its requests were admitted for the first time."""
+        for row in scheduled.admitted:
+            info = table.info(row)
+            if info.admitted is None:
+                info.admitted = now
+                self._admitted.append(Admitted(row, info.num_cached, Timing(info.submitted, now)))
+
+    def output(self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
+        """The tokens of a committed step; `rows` are those that are still wanted."""
+        self._rows, self._tokens, self._scheduled, self._result = rows, tokens, scheduled, result
+
+    def ended(self, ending: Ending, now: float) -> None:
+        """A request had its terminal event."""
+        info = ending.info
+        usage = Usage(ending.num_prompt, ending.num_output, info.num_cached, info.num_retractions)
+        timing = Timing(info.submitted, info.admitted, info.first_token, now)
+        self._ended.append(Ended(ending.row, info.request, ending.cause, usage, timing, ending.message, ending.matched))
+
+    def take(self, loop: Loop) -> StepTokens | None:
+        """What has come together, if the detokenizer needs to know; `loop` has just committed it. Admissions alone wait
+        for the first token or ending."""
+        rows, tokens, scheduled, result = self._rows, self._tokens, self._scheduled, self._result
+        if result is None and not self._ended:
+            return None
+        self._rows, self._tokens, self._scheduled, self._result = _NONE, _NONE, None, None
+        if not len(rows) and not self._ended and (result is None or not result.prompt_logprobs):
+            return None
+        ended, self._ended = tuple(self._ended), []
+        admitted, self._admitted = tuple(self._admitted), []
+        logprobs, prompt_logprobs = None, ()
+        if scheduled is not None and result is not None:
+            logprobs, prompt_logprobs = _scores(loop, scheduled, result)
+        return StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted)
+
+
+def _scores(loop: Loop, scheduled: ScheduledBatch, result: StepResult) -> tuple[Any, tuple[Any, ...]]:
+    """Log-probabilities of the tokens that are still wanted, and of prompts with the row of each."""
+    logprobs, fresh = result.logprobs, loop.fresh_at_commit
+    if logprobs is not None and not (fresh.all() and result.counts is None):
+        wanted = loop.wanted_tokens(scheduled)
+        logprobs = type(logprobs)(*(array[wanted] for array in msgspec.structs.astuple(logprobs)))
+    row_of_slot = dict(zip(scheduled.batch.slots[fresh].tolist(), scheduled.rows[fresh].tolist(), strict=True))
+    prompt = tuple((row_of_slot[p.slot], p) for p in result.prompt_logprobs if p.slot in row_of_slot)
+    return logprobs, prompt

@@ -1,0 +1,134 @@
+"""What reaches a loop from outside, beside the workers' answers: requests, and orders.
+
+A live scheduler and a replay hand them in here, so both apply them with the same code.
+
+An order is data that is recorded as it arrives (`Delivered`), and one function of it and the loop. What follows from it
+(endings, a flush) is recorded by the loop, and must come out the same when the order is given again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import msgspec
+
+from pawl.lifecycle.requests import RequestInfo
+from pawl.lifecycle.states import Cause
+from pawl.loops.loop import Loop
+from pawl.memory.arrays import Int32s
+
+STOPPING = "the server stops"
+
+
+class Outcome(NamedTuple):
+    """What became of an order, for whoever gave it."""
+
+    ok: bool
+    message: str = ""
+    facts: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+
+DONE = Outcome(True)
+
+
+class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Something that a loop is told to do; each is in a module of `loops/orders/`.
+
+    The tag is the order's name in traces. It never changes, and neither does the meaning of a field.
+    """
+
+    at_rest: ClassVar[bool] = False
+    """It can be done only while nothing waits, runs or is in flight. Such an order has a field `timeout_s`: how long to
+    wait for that; 0: now or not at all."""
+
+    def apply(self, intake: Intake, now: float) -> Outcome | None:
+        """Do it, between two steps: no step is being planned, and some may be in flight. None: it cannot fail, and
+        there is nothing to tell."""
+        raise NotImplementedError
+
+
+class WaitEnds(Order, frozen=True, tag="wait_ends"):
+    """The order that waits under this number waits no longer: the loop rests, or the time is over. It is done now, as
+    far as it can be."""
+
+    number: int
+
+    def apply(self, intake: Intake, now: float) -> None:
+        order = intake.waiting.pop(self.number, None)
+        if order is not None:
+            intake.answer(self.number, order.apply(intake, now))
+
+
+class Caller(Protocol):
+    """Who hands in what arrives, and hears of it again."""
+
+    def answered(self, number: int, outcome: Outcome) -> None:
+        """The order with this number is done, or refused."""
+
+    def remind(self, delay_s: float, order: Order) -> None:
+        """Deliver `order` in so many seconds."""
+
+
+class Intake:
+    """Requests and orders, in the order of their arrival, for one loop."""
+
+    def __init__(self, loop: Loop, caller: Caller) -> None:
+        self.loop = loop
+        self.waiting: dict[int, Order] = {}
+        """Orders that wait for rest, by number."""
+        self.draining = False
+        """Requests that arrive are ended at once."""
+        self.remind: Callable[[float, Order], None] = caller.remind
+        self._answered = caller.answered
+        self._newest = 0
+        """The highest number of a request so far."""
+        self._ended_early: dict[int, tuple[Cause, str]] = {}
+        """Aborts that overtook their request."""
+
+    # ---- requests ----
+
+    def submit(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, now: float) -> None:
+        """A request has arrived. Requests come in the order of their numbers."""
+        self._newest = max(self._newest, info.request)
+        self.loop.requests.submit(info, tokens, priority, deadline, now)
+        end = self._ended_early.pop(info.request, None)
+        # One that was passed was refused on its way and never comes.
+        for passed in [request for request in self._ended_early if request < info.request]:
+            del self._ended_early[passed]
+        if end is None and self.draining:
+            end = (Cause.DRAINED, STOPPING)
+        if end is not None:
+            self.loop.requests.abort(info.request, end[0], now, end[1])
+
+    def abort(self, request: int, cause: Cause, message: str, now: float) -> None:
+        """End a request, also one that is still to come."""
+        if not self.loop.requests.abort(request, cause, now, message) and request > self._newest:
+            self._ended_early[request] = (cause, message)
+
+    # ---- orders ----
+
+    def deliver(self, order: Order, now: float, number: int = 0) -> None:
+        """An order has arrived: record it and do it, or let it wait for rest. `number` is of whoever waits for its
+        outcome, and no other order's; 0: nobody does."""
+        if isinstance(order, WaitEnds) and order.number not in self.waiting:
+            return  # it was done before its time was over
+        self.loop.journal.delivered(order, number, now)
+        patience_s: float = getattr(order, "timeout_s") if order.at_rest else 0.0  # noqa: B009
+        if patience_s > 0 and not self.loop.idle:
+            self.waiting[number] = order
+            self.remind(patience_s, WaitEnds(number))
+        else:
+            self.answer(number, order.apply(self, now))
+
+    def answer(self, number: int, outcome: Outcome | None) -> None:
+        """Tell the outcome, where somebody waits for it."""
+        if number:
+            self._answered(number, outcome or DONE)
+
+    def turn(self, now: float) -> None:
+        """All that has arrived has been handed in: let the loop work, and do what waits for rest if it rests."""
+        self.loop.turn(now)
+        if self.loop.idle:
+            for number in list(self.waiting):
+                self.deliver(WaitEnds(number), now)

@@ -1,0 +1,78 @@
+"""`pawl ctl NAME`: send a control message to a running server. Names, flags and help are those of `actors/control/`.
+
+0: it was done; 1: it was refused, or not all of it was done, or no server answers; 2: wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import urllib.parse
+from typing import Any
+
+import msgspec
+
+from pawl.actors.control import ROWS
+from pawl.actors.control_row import Parameter, Row, Who, parameters
+from pawl.commands.failures import UsageError
+from pawl.commands.remote import Server
+
+DEFAULT_URL = "http://127.0.0.1:30000"
+PATIENCE_S = 30.0
+"""How long the server may take beyond the time that the message itself says."""
+KEYS = ("PAWL_ADMIN_API_KEY", "PAWL_API_KEY")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A command for each message that has a route."""
+    commands = parser.add_subparsers(required=True, metavar="NAME", title="messages")
+    for row in ROWS:
+        if not row.routes:
+            continue
+        text = row.help + (" Needs the admin key." if row.who is Who.ADMIN else "")
+        own = commands.add_parser(row.name, help=text, description=text)
+        own.add_argument("--url", default=DEFAULT_URL, help="of the server (default: %(default)s)")
+        own.add_argument("--api-key", metavar="KEY", help=f"(default: what {' or '.join(KEYS)} holds)")
+        for parameter in parameters(row.taken):
+            _add_flag(own, parameter)
+        own.set_defaults(row=row)
+    parser.epilog = "exit status: 0 it was done, 1 it was not (all of it) or no server answers, 2 wrong usage"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Send the message, print the server's reply."""
+    row: Row = arguments.row
+    values = {parameter.name: getattr(arguments, parameter.attribute) for parameter in parameters(row.taken)}
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        body = msgspec.convert(given, row.taken, strict=False)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{row.name}: {error}") from None
+    fields = {name: value for name, value in msgspec.to_builtins(body).items() if name in given}
+    key = arguments.api_key or next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+    server, path, method = Server(arguments.url, key), row.routes[0], row.methods[0]
+    patience_s = PATIENCE_S + getattr(body, "timeout_s", 0.0)
+    if method == "GET":
+        query = urllib.parse.urlencode({name: _text(value) for name, value in fields.items()})
+        reply = server.request(method, path + (f"?{query}" if query else ""), None, patience_s)
+    else:
+        reply = server.request(method, path, msgspec.json.encode(fields), patience_s)
+    sys.stdout.write(msgspec.json.format(reply, indent=2).decode() + "\n")
+    return int(msgspec.json.decode(reply).get("success") is False)
+
+
+def _add_flag(parser: argparse.ArgumentParser, parameter: Parameter) -> None:
+    """Its values are checked when all of them are known."""
+    name = "--" + parameter.name.replace("_", "-")
+    options: dict[str, Any] = {"dest": parameter.attribute, "default": None, "help": parameter.help}
+    if bool in parameter.kinds:
+        parser.add_argument(name, action=argparse.BooleanOptionalAction, **options)
+    elif list in parameter.kinds:
+        parser.add_argument(name, nargs="+", metavar="NAME", required=parameter.required, **options)
+    else:
+        parser.add_argument(name, metavar="VALUE", required=parameter.required, **options)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -1,0 +1,69 @@
+"""`pawl ctl`: messages reach a running server, and the exit status says what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from pawl.actors.control import ROWS, Ask
+from pawl.actors.control_row import Row, Who
+from pawl.cli import main
+from pawl.loops.orders.cache import FlushCache
+from tests.pawl.fake_engine import Served
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Served]:
+    with Served(api_key="user-key", admin_api_key="admin-key") as served:
+        yield served
+
+
+def test_flags_become_the_fields_of_the_message(locked: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["ctl", "flush-cache", "--timeout", "2.5", "--url", locked.url, "--api-key", "admin-key"]
+    assert main(words) == 0
+    assert msgspec.json.decode(capsys.readouterr().out)["message"] == "cache flushed"
+    asked = [message.message for message in locked.engine.seen if isinstance(message, Ask)]
+    assert asked[-1] == FlushCache(2.5)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.routes], ids=lambda row: row.name)
+def test_every_message_with_a_route_asks_for_the_key_that_its_row_names(
+    locked: Served, row: Row, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["ctl", row.name, "--url", locked.url]
+    monkeypatch.delenv("PAWL_API_KEY", raising=False)
+    monkeypatch.delenv("PAWL_ADMIN_API_KEY", raising=False)
+    assert main(words) == 1
+    assert "401" in capsys.readouterr().err
+    monkeypatch.setenv("PAWL_API_KEY", "user-key")
+    main(words)
+    assert ("401" in capsys.readouterr().err) is (row.who is Who.ADMIN)
+    monkeypatch.setenv("PAWL_ADMIN_API_KEY", "admin-key")
+    main(words)
+    assert "401" not in capsys.readouterr().err
+
+
+def test_what_was_not_done_is_an_exit_status(locked: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--url", locked.url, "--api-key", "admin-key"]
+    assert main(["ctl", "abort", "--rid", "nobody", *words]) == 1
+    assert main(["ctl", "abort", "--abort-all", *words]) == 0
+    assert main(["ctl", "abort", *words]) == 1
+    assert "send rid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["flush-cache", "--timeout", "soon"], ["flush-cache", "--timeout", "-1"]])
+def test_values_that_cannot_be_are_refused_before_anything_is_sent(
+    words: list[str], locked: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = len(locked.engine.seen)
+    assert main(["ctl", *words, "--url", locked.url, "--api-key", "admin-key"]) == 2
+    assert "timeout" in capsys.readouterr().err
+    assert len(locked.engine.seen) == count
+
+
+def test_where_no_server_is_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ctl", "loads", "--url", "http://127.0.0.1:9"]) == 1
+    assert main(["ctl", "loads", "--url", "somewhere"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
