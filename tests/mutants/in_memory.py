@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pawl.actors.simulation.faults import Faults
+from pawl.build.wiring import stop_order
 from pawl.loops.admission import Admission
 from pawl.loops.loop import Loop
 from pawl.loops.queues import Queues
@@ -173,5 +174,12 @@ MEMORY = (
         "A slot comes free at once, and again when the step in flight is done: two requests get it.",
         Edit(SlotPool.release, "self.deferred += 1", "self.deferred += 1; self._free.append(slot)"),
         shape={"pacing": "overlap"},
+    ),
+    _mutant(
+        "trace_ends_before_its_tellers",
+        "auxiliary_conservation",
+        "",
+        "Actors stop in the wrong order: the recorder has gone when the gateway tells it of its last replies.",
+        Edit(stop_order, "for spec in specs", "for spec in reversed(specs)"),
     ),
 )
