@@ -277,10 +277,11 @@ def test_every_command_in_the_readme_exists() -> None:
     assert missing == []
 
 
-def test_every_page_that_the_readme_links_to_exists() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def test_every_file_that_a_page_links_to_exists() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
+    assert len(links) >= 50, "the reader of the pages reads nothing"
+    assert [f"{place(page)}: {link}" for page, link in links if not (page.parent / link).exists()] == []
 
 
 def test_every_test_that_the_documents_name_exists() -> None:
@@ -291,6 +292,18 @@ def test_every_test_that_the_documents_name_exists() -> None:
         f"{file}::{test}"
         for file, test in sorted(named)
         if not (ROOT / file).exists() or f"def {test}(" not in (ROOT / file).read_text()
+    ]
+    assert missing == []
+
+
+def test_every_name_in_the_list_of_words_stands_in_the_file_that_its_row_names() -> None:
+    page = (ROOT / "docs" / "words.md").read_text()
+    rows = re.findall(r"^\| (?:`(\w+)`)?.* \| \[[^]]+\]\(\.\./([^)]+)\) \|$", page, re.MULTILINE)
+    assert len(rows) >= 60, "the reader of the page reads nothing"
+    missing = [
+        f"{name} in {file}"
+        for name, file in rows
+        if not (ROOT / file).exists() or (name and not re.search(rf"\b{name}\b", (ROOT / file).read_text()))
     ]
     assert missing == []
 
