@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from pawl.actors.asks import Answer, AskExpired, Asks
-from pawl.actors.messages.control import Reply, Stalled
+from pawl.actors.messages.control import Reply, Stalled, TraceLoss
 from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
 from pawl.actors.names import NAMES, Names
 from pawl.actors.open_requests import HTTP_INTERNAL, HTTP_OVERLOADED, Entry, OpenRequests
@@ -22,27 +22,31 @@ from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.sampling import SEED_RANGE
 from pawl.actors.sink import Sink
+from pawl.actors.trace_losses import TraceLosses
 from pawl.lifecycle.records import Answered, AnswersClosed
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.requests import Abort, Drain
 
 log = structlog.get_logger(__name__)
 
-FromPeers: TypeAlias = Outputs | Accepted | Refused | Reply | Stalled | Down | AskExpired
+FromPeers: TypeAlias = Outputs | Accepted | Refused | Reply | Stalled | TraceLoss | Down | AskExpired
 
 
 class Gateway(Actor):
     """Open requests and pending asks. `limit` is how many requests may be open at a time; more are refused at once.
-    `traced`: every terminal reply is told to the recorder."""
+    `traced`: every terminal reply is told to the recorder; `trace_required`: none is taken while the trace has gaps."""
 
     accepts = FromPeers
 
-    def __init__(self, limit: int = 4096, *, traced: bool = False, names: Names = NAMES) -> None:
+    def __init__(
+        self, limit: int = 4096, *, traced: bool = False, trace_required: bool = False, names: Names = NAMES
+    ) -> None:
         self._names = names
         self._vital = frozenset({names.tokenizer, names.scheduler, names.worker, names.detokenizer})
         """Peers without which no request can end on its own."""
         self.limit = limit
-        self.trace = TraceSink(self, names.recorder) if traced else None
+        self.trace = TraceSink(self, names) if traced else None
+        self.trace_losses = TraceLosses(traced=traced, required=trace_required)
         self.requests = OpenRequests()
         self.totals = self.requests.totals
         self.asks = Asks(self, names.scheduler)
@@ -158,10 +162,14 @@ class Gateway(Actor):
                 self.asks.expire(ticket)
             case Stalled(seconds):
                 self.stalled_s = seconds
+            case TraceLoss():
+                self.trace_losses.learn(message)
             case Down(name, reason):
                 if name in self._vital:
                     self._lose(f"{name} is gone: {reason}")
                 else:
+                    if name == self._names.recorder:
+                        self.trace_losses.recorder_gone(name, reason)
                     log.warning("a helper is gone; requests are served on", actor=name, reason=reason)
 
     def requests_of(self, message: FromPeers) -> tuple[int, ...]:
@@ -200,6 +208,8 @@ class Gateway(Actor):
             return Refused(0, Cause.INTERNAL, self.lost, HTTP_OVERLOADED)
         if self.draining:
             return Refused(0, Cause.DRAINED, "the server is shutting down", HTTP_OVERLOADED)
+        if self.trace_losses.refusal:
+            return Refused(0, Cause.INTERNAL, self.trace_losses.refusal, HTTP_OVERLOADED)
         return self.requests.why_not(len(names), {name for own in names for name in own}, self.limit)
 
     def _find(self, request: int, kind: str) -> Entry | None:

@@ -3,20 +3,26 @@
 scheduler: Journal ──emit──► TraceSink ──Records──► Recorder ──► TraceWriter ──► files
                                 │   (DATA lane, bounded)
                                 └── refused: counted, and told as a `Gap` ahead of the next batch that fits
+
+Whoever loses records, sink or recorder, says so to the gateway when that begins, and when it is over.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from pawl.actors.runtime.actor import Actor, Context, Lane
+from pawl.actors.names import NAMES, Names
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.trace_losses import Host, LossTeller
 from pawl.lifecycle.records import Gap, Record
 from pawl.lifecycle.trace.writer import TraceWriter
 
 FLUSH_S = 0.064
 """How long a record may wait in memory, seconds."""
+RETRY_S = 1.0
+"""How long after the device refused records it is tried again though there are no new ones, seconds."""
 MAX_BATCH = 256
 """Records after which a sink sends without being asked to."""
 
@@ -31,19 +37,14 @@ class Flush(msgspec.Struct, frozen=True, tag=True):
     """recorder -> itself: records have waited long enough."""
 
 
-class Host(Protocol):
-    """The actor on whose behalf a sink sends; its context is looked up when something is sent."""
-
-    context: Context
-
-
 class TraceSink:
     """The sender's end. `emit` is a list append; `flush`, called when the sender has nothing else to do (in `settled`
     and in `stopped`), sends what has come together as one message."""
 
-    def __init__(self, host: Host, recorder: str) -> None:
+    def __init__(self, host: Host, names: Names = NAMES) -> None:
         self._host = host
-        self._recorder = recorder
+        self._recorder = names.recorder
+        self._losses = LossTeller(host, names.gateway)
         self._batch: list[Record] = []
         self.num_lost = 0
         """Records refused that no Gap has told of yet."""
@@ -68,15 +69,22 @@ class TraceSink:
         else:
             self.num_lost += len(batch)
             self.num_lost_total += len(batch)
+        if self.num_lost_total:
+            trouble = "the recorder takes no more records" if self.num_lost else ""
+            self._losses.tell(trouble, self.num_lost_total)
 
 
 class Recorder(Actor):
-    """Appends records to a trace, and sees that none waits longer than `FLUSH_S`. Idle, it has no timer."""
+    """Appends records to a trace, and sees that none waits longer than `FLUSH_S`. While the device refuses them that
+    is `RETRY_S`. Idle otherwise, it has no timer."""
 
     accepts: Any = Records | Flush
 
-    def __init__(self, writer: TraceWriter) -> None:
+    def __init__(self, writer: TraceWriter, names: Names = NAMES) -> None:
         self._writer = writer
+        self._losses = LossTeller(self, names.gateway)
+        self._num_unencoded = 0
+        """Records that could not be written whatever the device does."""
         self._timer_set = False
 
     def receive(self, message: Any) -> None:
@@ -84,20 +92,27 @@ class Recorder(Actor):
             case Records(records):
                 for record in records:
                     self._append(record)
-                if self._writer.pending and not self._timer_set:
-                    self._timer_set = True
-                    self.context.after(FLUSH_S, Flush())
             case Flush():
                 self._timer_set = False
                 self._writer.flush()
+        if not self._timer_set and (self._writer.pending or self._writer.trouble):
+            self._timer_set = True
+            self.context.after(FLUSH_S if self._writer.pending else RETRY_S, Flush())
+        self._losses.tell(self._writer.trouble, self._num_lost)
+
+    @property
+    def _num_lost(self) -> int:
+        return self._writer.num_lost_total + self._num_unencoded
 
     def _append(self, record: Record) -> None:
         try:
             self._writer.append(record)
         except (TypeError, ValueError, OverflowError) as error:
             # One record that cannot be written must not cost the rest of the trace; but the auditor has to know.
+            self._num_unencoded += 1
             self._writer.append(Gap(1, f"a {type(record).__name__} has no encoding: {error}"))
 
     def stopped(self, reason: str) -> None:
         """Whatever has arrived is on the device when this returns."""
         self._writer.close()
+        self._losses.tell(self._writer.trouble, self._num_lost, last=True)

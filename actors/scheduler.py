@@ -77,7 +77,7 @@ class Scheduler(Actor):
         self._names = names
         self.config = config
         self.default_timeout_s = default_timeout_s
-        self.trace = TraceSink(self, names.recorder) if started is not None else None
+        self.trace = TraceSink(self, names) if started is not None else None
         self.journal = Journal(self.trace.emit if self.trace is not None else None, started)
         tier_client = TierClient(self, config.tiers.lease_s, names) if config.tiers is not None else None
         self.loop: Loop = make_loop(config, self, self.journal, tier_client)

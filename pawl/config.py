@@ -160,6 +160,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
     trace_limit_mb: Annotated[AtLeastOne, _meta("trace", "disk for traces; the oldest are dropped beyond it")] = 256
 
+    trace_required: Annotated[
+        bool, _meta("trace", "take no requests while records of the trace are lost: a full disk, a removed folder")
+    ] = False
+
     log_format: Annotated[
         Literal["auto", "console", "json"], _meta("logs", "auto: console on a terminal, JSON lines otherwise")
     ] = "auto"

@@ -104,7 +104,8 @@ class Engine:
         self.parts: Parts = parts if parts is not None else load(config, report)
         self._limits = Limits.of(self.parts.vocabulary, self.parts.loop_config.max_context)
         traced = self.parts.recorder is not None
-        self.gateway = Gateway(limit=config.max_running + config.max_queued, traced=traced)
+        limit, required = config.max_running + config.max_queued, config.trace_required
+        self.gateway = Gateway(limit, traced=traced, trace_required=required)
         self.system = LocalSystem(self.parts.loop_config.seed, on_failure=self._failed)
         self.failure: EngineFailed | None = None
         self._on_failure = on_failure

@@ -27,3 +27,14 @@ class Stalled(msgspec.Struct, frozen=True, tag=True):
     """watchdog -> gateway: the loop has not moved for `seconds` (health turns 503); seconds 0: it moves again."""
 
     seconds: float
+
+
+class TraceLoss(msgspec.Struct, frozen=True, tag=True):
+    """recorder, or who sends records to it -> gateway (CONTROL): records of the trace are being lost, or no longer."""
+
+    source: str
+    """Who loses them."""
+    trouble: str
+    """Why; empty: none are lost now."""
+    num_lost: int
+    """By this source, since the start."""

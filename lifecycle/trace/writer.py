@@ -96,8 +96,9 @@ class TraceWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending as one block. Does not raise when the device refuses: see `trouble`."""
-        if not self._count:
+        """Write what is pending as one block, or where nothing is but records were lost, the Gap that says so. Does not
+        raise when the device refuses: see `trouble`."""
+        if not self._count and not self.trouble:
             return
         count, records = self._count, bytes(self._payload)
         self._count = 0

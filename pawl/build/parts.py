@@ -57,7 +57,9 @@ class Parts:
 
 
 def check_settings(config: ServerConfig) -> None:
-    """Before a model is loaded. Raises ConfigError where settings of the cache mean nothing together."""
+    """Before a model is loaded. Raises ConfigError where settings mean nothing together."""
+    if config.trace_required and not config.trace:
+        raise ConfigError("trace_required: there is none with trace off", "trace_required")
     try:
         make_cache(config.cache, config.page_size, eviction=config.eviction)
     except ValueError as error:

@@ -59,12 +59,13 @@ class ControlRoutes:
             return gateway.lost
         if gateway.stalled_s > 0:
             return f"the engine has not moved for {gateway.stalled_s:.1f} s"
-        return None
+        return gateway.trace_losses.refusal or None
 
     async def health(self, request: Request) -> Response:
-        """200 while the engine's loop turns."""
+        """200 while the engine's loop turns, and says what of the trace is lost."""
         ailment = self._ailment()
-        return json_response({"status": ailment or "ok"}, 503 if ailment else 200)
+        body = {"status": ailment or "ok", "trace": self._site.gateway.trace_losses.status}
+        return json_response(body, 503 if ailment else 200)
 
     async def ready(self, request: Request) -> Response:
         """200 while new requests are taken."""

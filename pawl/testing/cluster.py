@@ -58,6 +58,8 @@ class MemoryTrace:
     """Stands where a TraceWriter does: keeps the records."""
 
     pending = 0
+    trouble = ""
+    num_lost_total = 0
 
     def __init__(self) -> None:
         self.records: list[Record] = []

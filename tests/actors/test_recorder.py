@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from structlog.testing import capture_logs
 
-from pawl.actors.recorder import FLUSH_S, MAX_BATCH, Recorder, Records, TraceSink
+from pawl.actors.messages.control import TraceLoss
+from pawl.actors.recorder import FLUSH_S, MAX_BATCH, RETRY_S, Recorder, Records, TraceSink
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.runtime.timers import ActorTimer
 from pawl.actors.simulation.manual import ManualContext
+from pawl.actors.trace_losses import LOG_INTERVAL_S
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.lifecycle.records import Digest, Gap, Record, StepCommitted
 from pawl.lifecycle.trace.reader import TraceReader
@@ -24,7 +30,7 @@ class Sender(Actor):
     """Somebody who has a sink."""
 
     def __init__(self) -> None:
-        self.sink = TraceSink(self, "recorder")
+        self.sink = TraceSink(self)
 
     def receive(self, message: Any) -> None:
         raise AssertionError("nobody writes to it")
@@ -97,13 +103,13 @@ def test_a_full_mailbox_costs_records_and_a_gap_counts_them_when_there_is_room()
         source.sink.emit(Digest(step, step))
         if step in (2, 4):
             source.sink.flush()
-    assert context.take_sent() == []
+    assert context.take("recorder") == []
     assert source.sink.num_lost == 5
     context.full.clear()
     source.sink.emit(Digest(5, 5))
     source.sink.flush()
-    (sent,) = context.take_sent()
-    assert sent.message.records == (Gap(5, "the recorder's mailbox was full"), Digest(5, 5))
+    (message,) = context.take("recorder")
+    assert message.records == (Gap(5, "the recorder's mailbox was full"), Digest(5, 5))
     assert (source.sink.num_lost, source.sink.num_lost_total) == (0, 5)
 
 
@@ -114,7 +120,7 @@ def test_a_loss_is_told_even_when_nothing_follows_it() -> None:
     source.sink.flush()
     context.full.clear()
     source.sink.flush()
-    assert [sent.message.records for sent in context.take_sent()] == [(Gap(1, "the recorder's mailbox was full"),)]
+    assert [message.records for message in context.take("recorder")] == [(Gap(1, "the recorder's mailbox was full"),)]
 
 
 def test_a_record_reaches_the_file_within_the_flush_time_and_idle_sets_no_timer(tmp_path: Path) -> None:
@@ -146,3 +152,92 @@ def test_a_record_without_an_encoding_becomes_a_gap_and_the_rest_is_kept(tmp_pat
     assert isinstance(gap, Gap)
     assert gap.count == 1
     assert "int64" in gap.reason
+
+
+# ---- what is lost is told ----
+
+
+class Device:
+    """A disk that is full when it is told to be."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        self._real = os.pwrite
+        monkeypatch.setattr(os, "pwrite", self._pwrite)
+
+    def _pwrite(self, descriptor: int, data: memoryview, offset: int) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._real(descriptor, data, offset)
+
+
+FULL_DISK = "the trace could not be written: No space left on device"
+
+
+def test_a_full_disk_is_told_when_it_begins_changes_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    target, context = recorder(tmp_path)
+    target.receive(Records((Digest(1, 1),)))
+    context.advance(FLUSH_S)
+    assert context.take_sent() == []
+    device.full = True
+    for step in (2, 3):
+        target.receive(Records((Digest(step, step),)))
+        context.advance(RETRY_S)
+    told = context.take_sent()
+    assert [(sent.to, sent.lane) for sent in told] == [("gateway", Lane.CONTROL)] * 2
+    assert [sent.message for sent in told] == [TraceLoss("recorder", FULL_DISK, count) for count in (1, 2)]
+    device.full = False
+    context.advance(RETRY_S)
+    assert context.take("gateway") == [TraceLoss("recorder", "", 2)]
+    assert written(tmp_path) == [Digest(1, 1), Gap(2, FULL_DISK)]
+    timers = len(context.timers)
+    context.advance(100.0)
+    assert len(context.timers) == timers
+
+
+def test_a_device_that_comes_and_goes_fills_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    target, context = recorder(tmp_path)
+    with capture_logs() as lines:
+        for step in range(200):
+            device.full = step % 2 == 0
+            target.receive(Records((Digest(step, step),)))
+            context.advance(2 * RETRY_S)
+    levels = [line["log_level"] for line in lines]
+    assert levels == ["error", "info"] * (len(levels) // 2)
+    assert 2 <= len(levels) <= 2 * (1 + 400 * RETRY_S // LOG_INTERVAL_S)
+    assert lines[0]["reason"] == FULL_DISK
+
+
+def test_a_disk_that_is_full_at_the_end_is_logged_and_told_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(monkeypatch)
+    target, context = recorder(tmp_path)
+    target.receive(Records((Digest(1, 1),)))
+    device.full = True
+    with capture_logs() as lines:
+        target.stopped("stopped")
+    assert [(line["log_level"], line["lost"]) for line in lines] == [("error", 1)]
+    assert context.take_sent() == []
+
+
+def test_a_sink_tells_what_a_full_mailbox_costs_and_when_that_is_over() -> None:
+    source, context = sender()
+    context.full.add("recorder")
+    source.sink.emit(Digest(1, 1))
+    source.sink.flush()
+    assert context.take("gateway") == [TraceLoss("scheduler", "the recorder takes no more records", 1)]
+    context.full.clear()
+    source.sink.flush()
+    assert context.take("gateway") == [TraceLoss("scheduler", "", 1)]
+    source.sink.emit(Digest(2, 2))
+    source.sink.flush()
+    assert context.take("gateway") == []
+
+
+def test_a_record_that_has_no_encoding_counts_as_lost(tmp_path: Path) -> None:
+    target, context = recorder(tmp_path)
+    target.receive(Records((StepCommitted(1, 0.0, np.zeros(1, np.uint8), np.zeros(1, np.int64), PAGES),)))
+    assert context.take("gateway") == [TraceLoss("recorder", "", 1)]

@@ -27,6 +27,7 @@ SETTINGS_NOT_DRAWN = {
     ),
     "the edge, which simulated clients do not go through": ("host", "port", "api_key", "admin_api_key", "max_body_mb"),
     "what is written, not what is done": ("trace", "trace_dir", "trace_limit_mb", "log_format", "log_level"),
+    "simulated records are kept in memory, which is never full": ("trace_required",),
     "every request of a run has its own limit, or none": ("request_timeout_s",),
     "every part has the seed of the run": ("seed",),
     "simulated storage has host memory only: files are a disk's": ("storage_dir", "storage_gb"),

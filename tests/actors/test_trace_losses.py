@@ -1,0 +1,51 @@
+"""What the gateway knows of records that the trace has lost, and what follows from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pawl.actors.gateway import Gateway
+from pawl.actors.messages.control import TraceLoss
+from pawl.actors.messages.generate import Submit
+from pawl.actors.runtime.actor import Down
+from pawl.actors.simulation.manual import ManualContext
+from pawl.actors.sink import Inbox
+from pawl.lifecycle.request import SamplingParameters
+
+
+def gateway(*, required: bool = False) -> tuple[Gateway, ManualContext]:
+    actor = Gateway(traced=True, trace_required=required)
+    return actor, ManualContext(actor, "gateway")
+
+
+def test_the_gateway_says_what_is_lost_by_whom_it_knows_of() -> None:
+    actor, _ = gateway()
+    assert actor.trace_losses.status == "ok"
+    actor.receive(TraceLoss("recorder", "the disk is full", 7))
+    actor.receive(TraceLoss("scheduler", "the recorder takes no more records", 5))
+    expected = "the disk is full; the recorder takes no more records (12 records lost)"
+    assert actor.trace_losses.status == expected
+    actor.receive(TraceLoss("recorder", "", 7))
+    actor.receive(TraceLoss("scheduler", "", 5))
+    assert actor.trace_losses.status == "written again (12 records lost)"
+    assert Gateway().trace_losses.status == "off"
+
+
+@pytest.mark.parametrize("loss", [TraceLoss("recorder", "the disk is full", 1), Down("recorder", "it failed")])
+def test_where_the_trace_is_required_no_request_is_taken_while_it_is_not_written(loss: TraceLoss | Down) -> None:
+    for required, status in ((False, None), (True, 503)):
+        actor, context = gateway(required=required)
+        actor.receive(loss)
+        inbox = Inbox()
+        actor.submit([Submit(request=0, rid="", text="a", sampling=SamplingParameters())], [inbox])
+        delta = inbox.take()
+        assert (delta and delta.refusal and delta.refusal.status) == status
+        assert bool(context.take("tokenizer")) is not required
+
+
+def test_a_trace_that_is_written_again_takes_requests_again() -> None:
+    actor, context = gateway(required=True)
+    actor.receive(TraceLoss("recorder", "the disk is full", 1))
+    actor.receive(TraceLoss("recorder", "", 1))
+    actor.submit([Submit(request=0, rid="", text="a", sampling=SamplingParameters())], [Inbox()])
+    assert len(context.take("tokenizer")) == 1
