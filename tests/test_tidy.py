@@ -19,7 +19,7 @@ WITHOUT_TORCH = ("lifecycle", "memory", "loops", "actors/runtime", "actors/simul
 
 MAX_FUNCTION_LINES = 60
 MAX_TEST_FUNCTION_LINES = 70
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 350
 MAX_TEST_FILE_LINES = 500
 """A suite of one subject is read in parts."""
 
