@@ -61,7 +61,6 @@ class Started(msgspec.Struct, frozen=True, array_like=True, tag=0, kw_only=True)
     """The engine is up. The first record of every trace."""
 
     version: str
-    """Of the engine."""
     model: str
     config: dict[str, Any]
     """Whatever a replay needs to build the same engine; msgpack types only."""
