@@ -20,6 +20,7 @@ from pawl.http.description import DescriptionRoutes
 from pawl.http.errors import Problem, from_invalid
 from pawl.http.generation import NAMES, GenerationRoutes
 from pawl.http.info import ServerInfo, Tokenization
+from pawl.http.tokens import TokenRoutes
 
 DEFAULT_MAX_BODY_BYTES = 32 << 20
 
@@ -37,7 +38,7 @@ def create_app(
 ) -> Starlette:
     """The application that serves one engine. It must run on the event loop that drives `gateway`."""
     context = ServerContext(gateway, info, tokenization, statistics, max_body_bytes, probe_timeout_s)
-    routes = [*GenerationRoutes(context).routes(), *ControlRoutes(context).routes()]
+    routes = [*GenerationRoutes(context).routes(), *TokenRoutes(context).routes(), *ControlRoutes(context).routes()]
     return Starlette(
         routes=[*routes, *DescriptionRoutes(context, routes).routes()],
         middleware=[Middleware(KeyCheck, api_key=api_key, admin_api_key=admin_api_key)],

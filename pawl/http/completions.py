@@ -20,6 +20,9 @@ from pawl.http.schemas import CompletionBody, unsupported
 DEFAULT_MAX_TOKENS = 16
 """What OpenAI's API does when `max_tokens` is missing."""
 
+MAX_SCORED = 4_000_000
+"""An entry takes about a hundred bytes until its reply is written."""
+
 UNSUPPORTED = unsupported(CompletionBody, "suffix")
 
 NAMES = {**CLIENT_NAMES, "top_logprobs": "logprobs"}
@@ -27,17 +30,33 @@ NAMES = {**CLIENT_NAMES, "top_logprobs": "logprobs"}
 Prompt = str | tuple[int, ...]
 
 
-def prompts_of(value: str | Sequence[str | int | list[int]], name: str) -> Sequence[Prompt]:
-    """The prompts of one body: a string, a list of strings, token ids, or a list of lists of token ids."""
+def prompts_of(
+    value: str | Sequence[str | int | list[int]], name: str, check_count: Callable[[int], None]
+) -> Sequence[Prompt]:
+    """The prompts of one body: a string, a list of strings, token ids, or a list of lists of token ids. Their number is
+    checked before anything is made of them."""
     if isinstance(value, str):
         return (value,)
     if not value:
         raise Problem(400, f"{name} must not be an empty list", param=name)
+    flat = isinstance(value[0], int)
+    check_count(1 if flat else len(value))
     if len({*map(type, value)}) > 1:
         raise Problem(400, f"{name} must not mix strings, token ids and lists", param=name)
-    if isinstance(value[0], int):
+    if flat:
         return (tuple(item for item in value if isinstance(item, int)),)
     return [item if isinstance(item, str) else tuple(item) for item in value if not isinstance(item, int)]
+
+
+def check_scored(size: int) -> None:
+    """Refuse to score more of prompts than can be held."""
+    if size > MAX_SCORED:
+        raise Problem(
+            400,
+            f"scored prompts may have {MAX_SCORED} characters or token ids, times n and the scores of each token, "
+            f"and these have {size}",
+            param="logprobs",
+        )
 
 
 def completion_submits(body: CompletionBody, rid: str, context: ServerContext) -> list[Submit]:
@@ -46,8 +65,10 @@ def completion_submits(body: CompletionBody, rid: str, context: ServerContext) -
     n, gateway = body.n or 1, context.gateway
     if body.best_of is not None and body.best_of != n:
         raise Problem(400, f"best_of must equal n ({n}); choosing among more is not supported", param="best_of")
-    prompts = prompts_of(body.prompt, "prompt")
+    prompts = prompts_of(body.prompt, "prompt", lambda count: context.check_count(count, n))
     context.check_count(len(prompts), n)
+    if body.echo and body.logprobs is not None:
+        check_scored(sum(map(len, prompts)) * n * (body.logprobs + 1))
     sampling = build_sampling(
         body,
         context.info.limits,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,27 +15,20 @@ from pawl.actors.control.state import STATE, GetState
 from pawl.actors.control_row import Row
 from pawl.actors.messages.generate import Submit
 from pawl.http.body import decode_fields, read_body
-from pawl.http.context import ServerContext
+from pawl.http.description import HasContext
 from pawl.http.errors import Problem, from_delta, json_response
 from pawl.http.metrics import CONTENT_TYPE, exposition
 from pawl.http.openai import check_model
-from pawl.http.schemas import DetokenizeBody, Strings, TokenizeBody
 from pawl.http.streams import RequestGroup, ask
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 
-THREAD_CHARACTERS = 20_000
-"""Text longer than this is tokenized beside the event loop, not in it."""
 
-
-class ControlRoutes:
-    """Health, facts, tokenization, metrics, and every control message."""
-
-    def __init__(self, site: ServerContext) -> None:
-        self._site = site
+class ControlRoutes(HasContext):
+    """Health, facts, metrics, and every control message."""
 
     def routes(self) -> list[Route]:
-        get, post = ["GET"], ["POST"]
+        get = ["GET"]
         return [
             Route("/health", self.health, methods=get),
             Route("/ready", self.ready, methods=get),
@@ -44,8 +37,6 @@ class ControlRoutes:
             Route("/v1/models/{name:path}", self.model, methods=get),
             Route("/model_info", self.model_info, methods=get),
             Route("/get_model_info", self.model_info, methods=get),
-            Route("/tokenize", self.tokenize, methods=post),
-            Route("/detokenize", self.detokenize, methods=post),
             Route("/metrics", self.metrics, methods=get),
             *(Route(path, self._steer(row), methods=list(row.methods)) for row in ROWS for path in row.routes),
         ]
@@ -54,7 +45,7 @@ class ControlRoutes:
 
     def _ailment(self) -> str | None:
         """Why nothing can be served, if so."""
-        gateway = self._site.gateway
+        gateway = self.context.gateway
         if gateway.lost is not None:
             return gateway.lost
         if gateway.stalled_s > 0:
@@ -64,22 +55,22 @@ class ControlRoutes:
     async def health(self, request: Request) -> Response:
         """200 while the engine's loop turns, and says what of the trace is lost."""
         ailment = self._ailment()
-        body = {"status": ailment or "ok", "trace": self._site.gateway.trace_losses.status}
+        body = {"status": ailment or "ok", "trace": self.context.gateway.trace_losses.status}
         return json_response(body, 503 if ailment else 200)
 
     async def ready(self, request: Request) -> Response:
         """200 while new requests are taken."""
-        ailment = self._ailment() or ("the server is shutting down" if self._site.gateway.draining else None)
+        ailment = self._ailment() or ("the server is shutting down" if self.context.gateway.draining else None)
         return json_response({"status": ailment or "ready"}, 503 if ailment else 200)
 
     async def health_generate(self, request: Request) -> Response:
         """Really generate one token."""
         submit = Submit(request=0, rid="", text="1", sampling=SamplingParameters(max_new_tokens=1, temperature=0.0))
-        bundle = RequestGroup(self._site.gateway, [submit], whole=True)
-        arrivals = await bundle.arrivals(self._site.probe_timeout_s)
+        group = RequestGroup(self.context.gateway, [submit], whole=True)
+        arrivals = await group.arrivals(self.context.probe_timeout_s)
         if not arrivals:
-            bundle.abort(Cause.TIMEOUT, "health probe")
-            raise Problem(503, f"no token within {self._site.probe_timeout_s:g} s", code="timeout")
+            group.abort(Cause.TIMEOUT, "health probe")
+            raise Problem(503, f"no token within {self.context.probe_timeout_s:g} s", code="timeout")
         problem = from_delta(arrivals[0][1])
         if problem is not None:
             raise problem
@@ -88,26 +79,29 @@ class ControlRoutes:
     # ---- facts ----
 
     def _card(self) -> dict[str, Any]:
-        info = self._site.info
+        info = self.context.info
         return {
             "id": info.model_name,
             "object": "model",
             "created": info.created,
             "owned_by": "pawl",
-            "root": info.model_path,
+            "root": info.model_name,
             "parent": None,
             "max_model_len": info.context_length,
         }
 
     async def models(self, request: Request) -> Response:
+        """The model that is served."""
         return json_response({"object": "list", "data": [self._card()]})
 
     async def model(self, request: Request) -> Response:
-        check_model(self._site.info, request.path_params["name"])
+        """The model of this name; 404 for another."""
+        check_model(self.context.info, request.path_params["name"])
         return json_response(self._card())
 
     async def model_info(self, request: Request) -> Response:
-        info = self._site.info
+        """Facts about the model."""
+        info = self.context.info
         return json_response(
             {
                 "model_path": info.model_path,
@@ -123,7 +117,7 @@ class ControlRoutes:
 
     def _facts(self) -> dict[str, Any]:
         """What the server knows of itself."""
-        info, gateway = self._site.info, self._site.gateway
+        info, gateway = self.context.info, self.context.gateway
         return {
             **info.settings,
             "version": info.version,
@@ -132,47 +126,10 @@ class ControlRoutes:
             "context_length": info.context_length,
             "status": self._ailment() or ("draining" if gateway.draining else "ready"),
             "open_requests": gateway.num_live,
-            "actors": self._site.statistics(),
+            "startup_time": info.startup_s,
+            "max_total_num_tokens": info.num_kv_tokens,
+            "actors": self.context.statistics(),
         }
-
-    # ---- text ----
-
-    async def tokenize(self, request: Request) -> Response:
-        body = await self._site.read(request, TokenizeBody)
-        check_model(self._site.info, body.model)
-        if (body.prompt is None) == (body.text is None):
-            raise Problem(400, "send exactly one of prompt and text", param="prompt")
-        text: Strings = body.prompt if body.prompt is not None else body.text
-        special = body.add_special_tokens is not False
-        tokens: list[Any]
-        if isinstance(text, str):
-            tokens = await self._encode(text, special)
-            count: Any = len(tokens)
-        else:
-            tokens = [await self._encode(part, special) for part in text or ()]
-            count = [len(part) for part in tokens]
-        return json_response({"tokens": tokens, "count": count, "max_model_len": self._site.info.context_length})
-
-    async def _encode(self, text: str, special: bool) -> list[int]:
-        encode = self._site.tokenization.encode
-        ids = await asyncio.to_thread(encode, text, special) if len(text) > THREAD_CHARACTERS else encode(text, special)
-        return [int(token) for token in ids]
-
-    async def detokenize(self, request: Request) -> Response:
-        body = await self._site.read(request, DetokenizeBody)
-        check_model(self._site.info, body.model)
-        skip = body.skip_special_tokens is not False
-        flat = [token for token in body.tokens if isinstance(token, int)]
-        lists = [tokens for tokens in body.tokens if not isinstance(tokens, int)]
-        if flat and lists:
-            raise Problem(400, "tokens must not mix token ids and lists", param="tokens")
-        for token in (*flat, *(token for tokens in lists for token in tokens)):
-            if not 0 <= token < self._site.info.vocabulary_size:
-                text = f"token {token} is outside the vocabulary of {self._site.info.vocabulary_size}"
-                raise Problem(400, text, param="tokens")
-        decode = self._site.tokenization.decode
-        decoded = [decode(tokens, skip) for tokens in lists] if lists else decode(flat, skip)
-        return json_response({"text": decoded, "prompt": decoded})
 
     # ---- steering ----
 
@@ -180,17 +137,20 @@ class ControlRoutes:
         """The handler of one control message: its fields come in the query or as a JSON body."""
 
         async def handle(request: Request) -> Response:
-            data = await read_body(request, self._site.max_body_bytes)
+            data = await read_body(request, self.context.max_body_bytes)
             body = decode_fields(data, dict(request.query_params), row.taken)
             if row.admin_when is not None and row.admin_when(body) and not request.scope.get("admin", True):
                 raise Problem(403, f"{row.name} with these fields needs the admin key", code="admin_key_needed")
-            reply = await ask(lambda answer: row.put(self._site.gateway, body, answer))
+            reply = await ask(lambda answer: row.put(self.context.gateway, body, answer))
             status, shown = row.show(reply, self._facts())
             return json_response(shown, status)
 
+        handle.__doc__ = inspect.getdoc(row.message)
+        handle.body = row.taken  # type: ignore[attr-defined]
         return handle
 
     async def metrics(self, request: Request) -> Response:
-        reply = await ask(lambda answer: STATE.put(self._site.gateway, GetState(), answer))
-        text = exposition(self._site.gateway, reply.body if reply.ok else None, self._site.statistics())
+        """Counters and gauges, as Prometheus reads them."""
+        reply = await ask(lambda answer: STATE.put(self.context.gateway, GetState(), answer))
+        text = exposition(self.context.gateway, reply.body if reply.ok else None, self.context.statistics())
         return Response(text, media_type=CONTENT_TYPE)

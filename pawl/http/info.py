@@ -37,6 +37,10 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Pawl's own."""
     created: int = 0
     """Seconds since the epoch when the server started."""
+    startup_s: float = 0.0
+    """How long the model took to load."""
+    num_kv_tokens: int = 0
+    """Tokens that the KV cache has room for."""
     weight_version: str = "default"
     settings: dict[str, Any] = msgspec.field(default_factory=dict)
     """The configuration as `/server_info` shows it; no secrets."""

@@ -11,7 +11,7 @@ import msgspec
 from pawl.actors.messages.generate import Done, Submit, TextOptions, TokenLogprob
 from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta, Inbox
-from pawl.http.completions import Prompt, prompts_of
+from pawl.http.completions import Prompt, check_scored, prompts_of
 from pawl.http.context import ServerContext
 from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem
 from pawl.http.info import ServerInfo
@@ -70,8 +70,12 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
         raise Problem(400, "cache_salt and extra_key contradict each other; send one of them", param="extra_key")
     submits: list[Submit] = []
     scorings: list[Scoring | None] = []
+    scored = 0
     for prompt, sampling, rid, wants, start, top in zip(prompts, samplings, rids, wanted, starts, tops, strict=True):
         scoring = Scoring(start if start >= 0 else None, top) if wants else None
+        if scoring is not None and scoring.start is not None:
+            scored += len(prompt) * (sampling.n or 1) * (top + 1)
+            check_scored(scored)
         submit = Submit(
             request=0,
             rid=rid or context.gateway.new_rid(),
@@ -99,12 +103,15 @@ def _prompts(body: GenerateBody, context: ServerContext) -> tuple[Sequence[Promp
     """The prompts, and whether they came as a list."""
     if (body.text is None) == (body.input_ids is None):
         raise Problem(400, "send exactly one of text and input_ids", param="text")
+
+    def check(count: int) -> None:
+        context.check_count(count, 1)
+
     if body.text is not None:
-        prompts, listed = prompts_of(body.text, "text"), isinstance(body.text, list)
+        prompts, listed = prompts_of(body.text, "text", check), isinstance(body.text, list)
     else:
         ids = body.input_ids or []
-        prompts, listed = prompts_of(ids, "input_ids"), isinstance(ids[0], list)
-    context.check_count(len(prompts), 1)
+        prompts, listed = prompts_of(ids, "input_ids", check), isinstance(ids[0], list)
     return prompts, listed
 
 

@@ -7,7 +7,8 @@ what a failure does before and after that, and that a client which hangs up, str
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -25,6 +26,9 @@ log = structlog.get_logger("pawl.http")
 
 HEADER_PATIENCE_S = 1.0
 """A stream's status line waits this long for the first output, so that a refusal can still be a proper status."""
+
+MANY_SCORES = 200
+"""Tokens with scores that are written without giving others their turn."""
 
 DONE_EVENT = b"data: [DONE]\n\n"
 
@@ -46,6 +50,13 @@ class Renderer(Protocol):
 
     def problem(self, problem: Problem) -> Problem:
         """The failure in this route's words."""
+
+
+async def beside(deltas: Iterable[Delta], write: Callable[[], bytes]) -> bytes:
+    """What `write` gives, written beside the event loop where there is much to write."""
+    if sum(len(delta.logprobs) + len(delta.prompt_logprobs) for delta in deltas) > MANY_SCORES:
+        return await asyncio.to_thread(write)
+    return write()
 
 
 class ReplyStream(Response):
@@ -108,7 +119,7 @@ class ReplyStream(Response):
         first = problems[0]
         if first is not None and all(problems):
             raise self._renderer.problem(first)
-        body = self._renderer.whole(ordered)
+        body = await beside(ordered, lambda: self._renderer.whole(ordered))
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -129,7 +140,7 @@ class ReplyStream(Response):
         self._begun = True
         num_open = len(group.requests)
         while not group.gone:
-            events = self._events(group, arrivals)
+            events = await beside((delta for _, delta in arrivals), partial(self._events, group, arrivals))
             num_open -= sum(delta.final for _, delta in arrivals)
             last = failure is not None or num_open == 0
             if failure is not None:

@@ -31,7 +31,6 @@ ObjectOfAny = Annotated[dict[str, Any], Meta(max_length=64)]
 TokenIds = Annotated[list[TokenId], Meta(max_length=MAX_VALUES)]
 ManyTokenIds = Annotated[list[TokenId | TokenIds], Meta(max_length=MAX_VALUES)]
 Texts: TypeAlias = str | Annotated[list[str], Meta(max_length=MAX_VALUES)]
-Strings: TypeAlias = Texts | None
 Rids: TypeAlias = Rid | Annotated[list[Rid], Meta(max_length=10_000)]
 StartLen = Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)]
 """First prompt position to score; -1: none."""
@@ -98,7 +97,7 @@ class CompletionBody(OpenAiBody, kw_only=True):
 class ChatBody(OpenAiBody, kw_only=True):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[dict[str, Any]], Meta(max_length=10_000)]
+    messages: Annotated[list[dict[str, Any]], Meta(max_length=4096)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None

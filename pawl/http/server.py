@@ -236,6 +236,8 @@ class EngineServer:
             limits=Limits.of(parts.vocabulary, parts.loop_config.max_context),
             version=__version__,
             created=int(time.time()),
+            startup_s=parts.summary["load_s"],
+            num_kv_tokens=parts.loop_config.num_pages * parts.loop_config.page_size,
             settings=settings,
         )
 

@@ -109,6 +109,18 @@ def test_long_text_and_lists_of_texts_become_tokens(client: httpx.Client) -> Non
     assert (reply["tokens"], reply["count"]) == ([[97, 98], []], [2, 0])
 
 
+def test_more_text_than_one_call_may_bring_is_refused(client: httpx.Client) -> None:
+    for path, body in (
+        ("/tokenize", {"prompt": "a" * 500_001}),
+        ("/tokenize", {"prompt": ["a" * 1000] * 501}),
+        ("/detokenize", {"tokens": [97] * 200_001}),
+        ("/detokenize", {"tokens": [[97] * 1000] * 201}),
+    ):
+        response = client.post(path, json=body)
+        assert response.status_code == 413
+        assert "one call takes" in response.json()["error"]["message"]
+
+
 def test_tokens_become_text_again(client: httpx.Client) -> None:
     assert client.post("/detokenize", json={"tokens": [104, 195, 169]}).json() == {"text": "hé", "prompt": "hé"}
     assert client.post("/detokenize", json={"tokens": [[97], [98]]}).json()["text"] == ["a", "b"]

@@ -32,7 +32,11 @@ def test_a_ping_needs_no_key() -> None:
 def test_the_description_holds_every_route_and_the_bounds_of_every_field(client: httpx.Client) -> None:
     description = client.get("/openapi.json").json()
     assert description["openapi"].startswith("3.")
-    assert all(description["paths"].values())
+    for path, operations in description["paths"].items():
+        assert operations
+        for operation in operations.values():
+            assert operation["summary"], path
+    assert "requestBody" in description["paths"]["/abort_request"]["post"]
     content = description["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]
     assert content["schema"] == {"$ref": "#/components/schemas/ChatBody"}
     chat = description["components"]["schemas"]["ChatBody"]["properties"]

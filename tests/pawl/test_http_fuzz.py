@@ -9,8 +9,8 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pawl.actors.control.requests import ABORT
 from pawl.http.schemas import (
-    AbortBody,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
@@ -25,7 +25,7 @@ ROUTES: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
     ("/generate", GenerateBody, {"text": "hello"}),
     ("/tokenize", TokenizeBody, {"prompt": "hello"}),
     ("/detokenize", DetokenizeBody, {"tokens": [1, 2]}),
-    ("/abort_request", AbortBody, {"rid": "x"}),
+    ("/abort_request", ABORT.taken, {"rid": "x"}),
 ]
 
 LEAVES = (

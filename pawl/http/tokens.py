@@ -1,0 +1,87 @@
+"""`/tokenize` and `/detokenize`: text to token ids and back, beside the event loop where there is much of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pawl.http.description import HasContext, takes
+from pawl.http.errors import Problem, json_response
+from pawl.http.openai import check_model
+from pawl.http.schemas import DetokenizeBody, TokenizeBody
+
+T = TypeVar("T")
+
+MAX_TEXT = 500_000
+"""Characters of one call."""
+MAX_TOKENS = 200_000
+"""Token ids of one call."""
+LITTLE = 2_000
+"""Characters or token ids that are converted in the event loop itself."""
+
+
+class TokenRoutes(HasContext):
+    """What the model's vocabulary makes of text."""
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
+        ]
+
+    @takes(TokenizeBody)
+    async def tokenize(self, request: Request, body: TokenizeBody) -> Response:
+        """The token ids of a text, or of each of a list of texts."""
+        check_model(self.context.info, body.model)
+        text = body.prompt if body.prompt is not None else body.text
+        if text is None or (body.prompt is not None and body.text is not None):
+            raise Problem(400, "send exactly one of prompt and text", param="prompt")
+        texts = [text] if isinstance(text, str) else text
+        size = sum(map(len, texts))
+        if size > MAX_TEXT:
+            raise Problem(413, f"one call takes {MAX_TEXT} characters, not {size}", param="prompt")
+        special = body.add_special_tokens is not False
+        encode = self.context.tokenization.encode
+        encoded = await _beside(size + len(texts), lambda: [[int(i) for i in encode(one, special)] for one in texts])
+        counts = [len(one) for one in encoded]
+        single = isinstance(text, str)
+        return json_response(
+            {
+                "tokens": encoded[0] if single else encoded,
+                "count": counts[0] if single else counts,
+                "max_model_len": self.context.info.context_length,
+            }
+        )
+
+    @takes(DetokenizeBody)
+    async def detokenize(self, request: Request, body: DetokenizeBody) -> Response:
+        """The text of token ids, or of each of a list of lists."""
+        check_model(self.context.info, body.model)
+        size = sum(1 if isinstance(one, int) else len(one) for one in body.tokens)
+        if size > MAX_TOKENS:
+            raise Problem(413, f"one call takes {MAX_TOKENS} token ids, not {size}", param="tokens")
+        skip = body.skip_special_tokens is not False
+        decoded = await _beside(size, lambda: self._decoded(body.tokens, skip))
+        return json_response({"text": decoded, "prompt": decoded})
+
+    def _decoded(self, tokens: Sequence[int | list[int]], skip: bool) -> str | list[str]:
+        flat = [token for token in tokens if isinstance(token, int)]
+        lists = [one for one in tokens if not isinstance(one, int)]
+        if flat and lists:
+            raise Problem(400, "tokens must not mix token ids and lists", param="tokens")
+        size = self.context.info.vocabulary_size
+        for ids in (flat, *lists):
+            if max(ids, default=0) >= size:
+                raise Problem(400, f"token {max(ids)} is outside the vocabulary of {size}", param="tokens")
+        decode = self.context.tokenization.decode
+        return [decode(ids, skip) for ids in lists] if lists else decode(flat, skip)
+
+
+async def _beside(size: int, work: Callable[[], T]) -> T:
+    """What `work` gives."""
+    return work() if size <= LITTLE else await asyncio.to_thread(work)
