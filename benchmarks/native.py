@@ -15,9 +15,10 @@ import torch
 
 from benchmarks.harness import Result, Spread, repeat, seconds_of, table, write_json
 from pawl.gpu.backend import Backend, ForwardInputs
+from pawl.gpu.devices import available_threads
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.decoder import TorchDecoder
-from pawl.gpu.native.backend import NativeBackend, default_threads
+from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.weights.source import load_weights, resolve_source
 
 PAGE_SIZE = 16
@@ -81,7 +82,7 @@ def step_ms(backend: Backend, name: str, inputs: ForwardInputs) -> Spread:
 
 def main() -> None:
     """Measure, print, write."""
-    threads = int(sys.argv[1]) if len(sys.argv) > 1 else default_threads()
+    threads = int(sys.argv[1]) if len(sys.argv) > 1 else available_threads()
     native, plain = made(NativeBackend, threads), made(TorchDecoder, threads)
     results = [
         Result(name, step_ms(native, name, inputs), "ms", "torch", step_ms(plain, name, inputs), TARGETS_MS[name])

@@ -101,11 +101,6 @@ def widest_window(config: ModelConfig) -> int | None:
     return max((window for window in config.windows if window is not None), default=None)
 
 
-def kv_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes that one token's keys and values take over all layers."""
-    return config.num_layers * _layer_bytes_per_token(config, dtype)
-
-
 def _layer_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     return 2 * config.kv_size * dtype.itemsize
 

@@ -6,7 +6,7 @@ import importlib
 import os
 import typing
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import structlog
 import torch
@@ -29,39 +29,37 @@ log = structlog.get_logger()
 
 def native_backend() -> Callable[..., Backend]:
     """The compiled CPU backend's class. Raises BackendUnavailable when this build has none."""
-    try:
-        module = importlib.import_module("pawl.gpu.native.backend")
-    except ImportError as error:
-        raise BackendUnavailable("native", f"its module cannot be imported ({error})") from error
-    made: Callable[..., Backend] = module.NativeBackend
+    made: Callable[..., Backend] = _class_of("native", "pawl.gpu.native.backend", "NativeBackend")
     return made
 
 
 def triton_backend() -> Callable[..., Backend]:
     """The class of the decoder in Triton kernels. Raises BackendUnavailable where Triton is not installed."""
-    try:
-        module = importlib.import_module("pawl.gpu.cuda.decoder")
-    except ImportError as error:
-        raise BackendUnavailable("triton", f"its module cannot be imported ({error})") from error
-    made: Callable[..., Backend] = module.TritonDecoder
+    made: Callable[..., Backend] = _class_of("triton", "pawl.gpu.cuda.decoder", "TritonDecoder")
     return made
+
+
+def _class_of(backend: str, module: str, name: str) -> Any:
+    """A class of a backend whose module may not be importable here. Raises BackendUnavailable."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise BackendUnavailable(backend, f"its module cannot be imported ({error})") from error
 
 
 def sampler_for(backend: Backend, vocab_size: int, num_slots: int, device: torch.device) -> Sampler:
     """What draws tokens, by the same kernels as `backend` computes with."""
-    if not backend.name.startswith("triton"):
-        return Sampler(vocab_size, num_slots, device)
-    module = importlib.import_module("pawl.gpu.cuda.sampler")
-    made: Sampler = module.KernelSampler(vocab_size, num_slots, device)
+    by_kernels = backend.name.startswith("triton")
+    kind = _class_of("triton", "pawl.gpu.cuda.sampler", "KernelSampler") if by_kernels else Sampler
+    made: Sampler = kind(vocab_size, num_slots, device)
     return made
 
 
 def last_tokens_for(backend: Backend, num_slots: int, device: torch.device) -> LastTokens:
     """Where the last tokens are kept, by the same kernels as `backend` computes with."""
-    if not backend.name.startswith("triton"):
-        return LastTokens(num_slots, device)
-    module = importlib.import_module("pawl.gpu.cuda.last_tokens")
-    made: LastTokens = module.KernelLastTokens(num_slots, device)
+    by_kernels = backend.name.startswith("triton")
+    kind = _class_of("triton", "pawl.gpu.cuda.last_tokens", "KernelLastTokens") if by_kernels else LastTokens
+    made: LastTokens = kind(num_slots, device)
     return made
 
 

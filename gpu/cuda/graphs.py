@@ -115,12 +115,6 @@ class DecodeGraphs:
         replay = self._recorder.record(lambda: self._compute(block, shape))
         self._graphs[shape] = Recorded(block, replay)
 
-    def record_all(self) -> None:
-        """Record every shape that has no graph yet, the largest first."""
-        for shape in self.shapes:
-            if shape not in self._graphs:
-                self.record(shape)
-
     @torch.inference_mode()
     def run(self, tokens: Tensor, positions: Int32s, slots: Int32s, written: list[Int32s]) -> bool:
         """Compute a step of one token each, and return whether there was a graph for it.

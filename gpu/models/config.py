@@ -27,8 +27,9 @@ Activation: TypeAlias = Literal["silu", "gelu_tanh"]
 
 
 MOST_LAYERS = 4096
+MOST_HEAD_DIM = 4096
 MOST_EXPERTS = 1 << 17
-"""Of all layers together. The largest models have a tenth of both; lists of names and layers grow with them."""
+"""Experts of all layers together. The largest models have a tenth of each; lists grow with them."""
 
 
 class UnsupportedModel(Exception):

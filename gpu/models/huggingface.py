@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pawl.gpu.models.architectures.base import Architecture
-from pawl.gpu.models.config import MOST_LAYERS, Activation, ModelConfig, Rope
+from pawl.gpu.models.config import MOST_HEAD_DIM, MOST_LAYERS, Activation, ModelConfig, Rope
 from pawl.gpu.models.facts import Facts
 from pawl.gpu.models.registry import by_model_type
 
@@ -51,7 +51,7 @@ def config_from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
     if facts.flag("attention_bias") and not row.fixed.get("qkv_bias"):
         raise facts.refuse("attention_bias is supported for qwen2 only")
     num_heads, hidden = facts.whole("num_attention_heads"), facts.whole("hidden_size")
-    head_dim = facts.whole("head_dim", hidden // num_heads or None)
+    head_dim = facts.whole("head_dim", hidden // num_heads or None, most=MOST_HEAD_DIM)
     rope, local_rope = _ropes(facts, head_dim)
     fields: dict[str, Any] = {
         "architecture": row.name,

@@ -7,7 +7,6 @@ chunked, on where its pages lie, or on the number of threads.
 from __future__ import annotations
 
 import ctypes
-import os
 import weakref
 from typing import Any
 
@@ -17,20 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pawl.gpu.backend import ForwardInputs, RefusedInputs
+from pawl.gpu.devices import available_threads
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig, Rope, weight_shapes
 from pawl.gpu.models.switches import check_switches
 from pawl.gpu.native.bindings import Inputs, Library, Shape, load_library
 from pawl.gpu.native.build import NativeUnavailable
 from pawl.gpu.weights.checks import is_norm
-
-
-def default_threads() -> int:
-    """Processors this process may use: more threads than that only wait for each other."""
-    try:
-        return max(1, len(os.sched_getaffinity(0)))
-    except AttributeError:  # not on this system
-        return os.cpu_count() or 1
 
 
 class NativeBackend:
@@ -54,7 +46,7 @@ class NativeBackend:
         self._library = _library_for(config, kv)
         self.config = config
         self.kv = kv
-        self.threads = threads or default_threads()
+        self.threads = threads or available_threads()
         handle = ctypes.c_void_p()
         _raise_unavailable(_create(self._library, config, kv, self.threads, handle))
         self._decoder = handle

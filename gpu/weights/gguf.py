@@ -136,10 +136,6 @@ class GgufFile:
         self.data_offset = data_offset
         self._buffer = buffer
 
-    @property
-    def size_bytes(self) -> int:
-        return len(self._buffer)
-
     def header_digest(self) -> str:
         """SHA-256 of everything before the tensor data, hexadecimal."""
         return hashlib.sha256(memoryview(self._buffer)[: self.data_offset]).hexdigest()

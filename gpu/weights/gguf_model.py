@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pawl.gpu.models.architectures.base import GgufRow
-from pawl.gpu.models.config import MOST_LAYERS, Experts, ModelConfig, Rope, weight_shapes
+from pawl.gpu.models.config import MOST_HEAD_DIM, MOST_LAYERS, Experts, ModelConfig, Rope, weight_shapes
 from pawl.gpu.models.facts import Facts
 from pawl.gpu.models.registry import by_gguf
 from pawl.gpu.weights.checks import check_names, is_norm
@@ -49,7 +49,7 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
     facts = Facts(name, file.metadata, file="the file", prefix=f"{name}.")
     num_layers, hidden = facts.whole("block_count", most=MOST_LAYERS), facts.whole("embedding_length")
     num_heads = facts.whole("attention.head_count")
-    head_dim = facts.whole("attention.key_length", hidden // num_heads or None)
+    head_dim = facts.whole("attention.key_length", hidden // num_heads or None, most=MOST_HEAD_DIM)
     for key in ("attention.value_length", "rope.dimension_count"):
         if facts.whole(key, head_dim) != head_dim:
             raise facts.refuse(f"{key} {facts.whole(key)} differs from the head's {head_dim}")

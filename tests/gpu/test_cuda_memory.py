@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pawl import sizing
+from pawl.build import sizing
 from pawl.build.parts import check_settings
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.cuda.memory import ModelDoesNotFit, WeightsDoNotFit
