@@ -133,6 +133,38 @@ def test_rooms_are_imported_by_their_installed_names() -> None:
     assert importing(python_files(*OURS, "tests", "benchmarks"), *ROOMS) == []
 
 
+def names_of(path: Path) -> set[str]:
+    """What can be imported from a module: every name that is bound or imported anywhere in it."""
+    nodes = list(ast.walk(tree_of(path)))
+    defined = {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)}
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    imported = {
+        alias.asname or alias.name.partition(".")[0]
+        for node in nodes
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    return defined | bound | imported
+
+
+def test_what_tests_and_benchmarks_import_of_ours_exists() -> None:
+    """The type checker reads the source only: a name that moved would be missed until its test is run."""
+    missing = []
+    for path in python_files("tests", "benchmarks"):
+        for node in ast.walk(tree_of(path)):
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").partition(".")[0] not in ("pawl", "tests"):
+                continue
+            base = ROOT.joinpath(*(node.module or "").split("."))
+            module = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+            module = module if module.exists() else module.with_suffix(".pyi")
+            known = names_of(module) if module.exists() else set()
+            beside = {found.stem for found in base.iterdir()} if base.is_dir() else set()
+            missing += [
+                f"{place(path, node)}: {alias.name}" for alias in node.names if alias.name not in known | beside
+            ]
+    assert missing == []
+
+
 def test_nothing_read_from_outside_can_run_code() -> None:
     def runs_code(node: ast.AST) -> bool:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

@@ -16,7 +16,6 @@ from pawl.actors.messages.generate import (
     Admitted,
     Done,
     Ended,
-    Finish,
     Opened,
     Output,
     Outputs,
@@ -31,6 +30,7 @@ from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
+from pawl.loops.orders.requests import Finish
 from tests.actors.vocabularies import byte_level, sentencepiece, untimed
 
 TIMING = Timing(submitted=1.0, admitted=2.0, first_token=3.0, ended=4.0)

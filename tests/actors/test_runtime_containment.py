@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pawl.actors.gateway import Gateway
-from pawl.actors.messages.generate import Abort, Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
+from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.simulation.manual import ManualContext
@@ -16,6 +16,7 @@ from pawl.actors.sink import Inbox
 from pawl.actors.text.stream import Stream
 from pawl.actors.tokenizer import Tokenizer
 from pawl.lifecycle.states import Cause
+from pawl.loops.orders.requests import Abort
 from tests.actors.test_detokenizer import Bench as DetokenizerBench
 from tests.actors.test_detokenizer import ended
 from tests.actors.test_scheduler import Bench as SchedulerBench
