@@ -21,6 +21,11 @@ from pawl.actors.text.vocabulary import Vocabulary
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 
+SLICE_CHARACTERS = 20_000
+"""Encoded in some ten milliseconds."""
+UNLIKELY_RATIO = 5
+"""Characters for each token of the context beyond which a text hardly fits: prose has four, programs three."""
+
 
 class Tokenizer(Actor):
     """Keeps nothing between two requests."""
@@ -96,6 +101,8 @@ class Tokenizer(Actor):
         if len(text) > most or len(text.encode(errors="surrogatepass")) > most:
             # Said before the work, which for as much text takes minutes.
             raise self._too_long(len(text) // self._vocabulary.longest_token, "at least ")
+        if len(text) > max(SLICE_CHARACTERS, UNLIKELY_RATIO * self._context_length):
+            self._check_slices(text)
         try:
             tokens = self._vocabulary.encode(text, add_special)
         except ValueError as error:
@@ -103,6 +110,16 @@ class Tokenizer(Actor):
         # A token may have been added to the tokenizer alone.
         self._check_known(int(tokens.max(initial=0)))
         return tokens
+
+    def _check_slices(self, text: str) -> None:
+        """Refuse a text that is clearly too long by its first slices. Who waits behind it waits for these alone."""
+        # A cut may cost some tokens, about as many as one long token has bytes.
+        most, num_tokens = self._context_length + self._context_length // 8, 0
+        for start in range(0, len(text), SLICE_CHARACTERS):
+            num_tokens += len(self._vocabulary.encode(text[start : start + SLICE_CHARACTERS], add_special=False))
+            most += 2 * self._vocabulary.longest_token
+            if num_tokens > most:
+                raise self._too_long(num_tokens, "at least ")
 
     def _checked_ids(self, ids: tuple[int, ...]) -> NDArray[np.int32]:
         if len(ids) > self._context_length:

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pawl.actors.gateway import Gateway
-from pawl.actors.text.invalid import InvalidRequest
+from pawl.actors.text.invalid import InvalidRequest, clipped
 from pawl.http.auth import KeyCheck
 from pawl.http.context import ServerContext, Statistics
 from pawl.http.control import ControlRoutes
@@ -71,10 +71,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers: Mapping[str, Any] = error.headers or {}
     if error.status_code == 404:
-        return _respond(request, Problem(404, f"there is nothing at {request.url.path}", code="not_found"))
+        return _respond(request, Problem(404, f"there is nothing at {clipped(request.url.path)}", code="not_found"))
     if error.status_code == 405:
         allowed = headers.get("Allow", "")
-        text = f"{request.method} is not possible at {request.url.path}; it takes {allowed}"
+        text = f"{clipped(request.method)} is not possible at {clipped(request.url.path)}; it takes {allowed}"
         return _respond(request, Problem(405, text, code="method_not_allowed", headers=headers))
     return _respond(request, Problem(error.status_code, error.detail, headers=headers))
 

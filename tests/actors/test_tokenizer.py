@@ -16,7 +16,7 @@ from pawl.actors.text.vocabulary import Vocabulary
 from pawl.actors.tokenizer import Tokenizer
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
-from tests.actors.vocabularies import byte_level, byte_level_metadata, untimed
+from tests.actors.vocabularies import byte_level, byte_level_metadata, smollm2, untimed
 
 CONTEXT_LENGTH = 20
 
@@ -119,14 +119,36 @@ def test_a_prompt_that_fills_the_context_is_too_long(num_prompt: int) -> None:
     assert f"maximum context length is 20 tokens. However, your prompt has {num_prompt} tokens" in answer.message
 
 
+class Counting(Vocabulary):
+    """Counts the characters it is given."""
+
+    num_encoded = 0
+
+    def encode(self, text: str, add_special: bool = True) -> Any:
+        self.num_encoded += len(text)
+        return super().encode(text, add_special)
+
+
+def test_text_that_is_clearly_too_long_is_refused_by_its_first_slices() -> None:
+    vocabulary = Counting(smollm2().tokenizer)
+    actor = tokenizer(vocabulary=vocabulary, context_length=4_000)
+    actor.receive(submit(text="0123456789 " * 25_000))
+    [answer] = sent(actor).take("gateway")
+    assert (answer.cause, answer.param) == (Cause.TOO_LONG, "prompt")
+    assert vocabulary.num_encoded <= 20_000
+
+
+def test_a_long_text_of_long_tokens_still_fits() -> None:
+    vocabulary = smollm2()
+    text = " " * 60_000
+    assert len(vocabulary.encode(text)) < 2_000
+    actor = tokenizer(vocabulary=vocabulary, context_length=2_000)
+    actor.receive(submit(text=text))
+    [generate] = sent(actor).take("scheduler")
+    assert generate.tokens.tolist() == vocabulary.encode(text).tolist()
+
+
 def test_text_that_no_context_holds_is_refused_before_it_is_encoded() -> None:
-    class Counting(Vocabulary):
-        num_encoded = 0
-
-        def encode(self, text: str, add_special: bool = True) -> Any:
-            self.num_encoded += 1
-            return super().encode(text, add_special)
-
     vocabulary = Counting(byte_level().tokenizer)
     most = CONTEXT_LENGTH * vocabulary.longest_token
     for text in ("x" * (most + 1), "\u20ac" * (most // 3 + 1)):

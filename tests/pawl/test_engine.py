@@ -12,7 +12,7 @@ import pytest
 
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.config import ServerConfig
-from pawl.engine import Engine, NotRunning
+from pawl.engine import Engine, NotRunning, RequestFailed
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.states import Cause
 
@@ -48,6 +48,23 @@ def said(prompt: str) -> str:
 def run(program: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", MAKE + program]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "stop", "words"),
+    [
+        ({"temperature": -1}, (), "temperature must be a number from 0"),
+        ({"nonsense": 1}, (), "unknown field 'nonsense'"),
+        ({"max_new_tokens": 1 << 70}, (), "max_new_tokens must be an integer from 0 to 2147483647"),
+        ({"logit_bias": {"x": 1}}, (), "each key of logit_bias must be an integer"),
+        ({}, ("",), "must be a string of 1 to 1024 characters"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_by_name(engine: Engine, sampling: Any, stop: Any, words: str) -> None:
+    with pytest.raises(RequestFailed, match=words) as failed:
+        engine.generate("text", sampling, stop=stop)
+    assert failed.value.cause is Cause.INVALID
+    assert engine.generate("text", THREE)[0].text == said("text")
 
 
 @pytest.mark.parametrize(
