@@ -87,6 +87,18 @@ def test_a_granite_whose_factors_are_one_is_a_model_for_every_backend(tmp_path: 
     assert resolve_source(str(tmp_path)).config.operation is None
 
 
+def test_the_page_of_models_has_each_row_with_its_files_and_what_computes_it() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"][2:]
+    found = {model_type.strip("`"): (gguf.strip("`"), computed) for _, model_type, gguf, computed in rows}
+    expected = {}
+    for row in ARCHITECTURES:
+        operation = row.decoder.operation
+        gguf = "llama" if row.name == "mixtral" else row.gguf.name if row.gguf is not None else "-"
+        expected[row.model_type] = gguf, "all" if operation is None else f"torch: {operation.what}"
+    assert found == expected
+
+
 def test_names_of_architectures_are_each_one_rows() -> None:
     for names in (
         [row.name for row in ARCHITECTURES],
