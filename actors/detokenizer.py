@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from pawl.actors.messages.generate import Done, Ended, Opened, Output, Outputs, StepTokens
+from pawl.actors.messages.generate import Accepted, Done, Ended, Opened, Output, Outputs, StepTokens
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.text.stream import ScoreLists, Stream
@@ -86,6 +86,8 @@ class Detokenizer(Actor):
         if holder is not None:
             raise RowInUse(opened.row, holder.request, opened.request)
         self._streams[opened.row] = Stream(self._vocabulary, opened, self.context.now())
+        # From here and on the lane of outputs: whatever way else it went, an output could overtake it.
+        self.context.send(self._names.gateway, Accepted(opened.request, opened.num_prompt))
 
     def _send(self, outputs: list[Output]) -> None:
         if outputs and not self.context.send(self._names.gateway, Outputs(tuple(outputs))):

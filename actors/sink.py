@@ -49,8 +49,8 @@ class Inbox:
 
     def __init__(self, whole: bool = False) -> None:
         self.whole = whole
-        self.prompt: tuple[int, ...] | None = None
-        """The prompt's token ids, once (and if) the tokenizer told them."""
+        self.num_prompt: int | None = None
+        """Tokens of the prompt, once the scheduler has taken the request."""
         self.done: Done | None = None
         self.refusal: Refused | None = None
         self._texts: list[str] = []
@@ -68,7 +68,7 @@ class Inbox:
         """Called when there is something to take."""
 
     def accepted(self, accepted: Accepted) -> None:
-        self.prompt = accepted.prompt_tokens
+        self.num_prompt = accepted.num_prompt
 
     def push(self, output: Output) -> None:
         if output.text:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.actors.messages.generate import Accepted, Generate, Refused, Submit
+from pawl.actors.messages.generate import Generate, Refused, Submit
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.text.invalid import InvalidRequest
@@ -45,10 +45,6 @@ class Tokenizer(Actor):
         except InvalidRequest as error:
             self._refuse(message.request, error)
             return
-        # The gateway learns the prompt before the first output can overtake it.
-        typed = message.token_ids is not None
-        prompt_tokens = None if typed else tuple(generate.tokens.tolist())
-        self.context.send(self._names.gateway, Accepted(message.request, prompt_tokens), Lane.CONTROL)
         if not self.context.send(self._names.scheduler, generate):
             full = "the engine is overloaded: too many requests are waiting; try again later"
             self._refuse(message.request, InvalidRequest(full, status=503, cause=Cause.OVERLOADED))

@@ -189,13 +189,16 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
 
 def _missing(monitor: Monitor, whole: bool) -> Iterator[str]:
     """What a trace that could be read to its end still lacks."""
-    closed, num_open = monitor.history.closed, len(monitor.history.open)
+    history = monitor.history
+    closed, num_open = history.closed, len(history.open)
     if not whole or not monitor.judging:
         return
     if closed is None:
         yield "the engine never closed the trace"
     elif closed.reason != STOPPED and num_open:
         yield f"{num_open} requests were open when the trace was closed: {closed.reason}"
+    elif closed.reason == STOPPED and not history.answered:
+        yield "what clients were told last is not recorded to the end"
 
 
 def _verdict(violations: Iterable[Violation], missing: Iterable[str], damage: Iterable[Damage]) -> Verdict:

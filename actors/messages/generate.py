@@ -186,11 +186,10 @@ class Outputs(msgspec.Struct, frozen=True, tag=True, eq=False):
 
 
 class Accepted(msgspec.Struct, frozen=True, tag=True):
-    """tokenizer -> gateway: the prompt was understood (length known before the first token)."""
+    """detokenizer -> gateway: the scheduler has taken the request; comes before its outputs, on their lane."""
 
     request: int
-    prompt_tokens: tuple[int, ...] | None
-    """Set when the client needs the prompt's ids (`echo`)."""
+    num_prompt: int
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

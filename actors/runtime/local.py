@@ -23,7 +23,7 @@ log = structlog.get_logger("pawl.actors")
 OUTSIDE = "outside"
 """Sender of messages that come from no actor."""
 CUT_GRACE_S = 1.0
-"""How long actors that did not drain in time get, together, to end after they were cut off."""
+"""How long an actor that did not drain in time gets to end after it was cut off."""
 
 OnFailure = Callable[[str, BaseException], None]
 
@@ -211,18 +211,15 @@ class LocalSystem:
             cells = dict(self._cells)
         rest = [name for name in reversed(cells) if name not in order]
         in_order = [cells[name] for name in (*order, *rest) if name in cells]
-        deadline = self.clock() + timeout_s
         for cell in in_order:
             if not started:
                 cell.withdraw()
                 continue
             cell.ask_to_stop("stopped")
-            yield cell, deadline
-        late = [cell for cell in in_order if not cell.over.is_set()]
-        for cell in late:
-            log.error("actor did not stop in time", actor=cell.name, waiting=sum(cell.mailbox.depths()))
-            cell.cut()
-        deadline = self.clock() + CUT_GRACE_S
-        for cell in late:
-            yield cell, deadline
+            yield cell, self.clock() + timeout_s
+            if not cell.over.is_set():
+                log.error("actor did not stop in time", actor=cell.name, waiting=sum(cell.mailbox.depths()))
+                cell.cut()
+                # Those after it have their own time all the same: what it says last should still be heard.
+                yield cell, self.clock() + CUT_GRACE_S
         self._not_stopped = tuple(cell.name for cell in in_order if not cell.over.is_set())

@@ -58,7 +58,8 @@ class System(Protocol):
 
     def stop(self, order: Sequence[str] = (), timeout_s: float = 30.0) -> tuple[str, ...]:
         """Stop actor after actor in this order (upstream first), the others afterwards, later spawned first. Each
-        handles what waits in its mailbox, then is told `stopped`. Gives back the names that did not end in time."""
+        handles what waits in its mailbox, then is told `stopped`. It has `timeout_s` for that, whatever those before it
+        took, and is cut off afterwards. Gives back the names that did not end at all."""
 
     def statistics(self) -> dict[str, ActorStatistics]:
         """Counters for each actor, by name."""

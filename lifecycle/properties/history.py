@@ -114,6 +114,8 @@ class History:
         """Of the current record."""
         self.started: Started | None = None
         self.closed: Closed | None = None
+        self.answered = False
+        """All terminal replies are in the trace: the gateway has said how many there were."""
         self.open: dict[int, int] = {}
         """Live requests: request -> row."""
         self.in_flight: dict[int, Step] = {}
@@ -180,6 +182,8 @@ class History:
                 self.pages.size(record.num_pages, record.page_size)
             case Closed():
                 self.closed = record
+            case AnswersClosed():
+                self.answered = True
 
     def _submitted(self, record: Submitted) -> None:
         row = record.row

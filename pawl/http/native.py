@@ -193,8 +193,7 @@ class NativeRenderer:
 
     def delta(self, index: int, delta: Delta, inbox: Inbox) -> bytes:
         self._progress[index].add(delta)
-        prompt = inbox.prompt or self._call.submits[index].token_ids
-        result = self._result(index, delta, len(prompt) if prompt else None)
+        result = self._result(index, delta, inbox.num_prompt)
         if not self._call.single:
             result["index"] = index
         return b"data: " + encode(result) + b"\n\n"

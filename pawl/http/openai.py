@@ -183,11 +183,11 @@ class OpenAiRenderer(ABC):
         return before + b"%b%d%b%b%b" % (self._prefix, index, self.text_part(text), ending, tail)
 
     def _tail_with_usage(self, index: int, inbox: Inbox, done: Done | None) -> bytes:
-        """Usage so far of this choice. Before the end the prompt's length is known only if the tokenizer told it."""
+        """Usage so far of this choice. Before the end the prompt's length is known once it was taken."""
         if done is None:
-            if inbox.prompt is None:
+            if inbox.num_prompt is None:
                 return self._tail
-            usage = Usage(len(inbox.prompt), self._num_tokens[index], 0)
+            usage = Usage(inbox.num_prompt, self._num_tokens[index], 0)
         else:
             usage = done.usage
         return b'}],"usage":' + encode(usage_body([usage], 1)) + b"}\n\n"

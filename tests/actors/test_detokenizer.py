@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pawl.actors.detokenizer import Detokenizer, OutputsRefused, RowInUse
 from pawl.actors.messages.generate import (
+    Accepted,
     Admitted,
     Done,
     Ended,
@@ -26,7 +27,7 @@ from pawl.actors.messages.generate import (
     Usage,
 )
 from pawl.actors.runtime.actor import Lane
-from pawl.actors.simulation.manual import ManualContext
+from pawl.actors.simulation.manual import ManualContext, Sent
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
@@ -52,6 +53,7 @@ class Bench:
     ) -> None:
         tokens = np.array(prompt, dtype=np.int32)
         self.actor.receive(Opened(row, request, TextOptions(**options), len(prompt), tokens, top_logprobs))
+        assert self.context.sent.pop() == Sent("gateway", Accepted(request, len(prompt)), Lane.DATA)
 
     def step(self, tokens: Sequence[tuple[int, int]] = (), ended: Sequence[Ended] = (), **rest: Any) -> list[Output]:
         """One message with (row, token) pairs; the outputs it gave."""

@@ -159,7 +159,7 @@ def test_anything_after_the_end_is_counted_and_dropped(world: World, late: str) 
     inbox.take()
     message = {
         "output": Outputs((Output(one, "x", (1,)),)),
-        "accepted": Accepted(one, None),
+        "accepted": Accepted(one, 1),
         "refused": Refused(one, Cause.INVALID, "no"),
         "second end": Outputs((Output(one, "", (), done=done()),)),
     }[late]

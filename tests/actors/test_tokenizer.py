@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.actors.messages.generate import Accepted, Generate, Refused, Submit, TextOptions
+from pawl.actors.messages.generate import Generate, Refused, Submit, TextOptions
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.text.vocabulary import Vocabulary
@@ -44,8 +44,7 @@ def accepted(request: Submit) -> Generate:
     actor = tokenizer()
     actor.receive(request)
     [generate] = sent(actor).take("scheduler")
-    [answer] = sent(actor).take("gateway")
-    assert isinstance(answer, Accepted)
+    assert sent(actor).take("gateway") == []
     assert isinstance(generate, Generate)
     return generate
 
@@ -80,15 +79,6 @@ def test_text_becomes_token_ids_with_everything_the_scheduler_needs() -> None:
     assert (generate.namespace, generate.text_options) == ("s", options)
     assert generate.sampling.seed == 3
     assert generate.sampling.max_new_tokens == CONTEXT_LENGTH - 2
-
-
-def test_the_gateway_learns_the_prompt_before_the_scheduler_works_on_it() -> None:
-    actor = tokenizer()
-    actor.receive(submit())
-    actor.receive(submit(text=None, token_ids=(5, 6)))
-    assert [sending.to for sending in sent(actor).sent] == ["gateway", "scheduler"] * 2
-    prompt = tuple(byte_level().encode("hello world").tolist())
-    assert sent(actor).take("gateway") == [Accepted(1, prompt), Accepted(1, None)]
 
 
 def test_a_chat_is_rendered_without_a_second_beginning_token() -> None:
@@ -204,9 +194,9 @@ def test_a_full_scheduler_is_an_overload_and_still_one_terminal_reply() -> None:
     actor = tokenizer()
     sent(actor).full.add("scheduler")
     actor.receive(submit(request=9))
-    replies = sent(actor).take("gateway")
-    assert [type(reply) for reply in replies] == [Accepted, Refused]
-    assert (replies[1].request, replies[1].cause, replies[1].status) == (9, Cause.OVERLOADED, 503)
+    [reply] = sent(actor).take("gateway")
+    assert isinstance(reply, Refused)
+    assert (reply.request, reply.cause, reply.status) == (9, Cause.OVERLOADED, 503)
 
 
 JSON = st.recursive(

@@ -15,7 +15,7 @@ from pawl.lifecycle.records import Closed, PageCounts, Record
 from pawl.lifecycle.states import Cause, Event, State
 from tests.lifecycle.story import AT_REST, PAGES, Segment, changed, planned, sound_run, token, without
 
-STORY = sound_run()
+STORY = sound_run(answered=False)
 
 
 def events(*values: Event) -> np.ndarray:

@@ -17,6 +17,8 @@ import numpy as np
 from pawl.lifecycle.records import (
     ENCODER,
     STOPPED,
+    Answered,
+    AnswersClosed,
     CacheChange,
     Cached,
     Closed,
@@ -159,8 +161,8 @@ class Story:
         self.add(StepCommitted(step, self.now(), np.array(events, np.uint8), drawn, pages), f"commit {step}")
 
 
-def sound_run() -> Story:
-    """The run of this module's docstring; every property holds of it."""
+def sound_run(*, answered: bool = True) -> Story:
+    """The run of this module's docstring; every property holds of it. Not `answered`: without the gateway's records."""
     story = Story()
     story.start()
     story.submit(1, 0, 6, 3)
@@ -183,7 +185,19 @@ def sound_run() -> Story:
     _third(story)
     counts = Counts(received=3, finished=2, aborted=1, live=0, prompt_tokens=20, output_tokens=5, retractions=1)
     story.add(Closed(STOPPED, counts, AT_REST), "closed")
+    for reply in replies_of(story.records) if answered else ():
+        story.add(reply, f"answer {reply.request}" if isinstance(reply, Answered) else "answers closed")
     return story
+
+
+def replies_of(records: Sequence[Record]) -> Iterator[Answered | AnswersClosed]:
+    """What a gateway records that tells each client how its request has ended, and then stops."""
+    count = 0
+    for record in records:
+        if isinstance(record, Transition) and record.event in (Event.FINISH, Event.ABORT):
+            count += 1
+            yield Answered(record.request, record.cause, record.num_output or 0, record.time)
+    yield AnswersClosed(count, 1e9)
 
 
 def _third(story: Story) -> None:

@@ -98,9 +98,16 @@ def test_a_violation_before_a_gap_is_still_a_violation(tmp_path: Path) -> None:
 
 
 def test_a_trace_that_was_never_closed_is_incomplete(tmp_path: Path) -> None:
-    report = audited(tmp_path, STORY.records[:-1])
+    report = audited(tmp_path, STORY.records[: STORY.labels["closed"]])
     assert report.verdict == Verdict.INCOMPLETE
     assert report.missing == ("the engine never closed the trace",)
+
+
+@pytest.mark.parametrize("last", ["closed", "answer 2", "answer 3"])
+def test_a_stopped_engine_without_all_replies_of_its_gateway_is_incomplete(tmp_path: Path, last: str) -> None:
+    report = audited(tmp_path, STORY.records[: STORY.labels[last] + 1])
+    assert report.verdict == Verdict.INCOMPLETE
+    assert report.missing == ("what clients were told last is not recorded to the end",)
 
 
 def test_a_trace_without_the_start_is_incomplete(tmp_path: Path) -> None:
@@ -110,11 +117,11 @@ def test_a_trace_without_the_start_is_incomplete(tmp_path: Path) -> None:
 
 
 def test_a_trace_closed_for_another_reason_with_open_requests_is_incomplete(tmp_path: Path) -> None:
-    end = STORY.records[-1]
+    end = STORY.records[STORY.labels["closed"]]
     assert isinstance(end, Closed)
     counts = msgspec.structs.replace(end.counts, finished=1, live=1)
     records = [
-        *without(STORY, "finish 3")[:-1],
+        *without(STORY, "finish 3")[: STORY.labels["closed"] - 1],
         Closed("tracing was turned off", msgspec.structs.replace(counts, output_tokens=6)),
     ]
     report = audited(tmp_path, records)

@@ -15,7 +15,7 @@ from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import STOPPED, Record, Started, StepCommitted, StepRolledBack, Transition, uint8s
 from pawl.lifecycle.states import Cause, Event
 from pawl.lifecycle.step import StepBatch, StepResult
-from tests.lifecycle.story import write
+from tests.lifecycle.story import replies_of, write
 from tests.loops.driver import CELLS, Driver
 
 
@@ -123,6 +123,7 @@ def test_such_runs_reach_what_the_properties_are_about() -> None:
 
 @pytest.mark.parametrize("interval", [0, 10])
 def test_a_recorded_run_passes_its_audit(tmp_path: Path, interval: int) -> None:
-    report = audit(write(tmp_path, run(3, "overlap", True, 40, "fcfs", interval), block=100))
+    records = run(3, "overlap", True, 40, "fcfs", interval)
+    report = audit(write(tmp_path, [*records, *replies_of(records)], block=100))
     assert report.verdict == Verdict.PASS, report.text()
     assert report.num_requests > 3

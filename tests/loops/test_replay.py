@@ -28,6 +28,7 @@ from pawl.lifecycle.states import Event
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort, CheckDeadlines, Finish
 from pawl.loops.replay import Diverged, NotReplayable, replay
+from tests.lifecycle.story import replies_of
 from tests.loops.driver import CELLS, Driver
 
 
@@ -81,6 +82,7 @@ def record_run(
         wall=0.0,
     )
     made: list[Record] = [started, *driver.records]  # type: ignore[list-item]
+    made += replies_of(made) if whole else ()
     return DECODER.decode(ENCODER.encode(made))
 
 

@@ -177,7 +177,7 @@ class FakeEngine:
             self.gateway.receive(Refused(submit.request, error.cause, error.message, error.status, error.param))
             return
         self.live[submit.request] = live
-        self.gateway.receive(Accepted(submit.request, live.prompt if submit.token_ids is None else None))
+        self.gateway.receive(Accepted(submit.request, len(live.prompt)))
         cause, self.end_next = self.end_next, None
         if cause is not None:
             self._end(submit.request, cause, "")

@@ -16,7 +16,7 @@ from pawl import __version__, cli
 from pawl.cli import COMMANDS, Command, main
 from pawl.commands.failures import FAILURES, USAGE, CommandFailed, UsageError
 from pawl.commands.serve import curl_line
-from pawl.lifecycle.records import Gap
+from pawl.lifecycle.records import Closed, Gap
 from tests.lifecycle.story import sound_run, without, write
 from tests.lifecycle.test_trace import VERSION_1
 from tests.loops.test_replay import record_run
@@ -231,7 +231,8 @@ def test_replay_ends_with_what_came_out_as_its_status(tmp_path: Path, capsys: py
     records = record_run(3)
     assert main(["replay", str(write(tmp_path / "whole", records))]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith(f"SAME: {len(records)} records")
-    assert main(["replay", str(write(tmp_path / "open", records[:-1]))]) == 2
+    closed = next(index for index, record in enumerate(records) if isinstance(record, Closed))
+    assert main(["replay", str(write(tmp_path / "open", records[:closed]))]) == 2
     assert main(["replay", str(write(tmp_path / "changed", [*records[:9], *records[10:]]))]) == 1
     assert "DIFFERS at record 10" in capsys.readouterr().out
     assert main(["replay", str(write(tmp_path / "gap", [*records, Gap(1, "full disk")]))]) == 2
