@@ -96,6 +96,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     admin_api_key: Annotated[
         Text | None, _meta("server", "key for control routes, such as flush_cache; better kept in the file")
     ] = None
+    allowed_hosts: Annotated[
+        Text | None,
+        _meta("server", "names it answers to beside its address, with commas; on 127.0.0.1 no other Host is taken"),
+    ] = None
+    cors_origins: Annotated[
+        Text | None, _meta("server", "origins whose web pages may ask, with commas; * is all; otherwise none")
+    ] = None
     max_body_mb: Annotated[AboveZero, _meta("server", "larger request bodies are refused with 413")] = 32.0
 
     max_running: Annotated[AtLeastOne, _feature("scheduling", "max_running")] = 256

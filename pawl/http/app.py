@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pawl.actors.gateway import Gateway
 from pawl.actors.text.invalid import InvalidRequest, clipped
 from pawl.http.auth import KeyCheck
+from pawl.http.body import UNFINISHED_BODIES, BodyBudget
 from pawl.http.context import ServerContext, Statistics
 from pawl.http.control import ControlRoutes
 from pawl.http.description import DescriptionRoutes
 from pawl.http.errors import Problem, from_invalid
 from pawl.http.generation import NAMES, GenerationRoutes
+from pawl.http.guard import Guard
 from pawl.http.info import ServerInfo, Tokenization
 from pawl.http.tokens import TokenRoutes
 
@@ -35,13 +39,32 @@ def create_app(
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     probe_timeout_s: float = 20.0,
     statistics: Statistics = dict,
+    hosts: Collection[str] | None = None,
+    origins: Collection[str] = (),
+    cut: Mapping[str, int] = MappingProxyType({}),
 ) -> Starlette:
-    """The application that serves one engine. It must run on the event loop that drives `gateway`."""
-    context = ServerContext(gateway, info, tokenization, statistics, max_body_bytes, probe_timeout_s)
+    """The application that serves one engine. It must run on the event loop that drives `gateway`.
+
+    `hosts` and `origins`: who may ask from a browser (see `Guard`). `cut`: counts of cut connections, for the metrics.
+    """
+    context = ServerContext(
+        gateway,
+        info,
+        tokenization,
+        statistics,
+        max_body_bytes,
+        probe_timeout_s,
+        BodyBudget(UNFINISHED_BODIES * max_body_bytes),
+        cut,
+    )
     routes = [*GenerationRoutes(context).routes(), *TokenRoutes(context).routes(), *ControlRoutes(context).routes()]
     return Starlette(
         routes=[*routes, *DescriptionRoutes(context, routes).routes()],
-        middleware=[Middleware(KeyCheck, api_key=api_key, admin_api_key=admin_api_key)],
+        middleware=[
+            *_cors(origins),
+            Middleware(Guard, hosts=hosts, origins=origins),
+            Middleware(KeyCheck, api_key=api_key, admin_api_key=admin_api_key),
+        ],
         exception_handlers={
             Problem: _problem,
             InvalidRequest: _invalid,
@@ -50,6 +73,15 @@ def create_app(
             Exception: _internal_error,
         },
     )
+
+
+def _cors(origins: Collection[str]) -> list[Middleware]:
+    """What tells browsers that pages of these origins may ask and read. Outermost: the question comes without a key."""
+    if not origins:
+        return []
+    return [
+        Middleware(CORSMiddleware, allow_origins=sorted(origins), allow_methods=["GET", "POST"], allow_headers=["*"])
+    ]
 
 
 def _respond(request: Request, problem: Problem) -> Response:

@@ -18,21 +18,43 @@ MAX_VALUES = 500_000
 
 MAX_CONTAINERS = 100_000
 """Lists and objects, which take longer."""
+UNFINISHED_BODIES = 4
+"""Bodies of the largest size that may be under way at a time, together."""
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+class BodyBudget:
+    """Bytes of all bodies that are not whole yet: many that are sent slowly must not fill the memory."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.held = 0
+
+    def take(self, count: int) -> None:
+        """Raises Problem when there is no room for `count` more bytes."""
+        if self.held + count > self._most:
+            raise Problem(503, "too many request bodies are under way; try again later", code="too_many_bodies")
+        self.held += count
+
+    def give_back(self, count: int) -> None:
+        """The body is whole, refused or gone."""
+        self.held -= count
+
+
+async def read_body(request: Request, limit: int, budget: BodyBudget) -> bytes:
     """The raw body of at most `limit` bytes; more is refused with 413, before it is read where its length is known."""
     declared = request.headers.get("content-length")
     if declared is not None and declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        chunks.append(chunk)
-    return b"".join(chunks)
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            if len(body) + len(chunk) > limit:
+                raise _too_large(limit)
+            budget.take(len(chunk))
+            body += chunk
+        return bytes(body)
+    finally:
+        budget.give_back(len(body))
 
 
 def decode(data: bytes, kind: type[Body]) -> Body:

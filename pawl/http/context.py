@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from pawl.actors.gateway import Gateway
 from pawl.actors.runtime.system import ActorStatistics
-from pawl.http.body import Body, decode, read_body
+from pawl.http.body import Body, BodyBudget, decode, read_body
 from pawl.http.errors import Problem
 from pawl.http.info import ServerInfo, Tokenization
 
@@ -28,10 +28,13 @@ class ServerContext:
     max_body_bytes: int
     probe_timeout_s: float
     """How long `/health_generate` waits for its token."""
+    bodies: BodyBudget
+    cut: Mapping[str, int]
+    """Reason -> connections and requests that were cut for it (see `Connection`)."""
 
     async def read(self, request: Request, kind: type[Body]) -> Body:
         """The request's body as `kind`."""
-        return decode(await read_body(request, self.max_body_bytes), kind)
+        return decode(await read_body(request, self.max_body_bytes, self.bodies), kind)
 
     def check_count(self, num_prompts: int, n: int) -> None:
         """Refuse a call that alone asks for more requests than may be open: it could never be served."""

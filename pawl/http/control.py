@@ -137,7 +137,7 @@ class ControlRoutes(HasContext):
         """The handler of one control message: its fields come in the query or as a JSON body."""
 
         async def handle(request: Request) -> Response:
-            data = await read_body(request, self.context.max_body_bytes)
+            data = await read_body(request, self.context.max_body_bytes, self.context.bodies)
             body = decode_fields(data, dict(request.query_params), row.taken)
             if row.admin_when is not None and row.admin_when(body) and not request.scope.get("admin", True):
                 raise Problem(403, f"{row.name} with these fields needs the admin key", code="admin_key_needed")
@@ -152,5 +152,7 @@ class ControlRoutes(HasContext):
     async def metrics(self, request: Request) -> Response:
         """Counters and gauges, as Prometheus reads them."""
         reply = await ask(lambda answer: STATE.put(self.context.gateway, GetState(), answer))
-        text = exposition(self.context.gateway, reply.body if reply.ok else None, self.context.statistics())
+        text = exposition(
+            self.context.gateway, reply.body if reply.ok else None, self.context.statistics(), self.context.cut
+        )
         return Response(text, media_type=CONTENT_TYPE)

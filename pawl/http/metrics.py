@@ -86,12 +86,16 @@ class Page:
         return "\n".join(self._lines) + "\n"
 
 
-def exposition(gateway: Gateway, state: Mapping[str, Any] | None, actors: Mapping[str, ActorStatistics]) -> str:
-    """The whole page. `state` is the scheduler's dump, None when it did not answer."""
+def exposition(
+    gateway: Gateway, state: Mapping[str, Any] | None, actors: Mapping[str, ActorStatistics], cut: Mapping[str, int]
+) -> str:
+    """The whole page. `state`: the scheduler's dump, None when it did not answer. `cut`: connections by reason."""
     page = Page()
     _from_gateway(page, gateway)
     text = "Properties that were seen not to hold: defects of Pawl."
     page.add("pawl_violations_total", "counter", text, _violations(gateway, state))
+    text = "Connections and requests that were cut: too slow, too large, malformed, or too many."
+    page.add("pawl_connections_cut_total", "counter", text, [({"reason": why}, n) for why, n in sorted(cut.items())])
     page.add("pawl_scheduler_up", "gauge", "Whether the scheduler answered.", [({}, int(state is not None))])
     for metric in FROM_STATE if state is not None else ():
         value = _at(state, metric.path)

@@ -1,20 +1,22 @@
 """Running the application on a socket: uvicorn on uvloop, and an orderly end.
 
-On the first SIGTERM or SIGINT the server stops accepting, the engine ends what is open (each stream gets its terminal
-event), and only then connections are closed. A second signal does not wait.
+On the first signal to end (SIGTERM, SIGINT, SIGHUP, SIGQUIT) the server stops accepting, the engine ends what is open
+(each stream gets its terminal event), and only then connections are closed. A second one is asked whether it is meant,
+a third does not wait. SIGUSR1 logs the state.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import structlog
@@ -26,6 +28,8 @@ from pawl.actors.gateway import Gateway
 from pawl.actors.sampling import Limits
 from pawl.gpu.weights.report import Report, unheard
 from pawl.http.app import create_app
+from pawl.http.connections import Connection, ConnectionLimits
+from pawl.http.guard import LOOPBACK, is_loopback
 from pawl.http.info import ServerInfo
 from pawl.http.starting import Front
 
@@ -41,15 +45,22 @@ DRAIN_GRACE_S = 3.0
 CLOSING_S = 5
 """And then connections, to take their last bytes."""
 KEEP_ALIVE_S = 30
+TICKS_PER_LOOK = 10
+"""uvicorn ticks ten times a second."""
+INSISTS = 3
+"""The signal that ends the server without waiting for what is open."""
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Server(uvicorn.Server):
     """uvicorn, with our own handling of signals and of the end."""
 
     def __init__(self, app: Any, gateway: Gateway | None, grace_s: float = DRAIN_GRACE_S) -> None:
+        self.limits = ConnectionLimits()
+        """Of connections, and what was cut for them."""
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=cast(Any, functools.partial(Connection, self.limits)),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -62,15 +73,36 @@ class Server(uvicorn.Server):
         self.gateway = gateway
         """What is drained at the end; None while there is no engine yet."""
         self._grace_s = grace_s
+        self._num_stops = 0
         self.listening = asyncio.Event()
         """Set once connections are accepted."""
 
     def stop(self, why: str) -> None:
-        """Begin the end, or, the second time, do not wait for it. Called on the event loop."""
-        log.info("stopping" if not self.should_exit else "stopping at once", why=why)
-        if self.should_exit:
-            self.force_exit = True
+        """Begin the end, or, the third time, do not wait for it. Called on the event loop."""
+        self._num_stops += 1
         self.should_exit = True
+        if self._num_stops >= INSISTS:
+            self.force_exit = True
+            log.info("stopping at once", why=why)
+        elif self._num_stops == 1:
+            log.info("stopping", why=why)
+        else:
+            log.info("stopping already; once more ends what is open without waiting", why=why)
+
+    def dump(self) -> None:
+        """Log what the scheduler says of itself."""
+        if self.gateway is None:
+            log.info("state", ok=False, message="the model is loading")
+        else:
+            self.gateway.get_state(lambda reply: log.info("state", ok=reply.ok, message=reply.message, **reply.body))
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look at the connections now and then; True ends the server."""
+        if counter % TICKS_PER_LOOK == 0:
+            now = time.monotonic()
+            for connection in list(self.server_state.connections):
+                cast(Connection, connection).look(now)
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -80,13 +112,13 @@ class Server(uvicorn.Server):
             yield
             return
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
+        for number in ENDING:
             loop.add_signal_handler(number, self.stop, number.name)
+        loop.add_signal_handler(signal.SIGUSR1, self.dump)
         try:
             yield
         finally:
-            for number in signals:
+            for number in (*ENDING, signal.SIGUSR1):
                 loop.remove_signal_handler(number)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -100,9 +132,11 @@ class Server(uvicorn.Server):
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises OSError when the address is in use or not ours."""
+    """A listening socket; port 0 takes a free one, host :: is every interface of IPv6 and IPv4. Raises OSError when the
+    address is in use or not ours."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
 
 
 class _ToStructlog(logging.Handler):
@@ -210,6 +244,9 @@ class EngineServer:
             admin_api_key=self._config.admin_api_key,
             max_body_bytes=int(self._config.max_body_mb * (1 << 20)),
             statistics=engine.system.statistics,
+            hosts=self._hosts(),
+            origins=_words(self._config.cors_origins),
+            cut=self._server.limits.cut,
         )
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -226,6 +263,14 @@ class EngineServer:
         """Called in the failed actor's thread."""
         self.stop(f"{name} failed: {error}")
 
+    def _hosts(self) -> set[str] | None:
+        """Names that this server answers to; None is any. On the loopback address a web page could otherwise give its
+        own name this machine's address."""
+        named = _words(self._config.allowed_hosts)
+        if not is_loopback(self._config.host):
+            return named or None
+        return {*LOOPBACK, self._config.host, *named}
+
     def _info(self, parts: Parts) -> ServerInfo:
         config = self._config
         settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in SECRETS}
@@ -240,6 +285,10 @@ class EngineServer:
             num_kv_tokens=parts.loop_config.num_pages * parts.loop_config.page_size,
             settings=settings,
         )
+
+
+def _words(text: str | None) -> set[str]:
+    return set((text or "").replace(",", " ").split())
 
 
 def serve(config: ServerConfig, on_ready: Callable[[str], None] | None = None, report: Report = unheard) -> int:

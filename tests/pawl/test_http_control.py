@@ -325,7 +325,7 @@ def test_metrics_are_readable_and_count_what_happened() -> None:
 def test_metrics_of_a_silent_scheduler_say_so_and_keep_the_rest() -> None:
     gateway = Gateway()
     gateway.context = StillContext()
-    numbers = samples(exposition(gateway, None, {}))
+    numbers = samples(exposition(gateway, None, {}, {}))
     assert numbers["pawl_scheduler_up"] == 0
     assert numbers["pawl_requests_open"] == 0
     assert not any(key.startswith("pawl_pages") for key in numbers)
@@ -335,7 +335,7 @@ def test_a_violation_shows_under_its_name_with_labels_escaped() -> None:
     gateway = Gateway()
     gateway.context = StillContext()
     gateway.totals.violations['odd "name"\\\n'] = 2
-    numbers = samples(exposition(gateway, None, {}))
+    numbers = samples(exposition(gateway, None, {}, {}))
     assert numbers['pawl_violations_total{property=odd "name"\\\n}'] == 2
 
 
@@ -343,7 +343,7 @@ def test_what_the_scheduler_saw_not_to_hold_is_counted_with_what_the_gateway_saw
     gateway = Gateway()
     gateway.context = StillContext()
     gateway.totals.violations["legal_lifecycle"] = 1
-    numbers = samples(exposition(gateway, {"violations": {"conservation": 3, "legal_lifecycle": 1}}, {}))
+    numbers = samples(exposition(gateway, {"violations": {"conservation": 3, "legal_lifecycle": 1}}, {}, {}))
     assert numbers["pawl_violations_total{property=conservation}"] == 3
     assert numbers["pawl_violations_total{property=legal_lifecycle}"] == 2
 

@@ -30,7 +30,8 @@ async def post(address: tuple[str, int], path: str, body: dict[str, Any]) -> tup
     reader, writer = await asyncio.open_connection(*address)
     payload = json.dumps(body).encode()
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(payload)}\r\n\r\n"
     )
     writer.write(head.encode() + payload)
     await writer.drain()

@@ -13,6 +13,8 @@ from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.loops.orders.requests import Abort
 from tests.pawl.fake_engine import Served
 
+JSON = {"content-type": "application/json"}
+
 PROMPT = {"prompt": "hello"}
 MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"text": "hello"}
@@ -174,14 +176,14 @@ def test_bad_input_is_refused_by_name(client: httpx.Client, path: str, bad: Bad,
     ],
 )
 def test_a_body_that_is_no_json_object_is_refused(client: httpx.Client, path: str, content: bytes) -> None:
-    response = client.post(path, content=content)
+    response = client.post(path, content=content, headers=JSON)
     assert response.status_code == 400, response.text
     assert response.json()["error"]["message"]
 
 
 def test_nesting_without_end_is_refused(client: httpx.Client) -> None:
     deep = b'{"prompt": "x", "regex": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"
-    response = client.post("/v1/completions", content=deep)
+    response = client.post("/v1/completions", content=deep, headers=JSON)
     assert response.status_code == 400
     assert "deep" in response.json()["error"]["message"]
 
@@ -190,7 +192,9 @@ def test_nesting_without_end_is_refused(client: httpx.Client) -> None:
 def test_a_body_beyond_the_limit_is_refused_before_it_is_decoded(declared: bool) -> None:
     with Served(max_body_bytes=1000) as served, httpx.Client(base_url=served.url) as client:
         content = b"x" * 1001
-        response = client.post("/v1/completions", content=content if declared else iter([content[:600], content[600:]]))
+        response = client.post(
+            "/v1/completions", content=content if declared else iter([content[:600], content[600:]]), headers=JSON
+        )
         assert response.status_code == 413
         assert "1000" in response.json()["error"]["message"]
         fits = client.post("/v1/completions", json={"prompt": "hi", "max_tokens": 1})

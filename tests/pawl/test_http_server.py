@@ -34,7 +34,7 @@ PATHS = {
 def raw_call(served: Served, path: str, stream: bool) -> Iterator[socket.socket]:
     """A request over a bare socket, which the test may close as it likes."""
     body = json.dumps({**PATHS[path], "stream": stream}).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     port = int(served.url.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as connection:
         connection.sendall(head.encode() + body)
@@ -135,7 +135,10 @@ def test_a_client_that_does_not_read_costs_one_merged_output(client: httpx.Clien
         connection.settimeout(PATIENCE_S)
         connection.connect(("127.0.0.1", port))
         before = engine.gateway.totals.ended[Cause.LENGTH]
-        head = f"POST /generate HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(data)}\r\n\r\n"
+        head = (
+            "POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            f"content-length: {len(data)}\r\n\r\n"
+        )
         connection.sendall(head.encode() + data)
         engine.until(lambda: engine.gateway.totals.ended[Cause.LENGTH] == before + 1)
         received = b""
@@ -179,12 +182,15 @@ def test_what_finishes_within_the_grace_finishes_whole() -> None:
         served.join()
 
 
-def test_a_second_signal_does_not_wait() -> None:
+def test_a_second_signal_asks_and_a_third_does_not_wait() -> None:
     with Served(grace_s=3600.0) as served, httpx.Client(base_url=served.url) as client:
         served.on_loop(served.engine.hold)
         with client.stream("POST", "/generate", json={**PATHS["/generate"], "stream": True}):
             served.begin_stop()
             served.engine.until(lambda: served.engine.gateway.draining)
+            served.begin_stop()
+            assert served.server is not None
+            assert not served.server.force_exit
             served.begin_stop()
             served.join()
 

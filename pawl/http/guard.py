@@ -1,0 +1,86 @@
+"""Who may ask at all, before any route is looked at: a page in a browser may not, unless it was invited.
+
+A server on the loopback address is within reach of every web page that its user opens. A page can send a POST without
+asking first as long as it looks like a form, and can give its own name the address 127.0.0.1 (DNS rebinding). So the
+name in `Host` must be one of ours, an `Origin` must be ours or invited, and a body must be called JSON, which a page
+may send to another origin only where CORS allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pawl.http.errors import Problem
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""They change nothing, so a foreign page that sends one gains nothing: its browser keeps the reply from it."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone."""
+    return host in LOOPBACK or host.startswith("127.")
+
+
+class Guard:
+    """A pure ASGI layer around the application.
+
+    `hosts`: names that `Host` may have, without ports; None takes any. `origins`: of pages that may ask, as CORS has
+    them; "*" is all.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, origins: Collection[str]) -> None:
+        self._app = app
+        self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
+        self._origins = frozenset(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            problem = self._problem(scope)
+            if problem is not None:
+                await problem.response(scope["path"].startswith("/v1/"))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> Problem | None:
+        headers = {bytes(name): bytes(value).decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get(b"host", "")
+        if self._hosts is not None and _name(host) not in self._hosts:
+            text = f"this server does not answer to {host[:100]!r}; allow it with --allowed-hosts"
+            return Problem(403, text, code="host_not_allowed")
+        if scope["method"] in SAFE_METHODS:
+            return None
+        return self._foreign(headers, host) or _no_json(headers)
+
+    def _foreign(self, headers: dict[bytes, str], host: str) -> Problem | None:
+        """Why a page of another origin may not ask, if it is one."""
+        origin = headers.get(b"origin")
+        if origin is None or "*" in self._origins or origin in self._origins or origin.partition("://")[2] == host:
+            return None
+        text = f"pages of {origin[:100]!r} may not ask this server; allow them with --cors-origins"
+        return Problem(403, text, code="origin_not_allowed")
+
+
+def _name(host: str) -> str:
+    """`Host` without its port, in lower case; empty for what is no name."""
+    try:
+        return urlsplit("//" + host).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _no_json(headers: dict[bytes, str]) -> Problem | None:
+    """Why the body, if there is one, is not taken."""
+    if headers.get(b"content-length", "0") == "0" and b"transfer-encoding" not in headers:
+        return None
+    coding = headers.get(b"content-encoding", "identity").lower()
+    if coding != "identity":
+        return Problem(415, f"content-encoding {coding[:50]!r} is not taken: send the body as it is")
+    kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return None
+    said = f"content-type {kind[:50]!r}" if kind else "a body without a content-type"
+    return Problem(415, f"{said} is not taken: send `content-type: application/json`")

@@ -1,0 +1,244 @@
+"""Clients that keep us waiting, connections without end, broken requests behind good ones, clients that half hang up.
+
+Time is an argument of `Connection.look`: a test says how late it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from pawl.http.connections import BODY_BYTES_PER_S, BODY_GRACE_S, HEAD_S, MAX_HEAD, SEND_S, Connection, ConnectionLimits
+from pawl.lifecycle.states import Cause
+from tests.pawl.fake_engine import PATIENCE_S, Served
+
+GOOD = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    with Served() as served:
+        yield served
+
+
+@contextlib.contextmanager
+def connected(served: Served, sent: bytes = b"") -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1])), PATIENCE_S) as client:
+        client.sendall(sent)
+        yield client
+
+
+def post(body: bytes, path: str = "/generate", length: int | None = None) -> bytes:
+    count = len(body) if length is None else length
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {count}\r\n\r\n"
+    return head.encode() + body
+
+
+def everything(client: socket.socket) -> bytes:
+    """All that comes until the server closes."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := client.recv(65_536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def connections(served: Served) -> list[Connection]:
+    assert served.server is not None
+    return [cast(Connection, each) for each in served.server.server_state.connections]
+
+
+def cut(served: Served) -> dict[str, int]:
+    assert served.server is not None
+    return dict(served.server.limits.cut)
+
+
+def later(served: Served, seconds: float) -> None:
+    """It is so much later for all connections."""
+    served.on_loop(lambda: [each.look(time.monotonic() + seconds) for each in connections(served)])
+
+
+def answered(connection: Connection) -> bool:
+    return connection.cycle is not None and connection.cycle.response_complete
+
+
+def until(served: Served, condition: Any) -> None:
+    """Turn the server's loop until this holds."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not served.on_loop(condition):
+        assert time.monotonic() < deadline, "it never came to be"
+
+
+# ---- time ----
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /hea", GOOD[:-2]], ids=["nothing", "half a line", "half a head"])
+def test_a_head_that_does_not_come_is_waited_for_so_long_and_no_longer(served: Served, sent: bytes) -> None:
+    with connected(served, sent) as client:
+        until(served, lambda: connections(served))
+        later(served, HEAD_S - 1.0)
+        assert cut(served) == {}
+        later(served, HEAD_S + 1.0)
+        assert everything(client).startswith(b"HTTP/1.1 408 ")
+    assert cut(served) == {"head": 1}
+
+
+def test_a_body_that_stops_coming_is_cut_and_nothing_of_it_stays(served: Served) -> None:
+    with connected(served, post(b'{"text": ', length=1000)) as client:
+        until(served, lambda: connections(served) and connections(served)[0].cycle is not None)
+        later(served, HEAD_S + 1.0)
+        assert everything(client).startswith(b"HTTP/1.1 408 ")
+    until(served, lambda: not connections(served))
+    assert cut(served) == {"body": 1}
+
+
+def test_a_body_that_trickles_is_cut_though_it_never_stops(served: Served) -> None:
+    with connected(served, post(b"x" * 100, length=10_000_000)):
+        until(served, lambda: connections(served) and connections(served)[0].cycle is not None)
+        (connection,) = connections(served)
+
+        def trickle() -> float:
+            connection._body_began -= BODY_GRACE_S + 1.0  # as if it had begun so long ago
+            connection.on_body(b"y")
+            assert connection._deadline is not None
+            return connection._deadline[0]
+
+        assert served.on_loop(trickle) < time.monotonic()
+        assert served.on_loop(lambda: connection._body_bytes) < BODY_BYTES_PER_S
+
+
+def test_a_request_that_is_being_answered_is_never_cut_for_its_time(served: Served) -> None:
+    served.on_loop(served.engine.hold)
+    body = json.dumps({"text": "hello", "sampling_params": {"max_new_tokens": 400}}).encode()
+    with connected(served, post(body)) as client:
+        served.engine.until(lambda: len(served.engine.live) == 1)
+        later(served, 3600.0)
+        served.on_loop(served.engine.release)
+        assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
+    assert cut(served) == {}
+
+
+def test_a_client_that_reads_nothing_is_cut_and_its_request_aborted(served: Served) -> None:
+    body = json.dumps({"text": "hello", "sampling_params": {"max_new_tokens": 500}, "stream": True}).encode()
+    with connected(served, post(body)):
+        until(served, lambda: connections(served) and connections(served)[0].cycle is not None)
+        (connection,) = connections(served)
+        served.on_loop(connection.pause_writing)
+        later(served, SEND_S + 1.0)
+        until(served, lambda: not connections(served))
+    served.engine.until(lambda: served.engine.gateway.num_live == 0)
+    assert cut(served) == {"send": 1}
+
+
+# ---- number and size ----
+
+
+def test_beyond_the_limit_health_is_told_and_nothing_else(served: Served) -> None:
+    assert served.server is not None
+    served.server.limits.most = 2
+    with contextlib.ExitStack() as open_ones:
+        for _ in range(2):
+            open_ones.enter_context(connected(served))
+        until(served, lambda: len(connections(served)) == 2)
+        with httpx.Client(base_url=served.url) as client:
+            assert client.get("/health").status_code == 200
+            refused = client.get("/v1/models")
+            assert refused.status_code == 503
+            assert "retry-after" in refused.headers
+    until(served, lambda: not connections(served))
+    with httpx.Client(base_url=served.url) as client:
+        assert client.get("/v1/models").status_code == 200
+    assert cut(served)["connections"] >= 1
+
+
+def test_a_head_without_end_is_cut(served: Served) -> None:
+    with connected(served, b"GET / HTTP/1.1\r\nhost: x\r\nx-long: ") as client:
+        with contextlib.suppress(ConnectionError):
+            for _ in range(4):
+                client.sendall(b"x" * (MAX_HEAD // 2))
+        until(served, lambda: cut(served).get("head_size"))
+    assert cut(served) == {"head_size": 1}
+
+
+def test_unfinished_bodies_share_a_bound_and_give_it_back() -> None:
+    with Served(max_body_bytes=100_000) as served, contextlib.ExitStack() as open_ones:
+        part = post(b"x" * 90_000, length=100_000)
+        for _ in range(6):
+            open_ones.enter_context(connected(served, part))
+        # Four bodies fill the bound; who comes after is told so, and the four wait for the rest of theirs.
+        until(served, lambda: sum(answered(each) for each in connections(served)) == 2)
+        open_ones.close()
+        until(served, lambda: not connections(served))
+        with httpx.Client(base_url=served.url) as again:
+            assert again.post("/generate", json={"text": "x" * 80_000}).status_code != 503
+
+
+def test_the_limit_leaves_a_reserve_of_descriptors() -> None:
+    assert 1 <= ConnectionLimits().most <= 4096
+    limits = ConnectionLimits(5)
+    for _ in range(3):
+        limits.count("head", 100.0)
+    assert limits.cut == {"head": 3}
+
+
+# ---- many requests on one connection ----
+
+
+@pytest.mark.parametrize("bad", [b"NONSENSE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x00\x01\x02"])
+def test_good_requests_ahead_of_a_broken_one_are_answered(served: Served, bad: bytes) -> None:
+    with connected(served, GOOD * 20 + bad) as client:
+        answers = everything(client)
+    assert answers.count(b"HTTP/1.1 200 ") == 20
+    assert answers.count(b"HTTP/1.1 400 ") == 1
+    assert answers.index(b"HTTP/1.1 400 ") > answers.rindex(b"HTTP/1.1 200 ")
+
+
+def test_a_body_that_breaks_off_costs_its_own_request_only(served: Served) -> None:
+    chunked = (
+        b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    with connected(served, GOOD * 3 + chunked + b"zz\r\n") as client:
+        answers = everything(client)
+    assert answers.count(b"HTTP/1.1 200 ") == 3
+    assert answers.count(b"HTTP/1.1 400 ") == 1
+
+
+# ---- clients that close their half ----
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_closes_its_half_still_gets_its_reply(served: Served, stream: bool) -> None:
+    served.on_loop(served.engine.hold)
+    body = json.dumps({"text": "hello", "sampling_params": {"max_new_tokens": 3}, "stream": stream}).encode()
+    with connected(served, post(body)) as client:
+        served.engine.until(lambda: len(served.engine.live) == 1)
+        client.shutdown(socket.SHUT_WR)
+        until(served, lambda: connections(served)[0]._half_closed)
+        served.on_loop(served.engine.release)
+        answer = everything(client)
+    assert b"HTTP/1.1 200 " in answer
+    assert b"hel" in answer
+    assert served.engine.gateway.totals.ended[Cause.DISCONNECT] == 0
+
+
+def test_a_client_that_is_gone_is_found_out_though_nothing_is_sent_to_it_yet(served: Served) -> None:
+    served.on_loop(served.engine.hold)
+    with connected(served, post(b'{"text": "hello"}')):
+        served.engine.until(lambda: len(served.engine.live) == 1)
+    until(served, lambda: not connections(served) or later_now(served))
+    served.engine.until(lambda: served.engine.gateway.num_live == 0)
+    assert served.engine.gateway.totals.ended[Cause.DISCONNECT] == 1
+
+
+def later_now(served: Served) -> bool:
+    """Look at all connections, as happens once a second; on the server's loop."""
+    for each in connections(served):
+        each.look(time.monotonic())
+    return False

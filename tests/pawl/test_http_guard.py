@@ -1,0 +1,85 @@
+"""A web page steers no local server: `Host`, `Origin` and the kind of a body are looked at before any route."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from pawl.http.guard import LOOPBACK, is_loopback
+from tests.pawl.fake_engine import Served
+
+BODY = {"text": "hello", "sampling_params": {"max_new_tokens": 1}}
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[httpx.Client]:
+    """A server on the loopback address that has invited one page and one name."""
+    hosts, origins = {*LOOPBACK, "pawl.example"}, {"https://friend.example"}
+    with Served(hosts=hosts, origins=origins) as served, httpx.Client(base_url=served.url) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:30000", "", "127.0.0.1.evil.example", "[::1", "a[b]", "@localhost@x"]
+)
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/generate"])
+def test_a_name_that_is_not_ours_is_refused_whatever_is_asked(guarded: httpx.Client, host: str, path: str) -> None:
+    response = guarded.get(path, headers={"host": host})
+    assert response.status_code == 403
+    assert "--allowed-hosts" in response.text
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:30000", "pawl.example:80"])
+def test_our_names_are_taken_with_any_port(guarded: httpx.Client, host: str) -> None:
+    assert guarded.get("/health", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://localhost:1", "https://friend.example.evil"]
+)
+@pytest.mark.parametrize("path", ["/generate", "/abort_request", "/flush_cache", "/v1/completions"])
+def test_a_page_of_another_origin_changes_nothing(guarded: httpx.Client, origin: str, path: str) -> None:
+    response = guarded.post(path, json=BODY, headers={"origin": origin})
+    assert response.status_code == 403
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_our_own_page_and_an_invited_one_may_ask(guarded: httpx.Client) -> None:
+    own = str(guarded.base_url).rstrip("/")
+    for origin in (own, "https://friend.example"):
+        assert guarded.post("/generate", json=BODY, headers={"origin": origin}).status_code == 200
+    question = {"origin": "https://friend.example", "access-control-request-method": "POST"}
+    answer = guarded.options("/v1/completions", headers=question)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == "https://friend.example"
+    assert guarded.options("/v1/completions", headers=question | {"origin": "https://evil.example"}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", None]
+)
+def test_a_body_that_a_form_could_send_is_refused(guarded: httpx.Client, kind: str | None) -> None:
+    headers = {} if kind is None else {"content-type": kind}
+    response = guarded.post("/abort_request", content=b'{"abort_all": true}', headers=headers)
+    assert response.status_code == 415
+    assert "application/json" in response.text
+
+
+def test_a_packed_body_is_refused_by_its_name(guarded: httpx.Client) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    response = guarded.post("/generate", content=b"\x1f\x8b", headers=headers)
+    assert response.status_code == 415
+    assert "gzip" in response.text
+
+
+def test_json_by_any_of_its_names_and_no_body_at_all_are_taken(guarded: httpx.Client) -> None:
+    for kind in ("application/json", "application/json; charset=utf-8", "application/vnd.api+json"):
+        assert guarded.post("/generate", json=BODY, headers={"content-type": kind}).status_code == 200
+    assert guarded.post("/flush_cache").status_code == 200
+
+
+def test_addresses_that_only_this_machine_reaches() -> None:
+    assert [is_loopback(host) for host in ("127.0.0.1", "127.1.2.3", "localhost", "::1")] == [True] * 4
+    assert [is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.com")] == [False] * 4
