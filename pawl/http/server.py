@@ -24,7 +24,9 @@ import uvicorn
 import uvloop
 
 from pawl import __version__
+from pawl.actors.control.state import STATE, GetState
 from pawl.actors.gateway import Gateway
+from pawl.actors.messages.control import Reply
 from pawl.actors.sampling import Limits
 from pawl.gpu.weights.report import Report, unheard
 from pawl.http.app import create_app
@@ -94,7 +96,11 @@ class Server(uvicorn.Server):
         if self.gateway is None:
             log.info("state", ok=False, message="the model is loading")
         else:
-            self.gateway.get_state(lambda reply: log.info("state", ok=reply.ok, message=reply.message, **reply.body))
+            STATE.put(self.gateway, GetState(), self._tell_state)
+
+    @staticmethod
+    def _tell_state(reply: Reply) -> None:
+        log.info("state", ok=reply.ok, message=reply.message, **reply.body)
 
     async def on_tick(self, counter: int) -> bool:
         """Look at the connections now and then; True ends the server."""
