@@ -65,13 +65,20 @@ class Asks:
             self.num_late += 1
             return
         ask.timer.cancel()
-        ask.answer(reply)
+        self._tell(ask, reply)
 
     def expire(self, ticket: int) -> None:
         # The answer may have come just before its timer; then there is nothing left to expire.
         ask = self._pending.pop(ticket, None)
         if ask is not None:
-            ask.answer(ask.late(ticket))
+            self._tell(ask, ask.late(ticket))
+
+    def _tell(self, ask: PendingAsk, reply: Reply) -> None:
+        try:
+            ask.answer(reply)
+        except Exception as error:
+            # Whoever asked is the only one who misses it.
+            self._actor.told_of(error, ticket=reply.ticket)
 
     def waits(self, ticket: int) -> bool:
         """Whether nobody has answered yet."""

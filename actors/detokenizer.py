@@ -74,7 +74,11 @@ class Detokenizer(Actor):
         outputs = []
         for stream in self._streams.values():
             if not stream.closed:
-                text = stream.flush()
+                try:
+                    text = stream.flush()
+                except Exception as error:
+                    self.told_of(error, request=stream.request)
+                    text = ""
                 done = stream.done(Cause.DRAINED, self.context.now(), reason)
                 outputs.append(Output(stream.request, text, (), done=done))
         self._streams.clear()

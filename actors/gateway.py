@@ -17,7 +17,7 @@ from pawl.actors.asks import Answer, AskExpired, Asks
 from pawl.actors.messages.control import Reply, Stalled, TraceLoss
 from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
 from pawl.actors.names import NAMES, Names
-from pawl.actors.open_requests import HTTP_INTERNAL, HTTP_OVERLOADED, Entry, OpenRequests
+from pawl.actors.open_requests import HTTP_OVERLOADED, Entry, OpenRequests
 from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.sampling import SEED_RANGE
@@ -47,7 +47,7 @@ class Gateway(Actor):
         self.limit = limit
         self.trace = TraceSink(self, names) if traced else None
         self.trace_losses = TraceLosses(traced=traced, required=trace_required)
-        self.requests = OpenRequests()
+        self.requests = OpenRequests(self._answered)
         self.totals = self.requests.totals
         self.asks = Asks(self, names.scheduler)
         self.stalled_s = 0.0
@@ -92,7 +92,8 @@ class Gateway(Actor):
             self.requests.open(request, own, sink, now)
         for request, submit in zip(numbers, named, strict=True):
             if not self.context.send(self._names.tokenizer, msgspec.structs.replace(submit, request=request)):
-                self._refuse(Refused(request, Cause.OVERLOADED, "the tokenizer's queue is full", HTTP_OVERLOADED))
+                full = Refused(request, Cause.OVERLOADED, "the tokenizer's queue is full", HTTP_OVERLOADED)
+                self.requests.refuse(full, now)
         return tuple(numbers)
 
     def find(self, rid: str) -> tuple[int, ...]:
@@ -147,15 +148,12 @@ class Gateway(Actor):
                 num_tokens = 0
                 for output in outputs:
                     num_tokens += len(output.tokens)
-                    try:
-                        self._output(output)
-                    except Exception as error:
-                        self.contain(output.request, error)
+                    self._deliver(output)
                 self.requests.throughput.add(self.context.now(), num_tokens)
             case Accepted():
-                self._accept(message)
+                self.requests.accept(message)
             case Refused():
-                self._refuse(message)
+                self.requests.refuse(message, self.context.now())
             case Reply():
                 self.asks.answer(message)
             case AskExpired(ticket):
@@ -177,12 +175,7 @@ class Gateway(Actor):
 
     def end_request(self, request: int) -> None:
         """Its client is told at once; it stays on the books until the scheduler has ended it."""
-        entry = self.requests.get(request)
-        if entry is None:
-            return
-        sink, entry.sink = entry.sink, None
-        if sink is not None:
-            sink.refused(Refused(request, Cause.INTERNAL, "the server failed on this request", HTTP_INTERNAL))
+        self.requests.tell_failure(request)
         self.abort((request,), Cause.INTERNAL)
 
     def settled(self) -> None:
@@ -212,54 +205,21 @@ class Gateway(Actor):
             return Refused(0, Cause.INTERNAL, self.trace_losses.refusal, HTTP_OVERLOADED)
         return self.requests.why_not(len(names), {name for own in names for name in own}, self.limit)
 
-    def _find(self, request: int, kind: str) -> Entry | None:
-        """The live entry that a message names; a message for any other request breaks a rule and is counted."""
-        entry = self.requests.get(request)
-        if entry is None and self.lost is not None:
-            self.totals.late_outputs += 1
-        elif entry is None:
-            self.requests.violated(request, kind)
-        return entry
+    def _deliver(self, output: Output) -> None:
+        try:
+            self.requests.output(output, self.context.now())
+        except Exception as error:
+            self.contain(output.request, error)
 
-    def _accept(self, accepted: Accepted) -> None:
-        entry = self._find(accepted.request, "accepted")
-        if entry is not None and entry.sink is not None:
-            entry.sink.accepted(accepted)
-
-    def _output(self, output: Output) -> None:
-        entry = self._find(output.request, "output")
-        if entry is None:
-            return
-        if output.tokens:
-            if entry.first_output is None:
-                entry.first_output = self.context.now()
-            entry.num_tokens += len(output.tokens)
-        if output.done is not None:
-            self._close(entry, output.done.cause, output.done)
-        if entry.sink is not None:
-            entry.sink.push(output)
-        if output.done is not None:
-            entry.notify()
-
-    def _refuse(self, refused: Refused) -> None:
-        entry = self._find(refused.request, "refused")
-        if entry is None:
-            return
-        self._close(entry, refused.cause)
-        if entry.sink is not None:
-            entry.sink.refused(refused)
-        entry.notify()
-
-    def _close(self, entry: Entry, cause: Cause, done: Done | None = None) -> None:
-        """Take the entry off the books, before its client hears of it."""
-        now = self.context.now()
-        self.requests.close(entry, cause, done, now)
+    def _answered(self, entry: Entry, cause: Cause, now: float) -> None:
+        """The entry is off the books."""
         if self.trace is not None:
             self._num_answered += 1
             self.trace.emit(Answered(entry.request, cause, entry.num_tokens, now))
 
     def _lose(self, text: str) -> None:
         self.lost = text
+        self.requests.orphaned = True
         self._end_all(Cause.INTERNAL, text)
 
     def _end_all(self, cause: Cause, message: str) -> None:
@@ -267,5 +227,5 @@ class Gateway(Actor):
         for entry in self.requests.among(self.requests.all()):
             usage = Usage(prompt_tokens=0, completion_tokens=entry.num_tokens, cached_tokens=0)
             done = Done(cause, usage, Timing(entry.opened, first_token=entry.first_output, ended=now), message)
-            self._output(Output(entry.request, "", (), done=done))
+            self._deliver(Output(entry.request, "", (), done=done))
         self.asks.fail(message)

@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from pawl.actors.measures import DURATION_BUCKETS_S, FIRST_TOKEN_BUCKETS_S, TOKEN_BUCKETS_S, Histogram, Rate
-from pawl.actors.messages.generate import Done, Refused
+from pawl.actors.messages.generate import Accepted, Done, Output, Refused
 from pawl.actors.sink import Sink
 from pawl.actors.text.invalid import quoted
 from pawl.lifecycle.states import Cause
@@ -57,8 +57,11 @@ class Totals(msgspec.Struct):
 class OpenRequests:
     """Entries by number and by name. Several requests of one call may share a name."""
 
-    def __init__(self) -> None:
+    def __init__(self, answered: Callable[[Entry, Cause, float], None] = lambda entry, cause, now: None) -> None:
+        """`answered(entry, cause, now)` hears of each entry that leaves the books, before its client does."""
         self.totals = Totals()
+        self.orphaned = False
+        """A peer is lost and all entries were ended: what still arrives for them is late, and breaks no rule."""
         self.request_duration = Histogram(DURATION_BUCKETS_S)
         self.time_to_first_token = Histogram(FIRST_TOKEN_BUCKETS_S)
         self.time_per_output_token = Histogram(TOKEN_BUCKETS_S)
@@ -69,6 +72,9 @@ class OpenRequests:
         self._entries: dict[int, Entry] = {}
         self._named: dict[str, list[int]] = {}
         self._next = 1
+        self._answered = answered
+        self._closing: Entry | None = None
+        """The latest entry that left the books, whose client may still have to be told."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -111,8 +117,60 @@ class OpenRequests:
         """Those of `requests` that are open."""
         return [self._entries[request] for request in requests if request in self._entries]
 
-    def close(self, entry: Entry, cause: Cause, done: Done | None, now: float) -> None:
+    # ---- replies ----
+
+    def accept(self, accepted: Accepted) -> None:
+        entry = self._find(accepted.request, "accepted")
+        if entry is not None and entry.sink is not None:
+            entry.sink.accepted(accepted)
+
+    def output(self, output: Output, now: float) -> None:
+        entry = self._find(output.request, "output")
+        if entry is None:
+            return
+        if output.tokens:
+            if entry.first_output is None:
+                entry.first_output = now
+            entry.num_tokens += len(output.tokens)
+        if output.done is not None:
+            self._close(entry, output.done.cause, output.done, now)
+        if entry.sink is not None:
+            entry.sink.push(output)
+        if output.done is not None:
+            entry.notify()
+
+    def refuse(self, refused: Refused, now: float) -> None:
+        entry = self._find(refused.request, "refused")
+        if entry is None:
+            return
+        self._close(entry, refused.cause, None, now)
+        if entry.sink is not None:
+            entry.sink.refused(refused)
+        entry.notify()
+
+    def tell_failure(self, request: int) -> None:
+        """Handling something for this request failed, perhaps in the middle of its end: its client is told now."""
+        entry = self._entries.get(request) or self._closing
+        if entry is not None and entry.request == request and entry.sink is not None:
+            sink, entry.sink = entry.sink, None
+            sink.refused(Refused(request, Cause.INTERNAL, "the server failed on this request", HTTP_INTERNAL))
+
+    def _find(self, request: int, kind: str) -> Entry | None:
+        """The entry that a message is for. There should be one: a message of this `kind` for a request that has ended,
+        or never was, breaks a rule and is counted."""
+        entry = self._entries.get(request)
+        if entry is None and self.orphaned:
+            self.totals.late_outputs += 1
+        elif entry is None:
+            after_end = "silence_after_abort" if kind == "output" else "legal_lifecycle"
+            name = after_end if 0 < request < self._next else "incarnation"
+            self.totals.violations[name] += 1
+            log.error("a rule of the request's life was broken", property=name, message=kind, request=request)
+        return entry
+
+    def _close(self, entry: Entry, cause: Cause, done: Done | None, now: float) -> None:
         """Take the entry off the books, and count it. No `done`: the request never reached the scheduler."""
+        self._closing = entry
         del self._entries[entry.request]
         for name in entry.names:
             group = self._named[name]
@@ -131,13 +189,7 @@ class OpenRequests:
             self.totals.generated_tokens += done.usage.completion_tokens
             if done.timing.admitted is not None:
                 self.queue_time.observe(done.timing.admitted - done.timing.submitted)
-
-    def violated(self, request: int, kind: str) -> None:
-        """A message of this `kind` came for a request that has ended, or never was: count it."""
-        after_end = "silence_after_abort" if kind == "output" else "legal_lifecycle"
-        name = after_end if 0 < request < self._next else "incarnation"
-        self.totals.violations[name] += 1
-        log.error("a rule of the request's life was broken", property=name, message=kind, request=request)
+        self._answered(entry, cause, now)
 
     def check(self) -> None:
         """Raise AssertionError when the books do not balance: received = ended + open, and each open request has one

@@ -125,6 +125,14 @@ class Scheduler(Actor):
                 self.tier_client.receive(message, now)
         self._send_step()
 
+    def spares(self, message: Any, error: Exception) -> bool:
+        if isinstance(message, Ask) and not isinstance(message.message, Order):
+            # It only looks, so nothing is half done.
+            self.told_of(error, message=type(message.message).__name__)
+            self.answered(self._num_asked, Outcome(False, "the server failed to answer"))
+            return True
+        return super().spares(message, error)
+
     def requests_of(self, message: Any) -> tuple[int, ...]:
         match message:
             case Generate():

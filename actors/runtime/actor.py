@@ -76,7 +76,7 @@ class Actor:
     accepts: Any = None
     context: Context
     num_contained = 0
-    """Requests that were ended because handling them failed."""
+    """Failures that ended a request, or an answer, and not the actor."""
     contained: Exception | None = None
     """The latest of these failures."""
 
@@ -87,29 +87,40 @@ class Actor:
         """Handle one message. One `match`; no dispatcher table."""
         raise NotImplementedError
 
+    def spares(self, message: Any, error: Exception) -> bool:
+        """`receive` raised `error`: whether that could be kept to what the message was for. If not, the actor fails."""
+        requests = tuple(self.requests_of(message))
+        for request in requests:
+            self.contain(request, error)
+        return bool(requests)
+
     def requests_of(self, message: Any) -> Iterable[int]:
-        """Numbers of the requests that `message` is for, where it is for nothing else. When `receive` raises, these end
-        (`contain`) and the actor goes on; where there are none, the actor fails."""
+        """Numbers of the requests that `message` is for, where it is for nothing else: a failure to handle it ends
+        these."""
         return ()
 
     def contain(self, request: int, error: Exception) -> None:
-        """The last line of defence: something failed for the sake of one request. That request ends, and nothing else.
+        """The last line of defence: something failed for the sake of one request, which ends; nothing else does."""
+        self.told_of(error, request=request)
+        self.end_request(request)
 
-        The log names the place and the request, never the content: an exception's own words may quote a prompt.
+    def told_of(self, error: Exception, **what: Any) -> None:
+        """Count a failure that the actor survives, and say where it was, and for `what`.
+
+        The log never quotes the content: an exception's own words may hold a prompt.
         """
         self.num_contained += 1
         self.contained = error
         if self.num_contained & (self.num_contained - 1) == 0:
             frames = traceback.extract_tb(error.__traceback__)[-4:]
             log.error(
-                "a request could not be handled and is ended",
+                "something could not be handled and is ended",
                 actor=self.context.name,
-                request=request,
                 error=type(error).__name__,
                 at=[f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames],
                 count=self.num_contained,
+                **what,
             )
-        self.end_request(request)
 
     def end_request(self, request: int) -> None:
         """End this request with cause `internal`. Of every actor whose `requests_of` names some."""

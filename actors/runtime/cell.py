@@ -245,17 +245,14 @@ class Cell:
                 self._fail(error, message, entry)
 
     def _contained(self, message: Any, error: BaseException) -> bool:
-        """Whether the failure could be kept to the requests that the message was for."""
+        """Whether the failure could be kept to what the message was for."""
         if self._actor is None or not isinstance(error, Exception):
             return False
         try:
-            requests = tuple(self._actor.requests_of(message))
-            for request in requests:
-                self._actor.contain(request, error)
+            return self._actor.spares(message, error)
         except FAILURES as second:
             log.error("containment failed", actor=self.name, error=type(second).__name__)
             return False
-        return bool(requests)
 
     @property
     def num_contained(self) -> int:

@@ -27,7 +27,7 @@ class ActorStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """DATA messages refused because the mailbox was full."""
     dead_letters: int
     contained: int = 0
-    """Requests that were ended because handling them failed."""
+    """Failures that ended a request, or an answer, and not the actor."""
 
 
 class System(Protocol):

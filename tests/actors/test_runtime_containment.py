@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pawl.actors.control import Ask
+from pawl.actors.control.state import GetState
 from pawl.actors.gateway import Gateway
+from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
-from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.sink import Inbox
@@ -63,13 +66,61 @@ def test_a_client_that_cannot_be_told_costs_its_own_request_alone() -> None:
     gateway.invariants()
 
 
-def test_a_client_that_cannot_be_told_its_end_is_off_the_books_all_the_same() -> None:
+@pytest.mark.parametrize("how", ["its own end", "a lost peer", "a stop"])
+def test_a_client_that_cannot_be_told_its_end_is_told_of_a_failure_and_the_others_get_theirs(how: str) -> None:
     gateway = Gateway()
     ManualContext(gateway, "gateway")
-    (one,) = gateway.submit([Submit(request=0, rid="", text="x")], [BrokenInbox()])
-    gateway.receive(Outputs((Output(one, "", (), done=done(Cause.LENGTH)),)))
+    inboxes = [BrokenInbox(), Inbox()]
+    numbers = gateway.submit([Submit(request=0, rid="", text="x") for _ in inboxes], inboxes)
+    match how:
+        case "its own end":
+            gateway.receive(Outputs(tuple(Output(one, "", (), done=done(Cause.LENGTH)) for one in numbers)))
+        case "a lost peer":
+            gateway.receive(Down("scheduler", "it broke"))
+        case _:
+            gateway.stopped("test")
     assert gateway.num_live == 0
+    assert inboxes[0].refusal is not None
+    assert inboxes[0].refusal.cause is Cause.INTERNAL
+    assert inboxes[1].done is not None
     gateway.invariants()
+
+
+def test_whoever_asks_and_cannot_take_the_answer_is_the_only_one_who_misses_it() -> None:
+    gateway = Gateway()
+    context = ManualContext(gateway, "gateway")
+    answers: list[Reply] = []
+
+    def broken(reply: Reply) -> None:
+        raise Broken(SECRET)
+
+    first = gateway.ask(GetState(), broken, 1.0)
+    second = gateway.ask(GetState(), answers.append, 1.0)
+    gateway.ask(GetState(), broken, 2.0)
+    for ticket in (first, second):
+        gateway.receive(Reply(ticket, True))
+    context.advance(3.0)
+    assert [reply.ticket for reply in answers] == [second]
+    assert gateway.num_contained == 2
+
+
+def test_a_question_that_cannot_be_answered_is_answered_with_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = SchedulerBench()
+    ask = Ask(7, GetState(), "gateway")
+
+    def broken(*_: Any) -> Any:
+        raise Broken(SECRET)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pawl.actors.scheduler.row_of", broken)
+        with pytest.raises(Broken) as raised:
+            bench.scheduler.receive(ask)
+    assert bench.scheduler.spares(ask, raised.value)
+    [reply] = bench.context.take("gateway")
+    assert (reply.ticket, reply.ok, SECRET in reply.message) == (7, False, False)
+    bench.tell(bench.submit(1, [1, 2, 3]))
+    bench.rest()
+    assert bench.ended[1].cause == Cause.LENGTH
 
 
 class BrokenVocabulary:
