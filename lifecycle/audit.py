@@ -3,13 +3,14 @@
     0 PASS         the trace is whole and every property holds
     1 VIOLATION    a property does not hold
     2 INCOMPLETE   nothing wrong in what there is, but part of the run is missing; never reported as PASS
-    3 CORRUPT      the trace was changed after it was written
+    3 CORRUPT      the trace was changed after it was written, or holds what no engine records
 
 A corrupt trace is reported as such even when the part before the damage shows a violation; both are in the report.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
@@ -137,7 +138,8 @@ class _Statistics:
         self.records[type(record).__name__] += 1
         match record:
             case StepCommitted():
-                self.num_tokens += int(num_tokens(uint8s(record.events), record.counts).sum())
+                with contextlib.suppress(ValueError):  # columns that do not fit: the judges say so
+                    self.num_tokens += int(num_tokens(uint8s(record.events), record.counts).sum())
             case Transition(event=Event.FINISH | Event.ABORT):
                 self.causes[record.cause] += 1
 
@@ -172,7 +174,7 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
     history = monitor.history
     return Report(
         path=str(path),
-        verdict=_verdict(violations, missing, reader.damage),
+        verdict=Verdict.CORRUPT if monitor.indigestible else _verdict(violations, missing, reader.damage),
         findings=_findings(path, violations),
         missing=tuple(missing),
         damage=tuple(reader.damage),
@@ -246,7 +248,10 @@ class _Slice:
         bare = self._violation.request is None or (
             self._violation.property == WELL_FORMED and number == self._violation.record
         )
-        text = type(record).__name__ if bare else self._concerning(record)
+        try:
+            text = type(record).__name__ if bare else self._concerning(record)
+        except (ValueError, IndexError):
+            text = f"a {type(record).__name__} that cannot be read"
         if text is not None:
             self.lines.append(Line(number, text))
 

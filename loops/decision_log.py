@@ -10,7 +10,7 @@ from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record, Started, StepCommitted
 from pawl.loops.properties.laws import name_of
-from pawl.loops.replay import Diverged, NotReplayable, Replay
+from pawl.loops.replay import Diverged, Impossible, NotReplayable, Replay
 from pawl.memory.violation import MemoryViolation
 
 FULL_CHECK_INTERVAL = 256
@@ -53,13 +53,15 @@ class OneDecisionLog(Property):
         except Diverged as difference:
             self._stop("it differs")
             request = getattr(difference.made or record, "request", None)
-            return [self.violation(history, f"recorded {record}, decided again {difference.made}", request)]
+            return [
+                self.violation(history, f"recorded {record!s:.400}, decided again {difference.made!s:.400}", request)
+            ]
         except MemoryViolation as violation:
             self._stop("it breaks a law")
             return self._named([violation], history)
-        except Exception as error:  # What is recorded may be anything: the loop was never meant to survive it.
+        except Impossible as error:
             self._stop("it cannot be")
-            return [self.violation(history, f"what is recorded cannot be done: {type(error).__name__}: {error}")]
+            return [self.violation(history, f"what is recorded cannot be done: {error}")]
         if not broken and len(self._run.violations) == self._num_told:
             return ()
         told, self._num_told = self._run.violations[self._num_told :], len(self._run.violations)

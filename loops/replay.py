@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.properties.history import MOST_PAGES, MOST_ROWS
 from pawl.lifecycle.records import (
     ENCODER,
     Answered,
@@ -70,6 +71,15 @@ class NotReplayable(Exception):
     """The trace does not hold what a replay needs."""
 
 
+class Impossible(Exception):
+    """What is recorded cannot be done to any loop; whoever wrote it was none."""
+
+    def __init__(self, number: int, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error!s:.300}")
+        self.number = number
+        """Of the record, counted from 0."""
+
+
 class Replay:
     """One run again, record by record."""
 
@@ -79,10 +89,15 @@ class Replay:
             config = msgspec.convert(started.config["loop"], LoopConfig)
         except (KeyError, msgspec.ValidationError) as error:
             raise NotReplayable(f"the trace does not say how its loop was set up: {error}") from error
+        if max(config.num_pages, config.num_window_pages or 0) > MOST_PAGES or config.max_running > MOST_ROWS:
+            raise NotReplayable("its loop has more pages or rows than any engine")
         self._made: deque[Record] = deque()
         self._ahead: list[Cached] = []
         """Recorded changes of the cache whose cause is in a record to come."""
-        self.loop = make_loop(config, self, Journal(self._made.append), self)
+        try:
+            self.loop = make_loop(config, self, Journal(self._made.append), self)
+        except Exception as error:  # settings may be anything
+            raise NotReplayable(f"its loop cannot be set up: {type(error).__name__}: {error}") from error
         self.intake = Intake(self.loop, self)
         self.violations: list[MemoryViolation] = []
         """Laws of memory that were found broken on the way."""
@@ -121,7 +136,16 @@ class Replay:
     # ---- records ----
 
     def feed(self, record: Record) -> None:
-        """Take in the next record: check it if it was decided, act on it if it was an input. Raises Diverged."""
+        """Take in the next record: check it if it was decided, act on it if it was an input. Raises Diverged,
+        NotReplayable, Impossible, or MemoryViolation."""
+        try:
+            self._feed(record)
+        except (Diverged, NotReplayable, MemoryViolation):
+            raise
+        except Exception as error:  # what is recorded may be anything: no loop was meant to survive it
+            raise Impossible(self.number, error) from error
+
+    def _feed(self, record: Record) -> None:
         self.number += 1
         if isinstance(record, Gap):
             raise NotReplayable(f"record {self.number}: {record.count} records were lost here ({record.reason})")
@@ -187,7 +211,8 @@ def _result(record: StepCommitted, samples: Bools) -> StepResult:
 
 
 def replay(records: Iterable[Record]) -> Replay:
-    """Replay a whole trace. Raises Diverged at the first difference, NotReplayable when something is missing."""
+    """Replay a whole trace. Raises Diverged at the first difference, NotReplayable when something is missing, and
+    Impossible or MemoryViolation for what no loop can have done."""
     records = iter(records)
     first = next(records, None)
     if not isinstance(first, Started):

@@ -91,5 +91,5 @@ def import_jsonl(lines: Iterable[str]) -> Iterator[Record]:
             continue
         try:
             yield from_dict(msgspec.json.decode(line, type=dict[str, Any]))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise NotARecord(number, f"{type(error).__name__}: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise NotARecord(number, f"{type(error).__name__}: {error!s:.300}") from error

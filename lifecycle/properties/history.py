@@ -43,6 +43,12 @@ DEPARTURES = frozenset({Event.RETRACT, Event.RESTORE, Event.FINISH, Event.ABORT}
 """Events after which the tokens of steps in flight are stale."""
 
 
+MOST_ROWS = 1 << 20
+"""Rows of one table: beyond what any engine has, and arrays of as many still fit."""
+MOST_PAGES = 1 << 24
+"""Pages of one pool, likewise."""
+
+
 class Malformed(Exception):
     """A record contradicts the records before it."""
 
@@ -178,6 +184,8 @@ class History:
             case Cached() if self.started is not None:  # else it is not known what was cached before
                 self.cache.advance(record)
             case Started():
+                if record.page_size < 1 or not 0 < record.num_pages <= MOST_PAGES:
+                    raise Malformed(f"an engine of {record.num_pages} pages of {record.page_size} tokens")
                 self.started = record
                 self.pages.size(record.num_pages, record.page_size)
             case Closed():
@@ -187,7 +195,7 @@ class History:
 
     def _submitted(self, record: Submitted) -> None:
         row = record.row
-        if row < 0:
+        if not 0 <= row < MOST_ROWS:
             raise Malformed(f"request {record.request} has row {row}", record.request)
         if row >= len(self.request):
             self.request = fitted(self.request, row + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -61,6 +62,8 @@ PROPERTIES: tuple[type[Property], ...] = (
 
 Observer: TypeAlias = Callable[[Record, History], Sequence[Violation]]
 
+MOST_WORDS = 300
+"""Characters of an exception's own words: they may quote a whole record."""
 WELL_FORMED = "well_formed"
 """Stands for a property in the violation that `Malformed` becomes."""
 
@@ -75,6 +78,8 @@ class Monitor:
         self.history = History()
         self.violations: list[Violation] = []
         self.judging = True
+        self.indigestible = False
+        """Judging has ended at a record that no engine writes: a value that is out of all bounds, say."""
         self._observers: dict[type[Record], tuple[Observer, ...]] = {}
         """Whom a kind of record concerns, as far as such a record has come."""
         self._reported: dict[tuple[str, int | None], int] = {}
@@ -87,26 +92,41 @@ class Monitor:
             return ()
         try:
             self.history.advance(record)
-        except (Malformed, ValueError) as error:
-            # ValueError: a column whose bytes are no whole number of entries.
+        except Malformed as error:
             self.judging = False
-            request = error.request if isinstance(error, Malformed) else None
-            return self._report([Violation(WELL_FORMED, str(error), self.history.number, request)])
+            return self._report([Violation(WELL_FORMED, str(error), self.history.number, error.request)])
+        except Exception as error:
+            return self._refuse(record, error)
         observers = self._observers.get(type(record))
         if observers is None:
             observers = self._observers[type(record)] = self._concerned(type(record))
         found: list[Violation] = []
-        for observe in observers:
-            violations = observe(record, self.history)
-            if violations:
-                found.extend(violations)
+        try:
+            for observe in observers:
+                violations = observe(record, self.history)
+                if violations:
+                    found.extend(violations)
+        except Exception as error:
+            return [*self._report(found), *self._refuse(record, error)]
         return self._report(found) if found else ()
 
     def finish(self) -> Sequence[Violation]:
         """Judge the whole of a complete trace."""
         if not self.judging:
             return ()
-        return self._report([violation for each in self.properties for violation in each.finish(self.history)])
+        try:
+            return self._report([violation for each in self.properties for violation in each.finish(self.history)])
+        except Exception as error:
+            return self._refuse(None, error)
+
+    def _refuse(self, record: Record | None, error: Exception) -> Sequence[Violation]:
+        """What is recorded may be anything, and no property was meant to survive all of it: judging ends here."""
+        self.judging, self.indigestible = False, True
+        what = "the whole of it" if record is None else f"this {type(record).__name__}"
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{place.filename.rpartition('/')[2]}:{place.lineno}"
+        text = f"no engine records {what}: {type(error).__name__}: {error!s:.{MOST_WORDS}} ({where})"
+        return self._report([Violation(WELL_FORMED, text, self.history.number)])
 
     def _concerned(self, kind: type[Record]) -> tuple[Observer, ...]:
         return tuple(each.observe for each in self.properties if each.observes is None or kind in each.observes)

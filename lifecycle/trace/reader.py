@@ -151,7 +151,7 @@ class TraceReader:
             raise _Stop(DamageKind.FOREIGN, "it was written with other records than this Pawl reads")
         try:
             records = DECODER.decode(payload)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise _Stop(DamageKind.CORRUPT, f"its content is no list of records: {error}") from None
         if len(records) != count:
             raise _Stop(DamageKind.CORRUPT, f"it has {len(records)} records and its header says {count}")

@@ -15,6 +15,7 @@ from pawl.commands.trace import open_trace
 from pawl.logs import progress
 
 if TYPE_CHECKING:
+    from pawl.lifecycle.trace.reader import TraceReader
     from pawl.testing.scenario import Scenario
     from pawl.testing.workload import Shape
 
@@ -43,8 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Replay, say how it went; returns the status."""
     if arguments.trace is not None and _is_json(arguments.trace):
         return _replay_file(arguments.trace)
-    from pawl.lifecycle.trace.reader import DamageKind
-    from pawl.loops.replay import Diverged, NotReplayable, replay
+    from pawl.loops.replay import Diverged, Impossible, NotReplayable, replay
+    from pawl.memory.violation import MemoryViolation
 
     reader = open_trace(arguments.trace)
     began = time.perf_counter()
@@ -54,9 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"DIFFERS at record {difference.number}")
         print(_side_by_side(difference))
         return EXIT_DIFFERS
+    except (Impossible, MemoryViolation) as error:
+        print(f"IMPOSSIBLE: what is recorded cannot be done: {error}")
+        return EXIT_DIFFERS
     except NotReplayable as error:
         print(f"NOT REPLAYABLE: {error}")
-        return EXIT_INCOMPLETE
+        return EXIT_DAMAGED if _damaged(reader) else EXIT_INCOMPLETE
     seconds = time.perf_counter() - began
     counters = done.loop.counters
     print(reader.files[0].parent)
@@ -68,9 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"a law of memory was broken on the way: {violation}")
     for damage in reader.damage:
         print(f"{damage.kind}: {damage.reason}")
-    if any(damage.kind is not DamageKind.TORN for damage in reader.damage):
+    if _damaged(reader):
         return EXIT_DAMAGED
     return EXIT_INCOMPLETE if reader.damage or not done.closed else EXIT_SAME
+
+
+def _damaged(reader: TraceReader) -> bool:
+    """Whether more is wrong with the files than that their end is missing."""
+    from pawl.lifecycle.trace.reader import DamageKind
+
+    return any(damage.kind is not DamageKind.TORN for damage in reader.damage)
 
 
 def _side_by_side(difference: Any) -> str:
@@ -78,16 +89,19 @@ def _side_by_side(difference: Any) -> str:
     from pawl.lifecycle.export.jsonl import as_dict
     from pawl.lifecycle.records import DECODER, ENCODER
 
-    recorded, made = (
-        {} if record is None else as_dict(DECODER.decode(ENCODER.encode([record]))[0])
-        for record in (difference.recorded, difference.made)
-    )
+    def plain(record: Any) -> dict[str, Any]:
+        try:
+            return {} if record is None else as_dict(DECODER.decode(ENCODER.encode([record]))[0])
+        except ValueError:  # a column that no engine records
+            return {"record": f"{record!s:.300}"}
+
+    recorded, made = plain(difference.recorded), plain(difference.made)
     if recorded.get("record") != made.get("record"):
-        return f"  recorded    {recorded or 'nothing'}\n  made again  {made or 'nothing'}"
+        return f"  recorded    {recorded or 'nothing'!s:.1000}\n  made again  {made or 'nothing'!s:.1000}"
     lines = [f"  {recorded['record']}"]
     for name, value in recorded.items():
         if value != made[name]:
-            lines.append(f"    {name}: recorded {value}, made again {made[name]}")
+            lines.append(f"    {name}: recorded {value!s:.1000}, made again {made[name]!s:.1000}")
     return "\n".join(lines)
 
 

@@ -59,7 +59,8 @@ def add_trace(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Convert; returns 0, or 1 when the trace is damaged: what comes before the damage has been converted. Without a
     trace it is 4, as of every command that reads one."""
-    return {"import": _import, "export": _export, "show": _show}[arguments.kind](arguments)
+    with digested():
+        return {"import": _import, "export": _export, "show": _show}[arguments.kind](arguments)
 
 
 def open_trace(path: Path | None) -> TraceReader:
@@ -130,6 +131,16 @@ def _timeline_as(format_name: str, reader: TraceReader) -> dict[str, Any]:
 
     line = timeline(reader)
     return chrome_trace(line) if format_name == "chrome" else otlp_trace(line)
+
+
+@contextlib.contextmanager
+def digested() -> Iterator[None]:
+    """Around what is done with records: they may be anything, and what is made of them was not meant for all of it."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, MemoryError, RecursionError) as error:
+        text = f"the trace holds what no engine records: {type(error).__name__}: {error!s:.300}"
+        raise CommandFailed(text) from error
 
 
 @contextlib.contextmanager
