@@ -9,7 +9,6 @@ token, so that the next step can be launched before this one's tokens are known 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -58,9 +57,6 @@ class Launched:
     prompt_scores: tuple[PromptScores, ...]
     pending: Pending
     """What both hold, on its way to the host."""
-    started_s: float
-    issued_s: float
-    """When the launch returned: on the CPU the step was then computed."""
 
 
 class Runner:
@@ -201,7 +197,6 @@ class Runner:
     def launch(self, batch: StepBatch) -> Launched:
         """Start a step. Raises InvalidBatch before anything has changed, and RefusedInputs when a row would read a
         window page that is not there: then only a `reset` gives the slots a meaning again."""
-        started = time.perf_counter()
         check_batch(
             batch,
             num_slots=self.num_slots,
@@ -226,7 +221,7 @@ class Runner:
         self._in_flight.append(batch.step)
         tensors = [*draws.tensors(), *(tensor for part in prompt_scores for tensor in part.scores.tensors())]
         pending = self._copies.start(tensors)
-        return Launched(batch.step, draws, prompt_scores, pending, started, time.perf_counter())
+        return Launched(batch.step, draws, prompt_scores, pending)
 
     def _take_changed(self) -> tuple[Int32s, Int32s]:
         """(slots, indices) of the entries that the backend has not seen; it will have."""
@@ -281,7 +276,6 @@ class Runner:
             raise OutOfOrder(launched.step, oldest)
         del self._in_flight[0]
         tensors = iter(launched.pending.wait())
-        ended = time.perf_counter() if self.asynchronous else launched.issued_s
         draws = launched.draws.moved(list(islice(tensors, len(launched.draws.tensors()))))
         prompt_scores = [part.moved(list(islice(tensors, 3))) for part in launched.prompt_scores]
         return StepResult(
@@ -289,6 +283,5 @@ class Runner:
             tokens=draws.tokens.numpy().astype(np.int32),
             logprobs=draws.logprobs(),
             prompt_logprobs=tuple(part.collect() for part in prompt_scores),
-            forward_s=ended - launched.started_s,
             unusable=draws.unusable(),
         )

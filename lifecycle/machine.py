@@ -154,18 +154,6 @@ CAUSES: tuple[Cause, ...] = tuple(Cause)
 _CODES: dict[Cause, int] = {cause: code for code, cause in enumerate(CAUSES)}
 
 
-def cause_code(cause: Cause) -> int:
-    """`cause` as a number below 256, for uint8 columns."""
-    return _CODES[cause]
-
-
-def cause_of(code: int) -> Cause:
-    """The cause with this code. Raises IndexError for a code that is none."""
-    if code < 0:
-        raise IndexError(f"{code} is not the code of a cause")
-    return CAUSES[code]
-
-
 # ---- the compiled executor ----
 
 _NUM_EVENTS = len(Event)

@@ -96,8 +96,6 @@ class StepResult(msgspec.Struct, frozen=True, eq=False):
     """In segment order; one for each True in `samples` unless `counts` says otherwise."""
     logprobs: StepLogprobs | None = None
     prompt_logprobs: tuple[PromptLogprobs, ...] = ()
-    forward_s: float = 0.0
-    """Seconds spent in the forward pass and sampling."""
     unusable: Bools | None = None
     """[as many as `tokens`]: the token means nothing, as the model gave scores that are not finite numbers, or the
     request named tokens that the model does not have. None: all tokens are good."""

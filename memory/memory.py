@@ -299,9 +299,7 @@ class Memory:
             return None
         return self.pages.reserve(count)
 
-    def publish(
-        self, reservation: Reservation, count: int, tokens: Int32s, namespace: str, hold: Hold, priority: int = 0
-    ) -> Hold:
+    def publish(self, reservation: Reservation, count: int, tokens: Int32s, namespace: str, hold: Hold) -> Hold:
         """The first `count` pages of the reservation are written and continue the prefix that `hold` keeps: cache them.
 
         `tokens`: int32 [hold.num_tokens + count * page_size]. Returns a hold on all of it, in place of `hold`. Pages
@@ -310,7 +308,7 @@ class Memory:
         """
         self.pages.check_handle(reservation)
         fence, pages = self.ledger.fence, np.concatenate((hold.pages, reservation.pages[:count])).astype(np.int32)
-        insertion = self.cache.insert(tokens, pages, namespace, hold, fence, priority)
+        insertion = self.cache.insert(tokens, pages, namespace, hold, fence)
         kept = np.isin(reservation.pages, insertion.adopted)
         self.pages.publish(Reservation(reservation.pages[kept], reservation.generations[kept]))
         self.pages.withdraw(Reservation(reservation.pages[~kept], reservation.generations[~kept]))

@@ -124,7 +124,6 @@ class Failure:
     shrunk: Choices
     """A schedule that fails in the same way with as few deviations from fair as were found."""
     shrunk_error: Exception
-    num_shrink_runs: int
     dump: str
     """The system when the shrunk schedule failed."""
 
@@ -314,7 +313,6 @@ def _failure(
         choices=run.choices,
         shrunk=smallest.choices,
         shrunk_error=smallest.error,
-        num_shrink_runs=shrinker.num_runs,
         dump=smallest.case.system.dump(),
     )
 

@@ -75,17 +75,15 @@ class Ghost:
         window: int | None = None,
         num_window_pages: int | None = None,
         mean_output: int | None = None,
-        step_s: float = 0.0,
         small: bool = False,
     ) -> None:
         """`window` tokens are read through window pages as well, of which there are `num_window_pages`. About one token
-        in `mean_output` is the end token; None: none is. `step_s` is what a step says it took. Nothing waits.
+        in `mean_output` is the end token; None: none is. Nothing waits.
 
         `small`: quicker for steps of a few tokens, slower for others; without window pages, and none can be copied.
         Raises ValueError where a small one should have a window."""
         self.num_slots = num_slots
         self.max_context = max_context
-        self.step_s = step_s
         self.language = language_of(mean_output)
         sizes = {
             "num_pages": num_pages,
@@ -190,7 +188,7 @@ class Ghost:
         if batch.admitted:
             self._admit(batch.admitted)
         if not len(batch.slots):
-            return StepResult(batch.step, np.zeros(0, np.int32), forward_s=self.step_s)
+            return StepResult(batch.step, np.zeros(0, np.int32))
         try:
             if isinstance(self.memory, SmallMemory) and not self._special[batch.slots].any():
                 return self._launch_small(batch, self.memory)
@@ -224,7 +222,7 @@ class Ghost:
             for sums, token, samples in zip(totals, fed, batch.samples.tolist(), strict=True)
             if samples
         ]
-        result = StepResult(batch.step, np.array(drawn, np.int32), forward_s=self.step_s)
+        result = StepResult(batch.step, np.array(drawn, np.int32))
         self._last[batch.slots[batch.samples]] = result.tokens
         return result
 
@@ -271,7 +269,7 @@ class Ghost:
             tokens[special] = drawn.tokens
             logprobs, prompt_logprobs = drawn.logprobs, drawn.prompt_logprobs
         self._last[slots] = tokens
-        return StepResult(batch.step, tokens, logprobs, prompt_logprobs, forward_s=self.step_s)
+        return StepResult(batch.step, tokens, logprobs, prompt_logprobs)
 
 
 def _plain(sampling: SamplingParameters) -> bool:

@@ -36,7 +36,7 @@ class RunningGhost(Ghost):
             for index, token in zip(going_on.tolist(), result.tokens.tolist(), strict=True):
                 tokens[place[index]].append(token)
         flat = np.array([token for run in tokens for token in run], np.int32)
-        return StepResult(batch.step, flat, forward_s=self.step_s, counts=counts[batch.samples])
+        return StepResult(batch.step, flat, counts=counts[batch.samples])
 
     def _one_further(self, batch: StepBatch, segments: Int32s, ahead: int) -> StepBatch:
         """The next position of these segments, as a step of its own."""

@@ -1,6 +1,5 @@
 """One token from each row of scores, without sorting and without asking the host anything.
 
-    penalise     what a request's own past does to its scores, in place
     keep_top     for each row the least score that top-k and top-p keep
     draw         the likeliest token, or the winner of score + noise among those kept
     likeliest    the likeliest token, or that there is none
@@ -163,38 +162,6 @@ def likeliest_kernel(logits, drawn, row_stride, vocab_size, block: tl.constexpr)
         best, chosen = tl.where(better, score, best), tl.where(better, tokens, chosen)
     token = tl.min(tl.where(best == tl.max(best), chosen, vocab_size - 1))
     tl.store(drawn + row, tl.where(tl.max(broken) > 0, NOBODY, token))
-
-
-@triton.jit
-def penalise_kernel(logits, rows, factors, outputs, prompts, row_stride, vocab_size, block: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    own = tl.load(rows + row).to(tl.int64)
-    if own < 0:
-        return
-    tokens = tl.program_id(1) * block + tl.arange(0, block)
-    inside = tokens < vocab_size
-    repetition, presence = tl.load(factors + row * 3), tl.load(factors + row * 3 + 1)
-    frequency = tl.load(factors + row * 3 + 2)
-    score = tl.load(logits + row * row_stride + tokens, mask=inside, other=0.0)
-    count = tl.load(outputs + own * vocab_size + tokens, mask=inside, other=0)
-    prompted = tl.load(prompts + own * vocab_size + tokens, mask=inside, other=0) != 0
-    repeated = tl.where(score > 0, tl.div_rn(score, repetition), score * repetition)
-    score = tl.where((count > 0) | prompted, repeated, score)
-    score = score - count.to(tl.float32) * frequency - tl.where(count > 0, presence, 0.0)
-    tl.store(logits + row * row_stride + tokens, score, mask=inside)
-
-
-def penalise(logits: Tensor, rows: Tensor, factors: Tensor, outputs: Tensor, prompts: Tensor) -> None:
-    """Penalise logits float32 [m, vocab] in place by what their requests' own pasts hold.
-
-    rows int32 [m], the row of each in outputs int32 [n, vocab] (how often each token was drawn) and prompts bool
-    [n, vocab], negative for none; factors float32 [m, 3]: repetition, presence, frequency.
-    """
-    num_rows, vocab_size = logits.shape
-    if num_rows:
-        penalise_kernel[(num_rows, triton.cdiv(vocab_size, BLOCK))](
-            logits, rows, factors, outputs, prompts, logits.stride(0), vocab_size, block=BLOCK
-        )
 
 
 def keep_top(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:

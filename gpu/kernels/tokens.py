@@ -29,13 +29,9 @@ def remember_kernel(last_tokens, slots, drawn, num_rows, block: tl.constexpr):
     tl.store(last_tokens + slot, tl.maximum(token, 0), mask=slot >= 0)
 
 
-def placeholder(slot: int) -> int:
-    """What stands for the last token of `slot` among the input tokens."""
-    return -1 - slot
-
-
 def resolve(tokens: Tensor, last_tokens: Tensor) -> Tensor:
-    """The input tokens, int32 [t]: those given, with placeholders replaced by entries of last_tokens int32 [slots]."""
+    """The input tokens, int32 [t]: those given, with -1 - slot replaced by the entry of
+    `slot` in last_tokens int32 [slots]."""
     output = torch.empty_like(tokens)
     if len(tokens):
         resolve_kernel[(triton.cdiv(len(tokens), BLOCK),)](tokens, last_tokens, output, len(tokens), block=BLOCK)

@@ -22,7 +22,6 @@ class Penalties:
 
     def __init__(self, vocab_size: int, num_slots: int, device: torch.device) -> None:
         self.device = device
-        self._vocab_size = vocab_size
         self._rows: dict[int, int] = {}
         self._free = list(range(_FIRST_CAPACITY))
         self._outputs = torch.zeros(_FIRST_CAPACITY, vocab_size, dtype=torch.int32, device=device)

@@ -19,7 +19,7 @@ from pawl.gpu.kernels.matmul import matmul
 from pawl.gpu.kernels.norm import add_norm
 from pawl.gpu.kernels.prefill import attend_segments
 from pawl.gpu.kernels.rotary import turn_and_store
-from pawl.gpu.kernels.sampling import draw, likeliest, penalise
+from pawl.gpu.kernels.sampling import draw, likeliest
 from pawl.gpu.kernels.tokens import remember, resolve
 from tests.gpu.native_models import ODD, SWITCHED
 
@@ -129,8 +129,6 @@ def sample() -> None:
         greedy=tensor(ROWS, dtype=torch.bool),
     )  # fmt: skip
     likeliest(tensor(ROWS, 128_256))
-    prompts = tensor(4, 128_256, dtype=torch.bool)
-    penalise(logits, ints(ROWS), tensor(ROWS, 3, dtype=torch.float32), ints(4, 128_256), prompts)
 
 
 def too_much() -> None:

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from pawl.gpu.backend import NO_TOKEN
-from pawl.gpu.kernels.sampling import BLOCK, draw, keep_top, likeliest, penalise
+from pawl.gpu.kernels.sampling import BLOCK, draw, keep_top, likeliest
 from pawl.gpu.sampling.noise import row_keys
-from pawl.gpu.sampling.penalties import Penalties
 from pawl.gpu.sampling.truncation import DrawParameters
 from pawl.gpu.sampling.truncation import draw as plainly_drawn
-from pawl.lifecycle.request import SamplingParameters
 from tests.gpu.kernel_tools import DEVICE, NothingIsZeroed, ints, random
 
 pytestmark = pytest.mark.usefixtures("sums_in_order")
@@ -108,21 +106,3 @@ def test_a_row_that_is_not_all_numbers_has_no_likeliest_token() -> None:
     found = likeliest(logits).tolist()
     assert found[:3] == [NO_TOKEN] * 3
     assert found[3] == logits[3].argmax()
-
-
-def test_penalties_are_those_of_the_plain_sampler() -> None:
-    device = torch.device(DEVICE)
-    penalties = Penalties(3000, 4, device)
-    history = np.array([5, 6, 7, 7, 2999, 8, 8, 8], np.int32)
-    for slot, factors in enumerate(((1.5, 0.0, 0.0), (1.0, 0.5, 0.0), (1.2, 0.1, 0.3))):
-        named = dict(zip(("repetition_penalty", "presence_penalty", "frequency_penalty"), factors, strict=True))
-        penalties.admit(slot, SamplingParameters(**named), history, 3)
-    logits = random(4, 3000)
-    expected = logits.clone()
-    penalties.apply(expected[:3], np.arange(3, dtype=np.int32))
-    rows = torch.cat((penalties._rows_of(np.arange(3, dtype=np.int32)).int(), ints([-1])))
-    factors = torch.from_numpy(penalties._factors).to(device)
-    penalise(logits, rows, factors, penalties._outputs, penalties._prompts)
-    assert torch.allclose(logits, expected, rtol=1e-6, atol=1e-6)
-    # Repetition reaches the five tokens there are, presence only the three that were drawn.
-    assert (logits != random(4, 3000)).sum(-1).tolist() == [5, 3, 5, 0]
