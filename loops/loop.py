@@ -126,13 +126,17 @@ class Loop:
                 continue
             self._launch(scheduled, now)
 
+    def no_token(self, row: int, now: float) -> None:
+        """The worker has no token for a request that sampled one in the oldest step: it ends."""
+        self.requests.leave(row, Event.ABORT, Cause.INTERNAL, now, message=NOT_NUMBERS)
+
     def executed(self, result: StepResult, now: float) -> None:
         """Commit the oldest step: apply its tokens, fire its transitions, give back what ended."""
         scheduled = self.in_flight.popleft()
         if scheduled.step != result.step:
             raise AssertionError(f"step {result.step} came back, step {scheduled.step} is the oldest in flight")
         for row in scheduled.left_without_token(result, self.table.attempt):
-            self.requests.leave(row, Event.ABORT, Cause.INTERNAL, now, message=NOT_NUMBERS)
+            self.no_token(row, now)
         applied = self._apply(scheduled, result)
         rows, last = applied.rows, applied.last
         self.effects.output(applied.rows_of_tokens, applied.tokens, scheduled, result)

@@ -6,7 +6,8 @@ A trace holds inputs and decisions in one sequence. A record that the loop does 
     Delivered                 the loop was given an order: an abort, a stop string, a flush, a deadline that passed
     StepPlanned, Idled,       the loop was told to turn
       Transition retract, admit
-    StepCommitted             the worker answered: the step's tokens
+    Transition abort,         the worker answered: it has no token for a request that sampled one,
+    StepCommitted             and the step's tokens
     StepRolledBack            the worker lost it
     TierTold                  the cache tiers below the device said something
 
@@ -45,6 +46,7 @@ from pawl.lifecycle.records import (
     int32s,
 )
 from pawl.lifecycle.requests import RequestInfo
+from pawl.lifecycle.states import Event
 from pawl.lifecycle.step import Bools, StepResult
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
@@ -177,6 +179,8 @@ class Replay:
                 self._submit(record)
             case Delivered():
                 self.intake.deliver(self._order(record), record.time, record.number)
+            case Transition(event=Event.ABORT) if record.row in self._sampled():
+                loop.no_token(record.row, record.time)
             case Transition() | StepPlanned() | Idled():
                 loop.turn(record.time)
             case StepCommitted() if loop.in_flight and loop.in_flight[0].step == record.step:
@@ -190,6 +194,11 @@ class Replay:
                 loop.journal.closed(record.reason, loop.counters, len(loop.table), loop.memory.pages)
             case _:
                 pass
+
+    def _sampled(self) -> list[int]:
+        """Rows that the oldest step samples a token for."""
+        rows: list[int] = self.loop.in_flight[0].sampled_rows.tolist() if self.loop.in_flight else []
+        return rows
 
     def _submit(self, record: Submitted) -> None:
         info = RequestInfo(record.request, record.rid, record.sampling, record.namespace, record.time)
