@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pawl.gpu.devices import upload
 from pawl.gpu.kernels.tokens import remember, resolve
-from pawl.gpu.sampling.last_tokens import LastTokens, with_chained
+from pawl.gpu.ragged import with_chained
+from pawl.gpu.sampling.last_tokens import LastTokens
 from pawl.lifecycle.step import Int32s, StepBatch
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.gpu.ghost.language import VOCABULARY_SIZE, Float32s, Language
+from pawl.gpu.ghost.language import VOCABULARY_SIZE, Float32s, logits_of
 from pawl.gpu.ghost.memory import Computed
 from pawl.gpu.sampling.mixing import draw_keys, mix64
 from pawl.lifecycle.step import Int32s, PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs
@@ -52,8 +52,7 @@ class Scores(NamedTuple):
 class GhostDraws:
     """Sampling parameters and histories of the slots of one ghost; a row of each array for a slot."""
 
-    def __init__(self, language: Language, num_slots: int) -> None:
-        self._language = language
+    def __init__(self, num_slots: int) -> None:
         self._num_slots = num_slots
         self.reset()
 
@@ -123,7 +122,7 @@ class GhostDraws:
         self._scores_prompt[slots] = False
         if not len(slots):
             return Drawn(np.zeros(0, np.int32), None, prompts)
-        logits = self._language.logits(computed.states[rows], computed.tokens[rows])
+        logits = logits_of(computed.states[rows], computed.tokens[rows])
         adjusted = self._adjusted(logits, slots) if self._adjusts[slots].any() else logits
         tokens = self._choose(adjusted, slots, (batch.starts + batch.lengths)[batch.samples][special])
         self._seen[slots, tokens] = True
@@ -196,7 +195,7 @@ class GhostDraws:
         slot, start = int(batch.slots[segment]), int(batch.starts[segment])
         rows = slice(computed.offsets[segment], computed.offsets[segment + 1])
         tokens = computed.tokens[rows]
-        logprobs = _log_softmax(self._language.logits(computed.states[rows], tokens))
+        logprobs = _log_softmax(logits_of(computed.states[rows], tokens))
         kept = self._kept.pop(slot, None)
         if not batch.samples[segment]:
             self._kept[slot] = start + len(tokens) - 1, logprobs[-1:]

@@ -11,7 +11,6 @@ wherever it is not cut. All other logits are a hash of (state, token), so every 
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -65,33 +64,17 @@ _OPENS = np.isin(np.arange(VOCABULARY_SIZE), _OPENERS).astype(np.intp)
 _TOKEN_WORDS: UInt64s = np.arange(1, VOCABULARY_SIZE + 1, dtype=np.uint64) * _TOKEN_STRIDE
 
 
-@lru_cache(maxsize=64)
-def language_of(mean_output: int | None) -> Language:
-    """One for all ghosts that speak alike."""
-    return Language(mean_output)
+def likeliest(states: UInt64s, last_tokens: Int32s) -> Int32s:
+    """The token of largest logit for each row, int32 [n], from its state and the token it was fed last."""
+    choices = mix64(states ^ _CHOICE)
+    tokens: Int32s = _LIKELIEST[_OPENS[last_tokens], (choices & np.uint64(0xFF)).astype(np.intp)]
+    return tokens
 
 
-class Language:
-    """Maps states to tokens. With `mean_output` about one token in so many is END_TOKEN; None: it is never likely."""
-
-    def __init__(self, mean_output: int | None = None) -> None:
-        if mean_output is not None and mean_output < 1:
-            raise ValueError(f"mean_output is at least 1, not {mean_output}")
-        self.mean_output = mean_output
-        self._end_below = np.uint64(0 if mean_output is None else (1 << 32) // mean_output)
-
-    def likeliest(self, states: UInt64s, last_tokens: Int32s) -> Int32s:
-        """The token of largest logit for each row, int32 [n], from its state and the token it was fed last."""
-        choices = mix64(states ^ _CHOICE)
-        tokens = _LIKELIEST[_OPENS[last_tokens], (choices & np.uint64(0xFF)).astype(np.intp)]
-        if self.mean_output is not None:
-            tokens = np.where((choices >> np.uint64(32)) < self._end_below, np.int32(END_TOKEN), tokens)
-        return tokens
-
-    def logits(self, states: UInt64s, last_tokens: Int32s) -> Float32s:
-        """float32 [n, VOCABULARY_SIZE], finite, each row a function of its own state and last token."""
-        words = mix64(states[:, None] ^ _TOKEN_WORDS)
-        uniform = (words >> np.uint64(40)).astype(np.float32) * _INVERSE_24
-        logits = _FLOORS[_OPENS[last_tokens]] + uniform * np.float32(_SPREAD)
-        logits[np.arange(len(states)), self.likeliest(states, last_tokens)] = _PEAK
-        return logits
+def logits_of(states: UInt64s, last_tokens: Int32s) -> Float32s:
+    """float32 [n, VOCABULARY_SIZE], finite, each row a function of its own state and last token."""
+    words = mix64(states[:, None] ^ _TOKEN_WORDS)
+    uniform = (words >> np.uint64(40)).astype(np.float32) * _INVERSE_24
+    logits = _FLOORS[_OPENS[last_tokens]] + uniform * np.float32(_SPREAD)
+    logits[np.arange(len(states)), likeliest(states, last_tokens)] = _PEAK
+    return logits

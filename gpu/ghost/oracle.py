@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.gpu.ghost.language import Language
+from pawl.gpu.ghost.language import likeliest, logits_of
 
 _MASK = (1 << 64) - 1
 
@@ -23,8 +23,7 @@ def mixed(word: int) -> int:
 class Sequel:
     """A sequence of tokens, and what comes next."""
 
-    def __init__(self, tokens: Iterable[int], mean_output: int | None = None) -> None:
-        self._language = Language(mean_output)
+    def __init__(self, tokens: Iterable[int]) -> None:
         self.entries: list[tuple[int, int]] = []
         """(tag, prefix) of each position, as a ghost stores them."""
         self._prefix = 0
@@ -44,17 +43,17 @@ class Sequel:
     def likeliest(self) -> int:
         """The token that a greedy request gets now."""
         states = np.array([mixed(self._total)], np.uint64)
-        return int(self._language.likeliest(states, np.array([self._last], np.int32))[0])
+        return int(likeliest(states, np.array([self._last], np.int32))[0])
 
     def logits(self) -> NDArray[np.float32]:
         """float32 [VOCABULARY_SIZE], of the token that comes now."""
         states = np.array([mixed(self._total)], np.uint64)
-        return self._language.logits(states, np.array([self._last], np.int32)).reshape(-1)
+        return logits_of(states, np.array([self._last], np.int32)).reshape(-1)
 
 
-def expected(prompt: Sequence[int], count: int, mean_output: int | None = None) -> list[int]:
+def expected(prompt: Sequence[int], count: int) -> list[int]:
     """The `count` tokens that a greedy request gets after `prompt`, end tokens ignored."""
-    sequel = Sequel(prompt, mean_output)
+    sequel = Sequel(prompt)
     output = []
     for _ in range(count):
         output.append(sequel.likeliest())

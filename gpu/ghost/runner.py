@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from pawl.gpu.batches import InvalidBatch, check_batch, within_vocabulary
 from pawl.gpu.ghost.draws import GhostDraws
-from pawl.gpu.ghost.language import VOCABULARY_SIZE, language_of
+from pawl.gpu.ghost.language import VOCABULARY_SIZE, likeliest
 from pawl.gpu.ghost.memory import Computed, GhostFault, GhostMemory
 from pawl.gpu.ghost.small import SmallMemory, likeliest_after
 from pawl.gpu.ghost.store import GhostStore
-from pawl.gpu.ragged import ragged_offsets
+from pawl.gpu.ragged import ragged_offsets, with_chained
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import Int32s, PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs, StepResult
 
@@ -74,17 +74,15 @@ class Ghost:
         max_context: int,
         window: int | None = None,
         num_window_pages: int | None = None,
-        mean_output: int | None = None,
         small: bool = False,
     ) -> None:
-        """`window` tokens are read through window pages as well, of which there are `num_window_pages`. About one token
-        in `mean_output` is the end token; None: none is. Nothing waits.
+        """`window` tokens are read through window pages as well, of which there are `num_window_pages`. Nothing
+        waits.
 
         `small`: quicker for steps of a few tokens, slower for others; without window pages, and none can be copied.
         Raises ValueError where a small one should have a window."""
         self.num_slots = num_slots
         self.max_context = max_context
-        self.language = language_of(mean_output)
         sizes = {
             "num_pages": num_pages,
             "page_size": page_size,
@@ -100,14 +98,14 @@ class Ghost:
         """Steps at which `launch` raises PlannedFailure, each once."""
         self.faults: list[GhostFault] = []
         """All that were raised: a worker that is reset goes on, but this stays."""
-        self._draws = GhostDraws(self.language, num_slots)
+        self._draws = GhostDraws(num_slots)
         self._last = np.full(num_slots, _NOTHING, np.int32)
         """The token each slot drew last."""
         self._special = np.zeros(num_slots, np.bool_)
         """Slots that want more than the likeliest token."""
 
     @classmethod
-    def for_shape(cls, shape: Shape, mean_output: int | None = None, *, small: bool = False) -> Self:
+    def for_shape(cls, shape: Shape, *, small: bool = False) -> Self:
         """The worker that a scheduler of this shape needs; `small` where it may be."""
         return cls(
             num_pages=shape.num_pages,
@@ -116,7 +114,6 @@ class Ghost:
             max_context=shape.max_context,
             window=shape.window,
             num_window_pages=shape.num_window_pages,
-            mean_output=mean_output,
             small=small and shape.window is None,
         )
 
@@ -218,7 +215,7 @@ class Ghost:
             fed.append(tokens[-1])
         totals = memory.sums(batch, tokens)
         drawn = [
-            likeliest_after(self.language, sums[-1], token)
+            likeliest_after(sums[-1], token)
             for sums, token, samples in zip(totals, fed, batch.samples.tolist(), strict=True)
             if samples
         ]
@@ -249,18 +246,12 @@ class Ghost:
             first = int(drawn.argmin())
             position = int(batch.starts[batch.chained][first])
             raise GhostFault(batch.step, int(slots[first]), position, NOTHING_DRAWN)
-        tokens = np.empty(offsets[-1], np.int32)
-        chained_rows = offsets[:-1][batch.chained]
-        given = np.ones(len(tokens), np.bool_)
-        given[chained_rows] = False
-        tokens[given] = batch.tokens
-        tokens[chained_rows] = drawn
-        return tokens
+        return with_chained(batch, offsets, drawn)
 
     def _drawn(self, batch: StepBatch, computed: Computed) -> StepResult:
         rows = computed.last_rows[batch.samples]
         slots = batch.slots[batch.samples]
-        tokens = self.language.likeliest(computed.states[rows], computed.tokens[rows])
+        tokens = likeliest(computed.states[rows], computed.tokens[rows])
         logprobs: StepLogprobs | None = None
         prompt_logprobs: tuple[PromptLogprobs, ...] = ()
         if self._special[batch.slots].any():

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pawl.gpu.ghost.language import Language
+from pawl.gpu.ghost.language import likeliest
 from pawl.gpu.ghost.memory import NEW, Computed, GhostMemory, fault_at
 from pawl.gpu.ragged import ragged_positions
 from pawl.gpu.sampling.mixing import mix64
@@ -28,10 +28,10 @@ def _mixed(word: int) -> int:
 
 
 @lru_cache(maxsize=1 << 16)
-def likeliest_after(language: Language, total: int, token: int) -> int:
+def likeliest_after(total: int, token: int) -> int:
     """The likeliest token of a row that has read `total` and was fed `token` last."""
     states = np.array([_mixed(total)], np.uint64)
-    return int(language.likeliest(states, np.array([token], np.int32))[0])
+    return int(likeliest(states, np.array([token], np.int32))[0])
 
 
 class SmallMemory(GhostMemory):

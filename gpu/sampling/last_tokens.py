@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pawl.gpu.devices import upload
+from pawl.gpu.ragged import chained_rows, with_chained
 from pawl.lifecycle.step import Int32s, StepBatch
 
 
@@ -35,20 +36,5 @@ class LastTokens:
             return chained
         # Whatever stands in the chained rows is overwritten on the device, where the drawn tokens are.
         resolved = upload(with_chained(batch, offsets, np.int32(0)), self.device)
-        resolved[upload(_chained_rows(batch, offsets), self.device)] = chained
+        resolved[upload(chained_rows(batch, offsets), self.device)] = chained
         return resolved
-
-
-def _chained_rows(batch: StepBatch, offsets: Int32s) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return (offsets[1:] - 1)[batch.chained].astype(np.int64)
-
-
-def with_chained(batch: StepBatch, offsets: Int32s, chained: Int32s | np.int32) -> Int32s:
-    """The batch's tokens int32 [t], with `chained` (one, or one for each chained segment) in the chained rows."""
-    rows = _chained_rows(batch, offsets)
-    given = np.ones(int(offsets[-1]), np.bool_)
-    given[rows] = False
-    tokens = np.empty(int(offsets[-1]), np.int32)
-    tokens[given] = batch.tokens
-    tokens[rows] = chained
-    return tokens

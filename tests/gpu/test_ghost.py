@@ -338,17 +338,8 @@ def test_it_says_printable_text_with_characters_of_several_tokens() -> None:
     assert {len(character.encode()) for character in text} == {1, 2, 3, 4}
 
 
-def test_it_ends_only_where_it_was_asked_to() -> None:
-    prompt = list(b"Tell me")
-    assert END_TOKEN not in expected(prompt, 2000)
-    ends = expected(prompt, 2000, mean_output=20).count(END_TOKEN)
-    assert 50 < ends < 150
-    rows = Rows(mean_output=20)
-    rows.prefill(0, prompt)
-    for _ in range(50):
-        rows.decode(0)
-    assert END_TOKEN in rows.output[0]
-    assert rows.output[0] == expected(prompt, 51, mean_output=20)
+def test_the_end_token_is_never_the_likeliest() -> None:
+    assert END_TOKEN not in expected(list(b"Tell me"), 2000)
 
 
 @settings(max_examples=20)
