@@ -7,6 +7,9 @@ for that row is swallowed until its own `Ended` frees the row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from msgspec import structs
 
 from pawl.actors.messages.generate import Accepted, Done, Ended, Opened, Output, Outputs, StepTokens
@@ -16,6 +19,8 @@ from pawl.actors.text.stream import ScoreLists, Stream
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.requests import Abort, Finish
+
+T = TypeVar("T")
 
 UNREADABLE = "the server failed to make text of this request's tokens"
 
@@ -60,6 +65,27 @@ class Detokenizer(Actor):
             case StepTokens():
                 self._send(self._outputs_of(message))
 
+    def spares(self, message: Opened | StepTokens, error: Exception) -> bool:
+        """A message of a whole step that fails as a whole ends all that it names: those that it ends hear of it from
+        here, for nobody else will say it; the scheduler ends the others."""
+        if isinstance(message, Opened):
+            return super().spares(message, error)
+        self.told_of(error, num_requests=len(message.rows) + len(message.ended))
+        outputs = []
+        for end in message.ended:
+            stream = self._streams.get(end.row)
+            if stream is not None and stream.request == end.request:
+                del self._streams[end.row]
+                if stream.closed:
+                    continue
+            done = _done(structs.replace(end, cause=Cause.INTERNAL, message=UNREADABLE))
+            outputs.append(Output(end.request, "", (), done=done))
+        named = [self._streams[row].request for row in message.rows.tolist() if row in self._streams]
+        for request in named:
+            self.end_request(request)
+        self._send(outputs)
+        return True
+
     def requests_of(self, message: Opened | StepTokens) -> tuple[int, ...]:
         return (message.request,) if isinstance(message, Opened) else ()
 
@@ -101,14 +127,9 @@ class Detokenizer(Actor):
         """Tokens first, then ends. This loop runs once for each token of every request: keep it short."""
         streams = self._streams
         for admitted in message.admitted:
-            if admitted.row in streams:
-                streams[admitted.row].admit(admitted)
+            self._guard(admitted.row, Stream.admit, admitted)
         for row, prompt_scores in message.prompt_logprobs:
-            if row in streams:
-                try:
-                    streams[row].add_prompt_scores(prompt_scores)
-                except Exception as error:
-                    self.contain(streams[row].request, error)
+            self._guard(row, Stream.add_prompt_scores, prompt_scores)
         rows: list[int] = message.rows.tolist()
         silent = _stop_token_places(rows, message.ended, streams) if message.ended else frozenset()
         scores = ScoreLists.of(message.logprobs) if message.logprobs is not None else None
@@ -138,6 +159,15 @@ class Detokenizer(Actor):
                 self.contain(end.request, error)
                 outputs.append(Output(end.request, "", (), done=_done(structs.replace(end, cause=Cause.INTERNAL))))
         return outputs
+
+    def _guard(self, row: int, tell: Callable[[Stream, T], None], what: T) -> None:
+        """Tell the stream of this row, if it has one, something; what goes wrong is its request's alone."""
+        stream = self._streams.get(row)
+        if stream is not None:
+            try:
+                tell(stream, what)
+            except Exception as error:
+                self.contain(stream.request, error)
 
     def _special(self, stream: Stream, token: int, silent: bool, ended: tuple[Ended, ...]) -> Output:
         """One token of a request with stop strings or scores, or a stop token that ends without text."""

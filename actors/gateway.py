@@ -87,13 +87,22 @@ class Gateway(Actor):
                 self.totals.ended[refusal.cause] += 1
                 sink.refused(msgspec.structs.replace(refusal, request=request))
             return tuple(numbers)
-        now = self.context.now()
-        for request, own, sink in zip(numbers, names, sinks, strict=True):
-            self.requests.open(request, own, sink, now)
-        for request, submit in zip(numbers, named, strict=True):
-            if not self.context.send(self._names.tokenizer, msgspec.structs.replace(submit, request=request)):
-                full = Refused(request, Cause.OVERLOADED, "the tokenizer's queue is full", HTTP_OVERLOADED)
-                self.requests.refuse(full, now)
+        now, num_sent = self.context.now(), 0
+        try:
+            for request, own, sink in zip(numbers, names, sinks, strict=True):
+                self.requests.open(request, own, sink, now)
+            for request, submit in zip(numbers, named, strict=True):
+                if not self.context.send(self._names.tokenizer, msgspec.structs.replace(submit, request=request)):
+                    full = Refused(request, Cause.OVERLOADED, "the tokenizer's queue is full", HTTP_OVERLOADED)
+                    self.requests.refuse(full, now)
+                num_sent += 1
+        except Exception as error:
+            # What was sent ends as if its client had gone; the rest was never anywhere but here.
+            self.told_of(error, requests=tuple(numbers))
+            self.abort(numbers[:num_sent], Cause.DISCONNECT)
+            for request in numbers[num_sent:]:
+                self.requests.give_up(request, now)
+            raise
         return tuple(numbers)
 
     def find(self, rid: str) -> tuple[int, ...]:
@@ -170,6 +179,13 @@ class Gateway(Actor):
                         self.trace_losses.recorder_gone(name, reason)
                     log.warning("a helper is gone; requests are served on", actor=name, reason=reason)
 
+    def spares(self, message: FromPeers, error: Exception) -> bool:
+        if isinstance(message, Outputs):
+            for output in message.outputs:
+                self._fail(output, error)
+            return True
+        return super().spares(message, error)
+
     def requests_of(self, message: FromPeers) -> tuple[int, ...]:
         return (message.request,) if isinstance(message, Accepted | Refused) else ()
 
@@ -209,7 +225,13 @@ class Gateway(Actor):
         try:
             self.requests.output(output, self.context.now())
         except Exception as error:
-            self.contain(output.request, error)
+            self._fail(output, error)
+
+    def _fail(self, output: Output, error: Exception) -> None:
+        """This output could not be handled: its request fails, and has ended if the output was its last."""
+        self.contain(output.request, error)
+        if output.done is not None:
+            self.requests.give_up(output.request, self.context.now())
 
     def _answered(self, entry: Entry, cause: Cause, now: float) -> None:
         """The entry is off the books."""

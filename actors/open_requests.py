@@ -137,6 +137,7 @@ class OpenRequests:
         if entry.sink is not None:
             entry.sink.push(output)
         if output.done is not None:
+            self._closing = None
             entry.notify()
 
     def refuse(self, refused: Refused, now: float) -> None:
@@ -146,7 +147,16 @@ class OpenRequests:
         self._close(entry, refused.cause, None, now)
         if entry.sink is not None:
             entry.sink.refused(refused)
+        self._closing = None
         entry.notify()
+
+    def give_up(self, request: int, now: float) -> None:
+        """Take a request off the books that nobody will end any more. Its client has been told, or is gone."""
+        entry = self._entries.get(request)
+        if entry is not None:
+            self._close(entry, Cause.INTERNAL, None, now)
+            self._closing = None
+            entry.notify()
 
     def tell_failure(self, request: int) -> None:
         """Handling something for this request failed, perhaps in the middle of its end: its client is told now."""
@@ -173,10 +183,9 @@ class OpenRequests:
         self._closing = entry
         del self._entries[entry.request]
         for name in entry.names:
-            group = self._named[name]
-            group.remove(entry.request)
-            if not group:
-                del self._named[name]
+            others = [request for request in self._named.pop(name, ()) if request != entry.request]
+            if others:
+                self._named[name] = others
         self.totals.ended[cause] += 1
         self.request_duration.observe(now - entry.opened)
         if entry.first_output is not None:

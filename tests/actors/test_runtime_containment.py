@@ -11,7 +11,17 @@ from pawl.actors.control import Ask
 from pawl.actors.control.state import GetState
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.control import Reply
-from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
+from pawl.actors.messages.generate import (
+    Accepted,
+    Done,
+    Output,
+    Outputs,
+    Refused,
+    StepTokens,
+    Submit,
+    Timing,
+    Usage,
+)
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.simulation.manual import ManualContext
@@ -186,6 +196,41 @@ def test_text_that_cannot_be_made_ends_its_request_alone(monkeypatch: pytest.Mon
     if where != "end":
         [last] = bench.step(ended=[ended(1, 11, Cause.INTERNAL)])
         assert (last.request, last.done is not None) == (11, True)
+
+
+def test_a_step_whose_text_cannot_be_made_as_a_whole_ends_all_it_names_and_no_others() -> None:
+    bench = DetokenizerBench()
+    [hello] = bench.ids("hello")
+    for row in range(3):
+        bench.open(row, 10 + row)
+    message = StepTokens(np.array([0], np.int32), np.array([hello], np.int32), ended=(ended(1, 11),))
+    assert bench.actor.spares(message, Broken(SECRET))
+    [outputs] = bench.context.take("gateway")
+    assert [(output.request, output.done.cause) for output in outputs.outputs] == [(11, Cause.INTERNAL)]
+    assert [message.requests for message in bench.finishes()] == [(10,)]
+    assert bench.actor.num_open == 1
+    assert [output.request for output in bench.step([(2, hello)])] == [12]
+
+
+def test_a_call_that_fails_half_way_leaves_nothing_open_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = Gateway()
+    context = ManualContext(gateway, "gateway")
+    send = context.send
+
+    def broken(to: str, message: Any, lane: Lane = Lane.DATA) -> bool:
+        if isinstance(message, Submit) and message.request == 2:
+            raise Broken(SECRET)
+        return send(to, message, lane)
+
+    monkeypatch.setattr(context, "send", broken)
+    with pytest.raises(Broken):
+        gateway.submit([Submit(request=0, rid="", text="x") for _ in range(3)], [Inbox() for _ in range(3)])
+    assert gateway.live() == (1,), "this one is on its way, and ends"
+    assert [sent.message for sent in context.take_sent()][-1] == Abort((1,), Cause.DISCONNECT, "")
+    gateway.receive(Outputs((Output(1, "", (), done=done(Cause.DISCONNECT)),)))
+    assert gateway.num_live == 0
+    assert gateway.totals.violations.total() == 0
+    gateway.invariants()
 
 
 def test_a_request_that_cannot_be_put_into_the_table_ends_alone() -> None:
