@@ -154,11 +154,7 @@ class Gateway(Actor):
     def receive(self, message: FromPeers) -> None:
         match message:
             case Outputs(outputs):
-                num_tokens = 0
-                for output in outputs:
-                    num_tokens += len(output.tokens)
-                    self._deliver(output)
-                self.requests.throughput.add(self.context.now(), num_tokens)
+                self._deliver(outputs)
             case Accepted():
                 self.requests.accept(message)
             case Refused():
@@ -221,11 +217,16 @@ class Gateway(Actor):
             return Refused(0, Cause.INTERNAL, self.trace_losses.refusal, HTTP_OVERLOADED)
         return self.requests.why_not(len(names), {name for own in names for name in own}, self.limit)
 
-    def _deliver(self, output: Output) -> None:
-        try:
-            self.requests.output(output, self.context.now())
-        except Exception as error:
-            self._fail(output, error)
+    def _deliver(self, outputs: Iterable[Output]) -> None:
+        """Once for each token of every request: keep it short."""
+        now, num_tokens, deliver = self.context.now(), 0, self.requests.output
+        for output in outputs:
+            num_tokens += len(output.tokens)
+            try:
+                deliver(output, now)
+            except Exception as error:
+                self._fail(output, error)
+        self.requests.throughput.add(now, num_tokens)
 
     def _fail(self, output: Output, error: Exception) -> None:
         """This output could not be handled: its request fails, and has ended if the output was its last."""
@@ -246,8 +247,10 @@ class Gateway(Actor):
 
     def _end_all(self, cause: Cause, message: str) -> None:
         now = self.context.now()
+        outputs = []
         for entry in self.requests.among(self.requests.all()):
             usage = Usage(prompt_tokens=0, completion_tokens=entry.num_tokens, cached_tokens=0)
             done = Done(cause, usage, Timing(entry.opened, first_token=entry.first_output, ended=now), message)
-            self._deliver(Output(entry.request, "", (), done=done))
+            outputs.append(Output(entry.request, "", (), done=done))
+        self._deliver(outputs)
         self.asks.fail(message)
