@@ -5,13 +5,13 @@ With `--check` nothing is written, and the exit code is 1 when the file is not w
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pawl.actors.control import ROWS
 from pawl.actors.control_row import Needs, Row, parameters
+from pawl.lifecycle.documents import Page, table
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "control.md"
 
@@ -29,19 +29,18 @@ What a message needs of the loop:
 * *{Needs.NOTHING}*: it only looks;
 * *{Needs.BETWEEN_STEPS}*: no step is being planned while it is done; steps may be in flight;
 * *{Needs.REST}*: nothing waits, runs or is in flight; its `timeout` says how long to wait for that.
-
-| message | routes | who | needs | replayed | fields | |
-| --- | --- | --- | --- | --- | --- | --- |"""
+"""
+_HEADER = ("message", "routes", "who", "needs", "replayed", "fields", "")
 
 
 def document() -> str:
     """The text of docs/control.md."""
-    return "\n".join([_INTRODUCTION, *(_line(row) for row in ROWS)]) + "\n"
+    return "\n".join((_INTRODUCTION, *table(_HEADER, map(_cells, ROWS)))) + "\n"
 
 
-def _line(row: Row) -> str:
+def _cells(row: Row) -> Sequence[str]:
     who = f"{row.who}; admin for some fields" if row.admin_when is not None else str(row.who)
-    cells = (
+    return (
         f"`{row.name}`",
         f"{' '.join(row.methods)} " + ", ".join(f"`{path}`" for path in row.routes) if row.routes else "from within",
         who,
@@ -50,7 +49,6 @@ def _line(row: Row) -> str:
         "; ".join(_fields(row)) or "none",
         row.help,
     )
-    return f"| {' | '.join(cells)} |"
 
 
 def _fields(row: Row) -> Iterator[str]:
@@ -58,17 +56,9 @@ def _fields(row: Row) -> Iterator[str]:
         yield f"`{parameter.name}`" + (f": {parameter.help.replace(';', ',')}" if parameter.help else "")
 
 
-def main() -> int:
-    """Write or check the document."""
-    parser = argparse.ArgumentParser(description="write docs/control.md from actors/control/")
-    parser.add_argument("--check", action="store_true", help="only say whether the file is what the rows say")
-    if not parser.parse_args().check:
-        DOCUMENT.write_text(document())
-        return 0
-    if DOCUMENT.is_file() and DOCUMENT.read_text() == document():
-        return 0
-    print(f"{DOCUMENT} is not what the code says; write it again: make docs-generated", file=sys.stderr)
-    return 1
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the document, or check it. The exit code."""
+    return Page(DOCUMENT, document, "pawl.actors.control_documents").keep(arguments)
 
 
 if __name__ == "__main__":

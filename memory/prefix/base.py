@@ -78,9 +78,6 @@ class PrefixCache(Protocol):
     def statistics(self) -> dict[str, Any]:
         """Counts since start: matches, hit and missed tokens, insertions, evictions, nodes, pages."""
 
-    def pretty(self) -> str:
-        """The content as an indented text, for people."""
-
     def content(self) -> Content:
         """What replaying every event since start gives: each page and where it stands. O(size)."""
 

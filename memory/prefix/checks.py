@@ -1,4 +1,4 @@
-"""The properties of a radix tree, checked node by node, and its content as text. Not on the hot path."""
+"""The properties of a radix tree, checked node by node, and its content. Not on the hot path."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pawl.memory.prefix.events import Block, Content
 from pawl.memory.prefix.node import Node, Root
 from pawl.memory.prefix.order import Order
 from pawl.memory.violation import MemoryViolation
-
-_SHOWN_TOKENS = 8
 
 
 def walk(roots: Mapping[str, Root]) -> Iterator[Node]:
@@ -86,26 +84,3 @@ def content(roots: Mapping[str, Root], page_size: int) -> Content:
                 found[page] = Block(namespace, parent, tuple(words))
                 parent = page
     return found
-
-
-def pretty(roots: Mapping[str, Root], page_size: int) -> str:
-    """The trees as indented text, one line a node."""
-    lines: list[str] = []
-    for namespace, root in roots.items():
-        lines.append(f"namespace {namespace!r}")
-        waiting = [(1, child) for child in reversed(root.children.values())]
-        while waiting:
-            depth, node = waiting.pop()
-            lines.append("  " * depth + _line(node, page_size))
-            waiting.extend((depth + 1, child) for child in reversed(node.children.values()))
-    return "\n".join(lines) or "empty"
-
-
-def _line(node: Node, page_size: int) -> str:
-    tokens = np.frombuffer(node.key, np.int32)
-    shown = " ".join(map(str, tokens[:_SHOWN_TOKENS]))
-    more = " …" if len(tokens) > _SHOWN_TOKENS else ""
-    return (
-        f"[{shown}{more}] {len(node.pages)} x {page_size} tokens, pages {node.pages.tolist()}, "
-        f"holds {node.holds}, fence {node.fence}"
-    )

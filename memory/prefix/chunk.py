@@ -82,10 +82,6 @@ class ChunkCache:
         """There is none."""
         return {}
 
-    def pretty(self) -> str:
-        """The content, which there is none of."""
-        return "empty"
-
     def invariants(self) -> None:
         """Holds given out are not released more often than that."""
         if self._num_holds < 0:

@@ -2,7 +2,7 @@
 
 The core (memory/prefix/native/, C++) is built when the package is installed where there is a compiler; an installation
 without it is whole, and says so when this cache is asked for. `RadixCache` stays the reference: tests drive both side
-by side, and for people and audits the compiled tree is written out as a Python one.
+by side, and for checks the compiled tree is written out as a Python one.
 
     native/radix.cpp     methods of the Python type           native/tree.h       what RadixCache does
     native/objects.h     holds                                native/children.h   which child goes on with which page
@@ -78,7 +78,7 @@ class CompiledRadixCache(CompiledTree):
         return cache
 
     def reference(self) -> RadixCache:
-        """A Python cache in the same state, holds given out left aside. O(size), for audits, people and tests."""
+        """A Python cache in the same state, holds given out left aside. O(size), for checks and tests."""
         trees, waiting, clock = self.snapshot()
         reference = RadixCache(self.page_size, self.eviction)
         nodes: list[Node] = []
@@ -99,10 +99,6 @@ class CompiledRadixCache(CompiledTree):
         reference._held, reference._evictable = self.held, self.evictable
         reference._counts.update((name, statistics[name]) for name in reference._counts)
         return reference
-
-    def pretty(self) -> str:
-        """One line for each node: its first token ids, pages, holds, and fence."""
-        return self.reference().pretty()
 
     def content(self) -> Content:
         """Every cached page and where it stands, O(size)."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from pawl.memory.arrays import NO_PAGES, Int32s
 from pawl.memory.prefix.base import Eviction, Hold, Insertion
-from pawl.memory.prefix.checks import check_counters, check_tree, content, pretty
+from pawl.memory.prefix.checks import check_counters, check_tree, content
 from pawl.memory.prefix.events import CacheEvent, Cleared, Content, Removed, Stored
 from pawl.memory.prefix.hold import RadixHold
 from pawl.memory.prefix.node import Node, Root, common_pages, path
@@ -319,10 +319,6 @@ class RadixCache:
             "holds": self._num_holds,
             "namespaces": len(self._roots),
         }
-
-    def pretty(self) -> str:
-        """One line for each node: its first token ids, pages, holds, and fence."""
-        return pretty(self._roots, self.page_size)
 
     def content(self) -> Content:
         """Every cached page and where it stands, O(size)."""

@@ -9,18 +9,13 @@ from pathlib import Path
 import msgspec
 
 from pawl.commands.failures import NoTrace
+from pawl.commands.trace import add_trace
 from pawl.config import ServerConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The trace, and how to report."""
-    parser.add_argument(
-        "trace",
-        nargs="?",
-        type=Path,
-        metavar="TRACE",
-        help="a run's folder, one file, or a folder of runs, whose newest is read (default: ~/.cache/pawl/traces)",
-    )
+    add_trace(parser)
     parser.add_argument(
         "--replay",
         action=argparse.BooleanOptionalAction,

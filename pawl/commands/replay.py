@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pawl.commands.failures import CommandFailed
-from pawl.commands.trace import open_trace
+from pawl.commands.trace import add_trace, open_trace
 from pawl.logs import progress
 
 if TYPE_CHECKING:
@@ -26,14 +26,7 @@ EXIT_SAME, EXIT_DIFFERS, EXIT_INCOMPLETE, EXIT_DAMAGED = range(4)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The trace."""
-    parser.add_argument(
-        "trace",
-        nargs="?",
-        type=Path,
-        metavar="TRACE",
-        help="a run's folder, one file, or a folder of runs, whose newest is read (default: ~/.cache/pawl/traces); "
-        "or a schedule that `pawl explore` saved, or a scenario of `pawl trace export scenario`",
-    )
+    add_trace(parser, "; or a schedule that `pawl explore` saved, or a scenario of `pawl trace export scenario`")
     parser.epilog = (
         "exit status: 0 every decision came out as recorded, 1 one did not, 2 part of the run is missing, "
         "3 the trace is damaged, 4 there is no trace to read"

@@ -45,14 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     into.add_argument("folder", type=Path, metavar="FOLDER", help="the trace becomes a run in this folder")
 
 
-def add_trace(parser: argparse.ArgumentParser) -> None:
-    """Which trace is read."""
+def add_trace(parser: argparse.ArgumentParser, also: str = "") -> None:
+    """Which trace is read; `also` says what else may be named."""
     parser.add_argument(
         "trace",
         nargs="?",
         type=Path,
         metavar="TRACE",
-        help="a run's folder, one file, or a folder of runs, whose newest is read (default: ~/.cache/pawl/traces)",
+        help="a run's folder, one file, or a folder of runs, whose newest is read (default: ~/.cache/pawl/traces)"
+        + also,
     )
 
 

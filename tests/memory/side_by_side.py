@@ -123,7 +123,6 @@ def state(cache: RadixCache) -> dict[str, Any]:
         "statistics": cache.statistics(),
         "evictable": cache.evictable,
         "held": cache.held,
-        "text": cache.pretty(),
         "content": cache.content(),
     }
 
