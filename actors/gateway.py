@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from pawl.actors.asks import Answer, AskExpired, Asks
-from pawl.actors.messages.control import Reply, Stalled, TraceLoss
+from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
 from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
 from pawl.actors.names import NAMES, Names
 from pawl.actors.open_requests import HTTP_OVERLOADED, Entry, OpenRequests
@@ -29,7 +29,7 @@ from pawl.loops.orders.requests import Abort, Drain
 
 log = structlog.get_logger(__name__)
 
-FromPeers: TypeAlias = Outputs | Accepted | Refused | Reply | Stalled | TraceLoss | Down | AskExpired
+FromPeers: TypeAlias = Outputs | Accepted | Refused | Reply | Stalled | Pulse | TraceLoss | Down | AskExpired
 
 
 class Gateway(Actor):
@@ -50,8 +50,12 @@ class Gateway(Actor):
         self.requests = OpenRequests(self._answered)
         self.totals = self.requests.totals
         self.asks = Asks(self, names.scheduler)
-        self.stalled_s = 0.0
-        """For how long the engine's loop has not moved; 0 while it moves."""
+        self.pace = Stalled(0.0)
+        """What the watchdog said last of the engine's loop."""
+        self.turned_at: float | None = None
+        """When the event loop was last seen to turn. The watchdog reads it, which a loop that stands could not tell."""
+        self.longest_freeze_s = 0.0
+        """For how long the event loop has stood still at the longest, as far as pulses show it."""
         self.lost: str | None = None
         """Name and reason of a peer that is gone for good; nothing can be served any more."""
         self.draining = False
@@ -163,13 +167,16 @@ class Gateway(Actor):
                 self.asks.answer(message)
             case AskExpired(ticket):
                 self.asks.expire(ticket)
-            case Stalled(seconds):
-                self.stalled_s = seconds
+            case Stalled():
+                self.pace = message
+            case Pulse(sent_at):
+                self.turned_at = self.context.now()
+                self.longest_freeze_s = max(self.longest_freeze_s, self.turned_at - sent_at)
             case TraceLoss():
                 self.trace_losses.learn(message)
             case Down(name, reason):
                 if name in self._vital:
-                    self._lose(f"{name} is gone: {reason}")
+                    self._lose(name, reason)
                 else:
                     if name == self._names.recorder:
                         self.trace_losses.recorder_gone(name, reason)
@@ -197,7 +204,10 @@ class Gateway(Actor):
     def stopped(self, reason: str) -> None:
         """Answer everything that is open."""
         self.draining = True
-        self._end_all(Cause.DRAINED, f"the engine stopped: {reason}")
+        if self.failure is not None:
+            self._lose(self.context.name, reason)
+        else:
+            self._end_all(Cause.DRAINED, f"the engine stopped: {reason}")
         if self.trace is not None:
             self.trace.emit(AnswersClosed(self._num_answered, self.context.now()))
             self.trace.flush()
@@ -240,9 +250,12 @@ class Gateway(Actor):
             self._num_answered += 1
             self.trace.emit(Answered(entry.request, cause, entry.num_tokens, now))
 
-    def _lose(self, text: str) -> None:
-        self.lost = text
+    def _lose(self, name: str, reason: str) -> None:
+        self.lost = text = f"{name} is gone: {reason}"
         self.requests.orphaned = True
+        if name != self._names.scheduler:
+            # Its records, too, should say why these end.
+            self.abort(self.live(), Cause.INTERNAL, text)
         self._end_all(Cause.INTERNAL, text)
 
     def _end_all(self, cause: Cause, message: str) -> None:

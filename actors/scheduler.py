@@ -164,17 +164,23 @@ class Scheduler(Actor):
             self.trace.flush()
 
     def stopped(self, reason: str) -> None:
+        if self.failure is None:
+            self._end_loop()
+        # After a failure table and memory may be half changed: they are left as they are, the trace has no end, and the
+        # gateway, which learns of it next, answers for this actor.
+        self.tier_client.stopped()
+        for number in list(self._askers):
+            self.answered(number, Outcome(False, f"the engine stopped: {reason}"))
+        if self.trace is not None:
+            self.trace.flush()
+
+    def _end_loop(self) -> None:
         now = self.context.now()
         self.intake.deliver(EndAll(), now)
         self.loop.stop(now)
         self._send_step()
-        self.tier_client.stopped()
-        for number in list(self._askers):
-            self.answered(number, Outcome(False, f"the engine stopped: {reason}"))
         self._inspect()
         self.journal.closed(STOPPED, self.loop.counters, len(self.loop.table), self.loop.memory.pages)
-        if self.trace is not None:
-            self.trace.flush()
 
     # ---- messages ----
 

@@ -109,7 +109,9 @@ class Engine:
         self.system = LocalSystem(self.parts.loop_config.seed, on_failure=self._failed)
         self.failure: EngineFailed | None = None
         self._on_failure = on_failure
-        self._actors = engine_actors(self.parts, self.gateway, config.request_timeout_s)
+        self._actors = engine_actors(
+            self.parts, self.gateway, config.request_timeout_s, turned_at=lambda: self.gateway.turned_at
+        )
         self._own_loop: asyncio.AbstractEventLoop | None = None
         self._own_thread: threading.Thread | None = None
         self._process: int | None = None

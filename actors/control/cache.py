@@ -37,7 +37,6 @@ FLUSH_CACHE = Row(
     reply=FlushReply,
     who=Who.ADMIN,
     routes=("/flush_cache",),
-    methods=("POST", "GET"),
     draw=_drawn,
     judge=_judged,
     proves="quiescent_flush",

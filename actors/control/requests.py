@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from pawl.actors.control_row import Answer, Row, Source
+from pawl.actors.control_row import Answer, Row, Source, Who
 from pawl.actors.messages.control import Reply
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.requests import Abort, Drain
@@ -27,7 +27,7 @@ class AbortRequests(msgspec.Struct, frozen=True, kw_only=True, tag="abort_reques
     """End requests by their exact names, or all, and tell which have ended and which nobody knows."""
 
     rid: Annotated[Rid | Rids | None, msgspec.Meta(description="name of a request, or several")] = None
-    abort_all: Annotated[bool | None, msgspec.Meta(description="all requests (needs the admin key)")] = None
+    abort_all: Annotated[bool | None, msgspec.Meta(description="all requests")] = None
     abort_message: Annotated[Note | None, msgspec.Meta(description="what their clients are told")] = None
 
 
@@ -95,7 +95,7 @@ ABORT = Row(
     body=AbortRequests,
     at_gateway=abort,
     reply=AbortReply,
-    admin_when=lambda body: bool(body.abort_all),
+    who=Who.ADMIN,
     routes=("/abort_request",),
     draw=_drawn,
     judge=_judged,

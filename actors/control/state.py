@@ -125,6 +125,7 @@ STATE = Row(
     show=_show_state,
     routes=("/server_info", "/get_server_info"),
     methods=("GET",),
+    admin_when=lambda body: body.detail,
     patience_s=PATIENCE_S,
     draw=_drawn,
     judge=_judged,

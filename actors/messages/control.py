@@ -24,9 +24,21 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stalled(msgspec.Struct, frozen=True, tag=True):
-    """watchdog -> gateway: the loop has not moved for `seconds` (health turns 503); seconds 0: it moves again."""
+    """watchdog -> gateway: the engine's loop is slow, or, with zeros, no longer."""
 
     seconds: float
+    """For how long it has not moved, once that is a stall (health turns 503); 0 before that."""
+    oldest_step_s: float = 0.0
+    """Age of the oldest step in flight."""
+    silent_s: float = 0.0
+    """For how long the scheduler has handled no message."""
+
+
+class Pulse(msgspec.Struct, frozen=True, tag=True):
+    """watchdog -> gateway, at regular times: how late it is handled tells for how long the event loop stood still."""
+
+    sent_at: float
+    """Monotonic seconds."""
 
 
 class TraceLoss(msgspec.Struct, frozen=True, tag=True):

@@ -79,6 +79,8 @@ class Actor:
     """Failures that ended a request, or an answer, and not the actor."""
     contained: Exception | None = None
     """The latest of these failures."""
+    failure: BaseException | None = None
+    """What ends the actor, where it fails; set before `stopped`. What it was at may be half done then."""
 
     def started(self) -> None:
         """Called once, in the actor's own thread, before the first message."""

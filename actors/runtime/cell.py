@@ -273,7 +273,10 @@ class Cell:
         """The actor is lost: say so, let it answer what it holds, and tell everybody concerned."""
         kind = None if message is None else type(message).__name__
         log.error("actor failed", actor=self.name, message=kind, error=type(error).__name__, exc_info=error)
-        reason = f"failed: {error!r}"
+        # The class alone: clients are told the reason, and an exception's own words may quote another one's prompt.
+        reason = f"failed: {type(error).__name__}"
+        if self._actor is not None:
+            self._actor.failure = error
         self._stop_actor(reason)
         self._end(reason, error, entry)
 

@@ -12,10 +12,11 @@ from pawl.loops.saving import WritePolicy
 from pawl.loops.tiers import TierConfig
 from pawl.memory.tiers.host import HostPool
 
-SAVE_BYTES = 8 << 20
-"""Of one message on the way down: the storage looks for fetches between two of them."""
-SAVING_BYTES = 128 << 20
-"""On the way down at a time."""
+SAVE_BYTES, SAVE_PAGES = 8 << 20, 128
+"""Of one message on the way down: the storage looks for fetches between two of them. A file takes its time however small
+a page is."""
+SAVING_BYTES, SAVING_PAGES = 128 << 20, 2048
+"""On the way down at a time: what a slow disk may be behind, and nobody fetches meanwhile."""
 FETCH_BYTES = 256 << 20
 """Of one fetch."""
 
@@ -38,10 +39,14 @@ def tier_config(config: ServerConfig, layout: str, page_bytes: int) -> TierConfi
         write_policy=config.write_policy,
         durable=config.storage_dir is not None,
         lease_s=config.fetch_lease_s,
-        save_pages=max(1, SAVE_BYTES // page_bytes),
-        max_saving_pages=max(1, SAVING_BYTES // page_bytes),
+        save_pages=_pages(SAVE_BYTES, SAVE_PAGES, page_bytes),
+        max_saving_pages=_pages(SAVING_BYTES, SAVING_PAGES, page_bytes),
         max_fetch_pages=max(1, FETCH_BYTES // page_bytes),
     )
+
+
+def _pages(limit_bytes: int, limit_pages: int, page_bytes: int) -> int:
+    return max(1, min(limit_bytes // page_bytes, limit_pages))
 
 
 def make_storage(config: ServerConfig, layout: str, page_bytes: int) -> Storage:

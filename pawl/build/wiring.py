@@ -42,12 +42,14 @@ def engine_actors(
     *,
     names: Names = NAMES,
     make_scheduler: Callable[..., Scheduler] = Scheduler,
+    turned_at: Callable[[], float | None] | None = None,
 ) -> tuple[ActorSpec, ...]:
     """The actors of an engine made of `parts`, in the order in which they stop: upstream first, so that everything
     under way is answered before its answerer goes; the trace ends last.
 
     The gateway and a storage are made elsewhere, with the same `names`. Past the tokenizer a full mailbox holds its
-    sender back: what was accepted is never thrown away half-way.
+    sender back: what was accepted is never thrown away half-way. `turned_at`: when the gateway's event loop was last seen
+    to turn, for the watchdog; None where it shares none.
     """
     config, hold = parts.loop_config, Overflow.HOLD
     started = parts.started if parts.recorder is not None else None
@@ -62,7 +64,7 @@ def engine_actors(
         ActorSpec(names.worker, Worker(parts.runner, names), overflow=hold),
         *([ActorSpec(names.storage, storage)] if storage is not None else []),
         ActorSpec(names.detokenizer, Detokenizer(parts.vocabulary, names), overflow=hold, capacity=4096),
-        ActorSpec(names.watchdog, Watchdog(names=names)),
+        ActorSpec(names.watchdog, Watchdog(names=names, turned_at=turned_at)),
         ActorSpec(names.gateway, gateway, overflow=hold),
         *([ActorSpec(names.recorder, recorder, capacity=65_536)] if recorder is not None else []),
     )

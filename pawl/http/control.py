@@ -48,14 +48,24 @@ class ControlRoutes(HasContext):
         gateway = self.context.gateway
         if gateway.lost is not None:
             return gateway.lost
-        if gateway.stalled_s > 0:
-            return f"the engine has not moved for {gateway.stalled_s:.1f} s"
+        if gateway.pace.seconds > 0:
+            return f"the engine has not moved for {gateway.pace.seconds:.1f} s"
         return gateway.trace_losses.refusal or None
 
     async def health(self, request: Request) -> Response:
-        """200 while the engine's loop turns, and says what of the trace is lost."""
-        ailment = self._ailment()
-        body = {"status": ailment or "ok", "trace": self.context.gateway.trace_losses.status}
+        """200 while the engine's loop turns; 503 with what is wrong from the moment that an actor is gone, or when the
+        loop has not moved for long. Says at once how old a step is, how long the scheduler is silent, for how long the
+        event loop has stood still at the longest, and what of the trace is lost."""
+        ailment, gateway = self._ailment(), self.context.gateway
+        body: dict[str, Any] = {"status": ailment or "ok"}
+        if gateway.lost is not None:
+            body["cause"] = str(Cause.INTERNAL)
+        body |= {
+            "oldest_step_s": round(gateway.pace.oldest_step_s, 3),
+            "silent_s": round(gateway.pace.silent_s, 3),
+            "longest_freeze_s": round(gateway.longest_freeze_s, 3),
+            "trace": gateway.trace_losses.status,
+        }
         return json_response(body, 503 if ailment else 200)
 
     async def ready(self, request: Request) -> Response:

@@ -267,7 +267,7 @@ class EngineServer:
 
     def _engine_failed(self, name: str, error: BaseException) -> None:
         """Called in the failed actor's thread."""
-        self.stop(f"{name} failed: {error}")
+        self.stop(f"{name} failed: {type(error).__name__}")
 
     def _hosts(self) -> set[str] | None:
         """Names that this server answers to; None is any. On the loopback address a web page could otherwise give its

@@ -249,8 +249,8 @@ class Cluster(Case):
             letter = self.system.dead_letters.recent()[0]
             lost = f"{type(letter.message).__name__} from {letter.sender} to {letter.to}: {letter.reason}"
             raise PropertyFailed("auxiliary_conservation", f"a message that nobody took: {lost}")
-        if self.desk.stalled_s:
-            raise PropertyFailed("bounded_progress", f"the watchdog saw a stall of {self.desk.stalled_s:g} s")
+        if self.desk.pace.seconds:
+            raise PropertyFailed("bounded_progress", f"the watchdog saw a stall of {self.desk.pace.seconds:g} s")
 
     def _check_answers(self) -> None:
         """Each control message was answered once, and as its row says it must be. Where time was made to fly, the

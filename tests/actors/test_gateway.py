@@ -273,9 +273,9 @@ def test_stopping_answers_every_pending_ask(world: World) -> None:
 
 def test_a_stall_is_kept_until_the_loop_moves_again(world: World) -> None:
     world.gateway.receive(Stalled(12.5))
-    assert world.gateway.stalled_s == 12.5
+    assert world.gateway.pace.seconds == 12.5
     world.gateway.receive(Stalled(0.0))
-    assert world.gateway.stalled_s == 0.0
+    assert world.gateway.pace.seconds == 0.0
 
 
 # ---- measures ----

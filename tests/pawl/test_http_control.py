@@ -10,8 +10,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pawl.actors.control import ROWS
+from pawl.actors.control_row import Who
 from pawl.actors.gateway import Gateway
-from pawl.actors.messages.control import Stalled
+from pawl.actors.messages.control import Pulse, Stalled
 from pawl.actors.runtime.actor import Down
 from pawl.http.metrics import exposition
 from tests.pawl.fake_engine import FakeEngine, Served
@@ -39,6 +41,27 @@ def test_health_follows_the_engines_loop(client: httpx.Client, served: Served) -
     assert client.get("/health").status_code == 200
 
 
+def test_health_tells_a_slow_step_and_a_silent_scheduler_before_they_are_a_stall(
+    client: httpx.Client, served: Served
+) -> None:
+    gateway = served.engine.gateway
+    served.on_loop(lambda: gateway.receive(Stalled(0.0, oldest_step_s=2.5, silent_s=1.75)))
+    response = client.get("/health")
+    assert response.status_code == 200
+    assert (response.json()["oldest_step_s"], response.json()["silent_s"]) == (2.5, 1.75)
+    served.on_loop(lambda: gateway.receive(Stalled(0.0)))
+    assert client.get("/health").json()["oldest_step_s"] == 0.0
+
+
+def test_a_pulse_that_is_late_is_a_freeze_that_health_and_metrics_remember() -> None:
+    with Served() as served:
+        gateway = served.engine.gateway
+        served.on_loop(lambda: gateway.receive(Pulse(gateway.context.now() - 3.0)))
+        served.on_loop(lambda: gateway.receive(Pulse(gateway.context.now())))
+        assert 3.0 <= httpx.get(f"{served.url}/health").json()["longest_freeze_s"] < 4.0
+        assert samples(httpx.get(f"{served.url}/metrics").text)["pawl_longest_freeze_seconds"] >= 3.0
+
+
 def test_health_generate_fails_when_no_token_comes_in_time() -> None:
     with Served(probe_timeout_s=0.05) as served:
         served.on_loop(served.engine.fall_silent)
@@ -50,7 +73,10 @@ def test_health_generate_fails_when_no_token_comes_in_time() -> None:
 def test_a_lost_engine_is_sick_and_refuses() -> None:
     with Served() as served:
         served.on_loop(lambda: served.engine.gateway.receive(Down("scheduler", "it broke")))
-        assert httpx.get(f"{served.url}/health").status_code == 503
+        health = httpx.get(f"{served.url}/health")
+        assert health.status_code == 503
+        assert health.json()["cause"] == "internal"
+        assert health.json()["status"] == "scheduler is gone: it broke"
         response = httpx.post(f"{served.url}/generate", json={"text": "hello"})
         assert response.status_code == 503
         assert "scheduler" in response.json()["error"]["message"]
@@ -193,11 +219,19 @@ def test_an_abort_that_does_not_end_in_time_is_pending(
     assert reply == {"success": True, "ended": [], "pending": ["slow"], "unknown": []}
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_flush_at_rest_succeeds(client: httpx.Client, method: str) -> None:
-    response = client.request(method, "/flush_cache?timeout=1.5")
+def test_a_flush_at_rest_succeeds(client: httpx.Client) -> None:
+    response = client.post("/flush_cache?timeout=1.5")
     assert response.status_code == 200
     assert response.json()["success"] is True
+
+
+def test_a_get_changes_nothing_and_the_refusal_names_the_method(client: httpx.Client) -> None:
+    for row in ROWS:
+        if row.replayed or row.who is Who.ADMIN:
+            assert "GET" not in row.methods, row.name
+    response = client.get("/flush_cache")
+    assert response.status_code == 405
+    assert "POST" in response.json()["error"]["message"]
 
 
 def test_a_flush_with_live_requests_is_refused_and_loses_none(client: httpx.Client, served: Served) -> None:
@@ -251,8 +285,11 @@ def test_the_api_key_opens_all_but_control(locked: Served) -> None:
     with httpx.Client(base_url=locked.url, headers=bearer("user-key")) as client:
         assert [client.get(path).status_code for path in KEYED_PATHS] == [200] * len(KEYED_PATHS)
         assert client.post("/flush_cache").status_code == 401
-        assert client.post("/abort_request", json={"rid": "x"}).status_code == 200
-        response = client.post("/abort_request", json={"abort_all": True})
+        for body in ({"rid": "x"}, {"rid": ["x", "y"]}, {"abort_all": True}):
+            response = client.post("/abort_request", json=body)
+            assert response.status_code == 401
+            assert "admin" in response.json()["error"]["message"]
+        response = client.get("/server_info?detail=true")
         assert response.status_code == 403
         assert "admin" in response.json()["error"]["message"]
 
@@ -262,13 +299,17 @@ def test_the_admin_key_opens_everything(locked: Served) -> None:
         assert client.get("/v1/models").status_code == 200
         assert client.post("/flush_cache").status_code == 200
         assert client.post("/abort_request", json={"abort_all": True}).status_code == 200
+        assert client.post("/abort_request", json={"rid": "x"}).json()["unknown"] == ["x"]
+        assert client.get("/server_info?detail=true").status_code == 200
 
 
 def test_an_admin_key_alone_locks_control_only() -> None:
     with Served(admin_api_key="admin-key") as served, httpx.Client(base_url=served.url) as client:
         assert client.get("/v1/models").status_code == 200
         assert client.post("/flush_cache").status_code == 401
-        assert client.post("/abort_request", json={"abort_all": True}).status_code == 403
+        assert client.post("/abort_request", json={"rid": "x"}).status_code == 401
+        assert client.get("/server_info").status_code == 200
+        assert client.get("/server_info?detail=true").status_code == 403
 
 
 def test_an_api_key_alone_opens_control_too() -> None:

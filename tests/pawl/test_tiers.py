@@ -99,6 +99,6 @@ def test_without_host_memory_or_files_there_are_no_tiers(tmp_path: Path) -> None
 def test_messages_about_pages_are_small_whatever_the_size_of_a_page() -> None:
     config = build_config({"fetch_lease_s": 7.0, "write_policy": "write-back"})
     small, large = tier_config(config, "layout", 4096), tier_config(config, "layout", 1 << 30)
-    assert (small.save_pages, small.max_saving_pages, small.max_fetch_pages) == (2048, 32768, 65536)
+    assert (small.save_pages, small.max_saving_pages, small.max_fetch_pages) == (128, 2048, 65536)
     assert (large.save_pages, large.max_saving_pages, large.max_fetch_pages) == (1, 1, 1)
     assert (small.lease_s, small.write_policy, small.layout) == (7.0, "write-back", "layout")
