@@ -40,7 +40,7 @@ class FailureConformance(Conformance):
         received = self.journal.of("watcher")
         down = next(index for index, what in enumerate(received) if isinstance(what, Down))
         assert received[down].name == "peer"
-        assert "crash 0" in received[down].reason
+        assert "Boom" in received[down].reason
         before = [what for what in received[:down] if isinstance(what, Say) and what.speaker == "peer"]
         assert len(before) == 120
 

@@ -1,4 +1,5 @@
-"""An actor dies in the middle of a handler, by what containment cannot hold: health, bystanders and trace say so."""
+"""An actor dies in the middle of a handler, by what containment cannot hold, or stands still: health, bystanders, log and
+trace say so."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import functools
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.gateway import Gateway
 from pawl.actors.scheduler import Scheduler
 from pawl.actors.tokenizer import Tokenizer
+from pawl.actors.watchdog import FREEZE_S, PULSE_S
 from pawl.actors.worker import Worker
+from pawl.gpu.ghost.runner import Ghost
 from pawl.http.server import EngineServer
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.loops.loop import Loop
-from tests.pawl.ghost_server import ghost_parts, ghost_server
+from tests.pawl.ghost_server import PATIENCE_S, ghost_parts, ghost_server
 from tests.pawl.test_http_crowd import post, tight
 
 
@@ -104,3 +108,65 @@ def test_a_death_is_told_at_once_with_its_name_and_the_trace_is_honest(
     assert parts.trace_path is not None
     report = audit(parts.trace_path)
     assert report.verdict is verdict, report.text()
+
+
+class Log:
+    """The watchdog's log; `told` is set by its first error."""
+
+    def __init__(self) -> None:
+        self.told = threading.Event()
+        self.lines: list[str] = []
+
+    def error(self, event: str, **_: Any) -> None:
+        self.lines.append(event)
+        self.told.set()
+
+    def warning(self, event: str, **_: Any) -> None:
+        self.lines.append(event)
+
+    info = warning
+
+
+def test_a_frozen_event_loop_is_told_by_the_watchdog_while_it_stands_and_by_health_when_it_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, armed, settled = Log(), threading.Event(), Gateway.settled
+
+    def freezing(gateway: Gateway) -> None:
+        if armed.is_set():
+            # Nobody but the watchdog can end this: it is the only one that still says something.
+            assert log.told.wait(PATIENCE_S)
+        settled(gateway)
+
+    monkeypatch.setattr("pawl.actors.watchdog.log", log)
+    monkeypatch.setattr(Gateway, "settled", freezing)
+    with ghost_server(ghost_parts(tight(200), tmp_path)) as address:
+        armed.set()
+        url = f"http://{address[0]}:{address[1]}"
+        reply = httpx.post(f"{url}/generate", json={"text": "hi", "sampling_params": {"max_new_tokens": 2}}, timeout=60)
+        assert reply.status_code == 200
+        assert httpx.get(f"{url}/health").json()["longest_freeze_s"] >= FREEZE_S - PULSE_S
+        assert "pawl_longest_freeze_seconds" in httpx.get(f"{url}/metrics").text
+    assert "stands still" in log.lines[0]
+
+
+def test_a_worker_that_hangs_shows_in_health_long_before_it_is_a_stall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, launch = threading.Event(), Ghost.launch
+
+    def hanging(ghost: Ghost, batch: Any) -> Any:
+        assert go_on.wait(PATIENCE_S)
+        return launch(ghost, batch)
+
+    monkeypatch.setattr(Ghost, "launch", hanging)
+    with ghost_server(ghost_parts(tight(200), tmp_path)) as address, ThreadPoolExecutor(1) as others:
+        url = f"http://{address[0]}:{address[1]}"
+        body = {"text": "hi", "sampling_params": {"max_new_tokens": 2}}
+        reply = others.submit(httpx.post, f"{url}/generate", json=body, timeout=60)
+        health = httpx.get(f"{url}/health")
+        while not health.json()["oldest_step_s"]:
+            health = httpx.get(f"{url}/health")
+        go_on.set()
+        assert (health.status_code, health.json()["status"]) == (200, "ok")
+        assert reply.result().status_code == 200
