@@ -96,8 +96,8 @@ class Detokenizer(Actor):
         self.context.send(self._names.scheduler, Abort((request,), Cause.INTERNAL, UNREADABLE), Lane.CONTROL)
 
     def stopped(self, reason: str) -> None:
-        """Everything still open gets its terminal record; the gateway may be gone already, so a refusal is final. After a
-        failure the gateway answers, which learns of it next."""
+        """Everything still open gets its terminal record; the gateway may be gone already, so a refusal is final.
+        After a failure the gateway answers, which learns of it next."""
         if self.failure is not None:
             return
         outputs = []

@@ -13,8 +13,8 @@ from pawl.loops.tiers import TierConfig
 from pawl.memory.tiers.host import HostPool
 
 SAVE_BYTES, SAVE_PAGES = 8 << 20, 128
-"""Of one message on the way down: the storage looks for fetches between two of them. A file takes its time however small
-a page is."""
+"""Of one message on the way down: the storage looks for fetches between two of them. A file takes its time however
+small a page is."""
 SAVING_BYTES, SAVING_PAGES = 128 << 20, 2048
 """On the way down at a time: what a slow disk may be behind, and nobody fetches meanwhile."""
 FETCH_BYTES = 256 << 20

@@ -48,8 +48,8 @@ def engine_actors(
     under way is answered before its answerer goes; the trace ends last.
 
     The gateway and a storage are made elsewhere, with the same `names`. Past the tokenizer a full mailbox holds its
-    sender back: what was accepted is never thrown away half-way. `turned_at`: when the gateway's event loop was last seen
-    to turn, for the watchdog; None where it shares none.
+    sender back: what was accepted is never thrown away half-way. `turned_at`: when the gateway's event loop was last
+    seen to turn, for the watchdog; None where it shares none.
     """
     config, hold = parts.loop_config, Overflow.HOLD
     started = parts.started if parts.recorder is not None else None

@@ -165,24 +165,22 @@ def _from_gateway(page: Page, gateway: Gateway) -> None:
         ("pawl_trace_losing", "gauge", "Whether records are being lost now.", int(bool(gateway.trace_losses.trouble))),
         ("pawl_late_replies_total", "counter", "Answers that came after their ask had ended.", gateway.asks.num_late),
         ("pawl_engine_lost", "gauge", "Whether a vital actor is gone for good.", int(gateway.lost is not None)),
-        ("pawl_stalled_seconds", "gauge", "For how long the engine has not moved; 0 is well.", gateway.pace.seconds),
-        (
-            "pawl_oldest_step_seconds",
-            "gauge",
-            "Age of the oldest step in flight where that is much; 0 is well.",
-            gateway.pace.oldest_step_s,
-        ),
-        (
-            "pawl_longest_freeze_seconds",
-            "gauge",
-            "The longest time for which the event loop has stood still since the start.",
-            gateway.longest_freeze_s,
-        ),
+        *_from_watchdog(gateway),
     )
     for name, kind, text, value in simple:
         page.add(name, kind, text, [({}, value)])
     ended = [({"cause": cause.value}, count) for cause, count in sorted(totals.ended.items())]
     page.add("pawl_requests_ended_total", "counter", "Requests that ended, by cause.", ended)
+
+
+def _from_watchdog(gateway: Gateway) -> Sequence[tuple[str, str, str, Number]]:
+    pace = gateway.pace
+    frozen = "The longest time for which the event loop has stood still since the start."
+    return (
+        ("pawl_stalled_seconds", "gauge", "For how long the engine has not moved; 0 is well.", pace.seconds),
+        ("pawl_oldest_step_seconds", "gauge", "Age of a step in flight that is old; 0 is well.", pace.oldest_step_s),
+        ("pawl_longest_freeze_seconds", "gauge", frozen, gateway.longest_freeze_s),
+    )
 
 
 def _violations(gateway: Gateway, state: Mapping[str, Any] | None) -> Sequence[tuple[Mapping[str, str], Number]]:

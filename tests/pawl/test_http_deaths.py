@@ -1,5 +1,5 @@
-"""An actor dies in the middle of a handler, by what containment cannot hold, or stands still: health, bystanders, log and
-trace say so."""
+"""An actor dies in the middle of a handler, by what containment cannot hold, or stands still: health, bystanders, log
+and trace say so."""
 
 from __future__ import annotations
 
