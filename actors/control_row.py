@@ -139,10 +139,10 @@ class Row:
     """How long the gateway waits for the answer, beyond the time the message itself says."""
     draw: Callable[[Source], Any] = never
     """A body for a simulated client to send, or None: it sends none this time."""
-    judge: Callable[[Any, Reply], str | None] = lambda body, reply: None
+    check: Callable[[Any, Reply], str | None] = lambda body, reply: None
     """What is wrong with the answer that a simulated client got, if anything."""
     proves: str = "bounded_progress"
-    """The property that `judge` speaks for."""
+    """The property that `check` speaks for."""
     ends: frozenset[Cause] = field(default_factory=frozenset)
     """Causes with which it may end other clients' requests."""
 

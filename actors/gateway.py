@@ -212,7 +212,7 @@ class Gateway(Actor):
             self.trace.emit(AnswersClosed(self._num_answered, self.context.now()))
             self.trace.flush()
 
-    def invariants(self) -> None:
+    def check(self) -> None:
         """Raise AssertionError when the books do not balance."""
         self.requests.check()
 

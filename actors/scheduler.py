@@ -30,7 +30,7 @@ from pawl.loops.intake import Intake, Order, Outcome
 from pawl.loops.loop import Loop
 from pawl.loops.orders import AnyOrder
 from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll, Finish
-from pawl.loops.properties.laws import name_of
+from pawl.loops.properties.state import name_of
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.memory.arrays import Int32s
 from pawl.memory.prefix.namespace import namespace_of
@@ -228,7 +228,7 @@ class Scheduler(Actor):
         self._inspect()
 
     def _inspect(self) -> None:
-        for broken in self.loop.monitor.inspect(self.loop):
+        for broken in self.loop.checks.check_all(self.loop):
             self.violated(broken)
 
     # ---- effects of the loop ----

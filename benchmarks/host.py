@@ -1,4 +1,4 @@
-"""Host time of a scheduling step with the model left out: plan, launch, commit, states, transaction, trace, laws.
+"""Host time of a scheduling step with the model left out: plan, launch, commit, states, transaction, trace, checks.
 
     python -m benchmarks.host
 

@@ -134,7 +134,7 @@ def measure() -> dict[str, dict[int, Spread]]:
                     if repetition:  # The first one warms up.
                         values[name][pages].append(seconds * 1e6)
         for bench in benches.values():
-            bench.memory.invariants()
+            bench.memory.check_all()
     return {name: {pages: Spread.of(found) for pages, found in sizes.items()} for name, sizes in values.items()}
 
 

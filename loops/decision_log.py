@@ -9,7 +9,7 @@ from typing import ClassVar
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record, Started, StepCommitted
-from pawl.loops.properties.laws import name_of
+from pawl.loops.properties.state import name_of
 from pawl.loops.replay import Diverged, Impossible, NotReplayable, Replay
 from pawl.memory.violation import MemoryViolation
 
@@ -47,7 +47,7 @@ class OneDecisionLog(Property):
             if isinstance(record, StepCommitted):
                 self._num_committed += 1
                 if self._num_committed % FULL_CHECK_INTERVAL == 0:
-                    broken = self._run.loop.monitor.inspect(self._run.loop)
+                    broken = self._run.loop.checks.check_all(self._run.loop)
         except NotReplayable as error:
             return self._stop(str(error))
         except Diverged as difference:
@@ -57,7 +57,7 @@ class OneDecisionLog(Property):
                 self.violation(history, f"recorded {record!s:.400}, decided again {difference.made!s:.400}", request)
             ]
         except MemoryViolation as violation:
-            self._stop("it breaks a law")
+            self._stop("it breaks a property")
             return self._named([violation], history)
         except Impossible as error:
             self._stop("it cannot be")
@@ -74,7 +74,7 @@ class OneDecisionLog(Property):
             self._run.finish()
         except Diverged as difference:
             return [self.violation(history, f"nothing more is recorded, decided again {difference.made}")]
-        return self._named(self._run.loop.monitor.inspect(self._run.loop), history)
+        return self._named(self._run.loop.checks.check_all(self._run.loop), history)
 
     def _named(self, broken: Sequence[MemoryViolation], history: History) -> Sequence[Violation]:
         return [Violation(name_of(each), str(each), history.number) for each in broken]

@@ -41,4 +41,4 @@ class Effects(Protocol):
         """A request had its terminal event. Comes after its last output."""
 
     def violated(self, violation: MemoryViolation) -> None:
-        """A law does not hold: a defect of the engine, to be counted and told; the engine goes on."""
+        """A property does not hold: a defect of the engine, to be counted and told; the engine goes on."""

@@ -26,7 +26,7 @@ from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects
 from pawl.loops.pacing import Pacing
 from pawl.loops.planner import Planner
-from pawl.loops.properties.laws import state_monitor
+from pawl.loops.properties.state import state_checks
 from pawl.loops.queues import Queues
 from pawl.loops.requests import Requests
 from pawl.loops.runs import Runs, cut_runs
@@ -88,7 +88,7 @@ class Loop:
         self.feed = feed
         self.companions = tuple(companions)
         self.in_flight: deque[ScheduledBatch] = deque()
-        self.monitor = state_monitor()
+        self.checks = state_checks()
         self.requests = Requests(queues, effects, journal, self.companions, max_queued=max_queued)
         self.counters = self.requests.counters
         self.fresh_at_commit = np.empty(0, np.bool_)
@@ -120,7 +120,7 @@ class Loop:
             scheduled = self._plan(now)
             if scheduled is None:
                 if self.in_flight or not self._unblock(now):
-                    for broken in self.monitor.settled(self):
+                    for broken in self.checks.check_idle(self):
                         self.effects.violated(broken)
                     return
                 continue
@@ -206,9 +206,9 @@ class Loop:
         return scheduled
 
     def _plan_failed(self, builder: BatchBuilder, error: Exception, now: float) -> None:
-        """Planning broke a law, ran out of host memory, or met a request it cannot plan: nothing of the step remains,
-        and who runs starts again from what it has. The request that was being tried, else those that ran, may be what
-        does it: too often, and it ends."""
+        """Planning broke a property, ran out of host memory, or met a request it cannot plan: nothing of the step
+        remains, and running requests start again from what they have. The request that was being tried, else those that
+        ran, may be the reason: after too many strikes it ends."""
         self.memory.ledger.discard(builder.transaction)
         # The words of a foreign exception may quote what a client sent.
         broken = error if isinstance(error, MemoryViolation) else MemoryViolation(type(error).__name__)
@@ -335,14 +335,14 @@ class Loop:
         self.journal.flushed(now)
         return True
 
-    # ---- laws ----
+    # ---- checks ----
 
     def _check(self) -> None:
         """What must hold after every step; O(1)."""
-        for broken in self.monitor.glance(self):
+        for broken in self.checks.check(self):
             self.effects.violated(broken)
 
-    def check(self) -> None:
-        """Every property of the state, O(size): raise what is found first. All of it: `monitor.inspect`."""
-        for broken in self.monitor.inspect(self):
+    def check_all(self) -> None:
+        """Every property of the state, O(size): raise the first one found broken. All of them: `checks.check_all`."""
+        for broken in self.checks.check_all(self):
             raise broken

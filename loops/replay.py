@@ -102,7 +102,7 @@ class Replay:
             raise NotReplayable(f"its loop cannot be set up: {type(error).__name__}: {error}") from error
         self.intake = Intake(self.loop, self)
         self.violations: list[MemoryViolation] = []
-        """Laws of memory that were found broken on the way."""
+        """Properties of memory that were found broken on the way."""
         self.number = 0
         """Records taken in, `started` included."""
         self.closed = False

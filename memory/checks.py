@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def check_memory(memory: Memory) -> None:
     """Raise MemoryViolation at the first property that does not hold."""
     memory.check()
-    memory.pages.invariants()
+    memory.pages.check_all()
     memory.slots.check()
-    memory.cache.invariants()
-    memory.escrow.invariants()
+    memory.cache.check_all()
+    memory.escrow.check_all()
     check_lengths(memory)
     check_referrers(memory)
     check_idle_slots(memory)
@@ -59,7 +59,7 @@ def check_idle_slots(memory: Memory) -> None:
 
 def check_windows(memory: Memory) -> None:
     """Every property of the second pool, where there is one. Raises MemoryViolation."""
-    memory.windows.invariants(memory.pages, {slot: memory.page_table.row(slot) for slot in memory.slots.used.tolist()})
+    memory.windows.check_all(memory.pages, {slot: memory.page_table.row(slot) for slot in memory.slots.used.tolist()})
 
 
 def check_digest(memory: Memory) -> None:

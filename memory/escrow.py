@@ -89,7 +89,7 @@ class Escrow:
         self._digest.undoing += int(self._keys[slot]) * int(self.promised[slot])
         self.forget(slot)
 
-    def invariants(self) -> None:
+    def check_all(self) -> None:
         """The total is the sum, and no promise is negative; O(slots)."""
         if int(self.promised.sum()) != self.total or (self.promised < 0).any():
             raise MemoryViolation("the total of promises is their sum", total=self.total, sum=int(self.promised.sum()))

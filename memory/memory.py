@@ -329,7 +329,7 @@ class Memory:
         """What must hold after every step; O(1)."""
         check_counters(self)
 
-    def invariants(self) -> None:
+    def check_all(self) -> None:
         """Every property, O(size): for tests and the idle self-check."""
         check_memory(self)
 

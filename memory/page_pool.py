@@ -247,7 +247,7 @@ class PagePool:
         """The free pages, int32 [free]; a view."""
         return self._free_stack[: self.free]
 
-    def invariants(self) -> None:
+    def check_all(self) -> None:
         """Every property of single pages, O(total): for tests and the idle self-check."""
         self.check()
         free = self.free_pages

@@ -282,11 +282,11 @@ class WindowPool(Windows):
         starts = int(self._start_keys.dot(self.start))
         return self.pool.recompute() + self.escrow.recompute() + self.partners.recompute() + starts
 
-    def invariants(self, full: PagePool, rows: Mapping[int, Int32s]) -> None:
+    def check_all(self, full: PagePool, rows: Mapping[int, Int32s]) -> None:
         """Every property, O(size); `rows`: the full pages of each slot in use."""
         self.check()
-        self.pool.invariants()
-        self.escrow.invariants()
+        self.pool.check_all()
+        self.escrow.check_all()
         partnered = np.flatnonzero(self.partners.of != NO_PAGE).astype(np.int32)
         window = self.partners.of[partnered]
         in_use = np.flatnonzero(self.pool.refcount)

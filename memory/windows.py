@@ -85,7 +85,7 @@ class Windows:
     def check(self) -> None:
         """What must hold after every step; O(1). Raises MemoryViolation."""
 
-    def invariants(self, full: PagePool, rows: Mapping[int, Int32s]) -> None:
+    def check_all(self, full: PagePool, rows: Mapping[int, Int32s]) -> None:
         """Every property, O(size); `rows`: the full pages of each slot in use. Raises MemoryViolation."""
 
     def recompute(self) -> int:

@@ -23,7 +23,7 @@ def _drawn(source: Source) -> FlushCache | None:
     return FlushCache(source.pick((0.0, 0.5))) if source.chance(0.3) else None
 
 
-def _judged(body: FlushCache, reply: Reply) -> str | None:
+def _check(body: FlushCache, reply: Reply) -> str | None:
     if reply.ok and any(reply.body.values()):
         return f"the cache was emptied while something was live: {reply.body}"
     if not reply.ok and not any(reply.body.values()):
@@ -38,6 +38,6 @@ FLUSH_CACHE = Row(
     who=Who.ADMIN,
     routes=("/flush_cache",),
     draw=_drawn,
-    judge=_judged,
+    check=_check,
     proves="quiescent_flush",
 )

@@ -84,7 +84,7 @@ def _drawn(source: Source) -> AbortRequests | None:
     return AbortRequests(abort_all=True) if source.chance(0.05) else None
 
 
-def _judged(body: AbortRequests, reply: Reply) -> str | None:
+def _check(body: AbortRequests, reply: Reply) -> str | None:
     pending = reply.body.get("num_pending", 0)
     return f"{pending} requests were aborted and have not ended" if pending else None
 
@@ -98,7 +98,7 @@ ABORT = Row(
     who=Who.ADMIN,
     routes=("/abort_request",),
     draw=_drawn,
-    judge=_judged,
+    check=_check,
     proves="abort_is_total",
     ends=frozenset({Cause.CLIENT}),
 )

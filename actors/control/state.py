@@ -110,7 +110,7 @@ def _drawn(source: Source) -> GetState | None:
     return GetState(detail=True) if source.chance(0.1) else None
 
 
-def _judged(body: GetState, reply: Reply) -> str | None:
+def _check(body: GetState, reply: Reply) -> str | None:
     """The state must not contradict itself."""
     if not reply.ok:
         return reply.message
@@ -128,7 +128,7 @@ STATE = Row(
     admin_when=lambda body: body.detail,
     patience_s=PATIENCE_S,
     draw=_drawn,
-    judge=_judged,
+    check=_check,
     proves="observability_conservation",
 )
 

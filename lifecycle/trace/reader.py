@@ -78,7 +78,7 @@ class TraceReader:
             raise FileNotFoundError(f"no trace at {path}")
         return files
 
-    def glance(self) -> list[Damage]:
+    def check_start(self) -> list[Damage]:
         """What is wrong with the trace as far as its first block tells."""
         first = TraceReader(self.files[0])
         next(first.blocks(), None)

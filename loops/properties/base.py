@@ -36,39 +36,39 @@ class StateProperty(Property):
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         return ()
 
-    def glance(self, loop: Loop) -> None:
+    def check(self, loop: Loop) -> None:
         """After every step; O(1)."""
 
-    def settled(self, loop: Loop) -> None:
+    def check_idle(self, loop: Loop) -> None:
         """After a turn that has left nothing in flight: there is nothing to do, or nothing can be done; O(1)."""
 
-    def inspect(self, loop: Loop) -> None:
+    def check_all(self, loop: Loop) -> None:
         """At leisure; O(size)."""
 
 
 Look = Callable[["Loop"], None]
 
 
-class LoopMonitor:
+class StateChecks:
     """Looks at a loop with every property of its state, and gives names to what it finds."""
 
     def __init__(self, properties: Sequence[StateProperty]) -> None:
         self.properties = properties
-        self._glances = _looks(properties, "glance")
-        self._settled = _looks(properties, "settled")
-        self._inspections = _looks(properties, "inspect")
+        self._quick = _looks(properties, "check")
+        self._idle = _looks(properties, "check_idle")
+        self._thorough = _looks(properties, "check_all")
 
-    def glance(self, loop: Loop) -> list[Broken]:
+    def check(self, loop: Loop) -> list[Broken]:
         """What a step has broken."""
-        return _found(self._glances, loop)
+        return _found(self._quick, loop)
 
-    def settled(self, loop: Loop) -> list[Broken]:
+    def check_idle(self, loop: Loop) -> list[Broken]:
         """What is wrong with having nothing to do."""
-        return _found(self._settled, loop)
+        return _found(self._idle, loop)
 
-    def inspect(self, loop: Loop) -> list[Broken]:
+    def check_all(self, loop: Loop) -> list[Broken]:
         """Everything that does not hold, one for each property."""
-        return _found((*self._glances, *self._inspections), loop)
+        return _found((*self._quick, *self._thorough), loop)
 
 
 def _looks(properties: Sequence[StateProperty], name: str) -> tuple[tuple[str, Look], ...]:

@@ -15,7 +15,7 @@ from pawl.lifecycle.properties.base import Property
 from pawl.lifecycle.properties.monitor import PROPERTIES
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.properties.base import StateProperty
-from pawl.loops.properties.laws import STATE_PROPERTIES
+from pawl.loops.properties.state import STATE_PROPERTIES
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "properties.md"
 
@@ -100,9 +100,9 @@ def judges() -> dict[str, Judge]:
 
 
 def _looks(kind: type[StateProperty]) -> Iterator[str]:
-    if kind.glance is not StateProperty.glance or kind.settled is not StateProperty.settled:
+    if kind.check is not StateProperty.check or kind.check_idle is not StateProperty.check_idle:
         yield "step"
-    if kind.inspect is not StateProperty.inspect:
+    if kind.check_all is not StateProperty.check_all:
         yield "leisure"
 
 

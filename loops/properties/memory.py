@@ -26,23 +26,23 @@ class Conservation(conservation.Conservation, StateProperty):
     """At every step, for each pool: free + owned + cached + deferred + quarantined = total, sets pairwise disjoint; a
     page that a step takes as free is in nobody's use; when no request is live, no page is owned or deferred."""
 
-    def glance(self, loop: Loop) -> None:
+    def check(self, loop: Loop) -> None:
         pages = loop.memory.pages
         for pool in loop.memory.pools:
             pool.check()
         if (pages.owned or pages.deferred) and at_rest(loop):
             raise MemoryViolation("at rest no page is owned or deferred", **pages.counters())
 
-    def inspect(self, loop: Loop) -> None:
+    def check_all(self, loop: Loop) -> None:
         for pool in loop.memory.pools:
-            pool.invariants()
+            pool.check_all()
 
 
 class SingleOwner(sharing.SingleOwner, StateProperty):
     """A page that can be written has one owner; a second free is an error: a page comes into the cache once and leaves
     it once, and what the cache has is not taken as free; referrers of each page are counted."""
 
-    def inspect(self, loop: Loop) -> None:
+    def check_all(self, loop: Loop) -> None:
         memory = loop.memory
         checks.check_referrers(memory)
         shared = (memory.pages.refcount > 1) & ~memory.pages.in_cache
@@ -56,7 +56,7 @@ class RowShape(StateProperty):
 
     name: ClassVar[str] = "row_shape"
 
-    def inspect(self, loop: Loop) -> None:
+    def check_all(self, loop: Loop) -> None:
         checks.check_lengths(loop.memory)
         checks.check_windows(loop.memory)
         table, memory = loop.table, loop.memory
@@ -89,13 +89,13 @@ class HoldAccounting(sharing.HoldAccounting, StateProperty):
     """Holds of a node = its live holders + held children, all zero at rest: no page leaves the cache while a request
     uses it, or before the pages that go on from it."""
 
-    def glance(self, loop: Loop) -> None:
+    def check(self, loop: Loop) -> None:
         checks.check_cached(loop.memory)
         if loop.memory.cache.held and at_rest(loop):
             raise MemoryViolation("at rest nothing of the cache is held", held=loop.memory.cache.held)
 
-    def inspect(self, loop: Loop) -> None:
-        loop.memory.cache.invariants()
+    def check_all(self, loop: Loop) -> None:
+        loop.memory.cache.check_all()
 
 
 class AuxiliaryConservation(StateProperty):
@@ -103,7 +103,7 @@ class AuxiliaryConservation(StateProperty):
 
     name: ClassVar[str] = "auxiliary_conservation"
 
-    def glance(self, loop: Loop) -> None:
+    def check(self, loop: Loop) -> None:
         if not at_rest(loop):
             return
         memory = loop.memory
@@ -117,7 +117,7 @@ class AuxiliaryConservation(StateProperty):
             names = ("promised", "slots", "waiting", "running")
             raise MemoryViolation("nothing is left at rest", **dict(zip(names, left, strict=True)))
 
-    def inspect(self, loop: Loop) -> None:
+    def check_all(self, loop: Loop) -> None:
         loop.memory.slots.check()
         checks.check_idle_slots(loop.memory)
         loop.queues.check(loop.table.row_of.values())
@@ -134,11 +134,11 @@ class AllocationIsATransaction(StateProperty):
 
     name: ClassVar[str] = "allocation_is_a_transaction"
 
-    def glance(self, loop: Loop) -> None:
+    def check(self, loop: Loop) -> None:
         checks.check_restored(loop.memory)
         checks.check_promises(loop.memory)
         loop.memory.windows.check()
 
-    def inspect(self, loop: Loop) -> None:
-        loop.memory.escrow.invariants()
+    def check_all(self, loop: Loop) -> None:
+        loop.memory.escrow.check_all()
         checks.check_digest(loop.memory)

@@ -18,7 +18,7 @@ class WorkConserving(StateProperty):
 
     name: ClassVar[str] = "work_conserving"
 
-    def settled(self, loop: Loop) -> None:
+    def check_idle(self, loop: Loop) -> None:
         queues = loop.queues
         if queues.idle or loop.in_flight or queues.held_up or loop.memory.pages.quarantined:
             return
@@ -31,7 +31,7 @@ class ObservabilityConservation(observability_conservation.ObservabilityConserva
     """received = finished + aborted + live; every total of `Closed` is the sum over the requests; and the changes of
     the cache, replayed from nothing, give the pages that are counted as cached."""
 
-    def glance(self, loop: Loop) -> None:
+    def check(self, loop: Loop) -> None:
         counters, live = loop.counters, len(loop.table.row_of)
         if counters.received != counters.finished + counters.aborted + live:
             raise MemoryViolation(

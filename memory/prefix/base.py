@@ -81,5 +81,5 @@ class PrefixCache(Protocol):
     def content(self) -> Content:
         """What replaying every event since start gives: each page and where it stands. O(size)."""
 
-    def invariants(self) -> None:
+    def check_all(self) -> None:
         """Every property of the structure, O(size). Raises MemoryViolation."""

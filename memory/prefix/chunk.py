@@ -82,7 +82,7 @@ class ChunkCache:
         """There is none."""
         return {}
 
-    def invariants(self) -> None:
+    def check_all(self) -> None:
         """Holds given out are not released more often than that."""
         if self._num_holds < 0:
             raise MemoryViolation("a hold is released once", holds=self._num_holds)

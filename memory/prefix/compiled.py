@@ -104,10 +104,10 @@ class CompiledRadixCache(CompiledTree):
         """Every cached page and where it stands, O(size)."""
         return self.reference().content()
 
-    def invariants(self) -> None:
+    def check_all(self) -> None:
         """Every property of the structure, O(size): those of the reference, and those of what it does not have."""
         self.check_links()
-        self.reference().invariants()
+        self.reference().check_all()
 
 
 def _rank(created: int, used: int, hits: int, priority: int, entry: int) -> Rank:

@@ -324,7 +324,7 @@ class RadixCache:
         """Every cached page and where it stands, O(size)."""
         return content(self._roots, self.page_size)
 
-    def invariants(self) -> None:
+    def check_all(self) -> None:
         """Every property of the structure, O(size)."""
         check_tree(self._roots, self._order, self._page_bytes)
         kept = {

@@ -84,7 +84,7 @@ class HostPool:
         self._place.clear()
         return keys
 
-    def invariants(self) -> None:
+    def check_all(self) -> None:
         """Every row is free or has one key; O(capacity)."""
         if sorted([*self._free, *self._place.values()]) != list(range(self.capacity)):
             raise MemoryViolation("free + used = capacity", free=len(self._free), used=len(self._place))

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"every decision as recorded ({seconds:.2f} s)"
     )
     for violation in done.violations:
-        print(f"a law of memory was broken on the way: {violation}")
+        print(f"a property of memory was broken on the way: {violation}")
     for damage in reader.damage:
         print(f"{damage.kind}: {damage.reason}")
     if _damaged(reader):

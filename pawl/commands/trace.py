@@ -73,7 +73,7 @@ def open_trace(path: Path | None) -> TraceReader:
         reader = TraceReader(path or Path(ServerConfig().trace_dir))
     except OSError as error:
         raise NoTrace(str(error)) from error
-    for damage in reader.glance():
+    for damage in reader.check_start():
         if damage.kind is DamageKind.FOREIGN:
             raise NoTrace(damage.reason)
     return reader

@@ -36,7 +36,7 @@ from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.orders.requests import CheckDeadlines
 from pawl.loops.policy import POLICIES
-from pawl.loops.properties.laws import name_of
+from pawl.loops.properties.state import name_of
 from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.prefix.events import CacheEvent, Mirror
 from pawl.memory.violation import MemoryViolation
@@ -211,7 +211,7 @@ class Cluster(Case):
     def _check_rest(self) -> None:
         """Nothing is live: every owner's books are empty. The scheduler looks through its own when it stops."""
         try:
-            self.desk.invariants()
+            self.desk.check()
         except Exception as error:
             raise PropertyFailed("auxiliary_conservation", f"at rest: {error}") from error
         memory = self.scheduler.loop.memory
@@ -260,7 +260,7 @@ class Cluster(Case):
             row = row_of(control.body)
             if len(answers) != 1:
                 raise PropertyFailed(row.proves, f"{row.name} was answered {len(answers)} times")
-            wrong = None if rushed else row.judge(control.body, answers[0])
+            wrong = None if rushed else row.check(control.body, answers[0])
             if wrong is not None:
                 raise PropertyFailed(row.proves, f"{row.name}: {wrong}")
 

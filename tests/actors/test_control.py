@@ -98,17 +98,17 @@ def test_a_workload_with_messages_survives_its_encoding() -> None:
 def test_an_answer_that_contradicts_itself_is_noticed() -> None:
     live = {"waiting": 0, "running": 1, "in_flight": 0}
     rest = dict.fromkeys(live, 0)
-    assert FLUSH_CACHE.judge(FlushCache(), Reply(1, True, body=rest)) is None
-    assert FLUSH_CACHE.judge(FlushCache(), Reply(1, True, body=live)) is not None
-    assert FLUSH_CACHE.judge(FlushCache(), Reply(1, False, body=live)) is None
-    assert FLUSH_CACHE.judge(FlushCache(), Reply(1, False, body=rest)) is not None
+    assert FLUSH_CACHE.check(FlushCache(), Reply(1, True, body=rest)) is None
+    assert FLUSH_CACHE.check(FlushCache(), Reply(1, True, body=live)) is not None
+    assert FLUSH_CACHE.check(FlushCache(), Reply(1, False, body=live)) is None
+    assert FLUSH_CACHE.check(FlushCache(), Reply(1, False, body=rest)) is not None
     everything = AbortRequests(abort_all=True)
-    assert ABORT.judge(everything, Reply(1, True, body={"num_pending": 0})) is None
-    assert ABORT.judge(everything, Reply(1, True, body={"num_pending": 1})) is not None
+    assert ABORT.check(everything, Reply(1, True, body={"num_pending": 0})) is None
+    assert ABORT.check(everything, Reply(1, True, body={"num_pending": 1})) is not None
     listed = {"live": [{}], "requests": {"decoding": 1}}
-    assert STATE.judge(GetState(True), Reply(1, True, body=listed)) is None
-    assert STATE.judge(GetState(True), Reply(1, True, body=listed | {"live": []})) is not None
-    assert STATE.judge(GetState(True), Reply(1, False, "no answer")) is not None
+    assert STATE.check(GetState(True), Reply(1, True, body=listed)) is None
+    assert STATE.check(GetState(True), Reply(1, True, body=listed | {"live": []})) is not None
+    assert STATE.check(GetState(True), Reply(1, False, "no answer")) is not None
 
 
 def test_the_page_of_control_messages_is_what_the_rows_say() -> None:

@@ -99,7 +99,7 @@ def test_a_request_beyond_the_limit_is_refused_at_once_and_never_sent() -> None:
         assert (inbox.refusal.cause, inbox.refusal.status) == (Cause.OVERLOADED, 503)
     assert world.context.take_sent() == []
     assert world.gateway.totals.ended[Cause.OVERLOADED] == 2
-    world.gateway.invariants()
+    world.gateway.check()
 
 
 def test_a_full_tokenizer_refuses_with_overloaded(world: World) -> None:
@@ -166,7 +166,7 @@ def test_anything_after_the_end_is_counted_and_dropped(world: World, late: str) 
     world.gateway.receive(message)
     assert inbox.take() is None
     assert world.gateway.totals.violations.total() == 1
-    world.gateway.invariants()
+    world.gateway.check()
 
 
 def test_an_output_for_a_number_never_given_is_told_apart(world: World) -> None:
@@ -194,7 +194,7 @@ def test_stopping_gives_every_open_request_its_end(world: World) -> None:
     _, (late,) = world.open(submit())
     assert late.refusal is not None
     assert late.refusal.cause is Cause.DRAINED
-    world.gateway.invariants()
+    world.gateway.check()
 
 
 def test_draining_refuses_newcomers_and_tells_the_scheduler_once(world: World) -> None:
@@ -392,7 +392,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def books_balance(self) -> None:
-        self.world.gateway.invariants()
+        self.world.gateway.check()
         tickets = [answer.ticket for answer in self.world.answers]
         assert len(tickets) == len(set(tickets))
         live = set(self.world.gateway.live())
@@ -404,7 +404,7 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         gateway = self.world.gateway
         gateway.stopped("the test is over")
-        gateway.invariants()
+        gateway.check()
         assert gateway.num_live == 0
         assert gateway.totals.submitted == gateway.totals.ended.total() == len(self.inboxes)
 

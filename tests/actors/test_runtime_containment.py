@@ -73,7 +73,7 @@ def test_a_client_that_cannot_be_told_costs_its_own_request_alone() -> None:
     gateway.receive(Outputs((Output(one, "", (), done=done(Cause.INTERNAL)),)))
     assert gateway.live() == (two,)
     assert gateway.totals.violations.total() == 0
-    gateway.invariants()
+    gateway.check()
 
 
 @pytest.mark.parametrize("how", ["its own end", "a lost peer", "a stop"])
@@ -93,7 +93,7 @@ def test_a_client_that_cannot_be_told_its_end_is_told_of_a_failure_and_the_other
     assert inboxes[0].refusal is not None
     assert inboxes[0].refusal.cause is Cause.INTERNAL
     assert inboxes[1].done is not None
-    gateway.invariants()
+    gateway.check()
 
 
 def test_whoever_asks_and_cannot_take_the_answer_is_the_only_one_who_misses_it() -> None:
@@ -230,7 +230,7 @@ def test_a_call_that_fails_half_way_leaves_nothing_open_for_good(monkeypatch: py
     gateway.receive(Outputs((Output(1, "", (), done=done(Cause.DISCONNECT)),)))
     assert gateway.num_live == 0
     assert gateway.totals.violations.total() == 0
-    gateway.invariants()
+    gateway.check()
 
 
 def test_a_request_that_cannot_be_put_into_the_table_ends_alone() -> None:
@@ -246,7 +246,7 @@ def test_a_request_that_cannot_be_put_into_the_table_ends_alone() -> None:
     bench.tell(bench.submit(3, [4, 5, 6]))
     bench.rest()
     assert {request: end.cause for request, end in bench.ended.items()} == {1: Cause.LENGTH, 3: Cause.LENGTH}
-    bench.scheduler.loop.check()
+    bench.scheduler.loop.check_all()
 
 
 def test_a_failure_that_is_nobodys_still_stops_the_actor() -> None:

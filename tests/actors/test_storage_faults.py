@@ -2,7 +2,7 @@
 
 Messages are delivered in any order that their queues allow; those about pages are lost and doubled; leases end at any
 time; the worker loses steps; the disk refuses, cuts short and mixes up. Whatever happens, every request ends with the
-tokens its prompt implies, and every page is where the laws of memory say.
+tokens its prompt implies, and every page is where the properties of memory say.
 """
 
 from __future__ import annotations

@@ -188,8 +188,8 @@ class Net:
         self.check()
 
     def check(self) -> None:
-        """Laws of memory and of the tiers, and every page that is called by a key holds what the key stands for."""
-        self.loop.check()
+        """Properties of memory and tiers, and every page that is called by a key holds what the key stands for."""
+        self.loop.check_all()
         if not self.haunted:
             return
         content = self.ghost.memory.store.data

@@ -122,7 +122,7 @@ class Driver:
             self.ghost.reset()
         else:
             self.loop.executed(result, self.now)
-        self.loop.check()
+        self.loop.check_all()
         return True
 
     def run(self, limit: int = 10_000) -> int:

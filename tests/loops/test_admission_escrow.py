@@ -95,7 +95,7 @@ def workloads(draw: st.DrawFn) -> Workload:
 
 
 def run(workload: Workload, pacing: str, mixed: bool) -> Driver:
-    """Serve all of it within the bound, every law checked after every step."""
+    """Serve all of it within the bound, every property checked after every step."""
     driver = workload.driver(pacing, mixed)
     arrivals = sorted(workload.requests, key=lambda request: request.arrival)
     last = arrivals[-1].arrival

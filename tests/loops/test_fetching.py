@@ -284,7 +284,7 @@ def test_pages_of_an_abandoned_fetch_stay_in_quarantine_until_its_writer_has_ans
     way_out(driver, request, order)
     assert driver.fences == [order.ticket]
     assert driver.quarantined == 10
-    driver.loop.check()
+    driver.loop.check_all()
     for answer in answers.split(", "):
         if answer == "fenced":
             driver.tiers.fetching.fenced(order.ticket, driver.now)
@@ -349,7 +349,7 @@ def test_answers_that_nobody_waits_for_change_nothing() -> None:
         driver.tiers.fetching.fenced(ticket, driver.now)
         driver.tiers.fetching.expired(ticket, driver.now)
     assert driver.loop.memory.digest() == before
-    driver.loop.check()
+    driver.loop.check_all()
     assert driver.cause(request) == Cause.LENGTH
 
 

@@ -18,7 +18,7 @@ from pawl.lifecycle.records import Record, StepCommitted
 from pawl.lifecycle.states import Cause
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.loop import Loop
-from pawl.loops.properties.laws import STATE_PROPERTIES, STATEMENTS, name_of
+from pawl.loops.properties.state import STATE_PROPERTIES, STATEMENTS, name_of
 from pawl.memory.violation import MemoryViolation
 from tests.loops.driver import CELLS, Driver
 from tests.loops.test_replay import record_run
@@ -131,7 +131,7 @@ class Canary(NamedTuple):
     property: str
     make: Callable[[], Tolerant]
     plant: Plant
-    at_a_glance: bool
+    at_every_step: bool
     """Whether the next step shows it; else a look at the whole state does."""
 
 
@@ -156,9 +156,9 @@ CANARIES: dict[str, Canary] = {
 def test_a_canary_in_the_state_is_reported(plant: str) -> None:
     canary = CANARIES[plant]
     driver = canary.make()
-    assert driver.loop.monitor.inspect(driver.loop) == []
+    assert driver.loop.checks.check_all(driver.loop) == []
     canary.plant(driver)
-    look = driver.loop.monitor.glance if canary.at_a_glance else driver.loop.monitor.inspect
+    look = driver.loop.checks.check if canary.at_every_step else driver.loop.checks.check_all
     assert canary.property in {broken.property for broken in look(driver.loop)}
 
 
@@ -211,7 +211,7 @@ def test_no_run_breaks_a_property_of_the_state(pacing: str, mixed: bool, kind: s
         assert driver.reported == []
 
 
-def test_an_audit_glances_at_the_loop_that_decides_again_and_inspects_it_at_the_end() -> None:
+def test_an_audit_checks_the_loop_that_decides_again_and_all_of_it_at_the_end() -> None:
     judge, history = OneDecisionLog(), History()
     records = iter(record_run(1))
     _feed(judge, history, records, steps=10)

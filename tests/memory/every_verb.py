@@ -226,7 +226,7 @@ class EveryVerb(MemoryHistory):
         self.stale.append(fetch.reservation)
 
     def use_a_stale_handle(self, which: int) -> None:
-        """Law 5: it is told from a live one, and nothing changes."""
+        """Property 5: it is told from a live one, and nothing changes."""
         if not self.stale:
             return
         reservation, before = self.stale[which % len(self.stale)], observe(self.memory)
@@ -246,7 +246,7 @@ class EveryVerb(MemoryHistory):
             super().flush()
 
     def flush_while_held(self) -> None:
-        """Law 14: what is held, by rows or fetches, is not lost to a flush."""
+        """Property 14: what is held, by rows or fetches, is not lost to a flush."""
         if not any(fetch.hold.num_tokens for fetch in self.fetches):
             return
         before = observe(self.memory)
@@ -363,7 +363,7 @@ def play(program: Program, history: History) -> History:
 
 
 def fails(program: Program, kind: type[EveryVerb]) -> bool:
-    """Whether a law is broken on the way."""
+    """Whether a property is broken on the way."""
     try:
         play(program, kind())
     except (AssertionError, MemoryViolation, IndexError, ValueError):

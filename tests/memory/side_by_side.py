@@ -158,7 +158,7 @@ class SideBySide:
             self.agree()
 
     def agree(self) -> None:
-        self.compiled.invariants()
+        self.compiled.check_all()
         reference = self.compiled.reference()
         assert state(reference) == state(self.python)
         assert (self.compiled.evictable, self.compiled.held) == (self.python.evictable, self.python.held)

@@ -1,4 +1,4 @@
-"""A check that never fires proves nothing: each law is broken on purpose, and the check must say so by name."""
+"""A check that never fires proves nothing: each property is broken on purpose, and the check must say so by name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def healthy() -> tuple[Memory, RadixCache]:
             memory.share_prefix(granted.slot, tokens[: len(words) * PAGE], "")
             memory.release(granted.slot)
     memory.take_replaced()
-    memory.invariants()
+    memory.check_all()
     return memory, cache
 
 
@@ -138,19 +138,19 @@ BROKEN: dict[str, tuple[str, Break]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_law_is_reported(name: str) -> None:
-    law, break_it = BROKEN[name]
+    statement, break_it = BROKEN[name]
     memory, cache = healthy()
     break_it(memory, cache)
-    with pytest.raises(MemoryViolation, match=law):
-        memory.invariants()
+    with pytest.raises(MemoryViolation, match=statement):
+        memory.check_all()
 
 
 def test_a_parent_that_would_leave_before_its_child_is_reported() -> None:
     memory, cache = healthy()
     memory.release(0)
-    memory.invariants()
+    memory.check_all()
     leaf = child(cache, 0, 0)
     cache._order.remove(leaf)
     cache._order.push(leaf)
     with pytest.raises(MemoryViolation, match="children leave before"):
-        memory.invariants()
+        memory.check_all()

@@ -35,7 +35,7 @@ def test_an_empty_hold_is_released_once_too() -> None:
         cache.release(first, 0)
     cache.release(second, 0)
     assert cache.statistics()["holds"] == 0
-    cache.invariants()
+    cache.check_all()
 
 
 def test_a_hold_of_another_cache_is_noticed() -> None:
@@ -50,7 +50,7 @@ def test_a_hold_of_another_cache_is_noticed() -> None:
             with pytest.raises(MemoryViolation, match="the cache that gave it"):
                 cache.insert(TOKENS, PAGES, "", hold, 0)
             other.release(hold, 0)
-        cache.invariants()
+        cache.check_all()
         assert cache.statistics()["holds"] == other.statistics()["holds"] == cache.statistics()["pages"] == 0
 
 
@@ -68,9 +68,9 @@ def test_every_cache_serves_a_whole_memory_and_gives_all_of_it_back(name: str) -
         memory.ledger.prepare(transaction)
         memory.ledger.commit(transaction)
         memory.share_prefix(granted.slot, TOKENS, "")
-        memory.invariants()
+        memory.check_all()
         memory.release(granted.slot)
-        memory.invariants()
+        memory.check_all()
     assert found == ([0, 16] if name == "radix" else [0, 0])
     assert memory.flush()
     assert memory.pages.free == 4

@@ -145,7 +145,7 @@ def test_it_agrees_with_a_search_through_all_leaves(policy: str, page_size: int,
     events: list[CacheEvent] = []
     cache.events = events
     for _ in play(cache, TreeModel(page_size, policy), moves):
-        cache.invariants()
+        cache.check_all()
         mirror.replay(events)
         events.clear()
         assert mirror.content == cache.content()

@@ -36,7 +36,7 @@ def busy(num_pools: int = 2) -> Memory:
     assert extend(memory, transaction, granted.slot, 2 * PAGE)
     memory.ledger.prepare(transaction)
     memory.release(granted.slot)
-    memory.invariants()
+    memory.check_all()
     assert memory.pages.deferred
     assert memory.slots.deferred
     assert memory.page_table.pages[slots[0], 0] == memory.page_table.pages[slots[1], 0]
@@ -99,7 +99,7 @@ def test_every_fact_counts_and_one_that_changed_behind_its_back_is_noticed(fact:
     FACTS[fact](memory)
     assert recompute(memory) != before
     with pytest.raises(MemoryViolation):
-        memory.invariants()
+        memory.check_all()
 
 
 def test_what_is_in_the_table_beyond_a_row_is_no_fact() -> None:

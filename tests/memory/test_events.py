@@ -139,10 +139,10 @@ IMPOSSIBLE: dict[str, tuple[str, list[CacheEvent]]] = {
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_an_impossible_event_is_noticed(name: str) -> None:
-    law, events = IMPOSSIBLE[name]
+    statement, events = IMPOSSIBLE[name]
     mirror = Mirror(1)
     mirror.replay([STORED])
-    with pytest.raises(MemoryViolation, match=law):
+    with pytest.raises(MemoryViolation, match=statement):
         mirror.replay(events)
 
 

@@ -1,4 +1,4 @@
-"""Law 9: whatever operation of a step fails, rolling back restores what was there.
+"""Property 9: whatever operation of a step fails, rolling back restores what was there.
 
 One busy step is planned again and again; each time another elementary operation fails (a slot or pages are taken, pages
 shared, a prefix held, table entries written, a row lengthened, promises made or spent), from the first to the last, in
@@ -93,7 +93,7 @@ def attempt(num_pools: int, way: str, at: int) -> int | None:
     memory.ledger.discard(transaction)
     assert observe(memory) == before
     assert memory.digest() == digest
-    memory.invariants()
+    memory.check_all()
     return None if injector.calls > at else injector.calls
 
 
@@ -116,7 +116,7 @@ def test_a_launched_step_is_taken_back_whole_when_it_is_aborted(num_pools: int) 
     assert observe(memory) != before
     memory.ledger.abort(transaction)
     assert observe(memory) == before
-    memory.invariants()
+    memory.check_all()
 
 
 @pytest.mark.parametrize("num_pools", [1, 2])

@@ -1,4 +1,4 @@
-"""Random histories of a whole memory, beside the reference that is obviously right. Laws 1-8, 10-12 and 14."""
+"""Random histories of a whole memory, beside the reference that is obviously right. Properties 1-8, 10-12 and 14."""
 
 from __future__ import annotations
 
@@ -384,7 +384,7 @@ class MemoryHistory(RuleBasedStateMachine):
 
     @invariant()
     def laws_hold(self) -> None:
-        self.memory.invariants()
+        self.memory.check_all()
 
     @invariant()
     def reference_agrees(self) -> None:
@@ -418,7 +418,7 @@ class MemoryHistory(RuleBasedStateMachine):
         assert self.memory.pages.free == self.memory.pages.total
         assert self.memory.slots.free == self.memory.slots.total
         assert self.cache.statistics()["holds"] == 0
-        self.memory.invariants()
+        self.memory.check_all()
 
 
 def random_moves(chance: Random) -> list[tuple[Any, ...]]:

@@ -122,7 +122,7 @@ def shared_pages(encode: Encode, requests: list[Request]) -> int:
         else:
             memory.release(granted.slot)
         memory.take_replaced()
-        memory.invariants()
+        memory.check_all()
     return shared
 
 

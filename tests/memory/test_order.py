@@ -18,9 +18,9 @@ from tests.memory.tree_model import FIRST_TO_LEAVE, MOVES, Move, TreeModel, arra
 
 
 def follow(cache: RadixCache, model: TreeModel, moves: list[Move]) -> None:
-    """A history, with every law looked at after each move."""
+    """A history, with every property checked after each move."""
     for _ in play(cache, model, moves):
-        cache.invariants()
+        cache.check_all()
         held = {part for prefix in model.held for part in model.parts(prefix)}
         assert (cache.held, cache.evictable) == (len(held), len(model.page) - len(held))
 
@@ -139,7 +139,7 @@ def test_stale_entries_never_outnumber_the_leaves_that_wait_by_much(policy: str)
     assert 100 < most <= 2 * 100 + 64
     for hold in holds:
         cache.release(hold, 0)
-    cache.invariants()
+    cache.check_all()
 
 
 def test_the_default_policy_keeps_no_books_on_nodes() -> None:

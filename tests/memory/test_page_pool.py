@@ -31,7 +31,7 @@ def test_pages_go_out_lowest_first_and_come_back_as_they_were() -> None:
     assert take(pool, transaction, 1).tolist() == [3]
     transaction.rollback()
     assert pool.free_pages.tolist() == before
-    pool.invariants()
+    pool.check_all()
 
 
 def test_too_few_pages_are_refused_without_a_change() -> None:
@@ -57,7 +57,7 @@ def test_a_released_page_is_not_given_out_while_a_launched_step_may_touch_it() -
     assert pool.take(ledger.begin(), 1) is None
     ledger.commit(second)
     assert (pool.free, pool.deferred) == (2, 0)
-    pool.invariants()
+    pool.check_all()
 
 
 def test_a_shared_page_outlives_all_but_its_last_referrer() -> None:
@@ -71,7 +71,7 @@ def test_a_shared_page_outlives_all_but_its_last_referrer() -> None:
         assert (pool.cached, pool.free) == (1, 1)
     pool.evict(pages, 0)
     assert (pool.cached, pool.free) == (0, 2)
-    pool.invariants()
+    pool.check_all()
 
 
 def test_the_generation_of_a_page_rises_each_time_it_is_given_back() -> None:
@@ -97,7 +97,7 @@ def test_pages_of_a_request_that_left_are_not_given_back_twice_by_an_abort() -> 
     pool.release(pages, ledger.fence)
     ledger.abort(transaction)
     assert (pool.free, pool.deferred) == (3, 0)
-    pool.invariants()
+    pool.check_all()
 
 
 def test_moves_against_the_law_are_refused_and_change_nothing() -> None:
@@ -121,7 +121,7 @@ def test_moves_against_the_law_are_refused_and_change_nothing() -> None:
         with pytest.raises(MemoryViolation):
             move(*arguments)
         assert (pool.counters(), pool.refcount.tolist(), pool.in_cache.tolist()) == before
-    pool.invariants()
+    pool.check_all()
 
 
 def test_a_pool_has_pages_of_a_token_at_least() -> None:

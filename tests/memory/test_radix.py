@@ -38,7 +38,7 @@ def test_a_match_ends_at_a_whole_page() -> None:
         hold = cache.match_and_hold(tokens[:length], "")
         assert hold.num_tokens == expected * 16
         assert hold.pages.tolist() == [3, 1, 4, 9][:expected]
-    cache.invariants()
+    cache.check_all()
 
 
 def test_one_different_token_ends_the_match_before_its_page() -> None:
@@ -70,7 +70,7 @@ def test_a_hold_outlives_every_split_of_its_path() -> None:
     hold = cache.insert(array(1, 2, 3, 4, 5, 6), array(0, 1, 2, 3, 4, 5), "", None, 0).hold
     for length in (5, 2, 4, 1):
         cache.release(cache.match_and_hold(array(1, 2, 3, 4, 5, 6)[:length], ""), 0)
-        cache.invariants()
+        cache.check_all()
     assert cache.statistics()["splits"] == 4
     assert cache.evict(100).pages.tolist() == []
     assert hold.pages.tolist() == [0, 1, 2, 3, 4, 5]
@@ -142,7 +142,7 @@ def test_reset_is_refused_while_anything_is_held_and_changes_nothing() -> None:
     assert sorted(eviction.pages.tolist()) == [0, 1, 2, 3]
     assert eviction.fence == 4
     assert cache.statistics()["nodes"] == cache.statistics()["namespaces"] == 0
-    cache.invariants()
+    cache.check_all()
 
 
 def test_a_hold_is_released_once() -> None:
@@ -154,7 +154,7 @@ def test_a_hold_is_released_once() -> None:
             cache.release(hold, 0)
         with pytest.raises(MemoryViolation, match="released once"):
             cache.insert(array(1, 2), array(8, 9), "", hold, 0)
-    cache.invariants()
+    cache.check_all()
 
 
 def test_only_whole_pages_of_int32_are_inserted() -> None:
@@ -210,7 +210,7 @@ def test_a_very_deep_tree_is_no_deep_recursion() -> None:
         inserted = cache.insert(tokens[:length], tokens[:length], "", hold, 0).hold
         assert isinstance(inserted, RadixHold)
         hold = inserted
-    cache.invariants()
+    cache.check_all()
     assert cache.statistics()["nodes"] == len(cache.content()) == 3000
     assert hold.pages.tolist() == tokens.tolist()
     cache.release(hold, 0)
@@ -261,7 +261,7 @@ def test_cache_agrees_with_a_dict_of_prefixes(page_size: int, moves: list[tuple[
             assert not {model[part] for part in kept} & gone
             assert len(gone) >= min(words[0], len(model) - len(kept))
             model = {part: page for part, page in model.items() if page not in gone}
-        cache.invariants()
+        cache.check_all()
         held = {part for _, prefix in holds for part in beginnings(prefix, page_size)}
         assert cache_content(cache)[0] == model
         assert (cache.held, cache.evictable) == (len(held), len(model) - len(held))

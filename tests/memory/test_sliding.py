@@ -45,13 +45,13 @@ def store(cache: SlidingCache, windows: WindowPool, words: tuple[int, ...], aliv
 
 
 def found(cache: SlidingCache, *words: int) -> int:
-    """Pages of a match. Every law holds while it is held, and after."""
+    """Pages of a match. Every property holds while it is held, and after."""
     hold = cache.match_and_hold(tokens(*words), "")
-    cache.invariants()
+    cache.check_all()
     assert len(hold.pages) * PAGE == hold.num_tokens
     assert cache.held == len(hold.pages)
     cache.release(hold, 0)
-    cache.invariants()
+    cache.check_all()
     return len(hold.pages)
 
 
@@ -96,7 +96,7 @@ def test_a_tree_cut_where_windows_end_keeps_its_laws_and_loses_its_leaves_first(
     size = cache.evictable
     while size:
         cache.evict(1)
-        cache.invariants()
+        cache.check_all()
         assert cache.evictable < size
         size = cache.evictable
 

@@ -141,7 +141,7 @@ def test_host_memory_keeps_the_pages_used_last_and_their_bytes(capacity: int, us
         if here or (putting and capacity):
             used.pop(number, None)
             used[number] = None
-        pool.invariants()
+        pool.check_all()
     assert [name for name, _ in pool.items()] == [key(number) for number in reversed(used)]
     assert all(
         content.tolist() == block(number).tolist()
@@ -157,7 +157,7 @@ def test_emptied_host_memory_has_all_its_room_again() -> None:
     assert len(pool) == 0
     for number in range(4):
         pool.put(key(number), block(number))
-    pool.invariants()
+    pool.check_all()
     assert len(pool) == 3
 
 
@@ -171,4 +171,4 @@ def test_a_key_that_was_freed_twice_would_be_noticed() -> None:
     pool.put(key(1), block(1))
     pool._free.append(0)
     with pytest.raises(MemoryViolation, match="free"):
-        pool.invariants()
+        pool.check_all()

@@ -1,4 +1,4 @@
-"""The second pool by itself: in which order its pages leave, what rows refer to, what is refused, and its laws."""
+"""The second pool alone: in which order its pages leave, what rows refer to, what is refused, and its properties."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def serve(memory: Memory, *words: int, whole: bool = True) -> int:
         memory.slide(as_array(slot), as_array(length))
         memory.ledger.commit(transaction)
         memory.take_replaced()
-        memory.invariants()
+        memory.check_all()
         if length >= len(words) * PAGE:
             return slot
         transaction = memory.ledger.begin()
@@ -166,7 +166,7 @@ def test_window_pages_of_a_chunk_stay_cached_behind_the_row_until_somebody_needs
     assert windows.make_room(6)
     assert alive(memory, slot) == [False, False, False, True, True]
     assert not windows.make_room(7), "the row's own window is not given away"
-    memory.invariants()
+    memory.check_all()
 
 
 def test_two_rows_let_go_of_a_window_they_share_in_one_step() -> None:
@@ -185,7 +185,7 @@ def test_two_rows_let_go_of_a_window_they_share_in_one_step() -> None:
     assert windows.pool.refcount[shared].tolist() == [3, 3]
     memory.slide(as_array(*slots), as_array(4 * PAGE, 4 * PAGE))
     assert windows.pool.refcount[shared].tolist() == [1, 3]
-    memory.invariants()
+    memory.check_all()
 
 
 def test_a_window_page_of_a_request_that_left_waits_for_the_step_in_flight() -> None:
@@ -198,7 +198,7 @@ def test_a_window_page_of_a_request_that_left_waits_for_the_step_in_flight() -> 
     assert (windows.pool.free, windows.pool.deferred) == (5, 3)
     memory.ledger.abort(transaction)
     assert (windows.pool.free, windows.pool.deferred) == (8, 0)
-    memory.invariants()
+    memory.check_all()
 
 
 def test_pages_are_taken_from_both_pools_or_from_none() -> None:
@@ -213,7 +213,7 @@ def test_pages_are_taken_from_both_pools_or_from_none() -> None:
     assert windows.pool.free == 0
     memory.ledger.discard(transaction)
     assert (memory.pages.free_pages.tolist(), windows.pool.free) == (before, 2)
-    memory.invariants()
+    memory.check_all()
 
 
 def test_what_is_promised_of_the_window_pool_is_kept_out_of_what_others_take() -> None:
@@ -227,10 +227,10 @@ def test_what_is_promised_of_the_window_pool_is_kept_out_of_what_others_take() -
     assert memory.extend_slot(transaction, first, 4 * PAGE) is not None
     memory.ledger.discard(transaction)
     assert windows.escrow.promised[first] == windows.most - 2
-    memory.invariants()
+    memory.check_all()
 
 
-# ---- what is refused, and the laws ----
+# ---- what is refused, and the properties ----
 
 
 @pytest.mark.parametrize(("num_window_pages", "window", "chunk"), [(3, 9, 4), (4, 10, 4), (4, 9, 5), (1, 1, 1)])
@@ -296,11 +296,11 @@ def test_a_broken_law_is_named(what: str) -> None:
     memory, windows = hybrid(num_window_pages=8)
     serve(memory, 1, 2, 3, 4, 5, whole=False)
     assert windows.make_room(5)
-    memory.invariants()
-    law, broken = BROKEN[what]
+    memory.check_all()
+    statement, broken = BROKEN[what]
     broken(memory, windows)
-    with pytest.raises(MemoryViolation, match=law):
-        memory.invariants()
+    with pytest.raises(MemoryViolation, match=statement):
+        memory.check_all()
 
 
 def test_a_row_is_not_let_in_on_a_prefix_whose_window_is_gone() -> None:

@@ -32,11 +32,11 @@ class Hunt(NamedTuple):
 
 
 def name_of(error: BaseException) -> str:
-    """The property that an error names; for what an actor raised, its class and the law that it names."""
+    """The property that an error names; for what an actor raised, its class."""
     if isinstance(error, PropertyFailed):
         return error.property
     if isinstance(error, ActorFailed):
-        return f"raised: {getattr(error.error, 'law', type(error.error).__name__)}"
+        return f"raised: {type(error.error).__name__}"
     return type(error).__name__
 
 

@@ -33,5 +33,5 @@ def client(served: Served) -> Iterator[httpx.Client]:
     gateway = served.engine.gateway
     served.on_loop(served.engine.release)
     served.engine.until(lambda: gateway.num_live == 0)
-    served.on_loop(gateway.invariants)
+    served.on_loop(gateway.check)
     assert gateway.totals.violations.total() == 0

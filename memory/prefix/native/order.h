@@ -93,7 +93,7 @@ public:
     int64_t clock() const noexcept { return clock_; }
 
     // The first statement that does not hold, or nullptr. What the Python checks cannot see: places and neighbours.
-    const char* broken_law() const noexcept {
+    const char* broken() const noexcept {
         for (size_t place = 0; place < heap_.size(); ++place) {
             if (heap_[place]->rank.entry == 0 || heap_[place]->rank.place != place) return "a node knows its place";
             if (place > 0 && before(heap_[place], heap_[(place - 1) / 2])) return "the order of leaving is a heap";

@@ -72,8 +72,8 @@ inline PyObject* snapshot(PyObject* self, PyObject*) {
 
 inline PyObject* check_links(PyObject* self, PyObject*) {
     return guarded([&]() -> PyObject* {
-        const char* law = as_cache(self)->tree->broken_law(all_roots(as_cache(self)));
-        return law == nullptr ? Py_NewRef(Py_None) : violation(law, PyDict_New());
+        const char* statement = as_cache(self)->tree->broken(all_roots(as_cache(self)));
+        return statement == nullptr ? Py_NewRef(Py_None) : violation(statement, PyDict_New());
     });
 }
 

@@ -179,7 +179,7 @@ public:
     void forget_size() { children_.clear(); }
 
     // The first statement that does not hold, or nullptr. What the Python checks cannot see: links and the table.
-    const char* broken_law(const std::vector<Root*>& roots) const {
+    const char* broken(const std::vector<Root*>& roots) const {
         size_t num_found = 0;
         for (Root* root : roots) {
             for (Node* node : walk(root)) {
@@ -197,7 +197,7 @@ public:
             }
         }
         if (children_.size() != num_found) return "the table holds every node once";
-        return order.broken_law();
+        return order.broken();
     }
 
 private:

@@ -1,12 +1,13 @@
-"""The fourteen laws of memory, one class each, with a canary: a planted violation that the law's own test reports.
+"""The fourteen properties of memory, one class each, with a canary: a planted violation that its own test reports.
 
-Laws 1-9, 11 and 12 hold through random histories of every verb (every_verb.py); their predicates, in their own words,
-are in lawful.py. Laws 10, 13 and 14 are about the loop: test_memory_laws_of_the_loop.py. More about some of them:
+Properties 1-9, 11 and 12 hold through random histories of every verb (every_verb.py); their predicates, in words of
+their own, are in properties.py. Properties 10, 13 and 14 are about the loop: test_memory_properties_of_the_loop.py.
+More about some of them:
 
-    3   moves against the law are refused: test_page_pool.py
-    7   every law of the tree: test_radix.py, test_order.py
+    3   moves against the property are refused: test_page_pool.py
+    7   every property of the tree: test_radix.py, test_order.py
     9   every operation of a step fails once: test_memory_failures.py; what the digest sees: test_digest.py
-    all each law broken by hand is named by `invariants()`: test_checks.py
+    all each property broken by hand is named by `check_all()`: test_checks.py
 """
 
 from __future__ import annotations
@@ -27,29 +28,29 @@ from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.transaction import Ledger
 from pawl.memory.violation import MemoryViolation
 from tests.memory.every_verb import play, random_program
-from tests.memory.lawful import STATEMENTS, Lawful, LawfulWithoutCache
+from tests.memory.properties import STATEMENTS, Checked, CheckedWithoutCache
 
 SEEDS = range(6)
 TURNS = 25
 
 
-class Law:
-    """What every law's class says: its number, and a verb that breaks it."""
+class MemoryProperty:
+    """What every property's class says: its number, and a verb that breaks it."""
 
     number: int
     defect: tuple[object, str, object]
 
-    @pytest.mark.parametrize("kind", [Lawful, LawfulWithoutCache])
-    def test_holds_after_every_move(self, kind: type[Lawful]) -> None:
+    @pytest.mark.parametrize("kind", [Checked, CheckedWithoutCache])
+    def test_holds_after_every_move(self, kind: type[Checked]) -> None:
         assert all(history.num_checked > TURNS for history in self.histories(kind))
 
     def test_its_canary_is_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(*self.defect)
         with pytest.raises((AssertionError, MemoryViolation)):
-            self.histories(Lawful)
+            self.histories(Checked)
 
-    def histories(self, kind: type[Lawful]) -> list[Lawful]:
-        """Played to their ends under this law."""
+    def histories(self, kind: type[Checked]) -> list[Checked]:
+        """Played to their ends under this property."""
         return [play(random_program(seed, TURNS), kind(self.number)) for seed in SEEDS]
 
 
@@ -59,7 +60,7 @@ def _undefer_and_lose_one(pool: PagePool, pages: Int32s, waited: int) -> None:
     pool._push(pages[1:])
 
 
-class TestLaw01Conservation(Law):
+class TestProperty01Conservation(MemoryProperty):
     __doc__ = STATEMENTS[1]
     number = 1
     defect = (PagePool, "_undefer", _undefer_and_lose_one)
@@ -70,13 +71,13 @@ def _push_the_first_only(pool: PagePool, pages: Int32s) -> None:
     pool.free += len(pages)
 
 
-class TestLaw02NoPageIsFreeTwice(Law):
+class TestProperty02NoPageIsFreeTwice(MemoryProperty):
     __doc__ = STATEMENTS[2]
     number = 2
     defect = (PagePool, "_push", _push_the_first_only)
 
 
-class TestLaw03References(Law):
+class TestProperty03References(MemoryProperty):
     __doc__ = STATEMENTS[3]
     number = 3
     defect = (PagePool, "share", lambda *_: 0)
@@ -92,13 +93,13 @@ def _share_what_is_not_full(original: Callable[..., None]) -> Callable[..., None
     return share
 
 
-class TestLaw04OneWriter(Law):
+class TestProperty04OneWriter(MemoryProperty):
     __doc__ = STATEMENTS[4]
     number = 4
     defect = (Memory, "share_prefix", _share_what_is_not_full(Memory.share_prefix))
 
 
-class TestLaw05Generations(Law):
+class TestProperty05Generations(MemoryProperty):
     __doc__ = STATEMENTS[5]
     number = 5
     defect = (PagePool, "_age", lambda *_: None)
@@ -108,40 +109,40 @@ def _cut_pages_only(rows: PageTable, slots: Int32s, num_pages: Int32s, lengths: 
     rows.num_pages[slots] = num_pages
 
 
-class TestLaw06RowsFit(Law):
+class TestProperty06RowsFit(MemoryProperty):
     __doc__ = STATEMENTS[6]
     number = 6
     defect = (PageTable, "cut", _cut_pages_only)
 
 
-class TestLaw07Holds(Law):
+class TestProperty07Holds(MemoryProperty):
     __doc__ = STATEMENTS[7]
     number = 7
     defect = (RadixCache, "release", lambda *_, **__: None)
 
 
-class TestLaw08Promises(Law):
+class TestProperty08Promises(MemoryProperty):
     __doc__ = STATEMENTS[8]
     number = 8
     defect = (Memory, "_allows", lambda *_: True)
 
 
-class TestLaw09Rollback(Law):
+class TestProperty09Rollback(MemoryProperty):
     __doc__ = STATEMENTS[9]
     number = 9
     defect = (Escrow, "restore", lambda *_: None)
 
     def test_digests_were_compared(self) -> None:
-        assert sum(history.num_compared for history in self.histories(Lawful)) > 10 * len(SEEDS)
+        assert sum(history.num_compared for history in self.histories(Checked)) > 10 * len(SEEDS)
 
 
-class TestLaw11Fences(Law):
+class TestProperty11Fences(MemoryProperty):
     __doc__ = STATEMENTS[11]
     number = 11
     defect = (Ledger, "fence", property(lambda ledger: ledger.resolved))
 
 
-class TestLaw12MatchAndHold:
+class TestProperty12MatchAndHold:
     __doc__ = STATEMENTS[12]
 
     def evict_after_match(self, seed: int) -> tuple[Hold, Int32s, Int32s]:
@@ -183,5 +184,5 @@ def test_every_law_has_its_place() -> None:
 
 
 def test_a_step_writes_entries_that_the_law_of_one_writer_can_see() -> None:
-    history = play(random_program(0, TURNS), Lawful(4))
+    history = play(random_program(0, TURNS), Checked(4))
     assert any(pages for step in history.writes.values() for pages in step.values())

@@ -1,4 +1,4 @@
-"""The laws of memory as statements and predicates, each in its own words: over arrays and sets, not `invariants()`."""
+"""The properties of memory as statements and predicates in their own words: over arrays and sets, not `check_all()`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ STATEMENTS: Mapping[int, str] = {
 
 
 class Broken(AssertionError):
-    """A law does not hold."""
+    """A property does not hold."""
 
-    def __init__(self, law: int) -> None:
-        super().__init__(f"law {law}: {STATEMENTS[law]}")
+    def __init__(self, number: int) -> None:
+        super().__init__(f"property {number}: {STATEMENTS[number]}")
 
 
 def classes(history: EveryVerb) -> dict[str, set[int]]:
@@ -49,21 +49,21 @@ def classes(history: EveryVerb) -> dict[str, set[int]]:
 
 
 def conserved(history: EveryVerb) -> bool:
-    """Law 1."""
+    """Property 1."""
     where, counters = classes(history), history.memory.pages.counters()
     counted = all(len(pages) == counters[name] for name, pages in where.items())
     return counted and Counter(page for pages in where.values() for page in pages) == Counter(range(counters["total"]))
 
 
 def free_once(history: EveryVerb) -> bool:
-    """Law 2."""
+    """Property 2."""
     pages = history.memory.pages
     free = pages.free_pages.tolist()
     return len(free) == len(set(free)) and not pages.refcount[free].any() and not pages.reserved[free].any()
 
 
 def referrers_counted(history: EveryVerb) -> bool:
-    """Law 3."""
+    """Property 3."""
     memory = history.memory
     rows = Counter(page for slot in memory.slots.used.tolist() for page in memory.page_table.row(slot).tolist())
     rows.update(np.flatnonzero(memory.pages.in_cache).tolist())
@@ -71,7 +71,7 @@ def referrers_counted(history: EveryVerb) -> bool:
 
 
 def written_by_one(history: EveryVerb) -> bool:
-    """Law 4: pages that a step in flight writes belong to one row each, and the cache has none of them."""
+    """Property 4: pages that a step in flight writes belong to one row each, and the cache has none of them."""
     pages, rows = history.memory.pages, history.reference.state.rows
     for step in history.in_flight:
         for slot, written in history.writes[step.transaction.epoch].items():
@@ -81,7 +81,7 @@ def written_by_one(history: EveryVerb) -> bool:
 
 
 def handles_known(history: EveryVerb) -> bool:
-    """Law 5: the handles of fetches that go on are good, those of fetches that have ended never again."""
+    """Property 5: the handles of fetches that go on are good, those of fetches that have ended never again."""
     pages = history.memory.pages
 
     def good(handle: Reservation) -> np.ndarray:
@@ -93,7 +93,7 @@ def handles_known(history: EveryVerb) -> bool:
 
 
 def rows_fit(history: EveryVerb) -> bool:
-    """Law 6."""
+    """Property 6."""
     memory = history.memory
     length = memory.page_table.length[memory.slots.used]
     room = memory.page_table.num_pages[memory.slots.used] * memory.page_size
@@ -101,27 +101,27 @@ def rows_fit(history: EveryVerb) -> bool:
 
 
 def holds_counted(history: EveryVerb) -> bool:
-    """Law 7: what rows and fetches keep, and all before it, is there and may not be evicted."""
+    """Property 7: what rows and fetches keep, and all before it, is there and may not be evicted."""
     state, cache = history.reference.state, history.memory.cache
-    cache.invariants()
+    cache.check_all()
     return state.held <= set(state.cache) and cache.held == len(state.held) and cache.evictable == state.evictable
 
 
 def promises_kept(history: EveryVerb) -> bool:
-    """Law 8."""
+    """Property 8."""
     memory = history.memory
     obtainable = memory.pages.free + memory.cache.evictable + memory.pages.deferred
     return int(memory.escrow.promised.sum()) <= obtainable and not (memory.escrow.promised < 0).any()
 
 
 def rollbacks_restored(history: EveryVerb) -> bool:
-    """Law 9: no rollback so far has left another digest than it should; where nothing else had happened, that of the
-    savepoint, which the history compares itself."""
+    """Property 9: no rollback so far has left another digest than it should; where nothing else had happened, that of
+    the savepoint, which the history compares itself."""
     return history.memory.ledger.digest.unrestored is None
 
 
 def fences_kept(history: EveryVerb) -> bool:
-    """Law 11: nothing that a step in flight touches is free, nor in use by anybody but whom it was launched for."""
+    """Property 11: nothing that a step in flight touches is free, nor used by anybody but whom it was launched for."""
     free, rows = set(history.memory.pages.free_pages.tolist()), history.reference.state.rows
     return not any(
         step.pages & free or any(slot in history.memory.slots._free for slot in step.slots - set(rows))
@@ -143,22 +143,22 @@ PREDICATES: Mapping[int, Callable[[EveryVerb], bool]] = {
 }
 
 
-class Lawful(EveryVerb):
-    """A history in which one law is checked after every move, and the reference at the end of every step."""
+class Checked(EveryVerb):
+    """A history in which one property is checked after every move, and the reference at the end of every step."""
 
-    def __init__(self, law: int) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__()
-        self.law = law
+        self.number = number
 
     def start(self, num_pages: int, num_slots: int) -> None:
         super().start(num_pages, num_slots)
         self.num_checked = 0
 
     def laws_hold(self) -> None:
-        if not PREDICATES[self.law](self):
-            raise Broken(self.law)
+        if not PREDICATES[self.number](self):
+            raise Broken(self.number)
         self.num_checked += 1
 
 
-class LawfulWithoutCache(Lawful, WithoutCache):
+class CheckedWithoutCache(Checked, WithoutCache):
     """The same with `--cache none`."""

@@ -1,4 +1,4 @@
-"""Laws 10, 13 and 14 of memory: what the loop does with it. The other laws: test_memory_laws.py."""
+"""Properties 10, 13 and 14 of memory: what the loop does with it. The other properties: test_memory_properties.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pawl.memory.undo import Undo
 from pawl.memory.violation import MemoryViolation
 from tests.loops.driver import CELLS, Driver
 from tests.memory.injection import InjectedFailure, Injector
-from tests.memory.lawful import STATEMENTS
+from tests.memory.properties import STATEMENTS
 
 
 class Patient(Driver):
@@ -52,7 +52,7 @@ class Patient(Driver):
         raise AssertionError(f"{len(self.loop.table)} requests live on after {limit} turns")
 
 
-class TestLaw10NothingIsLeftBehind:
+class TestProperty10NothingIsLeftBehind:
     __doc__ = STATEMENTS[10]
 
     def play(self, seed: int, pacing: str, mixed: bool) -> None:
@@ -105,7 +105,7 @@ def expected_outputs() -> dict[int, list[int]]:
     return driver.output_of
 
 
-class TestLaw13FailureToAllocate:
+class TestProperty13FailureToAllocate:
     __doc__ = STATEMENTS[13]
 
     def run_with_failure(self, way: str, at: int) -> Injector:
@@ -122,8 +122,8 @@ class TestLaw13FailureToAllocate:
             told = [statement for statement in told if statement != "nobody waits while nothing is done"]
             assert told in ([], failure, ["room that was made for rows is theirs"])
         else:
-            assert told == failure * bool(injector.failed), "what failed is told, and law 9 held"
-        driver.loop.check()
+            assert told == failure * bool(injector.failed), "what failed is told, and property 9 held"
+        driver.loop.check_all()
         assert driver.loop.flush(driver.now)
         assert driver.loop.memory.digest() == 0
         return injector
@@ -171,7 +171,7 @@ class TestLaw13FailureToAllocate:
             driver.run_to_rest()
 
 
-class TestLaw14Flush:
+class TestProperty14Flush:
     __doc__ = STATEMENTS[14]
 
     def play(self) -> None:
@@ -186,7 +186,7 @@ class TestLaw14Flush:
             assert driver.loop.memory.pages.cached == (cached if busy else 0)
             flushed += done
             driver.step()
-            driver.loop.check()
+            driver.loop.check_all()
             if flushed == 2:
                 break
         assert driver.output_of == expected_outputs()
@@ -215,7 +215,7 @@ UNDOS: dict[str, tuple[type, str, Callable[..., object]]] = {
 
 @pytest.mark.parametrize("defect", UNDOS)
 def test_the_running_loop_itself_notices_what_is_not_undone(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Law 9, live: by the digest alone, at every rollback; no self-check is needed."""
+    """Property 9, live: by the digest alone, at every rollback; no self-check is needed."""
     monkeypatch.setattr(*UNDOS[defect])
     told: set[str] = set()
     for lost in range(3, 12):

@@ -6,7 +6,7 @@ run speaks of properties.
 
 from __future__ import annotations
 
-from pawl.loops.properties.base import Broken, LoopMonitor, StateProperty
+from pawl.loops.properties.base import Broken, StateChecks, StateProperty
 from pawl.loops.properties.memory import (
     AllocationIsATransaction,
     AuxiliaryConservation,
@@ -108,9 +108,9 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
 _PROPERTY_OF = {statement: name for name, statements in STATEMENTS.items() for statement in statements}
 
 
-def state_monitor() -> LoopMonitor:
+def state_checks() -> StateChecks:
     """One that looks with every property of the state."""
-    return LoopMonitor([make() for make in STATE_PROPERTIES])
+    return StateChecks([make() for make in STATE_PROPERTIES])
 
 
 def name_of(violation: Exception) -> str:
