@@ -137,7 +137,8 @@ def _others() -> Iterator[str]:
         for name, judge in judges().items()
         if name not in known
     ]
-    rows.append(("`well_formed`", "Records fit together: a step is planned before it is committed, say.", "trace"))
+    well_formed = "Records fit together (a step is planned before it is committed), and an engine writes such records."
+    rows.append(("`well_formed`", well_formed, "trace"))
     yield from table(("property", "statement", "judged"), rows)
 
 

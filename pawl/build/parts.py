@@ -168,7 +168,7 @@ def assemble(
 def _trace_writer(config: ServerConfig) -> TraceWriter | None:
     """Where the trace goes; None without one, or where the folder that nobody chose cannot be written.
 
-    Raises ConfigError where the folder was chosen.
+    Raises ConfigError where the folder was chosen, or a trace is required.
     """
     if not config.trace:
         return None
@@ -176,7 +176,7 @@ def _trace_writer(config: ServerConfig) -> TraceWriter | None:
         return TraceWriter(Path(config.trace_dir), config.trace_limit_mb << 20)
     except OSError as error:
         problem = f"{config.trace_dir} cannot be written ({error.strerror or error})"
-        if config.trace_dir != default_trace_dir():
+        if config.trace_required or config.trace_dir != default_trace_dir():
             raise ConfigError(f"trace_dir: {problem}; --no-trace serves without a trace", "trace_dir") from error
         log.warning("no trace is written", reason=problem, advice="name a folder with --trace-dir, or say --no-trace")
         return None

@@ -56,6 +56,15 @@ def test_without_a_folder_to_write_an_engine_warns_and_keeps_no_trace(
     assert "--no-trace" in advice
 
 
+def test_without_a_folder_to_write_an_engine_that_must_keep_a_trace_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PAWL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="trace_dir"):
+        Engine(ServerConfig(model="ghost", trace_required=True))
+
+
 def test_a_folder_for_traces_that_was_chosen_must_be_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--no-trace"):
