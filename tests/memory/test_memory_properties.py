@@ -178,11 +178,11 @@ class TestProperty12MatchAndHold:
             self.test_nothing_that_was_matched_can_leave_before_it_is_let_go()
 
 
-def test_every_law_has_its_place() -> None:
-    here = {int(name[7:9]) for name in globals() if name.startswith("TestLaw")}
+def test_every_property_has_its_place() -> None:
+    here = {int(name[len("TestProperty") :][:2]) for name in globals() if name.startswith("TestProperty")}
     assert here | {10, 13, 14} == set(STATEMENTS)
 
 
-def test_a_step_writes_entries_that_the_law_of_one_writer_can_see() -> None:
+def test_a_step_writes_entries_that_the_property_of_one_writer_can_see() -> None:
     history = play(random_program(0, TURNS), Checked(4))
     assert any(pages for step in history.writes.values() for pages in step.values())
