@@ -63,9 +63,10 @@ class SimulatedCell(Cell):
         crash, self.crash = self.crash, None
         self._observer.delivered(self.name, message)
         if crash != "before":
-            actor, before = self._actor, self.num_contained
+            actor = self._actor
+            before = None if actor is None else actor.contained
             super()._handle(message, entry)
-            if actor is not None and actor.contained is not None and self.num_contained > before:
+            if actor is not None and actor.contained is not None and actor.contained is not before:
                 # It went on; all the same it is a failure of ours, and a run shows none.
                 self._observer.failed(self.name, actor.contained)
         if crash is not None and self.phase is Phase.RUNNING:

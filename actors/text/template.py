@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -27,10 +28,14 @@ class ChatTemplate:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         """A template that does not compile is reported when it is used: the model still completes plain prompts."""
-        self._environment = Sandbox()
         self._sources = vocabulary.chat_templates
         self._compiled: dict[str, tuple[jinja2.Template, frozenset[str]]] = {}
         self._fixed = {"bos_token": vocabulary.bos_token, "eos_token": vocabulary.eos_token}
+
+    @cached_property
+    def _environment(self) -> Sandbox:
+        """Made when it is needed: a simulated run has no use for it, and would spend a tenth of its time on it."""
+        return Sandbox()
 
     def render(self, messages: Iterable[Mapping[str, Any]], options: Mapping[str, Any], now: datetime) -> str:
         """The prompt for `messages`, ending where the assistant is to speak.
