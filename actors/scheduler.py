@@ -32,7 +32,7 @@ from pawl.loops.orders import AnyOrder
 from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll, Finish
 from pawl.loops.properties.state import name_of
 from pawl.loops.select import LoopConfig, make_loop
-from pawl.memory.arrays import Int32s
+from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.prefix.namespace import namespace_of
 from pawl.memory.violation import MemoryViolation
 
@@ -243,7 +243,7 @@ class Scheduler(Actor):
         self._report.launched(scheduled, self.loop.table, now)
         self._send(self._names.worker, Execute(scheduled.batch))
 
-    def output(self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
+    def output(self, rows: Indices, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
         self._report.output(rows, tokens, scheduled, result)
 
     def ended(self, ending: Ending) -> None:

@@ -13,7 +13,7 @@ from pawl.lifecycle.step import StepResult
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.loop import Loop
-from pawl.memory.arrays import Int32s
+from pawl.memory.arrays import Indices, Int32s
 
 _NONE: Int32s = np.empty(0, np.int32)
 
@@ -36,9 +36,10 @@ class StepReport:
                 info.admitted = now
                 self._admitted.append(Admitted(row, info.num_cached, Timing(info.submitted, now)))
 
-    def output(self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
+    def output(self, rows: Indices, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
         """The tokens of a committed step; `rows` are those that are still wanted."""
-        self._rows, self._tokens, self._scheduled, self._result = rows, tokens, scheduled, result
+        self._rows, self._tokens = rows.astype(np.int32), tokens
+        self._scheduled, self._result = scheduled, result
 
     def ended(self, ending: Ending, now: float) -> None:
         """A request had its terminal event."""

@@ -7,6 +7,7 @@ from math import isinf
 from typing import Any, Protocol
 
 import msgspec
+import numpy as np
 
 from pawl.lifecycle.records import (
     CacheChange,
@@ -28,7 +29,7 @@ from pawl.lifecycle.records import (
     Transition,
     UInt8s,
 )
-from pawl.lifecycle.requests import RequestInfo, RequestTable
+from pawl.lifecycle.requests import Indices, RequestInfo, RequestTable
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.lifecycle.step import Int32s, StepBatch
 
@@ -105,7 +106,7 @@ class Journal:
         self._emit(Transition(request, row, source, event, target, cause, step, now, num_cached, num_output))
 
     def planned(
-        self, batch: StepBatch, rows: Int32s, admitted: tuple[int, ...], table: RequestTable, now: float
+        self, batch: StepBatch, rows: Indices, admitted: tuple[int, ...], table: RequestTable, now: float
     ) -> None:
         """A step is launched, and with it its admissions."""
         self._step = batch.step
@@ -121,7 +122,7 @@ class Journal:
             StepPlanned(
                 batch.step,
                 now,
-                rows,
+                rows.astype(np.int32),
                 batch.slots,
                 batch.starts,
                 batch.lengths,

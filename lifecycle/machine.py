@@ -186,7 +186,7 @@ _TARGETS: dict[tuple[int, int, Cause], State] = {
 }
 
 
-def advance(state: State, event: Event, cause: Cause = Cause.NONE, request: int | None = None) -> State:
+def advance(state: int, event: Event, cause: Cause = Cause.NONE, request: int | None = None) -> State:
     """The state after `event`. Raises IllegalTransition."""
     target = _TARGETS.get((state, event, cause))
     if target is None:

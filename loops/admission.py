@@ -60,8 +60,6 @@ class Admission:
                     return
                 continue
             budget -= outcome
-            if self.share_prefixes and (key := self._next_page(row)) is not None:
-                computing.add(key)
             if budget <= 0 or not queues.memory.slots.free:
                 return
 
@@ -74,7 +72,8 @@ class Admission:
             yield from self.policy.order(waiting, queues)
 
     def _try(self, builder: BatchBuilder, row: int, budget: int, computing: set[PrefixKey]) -> int | None:
-        """Tokens of the row's first chunk; 0: wait for a prefix being computed; None: does not fit now.
+        """Tokens of the row's first chunk; 0: wait for a prefix being computed; None: does not fit now. The page that
+        an admitted row computes next is added to `computing`.
 
         Everything taken is in the transaction; the caller rolls back what did not end in an admission.
         """
@@ -90,21 +89,22 @@ class Admission:
         )
         if granted is None:
             return None
-        if computing and not info.sampling.prompt_logprobs and self._page_after(row, granted.num_cached) in computing:
+        page = self._page_after(row, granted.num_cached) if self.share_prefixes else None
+        if page in computing and not info.sampling.prompt_logprobs:
             return 0
-        entries = memory.entries(granted.slot)
         reach = min(int(table.max_length[row]), num_tokens + self.lookahead)
         if not memory.promise(granted.slot, reach):
             return None
         segment = next_chunk(row, granted.slot, granted.num_cached, queues, budget)
         if segment is None:
             return None
-        grown = memory.extend_slot(builder.transaction, granted.slot, segment.start + segment.length)
-        if grown is None:
+        if memory.extend_slot(builder.transaction, granted.slot, segment.start + segment.length) is None:
             return None
         queues.admitted(builder.transaction, row, granted.slot, granted.num_cached)
-        builder.admit(row, granted.slot, entries)
-        builder.prefill(segment, grown)
+        builder.admit(row, granted.slot)
+        builder.prefill(segment, memory.entries(granted.slot))
+        if page is not None:
+            computing.add(page)
         info.num_cached = info.num_cached if info.num_retractions else granted.num_cached
         if segment.last:
             queues.prompt_planned(row)

@@ -14,14 +14,15 @@ from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Event, State
 from pawl.lifecycle.step import SlotAssignment, StepBatch, StepResult
-from pawl.memory.arrays import Int32s
+from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.memory import Memory
 from pawl.memory.page_table import NO_ENTRIES, PageEntries
 from pawl.memory.transaction import Transaction
 
 UInt8s: TypeAlias = NDArray[np.uint8]
 
-_NO_ROWS: Int32s = np.empty(0, np.int32)
+_NO_ROWS: Indices = np.empty(0, np.intp)
+_NO_TOKENS: Int32s = np.empty(0, np.int32)
 
 
 class PrefillSegment(NamedTuple):
@@ -42,10 +43,10 @@ class ScheduledBatch(NamedTuple):
 
     transaction: Transaction
     batch: StepBatch
-    rows: Int32s
+    rows: Indices
     attempts: Int32s
     events: UInt8s
-    sampled_rows: Int32s
+    sampled_rows: Indices
     prefills: tuple[PrefillSegment, ...]
     pages: Int32s
     """Pages whose entries are new in this step."""
@@ -73,9 +74,9 @@ class BatchBuilder:
     def __init__(self, transaction: Transaction, table: RequestTable) -> None:
         self.transaction = transaction
         self._table = table
-        self.decode_rows: Int32s = _NO_ROWS
-        self.decode_slots: Int32s = _NO_ROWS
-        self.decode_starts: Int32s = _NO_ROWS
+        self.decode_rows: Indices = _NO_ROWS
+        self.decode_slots: Indices = _NO_ROWS
+        self.decode_starts: Int32s = _NO_TOKENS
         self.decode_lengths: Int32s | None = None
         """None: one position each."""
         self.prefills: list[PrefillSegment] = []
@@ -93,7 +94,7 @@ class BatchBuilder:
         return not len(self.decode_rows) and not self.prefills
 
     def decode(
-        self, rows: Int32s, slots: Int32s, starts: Int32s, entries: PageEntries, lengths: Int32s | None = None
+        self, rows: Indices, slots: Indices, starts: Int32s, entries: PageEntries, lengths: Int32s | None = None
     ) -> None:
         """One position for each of `rows`, or a run of so many."""
         self.decode_rows, self.decode_slots, self.decode_starts = rows, slots, starts
@@ -102,34 +103,32 @@ class BatchBuilder:
             self.entries.append(entries)
 
     def prefill(self, segment: PrefillSegment, entries: PageEntries) -> None:
-        """One chunk."""
+        """One chunk. `entries`: the pages that the row has got for it; with its first, all that it has."""
         self.prefills.append(segment)
         if len(entries.pages):
             self.entries.append(entries)
 
-    def admit(self, row: int, slot: int, entries: PageEntries) -> None:
-        """The row takes `slot`; `entries` are the cached pages it starts with."""
+    def admit(self, row: int, slot: int) -> None:
+        """The row takes `slot`, and starts with a chunk."""
         self.admitted.append(row)
         sampling = self._table.info(row).sampling
         num_tokens, num_prompt = int(self._table.num_tokens[row]), int(self._table.num_prompt[row])
-        history = self._table.tokens[row, :num_tokens].copy() if needs_history(sampling) else _NO_ROWS
+        history = self._table.tokens[row, :num_tokens].copy() if needs_history(sampling) else _NO_TOKENS
         self.admissions.append(SlotAssignment(slot, sampling, num_prompt, history, num_tokens - num_prompt))
-        if len(entries.pages):
-            self.entries.append(entries)
 
     def close(self, memory: Memory) -> ScheduledBatch:
         """The finished step, with the page-table entries that `memory` has replaced since the step before."""
         replaced = memory.take_replaced()
         entries = _concatenate([*replaced, *self.entries])
         count = len(self.decode_rows)
-        rows, slots, starts = self.decode_rows, self.decode_slots, self.decode_starts
+        rows, slots, starts = self.decode_rows, self.decode_slots.astype(np.int32), self.decode_starts
         lengths, yes, events = _ONES.lengths(count), _ONES.yes(count), _ONES.tokens(count)
-        chained, samples, sampled_rows, tokens = yes, yes, rows, _NO_ROWS
+        chained, samples, sampled_rows, tokens = yes, yes, rows, _NO_TOKENS
         if self.decode_lengths is not None:
             lengths = self.decode_lengths
         if self.prefills:
             new = np.array([segment[1:4] for segment in self.prefills], np.int32)
-            rows = np.concatenate((rows, np.array([segment.row for segment in self.prefills], np.int32)))
+            rows = np.concatenate((rows, np.array([segment.row for segment in self.prefills], np.intp)))
             slots = np.concatenate((slots, new[:, 0]))
             starts = np.concatenate((starts, new[:, 1]))
             lengths = np.concatenate((lengths, new[:, 2]))

@@ -8,7 +8,7 @@ from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, State
 from pawl.lifecycle.step import StepResult
 from pawl.loops.batch import ScheduledBatch
-from pawl.memory.arrays import Int32s
+from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.violation import MemoryViolation
 
 
@@ -34,7 +34,7 @@ class Effects(Protocol):
     def launch(self, scheduled: ScheduledBatch) -> None:
         """Send the step to every rank."""
 
-    def output(self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
+    def output(self, rows: Indices, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
         """Tokens of one committed step; `rows` are those that are still wanted."""
 
     def ended(self, ending: Ending) -> None:

@@ -30,7 +30,7 @@ from pawl.loops.properties.state import state_checks
 from pawl.loops.queues import Queues
 from pawl.loops.requests import Requests
 from pawl.loops.runs import Runs, cut_runs
-from pawl.memory.arrays import Int32s
+from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.memory import Memory
 from pawl.memory.page_pool import consecutive
 from pawl.memory.trim import trim
@@ -38,7 +38,6 @@ from pawl.memory.violation import MemoryViolation
 
 Kind = TypeVar("Kind")
 NOT_NUMBERS = "the model's scores for the next token are not finite numbers"
-_NO_ROWS: Int32s = np.empty(0, np.int32)
 
 
 class Applied(NamedTuple):
@@ -46,9 +45,9 @@ class Applied(NamedTuple):
 
     events: UInt8s
     """[segments]"""
-    rows: Int32s
+    rows: Indices
     """Rows that got tokens."""
-    rows_of_tokens: Int32s
+    rows_of_tokens: Indices
     tokens: Int32s
     """As many as `rows_of_tokens`, in order."""
     last: Int32s
@@ -261,9 +260,7 @@ class Loop:
             wanted = fresh[scheduled.batch.samples]
             self.counters.dropped_tokens += len(rows) - int(np.count_nonzero(wanted))
             rows, tokens = rows[wanted], tokens[wanted]
-        at = table.num_tokens[rows]
-        table.tokens[rows, at] = tokens
-        table.num_tokens[rows] = at + 1
+        table.append(rows, tokens)
         self.counters.generated_tokens += len(rows)
         ends = scheduled.batch.starts + scheduled.batch.lengths
         return Applied(events, rows, rows, tokens, tokens, result.tokens, None, ends)
@@ -283,7 +280,7 @@ class Loop:
             table.num_tokens[rows] += lengths
         short = runs.ends < batch.starts + batch.lengths
         if np.count_nonzero(short):
-            trim(self.memory, scheduled.transaction, batch.slots[short], runs.ends[short])
+            trim(self.memory, scheduled.transaction, batch.slots[short].astype(np.intp), runs.ends[short])
         last = tokens[np.cumsum(lengths) - 1]
         by_segment = np.zeros(len(scheduled.rows), np.int32)
         by_segment[batch.samples] = runs.counts
@@ -293,11 +290,11 @@ class Loop:
         """Which tokens of the step committed last were given out, bool [tokens of its result]."""
         return self._runs.drawn if self._runs is not None else self.fresh_at_commit[scheduled.batch.samples]
 
-    def _ended(self, rows: Int32s, tokens: Int32s) -> Sequence[int]:
+    def _ended(self, rows: Indices, tokens: Int32s) -> Sequence[int]:
         """Indices of rows that have all they wanted, or drew a stop token. `tokens`: the last one of each."""
         table = self.table
         done = table.num_tokens[rows] >= table.max_tokens[rows]
-        stops = table.stop_tokens[rows] == tokens[:, None]
+        stops = table.stop_tokens.take(rows, axis=0) == tokens[:, None]
         if np.count_nonzero(stops):
             done |= stops.any(1)
         return np.flatnonzero(done).tolist() if np.count_nonzero(done) else ()

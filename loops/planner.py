@@ -10,7 +10,7 @@ from pawl.lifecycle.states import Cause
 from pawl.loops.admission import Admission, next_chunk
 from pawl.loops.batch import BatchBuilder
 from pawl.loops.queues import Queues
-from pawl.memory.arrays import Int32s
+from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.violation import MemoryViolation
 
 
@@ -62,10 +62,10 @@ class UnifiedPlanner:
             segment = next_chunk(row, slot, int(queues.memory.page_table.length[slot]), queues, budget)
             if segment is None:
                 break
-            entries = queues.memory.extend_slot(builder.transaction, slot, segment.start + segment.length)
-            if entries is None:
+            first = int(queues.memory.page_table.num_pages[slot])
+            if queues.memory.extend_slot(builder.transaction, slot, segment.start + segment.length) is None:
                 break
-            builder.prefill(segment, entries)
+            builder.prefill(segment, queues.memory.entries(slot, first))
             if segment.last:
                 queues.prompt_planned(row)
             budget -= segment.length
@@ -98,7 +98,7 @@ class UnifiedPlanner:
                 raise MemoryViolation("room that was made for rows is theirs", slots=slots)
         builder.decode(rows, slots, starts, entries)
 
-    def _squeeze(self, builder: BatchBuilder, rows: Int32s) -> Int32s:
+    def _squeeze(self, builder: BatchBuilder, rows: Indices) -> Indices:
         """Pages ran short: promise them anew, the oldest request first, to what each needs to take its next step, and
         retract the youngest until that is enough. Those of `rows` that can go on now.
 
@@ -116,13 +116,13 @@ class UnifiedPlanner:
             if not len(rows):
                 return rows
 
-    def _next_lengths(self, rows: Int32s) -> Int32s:
+    def _next_lengths(self, rows: Indices) -> Int32s:
         """What each row must reach to go on: its known tokens, and one more where those are computed."""
         table = self.queues.table
         next_lengths = np.maximum(self.queues.memory.page_table.length[table.slot[rows]] + 1, table.num_tokens[rows])
         return np.minimum(next_lengths, table.max_length[rows], dtype=np.int32)
 
-    def _able(self, rows: Int32s) -> Int32s:
+    def _able(self, rows: Indices) -> Indices:
         """Those decoding `rows` whose next page is promised to them and free; older requests choose first."""
         table, memory = self.queues.table, self.queues.memory
         oldest_first = rows[np.argsort(table.order[rows], kind="stable")]

@@ -17,7 +17,7 @@ import numpy as np
 from pawl.lifecycle.machine import WAITING
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Cause, Event, State
-from pawl.memory.arrays import Int32s
+from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.memory import Memory
 from pawl.memory.transaction import Transaction
 
@@ -37,7 +37,7 @@ class Queues:
         """Rows that lost their memory; admitted before the queue, in the order of their first admission."""
         self.prefilling: dict[int, None] = {}
         """Rows with known tokens that no step computes yet, in order of admission."""
-        self.decoding: Int32s = np.empty(0, np.int32)
+        self.decoding: Indices = np.empty(0, np.intp)
         """Rows all of whose known tokens are computed or in flight."""
         self._admissions = 0
 
@@ -55,18 +55,18 @@ class Queues:
     def idle(self) -> bool:
         return not (self.waiting or self.retracted or self.prefilling or len(self.decoding))
 
-    def running(self) -> Int32s:
-        """Rows at work, int32 [n]."""
+    def running(self) -> Indices:
+        """Rows at work, [n]."""
         if not self.prefilling:
             return self.decoding
-        return np.concatenate((self.decoding, np.fromiter(self.prefilling, np.int32, len(self.prefilling))))
+        return np.concatenate((self.decoding, np.fromiter(self.prefilling, np.intp, len(self.prefilling))))
 
     def uncommitted(self) -> Iterator[int]:
         """Rows whose prompt is not all committed, in no particular order of admission."""
         yield from self.prefilling
         yield from self.decoding[self.table.state[self.decoding] == _PREFILLING].tolist()
 
-    def oldest_first(self) -> Int32s:
+    def oldest_first(self) -> Indices:
         """Rows at work by first admission; the first is protected from retraction."""
         rows = self.running()
         return rows[np.argsort(self.table.order[rows], kind="stable")]
@@ -121,7 +121,7 @@ class Queues:
     def prompt_planned(self, row: int) -> None:
         """The last known token of the row is in this step: from the next one on it decodes."""
         del self.prefilling[row]
-        self.decoding = np.concatenate((self.decoding, np.array((row,), np.int32)))
+        self.decoding = np.concatenate((self.decoding, np.array((row,), np.intp)))
 
     # ---- verbs that are final ----
 

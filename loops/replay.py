@@ -54,7 +54,7 @@ from pawl.loops.intake import Intake, Order, Outcome
 from pawl.loops.orders import order_of
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.tiers import PageFetch
-from pawl.memory.arrays import Int32s
+from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.violation import MemoryViolation
 
 
@@ -115,7 +115,7 @@ class Replay:
     def launch(self, scheduled: ScheduledBatch) -> None: ...
 
     def output(
-        self, rows: Int32s, tokens: Int32s, scheduled: ScheduledBatch | None, result: StepResult | None
+        self, rows: Indices, tokens: Int32s, scheduled: ScheduledBatch | None, result: StepResult | None
     ) -> None: ...
 
     def ended(self, ending: Ending) -> None: ...

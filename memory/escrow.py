@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pawl.memory.arrays import Bools, Int32s
+from pawl.memory.arrays import Bools, Indices, Int32s
 from pawl.memory.digest import Digest
 from pawl.memory.violation import MemoryViolation
 
@@ -35,28 +35,28 @@ class Escrow:
         self.total += count
         self._digest.value += int(self._keys[slot]) * count
 
-    def covered(self, slots: Int32s, counts: Int32s) -> Int32s:
+    def covered(self, slots: Indices, counts: Int32s) -> Int32s:
         """How many of the `counts` pages that each slot is about to take it has been promised, int32 [n]."""
         covered: Int32s = np.minimum(counts, self.promised[slots])
         return covered
 
-    def spend(self, slots: Int32s, counts: Int32s) -> None:
+    def spend(self, slots: Indices, counts: Int32s) -> None:
         """The slots take so many of their promised pages; each slot at most once. Undone by `restore`."""
         self.promised[slots] -= counts
         self.total -= int(counts.sum())
         self._digest.value -= self.fact(slots, counts)
 
-    def restore(self, slots: Int32s, counts: Int32s) -> None:
+    def restore(self, slots: Indices, counts: Int32s) -> None:
         """The step that spent these never happened."""
         self.promised[slots] += counts
         self.total += int(counts.sum())
         self._digest.value += self.fact(slots, counts)
 
-    def fact(self, slots: Int32s, counts: Int32s) -> int:
+    def fact(self, slots: Indices, counts: Int32s) -> int:
         """What so many promised pages add to the digest."""
         return int(self._keys.take(slots).dot(counts))
 
-    def renew(self, slots: Int32s, wants: Int32s, available: int) -> Int32s:
+    def renew(self, slots: Indices, wants: Int32s, available: int) -> Int32s:
         """Promise each slot what it wants, the first ones first, as far as `available` pages go; int32 [n] granted.
 
         Replaces what these slots were promised before. Slots that are not named keep their promises, which are not
@@ -72,7 +72,7 @@ class Escrow:
         self.promised[slots] = granted
         return granted
 
-    def kept(self, slots: Int32s, counts: Int32s, free: int) -> Bools:
+    def kept(self, slots: Indices, counts: Int32s, free: int) -> Bools:
         """Which slots can take their `counts` pages now: they are promised, and `free` pages, handed out to the first
         ones first, are enough; bool [n]."""
         kept: Bools = (counts <= self.promised[slots]) & ((np.cumsum(counts) <= free) | (counts == 0))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pawl.memory.arrays import Bools, Int32s
+from pawl.memory.arrays import NO_PAGES, Bools, Indices, Int32s
 from pawl.memory.checks import check_counters, check_memory
 from pawl.memory.digest import MASK
 from pawl.memory.escrow import Escrow
@@ -58,6 +58,8 @@ class Memory:
         self.max_context = min(max_context, num_pages * self.page_size)
         width = -(-self.max_context // self.page_size)
         self.page_table = PageTable(self.ledger.digest, num_slots, width, num_pages)
+        self.pools = (self.pages, *self.windows.pools)
+        """Every pool of pages: of full pages, and of window pages where there are any."""
         self._undo = Undo(self)
         self.replaced: list[PageEntries] = []
         """Page-table entries changed outside a step: the next step must carry them to the worker, before its own."""
@@ -90,17 +92,18 @@ class Memory:
             self.windows.join(slot, pages)
         return Granted(slot, hold.num_tokens)
 
-    def entries(self, slot: int) -> PageEntries:
-        """The page-table entries that `slot` has now."""
-        pages = self.page_table.row(slot).copy()
-        return PageEntries(np.full(len(pages), slot, np.int32), np.arange(len(pages), dtype=np.int32), pages)
+    def entries(self, slot: int, first: int = 0) -> PageEntries:
+        """The page-table entries that `slot` has now, from its page `first` on."""
+        pages = self.page_table.row(slot)[first:].copy()
+        indices = np.arange(first, first + len(pages), dtype=np.int32)
+        return PageEntries(np.full(len(pages), slot, np.int32), indices, pages)
 
-    def demand(self, slots: Int32s, lengths: Int32s) -> Int32s:
+    def demand(self, slots: Indices, lengths: Int32s) -> Int32s:
         """Pages each slot lacks to reach its length, int32 [n]."""
         demand: Int32s = np.maximum(-(-lengths // self.page_size) - self.page_table.num_pages[slots], 0)
         return demand
 
-    def extend(self, transaction: Transaction, slots: Int32s, lengths: Int32s) -> PageEntries | None:
+    def extend(self, transaction: Transaction, slots: Indices, lengths: Int32s) -> PageEntries | None:
         """Let each slot grow to `lengths` positions, taking the pages this needs.
 
         None, and no change, when not enough pages are free, or those beyond what the slots have been promised are
@@ -121,7 +124,7 @@ class Memory:
             if num_covered:
                 with transaction.change(self._undo.spend, slots, covered):
                     self.escrow.spend(slots, covered)
-            entries = PageEntries(np.repeat(slots, grow), consecutive(before, grow), pages)
+            entries = PageEntries(np.repeat(slots.astype(np.int32), grow), consecutive(before, grow), pages)
         grown = lengths - lengths_before
         with transaction.change(self._undo.extend, slots, before, lengths_before, grown, entries):
             if len(entries.pages):
@@ -129,36 +132,35 @@ class Memory:
             table.lengthen(slots, lengths, grown)
         return entries
 
-    def extend_slot(self, transaction: Transaction, slot: int, length: int) -> PageEntries | None:
-        """`extend` for one slot, without the cost of arrays of one; evicts if need be."""
+    def extend_slot(self, transaction: Transaction, slot: int, length: int) -> Int32s | None:
+        """`extend` for one slot, without the cost of arrays of one; evicts if need be. The pages it took, int32 [n]."""
         table = self.page_table
         before = int(table.num_pages[slot])
         count = -(-length // self.page_size) - before
-        entries = NO_ENTRIES
+        pages = NO_PAGES
         if count > 0:
             covered = min(count, int(self.escrow.promised[slot]))
             if not self._allows(count - covered) or not self.make_room(count):
                 return None
-            pages = self._take(transaction, count, (slot,), (count,))
-            if pages is None:
+            taken = self._take(transaction, count, (slot,), (count,))
+            if taken is None:
                 return None
+            pages = taken
             if covered:
                 with transaction.change(self._undo.spend_slot, slot, covered):
                     self.escrow.promise(slot, -covered)
-            indices = np.arange(before, before + count, dtype=np.int32)
-            entries = PageEntries(np.full(count, slot, np.int32), indices, pages)
         with transaction.change(self._undo.extend_slot, slot, before, int(table.length[slot])):
             if count > 0:
-                table.append_to(slot, before, entries.pages)
+                table.append_to(slot, before, pages)
             table.reach(slot, length)
-        return entries
+        return pages
 
     def _allows(self, uncovered: int) -> bool:
         """Whether so many pages may be taken that nobody has been promised."""
         return uncovered <= 0 or uncovered <= self.unpromised
 
     def _take(
-        self, transaction: Transaction, count: int, slots: Int32s | Sequence[int], counts: Int32s | Sequence[int]
+        self, transaction: Transaction, count: int, slots: Indices | Sequence[int], counts: Int32s | Sequence[int]
     ) -> Int32s | None:
         """`count` pages, `counts[i]` of them for `slots[i]`, and as many partners where there are two pools; None, and
         no change, when not enough of either are to be had."""
@@ -264,7 +266,7 @@ class Memory:
         wait for a step in flight."""
         return self.pages.free + self.cache.evictable - self.escrow.total
 
-    def renew(self, slots: Int32s, lengths: Int32s) -> int:
+    def renew(self, slots: Indices, lengths: Int32s) -> int:
         """Promise every running slot, oldest request first, the pages it lacks to reach its length; what they were
         promised before is void. The number of pages that could not be promised, and that neither a step in flight
         nor a writer outside the steps will give back."""
@@ -283,7 +285,7 @@ class Memory:
         self.escrow.promise(slot, need)
         return True
 
-    def affordable(self, slots: Int32s, lengths: Int32s) -> Bools:
+    def affordable(self, slots: Indices, lengths: Int32s) -> Bools:
         """Which slots can grow to their length now, with pages that are promised to them and free, bool [n]; the first
         ones choose first. Evicts if need be."""
         demand = self.demand(slots, lengths)
@@ -319,11 +321,6 @@ class Memory:
         self.pages.withdraw(reservation)
 
     # ---- checks ----
-
-    @property
-    def pools(self) -> tuple[PagePool, ...]:
-        """Every pool of pages: of full pages, and of window pages where there are any."""
-        return (self.pages, *self.windows.pools)
 
     def check(self) -> None:
         """What must hold after every step; O(1)."""

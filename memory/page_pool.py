@@ -86,9 +86,10 @@ class PagePool:
             return None
         self.free -= count
         pages = self._free_stack[self.free : self.free + count][::-1].copy()
-        added = self._keys.take(pages)
+        index = pages.astype(np.intp)
+        added = self._keys[index]
         with transaction.change(self._untake, pages, added):
-            self.refcount[pages] = 1
+            self.refcount[index] = 1
             self.owned += count
             self._digest.value += total(added)
         return pages
@@ -126,11 +127,12 @@ class PagePool:
 
     def release(self, pages: Int32s, fence: int) -> None:
         """A row lets go of its pages. Those without another referrer are free once step `fence` is resolved."""
-        left = self.refcount[pages] - 1
+        index = pages.astype(np.intp)
+        left = self.refcount[index] - 1
         if left.size and int(left.min()) < 0:
             raise MemoryViolation("refcount never falls below zero", pages=pages[left < 0])
-        self.refcount[pages] = left
-        self._digest.value -= total(self._keys.take(pages))
+        self.refcount[index] = left
+        self._digest.value -= total(self._keys[index])
         gone = pages[left == 0]
         if gone.size:
             self.owned -= len(gone)
@@ -150,7 +152,7 @@ class PagePool:
 
     def evict(self, pages: Int32s, fence: int) -> None:
         """The prefix cache gives pages back that no row refers to."""
-        index = pages.astype(np.intp)  # Eviction is on the hot path, and numpy is twice as fast with its own type.
+        index = pages.astype(np.intp)
         if np.count_nonzero(self.in_cache[index]) < len(index) or np.count_nonzero(self.refcount[index] != 1):
             raise MemoryViolation("only cached pages without another referrer are evicted", pages=pages)
         self.refcount[index] = 0

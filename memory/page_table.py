@@ -15,7 +15,7 @@ from zlib import crc32
 
 import numpy as np
 
-from pawl.memory.arrays import NO_PAGES, Int32s
+from pawl.memory.arrays import NO_PAGES, Indices, Int32s
 from pawl.memory.digest import Digest
 from pawl.memory.page_pool import consecutive
 from pawl.memory.prefix.base import Hold
@@ -67,22 +67,22 @@ class PageTable:
 
     # ---- many rows ----
 
-    def append(self, entries: PageEntries, slots: Int32s, num_pages: Int32s) -> None:
+    def append(self, entries: PageEntries, slots: Indices, num_pages: Int32s) -> None:
         """Distinct rows get new entries at their ends and have so many pages then."""
         self._digest.value += self.worth(entries)
         self.pages[entries.slots, entries.indices] = entries.pages
         self.num_pages[slots] = num_pages
 
-    def lengthen(self, slots: Int32s, lengths: Int32s, grown: Int32s) -> None:
+    def lengthen(self, slots: Indices, lengths: Int32s, grown: Int32s) -> None:
         """Distinct rows grow by so many positions, to these lengths."""
         self._digest.value += self.worth_of_positions(slots, grown)
         self.length[slots] = lengths
 
-    def cut(self, slots: Int32s, num_pages: Int32s, lengths: Int32s) -> None:
+    def cut(self, slots: Indices, num_pages: Int32s, lengths: Int32s) -> None:
         """Distinct rows are so short again."""
         count = self.num_pages[slots] - num_pages
         if count.any():
-            rows, indices = np.repeat(slots, count), consecutive(num_pages, count)
+            rows, indices = np.repeat(slots.astype(np.int32), count), consecutive(num_pages, count)
             self._digest.value -= self.worth(PageEntries(rows, indices, self.pages[rows, indices]))
             self.num_pages[slots] = num_pages
         self._digest.value -= self.worth_of_positions(slots, self.length[slots] - lengths)
@@ -93,7 +93,7 @@ class PageTable:
         places = self._slot_keys.take(entries.slots) * self._index_keys.take(entries.indices)
         return int(places.dot(self._page_keys.take(entries.pages)))
 
-    def worth_of_positions(self, slots: Int32s, counts: Int32s) -> int:
+    def worth_of_positions(self, slots: Indices, counts: Int32s) -> int:
         """What so many positions of these rows add to the digest."""
         if len(slots) == 1:
             return int(self._length_keys[slots[0]]) * int(counts[0])
@@ -156,7 +156,7 @@ class PageTable:
 
     def _worth_in(self, slot: int, first: int, pages: Int32s) -> int:
         places = self._index_keys[first : first + len(pages)]
-        return int(self._slot_keys[slot]) * int(places.dot(self._page_keys.take(pages)))
+        return int(self._slot_keys[slot]) * int(places.dot(self._page_keys[pages.astype(np.intp)]))
 
     def _worth_of_hold(self, slot: int, num_tokens: int) -> int:
         return self._hold_keys[slot] * ((self._namespaces[slot] << 32) + num_tokens + 1)

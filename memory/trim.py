@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pawl.memory.arrays import NO_PAGES, Int32s
+from pawl.memory.arrays import NO_PAGES, Indices, Int32s
 from pawl.memory.page_pool import consecutive
 from pawl.memory.page_table import NO_ENTRIES, PageEntries
 from pawl.memory.transaction import Transaction
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pawl.memory.memory import Memory
 
 
-def trim(memory: Memory, transaction: Transaction, slots: Int32s, lengths: Int32s) -> None:
+def trim(memory: Memory, transaction: Transaction, slots: Indices, lengths: Int32s) -> None:
     """Let distinct slots shrink to `lengths` positions, int32 [n] each; what they share with the cache must stay.
 
     Pages beyond are given back when `transaction` commits, and stay promised to their slots.
@@ -27,7 +27,7 @@ def trim(memory: Memory, transaction: Transaction, slots: Int32s, lengths: Int32
     table = memory.page_table
     num_pages, cut = table.num_pages[slots], table.length[slots] - lengths
     kept = -(-lengths // memory.page_size)
-    rows = np.repeat(slots, num_pages - kept)
+    rows = np.repeat(slots.astype(np.int32), num_pages - kept)
     indices = consecutive(kept, num_pages - kept) if len(rows) else NO_PAGES
     tail = _Tail(memory, PageEntries(rows, indices, table.pages[rows, indices]))
     with transaction.change(tail.restore, slots, num_pages, cut):
@@ -56,7 +56,7 @@ class _Tail:
         for slot in slots[memory.slots.in_use[slots]].tolist():
             memory.escrow.promise(slot, 1)
 
-    def restore(self, slots: Int32s, num_pages: Int32s, cut: Int32s) -> None:
+    def restore(self, slots: Indices, num_pages: Int32s, cut: Int32s) -> None:
         """The trim is undone. What slots have lost that have left since stays here."""
         memory, entries = self._memory, self._entries
         table, digest = memory.page_table, memory.ledger.digest

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pawl.memory.arrays import Int32s
+from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.page_table import PageEntries
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Undo:
             self._escrow.unpromise(slot)
             self._table.cut_one(slot, 0, 0)
 
-    def spend(self, slots: Int32s, covered: Int32s) -> None:
+    def spend(self, slots: Indices, covered: Int32s) -> None:
         """Promise the slots so many pages again."""
         stayed = self._slots.in_use[slots]
         self._escrow.restore(slots[stayed], covered[stayed])
@@ -55,7 +55,7 @@ class Undo:
         if self._stayed(slot):
             self._escrow.promise(slot, covered)
 
-    def extend(self, slots: Int32s, num_pages: Int32s, lengths: Int32s, grown: Int32s, entries: PageEntries) -> None:
+    def extend(self, slots: Indices, num_pages: Int32s, lengths: Int32s, grown: Int32s, entries: PageEntries) -> None:
         """The rows had so many pages and such lengths; they grew by `grown` positions and `entries`."""
         stayed = self._slots.in_use[slots]
         if not stayed.all():

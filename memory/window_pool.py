@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pawl.memory.arrays import Bools, Int32s
+from pawl.memory.arrays import Bools, Indices, Int32s
 from pawl.memory.escrow import Escrow
 from pawl.memory.page_pool import PagePool, consecutive
 from pawl.memory.page_table import PageTable
@@ -97,10 +97,10 @@ class WindowPool(Windows):
             self._forget(slot)
 
     def take(
-        self, transaction: Transaction, slots: Int32s | Sequence[int], counts: Int32s | Sequence[int], pages: Int32s
+        self, transaction: Transaction, slots: Indices | Sequence[int], counts: Int32s | Sequence[int], pages: Int32s
     ) -> bool:
         """Partners for new full pages, `counts[i]` of them for `slots[i]`; evicts if need be."""
-        slots, counts = np.asarray(slots, np.int32), np.asarray(counts, np.int32)
+        slots, counts = np.asarray(slots, np.intp), np.asarray(counts, np.int32)
         covered = self.escrow.covered(slots, counts)
         uncovered = len(pages) - int(covered.sum())
         if (uncovered > 0 and uncovered > self.unpromised) or not self.make_room(len(pages)):
@@ -113,7 +113,7 @@ class WindowPool(Windows):
             self.partners.pair(pages, taken)
         return True
 
-    def _untake(self, slots: Int32s, covered: Int32s, pages: Int32s, taken: Int32s) -> None:
+    def _untake(self, slots: Indices, covered: Int32s, pages: Int32s, taken: Int32s) -> None:
         # Rows that left while their step was in flight have given everything back already.
         stayed, parted = self._present[slots], self.partners.of[pages] != taken
         self.escrow.restore(slots[stayed], covered[stayed])
@@ -244,7 +244,7 @@ class WindowPool(Windows):
         self.escrow.promise(slot, max(count, 0))
         return True
 
-    def renew(self, slots: Int32s, counts: Int32s, table: PageTable) -> int:
+    def renew(self, slots: Indices, counts: Int32s, table: PageTable) -> int:
         """Promise rows what they need of the window pool for `counts` more pages, oldest row first; how many are short
         when all that is in flight is committed."""
         start = self.start[slots]
@@ -253,7 +253,7 @@ class WindowPool(Windows):
         returning = int(np.maximum(self.first_read(table.length[slots]) - start, 0).sum())
         return int(wants.sum()) - int(granted.sum()) - self.pool.deferred - returning
 
-    def keep(self, able: Bools, slots: Int32s, counts: Int32s) -> Bools:
+    def keep(self, able: Bools, slots: Indices, counts: Int32s) -> Bools:
         """Those of the `able` slots that can take partners for `counts` pages now, bool [n]; evicts if need be."""
         self.make_room(int(counts.sum()))
         kept: Bools = able & self.escrow.kept(slots, counts, self.pool.free)

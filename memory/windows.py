@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pawl.memory.arrays import Bools, Int32s
+from pawl.memory.arrays import Bools, Indices, Int32s
 from pawl.memory.page_pool import PagePool
 from pawl.memory.page_table import PageTable
 from pawl.memory.transaction import Transaction
@@ -28,7 +28,7 @@ class Windows:
         """Take back a `join`, which may not have happened."""
 
     def take(
-        self, transaction: Transaction, slots: Int32s | Sequence[int], counts: Int32s | Sequence[int], pages: Int32s
+        self, transaction: Transaction, slots: Indices | Sequence[int], counts: Int32s | Sequence[int], pages: Int32s
     ) -> bool:
         """Partners for new full pages, `counts[i]` of them for `slots[i]`; evicts if need be.
 
@@ -69,14 +69,14 @@ class Windows:
         had."""
         return True
 
-    def renew(self, slots: Int32s, counts: Int32s, table: PageTable) -> int:
+    def renew(self, slots: Indices, counts: Int32s, table: PageTable) -> int:
         """Promise rows what they need of the second pool for `counts` more pages, oldest row first.
 
         Returns how many pages are short when all that is in flight is committed, at most 0 when none is.
         """
         return 0
 
-    def keep(self, able: Bools, slots: Int32s, counts: Int32s) -> Bools:
+    def keep(self, able: Bools, slots: Indices, counts: Int32s) -> Bools:
         """Those of the `able` slots that can take partners for `counts` pages now, bool [n]; evicts if need be."""
         return able
 

@@ -31,6 +31,7 @@ from pawl.lifecycle.records import (
     int32s,
     uint8s,
 )
+from pawl.lifecycle.requests import Indices
 from pawl.lifecycle.states import Event
 
 Int64s: TypeAlias = NDArray[np.int64]
@@ -61,7 +62,7 @@ class Step(NamedTuple):
     """One step in flight; the columns are of its segments."""
 
     step: int
-    rows: Int32s
+    rows: Indices
     slots: Int32s
     starts: Int32s
     ends: Int32s
@@ -89,8 +90,10 @@ class Committed(NamedTuple):
 
 
 _NONE = np.empty(0, np.int32)
-NO_STEP = Step(0, _NONE, _NONE, _NONE, _NONE, _NONE.astype(bool), _NONE.astype(bool), _NONE.astype(np.int64), _NONE, ())
-NOT_COMMITTED = Committed(_NONE.astype(np.uint8), _NONE, _NONE.astype(bool), _NONE.astype(bool), _NONE, _NONE)
+_NOBODY: Indices = np.empty(0, np.intp)
+_FALSE = _NONE.astype(bool)
+NO_STEP = Step(0, _NOBODY, _NONE, _NONE, _NONE, _FALSE, _FALSE, _NONE.astype(np.int64), _NONE, ())
+NOT_COMMITTED = Committed(_NONE.astype(np.uint8), _NONE, _FALSE, _FALSE, _NONE, _NONE)
 
 
 def fitted(array: AnyArray, size: int) -> AnyArray:
@@ -237,7 +240,7 @@ class History:
     def _planned(self, record: StepPlanned) -> None:
         if record.step <= self._last_step:
             raise Malformed(f"step {record.step} is planned after step {self._last_step}")
-        rows, starts = int32s(record.rows), int32s(record.starts)
+        rows, starts = int32s(record.rows).astype(np.intp), int32s(record.starts)
         slots, lengths = int32s(record.slots), int32s(record.lengths)
         chained, samples = uint8s(record.chained) != 0, uint8s(record.samples) != 0
         if any(len(column) != len(rows) for column in (starts, slots, lengths, chained, samples)):
@@ -297,7 +300,7 @@ class History:
         self.num_output[step.rows[drew]] += np.maximum(counts[drew], 1)
         self.committed = Committed(events, tokens, live, drew, counts, ends)
 
-    def _append(self, rows: Int32s, tokens: Int32s) -> None:
+    def _append(self, rows: Indices, tokens: Int32s) -> None:
         if not len(rows):
             return
         at = self.num_output[rows]
@@ -306,7 +309,7 @@ class History:
             self.outputs = _roomy(self.outputs, 0, 2 * width)
         self.outputs[rows, at] = tokens
 
-    def _append_runs(self, rows: Int32s, tokens: Int32s, counts: Int32s) -> None:
+    def _append_runs(self, rows: Indices, tokens: Int32s, counts: Int32s) -> None:
         # Runs are few, and a row has one.
         first = np.cumsum(counts) - counts
         for place in range(int(counts.max(initial=0))):

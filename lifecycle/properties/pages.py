@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pawl.lifecycle.records import Int32s, Transition
+from pawl.lifecycle.requests import Indices
 
 
 class Taken(NamedTuple):
@@ -83,12 +84,12 @@ class PageUse:
     def planned(
         self,
         step: int,
-        segments: tuple[Int32s, Int32s, Int32s],
+        segments: tuple[Indices, Int32s, Int32s],
         admitted: Iterable[Transition],
         entries: tuple[Int32s, Int32s, Int32s],
         in_flight: Iterable[int],
     ) -> None:
-        """A step is launched. `segments`: rows, slots, ends; `entries`: slots, indices, pages, each int32 [n] and a
+        """A step is launched. `segments`: rows, slots, ends; `entries`: slots, indices, pages, int32; [n] each, and a
         later entry of the same place wins; `in_flight`: the steps before it that are not resolved."""
         self.taken, self.fresh, self.shared = NOTHING_WRONG, [], []
         if not len(entries[0]) or not self.num_pages:
@@ -127,7 +128,7 @@ class PageUse:
             page = self._table[row][index]
             self._users[page] = self._users.get(page, 0) + 1
 
-    def _row_in(self, slot: int, rows: Int32s, slots: Int32s) -> int | None:
+    def _row_in(self, slot: int, rows: Indices, slots: Int32s) -> int | None:
         row = self._row_of.get(slot)
         if row is None:
             found = np.flatnonzero(slots == slot)

@@ -110,14 +110,17 @@ class EveryVerb(MemoryHistory):
         length = min(state.rows[slot].length + amount, len(self.tokens[slot]))
         count = state.lacking(slot, length)
         self.cache.last = Eviction(as_array(()), 0)
-        entries = self.memory.extend_slot(self.opened.transaction, slot, length)
+        first = int(self.memory.page_table.num_pages[slot])
+        pages = self.memory.extend_slot(self.opened.transaction, slot, length)
         if self.promised_to_others({slot: count}, state):
-            assert entries is None
+            assert pages is None
             assert not len(self.cache.last.pages), "nothing leaves for a row that cannot go on all the same"
             return
         self.evicted(count)
-        assert (entries is None) == (count > len(self.reference.state.free_pages))
-        if entries is not None:
+        assert (pages is None) == (count > len(self.reference.state.free_pages))
+        if pages is not None:
+            entries = self.memory.entries(slot, first)
+            assert entries.pages.tolist() == pages.tolist()
             self.extended({slot: length}, entries)
 
     def prepare(self) -> None:

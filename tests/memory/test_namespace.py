@@ -110,13 +110,13 @@ def shared_pages(encode: Encode, requests: list[Request]) -> int:
         while grown is None:
             memory.release(running.pop(0))
             grown = memory.extend_slot(transaction, granted.slot, len(tokens))
-        writer.update(dict.fromkeys(grown.pages.tolist(), origin))
+        writer.update(dict.fromkeys(grown.tolist(), origin))
         memory.ledger.prepare(transaction)
         memory.ledger.commit(transaction)
         memory.share_prefix(granted.slot, tokens, encode(origin))
         own = memory.page_table.row(granted.slot).tolist()
         assert {writer[page] for page in own} == {origin}
-        shared += len(set(own) - set(grown.pages.tolist()))
+        shared += len(set(own) - set(grown.tolist()))
         if stays:
             running.append(granted.slot)
         else:
