@@ -18,7 +18,7 @@ from pawl.loops.policy import POLICIES
 from pawl.loops.queues import Queues
 from pawl.loops.tiers import TierConfig, TierEffects
 from pawl.memory.memory import Memory
-from pawl.memory.prefix.select import make_cache
+from pawl.memory.prefix.select import KINDS, make_cache
 from pawl.memory.transaction import Ledger
 from pawl.memory.window_pool import WindowPool
 
@@ -72,7 +72,10 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
     queues = Queues(table, memory)
     pacing: Pacing = PACINGS[config.pacing]()
     admission = Admission(
-        queues, POLICIES[config.policy](config.seed), lookahead=config.lookahead, share_prefixes=config.cache != "none"
+        queues,
+        POLICIES[config.policy](config.seed),
+        lookahead=config.lookahead,
+        share_prefixes=KINDS[config.cache].shares,
     )
     planner = UnifiedPlanner(queues, admission, prefill_chunk=config.prefill_chunk, mixed=config.mixed)
     feed, companions = CacheEventLog(memory.cache, journal), list[Companion]()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from pawl.memory.prefix.base import PrefixCache
@@ -35,13 +35,21 @@ class Wish(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A row of the table: which options give which cache."""
+    """A row of the table: which options give which cache, and what goes together with it."""
 
     options: str
     cache: str
     """Name of its class."""
     make: Callable[[Wish], PrefixCache]
     purpose: str
+    variant: bool = False
+    """Other options choose it, not its name."""
+    shares: bool = True
+    """Prompts find pages of others in it."""
+    ordered: bool = True
+    """`--eviction` says which of its pages leave first, and lower tiers may follow its events."""
+    windows: bool = False
+    """It may stand beside a second pool, for layers with a window."""
 
 
 def _radix(wish: Wish) -> PrefixCache:
@@ -60,31 +68,39 @@ def _sliding(wish: Wish) -> PrefixCache:
 
 
 def _chunk(wish: Wish) -> PrefixCache:
-    if wish.eviction != DEFAULT_POLICY:
-        raise ValueError(f"the cache 'none' keeps nothing that {wish.eviction!r} could put into an order")
     return ChunkCache(wish.page_size)
 
 
-KINDS: Mapping[str, Kind] = {
-    "radix": Kind("`--cache radix`", "RadixCache", _radix, "prompts share the pages of equal beginnings"),
+KINDS: dict[str, Kind] = {
+    "radix": Kind("`--cache radix`", "RadixCache", _radix, "prompts share the pages of equal beginnings", windows=True),
     "compiled": Kind(
         "`--cache radix --cache-core compiled`, or `auto` where it was built",
         "CompiledRadixCache",
         _compiled,
         "the same, in less time",
+        variant=True,
     ),
     "sliding": Kind(
         "`--cache radix`, a model with sliding windows, and pages of their own for these (`--hybrid-pools`)",
         "SlidingCache",
         _sliding,
         "the same, where a window behind the end of the match is alive",
+        variant=True,
+        windows=True,
     ),
-    "none": Kind("`--cache none`", "ChunkCache", _chunk, "every request computes all of its prompt"),
+    "none": Kind(
+        "`--cache none`",
+        "ChunkCache",
+        _chunk,
+        "every request computes all of its prompt",
+        shares=False,
+        ordered=False,
+        windows=True,
+    ),
 }
-CACHES = ("radix", "none")
+"""The first is the one that is used unless told. Those that a user brings are added."""
+CACHES = tuple(name for name, kind in KINDS.items() if not kind.variant)
 """Names on the command line."""
-OWN: dict[str, Callable[[int], PrefixCache]] = {}
-"""Caches that a user has brought, by name; called with the page size."""
 
 
 def make_cache(
@@ -101,12 +117,12 @@ def make_cache(
     Raises ValueError for an unknown name and for options that would mean nothing together, and CoreUnavailable when
     `core` is `compiled` and that is not there.
     """
-    if name in OWN:
-        if windows is not None or eviction != DEFAULT_POLICY:
-            raise ValueError(f"{name} has no second pool, and its own order of eviction")
-        return OWN[name](page_size)
-    if name not in CACHES:
+    if name not in KINDS or KINDS[name].variant:
         raise ValueError(f"unknown prefix cache {name!r}; there are: {', '.join(CACHES)}")
+    if eviction != DEFAULT_POLICY and not KINDS[name].ordered:
+        raise ValueError(f"the cache {name!r} keeps nothing that {eviction!r} could put into an order")
+    if windows is not None and not KINDS[name].windows:
+        raise ValueError(f"the cache {name!r} cannot stand beside a pool of window pages")
     kind = "sliding" if name == "radix" and windows is not None else name
     if choose_core(core, kind).name == "compiled":
         kind = "compiled"

@@ -10,6 +10,7 @@ from pawl.actors.tiers.store import TierStore
 from pawl.config import ConfigError, ServerConfig
 from pawl.loops.saving import WritePolicy
 from pawl.loops.tiers import TierConfig
+from pawl.memory.prefix.select import KINDS
 from pawl.memory.tiers.host import HostPool
 
 SAVE_BYTES, SAVE_PAGES = 8 << 20, 128
@@ -24,10 +25,10 @@ FETCH_BYTES = 256 << 20
 def wants_tiers(config: ServerConfig) -> bool:
     """Whether there are tiers below the device. Raises ConfigError for what does not go together."""
     wanted = config.host_cache_gb is not None or config.storage_dir is not None
-    if wanted and config.cache == "none":
+    if wanted and not KINDS[config.cache].ordered:
         field = "storage_dir" if config.host_cache_gb is None else "host_cache_gb"
         raise ConfigError(
-            "host_cache_gb and storage_dir keep what prompts share, so they need a cache that is not none", field
+            f"host_cache_gb and storage_dir keep what prompts share, which the cache {config.cache} does not tell", field
         )
     return wanted
 

@@ -10,7 +10,7 @@ from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import POLICIES
 from pawl.loops.saving import WritePolicy
 from pawl.memory.prefix.order import POLICIES as EVICTIONS
-from pawl.memory.prefix.select import CACHES, CORES
+from pawl.memory.prefix.select import CACHES, CORES, KINDS, Kind
 
 Values = Mapping[str, Any]
 
@@ -24,13 +24,12 @@ def _one_of(field: str, choices: tuple[str, ...], share: float) -> Callable[[Sou
     return lambda source, values: {field: source.pick(choices) if source.chance(share) else choices[0]}
 
 
-def _shares(values: Values) -> bool:
-    """Whether the cache is the engine's own and keeps pages: only that one has an order of eviction and so on."""
-    return bool(values["cache"] == "radix")
+def _cache(values: Values) -> Kind:
+    return KINDS[values["cache"]]
 
 
 def _window(source: Source, values: Values) -> dict[str, Any]:
-    if values["cache"] not in CACHES or not source.chance(0.1):
+    if not _cache(values).windows or not source.chance(0.1):
         return {}
     size, chunk = values["page_size"], values["prefill_chunk"]
     window = source.within(1, 3 * size)
@@ -40,18 +39,18 @@ def _window(source: Source, values: Values) -> dict[str, Any]:
 
 
 def _tiers(source: Source, values: Values) -> dict[str, Any]:
-    if not _shares(values) or values.get("window") or not source.chance(0.1):
+    if not _cache(values).ordered or values.get("window") or not source.chance(0.1):
         return {}
     return {"host_pages": source.within(4, 16), "write_policy": source.pick(list(WritePolicy)).value}
 
 
 def _eviction(source: Source, values: Values) -> dict[str, Any]:
-    return {"eviction": source.pick(tuple(EVICTIONS))} if _shares(values) and source.chance(0.6) else {}
+    return {"eviction": source.pick(tuple(EVICTIONS))} if _cache(values).ordered and source.chance(0.6) else {}
 
 
 def _core(source: Source, values: Values) -> dict[str, Any]:
     # `auto`: compiled where it was built, else Python. What it decides is the same, so a seed gives the same runs.
-    fits = _shares(values) and not values.get("window")
+    fits = values["cache"] == CACHES[0] and not values.get("window")
     return {"cache_core": source.pick(("auto", "auto", "python"))} if fits else {}
 
 
@@ -131,7 +130,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "cache",
         ("cache",),
-        lambda source, values: {"cache": "radix" if source.chance(0.8) else "none"},
+        lambda source, values: {"cache": CACHES[0] if source.chance(0.8) else source.pick(CACHES[1:])},
         SHARING,
         settings=("cache",),
         help="whether prompts share the pages of equal beginnings",

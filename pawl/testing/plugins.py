@@ -15,7 +15,7 @@ from typing import Any
 from pawl.actors.scheduler import Scheduler
 from pawl.loops.policy import POLICIES, Policy
 from pawl.memory.prefix.base import PrefixCache
-from pawl.memory.prefix.select import CACHES, OWN
+from pawl.memory.prefix.select import CACHES, KINDS, Kind
 from pawl.testing.workload import Shape
 
 SCHEDULERS: dict[str, type[Scheduler]] = {"": Scheduler}
@@ -34,7 +34,7 @@ def know_cache(cache: type[PrefixCache], name: str = "") -> str:
     name = name or place_of(cache)
     # A protocol says nothing about how it is made.
     made: Any = cache
-    OWN[name] = lambda page_size: made(page_size)
+    KINDS[name] = Kind(f"`--cache {name}`", cache.__name__, lambda wish: made(wish.page_size), "", ordered=False)
     return name
 
 
@@ -51,7 +51,7 @@ def know_all(shape: Shape) -> None:
     """Load every class that the shape names. Raises ValueError, saying which cannot be had, or TypeError."""
     if shape.policy not in POLICIES:
         know_policy(load(shape.policy, POLICIES), shape.policy)
-    if shape.cache not in CACHES and shape.cache not in OWN:
+    if shape.cache not in KINDS:
         know_cache(load(shape.cache, CACHES), shape.cache)
     if shape.scheduler not in SCHEDULERS:
         know_scheduler(load(shape.scheduler, ()), shape.scheduler)

@@ -48,7 +48,9 @@ def test_no_two_messages_share_a_route() -> None:
 def test_a_scheduler_takes_every_message_as_it_travels(row: Row) -> None:
     required = {"requests": [3], "grace_s": 1.0}
     needed = {name: value for name, value in required.items() if name in row.message.__struct_fields__}
-    ask = Ask(7, msgspec.convert(needed, row.message))
+    bodies = (row.draw(Seeded(seed)) for seed in range(300))
+    drawn = next((body for body in bodies if isinstance(body, row.message)), None)
+    ask = Ask(7, msgspec.convert(needed, row.message) if drawn is None else drawn)
     assert SCHEDULER.decode(msgspec.msgpack.encode(ask)) == ask
 
 
@@ -86,7 +88,7 @@ def test_what_simulated_clients_send_is_a_body_of_the_row(row: Row) -> None:
 
 def test_exploration_sends_each_message_that_can_be_drawn() -> None:
     sent = {row_of(control.body).name for seed in range(200) for control in Workload.random(seed).controls}
-    assert sent == {row.name for row in ROWS if row.drawn} == {"flush-cache", "abort", "state"}
+    assert sent == {row.name for row in ROWS if row.drawn} >= {"flush-cache", "abort", "state"}
 
 
 def test_a_workload_with_messages_survives_its_encoding() -> None:

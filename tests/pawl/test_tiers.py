@@ -77,8 +77,8 @@ def test_a_folder_that_another_server_uses_is_refused_at_the_start(tmp_path: Pat
 @pytest.mark.parametrize(
     ("settings", "field", "message"),
     [
-        ({"cache": "none", "host_cache_gb": 1.0}, "host_cache_gb", "cache that is not none"),
-        ({"cache": "none", "storage_dir": "x"}, "storage_dir", "cache that is not none"),
+        ({"cache": "none", "host_cache_gb": 1.0}, "host_cache_gb", "which the cache none does not tell"),
+        ({"cache": "none", "storage_dir": "x"}, "storage_dir", "which the cache none does not tell"),
         ({"host_cache_gb": 1e-9}, "host_cache_gb", "do not hold one page"),
     ],
 )
