@@ -44,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="order of admission: a built-in one, or your own as FILE.py:CLASS or MODULE:CLASS (default: any)",
     )
-    parser.add_argument(
-        "--cache", default=ANY, metavar="NAME", help="radix, none, any of these, or your own (default: any)"
-    )
+    parser.add_argument("--cache", default=ANY, metavar="NAME", help="a built-in one, or your own (default: any)")
     parser.add_argument("--scheduler", default="", metavar="NAME", help="your own subclass of Scheduler")
     parser.add_argument(
         "--workload", type=Path, metavar="FILE", help="of `pawl trace export scenario`, in place of random ones"
