@@ -28,7 +28,8 @@ def wants_tiers(config: ServerConfig) -> bool:
     if wanted and not KINDS[config.cache].ordered:
         field = "storage_dir" if config.host_cache_gb is None else "host_cache_gb"
         raise ConfigError(
-            f"host_cache_gb and storage_dir keep what prompts share, which the cache {config.cache} does not tell", field
+            f"host_cache_gb and storage_dir keep what prompts share, which the cache {config.cache} does not tell",
+            field,
         )
     return wanted
 
