@@ -23,7 +23,7 @@ _DEFAULTS: dict[str, Any] = {
     "hidden_act": "silu",
     "max_position_embeddings": 2048,
 }
-# Keys that change the computation in ways no decoder here knows; the values are what "off" looks like.
+# Keys that change the computation in ways that only a row which `computes` them knows; the values are what "off" looks like.
 _MUST_BE_OFF: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (None, False),
     "attn_logit_softcapping": (None,),
@@ -46,7 +46,7 @@ def config_from_huggingface(values: Mapping[str, Any]) -> ModelConfig:
         keys.pop("sliding_window", None)
     facts = Facts(row.model_type, keys)
     for key, off in _MUST_BE_OFF.items():
-        if keys.get(key) not in off:
+        if keys.get(key) not in off and key not in row.computes:
             raise facts.refuse(f"{key} is set, which is not supported")
     if facts.flag("attention_bias") and not row.fixed.get("qkv_bias"):
         raise facts.refuse("attention_bias is supported for qwen2 only")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -67,6 +67,8 @@ class Architecture:
     """Which of the layers have the window, where the file does not list them; None: none, even if it does."""
     refine: Refine = as_it_is
     """What else `config.json` says."""
+    computes: Set[str] = frozenset()
+    """Keys of `config.json` that must be off in other models, and that `refine` reads."""
     split: Callable[[str, Tensor, ModelConfig], Iterator[tuple[str, Tensor]]] = keep
     """The canonical weights of one tensor of a checkpoint."""
     norm_offset: float = 0.0
