@@ -23,7 +23,7 @@ _DEFAULTS: dict[str, Any] = {
     "hidden_act": "silu",
     "max_position_embeddings": 2048,
 }
-# Keys that change the computation in ways that only a row which `computes` them knows; the values are what "off" looks like.
+# Keys that change the computation; only a row that `computes` one knows it. The values are what "off" looks like.
 _MUST_BE_OFF: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (None, False),
     "attn_logit_softcapping": (None,),
