@@ -8,15 +8,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pawl.actors.messages.generate import Done, Submit, TextOptions, TokenLogprob
+from pawl.actors.messages.generate import Done, Submit, TokenLogprob
 from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta, Inbox
 from pawl.http.completions import Prompt, check_scored, prompts_of
 from pawl.http.context import ServerContext
 from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem
 from pawl.http.info import ServerInfo
-from pawl.http.openai import choices_of, encode, finite
-from pawl.http.schemas import GenerateBody, NativeSampling, refuse_unsupported, strings, unsupported
+from pawl.http.openai import choices_of, encode, finite, text_options_of
+from pawl.http.schemas import GenerateBody, NativeSampling, refuse_unsupported, unsupported
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 
@@ -82,7 +82,7 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
             text=prompt if isinstance(prompt, str) else None,
             token_ids=None if isinstance(prompt, str) else prompt,
             sampling=_sampling(sampling, scoring, context),
-            text_options=_text_options(sampling),
+            text_options=text_options_of(sampling, bool(sampling.no_stop_trim), sampling.min_new_tokens or 0),
             priority=body.priority or 0,
             timeout_s=body.timeout_s,
             cache_salt=body.cache_salt or body.extra_key or "",
@@ -137,16 +137,6 @@ def _sampling(sampling: NativeSampling, scoring: Scoring | None, context: Server
         min_new_tokens=sampling.min_new_tokens,
         top_logprobs=scoring.num_top if scoring is not None else None,
         prompt_logprobs=scoring is not None and scoring.start is not None,
-    )
-
-
-def _text_options(sampling: NativeSampling) -> TextOptions:
-    return TextOptions(
-        stop=strings(sampling.stop),
-        include_stop=bool(sampling.no_stop_trim),
-        skip_special_tokens=sampling.skip_special_tokens is not False,
-        spaces_between_special_tokens=sampling.spaces_between_special_tokens is not False,
-        min_tokens=sampling.min_new_tokens or 0,
     )
 
 

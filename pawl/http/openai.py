@@ -14,7 +14,14 @@ from pawl.actors.sink import Delta, Inbox
 from pawl.actors.text.invalid import quoted
 from pawl.http.errors import Problem, from_delta
 from pawl.http.info import ServerInfo
-from pawl.http.schemas import ChatBody, CompletionBody, refuse_unsupported, strings
+from pawl.http.schemas import (
+    ChatBody,
+    CompletionBody,
+    NativeSampling,
+    OpenAiBody,
+    refuse_unsupported,
+    strings,
+)
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 
@@ -57,6 +64,17 @@ def check_common(body: CompletionBody | ChatBody, info: ServerInfo, unsupported:
             raise Problem(400, "stream_options is only allowed when stream is true", param="stream_options")
 
 
+def text_options_of(body: OpenAiBody | NativeSampling, include_stop: bool, min_tokens: int) -> TextOptions:
+    """What is made of the tokens, as the fields that both APIs name alike say."""
+    return TextOptions(
+        stop=strings(body.stop),
+        include_stop=include_stop,
+        skip_special_tokens=body.skip_special_tokens is not False,
+        spaces_between_special_tokens=body.spaces_between_special_tokens is not False,
+        min_tokens=min_tokens,
+    )
+
+
 def base_submit(body: CompletionBody | ChatBody, sampling: SamplingParameters, fill_context: bool, rid: str) -> Submit:
     """A request with everything but its prompt."""
     return Submit(
@@ -64,13 +82,7 @@ def base_submit(body: CompletionBody | ChatBody, sampling: SamplingParameters, f
         rid=rid,
         sampling=sampling,
         fill_context=fill_context,
-        text_options=TextOptions(
-            stop=strings(body.stop),
-            include_stop=bool(body.include_stop_str_in_output),
-            skip_special_tokens=body.skip_special_tokens is not False,
-            spaces_between_special_tokens=body.spaces_between_special_tokens is not False,
-            min_tokens=sampling.min_new_tokens,
-        ),
+        text_options=text_options_of(body, bool(body.include_stop_str_in_output), sampling.min_new_tokens),
         priority=body.priority or 0,
         timeout_s=body.timeout_s,
         cache_salt=body.cache_salt or "",

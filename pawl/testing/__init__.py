@@ -2,7 +2,7 @@
 
     from pawl.testing import Workload, explore_workload
     outcome = explore_workload(Workload.random(seed=1), strategy="pct", schedules=200)
-    assert outcome.failure is None, outcome.failure
+    assert outcome.found is None, outcome.found
 
 `workloads()`, `fault_budgets()` and `schedules()` are Hypothesis strategies that shrink together; the pytest plugin
 `pawl` has the fixture `explore`; `pawl.testing.contract` has tests for a policy, a cache or a scheduler of your own;

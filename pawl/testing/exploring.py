@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from pawl.actors.simulation.choice import Choices, ChoiceSource
+from pawl.actors.simulation.choice import Choices, ChoiceSource, Diverged
 from pawl.actors.simulation.exploration import (
     MOST_STEPS,
     Case,
@@ -20,6 +20,7 @@ from pawl.actors.simulation.exploration import (
     explore,
     never,
     replay,
+    silence,
     way_of,
 )
 from pawl.actors.simulation.faults import Faults
@@ -94,10 +95,6 @@ class Outcome(NamedTuple):
     """Those that the workload has."""
     reached: Counter[str]
     """Event -> runs in which it happened."""
-
-    @property
-    def failure(self) -> Found | None:
-        return self.found
 
 
 def explore_workload(
@@ -233,9 +230,6 @@ def load_schedule(path: Path) -> Schedule:
 
 def replay_schedule(schedule: Schedule, model: Model = GHOST) -> Exception | None:
     """Run it again: what it shows now, None for nothing. Raises Diverged when the code decides otherwise by now."""
-    from pawl.actors.simulation.choice import Diverged
-    from pawl.actors.simulation.exploration import silence
-
     try:
         with silence():
             scenario = scenario_of(schedule.workload, schedule.faults, model=model)

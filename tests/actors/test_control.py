@@ -73,10 +73,10 @@ def test_an_order_that_waits_for_rest_says_how_long() -> None:
     assert all("timeout_s" in order.__struct_fields__ for order in waiting)
 
 
-def test_acting_on_all_requests_is_for_admins() -> None:
-    assert FLUSH_CACHE.who is Who.ADMIN
-    assert ABORT.admin_when is not None
-    assert [ABORT.admin_when(body) for body in (AbortRequests(abort_all=True), AbortRequests(rid="a"))] == [True, False]
+def test_acting_on_requests_of_others_and_seeing_them_is_for_admins() -> None:
+    assert FLUSH_CACHE.who is ABORT.who is Who.ADMIN
+    assert STATE.admin_when is not None
+    assert [STATE.admin_when(GetState(detail)) for detail in (True, False)] == [True, False]
 
 
 @EACH_ROW

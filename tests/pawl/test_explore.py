@@ -73,7 +73,7 @@ def test_what_the_cache_did_ahead_of_a_control_message_is_replayed() -> None:
     other = Arrival(prompt=(98, 97, 98, 97, 97, 98, 98, 98, 98), max_new_tokens=1)
     shape = Shape(num_pages=9, max_running=2, lookahead=0, pacing="lockstep")
     outcome = explore_workload(Workload(arrivals=(stopped, other), shape=shape), "fair", 1)
-    assert outcome.failure is None, outcome.failure
+    assert outcome.found is None, outcome.found
 
 
 @pytest.mark.parametrize(

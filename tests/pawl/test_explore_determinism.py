@@ -29,7 +29,7 @@ WAITING = Workload(
 @pytest.mark.parametrize("seed", range(4))
 def test_every_schedule_of_the_engine_comes_out_twice_the_same(seed: int) -> None:
     outcome = explore_workload(Workload.random(seed), POS(seed), 4, confirm_every=1, shrink=False)
-    assert outcome.failure is None, outcome.failure
+    assert outcome.found is None, outcome.found
     assert outcome.result.confirmed == 4
 
 

@@ -63,7 +63,7 @@ def test_real_passes_give_every_request_its_own_tokens(model: RealModel, pacing:
         outcome = explore_workload(
             workload, strategy, SCHEDULES, seed=seed, faults=faults, confirm_every=SCHEDULES, model=model
         )
-        assert outcome.failure is None, outcome.failure
+        assert outcome.found is None, outcome.found
         assert outcome.result.schedules == SCHEDULES
 
 
@@ -79,7 +79,7 @@ SHARING = Workload(
 
 def test_prefixes_and_slots_that_are_used_again_give_the_same_tokens(model: RealModel) -> None:
     outcome = explore_workload(SHARING, "pct", SCHEDULES, model=model)
-    assert outcome.failure is None, outcome.failure
+    assert outcome.found is None, outcome.found
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="with a device they run there")
@@ -97,7 +97,7 @@ def test_interpreted_kernels_give_every_request_its_own_tokens(pacing: str, mixe
     workload = Workload(arrivals=arrivals, shape=Shape(num_pages=5, max_running=2, pacing=pacing, mixed=mixed))
     for faults in (NO_FAULTS, Faults(strike=1)):
         outcome = explore_workload(workload, "pct", 1, faults=faults, shrink=False, model=model)
-        assert outcome.failure is None, outcome.failure
+        assert outcome.found is None, outcome.found
 
 
 def test_the_model_says_other_things_to_other_prompts() -> None:
@@ -132,7 +132,7 @@ class Careless(RealModel):
 def test_a_page_that_is_lost_shows_in_the_tokens() -> None:
     careless = Careless(CONFIG, lambda: random_weights(CONFIG, torch.float32), backend=cpu_backend())
     outcome = explore_workload(SHARING, "fair", 1, shrink=False, model=careless)
-    assert outcome.failure is not None
-    error = outcome.failure.failure.error
+    assert outcome.found is not None
+    error = outcome.found.failure.error
     assert isinstance(error, PropertyFailed)
     assert error.property == "schedule_equivalence"

@@ -102,7 +102,7 @@ def test_a_sound_run_becomes_the_workload_that_it_was(seed: int) -> None:
     known = {(arrival.prompt, arrival.max_new_tokens, arrival.priority, arrival.seed) for arrival in before.arrivals}
     told = {(arrival.prompt, arrival.max_new_tokens, arrival.priority, arrival.seed) for arrival in made.arrivals}
     assert told <= known
-    assert explore_workload(made, "pct", 3, shrink=False).failure is None
+    assert explore_workload(made, "pct", 3, shrink=False).found is None
 
 
 def test_a_request_comes_in_the_middle_of_others_work() -> None:
@@ -122,9 +122,9 @@ def test_who_waits_for_tokens_that_never_come_comes_when_nobody_is_left() -> Non
         arrivals=(left, Arrival(prompt=(98,), max_new_tokens=1, after_tokens=100)),
         controls=(Control(body=FlushCache(), after_tokens=200),),
     )
-    assert explore_workload(workload, "random", 5).failure is None
+    assert explore_workload(workload, "random", 5).found is None
     alone = Workload(arrivals=workload.arrivals[1:], controls=workload.controls)
-    assert explore_workload(alone, "random", 5).failure is None
+    assert explore_workload(alone, "random", 5).found is None
 
 
 def test_only_the_last_requests_are_kept() -> None:

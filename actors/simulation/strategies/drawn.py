@@ -27,18 +27,11 @@ class Drawn(Strategy):
 
     name = "hypothesis"
 
-    def __init__(
-        self,
-        data: st.DataObject,
-        *,
-        most_fair: int = MOST_FAIR,
-        most_kept: int = MOST_KEPT,
-        most_deviations: int = MOST_DEVIATIONS,
-    ) -> None:
+    def __init__(self, data: st.DataObject) -> None:
         self._data = data
-        self._gaps = st.integers(0, most_fair + 1)
-        self._waits = st.integers(0, most_kept)
-        self._num_left = most_deviations
+        self._gaps = st.integers(0, MOST_FAIR + 1)
+        self._waits = st.integers(0, MOST_KEPT)
+        self._num_left = MOST_DEVIATIONS
         self._fair_left = self._draw_gap()
         self._kept: frozenset[str] = frozenset()
         self._kept_left = 0
