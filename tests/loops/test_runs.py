@@ -16,6 +16,7 @@ from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import Bools, Int32s, StepResult
 from pawl.loops.batch import BatchBuilder, ScheduledBatch
+from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.planner import UnifiedPlanner
 from pawl.loops.properties.base import Broken
 from pawl.loops.replay import Replay
@@ -149,9 +150,9 @@ def random_run(seed: int, pacing: str, mixed: bool) -> RunDriver:
         live = [request for request in driver.output_of if request not in driver.ending_of]
         said = [request for request in live if len(driver.output_of[request]) > 1]
         if live and source.random() < 0.05:
-            driver.loop.requests.abort(source.choice(live), Cause.CLIENT, driver.now)
+            driver.intake.deliver(Abort((source.choice(live),)), driver.now)
         elif said and source.random() < 0.05:
-            driver.loop.requests.finish(source.choice(said), 1, driver.now)
+            driver.intake.deliver(Finish(source.choice(said), 1), driver.now)
         if not driver.step() and not waiting:
             break
     for request, prompt in prompts.items():
