@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.states import Cause
-from pawl.loops.policy import POLICIES
 from tests.loops.driver import CELLS, Driver
 
 
@@ -59,23 +58,6 @@ def test_namespaces_share_nothing() -> None:
     driver.run()
     assert driver.ending_of[second].info.num_cached == 0
     assert driver.output_of[first] == driver.output_of[second]
-
-
-@pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_every_policy_serves_everyone(policy: str) -> None:
-    driver = Driver(policy=policy, max_running=3, num_pages=40)
-    requests = {driver.submit(p, 6, priority=i % 3): p for i, p in enumerate(prompts(15, 30, shared=16))}
-    driver.run()
-    for request, prompt in requests.items():
-        assert driver.output_of[request] == expected(prompt, 6)
-
-
-def test_priority_runs_the_larger_first() -> None:
-    driver = Driver(policy="priority", max_running=1)
-    low = driver.submit(prompts(1, 8, 1)[0], 4, priority=1)
-    high = driver.submit(prompts(1, 8, 2)[0], 4, priority=5)
-    driver.run()
-    assert list(driver.ending_of) == [high, low]
 
 
 def test_a_request_that_can_never_fit_is_refused_at_once() -> None:

@@ -1,0 +1,50 @@
+"""Orders to a loop, given as a scheduler gives them: what each does, and what it answers."""
+
+from __future__ import annotations
+
+from pawl.lifecycle.states import Cause
+from pawl.loops.intake import Outcome, WaitEnds
+from pawl.loops.orders.cache import FlushCache
+from pawl.loops.orders.requests import Abort, Drain, EndAll
+from tests.loops.driver import Driver
+
+PROMPT = [1, 2, 3]
+
+
+def test_a_flush_that_may_wait_is_answered_when_the_loop_rests() -> None:
+    driver = Driver()
+    driver.submit(PROMPT, 3)
+    driver.intake.deliver(FlushCache(9.0), driver.now, 7)
+    assert driver.outcome_of == {}
+    driver.run()
+    assert driver.outcome_of[7] == Outcome(True, "cache flushed", {"waiting": 0, "running": 0, "in_flight": 0})
+    assert driver.loop.memory.cache.statistics()["pages"] == 0
+
+
+def test_a_flush_whose_time_is_over_is_refused_and_says_what_is_live() -> None:
+    driver = Driver()
+    driver.submit(PROMPT, 3)
+    driver.intake.deliver(FlushCache(9.0), driver.now, 7)
+    driver.intake.deliver(WaitEnds(7), driver.now)
+    outcome = driver.outcome_of[7]
+    assert (outcome.ok, outcome.facts["waiting"]) == (False, 1)
+
+
+def test_an_abort_ends_those_it_names_and_remembers_one_that_is_still_to_come() -> None:
+    driver = Driver()
+    kept, ended = driver.submit(PROMPT, 3), driver.submit(PROMPT, 3)
+    driver.intake.deliver(Abort((ended, ended + 1)), driver.now)
+    coming = driver.submit(PROMPT, 3)
+    driver.run()
+    assert [driver.cause(request) for request in (kept, ended, coming)] == [Cause.LENGTH, Cause.CLIENT, Cause.CLIENT]
+
+
+def test_a_drain_refuses_what_arrives_and_its_end_ends_what_is_left() -> None:
+    driver = Driver()
+    before = driver.submit(PROMPT, 30)
+    driver.step()
+    driver.intake.deliver(Drain(5.0), driver.now)
+    after = driver.submit(PROMPT, 3)
+    assert (driver.cause(after), before in driver.ending_of) == (Cause.DRAINED, False)
+    driver.intake.deliver(EndAll(), driver.now)
+    assert driver.cause(before) == Cause.DRAINED
