@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 KEY, ADMIN_KEY, MARK = "key-of-the-attacked-7Q4", "admin-of-the-attacked-9Z1", "marked prompt 5X2"
@@ -72,7 +72,7 @@ def _completion(**fields: Any) -> tuple[str, Any]:
 
 
 def _chat(message: Mapping[str, Any], **fields: Any) -> tuple[str, Any]:
-    messages = [{"role": "user", "content": MARK} | message]
+    messages = [{"role": "user", "content": MARK, **message}]
     return "/v1/chat/completions", {"model": "ghost", "messages": messages, "max_tokens": 4} | fields
 
 
@@ -211,7 +211,26 @@ SIEGES: Mapping[str, Callable[[Target], Awaitable[None]]] = {
 
 # ---- fuzz ----
 
-LEAVES = (None, True, -1, 0, 1, 2**31, 2**64, 1e308, "", "x", MARK, "\0", "é😊", [], {}, [[]], [MARK], {"a": None})
+LEAVES: Sequence[Any] = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2**31,
+    2**64,
+    1e308,
+    "",
+    "x",
+    MARK,
+    "\0",
+    "é😊",
+    [],
+    {},
+    [[]],
+    [MARK],
+    {"a": None},
+)
 
 
 def fuzz(source: random.Random, paths: Mapping[str, Any]) -> tuple[str, Any]:
