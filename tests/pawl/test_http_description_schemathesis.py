@@ -1,6 +1,6 @@
 """Schemathesis reads our description and asks a served ghost for all that it promises, and for what it does not.
 
-It brings two dozen packages with it, so it is no part of the tests' own: `pip install -e '.[fuzz]'`, or this is skipped.
+It brings two dozen packages with it, so it is no part of the tests' own: `pip install -e '.[fuzz]'`, or it is skipped.
 """
 
 from __future__ import annotations
