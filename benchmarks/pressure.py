@@ -75,7 +75,7 @@ class Talk(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        """Of all conversations at their ends, shared beginnings counted once."""
+        """Tokens of all conversations at their ends, shared beginnings counted once."""
         return 3 * self.system + self.conversations * self.turns * (self.said + self.answered)
 
 

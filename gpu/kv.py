@@ -63,11 +63,11 @@ class MemoryPlan(msgspec.Struct, frozen=True):
     num_pages: int
     page_size: int
     page_bytes: int
-    """Of one page over the layers of the first store: all of them where there is no second."""
+    """Bytes of one page over the layers of the first store: all layers where there is no second."""
     num_window_pages: int | None = None
     """Pages of the second store; None: there is one store."""
     window_page_bytes: int = 0
-    """Of one page over the layers of the second store."""
+    """Bytes of one page over the layers of the second store."""
 
     @property
     def num_tokens(self) -> int:

@@ -64,7 +64,7 @@ class Diverged(Exception):
     def __init__(self, number: int, recorded: Record | None, made: Record | None) -> None:
         super().__init__(f"record {number}: recorded {recorded}, made again {made}")
         self.number = number
-        """Of the recorded record, counted from 0."""
+        """Number of the recorded record, counted from 0."""
         self.recorded = recorded
         self.made = made
 
@@ -79,7 +79,7 @@ class Impossible(Exception):
     def __init__(self, number: int, error: Exception) -> None:
         super().__init__(f"{type(error).__name__}: {error!s:.300}")
         self.number = number
-        """Of the record, counted from 0."""
+        """Number of the record, counted from 0."""
 
 
 class Replay:

@@ -57,7 +57,7 @@ class Saving:
         self.at_once = at_once
         self.limit = limit
         self.number = 0
-        """Of the newest save."""
+        """Number of the newest save."""
         self.counts = SavingCounts()
         self._send = send
         self._due: dict[PageKey, int] = {}

@@ -31,7 +31,7 @@ class Reservation(NamedTuple):
 
     pages: Int32s
     generations: Int32s
-    """Of each page, when it was reserved."""
+    """Generation of each page when it was reserved."""
 
 
 class PagePool:

@@ -52,7 +52,7 @@ class MemoryUse:
     step: int
     """Taken by the largest step beyond the weights, at its peak."""
     graphs: int
-    """Of all graphs together."""
+    """Taken by all graphs together."""
 
     @property
     def taken(self) -> int:

@@ -75,7 +75,7 @@ class GhostDraws:
         self._seen = np.zeros((slots, VOCABULARY_SIZE), np.bool_)
         """Tokens of prompt or output."""
         self._counts = np.zeros((slots, VOCABULARY_SIZE), np.int32)
-        """Of tokens in the output."""
+        """How often each token is in the output."""
         self._num_output = np.zeros(slots, np.int32)
         self._min_output = np.zeros(slots, np.int32)
         self._num_top = np.full(slots, _NOT_SCORED, np.int32)
@@ -177,7 +177,7 @@ class GhostDraws:
     # ---- scores ----
 
     def _scored(self, logits: Float32s, tokens: Int32s, slots: Int32s, special: Bools) -> StepLogprobs | None:
-        """Of the drawn `tokens` whose requests asked, spread over all sampled rows of the step."""
+        """Scores of the drawn `tokens` whose requests asked, spread over all sampled rows of the step."""
         asked = np.flatnonzero(self._num_top[slots] != _NOT_SCORED)
         if not len(asked):
             return None
@@ -191,7 +191,7 @@ class GhostDraws:
         return StepLogprobs(chosen, top_tokens, top)
 
     def _score_prompt(self, batch: StepBatch, computed: Computed, segment: int) -> PromptLogprobs | None:
-        """Of a chunk's tokens, the first one by what was kept of the chunk before; None: there is nothing to score."""
+        """Scores of a chunk's tokens, the first by what was kept of the chunk before; None: nothing to score."""
         slot, start = int(batch.slots[segment]), int(batch.starts[segment])
         rows = slice(computed.offsets[segment], computed.offsets[segment + 1])
         tokens = computed.tokens[rows]

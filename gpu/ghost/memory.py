@@ -76,7 +76,7 @@ class GhostMemory:
         self._length = np.full(num_slots, NEW, np.int32)
         self._prefix: UInt64s = np.zeros(num_slots, np.uint64)
         self._total: UInt64s = np.zeros(num_slots, np.uint64)
-        """Of what each slot has computed: positions, the last prefix, and the sum of all prefixes."""
+        """What each slot has computed: number of positions, last prefix, and sum of all prefixes."""
 
     @property
     def num_pages(self) -> int:

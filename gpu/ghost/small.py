@@ -61,7 +61,7 @@ class SmallMemory(GhostMemory):
         slots = range(self._num_slots)
         self.tags = [[0] * self.page_size for _ in range(self._num_pages)]
         self.prefixes = [[0] * self.page_size for _ in range(self._num_pages)]
-        """Of each page's entries."""
+        """Tags and prefixes of each page's entries."""
         self.rows = [[NO_PAGE] * self._pages_per_slot for _ in slots]
         self._lengths = [NEW for _ in slots]
         self._last_prefix = [0 for _ in slots]

@@ -37,7 +37,7 @@ class GhostStore:
         self.page_size = page_size
         self.data: UInt64s = np.zeros((num_pages, page_size, 2), np.uint64)
         self.sums: UInt64s = np.zeros(num_pages, np.uint64)
-        """Of each page's prefixes, modulo 2^64; follows from `data`."""
+        """Sum of each page's prefixes, modulo 2^64; follows from `data`."""
         self._offsets = np.arange(page_size, dtype=np.int32)
 
     @property

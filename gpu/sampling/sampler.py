@@ -35,7 +35,7 @@ class Draws:
     scored_rows: Int32s
     """Rows whose request asked for log-probabilities."""
     scores: Scores | None
-    """Of `scored_rows`; None where there are none."""
+    """Scores of `scored_rows`; None where there are none."""
     usable: Tensor
     """bool [n]: whether all logits of the row were finite numbers. Where not, the token is any."""
 

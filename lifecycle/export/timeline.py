@@ -52,7 +52,7 @@ class RequestLine(msgspec.Struct, kw_only=True):
     reached: State = State.NEW
     """The last state it was in."""
     cause: Cause = Cause.NONE
-    """Of the terminal event."""
+    """Why it ended."""
     num_output: int = 0
     num_drawn: int = 0
     """Tokens committed to it; more than `num_output` where a stop string cut the end."""

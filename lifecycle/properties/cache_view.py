@@ -30,7 +30,7 @@ class CacheView:
         self.namespace: dict[int, str] = {}
         """page -> namespace of the requests that may share it"""
         self.faults = SOUND
-        """Of the current record."""
+        """What is wrong with the current record."""
         self.stored: list[int] = []
         """Pages that the current record stores."""
         self.removed: list[int] = []

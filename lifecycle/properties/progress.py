@@ -49,7 +49,7 @@ def pace_of(started: Started | None) -> Pace | None:
 
 
 class _Settings(msgspec.Struct):
-    """Of the loop, those that matter here."""
+    """The settings of the loop that matter here."""
 
     page_size: int
     prefill_chunk: int

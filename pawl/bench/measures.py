@@ -75,9 +75,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt and output."""
     time_to_first_token_ms: Latency | None
     time_per_output_token_ms: Latency | None
-    """Of each request: (last output - first output) / (output tokens - 1)."""
+    """For each request: (last output - first output) / (output tokens - 1)."""
     inter_token_latency_ms: Latency | None
-    """Of each pair of successive outputs."""
+    """Time between each pair of successive outputs."""
     end_to_end_ms: Latency | None
 
 

@@ -48,7 +48,7 @@ class Task(NamedTuple):
     schedules: int
     """At the most; 0: as many as the time allows."""
     ends: float
-    """Of `time.monotonic`."""
+    """When its time is over, by `time.monotonic`."""
 
     @property
     def over(self) -> bool:

@@ -218,7 +218,7 @@ class Shown(msgspec.Struct, frozen=True):
     found: Found | None
     """A schedule under which the property that was broken in the recorded run fails (any, if none was)."""
     others: tuple[str, ...]
-    """Of other properties that failed on the way."""
+    """Names of other properties that failed on the way."""
 
 
 def show(scenario: Scenario, schedules: int, *, seed: int = 0, begins: Callable[[], None] = lambda: None) -> Shown:

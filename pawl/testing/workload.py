@@ -129,7 +129,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def num_tokens(self) -> int:
-        """Of all prompts and outputs."""
+        """Tokens of all prompts and outputs."""
         return sum(len(arrival.prompt) + arrival.max_new_tokens for arrival in self.arrivals)
 
     def encode(self) -> str:
