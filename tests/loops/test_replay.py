@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import msgspec
 import pytest
@@ -37,6 +38,12 @@ def record_run(
 ) -> list[Record]:
     """A run with arrivals, aborts, stop strings, deadlines, lost steps and flushes, as a reader of its trace gets it.
     Not `whole`: as if the engine had been killed at the end."""
+    return DECODER.decode(_recorded(seed, pacing, mixed, policy, whole))
+
+
+@lru_cache(maxsize=128)
+def _recorded(seed: int, pacing: str, mixed: bool, policy: str, whole: bool) -> bytes:
+    """The records of such a run, encoded: many tests read the same ones."""
     source = random.Random(seed)
     driver = Driver(
         pacing=pacing, mixed=mixed, policy=policy, num_pages=20, max_context=60, max_running=4, lookahead=4, seed=seed
@@ -83,7 +90,7 @@ def record_run(
     )
     made: list[Record] = [started, *driver.records]  # type: ignore[list-item]
     made += replies_of(made) if whole else ()
-    return DECODER.decode(ENCODER.encode(made))
+    return ENCODER.encode(made)
 
 
 @pytest.mark.parametrize(("pacing", "mixed"), CELLS)
