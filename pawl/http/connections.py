@@ -210,9 +210,14 @@ class Connection(HttpToolsProtocol):
         return True
 
     def _probe(self) -> None:
-        """An interim response, which clients pass over; to a socket that nobody has any more it ends in an error."""
-        if self._active is not None and not self._active.response_started:
+        """Something that clients pass over: an interim response, or a comment in a stream of events, which is all that
+        we send in chunks. To a socket that nobody has any more it ends in an error."""
+        if self._active is None or self._active.response_complete:
+            return
+        if not self._active.response_started:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif self._active.chunked_encoding:
+            self.transport.write(b"3\r\n:\n\n\r\n")
 
     # ---- refusals ----
 

@@ -228,10 +228,13 @@ def test_a_client_that_closes_its_half_still_gets_its_reply(served: Served, stre
     assert served.engine.gateway.totals.ended[Cause.DISCONNECT] == 0
 
 
-def test_a_client_that_is_gone_is_found_out_though_nothing_is_sent_to_it_yet(served: Served) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_is_gone_is_found_out_though_nothing_is_sent_to_it_yet(served: Served, stream: bool) -> None:
     served.on_loop(served.engine.hold)
-    with connected(served, post(b'{"text": "hello"}')):
+    with connected(served, post(json.dumps({"text": "hello", "stream": stream}).encode())) as client:
         served.engine.until(lambda: len(served.engine.live) == 1)
+        if stream:
+            assert client.recv(1)
     until(served, lambda: not connections(served) or later_now(served))
     served.engine.until(lambda: served.engine.gateway.num_live == 0)
     assert served.engine.gateway.totals.ended[Cause.DISCONNECT] == 1

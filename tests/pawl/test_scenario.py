@@ -48,7 +48,7 @@ def recorded(workload: Workload, seed: int = 0) -> list[Record]:
 
 def failing_records(mutant: Mutant) -> list[Record]:
     """Of the first recorded run that shows the defect, which must be planted."""
-    for seed in range(60):
+    for seed in range(600):
         records = recorded(mutant.workload(seed), seed)
         has_requests = any(isinstance(record, Submitted) for record in records)
         if has_requests and recorded_scenario(records).property is not None:

@@ -83,7 +83,7 @@ def test_last_come_first_served_is_shown_with_a_queue_and_seen_again(
 ) -> None:
     result = contract(project, "policy = parts.LastComeFirstServed", "-k", "many_wait and lockstep-mixed")
     result.assert_outcomes(failed=1, deselected=11)
-    result.stdout.fnmatch_lines(["*bounded_overtaking, request 1: requests 2, * were admitted before it*"])
+    result.stdout.fnmatch_lines(["*bounded_overtaking, request 1: requests * were admitted before it*"])
     # On a CI pytest shows it twice.
     assert len({line for line in result.outlines if line.startswith("  request ")}) <= 6
     assert main(["replay", str(saved_in(result))]) == 0
@@ -91,7 +91,7 @@ def test_last_come_first_served_is_shown_with_a_queue_and_seen_again(
 
 
 def test_a_cache_that_mixes_prompts_up_is_found(project: pytest.Pytester) -> None:
-    result = contract(project, "cache = parts.Forgiving; num_workloads = 8", "-k", "overlap-mixed and not when")
+    result = contract(project, "cache = parts.Forgiving; num_workloads = 60", "-k", "overlap-mixed and not when")
     result.assert_outcomes(failed=1, deselected=11)
     result.stdout.fnmatch_lines(["*cache='*parts.py:Forgiving'*"])
 
