@@ -231,7 +231,7 @@ async def _metrics(target: Target) -> dict[str, float]:
 def show(report: Report) -> Iterator[str]:
     """Lines for people."""
     ratio = report.p99_ms / report.p99_alone_ms if report.p99_alone_ms else float("nan")
-    facts = asdict(report) | {"verdict": report.verdict and report.verdict.name, "p99_ratio": ratio}
+    facts = asdict(report) | {"verdict": "" if report.verdict is None else report.verdict.name, "p99_ratio": ratio}
     for name in ("shots", "audit"):
         facts.pop(name)
     for name, value in facts.items():
