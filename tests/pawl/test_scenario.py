@@ -92,7 +92,12 @@ def test_from_a_trace_on_disk_to_the_violation_by_commands(
     assert "it did not show" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("seed", range(6))
+def has_a_request_that_fits(workload: Workload) -> bool:
+    """Whether its trace has a request: the edge refuses what is too long."""
+    return any(len(each.prompt) + each.max_new_tokens <= workload.shape.room for each in workload.arrivals)
+
+
+@pytest.mark.parametrize("seed", [seed for seed in range(20) if has_a_request_that_fits(Workload.random(seed))][:6])
 def test_a_sound_run_becomes_the_workload_that_it_was(seed: int) -> None:
     before = Workload.random(seed)
     scenario = recorded_scenario(recorded(before))
