@@ -52,19 +52,21 @@ class TraceSink:
 
     def emit(self, record: Record) -> None:
         """Hand over one record; arrays in it must not change any more."""
-        self._batch.append(record)
         if len(self._batch) >= MAX_BATCH:
             self.flush()
+        self._batch.append(record)
 
     def flush(self) -> None:
         """Send what is there. When the recorder refuses, the records are lost and counted."""
         if not self._batch and not self.num_lost:
             return
-        told = batch = tuple(self._batch)
-        self._batch.clear()
+        batch, empty = self._batch, list[Record]()
+        told = tuple(batch)
         if self.num_lost:
-            told = (Gap(self.num_lost, "the recorder's mailbox was full"), *batch)
-        if self._host.context.send(self._recorder, Records(told), Lane.DATA):
+            told = (Gap(self.num_lost, "the recorder's mailbox was full"), *told)
+        sent = self._host.context.send(self._recorder, Records(told), Lane.DATA)
+        self._batch = empty
+        if sent:
             self.num_lost = 0
         else:
             self.num_lost += len(batch)
@@ -85,13 +87,15 @@ class Recorder(Actor):
         self._losses = LossTeller(self, names.gateway)
         self._num_unencoded = 0
         """Records that could not be written whatever the device does."""
+        self._num_taken = 0
+        """Records of the newest message that are written."""
+        self._taking: tuple[Record, ...] | None = None
         self._timer_set = False
 
     def receive(self, message: Any) -> None:
         match message:
             case Records(records):
-                for record in records:
-                    self._append(record)
+                self._take(records)
             case Flush():
                 self._timer_set = False
                 self._writer.flush()
@@ -99,6 +103,20 @@ class Recorder(Actor):
             self._timer_set = True
             self.context.after(FLUSH_S if self._writer.pending else RETRY_S, Flush())
         self._losses.tell(self._writer.trouble, self._num_lost)
+
+    def _take(self, records: tuple[Record, ...]) -> None:
+        if self._taking is not records:
+            self._num_taken = 0
+            self._taking = records
+        for count, record in enumerate(records[self._num_taken :], self._num_taken + 1):
+            self._append(record)
+            self._num_taken = count
+
+    def spares(self, message: Any, error: Exception) -> bool:
+        self.told_of(error)
+        if isinstance(message, Records):
+            self._take(message.records)
+        return True
 
     @property
     def _num_lost(self) -> int:

@@ -5,6 +5,7 @@ It handles everything that has arrived, then lets the loop turn (`settled`), so 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, Res
 from pawl.actors.messages.generate import Generate, Opened, Refused
 from pawl.actors.names import NAMES, Names
 from pawl.actors.recorder import TraceSink
-from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.runtime.actor import Actor, Lane, places_of
 from pawl.actors.step_report import StepReport
 from pawl.actors.tiers.tier_client import NoTierClient, TierClient, TierMessage
 from pawl.lifecycle.journal import Journal
@@ -31,6 +32,7 @@ from pawl.loops.loop import Loop
 from pawl.loops.orders import AnyOrder
 from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll, Finish
 from pawl.loops.properties.state import name_of
+from pawl.loops.recovery import FAILED, recover
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.prefix.namespace import namespace_of
@@ -42,7 +44,8 @@ DEADLINE_CHECK_S = 0.25
 """How often deadlines are looked at while requests live."""
 HEARTBEAT_S = 1.0
 """How often the watchdog is told that messages are handled."""
-FAILED = "the server failed on this request"
+MOST_RECOVERIES = 8
+"""Failures in the middle of work that are survived without one step committed between them."""
 SELF_CHECK_S = 1.0
 """How long the engine must be idle before it looks its whole memory over."""
 
@@ -88,6 +91,8 @@ class Scheduler(Actor):
         self._launched_at: dict[int, float] = {}
         self._askers: dict[int, Asker] = {}
         self._num_asked = 0
+        self._num_recoveries = 0
+        """Failures survived since a step was committed last."""
         self._checking_deadlines = False
         self._checking_self = False
         self._checked_at = 0
@@ -105,8 +110,7 @@ class Scheduler(Actor):
         now = self.context.now()
         match message:
             case Executed(result):
-                self._launched_at.pop(result.step, None)
-                self.loop.executed(result, now)
+                self._executed(result, now)
             case Generate():
                 self._submit(message, now)
             case Order():
@@ -131,7 +135,15 @@ class Scheduler(Actor):
             self.told_of(error, message=type(message.message).__name__)
             self.answered(self._num_asked, Outcome(False, "the server failed to answer"))
             return True
-        return super().spares(message, error)
+        if super().spares(message, error):
+            return True
+        self._num_recoveries += 1
+        if self._num_recoveries > MOST_RECOVERIES:
+            return False
+        self.told_of(error, message=type(message).__name__)
+        self._recover(self.context.now())
+        self._send_step()
+        return True
 
     def requests_of(self, message: Any) -> tuple[int, ...]:
         match message:
@@ -143,12 +155,28 @@ class Scheduler(Actor):
         return ()
 
     def end_request(self, request: int) -> None:
-        if request in self.loop.table.row_of:
-            self.intake.deliver(Abort((request,), Cause.INTERNAL, FAILED), self.context.now())
-        else:
+        now, at_work = self.context.now(), self.loop.requests.at_work
+        if request not in self.loop.table.row_of:
             # It never had a row, so nobody behind this actor knows it.
             self._send(self._names.gateway, Refused(request, Cause.INTERNAL, FAILED, 500), Lane.CONTROL)
+        elif at_work is not None and at_work[1] not in (State.NEW, State.QUEUED):
+            self._recover(now, request)
+        else:  # nothing that others have a part in was touched
+            self.loop.requests.interrupted()
+            self.journal.contained(request, self._failure(), now)
+            self.intake.deliver(Abort((request,), Cause.INTERNAL, FAILED), now)
         self._send_step()
+
+    def _recover(self, now: float, request: int = 0) -> None:
+        self._launched_at.clear()
+        self._report.withdraw([step for step in self.loop.in_flight if step is not self.loop.committed])
+        recover(self.loop, self._failure(), now, request)
+        self._reset_worker()
+
+    def _failure(self) -> str:
+        """The failure that is being survived, without its words."""
+        error = self.contained
+        return "" if error is None else f"{type(error).__name__} at {', '.join(places_of(error)[-1:])}"
 
     def settled(self) -> None:
         self.intake.turn(self.context.now())
@@ -217,8 +245,18 @@ class Scheduler(Actor):
         if self.loop.in_flight and step == self.loop.in_flight[0].step:
             self._launched_at.clear()
             self.loop.failed(step, reason, now)
-            next_step = self.loop.memory.ledger.resolved + 1
-            self._send(self._names.worker, ResetWorker(next_step, self.tier_client.next_save), Lane.CONTROL)
+            self._reset_worker()
+
+    def _executed(self, result: StepResult, now: float) -> None:
+        self._launched_at.pop(result.step, None)
+        if result.step > self.loop.memory.ledger.resolved:  # else it was given up before its answer came
+            self.loop.executed(result, now)
+            self._num_recoveries = 0
+
+    def _reset_worker(self) -> None:
+        """The worker forgets what it has computed, and refuses steps from before."""
+        next_step = self.loop.memory.ledger.resolved + 1
+        self._send(self._names.worker, ResetWorker(next_step, self.tier_client.next_save), Lane.CONTROL)
 
     def _self_check(self) -> None:
         self._checking_self = False
@@ -257,9 +295,7 @@ class Scheduler(Actor):
         log.error("a property does not hold", property=name, statement=violation.statement, facts=str(violation))
 
     def _send_step(self) -> None:
-        report = self._report.take(self.loop)
-        if report is not None:
-            self._send(self._names.detokenizer, report)
+        self._report.send(self.loop, partial(self._send, self._names.detokenizer))
 
     def _send(self, to: str, message: Any, lane: Lane = Lane.DATA) -> None:
         self.context.send(to, message, lane)

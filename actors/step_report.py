@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -25,7 +26,8 @@ class StepReport:
         self._rows, self._tokens = _NONE, _NONE
         self._scheduled: ScheduledBatch | None = None
         self._result: StepResult | None = None
-        self._ended: list[Ended] = []
+        self._ended: dict[int, Ended] = {}
+        """By request. Whoever is told to end again, as the first time failed on the way, has one end."""
         self._admitted: list[Admitted] = []
 
     def launched(self, scheduled: ScheduledBatch, table: RequestTable, now: float) -> None:
@@ -46,23 +48,35 @@ class StepReport:
         info = ending.info
         usage = Usage(ending.num_prompt, ending.num_output, info.num_cached, info.num_retractions)
         timing = Timing(info.submitted, info.admitted, info.first_token, now)
-        self._ended.append(Ended(ending.row, info.request, ending.cause, usage, timing, ending.message, ending.matched))
+        self._ended[info.request] = Ended(
+            ending.row, info.request, ending.cause, usage, timing, ending.message, ending.matched
+        )
 
-    def take(self, loop: Loop) -> StepTokens | None:
-        """What has come together, if the detokenizer needs to know; `loop` has just committed it. Admissions alone wait
-        for the first token or ending."""
+    def withdraw(self, uncommitted: Collection[ScheduledBatch]) -> None:
+        """None of these steps is committed after all."""
+        if any(scheduled is self._scheduled for scheduled in uncommitted):
+            self._rows, self._tokens, self._scheduled, self._result = _NONE, _NONE, None, None
+
+    def send(self, loop: Loop, send: Callable[[StepTokens], object]) -> None:
+        """Send what has come together, if the detokenizer needs to know; `loop` has just committed it. Admissions alone
+        wait for the first token or ending. What could not be sent stays."""
         rows, tokens, scheduled, result = self._rows, self._tokens, self._scheduled, self._result
         if result is None and not self._ended:
-            return None
-        self._rows, self._tokens, self._scheduled, self._result = _NONE, _NONE, None, None
-        if not len(rows) and not self._ended and (result is None or not result.prompt_logprobs):
-            return None
-        ended, self._ended = tuple(self._ended), []
-        admitted, self._admitted = tuple(self._admitted), []
-        logprobs, prompt_logprobs = None, ()
-        if scheduled is not None and result is not None:
-            logprobs, prompt_logprobs = _scores(loop, scheduled, result)
-        return StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted)
+            return
+        if len(rows) or self._ended or (result is not None and result.prompt_logprobs):
+            logprobs, prompt_logprobs = None, ()
+            if scheduled is not None and result is not None:
+                logprobs, prompt_logprobs = _scores(loop, scheduled, result)
+            ended, admitted = tuple(self._ended.values()), tuple(self._admitted)
+            no_end: dict[int, Ended] = {}
+            nobody: list[Admitted] = []
+            send(StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted))
+            # Nothing can fail between these.
+            self._result = None
+            self._ended = no_end
+            self._admitted = nobody
+        self._result = None
+        self._rows, self._tokens, self._scheduled = _NONE, _NONE, None
 
 
 def _scores(loop: Loop, scheduled: ScheduledBatch, result: StepResult) -> tuple[Any, tuple[Any, ...]]:

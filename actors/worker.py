@@ -51,6 +51,19 @@ class Worker(Actor):
     def settled(self) -> None:
         self._collect(0)
 
+    def spares(self, message: Any, error: Exception) -> bool:
+        """Steps that are not answered are lost. Answering one twice does no harm: the scheduler takes the first."""
+        if message is not None and not isinstance(message, Execute):
+            return False
+        self.told_of(error)
+        steps = [step for step, _ in self._launched]
+        if message is not None and message.batch.step >= self._next_step and message.batch.step not in steps:
+            steps.append(message.batch.step)
+        self._launched.clear()
+        for step in steps:
+            self._lose(step, error)
+        return True
+
     def _execute(self, batch: StepBatch) -> None:
         if batch.step < self._next_step:
             return
@@ -69,17 +82,20 @@ class Worker(Actor):
     def _collect(self, leave: int) -> None:
         """Answer launched steps, oldest first, until `leave` are left."""
         while len(self._launched) > leave:
-            step, launched = self._launched.popleft()
-            if self._lost_since is not None:
-                self._fail(step, f"step {self._lost_since} was lost")
-                continue
-            try:
-                result = self.runner.collect(launched)
-            except Exception as error:
-                log.exception("step failed", step=step)
-                self._lose(step, error)
-                continue
-            self.context.send(self._names.scheduler, Executed(result), Lane.CONTROL)
+            self._answer(*self._launched[0])
+            self._launched.popleft()
+
+    def _answer(self, step: int, launched: Any) -> None:
+        if self._lost_since is not None:
+            self._fail(step, f"step {self._lost_since} was lost")
+            return
+        try:
+            result = self.runner.collect(launched)
+        except Exception as error:
+            log.exception("step failed", step=step)
+            self._lose(step, error)
+            return
+        self.context.send(self._names.scheduler, Executed(result), Lane.CONTROL)
 
     def _lose(self, step: int, error: Exception) -> None:
         self._lost_since = step

@@ -25,6 +25,7 @@ from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
 from pawl.lifecycle.records import (
     STOPPED,
     Closed,
+    Contained,
     Gap,
     Record,
     Started,
@@ -89,6 +90,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     num_requests: int
     num_tokens: int
     """Output tokens committed."""
+    contained: tuple[str, ...]
+    """Failures of the scheduler that it survived, and the request that each ended."""
     open_requests: tuple[int, ...]
     """Requests without an end where judging stopped."""
 
@@ -110,6 +113,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         )
         if self.causes:
             yield "  ended: " + ", ".join(f"{cause} {count}" for cause, count in sorted(self.causes.items()))
+        for failure in self.contained:
+            yield f"  survived: {failure}"
         for reason in self.missing:
             yield f"  incomplete: {reason}"
         for damage in self.damage:
@@ -133,6 +138,7 @@ class _Statistics:
         self.records: Counter[str] = Counter()
         self.causes: Counter[str] = Counter()
         self.num_tokens = 0
+        self.contained: list[str] = []
 
     def observe(self, record: Record) -> None:
         self.records[type(record).__name__] += 1
@@ -142,6 +148,8 @@ class _Statistics:
                     self.num_tokens += int(num_tokens(uint8s(record.events), record.counts).sum())
             case Transition(event=Event.FINISH | Event.ABORT):
                 self.causes[record.cause] += 1
+            case Contained(request=request, failure=failure):
+                self.contained.append(f"{failure}, which ended {f'request {request}' if request else 'nobody'}")
 
 
 def audit(path: Path, also: Sequence[Property] = ()) -> Report:
@@ -185,6 +193,7 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
         causes=dict(statistics.causes),
         num_requests=statistics.records["Submitted"],
         num_tokens=statistics.num_tokens,
+        contained=tuple(statistics.contained),
         open_requests=tuple(history.open),
     )
 

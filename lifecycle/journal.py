@@ -13,6 +13,7 @@ from pawl.lifecycle.records import (
     CacheChange,
     Cached,
     Closed,
+    Contained,
     Counts,
     Delivered,
     Digest,
@@ -44,6 +45,16 @@ class Pages(Protocol):
     quarantined: int
 
 
+class Changes(Protocol):
+    """What has happened in the prefix cache."""
+
+    unrecorded: list[Any]
+    """Exchanged for an empty list once it is recorded."""
+
+    def changes(self) -> tuple[CacheChange, ...]:
+        """All that is unrecorded."""
+
+
 class Journal:
     """Writes records through `emit`. With `emit` None (tracing is off) those of steps are not even made."""
 
@@ -53,15 +64,22 @@ class Journal:
         self._emit = emit or _dropped
         self._started = started
         self._step = 0
+        self._planning: StepBatch | None = None
+        """The step planned last, and below how many of its admissions are recorded."""
+        self._num_admitted = 0
+        self._planned: StepBatch | None = None
+        """The step whose plan was recorded last."""
 
-    def precede(self, changes: Callable[[], tuple[CacheChange, ...]]) -> None:
-        """From now on, ask for `changes` of the prefix cache ahead of every record, and record those first."""
+    def precede(self, feed: Changes) -> None:
+        """From now on, ask for changes of the prefix cache ahead of every record, and record those first."""
         emit = self._emit
 
         def emit_after_changes(record: Record) -> None:
-            told = changes()
+            told = feed.changes()
             if told:
+                none: list[Any] = []
                 emit(Cached(told))
+                feed.unrecorded = none
             emit(record)
 
         self._emit = emit_after_changes
@@ -108,16 +126,24 @@ class Journal:
     def planned(
         self, batch: StepBatch, rows: Indices, admitted: tuple[int, ...], table: RequestTable, now: float
     ) -> None:
-        """A step is launched, and with it its admissions."""
+        """A step is launched, and with it its admissions. Where that failed half-way it can be done again."""
+        if self._planned is batch:
+            return
+        if self._planning is not batch:
+            self._planning = batch
+            self._num_admitted = 0
         self._step = batch.step
         if not self.recording:  # once a step: worth not making what nobody takes
             return
         if admitted:
             starts = dict(zip(rows.tolist(), batch.starts.tolist(), strict=True))
-            for row in admitted:
+            for count, row in enumerate(admitted, 1):
+                if count <= self._num_admitted:
+                    continue
                 request = table.info(row).request
                 source, event, target = State.QUEUED, Event.ADMIT, State.PREFILLING
                 self.moved(row, request, source, event, target, Cause.NONE, now, num_cached=starts[row])
+                self._num_admitted = count
         self._emit(
             StepPlanned(
                 batch.step,
@@ -133,6 +159,7 @@ class Journal:
                 batch.pages,
             )
         )
+        self._planned = batch
 
     def idled(self, now: float) -> None:
         """There was work, but no step could be planned."""
@@ -171,6 +198,10 @@ class Journal:
         """An order reached the loop; `order` has a tag. The number is of whoever waits for its outcome, 0: nobody."""
         fields: dict[str, Any] = msgspec.to_builtins(order)
         self._emit(Delivered(fields.pop("type"), fields, number, now))
+
+    def contained(self, request: int, failure: str, now: float) -> None:
+        """Something failed in the middle, for the sake of this request (0: of nobody), and the loop goes on."""
+        self._emit(Contained(request, failure, now))
 
     def closed(self, reason: str, counters: Any, live: int, pages: Pages) -> None:
         """Last record."""

@@ -102,10 +102,18 @@ class RequestTable:
         # A prompt longer than the table is wide is refused before anything reads it.
         kept = tokens[: self.tokens.shape[1]]
         self.tokens[row, : len(kept)] = kept
-        self._free.pop()
         self.infos[row] = info
         self.row_of[info.request] = row
+        self._free.pop()
         return row
+
+    def withdraw(self, request: int) -> None:
+        """Take back an `open`, of which perhaps only a part was done: nobody has heard of the request."""
+        row = self.row_of.pop(request, None)
+        if row is not None:
+            self.infos[row] = None
+            if row not in self._free:
+                self._free.append(row)
 
     def live_rows(self) -> Indices:
         """Rows of all live requests in order of arrival, [n]."""
@@ -120,13 +128,20 @@ class RequestTable:
 
     def close(self, row: int) -> None:
         """The request has had its terminal event: its number is forgotten, its row waits for `free`."""
-        del self.row_of[self.info(row).request]
         self.attempt[row] += 1
+        del self.row_of[self.info(row).request]
 
     def free(self, row: int) -> None:
         """No step in flight names the row any more."""
         self.infos[row] = None
         self._free.append(row)
+
+    def free_rest(self) -> None:
+        """No step is in flight: every row that is not of a live request is free, whatever was said of it."""
+        live = set(self.row_of.values())
+        self._free = [row for row in range(self.capacity - 1, -1, -1) if row not in live]
+        for row in self._free:
+            self.infos[row] = None
 
     def move(self, row: int, event: Event, cause: Cause = Cause.NONE) -> State:
         """Fire one event for one request. Raises IllegalTransition."""

@@ -68,6 +68,26 @@ class ScheduledBatch(NamedTuple):
         return rows
 
 
+class Applied(NamedTuple):
+    """What a step has given to the requests that were still at work."""
+
+    events: UInt8s
+    """[segments]"""
+    rows: Indices
+    """Rows that got tokens."""
+    rows_of_tokens: Indices
+    tokens: Int32s
+    """As many as `rows_of_tokens`, in order."""
+    last: Int32s
+    """The last token of each row, as many as `rows`."""
+    recorded: Int32s
+    """`tokens`, and those of requests that have left."""
+    counts: Int32s | None
+    """Of `recorded`, those of each segment; None: one for each that samples."""
+    ends: Int32s
+    """Positions that are committed, [segments]."""
+
+
 class BatchBuilder:
     """The step being planned. Empty until segments are added."""
 

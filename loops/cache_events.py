@@ -7,49 +7,56 @@ from collections.abc import Callable, Sequence
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.records import CacheChange
 from pawl.memory.arrays import NO_PAGES
-from pawl.memory.prefix.base import PrefixCache
+from pawl.memory.memory import Memory
 from pawl.memory.prefix.events import CacheEvent, Removed, Stored
 
 Follower = Callable[[Sequence[CacheEvent]], None]
 
 
 class CacheEventLog:
-    """Takes the events out of `cache`; nobody else does. The trace gets them ahead of the next record, a follower when
-    it asks for them (`collect`) or when the trace does, whichever comes first."""
+    """Takes the events out of the cache of `memory`; nobody else does. The trace gets them ahead of the next record, a
+    follower when it asks for them (`collect`) or when the trace does, whichever comes first."""
 
-    def __init__(self, cache: PrefixCache, journal: Journal) -> None:
-        self._cache = cache
+    def __init__(self, memory: Memory, journal: Journal) -> None:
+        self._memory = memory
         self._followers: list[Follower] = []
         self._recording = journal.recording
-        self._unrecorded: list[CacheEvent] = []
+        self.unrecorded: list[CacheEvent] = []
         if self._recording:
-            cache.events = []
-            journal.precede(self._changes)
+            memory.cache.events = []
+            journal.precede(self)
 
     def follow(self, follower: Follower) -> None:
         """Have `follower` called with all events from now on, oldest first."""
         self._followers.append(follower)
-        if self._cache.events is None:
-            self._cache.events = []
+        if self._memory.cache.events is None:
+            self._memory.cache.events = []
 
     def collect(self) -> None:
         """Hand on what has happened since the last time."""
-        events = self._cache.events
+        cache = self._memory.cache
+        events = cache.events
         if not events:
             return
-        self._cache.events = []
-        if self._recording:
-            self._unrecorded += events
+        unrecorded = [*self.unrecorded, *events] if self._recording else []
+        none: list[CacheEvent] = []
+        # Nothing can fail between these two.
+        cache.events = none
+        self.unrecorded = unrecorded
         for follower in self._followers:
             follower(events)
 
-    def _changes(self) -> tuple[CacheChange, ...]:
-        if self._cache.events:
+    def forget(self) -> None:
+        """The cache is about to be emptied, and what it did last may be half done: nobody is told."""
+        self.unrecorded.clear()
+        if self._memory.cache.events:
+            self._memory.cache.events = []
+
+    def changes(self) -> tuple[CacheChange, ...]:
+        """What is to be recorded."""
+        if self._memory.cache.events:
             self.collect()
-        if not self._unrecorded:
-            return ()
-        events, self._unrecorded = self._unrecorded, []
-        return tuple(_change(event) for event in events)
+        return tuple([_change(event) for event in self.unrecorded]) if self.unrecorded else ()
 
 
 def _change(event: CacheEvent) -> CacheChange:

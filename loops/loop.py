@@ -11,8 +11,8 @@ out through `Effects`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Cause, Event
 from pawl.lifecycle.step import Bools, StepResult
-from pawl.loops.batch import BatchBuilder, ScheduledBatch, UInt8s
+from pawl.loops.batch import Applied, BatchBuilder, ScheduledBatch, UInt8s
 from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects
@@ -28,36 +28,16 @@ from pawl.loops.pacing import Pacing
 from pawl.loops.planner import Planner
 from pawl.loops.properties.state import state_checks
 from pawl.loops.queues import Queues
+from pawl.loops.recovery import plan_failed, undo_plan
 from pawl.loops.requests import Requests
 from pawl.loops.runs import Runs, cut_runs
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.memory import Memory
 from pawl.memory.page_pool import consecutive
 from pawl.memory.trim import trim
-from pawl.memory.violation import MemoryViolation
 
 Kind = TypeVar("Kind")
 NOT_NUMBERS = "the model's scores for the next token are not finite numbers"
-
-
-class Applied(NamedTuple):
-    """What a step has given to the requests that were still at work."""
-
-    events: UInt8s
-    """[segments]"""
-    rows: Indices
-    """Rows that got tokens."""
-    rows_of_tokens: Indices
-    tokens: Int32s
-    """As many as `rows_of_tokens`, in order."""
-    last: Int32s
-    """The last token of each row, as many as `rows`."""
-    recorded: Int32s
-    """`tokens`, and those of requests that have left."""
-    counts: Int32s | None
-    """Of `recorded`, those of each segment; None: one for each that samples."""
-    ends: Int32s
-    """Positions that are committed, [segments]."""
 
 
 class Loop:
@@ -76,6 +56,7 @@ class Loop:
         max_queued: int,
         feed: CacheEventLog,
         companions: Sequence[Companion] = (),
+        fresh_memory: Callable[[], Memory],
     ) -> None:
         self.table = table
         self.memory = memory
@@ -86,7 +67,16 @@ class Loop:
         self.journal = journal
         self.feed = feed
         self.companions = tuple(companions)
+        self.fresh_memory = fresh_memory
+        """Makes what memory was at the start."""
         self.in_flight: deque[ScheduledBatch] = deque()
+        """Steps that are recorded as planned and not as committed, oldest first."""
+        self.committed: ScheduledBatch | None = None
+        """The step that is recorded as committed last."""
+        self.planning: BatchBuilder | None = None
+        """The step that is being planned, until it is in flight."""
+        self.launching: ScheduledBatch | None = None
+        """The step that is planned and not in flight yet."""
         self.checks = state_checks()
         self.requests = Requests(queues, effects, journal, self.companions, max_queued=max_queued)
         self.counters = self.requests.counters
@@ -94,7 +84,7 @@ class Loop:
         """Segments of the step committed last whose requests were still at work."""
         self._runs: Runs | None = None
         """Of the step committed last, where it had some."""
-        self._try_again = False
+        self.try_again = False
         """A plan has failed, and somebody has a strike for it: without them, or with the next, another may not."""
 
     @property
@@ -131,25 +121,38 @@ class Loop:
 
     def executed(self, result: StepResult, now: float) -> None:
         """Commit the oldest step: apply its tokens, fire its transitions, give back what ended."""
-        scheduled = self.in_flight.popleft()
+        scheduled = self.in_flight[0]
         if scheduled.step != result.step:
             raise AssertionError(f"step {result.step} came back, step {scheduled.step} is the oldest in flight")
         for row in scheduled.left_without_token(result, self.table.attempt):
             self.no_token(row, now)
-        applied = self._apply(scheduled, result)
+        applied = self._committed(scheduled, result, now)
         rows, last = applied.rows, applied.last
-        self.effects.output(applied.rows_of_tokens, applied.tokens, scheduled, result)
-        pages, digest = self.memory.pages, self.memory.digest()
-        self.journal.committed(
-            scheduled.step, applied.events, applied.recorded, applied.counts, pages, now, digest=digest
-        )
         if scheduled.prefills:
             self._prefilled(scheduled, now)
         for index in self._ended(rows, last):
             self.requests.complete(int(rows[index]), int(last[index]), now)
         self.memory.slide(scheduled.batch.slots, applied.ends)
         self.memory.ledger.commit(scheduled.transaction)
-        self._check()
+        self.glance()
+
+    def _committed(self, scheduled: ScheduledBatch, result: StepResult, now: float) -> Applied:
+        """Apply the step's tokens and record it as committed: both, or neither."""
+        table, counters, rows = self.table, self.counters, scheduled.rows
+        before = table.state[rows], table.num_tokens[rows], counters.generated_tokens, counters.dropped_tokens
+        try:
+            applied = self._apply(scheduled, result)
+            self.effects.output(applied.rows_of_tokens, applied.tokens, scheduled, result)
+            pages, digest = self.memory.pages, self.memory.digest()
+            self.journal.committed(
+                scheduled.step, applied.events, applied.recorded, applied.counts, pages, now, digest=digest
+            )
+        except Exception:
+            table.state[rows], table.num_tokens[rows], counters.generated_tokens, counters.dropped_tokens = before
+            raise
+        self.committed = scheduled
+        self.in_flight.popleft()
+        return applied
 
     def failed(self, step: int, reason: str, now: float) -> None:
         """A worker lost `step`: roll back everything in flight, newest first; requests start again from what they
@@ -161,7 +164,7 @@ class Loop:
             self.memory.ledger.abort(scheduled.transaction)
             self.journal.rolled_back(scheduled.step, reason, now, digest=self.memory.digest())
             self.counters.steps_lost += 1
-            self._check()
+            self.glance()
         self.in_flight.clear()
         for row in lost.rows[self.table.attempt[lost.rows] == lost.attempts].tolist():
             self.requests.strike(row, Cause.WORKER_LOST, f"the worker failed: {reason}", now)
@@ -173,7 +176,7 @@ class Loop:
             companion.lost(now)
         self.memory.flush()
         self.memory.take_replaced()
-        self._check()
+        self.glance()
 
     # ---- plan and launch, in parts ----
 
@@ -184,47 +187,33 @@ class Loop:
         for companion in self.companions:
             companion.planning(now)
         transaction = self.memory.ledger.begin()
-        builder = BatchBuilder(transaction, self.table)
+        self.planning = builder = BatchBuilder(transaction, self.table)
         failure: Exception | None = None
         try:
             self.planner.plan(builder)
         except Exception as error:
             failure = error
-        for row, source in builder.retracted:
+            undo_plan(self, builder, error)
+        while builder.retracted:
+            row, source = builder.retracted.pop(0)
             self.requests.retracted(row, source, Cause.MEMORY, now)
         if failure is not None:
-            self._plan_failed(builder, failure, now)
+            plan_failed(self, builder, failure, now)
             return None
         if builder.empty:
             self.memory.ledger.discard(transaction)
-            self._check()
+            self.glance()
             self.journal.idled(now)
             return None
         scheduled = builder.close(self.memory)
         self.memory.ledger.prepare(transaction)
         return scheduled
 
-    def _plan_failed(self, builder: BatchBuilder, error: Exception, now: float) -> None:
-        """Planning broke a property, ran out of host memory, or met a request it cannot plan: nothing of the step
-        remains, and running requests start again from what they have. The request that was being tried, else those that
-        ran, may be the reason: after too many strikes it ends."""
-        self.memory.ledger.discard(builder.transaction)
-        # The words of a foreign exception may quote what a client sent.
-        broken = error if isinstance(error, MemoryViolation) else MemoryViolation(type(error).__name__)
-        self.effects.violated(broken)
-        self._check()
-        running = self.queues.running().tolist()
-        for row in running:
-            self.requests.retract(row, Cause.STEP_LOST, now)
-        for row in running if builder.trying is None else [builder.trying]:
-            self._try_again = True
-            self.requests.strike(row, Cause.INTERNAL, f"the request could not be planned: {broken}", now)
-
     def _unblock(self, now: float) -> bool:
         """Nothing could be planned and nothing is in flight: if requests hold memory that each other needs, the
         youngest gives way. The oldest is never asked, so it always ends."""
-        if self._try_again:
-            self._try_again = False
+        if self.try_again:
+            self.try_again = False
             return True
         if self.queues.num_running < 2:
             return False
@@ -233,12 +222,14 @@ class Loop:
 
     def _launch(self, scheduled: ScheduledBatch, now: float) -> None:
         """Send a planned step to the worker."""
+        self.launching = scheduled
+        self.journal.planned(scheduled.batch, scheduled.rows, scheduled.admitted, self.table, now)
         self.in_flight.append(scheduled)
+        self.planning = self.launching = None
         for row in scheduled.admitted:
             info = self.table.info(row)
             self.counters.cached_tokens += info.num_cached if not info.num_retractions else 0
         self.counters.steps += 1
-        self.journal.planned(scheduled.batch, scheduled.rows, scheduled.admitted, self.table, now)
         for companion in self.companions:
             companion.launching(scheduled)
         self.effects.launch(scheduled)
@@ -306,6 +297,7 @@ class Loop:
             row = segment.row
             if table.attempt[row] != attempt:
                 continue
+            self.requests.begin(row)
             table.num_computed[row] = end = segment.start + segment.length
             info = table.info(row)
             self.queues.share_prefix(row, end)
@@ -314,6 +306,8 @@ class Loop:
                     info.first_token = now
             elif segment.last:
                 self.requests.leave(row, Event.FINISH, Cause.LENGTH, now)
+
+        self.requests.at_work = None
 
     # ---- the engine as a whole ----
 
@@ -334,7 +328,7 @@ class Loop:
 
     # ---- checks ----
 
-    def _check(self) -> None:
+    def glance(self) -> None:
         """What must hold after every step; O(1)."""
         for broken in self.checks.check(self):
             self.effects.violated(broken)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pawl.lifecycle.states import Cause
+from pawl.lifecycle.states import Cause, State
 from pawl.loops.admission import Admission, next_chunk
 from pawl.loops.batch import BatchBuilder
 from pawl.loops.queues import Queues
@@ -111,7 +111,8 @@ class UnifiedPlanner:
             if not short or len(running) == 1:
                 return self._able(rows)
             victim = int(running[-1])
-            builder.retracted.append((victim, queues.retract(victim, Cause.MEMORY)))
+            builder.retracted.append((victim, State(int(queues.table.state[victim]))))
+            queues.retract(victim, Cause.MEMORY)
             rows = rows[rows != victim]
             if not len(rows):
                 return rows

@@ -161,6 +161,14 @@ class Queues:
         namespace, priority = table.info(row).namespace, int(table.priority[row])
         self.memory.share_prefix(int(table.slot[row]), table.tokens[row, :committed], namespace, priority)
 
+    def rebuild(self) -> None:
+        """Nobody runs: put every live request where its state says that it waits."""
+        table, never = self.table, np.iinfo(np.int64).max
+        rows = table.live_rows().tolist()
+        self.waiting = {row: None for row in rows if table.order[row] == never and table.state[row] != State.NEW}
+        self.retracted = sorted((row for row in rows if table.order[row] < never), key=table.order.__getitem__)
+        self.prefilling, self.decoding = {}, np.empty(0, np.int32)
+
     def _requeue(self, row: int) -> None:
         self.retracted.append(row)
         self.retracted.sort(key=lambda other: int(self.table.order[other]))

@@ -32,6 +32,7 @@ from pawl.lifecycle.records import (
     AnswersClosed,
     Cached,
     Closed,
+    Contained,
     Delivered,
     Gap,
     Idled,
@@ -151,6 +152,8 @@ class Replay:
         self.number += 1
         if isinstance(record, Gap):
             raise NotReplayable(f"record {self.number}: {record.count} records were lost here ({record.reason})")
+        if isinstance(record, Contained):
+            raise NotReplayable(f"record {self.number}: the scheduler failed here, and went on ({record.failure})")
         if isinstance(record, Answered | AnswersClosed):
             return
         if not self._made:

@@ -54,23 +54,35 @@ class Requests:
         self.companions = tuple(companions)
         self.max_queued = max_queued
         self.counters = Counters()
+        self.at_work: tuple[int, State] | None = None
+        """The one row that is worked for at the moment, and its state before: whose fault it is if that fails."""
+        self.recorded: int | None = None
+        """That row, once its end is recorded and counted."""
 
     # ---- from outside ----
 
     def submit(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, now: float) -> int:
         """Take a request: QUEUED, or ABORTED at once with a cause. The row it has (had)."""
-        row = self.table.open(info, tokens, priority, deadline)
-        self.counters.received += 1
+        counters = self.counters
+        received, prompt_tokens = counters.received + 1, counters.prompt_tokens + len(tokens)
+        try:
+            row = self.table.open(info, tokens, priority, deadline)
+            self.begin(row)
+            self.journal.submitted(row, info, tokens, priority, deadline, now)
+        except Exception:
+            self.table.withdraw(info.request)
+            raise
+        counters.received = received
         self.effects.opened(row, info, tokens)
-        self.journal.submitted(row, info, tokens, priority, deadline, now)
         refusal = self._refusal(row)
         if refusal is not None:
             self.leave(row, Event.ABORT, refusal[0], now, message=refusal[1])
             return row
         self.table.move(row, Event.SUBMIT)
-        self.journal.moved(row, info.request, State.NEW, Event.SUBMIT, State.QUEUED, Cause.NONE, now)
         self.queues.waiting[row] = None
-        self.counters.prompt_tokens += len(tokens)
+        self.journal.moved(row, info.request, State.NEW, Event.SUBMIT, State.QUEUED, Cause.NONE, now)
+        counters.prompt_tokens = prompt_tokens
+        self.at_work = None
         return row
 
     def _refusal(self, row: int) -> tuple[Cause, str] | None:
@@ -118,16 +130,45 @@ class Requests:
 
     def complete(self, row: int, token: int, now: float) -> None:
         """The request has all that it wanted, and `token` is the last of it."""
+        self.begin(row)
+        cause, matched = self.end_of(row, token)
+        self.leave(row, Event.FINISH, cause, now, matched=matched)
+
+    def end_of(self, row: int, token: int) -> tuple[Cause, int | None]:
+        """Why a request ends whose last token this is, and the stop token where it is one."""
         sampling = self.table.info(row).sampling
         if token in sampling.stop_token_ids:
-            cause = Cause.EOS if token in sampling.eos_token_ids else Cause.STOP_TOKEN
-            self.leave(row, Event.FINISH, cause, now, matched=token)
-        else:
-            self.leave(row, Event.FINISH, Cause.LENGTH, now)
+            return (Cause.EOS if token in sampling.eos_token_ids else Cause.STOP_TOKEN), token
+        return Cause.LENGTH, None
+
+    def begin(self, row: int) -> None:
+        """From here on, and until it is done, work is for this request alone."""
+        self.at_work = row, State(int(self.table.state[row]))
+        self.recorded = None
+
+    def interrupted(self) -> int | None:
+        """Work for one request failed half-way: its row, None where it has ended or there was none. It has the state
+        again that is recorded."""
+        at_work, self.at_work = self.at_work, None
+        if at_work is None:
+            return None
+        row, state = at_work
+        info = self.table.infos[row]
+        if info is None or self.table.row_of.get(info.request) != row:
+            return None
+        if self.recorded == row:
+            self.table.close(row)
+            return None
+        self.table.undo(row, state)
+        if state == State.NEW:
+            self.queues.waiting.pop(row, None)
+        return row
 
     def retract(self, row: int, cause: Cause, now: float) -> None:
         """Take a running request's memory away; it goes back to the queue."""
+        self.begin(row)
         self.retracted(row, self.queues.retract(row, cause), cause, now)
+        self.at_work = None
 
     def retracted(self, row: int, source: State, cause: Cause, now: float) -> None:
         """The queues have taken the memory of a request away that was in `source`: count it, and record it."""
@@ -153,28 +194,49 @@ class Requests:
         num_output: int | None = None,
     ) -> None:
         """The terminal event: everything the request owns goes back, its client gets its one terminal record."""
-        table, info = self.table, self.table.info(row)
-        source = State(int(table.state[row]))
+        self.begin(row)
+        source = State(int(self.table.state[row]))
         for companion in self.companions:
             companion.left(row)
         if source.owns_memory:
             if cause is not Cause.INTERNAL:  # what went wrong is not offered to others
                 self.queues.keep_prefix(row)
-            self.memory.release(int(table.slot[row]))
+            self.memory.release(int(self.table.slot[row]))
         if source != State.NEW:
             self.queues.drop(row)
+        self.close(row, event, cause, now, message=message, matched=matched, num_output=num_output)
+
+    def close(
+        self,
+        row: int,
+        event: Event,
+        cause: Cause,
+        now: float,
+        *,
+        message: str = "",
+        matched: int | None = None,
+        num_output: int | None = None,
+    ) -> None:
+        """The last part of `leave`: the request owns nothing any more, and everybody is told that it has ended."""
+        table, info = self.table, self.table.info(row)
+        source = State(int(table.state[row]))
+        num_prompt = int(table.num_prompt[row])
+        if num_output is None:
+            num_output = int(table.num_tokens[row]) - num_prompt
         target = table.move(row, event, cause)
+        # Whoever is told twice in one turn, as the first time failed on the way, forgets the first.
+        self.effects.ended(Ending(row, info, target, cause, num_prompt, num_output, message, matched))
+        counters = self.counters
+        finished = counters.finished + (target == State.FINISHED)
+        aborted = counters.aborted + (target != State.FINISHED)
+        by_cause = counters.by_cause | {cause: counters.by_cause.get(cause, 0) + 1}
+        self.journal.moved(row, info.request, source, event, target, cause, now, num_output=num_output)
+        counters.finished = finished
+        counters.aborted = aborted
+        counters.by_cause = by_cause
+        self.recorded = row
         table.close(row)
         # A request that never ran is named by no step.
         fence = self.memory.ledger.fence if source != State.NEW else 0
         self.memory.ledger.after(fence, table.free, row)
-        if target == State.FINISHED:
-            self.counters.finished += 1
-        else:
-            self.counters.aborted += 1
-        self.counters.by_cause[cause] = self.counters.by_cause.get(cause, 0) + 1
-        num_prompt = int(table.num_prompt[row])
-        if num_output is None:
-            num_output = int(table.num_tokens[row]) - num_prompt
-        self.journal.moved(row, info.request, source, event, target, cause, now, num_output=num_output)
-        self.effects.ended(Ending(row, info, target, cause, num_prompt, num_output, message, matched))
+        self.at_work = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from pawl.lifecycle.journal import Journal
@@ -59,14 +61,7 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
     """A loop with empty memory. With `config.tiers`, what it wants of them goes to `tier_effects`.
 
     Raises ValueError for a configuration that cannot be served."""
-    windows = make_windows(config)
-    memory = Memory(
-        num_pages=config.num_pages,
-        num_slots=config.max_running,
-        max_context=config.max_context,
-        cache=make_cache(config.cache, config.page_size, windows, eviction=config.eviction, core=config.cache_core),
-        windows=windows,
-    )
+    memory = make_memory(config)
     # One step may still name a row after its request has ended: rows for those, and for one refusal at a time.
     table = RequestTable(2 * config.max_running + config.max_queued + 1, memory.max_context)
     queues = Queues(table, memory)
@@ -78,7 +73,7 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
         share_prefixes=KINDS[config.cache].shares,
     )
     planner = UnifiedPlanner(queues, admission, prefill_chunk=config.prefill_chunk, mixed=config.mixed)
-    feed, companions = CacheEventLog(memory.cache, journal), list[Companion]()
+    feed, companions = CacheEventLog(memory, journal), list[Companion]()
     if config.tiers is not None:
         if tier_effects is None:
             raise ValueError("lower cache tiers, and nobody who moves their pages")
@@ -94,6 +89,19 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
         max_queued=config.max_queued,
         feed=feed,
         companions=companions,
+        fresh_memory=partial(make_memory, config),
+    )
+
+
+def make_memory(config: LoopConfig) -> Memory:
+    """Memory in which nothing is taken. Raises ValueError for a configuration that cannot be served."""
+    windows = make_windows(config)
+    return Memory(
+        num_pages=config.num_pages,
+        num_slots=config.max_running,
+        max_context=config.max_context,
+        cache=make_cache(config.cache, config.page_size, windows, eviction=config.eviction, core=config.cache_core),
+        windows=windows,
     )
 
 

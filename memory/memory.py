@@ -24,6 +24,7 @@ from pawl.memory.escrow import Escrow
 from pawl.memory.page_pool import PagePool, Reservation, consecutive
 from pawl.memory.page_table import NO_ENTRIES, PageEntries, PageTable
 from pawl.memory.prefix.base import Eviction, Hold, PrefixCache
+from pawl.memory.prefix.events import Cleared
 from pawl.memory.slot_pool import SlotPool
 from pawl.memory.transaction import Ledger, Transaction
 from pawl.memory.undo import Undo
@@ -252,6 +253,15 @@ class Memory:
         if len(eviction.pages):
             self.pages.evict(eviction.pages, eviction.fence)
             self.windows.dropped(eviction.pages, eviction.fence)
+
+    def replace(self, fresh: Memory) -> None:
+        """Become `fresh`, in which nothing is taken. Of what memory said until now only the quarantine is believed, and
+        which steps there were. The cache tells that it was emptied."""
+        fresh.ledger.follow(self.ledger)
+        fresh.pages.follow(self.pages)
+        if self.cache.events is not None:
+            fresh.cache.events = [Cleared()]
+        vars(self).update(vars(fresh))
 
     # ---- promises ----
 

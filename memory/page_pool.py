@@ -174,6 +174,19 @@ class PagePool:
         self._digest.value += RESERVED * total(self._keys.take(pages))
         return Reservation(pages, self.generation[pages])
 
+    def follow(self, before: PagePool) -> None:
+        """Take the place of `before`, while all pages are free. Its quarantine goes on, as a writer outside the steps
+        may be at work, and handles that it made mean the same pages."""
+        self.generation[:] = before.generation
+        self._keys += before.generation * _AGED
+        pages = np.flatnonzero(before.reserved).astype(np.int32)
+        free = self._free_stack[: self.free]
+        self.free -= len(pages)
+        self._free_stack[: self.free] = free[~before.reserved[free]]
+        self.reserved[pages] = True
+        self.quarantined = len(pages)
+        self._digest.value += RESERVED * total(self._keys.take(pages))
+
     def publish(self, reservation: Reservation) -> None:
         """The pages are written: the prefix cache refers to them now."""
         self._leave_quarantine(reservation)

@@ -140,6 +140,11 @@ class Ledger:
     def num_in_flight(self) -> int:
         return len(self._in_flight)
 
+    def follow(self, before: Ledger) -> None:
+        """Give out no epoch that `before` has given out: it is not used any more, and nothing of it is in flight."""
+        self._next_epoch = before._next_epoch + 1
+        self.resolved = self._next_epoch - 1
+
     def begin(self) -> Transaction:
         """Open the next step's transaction. One is open at a time."""
         if self._open is not None:

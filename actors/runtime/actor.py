@@ -69,6 +69,12 @@ class Context(Protocol):
         """Deliver `message` to this actor itself (CONTROL lane) in `delay_s` seconds, unless cancelled."""
 
 
+def places_of(error: Exception) -> list[str]:
+    """Where it was raised and who had called, without its words: those may quote a client."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
+
+
 class Actor:
     """Base of every actor. `accepts` is the tagged union of messages its mailbox takes; anything else goes to dead
     letters and is counted."""
@@ -90,7 +96,10 @@ class Actor:
         raise NotImplementedError
 
     def spares(self, message: Any, error: Exception) -> bool:
-        """`receive` raised `error`: whether that could be kept to what the message was for. If not, the actor fails."""
+        """`receive` raised `error` (`settled`: `message` is None): whether that could be kept to what the message was
+        for, or the actor could go on from a state that it knows to be right. If not, the actor fails."""
+        if message is None:
+            return False
         requests = tuple(self.requests_of(message))
         for request in requests:
             self.contain(request, error)
@@ -114,12 +123,11 @@ class Actor:
         self.num_contained += 1
         self.contained = error
         if self.num_contained & (self.num_contained - 1) == 0:
-            frames = traceback.extract_tb(error.__traceback__)[-4:]
             log.error(
                 "something could not be handled and is ended",
                 actor=self.context.name,
                 error=type(error).__name__,
-                at=[f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames],
+                at=places_of(error),
                 count=self.num_contained,
                 **what,
             )

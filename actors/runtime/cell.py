@@ -241,29 +241,33 @@ class Cell:
         try:
             self._running().receive(message)
         except FAILURES as error:
-            if not self._contained(message, error):
+            if not self._contained(error, message):
                 self._fail(error, message, entry)
 
-    def _contained(self, message: Any, error: BaseException) -> bool:
-        """Whether the failure could be kept to what the message was for."""
-        if self._actor is None or not isinstance(error, Exception):
+    def _contained(self, error: BaseException, message: Any = None) -> bool:
+        """Whether the failure could be kept to what the message was for, or the actor knew how to go on."""
+        actor = self._actor
+        if actor is None or not isinstance(error, Exception):
             return False
         try:
-            return self._actor.spares(message, error)
+            survived = actor.spares(message, error)
         except FAILURES as second:
             log.error("containment failed", actor=self.name, error=type(second).__name__)
             return False
+        self._dirty = self._settles
+        return survived
 
     @property
     def num_contained(self) -> int:
-        """Requests that the actor has had ended because handling them failed."""
+        """Failures that the actor has survived."""
         return 0 if self._actor is None else self._actor.num_contained
 
     def _settle(self) -> None:
         try:
             self._running().settled()
         except FAILURES as error:
-            self._fail(error)
+            if not self._contained(error):
+                self._fail(error)
 
     def _running(self) -> Actor:
         assert self._actor is not None

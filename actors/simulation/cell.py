@@ -63,14 +63,22 @@ class SimulatedCell(Cell):
         crash, self.crash = self.crash, None
         self._observer.delivered(self.name, message)
         if crash != "before":
-            actor = self._actor
-            before = None if actor is None else actor.contained
+            before = None if self._actor is None else self._actor.contained
             super()._handle(message, entry)
-            if actor is not None and actor.contained is not None and actor.contained is not before:
-                # It went on; all the same it is a failure of ours, and a run shows none.
-                self._observer.failed(self.name, actor.contained)
+            self._tell_contained(before)
         if crash is not None and self.phase is Phase.RUNNING:
             self._fail(InjectedCrash(self.name, crash), message, entry)
+
+    def _settle(self) -> None:
+        before = None if self._actor is None else self._actor.contained
+        super()._settle()
+        self._tell_contained(before)
+
+    def _tell_contained(self, before: Exception | None) -> None:
+        """It went on; all the same it is a failure of ours, and a run shows none."""
+        actor = self._actor
+        if actor is not None and actor.contained is not None and actor.contained is not before:
+            self._observer.failed(self.name, actor.contained)
 
     def _fail(self, error: BaseException, message: Any = None, entry: Entry | None = None) -> None:
         self._observer.failed(self.name, error)

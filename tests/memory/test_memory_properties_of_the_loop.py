@@ -160,11 +160,11 @@ class TestProperty13FailureToAllocate:
                 raise RuntimeError("out of pages")
             return take(pool, transaction, count)
 
-        def lets_through(loop: Loop, builder: object, error: Exception, now: float) -> None:
+        def lets_through(loop: Loop, builder: object, error: Exception) -> None:
             raise error
 
         monkeypatch.setattr(PagePool, "take", stops)
-        monkeypatch.setattr(Loop, "_plan_failed", lets_through)
+        monkeypatch.setattr("pawl.loops.loop.undo_plan", lets_through)
         driver = Patient()
         driver.submit_some()
         with pytest.raises(RuntimeError):

@@ -112,7 +112,7 @@ LIFECYCLE = (
         "fault_isolation",
         "40728",
         "After a lost step nobody tells the worker to start again: it refuses all that comes.",
-        Edit(Scheduler._failed, "self._send(self._names.worker, ", "(lambda *message: None)("),
+        Edit(Scheduler._reset_worker, "self._send(self._names.worker, ", "(lambda *message: None)("),
         faults=LOSES_A_STEP,
     ),
     _mutant(

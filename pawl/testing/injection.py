@@ -1,0 +1,278 @@
+"""An exception at any line: which lines the actors of a simulated run go through, and that run with one that raises.
+
+    found = places_of(workload)                  # every line that handlers went through, with how often
+    outcome = inject(workload, found[7], hit=1)  # the first time that line is reached, it raises
+
+Whatever the line is, at most one request ends by it, with cause `internal`; every other one gets exactly its tokens,
+all books are empty at rest, every property of the records holds, and no actor is lost.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+import pawl
+from pawl.actors.runtime.cell import Phase
+from pawl.actors.simulation.cell import SimulatedCell
+from pawl.actors.simulation.exploration import drive, silence
+from pawl.actors.simulation.strategies.simple import Fair, Strategy
+from pawl.actors.simulation.system import ActorFailure, SimulatedSystem
+from pawl.lifecycle.states import Cause
+from pawl.testing.clients import Client
+from pawl.testing.cluster import Cluster, record_properties
+from pawl.testing.expectations import PropertyFailed
+from pawl.testing.models import GHOST
+from pawl.testing.workload import Workload
+
+ROOM = Path(pawl.__file__).parent
+WATCHED = (
+    *("actors/scheduler.py", "actors/step_report.py", "actors/worker.py", "actors/recorder.py", "actors/tokenizer.py"),
+    *("loops/", "memory/", "lifecycle/journal.py", "lifecycle/requests.py", "lifecycle/machine.py"),
+)
+"""Files and folders whose lines may raise."""
+UNWATCHED = ("memory/prefix/events.py",)
+"""What looks on in tests."""
+HANDLERS = (SimulatedCell._handle, SimulatedCell._settle)
+"""What happens outside of these is set up, torn down or checked."""
+
+
+class InjectedValue(ValueError):
+    """Raised where a place says so."""
+
+
+class InjectedKey(KeyError):
+    """Raised where a place says so."""
+
+
+class InjectedMemory(MemoryError):
+    """Raised where a place says so."""
+
+
+class InjectedRecursion(RecursionError):
+    """Raised where a place says so."""
+
+
+INJECTED: tuple[type[Exception], ...] = (InjectedValue, InjectedKey, InjectedMemory, InjectedRecursion)
+SECRET = "what a client wrote"
+
+
+class Place(NamedTuple):
+    """One line of a handler, or of what a handler calls."""
+
+    file: str
+    """Below the package."""
+    function: str
+    line: int
+    hits: int = 0
+    """How often the run came by."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.function}"
+
+
+class Tracer:
+    """Calls `at_line` for each line of a watched function that `wants` it, while an actor handles something."""
+
+    def __init__(self, wants: Callable[[CodeType], bool], at_line: Callable[[FrameType], None]) -> None:
+        self._wants = wants
+        self._at_line = at_line
+        self._gates = {handler.__code__ for handler in HANDLERS}
+        self._depth = 0
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Within this context, in this thread."""
+        before = sys.gettrace()
+        sys.settrace(self._called)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+    def _called(self, frame: FrameType, event: str, _: Any) -> Any:
+        code = frame.f_code
+        if code in self._gates:
+            self._depth += 1
+            return self._gate
+        return self._traced if self._depth and self._wants(code) else None
+
+    def _gate(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == "return":
+            self._depth -= 1
+        return self._gate
+
+    def _traced(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == "line":
+            self._at_line(frame)
+        return self._traced
+
+
+class InjectedCluster(Cluster):
+    """A run that may lose one request, to the failure that was planted."""
+
+    def tolerates(self, failure: ActorFailure) -> bool:
+        cell = self.system.find(failure.name)
+        return _is_injected(failure.error) and cell is not None and cell.phase is not Phase.ENDED
+
+    def _report(self, name: str, explanation: str, request: int | None) -> None:
+        # A plan that fails is told as a property that does not hold, by the name of what was raised.
+        if not explanation.startswith(tuple(kind.__name__ for kind in INJECTED)):
+            super()._report(name, explanation, request)
+
+    def _check_cause(self, client: Client, cause: Cause) -> None:
+        if cause is not Cause.INTERNAL:
+            super()._check_cause(client, cause)
+
+    def _check_output(self, client: Client) -> None:
+        if _internal(client):  # cut off anywhere
+            self.model.expectations.check_beginning(client.arrival, client.tokens, client.text, client.request)
+        else:
+            super()._check_output(client)
+
+    def at_rest(self) -> None:
+        super().at_rest()
+        if self.system.failures:
+            self._raise(self.monitor.finish())
+        lost = self.ended_internally()
+        if len(lost) > 1:
+            raise PropertyFailed("fault_isolation", f"one failure ended requests {lost}", lost[0])
+
+    def ended_internally(self) -> list[int]:
+        """Requests whose clients were told of a failure of the server."""
+        return [client.request or 0 for client in self.desk.clients if _internal(client)]
+
+
+def _is_injected(error: BaseException | None) -> bool:
+    """What was planted, or what came of that on the way."""
+    while error is not None and not isinstance(error, INJECTED):
+        error = error.__context__
+    return error is not None
+
+
+def _internal(client: Client) -> bool:
+    ends = (client.refusal, client.done)
+    return any(end is not None and end.cause is Cause.INTERNAL for end in ends)
+
+
+def injected_cluster(workload: Workload, source: Strategy) -> InjectedCluster:
+    """The engine that serves `workload`."""
+    system = SimulatedSystem(source, seed=1, preempt=False)
+    return InjectedCluster(system, workload, record_properties(), GHOST)
+
+
+def _watched(code: CodeType) -> str | None:
+    """The file of this code below the package, where its lines may raise."""
+    path = _WATCHED.get(code.co_filename)
+    if path is None:
+        path = ""
+        name = Path(code.co_filename)
+        if name.is_relative_to(ROOM):
+            below = name.relative_to(ROOM).as_posix()
+            path = below if below.startswith(WATCHED) and below not in UNWATCHED else ""
+        _WATCHED[code.co_filename] = path
+    return path or None
+
+
+_WATCHED: dict[str, str] = {}
+
+
+@cache
+def lines_that_raise(code: CodeType) -> frozenset[int]:
+    """Lines of a function that do more than to move what is at hand: the others cannot fail."""
+    lines, line = set(), code.co_firstlineno
+    for instruction in dis.get_instructions(code):
+        line = instruction.starts_line or line
+        if instruction.opname not in _MOVES:
+            lines.add(line)
+    return frozenset(lines)
+
+
+_MOVES = frozenset(
+    {
+        "RESUME",
+        "NOP",
+        "LOAD_DEREF",
+        "POP_JUMP_FORWARD_IF_FALSE",
+        "POP_JUMP_FORWARD_IF_TRUE",
+        "CACHE",
+        "LOAD_CONST",
+        "LOAD_FAST",
+        "STORE_FAST",
+        "STORE_ATTR",
+        "RETURN_VALUE",
+        "POP_TOP",
+        "SWAP",
+    }
+    | {"COPY", "JUMP_FORWARD", "JUMP_BACKWARD", "PUSH_EXC_INFO", "POP_EXCEPT", "RERAISE", "COPY_FREE_VARS"}
+)
+"""Instructions that nothing can fail in."""
+
+
+def places_of(workload: Workload, strategy: Callable[[int], Strategy] = lambda seed: Fair()) -> Sequence[Place]:
+    """Every place that the run of this workload goes through in its handlers, in the order of the source."""
+    hits: Counter[Place] = Counter()
+
+    def seen(frame: FrameType) -> None:
+        code = frame.f_code
+        if frame.f_lineno in lines_that_raise(code):
+            hits[Place(_WATCHED[code.co_filename], code.co_qualname, frame.f_lineno)] += 1
+
+    _run(workload, strategy, Tracer(lambda code: _watched(code) is not None, seen))
+    return [place._replace(hits=count) for place, count in sorted(hits.items())]
+
+
+class Injection(NamedTuple):
+    """What came of one exception."""
+
+    struck: bool
+    """The place was reached."""
+    error: Exception | None
+    """What did not hold, None where all did."""
+    ended: tuple[int, ...] = ()
+    """Requests that it ended."""
+
+
+def inject(
+    workload: Workload,
+    place: Place,
+    hit: int,
+    raised: type[Exception] = InjectedValue,
+    strategy: Callable[[int], Strategy] = lambda seed: Fair(),
+) -> Injection:
+    """Run the workload with an exception when `place` is reached for the `hit`-th time, counted from 1."""
+    left, struck = hit, False
+
+    def strike(frame: FrameType) -> None:
+        nonlocal left, struck
+        if frame.f_lineno == place.line and not struck:
+            left -= 1
+            if not left:
+                struck = True
+                raise raised(SECRET)
+
+    def wants(code: CodeType) -> bool:
+        return not struck and code.co_qualname == place.function and _watched(code) == place.file
+
+    try:
+        run = _run(workload, strategy, Tracer(wants, strike))
+    except Exception as error:
+        return Injection(struck, error)
+    return Injection(struck, None, tuple(run.ended_internally()))
+
+
+def _run(workload: Workload, strategy: Callable[[int], Strategy], tracer: Tracer) -> InjectedCluster:
+    """Raises what a property says."""
+    source = strategy(0)
+    source.begin()
+    with silence(), tracer.on():
+        run = injected_cluster(workload, source)
+        drive(run)
+    return run

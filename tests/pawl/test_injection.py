@@ -1,0 +1,79 @@
+"""An exception at any line of any handler ends at most one request, and the engine serves on."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+import pawl.testing.injection as injection
+from pawl.actors.runtime.cell import Cell
+from pawl.actors.scheduler import Scheduler
+from pawl.testing.injection import INJECTED, Place, inject, places_of
+from pawl.testing.workload import Arrival, Shape, Workload
+from tests.mutants.mutant import Edit, Group, Mutant, planted
+
+NUM_SAMPLED = 300
+
+
+def workload(**shape: object) -> Workload:
+    """Requests that share a prefix, stop at strings, want scores, hang up, and come late: the last two must be served
+    whatever happened before them. There are too few pages for all."""
+    arrivals = (
+        Arrival(prompt=(1, 2, 3, 4, 5), max_new_tokens=4),
+        Arrival(prompt=(1, 2, 3, 4, 6, 7), max_new_tokens=5, stop_after=3),
+        Arrival(prompt=(9, 8, 7), max_new_tokens=6, seed=5, top_logprobs=2, prompt_logprobs=True),
+        Arrival(prompt=(4, 4), max_new_tokens=5, leaves_after=2),
+        Arrival(prompt=(1, 2, 3, 4, 5), max_new_tokens=3, after_tokens=8),
+        Arrival(prompt=(3, 3, 3), max_new_tokens=2, after_tokens=20),
+    )
+    return Workload(arrivals=arrivals, shape=Shape(**{"prefill_chunk": 4, **shape}))  # type: ignore[arg-type]
+
+
+def broken(places: list[Place], seed: int) -> list[str]:
+    """What does not hold after an exception at some hit of each place."""
+    found, chance = [], random.Random(seed)
+    asked = workload()
+    for place in places:
+        hit = chance.choice((1, place.hits, chance.randint(1, place.hits)))
+        result = inject(asked, place, hit, chance.choice(INJECTED))
+        if result.error is not None:
+            found.append(f"{place}, hit {hit}: {type(result.error).__name__}: {result.error}")
+    return found
+
+
+def test_an_exception_at_any_of_a_sample_of_lines_ends_at_most_one_request() -> None:
+    places = list(places_of(workload()))
+    assert len({place.file.split("/")[0] for place in places}) >= 3
+    assert broken(random.Random(1).sample(places, NUM_SAMPLED), 1) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_an_exception_at_any_line_ends_at_most_one_request(seed: int) -> None:
+    assert broken(list(places_of(workload())), seed) == []
+
+
+CONTAINMENT = (
+    Edit(Cell._contained, "if actor is None or not isinstance(error, Exception):", "if True:"),
+    Edit(Scheduler._reset_worker, "self._send(self._names.worker, ", "(lambda *message: None)("),
+)
+
+
+@pytest.mark.parametrize("edit", CONTAINMENT, ids=["nothing is contained", "the worker goes on with steps given up"])
+def test_a_server_without_its_containment_is_found_out(edit: Edit) -> None:
+    mutant = Mutant("uncontained", Group.LIFECYCLE, "fault_isolation", "", "an exception takes others along", (edit,))
+    places = [place for place in places_of(workload()) if place.function == "Loop._ended"]
+    with planted(mutant):
+        assert broken(places, 0) != []
+
+
+def test_lines_that_only_move_what_is_at_hand_raise_nothing() -> None:
+    def moves(box: Place) -> Place:
+        return box
+
+    def calls(box: Place) -> str:
+        return str(box)
+
+    assert len(injection.lines_that_raise(moves.__code__)) == 0
+    assert len(injection.lines_that_raise(calls.__code__)) == 1
