@@ -70,7 +70,7 @@ LIFECYCLE = (
         "incarnation",
         "19035, 28143",
         "The row of a request that ended is given to the next one while a step in flight still names it.",
-        Edit(Requests.leave, "self.memory.ledger.fence if source != State.NEW else 0", "0"),
+        Edit(Requests.close, "self.memory.ledger.fence if source != State.NEW else 0", "0"),
         shape={"pacing": "overlap"},
     ),
     _mutant(
@@ -78,7 +78,7 @@ LIFECYCLE = (
         "incarnation",
         "28143",
         "Rows are reused at once, and whether a token belongs to the row's present holder is not asked.",
-        Edit(Requests.leave, "self.memory.ledger.fence if source != State.NEW else 0", "0"),
+        Edit(Requests.close, "self.memory.ledger.fence if source != State.NEW else 0", "0"),
         Edit(Loop._apply, "table.attempt[scheduled.rows] == scheduled.attempts", "table.attempt[scheduled.rows] >= 0"),
         shape={"pacing": "overlap"},
     ),
