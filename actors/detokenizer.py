@@ -47,6 +47,8 @@ class Detokenizer(Actor):
     def __init__(self, vocabulary: Vocabulary, names: Names = NAMES) -> None:
         self._names = names
         self._vocabulary = vocabulary
+        self._unreadable: set[int] = set()
+        """Requests that the scheduler has been asked to end, as their text could not be made, and whose end is to come."""
         self._streams: dict[int, Stream] = {}
 
     @property
@@ -91,6 +93,7 @@ class Detokenizer(Actor):
 
     def end_request(self, request: int) -> None:
         """The scheduler ends it; its terminal record then comes as for a request that was never opened here."""
+        self._unreadable.add(request)
         for row in [row for row, stream in self._streams.items() if stream.request == request]:
             del self._streams[row]
         self.context.send(self._names.scheduler, Abort((request,), Cause.INTERNAL, UNREADABLE), Lane.CONTROL)
@@ -188,6 +191,11 @@ class Detokenizer(Actor):
     def _end(self, end: Ended, outputs: list[Output], place: int | None) -> None:
         """Free the row and give the client its terminal record, with the last token's output where there is one."""
         stream = self._streams.get(end.row)
+        if end.request in self._unreadable:
+            # It may have had all its tokens; its client has not.
+            self._unreadable.discard(end.request)
+            outputs.append(Output(end.request, "", (), done=_done(structs.replace(end, cause=Cause.INTERNAL))))
+            return
         if stream is None or stream.request != end.request:
             # Never opened here (ended before it took a row): nothing to add to the scheduler's own words.
             outputs.append(Output(end.request, "", (), done=_done(end)))

@@ -8,7 +8,7 @@ import pytest
 
 import pawl.testing.injection as injection
 from pawl.actors.runtime.cell import Cell
-from pawl.actors.scheduler import Scheduler
+from pawl.loops.recovery import recover
 from pawl.testing.injection import INJECTED, Place, inject, places_of
 from pawl.testing.workload import Arrival, Shape, Workload
 from tests.mutants.mutant import Edit, Group, Mutant, planted
@@ -56,11 +56,11 @@ def test_an_exception_at_any_line_ends_at_most_one_request(seed: int) -> None:
 
 CONTAINMENT = (
     Edit(Cell._contained, "if actor is None or not isinstance(error, Exception):", "if True:"),
-    Edit(Scheduler._reset_worker, "self._send(self._names.worker, ", "(lambda *message: None)("),
+    Edit(recover, "loop.memory.replace(loop.fresh_memory())", "pass"),
 )
 
 
-@pytest.mark.parametrize("edit", CONTAINMENT, ids=["nothing is contained", "the worker goes on with steps given up"])
+@pytest.mark.parametrize("edit", CONTAINMENT, ids=["nothing is contained", "memory is believed"])
 def test_a_server_without_its_containment_is_found_out(edit: Edit) -> None:
     mutant = Mutant("uncontained", Group.LIFECYCLE, "fault_isolation", "", "an exception takes others along", (edit,))
     places = [place for place in places_of(workload()) if place.function == "Loop._ended"]

@@ -12,7 +12,6 @@ import httpx
 import pytest
 
 from pawl.actors.detokenizer import Detokenizer
-from pawl.actors.gateway import Gateway
 from pawl.actors.open_requests import OpenRequests
 from pawl.actors.scheduler import Scheduler
 from pawl.actors.text.stream import Stream
@@ -30,8 +29,7 @@ MARK = "marked"
 SECRET = 77
 """A token of the marked prompt."""
 PLACES: tuple[tuple[type, str], ...] = (
-    *((Gateway, name) for name in ("_pass_on", "_accept", "_output", "_close")),
-    *((OpenRequests, name) for name in ("open", "close")),
+    *((OpenRequests, name) for name in ("open", "accept")),
     *((Tokenizer, name) for name in ("receive", "_understand", "_tokens", "_fitting")),
     *((Scheduler, name) for name in ("_submit", "opened", "ended")),
     *((Intake, "submit"), (Requests, "submit"), (Requests, "close")),
