@@ -48,7 +48,7 @@ class Detokenizer(Actor):
         self._names = names
         self._vocabulary = vocabulary
         self._unreadable: set[int] = set()
-        """Requests that the scheduler has been asked to end, as their text could not be made, and whose end is to come."""
+        """Requests that the scheduler was asked to end, as their text could not be made, and whose end is to come."""
         self._streams: dict[int, Stream] = {}
 
     @property
