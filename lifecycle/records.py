@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pawl.lifecycle.contained import Contained as Contained
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause, Event, State
 
@@ -175,17 +176,6 @@ class Digest(msgspec.Struct, frozen=True, array_like=True, tag=7):
     """Unsigned, 64 bits."""
 
 
-class Contained(msgspec.Struct, frozen=True, array_like=True, tag=16):
-    """The scheduler failed in the middle of something, and went on. What it then gave up is recorded after this; a
-    replay cannot fail in the same place, so it ends here."""
-
-    request: int
-    """The request for whose sake it failed, which ends; 0: nobody's."""
-    failure: str
-    """The class of the exception and where it was raised; not its words, which may quote a client."""
-    time: float
-
-
 class Gap(msgspec.Struct, frozen=True, array_like=True, tag=8):
     """Records were lost here; nothing after it can be judged with certainty."""
 
@@ -303,9 +293,6 @@ Record: TypeAlias = (
     | Contained
 )
 RECORD_TYPES: tuple[type[msgspec.Struct], ...] = get_args(Record)
-
-
-# ---- columns ----
 
 
 def int32s(column: Int32Column) -> Int32s:

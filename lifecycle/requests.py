@@ -153,6 +153,10 @@ class RequestTable:
         """Fire one event for each of many requests. Raises IllegalTransition, then nothing has changed."""
         self.state[rows] = advance_rows(self.state[rows], events)
 
+    def undo_rows(self, rows: Indices, states: UInt8s) -> None:
+        """Put back the states from before a step that could not be committed."""
+        self.state[rows] = states
+
     def undo(self, row: int, state: State) -> None:
         """Put back the state from before a step that is rolled back."""
         self.state[row] = state

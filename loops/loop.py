@@ -148,7 +148,8 @@ class Loop:
                 scheduled.step, applied.events, applied.recorded, applied.counts, pages, now, digest=digest
             )
         except Exception:
-            table.state[rows], table.num_tokens[rows], counters.generated_tokens, counters.dropped_tokens = before
+            table.undo_rows(rows, before[0])
+            _, table.num_tokens[rows], counters.generated_tokens, counters.dropped_tokens = before
             raise
         self.committed = scheduled
         self.in_flight.popleft()
