@@ -34,6 +34,7 @@ from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll, Finish
 from pawl.loops.properties.state import name_of
 from pawl.loops.recovery import FAILED, recover
 from pawl.loops.select import LoopConfig, make_loop
+from pawl.loops.snapshot import checkpoint
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.prefix.namespace import namespace_of
 from pawl.memory.violation import MemoryViolation
@@ -81,7 +82,8 @@ class Scheduler(Actor):
         self.config = config
         self.default_timeout_s = default_timeout_s
         self.trace = TraceSink(self, names) if started is not None else None
-        self.journal = Journal(self.trace.emit if self.trace is not None else None, started)
+        emit = self.trace.emit if self.trace is not None else None
+        self.journal = Journal(emit, started, config.checkpoint_bytes)
         tier_client = TierClient(self, config.tiers.lease_s, names) if config.tiers is not None else None
         self.loop: Loop = make_loop(config, self, self.journal, tier_client)
         self.tier_client: TierClient | NoTierClient = tier_client or NoTierClient()
@@ -179,7 +181,12 @@ class Scheduler(Actor):
         return "" if error is None else f"{type(error).__name__} at {', '.join(places_of(error)[-1:])}"
 
     def settled(self) -> None:
-        self.intake.turn(self.context.now())
+        now = self.context.now()
+        if self.journal.checkpoint_due and not self.loop.in_flight:
+            checkpoint(self.intake, now)
+        if not self.journal.checkpoint_due:
+            self.intake.turn(now)
+        # Else what is in flight comes back first: a checkpoint is of a moment without a step in flight.
         self._send_step()
         if len(self.loop.table) and not self._checking_deadlines:
             self._checking_deadlines = True

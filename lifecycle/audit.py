@@ -21,9 +21,10 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.properties.base import Property, Violation
-from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
+from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Blind, Monitor
 from pawl.lifecycle.records import (
     STOPPED,
+    Checkpoint,
     Closed,
     Contained,
     Gap,
@@ -131,6 +132,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
                 yield f"    {line.record:>8}  {line.text}"
 
 
+FROM_CHECKPOINT = (
+    "the beginning was dropped: from a checkpoint on every decision was made again, but what records alone show needs "
+    "the beginning"
+)
+
+
 class _Statistics:
     """Counts over all records that could be read."""
 
@@ -164,19 +171,23 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
     num_judged = 0
     judging = True
     for block in reader.blocks():
-        judging = judging and not reader.damage
+        if not num_judged and judging and block and isinstance(block[0], Checkpoint):
+            monitor = Monitor(also, history=Blind())
+            missing.append(FROM_CHECKPOINT)
+        judging = judging and all(damage.kind is DamageKind.TRUNCATED for damage in reader.damage)
         for record in block:
             statistics.observe(record)
             if judging and isinstance(record, Gap):
                 missing.append(f"{record.count} records are missing after record {num_judged - 1}: {record.reason}")
                 judging = False
             if judging and monitor.judging:
-                if not num_judged and not isinstance(record, Started):
+                if not num_judged and not isinstance(record, Started | Checkpoint):
                     missing.append("the trace does not begin with the start of the engine")
                 monitor.observe(record)
                 num_judged += 1
-    missing += _missing(monitor, judging and not reader.damage)
-    if not missing and not reader.damage:
+    torn = any(damage.kind is not DamageKind.TRUNCATED for damage in reader.damage)
+    missing += _missing(monitor, judging and not torn)
+    if missing in ([], [FROM_CHECKPOINT]) and not torn:
         monitor.finish()
     violations = tuple(monitor.violations)
     history = monitor.history

@@ -12,6 +12,7 @@ import numpy as np
 from pawl.lifecycle.records import (
     CacheChange,
     Cached,
+    Checkpoint,
     Closed,
     Contained,
     Counts,
@@ -55,10 +56,17 @@ class Changes(Protocol):
         """All that is unrecorded."""
 
 
+REQUEST_BYTES, STEP_BYTES, ROW_BYTES, ENTRY_BYTES, TOKEN_BYTES = 800, 360, 48, 16, 4
+"""About what records take in a trace: of a request from arrival to end, of a step, and of what these hold."""
+
+
 class Journal:
     """Writes records through `emit`. With `emit` None (tracing is off) those of steps are not even made."""
 
-    def __init__(self, emit: Callable[[Record], object] | None, started: Started | None = None) -> None:
+    def __init__(
+        self, emit: Callable[[Record], object] | None, started: Started | None = None, checkpoint_bytes: int = 0
+    ) -> None:
+        """A checkpoint is due after about so many bytes of records; 0: never."""
         self.recording = emit is not None
         """Whether anybody takes the records."""
         self._emit = emit or _dropped
@@ -69,6 +77,14 @@ class Journal:
         self._num_admitted = 0
         self._planned: StepBatch | None = None
         """The step whose plan was recorded last."""
+        self._checkpoint_bytes = checkpoint_bytes if self.recording else 0
+        self._num_bytes = 0
+        """Since the last checkpoint, about."""
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """So much has been recorded that a checkpoint is to be taken at the next moment without a step in flight."""
+        return 0 < self._checkpoint_bytes <= self._num_bytes
 
     def precede(self, feed: Changes) -> None:
         """From now on, ask for changes of the prefix cache ahead of every record, and record those first."""
@@ -92,6 +108,7 @@ class Journal:
     def submitted(
         self, row: int, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, now: float
     ) -> None:
+        self._num_bytes += REQUEST_BYTES + TOKEN_BYTES * len(tokens)
         self._emit(
             Submitted(
                 request=info.request,
@@ -135,6 +152,7 @@ class Journal:
         self._step = batch.step
         if not self.recording:  # once a step: worth not making what nobody takes
             return
+        self._num_bytes += STEP_BYTES + ROW_BYTES * len(rows) + ENTRY_BYTES * len(batch.pages)
         if admitted:
             starts = dict(zip(rows.tolist(), batch.starts.tolist(), strict=True))
             for count, row in enumerate(admitted, 1):
@@ -202,6 +220,12 @@ class Journal:
     def contained(self, request: int, failure: str, now: float) -> None:
         """Something failed in the middle, for the sake of this request (0: of nobody), and the loop goes on."""
         self._emit(Contained(request, failure, now))
+
+    def checkpoint(self, state: bytes | None, missing: str, now: float) -> None:
+        """All that decides what comes next is this."""
+        self._num_bytes = 0
+        if self._started is not None:
+            self._emit(Checkpoint(self._started, state, missing, now))
 
     def closed(self, reason: str, counters: Any, live: int, pages: Pages) -> None:
         """Last record."""

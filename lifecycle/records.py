@@ -250,6 +250,16 @@ class AnswersClosed(msgspec.Struct, frozen=True, array_like=True, tag=15):
     time: float
 
 
+class Checkpoint(msgspec.Struct, frozen=True, array_like=True, tag=17, eq=False):
+    """All that decides what the engine does next, at a moment without a step in flight: a replay may begin here."""
+
+    started: Started
+    state: bytes | None
+    """What `loops/snapshot.py` makes of it; None where something cannot be written out, which `missing` names."""
+    missing: str
+    time: float
+
+
 class Counts(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Totals since start, as the engine's own counters have them."""
 
@@ -291,6 +301,7 @@ Record: TypeAlias = (
     | Answered
     | AnswersClosed
     | Contained
+    | Checkpoint
 )
 RECORD_TYPES: tuple[type[msgspec.Struct], ...] = get_args(Record)
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Record, Started, StepCommitted
+from pawl.lifecycle.records import Record, StepCommitted
 from pawl.loops.properties.state import name_of
 from pawl.loops.replay import Diverged, Impossible, NotReplayable, Replay
 from pawl.memory.violation import MemoryViolation
@@ -80,10 +80,7 @@ class OneDecisionLog(Property):
         return [Violation(name_of(each), str(each), history.number) for each in broken]
 
     def _begin(self, record: Record) -> None:
-        if not isinstance(record, Started):
-            raise NotReplayable("the beginning of the run is not in the trace")
-        self._run = Replay(record)
-        self._run.number = 1
+        self._run = Replay.begin(record)
 
     def _stop(self, reason: str) -> Sequence[Violation]:
         self._judging = False

@@ -31,6 +31,7 @@ from pawl.lifecycle.records import (
     Answered,
     AnswersClosed,
     Cached,
+    Checkpoint,
     Closed,
     Contained,
     Delivered,
@@ -54,6 +55,7 @@ from pawl.loops.effects import Ending
 from pawl.loops.intake import Intake, Order, Outcome
 from pawl.loops.orders import order_of
 from pawl.loops.select import LoopConfig, make_loop
+from pawl.loops.snapshot import checkpoint, restore
 from pawl.loops.tiers import PageFetch
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.violation import MemoryViolation
@@ -86,19 +88,22 @@ class Impossible(Exception):
 class Replay:
     """One run again, record by record."""
 
-    def __init__(self, started: Started) -> None:
-        """Builds the loop that `started` describes. Raises NotReplayable."""
+    def __init__(self, started: Started, core: str | None = None) -> None:
+        """Builds the loop that `started` describes, with this core of the cache where one is given. Raises
+        NotReplayable."""
         try:
             config = msgspec.convert(started.config["loop"], LoopConfig)
         except (KeyError, msgspec.ValidationError) as error:
             raise NotReplayable(f"the trace does not say how its loop was set up: {error}") from error
         if max(config.num_pages, config.num_window_pages or 0) > MOST_PAGES or config.max_running > MOST_ROWS:
             raise NotReplayable("its loop has more pages or rows than any engine")
+        if core is not None:
+            config = msgspec.structs.replace(config, cache_core=core)
         self._made: deque[Record] = deque()
         self._ahead: list[Cached] = []
         """Recorded changes of the cache whose cause is in a record to come."""
         try:
-            self.loop = make_loop(config, self, Journal(self._made.append), self)
+            self.loop = make_loop(config, self, Journal(self._made.append, started), self)
         except Exception as error:  # settings may be anything
             raise NotReplayable(f"its loop cannot be set up: {type(error).__name__}: {error}") from error
         self.intake = Intake(self.loop, self)
@@ -108,6 +113,30 @@ class Replay:
         """Records taken in, `started` included."""
         self.closed = False
         """Whether the end of the run has been taken in."""
+
+    @classmethod
+    def begin(cls, first: Record | None) -> Replay:
+        """The run that begins with this record: the start of an engine, or a checkpoint. Raises NotReplayable, and
+        MemoryViolation or Diverged for a checkpoint that contradicts itself."""
+        if isinstance(first, Started):
+            run = cls(first)
+            run.number = 1
+            return run
+        if not isinstance(first, Checkpoint):
+            raise NotReplayable("the beginning of the run is not in the trace")
+        if first.state is None:
+            raise NotReplayable(f"the trace begins with a checkpoint that leaves out {first.missing}")
+        # A restored cache is one in Python; what it decides is the same.
+        run = cls(first.started, core="python")
+        try:
+            restore(run.intake, msgspec.msgpack.decode(first.state))
+        except MemoryViolation:
+            raise
+        except Exception as error:  # it may be anything
+            raise NotReplayable(f"the checkpoint cannot be read: {type(error).__name__}: {error!s:.200}") from error
+        run._made.clear()
+        run.feed(first)
+        return run
 
     # ---- effects ----
 
@@ -193,6 +222,8 @@ class Replay:
             case TierTold():
                 for companion in loop.companions:
                     companion.told(record)
+            case Checkpoint():
+                checkpoint(self.intake, record.time)
             case Closed():
                 loop.journal.closed(record.reason, loop.counters, len(loop.table), loop.memory.pages)
             case _:
@@ -223,14 +254,10 @@ def _result(record: StepCommitted, samples: Bools) -> StepResult:
 
 
 def replay(records: Iterable[Record]) -> Replay:
-    """Replay a whole trace. Raises Diverged at the first difference, NotReplayable when something is missing, and
-    Impossible or MemoryViolation for what no loop can have done."""
+    """Replay a whole trace, or what is left of one from a checkpoint on. Raises Diverged at the first difference,
+    NotReplayable when something is missing, and Impossible or MemoryViolation for what no loop can have done."""
     records = iter(records)
-    first = next(records, None)
-    if not isinstance(first, Started):
-        raise NotReplayable("the beginning of the run is not in the trace")
-    run = Replay(first)
-    run.number = 1
+    run = Replay.begin(next(records, None))
     for record in records:
         run.feed(record)
     run.finish()

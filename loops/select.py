@@ -54,6 +54,8 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Keys that a query of a windowed layer sees, its own included; given when those have a pool of their own."""
     num_window_pages: int | None = None
     """Pages of that pool."""
+    checkpoint_bytes: int = 0
+    """About how much is recorded from one checkpoint to the next; 0: there are none."""
     seed: int = 0
 
 

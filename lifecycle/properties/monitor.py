@@ -30,7 +30,7 @@ from pawl.lifecycle.properties.sharing import (
 )
 from pawl.lifecycle.properties.stream_positions import StreamPositions
 from pawl.lifecycle.properties.time_order import TimeOrder
-from pawl.lifecycle.records import Record
+from pawl.lifecycle.records import AnswersClosed, Closed, Record
 
 PROPERTIES: tuple[type[Property], ...] = (
     Conservation,
@@ -68,14 +68,26 @@ WELL_FORMED = "well_formed"
 """Stands for a property in the violation that `Malformed` becomes."""
 
 
+class Blind(History):
+    """Counts records and knows nothing of them: for a trace whose beginning is missing, which most would contradict."""
+
+    def advance(self, record: Record) -> None:
+        """Only the end is taken note of."""
+        self.number += 1
+        if isinstance(record, Closed):
+            self.closed = record
+        if isinstance(record, AnswersClosed):
+            self.answered = True
+
+
 class Monitor:
     """Judges records as they come. After a record that contradicts the ones before it, judging ends."""
 
-    def __init__(self, properties: Sequence[Property] | None = None) -> None:
+    def __init__(self, properties: Sequence[Property] | None = None, history: History | None = None) -> None:
         """`properties`: those to judge by, every one that a trace alone can decide where None. More may be appended
         before the first record."""
         self.properties = [make() for make in PROPERTIES] if properties is None else list(properties)
-        self.history = History()
+        self.history = history or History()
         self.violations: list[Violation] = []
         self.judging = True
         self.indigestible = False

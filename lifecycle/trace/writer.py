@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from pawl.lifecycle.records import ENCODER, Gap, Record, schema_hash
+from pawl.lifecycle.records import ENCODER, Checkpoint, Gap, Record, schema_hash
 from pawl.lifecycle.trace.format import (
     BLOCK,
     FILE,
@@ -30,6 +30,11 @@ MAX_PAYLOAD = 1 << 20
 MAX_FILE = 64 << 20
 
 
+def file_bytes(limit_bytes: int) -> int:
+    """How large one file grows at the most, of a directory that may have so many bytes."""
+    return min(MAX_FILE, max(1 << 16, limit_bytes // 8))
+
+
 class TraceWriter:
     """Writes one run. Records are encoded when they are appended, and written block by block.
 
@@ -46,7 +51,7 @@ class TraceWriter:
         """Raises OSError when the folder of the run cannot be made."""
         self._directory = directory
         self._limit = limit_bytes
-        self._file_limit = min(MAX_FILE, max(1 << 16, limit_bytes // 8))
+        self._file_limit = file_bytes(limit_bytes)
         self._actor = actor.encode()[:16]
         self._chain = NO_BLOCK
         self._num_written = 0
@@ -85,6 +90,11 @@ class TraceWriter:
 
     def append(self, record: Record) -> None:
         """Encode one record; writes a block when one is full. Raises TypeError for a record that has no encoding."""
+        if isinstance(record, Checkpoint):
+            # Whatever files are dropped one day, what is left begins with a checkpoint.
+            self.flush()
+            if self._offset >= self._file_limit // 4:
+                self._finish_file()
         length = len(self._payload)
         try:
             ENCODER.encode_into(record, self._payload, -1)

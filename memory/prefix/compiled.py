@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import Self
 
 from pawl.memory.prefix.events import Content
-from pawl.memory.prefix.node import Node, Rank, Root
-from pawl.memory.prefix.order import POLICIES, RankedOrder, RecencyOrder, make_order
+from pawl.memory.prefix.order import POLICIES, make_order
 from pawl.memory.prefix.radix import RadixCache
+from pawl.memory.prefix.snapshot import restore
 
 _INTERFACE = 1
 """What this file expects of the extension module."""
@@ -79,22 +79,10 @@ class CompiledRadixCache(CompiledTree):
 
     def reference(self) -> RadixCache:
         """A Python cache in the same state, holds given out left aside. O(size), for checks and tests."""
-        trees, waiting, clock = self.snapshot()
         reference = RadixCache(self.page_size, self.eviction)
-        nodes: list[Node] = []
-        for namespace, root_holds, records in trees:
-            root = reference._roots[namespace] = Root(namespace)
-            root.holds = root_holds
-            for parent, key, pages, holds, fence, *rank in records:
-                above = root if parent is None else nodes[parent]
-                node = Node(above, key, pages)
-                node.holds, node.fence = holds, fence
-                if self.eviction != "lru":
-                    node.rank = _rank(*rank)
-                above.children[key[: reference._page_bytes]] = node
-                nodes.append(node)
-        _fill(reference._order, [nodes[index] for index in waiting], clock)
+        restore(reference, self.snapshot())
         statistics = self.statistics()
+        # Those of the core and not of its nodes, so that the reference's invariants compare them.
         reference._num_nodes, reference._num_holds = statistics["nodes"], statistics["holds"]
         reference._held, reference._evictable = self.held, self.evictable
         reference._counts.update((name, statistics[name]) for name in reference._counts)
@@ -108,22 +96,6 @@ class CompiledRadixCache(CompiledTree):
         """Every property of the structure, O(size): those of the reference, and those of what it does not have."""
         self.check_links()
         self.reference().check_all()
-
-
-def _rank(created: int, used: int, hits: int, priority: int, entry: int) -> Rank:
-    rank = Rank(created)
-    rank.used, rank.hits, rank.priority, rank.entry = used, hits, priority, entry
-    return rank
-
-
-def _fill(order: object, waiting: list[Node], clock: int) -> None:
-    """Let these nodes wait in an order that is empty."""
-    if isinstance(order, RankedOrder):
-        order._heap = [(order._key(node.rank), node.rank.entry, node) for node in waiting]
-        order._waiting, order._clock = len(waiting), clock
-    elif isinstance(order, RecencyOrder):
-        for node in waiting:
-            order.push(node)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,12 @@ from pawl.build.tiers import make_storage, tier_config, wants_tiers
 from pawl.config import ConfigError, ServerConfig, default_trace_dir
 from pawl.gpu.step_runner import StepRunner
 from pawl.lifecycle.records import Started
-from pawl.lifecycle.trace.writer import TraceWriter
+from pawl.lifecycle.trace.writer import TraceWriter, file_bytes
 from pawl.loops.select import LoopConfig, cell_name
 from pawl.memory.prefix.select import Core, CoreUnavailable, choose_core, make_cache
+
+CHECKPOINTS_PER_FILE = 4
+"""Of a trace, at the least: one begins the next file, so what is left when old files are dropped can be replayed."""
 
 log = structlog.get_logger("pawl.build.parts")
 
@@ -122,6 +125,7 @@ def make_loop_config(
         eviction=config.eviction,
         cache_core=core.name,
         weights=weights,
+        checkpoint_bytes=file_bytes(config.trace_limit_mb << 20) // CHECKPOINTS_PER_FILE,
         # Drawn once, here: the trace holds it, so a run without a given seed can be replayed as well.
         seed=secrets.randbits(31) if config.seed is None else config.seed,
     )

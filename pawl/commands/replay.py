@@ -71,10 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _damaged(reader: TraceReader) -> bool:
-    """Whether more is wrong with the files than that their end is missing."""
+    """Whether more is wrong with the files than that their beginning or end is missing."""
     from pawl.lifecycle.trace.reader import DamageKind
 
-    return any(damage.kind is not DamageKind.TORN for damage in reader.damage)
+    missing = (DamageKind.TORN, DamageKind.TRUNCATED)
+    return any(damage.kind not in missing for damage in reader.damage)
 
 
 def _side_by_side(difference: Any) -> str:
