@@ -29,6 +29,9 @@ from pawl.loops.orders.requests import Abort, Drain
 
 log = structlog.get_logger(__name__)
 
+MOST_UNSETTLED = 8
+"""Failures in a row to hand over the trace, after which the gateway is not what it should be."""
+
 FromPeers: TypeAlias = Outputs | Accepted | Refused | Reply | Stalled | Pulse | TraceLoss | Down | AskExpired
 
 
@@ -60,6 +63,7 @@ class Gateway(Actor):
         """Name and reason of a peer that is gone for good; nothing can be served any more."""
         self.draining = False
         self._num_answered = 0
+        self._unsettled = 0
 
     # ---- for the edge: requests ----
 
@@ -182,7 +186,10 @@ class Gateway(Actor):
                         self.trace_losses.recorder_gone(name, reason)
                     log.warning("a helper is gone; requests are served on", actor=name, reason=reason)
 
-    def spares(self, message: FromPeers, error: Exception) -> bool:
+    def spares(self, message: FromPeers | None, error: Exception) -> bool:
+        if message is None:  # the sink keeps what it could not send
+            self._unsettled += 1
+            return self._unsettled < MOST_UNSETTLED
         if isinstance(message, Outputs):
             for output in message.outputs:
                 self._fail(output, error)
@@ -200,6 +207,7 @@ class Gateway(Actor):
     def settled(self) -> None:
         if self.trace is not None:
             self.trace.flush()
+        self._unsettled = 0
 
     def stopped(self, reason: str) -> None:
         """Answer everything that is open."""

@@ -174,7 +174,7 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
         if not num_judged and judging and block and isinstance(block[0], Checkpoint):
             monitor = Monitor(also, history=Blind())
             missing.append(FROM_CHECKPOINT)
-        judging = judging and all(damage.kind is DamageKind.TRUNCATED for damage in reader.damage)
+        judging = judging and (missing == [FROM_CHECKPOINT] or not reader.damage) and not _torn(reader.damage)
         for record in block:
             statistics.observe(record)
             if judging and isinstance(record, Gap):
@@ -185,9 +185,8 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
                     missing.append("the trace does not begin with the start of the engine")
                 monitor.observe(record)
                 num_judged += 1
-    torn = any(damage.kind is not DamageKind.TRUNCATED for damage in reader.damage)
-    missing += _missing(monitor, judging and not torn)
-    if missing in ([], [FROM_CHECKPOINT]) and not torn:
+    missing += _missing(monitor, judging and not _torn(reader.damage))
+    if judging and missing in ([], [FROM_CHECKPOINT]) and not _torn(reader.damage):
         monitor.finish()
     violations = tuple(monitor.violations)
     history = monitor.history
@@ -207,6 +206,11 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
         contained=tuple(statistics.contained),
         open_requests=tuple(history.open),
     )
+
+
+def _torn(damage: Iterable[Damage]) -> bool:
+    """Whether more is wrong with the files than that the first of them were dropped."""
+    return any(each.kind is not DamageKind.TRUNCATED for each in damage)
 
 
 def _missing(monitor: Monitor, whole: bool) -> Iterator[str]:

@@ -33,6 +33,7 @@ STATE_PROPERTIES: tuple[type[StateProperty], ...] = (
 STATEMENTS: dict[str, tuple[str, ...]] = {
     "conservation": (
         "free + owned + cached + deferred + quarantined = total",
+        "a checkpoint has the digest of what it holds",
         "counters equal the pages' classes",
         "the free stack has no duplicate",
         "no page is both free and referenced",

@@ -90,7 +90,7 @@ def test_records_wait_for_the_flush_and_go_as_one_message() -> None:
 
 def test_a_full_batch_goes_without_being_asked() -> None:
     source, context = sender()
-    for step in range(MAX_BATCH):
+    for step in range(MAX_BATCH + 1):
         source.sink.emit(Digest(step, step))
     (sent,) = context.take_sent()
     assert len(sent.message.records) == MAX_BATCH

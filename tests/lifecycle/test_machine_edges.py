@@ -61,7 +61,7 @@ class ForgetfulPlanner:
     def plan(self, builder: BatchBuilder) -> None:
         self._planner.plan(builder)
         if self._chance.random() < 0.03:
-            raise MemoryError("no room for a plan")
+            raise MemoryViolation("no room for a plan")
 
 
 class AnyDriver(Driver):
@@ -83,7 +83,7 @@ class AnyDriver(Driver):
         self.fences: list[int] = []
 
     def violated(self, violation: MemoryViolation) -> None:
-        assert str(violation).startswith("MemoryError")
+        assert str(violation).startswith("no room for a plan")
 
     def fetch(self, order: PageFetch) -> None:
         self.fetches.append(order)

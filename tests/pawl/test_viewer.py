@@ -92,6 +92,7 @@ def crowd(count: int) -> tuple[Timeline, Report]:
         num_requests=count,
         num_tokens=count,
         open_requests=(),
+        contained=(),
     )
     return line, report
 
