@@ -27,7 +27,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.lifecycle.contained import Contained as Contained
+from pawl.lifecycle.marks import Contained as Contained
+from pawl.lifecycle.marks import Digest as Digest
+from pawl.lifecycle.marks import Flushed as Flushed
+from pawl.lifecycle.marks import Gap as Gap
+from pawl.lifecycle.marks import Idled as Idled
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause, Event, State
 
@@ -164,35 +168,6 @@ class Delivered(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """Its fields by name; plain values."""
     number: int
     """Of whoever waits for its outcome, unlike all others of the run; 0: nobody does."""
-    time: float
-
-
-class Digest(msgspec.Struct, frozen=True, array_like=True, tag=7):
-    """The digest of memory after a step was rolled back: again what it was before that step, but for what has become
-    final meanwhile."""
-
-    step: int
-    value: int
-    """Unsigned, 64 bits."""
-
-
-class Gap(msgspec.Struct, frozen=True, array_like=True, tag=8):
-    """Records were lost here; nothing after it can be judged with certainty."""
-
-    count: int
-    reason: str
-
-
-class Idled(msgspec.Struct, frozen=True, array_like=True, tag=10):
-    """A plan was begun and came to nothing: there was work, but none of it could be done. Only replay needs it: to try
-    costs nothing but may move what is next to leave the cache."""
-
-    time: float
-
-
-class Flushed(msgspec.Struct, frozen=True, array_like=True, tag=11):
-    """The prefix cache was emptied; nothing was live or in flight."""
-
     time: float
 
 
