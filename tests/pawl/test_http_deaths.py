@@ -68,7 +68,7 @@ async def told(address: tuple[str, int], death: Death) -> dict[str, Any]:
     return last
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), RuntimeError("the words of a prompt")], ids=["exit", "error"])
+@pytest.mark.parametrize("error", [SystemExit(3), SystemExit("the words of a prompt")], ids=["number", "words"])
 @pytest.mark.parametrize(
     ("name", "owner", "method", "late", "verdict"),
     [
