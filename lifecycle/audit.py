@@ -133,8 +133,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FROM_CHECKPOINT = (
-    "the beginning was dropped: from a checkpoint on every decision was made again, but what records alone show needs "
-    "the beginning"
+    "the beginning was dropped: what is left begins with a checkpoint, from which decisions can be made again; what "
+    "records alone show needs the beginning"
 )
 
 
@@ -170,11 +170,12 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
     missing: list[str] = []
     num_judged = 0
     judging = True
+    from_checkpoint = False
     for block in reader.blocks():
         if not num_judged and judging and block and isinstance(block[0], Checkpoint):
             monitor = Monitor(also, history=Blind())
-            missing.append(FROM_CHECKPOINT)
-        judging = judging and (missing == [FROM_CHECKPOINT] or not reader.damage) and not _torn(reader.damage)
+            from_checkpoint = True
+        judging = judging and _judgeable(reader.damage, from_checkpoint)
         for record in block:
             statistics.observe(record)
             if judging and isinstance(record, Gap):
@@ -185,9 +186,12 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
                     missing.append("the trace does not begin with the start of the engine")
                 monitor.observe(record)
                 num_judged += 1
-    missing += _missing(monitor, judging and not _torn(reader.damage))
-    if judging and missing in ([], [FROM_CHECKPOINT]) and not _torn(reader.damage):
+    whole = judging and _judgeable(reader.damage, from_checkpoint)
+    missing += _missing(monitor, whole)
+    if whole and not missing:
         monitor.finish()
+    if from_checkpoint:
+        missing.insert(0, FROM_CHECKPOINT)
     violations = tuple(monitor.violations)
     history = monitor.history
     return Report(
@@ -208,9 +212,9 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
     )
 
 
-def _torn(damage: Iterable[Damage]) -> bool:
-    """Whether more is wrong with the files than that the first of them were dropped."""
-    return any(each.kind is not DamageKind.TRUNCATED for each in damage)
+def _judgeable(damage: Iterable[Damage], from_checkpoint: bool) -> bool:
+    """Whether the files are whole; from a checkpoint on, those before it may have been dropped."""
+    return all(from_checkpoint and each.kind is DamageKind.TRUNCATED for each in damage)
 
 
 def _missing(monitor: Monitor, whole: bool) -> Iterator[str]:
