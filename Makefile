@@ -61,7 +61,7 @@ test-nightly: setup-test  ## all tests, with many more and new random examples, 
 test-replay: setup-test  ## only the random examples that failed in a nightly run
 	@PAWL_HYPOTHESIS=replay $(BIN)/python -m pytest
 
-mutants: setup-test  ## hunt every planted defect with every strategy, and write docs/mutants.md; some minutes
+mutants: setup-test  ## hunt every planted defect with pawl explore, and write docs/mutants.md; a quarter of an hour
 	@$(BIN)/python -m tests.mutants.table
 
 check: setup-check  ## style, types, import contracts, generated docs, house rules

@@ -32,7 +32,7 @@ class FaultKind(StrEnum):
     """A place in the scenario that asks (`SimulatedSystem.strikes`) fails: a step raises, an allocation fails."""
 
 
-class Faults(msgspec.Struct, frozen=True, kw_only=True):
+class Faults(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Budgets of one run."""
 
     crash: int = 0

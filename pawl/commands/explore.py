@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--shrink-seconds, --faults and --schedules must be at least 0")
     seed = int.from_bytes(os.urandom(3), "little") if arguments.seed is None else arguments.seed
     began = time.monotonic()
-    task = _task(arguments, seed, began)
+    task = task_of(arguments, seed, began)
     _load_own(task)
     if arguments.report:
         tell(task, arguments.output)
@@ -92,7 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
     return int(bool(text))
 
 
-def _task(arguments: argparse.Namespace, seed: int, began: float) -> Task:
+def task_of(arguments: argparse.Namespace, seed: int, began: float) -> Task:
+    """What one process does."""
     return Task(
         seed=seed,
         stride=arguments.stride,

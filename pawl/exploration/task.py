@@ -114,7 +114,7 @@ def explore(task: Task) -> Iterator[Report]:
         if outcome.found is not None:
             yield Report(totals, outcome.found)
             ends = min(task.ends, time.monotonic() + task.shrink_seconds)
-            smallest = shrunk(outcome.found, strategy, seed, over=partial(_past, ends))
+            smallest = shrunk(outcome.found, over=partial(_past, ends))
             yield Report(totals, smallest, final=True)
             return
         if time.monotonic() - told > REPORT_S:

@@ -23,7 +23,7 @@ from pawl.actors.recorder import Recorder
 from pawl.actors.scheduler import Scheduler
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Case
-from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.faults import FaultKind, Faults
 from pawl.actors.simulation.system import SimulatedSystem
 from pawl.build.ghost import GhostSource
 from pawl.build.parts import Parts
@@ -282,13 +282,19 @@ class Cluster(Case):
 
     def _check_cause(self, client: Client, cause: Cause) -> None:
         """An abort must have had a reason in the workload or in the faults."""
-        if cause is Cause.TIMEOUT and client.arrival.timeout_s is None:
+        if cause is Cause.TIMEOUT and client.arrival.timeout_s is None and not self._time_flew:
             raise PropertyFailed("bounded_progress", f"not served within {PATIENCE_S:g} s at rest", client.request)
         lost = cause is Cause.WORKER_LOST and len(self.system.faults.struck) >= MAX_STRIKES
         left = cause is Cause.DISCONNECT and client.arrival.leaves_after is not None
         ended = any(cause in row_of(control.body).ends for control in self.workload.controls)
         if cause is not Cause.TIMEOUT and not lost and not left and not ended:
             check_refusal(client.arrival, self.workload.shape, len(self.desk.clients), cause, client.request)
+
+    @property
+    def _time_flew(self) -> bool:
+        """Whether a fault made time pass while there was work: then requests may be given up that were being served."""
+        budget = self.system.faults
+        return any(budget.left[kind] < budget.faults.budget(kind) for kind in (FaultKind.RUSH, FaultKind.LATE))
 
     # ---- for strategies ----
 

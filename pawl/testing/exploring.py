@@ -55,6 +55,10 @@ class Found(NamedTuple):
     workload: Workload
     faults: Faults
     failure: Failure
+    strategy: str
+    """The one that found it."""
+    seed: int
+    """Of the strategy."""
     model: Model = GHOST
 
     def save(self, path: Path) -> None:
@@ -63,6 +67,8 @@ class Found(NamedTuple):
         choices.facts.update(
             workload=self.workload.encode(),
             faults=msgspec.json.encode(self.faults).decode(),
+            strategy=self.strategy,
+            seed=str(self.seed),
             error=str(self.failure.shrunk_error),
         )
         choices.save(path)
@@ -129,9 +135,10 @@ def explore_workload(
         most_shrink_runs=most,
         over=over,
     )
-    found = Found(workload, faults, result.failure, model) if result.failure is not None else None
+    failure = result.failure
+    found = Found(workload, faults, failure, decider.name, seed, model) if failure is not None else None
     if found is not None and shrink and isinstance(strategy, str):
-        found = shrunk(found, strategy, seed, over=over)
+        found = shrunk(found, over=over)
     return Outcome(result, found, frozenset(labels_of(workload)), reached)
 
 
@@ -164,14 +171,7 @@ def scenario_of(
     return partial(_scenario, workload, faults, properties, model, reached)
 
 
-def shrunk(
-    found: Found,
-    strategy: str,
-    seed: int,
-    *,
-    schedules: int = SCHEDULES_OF_A_SMALLER_ONE,
-    over: Callable[[], bool] = never,
-) -> Found:
+def shrunk(found: Found, *, schedules: int = SCHEDULES_OF_A_SMALLER_ONE, over: Callable[[], bool] = never) -> Found:
     """First a smaller workload, as long as the same kind of failure is found in one within so many schedules; then a
     smaller schedule of it. Ends early, with the smallest so far, once `over` says so."""
     left = MOST_WORKLOADS
@@ -182,22 +182,20 @@ def shrunk(
             if not left:
                 break
             left -= 1
-            failure = _explored(smaller, found, strategy, seed, schedules, 0, over)
+            failure = _explored(smaller, found, schedules, 0, over)
             if failure is not None:
                 found = found._replace(workload=smaller, failure=failure)
                 progress = True
                 break
-    again = _explored(found.workload, found, strategy, seed, found.failure.schedule, MOST_RUNS, over)
+    again = _explored(found.workload, found, found.failure.schedule, MOST_RUNS, over)
     return found if again is None else found._replace(failure=again)
 
 
-def _explored(
-    workload: Workload, found: Found, strategy: str, seed: int, schedules: int, most: int, over: Callable[[], bool]
-) -> Failure | None:
+def _explored(workload: Workload, found: Found, schedules: int, most: int, over: Callable[[], bool]) -> Failure | None:
     """A failure of the kind that was found, in this workload."""
     failure = explore(
         scenario_of(workload, found.faults, model=found.model),
-        STRATEGIES[strategy](seed),
+        STRATEGIES[found.strategy](found.seed),
         schedules,
         max_steps=most_steps(workload),
         most_shrink_runs=most,
@@ -216,6 +214,9 @@ class Schedule(NamedTuple):
     choices: Choices
     error: str
     """What it showed when it was saved."""
+    strategy: str
+    seed: int
+    """Of the strategy that found it."""
 
 
 def load_schedule(path: Path) -> Schedule:
@@ -225,7 +226,8 @@ def load_schedule(path: Path) -> Schedule:
     if "workload" not in facts:
         raise ValueError("these choices do not say which workload they are for")
     faults = msgspec.json.decode(facts.get("faults", "{}"), type=Faults)
-    return Schedule(Workload.decode(facts["workload"]), faults, choices, facts.get("error", ""))
+    strategy, seed = facts.get("strategy", ""), int(facts.get("seed", "0"))
+    return Schedule(Workload.decode(facts["workload"]), faults, choices, facts.get("error", ""), strategy, seed)
 
 
 def replay_schedule(schedule: Schedule, model: Model = GHOST) -> Exception | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TIER_LAYOUT = "ghost"
 
 
-class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request, and what its client does."""
 
     prompt: tuple[int, ...]
@@ -61,7 +61,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     """It is sent in one call with the request before it, as the choices of one completion are."""
 
 
-class Control(msgspec.Struct, frozen=True, kw_only=True):
+class Control(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Somebody sends a control message."""
 
     body: Body
@@ -71,7 +71,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
     """As of an arrival."""
 
 
-class Shape(msgspec.Struct, frozen=True, kw_only=True):
+class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The server: the fields of `LoopConfig` that matter here."""
 
     num_pages: int = 8
@@ -113,7 +113,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         return room if self.max_context is None else min(room, self.max_context)
 
 
-class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Some requests to one server."""
 
     arrivals: tuple[Arrival, ...]

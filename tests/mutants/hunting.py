@@ -1,17 +1,17 @@
-"""The hunt for one mutant: random workloads, a few schedules of each, until a property fails."""
+"""The hunt for one mutant: the user's command, with its default flags, in a program that has the defect."""
 
 from __future__ import annotations
 
+import argparse
+import tempfile
 import time
+from pathlib import Path
 from typing import NamedTuple
 
-from pawl.actors.simulation.exploration import ActorFailed
-from pawl.testing import Found, explore_workload
-from pawl.testing.cluster import PropertyFailed
+from pawl.commands import explore
+from pawl.exploration.processes import Watcher, follow
+from pawl.testing.exploring import Schedule, load_schedule
 from tests.mutants.mutant import Mutant, planted
-
-SCHEDULES_OF_EACH = 4
-"""Schedules of one workload before the next one is drawn."""
 
 
 class Hunt(NamedTuple):
@@ -21,39 +21,27 @@ class Hunt(NamedTuple):
     """Run; when it was found, the failing one is the last."""
     seconds: float
     """Until then, without shrinking."""
-    seed: int
-    """Of the workload that was explored last."""
-    found: Found | None
-
-    @property
-    def named_by(self) -> str:
-        """What failed: a property, or what an actor raised."""
-        return "" if self.found is None else name_of(self.found.failure.error)
+    found: Schedule | None
+    """The smallest one."""
 
 
-def name_of(error: BaseException) -> str:
-    """The property that an error names; for what an actor raised, its class."""
-    if isinstance(error, PropertyFailed):
-        return error.property
-    if isinstance(error, ActorFailed):
-        return f"raised: {type(error.error).__name__}"
-    return type(error).__name__
+def hunt(mutant: Mutant, strategy: str, seconds: float, *, seed: int = 0) -> Hunt:
+    """`pawl explore --strategy STRATEGY --seconds SECONDS --seed SEED --workers 1`, with the defect planted. What is
+    found is made smaller in seconds of its own."""
+    began, told = time.monotonic(), []
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "schedule.json"
+        arguments = _parser().parse_args(["--strategy", strategy, "--seconds", str(seconds), "-o", str(output)])
+        task = explore.task_of(arguments, seed, began)
+        watcher = Watcher(lambda: None, lambda text: told.append(time.monotonic() - began))
+        with planted(mutant):
+            totals, text = follow(task, output, watcher)
+        found = load_schedule(output) if output.exists() else None
+    took = told[0] if told else time.monotonic() - began
+    return Hunt(totals.schedules, took, found if text else None)
 
 
-def hunt(mutant: Mutant, strategy: str, schedules: int, *, first_seed: int = 0) -> Hunt:
-    """Explore with the defect planted, from workload `first_seed` on, for so many schedules."""
-    with planted(mutant):
-        return explore_stream(mutant, strategy, schedules, first_seed=first_seed)
-
-
-def explore_stream(mutant: Mutant, strategy: str, schedules: int, *, first_seed: int = 0) -> Hunt:
-    """What `hunt` does, with the code as it is."""
-    began, run, seed = time.perf_counter(), 0, first_seed
-    while True:
-        workload = mutant.workload(seed)
-        each = min(SCHEDULES_OF_EACH, schedules - run)
-        outcome = explore_workload(workload, strategy, each, seed=seed, faults=mutant.faults, shrink=False)
-        run += outcome.result.schedules
-        if outcome.found is not None or run >= schedules:
-            return Hunt(run, time.perf_counter() - began, seed, outcome.found)
-        seed += 1
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    explore.add_arguments(parser)
+    return parser

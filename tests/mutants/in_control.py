@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pawl.actors.simulation.faults import Faults
 from pawl.actors.worker import Worker
 from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
@@ -10,13 +9,11 @@ from pawl.loops.policy import FirstComeFirstServed
 from pawl.loops.requests import Requests
 from pawl.memory.memory import Memory
 from pawl.memory.prefix.radix import RadixCache
-from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
-
-LOSES_A_STEP = Faults(strike=1)
+from tests.mutants.mutant import Edit, Group, Mutant
 
 
-def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit, **more: object) -> Mutant:
-    return Mutant(name, Group.CONTROL, broken, resembles, what, edits, **more)  # type: ignore[arg-type]
+def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit) -> Mutant:
+    return Mutant(name, Group.CONTROL, broken, resembles, what, edits)
 
 
 CONTROL = (
@@ -27,7 +24,6 @@ CONTROL = (
         "The cache is emptied whenever somebody asks, whatever is running.",
         Edit(Loop.flush, "if not self.idle or not self.memory.flush():", "if not self.memory.flush():"),
         Edit(Memory.flush, "if self.slots.in_use.any() or self.ledger.num_in_flight:", "if False:"),
-        shape={"cache": "radix"},
     ),
     _mutant(
         "flush_that_waits_is_forgotten",
@@ -47,7 +43,6 @@ CONTROL = (
             "return rows",
             'return sorted(rows, key=lambda row: not getattr(waiting.table.info(row).passthrough, "stop", ()))',
         ),
-        shape={"max_running": 1},
     ),
     _mutant(
         "steps_from_before_the_reset_are_run",
@@ -55,8 +50,6 @@ CONTROL = (
         "34572",
         "A step that was sent before the worker was reset, and that the scheduler has undone, is run all the same.",
         Edit(Worker._execute, "if batch.step < self._next_step:", "if False:"),
-        shape={"pacing": "overlap"},
-        faults=LOSES_A_STEP,
     ),
     _mutant(
         "stale_tokens_are_counted",
@@ -68,7 +61,6 @@ CONTROL = (
             "self.counters.generated_tokens += len(rows)",
             "self.counters.generated_tokens += len(result.tokens)",
         ),
-        shape={"pacing": "overlap"},
     ),
     _mutant(
         "cut_tokens_are_counted",
@@ -83,7 +75,6 @@ CONTROL = (
         "29750",
         "A retraction happens without a record.",
         Edit(Requests.retracted, "self.journal.moved(", "(lambda *edge: None)("),
-        shape=TIGHT,
     ),
     _mutant(
         "removal_is_not_told",
@@ -95,6 +86,5 @@ CONTROL = (
             "self.events.append(Removed(eviction.pages))",
             "self.events.append(Removed(eviction.pages[:1]))",
         ),
-        shape={"cache": "radix"},
     ),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.gateway import Gateway
 from pawl.actors.scheduler import Scheduler
-from pawl.actors.simulation.faults import Faults
 from pawl.lifecycle.requests import RequestTable
 from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
@@ -13,14 +12,11 @@ from pawl.loops.planner import UnifiedPlanner
 from pawl.loops.policy import FirstComeFirstServed
 from pawl.loops.queues import Queues
 from pawl.loops.requests import Requests
-from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
-
-LOSES_A_STEP = Faults(strike=1)
-CLOCK_RUSHES = Faults(rush=1)
+from tests.mutants.mutant import Edit, Group, Mutant
 
 
-def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit, **more: object) -> Mutant:
-    return Mutant(name, Group.LIFECYCLE, broken, resembles, what, edits, **more)  # type: ignore[arg-type]
+def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit) -> Mutant:
+    return Mutant(name, Group.LIFECYCLE, broken, resembles, what, edits)
 
 
 LIFECYCLE = (
@@ -55,7 +51,6 @@ LIFECYCLE = (
         "26912",
         "The timer that looks at deadlines finds none that has passed.",
         Edit(Requests.expire, "self.table.deadline[live] <= now", "self.table.deadline[live] < 0.0"),
-        faults=CLOCK_RUSHES,
     ),
     _mutant(
         "token_after_the_abort",
@@ -63,7 +58,6 @@ LIFECYCLE = (
         "34112",
         "A request that is aborted between the plan of a step and its commit gets that step's token.",
         Edit(RequestTable.close, "self.attempt[row] += 1", "pass"),
-        shape={"pacing": "overlap"},
     ),
     _mutant(
         "row_is_reused_too_early",
@@ -71,7 +65,6 @@ LIFECYCLE = (
         "19035, 28143",
         "The row of a request that ended is given to the next one while a step in flight still names it.",
         Edit(Requests.close, "self.memory.ledger.fence if source != State.NEW else 0", "0"),
-        shape={"pacing": "overlap"},
     ),
     _mutant(
         "late_token_reaches_the_successor",
@@ -80,7 +73,6 @@ LIFECYCLE = (
         "Rows are reused at once, and whether a token belongs to the row's present holder is not asked.",
         Edit(Requests.close, "self.memory.ledger.fence if source != State.NEW else 0", "0"),
         Edit(Loop._apply, "table.attempt[scheduled.rows] == scheduled.attempts", "table.attempt[scheduled.rows] >= 0"),
-        shape={"pacing": "overlap"},
     ),
     _mutant(
         "token_after_the_retraction",
@@ -88,7 +80,6 @@ LIFECYCLE = (
         "21171",
         "A request that is retracted while a step is in flight still gets that step's token.",
         Edit(Queues.retract, "table.attempt[row] += 1", "pass"),
-        shape=TIGHT | {"pacing": "overlap"},
     ),
     _mutant(
         "the_oldest_gives_way",
@@ -97,7 +88,6 @@ LIFECYCLE = (
         "The oldest request is retracted when pages run out, not the youngest.",
         Edit(UnifiedPlanner._squeeze, "victim = int(running[-1])", "victim = int(running[0])"),
         Edit(Loop._unblock, "oldest_first()[-1]", "oldest_first()[0]"),
-        shape=TIGHT,
     ),
     _mutant(
         "a_lost_step_ends_everybody",
@@ -105,7 +95,6 @@ LIFECYCLE = (
         "31597, 7897",
         "Every request that was part of a lost step is ended, the first time it happens.",
         Edit(Requests.strike, "if info.strikes >= MAX_STRIKES:", "if info.strikes:"),
-        faults=LOSES_A_STEP,
     ),
     _mutant(
         "worker_is_not_reset",
@@ -113,7 +102,6 @@ LIFECYCLE = (
         "40728",
         "After a lost step nobody tells the worker to start again: it refuses all that comes.",
         Edit(Scheduler._reset_worker, "self._send(self._names.worker, ", "(lambda *message: None)("),
-        faults=LOSES_A_STEP,
     ),
     _mutant(
         "lost_admission_is_not_undone",
@@ -121,7 +109,6 @@ LIFECYCLE = (
         "31765",
         "When the step that admitted a request is rolled back, its state stays PREFILLING.",
         Edit(Queues._unadmitted, "self.table.undo(row, State.QUEUED)", "pass"),
-        faults=LOSES_A_STEP,
     ),
     _mutant(
         "the_first_in_the_queue_starves",
@@ -129,8 +116,6 @@ LIFECYCLE = (
         "17797",
         "The policy offers the request that has waited longest last.",
         Edit(FirstComeFirstServed.order, "return rows", "return [*rows[1:], *rows[:1]]"),
-        shape={"max_running": 1},
-        max_requests=12,
     ),
     _mutant(
         "the_only_one_in_the_queue_is_not_offered",

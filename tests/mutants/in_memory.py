@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pawl.actors.simulation.faults import Faults
 from pawl.build.wiring import stop_order
 from pawl.loops.admission import Admission
 from pawl.loops.loop import Loop
@@ -14,15 +13,11 @@ from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.slot_pool import SlotPool
 from pawl.memory.undo import Undo
 from pawl.memory.window_pool import WindowPool
-from tests.mutants.mutant import TIGHT, Edit, Group, Mutant
-
-LOSES_A_STEP = Faults(strike=1)
-HYBRID = {"window": 3, "num_window_pages": 6, "page_size": 2, "cache": "radix"}
-RADIX = {"cache": "radix"}
+from tests.mutants.mutant import Edit, Group, Mutant
 
 
-def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit, **more: object) -> Mutant:
-    return Mutant(name, Group.MEMORY, broken, resembles, what, edits, **more)  # type: ignore[arg-type]
+def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit) -> Mutant:
+    return Mutant(name, Group.MEMORY, broken, resembles, what, edits)
 
 
 MEMORY = (
@@ -32,7 +27,6 @@ MEMORY = (
         "24527, 18744",
         "A request that ends gives its pages back at once, while a step in flight still writes to them.",
         Edit(Memory.release, "fence = self.ledger.fence", "fence = self.ledger.resolved"),
-        shape={"pacing": "overlap"},
     ),
     _mutant(
         "evicted_before_the_fence",
@@ -40,7 +34,6 @@ MEMORY = (
         "27108",
         "An evicted page is free at once, although a step in flight may still read it.",
         Edit(RadixCache._evict, "else NO_PAGES, fence)", "else NO_PAGES, 0)"),
-        shape=TIGHT | RADIX | {"pacing": "overlap"},
     ),
     _mutant(
         "shared_page_not_counted",
@@ -48,7 +41,6 @@ MEMORY = (
         "17797",
         "A row that starts with cached pages is not counted as one of their users.",
         Edit(PagePool.share, "self.refcount[index] += 1", "self.refcount[index] += 0"),
-        shape=RADIX,
     ),
     _mutant(
         "freed_while_the_cache_has_it",
@@ -56,7 +48,6 @@ MEMORY = (
         "28702",
         "The last row that uses a cached page frees it, although the cache still offers it.",
         Edit(PagePool.release, "gone = pages[left == 0]", "gone = pages[left <= 1]"),
-        shape=RADIX,
     ),
     _mutant(
         "held_node_may_leave",
@@ -64,7 +55,6 @@ MEMORY = (
         "24153",
         "A node of the prefix tree that a running request holds stays among those that may be evicted.",
         Edit(RadixCache.pin, "self._order.remove(above)", "pass"),
-        shape=RADIX,
     ),
     _mutant(
         "hold_leaks_at_insertion",
@@ -72,7 +62,6 @@ MEMORY = (
         "12107",
         "When a prompt's next chunk is cached, the hold on the chunks before it is never released.",
         Edit(RadixCache.insert, "self._let_go(before, fence)", "pass"),
-        shape=RADIX,
     ),
     _mutant(
         "worker_not_told_of_replaced_pages",
@@ -85,7 +74,6 @@ MEMORY = (
             "self.replaced.append(self.page_table.replace(slot, indices, theirs))",
             "self.page_table.replace(slot, indices, theirs)",
         ),
-        shape=RADIX,
     ),
     _mutant(
         "unwritten_page_is_offered",
@@ -93,7 +81,6 @@ MEMORY = (
         "30986",
         "A request that leaves offers its last page to others before its last token's keys and values are written.",
         Edit(Queues.keep_prefix, "table.num_tokens[row] - 1 if", "table.num_tokens[row] if"),
-        shape=RADIX,
     ),
     _mutant(
         "window_page_leaves_early",
@@ -101,7 +88,6 @@ MEMORY = (
         "31616",
         "A window slides one page too far, so that the next query misses keys that it should see.",
         Edit(WindowPool.first_read, "- self.behind", "- self.behind + 1"),
-        shape=HYBRID,
     ),
     _mutant(
         "failed_admission_keeps_its_slot",
@@ -120,7 +106,6 @@ MEMORY = (
         "26265",
         "A rolled back step leaves the page-table entries and the length that it has added to a row.",
         Edit(Undo.extend, "self._table.cut(slots, num_pages, lengths)", "pass"),
-        faults=LOSES_A_STEP,
     ),
     _mutant(
         "promise_spent_twice",
@@ -142,7 +127,6 @@ MEMORY = (
         "6888",
         "A retracted request goes back to the queue, but its slot and its pages stay taken.",
         Edit(Queues.retract, "self.memory.release(int(table.slot[row]))", "pass"),
-        shape=TIGHT,
     ),
     _mutant(
         "salt_is_ignored",
@@ -156,7 +140,6 @@ MEMORY = (
             "root = self._roots[namespace] = Root(namespace)",
             'root = self._roots[""] = Root("")',
         ),
-        shape=RADIX,
     ),
     _mutant(
         "cache_survives_the_worker",
@@ -164,8 +147,6 @@ MEMORY = (
         "23392",
         "After a lost step the worker has forgotten every page, but the prefix cache still offers them.",
         Edit(Loop.failed, "self.memory.flush()", "pass"),
-        shape=RADIX,
-        faults=LOSES_A_STEP,
     ),
     _mutant(
         "slot_is_free_twice",
@@ -173,7 +154,6 @@ MEMORY = (
         "30053",
         "A slot comes free at once, and again when the step in flight is done: two requests get it.",
         Edit(SlotPool.release, "self.deferred += 1", "self.deferred += 1; self._free.append(slot)"),
-        shape={"pacing": "overlap"},
     ),
     _mutant(
         "trace_ends_before_its_tellers",

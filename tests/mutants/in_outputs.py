@@ -12,13 +12,11 @@ from pawl.loops.loop import Loop
 from pawl.loops.queues import Queues
 from pawl.memory.memory import Memory
 from pawl.memory.prefix.radix import RadixCache
-from tests.mutants.mutant import TIGHT, WIDE, Edit, Group, Mutant
-
-RADIX = {"cache": "radix"}
+from tests.mutants.mutant import Edit, Group, Mutant
 
 
-def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit, **more: object) -> Mutant:
-    return Mutant(name, Group.OUTPUTS, broken, resembles, what, edits, **more)  # type: ignore[arg-type]
+def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit) -> Mutant:
+    return Mutant(name, Group.OUTPUTS, broken, resembles, what, edits)
 
 
 OUTPUTS = (
@@ -28,7 +26,6 @@ OUTPUTS = (
         "22819",
         "Where a prompt leaves a cached edge, one page too many is taken for its own.",
         Edit(RadixCache._reach, "common_pages(data, at, child.key, width) * width", "len(child.key)"),
-        shape=RADIX,
     ),
     _mutant(
         "whole_prompt_is_matched",
@@ -36,7 +33,6 @@ OUTPUTS = (
         "23392",
         "A prompt that is cached to its last token leaves nothing to compute the first output from.",
         Edit(Memory.admit, "tokens[: len(tokens) - 1] if", "tokens if"),
-        shape=RADIX,
     ),
     _mutant(
         "input_of_the_wrong_slot",
@@ -44,7 +40,6 @@ OUTPUTS = (
         "35697",
         "The placeholder for a token not known yet is resolved with another slot's token.",
         Edit(Ghost._resolve_tokens, "drawn = self._last[slots]", "drawn = self._last[slots[::-1]]"),
-        shape={"max_running": 4},
     ),
     _mutant(
         "seed_of_the_neighbour",
@@ -52,7 +47,6 @@ OUTPUTS = (
         "vllm 51866",
         "Sampling noise depends on the place in the batch, not on the request.",
         Edit(GhostDraws._choose, "self._seed[slots]", "self._seed[slots] + rows.astype(np.uint64)"),
-        shape=WIDE,
     ),
     _mutant(
         "tokens_move_up_beside_a_stale_one",
@@ -60,7 +54,6 @@ OUTPUTS = (
         "vllm 51902",
         "When one token of a step is dropped, those behind it go to the wrong requests.",
         Edit(Loop._apply, "rows[wanted], tokens[wanted]", "rows[wanted], tokens[: int(wanted.sum())]"),
-        shape=WIDE | {"pacing": "overlap", "mixed": True},
     ),
     _mutant(
         "retraction_forgets_the_output",
@@ -72,7 +65,6 @@ OUTPUTS = (
             "table.attempt[row] += 1",
             "table.attempt[row] += 1; table.num_tokens[row] = table.num_prompt[row]",
         ),
-        shape=TIGHT,
     ),
     _mutant(
         "text_held_back_is_lost",
@@ -80,7 +72,6 @@ OUTPUTS = (
         "31598",
         "What was held back of the text is not sent when the request ends.",
         Edit(Detokenizer._end, "text = stream.flush()", 'text = ""'),
-        shape=WIDE,
     ),
     _mutant(
         "decoder_of_the_former_holder",

@@ -15,11 +15,6 @@ from enum import StrEnum
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
-from pawl.actors.simulation.faults import Faults
-from pawl.testing import Workload
-
-NO_FAULTS = Faults()
-
 
 class Group(StrEnum):
     """Of properties."""
@@ -50,24 +45,6 @@ class Mutant(NamedTuple):
     what: str
     """What is wrong, in a sentence."""
     edits: tuple[Edit, ...]
-    shape: dict[str, Any] = {}  # noqa: RUF012 - never changed
-    """Fields of the server without which the defect cannot show."""
-    faults: Faults = NO_FAULTS
-    """Without which the defect cannot show."""
-    max_requests: int = 5
-    """Of one workload."""
-
-    def workload(self, seed: int) -> Workload:
-        """A random one in which the defect can show."""
-        return Workload.random(seed, max_requests=self.max_requests, **self.shape)
-
-
-TIGHT: dict[str, Any] = {"num_pages": 6, "page_size": 1, "lookahead": 0, "max_running": 4, "prefill_chunk": 4}
-"""A server that must retract."""
-
-
-WIDE: dict[str, Any] = {"num_pages": 12, "page_size": 4, "max_running": 4}
-"""A server with room for longer outputs, side by side."""
 
 
 class EditFails(Exception):

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
-import msgspec
 import pytest
 
 from pawl.memory.memory import Memory
 from tests.mutants.everything import MUTANTS
-from tests.mutants.hunting import SCHEDULES_OF_EACH, explore_stream, hunt
 from tests.mutants.mutant import Edit, EditFails, Group, Mutant, planted
-from tests.mutants.table import FOUND, Place
+from tests.mutants.places import FOLDER, place_of
 
-PLACES = msgspec.json.decode(Path(FOUND).read_bytes(), type=dict[str, Place])
-MORE = 100
-"""Schedules in which to look for a mutant that is not any more where it was found."""
+FEW = 8
+"""Schedules of the code as it is."""
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_is_caught(mutant: Mutant) -> None:
-    place = PLACES[mutant.name]
-    result = hunt(mutant, place.strategy, MORE, first_seed=place.seed)
-    assert result.found is not None, mutant.what
+    place = place_of(mutant.name)
+    with planted(mutant):
+        found = place.explored().found
+    assert found is not None, mutant.what
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_the_code_as_it_is_passes_where_the_mutant_was_caught(mutant: Mutant) -> None:
-    place = PLACES[mutant.name]
-    result = explore_stream(mutant, place.strategy, SCHEDULES_OF_EACH, first_seed=place.seed)
-    assert result.found is None, str(result.found)
+    found = place_of(mutant.name).explored(FEW).found
+    assert found is None, str(found)
+
+
+def test_no_place_is_left_of_a_mutant_that_has_gone() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == {mutant.name for mutant in MUTANTS}
 
 
 def test_every_group_of_properties_has_mutants() -> None:
