@@ -123,7 +123,10 @@ class Detokenizer(Actor):
             raise RowInUse(opened.row, holder.request, opened.request)
         self._streams[opened.row] = Stream(self._vocabulary, opened, self.context.now())
         # From here and on the lane of outputs: whatever way else it went, an output could overtake it.
-        self.context.send(self._names.gateway, Accepted(opened.request, opened.num_prompt))
+        options = opened.text_options
+        prompt = tuple(opened.prompt.tolist()) if options.return_prompt else ()
+        accepted = Accepted(opened.request, opened.num_prompt, options.in_reasoning, prompt)
+        self.context.send(self._names.gateway, accepted)
 
     def _send(self, outputs: list[Output]) -> None:
         if outputs and not self.context.send(self._names.gateway, Outputs(tuple(outputs))):

@@ -136,6 +136,8 @@ def words(kind: inspect.Type) -> str:
             return "an object" + _length(kind.min_length, kind.max_length, "members")
         case inspect.StructType():
             return "an object"
+        case inspect.LiteralType():
+            return "one of " + ", ".join(map(repr, kind.values))
     return "something else"
 
 

@@ -49,8 +49,8 @@ class Inbox:
 
     def __init__(self, whole: bool = False) -> None:
         self.whole = whole
-        self.num_prompt: int | None = None
-        """Tokens of the prompt, once the scheduler has taken the request."""
+        self.accept: Accepted | None = None
+        """What is known once the scheduler has taken the request."""
         self.done: Done | None = None
         self.refusal: Refused | None = None
         self._texts: list[str] = []
@@ -58,6 +58,11 @@ class Inbox:
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: tuple[TokenLogprob, ...] = ()
         self._waiting = False
+
+    @property
+    def num_prompt(self) -> int | None:
+        """Tokens of the prompt, once they are known."""
+        return None if self.accept is None else self.accept.num_prompt
 
     @property
     def final(self) -> bool:
@@ -68,7 +73,7 @@ class Inbox:
         """Called when there is something to take."""
 
     def accepted(self, accepted: Accepted) -> None:
-        self.num_prompt = accepted.num_prompt
+        self.accept = accepted
 
     def push(self, output: Output) -> None:
         if output.text:

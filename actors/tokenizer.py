@@ -7,6 +7,7 @@ trusted. Every `Submit` is answered within `receive`: by `Generate` to the sched
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -64,28 +65,35 @@ class Tokenizer(Actor):
 
     def _understand(self, submit: Submit) -> Generate:
         """The request in token ids. Raises InvalidRequest."""
-        tokens = self._tokens(submit)
+        chat = None if submit.chat is None else self._rendered(submit, submit.chat)
+        tokens = self._tokens(submit, chat)
+        options = submit.text_options
+        if submit.reasoning_mark and chat is not None and chat.rstrip().endswith(submit.reasoning_mark):
+            options = msgspec.structs.replace(options, in_reasoning=True)
         return Generate(
             request=submit.request,
             rid=submit.rid,
             tokens=tokens,
             sampling=self._fitting(submit, len(tokens)),
-            text_options=submit.text_options,
+            text_options=options,
             priority=submit.priority,
             timeout_s=submit.timeout_s,
             namespace=submit.cache_salt,
         )
 
-    def _tokens(self, submit: Submit) -> NDArray[np.int32]:
+    def _rendered(self, submit: Submit, chat: tuple[dict[str, Any], ...]) -> str:
+        now = datetime.fromtimestamp(self.context.wall(), UTC)
+        return self._template.render(chat, submit.template_options, now)
+
+    def _tokens(self, submit: Submit, chat: str | None) -> NDArray[np.int32]:
         given = [submit.text is not None, submit.token_ids is not None, submit.chat is not None]
         if sum(given) != 1:
             raise InvalidRequest("exactly one of text, token_ids and chat must be given", param="prompt")
         if submit.token_ids is not None:
             tokens = self._checked_ids(submit.token_ids)
-        elif submit.chat is not None:
-            now = datetime.fromtimestamp(self.context.wall(), UTC)
+        elif chat is not None:
             # A template writes the beginning token itself where the model wants one.
-            tokens = self._encode(self._template.render(submit.chat, submit.template_options, now), add_special=False)
+            tokens = self._encode(chat, add_special=False)
         else:
             tokens = self._encode(submit.text or "", add_special=True)
         if len(tokens) == 0:

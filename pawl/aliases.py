@@ -108,9 +108,14 @@ ALIASES: tuple[Alias, ...] = (
     Alias("--disable-cuda-graph", SGLANG, note="CUDA graphs cannot be turned off"),
     Alias("--enable-metrics", SGLANG, note="/metrics is always there; leave it out"),
     Alias("--enable-cache-report", SGLANG, note="usage always says what was cached; leave it out"),
+    Alias("--enable-auto-tool-choice", VLLM, note="tools are always read; leave it out"),
 )
 
-VALUES: Mapping[str, Mapping[str, str]] = {"dtype": {"bfloat16": "bf16", "float32": "fp32", "float": "fp32"}}
+VALUES: Mapping[str, Mapping[str, str]] = {
+    "dtype": {"bfloat16": "bf16", "float32": "fp32", "float": "fp32"},
+    "tool_call_parser": {"qwen": "hermes", "qwen25": "hermes", "llama3": "llama3_json", "llama4_pythonic": "pythonic"},
+    "reasoning_parser": {"deepseek-r1": "deepseek_r1", "magistral": "mistral"},
+}
 """Setting -> other engines' names of its values."""
 
 
@@ -121,8 +126,9 @@ def table() -> Iterator[str]:
     for alias in ALIASES:
         yield f"| `{alias.flag}` | {alias.of} | {_here(alias)} | {alias.note} |"
     for setting, values in VALUES.items():
+        flag = setting.replace("_", "-")
         for theirs, ours in values.items():
-            yield f"| `--{setting} {theirs}` | {BOTH} | `--{setting} {ours}` | |"
+            yield f"| `--{flag} {theirs}` | {BOTH} | `--{flag} {ours}` | |"
 
 
 def _here(alias: Alias) -> str:

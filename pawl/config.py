@@ -104,6 +104,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Text | None, _meta("server", "origins whose web pages may ask, with commas; * is all; otherwise none")
     ] = None
     max_body_mb: Annotated[AboveZero, _meta("server", "larger request bodies are refused with 413")] = 32.0
+    tool_call_parser: Annotated[
+        Literal["auto", "hermes", "llama3_json", "mistral", "pythonic"],
+        _meta("server", "how the model writes calls of tools; auto: as its chat template says"),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        Literal["auto", "none", "deepseek_r1", "qwen3", "mistral"],
+        _meta("server", "how the model marks its reasoning; auto: as its chat template says; none: it stays in the text"),
+    ] = "auto"
 
     max_running: Annotated[AtLeastOne, _feature("scheduling", "max_running")] = 256
     max_queued: Annotated[AtLeastOne, _feature("scheduling", "max_queued")] = 1024

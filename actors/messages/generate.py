@@ -28,6 +28,10 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     detokenize: bool = True
+    return_prompt: bool = False
+    """Whether `Accepted` holds the prompt's token ids."""
+    in_reasoning: bool = False
+    """The tokenizer found the prompt to end with `Submit.reasoning_mark`."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -63,6 +67,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     chat: tuple[dict[str, Any], ...] | None = None
     """Chat messages for the model's template."""
     template_options: dict[str, Any] = msgspec.field(default_factory=dict)
+    reasoning_mark: str = ""
+    """What a rendered chat ends with where the reply begins within the model's reasoning."""
     sampling: SamplingParameters = SamplingParameters()
     """Complete but for `fill_context`, and valid: the edge has checked it."""
     fill_context: bool = False
@@ -190,6 +196,10 @@ class Accepted(msgspec.Struct, frozen=True, tag=True):
 
     request: int
     num_prompt: int
+    in_reasoning: bool = False
+    """The reply begins within the model's reasoning."""
+    prompt: tuple[int, ...] = ()
+    """Where it was asked for."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

@@ -17,6 +17,7 @@ import jinja2.meta
 
 from pawl.actors.text.invalid import InvalidRequest, clipped, quoted
 from pawl.actors.text.sandbox import Sandbox, bounded
+from pawl.actors.text.tool_words import with_calls_told, with_offer
 from pawl.actors.text.vocabulary import Vocabulary
 
 RESERVED = frozenset({"messages", "bos_token", "eos_token", "raise_exception", "strftime_now", "range"})
@@ -29,7 +30,7 @@ class ChatTemplate:
     def __init__(self, vocabulary: Vocabulary) -> None:
         """A template that does not compile is reported when it is used: the model still completes plain prompts."""
         self._sources = vocabulary.chat_templates
-        self._compiled: dict[str, tuple[jinja2.Template, frozenset[str]]] = {}
+        self._compiled: dict[str, tuple[jinja2.Template, frozenset[str], bool]] = {}
         self._fixed = {"bos_token": vocabulary.bos_token, "eos_token": vocabulary.eos_token}
 
     @cached_property
@@ -42,33 +43,43 @@ class ChatTemplate:
 
         `options` become variables of the template: `tools` (a list), `add_generation_prompt` (true unless set) and
         what else the template reads; options that are None count as not given, and what the template does not read
-        changes nothing, but for `tools`, which are refused rather than ignored. `now` is what `strftime_now` formats.
+        changes nothing, but for `tools`, which then stand in the messages (see `tool_words`). With
+        `continue_final_message` the prompt ends within the last message, which the model goes on with. `now` is what
+        `strftime_now` formats.
 
-        Raises InvalidRequest: no template, malformed messages, tools it has no place for, or its own refusal.
+        Raises InvalidRequest: no template, malformed messages, or its own refusal.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        template, reads = self._template(given)
+        template, reads, tells_calls = self._template(given)
         for name in given:
-            if name in RESERVED or (name == "tools" and name not in reads):
+            if name in RESERVED:
                 raise InvalidRequest(f"the chat template of this model takes no {name!r}", param=name)
+        checked = _messages(messages)
+        if not tells_calls:
+            checked = with_calls_told(checked)
+        if "tools" not in reads:
+            checked = with_offer(checked, _tools(given.pop("tools", [])))
+        continues = bool(given.pop("continue_final_message", False))
         variables = {
-            "add_generation_prompt": True,
+            "add_generation_prompt": not continues,
             **given,
             **self._fixed,
-            "messages": _messages(messages),
+            "messages": checked,
             "strftime_now": now.strftime,
         }
         self._environment.refill()
         try:
-            return bounded(template.generate(variables))
+            prompt = bounded(template.generate(variables))
+            return _open_ended(prompt, checked[-1]["content"]) if continues else prompt
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             words = clipped(str(error))
             raise InvalidRequest(f"the chat template refused these messages: {words}", param="messages") from error
         except (RecursionError, MemoryError, OverflowError) as error:
             raise InvalidRequest("the chat template does not end for these messages", param="messages") from error
 
-    def _template(self, options: Mapping[str, Any]) -> tuple[jinja2.Template, frozenset[str]]:
-        """The compiled template and the names it reads; `tool_use` for tools where the model has one."""
+    def _template(self, options: Mapping[str, Any]) -> tuple[jinja2.Template, frozenset[str], bool]:
+        """The compiled template, the names it reads, and whether it has a place for calls in messages; `tool_use` for
+        tools where the model has one."""
         name = "tool_use" if options.get("tools") and "tool_use" in self._sources else "default"
         if name not in self._sources:
             raise InvalidRequest(
@@ -78,7 +89,8 @@ class ChatTemplate:
             source = self._sources[name]
             try:
                 reads = jinja2.meta.find_undeclared_variables(self._environment.parse(source))
-                self._compiled[name] = (self._environment.from_string(source), frozenset(reads))
+                template = self._environment.from_string(source)
+                self._compiled[name] = (template, frozenset(reads), "tool_calls" in source)
             except jinja2.TemplateSyntaxError as error:
                 raise InvalidRequest(
                     f"this model's chat template does not compile (line {error.lineno}: {error.message})",
@@ -86,6 +98,23 @@ class ChatTemplate:
                     status=422,
                 ) from error
         return self._compiled[name]
+
+
+def _tools(tools: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise InvalidRequest("tools must be a list of objects", param="tools")
+    return tools
+
+
+def _open_ended(prompt: str, final: str) -> str:
+    """The prompt up to the end of its final message's content."""
+    place = prompt.rfind(final.strip()) if final.strip() else -1
+    if place < 0:
+        text = "continue_final_message needs a last message whose content the chat template keeps as it is"
+        raise InvalidRequest(text, param="continue_final_message")
+    # Templates may strip the content: then the white space at its end is not there.
+    whole = prompt.startswith(final.lstrip(), place)
+    return prompt[: place + len(final.lstrip() if whole else final.strip())]
 
 
 def _messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

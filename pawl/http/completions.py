@@ -10,7 +10,7 @@ import msgspec
 
 from pawl.actors.messages.generate import Submit, TokenLogprob
 from pawl.actors.sampling import build_sampling
-from pawl.actors.sink import Delta
+from pawl.actors.sink import Delta, Inbox
 from pawl.http.context import ServerContext
 from pawl.http.errors import Problem
 from pawl.http.info import Tokenization
@@ -137,10 +137,10 @@ class CompletionRenderer(OpenAiRenderer):
     def opening(self, index: int, delta: Delta) -> str:
         return self._echoes[index]() if self._echoes else ""
 
-    def text_part(self, text: str) -> bytes:
-        return b',"text":' + encode(text)
+    def parts(self, index: int, text: str, delta: Delta, inbox: Inbox) -> Sequence[bytes]:
+        return (b',"text":' + encode(text),)
 
-    def choice(self, index: int, delta: Delta) -> dict[str, Any]:
+    def choice(self, index: int, delta: Delta, inbox: Inbox) -> dict[str, Any]:
         return {"text": self.opening(index, delta) + delta.text}
 
     def scores(self, index: int, delta: Delta) -> dict[str, Any] | None:

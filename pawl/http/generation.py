@@ -12,13 +12,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pawl.actors.messages.generate import Submit
+from pawl.actors.sink import Inbox
 from pawl.http import completions, native, openai
 from pawl.http.chat import ChatRenderer, chat_submits
 from pawl.http.completions import CompletionRenderer, completion_submits
 from pawl.http.description import HasContext, takes
+from pawl.http.message import MessageReader
 from pawl.http.native import NativeRenderer, understand
 from pawl.http.replies import ReplyStream
 from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody
+from pawl.http.tools import Reading, reading_of
 
 NAMES = {
     "/v1/completions": completions.NAMES,
@@ -57,10 +60,14 @@ class GenerationRoutes(HasContext):
     async def chat(self, request: Request, body: ChatBody) -> Response:
         """The next message of a conversation, as OpenAI's API has it."""
         rid = body.rid or self.context.gateway.new_rid()
-        submits = chat_submits(body, rid, self.context)
-        top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        token_bytes = self.context.tokenization.token_bytes
-        renderer = ChatRenderer(*self._frame(body, "chatcmpl", rid), top_logprobs=top_logprobs, token_bytes=token_bytes)
+        reading = reading_of(body, self.context.info)
+        submits = chat_submits(body, reading, rid, self.context)
+        renderer = ChatRenderer(
+            *self._frame(body, "chatcmpl", rid),
+            top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            token_bytes=self.context.tokenization.token_bytes,
+            make_reader=None if reading.plain else self._message_readers(reading, body.include_reasoning is not False),
+        )
         return ReplyStream(self.context.gateway, submits, renderer, bool(body.stream))
 
     @takes(GenerateBody)
@@ -69,6 +76,22 @@ class GenerationRoutes(HasContext):
         call = understand(body, self.context)
         renderer = NativeRenderer(call, self.context.info)
         return ReplyStream(self.context.gateway, call.submits, renderer, bool(body.stream))
+
+    def _message_readers(self, reading: Reading, sends_reasoning: bool) -> Callable[[Inbox], MessageReader]:
+        """What reads each reply of a call."""
+        end = self.context.tokenization.encode(reading.reasoning.end, False) if reading.reasoning is not None else ()
+
+        def make(inbox: Inbox) -> MessageReader:
+            in_reasoning = inbox.accept is not None and inbox.accept.in_reasoning
+            return MessageReader(
+                reading.reader(in_reasoning),
+                new_id=lambda: reading.call_id(self.context.gateway.new_rid()),
+                in_reasoning=in_reasoning,
+                sends_reasoning=sends_reasoning,
+                end_of_reasoning=int(end[0]) if len(end) == 1 else None,
+            )
+
+        return make
 
     def _frame(self, body: CompletionBody | ChatBody, prefix: str, rid: str) -> tuple[Any, ...]:
         """What the renderers of OpenAI's routes have in common."""

@@ -42,6 +42,10 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_kv_tokens: int = 0
     """Tokens that the KV cache has room for."""
     weight_version: str = "default"
+    tool_format: str | None = None
+    """How the model writes calls of tools, a name in `TOOL_FORMATS`; None: not known."""
+    reasoning_format: str | None = None
+    """How it marks reasoning, a name in `FORMATS`; None: it does not, or it is left in the text."""
     settings: dict[str, Any] = msgspec.field(default_factory=dict)
     """The configuration as `/server_info` shows it; no secrets."""
 

@@ -191,7 +191,7 @@ class NativeRenderer:
     def closing(self) -> bytes:
         return b""
 
-    def whole(self, deltas: Sequence[Delta]) -> bytes:
+    def whole(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox]) -> bytes:
         results = []
         for index, delta in enumerate(deltas):
             self._progress[index].add(delta)

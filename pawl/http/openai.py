@@ -142,6 +142,7 @@ class OpenAiRenderer(ABC):
         self._continuous_usage = self._include_usage and bool(stream_options.get("continuous_usage_stats"))
         self._usages: dict[int, Usage] = {}
         self._num_tokens: dict[int, int] = {}
+        self._begun: set[int] = set()
         # A chunk is `prefix index middle text tail`; everything but index and text is encoded once.
         frame = {**self._head, "object": self.chunk_object}
         self._prefix = b"data: " + encode(frame)[:-1] + b',"choices":[{"index":'
@@ -150,49 +151,66 @@ class OpenAiRenderer(ABC):
     # ---- what the two routes do differently ----
 
     @abstractmethod
-    def text_part(self, text: str) -> bytes:
-        """The members of a streamed choice that carry `text`, starting with a comma."""
+    def parts(self, index: int, text: str, delta: Delta, inbox: Inbox) -> Sequence[bytes]:
+        """The members of a streamed choice, starting with a comma, that carry `text`, the new text of `delta`; of
+        several choices if it takes several."""
 
-    def opening_part(self, index: int) -> bytes | None:
-        """The same, of a chunk that comes before the first text."""
-        return None
+    nothing: bytes = b""
+    """The same, where there is nothing to carry but a score or an end."""
 
     @abstractmethod
     def scores(self, index: int, delta: Delta) -> dict[str, Any] | None:
         """`logprobs` of one choice; None where none were asked for."""
 
     @abstractmethod
-    def choice(self, index: int, delta: Delta) -> dict[str, Any]:
+    def choice(self, index: int, delta: Delta, inbox: Inbox) -> dict[str, Any]:
         """One choice of a whole reply, without index, logprobs and reasons."""
 
     def opening(self, index: int, delta: Delta) -> str:
         """Text that goes before the first delta's own."""
         return ""
 
+    def reason(self, index: int, done: Done) -> str:
+        """`finish_reason`."""
+        return FINISH_REASONS[done.cause]
+
+    def usage(self, usages: Sequence[Usage], indices: Sequence[int], n: int) -> dict[str, Any]:
+        """`usage` of the choices of these indices, of which `n` consecutive ones have one prompt."""
+        return usage_body(usages, n)
+
+    def has_begun(self, index: int) -> bool:
+        """Whether something of this choice was seen before the delta that is being written."""
+        return index in self._begun
+
     # ---- renderer ----
 
     def delta(self, index: int, delta: Delta, inbox: Inbox) -> bytes:
-        first = index not in self._num_tokens
         self._num_tokens[index] = self._num_tokens.get(index, 0) + len(delta.tokens)
         done = delta.done
-        text = self.opening(index, delta) + delta.text if first else delta.text
+        text = delta.text if self.has_begun(index) else self.opening(index, delta) + delta.text
         scored = bool(delta.logprobs or delta.prompt_logprobs or done)
         if not text and not scored:
             return b""
         if from_delta(delta) is not None:
             return b""  # the failure has an event of its own
+        parts = self.parts(index, text, delta, inbox)
+        self._begun.add(index)
         if done is not None:
             self._usages[index] = done.usage
-        reason = FINISH_REASONS[done.cause] if done is not None else None
+        if not parts:
+            if not scored:
+                return b""  # what came is held back
+            parts = (self.nothing,)
+        reason = self.reason(index, done) if done is not None else None
         scores = self.scores(index, delta) if scored else None
         ending = b',"logprobs":' + encode(scores) + b',"finish_reason":' + encode(reason)
         if done is not None:
             reason_part = encode(stop_reason(done))
             ending += b',"stop_reason":' + reason_part + b',"matched_stop":' + reason_part
         tail = self._tail if not self._continuous_usage else self._tail_with_usage(index, inbox, done)
-        opening = self.opening_part(index) if first else None
-        before = b"" if opening is None else b"%b%d%b%b%b" % (self._prefix, index, opening, NOTHING_YET, tail)
-        return before + b"%b%d%b%b%b" % (self._prefix, index, self.text_part(text), ending, tail)
+        *before, last = parts
+        chunks = [b"%b%d%b%b%b" % (self._prefix, index, part, NOTHING_YET, tail) for part in before]
+        return b"".join(chunks) + b"%b%d%b%b%b" % (self._prefix, index, last, ending, tail)
 
     def _tail_with_usage(self, index: int, inbox: Inbox, done: Done | None) -> bytes:
         """Usage so far of this choice. Before the end the prompt's length is known once it was taken."""
@@ -202,34 +220,34 @@ class OpenAiRenderer(ABC):
             usage = Usage(inbox.num_prompt, self._num_tokens[index], 0)
         else:
             usage = done.usage
-        return b'}],"usage":' + encode(usage_body([usage], 1)) + b"}\n\n"
+        return b'}],"usage":' + encode(self.usage([usage], [index], 1)) + b"}\n\n"
 
     def closing(self) -> bytes:
         if not self._include_usage:
             return b""
-        usages = [self._usages[index] for index in sorted(self._usages)]
-        body = {**self._head, "object": self.chunk_object, "choices": [], "usage": usage_body(usages, self._n)}
+        indices = sorted(self._usages)
+        usage = self.usage([self._usages[index] for index in indices], indices, self._n)
+        body = {**self._head, "object": self.chunk_object, "choices": [], "usage": usage}
         return b"data: " + encode(body) + b"\n\n"
 
-    def whole(self, deltas: Sequence[Delta]) -> bytes:
+    def whole(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox]) -> bytes:
         choices, usages = [], []
-        for index, delta in enumerate(deltas):
+        for index, (delta, inbox) in enumerate(zip(deltas, inboxes, strict=True)):
             if delta.done is None:
                 raise AssertionError("a refused request has no whole reply")
             usages.append(delta.done.usage)
             choices.append(
                 {
                     "index": index,
-                    **self.choice(index, delta),
+                    **self.choice(index, delta, inbox),
                     "logprobs": self.scores(index, delta),
-                    "finish_reason": FINISH_REASONS[delta.done.cause],
+                    "finish_reason": self.reason(index, delta.done),
                     "stop_reason": stop_reason(delta.done),
                     "matched_stop": stop_reason(delta.done),
                 }
             )
-        return encode(
-            {**self._head, "object": self.whole_object, "choices": choices, "usage": usage_body(usages, self._n)}
-        )
+        usage = self.usage(usages, range(len(usages)), self._n)
+        return encode({**self._head, "object": self.whole_object, "choices": choices, "usage": usage})
 
     def problem(self, problem: Problem) -> Problem:
         return problem.renamed(self.names)

@@ -45,8 +45,8 @@ class Renderer(Protocol):
     def closing(self) -> bytes:
         """Events after the last delta, before `[DONE]`; may be empty."""
 
-    def whole(self, deltas: Sequence[Delta]) -> bytes:
-        """The JSON body when nothing is streamed: everything of each request, in order."""
+    def whole(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox]) -> bytes:
+        """The JSON body when nothing is streamed: everything of each request, in order, and where it came in."""
 
     def problem(self, problem: Problem) -> Problem:
         """The failure in this route's words."""
@@ -119,7 +119,7 @@ class ReplyStream(Response):
         first = problems[0]
         if first is not None and all(problems):
             raise self._renderer.problem(first)
-        body = await beside(ordered, lambda: self._renderer.whole(ordered))
+        body = await beside(ordered, lambda: self._renderer.whole(ordered, group.inboxes))
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})

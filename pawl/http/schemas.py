@@ -9,7 +9,7 @@ when one is used.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -35,6 +35,8 @@ Rids: TypeAlias = Rid | Annotated[list[Rid], Meta(max_length=10_000)]
 StartLen = Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)]
 """First prompt position to score; -1: none."""
 Stops: TypeAlias = StopString | StopStrings
+ToolName = Annotated[str, Meta(min_length=1, max_length=128)]
+ToolText = Annotated[str, Meta(max_length=65_536)]
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -94,6 +96,40 @@ class CompletionBody(OpenAiBody, kw_only=True):
     suffix: str | None = None
 
 
+class ToolFunction(msgspec.Struct, omit_defaults=True):
+    """What can be called. Keys that are not known here are not for this server."""
+
+    name: ToolName
+    description: ToolText | None = None
+    parameters: ObjectOfAny | None = None
+    """JSON schema of the arguments."""
+    strict: bool | None = None
+    """Whether arguments must fit the schema, also where the model chooses by itself."""
+
+
+class Tool(msgspec.Struct):
+    """One entry of `tools`."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
+class ToolReference(msgspec.Struct):
+    """The name of a tool."""
+
+    name: ToolName
+
+
+class ToolChoice(msgspec.Struct, forbid_unknown_fields=True):
+    """The one tool that must be called."""
+
+    type: Literal["function"]
+    function: ToolReference
+
+
+Tools = Annotated[list[Tool], Meta(max_length=128)]
+
+
 class ChatBody(OpenAiBody, kw_only=True):
     """`POST /v1/chat/completions`."""
 
@@ -103,19 +139,31 @@ class ChatBody(OpenAiBody, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     chat_template_kwargs: ObjectOfAny | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    """Go on with the last message."""
+    documents: Annotated[list[ObjectOfAny], Meta(max_length=1024)] | None = None
+    """For templates that read them."""
+    tools: Tools | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    """Says something about tools only, of which there are none."""
+    """Whether there may be several calls in one reply."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """For templates that read it; none: without reasoning, where the template can say so."""
+    separate_reasoning: bool | None = None
+    """Whether reasoning stands in a member of its own, and not in the content."""
+    include_reasoning: bool | None = None
+    """Whether reasoning is sent."""
+    service_tier: Note | None = None
+    store: bool | None = None
+    """Replies are not kept, whatever it says."""
+    prediction: ObjectOfAny | None = None
+    """Could make a reply come sooner, and changes nothing in it."""
     response_format: Any = None
-    tool_choice: Any = None
     function_call: Any = None
     modalities: Any = None
-    service_tier: Any = None
-    store: Any = None
-    tools: Any = None
     functions: Any = None
     audio: Any = None
-    prediction: Any = None
-    reasoning_effort: Any = None
     web_search_options: Any = None
     verbosity: Any = None
     chat_template: Any = None
@@ -199,15 +247,11 @@ class DetokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 HARMLESS: Mapping[str, tuple[Any, ...]] = {
-    "tool_choice": ("none", "auto"),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
-    "service_tier": ("auto", "default"),
     "include_obfuscation": (False,),
     "log_metrics": (True,),
-    "store": (False,),
-    "tools": ([],),
     "functions": ([],),
     "suffix": ("",),
     "image_data": ([],),

@@ -34,6 +34,8 @@ from pawl.http.connections import Connection, ConnectionLimits
 from pawl.http.guard import LOOPBACK, is_loopback
 from pawl.http.info import ServerInfo
 from pawl.http.starting import Front
+from pawl.parsers import reader
+from pawl.parsers import reasoning as marks
 
 if TYPE_CHECKING:
     from pawl.build.parts import Parts
@@ -280,6 +282,8 @@ class EngineServer:
     def _info(self, parts: Parts) -> ServerInfo:
         config = self._config
         settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in SECRETS}
+        templates = parts.vocabulary.chat_templates
+        tools, reasoning = config.tool_call_parser, config.reasoning_parser
         return ServerInfo(
             model_name=config.served_model_name[0] if config.served_model_name else parts.source.name,
             model_path=str(parts.source.path),
@@ -290,6 +294,8 @@ class EngineServer:
             startup_s=parts.summary["load_s"],
             num_kv_tokens=parts.loop_config.num_pages * parts.loop_config.page_size,
             settings=settings,
+            tool_format=reader.format_of(templates) if tools == "auto" else tools,
+            reasoning_format={"auto": marks.format_of(templates), "none": None}.get(reasoning, reasoning),
         )
 
 

@@ -50,7 +50,12 @@ CONTEXT_LENGTH = 512
 END_OF_TEXT = 0
 """The token that ends a request unless end-of-text is ignored."""
 
+END_OF_REASONING = 2
+"""The one token that is a mark; its text can be written a byte at a time, too."""
+
 INFO = ServerInfo(
+    tool_format="hermes",
+    reasoning_format="qwen3",
     model_name="echo",
     model_path="/models/echo",
     aliases=("parrot",),
@@ -65,7 +70,7 @@ class Bytes:
     """A vocabulary in which one byte is one token."""
 
     def encode(self, text: str, add_special: bool = True) -> Sequence[int]:
-        return list(text.encode())
+        return [END_OF_REASONING] if text == "</think>" else list(text.encode())
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         return bytes(ids).decode(errors="replace")
@@ -99,6 +104,10 @@ class FakeEngine:
         """Requests get no token at all."""
         self.mute = False
         """Answers no ask, ends no aborted request."""
+        self.script = ""
+        """What every request says, if it is anything; it ends there."""
+        self.in_reasoning = False
+        """Every chat's prompt ends within the reasoning."""
         self.end_next: Cause | None = None
         """The next request ends with this before it has any token."""
         self.live: dict[int, _Live] = {}
@@ -177,7 +186,9 @@ class FakeEngine:
             self.gateway.receive(Refused(submit.request, error.cause, error.message, error.status, error.param))
             return
         self.live[submit.request] = live
-        self.gateway.receive(Accepted(submit.request, len(live.prompt)))
+        prompt = live.prompt if submit.text_options.return_prompt else ()
+        in_reasoning = self.in_reasoning and submit.chat is not None and bool(submit.reasoning_mark)
+        self.gateway.receive(Accepted(submit.request, len(live.prompt), in_reasoning, prompt))
         cause, self.end_next = self.end_next, None
         if cause is not None:
             self._end(submit.request, cause, "")
@@ -185,7 +196,7 @@ class FakeEngine:
     def _understand(self, submit: Submit) -> _Live:
         text = submit.text
         if submit.chat is not None:
-            text = "".join(f"{message['role']}: {message['content']}\n" for message in submit.chat)
+            text = "".join(f"{message['role']}: {message.get('content')}\n" for message in submit.chat)
         prompt = submit.token_ids if submit.token_ids is not None else tuple((text or "").encode())
         if not prompt:
             raise InvalidRequest("the prompt is empty", param="prompt")
@@ -228,12 +239,13 @@ class FakeEngine:
         first = not live.tokens
         if sampling.max_new_tokens == 0:
             return self._output(number, live, "", (), self._done(live, Cause.LENGTH), first)
-        token = live.prompt[len(live.tokens) % len(live.prompt)]
+        says = (*self.script.encode(), END_OF_TEXT) if self.script else live.prompt
+        token = says[len(live.tokens) % len(says)]
         live.tokens.append(token)
         if sampling.top_logprobs is not None:
             scores = (score(token, sampling.top_logprobs),)
         cause, matched = None, None
-        text = chr(token) if token < 128 else "\ufffd"
+        text = "</think>" if token == END_OF_REASONING else chr(token) if token < 128 else "\ufffd"
         if len(live.tokens) >= sampling.max_new_tokens:
             cause = Cause.LENGTH
         if token in sampling.stop_token_ids:
@@ -331,8 +343,9 @@ class Served:
         httpx.get(served.url + "/health")
     """
 
-    def __init__(self, limit: int = 64, grace_s: float = 0.0, **options: Any) -> None:
+    def __init__(self, limit: int = 64, grace_s: float = 0.0, info: ServerInfo = INFO, **options: Any) -> None:
         self.engine = FakeEngine(limit)
+        self._info = info
         self._grace_s = grace_s
         self._options = {"statistics": statistics, "probe_timeout_s": 10.0, **options}
         self._ready = threading.Event()
@@ -347,7 +360,7 @@ class Served:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        app = create_app(self.engine.gateway, INFO, Bytes(), **self._options)
+        app = create_app(self.engine.gateway, self._info, Bytes(), **self._options)
         self.server = Server(app, self.engine.gateway, self._grace_s)
         with open_socket("127.0.0.1", 0) as listener:
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -30,6 +30,7 @@ SETTINGS_NOT_DRAWN = {
     ),
     "the edge, which simulated clients do not go through": (
         *("host", "port", "api_key", "admin_api_key", "allowed_hosts", "cors_origins", "max_body_mb"),
+        *("tool_call_parser", "reasoning_parser"),
     ),
     "what is written, not what is done": ("trace", "trace_dir", "trace_limit_mb", "log_format", "log_level"),
     "simulated records are kept in memory, which is never full": ("trace_required",),
@@ -41,7 +42,7 @@ SETTINGS_NOT_DRAWN = {
 JUDGED_BY_CLIENTS = {"fault_isolation", "stream_equals_result", "bounded_progress"}
 """Properties of what clients are told, which no record holds."""
 FIELDS_NOT_DRAWN = {
-    "prompts of runs are token ids": ("text", "chat", "template_options"),
+    "prompts of runs are token ids": ("text", "chat", "template_options", "reasoning_mark"),
     "given out by the gateway": ("request",),
     "its fields stand by themselves": ("sampling",),
     "the tokenizer makes a limit of it: tests/actors/test_tokenizer.py": ("fill_context",),

@@ -74,7 +74,7 @@ def test_a_value_that_means_something_else_there_is_refused(
 def test_values_of_other_engines_are_understood() -> None:
     for setting, values in VALUES.items():
         for theirs, ours in values.items():
-            assert getattr(parse(f"--{setting}", theirs), setting) == ours
+            assert getattr(parse("--" + setting.replace("_", "-"), theirs), setting) == ours
 
 
 def test_a_model_may_have_several_names() -> None:

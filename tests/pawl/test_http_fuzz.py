@@ -10,23 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pawl.actors.control.requests import ABORT
-from pawl.http.schemas import (
-    ChatBody,
-    CompletionBody,
-    DetokenizeBody,
-    GenerateBody,
-    NativeSampling,
-    TokenizeBody,
-)
+from tests.pawl.routes import GENERATING, body_of
 
-ROUTES: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
-    ("/v1/completions", CompletionBody, {"prompt": "hello", "max_tokens": 3}),
-    ("/v1/chat/completions", ChatBody, {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}),
-    ("/generate", GenerateBody, {"text": "hello"}),
-    ("/tokenize", TokenizeBody, {"prompt": "hello"}),
-    ("/detokenize", DetokenizeBody, {"tokens": [1, 2]}),
-    ("/abort_request", ABORT.taken, {"rid": "x"}),
-]
+ROUTES = [*GENERATING, ("/abort_request", ABORT.taken, {"rid": "x"})]
 
 LEAVES = (
     st.none()
@@ -46,10 +32,7 @@ def bodies(kind: type[msgspec.Struct], valid: dict[str, Any]) -> st.SearchStrate
     """A valid body in which some fields are something else."""
     names = st.sampled_from([field.name for field in msgspec.structs.fields(kind)])
     changes = st.dictionaries(names, VALUES, max_size=3)
-    if kind is GenerateBody:
-        sampling = st.fixed_dictionaries({"sampling_params": bodies(NativeSampling, {"max_new_tokens": 3})})
-        changes = changes | sampling
-    return changes.map(lambda change: {**valid, **change})
+    return changes.map(lambda change: body_of(kind, {**valid, **change}))
 
 
 CASES = st.one_of(*(st.tuples(st.just(path), bodies(kind, valid)) for path, kind, valid in ROUTES))

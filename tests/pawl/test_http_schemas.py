@@ -17,28 +17,12 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from pawl.actors.control import ROWS
 from pawl.build.ghost import load_ghost
 from pawl.config import build_config
-from pawl.http.schemas import (
-    ChatBody,
-    CompletionBody,
-    DetokenizeBody,
-    GenerateBody,
-    NativeSampling,
-    TokenizeBody,
-)
 from tests.pawl.ghost_server import ghost_server
+from tests.pawl.routes import CONTROL, GENERATING, body_of
 
-ROUTES: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
-    ("/v1/completions", CompletionBody, {"prompt": "hello", "max_tokens": 2}),
-    ("/v1/chat/completions", ChatBody, {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}),
-    ("/generate", GenerateBody, {"text": "hello", "sampling_params": {"max_new_tokens": 2}}),
-    ("/generate", NativeSampling, {"max_new_tokens": 2}),
-    ("/tokenize", TokenizeBody, {"prompt": "hello"}),
-    ("/detokenize", DetokenizeBody, {"tokens": [1, 2]}),
-    *((row.routes[0], row.taken, {}) for row in ROWS if "POST" in row.methods and row.routes),
-]
+ROUTES = [*GENERATING, *CONTROL]
 
 DEEP: Any = []
 for _ in range(300):
@@ -54,6 +38,10 @@ OTHERS = [
 
 UNBOUNDED = {"prompt", "text", "suffix"}
 """Strings whose bound is the context's, not a number of characters."""
+
+
+FREE = ("messages", "chat_template_kwargs", "metadata", "parameters", "documents", "prediction")
+"""Objects whose members are not known here."""
 
 
 def fields_of(kind: type[msgspec.Struct]) -> list[str]:
@@ -84,9 +72,7 @@ def test_no_value_of_any_field_makes_the_server_fail(
     server: httpx.Client, path: str, kind: type[msgspec.Struct], valid: dict[str, Any], name: str
 ) -> None:
     for value in [*NUMBERS, *OTHERS]:
-        body = {**valid, name: value}
-        if kind is NativeSampling:
-            body = {"text": "hello", "sampling_params": body}
+        body = body_of(kind, {**valid, name: value})
         response = server.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
         status = response.status_code
         assert status == 200 or 400 <= status < 500, (name, str(value)[:50], response.text[:500])
@@ -126,8 +112,8 @@ def test_every_number_string_and_list_has_bounds(path: str, kind: type[msgspec.S
             bounded = found.max_length is not None or name in UNBOUNDED
         else:
             bounded = isinstance(found, inspect.ListType | inspect.DictType) and found.max_length is not None
-        # What messages and template arguments hold is bounded by the count of values in a body, and by the template.
-        if not bounded and name not in ("messages", "chat_template_kwargs", "metadata"):
+        # What messages, schemas and template arguments hold is bounded by the count of values in a body.
+        if not bounded and name not in FREE:
             open_ended.append(place)
     assert open_ended == []
 

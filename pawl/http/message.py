@@ -1,0 +1,99 @@
+"""A message in OpenAI's shape, whole or in deltas, from what a reply was found to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+from pawl.parsers.events import Arguments, CallBegin, Content, Event, Reasoning
+from pawl.parsers.reader import Reader
+
+
+class MessageReader:
+    """Reads one choice."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        new_id: Callable[[], str],
+        in_reasoning: bool,
+        sends_reasoning: bool,
+        end_of_reasoning: int | None,
+    ) -> None:
+        """`new_id` names calls. `end_of_reasoning`: the token that ends it, by which its tokens are counted; None: they
+        are not."""
+        self._reader = reader
+        self._new_id = new_id
+        self._sends_reasoning = sends_reasoning
+        self._end_of_reasoning = end_of_reasoning
+        self._reasoned = in_reasoning
+        self._num_tokens = 0
+        self._num_reasoning: int | None = None
+
+    @property
+    def num_calls(self) -> int:
+        """Calls so far."""
+        return self._reader.num_calls
+
+    @property
+    def num_reasoning(self) -> int | None:
+        """Tokens of reasoning so far, with the token that ends it; None where they are not counted."""
+        if self._end_of_reasoning is None:
+            return None
+        if self._num_reasoning is not None:
+            return self._num_reasoning
+        return self._num_tokens if self._reasoned else 0
+
+    def read(self, text: str, tokens: Sequence[int], last: bool) -> list[Event]:
+        """What the next text and tokens make known; `last`: nothing follows them."""
+        if self._num_reasoning is None and self._end_of_reasoning in tokens:
+            self._num_reasoning = self._num_tokens + 1 + tokens.index(self._end_of_reasoning or 0)
+        self._num_tokens += len(tokens)
+        events = self._reader.push(text) + (self._reader.close() if last else [])
+        self._reasoned = self._reasoned or any(isinstance(event, Reasoning) for event in events)
+        return events
+
+    def deltas(self, events: Sequence[Event]) -> list[dict[str, Any]]:
+        """One for each kind of what came, in order: many clients look at one member of a delta only."""
+        deltas: list[dict[str, Any]] = []
+        for kind, group in groupby(events, lambda event: "calls" if _is_call(event) else type(event).__name__):
+            if kind == "calls":
+                deltas.append({"tool_calls": [self._call_delta(event) for event in group]})
+                continue
+            text = "".join(event.text for event in group if isinstance(event, Content | Reasoning))
+            if kind == "Content":
+                deltas.append({"content": text})
+            elif self._sends_reasoning:
+                deltas.append({"reasoning_content": text})
+        return deltas
+
+    def _call_delta(self, event: Event) -> dict[str, Any]:
+        if isinstance(event, CallBegin):
+            function = {"name": event.name, "arguments": ""}
+            return {"index": event.index, "id": self._new_id(), "type": "function", "function": function}
+        assert isinstance(event, Arguments)
+        return {"index": event.index, "function": {"arguments": event.text}}
+
+    def message(self, events: Sequence[Event]) -> dict[str, Any]:
+        """All of a reply: `content` is null where there are calls and no text."""
+        content = "".join(event.text for event in events if isinstance(event, Content))
+        reasoning = "".join(event.text for event in events if isinstance(event, Reasoning))
+        calls: list[dict[str, Any]] = []
+        for event in events:
+            if isinstance(event, CallBegin):
+                calls.append({"id": self._new_id(), "type": "function", "function": {"name": event.name}})
+                calls[-1]["function"]["arguments"] = ""
+            elif isinstance(event, Arguments):
+                calls[event.index]["function"]["arguments"] += event.text
+        message: dict[str, Any] = {"content": content if content or not calls else None}
+        if reasoning and self._sends_reasoning:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["tool_calls"] = calls
+        return message
+
+
+def _is_call(event: Event) -> bool:
+    return isinstance(event, CallBegin | Arguments)

@@ -1,0 +1,251 @@
+"""Tools and reasoning over `/v1/chat/completions`, as OpenAI's API has them, with an engine that says what it is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.pawl.fake_engine import END_OF_REASONING, Served
+from tests.pawl.reading import events
+
+ADD: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "The sum of two numbers",
+        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}},
+    },
+}
+NOW: dict[str, Any] = {"type": "function", "function": {"name": "now"}}
+USER = {"role": "user", "content": "What is 2 + 3?"}
+ONE_CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
+SAYS_CALLS = f'Let me see.\n{ONE_CALL}\n<tool_call>\n{{"name": "now"}}\n</tool_call>'
+
+
+@pytest.fixture
+def engine(served: Served) -> Iterator[Any]:
+    """The engine, which is set to echo again afterwards."""
+    yield served.engine
+    served.engine.script, served.engine.in_reasoning = "", False
+
+
+def ask(client: httpx.Client, **fields: Any) -> Any:
+    response = client.post("/v1/chat/completions", json={"messages": [USER], **fields})
+    assert response.status_code == 200, response.text
+    return events(response) if fields.get("stream") else response.json()
+
+
+def message_of(client: httpx.Client, **fields: Any) -> tuple[dict[str, Any], str]:
+    """The message and the finish reason, whole; the stream's deltas must add up to the same."""
+    whole = ask(client, **fields)["choices"][0]
+    message: dict[str, Any] = {"role": None, "content": None}
+    reason = None
+    for chunk in ask(client, stream=True, **fields):
+        for choice in chunk["choices"]:
+            assert reason is None
+            reason = choice["finish_reason"]
+            add_delta(message, choice["delta"])
+    for call, streamed in zip(whole["message"].get("tool_calls", ()), message.get("tool_calls", ()), strict=True):
+        assert call.pop("id") != streamed.pop("id")
+    expected = {**whole["message"]}
+    assert expected.pop("refusal") is None
+    assert {**message, "content": message["content"] or expected["content"]} == expected
+    assert reason == whole["finish_reason"]
+    return expected, whole["finish_reason"]
+
+
+def add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    """As OpenAI's clients do; each delta holds one member, so that those which look at one alone lose nothing."""
+    assert len(delta.keys() & {"content", "reasoning_content", "tool_calls"}) <= 1 or "role" in delta
+    message["role"] = delta.get("role", message["role"])
+    for name in ("content", "reasoning_content"):
+        if name in delta:
+            message[name] = (message.get(name) or "") + delta[name]
+    for part in delta.get("tool_calls", ()):
+        calls = message.setdefault("tool_calls", [])
+        if "id" in part:
+            assert part["index"] == len(calls)
+            calls.append({"id": part["id"], "type": part["type"], "function": dict(part["function"])})
+        else:
+            calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
+
+
+def test_calls_stand_beside_the_text_whole_and_streamed(client: httpx.Client, engine: Any) -> None:
+    engine.script = SAYS_CALLS
+    message, reason = message_of(client, tools=[ADD, NOW])
+    assert reason == "tool_calls"
+    assert message == {
+        "role": "assistant",
+        "content": "Let me see.",
+        "tool_calls": [
+            {"type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}},
+            {"type": "function", "function": {"name": "now", "arguments": "{}"}},
+        ],
+    }
+
+
+def test_content_is_null_where_there_are_calls_alone(client: httpx.Client, engine: Any) -> None:
+    engine.script = ONE_CALL
+    assert message_of(client, tools=[ADD])[0]["content"] is None
+
+
+def test_arguments_are_streamed_while_they_are_written(client: httpx.Client, engine: Any) -> None:
+    engine.script = ONE_CALL
+    chunks = ask(client, tools=[ADD], stream=True)
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    parts = [part for delta in deltas for part in delta.get("tool_calls", ())]
+    assert parts[0]["function"] == {"name": "add", "arguments": ""}
+    assert parts[0]["id"].startswith("call_")
+    assert all("name" not in part["function"] and "id" not in part for part in parts[1:])
+    # One byte is one token of this engine, and may come with its neighbours.
+    assert len(parts) > 2
+
+
+def test_without_parallel_calls_there_is_one(client: httpx.Client, engine: Any) -> None:
+    engine.script = SAYS_CALLS
+    message, _ = message_of(client, tools=[ADD, NOW], parallel_tool_calls=False)
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["add"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"tools": [ADD], "tool_choice": "none"}, {"tools": []}, {"tools": [NOW]}])
+def test_a_call_of_what_was_not_offered_is_text(client: httpx.Client, engine: Any, fields: dict[str, Any]) -> None:
+    engine.script = ONE_CALL
+    message, reason = message_of(client, **fields)
+    assert message == {"role": "assistant", "content": ONE_CALL}
+    assert reason == "stop"
+
+
+def test_a_call_that_was_cut_off_has_what_there_was_of_it(client: httpx.Client, engine: Any) -> None:
+    engine.script = ONE_CALL
+    message, reason = message_of(client, tools=[ADD], max_tokens=55)
+    assert reason == "length"
+    assert '{"a": 2, "b": 3}'.startswith(message["tool_calls"][0]["function"]["arguments"])
+
+
+def test_every_choice_has_calls_of_its_own(client: httpx.Client, engine: Any) -> None:
+    engine.script = ONE_CALL
+    choices = ask(client, tools=[ADD], n=2)["choices"]
+    ids = {call["id"] for choice in choices for call in choice["message"]["tool_calls"]}
+    assert len(ids) == 2
+    streamed = ask(client, tools=[ADD], n=2, stream=True)
+    texts = {0: "", 1: ""}
+    for choice in (choice for chunk in streamed for choice in chunk["choices"]):
+        for part in choice["delta"].get("tool_calls", ()):
+            texts[choice["index"]] += part["function"]["arguments"]
+    assert list(texts.values()) == ['{"a": 2, "b": 3}'] * 2
+
+
+def test_tools_reach_the_template_in_one_form_whatever_the_order_of_their_members(
+    client: httpx.Client, engine: Any
+) -> None:
+    shuffled = {"function": {**dict(reversed(ADD["function"].items())), "later": 1}, "type": "function"}
+    for tools in ([ADD], [shuffled]):
+        ask(client, tools=tools, max_tokens=1)
+        assert json.dumps(engine.seen[-1].template_options) == json.dumps({"tools": [ADD]})
+    ask(client, tools=[ADD], tool_choice="none", max_tokens=1)
+    assert engine.seen[-1].template_options == {}
+
+
+def test_marks_that_are_special_tokens_are_not_hidden_from_the_reader(client: httpx.Client, engine: Any) -> None:
+    ask(client, tools=[ADD], max_tokens=1, skip_special_tokens=True)
+    assert not engine.seen[-1].text_options.skip_special_tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "one of 'function'"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "missing"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name", "1 to 128"),
+        ({"tools": [ADD, ADD]}, "tools", "a name of its own"),
+        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+        ({"tools": [ADD], "tool_choice": "maybe"}, "tool_choice", "'required'"),
+        (
+            {"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "sub"}}},
+            "tool_choice",
+            "none of tools",
+        ),
+        ({"functions": [ADD["function"]]}, "functions", "not supported"),
+    ],
+)
+def test_what_is_wrong_with_tools_is_said_by_name(
+    client: httpx.Client, fields: dict[str, Any], param: str, words: str
+) -> None:
+    response = client.post("/v1/chat/completions", json={"messages": [USER], **fields})
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+def test_reasoning_has_a_member_of_its_own(client: httpx.Client, engine: Any) -> None:
+    engine.script = "<think>\nTwo and three.\n</think>\n\nFive"
+    message, reason = message_of(client)
+    assert message == {"role": "assistant", "content": "Five", "reasoning_content": "Two and three."}
+    assert reason == "stop"
+
+
+def test_a_reply_may_begin_within_the_reasoning_and_go_on_to_calls(client: httpx.Client, engine: Any) -> None:
+    engine.script, engine.in_reasoning = f"I must add.</think>{ONE_CALL}", True
+    message, reason = message_of(client, tools=[ADD])
+    assert message["reasoning_content"] == "I must add."
+    assert message["content"] is None
+    assert message["tool_calls"][0]["function"]["name"] == "add"
+    assert reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"separate_reasoning": False}, {"content": "<think>Hm</think>Five"}),
+        ({"include_reasoning": False}, {"content": "Five"}),
+    ],
+)
+def test_reasoning_can_be_left_in_the_text_or_left_out(
+    client: httpx.Client, engine: Any, fields: dict[str, Any], message: dict[str, Any]
+) -> None:
+    engine.script = "<think>Hm</think>Five"
+    assert message_of(client, **fields)[0] == {"role": "assistant", **message}
+
+
+def test_efforts_reach_the_template_and_none_turns_reasoning_off(client: httpx.Client, engine: Any) -> None:
+    ask(client, reasoning_effort="low", max_tokens=1)
+    assert engine.seen[-1].template_options == {"reasoning_effort": "low"}
+    ask(client, reasoning_effort="none", chat_template_kwargs={"thinking": True}, max_tokens=1)
+    expected = {"reasoning_effort": "none", "enable_thinking": False, "thinking": True}
+    assert engine.seen[-1].template_options == expected
+
+
+def test_openais_client_reads_the_calls_of_a_stream(served: Served, engine: Any) -> None:
+    engine.script = SAYS_CALLS
+    with (
+        openai.OpenAI(base_url=served.url + "/v1", api_key="none") as client,
+        client.chat.completions.stream(model="echo", messages=[USER], tools=[ADD, NOW]) as stream,  # type: ignore[list-item]
+    ):
+        kinds = [event.type for event in stream]
+        message = stream.get_final_completion().choices[0].message
+    assert "tool_calls.function.arguments.delta" in kinds
+    assert message.content == "Let me see."
+    assert [call.function.name for call in message.tool_calls or ()] == ["add", "now"]  # type: ignore[union-attr]
+
+
+def test_usage_says_how_many_tokens_were_reasoning(client: httpx.Client, engine: Any) -> None:
+    def counted(**fields: Any) -> Any:
+        streamed = ask(client, stream=True, stream_options={"include_usage": True}, **fields)[-1]["usage"]
+        usage = ask(client, **fields)["usage"]
+        assert streamed == usage
+        return usage.get("completion_tokens_details")
+
+    # One byte is a token; so is the mark at the end.
+    engine.script = "<think>Hm" + chr(END_OF_REASONING) + "Five"
+    assert counted() == {"reasoning_tokens": 10}
+    assert counted(n=2) == {"reasoning_tokens": 20}
+    assert counted(max_tokens=8) == {"reasoning_tokens": 8}
+    assert counted(separate_reasoning=False) is None
+    engine.script = "Five"
+    assert counted() == {"reasoning_tokens": 0}
