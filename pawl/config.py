@@ -110,7 +110,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = "auto"
     reasoning_parser: Annotated[
         Literal["auto", "none", "deepseek_r1", "qwen3", "mistral"],
-        _meta("server", "how the model marks its reasoning; auto: as its chat template says; none: it stays in the text"),
+        _meta("server", "how the model marks reasoning; auto: as its chat template says; none: it stays in the text"),
     ] = "auto"
 
     max_running: Annotated[AtLeastOne, _feature("scheduling", "max_running")] = 256

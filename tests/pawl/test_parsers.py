@@ -70,7 +70,8 @@ def calls(*given: Any) -> list[Event]:
         ("llama3_json", '{"name": "add", "parameters": {"a": 1}}', calls(("add", '{"a": 1}'))),
         (
             "llama3_json",
-            '<|python_tag|>{"name": "add", "parameters": {}}; {"type": "function", "function": "g", "parameters": {"b": 2}}',
+            '<|python_tag|>{"name": "add", "parameters": {}}; '
+            '{"type": "function", "function": "g", "parameters": {"b": 2}}',
             calls(("add", "{}"), ("g", '{"b": 2}')),
         ),
         (
@@ -119,9 +120,10 @@ def test_what_is_no_call_of_a_tool_that_was_offered_is_text(form: str, text: str
 
 CALL_PIECES = st.sampled_from(
     [
-        '<tool_call>', '</tool_call>', '[TOOL_CALLS]', '<|python_tag|>', '<|python_start|>', '<think>', '</think>', '[THINK]',
-        '[/THINK]', '{"name": "add", "arguments": {"a": 1}}', '{"name": "g"}', '"name"', '"arguments": ', '{"', '"}', '{', '}',
-        '[', ']', 'add', 'g(', 'a=1', ')', ', ', ';', ':', '"', "'", '\\', ' ', '\n', 'text', '[ARGS]', '\\ud800', '\ud800', '9' * 30,
+        '<tool_call>', '</tool_call>', '[TOOL_CALLS]', '<|python_tag|>', '<|python_start|>', '<think>', '</think>',
+        '[THINK]', '[/THINK]', '{"name": "add", "arguments": {"a": 1}}', '{"name": "g"}', '"name"', '"arguments": ',
+        '{"', '"}', '{', '}', '[', ']', 'add', 'g(', 'a=1', ')', ', ', ';', ':', '"', "'", '\\', ' ', '\n', 'text',
+        '[ARGS]', '\\ud800', '\ud800', '9' * 30,
     ]
 )  # fmt: skip
 TEXTS = st.lists(CALL_PIECES | st.text(max_size=3), max_size=14).map("".join)
