@@ -1,4 +1,4 @@
-"""Tools and reasoning over `/v1/chat/completions`, as OpenAI's API has them, with an engine that says what it is told."""
+"""Tools and reasoning over `/v1/chat/completions`, as OpenAI's API has them. The engine says what it is told."""
 
 from __future__ import annotations
 

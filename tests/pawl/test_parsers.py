@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -31,7 +32,7 @@ def joined(events: list[Event]) -> list[Event]:
 def read(parser: Parser, text: str, cuts: tuple[int, ...] = ()) -> list[Event]:
     """All events of `text`, cut at these places."""
     places = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    events = [event for a, b in zip(places, places[1:], strict=False) for event in parser.push(text[a:b])]
+    events = [event for a, b in pairwise(places) for event in parser.push(text[a:b])]
     return joined(events + parser.close())
 
 
@@ -57,7 +58,8 @@ def calls(*given: Any) -> list[Event]:
         ),
         (
             "hermes",
-            '<tool_call>{"arguments": {"a": [1, {}]}, "name": "add"}</tool_call>\n<tool_call>{"name": "g"}</tool_call>.',
+            '<tool_call>{"arguments": {"a": [1, {}]}, "name": "add"}</tool_call>\n'
+            '<tool_call>{"name": "g"}</tool_call>.',
             calls(("add", '{"a": [1, {}]}'), ("g", "{}"), "."),
         ),
         (
@@ -76,7 +78,8 @@ def calls(*given: Any) -> list[Event]:
         ),
         (
             "mistral",
-            'So: [TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}, "id": "123456789"}, {"name": "g", "arguments": {}}]',
+            'So: [TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}, "id": "123456789"}, '
+            '{"name": "g", "arguments": {}}]',
             calls("So:", ("add", '{"a": 1}'), ("g", "{}")),
         ),
         ("mistral", '[TOOL_CALLS]add{"a": 1}[TOOL_CALLS]g[ARGS]{}', calls(("add", '{"a": 1}'), ("g", "{}"))),
