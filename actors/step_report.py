@@ -85,6 +85,6 @@ def _scores(loop: Loop, scheduled: ScheduledBatch, result: StepResult) -> tuple[
     if logprobs is not None and not (fresh.all() and result.counts is None):
         wanted = loop.wanted_tokens(scheduled)
         logprobs = type(logprobs)(*(array[wanted] for array in msgspec.structs.astuple(logprobs)))
-    row_of_slot = dict(zip(scheduled.batch.slots[fresh].tolist(), scheduled.rows[fresh].tolist(), strict=True))
+    row_of_slot = scheduled.row_of_slot(fresh)
     prompt = tuple((row_of_slot[p.slot], p) for p in result.prompt_logprobs if p.slot in row_of_slot)
     return logprobs, prompt

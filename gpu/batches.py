@@ -57,7 +57,7 @@ def check_batch(
 def within_vocabulary(batch: StepBatch, vocab_size: int) -> tuple[StepBatch, Int32s]:
     """A checked batch that names only tokens of the vocabulary, and the slots [n] of requests that named others: they
     are computed, so that nobody beside them waits, and what they draw means nothing."""
-    admitted = tuple(_known_tokens(admission, vocab_size) for admission in batch.admitted)
+    admitted = tuple(known_tokens(admission, vocab_size) for admission in batch.admitted)
     slots = [new.slot for old, new in zip(batch.admitted, admitted, strict=True) if new is not old]
     tokens = batch.tokens
     if not _within(tokens, vocab_size):
@@ -70,7 +70,7 @@ def within_vocabulary(batch: StepBatch, vocab_size: int) -> tuple[StepBatch, Int
     return msgspec.structs.replace(batch, tokens=tokens, admitted=admitted), np.unique(slots).astype(np.int32)
 
 
-def _known_tokens(admission: SlotAssignment, vocab_size: int) -> SlotAssignment:
+def known_tokens(admission: SlotAssignment, vocab_size: int) -> SlotAssignment:
     """The admission, itself where it names tokens of the vocabulary only."""
     sampling, known = admission.sampling, range(vocab_size)
     named = (*sampling.stop_token_ids, *(sampling.logit_bias or ()))

@@ -47,6 +47,13 @@ def _class_of(backend: str, module: str, name: str) -> Any:
         raise BackendUnavailable(backend, f"its module cannot be imported ({error})") from error
 
 
+def processor_of(backend: Backend, device: torch.device) -> str:
+    """What computes, in words: where two of these differ, last bits may. Empty where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return str(getattr(backend, "target", ""))
+
+
 def sampler_for(backend: Backend, vocab_size: int, num_slots: int, device: torch.device) -> Sampler:
     """What draws tokens, by the same kernels as `backend` computes with."""
     by_kernels = backend.name.startswith("triton")

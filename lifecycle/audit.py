@@ -188,8 +188,7 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
                 num_judged += 1
     whole = judging and _judgeable(reader.damage, from_checkpoint)
     missing += _missing(monitor, whole)
-    if whole and not missing:
-        monitor.finish()
+    monitor.finish(whole and not missing)
     if from_checkpoint:
         missing.insert(0, FROM_CHECKPOINT)
     violations = tuple(monitor.violations)

@@ -22,6 +22,7 @@ from pawl.lifecycle.records import (
     Idled,
     PageCounts,
     Record,
+    Scores,
     Started,
     StepCommitted,
     StepPlanned,
@@ -201,11 +202,12 @@ class Journal:
         now: float,
         *,
         digest: int,
+        scores: Scores | None = None,
     ) -> None:
         """The oldest step is done; memory has this digest as it comes back."""
         self._step = step
         if self.recording:
-            self._emit(StepCommitted(step, now, events, tokens, _counts(pages), digest, counts))
+            self._emit(StepCommitted(step, now, events, tokens, _counts(pages), digest, counts, scores))
 
     def rolled_back(self, step: int, reason: str, now: float, *, digest: int) -> None:
         """The newest step in flight was undone; memory has this digest after that."""

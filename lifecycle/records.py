@@ -11,22 +11,33 @@ How the life of a request reads from them, in this order:
     StepRolledBack       the step never happened. Its admissions are undone (restore, cause step_lost) without a
                          Transition of their own; a request that has left work meanwhile stays where it is.
 
-Arrays are numpy when a record is made and bytes (little-endian) when it is read; `int32s` and `uint8s` take both.
-An array in a record must never change afterwards: the recorder encodes it later.
+Arrays are numpy when a record is made and bytes when it is read (`lifecycle/columns.py`). An array in a record must
+never change afterwards: the recorder encodes it later.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from enum import Enum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from pawl.lifecycle.columns import CacheChange as CacheChange
+from pawl.lifecycle.columns import Float32Column as Float32Column
+from pawl.lifecycle.columns import Int32Column as Int32Column
+from pawl.lifecycle.columns import Int32s as Int32s
+from pawl.lifecycle.columns import PageCounts as PageCounts
+from pawl.lifecycle.columns import PageKeys as PageKeys
+from pawl.lifecycle.columns import Scores as Scores
+from pawl.lifecycle.columns import UInt8Column as UInt8Column
+from pawl.lifecycle.columns import UInt8s as UInt8s
+from pawl.lifecycle.columns import encode_column
+from pawl.lifecycle.columns import float32s as float32s
+from pawl.lifecycle.columns import int32s as int32s
+from pawl.lifecycle.columns import uint8s as uint8s
 from pawl.lifecycle.marks import Contained as Contained
 from pawl.lifecycle.marks import Digest as Digest
 from pawl.lifecycle.marks import Flushed as Flushed
@@ -35,31 +46,8 @@ from pawl.lifecycle.marks import Idled as Idled
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause, Event, State
 
-Int32s: TypeAlias = NDArray[np.int32]
-UInt8s: TypeAlias = NDArray[np.uint8]
-PageKeys: TypeAlias = bytes
-"""Keys of pages, 16 bytes each, one after the other."""
-
-if TYPE_CHECKING:
-    Int32Column: TypeAlias = Any
-    """NDArray[int32] in a record that was made here, bytes in one that was read."""
-    UInt8Column: TypeAlias = Any
-    """NDArray[uint8] or NDArray[bool] in a record that was made here, bytes in one that was read."""
-else:  # what the decoder is to accept
-    Int32Column = UInt8Column = bytes
-
 STOPPED = "stopped"
 """`Closed.reason` of an engine that stopped as it should: every request has had its terminal edge."""
-
-
-class PageCounts(NamedTuple):
-    """Pages of one pool by class; they sum to the pool."""
-
-    free: int
-    owned: int
-    cached: int
-    deferred: int
-    quarantined: int
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag=0, kw_only=True):
@@ -148,6 +136,8 @@ class StepCommitted(msgspec.Struct, frozen=True, array_like=True, tag=4, eq=Fals
     same decisions have the same. 0: not recorded."""
     counts: Int32Column | None = None
     """Tokens of each segment, 0 where it samples none: what counts of the run that was drawn. None: one each."""
+    scores: Scores | None = None
+    """Log-probabilities that the step gave to clients; None: nobody had asked."""
 
 
 class StepRolledBack(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -181,19 +171,6 @@ class TierTold(msgspec.Struct, frozen=True, array_like=True, tag=12):
     """filled: pages that were written."""
     keys: PageKeys
     time: float
-
-
-class CacheChange(NamedTuple):
-    """One thing that happened in the prefix cache."""
-
-    kind: str
-    """stored; removed; cleared: all that was cached."""
-    namespace: str
-    """stored: of the requests that may share the pages."""
-    parent: int | None
-    """stored: the page before the first of `pages`; None at the beginning of a prompt."""
-    pages: Int32Column
-    """stored, removed: in this order."""
 
 
 class Cached(msgspec.Struct, frozen=True, array_like=True, tag=13, eq=False):
@@ -281,39 +258,15 @@ Record: TypeAlias = (
 RECORD_TYPES: tuple[type[msgspec.Struct], ...] = get_args(Record)
 
 
-def int32s(column: Int32Column) -> Int32s:
-    """A column as int32 [n]; read-only where it came from bytes."""
-    return np.frombuffer(column, np.int32) if isinstance(column, bytes) else np.asarray(column, np.int32)
-
-
 def num_tokens(events: UInt8s, counts: Int32Column | None) -> Int32s:
     """Tokens that each segment of a committed step has given its request, int32 [n]."""
     drew = (events == int(Event.TOKEN)) | (events == int(Event.FIRST_TOKEN))
     return drew.astype(np.int32) if counts is None else np.where(drew, int32s(counts), 0)
 
 
-def uint8s(column: UInt8Column) -> UInt8s:
-    """A column as uint8 [n]; read-only where it came from bytes."""
-    return np.frombuffer(column, np.uint8) if isinstance(column, bytes) else np.asarray(column).view(np.uint8)
-
-
 # ---- encoding ----
 
-if sys.byteorder != "little":
-    raise ImportError("traces are little-endian, and so must the machine be")
-
-_COLUMN_DTYPES = (np.dtype(np.int32), np.dtype(np.uint8), np.dtype(np.bool_))
-
-
-def _encode_array(value: Any) -> bytes:
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"a trace record cannot hold a {type(value).__name__}")
-    if value.dtype not in _COLUMN_DTYPES:
-        raise TypeError(f"a column of a trace record is int32, uint8 or bool, not {value.dtype}")
-    return value.tobytes()
-
-
-ENCODER = msgspec.msgpack.Encoder(enc_hook=_encode_array)
+ENCODER = msgspec.msgpack.Encoder(enc_hook=encode_column)
 """Encodes one record, or a sequence of them; arrays become bytes."""
 DECODER: msgspec.msgpack.Decoder[list[Record]] = msgspec.msgpack.Decoder(list[Record])
 """Decodes a msgpack array of records. Raises msgspec.ValidationError or msgspec.DecodeError."""
@@ -331,5 +284,5 @@ def schema_hash() -> bytes:
     vocabularies: tuple[type[Enum], ...] = (State, Event, Cause)
     for words in vocabularies:
         lines.append(f"{words.__name__}: " + ", ".join(f"{word.name}={word.value}" for word in words))
-    lines += [f"PageCounts: {PageCounts._fields}", f"CacheChange: {CacheChange._fields}"]
+    lines += [f"{kind.__name__}: {kind._fields}" for kind in (PageCounts, CacheChange, Scores)]
     return hashlib.sha256("\n".join(lines).encode()).digest()[:8]

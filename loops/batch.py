@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Event, State
-from pawl.lifecycle.step import SlotAssignment, StepBatch, StepResult
+from pawl.lifecycle.step import Bools, SlotAssignment, StepBatch, StepResult
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.memory import Memory
 from pawl.memory.page_table import NO_ENTRIES, PageEntries
@@ -55,6 +55,10 @@ class ScheduledBatch(NamedTuple):
     @property
     def step(self) -> int:
         return self.batch.step
+
+    def row_of_slot(self, fresh: Bools) -> dict[int, int]:
+        """Of the segments that are `fresh`."""
+        return dict(zip(self.batch.slots[fresh].tolist(), self.rows[fresh].tolist(), strict=True))
 
     def left_without_token(self, result: StepResult, attempt: Int32s) -> list[int]:
         """Rows that still want the tokens they sampled and did not get them all; `attempt` is the table's."""

@@ -31,6 +31,7 @@ from pawl.loops.queues import Queues
 from pawl.loops.recovery import plan_failed, undo_plan
 from pawl.loops.requests import Requests
 from pawl.loops.runs import Runs, cut_runs
+from pawl.loops.scores import scores_of
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.memory import Memory
 from pawl.memory.page_pool import consecutive
@@ -144,9 +145,12 @@ class Loop:
             applied = self._apply(scheduled, result)
             self.effects.output(applied.rows_of_tokens, applied.tokens, scheduled, result)
             pages, digest = self.memory.pages, self.memory.digest()
-            self.journal.committed(
-                scheduled.step, applied.events, applied.recorded, applied.counts, pages, now, digest=digest
-            )
+            told = None
+            if self.journal.recording and (result.logprobs is not None or result.prompt_logprobs):
+                row_of_slot = scheduled.row_of_slot(self.fresh_at_commit)
+                told = scores_of(result, table, applied.rows_of_tokens, self.wanted_tokens(scheduled), row_of_slot)
+            events, tokens, counts = applied.events, applied.recorded, applied.counts
+            self.journal.committed(scheduled.step, events, tokens, counts, pages, now, digest=digest, scores=told)
         except Exception:
             table.undo_rows(rows, before[0])
             _, table.num_tokens[rows], counters.generated_tokens, counters.dropped_tokens = before

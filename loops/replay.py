@@ -11,9 +11,9 @@ A trace holds inputs and decisions in one sequence. A record that the loop does 
     StepRolledBack            the worker lost it
     TierTold                  the cache tiers below the device said something
 
-What the gateway records (Answered) is not followed. Everything else follows from these, endings, flushes and changes of
-the prefix cache ahead of what caused them included, and must come out as it was recorded, times and digests included.
-No model is needed: the tokens are in the trace.
+What the gateway records (Answered) is not followed, nor are log-probabilities: nothing is decided from them. Everything
+else follows from these, endings, flushes and changes of the prefix cache ahead of what caused them included, and must
+come out as it was recorded, times and digests included. No model is needed: the tokens are in the trace.
 """
 
 from __future__ import annotations
@@ -191,6 +191,8 @@ class Replay:
                 return
             self._act(record)
         self.closed = isinstance(record, Closed)
+        if isinstance(record, StepCommitted) and record.scores is not None:
+            record = msgspec.structs.replace(record, scores=None)
         ahead, self._ahead = self._ahead, []
         for each in (*ahead, record):
             made = self._made.popleft() if self._made else None

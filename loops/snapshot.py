@@ -6,6 +6,7 @@ Taken when no step is in flight. Restored into a fresh loop of the same configur
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from pawl.loops.loop import Loop
 from pawl.loops.orders import order_of
 from pawl.loops.policy import Policy
 from pawl.memory import snapshot as memory_snapshot
+from pawl.memory.arrays import Int32s
 from pawl.memory.snapshot import NoSnapshot, Plain
 
 COLUMNS = (
@@ -59,6 +61,17 @@ def checkpoint(intake: Intake, now: float) -> None:
     except NoSnapshot as error:
         state, missing = None, str(error)
     intake.loop.journal.checkpoint(state, missing, now)
+
+
+def live_requests(state: bytes) -> Iterator[tuple[int, RequestInfo, int, Int32s]]:
+    """Row, request, number of prompt tokens, and known tokens of those that live at a checkpoint. Raises what a state
+    may raise that no engine has written."""
+    table = msgspec.msgpack.decode(state)["table"]
+    rows = np.frombuffer(table["rows"], np.int32)
+    num_prompt = np.frombuffer(table["columns"]["num_prompt"], np.int32)
+    infos = msgspec.msgpack.decode(table["infos"], type=list[RequestInfo])
+    for row, info, count, tokens in zip(rows.tolist(), infos, num_prompt.tolist(), table["tokens"], strict=True):
+        yield row, info, count, np.frombuffer(tokens, np.int32)
 
 
 def restore(intake: Intake, plain: Plain) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pawl.gpu.backend import ForwardInputs
+from pawl.lifecycle.request import MAX_TOP_LOGPROBS
 from pawl.lifecycle.step import Int32s, PromptLogprobs, SlotAssignment, StepBatch
 
 # Rows scored at a time: the log-probabilities of a long chunk over a large vocabulary would take gigabytes.
@@ -47,8 +48,9 @@ def score(logits: Tensor, chosen: Tensor, num_top: int) -> Scores:
 def _score_block(logits: Tensor, chosen: Tensor, num_top: int) -> Scores:
     # The softmax kernel adds up each row by itself, so a row's scores do not depend on its batch.
     logprobs = logits.log_softmax(-1)
-    top, top_tokens = logprobs.topk(num_top)
-    return Scores(logprobs.gather(1, chosen[:, None])[:, 0], top_tokens, top)
+    # Always as many: which of equally likely tokens comes first depends on how many are looked for.
+    top, top_tokens = logprobs.topk(min(MAX_TOP_LOGPROBS, logprobs.shape[1]))
+    return Scores(logprobs.gather(1, chosen[:, None])[:, 0], top_tokens[:, :num_top], top[:, :num_top])
 
 
 @dataclass(frozen=True, eq=False)

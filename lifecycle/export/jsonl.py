@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from pawl.lifecycle.records import DECODER, RECORD_TYPES, CacheChange, Record, int32s, uint8s
+from pawl.lifecycle.records import DECODER, RECORD_TYPES, CacheChange, Record, Scores, float32s, int32s, uint8s
 from pawl.lifecycle.states import Event, State
 
 
@@ -30,12 +30,27 @@ def _change(values: dict[str, Any]) -> CacheChange:
     return CacheChange(**values | {"pages": np.array(values["pages"], np.int32).tobytes()})
 
 
+def _plain_scores(scores: Scores | None) -> dict[str, Any] | None:
+    if scores is None:
+        return None
+    return {name: _COLUMNS[name](column).tolist() for name, column in scores._asdict().items()}
+
+
+def _scores(values: dict[str, Any] | None) -> Scores | None:
+    if values is None:
+        return None
+    return Scores(**{name: _COLUMNS[name](column).tobytes() for name, column in values.items()})
+
+
+_COLUMNS = {name: float32s if name in ("chosen", "top") else int32s for name in Scores._fields}
+"""Of `Scores`, how each is read."""
 _FORMS = {
     "Int32Column": _Form(lambda column: int32s(column).tolist(), lambda values: np.array(values, np.int32).tobytes()),
     "UInt8Column": _Form(lambda column: uint8s(column).tolist(), lambda values: np.array(values, np.uint8).tobytes()),
     "State": _Form(lambda state: state.name.lower(), lambda name: State[name.upper()]),
     "Event": _Form(lambda event: event.name.lower(), lambda name: Event[name.upper()]),
     "PageKeys": _Form(bytes.hex, bytes.fromhex),
+    "Scores | None": _Form(_plain_scores, _scores),
     "tuple[CacheChange, ...]": _Form(
         lambda changes: [_plain_change(change) for change in changes],
         lambda plain: [_change(values) for values in plain],

@@ -42,6 +42,10 @@ class Property:
         """Judge the whole, after the last record of a complete trace."""
         return ()
 
+    def broken_off(self, history: History) -> Sequence[Violation]:
+        """Judge what there is of a trace that is not complete."""
+        return ()
+
     def violation(self, history: History, explanation: str, request: int | None = None) -> Violation:
         """This property does not hold at the current record."""
         return Violation(self.name, explanation, history.number, request)

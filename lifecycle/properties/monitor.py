@@ -122,12 +122,13 @@ class Monitor:
             return [*self._report(found), *self._refuse(record, error)]
         return self._report(found) if found else ()
 
-    def finish(self) -> Sequence[Violation]:
-        """Judge the whole of a complete trace."""
+    def finish(self, whole: bool = True) -> Sequence[Violation]:
+        """The trace ends here; `whole`: it is complete."""
         if not self.judging:
             return ()
+        ends = [each.finish if whole else each.broken_off for each in self.properties]
         try:
-            return self._report([violation for each in self.properties for violation in each.finish(self.history)])
+            return self._report([violation for end in ends for violation in end(self.history)])
         except Exception as error:
             return self._refuse(None, error)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import Bools, History, fitted
+from pawl.lifecycle.recompute import is_reproducible
 from pawl.lifecycle.records import (
     Int32s,
     Record,
@@ -33,9 +34,6 @@ Oracle: TypeAlias = Callable[[Sequence[int], int], Sequence[int]]
 """(prompt, count) -> the first `count` tokens that a greedy request gets."""
 
 NO_TOKEN = -1
-DETERMINISTIC = frozenset({"ghost", "native"})
-"""Backends whose tokens depend on nothing but the request."""
-
 
 Key: TypeAlias = tuple[str, bytes, bytes]
 """All that decides what a request gets: its namespace, its prompt, and how its tokens are drawn."""
@@ -70,8 +68,7 @@ class Equivalence(Property):
                 self._concerned = fitted(self._concerned, record.row + 1)
                 self._concerned[record.row] = False
             case Started():
-                facts = record.config
-                self._comparing = facts.get("backend") in DETERMINISTIC or facts.get("deterministic") is True
+                self._comparing = is_reproducible(record)
             case Transition(event=Event.FINISH | Event.ABORT):
                 return tuple(self._ended(record, history))
         self.note(record, history, self._concerned)

@@ -16,6 +16,7 @@ from pawl.lifecycle.properties.monitor import PROPERTIES
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.properties.base import StateProperty
 from pawl.loops.properties.state import STATE_PROPERTIES
+from pawl.loops.recomputed import Recomputed
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "properties.md"
 
@@ -75,11 +76,12 @@ recorded ones and a live server ([checking.md](checking.md) says how to run each
   runs, and on the loop that an audit builds again;
 * **leisure**: on the whole state: live when the engine has been idle for a second and when it stops, in simulated runs
   at rest, in an audit every 256 steps and at the end;
-* **replay**: by deciding everything again from the recorded inputs.
+* **replay**: by deciding everything again from the recorded inputs;
+* **model**: by computing the words again, in `pawl audit --recompute`.
 
 Each class has canaries, planted violations that it must report: `tests/lifecycle/canaries.py`,
-`tests/lifecycle/canaries_shared.py`, `tests/loops/test_properties_state.py`. Defects that were planted in the engine
-itself are in [mutants.md](mutants.md)."""
+`tests/lifecycle/canaries_shared.py`, `tests/loops/test_properties_state.py`, `tests/loops/test_recomputed.py`. Defects
+that were planted in the engine itself are in [mutants.md](mutants.md)."""
 
 
 class Judge(NamedTuple):
@@ -93,6 +95,7 @@ def judges() -> dict[str, Judge]:
     """By name, every property that has a class below the room of the server."""
     found = {kind.name: Judge(kind, ("trace",)) for kind in PROPERTIES}
     found[OneDecisionLog.name] = Judge(OneDecisionLog, ("replay",))
+    found[Recomputed.name] = Judge(Recomputed, ("model",))
     for state in STATE_PROPERTIES:
         before = found[state.name].where if state.name in found else ()
         found[state.name] = Judge(state, (*before, *_looks(state)))

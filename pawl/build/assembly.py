@@ -18,6 +18,7 @@ from pawl.gpu.devices import available_memory
 from pawl.gpu.kv import MemoryPlan, hybrid, plan_memory, plan_tokens, widest_window
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.runner import Runner
+from pawl.gpu.select import processor_of
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.gpu.weights.report import Report, part, unheard
 from pawl.gpu.weights.source import load_weights, resolve_source
@@ -96,11 +97,12 @@ def load_parts(config: ServerConfig, report: Report = unheard) -> Parts:
 
 
 def _facts(config: ServerConfig, runner: Runner, plan: MemoryPlan) -> dict[str, Any]:
-    """What the line that says what runs tells about the model and its memory."""
+    """What the line that says what runs, and the trace, tell about the model and its memory."""
     facts: dict[str, Any] = {
         "architecture": runner.config.architecture,
         "device": config.device,
         "backend": runner.backend_name,
+        "processor": processor_of(runner.backend, runner.device),
         "dtype": str(_dtype(config)).removeprefix("torch."),
         "deterministic": config.deterministic,
         "kv_mib": plan.num_bytes >> 20,

@@ -49,7 +49,7 @@ def load_ghost(config: ServerConfig) -> Parts:
         vocabulary=ghost_vocabulary(),
         runner=Ghost.for_shape(loop_config),
         loop_config=loop_config,
-        facts={"device": config.device},
+        facts={"device": config.device, "backend": GHOST},
         began=began,
     )
 

@@ -141,8 +141,8 @@ def assemble(
     facts: dict[str, Any],
     began: float,
 ) -> Parts:
-    """Lower tiers, trace and summary around a loaded model. `facts` about it go into the summary, which also says how
-    long it took since `began`, seconds of the monotonic clock. Raises ConfigError, or StorageUnusable."""
+    """Lower tiers, trace and summary around a loaded model. `facts` about it go into the last two; the summary also
+    says how long it took since `began`, seconds of the monotonic clock. Raises ConfigError, or StorageUnusable."""
     storage = None
     if wants_tiers(config):
         storage = make_storage(config, runner.layout, runner.page_bytes)
@@ -163,7 +163,7 @@ def assemble(
         loop_config=loop_config,
         recorder=Recorder(writer) if writer is not None else None,
         trace_path=writer.path if writer is not None else None,
-        started=_started(config, source, loop_config),
+        started=_started(config, source, loop_config, facts),
         summary=summary,
         storage=storage,
     )
@@ -186,18 +186,18 @@ def _trace_writer(config: ServerConfig) -> TraceWriter | None:
         return None
 
 
-def _started(config: ServerConfig, source: Source, loop_config: LoopConfig) -> Started:
-    facts: dict[str, Any] = {
+def _started(config: ServerConfig, source: Source, loop_config: LoopConfig, facts: dict[str, Any]) -> Started:
+    about = {
         "loop": msgspec.to_builtins(loop_config),
-        "device": config.device,
-        "dtype": config.dtype,
+        "model": config.model,
         "machine": platform.platform(),
         "pid": os.getpid(),
+        **facts,
     }
     return Started(
         version=__version__,
         model=source.name,
-        config=facts,
+        config=about,
         num_pages=loop_config.num_pages,
         page_size=loop_config.page_size,
         num_slots=loop_config.max_running,

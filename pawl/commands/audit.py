@@ -1,16 +1,27 @@
-"""`pawl audit TRACE`: 0 PASS, 1 VIOLATION, 2 INCOMPLETE, 3 CORRUPT; 4 when there is none."""
+"""`pawl audit TRACE`: 0 PASS, 1 VIOLATION, 2 INCOMPLETE, 3 CORRUPT; 4 there is nothing to judge, or to judge by."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pawl.commands.failures import NoTrace
-from pawl.commands.trace import add_trace
+from pawl.commands.failures import NothingJudged, NoTrace, exit_status
+from pawl.commands.trace import add_trace, open_trace
 from pawl.config import ServerConfig
+from pawl.logs import progress
+
+if TYPE_CHECKING:
+    from pawl.lifecycle.trace.reader import TraceReader
+    from pawl.loops.recomputed import Recomputed
+
+OF_THE_RUN = ""
+"""The model that the trace names."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="also make every decision again from the recorded inputs; takes about as long as the rest (default: on)",
     )
+    parser.add_argument(
+        "--recompute",
+        nargs="?",
+        const=OF_THE_RUN,
+        metavar="MODEL",
+        help="also compute every token and log-probability again, with the model of the run or this copy of it, and "
+        "compare them bit for bit; for runs with --deterministic or the compiled kernels; give TRACE first",
+    )
     parser.add_argument("--json", action="store_true", help="the report as one JSON object")
-    parser.epilog = "exit status: 0 PASS, 1 VIOLATION, 2 INCOMPLETE, 3 CORRUPT; 4 there is no trace to read"
+    parser.epilog = (
+        "exit status: 0 PASS, 1 VIOLATION, 2 INCOMPLETE, 3 CORRUPT; "
+        "4 there is no trace to read, or not the model to compute it with"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,16 +53,58 @@ def run(arguments: argparse.Namespace) -> int:
     from pawl.lifecycle.audit import audit
     from pawl.loops.decision_log import OneDecisionLog
 
+    path = arguments.trace or Path(ServerConfig().trace_dir)
     decisions = OneDecisionLog()
-    try:
-        report = audit(arguments.trace or Path(ServerConfig().trace_dir), [decisions] if arguments.replay else [])
-    except OSError as error:
-        raise NoTrace(str(error)) from error
+    also = [decisions] if arguments.replay else []
+    with _recomputing(arguments.recompute, path) as words:
+        try:
+            report = audit(path, [*also, words] if words is not None else also)
+        except OSError as error:
+            raise NoTrace(str(error)) from error
     if arguments.json:
         facts = report.as_dict() | {"not_replayed": decisions.reason if arguments.replay else "not asked for"}
+        if words is not None:
+            facts["recomputed"] = msgspec.to_builtins(words.tally)
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts).decode(), indent=1) + "\n")
     else:
         print(report.text())
         if decisions.reason:
             print(f"  not replayed to the end: {decisions.reason}")
+        if words is not None:
+            print(f"  computed again: {words.tally}")
     return int(report.verdict)
+
+
+@contextlib.contextmanager
+def _recomputing(model: str | None, path: Path) -> Iterator[Recomputed | None]:
+    """The property that the model of the run decides, where it was asked for. Raises NothingJudged."""
+    if model is None:
+        yield None
+        return
+    from pawl.build.recompute import model_of
+    from pawl.lifecycle.recompute import is_reproducible
+    from pawl.lifecycle.records import Checkpoint, Started
+    from pawl.loops.recomputed import Recomputed
+
+    first = next(iter(open_trace(path)), None)
+    started: Any = first.started if isinstance(first, Checkpoint) else first
+    if not isinstance(started, Started):
+        raise NothingJudged("the trace does not begin with the start of an engine, so it names no model")
+    if not is_reproducible(started):
+        yield Recomputed(None)
+        return
+    with progress("tokens", max(1, _num_tokens(open_trace(path)))) as advance:
+        try:
+            compute = model_of(started, model or None, advance)
+        except Exception as error:
+            if exit_status(error) is None:
+                raise
+            raise NothingJudged(str(error)) from error
+        yield Recomputed(compute)
+
+
+def _num_tokens(reader: TraceReader) -> int:
+    """Tokens of prompts and outputs: about as many are computed."""
+    from pawl.lifecycle.records import StepCommitted, Submitted
+
+    return sum(len(record.tokens) // 4 for record in reader if isinstance(record, Submitted | StepCommitted))

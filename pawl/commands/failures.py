@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_NO_TRACE = 4
+EXIT_NOTHING_JUDGED = 4
 """Apart from every verdict: nothing was judged, shown or repeated."""
 
 USAGE = {"pawl.config": ("ConfigError",), "pawl.commands.failures": ("UsageError",)}
@@ -22,6 +22,7 @@ FAILURES = {
     "pawl.gpu.models.config": ("UnsupportedModel",),
     "pawl.gpu.backend": ("BackendUnavailable",),
     "pawl.gpu.kv": ("KvDoesNotFit",),
+    "pawl.lifecycle.recompute": ("CannotRecompute",),
     "pawl.gpu.cuda.memory": ("ModelDoesNotFit", "WeightsDoNotFit"),
     "pawl.actors.tiers.files": ("StorageUnusable",),
     "pawl.actors.text.conversion": ("UnsupportedVocabulary",),
@@ -38,7 +39,11 @@ class CommandFailed(Exception):
     """A command could not do its work; the message says why and what to change."""
 
 
-class NoTrace(Exception):
+class NothingJudged(Exception):
+    """There was nothing to judge a trace by."""
+
+
+class NoTrace(NothingJudged):
     """There is no trace to read, or none that this version of Pawl can read."""
 
 
@@ -46,8 +51,8 @@ def exit_status(error: Exception) -> int | None:
     """The status to exit with after telling the user about `error`; None for a defect."""
     if isinstance(error, _classes(USAGE)):
         return EXIT_USAGE
-    if isinstance(error, NoTrace):
-        return EXIT_NO_TRACE
+    if isinstance(error, NothingJudged):
+        return EXIT_NOTHING_JUDGED
     if isinstance(error, (OSError, *_classes(FAILURES))):
         return EXIT_FAILED
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -12,11 +12,12 @@ import numpy as np
 from pawl.actors.messages.generate import TokenLogprob, Usage
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
+from pawl.gpu.alone import OneAtATime, steps_alone
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
-from pawl.lifecycle.step import PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs, StepResult
+from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
 from pawl.testing.workload import Arrival, Shape, parameters_of
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -59,44 +60,13 @@ def vocabulary() -> Vocabulary:
     return ghost_vocabulary()
 
 
-class OneAtATime(Protocol):
-    """A runner with at least one slot, and as many pages as one request needs."""
-
-    def launch(self, batch: StepBatch) -> Any: ...
-
-    def collect(self, launched: Any) -> StepResult: ...
-
-    def reset(self) -> None: ...
-
-
 def drawn_alone(runner: OneAtATime, arrival: Arrival, page_size: int) -> Said:
     """All that the request asks for, from a runner that it has for itself, one step after the other."""
-    runner.reset()
-    count, outputs = len(arrival.prompt), arrival.max_new_tokens
-    num_pages = -(-(count + outputs) // page_size)
-    sampling = parameters_of(arrival)
-    none, prompt = np.zeros(0, np.int32), np.array(arrival.prompt, np.int32)
+    sampling, prompt = parameters_of(arrival), np.array(arrival.prompt, np.int32)
     tokens: list[int] = []
     scores: list[Score] = []
     prompt_scores: list[Score] = []
-    for step in range(max(outputs, 1)):
-        first = not step
-        pages = np.arange(num_pages, dtype=np.int32) if first else none
-        batch = StepBatch(
-            step=step + 1,
-            slots=np.zeros(1, np.int32),
-            starts=np.array([0 if first else count + step - 1], np.int32),
-            lengths=np.array([count if first else 1], np.int32),
-            tokens=prompt if first else none,
-            chained=np.array([not first]),
-            samples=np.array([outputs > 0]),
-            page_slots=np.zeros_like(pages),
-            page_indices=pages,
-            pages=pages,
-            window_pages=None,
-            admitted=(SlotAssignment(0, sampling, count, prompt, 0),) if first else (),
-        )
-        result = runner.collect(runner.launch(batch))
+    for result in steps_alone(runner, prompt, sampling, arrival.max_new_tokens, page_size):
         tokens += result.tokens.tolist()
         if result.logprobs is not None:
             scores += _scores(tokens[-1:], result.logprobs, arrival)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import numpy as np
 
@@ -97,12 +98,11 @@ class Driver:
         namespace: str = "",
         priority: int = 0,
         deadline: float = float("inf"),
-        stop_token_ids: tuple[int, ...] = (),
+        **drawn: Any,
     ) -> int:
+        """`drawn`: how, as `SamplingParameters` has it; otherwise greedily."""
         request, self._next = self._next, self._next + 1
-        sampling = SamplingParameters(
-            temperature=0.0, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, eos_token_ids=()
-        )
+        sampling = SamplingParameters(**{"temperature": 0.0} | drawn, max_new_tokens=max_new_tokens)
         ticket = RequestInfo(request, f"r{request}", sampling, namespace, self.now)
         self.intake.submit(ticket, np.array(prompt, np.int32), priority, deadline, self.now)
         return request

@@ -1,0 +1,48 @@
+"""One request on a runner that it has for itself: no scheduler, no neighbours, no memory to share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.step import Int32s, SlotAssignment, StepBatch, StepResult
+
+
+class OneAtATime(Protocol):
+    """A runner with at least one slot, and as many pages as one request needs."""
+
+    def launch(self, batch: StepBatch) -> Any: ...
+
+    def collect(self, launched: Any) -> StepResult: ...
+
+    def reset(self) -> None: ...
+
+
+def steps_alone(
+    runner: OneAtATime, prompt: Int32s, sampling: SamplingParameters, num_output: int, page_size: int
+) -> Iterator[StepResult]:
+    """What each step gives: the whole prompt and the first token, then one token after the other, stopped by nothing.
+    One step where `num_output` is 0."""
+    runner.reset()
+    none = np.zeros(0, np.int32)
+    for step in range(max(num_output, 1)):
+        first = not step
+        pages = np.arange(-(-(len(prompt) + num_output) // page_size), dtype=np.int32) if first else none
+        batch = StepBatch(
+            step=step + 1,
+            slots=np.zeros(1, np.int32),
+            starts=np.array([0 if first else len(prompt) + step - 1], np.int32),
+            lengths=np.array([len(prompt) if first else 1], np.int32),
+            tokens=prompt if first else none,
+            chained=np.array([not first]),
+            samples=np.array([num_output > 0]),
+            page_slots=np.zeros_like(pages),
+            page_indices=pages,
+            pages=pages,
+            window_pages=None,
+            admitted=(SlotAssignment(0, sampling, len(prompt), prompt, 0),) if first else (),
+        )
+        yield runner.collect(runner.launch(batch))

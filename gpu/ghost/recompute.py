@@ -1,0 +1,35 @@
+"""The words of recorded requests to a ghost, computed again: each request by a ghost that it has for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pawl.gpu.alone import steps_alone
+from pawl.gpu.ghost.runner import Ghost
+from pawl.lifecycle.recompute import Computed, Recorded
+
+
+def ghost_again(requests: Sequence[Recorded], advance: Callable[[int], object] = lambda count: None) -> list[Computed]:
+    """`Compute` of a ghost; `advance` hears of tokens that are computed."""
+    found = []
+    for request in requests:
+        found.append(_again(request))
+        advance(len(request.tokens))
+    return found
+
+
+def _again(request: Recorded) -> Computed:
+    total, count = len(request.tokens), request.num_prompt
+    computed = Computed.unknown(request)
+    ghost = Ghost(num_pages=1, page_size=total + 1, num_slots=1, max_context=total + 1, small=True)
+    prompt = np.array(request.tokens[:count])
+    for index, result in enumerate(steps_alone(ghost, prompt, request.sampling, total - count, total + 1)):
+        if total > count:
+            computed.tokens[index] = result.tokens[0]
+        if result.logprobs is not None:
+            computed.score(np.array([count + index]), result.logprobs)
+        for part in result.prompt_logprobs:
+            computed.score(np.arange(part.start + 1, part.start + 1 + len(part.chosen)), part)
+    return computed

@@ -1,0 +1,190 @@
+"""The words of recorded requests, computed again: not as they were, but in other batches, each request whole.
+
+A request's prompt and output are one text here, cut into chunks beside those of other requests. All its tokens are
+known, so they are inputs, and what the model would draw after each of them comes out. Nothing is cached.
+
+This is right only for kernels that give a row the same bits in every batch and every chunk (docs/architecture.md, "What
+may differ between runs"), and for those it says more than the same steps again would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from pawl.gpu.backend import ForwardInputs
+from pawl.gpu.batches import known_tokens
+from pawl.gpu.devices import available_threads, download, upload
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.ragged import ragged_offsets, ragged_positions
+from pawl.gpu.sampling.scoring import score
+from pawl.gpu.select import BackendChoice, sampler_for, select_backend
+from pawl.lifecycle.recompute import Computed, Recorded
+from pawl.lifecycle.request import MAX_TOP_LOGPROBS
+from pawl.lifecycle.step import SlotAssignment, StepLogprobs
+
+PAGE_SIZE = 64
+CHUNK = 256
+"""Tokens of one forward pass at the most."""
+MOST_LOGITS = 1 << 24
+"""Numbers of one pass, so that a large vocabulary has shorter chunks."""
+TOGETHER = 64
+"""Requests that are computed together at the most."""
+
+_NOTHING = np.zeros(0, np.int32)
+
+
+class _Place(NamedTuple):
+    """One row of logits: it says what follows the first `position` tokens of one request of its group."""
+
+    request: int
+    position: int
+
+
+class Recomputer:
+    """`Compute` of a real model. A store of its own, of one pool."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        *,
+        max_context: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        backend: BackendChoice = "auto",
+        threads: int | None = None,
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        """Takes `weights` over. `max_context`: tokens of a request at the most; `advance` hears of tokens that are
+        computed. Raises BackendUnavailable where nothing keeps the promise."""
+        pages_per_slot = -(-max_context // PAGE_SIZE)
+        # Where memory is not touched it costs nothing: room for several requests, if they are short.
+        self._num_pages = max(pages_per_slot, TOGETHER)
+        self._max_context = max_context
+        self._table = np.zeros((TOGETHER, pages_per_slot), np.int32)
+        self._vocabulary = config.vocab_size
+        self._chunk = min(CHUNK, max(16, MOST_LOGITS // config.vocab_size))
+        self._advance = advance
+        self.kv = KvStore(config, num_pages=self._num_pages, page_size=PAGE_SIZE, dtype=dtype, device=device)
+        threads = threads or available_threads()
+        self.backend = select_backend(backend, config, weights, self.kv, threads=threads, deterministic=True)
+        self._sampler = sampler_for(self.backend, config.vocab_size, self._chunk, self.kv.data.device)
+
+    def __call__(self, requests: Sequence[Recorded]) -> list[Computed]:
+        """Raises ValueError for a request that is longer than any may be."""
+        found: list[Computed] = []
+        group: list[Recorded] = []
+        num_pages = 0
+        for request in requests:
+            if len(request.tokens) > self._max_context + 1:
+                raise ValueError(f"a request of {len(request.tokens)} tokens in a context of {self._max_context}")
+            pages = -(-len(request.tokens) // PAGE_SIZE)
+            if group and (num_pages + pages > self._num_pages or len(group) == TOGETHER):
+                found += self._group(group)
+                group, num_pages = [], 0
+            group.append(request)
+            num_pages += pages
+        return found + self._group(group) if group else found
+
+    @torch.inference_mode()
+    def _group(self, group: list[Recorded]) -> list[Computed]:
+        """Requests that fit into the store together."""
+        # The last token of each is an input of nothing.
+        lengths = [len(request.tokens) - 1 for request in group]
+        first = 0
+        for slot, length in enumerate(lengths):
+            count = -(-length // PAGE_SIZE)
+            self._table[slot, :count] = np.arange(first, first + count)
+            first += count
+        found = [Computed.unknown(request) for request in group]
+        starts = [0] * len(group)
+        while any(start < length for start, length in zip(starts, lengths, strict=True)):
+            room, pieces = self._chunk, list[tuple[int, int, int]]()
+            for slot, start in enumerate(starts):
+                count = min(lengths[slot] - start, room)
+                if count > 0:
+                    pieces.append((slot, start, count))
+                    starts[slot] += count
+                    room -= count
+            self._pass(group, pieces, found)
+            self._advance(self._chunk - room)
+        return found
+
+    def _pass(self, group: list[Recorded], pieces: list[tuple[int, int, int]], found: list[Computed]) -> None:
+        """One forward pass over (slot, start, count) of several requests."""
+        slots, starts, lengths = (np.array(column, np.int32) for column in zip(*pieces, strict=True))
+        offsets = ragged_offsets(lengths)
+        tokens = np.concatenate([group[slot].tokens[start : start + count] for slot, start, count in pieces])
+        # What the model does not have is an input of nothing that counts: the token itself was not drawn either.
+        tokens = np.where((tokens < 0) | (tokens >= self._vocabulary), np.int32(0), tokens)
+        rows, places = list[int](), list[_Place]()
+        for (slot, start, count), offset in zip(pieces, offsets.tolist(), strict=False):
+            for position in range(start + 1, start + count + 1):
+                if position >= group[slot].num_prompt or group[slot].sampling.prompt_logprobs:
+                    rows.append(offset + position - start - 1)
+                    places.append(_Place(slot, position))
+        logits = self.backend.forward(
+            ForwardInputs(
+                tokens=upload(tokens.astype(np.int32), self.kv.data.device),
+                positions=ragged_positions(starts, lengths, offsets),
+                slots=slots,
+                starts=starts,
+                lengths=lengths,
+                offsets=offsets,
+                page_table=self._table,
+                logit_rows=np.array(rows, np.int32),
+            )
+        )
+        self._score(group, places, logits, found)
+        self._draw(group, places, logits, found)
+
+    def _score(self, group: list[Recorded], places: list[_Place], logits: Tensor, found: list[Computed]) -> None:
+        """Log-probabilities of the recorded tokens, where somebody asked for them."""
+        scored = [row for row, place in enumerate(places) if _scored(group[place.request], place.position)]
+        if not scored:
+            return
+        recorded = np.array([group[places[row].request].tokens[places[row].position] for row in scored], np.int64)
+        tokens = upload(np.clip(recorded, 0, self._vocabulary - 1), logits.device)
+        rows = upload(np.array(scored, np.int64), logits.device)
+        chosen, top_tokens, top = map(download, score(logits[rows], tokens, MAX_TOP_LOGPROBS).tensors())
+        for index, row in enumerate(scored):
+            here, place = slice(index, index + 1), places[row]
+            one = StepLogprobs(chosen[here], top_tokens[here].astype(np.int32), top[here])
+            found[place.request].score(np.array([place.position]), one)
+
+    def _draw(self, group: list[Recorded], places: list[_Place], logits: Tensor, found: list[Computed]) -> None:
+        """The tokens that follow, each as if its row were a request that has got so far."""
+        drawn = [row for row, place in enumerate(places) if place.position >= group[place.request].num_prompt]
+        if not drawn:
+            return
+        admissions = [self._admission(slot, group[places[row].request], places[row]) for slot, row in enumerate(drawn)]
+        self._sampler.admit(admissions)
+        slots = np.arange(len(drawn), dtype=np.int32)
+        positions = np.array([places[row].position for row in drawn], np.int32)
+        rows = upload(np.array(drawn, np.int64), logits.device)
+        tokens = download(self._sampler.sample(logits[rows], slots, positions).tokens)
+        for row, token in zip(drawn, tokens.tolist(), strict=True):
+            request = group[places[row].request]
+            found[places[row].request].tokens[places[row].position - request.num_prompt] = token
+
+    def _admission(self, slot: int, request: Recorded, place: _Place) -> SlotAssignment:
+        sampling, count = request.sampling, request.num_prompt
+        history = request.tokens[: place.position] if sampling.penalised else _NOTHING
+        # Scores are of tokens that are known: the sampler need not look for any.
+        sampling = msgspec.structs.replace(sampling, top_logprobs=None)
+        admission = SlotAssignment(slot, sampling, count, history, place.position - count)
+        return known_tokens(admission, self._vocabulary)
+
+
+def _scored(request: Recorded, position: int) -> bool:
+    """Whether the request asked for the log-probability of its token there."""
+    if position < request.num_prompt:
+        return request.sampling.prompt_logprobs
+    return request.sampling.top_logprobs is not None

@@ -1,0 +1,263 @@
+"""The property that a model decides: the words of a recorded run are those that its requests get."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, NamedTuple
+
+import msgspec
+import numpy as np
+
+from pawl.lifecycle.columns import Float32s, Scores, float32s, int32s, uint8s
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.recompute import Compute, Computed, Recorded
+from pawl.lifecycle.records import (
+    Checkpoint,
+    Int32s,
+    Record,
+    StepCommitted,
+    StepPlanned,
+    StepRolledBack,
+    Submitted,
+    Transition,
+    num_tokens,
+)
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Event
+from pawl.loops.snapshot import live_requests
+
+AT_ONCE = 8192
+"""Tokens that wait to be computed together."""
+
+
+class Tally(msgspec.Struct):
+    """How much was computed again."""
+
+    requests: int = 0
+    tokens: int = 0
+    """Of outputs."""
+    scores: int = 0
+    """Log-probabilities of tokens."""
+    not_recomputed: int = 0
+    """Requests with output of a run that did not promise that they can be."""
+
+    def __str__(self) -> str:
+        if self.not_recomputed:
+            return f"nothing; {self.not_recomputed} requests of a run that does not promise the same bits"
+        return f"{self.requests} requests, {self.tokens} output tokens, {self.scores} log-probabilities"
+
+
+class _Scored(NamedTuple):
+    """Log-probabilities of one request in one record."""
+
+    record: int
+    positions: Int32s
+    chosen: Float32s
+    num_top: Int32s
+    top_tokens: Int32s
+    top: Float32s
+
+
+class _Life:
+    """One request as far as it is recorded."""
+
+    def __init__(self, request: int, sampling: SamplingParameters, tokens: Int32s, num_prompt: int) -> None:
+        self.request = request
+        self.sampling = sampling
+        self.known = tokens
+        """The prompt, and output that came before the trace begins."""
+        self.num_prompt = num_prompt
+        self.output: list[int] = []
+        self.records: list[int] = []
+        """Which recorded each of `output`."""
+        self.scored: list[_Scored] = []
+
+    def recorded(self) -> Recorded:
+        return Recorded(np.concatenate((self.known, np.array(self.output, np.int32))), self.num_prompt, self.sampling)
+
+    def __len__(self) -> int:
+        return len(self.known) + len(self.output)
+
+    @property
+    def empty(self) -> bool:
+        """There is nothing to compute: no output, no log-probability."""
+        return not self.scored and len(self) == self.num_prompt
+
+
+class Recomputed(Property):
+    """With the model at hand, the words of a run are computed again from what its requests asked for: every token, and
+    every log-probability, is the same to the bit."""
+
+    name: ClassVar[str] = "recomputed"
+    observes = (Checkpoint, Submitted, StepPlanned, StepCommitted, StepRolledBack, Transition)
+
+    def __init__(self, compute: Compute | None) -> None:
+        """`compute`: the model of the run; None where the run has not promised that it can be computed again, which
+        leaves requests to be counted."""
+        self._compute = compute
+        self._lives: dict[int, _Life] = {}
+        """Live requests by row."""
+        self._steps: dict[int, tuple[Int32s, list[int]]] = {}
+        """In flight: the rows of its segments, and those that sample, as indices."""
+        self._waiting: list[_Life] = []
+        self._num_waiting = 0
+        self._begun = False
+        self.tally = Tally()
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case StepPlanned():
+                self._steps[record.step] = int32s(record.rows), np.flatnonzero(uint8s(record.samples)).tolist()
+            case StepCommitted():
+                self._committed(record, history.number)
+            case StepRolledBack():
+                self._steps.pop(record.step, None)
+            case Submitted():
+                prompt = int32s(record.tokens)
+                self._lives[record.row] = _Life(record.request, record.sampling, prompt, len(prompt))
+            case Transition(event=Event.FINISH | Event.ABORT):
+                return self._ended(record.row)
+            case Checkpoint() if not self._begun:
+                self._restored(record)
+        self._begun = True
+        return ()
+
+    def finish(self, history: History) -> Sequence[Violation]:
+        """What has ended, and what is live where the trace ends."""
+        for row in list(self._lives):
+            self._wait(self._lives.pop(row))
+        return self._compare_waiting()
+
+    broken_off = finish
+
+    # ---- what is recorded ----
+
+    def _restored(self, record: Checkpoint) -> None:
+        for row, info, num_prompt, tokens in live_requests(record.state) if record.state else ():
+            self._lives[row] = _Life(info.request, info.sampling, tokens, num_prompt)
+
+    def _committed(self, record: StepCommitted, number: int) -> None:
+        rows, sampling = self._steps.pop(record.step)
+        events, tokens = uint8s(record.events), int32s(record.tokens).tolist()
+        drew = num_tokens(events, record.counts)
+        of_segment = np.ones(len(rows), np.int32) if record.counts is None else int32s(record.counts)
+        at = 0
+        for index in sampling:
+            count = int(of_segment[index])
+            life = self._lives.get(int(rows[index]))
+            if life is not None and drew[index]:
+                life.output += tokens[at : at + count]
+                life.records += [number] * count
+            at += count
+        if record.scores is not None:
+            self._scored(record.scores, number)
+
+    def _scored(self, scores: Scores, number: int) -> None:
+        rows, positions, num_top = int32s(scores.rows), int32s(scores.positions), int32s(scores.num_top)
+        chosen, top_tokens, top = float32s(scores.chosen), int32s(scores.top_tokens), float32s(scores.top)
+        ends = np.cumsum(num_top)
+        if (
+            not len(rows) == len(positions) == len(chosen) == len(num_top)
+            or not len(top) == len(top_tokens) == ends[-1]
+        ):
+            raise ValueError("columns of log-probabilities differ in length")
+        firsts = np.flatnonzero(np.diff(rows, prepend=-1)).tolist()
+        for first, last in zip(firsts, [*firsts[1:], len(rows)], strict=True):
+            life = self._lives.get(int(rows[first]))
+            if life is not None:
+                here, tops = slice(first, last), slice(ends[first] - num_top[first], ends[last - 1])
+                each = positions[here], chosen[here], num_top[here], top_tokens[tops], top[tops]
+                life.scored.append(_Scored(number, *each))
+
+    def _ended(self, row: int) -> Sequence[Violation]:
+        life = self._lives.pop(row, None)
+        if life is not None:
+            self._wait(life)
+        return self._compare_waiting() if self._num_waiting >= AT_ONCE else ()
+
+    def _wait(self, life: _Life) -> None:
+        if life.empty:
+            return
+        if self._compute is None:
+            self.tally.not_recomputed += 1
+            return
+        self._waiting.append(life)
+        self._num_waiting += len(life)
+
+    # ---- what is computed ----
+
+    def _compare_waiting(self) -> Sequence[Violation]:
+        if not self._waiting or self._compute is None:
+            return ()
+        lives, self._waiting, self._num_waiting = self._waiting, [], 0
+        computed = self._compute([life.recorded() for life in lives])
+        return [
+            violation for life, again in zip(lives, computed, strict=True) for violation in self._compare(life, again)
+        ]
+
+    def _compare(self, life: _Life, again: Computed) -> Iterator[Violation]:
+        """The first difference of a request: what follows it is an echo."""
+        tally = self.tally
+        tally.requests += 1
+        tally.tokens += len(again.tokens)
+        tally.scores += sum(len(scored.positions) for scored in life.scored)
+        for record, text in (*_other_tokens(life, again), *_other_scores(life, again), *_no_scores(life)):
+            yield Violation(self.name, text, record, life.request)
+            return
+
+
+def _other_tokens(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:
+    before = len(life.known) - life.num_prompt
+    recorded = [*life.known[life.num_prompt :].tolist(), *life.output]
+    for index, (said, drawn) in enumerate(zip(recorded, again.tokens.tolist(), strict=True)):
+        if said != drawn:
+            where = f"output token {index}, at position {life.num_prompt + index},"
+            record = life.records[index - before] if index >= before else 0
+            yield record, f"{where} is recorded as {said}; computed again it is {drawn}"
+            return
+
+
+def _other_scores(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:
+    for scored in life.scored:
+        positions = scored.positions
+        if positions.min() < 1 or positions.max() >= len(life):
+            yield scored.record, f"log-probabilities of positions {positions.tolist()}, of {len(life)} tokens"
+            return
+        chosen, tops = again.chosen[positions], again.top[positions]
+        asked = np.arange(tops.shape[1]) < (life.sampling.top_logprobs or 0)
+        kept = asked & ~np.isnan(tops)
+        top_tokens, top = again.top_tokens[positions][kept], tops[kept]
+        other = scored.chosen.view(np.int32) != chosen.view(np.int32)
+        if other.any():
+            place = int(other.argmax())
+            text = f"the log-probability of the token at position {positions[place]} is recorded as"
+            yield scored.record, f"{text} {scored.chosen[place]!s}; computed again it is {chosen[place]!s}"
+            return
+        widths = np.count_nonzero(kept, axis=1)
+        if (widths != scored.num_top).any():
+            yield (
+                scored.record,
+                f"{scored.num_top.tolist()} likeliest tokens are recorded where {widths.tolist()} belong",
+            )
+            return
+        other = (top_tokens != scored.top_tokens) | (top.view(np.int32) != scored.top.view(np.int32))
+        if other.any():
+            place = int(np.searchsorted(np.cumsum(widths), int(other.argmax()), "right"))
+            yield scored.record, f"the likeliest tokens in the place of position {positions[place]} are others"
+            return
+
+
+def _no_scores(life: _Life) -> Iterator[tuple[int, str]]:
+    """A request that asked for log-probabilities, and a token that has none."""
+    wanted = np.zeros(len(life), np.bool_)
+    if life.sampling.top_logprobs is not None:
+        wanted[len(life.known) :] = True
+    if life.sampling.prompt_logprobs and len(life.known) == life.num_prompt and life.output:
+        wanted[1 : life.num_prompt] = True
+    for scored in life.scored:
+        wanted[scored.positions] = False
+    for position in np.flatnonzero(wanted).tolist():
+        record = life.records[max(position - len(life.known), 0)]
+        yield record, f"no log-probability is recorded of the token at position {position}, and it was asked for"
+        return

@@ -1,0 +1,63 @@
+"""The model that a recorded run had, to compute its words again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from pawl.gpu.ghost.recompute import ghost_again
+from pawl.lifecycle.recompute import CannotRecompute, Compute
+from pawl.lifecycle.records import Started
+from pawl.loops.select import LoopConfig
+
+GHOST = "ghost"
+
+
+def model_of(started: Started, model: str | None, advance: Callable[[int], object]) -> Compute:
+    """The model that `started` describes, loaded from `model` (None: from where the run had it).
+
+    `advance` hears of tokens that are computed. Raises CannotRecompute where it is another model, or would not compute
+    the same bits here, and what loading a model raises.
+    """
+    if started.config.get("backend") == GHOST:
+        if model not in (None, GHOST):
+            raise CannotRecompute(f"the run had a ghost as its model, not {model}")
+        return partial(ghost_again, advance=advance)
+    import msgspec
+    import torch
+
+    from pawl.gpu.recompute import Recomputer
+    from pawl.gpu.select import processor_of
+    from pawl.gpu.weights.fingerprint import weights_fingerprint
+    from pawl.gpu.weights.source import load_weights, resolve_source
+
+    try:
+        loop = msgspec.convert(started.config["loop"], LoopConfig)
+        named, backend, device, processor = (
+            str(started.config[name]) for name in ("model", "backend", "device", "processor")
+        )
+        dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[started.config["dtype"]]
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise CannotRecompute(f"the trace does not say what computed: {error}") from error
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CannotRecompute(f"the run was computed on {processor}, and there is no CUDA device here")
+    source = resolve_source(model or named)
+    weights = load_weights(source, dtype)
+    fingerprint = weights_fingerprint(source.config, weights)
+    if fingerprint != loop.weights:
+        raise CannotRecompute(
+            f"{model or named} is not the model of this run: its weights are {fingerprint}, the run had {loop.weights}"
+        )
+    recomputer = Recomputer(
+        source.config,
+        weights,
+        max_context=loop.max_context,
+        dtype=dtype,
+        device=device,
+        backend="triton" if backend.startswith("triton") else "native",
+        advance=advance,
+    )
+    here = processor_of(recomputer.backend, recomputer.kv.data.device)
+    if here != processor:
+        raise CannotRecompute(f"the run was computed with {processor}, and here is {here}: last bits may differ")
+    return recomputer

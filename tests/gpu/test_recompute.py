@@ -1,0 +1,92 @@
+"""Requests computed again, each as one text beside others and in chunks, have the bits that they were served with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pawl.gpu.models.small import random_weights
+from pawl.gpu.recompute import CHUNK, Recomputer
+from pawl.gpu.sampling.scoring import score
+from pawl.lifecycle.recompute import Recorded
+from tests.gpu.kernel_tools import DEVICE
+from tests.gpu.native_models import ODD
+from tests.gpu.serving import Answered, Asked, Serving
+from tests.gpu.test_deterministic import CONTEXT, DTYPES, TINY, tiny, worker_of, workload
+
+
+def recorded(everyone: Sequence[Asked], answers: Sequence[Answered]) -> list[Recorded]:
+    return [
+        Recorded(np.array((*asked.prompt, *answer.tokens), np.int32), len(asked.prompt), asked.sampling)
+        for asked, answer in zip(everyone, answers, strict=True)
+    ]
+
+
+def again(recomputer: Recomputer, everyone: Sequence[Asked], answers: Sequence[Answered]) -> list[Answered]:
+    """The answers as they come out."""
+    found = []
+    for asked, computed in zip(everyone, recomputer(recorded(everyone, answers)), strict=True):
+        positions = range(len(asked.prompt), len(computed.chosen)) if asked.num_top is not None else ()
+        logprobs = [
+            computed.chosen[position].tobytes() + computed.top[position, : asked.num_top].tobytes()
+            for position in positions
+        ]
+        found.append(Answered(computed.tokens.tolist(), logprobs))
+    return found
+
+
+def recomputer_of(name: str, dtype: str, **settings: Any) -> Recomputer:
+    weights = random_weights(TINY[name], DTYPES[dtype])
+    return Recomputer(TINY[name], weights, max_context=CONTEXT, dtype=DTYPES[dtype], **settings)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", TINY)
+def test_every_request_has_the_bits_it_was_served_with(name: str, dtype: str) -> None:
+    serving = Serving(tiny(name, dtype, 16), pacing="overlap", prefill_chunk=16, num_pages=24, lookahead=1)
+    everyone = workload(ODD.vocab_size, seed=5, count=12, longest=100, num_output=20)
+    answers = serving.answers(*everyone)
+    assert serving.loop.counters.cached_tokens
+    advanced: list[int] = []
+    recomputer = recomputer_of(name, dtype, threads=1, advance=advanced.append)
+    assert again(recomputer, everyone, answers) == answers
+    assert sum(advanced) == sum(len(request.tokens) - 1 for request in recorded(everyone, answers))
+    assert max(advanced) == CHUNK
+
+
+def test_triton_kernels_compute_again_what_they_served(sums_in_order: None) -> None:
+    settings: dict[str, Any] = {"backend": "triton", "device": DEVICE}
+    worker = worker_of(ODD, random_weights(ODD, torch.float32), "fp32", 16, 1, **settings)
+    everyone = workload(ODD.vocab_size, seed=7, count=4, longest=24, num_output=3)
+    answers = Serving(worker, prefill_chunk=16).answers(*everyone)
+    assert again(recomputer_of("dense", "fp32", **settings), everyone, answers) == answers
+
+
+def test_a_recorded_token_that_no_model_has_is_drawn_as_another_and_harms_nobody_beside_it() -> None:
+    everyone = workload(ODD.vocab_size, seed=9, count=3, longest=30)
+    answers = Serving(tiny("dense", "bf16", 16)).answers(*everyone)
+    whole = recorded(everyone, answers)
+    whole[1].tokens[-3:] = -7, 1 << 30, 5
+    first, forged, last = recomputer_of("dense", "bf16", threads=1)(whole)
+    assert (first.tokens.tolist(), last.tokens.tolist()) == (answers[0].tokens, answers[2].tokens)
+    assert forged.tokens[-3] == answers[1].tokens[-3]
+
+
+def test_a_request_longer_than_any_may_be_is_refused() -> None:
+    request = Recorded(np.zeros(CONTEXT + 2, np.int32), 1, workload(5, 1, 1, 5)[0].sampling)
+    with pytest.raises(ValueError, match=str(CONTEXT)):
+        recomputer_of("dense", "bf16", threads=1)([request])
+
+
+def test_which_of_equally_likely_tokens_is_told_does_not_depend_on_how_many_are_told_to_others() -> None:
+    logits = torch.zeros(1, 5000)
+    logits[:, 100:140] = 1.0
+    chosen = torch.tensor([7])
+    most = score(logits, chosen, 20).top_tokens[0].tolist()
+    assert [score(logits, chosen, count).top_tokens[0].tolist() for count in (1, 3, 5)] == [
+        most[:count] for count in (1, 3, 5)
+    ]
