@@ -16,7 +16,7 @@ STAMPS := $(VENV)/.stamps
 NEEDS := pyproject.toml constraints.txt $(wildcard memory/prefix/native/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test setup-check serve test test-nightly test-replay check docs-generated mutants \
+.PHONY: help setup setup-test setup-check serve test test-nightly test-replay check docs-generated mutants mutation \
 	bench-host bench-cache bench-pressure bench-attacks bench-cpu gpu-check clean
 
 help:  ## this list
@@ -63,6 +63,9 @@ test-replay: setup-test  ## only the random examples that failed in a nightly ru
 
 mutants: setup-test  ## hunt every planted defect with pawl explore, and write docs/mutants.md; a quarter of an hour
 	@$(BIN)/python -m tests.mutants.table
+
+mutation: setup-check  ## edit every function of four rooms, see what notices; make mutation ARGS='--room memory --sample 100'
+	@$(BIN)/python -m tests.mutation $(ARGS)
 
 check: setup-check  ## style, types, import contracts, generated docs, house rules
 	@$(BIN)/ruff check .

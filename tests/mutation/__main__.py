@@ -1,0 +1,59 @@
+"""`python -m tests.mutation`: edit every function in every way, see what notices, and write docs/mutation.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mutation.edits import ROOMS
+from tests.mutation.page import page
+from tests.mutation.reach import EXPLORE, Measuring, Reach
+from tests.mutation.sweep import ROOT, Hurry, Request, Sweeping, exploration, import_rooms, load
+
+TESTS = ("lifecycle", "memory", "loops", "actors", "pawl")
+"""Folders of tests that judge."""
+OPTIONS = ("-s", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu")
+MEASURED_SCHEDULES = 400
+
+
+def main() -> int:
+    """Measure, judge, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--room", action="append", choices=ROOMS, help="may be given more than once (default: all)")
+    parser.add_argument("--sample", type=int, default=150, metavar="N", help="edits of each room (default: 150)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the sample (default: 1)")
+    parser.add_argument("--schedules", type=int, default=400, metavar="N", help="explored for each (default: 400)")
+    parser.add_argument("--again", action="store_true", help="judge once more what survived so far")
+    parser.add_argument("--measure", nargs="*", metavar="TEST", help="only measure which lines (these) tests reach")
+    parser.add_argument("--page", action="store_true", help="only write the page")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "mutation", help="of results")
+    arguments = parser.parse_args()
+    known, results = arguments.folder / "reach.msgpack", arguments.folder / "results.json"
+    if not arguments.page:
+        reach = Reach.load(known)
+        if arguments.measure is not None or not reach.tests:
+            _measure(reach, arguments.measure or [])
+            reach.save(known)
+        if arguments.measure is None:
+            rooms = tuple(arguments.room or ROOMS)
+            request = Request(rooms, arguments.sample, arguments.seed, arguments.schedules, arguments.again, results)
+            _pytest([], Hurry(), Sweeping(request, reach))
+    (ROOT / "docs" / "mutation.md").write_text("\n".join(page(load(results))) + "\n")
+    return 0
+
+
+def _measure(reach: Reach, tests: list[str]) -> None:
+    import_rooms()
+    explored = tests and EXPLORE in reach.tests
+    _pytest(tests, Hurry(), Measuring(ROOT, reach, None if explored else exploration(MEASURED_SCHEDULES)))
+
+
+def _pytest(tests: list[str], *plugins: object) -> None:
+    pytest.main([*OPTIONS, *(tests or [str(ROOT / "tests" / folder) for folder in TESTS])], plugins=plugins)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""A sweep: the sample of a room, each edit judged, and what came of it kept in a file."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import Phase, settings
+
+from tests.mutation.edits import ROOMS, Edit, edits_of, enums_of
+from tests.mutation.equivalents import EQUIVALENTS
+from tests.mutation.judging import NO_PROGRAM, Explored, Judge, Verdict
+from tests.mutation.reach import EXPLORE, Reach
+
+ROOT = Path(__file__).parents[2]
+SPARE_S_OF_A_SCHEDULE = 0.2
+"""Processor time that exploring one may take: ten times what it does."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One edit and what noticed it."""
+
+    file: str
+    line: int
+    function: str
+    kind: str
+    key: str
+    explored: Verdict | None
+    """None: exploration never reaches the line."""
+    tested: Verdict | None
+    """None: no test reaches the line."""
+
+    @property
+    def survives(self) -> bool:
+        """Whether nothing noticed it."""
+        return not any(verdict is not None and verdict.noticed for verdict in (self.explored, self.tested))
+
+
+class Sweep(msgspec.Struct):
+    """What is known of a room."""
+
+    sample: int
+    seed: int
+    date: str
+    edits: int
+    """Of the room, without the equivalent ones."""
+    schedules: int
+    """Explored for each."""
+    rows: dict[str, Row] = {}
+    """By file, function and key."""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What to judge."""
+
+    rooms: tuple[str, ...]
+    sample: int
+    seed: int
+    schedules: int
+    again: bool
+    """Judge what survived so far once more."""
+    results: Path
+
+
+def name_of(edit: Edit) -> str:
+    """By which an edit is known in results and among the equivalent ones."""
+    return f"{edit.file} {edit.function}: {edit.key}"
+
+
+def edits_in(room: str) -> list[Edit]:
+    """All edits of a room, but those that change nothing."""
+    enums = enums_of([ROOT / name for name in ROOMS])
+    paths = sorted((ROOT / room).rglob("*.py"))
+    found = [edit for path in paths for edit in edits_of(path.relative_to(ROOT).as_posix(), path.read_bytes(), enums)]
+    return [edit for edit in found if name_of(edit) not in EQUIVALENTS]
+
+
+def import_rooms() -> None:
+    """Every module of the rooms."""
+    for path in (path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))):
+        parts = ("pawl", *path.relative_to(ROOT).with_suffix("").parts)
+        importlib.import_module(".".join(parts).removesuffix(".__init__"))
+
+
+def exploration(schedules: int) -> Iterator[Explored]:
+    """What `pawl explore` does by default, from a seed that is always the same."""
+    from pawl.exploration.task import ANY, Task, explore
+
+    task = Task(
+        seed=1,
+        stride=1,
+        strategy="all",
+        cell="all",
+        policy=ANY,
+        cache=ANY,
+        scheduler="",
+        workload=None,
+        max_requests=5,
+        faults=3,
+        shrink_seconds=0.0,
+        schedules=schedules,
+        ends=float("inf"),
+    )
+    for report in explore(task):
+        yield Explored(report.totals.schedules, report.text)
+
+
+class Hurry:
+    """A pytest plugin: random examples that fail are not made smaller."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self) -> None:
+        """Tests are imported after this."""
+        phases = (Phase.explicit, Phase.generate)
+        settings.register_profile("mutation", settings.get_profile("ci"), phases=phases)
+        settings.load_profile("mutation")
+
+
+class Sweeping:
+    """A pytest plugin: judges edits with the tests that were collected, in place of running these."""
+
+    def __init__(self, request: Request, reach: Reach) -> None:
+        self._request = request
+        self._reach = reach
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Judge."""
+        import_rooms()
+        for _ in exploration(20):
+            pass  # what is imported late is imported now
+        self._items = {item.nodeid: item for item in session.items}
+        self._judge = Judge(ROOT)
+        for room in self._request.rooms:
+            self._sweep(room)
+        return True
+
+    def _sweep(self, room: str) -> None:
+        request = self._request
+        everything = load(request.results)
+        edits = sorted(edits_in(room), key=lambda edit: edit.rank(request.seed))
+        known = everything.get(room)
+        sweep = Sweep(request.sample, request.seed, "", len(edits), request.schedules, known.rows if known else {})
+        sweep.rows = {name: row for name, row in sweep.rows.items() if name in {name_of(edit) for edit in edits}}
+        everything[room] = sweep
+        chosen = edits[: request.sample]
+        if request.again:
+            chosen = [edit for edit in edits if name_of(edit) in sweep.rows and sweep.rows[name_of(edit)].survives]
+        for number, edit in enumerate(chosen, 1):
+            if name_of(edit) in sweep.rows and not request.again:
+                continue
+            row = self._row(edit)
+            if row is None:
+                continue
+            sweep.rows[name_of(edit)] = row
+            sweep.date = time.strftime("%Y-%m-%d")
+            request.results.write_bytes(msgspec.json.format(msgspec.json.encode(everything)))
+            _say(f"{room} {number}/{len(chosen)}", row)
+
+    def _row(self, edit: Edit) -> Row | None:
+        """None: the edit is no program."""
+        source = (ROOT / edit.file).read_bytes()
+        tests = self._reach.of(edit, source)
+        schedules = self._request.schedules
+        explored = tested = None
+        if EXPLORE in tests:
+            limit_s = 20 + schedules * SPARE_S_OF_A_SCHEDULE
+            explored = self._judge.explore(edit, lambda: exploration(schedules), limit_s)
+        items = in_order([self._items[test] for test in tests if test in self._items], self._reach.seconds, edit.file)
+        if items:
+            tested = self._judge.test(edit, items, self._reach.seconds)
+        if any(verdict is not None and verdict.outcome == NO_PROGRAM for verdict in (explored, tested)):
+            return None
+        return Row(edit.file, edit.line, edit.function, edit.kind, edit.key, explored, tested)
+
+
+def in_order(items: Sequence[pytest.Item], seconds: dict[str, float], file: str) -> list[pytest.Item]:
+    """Test files of the edited file first, then the fastest; within a file as they stand, for the sake of fixtures."""
+    groups: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        groups[item.nodeid.partition("::")[0]].append(item)
+    words = set(Path(file).with_suffix("").parts[-2:])
+
+    def place(name: str) -> tuple[bool, float]:
+        near = Path(name).parent.name == file.partition("/")[0] and words & set(Path(name).stem.split("_"))
+        return not near, sum(seconds.get(item.nodeid, 0.0) for item in groups[name])
+
+    return [item for name in sorted(groups, key=place) for item in groups[name]]
+
+
+def load(results: Path) -> dict[str, Sweep]:
+    """What was found so far, by room."""
+    if not results.exists():
+        return {}
+    return msgspec.json.decode(results.read_bytes(), type=dict[str, Sweep])
+
+
+def _say(how_far: str, row: Row) -> None:
+    words = [
+        "-" if verdict is None else f"{verdict.outcome} {verdict.count} {verdict.seconds:.1f}s {verdict.what[-60:]}"
+        for verdict in (row.explored, row.tested)
+    ]
+    mark = "SURVIVES" if row.survives else "noticed"
+    print(
+        f"{how_far} {mark} {row.file}:{row.line} {row.kind}: {row.key[:160]}\n    {words}", file=sys.stderr, flush=True
+    )

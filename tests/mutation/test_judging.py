@@ -1,0 +1,181 @@
+"""A toy with two edits that matter to its test and one that does not; and loops and waits without end."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.mutation import judging
+from tests.mutation.edits import Edit, edits_of
+from tests.mutation.judging import ENDLESS, KILLED, NO_PROGRAM, STUCK, SURVIVED, Explored, Judge, Verdict
+from tests.mutation.reach import Measuring, Reach
+from tests.mutation.sweep import Hurry
+
+TOY = """\
+class Pages:
+    def __init__(self):
+        self.free = 3
+        self.told = []
+
+    def take(self, count):
+        if count > self.free:
+            return False
+        self.free -= count
+        self.told.append(count)
+        return True
+
+
+def unused(pages):
+    pages.told.clear()
+"""
+TEST = """\
+import pytest
+
+from pawl_toy import Pages
+
+
+def test_what_is_taken_is_not_free():
+    pages = Pages()
+    assert pages.take(2)
+    assert pages.free == 1
+
+
+def test_no_more_is_taken_than_there_is():
+    assert not Pages().take(4)
+"""
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Iterator[ModuleType]:
+    """A module that tests can import, of one file below `lifecycle`, as reach knows only files of rooms."""
+    path = tmp_path / "lifecycle" / "pawl_toy.py"
+    path.parent.mkdir()
+    path.write_text(TOY)
+    (tmp_path / "test_pawl_toy.py").write_text(TEST)
+    spec = importlib.util.spec_from_file_location("pawl_toy", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pawl_toy"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["pawl_toy"]
+    sys.modules.pop("test_pawl_toy", None)
+    gc.unfreeze()
+
+
+def edit_named(key: str) -> Edit:
+    return next(edit for edit in edits_of("lifecycle/pawl_toy.py", TOY.encode(), {}) if edit.key == key)
+
+
+class Judging:
+    """A plugin that judges edits with the tests of the toy."""
+
+    def __init__(self, root: Path, *keys: str) -> None:
+        self._root = root
+        self._keys = keys
+        self.verdicts: dict[str, Verdict] = {}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        judge = Judge(self._root)
+        for key in self._keys:
+            self.verdicts[key] = judge.test(edit_named(key), session.items, {})
+        return True
+
+
+def run_pytest(root: Path, plugin: object) -> None:
+    (root / "none.ini").write_text("[pytest]\n")
+    options = ("-q", "-s", "-p", "no:cacheprovider", "-c", str(root / "none.ini"), "--import-mode=importlib")
+    pytest.main([*options, str(root)], plugins=[plugin])
+
+
+def test_tests_kill_what_matters_to_them_and_let_the_rest_survive(toy: ModuleType, tmp_path: Path) -> None:
+    plugin = Judging(tmp_path, "self.free -= count => pass", "if count > self.free: => if count <= self.free:")
+    run_pytest(tmp_path, plugin)
+    assert [verdict.outcome for verdict in plugin.verdicts.values()] == [KILLED, KILLED]
+    assert all(verdict.what.endswith("test_what_is_taken_is_not_free") for verdict in plugin.verdicts.values())
+    plugin = Judging(tmp_path, "self.told.append(count) => pass")
+    run_pytest(tmp_path, plugin)
+    (verdict,) = plugin.verdicts.values()
+    assert (verdict.outcome, verdict.count, verdict.noticed) == (SURVIVED, 2, False)
+
+
+def explored(toy: ModuleType, root: Path, key: str, exploration: Callable[[], Iterator[Explored]]) -> Verdict:
+    return Judge(root).explore(edit_named(key), exploration, limit_s=1)
+
+
+def test_an_exploration_kills_by_what_it_finds_or_raises_and_leaves_this_process_as_it_is(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    def exploration() -> Iterator[Explored]:
+        pages = toy.Pages()
+        pages.take(1)
+        yield Explored(7, "" if pages.told == [1] else "conservation: nobody was told\nmore")
+
+    verdict = explored(toy, tmp_path, "self.told.append(count) => pass", exploration)
+    assert (verdict.outcome, verdict.what, verdict.count) == (KILLED, "conservation: nobody was told", 7)
+    assert explored(toy, tmp_path, "if count > self.free: => if count >= self.free:", exploration).outcome == SURVIVED
+    assert explored(toy, tmp_path, "self.told = [] => pass", exploration).what.startswith("raised: AttributeError")
+    assert toy.Pages().told == []
+
+
+def test_endless_loops_and_waits_without_end_are_told_apart(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loops() -> Iterator[Explored]:
+        while True:
+            pass
+        yield Explored(0, "")
+
+    def waits() -> Iterator[Explored]:
+        reader, _ = judging.os.pipe()
+        judging.os.read(reader, 1)
+        yield Explored(0, "")
+
+    key = "self.told.append(count) => pass"
+    assert explored(toy, tmp_path, key, loops).outcome == ENDLESS
+    monkeypatch.setattr(judging, "PATIENCE_S", 0.2)
+    assert explored(toy, tmp_path, key, waits).outcome == STUCK
+
+
+def test_an_edit_of_what_is_not_in_the_file_any_more_is_no_program(toy: ModuleType, tmp_path: Path) -> None:
+    edit = edit_named("self.free -= count => pass")
+    broken = edit._replace(new="(")
+    assert Judge(tmp_path).explore(broken, lambda: iter(()), 1).outcome == NO_PROGRAM
+
+
+def test_reach_knows_which_test_reaches_which_line_also_after_lines_have_moved(toy: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("coverage")
+    reach = Reach()
+    run_pytest(tmp_path, Measuring(tmp_path, reach, iter(())))
+    both = {name for name in reach.tests if "pawl_toy" in name}
+    (first,) = (name for name in both if "is_not_free" in name)
+    assert set(reach.of(edit_named("if count > self.free: => if count >= self.free:"), TOY.encode())) == both
+    assert reach.of(edit_named("self.free -= count => pass"), TOY.encode()) == [first]
+    assert reach.of(edit_named("pages.told.clear() => pass"), TOY.encode()) == []
+    moved = "# One.\n# Two.\n" + TOY
+    edits = edits_of("lifecycle/pawl_toy.py", moved.encode(), {})
+    (edit,) = (edit for edit in edits if edit.key == "self.free -= count => pass")
+    assert reach.of(edit, moved.encode()) == [first]
+    changed = TOY.replace("        if count", "        count += 0\n        if count")
+    edits = edits_of("lifecycle/pawl_toy.py", changed.encode(), {})
+    (edit,) = (edit for edit in edits if edit.key == "self.free -= count => pass")
+    assert set(reach.of(edit, changed.encode())) == both
+
+
+def test_random_examples_of_a_sweep_are_not_made_smaller() -> None:
+    from hypothesis import Phase, settings
+
+    before = settings.get_current_profile_name()
+    try:
+        Hurry().pytest_collection()
+        assert Phase.shrink not in settings().phases
+    finally:
+        settings.load_profile(before)
