@@ -100,6 +100,7 @@ class Measuring:
             data_file=None, config_file=False, include=[str(root / room / "*") for room in ROOMS]
         )
         self._seconds: dict[str, float] = {}
+        self._failed: list[str] = []
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Iterator[None]:
@@ -122,13 +123,17 @@ class Measuring:
         return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Each part of a test takes its time."""
+        """Each part of a test takes its time. One that fails as things are cannot judge."""
         self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0.0) + report.duration
+        if report.failed:
+            self._failed.append(report.nodeid)
 
     def _merge(self) -> None:
         """What is new takes the place of what was known of the same test files."""
         reach, data = self._reach, self._coverage.get_data()
         files = {test.partition("::")[0] for test in self._seconds}
+        for test in self._failed:
+            self._seconds.pop(test, None)
         dropped = {number for number, test in enumerate(reach.tests) if test.partition("::")[0] in files}
         new = {number: place for place, number in enumerate(n for n in range(len(reach.tests)) if n not in dropped)}
         tests = [test for number, test in enumerate(reach.tests) if number in new]
