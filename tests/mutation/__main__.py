@@ -26,6 +26,9 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=150, metavar="N", help="edits of each room (default: 150)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the sample (default: 1)")
     parser.add_argument("--schedules", type=int, default=400, metavar="N", help="explored for each (default: 400)")
+    parser.add_argument(
+        "--test-seconds", type=float, default=600.0, metavar="X", help="of tests run for each (default: 600)"
+    )
     parser.add_argument("--again", action="store_true", help="judge once more what survived so far")
     parser.add_argument("--measure", nargs="*", metavar="TEST", help="only measure which lines (these) tests reach")
     parser.add_argument("--page", action="store_true", help="only write the page")
@@ -39,16 +42,23 @@ def main() -> int:
             reach.save(known)
         if arguments.measure is None:
             rooms = tuple(arguments.room or ROOMS)
-            request = Request(rooms, arguments.sample, arguments.seed, arguments.schedules, arguments.again, results)
+            request = Request(
+                rooms,
+                arguments.sample,
+                arguments.seed,
+                arguments.schedules,
+                arguments.test_seconds,
+                arguments.again,
+                results,
+            )
             _pytest([], Hurry(), Sweeping(request, reach))
     (ROOT / "docs" / "mutation.md").write_text("\n".join(page(load(results))) + "\n")
     return 0
 
 
 def _measure(reach: Reach, tests: list[str]) -> None:
-    import_rooms()
-    explored = tests and EXPLORE in reach.tests
-    _pytest(tests, Hurry(), Measuring(ROOT, reach, None if explored else exploration(MEASURED_SCHEDULES)))
+    explore = None if tests and EXPLORE in reach.tests else exploration(MEASURED_SCHEDULES)
+    _pytest(tests, Hurry(), Measuring(ROOT, reach, explore, import_rooms))
 
 
 def _pytest(tests: list[str], *plugins: object) -> None:

@@ -87,8 +87,8 @@ class Judge:
 
         return self._ask(edit, body)
 
-    def test(self, edit: Edit, items: Sequence[pytest.Item], seconds: dict[str, float]) -> Verdict:
-        """Run these tests with the edit in place until one fails."""
+    def test(self, edit: Edit | None, items: Sequence[pytest.Item], seconds: dict[str, float]) -> Verdict:
+        """Run these tests with the edit in place, or with none, until one fails."""
 
         def body(tell: Callable[..., None]) -> None:
             for count, (item, following) in enumerate(zip(items, [*items[1:], None], strict=True), 1):
@@ -102,13 +102,13 @@ class Judge:
 
         return self._ask(edit, body)
 
-    def _ask(self, edit: Edit, body: Callable[[Callable[..., None]], None]) -> Verdict:
+    def _ask(self, edit: Edit | None, body: Callable[[Callable[..., None]], None]) -> Verdict:
         began = time.monotonic()
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(reader)
-            _live(lambda: self._planter.plant(edit), body, writer)
+            _live(lambda: self._planter.plant(edit) if edit is not None else None, body, writer)
         os.close(writer)
         told, ended_by = _listen(reader, child)
         os.close(reader)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 EXPLORE = "pawl explore"
 """Stands among the tests for what exploration reaches."""
+IMPORT = "import"
+"""Stands among the tests for what runs while modules are imported."""
 
 
 class Place(msgspec.Struct):
@@ -90,7 +92,10 @@ def places_of(source: bytes) -> dict[str, Place]:
 class Measuring:
     """A pytest plugin: runs the tests with every line of the rooms watched, then a piece of exploration."""
 
-    def __init__(self, root: Path, reach: Reach, explore: Iterator[None] | None) -> None:
+    def __init__(
+        self, root: Path, reach: Reach, explore: Iterable[object] | None, load: Callable[[], None] = lambda: None
+    ) -> None:
+        """`load` imports what is to be measured; `explore` is gone through unless it is None."""
         from coverage import Coverage
 
         self._root = root
@@ -99,7 +104,10 @@ class Measuring:
         self._coverage: Coverage = Coverage(
             data_file=None, config_file=False, include=[str(root / room / "*") for room in ROOMS]
         )
-        self._seconds: dict[str, float] = {}
+        self._seconds: dict[str, float] = {IMPORT: 0.0}
+        with self._coverage.collect():
+            self._coverage.switch_context(IMPORT)
+            load()
         self._failed: list[str] = []
 
     @pytest.hookimpl(wrapper=True)

@@ -6,7 +6,7 @@ import importlib
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,7 @@ from hypothesis import Phase, settings
 from tests.mutation.edits import ROOMS, Edit, edits_of, enums_of
 from tests.mutation.equivalents import EQUIVALENTS
 from tests.mutation.judging import NO_PROGRAM, Explored, Judge, Verdict
-from tests.mutation.reach import EXPLORE, Reach
+from tests.mutation.reach import EXPLORE, IMPORT, Reach
 
 ROOT = Path(__file__).parents[2]
 SPARE_S_OF_A_SCHEDULE = 0.2
@@ -63,6 +63,8 @@ class Request(msgspec.Struct, frozen=True):
     sample: int
     seed: int
     schedules: int
+    test_seconds: float
+    """Tests of so many seconds, as measured, are run for each."""
     again: bool
     """Judge what survived so far once more."""
     results: Path
@@ -128,6 +130,7 @@ class Sweeping:
     def __init__(self, request: Request, reach: Reach) -> None:
         self._request = request
         self._reach = reach
+        self._sound: set[str] = set()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -164,20 +167,36 @@ class Sweeping:
             _say(f"{room} {number}/{len(chosen)}", row)
 
     def _row(self, edit: Edit) -> Row | None:
-        """None: the edit is no program."""
+        """None: the edit is no program, or is of what runs only while modules are imported, which is over."""
         source = (ROOT / edit.file).read_bytes()
         tests = self._reach.of(edit, source)
+        if tests == [IMPORT]:
+            return None
         schedules = self._request.schedules
         explored = tested = None
         if EXPLORE in tests:
             limit_s = 20 + schedules * SPARE_S_OF_A_SCHEDULE
             explored = self._judge.explore(edit, lambda: exploration(schedules), limit_s)
-        items = in_order([self._items[test] for test in tests if test in self._items], self._reach.seconds, edit.file)
-        if items:
+        reaching = [test for test in tests if test in self._items]
+        while tested is None and reaching:
+            items = in_order([self._items[test] for test in reaching], self._reach.seconds, edit.file)
+            items = list(_within(items, self._reach.seconds, self._request.test_seconds))
             tested = self._judge.test(edit, items, self._reach.seconds)
+            if tested.noticed and not self._is_sound(tested.what):
+                reaching.remove(tested.what)
+                del self._items[tested.what]
+                tested = None
         if any(verdict is not None and verdict.outcome == NO_PROGRAM for verdict in (explored, tested)):
             return None
         return Row(edit.file, edit.line, edit.function, edit.kind, edit.key, explored, tested)
+
+    def _is_sound(self, test: str) -> bool:
+        """Whether a test that fails with an edit passes without."""
+        if test in self._items and test not in self._sound:
+            if self._judge.test(None, [self._items[test]], self._reach.seconds).noticed:
+                return False
+            self._sound.add(test)
+        return True
 
 
 def in_order(items: Sequence[pytest.Item], seconds: dict[str, float], file: str) -> list[pytest.Item]:
@@ -192,6 +211,16 @@ def in_order(items: Sequence[pytest.Item], seconds: dict[str, float], file: str)
         return not near, sum(seconds.get(item.nodeid, 0.0) for item in groups[name])
 
     return [item for name in sorted(groups, key=place) for item in groups[name]]
+
+
+def _within(items: Iterable[pytest.Item], seconds: dict[str, float], limit_s: float) -> Iterator[pytest.Item]:
+    """The first of these tests that take so long together; one at least."""
+    taken = 0.0
+    for item in items:
+        yield item
+        taken += seconds.get(item.nodeid, 0.0)
+        if taken >= limit_s:
+            return
 
 
 def load(results: Path) -> dict[str, Sweep]:
