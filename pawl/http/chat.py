@@ -10,17 +10,18 @@ import msgspec
 from pawl.actors.messages.generate import Done, Submit, TokenLogprob, Usage
 from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta, Inbox
+from pawl.http.completions import check_scored
 from pawl.http.context import ServerContext
 from pawl.http.errors import Problem
 from pawl.http.message import MessageReader
-from pawl.http.openai import (
+from pawl.http.openai import base_submit, check_common, choices_of, most_rivals
+from pawl.http.rendering import (
     FINISH_REASONS,
+    Frame,
     OpenAiRenderer,
-    base_submit,
-    check_common,
-    choices_of,
     encode,
     finite,
+    prompt_scores,
     usage_body,
 )
 from pawl.http.schemas import ChatBody, unsupported
@@ -46,13 +47,17 @@ def chat_submits(body: ChatBody, reading: Reading, rid: str, context: ServerCont
         raise Problem(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     n = body.n or 1
     context.check_count(1, n)
+    rivals = most_rivals((body.top_logprobs or 0) if body.logprobs else None, body.prompt_logprobs)
+    if body.prompt_logprobs is not None:
+        check_scored(len(encode(body.messages)) * n * ((rivals or 0) + 1))
     sampling = build_sampling(
         body,
         context.info.limits,
         context.gateway.new_seed(),
         max_new_tokens=next(iter(limits), None),
         min_new_tokens=body.min_tokens,
-        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        top_logprobs=rivals,
+        prompt_logprobs=body.prompt_logprobs is not None,
     )
     base = base_submit(body, sampling, not limits, rid)
     if not reading.plain:
@@ -78,6 +83,12 @@ def template_options(body: ChatBody, reading: Reading) -> dict[str, Any]:
     }
 
 
+def echo_of(body: ChatBody) -> str:
+    """The text that comes before the reply's own: that of the last message, if the reply goes on with it."""
+    last = body.messages[-1].get("content")
+    return last if body.echo and body.continue_final_message and isinstance(last, str) else ""
+
+
 def _check_contents(messages: list[dict[str, Any]]) -> None:
     """Refuse a message that says nothing: a misspelt `content` would otherwise be answered as if it were empty. Only
     an assistant may leave it out, where it called tools instead."""
@@ -96,13 +107,17 @@ class ChatRenderer(OpenAiRenderer):
 
     def __init__(
         self,
-        *frame: Any,
+        frame: Frame,
+        *,
         top_logprobs: int | None,
         token_bytes: Callable[[int], bytes],
         make_reader: Callable[[Inbox], MessageReader] | None,
+        echo: str = "",
     ) -> None:
-        """`make_reader` tells calls and reasoning from the text of one choice; None: all of it is content."""
-        super().__init__(*frame)
+        """`make_reader` tells calls and reasoning from the text of one choice; None: all of it is content. `echo` is
+        the beginning of the message, which was there before."""
+        super().__init__(frame)
+        self._echo = echo
         self._top_logprobs = top_logprobs
         self._token_bytes = token_bytes
         self._make_reader = make_reader
@@ -110,7 +125,7 @@ class ChatRenderer(OpenAiRenderer):
 
     def parts(self, index: int, text: str, delta: Delta, inbox: Inbox) -> Sequence[bytes]:
         # The role comes together with the first text: alone it would look like an early first token.
-        first = [] if self.has_begun(index) else [b',"delta":{"role":"assistant","content":""}']
+        first = [] if self.has_begun(index) else [b',"delta":' + encode({"role": "assistant", "content": self._echo})]
         if self._make_reader is None:
             return [*first, _content(text)] if text else first
         reader = self._reader(index, inbox)
@@ -127,9 +142,25 @@ class ChatRenderer(OpenAiRenderer):
 
     def choice(self, index: int, delta: Delta, inbox: Inbox) -> dict[str, Any]:
         if self._make_reader is None:
-            return {"message": {"role": "assistant", "content": delta.text, "refusal": None}}
+            return {"message": {"role": "assistant", "content": self._echo + delta.text, "refusal": None}}
         reader = self._reader(index, inbox)
-        return {"message": {"role": "assistant", **reader.message(self._read(reader, delta)), "refusal": None}}
+        message = reader.message(self._read(reader, delta))
+        if self._echo:
+            message["content"] = self._echo + (message["content"] or "")
+        return {"message": {"role": "assistant", **message, "refusal": None}}
+
+    def first_tail(self, tail: bytes, inbox: Inbox) -> bytes:
+        if not self.frame.token_ids or inbox.accept is None:
+            return tail
+        return tail.removesuffix(b"}\n\n") + b',"prompt_token_ids":' + encode(inbox.accept.prompt) + b"}\n\n"
+
+    def extras(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox]) -> dict[str, Any]:
+        extras: dict[str, Any] = {}
+        if self.frame.prompt_logprobs is not None:
+            extras["prompt_logprobs"] = prompt_scores(deltas[0].prompt_logprobs, self.frame.prompt_logprobs)
+        if self.frame.token_ids and inboxes[0].accept is not None:
+            extras["prompt_token_ids"] = inboxes[0].accept.prompt
+        return extras
 
     def reason(self, index: int, done: Done) -> str:
         reader = self._readers.get(index)
@@ -157,7 +188,7 @@ class ChatRenderer(OpenAiRenderer):
 
     def _scored(self, token: int, text: str, logprob: float | None) -> dict[str, Any]:
         """A token with its score; its bytes may be a part of a character only."""
-        return {"token": text, "logprob": finite(logprob), "bytes": list(self._token_bytes(token))}
+        return {"token": self.name(token, text), "logprob": finite(logprob), "bytes": list(self._token_bytes(token))}
 
 
 def _content(text: str) -> bytes:

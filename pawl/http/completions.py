@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from pawl.actors.sink import Delta, Inbox
 from pawl.http.context import ServerContext
 from pawl.http.errors import Problem
 from pawl.http.info import Tokenization
-from pawl.http.openai import CLIENT_NAMES, OpenAiRenderer, base_submit, check_common, choices_of, encode, finite
+from pawl.http.openai import CLIENT_NAMES, base_submit, check_common, choices_of, most_rivals
+from pawl.http.rendering import Frame, OpenAiRenderer, encode, finite, prompt_scores
 from pawl.http.schemas import CompletionBody, unsupported
 
 DEFAULT_MAX_TOKENS = 16
@@ -62,21 +64,22 @@ def check_scored(size: int) -> None:
 def completion_submits(body: CompletionBody, rid: str, context: ServerContext) -> list[Submit]:
     """One request for each choice of each prompt."""
     check_common(body, context.info, UNSUPPORTED)
-    n, gateway = body.n or 1, context.gateway
-    if body.best_of is not None and body.best_of != n:
-        raise Problem(400, f"best_of must equal n ({n}); choosing among more is not supported", param="best_of")
+    n, gateway = candidates_of(body), context.gateway
     prompts = prompts_of(body.prompt, "prompt", lambda count: context.check_count(count, n))
     context.check_count(len(prompts), n)
-    if body.echo and body.logprobs is not None:
-        check_scored(sum(map(len, prompts)) * n * (body.logprobs + 1))
+    scores_prompt = body.prompt_logprobs is not None or (bool(body.echo) and body.logprobs is not None)
+    # Candidates are compared by their scores.
+    rivals = most_rivals(body.logprobs, body.prompt_logprobs, 0 if n > (body.n or 1) else None)
+    if scores_prompt:
+        check_scored(sum(map(len, prompts)) * n * ((rivals or 0) + 1))
     sampling = build_sampling(
         body,
         context.info.limits,
         gateway.new_seed(),
         max_new_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         min_new_tokens=body.min_tokens,
-        top_logprobs=body.logprobs,
-        prompt_logprobs=bool(body.echo) and body.logprobs is not None,
+        top_logprobs=rivals,
+        prompt_logprobs=scores_prompt,
     )
     base = base_submit(body, sampling, fill_context=False, rid=rid)
     submits: list[Submit] = []
@@ -85,6 +88,18 @@ def completion_submits(body: CompletionBody, rid: str, context: ServerContext) -
         seed = None if body.seed is not None else gateway.new_seed()
         submits += choices_of(msgspec.structs.replace(base, **{kind: prompt}), n, seed)
     return submits
+
+
+def candidates_of(body: CompletionBody) -> int:
+    """How many completions each prompt gets, of which the `n` likeliest are sent. Refuses what makes no sense."""
+    n, best_of = body.n or 1, body.best_of
+    if best_of is None or best_of == n:
+        return n
+    if best_of < n:
+        raise Problem(400, f"best_of must be at least n ({n})", param="best_of")
+    if body.stream:
+        raise Problem(400, "best_of above n is not possible when stream is true", param="best_of")
+    return best_of
 
 
 class _Offsets:
@@ -121,13 +136,14 @@ class CompletionRenderer(OpenAiRenderer):
 
     def __init__(
         self,
-        *frame: Any,
+        frame: Frame,
+        *,
         top_logprobs: int | None,
         echoes: Sequence[Callable[[], str]],
         tokenization: Tokenization,
         hides_special: bool,
     ) -> None:
-        super().__init__(*frame)
+        super().__init__(frame)
         self._top_logprobs = top_logprobs
         self._echoes = echoes
         self._tokenization = tokenization
@@ -138,10 +154,28 @@ class CompletionRenderer(OpenAiRenderer):
         return self._echoes[index]() if self._echoes else ""
 
     def parts(self, index: int, text: str, delta: Delta, inbox: Inbox) -> Sequence[bytes]:
-        return (b',"text":' + encode(text),)
+        prompt = b"" if self.has_begun(index) else self._prompt_part(inbox)
+        return (b',"text":' + encode(text) + prompt,)
+
+    def _prompt_part(self, inbox: Inbox) -> bytes:
+        if not self.frame.token_ids:
+            return b""
+        return b',"prompt_token_ids":' + encode(inbox.accept.prompt if inbox.accept is not None else ())
 
     def choice(self, index: int, delta: Delta, inbox: Inbox) -> dict[str, Any]:
-        return {"text": self.opening(index, delta) + delta.text}
+        choice: dict[str, Any] = {"text": self.opening(index, delta) + delta.text}
+        if self.frame.token_ids and inbox.accept is not None:
+            choice["prompt_token_ids"] = inbox.accept.prompt
+        if self.frame.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_scores(delta.prompt_logprobs, self.frame.prompt_logprobs)
+        return choice
+
+    def chosen(self, deltas: Sequence[Delta]) -> Sequence[int]:
+        many, best = self.frame.candidates, list[int]()
+        for first in range(0, len(deltas), many):
+            ranked = sorted(range(first, first + many), key=lambda index: _likelihood(deltas[index]), reverse=True)
+            best += ranked[: self.frame.n] if self.frame.n < many else range(first, first + many)
+        return best
 
     def scores(self, index: int, delta: Delta) -> dict[str, Any] | None:
         if self._top_logprobs is None:
@@ -151,16 +185,16 @@ class CompletionRenderer(OpenAiRenderer):
             self._offsets[index] = _Offsets(self._tokenization, self.opening(index, delta), self._hides_special)
         offsets = self._offsets[index]
         return {
-            "tokens": [self._name(entry.token, entry.text) for entry in entries],
+            "tokens": [self.name(entry.token, entry.text) for entry in entries],
             "token_logprobs": [finite(entry.logprob) for entry in entries],
             "top_logprobs": [self._rivals(entry) for entry in entries],
             "text_offset": [offsets.next(entry.token) for entry in entries],
         }
 
-    def _name(self, token: int, text: str) -> str:
+    def name(self, token: int, text: str) -> str:
         """A token's text or, for a part of a character, its bytes, as OpenAI's API writes them."""
-        if "\ufffd" not in text:
-            return text
+        if "\ufffd" not in text or self.frame.names_ids:
+            return super().name(token, text)
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self._tokenization.token_bytes(token))
 
     def _rivals(self, entry: TokenLogprob) -> dict[str, float | None] | None:
@@ -169,6 +203,12 @@ class CompletionRenderer(OpenAiRenderer):
             return None
         rivals: dict[str, float | None] = {}
         for token, logprob, text in entry.top[: self._top_logprobs]:
-            rivals.setdefault(self._name(token, text), finite(logprob))
-        rivals[self._name(entry.token, entry.text)] = finite(entry.logprob)
+            rivals.setdefault(self.name(token, text), finite(logprob))
+        rivals[self.name(entry.token, entry.text)] = finite(entry.logprob)
         return rivals
+
+
+def _likelihood(delta: Delta) -> float:
+    """The mean score of its tokens, by which completions of different lengths are compared."""
+    scores = [entry.logprob for entry in delta.logprobs if entry.logprob is not None]
+    return sum(scores) / len(scores) if scores else -math.inf

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -14,13 +12,14 @@ from starlette.routing import Route
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Inbox
 from pawl.http import completions, native, openai
-from pawl.http.chat import ChatRenderer, chat_submits
-from pawl.http.completions import CompletionRenderer, completion_submits
+from pawl.http.chat import ChatRenderer, chat_submits, echo_of
+from pawl.http.completions import CompletionRenderer, candidates_of, completion_submits
 from pawl.http.description import HasContext, takes
 from pawl.http.message import MessageReader
 from pawl.http.native import NativeRenderer, understand
+from pawl.http.rendering import Frame
 from pawl.http.replies import ReplyStream
-from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody
+from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody, StreamOptions
 from pawl.http.tools import Reading, reading_of
 
 NAMES = {
@@ -44,11 +43,11 @@ class GenerationRoutes(HasContext):
     @takes(CompletionBody)
     async def complete(self, request: Request, body: CompletionBody) -> Response:
         """Text that goes on from a prompt, as OpenAI's older API has it."""
-        rid = body.rid or self.context.gateway.new_rid()
+        rid = self._rid(request, body)
         submits = completion_submits(body, rid, self.context)
         echoes = [self._echo(submit) for submit in submits] if body.echo else []
         renderer = CompletionRenderer(
-            *self._frame(body, "cmpl", rid),
+            self._frame(body, "cmpl", rid, candidates_of(body)),
             top_logprobs=body.logprobs,
             echoes=echoes,
             tokenization=self.context.tokenization,
@@ -59,11 +58,12 @@ class GenerationRoutes(HasContext):
     @takes(ChatBody)
     async def chat(self, request: Request, body: ChatBody) -> Response:
         """The next message of a conversation, as OpenAI's API has it."""
-        rid = body.rid or self.context.gateway.new_rid()
+        rid = self._rid(request, body)
         reading = reading_of(body, self.context.info)
         submits = chat_submits(body, reading, rid, self.context)
         renderer = ChatRenderer(
-            *self._frame(body, "chatcmpl", rid),
+            self._frame(body, "chatcmpl", rid, body.n or 1),
+            echo=echo_of(body),
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             token_bytes=self.context.tokenization.token_bytes,
             make_reader=None if reading.plain else self._message_readers(reading, body.include_reasoning is not False),
@@ -93,10 +93,27 @@ class GenerationRoutes(HasContext):
 
         return make
 
-    def _frame(self, body: CompletionBody | ChatBody, prefix: str, rid: str) -> tuple[Any, ...]:
+    def _rid(self, request: Request, body: CompletionBody | ChatBody) -> str:
+        """The client's name of the call, which may come in a header, or a new one."""
+        named: str | None = openai.one_of(body, "rid", "request_id")
+        header = request.headers.get("x-request-id", "")
+        return named or (header if header.isascii() else "")[:128] or self.context.gateway.new_rid()
+
+    def _frame(self, body: CompletionBody | ChatBody, prefix: str, rid: str, candidates: int) -> Frame:
         """What the renderers of OpenAI's routes have in common."""
-        options = msgspec.structs.asdict(body.stream_options) if body.stream_options else {}
-        return self.context.info, f"{prefix}-{rid}", int(time.time()), body.n or 1, options
+        options = body.stream_options or StreamOptions()
+        return Frame(
+            info=self.context.info,
+            identity=f"{prefix}-{rid}",
+            created=int(time.time()),
+            n=body.n or 1,
+            candidates=candidates,
+            include_usage=bool(options.include_usage),
+            continuous_usage=bool(options.include_usage and options.continuous_usage_stats),
+            token_ids=bool(body.return_token_ids),
+            names_ids=bool(body.return_tokens_as_token_ids),
+            prompt_logprobs=body.prompt_logprobs,
+        )
 
     def _echo(self, submit: Submit) -> Callable[[], str]:
         """The prompt's text, made when it is needed: a prompt of bad token ids is refused before that."""

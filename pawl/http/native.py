@@ -15,7 +15,8 @@ from pawl.http.completions import Prompt, check_scored, prompts_of
 from pawl.http.context import ServerContext
 from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem
 from pawl.http.info import ServerInfo
-from pawl.http.openai import choices_of, encode, finite, text_options_of
+from pawl.http.openai import choices_of, text_options_of
+from pawl.http.rendering import encode, finite
 from pawl.http.schemas import GenerateBody, NativeSampling, refuse_unsupported, unsupported
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import ABORT_CAUSES, Cause

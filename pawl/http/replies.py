@@ -68,6 +68,8 @@ class ReplyStream(Response):
         self._submits = submits
         self._renderer = renderer
         self._stream = stream
+        name = (submits[0].group or submits[0].rid).encode("ascii", "replace")
+        self._name_header = (b"x-request-id", bytes(byte if 32 <= byte < 127 else ord("?") for byte in name))
         self._begun = False
         """Whether the status line has gone out."""
 
@@ -120,7 +122,11 @@ class ReplyStream(Response):
         if first is not None and all(problems):
             raise self._renderer.problem(first)
         body = await beside(ordered, lambda: self._renderer.whole(ordered, group.inboxes))
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            self._name_header,
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -135,6 +141,7 @@ class ReplyStream(Response):
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
+            self._name_header,
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._begun = True

@@ -17,6 +17,7 @@ from msgspec import Meta
 from pawl.actors.sampling import Count, SamplingFields, Seed, StopString, StopStrings, TokenId, TopLogprobs
 from pawl.http.body import MAX_VALUES
 from pawl.http.errors import Problem
+from pawl.http.tool_fields import ToolChoice, Tools
 
 Choices = Annotated[int, Meta(ge=1, le=128)]
 """Completions of one prompt."""
@@ -35,8 +36,6 @@ Rids: TypeAlias = Rid | Annotated[list[Rid], Meta(max_length=10_000)]
 StartLen = Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)]
 """First prompt position to score; -1: none."""
 Stops: TypeAlias = StopString | StopStrings
-ToolName = Annotated[str, Meta(min_length=1, max_length=128)]
-ToolText = Annotated[str, Meta(max_length=65_536)]
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,7 +45,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     continuous_usage_stats: bool | None = None
     """Usage so far with every chunk, as vLLM has it."""
     include_obfuscation: bool | None = None
-    """OpenAI's padding against traffic analysis; only false is supported."""
+    """OpenAI's padding against traffic analysis, which is not sent."""
 
 
 class OpenAiBody(SamplingFields, kw_only=True):
@@ -62,14 +61,29 @@ class OpenAiBody(SamplingFields, kw_only=True):
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    no_stop_trim: bool | None = None
+    """SGLang's name of the same."""
     priority: Priority | None = None
     cache_salt: Salt | None = None
+    extra_key: Salt | None = None
+    """SGLang's name of the same."""
     rid: Rid | None = None
+    request_id: Rid | None = None
+    """vLLM's name of the same."""
     timeout_s: Seconds | None = None
+    prompt_logprobs: TopLogprobs | None = None
+    """Rivals of each token of the prompt; 0: the prompt's own tokens alone."""
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    """Tokens with scores are named `token_id:7`."""
+    # The caller's own bookkeeping, and what could change the time but not the answer.
     user: Note | None = None
     metadata: ObjectOfAny | None = None
     safety_identifier: Note | None = None
     prompt_cache_key: Note | None = None
+    prompt_cache_retention: Note | None = None
+    service_tier: Note | None = None
+    custom_labels: ObjectOfAny | None = None
     # Known, but not supported.
     regex: Any = None
     ebnf: Any = None
@@ -83,6 +97,20 @@ class OpenAiBody(SamplingFields, kw_only=True):
     lora_path: Any = None
     session_params: Any = None
     logits_processors: Any = None
+    use_beam_search: Any = None
+    length_penalty: Any = None
+    truncate_prompt_tokens: Any = None
+    bad_words: Any = None
+    allowed_token_ids: Any = None
+    add_special_tokens: Any = None
+    mm_processor_kwargs: Any = None
+    kv_transfer_params: Any = None
+    vllm_xargs: Any = None
+    custom_params: Any = None
+    custom_logit_processor: Any = None
+    stop_regex: Any = None
+    return_hidden_states: Any = None
+    data_parallel_rank: Any = None
 
 
 class CompletionBody(OpenAiBody, kw_only=True):
@@ -96,40 +124,6 @@ class CompletionBody(OpenAiBody, kw_only=True):
     suffix: str | None = None
 
 
-class ToolFunction(msgspec.Struct, omit_defaults=True):
-    """What can be called. Keys that are not known here are not for this server."""
-
-    name: ToolName
-    description: ToolText | None = None
-    parameters: ObjectOfAny | None = None
-    """JSON schema of the arguments."""
-    strict: bool | None = None
-    """Whether arguments must fit the schema, also where the model chooses by itself."""
-
-
-class Tool(msgspec.Struct):
-    """One entry of `tools`."""
-
-    type: Literal["function"]
-    function: ToolFunction
-
-
-class ToolReference(msgspec.Struct):
-    """The name of a tool."""
-
-    name: ToolName
-
-
-class ToolChoice(msgspec.Struct, forbid_unknown_fields=True):
-    """The one tool that must be called."""
-
-    type: Literal["function"]
-    function: ToolReference
-
-
-Tools = Annotated[list[Tool], Meta(max_length=128)]
-
-
 class ChatBody(OpenAiBody, kw_only=True):
     """`POST /v1/chat/completions`."""
 
@@ -138,6 +132,8 @@ class ChatBody(OpenAiBody, kw_only=True):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
+    echo: bool | None = None
+    """The reply begins with the last message where it goes on with that."""
     chat_template_kwargs: ObjectOfAny | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -154,7 +150,6 @@ class ChatBody(OpenAiBody, kw_only=True):
     """Whether reasoning stands in a member of its own, and not in the content."""
     include_reasoning: bool | None = None
     """Whether reasoning is sent."""
-    service_tier: Note | None = None
     store: bool | None = None
     """Replies are not kept, whatever it says."""
     prediction: ObjectOfAny | None = None
@@ -227,6 +222,10 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     bootstrap_port: Any = None
     bootstrap_room: Any = None
     data_parallel_rank: Any = None
+    background: Any = None
+    custom_labels: ObjectOfAny | None = None
+    no_logs: bool | None = None
+    """Prompts and replies are never logged."""
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -236,6 +235,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     prompt: Texts | None = None
     text: Texts | None = None
     add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
 
 
 class DetokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -250,13 +250,16 @@ HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
-    "include_obfuscation": (False,),
     "log_metrics": (True,),
     "functions": ([],),
     "suffix": ("",),
     "image_data": ([],),
     "return_hidden_states": (False,),
     "return_routed_experts": (False,),
+    "use_beam_search": (False,),
+    "length_penalty": (1.0,),
+    "bad_words": ([],),
+    "background": (False,),
 }
 """Values of unsupported fields that ask for what happens anyway."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -50,13 +50,15 @@ class TokenRoutes(HasContext):
         encoded = await _beside(size + len(texts), lambda: [[int(i) for i in encode(one, special)] for one in texts])
         counts = [len(one) for one in encoded]
         single = isinstance(text, str)
-        return json_response(
-            {
-                "tokens": encoded[0] if single else encoded,
-                "count": counts[0] if single else counts,
-                "max_model_len": self.context.info.context_length,
-            }
-        )
+        reply: dict[str, Any] = {
+            "tokens": encoded[0] if single else encoded,
+            "count": counts[0] if single else counts,
+            "max_model_len": self.context.info.context_length,
+        }
+        if body.return_token_strs:
+            named = [[self.context.tokenization.token_text(token) for token in tokens] for tokens in encoded]
+            reply["token_strs"] = named[0] if single else named
+        return json_response(reply)
 
     @takes(DetokenizeBody)
     async def detokenize(self, request: Request, body: DetokenizeBody) -> Response:

@@ -8,7 +8,8 @@ import msgspec
 
 from pawl.http.errors import Problem
 from pawl.http.info import ServerInfo
-from pawl.http.schemas import ChatBody, Tool, ToolChoice
+from pawl.http.schemas import ChatBody
+from pawl.http.tool_fields import Tool, ToolChoice
 from pawl.parsers.calls import CallParser
 from pawl.parsers.events import Parser
 from pawl.parsers.reader import TOOL_FORMATS, Reader

@@ -78,6 +78,9 @@ class Bytes:
     def token_bytes(self, token: int) -> bytes:
         return bytes([token])
 
+    def token_text(self, token: int) -> str:
+        return self.decode((token,))
+
     @property
     def special_ids(self) -> frozenset[int]:
         return frozenset({END_OF_TEXT})
