@@ -16,7 +16,7 @@ import msgspec
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.trace_losses import Host, LossTeller
-from pawl.lifecycle.records import Gap, Record
+from pawl.lifecycle.records import Gap, Record, Started
 from pawl.lifecycle.trace.writer import TraceWriter
 
 FLUSH_S = 0.064
@@ -78,12 +78,17 @@ class TraceSink:
 
 class Recorder(Actor):
     """Appends records to a trace, and sees that none waits longer than `FLUSH_S`. While the device refuses them that
-    is `RETRY_S`. Idle otherwise, it has no timer."""
+    is `RETRY_S`. Idle otherwise, it has no timer.
+
+    The first record is its own, and is written before anybody's message is handled: senders' records come in any order,
+    and a run that is killed early still says what it was.
+    """
 
     accepts: Any = Records | Flush
 
-    def __init__(self, writer: TraceWriter, names: Names = NAMES) -> None:
+    def __init__(self, writer: TraceWriter, started: Started, names: Names = NAMES) -> None:
         self._writer = writer
+        self._first = started
         self._losses = LossTeller(self, names.gateway)
         self._num_unencoded = 0
         """Records that could not be written whatever the device does."""
@@ -91,6 +96,10 @@ class Recorder(Actor):
         """Records of the newest message that are written."""
         self._taking: tuple[Record, ...] | None = None
         self._timer_set = False
+
+    def started(self) -> None:
+        self._writer.append(self._first)
+        self._writer.flush()
 
     def receive(self, message: Any) -> None:
         match message:

@@ -77,7 +77,7 @@ class Scheduler(Actor):
     def __init__(
         self, config: LoopConfig, default_timeout_s: float, started: Started | None = None, names: Names = NAMES
     ) -> None:
-        """With `started`, the first record, everything is traced to the recorder."""
+        """With `started`, the first record of the run, everything is traced to the recorder."""
         self._names = names
         self.config = config
         self.default_timeout_s = default_timeout_s
@@ -105,7 +105,6 @@ class Scheduler(Actor):
     # ---- actor ----
 
     def started(self) -> None:
-        self.journal.started()
         self._beat(self.context.now())
 
     def receive(self, message: Any) -> None:

@@ -189,6 +189,8 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
     whole = judging and _judgeable(reader.damage, from_checkpoint)
     missing += _missing(monitor, whole)
     monitor.finish(whole and not missing)
+    if whole and not missing:
+        missing += [each.unjudged for each in monitor.properties if each.unjudged]
     if from_checkpoint:
         missing.insert(0, FROM_CHECKPOINT)
     violations = tuple(monitor.violations)
@@ -224,9 +226,9 @@ def _missing(monitor: Monitor, whole: bool) -> Iterator[str]:
         return
     if closed is None:
         yield "the engine never closed the trace"
-    elif closed.reason != STOPPED and num_open:
+    elif closed.reason != STOPPED:
         yield f"{num_open} requests were open when the trace was closed: {closed.reason}"
-    elif closed.reason == STOPPED and not history.answered:
+    elif not history.answered:
         yield "what clients were told last is not recorded to the end"
 
 

@@ -81,11 +81,14 @@ class Journal:
         self._checkpoint_bytes = checkpoint_bytes if self.recording else 0
         self._num_bytes = 0
         """Since the last checkpoint, about."""
+        self._contained = False
+        """A failure has been survived since."""
 
     @property
     def checkpoint_due(self) -> bool:
-        """So much has been recorded that a checkpoint is to be taken at the next moment without a step in flight."""
-        return 0 < self._checkpoint_bytes <= self._num_bytes
+        """So much has been recorded that a checkpoint is to be taken at the next moment without a step in flight; or
+        something has failed, and a replay, which cannot fail likewise, is to begin again there."""
+        return self._contained or 0 < self._checkpoint_bytes <= self._num_bytes
 
     def precede(self, feed: Changes) -> None:
         """From now on, ask for changes of the prefix cache ahead of every record, and record those first."""
@@ -100,11 +103,6 @@ class Journal:
             emit(record)
 
         self._emit = emit_after_changes
-
-    def started(self) -> None:
-        """First record."""
-        if self._started is not None:
-            self._emit(self._started)
 
     def submitted(
         self, row: int, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, now: float
@@ -221,11 +219,12 @@ class Journal:
 
     def contained(self, request: int, failure: str, now: float) -> None:
         """Something failed in the middle, for the sake of this request (0: of nobody), and the loop goes on."""
+        self._contained = self.recording
         self._emit(Contained(request, failure, now))
 
     def checkpoint(self, state: bytes | None, missing: str, now: float) -> None:
         """All that decides what comes next is this."""
-        self._num_bytes = 0
+        self._num_bytes, self._contained = 0, False
         if self._started is not None:
             self._emit(Checkpoint(self._started, state, missing, now))
 

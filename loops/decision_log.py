@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Record, StepCommitted
+from pawl.lifecycle.records import Checkpoint, Contained, Record, StepCommitted
 from pawl.loops.properties.state import name_of
 from pawl.loops.replay import Diverged, Impossible, NotReplayable, Replay
 from pawl.memory.violation import MemoryViolation
@@ -23,6 +23,8 @@ class OneDecisionLog(Property):
     So a record that was changed, and everything that a scheduler decided from something that is not recorded, shows.
     And the loop that decides again is looked at as a live one is: what its state shows is reported under the names of
     the properties that do not hold of it.
+
+    A failure that the engine survived cannot be had again: from the checkpoint that follows it decisions are made anew.
     """
 
     name: ClassVar[str] = "one_decision_log"
@@ -32,8 +34,6 @@ class OneDecisionLog(Property):
         self._judging = True
         self._num_told = 0
         self._num_committed = 0
-        self.reason = ""
-        """Why the run was not replayed to its end, if so."""
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         if not self._judging:
@@ -41,7 +41,12 @@ class OneDecisionLog(Property):
         broken: Sequence[MemoryViolation] = ()
         try:
             if self._run is None:
-                self._begin(record)
+                if not self.unjudged or isinstance(record, Checkpoint):
+                    self._run, self._num_told, self.unjudged = Replay.begin(record), 0, ""
+                return ()
+            if isinstance(record, Contained):
+                self._run = None
+                self.unjudged = f"decisions after record {history.number}, where the engine survived a failure"
                 return ()
             self._run.feed(record)
             if isinstance(record, StepCommitted):
@@ -49,18 +54,19 @@ class OneDecisionLog(Property):
                 if self._num_committed % FULL_CHECK_INTERVAL == 0:
                     broken = self._run.loop.checks.check_all(self._run.loop)
         except NotReplayable as error:
-            return self._stop(str(error))
+            self._judging, self.unjudged = False, f"no decision was made again: {error}"
+            return ()
         except Diverged as difference:
-            self._stop("it differs")
+            self._judging = False
             request = getattr(difference.made or record, "request", None)
             return [
                 self.violation(history, f"recorded {record!s:.400}, decided again {difference.made!s:.400}", request)
             ]
         except MemoryViolation as violation:
-            self._stop("it breaks a property")
+            self._judging = False
             return self._named([violation], history)
         except Impossible as error:
-            self._stop("it cannot be")
+            self._judging = False
             return [self.violation(history, f"what is recorded cannot be done: {error}")]
         if not broken and len(self._run.violations) == self._num_told:
             return ()
@@ -78,11 +84,3 @@ class OneDecisionLog(Property):
 
     def _named(self, broken: Sequence[MemoryViolation], history: History) -> Sequence[Violation]:
         return [Violation(name_of(each), str(each), history.number) for each in broken]
-
-    def _begin(self, record: Record) -> None:
-        self._run = Replay.begin(record)
-
-    def _stop(self, reason: str) -> Sequence[Violation]:
-        self._judging = False
-        self.reason = reason
-        return ()

@@ -95,6 +95,8 @@ class Replay:
             config = msgspec.convert(started.config["loop"], LoopConfig)
         except (KeyError, msgspec.ValidationError) as error:
             raise NotReplayable(f"the trace does not say how its loop was set up: {error}") from error
+        if msgspec.to_builtins(config) != started.config["loop"]:
+            raise NotReplayable("the trace does not say how its loop was set up: a setting is missing, or is none")
         if max(config.num_pages, config.num_window_pages or 0) > MOST_PAGES or config.max_running > MOST_ROWS:
             raise NotReplayable("its loop has more pages or rows than any engine")
         if core is not None:

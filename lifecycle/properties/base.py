@@ -33,6 +33,8 @@ class Property:
     """As it stands in reports, metrics and docs."""
     observes: ClassVar[tuple[type[Record], ...] | None] = None
     """The kinds of records that concern it: `observe` sees no others. None: all."""
+    unjudged: str = ""
+    """What it could not judge, and why, where a trace that is whole leaves that open."""
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         """Judge one record; `history` has already taken it in."""

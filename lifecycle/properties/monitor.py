@@ -28,6 +28,7 @@ from pawl.lifecycle.properties.sharing import (
     SingleOwner,
     WeightEpochs,
 )
+from pawl.lifecycle.properties.start import StartAgrees
 from pawl.lifecycle.properties.stream_positions import StreamPositions
 from pawl.lifecycle.properties.time_order import TimeOrder
 from pawl.lifecycle.records import AnswersClosed, Closed, Record
@@ -57,6 +58,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     ObservabilityConservation,
     StreamPositions,
     TimeOrder,
+    StartAgrees,
 )
 """Every property that a trace alone can decide."""
 

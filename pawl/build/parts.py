@@ -148,6 +148,7 @@ def assemble(
         storage = make_storage(config, runner.layout, runner.page_bytes)
         loop_config = msgspec.structs.replace(loop_config, tiers=tier_config(config, runner.layout, runner.page_bytes))
     writer = _trace_writer(config)
+    started = _started(config, source, loop_config, facts)
     summary = {
         "model": source.name,
         **facts,
@@ -161,9 +162,9 @@ def assemble(
         vocabulary=vocabulary,
         runner=runner,
         loop_config=loop_config,
-        recorder=Recorder(writer) if writer is not None else None,
+        recorder=Recorder(writer, started) if writer is not None else None,
         trace_path=writer.path if writer is not None else None,
-        started=_started(config, source, loop_config, facts),
+        started=started,
         summary=summary,
         storage=storage,
     )
@@ -187,6 +188,7 @@ def _trace_writer(config: ServerConfig) -> TraceWriter | None:
 
 
 def _started(config: ServerConfig, source: Source, loop_config: LoopConfig, facts: dict[str, Any]) -> Started:
+    """The first record: `facts` say what computes, by which an audit knows what it may ask of the tokens."""
     about = {
         "loop": msgspec.to_builtins(loop_config),
         "model": config.model,

@@ -54,22 +54,19 @@ def run(arguments: argparse.Namespace) -> int:
     from pawl.loops.decision_log import OneDecisionLog
 
     path = arguments.trace or Path(ServerConfig().trace_dir)
-    decisions = OneDecisionLog()
-    also = [decisions] if arguments.replay else []
+    also = [OneDecisionLog()] if arguments.replay else []
     with _recomputing(arguments.recompute, path) as words:
         try:
             report = audit(path, [*also, words] if words is not None else also)
         except OSError as error:
             raise NoTrace(str(error)) from error
     if arguments.json:
-        facts = report.as_dict() | {"not_replayed": decisions.reason if arguments.replay else "not asked for"}
+        facts = report.as_dict()
         if words is not None:
             facts["recomputed"] = msgspec.to_builtins(words.tally)
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts).decode(), indent=1) + "\n")
     else:
         print(report.text())
-        if decisions.reason:
-            print(f"  not replayed to the end: {decisions.reason}")
         if words is not None:
             print(f"  computed again: {words.tally}")
     return int(report.verdict)

@@ -143,7 +143,7 @@ class Cluster(Case):
             vocabulary=vocabulary(),
             runner=Fallible(self.runner, system.strikes),
             loop_config=config,
-            recorder=Recorder(recorder),
+            recorder=Recorder(recorder, started),
             started=started,
             storage=storage_of(config, workload.shape.host_pages, self.runner),
         )
@@ -236,6 +236,9 @@ class Cluster(Case):
             raise PropertyFailed("legal_lifecycle", str(dict(self.desk.totals.violations)))
         if not self.system.failures:
             self._raise(self.monitor.finish())
+            for each in self.monitor.properties:
+                if each.unjudged:
+                    raise PropertyFailed(each.name, each.unjudged)
         if self.reached is not None:
             self.reached.update(events_of(self))
 

@@ -18,12 +18,14 @@ from pawl.actors.runtime.timers import ActorTimer
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.trace_losses import LOG_INTERVAL_S
 from pawl.lifecycle.audit import Verdict, audit
-from pawl.lifecycle.records import Digest, Gap, Record, StepCommitted
+from pawl.lifecycle.records import Digest, Gap, Record, Started, StepCommitted
 from pawl.lifecycle.trace.reader import TraceReader
 from pawl.lifecycle.trace.writer import TraceWriter
 from tests.lifecycle.story import PAGES, PLENTY, sound_run
 
 STORY = sound_run()
+STARTED = STORY.records[0]
+assert isinstance(STARTED, Started)
 
 
 class Sender(Actor):
@@ -52,27 +54,34 @@ class Clock(ManualContext):
 
 
 def recorder(directory: Path) -> tuple[Recorder, Clock]:
-    actor = Recorder(TraceWriter(directory, PLENTY))
+    actor = Recorder(TraceWriter(directory, PLENTY), STARTED)
     return actor, Clock(actor, "recorder")
 
 
 def written(directory: Path) -> list[Record]:
+    """What follows the first record."""
     reader = TraceReader(directory)
-    records = list(reader)
+    first, *records = reader
     assert reader.damage == []
+    assert first == STARTED
     return records
 
 
 def test_a_run_that_goes_through_sink_and_recorder_passes_its_audit(tmp_path: Path) -> None:
     source, sending = sender()
     target, _ = recorder(tmp_path)
-    for record in STORY.records:
+    for record in STORY.records[1:]:
         source.sink.emit(record)
     source.sink.flush()
     for sent in sending.take_sent():
         target.receive(sent.message)
     target.stopped("")
     assert audit(tmp_path).verdict == Verdict.PASS
+
+
+def test_the_start_of_the_engine_is_written_before_any_message_is_handled(tmp_path: Path) -> None:
+    recorder(tmp_path)
+    assert written(tmp_path) == []
 
 
 def test_records_wait_for_the_flush_and_go_as_one_message() -> None:

@@ -129,7 +129,7 @@ class Net:
             vocabulary=vocabulary(),
             runner=self.ghost,
             loop_config=config,
-            recorder=Recorder(recorder),
+            recorder=Recorder(recorder, started(config)),
             started=started(config),
             storage=Storage(self.store),
         )

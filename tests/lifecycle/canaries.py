@@ -231,5 +231,14 @@ CANARIES: dict[str, Canary] = {
     ),
     "a column of three bytes": Canary(WELL_FORMED, changed(STORY, "plan 1", rows=b"abc"), "multiple of element size"),
     "time that goes back": Canary("time_order", changed(STORY, "plan 3", time=0.25), "time goes back from .* to 0.25"),
+    "pages of another size than the loop's": Canary(
+        "start_agrees", changed(STORY, "started", page_size=8), "page_size = 8, its loop page_size = 4"
+    ),
+    "a ghost that torch computes": Canary(
+        "start_agrees",
+        changed(STORY, "started", config={"backend": "torch"}),
+        "the model is ghost, and torch computes it",
+    ),
+    "a second start": Canary("start_agrees", [STORY.records[0], *STORY.records], "starts a second time"),
     "records after the end": Canary(WELL_FORMED, [*STORY.records, STORY.records[0]], "the one that closes the trace"),
 }

@@ -23,6 +23,7 @@ from pawl.memory.tiers.host import HostPool
 from pawl.testing.cluster import MemoryTrace
 from pawl.testing.expectations import vocabulary
 from pawl.testing.workload import Arrival, parameters_of
+from tests.actors.test_scheduler import started
 
 PROMPT = (97, 98, 97)
 
@@ -36,7 +37,7 @@ def actors(names: Names = NAMES, *, whole: bool = False) -> tuple[Gateway, tuple
         vocabulary=vocabulary(),
         runner=Ghost.for_shape(config),
         loop_config=config,
-        recorder=Recorder(recorder) if whole else None,  # type: ignore[arg-type]
+        recorder=Recorder(recorder, started(config)) if whole else None,  # type: ignore[arg-type]
         storage=Storage(TierStore(HostPool(2, 64), None, eager=True), names) if whole else None,
     )
     gateway = Gateway(traced=whole, names=names)

@@ -1,0 +1,42 @@
+"""Property `start_agrees`: what the first record says of the engine, it says twice alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import Record, Started
+
+SAID_TWICE = {"num_pages": "num_pages", "page_size": "page_size", "num_slots": "max_running", "seed": "seed"}
+"""Fields of the first record, and the settings of the loop that they repeat."""
+GHOST = "ghost"
+"""The model without a model, and its backend."""
+
+
+class StartAgrees(Property):
+    """A run starts once, and its first record agrees with itself: pages, slots and seed are those of the loop, and only
+    the ghost is computed as one."""
+
+    name: ClassVar[str] = "start_agrees"
+    observes = (Started,)
+
+    def __init__(self) -> None:
+        self._started = False
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        return tuple(self._judged(record, history)) if isinstance(record, Started) else ()
+
+    def _judged(self, record: Started, history: History) -> Iterator[Violation]:
+        if self._started:
+            yield self.violation(history, "the engine starts a second time")
+        self._started = True
+        found, backend = record.config.get("loop"), record.config.get("backend")
+        loop: dict[str, Any] = found if isinstance(found, dict) else {}
+        for field, setting in SAID_TWICE.items():
+            said, meant = getattr(record, field), loop.get(setting)
+            if setting in loop and said != meant:
+                yield self.violation(history, f"the engine has {field} = {said}, its loop {setting} = {meant}")
+        if backend is not None and (backend == GHOST) != (record.model == GHOST):
+            yield self.violation(history, f"the model is {record.model}, and {backend} computes it")
