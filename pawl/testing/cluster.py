@@ -20,7 +20,6 @@ from pawl.actors.control import row_of
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.names import NAMES
 from pawl.actors.recorder import Recorder
-from pawl.actors.scheduler import Scheduler
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Case
 from pawl.actors.simulation.faults import FaultKind, Faults
@@ -34,9 +33,7 @@ from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import ENCODER, Record, Started
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.loops.decision_log import OneDecisionLog
-from pawl.loops.orders.requests import CheckDeadlines
 from pawl.loops.policy import POLICIES
-from pawl.loops.properties.state import name_of
 from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.prefix.events import CacheEvent, Mirror
 from pawl.memory.violation import MemoryViolation
@@ -46,6 +43,7 @@ from pawl.testing.models import GHOST, Fallible, Model, storage_of
 from pawl.testing.plugins import SCHEDULERS
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking
 from pawl.testing.reached import events_of
+from pawl.testing.timely import TimelyScheduler, timely
 from pawl.testing.workload import Workload
 
 NO_FAULTS = Faults()
@@ -70,34 +68,6 @@ class MemoryTrace:
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
-
-
-class TimelyScheduler(Scheduler):
-    """A scheduler that must have ended every request whose deadline has passed, each time it looks at deadlines; what
-    its loop breaks fails the run."""
-
-    report: Callable[[str, str, int | None], None]
-
-    def violated(self, violation: MemoryViolation) -> None:
-        super().violated(violation)
-        self.report(name_of(violation), str(violation), None)
-
-    def receive(self, message: Any) -> None:
-        super().receive(message)
-        if isinstance(message, CheckDeadlines):
-            table = self.loop.table
-            live = table.live_rows()
-            late = live[table.deadline[live] <= self.context.now()]
-            if len(late):
-                request = table.info(int(late[0])).request
-                self.report("bounded_progress", "its deadline has passed, and it is live", request)
-
-
-def timely(scheduler: type[Scheduler]) -> type[TimelyScheduler]:
-    """The same scheduler, that is a TimelyScheduler as well."""
-    if scheduler is Scheduler:
-        return TimelyScheduler
-    return type(scheduler.__name__, (TimelyScheduler, scheduler), {})
 
 
 MakeProperties: TypeAlias = Callable[[], Sequence[Property]]

@@ -1,0 +1,39 @@
+"""The scheduler of a simulated engine: the real one, that tells at once what it finds wrong with itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pawl.actors.scheduler import Scheduler
+from pawl.loops.orders.requests import CheckDeadlines
+from pawl.loops.properties.state import name_of
+from pawl.memory.violation import MemoryViolation
+
+
+class TimelyScheduler(Scheduler):
+    """A scheduler that must have ended every request whose deadline has passed, each time it looks at deadlines; what
+    its loop breaks fails the run."""
+
+    report: Callable[[str, str, int | None], None]
+
+    def violated(self, violation: MemoryViolation) -> None:
+        super().violated(violation)
+        self.report(name_of(violation), str(violation), None)
+
+    def receive(self, message: Any) -> None:
+        super().receive(message)
+        if isinstance(message, CheckDeadlines):
+            table = self.loop.table
+            live = table.live_rows()
+            late = live[table.deadline[live] <= self.context.now()]
+            if len(late):
+                request = table.info(int(late[0])).request
+                self.report("bounded_progress", "its deadline has passed, and it is live", request)
+
+
+def timely(scheduler: type[Scheduler]) -> type[TimelyScheduler]:
+    """The same scheduler, that is a TimelyScheduler as well."""
+    if scheduler is Scheduler:
+        return TimelyScheduler
+    return type(scheduler.__name__, (TimelyScheduler, scheduler), {})
