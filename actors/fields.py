@@ -29,7 +29,7 @@ GOT = {
 """msgspec's names of JSON types in a person's words."""
 
 
-def decode(data: bytes, kind: type[T]) -> T:
+def decode(data: bytes | bytearray, kind: type[T]) -> T:
     """`data`, JSON, as a value of type `kind`. Raises InvalidRequest."""
     try:
         return msgspec.json.decode(data, type=kind)

@@ -150,8 +150,9 @@ class StepTokens(msgspec.Struct, frozen=True, tag=True, eq=False):
 # ---- detokenizer (and tokenizer, for what it refuses) -> gateway ----
 
 
-class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """Log-probability of one token and its rivals."""
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Log-probability of one token and its rivals. There may be millions, none of which can be part of a cycle: the
+    garbage collector does not look at them."""
 
     token: int
     logprob: float | None

@@ -15,8 +15,8 @@ from pawl.gpu.ghost.runner import Ghost
 GHOST = "ghost"
 KV_TOKENS = 1 << 20
 """Unless the user says otherwise; 16 bytes each."""
-PREFILL_CHUNK = 2048
-"""Prompt tokens in one step: a fraction of a millisecond."""
+PREFILL_CHUNK = 512
+"""Prompt tokens in one step: a fraction of a millisecond, and some where each is scored."""
 PAGE_BYTES_PER_TOKEN = 16
 _MEANINGLESS = {"device": "cpu", "dtype": "auto", "backend": "auto", "threads": None}
 """Settings of the arithmetic, which a ghost has none of, with the one value each may have."""

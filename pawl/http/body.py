@@ -13,13 +13,52 @@ from pawl.http.errors import Problem
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 MAX_VALUES = 500_000
-"""Numbers, strings and so on of one body. Decoding them all takes up to 50 ms, during which nothing else runs."""
-
-
-MAX_CONTAINERS = 100_000
-"""Lists and objects, which take longer."""
+"""Entries of all lists and objects of one body. Decoding as many takes up to 20 ms, during which nothing else runs."""
+MAX_STRINGS = 50_000
+"""Strings, names of members among them, which take longer."""
+MAX_CONTAINERS = 20_000
+"""Lists and objects, which take longer still."""
+MAX_LONG_NUMBERS = 1_000
+"""Pieces of 20 digits in numbers: a number with more digits than a float can hold takes as long as a hundred others."""
 UNFINISHED_BODIES = 4
 """Bodies of the largest size that may be under way at a time, together."""
+
+_DIGITS = bytes.maketrans(b"0123456789", b"0" * 10)
+_LONG = b"0" * 20
+
+
+class BodyMeter:
+    """Counts what a body of JSON holds while it arrives, so that the work of decoding it is known, and bounded, before
+    it begins. Text inside strings is not counted."""
+
+    def __init__(self) -> None:
+        self.num_values = self.num_containers = self.num_long_numbers = self.num_quotes = 0
+        self._escape = b""
+        """A backslash at the end of the last piece: it belongs to what comes next."""
+
+    def take(self, piece: bytes) -> Problem | None:
+        """Why the body is refused, once it holds more than one may."""
+        piece = self._escape + piece
+        self._escape = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""
+        piece = piece.removesuffix(self._escape)
+        parts = piece.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')
+        outside = b"".join(parts[self.num_quotes % 2 :: 2])
+        self.num_quotes += len(parts) - 1
+        self.num_containers += outside.count(b"[") + outside.count(b"{")
+        self.num_values += outside.count(b",")
+        self.num_long_numbers += outside.translate(_DIGITS).count(_LONG)
+        return self._refusal()
+
+    def _refusal(self) -> Problem | None:
+        for count, most, what in (
+            (self.num_values, MAX_VALUES, "values"),
+            (self.num_quotes // 2, MAX_STRINGS, "strings"),
+            (self.num_containers, MAX_CONTAINERS, "lists and objects"),
+            (self.num_long_numbers, MAX_LONG_NUMBERS, "numbers of 20 digits"),
+        ):
+            if count > most:
+                return Problem(413, f"the body holds more than {most} {what}", code="body_too_large")
+        return None
 
 
 class BodyBudget:
@@ -40,38 +79,36 @@ class BodyBudget:
         self.held -= count
 
 
-async def read_body(request: Request, limit: int, budget: BodyBudget) -> bytes:
-    """The raw body of at most `limit` bytes; more is refused with 413, before it is read where its length is known."""
+async def read_body(request: Request, limit: int, budget: BodyBudget) -> bytearray:
+    """The raw body of at most `limit` bytes; more is refused with 413, before it is read where its length is known, and
+    so is one that holds too much to decode (see `BodyMeter`)."""
     declared = request.headers.get("content-length")
     if declared is not None and declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
-    body = bytearray()
+    body, meter, num_bytes = bytearray(), BodyMeter(), 0
+    refusal: Problem | None = None
     try:
         async for chunk in request.stream():
-            if len(body) + len(chunk) > limit:
+            num_bytes += len(chunk)
+            if num_bytes > limit:
                 raise _too_large(limit)
-            budget.take(len(chunk))
-            body += chunk
-        return bytes(body)
+            if refusal is None:
+                budget.take(len(chunk))
+                body += chunk
+                refusal = meter.take(chunk)
+            # Else the rest is read all the same: to a client that still sends, a closed connection says nothing.
+        if refusal is not None:
+            raise refusal
+        return body
     finally:
         budget.give_back(len(body))
 
 
-def decode(data: bytes, kind: type[Body]) -> Body:
-    """`data` as JSON of the shape `kind`; anything else is refused with a message that names the field."""
-    # What separates or opens values, in strings too: never fewer than there are values, and counted far faster.
-    if len(data) > MAX_CONTAINERS:
-        num_containers = data.count(b"[") + data.count(b"{")
-        if num_containers > MAX_CONTAINERS or num_containers + data.count(b",") > MAX_VALUES:
-            text = f"the body holds more than {MAX_VALUES} values, or {MAX_CONTAINERS} lists and objects"
-            raise Problem(413, text, code="body_too_large")
-    return fields.decode(data, kind)
-
-
-def decode_fields(data: bytes, query: dict[str, str], kind: type[Body]) -> Body:
-    """A flat body of the shape `kind`, whose fields may come in the query instead, as text; refused as by `decode`."""
+def decode_fields(data: bytes | bytearray, query: dict[str, str], kind: type[Body]) -> Body:
+    """A flat body of the shape `kind`, whose fields may come in the query instead, as text. Raises InvalidRequest, or
+    Problem when both hold fields."""
     if not query:
-        return decode(data or b"{}", kind)
+        return fields.decode(data or b"{}", kind)
     if data.strip() not in (b"", b"{}"):
         raise Problem(400, "send the fields in the query or in the body, not in both")
     return fields.convert(query, kind, strict=False)

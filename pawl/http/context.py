@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
+from pawl.actors import fields
 from pawl.actors.gateway import Gateway
 from pawl.actors.runtime.system import ActorStatistics
-from pawl.http.body import Body, BodyBudget, decode, read_body
+from pawl.http.body import Body, BodyBudget, read_body
 from pawl.http.errors import Problem
 from pawl.http.info import ServerInfo, Tokenization
 
@@ -34,7 +35,7 @@ class ServerContext:
 
     async def read(self, request: Request, kind: type[Body]) -> Body:
         """The request's body as `kind`."""
-        return decode(await read_body(request, self.max_body_bytes, self.bodies), kind)
+        return fields.decode(await read_body(request, self.max_body_bytes, self.bodies), kind)
 
     def check_count(self, num_prompts: int, n: int) -> None:
         """Refuse a call that alone asks for more requests than may be open: it could never be served."""

@@ -7,7 +7,7 @@ what a failure does before and after that, and that a client which hangs up, str
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -52,11 +52,19 @@ class Renderer(Protocol):
         """The failure in this route's words."""
 
 
-async def beside(deltas: Iterable[Delta], write: Callable[[], bytes]) -> bytes:
-    """What `write` gives, written beside the event loop where there is much to write."""
+async def beside(deltas: Sequence[Delta], write: Callable[[], bytes]) -> bytes:
+    """What `write` makes of `deltas`, written beside the event loop where there is much to write."""
     if sum(len(delta.logprobs) + len(delta.prompt_logprobs) for delta in deltas) > MANY_SCORES:
-        return await asyncio.to_thread(write)
+        return await asyncio.to_thread(_written, deltas, write)
     return write()
+
+
+def _written(deltas: Sequence[Delta], write: Callable[[], bytes]) -> bytes:
+    """Scores are freed here as well, which takes as long as writing some of them."""
+    data = write()
+    for delta in deltas:
+        delta.logprobs = delta.prompt_logprobs = ()
+    return data
 
 
 class ReplyStream(Response):
@@ -147,7 +155,7 @@ class ReplyStream(Response):
         self._begun = True
         num_open = len(group.requests)
         while not group.gone:
-            events = await beside((delta for _, delta in arrivals), partial(self._events, group, arrivals))
+            events = await beside([delta for _, delta in arrivals], partial(self._events, group, arrivals))
             num_open -= sum(delta.final for _, delta in arrivals)
             last = failure is not None or num_open == 0
             if failure is not None:

@@ -64,10 +64,9 @@ class TokenRoutes(HasContext):
     async def detokenize(self, request: Request, body: DetokenizeBody) -> Response:
         """The text of token ids, or of each of a list of lists."""
         check_model(self.context.info, body.model)
-        size = sum(1 if isinstance(one, int) else len(one) for one in body.tokens)
-        if size > MAX_TOKENS:
-            raise Problem(413, f"one call takes {MAX_TOKENS} token ids, not {size}", param="tokens")
         skip = body.skip_special_tokens is not False
+        flat = not body.tokens or isinstance(body.tokens[0], int)
+        size = len(body.tokens) if flat else LITTLE + 1
         decoded = await _beside(size, lambda: self._decoded(body.tokens, skip))
         return json_response({"text": decoded, "prompt": decoded})
 
@@ -76,6 +75,9 @@ class TokenRoutes(HasContext):
         lists = [one for one in tokens if not isinstance(one, int)]
         if flat and lists:
             raise Problem(400, "tokens must not mix token ids and lists", param="tokens")
+        count = len(flat) + sum(map(len, lists))
+        if count > MAX_TOKENS:
+            raise Problem(413, f"one call takes {MAX_TOKENS} token ids, not {count}", param="tokens")
         size = self.context.info.vocabulary_size
         for ids in (flat, *lists):
             if max(ids, default=0) >= size:

@@ -181,7 +181,7 @@ def test_a_body_that_is_no_json_object_is_refused(client: httpx.Client, path: st
 
 
 def test_nesting_without_end_is_refused(client: httpx.Client) -> None:
-    deep = b'{"prompt": "x", "regex": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+    deep = b'{"prompt": "x", "regex": ' + b"[" * 10_000 + b"]" * 10_000 + b"}"
     response = client.post("/v1/completions", content=deep, headers=JSON)
     assert response.status_code == 400
     assert "deep" in response.json()["error"]["message"]

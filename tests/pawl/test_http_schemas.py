@@ -153,13 +153,6 @@ def test_prompts_times_choices_are_counted_before_anything_is_built(server: http
         assert "requests this server takes at a time; send fewer" in response.json()["error"]["message"]
 
 
-def test_a_body_of_too_many_values_is_refused_before_it_is_decoded(server: httpx.Client) -> None:
-    content = b'{"prompt":[' + b"[]," * 400_000 + b"[]]}"
-    response = server.post("/v1/completions", content=content, headers={"content-type": "application/json"})
-    assert response.status_code == 413
-    assert "values" in response.json()["error"]["message"]
-
-
 def test_scores_of_prompts_are_counted_before_they_are_made(server: httpx.Client) -> None:
     text = "hello world " * 2_500
     for path, body in (
