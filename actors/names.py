@@ -11,6 +11,7 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
     gateway: str = "gateway"
     tokenizer: str = "tokenizer"
     scheduler: str = "scheduler"
+    grammar: str = "grammar"
     worker: str = "worker"
     storage: str = "storage"
     detokenizer: str = "detokenizer"

@@ -7,8 +7,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from pawl.actors.grammar_fields import GrammarFields, grammars_of, the_one
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.actors.text.vocabulary import Vocabulary
+from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.request import MAX_STOP_TOKENS, MAX_TOP_LOGPROBS, SamplingParameters
 
 INT32_MAX = (1 << 31) - 1
@@ -28,7 +30,7 @@ StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
 StopStrings = Annotated[list[StopString], Meta(max_length=16)]
 
 
-class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class SamplingFields(GrammarFields, kw_only=True, forbid_unknown_fields=True):
     """Fields that every API names alike. None: not set."""
 
     temperature: Annotated[float, Meta(ge=0.0, le=1e6)] | None = None
@@ -67,10 +69,13 @@ class Limits(msgspec.Struct, frozen=True):
     """Token ids from 0 on that the model has an embedding for."""
     eos_token_ids: tuple[int, ...] = ()
     """The model's own ends."""
+    grammars: bool = True
+    """Output can be kept to a grammar."""
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, context_length: int) -> Limits:
-        return cls(context_length, vocabulary.num_embeddings, vocabulary.eos_ids)
+        grammars = bool(vocabulary.eos_ids) and vocabulary.byte_table is not None
+        return cls(context_length, vocabulary.num_embeddings, vocabulary.eos_ids, grammars)
 
 
 def build_sampling(
@@ -82,8 +87,10 @@ def build_sampling(
     min_new_tokens: int | None = None,
     top_logprobs: int | None = None,
     prompt_logprobs: bool = False,
+    grammar: Grammar | None = None,
 ) -> SamplingParameters:
-    """The parameters that `fields` mean for this model; the keywords are those that the APIs name differently.
+    """The parameters that `fields` mean for this model; the keywords are those that the APIs name differently, and
+    `grammar` what they ask for in words of their own.
 
     `seed` counts where the client gave none. The model's ends join the client's stop tokens unless they are ignored.
     Without `max_new_tokens` the limit is the context, which the tokenizer cuts to what the prompt leaves.
@@ -93,6 +100,10 @@ def build_sampling(
     if max_new_tokens is not None and (min_new_tokens or 0) > max_new_tokens:
         text = f"min_new_tokens ({min_new_tokens}) must not exceed max_new_tokens ({max_new_tokens})"
         raise InvalidRequest(text, param="min_new_tokens")
+    own = grammars_of(fields)
+    grammar = the_one(own if grammar is None else {"response_format": grammar, **own})
+    if grammar is not None:
+        _check_grammar(fields, limits)
     eos = () if fields.ignore_eos else limits.eos_token_ids
     temperature = 1.0 if fields.temperature is None else fields.temperature
     greedy = temperature < GREEDY_BELOW or fields.top_p == 0.0
@@ -114,6 +125,7 @@ def build_sampling(
         eos_token_ids=eos,
         top_logprobs=top_logprobs,
         prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
     )
     _check_tokens(sampling, limits)
     return sampling
@@ -130,6 +142,14 @@ def offline_sampling(fields: OfflineSampling, limits: Limits, seed: int) -> Samp
         top_logprobs=fields.top_logprobs,
         prompt_logprobs=bool(fields.prompt_logprobs),
     )
+
+
+def _check_grammar(fields: SamplingFields, limits: Limits) -> None:
+    if not limits.grammars:
+        raise InvalidRequest("this model's output cannot be kept to a grammar: its tokens are not text by themselves")
+    if fields.ignore_eos:
+        text = "ignore_eos cannot be true for an output with a grammar, which ends with the grammar"
+        raise InvalidRequest(text, param="ignore_eos")
 
 
 def _check_tokens(sampling: SamplingParameters, limits: Limits) -> None:

@@ -15,6 +15,7 @@ from pawl.actors.control import Ask, row_of
 from pawl.actors.messages.control import Heartbeat, Reply
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
 from pawl.actors.messages.generate import Generate, Opened, Refused
+from pawl.actors.messages.grammar import Compile, Release
 from pawl.actors.names import NAMES, Names
 from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Lane, places_of
@@ -280,6 +281,8 @@ class Scheduler(Actor):
     def opened(self, row: int, info: RequestInfo, tokens: Int32s) -> None:
         opened = Opened(row, info.request, info.passthrough, len(tokens), tokens, info.sampling.top_logprobs)
         self._send(self._names.detokenizer, opened)
+        if info.sampling.grammar is not None:
+            self._send(self._names.grammar, Compile(info.request, info.sampling.grammar))
 
     def launch(self, scheduled: ScheduledBatch) -> None:
         now = self.context.now()
@@ -294,6 +297,8 @@ class Scheduler(Actor):
         tell = log.debug if ending.state == State.FINISHED else log.info
         tell("request ended", rid=ending.info.rid, cause=str(ending.cause), output_tokens=ending.num_output)
         self._report.ended(ending, self.context.now())
+        if ending.info.sampling.grammar is not None:
+            self._send(self._names.grammar, Release(ending.info.request))
 
     def violated(self, violation: MemoryViolation) -> None:
         name = name_of(violation)

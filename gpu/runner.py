@@ -5,10 +5,14 @@ token, so that the next step can be launched before this one's tokens are known 
 
     launch   page tables, admissions -> tokens resolved -> forward -> prompt scores -> draw    (returns at once on CUDA)
     collect  wait, copy the results to the host
+
+Only a step that draws for requests with grammars waits for the step before it: its forward is under way by then, and
+its masks are made when the tokens before them are known.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -24,6 +28,8 @@ from pawl.gpu.copies import Pending, copies_from
 from pawl.gpu.cuda.graphs import CudaRecorder, DecodeGraphs, GraphBackend, Recorder
 from pawl.gpu.cuda.shapes import GraphShape
 from pawl.gpu.devices import available_threads, upload
+from pawl.gpu.grammars.cache import Grammars
+from pawl.gpu.grammars.rows import GrammarRows, Ruled
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
@@ -31,7 +37,7 @@ from pawl.gpu.sampling.sampler import Draws
 from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
 from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
 from pawl.gpu.weights.fingerprint import weights_fingerprint
-from pawl.lifecycle.step import Int32s, StepBatch, StepResult
+from pawl.lifecycle.step import Bools, Int32s, StepBatch, StepResult
 from pawl.memory.partners import NO_PAGE
 
 log = structlog.get_logger("pawl.gpu.runner")
@@ -48,7 +54,7 @@ class OutOfOrder(Exception):
         self.expected = expected
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Launched:
     """A step on its way."""
 
@@ -57,6 +63,12 @@ class Launched:
     prompt_scores: tuple[PromptScores, ...]
     pending: Pending
     """What both hold, on its way to the host."""
+    ruled: Ruled | None
+    """Rows whose tokens grammars must accept."""
+    arrived: list[Tensor] | None = None
+    """What has come to the host, once it was waited for."""
+    refused: Bools | None = None
+    """Rows whose grammars have not accepted their tokens."""
 
 
 class Runner:
@@ -77,12 +89,14 @@ class Runner:
         backend: BackendChoice = "auto",
         num_window_pages: int | None = None,
         deterministic: bool = False,
+        grammars: Grammars | None = None,
     ) -> None:
         """Takes `weights` over (canonical names, from `pawl.gpu.weights.source.load_weights` with the same `dtype`).
 
         `max_context` is the most tokens a slot may hold; `threads` None means one for each processor. With
         `num_window_pages`, the windowed layers of a hybrid model have a store of their own, and every batch names
-        window pages. `deterministic`: a request's bits must not depend on what it is scheduled with. Raises
+        window pages. `deterministic`: a request's bits must not depend on what it is scheduled with.
+        `grammars` are those that requests may have. Raises
         BackendUnavailable, also where that promise cannot be kept, or ValueError when the model is not hybrid then.
         """
         self.config = config
@@ -109,6 +123,7 @@ class Runner:
         self._greedy_backend = self.backend if isinstance(self.backend, GreedyBackend) else None
         self.sampler = sampler_for(self.backend, config.vocab_size, num_slots, self.device)
         self.scorer = PromptScorer(num_slots)
+        self._grammars = GrammarRows(grammars, num_slots)
         self.page_table = np.zeros((num_slots, -(-max_context // page_size)), np.int32)
         self.window_table = None if num_window_pages is None else np.full_like(self.page_table, NO_PAGE)
         self._last_tokens = last_tokens_for(self.backend, num_slots, self.device)
@@ -116,7 +131,7 @@ class Runner:
         self._changed: list[tuple[Int32s, Int32s]] = []
         """Entries of the tables that were set since the backend last saw them."""
         self._graphs: DecodeGraphs | None = None
-        self._in_flight: list[int] = []
+        self._in_flight: deque[Launched] = deque()
         self._spoiled = np.zeros(num_slots, np.bool_)
         """Slots whose request named tokens that the model does not have: what it draws is no token."""
 
@@ -188,6 +203,7 @@ class Runner:
             self.window_table[:] = NO_PAGE
         self.sampler.reset()
         self.scorer.reset()
+        self._grammars.reset()
         self._last_tokens.reset()
         self._changed.clear()
         self._in_flight.clear()
@@ -217,11 +233,12 @@ class Runner:
             self._changed.append((batch.page_slots, batch.page_indices))
         self.sampler.admit(batch.admitted)
         self.scorer.admit(batch.admitted)
-        draws, prompt_scores = self._compute(batch)
-        self._in_flight.append(batch.step)
+        self._grammars.admit(batch.admitted)
+        draws, prompt_scores, ruled = self._compute(batch)
         tensors = [*draws.tensors(), *(tensor for part in prompt_scores for tensor in part.scores.tensors())]
-        pending = self._copies.start(tensors)
-        return Launched(batch.step, draws, prompt_scores, pending)
+        launched = Launched(batch.step, draws, prompt_scores, self._copies.start(tensors), ruled)
+        self._in_flight.append(launched)
+        return launched
 
     def _take_changed(self) -> tuple[Int32s, Int32s]:
         """(slots, indices) of the entries that the backend has not seen; it will have."""
@@ -229,10 +246,10 @@ class Runner:
         self._changed.clear()
         return np.concatenate(slots), np.concatenate(indices)
 
-    def _compute(self, batch: StepBatch) -> tuple[Draws, tuple[PromptScores, ...]]:
+    def _compute(self, batch: StepBatch) -> tuple[Draws, tuple[PromptScores, ...], Ruled | None]:
         sampled_slots = batch.slots[batch.samples]
         if not len(batch.slots):
-            return Draws.none(self.device), ()
+            return Draws.none(self.device), (), None
         offsets = ragged_offsets(batch.lengths)
         sampled_rows = (offsets[1:] - 1)[batch.samples]
         scored = self.scorer.segments(batch)
@@ -251,8 +268,9 @@ class Runner:
         )
         draws = Draws.none(self.device)
         prompt_scores: tuple[PromptScores, ...] = ()
+        ruled: Ruled | None = None
         greedy = self._greedy_backend
-        if greedy and len(sampled_slots) and not len(scored) and self.sampler.plainly_greedy(sampled_slots):
+        if greedy and len(sampled_slots) and not len(scored) and self._plainly_greedy(sampled_slots):
             draws = Draws.greedy(greedy.forward_greedy(inputs))
             self.sampler.record_greedy(sampled_slots)
         else:
@@ -261,21 +279,42 @@ class Runner:
             if len(sampled_slots):
                 if len(logit_rows) != len(sampled_rows):
                     logits = logits[upload(np.searchsorted(logit_rows, sampled_rows), self.device)]
-                draws = self.sampler.sample(logits, sampled_slots, (batch.starts + batch.lengths)[batch.samples])
+                ruled = self._masks(sampled_slots)
+                positions = (batch.starts + batch.lengths)[batch.samples]
+                draws = self.sampler.sample(logits, sampled_slots, positions, ruled)
         if (spoiled := self._spoiled[sampled_slots]).any():
             draws = replace(draws, usable=draws.usable & upload(~spoiled, self.device))
         self.scorer.sampled(sampled_slots)
         self._last_tokens.remember(sampled_slots, draws.tokens)
-        return draws, prompt_scores
+        return draws, prompt_scores, ruled
+
+    def _plainly_greedy(self, slots: Int32s) -> bool:
+        return self.sampler.plainly_greedy(slots) and not self._grammars.any(slots)
+
+    def _masks(self, slots: Int32s) -> Ruled | None:
+        """What grammars allow for the next tokens of `slots`, as all tokens drawn before leave them."""
+        if not self._grammars.any(slots):
+            return None
+        for earlier in self._in_flight:
+            self._arrived(earlier)
+        return self._grammars.masks(slots)
+
+    def _arrived(self, launched: Launched) -> list[Tensor]:
+        """Wait for a step's results; its tokens are accepted as soon as somebody has waited for them."""
+        if launched.arrived is None:
+            launched.arrived = launched.pending.wait()
+            if launched.ruled is not None:
+                launched.refused = launched.ruled.accept(launched.arrived[0].numpy())
+        return launched.arrived
 
     @torch.inference_mode()
     def collect(self, launched: Launched) -> StepResult:
         """Wait for the oldest step in flight. Raises OutOfOrder for any other."""
-        oldest = self._in_flight[0] if self._in_flight else None
+        oldest = self._in_flight[0].step if self._in_flight else None
         if launched.step != oldest:
             raise OutOfOrder(launched.step, oldest)
-        del self._in_flight[0]
-        tensors = iter(launched.pending.wait())
+        self._in_flight.popleft()
+        tensors = iter(self._arrived(launched))
         draws = launched.draws.moved(list(islice(tensors, len(launched.draws.tensors()))))
         prompt_scores = [part.moved(list(islice(tensors, 3))) for part in launched.prompt_scores]
         return StepResult(
@@ -284,4 +323,5 @@ class Runner:
             logprobs=draws.logprobs(),
             prompt_logprobs=tuple(part.collect() for part in prompt_scores),
             unusable=draws.unusable(),
+            refused=launched.refused,
         )

@@ -74,10 +74,8 @@ WAITING = (
     State.QUEUED_RESERVING,
     State.QUEUED_RECEIVING,
 )
-RESERVED_STATES = frozenset(
-    {State.QUEUED_COMPILING, State.QUEUED_RESERVING, State.QUEUED_RECEIVING, State.PREFILLING_SENDING}
-)
-"""States of grammars, and of prefill and decode on different workers: no request gets there yet."""
+RESERVED_STATES = frozenset({State.QUEUED_RESERVING, State.QUEUED_RECEIVING, State.PREFILLING_SENDING})
+"""States of prefill and decode on different workers: no request gets there yet."""
 WORKING = (State.PREFILLING, State.PREFILLING_SENDING, State.DECODING)
 TERMINAL = (State.FINISHED, State.ABORTED)
 
@@ -105,7 +103,7 @@ def _edges() -> tuple[Edge, ...]:
     ends = frozenset({Cause.LENGTH, Cause.EOS, Cause.STOP_TOKEN, Cause.STOP_STRING})
     walk = (
         _edge(new, e.SUBMIT, queued, "it may be admitted at once"),
-        _edge(new, e.SUBMIT_GRAMMAR, compiling, "it needs a grammar that is not compiled yet"),
+        _edge(new, e.SUBMIT_GRAMMAR, compiling, "its output has a grammar, which may have to be compiled"),
         _edge(compiling, e.GRAMMAR_READY, queued, "its grammar is compiled"),
         _edge(queued, e.FETCH, fetching, "a lower cache tier has more of its prefix"),
         _edge(fetching, e.FETCHED, queued, "what the tier had of its prefix is on the device"),
@@ -138,8 +136,9 @@ def _edges() -> tuple[Edge, ...]:
         *(_edge(s, e.ABORT, State.ABORTED, "it ends wherever it is", ABORT_CAUSES) for s in (*WAITING, *WORKING)),
     )
     left = "the token of a step that was in flight when the request left work is dropped"
-    # Who fetches has not worked since it was retracted; who decodes again has outlived the step, as steps end in order.
-    no_step = (fetching, decoding)
+    # Who fetches has not worked since it was retracted, who compiles has never worked; who decodes again has outlived
+    # the step, as steps end in order.
+    no_step = (compiling, fetching, decoding)
     stale = (_edge(s, e.STALE_TOKEN, s, left, reserved=s in no_step) for s in (*WAITING, *WORKING, *TERMINAL))
     return (*walk, *end, *aborts, *stale)
 

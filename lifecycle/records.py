@@ -38,6 +38,7 @@ from pawl.lifecycle.columns import encode_column
 from pawl.lifecycle.columns import float32s as float32s
 from pawl.lifecycle.columns import int32s as int32s
 from pawl.lifecycle.columns import uint8s as uint8s
+from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.marks import Contained as Contained
 from pawl.lifecycle.marks import Digest as Digest
 from pawl.lifecycle.marks import Flushed as Flushed
@@ -275,13 +276,13 @@ DECODER: msgspec.msgpack.Decoder[list[Record]] = msgspec.msgpack.Decoder(list[Re
 @lru_cache(maxsize=1)
 def schema_hash() -> bytes:
     """8 bytes that change whenever a record type, its fields or a vocabulary does."""
-    kinds: tuple[type[msgspec.Struct], ...] = (*RECORD_TYPES, Counts, SamplingParameters)
+    kinds: tuple[type[msgspec.Struct], ...] = (*RECORD_TYPES, Counts, SamplingParameters, Grammar)
     lines = [
         f"{kind.__name__} {kind.__struct_config__.tag}: "
         + ", ".join(f"{name}: {kind.__annotations__[name]}" for name in kind.__struct_fields__)
         for kind in kinds
     ]
-    vocabularies: tuple[type[Enum], ...] = (State, Event, Cause)
+    vocabularies: tuple[type[Enum], ...] = (State, Event, Cause, GrammarKind)
     for words in vocabularies:
         lines.append(f"{words.__name__}: " + ", ".join(f"{word.name}={word.value}" for word in words))
     lines += [f"{kind.__name__}: {kind._fields}" for kind in (PageCounts, CacheChange, Scores)]

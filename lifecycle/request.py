@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from pawl.lifecycle.grammar import Grammar
+
 
 class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
     """How the next token is drawn. Validated at the edge (`actors/tokenizer.py`); trusted from there on.
@@ -38,6 +40,8 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
     """None: no log-probabilities. n >= 0: the chosen token's, and the n likeliest."""
     prompt_logprobs: bool = False
     """Also score the prompt's own tokens (turns prefix hits off for this request)."""
+    grammar: Grammar | None = None
+    """What the output must be derived from. At its end only `eos_token_ids` can be drawn, of which there are some."""
 
     @property
     def greedy(self) -> bool:

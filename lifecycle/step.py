@@ -37,7 +37,7 @@ class SlotAssignment(msgspec.Struct, frozen=True, eq=False):
     num_prompt: int
     """Tokens of `history` that are prompt; the rest is output from before a retraction."""
     history: Int32s
-    """Prompt and earlier output tokens, int32 [n]; empty unless `sampling.penalised` or min tokens need it."""
+    """Prompt and earlier output tokens, int32 [n]; empty unless penalties or a grammar need it."""
     num_output: int
     """Output tokens that exist already (> 0 only after a retraction)."""
 
@@ -66,7 +66,8 @@ class StepBatch(msgspec.Struct, frozen=True, eq=False):
 class StepLogprobs(msgspec.Struct, frozen=True, eq=False):
     """Log-probabilities for sampled segments, aligned with `StepResult.tokens`.
 
-    Taken from the model's own distribution at temperature 1, before penalties and truncation.
+    Taken from the model's own distribution at temperature 1 over the tokens that the request's grammar allows, before
+    penalties and truncation.
     """
 
     chosen: Float32s
@@ -102,3 +103,5 @@ class StepResult(msgspec.Struct, frozen=True, eq=False):
     counts: Int32s | None = None
     """[number of True in `samples`]: tokens of each segment that samples, from 1 to its length in a run, 1 elsewhere.
     None: one each."""
+    refused: Bools | None = None
+    """[as many as `tokens`]: the request's grammar does not allow the token. None: all are allowed."""

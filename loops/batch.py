@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestTable
-from pawl.lifecycle.states import Event, State
+from pawl.lifecycle.states import Cause, Event, State
 from pawl.lifecycle.step import Bools, SlotAssignment, StepBatch, StepResult
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.memory import Memory
@@ -60,16 +60,18 @@ class ScheduledBatch(NamedTuple):
         """Of the segments that are `fresh`."""
         return dict(zip(self.batch.slots[fresh].tolist(), self.rows[fresh].tolist(), strict=True))
 
-    def left_without_token(self, result: StepResult, attempt: Int32s) -> list[int]:
-        """Rows that still want the tokens they sampled and did not get them all; `attempt` is the table's."""
-        unusable = result.unusable
-        if unusable is None:
-            return []
-        if result.counts is not None:
-            unusable = np.logical_or.reduceat(unusable, np.cumsum(result.counts) - result.counts)
-        wanted = (attempt[self.rows] == self.attempts)[self.batch.samples]
-        rows: list[int] = self.sampled_rows[unusable & wanted].tolist()
-        return rows
+    def left_without_token(self, result: StepResult, attempt: Int32s) -> list[tuple[int, Cause]]:
+        """Rows that still want the tokens they sampled and did not get them all, each with why; `attempt` is the
+        table's."""
+        found: dict[int, Cause] = {}
+        for marks, cause in ((result.refused, Cause.GRAMMAR), (result.unusable, Cause.INTERNAL)):
+            if marks is None:
+                continue
+            if result.counts is not None:
+                marks = np.logical_or.reduceat(marks, np.cumsum(result.counts) - result.counts)
+            wanted = (attempt[self.rows] == self.attempts)[self.batch.samples]
+            found.update(dict.fromkeys(self.sampled_rows[marks & wanted].tolist(), cause))
+        return list(found.items())
 
 
 class Applied(NamedTuple):
@@ -192,8 +194,8 @@ class BatchBuilder:
 
 
 def needs_history(sampling: SamplingParameters) -> bool:
-    """Whether the sampler looks at the tokens so far."""
-    return sampling.penalised
+    """Whether the worker looks at the tokens so far."""
+    return sampling.penalised or sampling.grammar is not None
 
 
 def _event(segment: PrefillSegment) -> int:

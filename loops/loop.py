@@ -39,6 +39,7 @@ from pawl.memory.trim import trim
 
 Kind = TypeVar("Kind")
 NOT_NUMBERS = "the model's scores for the next token are not finite numbers"
+NOT_OF_THE_GRAMMAR = "no token that the request's grammar allows could be drawn"
 
 
 class Loop:
@@ -116,17 +117,18 @@ class Loop:
                 continue
             self._launch(scheduled, now)
 
-    def no_token(self, row: int, now: float) -> None:
+    def no_token(self, row: int, cause: Cause, now: float) -> None:
         """The worker has no token for a request that sampled one in the oldest step: it ends."""
-        self.requests.leave(row, Event.ABORT, Cause.INTERNAL, now, message=NOT_NUMBERS)
+        message = NOT_OF_THE_GRAMMAR if cause is Cause.GRAMMAR else NOT_NUMBERS
+        self.requests.leave(row, Event.ABORT, cause, now, message=message)
 
     def executed(self, result: StepResult, now: float) -> None:
         """Commit the oldest step: apply its tokens, fire its transitions, give back what ended."""
         scheduled = self.in_flight[0]
         if scheduled.step != result.step:
             raise AssertionError(f"step {result.step} came back, step {scheduled.step} is the oldest in flight")
-        for row in scheduled.left_without_token(result, self.table.attempt):
-            self.no_token(row, now)
+        for row, cause in scheduled.left_without_token(result, self.table.attempt):
+            self.no_token(row, cause, now)
         applied = self._committed(scheduled, result, now)
         rows, last = applied.rows, applied.last
         if scheduled.prefills:

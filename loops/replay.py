@@ -6,7 +6,7 @@ A trace holds inputs and decisions in one sequence. A record that the loop does 
     Delivered                 the loop was given an order: an abort, a stop string, a flush, a deadline that passed
     StepPlanned, Idled,       the loop was told to turn
       Transition retract, admit
-    Transition abort,         the worker answered: it has no token for a request that sampled one,
+    Transition abort,         the worker answered: it has no token for a request that sampled one, and why,
     StepCommitted             and the step's tokens
     StepRolledBack            the worker lost it
     TierTold                  the cache tiers below the device said something
@@ -48,7 +48,7 @@ from pawl.lifecycle.records import (
     int32s,
 )
 from pawl.lifecycle.requests import RequestInfo
-from pawl.lifecycle.states import Event
+from pawl.lifecycle.states import Cause, Event
 from pawl.lifecycle.step import Bools, StepResult
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
@@ -215,8 +215,8 @@ class Replay:
                 self._submit(record)
             case Delivered():
                 self.intake.deliver(self._order(record), record.time, record.number)
-            case Transition(event=Event.ABORT) if record.row in self._sampled():
-                loop.no_token(record.row, record.time)
+            case Transition(event=Event.ABORT, cause=Cause.INTERNAL | Cause.GRAMMAR) if record.row in self._sampled():
+                loop.no_token(record.row, record.cause, record.time)
             case Transition() | StepPlanned() | Idled():
                 loop.turn(record.time)
             case StepCommitted() if loop.in_flight and loop.in_flight[0].step == record.step:

@@ -1,6 +1,7 @@
 """What arrives, and how each request ends: the verbs of one request, and what the steps do to one.
 
     submit ──► QUEUED, or refused          abort, expire, drain ──► ABORTED
+    submit ──► QUEUED_COMPILING ── grammar_ready ──► QUEUED
     retract ──► QUEUED once more           complete, finish ──► FINISHED
 
 `leave` is the one place where a request ends: what it owns goes back, and its client gets its one terminal record.
@@ -78,9 +79,10 @@ class Requests:
         if refusal is not None:
             self.leave(row, Event.ABORT, refusal[0], now, message=refusal[1])
             return row
-        self.table.move(row, Event.SUBMIT)
+        event = Event.SUBMIT if info.sampling.grammar is None else Event.SUBMIT_GRAMMAR
+        target = self.table.move(row, event)
         self.queues.waiting[row] = None
-        self.journal.moved(row, info.request, State.NEW, Event.SUBMIT, State.QUEUED, Cause.NONE, now)
+        self.journal.moved(row, info.request, State.NEW, event, target, Cause.NONE, now)
         counters.prompt_tokens = prompt_tokens
         self.at_work = None
         return row
@@ -103,6 +105,14 @@ class Requests:
             return False
         self.leave(row, Event.ABORT, cause, now, message=message)
         return True
+
+    def grammar_ready(self, request: int, now: float) -> None:
+        """The grammar that a request waits for is compiled. Nothing happens where it has ended meanwhile."""
+        row = self.table.row_of.get(request)
+        if row is not None and self.table.state[row] == State.QUEUED_COMPILING:
+            target = self.table.move(row, Event.GRAMMAR_READY)
+            source, event = State.QUEUED_COMPILING, Event.GRAMMAR_READY
+            self.journal.moved(row, request, source, event, target, Cause.NONE, now)
 
     def finish(self, request: int, num_output: int, now: float) -> bool:
         """A stop string ended the request within its first `num_output` tokens; the rest is dropped."""

@@ -82,6 +82,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "native: compiled kernels for CPUs; triton: kernels for CUDA; torch: plain PyTorch; auto: the best",
         ),
     ] = "auto"
+    grammar_backend: Annotated[
+        Literal["auto", "xgrammar", "llguidance", "plain"],
+        _meta("model", "what keeps output to a grammar; auto: the first that is installed; plain: regex, choice only"),
+    ] = "auto"
     deterministic: Annotated[
         bool, _meta("model", "the same bits for a request whatever it is scheduled with; refused where that cannot be")
     ] = False

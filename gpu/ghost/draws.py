@@ -1,15 +1,15 @@
 """Requests to a ghost that want more than the likeliest token: sampling and scores, with numpy alone.
 
-    penalties -> logit bias -> stop tokens barred while the output is too short -> greedy, or temperature, top-k, top-p,
-    min-p and noise
+    masks of grammars -> penalties -> logit bias -> stop tokens barred while the output is too short -> greedy, or
+    temperature, top-k, top-p, min-p and noise
 
 as `pawl.gpu.sampling.sampler` has it; the vocabulary is so small that a slot's history is a row of counts, and that
-every row is sorted. A row's draw is a function of its own state, parameters, history and position.
+every row is sorted. A row's draw is a function of its own state, parameters, grammar, history and position.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from pawl.gpu.ghost.language import VOCABULARY_SIZE, Float32s, logits_of
 from pawl.gpu.ghost.memory import Computed
+from pawl.gpu.grammars.cache import Grammars
+from pawl.gpu.grammars.rows import GrammarRows, Ruled, unpacked
 from pawl.gpu.sampling.mixing import draw_keys, mix64
 from pawl.lifecycle.step import Int32s, PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs
 
@@ -36,6 +38,8 @@ class Drawn(NamedTuple):
     logprobs: StepLogprobs | None
     """Over all sampled rows of the step, NaN and token 0 where nobody asked."""
     prompt_logprobs: tuple[PromptLogprobs, ...]
+    refused: Bools | None = None
+    """Those that their grammars do not accept."""
 
 
 class Scores(NamedTuple):
@@ -52,13 +56,15 @@ class Scores(NamedTuple):
 class GhostDraws:
     """Sampling parameters and histories of the slots of one ghost; a row of each array for a slot."""
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, grammars: Grammars | None) -> None:
         self._num_slots = num_slots
+        self._grammars = GrammarRows(grammars, num_slots)
         self.reset()
 
     def reset(self) -> None:
         """Forget every slot."""
         slots = self._num_slots
+        self._grammars.reset()
         self._temperature = np.zeros(slots)
         self._top_k = np.zeros(slots, np.int32)
         self._top_p = np.ones(slots)
@@ -83,8 +89,9 @@ class GhostDraws:
         self._kept: dict[int, tuple[int, Float32s]] = {}
         """slot -> (position, the log-probabilities [1, vocabulary] of the token after it), between two chunks."""
 
-    def admit(self, admissions: Iterable[SlotAssignment]) -> None:
+    def admit(self, admissions: Sequence[SlotAssignment]) -> None:
         """Take over the parameters of requests that enter a slot; what it held before is forgotten."""
+        self._grammars.admit(admissions)
         for admission in admissions:
             slot, sampling = admission.slot, admission.sampling
             self._temperature[slot] = 0.0 if sampling.top_k == 1 else sampling.temperature
@@ -123,16 +130,20 @@ class GhostDraws:
         if not len(slots):
             return Drawn(np.zeros(0, np.int32), None, prompts)
         logits = logits_of(computed.states[rows], computed.tokens[rows])
-        adjusted = self._adjusted(logits, slots) if self._adjusts[slots].any() else logits
+        ruled = self._grammars.masks(slots)
+        if ruled is not None:
+            logits[ruled.rows] = np.where(unpacked(ruled.bits, VOCABULARY_SIZE), logits[ruled.rows], -np.inf)
+        adjusted = self._adjusted(logits, slots, ruled) if self._adjusts[slots].any() else logits
         tokens = self._choose(adjusted, slots, (batch.starts + batch.lengths)[batch.samples][special])
         self._seen[slots, tokens] = True
         self._counts[slots, tokens] += 1
         self._num_output[slots] += 1
-        return Drawn(tokens, self._scored(logits, tokens, slots, special), prompts)
+        refused = None if ruled is None else ruled.accept(tokens)
+        return Drawn(tokens, self._scored(logits, tokens, slots, special), prompts, refused)
 
     # ---- tokens ----
 
-    def _adjusted(self, logits: Float32s, slots: Int32s) -> Float32s:
+    def _adjusted(self, logits: Float32s, slots: Int32s, ruled: Ruled | None) -> Float32s:
         """Logits after penalties, bias and barred stop tokens."""
         repetition, presence, frequency = (self._penalties[slots, kind, None] for kind in range(3))
         counts = self._counts[slots]
@@ -140,6 +151,10 @@ class GhostDraws:
         adjusted = np.where(self._seen[slots], repeated, logits)
         adjusted += self._bias[slots] - presence * (counts > 0) - frequency * counts
         short = self._num_output[slots] < self._min_output[slots]
+        if ruled is not None:
+            for row in np.flatnonzero(short).tolist():
+                stops = np.flatnonzero(self._stops[slots[row]]).astype(np.int32)
+                short[row] = not ruled.nothing_but(row, stops)
         adjusted[self._stops[slots] & short[:, None]] = -np.inf
         return adjusted
 

@@ -26,9 +26,10 @@ from pawl.gpu.ghost.language import VOCABULARY_SIZE, likeliest
 from pawl.gpu.ghost.memory import Computed, GhostFault, GhostMemory
 from pawl.gpu.ghost.small import SmallMemory, likeliest_after
 from pawl.gpu.ghost.store import GhostStore
+from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.ragged import ragged_offsets, with_chained
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.step import Int32s, PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs, StepResult
+from pawl.lifecycle.step import Bools, Int32s, PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs, StepResult
 
 _NOTHING = -1
 """Last token of a slot that has drawn none."""
@@ -75,9 +76,10 @@ class Ghost:
         window: int | None = None,
         num_window_pages: int | None = None,
         small: bool = False,
+        grammars: Grammars | None = None,
     ) -> None:
         """`window` tokens are read through window pages as well, of which there are `num_window_pages`. Nothing
-        waits.
+        waits. `grammars` are those that requests may have.
 
         `small`: quicker for steps of a few tokens, slower for others; without window pages, and none can be copied.
         Raises ValueError where a small one should have a window."""
@@ -98,14 +100,14 @@ class Ghost:
         """Steps at which `launch` raises PlannedFailure, each once."""
         self.faults: list[GhostFault] = []
         """All that were raised: a worker that is reset goes on, but this stays."""
-        self._draws = GhostDraws(num_slots)
+        self._draws = GhostDraws(num_slots, grammars)
         self._last = np.full(num_slots, _NOTHING, np.int32)
         """The token each slot drew last."""
         self._special = np.zeros(num_slots, np.bool_)
         """Slots that want more than the likeliest token."""
 
     @classmethod
-    def for_shape(cls, shape: Shape, *, small: bool = False) -> Self:
+    def for_shape(cls, shape: Shape, *, small: bool = False, grammars: Grammars | None = None) -> Self:
         """The worker that a scheduler of this shape needs; `small` where it may be."""
         return cls(
             num_pages=shape.num_pages,
@@ -115,6 +117,7 @@ class Ghost:
             window=shape.window,
             num_window_pages=shape.num_window_pages,
             small=small and shape.window is None,
+            grammars=grammars,
         )
 
     # ---- pages that come and go ----
@@ -254,17 +257,21 @@ class Ghost:
         tokens = likeliest(computed.states[rows], computed.tokens[rows])
         logprobs: StepLogprobs | None = None
         prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+        refused: Bools | None = None
         if self._special[batch.slots].any():
             special = self._special[slots]
             drawn = self._draws.draw(batch, computed, special)
             tokens[special] = drawn.tokens
             logprobs, prompt_logprobs = drawn.logprobs, drawn.prompt_logprobs
+            if drawn.refused is not None:
+                refused = np.zeros(len(tokens), np.bool_)
+                refused[special] = drawn.refused
         self._last[slots] = tokens
-        return StepResult(batch.step, tokens, logprobs, prompt_logprobs)
+        return StepResult(batch.step, tokens, logprobs, prompt_logprobs, refused=refused)
 
 
 def _plain(sampling: SamplingParameters) -> bool:
     """Whether a request wants the likeliest token as it is, and nothing else."""
     greedy = sampling.greedy or sampling.top_k == 1
-    adjusted = sampling.penalised or sampling.logit_bias or sampling.min_new_tokens > 0
+    adjusted = sampling.penalised or sampling.logit_bias or sampling.min_new_tokens > 0 or sampling.grammar is not None
     return greedy and not adjusted and sampling.top_logprobs is None and not sampling.prompt_logprobs

@@ -1,10 +1,11 @@
 """From logits to tokens, a whole batch at a time, with every slot's own parameters.
 
-    penalties -> logit bias -> stop tokens barred while the output is too short -> greedy, or a draw
-    (`pawl.gpu.sampling.truncation`)
+    masks of grammars -> penalties -> logit bias -> stop tokens barred while the output is too short -> greedy, or a
+    draw (`pawl.gpu.sampling.truncation`)
 
-Log-probabilities are those of the logits as they came. Parameters live in host arrays indexed by slot; a row's draw is
-a function of that row's logits, its slot's parameters and history, and its position. Nothing else enters.
+Log-probabilities are those of the logits as they came, after the masks. Where a grammar allows stop tokens alone they
+are not barred: its end is its end. Parameters live in host arrays indexed by slot; a row's draw is a function of that
+row's logits, its slot's parameters, grammar and history, and its position. Nothing else enters.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from pawl.gpu.backend import NO_TOKEN
 from pawl.gpu.devices import upload
+from pawl.gpu.grammars.rows import Ruled
+from pawl.gpu.sampling.masking import apply_masks
 from pawl.gpu.sampling.noise import row_keys
 from pawl.gpu.sampling.penalties import Penalties
 from pawl.gpu.sampling.scoring import Scores, score
@@ -158,6 +161,9 @@ class Sampler:
         special = self._penalised[slots] | self._biased[slots] | self._scored[slots] | self._short(slots)
         return bool((self._greedy[slots] & ~special).all())
 
+    def _stop_tokens(self, slot: int) -> Int32s:
+        return self._stops[slot, : self._num_stops[slot]].astype(np.int32)
+
     def _short(self, slots: Int32s) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         return self._num_output[slots] < self._min_output[slots]
 
@@ -165,16 +171,19 @@ class Sampler:
         """One token was drawn for each of these plainly greedy rows elsewhere (in a backend's fused head)."""
         self._num_output[slots] += 1
 
-    def sample(self, logits: Tensor, slots: Int32s, positions: Int32s) -> Draws:
+    def sample(self, logits: Tensor, slots: Int32s, positions: Int32s, ruled: Ruled | None = None) -> Draws:
         """Draw one token for each row. Changes `logits` (float32 [n, vocab]) in place.
 
-        `slots` [n] are distinct; `positions` [n] is where in its request each drawn token will stand.
+        `slots` [n] are distinct; `positions` [n] is where in its request each drawn token will stand; `ruled` are the
+        rows that have a grammar.
         """
         usable = finite_rows(logits)
+        if ruled is not None:
+            self._mask(logits, ruled)
         scored_rows = np.flatnonzero(self._scored[slots]).astype(np.int32)
         # A copy: what follows changes the logits, and the scores are of the logits as they came.
         plain = logits[upload(scored_rows.astype(np.int64), self.device)] if len(scored_rows) else None
-        self._adjust(logits, slots)
+        self._adjust(logits, slots, ruled)
         tokens = self._choose(logits, slots, positions)
         self._num_output[slots] += 1
         penalised = np.flatnonzero(self._penalised[slots])
@@ -186,7 +195,10 @@ class Sampler:
         chosen = tokens[upload(scored_rows.astype(np.int64), self.device)]
         return Draws(tokens, scored_rows, score(plain, chosen, num_top), usable)
 
-    def _adjust(self, logits: Tensor, slots: Int32s) -> None:
+    def _mask(self, logits: Tensor, ruled: Ruled) -> None:
+        apply_masks(logits, ruled)
+
+    def _adjust(self, logits: Tensor, slots: Int32s, ruled: Ruled | None) -> None:
         """Penalties, bias and barred stop tokens, in place."""
         penalised = np.flatnonzero(self._penalised[slots])
         if len(penalised):
@@ -201,6 +213,8 @@ class Sampler:
             ids, values = self._biases[int(slots[row])]
             logits[int(row), upload(ids.astype(np.int64), self.device)] += values
         short = np.flatnonzero(self._short(slots))
+        if len(short) and ruled is not None:
+            short = short[[not ruled.nothing_but(row, self._stop_tokens(slots[row])) for row in short.tolist()]]
         if len(short):
             short_slots = slots[short]
             rows, columns = np.nonzero(np.arange(MAX_STOP_TOKENS)[None] < self._num_stops[short_slots][:, None])

@@ -10,6 +10,7 @@ import structlog
 import torch
 
 from pawl.actors.text.vocabulary import Vocabulary
+from pawl.build.grammars import make_grammars
 from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
 from pawl.build.sizing import check_weights, settle_pages
 from pawl.build.tiers import wants_tiers
@@ -51,6 +52,7 @@ def load_parts(config: ServerConfig, report: Report = unheard) -> Parts:
     device = config.device
     dtype = _dtype(config)
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
+    grammars = make_grammars(config.grammar_backend, vocabulary)
     weights = load_weights(source, dtype, part(report, 0.1, WEIGHTS_LOADED))
     report(WEIGHTS_LOADED)
     plan = _plan(config, source.config, dtype, two_pools)
@@ -80,6 +82,7 @@ def load_parts(config: ServerConfig, report: Report = unheard) -> Parts:
         backend=config.backend,
         num_window_pages=1 if on_device and plan.num_window_pages is not None else plan.num_window_pages,
         deterministic=config.deterministic,
+        grammars=grammars,
     )
     if on_device:
         asked = plan if _sized(config) else None
@@ -89,6 +92,7 @@ def load_parts(config: ServerConfig, report: Report = unheard) -> Parts:
         config,
         source=source,
         vocabulary=vocabulary,
+        grammars=grammars,
         runner=runner,
         loop_config=loop_config,
         facts=_facts(config, runner, plan),

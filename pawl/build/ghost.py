@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pawl.actors.text.ghost import ghost_vocabulary
+from pawl.build.grammars import make_grammars
 from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.ghost.language import MAX_POSITION
@@ -43,11 +44,14 @@ def load_ghost(config: ServerConfig) -> Parts:
         prefill_chunk=config.prefill_chunk or PREFILL_CHUNK,
         weights=GHOST,
     )
+    vocabulary = ghost_vocabulary()
+    grammars = make_grammars(config.grammar_backend, vocabulary)
     return assemble(
         config,
         source=GhostSource(),
-        vocabulary=ghost_vocabulary(),
-        runner=Ghost.for_shape(loop_config),
+        vocabulary=vocabulary,
+        grammars=grammars,
+        runner=Ghost.for_shape(loop_config, grammars=grammars),
         loop_config=loop_config,
         facts={"device": config.device, "backend": GHOST},
         began=began,

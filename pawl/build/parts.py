@@ -19,6 +19,7 @@ from pawl.actors.storage import Storage
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.tiers import make_storage, tier_config, wants_tiers
 from pawl.config import ConfigError, ServerConfig, default_trace_dir
+from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.step_runner import StepRunner
 from pawl.lifecycle.records import Started
 from pawl.lifecycle.trace.writer import TraceWriter, file_bytes
@@ -57,6 +58,8 @@ class Parts:
     """Model, device, memory plan and loop cell, for the line that says what runs."""
     storage: Storage | None = None
     """Where pages go that leave the device, if anywhere."""
+    grammars: Grammars | None = None
+    """What the runner follows grammars with; None where there are none for the vocabulary."""
 
 
 def check_settings(config: ServerConfig) -> None:
@@ -140,6 +143,7 @@ def assemble(
     loop_config: LoopConfig,
     facts: dict[str, Any],
     began: float,
+    grammars: Grammars | None = None,
 ) -> Parts:
     """Lower tiers, trace and summary around a loaded model. `facts` about it go into the last two; the summary also
     says how long it took since `began`, seconds of the monotonic clock. Raises ConfigError, or StorageUnusable."""
@@ -167,6 +171,7 @@ def assemble(
         started=started,
         summary=summary,
         storage=storage,
+        grammars=grammars,
     )
 
 

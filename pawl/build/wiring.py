@@ -3,6 +3,7 @@
     gateway ─► tokenizer ─► scheduler ─► worker            recorder ◄─ scheduler, gateway
        ▲                      │    ▲        │              watchdog ◄─ scheduler, ─► gateway
        └───── detokenizer ◄───┘    └────────┘              storage  ◄► scheduler, worker
+                                                           grammar  ◄► scheduler
 
 Who is spawned how, who is watched, and in which order actors stop follow from the list.
 """
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.gateway import Gateway
+from pawl.actors.grammar import GrammarCompiler
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Overflow
 from pawl.actors.runtime.local import LocalSystem
@@ -61,6 +63,7 @@ def engine_actors(
             make_scheduler(config, request_timeout_s, started, names),
             capacity=max(1024, config.max_queued),
         ),
+        *([ActorSpec(names.grammar, GrammarCompiler(parts.grammars, names), overflow=hold)] if parts.grammars else []),
         ActorSpec(names.worker, Worker(parts.runner, names), overflow=hold),
         *([ActorSpec(names.storage, storage)] if storage is not None else []),
         ActorSpec(names.detokenizer, Detokenizer(parts.vocabulary, names), overflow=hold, capacity=4096),

@@ -7,6 +7,7 @@ from typing import Any
 
 from pawl.features.row import Feature, Source
 from pawl.gpu.ghost.language import END_TOKEN
+from pawl.lifecycle.grammar import Grammar, GrammarKind
 
 TOKENS = (97, 98)
 """Token ids of prompts: two are enough for beginnings that are equal, and for some that are not."""
@@ -17,6 +18,16 @@ LIKELY = 60.0
 """Added to a logit: the token is the likeliest."""
 ROOM = "room"
 """Not a field: tokens that one request may have on this server."""
+
+GRAMMARS = (
+    Grammar(GrammarKind.REGEX, "[a-e]{1,3}"),
+    Grammar(GrammarKind.REGEX, "(ab|c)*d?"),
+    Grammar(GrammarKind.REGEX, "(e |t)+"),
+    Grammar(GrammarKind.CHOICE, '["tea","the","e"]'),
+    Grammar(GrammarKind.CHOICE, '["\\ud83d\\ude00","\\u20ac5"]'),
+)
+"""Outputs that end by themselves within a few tokens, some of which could go on."""
+BAD_GRAMMAR = Grammar(GrammarKind.REGEX, "(a")
 
 Values = Mapping[str, Any]
 Draw = Callable[[Source, Values], dict[str, Any]]
@@ -181,6 +192,13 @@ FEATURES: tuple[Feature, ...] = (
         STOPS,
         settings=("ignore_eos", "eos_token_ids", "min_new_tokens"),
         present=lambda values: not values["ignore_eos"],
+    ),
+    Feature(
+        "grammar",
+        ("grammar",),
+        _sometimes(0.08, lambda source, values: {"grammar": source.pick((*GRAMMARS, *GRAMMARS, BAD_GRAMMAR))}),
+        (*OUTPUTS, *STOPS, "fault_isolation"),
+        settings=("grammar",),
     ),
     Feature(
         "log-probabilities",

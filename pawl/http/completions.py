@@ -14,6 +14,7 @@ from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta, Inbox
 from pawl.http.context import ServerContext
 from pawl.http.errors import Problem
+from pawl.http.grammar import grammar_of
 from pawl.http.info import Tokenization
 from pawl.http.openai import CLIENT_NAMES, base_submit, check_common, choices_of, most_rivals
 from pawl.http.rendering import Frame, OpenAiRenderer, encode, finite, prompt_scores
@@ -80,6 +81,7 @@ def completion_submits(body: CompletionBody, rid: str, context: ServerContext) -
         min_new_tokens=body.min_tokens,
         top_logprobs=rivals,
         prompt_logprobs=scores_prompt,
+        grammar=grammar_of(body),
     )
     base = base_submit(body, sampling, fill_context=False, rid=rid)
     submits: list[Submit] = []

@@ -17,6 +17,7 @@ from msgspec import Meta
 from pawl.actors.sampling import Count, SamplingFields, Seed, StopString, StopStrings, TokenId, TopLogprobs
 from pawl.http.body import MAX_VALUES
 from pawl.http.errors import Problem
+from pawl.http.grammar import FormatFields
 from pawl.http.tool_fields import ToolChoice, Tools
 
 Choices = Annotated[int, Meta(ge=1, le=128)]
@@ -48,7 +49,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """OpenAI's padding against traffic analysis, which is not sent."""
 
 
-class OpenAiBody(SamplingFields, kw_only=True):
+class OpenAiBody(FormatFields, kw_only=True):
     """What both OpenAI routes take."""
 
     model: ModelName | None = None
@@ -85,15 +86,6 @@ class OpenAiBody(SamplingFields, kw_only=True):
     service_tier: Note | None = None
     custom_labels: ObjectOfAny | None = None
     # Known, but not supported.
-    regex: Any = None
-    ebnf: Any = None
-    json_schema: Any = None
-    structural_tag: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    structured_outputs: Any = None
     lora_path: Any = None
     session_params: Any = None
     logits_processors: Any = None
@@ -154,7 +146,6 @@ class ChatBody(OpenAiBody, kw_only=True):
     """Replies are not kept, whatever it says."""
     prediction: ObjectOfAny | None = None
     """Could make a reply come sooner, and changes nothing in it."""
-    response_format: Any = None
     function_call: Any = None
     modalities: Any = None
     functions: Any = None
@@ -176,10 +167,6 @@ class NativeSampling(SamplingFields, kw_only=True):
     n: Choices | None = None
     sampling_seed: Seed | None = None
     # Known, but not supported.
-    json_schema: Any = None
-    regex: Any = None
-    ebnf: Any = None
-    structural_tag: Any = None
     stop_regex: Any = None
     custom_params: Any = None
     stream_interval: Any = None
@@ -248,7 +235,6 @@ class DetokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "log_metrics": (True,),
     "functions": ([],),

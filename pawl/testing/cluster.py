@@ -18,6 +18,7 @@ import msgspec
 from pawl.actors.codec import make_codec
 from pawl.actors.control import row_of
 from pawl.actors.detokenizer import Detokenizer
+from pawl.actors.grammar import GrammarCompiler
 from pawl.actors.names import NAMES
 from pawl.actors.recorder import Recorder
 from pawl.actors.simulation.choice import ChoiceSource
@@ -38,7 +39,7 @@ from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.prefix.events import CacheEvent, Mirror
 from pawl.memory.violation import MemoryViolation
 from pawl.testing.clients import Client, FrontDesk
-from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage, vocabulary
+from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage, simulated_grammars, vocabulary
 from pawl.testing.models import GHOST, Fallible, Model, storage_of
 from pawl.testing.plugins import SCHEDULERS
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking
@@ -105,7 +106,8 @@ class Cluster(Case):
             time=0.0,
             wall=0.0,
         )
-        self.runner = model.runner(config)
+        grammars = simulated_grammars()
+        self.runner = model.runner(config, grammars)
         self.trace = MemoryTrace()
         recorder: Any = self.trace
         parts = Parts(
@@ -116,6 +118,7 @@ class Cluster(Case):
             recorder=Recorder(recorder, started),
             started=started,
             storage=storage_of(config, workload.shape.host_pages, self.runner),
+            grammars=grammars,
         )
         self.desk = FrontDesk(workload, config.max_running + config.max_queued, model.expectations)
         self.desk.report = self._report
@@ -126,6 +129,7 @@ class Cluster(Case):
         self.scheduler: TimelyScheduler = actors[NAMES.scheduler]
         self.scheduler.report = self._report
         self.detokenizer: Detokenizer = actors[NAMES.detokenizer]
+        self.grammar: GrammarCompiler = actors[NAMES.grammar]
         self.mirror = Mirror(config.page_size)
         """The prefix cache, as its events tell it."""
         self.scheduler.loop.feed.follow(self._follow_cache)
@@ -187,6 +191,8 @@ class Cluster(Case):
         memory = self.scheduler.loop.memory
         if self.detokenizer.num_open:
             raise PropertyFailed("auxiliary_conservation", f"at rest: {self.detokenizer.num_open} texts are open")
+        if self.grammar.num_open:
+            raise PropertyFailed("auxiliary_conservation", f"at rest: {self.grammar.num_open} grammars are held")
         if self.mirror.content != memory.cache.content():
             raise PropertyFailed("observability_conservation", "the cache is not what its events tell")
 

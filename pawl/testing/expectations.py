@@ -12,9 +12,14 @@ import numpy as np
 from pawl.actors.messages.generate import TokenLogprob, Usage
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
+from pawl.build.grammars import words_of
+from pawl.features.request import BAD_GRAMMAR
 from pawl.gpu.alone import OneAtATime, steps_alone
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
+from pawl.gpu.grammars.base import GrammarBackend
+from pawl.gpu.grammars.cache import Grammars
+from pawl.gpu.grammars.plain import Plain
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
@@ -60,6 +65,23 @@ def vocabulary() -> Vocabulary:
     return ghost_vocabulary()
 
 
+@lru_cache(maxsize=1)
+def _plain() -> GrammarBackend:
+    words = words_of(vocabulary())
+    assert words is not None
+    backend = Plain(words)
+    # What is compiled is the same in every run.
+    setattr(backend, "compile", lru_cache(maxsize=256)(backend.compile))  # noqa: B010
+    return backend
+
+
+def simulated_grammars() -> Grammars:
+    """Of the ghost's vocabulary; nothing in it is held."""
+    words = words_of(vocabulary())
+    assert words is not None
+    return Grammars(lambda words: _plain(), words)
+
+
 def drawn_alone(runner: OneAtATime, arrival: Arrival, page_size: int) -> Said:
     """All that the request asks for, from a runner that it has for itself, one step after the other."""
     sampling, prompt = parameters_of(arrival), np.array(arrival.prompt, np.int32)
@@ -90,8 +112,13 @@ def ghost_alone(arrival: Arrival) -> Said:
     """What the ghost says to a request."""
     if msgspec.structs.replace(parameters_of(arrival), stop_token_ids=(), max_new_tokens=0) == LIKELIEST:
         return Said(tuple(expected(arrival.prompt, arrival.max_new_tokens)))
+    if arrival.grammar == BAD_GRAMMAR:
+        return Said(())
     total = len(arrival.prompt) + arrival.max_new_tokens
-    return drawn_alone(Ghost(num_pages=1, page_size=total, num_slots=1, max_context=total, small=True), arrival, total)
+    ghost = Ghost(
+        num_pages=1, page_size=total, num_slots=1, max_context=total, small=True, grammars=simulated_grammars()
+    )
+    return drawn_alone(ghost, arrival, total)
 
 
 class Expectations:
@@ -183,12 +210,14 @@ class Expectations:
 
 
 def check_refusal(arrival: Arrival, shape: Shape, num_requests: int, cause: Cause, request: int | None) -> None:
-    """A request is refused because it is too long, or because others may wait already. Raises PropertyFailed."""
+    """A request is refused because it is too long, because others may wait already, or for its grammar. Raises
+    PropertyFailed."""
     length, config = len(arrival.prompt) + arrival.max_new_tokens, shape.loop_config()
     reasons = {
         Cause.TOO_LONG: length > config.max_context,
         Cause.NEVER_FITS: length > config.num_pages * config.page_size,
         Cause.OVERLOADED: num_requests > shape.max_queued,
+        Cause.GRAMMAR: arrival.grammar == BAD_GRAMMAR,
     }
     if not reasons.get(cause, False):
         raise PropertyFailed("fault_isolation", f"it was refused for no reason: {cause}", request)

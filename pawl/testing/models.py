@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pawl.actors.storage import Storage
 from pawl.actors.tiers.store import TierStore
 from pawl.gpu.ghost.runner import Ghost
+from pawl.gpu.grammars.cache import Grammars
 from pawl.lifecycle.step import StepBatch
 from pawl.loops.saving import WritePolicy
 from pawl.loops.select import LoopConfig
 from pawl.memory.tiers.host import HostPool
-from pawl.testing.expectations import OF_THE_GHOST, Expectations, Said, drawn_alone
+from pawl.testing.expectations import OF_THE_GHOST, Expectations, Said, drawn_alone, simulated_grammars
 from pawl.testing.workload import Arrival
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Model(Protocol):
     name: str
     expectations: Expectations
 
-    def runner(self, config: LoopConfig) -> Any:
+    def runner(self, config: LoopConfig, grammars: Grammars) -> Any:
         """A runner for this server, on which nothing has run; the one given before is not used any more."""
 
 
@@ -43,8 +44,8 @@ class GhostModel:
     name = "ghost"
     expectations = OF_THE_GHOST
 
-    def runner(self, config: LoopConfig) -> Ghost:
-        return Ghost.for_shape(config, small=config.tiers is None)
+    def runner(self, config: LoopConfig, grammars: Grammars) -> Ghost:
+        return Ghost.for_shape(config, small=config.tiers is None, grammars=grammars)
 
 
 GHOST = GhostModel()
@@ -77,7 +78,7 @@ class RealModel:
         self._longest = longest
         self._runners: dict[tuple[int, ...], Runner] = {}
 
-    def runner(self, config: LoopConfig) -> Runner:
+    def runner(self, config: LoopConfig, grammars: Grammars) -> Runner:
         return self._emptied(config.num_pages, config.page_size, config.max_running, config.max_context)
 
     def _alone(self, arrival: Arrival) -> Said:
@@ -103,6 +104,7 @@ class RealModel:
                 threads=1,
                 backend=self._backend,
                 deterministic=self._deterministic,
+                grammars=simulated_grammars(),
             )
         runner = self._runners[size]
         runner.reset()

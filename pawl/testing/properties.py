@@ -15,7 +15,8 @@ USUAL_LIMIT = 3
 
 
 class BoundedOvertaking(Property):
-    """At most `limit` requests that came later, of equal priority, are admitted before a request that waits."""
+    """At most `limit` requests that came later, of equal priority, are admitted before a request that waits and has
+    its grammar."""
 
     name: ClassVar[str] = "bounded_overtaking"
 
@@ -29,7 +30,7 @@ class BoundedOvertaking(Property):
         match record:
             case Submitted():
                 self._priority[record.request] = record.priority
-            case Transition(event=Event.SUBMIT):
+            case Transition(event=Event.SUBMIT | Event.GRAMMAR_READY):
                 self._overtaken[record.request] = []
             case Transition(event=Event.FINISH | Event.ABORT):
                 self._overtaken.pop(record.request, None)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 NOT_EXPLORED = {
     Cause.EMBEDDED: "there are no embeddings yet",
     Cause.HANDED_OVER: "there is one replica",
-    Cause.GRAMMAR: "there are no grammars yet",
     Cause.INVALID: "the edge refuses what is not valid, and clients of a run send what is",
     Cause.DRAINED: "a run stops when it is at rest",
     Cause.INTERNAL: "the ghost's scores are numbers",

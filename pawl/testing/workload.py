@@ -14,6 +14,7 @@ from pawl.actors.control import ROWS, Body
 from pawl.features import request, server
 from pawl.features.row import Feature, Seeded, Source, drawn
 from pawl.gpu.ghost.language import END_TOKEN
+from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.request import SamplingParameters
 from pawl.loops.select import LoopConfig
 from pawl.loops.tiers import TierConfig
@@ -43,6 +44,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = True
     min_new_tokens: int = 0
+    grammar: Grammar | None = None
+    """Its output ends where this does, `ignore_eos` or not."""
     seed: int | None = None
     """Sampled with this seed at temperature 1; None: greedy."""
     top_k: int = 0
@@ -161,14 +164,14 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
 
 SAMPLED = (
     *("min_new_tokens", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    *("max_new_tokens", "top_logprobs", "prompt_logprobs"),
+    *("max_new_tokens", "top_logprobs", "prompt_logprobs", "grammar"),
 )
 """Fields of an arrival that are those of SamplingParameters."""
 
 
 def parameters_of(arrival: Arrival) -> SamplingParameters:
     """What its client asks for; without a seed, the likeliest tokens."""
-    ends = () if arrival.ignore_eos else (END_TOKEN,)
+    ends = () if arrival.ignore_eos and arrival.grammar is None else (END_TOKEN,)
     return SamplingParameters(
         **{name: getattr(arrival, name) for name in SAMPLED},
         temperature=0.0 if arrival.seed is None else 1.0,

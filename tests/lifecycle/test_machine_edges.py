@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from pawl.features.request import GRAMMARS
 from pawl.lifecycle.machine import TABLE, Edge, UInt8s
 from pawl.lifecycle.requests import Int32s, RequestTable
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.loops.batch import BatchBuilder
 from pawl.loops.lower_tiers import LowerTiers
+from pawl.loops.orders.grammars import GrammarFailed, GrammarReady
 from pawl.loops.planner import Planner
 from pawl.loops.tiers import PageFetch, TierConfig
 from pawl.memory.tiers.keys import page_keys, root_key
@@ -60,12 +62,12 @@ class ForgetfulPlanner:
 
     def plan(self, builder: BatchBuilder) -> None:
         self._planner.plan(builder)
-        if self._chance.random() < 0.03:
+        if not builder.empty and self._chance.random() < 0.03:
             raise MemoryViolation("no room for a plan")
 
 
 class AnyDriver(Driver):
-    """Does at random what clients, workers and lower tiers may do."""
+    """Does at random what clients, workers, lower tiers and the grammar actor may do."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
@@ -81,6 +83,7 @@ class AnyDriver(Driver):
         self.tiers = self.loop.companion(LowerTiers)
         self.fetches: list[PageFetch] = []
         self.fences: list[int] = []
+        self.compiling: list[int] = []
 
     def violated(self, violation: MemoryViolation) -> None:
         assert str(violation).startswith("no room for a plan")
@@ -113,7 +116,10 @@ class AnyDriver(Driver):
                 keys = page_keys(root_key("ghost", ""), np.array(prompt, np.int32), 4)
                 if chance.random() < 0.3:
                     self.tiers.kept(keys, self.now)
-                self.submit(prompt, chance.choice([0, 1, 20, 100]), deadline=self.now + chance.choice([3, 1000]))
+                deadline, grammar = self.now + chance.choice([3, 1000]), chance.choice([None, None, GRAMMARS[0]])
+                request = self.submit(prompt, chance.choice([0, 1, 20, 100]), deadline=deadline, grammar=grammar)
+                if grammar is not None:
+                    self.compiling.append(request)
             case 4 if live:
                 requests.abort(chance.choice(live), Cause.CLIENT, self.now)
             case 5 if said := [request for request in live if self.output_of[request]]:
@@ -124,10 +130,14 @@ class AnyDriver(Driver):
                 self.ghost.fail_at = {self.loop.counters.steps + 1}
 
     def _answer(self) -> None:
-        """Lower tiers have nothing after all, or are late."""
+        """Lower tiers have nothing after all, or are late. Grammars are compiled, or bad."""
         for ticket in self.fences:
             self.tiers.fetching.fenced(ticket, self.now)
         self.fences.clear()
+        while self.compiling and self.chance.random() < 0.5:
+            request, fails = self.compiling.pop(0), self.chance.random() < 0.1
+            answer = GrammarFailed(request, "no grammar") if fails else GrammarReady(request)
+            self.intake.deliver(answer, self.now)
         while self.fetches and self.chance.random() < 0.5:
             order = self.fetches.pop(0)
             if self.chance.random() < 0.5:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from pawl.gpu.ghost.language import END_TOKEN
 from pawl.gpu.ghost.runner import Ghost, PlannedFailure
+from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
@@ -20,6 +22,7 @@ from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.tiers import PageFetch
 from pawl.memory.arrays import Int32s
 from pawl.memory.violation import MemoryViolation
+from pawl.testing.expectations import simulated_grammars
 
 CELLS = [(pacing, mixed) for pacing in ("lockstep", "overlap") for mixed in (False, True)]
 
@@ -41,7 +44,7 @@ class Driver:
         self.records: list[object] = []
         self.loop = make_loop(self.config, self, Journal(self.records.append), self)
         self.intake = Intake(self.loop, self)
-        self.ghost = Ghost.for_shape(self.config)
+        self.ghost = Ghost.for_shape(self.config, grammars=simulated_grammars())
         self.launched: deque[ScheduledBatch] = deque()
         self.output_of: dict[int, list[int]] = {}
         self.ending_of: dict[int, Ending] = {}
@@ -102,6 +105,8 @@ class Driver:
     ) -> int:
         """`drawn`: how, as `SamplingParameters` has it; otherwise greedily."""
         request, self._next = self._next, self._next + 1
+        if drawn.get("grammar") is not None:
+            drawn |= {"stop_token_ids": (END_TOKEN,), "eos_token_ids": (END_TOKEN,)}
         sampling = SamplingParameters(**{"temperature": 0.0} | drawn, max_new_tokens=max_new_tokens)
         ticket = RequestInfo(request, f"r{request}", sampling, namespace, self.now)
         self.intake.submit(ticket, np.array(prompt, np.int32), priority, deadline, self.now)

@@ -1,0 +1,88 @@
+"""The grammar actor compiles grammars while their requests wait, and keeps them while these live.
+
+    scheduler ──Compile──► grammar ──GrammarReady, GrammarFailed──► scheduler      scheduler ──Release──► grammar
+
+What it compiles lies in `Grammars`, where workers of the same process find it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pawl.actors.messages.grammar import Compile, Release, ToGrammar
+from pawl.actors.names import NAMES, Names
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.gpu.grammars.base import GrammarRefused
+from pawl.gpu.grammars.cache import Grammars
+from pawl.lifecycle.grammar import Grammar
+from pawl.loops.orders.grammars import GrammarFailed, GrammarReady
+
+BROKEN = "the grammar could not be compiled"
+
+
+class CompileNext(msgspec.Struct, frozen=True, tag=True):
+    """The grammar actor's own timer: what has arrived is known, so the oldest grammar that still matters is next."""
+
+
+class GrammarCompiler(Actor):
+    """One job at a time, in order of arrival."""
+
+    accepts = ToGrammar | CompileNext
+
+    def __init__(self, grammars: Grammars, names: Names = NAMES) -> None:
+        self._names = names
+        self._grammars = grammars
+        self._waiting: dict[int, Grammar] = {}
+        """request -> its grammar, not compiled yet."""
+        self._held: dict[int, Grammar] = {}
+        self._going = False
+        """A CompileNext is on its way."""
+
+    @property
+    def num_open(self) -> int:
+        """Requests whose grammars are waited for, or held."""
+        return len(self._waiting) + len(self._held)
+
+    def receive(self, message: Any) -> None:
+        match message:
+            case Compile(request, grammar):
+                self._waiting[request] = grammar
+            case Release(request):
+                self._waiting.pop(request, None)
+                if request in self._held:
+                    self._grammars.release(self._held.pop(request))
+            case CompileNext():
+                self._going = False
+                if self._waiting:
+                    request = next(iter(self._waiting))
+                    self._compile(request, self._waiting.pop(request))
+        if self._waiting and not self._going:
+            # Not at once: what has arrived meanwhile may release some.
+            self._going = True
+            self.context.after(0.0, CompileNext())
+
+    def requests_of(self, message: Any) -> tuple[int, ...]:
+        return (message.request,) if isinstance(message, Compile) else ()
+
+    def end_request(self, request: int) -> None:
+        self._waiting.pop(request, None)
+        self._tell(GrammarFailed(request, BROKEN))
+
+    def _compile(self, request: int, grammar: Grammar) -> None:
+        try:
+            self._grammars.hold(grammar)
+        except GrammarRefused as error:
+            self._tell(GrammarFailed(request, str(error)))
+        except Exception as error:
+            self.contain(request, error)
+        else:
+            self._held[request] = grammar
+            self._tell(GrammarReady(request))
+
+    def stopped(self, reason: str) -> None:
+        """The scheduler, which stops earlier, has ended every request."""
+
+    def _tell(self, order: GrammarReady | GrammarFailed) -> None:
+        self.context.send(self._names.scheduler, order, Lane.CONTROL)

@@ -1,0 +1,73 @@
+"""What a grammar backend is: it compiles a grammar once for a vocabulary, and makes a matcher for each request.
+
+    compile(grammar) -> Compiled, immutable, shared by threads
+    Compiled.matcher() -> Matcher, of one request and one thread: a fold over the request's output tokens
+
+A mask is a row of bits, int32 [ceil(vocabulary / 32)]: bit t % 32 of word t // 32 says whether token t may come next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from pawl.lifecycle.grammar import Grammar
+from pawl.lifecycle.step import Int32s
+
+
+class GrammarRefused(ValueError):
+    """A grammar cannot be used. The message says why, in words for the client."""
+
+
+class Words(NamedTuple):
+    """A vocabulary as grammars see it."""
+
+    entries: Sequence[bytes]
+    """The bytes of each token; empty for those that are no text, which a grammar never allows."""
+    end_ids: tuple[int, ...]
+    """Tokens with which an output ends."""
+
+    @property
+    def mask_words(self) -> int:
+        """int32 words of a mask."""
+        return -(-len(self.entries) // 32)
+
+
+class Matcher(Protocol):
+    """Where an output is in its grammar."""
+
+    @property
+    def terminated(self) -> bool:
+        """An end token was accepted: nothing can follow."""
+
+    def fill(self, bits: Int32s) -> None:
+        """Write the mask of the next token, int32 [mask_words], contiguous. Not to be called once terminated."""
+
+    def accept(self, token: int) -> bool:
+        """The output goes on with this token. False, and nothing has changed, where the grammar refuses it."""
+
+    def rollback(self, count: int) -> None:
+        """Take back the last `count` accepted tokens."""
+
+    def fork(self) -> Matcher:
+        """One that is where this one is, and goes its own way."""
+
+
+class Compiled(Protocol):
+    """One grammar, ready for use."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes, about."""
+
+    def matcher(self) -> Matcher:
+        """At the beginning of an output."""
+
+
+class GrammarBackend(Protocol):
+    """One library, or our own few lines, for one vocabulary."""
+
+    name: str
+
+    def compile(self, grammar: Grammar) -> Compiled:
+        """Raises GrammarRefused."""

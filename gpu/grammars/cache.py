@@ -1,0 +1,80 @@
+"""Compiled grammars by their content: what the grammar actor makes and workers use. Safe for several threads."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from threading import Lock
+
+from pawl.gpu.grammars.base import Compiled, GrammarBackend, GrammarRefused, Words
+from pawl.lifecycle.grammar import Grammar
+
+CACHE_BYTES = 256 << 20
+MAX_ENTRIES = 1024
+MAX_COMPILED = 64 << 20
+"""Bytes of one compiled grammar."""
+
+
+class Grammars:
+    """The grammars of one vocabulary. One that a live request needs stays; of the others, those used last."""
+
+    def __init__(
+        self, make_backend: Callable[[Words], GrammarBackend], words: Words, limit_bytes: int = CACHE_BYTES
+    ) -> None:
+        """The backend is made when the first grammar comes: its library may take a second to load."""
+        self.words = words
+        self._make_backend = make_backend
+        self._backend: GrammarBackend | None = None
+        self._limit_bytes = limit_bytes
+        self._lock = Lock()
+        self._compiled: OrderedDict[Grammar, Compiled] = OrderedDict()
+        """The least recently used first."""
+        self._held: Counter[Grammar] = Counter()
+
+    def hold(self, grammar: Grammar) -> None:
+        """A request needs this one until it is released: it is compiled, unless it was before. Raises GrammarRefused,
+        then it is not held."""
+        self.get(grammar)
+        with self._lock:
+            self._held[grammar] += 1
+
+    def release(self, grammar: Grammar) -> None:
+        """Undo one `hold`."""
+        with self._lock:
+            self._held[grammar] -= 1
+            if not self._held[grammar]:
+                del self._held[grammar]
+            self._trim()
+
+    def get(self, grammar: Grammar) -> Compiled:
+        """The compiled grammar. Raises GrammarRefused."""
+        with self._lock:
+            found = self._compiled.get(grammar)
+            if found is not None:
+                self._compiled.move_to_end(grammar)
+                return found
+            if self._backend is None:
+                self._backend = self._make_backend(self.words)
+            backend = self._backend
+        made = backend.compile(grammar)
+        if made.num_bytes > MAX_COMPILED:
+            raise GrammarRefused(
+                f"the grammar takes more than {MAX_COMPILED >> 20} MiB when it is compiled; shorten it"
+            )
+        with self._lock:
+            self._compiled[grammar] = made
+            self._trim()
+        return made
+
+    @property
+    def num_held(self) -> int:
+        """Holds that are not released."""
+        return self._held.total()
+
+    def _trim(self) -> None:
+        total = sum(made.num_bytes for made in self._compiled.values())
+        for grammar in list(self._compiled):
+            if total <= self._limit_bytes and len(self._compiled) <= MAX_ENTRIES:
+                return
+            if grammar not in self._held:
+                total -= self._compiled.pop(grammar).num_bytes

@@ -1,0 +1,33 @@
+"""The one place that decides which library keeps output to a grammar."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import cast
+
+from pawl.gpu.grammars.base import GrammarBackend, Words
+
+BACKENDS: dict[str, tuple[str, str, str | None]] = {
+    "xgrammar": ("pawl.gpu.grammars.xgrammar", "XGrammar", "xgrammar"),
+    "llguidance": ("pawl.gpu.grammars.llguidance", "LLGuidance", "llguidance"),
+    "plain": ("pawl.gpu.grammars.plain", "Plain", None),
+}
+"""Name -> module, class, and the package that it needs; the first that is there is `auto`."""
+
+
+def choose_backend(name: str) -> Callable[[Words], GrammarBackend]:
+    """What makes the backend of this name, or `auto`. Raises ImportError where its package is not installed."""
+    if name == "auto":
+        name = next(name for name, (_, _, package) in BACKENDS.items() if package is None or find_spec(package))
+    package = BACKENDS[name][2]
+    if package is not None and find_spec(package) is None:
+        raise ImportError(f"pip install {package}")
+    return partial(_made, name)
+
+
+def _made(name: str, words: Words) -> GrammarBackend:
+    module, kind, _ = BACKENDS[name]
+    return cast(GrammarBackend, getattr(importlib.import_module(module), kind)(words))
