@@ -9,7 +9,6 @@ import numpy as np
 
 from pawl.gpu.ghost.language import END_TOKEN
 from pawl.gpu.ghost.runner import Ghost, PlannedFailure
-from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
