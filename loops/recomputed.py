@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.columns import Float32s, Scores, float32s, int32s, uint8s
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.recompute import Compute, Computed, Recorded
 from pawl.lifecycle.records import (
@@ -90,7 +90,7 @@ class Recomputed(Property):
     every log-probability, is the same to the bit."""
 
     name: ClassVar[str] = "recomputed"
-    observes = (Checkpoint, Submitted, StepPlanned, StepCommitted, StepRolledBack, Transition)
+    observes = (Checkpoint, Submitted, StepPlanned, StepCommitted, StepRolledBack, *ENDS)
 
     def __init__(self, compute: Compute | None) -> None:
         """`compute`: the model of the run; None where the run has not promised that it can be computed again, which

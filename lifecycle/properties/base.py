@@ -9,6 +9,10 @@ import msgspec
 
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record
+from pawl.lifecycle.states import Event
+
+ENDS = (Event.FINISH, Event.ABORT)
+"""Events after which a request is no more."""
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -31,8 +35,9 @@ class Property:
 
     name: ClassVar[str]
     """As it stands in reports, metrics and docs."""
-    observes: ClassVar[tuple[type[Record], ...] | None] = None
-    """The kinds of records that concern it: `observe` sees no others. None: all."""
+    observes: ClassVar[tuple[type[Record] | Event, ...] | None] = None
+    """What concerns it, and `observe` sees nothing else: kinds of records, and events of which it wants the transitions
+    (`Transition`: those of all events). None: everything."""
     unjudged: str = ""
     """What it could not judge, and why, where a trace that is whole leaves that open."""
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Answered, AnswersClosed, Delivered, Record, StepPlanned, Submitted, Transition
 from pawl.lifecycle.states import ABORT_CAUSES, Cause, Event
-
-ENDS = frozenset({Event.FINISH, Event.ABORT})
 
 
 class Incarnation(Property):
@@ -72,7 +70,7 @@ class SilenceAfterAbort(Property):
     when it was aborted."""
 
     name = "silence_after_abort"
-    observes = (Transition, Answered)
+    observes = (*ENDS, Answered)
 
     def __init__(self) -> None:
         self._pairing = Pairing()
@@ -93,7 +91,7 @@ class StreamEqualsResult(Property):
     request at another place than the scheduler knew: the client is told so, of no more tokens than there were."""
 
     name = "stream_equals_result"
-    observes = (Transition, Answered)
+    observes = (*ENDS, Answered)
 
     def __init__(self) -> None:
         self._pairing = Pairing()
@@ -119,7 +117,7 @@ class AbortIsTotal(Property):
     """In every state and queue an abort ends the request within one scheduling step and touches no other."""
 
     name = "abort_is_total"
-    observes = (Delivered, Transition, StepPlanned)
+    observes = (Delivered, StepPlanned, *ENDS)
 
     def __init__(self) -> None:
         self._asked: set[int] = set()

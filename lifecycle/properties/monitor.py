@@ -31,7 +31,8 @@ from pawl.lifecycle.properties.sharing import (
 from pawl.lifecycle.properties.start import StartAgrees
 from pawl.lifecycle.properties.stream_positions import StreamPositions
 from pawl.lifecycle.properties.time_order import TimeOrder
-from pawl.lifecycle.records import AnswersClosed, Closed, Record
+from pawl.lifecycle.records import AnswersClosed, Closed, Record, Transition
+from pawl.lifecycle.states import Event
 
 PROPERTIES: tuple[type[Property], ...] = (
     Conservation,
@@ -94,8 +95,8 @@ class Monitor:
         self.judging = True
         self.indigestible = False
         """Judging has ended at a record that no engine writes: a value that is out of all bounds, say."""
-        self._observers: dict[type[Record], tuple[Observer, ...]] = {}
-        """Whom a kind of record concerns, as far as such a record has come."""
+        self._observers: dict[type[Record] | Event, tuple[Observer, ...]] = {}
+        """Whom a kind of record, or a transition of this event, concerns, as far as one has come."""
         self._reported: dict[tuple[str, int | None], int] = {}
         """(property, request) -> the record of its first violation"""
 
@@ -111,9 +112,10 @@ class Monitor:
             return self._report([Violation(WELL_FORMED, str(error), self.history.number, error.request)])
         except Exception as error:
             return self._refuse(record, error)
-        observers = self._observers.get(type(record))
+        kind = record.event if type(record) is Transition else type(record)
+        observers = self._observers.get(kind)
         if observers is None:
-            observers = self._observers[type(record)] = self._concerned(type(record))
+            observers = self._observers[kind] = self._concerned(kind)
         found: list[Violation] = []
         try:
             for observe in observers:
@@ -143,8 +145,9 @@ class Monitor:
         text = f"no engine records {what}: {type(error).__name__}: {error!s:.{MOST_WORDS}} ({where})"
         return self._report([Violation(WELL_FORMED, text, self.history.number)])
 
-    def _concerned(self, kind: type[Record]) -> tuple[Observer, ...]:
-        return tuple(each.observe for each in self.properties if each.observes is None or kind in each.observes)
+    def _concerned(self, kind: type[Record] | Event) -> tuple[Observer, ...]:
+        names = {kind, Transition} if isinstance(kind, Event) else {kind}
+        return tuple(each.observe for each in self.properties if each.observes is None or names & set(each.observes))
 
     def _report(self, found: list[Violation]) -> list[Violation]:
         new: list[Violation] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Closed, Counts, PageCounts, Record, StepCommitted, Submitted, Transition
 from pawl.lifecycle.states import Event
@@ -15,7 +15,7 @@ class ObservabilityConservation(Property):
     the cache, replayed from nothing, give the pages that are counted as cached."""
 
     name = "observability_conservation"
-    observes = (Transition, Submitted, StepCommitted, Closed)
+    observes = (Submitted, StepCommitted, Closed, Event.SUBMIT, Event.SUBMIT_GRAMMAR, Event.RETRACT, *ENDS)
 
     def __init__(self) -> None:
         self._received = 0

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation
 from pawl.lifecycle.properties.history import Bools, History, fitted
 from pawl.lifecycle.recompute import is_reproducible
 from pawl.lifecycle.records import (
@@ -144,7 +144,7 @@ class ScheduleEquivalence(Equivalence):
     """Same request, same tokens over chunk size, mixed batches, loop cell, page size, and admission order."""
 
     name: ClassVar[str] = "schedule_equivalence"
-    observes = (Started, Submitted, Transition)
+    observes = (Started, Submitted, *ENDS)
 
     def note(self, record: Record, history: History, concerned: Bools) -> None:
         if isinstance(record, Submitted):
@@ -155,7 +155,7 @@ class RetractionTransparency(Equivalence):
     """Tokens are equal with and without a retraction at any step."""
 
     name: ClassVar[str] = "retraction_transparency"
-    observes = (Started, Submitted, Transition)
+    observes = (Started, Submitted, Event.RETRACT, *ENDS)
 
     def note(self, record: Record, history: History, concerned: Bools) -> None:
         if isinstance(record, Transition) and record.event == Event.RETRACT:
@@ -166,7 +166,7 @@ class CacheHitEquivalence(Equivalence):
     """A cold and a warm prefix give the same tokens."""
 
     name: ClassVar[str] = "cache_hit_equivalence"
-    observes = (Started, Submitted, Transition)
+    observes = (Started, Submitted, Event.ADMIT, *ENDS)
 
     def note(self, record: Record, history: History, concerned: Bools) -> None:
         if isinstance(record, Transition) and record.event == Event.ADMIT and record.num_cached:
@@ -177,7 +177,7 @@ class BatchIndependence(Equivalence):
     """Greedy and seeded requests do not see their neighbours."""
 
     name: ClassVar[str] = "batch_independence"
-    observes = (Started, Submitted, Transition, StepPlanned)
+    observes = (Started, Submitted, StepPlanned, *ENDS)
 
     def note(self, record: Record, history: History, concerned: Bools) -> None:
         if isinstance(record, StepPlanned) and len(history.step.rows) > 1:
@@ -189,7 +189,7 @@ class StopSemantics(Property):
     ended with what it is said to have ended by."""
 
     name: ClassVar[str] = "stop_semantics"
-    observes = (Submitted, StepCommitted, Transition)
+    observes = (Submitted, StepCommitted, Event.FINISH)
 
     def __init__(self) -> None:
         self._stops: Int32s = np.full((64, MAX_STOP_TOKENS), NO_TOKEN, np.int32)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import (
     Record,
@@ -68,7 +68,7 @@ class BoundedProgress(Property):
     """
 
     name = "bounded_progress"
-    observes = (Started, Submitted, StepPlanned, StepRolledBack, Transition)
+    observes = (Started, Submitted, StepPlanned, StepRolledBack, *ENDS)
 
     def __init__(self) -> None:
         self._pace: Pace | None = None
@@ -122,7 +122,7 @@ class FaultIsolation(Property):
     those that were part of two lost steps, and nobody else."""
 
     name = "fault_isolation"
-    observes = (StepRolledBack, Transition, StepPlanned)
+    observes = (StepRolledBack, StepPlanned, *ENDS)
     max_strikes = 2
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ class AdmissionIsMonotone(Property):
     runnable: the oldest of those at work is never retracted for memory."""
 
     name = "admission_is_monotone"
-    observes = (Transition, StepRolledBack, StepCommitted)
+    observes = (StepRolledBack, StepCommitted, Event.ADMIT, Event.RETRACT, *ENDS)
 
     def __init__(self) -> None:
         self._order: dict[int, int] = {}

@@ -95,7 +95,7 @@ class ReadAfterCommit(Property):
     position in it is, and what a request begins with is in the cache when its step is launched."""
 
     name = "read_after_commit"
-    observes = (StepCommitted, Cached, StepPlanned, Transition, Submitted, TierTold)
+    observes = (StepCommitted, Cached, StepPlanned, Event.ADMIT, Event.RECEIVE, Submitted, TierTold)
 
     def __init__(self) -> None:
         self._committed: Int32s = np.zeros(64, np.int32)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation
 from pawl.lifecycle.properties.history import Bools, History, fitted
 from pawl.lifecycle.records import Int32s, Record, StepCommitted, StepPlanned, StepRolledBack, Submitted, Transition
 from pawl.lifecycle.states import Cause, Event
@@ -18,7 +18,7 @@ class StreamPositions(Property):
     and the end of a request counts the tokens that were committed."""
 
     name = "stream_positions"
-    observes = (StepPlanned, StepCommitted, Transition, Submitted, StepRolledBack)
+    observes = (StepPlanned, StepCommitted, Submitted, StepRolledBack, Event.ADMIT, Event.RECEIVE, *ENDS)
 
     def __init__(self) -> None:
         self._next: Int32s = np.zeros(64, np.int32)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
-from pawl.lifecycle.records import DECODER, ENCODER, Record, StepPlanned, Submitted
+from pawl.lifecycle.records import DECODER, ENCODER, Record, StepPlanned, Submitted, Transition
+from pawl.lifecycle.states import Event
 from tests.lifecycle.canaries import CANARIES, STORY
 from tests.lifecycle.canaries_shared import SHARED_CANARIES, twins
 from tests.lifecycle.story import changed, without
@@ -57,7 +58,7 @@ def test_equal_requests_are_compared_where_the_backend_keeps_that_promise(
 def test_a_property_sees_the_records_that_concern_it_and_no_others() -> None:
     class Listening(Property):
         name = "listening"
-        observes = (Submitted, StepPlanned)
+        observes = (Submitted, StepPlanned, Event.FINISH)
 
         def __init__(self) -> None:
             self.seen: list[Record] = []
@@ -70,7 +71,12 @@ def test_a_property_sees_the_records_that_concern_it_and_no_others() -> None:
     monitor = Monitor([listening])
     for record in STORY.records:
         monitor.observe(record)
-    assert listening.seen == [record for record in STORY.records if isinstance(record, Submitted | StepPlanned)]
+    assert listening.seen == [
+        record
+        for record in STORY.records
+        if isinstance(record, Submitted | StepPlanned)
+        or (isinstance(record, Transition) and record.event == Event.FINISH)
+    ]
 
 
 def test_no_property_misses_a_kind_of_record_that_it_would_judge() -> None:
