@@ -256,7 +256,7 @@ class Gateway(Actor):
         """The entry is off the books."""
         if self.trace is not None:
             self._num_answered += 1
-            self.trace.emit(Answered(entry.request, cause, entry.num_tokens, now))
+            self.trace.emit(Answered(entry.request, cause, entry.num_tokens, now, self._num_answered))
 
     def _lose(self, name: str, reason: str) -> None:
         self.lost = text = f"{name} is gone: {reason}"

@@ -21,7 +21,8 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.properties.base import Property, Violation
-from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Blind, Monitor
+from pawl.lifecycle.properties.beginning import beginning_of
+from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
 from pawl.lifecycle.records import (
     STOPPED,
     Checkpoint,
@@ -80,6 +81,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     missing: tuple[str, ...]
     """Why the record is not whole; empty for a complete trace."""
     damage: tuple[Damage, ...]
+    from_checkpoint: bool
+    """The beginning was dropped: what is left begins with a checkpoint, and is judged from there."""
     num_blocks: int
     num_records: int
     num_judged: int
@@ -112,6 +115,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             f"  {self.num_records} records in {self.num_blocks} blocks, {self.num_judged} judged; "
             f"{self.num_requests} requests, {self.num_tokens} output tokens"
         )
+        if self.from_checkpoint:
+            yield "  from a checkpoint: what came before it was dropped"
         if self.causes:
             yield "  ended: " + ", ".join(f"{cause} {count}" for cause, count in sorted(self.causes.items()))
         for failure in self.contained:
@@ -130,12 +135,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             yield f"  violated: {found.property} at record {found.record}{concerned}: {found.explanation}"
             for line in finding.slice:
                 yield f"    {line.record:>8}  {line.text}"
-
-
-FROM_CHECKPOINT = (
-    "the beginning was dropped: what is left begins with a checkpoint, from which decisions can be made again; what "
-    "records alone show needs the beginning"
-)
 
 
 class _Statistics:
@@ -172,35 +171,34 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
     judging = True
     from_checkpoint = False
     for block in reader.blocks():
-        if not num_judged and judging and block and isinstance(block[0], Checkpoint):
-            monitor = Monitor(also, history=Blind())
-            from_checkpoint = True
-        judging = judging and _judgeable(reader.damage, from_checkpoint)
+        if reader.num_records == len(block) and block:
+            from_checkpoint, lacking = _beginning(block[0])
+            missing += lacking
+            judging = from_checkpoint or not isinstance(block[0], Checkpoint)
+        judging = judging and not _damage(reader, from_checkpoint)
         for record in block:
             statistics.observe(record)
             if judging and isinstance(record, Gap):
                 missing.append(f"{record.count} records are missing after record {num_judged - 1}: {record.reason}")
                 judging = False
             if judging and monitor.judging:
-                if not num_judged and not isinstance(record, Started | Checkpoint):
-                    missing.append("the trace does not begin with the start of the engine")
                 monitor.observe(record)
                 num_judged += 1
-    whole = judging and _judgeable(reader.damage, from_checkpoint)
+    damage = _damage(reader, from_checkpoint)
+    whole = judging and not damage
     missing += _missing(monitor, whole)
     monitor.finish(whole and not missing)
     if whole and not missing:
         missing += [each.unjudged for each in monitor.properties if each.unjudged]
-    if from_checkpoint:
-        missing.insert(0, FROM_CHECKPOINT)
     violations = tuple(monitor.violations)
     history = monitor.history
     return Report(
         path=str(path),
-        verdict=Verdict.CORRUPT if monitor.indigestible else _verdict(violations, missing, reader.damage),
+        verdict=Verdict.CORRUPT if monitor.indigestible else _verdict(violations, missing, damage),
         findings=_findings(path, violations),
         missing=tuple(missing),
-        damage=tuple(reader.damage),
+        damage=damage,
+        from_checkpoint=from_checkpoint,
         num_blocks=reader.num_blocks,
         num_records=reader.num_records,
         num_judged=num_judged,
@@ -213,9 +211,17 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
     )
 
 
-def _judgeable(damage: Iterable[Damage], from_checkpoint: bool) -> bool:
-    """Whether the files are whole; from a checkpoint on, those before it may have been dropped."""
-    return all(from_checkpoint and each.kind is DamageKind.TRUNCATED for each in damage)
+def _beginning(first: Record) -> tuple[bool, Sequence[str]]:
+    """Whether a trace can be judged from this record, a checkpoint, and what it lacks at its beginning."""
+    if isinstance(first, Checkpoint):
+        lacking = f"the trace begins with a checkpoint that leaves out {first.missing}"
+        return first.state is not None, () if first.state is not None else (lacking,)
+    return False, () if isinstance(first, Started) else ("the trace does not begin with the start of the engine",)
+
+
+def _damage(reader: TraceReader, from_checkpoint: bool) -> tuple[Damage, ...]:
+    """What is wrong with the files; of a trace that is judged from a checkpoint, those before it may be gone."""
+    return reader.damage_but(DamageKind.TRUNCATED) if from_checkpoint else tuple(reader.damage)
 
 
 def _missing(monitor: Monitor, whole: bool) -> Iterator[str]:
@@ -279,7 +285,7 @@ class _Slice:
         )
         try:
             text = type(record).__name__ if bare else self._concerning(record)
-        except (ValueError, IndexError):
+        except Exception:  # a record may hold anything
             text = f"a {type(record).__name__} that cannot be read"
         if text is not None:
             self.lines.append(Line(number, text))
@@ -288,6 +294,9 @@ class _Slice:
         """The record in words, when it concerns the request."""
         request = self._violation.request
         match record:
+            case Checkpoint(state=bytes()) if not self.lines and self._row is None:
+                self._row = next((live.row for live in beginning_of(record).arrivals if live.request == request), None)
+                return None if self._row is None else f"live in row {self._row}, where the trace begins"
             case Submitted(request=number) if number == request:
                 self._row = record.row
                 return f"submitted in row {record.row} with {len(int32s(record.tokens))} prompt tokens"

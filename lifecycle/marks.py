@@ -7,7 +7,7 @@ import msgspec
 
 class Contained(msgspec.Struct, frozen=True, array_like=True, tag=16):
     """The scheduler failed in the middle of something, and went on. What it then gave up is recorded after this; a
-    replay cannot fail in the same place, so it ends here."""
+    replay cannot fail in the same place, so it ends here, and begins again at the next checkpoint."""
 
     request: int
     """The request for whose sake it failed, which ends; 0: nobody's."""

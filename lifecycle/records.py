@@ -193,6 +193,8 @@ class Answered(msgspec.Struct, frozen=True, array_like=True, tag=14):
     num_output: int
     """Output tokens that had left by then, the last included."""
     time: float
+    number: int
+    """Of this reply among all, from 1."""
 
 
 class AnswersClosed(msgspec.Struct, frozen=True, array_like=True, tag=15):

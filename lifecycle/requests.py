@@ -89,23 +89,28 @@ class RequestTable:
         row = self._free[-1]
         count = len(tokens)
         self.state[row] = State.NEW
-        self.num_prompt[row] = self.num_tokens[row] = count
-        self.max_tokens[row] = count + info.sampling.max_new_tokens
-        self.max_length[row] = max(count, count + info.sampling.max_new_tokens - 1)
+        self.num_tokens[row] = count
         self.num_computed[row] = 0
         self.priority[row] = priority
         self.deadline[row] = deadline
         self.order[row] = _NOT_ADMITTED
-        stops = info.sampling.stop_token_ids
-        self.stop_tokens[row] = -1
-        self.stop_tokens[row, : len(stops)] = stops
         # A prompt longer than the table is wide is refused before anything reads it.
         kept = tokens[: self.tokens.shape[1]]
         self.tokens[row, : len(kept)] = kept
-        self.infos[row] = info
+        self.describe(row, info, count)
         self.row_of[info.request] = row
         self._free.pop()
         return row
+
+    def describe(self, row: int, info: RequestInfo, num_prompt: int) -> None:
+        """Write what follows from the request itself, whatever it has done."""
+        wanted, stops = info.sampling.max_new_tokens, info.sampling.stop_token_ids
+        self.num_prompt[row] = num_prompt
+        self.max_tokens[row] = num_prompt + wanted
+        self.max_length[row] = max(num_prompt, num_prompt + wanted - 1)
+        self.stop_tokens[row] = -1
+        self.stop_tokens[row, : len(stops)] = stops
+        self.infos[row] = info
 
     def withdraw(self, request: int) -> None:
         """Take back an `open`, of which perhaps only a part was done: nobody has heard of the request."""

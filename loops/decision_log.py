@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Checkpoint, Contained, Record, StepCommitted
 from pawl.loops.properties.state import name_of
@@ -34,6 +35,10 @@ class OneDecisionLog(Property):
         self._judging = True
         self._num_told = 0
         self._num_committed = 0
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        """The loop begins with the checkpoint itself."""
+        return ()
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         if not self._judging:

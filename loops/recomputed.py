@@ -10,10 +10,10 @@ import numpy as np
 
 from pawl.lifecycle.columns import Float32s, Scores, float32s, int32s, uint8s
 from pawl.lifecycle.properties.base import ENDS, Property, Violation
+from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.recompute import Compute, Computed, Recorded
 from pawl.lifecycle.records import (
-    Checkpoint,
     Int32s,
     Record,
     StepCommitted,
@@ -25,7 +25,6 @@ from pawl.lifecycle.records import (
 )
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Event
-from pawl.loops.snapshot import live_requests
 
 AT_ONCE = 8192
 """Tokens that wait to be computed together."""
@@ -90,7 +89,7 @@ class Recomputed(Property):
     every log-probability, is the same to the bit."""
 
     name: ClassVar[str] = "recomputed"
-    observes = (Checkpoint, Submitted, StepPlanned, StepCommitted, StepRolledBack, *ENDS)
+    observes = (Submitted, StepPlanned, StepCommitted, StepRolledBack, *ENDS)
 
     def __init__(self, compute: Compute | None) -> None:
         """`compute`: the model of the run; None where the run has not promised that it can be computed again, which
@@ -102,8 +101,14 @@ class Recomputed(Property):
         """In flight: the rows of its segments, and those that sample, as indices."""
         self._waiting: list[_Life] = []
         self._num_waiting = 0
-        self._begun = False
         self.tally = Tally()
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        table = beginning.table
+        for row in beginning.rows:
+            info, known = table.info(row), table.tokens[row, : table.num_tokens[row]]
+            self._lives[row] = _Life(info.request, info.sampling, known, int(table.num_prompt[row]))
+        return ()
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
@@ -118,9 +123,6 @@ class Recomputed(Property):
                 self._lives[record.row] = _Life(record.request, record.sampling, prompt, len(prompt))
             case Transition(event=Event.FINISH | Event.ABORT):
                 return self._ended(record.row)
-            case Checkpoint() if not self._begun:
-                self._restored(record)
-        self._begun = True
         return ()
 
     def finish(self, history: History) -> Sequence[Violation]:
@@ -132,10 +134,6 @@ class Recomputed(Property):
     broken_off = finish
 
     # ---- what is recorded ----
-
-    def _restored(self, record: Checkpoint) -> None:
-        for row, info, num_prompt, tokens in live_requests(record.state) if record.state else ():
-            self._lives[row] = _Life(info.request, info.sampling, tokens, num_prompt)
 
     def _committed(self, record: StepCommitted, number: int) -> None:
         rows, sampling = self._steps.pop(record.step)

@@ -119,7 +119,7 @@ class Replay:
     @classmethod
     def begin(cls, first: Record | None) -> Replay:
         """The run that begins with this record: the start of an engine, or a checkpoint. Raises NotReplayable, and
-        MemoryViolation or Diverged for a checkpoint that contradicts itself."""
+        Impossible, MemoryViolation or Diverged for a checkpoint that no loop has written."""
         if isinstance(first, Started):
             run = cls(first)
             run.number = 1
@@ -132,10 +132,11 @@ class Replay:
         run = cls(first.started, core="python")
         try:
             restore(run.intake, msgspec.msgpack.decode(first.state))
+            run.loop.check_all()
         except MemoryViolation:
             raise
         except Exception as error:  # it may be anything
-            raise NotReplayable(f"the checkpoint cannot be read: {type(error).__name__}: {error!s:.200}") from error
+            raise Impossible(0, error) from error
         run._made.clear()
         run.feed(first)
         return run

@@ -6,27 +6,20 @@ Taken when no step is in flight. Restored into a fresh loop of the same configur
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from pawl.lifecycle.requests import RequestInfo, RequestTable
-from pawl.lifecycle.states import Cause, State
+from pawl.lifecycle import snapshot as table_snapshot
+from pawl.lifecycle.snapshot import Plain
+from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Intake, Order
 from pawl.loops.loop import Loop
 from pawl.loops.orders import order_of
 from pawl.loops.policy import Policy
 from pawl.memory import snapshot as memory_snapshot
-from pawl.memory.arrays import Int32s
-from pawl.memory.snapshot import NoSnapshot, Plain
-
-COLUMNS = (
-    *("state", "slot", "num_prompt", "num_tokens", "max_tokens", "max_length", "num_computed"),
-    *("order", "priority", "deadline", "stop_tokens"),
-)
-"""Of the table, for live rows; `attempt` is for all."""
+from pawl.memory.snapshot import NoSnapshot
 
 
 def snapshot_of(intake: Intake) -> Plain:
@@ -37,7 +30,7 @@ def snapshot_of(intake: Intake) -> Plain:
     queues = loop.queues
     return {
         "memory": memory_snapshot.snapshot_of(loop.memory),
-        "table": _table(loop.table),
+        "table": table_snapshot.snapshot_of(loop.table),
         "waiting": list(queues.waiting),
         "retracted": queues.retracted,
         "prefilling": list(queues.prefilling),
@@ -63,23 +56,12 @@ def checkpoint(intake: Intake, now: float) -> None:
     intake.loop.journal.checkpoint(state, missing, now)
 
 
-def live_requests(state: bytes) -> Iterator[tuple[int, RequestInfo, int, Int32s]]:
-    """Row, request, number of prompt tokens, and known tokens of those that live at a checkpoint. Raises what a state
-    may raise that no engine has written."""
-    table = msgspec.msgpack.decode(state)["table"]
-    rows = np.frombuffer(table["rows"], np.int32)
-    num_prompt = np.frombuffer(table["columns"]["num_prompt"], np.int32)
-    infos = msgspec.msgpack.decode(table["infos"], type=list[RequestInfo])
-    for row, info, count, tokens in zip(rows.tolist(), infos, num_prompt.tolist(), table["tokens"], strict=True):
-        yield row, info, count, np.frombuffer(tokens, np.int32)
-
-
 def restore(intake: Intake, plain: Plain) -> None:
     """Make a fresh loop that of the snapshot. Raises MemoryViolation where its memory has another digest."""
     loop = intake.loop
     queues = loop.queues
     memory_snapshot.restore(loop.memory, plain["memory"])
-    _restore_table(loop.table, plain["table"])
+    table_snapshot.restore(loop.table, plain["table"])
     queues.waiting = dict.fromkeys(plain["waiting"])
     queues.retracted = list(plain["retracted"])
     queues.prefilling = dict.fromkeys(plain["prefilling"])
@@ -115,36 +97,3 @@ def _generator(loop: Loop) -> random.Random | None:
 def _policy(loop: Loop) -> Any:
     generator = _generator(loop)
     return None if generator is None else generator.getstate()
-
-
-def _table(table: RequestTable) -> Plain:
-    rows = table.live_rows()
-    columns = {name: getattr(table, name)[rows] for name in COLUMNS}
-    waits = np.array([not State(state).owns_memory for state in columns["state"].tolist()], np.bool_)
-    for name in ("slot", "num_computed"):  # what a request that waits has there is left from before
-        columns[name][waits] = 0
-    # What the scheduler keeps there for clients decides nothing, and a replay does not have it.
-    infos = [msgspec.structs.replace(table.info(row), passthrough=None, admitted=None) for row in rows.tolist()]
-    return {
-        "rows": rows.astype(np.int32).tobytes(),
-        "columns": {name: column.tobytes() for name, column in columns.items()},
-        "attempt": table.attempt.tobytes(),
-        "tokens": [table.tokens[row, : table.num_tokens[row]].tobytes() for row in rows.tolist()],
-        "infos": msgspec.msgpack.encode(infos),
-        "free": table._free,
-    }
-
-
-def _restore_table(table: RequestTable, plain: Plain) -> None:
-    rows = np.frombuffer(plain["rows"], np.int32)
-    for name, data in plain["columns"].items():
-        column = getattr(table, name)
-        column[rows] = np.frombuffer(data, column.dtype).reshape(len(rows), *column.shape[1:])
-    table.attempt[:] = np.frombuffer(plain["attempt"], np.int32)
-    infos = msgspec.msgpack.decode(plain["infos"], type=list[RequestInfo])
-    for row, tokens, info in zip(rows.tolist(), plain["tokens"], infos, strict=True):
-        known = np.frombuffer(tokens, np.int32)
-        table.tokens[row, : len(known)] = known
-        table.infos[row] = info
-        table.row_of[info.request] = row
-    table._free = list(plain["free"])

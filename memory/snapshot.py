@@ -115,10 +115,10 @@ def _restore_promises(escrow: Escrow, promised: bytes) -> None:
 # ---- the cache ----
 
 
-def _cache(memory: Memory) -> Any:
+def _cache(memory: Memory) -> Plain:
     cache = memory.cache
     if isinstance(cache, ChunkCache):
-        return [cache._counts, cache._num_holds]
+        return {"counts": cache._counts, "holds": cache._num_holds}
     if isinstance(cache, RadixCache):
         kept: Any = trees.snapshot_of(cache)
         counts, holds = cache._counts, cache._num_holds
@@ -132,7 +132,7 @@ def _cache(memory: Memory) -> Any:
     ranked = isinstance(cache._order, RankedOrder) if isinstance(cache, RadixCache) else eviction != "lru"
     roots, waiting, clock = trees.canonical(kept, ranked=ranked)
     plain = [(space, held, [_plain(node) for node in nodes]) for space, held, nodes in roots]
-    return [counts, holds, plain, waiting, clock]
+    return {"counts": counts, "holds": holds, "trees": plain, "waiting": waiting, "clock": clock}
 
 
 def _plain(node: Any) -> Any:
@@ -140,15 +140,13 @@ def _plain(node: Any) -> Any:
     return [parent, key, np.asarray(pages, np.int32).tobytes(), *rest]
 
 
-def _restore_cache(memory: Memory, plain: Any) -> None:
+def _restore_cache(memory: Memory, plain: Plain) -> None:
     cache = memory.cache
     assert isinstance(cache, ChunkCache | RadixCache)
-    cache._counts.update(plain[0])
+    cache._counts.update(plain["counts"])
+    cache._num_holds = plain["holds"]
     if isinstance(cache, RadixCache):
-        trees.restore(cache, tuple(plain[2:]))
-        cache._num_holds = plain[1]
-    else:
-        cache._num_holds = plain[1]
+        trees.restore(cache, (plain["trees"], plain["waiting"], plain["clock"]))
 
 
 def _nodes(memory: Memory) -> dict[int, Node]:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import msgspec
 
+from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record
 from pawl.lifecycle.states import Event
@@ -40,6 +41,13 @@ class Property:
     (`Transition`: those of all events). None: everything."""
     unjudged: str = ""
     """What it could not judge, and why, where a trace that is whole leaves that open."""
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        """Begin in the middle of a run, `history` has begun there already: see the start of the engine, and every
+        arrival of a request that is live. A property that keeps more than these tell takes it from `beginning`."""
+        known: tuple[Record, ...] = (beginning.started, *beginning.arrivals)
+        concerned = [each for each in known if self.observes is None or type(each) in self.observes]
+        return [violation for record in concerned for violation in self.observe(record, history)]
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         """Judge one record; `history` has already taken it in."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pawl.lifecycle.properties.base import ENDS, Property, Violation
+from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Answered, AnswersClosed, Delivered, Record, StepPlanned, Submitted, Transition
 from pawl.lifecycle.states import ABORT_CAUSES, Cause, Event
@@ -20,16 +21,23 @@ class Incarnation(Property):
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
+        self._newest = 0
+        """The highest number given before the first record."""
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        found = super().begin(beginning, history)
+        self._newest = beginning.newest
+        return found
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
             case Submitted(request=request):
-                if request in self._seen:
+                if request in self._seen or request <= self._newest:
                     return [self.violation(history, f"request {request} was submitted before", request)]
                 self._seen.add(request)
             case Transition(request=request) if record.event not in ENDS:
                 if request not in history.open:
-                    state = "has ended" if request in self._seen else "was never submitted"
+                    state = "has ended" if request in self._seen or request <= self._newest else "was never submitted"
                     return [self.violation(history, f"{record.event.name} for a request that {state}", request)]
         return ()
 
@@ -126,6 +134,10 @@ class AbortIsTotal(Property):
         self._told = False
         """Whether the trace says what the scheduler was told."""
 
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        self._asked, self._told = set(beginning.ended_early), True
+        return ()
+
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
             case Delivered(kind="abort"):
@@ -169,7 +181,15 @@ class Replies:
     def __init__(self) -> None:
         self._pairing = Pairing()
         self._answered: set[int] = set()
+        self._number = 0
+        """Of the newest reply."""
+        self._beginning: Beginning | None = None
         self._closed = False
+
+    def begin(self, beginning: Beginning) -> None:
+        """Replies from before are not known: some may be for requests that are live here. And some that follow are for
+        requests that have ended."""
+        self._beginning = beginning
 
     def observe(self, record: Record) -> Fault | None:
         """What is wrong with this record, if anything."""
@@ -179,19 +199,25 @@ class Replies:
                 if request in self._answered:
                     return Fault("a second terminal reply", request)
                 self._answered.add(request)
+                before, self._number = self._number, record.number
+                if record.number != before + 1 and (before or self._beginning is None):
+                    return Fault(f"reply {record.number} of the gateway follows reply {before}", request)
             case AnswersClosed(count=count):
                 self._closed = True
-                if count != len(self._answered):
-                    text = f"the gateway counts {count} terminal replies, {len(self._answered)} are recorded"
-                    return Fault(text, None)
+                if count != self._number and (self._number or self._beginning is None):
+                    return Fault(f"the gateway counts {count} terminal replies, {self._number} are recorded", None)
         return None
 
     def finish(self) -> Iterator[Fault]:
         """What is missing when all is over; nothing, where the gateway's end is not recorded."""
         if not self._closed:
             return
+        begun = self._beginning
+        earlier = frozenset(each.request for each in begun.arrivals) if begun is not None else frozenset[int]()
         for request in self._pairing.unanswered():
-            yield Fault("no terminal reply", request)
+            if request not in earlier:
+                yield Fault("no terminal reply", request)
         for answer in self._pairing.unended():
-            if answer.cause not in ABORT_CAUSES:
+            ended_before = begun is not None and answer.request <= begun.newest and answer.request not in earlier
+            if answer.cause not in ABORT_CAUSES and not ended_before:
                 yield Fault(f"its client was told {answer.cause}, and it has not ended", answer.request)

@@ -7,17 +7,20 @@ that follows from them means anything.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pawl.lifecycle.properties.beginning import Beginning, beginning_of
 from pawl.lifecycle.properties.cache_view import CacheView
+from pawl.lifecycle.properties.growing import fitted, roomy
 from pawl.lifecycle.properties.pages import PageUse
 from pawl.lifecycle.records import (
     Answered,
     AnswersClosed,
     Cached,
+    Checkpoint,
     Closed,
     Int32s,
     Record,
@@ -36,7 +39,6 @@ from pawl.lifecycle.states import Event
 
 Int64s: TypeAlias = NDArray[np.int64]
 Bools: TypeAlias = NDArray[np.bool_]
-AnyArray = TypeVar("AnyArray", bound=NDArray[Any])
 
 # numpy compares an array with a number four times as fast as with an enumeration.
 _TOKEN, _FIRST_TOKEN = int(Event.TOKEN), int(Event.FIRST_TOKEN)
@@ -96,31 +98,14 @@ NO_STEP = Step(0, _NOBODY, _NONE, _NONE, _NONE, _FALSE, _FALSE, _NONE.astype(np.
 NOT_COMMITTED = Committed(_NONE.astype(np.uint8), _NONE, _FALSE, _FALSE, _NONE, _NONE)
 
 
-def fitted(array: AnyArray, size: int) -> AnyArray:
-    """`array`, or a longer copy that is zero at its end and has at least `size` entries."""
-    if len(array) >= size:
-        return array
-    longer = np.zeros(max(size, 2 * len(array)), array.dtype)
-    longer[: len(array)] = array
-    return longer  # type: ignore[return-value]  # numpy does not know that the dtype is the same
-
-
-def _roomy(matrix: Int32s, rows: int, columns: int) -> Int32s:
-    """`matrix`, or a larger copy, zero where it is new."""
-    shape = max(rows, matrix.shape[0]), max(columns, matrix.shape[1])
-    if shape == matrix.shape:
-        return matrix
-    larger = np.zeros(shape, np.int32)
-    larger[: matrix.shape[0], : matrix.shape[1]] = matrix
-    return larger
-
-
 class History:
     """Facts by row, by request and by step. Arrays are indexed by row; a row nobody has means nothing."""
 
     def __init__(self) -> None:
         self.number = -1
         """Of the current record."""
+        self.beginning: Beginning | None = None
+        """Where the run was when the first record, a Checkpoint, was taken; None: at its start."""
         self.started: Started | None = None
         self.closed: Closed | None = None
         self.answered = False
@@ -187,14 +172,41 @@ class History:
             case Cached() if self.started is not None:  # else it is not known what was cached before
                 self.cache.advance(record)
             case Started():
-                if record.page_size < 1 or not 0 < record.num_pages <= MOST_PAGES:
-                    raise Malformed(f"an engine of {record.num_pages} pages of {record.page_size} tokens")
-                self.started = record
-                self.pages.size(record.num_pages, record.page_size)
+                self._start(record)
             case Closed():
                 self.closed = record
             case AnswersClosed():
                 self.answered = True
+            case Checkpoint(state=bytes()) if not self.number:
+                self._begin(beginning_of(record))
+
+    def _begin(self, beginning: Beginning) -> None:
+        """The records so far are gone, but for what they came to."""
+        self.beginning = beginning
+        table = beginning.table
+        self._start(beginning.started)
+        self._last_step = beginning.step
+        for arrival in beginning.arrivals:
+            self._submitted(arrival)
+            row, output = arrival.row, table.output(arrival.row)
+            self.num_output[row] = len(output)
+            self.outputs = roomy(self.outputs, 0, len(output))
+            self.outputs[row, : len(output)] = output
+        if len(self.open) != len(beginning.rows):
+            raise Malformed("a checkpoint has two live requests of one number")
+        self.cache.advance(Cached(beginning.cached))
+        if any(self.cache.faults):
+            raise Malformed(f"a checkpoint's cache contradicts itself: {self.cache.faults}")
+        for row in beginning.working:
+            slot = int(table.slot[row])
+            self.working[row] = True
+            self.pages.begin(row, slot, beginning.pages[slot].tolist(), self.cache.namespace)
+
+    def _start(self, record: Started) -> None:
+        if record.page_size < 1 or not 0 < record.num_pages <= MOST_PAGES:
+            raise Malformed(f"an engine of {record.num_pages} pages of {record.page_size} tokens")
+        self.started = record
+        self.pages.size(record.num_pages, record.page_size)
 
     def _submitted(self, record: Submitted) -> None:
         row = record.row
@@ -207,7 +219,7 @@ class History:
             self.num_output = fitted(self.num_output, row + 1)
             self.departures = fitted(self.departures, row + 1)
             self.working = fitted(self.working, row + 1)
-            self.outputs = _roomy(self.outputs, len(self.request), 0)
+            self.outputs = roomy(self.outputs, len(self.request), 0)
         self.num_rows = max(self.num_rows, row + 1)
         self.open[record.request] = row
         self.submissions[row] = record
@@ -306,7 +318,7 @@ class History:
         at = self.num_output[rows]
         width = int(at.max()) + 1
         if width > self.outputs.shape[1]:
-            self.outputs = _roomy(self.outputs, 0, 2 * width)
+            self.outputs = roomy(self.outputs, 0, 2 * width)
         self.outputs[rows, at] = tokens
 
     def _append_runs(self, rows: Indices, tokens: Int32s, counts: Int32s) -> None:

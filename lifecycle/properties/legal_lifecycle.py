@@ -8,8 +8,10 @@ import numpy as np
 
 from pawl.lifecycle.machine import HAS_OUTPUT, TABLE, WANTS_NO_OUTPUT, IllegalTransition, UInt8s, advance, advance_rows
 from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.ending import Replies
-from pawl.lifecycle.properties.history import History, fitted
+from pawl.lifecycle.properties.growing import fitted
+from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import (
     STOPPED,
     Answered,
@@ -40,6 +42,13 @@ class LegalLifecycle(Property):
         self._replies = Replies()
         self._holder: dict[int, int] = {}
         """row -> the request it was given to last"""
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        found = super().begin(beginning, history)
+        self._replies.begin(beginning)
+        for row in beginning.rows:
+            self._state[row] = beginning.table.state[row]
+        return found
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.conservation import Conservation, NoReuseBeforeFence
 from pawl.lifecycle.properties.ending import AbortIsTotal, Incarnation, SilenceAfterAbort, StreamEqualsResult
 from pawl.lifecycle.properties.history import History, Malformed
@@ -31,7 +32,7 @@ from pawl.lifecycle.properties.sharing import (
 from pawl.lifecycle.properties.start import StartAgrees
 from pawl.lifecycle.properties.stream_positions import StreamPositions
 from pawl.lifecycle.properties.time_order import TimeOrder
-from pawl.lifecycle.records import AnswersClosed, Closed, Record, Transition
+from pawl.lifecycle.records import Record, Transition
 from pawl.lifecycle.states import Event
 
 PROPERTIES: tuple[type[Property], ...] = (
@@ -71,26 +72,14 @@ WELL_FORMED = "well_formed"
 """Stands for a property in the violation that `Malformed` becomes."""
 
 
-class Blind(History):
-    """Counts records and knows nothing of them: for a trace whose beginning is missing, which most would contradict."""
-
-    def advance(self, record: Record) -> None:
-        """Only the end is taken note of."""
-        self.number += 1
-        if isinstance(record, Closed):
-            self.closed = record
-        if isinstance(record, AnswersClosed):
-            self.answered = True
-
-
 class Monitor:
     """Judges records as they come. After a record that contradicts the ones before it, judging ends."""
 
-    def __init__(self, properties: Sequence[Property] | None = None, history: History | None = None) -> None:
+    def __init__(self, properties: Sequence[Property] | None = None) -> None:
         """`properties`: those to judge by, every one that a trace alone can decide where None. More may be appended
         before the first record."""
         self.properties = [make() for make in PROPERTIES] if properties is None else list(properties)
-        self.history = history or History()
+        self.history = History()
         self.violations: list[Violation] = []
         self.judging = True
         self.indigestible = False
@@ -118,6 +107,8 @@ class Monitor:
             observers = self._observers[kind] = self._concerned(kind)
         found: list[Violation] = []
         try:
+            if self.history.beginning is not None and not self.history.number:
+                found += self._begun(self.history.beginning)
             for observe in observers:
                 violations = observe(record, self.history)
                 if violations:
@@ -135,6 +126,9 @@ class Monitor:
             return self._report([violation for end in ends for violation in end(self.history)])
         except Exception as error:
             return self._refuse(None, error)
+
+    def _begun(self, beginning: Beginning) -> list[Violation]:
+        return [violation for each in self.properties for violation in each.begin(beginning, self.history)]
 
     def _refuse(self, record: Record | None, error: Exception) -> Sequence[Violation]:
         """What is recorded may be anything, and no property was meant to survive all of it: judging ends here."""

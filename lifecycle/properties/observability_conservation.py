@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pawl.lifecycle.properties.base import ENDS, Property, Violation
+from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Closed, Counts, PageCounts, Record, StepCommitted, Submitted, Transition
 from pawl.lifecycle.states import Event
@@ -24,6 +25,13 @@ class ObservabilityConservation(Property):
         self._prompt_tokens = 0
         self._output_tokens = 0
         self._retractions = 0
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        totals = beginning.totals
+        self._received, self._finished, self._aborted = totals.received, totals.finished, totals.aborted
+        self._prompt_tokens, self._retractions = totals.prompt_tokens, totals.retractions
+        self._output_tokens = totals.generated_tokens - _of_live(history)
+        return ()
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
@@ -60,14 +68,13 @@ class ObservabilityConservation(Property):
                 self._retractions += 1
 
     def _closed(self, counts: Counts, history: History) -> Iterator[Violation]:
-        live = sum(int(history.num_output[row]) for row in history.open.values())
         seen = Counts(
             received=self._received,
             finished=self._finished,
             aborted=self._aborted,
             live=len(history.open),
             prompt_tokens=self._prompt_tokens,
-            output_tokens=self._output_tokens + live,
+            output_tokens=self._output_tokens + _of_live(history),
             retractions=self._retractions,
         )
         for name in Counts.__struct_fields__:
@@ -77,3 +84,8 @@ class ObservabilityConservation(Property):
         if counts.received != counts.finished + counts.aborted + counts.live:
             text = f"received {counts.received} is not finished {counts.finished} + aborted {counts.aborted}"
             yield self.violation(history, f"{text} + live {counts.live}")
+
+
+def _of_live(history: History) -> int:
+    """Output tokens of live requests."""
+    return sum(int(history.num_output[row]) for row in history.open.values())

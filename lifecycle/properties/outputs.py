@@ -15,7 +15,9 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.properties.base import ENDS, Property, Violation
-from pawl.lifecycle.properties.history import Bools, History, fitted
+from pawl.lifecycle.properties.beginning import Beginning
+from pawl.lifecycle.properties.growing import fitted
+from pawl.lifecycle.properties.history import Bools, History
 from pawl.lifecycle.recompute import is_reproducible
 from pawl.lifecycle.records import (
     Int32s,
@@ -157,6 +159,11 @@ class RetractionTransparency(Equivalence):
     name: ClassVar[str] = "retraction_transparency"
     observes = (Started, Submitted, Event.RETRACT, *ENDS)
 
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        found = super().begin(beginning, history)
+        self._concerned[[row for row in beginning.rows if beginning.table.info(row).num_retractions]] = True
+        return found
+
     def note(self, record: Record, history: History, concerned: Bools) -> None:
         if isinstance(record, Transition) and record.event == Event.RETRACT:
             concerned[record.row] = True
@@ -167,6 +174,11 @@ class CacheHitEquivalence(Equivalence):
 
     name: ClassVar[str] = "cache_hit_equivalence"
     observes = (Started, Submitted, Event.ADMIT, *ENDS)
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        found = super().begin(beginning, history)
+        self._concerned[[row for row in beginning.rows if beginning.table.info(row).num_cached]] = True
+        return found
 
     def note(self, record: Record, history: History, concerned: Bools) -> None:
         if isinstance(record, Transition) and record.event == Event.ADMIT and record.num_cached:

@@ -14,7 +14,7 @@ has: what the cache has is in lifecycle/properties/cache_view.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +68,15 @@ class PageUse:
         """The pool has `num_pages` pages of `page_size` tokens."""
         self.num_pages = num_pages
         self._page_size = max(page_size, 1)
+
+    def begin(self, row: int, slot: int, pages: list[int], cached: Container[int]) -> None:
+        """The row has this slot and these pages, of which it shares those that are cached."""
+        self._slot_of[row], self._row_of[slot] = slot, row
+        self._table[row] = dict(enumerate(pages))
+        for index, page in enumerate(pages):
+            self._users[page] = self._users.get(page, 0) + 1
+            if page not in cached:
+                self._place[page] = row, index
 
     def user_of(self, page: int) -> int | None:
         """The first row that uses `page`."""

@@ -11,8 +11,10 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.properties.base import ENDS, Property, Violation
+from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import (
+    Contained,
     Record,
     Started,
     StepCommitted,
@@ -122,17 +124,27 @@ class FaultIsolation(Property):
     those that were part of two lost steps, and nobody else."""
 
     name = "fault_isolation"
-    observes = (StepRolledBack, StepPlanned, *ENDS)
+    observes = (StepRolledBack, StepPlanned, Contained, *ENDS)
     max_strikes = 2
 
     def __init__(self) -> None:
         self._strikes: Counter[int] = Counter()
         """Lost steps that each live request was part of."""
+        self._blamed: Contained | None = None
+        """The failure survived last, if it was one request's fault: steps given up with it are nobody else's loss."""
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        infos = [beginning.table.info(row) for row in beginning.rows]
+        self._strikes.update({info.request: info.strikes for info in infos if info.strikes})
+        return ()
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
-            case StepRolledBack() if not history.in_flight:
-                self._lost(history)
+            case StepRolledBack(reason=reason) if not history.in_flight:
+                if self._blamed is None or self._blamed.failure != reason:
+                    self._lost(history)
+            case Contained():
+                self._blamed = record if record.request else None
             case Transition(event=Event.FINISH | Event.ABORT):
                 return tuple(self._ended(record, history))
             case StepPlanned() if self._strikes:
@@ -170,6 +182,13 @@ class AdmissionIsMonotone(Property):
         self._admissions = 0
         self._undoable: set[int] = set()
         """Requests whose first admission is part of a step in flight."""
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        table = beginning.table
+        ranks = {table.info(row).request: int(table.order[row]) for row in beginning.rows}
+        self._order = {request: rank for request, rank in ranks.items() if rank < beginning.num_admissions}
+        self._admissions = beginning.num_admissions
+        return ()
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:

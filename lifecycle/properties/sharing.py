@@ -10,7 +10,9 @@ from urllib.parse import quote
 import numpy as np
 
 from pawl.lifecycle.properties.base import Property, Violation
-from pawl.lifecycle.properties.history import History, fitted
+from pawl.lifecycle.properties.beginning import Beginning
+from pawl.lifecycle.properties.growing import fitted
+from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import (
     Cached,
     Flushed,
@@ -102,6 +104,12 @@ class ReadAfterCommit(Property):
         """Positions of each row that are committed."""
         self._filled = 0
         """Pages that came from lower tiers and may be stored."""
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        found = super().begin(beginning, history)
+        for row in beginning.working:
+            self._committed[row] = beginning.num_computed(row)
+        return found
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pawl.lifecycle.properties.base import ENDS, Property, Violation
-from pawl.lifecycle.properties.history import Bools, History, fitted
+from pawl.lifecycle.properties.beginning import Beginning
+from pawl.lifecycle.properties.growing import fitted
+from pawl.lifecycle.properties.history import Bools, History
 from pawl.lifecycle.records import Int32s, Record, StepCommitted, StepPlanned, StepRolledBack, Submitted, Transition
 from pawl.lifecycle.states import Cause, Event
 
@@ -25,6 +27,13 @@ class StreamPositions(Property):
         """Where the request's next segment must start."""
         self._promised: Int32s = np.zeros(64, np.int32)
         """Tokens that are known or will be when every planned step is done."""
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        found = super().begin(beginning, history)
+        for row in beginning.working:
+            self._next[row] = beginning.num_computed(row)
+            self._promised[row] = beginning.num_known(row)
+        return found
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:

@@ -78,6 +78,10 @@ class TraceReader:
             raise FileNotFoundError(f"no trace at {path}")
         return files
 
+    def damage_but(self, *kinds: DamageKind) -> tuple[Damage, ...]:
+        """What is wrong beside these kinds."""
+        return tuple(each for each in self.damage if each.kind not in kinds)
+
     def check_start(self) -> list[Damage]:
         """What is wrong with the trace as far as its first block tells."""
         first = TraceReader(self.files[0])

@@ -76,8 +76,10 @@ def canonical(snapshot: Snapshot, *, ranked: bool) -> Snapshot:
 
 
 def restore(cache: RadixCache, snapshot: Snapshot) -> None:
-    """Fill an empty tree. Holds that were given out are not part of it: `hold_of` finds their places."""
+    """Fill an empty tree, without the holds that were given out. Raises ValueError for a node that waits twice."""
     trees, waiting, clock = snapshot
+    if len(set(waiting)) != len(waiting):
+        raise ValueError("a node waits twice to leave the cache")
     ranked = isinstance(cache._order, RankedOrder)
     nodes: list[Node] = []
     for namespace, root_holds, records in trees:

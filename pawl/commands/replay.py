@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Replay, say how it went; returns the status."""
     if arguments.trace is not None and _is_json(arguments.trace):
         return _replay_file(arguments.trace)
+    from pawl.lifecycle.trace.reader import DamageKind
     from pawl.loops.replay import Diverged, Impossible, NotReplayable, replay
     from pawl.memory.violation import MemoryViolation
 
@@ -67,15 +68,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{damage.kind}: {damage.reason}")
     if _damaged(reader):
         return EXIT_DAMAGED
-    return EXIT_INCOMPLETE if reader.damage or not done.closed else EXIT_SAME
+    # Without its first files a run is replayed from a checkpoint: nothing is missing then.
+    return EXIT_SAME if done.closed and not reader.damage_but(DamageKind.TRUNCATED) else EXIT_INCOMPLETE
 
 
 def _damaged(reader: TraceReader) -> bool:
     """Whether more is wrong with the files than that their beginning or end is missing."""
     from pawl.lifecycle.trace.reader import DamageKind
 
-    missing = (DamageKind.TORN, DamageKind.TRUNCATED)
-    return any(damage.kind not in missing for damage in reader.damage)
+    return bool(reader.damage_but(DamageKind.TORN, DamageKind.TRUNCATED))
 
 
 def _side_by_side(difference: Any) -> str:

@@ -115,7 +115,7 @@ def abort_of(*requests: int) -> Delivered:
 
 def answered(*answers: tuple[int, Cause, int], count: int | None = None) -> list[Record]:
     """The story, and what the gateway told its clients: (request, cause, output tokens)."""
-    replies = [Answered(request, cause, num_output, 1.0) for request, cause, num_output in answers]
+    replies = [Answered(*each, 1.0, number) for number, each in enumerate(answers, 1)]
     return [*STORY.records, *replies, AnswersClosed(len(replies) if count is None else count, 1.0)]
 
 
@@ -199,6 +199,12 @@ _CACHE_CANARIES = {
 _REPLY_CANARIES = {
     "a second reply": Canary("legal_lifecycle", answered(*ANSWERS, ANSWERS[0]), "a second terminal reply", 1),
     "no reply": Canary("legal_lifecycle", answered(*ANSWERS[1:]), "no terminal reply", 1),
+    "a reply that was left out": Canary(
+        "legal_lifecycle",
+        [each for each in answered(*ANSWERS) if not isinstance(each, Answered) or each.request != 2],
+        "reply 3 of the gateway follows reply 1",
+        3,
+    ),
     "a reply that is not recorded": Canary(
         "legal_lifecycle", answered(*ANSWERS, count=4), "counts 4 terminal replies, 3 are recorded"
     ),

@@ -196,7 +196,7 @@ def replies_of(records: Sequence[Record]) -> Iterator[Answered | AnswersClosed]:
     for record in records:
         if isinstance(record, Transition) and record.event in (Event.FINISH, Event.ABORT):
             count += 1
-            yield Answered(record.request, record.cause, record.num_output or 0, record.time)
+            yield Answered(record.request, record.cause, record.num_output or 0, record.time, count)
     yield AnswersClosed(count, 1e9)
 
 

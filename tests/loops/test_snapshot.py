@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
 import pytest
 
-from pawl.lifecycle.records import DECODER, Checkpoint, Record, Started
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
+from pawl.lifecycle.records import DECODER, Checkpoint, Closed, Record, Started
 from pawl.loops import snapshot
+from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.replay import Diverged, Replay, replay
 from pawl.memory.violation import MemoryViolation
 from tests.loops import test_replay
 from tests.loops.driver import Driver
+from tests.loops.test_replay_corruptions import FORGERIES
 
 SHAPES: dict[str, dict[str, Any]] = {
     "radix, lru": {},
@@ -78,6 +83,14 @@ def recorded(monkeypatch: pytest.MonkeyPatch, seed: int, pacing: str, shape: dic
     return [first, *records[1:]]
 
 
+def judged(records: list[Record], properties: list[Property] | None = None) -> list[Violation]:
+    monitor = Monitor([*(make() for make in PROPERTIES), OneDecisionLog()] if properties is None else properties)
+    for record in records:
+        monitor.observe(record)
+    monitor.finish()
+    return monitor.violations
+
+
 def checkpoints(records: list[Record]) -> Iterator[tuple[int, Checkpoint]]:
     return ((at, record) for at, record in enumerate(records) if isinstance(record, Checkpoint))
 
@@ -87,17 +100,99 @@ def checkpoints(records: list[Record]) -> Iterator[tuple[int, Checkpoint]]:
 def test_from_every_checkpoint_a_run_goes_on_as_recorded(
     monkeypatch: pytest.MonkeyPatch, shape: str, pacing: str
 ) -> None:
-    """The checkpoints after it are compared as well: what was restored is again all of it."""
+    """The checkpoints after it are compared as well: what was restored is again all of it. And no property takes what
+    it begins with for anything but what it is."""
     for seed in range(2):
         records = recorded(monkeypatch, seed, pacing, SHAPES[shape])
         found = list(checkpoints(records))
         assert len(found) > 5
         for at, checkpoint in found[:: max(1, len(found) // 5)]:
-            run = Replay.begin(checkpoint)
-            run.loop.check_all()
-            for record in records[at + 1 :]:
-                run.feed(record)
-            run.finish()
+            Replay.begin(checkpoint).loop.check_all()
+            assert judged(records[at:]) == []
+
+
+@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+def test_every_property_of_records_can_begin_at_every_checkpoint(monkeypatch: pytest.MonkeyPatch, pacing: str) -> None:
+    for seed in range(6):
+        records = recorded(monkeypatch, seed, pacing, {"policy": ("fcfs", "priority")[seed % 2]})
+        for at, _ in checkpoints(records):
+            assert judged(records[at:], [make() for make in PROPERTIES]) == [], f"seed {seed}, from record {at}"
+
+
+@pytest.mark.parametrize("kind", sorted(FORGERIES.keys() - {"the start left out", "another pool"}))
+def test_what_is_forged_after_a_checkpoint_shows_from_there(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    num_forged = 0
+    for seed in range(3):
+        records = recorded(monkeypatch, seed, "overlap", {})
+        at, _ = next(checkpoints(records))
+        first, *rest = records[at:]
+        assert isinstance(first, Checkpoint)
+        if kind == "another priority of the scheduler":
+            (started,) = FORGERIES[kind]([first.started])
+            forged = [msgspec.structs.replace(first, started=started), *rest]
+        else:
+            forged = [first, *FORGERIES[kind](rest)]
+        if any(a is not b for a, b in zip_longest(forged, records[at:])):
+            num_forged += 1
+            assert judged(forged) or not any(isinstance(record, Closed) for record in forged), f"seed {seed}"
+    assert num_forged, "what would be forged is before the checkpoint"
+
+
+MAY_NOT_MATTER = {
+    *("memory.cache.trees.#.#.#.#", "table.columns.num_computed", "table.columns.order", "table.columns.priority"),
+    *("table.columns.deadline", "table.tokens.#", "waiting", "orders", "ended_early.#.#", "memory.windows.full_page"),
+    *("memory.windows.fence", "memory.windows.stamp", "memory.windows.groups", "memory.windows.groups.#.#"),
+}
+"""What may change without any consequence in what follows: a rank between two that are never compared, say."""
+
+
+def leaves(plain: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something can be changed; of long lists, in the first entries."""
+    if isinstance(plain, dict):
+        for name, value in plain.items():
+            yield from leaves(value, (*path, name))
+    elif isinstance(plain, list) and path[-1:] != ("free",):
+        yield path
+        for index, value in enumerate(plain[:3]):
+            yield from leaves(value, (*path, index))
+    else:
+        yield path
+
+
+def with_another(state: bytes, path: tuple[Any, ...]) -> bytes:
+    """The state, with something else there."""
+    plain = msgspec.msgpack.decode(state)
+    *above, last = path
+    holder = plain
+    for step in above:
+        holder = holder[step]
+    match holder[last]:
+        case bool(value):
+            holder[last] = not value
+        case int(value) | float(value):
+            holder[last] = value + 1
+        case str(value):
+            holder[last] = value + "x"
+        case bytes(value):
+            holder[last] = bytes(each ^ 1 for each in value[:1]) + value[1:]
+        case list(value):
+            holder[last] = value[::-1]
+    return msgspec.msgpack.encode(plain)
+
+
+@pytest.mark.parametrize("shape", ["radix, lru", "lfu", "two pools", "random order"])
+def test_a_checkpoint_that_was_changed_contradicts_itself_or_what_follows(
+    monkeypatch: pytest.MonkeyPatch, shape: str
+) -> None:
+    records = recorded(monkeypatch, 0, "overlap", SHAPES[shape])
+    for at, checkpoint in list(checkpoints(records))[1::6]:
+        state = checkpoint.state or b""
+        for path in leaves(msgspec.msgpack.decode(state)):
+            changed = with_another(state, path)
+            name = ".".join("#" if isinstance(step, int) else step for step in path)
+            if changed != state and name not in MAY_NOT_MATTER:
+                forged = msgspec.structs.replace(checkpoint, state=changed)
+                assert judged([forged, *records[at + 1 :]]), name
 
 
 def test_a_forged_checkpoint_in_the_middle_of_a_run_differs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,79 @@
+"""Each property judges what follows a checkpoint as it does in a run whose beginning is there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pawl.lifecycle.properties.monitor import WELL_FORMED
+from pawl.lifecycle.records import Transition
+from pawl.lifecycle.states import Event
+from tests.lifecycle.canaries import STORY, Canary
+from tests.lifecycle.canaries_shared import ANSWERS, answered, twins
+from tests.lifecycle.cutting import cut, moments
+from tests.lifecycle.test_properties import ALL, judged
+
+SOUND = {"the story": STORY.records, "with replies": answered(*ANSWERS), "twins": twins((7, 8), (7, 8, 9))}
+
+OF_ENDED_REQUESTS = {
+    *("a token after an abort", "a reply of another length", "a reply with another reason", "a stop beyond the end"),
+    *(plant for plant in ALL if plant.startswith("another output, by ")),
+}
+"""What contradicts the end of a request: it is not in a checkpoint after it."""
+OF_WHOLE_RUNS = {
+    "no reply": "a request that is live may have been told its end before",
+    "a request that is never done": "steps are counted anew",
+}
+
+
+def ended(canary: Canary, at: int) -> set[int]:
+    """Requests that have ended in the first `at` records."""
+    moves = [move for move in canary.records[:at] if isinstance(move, Transition)]
+    return {move.request for move in moves if move.event in (Event.FINISH, Event.ABORT)}
+
+
+def planted_at(canary: Canary) -> int:
+    """The first record that is not the sound story's; without one, the first that shows it."""
+    differs = (at for at, (a, b) in enumerate(zip(canary.records, STORY.records, strict=False)) if a is not b)
+    first = next(differs, len(STORY.records))
+    if first:
+        return first
+    return next(found.record for found in judged(canary.records).violations if found.property == canary.property)
+
+
+@pytest.mark.parametrize("run", SOUND)
+def test_from_no_moment_on_a_sound_run_violates_anything(run: str) -> None:
+    records = SOUND[run]
+    cuts = list(moments(records))
+    assert len(cuts) > 5
+    for at in cuts:
+        assert judged(cut(records, at)).violations == [], f"cut before record {at}: {records[at]}"
+
+
+@pytest.mark.parametrize("plant", ALL)
+def test_a_canary_after_a_checkpoint_is_reported_from_there(plant: str) -> None:
+    canary = ALL[plant]
+    for at in moments(canary.records):
+        if at > planted_at(canary):
+            return
+        found = judged(cut(canary.records, at)).violations
+        if any(each.property == canary.property and re.search(canary.words, each.explanation) for each in found):
+            continue
+        if plant in OF_WHOLE_RUNS or (plant in OF_ENDED_REQUESTS and ended(canary, at)):
+            continue
+        # Of a request that is unknown here it is at least said that it cannot be.
+        assert {each.property for each in found} & {canary.property, WELL_FORMED}, f"cut before record {at}"
+        assert canary.request in {each.request for each in found}, f"cut before record {at}"
+
+
+@pytest.mark.parametrize("plant", OF_WHOLE_RUNS)
+def test_what_needs_the_whole_run_is_few(plant: str) -> None:
+    """Else nobody would notice that one of them could be judged."""
+    canary = ALL[plant]
+    blind = [
+        at
+        for at in moments(canary.records)
+        if at <= planted_at(canary) and not judged(cut(canary.records, at)).violations
+    ]
+    assert blind
