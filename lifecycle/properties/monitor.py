@@ -6,8 +6,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from pawl.lifecycle.properties.admission_order import AdmissionOrder
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.beginning import Beginning
+from pawl.lifecycle.properties.causes import TrueCauses
 from pawl.lifecycle.properties.conservation import Conservation, NoReuseBeforeFence
 from pawl.lifecycle.properties.ending import AbortIsTotal, Incarnation, SilenceAfterAbort, StreamEqualsResult
 from pawl.lifecycle.properties.history import History, Malformed
@@ -49,6 +51,8 @@ PROPERTIES: tuple[type[Property], ...] = (
     BoundedProgress,
     FaultIsolation,
     AdmissionIsMonotone,
+    AdmissionOrder,
+    TrueCauses,
     ScheduleEquivalence,
     RetractionTransparency,
     CacheHitEquivalence,

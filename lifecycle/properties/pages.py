@@ -49,7 +49,7 @@ class PageUse:
         """Pages that the step planned last took."""
         self.shared: list[tuple[int, int]] = []
         """(row, page of the cache) that the step planned last entered."""
-        self._page_size = 1
+        self.page_size = 1
         self._users: dict[int, int] = {}
         """page -> number of rows that use it; pages without users are left out"""
         self._fences: dict[int, int] = {}
@@ -67,7 +67,7 @@ class PageUse:
     def size(self, num_pages: int, page_size: int) -> None:
         """The pool has `num_pages` pages of `page_size` tokens."""
         self.num_pages = num_pages
-        self._page_size = max(page_size, 1)
+        self.page_size = max(page_size, 1)
 
     def begin(self, row: int, slot: int, pages: list[int], cached: Container[int]) -> None:
         """The row has this slot and these pages, of which it shares those that are cached."""
@@ -105,7 +105,7 @@ class PageUse:
             return
         rows, slots, ends = segments
         oldest, newest = min(in_flight, default=None), max(in_flight, default=0)
-        num_shared = {move.row: (move.num_cached or 0) // self._page_size for move in admitted}
+        num_shared = {move.row: (move.num_cached or 0) // self.page_size for move in admitted}
         reach: dict[int, int] = {}
         taken: list[int] = []
         entered = self._entered[step] = []
@@ -118,7 +118,7 @@ class PageUse:
             mine = self._table.setdefault(row, {})
             if row not in reach:
                 end = int(ends[rows == row].max(initial=0))
-                reach[row] = -(-end // self._page_size)
+                reach[row] = -(-end // self.page_size)
             if index not in mine and index >= reach[row]:
                 continue
             if index in mine:
@@ -178,7 +178,7 @@ class PageUse:
     def trimmed(self, row: int, end: int, newest: int) -> None:
         """The row has `end` positions from now on; `newest` is the newest step in flight (0: none is)."""
         mine = self._table.get(row, {})
-        for index in [index for index in mine if index >= -(-end // self._page_size)]:
+        for index in [index for index in mine if index >= -(-end // self.page_size)]:
             self._let_go(mine.pop(index), newest)
 
     def committed(self, step: int) -> None:

@@ -16,8 +16,9 @@ from pawl.lifecycle.states import Cause, Event
 
 class StreamPositions(Property):
     """Segments of a request start where the last one ended (after an admission: where its cached prefix ends); they
-    stay within the tokens that are known or in flight; a token is drawn from the last of these and from nowhere else;
-    and the end of a request counts the tokens that were committed."""
+    stay within the tokens that are known or in flight; a chunk that is not the last ends where a page does; a token is
+    drawn from the last of the known tokens and from nowhere else; and the end of a request counts the tokens that were
+    committed."""
 
     name = "stream_positions"
     observes = (StepPlanned, StepCommitted, Submitted, StepRolledBack, Event.ADMIT, Event.RECEIVE, *ENDS)
@@ -85,7 +86,9 @@ class StreamPositions(Property):
         expected, promised = self._next[rows], self._promised[rows]
         reaches = ends == promised
         # One pass over all rules; which one is broken matters only when one is.
-        sound = (starts == expected) & (starts < ends) & (reaches | ((ends < promised) & ~samples))
+        size = history.pages.page_size
+        sound = (starts == expected) & (starts < ends)
+        sound &= reaches | ((ends < promised) & ~samples & (ends % size == 0))
         # A run begins with the token drawn last, and goes on with drafts of the tokens to come.
         run = step.chained & (starts + 1 == promised) & (starts < ends - 1)
         sound |= run & (starts == expected)
@@ -117,6 +120,8 @@ class StreamPositions(Property):
             return f"{segment}, but only {promised} tokens are known or in flight"
         if step.samples[index] and end != promised:
             return f"{segment} and draws a token from the last of them, but {promised} tokens are known or in flight"
+        if end < promised and end % history.pages.page_size:
+            return f"{segment}, which is not the last chunk and ends within a page"
         return f"{segment} from the token that the worker drew last, which belongs to position {promised - 1}"
 
     def _committed(self, history: History) -> Sequence[Violation]:

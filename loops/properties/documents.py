@@ -134,7 +134,7 @@ def _groups() -> Iterator[str]:
 
 def _others() -> Iterator[str]:
     known = {name for properties in GROUPS.values() for name in properties}
-    yield from ("", "## Of records themselves", "")
+    yield from ("", "## Order, causes, and records themselves", "")
     rows = [
         (f"`{name}`", statement(judge.kind), ", ".join(judge.where))
         for name, judge in judges().items()

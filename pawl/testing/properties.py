@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Record, Submitted, Transition
+from pawl.lifecycle.records import Record, StepCommitted, StepRolledBack, Submitted, Transition
 from pawl.lifecycle.states import Event
 
 USUAL_LIMIT = 3
@@ -25,6 +25,8 @@ class BoundedOvertaking(Property):
         self._priority: dict[int, int] = {}
         self._overtaken: dict[int, list[int]] = {}
         """request that was never admitted -> those that have overtaken it; in order of arrival"""
+        self._admitted_by: dict[int, list[int]] = {}
+        """request whose first admission may still be undone -> those that had overtaken it"""
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
@@ -36,10 +38,15 @@ class BoundedOvertaking(Property):
                 self._overtaken.pop(record.request, None)
             case Transition(event=Event.ADMIT) if record.request in self._overtaken:
                 return self._admitted(record.request, history)
+            case StepCommitted():
+                for admission in history.step.admitted:
+                    self._admitted_by.pop(admission.request, None)
+            case StepRolledBack():
+                self._undo([admission.request for admission in history.restored])
         return ()
 
     def _admitted(self, request: int, history: History) -> Sequence[Violation]:
-        del self._overtaken[request]
+        self._admitted_by[request] = self._overtaken.pop(request)
         found = []
         for other, ahead in self._overtaken.items():
             if other > request or self._priority[other] != self._priority[request]:
@@ -50,3 +57,13 @@ class BoundedOvertaking(Property):
                 text = f"requests {who} came later and were admitted before it, in this order; {self.limit} may be"
                 found.append(self.violation(history, text, other))
         return found
+
+    def _undo(self, requests: Sequence[int]) -> None:
+        """These wait again, in their old places, and have overtaken nobody."""
+        for request in requests:
+            if request in self._admitted_by:
+                self._overtaken[request] = self._admitted_by.pop(request)
+                for ahead in self._overtaken.values():
+                    if request in ahead:
+                        ahead.remove(request)
+        self._overtaken = dict(sorted(self._overtaken.items()))

@@ -95,6 +95,37 @@ def never_done() -> list[Record]:
     return story.records
 
 
+def squeezed() -> list[Record]:
+    """A request that is retracted for memory, and an order comes instead of a plan."""
+    story = Story()
+    story.start()
+    story.submit(1, 0, 4, 1)
+    story.admit(1, 0)
+    story.plan(1, Segment(0, 0, 4, pages=((0, 1),)))
+    story.move(1, 0, State.PREFILLING, Event.RETRACT, State.QUEUED, Cause.MEMORY)
+    story.add(abort_of(1))
+    return story.records
+
+
+def overtaken(policy: str, *, undone: bool = False, retracted: bool = False) -> list[Record]:
+    """Of two requests the second is admitted before the first, which may have been at work before."""
+    story = Story()
+    story.start()
+    story.records[0] = msgspec.structs.replace(story.records[0], config={"loop": {"policy": policy}})
+    story.submit(1, 0, 3, 1)
+    story.submit(2, 1, 3, 1)
+    if undone or retracted:
+        story.admit(1, 0)
+        story.plan(1, Segment(0, 0, 3, pages=((0, 1),)))
+    if undone:
+        story.add(StepRolledBack(1, "the worker was lost", story.now()))
+    if retracted:
+        _commit(story, 1, [Event.FIRST_TOKEN], [9])
+        story.move(1, 0, State.DECODING, Event.RETRACT, State.QUEUED, Cause.MEMORY)
+    story.admit(2, 1)
+    return story.records
+
+
 def lost_twice() -> list[Record]:
     """A request that is tried again after two lost steps."""
     story = Story()
@@ -257,6 +288,33 @@ _OUTPUT_CANARIES = {
 }
 
 _ORDER_CANARIES = {
+    "a retraction for a step that nobody lost": Canary("true_causes", never_done(), "lost step, and none was lost", 1),
+    "memory taken for no plan": Canary("true_causes", squeezed(), "retracted for memory, and no plan followed", 1),
+    "a stop string that nobody found": Canary(
+        "true_causes",
+        [each for each in STORY.records if not isinstance(each, Delivered) or each.kind != "finish"],
+        "ended by a stop string, and no order says so",
+        3,
+    ),
+    "a length without a step": Canary(
+        "true_causes", changed(STORY, "finish 3", cause=Cause.LENGTH), "by length, and no step had come back", 3
+    ),
+    **{
+        f"{cause} that did not happen": Canary(
+            "true_causes", changed(STORY, "abort 2", cause=cause), f"by {cause}, and nothing of the kind", 2
+        )
+        for cause in (Cause.TIMEOUT, Cause.DRAINED, Cause.DISCONNECT)
+    },
+    "a later arrival first": Canary("admission_order", overtaken("fcfs"), "request 2 is admitted before it", 1),
+    "a newcomer before one whose admission was undone": Canary(
+        "admission_order", overtaken("fcfs", undone=True), "request 2 is admitted before it", 1
+    ),
+    "a newcomer before one that lost its memory": Canary(
+        "admission_order", overtaken("lpm", retracted=True), "request 2 is admitted before it", 1
+    ),
+    "a chunk that ends within a page": Canary(
+        "stream_positions", replanned(1, Segment(0, 0, 3, samples=False, pages=((0, 0),))), "ends within a page", 1
+    ),
     "a step that computes nothing": Canary(
         "bounded_progress", replanned(1, Segment(0, 0, 0, samples=False)), "step 1 computes nothing"
     ),

@@ -1,8 +1,8 @@
 """A small sound run, record by record: what the tests of traces, properties and audit start from.
 
 Two requests share steps under overlap; one is aborted while a step with it is in flight, one runs to its length. A
-third begins with a page that the first has left in the cache; it is retracted, admitted again by a step that is lost,
-and ends by a stop string that cuts its last token.
+third begins with a page that the first has left in the cache; it is retracted as the next step cannot be planned,
+admitted again by a step that is lost, and ends by a stop string that cuts its last token.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pawl.lifecycle.records import (
     CacheChange,
     Cached,
     Closed,
+    Contained,
     Counts,
     Delivered,
     Digest,
@@ -205,6 +206,7 @@ def _third(story: Story) -> None:
     story.plan(5, Segment(1, 4, 5, pages=((0, 0), (1, 5), (2, 6))))
     story.commit(5, [Event.FIRST_TOKEN], 1)
     story.add(Digest(5, 2**64 - 1))
+    story.add(Contained(0, "OSError at planner.py:40", story.now()))
     story.move(3, 1, State.DECODING, Event.RETRACT, State.QUEUED, Cause.STEP_LOST)
     story.admit(3, 1)
     story.plan(6, Segment(1, 0, 10, pages=((0, 7), (1, 8), (2, 9))))
@@ -213,6 +215,7 @@ def _third(story: Story) -> None:
     story.admit(3, 1)
     story.plan(7, Segment(1, 0, 10, pages=((0, 7), (1, 8), (2, 9))))
     story.commit(7, [Event.FIRST_TOKEN], 1)
+    story.add(Delivered("finish", {"request": 3, "num_output": 1}, 0, story.now()))
     story.move(3, 1, State.DECODING, Event.FINISH, State.FINISHED, Cause.STOP_STRING, num_output=1)
 
 

@@ -1,0 +1,132 @@
+"""Property `admission_order`: who is admitted before whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.beginning import Beginning
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import Record, Started, StepCommitted, StepRolledBack, Transition, int32s
+from pawl.lifecycle.states import Event, State
+
+_NEVER = np.iinfo(np.int64).max
+
+
+class AdmissionOrder(Property):
+    """Requests that lost their memory come back before newcomers, in order of their first admission; newcomers start by
+    arrival under `fcfs`, and by priority and then arrival under `priority`. Nobody is passed over but for a page that
+    another computes right now or a lower tier is to send. An admission that is undone gives the place back."""
+
+    name: ClassVar[str] = "admission_order"
+    observes = (Started, Transition, StepRolledBack, StepCommitted)
+
+    def __init__(self) -> None:
+        self._policy = ""
+        self._num_admissions = 0
+        self._num_arrivals = 0
+        self._arrival: dict[int, int] = {}
+        """Live requests, by the place of their arrival."""
+        self._rank: dict[int, int] = {}
+        """Those that were admitted, by the rank of their first admission."""
+        self._undoable: set[int] = set()
+        """Those whose first admission is part of a step in flight."""
+        self._waiting: set[int] = set()
+        """Those that wait for nothing but room."""
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        table = beginning.table
+        for row in beginning.rows:
+            request, rank = table.info(row).request, int(table.order[row])
+            self._arrival[request] = self._num_arrivals
+            self._num_arrivals += 1
+            if rank < _NEVER:
+                self._rank[request] = rank
+            if table.state[row] == State.QUEUED:
+                self._waiting.add(request)
+        self._num_admissions = beginning.num_admissions
+        return self.observe(beginning.started, history)
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case Started():
+                loop: Any = record.config.get("loop")
+                self._policy = str(loop.get("policy", "")) if isinstance(loop, dict) else ""
+            case Transition():
+                return tuple(self._moved(record, history))
+            case StepRolledBack():
+                for admission in history.restored:
+                    if admission.request in self._undoable:
+                        self._undoable.discard(admission.request)
+                        self._rank.pop(admission.request, None)
+                    if admission.request in self._arrival:
+                        self._waiting.add(admission.request)
+            case StepCommitted():
+                self._undoable.difference_update([admission.request for admission in history.step.admitted])
+        return ()
+
+    def _moved(self, record: Transition, history: History) -> Iterator[Violation]:
+        request = record.request
+        match record.event:
+            case Event.SUBMIT:
+                self._arrival[request] = self._num_arrivals
+                self._num_arrivals += 1
+                self._waiting.add(request)
+            case Event.FETCH:
+                self._waiting.discard(request)
+            case Event.FETCHED | Event.RESTORE | Event.RETRACT:
+                self._waiting.add(request)
+            case Event.FINISH | Event.ABORT:
+                self._waiting.discard(request)
+                self._undoable.discard(request)
+                self._rank.pop(request, None)
+                self._arrival.pop(request, None)
+            case Event.ADMIT:
+                self._waiting.discard(request)
+                yield from self._admitted(record, history)
+                if request not in self._rank:
+                    self._rank[request] = self._num_admissions
+                    self._undoable.add(request)
+                self._num_admissions += 1
+
+    def _admitted(self, record: Transition, history: History) -> Iterator[Violation]:
+        mine = self._place(record.request, record.row, history)
+        for other in self._waiting:
+            row = history.open.get(other)
+            if row is None:
+                continue
+            theirs = self._place(other, row, history)
+            if theirs < mine and not _is_being_computed(row, history):
+                text = f"request {record.request} is admitted before it, which was to come first"
+                yield self.violation(history, text, other)
+                return
+
+    def _place(self, request: int, row: int, history: History) -> tuple[int, int, int]:
+        """In the order of admission, the first is the smallest; equal where the policy may choose."""
+        rank = self._rank.get(request, _NEVER)
+        if rank < _NEVER or self._policy not in ("fcfs", "priority"):
+            return rank, 0, 0
+        submitted = history.submissions.get(row)
+        priority = submitted.priority if submitted is not None and self._policy == "priority" else 0
+        return rank, -priority, self._arrival.get(request, 0)
+
+
+def _is_being_computed(row: int, history: History) -> bool:
+    """A request at work has a page of tokens in the same place: perhaps `row` waits for that to be in the cache."""
+    mine = _pages(row, history)
+    working = np.flatnonzero(history.working[: history.num_rows]).tolist()
+    return any(not mine.isdisjoint(_pages(other, history)) for other in working if other != row)
+
+
+def _pages(row: int, history: History) -> set[tuple[str, int, bytes]]:
+    """The full pages of the request's known tokens: namespace, place, content."""
+    submitted = history.submissions.get(row)
+    if submitted is None or history.started is None:
+        return set()
+    size = history.started.page_size
+    tokens = np.concatenate((int32s(submitted.tokens), history.output(row)))
+    count = len(tokens) // size
+    return {(submitted.namespace, at, tokens[at * size : (at + 1) * size].tobytes()) for at in range(count)}
