@@ -44,7 +44,7 @@ log = structlog.get_logger("pawl.scheduler")
 
 DEADLINE_CHECK_S = 0.25
 """How often deadlines are looked at while requests live."""
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 0.25
 """How often the watchdog is told that messages are handled."""
 MOST_RECOVERIES = 8
 """Failures in the middle of work that are survived without one step committed between them."""

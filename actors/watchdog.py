@@ -27,8 +27,10 @@ log = structlog.get_logger("pawl.watchdog")
 
 OLD_STEP_S = 0.5
 """A step of this age is told to the gateway."""
-SILENCE_S = 1.5
-"""A scheduler that has been silent for this long, more than a heartbeat, is told to the gateway."""
+SILENCE_S = 0.75
+"""A scheduler that has been silent for this long, three heartbeats, is told to the gateway."""
+INTERVAL_S = 0.25
+"""Between two looks at how long the scheduler is silent: so the gateway knows of either within a second."""
 PULSE_S = 0.25
 """Between two pulses."""
 FREEZE_S = 0.5
@@ -51,7 +53,7 @@ class Watchdog(Actor):
 
     def __init__(
         self,
-        interval_s: float = 1.0,
+        interval_s: float = INTERVAL_S,
         stall_s: float = 30.0,
         names: Names = NAMES,
         turned_at: Callable[[], float | None] | None = None,

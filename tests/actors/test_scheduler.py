@@ -9,12 +9,13 @@ import pytest
 
 from pawl.actors.control import Ask
 from pawl.actors.control.state import GetState
-from pawl.actors.messages.control import Heartbeat, Reply
+from pawl.actors.messages.control import Heartbeat, Reply, Stalled
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
 from pawl.actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.scheduler import HeartbeatDue, Scheduler, SelfCheck
 from pawl.actors.simulation.manual import ManualContext
+from pawl.actors.watchdog import OLD_STEP_S, Watchdog
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.records import Closed, Started
@@ -261,6 +262,24 @@ def test_the_watchdog_hears_at_regular_times_how_old_the_oldest_step_is() -> Non
     bench.context.time_s += 7.0
     bench.tell(HeartbeatDue())
     assert bench.context.take("watchdog") == [Heartbeat(None), Heartbeat(pytest.approx(7.0))]
+
+
+def test_a_step_that_never_comes_back_is_a_stall_within_half_a_second_of_its_limit() -> None:
+    bench, watchdog = Bench(), Watchdog(stall_s=30.0)
+    watching = ManualContext(watchdog, "watchdog")
+    bench.context.advance(0.1)
+    bench.tell(bench.submit(1, [1], 4))
+    told: list[tuple[float, Stalled]] = []
+    for _ in range(350):
+        bench.context.advance(0.1)
+        watching.advance(0.1)
+        for heartbeat in bench.context.take("watchdog"):
+            watchdog.receive(heartbeat)
+        told += [(bench.context.now() - 0.1, message) for message in watching.take("gateway")]
+    first_old = next(age for age, message in told if message.oldest_step_s)
+    first_stall = next(age for age, message in told if message.seconds)
+    assert (OLD_STEP_S <= first_old <= 1.0, 30.0 <= first_stall <= 30.5) == (True, True)
+    assert all(age - message.oldest_step_s <= 0.5 for age, message in told)
 
 
 def test_state_tells_requests_pages_and_counters() -> None:

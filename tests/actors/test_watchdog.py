@@ -7,6 +7,7 @@ from structlog.testing import capture_logs
 
 from pawl.actors.messages.control import Heartbeat, Pulse, Stalled
 from pawl.actors.runtime.actor import Lane
+from pawl.actors.scheduler import HEARTBEAT_S
 from pawl.actors.simulation.manual import ManualContext, Sent
 from pawl.actors.watchdog import PULSE_S, Watchdog
 
@@ -29,7 +30,7 @@ def test_while_heartbeats_come_nobody_is_told_anything() -> None:
     watchdog, context = watched()
     for _ in range(20):
         watchdog.receive(Heartbeat(0.2))
-        context.advance(1.0)
+        context.advance(HEARTBEAT_S)
     assert context.take_sent() == []
 
 
@@ -57,7 +58,7 @@ def test_recovery_is_told_once(oldest_launch_s: float | None) -> None:
     assert reports(context) == [5.0]
     watchdog.receive(Heartbeat(oldest_launch_s))
     assert told(context) == [Stalled(0.0)]
-    context.advance(1.0)
+    context.advance(HEARTBEAT_S)
     watchdog.receive(Heartbeat(oldest_launch_s))
     assert told(context) == []
 
@@ -88,8 +89,8 @@ def test_a_silent_scheduler_is_told_before_it_is_a_stall_with_the_step_it_was_at
     watchdog, context = watched()
     watchdog.receive(Heartbeat(0.6))
     context.take_sent()
-    context.advance(2.0)
-    assert told(context) == [Stalled(0.0, oldest_step_s=0.6, silent_s=2.0)]
+    context.advance(1.0)
+    assert told(context) == [Stalled(0.0, oldest_step_s=0.6, silent_s=1.0)]
 
 
 class EventLoop:

@@ -63,7 +63,7 @@ async def told(address: tuple[str, int], death: Death) -> dict[str, Any]:
                 death.armed.set()
                 # The tokenizer has nothing to do for a stream that runs: this is for it to die of.
                 _, second = await post(address, "/generate", body)
-                second.close()
+    second.close()
     writer.close()
     return last
 
