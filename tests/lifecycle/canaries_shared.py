@@ -165,6 +165,11 @@ _CACHE_CANARIES = {
         replanned(7, Segment(1, 0, 10, pages=((0, 0), (1, 8), (2, 9)))),
         "page 0 was taken as free while the cache has it",
     ),
+    "a page taken, after one that is free, that the cache has": Canary(
+        "single_owner",
+        replanned(7, Segment(1, 0, 10, pages=((0, 8), (1, 0), (2, 9)))),
+        "page 0 was taken as free while the cache has it",
+    ),
     "a page evicted while in use": Canary(
         "hold_accounting", planted("plan 4", Cached((removed(0),))), "page 0 left the cache while a request uses it", 1
     ),

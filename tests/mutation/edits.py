@@ -43,6 +43,26 @@ OPERATORS: dict[type[ast.operator], tuple[str, str]] = {
     ast.FloorDiv: ("//", "*"),
 }
 CALLS = {"min": "max", "max": "min", "any": "all", "all": "any"}
+COMMUTATIVE = {"np.minimum", "np.maximum", "np.array_equal", "np.union1d"}
+PURE = {
+    "len",
+    "int",
+    "bool",
+    "float",
+    "str",
+    "min",
+    "max",
+    "sum",
+    "total",
+    "tuple",
+    "dict",
+    "set",
+    "sorted",
+    "State",
+    "self._keys.take",
+}
+"""Functions that only compute; those of numpy do as well, and these methods of arrays:"""
+PURE_METHODS = {"sum", "any", "all", "copy", "astype", "tolist", "dot", "max", "min", "get"}
 ORDER_IS_A_TYPE = {"isinstance", "getattr", "setattr", "hasattr", "cast", "issubclass", "zip"}
 """Calls whose first two arguments cannot be swapped: their types differ, or the pairs only change sides."""
 
@@ -252,8 +272,10 @@ class _Finder:
             return
         if _bound(first) & _read(second) or _bound(second) & (_read(first) | _bound(first)):
             return
-        if not (_calls(first) or _calls(second)):
-            return  # nothing that either does can be seen by the other, or both are told apart by their names
+        if not (_acts(first) or _acts(second)) and not (
+            _places(first) & _uses(second) or _places(second) & _uses(first)
+        ):
+            return  # nothing that either does can be seen by the other
         if isinstance(first, ast.Assign) and isinstance(second, ast.Assign) and not (_stores(first) or _stores(second)):
             return
         self._line = first.lineno
@@ -325,7 +347,7 @@ class _Finder:
         name = ast.unparse(node.func)
         if name in CALLS:
             self._replace("call", node.func, CALLS[name])
-        if name in ORDER_IS_A_TYPE or name in CALLS:
+        if name in ORDER_IS_A_TYPE or name in CALLS or name in COMMUTATIVE:
             return
         for first, second in pairwise(node.args):
             starred = isinstance(first, ast.Starred) or isinstance(second, ast.Starred)
@@ -392,8 +414,33 @@ def _read(node: ast.stmt) -> set[str]:
     return _names(node, ast.Load)
 
 
-def _calls(node: ast.stmt) -> bool:
-    return any(isinstance(part, ast.Call) for part in ast.walk(node))
+def _acts(node: ast.stmt) -> bool:
+    """Whether it calls something that may do more than compute."""
+    for call in (part for part in ast.walk(node) if isinstance(part, ast.Call)):
+        name = ast.unparse(call.func)
+        if (
+            name in PURE
+            or name.startswith("np.")
+            or (isinstance(call.func, ast.Attribute) and call.func.attr in PURE_METHODS)
+        ):
+            continue
+        return True
+    return False
+
+
+def _uses(node: ast.stmt) -> set[str]:
+    """The attributes and items that it reads or writes, as they are written, and what these are of."""
+    return {ast.unparse(part) for part in ast.walk(node) if isinstance(part, ast.Attribute | ast.Subscript)}
+
+
+def _places(node: ast.stmt) -> set[str]:
+    """Those that it writes; of an item, what it is of."""
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    parts = [part for target in targets if target is not None for part in ast.walk(target)]
+    written = [
+        part for part in parts if isinstance(part, ast.Attribute | ast.Subscript) and isinstance(part.ctx, ast.Store)
+    ]
+    return {ast.unparse(part.value if isinstance(part, ast.Subscript) else part) for part in written}
 
 
 def _stores(node: ast.stmt) -> bool:

@@ -1,0 +1,108 @@
+"""What each verb of the journal writes, and when a checkpoint is due."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pawl.lifecycle.journal import REQUEST_BYTES, TOKEN_BYTES, Journal
+from pawl.lifecycle.marks import Contained, Digest, Flushed, Idled
+from pawl.lifecycle.records import (
+    CacheChange,
+    Cached,
+    PageCounts,
+    Record,
+    StepCommitted,
+    StepRolledBack,
+    Submitted,
+    TierTold,
+)
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.requests import RequestInfo
+from tests.lifecycle.story import plain
+
+
+class Pool:
+    free, owned, cached, deferred, quarantined = 1, 2, 3, 4, 5
+
+
+class Feed:
+    """A cache that has changed once."""
+
+    def __init__(self) -> None:
+        self.unrecorded: list[Any] = [CacheChange("removed", "", None, np.array([3], np.int32))]
+
+    def changes(self) -> tuple[CacheChange, ...]:
+        return tuple(self.unrecorded)
+
+
+INFO = RequestInfo(request=7, rid="r7", sampling=SamplingParameters(), namespace="salt", submitted=0.5)
+TOKENS = np.array([4, 5, 6], np.int32)
+
+
+def test_each_verb_writes_what_it_was_told_in_its_own_place() -> None:
+    records: list[Record] = []
+    journal = Journal(records.append)
+    journal.submitted(2, INFO, TOKENS, 9, float("inf"), 1.5)
+    journal.submitted(2, INFO, TOKENS, 9, 8.5, 1.5)
+    journal.idled(2.5)
+    journal.flushed(3.5)
+    journal.tiers("filled", 11, 12, (b"a", b"bc"), 4.5)
+    journal.contained(7, "OSError at worker", 5.5)
+    journal.rolled_back(6, "lost", 6.5, digest=99)
+    events = np.array([1], np.uint8)
+    journal.committed(8, events, TOKENS, None, Pool(), 7.5, digest=98)
+    sampling = INFO.sampling
+    of_request: dict[str, Any] = {
+        "request": 7,
+        "row": 2,
+        "rid": "r7",
+        "tokens": TOKENS,
+        "sampling": sampling,
+        "namespace": "salt",
+    }
+    assert list(plain(records)) == list(
+        plain(
+            [
+                Submitted(**of_request, priority=9, deadline=None, time=1.5),
+                Submitted(**of_request, priority=9, deadline=8.5, time=1.5),
+                Idled(2.5),
+                Flushed(3.5),
+                TierTold("filled", 11, 12, b"abc", 4.5),
+                Contained(7, "OSError at worker", 5.5),
+                StepRolledBack(6, "lost", 6.5),
+                Digest(6, 99),
+                StepCommitted(8, 7.5, events, TOKENS, PageCounts(1, 2, 3, 4, 5), 98),
+            ]
+        )
+    )
+
+
+def test_changes_of_the_cache_come_once_and_before_the_record_that_asks() -> None:
+    records: list[Record] = []
+    journal = Journal(records.append)
+    journal.precede(Feed())
+    journal.idled(1.0)
+    journal.idled(2.0)
+    assert [type(record) for record in records] == [Cached, Idled, Idled]
+
+
+@pytest.mark.parametrize(
+    ("limit", "requests"), [(2 * REQUEST_BYTES, 2), (2 * (REQUEST_BYTES + 3 * TOKEN_BYTES) + 1, 3)]
+)
+def test_a_checkpoint_is_due_after_so_many_bytes_and_then_not_for_as_many(limit: int, requests: int) -> None:
+    journal = Journal(lambda record: None, checkpoint_bytes=limit)
+    for count in range(1, requests + 1):
+        assert not journal.checkpoint_due
+        journal.submitted(2, INFO, TOKENS, 9, 8.5, float(count))
+    assert journal.checkpoint_due
+    journal.checkpoint(b"", "", 9.0)
+    assert not journal.checkpoint_due
+
+
+def test_no_checkpoint_is_due_where_nobody_records() -> None:
+    journal = Journal(None, checkpoint_bytes=1)
+    journal.submitted(2, INFO, TOKENS, 9, 8.5, 1.5)
+    assert not journal.checkpoint_due
