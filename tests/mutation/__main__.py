@@ -15,7 +15,7 @@ from tests.mutation.sweep import ROOT, Hurry, Request, Sweeping, exploration, im
 
 TESTS = ("lifecycle", "memory", "loops", "actors", "pawl")
 """Folders of tests that judge."""
-OPTIONS = ("-s", "-q", "-p", "no:cacheprovider", "-m", "not slow and not gpu")
+OPTIONS = ("-s", "-q", "--assert=plain", "-p", "no:cacheprovider", "-m", "not slow and not gpu")
 MEASURED_SCHEDULES = 400
 
 

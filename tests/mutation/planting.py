@@ -42,19 +42,21 @@ class Planter:
             new = _codes(compile(edit.applied(source), name, "exec", dont_inherit=True))
         except SyntaxError as error:
             raise EditFails(str(error)) from error
-        old = {code: key for key, code in _codes(compile(source, name, "exec", dont_inherit=True)).items()}
-        changed = 0
+        # By place and not by content: pytest may have compiled the asserts of a file in its own way.
+        old = _codes(compile(source, name, "exec", dont_inherit=True))
+        key_of = {(key[0], code.co_firstlineno): key for key, code in old.items()}
+        planted = False
         for function in functions:
-            key = old.get(function.__code__)
-            code = new.get(key) if key is not None else None
-            if code is not None and code != function.__code__:
-                try:
-                    function.__code__ = code
-                except ValueError as error:
-                    raise EditFails(str(error)) from error
-                changed += 1
-        if not changed:
-            raise EditFails("no function that is alive has this text")
+            key = key_of.get((function.__code__.co_qualname, function.__code__.co_firstlineno))
+            if key is None or key not in new:
+                continue
+            try:
+                function.__code__ = new[key]
+            except ValueError as error:
+                raise EditFails(str(error)) from error
+            planted |= f"{edit.function}.".startswith(key[0].replace(".<locals>", "") + ".")
+        if not planted:
+            raise EditFails("the function is not alive")
 
 
 def _codes(module: CodeType) -> dict[tuple[str, int], CodeType]:

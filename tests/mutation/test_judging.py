@@ -20,6 +20,7 @@ from tests.mutation.sweep import Hurry
 TOY = """\
 class Pages:
     def __init__(self):
+        assert True
         self.free = 3
         self.told = []
 
@@ -109,6 +110,16 @@ def test_tests_kill_what_matters_to_them_and_let_the_rest_survive(toy: ModuleTyp
 
 def explored(toy: ModuleType, root: Path, key: str, exploration: Callable[[], Iterator[Explored]]) -> Verdict:
     return Judge(root).explore(edit_named(key), exploration, limit_s=1)
+
+
+def test_an_edit_reaches_functions_whose_asserts_were_compiled_in_another_way(toy: ModuleType, tmp_path: Path) -> None:
+    rewritten = TOY.replace("assert True", "assert 1 == 1")
+    exec(compile(rewritten, str(tmp_path / "lifecycle" / "pawl_toy.py"), "exec"), vars(toy))
+
+    def exploration() -> Iterator[Explored]:
+        yield Explored(1, "" if toy.Pages().free == 3 else "another number")
+
+    assert explored(toy, tmp_path, "self.free = 3 => self.free = 4", exploration).outcome == KILLED
 
 
 def test_an_exploration_kills_by_what_it_finds_or_raises_and_leaves_this_process_as_it_is(
