@@ -460,6 +460,14 @@ def test_messages_are_small_and_what_is_under_way_is_bounded() -> None:
     assert bench.pages == [7, 6, 5]
 
 
+def test_pages_that_a_tier_kept_and_those_that_none_did_are_counted_apart() -> None:
+    bench = SavingBench(WritePolicy.WRITE_THROUGH)
+    bench.store(5, 6, 7)
+    number, _, keys = bench.sent[0]
+    bench.saving.done(number, keys[:1])
+    assert (bench.saving.counts.saved, bench.saving.counts.refused) == (1, 2)
+
+
 def test_what_was_lost_or_is_not_wanted_any_more_is_not_saved() -> None:
     bench = SavingBench(WritePolicy.WRITE_BACK)
     bench.store(5, 6)

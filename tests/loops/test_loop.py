@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pawl.gpu.ghost.oracle import expected
+from pawl.lifecycle.records import StepCommitted
 from pawl.lifecycle.states import Cause
 from tests.loops.driver import CELLS, Driver
 
@@ -47,6 +48,26 @@ def test_a_shared_prefix_is_computed_once() -> None:
     driver.run()
     cached = [ending.info.num_cached for ending in driver.ending_of.values()]
     assert sorted(cached) == [0] + [40] * 9
+
+
+@pytest.mark.parametrize(("length", "together"), [(3, True), (4, True), (5, False)])
+def test_a_request_waits_for_a_page_that_another_computes_only_if_it_can_use_it(length: int, together: bool) -> None:
+    """A page is four tokens, and the last token of a prompt is always computed."""
+    driver = Driver()
+    prompt = prompts(1, length)[0]
+    for _ in range(2):
+        driver.submit(prompt, 4)
+    driver.intake.turn(driver.now)
+    assert (len(driver.launched[0].rows) == 2) == together
+
+
+def test_log_probabilities_are_recorded_only_of_steps_that_gave_some() -> None:
+    driver = Driver()
+    driver.submit(prompts(1, 9)[0], 4)
+    driver.run()
+    committed = [record for record in driver.records if isinstance(record, StepCommitted)]
+    assert committed
+    assert all(record.scores is None for record in committed)
 
 
 def test_namespaces_share_nothing() -> None:

@@ -21,6 +21,13 @@ def test_a_flush_that_may_wait_is_answered_when_the_loop_rests() -> None:
     assert driver.loop.memory.cache.statistics()["pages"] == 0
 
 
+def test_a_flush_at_rest_is_done_at_once_also_one_that_may_wait() -> None:
+    driver = Driver()
+    driver.intake.deliver(FlushCache(9.0), driver.now, 7)
+    assert driver.outcome_of[7].ok
+    assert driver.intake.waiting == {}
+
+
 def test_a_flush_whose_time_is_over_is_refused_and_says_what_is_live() -> None:
     driver = Driver()
     driver.submit(PROMPT, 3)
@@ -48,3 +55,10 @@ def test_a_drain_refuses_what_arrives_and_its_end_ends_what_is_left() -> None:
     assert (driver.cause(after), before in driver.ending_of) == (Cause.DRAINED, False)
     driver.intake.deliver(EndAll(), driver.now)
     assert driver.cause(before) == Cause.DRAINED
+
+
+def test_who_was_aborted_before_it_came_keeps_that_cause_in_a_drain() -> None:
+    driver = Driver()
+    driver.intake.deliver(Abort((1,), Cause.DISCONNECT), driver.now)
+    driver.intake.deliver(Drain(5.0), driver.now)
+    assert driver.cause(driver.submit(PROMPT, 3)) == Cause.DISCONNECT

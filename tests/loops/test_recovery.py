@@ -1,0 +1,81 @@
+"""What a loop does after something of its own failed half-way: what it records, who ends, who goes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from pawl.gpu.ghost.oracle import expected
+from pawl.lifecycle.marks import Contained
+from pawl.lifecycle.records import StepRolledBack, Transition
+from pawl.lifecycle.states import Cause, Event
+from pawl.loops.recovery import FAILED, recover
+from pawl.loops.requests import MAX_STRIKES
+from tests.loops.driver import Driver
+
+FAILURE = "OSError at worker"
+NOW = 77.0
+
+
+def failing(driver: Driver, request: int = 0) -> list[object]:
+    """Let the loop recover, and the worker begin anew; the records of that."""
+    count = len(driver.records)
+    recover(driver.loop, FAILURE, NOW, request)
+    driver.launched.clear()
+    driver.ghost.reset()
+    driver.loop.check_all()
+    return driver.records[count:]
+
+
+def at_work(pacing: str, *prompts: list[int]) -> Driver:
+    """A loop with these prompts at work, and with as many steps in flight as it takes."""
+    driver = Driver(pacing=pacing)
+    for prompt in prompts:
+        driver.submit(prompt, 8)
+    driver.step()
+    driver.intake.turn(driver.now)
+    return driver
+
+
+@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+def test_steps_in_flight_are_recorded_as_rolled_back_newest_first_after_what_failed(pacing: str) -> None:
+    driver = at_work(pacing, [1, 2, 3])
+    in_flight = [scheduled.step for scheduled in driver.loop.in_flight]
+    assert in_flight
+    first, *records = failing(driver)
+    assert first == Contained(0, FAILURE, NOW)
+    rolled_back = [record for record in records if isinstance(record, StepRolledBack)]
+    assert rolled_back == [StepRolledBack(step, FAILURE, NOW) for step in reversed(in_flight)]
+    assert driver.loop.counters.steps_lost == len(in_flight)
+
+
+@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+def test_who_ran_starts_again_and_gets_every_token_once(pacing: str) -> None:
+    prompts = [1, 2, 3], [4, 5, 6, 7, 8]
+    driver = at_work(pacing, *prompts)
+    moves = [(record.event, record.cause) for record in failing(driver) if isinstance(record, Transition)]
+    assert moves == [(Event.RETRACT, Cause.STEP_LOST)] * 2
+    assert [driver.loop.table.info(row).num_retractions for row in driver.loop.table.live_rows()] == [1, 1]
+    driver.run()
+    assert list(driver.output_of.values()) == [expected(prompt, 8) for prompt in prompts]
+
+
+def test_the_request_that_it_failed_for_ends_alone() -> None:
+    driver = at_work("overlap", [1, 2, 3], [4, 5, 6])
+    assert failing(driver, request=2)[0] == Contained(2, FAILURE, NOW)
+    assert (driver.cause(2), driver.ending_of[2].message) == (Cause.INTERNAL, FAILED)
+    driver.run()
+    assert driver.output_of[1] == expected([1, 2, 3], 8)
+    assert driver.cause(1) == Cause.LENGTH
+
+
+def test_who_ran_each_time_it_failed_for_nobody_ends_at_last_and_who_waited_does_not() -> None:
+    driver = Driver(pacing="lockstep", max_running=1)
+    for prompt in ([1, 2, 3], [4, 5, 6]):
+        driver.submit(prompt, 8)
+    for strikes in range(MAX_STRIKES):
+        assert strikes == driver.loop.table.info(driver.loop.table.row_of[1]).strikes
+        driver.intake.turn(driver.now)
+        failing(driver)
+    assert (driver.cause(1), driver.ending_of[1].message) == (Cause.INTERNAL, FAILED)
+    driver.run()
+    assert driver.output_of[2] == expected([4, 5, 6], 8)
