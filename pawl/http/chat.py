@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from pawl.actors.messages.generate import Done, Submit, TokenLogprob, Usage
+from pawl.actors.messages.generate import Done, Submit, Usage
 from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta, Inbox
 from pawl.http.completions import check_scored
@@ -179,23 +179,25 @@ class ChatRenderer(OpenAiRenderer):
     def scores(self, index: int, delta: Delta) -> dict[str, Any] | None:
         if self._top_logprobs is None:
             return None
-        content = [
-            {
-                **self._scored(entry.token, entry.text, entry.logprob),
-                "top_logprobs": [self._scored(*rival) for rival in _rivals(entry, self._top_logprobs)],
-            }
-            for entry in delta.logprobs
-        ]
-        return {"content": content, "refusal": None}
-
-    def _scored(self, token: int, text: str, logprob: float | None) -> dict[str, Any]:
-        """A token with its score; its bytes may be a part of a character only."""
-        return {"token": self.name(token, text), "logprob": finite(logprob), "bytes": list(self._token_bytes(token))}
+        return {"content": scored(delta, self._top_logprobs, self._token_bytes, self.name), "refusal": None}
 
 
 def _content(text: str) -> bytes:
     return b',"delta":{"content":' + encode(text) + b"}"
 
 
-def _rivals(entry: TokenLogprob, count: int) -> list[tuple[int, str, float]]:
-    return [(token, text, logprob) for token, logprob, text in entry.top[:count]]
+def scored(
+    delta: Delta, num_top: int, token_bytes: Callable[[int], bytes], name: Callable[[int, str], str]
+) -> list[dict[str, Any]]:
+    """The new tokens with their scores and rivals. The bytes of one may be a part of a character only."""
+
+    def one(token: int, text: str, logprob: float | None) -> dict[str, Any]:
+        return {"token": name(token, text), "logprob": finite(logprob), "bytes": list(token_bytes(token))}
+
+    return [
+        {
+            **one(entry.token, entry.text, entry.logprob),
+            "top_logprobs": [one(token, text, logprob) for token, logprob, text in entry.top[:num_top]],
+        }
+        for entry in delta.logprobs
+    ]

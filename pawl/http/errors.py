@@ -102,6 +102,10 @@ def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | Non
     return Response(msgspec.json.encode(body), status, dict(headers or {}), media_type="application/json")
 
 
+DONE_EVENT = b"data: [DONE]\n\n"
+"""What ends streams of OpenAI's older routes and of SGLang's own."""
+
+
 def error_event(problem: Problem) -> bytes:
     """The server-sent event for a failure that ends a stream under way, in OpenAI's shape."""
     return b"data: " + msgspec.json.encode(problem.body(openai=True)) + b"\n\n"

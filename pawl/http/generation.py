@@ -11,32 +11,38 @@ from starlette.routing import Route
 
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Inbox
-from pawl.http import completions, native, openai
-from pawl.http.chat import ChatRenderer, chat_submits, echo_of
+from pawl.http import completions, native, openai, responses
+from pawl.http.chat import ChatRenderer, chat_submits, echo_of, scored
 from pawl.http.completions import CompletionRenderer, candidates_of, completion_submits
 from pawl.http.description import HasContext, takes
+from pawl.http.errors import Problem
 from pawl.http.message import MessageReader
 from pawl.http.native import NativeRenderer, understand
 from pawl.http.rendering import Frame
 from pawl.http.replies import ReplyStream
-from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody, StreamOptions
+from pawl.http.response_fields import ResponsesBody, chat_of
+from pawl.http.response_items import ItemWriter
+from pawl.http.responses import ResponsesRenderer
+from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody, StreamOptions, refuse_unsupported
 from pawl.http.tools import Reading, reading_of
 
 NAMES = {
     "/v1/completions": completions.NAMES,
     "/v1/chat/completions": openai.CLIENT_NAMES,
+    "/v1/responses": responses.NAMES,
     "/generate": native.CLIENT_NAMES,
 }
 """By path: our field names in the words of the route."""
 
 
 class GenerationRoutes(HasContext):
-    """`/v1/completions`, `/v1/chat/completions` and `/generate`."""
+    """`/v1/completions`, `/v1/chat/completions`, `/v1/responses` and `/generate`."""
 
     def routes(self) -> list[Route]:
         return [
             Route("/v1/completions", self.complete, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/responses", self.respond, methods=["POST"]),
             Route("/generate", self.generate, methods=["POST", "PUT"]),
         ]
 
@@ -69,6 +75,30 @@ class GenerationRoutes(HasContext):
             make_reader=None if reading.plain else self._message_readers(reading, body.include_reasoning is not False),
         )
         return ReplyStream(self.context.gateway, submits, renderer, bool(body.stream))
+
+    @takes(ResponsesBody)
+    async def respond(self, request: Request, body: ResponsesBody) -> Response:
+        """The next items of a conversation, as OpenAI's newer API has it."""
+        refuse_unsupported(body, responses.UNSUPPORTED)
+        chat = chat_of(body)
+        rid, gateway = self._rid(request, chat), self.context.gateway
+        reading = reading_of(chat, self.context.info)
+        try:
+            submits = chat_submits(chat, reading, rid, self.context)
+        except Problem as problem:
+            raise problem.renamed(responses.NAMES) from None
+        token_bytes, num_top = self.context.tokenization.token_bytes, chat.top_logprobs or 0
+        renderer = ResponsesRenderer(
+            body,
+            identity=rid,
+            created=int(time.time()),
+            model=self.context.info.model_name,
+            make_reader=self._message_readers(reading, True),
+            plain=reading.plain,
+            score=lambda delta: scored(delta, num_top, token_bytes, lambda token, text: text),
+            writer=ItemWriter(gateway.new_rid, lambda: reading.call_id(gateway.new_rid())),
+        )
+        return ReplyStream(gateway, submits, renderer, bool(body.stream))
 
     @takes(GenerateBody)
     async def generate(self, request: Request, body: GenerateBody) -> Response:

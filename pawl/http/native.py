@@ -13,7 +13,7 @@ from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta, Inbox
 from pawl.http.completions import Prompt, check_scored, prompts_of
 from pawl.http.context import ServerContext
-from pawl.http.errors import MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem
+from pawl.http.errors import DONE_EVENT, MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem, error_event
 from pawl.http.info import ServerInfo
 from pawl.http.openai import choices_of, text_options_of
 from pawl.http.rendering import encode, finite
@@ -176,6 +176,7 @@ class NativeRenderer:
     """Replies of one call."""
 
     independent = True
+    done_event = DONE_EVENT
 
     def __init__(self, call: Call, info: ServerInfo) -> None:
         self._call = call
@@ -198,6 +199,9 @@ class NativeRenderer:
             self._progress[index].add(delta)
             results.append(self._result(index, delta, None))
         return encode(results[0] if self._call.single else results)
+
+    def failure(self, problem: Problem) -> bytes:
+        return error_event(problem)
 
     def problem(self, problem: Problem) -> Problem:
         return problem.renamed(CLIENT_NAMES)

@@ -10,7 +10,7 @@ import msgspec
 
 from pawl.actors.messages.generate import Done, TokenLogprob, Usage
 from pawl.actors.sink import Delta, Inbox
-from pawl.http.errors import Problem, from_delta
+from pawl.http.errors import DONE_EVENT, Problem, error_event, from_delta
 from pawl.http.info import ServerInfo
 from pawl.http.openai import CLIENT_NAMES
 from pawl.lifecycle.states import Cause
@@ -92,6 +92,7 @@ class OpenAiRenderer(ABC):
     """A `Renderer` whose chunks are mostly a frame that is the same for all of one call's chunks."""
 
     independent = False
+    done_event = DONE_EVENT
     names: Mapping[str, str] = CLIENT_NAMES
     chunk_object = ""
     whole_object = ""
@@ -237,6 +238,9 @@ class OpenAiRenderer(ABC):
     def extras(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox]) -> dict[str, Any]:
         """More members of a whole reply."""
         return {}
+
+    def failure(self, problem: Problem) -> bytes:
+        return error_event(problem)
 
     def problem(self, problem: Problem) -> Problem:
         return problem.renamed(self.names)

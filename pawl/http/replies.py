@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Delta, Inbox
-from pawl.http.errors import Problem, error_event, from_delta
+from pawl.http.errors import Problem, from_delta
 from pawl.http.streams import RequestGroup, watch
 from pawl.lifecycle.states import Cause
 
@@ -29,8 +29,6 @@ HEADER_PATIENCE_S = 1.0
 
 MANY_SCORES = 200
 """Tokens with scores that are written without giving others their turn."""
-
-DONE_EVENT = b"data: [DONE]\n\n"
 
 
 class Renderer(Protocol):
@@ -48,8 +46,14 @@ class Renderer(Protocol):
     def whole(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox]) -> bytes:
         """The JSON body when nothing is streamed: everything of each request, in order, and where it came in."""
 
+    done_event: bytes
+    """What comes last in a stream."""
+
     def problem(self, problem: Problem) -> Problem:
         """The failure in this route's words."""
+
+    def failure(self, problem: Problem) -> bytes:
+        """The event of a failure that ends a stream under way."""
 
 
 async def beside(deltas: Sequence[Delta], write: Callable[[], bytes]) -> bytes:
@@ -90,7 +94,8 @@ class ReplyStream(Response):
             if not self._begun:
                 raise
             log.error("a reply could not be written to its end", error=type(error).__name__, requests=group.requests)
-            events = error_event(Problem(500, "the server failed", code="internal")) + DONE_EVENT
+            problem = Problem(500, "the server failed", code="internal")
+            events = self._renderer.failure(problem) + self._renderer.done_event
             await send({"type": "http.response.body", "body": events})
         finally:
             watcher.cancel()
@@ -159,9 +164,9 @@ class ReplyStream(Response):
             num_open -= sum(delta.final for _, delta in arrivals)
             last = failure is not None or num_open == 0
             if failure is not None:
-                events += error_event(failure) + DONE_EVENT
+                events += self._renderer.failure(failure) + self._renderer.done_event
             elif last:
-                events += self._renderer.closing() + DONE_EVENT
+                events += self._renderer.closing() + self._renderer.done_event
             if events:
                 await send({"type": "http.response.body", "body": events, "more_body": not last})
             if last:

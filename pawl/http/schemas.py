@@ -246,6 +246,7 @@ HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "length_penalty": (1.0,),
     "bad_words": ([],),
     "background": (False,),
+    "truncation": ("disabled",),
 }
 """Values of unsupported fields that ask for what happens anyway."""
 

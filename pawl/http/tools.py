@@ -49,7 +49,7 @@ class Reading(msgspec.Struct, frozen=True):
     @property
     def template_options(self) -> dict[str, Any]:
         """What the chat template is told."""
-        return {"tools": msgspec.to_builtins(self.tools, str_keys=True)} if self.tools else {}
+        return {"tools": msgspec.to_builtins(list(self.tools))} if self.tools else {}
 
 
 def reading_of(body: ChatBody, info: ServerInfo) -> Reading:

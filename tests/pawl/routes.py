@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from pawl.actors.control import ROWS
+from pawl.http.response_fields import ResponsesBody
 from pawl.http.schemas import (
     ChatBody,
     CompletionBody,
@@ -19,6 +20,7 @@ from pawl.http.schemas import (
 GENERATING: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
     ("/v1/completions", CompletionBody, {"prompt": "hello", "max_tokens": 2}),
     ("/v1/chat/completions", ChatBody, {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}),
+    ("/v1/responses", ResponsesBody, {"input": "hello", "max_output_tokens": 2}),
     ("/generate", GenerateBody, {"text": "hello", "sampling_params": {"max_new_tokens": 2}}),
     ("/generate", NativeSampling, {"max_new_tokens": 2}),
     ("/tokenize", TokenizeBody, {"prompt": "hello"}),

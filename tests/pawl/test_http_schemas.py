@@ -36,11 +36,21 @@ OTHERS = [
     ["x"] * 20_000, [1] * 100_000, [0] * 300, {str(i): 1 for i in range(2_000)}, {"x" * 10_000: 1}, [{}] * 1_000,
 ]  # fmt: skip
 
-UNBOUNDED = {"prompt", "text", "suffix"}
+UNBOUNDED = {"prompt", "text", "suffix", "input", "instructions"}
 """Strings whose bound is the context's, not a number of characters."""
 
 
-FREE = ("messages", "chat_template_kwargs", "metadata", "parameters", "documents", "prediction")
+FREE = (
+    "messages",
+    "chat_template_kwargs",
+    "metadata",
+    "parameters",
+    "documents",
+    "prediction",
+    "custom_labels",
+    "input",
+    "format",
+)
 """Objects whose members are not known here."""
 
 

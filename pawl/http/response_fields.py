@@ -1,0 +1,199 @@
+"""The body of `POST /v1/responses`, and the chat that it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from pawl.actors import fields
+from pawl.actors.sampling import Count, SamplingFields, TopLogprobs
+from pawl.http.errors import Problem
+from pawl.http.schemas import (
+    ChatBody,
+    ModelName,
+    Note,
+    ObjectOfAny,
+    Priority,
+    Rid,
+    Salt,
+    Seconds,
+    StreamOptions,
+)
+from pawl.http.tool_fields import Schema, ToolName, ToolText
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
+class ResponseTool(msgspec.Struct, omit_defaults=True):
+    """One entry of `tools`: a chat's, without the object in between."""
+
+    type: Literal["function"]
+    name: ToolName
+    description: ToolText | None = None
+    parameters: Schema | None = None
+    strict: bool | None = None
+
+
+class ResponseToolChoice(msgspec.Struct, forbid_unknown_fields=True):
+    """The one tool that must be called."""
+
+    type: Literal["function"]
+    name: ToolName
+
+
+class ResponseReasoning(msgspec.Struct):
+    """`reasoning`. No summaries are made."""
+
+    effort: Effort | None = None
+
+
+class ResponseText(msgspec.Struct):
+    """`text`: the form of what is said."""
+
+    format: ObjectOfAny | None = None
+
+
+class ResponsesBody(SamplingFields, kw_only=True):
+    """`POST /v1/responses`."""
+
+    input: str | Annotated[list[ObjectOfAny], Meta(max_length=4096)]
+    model: ModelName | None = None
+    instructions: str | None = None
+    max_output_tokens: Count | None = None
+    tools: Annotated[list[ResponseTool], Meta(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    text: ResponseText | None = None
+    reasoning: ResponseReasoning | None = None
+    top_logprobs: TopLogprobs | None = None
+    include: Annotated[list[Note], Meta(max_length=64)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    chat_template_kwargs: ObjectOfAny | None = None
+    priority: Priority | None = None
+    cache_salt: Salt | None = None
+    rid: Rid | None = None
+    request_id: Rid | None = None
+    timeout_s: Seconds | None = None
+    store: bool | None = None
+    """Replies are not kept, whatever it says."""
+    user: Note | None = None
+    metadata: ObjectOfAny | None = None
+    safety_identifier: Note | None = None
+    prompt_cache_key: Note | None = None
+    prompt_cache_retention: Note | None = None
+    service_tier: Note | None = None
+    max_tool_calls: Count | None = None
+    """Of tools that the server itself calls, of which there are none."""
+    # Known, but not supported.
+    previous_response_id: Any = None
+    conversation: Any = None
+    prompt: Any = None
+    background: Any = None
+    truncation: Any = None
+    context_management: Any = None
+    moderation: Any = None
+
+
+TAKEN_OVER = (
+    *("model", "top_logprobs", "stream", "stream_options", "chat_template_kwargs", "priority"),
+    *("cache_salt", "rid", "request_id", "timeout_s", "parallel_tool_calls"),
+)
+"""Fields that mean the same in a chat."""
+
+
+def chat_of(body: ResponsesBody) -> ChatBody:
+    """The chat that asks for the same. Raises Problem and InvalidRequest."""
+    names = (*SamplingFields.__struct_fields__, *TAKEN_OVER)
+    chat: dict[str, Any] = {name: value for name in names if (value := getattr(body, name)) is not None}
+    chat["messages"] = messages_of(body)
+    chat["logprobs"] = wants_logprobs(body)
+    if not chat["logprobs"]:
+        chat.pop("top_logprobs", None)
+    if body.max_output_tokens is not None:
+        chat["max_tokens"] = body.max_output_tokens
+    if body.reasoning is not None and body.reasoning.effort is not None:
+        chat["reasoning_effort"] = body.reasoning.effort
+    if body.tools:
+        chat["tools"] = [_nested(msgspec.to_builtins(tool)) for tool in body.tools]
+    if body.tool_choice is not None:
+        choice = msgspec.to_builtins(body.tool_choice)
+        chat["tool_choice"] = choice if isinstance(choice, str) else _nested(choice)
+    if body.text is not None and body.text.format is not None:
+        chat["response_format"] = _response_format(body.text.format)
+    return fields.convert(chat, ChatBody)
+
+
+def wants_logprobs(body: ResponsesBody) -> bool:
+    """Whether scores are shown."""
+    return "message.output_text.logprobs" in (body.include or ()) or bool(body.top_logprobs)
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    return {"type": flat.pop("type"), "function": flat}
+
+
+def _response_format(form: dict[str, Any]) -> dict[str, Any]:
+    if form.get("type") != "json_schema":
+        return form
+    return {"type": "json_schema", "json_schema": {name: value for name, value in form.items() if name != "type"}}
+
+
+def messages_of(body: ResponsesBody) -> list[dict[str, Any]]:
+    """`instructions` and `input` as the messages of a chat. Raises Problem for an item that cannot be one."""
+    messages: list[dict[str, Any]] = []
+    if body.instructions is not None:
+        messages.append({"role": "system", "content": body.instructions})
+    if isinstance(body.input, str):
+        return [*messages, {"role": "user", "content": body.input}]
+    for index, item in enumerate(body.input):
+        _add(messages, item, f"input[{index}]")
+    return messages
+
+
+def _add(messages: list[dict[str, Any]], item: dict[str, Any], where: str) -> None:
+    """One item, which may be a part of the assistant's last message: what it thought, said and called is one turn."""
+    kind = item.get("type") or "message"
+    match kind:
+        case "message":
+            message = {"role": item.get("role"), "content": _content(item.get("content"), f"{where}.content")}
+            if message["role"] == "assistant" and _open(messages):
+                messages[-1]["content"] = message["content"]
+            else:
+                messages.append(message)
+        case "reasoning":
+            text = _content(item.get("content") or [], f"{where}.content")
+            messages.append({"role": "assistant", "content": None, "reasoning_content": text})
+        case "function_call":
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": None})
+            function = {"name": item.get("name"), "arguments": item.get("arguments") or ""}
+            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            messages[-1].setdefault("tool_calls", []).append(call)
+        case "function_call_output":
+            content = _content(item.get("output"), f"{where}.output")
+            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
+        case _:
+            raise Problem(400, f"{where} is of a type that is not taken here", param=where)
+
+
+def _open(messages: list[dict[str, Any]]) -> bool:
+    """Whether the last message is the assistant's and has said nothing yet."""
+    return bool(messages) and messages[-1]["role"] == "assistant" and messages[-1]["content"] is None
+
+
+def _content(content: Any, where: str) -> str:
+    """The text of content, whose parts are joined by a line break."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise Problem(400, f"{where} must be a string or a list of parts", param=where)
+    texts: list[str] = []
+    for index, part in enumerate(content):
+        text = part.get("text") if isinstance(part, dict) else None
+        if not isinstance(text, str):
+            raise Problem(400, f"{where}[{index}] has no text; this model reads text only", param=f"{where}[{index}]")
+        texts.append(text)
+    return "\n".join(texts)
