@@ -20,9 +20,12 @@ from torch import Tensor
 from pawl.gpu.backend import ForwardInputs
 from pawl.gpu.batches import known_tokens
 from pawl.gpu.devices import available_threads, download, upload
+from pawl.gpu.grammars.cache import Grammars
+from pawl.gpu.grammars.rows import GrammarRows, Ruled
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
+from pawl.gpu.sampling.masking import apply_masks
 from pawl.gpu.sampling.scoring import score
 from pawl.gpu.select import BackendChoice, sampler_for, select_backend
 from pawl.lifecycle.recompute import Computed, Recorded
@@ -61,6 +64,7 @@ class Recomputer:
         backend: BackendChoice = "auto",
         threads: int | None = None,
         advance: Callable[[int], object] = lambda count: None,
+        grammars: Grammars | None = None,
     ) -> None:
         """Takes `weights` over. `max_context`: tokens of a request at the most; `advance` hears of tokens that are
         computed. Raises BackendUnavailable where nothing keeps the promise."""
@@ -75,6 +79,7 @@ class Recomputer:
         self.kv = KvStore(config, num_pages=self._num_pages, page_size=PAGE_SIZE, dtype=dtype, device=device)
         threads = threads or available_threads()
         self.backend = select_backend(backend, config, weights, self.kv, threads=threads, deterministic=True)
+        self._grammars = GrammarRows(grammars, self._chunk)
         self._sampler = sampler_for(self.backend, config.vocab_size, self._chunk, self.kv.data.device)
 
     def __call__(self, requests: Sequence[Recorded]) -> list[Computed]:
@@ -142,8 +147,15 @@ class Recomputer:
                 logit_rows=np.array(rows, np.int32),
             )
         )
+        drawn = [row for row, place in enumerate(places) if place.position >= group[place.request].num_prompt]
+        if drawn:
+            admissions = [
+                self._admission(slot, group[places[row].request], places[row]) for slot, row in enumerate(drawn)
+            ]
+            ruled = self._rule(admissions, drawn, logits)
         self._score(group, places, logits, found)
-        self._draw(group, places, logits, found)
+        if drawn:
+            self._draw(group, places, drawn, admissions, ruled, logits, found)
 
     def _score(self, group: list[Recorded], places: list[_Place], logits: Tensor, found: list[Computed]) -> None:
         """Log-probabilities of the recorded tokens, where somebody asked for them."""
@@ -159,24 +171,38 @@ class Recomputer:
             one = StepLogprobs(chosen[here], top_tokens[here].astype(np.int32), top[here])
             found[place.request].score(np.array([place.position]), one)
 
-    def _draw(self, group: list[Recorded], places: list[_Place], logits: Tensor, found: list[Computed]) -> None:
+    def _rule(self, admissions: list[SlotAssignment], drawn: list[int], logits: Tensor) -> Ruled | None:
+        """What grammars allow in the rows that are drawn; the others have no score any more."""
+        self._grammars.admit(admissions)
+        ruled = self._grammars.masks(np.arange(len(drawn), dtype=np.int32))
+        if ruled is not None:
+            apply_masks(logits, ruled.moved(np.array(drawn, np.int32)[ruled.rows]))
+        return ruled
+
+    def _draw(
+        self,
+        group: list[Recorded],
+        places: list[_Place],
+        drawn: list[int],
+        admissions: list[SlotAssignment],
+        ruled: Ruled | None,
+        logits: Tensor,
+        found: list[Computed],
+    ) -> None:
         """The tokens that follow, each as if its row were a request that has got so far."""
-        drawn = [row for row, place in enumerate(places) if place.position >= group[place.request].num_prompt]
-        if not drawn:
-            return
-        admissions = [self._admission(slot, group[places[row].request], places[row]) for slot, row in enumerate(drawn)]
         self._sampler.admit(admissions)
         slots = np.arange(len(drawn), dtype=np.int32)
         positions = np.array([places[row].position for row in drawn], np.int32)
         rows = upload(np.array(drawn, np.int64), logits.device)
-        tokens = download(self._sampler.sample(logits[rows], slots, positions).tokens)
+        tokens = download(self._sampler.sample(logits[rows], slots, positions, ruled).tokens)
         for row, token in zip(drawn, tokens.tolist(), strict=True):
             request = group[places[row].request]
             found[places[row].request].tokens[places[row].position - request.num_prompt] = token
 
     def _admission(self, slot: int, request: Recorded, place: _Place) -> SlotAssignment:
         sampling, count = request.sampling, request.num_prompt
-        history = request.tokens[: place.position] if sampling.penalised else _NOTHING
+        needed = sampling.penalised or sampling.grammar is not None
+        history = request.tokens[: place.position] if needed else _NOTHING
         # Scores are of tokens that are known: the sampler need not look for any.
         sampling = msgspec.structs.replace(sampling, top_logprobs=None)
         admission = SlotAssignment(slot, sampling, count, history, place.position - count)

@@ -8,22 +8,28 @@ import numpy as np
 
 from pawl.gpu.alone import steps_alone
 from pawl.gpu.ghost.runner import Ghost
+from pawl.gpu.grammars.cache import Grammars
 from pawl.lifecycle.recompute import Computed, Recorded
 
 
-def ghost_again(requests: Sequence[Recorded], advance: Callable[[int], object] = lambda count: None) -> list[Computed]:
+def ghost_again(
+    requests: Sequence[Recorded],
+    advance: Callable[[int], object] = lambda count: None,
+    grammars: Grammars | None = None,
+) -> list[Computed]:
     """`Compute` of a ghost; `advance` hears of tokens that are computed."""
     found = []
     for request in requests:
-        found.append(_again(request))
+        found.append(_again(request, grammars))
         advance(len(request.tokens))
     return found
 
 
-def _again(request: Recorded) -> Computed:
+def _again(request: Recorded, grammars: Grammars | None) -> Computed:
     total, count = len(request.tokens), request.num_prompt
     computed = Computed.unknown(request)
-    ghost = Ghost(num_pages=1, page_size=total + 1, num_slots=1, max_context=total + 1, small=True)
+    size = total + 1
+    ghost = Ghost(num_pages=1, page_size=size, num_slots=1, max_context=size, small=True, grammars=grammars)
     prompt = np.array(request.tokens[:count])
     for index, result in enumerate(steps_alone(ghost, prompt, request.sampling, total - count, total + 1)):
         if total > count:

@@ -8,6 +8,7 @@ A mask is a row of bits, int32 [ceil(vocabulary / 32)]: bit t % 32 of word t // 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -26,6 +27,13 @@ class Words(NamedTuple):
     """The bytes of each token; empty for those that are no text, which a grammar never allows."""
     end_ids: tuple[int, ...]
     """Tokens with which an output ends."""
+
+    def fingerprint(self) -> str:
+        """Tells vocabularies apart."""
+        found = hashlib.sha256(repr(self.end_ids).encode())
+        for entry in self.entries:
+            found.update(len(entry).to_bytes(4, "little") + entry)
+        return found.hexdigest()[:16]
 
     @property
     def mask_words(self) -> int:

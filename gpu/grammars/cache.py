@@ -19,9 +19,15 @@ class Grammars:
     """The grammars of one vocabulary. One that a live request needs stays; of the others, those used last."""
 
     def __init__(
-        self, make_backend: Callable[[Words], GrammarBackend], words: Words, limit_bytes: int = CACHE_BYTES
+        self,
+        name: str,
+        make_backend: Callable[[Words], GrammarBackend],
+        words: Words,
+        limit_bytes: int = CACHE_BYTES,
     ) -> None:
-        """The backend is made when the first grammar comes: its library may take a second to load."""
+        """`make_backend` makes the backend `name` when the first grammar comes: its library may take a second to
+        load."""
+        self.name = name
         self.words = words
         self._make_backend = make_backend
         self._backend: GrammarBackend | None = None

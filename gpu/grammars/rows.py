@@ -28,6 +28,10 @@ class Ruled:
         """Their masks, int32 [n, mask_words]."""
         self._matchers = matchers
 
+    def moved(self, rows: Int32s) -> Ruled:
+        """The same masks for other rows."""
+        return Ruled(rows, self._matchers, self.bits)
+
     def nothing_but(self, row: int, tokens: Int32s) -> bool:
         """Whether the grammar of a sampled row, where it has one, allows none but some of these tokens."""
         found = np.flatnonzero(self.rows == row)

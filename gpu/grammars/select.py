@@ -18,14 +18,15 @@ BACKENDS: dict[str, tuple[str, str, str | None]] = {
 """Name -> module, class, and the package that it needs; the first that is there is `auto`."""
 
 
-def choose_backend(name: str) -> Callable[[Words], GrammarBackend]:
-    """What makes the backend of this name, or `auto`. Raises ImportError where its package is not installed."""
+def choose_backend(name: str) -> tuple[str, Callable[[Words], GrammarBackend]]:
+    """The backend of this name, or `auto`: its name, and what makes it. Raises ImportError where its package is not
+    installed."""
     if name == "auto":
         name = next(name for name, (_, _, package) in BACKENDS.items() if package is None or find_spec(package))
     package = BACKENDS[name][2]
     if package is not None and find_spec(package) is None:
         raise ImportError(f"pip install {package}")
-    return partial(_made, name)
+    return name, partial(_made, name)
 
 
 def _made(name: str, words: Words) -> GrammarBackend:

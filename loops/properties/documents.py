@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from pawl.lifecycle.documents import Page, table
 from pawl.lifecycle.properties.base import Property
+from pawl.lifecycle.properties.grammar import GrammarIsAFold
 from pawl.lifecycle.properties.monitor import PROPERTIES
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.properties.base import StateProperty
@@ -28,7 +29,7 @@ MEMORY: dict[str, str] = {
     "no_reuse_before_fence": "transfers of lower tiers: by the generations of their handles, not by records",
     "row_shape": "what a page holds: by the ghost in simulated runs",
     "hold_accounting": "",
-    "auxiliary_conservation": "open texts, messages that nobody took: in simulated runs; grammar jobs: there are none",
+    "auxiliary_conservation": "open texts, messages that nobody took, grammar jobs: in simulated runs",
     "allocation_is_a_transaction": "",
     "read_after_commit": "what is read: by the ghost in simulated runs",
     "namespace_isolation": "adapters: there are none",
@@ -50,7 +51,7 @@ OUTPUTS: dict[str, str] = {
     "batch_independence": "the same",
     "stream_equals_result": "text: by simulated clients",
     "stop_semantics": "stop strings: by simulated clients, to the last character; the trace has tokens",
-    "grammar_is_a_fold": NO_FEATURE,
+    "grammar_is_a_fold": "runs whose model's vocabulary is not at hand: the audit says so",
 }
 CONTROL: dict[str, str] = {
     "quiescent_flush": "",
@@ -95,6 +96,7 @@ def judges() -> dict[str, Judge]:
     """By name, every property that has a class below the room of the server."""
     found = {kind.name: Judge(kind, ("trace",)) for kind in PROPERTIES}
     found[OneDecisionLog.name] = Judge(OneDecisionLog, ("replay",))
+    found[GrammarIsAFold.name] = Judge(GrammarIsAFold, ("trace",))
     found[Recomputed.name] = Judge(Recomputed, ("model",))
     for state in STATE_PROPERTIES:
         before = found[state.name].where if state.name in found else ()

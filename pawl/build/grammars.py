@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import structlog
 
+from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.config import ConfigError
-from pawl.gpu.grammars.base import Words
+from pawl.gpu.grammars.base import GrammarRefused, Words
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.select import choose_backend
+from pawl.lifecycle.grammar import Grammar
+from pawl.lifecycle.properties.grammar import Fold, NoFold
+from pawl.lifecycle.records import Started
+
+GHOST = "ghost"
 
 log = structlog.get_logger("pawl.build.grammars")
 
@@ -21,9 +27,45 @@ def make_grammars(backend: str, vocabulary: Vocabulary) -> Grammars | None:
         log.info("no grammars", reason="the tokens of this model have no bytes of their own, or none ends an output")
         return None
     try:
-        return Grammars(choose_backend(backend), words)
+        return Grammars(*choose_backend(backend), words)
     except ImportError as error:
         raise ConfigError(f"grammar_backend: {backend} is not installed ({error})", "grammar_backend") from error
+
+
+class Folds:
+    """`Begin` of recorded runs: the vocabulary of the model that each names, if it is still there."""
+
+    def __init__(self, model: str | None = None) -> None:
+        """`model`: where the vocabulary is; None: where the run had it."""
+        self._model = model
+        self._grammars: Grammars | None = None
+
+    def __call__(self, started: Started, grammar: Grammar) -> Fold:
+        """See `Begin`."""
+        if self._grammars is None:
+            self._grammars = self._found(started)
+        try:
+            return self._grammars.get(grammar).matcher()
+        except GrammarRefused as error:
+            raise NoFold(str(error)) from error
+
+    def _found(self, started: Started) -> Grammars:
+        named, backend = (str(started.config.get(name, "")) for name in ("model", "grammar_backend"))
+        try:
+            grammars = make_grammars(backend, self._vocabulary(self._model or named))
+        except Exception as error:  # whatever a folder of a model can be
+            raise NoFold(f"the vocabulary of {self._model or named} cannot be had: {error!s:.200}") from error
+        if grammars is None or grammars.words.fingerprint() != started.config.get("vocabulary"):
+            raise NoFold(f"{self._model or named} has another vocabulary than the run")
+        return grammars
+
+    def _vocabulary(self, model: str) -> Vocabulary:
+        if model == GHOST:
+            return ghost_vocabulary()
+        from pawl.gpu.weights.source import resolve_source
+
+        source = resolve_source(model)
+        return Vocabulary.load(source.path, source.config.vocab_size)
 
 
 def words_of(vocabulary: Vocabulary) -> Words | None:

@@ -152,7 +152,7 @@ def assemble(
         storage = make_storage(config, runner.layout, runner.page_bytes)
         loop_config = msgspec.structs.replace(loop_config, tiers=tier_config(config, runner.layout, runner.page_bytes))
     writer = _trace_writer(config)
-    started = _started(config, source, loop_config, facts)
+    started = _started(config, source, loop_config, facts | _grammar_facts(grammars))
     summary = {
         "model": source.name,
         **facts,
@@ -190,6 +190,11 @@ def _trace_writer(config: ServerConfig) -> TraceWriter | None:
             raise ConfigError(f"trace_dir: {problem}; --no-trace serves without a trace", "trace_dir") from error
         log.warning("no trace is written", reason=problem, advice="name a folder with --trace-dir, or say --no-trace")
         return None
+
+
+def _grammar_facts(grammars: Grammars | None) -> dict[str, Any]:
+    """By which an audit knows what outputs with grammars were kept to."""
+    return {} if grammars is None else {"grammar_backend": grammars.name, "vocabulary": grammars.words.fingerprint()}
 
 
 def _started(config: ServerConfig, source: Source, loop_config: LoopConfig, facts: dict[str, Any]) -> Started:

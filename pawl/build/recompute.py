@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from pawl.actors.text.ghost import ghost_vocabulary
+from pawl.actors.text.vocabulary import Vocabulary
+from pawl.build.grammars import GHOST, make_grammars
+from pawl.config import ConfigError
 from pawl.gpu.ghost.recompute import ghost_again
+from pawl.gpu.grammars.cache import Grammars
 from pawl.lifecycle.recompute import CannotRecompute, Compute
 from pawl.lifecycle.records import Started
 from pawl.loops.select import LoopConfig
-
-GHOST = "ghost"
 
 
 def model_of(started: Started, model: str | None, advance: Callable[[int], object]) -> Compute:
@@ -22,7 +25,7 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
     if started.config.get("backend") == GHOST:
         if model not in (None, GHOST):
             raise CannotRecompute(f"the run had a ghost as its model, not {model}")
-        return partial(ghost_again, advance=advance)
+        return partial(ghost_again, advance=advance, grammars=_grammars(started, ghost_vocabulary()))
     import msgspec
     import torch
 
@@ -56,8 +59,20 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
         device=device,
         backend="triton" if backend.startswith("triton") else "native",
         advance=advance,
+        grammars=_grammars(started, Vocabulary.load(source.path, source.config.vocab_size)),
     )
     here = processor_of(recomputer.backend, recomputer.kv.data.device)
     if here != processor:
         raise CannotRecompute(f"the run was computed with {processor}, and here is {here}: last bits may differ")
     return recomputer
+
+
+def _grammars(started: Started, vocabulary: Vocabulary) -> Grammars | None:
+    """Those that the run had. Raises CannotRecompute."""
+    backend = started.config.get("grammar_backend")
+    if backend is None:
+        return None
+    try:
+        return make_grammars(str(backend), vocabulary)
+    except ConfigError as error:
+        raise CannotRecompute(str(error)) from error

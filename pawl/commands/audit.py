@@ -17,6 +17,7 @@ from pawl.config import ServerConfig
 from pawl.logs import progress
 
 if TYPE_CHECKING:
+    from pawl.lifecycle.properties.base import Property
     from pawl.lifecycle.trace.reader import TraceReader
     from pawl.loops.recomputed import Recomputed
 
@@ -50,11 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the trace, print the report; returns the verdict's number."""
+    from pawl.build.grammars import Folds
     from pawl.lifecycle.audit import audit
+    from pawl.lifecycle.properties.grammar import GrammarIsAFold
     from pawl.loops.decision_log import OneDecisionLog
 
     path = arguments.trace or Path(ServerConfig().trace_dir)
-    also = [OneDecisionLog()] if arguments.replay else []
+    also: list[Property] = [GrammarIsAFold(Folds(arguments.recompute or None))]
+    also += [OneDecisionLog()] if arguments.replay else []
     with _recomputing(arguments.recompute, path) as words:
         try:
             report = audit(path, [*also, words] if words is not None else also)

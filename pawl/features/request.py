@@ -196,8 +196,8 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "grammar",
         ("grammar",),
-        _sometimes(0.08, lambda source, values: {"grammar": source.pick((*GRAMMARS, *GRAMMARS, BAD_GRAMMAR))}),
-        (*OUTPUTS, *STOPS, "fault_isolation"),
+        _sometimes(0.12, lambda source, values: {"grammar": source.pick((*GRAMMARS, *GRAMMARS, BAD_GRAMMAR))}),
+        ("grammar_is_a_fold", *OUTPUTS, *STOPS, "fault_isolation"),
         settings=("grammar",),
     ),
     Feature(

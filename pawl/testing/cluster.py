@@ -28,8 +28,10 @@ from pawl.actors.simulation.system import SimulatedSystem
 from pawl.build.ghost import GhostSource
 from pawl.build.parts import Parts
 from pawl.build.wiring import engine_actors, spawn_all, stop_order
+from pawl.features.request import BAD_GRAMMAR
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.grammar import GrammarIsAFold
 from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import ENCODER, Record, Started
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
@@ -39,7 +41,14 @@ from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.prefix.events import CacheEvent, Mirror
 from pawl.memory.violation import MemoryViolation
 from pawl.testing.clients import Client, FrontDesk
-from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage, simulated_grammars, vocabulary
+from pawl.testing.expectations import (
+    PropertyFailed,
+    check_refusal,
+    check_usage,
+    simulated_fold,
+    simulated_grammars,
+    vocabulary,
+)
 from pawl.testing.models import GHOST, Fallible, Model, storage_of
 from pawl.testing.plugins import SCHEDULERS
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking
@@ -76,7 +85,7 @@ MakeProperties: TypeAlias = Callable[[], Sequence[Property]]
 
 def quick_properties() -> Sequence[Property]:
     """Every property that records decide, but the replay of the run."""
-    return [make() for make in PROPERTIES]
+    return [*(make() for make in PROPERTIES), GrammarIsAFold(simulated_fold)]
 
 
 def record_properties() -> Sequence[Property]:
@@ -261,6 +270,8 @@ class Cluster(Case):
 
     def _check_cause(self, client: Client, cause: Cause) -> None:
         """An abort must have had a reason in the workload or in the faults."""
+        if cause is Cause.GRAMMAR and client.arrival.grammar != BAD_GRAMMAR:
+            raise PropertyFailed("grammar_is_a_fold", "its grammar refused what was drawn for it", client.request)
         if cause is Cause.TIMEOUT and client.arrival.timeout_s is None and not self._time_flew:
             raise PropertyFailed("bounded_progress", f"not served within {PATIENCE_S:g} s at rest", client.request)
         lost = cause is Cause.WORKER_LOST and len(self.system.faults.struck) >= MAX_STRIKES

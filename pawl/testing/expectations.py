@@ -20,6 +20,9 @@ from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.grammars.base import GrammarBackend
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.plain import Plain
+from pawl.lifecycle.grammar import Grammar
+from pawl.lifecycle.properties.grammar import Fold
+from pawl.lifecycle.records import Started
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
@@ -79,7 +82,12 @@ def simulated_grammars() -> Grammars:
     """Of the ghost's vocabulary; nothing in it is held."""
     words = words_of(vocabulary())
     assert words is not None
-    return Grammars(lambda words: _plain(), words)
+    return Grammars(Plain.name, lambda words: _plain(), words)
+
+
+def simulated_fold(started: Started, grammar: Grammar) -> Fold:
+    """`Begin` of simulated runs."""
+    return _plain().compile(grammar).matcher()
 
 
 def drawn_alone(runner: OneAtATime, arrival: Arrival, page_size: int) -> Said:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pawl.actors.detokenizer import Detokenizer
+from pawl.actors.grammar import GrammarCompiler
 from pawl.actors.text.incremental import ByteDecoder
 from pawl.actors.text.stop import StopMatcher
 from pawl.actors.text.stream import Stream
 from pawl.gpu.ghost.draws import GhostDraws
 from pawl.gpu.ghost.runner import Ghost
+from pawl.gpu.grammars.rows import GrammarRows
 from pawl.loops.loop import Loop
 from pawl.loops.queues import Queues
 from pawl.memory.memory import Memory
@@ -120,5 +122,56 @@ OUTPUTS = (
             "table.num_tokens[rows] >= table.max_tokens[rows]",
             "table.num_tokens[rows] > table.max_tokens[rows]",
         ),
+    ),
+    _mutant(
+        "grammar_begins_anew_after_retraction",
+        "grammar_is_a_fold",
+        "3108",
+        "A request that comes back has a matcher that has not been led through what it said before.",
+        Edit(GrammarRows._begin, "admission.history[admission.num_prompt :].tolist()", "list[int]()"),
+    ),
+    _mutant(
+        "mask_of_the_neighbour",
+        "grammar_is_a_fold",
+        "14464",
+        "Masks of a step are those of its rows in another order.",
+        Edit(GrammarRows.masks, "zip(matchers, bits, strict=True)", "zip(matchers[::-1], bits, strict=True)"),
+    ),
+    _mutant(
+        "mask_is_a_token_late",
+        "grammar_is_a_fold",
+        "31533",
+        "The mask is made before the token that was drawn last is accepted.",
+        Edit(
+            GrammarRows.masks,
+            "matcher.fill(mask)",
+            "(late := matcher.fork(), late.rollback(min(1, len(late._path) - 1)), late.fill(mask))",
+        ),
+    ),
+    _mutant(
+        "end_of_a_grammar_is_ignored",
+        "fault_isolation",
+        "",
+        "A matcher whose output has ended is asked for what follows, by a step launched before that was known.",
+        Edit(GrammarRows.masks, "matcher is not None and not matcher.terminated", "matcher is not None"),
+    ),
+    _mutant(
+        "slot_keeps_the_grammar",
+        "batch_independence",
+        "",
+        "A slot is still held to the grammar of the request before.",
+        Edit(
+            GrammarRows.admit,
+            "self._ruled[admission.slot] = admission",
+            "self._ruled[admission.slot] |= admission",
+        ),
+        Edit(GrammarRows.admit, "self._matchers.pop(admission.slot, None)", "pass"),
+    ),
+    _mutant(
+        "grammar_is_never_released",
+        "auxiliary_conservation",
+        "",
+        "The grammar of a request that has ended is kept for ever.",
+        Edit(GrammarCompiler.receive, "self._held.pop(request)", "self._held[request]"),
     ),
 )

@@ -73,8 +73,8 @@ COMPLETIONS: list[Bad] = [
     ({**PROMPT, "logprobs": True}, 400, "logprobs", "must be"),
     ({**PROMPT, "timeout_s": 0}, 400, "timeout_s", "above 0"),
     ({**PROMPT, "stream_options": {"a": 1}}, 400, "stream_options.a", "unknown field"),
-    ({**PROMPT, "regex": "[0-9]+"}, 400, "regex", "not supported"),
-    ({**PROMPT, "ebnf": "root ::="}, 400, "ebnf", "not supported"),
+    ({**PROMPT, "regex": "[0-9]+", "ebnf": "root ::="}, 400, "ebnf", "contradict"),
+    ({**PROMPT, "regex": ""}, 400, "regex", "regex must be a string of 1 to"),
     ({**PROMPT, "lora_path": "x"}, 400, "lora_path", "not supported"),
 ]
 
@@ -91,8 +91,8 @@ CHAT: list[Bad] = [
     ({**MESSAGES, "tools": [{"type": "function"}]}, 400, "tools[0].function", "missing"),
     ({**MESSAGES, "tool_choice": "required"}, 400, "tool_choice", "there are no tools"),
     ({**MESSAGES, "functions": [{}]}, 400, "functions", "not supported"),
-    ({**MESSAGES, "response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
-    ({**MESSAGES, "response_format": {"type": "json_schema"}}, 400, "response_format", "not supported"),
+    ({**MESSAGES, "response_format": {"type": "json_schema"}}, 400, "response_format.json_schema", "missing"),
+    ({**MESSAGES, "response_format": {"type": "yaml"}}, 400, "response_format.type", "response_format.type"),
     ({**MESSAGES, "modalities": ["audio"]}, 400, "modalities", "not supported"),
     ({**MESSAGES, "audio": {}}, 400, "audio", "not supported"),
     ({**MESSAGES, "suffix": "x"}, 400, "suffix", "unknown field"),
@@ -118,9 +118,8 @@ NATIVE: list[Bad] = [
     ({**TEXT, "sampling_params": {"max_new_tokens": 600}}, 400, "", "512"),
     ({**TEXT, "sampling_params": {"n": 0}}, 400, "", "n must be"),
     ({**TEXT, "sampling_params": {"seed": 1, "sampling_seed": 2}}, 400, "", "contradict"),
-    ({**TEXT, "sampling_params": {"json_schema": "{"}}, 400, "", "json_schema is not supported"),
-    ({**TEXT, "sampling_params": {"regex": "("}}, 400, "", "regex is not supported"),
-    ({**TEXT, "sampling_params": {"ebnf": "x"}}, 400, "", "ebnf is not supported"),
+    ({**TEXT, "sampling_params": {"json_schema": "{"}}, 400, "", "json_schema is not valid JSON"),
+    ({**TEXT, "sampling_params": {"regex": "a", "choice": ["b"]}}, 400, "", "contradict"),
     ({**TEXT, "return_logprob": True, "top_logprobs_num": 99}, 400, "", "top_logprobs_num must be"),
     ({"text": ["a", "b"], "rid": ["x"]}, 400, "", "rid has 1 entries"),
     ({"text": ["a", "b"], "rid": ["x", "x"]}, 400, "", "rid must name"),
@@ -181,7 +180,7 @@ def test_a_body_that_is_no_json_object_is_refused(client: httpx.Client, path: st
 
 
 def test_nesting_without_end_is_refused(client: httpx.Client) -> None:
-    deep = b'{"prompt": "x", "regex": ' + b"[" * 10_000 + b"]" * 10_000 + b"}"
+    deep = b'{"prompt": "x", "session_params": ' + b"[" * 10_000 + b"]" * 10_000 + b"}"
     response = client.post("/v1/completions", content=deep, headers=JSON)
     assert response.status_code == 400
     assert "deep" in response.json()["error"]["message"]

@@ -10,10 +10,18 @@ from typing import Any
 
 import httpx
 import jsonschema
+import msgspec
 import pytest
 
 from pawl.build.ghost import load_ghost
+from pawl.build.grammars import Folds
+from pawl.cli import main
 from pawl.config import build_config
+from pawl.lifecycle.grammar import Grammar, GrammarKind
+from pawl.lifecycle.properties.grammar import GrammarIsAFold
+from pawl.lifecycle.properties.monitor import Monitor
+from pawl.lifecycle.records import Submitted
+from pawl.lifecycle.trace.reader import TraceReader
 from tests.pawl.ghost_server import ghost_server
 
 SCHEMA = {
@@ -167,3 +175,26 @@ def test_log_probabilities_are_of_the_tokens_that_the_grammar_allows(server: htt
     first = scores["top_logprobs"][0]
     assert sorted(token for token, score in first.items() if score > -9999) == ["a", "b"]
     assert scores["token_logprobs"][1] == 0.0
+
+
+@pytest.mark.parametrize("backend", ["xgrammar", "llguidance", "plain"])
+def test_an_audit_follows_every_output_through_its_grammar_and_computes_it_again(backend: str, tmp_path: Path) -> None:
+    settings = {"model": "ghost", "trace_dir": str(tmp_path), "kv_tokens": 4096, "grammar_backend": backend}
+    with (
+        ghost_server(load_ghost(build_config(settings))) as (host, port),
+        httpx.Client(base_url=f"http://{host}:{port}", timeout=60.0, verify=False) as client,
+    ):
+        for fields in ({"regex": "(ab|c)+d", "logprobs": 2}, {"choice": CHOICES, "temperature": 0}, {}):
+            body = {"prompt": "say", "max_tokens": 30, "temperature": 1.0, "n": 2, **fields}
+            assert client.post("/v1/completions", json=body).status_code == 200
+    assert main(["audit", str(tmp_path), "--recompute"]) == 0
+    records = list(TraceReader(tmp_path))
+    for index, record in enumerate(records):
+        if isinstance(record, Submitted) and record.sampling.grammar is not None:
+            other = msgspec.structs.replace(record.sampling, grammar=Grammar(GrammarKind.CHOICE, '["something else"]'))
+            records[index] = msgspec.structs.replace(record, sampling=other)
+    monitor = Monitor([GrammarIsAFold(Folds())])
+    for record in records:
+        monitor.observe(record)
+    assert {each.property for each in monitor.violations} == {"grammar_is_a_fold"}
+    assert len(monitor.violations) == 4
