@@ -45,7 +45,7 @@ class Gateway(Actor):
         self, limit: int = 4096, *, traced: bool = False, trace_required: bool = False, names: Names = NAMES
     ) -> None:
         self._names = names
-        self._vital = frozenset({names.tokenizer, names.scheduler, names.worker, names.detokenizer})
+        self._vital = frozenset({names.tokenizer, names.scheduler, names.grammar, names.worker, names.detokenizer})
         """Peers without which no request can end on its own."""
         self.limit = limit
         self.trace = TraceSink(self, names) if traced else None

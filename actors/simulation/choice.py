@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import msgspec
 
 FORMAT = 1
+CLOCK = "clock"
+"""Owner of the event that moves the clock."""
 
 
 class Kind(StrEnum):

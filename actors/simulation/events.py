@@ -7,11 +7,10 @@ from functools import partial
 from typing import Protocol
 
 from pawl.actors.runtime.cell import Cell
+from pawl.actors.simulation.choice import CLOCK
 from pawl.actors.simulation.driver import SimulatedDriver
 from pawl.actors.simulation.faults import FaultBudget, FaultKind
 from pawl.actors.simulation.network import Carrier, Event, Network
-
-CLOCK = "clock"
 
 
 class World(Protocol):

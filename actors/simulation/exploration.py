@@ -31,6 +31,8 @@ from pawl.actors.simulation.system import ActorFailure, Endless, SimulatedSystem
 
 MOST_STEPS = 20_000
 """Steps after which a run counts as endless."""
+MOST_SHOWN = 20
+"""Deviations told to a person."""
 NO_PROPERTY = (Diverged, NotDeterministic)
 """Errors that say that the exploration went wrong, not the scenario."""
 
@@ -130,6 +132,7 @@ class Failure:
     def __str__(self) -> str:
         before, after = cost(self.choices), cost(self.shrunk)
         deviations = [f"  decision {at}: {label}" for at, _, label in self.shrunk.deviations()]
+        deviations[MOST_SHOWN:] = [f"  and {len(deviations) - MOST_SHOWN} more"] * (len(deviations) > MOST_SHOWN)
         return "\n".join(
             [
                 f"schedule {self.schedule} failed: {type(self.shrunk_error).__name__}: {self.shrunk_error}",

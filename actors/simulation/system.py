@@ -202,7 +202,7 @@ class SimulatedSystem(LocalSystem):
 
     def advance(self, until: float) -> None:
         """Set the clock to `until`; whoever has something due then becomes ready, the earliest first."""
-        self.now_s = until
+        self.now_s, self._everything = until, True
         due = [driver for driver in self.drivers if (at := driver.cell.deadline()) is not None and at <= until]
         for driver in sorted(due, key=lambda driver: driver.cell.deadline() or 0.0):
             driver.wake_if_due(until)

@@ -41,9 +41,9 @@ def lines(totals: Totals) -> Iterator[str]:
 def declared() -> tuple[list[str], list[str]]:
     """Names of all features and of all events."""
     from pawl.testing.reached import EVENTS
-    from pawl.testing.workload import all_features
+    from pawl.testing.workload import all_labels
 
-    return [label for feature in all_features() for label in feature.all_labels], list(EVENTS)
+    return all_labels(), list(EVENTS)
 
 
 def _shares(counts: Counter[str], names: Iterable[str], whole: int) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pawl.commands.failures import CommandFailed
 from pawl.exploration import CELLS, Totals
+from pawl.features.row import Seeded
 
 if TYPE_CHECKING:
     from pawl.testing import Faults, Found, Workload
@@ -128,15 +129,21 @@ def _past(ends: float) -> bool:
 
 
 def faults_of(task: Task, seed: int) -> Faults:
-    """In one workload of four steps are lost, in another one clocks err; up to `task.faults` times."""
-    from pawl.testing import NO_FAULTS, Faults
+    """In one workload of three steps are lost, in another one clocks err, up to `task.faults` times, some have both;
+    in one of eight an actor may crash."""
+    from pawl.testing import Faults
 
-    count = min(task.faults, 1 + seed // 4 % 3)
-    if seed % 4 == 0:
-        return Faults(strike=count)
-    if seed % 4 == 2:
-        return Faults(rush=count, late=count, jump=count)
-    return NO_FAULTS
+    chance = Seeded(~seed)
+    steps, clocks, crash = chance.chance(1 / 3), chance.chance(1 / 3), chance.chance(0.12)
+    count = min(task.faults, chance.within(1, 3))
+    in_time = count if clocks else 0
+    return Faults(
+        strike=count if steps else 0,
+        rush=in_time,
+        late=in_time,
+        jump=in_time,
+        crash=min(task.faults, 1) if crash else 0,
+    )
 
 
 def workload_of(task: Task, seed: int) -> Workload:

@@ -18,6 +18,10 @@ LIKELY = 60.0
 """Added to a logit: the token is the likeliest."""
 ROOM = "room"
 """Not a field: tokens that one request may have on this server."""
+CONTEXT = "context"
+"""Not a field: tokens that one request may ask for."""
+BEFORE = "before"
+"""Not a field: prompts of the requests drawn before."""
 
 GRAMMARS = (
     Grammar(GrammarKind.REGEX, "[a-e]{1,3}"),
@@ -50,6 +54,20 @@ def _prompt(source: Source, values: Values) -> dict[str, Any]:
     }
 
 
+def _said_before(source: Source, values: Values) -> dict[str, Any]:
+    """An earlier prompt again, which may go on: it finds what is left of that one in the cache and below."""
+    prompts = values[BEFORE]
+    if not prompts:
+        return {}
+    longer = source.pick(prompts) + tuple(source.pick(TOKENS) for _ in range(source.within(0, 3)))
+    return {"prompt": longer[: values[ROOM] - values["max_new_tokens"]]}
+
+
+def _repeats(values: Values) -> bool:
+    prompt = values["prompt"]
+    return any(len(prompt) >= len(other) > 1 and prompt[: len(other)] == other for other in values[BEFORE])
+
+
 def _truncated(source: Source, values: Values) -> dict[str, Any]:
     return {
         "seed": source.within(0, 99),
@@ -80,7 +98,10 @@ def _stop_tokens(source: Source, values: Values) -> dict[str, Any]:
 
 
 def _long(source: Source, values: Values) -> dict[str, Any]:
-    return {"max_new_tokens": values[ROOM] - len(values["prompt"]) + source.within(1, 6)}
+    """Too long for the context, which the tokenizer sees; or, where that is more than the pages hold, for these."""
+    beyond = values[CONTEXT] - values[ROOM]
+    extra = source.within(1, beyond) if beyond and source.chance(0.7) else beyond + source.within(1, 6)
+    return {"max_new_tokens": values[ROOM] - len(values["prompt"]) + extra}
 
 
 def _leaves_after(source: Source, values: Values) -> dict[str, Any]:
@@ -101,6 +122,14 @@ FEATURES: tuple[Feature, ...] = (
         present=lambda values: True,
     ),
     Feature(
+        "prompt again",
+        ("prompt",),
+        _sometimes(0.2, _said_before),
+        ("cache_hit_equivalence", *OUTPUTS),
+        settings=("token_ids",),
+        present=_repeats,
+    ),
+    Feature(
         "no output",
         ("max_new_tokens",),
         _sometimes(0.04, lambda source, values: {"max_new_tokens": 0}),
@@ -111,7 +140,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "too long",
         ("max_new_tokens",),
-        _sometimes(0.04, _long),
+        _sometimes(0.05, _long),
         ("fault_isolation", "legal_lifecycle"),
         settings=("max_new_tokens",),
         present=lambda values: len(values["prompt"]) + values["max_new_tokens"] > values[ROOM],
@@ -121,6 +150,12 @@ FEATURES: tuple[Feature, ...] = (
         ("at_s",),
         lambda source, values: {"at_s": source.pick((0.0, 0.0, 0.0, 0.001, 0.3))},
         ("bounded_progress", "time_order"),
+    ),
+    Feature(
+        "comes later",
+        ("after_tokens",),
+        _sometimes(0.1, lambda source, values: {"after_tokens": source.within(1, 8)}),
+        ("bounded_progress", "admission_is_monotone"),
     ),
     Feature(
         "group",
@@ -231,7 +266,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "deadline",
         ("timeout_s",),
-        _sometimes(0.1, lambda source, values: {"timeout_s": source.pick((0.2, 0.05))}),
+        _sometimes(0.15, lambda source, values: {"timeout_s": source.pick((0.2, 0.05))}),
         ("bounded_progress", *ENDS),
         settings=("timeout_s",),
     ),

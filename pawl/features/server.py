@@ -38,10 +38,23 @@ def _window(source: Source, values: Values) -> dict[str, Any]:
     return {"window": window, "num_window_pages": least + source.within(0, 3)}
 
 
+def _tight(source: Source, values: Values) -> dict[str, Any]:
+    """Room for less than those that run will need, and nobody looks ahead."""
+    few = {"num_pages": source.within(3, 6), "max_running": source.within(2, 4), "lookahead": 0}
+    return few if source.chance(0.35) else {}
+
+
+def _is_tight(values: Values) -> bool:
+    return bool(values["num_pages"] <= 6 and values["max_running"] > 1 and values["lookahead"] == 0)
+
+
 def _tiers(source: Source, values: Values) -> dict[str, Any]:
-    if not _cache(values).ordered or values.get("window") or not source.chance(0.1):
+    if not _cache(values).ordered or values.get("window") or not source.chance(0.2):
         return {}
-    return {"host_pages": source.within(4, 16), "write_policy": source.pick(list(WritePolicy)).value}
+    below = {"write_policy": source.pick(list(WritePolicy)).value, "host_pages": source.within(4, 16)}
+    if source.chance(0.4):
+        below |= {"storage_pages": source.within(4, 16), "host_pages": source.pick((2, 0))}
+    return below
 
 
 def _eviction(source: Source, values: Values) -> dict[str, Any]:
@@ -57,9 +70,9 @@ def _core(source: Source, values: Values) -> dict[str, Any]:
 def _context(source: Source, values: Values) -> dict[str, Any]:
     """Less than the pages hold: the tokenizer refuses what is longer. Or more: the scheduler does."""
     room = values["num_pages"] * values["page_size"]
-    if not source.chance(0.15):
+    if not source.chance(0.18):
         return {}
-    return {"max_context": source.within(2, room - 1) if source.chance(0.5) else room + source.within(1, 4)}
+    return {"max_context": source.within(2, room - 1) if source.chance(0.4) else room + source.within(1, 4)}
 
 
 FEATURES: tuple[Feature, ...] = (
@@ -99,6 +112,13 @@ FEATURES: tuple[Feature, ...] = (
         ("lookahead",),
         lambda source, values: {"lookahead": source.pick((0, 0, 1, 4))},
         ("retraction_transparency", "allocation_is_a_transaction"),
+    ),
+    Feature(
+        "tight memory",
+        ("num_pages", "max_running", "lookahead"),
+        _tight,
+        ("retraction_transparency", "allocation_is_a_transaction", "admission_is_monotone"),
+        present=_is_tight,
     ),
     Feature(
         "pacing",
@@ -146,10 +166,10 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         "tiers",
-        ("host_pages", "write_policy"),
+        ("host_pages", "write_policy", "storage_pages"),
         _tiers,
         ("read_after_commit", *SHARING),
-        settings=("host_cache_gb", "write_policy"),
+        settings=("host_cache_gb", "write_policy", "storage_dir", "storage_gb"),
         help="when pages go to host memory and files: at once, when they leave, or when they are hit",
     ),
     Feature(
@@ -185,6 +205,24 @@ FEATURES: tuple[Feature, ...] = (
         ("admission_is_monotone", "legal_lifecycle"),
         settings=("max_queued",),
         help="requests waiting; more are refused with 503",
+    ),
+    Feature(
+        "asynchronous worker",
+        ("asynchronous",),
+        lambda source, values: {"asynchronous": source.chance(0.3)},
+        ("one_decision_log", "schedule_equivalence", "read_after_commit"),
+    ),
+    Feature(
+        "time of a step",
+        ("step_s",),
+        lambda source, values: {"step_s": source.pick((0.02, 0.1, 0.3))} if source.chance(0.3) else {},
+        ("bounded_progress", "time_order"),
+    ),
+    Feature(
+        "small mailboxes",
+        ("mailbox",),
+        lambda source, values: {"mailbox": source.within(1, 2)} if source.chance(0.1) else {},
+        ("legal_lifecycle", "fault_isolation"),
     ),
 )
 

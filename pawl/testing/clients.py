@@ -35,6 +35,10 @@ class Steer(msgspec.Struct, frozen=True, tag=True):
     index: int
 
 
+class Close(msgspec.Struct, frozen=True, tag=True):
+    """It is time for the engine to end."""
+
+
 class Client(Inbox):
     """One client: keeps all it was told, and hangs up when it is supposed to."""
 
@@ -77,7 +81,7 @@ class Client(Inbox):
 class FrontDesk(Gateway):
     """The gateway, and the clients at its door."""
 
-    accepts: Any = FromPeers | Arrive | Leave | Steer
+    accepts: Any = FromPeers | Arrive | Leave | Steer | Close
 
     def __init__(self, workload: Workload, limit: int, expectations: Expectations) -> None:
         super().__init__(limit, traced=True)
@@ -85,6 +89,8 @@ class FrontDesk(Gateway):
         self.clients = [Client(self, index, arrival) for index, arrival in enumerate(workload.arrivals)]
         self.answers: list[list[Reply]] = [[] for _ in workload.controls]
         """Of each control message."""
+        self.wants_stop = False
+        """The engine is to stop, whatever is live."""
         self._workload = workload
         self._expectations = expectations
         self._calls: dict[int, list[Client]] = {}
@@ -99,8 +105,9 @@ class FrontDesk(Gateway):
 
     @property
     def at_rest(self) -> bool:
-        """Every client has had its end, or has hung up, and every control message has been answered."""
-        if self.num_live:
+        """Every client has had its end, or has hung up, every control message has been answered, and nothing is to
+        come."""
+        if self.num_live or self._later:
             return False
         return all(client.num_ends or client.left for client in self.clients) and all(self.answers)
 
@@ -109,10 +116,12 @@ class FrontDesk(Gateway):
             self._at(self.clients[first].arrival, Arrive(first))
         for index, control in enumerate(self._workload.controls):
             self._at(control, Steer(index))
+        if self._workload.closing is not None:
+            self._later.append((self._workload.closing.after_tokens, Close()))
         # Stable, and then reversed: what comes after equally many tokens keeps its order.
         self._later.sort(key=lambda each: each[0])
         self._later.reverse()
-        if len(self._later) == len(self._calls) + len(self.answers):
+        if self._later and (self._later[-1][0] == 0 or len(self._later) >= len(self._calls) + len(self.answers)):
             # Nobody begins: then whoever would be the first does.
             self._next()
 
@@ -156,8 +165,18 @@ class FrontDesk(Gateway):
             case Steer(index):
                 body = self._workload.controls[index].body
                 row_of(body).put(self, body, self.answers[index].append)
+            case Close():
+                self._close()
             case _:
                 super().receive(message)
+
+    def _close(self) -> None:
+        closing = self._workload.closing
+        assert closing is not None
+        if closing.grace_s is None:
+            self.draining = self.wants_stop = True
+        else:
+            self.drain(closing.grace_s)
 
     def _request(self, arrival: Arrival, group: str) -> Submit:
         return Submit(

@@ -11,45 +11,37 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
 from pawl.actors.codec import make_codec
 from pawl.actors.control import row_of
-from pawl.actors.detokenizer import Detokenizer
+from pawl.actors.detokenizer import Detokenizer, OutputsRefused
 from pawl.actors.grammar import GrammarCompiler
 from pawl.actors.names import NAMES
 from pawl.actors.recorder import Recorder
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Case
-from pawl.actors.simulation.faults import FaultKind, Faults
-from pawl.actors.simulation.system import SimulatedSystem
+from pawl.actors.simulation.faults import Faults, InjectedCrash
+from pawl.actors.simulation.system import ActorFailure, SimulatedSystem
 from pawl.build.ghost import GhostSource
 from pawl.build.parts import Parts
 from pawl.build.wiring import engine_actors, spawn_all, stop_order
-from pawl.features.request import BAD_GRAMMAR
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.grammar import GrammarIsAFold
 from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import ENCODER, Record, Started
-from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.policy import POLICIES
-from pawl.loops.requests import MAX_STRIKES
+from pawl.loops.select import LoopConfig
 from pawl.memory.prefix.events import CacheEvent, Mirror
 from pawl.memory.violation import MemoryViolation
-from pawl.testing.clients import Client, FrontDesk
-from pawl.testing.expectations import (
-    PropertyFailed,
-    check_refusal,
-    check_usage,
-    simulated_fold,
-    simulated_grammars,
-    vocabulary,
-)
-from pawl.testing.models import GHOST, Fallible, Model, storage_of
+from pawl.testing.at_rest import EndChecks
+from pawl.testing.clients import FrontDesk
+from pawl.testing.expectations import PropertyFailed, simulated_fold, simulated_grammars, vocabulary
+from pawl.testing.models import GHOST, Model, SimulatedDevice, storage_of
 from pawl.testing.plugins import SCHEDULERS
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking
 from pawl.testing.reached import events_of
@@ -57,9 +49,10 @@ from pawl.testing.timely import TimelyScheduler, timely
 from pawl.testing.workload import Workload
 
 NO_FAULTS = Faults()
-PATIENCE_S = 5.0
-"""Virtual seconds after which a request that set no limit of its own is given up. Work takes no virtual time, so only
-one that is never served gets there."""
+CRASHES = (InjectedCrash, OutputsRefused)
+PATIENCE_S = 120.0
+"""Virtual seconds after which a request that set no limit of its own is given up. Work takes a fraction of that at the
+most, so only one that is never served gets there."""
 
 
 class MemoryTrace:
@@ -96,6 +89,8 @@ def record_properties() -> Sequence[Property]:
 class Cluster(Case):
     """One engine, its clients, and what is checked."""
 
+    make_checks: ClassVar[type[EndChecks]] = EndChecks
+
     def __init__(
         self, system: SimulatedSystem, workload: Workload, properties: Sequence[Property], model: Model
     ) -> None:
@@ -103,36 +98,31 @@ class Cluster(Case):
         self.model = model
         self.workload = workload
         self.monitor = Monitor(properties)
-        config = workload.shape.loop_config()
-        started = Started(
-            version="simulated",
-            model=model.name,
-            config={"loop": msgspec.to_builtins(config), "backend": model.name},
-            num_pages=config.num_pages,
-            page_size=config.page_size,
-            num_slots=config.max_running,
-            seed=0,
-            time=0.0,
-            wall=0.0,
-        )
+        self.checks = self.make_checks(self)
+        shape = workload.shape
+        config = shape.loop_config()
         grammars = simulated_grammars()
         self.runner = model.runner(config, grammars)
         self.trace = MemoryTrace()
         recorder: Any = self.trace
+        started = _started(config, model.name)
         parts = Parts(
             source=GhostSource(),
             vocabulary=vocabulary(),
-            runner=Fallible(self.runner, system.strikes),
+            runner=SimulatedDevice(self.runner, system, shape),
             loop_config=config,
             recorder=Recorder(recorder, started),
             started=started,
-            storage=storage_of(config, workload.shape.host_pages, self.runner),
+            storage=storage_of(shape, config, self.runner, system.strikes),
             grammars=grammars,
         )
         self.desk = FrontDesk(workload, config.max_running + config.max_queued, model.expectations)
         self.desk.report = self._report
-        make_scheduler = timely(SCHEDULERS[workload.shape.scheduler])
+        make_scheduler = timely(SCHEDULERS[shape.scheduler])
         specs = engine_actors(parts, self.desk, PATIENCE_S, make_scheduler=make_scheduler)
+        if shape.mailbox is not None:
+            small = (NAMES.tokenizer, NAMES.scheduler)
+            specs = tuple(spec._replace(capacity=shape.mailbox) if spec.name in small else spec for spec in specs)
         self._stop_order = stop_order(specs)
         actors: dict[str, Any] = {spec.name: spec.actor for spec in specs}
         self.scheduler: TimelyScheduler = actors[NAMES.scheduler]
@@ -185,106 +175,47 @@ class Cluster(Case):
             # Heartbeats go on for ever: that nothing else happens any more has to be seen from the clock.
             self.system.check_not_stuck()
             return True
-        if not self._closing and self.desk.at_rest and self.system.num_waiting() == 0:
-            self._closing = True
-            self._check_rest()
-            self.system.begin_stop(self._stop_order)
+        if not self._closing and (self.desk.wants_stop or NAMES.gateway in self.crashed):
+            self._stop()
+        if not self._closing and self.desk.at_rest and self.system.num_waiting() == 0 and not self._at_work:
+            self.checks.check_rest()
+            self._stop()
         return None
 
-    def _check_rest(self) -> None:
-        """Nothing is live: every owner's books are empty. The scheduler looks through its own when it stops."""
-        try:
-            self.desk.check()
-        except Exception as error:
-            raise PropertyFailed("auxiliary_conservation", f"at rest: {error}") from error
-        memory = self.scheduler.loop.memory
-        if self.detokenizer.num_open:
-            raise PropertyFailed("auxiliary_conservation", f"at rest: {self.detokenizer.num_open} texts are open")
-        if self.grammar.num_open:
-            raise PropertyFailed("auxiliary_conservation", f"at rest: {self.grammar.num_open} grammars are held")
-        if self.mirror.content != memory.cache.content():
-            raise PropertyFailed("observability_conservation", "the cache is not what its events tell")
+    def _stop(self) -> None:
+        self._closing = True
+        self.system.begin_stop(self._stop_order)
+
+    @property
+    def _at_work(self) -> bool:
+        """A step that nobody waits for any more is on the device, and no message says so."""
+        return bool(self.scheduler.loop.in_flight) and not self.crashed
 
     def at_rest(self) -> None:
         self.stepped()
-        for client in self.desk.clients:
-            if not client.num_ends and not client.left:
-                raise PropertyFailed(
-                    "bounded_progress", "the run has ended and the client was never answered", client.request
-                )
-            if client.num_ends > 1:
-                raise PropertyFailed("legal_lifecycle", f"{client.num_ends} terminal replies", client.request)
-            self._check_output(client)
-        self._check_answers()
-        self._check_letters()
-        if self.desk.totals.violations:
-            raise PropertyFailed("legal_lifecycle", str(dict(self.desk.totals.violations)))
-        if not self.system.failures:
-            self._raise(self.monitor.finish())
-            for each in self.monitor.properties:
-                if each.unjudged:
-                    raise PropertyFailed(each.name, each.unjudged)
+        self.checks.check_end()
         if self.reached is not None:
             self.reached.update(events_of(self))
 
-    def _check_letters(self) -> None:
-        """Nothing was sent to nobody, the heartbeats told of no stall, and actors stopped so that none was left with
-        messages: unless actors failed, or time was made to fly past the end of a stop."""
-        faults = self.system.faults.faults
-        if self.system.failures or faults.rush or faults.late:
-            return
-        if self.system.dead_letters.total:
-            letter = self.system.dead_letters.recent()[0]
-            lost = f"{type(letter.message).__name__} from {letter.sender} to {letter.to}: {letter.reason}"
-            raise PropertyFailed("auxiliary_conservation", f"a message that nobody took: {lost}")
-        if self.desk.pace.seconds:
-            raise PropertyFailed("bounded_progress", f"the watchdog saw a stall of {self.desk.pace.seconds:g} s")
-
-    def _check_answers(self) -> None:
-        """Each control message was answered once, and as its row says it must be. Where time was made to fly, the
-        gateway may have answered in place of the scheduler."""
-        rushed = self.system.faults.faults.rush > 0
-        for control, answers in zip(self.workload.controls, self.desk.answers, strict=True):
-            row = row_of(control.body)
-            if len(answers) != 1:
-                raise PropertyFailed(row.proves, f"{row.name} was answered {len(answers)} times")
-            wrong = None if rushed else row.check(control.body, answers[0])
-            if wrong is not None:
-                raise PropertyFailed(row.proves, f"{row.name}: {wrong}")
-
-    def _check_output(self, client: Client) -> None:
-        """The client saw what its request implies: all of it, or a beginning where somebody ended it early."""
-        arrival, request = client.arrival, client.request
-        expectations = self.model.expectations
-        expectations.check_beginning(arrival, client.tokens, client.text, request)
-        expectations.check_scores(arrival, client.scores, client.prompt_scores, request)
-        if client.refusal is not None:
-            self._check_cause(client, client.refusal.cause)
-        elif client.done is not None and not client.left:
-            cause = client.done.cause
-            if cause in ABORT_CAUSES:
-                self._check_cause(client, cause)
-            else:
-                expectations.check_whole(arrival, client.tokens, client.text, cause, request)
-            check_usage(arrival, client.tokens, client.done.usage, request)
-
-    def _check_cause(self, client: Client, cause: Cause) -> None:
-        """An abort must have had a reason in the workload or in the faults."""
-        if cause is Cause.GRAMMAR and client.arrival.grammar != BAD_GRAMMAR:
-            raise PropertyFailed("grammar_is_a_fold", "its grammar refused what was drawn for it", client.request)
-        if cause is Cause.TIMEOUT and client.arrival.timeout_s is None and not self._time_flew:
-            raise PropertyFailed("bounded_progress", f"not served within {PATIENCE_S:g} s at rest", client.request)
-        lost = cause is Cause.WORKER_LOST and len(self.system.faults.struck) >= MAX_STRIKES
-        left = cause is Cause.DISCONNECT and client.arrival.leaves_after is not None
-        ended = any(cause in row_of(control.body).ends for control in self.workload.controls)
-        if cause is not Cause.TIMEOUT and not lost and not left and not ended:
-            check_refusal(client.arrival, self.workload.shape, len(self.desk.clients), cause, client.request)
+    def judge_whole(self) -> None:
+        """What can be said of the records once all are there. A run that was not judged to its end has failed."""
+        self._raise(self.monitor.finish())
+        if not self.monitor.judging:
+            raise PropertyFailed("well_formed", "the run was not judged to its end")
+        for each in self.monitor.properties:
+            if each.unjudged:
+                raise PropertyFailed(each.name, each.unjudged)
 
     @property
-    def _time_flew(self) -> bool:
-        """Whether a fault made time pass while there was work: then requests may be given up that were being served."""
-        budget = self.system.faults
-        return any(budget.left[kind] < budget.faults.budget(kind) for kind in (FaultKind.RUSH, FaultKind.LATE))
+    def crashed(self) -> set[str]:
+        """Actors that were made to fail, or could not go on without one of those, and are gone."""
+        return {failure.name for failure in self.system.failures if isinstance(failure.error, CRASHES)}
+
+    def tolerates(self, failure: ActorFailure) -> bool:
+        # Outputs cannot be dropped: without a gateway their sender fails.
+        return isinstance(failure.error, InjectedCrash) or (
+            isinstance(failure.error, OutputsRefused) and NAMES.gateway in self.crashed
+        )
 
     # ---- for strategies ----
 
@@ -305,6 +236,21 @@ class Cluster(Case):
             len(loop.in_flight),
             super().state(),
         )
+
+
+def _started(config: LoopConfig, model: str) -> Started:
+    """The first record."""
+    return Started(
+        version="simulated",
+        model=model,
+        config={"loop": msgspec.to_builtins(config), "backend": model},
+        num_pages=config.num_pages,
+        page_size=config.page_size,
+        num_slots=config.max_running,
+        seed=0,
+        time=0.0,
+        wall=0.0,
+    )
 
 
 def horizon(workload: Workload, faults: Faults) -> float:

@@ -224,7 +224,7 @@ def check_refusal(arrival: Arrival, shape: Shape, num_requests: int, cause: Caus
     reasons = {
         Cause.TOO_LONG: length > config.max_context,
         Cause.NEVER_FITS: length > config.num_pages * config.page_size,
-        Cause.OVERLOADED: num_requests > shape.max_queued,
+        Cause.OVERLOADED: num_requests > min(shape.max_queued, shape.mailbox or num_requests),
         Cause.GRAMMAR: arrival.grammar == BAD_GRAMMAR,
     }
     if not reasons.get(cause, False):

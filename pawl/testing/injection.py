@@ -26,6 +26,7 @@ from pawl.actors.simulation.exploration import drive, silence
 from pawl.actors.simulation.strategies.simple import Fair, Strategy
 from pawl.actors.simulation.system import ActorFailure, SimulatedSystem
 from pawl.lifecycle.states import Cause
+from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import Client
 from pawl.testing.cluster import Cluster, record_properties
 from pawl.testing.expectations import PropertyFailed
@@ -115,8 +116,24 @@ class Tracer:
         return self._traced
 
 
+class InjectedChecks(EndChecks):
+    """A request may be lost to the failure that was planted."""
+
+    def check_cause(self, client: Client, cause: Cause) -> None:
+        if cause is not Cause.INTERNAL:
+            super().check_cause(client, cause)
+
+    def check_output(self, client: Client) -> None:
+        if _internal(client):  # cut off anywhere
+            self.run.model.expectations.check_beginning(client.arrival, client.tokens, client.text, client.request)
+        else:
+            super().check_output(client)
+
+
 class InjectedCluster(Cluster):
     """A run that may lose one request, to the failure that was planted."""
+
+    make_checks = InjectedChecks
 
     def tolerates(self, failure: ActorFailure) -> bool:
         cell = self.system.find(failure.name)
@@ -127,20 +144,12 @@ class InjectedCluster(Cluster):
         if not explanation.startswith(tuple(kind.__name__ for kind in INJECTED)):
             super()._report(name, explanation, request)
 
-    def _check_cause(self, client: Client, cause: Cause) -> None:
-        if cause is not Cause.INTERNAL:
-            super()._check_cause(client, cause)
-
-    def _check_output(self, client: Client) -> None:
-        if _internal(client):  # cut off anywhere
-            self.model.expectations.check_beginning(client.arrival, client.tokens, client.text, client.request)
-        else:
-            super()._check_output(client)
+    def judge_whole(self) -> None:
+        # A replay ends where the scheduler survived a failure, and every property where a record could not be written.
+        self._raise(self.monitor.finish())
 
     def at_rest(self) -> None:
         super().at_rest()
-        if self.system.failures:
-            self._raise(self.monitor.finish())
         lost = self.ended_internally()
         if len(lost) > 1:
             raise PropertyFailed("fault_isolation", f"one failure ended requests {lost}", lost[0])

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable
+from errno import EIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pawl.actors.storage import Storage
+from pawl.actors.tiers.files import HEADER, FileStore
 from pawl.actors.tiers.store import TierStore
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.grammars.cache import Grammars
-from pawl.lifecycle.step import StepBatch
+from pawl.lifecycle.step import StepBatch, StepResult
 from pawl.loops.saving import WritePolicy
 from pawl.loops.select import LoopConfig
 from pawl.memory.tiers.host import HostPool
 from pawl.testing.expectations import OF_THE_GHOST, Expectations, Said, drawn_alone, simulated_grammars
-from pawl.testing.workload import Arrival
+from pawl.testing.workload import Arrival, Shape
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from pawl.gpu.runner import Runner
     from pawl.gpu.select import BackendChoice
 
+Strikes: TypeAlias = Callable[[str], bool]
+"""Whether a fault strikes at the place of this name."""
 STALE = 1000.0
 """What pages hold before they are written: a finite number, as a masked place counts 0 times what is there."""
 
@@ -113,29 +118,85 @@ class RealModel:
         return runner
 
 
-def storage_of(config: LoopConfig, host_pages: int, runner: Any) -> Storage | None:
-    """Host memory for so many pages, where the server has that tier."""
+def storage_of(shape: Shape, config: LoopConfig, runner: Any, strikes: Strikes) -> Storage | None:
+    """Host memory and files for as many pages as the server has below the device, if it has any."""
     if config.tiers is None:
         return None
     eager = WritePolicy(config.tiers.write_policy) is not WritePolicy.WRITE_BACK
-    return Storage(TierStore(HostPool(host_pages, runner.page_bytes), None, eager=eager))
+    files = None
+    if shape.storage_pages:
+        limit = shape.storage_pages * (HEADER.size + runner.page_bytes)
+        files = FileStore(Path(), runner.layout, runner.page_bytes, limit, MemoryDisk(strikes))
+    return Storage(TierStore(HostPool(shape.host_pages, runner.page_bytes), files, eager=eager))
+
+
+class MemoryDisk:
+    """Files in memory, on a disk that refuses where the schedule says so (a `Disk`)."""
+
+    def __init__(self, strikes: Strikes) -> None:
+        self._strikes = strikes
+        self._files: dict[Path, bytes] = {}
+
+    def _may_fail(self) -> None:
+        if self._strikes("disk"):
+            raise OSError(EIO, "the disk refuses")
+
+    def names(self, folder: Path) -> list[str]:
+        return [path.name for path in self._files if path.parent == folder]
+
+    def read(self, path: Path, limit: int) -> bytes:
+        self._may_fail()
+        if path not in self._files:
+            raise FileNotFoundError(path)
+        return self._files[path][:limit]
+
+    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        self._may_fail()
+        self._files[path] = b"".join(parts)
+
+    def move(self, source: Path, target: Path) -> None:
+        self._files[target] = self._files.pop(source)
+
+    def remove(self, path: Path) -> None:
+        self._files.pop(path, None)
 
 
 class StepLost(RuntimeError):
     """A step fails because the schedule says so."""
 
 
-class Fallible:
-    """A runner whose steps fail where the schedule says so."""
+class World(Protocol):
+    """Where a simulated device is."""
 
-    def __init__(self, runner: Any, strikes: Callable[[str], bool]) -> None:
+    now_s: float
+
+    def strikes(self, place: str) -> bool: ...
+
+    def advance(self, until: float) -> None: ...
+
+
+class SimulatedDevice:
+    """A runner as it is on a device: steps fail where the schedule says so, when they are launched or, on a device
+    that works asynchronously, when their result is waited for; and they take time."""
+
+    def __init__(self, runner: Any, world: World, shape: Shape) -> None:
+        self.asynchronous = shape.asynchronous
         self._runner = runner
-        self._strikes = strikes
+        self._world = world
+        self._step_s = shape.step_s
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
     def launch(self, batch: StepBatch) -> Any:
-        if self._strikes("step"):
+        if self._world.strikes("step"):
             raise StepLost(f"step {batch.step}")
         return self._runner.launch(batch)
+
+    def collect(self, launched: Any) -> StepResult:
+        if self._step_s:
+            self._world.advance(self._world.now_s + self._step_s)
+        result: StepResult = self._runner.collect(launched)
+        if self.asynchronous and self._world.strikes("result"):
+            raise StepLost(f"the result of step {result.step}")
+        return result

@@ -17,16 +17,32 @@ NOT_EXPLORED = {
     Cause.EMBEDDED: "there are no embeddings yet",
     Cause.HANDED_OVER: "there is one replica",
     Cause.INVALID: "the edge refuses what is not valid, and clients of a run send what is",
-    Cause.DRAINED: "a run stops when it is at rest",
-    Cause.INTERNAL: "the ghost's scores are numbers",
 }
 """Causes of ends that no run reaches, each with why; every other one is an event."""
 ENDS = tuple(
     f"end by {cause}" for cause in Cause if cause in FINISH_CAUSES | ABORT_CAUSES and cause not in NOT_EXPLORED
 )
-FAULTS = {FaultKind.RUSH: "rushed clock", FaultKind.LATE: "late timer", FaultKind.JUMP: "clock jump"}
+FAULTS = {
+    FaultKind.RUSH: "rushed clock",
+    FaultKind.LATE: "late timer",
+    FaultKind.JUMP: "clock jump",
+    FaultKind.CRASH: "crash of an actor",
+}
+PLACES = {"result": "lost result", "disk": "refusal of the disk"}
+"""Where faults strike, beside the launch of a step."""
 EVENTS = (
-    *("retraction", "lost step", "stale token", "prefix hit", "eviction", "page saved", "page fetched"),
+    *(
+        "retraction",
+        "lost step",
+        "two lost steps",
+        "lost result",
+        "refusal of the disk",
+        "stale token",
+        "prefix hit",
+        "eviction",
+        "page saved",
+        "page fetched",
+    ),
     *(row.name for row in ROWS if row.drawn),
     "refused flush-cache",
     *FAULTS.values(),
@@ -41,6 +57,7 @@ def events_of(run: Cluster) -> Iterator[str]:
     happened = {
         "retraction": counters.retractions,
         "lost step": counters.steps_lost,
+        "two lost steps": counters.steps_lost > 1,
         "stale token": counters.dropped_tokens,
         "prefix hit": counters.cached_tokens,
         "eviction": loop.memory.cache.statistics().get("evicted_pages", 0),
@@ -58,4 +75,5 @@ def events_of(run: Cluster) -> Iterator[str]:
         yield name
         yield from (f"refused {name}" for answer in answers if not answer.ok)
     budget = run.system.faults
+    yield from (name for place, name in PLACES.items() if place in budget.struck)
     yield from (name for kind, name in FAULTS.items() if budget.left[kind] < budget.faults.budget(kind))

@@ -5,7 +5,7 @@ Sizes are chosen to make trouble: a few pages, few slots, prompts with beginning
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hypothesis import strategies as st
 
 TIER_LAYOUT = "ghost"
+OF_THE_LOOP = frozenset(info.name for info in msgspec.structs.fields(LoopConfig))
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -74,6 +75,14 @@ class Control(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """As of an arrival."""
 
 
+class Closing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The engine ends while there is work, once clients have been told so many output tokens."""
+
+    after_tokens: int = 0
+    grace_s: float | None = None
+    """It drains: takes no more requests, and ends those that are left after so long. None: it stops at once."""
+
+
 class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The server: the fields of `LoopConfig` that matter here."""
 
@@ -90,21 +99,30 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cache_core: str = "python"
     host_pages: int = 0
     """Pages that host memory holds below the device; 0: there is no such tier."""
+    storage_pages: int = 0
+    """Pages that files hold, on a disk that may fail; 0: there is no such tier."""
     write_policy: str = "write-through"
     window: int | None = None
     num_window_pages: int | None = None
     max_context: int | None = None
     """None: what the pages hold."""
     max_queued: int = 16
+    asynchronous: bool = False
+    """The worker takes a step while the one before runs."""
+    step_s: float = 0.0
+    """Virtual seconds of one step; 0: work takes no time."""
+    mailbox: int | None = None
+    """Requests that may wait in the mailbox of the tokenizer, and in that of the scheduler, before more are refused;
+    None: as many as on a server."""
     scheduler: str = ""
     """A scheduler of your own, see `pawl.testing.plugins`; policy and cache may be your own as well."""
 
     def loop_config(self) -> LoopConfig:
         """As the scheduler takes it."""
-        fields = msgspec.structs.asdict(self)
-        del fields["scheduler"], fields["host_pages"], fields["write_policy"]
-        if self.host_pages:
-            fields["tiers"] = TierConfig(layout=TIER_LAYOUT, write_policy=self.write_policy)
+        fields = {name: value for name, value in msgspec.structs.asdict(self).items() if name in OF_THE_LOOP}
+        if self.host_pages or self.storage_pages:
+            durable = self.storage_pages > 0
+            fields["tiers"] = TierConfig(layout=TIER_LAYOUT, write_policy=self.write_policy, durable=durable)
         if self.max_context is None:
             fields["max_context"] = self.num_pages * self.page_size
         return LoopConfig(**fields, weights="ghost")
@@ -122,6 +140,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     arrivals: tuple[Arrival, ...]
     shape: Shape = Shape()
     controls: tuple[Control, ...] = ()
+    closing: Closing | None = None
+    """None: it stops when everybody has been served."""
     encoded: bool = False
     """Every message goes through bytes on its way, as between processes."""
 
@@ -150,6 +170,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
         arrivals = self.arrivals
         if self.encoded:
             found.append(msgspec.structs.replace(self, encoded=False))
+        if self.closing is not None:
+            found.append(msgspec.structs.replace(self, closing=None))
         for index in range(len(self.controls)):
             fewer = self.controls[:index] + self.controls[index + 1 :]
             found.append(msgspec.structs.replace(self, controls=fewer))
@@ -189,8 +211,22 @@ def drawn_workload(source: Source, max_requests: int, fixed: Mapping[str, Any]) 
     """Any server and up to `max_requests` requests to it; fields of the server in `fixed` are as they are there."""
     shape = drawn_shape(source, fixed)
     count = source.within(1, max_requests)
-    arrivals = tuple(drawn_arrival(source, shape) for _ in range(count))
-    return Workload(arrivals=arrivals, shape=shape, controls=_controls(source), encoded=source.chance(0.1))
+    arrivals: list[Arrival] = []
+    for _ in range(count):
+        arrivals.append(drawn_arrival(source, shape, arrivals))
+    return Workload(
+        arrivals=tuple(arrivals),
+        shape=shape,
+        controls=_controls(source),
+        closing=_closing(source),
+        encoded=source.chance(0.1),
+    )
+
+
+def _closing(source: Source) -> Closing | None:
+    if not source.chance(0.17):
+        return None
+    return Closing(after_tokens=source.within(0, 6), grace_s=source.pick((None, 0.0, 0.2)))
 
 
 def drawn_shape(source: Source, fixed: Mapping[str, Any]) -> Shape:
@@ -198,11 +234,20 @@ def drawn_shape(source: Source, fixed: Mapping[str, Any]) -> Shape:
     return Shape(**drawn(server.FEATURES, source, {"cache": "radix", **fixed}, frozenset(fixed)))
 
 
-def drawn_arrival(source: Source, shape: Shape) -> Arrival:
-    """A request with every feature of a request."""
-    values = drawn(request.FEATURES, source, {request.ROOM: max(2, shape.room)}, frozenset())
-    del values[request.ROOM]
-    return Arrival(**values)
+def drawn_arrival(source: Source, shape: Shape, before: Sequence[Arrival] = ()) -> Arrival:
+    """A request with every feature of a request, behind those that were drawn before it."""
+    values = drawn(request.FEATURES, source, _surroundings(shape, before), frozenset())
+    return Arrival(**{name: value for name, value in values.items() if name in DEFAULTS})
+
+
+def _surroundings(shape: Shape, before: Sequence[Arrival]) -> dict[str, Any]:
+    """What the features of a request depend on, beside each other."""
+    room = max(2, shape.room)
+    return {
+        request.ROOM: room,
+        request.CONTEXT: max(room, shape.max_context or 0),
+        request.BEFORE: [arrival.prompt for arrival in before],
+    }
 
 
 def _controls(source: Source) -> tuple[Control, ...]:
@@ -215,15 +260,28 @@ def labels_of(workload: Workload) -> set[str]:
     """The features that a workload has, as `Feature.labels` calls them."""
     shape = msgspec.structs.asdict(workload.shape)
     found = {label for feature in server.FEATURES for label in feature.labels(shape, SHAPE_DEFAULTS)}
-    for arrival in workload.arrivals:
-        values = msgspec.structs.asdict(arrival) | {request.ROOM: workload.shape.room}
+    for number, arrival in enumerate(workload.arrivals):
+        values = msgspec.structs.asdict(arrival) | _surroundings(workload.shape, workload.arrivals[:number])
         found.update(label for feature in request.FEATURES for label in feature.labels(values, DEFAULTS))
-    return found | ({"encoded messages"} if workload.encoded else set())
+    return found | {name for name, present in OF_A_WORKLOAD.items() if present(workload)}
+
+
+OF_A_WORKLOAD: Mapping[str, Callable[[Workload], bool]] = {
+    "encoded messages": lambda workload: workload.encoded,
+    "drain at work": lambda workload: workload.closing is not None and workload.closing.grace_s is not None,
+    "stop at work": lambda workload: workload.closing is not None and workload.closing.grace_s is None,
+}
+"""Features of neither the server nor a request."""
 
 
 def all_features() -> tuple[Feature, ...]:
     """Those of the server, then those of a request."""
     return (*server.FEATURES, *request.FEATURES)
+
+
+def all_labels() -> list[str]:
+    """What `labels_of` can give."""
+    return [*(label for feature in all_features() for label in feature.all_labels), *OF_A_WORKLOAD]
 
 
 DEFAULTS = {info.name: info.default for info in msgspec.structs.fields(Arrival)}

@@ -7,13 +7,16 @@ have no place, or are not caught there any more, with the user's command.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import msgspec
 
 from pawl.actors.simulation.faults import Faults
+from pawl.exploration.task import EXPLORED
 from pawl.testing import Workload, explore_workload
-from pawl.testing.exploring import Outcome, Schedule
+from pawl.testing.exploring import Outcome
 from tests.mutants.everything import MUTANTS
 from tests.mutants.hunting import hunt
 from tests.mutants.mutant import Mutant, planted
@@ -21,6 +24,8 @@ from tests.mutants.mutant import Mutant, planted
 FOLDER = Path(__file__).with_name("found")
 SCHEDULES = 60
 """In which a mutant is caught where it was found, if a change of the engine has moved it a little."""
+SEEDS = 12
+"""Of each strategy, tried in the workload that showed it before."""
 SECONDS = 240.0
 """In which one is looked for."""
 
@@ -53,25 +58,25 @@ def catches(place: Place, mutant: Mutant) -> bool:
     return caught and place.explored().found is None
 
 
-def keep(mutant: Mutant, schedule: Schedule) -> bool:
-    """Write down where the mutant was found, unless it is not caught there again."""
-    place = Place(schedule.strategy, schedule.seed, schedule.workload, schedule.faults)
-    if not catches(place, mutant):
-        return False
-    FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{mutant.name}.json").write_bytes(msgspec.json.encode(place) + b"\n")
-    return True
-
-
 def looked_for(mutant: Mutant) -> bool:
-    """Keep the mutant's place if it has one, else look for one."""
-    try:
-        if catches(place_of(mutant.name), mutant):
+    """Keep the mutant's place if it has one, else look for one: in the same workload, and then anywhere."""
+    path = FOLDER / f"{mutant.name}.json"
+    for place in _candidates(mutant, path):
+        if catches(place, mutant):
+            path.write_bytes(msgspec.json.encode(place) + b"\n")
             return True
-    except OSError:
-        pass
+    return False
+
+
+def _candidates(mutant: Mutant, path: Path) -> Iterator[Place]:
+    if path.exists():
+        place = place_of(mutant.name)
+        yield place
+        for strategy, seed in product(EXPLORED, range(SEEDS)):
+            yield msgspec.structs.replace(place, strategy=strategy, seed=seed)
     found = hunt(mutant, "all", SECONDS).found
-    return found is not None and keep(mutant, found)
+    if found is not None:
+        yield Place(found.strategy, found.seed, found.workload, found.faults)
 
 
 def main() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Sequence
 
-from pawl.actors.simulation.choice import Choices, Kind, Option, count_plain
+from pawl.actors.simulation.choice import CLOCK, Choices, Kind, Option, count_plain
 
 FAULT_RATE = 0.02
 """Chance of a fault at a decision where one may strike: rare enough that the work gets somewhere between them."""
+RARE_FACTOR = 5.0
+"""So many times more often where nothing but the clock can go on, and inside of handlers that ask: there are few such
+decisions in a run."""
 
 
 class Strategy:
@@ -71,7 +74,9 @@ class Randomized(Strategy):
         plain = count_plain(options)
         if plain == len(options):
             return self.pick(kind, options)
-        if plain == 0 or self.random.random() < self.fault_rate:
+        rare = kind is Kind.STRIKE or (plain == 1 and options[0].owner == CLOCK)
+        rate = self.fault_rate * RARE_FACTOR if rare else self.fault_rate
+        if plain == 0 or self.random.random() < rate:
             return self.random.randrange(plain, len(options))
         return self.pick(kind, options[:plain]) if plain > 1 else 0
 

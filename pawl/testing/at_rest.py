@@ -1,0 +1,133 @@
+"""What is checked of a simulated engine that rests, and of one that has ended: clients, books, letters, answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pawl.actors.control import row_of
+from pawl.actors.names import NAMES
+from pawl.actors.simulation.faults import FaultKind
+from pawl.features.request import BAD_GRAMMAR
+from pawl.lifecycle.states import ABORT_CAUSES, Cause
+from pawl.loops.requests import MAX_STRIKES
+from pawl.testing.clients import Client
+from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
+
+if TYPE_CHECKING:
+    from pawl.testing.cluster import Cluster
+
+WITHOUT_AN_END = frozenset({NAMES.scheduler, NAMES.gateway, NAMES.recorder})
+"""Actors without which a trace has no end."""
+
+
+class EndChecks:
+    """The checks of one run."""
+
+    def __init__(self, run: Cluster) -> None:
+        self.run = run
+
+    def check_rest(self) -> None:
+        """Nothing is live: every owner's books are empty. The scheduler looks through its own when it stops."""
+        try:
+            self.run.desk.check()
+        except Exception as error:
+            raise PropertyFailed("auxiliary_conservation", f"at rest: {error}") from error
+        if self.run.crashed:
+            return
+        if self.run.detokenizer.num_open:
+            raise PropertyFailed("auxiliary_conservation", f"at rest: {self.run.detokenizer.num_open} texts are open")
+        if self.run.grammar.num_open:
+            raise PropertyFailed("auxiliary_conservation", f"at rest: {self.run.grammar.num_open} grammars are held")
+        if self.run.mirror.content != self.run.scheduler.loop.memory.cache.content():
+            raise PropertyFailed("observability_conservation", "the cache is not what its events tell")
+
+    def check_end(self) -> None:
+        """Everybody has had what they must get, from an engine that has stopped."""
+        for client in self.run.desk.clients:
+            self._check_answered(client)
+            self.check_output(client)
+        self._check_answers()
+        self._check_letters()
+        if self.run.desk.totals.violations:
+            raise PropertyFailed("legal_lifecycle", str(dict(self.run.desk.totals.violations)))
+        if WITHOUT_AN_END.isdisjoint(self.run.crashed):
+            self.run.judge_whole()
+
+    def _cut_short(self) -> bool:
+        """Whether the engine was stopped, or lost an actor, before everybody had come."""
+        return bool(self.run.crashed) or self.run.desk.wants_stop
+
+    def _check_answered(self, client: Client) -> None:
+        request = client.request
+        if not client.num_ends and not client.left and not (request is None and self._cut_short()):
+            raise PropertyFailed("bounded_progress", "the run has ended and the client was never answered", request)
+        if client.num_ends > 1:
+            raise PropertyFailed("legal_lifecycle", f"{client.num_ends} terminal replies", request)
+
+    def check_output(self, client: Client) -> None:
+        """The client saw what its request implies: all of it, or a beginning where somebody ended it early."""
+        arrival, request = client.arrival, client.request
+        expectations = self.run.model.expectations
+        expectations.check_beginning(arrival, client.tokens, client.text, request)
+        expectations.check_scores(arrival, client.scores, client.prompt_scores, request)
+        if client.refusal is not None:
+            self.check_cause(client, client.refusal.cause)
+        elif client.done is not None and not client.left:
+            cause = client.done.cause
+            if cause in ABORT_CAUSES:
+                self.check_cause(client, cause)
+            else:
+                expectations.check_whole(arrival, client.tokens, client.text, cause, request)
+            if cause is not Cause.INTERNAL and not (cause is Cause.DRAINED and self.run.desk.wants_stop):
+                # Else the gateway may have answered, which does not know it.
+                check_usage(arrival, client.tokens, client.done.usage, request)
+
+    def check_cause(self, client: Client, cause: Cause) -> None:
+        """An abort must have had a reason in the workload or in the faults."""
+        arrival, workload = client.arrival, self.run.workload
+        if cause is Cause.GRAMMAR and arrival.grammar != BAD_GRAMMAR:
+            raise PropertyFailed("grammar_is_a_fold", "its grammar refused what was drawn for it", client.request)
+        if cause is Cause.TIMEOUT and arrival.timeout_s is None and not self._time_flew():
+            raise PropertyFailed("bounded_progress", "it was given up at rest, and had set no limit", client.request)
+        reasons = {
+            Cause.TIMEOUT: True,
+            Cause.WORKER_LOST: len(self.run.system.faults.struck) >= MAX_STRIKES,
+            Cause.DISCONNECT: arrival.leaves_after is not None,
+            Cause.DRAINED: workload.closing is not None,
+            Cause.INTERNAL: bool(self.run.crashed),
+            # A receiver that is gone looks like one that is full, until the gateway hears of it.
+            Cause.OVERLOADED: bool(self.run.crashed),
+        }
+        ended = any(cause in row_of(control.body).ends for control in workload.controls)
+        if not ended and not reasons.get(cause, False):
+            check_refusal(arrival, workload.shape, len(self.run.desk.clients), cause, client.request)
+
+    def _time_flew(self) -> bool:
+        """Whether a fault made time pass while there was work: then requests may be given up that were being served."""
+        budget = self.run.system.faults
+        return any(budget.left[kind] < budget.faults.budget(kind) for kind in (FaultKind.RUSH, FaultKind.LATE))
+
+    def _check_letters(self) -> None:
+        """Nothing was sent to nobody, the heartbeats told of no stall, and actors stopped so that none was left with
+        messages: unless the engine was cut short, or time was made to fly past the end of a stop."""
+        faults = self.run.system.faults.faults
+        if self._cut_short() or faults.rush or faults.late:
+            return
+        if self.run.system.dead_letters.total:
+            letter = self.run.system.dead_letters.recent()[0]
+            lost = f"{type(letter.message).__name__} from {letter.sender} to {letter.to}: {letter.reason}"
+            raise PropertyFailed("auxiliary_conservation", f"a message that nobody took: {lost}")
+        if self.run.desk.pace.seconds:
+            raise PropertyFailed("bounded_progress", f"the watchdog saw a stall of {self.run.desk.pace.seconds:g} s")
+
+    def _check_answers(self) -> None:
+        """Each control message was answered once, and as its row says it must be. Where time was made to fly, or the
+        engine was cut short, the gateway may have answered in place of the scheduler."""
+        for_another = self.run.system.faults.faults.rush > 0 or self._cut_short()
+        for control, answers in zip(self.run.workload.controls, self.run.desk.answers, strict=True):
+            row = row_of(control.body)
+            if len(answers) > 1 or (not answers and not self._cut_short()):
+                raise PropertyFailed(row.proves, f"{row.name} was answered {len(answers)} times")
+            wrong = None if for_another else row.check(control.body, answers[0])
+            if wrong is not None:
+                raise PropertyFailed(row.proves, f"{row.name}: {wrong}")

@@ -1,0 +1,102 @@
+"""A run that was not judged to its end has failed; an engine that loses an actor, or stops at work, answers all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import msgspec
+import pytest
+
+from pawl.actors.gateway import Gateway
+from pawl.actors.names import NAMES
+from pawl.actors.simulation.exploration import drive, silence
+from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.strategies.simple import Fair
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import Record, StepCommitted
+from pawl.loops.decision_log import OneDecisionLog
+from pawl.testing import Arrival, PropertyFailed, Workload, explore_workload
+from pawl.testing.cluster import cluster
+from pawl.testing.workload import Closing
+
+SERVED = Workload(arrivals=tuple(Arrival(prompt=(97, 98), max_new_tokens=3, at_s=at) for at in (0.0, 0.0, 0.3)))
+ACTORS = (
+    *(NAMES.tokenizer, NAMES.scheduler, NAMES.worker, NAMES.detokenizer, NAMES.gateway),
+    *(NAMES.watchdog, NAMES.recorder, NAMES.storage, NAMES.grammar),
+)
+
+
+class Resigned(OneDecisionLog):
+    """A replay that gives up at the first step."""
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        if isinstance(record, StepCommitted):
+            self._judging, self.unjudged = False, "it was too hard"
+        return super().observe(record, history)
+
+
+class Raises(Property):
+    """Cannot digest a step."""
+
+    name: ClassVar[str] = "raises"
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        if isinstance(record, StepCommitted):
+            raise ZeroDivisionError
+        return ()
+
+
+def judged_by(judge: Property) -> None:
+    """Drive a sound run, judged by this."""
+    with silence():
+        drive(cluster(SERVED, Fair(), properties=lambda: [judge]))
+
+
+def test_a_replay_that_gives_up_fails_the_run() -> None:
+    judged_by(OneDecisionLog())
+    with pytest.raises(PropertyFailed, match="one_decision_log: it was too hard"):
+        judged_by(Resigned())
+
+
+def test_a_property_that_raises_fails_the_run() -> None:
+    with pytest.raises(PropertyFailed, match="well_formed: no engine records this StepCommitted: ZeroDivisionError"):
+        judged_by(Raises())
+
+
+def test_a_run_of_which_nobody_judged_the_end_has_failed() -> None:
+    run = cluster(SERVED, Fair())
+    run.monitor.judging = False
+    with silence(), pytest.raises(PropertyFailed, match="not judged to its end"):
+        drive(run)
+
+
+@pytest.mark.parametrize("name", ACTORS)
+def test_when_an_actor_crashes_everybody_is_answered(name: str) -> None:
+    crashes, faults = 0, Faults(crash=1, may_crash=(name,))
+    for seed in range(12):
+        tiers = {"host_pages": 4, "cache": "radix", "window": None} if name == NAMES.storage else {}
+        outcome = explore_workload(Workload.random(seed, **tiers), "random", 8, seed=seed, faults=faults, shrink=False)
+        assert outcome.found is None, str(outcome.found)
+        crashes += outcome.reached["crash of an actor"]
+    assert crashes
+
+
+@pytest.mark.parametrize("grace_s", [None, 0.0, 0.2])
+def test_an_engine_that_ends_at_work_answers_everybody(grace_s: float | None) -> None:
+    drained = 0
+    for seed in range(12):
+        workload = msgspec.structs.replace(Workload.random(seed), closing=Closing(after_tokens=1, grace_s=grace_s))
+        outcome = explore_workload(workload, "pct", 4, seed=seed, shrink=False)
+        assert outcome.found is None, str(outcome.found)
+        drained += outcome.reached["end by drained"]
+    assert drained
+
+
+def test_a_gateway_that_goes_without_a_word_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gateway, "_end_all", lambda gateway, cause, message: gateway.asks.fail(message))
+    faults = Faults(crash=1, may_crash=(NAMES.scheduler,))
+    outcome = explore_workload(SERVED, "random", 60, faults=faults, shrink=False)
+    assert outcome.found is not None
+    assert "never answered" in str(outcome.found)
