@@ -33,7 +33,9 @@ BODY_BYTES_PER_S = 16 << 10
 SEND_S = 20.0
 """For a client that reads nothing of a reply whose buffers are full."""
 MAX_HEAD = 64 << 10
-"""Bytes of one head."""
+"""Bytes of one head, and of what frames a body sent in chunks, beyond `FRAMING_RATIO` times the body itself."""
+FRAMING_RATIO = 8
+"""A chunk of one byte has five bytes around it."""
 MAX_CONNECTIONS = 4096
 RESERVE = 64
 """Descriptors for files, models and probes of health."""
@@ -71,8 +73,28 @@ def _affordable() -> int:
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, soft - RESERVE))
 
 
+def _head_too_large() -> Problem:
+    return Problem(431, f"the head of a request has at most {MAX_HEAD} bytes", headers={"connection": "close"})
+
+
+def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The headers that say where the body ends, without those that say that there is none."""
+    names = (b"content-length", b"transfer-encoding")
+    kept = [(name, value) for name, value in headers if name in names and value.strip(b"0 ")]
+    return b"".join(name + b": " + value + b"\r\n" for name, value in kept)
+
+
+class _Body:
+    """What a parser of a body alone tells a connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.on_body = connection.on_body
+        self.on_message_complete = connection.on_message_complete
+
+
 class Connection(HttpToolsProtocol):
-    """One client's connection. Reasons of a cut: head, body, send (too slow), head_size, malformed, connections."""
+    """One client's connection. Reasons of a cut: head, body, send (too slow), head_size, framing, malformed,
+    connections."""
 
     def __init__(self, limits: ConnectionLimits, **uvicorn: Any) -> None:
         super().__init__(**uvicorn)
@@ -85,7 +107,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = False
         self._body_began = 0.0
-        self._body_bytes = 0
+        self._body_bytes = self._framing_bytes = 0
         self._broken: Problem | None = None
         """A request could not be read: told once those before it have been answered."""
         self._half_closed = False
@@ -139,10 +161,9 @@ class Connection(HttpToolsProtocol):
         if self._broken is not None:
             return
         self._unset_keepalive_if_required()
+        reading, num_read = self.cycle, self._body_bytes
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # Answered as if the upgrade had not been asked for.
+            self._feed(data)
         except httptools.HttpParserError:
             self._limits.count("malformed", time.monotonic())
             self._fail(Problem(400, "this is not a valid HTTP request"))
@@ -151,20 +172,46 @@ class Connection(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD:
                 self._limits.count("head_size", time.monotonic())
-                self._fail(Problem(431, f"the head of a request has at most {MAX_HEAD} bytes"))
+                self._fail(_head_too_large())
+        elif reading is self.cycle and reading is not None and reading.more_body:
+            self._framing_bytes += len(data) - (self._body_bytes - num_read)
+            if self._framing_bytes > MAX_HEAD + FRAMING_RATIO * self._body_bytes:
+                self._limits.count("framing", time.monotonic())
+                self._fail(Problem(400, "the chunks of the body are next to nothing but frame"))
+
+    def _feed(self, data: bytes) -> None:
+        """Raises HttpParserError. A request that asks for another protocol is answered as if it had not: the parser
+        stops behind its head, so a second one reads the body, and the connection ends with the reply."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.cycle.keep_alive = False
+            if framing := _framing(self.headers):
+                self.cycle.more_body = True
+                self._deadline = time.monotonic() + BODY_IDLE_S, "body"
+                self.parser = httptools.HttpRequestParser(_Body(self))
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n" + data[upgrade.args[0] :])
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._expect_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # What comes behind a body is no header: nobody has looked at who may ask with it.
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._body_began, self._body_bytes = time.monotonic(), 0
+        self._body_began, self._body_bytes, self._framing_bytes = time.monotonic(), 0, 0
         self._deadline = self._body_began + BODY_IDLE_S, "body"
-        full = len(self.connections) > self._limits.most
-        if full:
+        self.app = self._served
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
+            self._limits.count("head_size", self._body_began)
+            self.app = _head_too_large().response(openai=True)
+        elif len(self.connections) > self._limits.most:
             self._limits.count("connections", self._body_began)
-        self.app = self._only_probes if full else self._served
+            self.app = self._only_probes
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:

@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pawl.http.errors import Problem
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+SINGLE = frozenset({b"host", b"origin", b"authorization", b"content-type", b"content-encoding"})
+"""Headers that are decided by: of one that comes twice, others may look at the other."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """They change nothing, so a foreign page that sends one gains nothing: its browser keeps the reply from it."""
 
@@ -47,6 +49,11 @@ class Guard:
 
     def _problem(self, scope: Scope) -> Problem | None:
         headers = {bytes(name): bytes(value).decode("latin-1") for name, value in scope["headers"]}
+        if len(headers) < len(scope["headers"]):
+            names = [bytes(name) for name, _ in scope["headers"]]
+            for name in sorted(SINGLE & headers.keys()):
+                if names.count(name) > 1:
+                    return Problem(400, f"the header {name.decode()} came more than once")
         host = headers.get(b"host", "")
         if self._hosts is not None and _name(host) not in self._hosts:
             text = f"this server does not answer to {host[:100]!r}; allow it with --allowed-hosts"

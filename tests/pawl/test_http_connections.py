@@ -167,6 +167,73 @@ def test_a_head_without_end_is_cut(served: Served) -> None:
     assert cut(served) == {"head_size": 1}
 
 
+def test_a_head_that_comes_at_once_has_the_same_bound(served: Served) -> None:
+    with connected(served, GOOD[:-2] + b"a: " + b"b" * MAX_HEAD + b"\r\n\r\n") as client:
+        assert everything(client).startswith(b"HTTP/1.1 431 ")
+    assert cut(served) == {"head_size": 1}
+
+
+BODY = json.dumps({"text": "a", "sampling_params": {"max_new_tokens": 2}}).encode()
+
+
+def in_chunks(body: bytes, size: int, more: bytes = b"") -> bytes:
+    """A request whose body comes in chunks of `size`, with `more` in its head."""
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    return post(b"").replace(b"content-length: 0", b"transfer-encoding: chunked\r\nconnection: close" + more) + chunks
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_body_may_come_in_chunks_of_any_size(served: Served, size: int) -> None:
+    with connected(served, in_chunks(BODY + b" " * 60_000, size) + b"0\r\n\r\n") as client:
+        assert everything(client).startswith(b"HTTP/1.1 200 ")
+    assert cut(served) == {}
+
+
+@pytest.mark.parametrize(
+    "frame", [b"5;" + b"a" * 60_000, b"0\r\n" + b"a: " + b"b" * 60_000], ids=["extension", "trailer"]
+)
+def test_a_body_that_is_next_to_nothing_but_frame_is_cut(served: Served, frame: bytes) -> None:
+    with connected(served, in_chunks(BODY, 1000) + frame) as client, contextlib.suppress(ConnectionError):
+        until(served, lambda: connections(served)[0].cycle is not None)
+        for _ in range(100):
+            client.sendall(b"a" * 60_000)
+        assert everything(client).startswith(b"HTTP/1.1 400 ")
+    assert cut(served) == {"framing": 1}
+
+
+def test_what_comes_behind_a_body_is_no_header(served: Served) -> None:
+    trailers = b"0\r\nhost: evil.example\r\norigin: https://evil.example\r\n\r\n"
+    with connected(served, in_chunks(BODY, 10) + trailers) as client:
+        assert everything(client).startswith(b"HTTP/1.1 200 ")
+
+
+UPGRADE = b"\r\nconnection: upgrade\r\nupgrade: h2c"
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("chunks", [False, True])
+def test_who_asks_for_another_protocol_gets_an_answer_to_what_it_asked(
+    served: Served, split: bool, chunks: bool
+) -> None:
+    # As Java's client does with every request.
+    request = in_chunks(BODY, 10) + b"0\r\n\r\n" if chunks else post(BODY)
+    head, _, body = request.partition(b"\r\n\r\n")
+    with connected(served, head + UPGRADE + b"\r\n\r\n" + (b"" if split else body)) as client:
+        if split:
+            until(served, lambda: connections(served)[0].cycle is not None)
+            client.sendall(body)
+        reply = everything(client)
+    assert reply.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in reply
+    assert json.loads(reply.partition(b"\r\n\r\n")[2])["meta_info"]["completion_tokens"] == 2
+
+
+def test_a_question_without_a_body_that_asks_for_another_protocol_is_answered(served: Served) -> None:
+    with connected(served, GOOD[:-4] + UPGRADE + b"\r\n\r\n") as client:
+        assert everything(client).startswith(b"HTTP/1.1 200 ")
+
+
 def test_unfinished_bodies_share_a_bound_and_give_it_back() -> None:
     with Served(max_body_bytes=100_000) as served, contextlib.ExitStack() as open_ones:
         part = post(b"x" * 90_000, length=100_000)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from pawl.http.guard import LOOPBACK, is_loopback
+from pawl.http.guard import LOOPBACK, SINGLE, is_loopback
 from tests.pawl.fake_engine import Served
 
 BODY = {"text": "hello", "sampling_params": {"max_new_tokens": 1}}
@@ -55,6 +55,14 @@ def test_our_own_page_and_an_invited_one_may_ask(guarded: httpx.Client) -> None:
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == "https://friend.example"
     assert guarded.options("/v1/completions", headers=question | {"origin": "https://evil.example"}).status_code == 400
+
+
+@pytest.mark.parametrize("name", sorted(SINGLE))
+def test_a_header_that_is_decided_by_comes_once(guarded: httpx.Client, name: bytes) -> None:
+    twice = [(b"host", b"localhost")] * (name != b"host") + [(name, b"localhost")] * 2
+    reply = guarded.get("/health", headers=twice)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"] == f"the header {name.decode()} came more than once"
 
 
 @pytest.mark.parametrize(
