@@ -168,6 +168,7 @@ class Loop:
         if lost is None or lost.step != step:
             raise AssertionError(f"step {step} failed, but it is not the oldest in flight")
         for scheduled in reversed([lost, *self.in_flight]):
+            self.counters.cached_tokens -= self._first_hits(scheduled)  # they are admitted again
             self.memory.ledger.abort(scheduled.transaction)
             self.journal.rolled_back(scheduled.step, reason, now, digest=self.memory.digest())
             self.counters.steps_lost += 1
@@ -233,13 +234,17 @@ class Loop:
         self.journal.planned(scheduled.batch, scheduled.rows, scheduled.admitted, self.table, now)
         self.in_flight.append(scheduled)
         self.planning = self.launching = None
-        for row in scheduled.admitted:
-            info = self.table.info(row)
-            self.counters.cached_tokens += info.num_cached if not info.num_retractions else 0
+        self.counters.cached_tokens += self._first_hits(scheduled) if scheduled.admitted else 0
         self.counters.steps += 1
         for companion in self.companions:
             companion.launching(scheduled)
         self.effects.launch(scheduled)
+
+    def _first_hits(self, scheduled: ScheduledBatch) -> int:
+        """Prompt tokens that the cache had for requests that the step admits for the first time, and that stayed."""
+        stayed = scheduled.rows[self.table.attempt[scheduled.rows] == scheduled.attempts].tolist()
+        infos = [self.table.info(row) for row in scheduled.admitted if row in stayed]
+        return sum(info.num_cached for info in infos if not info.num_retractions)
 
     # ---- commit, in parts ----
 
@@ -313,7 +318,6 @@ class Loop:
                     info.first_token = now
             elif segment.last:
                 self.requests.leave(row, Event.FINISH, Cause.LENGTH, now)
-
         self.requests.at_work = None
 
     # ---- the engine as a whole ----

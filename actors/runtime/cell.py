@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any, Protocol, Union, get_args, get_origin
@@ -218,6 +218,10 @@ class Cell:
         timer = self._timers.add(due, message)
         self.on_timer()
         return timer
+
+    def timed(self) -> Iterator[Any]:
+        """What its timers will tell the actor."""
+        return self._timers.messages()
 
     def _queue_due_timers(self) -> None:
         now = self._host.clock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from typing import Any
 
 FEWEST_TO_COMPACT = 64
@@ -59,6 +60,10 @@ class TimerQueue:
             self.num_cancelled = 0
         heapq.heappush(self._heap, (due, self._sequence, timer))
         return timer
+
+    def messages(self) -> Iterator[Any]:
+        """Of the timers that are still wanted."""
+        return (timer.message for _, _, timer in self._heap if not timer.cancelled)
 
     def next_due(self) -> float | None:
         """Monotonic seconds of the earliest timer still wanted; None when there is none."""

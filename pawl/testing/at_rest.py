@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pawl.actors.control import row_of
+from pawl.actors.messages.generate import Usage
 from pawl.actors.names import NAMES
 from pawl.actors.simulation.faults import FaultKind
 from pawl.features.request import BAD_GRAMMAR
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.loops.requests import MAX_STRIKES
+from pawl.testing.books import doubled_timers, open_books
 from pawl.testing.clients import Client
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
 
@@ -34,8 +36,11 @@ class EndChecks:
             raise PropertyFailed("auxiliary_conservation", f"at rest: {error}") from error
         if self.run.crashed:
             return
-        if self.run.detokenizer.num_open:
-            raise PropertyFailed("auxiliary_conservation", f"at rest: {self.run.detokenizer.num_open} texts are open")
+        for left in (*open_books(self.run.actors), *doubled_timers(self.run.system)):
+            raise PropertyFailed("auxiliary_conservation", f"at rest: {left}")
+        counted, seen = self.run.scheduler.loop.counters.cached_tokens, self.run.usage.total_cached
+        if counted != seen:
+            raise PropertyFailed("observability_conservation", f"{counted} tokens are counted as cached, {seen} were")
         if self.run.grammar.num_open:
             raise PropertyFailed("auxiliary_conservation", f"at rest: {self.run.grammar.num_open} grammars are held")
         if self.run.mirror.content != self.run.scheduler.loop.memory.cache.content():
@@ -80,7 +85,14 @@ class EndChecks:
                 expectations.check_whole(arrival, client.tokens, client.text, cause, request)
             if cause is not Cause.INTERNAL and not (cause is Cause.DRAINED and self.run.desk.wants_stop):
                 # Else the gateway may have answered, which does not know it.
-                check_usage(arrival, client.tokens, client.done.usage, request)
+                check_usage(self._usage(client, cause, client.done.usage), client.done.usage, request)
+
+    def _usage(self, client: Client, cause: Cause, told: Usage) -> Usage:
+        """What the client must be told."""
+        seen, request = self.run.usage, client.request or 0
+        # The detokenizer, which ends a request at a stop string, has not heard of retractions.
+        retractions = told.retractions if cause is Cause.STOP_STRING else seen.retractions[request]
+        return Usage(len(client.arrival.prompt), len(client.tokens), seen.cached.get(request, 0), retractions)
 
     def check_cause(self, client: Client, cause: Cause) -> None:
         """An abort must have had a reason in the workload or in the faults."""

@@ -43,7 +43,7 @@ from pawl.testing.clients import FrontDesk
 from pawl.testing.expectations import PropertyFailed, simulated_fold, simulated_grammars, vocabulary
 from pawl.testing.models import GHOST, Model, SimulatedDevice, storage_of
 from pawl.testing.plugins import SCHEDULERS
-from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking
+from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking, UsageTold
 from pawl.testing.reached import events_of
 from pawl.testing.timely import TimelyScheduler, timely
 from pawl.testing.workload import Workload
@@ -124,14 +124,16 @@ class Cluster(Case):
             small = (NAMES.tokenizer, NAMES.scheduler)
             specs = tuple(spec._replace(capacity=shape.mailbox) if spec.name in small else spec for spec in specs)
         self._stop_order = stop_order(specs)
-        actors: dict[str, Any] = {spec.name: spec.actor for spec in specs}
-        self.scheduler: TimelyScheduler = actors[NAMES.scheduler]
+        self.actors: dict[str, Any] = {spec.name: spec.actor for spec in specs}
+        self.scheduler: TimelyScheduler = self.actors[NAMES.scheduler]
         self.scheduler.report = self._report
-        self.detokenizer: Detokenizer = actors[NAMES.detokenizer]
-        self.grammar: GrammarCompiler = actors[NAMES.grammar]
+        self.detokenizer: Detokenizer = self.actors[NAMES.detokenizer]
+        self.grammar: GrammarCompiler = self.actors[NAMES.grammar]
         self.mirror = Mirror(config.page_size)
         """The prefix cache, as its events tell it."""
         self.scheduler.loop.feed.follow(self._follow_cache)
+        self.usage = UsageTold()
+        self.monitor.properties.append(self.usage)
         limit = overtaking_limit(config.policy)
         if limit is not None:
             self.monitor.properties.append(BoundedOvertaking(limit))

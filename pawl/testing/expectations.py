@@ -231,11 +231,11 @@ def check_refusal(arrival: Arrival, shape: Shape, num_requests: int, cause: Caus
         raise PropertyFailed("fault_isolation", f"it was refused for no reason: {cause}", request)
 
 
-def check_usage(arrival: Arrival, tokens: Sequence[int], usage: Usage, request: int | None) -> None:
-    """What a client is told to have used is what it sent and got. Raises PropertyFailed."""
-    right = usage.prompt_tokens == len(arrival.prompt) and usage.completion_tokens == len(tokens)
-    if not right or not 0 <= usage.cached_tokens <= usage.prompt_tokens:
-        said = f"{usage} of {len(arrival.prompt)} tokens of prompt and {len(tokens)} of output"
+def check_usage(true: Usage, told: Usage, request: int | None) -> None:
+    """What a client is told to have used is what it sent, what the cache had of that when it was first admitted, what
+    it got, and how often it lost its memory meanwhile. Raises PropertyFailed."""
+    if told != true or not 0 <= told.cached_tokens <= told.prompt_tokens:
+        said = f"{told}, and {true} is true"
         raise PropertyFailed("retraction_transparency", said, request)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -12,6 +13,34 @@ from pawl.lifecycle.states import Event
 
 USUAL_LIMIT = 3
 """Later requests that may be admitted before an earlier one of the same priority, where the policy states nothing."""
+
+
+class UsageTold(Property):
+    """How often each request lost its memory, and what the cache had of its prompt at its first admission. Judges
+    nothing by itself: what clients are told, and what the engine counts, is compared with it."""
+
+    name: ClassVar[str] = "observability_conservation"
+
+    def __init__(self) -> None:
+        self.cached: dict[int, int] = {}
+        """request -> tokens, as its client is told"""
+        self.total_cached = 0
+        """As the engine counts them: undone admissions do not count."""
+        self.retractions: Counter[int] = Counter()
+        """Of each request."""
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case Transition(event=Event.RETRACT):
+                self.retractions[record.request] += 1
+            case Transition(event=Event.ADMIT) if not self.retractions[record.request]:
+                self.cached[record.request] = record.num_cached or 0
+                self.total_cached += record.num_cached or 0
+            case StepRolledBack():
+                for admission in history.restored:
+                    if not self.retractions[admission.request]:
+                        self.total_cached -= admission.num_cached or 0
+        return ()
 
 
 class BoundedOvertaking(Property):

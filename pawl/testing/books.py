@@ -1,0 +1,89 @@
+"""Every private book of every actor and of the loop is empty at rest.
+
+A book is a list, dictionary, set or deque that an object of ours keeps. None is named here: whatever stands in one
+while nobody is live and nothing is under way was forgotten, unless `KEPT` says why it stays.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from pawl.actors.simulation.system import SimulatedSystem
+
+_TOTALS = "counts since the start"
+_RUN = "what simulated clients were told, for the judgement at the end"
+_SETTLES = "goes on when the actor settles, which may be to come"
+_SETTINGS = "as it was made at the start"
+KEPT: dict[str, str] = {
+    "CacheEventLog._followers": _SETTINGS,
+    "Counters.by_cause": _TOTALS,
+    "FrontDesk._calls": _RUN,
+    "FrontDesk.answers": _RUN,
+    "FrontDesk.clients": _RUN,
+    "Histogram.counts": _TOTALS,
+    "LowerTiers._untold": _SETTLES,
+    "Rate._seconds": "of the last minute",
+    "RequestTable._free": "rows that are free",
+    "RequestTable.infos": "of every row; None where it is free, which `auxiliary_conservation` looks at",
+    "StateChecks.properties": _SETTINGS,
+    "Storage._told": "what it told last",
+    "TierClient.report": "what the storage told last",
+    "Totals.ended": _TOTALS,
+    "TraceSink._batch": _SETTLES,
+}
+"""Class and attribute of what is not empty at rest -> why."""
+
+_BOOKS = (list, dict, set, deque)
+_ROOMS = ("pawl.actors.", "pawl.loops.", "pawl.lifecycle.")
+_OTHERS = ("pawl.actors.runtime.", "pawl.actors.simulation.", "pawl.actors.text.", "pawl.actors.control")
+"""Below actors, of no one run, or of one request that a book holds; memory has properties of its own."""
+
+
+def open_books(roots: Mapping[str, object]) -> Iterator[str]:
+    """What is left in books of these objects, and of the objects of ours that they have, in words."""
+    seen: set[int] = set()
+    stack = list(roots.values())
+    while stack:
+        thing = stack.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        for name, value in _attributes(thing):
+            if isinstance(value, _BOOKS):
+                if value and not any(f"{kind.__name__}.{name}" in KEPT for kind in type(thing).__mro__):
+                    yield f"{type(thing).__name__}.{name} has {len(value)}: {value!r:.100}"
+            elif _is_ours(value):
+                stack.append(value)
+            elif isinstance(value, tuple):
+                stack.extend(each for each in value if _is_ours(each))
+
+
+def doubled_timers(system: SimulatedSystem) -> Iterator[str]:
+    """Timers of one actor that will tell it the same: one of them was set though the other was running."""
+    for driver in system.drivers:
+        counts = Counter(driver.cell.timed())
+        yield from (f"{driver.cell.name} waits {count} times for {each}" for each, count in counts.items() if count > 1)
+
+
+def _is_ours(value: object) -> bool:
+    kind: Any = type(value)
+    if not kind.__module__.startswith(_ROOMS) or kind.__module__.startswith(_OTHERS):
+        return False
+    if isinstance(value, type | Enum | tuple):
+        return False
+    # A frozen struct is a message or a setting: it keeps nothing.
+    return not (isinstance(value, msgspec.Struct) and kind.__struct_config__.frozen)
+
+
+def _attributes(thing: object) -> Iterator[tuple[str, Any]]:
+    yield from vars(thing).items() if hasattr(thing, "__dict__") else ()
+    for kind in type(thing).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(thing, name):
+                yield name, getattr(thing, name)
