@@ -90,9 +90,12 @@ class EndChecks:
     def _usage(self, client: Client, cause: Cause, told: Usage) -> Usage:
         """What the client must be told."""
         seen, request = self.run.usage, client.request or 0
-        # The detokenizer, which ends a request at a stop string, has not heard of retractions.
-        retractions = told.retractions if cause is Cause.STOP_STRING else seen.retractions[request]
-        return Usage(len(client.arrival.prompt), len(client.tokens), seen.cached.get(request, 0), retractions)
+        cached, retractions = seen.cached.get(request, 0), seen.retractions[request]
+        if cause is Cause.STOP_STRING:  # the detokenizer, which ends it, has not heard of these
+            retractions = told.retractions
+        if self.run.crashed:  # perhaps with records that were on their way
+            cached, retractions = told.cached_tokens, told.retractions
+        return Usage(len(client.arrival.prompt), len(client.tokens), cached, retractions)
 
     def check_cause(self, client: Client, cause: Cause) -> None:
         """An abort must have had a reason in the workload or in the faults."""

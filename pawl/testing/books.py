@@ -21,6 +21,8 @@ _SETTLES = "goes on when the actor settles, which may be to come"
 _SETTINGS = "as it was made at the start"
 KEPT: dict[str, str] = {
     "CacheEventLog._followers": _SETTINGS,
+    "CacheEventLog.unrecorded": "is recorded ahead of the next record",
+    "FileStore._known": "files that are there",
     "Counters.by_cause": _TOTALS,
     "FrontDesk._calls": _RUN,
     "FrontDesk.answers": _RUN,
