@@ -13,7 +13,6 @@ from pawl.actors.sink import Delta, Inbox
 from pawl.http.completions import check_scored
 from pawl.http.context import ServerContext
 from pawl.http.errors import Problem
-from pawl.http.grammar import grammar_of
 from pawl.http.message import MessageReader
 from pawl.http.openai import base_submit, check_common, choices_of, most_rivals
 from pawl.http.rendering import (
@@ -59,7 +58,7 @@ def chat_submits(body: ChatBody, reading: Reading, rid: str, context: ServerCont
         min_new_tokens=body.min_tokens,
         top_logprobs=rivals,
         prompt_logprobs=body.prompt_logprobs is not None,
-        grammar=grammar_of(body),
+        grammar=reading.grammar,
     )
     base = base_submit(body, sampling, not limits, rid)
     if not reading.plain:

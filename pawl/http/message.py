@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -60,7 +60,7 @@ class MessageReader:
         deltas: list[dict[str, Any]] = []
         for kind, group in groupby(events, lambda event: "calls" if _is_call(event) else type(event).__name__):
             if kind == "calls":
-                deltas.append({"tool_calls": [self._call_delta(event) for event in group]})
+                deltas.append({"tool_calls": self._call_deltas(group)})
                 continue
             text = "".join(event.text for event in group if isinstance(event, Content | Reasoning))
             if kind == "Content":
@@ -69,12 +69,18 @@ class MessageReader:
                 deltas.append({"reasoning_content": text})
         return deltas
 
-    def _call_delta(self, event: Event) -> dict[str, Any]:
-        if isinstance(event, CallBegin):
-            function = {"name": event.name, "arguments": ""}
-            return {"index": event.index, "id": self._new_id(), "type": "function", "function": function}
-        assert isinstance(event, Arguments)
-        return {"index": event.index, "function": {"arguments": event.text}}
+    def _call_deltas(self, events: Iterable[Event]) -> list[dict[str, Any]]:
+        """One for each call: clients take two of one index in a delta for two calls."""
+        deltas: dict[int, dict[str, Any]] = {}
+        for event in events:
+            if isinstance(event, CallBegin):
+                function = {"name": event.name, "arguments": ""}
+                named = {"id": self._new_id(), "type": "function", "function": function}
+                deltas[event.index] = {"index": event.index, **named}
+            elif isinstance(event, Arguments):
+                delta = deltas.setdefault(event.index, {"index": event.index, "function": {"arguments": ""}})
+                delta["function"]["arguments"] += event.text
+        return list(deltas.values())
 
     def message(self, events: Sequence[Event]) -> dict[str, Any]:
         """All of a reply: `content` is null where there are calls and no text."""

@@ -6,11 +6,16 @@ from typing import Any
 
 import msgspec
 
+from pawl.actors.grammar_fields import grammars_of
+from pawl.actors.text.invalid import quoted
 from pawl.http.errors import Problem
+from pawl.http.grammar import grammar_of
 from pawl.http.info import ServerInfo
 from pawl.http.schemas import ChatBody
 from pawl.http.tool_fields import Tool, ToolChoice
-from pawl.parsers.calls import CallParser
+from pawl.http.tool_grammar import MOST_CALLS, forced_calls, strict_calls
+from pawl.lifecycle.grammar import Grammar, GrammarKind
+from pawl.parsers.calls import CallParser, PlainCalls
 from pawl.parsers.events import Parser
 from pawl.parsers.reader import TOOL_FORMATS, Reader
 from pawl.parsers.reasoning import FORMATS, ReasoningFormat, ReasoningParser
@@ -21,9 +26,17 @@ class Reading(msgspec.Struct, frozen=True):
 
     tools: tuple[Tool, ...] = ()
     """Those that may be called."""
-    tool_format: str = "hermes"
+    offered: tuple[Tool, ...] = ()
+    """Those that the model is told of."""
+    tool_format: str | None = None
+    """None: the reply is a list of calls and nothing else."""
     most_calls: int | None = None
     reasoning: ReasoningFormat | None = None
+    grammar: Grammar | None = None
+    """What the reply is kept to."""
+
+    short_ids: bool = False
+    """Names of calls have nine characters."""
 
     @property
     def plain(self) -> bool:
@@ -40,31 +53,46 @@ class Reading(msgspec.Struct, frozen=True):
         return Reader(*parsers, most_calls=self.most_calls)
 
     def _calls(self) -> CallParser:
-        return TOOL_FORMATS[self.tool_format](frozenset(tool.function.name for tool in self.tools))
+        names = frozenset(tool.function.name for tool in self.tools)
+        return PlainCalls(names) if self.tool_format is None else TOOL_FORMATS[self.tool_format](names)
 
     def call_id(self, random: str) -> str:
         """Name of a call, from hexadecimal digits. Mistral's templates take nine letters and digits, nothing else."""
-        return random[:9] if self.tool_format == "mistral" else f"call_{random[:24]}"
+        return random[:9] if self.short_ids else f"call_{random[:24]}"
 
     @property
     def template_options(self) -> dict[str, Any]:
         """What the chat template is told."""
-        return {"tools": msgspec.to_builtins(list(self.tools))} if self.tools else {}
+        return {"tools": msgspec.to_builtins(list(self.offered))} if self.offered else {}
 
 
 def reading_of(body: ChatBody, info: ServerInfo) -> Reading:
-    """What `body` asks for. Raises Problem for tools that cannot be called here."""
+    """What `body` asks for. Raises Problem, and InvalidRequest for tools that cannot be called here."""
     reasoning = info.reasoning_format if body.separate_reasoning is not False else None
     form = FORMATS[reasoning] if reasoning is not None else None
-    tools = tuple(body.tools or ())
-    _check(tools, body.tool_choice)
-    if body.tool_choice == "none" or not tools:
-        return Reading(reasoning=form)
+    grammar, plain = grammar_of(body), grammars_of(body)
+    asked = [*plain.values(), *([grammar] if grammar is not None else [])]
+    if any(one.kind is not GrammarKind.STRUCTURAL_TAG for one in asked):
+        form = None  # a reply that is kept to a grammar from its beginning has no room for reasoning
+    tools, choice = tuple(body.tools or ()), body.tool_choice
+    _check(tools, choice)
+    if choice == "none" or not tools:
+        return Reading(reasoning=form, grammar=grammar)
+    short_ids = info.tool_format == "mistral"
+    one = body.parallel_tool_calls is False
+    if choice is not None and choice != "auto":
+        if asked and body.response_format is None:
+            raise Problem(400, "a call that must be made leaves no room for another grammar", param="tool_choice")
+        name = choice.function.name if isinstance(choice, ToolChoice) else None
+        callable_ = tuple(tool for tool in tools if name in (None, tool.function.name))
+        most = 1 if one or name is not None else MOST_CALLS
+        return Reading(callable_, tools, None, most, None, forced_calls(callable_, most), short_ids)
     if info.tool_format is None:
         text = "how this model calls tools is not known; choose a format with --tool-call-parser"
         raise Problem(400, text, param="tools", code="unsupported_field")
-    most = 1 if body.parallel_tool_calls is False else None
-    return Reading(tools, info.tool_format, most, form)
+    if not asked and info.tool_format == "hermes" and any(tool.function.strict for tool in tools):
+        grammar = strict_calls(tools)
+    return Reading(tools, tools, info.tool_format, 1 if one else None, form, grammar, short_ids)
 
 
 def _check(tools: tuple[Tool, ...], choice: str | ToolChoice | None) -> None:
@@ -76,6 +104,5 @@ def _check(tools: tuple[Tool, ...], choice: str | ToolChoice | None) -> None:
     if not tools:
         raise Problem(400, "tool_choice asks for a call, but there are no tools", param="tool_choice")
     if isinstance(choice, ToolChoice) and choice.function.name not in names:
-        text = f"tool_choice names {choice.function.name!r}, which is none of tools"
+        text = f"tool_choice names {quoted(choice.function.name)}, which is none of tools"
         raise Problem(400, text, param="tool_choice")
-    raise Problem(400, "tool_choice must be none or auto here", param="tool_choice", code="unsupported_field")

@@ -9,7 +9,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from jsonschema import Draft202012Validator
 
+from pawl.http.tool_fields import Tool, ToolFunction
+from pawl.http.tool_grammar import MOST_CALLS, forced_calls
 from tests.pawl.fake_engine import END_OF_REASONING, Served
 from tests.pawl.reading import events
 
@@ -66,6 +69,8 @@ def add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
     for name in ("content", "reasoning_content"):
         if name in delta:
             message[name] = (message.get(name) or "") + delta[name]
+    indices = [part["index"] for part in delta.get("tool_calls", ())]
+    assert len(set(indices)) == len(indices)
     for part in delta.get("tool_calls", ()):
         calls = message.setdefault("tool_calls", [])
         if "id" in part:
@@ -99,7 +104,7 @@ def test_arguments_are_streamed_while_they_are_written(client: httpx.Client, eng
     chunks = ask(client, tools=[ADD], stream=True)
     deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
     parts = [part for delta in deltas for part in delta.get("tool_calls", ())]
-    assert parts[0]["function"] == {"name": "add", "arguments": ""}
+    assert parts[0]["function"]["name"] == "add"
     assert parts[0]["id"].startswith("call_")
     assert all("name" not in part["function"] and "id" not in part for part in parts[1:])
     # One byte is one token of this engine, and may come with its neighbours.
@@ -249,3 +254,70 @@ def test_usage_says_how_many_tokens_were_reasoning(client: httpx.Client, engine:
     assert counted(separate_reasoning=False) is None
     engine.script = "Five"
     assert counted() == {"reasoning_tokens": 0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "names", "most"),
+    [
+        ({"tool_choice": "required"}, ["add", "now"], MOST_CALLS),
+        ({"tool_choice": "required", "parallel_tool_calls": False}, ["add", "now"], 1),
+        ({"tool_choice": {"type": "function", "function": {"name": "now"}}}, ["now"], 1),
+    ],
+)
+def test_a_call_that_must_be_made_is_made_by_a_grammar(
+    client: httpx.Client, engine: Any, fields: dict[str, Any], names: list[str], most: int
+) -> None:
+    engine.script = json.dumps([{"name": name, "arguments": {}} for name in names])
+    message, reason = message_of(client, tools=[ADD, NOW], **fields)
+    assert reason == "tool_calls"
+    assert [call["function"]["name"] for call in message["tool_calls"]] == names[:most]
+    submit = engine.seen[-1]
+    assert len(submit.template_options["tools"]) == 2
+    schema = json.loads(submit.sampling.grammar.text)
+    assert (schema["minItems"], schema["maxItems"]) == (1, most)
+    Draft202012Validator.check_schema(schema)
+    for name in ("add", "now"):
+        valid = Draft202012Validator(schema).is_valid([{"name": name, "arguments": {}}])
+        assert valid == (name in names)
+    assert not Draft202012Validator(schema).is_valid([])
+
+
+def test_what_a_schema_refers_to_within_itself_is_found_in_the_grammar() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"first": {"$ref": "#/$defs/node"}, "again": {"$ref": "#"}},
+        "$defs": {"node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}, "v": {"const": 1}}}},
+        "default": {"$ref": "#/$defs/node"},
+    }
+    tools = [Tool("function", ToolFunction(name, parameters=schema)) for name in ("f", "g")]
+    grammar = json.loads(forced_calls(tools, 2).text)
+    assert grammar["$defs"]["1"]["default"] == schema["default"]
+    validator = Draft202012Validator(grammar)
+    good = {"first": {"next": {"v": 1}}, "again": {"first": {}}}
+    assert validator.is_valid([{"name": "g", "arguments": good}])
+    for bad in ({"first": {"next": {"v": 2}}}, {"again": {"first": {"v": 2}}}):
+        assert not validator.is_valid([{"name": "g", "arguments": bad}])
+
+
+def test_strict_tools_are_kept_to_their_schemas_where_the_model_chooses(client: httpx.Client, engine: Any) -> None:
+    strict = {"type": "function", "function": {**ADD["function"], "strict": True}}
+    ask(client, tools=[strict, NOW], max_tokens=1)
+    form = json.loads(engine.seen[-1].sampling.grammar.text)["format"]
+    assert form["triggers"] == ["<tool_call>"]
+    schemas = [tag["content"]["json_schema"] for tag in form["tags"]]
+    assert schemas == [ADD["function"]["parameters"], {"type": "object"}]
+    ask(client, tools=[ADD, NOW], max_tokens=1)
+    assert engine.seen[-1].sampling.grammar is None
+
+
+def test_a_reply_that_is_kept_to_a_grammar_has_no_reasoning_before_it(client: httpx.Client, engine: Any) -> None:
+    engine.script, engine.in_reasoning = '{"a": 1}', True
+    message, _ = message_of(client, response_format={"type": "json_object"})
+    assert message == {"role": "assistant", "content": '{"a": 1}'}
+
+
+def test_a_call_that_must_be_made_leaves_no_room_for_another_grammar(client: httpx.Client) -> None:
+    body = {"messages": [USER], "tools": [ADD], "tool_choice": "required", "regex": "a"}
+    response = client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tool_choice"
