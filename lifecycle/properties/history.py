@@ -255,7 +255,7 @@ class History:
         rows, starts = int32s(record.rows).astype(np.intp), int32s(record.starts)
         slots, lengths = int32s(record.slots), int32s(record.lengths)
         chained, samples = uint8s(record.chained) != 0, uint8s(record.samples) != 0
-        if any(len(column) != len(rows) for column in (starts, slots, lengths, chained, samples)):
+        if not len(rows) == len(starts) == len(slots) == len(lengths) == len(chained) == len(samples):
             raise Malformed(f"the columns of step {record.step} differ in length")
         listed = rows.tolist()
         if listed and not 0 <= min(listed) <= max(listed) < self.num_rows:

@@ -25,6 +25,8 @@ from pawl.lifecycle.records import (
 from pawl.lifecycle.states import Cause, Event, State
 
 _GUARDS = {(e.source, e.event, cause): e.guard for e in TABLE for cause in e.causes if e.guard is not None}
+_FREE = {(e.source, e.event, cause): e.target for e in TABLE for cause in e.causes if e.guard is None}
+"""Edges that need nothing but their source."""
 _STALE_TOKEN = int(Event.STALE_TOKEN)
 _IN_STEPS = frozenset({Event.CHUNK, Event.FIRST_TOKEN, Event.TOKEN, Event.STALE_TOKEN})
 
@@ -56,7 +58,7 @@ class LegalLifecycle(Property):
                 return self._committed(history)
             case Transition():
                 self._replies.observe(record)
-                return tuple(self._moved(record, history))
+                return self._moved(record, history)
             case Answered() | AnswersClosed():
                 fault = self._replies.observe(record)
                 return () if fault is None else (self.violation(history, *fault),)
@@ -82,10 +84,17 @@ class LegalLifecycle(Property):
             yield self.violation(history, f"row {record.row} is given away while request {before} has it", before)
         self._state[record.row] = State.NEW
 
-    def _moved(self, record: Transition, history: History) -> Iterator[Violation]:
+    def _moved(self, record: Transition, history: History) -> Sequence[Violation]:
+        row, source, event = record.row, record.source, record.event
+        owner, state = int(history.request[row]), int(self._state[row])
+        self._state[row] = record.target
+        plain = owner == record.request and source == state and event not in _IN_STEPS
+        if plain and _FREE.get((source, event, record.cause)) == record.target:
+            return ()
+        return tuple(self._faults(record, history, owner, State(state)))
+
+    def _faults(self, record: Transition, history: History, owner: int, state: State) -> Iterator[Violation]:
         request, event, cause = record.request, record.event, record.cause
-        owner, state = int(history.request[record.row]), State(int(self._state[record.row]))
-        self._state[record.row] = record.target
         if owner != request:
             yield self.violation(history, f"request {request} moves in row {record.row}, which is {owner}'s", request)
             return

@@ -8,6 +8,7 @@ the request, of two outputs of equal requests one must be how the other begins.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, NamedTuple, TypeAlias
 
@@ -29,7 +30,7 @@ from pawl.lifecycle.records import (
     Transition,
     int32s,
 )
-from pawl.lifecycle.request import MAX_STOP_TOKENS
+from pawl.lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
 from pawl.lifecycle.states import Cause, Event
 
 Oracle: TypeAlias = Callable[[Sequence[int], int], Sequence[int]]
@@ -37,8 +38,8 @@ Oracle: TypeAlias = Callable[[Sequence[int], int], Sequence[int]]
 
 NO_TOKEN = -1
 
-Key: TypeAlias = tuple[str, bytes, bytes]
-"""All that decides what a request gets: its namespace, its prompt, and how its tokens are drawn."""
+Key: TypeAlias = bytes
+"""Digest of all that decides what a request gets: its namespace, its prompt, and how its tokens are drawn."""
 
 
 class Seen(NamedTuple):
@@ -109,9 +110,9 @@ def _output(record: Transition, submitted: Submitted, history: History) -> tuple
     """What the request that ends here was, and its output. Worked out once for all four properties."""
     found: tuple[Key, Int32s] | None = history.derived.get("output")
     if found is None:
-        prompt = np.asarray(int32s(submitted.tokens)).tobytes()
-        key = submitted.namespace, prompt, _law_of_draws(submitted)
-        found = history.derived["output"] = key, history.output(record.row, record.num_output)
+        digest = hashlib.sha256(_law_of_draws(submitted))
+        digest.update(np.asarray(int32s(submitted.tokens)).tobytes())
+        found = history.derived["output"] = digest.digest(), history.output(record.row, record.num_output)
     return found
 
 
@@ -122,20 +123,21 @@ def _plain(submitted: Submitted) -> bool:
     return greedy and not sampling.penalised and not sampling.logit_bias and not sampling.min_new_tokens
 
 
+_PLACES = {name: place for place, name in enumerate(SamplingParameters.__struct_fields__)}
+_DRAWS_NOTHING = ("max_new_tokens", "eos_token_ids", "top_logprobs", "prompt_logprobs")
+
+
 def _law_of_draws(submitted: Submitted) -> bytes:
-    """All that the request says about how its tokens are drawn, as bytes; not how many they are."""
+    """All but the prompt that decides how its tokens are drawn, as bytes; not how many they are."""
     sampling = submitted.sampling
-    stops = sampling.stop_token_ids if sampling.min_new_tokens else ()
-    rest = msgspec.structs.replace(
-        sampling,
-        max_new_tokens=0,
-        stop_token_ids=stops,
-        eos_token_ids=(),
-        top_logprobs=None,
-        prompt_logprobs=False,
-        seed=0 if sampling.greedy else sampling.seed,
-    )
-    return msgspec.msgpack.encode(rest)
+    values = list(msgspec.structs.astuple(sampling))
+    for name in _DRAWS_NOTHING:
+        values[_PLACES[name]] = None
+    if not sampling.min_new_tokens:
+        values[_PLACES["stop_token_ids"]] = None
+    if sampling.greedy:
+        values[_PLACES["seed"]] = None
+    return msgspec.msgpack.encode((submitted.namespace, values))
 
 
 def _short(tokens: Sequence[int] | Int32s) -> str:

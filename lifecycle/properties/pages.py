@@ -17,8 +17,6 @@ from collections import Counter
 from collections.abc import Container, Iterable
 from typing import NamedTuple
 
-import numpy as np
-
 from pawl.lifecycle.records import Int32s, Transition
 from pawl.lifecycle.requests import Indices
 
@@ -35,6 +33,10 @@ class Taken(NamedTuple):
 
 
 NOTHING_WRONG = Taken([], [], [], [])
+
+
+def _outside(pages: list[int], limit: int) -> list[int]:
+    return [page for page in pages if not 0 <= page < limit]
 
 
 class PageUse:
@@ -106,24 +108,27 @@ class PageUse:
         rows, slots, ends = segments
         oldest, newest = min(in_flight, default=None), max(in_flight, default=0)
         num_shared = {move.row: (move.num_cached or 0) // self.page_size for move in admitted}
-        reach: dict[int, int] = {}
+        listed = rows.tolist()
+        reach = dict(zip(listed, (-(-ends // self.page_size)).tolist(), strict=True))
+        rows_here = dict(zip(slots.tolist(), listed, strict=True))
         taken: list[int] = []
         entered = self._entered[step] = []
         places: dict[int, tuple[int, int]] = {}
         where = zip(entries[0].tolist(), entries[1].tolist(), strict=True)
         for (slot, index), page in dict(zip(where, entries[2].tolist(), strict=True)).items():
-            row = self._row_in(slot, rows, slots)
+            row = self._row_of.get(slot)
             if row is None:
-                continue
+                row = rows_here.get(slot)
+                if row is None:
+                    continue
+                self._row_of[slot], self._slot_of[row] = row, slot
             mine = self._table.setdefault(row, {})
-            if row not in reach:
-                end = int(ends[rows == row].max(initial=0))
-                reach[row] = -(-end // self.page_size)
-            if index not in mine and index >= reach[row]:
-                continue
             if index in mine:
                 self._let_go(mine[index], newest)
-            if index in mine or index < num_shared.get(row, 0):
+                self.shared.append((row, page))
+            elif index >= reach.get(row, 0):
+                continue
+            elif index < num_shared.get(row, 0):
                 self.shared.append((row, page))
             else:
                 taken.append(page)
@@ -133,29 +138,21 @@ class PageUse:
         self.fresh = taken
         self._judge(taken, oldest)
         self._place.update(places)
+        users = self._users
         for row, index in entered:
             page = self._table[row][index]
-            self._users[page] = self._users.get(page, 0) + 1
-
-    def _row_in(self, slot: int, rows: Indices, slots: Int32s) -> int | None:
-        row = self._row_of.get(slot)
-        if row is None:
-            found = np.flatnonzero(slots == slot)
-            if not len(found):
-                return None
-            row = self._row_of[slot] = int(rows[found[0]])
-            self._slot_of[row] = slot
-        return row
+            users[page] = users.get(page, 0) + 1
 
     def _judge(self, taken: list[int], oldest: int | None) -> None:
         """Were these pages free when the step took them?"""
         if not taken:
             return
+        fences = self._fences
         self.taken = Taken(
-            [page for page in taken if not 0 <= page < self.num_pages],
-            [page for page, count in Counter(taken).items() if count > 1],
+            [] if min(taken) >= 0 and max(taken) < self.num_pages else _outside(taken, self.num_pages),
+            [] if len(set(taken)) == len(taken) else [page for page, count in Counter(taken).items() if count > 1],
             [page for page in taken if page in self._users],
-            [] if oldest is None else [page for page in taken if self._fences.get(page, 0) >= oldest],
+            [] if oldest is None else [page for page in taken if fences.get(page, 0) >= oldest],
         )
 
     def _let_go(self, page: int, newest: int) -> None:
@@ -169,8 +166,16 @@ class PageUse:
 
     def left(self, row: int, newest: int) -> None:
         """The row has left work while `newest` was the newest step in flight (0: none was)."""
+        places, users, fences = self._place, self._users, self._fences
         for page in self._table.pop(row, {}).values():
-            self._let_go(page, newest)
+            places.pop(page, None)
+            count = users.get(page, 0)
+            if count > 1:
+                users[page] = count - 1
+            else:
+                users.pop(page, None)
+            if fences.get(page, -1) < newest:
+                fences[page] = newest
         slot = self._slot_of.pop(row, None)
         if slot is not None:
             del self._row_of[slot]

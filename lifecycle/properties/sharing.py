@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -71,12 +72,14 @@ class HoldAccounting(Property):
         self._removed: list[int] = []
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        if not self._removed and type(record) is not Cached:
+            return ()
         if isinstance(record, Cached):
             self._removed += history.cache.removed
             cut_off = history.cache.faults.cut_off
             return [self.violation(history, f"page {cut_off[0]} of the cache is out of reach")] if cut_off else ()
         # Those that gave way to a step are told of after what their pages made room for.
-        if not self._removed or (isinstance(record, Transition) and record.event == Event.RETRACT):
+        if isinstance(record, Transition) and record.event == Event.RETRACT:
             return ()
         removed, self._removed = self._removed, []
         for page in removed:
@@ -209,7 +212,7 @@ class WeightEpochs(Property):
         loop: Any = history.started.config.get("loop") if history.started is not None else None
         if not isinstance(loop, dict) or "weights" not in loop:
             return
-        served, asked = quote(str(loop["weights"]), safe=""), _weights(record.namespace)
+        served, asked = _quoted(str(loop["weights"])), _weights(record.namespace)
         if asked != served:
             text = f"the request is served under weights {asked!r}, the engine has {served!r}"
             yield self.violation(history, text, record.request)
@@ -223,6 +226,13 @@ class WeightEpochs(Property):
                 yield self.violation(history, text, _owner(history, row))
 
 
+@lru_cache(maxsize=16)
+def _quoted(weights: str) -> str:
+    """As a namespace has it."""
+    return quote(weights, safe="")
+
+
+@lru_cache(maxsize=1024)
 def _weights(namespace: str) -> str:
     """The weight version in a namespace; "" when it names none."""
     return next((part[8:] for part in namespace.split("&") if part.startswith("weights=")), "")
