@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -158,9 +158,9 @@ class _Statistics:
                 self.contained.append(f"{failure}, which ended {f'request {request}' if request else 'nobody'}")
 
 
-def audit(path: Path, also: Sequence[Property] = ()) -> Report:
+def audit(path: Path, also: Sequence[Property] = (), told: Callable[[float], object] = lambda share: None) -> Report:
     """Judge the trace at `path` (a file, a run's folder, or a directory of runs: the newest), by the properties of this
-    room and those of others in `also`.
+    room and those of others in `also`. `told` hears which share of it is judged.
 
     Raises FileNotFoundError when there is no trace.
     """
@@ -184,13 +184,14 @@ def audit(path: Path, also: Sequence[Property] = ()) -> Report:
             if judging and monitor.judging:
                 monitor.observe(record)
                 num_judged += 1
+        told(reader.share)
     damage = _damage(reader, from_checkpoint)
     whole = judging and not damage
     missing += _missing(monitor, whole)
     monitor.finish(whole and not missing)
     if whole and not missing:
         missing += [each.unjudged for each in monitor.properties if each.unjudged]
-    violations = tuple(monitor.violations)
+    violations = tuple(sorted(monitor.violations, key=lambda each: each.record))
     history = monitor.history
     return Report(
         path=str(path),

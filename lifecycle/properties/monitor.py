@@ -123,8 +123,7 @@ class Monitor:
 
     def finish(self, whole: bool = True) -> Sequence[Violation]:
         """The trace ends here; `whole`: it is complete."""
-        if not self.judging:
-            return ()
+        whole = whole and self.judging
         ends = [each.finish if whole else each.broken_off for each in self.properties]
         try:
             return self._report([violation for end in ends for violation in end(self.history)])

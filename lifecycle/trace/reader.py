@@ -63,9 +63,16 @@ class TraceReader:
         self.damage: list[Damage] = []
         self.num_blocks = 0
         self.num_records = 0
+        self._num_bytes = 0
         self._expected: int | None = 0
         """Number of the next record; None when the beginning of the trace is missing."""
         self.files = self._find(path)
+        self._all_bytes = sum(file.stat().st_size for file in self.files)
+
+    @property
+    def share(self) -> float:
+        """Which part of the files is read, 0 to 1."""
+        return min(1.0, self._num_bytes / max(self._all_bytes, 1))
 
     @staticmethod
     def _find(path: Path) -> list[Path]:
@@ -146,6 +153,7 @@ class TraceReader:
         fields, digest = header[: BLOCK.size], header[BLOCK.size : BLOCK.size + 32]
         _, _, first, count, length, schema, previous = BLOCK.unpack(fields)
         payload = stream.read(length)
+        self._num_bytes += BLOCK_SIZE + len(payload)
         if len(payload) < length:
             raise _ends_early(last, f"{file.name} ends inside block {self.num_blocks}")
         if hashlib.sha256(fields + payload).digest() != digest:

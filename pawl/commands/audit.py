@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ import msgspec
 from pawl.commands.failures import NothingJudged, NoTrace, exit_status
 from pawl.commands.trace import add_trace, open_trace
 from pawl.config import ServerConfig
-from pawl.logs import progress
+from pawl.logs import progress, share_done
 
 if TYPE_CHECKING:
+    from pawl.lifecycle.audit import Report
     from pawl.lifecycle.properties.base import Property
     from pawl.lifecycle.trace.reader import TraceReader
     from pawl.loops.recomputed import Recomputed
@@ -52,18 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the trace, print the report; returns the verdict's number."""
     from pawl.build.grammars import Folds
-    from pawl.lifecycle.audit import audit
     from pawl.lifecycle.properties.grammar import GrammarIsAFold
-    from pawl.loops.decision_log import OneDecisionLog
 
-    path = arguments.trace or Path(ServerConfig().trace_dir)
+    path = _run_at(arguments.trace or Path(ServerConfig().trace_dir))
     also: list[Property] = [GrammarIsAFold(Folds(arguments.recompute or None))]
-    also += [OneDecisionLog()] if arguments.replay else []
     with _recomputing(arguments.recompute, path) as words:
-        try:
-            report = audit(path, [*also, words] if words is not None else also)
-        except OSError as error:
-            raise NoTrace(str(error)) from error
+        report = _judged(path, arguments.replay, [*also, words] if words is not None else also, words is None)
     if arguments.json:
         facts = report.as_dict()
         if words is not None:
@@ -74,6 +70,36 @@ def run(arguments: argparse.Namespace) -> int:
         if words is not None:
             print(f"  computed again: {words.tally}")
     return int(report.verdict)
+
+
+def _run_at(path: Path) -> Path:
+    """That file or run, or the newest run there: another may begin meanwhile. Raises NoTrace."""
+    from pawl.lifecycle.trace.reader import TraceReader
+
+    try:
+        return path if path.is_file() else TraceReader(path).files[0].parent
+    except OSError as error:
+        raise NoTrace(str(error)) from error
+
+
+def _judged(path: Path, decide: bool, also: Sequence[Property], shown: bool) -> Report:
+    """The report, decisions made again in a process of their own where that is quicker; `shown`: and how far it is."""
+    from pawl.commands.beside import WORTH_IT, DecidedBeside
+    from pawl.lifecycle.audit import audit
+    from pawl.lifecycle.trace.reader import TraceReader
+    from pawl.loops.decision_log import OneDecisionLog
+
+    long = sum(file.stat().st_size for file in TraceReader(path).files) >= WORTH_IT
+    with share_done("audit") if long and shown else contextlib.nullcontext(lambda share: None) as told:
+        if not (decide and long and (os.cpu_count() or 1) > 1):
+            return audit(path, [OneDecisionLog(), *also] if decide else also, told)
+        beside = DecidedBeside(path, told)
+
+        def both(share: float) -> None:
+            beside.poll()
+            told(min(share, beside.share))
+
+        return audit(path, [*also, beside], both)
 
 
 @contextlib.contextmanager
