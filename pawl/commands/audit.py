@@ -56,10 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
     from pawl.build.grammars import Folds
     from pawl.lifecycle.properties.grammar import GrammarIsAFold
 
-    path = _run_at(arguments.trace or Path(ServerConfig().trace_dir))
     also: list[Property] = [GrammarIsAFold(Folds(arguments.recompute or None))]
-    with _recomputing(arguments.recompute, path) as words:
-        report = _judged(path, arguments.replay, [*also, words] if words is not None else also, words is None)
+    try:
+        path = _run_at(arguments.trace or Path(ServerConfig().trace_dir))
+        with _recomputing(arguments.recompute, path) as words:
+            also += [words] if words is not None else []
+            report = _judged(path, arguments.replay, also, words is None)
+    except OSError as error:
+        raise NoTrace(str(error)) from error
     if arguments.json:
         facts = report.as_dict()
         if words is not None:
@@ -73,13 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_at(path: Path) -> Path:
-    """That file or run, or the newest run there: another may begin meanwhile. Raises NoTrace."""
+    """That file or run, or the newest run there: another may begin meanwhile."""
     from pawl.lifecycle.trace.reader import TraceReader
 
-    try:
-        return path if path.is_file() else TraceReader(path).files[0].parent
-    except OSError as error:
-        raise NoTrace(str(error)) from error
+    return path if path.is_file() else TraceReader(path).files[0].parent
 
 
 def _judged(path: Path, decide: bool, also: Sequence[Property], shown: bool) -> Report:

@@ -59,7 +59,6 @@ class DecidedBeside(Property):
         self.share = 0.0
         """How far it is."""
         self._told = told
-        self._path = path
         self._found: Decided | None = None
         context = multiprocessing.get_context("spawn")
         self._results, theirs = context.Pipe(duplex=False)
@@ -85,8 +84,8 @@ class DecidedBeside(Property):
     def _hear(self) -> None:
         try:
             told = self._results.recv()
-        except EOFError:  # the process is gone, whatever became of it
-            told = decide(self._path, self._told)
+        except EOFError:
+            told = Decided((), (), "no decision was made again: the process that did was lost")
         if isinstance(told, Decided):
             self._found, self.unjudged = told, told.unjudged
         else:
