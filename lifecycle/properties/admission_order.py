@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from heapq import heappop, heappush
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from pawl.lifecycle.records import Record, Started, StepCommitted, StepRolledBac
 from pawl.lifecycle.states import Event, State
 
 _NEVER = np.iinfo(np.int64).max
+_Place: TypeAlias = tuple[int, int, int]
 
 
 class AdmissionOrder(Property):
@@ -34,8 +36,10 @@ class AdmissionOrder(Property):
         """Those that were admitted, by the rank of their first admission."""
         self._undoable: set[int] = set()
         """Those whose first admission is part of a step in flight."""
-        self._waiting: set[int] = set()
-        """Those that wait for nothing but room."""
+        self._waiting: dict[int, _Place] = {}
+        """Those that wait for nothing but room, with their place in the order of admission."""
+        self._order: list[tuple[_Place, int]] = []
+        """A heap of these, and of some that wait no more or stand elsewhere by now."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         table = beginning.table
@@ -45,10 +49,12 @@ class AdmissionOrder(Property):
             self._num_arrivals += 1
             if rank < _NEVER:
                 self._rank[request] = rank
-            if table.state[row] == State.QUEUED:
-                self._waiting.add(request)
         self._num_admissions = beginning.num_admissions
-        return self.observe(beginning.started, history)
+        self.observe(beginning.started, history)
+        for row in beginning.rows:
+            if table.state[row] == State.QUEUED:
+                self._waits(table.info(row).request, row, history)
+        return ()
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
@@ -63,7 +69,7 @@ class AdmissionOrder(Property):
                         self._undoable.discard(admission.request)
                         self._rank.pop(admission.request, None)
                     if admission.request in self._arrival:
-                        self._waiting.add(admission.request)
+                        self._waits(admission.request, admission.row, history)
             case StepCommitted():
                 self._undoable.difference_update([admission.request for admission in history.step.admitted])
         return ()
@@ -74,18 +80,18 @@ class AdmissionOrder(Property):
             case Event.SUBMIT:
                 self._arrival[request] = self._num_arrivals
                 self._num_arrivals += 1
-                self._waiting.add(request)
+                self._waits(request, record.row, history)
             case Event.FETCH:
-                self._waiting.discard(request)
+                self._waiting.pop(request, None)
             case Event.FETCHED | Event.RESTORE | Event.RETRACT:
-                self._waiting.add(request)
+                self._waits(request, record.row, history)
             case Event.FINISH | Event.ABORT:
-                self._waiting.discard(request)
+                self._waiting.pop(request, None)
                 self._undoable.discard(request)
                 self._rank.pop(request, None)
                 self._arrival.pop(request, None)
             case Event.ADMIT:
-                self._waiting.discard(request)
+                self._waiting.pop(request, None)
                 yield from self._admitted(record, history)
                 if request not in self._rank:
                     self._rank[request] = self._num_admissions
@@ -93,18 +99,23 @@ class AdmissionOrder(Property):
                 self._num_admissions += 1
 
     def _admitted(self, record: Transition, history: History) -> Iterator[Violation]:
-        mine = self._place(record.request, record.row, history)
-        for other in self._waiting:
+        mine, order, waiting = self._place(record.request, record.row, history), self._order, self._waiting
+        while order and waiting.get(order[0][1]) != order[0][0]:
+            heappop(order)
+        if not order or order[0][0] >= mine:
+            return
+        for theirs, other in sorted(entry for entry in order if entry[0] < mine):
             row = history.open.get(other)
-            if row is None:
-                continue
-            theirs = self._place(other, row, history)
-            if theirs < mine and not _is_being_computed(row, history):
+            if row is not None and waiting.get(other) == theirs and not _is_being_computed(row, history):
                 text = f"request {record.request} is admitted before it, which was to come first"
                 yield self.violation(history, text, other)
                 return
 
-    def _place(self, request: int, row: int, history: History) -> tuple[int, int, int]:
+    def _waits(self, request: int, row: int, history: History) -> None:
+        place = self._waiting[request] = self._place(request, row, history)
+        heappush(self._order, (place, request))
+
+    def _place(self, request: int, row: int, history: History) -> _Place:
         """In the order of admission, the first is the smallest; equal where the policy may choose."""
         rank = self._rank.get(request, _NEVER)
         if rank < _NEVER or self._policy not in ("fcfs", "priority"):
