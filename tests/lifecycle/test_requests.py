@@ -1,0 +1,133 @@
+"""The table of requests: what a row says of its request, and nothing of whoever had the row before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pawl.lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
+from pawl.lifecycle.requests import RequestInfo, RequestTable
+from pawl.lifecycle.states import Event, State
+
+INF = float("inf")
+
+
+def info(request: int, **sampling: object) -> RequestInfo:
+    return RequestInfo(request, f"r{request}", SamplingParameters(**sampling), "", 0.0)  # type: ignore[arg-type]
+
+
+def tokens(count: int) -> np.ndarray:
+    return np.arange(1, count + 1, dtype=np.int32)
+
+
+def columns(table: RequestTable, row: int) -> dict[str, list[int] | int | float]:
+    """All that a row says, but for what no request is asked about: `attempt`, which rises, and free places of tokens."""
+    arrays = {name: value for name, value in vars(table).items() if isinstance(value, np.ndarray)}
+    own = {
+        name: value[row].tolist() for name, value in arrays.items() if name not in ("attempt", "tokens", "_all_tokens")
+    }
+    return own | {"tokens": table.tokens[row, : table.num_tokens[row]].tolist()}
+
+
+@pytest.mark.parametrize("ended", ["closed and freed", "withdrawn"])
+def test_a_row_that_is_used_again_carries_nothing_of_its_former_request(ended: str) -> None:
+    table, fresh = RequestTable(1, 64), RequestTable(1, 64)
+    former = info(1, max_new_tokens=9, stop_token_ids=tuple(range(10, 10 + MAX_STOP_TOKENS)))
+    row = table.open(former, tokens(20), 7, 3.5)
+    if ended == "withdrawn":
+        table.withdraw(1)
+    else:
+        table.move(row, Event.SUBMIT)
+        table.order[row], table.num_computed[row] = 4, 16
+        table.append(np.array([row]), np.array([5], np.int32))
+        table.close(row)
+        table.free(row)
+    for each in (table, fresh):
+        assert each.open(info(2, max_new_tokens=3, stop_token_ids=(6,)), tokens(4), -1, INF) == row
+    assert columns(table, row) == columns(fresh, row)
+
+
+def test_a_row_says_what_was_asked_for() -> None:
+    table = RequestTable(2, 64)
+    row = table.open(info(5, max_new_tokens=3, stop_token_ids=(6, 8)), tokens(4), -1, 9.5)
+    assert columns(table, row) == {
+        "state": State.NEW,
+        "slot": 0,
+        "num_prompt": 4,
+        "num_tokens": 4,
+        "max_tokens": 7,
+        "max_length": 6,
+        "num_computed": 0,
+        "order": np.iinfo(np.int64).max,
+        "priority": -1,
+        "deadline": 9.5,
+        "stop_tokens": [6, 8] + [-1] * (MAX_STOP_TOKENS - 2),
+        "tokens": [1, 2, 3, 4],
+    }
+
+
+@pytest.mark.parametrize(("wanted", "length"), [(0, 4), (1, 4), (2, 5)])
+def test_the_last_output_token_needs_no_position(wanted: int, length: int) -> None:
+    table = RequestTable(1, 64)
+    row = table.open(info(5, max_new_tokens=wanted), tokens(4), 0, INF)
+    assert (table.max_tokens[row], table.max_length[row]) == (4 + wanted, length)
+
+
+def test_a_prompt_that_is_wider_than_the_table_is_cut_and_keeps_its_length() -> None:
+    table = RequestTable(2, 8)
+    row = table.open(info(5, max_new_tokens=1), tokens(30), 0, INF)
+    assert (table.num_prompt[row], table.tokens[row].tolist()) == (30, list(range(1, 10)))
+    assert table.num_prompt[1 - row] == 0
+
+
+def test_rows_are_taken_until_there_is_none_and_live_ones_come_in_order_of_arrival() -> None:
+    table = RequestTable(3, 8)
+    rows = [table.open(info(request), tokens(1), 0, INF) for request in (7, 5, 6)]
+    assert (table.full, len(table), sorted(rows)) == (True, 3, [0, 1, 2])
+    table.close(rows[1])
+    assert (table.full, len(table), table.live_rows().tolist()) == (True, 2, [rows[0], rows[2]])
+    table.free(rows[1])
+    assert not table.full
+    with pytest.raises(KeyError, match="is free"):
+        table.info(rows[1])
+    assert table.open(info(8), tokens(1), 0, INF) == rows[1]
+    assert table.live_rows().tolist() == [rows[0], rows[2], rows[1]]
+
+
+def test_a_row_that_was_withdrawn_is_free_once() -> None:
+    table = RequestTable(2, 8)
+    table.open(info(1), tokens(1), 0, INF)
+    table.withdraw(1)
+    table.withdraw(1)
+    assert {table.open(info(request), tokens(1), 0, INF) for request in (2, 3)} == {0, 1}
+    assert table.full
+
+
+def test_after_free_rest_every_row_without_a_live_request_is_free() -> None:
+    table = RequestTable(3, 8)
+    rows = [table.open(info(request), tokens(1), 0, INF) for request in (1, 2, 3)]
+    table.close(rows[0])
+    table.free_rest()
+    assert table.infos[rows[0]] is None
+    assert table.open(info(4), tokens(1), 0, INF) == rows[0]
+    assert table.full
+    assert table.info(rows[1]).request == 2
+
+
+def test_tokens_are_appended_to_distinct_rows_and_the_output_begins_after_the_prompt() -> None:
+    table = RequestTable(3, 8)
+    rows = [table.open(info(request), tokens(request), 0, INF) for request in (1, 2, 3)]
+    for drawn in ([50, 60], [51, 61]):
+        table.append(np.array([rows[2], rows[0]]), np.array(drawn, np.int32))
+    assert [table.output(row).tolist() for row in rows] == [[60, 61], [], [50, 51]]
+    assert table.tokens[rows[2], :5].tolist() == [1, 2, 3, 50, 51]
+
+
+def test_a_late_result_is_told_from_a_live_one_by_its_attempt() -> None:
+    table = RequestTable(1, 8)
+    row = table.open(info(1), tokens(1), 0, INF)
+    attempt = int(table.attempt[row])
+    table.close(row)
+    table.free(row)
+    table.open(info(2), tokens(1), 0, INF)
+    assert table.attempt[row] > attempt
