@@ -21,7 +21,7 @@ def tokens(count: int) -> np.ndarray:
 
 
 def columns(table: RequestTable, row: int) -> dict[str, list[int] | int | float]:
-    """All that a row says, but for what no request is asked about: `attempt`, which rises, and free places of tokens."""
+    """All that a row says, but for `attempt`, which rises, and for places of tokens that are free."""
     arrays = {name: value for name, value in vars(table).items() if isinstance(value, np.ndarray)}
     own = {
         name: value[row].tolist() for name, value in arrays.items() if name not in ("attempt", "tokens", "_all_tokens")
