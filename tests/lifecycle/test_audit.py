@@ -77,6 +77,13 @@ def test_a_violation_without_a_request_shows_the_records_before_it(tmp_path: Pat
     assert len(finding.slice) == 5
 
 
+def test_a_record_that_cannot_be_digested_is_shown_by_its_kind_alone(tmp_path: Path) -> None:
+    report = audited(tmp_path, changed(STORY, "submit 3", row=2**40))
+    finding = report.findings[0]
+    assert (finding.violation.property, finding.violation.request) == ("well_formed", 3)
+    assert [line.text for line in finding.slice] == ["submitted in row 1 with 9 prompt tokens", "Transition"]
+
+
 # ---- incomplete: never PASS ----
 
 
@@ -208,3 +215,4 @@ def test_reports_render_as_text_and_as_json(tmp_path: Path, label: str) -> None:
     assert text.startswith("VIOLATION")
     for finding in report.findings:
         assert finding.violation.explanation in text
+        assert all(line.text in text for line in finding.slice)

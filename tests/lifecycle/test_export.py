@@ -107,6 +107,15 @@ def test_outputs_retractions_and_causes_are_those_of_the_terminal_records() -> N
             assert request.num_retractions == sum(r.event.name == "RETRACT" for r in retracts)
 
 
+def test_gaps_between_tokens_are_those_between_the_commits_that_drew_them() -> None:
+    first, second, _ = timeline(STORY.records).requests
+    at = [STORY.records[STORY.labels[f"commit {step}"]].time for step in (2, 3, 4)]
+    assert (first.first_token, first.last_token, first.num_drawn) == (at[0], at[2], 3)
+    assert first.mean_gap == (at[2] - at[0]) / 2
+    assert first.largest_gap == max(at[1] - at[0], at[2] - at[1])
+    assert (second.num_drawn, second.mean_gap, second.largest_gap) == (1, None, 0.0)
+
+
 def test_a_step_that_was_lost_says_why() -> None:
     lost = [step for step in timeline(STORY.records).steps if not step.committed]
     assert [bool(step.reason) for step in lost] == [True]

@@ -103,6 +103,16 @@ def forged(data: bytes, cuts: list[tuple[int, int]]) -> bytes:
     return data[:begin] + sealed(header + digest) + payload + data[end:]
 
 
+def miscounted(data: bytes, cuts: list[tuple[int, int]]) -> bytes:
+    """Block 2 is made again with one record less than its header says, and with everything else right."""
+    (begin, end) = cuts[2]
+    _, actor, first, count, _, schema, previous = BLOCK.unpack(data[begin : begin + BLOCK.size])
+    payload = b"\xdd" + (count - 1).to_bytes(4, "big") + ENCODER.encode(Digest(9, 9)) * (count - 1)
+    header = BLOCK.pack(b"BLK1", actor, first, count, len(payload), schema, previous)
+    digest = hashlib.sha256(header + payload).digest()
+    return data[:begin] + sealed(header + digest) + payload + data[end:]
+
+
 DAMAGES: dict[str, tuple[Callable[[bytes, list[tuple[int, int]]], bytes], DamageKind, int, str]] = {
     "a bit of the content": (lambda d, c: flip(d, c[2][1] - 1), DamageKind.CORRUPT, 2, "SHA-256"),
     "a bit of the header": (lambda d, c: flip(d, c[2][0] + 5), DamageKind.CORRUPT, 2, "header is damaged"),
@@ -122,6 +132,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes, list[tuple[int, int]]], bytes], Damage
         "starts at record 8 again",
     ),
     "a block forged": (forged, DamageKind.CORRUPT, 2, "exchanged"),
+    "a block with a record too few": (miscounted, DamageKind.CORRUPT, 2, "7 records and its header says 8"),
     "bytes after the last block": (lambda d, c: d + b"x" * 500, DamageKind.CORRUPT, 5, "header is damaged"),
     "the end inside a block": (lambda d, c: d[:-3], DamageKind.TORN, 4, "ends inside block 4"),
     "the end inside a header": (lambda d, c: d[: c[4][0] + 20], DamageKind.TORN, 4, "the header of block 4"),

@@ -300,6 +300,8 @@ class _Finder:
             if isinstance(node, ast.Lambda):
                 self._in_expression(node.body)
             return
+        if isinstance(node, ast.keyword) and node.arg == "strict":
+            return  # an assertion
         self._edit(node)
         for child in ast.iter_child_nodes(node):
             self._in_expression(child)

@@ -62,6 +62,7 @@ def test_what_a_signature_promises_says_which_wrong_value_is_returned() -> None:
     [
         '"""What it does."""',
         "assert a is not None",
+        "return zip(a, b, strict=True)",
         'log.info("it turns", step=1 + 2)',
         "raise NotImplementedError",
         "x = a.b()",
