@@ -34,6 +34,10 @@ def test_a_sound_run_violates_nothing() -> None:
     assert judged(STORY.records).violations == []
 
 
+def test_without_the_start_nothing_is_judged_by_sizes_that_only_it_tells() -> None:
+    assert judged(STORY.records[1:]).violations == []
+
+
 def test_equal_requests_with_equal_outputs_violate_nothing() -> None:
     assert judged(twins((7, 8), (7, 8, 9))).violations == []
 
