@@ -17,9 +17,11 @@ from pawl.actors.runtime.actor import Actor, Lane
 from pawl.gpu.grammars.base import GrammarRefused
 from pawl.gpu.grammars.cache import Grammars
 from pawl.lifecycle.grammar import Grammar
+from pawl.lifecycle.states import Cause
 from pawl.loops.orders.grammars import GrammarFailed, GrammarReady
+from pawl.loops.orders.requests import Abort
 
-BROKEN = "the grammar could not be compiled"
+BROKEN = "the server failed to compile the grammar of this request"
 
 
 class CompileNext(msgspec.Struct, frozen=True, tag=True):
@@ -45,6 +47,14 @@ class GrammarCompiler(Actor):
         """Requests whose grammars are waited for, or held."""
         return len(self._waiting) + len(self._held)
 
+    def started(self) -> None:
+        if not self._grammars.eager:
+            return
+        try:
+            self._grammars.prepare()
+        except Exception as error:  # the first request with a grammar is told, too
+            self.told_of(error)
+
     def receive(self, message: Any) -> None:
         match message:
             case Compile(request, grammar):
@@ -68,7 +78,7 @@ class GrammarCompiler(Actor):
 
     def end_request(self, request: int) -> None:
         self._waiting.pop(request, None)
-        self._tell(GrammarFailed(request, BROKEN))
+        self._tell(Abort((request,), Cause.INTERNAL, BROKEN))
 
     def _compile(self, request: int, grammar: Grammar) -> None:
         try:
@@ -84,5 +94,5 @@ class GrammarCompiler(Actor):
     def stopped(self, reason: str) -> None:
         """The scheduler, which stops earlier, has ended every request."""
 
-    def _tell(self, order: GrammarReady | GrammarFailed) -> None:
+    def _tell(self, order: GrammarReady | GrammarFailed | Abort) -> None:
         self.context.send(self._names.scheduler, order, Lane.CONTROL)

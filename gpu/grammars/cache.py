@@ -24,11 +24,14 @@ class Grammars:
         make_backend: Callable[[Words], GrammarBackend],
         words: Words,
         limit_bytes: int = CACHE_BYTES,
+        *,
+        eager: bool = False,
     ) -> None:
-        """`make_backend` makes the backend `name` when the first grammar comes: its library may take a second to
-        load."""
+        """`make_backend` makes the backend `name`: when it is asked to be prepared, which `eager` grammars are to be at
+        the start, or when the first grammar comes. Its library may take seconds to load."""
         self.name = name
         self.words = words
+        self.eager = eager
         self._make_backend = make_backend
         self._backend: GrammarBackend | None = None
         self._limit_bytes = limit_bytes
@@ -59,10 +62,7 @@ class Grammars:
             if found is not None:
                 self._compiled.move_to_end(grammar)
                 return found
-            if self._backend is None:
-                self._backend = self._make_backend(self.words)
-            backend = self._backend
-        made = backend.compile(grammar)
+        made = self.prepare().compile(grammar)
         if made.num_bytes > MAX_COMPILED:
             raise GrammarRefused(
                 f"the grammar takes more than {MAX_COMPILED >> 20} MiB when it is compiled; shorten it"
@@ -71,6 +71,13 @@ class Grammars:
             self._compiled[grammar] = made
             self._trim()
         return made
+
+    def prepare(self) -> GrammarBackend:
+        """The backend, ready to compile."""
+        with self._lock:
+            if self._backend is None:
+                self._backend = self._make_backend(self.words)
+            return self._backend
 
     @property
     def num_held(self) -> int:

@@ -9,13 +9,18 @@ import llguidance
 import numpy as np
 
 from pawl.gpu.grammars.base import Compiled, GrammarRefused, Matcher, Words
+from pawl.gpu.grammars.json_schema import prepared, prepared_tag
 from pawl.gpu.grammars.lowering import MAX_WHITESPACE, choice_to_lark, ebnf_to_lark, tag_to_lark
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.step import Int32s
 
 _BASE_BYTES = 1 << 16
 """About what a matcher takes before it has followed any output."""
-_JSON: Any = {"whitespace_flexible": True, "whitespace_pattern": rf"[\x20\x0A\x0D\x09]{{1,{MAX_WHITESPACE}}}"}
+_JSON: Any = {
+    "coerce_one_of": True,
+    "whitespace_flexible": True,
+    "whitespace_pattern": rf"[\x20\x0A\x0D\x09]{{1,{MAX_WHITESPACE}}}",
+}
 _NOT_TEXT = b"\xff"
 """No text begins so; the library takes such tokens for special ones."""
 
@@ -35,6 +40,8 @@ class LLGuidance:
         """See `GrammarBackend.compile`."""
         try:
             lowered = _lowered(grammar)
+        except GrammarRefused:
+            raise
         except ValueError as error:
             raise GrammarRefused(f"the {grammar.kind} is not valid: {error!s:.300}") from error
         first = llguidance.LLMatcher(self._tokenizer, lowered, log_level=0, limits=self._limits)
@@ -99,7 +106,7 @@ def _lowered(grammar: Grammar) -> str:
     """The grammar in the library's own form. Raises ValueError."""
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
-            return llguidance.LLMatcher.grammar_from_json_schema(grammar.text, overrides=_JSON)
+            return llguidance.LLMatcher.grammar_from_json_schema(prepared(grammar.text, merges=True), overrides=_JSON)
         case GrammarKind.REGEX:
             return llguidance.LLMatcher.grammar_from_regex(grammar.text)
         case GrammarKind.EBNF:
@@ -107,7 +114,9 @@ def _lowered(grammar: Grammar) -> str:
         case GrammarKind.CHOICE:
             return llguidance.LLMatcher.grammar_from_lark(choice_to_lark(json.loads(grammar.text)))
         case GrammarKind.STRUCTURAL_TAG:
-            return llguidance.LLMatcher.grammar_from_lark(tag_to_lark(json.loads(grammar.text)))
+            return llguidance.LLMatcher.grammar_from_lark(
+                tag_to_lark(prepared_tag(json.loads(grammar.text), merges=True))
+            )
 
 
 class _Tokens:

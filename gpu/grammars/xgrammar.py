@@ -4,46 +4,72 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from pawl.gpu.grammars.base import Compiled, GrammarRefused, Matcher, Words
+from pawl.gpu.grammars.compiling import SECONDS, CompileProcess
+from pawl.gpu.grammars.json_schema import prepared, prepared_tag
 from pawl.gpu.grammars.lowering import MAX_WHITESPACE, choice_to_ebnf
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.step import Int32s
 
 
 class XGrammar:
-    """`GrammarBackend`. Raises ImportError where the library is not installed."""
+    """`GrammarBackend`. It compiles in another process, and follows outputs in this one. Raises ImportError where the
+    library is not installed."""
 
     name = "xgrammar"
 
-    def __init__(self, words: Words) -> None:
-        self._library = _library()
+    def __init__(self, words: Words, seconds: float = SECONDS) -> None:
+        """`seconds`: what one grammar may take."""
         self._words = words
-        self._vocabulary = self._library.TokenizerInfo(
-            list(words.entries), vocab_size=len(words.entries), stop_token_ids=list(words.end_ids)
-        )
-        self._compiler = self._library.GrammarCompiler(self._vocabulary, max_threads=1, cache_enabled=False)
+        self._process = CompileProcess(words, seconds)
+        self._library = XLibrary(words)
+        self.close = weakref.finalize(self, self._process.close)
+        """Ends the process; also done when the backend is collected."""
 
     def compile(self, grammar: Grammar) -> Compiled:
         """See `GrammarBackend.compile`."""
+        return XCompiled(self._library.module, self._library.restored(self._process.compile(grammar)), self._words)
+
+
+class XLibrary:
+    """The library with one vocabulary."""
+
+    def __init__(self, words: Words) -> None:
+        self.module = _library()
+        self._vocabulary = self.module.TokenizerInfo(
+            list(words.entries), vocab_size=len(words.entries), stop_token_ids=list(words.end_ids)
+        )
+        self._compiler = self.module.GrammarCompiler(self._vocabulary, max_threads=1, cache_enabled=False)
+
+    def restored(self, compiled: bytes) -> Any:
+        """What another process has compiled."""
+        return self.module.CompiledGrammar.deserialize_json(compiled.decode(), self._vocabulary)
+
+    def compile(self, grammar: Grammar) -> Any:
+        """A compiled grammar of the library. Raises GrammarRefused."""
         compiler, text = self._compiler, grammar.text
         try:
             match grammar.kind:
                 case GrammarKind.JSON_SCHEMA:
-                    made = compiler.compile_json_schema(text, strict_mode=False, max_whitespace_cnt=MAX_WHITESPACE)
+                    return compiler.compile_json_schema(
+                        prepared(text, merges=False), strict_mode=False, max_whitespace_cnt=MAX_WHITESPACE
+                    )
                 case GrammarKind.REGEX:
-                    made = compiler.compile_regex(text)
+                    return compiler.compile_regex(text)
                 case GrammarKind.EBNF:
-                    made = compiler.compile_grammar(text)
+                    return compiler.compile_grammar(text)
                 case GrammarKind.CHOICE:
-                    made = compiler.compile_grammar(choice_to_ebnf(json.loads(text)))
+                    return compiler.compile_grammar(choice_to_ebnf(json.loads(text)))
                 case GrammarKind.STRUCTURAL_TAG:
-                    made = compiler.compile_structural_tag(text)
-        except (RuntimeError, ValueError, TypeError) as error:
+                    return compiler.compile_structural_tag(prepared_tag(json.loads(text), merges=False))
+        except GrammarRefused:
+            raise
+        except (RuntimeError, ValueError, TypeError, RecursionError) as error:
             raise GrammarRefused(f"the {grammar.kind} is not valid: {_reason(error)}") from error
-        return XCompiled(self._library, made, self._words)
 
 
 class XCompiled:
@@ -95,24 +121,30 @@ def _reason(error: Exception) -> str:
 
 
 def _library() -> Any:
-    """The module. It imports transformers for the names of a few classes, which takes seconds: unless that is loaded
-    already, an empty module stands in its place meanwhile."""
-    if "xgrammar" in sys.modules or "transformers" in sys.modules:
-        import xgrammar
+    """The module. It imports transformers and torch, which takes seconds and hundreds of megabytes, for the names of a
+    few classes and one type: where they are not loaded already, empty modules stand in their place meanwhile."""
+    if "xgrammar" not in sys.modules:
+        absent = [name for name in ("torch", "transformers") if name not in sys.modules]
+        stand_ins: dict[str, Any] = {name: _Names(name) for name in absent}
+        try:
+            # What it stands on can do without torch, if that cannot be imported.
+            sys.modules.update(dict.fromkeys(stand_ins, cast(ModuleType, None)))
+            import tvm_ffi  # noqa: F401
 
-        return xgrammar
-    sys.modules["transformers"] = _Names("transformers")
-    try:
-        import xgrammar
-    finally:
-        del sys.modules["transformers"]
+            sys.modules.update(stand_ins)
+            import xgrammar
+        finally:
+            for name in absent:
+                del sys.modules[name]
+    import xgrammar
+
     return xgrammar
 
 
 class _Names(ModuleType):
-    """A module that has a class of every name."""
+    """A module that has a class of every name, to be made with anything."""
 
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        return type(name, (), {"__init__": lambda self, *values, **named: None})

@@ -52,7 +52,7 @@ def load_parts(config: ServerConfig, report: Report = unheard) -> Parts:
     device = config.device
     dtype = _dtype(config)
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
-    grammars = make_grammars(config.grammar_backend, vocabulary)
+    grammars = make_grammars(config.grammar_backend, vocabulary, eager=True)
     weights = load_weights(source, dtype, part(report, 0.1, WEIGHTS_LOADED))
     report(WEIGHTS_LOADED)
     plan = _plan(config, source.config, dtype, two_pools)

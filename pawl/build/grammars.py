@@ -19,15 +19,16 @@ GHOST = "ghost"
 log = structlog.get_logger("pawl.build.grammars")
 
 
-def make_grammars(backend: str, vocabulary: Vocabulary) -> Grammars | None:
+def make_grammars(backend: str, vocabulary: Vocabulary, *, eager: bool = False) -> Grammars | None:
     """None where the vocabulary's text is not the bytes of its tokens one after the other, or it has no end token: then
-    requests with grammars are refused. Raises ConfigError for a backend that is not installed."""
+    requests with grammars are refused. `eager`: its library is loaded at the start. Raises ConfigError for a backend
+    that is not installed."""
     words = words_of(vocabulary)
     if words is None:
         log.info("no grammars", reason="the tokens of this model have no bytes of their own, or none ends an output")
         return None
     try:
-        return Grammars(*choose_backend(backend), words)
+        return Grammars(*choose_backend(backend), words, eager=eager)
     except ImportError as error:
         raise ConfigError(f"grammar_backend: {backend} is not installed ({error})", "grammar_backend") from error
 

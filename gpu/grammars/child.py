@@ -1,0 +1,78 @@
+"""The child of `pawl.gpu.grammars.compiling`: compiles the grammars that it is given, for one vocabulary.
+
+It is nicer than the server, and has a bound on its memory. Nobody calls it but its parent.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from pawl.gpu.grammars.base import GrammarRefused, Words
+from pawl.gpu.grammars.compiling import MAX_PAYLOAD, MEMORY, TOO_LARGE, Told, decode_words, read_frame, write_frame
+from pawl.gpu.grammars.xgrammar import XLibrary
+from pawl.lifecycle.grammar import Grammar
+from pawl.lifecycle.step import Int32s
+
+MASK_SECONDS = 0.02
+"""For the first mask: every step of every request would wait for such masks."""
+
+
+def main() -> None:
+    """Until the input ends."""
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    # What the library prints must not get between the frames.
+    sys.stdout = sys.stderr
+    os.nice(10)
+    vocabulary = read_frame(source)
+    if vocabulary is None:
+        return
+    words = decode_words(vocabulary)
+    library = XLibrary(words)
+    _bound_memory()
+    write_frame(target, b"ready")
+    while (message := read_frame(source)) is not None:
+        told = _compiled(library, words, msgspec.msgpack.decode(message, type=Grammar))
+        write_frame(target, msgspec.msgpack.encode(told))
+
+
+def _compiled(library: XLibrary, words: Words, grammar: Grammar) -> Told:
+    try:
+        compiled = library.compile(grammar)
+        mask = np.zeros((1, words.mask_words), np.int32)
+        took = min(_seconds_of_a_mask(library, compiled, mask) for _ in range(3))
+        if took > MASK_SECONDS:
+            return Told(b"", f"the grammar is too complex: a mask takes {1000 * took:.0f} ms; make it smaller")
+        payload = compiled.serialize_json().encode()
+        return Told(payload) if len(payload) <= MAX_PAYLOAD else Told(b"", TOO_LARGE)
+    except GrammarRefused as error:
+        return Told(b"", str(error))
+    except MemoryError:
+        return Told(b"", TOO_LARGE)
+
+
+def _seconds_of_a_mask(library: XLibrary, compiled: object, mask: Int32s) -> float:
+    matcher = library.module.GrammarMatcher(compiled)
+    began = time.perf_counter()
+    matcher.fill_next_token_bitmask(mask)
+    return time.perf_counter() - began
+
+
+def _bound_memory() -> None:
+    """Where the system can do that: what is in use now, and so much more."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return
+    import resource
+
+    in_use = int(statm.read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + MEMORY, in_use + MEMORY))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""A process of its own for compiling: what takes too long there is killed, and what takes too much memory dies alone.
+
+    parent ── vocabulary, then grammars, one at a time ──► child ── compiled, or why not ──► parent
+
+Frames are a length of 4 bytes and msgpack. The child ends when its input does.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from threading import Lock, Timer
+from typing import IO
+
+import msgspec
+
+from pawl.gpu.grammars.base import GrammarRefused, Words
+from pawl.lifecycle.grammar import Grammar
+
+SECONDS = 5.0
+"""For one grammar."""
+START_SECONDS = 120.0
+"""Until the child has its library, on a machine that is busy."""
+MEMORY = 1 << 30
+"""Bytes that the child may have beyond those of its start."""
+MAX_PAYLOAD = 32 << 20
+"""Bytes of a compiled grammar on its way back."""
+
+TOO_SLOW = "the grammar takes more than {:g} s to compile; make it smaller"
+TOO_LARGE = "the grammar takes too much memory to compile; make it smaller"
+NO_PROCESS = "the process that compiles grammars does not start"
+
+
+class Told(msgspec.Struct, array_like=True):
+    """What the child says about one grammar."""
+
+    compiled: bytes
+    """Empty where it is refused."""
+    reason: str = ""
+
+
+class _Vocabulary(msgspec.Struct, array_like=True):
+    entries: Sequence[bytes]
+    end_ids: tuple[int, ...]
+
+
+class CompileProcess:
+    """The parent's side. It may be called from several threads, which take turns."""
+
+    def __init__(self, words: Words, seconds: float = SECONDS) -> None:
+        """The child starts at once, and loads its library meanwhile."""
+        self._words = words
+        self._seconds = seconds
+        self._lock = Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._ready = False
+        self._start()
+
+    def compile(self, grammar: Grammar) -> bytes:
+        """What the library can be given back. Raises GrammarRefused."""
+        with self._lock:
+            child = self._prepared()
+            try:
+                return self._asked(child, grammar)
+            finally:
+                if child.poll() is not None:
+                    # The next one should not wait for the start of its successor.
+                    self._start()
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+
+    def _start(self) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "pawl.gpu.grammars.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        self._ready = False
+
+    def _prepared(self) -> subprocess.Popen[bytes]:
+        """A child that has its library and the vocabulary. Raises GrammarRefused."""
+        if self._child is None or self._child.poll() is not None:
+            self._start()
+        child = self._child
+        assert child is not None
+        if not self._ready:
+            vocabulary = msgspec.msgpack.encode(_Vocabulary(self._words.entries, self._words.end_ids))
+            if self._exchanged(child, vocabulary, START_SECONDS) is None:
+                raise GrammarRefused(NO_PROCESS)
+            self._ready = True
+        return child
+
+    def _asked(self, child: subprocess.Popen[bytes], grammar: Grammar) -> bytes:
+        answer = self._exchanged(child, msgspec.msgpack.encode(grammar), self._seconds)
+        if answer is None:
+            killed = child.wait() == -9
+            raise GrammarRefused(TOO_SLOW.format(self._seconds) if killed else TOO_LARGE)
+        told = msgspec.msgpack.decode(answer, type=Told)
+        if not told.compiled:
+            raise GrammarRefused(told.reason)
+        return told.compiled
+
+    def _exchanged(self, child: subprocess.Popen[bytes], message: bytes, seconds: float) -> bytes | None:
+        """The answer; None where the child has ended instead, or was killed because its time was over."""
+        assert child.stdin is not None
+        assert child.stdout is not None
+        timer = Timer(seconds, child.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            write_frame(child.stdin, message)
+            return read_frame(child.stdout)
+        except OSError:
+            return None
+        finally:
+            timer.cancel()
+
+
+def write_frame(stream: IO[bytes], message: bytes) -> None:
+    """Write one frame. Raises OSError."""
+    stream.write(len(message).to_bytes(4, "little") + message)
+    stream.flush()
+
+
+def read_frame(stream: IO[bytes]) -> bytes | None:
+    """Read one frame; None at the end of the stream, also in the middle of a frame."""
+    head = stream.read(4)
+    if len(head) < 4:
+        return None
+    length = int.from_bytes(head, "little")
+    body = stream.read(length)
+    return body if len(body) == length else None
+
+
+def decode_words(message: bytes) -> Words:
+    """The vocabulary of the first frame."""
+    found = msgspec.msgpack.decode(message, type=_Vocabulary)
+    return Words(found.entries, found.end_ids)
