@@ -43,9 +43,13 @@ class Grammars:
     def hold(self, grammar: Grammar) -> None:
         """A request needs this one until it is released: it is compiled, unless it was before. Raises GrammarRefused,
         then it is not held."""
-        self.get(grammar)
         with self._lock:
             self._held[grammar] += 1
+        try:
+            self.get(grammar)
+        except BaseException:
+            self.release(grammar)
+            raise
 
     def release(self, grammar: Grammar) -> None:
         """Undo one `hold`."""

@@ -18,6 +18,7 @@ Schema: TypeAlias = "dict[str, Any] | bool"
 
 MAX_DEPTH = 64
 MAX_NODES = 20_000
+TOO_LARGE = f"the json_schema is too large: {MAX_DEPTH} levels, {MAX_NODES} schemas are allowed"
 UNSUPPORTED = (
     *("not", "if", "then", "else", "uniqueItems", "contains", "minContains", "maxContains"),
     *("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties", "unevaluatedItems"),
@@ -59,7 +60,10 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 def prepared(text: str, *, merges: bool) -> str:
     """The schema in words that a backend keeps. `merges`: it looks at all keywords of a schema together, as llguidance
     does. Raises GrammarRefused, with the keyword."""
-    return msgspec.json.encode(prepared_schema(msgspec.json.decode(text), merges=merges)).decode()
+    try:
+        return msgspec.json.encode(prepared_schema(msgspec.json.decode(text), merges=merges)).decode()
+    except RecursionError:
+        raise GrammarRefused(TOO_LARGE) from None
 
 
 def prepared_schema(schema: Any, *, merges: bool) -> Any:
@@ -88,7 +92,7 @@ class _Preparing:
         """One schema, and those inside. `closes`: an object that names its properties has no others."""
         self._num_nodes += 1
         if depth > MAX_DEPTH or self._num_nodes > MAX_NODES:
-            raise GrammarRefused(f"the json_schema is too large: {MAX_DEPTH} levels, {MAX_NODES} schemas are allowed")
+            raise GrammarRefused(TOO_LARGE)
         if schema is True:
             return {}
         if not isinstance(schema, dict):

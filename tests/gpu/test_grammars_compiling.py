@@ -1,0 +1,126 @@
+"""Hostile grammars end at a limit, and cost the next grammar nothing but the start of another process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from pawl.gpu.grammars.base import Compiled, GrammarRefused, Words
+from pawl.gpu.grammars.cache import Grammars
+from pawl.gpu.grammars.plain import Plain
+from pawl.gpu.grammars.select import choose_backend
+from pawl.gpu.grammars.xgrammar import XGrammar
+from pawl.lifecycle.grammar import Grammar, GrammarKind
+from tests.gpu.grammar_tools import accepts, ghost_words
+
+SOUND = Grammar(GrammarKind.REGEX, "ab")
+SLOW = Grammar(
+    GrammarKind.JSON_SCHEMA,
+    json.dumps({"properties": {f"p{i}": {"type": "string", "pattern": f"^[a-z]{{1,{i}}}$"} for i in range(1, 2000)}}),
+)
+HOSTILE = {
+    "nested": Grammar(GrammarKind.REGEX, "(" * 20_000 + "a" + ")" * 20_000),
+    "deep": Grammar(GrammarKind.JSON_SCHEMA, '{"items":' * 5_000 + "{}" + "}" * 5_000),
+    "many": SLOW,
+    "large": Grammar(GrammarKind.JSON_SCHEMA, json.dumps({"enum": [f"{i}-{i * i}" for i in range(200_000)]})),
+}
+AWKWARD = {
+    "back-tracking": (Grammar(GrammarKind.REGEX, "(a*)*(a*)*(a|a)*b"), b"aaaab"),
+    "ambiguous": (Grammar(GrammarKind.EBNF, 'root ::= s\ns ::= s s | "a" | s s s | ""'), b"aaaa"),
+    "left recursive": (Grammar(GrammarKind.EBNF, 'root ::= root "a" | "b"'), b"baaa"),
+    "counted": (Grammar(GrammarKind.REGEX, "((a{1,50}){1,50}){1,50}"), b"aaaa"),
+}
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[XGrammar]:
+    backend = XGrammar(ghost_words(), seconds=1.0)
+    yield backend
+    backend.close()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_grammar_is_refused_and_the_next_one_compiles(impatient: XGrammar, name: str) -> None:
+    with pytest.raises(GrammarRefused):
+        impatient.compile(HOSTILE[name])
+    assert accepts(impatient.compile(SOUND), ghost_words(), list(b"ab"))
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+@pytest.mark.parametrize("backend", ["xgrammar", "llguidance"])
+def test_a_grammar_that_others_stumble_over_is_followed(name: str, backend: str) -> None:
+    grammar, text = AWKWARD[name]
+    compiled = choose_backend(backend)[1](ghost_words()).compile(grammar)
+    assert accepts(compiled, ghost_words(), list(text))
+    assert not accepts(compiled, ghost_words(), list(text + b"z"))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_llguidance_has_limits_of_its_own(name: str) -> None:
+    compiled: Compiled | None = None
+    try:
+        compiled = choose_backend("llguidance")[1](ghost_words()).compile(HOSTILE[name])
+    except GrammarRefused:
+        return
+    assert not compiled.matcher().accept(ord("z"))
+
+
+class Reluctant(Plain):
+    """Too slow until it is told to hurry."""
+
+    hurries = False
+    num_compiled = 0
+
+    def compile(self, grammar: Grammar) -> Compiled:
+        self.num_compiled += 1
+        if not self.hurries:
+            raise GrammarRefused("too slow")
+        return super().compile(grammar)
+
+
+def cache(limit_bytes: int = 1 << 30) -> tuple[Grammars, Reluctant]:
+    backend = Reluctant(ghost_words())
+    return Grammars("plain", lambda words: backend, ghost_words(), limit_bytes), backend
+
+
+def test_a_grammar_that_was_too_slow_is_tried_again() -> None:
+    grammars, backend = cache()
+    with pytest.raises(GrammarRefused):
+        grammars.hold(SOUND)
+    assert grammars.num_held == 0
+    backend.hurries = True
+    grammars.hold(SOUND)
+    assert (grammars.num_held, backend.num_compiled) == (1, 2)
+
+
+def test_equal_grammars_are_compiled_once_and_those_in_use_are_not_dropped() -> None:
+    grammars, backend = cache(limit_bytes=1)
+    backend.hurries = True
+    grammars.hold(SOUND)
+    grammars.hold(Grammar(GrammarKind.REGEX, "ab"))
+    for number in range(5):
+        grammars.get(Grammar(GrammarKind.REGEX, f"a{{{number}}}"))
+    assert grammars.get(SOUND) is grammars.get(SOUND)
+    assert backend.num_compiled == 6
+    grammars.release(SOUND)
+    grammars.get(SOUND)
+    assert backend.num_compiled == 6
+    grammars.release(SOUND)
+    grammars.get(SOUND)
+    assert backend.num_compiled == 7
+
+
+def test_what_takes_too_much_when_compiled_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pawl.gpu.grammars.cache.MAX_COMPILED", 100)
+    grammars, backend = cache()
+    backend.hurries = True
+    with pytest.raises(GrammarRefused, match="when it is compiled"):
+        grammars.get(SOUND)
+
+
+def test_a_vocabulary_is_told_from_another_by_its_fingerprint() -> None:
+    words = ghost_words()
+    other = Words([*words.entries[:-1], b"x"], words.end_ids)
+    assert words.fingerprint() == Words(tuple(words.entries), words.end_ids).fingerprint() != other.fingerprint()
