@@ -7,6 +7,7 @@ draws the next from its own seed until the time is over.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import random
@@ -82,6 +83,13 @@ def _deep_arguments(source: random.Random) -> tuple[str, Any]:
     return _chat({"role": "assistant", "tool_calls": [call]})
 
 
+def _nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {MARK: value}
+    return value
+
+
 SHOTS: Mapping[str, Shot] = {
     "priority": lambda source: _generate(priority=source.choice(BIG)),
     "token ids": lambda source: _generate(text=None, input_ids=[source.choice(BIG), 101]),
@@ -111,6 +119,12 @@ SHOTS: Mapping[str, Shot] = {
     "long salt": lambda source: _completion(cache_salt=MARK * 60_000),
     "surrogates": lambda source: ("/generate", b'{"text":"\\ud800 marked","sampling_params":{"max_new_tokens":2}}'),
     "many keys": lambda source: _generate(**{f"{MARK} {n}": n for n in range(100_000)}),
+    "long numbers": lambda source: (
+        "/generate",
+        b'{"sampling_params":[' + b"1.2345678901234567890123e-300," * 10**5 + b"1]}",
+    ),
+    "short strings": lambda source: _completion(prompt=[MARK[0]] * 400_000),
+    "deep schema": lambda source: _completion(metadata=_nested(900)),
     "session of nobody": lambda source: ("/close_session", {"session_id": MARK}),
 }
 
@@ -192,6 +206,52 @@ async def _wrong_keys(target: Target) -> None:
         await target.status("/generate", _generate()[1], key=key)
 
 
+async def _odd_http(target: Target) -> None:
+    path, body = _generate()
+    data = json.dumps(body).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in data)
+    chunked = "Transfer-Encoding: chunked\r\nConnection: close\r\n"
+    head = target.head("POST", path, 0, chunked).replace(b"Content-Length: 0\r\n", b"")
+    whole = target.head("POST", path, len(data), "Upgrade: h2c\r\nConnection: upgrade\r\n") + data
+    for sent in (
+        head + chunks + b"0\r\nHost: evil.example\r\nAuthorization: Bearer nobody\r\n\r\n",
+        head + chunks + b"0\r\n" + b"A: b\r\n" * 50_000,
+        head + (b"1;" + b"a" * 60_000 + b"\r\na\r\n") * 20,
+        target.head("POST", path, len(data), "Host: evil.example\r\nConnection: close\r\n") + data,
+        target.head("GET", "/health", 0, f"A: {'b' * 70_000}\r\n"),
+        target.head("GET", "/health", 0, "A: b\r\n" * 9_000),
+        target.head("POST", path, len(data), "Expect: 100-continue\r\nConnection: close\r\n") + data,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01" + bytes(300),
+        whole,
+    ):
+        reader, writer = await target.send(sent)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            await asyncio.wait_for(reader.read(1 << 16), 1.0)
+        writer.close()
+
+
+async def _gone_at_each_moment(target: Target) -> None:
+    path, body = _generate(stream=True)
+    data = json.dumps(body).encode()
+    request = target.head("POST", path, len(data)) + data
+    for end in (0, 1, 20, len(request) // 2, len(request) - 1, len(request)):
+        for _ in range(3):
+            _, writer = await target.send(request[:end])
+            await asyncio.sleep(0)
+            writer.transport.abort()
+
+
+async def _questions(target: Target) -> None:
+    paths = ("/metrics", "/server_info?detail=true", "/openapi.json", "/docs", "/v1/models", "/health_generate")
+    for _ in range(5):
+        for path in paths:
+            reader, writer = await target.send(target.head("GET", path, 0, "Connection: close\r\n", ADMIN_KEY))
+            await reader.read()
+            writer.close()
+        await asyncio.gather(*(target.status("/flush_cache", {}, key=ADMIN_KEY) for _ in range(10)))
+
+
 async def _flood(target: Target) -> None:
     await asyncio.gather(*(target.status(*_completion()) for _ in range(100)))
 
@@ -205,6 +265,9 @@ SIEGES: Mapping[str, Callable[[Target], Awaitable[None]]] = {
     "pipelined nonsense": _pipelined,
     "foreign pages": _foreign,
     "wrong keys": _wrong_keys,
+    "odd HTTP": _odd_http,
+    "gone at each moment": _gone_at_each_moment,
+    "questions": _questions,
     "flood": _flood,
 }
 

@@ -1,11 +1,13 @@
 """A real server under attack, beside clients that mean well: does anybody notice?
 
-    python -m benchmarks.attacks [--seconds 60] [--model ghost]
+    python -m benchmarks.attacks [--seconds 60] [--rounds 4] [--model ghost]
 
 One process serves, with keys and a trace; one attacks with everything in `SHOTS` and `SIEGES`, from fixed seeds, on the
 loopback address only, bounded in number and time; this one runs the good clients, first alone and then beside the
 attacks, and reports: deaths, tracebacks and secrets in the log, what good clients got and how long they waited for it,
-memory, and what the audit says of the trace. Timings on a small machine include the attackers' own need of processors.
+memory at the end of each round of the same attacks, and what the audit says of the trace. On a small machine timings
+include the attackers' own need of processors, though they are nice: so it also reports the processor time of either
+side, and how long threads of the server waited for a processor.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ import asyncio
 import contextlib
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -71,8 +75,14 @@ class Report:
     p99_alone_ms: float = 0.0
     p99_ms: float = 0.0
     first_p50_ms: float = 0.0
-    rss_before_mb: float = 0.0
-    rss_after_mb: float = 0.0
+    server_cpu: float = 0.0
+    attackers_cpu: float = 0.0
+    """Processors that each kept busy under attack."""
+    waiting_alone: float = 0.0
+    waiting: float = 0.0
+    """Threads of the server that waited for a processor, on average: the machine's share of what clients waited."""
+    rss_mb: list[float] = field(default_factory=list)
+    """Before the attacks, and after each round, which are of the same attacks."""
     peak_mb: float = 0.0
     longest_freeze_s: float = 0.0
     contained: float = 0.0
@@ -165,31 +175,71 @@ async def _good_clients(target: Target, model: str, seconds: float) -> Waits:
 # ---- the run ----
 
 
-def soak(folder: Path, seconds: float, model: str = "ghost", seed: int = 0) -> Report:
-    """Run it in `folder`: a quarter of the time undisturbed, the rest under attack."""
+def soak(folder: Path, seconds: float, model: str = "ghost", seed: int = 0, rounds: int = 1) -> Report:
+    """Run it in `folder`: a quarter of the time undisturbed, the rest under attack, in `rounds` of the same attacks."""
     report = Report(seconds, model)
+    attacked, shots = Waits(), Counter[str]()
     with server(folder, model) as (process, target):
+        load = Load(process.pid)
         alone = asyncio.run(_good_clients(target, model, seconds / 4))
-        report.rss_before_mb, _ = _memory_mb(process.pid)
-        attackers = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.attack_shots", str(target.port), str(seconds * 3 / 4), str(seed)],
-            stdout=subprocess.PIPE,
-        )
-        waits = asyncio.run(_good_clients(target, model, seconds * 3 / 4))
-        report.shots = json.loads(attackers.communicate()[0] or b"{}")
-        _come_to_rest(target, report)
-        report.rss_after_mb, report.peak_mb = _memory_mb(process.pid)
+        _, report.waiting_alone = load.lap()
+        report.rss_mb.append(_memory_mb(process.pid)[0])
+        for _ in range(rounds):
+            load.lap()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            shots += _attacked(target, model, seconds * 3 / 4 / rounds, seed, attacked)
+            server_cpu, waiting = load.lap()
+            report.server_cpu += server_cpu / rounds
+            report.waiting += waiting / rounds
+            used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime
+            report.attackers_cpu += used / (seconds * 3 / 4)
+            _come_to_rest(target, report)
+            report.rss_mb.append(_memory_mb(process.pid)[0])
+        report.peak_mb = _memory_mb(process.pid)[1]
     report.exit_status = process.returncode
-    report.served_alone, report.served = alone.served, waits.served
-    report.errors = alone.errors + waits.errors
-    report.p99_alone_ms, report.p99_ms = alone.worst_of_100() * 1e3, waits.worst_of_100() * 1e3
-    report.first_p50_ms = sorted(waits.first_s)[len(waits.first_s) // 2] * 1e3 if waits.first_s else 0.0
+    report.shots = dict(shots)
+    report.served_alone, report.served = alone.served, attacked.served
+    report.errors = alone.errors + attacked.errors
+    report.p99_alone_ms, report.p99_ms = alone.worst_of_100() * 1e3, attacked.worst_of_100() * 1e3
+    report.first_p50_ms = sorted(attacked.first_s)[len(attacked.first_s) // 2] * 1e3 if attacked.first_s else 0.0
     log = (folder / "log").read_text()
     report.tracebacks = [line[:2000] for line in log.splitlines() if '"exception":' in line or "Traceback" in line]
     report.secrets = [secret for secret in (KEY, ADMIN_KEY, MARK) if secret in log]
     audited = audit(folder / "trace")
     report.verdict, report.audit = audited.verdict, audited.text()
     return report
+
+
+def _attacked(target: Target, model: str, seconds: float, seed: int, waits: Waits) -> Counter[str]:
+    """One round: how often each attack had which end. Good clients' `waits` are added to."""
+    command = ["nice", sys.executable, "-m", "benchmarks.attack_shots", str(target.port), str(seconds), str(seed)]
+    attackers = subprocess.Popen(command, stdout=subprocess.PIPE)
+    seen = asyncio.run(_good_clients(target, model, seconds))
+    waits.served += seen.served
+    waits.errors += seen.errors
+    waits.first_s += seen.first_s
+    waits.gaps_s += seen.gaps_s
+    return Counter(json.loads(attackers.communicate()[0] or b"{}"))
+
+
+class Load:
+    """What a process does with the processors, as Linux counts it."""
+
+    def __init__(self, pid: int) -> None:
+        self._tasks = Path(f"/proc/{pid}/task")
+        self._last = self._counts()
+
+    def _counts(self) -> tuple[float, float, float]:
+        """Clock, seconds that threads ran, and seconds that they waited for a processor."""
+        lines = [path.read_text().split() for path in self._tasks.glob("*/schedstat")]
+        ran, waited = (sum(int(line[index]) for line in lines) * 1e-9 for index in range(2))
+        return time.monotonic(), ran, waited
+
+    def lap(self) -> tuple[float, float]:
+        """Processors that it kept busy since the last call, and threads that waited for one, on average."""
+        last, self._last = self._last, self._counts()
+        seconds, ran, waited = (now - before for now, before in zip(self._last, last, strict=True))
+        return max(ran, 0.0) / seconds, max(waited, 0.0) / seconds
 
 
 def _memory_mb(pid: int) -> tuple[float, float]:
@@ -234,6 +284,7 @@ def show(report: Report) -> Iterator[str]:
     facts = asdict(report) | {"verdict": "" if report.verdict is None else report.verdict.name, "p99_ratio": ratio}
     for name in ("shots", "audit"):
         facts.pop(name)
+    facts["rss_mb"] = " ".join(f"{value:.0f}" for value in report.rss_mb)
     for name, value in facts.items():
         yield f"{name:>18}  {value:.2f}" if isinstance(value, float) else f"{name:>18}  {value}"
     for name, count in sorted(report.shots.items()):
@@ -244,11 +295,12 @@ def show(report: Report) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve good clients under attack, on this machine.")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--model", default="ghost")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pawl-attacks-") as folder:
-        print("\n".join(show(soak(Path(folder), given.seconds, given.model, given.seed))))
+        print("\n".join(show(soak(Path(folder), given.seconds, given.model, given.seed, given.rounds))))
 
 
 if __name__ == "__main__":
