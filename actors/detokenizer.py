@@ -39,6 +39,17 @@ class OutputsRefused(RuntimeError):
     """The gateway refused outputs. They cannot be dropped, so its mailbox must hold senders back, not refuse them."""
 
 
+class _Read:
+    """How far a message of a step is read."""
+
+    def __init__(self, message: StepTokens) -> None:
+        self.message = message
+        self.num_admitted = self.num_scored = self.num_tokens = self.num_ended = 0
+        self.outputs: list[Output] = []
+        self.places: dict[int, int] = {}
+        """row -> index of its token's output"""
+
+
 class Detokenizer(Actor):
     """Keeps one `Stream` for each open row. Every request opened here gets exactly one `Done`."""
 
@@ -47,6 +58,8 @@ class Detokenizer(Actor):
     def __init__(self, vocabulary: Vocabulary, names: Names = NAMES) -> None:
         self._names = names
         self._vocabulary = vocabulary
+        self._read: _Read | None = None
+        """The newest message of a step."""
         self._unreadable: set[int] = set()
         """Requests that the scheduler was asked to end, as their text could not be made, and whose end is to come."""
         self._streams: dict[int, Stream] = {}
@@ -68,11 +81,20 @@ class Detokenizer(Actor):
                 self._send(self._outputs_of(message))
 
     def spares(self, message: Opened | StepTokens, error: Exception) -> bool:
-        """A message of a whole step that fails as a whole ends all that it names: those that it ends hear of it from
-        here, for nobody else will say it; the scheduler ends the others."""
+        """A message of a whole step is gone on with where it failed: whose part that was, if anybody's, has ended. What
+        fails as a whole ends all that it names."""
         if isinstance(message, Opened):
             return super().spares(message, error)
         self.told_of(error, num_requests=len(message.rows) + len(message.ended))
+        try:
+            self._send(self._outputs_of(message))
+        except Exception:
+            self._send(self._unread(message))
+        return True
+
+    def _unread(self, message: StepTokens) -> list[Output]:
+        """All that the message names ends: those that it ends hear of it from here, for nobody else will say it; the
+        scheduler ends the others."""
         outputs = []
         for end in message.ended:
             stream = self._streams.get(end.row)
@@ -85,8 +107,7 @@ class Detokenizer(Actor):
         named = [self._streams[row].request for row in message.rows.tolist() if row in self._streams]
         for request in named:
             self.end_request(request)
-        self._send(outputs)
-        return True
+        return outputs
 
     def requests_of(self, message: Opened | StepTokens) -> tuple[int, ...]:
         return (message.request,) if isinstance(message, Opened) else ()
@@ -134,21 +155,27 @@ class Detokenizer(Actor):
 
     def _outputs_of(self, message: StepTokens) -> list[Output]:
         """Tokens first, then ends. This loop runs once for each token of every request: keep it short."""
-        streams = self._streams
-        for admitted in message.admitted:
+        streams, read = self._streams, self._read
+        if read is None or read.message is not message:
+            read = self._read = _Read(message)
+        for admitted in message.admitted[read.num_admitted :]:
+            read.num_admitted += 1
             self._guard(admitted.row, Stream.admit, admitted)
-        for row, prompt_scores in message.prompt_logprobs:
+        for row, prompt_scores in message.prompt_logprobs[read.num_scored :]:
+            read.num_scored += 1
             self._guard(row, Stream.add_prompt_scores, prompt_scores)
         rows: list[int] = message.rows.tolist()
         silent = _stop_token_places(rows, message.ended, streams) if message.ended else frozenset()
         scores = ScoreLists.of(message.logprobs) if message.logprobs is not None else None
-        outputs: list[Output] = []
-        places: dict[int, int] = {}
+        outputs, places = read.outputs, read.places
         for index, (row, token) in enumerate(zip(rows, message.tokens.tolist(), strict=True)):
-            stream = streams.get(row)
-            if stream is None or stream.matched is not None:
+            if index < read.num_tokens:
                 continue
+            read.num_tokens = index + 1
             try:
+                stream = streams.get(row)
+                if stream is None or stream.matched is not None:
+                    continue
                 if stream.plain and index not in silent:
                     stream.num_output += 1
                     output = Output(stream.request, stream.decode(token), (token,))
@@ -156,12 +183,12 @@ class Detokenizer(Actor):
                     output = self._special(stream, token, index in silent, message.ended)
                     if scores is not None:
                         output = structs.replace(output, logprobs=stream.scores(token, scores, index))
+                places[row] = len(outputs)
+                outputs.append(output)
             except Exception as error:
-                self.contain(stream.request, error)
-                continue
-            places[row] = len(outputs)
-            outputs.append(output)
-        for end in message.ended:
+                self._fail(row, error)
+        for end in message.ended[read.num_ended :]:
+            read.num_ended += 1
             try:
                 self._end(end, outputs, places.get(end.row))
             except Exception as error:
@@ -171,12 +198,17 @@ class Detokenizer(Actor):
 
     def _guard(self, row: int, tell: Callable[[Stream, T], None], what: T) -> None:
         """Tell the stream of this row, if it has one, something; what goes wrong is its request's alone."""
+        try:
+            stream = self._streams.get(row)
+            if stream is not None:
+                tell(stream, what)
+        except Exception as error:
+            self._fail(row, error)
+
+    def _fail(self, row: int, error: Exception) -> None:
         stream = self._streams.get(row)
         if stream is not None:
-            try:
-                tell(stream, what)
-            except Exception as error:
-                self.contain(stream.request, error)
+            self.contain(stream.request, error)
 
     def _special(self, stream: Stream, token: int, silent: bool, ended: tuple[Ended, ...]) -> Output:
         """One token of a request with stop strings or scores, or a stop token that ends without text."""

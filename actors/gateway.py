@@ -29,9 +29,6 @@ from pawl.loops.orders.requests import Abort, Drain
 
 log = structlog.get_logger(__name__)
 
-MOST_UNSETTLED = 8
-"""Failures in a row to hand over the trace, after which the gateway is not what it should be."""
-
 FromPeers: TypeAlias = Outputs | Accepted | Refused | Reply | Stalled | Pulse | TraceLoss | Down | AskExpired
 
 
@@ -63,7 +60,9 @@ class Gateway(Actor):
         """Name and reason of a peer that is gone for good; nothing can be served any more."""
         self.draining = False
         self._num_answered = 0
-        self._unsettled = 0
+        self._delivering: Sequence[Output] = ()
+        self._num_delivered = 0
+        """Of these outputs: a message that failed in between is gone on with."""
 
     # ---- for the edge: requests ----
 
@@ -86,32 +85,33 @@ class Gateway(Actor):
         the same `group`, are aborted together by it. When there is no room for all of them, or a name is live already,
         all are refused; a refusal reaches the sinks before this returns.
         """
-        numbers = self.requests.numbers(len(submits))
+        numbers = tuple(self.requests.numbers(len(submits)))
         named = [s if s.rid else msgspec.structs.replace(s, rid=self.new_rid()) for s in submits]
         names = [(s.rid, s.group) if s.group else (s.rid,) for s in named]
         refusal = self._why_not(names)
         if refusal is not None:
             for request, sink in zip(numbers, sinks, strict=True):
-                self.totals.ended[refusal.cause] += 1
+                self.requests.count_refused(refusal.cause)
                 sink.refused(msgspec.structs.replace(refusal, request=request))
-            return tuple(numbers)
+            return numbers
         now, num_sent = self.context.now(), 0
         try:
             for request, own, sink in zip(numbers, names, sinks, strict=True):
                 self.requests.open(request, own, sink, now)
-            for request, submit in zip(numbers, named, strict=True):
-                if not self.context.send(self._names.tokenizer, msgspec.structs.replace(submit, request=request)):
+            for after, (request, submit) in enumerate(zip(numbers, named, strict=True), 1):
+                sent = self.context.send(self._names.tokenizer, msgspec.structs.replace(submit, request=request))
+                num_sent = after
+                if not sent:
                     full = Refused(request, Cause.OVERLOADED, "the tokenizer's queue is full", HTTP_OVERLOADED)
                     self.requests.refuse(full, now)
-                num_sent += 1
         except Exception as error:
             # What was sent ends as if its client had gone; the rest was never anywhere but here.
-            self.told_of(error, requests=tuple(numbers))
+            self.told_of(error, requests=numbers)
             self.abort(numbers[:num_sent], Cause.DISCONNECT)
-            for request in numbers[num_sent:]:
-                self.requests.give_up(request, now)
+            for request, own in zip(numbers[num_sent:], names[num_sent:], strict=True):
+                self.requests.withdraw(request, own)
             raise
-        return tuple(numbers)
+        return numbers
 
     def find(self, rid: str) -> tuple[int, ...]:
         """The live requests of exactly this name; empty when there is none."""
@@ -129,11 +129,11 @@ class Gateway(Actor):
             if cause is Cause.DISCONNECT:
                 entry.sink = None
         fresh = [entry for entry in live if not entry.aborting]
-        for entry in fresh:
-            entry.aborting = True
         if fresh:
             numbers = tuple(entry.request for entry in fresh)
             self.context.send(self._names.scheduler, Abort(numbers, cause, message), Lane.CONTROL)
+        for entry in fresh:
+            entry.aborting = True
         return tuple(entry.request for entry in live)
 
     def when_ended(self, request: int, call: Callable[[], None]) -> bool:
@@ -188,11 +188,13 @@ class Gateway(Actor):
 
     def spares(self, message: FromPeers | None, error: Exception) -> bool:
         if message is None:  # the sink keeps what it could not send
-            self._unsettled += 1
-            return self._unsettled < MOST_UNSETTLED
+            return self.survives()
         if isinstance(message, Outputs):
-            for output in message.outputs:
-                self._fail(output, error)
+            self.told_of(error)
+            self._deliver(message.outputs)
+            return True
+        if isinstance(message, Refused):
+            self._fail(message.request, error, last=True)
             return True
         return super().spares(message, error)
 
@@ -207,7 +209,7 @@ class Gateway(Actor):
     def settled(self) -> None:
         if self.trace is not None:
             self.trace.flush()
-        self._unsettled = 0
+        self.progressed()
 
     def stopped(self, reason: str) -> None:
         """Answer everything that is open."""
@@ -235,28 +237,32 @@ class Gateway(Actor):
             return Refused(0, Cause.INTERNAL, self.trace_losses.refusal, HTTP_OVERLOADED)
         return self.requests.why_not(len(names), {name for own in names for name in own}, self.limit)
 
-    def _deliver(self, outputs: Iterable[Output]) -> None:
+    def _deliver(self, outputs: Sequence[Output]) -> None:
         """Once for each token of every request: keep it short."""
+        if self._delivering is not outputs:
+            self._delivering, self._num_delivered = outputs, 0
         now, num_tokens, deliver = self.context.now(), 0, self.requests.output
-        for output in outputs:
-            num_tokens += len(output.tokens)
+        for output in outputs[self._num_delivered :]:
+            self._num_delivered += 1
             try:
+                num_tokens += len(output.tokens)
                 deliver(output, now)
             except Exception as error:
-                self._fail(output, error)
+                self._fail(output.request, error, last=output.done is not None)
         self.requests.throughput.add(now, num_tokens)
 
-    def _fail(self, output: Output, error: Exception) -> None:
-        """This output could not be handled: its request fails, and has ended if the output was its last."""
-        self.contain(output.request, error)
-        if output.done is not None:
-            self.requests.give_up(output.request, self.context.now())
+    def _fail(self, request: int, error: Exception, *, last: bool) -> None:
+        """What came for the request could not be handled: it fails, and has ended if this was the last that comes."""
+        self.contain(request, error)
+        if last:
+            self.requests.give_up(request, self.context.now())
 
     def _answered(self, entry: Entry, cause: Cause, now: float) -> None:
         """The entry is off the books."""
         if self.trace is not None:
-            self._num_answered += 1
-            self.trace.emit(Answered(entry.request, cause, entry.num_tokens, now, self._num_answered))
+            number = self._num_answered + 1
+            self.trace.emit(Answered(entry.request, cause, entry.num_tokens, now, number))
+            self._num_answered = number  # nothing can fail in between
 
     def _lose(self, name: str, reason: str) -> None:
         self.lost = text = f"{name} is gone: {reason}"

@@ -33,6 +33,14 @@ class Entry(msgspec.Struct, eq=False):
     first_output: float | None = None
     num_tokens: int = 0
     aborting: bool = False
+    received: bool = False
+    """It is counted as submitted."""
+    failed: bool = False
+    """Its client was told of a failure of the server."""
+    measured: bool = False
+    answered: bool = False
+    counted: bool = False
+    """How far its closing is: one that failed half-way is gone on with."""
     watchers: list[Callable[[], None]] = msgspec.field(default_factory=list)
     """Called once, when the request has ended."""
 
@@ -83,7 +91,6 @@ class OpenRequests:
         """The next `count` request numbers; none is ever given twice."""
         numbers = range(self._next, self._next + count)
         self._next = numbers.stop
-        self.totals.submitted += count
         return numbers
 
     def why_not(self, count: int, names: Iterable[str], limit: int) -> Refused | None:
@@ -97,10 +104,24 @@ class OpenRequests:
                 return Refused(0, Cause.INVALID, text, HTTP_DUPLICATE, "rid")
         return None
 
+    def count_refused(self, cause: Cause) -> None:
+        """A request was refused before it had an entry."""
+        self.totals.submitted += 1
+        self.totals.ended[cause] += 1
+
     def open(self, request: int, names: tuple[str, ...], sink: Sink, now: float) -> None:
-        self._entries[request] = Entry(request, names, sink, now)
+        entry = self._entries[request] = Entry(request, names, sink, now)
         for name in names:
             self._named.setdefault(name, []).append(request)
+        self.totals.submitted += 1
+        entry.received = True
+
+    def withdraw(self, request: int, names: tuple[str, ...]) -> None:
+        """Take back an `open`, of which perhaps only a part was done: nobody has heard of the request."""
+        entry = self._entries.pop(request, None)
+        if entry is not None and entry.received:
+            self.totals.submitted -= 1
+        self._forget(request, names)
 
     def get(self, request: int) -> Entry | None:
         return self._entries.get(request)
@@ -132,13 +153,16 @@ class OpenRequests:
             if entry.first_output is None:
                 entry.first_output = now
             entry.num_tokens += len(output.tokens)
-        if output.done is not None:
-            self._close(entry, output.done.cause, output.done, now)
+        if output.done is None:
+            if entry.sink is not None:
+                entry.sink.push(output)
+            return
+        self._close(entry, output.done.cause, output.done, now)
         if entry.sink is not None:
             entry.sink.push(output)
-        if output.done is not None:
-            self._closing = None
-            entry.notify()
+            entry.sink = None
+        self._closing = None
+        entry.notify()
 
     def refuse(self, refused: Refused, now: float) -> None:
         entry = self._find(refused.request, "refused")
@@ -147,13 +171,15 @@ class OpenRequests:
         self._close(entry, refused.cause, None, now)
         if entry.sink is not None:
             entry.sink.refused(refused)
+            entry.sink = None
         self._closing = None
         entry.notify()
 
     def give_up(self, request: int, now: float) -> None:
-        """Take a request off the books that nobody will end any more. Its client has been told, or is gone."""
-        entry = self._entries.get(request)
-        if entry is not None:
+        """Take a request off the books that nobody will end any more, if it is not off them already. Its client has
+        been told, or is gone."""
+        entry = self._entries.get(request) or self._closing
+        if entry is not None and entry.request == request:
             self._close(entry, Cause.INTERNAL, None, now)
             self._closing = None
             entry.notify()
@@ -163,6 +189,7 @@ class OpenRequests:
         entry = self._entries.get(request) or self._closing
         if entry is not None and entry.request == request and entry.sink is not None:
             sink, entry.sink = entry.sink, None
+            entry.failed = True
             sink.refused(Refused(request, Cause.INTERNAL, "the server failed on this request", HTTP_INTERNAL))
 
     def _find(self, request: int, kind: str) -> Entry | None:
@@ -181,12 +208,29 @@ class OpenRequests:
     def _close(self, entry: Entry, cause: Cause, done: Done | None, now: float) -> None:
         """Take the entry off the books, and count it. No `done`: the request never reached the scheduler."""
         self._closing = entry
-        del self._entries[entry.request]
-        for name in entry.names:
-            others = [request for request in self._named.pop(name, ()) if request != entry.request]
+        if entry.failed:  # its client was told so, whatever the scheduler says
+            cause = Cause.INTERNAL
+        if not entry.measured:
+            entry.measured = True
+            self._measure(entry, done, now)
+        self._forget(entry.request, entry.names)
+        if not entry.answered:
+            self._answered(entry, cause, now)
+            entry.answered = True
+        self._entries.pop(entry.request, None)
+        if not entry.counted:
+            self.totals.ended[cause] += 1
+            entry.counted = True
+
+    def _forget(self, request: int, names: tuple[str, ...]) -> None:
+        for name in names:
+            others = [other for other in self._named.get(name, ()) if other != request]
             if others:
                 self._named[name] = others
-        self.totals.ended[cause] += 1
+            else:
+                self._named.pop(name, None)
+
+    def _measure(self, entry: Entry, done: Done | None, now: float) -> None:
         self.request_duration.observe(now - entry.opened)
         if entry.first_output is not None:
             self.time_to_first_token.observe(entry.first_output - entry.opened)
@@ -198,7 +242,6 @@ class OpenRequests:
             self.totals.generated_tokens += done.usage.completion_tokens
             if done.timing.admitted is not None:
                 self.queue_time.observe(done.timing.admitted - done.timing.submitted)
-        self._answered(entry, cause, now)
 
     def check(self) -> None:
         """Raise AssertionError when the books do not balance: received = ended + open, and each open request has one

@@ -17,7 +17,7 @@ from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.trace_losses import Host, LossTeller
 from pawl.lifecycle.records import Gap, Record, Started
-from pawl.lifecycle.trace.writer import TraceWriter
+from pawl.lifecycle.trace.writer import NoEncoding, TraceWriter
 
 FLUSH_S = 0.064
 """How long a record may wait in memory, seconds."""
@@ -134,10 +134,10 @@ class Recorder(Actor):
     def _append(self, record: Record) -> None:
         try:
             self._writer.append(record)
-        except (TypeError, ValueError, OverflowError) as error:
+        except NoEncoding as error:
             # One record that cannot be written must not cost the rest of the trace; but the auditor has to know.
             self._num_unencoded += 1
-            self._writer.append(Gap(1, f"a {type(record).__name__} has no encoding: {error}"))
+            self._writer.append(Gap(1, str(error)))
 
     def stopped(self, reason: str) -> None:
         """Whatever has arrived is on the device when this returns."""

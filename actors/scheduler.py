@@ -46,8 +46,6 @@ DEADLINE_CHECK_S = 0.25
 """How often deadlines are looked at while requests live."""
 HEARTBEAT_S = 0.25
 """How often the watchdog is told that messages are handled."""
-MOST_RECOVERIES = 8
-"""Failures in the middle of work that are survived without one step committed between them."""
 SELF_CHECK_S = 1.0
 """How long the engine must be idle before it looks its whole memory over."""
 
@@ -94,8 +92,6 @@ class Scheduler(Actor):
         self._launched_at: dict[int, float] = {}
         self._askers: dict[int, Asker] = {}
         self._num_asked = 0
-        self._num_recoveries = 0
-        """Failures survived since a step was committed last."""
         self._checking_deadlines = False
         self._checking_self = False
         self._checked_at = 0
@@ -139,8 +135,7 @@ class Scheduler(Actor):
             return True
         if super().spares(message, error):
             return True
-        self._num_recoveries += 1
-        if self._num_recoveries > MOST_RECOVERIES:
+        if not self.survives():
             return False
         self.told_of(error, message=type(message).__name__)
         self._recover(self.context.now())
@@ -258,7 +253,7 @@ class Scheduler(Actor):
         self._launched_at.pop(result.step, None)
         if result.step > self.loop.memory.ledger.resolved:  # else it was given up before its answer came
             self.loop.executed(result, now)
-            self._num_recoveries = 0
+            self.progressed()
 
     def _reset_worker(self) -> None:
         """The worker forgets what it has computed, and refuses steps from before."""

@@ -69,6 +69,10 @@ class Context(Protocol):
         """Deliver `message` to this actor itself (CONTROL lane) in `delay_s` seconds, unless cancelled."""
 
 
+MOST_IN_A_ROW = 8
+"""Failures in a row of an actor that survives them, after which it is not what it should be."""
+
+
 def places_of(error: Exception) -> list[str]:
     """Where it was raised and who had called, without its words: those may quote a client."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
@@ -83,6 +87,8 @@ class Actor:
     context: Context
     num_contained = 0
     """Failures that ended a request, or an answer, and not the actor."""
+    num_in_a_row = 0
+    """Failures that were nobody's, since the actor last got on."""
     contained: Exception | None = None
     """The latest of these failures."""
     failure: BaseException | None = None
@@ -104,6 +110,15 @@ class Actor:
         for request in requests:
             self.contain(request, error)
         return bool(requests)
+
+    def survives(self) -> bool:
+        """The actor can go on after a failure that was nobody's. Whether it should: not after too many in a row."""
+        self.num_in_a_row += 1
+        return self.num_in_a_row <= MOST_IN_A_ROW
+
+    def progressed(self) -> None:
+        """What failed last, if anything, does not fail every time."""
+        self.num_in_a_row = 0
 
     def requests_of(self, message: Any) -> Iterable[int]:
         """Numbers of the requests that `message` is for, where it is for nothing else: a failure to handle it ends

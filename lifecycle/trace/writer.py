@@ -35,6 +35,10 @@ def file_bytes(limit_bytes: int) -> int:
     return min(MAX_FILE, max(1 << 16, limit_bytes // 8))
 
 
+class NoEncoding(Exception):
+    """A record that no file can hold, whatever the device does."""
+
+
 class TraceWriter:
     """Writes one run. Records are encoded when they are appended, and written block by block.
 
@@ -89,7 +93,7 @@ class TraceWriter:
         return self._num_lost_before + self._num_lost
 
     def append(self, record: Record) -> None:
-        """Encode one record; writes a block when one is full. Raises TypeError for a record that has no encoding."""
+        """Encode one record; writes a block when one is full. Raises NoEncoding."""
         if isinstance(record, Checkpoint):
             # Whatever files are dropped one day, what is left begins with a checkpoint.
             self.flush()
@@ -98,8 +102,10 @@ class TraceWriter:
         length = len(self._payload)
         try:
             ENCODER.encode_into(record, self._payload, -1)
-        except BaseException:
+        except BaseException as error:
             del self._payload[length:]
+            if isinstance(error, TypeError | ValueError | OverflowError):
+                raise NoEncoding(f"a {type(record).__name__} has no encoding: {error}") from error
             raise
         self._count += 1
         if self._count >= MAX_RECORDS or len(self._payload) >= MAX_PAYLOAD:

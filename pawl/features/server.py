@@ -224,6 +224,12 @@ FEATURES: tuple[Feature, ...] = (
         lambda source, values: {"mailbox": source.within(1, 2)} if source.chance(0.1) else {},
         ("legal_lifecycle", "fault_isolation"),
     ),
+    Feature(
+        "checkpoints",
+        ("checkpoint_bytes",),
+        lambda source, values: {"checkpoint_bytes": source.pick((400, 2000, 8000))} if source.chance(0.25) else {},
+        ("one_decision_log", *SCHEDULING),
+    ),
 )
 
 CHOICES: Mapping[str, tuple[str, ...]] = {

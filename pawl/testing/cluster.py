@@ -32,7 +32,7 @@ from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.grammar import GrammarIsAFold
 from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
-from pawl.lifecycle.records import ENCODER, Record, Started
+from pawl.lifecycle.records import ENCODER, Checkpoint, Record, Started
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.policy import POLICIES
 from pawl.loops.select import LoopConfig
@@ -90,6 +90,7 @@ class Cluster(Case):
     """One engine, its clients, and what is checked."""
 
     make_checks: ClassVar[type[EndChecks]] = EndChecks
+    make_desk: ClassVar[type[FrontDesk]] = FrontDesk
 
     def __init__(
         self, system: SimulatedSystem, workload: Workload, properties: Sequence[Property], model: Model
@@ -116,7 +117,7 @@ class Cluster(Case):
             storage=storage_of(shape, config, self.runner, system.strikes),
             grammars=grammars,
         )
-        self.desk = FrontDesk(workload, config.max_running + config.max_queued, model.expectations)
+        self.desk = self.make_desk(workload, config.max_running + config.max_queued, model.expectations)
         self.desk.report = self._report
         make_scheduler = timely(SCHEDULERS[shape.scheduler])
         specs = engine_actors(parts, self.desk, PATIENCE_S, make_scheduler=make_scheduler)
@@ -207,6 +208,20 @@ class Cluster(Case):
         for each in self.monitor.properties:
             if each.unjudged:
                 raise PropertyFailed(each.name, each.unjudged)
+        self._judge_the_rest()
+
+    def _judge_the_rest(self) -> None:
+        """From a checkpoint in the middle of the run, as if what came before it had been dropped."""
+        at = [n for n, each in enumerate(self.trace.records) if isinstance(each, Checkpoint) and each.state is not None]
+        if at:
+            rest = Monitor(record_properties())
+            for record in self.trace.records[at[len(at) // 2] :]:
+                rest.observe(record)
+            rest.finish()
+            for violation in rest.violations:
+                raise PropertyFailed(
+                    violation.property, f"from a checkpoint: {violation.explanation}", violation.request
+                )
 
     @property
     def crashed(self) -> set[str]:

@@ -20,6 +20,9 @@ from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import pawl
+from pawl.actors.messages.control import Reply
+from pawl.actors.messages.generate import Refused
+from pawl.actors.open_requests import HTTP_INTERNAL
 from pawl.actors.runtime.cell import Phase
 from pawl.actors.simulation.cell import SimulatedCell
 from pawl.actors.simulation.exploration import drive, silence
@@ -27,7 +30,7 @@ from pawl.actors.simulation.strategies.simple import Fair, Strategy
 from pawl.actors.simulation.system import ActorFailure, SimulatedSystem
 from pawl.lifecycle.states import Cause
 from pawl.testing.at_rest import EndChecks
-from pawl.testing.clients import Client
+from pawl.testing.clients import Arrive, Client, FrontDesk, Leave, Steer
 from pawl.testing.cluster import Cluster, record_properties
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.models import GHOST
@@ -36,6 +39,7 @@ from pawl.testing.workload import Workload
 ROOM = Path(pawl.__file__).parent
 WATCHED = (
     *("actors/scheduler.py", "actors/step_report.py", "actors/worker.py", "actors/recorder.py", "actors/tokenizer.py"),
+    *("actors/gateway.py", "actors/open_requests.py", "actors/detokenizer.py", "actors/text/stream.py"),
     *("loops/", "memory/", "lifecycle/journal.py", "lifecycle/requests.py", "lifecycle/machine.py"),
 )
 """Files and folders whose lines may raise."""
@@ -130,10 +134,31 @@ class InjectedChecks(EndChecks):
             super().check_output(client)
 
 
+class InjectedDesk(FrontDesk):
+    """Its clients get a 500 where a call of the gateway raises, as HTTP clients do."""
+
+    def spares(self, message: Any, error: Exception) -> bool:
+        match message:
+            case Arrive(index):
+                for client in self._calls[index]:
+                    client.refused(Refused(0, Cause.INTERNAL, "the server failed on this request", HTTP_INTERNAL))
+            case Leave(index):
+                client = self.clients[index]
+                entry = self.requests.get(client.request or 0)
+                client.left = entry is None or entry.sink is None
+            case Steer(index):
+                self.answers[index].append(Reply(0, False, str(type(error))))
+            case _:
+                return super().spares(message, error)
+        self.told_of(error)
+        return True
+
+
 class InjectedCluster(Cluster):
     """A run that may lose one request, to the failure that was planted."""
 
     make_checks = InjectedChecks
+    make_desk = InjectedDesk
 
     def tolerates(self, failure: ActorFailure) -> bool:
         cell = self.system.find(failure.name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pawl.actors.control import ROWS, row_of
 from pawl.actors.simulation.faults import FaultKind
+from pawl.lifecycle.records import Checkpoint
 from pawl.lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, Cause
 from pawl.loops.lower_tiers import LowerTiers
 
@@ -42,6 +43,7 @@ EVENTS = (
         "eviction",
         "page saved",
         "page fetched",
+        "checkpoint",
     ),
     *(row.name for row in ROWS if row.drawn),
     "refused flush-cache",
@@ -61,6 +63,7 @@ def events_of(run: Cluster) -> Iterator[str]:
         "stale token": counters.dropped_tokens,
         "prefix hit": counters.cached_tokens,
         "eviction": loop.memory.cache.statistics().get("evicted_pages", 0),
+        "checkpoint": sum(isinstance(record, Checkpoint) for record in run.trace.records),
     }
     for companion in loop.companions:
         if isinstance(companion, LowerTiers):

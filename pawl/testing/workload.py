@@ -114,6 +114,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mailbox: int | None = None
     """Requests that may wait in the mailbox of the tokenizer, and in that of the scheduler, before more are refused;
     None: as many as on a server."""
+    checkpoint_bytes: int = 0
+    """About how much is recorded from one checkpoint to the next; 0: there are none."""
     scheduler: str = ""
     """A scheduler of your own, see `pawl.testing.plugins`; policy and cache may be your own as well."""
 

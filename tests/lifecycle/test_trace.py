@@ -19,7 +19,7 @@ from pawl.lifecycle.records import ENCODER, Digest, Gap, Record, StepPlanned
 from pawl.lifecycle.trace import reader
 from pawl.lifecycle.trace.format import BLOCK, BLOCK_SIZE, VERSION, sealed
 from pawl.lifecycle.trace.reader import Damage, DamageKind, TraceReader
-from pawl.lifecycle.trace.writer import MAX_RECORDS, TraceWriter
+from pawl.lifecycle.trace.writer import MAX_RECORDS, NoEncoding, TraceWriter
 from tests.lifecycle.story import PLENTY, plain, sound_run, write
 
 STORY = sound_run()
@@ -74,7 +74,7 @@ def test_a_block_is_written_when_it_is_full(tmp_path: Path) -> None:
 def test_a_record_without_an_encoding_is_refused_and_leaves_no_bytes(tmp_path: Path) -> None:
     writer = TraceWriter(tmp_path, PLENTY)
     wide = StepPlanned(1, 0.0, *[np.zeros(1, np.int64)] * 9)
-    with pytest.raises(TypeError, match="int64"):
+    with pytest.raises(NoEncoding, match="int64"):
         writer.append(wide)
     writer.append(Digest(1, 1))
     writer.close()
