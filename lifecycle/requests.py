@@ -21,7 +21,7 @@ Indices: TypeAlias = NDArray[np.intp]
 Int32s: TypeAlias = NDArray[np.int32]
 UInt8s: TypeAlias = NDArray[np.uint8]
 
-_NOT_ADMITTED = np.iinfo(np.int64).max
+NOT_ADMITTED = np.iinfo(np.int64).max
 """In the column `order`."""
 
 
@@ -93,7 +93,7 @@ class RequestTable:
         self.num_computed[row] = 0
         self.priority[row] = priority
         self.deadline[row] = deadline
-        self.order[row] = _NOT_ADMITTED
+        self.order[row] = NOT_ADMITTED
         # A prompt longer than the table is wide is refused before anything reads it.
         kept = tokens[: self.tokens.shape[1]]
         self.tokens[row, : len(kept)] = kept

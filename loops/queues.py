@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator
 import numpy as np
 
 from pawl.lifecycle.machine import WAITING
-from pawl.lifecycle.requests import RequestTable
+from pawl.lifecycle.requests import NOT_ADMITTED, RequestTable
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.memory import Memory
@@ -114,6 +114,7 @@ class Queues:
             self.table.undo(row, State.QUEUED)
             self.drop(row)
             if was_queued:
+                self.table.order[row] = NOT_ADMITTED
                 self.waiting = {row: None, **self.waiting}
             else:
                 self._requeue(row)
@@ -163,10 +164,11 @@ class Queues:
 
     def rebuild(self) -> None:
         """Nobody runs: put every live request where its state says that it waits."""
-        table, never = self.table, np.iinfo(np.int64).max
+        table = self.table
         rows = table.live_rows().tolist()
-        self.waiting = {row: None for row in rows if table.order[row] == never and table.state[row] != State.NEW}
-        self.retracted = sorted((row for row in rows if table.order[row] < never), key=table.order.__getitem__)
+        admitted = {row for row in rows if table.order[row] != NOT_ADMITTED}
+        self.waiting = {row: None for row in rows if row not in admitted and table.state[row] != State.NEW}
+        self.retracted = sorted(admitted, key=table.order.__getitem__)
         self.prefilling, self.decoding = {}, np.empty(0, np.int32)
 
     def _requeue(self, row: int) -> None:

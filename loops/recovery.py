@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pawl.lifecycle.requests import NOT_ADMITTED
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.memory.violation import MemoryViolation
 
@@ -51,6 +52,8 @@ def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
         if row in restored:
             table.undo(row, State.QUEUED)
             table.attempt[row] += 1
+            if not table.info(row).num_retractions:  # it was its first admission, which gives no rank
+                table.order[row] = NOT_ADMITTED
         elif not _complete(loop, row, culprit, now):
             source = State(int(table.state[row]))
             table.move(row, Event.RETRACT, Cause.STEP_LOST)

@@ -12,9 +12,9 @@ from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record, Started, StepCommitted, StepRolledBack, Transition, int32s
+from pawl.lifecycle.requests import NOT_ADMITTED
 from pawl.lifecycle.states import Event, State
 
-_NEVER = np.iinfo(np.int64).max
 _Place: TypeAlias = tuple[int, int, int]
 
 
@@ -47,7 +47,7 @@ class AdmissionOrder(Property):
             request, rank = table.info(row).request, int(table.order[row])
             self._arrival[request] = self._num_arrivals
             self._num_arrivals += 1
-            if rank < _NEVER:
+            if rank < NOT_ADMITTED:
                 self._rank[request] = rank
         self._num_admissions = beginning.num_admissions
         self.observe(beginning.started, history)
@@ -117,8 +117,8 @@ class AdmissionOrder(Property):
 
     def _place(self, request: int, row: int, history: History) -> _Place:
         """In the order of admission, the first is the smallest; equal where the policy may choose."""
-        rank = self._rank.get(request, _NEVER)
-        if rank < _NEVER or self._policy not in ("fcfs", "priority"):
+        rank = self._rank.get(request, NOT_ADMITTED)
+        if rank < NOT_ADMITTED or self._policy not in ("fcfs", "priority"):
             return rank, 0, 0
         submitted = history.submissions.get(row)
         priority = submitted.priority if submitted is not None and self._policy == "priority" else 0

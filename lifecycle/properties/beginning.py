@@ -44,6 +44,7 @@ class _State(msgspec.Struct):
     admissions: int
     step: int
     newest: int
+    draining: bool
     ended_early: list[tuple[int, str, str]]
 
 
@@ -69,6 +70,8 @@ class Beginning(NamedTuple):
     """The step planned last."""
     newest: int
     """The highest number of a request so far."""
+    draining: bool
+    """Requests that arrive are ended at once."""
     ended_early: frozenset[int]
     """Requests that are to be aborted when they come."""
 
@@ -100,6 +103,7 @@ def beginning_of(checkpoint: Checkpoint) -> Beginning:
         num_admissions=state.admissions,
         step=state.step,
         newest=state.newest,
+        draining=state.draining,
         ended_early=frozenset(number for number, *_ in state.ended_early),
     )
 

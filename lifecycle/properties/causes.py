@@ -53,8 +53,9 @@ class TrueCauses(Property):
         self._failed = False
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
-        # Whether the engine drained or had failed is not known.
-        self._told = self._drains = self._failed = True
+        # Whether the engine has survived a failure is not known.
+        self._told = self._failed = True
+        self._drains = beginning.draining
         self._asked = {request: {str(cause) for cause in Cause} for request in beginning.ended_early}
         return ()
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from pawl.lifecycle import snapshot
 from pawl.lifecycle.properties.base import Property
+from pawl.lifecycle.properties.causes import TrueCauses
 from pawl.lifecycle.properties.ending import AbortIsTotal
 from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
 from pawl.lifecycle.properties.monitor import Monitor
@@ -24,11 +25,13 @@ AnyProperty = TypeVar("AnyProperty", bound=Property)
 
 
 def moments(records: Sequence[Record]) -> Iterator[int]:
-    """Where no step is in flight and none is being planned: a checkpoint may stand before each of these."""
+    """Where no step is in flight, none is being planned, and what came last has had its consequences: a checkpoint may
+    stand before each of these."""
     monitor = Monitor()
     for at, record in enumerate(records):
         planning = monitor.history._admissions or isinstance(records[at - 1], Submitted)
-        if at and not monitor.history.in_flight and not planning and monitor.history.closed is None:
+        follows = isinstance(record, Transition) and record.event != Event.ADMIT
+        if at and not (monitor.history.in_flight or planning or follows or monitor.history.closed is not None):
             yield at
         monitor.observe(record)
         if not monitor.judging:
@@ -67,6 +70,7 @@ def _checkpoint(records: Sequence[Record]) -> Checkpoint:
         "admissions": _of(monitor, AdmissionIsMonotone)._admissions,
         "step": history._last_step,
         "newest": max((record.request for record in records if isinstance(record, Submitted)), default=0),
+        "draining": _of(monitor, TrueCauses)._drains,
         "ended_early": [(request, "client", "") for request in _of(monitor, AbortIsTotal)._asked],
     }
     return Checkpoint(started, msgspec.msgpack.encode(state), "", _time(records))

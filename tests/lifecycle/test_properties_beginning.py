@@ -65,15 +65,3 @@ def test_a_canary_after_a_checkpoint_is_reported_from_there(plant: str) -> None:
         # Of a request that is unknown here it is at least said that it cannot be.
         assert {each.property for each in found} & {canary.property, WELL_FORMED}, f"cut before record {at}"
         assert canary.request in {each.request for each in found}, f"cut before record {at}"
-
-
-@pytest.mark.parametrize("plant", OF_WHOLE_RUNS)
-def test_what_needs_the_whole_run_is_few(plant: str) -> None:
-    """Else nobody would notice that one of them could be judged."""
-    canary = ALL[plant]
-    blind = [
-        at
-        for at in moments(canary.records)
-        if at <= planted_at(canary) and not judged(cut(canary.records, at)).violations
-    ]
-    assert blind
