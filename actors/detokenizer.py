@@ -59,7 +59,7 @@ class Detokenizer(Actor):
         self._names = names
         self._vocabulary = vocabulary
         self._read: _Read | None = None
-        """The newest message of a step."""
+        """The message of a step that is being read."""
         self._unreadable: set[int] = set()
         """Requests that the scheduler was asked to end, as their text could not be made, and whose end is to come."""
         self._streams: dict[int, Stream] = {}
@@ -79,6 +79,7 @@ class Detokenizer(Actor):
                 self._open(message)
             case StepTokens():
                 self._send(self._outputs_of(message))
+                self._read = None
 
     def spares(self, message: Opened | StepTokens, error: Exception) -> bool:
         """A message of a whole step is gone on with where it failed: whose part that was, if anybody's, has ended. What
@@ -90,6 +91,7 @@ class Detokenizer(Actor):
             self._send(self._outputs_of(message))
         except Exception:
             self._send(self._unread(message))
+        self._read = None
         return True
 
     def _unread(self, message: StepTokens) -> list[Output]:
@@ -193,6 +195,7 @@ class Detokenizer(Actor):
                 self._end(end, outputs, places.get(end.row))
             except Exception as error:
                 self.contain(end.request, error)
+                self._unreadable.discard(end.request)  # this was its end
                 outputs.append(Output(end.request, "", (), done=_done(structs.replace(end, cause=Cause.INTERNAL))))
         return outputs
 

@@ -250,6 +250,7 @@ class Gateway(Actor):
             except Exception as error:
                 self._fail(output.request, error, last=output.done is not None)
         self.requests.throughput.add(now, num_tokens)
+        self._delivering = ()
 
     def _fail(self, request: int, error: Exception, *, last: bool) -> None:
         """What came for the request could not be handled: it fails, and has ended if this was the last that comes."""

@@ -123,6 +123,8 @@ def _undone(loop: Loop, failure: str, now: float) -> set[int]:
         loop.in_flight.popleft()
     digest = loop.memory.digest()
     for scheduled in reversed(loop.in_flight):
+        if scheduled is not loop.launching:  # which is not counted yet
+            loop.counters.cached_tokens -= loop.first_hits(scheduled)
         loop.journal.rolled_back(scheduled.step, failure, now, digest=digest)
         loop.counters.steps_lost += 1
         attempts = dict(zip(scheduled.rows.tolist(), scheduled.attempts.tolist(), strict=True))

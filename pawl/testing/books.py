@@ -32,6 +32,7 @@ KEPT: dict[str, str] = {
     "Rate._seconds": "of the last minute",
     "RequestTable._free": "rows that are free",
     "RequestTable.infos": "of every row; None where it is free, which `auxiliary_conservation` looks at",
+    "Scheduler.violations": _TOTALS,
     "StateChecks.properties": _SETTINGS,
     "Storage._told": "what it told last",
     "TierClient.report": "what the storage told last",
