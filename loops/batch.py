@@ -60,6 +60,12 @@ class ScheduledBatch(NamedTuple):
         """Of the segments that are `fresh`."""
         return dict(zip(self.batch.slots[fresh].tolist(), self.rows[fresh].tolist(), strict=True))
 
+    def first_hits(self, table: RequestTable) -> int:
+        """Prompt tokens that the cache had for requests that the step admits for the first time, and that stayed."""
+        stayed = self.rows[table.attempt[self.rows] == self.attempts].tolist()
+        infos = [table.info(row) for row in self.admitted if row in stayed]
+        return sum(info.num_cached for info in infos if not info.num_retractions)
+
     def left_without_token(self, result: StepResult, attempt: Int32s) -> list[tuple[int, Cause]]:
         """Rows that still want the tokens they sampled and did not get them all, each with why; `attempt` is the
         table's."""

@@ -168,7 +168,7 @@ class Loop:
         if lost is None or lost.step != step:
             raise AssertionError(f"step {step} failed, but it is not the oldest in flight")
         for scheduled in reversed([lost, *self.in_flight]):
-            self.counters.cached_tokens -= self.first_hits(scheduled)  # they are admitted again
+            self.counters.cached_tokens -= scheduled.first_hits(self.table)  # they are admitted again
             self.memory.ledger.abort(scheduled.transaction)
             self.journal.rolled_back(scheduled.step, reason, now, digest=self.memory.digest())
             self.counters.steps_lost += 1
@@ -233,7 +233,7 @@ class Loop:
         self.launching = scheduled
         self.journal.planned(scheduled.batch, scheduled.rows, scheduled.admitted, self.table, now)
         counters = self.counters
-        cached = counters.cached_tokens + (self.first_hits(scheduled) if scheduled.admitted else 0)
+        cached = counters.cached_tokens + (scheduled.first_hits(self.table) if scheduled.admitted else 0)
         self.in_flight.append(scheduled)
         # Nothing can fail in between: what is in flight is counted.
         counters.cached_tokens = cached
@@ -242,12 +242,6 @@ class Loop:
         for companion in self.companions:
             companion.launching(scheduled)
         self.effects.launch(scheduled)
-
-    def first_hits(self, scheduled: ScheduledBatch) -> int:
-        """Prompt tokens that the cache had for requests that the step admits for the first time, and that stayed."""
-        stayed = scheduled.rows[self.table.attempt[scheduled.rows] == scheduled.attempts].tolist()
-        infos = [self.table.info(row) for row in scheduled.admitted if row in stayed]
-        return sum(info.num_cached for info in infos if not info.num_retractions)
 
     # ---- commit, in parts ----
 

@@ -124,7 +124,7 @@ def _undone(loop: Loop, failure: str, now: float) -> set[int]:
     digest = loop.memory.digest()
     for scheduled in reversed(loop.in_flight):
         if scheduled is not loop.launching:  # which is not counted yet
-            loop.counters.cached_tokens -= loop.first_hits(scheduled)
+            loop.counters.cached_tokens -= scheduled.first_hits(table)
         loop.journal.rolled_back(scheduled.step, failure, now, digest=digest)
         loop.counters.steps_lost += 1
         attempts = dict(zip(scheduled.rows.tolist(), scheduled.attempts.tolist(), strict=True))
