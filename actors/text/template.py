@@ -30,7 +30,7 @@ class ChatTemplate:
     def __init__(self, vocabulary: Vocabulary) -> None:
         """A template that does not compile is reported when it is used: the model still completes plain prompts."""
         self._sources = vocabulary.chat_templates
-        self._compiled: dict[str, tuple[jinja2.Template, frozenset[str], bool]] = {}
+        self._compiled: dict[str, tuple[jinja2.Template, frozenset[str], str]] = {}
         self._fixed = {"bos_token": vocabulary.bos_token, "eos_token": vocabulary.eos_token}
 
     @cached_property
@@ -50,12 +50,14 @@ class ChatTemplate:
         Raises InvalidRequest: no template, malformed messages, or its own refusal.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        template, reads, tells_calls = self._template(given)
+        template, reads, source = self._template(given)
         for name in given:
             if name in RESERVED:
                 raise InvalidRequest(f"the chat template of this model takes no {name!r}", param=name)
         checked = _messages(messages)
-        if not tells_calls:
+        if "developer" not in source:
+            checked = [{**one, "role": "system"} if one["role"] == "developer" else one for one in checked]
+        if "tool_calls" not in source:
             checked = with_calls_told(checked)
         if "tools" not in reads:
             checked = with_offer(checked, _tools(given.pop("tools", [])))
@@ -70,16 +72,15 @@ class ChatTemplate:
         self._environment.refill()
         try:
             prompt = bounded(template.generate(variables))
-            return _open_ended(prompt, checked[-1]["content"]) if continues else prompt
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             words = clipped(str(error))
             raise InvalidRequest(f"the chat template refused these messages: {words}", param="messages") from error
         except (RecursionError, MemoryError, OverflowError) as error:
             raise InvalidRequest("the chat template does not end for these messages", param="messages") from error
+        return _open_ended(prompt, checked[-1]["content"]) if continues else prompt
 
-    def _template(self, options: Mapping[str, Any]) -> tuple[jinja2.Template, frozenset[str], bool]:
-        """The compiled template, the names it reads, and whether it has a place for calls in messages; `tool_use` for
-        tools where the model has one."""
+    def _template(self, options: Mapping[str, Any]) -> tuple[jinja2.Template, frozenset[str], str]:
+        """The compiled template, the names it reads, and its source; `tool_use` for tools where the model has one."""
         name = "tool_use" if options.get("tools") and "tool_use" in self._sources else "default"
         if name not in self._sources:
             raise InvalidRequest(
@@ -90,7 +91,7 @@ class ChatTemplate:
             try:
                 reads = jinja2.meta.find_undeclared_variables(self._environment.parse(source))
                 template = self._environment.from_string(source)
-                self._compiled[name] = (template, frozenset(reads), "tool_calls" in source)
+                self._compiled[name] = (template, frozenset(reads), source)
             except jinja2.TemplateSyntaxError as error:
                 raise InvalidRequest(
                     f"this model's chat template does not compile (line {error.lineno}: {error.message})",

@@ -35,6 +35,9 @@ NAMES = {
 """By path: our field names in the words of the route."""
 
 
+SCORING = ("/v1/score", "/score", "/v1/rerank", "/rerank")
+
+
 class GenerationRoutes(HasContext):
     """`/v1/completions`, `/v1/chat/completions`, `/v1/responses` and `/generate`."""
 
@@ -43,6 +46,7 @@ class GenerationRoutes(HasContext):
             Route("/v1/completions", self.complete, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/responses", self.respond, methods=["POST"]),
+            *(Route(path, self.score, methods=["POST"]) for path in SCORING),
             Route("/generate", self.generate, methods=["POST", "PUT"]),
         ]
 
@@ -106,6 +110,11 @@ class GenerationRoutes(HasContext):
         call = understand(body, self.context)
         renderer = NativeRenderer(call, self.context.info)
         return ReplyStream(self.context.gateway, call.submits, renderer, bool(body.stream))
+
+    async def score(self, request: Request) -> Response:
+        """Refused: pairs of texts are scored by models of another kind."""
+        text = "this model generates text; scores of pairs need a model that is made for them, such as a cross-encoder"
+        raise Problem(400, text, code="unsupported_by_model")
 
     def _message_readers(self, reading: Reading, sends_reasoning: bool) -> Callable[[Inbox], MessageReader]:
         """What reads each reply of a call."""

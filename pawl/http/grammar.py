@@ -41,6 +41,8 @@ class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaFormat | None = None
+    schema: JsonObject | bool | None = None
+    """Of `json_object`, as llama.cpp and others have it."""
     format: JsonObject | None = None
     structures: Structures | None = None
     triggers: Triggers | None = None
@@ -96,13 +98,19 @@ def grammar_of(fields: FormatFields) -> Grammar | None:
 
 
 def _asked(wanted: ResponseFormat) -> Grammar | None:
-    of_kind = {"json_schema": ("json_schema",), "structural_tag": ("format", "structures", "triggers")}
-    for name in ("json_schema", "format", "structures", "triggers"):
+    of_kind = {
+        "json_object": ("schema",),
+        "json_schema": ("json_schema",),
+        "structural_tag": ("format", "structures", "triggers"),
+    }
+    for name in ("schema", "json_schema", "format", "structures", "triggers"):
         if getattr(wanted, name) is not None and name not in of_kind.get(wanted.type, ()):
             text = f"response_format.{name} says nothing where response_format.type is {wanted.type}"
             raise Problem(400, text, param=f"response_format.{name}")
     match wanted.type:
         case "json_object":
+            if wanted.schema is not None:
+                return json_grammar(wanted.schema, "response_format.schema")
             return Grammar(GrammarKind.JSON_SCHEMA, ANY_OBJECT)
         case "json_schema":
             if wanted.json_schema is None or wanted.json_schema.schema is None:

@@ -183,19 +183,25 @@ class OpenAiRenderer(ABC):
         if done is not None:
             reason_part = encode(stop_reason(done))
             ending += b',"stop_reason":' + reason_part + b',"matched_stop":' + reason_part
-        tail = self._tail if not self.frame.continuous_usage else self._tail_with_usage(index, inbox, done)
-        *before, last = parts
+        before = parts[:-1]
+        tail = self._tail_of(index, inbox, done, self._num_tokens[index])
+        early = self._tail_of(index, inbox, None, self._num_tokens[index] - len(delta.tokens)) if before else b""
+        tails = [*[early] * len(before), tail]
         if first:
-            tail = self.first_tail(tail, inbox)
-        chunks = [b"%b%d%b%b%b" % (self._prefix, index, part, NOTHING_YET, tail) for part in before]
-        return b"".join(chunks) + b"%b%d%b%b%b" % (self._prefix, index, last, ending, tail)
+            tails[0] = self.first_tail(tails[0], inbox)
+        endings = [*[NOTHING_YET] * len(before), ending]
+        written = zip(parts, endings, tails, strict=True)
+        return b"".join([b"%b%d%b%b%b" % (self._prefix, index, part, end, tail) for part, end, tail in written])
 
-    def _tail_with_usage(self, index: int, inbox: Inbox, done: Done | None) -> bytes:
-        """Usage so far of this choice. Before the end the prompt's length is known once it was taken."""
+    def _tail_of(self, index: int, inbox: Inbox, done: Done | None, num_tokens: int) -> bytes:
+        """What ends a chunk: usage so far of this choice, if it is wanted. Before the end the prompt's length is known
+        once it was taken."""
+        if not self.frame.continuous_usage:
+            return self._tail
         if done is None:
             if inbox.num_prompt is None:
                 return self._tail
-            usage = Usage(inbox.num_prompt, self._num_tokens[index], 0)
+            usage = Usage(inbox.num_prompt, num_tokens, 0)
         else:
             usage = done.usage
         return b'}],"usage":' + encode(self.usage([usage], [index], 1)) + b"}\n\n"

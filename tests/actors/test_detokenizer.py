@@ -344,3 +344,11 @@ def test_stop_strings_wait_for_the_least_number_of_tokens() -> None:
     [third] = bench.step([(0, hello)])
     assert third.done is not None
     assert (third.text, third.done.cause, third.done.matched) == ("", Cause.STOP_STRING, "hello")
+
+
+def test_the_gateway_learns_the_prompt_where_it_was_asked_for_and_where_the_reply_begins() -> None:
+    bench = Bench()
+    for options, prompt in ((TextOptions(return_prompt=True), (5, 6)), (TextOptions(in_reasoning=True), ())):
+        tokens = np.array([5, 6], dtype=np.int32)
+        bench.actor.receive(Opened(len(prompt), 1, options, 2, tokens))
+        assert bench.context.sent.pop().message == Accepted(1, 2, options.in_reasoning, prompt)

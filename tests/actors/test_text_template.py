@@ -195,3 +195,47 @@ def test_the_sandbox_holds(source: str) -> None:
 def test_one_rendering_does_not_use_up_the_budget_of_the_next() -> None:
     template = with_templates(default="{% for a in range(1500000) %}{% endfor %}done")
     assert [template.render(HELLO, {}, NOW) for _ in range(3)] == ["done"] * 3
+
+
+def test_tools_stand_in_words_where_the_template_has_no_place_for_them() -> None:
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    tool = {"type": "function", "function": {"name": "add"}}
+    words = render(source, HELLO, tools=[tool])
+    assert words.startswith("system: ")
+    assert '{"name": "add"}' in words
+    assert render("{{ tools | length }}", HELLO, tools=[tool]) == "1"
+
+
+@pytest.mark.parametrize("tools", [5, [5], "add"])
+def test_tools_that_are_no_list_of_objects_are_refused(tools: Any) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        render("{{ messages }}", HELLO, tools=tools)
+    assert error.value.param == "tools"
+
+
+def test_developers_are_the_system_of_templates_that_do_not_know_them() -> None:
+    source = "{% for m in messages %}{{ m.role }}{% endfor %}"
+    messages = [{"role": "developer", "content": "x"}]
+    assert render(source, messages) == "system"
+    assert render(source + "{# developer #}", messages) == "developer"
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "prompt"),
+    [
+        ("{% for m in messages %}[{{ m.content }}]{% endfor %}{{ add_generation_prompt }}", "So, ", "[hi][So, "),
+        ("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}", " So, ", "[hi][So,"),
+        ("{% for m in messages %}[{{ m.content }}]{% endfor %}", "hi", "[hi][hi"),
+    ],
+)
+def test_a_prompt_can_end_within_its_last_message(source: str, content: str, prompt: str) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]
+    assert render(source, messages, continue_final_message=True) == prompt
+
+
+@pytest.mark.parametrize("content", ["", " ", "gone"])
+def test_a_last_message_that_is_not_in_the_prompt_cannot_be_gone_on_with(content: str) -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}]
+    with pytest.raises(InvalidRequest) as error:
+        render("{{ messages[0].content }}", messages, continue_final_message=True)
+    assert error.value.param == "continue_final_message"

@@ -214,3 +214,14 @@ def test_no_input_stops_the_actor_or_goes_unanswered(chat: list[dict[str, Any]] 
     actor.receive(submit(text=None if chat else "hello", chat=tuple(chat) if chat else None))
     answers = sent(actor).take("scheduler") + [r for r in sent(actor).take("gateway") if isinstance(r, Refused)]
     assert len(answers) == 1
+
+
+@pytest.mark.parametrize(("mark", "ends_in_it"), [("assistant", True), ("<think>", False), ("", False)])
+def test_a_prompt_that_ends_with_the_mark_of_reasoning_is_known_to(mark: str, ends_in_it: bool) -> None:
+    actor = tokenizer(vocabulary=smollm2(), context_length=200)
+    chat = ({"role": "user", "content": "hi"},)
+    actor.receive(submit(text=None, chat=chat, reasoning_mark=mark))
+    [generate] = sent(actor).take("scheduler")
+    assert isinstance(generate, Generate)
+    # The template ends with a line break behind its last word.
+    assert generate.text_options.in_reasoning == ends_in_it

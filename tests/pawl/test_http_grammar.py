@@ -17,6 +17,7 @@ from pawl.build.ghost import load_ghost
 from pawl.build.grammars import Folds
 from pawl.cli import main
 from pawl.config import build_config
+from pawl.http.tool_grammar import MOST_CALLS
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.properties.grammar import GrammarIsAFold
 from pawl.lifecycle.properties.monitor import Monitor
@@ -108,6 +109,39 @@ def test_json_object_gives_an_object_and_text_what_it_gives_otherwise(server: ht
     assert plain == text
 
 
+def test_json_object_may_bring_a_schema(server: httpx.Client) -> None:
+    body = {"prompt": "x", "response_format": {"type": "json_object", "schema": {"const": "42"}}}
+    assert server.post("/v1/completions", json=body).json()["choices"][0]["text"] == '"42"'
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("choice", ["required", "get"])
+def test_calls_that_must_be_made_have_arguments_of_their_schemas(
+    server: httpx.Client, choice: str, parallel: bool
+) -> None:
+    unit = {"type": "object", "properties": {"unit": {"enum": ["c", "f"]}}, "required": ["unit"]}
+    place = {"type": "object", "properties": {"at": {"$ref": "#/$defs/at"}}, "required": ["at"], "$defs": {"at": unit}}
+    schemas: dict[str, dict[str, Any]] = {"get": {**place, "additionalProperties": False}, "now": {}}
+    functions = [{"name": name, **({"parameters": schema} if schema else {})} for name, schema in schemas.items()]
+    body = {
+        "messages": [{"role": "user", "content": "say"}],
+        "tools": [{"type": "function", "function": function} for function in functions],
+        "tool_choice": choice if choice == "required" else {"type": "function", "function": {"name": choice}},
+        "parallel_tool_calls": parallel,
+        "max_tokens": 2000,
+        "temperature": 1.0,
+        "n": 4,
+    }
+    for one in server.post("/v1/chat/completions", json=body).json()["choices"]:
+        assert one["finish_reason"] == "tool_calls"
+        calls = one["message"]["tool_calls"]
+        assert 1 <= len(calls) <= (MOST_CALLS if choice == "required" and parallel else 1)
+        for call in calls:
+            name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"])
+            assert choice in ("required", name)
+            assert jsonschema.Draft202012Validator(schemas[name] or {"maxProperties": 0}).is_valid(arguments)
+
+
 def test_a_structural_tag_holds_what_its_schema_says_once_it_has_begun(server: httpx.Client) -> None:
     newer = {
         "format": {
@@ -145,6 +179,7 @@ def test_a_stream_says_the_same_as_a_whole_reply(server: httpx.Client) -> None:
         ({"json_schema": {"type": "foo"}}, "the json_schema is not valid"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema is missing"),
         ({"response_format": {"type": "json_object", "json_schema": {}}}, "response_format.json_schema says nothing"),
+        ({"response_format": {"type": "text", "schema": {}}}, "response_format.schema says nothing"),
         ({"response_format": {"type": "structural_tag"}}, "response_format must have a format"),
         ({"regex": "a", "choice": ["a"]}, "regex and choice contradict each other"),
         ({"regex": "a", "response_format": {"type": "json_object"}}, "response_format and regex contradict"),

@@ -54,8 +54,18 @@ def test_token_ids_of_prompt_and_output_can_be_had(client: httpx.Client) -> None
     body = {"messages": MESSAGES, "return_token_ids": True, "max_tokens": 2, "stream": True}
     chunks = events(client.post("/v1/chat/completions", json=body))
     assert bytes(chunks[0]["prompt_token_ids"]) == b"user: hi\n"
+    assert all("prompt_token_ids" not in chunk for chunk in chunks[1:])
     assert [token for chunk in chunks for token in chunk["choices"][0].get("token_ids", ())] == list(b"us")
     assert "token_ids" not in complete(client)["choices"][0]
+
+
+def test_the_chunk_with_the_role_counts_no_token_yet(client: httpx.Client) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"messages": MESSAGES, "max_tokens": 3, "stream": True, "stream_options": options}
+    usages = [chunk["usage"]["completion_tokens"] for chunk in events(client.post("/v1/chat/completions", json=body))]
+    assert usages[0] == 0
+    assert usages == sorted(usages)
+    assert usages[-1] == 3
 
 
 def test_tokens_with_scores_can_be_named_by_their_ids(client: httpx.Client) -> None:
@@ -144,3 +154,10 @@ def test_what_cannot_change_the_answer_is_taken(client: httpx.Client) -> None:
         "stream_options": {"include_obfuscation": True},
     }
     assert client.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 1, **extra}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/score", "/v1/rerank"])
+def test_what_the_model_is_not_made_for_is_said_so(client: httpx.Client, path: str) -> None:
+    response = client.post(path, json={"query": "a", "documents": ["b"]})
+    assert response.status_code == 400
+    assert "cross-encoder" in response.json()["error"]["message"]
