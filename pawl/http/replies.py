@@ -29,6 +29,8 @@ HEADER_PATIENCE_S = 1.0
 
 MANY_SCORES = 200
 """Tokens with scores that are written without giving others their turn."""
+MANY_CHARACTERS = 10_000
+"""The same of text, in which calls and reasoning may be looked for a character at a time."""
 
 
 class Renderer(Protocol):
@@ -58,7 +60,8 @@ class Renderer(Protocol):
 
 async def beside(deltas: Sequence[Delta], write: Callable[[], bytes]) -> bytes:
     """What `write` makes of `deltas`, written beside the event loop where there is much to write."""
-    if sum(len(delta.logprobs) + len(delta.prompt_logprobs) for delta in deltas) > MANY_SCORES:
+    num_scores = sum(len(delta.logprobs) + len(delta.prompt_logprobs) for delta in deltas)
+    if num_scores > MANY_SCORES or sum(len(delta.text) for delta in deltas) > MANY_CHARACTERS:
         return await asyncio.to_thread(_written, deltas, write)
     return write()
 
