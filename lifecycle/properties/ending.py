@@ -8,7 +8,16 @@ from typing import NamedTuple
 from pawl.lifecycle.properties.base import ENDS, Property, Violation
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Answered, AnswersClosed, Delivered, Record, StepPlanned, Submitted, Transition
+from pawl.lifecycle.records import (
+    Answered,
+    AnswersClosed,
+    Contained,
+    Delivered,
+    Record,
+    StepPlanned,
+    Submitted,
+    Transition,
+)
 from pawl.lifecycle.states import ABORT_CAUSES, Cause, Event
 
 
@@ -95,30 +104,66 @@ class SilenceAfterAbort(Property):
 
 
 class StreamEqualsResult(Property):
-    """What left for the client is the result: as many tokens as count, and one reason for the end. Only text can stop a
-    request at another place than the scheduler knew: the client is told so, of no more tokens than there were."""
+    """What left for the client is the result: as many tokens as count, one reason for the end, and not before it. Only
+    text can stop a request at another place than the scheduler knew: the client is told so, of no more tokens than
+    there were; and only for a failure, or when the engine stops, may the gateway answer in place of the scheduler."""
 
     name = "stream_equals_result"
-    observes = (*ENDS, Answered)
+    observes = (*ENDS, Answered, Delivered, Contained)
 
     def __init__(self) -> None:
         self._pairing = Pairing()
+        self._in_place: list[tuple[Cause, Answered]] = []
+        """How the scheduler ended it, and what the gateway said instead."""
+        self._failed: set[int] = set()
+        """Requests that were aborted for a failure."""
+        self._contained = False
+        self._stops_at = float("inf")
+        """When the engine began to stop."""
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        self._contained, self._stops_at = True, float("-inf")  # so it may have been before
+        return ()
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case Contained():
+                self._contained = True
+            case Delivered(kind="abort") if record.fields.get("cause") == Cause.INTERNAL:
+                self._failed |= _requests(record)
+            case Delivered(kind="drain" | "end_all"):
+                self._stops_at = min(self._stops_at, record.time)
         both = self._pairing.pair(record)
         return tuple(self._compare(*both, history)) if both is not None else ()
 
     def _compare(self, end: Transition, answer: Answered, history: History) -> Iterator[Violation]:
-        # The gateway answers in place of a peer that is lost.
         if answer.cause in (Cause.INTERNAL, Cause.DRAINED):
+            if answer.cause != end.cause:
+                self._in_place.append((end.cause, answer))
             return
         counted = end.num_output if end.num_output is not None else answer.num_output
-        cut = answer.cause == Cause.STOP_STRING and answer.num_output <= counted
-        if answer.cause != end.cause and not cut:
+        if answer.cause == Cause.STOP_STRING and (end.cause != answer.cause and answer.num_output <= counted):
+            return
+        if answer.cause != end.cause:
             yield self.violation(history, f"it ended by {end.cause}, its client was told {answer.cause}", end.request)
-        if end.event == Event.FINISH and answer.num_output != counted and not cut:
+        if answer.num_output != counted:
             text = f"it ends with {counted} output tokens, {answer.num_output} left for its client"
             yield self.violation(history, text, end.request)
+        # A stop string ends it with the client first.
+        if answer.time < end.time and answer.cause != Cause.STOP_STRING:
+            yield self.violation(history, f"it ended at {end.time}, its client was told at {answer.time}", end.request)
+
+    def finish(self, history: History) -> Sequence[Violation]:
+        wrong = [(cause, answer) for cause, answer in self._in_place if not self._may_answer(answer)]
+        return [
+            self.violation(history, f"it ended by {cause}, its client was told {answer.cause}", answer.request)
+            for cause, answer in wrong
+        ]
+
+    def _may_answer(self, answer: Answered) -> bool:
+        if answer.cause == Cause.INTERNAL:
+            return self._contained or answer.request in self._failed
+        return answer.time >= self._stops_at
 
 
 class AbortIsTotal(Property):
@@ -193,6 +238,8 @@ class Replies:
 
     def observe(self, record: Record) -> Fault | None:
         """What is wrong with this record, if anything."""
+        if self._closed and isinstance(record, Answered | AnswersClosed):
+            return Fault("the gateway says something after its last word", getattr(record, "request", None))
         self._pairing.pair(record)
         match record:
             case Answered(request=request):
@@ -221,3 +268,5 @@ class Replies:
             ended_before = begun is not None and answer.request <= begun.newest and answer.request not in earlier
             if answer.cause not in ABORT_CAUSES and not ended_before:
                 yield Fault(f"its client was told {answer.cause}, and it has not ended", answer.request)
+            elif answer.num_output and not ended_before:
+                yield Fault(f"{answer.num_output} tokens left for its client, and it never ran", answer.request)

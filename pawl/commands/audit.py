@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pawl.lifecycle.trace.reader import TraceReader
     from pawl.loops.recomputed import Recomputed
 
+GHOST = "ghost"
 OF_THE_RUN = ""
 """The model that the trace names."""
 
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     also: list[Property] = [GrammarIsAFold(Folds(arguments.recompute or None))]
     try:
         path = _run_at(arguments.trace or Path(ServerConfig().trace_dir))
-        with _recomputing(arguments.recompute, path) as words:
+        with recomputing(arguments.recompute, path) as words:
             also += [words] if words is not None else []
             report = _judged(path, arguments.replay, also, words is None)
     except OSError as error:
@@ -104,11 +105,9 @@ def _judged(path: Path, decide: bool, also: Sequence[Property], shown: bool) -> 
 
 
 @contextlib.contextmanager
-def _recomputing(model: str | None, path: Path) -> Iterator[Recomputed | None]:
-    """The property that the model of the run decides, where it was asked for. Raises NothingJudged."""
-    if model is None:
-        yield None
-        return
+def recomputing(model: str | None, path: Path) -> Iterator[Recomputed | None]:
+    """The property that the model of the run decides, where it was asked for, and of a ghost always: its answers are
+    known without a file. Raises NothingJudged."""
     from pawl.build.recompute import model_of
     from pawl.lifecycle.recompute import is_reproducible
     from pawl.lifecycle.records import Checkpoint, Started
@@ -116,6 +115,9 @@ def _recomputing(model: str | None, path: Path) -> Iterator[Recomputed | None]:
 
     first = next(iter(open_trace(path)), None)
     started: Any = first.started if isinstance(first, Checkpoint) else first
+    if model is None and not (isinstance(started, Started) and started.config.get("backend") == GHOST):
+        yield None
+        return
     if not isinstance(started, Started):
         raise NothingJudged("the trace does not begin with the start of an engine, so it names no model")
     if not is_reproducible(started):

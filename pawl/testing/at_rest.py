@@ -38,6 +38,10 @@ class EndChecks:
             return
         for left in (*open_books(self.run.actors), *doubled_timers(self.run.system)):
             raise PropertyFailed("auxiliary_conservation", f"at rest: {left}")
+        intake = self.run.scheduler.intake
+        late = [number for number in intake._ended_early if number <= intake._newest]
+        if late:
+            raise PropertyFailed("auxiliary_conservation", f"at rest: aborts of {late}, which have come, are kept")
         counted, seen = self.run.scheduler.loop.counters.cached_tokens, self.run.usage.total_cached
         if counted != seen:
             raise PropertyFailed("observability_conservation", f"{counted} tokens are counted as cached, {seen} were")

@@ -28,6 +28,7 @@ KEPT: dict[str, str] = {
     "FrontDesk.answers": _RUN,
     "FrontDesk.clients": _RUN,
     "Histogram.counts": _TOTALS,
+    "Intake._ended_early": "of requests that were refused on their way; forgotten when a later one comes",
     "LowerTiers._untold": _SETTLES,
     "Rate._seconds": "of the last minute",
     "RequestTable._free": "rows that are free",

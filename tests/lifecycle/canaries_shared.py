@@ -11,6 +11,7 @@ from pawl.lifecycle.records import (
     Answered,
     AnswersClosed,
     Cached,
+    Contained,
     Delivered,
     Flushed,
     PageCounts,
@@ -144,10 +145,15 @@ def abort_of(*requests: int) -> Delivered:
     return Delivered("abort", {"requests": list(requests)}, 0, float("inf"))
 
 
-def answered(*answers: tuple[int, Cause, int], count: int | None = None) -> list[Record]:
+def without_failure(records: list[Record]) -> list[Record]:
+    """The same, as if nothing had failed."""
+    return [record for record in records if not isinstance(record, Contained)]
+
+
+def answered(*answers: tuple[int, Cause, int], count: int | None = None, time: float = 1e9) -> list[Record]:
     """The story, and what the gateway told its clients: (request, cause, output tokens)."""
-    replies = [Answered(*each, 1.0, number) for number, each in enumerate(answers, 1)]
-    return [*STORY.records, *replies, AnswersClosed(len(replies) if count is None else count, 1.0)]
+    replies = [Answered(*each, time, number) for number, each in enumerate(answers, 1)]
+    return [*STORY.records, *replies, AnswersClosed(len(replies) if count is None else count, time)]
 
 
 ANSWERS = ((1, Cause.LENGTH, 3), (2, Cause.CLIENT, 1), (3, Cause.STOP_STRING, 1))
@@ -247,6 +253,12 @@ _REPLY_CANARIES = {
     "a result for a request that never ended": Canary(
         "legal_lifecycle", answered(*ANSWERS, (9, Cause.LENGTH, 3)), "told length, and it has not ended", 9
     ),
+    "tokens for a request that never ran": Canary(
+        "legal_lifecycle",
+        answered(*ANSWERS, (9, Cause.INVALID, 3)),
+        "3 tokens left .* and it never ran",
+        9,
+    ),
     "a token after an abort": Canary(
         "silence_after_abort", answered((2, Cause.CLIENT, 2)), "2 tokens left, but 1 were committed", 2
     ),
@@ -255,6 +267,18 @@ _REPLY_CANARIES = {
     ),
     "a reply with another reason": Canary(
         "stream_equals_result", answered((1, Cause.EOS, 3)), "ended by length, its client was told eos", 1
+    ),
+    "a reply in place of the scheduler, which has not failed": Canary(
+        "stream_equals_result", without_failure(answered((1, Cause.INTERNAL, 3), *ANSWERS[1:])), "was told internal", 1
+    ),
+    "a reply that calls it drained before the engine stops": Canary(
+        "stream_equals_result", answered((1, Cause.DRAINED, 3), *ANSWERS[1:]), "was told drained", 1
+    ),
+    "a reply before the end": Canary(
+        "stream_equals_result", answered((1, Cause.LENGTH, 3), time=0.5), "its client was told at 0.5", 1
+    ),
+    "a word of the gateway after its last": Canary(
+        "legal_lifecycle", [*answered(*ANSWERS), AnswersClosed(3, 1e9)], "after its last word"
     ),
     "a stop beyond the end": Canary(
         "stream_equals_result", answered((1, Cause.STOP_STRING, 4)), "ended by length, its client was told stop", 1

@@ -1,0 +1,73 @@
+"""Whatever is changed in a trace, the audit names it, or it is of a kind that no trace can show.
+
+The forger knows nothing of what records mean, so a new field is forged as well: it shows, or somebody says why not.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pawl.actors.simulation.exploration import silence
+from pawl.actors.simulation.faults import Faults
+from pawl.commands.audit import recomputing
+from pawl.lifecycle.audit import Report, Verdict, audit
+from pawl.lifecycle.records import Record
+from pawl.loops.decision_log import OneDecisionLog
+from pawl.testing.workload import Workload
+from tests.lifecycle.story import write
+from tests.pawl.forger import IN_PRINCIPLE, Kind, forgeries, simulated
+
+NIGHTLY = 60
+
+
+def audited(folder: Path, records: list[Record]) -> Report:
+    """As `pawl audit` does it."""
+    file = write(folder, records, block=64)
+    with silence(), recomputing(None, file) as words:
+        report = audit(file, [OneDecisionLog(), *([words] if words is not None else [])])
+    shutil.rmtree(folder)
+    return report
+
+
+def sound_run(seed: int) -> list[Record]:
+    """Of a random engine; without grammars, which a trace of a simulated run does not name."""
+    drawn = Workload.random(seed, max_requests=6)
+    plain = tuple(msgspec.structs.replace(arrival, grammar=None) for arrival in drawn.arrivals)
+    faults = Faults(strike=seed % 3, rush=int(seed % 4 == 1))
+    strategy = ("random", "pct", "pos")[seed % 3]
+    return simulated(msgspec.structs.replace(drawn, arrivals=plain), seed, strategy, faults)
+
+
+def cannot_show(kind: Kind) -> bool:
+    return any(fnmatchcase(str(kind), pattern) for pattern in IN_PRINCIPLE)
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, NIGHTLY))]
+)
+def test_every_forgery_that_leaves_a_contradiction_is_named(tmp_path: Path, seed: int) -> None:
+    records = sound_run(seed)
+    clean = audited(tmp_path / "clean", records)
+    assert clean.verdict is Verdict.PASS, clean.text()
+    unfound: Counter[str] = Counter()
+    num_found = 0
+    for number, forgery in enumerate(forgeries(records, random.Random(seed))):
+        report = audited(tmp_path / str(number), forgery.records)
+        if report.verdict is not Verdict.PASS:
+            assert report.findings or report.missing or report.damage, "it is said what is wrong"
+            num_found += 1
+        elif not cannot_show(forgery.kind):
+            unfound[str(forgery.kind)] += 1
+    assert dict(unfound) == {}
+    assert num_found > 100
+
+
+def test_every_reason_why_something_cannot_show_is_said() -> None:
+    assert all(len(reason.split()) > 4 for reason in IN_PRINCIPLE.values())
