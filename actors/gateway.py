@@ -23,6 +23,7 @@ from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.sampling import SEED_RANGE
 from pawl.actors.sink import Sink
 from pawl.actors.trace_losses import TraceLosses
+from pawl.actors.unread import long_characters
 from pawl.lifecycle.records import Answered, AnswersClosed
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.requests import Abort, Drain
@@ -88,7 +89,8 @@ class Gateway(Actor):
         numbers = tuple(self.requests.numbers(len(submits)))
         named = [s if s.rid else msgspec.structs.replace(s, rid=self.new_rid()) for s in submits]
         names = [(s.rid, s.group) if s.group else (s.rid,) for s in named]
-        refusal = self._why_not(names)
+        unread = long_characters(submits)
+        refusal = self._why_not(names, sum(unread))
         if refusal is not None:
             for request, sink in zip(numbers, sinks, strict=True):
                 self.requests.count_refused(refusal.cause)
@@ -96,8 +98,8 @@ class Gateway(Actor):
             return numbers
         now, num_sent = self.context.now(), 0
         try:
-            for request, own, sink in zip(numbers, names, sinks, strict=True):
-                self.requests.open(request, own, sink, now)
+            for request, own, sink, num_unread in zip(numbers, names, sinks, unread, strict=True):
+                self.requests.open(request, own, sink, now, num_unread)
             for after, (request, submit) in enumerate(zip(numbers, named, strict=True), 1):
                 sent = self.context.send(self._names.tokenizer, msgspec.structs.replace(submit, request=request))
                 num_sent = after
@@ -228,14 +230,15 @@ class Gateway(Actor):
 
     # ---- inside ----
 
-    def _why_not(self, names: Sequence[tuple[str, ...]]) -> Refused | None:
+    def _why_not(self, names: Sequence[tuple[str, ...]], num_unread: int) -> Refused | None:
         if self.lost is not None:
             return Refused(0, Cause.INTERNAL, self.lost, HTTP_OVERLOADED)
         if self.draining:
             return Refused(0, Cause.DRAINED, "the server is shutting down", HTTP_OVERLOADED)
         if self.trace_losses.refusal:
             return Refused(0, Cause.INTERNAL, self.trace_losses.refusal, HTTP_OVERLOADED)
-        return self.requests.why_not(len(names), {name for own in names for name in own}, self.limit)
+        each = {name for own in names for name in own}
+        return self.requests.why_not(len(names), each, self.limit, num_unread)
 
     def _deliver(self, outputs: Sequence[Output]) -> None:
         """Once for each token of every request: keep it short."""

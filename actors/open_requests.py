@@ -12,6 +12,7 @@ from pawl.actors.measures import DURATION_BUCKETS_S, FIRST_TOKEN_BUCKETS_S, TOKE
 from pawl.actors.messages.generate import Accepted, Done, Output, Refused
 from pawl.actors.sink import Sink
 from pawl.actors.text.invalid import quoted
+from pawl.actors.unread import MOST_UNREAD
 from pawl.lifecycle.states import Cause
 
 log = structlog.get_logger(__name__)
@@ -30,6 +31,8 @@ class Entry(msgspec.Struct, eq=False):
     sink: Sink | None
     """None once the client is gone."""
     opened: float
+    num_unread: int = 0
+    """Characters of a long prompt that the tokenizer has not read yet (see `unread`)."""
     first_output: float | None = None
     num_tokens: int = 0
     aborting: bool = False
@@ -93,8 +96,13 @@ class OpenRequests:
         self._next = numbers.stop
         return numbers
 
-    def why_not(self, count: int, names: Iterable[str], limit: int) -> Refused | None:
-        """Why `count` requests of these names cannot be opened beside those that are, if so."""
+    def why_not(self, count: int, names: Iterable[str], limit: int, num_unread: int = 0) -> Refused | None:
+        """Why `count` requests of these names, with so many characters of long prompts, cannot be opened beside those
+        that are, if so."""
+        waiting = self.num_unread if num_unread else 0
+        if waiting and waiting + num_unread > MOST_UNREAD:
+            text = f"long prompts of {waiting} characters wait to be read; try again later"
+            return Refused(0, Cause.OVERLOADED, text, HTTP_OVERLOADED)
         if len(self) + count > limit:
             text = f"{len(self)} requests are open and {limit} are allowed; try again later"
             return Refused(0, Cause.OVERLOADED, text, HTTP_OVERLOADED)
@@ -109,8 +117,13 @@ class OpenRequests:
         self.totals.submitted += 1
         self.totals.ended[cause] += 1
 
-    def open(self, request: int, names: tuple[str, ...], sink: Sink, now: float) -> None:
-        entry = self._entries[request] = Entry(request, names, sink, now)
+    @property
+    def num_unread(self) -> int:
+        """Characters of long prompts that wait for the tokenizer."""
+        return sum(entry.num_unread for entry in self._entries.values())
+
+    def open(self, request: int, names: tuple[str, ...], sink: Sink, now: float, num_unread: int = 0) -> None:
+        entry = self._entries[request] = Entry(request, names, sink, now, num_unread)
         for name in names:
             self._named.setdefault(name, []).append(request)
         self.totals.submitted += 1
@@ -142,7 +155,10 @@ class OpenRequests:
 
     def accept(self, accepted: Accepted) -> None:
         entry = self._find(accepted.request, "accepted")
-        if entry is not None and entry.sink is not None:
+        if entry is None:
+            return
+        entry.num_unread = 0
+        if entry.sink is not None:
             entry.sink.accepted(accepted)
 
     def output(self, output: Output, now: float) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import html
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, Concatenate, TypeVar
 
 import msgspec
@@ -54,6 +54,10 @@ class DescriptionRoutes(HasContext):
         super().__init__(context)
         self._described = [*described, *self.routes()]
 
+    @cached_property
+    def _description(self) -> bytes:
+        return msgspec.json.encode(describe(self._described, self.context.info.version))
+
     def routes(self) -> list[Route]:
         get = ["GET"]
         return [
@@ -80,7 +84,7 @@ class DescriptionRoutes(HasContext):
 
     async def openapi(self, request: Request) -> Response:
         """This description, for programs."""
-        return json_response(describe(self._described, self.context.info.version))
+        return Response(self._description, media_type="application/json")
 
     async def docs(self, request: Request) -> Response:
         """All routes, for people."""

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pawl.http.context import ServerContext
 from pawl.http.description import HasContext, takes
 from pawl.http.errors import Problem, json_response
 from pawl.http.openai import check_model
@@ -23,10 +24,37 @@ MAX_TOKENS = 200_000
 """Token ids of one call."""
 LITTLE = 2_000
 """Characters or token ids that are converted in the event loop itself."""
+MOST_CALLS = 32
+"""Calls with more that may be there at a time."""
+
+
+class Beside:
+    """Work beside the event loop, of one call at a time: more threads would only take processors from the model."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._num_calls = 0
+
+    async def do(self, size: int, work: Callable[[], T]) -> T:
+        """What `work` gives, which is done at once where its `size` is little. Raises Problem when too many wait."""
+        if size <= LITTLE:
+            return work()
+        if self._num_calls >= MOST_CALLS:
+            raise Problem(503, f"{self._num_calls} calls wait for long texts to be converted; try again later")
+        self._num_calls += 1
+        try:
+            async with self._turn:
+                return await asyncio.to_thread(work)
+        finally:
+            self._num_calls -= 1
 
 
 class TokenRoutes(HasContext):
     """What the model's vocabulary makes of text."""
+
+    def __init__(self, context: ServerContext) -> None:
+        super().__init__(context)
+        self._beside = Beside()
 
     def routes(self) -> list[Route]:
         return [
@@ -47,7 +75,9 @@ class TokenRoutes(HasContext):
             raise Problem(413, f"one call takes {MAX_TEXT} characters, not {size}", param="prompt")
         special = body.add_special_tokens is not False
         encode = self.context.tokenization.encode
-        encoded = await _beside(size + len(texts), lambda: [[int(i) for i in encode(one, special)] for one in texts])
+        encoded = await self._beside.do(
+            size + len(texts), lambda: [[int(i) for i in encode(one, special)] for one in texts]
+        )
         counts = [len(one) for one in encoded]
         single = isinstance(text, str)
         reply: dict[str, Any] = {
@@ -67,7 +97,7 @@ class TokenRoutes(HasContext):
         skip = body.skip_special_tokens is not False
         flat = not body.tokens or isinstance(body.tokens[0], int)
         size = len(body.tokens) if flat else LITTLE + 1
-        decoded = await _beside(size, lambda: self._decoded(body.tokens, skip))
+        decoded = await self._beside.do(size, lambda: self._decoded(body.tokens, skip))
         return json_response({"text": decoded, "prompt": decoded})
 
     def _decoded(self, tokens: Sequence[int | list[int]], skip: bool) -> str | list[str]:
@@ -84,8 +114,3 @@ class TokenRoutes(HasContext):
                 raise Problem(400, f"token {max(ids)} is outside the vocabulary of {size}", param="tokens")
         decode = self.context.tokenization.decode
         return [decode(ids, skip) for ids in lists] if lists else decode(flat, skip)
-
-
-async def _beside(size: int, work: Callable[[], T]) -> T:
-    """What `work` gives."""
-    return work() if size <= LITTLE else await asyncio.to_thread(work)
