@@ -138,6 +138,30 @@ def test_chrome_events_cover_every_interval_and_step() -> None:
         assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in spans(line, 1) + spans(line, 2))
 
 
+def test_each_request_has_a_named_thread_with_one_mark_where_it_ended() -> None:
+    line = timeline(STORY.records)
+    events = chrome_trace(line)["traceEvents"]
+    names = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert names == {1: "1 r1", 2: "2 r2", 3: "3 r3"}
+    marks = {event["tid"]: (event["name"], event["ts"]) for event in events if event["ph"] == "i"}
+    assert marks == {
+        request.request: (name, round((request.ended - line.start) * 1e6, 1))
+        for request, name in zip(
+            line.requests, ("finished: length", "aborted: client", "finished: stop_string"), strict=True
+        )
+        if request.ended is not None
+    }
+
+
+def test_what_was_open_when_the_records_end_lasts_until_then() -> None:
+    records = STORY.records[: STORY.labels["plan 3"] + 1]
+    line = timeline(records)
+    assert line.end == records[-1].time  # type: ignore[union-attr]
+    assert [request.ended for request in line.requests] == [None, None]
+    assert [request.intervals[-1].end for request in line.requests] == [line.end, line.end]
+    assert not [event for event in chrome_trace(line)["traceEvents"] if event["ph"] == "i"]
+
+
 def test_spans_of_one_thread_do_not_overlap() -> None:
     for records in RUNS:
         by_thread: dict[tuple[int, int], list[tuple[float, float]]] = {}

@@ -6,18 +6,20 @@ import re
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pawl.lifecycle.columns import int32s
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
-from pawl.lifecycle.records import DECODER, ENCODER, Record, StepPlanned, Submitted, Transition
+from pawl.lifecycle.records import DECODER, ENCODER, Record, StepPlanned, StepRolledBack, Submitted, Transition
 from pawl.lifecycle.states import Event
 from tests.lifecycle.canaries import CANARIES, STORY
 from tests.lifecycle.canaries_shared import SHARED_CANARIES, twins
-from tests.lifecycle.story import changed, without
+from tests.lifecycle.story import Segment, Story, changed, without
 
 ALL = CANARIES | SHARED_CANARIES
 
@@ -36,6 +38,33 @@ def test_a_sound_run_violates_nothing() -> None:
 
 def test_without_the_start_nothing_is_judged_by_sizes_that_only_it_tells() -> None:
     assert judged(STORY.records[1:]).violations == []
+
+
+def test_rows_far_apart_are_judged_as_near_ones() -> None:
+    def moved(record: Record) -> Record:
+        """The same with other rows: those of the story are 0 and 1."""
+        if isinstance(record, Submitted | Transition):
+            return msgspec.structs.replace(record, row=100 * record.row + 60)
+        if isinstance(record, StepPlanned):
+            return msgspec.structs.replace(record, rows=(100 * int32s(record.rows) + 60).astype(np.int32))
+        return record
+
+    assert judged([moved(record) for record in STORY.records]).violations == []
+    canary = [moved(record) for record in changed(STORY, "finish 1", num_output=2)]
+    assert "stream_positions" in {violation.property for violation in judged(canary).violations}
+
+
+def test_pages_of_a_lost_step_may_be_taken_by_whoever_comes_next() -> None:
+    story = Story()
+    story.start()
+    for request in (1, 2):
+        story.submit(request, request, 4, 1)
+    story.admit(1, 1)
+    story.plan(1, Segment(1, 0, 4, pages=((0, 3),)))
+    story.add(StepRolledBack(1, "the worker was lost", story.now()))
+    story.admit(2, 2)
+    story.plan(2, Segment(2, 0, 4, pages=((0, 3),)))
+    assert judged(story.records).violations == judged(story.records[:-1]).violations
 
 
 def test_equal_requests_with_equal_outputs_violate_nothing() -> None:

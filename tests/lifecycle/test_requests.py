@@ -66,6 +66,19 @@ def test_a_row_says_what_was_asked_for() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("penalties", "penalised"),
+    [
+        ({}, False),
+        ({"repetition_penalty": 1.5}, True),
+        ({"presence_penalty": -1.0}, True),
+        ({"frequency_penalty": 0.5}, True),
+    ],
+)
+def test_a_request_is_penalised_that_asks_for_any_penalty(penalties: dict[str, float], penalised: bool) -> None:
+    assert SamplingParameters(**penalties).penalised == penalised
+
+
 @pytest.mark.parametrize(("wanted", "length"), [(0, 4), (1, 4), (2, 5)])
 def test_the_last_output_token_needs_no_position(wanted: int, length: int) -> None:
     table = RequestTable(1, 64)
