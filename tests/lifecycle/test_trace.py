@@ -249,6 +249,15 @@ def test_the_limit_drops_the_oldest_runs_first_and_then_the_beginning_of_this_on
     assert counts[0] > 0
 
 
+def test_no_more_runs_are_dropped_than_it_takes_to_make_room(tmp_path: Path) -> None:
+    limit = 1 << 20
+    runs = []
+    while len(runs) < 2 or runs[0].exists():
+        runs.append(fill(tmp_path, limit, 3).path)
+    assert len(runs) > 3
+    assert [run.exists() for run in runs] == [False] + [True] * (len(runs) - 1)
+
+
 def test_what_the_device_refuses_is_counted_and_told_in_the_next_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
