@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pawl.lifecycle.records import ENCODER, Digest, Gap, Record, StepPlanned
+from pawl.lifecycle.records import ENCODER, Checkpoint, Digest, Gap, Record, Started, StepPlanned
 from pawl.lifecycle.trace import reader
 from pawl.lifecycle.trace.format import BLOCK, BLOCK_SIZE, VERSION, sealed
 from pawl.lifecycle.trace.reader import Damage, DamageKind, TraceReader
-from pawl.lifecycle.trace.writer import MAX_RECORDS, NoEncoding, TraceWriter
+from pawl.lifecycle.trace.writer import MAX_RECORDS, NoEncoding, TraceWriter, file_bytes
 from tests.lifecycle.story import PLENTY, plain, sound_run, write
 
 STORY = sound_run()
@@ -210,6 +210,22 @@ def test_a_run_of_many_files_is_one_chain(tmp_path: Path) -> None:
     records, damage = read(run)
     assert damage == []
     assert [record.count for record in records if isinstance(record, Gap)] == list(range(len(records)))
+
+
+@pytest.mark.parametrize(("share", "files"), [(0.22, 1), (0.28, 2)])
+def test_a_checkpoint_begins_a_new_file_once_a_quarter_of_one_is_written(
+    tmp_path: Path, share: float, files: int
+) -> None:
+    limit = 1 << 20
+    writer = TraceWriter(tmp_path, limit)
+    while sum(file.stat().st_size for file in writer.path.iterdir()) < share * file_bytes(limit):
+        writer.append(Gap(1, "x" * 500))
+        writer.flush()
+    started = STORY.records[0]
+    assert isinstance(started, Started)
+    writer.append(Checkpoint(started, None, "nothing", 1.0))
+    writer.close()
+    assert len(list(writer.path.iterdir())) == files
 
 
 def test_a_missing_file_in_the_middle_is_corruption(tmp_path: Path) -> None:
