@@ -104,7 +104,7 @@ class ChatRenderer(OpenAiRenderer):
 
     chunk_object = "chat.completion.chunk"
     whole_object = "chat.completion"
-    nothing = b',"delta":{}'
+    nothing = b',"delta":{"reasoning_content":null}'
 
     def __init__(
         self,
@@ -126,7 +126,8 @@ class ChatRenderer(OpenAiRenderer):
 
     def parts(self, index: int, text: str, delta: Delta, inbox: Inbox) -> Sequence[bytes]:
         # The role comes together with the first text: alone it would look like an early first token.
-        first = [] if self.has_begun(index) else [b',"delta":' + encode({"role": "assistant", "content": self._echo})]
+        opening = {"role": "assistant", "content": self._echo, "reasoning_content": None}
+        first = [] if self.has_begun(index) else [b',"delta":' + encode(opening)]
         if self._make_reader is None:
             return [*first, _content(text)] if text else first
         reader = self._reader(index, inbox)
@@ -143,7 +144,8 @@ class ChatRenderer(OpenAiRenderer):
 
     def choice(self, index: int, delta: Delta, inbox: Inbox) -> dict[str, Any]:
         if self._make_reader is None:
-            return {"message": {"role": "assistant", "content": self._echo + delta.text, "refusal": None}}
+            content = self._echo + delta.text
+            return {"message": {"role": "assistant", "content": content, "refusal": None, "reasoning_content": None}}
         reader = self._reader(index, inbox)
         message = reader.message(self._read(reader, delta))
         if self._echo:
@@ -182,7 +184,8 @@ class ChatRenderer(OpenAiRenderer):
 
 
 def _content(text: str) -> bytes:
-    return b',"delta":{"content":' + encode(text) + b"}"
+    # SGLang's clients ask every delta and every message for its reasoning; others pass over what is null.
+    return b',"delta":{"content":' + encode(text) + b',"reasoning_content":null}'
 
 
 def scored(

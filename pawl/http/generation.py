@@ -76,7 +76,7 @@ class GenerationRoutes(HasContext):
             echo=echo_of(body),
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             token_bytes=self.context.tokenization.token_bytes,
-            make_reader=None if reading.plain else self._message_readers(reading, body.include_reasoning is not False),
+            make_reader=None if reading.plain else self._message_readers(reading, body),
         )
         return ReplyStream(self.context.gateway, submits, renderer, bool(body.stream))
 
@@ -97,7 +97,7 @@ class GenerationRoutes(HasContext):
             identity=rid,
             created=int(time.time()),
             model=self.context.info.model_name,
-            make_reader=self._message_readers(reading, True),
+            make_reader=self._message_readers(reading, chat),
             plain=reading.plain,
             score=lambda delta: scored(delta, num_top, token_bytes, lambda token, text: text),
             writer=ItemWriter(gateway.new_rid, lambda: reading.call_id(gateway.new_rid())),
@@ -116,7 +116,7 @@ class GenerationRoutes(HasContext):
         text = "this model generates text; scores of pairs need a model that is made for them, such as a cross-encoder"
         raise Problem(400, text, code="unsupported_by_model")
 
-    def _message_readers(self, reading: Reading, sends_reasoning: bool) -> Callable[[Inbox], MessageReader]:
+    def _message_readers(self, reading: Reading, body: ChatBody) -> Callable[[Inbox], MessageReader]:
         """What reads each reply of a call."""
         end = self.context.tokenization.encode(reading.reasoning.end, False) if reading.reasoning is not None else ()
 
@@ -126,7 +126,8 @@ class GenerationRoutes(HasContext):
                 reading.reader(in_reasoning),
                 new_id=lambda: reading.call_id(self.context.gateway.new_rid()),
                 in_reasoning=in_reasoning,
-                sends_reasoning=sends_reasoning,
+                sends_reasoning=body.include_reasoning is not False,
+                streams_reasoning=body.stream_reasoning is not False,
                 end_of_reasoning=int(end[0]) if len(end) == 1 else None,
             )
 

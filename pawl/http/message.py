@@ -20,13 +20,17 @@ class MessageReader:
         new_id: Callable[[], str],
         in_reasoning: bool,
         sends_reasoning: bool,
+        streams_reasoning: bool,
         end_of_reasoning: int | None,
     ) -> None:
-        """`new_id` names calls. `end_of_reasoning`: the token that ends it, by which its tokens are counted; None: they
-        are not."""
+        """`new_id` names calls. `streams_reasoning`: it is sent as it comes. `end_of_reasoning`: the token that ends
+        it, by which its tokens are counted; None: they are not."""
         self._reader = reader
         self._new_id = new_id
         self._sends_reasoning = sends_reasoning
+        self._streams_reasoning = streams_reasoning
+        self._held: list[Event] = []
+        """Reasoning that waits for its end."""
         self._end_of_reasoning = end_of_reasoning
         self._reasoned = in_reasoning
         self._num_tokens = 0
@@ -53,6 +57,12 @@ class MessageReader:
         self._num_tokens += len(tokens)
         events = self._reader.push(text) + (self._reader.close() if last else [])
         self._reasoned = self._reasoned or any(isinstance(event, Reasoning) for event in events)
+        if self._streams_reasoning:
+            return events
+        self._held += events
+        if not last and all(isinstance(event, Reasoning) for event in self._held):
+            return []
+        events, self._held = self._held, []
         return events
 
     def deltas(self, events: Sequence[Event]) -> list[dict[str, Any]]:
@@ -60,11 +70,11 @@ class MessageReader:
         deltas: list[dict[str, Any]] = []
         for kind, group in groupby(events, lambda event: "calls" if _is_call(event) else type(event).__name__):
             if kind == "calls":
-                deltas.append({"tool_calls": self._call_deltas(group)})
+                deltas.append({"tool_calls": self._call_deltas(group), "reasoning_content": None})
                 continue
             text = "".join(event.text for event in group if isinstance(event, Content | Reasoning))
             if kind == "Content":
-                deltas.append({"content": text})
+                deltas.append({"content": text, "reasoning_content": None})
             elif self._sends_reasoning:
                 deltas.append({"reasoning_content": text})
         return deltas
@@ -94,8 +104,7 @@ class MessageReader:
             elif isinstance(event, Arguments):
                 calls[event.index]["function"]["arguments"] += event.text
         message: dict[str, Any] = {"content": content if content or not calls else None}
-        if reasoning and self._sends_reasoning:
-            message["reasoning_content"] = reasoning
+        message["reasoning_content"] = reasoning if reasoning and self._sends_reasoning else None
         if calls:
             message["tool_calls"] = calls
         return message

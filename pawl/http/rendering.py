@@ -47,9 +47,11 @@ def finite(logprob: float | None) -> float | None:
     return None if logprob is None else max(logprob, LOWEST_LOGPROB)
 
 
-def stop_reason(done: Done | None) -> str | int | None:
-    """What stopped it, where that was the client's own choice."""
-    return done.matched if done is not None and done.cause in (Cause.STOP_STRING, Cause.STOP_TOKEN) else None
+def stop_members(done: Done) -> dict[str, str | int | None]:
+    """What stopped it: as vLLM has it, where that was the client's own choice; as SGLang has it, the model's own ends
+    included."""
+    chosen = done.cause in (Cause.STOP_STRING, Cause.STOP_TOKEN)
+    return {"stop_reason": done.matched if chosen else None, "matched_stop": done.matched}
 
 
 def prompt_scores(entries: Sequence[TokenLogprob], count: int) -> list[dict[str, Any] | None]:
@@ -181,8 +183,7 @@ class OpenAiRenderer(ABC):
         if self.frame.token_ids:
             ending += b',"token_ids":' + encode(delta.tokens)
         if done is not None:
-            reason_part = encode(stop_reason(done))
-            ending += b',"stop_reason":' + reason_part + b',"matched_stop":' + reason_part
+            ending += b"," + encode(stop_members(done))[1:-1]
         before = parts[:-1]
         tail = self._tail_of(index, inbox, done, self._num_tokens[index])
         early = self._tail_of(index, inbox, None, self._num_tokens[index] - len(delta.tokens)) if before else b""
@@ -232,8 +233,7 @@ class OpenAiRenderer(ABC):
             **self.choice(index, delta, inbox),
             "logprobs": self.scores(index, delta),
             "finish_reason": self.reason(index, delta.done),
-            "stop_reason": stop_reason(delta.done),
-            "matched_stop": stop_reason(delta.done),
+            **stop_members(delta.done),
             **({"token_ids": delta.tokens} if self.frame.token_ids else {}),
         }
 

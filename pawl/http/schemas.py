@@ -140,6 +140,8 @@ class ChatBody(OpenAiBody, kw_only=True):
     """For templates that read it; none: without reasoning, where the template can say so."""
     separate_reasoning: bool | None = None
     """Whether reasoning stands in a member of its own, and not in the content."""
+    stream_reasoning: bool | None = None
+    """Whether reasoning is streamed as it comes, and not in one delta at its end."""
     include_reasoning: bool | None = None
     """Whether reasoning is sent."""
     store: bool | None = None

@@ -10,7 +10,7 @@ import pytest
 
 from pawl.actors.messages.generate import Submit
 from pawl.lifecycle.request import SamplingParameters
-from tests.pawl.fake_engine import Served, logprob
+from tests.pawl.fake_engine import END_OF_TEXT, Served, logprob
 from tests.pawl.reading import events, streamed_text
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -103,7 +103,9 @@ def test_the_finish_reason_tells_what_stopped_it(
 ) -> None:
     (choice,) = complete(client, **body)["choices"]
     assert choice["text"] == text
-    assert (choice["finish_reason"], choice["stop_reason"], choice["matched_stop"]) == (reason, matched, matched)
+    assert (choice["finish_reason"], choice["stop_reason"]) == (reason, matched)
+    # SGLang's name says the model's own end, too.
+    assert choice["matched_stop"] == (END_OF_TEXT if text == "ab" else matched)
 
 
 def test_seeds_of_choices_count_round_at_the_end_of_their_range(client: httpx.Client, served: Served) -> None:
@@ -261,7 +263,8 @@ def test_a_chat_reply_has_openais_shape(client: httpx.Client) -> None:
     assert reply["object"] == "chat.completion"
     assert reply["id"].startswith("chatcmpl-")
     (choice,) = reply["choices"]
-    assert choice["message"] == {"role": "assistant", "content": "user: ", "refusal": None}
+    message = {"role": "assistant", "content": "user: ", "refusal": None, "reasoning_content": None}
+    assert choice["message"] == message
     assert choice["finish_reason"] == "length"
     assert reply["usage"]["completion_tokens"] == 6
 
@@ -279,10 +282,11 @@ def test_both_names_of_the_limit_count(client: httpx.Client, name: str) -> None:
 def test_a_chat_stream_begins_with_the_role_and_has_no_empty_text_after_it(client: httpx.Client) -> None:
     chunks = events(client.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 3, "stream": True}))
     deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    assert [delta.pop("reasoning_content") for delta in deltas] == [None] * 4
     assert deltas == [{"role": "assistant", "content": ""}, {"content": "u"}, {"content": "s"}, {"content": "e"}]
     body = {"messages": MESSAGES, "stop": "se", "stream": True}
     deltas = [c["delta"] for chunk in events(client.post("/v1/chat/completions", json=body)) for c in chunk["choices"]]
-    assert deltas[-1] == {}
+    assert deltas[-1] == {"reasoning_content": None}
     assert all(delta.get("content") for delta in deltas[1:-1])
 
 

@@ -57,6 +57,8 @@ def message_of(client: httpx.Client, **fields: Any) -> tuple[dict[str, Any], str
         assert call.pop("id") != streamed.pop("id")
     expected = {**whole["message"]}
     assert expected.pop("refusal") is None
+    if expected["reasoning_content"] is None:
+        del expected["reasoning_content"]
     assert {**message, "content": message["content"] or expected["content"]} == expected
     assert reason == whole["finish_reason"]
     return expected, whole["finish_reason"]
@@ -64,10 +66,12 @@ def message_of(client: httpx.Client, **fields: Any) -> tuple[dict[str, Any], str
 
 def add_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
     """As OpenAI's clients do; each delta holds one member, so that those which look at one alone lose nothing."""
-    assert len(delta.keys() & {"content", "reasoning_content", "tool_calls"}) <= 1 or "role" in delta
+    told = {name for name in ("content", "reasoning_content", "tool_calls") if delta.get(name)}
+    assert len(told) <= 1
+    assert "reasoning_content" in delta
     message["role"] = delta.get("role", message["role"])
     for name in ("content", "reasoning_content"):
-        if name in delta:
+        if delta.get(name) is not None:
             message[name] = (message.get(name) or "") + delta[name]
     indices = [part["index"] for part in delta.get("tool_calls", ())]
     assert len(set(indices)) == len(indices)
@@ -216,6 +220,14 @@ def test_reasoning_can_be_left_in_the_text_or_left_out(
 ) -> None:
     engine.script = "<think>Hm</think>Five"
     assert message_of(client, **fields)[0] == {"role": "assistant", **message}
+
+
+def test_reasoning_can_wait_for_its_end(client: httpx.Client, engine: Any) -> None:
+    engine.script = "<think>Two and three.</think>Five"
+    message_of(client, stream_reasoning=False)
+    chunks = ask(client, stream=True, stream_reasoning=False)
+    deltas = [choice["delta"]["reasoning_content"] for chunk in chunks for choice in chunk["choices"]]
+    assert [text for text in deltas if text] == ["Two and three."]
 
 
 def test_efforts_reach_the_template_and_none_turns_reasoning_off(client: httpx.Client, engine: Any) -> None:
