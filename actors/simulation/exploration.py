@@ -15,15 +15,14 @@ from __future__ import annotations
 import gc
 import hashlib
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
-
-import structlog
+from typing import TypeAlias
 
 from pawl.actors.simulation.choice import Choices, ChoiceSource, Diverged, Replay, Suggestion
 from pawl.actors.simulation.faults import InjectedCrash
+from pawl.actors.simulation.quiet import collected_between_runs, silence
 from pawl.actors.simulation.shrinking import MOST_RUNS, Shrinker, cost
 from pawl.actors.simulation.strategies.exhaustive import NotDeterministic, Redundant
 from pawl.actors.simulation.strategies.simple import Strategy
@@ -31,6 +30,8 @@ from pawl.actors.simulation.system import ActorFailure, Endless, SimulatedSystem
 
 MOST_STEPS = 20_000
 """Steps after which a run counts as endless."""
+FRAMES = 3
+"""Of the traceback of what an actor raised, told to a person."""
 MOST_SHOWN = 20
 """Deviations told to a person."""
 NO_PROPERTY = (Diverged, NotDeterministic)
@@ -41,7 +42,10 @@ class ActorFailed(Exception):
     """A handler raised, and no fault made it."""
 
     def __init__(self, failure: ActorFailure) -> None:
-        super().__init__(f"{failure.name}: {failure.error!r}")
+        frames = "".join(traceback.format_tb(failure.error.__traceback__)[-FRAMES:]).rstrip()
+        super().__init__(
+            f"{failure.name}: {failure.error!r}\n{frames}" if frames else f"{failure.name}: {failure.error!r}"
+        )
         self.name = failure.name
         self.error = failure.error
 
@@ -90,22 +94,37 @@ def drive(case: Case, *, max_steps: int = MOST_STEPS, on_state: Callable[[Hashab
     for _ in range(max_steps):
         if case.done():
             break
-        if not system.step():
+        try:
+            going_on = system.step()
+        except (Redundant, *NO_PROPERTY):
+            raise
+        except Exception as error:
+            # What an actor raised comes before what its end complains of; a part's fault before both.
+            if getattr(error, "first", False):
+                raise
+            _check_failures(case, num_seen)
+            raise
+        num_seen = _check_failures(case, num_seen)
+        if not going_on:
             system.check_not_stuck()
             if case.done() is False:
                 raise Unfinished("nothing can happen, but the case is not done", system.dump())
             break
-        while num_seen < len(system.failures):
-            failure = system.failures[num_seen]
-            num_seen += 1
-            if not case.tolerates(failure):
-                raise ActorFailed(failure) from failure.error
         case.stepped()
         if on_state is not None:
             on_state(case.state())
     else:
         raise Endless(max_steps, system.dump())
     case.at_rest()
+
+
+def _check_failures(case: Case, first: int) -> int:
+    """Raise ActorFailed for the first failure from number `first` on that is not tolerated; how many there are."""
+    failures = case.system.failures
+    for failure in failures[first:]:
+        if not case.tolerates(failure):
+            raise ActorFailed(failure) from failure.error
+    return len(failures)
 
 
 def replay(scenario: Scenario, choices: Choices, *, max_steps: int = MOST_STEPS) -> Case:
@@ -138,7 +157,7 @@ class Failure:
                 f"schedule {self.schedule} failed: {type(self.shrunk_error).__name__}: {self.shrunk_error}",
                 f"{before[0]} deviations in {before[1]} decisions, shrunk to {after[0]} in {after[1]}:",
                 *deviations,
-                self.dump,
+                *(line for line in self.dump.splitlines() if not line.endswith("waiting: nothing")),
             ]
         )
 
@@ -318,33 +337,3 @@ def _failure(
         shrunk_error=smallest.error,
         dump=smallest.case.system.dump(),
     )
-
-
-@contextmanager
-def collected_between_runs() -> Iterator[None]:
-    """Keep Python's cycle collector from looking through a run that is under way, again and again: its actors live
-    until its end, and are one large cycle then. Each run begins with a collection of those that nobody holds."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """Drop what is logged: thousands of runs in which actors are made to fail would say nothing a person can read."""
-
-    def drop(logger: Any, name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        raise structlog.DropEvent
-
-    # In place, as loggers that were used before hold on to this list.
-    processors = structlog.get_config()["processors"]
-    before = list(processors)
-    processors[:] = [drop]
-    try:
-        yield
-    finally:
-        processors[:] = before

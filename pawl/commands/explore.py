@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pawl.commands.failures import UsageError
 from pawl.exploration import CELLS, Totals
+from pawl.exploration.fixed import add_flags, given
 from pawl.exploration.processes import Clock, Watcher, follow, gather, tell
 from pawl.exploration.summary import as_json, lines
 from pawl.exploration.task import ANY, UNSTEADY, Task
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cache", default=ANY, metavar="NAME", help="a built-in one, or your own (default: any)")
     parser.add_argument("--scheduler", default="", metavar="NAME", help="your own subclass of Scheduler")
+    add_flags(parser)
     parser.add_argument(
         "--workload", type=Path, metavar="FILE", help="of `pawl trace export scenario`, in place of random ones"
     )
@@ -94,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def task_of(arguments: argparse.Namespace, seed: int, began: float) -> Task:
     """What one process does."""
+    fixed, of_requests = given(arguments)
     return Task(
         seed=seed,
         stride=arguments.stride,
@@ -102,6 +105,8 @@ def task_of(arguments: argparse.Namespace, seed: int, began: float) -> Task:
         policy=arguments.policy,
         cache=arguments.cache,
         scheduler=arguments.scheduler,
+        fixed=fixed,
+        of_requests=of_requests,
         workload=arguments.workload,
         max_requests=arguments.max_requests,
         faults=arguments.faults,
@@ -113,11 +118,14 @@ def task_of(arguments: argparse.Namespace, seed: int, began: float) -> Task:
 
 def _load_own(task: Task) -> None:
     """Load the parts of the engine that are the user's own. Raises UsageError."""
+    from pawl.loops.select import make_memory
     from pawl.testing.plugins import know_all
     from pawl.testing.workload import Shape
 
     try:
-        know_all(Shape(**task.shape))
+        shape = Shape(**task.shape)
+        know_all(shape)
+        make_memory(shape.loop_config())
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 
@@ -144,8 +152,9 @@ def _print(totals: Totals, seconds: float, seed: int, text: str, output: Path) -
         f"in {seconds:.1f} s: {totals.deliveries / seconds:,.0f} deliveries/s; seed {seed}"
     )
     print(f"{totals.confirmed:,} schedules were run twice, and came out the same")
-    for line in lines(totals):
-        print(line)
+    if not text:
+        for line in lines(totals):
+            print(line)
     print(f"violations: {1 if text else 0}")
     if text:
         print(f"\n{text}")

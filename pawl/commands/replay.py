@@ -16,6 +16,7 @@ from pawl.logs import progress
 
 if TYPE_CHECKING:
     from pawl.lifecycle.trace.reader import TraceReader
+    from pawl.testing.plugins import KeptPart
     from pawl.testing.scenario import Scenario
     from pawl.testing.workload import Shape
 
@@ -122,12 +123,17 @@ def _replay_file(path: Path) -> int:
     return _show(scenario, path)
 
 
-def _load_own(shape: Shape) -> None:
+def _load_own(shape: Shape, kept: dict[str, KeptPart] | None = None) -> None:
     """Load the parts of the engine that were the user's own. Raises CommandFailed."""
     from pawl.testing.plugins import know_all
 
+    for name, part in (kept or {}).items():
+        if not Path(part.file).is_file():
+            print(f"{part.file} is not there any more: {name} is taken as it was")
+        elif Path(part.file).read_text() != part.source:
+            print(f"{part.file} has changed since: {name} is taken as it is now")
     try:
-        know_all(shape)
+        know_all(shape, kept)
     except (ValueError, TypeError) as error:
         raise CommandFailed(str(error)) from error
 
@@ -141,7 +147,7 @@ def _replay_schedule(path: Path) -> int:
         schedule = load_schedule(path)
     except ValueError as error:
         raise CommandFailed(f"{path} holds no schedule and no scenario: {error}") from error
-    _load_own(schedule.workload.shape)
+    _load_own(schedule.workload.shape, schedule.parts)
     deviations = schedule.choices.deviations()
     print(f"{len(schedule.workload.arrivals)} requests, {len(schedule.choices)} decisions, {len(deviations)} not fair:")
     for at, _, label in deviations:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from pawl.commands.failures import CommandFailed
 from pawl.exploration import Totals
+from pawl.exploration.fixed import flag_of
 from pawl.exploration.task import Report, Task, explore
 
 PATIENCE_S = 10.0
@@ -157,6 +158,7 @@ def words_of(task: Task) -> list[str]:
         "--max-requests": task.max_requests,
         "--faults": task.faults,
     }
+    flags |= {flag_of(name): value for name, value in (task.fixed | task.of_requests).items()}
     if task.workload is not None:
         flags["--workload"] = task.workload
     return [str(word) for flag in flags.items() for word in flag]

@@ -8,9 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from pawl.commands.failures import CommandFailed
 from pawl.exploration import CELLS, Totals
 from pawl.features.row import Seeded
+from pawl.memory.prefix.select import CACHES
 
 if TYPE_CHECKING:
     from pawl.testing import Faults, Found, Workload
@@ -29,6 +32,8 @@ CONTENTION_EVERY = 5
 UNSTEADY = "one_decision_log: the same schedule came out differently"
 REPORT_S = 0.5
 ANY = "any"
+NEEDS_A_CACHE = frozenset({"eviction", "host_pages", "storage_pages", "write_policy", "window", "cache_core"})
+"""Fields that say how the cache of the engine works, or what stands beside it."""
 
 
 class Task(NamedTuple):
@@ -42,6 +47,10 @@ class Task(NamedTuple):
     policy: str
     cache: str
     scheduler: str
+    fixed: dict[str, Any]
+    """Fields of the server that are not drawn."""
+    of_requests: dict[str, Any]
+    """Fields of every request that are not drawn."""
     workload: Path | None
     max_requests: int
     faults: int
@@ -59,10 +68,11 @@ class Task(NamedTuple):
     @property
     def shape(self) -> dict[str, Any]:
         """Fields of every workload's server."""
-        fixed: dict[str, Any] = {"scheduler": self.scheduler}
+        fixed: dict[str, Any] = {"scheduler": self.scheduler, **self.fixed}
         if self.cell != "all":
             fixed["pacing"], fixed["mixed"] = CELLS[self.cell]
-        chosen = {"policy": self.policy, "cache": self.cache}
+        cache = CACHES[0] if self.cache == ANY and not NEEDS_A_CACHE.isdisjoint(self.fixed) else self.cache
+        chosen = {"policy": self.policy, "cache": cache}
         return fixed | {name: value for name, value in chosen.items() if value != ANY}
 
 
@@ -153,8 +163,13 @@ def workload_of(task: Task, seed: int) -> Workload:
     if task.workload is not None:
         return load_scenario(task.workload).workload
     if seed % CONTENTION_EVERY == 0:
-        return contention(seed, **task.shape)
-    return Workload.random(seed, max_requests=task.max_requests, **task.shape)
+        drawn = contention(seed, **task.shape)
+    else:
+        drawn = Workload.random(seed, max_requests=task.max_requests, **task.shape)
+    if not task.of_requests:
+        return drawn
+    arrivals = tuple(msgspec.structs.replace(arrival, **task.of_requests) for arrival in drawn.arrivals)
+    return msgspec.structs.replace(drawn, arrivals=arrivals)
 
 
 def load_scenario(path: Path) -> Scenario:

@@ -42,6 +42,7 @@ from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import FrontDesk
 from pawl.testing.expectations import PropertyFailed, simulated_fold, simulated_grammars, vocabulary
 from pawl.testing.models import GHOST, Model, SimulatedDevice, storage_of
+from pawl.testing.parts import own_parts
 from pawl.testing.plugins import SCHEDULERS
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking, UsageTold
 from pawl.testing.reached import events_of
@@ -135,6 +136,8 @@ class Cluster(Case):
         self.scheduler.loop.feed.follow(self._follow_cache)
         self.usage = UsageTold()
         self.monitor.properties.append(self.usage)
+        for part in own_parts(self.scheduler.loop):
+            part.report = system.report
         limit = overtaking_limit(config.policy)
         if limit is not None:
             self.monitor.properties.append(BoundedOvertaking(limit))

@@ -20,10 +20,10 @@ from pawl.actors.simulation.exploration import (
     explore,
     never,
     replay,
-    silence,
     way_of,
 )
 from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.shrinking import MOST_RUNS
 from pawl.actors.simulation.strategies.coverage import CoverageGuided
 from pawl.actors.simulation.strategies.exhaustive import Exhaustive
@@ -32,6 +32,7 @@ from pawl.actors.simulation.strategies.pos import POS
 from pawl.actors.simulation.strategies.simple import Fair, RandomWalk, Strategy
 from pawl.testing.cluster import NO_FAULTS, MakeProperties, cluster, quick_properties, record_properties
 from pawl.testing.models import GHOST, Model
+from pawl.testing.plugins import KeptPart, kept_parts
 from pawl.testing.workload import Workload, labels_of
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
@@ -70,6 +71,7 @@ class Found(NamedTuple):
             strategy=self.strategy,
             seed=str(self.seed),
             error=str(self.failure.shrunk_error),
+            parts=msgspec.json.encode(kept_parts(self.workload.shape)).decode(),
         )
         choices.save(path)
 
@@ -214,6 +216,8 @@ class Schedule(NamedTuple):
     choices: Choices
     error: str
     """What it showed when it was saved."""
+    parts: dict[str, KeptPart]
+    """Those of the user's own."""
     strategy: str
     seed: int
     """Of the strategy that found it."""
@@ -227,7 +231,8 @@ def load_schedule(path: Path) -> Schedule:
         raise ValueError("these choices do not say which workload they are for")
     faults = msgspec.json.decode(facts.get("faults", "{}"), type=Faults)
     strategy, seed = facts.get("strategy", ""), int(facts.get("seed", "0"))
-    return Schedule(Workload.decode(facts["workload"]), faults, choices, facts.get("error", ""), strategy, seed)
+    parts = msgspec.json.decode(facts.get("parts", "{}"), type=dict[str, KeptPart])
+    return Schedule(Workload.decode(facts["workload"]), faults, choices, facts.get("error", ""), parts, strategy, seed)
 
 
 def replay_schedule(schedule: Schedule, model: Model = GHOST) -> Exception | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pawl.actors.simulation.exploration import drive, silence
+from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.quiet import silence
 from pawl.testing.cluster import NO_FAULTS, Cluster, quick_properties, record_properties
 from pawl.testing.exploring import most_steps, scenario_of
 from pawl.testing.workload import Workload

@@ -25,7 +25,8 @@ from pawl.actors.messages.generate import Refused
 from pawl.actors.open_requests import HTTP_INTERNAL
 from pawl.actors.runtime.cell import Phase
 from pawl.actors.simulation.cell import SimulatedCell
-from pawl.actors.simulation.exploration import drive, silence
+from pawl.actors.simulation.exploration import drive
+from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.simple import Fair, Strategy
 from pawl.actors.simulation.system import ActorFailure, SimulatedSystem
 from pawl.lifecycle.states import Cause

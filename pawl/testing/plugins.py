@@ -6,55 +6,101 @@ parts is run again with them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from pawl.actors.scheduler import Scheduler
 from pawl.loops.policy import POLICIES, Policy
 from pawl.memory.prefix.base import PrefixCache
-from pawl.memory.prefix.select import CACHES, KINDS, Kind
-from pawl.testing.workload import Shape
+from pawl.memory.prefix.select import CACHES, KINDS, Kind, Wish
+from pawl.testing.parts import CheckedCache, CheckedPolicy
 
+if TYPE_CHECKING:
+    from pawl.testing.workload import Shape
+
+FILES: dict[str, Path] = {}
+"""Name of a part -> the file where its class stands."""
 SCHEDULERS: dict[str, type[Scheduler]] = {"": Scheduler}
 """By name; the engine's own has none."""
 
 
 def know_policy(policy: type[Policy], name: str = "") -> str:
     """Make a class of policies known, which takes no arguments. Gives its name, for `Shape.policy`."""
-    name = name or place_of(policy)
-    POLICIES[name] = lambda seed: policy()
+    name = _named(policy, name)
+    POLICIES[name] = lambda seed: CheckedPolicy(policy(), name)
     return name
 
 
 def know_cache(cache: type[PrefixCache], name: str = "") -> str:
     """Make a class of prefix caches known, which takes the page size. Gives its name, for `Shape.cache`."""
-    name = name or place_of(cache)
+    name = _named(cache, name)
     # A protocol says nothing about how it is made.
-    made: Any = cache
-    KINDS[name] = Kind(f"`--cache {name}`", cache.__name__, lambda wish: made(wish.page_size), "", ordered=False)
+    own: Any = cache
+
+    def make(wish: Wish) -> Any:
+        return CheckedCache(own(wish.page_size), name)
+
+    KINDS[name] = Kind(f"`--cache {name}`", cache.__name__, make, "", ordered=False)
     return name
 
 
 def know_scheduler(scheduler: type[Scheduler], name: str = "") -> str:
     """Make a subclass of Scheduler known, which takes what that takes. Gives its name, for `Shape.scheduler`."""
-    name = name or place_of(scheduler)
+    name = _named(scheduler, name)
     if not (inspect.isclass(scheduler) and issubclass(scheduler, Scheduler)):
         raise TypeError(f"{name} is no subclass of actors.scheduler.Scheduler")
     SCHEDULERS[name] = scheduler
     return name
 
 
-def know_all(shape: Shape) -> None:
-    """Load every class that the shape names. Raises ValueError, saying which cannot be had, or TypeError."""
+class KeptPart(msgspec.Struct, frozen=True):
+    """A part as it was when a schedule was saved."""
+
+    file: str
+    """Where it was; what is there now is taken, so that a repaired part can be tried."""
+    source: str
+    """Taken where that file is not there any more."""
+
+
+def kept_parts(shape: Shape) -> dict[str, KeptPart]:
+    """The parts of the user's own that the shape names, with what is needed to load them anywhere."""
+    names = [name for name in (shape.policy, shape.cache, shape.scheduler) if name in FILES]
+    return {name: KeptPart(str(FILES[name]), FILES[name].read_text()) for name in names if FILES[name].is_file()}
+
+
+def know_all(shape: Shape, kept: Mapping[str, KeptPart] | None = None) -> None:
+    """Load every class that the shape names, from where it was `kept` if so. Raises ValueError, saying which cannot be
+    had, or TypeError."""
+    kept = kept or {}
     if shape.policy not in POLICIES:
-        know_policy(load(shape.policy, POLICIES), shape.policy)
+        know_policy(load(shape.policy, POLICIES, kept.get(shape.policy)), shape.policy)
     if shape.cache not in KINDS:
-        know_cache(load(shape.cache, CACHES), shape.cache)
+        know_cache(load(shape.cache, CACHES, kept.get(shape.cache)), shape.cache)
     if shape.scheduler not in SCHEDULERS:
-        know_scheduler(load(shape.scheduler, ()), shape.scheduler)
+        know_scheduler(load(shape.scheduler, (), kept.get(shape.scheduler)), shape.scheduler)
+
+
+def names_of(fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a shape in which parts of the user's own may stand as classes, with their names in place of them."""
+    know: dict[str, Callable[[Any], str]] = {"policy": know_policy, "cache": know_cache, "scheduler": know_scheduler}
+    return {name: know[name](value) if isinstance(value, type) else value for name, value in fixed.items()}
+
+
+def _named(kind: type, name: str) -> str:
+    """The name of a class, whose file is remembered."""
+    name = name or place_of(kind)
+    if name not in FILES:
+        with contextlib.suppress(TypeError, OSError):  # what was typed in has no file
+            FILES[name] = Path(inspect.getfile(kind)).absolute()
+    return name
 
 
 def place_of(kind: type) -> str:
@@ -62,8 +108,10 @@ def place_of(kind: type) -> str:
     return f"{inspect.getfile(kind)}:{kind.__qualname__}"
 
 
-def load(name: str, built_in: Any) -> Any:
+def load(name: str, built_in: Any, kept: KeptPart | None = None) -> Any:
     """The class called `name`. Raises ValueError where there is none; `built_in` are the names that would have done."""
+    if kept is not None:
+        return _kept_class(name, kept)
     place, _, attribute = name.rpartition(":")
     if not place:
         raise ValueError(f"{name!r} is none of {', '.join([*built_in, 'FILE.py:CLASS', 'MODULE:CLASS'])}")
@@ -74,8 +122,20 @@ def load(name: str, built_in: Any) -> Any:
                 raise ImportError(f"{place} is no Python file")
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
+            FILES[name] = Path(place).absolute()
         else:
             module = importlib.import_module(place)
         return getattr(module, attribute)
     except (ImportError, AttributeError, OSError, SyntaxError) as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _kept_class(name: str, kept: KeptPart) -> Any:
+    attribute = name.rpartition(":")[2]
+    FILES[name] = Path(kept.file)
+    if Path(kept.file).is_file():
+        return load(f"{kept.file}:{attribute}", ())
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / Path(kept.file).name
+        copy.write_text(kept.source)
+        return load(f"{copy}:{attribute}", ())

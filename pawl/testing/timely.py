@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from pawl.actors.scheduler import Scheduler
-from pawl.loops.orders.requests import CheckDeadlines
+from pawl.loops.orders.requests import Abort, CheckDeadlines
 from pawl.loops.properties.state import name_of
 from pawl.memory.violation import MemoryViolation
 
 
 class TimelyScheduler(Scheduler):
-    """A scheduler that must have ended every request whose deadline has passed, each time it looks at deadlines; what
-    its loop breaks fails the run."""
+    """A scheduler that must have ended every request whose deadline has passed, each time it looks at deadlines, and
+    every one that it is told to end, when it has been told; what its loop breaks fails the run."""
 
     report: Callable[[str, str, int | None], None]
 
@@ -23,6 +23,8 @@ class TimelyScheduler(Scheduler):
 
     def receive(self, message: Any) -> None:
         super().receive(message)
+        if isinstance(message, Abort):
+            self._check_ended(message)
         if isinstance(message, CheckDeadlines):
             table = self.loop.table
             live = table.live_rows()
@@ -30,6 +32,12 @@ class TimelyScheduler(Scheduler):
             if len(late):
                 request = table.info(int(late[0])).request
                 self.report("bounded_progress", "its deadline has passed, and it is live", request)
+
+    def _check_ended(self, abort: Abort) -> None:
+        for request in abort.requests:
+            if request in self.loop.table.row_of:
+                why = f"the scheduler was told to end it (cause {abort.cause}), and has not"
+                self.report("abort_is_total", why, request)
 
 
 def timely(scheduler: type[Scheduler]) -> type[TimelyScheduler]:

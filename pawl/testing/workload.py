@@ -104,6 +104,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     write_policy: str = "write-through"
     window: int | None = None
     num_window_pages: int | None = None
+    """None: as many as there are others, where there is a window."""
     max_context: int | None = None
     """None: what the pages hold."""
     max_queued: int = 16
@@ -125,6 +126,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.host_pages or self.storage_pages:
             durable = self.storage_pages > 0
             fields["tiers"] = TierConfig(layout=TIER_LAYOUT, write_policy=self.write_policy, durable=durable)
+        if self.window is not None and self.num_window_pages is None:
+            fields["num_window_pages"] = self.num_pages
         if self.max_context is None:
             fields["max_context"] = self.num_pages * self.page_size
         return LoopConfig(**fields, weights="ghost")
@@ -232,7 +235,11 @@ def _closing(source: Source) -> Closing | None:
 
 
 def drawn_shape(source: Source, fixed: Mapping[str, Any]) -> Shape:
-    """A server with every feature of the configuration that is not in `fixed`."""
+    """A server with every feature of the configuration that is not in `fixed`, where parts of one's own may be
+    classes."""
+    from pawl.testing.plugins import names_of
+
+    fixed = names_of(fixed)
     return Shape(**drawn(server.FEATURES, source, {"cache": "radix", **fixed}, frozenset(fixed)))
 
 

@@ -10,7 +10,7 @@ import pytest
 from pawl.actors.runtime.dead_letters import DeadLetter
 from pawl.actors.runtime.local import OUTSIDE, OnFailure
 from pawl.actors.simulation.choice import ChoiceSource
-from pawl.actors.simulation.exploration import silence
+from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.pct import PCT
 from pawl.actors.simulation.strategies.simple import Fair, RandomWalk
 from pawl.actors.simulation.system import SimulatedSystem

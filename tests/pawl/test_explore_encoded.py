@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from pawl.actors.messages.execution import Execute
-from pawl.actors.simulation.exploration import drive, silence
+from pawl.actors.simulation.exploration import drive
+from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.pct import PCT
 from pawl.testing import Workload
 from pawl.testing.cluster import Cluster, cluster, quick_properties

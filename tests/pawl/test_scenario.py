@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.actors.simulation.exploration import ActorFailed, drive, silence
+from pawl.actors.simulation.exploration import ActorFailed, drive
+from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.simple import RandomWalk
 from pawl.actors.simulation.system import Stuck
 from pawl.cli import main

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from pawl.cli import main
-from pawl.testing import Faults, PropertyFailed, Workload, check_schedule, fault_budgets, schedules, workloads
+from pawl.testing import Faults, Workload, check_schedule, fault_budgets, schedules, workloads
+from pawl.testing.parts import PartFailed
 from pawl.testing.plugins import know_policy
 from pawl.testing.workload import Shape
 
@@ -83,11 +84,11 @@ def test_last_come_first_served_is_shown_with_a_queue_and_seen_again(
 ) -> None:
     result = contract(project, "policy = parts.LastComeFirstServed", "-k", "many_wait and lockstep-mixed")
     result.assert_outcomes(failed=1, deselected=11)
-    result.stdout.fnmatch_lines(["*bounded_overtaking, request 1: requests * were admitted before it*"])
+    result.stdout.fnmatch_lines(["*LastComeFirstServed (order, parts.py:*) put rows 2 and 1 before row 0*"])
     # On a CI pytest shows it twice.
     assert len({line for line in result.outlines if line.startswith("  request ")}) <= 6
     assert main(["replay", str(saved_in(result))]) == 0
-    assert "bounded_overtaking" in capsys.readouterr().out
+    assert "put rows 2 and 1 before row 0" in capsys.readouterr().out
 
 
 def test_a_cache_that_mixes_prompts_up_is_found(project: pytest.Pytester) -> None:
@@ -160,6 +161,7 @@ def test_chance_that_nobody_seeded_fails_the_test(project: pytest.Pytester) -> N
         + """
 import random
 from pawl.testing import contention
+from pawl.testing.parts import PartFailed
 from pawl.testing.plugins import know_policy
 
 
@@ -211,7 +213,7 @@ def test_workload_and_schedule_shrink_together() -> None:
         failed.append(workload)
         check_schedule(workload, schedule)  # type: ignore[arg-type]
 
-    with pytest.raises(PropertyFailed, match="work_conserving") as raised:
+    with pytest.raises(PartFailed, match="left out row 0") as raised:
         served()
     (arrival,) = failed[-1].arrivals
     assert (len(arrival.prompt), arrival.max_new_tokens) == (1, 1)

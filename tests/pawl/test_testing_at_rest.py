@@ -10,8 +10,9 @@ import pytest
 
 from pawl.actors.gateway import Gateway
 from pawl.actors.names import NAMES
-from pawl.actors.simulation.exploration import drive, silence
+from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.simple import Fair
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import History

@@ -1,0 +1,221 @@
+"""A stranger's own parts: what is wrong with one is said at once, in a few requests, as the fault of that part."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from pawl.actors.simulation.strategies.drawn import Drawn
+from pawl.cli import main
+from pawl.testing import PropertyFailed, Workload, check_schedule, load_schedule, schedules, workloads
+from pawl.testing.parts import PartFailed
+
+PARTS = """\
+from pawl.actors.scheduler import Scheduler
+from pawl.loops.orders.requests import Abort
+from pawl.memory.prefix.base import Eviction
+from pawl.memory.prefix.radix import RadixCache
+
+
+class Policy:
+    name = "mine"
+
+
+class Unfair(Policy):
+    def order(self, rows, waiting):
+        return list(reversed(rows))
+
+
+class Raises(Policy):
+    def order(self, rows, waiting):
+        return sorted(rows, key=lambda row: waiting.table.info(row).importance)
+
+
+class Repeats(Policy):
+    def order(self, rows, waiting):
+        return [*rows, rows[0]]
+
+
+class Drops(Policy):
+    def order(self, rows, waiting):
+        return rows[1:]
+
+
+class Foreign(Policy):
+    def order(self, rows, waiting):
+        return [max(rows) + 1, *rows]
+
+
+class Writes(Policy):
+    def order(self, rows, waiting):
+        waiting.table.priority[list(rows)] += 1
+        return rows
+
+
+class Loses(RadixCache):
+    def evict(self, count):
+        gone = super().evict(count)
+        return Eviction(gone.pages[1:], gone.fence)
+
+
+class Invents(RadixCache):
+    def evict(self, count):
+        gone = super().evict(count)
+        return Eviction(gone.pages + 1, gone.fence)
+
+
+class Stumbles(RadixCache):
+    def insert(self, tokens, pages, namespace, hold, fence, priority=0):
+        return {}["nothing"]
+
+
+class Keeps(Scheduler):
+    def receive(self, message):
+        if not isinstance(message, Abort):
+            super().receive(message)
+
+
+class Trips(Scheduler):
+    def settled(self):
+        super().settled()
+        if len(self.loop.table) > 1:
+            self.loop.nothing()
+"""
+FAULTS = {
+    "policy:Unfair": r"your policy .*parts.py:Unfair \(order, parts.py:12\) put rows [0-9and ]+ before row \d",
+    "policy:Raises": r"your policy .*parts.py:Raises \(order, parts.py:17\) raised AttributeError",
+    "policy:Repeats": r"your policy .*parts.py:Repeats \(order, parts.py:22\) returned row 0 twice",
+    "policy:Drops": r"your policy .*parts.py:Drops \(order, parts.py:27\) left out row 0",
+    "policy:Foreign": r"your policy .*parts.py:Foreign \(order, parts.py:32\) returned row \d+, which does not wait",
+    "policy:Writes": r"your policy .*parts.py:Writes \(order, parts.py:37\) wrote to the table of requests: priority",
+    "cache:Loses": r"your cache .*parts.py:Loses \(evict, parts.py:43\) lost 1 of its pages",
+    "cache:Invents": r"your cache .*parts.py:Invents \(evict, parts.py:49\) gave back page \d+, which it does not have",
+    "cache:Stumbles": r"your cache .*parts.py:Stumbles \(insert, parts.py:55\) raised KeyError",
+    "scheduler:Keeps": r"abort_is_total, request \d+: the scheduler was told to end it .* and has not",
+    "scheduler:Trips": r"ActorFailed: scheduler: AttributeError",
+}
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """A folder of a stranger."""
+    path = tmp_path / "parts.py"
+    path.write_text(PARTS)
+    return path
+
+
+def explored(part: str, path: Path, *words: str) -> int:
+    kind, name = part.split(":")
+    limits = ["--seconds", "600", "--workers", "1", "--seed", "1", "--output", str(path.with_name("schedule.json"))]
+    return main(["explore", f"--{kind}", f"{path}:{name}", *limits, *words])
+
+
+DOCUMENTED = {
+    "policy:LastComeFirstServed": "put rows 2 and 1 before row 0",
+    "cache:TwoAtATime": "lost 1 of its pages",
+    "scheduler:Deaf": "the scheduler was told to end it",
+}
+
+
+@pytest.mark.parametrize("part", DOCUMENTED)
+def test_the_parts_of_the_documentation_are_shown_as_it_says(
+    part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "checking.md").read_text()
+    name = part.partition(":")[2]
+    source = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if f"class {name}" in block)
+    (tmp_path / "mine.py").write_text(source)
+    assert len(source.splitlines()) <= 12
+    assert explored(part, tmp_path / "mine.py", "--shrink-seconds", "10") == 1
+    assert DOCUMENTED[part] in capsys.readouterr().out
+    assert DOCUMENTED[part] in " ".join(page.split())
+
+
+@pytest.mark.parametrize("part", FAULTS)
+def test_the_fault_of_a_part_is_told_as_that_in_at_most_three_requests(
+    part: str, parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explored(part, parts, "--shrink-seconds", "10") == 1
+    told = capsys.readouterr()
+    assert re.search(FAULTS[part], next(line for line in told.err.splitlines() if line.startswith("found, and saved")))
+    assert re.search(FAULTS[part], next(line for line in told.out.splitlines() if line.startswith("schedule ")))
+    assert len(load_schedule(parts.with_name("schedule.json")).workload.arrivals) <= 3
+
+
+def test_what_a_part_raised_stands_with_its_own_lines(parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part, line in (("policy:Raises", ", line 18, in <lambda>"), ("scheduler:Trips", ", line 69, in settled")):
+        assert explored(part, parts, "--shrink-seconds", "0") == 1
+        assert f'parts.py"{line}' in capsys.readouterr().out
+
+
+def test_a_schedule_is_replayed_from_any_folder_also_without_the_file_of_the_part(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explored("policy:Drops", parts) == 1
+    monkeypatch.chdir(tmp_path.parent)
+    saved = str(tmp_path / "schedule.json")
+    for change, said in (
+        (lambda: None, "left out row 0"),
+        (lambda: parts.write_text("# mine\n" + PARTS), "has changed since"),
+        (parts.unlink, "is not there any more"),
+    ):
+        change()
+        from pawl.loops.policy import POLICIES
+
+        monkeypatch.delitem(POLICIES, f"{parts}:Drops")
+        main(["replay", saved])
+        told = capsys.readouterr().out
+        assert said in told
+        assert "left out row 0" in told
+    assert main(["replay", saved]) == 0
+
+
+def test_every_feature_with_a_plain_value_can_be_fixed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--page-size", "4", "--eviction", "lfu", "--host-pages", "5", "--timeout-s", "0.05", "--step-s", "0.1"]
+    assert main(["explore", "--seconds", "600", "--schedules", "40", "--seed", "2", "--workers", "2", *words]) == 0
+    told = capsys.readouterr().out
+    for feature in ("eviction lfu", "tiers", "time of a step", "deadline"):
+        assert f"{feature} 1e+02" in told
+    assert main(["explore", "--seconds", "600", "--schedules", "20", "--workers", "1", "--window", "3"]) == 0
+    assert "window pages 1e+02" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["--eviction", "nonsense"], "unknown eviction policy"), (["--num-pages", "none"], "Expected `int`")],
+)
+def test_a_value_that_cannot_be_is_refused(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main(["explore", "--seconds", "1", *words])
+    except SystemExit as end:  # argparse's own
+        status = int(end.code or 0)
+    assert status == 2
+    assert told in capsys.readouterr().err
+
+
+class Hasty:
+    """Offers only the newest."""
+
+    name = "hasty"
+
+    def order(self, rows: list[int], waiting: object) -> list[int]:
+        return rows[-1:]
+
+
+def test_a_class_can_stand_in_a_workload_of_hypothesis() -> None:
+    @settings(
+        max_examples=50,
+        phases=(Phase.generate,),
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(workload=workloads(policy=Hasty), schedule=schedules())
+    def served(workload: Workload, schedule: Drawn) -> None:
+        check_schedule(workload, schedule)
+
+    with pytest.raises((PartFailed, PropertyFailed), match=r"Hasty .* left out row"):
+        served()
