@@ -175,8 +175,11 @@ def test_a_port_in_use_is_told_before_anything_is_loaded(capsys: pytest.CaptureF
 
 def test_audit_ends_with_the_verdict_as_its_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     story = sound_run()
-    assert main(["audit", str(write(tmp_path / "sound", story.records))]) == 0
+    assert main(["audit", "--no-replay", str(write(tmp_path / "sound", story.records))]) == 0
     assert capsys.readouterr().out.startswith("PASS")
+    # The story names no loop that could decide it again.
+    assert main(["audit", str(tmp_path / "sound")]) == 2
+    assert "no decision was made again" in capsys.readouterr().out
     assert main(["audit", str(write(tmp_path / "open", without(story, "closed")))]) == 2
     assert capsys.readouterr().out.startswith("INCOMPLETE")
     assert main(["audit", str(write(tmp_path / "wrong", without(story, "admit 1")))]) == 1
@@ -200,7 +203,7 @@ def test_audit_alone_reads_the_newest_run_of_the_default_folder(
     monkeypatch.setenv("PAWL_CACHE", str(tmp_path))
     write(tmp_path / "traces", without(sound_run(), "closed"))
     write(tmp_path / "traces", sound_run().records)
-    assert main(["audit", "--json"]) == 0
+    assert main(["audit", "--json", "--no-replay"]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "PASS"
 
 
