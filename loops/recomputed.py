@@ -61,8 +61,12 @@ class _Scored(NamedTuple):
 class _Life:
     """One request as far as it is recorded."""
 
-    def __init__(self, request: int, sampling: SamplingParameters, tokens: Int32s, num_prompt: int) -> None:
+    def __init__(
+        self, request: int, sampling: SamplingParameters, tokens: Int32s, num_prompt: int, *, whole: bool = True
+    ) -> None:
         self.request = request
+        self.whole = whole
+        """All of it is in the trace; else its prompt may have been scored before."""
         self.sampling = sampling
         self.known = tokens
         """The prompt, and output that came before the trace begins."""
@@ -107,7 +111,7 @@ class Recomputed(Property):
         table = beginning.table
         for row in beginning.rows:
             info, known = table.info(row), table.tokens[row, : table.num_tokens[row]]
-            self._lives[row] = _Life(info.request, info.sampling, known, int(table.num_prompt[row]))
+            self._lives[row] = _Life(info.request, info.sampling, known, int(table.num_prompt[row]), whole=False)
         return ()
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
@@ -251,7 +255,7 @@ def _no_scores(life: _Life) -> Iterator[tuple[int, str]]:
     wanted = np.zeros(len(life), np.bool_)
     if life.sampling.top_logprobs is not None:
         wanted[len(life.known) :] = True
-    if life.sampling.prompt_logprobs and len(life.known) == life.num_prompt and life.output:
+    if life.sampling.prompt_logprobs and life.whole and life.output:
         wanted[1 : life.num_prompt] = True
     for scored in life.scored:
         wanted[scored.positions] = False

@@ -78,7 +78,7 @@ recorded ones and a live server ([checking.md](checking.md) says how to run each
 * **leisure**: on the whole state: live when the engine has been idle for a second and when it stops, in simulated runs
   at rest, in an audit every 256 steps and at the end;
 * **replay**: by deciding everything again from the recorded inputs;
-* **model**: by computing the words again, in `pawl audit --recompute`.
+* **model**: by computing the words again, in `pawl audit --recompute`, and by the ghost in replayed simulated runs.
 
 Each class has canaries, planted violations that it must report: `tests/lifecycle/canaries.py`,
 `tests/lifecycle/canaries_shared.py`, `tests/loops/test_properties_state.py`, `tests/loops/test_recomputed.py`. Defects

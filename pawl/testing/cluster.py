@@ -35,6 +35,7 @@ from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import ENCODER, Checkpoint, Record, Started
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.policy import POLICIES
+from pawl.loops.recomputed import Recomputed
 from pawl.loops.select import LoopConfig
 from pawl.memory.prefix.events import CacheEvent, Mirror
 from pawl.memory.violation import MemoryViolation
@@ -74,17 +75,17 @@ class MemoryTrace:
     def close(self) -> None: ...
 
 
-MakeProperties: TypeAlias = Callable[[], Sequence[Property]]
+MakeProperties: TypeAlias = Callable[[Model], Sequence[Property]]
 
 
-def quick_properties() -> Sequence[Property]:
-    """Every property that records decide, but the replay of the run."""
+def quick_properties(model: Model) -> Sequence[Property]:
+    """Every property that records decide, but those for which the run is repeated."""
     return [*(make() for make in PROPERTIES), GrammarIsAFold(simulated_fold)]
 
 
-def record_properties() -> Sequence[Property]:
-    """Every property that records decide, the replay of the run included."""
-    return [*quick_properties(), OneDecisionLog()]
+def record_properties(model: Model) -> Sequence[Property]:
+    """Every property that records decide: its decisions are made again, and its words computed again by `model`."""
+    return [*quick_properties(model), OneDecisionLog(), Recomputed(model.compute)]
 
 
 class Cluster(Case):
@@ -217,7 +218,7 @@ class Cluster(Case):
         """From a checkpoint in the middle of the run, as if what came before it had been dropped."""
         at = [n for n, each in enumerate(self.trace.records) if isinstance(each, Checkpoint) and each.state is not None]
         if at:
-            rest = Monitor(record_properties())
+            rest = Monitor(record_properties(self.model))
             for record in self.trace.records[at[len(at) // 2] :]:
                 rest.observe(record)
             rest.finish()
@@ -303,4 +304,4 @@ def cluster(
     """An engine that serves `workload` with `model`, all of whose schedule is decided by `source`."""
     codec = make_codec if workload.encoded else None
     system = SimulatedSystem(source, seed=1, faults=faults, preempt=preempt, make_codec=codec)
-    return Cluster(system, workload, properties(), model)
+    return Cluster(system, workload, properties(model), model)

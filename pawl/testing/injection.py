@@ -200,7 +200,7 @@ def _internal(client: Client) -> bool:
 def injected_cluster(workload: Workload, source: Strategy) -> InjectedCluster:
     """The engine that serves `workload`."""
     system = SimulatedSystem(source, seed=1, preempt=False)
-    return InjectedCluster(system, workload, record_properties(), GHOST)
+    return InjectedCluster(system, workload, record_properties(GHOST), GHOST)
 
 
 def _watched(code: CodeType) -> str | None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from errno import EIO
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import msgspec
+import numpy as np
 
 from pawl.actors.storage import Storage
 from pawl.actors.tiers.files import HEADER, FileStore
 from pawl.actors.tiers.store import TierStore
+from pawl.gpu.ghost.recompute import ghost_again
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.grammars.cache import Grammars
+from pawl.lifecycle.recompute import Compute, Computed, Recorded
+from pawl.lifecycle.records import ENCODER
+from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import StepBatch, StepResult
 from pawl.loops.saving import WritePolicy
 from pawl.loops.select import LoopConfig
@@ -39,6 +47,10 @@ class Model(Protocol):
     name: str
     expectations: Expectations
 
+    @property
+    def compute(self) -> Compute | None:
+        """Computes the words of recorded requests again; None: each is only compared with what is expected of it."""
+
     def runner(self, config: LoopConfig, grammars: Grammars) -> Any:
         """A runner for this server, on which nothing has run; the one given before is not used any more."""
 
@@ -49,8 +61,21 @@ class GhostModel:
     name = "ghost"
     expectations = OF_THE_GHOST
 
+    def compute(self, requests: Sequence[Recorded]) -> list[Computed]:
+        """Each request once: under another schedule of its workload it comes again."""
+        return [_again(each.tokens.tobytes(), each.num_prompt, ENCODER.encode(each.sampling)) for each in requests]
+
     def runner(self, config: LoopConfig, grammars: Grammars) -> Ghost:
         return Ghost.for_shape(config, small=config.tiers is None, grammars=grammars)
+
+
+@lru_cache(maxsize=4096)
+def _again(tokens: bytes, num_prompt: int, sampling: bytes) -> Computed:
+    parameters = msgspec.msgpack.decode(sampling, type=SamplingParameters)
+    (computed,) = ghost_again(
+        [Recorded(np.frombuffer(tokens, np.int32), num_prompt, parameters)], grammars=simulated_grammars()
+    )
+    return computed
 
 
 GHOST = GhostModel()
@@ -62,6 +87,8 @@ class RealModel:
     Exact where a row's result does not depend on its batch (`docs/architecture.md`, "What may differ between runs");
     elsewhere two nearly equal logits may be taken for a defect.
     """
+
+    compute: Compute | None = None
 
     def __init__(
         self,

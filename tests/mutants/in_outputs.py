@@ -10,6 +10,7 @@ from pawl.actors.text.stream import Stream
 from pawl.gpu.ghost.draws import GhostDraws
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.grammars.rows import GrammarRows
+from pawl.loops import scores
 from pawl.loops.loop import Loop
 from pawl.loops.queues import Queues
 from pawl.memory.memory import Memory
@@ -173,5 +174,12 @@ OUTPUTS = (
         "",
         "The grammar of a request that has ended is kept for ever.",
         Edit(GrammarCompiler.receive, "self._held.pop(request)", "self._held[request]"),
+    ),
+    _mutant(
+        "scores_of_a_prompt_stand_one_too_early",
+        "recomputed",
+        "",
+        "The trace says of a prompt's log-probabilities that each belongs to the token before it.",
+        Edit(scores._of_prompts, "part.start + 1, part.start + 1 + len(rows)", "part.start, part.start + len(rows)"),
     ),
 )
