@@ -68,6 +68,14 @@ class Asker(msgspec.Struct, frozen=True):
     ticket: int
 
 
+def raised_behind(violation: MemoryViolation) -> Exception | None:
+    """What was raised, perhaps in a part of the user's own, where that is what broke the property."""
+    raised: BaseException | None = violation
+    while raised is not None and raised.__cause__ is not None:
+        raised = raised.__cause__
+    return raised if isinstance(raised, Exception) and raised is not violation else None
+
+
 class Scheduler(Actor):
     """Owns table, memory and loop of one replica."""
 
@@ -298,7 +306,11 @@ class Scheduler(Actor):
     def violated(self, violation: MemoryViolation) -> None:
         name = name_of(violation)
         self.violations[name] = self.violations.get(name, 0) + 1
-        log.error("a property does not hold", property=name, statement=violation.statement, facts=str(violation))
+        raised = raised_behind(violation)
+        # Its place and not its words, which may quote a prompt.
+        where = {} if raised is None else {"error": type(raised).__name__, "at": places_of(raised)}
+        facts = {"statement": violation.statement, "facts": str(violation), **where}
+        log.error("a property does not hold", property=name, **facts)
 
     def _send_step(self) -> None:
         self._report.send(self.loop, partial(self._send, self._names.detokenizer))

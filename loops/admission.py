@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pawl.loops.batch import BatchBuilder, PrefillSegment
-from pawl.loops.policy import Policy
+from pawl.loops.policy import Policy, PolicyFailed
 from pawl.loops.queues import Queues
 
 MAX_PASSED_OVER = 32
@@ -69,7 +69,11 @@ class Admission:
         yield from queues.admissible(queues.retracted)
         waiting = queues.admissible(queues.waiting)
         if waiting:
-            yield from self.policy.order(waiting, queues)
+            try:
+                ordered = list(self.policy.order(waiting, queues))
+            except Exception as error:
+                raise PolicyFailed(self.policy.name, waiting) from error
+            yield from ordered
 
     def _try(self, builder: BatchBuilder, row: int, budget: int, computing: set[PrefixKey]) -> int | None:
         """Tokens of the row's first chunk; 0: wait for a prefix being computed; None: does not fit now. The page that

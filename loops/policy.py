@@ -35,6 +35,14 @@ class Policy(Protocol):
     def order(self, rows: Sequence[int], waiting: Waiting) -> Sequence[int]: ...
 
 
+class PolicyFailed(Exception):
+    """A policy raised when it was asked for the order of `rows`; what it raised is the cause."""
+
+    def __init__(self, policy: str, rows: Sequence[int]) -> None:
+        super().__init__(f"the order of admission {policy} failed")
+        self.rows = rows
+
+
 class FirstComeFirstServed:
     """Arrival order."""
 

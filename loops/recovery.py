@@ -15,6 +15,7 @@ import numpy as np
 
 from pawl.lifecycle.requests import NOT_ADMITTED
 from pawl.lifecycle.states import Cause, Event, State
+from pawl.loops.policy import PolicyFailed
 from pawl.memory.violation import MemoryViolation
 
 if TYPE_CHECKING:
@@ -93,18 +94,23 @@ def _holds_are_right(loop: Loop) -> bool:
 def plan_failed(loop: Loop, builder: BatchBuilder, error: Exception, now: float) -> None:
     """Planning would have broken a law, ran out of host memory, or met a request that it cannot plan, and is undone.
     Who runs starts again. The request that was being tried, else those that ran, may be what does it: too often, and it
-    ends."""
+    ends. Where an order of admission raised it is those that it was to order, and nobody else."""
     broken = error if isinstance(error, MemoryViolation) else MemoryViolation(type(error).__name__)
     if broken is not error:
+        broken.__cause__ = error
         loop.journal.contained(0, type(error).__name__, now)
     loop.effects.violated(broken)
     loop.glance()
     running = loop.queues.running().tolist()
-    if not running and builder.trying is None and not loop.in_flight:
+    if isinstance(error, PolicyFailed):  # what runs had no part in it
+        running, struck = [], list(error.rows)
+    else:
+        struck = running if builder.trying is None else [builder.trying]
+    if not struck and not loop.in_flight:
         raise error  # nobody would try again
     for row in running:
         loop.requests.retract(row, Cause.STEP_LOST, now)
-    for row in running if builder.trying is None else [builder.trying]:
+    for row in struck:
         loop.try_again = True
         loop.requests.strike(row, Cause.INTERNAL, f"the request could not be planned: {broken}", now)
 

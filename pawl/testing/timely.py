@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pawl.actors.scheduler import Scheduler
+from pawl.actors.runtime.actor import places_of
+from pawl.actors.scheduler import Scheduler, raised_behind
 from pawl.loops.orders.requests import Abort, CheckDeadlines
 from pawl.loops.properties.state import name_of
 from pawl.memory.violation import MemoryViolation
@@ -19,7 +20,9 @@ class TimelyScheduler(Scheduler):
 
     def violated(self, violation: MemoryViolation) -> None:
         super().violated(violation)
-        self.report(name_of(violation), str(violation), None)
+        raised = raised_behind(violation)
+        where = "" if raised is None else f"{type(raised).__name__}: {raised}, at {', '.join(places_of(raised))}"
+        self.report(name_of(violation), f"{violation}{where}", None)
 
     def receive(self, message: Any) -> None:
         super().receive(message)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
+from pawl.actors.runtime.actor import places_of
+from pawl.actors.scheduler import raised_behind
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.marks import Contained
 from pawl.lifecycle.records import StepRolledBack, Transition
 from pawl.lifecycle.states import Cause, Event
+from pawl.loops.policy import FirstComeFirstServed, Policy, Waiting
 from pawl.loops.recovery import FAILED, recover
 from pawl.loops.requests import MAX_STRIKES
+from pawl.memory.violation import MemoryViolation
 from tests.loops.driver import Driver
 
 FAILURE = "OSError at worker"
@@ -79,3 +85,49 @@ def test_who_ran_each_time_it_failed_for_nobody_ends_at_last_and_who_waited_does
     assert (driver.cause(1), driver.ending_of[1].message) == (Cause.INTERNAL, FAILED)
     driver.run()
     assert driver.output_of[2] == expected([4, 5, 6], 8)
+
+
+class Raises(FirstComeFirstServed):
+    """An order of admission that raises, so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def order(self, rows: Sequence[int], waiting: Waiting) -> Sequence[int]:
+        self.times -= 1
+        if self.times >= 0:
+            raise KeyError("mine")
+        return super().order(rows, waiting)
+
+
+def with_policy(policy: Policy) -> tuple[Driver, list[MemoryViolation]]:
+    """One request at work, two that come when there is such an order of admission; and what the loop tells."""
+    told: list[MemoryViolation] = []
+    driver = Driver(pacing="overlap")
+    driver.violated = told.append  # type: ignore[method-assign]
+    driver.submit([1, 2, 3], 8)
+    driver.step()
+    admission = driver.loop.planner.admission
+    admission.policy = policy
+    for prompt in ([4, 5, 6], [7, 8, 9]):
+        driver.submit(prompt, 3)
+    driver.run()
+    driver.loop.check_all()
+    return driver, told
+
+
+def test_an_order_of_admission_that_raises_once_costs_nobody_anything() -> None:
+    driver, told = with_policy(Raises(1))
+    assert [driver.cause(request) for request in (1, 2, 3)] == [Cause.LENGTH] * 3
+    assert driver.loop.counters.retractions == 0
+    (violation,) = told
+    raised = raised_behind(violation)
+    assert isinstance(raised, KeyError)
+    assert "test_recovery.py" in places_of(raised)[-1]
+
+
+def test_an_order_of_admission_that_always_raises_ends_those_it_was_to_order_and_nobody_else() -> None:
+    driver, _ = with_policy(Raises(100))
+    assert [driver.cause(request) for request in (1, 2, 3)] == [Cause.LENGTH, Cause.INTERNAL, Cause.INTERNAL]
+    assert driver.output_of[1] == expected([1, 2, 3], 8)
+    assert driver.loop.counters.retractions == 0
