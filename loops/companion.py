@@ -13,6 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from pawl.lifecycle.records import Record
+from pawl.lifecycle.snapshot import Plain
+from pawl.memory.snapshot import NoSnapshot
 
 if TYPE_CHECKING:
     from pawl.loops.batch import ScheduledBatch
@@ -44,6 +46,13 @@ class Companion(Protocol):
 
     def told(self, record: Record) -> None:
         """In a replay: a record of an input. One that this companion was given and recorded is given to it again."""
+
+    def snapshot(self) -> Plain:
+        """All that decides, for a checkpoint; no step is in flight. Raises NoSnapshot."""
+        raise NoSnapshot(f"{type(self).__name__} beside the loop")
+
+    def restore(self, plain: Plain) -> None:
+        """Make a companion that is new that of the snapshot; the loop's table and memory are restored."""
 
     def check(self) -> None:
         """Look at everything that the companion keeps, O(size). Raises AssertionError."""

@@ -16,18 +16,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import msgspec
+import numpy as np
 
 from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.snapshot import Plain
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.loops.queues import Queues
 from pawl.loops.tiers import PageFetch, TierConfig, TierEffects
 from pawl.memory.arrays import Int32s
 from pawl.memory.page_pool import Reservation
 from pawl.memory.prefix.base import Hold
+from pawl.memory.snapshot import holds_at, place_of_hold
 from pawl.memory.tiers.index import TierIndex
-from pawl.memory.tiers.keys import DeviceKeys, PageKey, page_keys
+from pawl.memory.tiers.keys import DeviceKeys, PageKey, page_keys, split_keys
 
 LOOK_AHEAD = 16
 """Waiting requests that are looked at in one turn, from the head of the queue."""
@@ -74,6 +78,14 @@ class _Fetch:
     reservation: Reservation
     hold: Hold | None
     rows: list[int] = field(default_factory=list)
+
+
+def _plain(fetch: _Fetch) -> tuple[Any, ...]:
+    """The fetch as a checkpoint holds it."""
+    pages, generations = fetch.reservation
+    place = None if fetch.hold is None else place_of_hold(fetch.hold)
+    keys = b"".join(fetch.keys)
+    return keys, fetch.tokens.tobytes(), fetch.namespace, pages.tobytes(), generations.tobytes(), place, fetch.rows
 
 
 class Fetching:
@@ -270,6 +282,31 @@ class Fetching:
             if fetch.hold is not None:
                 self.counts.lost += 1
                 self._give_up(ticket, fetch, Cause.WORKER_LOST, now)
+
+    def snapshot(self) -> Plain:
+        """All that decides."""
+        return {
+            "tickets": self._tickets,
+            "counts": msgspec.to_builtins(self.counts),
+            "resume_at": self._resume_at,
+            "overdue": sorted(self._overdue),
+            "wishes": [(row, b"".join(w.keys), w.num_fetches, w.settled) for row, w in self._wishes.items()],
+            "fetches": [(ticket, *_plain(fetch)) for ticket, fetch in self._fetches.items()],
+        }
+
+    def restore(self, plain: Plain) -> None:
+        """Go on from a snapshot, in a memory that is restored."""
+        self._tickets, self._resume_at, self._overdue = plain["tickets"], plain["resume_at"], set(plain["overdue"])
+        self.counts = msgspec.convert(plain["counts"], FetchCounts)
+        self._wishes = {row: _Wish(split_keys(keys), *rest) for row, keys, *rest in plain["wishes"]}
+        for ticket, keys, tokens, namespace, pages, generations, place, rows in plain["fetches"]:
+            reservation = Reservation(np.frombuffer(pages, np.int32), np.frombuffer(generations, np.int32))
+            hold = None if place is None else holds_at(self.memory, [place])[0]
+            known = np.frombuffer(tokens, np.int32)
+            fetch = _Fetch(split_keys(keys), known, namespace, reservation, hold, list(rows))
+            self._fetches[ticket] = fetch
+            if hold is not None:
+                self._fetch_of[fetch.keys[0]] = ticket
 
     def statistics(self) -> dict[str, int]:
         """Counters since the start, and what is under way now."""

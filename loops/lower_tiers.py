@@ -12,6 +12,7 @@ import msgspec
 
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.records import Record, TierTold
+from pawl.lifecycle.snapshot import Plain
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.companion import Companion
@@ -20,8 +21,12 @@ from pawl.loops.queues import Queues
 from pawl.loops.saving import Saving, WritePolicy
 from pawl.loops.tiers import TierConfig, TierEffects
 from pawl.memory.prefix.events import CacheEvent
+from pawl.memory.snapshot import NoSnapshot
 from pawl.memory.tiers.index import TierIndex
-from pawl.memory.tiers.keys import KEY_BYTES, DeviceKeys, PageKey
+from pawl.memory.tiers.keys import DeviceKeys, PageKey, split_keys
+
+MOST_KEYS = 1 << 16
+"""Pages below the device that a checkpoint names at the most: a megabyte of keys."""
 
 
 class LowerTiers(Companion):
@@ -103,6 +108,22 @@ class LowerTiers(Companion):
         self._untold.clear()
         return events
 
+    def snapshot(self) -> Plain:
+        self.settle()  # so nothing is left to be followed or sent
+        if len(self.index) > MOST_KEYS:
+            raise NoSnapshot(f"an index of {len(self.index)} pages below the device")
+        # What goes down decides nothing that is recorded: a replay does not even hear that it has arrived.
+        return {
+            "index": self.index.snapshot(),
+            "device": self.device.snapshot(),
+            "fetching": self.fetching.snapshot(),
+        }
+
+    def restore(self, plain: Plain) -> None:
+        self.index.kept(split_keys(plain["index"]))
+        self.device.restore(plain["device"])
+        self.fetching.restore(plain["fetching"])
+
     # ---- what the tiers tell ----
 
     def saved(self, number: int, keys: Sequence[PageKey], now: float) -> None:
@@ -128,7 +149,7 @@ class LowerTiers(Companion):
     def told(self, record: Record) -> None:
         if not isinstance(record, TierTold):
             return
-        keys = [record.keys[start : start + KEY_BYTES] for start in range(0, len(record.keys), KEY_BYTES)]
+        keys = split_keys(record.keys)
         match record.kind:
             case "kept":
                 self.kept(keys, record.time)

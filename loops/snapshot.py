@@ -25,10 +25,9 @@ from pawl.memory.snapshot import NoSnapshot
 def snapshot_of(intake: Intake) -> Plain:
     """All that decides. Raises NoSnapshot, which says what cannot be written out, and while a step is in flight."""
     loop = intake.loop
-    if loop.companions:
-        raise NoSnapshot(f"{type(loop.companions[0]).__name__} beside the loop")
     queues = loop.queues
     return {
+        "companions": [companion.snapshot() for companion in loop.companions],
         "memory": memory_snapshot.snapshot_of(loop.memory),
         "table": table_snapshot.snapshot_of(loop.table),
         "waiting": list(queues.waiting),
@@ -62,6 +61,8 @@ def restore(intake: Intake, plain: Plain) -> None:
     queues = loop.queues
     memory_snapshot.restore(loop.memory, plain["memory"])
     table_snapshot.restore(loop.table, plain["table"])
+    for companion, kept in zip(loop.companions, plain["companions"], strict=True):
+        companion.restore(kept)
     queues.waiting = dict.fromkeys(plain["waiting"])
     queues.retracted = list(plain["retracted"])
     queues.prefilling = dict.fromkeys(plain["prefilling"])
@@ -87,10 +88,10 @@ def _order(data: bytes) -> Order:
 
 
 def _generator(loop: Loop) -> random.Random | None:
-    """What the policy draws from. Raises NoSnapshot for a policy of the user's own, which may keep anything."""
+    """What the policy draws from. Raises NoSnapshot for one of the user's own that keeps anything."""
     policy = getattr(getattr(loop.planner, "admission", None), "policy", None)
-    if type(policy).__module__ != Policy.__module__:
-        raise NoSnapshot("the order of admission is the user's own")
+    if type(policy).__module__ != Policy.__module__ and getattr(policy, "__dict__", None):
+        raise NoSnapshot("what an order of admission of the user's own keeps")
     return getattr(policy, "_random", None)
 
 

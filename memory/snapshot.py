@@ -7,6 +7,7 @@ which is part of the data, says whether that came out right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -42,7 +43,7 @@ def snapshot_of(memory: Memory) -> Plain:
     rows = []
     for slot in memory.slots.used.tolist():
         hold = table.holds[slot]
-        held = None if hold is None else (hold.num_tokens, table._namespaces[slot], _last_page(hold))
+        held = None if hold is None else (*place_of_hold(hold), table._namespaces[slot])
         rows.append((slot, table.row(slot).tobytes(), int(table.length[slot]), held))
     return {
         "epoch": ledger._next_epoch,
@@ -72,7 +73,7 @@ def restore(memory: Memory, plain: Plain) -> None:
         row = np.frombuffer(pages, np.int32)
         table.pages[slot, : len(row)], table.num_pages[slot], table.length[slot] = row, len(row), length
         if held is not None:
-            num_tokens, namespace, last = held
+            num_tokens, last, namespace = held
             table.holds[slot] = _hold(memory, num_tokens, None if last is None else nodes[last])
             table._namespaces[slot] = namespace
             table._held[slot] = table._worth_of_hold(slot, num_tokens)
@@ -162,8 +163,15 @@ def _nodes(memory: Memory) -> dict[int, Node]:
     return found
 
 
-def _last_page(hold: Hold) -> int | None:
-    return int(hold.pages[-1]) if len(hold.pages) else None
+def place_of_hold(hold: Hold) -> tuple[int, int | None]:
+    """Its tokens, and its last page, which stands in one place of the tree."""
+    return hold.num_tokens, int(hold.pages[-1]) if len(hold.pages) else None
+
+
+def holds_at(memory: Memory, places: Sequence[tuple[int, int | None]]) -> list[Hold]:
+    """Holds that were counted already, by their places in a restored cache."""
+    nodes = _nodes(memory)
+    return [_hold(memory, num_tokens, None if last is None else nodes[last]) for num_tokens, last in places]
 
 
 def _hold(memory: Memory, num_tokens: int, node: Node | None) -> Hold:

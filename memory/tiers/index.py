@@ -35,6 +35,10 @@ class TierIndex:
         """Believe in nothing."""
         self._known.clear()
 
+    def snapshot(self) -> bytes:
+        """All of it, for a checkpoint."""
+        return b"".join(sorted(self._known))
+
     def reach(self, keys: Sequence[PageKey], start: int) -> int:
         """How many of `keys` from `start` on are known without a gap: a page without those before it is useless."""
         end = start

@@ -9,8 +9,11 @@ whoever finds one may use it. 16 bytes of BLAKE2b: among 2**40 pages a collision
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TypeAlias
+
+import numpy as np
 
 from pawl.memory.arrays import Int32s
 from pawl.memory.prefix.events import Removed, Stored
@@ -38,6 +41,11 @@ def page_keys(parent: PageKey, tokens: Int32s, page_size: int) -> list[PageKey]:
     return keys
 
 
+def split_keys(data: bytes) -> list[PageKey]:
+    """Keys that stand one after the other."""
+    return [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]
+
+
 class DeviceKeys:
     """The key of every page in the prefix cache on the device, from what the cache tells about itself."""
 
@@ -57,6 +65,15 @@ class DeviceKeys:
     def items(self) -> list[tuple[int, PageKey]]:
         """(page, key) of every cached page, a page never before the one it hangs below."""
         return list(self._key_of.items())
+
+    def snapshot(self) -> list[bytes]:
+        """All of it, for a checkpoint: pages, and as many keys."""
+        return [np.array(list(self._key_of), np.int32).tobytes(), b"".join(self._key_of.values())]
+
+    def restore(self, plain: Sequence[bytes]) -> None:
+        """Make empty keys those of the snapshot."""
+        pages, keys = plain
+        self._key_of.update(zip(np.frombuffer(pages, np.int32).tolist(), split_keys(keys), strict=True))
 
     def root(self, namespace: str) -> PageKey:
         """`root_key`, made once for each namespace that has pages or is asked for."""

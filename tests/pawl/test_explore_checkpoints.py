@@ -1,0 +1,69 @@
+"""Simulated engines with host memory below the device: from every checkpoint of a run the rest is judged as a whole."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import msgspec
+
+from pawl.actors.simulation.exploration import drive, silence
+from pawl.actors.simulation.strategies.simple import RandomWalk
+from pawl.actors.simulation.system import SimulatedSystem
+from pawl.lifecycle.properties.monitor import Monitor
+from pawl.lifecycle.records import Checkpoint, Record
+from pawl.testing.cluster import Cluster, record_properties
+from pawl.testing.models import GHOST
+from pawl.testing.workload import Arrival, Shape, Workload
+
+SEEDS = 16
+
+
+def drawn(seed: int) -> Workload:
+    """Requests that share beginnings, some of which have left the device when they are wanted again."""
+    chance = random.Random(seed)
+    beginnings = [tuple(chance.randint(97, 99) for _ in range(7)) for _ in range(3)]
+    arrivals = tuple(
+        Arrival(prompt=(*chance.choice(beginnings), 100), max_new_tokens=chance.randint(1, 2), at_s=0.1 * (at // 2))
+        for at in range(chance.randint(8, 12))
+    )
+    shape = Shape(
+        num_pages=chance.randint(10, 12),
+        page_size=1,
+        max_running=chance.choice((1, 2)),
+        prefill_chunk=2,
+        pacing=chance.choice(("overlap", "lockstep")),
+        checkpoint_bytes=400,
+        host_pages=32,
+    )
+    return Workload(arrivals=arrivals, shape=shape)
+
+
+def run_of(seed: int) -> list[Record]:
+    source = RandomWalk(seed)
+    source.begin()
+    with silence():
+        run = Cluster(SimulatedSystem(source, seed=1, preempt=False), drawn(seed), record_properties(), GHOST)
+        drive(run)
+    return run.trace.records
+
+
+def checkpoints(records: list[Record]) -> Iterator[tuple[int, Checkpoint]]:
+    return ((at, each) for at, each in enumerate(records) if isinstance(each, Checkpoint))
+
+
+def test_a_run_with_tiers_is_judged_from_each_of_its_checkpoints() -> None:
+    fetching = 0
+    for seed in range(SEEDS):
+        records = run_of(seed)
+        for at, checkpoint in checkpoints(records):
+            assert checkpoint.state is not None, checkpoint.missing
+            (tiers,) = msgspec.msgpack.decode(checkpoint.state)["companions"]
+            fetching += bool(tiers["fetching"]["fetches"])
+            monitor = Monitor(record_properties())
+            for record in records[at:]:
+                monitor.observe(record)
+            monitor.finish()
+            assert monitor.violations == [], f"seed {seed}, from record {at}"
+            assert not any(each.unjudged for each in monitor.properties)
+    assert fetching, "no checkpoint was taken while a request waited for its pages"
