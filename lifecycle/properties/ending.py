@@ -122,7 +122,9 @@ class StreamEqualsResult(Property):
         """When the engine began to stop."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
-        self._contained, self._stops_at = True, float("-inf")  # so it may have been before
+        self._contained = True  # it may have been before
+        if beginning.draining:
+            self._stops_at = float("-inf")
         return ()
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:

@@ -24,6 +24,7 @@ OF_ENDED_REQUESTS = {
 OF_WHOLE_RUNS = {
     "no reply": "a request that is live may have been told its end before",
     "a request that is never done": "steps are counted anew",
+    "a reply in place of the scheduler, which has not failed": "it may have survived a failure before",
 }
 
 
