@@ -18,6 +18,7 @@ SOUND = {"the story": STORY.records, "with replies": answered(*ANSWERS), "twins"
 
 OF_ENDED_REQUESTS = {
     *("a token after an abort", "a reply of another length", "a reply with another reason", "a stop beyond the end"),
+    *("a reply that calls it drained before the engine stops", "a reply before the end"),
     *(plant for plant in ALL if plant.startswith("another output, by ")),
 }
 """What contradicts the end of a request: it is not in a checkpoint after it."""
