@@ -65,6 +65,9 @@ class ForwardInputs:
     window_table: Int32s | None = None
     """As `page_table`, for the layers of the second store, where the `KvStore` has one. Entries of pages behind every
     window mean nothing either; NO_PAGE where somebody else would be read is refused."""
+    masks: Int32s | None = None
+    """[m, ceil(vocab / 32)], bits: the tokens that `forward_greedy` may choose for each of `logit_rows`, for a backend
+    with `greedy_masks`. None: any."""
     changed: tuple[Int32s, Int32s] | None = None
     """(slots, indices) [n] of all entries of both tables that were set since the last call of this backend; a pair may
     stand there twice. None: any may have been."""
@@ -87,6 +90,9 @@ class Backend(Protocol):
 @runtime_checkable
 class GreedyBackend(Backend, Protocol):
     """A backend that can fuse the choice of the likeliest token into its head."""
+
+    greedy_masks: bool
+    """Whether it looks at `ForwardInputs.masks`."""
 
     def forward_greedy(self, inputs: ForwardInputs) -> Tensor:
         """The token of largest logit (the lowest id among equals) for each of `inputs.logit_rows`, int32 [m].

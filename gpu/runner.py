@@ -270,7 +270,10 @@ class Runner:
         prompt_scores: tuple[PromptScores, ...] = ()
         ruled: Ruled | None = None
         greedy = self._greedy_backend
-        if greedy and len(sampled_slots) and not len(scored) and self._plainly_greedy(sampled_slots):
+        if greedy and len(sampled_slots) and not len(scored) and self._plainly_greedy(greedy, sampled_slots):
+            ruled = self._masks(sampled_slots)
+            if ruled is not None:
+                inputs = replace(inputs, masks=ruled.spread(len(sampled_slots)))
             draws = Draws.greedy(greedy.forward_greedy(inputs))
             self.sampler.record_greedy(sampled_slots)
         else:
@@ -288,8 +291,9 @@ class Runner:
         self._last_tokens.remember(sampled_slots, draws.tokens)
         return draws, prompt_scores, ruled
 
-    def _plainly_greedy(self, slots: Int32s) -> bool:
-        return self.sampler.plainly_greedy(slots) and not self._grammars.any(slots)
+    def _plainly_greedy(self, backend: GreedyBackend, slots: Int32s) -> bool:
+        """Whether the backend's head can choose for all of these."""
+        return self.sampler.plainly_greedy(slots) and (backend.greedy_masks or not self._grammars.any(slots))
 
     def _masks(self, slots: Int32s) -> Ruled | None:
         """What grammars allow for the next tokens of `slots`, as all tokens drawn before leave them."""

@@ -110,6 +110,8 @@ class TritonDecoder:
         """See `Backend.forward`."""
         return self._forward(inputs).float()
 
+    greedy_masks = False
+
     @torch.inference_mode()
     def forward_greedy(self, inputs: ForwardInputs) -> Tensor:
         """See `GreedyBackend.forward_greedy`."""

@@ -32,6 +32,14 @@ class Ruled:
         """The same masks for other rows."""
         return Ruled(rows, self._matchers, self.bits)
 
+    def spread(self, count: int) -> Int32s:
+        """Masks of all `count` sampled rows, int32 [count, mask_words]; those without a grammar allow everything."""
+        if len(self.rows) == count:
+            return self.bits
+        masks = np.full((count, self.bits.shape[1]), -1, np.int32)
+        masks[self.rows] = self.bits
+        return masks
+
     def nothing_but(self, row: int, tokens: Int32s) -> bool:
         """Whether the grammar of a sampled row, where it has one, allows none but some of these tokens."""
         found = np.flatnonzero(self.rows == row)

@@ -33,6 +33,7 @@ class NativeBackend:
         ("local_rope", "activation", "qkv_bias", "qk_norm", "sandwich_norms", "tied_embeddings", "embedding_scale")
     ) | {"experts"}
     """What a model may have (see `pawl.gpu.models.switches`)."""
+    greedy_masks = True
 
     def __init__(
         self, config: ModelConfig, weights: dict[str, Tensor], kv: KvStore, *, threads: int | None = None
@@ -104,7 +105,10 @@ class NativeBackend:
             window_table=None if inputs.window_table is None else _pointer(inputs.window_table),
             logits=logits,
             greedy=greedy,
+            masks=None if inputs.masks is None else _pointer(inputs.masks),
         )
+        if inputs.masks is not None and inputs.masks.shape != (step.num_logits, -(-self.config.vocab_size // 32)):
+            raise RefusedInputs(f"masks of shape {inputs.masks.shape}")
         if len(inputs.starts) != step.num_segments or len(inputs.lengths) != step.num_segments:
             raise RefusedInputs("slots, starts and lengths differ in length")
         if len(inputs.offsets) != step.num_segments + 1:

@@ -77,6 +77,7 @@ class Inputs(ctypes.Structure):
         ("window_table", c_void_p),
         ("logits", c_void_p),
         ("greedy", c_void_p),
+        ("masks", c_void_p),
     )
 
 

@@ -52,6 +52,7 @@ struct Inputs {
     const int32_t* window_table;   // as page_table, for the layers of the second store; null where there is none
     float* logits;     // [num_logits][vocab], or null
     int32_t* greedy;   // [num_logits], or null; kNoToken where a logit is not a finite number
+    const uint32_t* masks;   // [num_logits][ceil(vocab / 32)], or null: greedy chooses tokens whose bits are set
 };
 
 constexpr int32_t kNoToken = -1;

@@ -200,7 +200,8 @@ void Decoder<Element>::store_gated(int64_t row, int num, int64_t pair, const flo
 // Final norm and head: logits, or the token of the largest one.
 template <class Element>
 void Decoder<Element>::score(Walk& walk, const Inputs& inputs) {
-    const int64_t rows = inputs.num_logits;
+    const int64_t rows = inputs.num_logits, panels = (shape_.vocab_size + kPanel - 1) / kPanel;
+    static_assert(kPanel == 32);
     walk.phase(rows, [&](int64_t row) {
         normalise<Element>(hidden_.row(row), final_norm_.data(), shape_.hidden_size, shape_.norm_epsilon,
                            normed_.row(row));
@@ -222,8 +223,11 @@ void Decoder<Element>::score(Walk& walk, const Inputs& inputs) {
                 nothing = nothing + (value - value);
             }
             if (sum_of_lanes(nothing) != 0.0f) best = Best{std::numeric_limits<float>::infinity(), kNoToken};
-            if (maximum_of_lanes(highest) < best.logit) continue;
-            for (int64_t c = 0; c < count; ++c) best = better(best, Best{scores[c], int32_t(first + c)});
+            // A panel has a word of its mask to itself.
+            uint32_t allowed = inputs.masks == nullptr ? ~0u : inputs.masks[(row + i) * panels + panel];
+            if (allowed == 0 || maximum_of_lanes(highest) < best.logit) continue;
+            for (int64_t c = 0; c < count; ++c, allowed >>= 1)
+                if (allowed & 1) best = better(best, Best{scores[c], int32_t(first + c)});
         }
     });
     if (inputs.greedy == nullptr) return;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from pawl.gpu.backend import ForwardInputs, GreedyBackend, RefusedInputs
+from pawl.gpu.grammars.rows import unpacked
 from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.models.small import random_weights
 from pawl.gpu.native.backend import NativeBackend
@@ -88,6 +90,20 @@ def test_greedy_is_the_argmax_of_the_logits(dtype: torch.dtype) -> None:
     greedy = made.backend.forward_greedy(inputs)
     assert greedy.dtype == torch.int32
     assert torch.equal(greedy.long(), made.backend.forward(inputs).argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_greedy_is_the_argmax_among_what_masks_allow(dtype: torch.dtype) -> None:
+    made = make(ODD, dtype, threads=2)
+    inputs = forward_inputs([Piece(1, 0, sequences(101)[0])], made.table)
+    count, words = len(inputs.logit_rows), -(-ODD.vocab_size // 32)
+    bits = np.random.default_rng(1).integers(-(2**31), 2**31, (count, words), np.int64).astype(np.int32)
+    bits[0, 1:] = 0
+    masked = made.backend.forward(inputs).masked_fill(torch.from_numpy(~unpacked(bits, ODD.vocab_size)), -torch.inf)
+    greedy = made.backend.forward_greedy(replace(inputs, masks=bits))
+    assert torch.equal(greedy.long(), masked.argmax(-1))
+    with pytest.raises(RefusedInputs, match="masks of shape"):
+        made.backend.forward_greedy(replace(inputs, masks=bits[:, 1:].copy()))
 
 
 def test_of_equal_logits_greedy_takes_the_lowest_token() -> None:

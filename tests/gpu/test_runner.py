@@ -313,6 +313,8 @@ class FusedBackend:
         logits: torch.Tensor = self.inner.forward(inputs)
         return logits
 
+    greedy_masks = False
+
     def forward_greedy(self, inputs: ForwardInputs) -> torch.Tensor:
         self.calls.append("greedy")
         return self.inner.forward(inputs).argmax(-1).int()
