@@ -6,11 +6,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import jsonschema
 import msgspec
+import openai
+import pydantic
 import pytest
 
 from pawl.build.ghost import load_ghost
@@ -51,6 +53,16 @@ SPELLINGS: list[tuple[dict[str, Any], str]] = [
     ({"guided_grammar": EBNF}, "ebnf"),
     ({"structured_outputs": {"grammar": EBNF}}, "ebnf"),
 ]  # fmt: skip
+
+
+class Cat(pydantic.BaseModel):
+    kind: Literal["cat"]
+    lives: int = pydantic.Field(ge=1, le=9)
+
+
+class Dog(pydantic.BaseModel):
+    kind: Literal["dog"]
+    good: bool
 
 
 def fits(text: str, kind: str) -> bool:
@@ -233,3 +245,16 @@ def test_an_audit_follows_every_output_through_its_grammar_and_computes_it_again
         monitor.observe(record)
     assert {each.property for each in monitor.violations} == {"grammar_is_a_fold"}
     assert len(monitor.violations) == 4
+
+
+def test_openais_own_client_parses_what_it_asked_for(server: httpx.Client) -> None:
+    class Person(pydantic.BaseModel):
+        name: Literal["ann", "bob"]
+        size: int = pydantic.Field(ge=0, le=300)
+        pet: Cat | Dog | None
+
+    client = openai.OpenAI(base_url=f"{server.base_url}/v1", api_key="none", max_retries=0)
+    reply = client.chat.completions.parse(
+        model="ghost", messages=[{"role": "user", "content": "who?"}], response_format=Person, max_tokens=300, seed=3
+    )
+    assert isinstance(reply.choices[0].message.parsed, Person)
