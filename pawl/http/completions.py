@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -47,8 +47,8 @@ def prompts_of(
     if len({*map(type, value)}) > 1:
         raise Problem(400, f"{name} must not mix strings, token ids and lists", param=name)
     if flat:
-        return (tuple(item for item in value if isinstance(item, int)),)
-    return [item if isinstance(item, str) else tuple(item) for item in value if not isinstance(item, int)]
+        return (tuple(cast(Sequence[int], value)),)
+    return [item if isinstance(item, str) else tuple(item) for item in cast(Sequence[str | list[int]], value)]
 
 
 def check_scored(size: int) -> None:
