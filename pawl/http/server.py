@@ -35,6 +35,7 @@ from pawl.http.app import create_app
 from pawl.http.connections import Connection, ConnectionLimits
 from pawl.http.guard import LOOPBACK, is_loopback
 from pawl.http.info import ServerInfo
+from pawl.http.rest import Rest, give_back_memory
 from pawl.http.starting import Front
 from pawl.parsers import reader
 from pawl.parsers import reasoning as marks
@@ -83,6 +84,7 @@ class Server(uvicorn.Server):
         """What is drained at the end; None while there is no engine yet."""
         self._grace_s = grace_s
         self._num_stops = 0
+        self._rest = Rest()
         self.listening = asyncio.Event()
         """Set once connections are accepted."""
 
@@ -115,6 +117,8 @@ class Server(uvicorn.Server):
             now = time.monotonic()
             for connection in list(self.server_state.connections):
                 cast(Connection, connection).look(now)
+            if self.gateway is not None and self._rest.begins(self.gateway.num_live, self.gateway.totals.submitted):
+                await asyncio.to_thread(give_back_memory)
         return await super().on_tick(counter)
 
     @contextlib.contextmanager
