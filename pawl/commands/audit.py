@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=OF_THE_RUN,
         metavar="MODEL",
         help="also compute every token and log-probability again, with the model of the run or this copy of it, and "
-        "compare them bit for bit; for runs with --deterministic or the compiled kernels; give TRACE first",
+        "compare them bit for bit; for runs with --deterministic or the compiled kernels",
     )
     parser.add_argument("--json", action="store_true", help="the report as one JSON object")
     parser.epilog = (
@@ -57,6 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
     from pawl.build.grammars import Folds
     from pawl.lifecycle.properties.grammar import GrammarIsAFold
 
+    if arguments.trace is None and arguments.recompute and _is_trace(Path(arguments.recompute)):
+        # The parser cannot know whether what follows --recompute is its MODEL or the TRACE.
+        arguments.trace, arguments.recompute = Path(arguments.recompute), OF_THE_RUN
     also: list[Property] = [GrammarIsAFold(Folds(arguments.recompute or None))]
     try:
         path = _run_at(arguments.trace or Path(ServerConfig().trace_dir))
@@ -75,6 +78,12 @@ def run(arguments: argparse.Namespace) -> int:
         if words is not None:
             print(f"  computed again: {words.tally}")
     return int(report.verdict)
+
+
+def _is_trace(path: Path) -> bool:
+    from pawl.lifecycle.trace.format import run_folders, trace_files
+
+    return bool(path.match("trace-*.pawl") or run_folders(path) or trace_files(path))
 
 
 def _run_at(path: Path) -> Path:

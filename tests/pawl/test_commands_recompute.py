@@ -79,6 +79,11 @@ def test_every_word_of_a_run_is_computed_again(served: Path, capsys: pytest.Capt
     assert report["recomputed"]["not_recomputed"] == 0
 
 
+def test_a_trace_may_stand_behind_the_flag(served: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "--recompute", str(served)]) == 0
+    assert "computed again: 13 requests" in capsys.readouterr().out
+
+
 def forge(records: list[Record], what: str) -> tuple[list[Record], int, int]:
     """One token, or one log-probability, of a step in the middle; the request and position that it belongs to."""
     history = History()
