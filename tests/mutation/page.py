@@ -15,10 +15,11 @@ edits are made from the syntax tree (`tests/mutation/edits.py`), not chosen by a
 assertions are left alone; so are the tables of modules, and edits without which a name has no value.
 
 Each edit of a sample is planted in a process of its own and given to two judges: the default `pawl explore`, from a
-seed that is always the same, for a stated number of schedules; and the default tests that reach the edited line, until
-the first fails. *Only* counts what the other did not notice. *Endless* loops are told by processor time, *stuck*
-processes by silence; both are among what is noticed. Edits that change nothing that anybody could see are struck out,
-with the reason (below)."""
+seed that is always the same, for a stated number of schedules; and the default tests that reach the edited line, as
+far as a stated number of seconds goes, until the first fails. *Only* counts what the other did not notice. *Endless*
+loops are told by processor time, *stuck* processes by silence; both are among what is noticed. The edits of a sample
+are the first in an order that their names and the seed give. Edits that change nothing that anybody could see are
+struck out, with the reason (below)."""
 
 
 def page(sweeps: dict[str, Sweep]) -> Iterator[str]:
@@ -51,7 +52,7 @@ def page(sweeps: dict[str, Sweep]) -> Iterator[str]:
 
 
 def _rows(sweep: Sweep) -> list[Row]:
-    return list(sweep.rows.values())
+    return [row for name, row in sweep.rows.items() if name not in EQUIVALENTS]
 
 
 def _noticed(verdict: Verdict | None) -> bool:
@@ -60,7 +61,7 @@ def _noticed(verdict: Verdict | None) -> bool:
 
 def _table(sweeps: dict[str, Sweep]) -> Iterator[str]:
     heads = ("room", "edits", "judged", "by explore", "by tests", "only explore", "only tests", "endless", "stuck")
-    yield "| " + " | ".join((*heads, "survive", "share", "sample, seed, schedules, date")) + " |"
+    yield "| " + " | ".join((*heads, "survive", "share", "seed, schedules, seconds of tests, date")) + " |"
     yield "| --- |" + " ---: |" * (len(heads) + 1) + " --- |"
     for room, sweep in sweeps.items():
         rows = _rows(sweep)
@@ -78,7 +79,7 @@ def _table(sweeps: dict[str, Sweep]) -> Iterator[str]:
             survive,
         ]
         share = f"{100 * survive / max(len(rows), 1):.1f} %"
-        stated = f"{sweep.sample}, {sweep.seed}, {sweep.schedules}, {sweep.date}"
+        stated = f"{sweep.seed}, {sweep.schedules}, {sweep.test_seconds:g}, {sweep.date}"
         yield f"| {room} | {sweep.edits:,} | " + " | ".join(map(str, cells)) + f" | {share} | {stated} |"
 
 

@@ -52,6 +52,8 @@ class Sweep(msgspec.Struct):
     """Of the room, without the equivalent ones."""
     schedules: int
     """Explored for each."""
+    test_seconds: float
+    """Of tests, run for each at the most."""
     rows: dict[str, Row] = {}
     """By file, function and key."""
 
@@ -149,8 +151,9 @@ class Sweeping:
         everything = load(request.results)
         edits = sorted(edits_in(room), key=lambda edit: edit.rank(request.seed))
         known = everything.get(room)
-        sweep = Sweep(request.sample, request.seed, "", len(edits), request.schedules, known.rows if known else {})
-        sweep.rows = {name: row for name, row in sweep.rows.items() if name in {name_of(edit) for edit in edits}}
+        names = {name_of(edit) for edit in edits}
+        rows = {name: row for name, row in known.rows.items() if name in names} if known else {}
+        sweep = Sweep(request.sample, request.seed, "", len(edits), request.schedules, request.test_seconds, rows)
         everything[room] = sweep
         chosen = edits[: request.sample]
         if request.again:
@@ -158,7 +161,7 @@ class Sweeping:
         for number, edit in enumerate(chosen, 1):
             if name_of(edit) in sweep.rows and not request.again:
                 continue
-            row = self._row(edit)
+            row = self._row(edit, sweep.rows.get(name_of(edit)))
             if row is None:
                 continue
             sweep.rows[name_of(edit)] = row
@@ -166,29 +169,32 @@ class Sweeping:
             request.results.write_bytes(msgspec.json.format(msgspec.json.encode(everything)))
             _say(f"{room} {number}/{len(chosen)}", row)
 
-    def _row(self, edit: Edit) -> Row | None:
-        """None: the edit is no program, or is of what runs only while modules are imported, which is over."""
-        source = (ROOT / edit.file).read_bytes()
-        tests = self._reach.of(edit, source)
+    def _row(self, edit: Edit, before: Row | None) -> Row | None:
+        """None: the edit is no program, or is of what runs only while modules are imported, which is over. What survived
+        `before` is explored again only where the tests still do not notice it."""
+        tests = self._reach.of(edit, (ROOT / edit.file).read_bytes())
         if tests == [IMPORT]:
             return None
-        schedules = self._request.schedules
-        explored = tested = None
-        if EXPLORE in tests:
-            limit_s = 20 + schedules * SPARE_S_OF_A_SCHEDULE
-            explored = self._judge.explore(edit, lambda: exploration(schedules), limit_s)
-        reaching = [test for test in tests if test in self._items]
-        while tested is None and reaching:
-            items = in_order([self._items[test] for test in reaching], self._reach.seconds, edit.file)
-            items = list(_within(items, self._reach.seconds, self._request.test_seconds))
-            tested = self._judge.test(edit, items, self._reach.seconds)
-            if tested.noticed and not self._is_sound(tested.what):
-                reaching.remove(tested.what)
-                del self._items[tested.what]
-                tested = None
+        tested = self._test(edit, [test for test in tests if test in self._items])
+        explored = before.explored if before is not None else None
+        if EXPLORE in tests and (before is None or tested is None or not tested.noticed):
+            schedules = self._request.schedules
+            explored = self._judge.explore(edit, lambda: exploration(schedules), 20 + schedules * SPARE_S_OF_A_SCHEDULE)
         if any(verdict is not None and verdict.outcome == NO_PROGRAM for verdict in (explored, tested)):
             return None
         return Row(edit.file, edit.line, edit.function, edit.kind, edit.key, explored, tested)
+
+    def _test(self, edit: Edit, reaching: list[str]) -> Verdict | None:
+        """What the tests say that reach it, None where there are none; those that fail without it are left out."""
+        while reaching:
+            items = in_order([self._items[test] for test in reaching], self._reach.seconds, edit.file)
+            items = list(_within(items, self._reach.seconds, self._request.test_seconds))
+            verdict = self._judge.test(edit, items, self._reach.seconds)
+            if not verdict.noticed or self._is_sound(verdict.what):
+                return verdict
+            reaching.remove(verdict.what)
+            del self._items[verdict.what]
+        return None
 
     def _is_sound(self, test: str) -> bool:
         """Whether a test that fails with an edit passes without."""
