@@ -170,8 +170,8 @@ class Sweeping:
             _say(f"{room} {number}/{len(chosen)}", row)
 
     def _row(self, edit: Edit, before: Row | None) -> Row | None:
-        """None: the edit is no program, or is of what runs only while modules are imported, which is over. What survived
-        `before` is explored again only where the tests still do not notice it."""
+        """None: the edit is no program, or is of what runs only while modules are imported, which is over. What
+        survived `before` is explored again only where the tests still do not notice it."""
         tests = self._reach.of(edit, (ROOT / edit.file).read_bytes())
         if tests == [IMPORT]:
             return None
