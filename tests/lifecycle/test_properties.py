@@ -19,7 +19,7 @@ from pawl.lifecycle.records import DECODER, ENCODER, Record, StepPlanned, StepRo
 from pawl.lifecycle.states import Event
 from tests.lifecycle.canaries import CANARIES, STORY
 from tests.lifecycle.canaries_shared import SHARED_CANARIES, twins
-from tests.lifecycle.story import Segment, Story, changed, without
+from tests.lifecycle.story import Segment, Story, changed, token, without
 
 ALL = CANARIES | SHARED_CANARIES
 
@@ -54,16 +54,20 @@ def test_rows_far_apart_are_judged_as_near_ones() -> None:
     assert "stream_positions" in {violation.property for violation in judged(canary).violations}
 
 
-def test_pages_of_a_lost_step_may_be_taken_by_whoever_comes_next() -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_pages_of_a_lost_step_may_be_taken_by_whoever_comes_next(begun: bool) -> None:
     story = Story()
     story.start()
     for request in (1, 2):
-        story.submit(request, request, 4, 1)
+        story.submit(request, request, 4, 3)
     story.admit(1, 1)
-    story.plan(1, Segment(1, 0, 4, pages=((0, 3),)))
-    story.add(StepRolledBack(1, "the worker was lost", story.now()))
+    if begun:
+        story.plan(1, Segment(1, 0, 4, pages=((0, 3),)))
+        story.commit(1, [Event.FIRST_TOKEN], 1)
+    story.plan(2, token(1, 4, pages=((1, 5),)) if begun else Segment(1, 0, 4, pages=((0, 5),)))
+    story.add(StepRolledBack(2, "the worker was lost", story.now()))
     story.admit(2, 2)
-    story.plan(2, Segment(2, 0, 4, pages=((0, 3),)))
+    story.plan(3, Segment(2, 0, 4, pages=((0, 5),)))
     assert judged(story.records).violations == judged(story.records[:-1]).violations
 
 
