@@ -17,12 +17,13 @@ from pawl.memory.prefix.select import CACHES
 
 if TYPE_CHECKING:
     from pawl.testing import Faults, Found, Workload
+    from pawl.testing.exploring import Outcome
     from pawl.testing.scenario import Scenario
 
 SCHEDULES_EACH = 20
 """Schedules of one workload before the next one is drawn."""
-REPLAYED_EVERY = 8
-"""Workloads of which one has its runs replayed as well."""
+REPLAYED = 3
+"""Schedules of each workload, the first ones, that are decided again from their own records as well."""
 CONFIRMED_EVERY = 4
 """Workloads of which one has a schedule run twice: it must come out the same."""
 EXPLORED = ("pct", "pos", "random", "coverage", "fair")
@@ -96,42 +97,52 @@ def explore(task: Task) -> Iterator[Report]:
     """Explore until the time is over or something is found; tells how far it is now and then, at once what it has
     found, and at the end."""
     from pawl.actors.simulation.strategies.exhaustive import NotDeterministic
-    from pawl.testing import explore_workload
     from pawl.testing.exploring import shrunk
 
     totals, told, number = Totals(), time.monotonic(), 0
-    strategies = EXPLORED if task.strategy == "all" else (task.strategy,)
     while not task.over and not 0 < task.schedules <= totals.schedules:
-        seed = task.seed + number * task.stride
-        workload = workload_of(task, seed)
-        strategy = strategies[number % len(strategies)]
+        workload, found = workload_of(task, task.seed + number * task.stride), None
         try:
-            outcome = explore_workload(
-                workload,
-                strategy,
-                SCHEDULES_EACH,
-                seed=seed,
-                faults=faults_of(task, seed),
-                confirm_every=SCHEDULES_EACH // 2 if number % CONFIRMED_EVERY == 0 else 0,
-                replayed=number % REPLAYED_EVERY == 0,
-                shrink=False,
-                over=lambda: task.over,
-            )
+            for outcome in _rounds(task, workload, number):
+                totals, found = totals.plus(Totals.of(outcome)), outcome.found
         except NotDeterministic as error:
             yield Report(totals, unsteady=f"{UNSTEADY}: {error}\n  workload: {workload.encode()}", final=True)
             return
-        totals = totals.plus(Totals.of(outcome))
+        totals = totals._replace(workloads=number + 1)
         number += 1
-        if outcome.found is not None:
-            yield Report(totals, outcome.found)
+        if found is not None:
+            yield Report(totals, found)
             ends = min(task.ends, time.monotonic() + task.shrink_seconds)
-            smallest = shrunk(outcome.found, over=partial(_past, ends))
-            yield Report(totals, smallest, final=True)
+            yield Report(totals, shrunk(found, over=partial(_past, ends)), final=True)
             return
         if time.monotonic() - told > REPORT_S:
             told = time.monotonic()
             yield Report(totals)
     yield Report(totals, final=True)
+
+
+def _rounds(task: Task, workload: Workload, number: int) -> Iterator[Outcome]:
+    """Some schedules of the workload that are replayed, then the others; none after one that fails."""
+    from pawl.testing import explore_workload
+
+    strategies = EXPLORED if task.strategy == "all" else (task.strategy,)
+    seed, strategy = task.seed + number * task.stride, strategies[number % len(strategies)]
+    for replayed, schedules in ((True, REPLAYED), (False, SCHEDULES_EACH - REPLAYED)):
+        outcome = explore_workload(
+            workload,
+            strategy,
+            schedules,
+            # Another one, or the same schedules come again.
+            seed=seed if replayed else ~seed,
+            faults=faults_of(task, seed),
+            confirm_every=schedules // 2 if number % CONFIRMED_EVERY == 0 else 0,
+            replayed=replayed,
+            shrink=False,
+            over=lambda: task.over,
+        )
+        yield outcome
+        if outcome.found is not None or outcome.result.schedules < schedules:
+            return
 
 
 def _past(ends: float) -> bool:
