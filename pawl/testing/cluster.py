@@ -28,7 +28,6 @@ from pawl.actors.simulation.system import ActorFailure, SimulatedSystem
 from pawl.build.ghost import GhostSource
 from pawl.build.parts import Parts
 from pawl.build.wiring import engine_actors, spawn_all, stop_order
-from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.grammar import GrammarIsAFold
 from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
@@ -47,6 +46,7 @@ from pawl.testing.parts import own_parts
 from pawl.testing.plugins import SCHEDULERS
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking, UsageTold
 from pawl.testing.reached import events_of
+from pawl.testing.reuse import WatchedGhost
 from pawl.testing.timely import TimelyScheduler, timely
 from pawl.testing.workload import Workload
 
@@ -144,7 +144,7 @@ class Cluster(Case):
             self.monitor.properties.append(BoundedOvertaking(limit))
         spawn_all(system, specs)
         system.start()
-        self._ghost = self.runner if isinstance(self.runner, Ghost) else None
+        self._ghost = self.runner if isinstance(self.runner, WatchedGhost) else None
         self.reached: Counter[str] | None = None
         """Where the events of the run are counted once it has held."""
         self._num_judged = 0
@@ -169,6 +169,8 @@ class Cluster(Case):
             self._raise(self.monitor.observe(record))
         if self._ghost is not None and self._ghost.faults:
             raise PropertyFailed("read_after_commit", str(self._ghost.faults[0]))
+        if self._ghost is not None and self._ghost.carried:
+            raise PropertyFailed("batch_independence", self._ghost.carried[0])
         self.scheduler.loop.feed.collect()
 
     def _follow_cache(self, events: Sequence[CacheEvent]) -> None:

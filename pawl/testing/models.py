@@ -25,6 +25,7 @@ from pawl.loops.saving import WritePolicy
 from pawl.loops.select import LoopConfig
 from pawl.memory.tiers.host import HostPool
 from pawl.testing.expectations import OF_THE_GHOST, Expectations, Said, drawn_alone, simulated_grammars
+from pawl.testing.reuse import WatchedGhost
 from pawl.testing.workload import Arrival, Shape
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class GhostModel:
         return [_again(each.tokens.tobytes(), each.num_prompt, ENCODER.encode(each.sampling)) for each in requests]
 
     def runner(self, config: LoopConfig, grammars: Grammars) -> Ghost:
-        return Ghost.for_shape(config, small=config.tiers is None, grammars=grammars)
+        return WatchedGhost.for_shape(config, small=config.tiers is None, grammars=grammars)
 
 
 @lru_cache(maxsize=4096)

@@ -7,9 +7,12 @@ from typing import Any
 
 from pawl.actors.runtime.actor import places_of
 from pawl.actors.scheduler import Scheduler, raised_behind
+from pawl.lifecycle.requests import RequestInfo
 from pawl.loops.orders.requests import Abort, CheckDeadlines
 from pawl.loops.properties.state import name_of
+from pawl.memory.arrays import Int32s
 from pawl.memory.violation import MemoryViolation
+from pawl.testing.reuse import left_in_row
 
 
 class TimelyScheduler(Scheduler):
@@ -23,6 +26,12 @@ class TimelyScheduler(Scheduler):
         raised = raised_behind(violation)
         where = "" if raised is None else f"{type(raised).__name__}: {raised}, at {', '.join(places_of(raised))}"
         self.report(name_of(violation), f"{violation}{where}", None)
+
+    def opened(self, row: int, info: RequestInfo, tokens: Int32s) -> None:
+        super().opened(row, info, tokens)
+        for name in left_in_row(self.loop.table, row, tokens):
+            text = f"row {row} keeps {name} of the request before"
+            self.report("batch_independence", text, info.request)
 
     def receive(self, message: Any) -> None:
         super().receive(message)
