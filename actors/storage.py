@@ -95,6 +95,13 @@ class Storage(Actor):
         if counts != self._told:
             self._told = counts
             self._tell(TierReport(counts))
+        self.progressed()
+
+    def spares(self, message: Any, error: Exception) -> bool:
+        if message is not None:
+            return super().spares(message, error)
+        self.told_of(error)  # a report that is told later
+        return self.survives()
 
     def stopped(self, reason: str) -> None:
         ends_at = self.context.now() + CLOSE_S

@@ -114,9 +114,10 @@ class Saving:
             batch = due[start : min(start + self.at_once, room)]
             keys = tuple(key for key, _ in batch)
             self.number += 1
+            self._send(self.number, np.array([page for _, page in batch], np.int32), keys)
+            # What could not be sent is not waited for.
             self._under_way[self.number] = keys
             self._sent.update(keys)
-            self._send(self.number, np.array([page for _, page in batch], np.int32), keys)
 
     def done(self, number: int, kept: Sequence[PageKey]) -> Sequence[PageKey]:
         """A save is over; a tier has `kept` of its pages: those of them that are news. An answer that comes twice, or
@@ -141,8 +142,10 @@ class Saving:
         self._void = self.number
 
     def lost(self) -> None:
-        """The device's content is lost, and no save made so far can be read any more."""
+        """The device's content is lost, and no save made so far can be read any more: none is waited for."""
         self._due.clear()
+        self._under_way.clear()
+        self._sent.clear()
         self.device.cleared()
         # One number is left out: the worker reaches it by dealing with the loss, and fetches from now on wait for that.
         self.number += 1

@@ -43,7 +43,7 @@ def run_of(seed: int) -> list[Record]:
     source = RandomWalk(seed)
     source.begin()
     with silence():
-        run = Cluster(SimulatedSystem(source, seed=1, preempt=False), drawn(seed), record_properties(), GHOST)
+        run = Cluster(SimulatedSystem(source, seed=1, preempt=False), drawn(seed), record_properties(GHOST), GHOST)
         drive(run)
     return run.trace.records
 
@@ -60,7 +60,7 @@ def test_a_run_with_tiers_is_judged_from_each_of_its_checkpoints() -> None:
             assert checkpoint.state is not None, checkpoint.missing
             (tiers,) = msgspec.msgpack.decode(checkpoint.state)["companions"]
             fetching += bool(tiers["fetching"]["fetches"])
-            monitor = Monitor(record_properties())
+            monitor = Monitor(record_properties(GHOST))
             for record in records[at:]:
                 monitor.observe(record)
             monitor.finish()
