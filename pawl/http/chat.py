@@ -158,7 +158,7 @@ class ChatRenderer(OpenAiRenderer):
         return tail.removesuffix(b"}\n\n") + b',"prompt_token_ids":' + encode(inbox.accept.prompt) + b"}\n\n"
 
     def extras(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox]) -> dict[str, Any]:
-        extras: dict[str, Any] = {}
+        extras: dict[str, Any] = {"prompt_logprobs": None}
         if self.frame.prompt_logprobs is not None:
             extras["prompt_logprobs"] = prompt_scores(deltas[0].prompt_logprobs, self.frame.prompt_logprobs)
         if self.frame.token_ids and inboxes[0].accept is not None:

@@ -165,7 +165,7 @@ class CompletionRenderer(OpenAiRenderer):
         return b',"prompt_token_ids":' + encode(inbox.accept.prompt if inbox.accept is not None else ())
 
     def choice(self, index: int, delta: Delta, inbox: Inbox) -> dict[str, Any]:
-        choice: dict[str, Any] = {"text": self.opening(index, delta) + delta.text}
+        choice: dict[str, Any] = {"text": self.opening(index, delta) + delta.text, "prompt_logprobs": None}
         if self.frame.token_ids and inbox.accept is not None:
             choice["prompt_token_ids"] = inbox.accept.prompt
         if self.frame.prompt_logprobs is not None:

@@ -49,6 +49,7 @@ def test_a_completion_has_openais_shape(client: httpx.Client) -> None:
         "finish_reason": "length",
         "stop_reason": None,
         "matched_stop": None,
+        "prompt_logprobs": None,
     }
     assert reply["usage"] == {
         "prompt_tokens": 5,

@@ -86,6 +86,8 @@ def test_scores_of_the_prompt_are_by_token_id_with_rank_and_text(client: httpx.C
         "98": {"logprob": logprob(98), "rank": None, "decoded_token": "b"},
         "255": {"logprob": -0.25, "rank": 1, "decoded_token": "\ufffd"},
     }
+    # Without being asked for they are null, as vLLM has it.
+    assert chat(client)["prompt_logprobs"] is None
     of_chat = chat(client, prompt_logprobs=0, max_tokens=1)["prompt_logprobs"]
     assert [list(entry) for entry in of_chat[1:]] == [[str(token)] for token in b"ser: hi\n"]
 
