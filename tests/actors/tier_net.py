@@ -124,13 +124,14 @@ class Net:
         self.ghost = (make_runner or Ghost.for_shape)(config)
         self.store = TierStore(HostPool(host_pages, page_bytes), files, eager=write_policy != "write-back")
         recorder: Any = MemoryTrace()
+        self.started = started(config)
         parts = Parts(
             source=GhostSource(),
             vocabulary=vocabulary(),
             runner=self.ghost,
             loop_config=config,
-            recorder=Recorder(recorder, started(config)),
-            started=started(config),
+            recorder=Recorder(recorder, self.started),
+            started=self.started,
             storage=Storage(self.store),
         )
         specs = engine_actors(parts, Gateway(), 600.0)

@@ -107,8 +107,8 @@ class Story:
         self.add(
             Started(
                 version="0.1.0",
-                model="ghost",
-                config={"backend": "ghost", "loop": dict(LOOP)},
+                model="story",
+                config={"backend": "native", "loop": dict(LOOP)},
                 num_pages=NUM_PAGES,
                 page_size=PAGE_SIZE,
                 num_slots=4,
