@@ -234,10 +234,8 @@ CANARIES: dict[str, Canary] = {
     "pages of another size than the loop's": Canary(
         "start_agrees", changed(STORY, "started", page_size=8), "page_size = 8, its loop page_size = 4"
     ),
-    "a ghost that torch computes": Canary(
-        "start_agrees",
-        changed(STORY, "started", config={"backend": "torch"}),
-        "the model is ghost, and torch computes it",
+    "a ghost that the kernels compute": Canary(
+        "start_agrees", changed(STORY, "started", model="ghost"), "the model is ghost, and native computes it"
     ),
     "a second start": Canary("start_agrees", [STORY.records[0], *STORY.records], "starts a second time"),
     "records after the end": Canary(WELL_FORMED, [*STORY.records, STORY.records[0]], "the one that closes the trace"),
