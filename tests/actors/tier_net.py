@@ -112,7 +112,7 @@ class Net:
         """Messages with their numbers in the order of sending."""
         self._num_sent = 0
         self.leases: list[LeaseEnded] = []
-        self.records: list[Any] = []
+        self.records: list[Any] = [started(config)]
         self.replies: list[Any] = []
         """What the gateway was told."""
         self.tokens: dict[int, list[int]] = {}

@@ -30,10 +30,10 @@ def workload(**shape: object) -> Workload:
     return Workload(arrivals=arrivals, shape=Shape(**{"prefill_chunk": 4, **shape}))  # type: ignore[arg-type]
 
 
-def broken(places: list[Place], seed: int) -> list[str]:
+def broken(places: list[Place], seed: int, asked: Workload | None = None) -> list[str]:
     """What does not hold after an exception at some hit of each place."""
     found, chance = [], random.Random(seed)
-    asked = workload()
+    asked = asked or workload()
     for place in places:
         hit = chance.choice((1, place.hits, chance.randint(1, place.hits)))
         result = inject(asked, place, hit, chance.choice(INJECTED))
@@ -52,6 +52,14 @@ def test_an_exception_at_any_of_a_sample_of_lines_ends_at_most_one_request() -> 
 @pytest.mark.parametrize("seed", range(3))
 def test_an_exception_at_any_line_ends_at_most_one_request(seed: int) -> None:
     assert broken(list(places_of(workload())), seed) == []
+
+
+@pytest.mark.slow
+def test_an_exception_at_any_line_of_a_second_pool_ends_at_most_one_request() -> None:
+    asked = workload(window=4, num_window_pages=6, num_pages=10)
+    places = [place for place in places_of(asked) if place.file.startswith("memory/window")]
+    assert len(places) > 50
+    assert broken(places, 0, asked) == []
 
 
 CONTAINMENT = (
