@@ -5,7 +5,9 @@ It is nicer than the server, and has a bound on its memory. Nobody calls it but 
 
 from __future__ import annotations
 
+import math
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ import msgspec
 import numpy as np
 
 from pawl.gpu.grammars.base import GrammarRefused, Words
-from pawl.gpu.grammars.compiling import MAX_PAYLOAD, MEMORY, TOO_LARGE, Told, decode_words, read_frame, write_frame
+from pawl.gpu.grammars.compiling import MAX_PAYLOAD, MEMORY, TOO_LARGE, Setup, Told, read_frame, write_frame
 from pawl.gpu.grammars.xgrammar import XLibrary
 from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.step import Int32s
@@ -28,15 +30,19 @@ def main() -> None:
     source, target = sys.stdin.buffer, sys.stdout.buffer
     # What the library prints must not get between the frames.
     sys.stdout = sys.stderr
-    os.nice(10)
-    vocabulary = read_frame(source)
-    if vocabulary is None:
+    os.nice(5)
+    first = read_frame(source)
+    if first is None:
         return
-    words = decode_words(vocabulary)
+    setup = msgspec.msgpack.decode(first, type=Setup)
+    words = setup.words
     library = XLibrary(words)
     _bound_memory()
     write_frame(target, b"ready")
     while (message := read_frame(source)) is not None:
+        # Beyond it the system ends this process.
+        used = math.ceil(time.process_time())
+        resource.setrlimit(resource.RLIMIT_CPU, (used + setup.seconds, resource.RLIM_INFINITY))
         told = _compiled(library, words, msgspec.msgpack.decode(message, type=Grammar))
         write_frame(target, msgspec.msgpack.encode(told))
 
@@ -58,9 +64,9 @@ def _compiled(library: XLibrary, words: Words, grammar: Grammar) -> Told:
 
 def _seconds_of_a_mask(library: XLibrary, compiled: object, mask: Int32s) -> float:
     matcher = library.module.GrammarMatcher(compiled)
-    began = time.perf_counter()
+    began = time.process_time()
     matcher.fill_next_token_bitmask(mask)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def _bound_memory() -> None:
@@ -68,8 +74,6 @@ def _bound_memory() -> None:
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return
-    import resource
-
     in_use = int(statm.read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + MEMORY, in_use + MEMORY))
 

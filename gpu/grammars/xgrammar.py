@@ -22,7 +22,7 @@ class XGrammar:
 
     name = "xgrammar"
 
-    def __init__(self, words: Words, seconds: float = SECONDS) -> None:
+    def __init__(self, words: Words, seconds: int = SECONDS) -> None:
         """`seconds`: what one grammar may take."""
         self._words = words
         self._process = CompileProcess(words, seconds)

@@ -19,13 +19,17 @@ def apply_masks(logits: Tensor, ruled: Ruled) -> None:
     if logits.device.type == "cpu":
         barred = torch.from_numpy(~unpacked(ruled.bits, vocab_size))
     else:
-        words = upload(ruled.bits, logits.device)
-        shifts = torch.arange(_BITS, dtype=torch.int32, device=logits.device)
-        barred = ((words[:, :, None] >> shifts) & 1 == 0).flatten(1)[:, :vocab_size]
-        if barred.shape[1] < vocab_size:
-            barred = torch.nn.functional.pad(barred, (0, vocab_size - barred.shape[1]), value=True)
+        barred = barred_by(upload(ruled.bits, logits.device), vocab_size)
     if len(ruled.rows) == len(logits):
         logits.masked_fill_(barred, float("-inf"))
         return
     rows = upload(ruled.rows.astype(np.int64), logits.device)
     logits[rows] = logits[rows].masked_fill_(barred, float("-inf"))
+
+
+def barred_by(words: Tensor, vocab_size: int) -> Tensor:
+    """Tokens that masks (int32 [n, mask_words], on any device) do not allow, bool [n, vocab_size]. Nothing is asked of
+    the device."""
+    shifts = torch.arange(_BITS, dtype=torch.int32, device=words.device)
+    barred = ((words[:, :, None] >> shifts) & 1 == 0).flatten(1)[:, :vocab_size]
+    return torch.nn.functional.pad(barred, (0, vocab_size - barred.shape[1]), value=True)

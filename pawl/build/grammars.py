@@ -19,16 +19,18 @@ GHOST = "ghost"
 log = structlog.get_logger("pawl.build.grammars")
 
 
-def make_grammars(backend: str, vocabulary: Vocabulary, *, eager: bool = False) -> Grammars | None:
+def make_grammars(
+    backend: str, vocabulary: Vocabulary, *, eager: bool = False, patient: bool = False
+) -> Grammars | None:
     """None where the vocabulary's text is not the bytes of its tokens one after the other, or it has no end token: then
-    requests with grammars are refused. `eager`: its library is loaded at the start. Raises ConfigError for a backend
-    that is not installed."""
+    requests with grammars are refused. `eager`: its library is loaded at the start; `patient`: nobody waits for what is
+    compiled. Raises ConfigError for a backend that is not installed."""
     words = words_of(vocabulary)
     if words is None:
         log.info("no grammars", reason="the tokens of this model have no bytes of their own, or none ends an output")
         return None
     try:
-        return Grammars(*choose_backend(backend), words, eager=eager)
+        return Grammars(*choose_backend(backend, patient=patient), words, eager=eager)
     except ImportError as error:
         raise ConfigError(f"grammar_backend: {backend} is not installed ({error})", "grammar_backend") from error
 
@@ -53,7 +55,7 @@ class Folds:
     def _found(self, started: Started) -> Grammars:
         named, backend = (str(started.config.get(name, "")) for name in ("model", "grammar_backend"))
         try:
-            grammars = make_grammars(backend, self._vocabulary(self._model or named))
+            grammars = make_grammars(backend, self._vocabulary(self._model or named), patient=True)
         except Exception as error:  # whatever a folder of a model can be
             raise NoFold(f"the vocabulary of {self._model or named} cannot be had: {error!s:.200}") from error
         if grammars is None or grammars.words.fingerprint() != started.config.get("vocabulary"):

@@ -73,6 +73,6 @@ def _grammars(started: Started, vocabulary: Vocabulary) -> Grammars | None:
     if backend is None:
         return None
     try:
-        return make_grammars(str(backend), vocabulary)
+        return make_grammars(str(backend), vocabulary, patient=True)
     except ConfigError as error:
         raise CannotRecompute(str(error)) from error

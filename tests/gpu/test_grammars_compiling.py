@@ -36,7 +36,7 @@ AWKWARD = {
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[XGrammar]:
-    backend = XGrammar(ghost_words(), seconds=1.0)
+    backend = XGrammar(ghost_words(), seconds=1)
     yield backend
     backend.close()
 

@@ -10,7 +10,7 @@ from pawl.gpu.ghost.language import END_TOKEN, VOCABULARY_SIZE
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.plain import Plain
 from pawl.gpu.grammars.rows import GrammarRows, Ruled, unpacked
-from pawl.gpu.sampling.masking import apply_masks
+from pawl.gpu.sampling.masking import apply_masks, barred_by
 from pawl.gpu.sampling.sampler import Sampler
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.request import SamplingParameters
@@ -107,16 +107,15 @@ def test_without_grammars_a_request_with_one_is_refused_when_it_draws() -> None:
     assert refused.all()
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_masks_on_a_device_are_those_on_the_host(count: int) -> None:
-    source = np.random.default_rng(count)
-    bits = source.integers(-(2**31), 2**31, (count, 3), np.int64).astype(np.int32)
-    ruled = Ruled(np.arange(count, dtype=np.int32), [None] * count, bits)
-    logits = torch.zeros(3, 90)
-    apply_masks(logits, ruled)
-    meta = torch.from_numpy(unpacked(bits, 90))
-    assert torch.equal(logits[:count].isfinite(), meta)
-    assert logits[count:].isfinite().all()
+@pytest.mark.parametrize("vocab_size", [90, 96, 100])
+def test_masks_on_a_device_are_those_on_the_host(vocab_size: int) -> None:
+    bits = np.random.default_rng(1).integers(-(2**31), 2**31, (3, 3), np.int64).astype(np.int32)
+    barred = barred_by(torch.from_numpy(bits), vocab_size)
+    assert torch.equal(~barred, torch.from_numpy(unpacked(bits, vocab_size)))
+    logits = torch.zeros(3, vocab_size)
+    apply_masks(logits, Ruled(int32(0, 2), [None, None], bits[:2]))
+    assert torch.equal(logits[[0, 2]].isfinite(), ~barred[:2])
+    assert logits[1].isfinite().all()
 
 
 @pytest.mark.parametrize(("output", "expected"), [((), A), ((A,), END_TOKEN)])
