@@ -104,8 +104,7 @@ class Cluster(Case):
         self.checks = self.make_checks(self)
         shape = workload.shape
         config = shape.loop_config()
-        grammars = simulated_grammars()
-        self.runner = model.runner(config, grammars)
+        self.runner = model.runner(config)
         self.trace = MemoryTrace()
         recorder: Any = self.trace
         started = _started(config, model.name)
@@ -117,7 +116,7 @@ class Cluster(Case):
             recorder=Recorder(recorder, started),
             started=started,
             storage=storage_of(shape, config, self.runner, system.strikes),
-            grammars=grammars,
+            grammars=simulated_grammars(),
         )
         self.desk = self.make_desk(workload, config.max_running + config.max_queued, model.expectations)
         self.desk.report = self._report

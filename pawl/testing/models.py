@@ -16,7 +16,6 @@ from pawl.actors.tiers.files import HEADER, FileStore
 from pawl.actors.tiers.store import TierStore
 from pawl.gpu.ghost.recompute import ghost_again
 from pawl.gpu.ghost.runner import Ghost
-from pawl.gpu.grammars.cache import Grammars
 from pawl.lifecycle.recompute import Compute, Computed, Recorded
 from pawl.lifecycle.records import ENCODER
 from pawl.lifecycle.request import SamplingParameters
@@ -52,7 +51,7 @@ class Model(Protocol):
     def compute(self) -> Compute | None:
         """Computes the words of recorded requests again; None: each is only compared with what is expected of it."""
 
-    def runner(self, config: LoopConfig, grammars: Grammars) -> Any:
+    def runner(self, config: LoopConfig) -> Any:
         """A runner for this server, on which nothing has run; the one given before is not used any more."""
 
 
@@ -66,8 +65,8 @@ class GhostModel:
         """Each request once: under another schedule of its workload it comes again."""
         return [_again(each.tokens.tobytes(), each.num_prompt, ENCODER.encode(each.sampling)) for each in requests]
 
-    def runner(self, config: LoopConfig, grammars: Grammars) -> Ghost:
-        return WatchedGhost.for_shape(config, small=config.tiers is None, grammars=grammars)
+    def runner(self, config: LoopConfig) -> Ghost:
+        return WatchedGhost.for_shape(config, small=config.tiers is None, grammars=simulated_grammars())
 
 
 @lru_cache(maxsize=4096)
@@ -111,7 +110,7 @@ class RealModel:
         self._longest = longest
         self._runners: dict[tuple[int, ...], Runner] = {}
 
-    def runner(self, config: LoopConfig, grammars: Grammars) -> Runner:
+    def runner(self, config: LoopConfig) -> Runner:
         return self._emptied(config.num_pages, config.page_size, config.max_running, config.max_context)
 
     def _alone(self, arrival: Arrival) -> Said:
