@@ -186,6 +186,25 @@ def test_deadlines_are_checked_while_requests_live_and_not_after() -> None:
     assert sum(isinstance(timer.message, CheckDeadlines) for timer in bench.context.timers) == 1
 
 
+def test_deadlines_are_checked_again_for_whoever_comes_after_a_rest() -> None:
+    bench = Bench()
+    for request in (1, 2):
+        bench.tell(bench.submit(request, [1, 2, 3]))
+        timers = [timer for timer in bench.context.timers if isinstance(timer.message, CheckDeadlines)]
+        assert len(timers) == request
+        bench.rest()
+        bench.tell(CheckDeadlines())
+
+
+def test_own_times_are_kept_whether_they_are_shorter_or_longer_than_the_usual_one() -> None:
+    bench = Bench()
+    bench.context.advance(7.0)
+    for request, timeout_s in ((1, 2.0), (2, None), (3, 900.0)):
+        bench.tell(bench.submit(request, [1, 2, 3], timeout_s=timeout_s))
+    table = bench.scheduler.loop.table
+    assert table.deadline[table.live_rows()].tolist() == [9.0, 67.0, 907.0]
+
+
 def test_flush_now_refuses_while_requests_live_and_tells_what_is_live() -> None:
     bench = Bench()
     bench.tell(bench.submit(1, list(range(20)), 4))

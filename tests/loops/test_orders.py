@@ -28,6 +28,16 @@ def test_a_flush_at_rest_is_done_at_once_also_one_that_may_wait() -> None:
     assert driver.intake.waiting == {}
 
 
+def test_the_end_of_a_wait_that_was_over_before_is_no_order_any_more() -> None:
+    driver = Driver()
+    driver.submit(PROMPT, 3)
+    driver.intake.deliver(FlushCache(9.0), driver.now, 7)
+    driver.run()
+    count = len(driver.records)
+    driver.intake.deliver(WaitEnds(7), driver.now)
+    assert len(driver.records) == count
+
+
 def test_a_flush_whose_time_is_over_is_refused_and_says_what_is_live() -> None:
     driver = Driver()
     driver.submit(PROMPT, 3)
