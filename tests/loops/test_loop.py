@@ -50,17 +50,6 @@ def test_a_shared_prefix_is_computed_once() -> None:
     assert sorted(cached) == [0] + [40] * 9
 
 
-@pytest.mark.parametrize(("length", "together"), [(3, True), (4, True), (5, False)])
-def test_a_request_waits_for_a_page_that_another_computes_only_if_it_can_use_it(length: int, together: bool) -> None:
-    """A page is four tokens, and the last token of a prompt is always computed."""
-    driver = Driver()
-    prompt = prompts(1, length)[0]
-    for _ in range(2):
-        driver.submit(prompt, 4)
-    driver.intake.turn(driver.now)
-    assert (len(driver.launched[0].rows) == 2) == together
-
-
 def test_log_probabilities_are_recorded_only_of_steps_that_gave_some() -> None:
     driver = Driver()
     driver.submit(prompts(1, 9)[0], 4)
