@@ -19,7 +19,10 @@ seed that is always the same, for a stated number of schedules; and the default 
 far as a stated number of seconds goes, until the first fails. *Only* counts what the other did not notice. *Endless*
 loops are told by processor time, *stuck* processes by silence; both are among what is noticed. The edits of a sample
 are the first in an order that their names and the seed give. Edits that change nothing that anybody could see are
-struck out, with the reason (below)."""
+struck out, with the reason (below).
+
+What survives gets a test and is judged again, so the share says what is left of this sample, and not what a sample with
+another seed would show."""
 
 
 def page(sweeps: dict[str, Sweep]) -> Iterator[str]:
