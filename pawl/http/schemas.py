@@ -119,7 +119,7 @@ class CompletionBody(OpenAiBody, kw_only=True):
 class ChatBody(OpenAiBody, kw_only=True):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[dict[str, Any]], Meta(max_length=4096)]
+    messages: Annotated[list[ObjectOfAny], Meta(max_length=4096)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
