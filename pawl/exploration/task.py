@@ -135,7 +135,7 @@ def _rounds(task: Task, workload: Workload, number: int) -> Iterator[Outcome]:
             # Another one, or the same schedules come again.
             seed=seed if replayed else ~seed,
             faults=faults_of(task, seed),
-            confirm_every=schedules // 2 if number % CONFIRMED_EVERY == 0 else 0,
+            confirm_every=schedules // 2 if number % CONFIRMED_EVERY == 0 and not replayed else 0,
             replayed=replayed,
             shrink=False,
             over=lambda: task.over,
