@@ -143,11 +143,14 @@ def test_aborts_go_in_the_control_lane_and_only_once(world: World) -> None:
 
 def test_a_gone_client_stays_on_the_books_until_its_request_ends(world: World) -> None:
     (one,), (inbox,) = world.open(submit())
+    heard: list[int] = []
+    world.gateway.when_ended(one, lambda: heard.append(one))
     world.gateway.abort([one], Cause.DISCONNECT)
     world.output(one, "unread")
-    assert world.gateway.num_live == 1
+    assert (world.gateway.num_live, heard) == (1, [])
     world.output(one, "", done(Cause.DISCONNECT))
     assert inbox.take() is None
+    assert heard == [one]
     assert world.gateway.num_live == 0
     assert world.gateway.totals.ended == {Cause.DISCONNECT: 1}
 

@@ -198,11 +198,21 @@ def test_deadlines_are_checked_again_for_whoever_comes_after_a_rest() -> None:
 
 def test_own_times_are_kept_whether_they_are_shorter_or_longer_than_the_usual_one() -> None:
     bench = Bench()
-    bench.context.advance(7.0)
-    for request, timeout_s in ((1, 2.0), (2, None), (3, 900.0)):
+    bench.context.time_s = 3.0
+    bench.tell(bench.submit(1, [1, 2, 3], timeout_s=6.0))
+    bench.context.time_s = 7.0  # while the first step is at work
+    for request, timeout_s in ((2, None), (3, 900.0)):
         bench.tell(bench.submit(request, [1, 2, 3], timeout_s=timeout_s))
     table = bench.scheduler.loop.table
     assert table.deadline[table.live_rows()].tolist() == [9.0, 67.0, 907.0]
+
+
+@pytest.mark.parametrize("priority", [0, 5])
+def test_a_request_has_the_namespace_of_its_salt_whatever_its_priority(priority: int) -> None:
+    bench = Bench()
+    bench.tell(bench.submit(1, [1, 2, 3], namespace="a salt", priority=priority))
+    table = bench.scheduler.loop.table
+    assert table.info(table.row_of[1]).namespace == namespace_of(salt="a salt", weights=bench.scheduler.config.weights)
 
 
 def test_flush_now_refuses_while_requests_live_and_tells_what_is_live() -> None:
