@@ -204,9 +204,12 @@ class Gateway(Actor):
         return (message.request,) if isinstance(message, Accepted | Refused) else ()
 
     def end_request(self, request: int) -> None:
-        """Its client is told at once; it stays on the books until the scheduler has ended it."""
+        """Its client is told at once; it stays on the books until the scheduler has ended it. The scheduler hears of it
+        whatever else ends the request: so its records say why a client was told so."""
         self.requests.tell_failure(request)
-        self.abort((request,), Cause.INTERNAL)
+        for entry in self.requests.among((request,)):
+            entry.aborting = True
+            self.context.send(self._names.scheduler, Abort((request,), Cause.INTERNAL), Lane.CONTROL)
 
     def settled(self) -> None:
         if self.trace is not None:

@@ -201,11 +201,14 @@ class OpenRequests:
             entry.notify()
 
     def tell_failure(self, request: int) -> None:
-        """Handling something for this request failed, perhaps in the middle of its end: its client is told now."""
+        """Handling something for this request failed, perhaps in the middle of its end: its client is told now, unless
+        it is gone."""
         entry = self._entries.get(request) or self._closing
-        if entry is not None and entry.request == request and entry.sink is not None:
+        if entry is None or entry.request != request:
+            return
+        entry.failed = True
+        if entry.sink is not None:
             sink, entry.sink = entry.sink, None
-            entry.failed = True
             sink.refused(Refused(request, Cause.INTERNAL, "the server failed on this request", HTTP_INTERNAL))
 
     def _find(self, request: int, kind: str) -> Entry | None:

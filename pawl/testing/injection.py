@@ -166,8 +166,8 @@ class InjectedCluster(Cluster):
         return _is_injected(failure.error) and cell is not None and cell.phase is not Phase.ENDED
 
     def _report(self, name: str, explanation: str, request: int | None) -> None:
-        # A plan that fails is told as a property that does not hold, by the name of what was raised.
-        if not explanation.startswith(tuple(kind.__name__ for kind in INJECTED)):
+        # A plan that fails is told as a property that does not hold, by the name of what was raised, in a policy too.
+        if not explanation.removeprefix("PolicyFailed: ").startswith(tuple(kind.__name__ for kind in INJECTED)):
             super()._report(name, explanation, request)
 
     def judge_whole(self) -> None:

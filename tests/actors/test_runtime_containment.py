@@ -203,7 +203,8 @@ def test_a_step_whose_text_cannot_be_made_as_a_whole_ends_all_it_names_and_no_ot
     [hello] = bench.ids("hello")
     for row in range(3):
         bench.open(row, 10 + row)
-    message = StepTokens(np.array([0], np.int32), np.array([hello], np.int32), ended=(ended(1, 11),))
+    scores: Any = SECRET  # nobody's in particular
+    message = StepTokens(np.array([0], np.int32), np.array([hello], np.int32), ended=(ended(1, 11),), logprobs=scores)
     assert bench.actor.spares(message, Broken(SECRET))
     [outputs] = bench.context.take("gateway")
     assert [(output.request, output.done.cause) for output in outputs.outputs] == [(11, Cause.INTERNAL)]

@@ -112,7 +112,6 @@ class Net:
         """Messages with their numbers in the order of sending."""
         self._num_sent = 0
         self.leases: list[LeaseEnded] = []
-        self.records: list[Any] = [started(config)]
         self.replies: list[Any] = []
         """What the gateway was told."""
         self.tokens: dict[int, list[int]] = {}
@@ -124,14 +123,15 @@ class Net:
         self.ghost = (make_runner or Ghost.for_shape)(config)
         self.store = TierStore(HostPool(host_pages, page_bytes), files, eager=write_policy != "write-back")
         recorder: Any = MemoryTrace()
-        self.started = started(config)
+        begun = started(config)
+        self.records: list[Any] = [begun]
         parts = Parts(
             source=GhostSource(),
             vocabulary=vocabulary(),
             runner=self.ghost,
             loop_config=config,
-            recorder=Recorder(recorder, self.started),
-            started=self.started,
+            recorder=Recorder(recorder, begun),
+            started=begun,
             storage=Storage(self.store),
         )
         specs = engine_actors(parts, Gateway(), 600.0)

@@ -52,7 +52,7 @@ class Raises(Property):
 def judged_by(judge: Property) -> None:
     """Drive a sound run, judged by this."""
     with silence():
-        drive(cluster(SERVED, Fair(), properties=lambda: [judge]))
+        drive(cluster(SERVED, Fair(), properties=lambda model: [judge]))
 
 
 def test_a_replay_that_gives_up_fails_the_run() -> None:

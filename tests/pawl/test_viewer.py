@@ -84,6 +84,7 @@ def crowd(count: int) -> tuple[Timeline, Report]:
         findings=(),
         missing=(),
         damage=(),
+        from_checkpoint=False,
         num_blocks=1,
         num_records=count,
         num_judged=count,
