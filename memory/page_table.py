@@ -144,9 +144,11 @@ class PageTable:
 
     def cut_one(self, slot: int, num_pages: int, length: int) -> None:
         """The row is so short again."""
-        self._digest.value -= self._worth_in(slot, num_pages, self.pages[slot, num_pages : self.num_pages[slot]])
+        worth = self._worth_in(slot, num_pages, self.pages[slot, num_pages : self.num_pages[slot]])
+        worth += int(self._length_keys[slot]) * (int(self.length[slot]) - length)
+        # From here on nothing can fail: an undo must not stop half-way.
+        self._digest.value -= worth
         self.num_pages[slot] = num_pages
-        self._digest.value -= int(self._length_keys[slot]) * (int(self.length[slot]) - length)
         self.length[slot] = length
 
     def clear(self, slot: int) -> Hold | None:
