@@ -12,6 +12,10 @@ from pawl.actors.messages.control import Reply
 from pawl.actors.runtime.actor import Actor, Lane, Timer
 
 
+LATE = "did not answer within"
+"""Words of a reply that the asker makes when its time is over."""
+
+
 class AskExpired(msgspec.Struct, frozen=True, tag=True):
     """Timer: nobody answered this ticket in time."""
 
@@ -43,7 +47,7 @@ class Asks:
         after `timeout_s` or a loss, with one that says so. Returns the ticket."""
 
         def late(ticket: int) -> Reply:
-            return Reply(ticket, False, f"the {self._answerer} did not answer within {timeout_s:g} s")
+            return Reply(ticket, False, f"the {self._answerer} {LATE} {timeout_s:g} s")
 
         ticket, context = self.expect(timeout_s, answer, late), self._actor.context
         if lost is not None or not context.send(self._answerer, Ask(ticket, message, context.name), Lane.CONTROL):

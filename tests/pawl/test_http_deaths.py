@@ -34,6 +34,7 @@ class Death:
 
     def __init__(self, error: BaseException, *, late: bool) -> None:
         self.armed = threading.Event()
+        self._happened = threading.Event()
         self._error = error
         self._late = late
 
@@ -41,13 +42,26 @@ class Death:
         @functools.wraps(method)
         def dying(*arguments: Any) -> Any:
             if self.armed.is_set() and not self._late:
+                self._happened.set()
                 raise self._error
             result = method(*arguments)
             if self.armed.is_set():
+                self._happened.set()
                 raise self._error
             return result
 
         return dying
+
+    def first(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """The method, which once this is armed waits for it to happen."""
+
+        @functools.wraps(method)
+        def waiting(*arguments: Any) -> Any:
+            if self.armed.is_set():
+                self._happened.wait(PATIENCE_S)
+            return method(*arguments)
+
+        return waiting
 
 
 async def told(address: tuple[str, int], death: Death) -> dict[str, Any]:
@@ -95,6 +109,8 @@ def test_a_death_is_told_at_once_with_its_name_and_the_trace_is_honest(
 ) -> None:
     death = Death(error, late=late)
     monkeypatch.setattr(owner, method, death.of(getattr(owner, method)))
+    if owner is Tokenizer:  # It has no part in the stream, which must not end before.
+        monkeypatch.setattr(Worker, "receive", death.first(Worker.receive))
     # The server stays a little, so that it can be asked.
     monkeypatch.setattr(EngineServer, "_engine_failed", lambda *_: None)
     parts = ghost_parts(tight(200), tmp_path)

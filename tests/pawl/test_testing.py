@@ -91,6 +91,7 @@ def test_last_come_first_served_is_shown_with_a_queue_and_seen_again(
     assert "put rows 2 and 1 before row 0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_cache_that_mixes_prompts_up_is_found(project: pytest.Pytester) -> None:
     result = contract(project, "cache = parts.Forgiving; num_workloads = 60", "-k", "overlap-mixed and not when")
     result.assert_outcomes(failed=1, deselected=11)
