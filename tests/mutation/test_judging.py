@@ -137,6 +137,7 @@ def test_an_exploration_kills_by_what_it_finds_or_raises_and_leaves_this_process
     assert toy.Pages().told == []
 
 
+@pytest.mark.slow
 def test_endless_loops_and_waits_without_end_are_told_apart(
     toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,6 +209,7 @@ def test_calls_may_follow_reasoning_and_later_ones_than_wanted_are_dropped() -> 
     assert reader.num_calls == 1
 
 
+@pytest.mark.slow
 def test_a_long_reply_is_read_in_time_that_grows_with_its_length_alone() -> None:
     """Half a million characters: with a copy of all so far for each, this would take minutes."""
     long = "x" * 500_000
