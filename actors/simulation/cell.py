@@ -92,6 +92,11 @@ class SimulatedCell(Cell):
             return self._stop_reason is not None and self.mailbox.is_empty()
         return self.phase is Phase.NEW
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether it has handled something since it last settled: what it says of that may be to come."""
+        return self.phase is Phase.RUNNING and self._dirty
+
     def takes_message(self) -> bool:
         """Whether the next step hands a message to the actor."""
         return self.phase is Phase.RUNNING and not self._cut and self._next() is not None

@@ -185,7 +185,7 @@ class Cluster(Case):
             return True
         if not self._closing and (self.desk.wants_stop or NAMES.gateway in self.crashed):
             self._stop()
-        if not self._closing and self.desk.at_rest and self.system.num_waiting() == 0 and not self._at_work:
+        if not self._closing and self.desk.at_rest and not self.system.num_waiting() and not self._at_work:
             self.checks.check_rest()
             self._stop()
         return None
@@ -196,8 +196,10 @@ class Cluster(Case):
 
     @property
     def _at_work(self) -> bool:
-        """A step that nobody waits for any more is on the device, and no message says so."""
-        return bool(self.scheduler.loop.in_flight) and not self.crashed
+        """A step that nobody waits for any more is on the device, or what an actor has to say is to come: no message
+        tells."""
+        unsettled = any(driver.cell.unsettled for driver in self.system.drivers)
+        return unsettled or (bool(self.scheduler.loop.in_flight) and not self.crashed)
 
     def at_rest(self) -> None:
         self.stepped()
