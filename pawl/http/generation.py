@@ -12,6 +12,7 @@ from starlette.routing import Route
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Inbox
 from pawl.http import completions, native, openai, responses
+from pawl.http.call_fields import StreamOptions
 from pawl.http.chat import ChatRenderer, chat_submits, echo_of, scored
 from pawl.http.completions import CompletionRenderer, candidates_of, completion_submits
 from pawl.http.description import HasContext, takes
@@ -23,7 +24,7 @@ from pawl.http.replies import ReplyStream
 from pawl.http.response_fields import ResponsesBody, chat_of
 from pawl.http.response_items import ItemWriter
 from pawl.http.responses import ResponsesRenderer
-from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody, StreamOptions, refuse_unsupported
+from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody, refuse_unsupported
 from pawl.http.tools import Reading, reading_of
 
 NAMES = {

@@ -17,7 +17,7 @@ from pawl.actors.grammar_fields import (
     tag_grammar,
     the_one,
 )
-from pawl.actors.sampling import SamplingFields
+from pawl.http.call_fields import CallFields
 from pawl.http.errors import Problem
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 
@@ -64,8 +64,8 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     whitespace_pattern: Any = None
 
 
-class FormatFields(SamplingFields, kw_only=True):
-    """What OpenAI's routes take beside the fields of every API."""
+class FormatFields(CallFields, kw_only=True):
+    """How OpenAI's completions and chats ask for a form."""
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None

@@ -8,19 +8,10 @@ import msgspec
 from msgspec import Meta
 
 from pawl.actors import fields
-from pawl.actors.sampling import Count, SamplingFields, TopLogprobs
+from pawl.actors.sampling import Count, TopLogprobs
+from pawl.http.call_fields import CallFields, Note, ObjectOfAny
 from pawl.http.errors import Problem
-from pawl.http.schemas import (
-    ChatBody,
-    ModelName,
-    Note,
-    ObjectOfAny,
-    Priority,
-    Rid,
-    Salt,
-    Seconds,
-    StreamOptions,
-)
+from pawl.http.schemas import ChatBody
 from pawl.http.tool_fields import Schema, ToolName, ToolText
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -55,11 +46,10 @@ class ResponseText(msgspec.Struct):
     format: ObjectOfAny | None = None
 
 
-class ResponsesBody(SamplingFields, kw_only=True):
+class ResponsesBody(CallFields, kw_only=True):
     """`POST /v1/responses`."""
 
     input: str | Annotated[list[ObjectOfAny], Meta(max_length=4096)]
-    model: ModelName | None = None
     instructions: str | None = None
     max_output_tokens: Count | None = None
     tools: Annotated[list[ResponseTool], Meta(max_length=128)] | None = None
@@ -69,22 +59,9 @@ class ResponsesBody(SamplingFields, kw_only=True):
     reasoning: ResponseReasoning | None = None
     top_logprobs: TopLogprobs | None = None
     include: Annotated[list[Note], Meta(max_length=64)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     chat_template_kwargs: ObjectOfAny | None = None
-    priority: Priority | None = None
-    cache_salt: Salt | None = None
-    rid: Rid | None = None
-    request_id: Rid | None = None
-    timeout_s: Seconds | None = None
     store: bool | None = None
     """Replies are not kept, whatever it says."""
-    user: Note | None = None
-    metadata: ObjectOfAny | None = None
-    safety_identifier: Note | None = None
-    prompt_cache_key: Note | None = None
-    prompt_cache_retention: Note | None = None
-    service_tier: Note | None = None
     max_tool_calls: Count | None = None
     """Of tools that the server itself calls, of which there are none."""
     # Known, but not supported.
@@ -97,17 +74,13 @@ class ResponsesBody(SamplingFields, kw_only=True):
     moderation: Any = None
 
 
-TAKEN_OVER = (
-    *("model", "top_logprobs", "stream", "stream_options", "chat_template_kwargs", "priority"),
-    *("cache_salt", "rid", "request_id", "timeout_s", "parallel_tool_calls"),
-)
+TAKEN_OVER = (*CallFields.__struct_fields__, "top_logprobs", "chat_template_kwargs", "parallel_tool_calls")
 """Fields that mean the same in a chat."""
 
 
 def chat_of(body: ResponsesBody) -> ChatBody:
     """The chat that asks for the same. Raises Problem and InvalidRequest."""
-    names = (*SamplingFields.__struct_fields__, *TAKEN_OVER)
-    chat: dict[str, Any] = {name: value for name in names if (value := getattr(body, name)) is not None}
+    chat: dict[str, Any] = {name: value for name in TAKEN_OVER if (value := getattr(body, name)) is not None}
     chat["messages"] = messages_of(body)
     chat["logprobs"] = wants_logprobs(body)
     if not chat["logprobs"]:

@@ -1,9 +1,9 @@
 """The JSON bodies that the routes take. Decoding is strict: an unknown field, a wrong type, or a value out of its
 field's bounds is refused.
 
-The annotations are the table of bounds: every number, string and list that a client sends has its range here (or in
-`SamplingFields`). Fields of type Any are known to clients but not supported here; `refuse_unsupported` says so by name
-when one is used.
+The annotations are the table of bounds: every number, string and list that a client sends has its range here, or in
+`CallFields` and `SamplingFields`. Fields of type Any are known to clients but not supported here; `refuse_unsupported`
+says so by name when one is used.
 """
 
 from __future__ import annotations
@@ -16,20 +16,13 @@ from msgspec import Meta
 
 from pawl.actors.sampling import Count, SamplingFields, Seed, StopString, StopStrings, TokenId, TopLogprobs
 from pawl.http.body import MAX_VALUES
+from pawl.http.call_fields import ModelName, ObjectOfAny, Priority, Rid, Salt, Seconds
 from pawl.http.errors import Problem
 from pawl.http.grammar import FormatFields
 from pawl.http.tool_fields import ToolChoice, Tools
 
 Choices = Annotated[int, Meta(ge=1, le=128)]
 """Completions of one prompt."""
-Priority = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-Seconds = Annotated[float, Meta(gt=0.0, le=1e6)]
-Rid = Annotated[str, Meta(max_length=128)]
-Salt = Annotated[str, Meta(max_length=256)]
-ModelName = Annotated[str, Meta(max_length=1024)]
-Note = Annotated[str, Meta(max_length=1024)]
-"""The caller's own bookkeeping: taken, and of no effect on the result."""
-ObjectOfAny = Annotated[dict[str, Any], Meta(max_length=64)]
 TokenIds = Annotated[list[TokenId], Meta(max_length=MAX_VALUES)]
 ManyTokenIds = Annotated[list[TokenId | TokenIds], Meta(max_length=MAX_VALUES)]
 Texts: TypeAlias = str | Annotated[list[str], Meta(max_length=MAX_VALUES)]
@@ -39,22 +32,9 @@ StartLen = Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)]
 Stops: TypeAlias = StopString | StopStrings
 
 
-class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """OpenAI's `stream_options`."""
-
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-    """Usage so far with every chunk, as vLLM has it."""
-    include_obfuscation: bool | None = None
-    """OpenAI's padding against traffic analysis, which is not sent."""
-
-
 class OpenAiBody(FormatFields, kw_only=True):
     """What both OpenAI routes take."""
 
-    model: ModelName | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     n: Choices | None = None
     stop: Stops | None = None
     # Extras that other engines share.
@@ -64,26 +44,13 @@ class OpenAiBody(FormatFields, kw_only=True):
     include_stop_str_in_output: bool | None = None
     no_stop_trim: bool | None = None
     """SGLang's name of the same."""
-    priority: Priority | None = None
-    cache_salt: Salt | None = None
     extra_key: Salt | None = None
-    """SGLang's name of the same."""
-    rid: Rid | None = None
-    request_id: Rid | None = None
-    """vLLM's name of the same."""
-    timeout_s: Seconds | None = None
+    """SGLang's name for `cache_salt`."""
     prompt_logprobs: TopLogprobs | None = None
     """Rivals of each token of the prompt; 0: the prompt's own tokens alone."""
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     """Tokens with scores are named `token_id:7`."""
-    # The caller's own bookkeeping, and what could change the time but not the answer.
-    user: Note | None = None
-    metadata: ObjectOfAny | None = None
-    safety_identifier: Note | None = None
-    prompt_cache_key: Note | None = None
-    prompt_cache_retention: Note | None = None
-    service_tier: Note | None = None
     custom_labels: ObjectOfAny | None = None
     # Known, but not supported.
     lora_path: Any = None

@@ -18,7 +18,7 @@ from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.watchdog import OLD_STEP_S, Watchdog
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
-from pawl.lifecycle.records import Closed, Started
+from pawl.lifecycle.records import Closed
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from pawl.loops.intake import WaitEnds
@@ -26,20 +26,7 @@ from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort, CheckDeadlines, Drain, EndAll, Finish
 from pawl.loops.select import LoopConfig
 from pawl.memory.prefix.namespace import namespace_of
-
-
-def started(config: LoopConfig) -> Started:
-    return Started(
-        version="test",
-        model="ghost",
-        config={},
-        num_pages=config.num_pages,
-        page_size=config.page_size,
-        num_slots=config.max_running,
-        seed=0,
-        time=0.0,
-        wall=0.0,
-    )
+from tests.actors.tier_net import started
 
 
 class Bench:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,6 +20,13 @@ def served() -> Iterator[Served]:
 
     with Served() as served:
         yield served
+
+
+@pytest.fixture
+def engine(served: Served) -> Iterator[Any]:
+    """The fake engine, which is set to echo again afterwards."""
+    yield served.engine
+    served.engine.script, served.engine.in_reasoning = "", False
 
 
 @pytest.fixture

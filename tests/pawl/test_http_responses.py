@@ -27,13 +27,6 @@ ALL = f"<think>Hm{chr(END_OF_REASONING)}Let me see.\n{CALL}"
 
 
 @pytest.fixture
-def engine(served: Served) -> Iterator[Any]:
-    """The engine, which is set to echo again afterwards."""
-    yield served.engine
-    served.engine.script, served.engine.in_reasoning = "", False
-
-
-@pytest.fixture
 def own(served: Served) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0) as own:
         yield own

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -28,13 +27,6 @@ NOW: dict[str, Any] = {"type": "function", "function": {"name": "now"}}
 USER = {"role": "user", "content": "What is 2 + 3?"}
 ONE_CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
 SAYS_CALLS = f'Let me see.\n{ONE_CALL}\n<tool_call>\n{{"name": "now"}}\n</tool_call>'
-
-
-@pytest.fixture
-def engine(served: Served) -> Iterator[Any]:
-    """The engine, which is set to echo again afterwards."""
-    yield served.engine
-    served.engine.script, served.engine.in_reasoning = "", False
 
 
 def ask(client: httpx.Client, **fields: Any) -> Any:
