@@ -104,8 +104,7 @@ class Detokenizer(Actor):
                 del self._streams[end.row]
                 if stream.closed:
                     continue
-            done = _done(structs.replace(end, cause=Cause.INTERNAL, message=UNREADABLE))
-            outputs.append(Output(end.request, "", (), done=done))
+            outputs.append(_failed(structs.replace(end, message=UNREADABLE)))
         named = [self._streams[row].request for row in message.rows.tolist() if row in self._streams]
         for request in named:
             self.end_request(request)
@@ -170,9 +169,8 @@ class Detokenizer(Actor):
         silent = _stop_token_places(rows, message.ended, streams) if message.ended else frozenset()
         scores = ScoreLists.of(message.logprobs) if message.logprobs is not None else None
         outputs, places = read.outputs, read.places
-        for index, (row, token) in enumerate(zip(rows, message.tokens.tolist(), strict=True)):
-            if index < read.num_tokens:
-                continue
+        tokens, first = message.tokens.tolist(), read.num_tokens
+        for index, (row, token) in enumerate(zip(rows[first:], tokens[first:], strict=True), first):
             read.num_tokens = index + 1
             try:
                 stream = streams.get(row)
@@ -196,7 +194,7 @@ class Detokenizer(Actor):
             except Exception as error:
                 self.contain(end.request, error)
                 self._unreadable.discard(end.request)  # this was its end
-                outputs.append(Output(end.request, "", (), done=_done(structs.replace(end, cause=Cause.INTERNAL))))
+                outputs.append(_failed(end))
         return outputs
 
     def _guard(self, row: int, tell: Callable[[Stream, T], None], what: T) -> None:
@@ -232,7 +230,7 @@ class Detokenizer(Actor):
         if end.request in self._unreadable:
             # It may have had all its tokens; its client has not.
             self._unreadable.discard(end.request)
-            outputs.append(Output(end.request, "", (), done=_done(structs.replace(end, cause=Cause.INTERNAL))))
+            outputs.append(_failed(end))
             return
         if stream is None or stream.request != end.request:
             # Never opened here (ended before it took a row): nothing to add to the scheduler's own words.
@@ -261,6 +259,11 @@ class Detokenizer(Actor):
 
 def _done(end: Ended) -> Done:
     return Done(end.cause, end.usage, end.timing, end.message, end.matched)
+
+
+def _failed(end: Ended) -> Output:
+    """The end of a request whose text could not be made."""
+    return Output(end.request, "", (), done=_done(structs.replace(end, cause=Cause.INTERNAL)))
 
 
 def _stop_token_places(rows: list[int], ended: tuple[Ended, ...], streams: dict[int, Stream]) -> frozenset[int]:

@@ -70,8 +70,8 @@ class Asker(msgspec.Struct, frozen=True):
 
 def raised_behind(violation: MemoryViolation) -> Exception | None:
     """What was raised, perhaps in a part of the user's own, where that is what broke the property."""
-    raised: BaseException | None = violation
-    while raised is not None and raised.__cause__ is not None:
+    raised: BaseException = violation
+    while raised.__cause__ is not None:
         raised = raised.__cause__
     return raised if isinstance(raised, Exception) and raised is not violation else None
 

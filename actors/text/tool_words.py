@@ -5,9 +5,10 @@ The words are those of Hermes (https://github.com/NousResearch/Hermes-Function-C
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from pawl.actors.text.sandbox import to_json
 
 OFFER = """You can call functions. These are described in JSON, one a line:
 <tools>
@@ -23,7 +24,7 @@ def with_offer(messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]
     """`messages` whose system message also says which tools there are."""
     if not tools:
         return messages
-    offer = OFFER.format(tools="\n".join(_json(tool.get("function", tool)) for tool in tools))
+    offer = OFFER.format(tools="\n".join(to_json(tool.get("function", tool)) for tool in tools))
     first, *rest = messages
     if first["role"] in ("system", "developer"):
         return [{**first, "content": f"{first['content']}\n\n{offer}"}, *rest]
@@ -48,11 +49,7 @@ def _told(message: dict[str, Any]) -> dict[str, Any]:
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
     calls = [call["function"] for call in message.pop("tool_calls", ())]
-    texts = [_json({"name": call["name"], "arguments": call["arguments"]}) for call in calls]
+    texts = [to_json({"name": call["name"], "arguments": call["arguments"]}) for call in calls]
     blocks = [f"<tool_call>\n{text}\n</tool_call>" for text in texts]
     message["content"] = "\n".join([*([message["content"]] if message["content"] else []), *blocks])
     return message
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
