@@ -12,8 +12,8 @@ from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.ghost.language import MAX_POSITION
 from pawl.gpu.ghost.runner import Ghost
+from pawl.lifecycle.properties.start import GHOST
 
-GHOST = "ghost"
 KV_TOKENS = 1 << 20
 """Unless the user says otherwise; 16 bytes each."""
 PREFILL_CHUNK = 512

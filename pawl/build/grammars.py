@@ -12,9 +12,8 @@ from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.select import choose_backend
 from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.properties.grammar import Fold, NoFold
+from pawl.lifecycle.properties.start import GHOST
 from pawl.lifecycle.records import Started
-
-GHOST = "ghost"
 
 log = structlog.get_logger("pawl.build.grammars")
 

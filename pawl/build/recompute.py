@@ -7,10 +7,11 @@ from functools import partial
 
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
-from pawl.build.grammars import GHOST, make_grammars
+from pawl.build.grammars import make_grammars
 from pawl.config import ConfigError
 from pawl.gpu.ghost.recompute import ghost_again
 from pawl.gpu.grammars.cache import Grammars
+from pawl.lifecycle.properties.start import GHOST
 from pawl.lifecycle.recompute import CannotRecompute, Compute
 from pawl.lifecycle.records import Started
 from pawl.loops.select import LoopConfig

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pawl.lifecycle.trace.reader import TraceReader
     from pawl.loops.recomputed import Recomputed
 
-GHOST = "ghost"
 OF_THE_RUN = ""
 """The model that the trace names."""
 
@@ -121,6 +120,7 @@ def recomputing(model: str | None, path: Path) -> Iterator[Recomputed | None]:
     """The property that the model of the run decides, where it was asked for, and of a ghost always: its answers are
     known without a file. Raises NothingJudged."""
     from pawl.build.recompute import model_of
+    from pawl.lifecycle.properties.start import GHOST
     from pawl.lifecycle.recompute import is_reproducible
     from pawl.lifecycle.records import Checkpoint, Started
     from pawl.lifecycle.trace.reader import TraceReader

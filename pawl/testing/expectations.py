@@ -17,7 +17,7 @@ from pawl.features.request import BAD_GRAMMAR
 from pawl.gpu.alone import OneAtATime, steps_alone
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
-from pawl.gpu.grammars.base import GrammarBackend
+from pawl.gpu.grammars.base import GrammarBackend, Words
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.plain import Plain
 from pawl.lifecycle.grammar import Grammar
@@ -69,10 +69,15 @@ def vocabulary() -> Vocabulary:
 
 
 @lru_cache(maxsize=1)
-def _plain() -> GrammarBackend:
+def _words() -> Words:
     words = words_of(vocabulary())
     assert words is not None
-    backend = Plain(words)
+    return words
+
+
+@lru_cache(maxsize=1)
+def _plain() -> GrammarBackend:
+    backend = Plain(_words())
     # What is compiled is the same in every run.
     setattr(backend, "compile", lru_cache(maxsize=256)(backend.compile))  # noqa: B010
     return backend
@@ -80,9 +85,7 @@ def _plain() -> GrammarBackend:
 
 def simulated_grammars() -> Grammars:
     """Of the ghost's vocabulary; nothing in it is held."""
-    words = words_of(vocabulary())
-    assert words is not None
-    return Grammars(Plain.name, lambda words: _plain(), words)
+    return Grammars(Plain.name, lambda words: _plain(), _words())
 
 
 def simulated_fold(started: Started, grammar: Grammar) -> Fold:

@@ -203,20 +203,12 @@ def injected_cluster(workload: Workload, source: Strategy) -> InjectedCluster:
     return InjectedCluster(system, workload, record_properties(GHOST), GHOST)
 
 
-def _watched(code: CodeType) -> str | None:
-    """The file of this code below the package, where its lines may raise."""
-    path = _WATCHED.get(code.co_filename)
-    if path is None:
-        path = ""
-        name = Path(code.co_filename)
-        if name.is_relative_to(ROOM):
-            below = name.relative_to(ROOM).as_posix()
-            path = below if below.startswith(WATCHED) and below not in UNWATCHED else ""
-        _WATCHED[code.co_filename] = path
-    return path or None
-
-
-_WATCHED: dict[str, str] = {}
+@cache
+def _watched(file: str) -> str | None:
+    """This file below the package, where its lines may raise."""
+    path = Path(file)
+    below = path.relative_to(ROOM).as_posix() if path.is_relative_to(ROOM) else ""
+    return below if below.startswith(WATCHED) and below not in UNWATCHED else None
 
 
 @cache
@@ -256,11 +248,11 @@ def places_of(workload: Workload, strategy: Callable[[int], Strategy] = lambda s
     hits: Counter[Place] = Counter()
 
     def seen(frame: FrameType) -> None:
-        code = frame.f_code
-        if frame.f_lineno in lines_that_raise(code):
-            hits[Place(_WATCHED[code.co_filename], code.co_qualname, frame.f_lineno)] += 1
+        code, file = frame.f_code, _watched(frame.f_code.co_filename)
+        if file is not None and frame.f_lineno in lines_that_raise(code):
+            hits[Place(file, code.co_qualname, frame.f_lineno)] += 1
 
-    _run(workload, strategy, Tracer(lambda code: _watched(code) is not None, seen))
+    _run(workload, strategy, Tracer(lambda code: _watched(code.co_filename) is not None, seen))
     return [place._replace(hits=count) for place, count in sorted(hits.items())]
 
 
@@ -294,7 +286,7 @@ def inject(
                 raise raised(SECRET)
 
     def wants(code: CodeType) -> bool:
-        return not struck and code.co_qualname == place.function and _watched(code) == place.file
+        return not struck and code.co_qualname == place.function and _watched(code.co_filename) == place.file
 
     try:
         run = _run(workload, strategy, Tracer(wants, strike))

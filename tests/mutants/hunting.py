@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pawl.commands import explore
 from pawl.exploration.processes import Watcher, follow
+from pawl.exploration.task import Task
 from pawl.testing.exploring import Schedule, load_schedule
 from tests.mutants.mutant import Mutant, planted
 
@@ -31,8 +33,7 @@ def hunt(mutant: Mutant, strategy: str, seconds: float, *, seed: int = 0) -> Hun
     began, told = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "schedule.json"
-        arguments = _parser().parse_args(["--strategy", strategy, "--seconds", str(seconds), "-o", str(output)])
-        task = explore.task_of(arguments, seed, began)
+        task = task_with(["--strategy", strategy, "--seconds", str(seconds)], seed, began)
         watcher = Watcher(lambda: None, lambda text: told.append(time.monotonic() - began))
         with planted(mutant):
             totals, text = follow(task, output, watcher)
@@ -41,7 +42,8 @@ def hunt(mutant: Mutant, strategy: str, seconds: float, *, seed: int = 0) -> Hun
     return Hunt(totals.schedules, took, found if text else None)
 
 
-def _parser() -> argparse.ArgumentParser:
+def task_with(flags: Sequence[str], seed: int, began: float) -> Task:
+    """What `pawl explore` does with these flags, and with its defaults for the others."""
     parser = argparse.ArgumentParser()
     explore.add_arguments(parser)
-    return parser
+    return explore.task_of(parser.parse_args(flags), seed, began)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -77,12 +78,23 @@ def name_of(edit: Edit) -> str:
     return f"{edit.file} {edit.function}: {edit.key}"
 
 
+@cache
+def every_edit(room: str) -> tuple[Edit, ...]:
+    """All edits of a room."""
+    paths = sorted((ROOT / room).rglob("*.py"))
+    return tuple(
+        edit for path in paths for edit in edits_of(path.relative_to(ROOT).as_posix(), path.read_bytes(), _enums())
+    )
+
+
+@cache
+def _enums() -> dict[str, tuple[str, ...]]:
+    return enums_of([ROOT / room for room in ROOMS])
+
+
 def edits_in(room: str) -> list[Edit]:
     """All edits of a room, but those that change nothing."""
-    enums = enums_of([ROOT / name for name in ROOMS])
-    paths = sorted((ROOT / room).rglob("*.py"))
-    found = [edit for path in paths for edit in edits_of(path.relative_to(ROOT).as_posix(), path.read_bytes(), enums)]
-    return [edit for edit in found if name_of(edit) not in EQUIVALENTS]
+    return [edit for edit in every_edit(room) if name_of(edit) not in EQUIVALENTS]
 
 
 def import_rooms() -> None:
@@ -94,24 +106,11 @@ def import_rooms() -> None:
 
 def exploration(schedules: int) -> Iterator[Explored]:
     """What `pawl explore` does by default, from a seed that is always the same."""
-    from pawl.exploration.task import ANY, Task, explore
+    from pawl.exploration.task import explore
+    from tests.mutants.hunting import task_with
 
-    task = Task(
-        seed=1,
-        stride=1,
-        strategy="all",
-        cell="all",
-        policy=ANY,
-        cache=ANY,
-        scheduler="",
-        workload=None,
-        max_requests=5,
-        faults=3,
-        shrink_seconds=0.0,
-        schedules=schedules,
-        ends=float("inf"),
-    )
-    for report in explore(task):
+    flags = ["--shrink-seconds", "0", "--schedules", str(schedules), "--ends", "inf"]
+    for report in explore(task_with(flags, 1, 0.0)):
         yield Explored(report.totals.schedules, report.text)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.mutation.edits import ROOMS, Edit, edits_of, enums_of
 from tests.mutation.equivalents import EQUIVALENTS, read
-from tests.mutation.sweep import ROOT, edits_in, name_of
+from tests.mutation.sweep import edits_in, every_edit, name_of
 
 ENUMS = {"State": ("NEW", "QUEUED", "DONE")}
 
@@ -120,10 +120,7 @@ def test_reasons_are_read_by_function_and_edit() -> None:
 @pytest.fixture(scope="module")
 def everything() -> dict[str, Edit]:
     """All edits, the equivalent ones as well, by name."""
-    enums = enums_of([ROOT / room for room in ROOMS])
-    files = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
-    edits = [edit for path in files for edit in edits_of(path.relative_to(ROOT).as_posix(), path.read_bytes(), enums)]
-    return {name_of(edit): edit for edit in edits}
+    return {name_of(edit): edit for room in ROOMS for edit in every_edit(room)}
 
 
 def test_every_edit_that_is_called_equivalent_still_exists_and_has_a_reason(everything: dict[str, Edit]) -> None:

@@ -15,7 +15,7 @@ from tests.mutation import judging
 from tests.mutation.edits import Edit, edits_of
 from tests.mutation.judging import ENDLESS, KILLED, NO_PROGRAM, STUCK, SURVIVED, Explored, Judge, Verdict
 from tests.mutation.reach import Measuring, Reach
-from tests.mutation.sweep import Hurry
+from tests.mutation.sweep import Hurry, exploration
 
 TOY = """\
 class Pages:
@@ -191,3 +191,9 @@ def test_random_examples_of_a_sweep_are_not_made_smaller() -> None:
         assert Phase.shrink not in settings().phases
     finally:
         settings.load_profile(before)
+
+
+def test_the_exploration_of_a_sweep_is_that_of_the_command() -> None:
+    *_, last = exploration(1)
+    assert last.schedules >= 1
+    assert last.text == ""
