@@ -11,6 +11,7 @@ import numpy as np
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.properties.ranks import Ranks
 from pawl.lifecycle.records import Record, Started, StepCommitted, StepRolledBack, Transition, int32s
 from pawl.lifecycle.requests import NOT_ADMITTED
 from pawl.lifecycle.states import Event, State
@@ -28,14 +29,10 @@ class AdmissionOrder(Property):
 
     def __init__(self) -> None:
         self._policy = ""
-        self._num_admissions = 0
         self._num_arrivals = 0
         self._arrival: dict[int, int] = {}
         """Live requests, by the place of their arrival."""
-        self._rank: dict[int, int] = {}
-        """Those that were admitted, by the rank of their first admission."""
-        self._undoable: set[int] = set()
-        """Those whose first admission is part of a step in flight."""
+        self._ranks = Ranks()
         self._waiting: dict[int, _Place] = {}
         """Those that wait for nothing but room, with their place in the order of admission."""
         self._order: list[tuple[_Place, int]] = []
@@ -44,12 +41,8 @@ class AdmissionOrder(Property):
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         table = beginning.table
         for row in beginning.rows:
-            request, rank = table.info(row).request, int(table.order[row])
-            self._arrival[request] = self._num_arrivals
-            self._num_arrivals += 1
-            if rank < NOT_ADMITTED:
-                self._rank[request] = rank
-        self._num_admissions = beginning.num_admissions
+            self._arrives(table.info(row).request)
+        self._ranks.begin(beginning)
         self.observe(beginning.started, history)
         for row in beginning.rows:
             if table.state[row] == State.QUEUED:
@@ -64,39 +57,34 @@ class AdmissionOrder(Property):
             case Transition():
                 return tuple(self._moved(record, history))
             case StepRolledBack():
+                self._ranks.rolled_back(history)
                 for admission in history.restored:
-                    if admission.request in self._undoable:
-                        self._undoable.discard(admission.request)
-                        self._rank.pop(admission.request, None)
                     if admission.request in self._arrival:
                         self._waits(admission.request, admission.row, history)
             case StepCommitted():
-                self._undoable.difference_update([admission.request for admission in history.step.admitted])
+                self._ranks.committed(history)
         return ()
 
     def _moved(self, record: Transition, history: History) -> Iterator[Violation]:
         request = record.request
         match record.event:
             case Event.SUBMIT:
-                self._arrival[request] = self._num_arrivals
-                self._num_arrivals += 1
+                self._arrives(request)
                 self._waits(request, record.row, history)
+            case Event.SUBMIT_GRAMMAR:
+                self._arrives(request)
             case Event.FETCH:
                 self._waiting.pop(request, None)
-            case Event.FETCHED | Event.RESTORE | Event.RETRACT:
+            case Event.GRAMMAR_READY | Event.FETCHED | Event.RESTORE | Event.RETRACT:
                 self._waits(request, record.row, history)
             case Event.FINISH | Event.ABORT:
                 self._waiting.pop(request, None)
-                self._undoable.discard(request)
-                self._rank.pop(request, None)
+                self._ranks.left(request)
                 self._arrival.pop(request, None)
             case Event.ADMIT:
                 self._waiting.pop(request, None)
                 yield from self._admitted(record, history)
-                if request not in self._rank:
-                    self._rank[request] = self._num_admissions
-                    self._undoable.add(request)
-                self._num_admissions += 1
+                self._ranks.admitted(request)
 
     def _admitted(self, record: Transition, history: History) -> Iterator[Violation]:
         mine, order, waiting = self._place(record.request, record.row, history), self._order, self._waiting
@@ -111,13 +99,17 @@ class AdmissionOrder(Property):
                 yield self.violation(history, text, other)
                 return
 
+    def _arrives(self, request: int) -> None:
+        self._arrival[request] = self._num_arrivals
+        self._num_arrivals += 1
+
     def _waits(self, request: int, row: int, history: History) -> None:
         place = self._waiting[request] = self._place(request, row, history)
         heappush(self._order, (place, request))
 
     def _place(self, request: int, row: int, history: History) -> _Place:
         """In the order of admission, the first is the smallest; equal where the policy may choose."""
-        rank = self._rank.get(request, NOT_ADMITTED)
+        rank = self._ranks.of.get(request, NOT_ADMITTED)
         if rank < NOT_ADMITTED or self._policy not in ("fcfs", "priority"):
             return rank, 0, 0
         submitted = history.submissions.get(row)

@@ -13,6 +13,7 @@ import numpy as np
 from pawl.lifecycle.properties.base import ENDS, Property, Violation
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.properties.ranks import Ranks
 from pawl.lifecycle.records import (
     Contained,
     Record,
@@ -177,53 +178,35 @@ class AdmissionIsMonotone(Property):
     observes = (StepRolledBack, StepCommitted, Event.ADMIT, Event.RETRACT, *ENDS)
 
     def __init__(self) -> None:
-        self._order: dict[int, int] = {}
-        """Live requests that were admitted, by rank of the first admission."""
-        self._admissions = 0
-        self._undoable: set[int] = set()
-        """Requests whose first admission is part of a step in flight."""
+        self._ranks = Ranks()
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
-        table = beginning.table
-        ranks = {table.info(row).request: int(table.order[row]) for row in beginning.rows}
-        self._order = {request: rank for request, rank in ranks.items() if rank < beginning.num_admissions}
-        self._admissions = beginning.num_admissions
+        self._ranks.begin(beginning)
         return ()
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         match record:
             case Transition(event=Event.ADMIT):
-                if record.request not in self._order:
-                    self._order[record.request] = self._admissions
-                    self._undoable.add(record.request)
-                self._admissions += 1
+                self._ranks.admitted(record.request)
             case Transition(event=Event.RETRACT, cause=Cause.MEMORY):
                 return tuple(self._retracted(record, history))
             case Transition(event=Event.FINISH | Event.ABORT):
-                admitted = self._order.pop(record.request, None) is not None
-                self._undoable.discard(record.request)
+                admitted = self._ranks.left(record.request)
                 if record.cause in _REFUSALS and (admitted or record.source not in (State.NEW, State.QUEUED)):
                     text = f"it was admitted, and then ended by an admission limit: {record.cause}"
                     return [self.violation(history, text, record.request)]
             case StepRolledBack():
-                # A first admission that is undone gives no rank.
-                for admission in history.restored:
-                    if admission.request in self._undoable:
-                        del self._order[admission.request]
-                self._settle(history)
+                self._ranks.rolled_back(history)
             case StepCommitted():
-                self._settle(history)
+                self._ranks.committed(history)
         return ()
 
-    def _settle(self, history: History) -> None:
-        for admission in history.step.admitted:
-            self._undoable.discard(admission.request)
-
     def _retracted(self, record: Transition, history: History) -> Iterator[Violation]:
-        rank = self._order.get(record.request, self._admissions)
+        ranks, newest = self._ranks.of, self._ranks.count
+        rank = ranks.get(record.request, newest)
         working = np.flatnonzero(history.working[: history.num_rows])
         others = (int(history.request[row]) for row in working if row != record.row)
-        if not any(self._order.get(other, self._admissions) < rank for other in others):
+        if not any(ranks.get(other, newest) < rank for other in others):
             yield self.violation(
                 history, "it was retracted for memory, and no older request is at work", record.request
             )

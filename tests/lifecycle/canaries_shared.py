@@ -108,13 +108,18 @@ def squeezed() -> list[Record]:
     return story.records
 
 
-def overtaken(policy: str, *, undone: bool = False, retracted: bool = False) -> list[Record]:
+def overtaken(policy: str, *, undone: bool = False, retracted: bool = False, compiled: bool = False) -> list[Record]:
     """Of two requests the second is admitted before the first, which may have been at work before."""
     story = Story()
     story.start()
     story.records[0] = msgspec.structs.replace(story.records[0], config={"loop": {"policy": policy}})
     story.submit(1, 0, 3, 1)
+    if compiled:
+        story.records.pop()
+        story.move(1, 0, State.NEW, Event.SUBMIT_GRAMMAR, State.QUEUED_COMPILING)
     story.submit(2, 1, 3, 1)
+    if compiled:
+        story.move(1, 0, State.QUEUED_COMPILING, Event.GRAMMAR_READY, State.QUEUED)
     if undone or retracted:
         story.admit(1, 0)
         story.plan(1, Segment(0, 0, 3, pages=((0, 1),)))
@@ -335,6 +340,9 @@ _ORDER_CANARIES = {
         for cause in (Cause.TIMEOUT, Cause.DRAINED, Cause.DISCONNECT)
     },
     "a later arrival first": Canary("admission_order", overtaken("fcfs"), "request 2 is admitted before it", 1),
+    "a newcomer before one whose grammar is compiled": Canary(
+        "admission_order", overtaken("fcfs", compiled=True), "request 2 is admitted before it", 1
+    ),
     "a newcomer before one whose admission was undone": Canary(
         "admission_order", overtaken("fcfs", undone=True), "request 2 is admitted before it", 1
     ),

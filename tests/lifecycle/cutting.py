@@ -67,7 +67,7 @@ def _checkpoint(records: Sequence[Record]) -> Checkpoint:
             "generated_tokens": totals._output_tokens + live,
             "retractions": totals._retractions,
         },
-        "admissions": _of(monitor, AdmissionIsMonotone)._admissions,
+        "admissions": _of(monitor, AdmissionIsMonotone)._ranks.count,
         "step": history._last_step,
         "newest": max((record.request for record in records if isinstance(record, Submitted)), default=0),
         "draining": _of(monitor, TrueCauses)._drains,
@@ -102,7 +102,7 @@ def _table(monitor: Monitor, records: Sequence[Record]) -> RequestTable:
         table.slot[row] = row
         if table.state[row] == State.PREFILLING:
             table.num_computed[row] = _of(monitor, StreamPositions)._next[row]
-        rank = _of(monitor, AdmissionIsMonotone)._order.get(request)
+        rank = _of(monitor, AdmissionIsMonotone)._ranks.of.get(request)
         table.order[row] = table.order[row] if rank is None else rank
     return table
 
