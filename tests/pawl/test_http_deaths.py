@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import json
 import threading
 from collections.abc import Callable
@@ -34,7 +35,6 @@ class Death:
 
     def __init__(self, error: BaseException, *, late: bool) -> None:
         self.armed = threading.Event()
-        self._happened = threading.Event()
         self._error = error
         self._late = late
 
@@ -42,26 +42,31 @@ class Death:
         @functools.wraps(method)
         def dying(*arguments: Any) -> Any:
             if self.armed.is_set() and not self._late:
-                self._happened.set()
                 raise self._error
             result = method(*arguments)
             if self.armed.is_set():
-                self._happened.set()
                 raise self._error
             return result
 
         return dying
 
-    def first(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """The method, which once this is armed waits for it to happen."""
 
-        @functools.wraps(method)
-        def waiting(*arguments: Any) -> Any:
-            if self.armed.is_set():
-                self._happened.wait(PATIENCE_S)
-            return method(*arguments)
+def hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client has some tokens; no step more is computed before the gateway has heard of a death."""
+    heard, num_received = threading.Event(), itertools.count()
+    lose, receive = Gateway._lose, Worker.receive
 
-        return waiting
+    def hears(*arguments: Any) -> None:
+        lose(*arguments)
+        heard.set()
+
+    def receives(*arguments: Any) -> None:
+        if next(num_received) >= 3:
+            heard.wait(PATIENCE_S)
+        receive(*arguments)
+
+    monkeypatch.setattr(Gateway, "_lose", hears)
+    monkeypatch.setattr(Worker, "receive", receives)
 
 
 async def told(address: tuple[str, int], death: Death) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def test_a_death_is_told_at_once_with_its_name_and_the_trace_is_honest(
     death = Death(error, late=late)
     monkeypatch.setattr(owner, method, death.of(getattr(owner, method)))
     if owner is Tokenizer:  # It has no part in the stream, which must not end before.
-        monkeypatch.setattr(Worker, "receive", death.first(Worker.receive))
+        hold(monkeypatch)
     # The server stays a little, so that it can be asked.
     monkeypatch.setattr(EngineServer, "_engine_failed", lambda *_: None)
     parts = ghost_parts(tight(200), tmp_path)
