@@ -61,12 +61,8 @@ class _Scored(NamedTuple):
 class _Life:
     """One request as far as it is recorded."""
 
-    def __init__(
-        self, request: int, sampling: SamplingParameters, tokens: Int32s, num_prompt: int, *, whole: bool = True
-    ) -> None:
+    def __init__(self, request: int, sampling: SamplingParameters, tokens: Int32s, num_prompt: int) -> None:
         self.request = request
-        self.whole = whole
-        """All of it is in the trace; else its prompt may have been scored before."""
         self.sampling = sampling
         self.known = tokens
         """The prompt, and output that came before the trace begins."""
@@ -111,7 +107,7 @@ class Recomputed(Property):
         table = beginning.table
         for row in beginning.rows:
             info, known = table.info(row), table.tokens[row, : table.num_tokens[row]]
-            self._lives[row] = _Life(info.request, info.sampling, known, int(table.num_prompt[row]), whole=False)
+            self._lives[row] = _Life(info.request, info.sampling, known, int(table.num_prompt[row]))
         return ()
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
@@ -159,11 +155,6 @@ class Recomputed(Property):
         rows, positions, num_top = int32s(scores.rows), int32s(scores.positions), int32s(scores.num_top)
         chosen, top_tokens, top = float32s(scores.chosen), int32s(scores.top_tokens), float32s(scores.top)
         ends = np.cumsum(num_top)
-        if (
-            not len(rows) == len(positions) == len(chosen) == len(num_top)
-            or not len(top) == len(top_tokens) == ends[-1]
-        ):
-            raise ValueError("columns of log-probabilities differ in length")
         firsts = np.flatnonzero(np.diff(rows, prepend=-1)).tolist()
         for first, last in zip(firsts, [*firsts[1:], len(rows)], strict=True):
             life = self._lives.get(int(rows[first]))
@@ -204,7 +195,7 @@ class Recomputed(Property):
         tally.requests += 1
         tally.tokens += len(again.tokens)
         tally.scores += sum(len(scored.positions) for scored in life.scored)
-        for record, text in (*_other_tokens(life, again), *_other_scores(life, again), *_no_scores(life)):
+        for record, text in (*_other_tokens(life, again), *_other_scores(life, again)):
             yield Violation(self.name, text, record, life.request)
             return
 
@@ -248,18 +239,3 @@ def _other_scores(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:
             place = int(np.searchsorted(np.cumsum(widths), int(other.argmax()), "right"))
             yield scored.record, f"the likeliest tokens in the place of position {positions[place]} are others"
             return
-
-
-def _no_scores(life: _Life) -> Iterator[tuple[int, str]]:
-    """A request that asked for log-probabilities, and a token that has none."""
-    wanted = np.zeros(len(life), np.bool_)
-    if life.sampling.top_logprobs is not None:
-        wanted[len(life.known) :] = True
-    if life.sampling.prompt_logprobs and life.whole and life.output:
-        wanted[1 : life.num_prompt] = True
-    for scored in life.scored:
-        wanted[scored.positions] = False
-    for position in np.flatnonzero(wanted).tolist():
-        record = life.records[max(position - len(life.known), 0)]
-        yield record, f"no log-probability is recorded of the token at position {position}, and it was asked for"
-        return

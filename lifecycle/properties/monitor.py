@@ -14,6 +14,7 @@ from pawl.lifecycle.properties.conservation import Conservation, NoReuseBeforeFe
 from pawl.lifecycle.properties.ending import AbortIsTotal, Incarnation, SilenceAfterAbort, StreamEqualsResult
 from pawl.lifecycle.properties.history import History, Malformed
 from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
+from pawl.lifecycle.properties.logprobs import LogprobsAsAsked
 from pawl.lifecycle.properties.observability_conservation import ObservabilityConservation
 from pawl.lifecycle.properties.outputs import (
     BatchIndependence,
@@ -59,6 +60,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     BatchIndependence,
     StreamEqualsResult,
     StopSemantics,
+    LogprobsAsAsked,
     QuiescentFlush,
     WeightEpochs,
     ObservabilityConservation,

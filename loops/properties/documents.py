@@ -51,6 +51,7 @@ OUTPUTS: dict[str, str] = {
     "batch_independence": "the same",
     "stream_equals_result": "text: by simulated clients",
     "stop_semantics": "stop strings: by simulated clients, to the last character; the trace has tokens",
+    "logprobs_as_asked": "the numbers: by computing them again",
     "grammar_is_a_fold": "runs whose model's vocabulary is not at hand: the audit says so",
 }
 CONTROL: dict[str, str] = {

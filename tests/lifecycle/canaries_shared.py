@@ -16,6 +16,7 @@ from pawl.lifecycle.records import (
     Flushed,
     PageCounts,
     Record,
+    Scores,
     StepCommitted,
     StepRolledBack,
     Submitted,
@@ -38,6 +39,19 @@ def sampled(label: str, **fields: object) -> list[Record]:
     submitted = STORY.records[STORY.labels[label]]
     assert isinstance(submitted, Submitted)
     return changed(STORY, label, sampling=msgspec.structs.replace(submitted.sampling, **fields))
+
+
+def scored(asked: dict[str, object], *places: tuple[int, int, int]) -> list[Record]:
+    """The story, request 2 asking for log-probabilities, and its only step giving those of (row, position, number of
+    the likeliest)."""
+    rows, positions, num_top = np.array(places, np.int32).reshape(-1, 3).T.copy()
+    likeliest = np.zeros(int(num_top.sum()), np.float32)
+    chosen = np.zeros(len(places), np.float32)
+    scores = Scores(rows, positions, chosen, num_top, likeliest.astype(np.int32), likeliest)
+    records = sampled("submitted 2", **asked)
+    at = STORY.labels["commit 2"]
+    records[at] = msgspec.structs.replace(records[at], scores=scores if places else None)
+    return records
 
 
 def twins(first: Sequence[int], second: Sequence[int]) -> list[Record]:
@@ -287,6 +301,27 @@ _REPLY_CANARIES = {
     ),
     "a stop beyond the end": Canary(
         "stream_equals_result", answered((1, Cause.STOP_STRING, 4)), "ended by length, its client was told stop", 1
+    ),
+    "a log-probability that nobody asked for": Canary(
+        "logprobs_as_asked", scored({}, (1, 5, 0)), "position 5 of row 1, .* where no log-probability belongs", 2
+    ),
+    "a log-probability that is left out": Canary(
+        "logprobs_as_asked", scored({"top_logprobs": 0}), "no log-probability, where .* position 5 of row 1", 2
+    ),
+    "a log-probability of another position": Canary(
+        "logprobs_as_asked", scored({"top_logprobs": 1}, (1, 4, 1)), "position 4 .* where .* position 5", 2
+    ),
+    "a log-probability of another request": Canary(
+        "logprobs_as_asked", scored({"top_logprobs": 1}, (0, 5, 1)), "of row 0, .* where .* of row 1", 1
+    ),
+    "a log-probability of nobody": Canary(
+        "logprobs_as_asked", scored({"top_logprobs": 1}, (1, 5, 1), (9, 5, 1)), "of row 9, .* where no log-prob"
+    ),
+    "another number of likely tokens": Canary(
+        "logprobs_as_asked", scored({"top_logprobs": 2}, (1, 5, 1)), "with 1 likeliest .* with 2 likeliest", 2
+    ),
+    "a prompt whose log-probabilities are left out": Canary(
+        "logprobs_as_asked", scored({"prompt_logprobs": True}, (1, 2, 0)), "position 2 .* where .* position 1 ", 2
     ),
     "a finish instead of an abort": Canary("abort_is_total", planted("commit 7", abort_of(3)), "it finished", 3),
     "work for a request to be aborted": Canary(

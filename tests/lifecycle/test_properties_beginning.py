@@ -8,13 +8,21 @@ import pytest
 
 from pawl.lifecycle.properties.monitor import WELL_FORMED
 from pawl.lifecycle.records import Transition
-from pawl.lifecycle.states import Event
+from pawl.lifecycle.states import Cause, Event
 from tests.lifecycle.canaries import STORY, Canary
-from tests.lifecycle.canaries_shared import ANSWERS, answered, twins
+from tests.lifecycle.canaries_shared import ANSWERS, answered, scored, twins
 from tests.lifecycle.cutting import cut, moments
 from tests.lifecycle.test_properties import ALL, judged
 
-SOUND = {"the story": STORY.records, "with replies": answered(*ANSWERS), "twins": twins((7, 8), (7, 8, 9))}
+SOUND = {
+    "the story": STORY.records,
+    "with replies": answered(*ANSWERS),
+    "with a reply in place of the scheduler, which has failed": answered((1, Cause.INTERNAL, 3), *ANSWERS[1:]),
+    "with log-probabilities": scored(
+        {"top_logprobs": 2, "prompt_logprobs": True}, (1, 5, 2), *((1, position, 2) for position in range(1, 5))
+    ),
+    "twins": twins((7, 8), (7, 8, 9)),
+}
 
 OF_ENDED_REQUESTS = {
     *("a token after an abort", "a reply of another length", "a reply with another reason", "a stop beyond the end"),

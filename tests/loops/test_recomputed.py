@@ -230,17 +230,6 @@ def test_a_forged_word_is_named_with_its_request_and_position(change: str, seed:
     assert re.search(rf"position {position}\b", violations[0].explanation)
 
 
-def test_a_log_probability_that_is_left_out_is_missed() -> None:
-    records = list(run_of(1))
-    at = next(
-        at for at, record in enumerate(records) if isinstance(record, StepCommitted) and record.scores is not None
-    )
-    records[at] = msgspec.structs.replace(records[at], scores=None)
-    violations, _ = judged(records)
-    assert violations
-    assert "no log-probability is recorded" in violations[0].explanation
-
-
 def test_a_seed_that_was_changed_shows_as_other_words() -> None:
     records = list(run_of(1))
     at, submitted = next(

@@ -177,7 +177,7 @@ OUTPUTS = (
     ),
     _mutant(
         "scores_of_a_prompt_stand_one_too_early",
-        "recomputed",
+        "logprobs_as_asked",
         "",
         "The trace says of a prompt's log-probabilities that each belongs to the token before it.",
         Edit(scores._of_prompts, "part.start + 1, part.start + 1 + len(rows)", "part.start, part.start + len(rows)"),
