@@ -11,7 +11,7 @@ import pytest
 from tests.mutation.edits import ROOMS
 from tests.mutation.page import page
 from tests.mutation.reach import EXPLORE, Measuring, Reach
-from tests.mutation.sweep import ROOT, Hurry, Request, Sweeping, exploration, import_rooms, load
+from tests.mutation.sweep import ROOT, Hurry, Request, Results, Sweeping, exploration, import_rooms
 
 TESTS = ("lifecycle", "memory", "loops", "actors", "pawl")
 """Folders of tests that judge."""
@@ -22,8 +22,10 @@ MEASURED_SCHEDULES = 400
 def main() -> int:
     """Measure, judge, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--room", action="append", choices=ROOMS, help="may be given more than once (default: all)")
-    parser.add_argument("--sample", type=int, default=150, metavar="N", help="edits of each room (default: 150)")
+    parser.add_argument(
+        "--room", action="append", choices=ROOMS, help="judge only edits of the sample in this one; may be given again"
+    )
+    parser.add_argument("--sample", type=int, default=150, metavar="N", help="edits of all rooms (default: 150)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the sample (default: 1)")
     parser.add_argument("--schedules", type=int, default=400, metavar="N", help="explored for each (default: 400)")
     parser.add_argument(
@@ -52,7 +54,7 @@ def main() -> int:
                 results,
             )
             _pytest([], Hurry(), Sweeping(request, reach))
-    (ROOT / "docs" / "mutation.md").write_text("\n".join(page(load(results))) + "\n")
+    (ROOT / "docs" / "mutation.md").write_text("\n".join(page(Results.load(results))) + "\n")
     return 0
 
 

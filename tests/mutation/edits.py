@@ -76,7 +76,8 @@ class Edit(NamedTuple):
     """Qualified by its classes, and by the function that it is nested in."""
     kind: str
     line: int
-    """Of the statement that it is in."""
+    last: int
+    """First and last line of the statement that it is in, without the statements inside."""
     start: int
     end: int
     """The bytes of the file that it replaces."""
@@ -138,7 +139,7 @@ class _Finder:
             self._line_starts.append(self._line_starts[-1] + len(line))
         self._seen: Counter[tuple[str, str]] = Counter()
         self._function = ""
-        self._line = 0
+        self._lines = 0, 0
         self._assigned: Counter[str] = Counter()
 
     def look_into(self, body: Sequence[ast.stmt], scope: tuple[str, ...]) -> None:
@@ -169,7 +170,7 @@ class _Finder:
         before, after = (" ".join(text.split()) for text in (old, changed))
         self._seen[self._function, f"{before} => {after}"] += 1
         number = self._seen[self._function, f"{before} => {after}"]
-        self.found.append(Edit(self._file, self._function, kind, self._line, start, end, new, before, after, number))
+        self.found.append(Edit(self._file, self._function, kind, *self._lines, start, end, new, before, after, number))
 
     def _replace(self, kind: str, node: ast.AST, new: str) -> None:
         self._add(kind, *self._span(node), new)
@@ -193,7 +194,7 @@ class _Finder:
         body = _without_docstring(node.body)
         self._in_block(body, node, scope)
         if _promised(node) == "None" and len(body) > 2:
-            self._line = body[len(body) // 2].lineno
+            self._lines = _lines_of(body[len(body) // 2])
             self._insert_before("return early", body[len(body) // 2], "return")
         self._function, self._assigned = outer
 
@@ -208,7 +209,7 @@ class _Finder:
                 continue
             if _decides_nothing(node):
                 continue
-            self._line = node.lineno
+            self._lines = _lines_of(node)
             self._delete(node, function)
             self._in_statement(node, function)
             for name in ("body", "orelse", "finalbody"):
@@ -278,7 +279,7 @@ class _Finder:
             return  # nothing that either does can be seen by the other
         if isinstance(first, ast.Assign) and isinstance(second, ast.Assign) and not (_stores(first) or _stores(second)):
             return
-        self._line = first.lineno
+        self._lines = first.lineno, _lines_of(second)[1]
         start, first_end = self._span(first)
         second_start, end = self._span(second)
         between = self._source[first_end:second_start].decode()
@@ -363,6 +364,15 @@ class _Finder:
 def _promised(function: FunctionNode) -> str:
     """What the signature says is returned."""
     return ast.unparse(function.returns) if function.returns is not None else ""
+
+
+def _lines_of(node: ast.stmt) -> tuple[int, int]:
+    """First and last line of a statement, without the statements inside."""
+    inside = getattr(node, "body", None) or getattr(node, "cases", None)
+    if not inside:
+        return node.lineno, node.end_lineno or node.lineno
+    first = inside[0].pattern.lineno if isinstance(inside[0], ast.match_case) else inside[0].lineno
+    return node.lineno, max(node.lineno, first - 1)
 
 
 def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:

@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 from tests.mutation.equivalents import EQUIVALENTS
-from tests.mutation.judging import ENDLESS, STUCK, Verdict
-from tests.mutation.sweep import Row, Sweep
+from tests.mutation.sweep import Results, Row, noticed
 
 INTRODUCTION = """\
-Every function of these rooms, changed in one place: a statement left out, a condition turned round, a boundary moved,
+Every function of four rooms, changed in one place: a statement left out, a condition turned round, a boundary moved,
 arguments or neighbouring statements swapped, another member of an enum, a return too early, one more or less. The
 edits are made from the syntax tree (`tests/mutation/edits.py`), not chosen by a person. Logs, messages, annotations and
-assertions are left alone; so are the tables of modules, and edits without which a name has no value.
+assertions are left alone; so are the tables of modules, functions that run only while modules are imported, and edits
+without which a name has no value.
 
-Each edit of a sample is planted in a process of its own and given to two judges: the default `pawl explore`, from a
-seed that is always the same, for a stated number of schedules; and the default tests that reach the edited line, as
-far as a stated number of seconds goes, until the first fails. *Only* counts what the other did not notice. *Endless*
-loops are told by processor time, *stuck* processes by silence; both are among what is noticed. The edits of a sample
-are the first in an order that their names and the seed give. Edits that change nothing that anybody could see are
-struck out, with the reason (below).
+Each edit of a sample is planted in a process of its own and given to two judges until the first notices it: the default
+tests that reach the edited statement, as far as a stated number of seconds goes; and, where those notice nothing, the
+default `pawl explore`, from a seed that is always the same, for a stated number of schedules. An endless loop, told by
+processor time, and a process that waits for ever, told by silence, are noticed. Processes that a test starts run
+without the edit.
 
-What survives gets a test and is judged again, so the share says what is left of this sample, and not what a sample with
-another seed would show."""
+A sample is the first edits of all rooms together in an order that their names and its seed give. Whatever survives is
+read: it changes nothing that anybody could see, and is struck out with the reason (below); or the code was not needed,
+and is deleted; or it gets a test. **Survived** is what nothing noticed when it was judged for the first time, before it
+was read: tests made for earlier samples are there, none was made for this one. The share is an estimate for the whole
+four rooms as they were then, with its interval of 95 % (Wilson's). *Now* is what is left of it."""
 
 
-def page(sweeps: dict[str, Sweep]) -> Iterator[str]:
+def page(results: Results) -> Iterator[str]:
     """Its lines."""
+    rows = [row for name, row in results.rows.items() if name not in EQUIVALENTS]
     yield "# Mutation"
     yield ""
     yield "<!-- Written by `make mutation`; do not edit. -->"
     yield ""
     yield from INTRODUCTION.splitlines()
     yield ""
-    yield from _table(sweeps)
+    yield "| seed | room | judged | by tests | by explore | survived | share | now |"
+    yield "| --- | --- |" + " ---: |" * 6
+    for seed in sorted({row.seed for row in rows}):
+        of_seed = [row for row in rows if row.seed == seed]
+        for room in results.edits:
+            yield _line("", room, [row for row in of_seed if row.file.startswith(f"{room}/")])
+        yield _line(str(seed), "all", of_seed)
     yield ""
-    yield from _whole(sweeps)
+    edits = ", ".join(f"{room} {count:,}" for room, count in results.edits.items())
+    yield f"Edits there are: {edits}. Judged last on {results.date}, with {results.schedules:,} schedules and "
+    yield f"{results.test_seconds:,.0f} seconds of tests."
     yield ""
     yield "## Survivors"
-    for room, sweep in sweeps.items():
-        survivors = [row for row in _rows(sweep) if row.survives]
-        if survivors:
-            yield ""
-            yield f"### {room}"
-        for row in sorted(survivors, key=lambda row: (row.file, row.line)):
+    for row in sorted(rows, key=lambda row: (row.file, row.line)):
+        if row.survives:
             yield ""
             yield from _survivor(row)
     yield ""
@@ -54,55 +62,39 @@ def page(sweeps: dict[str, Sweep]) -> Iterator[str]:
         yield f"- {place}: {_code(key)}: {reason}"
 
 
-def _rows(sweep: Sweep) -> list[Row]:
-    return [row for name, row in sweep.rows.items() if name not in EQUIVALENTS]
+def _line(seed: str, room: str, rows: Sequence[Row]) -> str:
+    survived = sum(row.survived_first for row in rows)
+    cells = (
+        seed,
+        room,
+        len(rows),
+        sum(noticed(row.tested) for row in rows),
+        sum(noticed(row.explored) for row in rows),
+        survived,
+        _share(survived, len(rows)),
+        sum(row.survives for row in rows),
+    )
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _noticed(verdict: Verdict | None) -> bool:
-    return verdict is not None and verdict.noticed
+def _share(part: int, whole: int) -> str:
+    low, high = interval(part, whole)
+    return f"{100 * part / whole:.1f} % ({100 * low:.1f}-{100 * high:.1f})" if whole else "-"
 
 
-def _table(sweeps: dict[str, Sweep]) -> Iterator[str]:
-    heads = ("room", "edits", "judged", "by explore", "by tests", "only explore", "only tests", "endless", "stuck")
-    yield "| " + " | ".join((*heads, "survive", "share", "seed, schedules, seconds of tests, date")) + " |"
-    yield "| --- |" + " ---: |" * (len(heads) + 1) + " --- |"
-    for room, sweep in sweeps.items():
-        rows = _rows(sweep)
-        explored = [_noticed(row.explored) for row in rows]
-        tested = [_noticed(row.tested) for row in rows]
-        verdicts = [{verdict.outcome for verdict in (row.explored, row.tested) if verdict is not None} for row in rows]
-        survive = sum(row.survives for row in rows)
-        cells = [
-            len(rows),
-            sum(explored),
-            sum(tested),
-            sum(one and not other for one, other in zip(explored, tested, strict=True)),
-            sum(other and not one for one, other in zip(explored, tested, strict=True)),
-            *(sum(outcome in outcomes for outcomes in verdicts) for outcome in (ENDLESS, STUCK)),
-            survive,
-        ]
-        share = f"{100 * survive / max(len(rows), 1):.1f} %"
-        stated = f"{sweep.seed}, {sweep.schedules}, {sweep.test_seconds:g}, {sweep.date}"
-        yield f"| {room} | {sweep.edits:,} | " + " | ".join(map(str, cells)) + f" | {share} | {stated} |"
-
-
-def _whole(sweeps: dict[str, Sweep]) -> Iterator[str]:
-    """How long all of it would take."""
-    hours = {}
-    for room, sweep in sweeps.items():
-        seconds = [
-            sum(verdict.seconds for verdict in (row.explored, row.tested) if verdict is not None)
-            for row in _rows(sweep)
-        ]
-        hours[room] = sweep.edits * sum(seconds) / max(len(seconds), 1) / 3600
-    parts = ", ".join(f"{room} {value:.0f} h" for room, value in hours.items())
-    edits = sum(sweep.edits for sweep in sweeps.values())
-    yield f"All {edits:,} edits would take, at the pace of these samples, one at a time: {parts}."
+def interval(part: int, whole: int) -> tuple[float, float]:
+    """Wilson's interval of 95 % of a share, of which `part` in `whole` were seen."""
+    if whole == 0:
+        return 0.0, 1.0
+    z = 1.96
+    middle = (part + z * z / 2) / (whole + z * z)
+    half = z * math.sqrt(part * (whole - part) / whole + z * z / 4) / (whole + z * z)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _survivor(row: Row) -> Iterator[str]:
     before, _, after = row.key.partition(" => ")
-    yield f"`{row.file}:{row.line}`, {row.function}, {row.kind}; {_asked(row)}"
+    yield f"`{row.file}:{row.line}`, {row.function}, {row.kind}, seed {row.seed}; {_asked(row)}"
     yield ""
     yield "```diff"
     yield f"- {before}"
@@ -113,7 +105,7 @@ def _survivor(row: Row) -> Iterator[str]:
 def _asked(row: Row) -> str:
     explored = f"{row.explored.count} schedules" if row.explored is not None else "exploration never reaches it"
     tested = f"{row.tested.count} tests" if row.tested is not None else "no test reaches it"
-    return f"{explored}, {tested}"
+    return f"{tested}, {explored}"
 
 
 def _code(text: str) -> str:

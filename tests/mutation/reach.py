@@ -60,7 +60,8 @@ class Reach(msgspec.Struct):
         else:
             now = places_of(source).get(edit.function)
             same = now is not None and now.digest == place.digest
-            chosen = [edit.line - now.first + place.first] if same and now else range(place.first, place.last + 1)
+            down = place.first - now.first if now else 0
+            chosen = range(edit.line + down, edit.last + down + 1) if same else range(place.first, place.last + 1)
         return [self.tests[number] for number in sorted({test for line in chosen for test in lines.get(line, ())})]
 
 

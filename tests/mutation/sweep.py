@@ -1,11 +1,12 @@
-"""A sweep: the sample of a room, each edit judged, and what came of it kept in a file."""
+"""A sweep: a sample of edits, each judged, and what came of it kept in a file."""
 
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import Phase, settings
 from tests.mutation.edits import ROOMS, Edit, edits_of, enums_of
 from tests.mutation.equivalents import EQUIVALENTS
 from tests.mutation.judging import NO_PROGRAM, Explored, Judge, Verdict
-from tests.mutation.reach import EXPLORE, IMPORT, Reach
+from tests.mutation.reach import EXPLORE, IMPORT, Place, Reach, places_of
 
 ROOT = Path(__file__).parents[2]
 SPARE_S_OF_A_SCHEDULE = 0.2
@@ -32,31 +33,46 @@ class Row(msgspec.Struct, frozen=True):
     function: str
     kind: str
     key: str
-    explored: Verdict | None
-    """None: exploration never reaches the line."""
+    seed: int
+    """Of the sample that it came with."""
+    digest: str
+    """Of the function, as it was judged."""
     tested: Verdict | None
     """None: no test reaches the line."""
+    explored: Verdict | None
+    """None: exploration never reaches the line, or the tests notice it."""
+    survived_first: bool
+    """Whether nothing noticed it when it was judged for the first time."""
+    gone: bool = False
+    """Whether the text that it changes is not there any more."""
 
     @property
     def survives(self) -> bool:
-        """Whether nothing noticed it."""
-        return not any(verdict is not None and verdict.noticed for verdict in (self.explored, self.tested))
+        """Whether nothing notices it."""
+        return not self.gone and not noticed(self.tested, self.explored)
 
 
-class Sweep(msgspec.Struct):
-    """What is known of a room."""
+class Results(msgspec.Struct):
+    """What is known."""
 
-    sample: int
-    seed: int
-    date: str
-    edits: int
-    """Of the room, without the equivalent ones."""
-    schedules: int
+    edits: dict[str, int] = {}
+    """Of each room, without the equivalent ones."""
+    schedules: int = 0
     """Explored for each."""
-    test_seconds: float
+    test_seconds: float = 0.0
     """Of tests, run for each at the most."""
+    date: str = ""
     rows: dict[str, Row] = {}
     """By file, function and key."""
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """What `save` wrote; nothing, if nothing was judged yet."""
+        return msgspec.json.decode(path.read_bytes(), type=cls) if path.exists() else cls()
+
+    def save(self, path: Path) -> None:
+        """Write it."""
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(self)))
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -64,13 +80,19 @@ class Request(msgspec.Struct, frozen=True):
 
     rooms: tuple[str, ...]
     sample: int
+    """Edits of the four rooms together, of which those of `rooms` are judged."""
     seed: int
     schedules: int
     test_seconds: float
     """Tests of so many seconds, as measured, are run for each."""
     again: bool
-    """Judge what survived so far once more."""
+    """Judge what survived so far once more, of all samples."""
     results: Path
+
+
+def noticed(*verdicts: Verdict | None) -> bool:
+    """Whether one of the judges noticed it."""
+    return any(verdict is not None and verdict.noticed for verdict in verdicts)
 
 
 def name_of(edit: Edit) -> str:
@@ -131,6 +153,7 @@ class Sweeping:
     def __init__(self, request: Request, reach: Reach) -> None:
         self._request = request
         self._reach = reach
+        self._results = Results.load(request.results)
         self._sound: set[str] = set()
 
     @pytest.hookimpl(tryfirst=True)
@@ -141,52 +164,60 @@ class Sweeping:
             pass  # what is imported late is imported now
         self._items = {item.nodeid: item for item in session.items}
         self._judge = Judge(ROOT)
-        for room in self._request.rooms:
-            self._sweep(room)
+        self._sweep()
         return True
 
-    def _sweep(self, room: str) -> None:
-        request = self._request
-        everything = load(request.results)
-        edits = sorted(edits_in(room), key=lambda edit: edit.rank(request.seed))
-        known = everything.get(room)
-        names = {name_of(edit) for edit in edits}
-        rows = {name: row for name, row in known.rows.items() if name in names} if known else {}
-        sweep = Sweep(request.sample, request.seed, "", len(edits), request.schedules, request.test_seconds, rows)
-        everything[room] = sweep
-        chosen = edits[: request.sample]
+    def _sweep(self) -> None:
+        request, results = self._request, self._results
+        everything = {name_of(edit): edit for room in ROOMS for edit in edits_in(room)}
+        results.edits = {room: len(edits_in(room)) for room in ROOMS}
+        results.schedules, results.test_seconds = request.schedules, request.test_seconds
+        results.rows = {
+            name: msgspec.structs.replace(row, gone=name not in everything) for name, row in results.rows.items()
+        }
         if request.again:
-            chosen = [edit for edit in edits if name_of(edit) in sweep.rows and sweep.rows[name_of(edit)].survives]
+            chosen = [everything[name] for name, row in results.rows.items() if row.survives]
+        else:
+            chosen = sorted(everything.values(), key=lambda edit: edit.rank(request.seed))[: request.sample]
+        chosen = [edit for edit in chosen if edit.file.startswith(request.rooms)]
         for number, edit in enumerate(chosen, 1):
-            if name_of(edit) in sweep.rows and not request.again:
+            before, digest = results.rows.get(name_of(edit)), _digest(edit)
+            if before is not None and before.digest == digest and not request.again:
                 continue
-            row = self._row(edit, sweep.rows.get(name_of(edit)))
+            row = self._row(edit, before, digest)
             if row is None:
                 continue
-            sweep.rows[name_of(edit)] = row
-            sweep.date = time.strftime("%Y-%m-%d")
-            request.results.write_bytes(msgspec.json.format(msgspec.json.encode(everything)))
-            _say(f"{room} {number}/{len(chosen)}", row)
+            results.rows[name_of(edit)] = row
+            results.date = time.strftime("%Y-%m-%d")
+            results.save(request.results)
+            _say(f"{number}/{len(chosen)}", row)
 
-    def _row(self, edit: Edit, before: Row | None) -> Row | None:
-        """None: the edit is no program, or is of what runs only while modules are imported, which is over. What
-        survived `before` is explored again only where the tests still do not notice it."""
+    def _row(self, edit: Edit, before: Row | None, digest: str) -> Row | None:
+        """None: the edit is no program, or is of what runs only while modules are imported, which is over."""
         tests = self._reach.of(edit, (ROOT / edit.file).read_bytes())
         if tests == [IMPORT]:
             return None
-        tested = self._test(edit, [test for test in tests if test in self._items])
-        explored = before.explored if before is not None else None
-        if EXPLORE in tests and (before is None or tested is None or not tested.noticed):
+        tested, explored = self._test(edit, [test for test in tests if test in self._items]), None
+        if EXPLORE in tests and not noticed(tested):
             schedules = self._request.schedules
             explored = self._judge.explore(edit, lambda: exploration(schedules), 20 + schedules * SPARE_S_OF_A_SCHEDULE)
         if any(verdict is not None and verdict.outcome == NO_PROGRAM for verdict in (explored, tested)):
             return None
-        return Row(edit.file, edit.line, edit.function, edit.kind, edit.key, explored, tested)
+        survives = not noticed(tested, explored)
+        seed, first = (self._request.seed, survives) if before is None else (before.seed, before.survived_first)
+        return Row(edit.file, edit.line, edit.function, edit.kind, edit.key, seed, digest, tested, explored, first)
 
     def _test(self, edit: Edit, reaching: list[str]) -> Verdict | None:
-        """What the tests say that reach it, None where there are none; those that fail without it are left out."""
+        """What the tests say that reach it, None where there are none; those that fail without it are left out. The
+        first are those that noticed other edits of this function."""
+        told = Counter(
+            row.tested.what
+            for row in self._results.rows.values()
+            if row.tested is not None and (row.file, row.function) == (edit.file, edit.function)
+        )
         while reaching:
             items = in_order([self._items[test] for test in reaching], self._reach.seconds, edit.file)
+            items.sort(key=lambda item: -told[item.nodeid])
             items = list(_within(items, self._reach.seconds, self._request.test_seconds))
             verdict = self._judge.test(edit, items, self._reach.seconds)
             if not verdict.noticed or self._is_sound(verdict.what):
@@ -205,17 +236,16 @@ class Sweeping:
 
 
 def in_order(items: Sequence[pytest.Item], seconds: dict[str, float], file: str) -> list[pytest.Item]:
-    """Test files of the edited file first, then the fastest; within a file as they stand, for the sake of fixtures."""
-    groups: dict[str, list[pytest.Item]] = defaultdict(list)
-    for item in items:
-        groups[item.nodeid.partition("::")[0]].append(item)
+    """The fastest first, by orders of magnitude; among these the test files of the edited file, and as they stand, for
+    the sake of fixtures."""
     words = set(Path(file).with_suffix("").parts[-2:])
 
-    def place(name: str) -> tuple[bool, float]:
-        near = Path(name).parent.name == file.partition("/")[0] and words & set(Path(name).stem.split("_"))
-        return not near, sum(seconds.get(item.nodeid, 0.0) for item in groups[name])
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        path = Path(item.nodeid.partition("::")[0])
+        near = path.parent.name == file.partition("/")[0] and words & set(path.stem.split("_"))
+        return round(math.log10(max(seconds.get(item.nodeid, 0.0), 0.01))), not near
 
-    return [item for name in sorted(groups, key=place) for item in groups[name]]
+    return sorted(items, key=place)
 
 
 def _within(items: Iterable[pytest.Item], seconds: dict[str, float], limit_s: float) -> Iterator[pytest.Item]:
@@ -228,17 +258,20 @@ def _within(items: Iterable[pytest.Item], seconds: dict[str, float], limit_s: fl
             return
 
 
-def load(results: Path) -> dict[str, Sweep]:
-    """What was found so far, by room."""
-    if not results.exists():
-        return {}
-    return msgspec.json.decode(results.read_bytes(), type=dict[str, Sweep])
+def _digest(edit: Edit) -> str:
+    """Of the function that it is in."""
+    return _places(edit.file)[edit.function].digest
+
+
+@cache
+def _places(file: str) -> dict[str, Place]:
+    return places_of((ROOT / file).read_bytes())
 
 
 def _say(how_far: str, row: Row) -> None:
     words = [
         "-" if verdict is None else f"{verdict.outcome} {verdict.count} {verdict.seconds:.1f}s {verdict.what[-60:]}"
-        for verdict in (row.explored, row.tested)
+        for verdict in (row.tested, row.explored)
     ]
     mark = "SURVIVES" if row.survives else "noticed"
     print(
