@@ -75,8 +75,8 @@ def _places(scores: Scores | None) -> list[_Place]:
     if scores is None:
         return []
     num_top = int32s(scores.num_top).tolist()
-    num_chosen, num_likeliest = len(float32s(scores.chosen)), (len(int32s(scores.top_tokens)), len(float32s(scores.top)))
-    if num_chosen != len(num_top) or num_likeliest != (sum(num_top), sum(num_top)):
+    lengths = len(float32s(scores.chosen)), len(int32s(scores.top_tokens)), len(float32s(scores.top))
+    if lengths != (len(num_top), sum(num_top), sum(num_top)):
         raise ValueError("columns of log-probabilities differ in length")
     return list(zip(int32s(scores.rows).tolist(), int32s(scores.positions).tolist(), num_top, strict=True))
 
