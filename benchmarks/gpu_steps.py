@@ -18,7 +18,8 @@ from benchmarks.gpu_limits import (
 )
 from benchmarks.gpu_timing import DEVICE, clock, random_weights
 from benchmarks.harness import Result, Spread, quiet
-from pawl.gpu.runner import Launched, Runner
+from pawl.gpu.launched import Launched
+from pawl.gpu.runner import Runner
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import SlotAssignment, StepBatch
 

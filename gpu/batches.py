@@ -61,9 +61,8 @@ def within_vocabulary(batch: StepBatch, vocab_size: int) -> tuple[StepBatch, Int
     slots = [new.slot for old, new in zip(batch.admitted, admitted, strict=True) if new is not old]
     tokens = batch.tokens
     if not _within(tokens, vocab_size):
-        given = ~batch.chained
         foreign = (tokens < 0) | (tokens >= vocab_size)
-        slots += np.repeat(batch.slots[given], batch.lengths[given])[foreign].tolist()
+        slots += np.repeat(batch.slots, batch.lengths - batch.chained)[foreign].tolist()
         tokens = np.where(foreign, np.int32(0), tokens)
     if not slots:
         return batch, np.zeros(0, np.int32)
@@ -100,9 +99,7 @@ def _check_segments(batch: StepBatch, num_slots: int, max_context: int) -> None:
     _require(batch, lengths.min() >= 1, "an empty segment")
     _require(batch, starts.min() >= 0, "a negative start")
     _require(batch, (starts + lengths).max() <= max_context, "a segment ends beyond the context {}", max_context)
-    taken = int(lengths[batch.chained].sum())
-    _require(batch, taken == np.count_nonzero(batch.chained), "a chained segment is longer than 1")
-    given = int(lengths.sum()) - taken
+    given = int(lengths.sum()) - np.count_nonzero(batch.chained)
     _require(batch, len(batch.tokens) == given, "{} tokens for {} positions", len(batch.tokens), given)
 
 

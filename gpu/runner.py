@@ -7,15 +7,17 @@ token, so that the next step can be launched before this one's tokens are known 
     collect  wait, copy the results to the host
 
 Only a step that draws for requests with grammars waits for the step before it: its forward is under way by then, and
-its masks are made when the tokens before them are known.
+its masks are made when the tokens before them are known. A step with runs waits for itself.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 
+import msgspec
 import numpy as np
 import structlog
 import torch
@@ -24,51 +26,27 @@ from torch import Tensor
 
 from pawl.gpu.backend import ForwardInputs, GreedyBackend
 from pawl.gpu.batches import check_batch, within_vocabulary
-from pawl.gpu.copies import Pending, copies_from
+from pawl.gpu.copies import copies_from
 from pawl.gpu.cuda.graphs import CudaRecorder, DecodeGraphs, GraphBackend, Recorder
 from pawl.gpu.cuda.shapes import GraphShape
-from pawl.gpu.devices import available_threads, upload
+from pawl.gpu.devices import available_threads, download, upload
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.rows import GrammarRows, Ruled
 from pawl.gpu.kv import KvStore
+from pawl.gpu.launched import Launched, OutOfOrder
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
+from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs, look_up, rows_that_may_draw
 from pawl.gpu.sampling.sampler import Draws
 from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
 from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
 from pawl.gpu.weights.fingerprint import weights_fingerprint
-from pawl.lifecycle.step import Bools, Int32s, StepBatch, StepResult
+from pawl.lifecycle.step import Int32s, StepBatch, StepResult
 from pawl.memory.partners import NO_PAGE
 
 log = structlog.get_logger("pawl.gpu.runner")
 
 _NOTHING = np.zeros(0, np.int32)
-
-
-class OutOfOrder(Exception):
-    """Steps must be collected in the order they were launched, each once, and none across a `reset`."""
-
-    def __init__(self, step: int, expected: int | None) -> None:
-        super().__init__(f"step {step} cannot be collected; the oldest step in flight is {expected}")
-        self.step = step
-        self.expected = expected
-
-
-@dataclass(eq=False)
-class Launched:
-    """A step on its way."""
-
-    step: int
-    draws: Draws
-    prompt_scores: tuple[PromptScores, ...]
-    pending: Pending
-    """What both hold, on its way to the host."""
-    ruled: Ruled | None
-    """Rows whose tokens grammars must accept."""
-    arrived: list[Tensor] | None = None
-    """What has come to the host, once it was waited for."""
-    refused: Bools | None = None
-    """Rows whose grammars have not accepted their tokens."""
 
 
 class Runner:
@@ -234,6 +212,12 @@ class Runner:
         self.sampler.admit(batch.admitted)
         self.scorer.admit(batch.admitted)
         self._grammars.admit(batch.admitted)
+        if has_runs(batch):
+            nothing = Draws.none(self.device)
+            runs = self._compute_runs(batch)
+            launched = Launched(batch.step, nothing, (), self._copies.start(nothing.tensors()), None, runs)
+            self._in_flight.append(launched)
+            return launched
         draws, prompt_scores, ruled = self._compute(batch)
         tensors = [*draws.tensors(), *(tensor for part in prompt_scores for tensor in part.scores.tensors())]
         launched = Launched(batch.step, draws, prompt_scores, self._copies.start(tensors), ruled)
@@ -254,18 +238,7 @@ class Runner:
         sampled_rows = (offsets[1:] - 1)[batch.samples]
         scored = self.scorer.segments(batch)
         logit_rows = self.scorer.add_rows(scored, offsets, sampled_rows)
-        inputs = ForwardInputs(
-            tokens=self._last_tokens.resolve(batch, offsets),
-            positions=ragged_positions(batch.starts, batch.lengths, offsets),
-            slots=batch.slots,
-            starts=batch.starts,
-            lengths=batch.lengths,
-            offsets=offsets,
-            page_table=self.page_table,
-            logit_rows=logit_rows,
-            window_table=self.window_table,
-            changed=self._take_changed(),
-        )
+        inputs = self._inputs(batch, offsets, logit_rows)
         draws = Draws.none(self.device)
         prompt_scores: tuple[PromptScores, ...] = ()
         ruled: Ruled | None = None
@@ -290,6 +263,50 @@ class Runner:
         self.scorer.sampled(sampled_slots)
         self._last_tokens.remember(sampled_slots, draws.tokens)
         return draws, prompt_scores, ruled
+
+    def _inputs(self, batch: StepBatch, offsets: Int32s, logit_rows: Int32s) -> ForwardInputs:
+        return ForwardInputs(
+            tokens=self._last_tokens.resolve(batch, offsets),
+            positions=ragged_positions(batch.starts, batch.lengths, offsets),
+            slots=batch.slots,
+            starts=batch.starts,
+            lengths=batch.lengths,
+            offsets=offsets,
+            page_table=self.page_table,
+            logit_rows=logit_rows,
+            window_table=self.window_table,
+            changed=self._take_changed(),
+        )
+
+    def _compute_runs(self, batch: StepBatch) -> StepResult:
+        """A step with runs: one forward pass over all drafts, then round after round of drawing."""
+        offsets, slots = ragged_offsets(batch.lengths), batch.slots[batch.samples]
+        scored = self.scorer.segments(batch)
+        logit_rows = self.scorer.add_rows(scored, offsets, rows_that_may_draw(batch, offsets))
+        inputs = self._inputs(batch, offsets, logit_rows)
+        fused = self._greedy_backend
+        prompt_scores: tuple[PromptScores, ...] = ()
+        if fused and not len(scored) and self.sampler.plainly_greedy(slots) and not self._grammars.any(slots):
+            likeliest = Draws.greedy(fused.forward_greedy(inputs))
+            chosen = Round(download(likeliest.tokens).astype(np.int32), unusable=likeliest.unusable())
+            result, counts = draw_in_rounds(batch, offsets, partial(look_up, chosen, logit_rows))
+            self.sampler.record_greedy(slots, counts[batch.samples])
+        else:
+            logits = self.backend.forward(inputs)
+            prompt_scores = self.scorer.score(batch, scored, inputs, logits)
+            result, counts = draw_in_rounds(batch, offsets, partial(self._draw_round, logits, logit_rows))
+        self.scorer.sampled(slots)
+        self._last_tokens.remember(slots, upload(result.last.astype(np.int64), self.device))
+        if (spoiled := self._spoiled[slots]).any():
+            result = msgspec.structs.replace(result, unusable=np.repeat(spoiled, counts[batch.samples]))
+        return msgspec.structs.replace(result, prompt_logprobs=tuple(part.collect() for part in prompt_scores))
+
+    def _draw_round(self, logits: Tensor, logit_rows: Int32s, where: Rows) -> Round:
+        """One token for each of these rows, as a step of its own would draw it."""
+        rows, ruled = np.searchsorted(logit_rows, where.rows), self._masks(where.slots)
+        draws = self.sampler.sample(logits[upload(rows, self.device)], where.slots, where.positions, ruled)
+        tokens = download(draws.tokens).astype(np.int32)
+        return Round(tokens, draws.logprobs(), draws.unusable(), None if ruled is None else ruled.accept(tokens))
 
     def _plainly_greedy(self, backend: GreedyBackend, slots: Int32s) -> bool:
         """Whether the backend's head can choose for all of these."""
@@ -318,6 +335,8 @@ class Runner:
         if launched.step != oldest:
             raise OutOfOrder(launched.step, oldest)
         self._in_flight.popleft()
+        if launched.runs is not None:
+            return launched.runs
         tensors = iter(self._arrived(launched))
         draws = launched.draws.moved(list(islice(tensors, len(launched.draws.tensors()))))
         prompt_scores = [part.moved(list(islice(tensors, 3))) for part in launched.prompt_scores]

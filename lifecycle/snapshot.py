@@ -16,7 +16,10 @@ from pawl.lifecycle.states import State
 Plain: TypeAlias = dict[str, Any]
 """Values that msgpack can hold; arrays are bytes."""
 
-COLUMNS = ("state", "slot", "num_prompt", "num_computed", "order", "priority", "deadline")
+COLUMNS = (
+    *("state", "slot", "num_prompt", "num_computed", "order", "priority", "deadline"),
+    *("draft_length", "draft_pause", "draft_from"),
+)
 """Of the table, for live rows; `attempt` is for all. What else there is follows from tokens and infos."""
 
 

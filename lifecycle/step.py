@@ -1,14 +1,14 @@
 """One scheduling step as the worker sees it: a batch of segments in, one token for each sampled segment out.
 
-A segment is a run of consecutive positions of one request. A decoding request is a segment of length 1, a prefill
+A segment is consecutive positions of one request. A decoding request is a segment of length 1, a prefill
 chunk is a longer one; the runner does not care which is which. All index arrays are int32.
 
     segment i:  slot slots[i], positions starts[i] .. starts[i]+lengths[i]-1
-    inputs:     chained[i]  -> the token that the worker itself drew last for that slot; in a segment of more than one
-                               position (a run) the others are drafts of the worker's own
+    inputs:     chained[i]  -> the token that the worker itself drew last for that slot, then the next lengths[i] - 1
+                               entries of `tokens`: drafts of the tokens to come. With drafts it is called a run
                 else        -> the next lengths[i] entries of `tokens`
     output:     samples[i]  -> one token, drawn from the logits at the segment's last position; of a run, one after the
-                               first position and after each draft that is accepted, in order
+                               first position, and one after each draft for as long as what was drawn is the draft
 
 Token ids of decoding requests therefore never travel to the worker, and a step can be planned while the step that
 computes its inputs still runs (overlap): the placeholder is resolved by the worker.
@@ -102,6 +102,11 @@ class StepResult(msgspec.Struct, frozen=True, eq=False):
     request named tokens that the model does not have. None: all tokens are good."""
     counts: Int32s | None = None
     """[number of True in `samples`]: tokens of each segment that samples, from 1 to its length in a run, 1 elsewhere.
-    None: one each."""
+    None: the step had no runs."""
     refused: Bools | None = None
     """[as many as `tokens`]: the request's grammar does not allow the token. None: all are allowed."""
+
+    @property
+    def last(self) -> Int32s:
+        """The last token of each segment that samples."""
+        return self.tokens if self.counts is None else self.tokens[np.cumsum(self.counts) - 1]

@@ -14,6 +14,7 @@ from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.lifecycle.step import Bools, SlotAssignment, StepBatch, StepResult
+from pawl.loops.speculation import Drafts
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.memory import Memory
 from pawl.memory.page_table import NO_ENTRIES, PageEntries
@@ -51,6 +52,8 @@ class ScheduledBatch(NamedTuple):
     pages: Int32s
     """Pages whose entries are new in this step."""
     admitted: tuple[int, ...]
+    runs: bool
+    """Whether there are drafts in it: then what follows cannot be planned before its results are known."""
 
     @property
     def step(self) -> int:
@@ -109,7 +112,7 @@ class BatchBuilder:
         self.decode_rows: Indices = _NO_ROWS
         self.decode_slots: Indices = _NO_ROWS
         self.decode_starts: Int32s = _NO_TOKENS
-        self.decode_lengths: Int32s | None = None
+        self.drafts: Drafts | None = None
         """None: one position each."""
         self.prefills: list[PrefillSegment] = []
         self.admissions: list[SlotAssignment] = []
@@ -126,11 +129,11 @@ class BatchBuilder:
         return not len(self.decode_rows) and not self.prefills
 
     def decode(
-        self, rows: Indices, slots: Indices, starts: Int32s, entries: PageEntries, lengths: Int32s | None = None
+        self, rows: Indices, slots: Indices, starts: Int32s, entries: PageEntries, drafts: Drafts | None = None
     ) -> None:
-        """One position for each of `rows`, or a run of so many."""
+        """One position for each of `rows`, and those of `drafts`."""
         self.decode_rows, self.decode_slots, self.decode_starts = rows, slots, starts
-        self.decode_lengths = lengths
+        self.drafts = drafts
         if len(entries.pages):
             self.entries.append(entries)
 
@@ -156,8 +159,8 @@ class BatchBuilder:
         rows, slots, starts = self.decode_rows, self.decode_slots.astype(np.int32), self.decode_starts
         lengths, yes, events = _ONES.lengths(count), _ONES.yes(count), _ONES.tokens(count)
         chained, samples, sampled_rows, tokens = yes, yes, rows, _NO_TOKENS
-        if self.decode_lengths is not None:
-            lengths = self.decode_lengths
+        if self.drafts is not None:
+            lengths, tokens = self.drafts
         if self.prefills:
             new = np.array([segment[1:4] for segment in self.prefills], np.int32)
             rows = np.concatenate((rows, np.array([segment.row for segment in self.prefills], np.intp)))
@@ -168,9 +171,8 @@ class BatchBuilder:
             samples = np.concatenate((samples, np.array([segment.samples for segment in self.prefills], np.bool_)))
             events = np.concatenate((events, np.array([_event(segment) for segment in self.prefills], np.uint8)))
             sampled_rows = rows[samples]
-            tokens = np.concatenate(
-                [self._table.tokens[s.row, s.start : s.start + s.length] for s in self.prefills], dtype=np.int32
-            )
+            chunks = [self._table.tokens[s.row, s.start : s.start + s.length] for s in self.prefills]
+            tokens = np.concatenate((tokens, *chunks), dtype=np.int32)
         batch = StepBatch(
             step=self.transaction.epoch,
             slots=slots,
@@ -196,6 +198,7 @@ class BatchBuilder:
             tuple(self.prefills),
             entries.pages,
             tuple(self.admitted),
+            self.drafts is not None,
         )
 
 

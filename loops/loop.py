@@ -19,8 +19,8 @@ import numpy as np
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Cause, Event
-from pawl.lifecycle.step import Bools, StepResult
-from pawl.loops.batch import Applied, BatchBuilder, ScheduledBatch, UInt8s
+from pawl.lifecycle.step import Bools, Int32s, StepResult
+from pawl.loops.batch import Applied, BatchBuilder, ScheduledBatch
 from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects
@@ -30,12 +30,11 @@ from pawl.loops.properties.state import state_checks
 from pawl.loops.queues import Queues
 from pawl.loops.recovery import plan_failed, undo_plan
 from pawl.loops.requests import Requests
-from pawl.loops.runs import Runs, cut_runs
+from pawl.loops.runs import Runs, apply_runs
 from pawl.loops.scores import scores_of
-from pawl.memory.arrays import Indices, Int32s
+from pawl.loops.speculation import Drafter
+from pawl.memory.arrays import Indices
 from pawl.memory.memory import Memory
-from pawl.memory.page_pool import consecutive
-from pawl.memory.trim import trim
 
 Kind = TypeVar("Kind")
 NOT_NUMBERS = "the model's scores for the next token are not finite numbers"
@@ -58,6 +57,7 @@ class Loop:
         max_queued: int,
         feed: CacheEventLog,
         companions: Sequence[Companion] = (),
+        drafter: Drafter | None = None,
         fresh_memory: Callable[[], Memory],
     ) -> None:
         self.table = table
@@ -69,6 +69,7 @@ class Loop:
         self.journal = journal
         self.feed = feed
         self.companions = tuple(companions)
+        self.drafter = drafter
         self.fresh_memory = fresh_memory
         """Makes what memory was at the start."""
         self.in_flight: deque[ScheduledBatch] = deque()
@@ -107,7 +108,7 @@ class Loop:
         """Launch steps until pacing says to wait for results, or there is nothing to do."""
         for companion in self.companions:
             companion.turning()
-        while len(self.in_flight) <= self.pacing.depth:
+        while len(self.in_flight) <= self.pacing.depth and not (self.in_flight and self.in_flight[-1].runs):
             scheduled = self._plan(now)
             if scheduled is None:
                 if self.in_flight or not self._unblock(now):
@@ -131,6 +132,8 @@ class Loop:
             self.no_token(row, cause, now)
         applied = self._committed(scheduled, result, now)
         rows, last = applied.rows, applied.last
+        if self.drafter is not None and applied.counts is not None:
+            self._judge(self.drafter, scheduled, applied.counts)
         if scheduled.prefills:
             self._prefilled(scheduled, now)
         for index in self._ended(rows, last):
@@ -254,7 +257,10 @@ class Loop:
             events = np.where(fresh, events, np.uint8(Event.STALE_TOKEN))
         table.move_rows(scheduled.rows, events)
         if result.counts is not None:
-            return self._apply_runs(scheduled, result, result.counts, events)
+            applied, self._runs = apply_runs(scheduled, result, result.counts, fresh, events, table, self.memory)
+            self.counters.dropped_tokens += len(result.tokens) - len(applied.tokens)
+            self.counters.generated_tokens += len(applied.tokens)
+            return applied
         self._runs = None
         if events is not scheduled.events:
             wanted = fresh[scheduled.batch.samples]
@@ -265,26 +271,15 @@ class Loop:
         ends = scheduled.batch.starts + scheduled.batch.lengths
         return Applied(events, rows, rows, tokens, tokens, result.tokens, None, ends)
 
-    def _apply_runs(self, scheduled: ScheduledBatch, result: StepResult, counts: Int32s, events: UInt8s) -> Applied:
-        """`_apply` for a step in which requests may have drawn several tokens: what is beyond their ends is dropped,
-        and what was computed for drafts that were not accepted is given back."""
-        table, batch, fresh = self.table, scheduled.batch, self.fresh_at_commit
-        runs = self._runs = cut_runs(scheduled, result, counts, fresh, table)
-        wanted = fresh[batch.samples]
-        rows, lengths, tokens = scheduled.sampled_rows[wanted], runs.counts[wanted], result.tokens[runs.drawn]
-        self.counters.dropped_tokens += len(result.tokens) - len(tokens)
-        self.counters.generated_tokens += len(tokens)
-        told = np.repeat(rows, lengths)
-        if len(rows):
-            table.tokens[told, consecutive(table.num_tokens[rows], lengths)] = tokens
-            table.num_tokens[rows] += lengths
-        short = runs.ends < batch.starts + batch.lengths
-        if np.count_nonzero(short):
-            trim(self.memory, scheduled.transaction, batch.slots[short].astype(np.intp), runs.ends[short])
-        last = tokens[np.cumsum(lengths) - 1]
-        by_segment = np.zeros(len(scheduled.rows), np.int32)
-        by_segment[batch.samples] = runs.counts
-        return Applied(events, rows, told, tokens, last, runs.tokens, by_segment, runs.ends)
+    def _judge(self, drafter: Drafter, scheduled: ScheduledBatch, counts: Int32s) -> None:
+        """How the drafts of a step have fared; `counts`: tokens of each segment."""
+        batch, counters = scheduled.batch, self.counters
+        tried = np.flatnonzero(self.fresh_at_commit & batch.chained & (batch.lengths > 1))
+        drafted, accepted = batch.lengths[tried] - 1, counts[tried] - 1
+        drafter.judge(scheduled.rows[tried], drafted, accepted)
+        counters.drafts += len(tried)
+        counters.draft_tokens += int(drafted.sum())
+        counters.accepted_tokens += int(accepted.sum())
 
     def wanted_tokens(self, scheduled: ScheduledBatch) -> Bools:
         """Which tokens of the step committed last were given out, bool [tokens of its result]."""

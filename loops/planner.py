@@ -10,6 +10,7 @@ from pawl.lifecycle.states import Cause, State
 from pawl.loops.admission import Admission, next_chunk
 from pawl.loops.batch import BatchBuilder
 from pawl.loops.queues import Queues
+from pawl.loops.speculation import Drafter
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.violation import MemoryViolation
 
@@ -27,13 +28,18 @@ class UnifiedPlanner:
     """Prefill and decode on the same workers.
 
     mixed: decoding requests go on while prompts are computed, in one batch. Otherwise prompts come first and decoding
-    requests wait for them, as in SGLang's default loop.
+    requests wait for them, as in SGLang's default loop. Where nobody waits and no prompt is under way, decoding
+    requests may have drafts: a step with them computes at most as many positions as a chunk of a prompt has.
     """
 
     name = "unified"
 
-    def __init__(self, queues: Queues, admission: Admission, *, prefill_chunk: int, mixed: bool) -> None:
+    def __init__(
+        self, queues: Queues, admission: Admission, *, prefill_chunk: int, mixed: bool, drafter: Drafter | None = None
+    ) -> None:
+        """Without a `drafter` there are no drafts."""
         self.queues = queues
+        self.drafter = drafter
         self.admission = admission
         self.prefill_chunk = prefill_chunk
         self.mixed = mixed
@@ -86,6 +92,8 @@ class UnifiedPlanner:
             rows, slots, starts = rows[more], slots[more], starts[more]
             if not len(rows):
                 return
+        if self._speculate(builder, rows, slots, starts):
+            return
         entries = memory.extend(builder.transaction, slots, starts + 1)
         if entries is None:
             rows = self._squeeze(builder, rows)
@@ -97,6 +105,22 @@ class UnifiedPlanner:
             if entries is None:
                 raise MemoryViolation("room that was made for rows is theirs", slots=slots)
         builder.decode(rows, slots, starts, entries)
+
+    def _speculate(self, builder: BatchBuilder, rows: Indices, slots: Indices, starts: Int32s) -> bool:
+        """The same with drafts, if there are some and pages for them."""
+        queues, memory = self.queues, self.queues.memory
+        if self.drafter is None or queues.prefilling or queues.num_waiting:
+            return False
+        drafts = self.drafter.draft(rows, starts)
+        if drafts is None:
+            return False
+        ends = starts + drafts.lengths
+        memory.make_room(int(memory.demand(slots, ends).sum()))
+        entries = memory.extend(builder.transaction, slots, ends)
+        if entries is None:
+            return False
+        builder.decode(rows, slots, starts, entries, drafts)
+        return True
 
     def _squeeze(self, builder: BatchBuilder, rows: Indices) -> Indices:
         """Pages ran short: promise them anew, the oldest request first, to what each needs to take its next step, and

@@ -38,6 +38,10 @@ class Counters(msgspec.Struct):
     retractions: int = 0
     steps: int = 0
     steps_lost: int = 0
+    drafts: int = 0
+    """Of requests that were still at work when they had been tried."""
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     by_cause: dict[str, int] = msgspec.field(default_factory=dict)
 
 

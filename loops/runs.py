@@ -1,7 +1,7 @@
 """Steps in which a request draws several tokens at once: which of them count.
 
-A decoding segment of several positions begins with the token drawn last; what follows are drafts of the worker's own.
-It draws a token after each draft that it accepts, and after the first position always: a run of 1 to `length` tokens.
+A decoding segment of several positions begins with the token drawn last; drafts follow. The worker draws a token after
+the first position, and one after each draft that was right: a run of 1 to `length` tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import numpy as np
 
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.step import Bools, Int32s, StepResult
-from pawl.loops.batch import ScheduledBatch
+from pawl.loops.batch import Applied, ScheduledBatch, UInt8s
+from pawl.memory.memory import Memory
+from pawl.memory.page_pool import consecutive
+from pawl.memory.trim import trim
 
 
 class Runs(NamedTuple):
@@ -45,3 +48,31 @@ def cut_runs(scheduled: ScheduledBatch, result: StepResult, counts: Int32s, fres
     decoding = batch.chained & fresh
     ends[decoding] = (batch.starts[batch.samples] + kept)[decoding[batch.samples]]
     return Runs(kept, result.tokens[within], within & np.repeat(wanted, counts), ends)
+
+
+def apply_runs(
+    scheduled: ScheduledBatch,
+    result: StepResult,
+    counts: Int32s,
+    fresh: Bools,
+    events: UInt8s,
+    table: RequestTable,
+    memory: Memory,
+) -> tuple[Applied, Runs]:
+    """Append what counts to the requests, and give back what was computed for drafts that were wrong. `counts` and
+    `fresh` as in `cut_runs`; `events` have been fired."""
+    batch = scheduled.batch
+    runs = cut_runs(scheduled, result, counts, fresh, table)
+    wanted = fresh[batch.samples]
+    rows, lengths, tokens = scheduled.sampled_rows[wanted], runs.counts[wanted], result.tokens[runs.drawn]
+    told = np.repeat(rows, lengths)
+    if len(rows):
+        table.tokens[told, consecutive(table.num_tokens[rows], lengths)] = tokens
+        table.num_tokens[rows] += lengths
+    short = runs.ends < batch.starts + batch.lengths
+    if np.count_nonzero(short):
+        trim(memory, scheduled.transaction, batch.slots[short].astype(np.intp), runs.ends[short])
+    last = tokens[np.cumsum(lengths) - 1]
+    by_segment = np.zeros(len(scheduled.rows), np.int32)
+    by_segment[batch.samples] = runs.counts
+    return Applied(events, rows, told, tokens, last, runs.tokens, by_segment, runs.ends), runs

@@ -18,6 +18,7 @@ from pawl.loops.pacing import PACINGS, Pacing
 from pawl.loops.planner import UnifiedPlanner
 from pawl.loops.policy import POLICIES
 from pawl.loops.queues import Queues
+from pawl.loops.speculation import Drafter, SpeculationConfig
 from pawl.loops.tiers import TierConfig, TierEffects
 from pawl.memory.memory import Memory
 from pawl.memory.prefix.select import KINDS, make_cache
@@ -57,6 +58,8 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_bytes: int = 0
     """About how much is recorded from one checkpoint to the next; 0: there are none."""
     seed: int = 0
+    speculation: SpeculationConfig | None = None
+    """How tokens to come are drafted; None: they are not."""
 
 
 def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effects: TierEffects | None = None) -> Loop:
@@ -74,7 +77,10 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
         lookahead=config.lookahead,
         share_prefixes=KINDS[config.cache].shares,
     )
-    planner = UnifiedPlanner(queues, admission, prefill_chunk=config.prefill_chunk, mixed=config.mixed)
+    drafter = None
+    if config.speculation is not None:
+        drafter = Drafter(table, config.speculation, most=config.prefill_chunk)
+    planner = UnifiedPlanner(queues, admission, prefill_chunk=config.prefill_chunk, mixed=config.mixed, drafter=drafter)
     feed, companions = CacheEventLog(memory, journal), list[Companion]()
     if config.tiers is not None:
         if tier_effects is None:
@@ -91,6 +97,7 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
         max_queued=config.max_queued,
         feed=feed,
         companions=companions,
+        drafter=drafter,
         fresh_memory=partial(make_memory, config),
     )
 

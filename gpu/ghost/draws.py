@@ -19,6 +19,7 @@ from pawl.gpu.ghost.language import VOCABULARY_SIZE, Float32s, logits_of
 from pawl.gpu.ghost.memory import Computed
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.rows import GrammarRows, Ruled, unpacked
+from pawl.gpu.rounds import Rows
 from pawl.gpu.sampling.mixing import draw_keys, mix64
 from pawl.lifecycle.step import Int32s, PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs
 
@@ -31,13 +32,12 @@ _NOT_SCORED = -1
 
 
 class Drawn(NamedTuple):
-    """What the special rows of a step got."""
+    """What the special ones of some rows got."""
 
     tokens: Int32s
     """One for each of them."""
     logprobs: StepLogprobs | None
-    """Over all sampled rows of the step, NaN and token 0 where nobody asked."""
-    prompt_logprobs: tuple[PromptLogprobs, ...]
+    """Over all rows, NaN and token 0 where nobody asked."""
     refused: Bools | None = None
     """Those that their grammars do not accept."""
 
@@ -118,28 +118,32 @@ class GhostDraws:
             self._scores_prompt[slot] = sampling.prompt_logprobs and admission.num_output == 0
             self._kept.pop(slot, None)
 
-    def draw(self, batch: StepBatch, computed: Computed, special: Bools) -> Drawn:
-        """Tokens for those of the sampled segments that are `special`, and scores of prompts."""
+    def score_prompts(self, batch: StepBatch, computed: Computed) -> tuple[PromptLogprobs, ...]:
+        """Scores of the prompts that are part of this step."""
         prompts = tuple(
             scores
             for segment in np.flatnonzero(self._scores_prompt[batch.slots]).tolist()
             if (scores := self._score_prompt(batch, computed, segment)) is not None
         )
-        rows, slots = computed.last_rows[batch.samples][special], batch.slots[batch.samples][special]
-        self._scores_prompt[slots] = False
+        self._scores_prompt[batch.slots[batch.samples]] = False
+        return prompts
+
+    def draw(self, where: Rows, computed: Computed, special: Bools) -> Drawn:
+        """Tokens for those rows that are `special`."""
+        rows, slots = where.rows[special], where.slots[special]
         if not len(slots):
-            return Drawn(np.zeros(0, np.int32), None, prompts)
+            return Drawn(np.zeros(0, np.int32), None)
         logits = logits_of(computed.states[rows], computed.tokens[rows])
         ruled = self._grammars.masks(slots)
         if ruled is not None:
             logits[ruled.rows] = np.where(unpacked(ruled.bits, VOCABULARY_SIZE), logits[ruled.rows], -np.inf)
         adjusted = self._adjusted(logits, slots, ruled) if self._adjusts[slots].any() else logits
-        tokens = self._choose(adjusted, slots, (batch.starts + batch.lengths)[batch.samples][special])
+        tokens = self._choose(adjusted, slots, where.positions[special])
         self._seen[slots, tokens] = True
         self._counts[slots, tokens] += 1
         self._num_output[slots] += 1
         refused = None if ruled is None else ruled.accept(tokens)
-        return Drawn(tokens, self._scored(logits, tokens, slots, special), prompts, refused)
+        return Drawn(tokens, self._scored(logits, tokens, slots, special), refused)
 
     # ---- tokens ----
 
@@ -192,7 +196,7 @@ class GhostDraws:
     # ---- scores ----
 
     def _scored(self, logits: Float32s, tokens: Int32s, slots: Int32s, special: Bools) -> StepLogprobs | None:
-        """Scores of the drawn `tokens` whose requests asked, spread over all sampled rows of the step."""
+        """Scores of the drawn `tokens` whose requests asked, spread over all rows."""
         asked = np.flatnonzero(self._num_top[slots] != _NOT_SCORED)
         if not len(asked):
             return None

@@ -131,7 +131,7 @@ class GhostMemory:
         slots, starts = batch.slots, batch.starts
         known = self._length[slots]
         for segment in np.flatnonzero(known == NEW).tolist():
-            self._begin(batch, segment)
+            self._begin(batch, segment, int(starts[segment]))
         moved = np.flatnonzero((known != NEW) & (known != starts))
         if len(moved):
             segment = int(moved[0])
@@ -140,13 +140,19 @@ class GhostMemory:
             )
         return self._prefix[slots], self._total[slots]
 
-    def _begin(self, batch: StepBatch, segment: int) -> None:
-        """A slot's first segment: every entry before it must be there, and form one sequence."""
-        slot, start = int(batch.slots[segment]), int(batch.starts[segment])
+    def rewind(self, batch: StepBatch, segment: int, length: int) -> None:
+        """Of what a segment has computed, the slot keeps its first `length` positions. The others stay where they were
+        written, as they do on a device."""
+        self._begin(batch, segment, length)
+        self._length[batch.slots[segment]] = length
+
+    def _begin(self, batch: StepBatch, segment: int, length: int) -> None:
+        """A slot goes on after `length` positions: every one of them must be there, and they form one sequence."""
+        slot = int(batch.slots[segment])
         self._prefix[slot] = self._total[slot] = 0
-        if not start:
+        if not length:
             return
-        entries = self._row_entries(batch, segment, start)
+        entries = self._row_entries(batch, segment, length)
         position = first_break(entries)
         if position is not None:
             raise fault_at(batch, segment, position, "the cached prefix is broken here")

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Protocol, Self
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from pawl.gpu.batches import InvalidBatch, check_batch, within_vocabulary
@@ -28,8 +29,9 @@ from pawl.gpu.ghost.small import SmallMemory, likeliest_after
 from pawl.gpu.ghost.store import GhostStore
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.ragged import ragged_offsets, with_chained
+from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.step import Bools, Int32s, PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs, StepResult
+from pawl.lifecycle.step import Bools, Int32s, SlotAssignment, StepBatch, StepResult
 
 _NOTHING = -1
 """Last token of a slot that has drawn none."""
@@ -190,14 +192,18 @@ class Ghost:
         if not len(batch.slots):
             return StepResult(batch.step, np.zeros(0, np.int32))
         try:
-            if isinstance(self.memory, SmallMemory) and not self._special[batch.slots].any():
+            runs, special = has_runs(batch), bool(self._special[batch.slots].any())
+            if isinstance(self.memory, SmallMemory) and not special and not runs:
                 return self._launch_small(batch, self.memory)
             offsets = ragged_offsets(batch.lengths)
             computed = self.memory.compute(batch, self._resolve_tokens(batch, offsets), offsets)
+            prompts = self._draws.score_prompts(batch, computed) if special else ()
+            drawn = self._draw_runs(batch, computed) if runs else self._draw_all(batch, computed)
         except GhostFault as fault:
             self.faults.append(fault)
             raise
-        return self._drawn(batch, computed)
+        self._last[batch.slots[batch.samples]] = drawn.last
+        return structs.replace(drawn, prompt_logprobs=prompts)
 
     def _launch_small(self, batch: StepBatch, memory: SmallMemory) -> StepResult:
         """A step of likeliest tokens only, without an array for each thing that is known of it."""
@@ -251,23 +257,31 @@ class Ghost:
             raise GhostFault(batch.step, int(slots[first]), position, NOTHING_DRAWN)
         return with_chained(batch, offsets, drawn)
 
-    def _drawn(self, batch: StepBatch, computed: Computed) -> StepResult:
-        rows = computed.last_rows[batch.samples]
-        slots = batch.slots[batch.samples]
-        tokens = likeliest(computed.states[rows], computed.tokens[rows])
-        logprobs: StepLogprobs | None = None
-        prompt_logprobs: tuple[PromptLogprobs, ...] = ()
+    def _draw_all(self, batch: StepBatch, computed: Computed) -> StepResult:
+        """One token for each segment that samples."""
+        rows, slots = computed.last_rows[batch.samples], batch.slots[batch.samples]
+        drawn = self._draw(Rows(rows, slots, computed.positions[rows] + 1), computed)
+        return StepResult(batch.step, drawn.tokens, drawn.logprobs, refused=drawn.refused)
+
+    def _draw_runs(self, batch: StepBatch, computed: Computed) -> StepResult:
+        """Tokens of a step with runs; what was computed for drafts that are not accepted is no part of the slot."""
+        result, counts = draw_in_rounds(batch, computed.offsets, lambda where: self._draw(where, computed))
+        for segment in np.flatnonzero(batch.chained & (counts < batch.lengths)).tolist():
+            self.memory.rewind(batch, segment, int(batch.starts[segment] + counts[segment]))
+        return result
+
+    def _draw(self, where: Rows, computed: Computed) -> Round:
+        tokens = likeliest(computed.states[where.rows], computed.tokens[where.rows])
+        special = self._special[where.slots]
+        if not special.any():
+            return Round(tokens)
+        drawn = self._draws.draw(where, computed, special)
+        tokens[special] = drawn.tokens
         refused: Bools | None = None
-        if self._special[batch.slots].any():
-            special = self._special[slots]
-            drawn = self._draws.draw(batch, computed, special)
-            tokens[special] = drawn.tokens
-            logprobs, prompt_logprobs = drawn.logprobs, drawn.prompt_logprobs
-            if drawn.refused is not None:
-                refused = np.zeros(len(tokens), np.bool_)
-                refused[special] = drawn.refused
-        self._last[slots] = tokens
-        return StepResult(batch.step, tokens, logprobs, prompt_logprobs, refused=refused)
+        if drawn.refused is not None:
+            refused = np.zeros(len(tokens), np.bool_)
+            refused[special] = drawn.refused
+        return Round(tokens, drawn.logprobs, refused=refused)
 
 
 def _plain(sampling: SamplingParameters) -> bool:

@@ -113,6 +113,12 @@ class SmallMemory(GhostMemory):
             if length not in (NEW, starts[segment]):
                 raise fault_at(batch, segment, starts[segment], f"the slot has computed {length} positions so far")
 
+    def rewind(self, batch: StepBatch, segment: int, length: int) -> None:
+        """See `GhostMemory.rewind`."""
+        slot = int(batch.slots[segment])
+        self._adopt(batch, segment, slot, length)
+        self._lengths[slot] = length
+
     def _adopt(self, batch: StepBatch, segment: int, slot: int, start: int) -> None:
         position = self._first_break(batch, segment, slot, start)
         if position is not None:

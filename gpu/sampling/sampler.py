@@ -167,9 +167,9 @@ class Sampler:
     def _short(self, slots: Int32s) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         return self._num_output[slots] < self._min_output[slots]
 
-    def record_greedy(self, slots: Int32s) -> None:
-        """One token was drawn for each of these plainly greedy rows elsewhere (in a backend's fused head)."""
-        self._num_output[slots] += 1
+    def record_greedy(self, slots: Int32s, counts: Int32s | int = 1) -> None:
+        """So many tokens were drawn for each of these plainly greedy rows elsewhere (in a backend's fused head)."""
+        self._num_output[slots] += counts
 
     def sample(self, logits: Tensor, slots: Int32s, positions: Int32s, ruled: Ruled | None = None) -> Draws:
         """Draw one token for each row. Changes `logits` (float32 [n, vocab]) in place.

@@ -12,7 +12,8 @@ import torch
 
 from pawl.gpu.backend import BackendUnavailable, ForwardInputs
 from pawl.gpu.batches import InvalidBatch
-from pawl.gpu.runner import OutOfOrder, Runner
+from pawl.gpu.launched import OutOfOrder
+from pawl.gpu.runner import Runner
 from pawl.gpu.weights.source import load_weights, resolve_source
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import SlotAssignment, StepBatch, StepResult

@@ -9,61 +9,55 @@ import numpy as np
 import pytest
 
 from pawl.gpu.ghost.oracle import expected
-from pawl.gpu.ghost.runs import RunningGhost
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import DECODER, ENCODER, STOPPED, Record, Started, StepCommitted, int32s
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import Bools, Int32s, StepResult
-from pawl.loops.batch import BatchBuilder, ScheduledBatch
+from pawl.loops.batch import ScheduledBatch
+from pawl.loops.loop import Loop
 from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.planner import UnifiedPlanner
 from pawl.loops.properties.base import Broken
 from pawl.loops.replay import Replay
 from pawl.loops.runs import Runs, cut_runs
+from pawl.loops.speculation import Drafter, Drafts, SpeculationConfig
+from pawl.memory.arrays import Indices
 from tests.loops.driver import CELLS, Driver
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
-class RunPlanner(UnifiedPlanner):
-    """Plans runs of `width` positions for requests without a step in flight, as far as pages last."""
+class Prophet(Drafter):
+    """Drafts the tokens that the ghost will say, the first `right` of each draft; None: as many as chance has it. What
+    follows them is wrong."""
 
-    width = 6
+    def __init__(self, drafter: Drafter, right: int | None, seed: int) -> None:
+        super().__init__(drafter.table, drafter.config, most=drafter.most)
+        self._right = right
+        self._chance = random.Random(seed)
 
-    def _decode(self, builder: BatchBuilder) -> None:
-        queues, table, memory = self.queues, self.queues.table, self.queues.memory
-        rows = queues.decoding
-        starts = memory.page_table.length[table.slot[rows]]
-        at_rest = starts == table.num_tokens[rows] - 1
-        rows = rows[at_rest & (starts < table.max_length[rows])]
-        if not len(rows):
-            return
-        slots = table.slot[rows]
-        starts = memory.page_table.length[slots]
-        lengths = np.minimum(self.width, table.max_length[rows] - starts).astype(np.int32)
-        entries = memory.extend(builder.transaction, slots, starts + lengths)
-        if entries is not None:
-            builder.decode(rows, slots, starts, entries, lengths)
-        elif at_rest.all():  # where a run in flight ends is not known yet
-            super()._decode(builder)
+    def draft(self, rows: Indices, starts: Int32s) -> Drafts | None:
+        self.table.draft_length[rows] = self.config.num_speculative_tokens
+        self.table.draft_from[rows] = 0
+        return super().draft(rows, starts)
 
-
-def running(planner: UnifiedPlanner) -> RunPlanner:
-    """The same planner, but of runs."""
-    return RunPlanner(planner.queues, planner.admission, prefill_chunk=planner.prefill_chunk, mixed=planner.mixed)
+    def _continuation(self, text: Int32s, count: int) -> Int32s:
+        right = self._chance.randrange(count + 1) if self._right is None else self._right
+        tokens = np.array(expected(text.tolist(), count), np.int32)
+        tokens[right:] = (tokens[right:] + 1) % 256
+        return tokens
 
 
 class RunDriver(Driver):
-    """A loop that plans runs, and a worker that accepts `accepted` tokens of each; None: as many as chance has it."""
+    """A loop with drafts of `width` tokens, the first `right` of each right; None: as many as chance has it."""
 
-    def __init__(self, accepted: int | None = None, seed: int = 0, **overrides: object) -> None:
-        super().__init__(**overrides)
-        assert isinstance(self.loop.planner, UnifiedPlanner)
-        self.loop.planner = running(self.loop.planner)
-        self.ghost = ghost = RunningGhost.for_shape(self.config)
-        chance = random.Random(seed)
-        ghost.accept = lambda length: min(accepted or chance.randint(1, length), length)
+    width = 5
+
+    def __init__(self, right: int | None = None, seed: int = 0, **overrides: object) -> None:
+        config = SpeculationConfig(num_speculative_tokens=self.width, prompt_lookup_min=1, prompt_lookup_max=2)
+        super().__init__(speculation=config, **overrides)
+        foresee(self.loop, right, seed)
 
     @property
     def run_lengths(self) -> list[int]:
@@ -91,15 +85,15 @@ class RunDriver(Driver):
 
 
 @pytest.mark.parametrize(("pacing", "mixed"), CELLS)
-@pytest.mark.parametrize("accepted", [1, 2, 6])
-def test_tokens_are_those_drawn_one_by_one(pacing: str, mixed: bool, accepted: int) -> None:
-    driver = RunDriver(accepted, pacing=pacing, mixed=mixed)
+@pytest.mark.parametrize("right", [0, 1, 5])
+def test_tokens_are_those_drawn_one_by_one(pacing: str, mixed: bool, right: int) -> None:
+    driver = RunDriver(right, pacing=pacing, mixed=mixed)
     requests = {driver.submit(prompt, 23): prompt for prompt in (PROMPT, [2, 7, 1], PROMPT[:5])}
     driver.run()
     for request, prompt in requests.items():
         assert driver.output_of[request] == expected(prompt, 23)
         assert driver.cause(request) == Cause.LENGTH
-    assert max(driver.run_lengths) == accepted
+    assert max(driver.run_lengths) == right + 1
     assert driver.loop.counters.generated_tokens == 3 * 23
 
 
@@ -107,7 +101,7 @@ def test_tokens_are_those_drawn_one_by_one(pacing: str, mixed: bool, accepted: i
 def test_a_stop_token_within_a_run_ends_the_request_there(place: int) -> None:
     tokens = expected(PROMPT, 23)
     stop = tokens[place]
-    driver = RunDriver(6)
+    driver = RunDriver(5)
     request = driver.submit(PROMPT, 23, stop_token_ids=(stop,))
     driver.run()
     assert driver.output_of[request] == tokens[: tokens.index(stop) + 1]
@@ -117,7 +111,7 @@ def test_a_stop_token_within_a_run_ends_the_request_there(place: int) -> None:
 
 def test_a_run_never_goes_beyond_the_tokens_asked_for() -> None:
     table = RequestTable(2, 64)
-    driver = RunDriver(6)
+    driver = RunDriver(5)
     request = driver.submit(PROMPT, 4)
     while not (driver.loop.in_flight and driver.loop.in_flight[0].batch.chained.any()):
         driver.step()
@@ -193,8 +187,8 @@ def test_a_loop_that_does_not_cut_a_run_at_a_stop_token_is_seen(monkeypatch: pyt
         table.stop_tokens[:] = stops
         return runs
 
-    monkeypatch.setattr("pawl.loops.loop.cut_runs", blind)
-    driver = RunDriver(6)
+    monkeypatch.setattr("pawl.loops.runs.cut_runs", blind)
+    driver = RunDriver(5)
     driver.submit(PROMPT, 23, stop_token_ids=(expected(PROMPT, 23)[2],))
     driver.run()
     monitor = Monitor()
@@ -203,8 +197,8 @@ def test_a_loop_that_does_not_cut_a_run_at_a_stop_token_is_seen(monkeypatch: pyt
 
 
 def test_a_loop_that_keeps_what_was_not_accepted_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pawl.loops.loop.trim", lambda *nothing: None)
-    driver = RunDriver(2, pacing="lockstep")
+    monkeypatch.setattr("pawl.loops.runs.trim", lambda *nothing: None)
+    driver = RunDriver(1, pacing="lockstep")
     driver.submit(PROMPT, 23)
     with pytest.raises(Broken) as caught:
         driver.run()
@@ -213,7 +207,7 @@ def test_a_loop_that_keeps_what_was_not_accepted_is_seen(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_record_whose_counts_do_not_fit_its_tokens_is_malformed(change: int) -> None:
-    driver = RunDriver(3)
+    driver = RunDriver(2)
     driver.submit(PROMPT, 23)
     driver.run()
     monitor = Monitor()
@@ -225,12 +219,19 @@ def test_a_record_whose_counts_do_not_fit_its_tokens_is_malformed(change: int) -
     assert found == ["well_formed"]
 
 
+def foresee(loop: Loop, right: int | None, seed: int) -> None:
+    """Give a loop the drafts of a `Prophet`."""
+    planner = loop.planner
+    assert isinstance(planner, UnifiedPlanner)
+    assert planner.drafter is not None
+    planner.drafter = loop.drafter = Prophet(planner.drafter, right, seed)
+
+
 def replay(records: list[Record]) -> None:
-    """By a loop that plans runs as well."""
+    """By a loop whose drafts are as long."""
     assert isinstance(records[0], Started)
     again = Replay(records[0])
-    assert isinstance(again.loop.planner, UnifiedPlanner)
-    again.loop.planner = running(again.loop.planner)
+    foresee(again.loop, None, 0)
     for record in records[1:]:
         again.feed(record)
     again.finish()
