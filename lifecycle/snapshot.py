@@ -16,10 +16,7 @@ from pawl.lifecycle.states import State
 Plain: TypeAlias = dict[str, Any]
 """Values that msgpack can hold; arrays are bytes."""
 
-COLUMNS = (
-    *("state", "slot", "num_prompt", "num_computed", "order", "priority", "deadline"),
-    *("draft_length", "draft_pause", "draft_from"),
-)
+COLUMNS = ("state", "slot", "num_prompt", "num_computed", "order", "priority", "deadline")
 """Of the table, for live rows; `attempt` is for all. What else there is follows from tokens and infos."""
 
 

@@ -36,6 +36,7 @@ def snapshot_of(intake: Intake) -> Plain:
         "decoding": queues.decoding.astype(np.int32).tobytes(),
         "admissions": queues._admissions,
         "policy": _policy(loop),
+        "drafts": loop.drafter.snapshot() if loop.drafter is not None else [],
         "counters": msgspec.to_builtins(loop.counters),
         "try_again": loop.try_again,
         "step": loop.journal._step,
@@ -61,6 +62,8 @@ def restore(intake: Intake, plain: Plain) -> None:
     queues = loop.queues
     memory_snapshot.restore(loop.memory, plain["memory"])
     table_snapshot.restore(loop.table, plain["table"])
+    if loop.drafter is not None:
+        loop.drafter.restore(plain["drafts"])
     for companion, kept in zip(loop.companions, plain["companions"], strict=True):
         companion.restore(kept)
     queues.waiting = dict.fromkeys(plain["waiting"])

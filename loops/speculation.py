@@ -98,6 +98,19 @@ class Drafter:
         period = last - int(places[-1])
         return text[last + 1 - period + np.arange(count) % period]
 
+    def snapshot(self) -> list[bytes]:
+        """How drafts have fared, of every live request in order of arrival."""
+        return [column[self.table.live_rows()].tobytes() for column in self._columns]
+
+    def restore(self, plain: list[bytes]) -> None:
+        """The inverse, once the table is restored."""
+        for column, data in zip(self._columns, plain, strict=True):
+            column[self.table.live_rows()] = np.frombuffer(data, np.int32)
+
+    @property
+    def _columns(self) -> tuple[Int32s, Int32s, Int32s]:
+        return self.table.draft_length, self.table.draft_pause, self.table.draft_from
+
     def judge(self, rows: Indices, drafted: Int32s, accepted: Int32s) -> None:
         """So many tokens of the drafts of these rows were accepted; what is known of the rows is up to date."""
         table = self.table

@@ -15,6 +15,7 @@ from pawl.lifecycle.records import DECODER, Checkpoint, Record, Started
 from pawl.loops import snapshot
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.replay import Diverged, Replay, replay
+from pawl.loops.speculation import SpeculationConfig
 from pawl.memory.violation import MemoryViolation
 from tests.loops import test_replay
 from tests.loops.driver import Driver
@@ -34,6 +35,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "random order": {"policy": "random"},
     "longest prefix": {"policy": "lpm"},
     "depth first": {"policy": "dfs-weight"},
+    "drafts": {"speculation": SpeculationConfig(num_speculative_tokens=3, prompt_lookup_min=1, prompt_lookup_max=2)},
 }
 EVERY = 3
 """Steps from one checkpoint to the next."""
