@@ -28,7 +28,8 @@ What a message needs of the loop:
 
 * *{Needs.NOTHING}*: it only looks;
 * *{Needs.BETWEEN_STEPS}*: no step is being planned while it is done; steps may be in flight;
-* *{Needs.REST}*: nothing waits, runs or is in flight; its `timeout` says how long to wait for that.
+* *{Needs.REST}*: nothing waits, runs or is in flight, or the engine is paused and whoever waits owns no memory; its
+  `timeout` says how long to wait for that.
 """
 _HEADER = ("message", "routes", "who", "needs", "replayed", "fields", "")
 

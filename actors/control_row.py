@@ -56,7 +56,7 @@ class Needs(StrEnum):
     BETWEEN_STEPS = "between steps"
     """No step is being planned; steps may be in flight."""
     REST = "rest"
-    """Nothing waits, runs or is in flight. The sender says how long to wait for that."""
+    """`Loop.at_rest`. The sender says how long to wait for that."""
 
 
 def plain(reply: Reply, facts: Facts) -> Shown:
@@ -135,6 +135,8 @@ class Row:
     """Paths; the first is the one that is documented, the others are aliases. Empty: it is sent from within only."""
     methods: tuple[str, ...] = ("POST",)
     """The first is what `pawl ctl` uses."""
+    command: bool = True
+    """Whether `pawl ctl` offers it; not where it is another engine's form of a message that it offers."""
     patience_s: float = 5.0
     """How long the gateway waits for the answer, beyond the time the message itself says."""
     draw: Callable[[Source], Any] = never
@@ -143,6 +145,8 @@ class Row:
     """What is wrong with the answer that a simulated client got, if anything."""
     proves: str = "bounded_progress"
     """The property that `check` speaks for."""
+    undone_by: msgspec.Struct | None = None
+    """What a simulated client that has sent it sends some time after the answer, so that the run goes on."""
     ends: frozenset[Cause] = field(default_factory=frozenset)
     """Causes with which it may end other clients' requests."""
 

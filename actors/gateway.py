@@ -60,6 +60,8 @@ class Gateway(Actor):
         self.lost: str | None = None
         """Name and reason of a peer that is gone for good; nothing can be served any more."""
         self.draining = False
+        self.paused = False
+        """What the scheduler was told last: to plan no steps, or to plan some again."""
         self._num_answered = 0
         self._delivering: Sequence[Output] = ()
         self._num_delivered = 0

@@ -99,6 +99,8 @@ class Scheduler(Actor):
         self._report = StepReport()
         self._launched_at: dict[int, float] = {}
         self._askers: dict[int, Asker] = {}
+        self._untold: list[tuple[int, int, Outcome]] = []
+        """(the last of the steps that must have come back first, number of who asked, outcome)"""
         self._num_asked = 0
         self._checking_deadlines = False
         self._checking_self = False
@@ -191,6 +193,7 @@ class Scheduler(Actor):
             self.intake.turn(now)
         # Else what is in flight comes back first: a checkpoint is of a moment without a step in flight.
         self._send_step()
+        self._tell_what_is_settled()
         if len(self.loop.table) and not self._checking_deadlines:
             self._checking_deadlines = True
             self.context.after(DEADLINE_CHECK_S, CheckDeadlines())
@@ -207,6 +210,7 @@ class Scheduler(Actor):
         # After a failure table and memory may be half changed: they are left as they are, the trace has no end, and the
         # gateway, which learns of it next, answers for this actor.
         self.tier_client.stopped()
+        self._untold.clear()
         for number in list(self._askers):
             self.answered(number, Outcome(False, f"the engine stopped: {reason}"))
         if self.trace is not None:
@@ -243,7 +247,17 @@ class Scheduler(Actor):
         else:
             self.answered(self._num_asked, row_of(ask.message).look(self, ask.message))
 
+    def _tell_what_is_settled(self) -> None:
+        """Answers that waited for steps which have come back, or were undone."""
+        oldest = self.loop.in_flight[0].step if self.loop.in_flight else None
+        while self._untold and (oldest is None or self._untold[0][0] < oldest):
+            _, number, outcome = self._untold.pop(0)
+            self.answered(number, outcome._replace(after_steps=False))
+
     def answered(self, number: int, outcome: Outcome) -> None:
+        if outcome.after_steps and self.loop.in_flight:
+            self._untold.append((self.loop.in_flight[-1].step, number, outcome))
+            return
         asker = self._askers.pop(number)
         self._send(asker.reply_to, Reply(asker.ticket, outcome.ok, outcome.message, outcome.facts))
 

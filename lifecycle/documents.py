@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pawl.lifecycle.machine import GUARDS, TABLE, Edge
+from pawl.lifecycle.machines import MACHINES
 from pawl.lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, RETRACT_CAUSES, Cause, Event, State
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "lifecycle.md"
@@ -42,7 +43,7 @@ def attribute_docstrings(kind: type) -> dict[str, str]:
 
 def document() -> str:
     """The text of docs/lifecycle.md."""
-    parts = (_INTRODUCTION, *_diagram(), *_states(), *_transitions(), *_guards(), *_causes())
+    parts = (_INTRODUCTION, *_diagram(), *_states(), *_transitions(), *_guards(), *_causes(), *_machines())
     return "\n".join(parts) + "\n"
 
 
@@ -118,6 +119,20 @@ def _causes() -> Iterator[str]:
     kinds = {"finish": FINISH_CAUSES, "abort": ABORT_CAUSES, "retract": RETRACT_CAUSES}
     rows = ((kind, ", ".join(f"`{cause}`" for cause in Cause if cause in causes)) for kind, causes in kinds.items())
     yield from table(("of", "causes"), rows)
+
+
+def _machines() -> Iterator[str]:
+    yield from ("", "## What control messages move", "")
+    yield "Each is a table of its own in [lifecycle/machines/](../lifecycle/machines), with the same uses. A pair that"
+    yield "is not in it is refused, and changes nothing."
+    for machine in MACHINES:
+        yield from ("", f"### {machine.name}", "", machine.about, "", "```mermaid", "flowchart LR")
+        yield from (f"    {source} -->|{event}| {target}" for source, event, target, _ in machine.moves)
+        yield from ("```", "")
+        yield from table(("state", "event", "to", "why"), ((s, f"`{e}`", t, why) for s, e, t, why in machine.moves))
+        yield ""
+        about = attribute_docstrings(type(machine.start))
+        yield from (f"* `{name.lower()}`: {text}" for name, text in about.items())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -99,6 +99,7 @@ def _edges() -> tuple[Edge, ...]:
     fetching, reserving, receiving = State.QUEUED_FETCHING, State.QUEUED_RESERVING, State.QUEUED_RECEIVING
     prefilling, sending, decoding, finished = State.PREFILLING, State.PREFILLING_SENDING, State.DECODING, State.FINISHED
     e = Event
+    taken = "its memory is needed, its step is lost, or the engine is paused"
     stopped_late = "its stop string was found in output that it had before it lost its memory"
     ends = frozenset({Cause.LENGTH, Cause.EOS, Cause.STOP_TOKEN, Cause.STOP_STRING})
     walk = (
@@ -128,8 +129,8 @@ def _edges() -> tuple[Edge, ...]:
         _edge(queued, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT),
         _edge(sending, e.FINISH, finished, "the decoder has it", frozenset({Cause.HANDED_OVER})),
         _edge(decoding, e.FINISH, finished, "its output is complete", ends, HAS_OUTPUT),
-        _edge(prefilling, e.RETRACT, queued, "its memory is needed, or its step is lost", RETRACT_CAUSES),
-        _edge(decoding, e.RETRACT, queued, "its memory is needed, or its step is lost", RETRACT_CAUSES),
+        _edge(prefilling, e.RETRACT, queued, taken, RETRACT_CAUSES),
+        _edge(decoding, e.RETRACT, queued, taken, RETRACT_CAUSES),
     )
     aborts = (
         _edge(new, e.ABORT, State.ABORTED, "it was refused when it was submitted", ABORT_CAUSES),

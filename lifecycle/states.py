@@ -130,6 +130,7 @@ class Cause(StrEnum):
     # retract causes
     MEMORY = "memory"
     STEP_LOST = "step_lost"
+    PAUSED = "paused"
 
 
 FINISH_CAUSES = frozenset(
@@ -150,4 +151,4 @@ ABORT_CAUSES = frozenset(
         Cause.INTERNAL,
     }
 )
-RETRACT_CAUSES = frozenset({Cause.MEMORY, Cause.STEP_LOST})
+RETRACT_CAUSES = frozenset({Cause.MEMORY, Cause.STEP_LOST, Cause.PAUSED})

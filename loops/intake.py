@@ -27,6 +27,8 @@ class Outcome(NamedTuple):
     ok: bool
     message: str = ""
     facts: dict[str, Any] = {}  # noqa: RUF012 - never changed
+    after_steps: bool = False
+    """It is to be told when the steps that are in flight have come back."""
 
 
 DONE = Outcome(True)
@@ -39,7 +41,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     at_rest: ClassVar[bool] = False
-    """It can be done only while nothing waits, runs or is in flight. Such an order has a field `timeout_s`: how long to
+    """It can be done only while the loop rests (`Loop.at_rest`). Such an order has a field `timeout_s`: how long to
     wait for that; 0: now or not at all."""
 
     def apply(self, intake: Intake, now: float) -> Outcome | None:
@@ -115,7 +117,7 @@ class Intake:
             return  # it was done before its time was over
         self.loop.journal.delivered(order, number, now)
         patience_s: float = getattr(order, "timeout_s") if order.at_rest else 0.0  # noqa: B009
-        if patience_s > 0 and not self.loop.idle:
+        if patience_s > 0 and not self.loop.at_rest:
             self.waiting[number] = order
             self.remind(patience_s, WaitEnds(number))
         else:
@@ -129,6 +131,6 @@ class Intake:
     def turn(self, now: float) -> None:
         """All that has arrived has been handed in: let the loop work, and do what waits for rest if it rests."""
         self.loop.turn(now)
-        if self.loop.idle:
+        if self.loop.at_rest:
             for number in list(self.waiting):
                 self.deliver(WaitEnds(number), now)

@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.machines.serving import SERVING, Serving
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Cause, Event
 from pawl.lifecycle.step import Bools, Int32s, StepResult
@@ -37,8 +38,6 @@ from pawl.memory.arrays import Indices
 from pawl.memory.memory import Memory
 
 Kind = TypeVar("Kind")
-NOT_NUMBERS = "the model's scores for the next token are not finite numbers"
-NOT_OF_THE_GRAMMAR = "no token that the request's grammar allows could be drawn"
 
 
 class Loop:
@@ -72,6 +71,7 @@ class Loop:
         self.drafter = drafter
         self.fresh_memory = fresh_memory
         """Makes what memory was at the start."""
+        self.serving = SERVING.start
         self.in_flight: deque[ScheduledBatch] = deque()
         """Steps that are recorded as planned and not as committed, oldest first."""
         self.committed: ScheduledBatch | None = None
@@ -95,6 +95,11 @@ class Loop:
         """Nothing waits, runs or is in flight."""
         return self.queues.idle and not self.in_flight
 
+    @property
+    def at_rest(self) -> bool:
+        """Nothing runs or is in flight, and whoever waits, for the engine to continue, owns nothing."""
+        return self.idle or (self.serving is Serving.PAUSED and self.queues.owns_nothing and not self.in_flight)
+
     def companion(self, kind: type[Kind]) -> Kind:
         """The companion of this class. Raises LookupError where there is none."""
         for companion in self.companions:
@@ -108,6 +113,8 @@ class Loop:
         """Launch steps until pacing says to wait for results, or there is nothing to do."""
         for companion in self.companions:
             companion.turning()
+        if self.serving is Serving.PAUSED:
+            return
         while len(self.in_flight) <= self.pacing.depth and not (self.in_flight and self.in_flight[-1].runs):
             scheduled = self._plan(now)
             if scheduled is None:
@@ -118,18 +125,13 @@ class Loop:
                 continue
             self._launch(scheduled, now)
 
-    def no_token(self, row: int, cause: Cause, now: float) -> None:
-        """The worker has no token for a request that sampled one in the oldest step: it ends."""
-        message = NOT_OF_THE_GRAMMAR if cause is Cause.GRAMMAR else NOT_NUMBERS
-        self.requests.leave(row, Event.ABORT, cause, now, message=message)
-
     def executed(self, result: StepResult, now: float) -> None:
         """Commit the oldest step: apply its tokens, fire its transitions, give back what ended."""
         scheduled = self.in_flight[0]
         if scheduled.step != result.step:
             raise AssertionError(f"step {result.step} came back, step {scheduled.step} is the oldest in flight")
         for row, cause in scheduled.left_without_token(result, self.table.attempt):
-            self.no_token(row, cause, now)
+            self.requests.no_token(row, cause, now)
         applied = self._committed(scheduled, result, now)
         rows, last = applied.rows, applied.last
         if self.drafter is not None and applied.counts is not None:
@@ -321,8 +323,8 @@ class Loop:
             companion.stopped()
 
     def flush(self, now: float) -> bool:
-        """Empty the prefix cache. False, and no change, while anything is live or in flight."""
-        if not self.idle or not self.memory.flush():
+        """Empty the prefix cache. False, and no change, where the loop does not rest."""
+        if not self.at_rest or not self.memory.flush():
             return False
         for companion in self.companions:
             companion.flushed()

@@ -55,6 +55,12 @@ class Queues:
     def idle(self) -> bool:
         return not (self.waiting or self.retracted or self.prefilling or len(self.decoding))
 
+    @property
+    def owns_nothing(self) -> bool:
+        """Nobody runs, and nobody who waits has its prefix on the way from a lower cache tier."""
+        waiting = [*self.waiting, *self.retracted]
+        return not self.num_running and State.QUEUED_FETCHING not in self.table.state[waiting]
+
     def running(self) -> Indices:
         """Rows at work, [n]."""
         if not self.prefilling:

@@ -217,7 +217,7 @@ class Replay:
             case Delivered():
                 self.intake.deliver(self._order(record), record.time, record.number)
             case Transition(event=Event.ABORT, cause=Cause.INTERNAL | Cause.GRAMMAR) if record.row in self._sampled():
-                loop.no_token(record.row, record.cause, record.time)
+                loop.requests.no_token(record.row, record.cause, record.time)
             case Transition() | StepPlanned() | Idled():
                 loop.turn(record.time)
             case StepCommitted() if loop.in_flight and loop.in_flight[0].step == record.step:

@@ -21,6 +21,8 @@ from pawl.loops.effects import Effects, Ending
 from pawl.loops.queues import Queues
 from pawl.memory.arrays import Int32s
 
+NOT_NUMBERS = "the model's scores for the next token are not finite numbers"
+NOT_OF_THE_GRAMMAR = "no token that the request's grammar allows could be drawn"
 MAX_STRIKES = 2
 """Lost steps after which a request that was part of each of them is ended instead of tried again."""
 
@@ -141,6 +143,11 @@ class Requests:
             self.leave(row, Event.ABORT, cause, now, message="the server stops")
 
     # ---- from steps ----
+
+    def no_token(self, row: int, cause: Cause, now: float) -> None:
+        """The worker has no token for a request that sampled one in the oldest step: it ends."""
+        message = NOT_OF_THE_GRAMMAR if cause is Cause.GRAMMAR else NOT_NUMBERS
+        self.leave(row, Event.ABORT, cause, now, message=message)
 
     def complete(self, row: int, token: int, now: float) -> None:
         """The request has all that it wanted, and `token` is the last of it."""

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle import snapshot as table_snapshot
+from pawl.lifecycle.machines.serving import Serving
 from pawl.lifecycle.snapshot import Plain
 from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Intake, Order
@@ -42,6 +43,7 @@ def snapshot_of(intake: Intake) -> Plain:
         "step": loop.journal._step,
         "orders": [(number, msgspec.msgpack.encode(order)) for number, order in intake.waiting.items()],
         "draining": intake.draining,
+        "serving": str(loop.serving),
         "newest": intake._newest,
         "ended_early": [(number, str(cause), text) for number, (cause, text) in intake._ended_early.items()],
     }
@@ -80,6 +82,7 @@ def restore(intake: Intake, plain: Plain) -> None:
     loop.counters.by_cause = {Cause(cause): count for cause, count in loop.counters.by_cause.items()}
     loop.try_again = plain["try_again"]
     loop.journal._step = plain["step"]
+    loop.serving = Serving(plain["serving"])
     intake.waiting = {number: _order(data) for number, data in plain["orders"]}
     intake.draining, intake._newest = plain["draining"], plain["newest"]
     intake._ended_early = {number: (Cause(cause), text) for number, cause, text in plain["ended_early"]}

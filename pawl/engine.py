@@ -20,8 +20,11 @@ from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
+from pawl.actors.control import ROWS
+from pawl.actors.control_row import Answer, Row
 from pawl.actors.fields import convert
 from pawl.actors.gateway import Gateway
+from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Done, Submit, TextOptions
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.sampling import Limits, OfflineSampling, StopStrings, offline_sampling
@@ -226,6 +229,26 @@ class Engine:
         finally:
             if not inbox.final:
                 self._on_gateway(self._abort(number))
+
+    def control(self, name: str, **fields: Any) -> dict[str, Any]:
+        """Send a control message, by the name and the fields that `pawl ctl` has for it; the body of the reply. Raises
+        KeyError for a name that there is not, RequestFailed when it is refused or its fields are not valid."""
+        row = next((row for row in ROWS if row.name == name and row.routes), None)
+        if row is None:
+            raise KeyError(f"there is no control message {name!r}")
+        answers: queue.SimpleQueue[Reply] = queue.SimpleQueue()
+        self._on_gateway(self._steer(row, fields, answers.put))
+        reply = answers.get()
+        if not reply.ok:
+            raise RequestFailed(Cause.INVALID, reply.message)
+        return reply.body
+
+    async def _steer(self, row: Row, fields: dict[str, Any], answer: Answer) -> None:
+        try:
+            body = convert(fields, row.taken)
+        except InvalidRequest as error:
+            raise RequestFailed(error.cause, error.message) from None
+        row.put(self.gateway, body, answer)
 
     async def _submit(
         self, prompts: Sequence[Any], sampling: Sequence[Any], stop: str | Sequence[str], inboxes: Sequence[Inbox]

@@ -24,7 +24,8 @@ def _rows() -> tuple[Row, ...]:
 
 
 ROWS: tuple[Row, ...] = _rows()
-_BY_TYPE = {kind: row for row in ROWS for kind in (row.message, row.taken)}
+# Of rows with one message the first is its own; the others have bodies of their own.
+_BY_TYPE = {row.message: row for row in reversed(ROWS)} | {row.taken: row for row in ROWS}
 
 Message: Any = reduce(or_, dict.fromkeys(row.message for row in ROWS))
 """The tagged union of what the scheduler gets."""

@@ -17,6 +17,7 @@ class FlushReply(msgspec.Struct, frozen=True):
     waiting: int
     running: int
     in_flight: int
+    paused: bool
 
 
 def _drawn(source: Source) -> FlushCache | None:
@@ -24,9 +25,11 @@ def _drawn(source: Source) -> FlushCache | None:
 
 
 def _check(body: FlushCache, reply: Reply) -> str | None:
-    if reply.ok and any(reply.body.values()):
+    paused = reply.body.get("paused", False)
+    live = {name: reply.body.get(name, 0) for name in ("waiting", "running", "in_flight")}
+    if reply.ok and (live["running"] or live["in_flight"] or (live["waiting"] and not paused)):
         return f"the cache was emptied while something was live: {reply.body}"
-    if not reply.ok and not any(reply.body.values()):
+    if not reply.ok and not any(live.values()):
         return f"refused, and nothing was live: {reply.message}"
     return None
 

@@ -55,6 +55,7 @@ def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
     states = np.bincount(table.state[table.live_rows()], minlength=len(State))
     facts: dict[str, Any] = {
         "requests": {state.name.lower(): int(states[state]) for state in State if states[state]},
+        "serving": str(loop.serving),
         "waiting": loop.queues.num_waiting,
         "running": loop.queues.num_running,
         "in_flight": len(loop.in_flight),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from pawl.lifecycle.machines.serving import Serving
 from pawl.lifecycle.records import CacheChange, Checkpoint, Int32s, Started, Submitted
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.snapshot import table_of
@@ -45,6 +46,7 @@ class _State(msgspec.Struct):
     step: int
     newest: int
     draining: bool
+    serving: Serving
     ended_early: list[tuple[int, str, str]]
 
 
@@ -72,6 +74,7 @@ class Beginning(NamedTuple):
     """The highest number of a request so far."""
     draining: bool
     """Requests that arrive are ended at once."""
+    serving: Serving
     ended_early: frozenset[int]
     """Requests that are to be aborted when they come."""
 
@@ -104,6 +107,7 @@ def beginning_of(checkpoint: Checkpoint) -> Beginning:
         step=state.step,
         newest=state.newest,
         draining=state.draining,
+        serving=state.serving,
         ended_early=frozenset(number for number, *_ in state.ended_early),
     )
 

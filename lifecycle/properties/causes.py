@@ -8,6 +8,7 @@ from typing import ClassVar, TypeAlias
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.properties.pausing import retracts
 from pawl.lifecycle.records import (
     Closed,
     Contained,
@@ -30,9 +31,10 @@ _DRAINS = frozenset({"drain", "end_all"})
 
 
 class TrueCauses(Property):
-    """Causes are true: memory is taken for a plan that follows, or because a step was lost; a stop string ends a
-    request by the order that says so, its length or a token when a step is committed; time is over at a look at
-    deadlines and not before; and who is aborted was named with that cause, but where the engine drains or failed."""
+    """Causes are true: memory is taken for a plan that follows, because a step was lost, or by a pause that says so; a
+    stop string ends a request by the order that says so, its length or a token when a step is committed; time is over
+    at a look at deadlines and not before; and who is aborted was named with that cause, but where the engine drains or
+    failed."""
 
     name: ClassVar[str] = "true_causes"
     observes = (
@@ -89,6 +91,9 @@ class TrueCauses(Property):
         match record.event:
             case Event.RETRACT if record.cause == Cause.MEMORY:
                 self._squeezed = record.request
+            case Event.RETRACT if record.cause == Cause.PAUSED:
+                if not retracts(self._after):
+                    yield self.violation(history, "it was retracted by a pause, and none says so", record.request)
             case Event.RETRACT:
                 if not isinstance(self._after, StepRolledBack | Contained):
                     yield self.violation(history, "it was retracted for a lost step, and none was lost", record.request)

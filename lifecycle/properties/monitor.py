@@ -23,6 +23,7 @@ from pawl.lifecycle.properties.outputs import (
     ScheduleEquivalence,
     StopSemantics,
 )
+from pawl.lifecycle.properties.pausing import PausedIsStill
 from pawl.lifecycle.properties.progress import AdmissionIsMonotone, BoundedProgress, FaultIsolation
 from pawl.lifecycle.properties.sharing import (
     HoldAccounting,
@@ -62,6 +63,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     StopSemantics,
     LogprobsAsAsked,
     QuiescentFlush,
+    PausedIsStill,
     WeightEpochs,
     ObservabilityConservation,
     StreamPositions,

@@ -13,9 +13,11 @@ import numpy as np
 from pawl.lifecycle.properties.base import ENDS, Property, Violation
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.properties.pausing import retracts
 from pawl.lifecycle.properties.ranks import Ranks
 from pawl.lifecycle.records import (
     Contained,
+    Delivered,
     Record,
     Started,
     StepCommitted,
@@ -66,12 +68,12 @@ class BoundedProgress(Property):
 
         steps <= (depth + 2) * sum over requests of (chunks + outputs + 1) * (1 + other requests' chunks)
 
-    where the last factor is 1 for loops that mix prompts and decoding. A step that is lost begins the count anew for
-    everybody; a time at which there is nothing to do ends it.
+    where the last factor is 1 for loops that mix prompts and decoding. A step that is lost, and a pause that retracts,
+    begins the count anew for everybody; a time at which there is nothing to do ends it.
     """
 
     name = "bounded_progress"
-    observes = (Started, Submitted, StepPlanned, StepRolledBack, *ENDS)
+    observes = (Started, Submitted, StepPlanned, StepRolledBack, Delivered, *ENDS)
 
     def __init__(self) -> None:
         self._pace: Pace | None = None
@@ -93,6 +95,8 @@ class BoundedProgress(Property):
                 return tuple(self._planned(record, history))
             case StepRolledBack():
                 self._losses += not history.in_flight
+            case Delivered():
+                self._losses += retracts(record)
             case Transition(event=Event.FINISH | Event.ABORT) if not history.open:
                 self._steps = self._weights = self._chunks = self._own = self._losses = 0
         return ()

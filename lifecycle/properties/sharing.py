@@ -14,8 +14,10 @@ from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.growing import fitted
 from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.properties.pausing import Pauses
 from pawl.lifecycle.records import (
     Cached,
+    Delivered,
     Flushed,
     Int32s,
     Record,
@@ -239,16 +241,29 @@ def _weights(namespace: str) -> str:
 
 
 class QuiescentFlush(Property):
-    """A flush succeeds only with no live request and no step in flight, and leaves nothing in the cache."""
+    """A flush succeeds only with no live request and no step in flight, and leaves nothing in the cache. While the
+    engine is paused, requests that own nothing may wait."""
 
     name = "quiescent_flush"
-    observes = (Flushed,)
+    observes = (Flushed, Delivered)
+
+    def __init__(self) -> None:
+        self._pauses = Pauses()
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        self._pauses.begin(beginning)
+        return ()
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        if isinstance(record, Delivered):
+            self._pauses.delivered(record)
+            return ()
         return tuple(self._flushed(history)) if isinstance(record, Flushed) else ()
 
     def _flushed(self, history: History) -> Iterator[Violation]:
         live, in_flight, kept = len(history.open), len(history.in_flight), len(history.cache)
+        if self._pauses.paused:
+            live = int(history.working[: history.num_rows].sum())
         if live or in_flight:
             text = f"the cache was flushed with {live} requests live, {in_flight} steps in flight"
             yield self.violation(history, text, next(iter(history.open), None))

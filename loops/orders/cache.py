@@ -6,13 +6,15 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
+from pawl.lifecycle.machines.serving import Serving
 from pawl.loops.intake import Intake, Order, Outcome
 
 MAX_WAIT_S = 3600.0
 
 
 class FlushCache(Order, frozen=True, tag="flush_cache", rename={"timeout_s": "timeout"}):
-    """Empty the prefix cache. Loses no request: while any is live, it is refused, or waits for rest."""
+    """Empty the prefix cache. Loses no request: while any is live, it is refused, or waits for rest. While the engine
+    is paused, requests may wait."""
 
     at_rest: ClassVar[bool] = True
     timeout_s: Annotated[
@@ -20,8 +22,9 @@ class FlushCache(Order, frozen=True, tag="flush_cache", rename={"timeout_s": "ti
     ] = 0.0
 
     def apply(self, intake: Intake, now: float) -> Outcome:
-        queues = intake.loop.queues
-        live = {"waiting": queues.num_waiting, "running": queues.num_running, "in_flight": len(intake.loop.in_flight)}
-        if intake.loop.flush(now):
+        loop, queues = intake.loop, intake.loop.queues
+        live = {"waiting": queues.num_waiting, "running": queues.num_running, "in_flight": len(loop.in_flight)}
+        live["paused"] = loop.serving is Serving.PAUSED
+        if loop.flush(now):
             return Outcome(True, "cache flushed", live)
         return Outcome(False, "not flushed: requests are live", live)

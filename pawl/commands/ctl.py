@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A command for each message that has a route."""
     commands = parser.add_subparsers(required=True, metavar="NAME", title="messages")
     for row in ROWS:
-        if not row.routes:
+        if not row.routes or not row.command:
             continue
         text = row.help + (" Needs the admin key." if row.who is Who.ADMIN else "")
         own = commands.add_parser(row.name, help=text, description=text)

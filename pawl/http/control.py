@@ -53,11 +53,12 @@ class ControlRoutes(HasContext):
         return gateway.trace_losses.refusal or None
 
     async def health(self, request: Request) -> Response:
-        """200 while the engine's loop turns; 503 with what is wrong from the moment that an actor is gone, or when the
-        loop has not moved for long. Says at once how old a step is, how long the scheduler is silent, for how long the
-        event loop has stood still at the longest, and what of the trace is lost."""
+        """200 while the engine's loop turns, also where it is paused, which it says; 503 with what is wrong from the
+        moment that an actor is gone, or when the loop has not moved for long. Says at once how old a step is, how long
+        the scheduler is silent, for how long the event loop has stood still at the longest, and what of the trace is
+        lost."""
         ailment, gateway = self._ailment(), self.context.gateway
-        body: dict[str, Any] = {"status": ailment or "ok"}
+        body: dict[str, Any] = {"status": ailment or ("paused" if gateway.paused else "ok")}
         if gateway.lost is not None:
             body["cause"] = str(Cause.INTERNAL)
         body |= {
@@ -74,7 +75,9 @@ class ControlRoutes(HasContext):
         return json_response({"status": ailment or "ready"}, 503 if ailment else 200)
 
     async def health_generate(self, request: Request) -> Response:
-        """Really generate one token."""
+        """Really generate one token; while generation is paused none can be, and 200 says so."""
+        if self.context.gateway.paused and self._ailment() is None:
+            return json_response({"status": "paused"})
         submit = Submit(request=0, rid="", text="1", sampling=SamplingParameters(max_new_tokens=1, temperature=0.0))
         group = RequestGroup(self.context.gateway, [submit], whole=True)
         arrivals = await group.arrivals(self.context.probe_timeout_s)
@@ -134,7 +137,7 @@ class ControlRoutes(HasContext):
             "model_path": info.model_path,
             "served_model_name": info.model_name,
             "context_length": info.context_length,
-            "status": self._ailment() or ("draining" if gateway.draining else "ready"),
+            "status": self._ailment() or ("draining" if gateway.draining else "paused" if gateway.paused else "ready"),
             "open_requests": gateway.num_live,
             "startup_time": info.startup_s,
             "max_total_num_tokens": info.num_kv_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -31,6 +32,12 @@ class Leave(msgspec.Struct, frozen=True, tag=True):
 
 class Steer(msgspec.Struct, frozen=True, tag=True):
     """It is time for this control message."""
+
+    index: int
+
+
+class Undo(msgspec.Struct, frozen=True, tag=True):
+    """It is time to undo what this control message has done."""
 
     index: int
 
@@ -81,7 +88,7 @@ class Client(Inbox):
 class FrontDesk(Gateway):
     """The gateway, and the clients at its door."""
 
-    accepts: Any = FromPeers | Arrive | Leave | Steer | Close
+    accepts: Any = FromPeers | Arrive | Leave | Steer | Undo | Close
 
     def __init__(self, workload: Workload, limit: int, expectations: Expectations) -> None:
         super().__init__(limit, traced=True)
@@ -89,6 +96,8 @@ class FrontDesk(Gateway):
         self.clients = [Client(self, index, arrival) for index, arrival in enumerate(workload.arrivals)]
         self.answers: list[list[Reply]] = [[] for _ in workload.controls]
         """Of each control message."""
+        self._undoing: set[int] = set()
+        """Those that are to be undone, and whose undoing has not been answered."""
         self.wants_stop = False
         """The engine is to stop, whatever is live."""
         self._workload = workload
@@ -107,7 +116,7 @@ class FrontDesk(Gateway):
     def at_rest(self) -> bool:
         """Every client has had its end, or has hung up, every control message has been answered, and nothing is to
         come."""
-        if self.num_live or self._later:
+        if self.num_live or self._later or self._undoing:
             return False
         return all(client.num_ends or client.left for client in self.clients) and all(self.answers)
 
@@ -164,11 +173,22 @@ class FrontDesk(Gateway):
                     self.abort([client.request], Cause.DISCONNECT)
             case Steer(index):
                 body = self._workload.controls[index].body
-                row_of(body).put(self, body, self.answers[index].append)
+                row_of(body).put(self, body, partial(self._steered, index))
+            case Undo(index):
+                body = row_of(self._workload.controls[index].body).undone_by
+                assert body is not None
+                row_of(body).put(self, body, lambda reply: self._undoing.discard(index))
             case Close():
                 self._close()
             case _:
                 super().receive(message)
+
+    def _steered(self, index: int, reply: Reply) -> None:
+        self.answers[index].append(reply)
+        control = self._workload.controls[index]
+        if row_of(control.body).undone_by is not None:
+            self._undoing.add(index)
+            self.context.after(control.undo_s, Undo(index))
 
     def _close(self) -> None:
         closing = self._workload.closing

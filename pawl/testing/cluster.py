@@ -283,7 +283,7 @@ def horizon(workload: Workload, faults: Faults) -> float:
     arrivals, controls = workload.arrivals, workload.controls
     begins = max([arrival.at_s for arrival in arrivals] + [control.at_s for control in controls], default=0.0)
     waits = [PATIENCE_S if arrival.timeout_s is None else arrival.timeout_s for arrival in arrivals]
-    waits += [row_of(control.body).wait_s(control.body) for control in controls]
+    waits += [control.undo_s + row_of(control.body).wait_s(control.body) for control in controls]
     return begins + sum(waits) + faults.late * faults.late_s + PATIENCE_S
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pawl.actors.runtime.actor import places_of
 from pawl.actors.scheduler import Scheduler, raised_behind
 from pawl.lifecycle.requests import RequestInfo
+from pawl.loops.intake import Outcome
 from pawl.loops.orders.requests import Abort, CheckDeadlines
 from pawl.loops.properties.state import name_of
 from pawl.memory.arrays import Int32s
@@ -17,7 +18,8 @@ from pawl.testing.reuse import left_in_row
 
 class TimelyScheduler(Scheduler):
     """A scheduler that must have ended every request whose deadline has passed, each time it looks at deadlines, and
-    every one that it is told to end, when it has been told; what its loop breaks fails the run."""
+    every one that it is told to end, when it has been told; and must have no step in flight when it tells what is to be
+    told after them. What its loop breaks fails the run."""
 
     report: Callable[[str, str, int | None], None]
 
@@ -44,6 +46,11 @@ class TimelyScheduler(Scheduler):
             if len(late):
                 request = table.info(int(late[0])).request
                 self.report("bounded_progress", "its deadline has passed, and it is live", request)
+
+    def answered(self, number: int, outcome: Outcome) -> None:
+        super().answered(number, outcome)
+        if outcome.after_steps and self.loop.in_flight and number not in self._askers:
+            self.report("quiescent_flush", f"told with a step in flight: {outcome.message}", None)
 
     def _check_ended(self, abort: Abort) -> None:
         for request in abort.requests:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pawl.actors.control import ROWS, Body
+from pawl.actors.control import ROWS, Body, row_of
 from pawl.features import request, server
 from pawl.features.row import Feature, Seeded, Source, drawn
 from pawl.gpu.ghost.language import END_TOKEN
@@ -73,6 +73,8 @@ class Control(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     at_s: float = 0.0
     after_tokens: int = 0
     """As of an arrival."""
+    undo_s: float = 0.0
+    """Virtual seconds from the answer to what undoes it, where its row has something that does."""
 
 
 class Closing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -222,9 +224,9 @@ def drawn_workload(source: Source, max_requests: int, fixed: Mapping[str, Any]) 
     return Workload(
         arrivals=tuple(arrivals),
         shape=shape,
-        controls=_controls(source),
         closing=_closing(source),
         encoded=source.chance(0.1),
+        controls=_controls(source),
     )
 
 
@@ -260,9 +262,16 @@ def _surroundings(shape: Shape, before: Sequence[Arrival]) -> dict[str, Any]:
 
 
 def _controls(source: Source) -> tuple[Control, ...]:
-    """Each control message as its row draws it: most of the time, none."""
+    """Each control message as its row draws it: most of the time, none. Some come in the middle of requests' work."""
     drawn_bodies = [body for row in ROWS if (body := row.draw(source)) is not None]
-    return tuple(Control(body=body, at_s=source.pick((0.0, 0.001))) for body in drawn_bodies)
+    return tuple(_control(source, body) for body in drawn_bodies)
+
+
+def _control(source: Source, body: Any) -> Control:
+    undo_s = source.pick((0.0, 0.001, 0.5)) if row_of(body).undone_by is not None else 0.0
+    if source.chance(0.3):
+        return Control(body=body, after_tokens=source.within(1, 8), undo_s=undo_s)
+    return Control(body=body, at_s=source.pick((0.0, 0.001)), undo_s=undo_s)
 
 
 def labels_of(workload: Workload) -> set[str]:

@@ -16,8 +16,8 @@ from pawl.gpu.models.small import random_weights
 from pawl.gpu.sampling.sampler import finite_rows
 from pawl.lifecycle.records import DECODER, ENCODER, Started
 from pawl.lifecycle.states import Cause
-from pawl.loops.loop import NOT_NUMBERS
 from pawl.loops.replay import replay
+from pawl.loops.requests import NOT_NUMBERS
 from tests.gpu.native_models import ODD
 from tests.gpu.serving import Answered, Asked, Serving, Worker
 

@@ -26,6 +26,9 @@ from tests.lifecycle.canaries import STORY, Canary, replanned
 from tests.lifecycle.story import Segment, Story, changed, removed, stored, token
 
 ROOM = PageCounts(16, 0, 0, 0, 0)
+PAUSED = Delivered("pause", {"retract": False}, 0, 0.0)
+RETRACTING = Delivered("pause", {"retract": True}, 0, 0.0)
+CONTINUED = Delivered("continue", {}, 0, 0.0)
 
 
 def planted(label: str, *records: Record) -> list[Record]:
@@ -249,6 +252,21 @@ _CACHE_CANARIES = {
     ),
     "a flush that leaves something": Canary(
         "quiescent_flush", planted("finish 3", Flushed(float("inf"))), "the cache was flushed, and has 1 pages"
+    ),
+    "a flush while paused, of a request that has kept its memory": Canary(
+        "quiescent_flush", planted("admit 2", PAUSED, Flushed(float("inf"))), "flushed with 2 requests live", 1
+    ),
+    "a step while paused": Canary(
+        "paused_is_still", planted("commit 3", PAUSED), "a step was planned while the engine was paused"
+    ),
+    "an admission while paused": Canary(
+        "paused_is_still", planted("submitted 3", PAUSED), "its admission was planned while the engine was paused", 3
+    ),
+    "a pause that retracts, and leaves somebody at work": Canary(
+        "paused_is_still", planted("commit 2", RETRACTING, CONTINUED), "everybody to be retracted, and it is at work", 1
+    ),
+    "a retraction by a pause that was none": Canary(
+        "true_causes", changed(STORY, "retract 3", cause=Cause.PAUSED), "retracted by a pause, and none says so", 3
     ),
     "a cached page that nobody counted": Canary(
         "observability_conservation",

@@ -15,6 +15,7 @@ from pawl.lifecycle.properties.ending import AbortIsTotal
 from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.properties.observability_conservation import ObservabilityConservation
+from pawl.lifecycle.properties.pausing import PausedIsStill
 from pawl.lifecycle.properties.progress import AdmissionIsMonotone, FaultIsolation
 from pawl.lifecycle.properties.stream_positions import StreamPositions
 from pawl.lifecycle.records import Checkpoint, Record, Started, Submitted, Transition, int32s
@@ -71,6 +72,7 @@ def _checkpoint(records: Sequence[Record]) -> Checkpoint:
         "step": history._last_step,
         "newest": max((record.request for record in records if isinstance(record, Submitted)), default=0),
         "draining": _of(monitor, TrueCauses)._drains,
+        "serving": str(_of(monitor, PausedIsStill)._pauses.serving),
         "ended_early": [(request, "client", "") for request in _of(monitor, AbortIsTotal)._asked],
     }
     return Checkpoint(started, msgspec.msgpack.encode(state), "", _time(records))

@@ -7,10 +7,11 @@ from tests.mutants.in_control import CONTROL
 from tests.mutants.in_lifecycle import LIFECYCLE
 from tests.mutants.in_memory import MEMORY
 from tests.mutants.in_outputs import OUTPUTS
+from tests.mutants.in_pausing import PAUSING
 from tests.mutants.in_promises import PROMISES
 from tests.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL, *CHECKPOINTS, *PROMISES)
+MUTANTS: tuple[Mutant, ...] = (*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL, *CHECKPOINTS, *PROMISES, *PAUSING)
 
 EQUIVALENT = {
     "page-table changes of before a lost step are still sent to the worker": (

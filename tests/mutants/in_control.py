@@ -22,7 +22,7 @@ CONTROL = (
         "quiescent_flush",
         "14062, 31962",
         "The cache is emptied whenever somebody asks, whatever is running.",
-        Edit(Loop.flush, "if not self.idle or not self.memory.flush():", "if not self.memory.flush():"),
+        Edit(Loop.flush, "if not self.at_rest or not self.memory.flush():", "if not self.memory.flush():"),
         Edit(Memory.flush, "if self.slots.in_use.any() or self.ledger.num_in_flight:", "if False:"),
     ),
     _mutant(
@@ -30,7 +30,7 @@ CONTROL = (
         "quiescent_flush",
         "12107",
         "Who waits for the engine to rest before a flush is never told anything.",
-        Edit(Intake.turn, "if self.loop.idle:", "if False:"),
+        Edit(Intake.turn, "if self.loop.at_rest:", "if False:"),
         Edit(Intake.deliver, "self.remind(patience_s, WaitEnds(number))", "pass"),
     ),
     _mutant(

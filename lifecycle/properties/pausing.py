@@ -1,0 +1,88 @@
+"""Property `paused_is_still`, and whether the engine is paused, for others that judge by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from pawl.lifecycle.machines.serving import SERVING, Serving, ServingEvent
+from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.beginning import Beginning
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import (
+    Delivered,
+    Flushed,
+    Idled,
+    Record,
+    StepCommitted,
+    StepPlanned,
+    StepRolledBack,
+    Submitted,
+    Transition,
+)
+from pawl.lifecycle.states import Event
+
+EVENTS = frozenset(str(event) for event in ServingEvent)
+"""Orders that are events of the machine, by their tags."""
+
+
+class Pauses:
+    """Whether the engine is paused."""
+
+    def __init__(self) -> None:
+        self.serving: Serving = SERVING.start
+
+    @property
+    def paused(self) -> bool:
+        return self.serving is Serving.PAUSED
+
+    def begin(self, beginning: Beginning) -> None:
+        """Start from a checkpoint."""
+        self.serving = beginning.serving
+
+    def delivered(self, record: Delivered) -> None:
+        """An order has reached the loop."""
+        if record.kind in EVENTS:
+            self.serving = SERVING.next(self.serving, ServingEvent(record.kind))
+
+
+def retracts(record: Record | None) -> bool:
+    """Whether it is a pause in which whoever runs gives its memory back."""
+    return isinstance(record, Delivered) and record.kind == "pause" and record.fields.get("retract") is True
+
+
+class PausedIsStill(Property):
+    """While the engine is paused no step is planned and nobody is admitted; a pause that retracts leaves nobody with
+    memory."""
+
+    name: ClassVar[str] = "paused_is_still"
+    observes = (Delivered, StepPlanned, Idled, Submitted, StepCommitted, StepRolledBack, Flushed, Event.ADMIT)
+
+    def __init__(self) -> None:
+        self._pauses = Pauses()
+        self._retracted = False
+        """Whoever ran has been retracted, and nobody may have memory until the engine goes on."""
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        self._pauses.begin(beginning)
+        return ()
+
+    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        match record:
+            case Transition(event=Event.ADMIT) | StepPlanned() | Idled() if self._pauses.paused:
+                what = "its admission" if isinstance(record, Transition) else "a step"
+                request = record.request if isinstance(record, Transition) else None
+                return (self.violation(history, f"{what} was planned while the engine was paused", request),)
+            case Delivered() | Submitted() | StepCommitted() | StepRolledBack() | Flushed():
+                return tuple(self._looked(record, history))
+        return ()
+
+    def _looked(self, record: Record, history: History) -> Iterator[Violation]:
+        # What follows from a pause stands between it and the next of these.
+        if self._retracted and history.working[: history.num_rows].any():
+            row = int(history.working[: history.num_rows].argmax())
+            text = "the engine was paused, everybody to be retracted, and it is at work"
+            yield self.violation(history, text, int(history.request[row]))
+        if isinstance(record, Delivered):
+            self._pauses.delivered(record)
+            self._retracted = (self._retracted or retracts(record)) and self._pauses.paused
