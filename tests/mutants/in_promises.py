@@ -134,7 +134,7 @@ PROMISES = (
         Group.CONTROL,
         "quiescent_flush",
         "A flush that was refused is reported as done.",
-        Edit(FlushCache.apply, "if intake.loop.flush(now):", "intake.loop.flush(now)\n    if True:"),
+        Edit(FlushCache.apply, "if loop.flush(now):", "loop.flush(now)\n    if True:"),
     ),
     _mutant(
         "stop_tokens_of_the_former_holder",

@@ -175,6 +175,8 @@ class FakeEngine:
             case Ask(ticket, FlushCache()) if not self.mute:
                 text = "not flushed: requests are live" if self.live else "cache flushed"
                 self.gateway.receive(Reply(ticket, not self.live, text, {"running": len(self.live)}))
+            case Ask(ticket) if not self.mute:
+                self.gateway.receive(Reply(ticket, True, "done"))
         self._wake()
         self._notify()
 
