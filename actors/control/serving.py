@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -78,20 +79,20 @@ class IsPausedReply(msgspec.Struct, frozen=True):
 
 def pause(gateway: Gateway, body: PauseGeneration, answer: Answer) -> None:
     """Pause first: so whoever is not named by the abort that follows waits, and owns nothing."""
-    replies: list[Reply] = []
+    replies: dict[str, Reply] = {}
     needed = 1 + (body.mode == "abort")
 
-    def done(reply: Reply) -> None:
-        replies.append(reply)
+    def told(what: str, reply: Reply) -> None:
+        replies[what] = reply
         if len(replies) == needed:
-            facts = {name: value for each in replies for name, value in each.body.items()}
-            first = next((each for each in replies if not each.ok), replies[0])
+            facts = {name: value for each in replies.values() for name, value in each.body.items()}
+            first = next((each for each in replies.values() if not each.ok), replies["pause"])
             answer(msgspec.structs.replace(first, body=facts))
 
     gateway.paused = True
-    gateway.ask(Pause(body.mode == "retract"), done, PATIENCE_S)
+    gateway.ask(Pause(body.mode == "retract"), partial(told, "pause"), PATIENCE_S)
     if body.mode == "abort":
-        abort(gateway, AbortRequests(abort_all=True, abort_message=ABORTED), done)
+        abort(gateway, AbortRequests(abort_all=True, abort_message=ABORTED), partial(told, "abort"))
 
 
 def go_on(gateway: Gateway, body: Continue, answer: Answer) -> None:
