@@ -151,7 +151,7 @@ def test_an_engine_that_stops_while_it_is_paused_answers_everybody(tmp_path: Pat
 
         def ended() -> None:
             with pytest.raises(RequestFailed):
-                next(engine.stream("hello", {"max_new_tokens": 3}))
+                engine.generate("hello", {"max_new_tokens": 3})
 
         asked = threading.Thread(target=ended)
         asked.start()
