@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -11,7 +12,7 @@ from pawl.actors.grammar_fields import GrammarFields, grammars_of, the_one
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.lifecycle.grammar import Grammar
-from pawl.lifecycle.request import MAX_STOP_TOKENS, MAX_TOP_LOGPROBS, SamplingParameters
+from pawl.lifecycle.request import MAX_STOP_TOKENS, MAX_TOKEN_IDS_LOGPROB, MAX_TOP_LOGPROBS, SamplingParameters
 
 INT32_MAX = (1 << 31) - 1
 SEED_RANGE = 1 << 63
@@ -21,6 +22,7 @@ GREEDY_BELOW = 1e-6
 TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 Count = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)]
+NamedTokens = Annotated[list[TokenId], Meta(max_length=MAX_TOKEN_IDS_LOGPROB)]
 Seed = Annotated[int, Meta(ge=-SEED_RANGE, le=SEED_RANGE - 1)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
@@ -57,6 +59,8 @@ class OfflineSampling(SamplingFields, kw_only=True, forbid_unknown_fields=True):
     max_new_tokens: Count | None = None
     min_new_tokens: Count | None = None
     top_logprobs: TopLogprobs | None = None
+    token_ids_logprob: NamedTokens | None = None
+    """Nothing without `top_logprobs`."""
     prompt_logprobs: bool | None = None
 
 
@@ -86,6 +90,7 @@ def build_sampling(
     max_new_tokens: int | None = None,
     min_new_tokens: int | None = None,
     top_logprobs: int | None = None,
+    token_ids_logprob: Sequence[int] = (),
     prompt_logprobs: bool = False,
     grammar: Grammar | None = None,
 ) -> SamplingParameters:
@@ -123,7 +128,8 @@ def build_sampling(
         min_new_tokens=min_new_tokens or 0,
         stop_token_ids=tuple(dict.fromkeys((*eos, *(fields.stop_token_ids or ())))),
         eos_token_ids=eos,
-        top_logprobs=top_logprobs,
+        top_logprobs=None if top_logprobs is None else min(top_logprobs, limits.vocabulary_size),
+        token_ids_logprob=tuple(token_ids_logprob),
         prompt_logprobs=prompt_logprobs,
         grammar=grammar,
     )
@@ -140,6 +146,7 @@ def offline_sampling(fields: OfflineSampling, limits: Limits, seed: int) -> Samp
         max_new_tokens=fields.max_new_tokens,
         min_new_tokens=fields.min_new_tokens,
         top_logprobs=fields.top_logprobs,
+        token_ids_logprob=fields.token_ids_logprob or (),
         prompt_logprobs=bool(fields.prompt_logprobs),
     )
 
@@ -159,8 +166,8 @@ def _check_tokens(sampling: SamplingParameters, limits: Limits) -> None:
             f"{len(sampling.eos_token_ids)} included; got {len(sampling.stop_token_ids)}",
             param="stop_token_ids",
         )
-    for name, ids in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", sampling.logit_bias)):
-        for token in ids:
+    for name in ("stop_token_ids", "logit_bias", "token_ids_logprob"):
+        for token in getattr(sampling, name):
             if token >= limits.vocabulary_size:
                 raise InvalidRequest(
                     f"{name} names token {token}, but the vocabulary ends at {limits.vocabulary_size - 1}", param=name

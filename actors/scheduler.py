@@ -296,7 +296,7 @@ class Scheduler(Actor):
     # ---- effects of the loop ----
 
     def opened(self, row: int, info: RequestInfo, tokens: Int32s) -> None:
-        opened = Opened(row, info.request, info.passthrough, len(tokens), tokens, info.sampling.top_logprobs)
+        opened = Opened(row, info.request, info.passthrough, len(tokens), tokens, info.sampling.num_rivals)
         self._send(self._names.detokenizer, opened)
         if info.sampling.grammar is not None:
             self._send(self._names.grammar, Compile(info.request, info.sampling.grammar))

@@ -26,10 +26,10 @@ from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
 from pawl.gpu.sampling.masking import apply_masks
+from pawl.gpu.sampling.rivals import Rivals
 from pawl.gpu.sampling.scoring import score
 from pawl.gpu.select import BackendChoice, sampler_for, select_backend
 from pawl.lifecycle.recompute import Computed, Recorded
-from pawl.lifecycle.request import MAX_TOP_LOGPROBS
 from pawl.lifecycle.step import SlotAssignment, StepLogprobs
 
 PAGE_SIZE = 64
@@ -80,6 +80,7 @@ class Recomputer:
         threads = threads or available_threads()
         self.backend = select_backend(backend, config, weights, self.kv, threads=threads, deterministic=True)
         self._grammars = GrammarRows(grammars, self._chunk)
+        self._rivals = Rivals(TOGETHER)
         self._sampler = sampler_for(self.backend, config.vocab_size, self._chunk, self.kv.data.device)
 
     def __call__(self, requests: Sequence[Recorded]) -> list[Computed]:
@@ -108,6 +109,7 @@ class Recomputer:
             count = -(-length // PAGE_SIZE)
             self._table[slot, :count] = np.arange(first, first + count)
             first += count
+            self._rivals.admit(slot, group[slot].sampling)
         found = [Computed.unknown(request) for request in group]
         starts = [0] * len(group)
         while any(start < length for start, length in zip(starts, lengths, strict=True)):
@@ -165,7 +167,8 @@ class Recomputer:
         recorded = np.array([group[places[row].request].tokens[places[row].position] for row in scored], np.int64)
         tokens = upload(np.clip(recorded, 0, self._vocabulary - 1), logits.device)
         rows = upload(np.array(scored, np.int64), logits.device)
-        chosen, top_tokens, top = map(download, score(logits[rows], tokens, MAX_TOP_LOGPROBS).tensors())
+        columns = self._rivals.columns(np.array([places[row].request for row in scored], np.int32))
+        chosen, top_tokens, top = map(download, score(logits[rows], tokens, columns).tensors())
         for index, row in enumerate(scored):
             here, place = slice(index, index + 1), places[row]
             one = StepLogprobs(chosen[here], top_tokens[here].astype(np.int32), top[here])

@@ -63,9 +63,9 @@ class Scores(NamedTuple):
     chosen: Float32Column
     """[n] of the token itself"""
     num_top: Int32Column
-    """[n] how many of the likeliest tokens in its place its request asked for"""
+    """[n] how many other tokens in its place its request asked for: of the likeliest, and those that it named"""
     top_tokens: Int32Column
-    """[sum of `num_top`] likeliest first; those of one token after those of the other"""
+    """[sum of `num_top`] likeliest first, then the named; those of one token after those of the other"""
     top: Float32Column
     """of `top_tokens`"""
 

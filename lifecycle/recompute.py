@@ -9,7 +9,7 @@ import numpy as np
 
 from pawl.lifecycle.columns import Float32s, Int32s
 from pawl.lifecycle.records import Started
-from pawl.lifecycle.request import MAX_TOP_LOGPROBS, SamplingParameters
+from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import Indices
 from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
 
@@ -39,26 +39,27 @@ class Computed(NamedTuple):
     chosen: Float32s
     """float32 [n], the log-probability of each recorded token; NaN where the request asked for none"""
     top_tokens: Int32s
-    """int32 [n, k], the likeliest in its place; k is the most that anybody may ask for"""
+    """int32 [n, k], the others in its place that the request asked for: the likeliest, then those that it named"""
     top: Float32s
     """float32 [n, k], of these; NaN where there are not so many"""
 
     @classmethod
     def unknown(cls, request: Recorded) -> Computed:
         """Nothing is computed yet."""
-        count = len(request.tokens)
+        count, width = len(request.tokens), request.sampling.num_rivals or 0
         return cls(
             np.full(count - request.num_prompt, -1, np.int32),
             np.full(count, np.nan, np.float32),
-            np.zeros((count, MAX_TOP_LOGPROBS), np.int32),
-            np.full((count, MAX_TOP_LOGPROBS), np.nan, np.float32),
+            np.zeros((count, width), np.int32),
+            np.full((count, width), np.nan, np.float32),
         )
 
     def score(self, positions: Indices, scores: StepLogprobs | PromptLogprobs) -> None:
         """Enter the scores of the tokens at `positions` [m]."""
-        width = scores.top.shape[1]
+        width = min(self.top.shape[1], scores.top.shape[1])
         self.chosen[positions] = scores.chosen
-        self.top_tokens[positions, :width], self.top[positions, :width] = scores.top_tokens, scores.top
+        self.top_tokens[positions, :width] = scores.top_tokens[:, :width]
+        self.top[positions, :width] = scores.top[:, :width]
 
 
 Compute: TypeAlias = Callable[[Sequence[Recorded]], Sequence[Computed]]

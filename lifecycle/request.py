@@ -38,6 +38,8 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Those of `stop_token_ids` that are the model's own: decides between the causes `eos` and `stop_token`."""
     top_logprobs: int | None = None
     """None: no log-probabilities. n >= 0: the chosen token's, and the n likeliest."""
+    token_ids_logprob: tuple[int, ...] = ()
+    """Tokens whose log-probabilities are told at each place, after the likeliest; only where `top_logprobs` is set."""
     prompt_logprobs: bool = False
     """Also score the prompt's own tokens (turns prefix hits off for this request)."""
     grammar: Grammar | None = None
@@ -48,6 +50,11 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
         return self.temperature == 0.0
 
     @property
+    def num_rivals(self) -> int | None:
+        """Log-probabilities beside a token's own: the likeliest, then the named; None: none at all, nor its own."""
+        return None if self.top_logprobs is None else self.top_logprobs + len(self.token_ids_logprob)
+
+    @property
     def penalised(self) -> bool:
         """Whether sampling needs the token history."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
@@ -55,3 +62,4 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
 
 MAX_STOP_TOKENS = 8
 MAX_TOP_LOGPROBS = 20
+MAX_TOKEN_IDS_LOGPROB = 128

@@ -73,7 +73,8 @@ class StepLogprobs(msgspec.Struct, frozen=True, eq=False):
     chosen: Float32s
     """[n]; NaN where the request did not ask."""
     top_tokens: Int32s
-    """[n, k], k the largest count asked for in this batch, likeliest first."""
+    """[n, k], k the largest count asked for in this batch. Of each row first the likeliest that its request asked for,
+    then the tokens that it named; what is beyond these means nothing."""
     top: Float32s
     """[n, k]"""
 

@@ -218,8 +218,7 @@ def _other_scores(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:
             yield scored.record, f"log-probabilities of positions {positions.tolist()}, of {len(life)} tokens"
             return
         chosen, tops = again.chosen[positions], again.top[positions]
-        asked = np.arange(tops.shape[1]) < (life.sampling.top_logprobs or 0)
-        kept = asked & ~np.isnan(tops)
+        kept = ~np.isnan(tops)
         top_tokens, top = again.top_tokens[positions][kept], tops[kept]
         other = scored.chosen.view(np.int32) != chosen.view(np.int32)
         if other.any():

@@ -58,8 +58,8 @@ def _of_prompts(result: StepResult, row_of_slot: dict[int, int]) -> Iterator[_Sc
 
 
 def _as_asked(part: _Scored, table: RequestTable) -> Scores:
-    """With as many of the likeliest tokens as each request asked for."""
-    asked = {row: table.info(row).sampling.top_logprobs or 0 for row in set(part.rows.tolist())}
+    """With as many other tokens as each request asked for."""
+    asked = {row: table.info(row).sampling.num_rivals or 0 for row in set(part.rows.tolist())}
     widest = part.top.shape[1]
     widths = np.array([min(asked[row], widest) for row in part.rows.tolist()], np.int32)
     kept = np.arange(widest) < widths[:, None]

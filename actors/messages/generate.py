@@ -108,7 +108,8 @@ class Opened(msgspec.Struct, frozen=True, tag=True, eq=False):
     text_options: TextOptions
     num_prompt: int
     prompt: NDArray[np.int32]
-    top_logprobs: int | None = None
+    num_rivals: int | None = None
+    """Log-probabilities beside each token's own; None: the request asked for none."""
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -158,7 +159,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     logprob: float | None
     text: str
     top: tuple[tuple[int, float, str], ...] = ()
-    """(token, logprob, text), likeliest first."""
+    """(token, logprob, text), likeliest first; then those that the request named."""
 
 
 class Done(msgspec.Struct, frozen=True):

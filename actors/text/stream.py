@@ -45,15 +45,15 @@ class Stream:
         "include_stop",
         "matched",
         "num_output",
+        "num_rivals",
         "plain",
         "request",
-        "top_logprobs",
     )
 
     def __init__(self, vocabulary: Vocabulary, opened: Opened, now: float) -> None:
         options = opened.text_options
         self.request = opened.request
-        self.top_logprobs = opened.top_logprobs
+        self.num_rivals = opened.num_rivals
         self.include_stop = options.include_stop
         self.num_output = 0
         self.matched: str | None = None
@@ -69,7 +69,7 @@ class Stream:
         self._prompt_scores: list[TokenLogprob | None] | None = None
         self.decode = self._decoder.push
         """Text that a token completes, without looking for stop strings: all that a plain stream needs."""
-        self.plain = self._matcher is None and opened.top_logprobs is None
+        self.plain = self._matcher is None and opened.num_rivals is None
         """Neither stop strings nor scores: one call of `decode` a token is all there is to do."""
 
     @property
@@ -113,7 +113,7 @@ class Stream:
 
     def scores(self, token: int, scores: ScoreLists, index: int) -> tuple[TokenLogprob, ...]:
         """Entry `index` of a step's scores as the client's; empty where the request did not ask."""
-        if self.top_logprobs is None or math.isnan(scores.chosen[index]):
+        if self.num_rivals is None or math.isnan(scores.chosen[index]):
             return ()
         return (self._entry(token, scores, index),)
 
@@ -139,7 +139,7 @@ class Stream:
         return scores if len(scores) == self._num_prompt else ()
 
     def _entry(self, token: int, scores: ScoreLists, index: int) -> TokenLogprob:
-        count = self.top_logprobs or 0
+        count = self.num_rivals or 0
         text = self._vocabulary.token_text
         rivals = zip(scores.top_tokens[index][:count], scores.top[index][:count], strict=True)
         top = tuple([(rival, logprob, text(rival)) for rival, logprob in rivals])

@@ -21,6 +21,7 @@ from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.rows import GrammarRows, Ruled, unpacked
 from pawl.gpu.rounds import Rows
 from pawl.gpu.sampling.mixing import draw_keys, mix64
+from pawl.gpu.sampling.rivals import LIKELIEST, Columns, Rivals
 from pawl.lifecycle.step import Int32s, PromptLogprobs, SlotAssignment, StepBatch, StepLogprobs
 
 Bools: TypeAlias = NDArray[np.bool_]
@@ -28,7 +29,6 @@ Float64s: TypeAlias = NDArray[np.float64]
 
 _TOKENS = np.arange(VOCABULARY_SIZE, dtype=np.uint64)
 _TOKEN_STRIDE = np.uint64(0x9FB21C651E98DF25)
-_NOT_SCORED = -1
 
 
 class Drawn(NamedTuple):
@@ -48,7 +48,7 @@ class Scores(NamedTuple):
     chosen: Float32s
     """[n]"""
     top_tokens: Int32s
-    """[n, k], likeliest first"""
+    """[n, k], of each row the likeliest, then the named"""
     top: Float32s
     """[n, k]"""
 
@@ -59,6 +59,7 @@ class GhostDraws:
     def __init__(self, num_slots: int, grammars: Grammars | None) -> None:
         self._num_slots = num_slots
         self._grammars = GrammarRows(grammars, num_slots)
+        self._rivals = Rivals(num_slots)
         self.reset()
 
     def reset(self) -> None:
@@ -84,7 +85,8 @@ class GhostDraws:
         """How often each token is in the output."""
         self._num_output = np.zeros(slots, np.int32)
         self._min_output = np.zeros(slots, np.int32)
-        self._num_top = np.full(slots, _NOT_SCORED, np.int32)
+        self._scores = np.zeros(slots, np.bool_)
+        self._rivals.reset()
         self._scores_prompt = np.zeros(slots, np.bool_)
         self._kept: dict[int, tuple[int, Float32s]] = {}
         """slot -> (position, the log-probabilities [1, vocabulary] of the token after it), between two chunks."""
@@ -113,7 +115,8 @@ class GhostDraws:
             self._counts[slot] = np.bincount(outputs, minlength=VOCABULARY_SIZE)
             self._num_output[slot] = admission.num_output
             self._min_output[slot] = sampling.min_new_tokens
-            self._num_top[slot] = _NOT_SCORED if sampling.top_logprobs is None else sampling.top_logprobs
+            self._scores[slot] = sampling.top_logprobs is not None
+            self._rivals.admit(slot, sampling)
             # A request that returns with output has had its prompt scored before it was retracted.
             self._scores_prompt[slot] = sampling.prompt_logprobs and admission.num_output == 0
             self._kept.pop(slot, None)
@@ -197,14 +200,14 @@ class GhostDraws:
 
     def _scored(self, logits: Float32s, tokens: Int32s, slots: Int32s, special: Bools) -> StepLogprobs | None:
         """Scores of the drawn `tokens` whose requests asked, spread over all rows."""
-        asked = np.flatnonzero(self._num_top[slots] != _NOT_SCORED)
+        asked = np.flatnonzero(self._scores[slots])
         if not len(asked):
             return None
-        scores = _score(_log_softmax(logits[asked]), tokens[asked], int(self._num_top[slots[asked]].max()))
-        num_rows, num_top = len(special), scores.top.shape[1]
+        scores = _score(_log_softmax(logits[asked]), tokens[asked], self._rivals.columns(slots[asked]))
+        num_rows, width = len(special), scores.top.shape[1]
         chosen = np.full(num_rows, np.nan, np.float32)
-        top = np.full((num_rows, num_top), np.nan, np.float32)
-        top_tokens = np.zeros((num_rows, num_top), np.int32)
+        top = np.full((num_rows, width), np.nan, np.float32)
+        top_tokens = np.zeros((num_rows, width), np.int32)
         places = np.flatnonzero(special)[asked]
         chosen[places], top_tokens[places], top[places] = scores
         return StepLogprobs(chosen, top_tokens, top)
@@ -218,13 +221,14 @@ class GhostDraws:
         kept = self._kept.pop(slot, None)
         if not batch.samples[segment]:
             self._kept[slot] = start + len(tokens) - 1, logprobs[-1:]
-        num_top = max(int(self._num_top[slot]), 0)
         if kept is not None and kept[0] == start - 1:
-            scores = _score(np.concatenate((kept[1], logprobs[:-1])), tokens, num_top)
-            return PromptLogprobs(slot, start - 1, *scores)
-        if len(tokens) > 1:
-            return PromptLogprobs(slot, start, *_score(logprobs[:-1], tokens[1:], num_top))
-        return None
+            start, logprobs = start - 1, np.concatenate((kept[1], logprobs[:-1]))
+        else:
+            tokens, logprobs = tokens[1:], logprobs[:-1]
+        if not len(tokens):
+            return None
+        columns = self._rivals.columns(np.array([slot], np.int32)).repeated(len(tokens))
+        return PromptLogprobs(slot, start, *_score(logprobs, tokens, columns))
 
 
 def _gumbel(keys: NDArray[np.uint64]) -> Float64s:
@@ -243,8 +247,10 @@ def _log_softmax(logits: Float32s) -> Float32s:
     return values.astype(np.float32)
 
 
-def _score(logprobs: Float32s, tokens: Int32s, num_top: int) -> Scores:
-    """Log-probabilities of `tokens` [n] and of the likeliest under `logprobs` [n, vocabulary]."""
-    top_tokens = np.argsort(-logprobs, axis=1, kind="stable")[:, :num_top].astype(np.int32)
+def _score(logprobs: Float32s, tokens: Int32s, columns: Columns) -> Scores:
+    """Log-probabilities of `tokens` [n] and of those in `columns` under `logprobs` [n, vocabulary]."""
+    top_tokens = np.argsort(-logprobs, axis=1, kind="stable")[:, : columns.width]
+    if columns.named is not None:
+        top_tokens = np.where(columns.named == LIKELIEST, top_tokens, columns.named)
     chosen = np.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
-    return Scores(chosen, top_tokens, np.take_along_axis(logprobs, top_tokens, axis=1))
+    return Scores(chosen, top_tokens.astype(np.int32), np.take_along_axis(logprobs, top_tokens, axis=1))

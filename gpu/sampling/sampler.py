@@ -23,6 +23,7 @@ from pawl.gpu.grammars.rows import Ruled
 from pawl.gpu.sampling.masking import apply_masks
 from pawl.gpu.sampling.noise import row_keys
 from pawl.gpu.sampling.penalties import Penalties
+from pawl.gpu.sampling.rivals import Rivals
 from pawl.gpu.sampling.scoring import Scores, score
 from pawl.gpu.sampling.truncation import DrawParameters, draw
 from pawl.lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
@@ -75,10 +76,10 @@ class Draws:
         """On the host, aligned with `tokens`; NaN and token 0 in rows that did not ask."""
         if self.scores is None:
             return None
-        num_rows, num_top = len(self.tokens), self.scores.top.shape[1]
+        num_rows, width = len(self.tokens), self.scores.top.shape[1]
         chosen = np.full(num_rows, np.nan, np.float32)
-        top = np.full((num_rows, num_top), np.nan, np.float32)
-        top_tokens = np.zeros((num_rows, num_top), np.int32)
+        top = np.full((num_rows, width), np.nan, np.float32)
+        top_tokens = np.zeros((num_rows, width), np.int32)
         chosen[self.scored_rows] = self.scores.chosen.cpu().numpy()
         top[self.scored_rows] = self.scores.top.cpu().numpy()
         top_tokens[self.scored_rows] = self.scores.top_tokens.cpu().numpy()
@@ -113,7 +114,7 @@ class Sampler:
         self._greedy = np.ones(slots, np.bool_)
         self._penalised = np.zeros(slots, np.bool_)
         self._biased = np.zeros(slots, np.bool_)
-        self._num_top = np.zeros(slots, np.int32)
+        self._rivals = Rivals(slots)
         self._scored = np.zeros(slots, np.bool_)
         self._num_output = np.zeros(slots, np.int32)
         self._min_output = np.zeros(slots, np.int32)
@@ -141,7 +142,7 @@ class Sampler:
         self._seed[slot] = sampling.seed & 0xFFFFFFFFFFFFFFFF
         self._penalised[slot] = sampling.penalised
         self._scored[slot] = sampling.top_logprobs is not None
-        self._num_top[slot] = min(sampling.top_logprobs or 0, self.vocab_size)
+        self._rivals.admit(slot, sampling)
         self._num_output[slot] = admission.num_output
         self._min_output[slot] = sampling.min_new_tokens
         stops = sampling.stop_token_ids
@@ -191,9 +192,9 @@ class Sampler:
             self._penalties.count(slots[penalised], tokens[upload(penalised, self.device)])
         if plain is None:
             return Draws.plain(tokens, usable)
-        num_top = int(self._num_top[slots[scored_rows]].max())
+        columns = self._rivals.columns(slots[scored_rows])
         chosen = tokens[upload(scored_rows.astype(np.int64), self.device)]
-        return Draws(tokens, scored_rows, score(plain, chosen, num_top), usable)
+        return Draws(tokens, scored_rows, score(plain, chosen, columns), usable)
 
     def _mask(self, logits: Tensor, ruled: Ruled) -> None:
         apply_masks(logits, ruled)

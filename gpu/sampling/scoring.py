@@ -12,8 +12,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pawl.gpu.backend import ForwardInputs
+from pawl.gpu.devices import upload
+from pawl.gpu.sampling.rivals import LIKELIEST, Columns, Rivals
 from pawl.lifecycle.request import MAX_TOP_LOGPROBS
 from pawl.lifecycle.step import Int32s, PromptLogprobs, SlotAssignment, StepBatch
 
@@ -28,7 +31,7 @@ class Scores:
     chosen: Tensor
     """float32 [n]"""
     top_tokens: Tensor
-    """int64 [n, k], likeliest first"""
+    """int64 [n, k], of each row the likeliest, then the named"""
     top: Tensor
     """float32 [n, k]"""
 
@@ -37,20 +40,27 @@ class Scores:
         return [self.chosen, self.top_tokens, self.top]
 
 
-def score(logits: Tensor, chosen: Tensor, num_top: int) -> Scores:
-    """Log-probabilities of the tokens `chosen` [n] and of the `num_top` likeliest under `logits` [n, vocab]."""
-    parts = [_score_block(logits[i : i + BLOCK], chosen[i : i + BLOCK], num_top) for i in range(0, len(chosen), BLOCK)]
+def score(logits: Tensor, chosen: Tensor, columns: Columns) -> Scores:
+    """Log-probabilities of the tokens `chosen` [n] and of those in `columns` under `logits` [n, vocab]."""
+    blocks = [slice(first, first + BLOCK) for first in range(0, len(chosen), BLOCK)]
+    parts = [_score_block(logits[block], chosen[block], columns, block) for block in blocks]
     if len(parts) == 1:
         return parts[0]
     return Scores(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Scores)))
 
 
-def _score_block(logits: Tensor, chosen: Tensor, num_top: int) -> Scores:
+def _score_block(logits: Tensor, chosen: Tensor, columns: Columns, block: slice) -> Scores:
     # The softmax kernel adds up each row by itself, so a row's scores do not depend on its batch.
     logprobs = logits.log_softmax(-1)
     # Always as many: which of equally likely tokens comes first depends on how many are looked for.
     top, top_tokens = logprobs.topk(min(MAX_TOP_LOGPROBS, logprobs.shape[1]))
-    return Scores(logprobs.gather(1, chosen[:, None])[:, 0], top_tokens[:, :num_top], top[:, :num_top])
+    own, width = logprobs.gather(1, chosen[:, None])[:, 0], columns.width
+    if columns.named is None:
+        return Scores(own, top_tokens[:, :width], top[:, :width])
+    named = upload(columns.named[block], logits.device)
+    likeliest = pad(top_tokens, (0, max(0, width - top_tokens.shape[1])))[:, :width]
+    tokens = torch.where(named == LIKELIEST, likeliest, named)
+    return Scores(own, tokens, logprobs.gather(1, tokens))
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,20 +92,21 @@ class PromptScorer:
 
     def __init__(self, num_slots: int) -> None:
         self._wanted = np.zeros(num_slots, np.bool_)
-        self._num_top = np.zeros(num_slots, np.int32)
+        self._rivals = Rivals(num_slots)
         self._kept: dict[int, tuple[int, Tensor]] = {}
         """slot -> (position, the logits [1, vocab] at that position)"""
 
     def reset(self) -> None:
         """Forget every slot."""
         self._wanted[:] = False
+        self._rivals.reset()
         self._kept.clear()
 
     def admit(self, admissions: Iterable[SlotAssignment]) -> None:
         """A request that returns with output has had its prompt scored before it was retracted."""
         for admission in admissions:
             self._wanted[admission.slot] = admission.sampling.prompt_logprobs and admission.num_output == 0
-            self._num_top[admission.slot] = admission.sampling.top_logprobs or 0
+            self._rivals.admit(admission.slot, admission.sampling)
             self._kept.pop(admission.slot, None)
 
     def segments(self, batch: StepBatch) -> Int32s:
@@ -131,7 +142,8 @@ class PromptScorer:
         return tuple(results)
 
     def _scores(self, slot: int, start: int, logits: Tensor, tokens: Tensor) -> PromptScores:
-        return PromptScores(slot, start, score(logits, tokens, int(self._num_top[slot])))
+        columns = self._rivals.columns(np.array([slot], np.int32)).repeated(len(tokens))
+        return PromptScores(slot, start, score(logits, tokens, columns))
 
     def sampled(self, slots: Int32s) -> None:
         """These requests draw: their prompts are behind them."""

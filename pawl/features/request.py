@@ -31,6 +31,13 @@ GRAMMARS = (
     Grammar(GrammarKind.CHOICE, '["\\ud83d\\ude00","\\u20ac5"]'),
 )
 """Outputs that end by themselves within a few tokens, some of which could go on."""
+RIVALS: tuple[dict[str, Any], ...] = (
+    {"top_logprobs": 0},
+    {"top_logprobs": 2},
+    {"top_logprobs": 2, "token_ids_logprob": (LETTERS[1],)},
+    {"top_logprobs": 0, "token_ids_logprob": (LETTERS[0], END_TOKEN, LETTERS[0])},
+)
+"""What is scored beside a token: so many of the likeliest, and named ones."""
 BAD_GRAMMAR = Grammar(GrammarKind.REGEX, "(a")
 
 Values = Mapping[str, Any]
@@ -237,10 +244,10 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         "log-probabilities",
-        ("top_logprobs",),
-        _sometimes(0.05, lambda source, values: {"top_logprobs": source.pick((0, 2))}),
+        ("top_logprobs", "token_ids_logprob"),
+        _sometimes(0.05, lambda source, values: source.pick(RIVALS)),
         SCORES,
-        settings=("top_logprobs",),
+        settings=("top_logprobs", "token_ids_logprob"),
     ),
     Feature(
         "prompt log-probabilities",

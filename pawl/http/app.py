@@ -24,6 +24,7 @@ from pawl.http.errors import Problem, from_invalid
 from pawl.http.generation import NAMES, GenerationRoutes
 from pawl.http.guard import Guard
 from pawl.http.info import ServerInfo, Tokenization
+from pawl.http.scoring import ScoringRoutes
 from pawl.http.tokens import TokenRoutes
 
 DEFAULT_MAX_BODY_BYTES = 32 << 20
@@ -57,7 +58,8 @@ def create_app(
         BodyBudget(UNFINISHED_BODIES * max_body_bytes),
         cut,
     )
-    routes = [*GenerationRoutes(context).routes(), *TokenRoutes(context).routes(), *ControlRoutes(context).routes()]
+    groups = (GenerationRoutes, ScoringRoutes, TokenRoutes, ControlRoutes)
+    routes = [route for group in groups for route in group(context).routes()]
     return Starlette(
         routes=[*routes, *DescriptionRoutes(context, routes).routes()],
         middleware=[
@@ -85,7 +87,9 @@ def _cors(origins: Collection[str]) -> list[Middleware]:
 
 
 def _respond(request: Request, problem: Problem) -> Response:
-    return problem.response(openai=request.url.path.startswith("/v1/"))
+    """In the route's own words, which a renderer may have used before."""
+    named = problem.renamed(NAMES.get(request.url.path, {}))
+    return named.response(openai=request.url.path.startswith("/v1/"))
 
 
 async def _problem(request: Request, error: Exception) -> Response:
@@ -95,7 +99,7 @@ async def _problem(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, InvalidRequest)
-    return _respond(request, from_invalid(error).renamed(NAMES.get(request.url.path, {})))
+    return _respond(request, from_invalid(error))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

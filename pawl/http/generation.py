@@ -11,12 +11,11 @@ from starlette.routing import Route
 
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Inbox
-from pawl.http import completions, native, openai, responses
+from pawl.http import completions, native, openai, responses, scoring
 from pawl.http.call_fields import StreamOptions
 from pawl.http.chat import ChatRenderer, chat_submits, echo_of, scored
 from pawl.http.completions import CompletionRenderer, candidates_of, completion_submits
 from pawl.http.description import HasContext, takes
-from pawl.http.errors import Problem
 from pawl.http.message import MessageReader
 from pawl.http.native import NativeRenderer, understand
 from pawl.http.rendering import Frame
@@ -32,11 +31,10 @@ NAMES = {
     "/v1/chat/completions": openai.CLIENT_NAMES,
     "/v1/responses": responses.NAMES,
     "/generate": native.CLIENT_NAMES,
+    "/v1/score": scoring.NAMES,
+    "/score": scoring.NAMES,
 }
 """By path: our field names in the words of the route."""
-
-
-SCORING = ("/v1/score", "/score", "/v1/rerank", "/rerank")
 
 
 class GenerationRoutes(HasContext):
@@ -47,7 +45,6 @@ class GenerationRoutes(HasContext):
             Route("/v1/completions", self.complete, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/responses", self.respond, methods=["POST"]),
-            *(Route(path, self.score, methods=["POST"]) for path in SCORING),
             Route("/generate", self.generate, methods=["POST", "PUT"]),
         ]
 
@@ -88,10 +85,7 @@ class GenerationRoutes(HasContext):
         chat = chat_of(body)
         rid, gateway = self._rid(request, chat), self.context.gateway
         reading = reading_of(chat, self.context.info)
-        try:
-            submits = chat_submits(chat, reading, rid, self.context)
-        except Problem as problem:
-            raise problem.renamed(responses.NAMES) from None
+        submits = chat_submits(chat, reading, rid, self.context)
         token_bytes, num_top = self.context.tokenization.token_bytes, chat.top_logprobs or 0
         renderer = ResponsesRenderer(
             body,
@@ -111,11 +105,6 @@ class GenerationRoutes(HasContext):
         call = understand(body, self.context)
         renderer = NativeRenderer(call, self.context.info)
         return ReplyStream(self.context.gateway, call.submits, renderer, bool(body.stream))
-
-    async def score(self, request: Request) -> Response:
-        """Refused: pairs of texts are scored by models of another kind."""
-        text = "this model generates text; scores of pairs need a model that is made for them, such as a cross-encoder"
-        raise Problem(400, text, code="unsupported_by_model")
 
     def _message_readers(self, reading: Reading, body: ChatBody) -> Callable[[Inbox], MessageReader]:
         """What reads each reply of a call."""

@@ -18,7 +18,7 @@ from pawl.http.info import ServerInfo
 from pawl.http.openai import choices_of, text_options_of
 from pawl.http.rendering import encode, finite
 from pawl.http.schemas import GenerateBody, NativeSampling, refuse_unsupported, unsupported
-from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.request import MAX_TOKEN_IDS_LOGPROB, SamplingParameters
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 
 DEFAULT_MAX_NEW_TOKENS = 128
@@ -38,6 +38,8 @@ class Scoring(msgspec.Struct, frozen=True):
     start: int | None
     """First prompt position to score; None: the prompt is not scored."""
     num_top: int
+    named: tuple[int, ...] = ()
+    """Token ids whose scores are shown at every place."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -67,15 +69,18 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
     wanted = _spread(body.return_logprob or False, count, "return_logprob")
     starts = _spread(-1 if body.logprob_start_len is None else body.logprob_start_len, count, "logprob_start_len")
     tops = _spread(body.top_logprobs_num or 0, count, "top_logprobs_num")
+    named = _named(body.token_ids_logprob or [], count)
     if body.cache_salt and body.extra_key and body.cache_salt != body.extra_key:
         raise Problem(400, "cache_salt and extra_key contradict each other; send one of them", param="extra_key")
     submits: list[Submit] = []
     scorings: list[Scoring | None] = []
     scored = 0
-    for prompt, sampling, rid, wants, start, top in zip(prompts, samplings, rids, wanted, starts, tops, strict=True):
-        scoring = Scoring(start if start >= 0 else None, top) if wants else None
+    for prompt, sampling, rid, wants, start, top, names in zip(
+        prompts, samplings, rids, wanted, starts, tops, named, strict=True
+    ):
+        scoring = Scoring(start if start >= 0 else None, top, names) if wants else None
         if scoring is not None and scoring.start is not None:
-            scored += len(prompt) * (sampling.n or 1) * (top + 1)
+            scored += len(prompt) * (sampling.n or 1) * (top + len(names) + 1)
             check_scored(scored)
         submit = Submit(
             request=0,
@@ -125,6 +130,18 @@ def _spread(value: Item | list[Item], count: int, name: str) -> list[Item]:
     return value
 
 
+def _named(value: Sequence[int | list[int]], count: int) -> list[tuple[int, ...]]:
+    """The token ids that each prompt names: the same for all, or a list for each."""
+    ids = [one for one in value if isinstance(one, int)]
+    lists = [tuple(one) for one in value if isinstance(one, list)]
+    if ids and lists:
+        raise Problem(400, "token_ids_logprob must not mix token ids and lists", param="token_ids_logprob")
+    if len(ids) > MAX_TOKEN_IDS_LOGPROB:
+        text = f"token_ids_logprob names {len(ids)} tokens, and {MAX_TOKEN_IDS_LOGPROB} are allowed"
+        raise Problem(400, text, param="token_ids_logprob")
+    return _spread(lists, count, "token_ids_logprob") if lists else [tuple(ids)] * count
+
+
 def _sampling(sampling: NativeSampling, scoring: Scoring | None, context: ServerContext) -> SamplingParameters:
     refuse_unsupported(sampling, UNSUPPORTED_SAMPLING)
     seeds = {seed for seed in (sampling.seed, sampling.sampling_seed) if seed is not None}
@@ -137,6 +154,7 @@ def _sampling(sampling: NativeSampling, scoring: Scoring | None, context: Server
         max_new_tokens=DEFAULT_MAX_NEW_TOKENS if sampling.max_new_tokens is None else sampling.max_new_tokens,
         min_new_tokens=sampling.min_new_tokens,
         top_logprobs=scoring.num_top if scoring is not None else None,
+        token_ids_logprob=scoring.named if scoring is not None else (),
         prompt_logprobs=scoring is not None and scoring.start is not None,
     )
 
@@ -234,17 +252,21 @@ class NativeRenderer:
             "output_token_logprobs": [self._score(e.logprob, e.token, e.text) for e in delta.logprobs],
         }
         if scoring.num_top:
-            scores["input_top_logprobs"] = [self._rivals(entry, scoring.num_top) for entry in prompt]
-            scores["output_top_logprobs"] = [self._rivals(entry, scoring.num_top) for entry in delta.logprobs]
+            scores["input_top_logprobs"] = [self._rivals(entry, slice(scoring.num_top)) for entry in prompt]
+            scores["output_top_logprobs"] = [self._rivals(entry, slice(scoring.num_top)) for entry in delta.logprobs]
+        if scoring.named:
+            last = slice(-len(scoring.named), None)
+            scores["input_token_ids_logprobs"] = [self._rivals(entry, last) for entry in prompt]
+            scores["output_token_ids_logprobs"] = [self._rivals(entry, last) for entry in delta.logprobs]
         return scores
 
     def _score(self, logprob: float | None, token: int, text: str) -> list[Any]:
         return [finite(logprob), token, text if self._call.texts else None]
 
-    def _rivals(self, entry: TokenLogprob, num_top: int) -> list[Any] | None:
+    def _rivals(self, entry: TokenLogprob, which: slice) -> list[Any] | None:
         if entry.logprob is None:
             return None
-        return [self._score(logprob, token, text) for token, logprob, text in entry.top[:num_top]]
+        return [self._score(logprob, token, text) for token, logprob, text in entry.top[which]]
 
 
 def _ending(done: Done) -> dict[str, Any]:

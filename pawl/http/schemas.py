@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from pawl.actors.sampling import Count, SamplingFields, Seed, StopString, StopStrings, TokenId, TopLogprobs
+from pawl.actors.sampling import Count, NamedTokens, SamplingFields, Seed, StopString, StopStrings, TokenId, TopLogprobs
 from pawl.http.body import MAX_VALUES
 from pawl.http.call_fields import ModelName, ObjectOfAny, Priority, Rid, Salt, Seconds
 from pawl.http.errors import Problem
@@ -154,6 +154,8 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     return_logprob: bool | Annotated[list[bool], Meta(max_length=10_000)] | None = None
     logprob_start_len: StartLen | Annotated[list[StartLen], Meta(max_length=10_000)] | None = None
     top_logprobs_num: TopLogprobs | Annotated[list[TopLogprobs], Meta(max_length=10_000)] | None = None
+    token_ids_logprob: Annotated[list[TokenId | NamedTokens], Meta(max_length=10_000)] | None = None
+    """Tokens whose scores are told at every place beside those of the likeliest."""
     return_text_in_logprobs: bool | None = None
     priority: Priority | None = None
     cache_salt: Salt | None = None
@@ -171,7 +173,6 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     lora_path: Any = None
     session_params: Any = None
     custom_logit_processor: Any = None
-    token_ids_logprob: Any = None
     return_hidden_states: Any = None
     return_routed_experts: Any = None
     bootstrap_host: Any = None

@@ -110,7 +110,7 @@ def drawn_alone(runner: OneAtATime, arrival: Arrival, page_size: int) -> Said:
 
 def _scores(tokens: Sequence[int], scores: StepLogprobs | PromptLogprobs, arrival: Arrival) -> list[Score]:
     columns = zip(tokens, scores.chosen.tolist(), scores.top_tokens.tolist(), scores.top.tolist(), strict=True)
-    most = arrival.top_logprobs or 0
+    most = parameters_of(arrival).num_rivals or 0
     return [
         (token, chosen, tuple(zip(top[:most], of_top[:most], strict=True))) for token, chosen, top, of_top in columns
     ]

@@ -57,6 +57,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     top_logprobs: int | None = None
+    token_ids_logprob: tuple[int, ...] = ()
     prompt_logprobs: bool = False
     priority: int = 0
     salt: str = ""
@@ -193,7 +194,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
 
 SAMPLED = (
     *("min_new_tokens", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    *("max_new_tokens", "top_logprobs", "prompt_logprobs", "grammar"),
+    *("max_new_tokens", "top_logprobs", "token_ids_logprob", "prompt_logprobs", "grammar"),
 )
 """Fields of an arrival that are those of SamplingParameters."""
 

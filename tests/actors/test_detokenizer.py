@@ -49,10 +49,10 @@ class Bench:
         return self.vocabulary.encode(text, add_special=False).tolist()
 
     def open(
-        self, row: int, request: int, prompt: Sequence[int] = (1, 2), top_logprobs: int | None = None, **options: Any
+        self, row: int, request: int, prompt: Sequence[int] = (1, 2), num_rivals: int | None = None, **options: Any
     ) -> None:
         tokens = np.array(prompt, dtype=np.int32)
-        self.actor.receive(Opened(row, request, TextOptions(**options), len(prompt), tokens, top_logprobs))
+        self.actor.receive(Opened(row, request, TextOptions(**options), len(prompt), tokens, num_rivals))
         assert self.context.sent.pop() == Sent("gateway", Accepted(request, len(prompt)), Lane.DATA)
 
     def step(self, tokens: Sequence[tuple[int, int]] = (), ended: Sequence[Ended] = (), **rest: Any) -> list[Output]:
@@ -219,9 +219,9 @@ def test_ids_alone_come_without_text() -> None:
 
 def test_scores_come_to_those_who_asked_with_the_text_of_each_token() -> None:
     bench = Bench()
-    bench.open(0, 10, top_logprobs=1)
+    bench.open(0, 10, num_rivals=1)
     bench.open(1, 11)
-    bench.open(2, 12, top_logprobs=0)
+    bench.open(2, 12, num_rivals=0)
     hello, world = bench.ids("hello world")
     scores = StepLogprobs(
         np.array([-0.5, math.nan, -0.25], dtype=np.float32),
@@ -242,7 +242,7 @@ def prompt_scores(start: int, values: list[float]) -> PromptLogprobs:
 def test_prompt_scores_are_assembled_over_chunks_and_come_once_with_the_first_output() -> None:
     bench = Bench()
     prompt = bench.ids("hello world hello")
-    bench.open(0, 10, prompt=prompt, top_logprobs=1)
+    bench.open(0, 10, prompt=prompt, num_rivals=1)
     assert bench.step(prompt_logprobs=((0, prompt_scores(0, [-1.0])),)) == []
     assert bench.step(prompt_logprobs=((0, prompt_scores(0, [-1.0])),)) == []  # computed again after a retraction
     chosen = np.array([-9.0], dtype=np.float32)

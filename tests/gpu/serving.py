@@ -32,6 +32,8 @@ class Asked:
     penalty: float = 0.0
     num_top: int | None = 2
     """None: no log-probabilities, and then a backend may choose the likeliest token by itself."""
+    named: tuple[int, ...] = ()
+    """Token ids that are scored at every place."""
     prompt_scores: bool = False
     """Whether the prompt's tokens are scored too; what comes of that is not kept here."""
 
@@ -45,6 +47,7 @@ class Asked:
             frequency_penalty=self.penalty,
             max_new_tokens=self.num_output,
             top_logprobs=self.num_top,
+            token_ids_logprob=self.named,
             prompt_logprobs=self.prompt_scores,
             eos_token_ids=(),
         )
@@ -56,7 +59,7 @@ class Answered:
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[bytes] = field(default_factory=list)
-    """Of each token, the float32 of the chosen one and of the likeliest."""
+    """Of each token, the float32 of the chosen one, of the likeliest and of the named."""
 
 
 class Worker:
@@ -97,11 +100,11 @@ class Serving(Driver):
         wanted = np.flatnonzero(self.loop.wanted_tokens(scheduled))
         for index, row, token in zip(wanted, rows.tolist(), tokens.tolist(), strict=True):
             answer = self.answer_of[self.request_of[row]]
-            num_top = self.loop.table.info(row).sampling.top_logprobs
+            count = self.loop.table.info(row).sampling.num_rivals
             answer.tokens.append(token)
-            if result.logprobs is not None and num_top is not None:
+            if result.logprobs is not None and count is not None:
                 scores = result.logprobs
-                answer.logprobs.append(scores.chosen[index].tobytes() + scores.top[index, :num_top].tobytes())
+                answer.logprobs.append(scores.chosen[index].tobytes() + scores.top[index, :count].tobytes())
 
     def answers(self, *everyone: Asked, at_once: int | None = None) -> list[Answered]:
         """Ask all, `at_once` of them at a time (None: together), and wait until each has ended as it should."""

@@ -72,7 +72,7 @@ def workload(vocabulary: int, seed: int, count: int, longest: int, num_output: i
         {},
         {"num_top": None},
         {"temperature": 1.0},
-        {"temperature": 0.8, "top_p": 0.9, "num_top": 3},
+        {"temperature": 0.8, "top_p": 0.9, "num_top": 3, "named": (7, 1, 7)},
         {"temperature": 1.2, "top_k": 20},
         {"temperature": 0.7, "penalty": 0.5},
     )

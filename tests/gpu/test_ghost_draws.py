@@ -97,6 +97,20 @@ def test_log_probabilities_are_those_of_the_logits() -> None:
     assert logprobs.chosen[0] == pytest.approx(after.max(), abs=1e-4)
 
 
+def test_named_tokens_are_scored_in_prompts_and_outputs() -> None:
+    rows, prompt = Rows(), prompt_of(3, 11)
+    named = (7, 101, 7)
+    sampling = SamplingParameters(temperature=0.0, top_logprobs=1, token_ids_logprob=named, prompt_logprobs=True)
+    rows.run(rows.admission(0, sampling))
+    result = rows.run(rows.batch([(0, prompt, True)]))
+    (of_prompt,), logprobs = result.prompt_logprobs, result.logprobs
+    assert logprobs is not None
+    for place, row in enumerate((*of_prompt.top, *logprobs.top), 1):
+        expected = log_softmax(Sequel(prompt[:place]).logits())
+        assert row == pytest.approx([expected.max(), *expected[list(named)]], abs=1e-4)
+    assert of_prompt.top_tokens[:, 1:].tolist() == [list(named)] * (len(prompt) - 1)
+
+
 def test_scores_end_with_the_request_that_wanted_them() -> None:
     rows, prompt = Rows(), prompt_of(3, 11)
     rows.run(rows.admission(0, SamplingParameters(temperature=0.0, top_logprobs=4, prompt_logprobs=True)))

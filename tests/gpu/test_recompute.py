@@ -11,6 +11,7 @@ import torch
 
 from pawl.gpu.models.small import random_weights
 from pawl.gpu.recompute import CHUNK, Recomputer
+from pawl.gpu.sampling.rivals import Columns
 from pawl.gpu.sampling.scoring import score
 from pawl.lifecycle.recompute import Recorded
 from tests.gpu.kernel_tools import DEVICE
@@ -31,10 +32,7 @@ def again(recomputer: Recomputer, everyone: Sequence[Asked], answers: Sequence[A
     found = []
     for asked, computed in zip(everyone, recomputer(recorded(everyone, answers)), strict=True):
         positions = range(len(asked.prompt), len(computed.chosen)) if asked.num_top is not None else ()
-        logprobs = [
-            computed.chosen[position].tobytes() + computed.top[position, : asked.num_top].tobytes()
-            for position in positions
-        ]
+        logprobs = [computed.chosen[position].tobytes() + computed.top[position].tobytes() for position in positions]
         found.append(Answered(computed.tokens.tolist(), logprobs))
     return found
 
@@ -86,7 +84,7 @@ def test_which_of_equally_likely_tokens_is_told_does_not_depend_on_how_many_are_
     logits = torch.zeros(1, 5000)
     logits[:, 100:140] = 1.0
     chosen = torch.tensor([7])
-    most = score(logits, chosen, 20).top_tokens[0].tolist()
-    assert [score(logits, chosen, count).top_tokens[0].tolist() for count in (1, 3, 5)] == [
+    most = score(logits, chosen, Columns(20, None)).top_tokens[0].tolist()
+    assert [score(logits, chosen, Columns(count, None)).top_tokens[0].tolist() for count in (1, 3, 5)] == [
         most[:count] for count in (1, 3, 5)
     ]

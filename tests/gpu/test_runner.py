@@ -164,7 +164,7 @@ def test_a_seeded_request_draws_the_same_after_a_retraction(folder: Path) -> Non
 
 
 def test_prompt_logprobs_cover_the_prompt_once_whatever_the_chunks(folder: Path) -> None:
-    sampling = SamplingParameters(temperature=0.0, prompt_logprobs=True, top_logprobs=2)
+    sampling = SamplingParameters(temperature=0.0, prompt_logprobs=True, top_logprobs=2, token_ids_logprob=(5, 3))
     prompt, other = PROMPTS[0], PROMPTS[3]
     expected = reference_logits("qwen3", prompt).log_softmax(-1)
     runner, steps = made(folder), Steps()
@@ -187,8 +187,8 @@ def test_prompt_logprobs_cover_the_prompt_once_whatever_the_chunks(folder: Path)
         row = expected[position - 1]
         best = row.topk(2)
         assert chosen == pytest.approx(row[prompt[position]].item(), abs=1e-4)
-        assert top_tokens == best.indices.tolist()
-        assert top == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert top_tokens == [*best.indices.tolist(), 5, 3]
+        assert top == pytest.approx([*best.values.tolist(), *row[[5, 3]].tolist()], abs=1e-4)
     # Scoring does not disturb drawing.
     assert int(results[2].tokens[0]) == int(expected[-1].argmax())
     assert [int(result.tokens[-1]) for result in results] == greedy_reference(other, 4)

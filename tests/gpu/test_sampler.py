@@ -238,6 +238,32 @@ def test_logprobs_are_of_the_models_own_distribution(device: str) -> None:
     np.testing.assert_allclose(logprobs.top[1], expected[[6, 0, 7]], rtol=1e-5)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_named_tokens_are_scored_after_the_likeliest_of_their_own_row(device: str) -> None:
+    sampler = sampler_of(
+        SamplingParameters(temperature=0.0, top_logprobs=2),
+        SamplingParameters(temperature=0.0, top_logprobs=1, token_ids_logprob=(5, 0, 5)),
+        SamplingParameters(temperature=0.0, top_logprobs=0, token_ids_logprob=(2,)),
+        device=device,
+    )
+    logprobs = sampler.sample(rows(3, device), int32(0, 1, 2), int32(0, 0, 0)).logprobs()
+    assert logprobs is not None
+    expected = np.log(softmax())
+    wanted = ([6, 0], [6, 5, 0, 5], [2])
+    for row, tokens in enumerate(wanted):
+        assert logprobs.top_tokens[row, : len(tokens)].tolist() == tokens
+        np.testing.assert_allclose(logprobs.top[row, : len(tokens)], expected[tokens], rtol=1e-5)
+
+
+def test_a_slot_forgets_the_names_of_the_request_before() -> None:
+    sampler = sampler_of(SamplingParameters(temperature=0.0, top_logprobs=0, token_ids_logprob=(2,)))
+    again = SlotAssignment(0, SamplingParameters(temperature=0.0, top_logprobs=1), 0, int32(), 0)
+    sampler.admit([again])
+    logprobs = sampler.sample(rows(1), int32(0), int32(0)).logprobs()
+    assert logprobs is not None
+    assert logprobs.top_tokens.tolist() == [[6]]
+
+
 def test_no_logprobs_unless_asked() -> None:
     sampler = sampler_of(SamplingParameters(temperature=0.0))
     assert sampler.sample(rows(1), int32(0), int32(0)).logprobs() is None

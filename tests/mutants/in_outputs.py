@@ -10,6 +10,7 @@ from pawl.actors.text.stream import Stream
 from pawl.gpu.ghost.draws import GhostDraws
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.grammars.rows import GrammarRows
+from pawl.gpu.sampling.rivals import Rivals
 from pawl.loops import scores
 from pawl.loops.loop import Loop
 from pawl.loops.queues import Queues
@@ -174,6 +175,13 @@ OUTPUTS = (
         "",
         "The grammar of a request that has ended is kept for ever.",
         Edit(GrammarCompiler.receive, "self._held.pop(request)", "self._held[request]"),
+    ),
+    _mutant(
+        "named_tokens_of_the_neighbour",
+        "retraction_transparency",
+        "",
+        "The tokens whose scores a request has named are looked up in the order of another batch.",
+        Edit(Rivals.columns, "enumerate(names)", "enumerate(reversed(names))"),
     ),
     _mutant(
         "scores_of_a_prompt_stand_one_too_early",

@@ -248,7 +248,7 @@ class FakeEngine:
         token = says[len(live.tokens) % len(says)]
         live.tokens.append(token)
         if sampling.top_logprobs is not None:
-            scores = (score(token, sampling.top_logprobs),)
+            scores = (score(token, sampling.top_logprobs, sampling.token_ids_logprob),)
         cause, matched = None, None
         text = "</think>" if token == END_OF_REASONING else chr(token) if token < 128 else "\ufffd"
         if len(live.tokens) >= sampling.max_new_tokens:
@@ -267,7 +267,8 @@ class FakeEngine:
     ) -> Output:
         prompt_scores: tuple[TokenLogprob, ...] = ()
         if first and live.sampling.prompt_logprobs:
-            rest = (score(token, live.sampling.top_logprobs or 0) for token in live.prompt[1:])
+            asked = live.sampling
+            rest = (score(one, asked.top_logprobs or 0, asked.token_ids_logprob) for one in live.prompt[1:])
             prompt_scores = (TokenLogprob(live.prompt[0], None, chr(live.prompt[0])), *rest)
         tokens = (live.tokens[-1],) if live.tokens else ()
         return Output(number, text, tokens, scores, prompt_scores, done)
@@ -314,10 +315,11 @@ class FakeEngine:
         }
 
 
-def score(token: int, num_top: int) -> TokenLogprob:
+def score(token: int, num_top: int, named: Sequence[int]) -> TokenLogprob:
     """Scores that can be told apart: the chosen token is the second likeliest of all."""
     rivals = [(255, -0.25), (token, logprob(token)), *((other, -50.0 - other) for other in range(1, num_top))]
-    top = tuple((other, value, chr(other) if other < 128 else "\ufffd") for other, value in rivals[:num_top])
+    told = [*rivals[:num_top], *((other, logprob(other)) for other in named)]
+    top = tuple((other, value, chr(other) if other < 128 else "\ufffd") for other, value in told)
     return TokenLogprob(token, logprob(token), chr(token) if token < 128 else "\ufffd", top)
 
 

@@ -146,6 +146,32 @@ def test_prompts_are_scored_from_the_position_asked_for(client: httpx.Client) ->
     assert tail["input_token_logprobs"] == all_of_it["input_token_logprobs"][2:]
 
 
+def test_named_tokens_are_scored_at_every_place(client: httpx.Client) -> None:
+    options = {"return_logprob": True, "top_logprobs_num": 1, "token_ids_logprob": [100, 7]}
+    scored = [[logprob(100), 100, None], [logprob(7), 7, None]]
+    meta = generate(client, 2, text="abc", logprob_start_len=0, **options)["meta_info"]
+    assert meta["output_token_ids_logprobs"] == [scored, scored]
+    assert meta["output_top_logprobs"] == [[[-0.25, 255, None]]] * 2
+    assert meta["input_token_ids_logprobs"] == [None, scored, scored]
+    assert generate(client, 2, text="abc", **options)["meta_info"]["input_token_ids_logprobs"] == []
+    unscored = generate(client, 2, text="abc", token_ids_logprob=[100])["meta_info"]
+    assert not [name for name in unscored if "logprobs" in name]
+
+
+def test_each_prompt_may_name_tokens_of_its_own(client: httpx.Client) -> None:
+    replies = generate(client, 1, text=["a", "b"], return_logprob=True, token_ids_logprob=[[1], [2, 3]])
+    named = [[entry[1] for entry in reply["meta_info"]["output_token_ids_logprobs"][0]] for reply in replies]
+    assert named == [[1], [2, 3]]
+
+
+@pytest.mark.parametrize("named", [[[1]], [[1], 2], [1 << 20], list(range(129)), [[*range(129)], []], [-1]])
+def test_names_that_cannot_be_scored_are_refused(client: httpx.Client, named: list[Any]) -> None:
+    body = {"text": ["a", "b"], "return_logprob": True, "token_ids_logprob": named}
+    response = client.post("/generate", json=body)
+    assert response.status_code == 400
+    assert "token_ids_logprob" in response.json()["error"]["message"]
+
+
 def test_options_may_differ_by_item(client: httpx.Client) -> None:
     scored, plain = generate(client, 1, text=["a", "b"], return_logprob=[True, False], rid=["one", "two"])
     assert "output_token_logprobs" in scored["meta_info"]

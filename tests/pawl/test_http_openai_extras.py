@@ -130,7 +130,6 @@ def test_a_reply_can_begin_with_the_message_it_goes_on_with(client: httpx.Client
         ("/v1/completions", {"use_beam_search": True}, "use_beam_search"),
         ("/v1/chat/completions", {"allowed_token_ids": [1]}, "allowed_token_ids"),
         ("/v1/chat/completions", {"continue_final_message": True}, "continue_final_message"),
-        ("/generate", {"token_ids_logprob": [1]}, "token_ids_logprob"),
         ("/generate", {"sampling_params": {"custom_params": {"a": 1}}}, "custom_params"),
     ],
 )
@@ -156,10 +155,3 @@ def test_what_cannot_change_the_answer_is_taken(client: httpx.Client) -> None:
         "stream_options": {"include_obfuscation": True},
     }
     assert client.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 1, **extra}).status_code == 200
-
-
-@pytest.mark.parametrize("path", ["/v1/score", "/v1/rerank"])
-def test_what_the_model_is_not_made_for_is_said_so(client: httpx.Client, path: str) -> None:
-    response = client.post(path, json={"query": "a", "documents": ["b"]})
-    assert response.status_code == 400
-    assert "cross-encoder" in response.json()["error"]["message"]
