@@ -7,7 +7,8 @@ nothing of others has no others: that narrows it, and keeps small models from go
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import msgspec
@@ -18,6 +19,8 @@ Schema: TypeAlias = "dict[str, Any] | bool"
 
 MAX_DEPTH = 64
 MAX_NODES = 20_000
+MAX_COMPARISONS = 200_000
+"""Of values and names, to tell the schemas of a oneOf apart."""
 TOO_LARGE = f"the json_schema is too large: {MAX_DEPTH} levels, {MAX_NODES} schemas are allowed"
 UNSUPPORTED = (
     *("not", "if", "then", "else", "uniqueItems", "contains", "minContains", "maxContains"),
@@ -39,12 +42,19 @@ ASSERTING = frozenset(
 FORMATS = frozenset(("date", "time", "date-time", "email", "uuid", "ipv4", "ipv6", "hostname", "uri", "duration"))
 """Those that are kept to; others are notes, as the specification has it."""
 _BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_CHARACTER = r"""([^"\\\x00-\x1f]|\\["\\/bfnrt])"""
-"""One character of a string as JSON writes it: xgrammar lets control characters through where lengths are given."""
+_CHARACTER = r"""[^"\\\x00-\x1f]"""
+"""One character of a string that needs no escape, which xgrammar does not write in patterns. It lets control characters
+through where lengths are given."""
+_DATE = (
+    "[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+)
+_HOUR = "([01][0-9]|2[0-3]):[0-5][0-9]"
+_TIME = rf"{_HOUR}:[0-5][0-9](\.[0-9]{{1,9}})?(Z|[+-]{_HOUR})"
 PATTERNS = {
     "ipv4": rf"^{_BYTE}(\.{_BYTE}){{3}}$",
-    "date": "^[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
-    "|02-(0[1-9]|1[0-9]|2[0-8]))$",
+    "date": f"^{_DATE}$",
+    "time": f"^{_TIME}$",
+    "date-time": f"^{_DATE}T{_TIME}$",
 }
 """Formats of which xgrammar lets through what is none."""
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -87,6 +97,7 @@ class _Preparing:
         self._root = root
         self._merges = merges
         self._num_nodes = 0
+        self._num_comparisons = 0
 
     def node(self, schema: Any, where: str, depth: int, *, closes: bool = True) -> Any:
         """One schema, and those inside. `closes`: an object that names its properties has no others."""
@@ -105,11 +116,9 @@ class _Preparing:
         self._reword_arrays(made)
         self._reword_objects(made, closes)
         self._reword_values(made, where)
-        for name, inner, path in _inside(made):
-            place = ".".join(map(str, (where, name, *path)))
-            # Of several parts of one object, each would forbid what the others name.
-            _put(made, name, path, self.node(inner, place, depth + 1, closes=name != "allOf"))
-        return made
+        # Of several parts of one object, each would forbid what the others name.
+        inner = lambda name, one, place: self.node(one, f"{where}.{place}", depth + 1, closes=name != "allOf")  # noqa: E731
+        return {name: _prepared_inside(name, value, inner) for name, value in made.items()}
 
     def _check(self, schema: Mapping[str, Any], where: str) -> None:
         """Raises GrammarRefused for what cannot be kept."""
@@ -126,13 +135,27 @@ class _Preparing:
             if isinstance(pattern, str) and ('"' in pattern or r"\\" in pattern):
                 # They would have to be escaped in the output, and are not.
                 raise _unsupported("pattern with a quotation mark or a backslash", where)
+        names = schema.get("patternProperties")
+        if isinstance(names, dict) and not self._merges and any('"' in name or r"\\" in name for name in names):
+            raise _unsupported("patternProperties with a quotation mark or a backslash", where)
         closed = schema.get("additionalProperties") is False and "patternProperties" not in schema
         if schema.get("minProperties", 0) and not closed:
             raise _unsupported("minProperties without additionalProperties: false", where)
+        if self._merges:
+            self._check_merged(schema, where)
         if "oneOf" in schema and not self._apart(schema["oneOf"]):
             raise _unsupported("oneOf of schemas that neither their types nor constants tell apart", where)
         if not self._merges:
             self._check_alone(schema, where)
+
+    def _check_merged(self, schema: Mapping[str, Any], where: str) -> None:
+        """llguidance allows a whole number that is excluded where the other bound is near."""
+        low, high = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+        least, most = schema.get("minimum", low), schema.get("maximum", high)
+        exclusive = [bound for bound in (low, high) if isinstance(bound, int | float) and bound == int(bound)]
+        close = all(isinstance(bound, int | float) for bound in (least, most)) and most - least < 1
+        if exclusive and close and schema.get("type") != "integer":
+            raise _unsupported("exclusiveMinimum or exclusiveMaximum of numbers less than 1 apart", where)
 
     def _check_alone(self, schema: Mapping[str, Any], where: str) -> None:
         asserting = [name for name in schema if name in ASSERTING]
@@ -149,6 +172,8 @@ class _Preparing:
         if not self._merges and ("minLength" in made or "maxLength" in made):
             least, most = made.pop("minLength", 0), made.pop("maxLength", "")
             made["pattern"] = f"^{_CHARACTER}{{{least},{most}}}$"
+        elif not self._merges and isinstance(pattern := made.get("pattern"), str):
+            made["pattern"] = _whole(pattern)
         name = made.get("format")
         if name is None:
             return
@@ -156,7 +181,7 @@ class _Preparing:
             del made["format"]
         elif name in PATTERNS and "pattern" not in made and not self._merges:
             del made["format"]
-            made["pattern"] = PATTERNS[name]
+            made["pattern"] = _whole(PATTERNS[name])
 
     def _reword_arrays(self, made: dict[str, Any]) -> None:
         """Tuples as older drafts wrote them."""
@@ -167,6 +192,8 @@ class _Preparing:
         made.pop("additionalItems", None)
 
     def _reword_objects(self, made: dict[str, Any], closes: bool) -> None:
+        if isinstance(patterns := made.get("patternProperties"), dict) and not self._merges:
+            made["patternProperties"] = {_whole(pattern): one for pattern, one in patterns.items()}
         properties = made.get("properties")
         others = made.get("additionalProperties", True)
         missing = [name for name in made.get("required", ()) if name not in (properties or {})]
@@ -199,17 +226,33 @@ class _Preparing:
         """Whether no value is an instance of two of these schemas, as far as types and constants show."""
         if not isinstance(branches, list):
             return True
+        self._compares(len(branches) ** 2 // 2)
         found = [self._resolved(branch) for branch in branches]
         pairs = ((one, other) for index, one in enumerate(found) for other in found[:index])
-        return all(_distinct(one, other) or self._distinct_members(one, other) for one, other in pairs)
+        return all(self._distinct(one, other) or self._distinct_members(one, other) for one, other in pairs)
+
+    def _compares(self, count: int) -> None:
+        """Raises GrammarRefused when there is too much to compare."""
+        self._num_comparisons += count
+        if self._num_comparisons > MAX_COMPARISONS:
+            raise GrammarRefused("the json_schema is too large: the schemas of oneOf cannot be told apart in time")
+
+    def _distinct(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        values = [_values(schema) for schema in (one, other)]
+        if values[0] is not None and values[1] is not None:
+            self._compares(len(values[0]) * len(values[1]))
+            return not any(value in values[1] for value in values[0])
+        kinds = [_kinds(schema) for schema in (one, other)]
+        return bool(kinds[0] and kinds[1]) and not kinds[0] & kinds[1]
 
     def _distinct_members(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         """Whether a property that both require has other values in each."""
         if one.get("type") != "object" or other.get("type") != "object":
             return False
+        self._compares(len(one.get("required", ())) + len(other.get("required", ())))
         shared = set(one.get("required", ())) & set(other.get("required", ()))
         members = ((one.get("properties", {}).get(name), other.get("properties", {}).get(name)) for name in shared)
-        return any(_distinct(self._resolved(a), self._resolved(b)) for a, b in members)
+        return any(self._distinct(self._resolved(a), self._resolved(b)) for a, b in members)
 
     def _resolved(self, schema: Any) -> Mapping[str, Any]:
         for _ in range(MAX_DEPTH):
@@ -232,32 +275,31 @@ def _unsupported(what: str, where: str) -> GrammarRefused:
     return GrammarRefused(f"{what} is not supported in a json_schema (at {where[:200]})")
 
 
-def _inside(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
-    """(keyword, schema, place in its value) of all schemas in one."""
-    for name, value in schema.items():
-        if name in ("items", "additionalProperties", "propertyNames"):
-            yield name, value, ()
-        elif name in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):
-            yield from ((name, inner, (key,)) for key, inner in value.items())
-        elif name in ("prefixItems", "anyOf", "oneOf", "allOf") and isinstance(value, list):
-            yield from ((name, inner, (index,)) for index, inner in enumerate(value))
+def _prepared_inside(keyword: str, value: Any, prepared: Callable[[str, Any, str], Any]) -> Any:
+    """The value of a keyword with each schema in it made anew, of (keyword, schema, place)."""
+    if keyword in ("items", "additionalProperties", "propertyNames"):
+        return prepared(keyword, value, keyword)
+    if keyword in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):
+        return {key: prepared(keyword, one, f"{keyword}.{key}") for key, one in value.items()}
+    if keyword in ("prefixItems", "anyOf", "oneOf", "allOf") and isinstance(value, list):
+        return [prepared(keyword, one, f"{keyword}.{index}") for index, one in enumerate(value)]
+    return value
 
 
-def _put(schema: dict[str, Any], name: str, path: tuple[Any, ...], value: Any) -> None:
-    if not path:
-        schema[name] = value
-    elif isinstance(schema[name], dict):
-        schema[name] = schema[name] | {path[0]: value}
-    else:
-        schema[name] = [*schema[name][: path[0]], value, *schema[name][path[0] + 1 :]]
+def _whole(pattern: str) -> str:
+    """A pattern as xgrammar keeps it. It takes every pattern for the whole of a text; one with alternatives stays so,
+    which is narrower. Of something optional that ends in a repetition it also allows what is repeated alone, unless
+    the question mark is written as a count."""
+    counted = _OPTIONAL.sub(lambda found: "{0,1}" if found[0] == "?" else found[0], pattern)
+    if "|" in pattern:
+        return counted
+    before = "" if pattern.startswith("^") else f"^{_CHARACTER}*"
+    ends = pattern.endswith("$") and not pattern.endswith(r"\$")
+    return f"{before}{counted}{'' if ends else f'{_CHARACTER}*$'}"
 
 
-def _distinct(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    values = [_values(schema) for schema in (one, other)]
-    if values[0] is not None and values[1] is not None:
-        return not any(value in values[1] for value in values[0])
-    kinds = [_kinds(schema) for schema in (one, other)]
-    return bool(kinds[0] and kinds[1]) and not kinds[0] & kinds[1]
+_OPTIONAL = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\(\?|[*+?}]\?|\?", re.DOTALL)
+"""A question mark that makes something optional, or what holds one that does not."""
 
 
 def _values(schema: Mapping[str, Any]) -> list[Any] | None:

@@ -6,6 +6,7 @@ import random
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.build.grammars import words_of
@@ -30,36 +31,55 @@ def backend(name: str) -> GrammarBackend:
     return choose_backend(name)[1](ghost_words())
 
 
-def allowed(matcher: object, words: Words) -> list[int]:
-    """Tokens that may come next."""
+def allowed(matcher: object, words: Words) -> NDArray[np.int64]:
+    """Tokens that may come next, rising."""
     bits = np.full(words.mask_words, -1, np.int32)
     matcher.fill(bits)  # type: ignore[attr-defined]
-    return [int(token) for token in np.flatnonzero(unpacked(bits[None], len(words.entries))[0])]
+    return np.flatnonzero(unpacked(bits[None], len(words.entries))[0])
+
+
+class _Same:
+    """A vocabulary that equals itself alone."""
+
+    def __init__(self, words: Words) -> None:
+        self.words = words
+
+    def __hash__(self) -> int:
+        return id(self.words.entries)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.words.entries is other.words.entries
+
+
+@lru_cache(maxsize=4)
+def _preferred(vocabulary: _Same) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of each token: whether it closes something or ends the output; whether it is letters and digits."""
+    words = vocabulary.words
+    closing = np.array([len(entry) == 1 and entry in CLOSERS for entry in words.entries])
+    closing[list(words.end_ids)] = True
+    return closing, np.array([entry.isascii() and entry.isalnum() for entry in words.entries])
 
 
 def random_output(compiled: Compiled, words: Words, seed: int) -> list[int] | None:
     """Tokens of a whole output, the end left out; None where it did not end in time. Printable ones, and those that
     close something, are preferred."""
     source, matcher, output = random.Random(seed), compiled.matcher(), list[int]()
+    is_closing, is_plain = _preferred(_Same(words))
     while len(output) < LONGEST:
         options = allowed(matcher, words)
-        assert options, f"nothing can follow {output}"
-        closing = [token for token in options if token in words.end_ids or words.entries[token] in _CLOSING]
-        plain = [token for token in options if words.entries[token].isascii() and words.entries[token].isalnum()]
+        assert len(options), f"nothing can follow {output}"
+        closing, plain = options[is_closing[options]], options[is_plain[options]]
         eager = 0.3 if len(output) < 60 else 0.9
-        if closing and source.random() < eager:
+        if len(closing) and source.random() < eager:
             options = closing
-        elif plain and source.random() < 0.9:
+        elif len(plain) and source.random() < 0.9:
             options = plain
-        token = source.choice(options)
+        token = int(source.choice(options))
         assert matcher.accept(token)
         if matcher.terminated:
             return output
         output.append(token)
     return None
-
-
-_CLOSING = frozenset(bytes([byte]) for byte in CLOSERS)
 
 
 def text_of(tokens: list[int], words: Words) -> str:

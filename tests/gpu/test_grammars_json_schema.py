@@ -16,6 +16,7 @@ from tests.gpu.grammar_tools import accepts, backend, ghost_words, random_output
 
 BOTH = ("xgrammar", "llguidance")
 OUTPUTS = 12
+STRING = {"type": "string"}
 
 
 def an_object(**more: Any) -> dict[str, Any]:
@@ -39,6 +40,7 @@ KEPT: dict[str, list[Any]] = {
     "maxLength": [{"type": "string", "maxLength": 4}],
     "minLength": [{"type": "string", "minLength": 3}],
     "pattern": [{"type": "string", "pattern": "^[a-c]{2,3}$"}, {"type": "string", "pattern": "b"}],
+    "pattern, optional parts": [{"type": "string", "pattern": "^a(bc+)?(d[0-9]{1,2})?[?]?$"}],
     "format": [{"type": "string", "format": name} for name in ("date", "date-time", "email", "uuid", "ipv4", "ipv6")],
     "maxItems": [{"type": "array", "items": {"type": "boolean"}, "maxItems": 2}],
     "minItems": [{"type": "array", "items": {"type": "boolean"}, "minItems": 2}],
@@ -110,6 +112,8 @@ REFUSED: list[tuple[str, Any, tuple[str, ...]]] = [
     ("$ref to another document or an anchor", {"$ref": "#foo", "$defs": {"x": {"$anchor": "foo"}}}, BOTH),
     ("minProperties", {"type": "object", "additionalProperties": {"type": "null"}, "minProperties": 2}, BOTH),
     ("oneOf", {"oneOf": [{"type": "integer", "minimum": 0}, {"type": "integer", "maximum": 9}]}, BOTH),
+    ("exclusiveMinimum", {"type": "number", "exclusiveMinimum": 7, "maximum": 7.5}, ("llguidance",)),
+    ("exclusiveMaximum", {"type": "number", "minimum": -2.5, "exclusiveMaximum": -2}, ("llguidance",)),
     ("propertyNames", {"type": "object", "propertyNames": {"pattern": "^a"}}, ("llguidance",)),
     ("pattern together with minLength", {"type": "string", "pattern": "^a+$", "minLength": 3}, ("xgrammar",)),
     ("anyOf together with type", {"type": "integer", "anyOf": [{"minimum": 5}]}, ("xgrammar",)),
@@ -152,6 +156,40 @@ def test_instances_that_a_person_would_write_are_accepted(name: str) -> None:
         assert accepts(compiled, words, list(text.encode())), text
     assert not accepts(compiled, words, list(json.dumps({**value, "more": 1}).encode()))
     assert not accepts(compiled, words, list(json.dumps({"name": "Ann"}).encode()))
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_pattern_may_be_found_anywhere(name: str) -> None:
+    words = ghost_words()
+    for pattern, texts in (("b", ("b", "abba")), ("^ab", ("ab", "abc")), ("b$", ("b", "ab")), ("a.c", ("xabcx",))):
+        compiled = backend(name).compile(Grammar(GrammarKind.JSON_SCHEMA, json.dumps({"pattern": pattern} | STRING)))
+        for text in texts:
+            assert accepts(compiled, words, list(json.dumps(text).encode())), (pattern, text)
+        assert not accepts(compiled, words, list(b'"zz"'))
+    named = {"type": "object", "patternProperties": {"^x": {"type": "null"}}, "additionalProperties": False}
+    compiled = backend(name).compile(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(named)))
+    assert accepts(compiled, words, list(b'{"xyz":null}'))
+    assert not accepts(compiled, words, list(b'{"y":null}'))
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_dates_and_times_are_those_of_a_calendar(name: str) -> None:
+    words = ghost_words()
+    for form, right, wrong in (
+        ("date-time", "2024-02-28T23:59:00.25+05:30", "2024-02-31T23:59:00Z"),
+        ("time", "00:00:00Z", "24:00:00Z"),
+    ):
+        compiled = backend(name).compile(Grammar(GrammarKind.JSON_SCHEMA, json.dumps({"format": form} | STRING)))
+        assert accepts(compiled, words, list(json.dumps(right).encode()))
+        assert not accepts(compiled, words, list(json.dumps(wrong).encode()))
+
+
+@pytest.mark.parametrize("merges", [True, False])
+def test_schemas_that_take_long_to_tell_apart_are_refused(merges: bool) -> None:
+    branch = {"type": "object", "properties": {"k": {"const": 0}}, "required": ["k"]}
+    for branches in ([branch | {"title": str(n)} for n in range(5000)], [{"enum": list(range(2000))}] * 2):
+        with pytest.raises(GrammarRefused, match="too large"):
+            prepared(json.dumps({"oneOf": branches}), merges=merges)
 
 
 @pytest.mark.parametrize(("keyword", "schema", "backends"), REFUSED, ids=lambda value: str(value)[:40])
