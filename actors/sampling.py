@@ -129,7 +129,7 @@ def build_sampling(
         stop_token_ids=tuple(dict.fromkeys((*eos, *(fields.stop_token_ids or ())))),
         eos_token_ids=eos,
         top_logprobs=None if top_logprobs is None else min(top_logprobs, limits.vocabulary_size),
-        token_ids_logprob=tuple(token_ids_logprob),
+        token_ids_logprob=tuple(token_ids_logprob) if top_logprobs is not None else (),
         prompt_logprobs=prompt_logprobs,
         grammar=grammar,
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, zip_longest
 from typing import ClassVar, TypeAlias
 
 from pawl.lifecycle.columns import Scores, float32s
@@ -13,14 +13,14 @@ from pawl.lifecycle.records import Record, StepCommitted, Submitted, Transition,
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Event
 
-_Place: TypeAlias = tuple[int, int, int]
-"""Row, position, and how many of the likeliest tokens stand there as well."""
+_Place: TypeAlias = tuple[int, int, int, tuple[int, ...]]
+"""Row, position, how many of the likeliest tokens stand there as well, and the named tokens after them."""
 
 
 class LogprobsAsAsked(Property):
     """A step records the log-probabilities that requests asked for and no others: of each token that it gives out, and
     of each token of a prompt that it computes for a request without output; with as many of the likeliest tokens as the
-    request asked for."""
+    request asked for, and those that it named."""
 
     name: ClassVar[str] = "logprobs_as_asked"
     observes = (Submitted, StepCommitted, *ENDS)
@@ -43,7 +43,7 @@ class LogprobsAsAsked(Property):
 
     def _differing(self, scores: Scores | None, history: History) -> Iterator[Violation]:
         asked = [*self._drawn(history), *self._of_prompts(history)]
-        for recorded, belongs in zip_longest(_places(scores), asked):
+        for recorded, belongs in zip_longest(_places(scores, self._asking), asked):
             if recorded != belongs:
                 row = (recorded or belongs)[0]
                 request = int(history.request[row]) if 0 <= row < history.num_rows else None
@@ -57,7 +57,7 @@ class LogprobsAsAsked(Property):
             sampling = self._asking.get(row)
             if drew and sampling is not None and sampling.top_logprobs is not None:
                 known = int(history.num_prompt[row] + history.num_output[row])
-                yield from ((row, position, sampling.top_logprobs) for position in range(known - count, known))
+                yield from (_place(row, position, sampling) for position in range(known - count, known))
 
     def _of_prompts(self, history: History) -> Iterator[_Place]:
         step, committed = history.step, history.committed
@@ -67,21 +67,33 @@ class LogprobsAsAsked(Property):
                 continue
             if history.num_output[row] == committed.counts[index]:  # it had none
                 positions = range(max(int(step.starts[index]), 1), int(step.ends[index]))
-                yield from ((row, position, sampling.top_logprobs or 0) for position in positions)
+                yield from (_place(row, position, sampling) for position in positions)
 
 
-def _places(scores: Scores | None) -> list[_Place]:
+def _place(row: int, position: int, sampling: SamplingParameters) -> _Place:
+    return row, position, sampling.top_logprobs or 0, sampling.token_ids_logprob
+
+
+def _places(scores: Scores | None, asking: Mapping[int, SamplingParameters]) -> list[_Place]:
     """Raises ValueError where columns do not fit each other."""
     if scores is None:
         return []
-    num_top = int32s(scores.num_top).tolist()
-    lengths = len(float32s(scores.chosen)), len(int32s(scores.top_tokens)), len(float32s(scores.top))
+    num_top, tokens = int32s(scores.num_top).tolist(), int32s(scores.top_tokens).tolist()
+    lengths = len(float32s(scores.chosen)), len(tokens), len(float32s(scores.top))
     if lengths != (len(num_top), sum(num_top), sum(num_top)):
         raise ValueError("columns of log-probabilities differ in length")
-    return list(zip(int32s(scores.rows).tolist(), int32s(scores.positions).tolist(), num_top, strict=True))
+    places: list[_Place] = []
+    ends = accumulate(num_top)
+    for row, position, count, end in zip(int32s(scores.rows), int32s(scores.positions), num_top, ends, strict=True):
+        wanted = asking.get(int(row))
+        named = min(len(wanted.token_ids_logprob), count) if wanted is not None else 0
+        places.append((int(row), int(position), count - named, tuple(tokens[end - named : end])))
+    return places
 
 
 def _words(place: _Place | None) -> str:
     if place is None:
         return "no log-probability"
-    return f"a log-probability of the token at position {place[1]} of row {place[0]}, with {place[2]} likeliest tokens"
+    row, position, count, named = place
+    others = f"{count} likeliest tokens" + (f" and those named {', '.join(map(str, named))}" if named else "")
+    return f"a log-probability of the token at position {position} of row {row}, with {others}"

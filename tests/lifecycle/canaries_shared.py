@@ -338,6 +338,12 @@ _REPLY_CANARIES = {
     "another number of likely tokens": Canary(
         "logprobs_as_asked", scored({"top_logprobs": 2}, (1, 5, 1)), "with 1 likeliest .* with 2 likeliest", 2
     ),
+    "a log-probability of a token that was not named": Canary(
+        "logprobs_as_asked",
+        scored({"top_logprobs": 1, "token_ids_logprob": (7,)}, (1, 5, 2)),
+        "1 likeliest .* named 0, where .* 1 likeliest tokens and those named 7",
+        2,
+    ),
     "a prompt whose log-probabilities are left out": Canary(
         "logprobs_as_asked", scored({"prompt_logprobs": True}, (1, 2, 0)), "position 2 .* where .* position 1 ", 2
     ),
