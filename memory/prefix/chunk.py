@@ -40,7 +40,7 @@ class ChunkCache:
         self.events: list[CacheEvent] | None = None
         """Nothing ever happens."""
         self._num_holds = 0
-        self._counts = {"matches": 0, "missed_tokens": 0, "insertions": 0}
+        self._counts = {"matches": 0, "missed_tokens": 0}
 
     def match_and_hold(self, tokens: Int32s, namespace: str, priority: int = 0) -> EmptyHold:
         """Nothing is found."""
@@ -53,7 +53,6 @@ class ChunkCache:
         self, tokens: Int32s, pages: Int32s, namespace: str, hold: Hold | None, fence: int, priority: int = 0
     ) -> Insertion:
         """No page is adopted."""
-        self._counts["insertions"] += 1
         if hold is not None:
             self.release(hold, fence)
         self._num_holds += 1

@@ -14,6 +14,7 @@ import pytest
 from pawl.lifecycle.audit import Report, Verdict, audit
 from pawl.lifecycle.records import Closed, Digest, Gap, Record
 from pawl.lifecycle.trace.writer import TraceWriter
+from tests.lifecycle.cutting import cut, moments
 from tests.lifecycle.story import PLENTY, changed, sound_run, without, write
 
 STORY = sound_run()
@@ -184,6 +185,15 @@ def test_a_trace_whose_beginning_was_dropped_is_incomplete_and_not_judged(tmp_pa
     assert report.verdict == Verdict.INCOMPLETE
     assert [each.kind for each in report.damage] == ["truncated"]
     assert report.num_judged == 0
+
+
+def test_what_begins_with_a_checkpoint_is_judged_from_there_and_the_report_says_so(tmp_path: Path) -> None:
+    records = sound_run().records
+    at = list(moments(records))[2]
+    report = audited(tmp_path / "cut", cut(records, at))
+    assert (report.verdict, report.num_judged) == (Verdict.PASS, len(records) - at + 1)
+    assert "from a checkpoint" in report.text()
+    assert "from a checkpoint" not in audited(tmp_path / "whole", records).text()
 
 
 # ---- corrupt ----

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pawl.lifecycle.records import ENCODER, Checkpoint, Digest, Gap, Record, Started, StepPlanned
 from pawl.lifecycle.trace import reader
-from pawl.lifecycle.trace.format import BLOCK, BLOCK_SIZE, VERSION, sealed
+from pawl.lifecycle.trace.format import BLOCK, BLOCK_SIZE, FILE_SIZE, VERSION, sealed
 from pawl.lifecycle.trace.reader import Damage, DamageKind, TraceReader
 from pawl.lifecycle.trace.writer import MAX_RECORDS, NoEncoding, TraceWriter, file_bytes
 from tests.lifecycle.story import PLENTY, plain, sound_run, write
@@ -272,6 +272,17 @@ def test_no_more_runs_are_dropped_than_it_takes_to_make_room(tmp_path: Path) -> 
         runs.append(fill(tmp_path, limit, 3).path)
     assert len(runs) > 3
     assert [run.exists() for run in runs] == [False] + [True] * (len(runs) - 1)
+
+
+@pytest.mark.parametrize(("beyond", "kept"), [(0, True), (1, False)])
+def test_an_old_run_stays_as_long_as_another_file_fits_beside_the_one_begun(tmp_path: Path, beyond: int, kept: bool) -> None:
+    limit, old = 1 << 20, tmp_path / "run-000001"
+    old.mkdir()
+    (old / "trace-000000.pawl").write_bytes(bytes(limit - file_bytes(limit) - FILE_SIZE + beyond))
+    writer = TraceWriter(tmp_path, limit)
+    writer.append(Gap(0, ""))
+    writer.close()
+    assert old.exists() == kept
 
 
 def test_what_the_device_refuses_is_counted_and_told_in_the_next_block(
