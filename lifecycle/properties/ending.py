@@ -23,10 +23,11 @@ from pawl.lifecycle.states import ABORT_CAUSES, Cause, Event
 
 class Incarnation(Property):
     """A duplicate number is refused, and nothing reaches a successor that was meant for another: a number is given
-    once, and an event for a request that has ended is none of the request that has its row now."""
+    once, an event for a request that has ended is none of the request that has its row now, and no text stops a request
+    that is still to come."""
 
     name = "incarnation"
-    observes = (Submitted, Transition)
+    observes = (Submitted, Transition, Delivered)
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
@@ -48,6 +49,9 @@ class Incarnation(Property):
                 if request not in history.open:
                     state = "has ended" if request in self._seen or request <= self._newest else "was never submitted"
                     return [self.violation(history, f"{record.event.name} for a request that {state}", request)]
+            case Delivered(kind="finish", fields={"request": int(request)}):
+                if request not in self._seen and request > self._newest:
+                    return [self.violation(history, "its text stops a request that was never submitted", request)]
         return ()
 
 
@@ -106,7 +110,8 @@ class SilenceAfterAbort(Property):
 class StreamEqualsResult(Property):
     """What left for the client is the result: as many tokens as count, one reason for the end, and not before it. Only
     text can stop a request at another place than the scheduler knew: the client is told so, of no more tokens than
-    there were; and only for a failure, or when the engine stops, may the gateway answer in place of the scheduler."""
+    there were, and the scheduler once, of as many; and only for a failure, or when the engine stops, may the gateway
+    answer in place of the scheduler."""
 
     name = "stream_equals_result"
     observes = (*ENDS, Answered, Delivered, Contained)
@@ -117,6 +122,10 @@ class StreamEqualsResult(Property):
         """How the scheduler ended it, and what the gateway said instead."""
         self._failed: set[int] = set()
         """Requests that were aborted for a failure."""
+        self._cut: dict[int, int] = {}
+        """How many tokens the scheduler was told to keep of a request whose text had stopped it."""
+        self._told: dict[int, int | None] = {}
+        """How many tokens a client was told of, where its text had stopped it; None: it was told another end."""
         self._contained = False
         self._stops_at = float("inf")
         """When the engine began to stop."""
@@ -128,6 +137,7 @@ class StreamEqualsResult(Property):
         return ()
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        found: list[Violation] = []
         match record:
             case Contained():
                 self._contained = True
@@ -135,8 +145,23 @@ class StreamEqualsResult(Property):
                 self._failed |= _requests(record)
             case Delivered(kind="drain" | "end_all"):
                 self._stops_at = min(self._stops_at, record.time)
+            case Delivered(kind="finish", fields={"request": int(request), "num_output": int(count)}):
+                if request in self._cut:
+                    found.append(self.violation(history, "the scheduler is told twice where its text stops", request))
+                self._cut[request] = count
+                found += self._contradicted(request, history)
+            case Answered(request=request) if record.cause not in ABORT_CAUSES:
+                self._told[request] = record.num_output if record.cause == Cause.STOP_STRING else None
+                found += self._contradicted(request, history)
         both = self._pairing.pair(record)
-        return tuple(self._compare(*both, history)) if both is not None else ()
+        return [*found, *self._compare(*both, history)] if both is not None else found
+
+    def _contradicted(self, request: int, history: History) -> Iterator[Violation]:
+        cut, told = self._cut.get(request), self._told.get(request, -1)
+        if cut is not None and told != -1 and told != cut:
+            words = "of another end" if told is None else f"of {told} tokens"
+            text = f"its text stopped it after {cut} tokens, its client was told {words}"
+            yield self.violation(history, text, request)
 
     def _compare(self, end: Transition, answer: Answered, history: History) -> Iterator[Violation]:
         if answer.cause in (Cause.INTERNAL, Cause.DRAINED):
@@ -245,6 +270,8 @@ class Replies:
         self._pairing.pair(record)
         match record:
             case Answered(request=request):
+                if record.num_output < 0:
+                    return Fault(f"{record.num_output} tokens left for its client", request)
                 if request in self._answered:
                     return Fault("a second terminal reply", request)
                 self._answered.add(request)

@@ -16,8 +16,8 @@ GHOST = "ghost"
 
 
 class StartAgrees(Property):
-    """A run starts once, and its first record agrees with itself: pages, slots and seed are those of the loop, and only
-    the ghost is computed as one."""
+    """A run starts once, and its first record agrees with itself: pages, slots and seed are those of the loop, and what
+    computes is named: for the ghost it is the ghost, and for no other model."""
 
     name: ClassVar[str] = "start_agrees"
     observes = (Started,)
@@ -38,5 +38,7 @@ class StartAgrees(Property):
             said, meant = getattr(record, field), loop.get(setting)
             if setting in loop and said != meant:
                 yield self.violation(history, f"the engine has {field} = {said}, its loop {setting} = {meant}")
-        if backend is not None and (backend == GHOST) != (record.model == GHOST):
+        if not isinstance(backend, str):
+            yield self.violation(history, "the engine does not say what computes")
+        elif (backend == GHOST) != (record.model == GHOST):
             yield self.violation(history, f"the model is {record.model}, and {backend} computes it")

@@ -42,7 +42,9 @@ def page_keys(parent: PageKey, tokens: Int32s, page_size: int) -> list[PageKey]:
 
 
 def split_keys(data: bytes) -> list[PageKey]:
-    """Keys that stand one after the other."""
+    """Keys that stand one after the other. Raises ValueError where the last one is cut."""
+    if len(data) % KEY_BYTES:
+        raise ValueError(f"{len(data)} bytes are no keys of {KEY_BYTES} bytes")
     return [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]
 
 

@@ -48,7 +48,7 @@ def started(config: LoopConfig) -> Started:
     return Started(
         version="test",
         model="ghost",
-        config={"loop": msgspec.to_builtins(config)},
+        config={"loop": msgspec.to_builtins(config), "backend": "ghost"},
         num_pages=config.num_pages,
         page_size=config.page_size,
         num_slots=config.max_running,

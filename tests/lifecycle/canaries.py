@@ -237,6 +237,9 @@ CANARIES: dict[str, Canary] = {
     "a ghost that the kernels compute": Canary(
         "start_agrees", changed(STORY, "started", model="ghost"), "the model is ghost, and native computes it"
     ),
+    "a start that does not say what computes": Canary(
+        "start_agrees", changed(STORY, "started", config={}), "does not say what computes"
+    ),
     "a second start": Canary("start_agrees", [STORY.records[0], *STORY.records], "starts a second time"),
     "records after the end": Canary(WELL_FORMED, [*STORY.records, STORY.records[0]], "the one that closes the trace"),
 }

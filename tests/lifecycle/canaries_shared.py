@@ -178,6 +178,11 @@ def answered(*answers: tuple[int, Cause, int], count: int | None = None, time: f
     return [*STORY.records, *replies, AnswersClosed(len(replies) if count is None else count, time)]
 
 
+def stopped(request: int, num_output: int) -> Delivered:
+    """The text of a request stops it."""
+    return Delivered("finish", {"request": request, "num_output": num_output}, 0, 0.0)
+
+
 ANSWERS = ((1, Cause.LENGTH, 3), (2, Cause.CLIENT, 1), (3, Cause.STOP_STRING, 1))
 """As they should be."""
 
@@ -313,6 +318,27 @@ _REPLY_CANARIES = {
     ),
     "a reply before the end": Canary(
         "stream_equals_result", answered((1, Cause.LENGTH, 3), time=0.5), "its client was told at 0.5", 1
+    ),
+    "a reply of less than nothing": Canary(
+        "legal_lifecycle", answered((1, Cause.DRAINED, -1), *ANSWERS[1:]), "-1 tokens left for its client", 1
+    ),
+    "a stop of a request that is still to come": Canary(
+        "incarnation", planted("commit 2", stopped(3, 1)), "stops a request that was never submitted", 3
+    ),
+    "a stop that the scheduler is told twice": Canary(
+        "stream_equals_result", planted("finish 3", stopped(3, 1)), "told twice where its text stops", 3
+    ),
+    "a stop at another place than its client was told": Canary(
+        "stream_equals_result",
+        [stopped(3, 2) if getattr(each, "kind", "") == "finish" else each for each in answered(*ANSWERS)],
+        "stopped it after 2 tokens, its client was told of 1 tokens",
+        3,
+    ),
+    "a stop of a request whose client was told another end": Canary(
+        "stream_equals_result",
+        [*planted("finish 1", stopped(1, 3)), *answered(*ANSWERS)[len(STORY.records) :]],
+        "stopped it after 3 tokens, its client was told of another end",
+        1,
     ),
     "a word of the gateway after its last": Canary(
         "legal_lifecycle", [*answered(*ANSWERS), AnswersClosed(3, 1e9)], "after its last word"

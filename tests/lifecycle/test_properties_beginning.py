@@ -31,6 +31,7 @@ OF_ENDED_REQUESTS = {
 }
 """What contradicts the end of a request: it is not in a checkpoint after it."""
 OF_WHOLE_RUNS = {
+    "a stop that the scheduler is told twice": "the first time may have been before",
     "no reply": "a request that is live may have been told its end before",
     "a request that is never done": "steps are counted anew",
     "a reply in place of the scheduler, which has not failed": "it may have survived a failure before",

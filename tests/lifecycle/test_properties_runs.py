@@ -62,7 +62,7 @@ def run(seed: int, pacing: str, mixed: bool, num_pages: int, policy: str, interv
     started = Started(
         version="0",
         model="ghost",
-        config={},
+        config={"backend": "ghost"},
         num_pages=num_pages,
         page_size=driver.config.page_size,
         num_slots=driver.config.max_running,

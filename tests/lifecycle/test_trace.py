@@ -275,7 +275,9 @@ def test_no_more_runs_are_dropped_than_it_takes_to_make_room(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("beyond", "kept"), [(0, True), (1, False)])
-def test_an_old_run_stays_as_long_as_another_file_fits_beside_the_one_begun(tmp_path: Path, beyond: int, kept: bool) -> None:
+def test_an_old_run_stays_as_long_as_another_file_fits_beside_the_one_begun(
+    tmp_path: Path, beyond: int, kept: bool
+) -> None:
     limit, old = 1 << 20, tmp_path / "run-000001"
     old.mkdir()
     (old / "trace-000000.pawl").write_bytes(bytes(limit - file_bytes(limit) - FILE_SIZE + beyond))

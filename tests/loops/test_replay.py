@@ -80,7 +80,7 @@ def _recorded(seed: int, pacing: str, mixed: bool, policy: str, whole: bool) -> 
     started = Started(
         version="test",
         model="ghost",
-        config={"loop": msgspec.to_builtins(driver.config)},
+        config={"loop": msgspec.to_builtins(driver.config), "backend": "ghost"},
         num_pages=20,
         page_size=4,
         num_slots=4,
