@@ -136,6 +136,18 @@ def test_a_message_that_arrives_as_the_wait_times_out_leaves_no_wake_behind(syst
         assert cell.over.wait(GENEROUS_S)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_actor_whose_thread_dies_between_two_messages_has_ended(system: LocalSystem) -> None:
+    class Leaving(Mailbox):
+        def park(self) -> bool:
+            raise SystemExit
+
+    cell = Cell(system, Doing(ignore), "gone", Leaving(10, Overflow.REJECT), seed=0)
+    ThreadDriver(cell, "gone").start()
+    assert cell.over.wait(GENEROUS_S)
+    assert cell.phase is Phase.ENDED
+
+
 def test_an_idle_system_uses_no_cpu(system: LocalSystem) -> None:
     fired = threading.Event()
 

@@ -35,6 +35,11 @@ def schedules_to_find(make: Callable[[int], Strategy], limit: int) -> list[int]:
     return found
 
 
+def test_other_schedules_have_another_digest_and_the_same_have_the_same() -> None:
+    digests = [explore(lost_update, RandomWalk(seed), 3, most_shrink_runs=0).digest for seed in (1, 1, 2)]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_the_fair_schedule_does_not_find_a_lost_update() -> None:
     result = explore(lost_update, Fair(), schedules=100)
     assert (result.schedules, result.failure, result.exhausted) == (1, None, False)

@@ -86,6 +86,27 @@ def twins(first: Sequence[int], second: Sequence[int]) -> list[Record]:
     return story.records
 
 
+def shared_and_left() -> list[Record]:
+    """Two requests read a cached page, the first is done, the page leaves the cache, and a third takes it."""
+    story = Story()
+    story.start()
+    story.submit(1, 0, 6, 1)
+    story.admit(1, 0)
+    story.plan(1, Segment(0, 0, 6, pages=((0, 0), (1, 1))))
+    _commit(story, 1, [Event.FIRST_TOKEN], [50])
+    story.add(Cached((stored("", None, 0),)))
+    story.submit(2, 1, 6, 3)
+    story.admit(2, 1, num_cached=4)
+    story.plan(2, Segment(1, 4, 2, pages=((0, 0), (1, 2))))
+    _commit(story, 2, [Event.FIRST_TOKEN], [60], cached=1)
+    story.move(1, 0, State.DECODING, Event.FINISH, State.FINISHED, Cause.LENGTH, num_output=1)
+    story.add(Cached((removed(0),)))
+    story.submit(3, 2, 4, 1)
+    story.admit(3, 2)
+    story.plan(3, Segment(2, 0, 4, pages=((0, 0),)))
+    return story.records
+
+
 def _tokens(story: Story, row: int, start: int, tokens: Sequence[int]) -> None:
     """One step for each of `tokens` but the first."""
     for index, each in enumerate(tokens[1:]):
@@ -197,6 +218,9 @@ _CACHE_CANARIES = {
         "single_owner",
         replanned(7, Segment(1, 0, 10, pages=((0, 0), (1, 8), (2, 9)))),
         "page 0 was taken as free while the cache has it",
+    ),
+    "a page taken that another of its two readers still has": Canary(
+        "conservation", shared_and_left(), "page 0 was taken as free while a request uses it", 2
     ),
     "a page taken, after one that is free, that the cache has": Canary(
         "single_owner",

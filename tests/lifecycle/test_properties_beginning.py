@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pawl.lifecycle.properties.monitor import WELL_FORMED
-from pawl.lifecycle.records import Transition
+from pawl.lifecycle.records import AnswersClosed, Transition
 from pawl.lifecycle.states import Cause, Event
 from tests.lifecycle.canaries import STORY, Canary
 from tests.lifecycle.canaries_shared import ANSWERS, answered, scored, twins
@@ -18,6 +18,12 @@ SOUND = {
     "the story": STORY.records,
     "with replies": answered(*ANSWERS),
     "with a reply in place of the scheduler, which has failed": answered((1, Cause.INTERNAL, 3), *ANSWERS[1:]),
+    "with replies before the end": [
+        *STORY.records[:-1],
+        *answered(*ANSWERS, time=1e3)[len(STORY.records) : -1],
+        STORY.records[-1],
+        AnswersClosed(3, 1e9),
+    ],
     "with log-probabilities": scored(
         {"top_logprobs": 2, "prompt_logprobs": True}, (1, 5, 2), *((1, position, 2) for position in range(1, 5))
     ),

@@ -140,6 +140,9 @@ def test_stale_entries_never_outnumber_the_leaves_that_wait_by_much(policy: str)
     for hold in holds:
         cache.release(hold, 0)
     cache.check_all()
+    order._waiting += 1
+    with pytest.raises(MemoryViolation, match="stale entries are few"):
+        cache.check_all()
 
 
 def test_the_default_policy_keeps_no_books_on_nodes() -> None:

@@ -55,6 +55,7 @@ PURE = {
     "sum",
     "total",
     "tuple",
+    "list",
     "dict",
     "set",
     "sorted",
@@ -62,7 +63,7 @@ PURE = {
     "self._keys.take",
 }
 """Functions that only compute; those of numpy do as well, and these methods of arrays:"""
-PURE_METHODS = {"sum", "any", "all", "copy", "astype", "tolist", "dot", "max", "min", "get"}
+PURE_METHODS = {"sum", "any", "all", "copy", "astype", "tolist", "dot", "max", "min", "get", "keys", "values", "items"}
 ORDER_IS_A_TYPE = {"isinstance", "getattr", "setattr", "hasattr", "cast", "issubclass", "zip"}
 """Calls whose first two arguments cannot be swapped: their types differ, or the pairs only change sides."""
 

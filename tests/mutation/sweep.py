@@ -197,7 +197,9 @@ class Sweeping:
         tests = self._reach.of(edit, (ROOT / edit.file).read_bytes())
         if tests == [IMPORT]:
             return None
-        tested, explored = self._test(edit, [test for test in tests if test in self._items]), None
+        # Of tests that came since the measurement, those of the same subject may reach it.
+        new = [test for test in self._items if test not in self._reach.seconds and is_near(test, edit.file)]
+        tested, explored = self._test(edit, [test for test in (*tests, *new) if test in self._items]), None
         if EXPLORE in tests and not noticed(tested):
             schedules = self._request.schedules
             explored = self._judge.explore(edit, lambda: exploration(schedules), 20 + schedules * SPARE_S_OF_A_SCHEDULE)
@@ -238,14 +240,18 @@ class Sweeping:
 def in_order(items: Sequence[pytest.Item], seconds: dict[str, float], file: str) -> list[pytest.Item]:
     """The fastest first, by orders of magnitude; among these the test files of the edited file, and as they stand, for
     the sake of fixtures."""
-    words = set(Path(file).with_suffix("").parts[-2:])
 
     def place(item: pytest.Item) -> tuple[int, bool]:
-        path = Path(item.nodeid.partition("::")[0])
-        near = path.parent.name == file.partition("/")[0] and words & set(path.stem.split("_"))
-        return round(math.log10(max(seconds.get(item.nodeid, 0.0), 0.01))), not near
+        return round(math.log10(max(seconds.get(item.nodeid, 0.0), 0.01))), not is_near(item.nodeid, file)
 
     return sorted(items, key=place)
+
+
+def is_near(test: str, file: str) -> bool:
+    """Whether a test stands in a file whose name says that it is about this one, or its folder."""
+    path = Path(test.partition("::")[0])
+    words = set(Path(file).with_suffix("").parts[-2:])
+    return path.parent.name == file.partition("/")[0] and bool(words & set(path.stem.split("_")))
 
 
 def _within(items: Iterable[pytest.Item], seconds: dict[str, float], limit_s: float) -> Iterator[pytest.Item]:

@@ -151,9 +151,10 @@ def _never_came(records: Sequence[Record], forgery: Forgery) -> bool:
 
 
 def _answered_in_place(records: Sequence[Record], forgery: Forgery) -> bool:
-    """It came while the engine stopped, or after a failure: then the gateway may answer in place of the scheduler."""
-    before = records[: forgery.at]
-    stopped = any(isinstance(each, Delivered) and each.kind in ("drain", "end_all") for each in before)
+    """It came at a time at which the engine stopped, or beside a failure: the gateway may answer for the scheduler."""
+    answer: Any = records[forgery.at]
+    orders = (each for each in records if isinstance(each, Delivered) and each.time <= answer.time)
+    stopped = any(order.kind in ("drain", "end_all") for order in orders)
     failed = any(isinstance(each, Contained) for each in records)
     return (_cause(forgery) is Cause.DRAINED and stopped) or (_cause(forgery) is Cause.INTERNAL and failed)
 
