@@ -30,7 +30,7 @@ class CallParser(ABC):
         self._names = names
         self._events = Collected()
         self.num_calls = 0
-        self._space = ""
+        self._space: list[str] = []
         self._mark = ""
         self._raw: list[str] = []
         """All since the last text or call: text, if no call comes of it."""
@@ -52,8 +52,8 @@ class CallParser(ABC):
         for char in mark:
             self._say(char)
         if self._space and not self.num_calls:
-            self._events.add(Content(self._space))
-        self._space = ""
+            self._events.add(Content("".join(self._space)))
+        self._space = []
         return self._events.take()
 
     # ---- text ----
@@ -82,16 +82,16 @@ class CallParser(ABC):
 
     def _enter(self, mark: str) -> None:
         """Calls are to come."""
-        self._raw, self._space, self._fresh = [self._space, mark], "", True
+        self._raw, self._space, self._fresh = [*self._space, mark], [], True
         self._state = self._before_call
 
     def _say(self, char: str) -> None:
         if char.isspace():
-            self._space += char
+            self._space.append(char)
             return
-        space = "" if self._after_call else self._space
+        space = "" if self._after_call else "".join(self._space)
         self._events.add(Content(space + char))
-        self._space = ""
+        self._space.clear()
         self._at_start = self._after_call = False
 
     # ---- calls ----
@@ -104,7 +104,7 @@ class CallParser(ABC):
         """A call begins for certain."""
         self._events.add(CallBegin(self.num_calls, name))
         self.num_calls += 1
-        self._raw, self._space = [], ""
+        self._raw, self._space = [], []
         self._at_start = self._after_call = True
 
     def _argue(self, text: str) -> None:

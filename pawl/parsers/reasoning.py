@@ -40,8 +40,10 @@ class ReasoningParser:
         self._form = form
         self._inside = inside or form.always
         self._events = Collected()
-        self._held = ""
-        """White space and part of a mark, of which what follows will tell where they belong."""
+        self._space: list[str] = []
+        """White space of which what follows will tell where it belongs."""
+        self._mark = ""
+        """Part of a mark, behind it."""
         self._state: Callable[[str], None] = self._opening
 
     def push(self, text: str) -> list[Event]:
@@ -56,22 +58,30 @@ class ReasoningParser:
         return self._events.take()
 
     def close(self) -> list[Event]:
-        held, self._held = self._held, ""
+        held = self._take()
         if self._state == self._opening and not self._inside and held:
             self._events.add(Content(held))
-        elif held.strip():
-            self._events.add(Reasoning(held.rstrip()))
+        elif text := held.strip():
+            self._events.add(Reasoning(text if self._state == self._opening else held))
         return self._events.take()
+
+    def _take(self) -> str:
+        """What is held back."""
+        held = "".join(self._space) + self._mark
+        self._space, self._mark = [], ""
+        return held
 
     def _opening(self, char: str) -> None:
         """Before the reasoning, or the answer of a model that did not think."""
-        self._held += char
-        mark = self._held.lstrip()
-        if mark == self._form.begin:
-            self._held = ""
+        if char.isspace() and not self._mark:
+            self._space.append(char)
+            return
+        self._mark += char
+        if self._mark == self._form.begin:
+            self._take()
             self._state = self._leading
-        elif not self._form.begin.startswith(mark):
-            text, self._held = self._held, ""
+        elif not self._form.begin.startswith(self._mark):
+            text = self._take()
             if self._inside:
                 self._state = self._leading
                 for one in text:
@@ -87,21 +97,21 @@ class ReasoningParser:
             self._thinking(char)
 
     def _thinking(self, char: str) -> None:
-        held, end = self._held + char, self._form.end
-        mark = held.lstrip()
-        if mark == end:
-            self._held = ""
+        mark = self._mark + char
+        if mark == self._form.end:
+            self._take()
             self._state = self._trailing
-        elif end.startswith(mark):
-            self._held = held
-        elif char.isspace() or char == end[0]:
-            # A mark that was none, and the beginning of another.
-            if self._held:
-                self._events.add(Reasoning(self._held))
-            self._held = char
+        elif self._form.end.startswith(mark):
+            self._mark = mark
+        elif self._mark:
+            # A mark that was none, and perhaps the beginning of another.
+            self._events.add(Reasoning(self._take()))
+            self._thinking(char)
+        elif char.isspace():
+            self._space.append(char)
         else:
-            self._events.add(Reasoning(held))
-            self._held = ""
+            self._events.add(Reasoning("".join(self._space) + char))
+            self._space.clear()
 
     def _trailing(self, char: str) -> None:
         """Before the first word of the answer."""

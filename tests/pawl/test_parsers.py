@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,11 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pawl.actors.text.ghost import ghost_vocabulary
+from pawl.actors.text.incremental import ByteDecoder
+from pawl.parsers.call_object import CallObject, _Value
 from pawl.parsers.calls import CallParser, PlainCalls
 from pawl.parsers.events import Arguments, CallBegin, Collected, Content, Event, Parser, Reasoning
 from pawl.parsers.reader import TOOL_FORMATS, Reader, format_of
-from pawl.parsers.reasoning import FORMATS, ReasoningParser
+from pawl.parsers.reasoning import FORMATS, ReasoningFormat, ReasoningParser
 from pawl.parsers.reasoning import format_of as reasoning_format_of
+from tests.mutants.mutant import Edit, Group, Mutant, planted
 
 NAMES = ("add", "get_weather", "g")
 FORMS: dict[str, Callable[..., CallParser]] = {**TOOL_FORMATS, "plain": PlainCalls}
@@ -121,15 +126,15 @@ def test_what_is_no_call_of_a_tool_that_was_offered_is_text(form: str, text: str
     assert read(FORMS[form](NAMES), text) == [Content(text)]
 
 
-CALL_PIECES = st.sampled_from(
-    [
-        '<tool_call>', '</tool_call>', '[TOOL_CALLS]', '<|python_tag|>', '<|python_start|>', '<think>', '</think>',
-        '[THINK]', '[/THINK]', '{"name": "add", "arguments": {"a": 1}}', '{"name": "g"}', '"name"', '"arguments": ',
-        '{"', '"}', '{', '}', '[', ']', 'add', 'g(', 'a=1', ')', ', ', ';', ':', '"', "'", '\\', ' ', '\n', 'text',
-        '[ARGS]', '\\ud800', '\ud800', '9' * 30,
-    ]
-)  # fmt: skip
-TEXTS = st.lists(CALL_PIECES | st.text(max_size=3), max_size=14).map("".join)
+PIECES = [
+    '<tool_call>', '</tool_call>', '[TOOL_CALLS]', '<|python_tag|>', '<|python_start|>', '<think>', '</think>',
+    '[THINK]', '[/THINK]', '{"name": "add", "arguments": {"a": 1}}', '{"name": "g"}', '"name"', '"arguments": ',
+    '{"', '"}', '{', '}', '[', ']', 'add', 'g(', 'a=1', ')', ', ', ';', ':', '"', "'", '\\', ' ', '\n', 'text',
+    '[ARGS]', '\\ud800', '\ud800', '9' * 30, '<', '</th', '<tool_', '[/TH',
+]  # fmt: skip
+UNMARKED = "ab \n\u00e9])\\<|_tolTOL"
+"""Characters of texts in which there is no mark and no call."""
+TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=14).map("".join)
 CUTS = st.lists(st.integers(0, 400), max_size=12).map(tuple)
 
 
@@ -153,6 +158,36 @@ def test_any_cut_of_any_text_gives_the_same_deltas_joined(
     assert begun == list(range(len(begun)))
     if "\ud800" not in text:
         msgspec.json.encode(whole)
+
+
+@given(form=st.sampled_from(sorted(FORMS)), reasoning=st.sampled_from(sorted(FORMATS)), text=TEXTS)
+def test_tokens_that_are_parts_of_characters_change_nothing(form: str, reasoning: str, text: str) -> None:
+    text = text.encode(errors="replace").decode()
+    decoder, reader, events = ByteDecoder(ghost_vocabulary(), True), parsers(form, reasoning, False), list[Event]()
+    for byte in text.encode():
+        events += reader.push(decoder.push(byte))
+    events += reader.push(decoder.flush())
+    assert joined(events + reader.close()) == read(parsers(form, reasoning, False), text)
+
+
+@given(reasoning=st.sampled_from(sorted(FORMATS)), inside=st.booleans(), text=TEXTS)
+def test_reasoning_is_what_stands_between_its_first_marks(reasoning: str, inside: bool, text: str) -> None:
+    assert read(ReasoningParser(FORMATS[reasoning], inside), text) == parted(FORMATS[reasoning], inside, text)
+
+
+def parted(form: ReasoningFormat, inside: bool, text: str) -> list[Event]:
+    """The oracle, which has all of the text at once."""
+    body = text.lstrip()
+    if not body.startswith(form.begin) and not (inside or form.always):
+        return [Content(text)] if text else []
+    thought, _, answer = body.removeprefix(form.begin).partition(form.end)
+    events = [Reasoning(thought.strip()), Content(answer.lstrip())]
+    return [event for event in events if event.text]
+
+
+@given(form=st.sampled_from(sorted(FORMS)), text=st.text(alphabet=UNMARKED, max_size=30))
+def test_what_holds_no_mark_is_text(form: str, text: str) -> None:
+    assert read(FORMS[form](NAMES), text) == ([Content(text)] if text else [])
 
 
 @given(
@@ -209,11 +244,54 @@ def test_calls_may_follow_reasoning_and_later_ones_than_wanted_are_dropped() -> 
     assert reader.num_calls == 1
 
 
+BROKEN = {
+    "the character behind a mark comes twice": Edit(ReasoningParser.push, "text[index + 1 :]", "text[index:]"),
+    "a mark that was none hides the next": Edit(ReasoningParser._thinking, "self._thinking(char)", "self._mark = char"),
+    "the beginning of a mark is lost at the end": Edit(ReasoningParser.close, "held = self._take()", "held = ''"),
+    "white space in reasoning is lost": Edit(ReasoningParser._thinking, "self._space.append(char)", "pass"),
+    "white space in text is lost": Edit(CallParser._say, "self._space.append(char)", "pass"),
+    "the beginning of a mark is lost in text": Edit(CallParser._text, "for one in held:", "for one in held[1:]:"),
+    "an escaped quote ends a string": Edit(_Value.feed, 'elif char == "\\\\":', 'elif char == "\\0":'),
+    "arguments come twice": Edit(CallObject.take_arguments, "self._arguments = ", "_ = "),
+    "calls are not counted": Edit(CallParser._call, "self.num_calls += 1", "pass"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_parser_is_found(broken: str) -> None:
+    with planted(Mutant(broken, Group.OUTPUTS, "", "", broken, (BROKEN[broken],))):
+        assert not all(map(reads_well, range(3000)))
+    assert all(map(reads_well, range(100)))
+
+
+def reads_well(seed: int) -> bool:
+    """Whether the properties above hold of one random text; without Hypothesis, which would look for the smallest."""
+    source = random.Random(seed)
+    form, reasoning, inside = source.choice(sorted(FORMS)), source.choice(sorted(FORMATS)), source.random() < 0.5
+    text = "".join(source.choices(PIECES, k=source.randint(0, 8)))
+    cuts = tuple(source.randint(0, 400) for _ in range(4))
+    bare = "".join(source.choices(UNMARKED, k=source.randint(0, 12)))
+    written = json.dumps({"a": source.choice(['"', "\\", "x}"]), "b": [1]})
+    call = f'<tool_call>{{"name": "add", "arguments": {written}}}</tool_call>'
+    try:
+        return (
+            read(parsers(form, reasoning, inside), text, cuts) == read(parsers(form, reasoning, inside), text)
+            and read(ReasoningParser(FORMATS[reasoning], inside), text) == parted(FORMATS[reasoning], inside, text)
+            and read(FORMS[form](NAMES), bare) == ([Content(bare)] if bare else [])
+            and read(FORMS["hermes"](NAMES), call * 2) == calls(("add", written), ("add", written))
+        )
+    except IndexError:
+        return False
+
+
 @pytest.mark.slow
 def test_a_long_reply_is_read_in_time_that_grows_with_its_length_alone() -> None:
     """Half a million characters: with a copy of all so far for each, this would take minutes."""
     long = "x" * 500_000
-    for text in (f'<tool_call>{{"name": "add", "arguments": {{"a": "{long}"}}}}', f'<tool_call>{{"id": "{long}"', long):
+    for text in (" " * 500_000 + "x", "<" * 500_000):
+        read(ReasoningParser(FORMATS["qwen3"], True), text)
+        read(FORMS["hermes"](NAMES), text)
+    for text in (f'<tool_call>{{"name": "add", "arguments": {{"a": "{long}"}}}}', f'<tool_call>{{"id": "{long}"'):
         for form in FORMS:
             read(FORMS[form](NAMES), text)
 
