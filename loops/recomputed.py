@@ -215,8 +215,7 @@ def _other_scores(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:
     for scored in life.scored:
         positions = scored.positions
         if positions.min() < 1 or positions.max() >= len(life):
-            yield scored.record, f"log-probabilities of positions {positions.tolist()}, of {len(life)} tokens"
-            return
+            return  # `logprobs_as_asked` names it, and a wrong number of likely tokens
         chosen, tops = again.chosen[positions], again.top[positions]
         kept = ~np.isnan(tops)
         top_tokens, top = again.top_tokens[positions][kept], tops[kept]
@@ -228,10 +227,6 @@ def _other_scores(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:
             return
         widths = np.count_nonzero(kept, axis=1)
         if (widths != scored.num_top).any():
-            yield (
-                scored.record,
-                f"{scored.num_top.tolist()} likeliest tokens are recorded where {widths.tolist()} belong",
-            )
             return
         other = (top_tokens != scored.top_tokens) | (top.view(np.int32) != scored.top.view(np.int32))
         if other.any():

@@ -132,6 +132,11 @@ CANARIES: dict[str, Canary] = {
     "a page that does not exist": Canary(
         "conservation", replanned(1, Segment(0, 0, 4, samples=False, pages=((0, 16),))), "page 16 is not one of 16"
     ),
+    "a page before the first": Canary(
+        "conservation",
+        replanned(2, Segment(0, 4, 2, pages=((1, -1),)), Segment(1, 0, 5, pages=((0, 2), (1, 3)))),
+        "page -1 is not one of 16",
+    ),
     "a page taken while a step may write to it": Canary(
         "no_reuse_before_fence",
         replanned(4, Segment(0, 7, 2, pages=((2, 2),))),

@@ -274,6 +274,14 @@ def test_no_more_runs_are_dropped_than_it_takes_to_make_room(tmp_path: Path) -> 
     assert [run.exists() for run in runs] == [False] + [True] * (len(runs) - 1)
 
 
+def test_a_writer_that_is_closed_again_touches_nothing(tmp_path: Path) -> None:
+    writer = TraceWriter(tmp_path, PLENTY)
+    writer.close()
+    other = os.open(tmp_path, os.O_RDONLY)  # it has the number of the lock that was let go of
+    writer.close()
+    os.close(other)
+
+
 @pytest.mark.parametrize(("beyond", "kept"), [(0, True), (1, False)])
 def test_an_old_run_stays_as_long_as_another_file_fits_beside_the_one_begun(
     tmp_path: Path, beyond: int, kept: bool

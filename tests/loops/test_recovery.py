@@ -65,6 +65,18 @@ def test_who_ran_starts_again_and_gets_every_token_once(pacing: str) -> None:
     assert list(driver.output_of.values()) == [expected(prompt, 8) for prompt in prompts]
 
 
+def test_who_ran_comes_back_before_who_waited() -> None:
+    driver = Driver(pacing="lockstep", max_running=2)
+    for first in (1, 2, 3):
+        driver.submit([first, 5, 6], 8)
+    driver.intake.turn(driver.now)
+    failing(driver)
+    count = len(driver.records)
+    driver.intake.turn(driver.now)
+    moves = [record for record in driver.records[count:] if isinstance(record, Transition)]
+    assert [move.request for move in moves if move.event == Event.ADMIT] == [1, 2]
+
+
 def test_the_request_that_it_failed_for_ends_alone() -> None:
     driver = at_work("overlap", [1, 2, 3], [4, 5, 6])
     assert failing(driver, request=2)[0] == Contained(2, FAILURE, NOW)

@@ -385,9 +385,12 @@ def _is_docstring(node: ast.stmt) -> bool:
 
 
 def _decides_nothing(node: ast.stmt) -> bool:
-    """Docstrings and `...`, assertions, what is only logged, and methods that are only declared."""
+    """Docstrings and `...`, assertions in either form, what is only logged, and methods that are only declared."""
     if isinstance(node, ast.Assert) or _is_docstring(node):
         return True
+    if isinstance(node, ast.If) and not node.orelse and len(node.body) == 1:
+        only = node.body[0]
+        return isinstance(only, ast.Raise) and only.exc is not None and "AssertionError" in ast.unparse(only.exc)
     if isinstance(node, ast.Raise):
         return node.exc is not None and "NotImplementedError" in ast.unparse(node.exc)
     called = node.value if isinstance(node, ast.Expr) else None

@@ -65,6 +65,7 @@ def test_what_a_signature_promises_says_which_wrong_value_is_returned() -> None:
         "return zip(a, b, strict=True)",
         'log.info("it turns", step=1 + 2)',
         "raise NotImplementedError",
+        "if a != b:\n    raise AssertionError(a)",
         "x = a.b()",
         "x: int = a.b",
     ],

@@ -23,6 +23,7 @@ from pawl.lifecycle.records import (
     Answered,
     AnswersClosed,
     CacheChange,
+    Cached,
     Contained,
     Delivered,
     Record,
@@ -141,6 +142,12 @@ def _names_nobody_live(records: Sequence[Record], forgery: Forgery) -> bool:
     return all(life.ended_at < forgery.at for life in lives)
 
 
+def _nobody_waited(records: Sequence[Record], forgery: Forgery) -> bool:
+    """No request goes on with what was fetched."""
+    follows = next((each for each in records[forgery.at + 1 :] if not isinstance(each, Cached)), None)
+    return not (isinstance(follows, Transition) and follows.event is Event.FETCHED)
+
+
 def _named(record: Record | None) -> set[int]:
     fields = record.fields if isinstance(record, Delivered) else {}
     return {*fields.get("requests", ()), *({fields["request"]} if "request" in fields else ())}
@@ -253,6 +260,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Submitted.sampling.stop_token_ids*": (_STOPS,),
     "Submitted.sampling.top_logprobs: *": (Reason("there was no token to give any for", _drew_nothing),),
     "Submitted.tokens*": (Reason("nothing was drawn from the prompt, and nobody shared it", _drew_nothing),),
+    "TierTold filled.count: one *": (Reason("what came for requests that wait for it no more", _nobody_waited),),
     "TierTold kept*": (_TIERS,),
 }
 """Kinds (with `*`) of which some forgeries leave no contradiction, and why."""
