@@ -67,14 +67,15 @@ class Tokenizer(Actor):
         """The request in token ids. Raises InvalidRequest."""
         chat = None if submit.chat is None else self._rendered(submit, submit.chat)
         tokens = self._tokens(submit, chat)
-        options = submit.text_options
+        options, sampling = submit.text_options, self._fitting(submit, len(tokens))
         if submit.reasoning_mark and chat is not None and chat.rstrip().endswith(submit.reasoning_mark):
             options = msgspec.structs.replace(options, in_reasoning=True)
+            sampling = _within_reasoning(sampling)
         return Generate(
             request=submit.request,
             rid=submit.rid,
             tokens=tokens,
-            sampling=self._fitting(submit, len(tokens)),
+            sampling=sampling,
             text_options=options,
             priority=submit.priority,
             timeout_s=submit.timeout_s,
@@ -165,3 +166,12 @@ class Tokenizer(Actor):
                 cause=Cause.TOO_LONG,
             )
         return sampling
+
+
+def _within_reasoning(sampling: SamplingParameters) -> SamplingParameters:
+    """Of a request whose prompt ends within the model's reasoning: its grammar, if it has one that waits for the end of
+    the reasoning, waits from the first token on."""
+    grammar, replace = sampling.grammar, msgspec.structs.replace
+    if grammar is None or grammar.reasoning is None:
+        return sampling
+    return replace(sampling, grammar=replace(grammar, reasoning=replace(grammar.reasoning, inside=True)))

@@ -27,8 +27,20 @@ class GrammarKind(StrEnum):
     """Free text in which tags, once begun, hold what their schemas say: xgrammar's JSON form."""
 
 
-class Grammar(msgspec.Struct, frozen=True):
+class Reasoning(msgspec.Struct, frozen=True):
+    """A model's thoughts, which may come before an output with a grammar: any tokens but those that end an output."""
+
+    end: int
+    """The token that ends it; what follows is derived from the grammar."""
+    begin: int | None = None
+    """The token that begins it, as the first of the output."""
+    inside: bool = False
+    """The output begins within the reasoning."""
+
+
+class Grammar(msgspec.Struct, frozen=True, omit_defaults=True):
     """One grammar; equal content is the same grammar, and is compiled once."""
 
     kind: GrammarKind
     text: Annotated[str, Meta(max_length=MAX_GRAMMAR)]
+    reasoning: Reasoning | None = None

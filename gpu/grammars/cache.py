@@ -7,6 +7,7 @@ from collections.abc import Callable
 from threading import Lock
 
 from pawl.gpu.grammars.base import Compiled, GrammarBackend, GrammarRefused, Words
+from pawl.gpu.grammars.reasoning import AfterReasoning
 from pawl.lifecycle.grammar import Grammar
 
 CACHE_BYTES = 256 << 20
@@ -44,7 +45,7 @@ class Grammars:
         """A request needs this one until it is released: it is compiled, unless it was before. Raises GrammarRefused,
         then it is not held."""
         with self._lock:
-            self._held[grammar] += 1
+            self._held[_bare(grammar)] += 1
         try:
             self.get(grammar)
         except BaseException:
@@ -53,14 +54,21 @@ class Grammars:
 
     def release(self, grammar: Grammar) -> None:
         """Undo one `hold`."""
+        bare = _bare(grammar)
         with self._lock:
-            self._held[grammar] -= 1
-            if not self._held[grammar]:
-                del self._held[grammar]
+            self._held[bare] -= 1
+            if not self._held[bare]:
+                del self._held[bare]
             self._trim()
 
     def get(self, grammar: Grammar) -> Compiled:
         """The compiled grammar. Raises GrammarRefused."""
+        compiled = self._get(_bare(grammar))
+        if grammar.reasoning is None:
+            return compiled
+        return AfterReasoning(compiled, grammar.reasoning, self.words)
+
+    def _get(self, grammar: Grammar) -> Compiled:
         with self._lock:
             found = self._compiled.get(grammar)
             if found is not None:
@@ -95,3 +103,8 @@ class Grammars:
                 return
             if grammar not in self._held:
                 total -= self._compiled.pop(grammar).num_bytes
+
+
+def _bare(grammar: Grammar) -> Grammar:
+    """What is compiled of it."""
+    return grammar if grammar.reasoning is None else Grammar(grammar.kind, grammar.text)

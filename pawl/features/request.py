@@ -7,7 +7,7 @@ from typing import Any
 
 from pawl.features.row import Feature, Source
 from pawl.gpu.ghost.language import END_TOKEN
-from pawl.lifecycle.grammar import Grammar, GrammarKind
+from pawl.lifecycle.grammar import Grammar, GrammarKind, Reasoning
 
 TOKENS = (97, 98)
 """Token ids of prompts: two are enough for beginnings that are equal, and for some that are not."""
@@ -29,8 +29,10 @@ GRAMMARS = (
     Grammar(GrammarKind.REGEX, "(e |t)+"),
     Grammar(GrammarKind.CHOICE, '["tea","the","e"]'),
     Grammar(GrammarKind.CHOICE, '["\\ud83d\\ude00","\\u20ac5"]'),
+    Grammar(GrammarKind.REGEX, "[a-e]{1,3}", Reasoning(end=LETTERS[0], begin=LETTERS[2], inside=True)),
+    Grammar(GrammarKind.REGEX, "(e |t)+", Reasoning(end=LETTERS[1], begin=LETTERS[2])),
 )
-"""Outputs that end by themselves within a few tokens, some of which could go on."""
+"""Outputs that end by themselves within a few tokens, some of which could go on, and some with reasoning before."""
 RIVALS: tuple[dict[str, Any], ...] = (
     {"top_logprobs": 0},
     {"top_logprobs": 2},

@@ -60,6 +60,9 @@ def chat_submits(body: ChatBody, reading: Reading, rid: str, context: ServerCont
         prompt_logprobs=body.prompt_logprobs is not None,
         grammar=reading.grammar,
     )
+    if sampling.grammar is not None and reading.before_grammar is not None:
+        grammar = msgspec.structs.replace(sampling.grammar, reasoning=reading.before_grammar)
+        sampling = msgspec.structs.replace(sampling, grammar=grammar)
     base = base_submit(body, sampling, not limits, rid)
     if not reading.plain:
         # The marks of calls and of reasoning are special tokens in some vocabularies.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,7 +25,8 @@ from pawl.http.response_fields import ResponsesBody, chat_of
 from pawl.http.response_items import ItemWriter
 from pawl.http.responses import ResponsesRenderer
 from pawl.http.schemas import ChatBody, CompletionBody, GenerateBody, refuse_unsupported
-from pawl.http.tools import Reading, reading_of
+from pawl.http.tools import Reading, ReasoningMarks, reading_of
+from pawl.parsers.reasoning import FORMATS
 
 NAMES = {
     "/v1/completions": completions.NAMES,
@@ -39,6 +41,11 @@ NAMES = {
 
 class GenerationRoutes(HasContext):
     """`/v1/completions`, `/v1/chat/completions`, `/v1/responses` and `/generate`."""
+
+    @cached_property
+    def _marks(self) -> ReasoningMarks:
+        form = self.context.info.reasoning_format
+        return ReasoningMarks.of(FORMATS[form] if form is not None else None, self.context.tokenization)
 
     def routes(self) -> list[Route]:
         return [
@@ -67,7 +74,7 @@ class GenerationRoutes(HasContext):
     async def chat(self, request: Request, body: ChatBody) -> Response:
         """The next message of a conversation, as OpenAI's API has it."""
         rid = self._rid(request, body)
-        reading = reading_of(body, self.context.info)
+        reading = reading_of(body, self.context.info, self._marks)
         submits = chat_submits(body, reading, rid, self.context)
         renderer = ChatRenderer(
             self._frame(body, "chatcmpl", rid, body.n or 1),
@@ -84,7 +91,7 @@ class GenerationRoutes(HasContext):
         refuse_unsupported(body, responses.UNSUPPORTED)
         chat = chat_of(body)
         rid, gateway = self._rid(request, chat), self.context.gateway
-        reading = reading_of(chat, self.context.info)
+        reading = reading_of(chat, self.context.info, self._marks)
         submits = chat_submits(chat, reading, rid, self.context)
         token_bytes, num_top = self.context.tokenization.token_bytes, chat.top_logprobs or 0
         renderer = ResponsesRenderer(
@@ -108,7 +115,6 @@ class GenerationRoutes(HasContext):
 
     def _message_readers(self, reading: Reading, body: ChatBody) -> Callable[[Inbox], MessageReader]:
         """What reads each reply of a call."""
-        end = self.context.tokenization.encode(reading.reasoning.end, False) if reading.reasoning is not None else ()
 
         def make(inbox: Inbox) -> MessageReader:
             in_reasoning = inbox.accept is not None and inbox.accept.in_reasoning
@@ -118,7 +124,7 @@ class GenerationRoutes(HasContext):
                 in_reasoning=in_reasoning,
                 sends_reasoning=body.include_reasoning is not False,
                 streams_reasoning=body.stream_reasoning is not False,
-                end_of_reasoning=int(end[0]) if len(end) == 1 else None,
+                end_of_reasoning=self._marks.end if reading.reasoning is not None else None,
             )
 
         return make

@@ -10,11 +10,11 @@ from pawl.actors.grammar_fields import grammars_of
 from pawl.actors.text.invalid import quoted
 from pawl.http.errors import Problem
 from pawl.http.grammar import grammar_of
-from pawl.http.info import ServerInfo
+from pawl.http.info import ServerInfo, Tokenization
 from pawl.http.schemas import ChatBody
 from pawl.http.tool_fields import Tool, ToolChoice
 from pawl.http.tool_grammar import MOST_CALLS, forced_calls, strict_calls
-from pawl.lifecycle.grammar import Grammar, GrammarKind
+from pawl.lifecycle.grammar import Grammar, GrammarKind, Reasoning
 from pawl.parsers.calls import CallParser, PlainCalls
 from pawl.parsers.events import Parser
 from pawl.parsers.reader import TOOL_FORMATS, Reader
@@ -34,6 +34,8 @@ class Reading(msgspec.Struct, frozen=True):
     reasoning: ReasoningFormat | None = None
     grammar: Grammar | None = None
     """What the reply is kept to."""
+    before_grammar: Reasoning | None = None
+    """What may come before it."""
 
     short_ids: bool = False
     """Names of calls have nine characters."""
@@ -66,18 +68,37 @@ class Reading(msgspec.Struct, frozen=True):
         return {"tools": msgspec.to_builtins(list(self.offered))} if self.offered else {}
 
 
-def reading_of(body: ChatBody, info: ServerInfo) -> Reading:
+class ReasoningMarks(msgspec.Struct, frozen=True):
+    """The marks of a model's reasoning as tokens; None: of more than one."""
+
+    begin: int | None = None
+    end: int | None = None
+
+    @classmethod
+    def of(cls, form: ReasoningFormat | None, tokenization: Tokenization) -> ReasoningMarks:
+        if form is None:
+            return cls()
+        marks = (tokenization.encode(mark, False) for mark in (form.begin, form.end))
+        return cls(*(int(ids[0]) if len(ids) == 1 else None for ids in marks))
+
+
+def reading_of(body: ChatBody, info: ServerInfo, marks: ReasoningMarks) -> Reading:
     """What `body` asks for. Raises Problem, and InvalidRequest for tools that cannot be called here."""
     reasoning = info.reasoning_format if body.separate_reasoning is not False else None
     form = FORMATS[reasoning] if reasoning is not None else None
+    before = None
+    if form is not None and marks.end is not None:
+        before = Reasoning(marks.end, marks.begin, inside=form.always)
     grammar, plain = grammar_of(body), grammars_of(body)
     asked = [*plain.values(), *([grammar] if grammar is not None else [])]
-    if any(one.kind is not GrammarKind.STRUCTURAL_TAG for one in asked):
+    free = all(one.kind is GrammarKind.STRUCTURAL_TAG for one in asked)
+    if not free and before is None:
         form = None  # a reply that is kept to a grammar from its beginning has no room for reasoning
+    after = before if asked and not free else None
     tools, choice = tuple(body.tools or ()), body.tool_choice
     _check(tools, choice)
     if choice == "none" or not tools:
-        return Reading(reasoning=form, grammar=grammar)
+        return Reading(reasoning=form, grammar=grammar, before_grammar=after)
     short_ids = info.tool_format == "mistral"
     one = body.parallel_tool_calls is False
     if choice is not None and choice != "auto":
@@ -86,13 +107,14 @@ def reading_of(body: ChatBody, info: ServerInfo) -> Reading:
         name = choice.function.name if isinstance(choice, ToolChoice) else None
         callable_ = tuple(tool for tool in tools if name in (None, tool.function.name))
         most = 1 if one or name is not None else MOST_CALLS
-        return Reading(callable_, tools, None, most, None, forced_calls(callable_, most), short_ids)
+        form = form if before is not None else None
+        return Reading(callable_, tools, None, most, form, forced_calls(callable_, most), before, short_ids)
     if info.tool_format is None:
         text = "how this model calls tools is not known; choose a format with --tool-call-parser"
         raise Problem(400, text, param="tools", code="unsupported_field")
     if not asked and info.tool_format == "hermes" and any(tool.function.strict for tool in tools):
         grammar = strict_calls(tools)
-    return Reading(tools, tools, info.tool_format, 1 if one else None, form, grammar, short_ids)
+    return Reading(tools, tools, info.tool_format, 1 if one else None, form, grammar, after, short_ids)
 
 
 def _check(tools: tuple[Tool, ...], choice: str | ToolChoice | None) -> None:

@@ -90,7 +90,7 @@ def simulated_grammars() -> Grammars:
 
 def simulated_fold(started: Started, grammar: Grammar) -> Fold:
     """`Begin` of simulated runs."""
-    return _plain().compile(grammar).matcher()
+    return simulated_grammars().get(grammar).matcher()
 
 
 def drawn_alone(runner: OneAtATime, arrival: Arrival, page_size: int) -> Said:

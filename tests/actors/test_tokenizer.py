@@ -14,6 +14,7 @@ from pawl.actors.runtime.actor import Lane
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.actors.tokenizer import Tokenizer
+from pawl.lifecycle.grammar import Grammar, GrammarKind, Reasoning
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from tests.actors.vocabularies import byte_level, byte_level_metadata, smollm2, untimed
@@ -220,8 +221,11 @@ def test_no_input_stops_the_actor_or_goes_unanswered(chat: list[dict[str, Any]] 
 def test_a_prompt_that_ends_with_the_mark_of_reasoning_is_known_to(mark: str, ends_in_it: bool) -> None:
     actor = tokenizer(vocabulary=smollm2(), context_length=200)
     chat = ({"role": "user", "content": "hi"},)
-    actor.receive(submit(text=None, chat=chat, reasoning_mark=mark))
+    grammar = Grammar(GrammarKind.REGEX, "a", Reasoning(end=5))
+    sampling = SamplingParameters(grammar=grammar, max_new_tokens=3)
+    actor.receive(submit(text=None, chat=chat, reasoning_mark=mark, sampling=sampling))
     [generate] = sent(actor).take("scheduler")
     assert isinstance(generate, Generate)
     # The template ends with a line break behind its last word.
     assert generate.text_options.in_reasoning == ends_in_it
+    assert generate.sampling.grammar == Grammar(GrammarKind.REGEX, "a", Reasoning(end=5, inside=ends_in_it))

@@ -6,13 +6,18 @@ import json
 from typing import Any
 
 import httpx
+import msgspec
 import openai
 import pytest
 from jsonschema import Draft202012Validator
 
+from pawl.http.schemas import ChatBody
 from pawl.http.tool_fields import Tool, ToolFunction
 from pawl.http.tool_grammar import MOST_CALLS, forced_calls
-from tests.pawl.fake_engine import END_OF_REASONING, Served
+from pawl.http.tools import ReasoningMarks, reading_of
+from pawl.lifecycle.grammar import Reasoning
+from pawl.parsers.reasoning import FORMATS
+from tests.pawl.fake_engine import END_OF_REASONING, INFO, Served
 from tests.pawl.reading import events
 
 ADD: dict[str, Any] = {
@@ -222,6 +227,34 @@ def test_reasoning_can_wait_for_its_end(client: httpx.Client, engine: Any) -> No
     assert [text for text in deltas if text] == ["Two and three."]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [ADD], "tool_choice": "required"},
+        {"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "add"}}},
+        {"response_format": {"type": "json_object"}},
+        {"regex": "[0-9]+"},
+    ],
+    ids=["required", "named", "json_object", "regex"],
+)
+def test_a_grammar_begins_where_the_reasoning_ends(client: httpx.Client, engine: Any, fields: dict[str, Any]) -> None:
+    calls = "tools" in fields
+    engine.script = "<think>Hm</think>" + ('[{"name": "add", "arguments": {"a": 2}}]' if calls else "5")
+    message, _ = message_of(client, **fields)
+    assert message["reasoning_content"] == "Hm"
+    assert bool(message.get("tool_calls")) == calls
+    assert message["content"] == (None if calls else "5")
+    assert engine.seen[-1].sampling.grammar.reasoning == Reasoning(end=END_OF_REASONING)
+    ask(client, **fields, separate_reasoning=False)
+    assert engine.seen[-1].sampling.grammar.reasoning is None
+
+
+def test_free_text_with_structured_parts_has_its_reasoning_in_it(client: httpx.Client, engine: Any) -> None:
+    strict = {"type": "function", "function": {**ADD["function"], "strict": True}}
+    ask(client, tools=[strict], max_tokens=1)
+    assert engine.seen[-1].sampling.grammar.reasoning is None
+
+
 def test_efforts_reach_the_template_and_none_turns_reasoning_off(client: httpx.Client, engine: Any) -> None:
     ask(client, reasoning_effort="low", max_tokens=1)
     assert engine.seen[-1].template_options == {"reasoning_effort": "low"}
@@ -314,10 +347,11 @@ def test_strict_tools_are_kept_to_their_schemas_where_the_model_chooses(client: 
     assert engine.seen[-1].sampling.grammar is None
 
 
-def test_a_reply_that_is_kept_to_a_grammar_has_no_reasoning_before_it(client: httpx.Client, engine: Any) -> None:
-    engine.script, engine.in_reasoning = '{"a": 1}', True
-    message, _ = message_of(client, response_format={"type": "json_object"})
-    assert message == {"role": "assistant", "content": '{"a": 1}'}
+def test_where_the_mark_is_no_token_a_reply_with_a_grammar_has_no_reasoning() -> None:
+    body = msgspec.convert({"messages": [USER], "regex": "[0-9]+"}, ChatBody)
+    assert reading_of(body, INFO, ReasoningMarks(end=7)).reasoning == FORMATS["qwen3"]
+    reading = reading_of(body, INFO, ReasoningMarks())
+    assert (reading.reasoning, reading.before_grammar) == (None, None)
 
 
 def test_a_call_that_must_be_made_leaves_no_room_for_another_grammar(client: httpx.Client) -> None:
