@@ -20,8 +20,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import beginning_of
+from pawl.lifecycle.properties.dispatch import Dispatch, kind_of
 from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
 from pawl.lifecycle.records import (
     STOPPED,
@@ -137,7 +138,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
                 yield f"    {line.record:>8}  {line.text}"
 
 
-class _Statistics:
+class _Statistics(Dispatch):
     """Counts over all records that could be read."""
 
     def __init__(self) -> None:
@@ -146,16 +147,26 @@ class _Statistics:
         self.num_tokens = 0
         self.contained: list[str] = []
 
-    def observe(self, record: Record) -> None:
-        self.records[type(record).__name__] += 1
-        match record:
-            case StepCommitted():
-                with contextlib.suppress(ValueError):  # columns that do not fit: the judges say so
-                    self.num_tokens += int(num_tokens(uint8s(record.events), record.counts).sum())
-            case Transition(event=Event.FINISH | Event.ABORT):
-                self.causes[record.cause] += 1
-            case Contained(request=request, failure=failure):
-                self.contained.append(f"{failure}, which ended {f'request {request}' if request else 'nobody'}")
+    def count(self, block: Sequence[Record]) -> None:
+        self.records.update(type(record).__name__ for record in block)
+        for record in block:
+            method = self.methods.get(kind_of(record))
+            if method is not None:
+                method(self, record)
+
+    @on(StepCommitted)
+    def _committed(self, record: StepCommitted) -> None:
+        with contextlib.suppress(ValueError):  # columns that do not fit: the judges say so
+            self.num_tokens += int(num_tokens(uint8s(record.events), record.counts).sum())
+
+    @on(*ENDS)
+    def _ended(self, record: Transition) -> None:
+        self.causes[record.cause] += 1
+
+    @on(Contained)
+    def _survived(self, record: Contained) -> None:
+        whom = f"request {record.request}" if record.request else "nobody"
+        self.contained.append(f"{record.failure}, which ended {whom}")
 
 
 def audit(path: Path, also: Sequence[Property] = (), told: Callable[[float], object] = lambda share: None) -> Report:
@@ -176,8 +187,8 @@ def audit(path: Path, also: Sequence[Property] = (), told: Callable[[float], obj
             missing += lacking
             judging = from_checkpoint or not isinstance(block[0], Checkpoint)
         judging = judging and not _damage(reader, from_checkpoint)
+        statistics.count(block)
         for record in block:
-            statistics.observe(record)
             if judging and isinstance(record, Gap):
                 missing.append(f"{record.count} records are missing after record {num_judged - 1}: {record.reason}")
                 judging = False

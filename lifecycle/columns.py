@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Int32s: TypeAlias = NDArray[np.int32]
 UInt8s: TypeAlias = NDArray[np.uint8]
+Bools: TypeAlias = NDArray[np.bool_]
 Float32s: TypeAlias = NDArray[np.float32]
 PageKeys: TypeAlias = bytes
 """Keys of pages, 16 bytes each, one after the other."""

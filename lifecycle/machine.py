@@ -157,6 +157,8 @@ _CODES: dict[Cause, int] = {cause: code for code, cause in enumerate(CAUSES)}
 # ---- the compiled executor ----
 
 _NUM_EVENTS = len(Event)
+_WIDTH = np.array(_NUM_EVENTS, np.intp)
+"""As an array of its own, since numpy takes twice as long with a number of Python's."""
 
 
 def _compile() -> UInt8s:
@@ -206,8 +208,8 @@ def advance_rows(
     (int [n]) lets it name the request.
     """
     # Widened, because state * num_events does not fit uint8.
-    number = int(events) if isinstance(events, Event) else events
-    targets: UInt8s = _FLAT[_CODES[cause]].take(states.astype(np.intp) * _NUM_EVENTS + number)
+    number = int(events) if isinstance(events, Event) else events.astype(np.intp)
+    targets: UInt8s = _FLAT[_CODES[cause]].take(states.astype(np.intp) * _WIDTH + number)
     # For a few rows bytes are searched many times quicker than numpy finds their maximum.
     if ILLEGAL in targets.tobytes():
         index = int((targets == ILLEGAL).argmax())

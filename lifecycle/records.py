@@ -25,6 +25,7 @@ from typing import Any, TypeAlias, get_args
 import msgspec
 import numpy as np
 
+from pawl.lifecycle.columns import Bools as Bools
 from pawl.lifecycle.columns import CacheChange as CacheChange
 from pawl.lifecycle.columns import Float32Column as Float32Column
 from pawl.lifecycle.columns import Int32Column as Int32Column
@@ -261,9 +262,13 @@ Record: TypeAlias = (
 RECORD_TYPES: tuple[type[msgspec.Struct], ...] = get_args(Record)
 
 
+DRAWS: Bools = np.isin(np.arange(256), (Event.TOKEN, Event.FIRST_TOKEN))
+"""By number of an event: whether it gives the request a token."""
+
+
 def num_tokens(events: UInt8s, counts: Int32Column | None) -> Int32s:
     """Tokens that each segment of a committed step has given its request, int32 [n]."""
-    drew = (events == int(Event.TOKEN)) | (events == int(Event.FIRST_TOKEN))
+    drew = DRAWS.take(events)
     return drew.astype(np.int32) if counts is None else np.where(drew, int32s(counts), 0)
 
 

@@ -9,13 +9,12 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.columns import Float32s, Scores, float32s, int32s, uint8s
-from pawl.lifecycle.properties.base import ENDS, Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.recompute import Compute, Computed, Recorded
 from pawl.lifecycle.records import (
     Int32s,
-    Record,
     StepCommitted,
     StepPlanned,
     StepRolledBack,
@@ -24,7 +23,6 @@ from pawl.lifecycle.records import (
     num_tokens,
 )
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.states import Event
 
 AT_ONCE = 8192
 """Tokens that wait to be computed together."""
@@ -89,7 +87,6 @@ class Recomputed(Property):
     every log-probability, is the same to the bit."""
 
     name: ClassVar[str] = "recomputed"
-    observes = (Submitted, StepPlanned, StepCommitted, StepRolledBack, *ENDS)
 
     def __init__(self, compute: Compute | None) -> None:
         """`compute`: the model of the run; None where the run has not promised that it can be computed again, which
@@ -110,21 +107,6 @@ class Recomputed(Property):
             self._lives[row] = _Life(info.request, info.sampling, known, int(table.num_prompt[row]))
         return ()
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case StepPlanned():
-                self._steps[record.step] = int32s(record.rows), np.flatnonzero(uint8s(record.samples)).tolist()
-            case StepCommitted():
-                self._committed(record, history.number)
-            case StepRolledBack():
-                self._steps.pop(record.step, None)
-            case Submitted():
-                prompt = int32s(record.tokens)
-                self._lives[record.row] = _Life(record.request, record.sampling, prompt, len(prompt))
-            case Transition(event=Event.FINISH | Event.ABORT):
-                return self._ended(record.row)
-        return ()
-
     def finish(self, history: History) -> Sequence[Violation]:
         """What has ended, and what is live where the trace ends."""
         for row in list(self._lives):
@@ -135,7 +117,25 @@ class Recomputed(Property):
 
     # ---- what is recorded ----
 
-    def _committed(self, record: StepCommitted, number: int) -> None:
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
+        prompt = int32s(record.tokens)
+        self._lives[record.row] = _Life(record.request, record.sampling, prompt, len(prompt))
+        return ()
+
+    @on(StepPlanned)
+    def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
+        self._steps[record.step] = int32s(record.rows), np.flatnonzero(uint8s(record.samples)).tolist()
+        return ()
+
+    @on(StepRolledBack)
+    def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
+        self._steps.pop(record.step, None)
+        return ()
+
+    @on(StepCommitted)
+    def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
+        number = history.number
         rows, sampling = self._steps.pop(record.step)
         events, tokens = uint8s(record.events), int32s(record.tokens).tolist()
         drew = num_tokens(events, record.counts)
@@ -150,6 +150,7 @@ class Recomputed(Property):
             at += count
         if record.scores is not None:
             self._scored(record.scores, number)
+        return ()
 
     def _scored(self, scores: Scores, number: int) -> None:
         rows, positions, num_top = int32s(scores.rows), int32s(scores.positions), int32s(scores.num_top)
@@ -163,8 +164,9 @@ class Recomputed(Property):
                 each = positions[here], chosen[here], num_top[here], top_tokens[tops], top[tops]
                 life.scored.append(_Scored(number, *each))
 
-    def _ended(self, row: int) -> Sequence[Violation]:
-        life = self._lives.pop(row, None)
+    @on(*ENDS)
+    def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
+        life = self._lives.pop(record.row, None)
         if life is not None:
             self._wait(life)
         return self._compare_waiting() if self._num_waiting >= AT_ONCE else ()

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.ranks import Ranks
-from pawl.lifecycle.records import Record, Started, StepCommitted, StepRolledBack, Transition, int32s
+from pawl.lifecycle.records import Started, StepCommitted, StepRolledBack, Transition, int32s
 from pawl.lifecycle.requests import NOT_ADMITTED
 from pawl.lifecycle.states import Event, State
 
@@ -25,7 +25,6 @@ class AdmissionOrder(Property):
     another computes right now or a lower tier is to send. An admission that is undone gives the place back."""
 
     name: ClassVar[str] = "admission_order"
-    observes = (Started, Transition, StepRolledBack, StepCommitted)
 
     def __init__(self) -> None:
         self._policy = ""
@@ -43,56 +42,72 @@ class AdmissionOrder(Property):
         for row in beginning.rows:
             self._arrives(table.info(row).request)
         self._ranks.begin(beginning)
-        self.observe(beginning.started, history)
+        self._starts(beginning.started, history)
         for row in beginning.rows:
             if table.state[row] == State.QUEUED:
                 self._waits(table.info(row).request, row, history)
         return ()
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Started():
-                loop: Any = record.config.get("loop")
-                self._policy = str(loop.get("policy", "")) if isinstance(loop, dict) else ""
-            case Transition():
-                return tuple(self._moved(record, history))
-            case StepRolledBack():
-                self._ranks.rolled_back(history)
-                for admission in history.restored:
-                    if admission.request in self._arrival:
-                        self._waits(admission.request, admission.row, history)
-            case StepCommitted():
-                self._ranks.committed(history)
+    @on(Started)
+    def _starts(self, record: Started, history: History) -> Sequence[Violation]:
+        loop: Any = record.config.get("loop")
+        self._policy = str(loop.get("policy", "")) if isinstance(loop, dict) else ""
         return ()
 
-    def _moved(self, record: Transition, history: History) -> Iterator[Violation]:
-        request = record.request
-        match record.event:
-            case Event.SUBMIT:
-                self._arrives(request)
-                self._waits(request, record.row, history)
-            case Event.SUBMIT_GRAMMAR:
-                self._arrives(request)
-            case Event.FETCH:
-                self._waiting.pop(request, None)
-            case Event.GRAMMAR_READY | Event.FETCHED | Event.RESTORE | Event.RETRACT:
-                self._waits(request, record.row, history)
-            case Event.FINISH | Event.ABORT:
-                self._waiting.pop(request, None)
-                self._ranks.left(request)
-                self._arrival.pop(request, None)
-            case Event.ADMIT:
-                self._waiting.pop(request, None)
-                yield from self._admitted(record, history)
-                self._ranks.admitted(request)
+    @on(Event.SUBMIT)
+    def _submitted(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._arrives(record.request)
+        return self._returns(record, history)
 
-    def _admitted(self, record: Transition, history: History) -> Iterator[Violation]:
-        mine, order, waiting = self._place(record.request, record.row, history), self._order, self._waiting
+    @on(Event.SUBMIT_GRAMMAR)
+    def _compiles(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._arrives(record.request)
+        return ()
+
+    @on(Event.FETCH)
+    def _fetches(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._waiting.pop(record.request, None)
+        return ()
+
+    @on(Event.GRAMMAR_READY, Event.FETCHED, Event.RESTORE, Event.RETRACT)
+    def _returns(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._waits(record.request, record.row, history)
+        return ()
+
+    @on(*ENDS)
+    def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._waiting.pop(record.request, None)
+        self._ranks.left(record.request)
+        self._arrival.pop(record.request, None)
+        return ()
+
+    @on(StepRolledBack)
+    def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
+        self._ranks.rolled_back(history)
+        for admission in history.restored:
+            if admission.request in self._arrival:
+                self._waits(admission.request, admission.row, history)
+        return ()
+
+    @on(StepCommitted)
+    def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
+        self._ranks.committed(history)
+        return ()
+
+    @on(Event.ADMIT)
+    def _admitted(self, record: Transition, history: History) -> Sequence[Violation]:
+        order, waiting = self._order, self._waiting
+        waiting.pop(record.request, None)
+        mine = self._place(record.request, record.row, history)
         while order and waiting.get(order[0][1]) != order[0][0]:
             heappop(order)
-        if not order or order[0][0] >= mine:
-            return
-        for theirs, other in sorted(entry for entry in order if entry[0] < mine):
+        found = tuple(self._passed_over(record, mine, history)) if order and order[0][0] < mine else ()
+        self._ranks.admitted(record.request)
+        return found
+
+    def _passed_over(self, record: Transition, mine: _Place, history: History) -> Iterator[Violation]:
+        waiting = self._waiting
+        for theirs, other in sorted(entry for entry in self._order if entry[0] < mine):
             row = history.open.get(other)
             if row is not None and waiting.get(other) == theirs and not _is_being_computed(row, history):
                 text = f"request {record.request} is admitted before it, which was to come first"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from types import MethodType
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
 from pawl.lifecycle.properties.beginning import Beginning
+from pawl.lifecycle.properties.dispatch import Dispatch, Kind, kind_of
+from pawl.lifecycle.properties.dispatch import on as on
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record
 from pawl.lifecycle.states import Event
@@ -27,18 +30,21 @@ class Violation(msgspec.Struct, frozen=True):
     """The request concerned, where there is one."""
 
 
-class Property:
+Judge: TypeAlias = Callable[[Any, History], Sequence[Violation]]
+"""Judges one record."""
+
+
+class Property(Dispatch):
     """Something that must hold of every run.
 
-    The same object judges a simulated run, a recorded one, and a live server: it sees records and nothing else. A
-    property may keep state of its own. It must not raise, and must not report what it cannot know.
+    The same object judges a simulated run, a recorded one, and a live server: it sees records and nothing else. Its
+    methods that are marked by `on` judge one record each, `history` has already taken it in; what no method takes does
+    not concern it. A property that is to see everything overrides `observe` instead. A property may keep state of its
+    own. It must not raise, and must not report what it cannot know.
     """
 
     name: ClassVar[str]
     """As it stands in reports, metrics and docs."""
-    observes: ClassVar[tuple[type[Record] | Event, ...] | None] = None
-    """What concerns it, and `observe` sees nothing else: kinds of records, and events of which it wants the transitions
-    (`Transition`: those of all events). None: everything."""
     unjudged: str = ""
     """What it could not judge, and why, where a trace that is whole leaves that open."""
 
@@ -46,12 +52,20 @@ class Property:
         """Begin in the middle of a run, `history` has begun there already: see the start of the engine, and every
         arrival of a request that is live. A property that keeps more than these tell takes it from `beginning`."""
         known: tuple[Record, ...] = (beginning.started, *beginning.arrivals)
-        concerned = [each for each in known if self.observes is None or type(each) in self.observes]
-        return [violation for record in concerned for violation in self.observe(record, history)]
+        return [violation for record in known for violation in self.observe(record, history)]
 
     def observe(self, record: Record, history: History) -> Sequence[Violation]:
         """Judge one record; `history` has already taken it in."""
-        raise NotImplementedError
+        method = self.methods.get(kind_of(record))
+        found: Sequence[Violation] = () if method is None else method(self, record, history)
+        return found
+
+    def judge_of(self, kind: Kind) -> Judge | None:
+        """What is to see records of this kind; None: they do not concern it."""
+        if type(self).observe is not Property.observe:
+            return self.observe
+        method = self.methods.get(kind)
+        return None if method is None else MethodType(method, self)
 
     def finish(self, history: History) -> Sequence[Violation]:
         """Judge the whole, after the last record of a complete trace."""

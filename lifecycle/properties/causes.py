@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, TypeAlias
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.pausing import retracts
@@ -14,7 +14,6 @@ from pawl.lifecycle.records import (
     Contained,
     Delivered,
     Idled,
-    Record,
     StepCommitted,
     StepPlanned,
     StepRolledBack,
@@ -37,10 +36,6 @@ class TrueCauses(Property):
     failed."""
 
     name: ClassVar[str] = "true_causes"
-    observes = (
-        *(Transition, Submitted, Delivered, StepPlanned, Idled, StepCommitted),
-        *(StepRolledBack, TierTold, Contained, Closed),
-    )
 
     def __init__(self) -> None:
         self._after: Moment | None = None
@@ -61,59 +56,72 @@ class TrueCauses(Property):
         self._asked = {request: {str(cause) for cause in Cause} for request in beginning.ended_early}
         return ()
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        if isinstance(record, Transition):
-            return tuple(self._moved(record, history))
-        squeezed = self._squeezed
-        self._squeezed = None
-        if not isinstance(record, Moment):
-            self._squeezed = squeezed if not isinstance(record, Closed) else None
-            return ()
-        self._after = record
-        match record:
-            case Delivered():
-                self._told = True
-                self._drains |= record.kind in _DRAINS
-                self._ordered(record)
-            case Contained():
-                self._failed = True
-        if squeezed is None or isinstance(record, StepPlanned | Idled | Contained):
-            return ()
-        return (self.violation(history, "it was retracted for memory, and no plan followed", squeezed),)
+    @on(StepPlanned, Idled)
+    def _plans(self, record: StepPlanned | Idled, history: History) -> Sequence[Violation]:
+        self._after, self._squeezed = record, None
+        return ()
 
-    def _ordered(self, record: Delivered) -> None:
+    @on(Contained)
+    def _contained(self, record: Contained, history: History) -> Sequence[Violation]:
+        self._after, self._squeezed, self._failed = record, None, True
+        return ()
+
+    @on(Delivered)
+    def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
+        self._told = True
+        self._drains |= record.kind in _DRAINS
         named = record.fields.get("requests")
         if record.kind == "abort" and isinstance(named, list | tuple):
             for request in named:
                 self._asked.setdefault(request, set()).add(str(record.fields.get("cause", Cause.CLIENT)))
+        return self._happened(record, history)
 
-    def _moved(self, record: Transition, history: History) -> Iterator[Violation]:
-        match record.event:
-            case Event.RETRACT if record.cause == Cause.MEMORY:
-                self._squeezed = record.request
-            case Event.RETRACT if record.cause == Cause.PAUSED:
-                if not retracts(self._after):
-                    yield self.violation(history, "it was retracted by a pause, and none says so", record.request)
-            case Event.RETRACT:
-                if not isinstance(self._after, StepRolledBack | Contained):
-                    yield self.violation(history, "it was retracted for a lost step, and none was lost", record.request)
-            case Event.FINISH if self._told:
-                yield from self._finished(record, history)
-            case Event.ABORT:
-                if self._told and record.cause in _BY_ORDER and not self._is_true(record, history):
-                    text = f"it was aborted by {record.cause}, and nothing of the kind had happened"
-                    yield self.violation(history, text, record.request)
-                self._asked.pop(record.request, None)
+    @on(Submitted, StepCommitted, StepRolledBack, TierTold)
+    def _happened(self, record: Moment, history: History) -> Sequence[Violation]:
+        self._after, squeezed, self._squeezed = record, self._squeezed, None
+        if squeezed is None:
+            return ()
+        return (self.violation(history, "it was retracted for memory, and no plan followed", squeezed),)
 
-    def _finished(self, record: Transition, history: History) -> Iterator[Violation]:
+    @on(Closed)
+    def _closed(self, record: Closed, history: History) -> Sequence[Violation]:
+        self._squeezed = None
+        return ()
+
+    @on(Event.RETRACT)
+    def _retracted(self, record: Transition, history: History) -> Sequence[Violation]:
+        if record.cause == Cause.MEMORY:
+            self._squeezed = record.request
+            return ()
+        if record.cause == Cause.PAUSED:
+            true, text = retracts(self._after), "it was retracted by a pause, and none says so"
+        else:
+            true = isinstance(self._after, StepRolledBack | Contained)
+            text = "it was retracted for a lost step, and none was lost"
+        return () if true else (self.violation(history, text, record.request),)
+
+    @on(Event.ABORT)
+    def _aborted(self, record: Transition, history: History) -> Sequence[Violation]:
+        true = not self._told or record.cause not in _BY_ORDER or self._is_true(record, history)
+        self._asked.pop(record.request, None)
+        if true:
+            return ()
+        text = f"it was aborted by {record.cause}, and nothing of the kind had happened"
+        return (self.violation(history, text, record.request),)
+
+    @on(Event.FINISH)
+    def _finished(self, record: Transition, history: History) -> Sequence[Violation]:
         after = self._after
-        if record.cause != Cause.STOP_STRING:
-            if not isinstance(after, StepCommitted | StepRolledBack | Contained):
-                yield self.violation(history, f"it ended by {record.cause}, and no step had come back", record.request)
-            return
-        order = {"request": record.request, "num_output": record.num_output}
-        if not isinstance(after, Delivered) or after.kind != "finish" or after.fields != order:
-            yield self.violation(history, "it ended by a stop string, and no order says so", record.request)
+        if record.cause == Cause.STOP_STRING:
+            order = {"request": record.request, "num_output": record.num_output}
+            true = isinstance(after, Delivered) and after.kind == "finish" and after.fields == order
+        else:
+            true = isinstance(after, StepCommitted | StepRolledBack | Contained)
+        if true or not self._told:
+            return ()
+        stopped = record.cause == Cause.STOP_STRING
+        by, lacking = ("a stop string", "no order says so") if stopped else (record.cause, "no step had come back")
+        return (self.violation(history, f"it ended by {by}, and {lacking}", record.request),)
 
     def _is_true(self, record: Transition, history: History) -> bool:
         match record.cause:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Closed, PageCounts, Record, StepCommitted, StepPlanned
+from pawl.lifecycle.records import Closed, PageCounts, StepCommitted, StepPlanned
 
 
 class Conservation(Property):
@@ -14,17 +14,20 @@ class Conservation(Property):
     nobody's use; when no request is live, no page is owned or deferred."""
 
     name = "conservation"
-    observes = (StepCommitted, StepPlanned, Closed)
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case StepCommitted():
-                return self._counted(record.pages, history)
-            case StepPlanned():
-                return tuple(self._taken(history)) if any(history.pages.taken) else ()
-            case Closed(pages=PageCounts() as pages):
-                return (*self._counted(pages, history), *self._rest(pages, history))
-        return ()
+    @on(StepCommitted)
+    def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
+        return self._counted(record.pages, history)
+
+    @on(StepPlanned)
+    def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
+        return tuple(self._taken(history)) if any(history.pages.taken) else ()
+
+    @on(Closed)
+    def _closed(self, record: Closed, history: History) -> Sequence[Violation]:
+        if record.pages is None:
+            return ()
+        return (*self._counted(record.pages, history), *self._rest(record.pages, history))
 
     def _counted(self, pages: PageCounts, history: History) -> Sequence[Violation]:
         total = history.pages.num_pages
@@ -54,11 +57,11 @@ class NoReuseBeforeFence(Property):
     """A page that a step in flight may still touch is not taken again before that step is resolved."""
 
     name = "no_reuse_before_fence"
-    observes = (StepPlanned,)
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
+    @on(StepPlanned)
+    def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
         pages = history.pages.taken.in_flight
-        if not isinstance(record, StepPlanned) or not pages:
+        if not pages:
             return ()
         text = f"page {pages[0]} was taken while a step that may touch it was in flight"
         return (self.violation(history, text),)

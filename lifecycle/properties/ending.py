@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pawl.lifecycle.properties.base import ENDS, Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.properties.pairing import Pairing
 from pawl.lifecycle.records import (
     Answered,
     AnswersClosed,
     Contained,
     Delivered,
-    Record,
     StepPlanned,
     Submitted,
     Transition,
@@ -27,7 +27,6 @@ class Incarnation(Property):
     that is still to come."""
 
     name = "incarnation"
-    observes = (Submitted, Transition, Delivered)
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
@@ -39,51 +38,29 @@ class Incarnation(Property):
         self._newest = beginning.newest
         return found
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Submitted(request=request):
-                if request in self._seen or request <= self._newest:
-                    return [self.violation(history, f"request {request} was submitted before", request)]
-                self._seen.add(request)
-            case Transition(request=request) if record.event not in ENDS:
-                if request not in history.open:
-                    state = "has ended" if request in self._seen or request <= self._newest else "was never submitted"
-                    return [self.violation(history, f"{record.event.name} for a request that {state}", request)]
-            case Delivered(kind="finish", fields={"request": int(request)}):
-                if request not in self._seen and request > self._newest:
-                    return [self.violation(history, "its text stops a request that was never submitted", request)]
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
+        if self._was_given(record.request):
+            return (self.violation(history, f"request {record.request} was submitted before", record.request),)
+        self._seen.add(record.request)
         return ()
 
+    @on(*set(Event) - set(ENDS))
+    def _moved(self, record: Transition, history: History) -> Sequence[Violation]:
+        if record.request in history.open:
+            return ()
+        state = "has ended" if self._was_given(record.request) else "was never submitted"
+        return (self.violation(history, f"{record.event.name} for a request that {state}", record.request),)
 
-class Pairing:
-    """Both ends of each request: its terminal edge, and its terminal reply, whichever stands first in the trace."""
-
-    def __init__(self) -> None:
-        self._ends: dict[int, Transition] = {}
-        self._answers: dict[int, Answered] = {}
-
-    def pair(self, record: Record) -> tuple[Transition, Answered] | None:
-        """The pair that this record completes."""
+    @on(Delivered)
+    def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
         match record:
-            case Transition(event=Event.FINISH | Event.ABORT):
-                answer = self._answers.pop(record.request, None)
-                if answer is not None:
-                    return record, answer
-                self._ends[record.request] = record
-            case Answered():
-                end = self._ends.pop(record.request, None)
-                if end is not None:
-                    return end, record
-                self._answers[record.request] = record
-        return None
+            case Delivered(kind="finish", fields={"request": int(request)}) if not self._was_given(request):
+                return (self.violation(history, "its text stops a request that was never submitted", request),)
+        return ()
 
-    def unanswered(self) -> Sequence[int]:
-        """Requests that have ended and have no reply."""
-        return tuple(self._ends)
-
-    def unended(self) -> Sequence[Answered]:
-        """Replies to requests without a terminal edge."""
-        return tuple(self._answers.values())
+    def _was_given(self, request: int) -> bool:
+        return request in self._seen or request <= self._newest
 
 
 class SilenceAfterAbort(Property):
@@ -91,16 +68,12 @@ class SilenceAfterAbort(Property):
     when it was aborted."""
 
     name = "silence_after_abort"
-    observes = (*ENDS, Answered)
 
-    def __init__(self) -> None:
-        self._pairing = Pairing()
-
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        both = self._pairing.pair(record)
-        if both is None:
+    @on(*ENDS, Answered)
+    def _paired(self, record: Transition | Answered, history: History) -> Sequence[Violation]:
+        if history.pair is None:
             return ()
-        end, answer = both
+        end, answer = history.pair
         if end.event != Event.ABORT or end.num_output is None or answer.num_output <= end.num_output:
             return ()
         text = f"{answer.num_output} tokens left, but {end.num_output} were committed when it was aborted"
@@ -114,10 +87,8 @@ class StreamEqualsResult(Property):
     answer in place of the scheduler."""
 
     name = "stream_equals_result"
-    observes = (*ENDS, Answered, Delivered, Contained)
 
     def __init__(self) -> None:
-        self._pairing = Pairing()
         self._in_place: list[tuple[Cause, Answered]] = []
         """How the scheduler ended it, and what the gateway said instead."""
         self._failed: set[int] = set()
@@ -136,32 +107,47 @@ class StreamEqualsResult(Property):
             self._stops_at = float("-inf")
         return ()
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        found: list[Violation] = []
+    @on(Contained)
+    def _survived(self, record: Contained, history: History) -> Sequence[Violation]:
+        self._contained = True
+        return ()
+
+    @on(Delivered)
+    def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
         match record:
-            case Contained():
-                self._contained = True
             case Delivered(kind="abort") if record.fields.get("cause") == Cause.INTERNAL:
                 self._failed |= _requests(record)
             case Delivered(kind="drain" | "end_all"):
                 self._stops_at = min(self._stops_at, record.time)
             case Delivered(kind="finish", fields={"request": int(request), "num_output": int(count)}):
-                if request in self._cut:
-                    found.append(self.violation(history, "the scheduler is told twice where its text stops", request))
-                self._cut[request] = count
-                found += self._contradicted(request, history)
-            case Answered(request=request) if record.cause not in ABORT_CAUSES:
-                self._told[request] = record.num_output if record.cause == Cause.STOP_STRING else None
-                found += self._contradicted(request, history)
-        both = self._pairing.pair(record)
-        return [*found, *self._compare(*both, history)] if both is not None else found
+                return self._stopped_by_text(request, count, history)
+        return ()
 
-    def _contradicted(self, request: int, history: History) -> Iterator[Violation]:
+    def _stopped_by_text(self, request: int, count: int, history: History) -> Sequence[Violation]:
+        twice, self._cut[request] = request in self._cut, count
+        text = "the scheduler is told twice where its text stops"
+        found = (self.violation(history, text, request),) if twice else ()
+        return (*found, *self._contradicted(request, history))
+
+    @on(Answered)
+    def _answered(self, record: Answered, history: History) -> Sequence[Violation]:
+        paired = self._paired(record, history)
+        if record.cause in ABORT_CAUSES:
+            return paired
+        self._told[record.request] = record.num_output if record.cause == Cause.STOP_STRING else None
+        return (*self._contradicted(record.request, history), *paired)
+
+    @on(*ENDS)
+    def _paired(self, record: Transition | Answered, history: History) -> Sequence[Violation]:
+        return () if history.pair is None else tuple(self._compare(*history.pair, history))
+
+    def _contradicted(self, request: int, history: History) -> Sequence[Violation]:
         cut, told = self._cut.get(request), self._told.get(request, -1)
-        if cut is not None and told != -1 and told != cut:
-            words = "of another end" if told is None else f"of {told} tokens"
-            text = f"its text stopped it after {cut} tokens, its client was told {words}"
-            yield self.violation(history, text, request)
+        if cut is None or told in (-1, cut):
+            return ()
+        words = "of another end" if told is None else f"of {told} tokens"
+        text = f"its text stopped it after {cut} tokens, its client was told {words}"
+        return (self.violation(history, text, request),)
 
     def _compare(self, end: Transition, answer: Answered, history: History) -> Iterator[Violation]:
         if answer.cause in (Cause.INTERNAL, Cause.DRAINED):
@@ -197,7 +183,6 @@ class AbortIsTotal(Property):
     """In every state and queue an abort ends the request within one scheduling step and touches no other."""
 
     name = "abort_is_total"
-    observes = (Delivered, StepPlanned, *ENDS)
 
     def __init__(self) -> None:
         self._asked: set[int] = set()
@@ -210,28 +195,36 @@ class AbortIsTotal(Property):
         self._asked, self._told = set(beginning.ended_early), True
         return ()
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Delivered(kind="abort"):
-                self._told = True
-                self._asked |= _requests(record) - self._ended
-            case Transition(event=Event.FINISH | Event.ABORT):
-                return tuple(self._left(record, history))
-            case StepPlanned() if self._asked:
-                late = sorted(self._asked & history.open.keys())
-                if late:
-                    text = f"step {record.step} is planned and the request, which was to be aborted, is live"
-                    return [self.violation(history, text, late[0])]
+    @on(Delivered)
+    def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
+        if record.kind == "abort":
+            self._told = True
+            self._asked |= _requests(record) - self._ended
         return ()
 
-    def _left(self, record: Transition, history: History) -> Iterator[Violation]:
+    @on(StepPlanned)
+    def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
+        late = self._asked and sorted(self._asked & history.open.keys())
+        if not late:
+            return ()
+        text = f"step {record.step} is planned and the request, which was to be aborted, is live"
+        return (self.violation(history, text, late[0]),)
+
+    @on(Event.FINISH)
+    def _finished(self, record: Transition, history: History) -> Sequence[Violation]:
+        found: Sequence[Violation] = ()
+        if record.request in self._asked:
+            found = (self.violation(history, "it finished although it was to be aborted", record.request),)
+        return (*found, *self._left(record, history))
+
+    @on(Event.ABORT)
+    def _left(self, record: Transition, history: History) -> Sequence[Violation]:
         request, asked = record.request, record.request in self._asked
         self._ended.add(request)
         self._asked.discard(request)
-        if record.event == Event.FINISH and asked:
-            yield self.violation(history, "it finished although it was to be aborted", request)
-        if record.cause in (Cause.CLIENT, Cause.DISCONNECT) and self._told and not asked:
-            yield self.violation(history, f"it was aborted by {record.cause}, and nobody had asked for that", request)
+        if record.cause not in (Cause.CLIENT, Cause.DISCONNECT) or not self._told or asked:
+            return ()
+        return (self.violation(history, f"it was aborted by {record.cause}, and nobody had asked for that", request),)
 
 
 def _requests(record: Delivered) -> set[int]:
@@ -247,11 +240,13 @@ class Fault(NamedTuple):
     request: int | None
 
 
+_AFTER_THE_LAST = "the gateway says something after its last word"
+
+
 class Replies:
     """Exactly one terminal reply for each request: what `legal_lifecycle` says of what left for the clients."""
 
     def __init__(self) -> None:
-        self._pairing = Pairing()
         self._answered: set[int] = set()
         self._number = 0
         """Of the newest reply."""
@@ -263,37 +258,40 @@ class Replies:
         requests that have ended."""
         self._beginning = beginning
 
-    def observe(self, record: Record) -> Fault | None:
-        """What is wrong with this record, if anything."""
-        if self._closed and isinstance(record, Answered | AnswersClosed):
-            return Fault("the gateway says something after its last word", getattr(record, "request", None))
-        self._pairing.pair(record)
-        match record:
-            case Answered(request=request):
-                if record.num_output < 0:
-                    return Fault(f"{record.num_output} tokens left for its client", request)
-                if request in self._answered:
-                    return Fault("a second terminal reply", request)
-                self._answered.add(request)
-                before, self._number = self._number, record.number
-                if record.number != before + 1 and (before or self._beginning is None):
-                    return Fault(f"reply {record.number} of the gateway follows reply {before}", request)
-            case AnswersClosed(count=count):
-                self._closed = True
-                if count != self._number and (self._number or self._beginning is None):
-                    return Fault(f"the gateway counts {count} terminal replies, {self._number} are recorded", None)
+    def answered(self, record: Answered) -> Fault | None:
+        """What is wrong with this reply, if anything."""
+        request = record.request
+        if self._closed:
+            return Fault(_AFTER_THE_LAST, request)
+        if record.num_output < 0:
+            return Fault(f"{record.num_output} tokens left for its client", request)
+        if request in self._answered:
+            return Fault("a second terminal reply", request)
+        self._answered.add(request)
+        before, self._number = self._number, record.number
+        if record.number != before + 1 and (before or self._beginning is None):
+            return Fault(f"reply {record.number} of the gateway follows reply {before}", request)
         return None
 
-    def finish(self) -> Iterator[Fault]:
+    def closed(self, record: AnswersClosed) -> Fault | None:
+        """What is wrong with the last word, if anything."""
+        if self._closed:
+            return Fault(_AFTER_THE_LAST, None)
+        self._closed = True
+        if record.count == self._number or not (self._number or self._beginning is None):
+            return None
+        return Fault(f"the gateway counts {record.count} terminal replies, {self._number} are recorded", None)
+
+    def finish(self, pairing: Pairing) -> Iterator[Fault]:
         """What is missing when all is over; nothing, where the gateway's end is not recorded."""
         if not self._closed:
             return
         begun = self._beginning
         earlier = frozenset(each.request for each in begun.arrivals) if begun is not None else frozenset[int]()
-        for request in self._pairing.unanswered():
+        for request in pairing.unanswered():
             if request not in earlier:
                 yield Fault("no terminal reply", request)
-        for answer in self._pairing.unended():
+        for answer in pairing.unended():
             ended_before = begun is not None and answer.request <= begun.newest and answer.request not in earlier
             if answer.cause not in ABORT_CAUSES and not ended_before:
                 yield Fault(f"its client was told {answer.cause}, and it has not ended", answer.request)

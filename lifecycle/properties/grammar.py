@@ -7,10 +7,10 @@ from typing import ClassVar, Protocol, TypeAlias
 
 from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.machine import WORKING
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Record, Started, Transition
-from pawl.lifecycle.states import Cause, Event
+from pawl.lifecycle.records import Started, Transition
+from pawl.lifecycle.states import Cause
 
 
 class Fold(Protocol):
@@ -33,15 +33,13 @@ class GrammarIsAFold(Property):
     often the request was retracted or its steps were lost; and no worker draws a token that it refuses."""
 
     name: ClassVar[str] = "grammar_is_a_fold"
-    observes = (Transition,)
 
     def __init__(self, begin: Begin) -> None:
         self._begin = begin
         self._num_unjudged = 0
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        if not isinstance(record, Transition) or record.event not in (Event.FINISH, Event.ABORT):
-            return ()
+    @on(*ENDS)
+    def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
         submitted = history.submissions.get(record.row)
         if submitted is None or submitted.request != record.request or submitted.sampling.grammar is None:
             return ()

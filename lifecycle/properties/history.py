@@ -7,18 +7,31 @@ that follows from them means anything.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
-
 import numpy as np
-from numpy.typing import NDArray
 
 from pawl.lifecycle.properties.beginning import Beginning, beginning_of
 from pawl.lifecycle.properties.cache_view import CacheView
+from pawl.lifecycle.properties.dispatch import Dispatch, Kind, kind_of, on
+from pawl.lifecycle.properties.equals import Equals, Fate, Seen, Unequal
 from pawl.lifecycle.properties.growing import fitted, roomy
 from pawl.lifecycle.properties.pages import PageUse
+from pawl.lifecycle.properties.pairing import Pairing
+from pawl.lifecycle.properties.steps import (
+    NO_STEP,
+    NOT_COMMITTED,
+    Int64s,
+    Malformed,
+    Step,
+    drawn_of,
+    pages_of,
+    segments_of,
+)
+from pawl.lifecycle.properties.steps import Committed as Committed
+from pawl.lifecycle.recompute import is_reproducible
 from pawl.lifecycle.records import (
     Answered,
     AnswersClosed,
+    Bools,
     Cached,
     Checkpoint,
     Closed,
@@ -30,21 +43,14 @@ from pawl.lifecycle.records import (
     StepRolledBack,
     Submitted,
     Transition,
-    UInt8s,
     int32s,
-    uint8s,
 )
 from pawl.lifecycle.requests import Indices
 from pawl.lifecycle.states import Event
 
-Int64s: TypeAlias = NDArray[np.int64]
-Bools: TypeAlias = NDArray[np.bool_]
-
-# numpy compares an array with a number four times as fast as with an enumeration.
-_TOKEN, _FIRST_TOKEN = int(Event.TOKEN), int(Event.FIRST_TOKEN)
 DEPARTURES = frozenset({Event.RETRACT, Event.RESTORE, Event.FINISH, Event.ABORT})
 """Events after which the tokens of steps in flight are stale."""
-
+_AFTER_CLOSED = frozenset[Kind]({Answered, AnswersClosed})
 
 MOST_ROWS = 1 << 20
 """Rows of one table: beyond what any engine has, and arrays of as many still fit."""
@@ -52,57 +58,13 @@ MOST_PAGES = 1 << 24
 """Pages of one pool, likewise."""
 
 
-class Malformed(Exception):
-    """A record contradicts the records before it."""
-
-    def __init__(self, explanation: str, request: int | None = None) -> None:
-        super().__init__(explanation)
-        self.request = request
-
-
-class Step(NamedTuple):
-    """One step in flight; the columns are of its segments."""
-
-    step: int
-    rows: Indices
-    slots: Int32s
-    starts: Int32s
-    ends: Int32s
-    chained: Bools
-    samples: Bools
-    requests: Int64s
-    departures: Int32s
-    """Times that the request had left work when the step was planned."""
-    admitted: tuple[Transition, ...]
-
-
-class Committed(NamedTuple):
-    """The columns of a StepCommitted, in the order of its step's segments."""
-
-    events: UInt8s
-    tokens: Int32s
-    live: Bools
-    """The request has not left work since the step was planned."""
-    drew: Bools
-    """The segment gave its request tokens."""
-    counts: Int32s
-    """Tokens that the segment gave its request."""
-    ends: Int32s
-    """Positions of the segment's request that are computed and wanted: of a run, those before what was not accepted."""
-
-
-_NONE = np.empty(0, np.int32)
-_NOBODY: Indices = np.empty(0, np.intp)
-_FALSE = _NONE.astype(bool)
-NO_STEP = Step(0, _NOBODY, _NONE, _NONE, _NONE, _FALSE, _FALSE, _NONE.astype(np.int64), _NONE, ())
-NOT_COMMITTED = Committed(_NONE.astype(np.uint8), _NONE, _FALSE, _FALSE, _NONE, _NONE)
-
-
-class History:
+class History(Dispatch):
     """Facts by row, by request and by step. Arrays are indexed by row; a row nobody has means nothing."""
 
     def __init__(self) -> None:
         self.number = -1
+        """Of the current record."""
+        self.kind: Kind = Checkpoint
         """Of the current record."""
         self.beginning: Beginning | None = None
         """Where the run was when the first record, a Checkpoint, was taken; None: at its start."""
@@ -136,15 +98,30 @@ class History:
         """Of live requests, by row."""
         self.pages = PageUse()
         self.cache = CacheView()
-        self.derived: dict[str, Any] = {}
-        """What a property has worked out about the current record, for others that need the same."""
+        self.pairing = Pairing()
+        self.pair: tuple[Transition, Answered] | None = None
+        """Both ends of a request, where the current record, a terminal edge or reply, is the second of them."""
+        self.unequal: Unequal | None = None
+        """What the request that the current record ends got, where its equal got something else."""
         self._admissions: list[Transition] = []
         self._last_step = 0
+        self._equals: Equals | None = None
+        """Where the engine has promised that equal requests have equal outputs."""
+        self._retracted: set[int] = set()
+        """Rows of requests that were retracted."""
+        self._warm: set[int] = set()
+        """Rows of requests that began with pages of the cache."""
+        self._batched: Bools = np.zeros(64, np.bool_)
+        """By row: the request was in a step with others."""
 
     @property
     def num_tokens(self) -> Int32s:
         """Known tokens by row: prompt and committed output."""
         return self.num_prompt + self.num_output
+
+    def fate(self, row: int) -> Fate:
+        """What the request in `row` went through."""
+        return Fate(row in self._retracted, row in self._warm, bool(self._batched[row]))
 
     def output(self, row: int, count: int | None = None) -> Int32s:
         """The first `count` output tokens of `row` (all that are committed), int32 [n]; a copy."""
@@ -154,31 +131,17 @@ class History:
     def advance(self, record: Record) -> None:
         """Take one record in. Raises Malformed."""
         self.number += 1
-        if self.derived:
-            self.derived.clear()
-        if self.closed is not None and not isinstance(record, Answered | AnswersClosed):
+        kind = self.kind = kind_of(record)
+        if self.closed is not None and kind not in _AFTER_CLOSED:
             raise Malformed("records follow the one that closes the trace")
-        match record:
-            case StepPlanned():
-                self._planned(record)
-            case StepCommitted():
-                self._committed(record)
-            case Transition():
-                self._moved(record)
-            case Submitted():
-                self._submitted(record)
-            case StepRolledBack():
-                self._rolled_back(record)
-            case Cached() if self.started is not None:  # else it is not known what was cached before
-                self.cache.advance(record)
-            case Started():
-                self._start(record)
-            case Closed():
-                self.closed = record
-            case AnswersClosed():
-                self.answered = True
-            case Checkpoint(state=bytes()) if not self.number:
-                self._begin(beginning_of(record))
+        take = self.methods.get(kind)
+        if take is not None:
+            take(self, record)
+
+    @on(Checkpoint)
+    def _checkpoint(self, record: Checkpoint) -> None:
+        if record.state is not None and not self.number:
+            self._begin(beginning_of(record))
 
     def _begin(self, beginning: Beginning) -> None:
         """The records so far are gone, but for what they came to."""
@@ -201,13 +164,19 @@ class History:
             slot = int(table.slot[row])
             self.working[row] = True
             self.pages.begin(row, slot, beginning.pages[slot].tolist(), self.cache.namespace)
+        infos = [(row, table.info(row)) for row in beginning.rows]
+        self._retracted = {row for row, info in infos if info.num_retractions}
+        self._warm = {row for row, info in infos if info.num_cached}
 
+    @on(Started)
     def _start(self, record: Started) -> None:
         if record.page_size < 1 or not 0 < record.num_pages <= MOST_PAGES:
             raise Malformed(f"an engine of {record.num_pages} pages of {record.page_size} tokens")
         self.started = record
         self.pages.size(record.num_pages, record.page_size)
+        self._equals = Equals() if is_reproducible(record) else None
 
+    @on(Submitted)
     def _submitted(self, record: Submitted) -> None:
         row = record.row
         if not 0 <= row < MOST_ROWS:
@@ -219,6 +188,7 @@ class History:
             self.num_output = fitted(self.num_output, row + 1)
             self.departures = fitted(self.departures, row + 1)
             self.working = fitted(self.working, row + 1)
+            self._batched = fitted(self._batched, row + 1)
             self.outputs = roomy(self.outputs, len(self.request), 0)
         self.num_rows = max(self.num_rows, row + 1)
         self.open[record.request] = row
@@ -228,98 +198,124 @@ class History:
         self.num_wanted[row] = record.sampling.max_new_tokens
         self.num_output[row] = 0
         self.working[row] = False
+        self._batched[row] = False
+        self._retracted.discard(row)
+        self._warm.discard(row)
 
+    @on(*set(Event) - DEPARTURES - {Event.ADMIT, Event.RECEIVE})
     def _moved(self, record: Transition) -> None:
-        row, event = record.row, record.event
-        if not 0 <= row < self.num_rows:
-            raise Malformed(f"request {record.request} moves in row {row}, which no request was given", record.request)
-        if event == Event.ADMIT:
-            self.working[row] = True
-            self._admissions.append(record)
-        elif event == Event.RECEIVE:
-            self.working[row] = True
-            self.num_output[row] += 1
-        elif event in DEPARTURES:
-            self._departed(row)
-            if event in (Event.FINISH, Event.ABORT):
-                self.open.pop(record.request, None)
+        if not 0 <= record.row < self.num_rows:
+            text = f"request {record.request} moves in row {record.row}, which no request was given"
+            raise Malformed(text, record.request)
+
+    @on(Event.ADMIT)
+    def _admitted(self, record: Transition) -> None:
+        self._moved(record)
+        self.working[record.row] = True
+        self._admissions.append(record)
+        if record.num_cached:
+            self._warm.add(record.row)
+
+    @on(Event.RECEIVE)
+    def _received(self, record: Transition) -> None:
+        self._moved(record)
+        self.working[record.row] = True
+        self.num_output[record.row] += 1
+
+    @on(Event.RETRACT)
+    def _lost(self, record: Transition) -> None:
+        self._left(record)
+        self._retracted.add(record.row)
+
+    @on(Event.RESTORE)
+    def _left(self, record: Transition) -> None:
+        self._moved(record)
+        self._departed(record.row)
+
+    @on(Event.FINISH, Event.ABORT)
+    def _ended(self, record: Transition) -> None:
+        self._left(record)
+        self.open.pop(record.request, None)
+        self.pair = self.pairing.ended(record)
+        self.unequal = None
+        row = record.row
+        submitted = self.submissions.get(row)
+        known = submitted is not None and submitted.request == record.request
+        if self._equals is not None and submitted is not None and known and self.num_output[row]:
+            tokens = self.output(row, record.num_output)
+            self.unequal = self._equals.ended(submitted, Seen(record.request, tokens, self.fate(row)))
+
+    @on(Answered)
+    def _answered(self, record: Answered) -> None:
+        self.pair = self.pairing.answered(record)
+
+    @on(AnswersClosed)
+    def _all_answered(self, record: AnswersClosed) -> None:
+        self.answered = True
+
+    @on(Closed)
+    def _close(self, record: Closed) -> None:
+        self.closed = record
+
+    @on(Cached)
+    def _cached(self, record: Cached) -> None:
+        if self.started is not None:  # else it is not known what was cached before
+            self.cache.advance(record)
 
     def _departed(self, row: int) -> None:
         self.departures[row] += 1
         self.working[row] = False
-        self.pages.left(row, max(self.in_flight, default=0))
+        self.pages.left(row, next(reversed(self.in_flight), 0))
 
+    @on(StepPlanned)
     def _planned(self, record: StepPlanned) -> None:
         if record.step <= self._last_step:
             raise Malformed(f"step {record.step} is planned after step {self._last_step}")
-        rows, starts = int32s(record.rows).astype(np.intp), int32s(record.starts)
-        slots, lengths = int32s(record.slots), int32s(record.lengths)
-        chained, samples = uint8s(record.chained) != 0, uint8s(record.samples) != 0
-        if not len(rows) == len(starts) == len(slots) == len(lengths) == len(chained) == len(samples):
-            raise Malformed(f"the columns of step {record.step} differ in length")
-        listed = rows.tolist()
-        if listed and not 0 <= min(listed) <= max(listed) < self.num_rows:
-            raise Malformed(f"step {record.step} names a row that no request was given")
+        rows, slots, starts, ends, lengths, chained, samples = segments_of(record)
+        try:
+            requests = self.request[: self.num_rows][rows]
+        except IndexError:
+            raise Malformed(f"step {record.step} names a row that no request was given") from None
         self._last_step = record.step
-        self.step = Step(
-            record.step,
-            rows,
-            slots,
-            starts,
-            starts + lengths,
-            chained,
-            samples,
-            self.request[rows],
-            self.departures[rows],
-            tuple(self._admissions),
-        )
+        admitted, departures = tuple(self._admissions), self.departures[rows]
+        facts = requests, departures, admitted
+        self.step = Step(record.step, rows, starts, ends, lengths, chained, samples, *facts)
         self._admissions.clear()
-        pages = int32s(record.page_slots), int32s(record.page_indices), int32s(record.pages)
-        if not len(pages[0]) == len(pages[1]) == len(pages[2]):
-            raise Malformed(f"the page columns of step {record.step} differ in length")
-        self.pages.planned(record.step, (rows, slots, self.step.ends), self.step.admitted, pages, self.in_flight)
+        self.pages.planned(record.step, (rows, slots, ends), admitted, pages_of(record), self.in_flight)
         self.in_flight[record.step] = self.step
+        if len(rows) > 1:
+            self._batched[rows] = True
 
+    @on(StepCommitted)
     def _committed(self, record: StepCommitted) -> None:
         if record.step != next(iter(self.in_flight), None):
             raise Malformed(f"step {record.step} is committed, but it is not the oldest in flight")
         step = self.step = self.in_flight.pop(record.step)
         self.pages.committed(record.step)
-        events, tokens = uint8s(record.events), int32s(record.tokens)
-        if len(events) != len(step.rows):
-            raise Malformed(f"step {record.step} has {len(step.rows)} segments, its commit {len(events)}")
-        counts = step.samples.astype(np.int32)
-        if record.counts is not None:
-            counts = np.array(int32s(record.counts))
-            if len(counts) != len(step.rows) or ((counts > 0) != step.samples).any():
-                raise Malformed(f"step {record.step} draws for {np.flatnonzero(step.samples)}, and counts {counts}")
-        if len(tokens) != counts.sum():
-            raise Malformed(f"step {record.step} draws {counts.sum()} tokens, and got {len(tokens)}")
-        if len(events) and int(events.max()) >= len(Event):
-            raise Malformed(f"the commit of step {record.step} has an event {events.max()}, which is none")
-        live = self.departures[step.rows] == step.departures
-        drew = (events == _TOKEN) | (events == _FIRST_TOKEN)
-        ends = step.ends
-        if record.counts is None:
-            self._append(step.rows[step.samples & drew], tokens[drew[step.samples]])
+        events, drew, tokens, counts = drawn_of(record, step)
+        live, rows, ends = self.departures[step.rows] == step.departures, step.rows[drew], step.ends
+        if counts is None:
+            drawn = step.samples & drew
+            self._append(step.rows[drawn], tokens[drew[step.samples]])
+            self.num_output[rows] += 1
+            counts = drawn.astype(np.int32)
         else:
-            self._append_runs(step.rows[drew], tokens[np.repeat(drew, counts)], counts[drew])
+            self._append_runs(rows, tokens[np.repeat(drew, counts)], counts[drew])
             ends = np.where(step.chained, np.minimum(step.starts + counts, ends), ends).astype(np.int32)
             newest = max(self.in_flight, default=0)
             for row, end in zip(step.rows[live & (ends < step.ends)], ends[live & (ends < step.ends)], strict=True):
                 self.pages.trimmed(int(row), int(end), newest)
-        counts[~drew] = 0
-        self.num_output[step.rows[drew]] += np.maximum(counts[drew], 1)
-        self.committed = Committed(events, tokens, live, drew, counts, ends)
+            counts[~drew] = 0
+            self.num_output[rows] += np.maximum(counts[drew], 1)
+        self.committed = Committed(events, tokens, live, drew, counts, ends, record.counts is not None)
 
     def _append(self, rows: Indices, tokens: Int32s) -> None:
-        if not len(rows):
-            return
-        at = self.num_output[rows]
-        width = int(at.max()) + 1
-        if width > self.outputs.shape[1]:
-            self.outputs = roomy(self.outputs, 0, 2 * width)
-        self.outputs[rows, at] = tokens
+        at = self.num_output[rows].astype(np.intp)  # with other integers numpy takes twice as long to find places
+        try:
+            self.outputs[rows, at] = tokens
+        except IndexError:
+            self.outputs = roomy(self.outputs, 0, 2 * (int(at.max()) + 1))
+            self.outputs[rows, at] = tokens
 
     def _append_runs(self, rows: Indices, tokens: Int32s, counts: Int32s) -> None:
         # Runs are few, and a row has one.
@@ -331,6 +327,7 @@ class History:
             self._append(rows[longer], tokens[first[longer] + place])
             self.num_output[rows[longer]] = at
 
+    @on(StepRolledBack)
     def _rolled_back(self, record: StepRolledBack) -> None:
         if record.step != next(reversed(self.in_flight), None):
             raise Malformed(f"step {record.step} is rolled back, but it is not the newest in flight")

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pawl.lifecycle.machine import HAS_OUTPUT, TABLE, WANTS_NO_OUTPUT, IllegalTransition, UInt8s, advance, advance_rows
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.machine import HAS_OUTPUT, TABLE, IllegalTransition, UInt8s, advance, advance_rows
+from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.ending import Replies
 from pawl.lifecycle.properties.growing import fitted
@@ -16,7 +16,6 @@ from pawl.lifecycle.records import (
     STOPPED,
     Answered,
     AnswersClosed,
-    Record,
     StepCommitted,
     StepRolledBack,
     Submitted,
@@ -24,11 +23,14 @@ from pawl.lifecycle.records import (
 )
 from pawl.lifecycle.states import Cause, Event, State
 
-_GUARDS = {(e.source, e.event, cause): e.guard for e in TABLE for cause in e.causes if e.guard is not None}
-_FREE = {(e.source, e.event, cause): e.target for e in TABLE for cause in e.causes if e.guard is None}
-"""Edges that need nothing but their source."""
+_EDGES = {(e.source, e.event, cause): (e.target, e.guard) for e in TABLE for cause in e.causes}
 _STALE_TOKEN = int(Event.STALE_TOKEN)
 _IN_STEPS = frozenset({Event.CHUNK, Event.FIRST_TOKEN, Event.TOKEN, Event.STALE_TOKEN})
+
+
+def _is_met(guard: str, row: int, history: History) -> bool:
+    """Whether the request has what an edge takes."""
+    return bool(history.num_output[row] if guard == HAS_OUTPUT else not history.num_wanted[row])
 
 
 class LegalLifecycle(Property):
@@ -37,7 +39,6 @@ class LegalLifecycle(Property):
     request that has ended has exactly one terminal reply."""
 
     name = "legal_lifecycle"
-    observes = (StepCommitted, Transition, Answered, AnswersClosed, Submitted, StepRolledBack)
 
     def __init__(self) -> None:
         self._state: UInt8s = np.zeros(64, np.uint8)
@@ -52,44 +53,41 @@ class LegalLifecycle(Property):
             self._state[row] = beginning.table.state[row]
         return found
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case StepCommitted():
-                return self._committed(history)
-            case Transition():
-                self._replies.observe(record)
-                return self._moved(record, history)
-            case Answered() | AnswersClosed():
-                fault = self._replies.observe(record)
-                return () if fault is None else (self.violation(history, *fault),)
-            case Submitted():
-                return tuple(self._submitted(record, history))
-            case StepRolledBack():
-                return tuple(self._rolled_back(history))
-        return ()
+    @on(Answered)
+    def _answered(self, record: Answered, history: History) -> Sequence[Violation]:
+        fault = self._replies.answered(record)
+        return () if fault is None else (self.violation(history, *fault),)
+
+    @on(AnswersClosed)
+    def _all_answered(self, record: AnswersClosed, history: History) -> Sequence[Violation]:
+        fault = self._replies.closed(record)
+        return () if fault is None else (self.violation(history, *fault),)
 
     def finish(self, history: History) -> Sequence[Violation]:
         if history.closed is None or history.closed.reason != STOPPED:
             return ()
         text = "the request had no terminal edge when the engine stopped"
         never_ended = [self.violation(history, text, request) for request in history.open]
-        return [*never_ended, *(self.violation(history, *fault) for fault in self._replies.finish())]
+        return [*never_ended, *(self.violation(history, *fault) for fault in self._replies.finish(history.pairing))]
 
-    def _submitted(self, record: Submitted, history: History) -> Iterator[Violation]:
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
         self._state = fitted(self._state, record.row + 1)
-        request = record.request
-        before = self._holder.get(record.row)
-        self._holder[record.row] = request
-        if before is not None and before != request and before in history.open:
-            yield self.violation(history, f"row {record.row} is given away while request {before} has it", before)
         self._state[record.row] = State.NEW
+        before = self._holder.get(record.row)
+        self._holder[record.row] = record.request
+        if before is None or before == record.request or before not in history.open:
+            return ()
+        return (self.violation(history, f"row {record.row} is given away while request {before} has it", before),)
 
+    @on(Transition)
     def _moved(self, record: Transition, history: History) -> Sequence[Violation]:
         row, source, event = record.row, record.source, record.event
         owner, state = int(history.request[row]), int(self._state[row])
         self._state[row] = record.target
-        plain = owner == record.request and source == state and event not in _IN_STEPS
-        if plain and _FREE.get((source, event, record.cause)) == record.target:
+        target, guard = _EDGES.get((source, event, record.cause), (None, None))
+        plain = owner == record.request and source == state and target == record.target and event not in _IN_STEPS
+        if plain and (guard is None or _is_met(guard, row, history)):
             return ()
         return tuple(self._faults(record, history, owner, State(state)))
 
@@ -115,15 +113,13 @@ class LegalLifecycle(Property):
         yield from self._guard(record, history)
 
     def _guard(self, record: Transition, history: History) -> Iterator[Violation]:
-        guard = _GUARDS.get((record.source, record.event, record.cause))
-        unmet = (guard == HAS_OUTPUT and not history.num_output[record.row]) or (
-            guard == WANTS_NO_OUTPUT and history.num_wanted[record.row]
-        )
-        if unmet:
+        _, guard = _EDGES.get((record.source, record.event, record.cause), (None, None))
+        if guard is not None and not _is_met(guard, record.row, history):
             text = f"{record.event.name}({record.cause}) in {record.source.name} needs its guard {guard}"
             yield self.violation(history, text, record.request)
 
-    def _committed(self, history: History) -> Sequence[Violation]:
+    @on(StepCommitted)
+    def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
         step, committed = history.step, history.committed
         rows, events = step.rows, committed.events
         found: list[Violation] = []
@@ -144,10 +140,13 @@ class LegalLifecycle(Property):
             found.append(self.violation(history, str(error), error.request))
         return found
 
-    def _rolled_back(self, history: History) -> Iterator[Violation]:
+    @on(StepRolledBack)
+    def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
+        found: list[Violation] = []
         for admission in history.restored:
             state = State(int(self._state[admission.row]))
             try:
                 self._state[admission.row] = advance(state, Event.RESTORE, Cause.STEP_LOST, admission.request)
             except IllegalTransition as error:
-                yield self.violation(history, str(error), admission.request)
+                found.append(self.violation(history, str(error), admission.request))
+        return found

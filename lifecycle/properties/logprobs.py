@@ -7,11 +7,10 @@ from itertools import accumulate, zip_longest
 from typing import ClassVar, TypeAlias
 
 from pawl.lifecycle.columns import Scores, float32s
-from pawl.lifecycle.properties.base import ENDS, Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Record, StepCommitted, Submitted, Transition, int32s
+from pawl.lifecycle.records import StepCommitted, Submitted, Transition, int32s
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.states import Event
 
 _Place: TypeAlias = tuple[int, int, int, tuple[int, ...]]
 """Row, position, how many of the likeliest tokens stand there as well, and the named tokens after them."""
@@ -23,22 +22,27 @@ class LogprobsAsAsked(Property):
     request asked for, and those that it named."""
 
     name: ClassVar[str] = "logprobs_as_asked"
-    observes = (Submitted, StepCommitted, *ENDS)
 
     def __init__(self) -> None:
         self._asking: dict[int, SamplingParameters] = {}
         """What live requests want that want some, by row."""
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Submitted(row=row, sampling=sampling):
-                if sampling.top_logprobs is not None or sampling.prompt_logprobs:
-                    self._asking[row] = sampling
-            case StepCommitted(scores=scores):
-                if scores is not None or self._asking:
-                    return tuple(self._differing(scores, history))
-            case Transition(event=Event.FINISH | Event.ABORT):
-                self._asking.pop(record.row, None)
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
+        sampling = record.sampling
+        if sampling.top_logprobs is not None or sampling.prompt_logprobs:
+            self._asking[record.row] = sampling
+        return ()
+
+    @on(StepCommitted)
+    def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
+        if record.scores is None and not self._asking:
+            return ()
+        return tuple(self._differing(record.scores, history))
+
+    @on(*ENDS)
+    def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._asking.pop(record.row, None)
         return ()
 
     def _differing(self, scores: Scores | None, history: History) -> Iterator[Violation]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 from pawl.lifecycle.properties.admission_order import AdmissionOrder
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import Judge, Property, Violation
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.causes import TrueCauses
 from pawl.lifecycle.properties.conservation import Conservation, NoReuseBeforeFence
+from pawl.lifecycle.properties.dispatch import Kind
 from pawl.lifecycle.properties.ending import AbortIsTotal, Incarnation, SilenceAfterAbort, StreamEqualsResult
-from pawl.lifecycle.properties.history import History, Malformed
+from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
 from pawl.lifecycle.properties.logprobs import LogprobsAsAsked
 from pawl.lifecycle.properties.observability_conservation import ObservabilityConservation
@@ -34,10 +34,10 @@ from pawl.lifecycle.properties.sharing import (
     WeightEpochs,
 )
 from pawl.lifecycle.properties.start import StartAgrees
+from pawl.lifecycle.properties.steps import Malformed
 from pawl.lifecycle.properties.stream_positions import StreamPositions
 from pawl.lifecycle.properties.time_order import TimeOrder
-from pawl.lifecycle.records import Record, Transition
-from pawl.lifecycle.states import Event
+from pawl.lifecycle.records import Record
 
 PROPERTIES: tuple[type[Property], ...] = (
     Conservation,
@@ -72,8 +72,6 @@ PROPERTIES: tuple[type[Property], ...] = (
 )
 """Every property that a trace alone can decide."""
 
-Observer: TypeAlias = Callable[[Record, History], Sequence[Violation]]
-
 MOST_WORDS = 300
 """Characters of an exception's own words: they may quote a whole record."""
 WELL_FORMED = "well_formed"
@@ -92,8 +90,8 @@ class Monitor:
         self.judging = True
         self.indigestible = False
         """Judging has ended at a record that no engine writes: a value that is out of all bounds, say."""
-        self._observers: dict[type[Record] | Event, tuple[Observer, ...]] = {}
-        """Whom a kind of record, or a transition of this event, concerns, as far as one has come."""
+        self._judges: dict[Kind, tuple[Judge, ...]] = {}
+        """What is to see records of a kind, as far as one has come."""
         self._reported: dict[tuple[str, int | None], int] = {}
         """(property, request) -> the record of its first violation"""
 
@@ -109,16 +107,16 @@ class Monitor:
             return self._report([Violation(WELL_FORMED, str(error), self.history.number, error.request)])
         except Exception as error:
             return self._refuse(record, error)
-        kind = record.event if type(record) is Transition else type(record)
-        observers = self._observers.get(kind)
-        if observers is None:
-            observers = self._observers[kind] = self._concerned(kind)
+        kind = self.history.kind
+        judges = self._judges.get(kind)
+        if judges is None:
+            judges = self._judges[kind] = self._concerned(kind)
         found: list[Violation] = []
         try:
             if self.history.beginning is not None and not self.history.number:
                 found += self._begun(self.history.beginning)
-            for observe in observers:
-                violations = observe(record, self.history)
+            for judge in judges:
+                violations = judge(record, self.history)
                 if violations:
                     found.extend(violations)
         except Exception as error:
@@ -146,9 +144,8 @@ class Monitor:
         text = f"no engine records {what}: {type(error).__name__}: {error!s:.{MOST_WORDS}} ({where})"
         return self._report([Violation(WELL_FORMED, text, self.history.number)])
 
-    def _concerned(self, kind: type[Record] | Event) -> tuple[Observer, ...]:
-        names = {kind, Transition} if isinstance(kind, Event) else {kind}
-        return tuple(each.observe for each in self.properties if each.observes is None or names & set(each.observes))
+    def _concerned(self, kind: Kind) -> tuple[Judge, ...]:
+        return tuple(judge for each in self.properties if (judge := each.judge_of(kind)) is not None)
 
     def _report(self, found: list[Violation]) -> list[Violation]:
         new: list[Violation] = []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pawl.lifecycle.properties.base import ENDS, Property, Violation
+from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Closed, Counts, PageCounts, Record, StepCommitted, Submitted, Transition
+from pawl.lifecycle.records import Closed, Counts, PageCounts, StepCommitted, Submitted, Transition
 from pawl.lifecycle.states import Event
 
 
@@ -16,7 +16,6 @@ class ObservabilityConservation(Property):
     the cache, replayed from nothing, give the pages that are counted as cached."""
 
     name = "observability_conservation"
-    observes = (Submitted, StepCommitted, Closed, Event.SUBMIT, Event.SUBMIT_GRAMMAR, Event.RETRACT, *ENDS)
 
     def __init__(self) -> None:
         self._received = 0
@@ -33,18 +32,44 @@ class ObservabilityConservation(Property):
         self._output_tokens = totals.generated_tokens - _of_live(history)
         return ()
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Transition():
-                self._moved(record, history)
-            case Submitted():
-                self._received += 1
-            case StepCommitted():
-                return self._cached(record.pages, history)
-            case Closed():
-                cached = self._cached(record.pages, history) if record.pages is not None else ()
-                return (*cached, *self._closed(record.counts, history))
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
+        self._received += 1
         return ()
+
+    @on(Event.SUBMIT, Event.SUBMIT_GRAMMAR)
+    def _accepted(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._prompt_tokens += int(history.num_prompt[record.row])
+        return ()
+
+    @on(Event.RETRACT)
+    def _retracted(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._retractions += 1
+        return ()
+
+    @on(Event.FINISH)
+    def _finish(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._finished += 1
+        return self._ended(record, history)
+
+    @on(Event.ABORT)
+    def _abort(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._aborted += 1
+        return self._ended(record, history)
+
+    def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
+        counted = record.num_output
+        self._output_tokens += int(history.num_output[record.row]) if counted is None else counted
+        return ()
+
+    @on(StepCommitted)
+    def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
+        return self._cached(record.pages, history)
+
+    @on(Closed)
+    def _closed(self, record: Closed, history: History) -> Sequence[Violation]:
+        cached = self._cached(record.pages, history) if record.pages is not None else ()
+        return (*cached, *self._summed(record.counts, history))
 
     def _cached(self, pages: PageCounts, history: History) -> Sequence[Violation]:
         if pages.cached == len(history.cache) or history.started is None:
@@ -52,22 +77,7 @@ class ObservabilityConservation(Property):
         text = f"{pages.cached} pages are counted as cached, {len(history.cache)} are by what was told of the cache"
         return (self.violation(history, text),)
 
-    def _moved(self, record: Transition, history: History) -> None:
-        row = record.row
-        match record.event:
-            case Event.SUBMIT | Event.SUBMIT_GRAMMAR:
-                self._prompt_tokens += int(history.num_prompt[row])
-            case Event.FINISH | Event.ABORT:
-                counted = record.num_output
-                self._output_tokens += int(history.num_output[row]) if counted is None else counted
-                if record.event == Event.FINISH:
-                    self._finished += 1
-                else:
-                    self._aborted += 1
-            case Event.RETRACT:
-                self._retractions += 1
-
-    def _closed(self, counts: Counts, history: History) -> Iterator[Violation]:
+    def _summed(self, counts: Counts, history: History) -> Iterator[Violation]:
         seen = Counts(
             received=self._received,
             finished=self._finished,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pawl.lifecycle.machines.serving import SERVING, Serving, ServingEvent
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import (
@@ -51,12 +51,14 @@ def retracts(record: Record | None) -> bool:
     return isinstance(record, Delivered) and record.kind == "pause" and record.fields.get("retract") is True
 
 
+_WHILE_PAUSED = "was planned while the engine was paused"
+
+
 class PausedIsStill(Property):
     """While the engine is paused no step is planned and nobody is admitted; a pause that retracts leaves nobody with
     memory."""
 
     name: ClassVar[str] = "paused_is_still"
-    observes = (Delivered, StepPlanned, Idled, Submitted, StepCommitted, StepRolledBack, Flushed, Event.ADMIT)
 
     def __init__(self) -> None:
         self._pauses = Pauses()
@@ -67,22 +69,28 @@ class PausedIsStill(Property):
         self._pauses.begin(beginning)
         return ()
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Transition(event=Event.ADMIT) | StepPlanned() | Idled() if self._pauses.paused:
-                what = "its admission" if isinstance(record, Transition) else "a step"
-                request = record.request if isinstance(record, Transition) else None
-                return (self.violation(history, f"{what} was planned while the engine was paused", request),)
-            case Delivered() | Submitted() | StepCommitted() | StepRolledBack() | Flushed():
-                return tuple(self._looked(record, history))
-        return ()
+    @on(StepPlanned, Idled)
+    def _planned(self, record: StepPlanned | Idled, history: History) -> Sequence[Violation]:
+        return (self.violation(history, f"a step {_WHILE_PAUSED}"),) if self._pauses.paused else ()
 
-    def _looked(self, record: Record, history: History) -> Iterator[Violation]:
-        # What follows from a pause stands between it and the next of these.
-        if self._retracted and history.working[: history.num_rows].any():
-            row = int(history.working[: history.num_rows].argmax())
-            text = "the engine was paused, everybody to be retracted, and it is at work"
-            yield self.violation(history, text, int(history.request[row]))
-        if isinstance(record, Delivered):
-            self._pauses.delivered(record)
-            self._retracted = (self._retracted or retracts(record)) and self._pauses.paused
+    @on(Event.ADMIT)
+    def _admitted(self, record: Transition, history: History) -> Sequence[Violation]:
+        if not self._pauses.paused:
+            return ()
+        return (self.violation(history, f"its admission {_WHILE_PAUSED}", record.request),)
+
+    @on(Delivered)
+    def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
+        found = self._looked(record, history)
+        self._pauses.delivered(record)
+        self._retracted = (self._retracted or retracts(record)) and self._pauses.paused
+        return found
+
+    # What follows from a pause stands between it and the next of these.
+    @on(Submitted, StepCommitted, StepRolledBack, Flushed)
+    def _looked(self, record: Record, history: History) -> Sequence[Violation]:
+        if not self._retracted or not history.working[: history.num_rows].any():
+            return ()
+        row = int(history.working[: history.num_rows].argmax())
+        text = "the engine was paused, everybody to be retracted, and it is at work"
+        return (self.violation(history, text, int(history.request[row])),)

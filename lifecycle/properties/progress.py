@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from pawl.lifecycle.properties.base import ENDS, Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.pausing import retracts
@@ -18,7 +18,6 @@ from pawl.lifecycle.properties.ranks import Ranks
 from pawl.lifecycle.records import (
     Contained,
     Delivered,
-    Record,
     Started,
     StepCommitted,
     StepPlanned,
@@ -73,7 +72,6 @@ class BoundedProgress(Property):
     """
 
     name = "bounded_progress"
-    observes = (Started, Submitted, StepPlanned, StepRolledBack, Delivered, *ENDS)
 
     def __init__(self) -> None:
         self._pace: Pace | None = None
@@ -85,43 +83,53 @@ class BoundedProgress(Property):
         """Sum of weight * chunks."""
         self._losses = 0
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Started():
-                self._pace = pace_of(record)
-            case Submitted():
-                self._submitted(record)
-            case StepPlanned():
-                return tuple(self._planned(record, history))
-            case StepRolledBack():
-                self._losses += not history.in_flight
-            case Delivered():
-                self._losses += retracts(record)
-            case Transition(event=Event.FINISH | Event.ABORT) if not history.open:
-                self._steps = self._weights = self._chunks = self._own = self._losses = 0
+    @on(Started)
+    def _started(self, record: Started, history: History) -> Sequence[Violation]:
+        self._pace = pace_of(record)
         return ()
 
-    def _submitted(self, record: Submitted) -> None:
+    @on(StepRolledBack)
+    def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
+        self._losses += not history.in_flight
+        return ()
+
+    @on(Delivered)
+    def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
+        self._losses += retracts(record)
+        return ()
+
+    @on(*ENDS)
+    def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
+        if not history.open:
+            self._steps = self._weights = self._chunks = self._own = self._losses = 0
+        return ()
+
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
         if self._pace is None:
-            return
+            return ()
         outputs = record.sampling.max_new_tokens
         chunks = -(-(len(int32s(record.tokens)) + outputs) // self._pace.chunk)
         weight = chunks + outputs + 1
         self._weights += weight
         self._chunks += chunks
         self._own += weight * chunks
+        return ()
 
-    def _planned(self, record: StepPlanned, history: History) -> Iterator[Violation]:
+    @on(StepPlanned)
+    def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
         self._steps += 1
-        if not (history.step.ends > history.step.starts).any():
-            yield self.violation(history, f"step {record.step} computes nothing")
+        found: list[Violation] = []
+        if not np.count_nonzero(history.step.ends > history.step.starts):
+            found.append(self.violation(history, f"step {record.step} computes nothing"))
         if self._pace is None:
-            return
+            return found
         weight = self._weights if self._pace.mixed else self._weights * (1 + self._chunks) - self._own
         bound = (self._pace.depth + 2) * weight * (1 + self._losses)
         if self._steps > bound:
             text = f"{self._steps} steps since the last rest; {bound} are enough for all that arrived since"
-            yield self.violation(history, text, min(history.open, default=None))
+            found.append(self.violation(history, text, min(history.open, default=None)))
+        return found
 
 
 class FaultIsolation(Property):
@@ -129,7 +137,6 @@ class FaultIsolation(Property):
     those that were part of two lost steps, and nobody else."""
 
     name = "fault_isolation"
-    observes = (StepRolledBack, StepPlanned, Contained, *ENDS)
     max_strikes = 2
 
     def __init__(self) -> None:
@@ -143,20 +150,23 @@ class FaultIsolation(Property):
         self._strikes.update({info.request: info.strikes for info in infos if info.strikes})
         return ()
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case StepRolledBack(reason=reason) if not history.in_flight:
-                if self._blamed is None or self._blamed.failure != reason:
-                    self._lost(history)
-            case Contained():
-                self._blamed = record if record.request else None
-            case Transition(event=Event.FINISH | Event.ABORT):
-                return tuple(self._ended(record, history))
-            case StepPlanned() if self._strikes:
-                for request, count in self._strikes.items():
-                    if count >= self.max_strikes:
-                        text = f"step {record.step} is planned and the request, part of {count} lost steps, is live"
-                        return [self.violation(history, text, request)]
+    @on(StepRolledBack)
+    def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
+        if not history.in_flight and (self._blamed is None or self._blamed.failure != record.reason):
+            self._lost(history)
+        return ()
+
+    @on(Contained)
+    def _survived(self, record: Contained, history: History) -> Sequence[Violation]:
+        self._blamed = record if record.request else None
+        return ()
+
+    @on(StepPlanned)
+    def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
+        for request, count in self._strikes.items():
+            if count >= self.max_strikes:
+                text = f"step {record.step} is planned and the request, part of {count} lost steps, is live"
+                return (self.violation(history, text, request),)
         return ()
 
     def _lost(self, history: History) -> None:
@@ -168,10 +178,12 @@ class FaultIsolation(Property):
             if was_live or request in restored:
                 self._strikes[request] += 1
 
-    def _ended(self, record: Transition, history: History) -> Iterator[Violation]:
+    @on(*ENDS)
+    def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
         strikes = self._strikes.pop(record.request, 0)
-        if record.cause == Cause.WORKER_LOST and not strikes:
-            yield self.violation(history, "it ended with a lost step that it was no part of", record.request)
+        if record.cause != Cause.WORKER_LOST or strikes:
+            return ()
+        return (self.violation(history, "it ended with a lost step that it was no part of", record.request),)
 
 
 class AdmissionIsMonotone(Property):
@@ -179,7 +191,6 @@ class AdmissionIsMonotone(Property):
     runnable: the oldest of those at work is never retracted for memory."""
 
     name = "admission_is_monotone"
-    observes = (StepRolledBack, StepCommitted, Event.ADMIT, Event.RETRACT, *ENDS)
 
     def __init__(self) -> None:
         self._ranks = Ranks()
@@ -188,29 +199,38 @@ class AdmissionIsMonotone(Property):
         self._ranks.begin(beginning)
         return ()
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Transition(event=Event.ADMIT):
-                self._ranks.admitted(record.request)
-            case Transition(event=Event.RETRACT, cause=Cause.MEMORY):
-                return tuple(self._retracted(record, history))
-            case Transition(event=Event.FINISH | Event.ABORT):
-                admitted = self._ranks.left(record.request)
-                if record.cause in _REFUSALS and (admitted or record.source not in (State.NEW, State.QUEUED)):
-                    text = f"it was admitted, and then ended by an admission limit: {record.cause}"
-                    return [self.violation(history, text, record.request)]
-            case StepRolledBack():
-                self._ranks.rolled_back(history)
-            case StepCommitted():
-                self._ranks.committed(history)
+    @on(Event.ADMIT)
+    def _admitted(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._ranks.admitted(record.request)
         return ()
 
-    def _retracted(self, record: Transition, history: History) -> Iterator[Violation]:
+    @on(StepRolledBack)
+    def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
+        self._ranks.rolled_back(history)
+        return ()
+
+    @on(StepCommitted)
+    def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
+        self._ranks.committed(history)
+        return ()
+
+    @on(*ENDS)
+    def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
+        admitted = self._ranks.left(record.request)
+        if record.cause not in _REFUSALS or not (admitted or record.source not in (State.NEW, State.QUEUED)):
+            return ()
+        text = f"it was admitted, and then ended by an admission limit: {record.cause}"
+        return (self.violation(history, text, record.request),)
+
+    @on(Event.RETRACT)
+    def _retracted(self, record: Transition, history: History) -> Sequence[Violation]:
+        if record.cause != Cause.MEMORY:
+            return ()
         ranks, newest = self._ranks.of, self._ranks.count
         rank = ranks.get(record.request, newest)
         working = np.flatnonzero(history.working[: history.num_rows])
         others = (int(history.request[row]) for row in working if row != record.row)
-        if not any(ranks.get(other, newest) < rank for other in others):
-            yield self.violation(
-                history, "it was retracted for memory, and no older request is at work", record.request
-            )
+        if any(ranks.get(other, newest) < rank for other in others):
+            return ()
+        text = "it was retracted for memory, and no older request is at work"
+        return (self.violation(history, text, record.request),)

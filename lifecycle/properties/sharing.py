@@ -10,8 +10,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
+from pawl.lifecycle.properties.dispatch import KINDS
 from pawl.lifecycle.properties.growing import fitted
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.pausing import Pauses
@@ -40,28 +41,24 @@ class SingleOwner(Property):
     it once, and what the cache has is not taken as free."""
 
     name = "single_owner"
-    observes = (Cached, StepPlanned)
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Cached():
-                return tuple(self._changed(history))
-            case StepPlanned() if history.cache.namespace:
-                return tuple(self._taken(history))
-        return ()
-
-    def _changed(self, history: History) -> Iterator[Violation]:
-        faults = history.cache.faults
+    @on(Cached)
+    def _changed(self, record: Cached, history: History) -> Sequence[Violation]:
+        faults, found = history.cache.faults, []
         if faults.stored_twice:
-            yield self.violation(history, f"page {faults.stored_twice[0]} came into the cache, which had it already")
+            text = f"page {faults.stored_twice[0]} came into the cache, which had it already"
+            found.append(self.violation(history, text))
         if faults.removed_twice:
-            yield self.violation(history, f"page {faults.removed_twice[0]} left the cache, which did not have it")
+            text = f"page {faults.removed_twice[0]} left the cache, which did not have it"
+            found.append(self.violation(history, text))
+        return found
 
-    def _taken(self, history: History) -> Iterator[Violation]:
+    @on(StepPlanned)
+    def _taken(self, record: StepPlanned, history: History) -> Sequence[Violation]:
         for page in history.pages.fresh:
             if page in history.cache.namespace:
-                yield self.violation(history, f"page {page} was taken as free while the cache has it")
-                return
+                return (self.violation(history, f"page {page} was taken as free while the cache has it"),)
+        return ()
 
 
 class HoldAccounting(Property):
@@ -73,22 +70,23 @@ class HoldAccounting(Property):
     def __init__(self) -> None:
         self._removed: list[int] = []
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        if not self._removed and type(record) is not Cached:
-            return ()
-        if isinstance(record, Cached):
-            self._removed += history.cache.removed
-            cut_off = history.cache.faults.cut_off
-            return [self.violation(history, f"page {cut_off[0]} of the cache is out of reach")] if cut_off else ()
-        # Those that gave way to a step are told of after what their pages made room for.
-        if isinstance(record, Transition) and record.event == Event.RETRACT:
+    @on(Cached)
+    def _changed(self, record: Cached, history: History) -> Sequence[Violation]:
+        self._removed += history.cache.removed
+        cut_off = history.cache.faults.cut_off
+        return (self.violation(history, f"page {cut_off[0]} of the cache is out of reach"),) if cut_off else ()
+
+    # Those that gave way to a step are told of after what their pages made room for.
+    @on(*KINDS - {Cached, Event.RETRACT})
+    def _left(self, record: Record, history: History) -> Sequence[Violation]:
+        if not self._removed:
             return ()
         removed, self._removed = self._removed, []
         for page in removed:
             row = history.pages.user_of(page) if history.pages.in_use(page) else None
             if row is not None and not _just_taken(record, history, page):
                 text = f"page {page} left the cache while a request uses it"
-                return [self.violation(history, text, _owner(history, row))]
+                return (self.violation(history, text, _owner(history, row)),)
         return ()
 
 
@@ -102,7 +100,6 @@ class ReadAfterCommit(Property):
     position in it is, and what a request begins with is in the cache when its step is launched."""
 
     name = "read_after_commit"
-    observes = (StepCommitted, Cached, StepPlanned, Event.ADMIT, Event.RECEIVE, Submitted, TierTold)
 
     def __init__(self) -> None:
         self._committed: Int32s = np.zeros(64, np.int32)
@@ -116,24 +113,40 @@ class ReadAfterCommit(Property):
             self._committed[row] = beginning.num_computed(row)
         return found
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case StepCommitted():
-                live = history.committed.live
-                self._committed[history.step.rows[live]] = history.committed.ends[live]
-            case Cached() if history.cache.stored:
-                return tuple(self._stored(history))
-            case StepPlanned() if history.pages.shared:
-                return tuple(self._shared(history))
-            case Transition(event=Event.ADMIT):
-                self._committed[record.row] = record.num_cached or 0
-            case Transition(event=Event.RECEIVE):
-                self._committed[record.row] = history.num_tokens[record.row] - 1
-            case Submitted():
-                self._committed = fitted(self._committed, record.row + 1)
-            case TierTold(kind="filled"):
-                self._filled += record.count
+    @on(StepCommitted)
+    def _computed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
+        live = history.committed.live
+        self._committed[history.step.rows[live]] = history.committed.ends[live]
         return ()
+
+    @on(Event.ADMIT)
+    def _admitted(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._committed[record.row] = record.num_cached or 0
+        return ()
+
+    @on(Event.RECEIVE)
+    def _received(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._committed[record.row] = history.num_tokens[record.row] - 1
+        return ()
+
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
+        self._committed = fitted(self._committed, record.row + 1)
+        return ()
+
+    @on(TierTold)
+    def _told(self, record: TierTold, history: History) -> Sequence[Violation]:
+        if record.kind == "filled":
+            self._filled += record.count
+        return ()
+
+    @on(Cached)
+    def _changed(self, record: Cached, history: History) -> Sequence[Violation]:
+        return tuple(self._stored(history)) if history.cache.stored else ()
+
+    @on(StepPlanned)
+    def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
+        return tuple(self._shared(history)) if history.pages.shared else ()
 
     def _stored(self, history: History) -> Iterator[Violation]:
         size = history.started.page_size if history.started is not None else 1
@@ -163,15 +176,14 @@ class NamespaceIsolation(Property):
     """Requests with another adapter, salt, or weight version share no page."""
 
     name = "namespace_isolation"
-    observes = (Cached, StepPlanned)
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Cached() if history.cache.stored:
-                return tuple(self._stored(history))
-            case StepPlanned() if history.pages.shared:
-                return tuple(self._shared(history))
-        return ()
+    @on(Cached)
+    def _changed(self, record: Cached, history: History) -> Sequence[Violation]:
+        return tuple(self._stored(history)) if history.cache.stored else ()
+
+    @on(StepPlanned)
+    def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
+        return tuple(self._shared(history)) if history.pages.shared else ()
 
     def _stored(self, history: History) -> Iterator[Violation]:
         if history.cache.faults.foreign:
@@ -200,24 +212,21 @@ class WeightEpochs(Property):
     version of the weights that the engine has, and use pages of that version only."""
 
     name = "weight_epochs"
-    observes = (Submitted, StepPlanned)
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Submitted():
-                return tuple(self._submitted(record, history))
-            case StepPlanned() if history.pages.shared:
-                return tuple(self._shared(history))
-        return ()
-
-    def _submitted(self, record: Submitted, history: History) -> Iterator[Violation]:
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
         loop: Any = history.started.config.get("loop") if history.started is not None else None
         if not isinstance(loop, dict) or "weights" not in loop:
-            return
+            return ()
         served, asked = _quoted(str(loop["weights"])), _weights(record.namespace)
-        if asked != served:
-            text = f"the request is served under weights {asked!r}, the engine has {served!r}"
-            yield self.violation(history, text, record.request)
+        if asked == served:
+            return ()
+        text = f"the request is served under weights {asked!r}, the engine has {served!r}"
+        return (self.violation(history, text, record.request),)
+
+    @on(StepPlanned)
+    def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
+        return tuple(self._shared(history)) if history.pages.shared else ()
 
     def _shared(self, history: History) -> Iterator[Violation]:
         for row, page in history.pages.shared:
@@ -245,7 +254,6 @@ class QuiescentFlush(Property):
     engine is paused, requests that own nothing may wait."""
 
     name = "quiescent_flush"
-    observes = (Flushed, Delivered)
 
     def __init__(self) -> None:
         self._pauses = Pauses()
@@ -254,18 +262,20 @@ class QuiescentFlush(Property):
         self._pauses.begin(beginning)
         return ()
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        if isinstance(record, Delivered):
-            self._pauses.delivered(record)
-            return ()
-        return tuple(self._flushed(history)) if isinstance(record, Flushed) else ()
+    @on(Delivered)
+    def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
+        self._pauses.delivered(record)
+        return ()
 
-    def _flushed(self, history: History) -> Iterator[Violation]:
+    @on(Flushed)
+    def _flushed(self, record: Flushed, history: History) -> Sequence[Violation]:
         live, in_flight, kept = len(history.open), len(history.in_flight), len(history.cache)
+        found = []
         if self._pauses.paused:
             live = int(history.working[: history.num_rows].sum())
         if live or in_flight:
             text = f"the cache was flushed with {live} requests live, {in_flight} steps in flight"
-            yield self.violation(history, text, next(iter(history.open), None))
+            found.append(self.violation(history, text, next(iter(history.open), None)))
         if kept:
-            yield self.violation(history, f"the cache was flushed, and has {kept} pages")
+            found.append(self.violation(history, f"the cache was flushed, and has {kept} pages"))
+        return found

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Record, Started
+from pawl.lifecycle.records import Started
 
 SAID_TWICE = {"num_pages": "num_pages", "page_size": "page_size", "num_slots": "max_running", "seed": "seed"}
 """Fields of the first record, and the settings of the loop that they repeat."""
@@ -20,13 +20,13 @@ class StartAgrees(Property):
     computes is named: for the ghost it is the ghost, and for no other model."""
 
     name: ClassVar[str] = "start_agrees"
-    observes = (Started,)
 
     def __init__(self) -> None:
         self._started = False
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        return tuple(self._judged(record, history)) if isinstance(record, Started) else ()
+    @on(Started)
+    def _starts(self, record: Started, history: History) -> Sequence[Violation]:
+        return tuple(self._judged(record, history))
 
     def _judged(self, record: Started, history: History) -> Iterator[Violation]:
         if self._started:

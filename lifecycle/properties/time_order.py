@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import Property, Violation, on
+from pawl.lifecycle.properties.dispatch import KINDS, Kind
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Answered, AnswersClosed, Record
+from pawl.lifecycle.states import Event
+
+
+def _has_a_time(kind: Kind) -> bool:
+    return isinstance(kind, Event) or "time" in kind.__struct_fields__
 
 
 class TimeOrder(Property):
@@ -18,16 +24,20 @@ class TimeOrder(Property):
     def __init__(self) -> None:
         self._newest = self._newest_answer = float("-inf")
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        if isinstance(record, Answered | AnswersClosed):
-            before, self._newest_answer = self._newest_answer, record.time
-            return () if record.time >= before else [self._fault(history, record, before, record.time)]
-        time: float = getattr(record, "time", self._newest)
+    @on(Answered, AnswersClosed)
+    def _of_the_gateway(self, record: Answered | AnswersClosed, history: History) -> Sequence[Violation]:
+        before, self._newest_answer = self._newest_answer, record.time
+        return () if record.time >= before else self._fault(history, record, before, record.time)
+
+    @on(*(kind for kind in KINDS - {Answered, AnswersClosed} if _has_a_time(kind)))
+    def _of_the_engine(self, record: Any, history: History) -> Sequence[Violation]:
+        time = record.time
         if time >= self._newest:
             self._newest = time
             return ()
         # Not a number is neither: it is reported as well.
-        return [self._fault(history, record, self._newest, time)]
+        return self._fault(history, record, self._newest, time)
 
-    def _fault(self, history: History, record: Record, before: float, time: float) -> Violation:
-        return self.violation(history, f"time goes back from {before} to {time}", getattr(record, "request", None))
+    def _fault(self, history: History, record: Record, before: float, time: float) -> Sequence[Violation]:
+        text = f"time goes back from {before} to {time}"
+        return (self.violation(history, text, getattr(record, "request", None)),)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pawl.lifecycle.properties.base import Property, Violation
-from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Record
+from pawl.lifecycle.properties.base import Property
 from pawl.memory.violation import MemoryViolation
 
 if TYPE_CHECKING:
@@ -32,9 +30,6 @@ class StateProperty(Property):
 
     Some judge records as well: those are the same class, with what there is to look at in a loop added to it.
     """
-
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        return ()
 
     def check(self, loop: Loop) -> None:
         """After every step; O(1)."""

@@ -12,7 +12,7 @@ import msgspec
 
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Gap, Record
+from pawl.lifecycle.records import Gap
 from pawl.lifecycle.trace.reader import TraceReader
 from pawl.loops.decision_log import OneDecisionLog
 
@@ -52,7 +52,6 @@ class DecidedBeside(Property):
     """`OneDecisionLog`, in another process over the same files."""
 
     name: ClassVar[str] = OneDecisionLog.name
-    observes = ()
 
     def __init__(self, path: Path, told: Callable[[float], object]) -> None:
         """`told` hears which share is done, while it is waited for."""
@@ -65,9 +64,6 @@ class DecidedBeside(Property):
         self._process = context.Process(target=_tell, args=(path, theirs), daemon=True)
         self._process.start()
         theirs.close()
-
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        return ()
 
     def poll(self) -> None:
         """Hear what has been told so far."""

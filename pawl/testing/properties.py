@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Record, StepCommitted, StepRolledBack, Submitted, Transition
+from pawl.lifecycle.records import StepCommitted, StepRolledBack, Submitted, Transition
 from pawl.lifecycle.states import Event
 
 USUAL_LIMIT = 3
@@ -29,17 +29,23 @@ class UsageTold(Property):
         self.retractions: Counter[int] = Counter()
         """Of each request."""
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Transition(event=Event.RETRACT):
-                self.retractions[record.request] += 1
-            case Transition(event=Event.ADMIT) if not self.retractions[record.request]:
-                self.cached[record.request] = record.num_cached or 0
-                self.total_cached += record.num_cached or 0
-            case StepRolledBack():
-                for admission in history.restored:
-                    if not self.retractions[admission.request]:
-                        self.total_cached -= admission.num_cached or 0
+    @on(Event.RETRACT)
+    def _retracted(self, record: Transition, history: History) -> Sequence[Violation]:
+        self.retractions[record.request] += 1
+        return ()
+
+    @on(Event.ADMIT)
+    def _admitted(self, record: Transition, history: History) -> Sequence[Violation]:
+        if not self.retractions[record.request]:
+            self.cached[record.request] = record.num_cached or 0
+            self.total_cached += record.num_cached or 0
+        return ()
+
+    @on(StepRolledBack)
+    def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
+        for admission in history.restored:
+            if not self.retractions[admission.request]:
+                self.total_cached -= admission.num_cached or 0
         return ()
 
 
@@ -57,24 +63,32 @@ class BoundedOvertaking(Property):
         self._admitted_by: dict[int, list[int]] = {}
         """request whose first admission may still be undone -> those that had overtaken it"""
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Submitted():
-                self._priority[record.request] = record.priority
-            case Transition(event=Event.SUBMIT | Event.GRAMMAR_READY):
-                self._overtaken[record.request] = []
-            case Transition(event=Event.FINISH | Event.ABORT):
-                self._overtaken.pop(record.request, None)
-            case Transition(event=Event.ADMIT) if record.request in self._overtaken:
-                return self._admitted(record.request, history)
-            case StepCommitted():
-                for admission in history.step.admitted:
-                    self._admitted_by.pop(admission.request, None)
-            case StepRolledBack():
-                self._undo([admission.request for admission in history.restored])
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
+        self._priority[record.request] = record.priority
         return ()
 
-    def _admitted(self, request: int, history: History) -> Sequence[Violation]:
+    @on(Event.SUBMIT, Event.GRAMMAR_READY)
+    def _waits(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._overtaken[record.request] = []
+        return ()
+
+    @on(*ENDS)
+    def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
+        self._overtaken.pop(record.request, None)
+        return ()
+
+    @on(StepCommitted)
+    def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
+        for admission in history.step.admitted:
+            self._admitted_by.pop(admission.request, None)
+        return ()
+
+    @on(Event.ADMIT)
+    def _admitted(self, record: Transition, history: History) -> Sequence[Violation]:
+        request = record.request
+        if request not in self._overtaken:
+            return ()
         self._admitted_by[request] = self._overtaken.pop(request)
         found = []
         for other, ahead in self._overtaken.items():
@@ -87,12 +101,14 @@ class BoundedOvertaking(Property):
                 found.append(self.violation(history, text, other))
         return found
 
-    def _undo(self, requests: Sequence[int]) -> None:
-        """These wait again, in their old places, and have overtaken nobody."""
-        for request in requests:
+    @on(StepRolledBack)
+    def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
+        """Those whose admission is undone wait again, in their old places, and have overtaken nobody."""
+        for request in (admission.request for admission in history.restored):
             if request in self._admitted_by:
                 self._overtaken[request] = self._admitted_by.pop(request)
                 for ahead in self._overtaken.values():
                     if request in ahead:
                         ahead.remove(request)
         self._overtaken = dict(sorted(self._overtaken.items()))
+        return ()

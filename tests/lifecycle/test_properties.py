@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pawl.lifecycle.columns import int32s
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
 from pawl.lifecycle.records import DECODER, ENCODER, Record, StepPlanned, StepRolledBack, Submitted, Transition
@@ -95,12 +95,12 @@ def test_equal_requests_are_compared_where_the_backend_keeps_that_promise(
 def test_a_property_sees_the_records_that_concern_it_and_no_others() -> None:
     class Listening(Property):
         name = "listening"
-        observes = (Submitted, StepPlanned, Event.FINISH)
 
         def __init__(self) -> None:
             self.seen: list[Record] = []
 
-        def observe(self, record: Record, history: History) -> Sequence[Violation]:
+        @on(Submitted, StepPlanned, Event.FINISH)
+        def hear(self, record: Record, history: History) -> Sequence[Violation]:
             self.seen.append(record)
             return ()
 
@@ -116,16 +116,52 @@ def test_a_property_sees_the_records_that_concern_it_and_no_others() -> None:
     ]
 
 
-def test_no_property_misses_a_kind_of_record_that_it_would_judge() -> None:
-    for canary in ALL.values():
-        chosen = {(each.property, each.record) for each in judged(canary.records).violations}
-        monitor = Monitor()
-        for each in monitor.properties:
-            each.observes = None  # type: ignore[misc]
-        for record in canary.records:
-            monitor.observe(record)
-        monitor.finish()
-        assert {(each.property, each.record) for each in monitor.violations} == chosen
+def test_a_property_that_overrides_observe_sees_everything() -> None:
+    class Watching(Property):
+        name = "watching"
+
+        def __init__(self) -> None:
+            self.seen: list[Record] = []
+
+        def observe(self, record: Record, history: History) -> Sequence[Violation]:
+            self.seen.append(record)
+            return ()
+
+    watching = Watching()
+    monitor = Monitor([watching])
+    for record in STORY.records:
+        monitor.observe(record)
+    assert watching.seen == list(STORY.records)
+
+
+def test_two_methods_of_a_property_do_not_take_the_same_kind_of_record() -> None:
+    with pytest.raises(TypeError, match="two methods"):
+
+        class Twice(Property):
+            @on(Transition)
+            def every_event(self, record: Record, history: History) -> Sequence[Violation]:
+                return ()
+
+            @on(Event.FINISH)
+            def one_event(self, record: Record, history: History) -> Sequence[Violation]:
+                return ()
+
+
+def test_a_method_that_is_overridden_takes_what_it_took() -> None:
+    class Base(Property):
+        name = "overridden"
+
+        @on(Submitted)
+        def judge(self, record: Record, history: History) -> Sequence[Violation]:
+            return ()
+
+    class Derived(Base):
+        def judge(self, record: Record, history: History) -> Sequence[Violation]:
+            return (self.violation(history, "found"),)
+
+    monitor = Monitor([Derived()])
+    found = [violation for record in STORY.records for violation in monitor.observe(record)]
+    assert [violation.explanation for violation in found] == ["found"]
 
 
 def test_a_sound_run_is_judged_the_same_after_it_was_written_and_read() -> None:
