@@ -28,8 +28,10 @@ from pawl.lifecycle.records import (
     Delivered,
     Record,
     StepCommitted,
+    Submitted,
     TierTold,
     Transition,
+    int32s,
 )
 from pawl.lifecycle.states import ABORT_CAUSES, Cause, Event, State
 from pawl.testing.cluster import cluster
@@ -123,8 +125,13 @@ def _computed_nothing(records: Sequence[Record], forgery: Forgery) -> bool:
     return _mine(records, forgery).num_computed == 0
 
 
-def _computed_one_position(records: Sequence[Record], forgery: Forgery) -> bool:
-    return _mine(records, forgery).num_computed <= 1
+def _computed_one_prompt_position(records: Sequence[Record], forgery: Forgery) -> bool:
+    submitted: Any = records[forgery.at]
+    return min(_mine(records, forgery).num_computed, len(int32s(submitted.tokens))) <= 1
+
+
+def _nobody_came_after(records: Sequence[Record], forgery: Forgery) -> bool:
+    return not any(isinstance(each, Submitted) for each in records[forgery.at :])
 
 
 def _ended_otherwise(*causes: Cause) -> Condition:
@@ -204,6 +211,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Answered.cause: another word": (
         Reason("why a request was refused on its way to the scheduler, which never heard of it", _never_came),
         Reason("the gateway answers for a scheduler that stops or has failed", _answered_in_place),
+        _CUT,
     ),
     "Answered.num_output: *": (_CUT,),
     "*.time: a bit *": (_CLOCK,),
@@ -219,6 +227,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Delivered abort: twice": (_AGAIN,),
     "Delivered check_deadlines: *": (_TIMER,),
     "Delivered drain.fields[[]grace_s]: a bit *": (_CLOCK,),
+    "Delivered drain: left out": (Reason("it refuses who comes after it, and nobody does", _nobody_came_after),),
     "Delivered drain: moved *": (_AGAIN,),
     "Delivered drain: twice": (_AGAIN,),
     "Delivered end_all: left out": (Reason("nobody is left when the engine stops"),),
@@ -228,6 +237,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Delivered finish: *": (_NO_EFFECT,),
     "Delivered flush_cache.fields[[]timeout]: a bit *": (_CLOCK,),
     "Delivered flush_cache: *": (Reason("a flush of nothing, or one that is refused, changes nothing"),),
+    "Delivered wait_ends: exchanged with the next": (_AGAIN,),
     "Idled: left out": (_MOMENT,),
     "Idled: twice": (_MOMENT,),
     **{
@@ -256,11 +266,14 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Submitted.sampling.*_token_ids[[]n]: twice": (Reason("a set of tokens, whose order and repetition mean nothing"),),
     "Submitted.sampling.*_token_ids: two exchanged": (Reason("a set of tokens, whose order means nothing"),),
     "Submitted.sampling.max_new_tokens: *": (Reason("a limit that was not reached", _ended_otherwise(Cause.LENGTH)),),
-    "Submitted.sampling.prompt_logprobs: negated": (Reason("only a second token has one", _computed_one_position),),
+    "Submitted.sampling.prompt_logprobs: negated": (
+        Reason("a prompt's first token has none", _computed_one_prompt_position),
+    ),
     "Submitted.sampling.stop_token_ids*": (_STOPS,),
     "Submitted.sampling.top_logprobs: *": (Reason("there was no token to give any for", _drew_nothing),),
     "Submitted.tokens*": (Reason("nothing was drawn from the prompt, and nobody shared it", _drew_nothing),),
     "TierTold filled.count: one *": (Reason("what came for requests that wait for it no more", _nobody_waited),),
+    "TierTold dropped*": (_TIERS,),
     "TierTold kept*": (_TIERS,),
 }
 """Kinds (with `*`) of which some forgeries leave no contradiction, and why."""
