@@ -105,8 +105,10 @@ class Intake:
 
     def abort(self, request: int, cause: Cause, message: str, now: float) -> None:
         """End a request, also one that is still to come."""
-        if not self.loop.requests.abort(request, cause, now, message) and request > self._newest:
+        if request > self._newest:
             self._ended_early[request] = (cause, message)
+        else:
+            self.loop.requests.abort(request, cause, now, message)
 
     # ---- orders ----
 

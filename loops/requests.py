@@ -104,13 +104,11 @@ class Requests:
             return Cause.OVERLOADED, f"{self.max_queued} requests wait already; try again later"
         return None
 
-    def abort(self, request: int, cause: Cause, now: float, message: str = "") -> bool:
-        """End a request in whatever state it is. False when no live request has this number."""
+    def abort(self, request: int, cause: Cause, now: float, message: str = "") -> None:
+        """End a request in whatever state it is. Nothing happens where no live one has this number."""
         row = self.table.row_of.get(request)
-        if row is None:
-            return False
-        self.leave(row, Event.ABORT, cause, now, message=message)
-        return True
+        if row is not None:
+            self.leave(row, Event.ABORT, cause, now, message=message)
 
     def grammar_ready(self, request: int, now: float) -> None:
         """The grammar that a request waits for is compiled. Nothing happens where it has ended meanwhile."""
@@ -120,16 +118,15 @@ class Requests:
             source, event = State.QUEUED_COMPILING, Event.GRAMMAR_READY
             self.journal.moved(row, request, source, event, target, Cause.NONE, now)
 
-    def finish(self, request: int, num_output: int, now: float) -> bool:
+    def finish(self, request: int, num_output: int, now: float) -> None:
         """A stop string ended the request within its first `num_output` tokens; the rest is dropped."""
         row = self.table.row_of.get(request)
         if row is None:
-            return False
+            return
         extra = int(self.table.num_tokens[row] - self.table.num_prompt[row]) - num_output
         self.counters.dropped_tokens += extra
         self.counters.generated_tokens -= extra
         self.leave(row, Event.FINISH, Cause.STOP_STRING, now, num_output=num_output)
-        return True
 
     def expire(self, now: float) -> None:
         """Abort every live request whose deadline has passed."""

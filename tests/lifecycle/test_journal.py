@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pawl.lifecycle.journal import REQUEST_BYTES, TOKEN_BYTES, Journal
+from pawl.lifecycle.journal import ENTRY_BYTES, REQUEST_BYTES, ROW_BYTES, STEP_BYTES, TOKEN_BYTES, Journal
 from pawl.lifecycle.marks import Contained, Digest, Flushed, Idled
 from pawl.lifecycle.records import (
     CacheChange,
@@ -15,6 +15,7 @@ from pawl.lifecycle.records import (
     PageCounts,
     Record,
     StepCommitted,
+    StepPlanned,
     StepRolledBack,
     Submitted,
     TierTold,
@@ -22,6 +23,7 @@ from pawl.lifecycle.records import (
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
 from tests.lifecycle.story import plain
+from tests.loops.driver import Driver
 
 
 class Pool:
@@ -100,6 +102,18 @@ def test_a_checkpoint_is_due_after_so_many_bytes_and_then_not_for_as_many(limit:
     assert journal.checkpoint_due
     journal.checkpoint(b"", "", 9.0)
     assert not journal.checkpoint_due
+
+
+def test_a_step_counts_for_its_rows_and_pages_and_a_request_for_its_tokens() -> None:
+    driver = Driver()
+    for prompt in ([1, 2, 3], [4] * 20, [5] * 9):
+        driver.submit(prompt, 6)
+    driver.run()
+    requests = [len(record.tokens) for record in driver.records if isinstance(record, Submitted)]
+    steps = [(len(record.rows), len(record.pages)) for record in driver.records if isinstance(record, StepPlanned)]
+    expected = sum(REQUEST_BYTES + TOKEN_BYTES * num_tokens for num_tokens in requests)
+    expected += sum(STEP_BYTES + ROW_BYTES * num_rows + ENTRY_BYTES * num_pages for num_rows, num_pages in steps)
+    assert driver.loop.journal._num_bytes == expected
 
 
 def test_no_checkpoint_is_due_where_nobody_records() -> None:

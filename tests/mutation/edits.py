@@ -445,18 +445,32 @@ def _acts(node: ast.stmt) -> bool:
 
 
 def _uses(node: ast.stmt) -> set[str]:
-    """The attributes and items that it reads or writes, as they are written, and what these are of."""
-    return {ast.unparse(part) for part in ast.walk(node) if isinstance(part, ast.Attribute | ast.Subscript)}
+    """The attributes and items that it reads or writes, as they are written, and what these are of; `a[]` for an `a` of
+    which it uses one named item alone."""
+    parts = [part for part in ast.walk(node) if isinstance(part, ast.Attribute | ast.Subscript)]
+    of_items = {id(part.value) for part in parts if _is_named_item(part)}
+    return {ast.unparse(part) + "[]" * (id(part) in of_items) for part in parts}
 
 
 def _places(node: ast.stmt) -> set[str]:
     """Those that it writes; of an item, what it is of."""
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    parts = [part for target in targets if target is not None for part in ast.walk(target)]
-    written = [
-        part for part in parts if isinstance(part, ast.Attribute | ast.Subscript) and isinstance(part.ctx, ast.Store)
-    ]
-    return {ast.unparse(part.value if isinstance(part, ast.Subscript) else part) for part in written}
+    places: set[str] = set()
+    for part in (part for target in targets if target is not None for part in ast.walk(target)):
+        if isinstance(part, ast.Subscript) and isinstance(part.ctx, ast.Store):
+            places |= {
+                ast.unparse(part.value),
+                ast.unparse(part) if _is_named_item(part) else f"{ast.unparse(part.value)}[]",
+            }
+        elif isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store):
+            places |= {ast.unparse(part), f"{ast.unparse(part)}[]"}
+    return places
+
+
+def _is_named_item(part: ast.AST) -> bool:
+    return (
+        isinstance(part, ast.Subscript) and isinstance(part.slice, ast.Constant) and isinstance(part.slice.value, str)
+    )
 
 
 def _stores(node: ast.stmt) -> bool:

@@ -84,6 +84,10 @@ def test_an_error_message_is_left_alone_but_not_the_error() -> None:
 def test_statements_are_swapped_only_where_each_can_stand_first() -> None:
     assert "wrong order" not in made("x = a.take(b)\na.give(x)")
     assert "wrong order" not in made("a.x = b\na.y = c")
+    assert "wrong order" not in made("a.x['b'] += 1\na.x['c'] += len(b)")
+    assert "wrong order" in made("a.x['b'] += 1\na.y['c'] += len(a.x)")
+    assert "wrong order" in made("a.x[b] += 1\na.y['c'] += a.x['b']")
+    assert "wrong order" in made("a.x = b\na.y['c'] += a.x['b']")
     assert "wrong order" in made("a.take(b)\na.y = c")
     assert "wrong order" not in made("a.free -= len(b)\na.digest += total(a.keys[b])")
     assert "wrong order" in made("a.free -= len(b)\na.digest += total(a.stack[a.free :])")

@@ -266,9 +266,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Submitted.sampling.*_token_ids[[]n]: twice": (Reason("a set of tokens, whose order and repetition mean nothing"),),
     "Submitted.sampling.*_token_ids: two exchanged": (Reason("a set of tokens, whose order means nothing"),),
     "Submitted.sampling.max_new_tokens: *": (Reason("a limit that was not reached", _ended_otherwise(Cause.LENGTH)),),
-    "Submitted.sampling.prompt_logprobs: negated": (
-        Reason("a prompt's first token has none", _computed_one_prompt_position),
-    ),
+    "Submitted.sampling.prompt_logprobs: negated": (Reason("a first token has none", _computed_one_prompt_position),),
     "Submitted.sampling.stop_token_ids*": (_STOPS,),
     "Submitted.sampling.top_logprobs: *": (Reason("there was no token to give any for", _drew_nothing),),
     "Submitted.tokens*": (Reason("nothing was drawn from the prompt, and nobody shared it", _drew_nothing),),
