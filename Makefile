@@ -53,8 +53,10 @@ ARGS ?=
 serve: setup  ## serve the small model that comes with pip; make serve ARGS='--port 8000'
 	@$(BIN)/pawl serve smollm2 $(ARGS)
 
+# Files of tests go to processes as they stand, so that what a file sets up once is set up once.
+TEST_PROCESSES ?= 2
 test: setup-test  ## every test but the slow ones; under ten minutes on two cores
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-nightly: setup-test  ## all tests, with many more and new random examples, which are kept
 	@PAWL_HYPOTHESIS=nightly $(BIN)/python -m pytest

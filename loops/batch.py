@@ -65,8 +65,10 @@ class ScheduledBatch(NamedTuple):
 
     def first_hits(self, table: RequestTable) -> int:
         """Prompt tokens that the cache had for requests that the step admits for the first time, and that stayed."""
-        stayed = self.rows[table.attempt[self.rows] == self.attempts].tolist()
-        infos = [table.info(row) for row in self.admitted if row in stayed]
+        if not self.admitted:
+            return 0
+        left = self.rows[table.attempt[self.rows] != self.attempts].tolist()
+        infos = [table.info(row) for row in self.admitted if row not in left]
         return sum(info.num_cached for info in infos if not info.num_retractions)
 
     def left_without_token(self, result: StepResult, attempt: Int32s) -> list[tuple[int, Cause]]:

@@ -238,7 +238,7 @@ class Loop:
         self.launching = scheduled
         self.journal.planned(scheduled.batch, scheduled.rows, scheduled.admitted, self.table, now)
         counters = self.counters
-        cached = counters.cached_tokens + (scheduled.first_hits(self.table) if scheduled.admitted else 0)
+        cached = counters.cached_tokens + scheduled.first_hits(self.table)
         self.in_flight.append(scheduled)
         # Nothing can fail in between: what is in flight is counted.
         counters.cached_tokens = cached

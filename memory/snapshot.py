@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from pawl.memory.checks import recompute
 from pawl.memory.digest import AGED, signed
 from pawl.memory.escrow import Escrow
 from pawl.memory.memory import Memory
@@ -80,10 +81,7 @@ def restore(memory: Memory, plain: Plain) -> None:
     memory.replaced = [PageEntries(*(np.frombuffer(column, np.int32) for column in e)) for e in plain["replaced"]]
     if isinstance(memory.windows, WindowPool):
         _restore_windows(memory.windows, plain["windows"], plain["rows"])
-    digest = memory.pages.recompute() + memory.slots.recompute() + memory.escrow.recompute()
-    digest += table.recompute(memory.slots.used)
-    digest += memory.windows.recompute() if isinstance(memory.windows, WindowPool) else 0
-    memory.ledger.digest.value = digest
+    memory.ledger.digest.value = recompute(memory)
     if memory.digest() != plain["digest"]:
         raise MemoryViolation("a checkpoint has the digest of what it holds", found=memory.digest())
 

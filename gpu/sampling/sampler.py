@@ -180,7 +180,7 @@ class Sampler:
         """
         usable = finite_rows(logits)
         if ruled is not None:
-            self._mask(logits, ruled)
+            apply_masks(logits, ruled)
         scored_rows = np.flatnonzero(self._scored[slots]).astype(np.int32)
         # A copy: what follows changes the logits, and the scores are of the logits as they came.
         plain = logits[upload(scored_rows.astype(np.int64), self.device)] if len(scored_rows) else None
@@ -195,9 +195,6 @@ class Sampler:
         columns = self._rivals.columns(slots[scored_rows])
         chosen = tokens[upload(scored_rows.astype(np.int64), self.device)]
         return Draws(tokens, scored_rows, score(plain, chosen, columns), usable)
-
-    def _mask(self, logits: Tensor, ruled: Ruled) -> None:
-        apply_masks(logits, ruled)
 
     def _adjust(self, logits: Tensor, slots: Int32s, ruled: Ruled | None) -> None:
         """Penalties, bias and barred stop tokens, in place."""
