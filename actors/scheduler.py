@@ -46,6 +46,7 @@ DEADLINE_CHECK_S = 0.25
 """How often deadlines are looked at while requests live."""
 HEARTBEAT_S = 0.25
 """How often the watchdog is told that messages are handled."""
+FAILED_ASK = "the server failed to do it"
 SELF_CHECK_S = 1.0
 """How long the engine must be idle before it looks its whole memory over."""
 
@@ -141,7 +142,7 @@ class Scheduler(Actor):
         if isinstance(message, Ask) and not isinstance(message.message, Order):
             # It only looks, so nothing is half done.
             self.told_of(error, message=type(message.message).__name__)
-            self.answered(self._num_asked, Outcome(False, "the server failed to answer"))
+            self._answer_unserved()
             return True
         if super().spares(message, error):
             return True
@@ -149,8 +150,14 @@ class Scheduler(Actor):
             return False
         self.told_of(error, message=type(message).__name__)
         self._recover(self.context.now())
+        self._answer_unserved()
         self._send_step()
         return True
+
+    def _answer_unserved(self) -> None:
+        """Whoever asks is answered at once, or its order waits: the rest are those that something failed for."""
+        for number in self._askers.keys() - self.intake.waiting.keys():
+            self.answered(number, Outcome(False, FAILED_ASK))
 
     def requests_of(self, message: Any) -> tuple[int, ...]:
         match message:

@@ -26,6 +26,7 @@ from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.files import UInt8s
 from pawl.actors.tiers.store import TierStore
+from pawl.memory.arrays import Int32s
 
 log = structlog.get_logger("pawl.storage")
 
@@ -60,34 +61,25 @@ class Storage(Actor):
             case Blocks(number, keys, data):
                 self._tell(Saved(number, self._keep(keys, data)))
             case Fetch(ticket, keys, pages, after):
-                # Ahead of steps that are queued: none of them touches these pages, and a request waits.
-                self.context.send(self._names.worker, Fill(ticket, pages, self._read(keys), after), Lane.CONTROL)
+                self._fill(ticket, pages, self._read(keys), after)
             case EmptyHost(era):
-                self._era = era
-                self.store.empty_host()
-                self._tell_dropped()
+                self._empty(era)
             case SchedulerStops():
                 self._heard = False
 
-    # Errors of a disk end in a miss below here. What is caught is a defect, and must cost no more than a miss either:
-    # a server goes on without its storage, and nobody waits for an answer for ever.
+    def _empty(self, era: int) -> None:
+        self._era = era
+        self.store.empty_host()
+        self._tell_dropped()
 
     def _keep(self, keys: tuple[bytes, ...], data: UInt8s) -> tuple[bytes, ...]:
-        try:
-            kept = self.store.keep(keys, data)
-            self._tell_dropped()
-        except Exception:
-            log.exception("pages could not be kept", pages=len(keys))
-            return ()
+        kept = self.store.keep(keys, data)
+        self._tell_dropped()
         return kept
 
     def _read(self, keys: tuple[bytes, ...]) -> UInt8s:
-        try:
-            data = self.store.read(keys)
-            self._tell_dropped()
-        except Exception:
-            log.exception("pages could not be read", pages=len(keys))
-            return np.empty((0, 0), np.uint8)
+        data = self.store.read(keys)
+        self._tell_dropped()
         return data
 
     def settled(self) -> None:
@@ -98,14 +90,25 @@ class Storage(Actor):
         self.progressed()
 
     def spares(self, message: Any, error: Exception) -> bool:
-        if message is not None:
-            return super().spares(message, error)
-        self.told_of(error)  # a report that is told later
+        """Errors of a disk end in a miss further down. What comes here is a defect, and costs no more than a miss
+        either: nobody waits for an answer for ever. But host memory that cannot be emptied must not be read."""
+        self.told_of(error)
+        match message:
+            case Blocks(number):
+                self._tell(Saved(number))
+            case Fetch(ticket, _, pages, after):
+                self._fill(ticket, pages, np.empty((0, 0), np.uint8), after)
+            case EmptyHost(era):
+                self._empty(era)
         return self.survives()
 
     def stopped(self, reason: str) -> None:
         ends_at = self.context.now() + CLOSE_S
         self.store.close(lambda: self.context.now() < ends_at)
+
+    def _fill(self, ticket: int, pages: Int32s, data: UInt8s, after: int) -> None:
+        # Ahead of steps that are queued: none of them touches these pages, and a request waits.
+        self.context.send(self._names.worker, Fill(ticket, pages, data, after), Lane.CONTROL)
 
     def _tell_dropped(self) -> None:
         dropped = self.store.take_dropped()

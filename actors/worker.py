@@ -53,9 +53,12 @@ class Worker(Actor):
 
     def spares(self, message: Any, error: Exception) -> bool:
         """Steps that are not answered are lost. Answering one twice does no harm: the scheduler takes the first."""
-        if message is not None and not isinstance(message, Execute):
+        if isinstance(message, ResetWorker):
             return False
         self.told_of(error)
+        if message is not None and not isinstance(message, Execute):
+            self._mover.failed(message)
+            return True
         steps = [step for step, _ in self._launched]
         if message is not None and message.batch.step >= self._next_step and message.batch.step not in steps:
             steps.append(message.batch.step)

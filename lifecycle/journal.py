@@ -139,6 +139,25 @@ class Journal:
         step = self._step
         self._emit(Transition(request, row, source, event, target, cause, step, now, num_cached, num_output))
 
+    def move(
+        self,
+        table: RequestTable,
+        row: int,
+        event: Event,
+        cause: Cause,
+        now: float,
+        *,
+        num_cached: int | None = None,
+    ) -> None:
+        """Fire one event for one request and record it: both, or neither."""
+        source = State(int(table.state[row]))
+        target = table.move(row, event, cause)
+        try:
+            self.moved(row, table.info(row).request, source, event, target, cause, now, num_cached=num_cached)
+        except Exception:
+            table.undo(row, source)
+            raise
+
     def planned(
         self, batch: StepBatch, rows: Indices, admitted: tuple[int, ...], table: RequestTable, now: float
     ) -> None:

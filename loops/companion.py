@@ -10,10 +10,12 @@ moving it to QUEUED. Nothing of the loop asks which companions there are.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from pawl.lifecycle.records import Record
 from pawl.lifecycle.snapshot import Plain
+from pawl.memory.page_pool import Reservation
 from pawl.memory.snapshot import NoSnapshot
 
 if TYPE_CHECKING:
@@ -37,6 +39,11 @@ class Companion(Protocol):
 
     def lost(self, now: float) -> None:
         """The worker is lost with all its pages. Every step in flight is rolled back; the cache is emptied next."""
+
+    def written(self) -> Iterable[Reservation]:
+        """Pages that somebody outside the steps may be writing for this companion. After a failure no others are
+        believed to be in quarantine."""
+        return ()
 
     def flushed(self) -> None:
         """The prefix cache was emptied on demand."""

@@ -13,7 +13,7 @@ that waits owns nothing that others may come to need. Requests that wait for the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -267,21 +267,33 @@ class Fetching:
         assert fetch.hold is not None
         self.memory.cache.release(fetch.hold, self.memory.ledger.resolved, used=False)
         fetch.hold = None
-        del self._fetch_of[fetch.keys[0]]
+        self._fetch_of.pop(fetch.keys[0], None)
         self.effects.fence(ticket)
 
     def _move(self, row: int, event: Event, cause: Cause, now: float, num_cached: int | None = None) -> None:
-        table = self.queues.table
-        source = State(int(table.state[row]))
-        target = table.move(row, event, cause)
-        self.journal.moved(row, table.info(row).request, source, event, target, cause, now, num_cached=num_cached)
+        self.journal.move(self.queues.table, row, event, cause, now, num_cached=num_cached)
 
     def lost(self, now: float) -> None:
-        """The worker is lost: nothing comes any more."""
-        for ticket, fetch in list(self._fetches.items()):
+        """The worker is lost, or a failure came in between: nothing comes any more, and everybody who waits goes on.
+        Who waits is asked of the table."""
+        table = self.queues.table
+        for ticket, fetch in self._fetches.items():
+            fetch.rows.clear()
             if fetch.hold is not None:
                 self.counts.lost += 1
-                self._give_up(ticket, fetch, Cause.WORKER_LOST, now)
+                self._abandon(ticket, fetch)
+            else:  # the word of its writer may be lost
+                self.effects.fence(ticket)
+        self._fetch_of.clear()
+        self._overdue &= self._fetches.keys()
+        live = table.live_rows()
+        for row in live[table.state[live] == State.QUEUED_FETCHING].tolist():
+            self._wish(row).settled = True
+            self._move(row, Event.RESTORE, Cause.WORKER_LOST, now)
+
+    def written(self) -> Iterable[Reservation]:
+        """Pages that the worker may write, as far as it has said."""
+        return (fetch.reservation for fetch in self._fetches.values())
 
     def snapshot(self) -> Plain:
         """All that decides."""

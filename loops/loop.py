@@ -212,11 +212,13 @@ class Loop:
             self.requests.retracted(row, source, Cause.MEMORY, now)
         if failure is not None:
             plan_failed(self, builder, failure, now)
+            self.planning = None
             return None
         if builder.empty:
             self.memory.ledger.discard(transaction)
             self.glance()
             self.journal.idled(now)
+            self.planning = None
             return None
         scheduled = builder.close(self.memory)
         self.memory.ledger.prepare(transaction)

@@ -6,7 +6,7 @@ Pages go down as the device's cache stores and drops them (loops/saving.py), and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -20,6 +20,7 @@ from pawl.loops.fetching import Fetching
 from pawl.loops.queues import Queues
 from pawl.loops.saving import Saving, WritePolicy
 from pawl.loops.tiers import TierConfig, TierEffects
+from pawl.memory.page_pool import Reservation
 from pawl.memory.prefix.events import CacheEvent
 from pawl.memory.snapshot import NoSnapshot
 from pawl.memory.tiers.index import TierIndex
@@ -80,6 +81,9 @@ class LowerTiers(Companion):
         self.saving.follow(self._take_events(), intact=False)
         self.saving.lost()
         self.fetching.lost(now)
+
+    def written(self) -> Iterable[Reservation]:
+        return self.fetching.written()
 
     def flushed(self) -> None:
         """So is the host's memory, and what files hold is not looked at any more."""

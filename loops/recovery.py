@@ -63,7 +63,8 @@ def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
             requests.retracted(row, source, Cause.STEP_LOST, now)
     loop.planning = loop.launching = None
     # After what they owned is recorded as given back.
-    loop.memory.replace(loop.fresh_memory())
+    written = [reservation for companion in loop.companions for reservation in companion.written()]
+    loop.memory.replace(loop.fresh_memory(), written)
     loop.queues.rebuild()
     table.free_rest()
     if culprit is not None:

@@ -86,9 +86,8 @@ class Requests:
             self.leave(row, Event.ABORT, refusal[0], now, message=refusal[1])
             return row
         event = Event.SUBMIT if info.sampling.grammar is None else Event.SUBMIT_GRAMMAR
-        target = self.table.move(row, event)
         self.queues.waiting[row] = None
-        self.journal.moved(row, info.request, State.NEW, event, target, Cause.NONE, now)
+        self.journal.move(self.table, row, event, Cause.NONE, now)
         counters.prompt_tokens = prompt_tokens
         self.at_work = None
         return row
@@ -114,9 +113,7 @@ class Requests:
         """The grammar that a request waits for is compiled. Nothing happens where it has ended meanwhile."""
         row = self.table.row_of.get(request)
         if row is not None and self.table.state[row] == State.QUEUED_COMPILING:
-            target = self.table.move(row, Event.GRAMMAR_READY)
-            source, event = State.QUEUED_COMPILING, Event.GRAMMAR_READY
-            self.journal.moved(row, request, source, event, target, Cause.NONE, now)
+            self.journal.move(self.table, row, Event.GRAMMAR_READY, Cause.NONE, now)
 
     def finish(self, request: int, num_output: int, now: float) -> None:
         """A stop string ended the request within its first `num_output` tokens; the rest is dropped."""
@@ -214,8 +211,6 @@ class Requests:
         """The terminal event: everything the request owns goes back, its client gets its one terminal record."""
         self.begin(row)
         source = State(int(self.table.state[row]))
-        for companion in self.companions:
-            companion.left(row)
         if source.owns_memory:
             if cause is not Cause.INTERNAL:  # what went wrong is not offered to others
                 self.queues.keep_prefix(row)
@@ -238,6 +233,8 @@ class Requests:
         """The last part of `leave`: the request owns nothing any more, and everybody is told that it has ended."""
         table, info = self.table, self.table.info(row)
         source = State(int(table.state[row]))
+        for companion in self.companions:
+            companion.left(row)
         num_prompt = int(table.num_prompt[row])
         if num_output is None:
             num_output = int(table.num_tokens[row]) - num_prompt

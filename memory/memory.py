@@ -254,11 +254,12 @@ class Memory:
             self.pages.evict(eviction.pages, eviction.fence)
             self.windows.dropped(eviction.pages, eviction.fence)
 
-    def replace(self, fresh: Memory) -> None:
-        """Become `fresh`, in which nothing is taken. Of what memory said until now only the quarantine is believed, and
-        which steps there were. The cache tells that it was emptied."""
+    def replace(self, fresh: Memory, written: Sequence[Reservation] = ()) -> None:
+        """Become `fresh`, in which nothing is taken but what is still `written` by somebody outside the steps. Of what
+        memory said until now only generations are believed, and which steps there were. The cache tells that it was
+        emptied."""
         fresh.ledger.follow(self.ledger)
-        fresh.pages.follow(self.pages)
+        fresh.pages.follow(self.pages, written)
         if self.cache.events is not None:
             fresh.cache.events = [Cleared()]
         vars(self).update(vars(fresh))

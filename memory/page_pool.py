@@ -14,6 +14,7 @@ is given back, so a stale handle is told from a live one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -174,16 +175,17 @@ class PagePool:
         self._digest.value += RESERVED * total(self._keys.take(pages))
         return Reservation(pages, self.generation[pages])
 
-    def follow(self, before: PagePool) -> None:
-        """Take the place of `before`, while all pages are free. Its quarantine goes on, as a writer outside the steps
-        may be at work, and handles that it made mean the same pages."""
+    def follow(self, before: PagePool, written: Sequence[Reservation]) -> None:
+        """Take the place of `before`, while all pages are free. What is still `written` by somebody outside the steps
+        stays in quarantine, and its handles mean the same pages."""
         self.generation[:] = before.generation
         self._keys += before.generation * _AGED
-        pages = np.flatnonzero(before.reserved).astype(np.int32)
+        for reservation in written:
+            self.reserved[reservation.pages] = True
+        pages = np.flatnonzero(self.reserved).astype(np.int32)
         free = self._free_stack[: self.free]
         self.free -= len(pages)
-        self._free_stack[: self.free] = free[~before.reserved[free]]
-        self.reserved[pages] = True
+        self._free_stack[: self.free] = free[~self.reserved[free]]
         self.quarantined = len(pages)
         self._digest.value += RESERVED * total(self._keys.take(pages))
 

@@ -44,15 +44,26 @@ class PageCopier:
         else:
             # From before a reset: its pages mean something else by now.
             self._tell(Saved(message.number))
-        while self._waiting and self._waiting[0].after <= self._saved:
-            self._fill(self._waiting.popleft())
+        self._fill_waiting()
+
+    def failed(self, message: Save | Fill | Fence) -> None:
+        """Half of it may be done: answer that nothing came of it, as the scheduler counts on. To answer twice does no
+        harm."""
+        match message:
+            case Save(number):
+                self._saved = max(self._saved, number)
+                self._tell(Saved(number))
+                self._fill_waiting()
+            case Fill(ticket):
+                self._waiting = deque(waiting for waiting in self._waiting if waiting is not message)
+                self._filled = max(self._filled, ticket)
+                self._tell(Filled(ticket, 0))
+            case Fence(ticket):
+                self._fenced.add(ticket)
+                self._tell(Fenced(ticket))
 
     def _send_blocks(self, message: Save) -> bool:
-        try:
-            data = self._runner.read_pages(message.pages)
-        except Exception:
-            log.exception("pages could not be read", pages=len(message.pages))
-            return False
+        data = self._runner.read_pages(message.pages)
         return self._actor.context.send(self._names.storage, Blocks(message.number, message.keys, data))
 
     def fill(self, message: Fill) -> None:
@@ -85,8 +96,12 @@ class PageCopier:
     def reset(self, next_save: int) -> None:
         """The device's content is gone: Saves numbered below `next_save` have nothing to read any more."""
         self._saved = max(self._saved, next_save - 1)
+        self._fill_waiting()
+
+    def _fill_waiting(self) -> None:
         while self._waiting and self._waiting[0].after <= self._saved:
-            self._fill(self._waiting.popleft())
+            self._fill(self._waiting[0])
+            self._waiting.popleft()
 
     def _tell(self, message: Saved | Filled | Fenced) -> None:
         self._actor.context.send(self._names.scheduler, message, Lane.CONTROL)

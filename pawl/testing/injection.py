@@ -24,6 +24,7 @@ from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Refused
 from pawl.actors.open_requests import HTTP_INTERNAL
 from pawl.actors.runtime.cell import Phase
+from pawl.actors.scheduler import FAILED_ASK
 from pawl.actors.simulation.cell import SimulatedCell
 from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.quiet import silence
@@ -41,6 +42,7 @@ ROOM = Path(pawl.__file__).parent
 WATCHED = (
     *("actors/scheduler.py", "actors/step_report.py", "actors/worker.py", "actors/recorder.py", "actors/tokenizer.py"),
     *("actors/gateway.py", "actors/open_requests.py", "actors/detokenizer.py", "actors/text/stream.py"),
+    *("actors/control/state.py", "actors/tiers/", "actors/storage.py", "actors/grammar.py"),
     *("loops/", "memory/", "lifecycle/journal.py", "lifecycle/requests.py", "lifecycle/machine.py"),
 )
 """Files and folders whose lines may raise."""
@@ -127,6 +129,9 @@ class InjectedChecks(EndChecks):
     def check_cause(self, client: Client, cause: Cause) -> None:
         if cause is not Cause.INTERNAL:
             super().check_cause(client, cause)
+
+    def excuses(self, answer: Reply) -> bool:
+        return not answer.ok and answer.message == FAILED_ASK
 
     def check_output(self, client: Client) -> None:
         if _internal(client):  # cut off anywhere

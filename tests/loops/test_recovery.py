@@ -86,6 +86,18 @@ def test_the_request_that_it_failed_for_ends_alone() -> None:
     assert driver.cause(1) == Cause.LENGTH
 
 
+def test_a_request_that_could_not_be_admitted_a_while_ago_is_not_what_it_failed_for() -> None:
+    driver = Driver(pacing="overlap", num_pages=4, page_size=2)
+    driver.submit([1, 2, 3], 2)
+    driver.submit([4, 5, 6, 7], 3)
+    driver.step()
+    driver.intake.turn(driver.now)
+    assert len(driver.loop.in_flight) == 1  # with which the first has all it wants, and there is no room for the second
+    assert failing(driver)[0] == Contained(0, FAILURE, NOW)
+    driver.run()
+    assert list(driver.output_of.values()) == [expected([1, 2, 3], 2), expected([4, 5, 6, 7], 3)]
+
+
 def test_who_ran_each_time_it_failed_for_nobody_ends_at_last_and_who_waited_does_not() -> None:
     driver = Driver(pacing="lockstep", max_running=1)
     for prompt in ([1, 2, 3], [4, 5, 6]):

@@ -7,10 +7,15 @@ import random
 import pytest
 
 import pawl.testing.injection as injection
+from pawl.actors.control.state import GetState
 from pawl.actors.runtime.cell import Cell
+from pawl.actors.scheduler import Scheduler
+from pawl.actors.storage import Storage
+from pawl.actors.worker import Worker
+from pawl.loops.orders.cache import FlushCache
 from pawl.loops.recovery import recover
 from pawl.testing.injection import INJECTED, Place, inject, places_of
-from pawl.testing.workload import Arrival, Shape, Workload
+from pawl.testing.workload import Arrival, Control, Shape, Workload
 from tests.mutants.mutant import Edit, Group, Mutant, planted
 
 NUM_SAMPLED = 300
@@ -62,6 +67,45 @@ def test_an_exception_at_any_line_of_a_second_pool_ends_at_most_one_request() ->
     assert broken(places, 0, asked) == []
 
 
+def with_tiers() -> Workload:
+    """Pages go down to host memory and to files and come up again, the engine is asked for its state, and its cache is
+    emptied at rest."""
+    long, other, third = ((base + 1, 2, 3, 4, 5, 6, 7, 8) for base in (0, 10, 20))
+    arrivals = (
+        Arrival(prompt=long, max_new_tokens=3),
+        Arrival(prompt=other, max_new_tokens=3, after_tokens=3),
+        Arrival(prompt=third, max_new_tokens=5, leaves_after=2, after_tokens=6),
+        Arrival(prompt=long, max_new_tokens=3, after_tokens=8),
+        Arrival(prompt=other, max_new_tokens=3, after_tokens=9),
+        Arrival(prompt=(9, 8, 7), max_new_tokens=6, timeout_s=0.5, after_tokens=10),
+        Arrival(prompt=third, max_new_tokens=2, after_tokens=14),
+        Arrival(prompt=long, max_new_tokens=2, after_tokens=20),
+    )
+    controls = (
+        Control(body=GetState(detail=True), after_tokens=7),
+        Control(body=FlushCache(timeout_s=1.0), after_tokens=16),
+    )
+    shape = Shape(prefill_chunk=4, host_pages=8, storage_pages=12)
+    return Workload(arrivals=arrivals, controls=controls, shape=shape)
+
+
+TIERS = ("actors/tiers/", "actors/storage", "loops/lower_tiers", "loops/fetching", "loops/saving", "memory/tiers/")
+ORDERS = ("actors/control/", "loops/orders/", "loops/intake", "loops/loop")
+
+
+def test_an_exception_at_any_of_a_sample_of_lines_of_tiers_and_orders_ends_at_most_one_request() -> None:
+    places = [place for place in places_of(with_tiers()) if place.file.startswith(TIERS + ORDERS)]
+    assert {place.file for place in places} > {"actors/storage.py", "loops/saving.py", "loops/orders/cache.py"}
+    assert broken(random.Random(1).sample(places, NUM_SAMPLED // 3), 1, with_tiers()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_an_exception_at_any_line_of_tiers_and_orders_ends_at_most_one_request(seed: int) -> None:
+    places = [place for place in places_of(with_tiers()) if place.file.startswith(TIERS + ORDERS)]
+    assert broken(places, seed, with_tiers()) == []
+
+
 CONTAINMENT = (
     Edit(Cell._contained, "if actor is None or not isinstance(error, Exception):", "if True:"),
     Edit(recover, "loop.memory.replace(loop.fresh_memory())", "pass"),
@@ -70,10 +114,36 @@ CONTAINMENT = (
 
 @pytest.mark.parametrize("edit", CONTAINMENT, ids=["nothing is contained", "memory is believed"])
 def test_a_server_without_its_containment_is_found_out(edit: Edit) -> None:
-    mutant = Mutant("uncontained", Group.LIFECYCLE, "fault_isolation", "", "an exception takes others along", (edit,))
     places = [place for place in places_of(workload()) if place.function == "Loop._ended"]
-    with planted(mutant):
+    with planted(without(edit)):
         assert broken(places, 0) != []
+
+
+BESIDE_REQUESTS = {
+    "who gave an order that failed waits": (
+        Edit(Scheduler._answer_unserved, "for number in", "for number in () and"),
+        "Loop.flush",
+    ),
+    "a save that failed is not answered": (
+        Edit(Worker.spares, "self._mover.failed(message)", "pass"),
+        "PageCopier.save",
+    ),
+    "a fetch that failed is not answered": (
+        Edit(Storage.spares, "self._fill(ticket, pages, np.empty((0, 0), np.uint8), after)", "pass"),
+        "TierStore.read",
+    ),
+}
+
+
+@pytest.mark.parametrize(("edit", "function"), BESIDE_REQUESTS.values(), ids=list(BESIDE_REQUESTS))
+def test_tiers_and_orders_without_their_containment_are_found_out(edit: Edit, function: str) -> None:
+    places = [place for place in places_of(with_tiers()) if place.function == function]
+    with planted(without(edit)):
+        assert broken(places, 0, with_tiers()) != []
+
+
+def without(edit: Edit) -> Mutant:
+    return Mutant("uncontained", Group.LIFECYCLE, "fault_isolation", "", "an exception takes others along", (edit,))
 
 
 def test_lines_that_only_move_what_is_at_hand_raise_nothing() -> None:
