@@ -99,8 +99,8 @@ class Transaction:
     def rollback(self, savepoint: int = 0) -> None:
         """Undo every change after `savepoint`, newest first.
 
-        The digest must fall by what these changes had added to it. Where it does not, `Digest.unrestored` says
-        so, and whoever checks memory next tells.
+        The digest must fall by what these changes had added to it. Where it does not, or an undo raises,
+        `Digest.unrestored` says so, and whoever checks memory next tells.
         """
         if self.phase > Phase.PREPARED:
             raise TransactionError(f"rollback of a transaction that is {self.phase.name}", self.epoch)
@@ -108,11 +108,15 @@ class Transaction:
             raise TransactionError(f"unknown savepoint {savepoint} of {len(self._undo)}", self.epoch)
         undo, changes, digest = self._undo, self._changes, self._digest
         expected = digest.value
-        while len(undo) > savepoint:
-            action, arguments = undo.pop()
-            digest.undoing = changes.pop()
-            action(*arguments)
-            expected -= digest.undoing
+        try:
+            while len(undo) > savepoint:
+                action, arguments = undo.pop()
+                digest.undoing = changes.pop()
+                action(*arguments)
+                expected -= digest.undoing
+        except Exception:
+            digest.unrestored = Unrestored(self.epoch, savepoint, (digest.value - expected) & MASK)
+            raise
         if (digest.value - expected) & MASK:
             digest.unrestored = Unrestored(self.epoch, savepoint, (digest.value - expected) & MASK)
 

@@ -123,6 +123,15 @@ def test_a_discarded_transaction_is_undone_and_its_epoch_used_again() -> None:
     assert ledger.begin().epoch == transaction.epoch
 
 
+def test_an_undo_that_raises_leaves_word_of_it() -> None:
+    ledger = Ledger()
+    transaction = ledger.begin()
+    transaction.log([].pop)
+    with pytest.raises(IndexError):
+        transaction.rollback()
+    assert ledger.digest.unrestored is not None
+
+
 def test_aborting_newest_first_unwinds_to_before_the_oldest() -> None:
     ledger = Ledger()
     store = {"a": 0}

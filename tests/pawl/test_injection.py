@@ -108,7 +108,7 @@ def test_an_exception_at_any_line_of_tiers_and_orders_ends_at_most_one_request(s
 
 CONTAINMENT = (
     Edit(Cell._contained, "if actor is None or not isinstance(error, Exception):", "if True:"),
-    Edit(recover, "loop.memory.replace(loop.fresh_memory())", "pass"),
+    Edit(recover, "loop.memory.replace(loop.fresh_memory(), written)", "pass"),
 )
 
 
