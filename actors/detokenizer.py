@@ -44,7 +44,7 @@ class _Read:
 
     def __init__(self, message: StepTokens) -> None:
         self.message = message
-        self.num_admitted = self.num_scored = self.num_tokens = self.num_ended = 0
+        self.num_admitted = self.num_scored = self.num_embedded = self.num_tokens = self.num_ended = 0
         self.outputs: list[Output] = []
         self.places: dict[int, int] = {}
         """row -> index of its token's output"""
@@ -165,6 +165,9 @@ class Detokenizer(Actor):
         for row, prompt_scores in message.prompt_logprobs[read.num_scored :]:
             read.num_scored += 1
             self._guard(row, Stream.add_prompt_scores, prompt_scores)
+        for row, vector in message.embeddings[read.num_embedded :]:
+            read.num_embedded += 1
+            self._guard(row, Stream.add_embedding, vector)
         rows: list[int] = message.rows.tolist()
         silent = _stop_token_places(rows, message.ended, streams) if message.ended else frozenset()
         scores = ScoreLists.of(message.logprobs) if message.logprobs is not None else None
@@ -246,7 +249,8 @@ class Detokenizer(Actor):
         if stream.matched is not None:
             done = structs.replace(done, cause=Cause.STOP_STRING, matched=stream.matched, message="")
         if place is None:
-            outputs.append(Output(stream.request, text, (), prompt_logprobs=stream.take_prompt_scores(), done=done))
+            scores, vector = stream.take_prompt_scores(), stream.embedding
+            outputs.append(Output(stream.request, text, (), prompt_logprobs=scores, done=done, embedding=vector))
         else:
             last = outputs[place]
             outputs[place] = structs.replace(last, text=last.text + text, done=done)

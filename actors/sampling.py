@@ -6,18 +6,24 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from pawl.actors.grammar_fields import GrammarFields, grammars_of, the_one
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.actors.text.vocabulary import Vocabulary
+from pawl.gpu.step_runner import Abilities
 from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.request import MAX_STOP_TOKENS, MAX_TOKEN_IDS_LOGPROB, MAX_TOP_LOGPROBS, SamplingParameters
+from pawl.lifecycle.step import Float32s
 
 INT32_MAX = (1 << 31) - 1
 SEED_RANGE = 1 << 63
 GREEDY_BELOW = 1e-6
 """A temperature below it means the likeliest token, as 0 does; divided by it, logits would overflow."""
+
+TINY = 1e-12
+"""No vector is divided by less: one of zeros stays what it is."""
 
 TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 Count = Annotated[int, Meta(ge=0, le=INT32_MAX)]
@@ -75,11 +81,12 @@ class Limits(msgspec.Struct, frozen=True):
     """The model's own ends."""
     grammars: bool = True
     """Output can be kept to a grammar."""
+    abilities: Abilities = Abilities()
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary, context_length: int) -> Limits:
+    def of(cls, vocabulary: Vocabulary, context_length: int, abilities: Abilities) -> Limits:
         grammars = bool(vocabulary.eos_ids) and vocabulary.byte_table is not None
-        return cls(context_length, vocabulary.num_embeddings, vocabulary.eos_ids, grammars)
+        return cls(context_length, vocabulary.num_embeddings, vocabulary.eos_ids, grammars, abilities)
 
 
 def build_sampling(
@@ -100,8 +107,10 @@ def build_sampling(
     `seed` counts where the client gave none. The model's ends join the client's stop tokens unless they are ignored.
     Without `max_new_tokens` the limit is the context, which the tokenizer cuts to what the prompt leaves.
 
-    Raises InvalidRequest for what no single field's bounds can say.
+    Raises InvalidRequest for what no single field's bounds can say, and where the model generates nothing.
     """
+    if not limits.abilities.generates:
+        raise InvalidRequest("this model makes vectors of texts and generates none: ask /v1/embeddings", param="model")
     if max_new_tokens is not None and (min_new_tokens or 0) > max_new_tokens:
         text = f"min_new_tokens ({min_new_tokens}) must not exceed max_new_tokens ({max_new_tokens})"
         raise InvalidRequest(text, param="min_new_tokens")
@@ -149,6 +158,27 @@ def offline_sampling(fields: OfflineSampling, limits: Limits, seed: int) -> Samp
         token_ids_logprob=fields.token_ids_logprob or (),
         prompt_logprobs=bool(fields.prompt_logprobs),
     )
+
+
+def embedding_sampling(limits: Limits, dimensions: int | None = None) -> SamplingParameters:
+    """What asks for a prompt's vector, which is to have so many numbers. Raises InvalidRequest."""
+    size = limits.abilities.vector_size
+    if not size:
+        text = "this server makes no vectors of this model's texts; --pooling last or --pooling mean makes it"
+        raise InvalidRequest(text, param="model")
+    if dimensions is not None and dimensions > size:
+        text = f"dimensions must be at most {size}, as many as this model's vectors have; got {dimensions}"
+        raise InvalidRequest(text, param="dimensions")
+    return SamplingParameters(temperature=0.0, max_new_tokens=0, embed=True)
+
+
+def shortened(vector: Float32s, dimensions: int | None, limits: Limits) -> Float32s:
+    """The first `dimensions` numbers of a vector; of length 1 again where the model's vectors are."""
+    if dimensions is None or dimensions >= len(vector):
+        return vector
+    cut = vector[:dimensions]
+    length = np.sqrt((cut.astype(np.float64) ** 2).sum()) if limits.abilities.unit_vectors else 1.0
+    return (cut / max(length, TINY)).astype(np.float32)
 
 
 def _check_grammar(fields: SamplingFields, limits: Limits) -> None:

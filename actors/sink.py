@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Protocol
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from pawl.actors.messages.generate import Accepted, Done, Output, Refused, TokenLogprob
 
@@ -33,6 +35,7 @@ class Delta(msgspec.Struct):
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     done: Done | None = None
     refusal: Refused | None = None
+    embedding: NDArray[np.float32] | None = None
 
     @property
     def final(self) -> bool:
@@ -57,6 +60,7 @@ class Inbox:
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: tuple[TokenLogprob, ...] = ()
+        self._embedding: NDArray[np.float32] | None = None
         self._waiting = False
 
     @property
@@ -83,7 +87,7 @@ class Inbox:
             self._logprobs.extend(output.logprobs)
         if output.prompt_logprobs:
             self._prompt_logprobs = output.prompt_logprobs
-        self.done = output.done
+        self.done, self._embedding = output.done, output.embedding
         self._waiting = True
         if not self.whole or output.done is not None:
             self.ready()
@@ -105,6 +109,7 @@ class Inbox:
             self._prompt_logprobs,
             self.done,
             self.refusal,
+            self._embedding,
         )
         self._texts.clear()
         self._tokens.clear()

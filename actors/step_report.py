@@ -10,7 +10,7 @@ import numpy as np
 
 from pawl.actors.messages.generate import Admitted, Ended, StepTokens, Timing, Usage
 from pawl.lifecycle.requests import RequestTable
-from pawl.lifecycle.step import StepResult
+from pawl.lifecycle.step import Float32s, StepResult
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.loop import Loop
@@ -64,13 +64,13 @@ class StepReport:
         if result is None and not self._ended:
             return
         if len(rows) or self._ended or (result is not None and result.prompt_logprobs):
-            logprobs, prompt_logprobs = None, ()
+            logprobs, prompt_logprobs, embeddings = None, tuple[Any, ...](), tuple[tuple[int, Float32s], ...]()
             if scheduled is not None and result is not None:
-                logprobs, prompt_logprobs = _scores(loop, scheduled, result)
+                logprobs, prompt_logprobs, embeddings = _told(loop, scheduled, result)
             ended, admitted = tuple(self._ended.values()), tuple(self._admitted)
             no_end: dict[int, Ended] = {}
             nobody: list[Admitted] = []
-            send(StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted))
+            send(StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted, embeddings))
             # Nothing can fail between these.
             self._result = None
             self._ended = no_end
@@ -79,12 +79,15 @@ class StepReport:
         self._rows, self._tokens, self._scheduled = _NONE, _NONE, None
 
 
-def _scores(loop: Loop, scheduled: ScheduledBatch, result: StepResult) -> tuple[Any, tuple[Any, ...]]:
-    """Log-probabilities of the tokens that are still wanted, and of prompts with the row of each."""
+def _told(
+    loop: Loop, scheduled: ScheduledBatch, result: StepResult
+) -> tuple[Any, tuple[Any, ...], tuple[tuple[int, Float32s], ...]]:
+    """Log-probabilities of the tokens that are still wanted, and of prompts with the row of each; vectors likewise."""
     logprobs, fresh = result.logprobs, loop.fresh_at_commit
     if logprobs is not None and not (fresh.all() and result.counts is None):
         wanted = loop.wanted_tokens(scheduled)
         logprobs = type(logprobs)(*(array[wanted] for array in msgspec.structs.astuple(logprobs)))
     row_of_slot = scheduled.row_of_slot(fresh)
     prompt = tuple((row_of_slot[p.slot], p) for p in result.prompt_logprobs if p.slot in row_of_slot)
-    return logprobs, prompt
+    embeddings = tuple((row_of_slot[e.slot], e.vector) for e in result.embeddings if e.slot in row_of_slot)
+    return logprobs, prompt, embeddings

@@ -86,6 +86,9 @@ class Backend(Protocol):
         Raises RefusedInputs for a window page that a row would read or write and that does not exist.
         """
 
+    def hidden(self, inputs: ForwardInputs) -> Tensor:
+        """Hidden states of `inputs.logit_rows` after the final norm, float32 [m, hidden], in place of logits."""
+
 
 @runtime_checkable
 class GreedyBackend(Backend, Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from pawl.lifecycle.step import Int32s, SlotAssignment, StepBatch
+from pawl.lifecycle.step import Bools, Int32s, SlotAssignment, StepBatch
 from pawl.memory.partners import NO_PAGE
 
 
@@ -52,6 +52,13 @@ def check_batch(
         _require(batch, not len(batch.tokens), "tokens without segments")
         return
     _check_segments(batch, num_slots, max_context)
+
+
+def part_of(batch: StepBatch, segments: Bools) -> StepBatch:
+    """The batch with these of its segments, bool [s], alone; tables and admissions stay what they are."""
+    tokens = batch.tokens[np.repeat(segments, batch.lengths - batch.chained)]
+    columns = {name: getattr(batch, name)[segments] for name in ("slots", "starts", "lengths", "chained", "samples")}
+    return msgspec.structs.replace(batch, tokens=tokens, **columns)
 
 
 def within_vocabulary(batch: StepBatch, vocab_size: int) -> tuple[StepBatch, Int32s]:

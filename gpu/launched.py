@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
+from msgspec import structs
 from torch import Tensor
 
 from pawl.gpu.copies import Pending
 from pawl.gpu.grammars.rows import Ruled
+from pawl.gpu.pooling import Part, Pooler
 from pawl.gpu.sampling.sampler import Draws
 from pawl.gpu.sampling.scoring import PromptScores
 from pawl.lifecycle.step import Bools, StepResult
@@ -30,12 +35,36 @@ class Launched:
     draws: Draws
     prompt_scores: tuple[PromptScores, ...]
     pending: Pending
-    """What both hold, on its way to the host."""
+    """What these hold, on its way to the host."""
     ruled: Ruled | None
     """Rows whose tokens grammars must accept."""
+    parts: tuple[Part, ...]
+    """Of prompts whose vectors are wanted: what these are pooled from comes to the host last."""
     runs: StepResult | None = None
-    """All that a step with runs gave: it was waited for when it was launched, and nothing else is set."""
+    """All that a step with runs gave beside vectors: it was waited for when it was launched."""
     arrived: list[Tensor] | None = None
     """What has come to the host, once it was waited for."""
     refused: Bools | None = None
     """Rows whose grammars have not accepted their tokens."""
+
+    def result(self, arrived: list[Tensor], pooler: Pooler) -> StepResult:
+        """What the step gave, from all that came to the host; vectors are pooled in the order of the steps."""
+        tensors = iter(arrived)
+        draws = self.draws.moved(list(islice(tensors, len(self.draws.tensors()))))
+        prompt_scores = [part.moved(list(islice(tensors, len(part.scores.tensors())))) for part in self.prompt_scores]
+        result = self.runs or StepResult(
+            step=self.step,
+            tokens=draws.tokens.numpy().astype(np.int32),
+            logprobs=draws.logprobs(),
+            prompt_logprobs=tuple(part.collect() for part in prompt_scores),
+            unusable=draws.unusable(),
+            refused=self.refused,
+        )
+        if not self.parts:
+            return result
+        return structs.replace(result, embeddings=pooler.pool(self.parts, next(tensors).numpy()))
+
+
+def all_tensors(draws: Draws, prompt_scores: Sequence[PromptScores], hidden: Sequence[Tensor]) -> list[Tensor]:
+    """All that comes to the host, in the order in which `Launched.result` takes it."""
+    return [*draws.tensors(), *(tensor for part in prompt_scores for tensor in part.scores.tensors()), *hidden]

@@ -24,13 +24,14 @@ from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.rows import GrammarRows, Ruled
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.pooling import Pooling, pooled
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
 from pawl.gpu.sampling.masking import apply_masks
 from pawl.gpu.sampling.rivals import Rivals
 from pawl.gpu.sampling.scoring import score
 from pawl.gpu.select import BackendChoice, sampler_for, select_backend
 from pawl.lifecycle.recompute import Computed, Recorded
-from pawl.lifecycle.step import SlotAssignment, StepLogprobs
+from pawl.lifecycle.step import Embedding, Float32s, Int32s, SlotAssignment, StepLogprobs
 
 PAGE_SIZE = 64
 CHUNK = 256
@@ -65,6 +66,7 @@ class Recomputer:
         threads: int | None = None,
         advance: Callable[[int], object] = lambda count: None,
         grammars: Grammars | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
         """Takes `weights` over. `max_context`: tokens of a request at the most; `advance` hears of tokens that are
         computed. Raises BackendUnavailable where nothing keeps the promise."""
@@ -81,6 +83,7 @@ class Recomputer:
         self.backend = select_backend(backend, config, weights, self.kv, threads=threads, deterministic=True)
         self._grammars = GrammarRows(grammars, self._chunk)
         self._rivals = Rivals(TOGETHER)
+        self._pooling = pooling
         self._sampler = sampler_for(self.backend, config.vocab_size, self._chunk, self.kv.data.device)
 
     def __call__(self, requests: Sequence[Recorded]) -> list[Computed]:
@@ -89,6 +92,11 @@ class Recomputer:
         group: list[Recorded] = []
         num_pages = 0
         for request in requests:
+            if request.sampling.embed:
+                found += self._group(group) if group else []
+                found.append(self._embedded(request))
+                group, num_pages = [], 0
+                continue
             if len(request.tokens) > self._max_context + 1:
                 raise ValueError(f"a request of {len(request.tokens)} tokens in a context of {self._max_context}")
             pages = -(-len(request.tokens) // PAGE_SIZE)
@@ -98,6 +106,39 @@ class Recomputer:
             group.append(request)
             num_pages += pages
         return found + self._group(group) if group else found
+
+    @torch.inference_mode()
+    def _embedded(self, request: Recorded) -> Computed:
+        """A request that wanted a vector, alone and in chunks of its own."""
+        computed, count = Computed.unknown(request), request.num_prompt
+        rows: list[Float32s] = []
+        self._table[0, : -(-count // PAGE_SIZE)] = np.arange(-(-count // PAGE_SIZE))
+        for start in range(0, count, self._chunk):
+            piece = request.tokens[start : min(start + self._chunk, count)]
+            all_rows = np.arange(len(piece), dtype=np.int32)
+            rows.append(download(self.backend.hidden(self._inputs([(0, start, len(piece))], piece, all_rows))).copy())
+            self._advance(len(piece))
+        if self._pooling is not None:
+            vector = pooled(self._pooling, np.concatenate(rows))
+            computed.digests.append(Embedding.of(0, vector).digest)
+        return computed
+
+    def _inputs(self, pieces: list[tuple[int, int, int]], tokens: Int32s, logit_rows: Int32s) -> ForwardInputs:
+        """Of (slot, start, count) of several requests, whose tokens follow each other."""
+        slots, starts, lengths = (np.array(column, np.int32) for column in zip(*pieces, strict=True))
+        offsets = ragged_offsets(lengths)
+        # What the model does not have is an input of nothing that counts: the token itself was not drawn either.
+        tokens = np.where((tokens < 0) | (tokens >= self._vocabulary), np.int32(0), tokens)
+        return ForwardInputs(
+            tokens=upload(tokens.astype(np.int32), self.kv.data.device),
+            positions=ragged_positions(starts, lengths, offsets),
+            slots=slots,
+            starts=starts,
+            lengths=lengths,
+            offsets=offsets,
+            page_table=self._table,
+            logit_rows=logit_rows,
+        )
 
     @torch.inference_mode()
     def _group(self, group: list[Recorded]) -> list[Computed]:
@@ -126,29 +167,15 @@ class Recomputer:
 
     def _pass(self, group: list[Recorded], pieces: list[tuple[int, int, int]], found: list[Computed]) -> None:
         """One forward pass over (slot, start, count) of several requests."""
-        slots, starts, lengths = (np.array(column, np.int32) for column in zip(*pieces, strict=True))
-        offsets = ragged_offsets(lengths)
+        offsets = ragged_offsets(np.array([count for _, _, count in pieces], np.int32))
         tokens = np.concatenate([group[slot].tokens[start : start + count] for slot, start, count in pieces])
-        # What the model does not have is an input of nothing that counts: the token itself was not drawn either.
-        tokens = np.where((tokens < 0) | (tokens >= self._vocabulary), np.int32(0), tokens)
         rows, places = list[int](), list[_Place]()
         for (slot, start, count), offset in zip(pieces, offsets.tolist(), strict=False):
             for position in range(start + 1, start + count + 1):
                 if position >= group[slot].num_prompt or group[slot].sampling.prompt_logprobs:
                     rows.append(offset + position - start - 1)
                     places.append(_Place(slot, position))
-        logits = self.backend.forward(
-            ForwardInputs(
-                tokens=upload(tokens.astype(np.int32), self.kv.data.device),
-                positions=ragged_positions(starts, lengths, offsets),
-                slots=slots,
-                starts=starts,
-                lengths=lengths,
-                offsets=offsets,
-                page_table=self._table,
-                logit_rows=np.array(rows, np.int32),
-            )
-        )
+        logits = self.backend.forward(self._inputs(pieces, tokens, np.array(rows, np.int32)))
         drawn = [row for row, place in enumerate(places) if place.position >= group[place.request].num_prompt]
         if drawn:
             admissions = [

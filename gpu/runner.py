@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 import msgspec
 import numpy as np
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pawl.gpu.backend import ForwardInputs, GreedyBackend
-from pawl.gpu.batches import check_batch, within_vocabulary
+from pawl.gpu.batches import check_batch, part_of, within_vocabulary
 from pawl.gpu.copies import copies_from
 from pawl.gpu.cuda.graphs import CudaRecorder, DecodeGraphs, GraphBackend, Recorder
 from pawl.gpu.cuda.shapes import GraphShape
@@ -33,13 +32,15 @@ from pawl.gpu.devices import available_threads, download, upload
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.rows import GrammarRows, Ruled
 from pawl.gpu.kv import KvStore
-from pawl.gpu.launched import Launched, OutOfOrder
+from pawl.gpu.launched import Launched, OutOfOrder, all_tensors
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.pooling import Part, Pooler, Pooling, abilities_of
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
 from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs, look_up, rows_that_may_draw
 from pawl.gpu.sampling.sampler import Draws
 from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
 from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
+from pawl.gpu.step_runner import Abilities
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
 from pawl.memory.partners import NO_PAGE
@@ -68,18 +69,17 @@ class Runner:
         num_window_pages: int | None = None,
         deterministic: bool = False,
         grammars: Grammars | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
         """Takes `weights` over (canonical names, from `pawl.gpu.weights.source.load_weights` with the same `dtype`).
 
         `max_context` is the most tokens a slot may hold; `threads` None means one for each processor. With
         `num_window_pages`, the windowed layers of a hybrid model have a store of their own, and every batch names
         window pages. `deterministic`: a request's bits must not depend on what it is scheduled with.
-        `grammars` are those that requests may have. Raises
+        `grammars` are those that requests may have; `pooling` makes the vectors of prompts. Raises
         BackendUnavailable, also where that promise cannot be kept, or ValueError when the model is not hybrid then.
         """
-        self.config = config
-        self.num_slots = num_slots
-        self.max_context = max_context
+        self.config, self.num_slots, self.max_context = config, num_slots, max_context
         self.kv = KvStore(
             config,
             num_pages=num_pages,
@@ -101,6 +101,7 @@ class Runner:
         self._greedy_backend = self.backend if isinstance(self.backend, GreedyBackend) else None
         self.sampler = sampler_for(self.backend, config.vocab_size, num_slots, self.device)
         self.scorer = PromptScorer(num_slots)
+        self.pooler = Pooler(num_slots, pooling)
         self._grammars = GrammarRows(grammars, num_slots)
         self.page_table = np.zeros((num_slots, -(-max_context // page_size)), np.int32)
         self.window_table = None if num_window_pages is None else np.full_like(self.page_table, NO_PAGE)
@@ -154,6 +155,11 @@ class Runner:
         self._graphs = None
 
     @property
+    def abilities(self) -> Abilities:
+        """What requests may want of the model."""
+        return abilities_of(self.pooler.pooling, self.config.hidden_size)
+
+    @property
     def backend_name(self) -> str:
         """Which backend computes: torch or native."""
         return self.backend.name
@@ -181,6 +187,7 @@ class Runner:
             self.window_table[:] = NO_PAGE
         self.sampler.reset()
         self.scorer.reset()
+        self.pooler.reset()
         self._grammars.reset()
         self._last_tokens.reset()
         self._changed.clear()
@@ -212,15 +219,19 @@ class Runner:
         self.sampler.admit(batch.admitted)
         self.scorer.admit(batch.admitted)
         self._grammars.admit(batch.admitted)
-        if has_runs(batch):
-            nothing = Draws.none(self.device)
-            runs = self._compute_runs(batch)
-            launched = Launched(batch.step, nothing, (), self._copies.start(nothing.tensors()), None, runs)
-            self._in_flight.append(launched)
-            return launched
-        draws, prompt_scores, ruled = self._compute(batch)
-        tensors = [*draws.tensors(), *(tensor for part in prompt_scores for tensor in part.scores.tensors())]
-        launched = Launched(batch.step, draws, prompt_scores, self._copies.start(tensors), ruled)
+        self.pooler.admit(batch.admitted)
+        parts, hidden = tuple[Part, ...](), list[Tensor]()
+        if (embeds := self.pooler.wanted(batch)).any():
+            own, batch = part_of(batch, embeds), part_of(batch, ~embeds)
+            parts = self.pooler.parts(own, self._spoiled)
+            offsets = ragged_offsets(own.lengths)
+            # A forward of its own, which has no head.
+            hidden = [self.backend.hidden(self._inputs(own, offsets, self.pooler.rows(parts, offsets)))]
+        runs = self._compute_runs(batch) if has_runs(batch) else None
+        nothing = Draws.none(self.device), tuple[PromptScores, ...](), None
+        draws, prompt_scores, ruled = nothing if runs is not None else self._compute(batch)
+        pending = self._copies.start(all_tensors(draws, prompt_scores, hidden))
+        launched = Launched(batch.step, draws, prompt_scores, pending, ruled, parts, runs)
         self._in_flight.append(launched)
         return launched
 
@@ -335,16 +346,4 @@ class Runner:
         if launched.step != oldest:
             raise OutOfOrder(launched.step, oldest)
         self._in_flight.popleft()
-        if launched.runs is not None:
-            return launched.runs
-        tensors = iter(self._arrived(launched))
-        draws = launched.draws.moved(list(islice(tensors, len(launched.draws.tensors()))))
-        prompt_scores = [part.moved(list(islice(tensors, 3))) for part in launched.prompt_scores]
-        return StepResult(
-            step=launched.step,
-            tokens=draws.tokens.numpy().astype(np.int32),
-            logprobs=draws.logprobs(),
-            prompt_logprobs=tuple(part.collect() for part in prompt_scores),
-            unusable=draws.unusable(),
-            refused=launched.refused,
-        )
+        return launched.result(self._arrived(launched), self.pooler)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,11 +16,26 @@ from pawl.lifecycle.step import Int32s, StepBatch, StepResult
 Launched = TypeVar("Launched")
 
 
+class Abilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model can be asked for."""
+
+    generates: bool = True
+    """Tokens."""
+    vector_size: int = 0
+    """Numbers of a prompt's vector; 0: it makes none."""
+    unit_vectors: bool = False
+    """Vectors have length 1."""
+
+
 class StepRunner(Protocol[Launched]):
     """Runs steps in the order they are launched, and copies pages out and in between them."""
 
     asynchronous: bool
     """Whether `launch` returns before the step is computed: then one more is launched before the first is collected."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """What requests may want of its model."""
 
     @property
     def layout(self) -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pawl.lifecycle.step import DIGEST_BYTES
+
 Int32s: TypeAlias = NDArray[np.int32]
 UInt8s: TypeAlias = NDArray[np.uint8]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -69,6 +71,23 @@ class Scores(NamedTuple):
     """[sum of `num_top`] likeliest first, then the named; those of one token after those of the other"""
     top: Float32Column
     """of `top_tokens`"""
+
+
+class Embedded(NamedTuple):
+    """Vectors of n requests, as they go to clients."""
+
+    rows: Int32Column
+    """[n] of the requests, which asked for them"""
+    digests: bytes
+    """`DIGEST_BYTES` of each, one after the other"""
+
+
+def digests_of(embedded: Embedded) -> list[bytes]:
+    """One for each vector. Raises ValueError where they do not come out even."""
+    rows, digests = int32s(embedded.rows), embedded.digests
+    if len(digests) != len(rows) * DIGEST_BYTES:
+        raise ValueError(f"{len(digests)} bytes of digests for {len(rows)} vectors")
+    return [digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)]
 
 
 def int32s(column: Int32Column) -> Int32s:

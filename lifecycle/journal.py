@@ -18,6 +18,7 @@ from pawl.lifecycle.records import (
     Counts,
     Delivered,
     Digest,
+    Embedded,
     Flushed,
     Idled,
     PageCounts,
@@ -220,11 +221,12 @@ class Journal:
         *,
         digest: int,
         scores: Scores | None = None,
+        embedded: Embedded | None = None,
     ) -> None:
         """The oldest step is done; memory has this digest as it comes back."""
         self._step = step
         if self.recording:
-            self._emit(StepCommitted(step, now, events, tokens, _counts(pages), digest, counts, scores))
+            self._emit(StepCommitted(step, now, events, tokens, _counts(pages), digest, counts, scores, embedded))
 
     def rolled_back(self, step: int, reason: str, now: float, *, digest: int) -> None:
         """The newest step in flight was undone; memory has this digest after that."""

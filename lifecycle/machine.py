@@ -124,7 +124,7 @@ def _edges() -> tuple[Edge, ...]:
     )
     end = (
         _edge(prefilling, e.FINISH, finished, "it wants no output", frozenset({Cause.LENGTH}), WANTS_NO_OUTPUT),
-        _edge(prefilling, e.FINISH, finished, "its embedding is computed", frozenset({Cause.EMBEDDED}), reserved=True),
+        _edge(prefilling, e.FINISH, finished, "its vector is computed", frozenset({Cause.EMBEDDED}), WANTS_NO_OUTPUT),
         _edge(prefilling, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT),
         _edge(queued, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT),
         _edge(sending, e.FINISH, finished, "the decoder has it", frozenset({Cause.HANDED_OVER})),

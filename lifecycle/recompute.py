@@ -42,6 +42,8 @@ class Computed(NamedTuple):
     """int32 [n, k], the others in its place that the request asked for: the likeliest, then those that it named"""
     top: Float32s
     """float32 [n, k], of these; NaN where there are not so many"""
+    digests: list[bytes]
+    """Of its vector, where it wants one and that is made of finite numbers: one at the most"""
 
     @classmethod
     def unknown(cls, request: Recorded) -> Computed:
@@ -52,6 +54,7 @@ class Computed(NamedTuple):
             np.full(count, np.nan, np.float32),
             np.zeros((count, width), np.int32),
             np.full((count, width), np.nan, np.float32),
+            [],
         )
 
     def score(self, positions: Indices, scores: StepLogprobs | PromptLogprobs) -> None:

@@ -27,6 +27,7 @@ import numpy as np
 
 from pawl.lifecycle.columns import Bools as Bools
 from pawl.lifecycle.columns import CacheChange as CacheChange
+from pawl.lifecycle.columns import Embedded as Embedded
 from pawl.lifecycle.columns import Float32Column as Float32Column
 from pawl.lifecycle.columns import Int32Column as Int32Column
 from pawl.lifecycle.columns import Int32s as Int32s
@@ -140,6 +141,8 @@ class StepCommitted(msgspec.Struct, frozen=True, array_like=True, tag=4, eq=Fals
     """Tokens of each segment, 0 where it samples none: what counts of the run that was drawn. None: one each."""
     scores: Scores | None = None
     """Log-probabilities that the step gave to clients; None: nobody had asked."""
+    embedded: Embedded | None = None
+    """Vectors that the step gave to clients; None: there are none."""
 
 
 class StepRolledBack(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -292,5 +295,5 @@ def schema_hash() -> bytes:
     vocabularies: tuple[type[Enum], ...] = (State, Event, Cause, GrammarKind)
     for words in vocabularies:
         lines.append(f"{words.__name__}: " + ", ".join(f"{word.name}={word.value}" for word in words))
-    lines += [f"{kind.__name__}: {kind._fields}" for kind in (PageCounts, CacheChange, Scores)]
+    lines += [f"{kind.__name__}: {kind._fields}" for kind in (PageCounts, CacheChange, Scores, Embedded)]
     return hashlib.sha256("\n".join(lines).encode()).digest()[:8]

@@ -41,9 +41,16 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
     token_ids_logprob: tuple[int, ...] = ()
     """Tokens whose log-probabilities are told at each place, after the likeliest; only where `top_logprobs` is set."""
     prompt_logprobs: bool = False
-    """Also score the prompt's own tokens (turns prefix hits off for this request)."""
+    """Also score the prompt's own tokens."""
     grammar: Grammar | None = None
     """What the output must be derived from. At its end only `eos_token_ids` can be drawn, of which there are some."""
+    embed: bool = False
+    """The answer is one vector, pooled from what the model makes of the prompt, and no token: `max_new_tokens` is 0."""
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether something is wanted of every position of the prompt, so that none may come from the cache."""
+        return self.prompt_logprobs or self.embed
 
     @property
     def greedy(self) -> bool:

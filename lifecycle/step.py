@@ -16,7 +16,8 @@ computes its inputs still runs (overlap): the placeholder is resolved by the wor
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import hashlib
+from typing import Self, TypeAlias
 
 import msgspec
 import numpy as np
@@ -90,6 +91,23 @@ class PromptLogprobs(msgspec.Struct, frozen=True, eq=False):
     top: Float32s
 
 
+DIGEST_BYTES = 16
+
+
+class Embedding(msgspec.Struct, frozen=True, eq=False):
+    """The vector of a request whose prompt ends in this step."""
+
+    slot: int
+    vector: Float32s
+    """[size], finite numbers; empty in a replay, which decides nothing from them."""
+    digest: bytes
+    """The first bytes of SHA-256 of the vector's: what a trace keeps of it."""
+
+    @classmethod
+    def of(cls, slot: int, vector: Float32s) -> Self:
+        return cls(slot, vector, hashlib.sha256(vector.astype("<f4").tobytes()).digest()[:DIGEST_BYTES])
+
+
 class StepResult(msgspec.Struct, frozen=True, eq=False):
     """What one step gave."""
 
@@ -106,6 +124,8 @@ class StepResult(msgspec.Struct, frozen=True, eq=False):
     None: the step had no runs."""
     refused: Bools | None = None
     """[as many as `tokens`]: the request's grammar does not allow the token. None: all are allowed."""
+    embeddings: tuple[Embedding, ...] = ()
+    """Of the requests that want one and whose prompts end here; none where the vector is not made of finite numbers."""
 
     @property
     def last(self) -> Int32s:

@@ -88,13 +88,13 @@ class Admission:
             builder.transaction,
             table.tokens[row, :num_tokens],
             info.namespace,
-            use_cache=not info.sampling.prompt_logprobs,
+            use_cache=not info.sampling.needs_whole_prompt,
             priority=int(table.priority[row]),
         )
         if granted is None:
             return None
         page = self._page_after(row, granted.num_cached) if self.share_prefixes else None
-        if page in computing and not info.sampling.prompt_logprobs:
+        if page in computing and not info.sampling.needs_whole_prompt:
             return 0
         reach = min(int(table.max_length[row]), num_tokens + self.lookahead)
         if not memory.promise(granted.slot, reach):

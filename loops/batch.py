@@ -71,18 +71,32 @@ class ScheduledBatch(NamedTuple):
         infos = [table.info(row) for row in self.admitted if row not in left]
         return sum(info.num_cached for info in infos if not info.num_retractions)
 
-    def left_without_token(self, result: StepResult, attempt: Int32s) -> list[tuple[int, Cause]]:
-        """Rows that still want the tokens they sampled and did not get them all, each with why; `attempt` is the
-        table's."""
+    def left_without_answer(self, result: StepResult, table: RequestTable) -> list[tuple[int, Cause]]:
+        """Rows that still want the tokens they sampled, or the vector of the prompt that ends here, and did not get it
+        all, each with why."""
+        if result.refused is None and result.unusable is None and not self.prefills:
+            return []
         found: dict[int, Cause] = {}
+        fresh = table.attempt[self.rows] == self.attempts
         for marks, cause in ((result.refused, Cause.GRAMMAR), (result.unusable, Cause.INTERNAL)):
             if marks is None:
                 continue
             if result.counts is not None:
                 marks = np.logical_or.reduceat(marks, np.cumsum(result.counts) - result.counts)
-            wanted = (attempt[self.rows] == self.attempts)[self.batch.samples]
+            wanted = fresh[self.batch.samples]
             found.update(dict.fromkeys(self.sampled_rows[marks & wanted].tolist(), cause))
+        got = {embedding.slot for embedding in result.embeddings}
+        for segment, stayed in zip(self.prefills, fresh[len(self.rows) - len(self.prefills) :].tolist(), strict=True):
+            wants = segment.last and stayed and segment.slot not in got
+            if wants and table.info(segment.row).sampling.embed:
+                found[segment.row] = Cause.INTERNAL
         return list(found.items())
+
+    @property
+    def answered_rows(self) -> list[int]:
+        """Rows that a token is drawn for, or whose prompts end here."""
+        ends: list[int] = [segment.row for segment in self.prefills if segment.last]
+        return [*self.sampled_rows.tolist(), *ends]
 
 
 class Applied(NamedTuple):

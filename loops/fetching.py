@@ -170,7 +170,7 @@ class Fetching:
             table = self.queues.table
             info = table.info(row)
             keys: list[PageKey] = []
-            if not info.sampling.prompt_logprobs:
+            if not info.sampling.needs_whole_prompt:
                 # The last token is always computed, so a page that ends with it is of no use.
                 tokens = table.tokens[row, : table.num_tokens[row] - 1]
                 keys = page_keys(self.device.root(info.namespace), tokens, self.memory.page_size)

@@ -32,7 +32,7 @@ from pawl.loops.queues import Queues
 from pawl.loops.recovery import plan_failed, undo_plan
 from pawl.loops.requests import Requests
 from pawl.loops.runs import Runs, apply_runs
-from pawl.loops.scores import scores_of
+from pawl.loops.scores import embedded_of, scores_of
 from pawl.loops.speculation import Drafter
 from pawl.memory.arrays import Indices
 from pawl.memory.memory import Memory
@@ -130,8 +130,8 @@ class Loop:
         scheduled = self.in_flight[0]
         if scheduled.step != result.step:
             raise AssertionError(f"step {result.step} came back, step {scheduled.step} is the oldest in flight")
-        for row, cause in scheduled.left_without_token(result, self.table.attempt):
-            self.requests.no_token(row, cause, now)
+        for row, cause in scheduled.left_without_answer(result, self.table):
+            self.requests.no_answer(row, cause, now)
         applied = self._committed(scheduled, result, now)
         rows, last = applied.rows, applied.last
         if self.drafter is not None and applied.counts is not None:
@@ -152,12 +152,15 @@ class Loop:
             applied = self._apply(scheduled, result)
             self.effects.output(applied.rows_of_tokens, applied.tokens, scheduled, result)
             pages, digest = self.memory.pages, self.memory.digest()
-            told = None
-            if self.journal.recording and (result.logprobs is not None or result.prompt_logprobs):
+            told = embedded = None
+            if self.journal.recording and (result.logprobs is not None or result.prompt_logprobs or result.embeddings):
                 row_of_slot = scheduled.row_of_slot(self.fresh_at_commit)
                 told = scores_of(result, table, applied.rows_of_tokens, self.wanted_tokens(scheduled), row_of_slot)
-            events, tokens, counts = applied.events, applied.recorded, applied.counts
-            self.journal.committed(scheduled.step, events, tokens, counts, pages, now, digest=digest, scores=told)
+                embedded = embedded_of(result, row_of_slot)
+            events, tokens, counts, step = applied.events, applied.recorded, applied.counts, scheduled.step
+            self.journal.committed(
+                step, events, tokens, counts, pages, now, digest=digest, scores=told, embedded=embedded
+            )
         except Exception:
             table.undo_rows(rows, before[0])
             _, table.num_tokens[rows], counters.generated_tokens, counters.dropped_tokens = before
@@ -313,7 +316,7 @@ class Loop:
                 if info.first_token is None:
                     info.first_token = now
             elif segment.last:
-                self.requests.leave(row, Event.FINISH, Cause.LENGTH, now)
+                self.requests.leave(row, Event.FINISH, Cause.EMBEDDED if info.sampling.embed else Cause.LENGTH, now)
         self.requests.at_work = None
 
     # ---- the engine as a whole ----

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import ClassVar, NamedTuple
 
 import msgspec
 import numpy as np
 
-from pawl.lifecycle.columns import Float32s, Scores, float32s, int32s, uint8s
+from pawl.lifecycle.columns import Float32s, Scores, digests_of, float32s, int32s, uint8s
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
@@ -36,13 +37,15 @@ class Tally(msgspec.Struct):
     """Of outputs."""
     scores: int = 0
     """Log-probabilities of tokens."""
+    vectors: int = 0
     not_recomputed: int = 0
     """Requests with output of a run that did not promise that they can be."""
 
     def __str__(self) -> str:
         if self.not_recomputed:
             return f"nothing; {self.not_recomputed} requests of a run that does not promise the same bits"
-        return f"{self.requests} requests, {self.tokens} output tokens, {self.scores} log-probabilities"
+        said = f"{self.requests} requests, {self.tokens} output tokens, {self.scores} log-probabilities"
+        return f"{said}, {self.vectors} vectors" if self.vectors else said
 
 
 class _Scored(NamedTuple):
@@ -69,6 +72,8 @@ class _Life:
         self.records: list[int] = []
         """Which recorded each of `output`."""
         self.scored: list[_Scored] = []
+        self.embedded: tuple[int, bytes] | None = None
+        """Which record has its vector, and the digest."""
 
     def recorded(self) -> Recorded:
         return Recorded(np.concatenate((self.known, np.array(self.output, np.int32))), self.num_prompt, self.sampling)
@@ -78,13 +83,13 @@ class _Life:
 
     @property
     def empty(self) -> bool:
-        """There is nothing to compute: no output, no log-probability."""
-        return not self.scored and len(self) == self.num_prompt
+        """There is nothing to compute: no output, no log-probability, no vector."""
+        return not self.scored and self.embedded is None and len(self) == self.num_prompt
 
 
 class Recomputed(Property):
     """With the model at hand, the words of a run are computed again from what its requests asked for: every token, and
-    every log-probability, is the same to the bit."""
+    every log-probability, and every vector's digest, is the same to the bit."""
 
     name: ClassVar[str] = "recomputed"
 
@@ -150,6 +155,10 @@ class Recomputed(Property):
             at += count
         if record.scores is not None:
             self._scored(record.scores, number)
+        if record.embedded is not None:
+            for row, digest in zip(int32s(record.embedded.rows).tolist(), digests_of(record.embedded), strict=True):
+                if row in self._lives:
+                    self._lives[row].embedded = number, digest
         return ()
 
     def _scored(self, scores: Scores, number: int) -> None:
@@ -197,7 +206,9 @@ class Recomputed(Property):
         tally.requests += 1
         tally.tokens += len(again.tokens)
         tally.scores += sum(len(scored.positions) for scored in life.scored)
-        for record, text in (*_other_tokens(life, again), *_other_scores(life, again)):
+        tally.vectors += life.embedded is not None
+        wrong = _other_tokens(life, again), _other_scores(life, again), _other_vector(life, again)
+        for record, text in chain(*wrong):
             yield Violation(self.name, text, record, life.request)
             return
 
@@ -235,3 +246,10 @@ def _other_scores(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:
             place = int(np.searchsorted(np.cumsum(widths), int(other.argmax()), "right"))
             yield scored.record, f"the likeliest tokens in the place of position {positions[place]} are others"
             return
+
+
+def _other_vector(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:
+    if life.embedded is not None and again.digests != [life.embedded[1]]:
+        number, digest = life.embedded
+        found = again.digests[0].hex() if again.digests else "none"
+        yield number, f"the digest of its vector is recorded as {digest.hex()}; computed again it is {found}"

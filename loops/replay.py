@@ -6,8 +6,8 @@ A trace holds inputs and decisions in one sequence. A record that the loop does 
     Delivered                 the loop was given an order: an abort, a stop string, a flush, a deadline that passed
     StepPlanned, Idled,       the loop was told to turn
       Transition retract, admit
-    Transition abort,         the worker answered: it has no token for a request that sampled one, and why,
-    StepCommitted             and the step's tokens
+    Transition abort,         the worker answered: it has no token or vector for a request, and why,
+    StepCommitted             and the step's tokens, and digests of its vectors
     StepRolledBack            the worker lost it
     TierTold                  the cache tiers below the device said something
 
@@ -24,6 +24,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
+from pawl.lifecycle.columns import digests_of
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.properties.history import MOST_PAGES, MOST_ROWS
 from pawl.lifecycle.records import (
@@ -49,7 +50,7 @@ from pawl.lifecycle.records import (
 )
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, Event
-from pawl.lifecycle.step import Bools, StepResult
+from pawl.lifecycle.step import Embedding, StepResult
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.intake import Intake, Order, Outcome
@@ -59,6 +60,8 @@ from pawl.loops.snapshot import checkpoint, restore
 from pawl.loops.tiers import PageFetch
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.violation import MemoryViolation
+
+_NO_VECTOR = np.zeros(0, np.float32)
 
 
 class Diverged(Exception):
@@ -216,12 +219,12 @@ class Replay:
                 self._submit(record)
             case Delivered():
                 self.intake.deliver(self._order(record), record.time, record.number)
-            case Transition(event=Event.ABORT, cause=Cause.INTERNAL | Cause.GRAMMAR) if record.row in self._sampled():
-                loop.requests.no_token(record.row, record.cause, record.time)
+            case Transition(event=Event.ABORT, cause=Cause.INTERNAL | Cause.GRAMMAR) if record.row in self._answered():
+                loop.requests.no_answer(record.row, record.cause, record.time)
             case Transition() | StepPlanned() | Idled():
                 loop.turn(record.time)
             case StepCommitted() if loop.in_flight and loop.in_flight[0].step == record.step:
-                loop.executed(_result(record, loop.in_flight[0].batch.samples), record.time)
+                loop.executed(_result(record, loop.in_flight[0]), record.time)
             case StepRolledBack() if loop.in_flight:
                 loop.failed(loop.in_flight[0].step, record.reason, record.time)
             case TierTold():
@@ -234,10 +237,9 @@ class Replay:
             case _:
                 pass
 
-    def _sampled(self) -> list[int]:
-        """Rows that the oldest step samples a token for."""
-        rows: list[int] = self.loop.in_flight[0].sampled_rows.tolist() if self.loop.in_flight else []
-        return rows
+    def _answered(self) -> list[int]:
+        """Rows that were to get something of the oldest step."""
+        return self.loop.in_flight[0].answered_rows if self.loop.in_flight else []
 
     def _submit(self, record: Submitted) -> None:
         info = RequestInfo(record.request, record.rid, record.sampling, record.namespace, record.time)
@@ -252,10 +254,15 @@ class Replay:
             raise Diverged(self.number, record, None) from None
 
 
-def _result(record: StepCommitted, samples: Bools) -> StepResult:
-    """What the worker answered, as far as it counts; `samples`: the segments that sample."""
-    counts = None if record.counts is None else int32s(record.counts)[samples]
-    return StepResult(record.step, int32s(record.tokens), counts=counts)
+def _result(record: StepCommitted, scheduled: ScheduledBatch) -> StepResult:
+    """What the worker answered, as far as it counts."""
+    counts = None if record.counts is None else int32s(record.counts)[scheduled.batch.samples]
+    embeddings: list[Embedding] = []
+    if record.embedded is not None:
+        slots = dict(zip(scheduled.rows.tolist(), scheduled.batch.slots.tolist(), strict=True))
+        rows, digests = int32s(record.embedded.rows).tolist(), digests_of(record.embedded)
+        embeddings = [Embedding(slots[row], _NO_VECTOR, digest) for row, digest in zip(rows, digests, strict=True)]
+    return StepResult(record.step, int32s(record.tokens), counts=counts, embeddings=tuple(embeddings))
 
 
 def replay(records: Iterable[Record]) -> Replay:

@@ -138,8 +138,8 @@ class Requests:
 
     # ---- from steps ----
 
-    def no_token(self, row: int, cause: Cause, now: float) -> None:
-        """The worker has no token for a request that sampled one in the oldest step: it ends."""
+    def no_answer(self, row: int, cause: Cause, now: float) -> None:
+        """The worker has no token, or no vector, for a request that was to get one of the oldest step: it ends."""
         message = NOT_OF_THE_GRAMMAR if cause is Cause.GRAMMAR else NOT_NUMBERS
         self.leave(row, Event.ABORT, cause, now, message=message)
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of a committed step as they are recorded: by request and position, no longer by slot."""
+"""Log-probabilities and vectors of a committed step as they are recorded: by request, no longer by slot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pawl.lifecycle.columns import Float32s, Scores
+from pawl.lifecycle.columns import Embedded, Float32s, Scores
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.step import Bools, Int32s, StepResult
 from pawl.memory.arrays import Indices
@@ -32,6 +32,15 @@ def scores_of(
     parts = [*_drawn(result, table, told, wanted), *_of_prompts(result, row_of_slot)]
     columns = [_as_asked(part, table) for part in parts]
     return Scores(*map(np.concatenate, zip(*columns, strict=True))) if columns else None
+
+
+def embedded_of(result: StepResult, row_of_slot: dict[int, int]) -> Embedded | None:
+    """Those of a result that go to clients; None where none does."""
+    found = [(row_of_slot[each.slot], each.digest) for each in result.embeddings if each.slot in row_of_slot]
+    if not found:
+        return None
+    rows, digests = zip(*found, strict=True)
+    return Embedded(np.array(rows, np.int32), b"".join(digests))
 
 
 def _drawn(result: StepResult, table: RequestTable, told: Indices, wanted: Bools) -> Iterator[_Scored]:

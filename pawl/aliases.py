@@ -48,6 +48,13 @@ def _arrival_only(text: str) -> str:
     return text
 
 
+def _runner(text: str) -> str:
+    runners = {"auto": "auto", "generate": "off", "pooling": "on"}
+    if text not in runners:
+        raise ValueError(f"known: {', '.join(runners)}")
+    return runners[text]
+
+
 def _dashed(text: str) -> str:
     return text.replace("_", "-")
 
@@ -74,6 +81,7 @@ ALIASES: tuple[Alias, ...] = (
     Alias("--radix-eviction-policy", SGLANG, "eviction"),
     Alias("--hicache-size", SGLANG, "host_cache_gb"),
     Alias("--hicache-write-policy", SGLANG, "write_policy", read=_dashed, note="its values with underscores"),
+    Alias("--is-embedding", SGLANG, "pooling", "on", note="text is generated as well, where the model can"),
     Alias("--max-num-seqs", VLLM, "max_running"),
     Alias("--max-model-len", VLLM, "context_length", read=_count, note="16k and 16K as there"),
     Alias("--block-size", VLLM, "page_size"),
@@ -85,6 +93,7 @@ ALIASES: tuple[Alias, ...] = (
     Alias(
         "--scheduling-policy", VLLM, "policy", read=_arrival_only, note="`fcfs`; `priority` has the other order there"
     ),
+    Alias("--runner", VLLM, "pooling", read=_runner, note="text is generated as well, where the model can"),
     Alias("--uvicorn-log-level", VLLM, "log_level"),
     Alias("--max-num-batched-tokens", VLLM, note="--prefill-chunk counts the prompt tokens of a step, outputs not"),
     Alias("--max-prefill-tokens", SGLANG, note="--prefill-chunk is the one limit of a step"),

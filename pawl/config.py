@@ -90,6 +90,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bool, _meta("model", "the same bits for a request whatever it is scheduled with; refused where that cannot be")
     ] = False
 
+    pooling: Annotated[
+        Literal["auto", "on", "off", "last", "mean", "cls"],
+        _meta(
+            "model",
+            "how a text's vector is made; auto: as the model's folder says, if it does; on: likewise, else last",
+        ),
+    ] = "auto"
+
     host: Annotated[Text, _meta("server", "address to listen on; 0.0.0.0 is every interface")] = "127.0.0.1"
     port: Annotated[Annotated[int, Meta(ge=0, le=65535)], _meta("server", "port to listen on; 0 takes a free one")] = (
         30000

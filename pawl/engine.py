@@ -15,19 +15,21 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from numbers import Integral
-from typing import Any, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from pawl.actors.control import ROWS
 from pawl.actors.control_row import Answer, Row
 from pawl.actors.fields import convert
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.control import Reply
-from pawl.actors.messages.generate import Done, Submit, TextOptions
+from pawl.actors.messages.generate import Submit, TextOptions
 from pawl.actors.runtime.local import LocalSystem
-from pawl.actors.sampling import Limits, OfflineSampling, StopStrings, offline_sampling
+from pawl.actors.sampling import Limits, OfflineSampling, StopStrings, embedding_sampling, offline_sampling, shortened
 from pawl.actors.sink import Delta, Inbox
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.build.parts import Parts
@@ -35,13 +37,14 @@ from pawl.build.wiring import engine_actors, spawn_all, stop_order
 from pawl.config import ServerConfig
 from pawl.gpu.weights.locate import locate
 from pawl.gpu.weights.report import Report, unheard
-from pawl.lifecycle.states import ABORT_CAUSES, Cause
+from pawl.lifecycle.states import Cause
 from pawl.logs import ensure_logs
+from pawl.offline import Completion as Completion
+from pawl.offline import Prompt, Signal, check_end, prompt_fields, stands_alone, take
+from pawl.offline import RequestFailed as RequestFailed
 
 log = structlog.get_logger("pawl.engine")
 
-Prompt: TypeAlias = str | Sequence[int] | Sequence[dict[str, Any]]
-"""Text, token ids, or chat messages for the model's template."""
 T = TypeVar("T")
 
 
@@ -56,33 +59,6 @@ class EngineFailed(Exception):
 
 class NotRunning(RuntimeError):
     """The engine cannot take a request, or be started, in its present state."""
-
-
-class RequestFailed(Exception):
-    """A request ended without success. `cause` is its abort cause."""
-
-    def __init__(self, cause: Cause, message: str) -> None:
-        super().__init__(f"{cause}: {message}" if message else str(cause))
-        self.cause = cause
-        self.message = message
-
-
-class Completion:
-    """The whole answer to one prompt."""
-
-    def __init__(self, delta: Delta) -> None:
-        if delta.done is None:
-            raise ValueError("a completion is made from a request's last delta")
-        self.text = delta.text
-        self.tokens = delta.tokens
-        self.logprobs = delta.logprobs
-        self.prompt_logprobs = delta.prompt_logprobs
-        self.done: Done = delta.done
-
-    @property
-    def finish_reason(self) -> str:
-        """The cause's name: `length`, `eos`, `stop_token` or `stop_string`."""
-        return str(self.done.cause)
 
 
 class Engine:
@@ -105,7 +81,8 @@ class Engine:
         ensure_logs(config.log_format, config.log_level)
         self.config = config
         self.parts: Parts = parts if parts is not None else load(config, report)
-        self._limits = Limits.of(self.parts.vocabulary, self.parts.loop_config.max_context)
+        abilities = self.parts.runner.abilities
+        self._limits = Limits.of(self.parts.vocabulary, self.parts.loop_config.max_context, abilities)
         traced = self.parts.recorder is not None
         limit, required = config.max_running + config.max_queued, config.trace_required
         self.gateway = Gateway(limit, traced=traced, trace_required=required)
@@ -184,21 +161,38 @@ class Engine:
 
         `sampling` is one set of fields of SamplingParameters for all prompts, or one for each.
         """
-        asked: list[Any] = [prompts] if _stands_alone(prompts) else list(prompts)
-        count = len(asked)
-        fields = [dict(sampling or {})] * count if not isinstance(sampling, Sequence) else list(sampling)
+        asked: list[Any] = [prompts] if stands_alone(prompts) else list(prompts)
+        fields = [dict(sampling or {})] * len(asked) if not isinstance(sampling, Sequence) else list(sampling)
+        answers: list[Completion | None] = [None] * len(asked)
+        for index, delta in self._ends(len(asked), partial(self._submit, asked, fields, stop)):
+            answers[index] = completion = Completion(delta)
+            if on_done is not None:
+                on_done(index, completion)
+        return [answer for answer in answers if answer is not None]
+
+    def embed(self, prompts: Prompt | Sequence[Prompt], *, dimensions: int | None = None) -> list[NDArray[np.float32]]:
+        """The vector of each prompt, float32 [size], or its first `dimensions` numbers; in the order of the prompts, of
+        which one may stand alone. Raises as `generate` does, and RequestFailed where the model makes no vectors."""
+        asked: list[Any] = [prompts] if stands_alone(prompts) else list(prompts)
+        vectors: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(asked)
+        for index, delta in self._ends(len(asked), partial(self._submit_embeds, asked, dimensions)):
+            assert delta.embedding is not None
+            vectors[index] = shortened(delta.embedding, dimensions, self._limits)
+        return vectors
+
+    def _ends(
+        self, count: int, submit: Callable[[Sequence[Inbox]], Coroutine[Any, Any, object]]
+    ) -> Iterator[tuple[int, Delta]]:
+        """All that came of each of `count` requests, as they end. Raises RequestFailed for the first that fails."""
         finished: queue.SimpleQueue[int] = queue.SimpleQueue()
-        inboxes = [_Signal(finished, index, whole=True) for index in range(count)]
-        self._on_gateway(self._submit(asked, fields, stop, inboxes))
-        answers: list[Completion | None] = [None] * count
+        inboxes = [Signal(finished, index, whole=True) for index in range(count)]
+        self._on_gateway(submit(inboxes))
         for _ in range(count):
             index = finished.get()
             delta = inboxes[index].take()
             assert delta is not None
-            answers[index] = completion = _completed(delta)
-            if on_done is not None:
-                on_done(index, completion)
-        return [answer for answer in answers if answer is not None]
+            check_end(delta)
+            yield index, delta
 
     def stream(
         self,
@@ -212,17 +206,17 @@ class Engine:
         Closing the iterator aborts the request. Raises RequestFailed when it fails.
         """
         changed: queue.SimpleQueue[int] = queue.SimpleQueue()
-        inbox = _Signal(changed, 0)
+        inbox = Signal(changed, 0)
         (number,) = self._on_gateway(self._submit([prompt], [sampling or {}], stop, [inbox]))
         try:
             while True:
                 changed.get()
                 # Taken on the gateway's thread: it must not be filled meanwhile.
-                delta = self._on_gateway(_take(inbox))
+                delta = self._on_gateway(take(inbox))
                 if delta is None:
                     continue
                 if delta.final:
-                    _completed(delta)
+                    check_end(delta)
                 yield delta
                 if delta.final:
                     return
@@ -250,6 +244,16 @@ class Engine:
             raise RequestFailed(error.cause, error.message) from None
         row.put(self.gateway, body, answer)
 
+    async def _submit_embeds(
+        self, prompts: Sequence[Any], dimensions: int | None, inboxes: Sequence[Inbox]
+    ) -> tuple[int, ...]:
+        try:
+            sampling = embedding_sampling(self._limits, dimensions)
+        except InvalidRequest as error:
+            raise RequestFailed(error.cause, error.message) from None
+        submits = [Submit(request=0, rid="", **prompt_fields(prompt), sampling=sampling) for prompt in prompts]
+        return self.gateway.submit(submits, inboxes)
+
     async def _submit(
         self, prompts: Sequence[Any], sampling: Sequence[Any], stop: str | Sequence[str], inboxes: Sequence[Inbox]
     ) -> tuple[int, ...]:
@@ -264,14 +268,10 @@ class Engine:
     def _request(self, prompt: Any, sampling: Any, options: TextOptions) -> Submit:
         """Raises InvalidRequest."""
         fields = convert(sampling, OfflineSampling)
-        is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], dict)
-        is_ids = not isinstance(prompt, str) and not is_chat
         return Submit(
             request=0,
             rid="",
-            text=prompt if isinstance(prompt, str) else None,
-            chat=tuple(prompt) if is_chat else None,
-            token_ids=tuple(int(token) for token in prompt) if is_ids else None,
+            **prompt_fields(prompt),
             sampling=offline_sampling(fields, self._limits, self.gateway.new_seed()),
             fill_context=fields.max_new_tokens is None,
             text_options=options,
@@ -311,33 +311,3 @@ def load(config: ServerConfig, report: Report = unheard) -> Parts:
 
     report(0.1)
     return load_parts(config, report)
-
-
-class _Signal(Inbox):
-    """An inbox that tells a thread which request has something new."""
-
-    def __init__(self, changed: queue.SimpleQueue[int], index: int, whole: bool = False) -> None:
-        super().__init__(whole)
-        self._changed = changed
-        self._index = index
-
-    def ready(self) -> None:
-        self._changed.put(self._index)
-
-
-async def _take(inbox: Inbox) -> Delta | None:
-    return inbox.take()
-
-
-def _stands_alone(prompts: Any) -> bool:
-    """Whether this is one prompt (text, token ids, chat messages) and not a sequence of prompts."""
-    return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral | dict))
-
-
-def _completed(delta: Delta) -> Completion:
-    """The completion that ends here. Raises RequestFailed."""
-    if delta.refusal is not None:
-        raise RequestFailed(delta.refusal.cause, delta.refusal.message)
-    if delta.done is not None and delta.done.cause in ABORT_CAUSES:
-        raise RequestFailed(delta.done.cause, delta.done.message)
-    return Completion(delta)

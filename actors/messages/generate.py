@@ -146,6 +146,8 @@ class StepTokens(msgspec.Struct, frozen=True, tag=True, eq=False):
     ended: tuple[Ended, ...] = ()
     admitted: tuple[Admitted, ...] = ()
     """Requests admitted since the last message, if they are still open."""
+    embeddings: tuple[tuple[int, NDArray[np.float32]], ...] = ()
+    """(row, vector)"""
 
 
 # ---- detokenizer (and tokenizer, for what it refuses) -> gateway ----
@@ -185,6 +187,8 @@ class Output(msgspec.Struct, frozen=True, eq=False):
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """The whole prompt's, with the first output; the first entry has logprob None."""
     done: Done | None = None
+    embedding: NDArray[np.float32] | None = None
+    """The vector of a request that wanted one, with its end."""
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True, eq=False):

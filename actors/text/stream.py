@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 from msgspec import structs
+from numpy.typing import NDArray
 
 from pawl.actors.messages.generate import Admitted, Done, Opened, TextOptions, Timing, TokenLogprob, Usage
 from pawl.actors.text.incremental import Decoder, SilentDecoder, decoder_for
@@ -42,6 +44,7 @@ class Stream:
         "_timing",
         "_vocabulary",
         "decode",
+        "embedding",
         "include_stop",
         "matched",
         "num_output",
@@ -67,6 +70,8 @@ class Stream:
         self._min_tokens = options.min_tokens
         self._matcher = StopMatcher(options.stop, options.include_stop) if options.stop else None
         self._prompt_scores: list[TokenLogprob | None] | None = None
+        self.embedding: NDArray[np.float32] | None = None
+        """The vector of a request that wanted one, once it is there."""
         self.decode = self._decoder.push
         """Text that a token completes, without looking for stop strings: all that a plain stream needs."""
         self.plain = self._matcher is None and opened.num_rivals is None
@@ -129,6 +134,10 @@ class Stream:
         for index in range(min(len(lists.chosen), self._num_prompt - scores.start - 1)):
             position = scores.start + 1 + index
             self._prompt_scores[position] = self._entry(int(self._prompt[position]), lists, index)
+
+    def add_embedding(self, vector: NDArray[np.float32]) -> None:
+        """The vector that the request wanted; it leaves with its end."""
+        self.embedding = vector
 
     def take_prompt_scores(self) -> tuple[TokenLogprob, ...]:
         """The whole prompt's scores, once; nothing while some are missing (a request aborted in mid-prefill)."""

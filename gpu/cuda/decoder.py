@@ -117,6 +117,13 @@ class TritonDecoder:
         """See `GreedyBackend.forward_greedy`."""
         return likeliest(self._forward(inputs))
 
+    @torch.inference_mode()
+    def hidden(self, inputs: ForwardInputs) -> Tensor:
+        """See `Backend.hidden`."""
+        self.attention.tables.follow(inputs)
+        wanted = upload(inputs.logit_rows.astype(np.int64), self.device)
+        return self._last_normed(inputs.tokens, self.attention.prepare(inputs), wanted).float()
+
     def _forward(self, inputs: ForwardInputs) -> Tensor:
         """Logits of the wanted rows, float32 or of the model's dtype."""
         self.attention.tables.follow(inputs)
@@ -155,6 +162,10 @@ class TritonDecoder:
 
     def _scores(self, tokens: Tensor, plan: TritonPlan, wanted: Tensor | None) -> Tensor:
         """[n, vocab] in the model's dtype, of rows `wanted` (int64 [n]; None: all) of tokens int32 [t]."""
+        return self._linear(self._last_normed(tokens, plan, wanted), self.weights.head, None)
+
+    def _last_normed(self, tokens: Tensor, plan: TritonPlan, wanted: Tensor | None) -> Tensor:
+        """The same before the head: [n, hidden]."""
         config, weights = self.config, self.weights
         hidden = weights.embedding[tokens]
         if config.embedding_scale != 1.0:
@@ -170,7 +181,7 @@ class TritonDecoder:
             stream = Residual(hidden, self._linear(attended, layer.output, None), layer.attention_norm)
             normed = self._normed(stream, layer.mlp_norm)
             stream = Residual(hidden, self._after_norm(index, layer, normed, plan.positions), layer.after_mlp_norm)
-        return self._linear(self._normed(stream, weights.final_norm), weights.head, None)
+        return self._normed(stream, weights.final_norm)
 
     def _normed(self, stream: Residual, weight: Tensor) -> Tensor:
         """The norm of the residual, whose last part is added to `stream.hidden` in place."""

@@ -38,4 +38,5 @@ def _again(request: Recorded, grammars: Grammars | None) -> Computed:
             computed.score(np.array([count + index]), result.logprobs)
         for part in result.prompt_logprobs:
             computed.score(np.arange(part.start + 1, part.start + 1 + len(part.chosen)), part)
+        computed.digests.extend(embedding.digest for embedding in result.embeddings)
     return computed

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pawl.gpu.batches import InvalidBatch, check_batch, within_vocabulary
 from pawl.gpu.ghost.draws import GhostDraws
+from pawl.gpu.ghost.embedding import VECTOR_SIZE, GhostEmbeddings
 from pawl.gpu.ghost.language import VOCABULARY_SIZE, likeliest
 from pawl.gpu.ghost.memory import Computed, GhostFault, GhostMemory
 from pawl.gpu.ghost.small import SmallMemory, likeliest_after
@@ -30,6 +31,7 @@ from pawl.gpu.ghost.store import GhostStore
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.ragged import ragged_offsets, with_chained
 from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs
+from pawl.gpu.step_runner import Abilities
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import Bools, Int32s, SlotAssignment, StepBatch, StepResult
 
@@ -67,6 +69,7 @@ class Ghost:
     """One ghost; made as `pawl.gpu.runner.Runner` is, and as deaf to anything but batches."""
 
     asynchronous = False
+    abilities = Abilities(vector_size=VECTOR_SIZE, unit_vectors=True)
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class Ghost:
         self.faults: list[GhostFault] = []
         """All that were raised: a worker that is reset goes on, but this stays."""
         self._draws = GhostDraws(num_slots, grammars)
+        self._embeddings = GhostEmbeddings(num_slots)
         self._last = np.full(num_slots, _NOTHING, np.int32)
         """The token each slot drew last."""
         self._special = np.zeros(num_slots, np.bool_)
@@ -169,6 +173,7 @@ class Ghost:
         self._last[:] = _NOTHING
         self._special[:] = False
         self._draws.reset()
+        self._embeddings.reset()
 
     def launch(self, batch: StepBatch) -> StepResult:
         """Compute a step. Raises InvalidBatch before anything has changed; PlannedFailure; or GhostFault, after which
@@ -198,12 +203,13 @@ class Ghost:
             offsets = ragged_offsets(batch.lengths)
             computed = self.memory.compute(batch, self._resolve_tokens(batch, offsets), offsets)
             prompts = self._draws.score_prompts(batch, computed) if special else ()
+            embeddings = self._embeddings.of(batch, computed) if special else ()
             drawn = self._draw_runs(batch, computed) if runs else self._draw_all(batch, computed)
         except GhostFault as fault:
             self.faults.append(fault)
             raise
         self._last[batch.slots[batch.samples]] = drawn.last
-        return structs.replace(drawn, prompt_logprobs=prompts)
+        return structs.replace(drawn, prompt_logprobs=prompts, embeddings=embeddings)
 
     def _launch_small(self, batch: StepBatch, memory: SmallMemory) -> StepResult:
         """A step of likeliest tokens only, without an array for each thing that is known of it."""
@@ -242,6 +248,7 @@ class Ghost:
             self._last[slot] = _NOTHING
             self._special[slot] = not _plain(admission.sampling)
         self._draws.admit(admissions)
+        self._embeddings.admit(admissions)
 
     # ---- draw ----
 
@@ -288,4 +295,4 @@ def _plain(sampling: SamplingParameters) -> bool:
     """Whether a request wants the likeliest token as it is, and nothing else."""
     greedy = sampling.greedy or sampling.top_k == 1
     adjusted = sampling.penalised or sampling.logit_bias or sampling.min_new_tokens > 0 or sampling.grammar is not None
-    return greedy and not adjusted and sampling.top_logprobs is None and not sampling.prompt_logprobs
+    return greedy and not adjusted and sampling.top_logprobs is None and not sampling.needs_whole_prompt

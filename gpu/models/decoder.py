@@ -66,6 +66,14 @@ class TorchDecoder:
 
     def forward(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.forward`."""
+        return self.score(self._normed(inputs))
+
+    def hidden(self, inputs: ForwardInputs) -> Tensor:
+        """See `Backend.hidden`."""
+        return self._normed(inputs).float()
+
+    def _normed(self, inputs: ForwardInputs) -> Tensor:
+        """The wanted rows after the last layer and the final norm, [m, hidden]."""
         positions = upload(inputs.positions, self.device).float()
         angles = {rope: table.angles(positions) for rope, table in self.ropes.items()}
         plan = self.attention.prepare(inputs)
@@ -79,7 +87,7 @@ class TorchDecoder:
                 # Past the last attention only the wanted rows matter.
                 attended, hidden = self._wanted(inputs, attended), self._wanted(inputs, hidden)
             hidden = self._after_attention(index, layer, hidden, attended)
-        return self.score(self._norm(hidden, self.weights.final_norm))
+        return self._norm(hidden, self.weights.final_norm)
 
     def add(self, hidden: Tensor, delta: Tensor) -> Tensor:
         """The residual [n, hidden] with what attention or the MLP gave."""

@@ -73,6 +73,12 @@ class NativeBackend:
         self._step(inputs, greedy=greedy.data_ptr())
         return greedy
 
+    def hidden(self, inputs: ForwardInputs) -> Tensor:
+        """See `Backend.hidden`. Raises RefusedInputs."""
+        hidden = torch.empty((len(inputs.logit_rows), self.config.hidden_size), dtype=torch.float32)
+        self._step(inputs, hidden=hidden.data_ptr())
+        return hidden
+
     def _load(self, name: str, weight: Tensor) -> None:
         layer, short = -1, name
         if name.startswith("model.layers."):
@@ -84,7 +90,14 @@ class NativeBackend:
         if message is not None:
             raise ValueError(message.decode())
 
-    def _step(self, inputs: ForwardInputs, logits: int | None = None, greedy: int | None = None) -> None:
+    def _step(
+        self,
+        inputs: ForwardInputs,
+        *,
+        logits: int | None = None,
+        greedy: int | None = None,
+        hidden: int | None = None,
+    ) -> None:
         if not self.close.alive:
             raise RefusedInputs("the backend is closed")
         num_slots, pages_per_slot = inputs.page_table.shape
@@ -106,6 +119,7 @@ class NativeBackend:
             logits=logits,
             greedy=greedy,
             masks=None if inputs.masks is None else _pointer(inputs.masks),
+            hidden=hidden,
         )
         if inputs.masks is not None and inputs.masks.shape != (step.num_logits, -(-self.config.vocab_size // 32)):
             raise RefusedInputs(f"masks of shape {inputs.masks.shape}")

@@ -57,7 +57,7 @@ class Shape(ctypes.Structure):
 
 
 class Inputs(ctypes.Structure):
-    """`pawl::Inputs`: one step. Of `logits` and `greedy` one is null."""
+    """`pawl::Inputs`: one step. Of `logits`, `greedy` and `hidden` one is not null."""
 
     _fields_ = (
         ("num_tokens", c_int32),
@@ -78,6 +78,7 @@ class Inputs(ctypes.Structure):
         ("logits", c_void_p),
         ("greedy", c_void_p),
         ("masks", c_void_p),
+        ("hidden", c_void_p),
     )
 
 

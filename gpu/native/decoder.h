@@ -53,6 +53,7 @@ struct Inputs {
     float* logits;     // [num_logits][vocab], or null
     int32_t* greedy;   // [num_logits], or null; kNoToken where a logit is not a finite number
     const uint32_t* masks;   // [num_logits][ceil(vocab / 32)], or null: greedy chooses tokens whose bits are set
+    float* hidden;     // [num_logits][hidden], or null: the rows after the final norm, in place of logits and greedy
 };
 
 constexpr int32_t kNoToken = -1;

@@ -197,7 +197,7 @@ void Decoder<Element>::store_gated(int64_t row, int num, int64_t pair, const flo
         }
 }
 
-// Final norm and head: logits, or the token of the largest one.
+// Final norm, and head: logits, or the token of the largest one; or the normed rows alone.
 template <class Element>
 void Decoder<Element>::score(Walk& walk, const Inputs& inputs) {
     const int64_t rows = inputs.num_logits, panels = (shape_.vocab_size + kPanel - 1) / kPanel;
@@ -205,7 +205,12 @@ void Decoder<Element>::score(Walk& walk, const Inputs& inputs) {
     walk.phase(rows, [&](int64_t row) {
         normalise<Element>(hidden_.row(row), final_norm_.data(), shape_.hidden_size, shape_.norm_epsilon,
                            normed_.row(row));
+        if (inputs.hidden == nullptr) return;
+        const auto* normed = reinterpret_cast<const Stored*>(normed_.row(row));
+        float* to = inputs.hidden + row * shape_.hidden_size;
+        for (int64_t i = 0; i < shape_.hidden_size; ++i) to[i] = Element::widen(normed[i]);
     });
+    if (inputs.hidden != nullptr) return;
     product<1>(walk, normed_, rows, head_, [&](int64_t row, int num, int64_t panel, auto& out) {
         const int64_t first = panel * kPanel, count = std::min<int64_t>(kPanel, shape_.vocab_size - first);
         for (int i = 0; i < num; ++i) {

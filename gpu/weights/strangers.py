@@ -47,14 +47,26 @@ def one_line(error: BaseException) -> str:
 
 def read_object(path: Path, refusal: Callable[[str], Exception]) -> dict[str, Any]:
     """The JSON object that a file holds. Raises OSError, or `refusal(reason)` where it holds something else."""
+    values = _read_json(path, refusal)
+    if not isinstance(values, dict):
+        raise refusal(f"{path.name} is not a JSON object")
+    return values
+
+
+def read_list(path: Path, refusal: Callable[[str], Exception]) -> list[Any]:
+    """The JSON list that a file holds, as `read_object`."""
+    values = _read_json(path, refusal)
+    if not isinstance(values, list):
+        raise refusal(f"{path.name} is not a JSON list")
+    return values
+
+
+def _read_json(path: Path, refusal: Callable[[str], Exception]) -> Any:
     with path.open("rb") as file:
         content = file.read(MOST_JSON_BYTES + 1)
     if len(content) > MOST_JSON_BYTES:
         raise refusal(f"{path.name} has more than {MOST_JSON_BYTES >> 20} MiB")
     try:
-        values = json.loads(content)
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise refusal(f"{path.name} is not JSON ({one_line(error)})") from error
-    if not isinstance(values, dict):
-        raise refusal(f"{path.name} is not a JSON object")
-    return values

@@ -11,7 +11,17 @@ from typing import IO, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from pawl.lifecycle.records import DECODER, RECORD_TYPES, CacheChange, Record, Scores, float32s, int32s, uint8s
+from pawl.lifecycle.records import (
+    DECODER,
+    RECORD_TYPES,
+    CacheChange,
+    Embedded,
+    Record,
+    Scores,
+    float32s,
+    int32s,
+    uint8s,
+)
 from pawl.lifecycle.states import Event, State
 
 
@@ -42,6 +52,18 @@ def _scores(values: dict[str, Any] | None) -> Scores | None:
     return Scores(**{name: _COLUMNS[name](column).tobytes() for name, column in values.items()})
 
 
+def _plain_embedded(embedded: Embedded | None) -> dict[str, Any] | None:
+    if embedded is None:
+        return None
+    return {"rows": int32s(embedded.rows).tolist(), "digests": embedded.digests.hex()}
+
+
+def _embedded(values: dict[str, Any] | None) -> Embedded | None:
+    if values is None:
+        return None
+    return Embedded(np.array(values["rows"], np.int32).tobytes(), bytes.fromhex(values["digests"]))
+
+
 _COLUMNS = {name: float32s if name in ("chosen", "top") else int32s for name in Scores._fields}
 """Of `Scores`, how each is read."""
 _FORMS = {
@@ -51,6 +73,7 @@ _FORMS = {
     "Event": _Form(lambda event: event.name.lower(), lambda name: Event[name.upper()]),
     "PageKeys": _Form(bytes.hex, bytes.fromhex),
     "Scores | None": _Form(_plain_scores, _scores),
+    "Embedded | None": _Form(_plain_embedded, _embedded),
     "tuple[CacheChange, ...]": _Form(
         lambda changes: [_plain_change(change) for change in changes],
         lambda plain: [_change(values) for values in plain],

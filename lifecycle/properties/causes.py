@@ -132,12 +132,14 @@ class TrueCauses(Property):
                 return looked and deadline is not None and deadline <= record.time
             case Cause.DRAINED:
                 return self._drains
-            case Cause.INTERNAL if self._failed or self._without_token(record.row, history):
+            case Cause.INTERNAL if self._failed or self._without_answer(record.row, history):
                 return True
         return record.cause in self._asked.get(record.request, ())
 
-    def _without_token(self, row: int, history: History) -> bool:
-        """The oldest step in flight draws for it: the worker may have had no token."""
+    def _without_answer(self, row: int, history: History) -> bool:
+        """The oldest step in flight draws for it, or was to give it its vector: the worker may have had none."""
         for step in history.in_flight.values():
-            return row in step.rows[step.samples]
+            submitted = history.submissions.get(row)
+            embeds = submitted is not None and submitted.sampling.embed
+            return row in step.rows[step.samples | (embeds & (step.ends == history.num_prompt[step.rows]))]
         return False

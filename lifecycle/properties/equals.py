@@ -65,7 +65,7 @@ def _key(submitted: Submitted) -> Key:
 
 
 _PLACES = {name: place for place, name in enumerate(SamplingParameters.__struct_fields__)}
-_DRAWS_NOTHING = ("max_new_tokens", "eos_token_ids", "top_logprobs", "token_ids_logprob", "prompt_logprobs")
+_DRAWS_NOTHING = ("max_new_tokens", "eos_token_ids", "top_logprobs", "token_ids_logprob", "prompt_logprobs", "embed")
 
 
 def _law_of_draws(submitted: Submitted) -> bytes:

@@ -11,6 +11,7 @@ from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.causes import TrueCauses
 from pawl.lifecycle.properties.conservation import Conservation, NoReuseBeforeFence
 from pawl.lifecycle.properties.dispatch import Kind
+from pawl.lifecycle.properties.embedded import EmbeddedOnce
 from pawl.lifecycle.properties.ending import AbortIsTotal, Incarnation, SilenceAfterAbort, StreamEqualsResult
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
@@ -62,6 +63,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     StreamEqualsResult,
     StopSemantics,
     LogprobsAsAsked,
+    EmbeddedOnce,
     QuiescentFlush,
     PausedIsStill,
     WeightEpochs,

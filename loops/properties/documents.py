@@ -52,6 +52,7 @@ OUTPUTS: dict[str, str] = {
     "stream_equals_result": "text: by simulated clients",
     "stop_semantics": "stop strings: by simulated clients, to the last character; the trace has tokens",
     "logprobs_as_asked": "the numbers: by computing them again",
+    "embedded_once": "the vector itself: by simulated clients; the trace has its digest",
     "grammar_is_a_fold": "runs whose model's vocabulary is not at hand: the audit says so",
 }
 CONTROL: dict[str, str] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,11 +19,13 @@ from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.devices import available_memory
 from pawl.gpu.kv import MemoryPlan, hybrid, plan_memory, plan_tokens, widest_window
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.pooling import Pooling
 from pawl.gpu.runner import Runner
 from pawl.gpu.select import processor_of
 from pawl.gpu.weights.fingerprint import weights_fingerprint
+from pawl.gpu.weights.pooling import folder_pooling
 from pawl.gpu.weights.report import Report, part, unheard
-from pawl.gpu.weights.source import load_weights, resolve_source
+from pawl.gpu.weights.source import ModelSource, load_weights, resolve_source
 from pawl.loops.select import LoopConfig
 
 log = structlog.get_logger("pawl.build.assembly")
@@ -48,8 +51,13 @@ def load_parts(config: ServerConfig, report: Report = unheard) -> Parts:
     began = time.monotonic()
     check_settings(config)
     _check_deterministic(config)
-    source = resolve_source(config.model)
+    return _load_decoder(config, resolve_source(config.model), began, report)
+
+
+def _load_decoder(config: ServerConfig, source: ModelSource, began: float, report: Report) -> Parts:
+    """The parts of an engine with this decoder."""
     two_pools = _two_pools(config, source.config)
+    pooling = pooling_of(config, source.path)
     device = config.device
     dtype = _dtype(config)
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
@@ -84,6 +92,7 @@ def load_parts(config: ServerConfig, report: Report = unheard) -> Parts:
         num_window_pages=1 if on_device and plan.num_window_pages is not None else plan.num_window_pages,
         deterministic=config.deterministic,
         grammars=grammars,
+        pooling=pooling,
     )
     if on_device:
         asked = plan if _sized(config) else None
@@ -112,9 +121,25 @@ def _facts(config: ServerConfig, runner: Runner, plan: MemoryPlan) -> dict[str, 
         "deterministic": config.deterministic,
         "kv_mib": plan.num_bytes >> 20,
     }
+    if runner.pooler.pooling is not None:
+        facts["pooling"] = msgspec.to_builtins(runner.pooler.pooling)
     if plan.num_window_pages is not None:
         facts["window_tokens"] = plan.num_window_pages * plan.page_size
     return facts
+
+
+def pooling_of(config: ServerConfig, path: Path) -> Pooling | None:
+    """How vectors are made: as the user says, else as the model's folder does. None: there are none. Raises ConfigError
+    where a decoder cannot make them so."""
+    said = folder_pooling(path) if path.is_dir() else None
+    if config.pooling == "off" or (said is None and config.pooling == "auto"):
+        return None
+    pooling = said or Pooling("last", normalised=True)
+    if config.pooling not in ("auto", "on"):
+        pooling = msgspec.structs.replace(pooling, kind=config.pooling)
+    if pooling.kind == "cls":
+        raise ConfigError("pooling: cls is for encoders; the first position of this model sees nothing else", "pooling")
+    return pooling
 
 
 def _dtype(config: ServerConfig) -> torch.dtype:

@@ -30,6 +30,7 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
     import msgspec
     import torch
 
+    from pawl.gpu.pooling import Pooling
     from pawl.gpu.recompute import Recomputer
     from pawl.gpu.select import processor_of
     from pawl.gpu.weights.fingerprint import weights_fingerprint
@@ -40,6 +41,8 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
         named, backend, device, processor = (
             str(started.config[name]) for name in ("model", "backend", "device", "processor")
         )
+        said = started.config.get("pooling")
+        pooling = None if said is None else msgspec.convert(said, Pooling)
         dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[started.config["dtype"]]
     except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise CannotRecompute(f"the trace does not say what computed: {error}") from error
@@ -60,6 +63,7 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
         device=device,
         backend="triton" if backend.startswith("triton") else "native",
         advance=advance,
+        pooling=pooling,
         grammars=_grammars(started, Vocabulary.load(source.path, source.config.vocab_size)),
     )
     here = processor_of(recomputer.backend, recomputer.kv.data.device)

@@ -259,6 +259,14 @@ FEATURES: tuple[Feature, ...] = (
         settings=("prompt_logprobs",),
     ),
     Feature(
+        "embedding",
+        ("embed", "max_new_tokens"),
+        _sometimes(0.06, lambda source, values: {"embed": True, "max_new_tokens": 0}),
+        ("embedded_once", "legal_lifecycle", "bounded_progress"),
+        settings=("embed",),
+        present=lambda values: values["embed"],
+    ),
+    Feature(
         "priority",
         ("priority",),
         lambda source, values: {"priority": source.within(0, 1)},

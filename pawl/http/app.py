@@ -19,7 +19,8 @@ from pawl.http.auth import KeyCheck
 from pawl.http.body import UNFINISHED_BODIES, BodyBudget
 from pawl.http.context import ServerContext, Statistics
 from pawl.http.control import ControlRoutes
-from pawl.http.description import DescriptionRoutes
+from pawl.http.description import DescriptionRoutes, HasContext
+from pawl.http.embeddings import EmbeddingRoutes
 from pawl.http.errors import Problem, from_invalid
 from pawl.http.generation import NAMES, GenerationRoutes
 from pawl.http.guard import Guard
@@ -58,7 +59,9 @@ def create_app(
         BodyBudget(UNFINISHED_BODIES * max_body_bytes),
         cut,
     )
-    groups = (GenerationRoutes, ScoringRoutes, TokenRoutes, ControlRoutes)
+    groups: tuple[type[HasContext], ...] = (
+        *(GenerationRoutes, EmbeddingRoutes, ScoringRoutes, TokenRoutes, ControlRoutes),
+    )
     routes = [route for group in groups for route in group(context).routes()]
     return Starlette(
         routes=[*routes, *DescriptionRoutes(context, routes).routes()],

@@ -14,6 +14,7 @@ from pawl.actors.control import ROWS
 from pawl.actors.control.state import STATE, GetState
 from pawl.actors.control_row import Row
 from pawl.actors.messages.generate import Submit
+from pawl.actors.sampling import embedding_sampling
 from pawl.http.body import decode_fields, read_body
 from pawl.http.description import HasContext
 from pawl.http.errors import Problem, from_delta, json_response
@@ -75,10 +76,14 @@ class ControlRoutes(HasContext):
         return json_response({"status": ailment or "ready"}, 503 if ailment else 200)
 
     async def health_generate(self, request: Request) -> Response:
-        """Really generate one token; while generation is paused none can be, and 200 says so."""
+        """Really generate one token, or make one vector where the model does no more; while generation is paused
+        neither can be, and 200 says so."""
         if self.context.gateway.paused and self._ailment() is None:
             return json_response({"status": "paused"})
-        submit = Submit(request=0, rid="", text="1", sampling=SamplingParameters(max_new_tokens=1, temperature=0.0))
+        limits = self.context.info.limits
+        token = SamplingParameters(max_new_tokens=1, temperature=0.0)
+        sampling = token if limits.abilities.generates else embedding_sampling(limits)
+        submit = Submit(request=0, rid="", text="1", sampling=sampling)
         group = RequestGroup(self.context.gateway, [submit], whole=True)
         arrivals = await group.arrivals(self.context.probe_timeout_s)
         if not arrivals:
@@ -120,7 +125,7 @@ class ControlRoutes(HasContext):
                 "model_path": info.model_path,
                 "tokenizer_path": info.model_path,
                 "served_model_name": info.model_name,
-                "is_generation": True,
+                "is_generation": info.limits.abilities.generates,
                 "weight_version": info.weight_version,
                 "context_length": info.context_length,
                 "max_context_length": info.context_length,

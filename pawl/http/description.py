@@ -29,6 +29,10 @@ class HasContext:
     def __init__(self, context: ServerContext) -> None:
         self.context = context
 
+    def routes(self) -> list[Route]:
+        """Each with its handler."""
+        raise NotImplementedError
+
 
 def takes(
     kind: type[Body],

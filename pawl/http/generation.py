@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Inbox
-from pawl.http import completions, native, openai, responses, scoring
+from pawl.http import completions, embeddings, native, openai, responses, scoring
 from pawl.http.call_fields import StreamOptions
 from pawl.http.chat import ChatRenderer, chat_submits, echo_of, scored
 from pawl.http.completions import CompletionRenderer, candidates_of, completion_submits
@@ -20,7 +20,7 @@ from pawl.http.description import HasContext, takes
 from pawl.http.message import MessageReader
 from pawl.http.native import NativeRenderer, understand
 from pawl.http.rendering import Frame
-from pawl.http.replies import ReplyStream
+from pawl.http.replies import reply
 from pawl.http.response_fields import ResponsesBody, chat_of
 from pawl.http.response_items import ItemWriter
 from pawl.http.responses import ResponsesRenderer
@@ -33,6 +33,8 @@ NAMES = {
     "/v1/chat/completions": openai.CLIENT_NAMES,
     "/v1/responses": responses.NAMES,
     "/generate": native.CLIENT_NAMES,
+    "/v1/embeddings": embeddings.NAMES,
+    "/encode": embeddings.ENCODE_NAMES,
     "/v1/score": scoring.NAMES,
     "/score": scoring.NAMES,
 }
@@ -68,7 +70,7 @@ class GenerationRoutes(HasContext):
             tokenization=self.context.tokenization,
             hides_special=body.skip_special_tokens is not False,
         )
-        return ReplyStream(self.context.gateway, submits, renderer, bool(body.stream))
+        return reply(self.context.gateway, submits, renderer, bool(body.stream))
 
     @takes(ChatBody)
     async def chat(self, request: Request, body: ChatBody) -> Response:
@@ -83,7 +85,7 @@ class GenerationRoutes(HasContext):
             token_bytes=self.context.tokenization.token_bytes,
             make_reader=None if reading.plain else self._message_readers(reading, body),
         )
-        return ReplyStream(self.context.gateway, submits, renderer, bool(body.stream))
+        return reply(self.context.gateway, submits, renderer, bool(body.stream))
 
     @takes(ResponsesBody)
     async def respond(self, request: Request, body: ResponsesBody) -> Response:
@@ -104,14 +106,14 @@ class GenerationRoutes(HasContext):
             score=lambda delta: scored(delta, num_top, token_bytes, lambda token, text: text),
             writer=ItemWriter(gateway.new_rid, lambda: reading.call_id(gateway.new_rid())),
         )
-        return ReplyStream(gateway, submits, renderer, bool(body.stream))
+        return reply(gateway, submits, renderer, bool(body.stream))
 
     @takes(GenerateBody)
     async def generate(self, request: Request, body: GenerateBody) -> Response:
         """Text that goes on from one prompt or many, as SGLang has it."""
         call = understand(body, self.context)
         renderer = NativeRenderer(call, self.context.info)
-        return ReplyStream(self.context.gateway, call.submits, renderer, bool(body.stream))
+        return reply(self.context.gateway, call.submits, renderer, bool(body.stream))
 
     def _message_readers(self, reading: Reading, body: ChatBody) -> Callable[[Inbox], MessageReader]:
         """What reads each reply of a call."""

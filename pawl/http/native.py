@@ -59,16 +59,16 @@ class Call(msgspec.Struct, frozen=True):
 def understand(body: GenerateBody, context: ServerContext) -> Call:
     """The requests that `body` asks for; a prompt without a rid gets a new one. Refuses what is wrong, by name."""
     refuse_unsupported(body, UNSUPPORTED)
-    prompts, listed = _prompts(body, context)
+    prompts, listed = prompts_of_body(body.text, body.input_ids, context)
     count = len(prompts)
-    samplings = _spread(body.sampling_params or NativeSampling(), count, "sampling_params")
+    samplings = spread(body.sampling_params or NativeSampling(), count, "sampling_params")
     context.check_count(sum(sampling.n or 1 for sampling in samplings), 1)
-    rids = _spread(body.rid or "", count, "rid")
+    rids = spread(body.rid or "", count, "rid")
     if isinstance(body.rid, list) and len(set(body.rid)) < count:
         raise Problem(400, "rid must name each prompt differently", param="rid")
-    wanted = _spread(body.return_logprob or False, count, "return_logprob")
-    starts = _spread(-1 if body.logprob_start_len is None else body.logprob_start_len, count, "logprob_start_len")
-    tops = _spread(body.top_logprobs_num or 0, count, "top_logprobs_num")
+    wanted = spread(body.return_logprob or False, count, "return_logprob")
+    starts = spread(-1 if body.logprob_start_len is None else body.logprob_start_len, count, "logprob_start_len")
+    tops = spread(body.top_logprobs_num or 0, count, "top_logprobs_num")
     named = _named(body.token_ids_logprob or [], count)
     if body.cache_salt and body.extra_key and body.cache_salt != body.extra_key:
         raise Problem(400, "cache_salt and extra_key contradict each other; send one of them", param="extra_key")
@@ -105,23 +105,25 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
     return Call(tuple(submits), tuple(scorings), single, texts, incremental)
 
 
-def _prompts(body: GenerateBody, context: ServerContext) -> tuple[Sequence[Prompt], bool]:
+def prompts_of_body(
+    text: str | list[str] | None, input_ids: Sequence[int | list[int]] | None, context: ServerContext
+) -> tuple[Sequence[Prompt], bool]:
     """The prompts, and whether they came as a list."""
-    if (body.text is None) == (body.input_ids is None):
+    if (text is None) == (input_ids is None):
         raise Problem(400, "send exactly one of text and input_ids", param="text")
 
     def check(count: int) -> None:
         context.check_count(count, 1)
 
-    if body.text is not None:
-        prompts, listed = prompts_of(body.text, "text", check), isinstance(body.text, list)
+    if text is not None:
+        prompts, listed = prompts_of(text, "text", check), isinstance(text, list)
     else:
-        ids = body.input_ids or []
+        ids = input_ids or []
         prompts, listed = prompts_of(ids, "input_ids", check), isinstance(ids[0], list)
     return prompts, listed
 
 
-def _spread(value: Item | list[Item], count: int, name: str) -> list[Item]:
+def spread(value: Item | list[Item], count: int, name: str) -> list[Item]:
     """One value for all, or a list with one for each."""
     if not isinstance(value, list):
         return [value] * count
@@ -139,7 +141,7 @@ def _named(value: Sequence[int | list[int]], count: int) -> list[tuple[int, ...]
     if len(ids) > MAX_TOKEN_IDS_LOGPROB:
         text = f"token_ids_logprob names {len(ids)} tokens, and {MAX_TOKEN_IDS_LOGPROB} are allowed"
         raise Problem(400, text, param="token_ids_logprob")
-    return _spread(lists, count, "token_ids_logprob") if lists else [tuple(ids)] * count
+    return spread(lists, count, "token_ids_logprob") if lists else [tuple(ids)] * count
 
 
 def _sampling(sampling: NativeSampling, scoring: Scoring | None, context: ServerContext) -> SamplingParameters:

@@ -1,6 +1,6 @@
-"""One HTTP call for generated text, from submission to the last byte; the same for all routes.
+"""One HTTP call for what a model makes, from submission to the last byte; the same for all routes.
 
-A `Renderer` knows what a route's replies look like. The stream knows everything else: when the status line may go out,
+A renderer knows what a route's replies look like. The reply knows everything else: when the status line may go out,
 what a failure does before and after that, and that a client which hangs up, streaming or not, is an abort.
 """
 
@@ -31,13 +31,25 @@ MANY_SCORES = 200
 """Tokens with scores that are written without giving others their turn."""
 MANY_CHARACTERS = 10_000
 """The same of text, in which calls and reasoning may be looked for a character at a time."""
+MANY_NUMBERS = 10_000
+"""The same of vectors."""
 
 
-class Renderer(Protocol):
-    """What the replies of one call look like."""
+class WholeRenderer(Protocol):
+    """What the reply to one call looks like."""
 
     independent: bool
     """Whether an item that fails leaves the other items of the call alone, and says so in a delta of its own."""
+
+    def whole(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox]) -> bytes:
+        """The JSON body when nothing is streamed: everything of each request, in order, and where it came in."""
+
+    def problem(self, problem: Problem) -> Problem:
+        """The failure in this route's words."""
+
+
+class Renderer(WholeRenderer, Protocol):
+    """What the replies of a call look like that may be streamed."""
 
     def delta(self, index: int, delta: Delta, inbox: Inbox) -> bytes:
         """Server-sent events for what is new in request `index`; may be empty."""
@@ -45,14 +57,8 @@ class Renderer(Protocol):
     def closing(self) -> bytes:
         """Events after the last delta, before `[DONE]`; may be empty."""
 
-    def whole(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox]) -> bytes:
-        """The JSON body when nothing is streamed: everything of each request, in order, and where it came in."""
-
     done_event: bytes
     """What comes last in a stream."""
-
-    def problem(self, problem: Problem) -> Problem:
-        """The failure in this route's words."""
 
     def failure(self, problem: Problem) -> bytes:
         """The event of a failure that ends a stream under way."""
@@ -61,7 +67,9 @@ class Renderer(Protocol):
 async def beside(deltas: Sequence[Delta], write: Callable[[], bytes]) -> bytes:
     """What `write` makes of `deltas`, written beside the event loop where there is much to write."""
     num_scores = sum(len(delta.logprobs) + len(delta.prompt_logprobs) for delta in deltas)
-    if num_scores > MANY_SCORES or sum(len(delta.text) for delta in deltas) > MANY_CHARACTERS:
+    num_numbers = sum(len(delta.embedding) for delta in deltas if delta.embedding is not None)
+    num_characters = sum(len(delta.text) for delta in deltas)
+    if num_scores > MANY_SCORES or num_characters > MANY_CHARACTERS or num_numbers > MANY_NUMBERS:
         return await asyncio.to_thread(_written, deltas, write)
     return write()
 
@@ -74,55 +82,32 @@ def _written(deltas: Sequence[Delta], write: Callable[[], bytes]) -> bytes:
     return data
 
 
-class ReplyStream(Response):
-    """An ASGI response that submits requests, and answers with what comes of them."""
+class Reply(Response):
+    """An ASGI response that submits requests, and answers with all that comes of them in one body."""
 
-    def __init__(self, gateway: Gateway, submits: Sequence[Submit], renderer: Renderer, stream: bool) -> None:
+    def __init__(self, gateway: Gateway, submits: Sequence[Submit], renderer: WholeRenderer) -> None:
         super().__init__()
         self._gateway = gateway
         self._submits = submits
         self._renderer = renderer
-        self._stream = stream
         name = (submits[0].group or submits[0].rid).encode("ascii", "replace")
         self._name_header = (b"x-request-id", bytes(byte if 32 <= byte < 127 else ord("?") for byte in name))
-        self._begun = False
-        """Whether the status line has gone out."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        group = RequestGroup(self._gateway, self._submits, whole=not self._stream)
+        group = self._group()
         watcher = asyncio.ensure_future(watch(receive, group.abandon))
         try:
-            await (self._streamed(group, send) if self._stream else self._collected(group, send))
-        except Exception as error:
-            if not self._begun:
-                raise
-            log.error("a reply could not be written to its end", error=type(error).__name__, requests=group.requests)
-            problem = Problem(500, "the server failed", code="internal")
-            events = self._renderer.failure(problem) + self._renderer.done_event
-            await send({"type": "http.response.body", "body": events})
+            await self._answer(group, send)
         finally:
             watcher.cancel()
             if group.open:
                 # The handler was cancelled or failed: nobody reads on.
                 group.abandon()
 
-    def _failure(
-        self, group: RequestGroup, arrivals: Sequence[tuple[int, Delta]], begun: bool = False
-    ) -> Problem | None:
-        """The failure among `arrivals` that ends the whole call; what else runs is then ended too. Once the reply has
-        `begun`, independent items tell their own failures."""
-        if self._renderer.independent and (begun or len(group.requests) > 1):
-            return None
-        for _, delta in arrivals:
-            problem = from_delta(delta)
-            if problem is not None:
-                group.abort(Cause.CLIENT, "another part of the same call failed")
-                return self._renderer.problem(problem)
-        return None
+    def _group(self) -> RequestGroup:
+        return RequestGroup(self._gateway, self._submits, whole=True)
 
-    # ---- one body ----
-
-    async def _collected(self, group: RequestGroup, send: Send) -> None:
+    async def _answer(self, group: RequestGroup, send: Send) -> None:
         results: dict[int, Delta] = {}
         while len(results) < len(group.requests):
             arrivals = await group.arrivals()
@@ -146,7 +131,43 @@ class ReplyStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    # ---- events ----
+    def _failure(
+        self, group: RequestGroup, arrivals: Sequence[tuple[int, Delta]], begun: bool = False
+    ) -> Problem | None:
+        """The failure among `arrivals` that ends the whole call; what else runs is then ended too. Once the reply has
+        `begun`, independent items tell their own failures."""
+        if self._renderer.independent and (begun or len(group.requests) > 1):
+            return None
+        for _, delta in arrivals:
+            problem = from_delta(delta)
+            if problem is not None:
+                group.abort(Cause.CLIENT, "another part of the same call failed")
+                return self._renderer.problem(problem)
+        return None
+
+
+class ReplyStream(Reply):
+    """A reply that tells what comes of its requests as it comes."""
+
+    def __init__(self, gateway: Gateway, submits: Sequence[Submit], renderer: Renderer) -> None:
+        super().__init__(gateway, submits, renderer)
+        self._events_of = renderer
+        self._begun = False
+        """Whether the status line has gone out."""
+
+    def _group(self) -> RequestGroup:
+        return RequestGroup(self._gateway, self._submits, whole=False)
+
+    async def _answer(self, group: RequestGroup, send: Send) -> None:
+        try:
+            await self._streamed(group, send)
+        except Exception as error:
+            if not self._begun:
+                raise
+            log.error("a reply could not be written to its end", error=type(error).__name__, requests=group.requests)
+            problem = Problem(500, "the server failed", code="internal")
+            events = self._events_of.failure(problem) + self._events_of.done_event
+            await send({"type": "http.response.body", "body": events})
 
     async def _streamed(self, group: RequestGroup, send: Send) -> None:
         arrivals = await group.arrivals(HEADER_PATIENCE_S)
@@ -167,9 +188,9 @@ class ReplyStream(Response):
             num_open -= sum(delta.final for _, delta in arrivals)
             last = failure is not None or num_open == 0
             if failure is not None:
-                events += self._renderer.failure(failure) + self._renderer.done_event
+                events += self._events_of.failure(failure) + self._events_of.done_event
             elif last:
-                events += self._renderer.closing() + self._renderer.done_event
+                events += self._events_of.closing() + self._events_of.done_event
             if events:
                 await send({"type": "http.response.body", "body": events, "more_body": not last})
             if last:
@@ -178,8 +199,13 @@ class ReplyStream(Response):
             failure = self._failure(group, arrivals, begun=True)
 
     def _events(self, group: RequestGroup, arrivals: Sequence[tuple[int, Delta]]) -> bytes:
-        renderer = self._renderer
+        renderer = self._events_of
         if len(arrivals) == 1:
             index, delta = arrivals[0]
             return renderer.delta(index, delta, group.inboxes[index])
         return b"".join(renderer.delta(index, delta, group.inboxes[index]) for index, delta in arrivals)
+
+
+def reply(gateway: Gateway, submits: Sequence[Submit], renderer: Renderer, stream: bool) -> Reply:
+    """The answer in one body, or as a stream."""
+    return ReplyStream(gateway, submits, renderer) if stream else Reply(gateway, submits, renderer)

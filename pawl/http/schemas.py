@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from pawl.actors.sampling import Count, NamedTokens, SamplingFields, Seed, StopString, StopStrings, TokenId, TopLogprobs
 from pawl.http.body import MAX_VALUES
-from pawl.http.call_fields import ModelName, ObjectOfAny, Priority, Rid, Salt, Seconds
+from pawl.http.call_fields import ModelName, Note, ObjectOfAny, Priority, Rid, Salt, Seconds
 from pawl.http.errors import Problem
 from pawl.http.grammar import FormatFields
 from pawl.http.tool_fields import ToolChoice, Tools
@@ -185,6 +185,54 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Prompts and replies are never logged."""
 
 
+Dimensions = Annotated[int, Meta(ge=1, le=1 << 20)]
+"""Numbers of a vector that are sent, the first ones."""
+
+
+class EmbeddingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /v1/embeddings`."""
+
+    input: str | Annotated[list[str | TokenId | TokenIds], Meta(max_length=MAX_VALUES)]
+    model: ModelName | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    """base64: of little-endian 32-bit floats."""
+    dimensions: Dimensions | None = None
+    user: Note | None = None
+    rid: Rid | None = None
+    priority: Priority | None = None
+    timeout_s: Seconds | None = None
+    # Known, but not supported.
+    lora_path: Any = None
+    truncate_prompt_tokens: Any = None
+    add_special_tokens: Any = None
+    normalize: Any = None
+    messages: Any = None
+
+
+class EncodeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /encode`: one text or a list."""
+
+    text: Texts | None = None
+    input_ids: ManyTokenIds | None = None
+    rid: Rids | None = None
+    dimensions: Dimensions | None = None
+    priority: Priority | None = None
+    timeout_s: Seconds | None = None
+    log_metrics: bool | None = None
+    """Every request is counted; only true is supported."""
+    # Known, but not supported.
+    sampling_params: Any = None
+    image_data: Any = None
+    audio_data: Any = None
+    video_data: Any = None
+    modalities: Any = None
+    input_embeds: Any = None
+    lora_path: Any = None
+    is_cross_encoder_request: Any = None
+    data_parallel_rank: Any = None
+    background: Any = None
+
+
 class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /tokenize`: text under either name."""
 
@@ -217,6 +265,8 @@ HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "bad_words": ([],),
     "background": (False,),
     "truncation": ("disabled",),
+    "sampling_params": ({},),
+    "is_cross_encoder_request": (False,),
 }
 """Values of unsupported fields that ask for what happens anyway."""
 

@@ -20,10 +20,10 @@ from pawl.http.body import MAX_VALUES
 from pawl.http.call_fields import ModelName
 from pawl.http.context import ServerContext
 from pawl.http.description import HasContext, takes
-from pawl.http.errors import Problem, error_event, from_done
+from pawl.http.errors import Problem, from_done
 from pawl.http.openai import check_model
 from pawl.http.rendering import LOWEST_LOGPROB, encode, usage_body
-from pawl.http.replies import ReplyStream
+from pawl.http.replies import Reply
 from pawl.http.schemas import TokenIds
 
 NAMES = {"token_ids_logprob": "label_token_ids", "text": "query", "token_ids": "query"}
@@ -70,7 +70,7 @@ class ScoringRoutes(HasContext):
             raise Problem(400, NO_HEAD, code="unsupported_by_model")
         submits = score_submits(body, self.context)
         renderer = ScoreRenderer(body.apply_softmax, self.context.info.model_name)
-        return ReplyStream(self.context.gateway, submits, renderer, stream=False)
+        return Reply(self.context.gateway, submits, renderer)
 
     async def rerank(self, request: Request) -> Response:
         """Refused: documents are ordered by models of another kind."""
@@ -119,20 +119,10 @@ class ScoreRenderer:
     """The one body of a call; nothing is streamed."""
 
     independent = False
-    done_event = b""
 
     def __init__(self, softmax: bool, model: str) -> None:
         self._softmax = softmax
         self._model = model
-
-    def delta(self, index: int, delta: Delta, inbox: Inbox) -> bytes:
-        return b""
-
-    def closing(self) -> bytes:
-        return b""
-
-    def failure(self, problem: Problem) -> bytes:
-        return error_event(problem)
 
     def whole(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox]) -> bytes:
         usages = [delta.done.usage for delta in deltas if delta.done is not None]

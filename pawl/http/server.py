@@ -300,7 +300,7 @@ class EngineServer:
             model_name=config.served_model_name[0] if config.served_model_name else parts.source.name,
             model_path=str(parts.source.path),
             aliases=(*config.served_model_name[1:], config.model, parts.source.name),
-            limits=Limits.of(parts.vocabulary, parts.loop_config.max_context),
+            limits=Limits.of(parts.vocabulary, parts.loop_config.max_context, parts.runner.abilities),
             version=__version__,
             created=int(time.time()),
             startup_s=parts.summary["load_s"],

@@ -15,9 +15,9 @@ from pawl.testing.cluster import NO_FAULTS, cluster
 from pawl.testing.contention import contention
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.exploring import STRATEGIES, Found, explore_workload, load_schedule, replay_schedule
-from pawl.testing.hypothesis import check_schedule, fault_budgets, schedules
+from pawl.testing.hypothesis import check_schedule, fault_budgets, schedules, workloads
 from pawl.testing.properties import BoundedOvertaking
-from pawl.testing.workload import Arrival, Control, Shape, Workload, workloads
+from pawl.testing.workload import Arrival, Control, Shape, Workload
 
 __all__ = [
     "NO_FAULTS",

@@ -90,6 +90,7 @@ class EndChecks:
                 self.check_cause(client, cause)
             else:
                 expectations.check_whole(arrival, client.tokens, client.text, cause, request)
+                expectations.check_vectors(arrival, client.vectors, request)
             if cause is not Cause.INTERNAL and not (cause is Cause.DRAINED and self.run.desk.wants_stop):
                 # Else the gateway may have answered, which does not know it.
                 check_usage(self._usage(client, cause, client.done.usage), client.done.usage, request)

@@ -57,6 +57,7 @@ class Client(Inbox):
         self.text = ""
         self.scores: list[TokenLogprob] = []
         self.prompt_scores: list[TokenLogprob] = []
+        self.vectors: list[list[float]] = []
         self.num_ends = 0
         self.left = False
         self._desk = desk
@@ -70,6 +71,8 @@ class Client(Inbox):
         self.text += output.text
         self.scores += output.logprobs
         self.prompt_scores += output.prompt_logprobs
+        if output.embedding is not None:
+            self.vectors.append(output.embedding.tolist())
         self.num_ends += output.done is not None
         self._desk.told(len(output.tokens))
         self.leave_if_due()

@@ -52,6 +52,8 @@ class Said(NamedTuple):
     scores: tuple[Score, ...] = ()
     """Of these, where the request asked for them."""
     prompt_scores: tuple[Score, ...] = ()
+    vector: tuple[float, ...] = ()
+    """Of the prompt, where the request wants it."""
 
 
 class Expected(NamedTuple):
@@ -99,13 +101,16 @@ def drawn_alone(runner: OneAtATime, arrival: Arrival, page_size: int) -> Said:
     tokens: list[int] = []
     scores: list[Score] = []
     prompt_scores: list[Score] = []
-    for result in steps_alone(runner, prompt, sampling, arrival.max_new_tokens, page_size):
+    vector: tuple[float, ...] = ()
+    for result in steps_alone(runner, prompt, sampling, sampling.max_new_tokens, page_size):
         tokens += result.tokens.tolist()
         if result.logprobs is not None:
             scores += _scores(tokens[-1:], result.logprobs, arrival)
         for part in result.prompt_logprobs:
             prompt_scores += [(arrival.prompt[0], None, ()), *_scores(arrival.prompt[1:], part, arrival)]
-    return Said(tuple(tokens), tuple(scores), tuple(prompt_scores))
+        for embedding in result.embeddings:
+            vector = tuple(embedding.vector.tolist())
+    return Said(tuple(tokens), tuple(scores), tuple(prompt_scores), vector)
 
 
 def _scores(tokens: Sequence[int], scores: StepLogprobs | PromptLogprobs, arrival: Arrival) -> list[Score]:
@@ -123,7 +128,7 @@ def ghost_alone(arrival: Arrival) -> Said:
     """What the ghost says to a request."""
     if msgspec.structs.replace(parameters_of(arrival), stop_token_ids=(), max_new_tokens=0) == LIKELIEST:
         return Said(tuple(expected(arrival.prompt, arrival.max_new_tokens)))
-    if arrival.grammar == BAD_GRAMMAR:
+    if arrival.grammar == BAD_GRAMMAR and not arrival.embed:
         return Said(())
     total = len(arrival.prompt) + arrival.max_new_tokens
     ghost = Ghost(
@@ -152,7 +157,7 @@ class Expectations:
         Where the number of that token is even, the last character before it belongs to the stop string as well: then
         the string stands across two tokens.
         """
-        if arrival.stop_after is None:
+        if arrival.stop_after is None or arrival.embed:
             return arrival.stop
         tokens = self.alone(arrival)[: arrival.stop_after]
         before, text = vocabulary().decode(tokens[:-1]), vocabulary().decode(tokens)
@@ -162,6 +167,8 @@ class Expectations:
 
     def _whole_output(self, arrival: Arrival) -> Expected:
         """What the request gets when nobody ends it early."""
+        if arrival.embed:
+            return Expected((), "", Cause.EMBEDDED)
         tokens, cause, shown = self.alone(arrival), Cause.LENGTH, len(self.alone(arrival))
         sampling = parameters_of(arrival)
         for number, token in enumerate(tokens):
@@ -218,6 +225,13 @@ class Expectations:
             found = tuple((each.token, each.logprob, tuple([pair[:2] for pair in each.top])) for each in told)
             if found != wanted:
                 raise PropertyFailed("retraction_transparency", f"log-probabilities {found}, not {wanted}", request)
+
+    def check_vectors(self, arrival: Arrival, vectors: Sequence[Sequence[float]], request: int | None) -> None:
+        """What a request that has ended got: its own vector, once, and none where it wanted none. Raises
+        PropertyFailed."""
+        wanted = [self.said(arrival).vector] if arrival.embed else []
+        if [tuple(vector) for vector in vectors] != wanted:
+            raise PropertyFailed("embedded_once", f"vectors {list(vectors)}, not {wanted}", request)
 
 
 def check_refusal(arrival: Arrival, shape: Shape, num_requests: int, cause: Cause, request: int | None) -> None:

@@ -7,19 +7,45 @@ def test_mine(workload, schedule, faults):
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.faults import Faults
 from pawl.actors.simulation.quiet import silence
 from pawl.testing.cluster import NO_FAULTS, Cluster, quick_properties, record_properties
 from pawl.testing.exploring import most_steps, scenario_of
-from pawl.testing.workload import Workload
+from pawl.testing.workload import Workload, drawn_workload
 
 if TYPE_CHECKING:
     from hypothesis import strategies as st
 
     from pawl.actors.simulation.strategies.drawn import Drawn
+
+
+def workloads(*, max_requests: int = 5, **shape: Any) -> st.SearchStrategy[Workload]:
+    """Hypothesis strategy: workloads that shrink to few, short, plain requests. Fields of `shape` are fixed."""
+    from hypothesis import strategies as st
+
+    class FromHypothesis:
+        """Chance that Hypothesis shrinks."""
+
+        def __init__(self, draw: st.DrawFn) -> None:
+            self._draw = draw
+
+        def pick(self, options: Any) -> Any:
+            return self._draw(st.sampled_from(options))
+
+        def within(self, low: int, high: int) -> int:
+            return self._draw(st.integers(low, max(low, high)))
+
+        def chance(self, share: float) -> bool:
+            return self._draw(st.booleans())
+
+    @st.composite
+    def strategy(draw: st.DrawFn) -> Workload:
+        return drawn_workload(FromHypothesis(draw), max_requests, shape)
+
+    return strategy()
 
 
 def fault_budgets(*, most: int = 1) -> st.SearchStrategy[Faults]:

@@ -120,6 +120,7 @@ class RealModel:
         """A runner of this size; one is made once, and then emptied."""
         import torch
 
+        from pawl.gpu.pooling import Pooling
         from pawl.gpu.runner import Runner
 
         size = num_pages, page_size, num_slots, max_context
@@ -137,6 +138,7 @@ class RealModel:
                 backend=self._backend,
                 deterministic=self._deterministic,
                 grammars=simulated_grammars(),
+                pooling=Pooling("mean", normalised=True),
             )
         runner = self._runners[size]
         runner.reset()

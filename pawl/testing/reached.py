@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pawl.testing.cluster import Cluster
 
 NOT_EXPLORED = {
-    Cause.EMBEDDED: "there are no embeddings yet",
     Cause.HANDED_OVER: "there is one replica",
     Cause.INVALID: "the edge refuses what is not valid, and clients of a run send what is",
 }

@@ -175,6 +175,7 @@ def _arrival(life: _Life, prompt: tuple[int, ...], salt: str, after_tokens: int)
         after_tokens=after_tokens,
         leaves_after=count if life.cause in (Cause.CLIENT, Cause.DISCONNECT, Cause.TIMEOUT) else None,
         stop_after=count if stopped and count else None,
+        embed=sampling.embed,
         seed=None if sampling.greedy else sampling.seed,
         priority=submitted.priority,
         salt=salt,

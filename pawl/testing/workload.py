@@ -6,7 +6,7 @@ Sizes are chosen to make trouble: a few pages, few slots, prompts with beginning
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -18,9 +18,6 @@ from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.request import SamplingParameters
 from pawl.loops.select import LoopConfig
 from pawl.loops.tiers import TierConfig
-
-if TYPE_CHECKING:
-    from hypothesis import strategies as st
 
 TIER_LAYOUT = "ghost"
 OF_THE_LOOP = frozenset(info.name for info in msgspec.structs.fields(LoopConfig))
@@ -59,6 +56,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     top_logprobs: int | None = None
     token_ids_logprob: tuple[int, ...] = ()
     prompt_logprobs: bool = False
+    embed: bool = False
+    """It wants the prompt's vector, and nothing of what is said above."""
     priority: int = 0
     salt: str = ""
     timeout_s: float | None = None
@@ -201,6 +200,8 @@ SAMPLED = (
 
 def parameters_of(arrival: Arrival) -> SamplingParameters:
     """What its client asks for; without a seed, the likeliest tokens."""
+    if arrival.embed:
+        return SamplingParameters(temperature=0.0, max_new_tokens=0, embed=True)
     ends = () if arrival.ignore_eos and arrival.grammar is None else (END_TOKEN,)
     return SamplingParameters(
         **{name: getattr(arrival, name) for name in SAMPLED},
@@ -322,29 +323,3 @@ def _less(arrival: Arrival) -> list[Arrival]:
         if plain is not msgspec.NODEFAULT and getattr(arrival, name) != plain:
             found.append(replace(arrival, **{name: plain}))
     return found
-
-
-def workloads(*, max_requests: int = 5, **shape: Any) -> st.SearchStrategy[Workload]:
-    """Hypothesis strategy: workloads that shrink to few, short, plain requests. Fields of `shape` are fixed."""
-    from hypothesis import strategies as st
-
-    class FromHypothesis:
-        """Chance that Hypothesis shrinks."""
-
-        def __init__(self, draw: st.DrawFn) -> None:
-            self._draw = draw
-
-        def pick(self, options: Any) -> Any:
-            return self._draw(st.sampled_from(options))
-
-        def within(self, low: int, high: int) -> int:
-            return self._draw(st.integers(low, max(low, high)))
-
-        def chance(self, share: float) -> bool:
-            return self._draw(st.booleans())
-
-    @st.composite
-    def strategy(draw: st.DrawFn) -> Workload:
-        return drawn_workload(FromHypothesis(draw), max_requests, shape)
-
-    return strategy()

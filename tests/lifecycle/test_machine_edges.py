@@ -117,7 +117,9 @@ class AnyDriver(Driver):
                 if chance.random() < 0.3:
                     self.tiers.kept(keys, self.now)
                 deadline, grammar = self.now + chance.choice([3, 1000]), chance.choice([None, None, GRAMMARS[0]])
-                request = self.submit(prompt, chance.choice([0, 1, 20, 100]), deadline=deadline, grammar=grammar)
+                wanted = chance.choice([0, 1, 20, 100])
+                fields = {"grammar": grammar, "embed": not wanted and grammar is None}
+                request = self.submit(prompt, wanted, deadline=deadline, **fields)
                 if grammar is not None:
                     self.compiling.append(request)
             case 4 if live:

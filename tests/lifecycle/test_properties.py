@@ -18,10 +18,11 @@ from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
 from pawl.lifecycle.records import DECODER, ENCODER, Record, StepPlanned, StepRolledBack, Submitted, Transition
 from pawl.lifecycle.states import Event
 from tests.lifecycle.canaries import CANARIES, STORY
+from tests.lifecycle.canaries_embedded import EMBEDDED_CANARIES, embeddings
 from tests.lifecycle.canaries_shared import SHARED_CANARIES, twins
 from tests.lifecycle.story import Segment, Story, changed, token, without
 
-ALL = CANARIES | SHARED_CANARIES
+ALL = CANARIES | SHARED_CANARIES | EMBEDDED_CANARIES
 
 
 def judged(records: Sequence[Record]) -> Monitor:
@@ -34,6 +35,10 @@ def judged(records: Sequence[Record]) -> Monitor:
 
 def test_a_sound_run_violates_nothing() -> None:
     assert judged(STORY.records).violations == []
+
+
+def test_a_sound_run_of_vectors_violates_nothing() -> None:
+    assert [each for each in judged(embeddings().records).violations if each.property == "embedded_once"] == []
 
 
 def test_without_the_start_nothing_is_judged_by_sizes_that_only_it_tells() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pawl.actors import step_report
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.grammar import GrammarCompiler
 from pawl.actors.text.incremental import ByteDecoder
@@ -11,6 +12,7 @@ from pawl.gpu.ghost.draws import GhostDraws
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.grammars.rows import GrammarRows
 from pawl.gpu.sampling.rivals import Rivals
+from pawl.lifecycle.request import SamplingParameters
 from pawl.loops import scores
 from pawl.loops.loop import Loop
 from pawl.loops.queues import Queues
@@ -189,5 +191,33 @@ OUTPUTS = (
         "",
         "The trace says of a prompt's log-probabilities that each belongs to the token before it.",
         Edit(scores._of_prompts, "part.start + 1, part.start + 1 + len(rows)", "part.start, part.start + len(rows)"),
+    ),
+    _mutant(
+        "vector_of_the_neighbour",
+        "embedded_once",
+        "",
+        "The vectors of one step all go out as the first of them.",
+        Edit(step_report._told, "e.vector", "result.embeddings[0].vector"),
+    ),
+    _mutant(
+        "vector_is_lost",
+        "embedded_once",
+        "",
+        "A request that waits for its vector is told that it has ended, and nothing else.",
+        Edit(Detokenizer._end, "stream.take_prompt_scores(), stream.embedding", "stream.take_prompt_scores(), None"),
+    ),
+    _mutant(
+        "vector_of_a_cached_prefix",
+        "embedded_once",
+        "",
+        "What the cache has of a prompt is not computed, and so not part of the mean over its positions.",
+        Edit(SamplingParameters.needs_whole_prompt, "or self.embed", ""),
+    ),
+    _mutant(
+        "embedded_by_length",
+        "embedded_once",
+        "",
+        "A request that has got its vector is said to have run to its length.",
+        Edit(Loop._prefilled, "Cause.EMBEDDED if info.sampling.embed else Cause.LENGTH", "Cause.LENGTH"),
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.scheduler import Scheduler
-from pawl.actors.step_report import _scores
+from pawl.actors.step_report import _told
 from pawl.gpu.ghost.draws import GhostDraws
 from pawl.lifecycle.requests import RequestTable
 from pawl.loops.admission import Admission, next_chunk
@@ -162,6 +162,6 @@ PROMISES = (
         Group.OUTPUTS,
         "retraction_transparency",
         "When a token of a step is dropped, the log-probabilities behind it go to the wrong requests.",
-        Edit(_scores, "*(array[wanted] for array in", "*(array[: int(wanted.sum())] for array in"),
+        Edit(_told, "*(array[wanted] for array in", "*(array[: int(wanted.sum())] for array in"),
     ),
 )

@@ -12,6 +12,8 @@ from pawl.http.schemas import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    EmbeddingBody,
+    EncodeBody,
     GenerateBody,
     NativeSampling,
     TokenizeBody,
@@ -23,6 +25,8 @@ GENERATING: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
     ("/v1/responses", ResponsesBody, {"input": "hello", "max_output_tokens": 2}),
     ("/generate", GenerateBody, {"text": "hello", "sampling_params": {"max_new_tokens": 2}}),
     ("/generate", NativeSampling, {"max_new_tokens": 2}),
+    ("/v1/embeddings", EmbeddingBody, {"input": "hello"}),
+    ("/encode", EncodeBody, {"text": "hello"}),
     ("/tokenize", TokenizeBody, {"prompt": "hello"}),
     ("/detokenize", DetokenizeBody, {"tokens": [1, 2]}),
 ]
