@@ -29,7 +29,7 @@ class UnifiedPlanner:
 
     mixed: decoding requests go on while prompts are computed, in one batch. Otherwise prompts come first and decoding
     requests wait for them, as in SGLang's default loop. Where nobody waits and no prompt is under way, decoding
-    requests may have drafts: a step with them computes at most as many positions as a chunk of a prompt has.
+    requests may have drafts.
     """
 
     name = "unified"

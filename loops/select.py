@@ -79,7 +79,7 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
     )
     drafter = None
     if config.speculation is not None:
-        drafter = Drafter(table, config.speculation, most=config.prefill_chunk)
+        drafter = Drafter(table, config.speculation, most=min(config.prefill_chunk, config.speculation.max_positions))
     planner = UnifiedPlanner(queues, admission, prefill_chunk=config.prefill_chunk, mixed=config.mixed, drafter=drafter)
     feed, companions = CacheEventLog(memory, journal), list[Companion]()
     if config.tiers is not None:

@@ -24,6 +24,10 @@ LONGEST_PAUSE = 64
 """Tokens that a request draws one by one at the most before it has another draft tried."""
 
 
+KINDS = ("none", "ngram")
+"""Where drafts come from, by name on the command line."""
+
+
 class SpeculationConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What decides what is drafted."""
 
@@ -34,6 +38,8 @@ class SpeculationConfig(msgspec.Struct, frozen=True, kw_only=True):
     prompt_lookup_max: int
     """Last tokens that are compared: of several places the one that agrees in the most of them, and of those the
     latest."""
+    max_positions: int = 8
+    """Of a step with drafts, those of all requests together: as many as cost little more than one."""
 
 
 class Drafts(NamedTuple):
@@ -62,6 +68,8 @@ class Drafter:
     def draft(self, rows: Indices, starts: Int32s) -> Drafts | None:
         """Drafts for `rows`, whose next positions are `starts` [n]; None where there are none."""
         table, room = self.table, self.most - len(rows)
+        if room <= 0:
+            return None
         num_tokens = table.num_tokens[rows]
         wanted = np.minimum(table.draft_length[rows], self.config.num_speculative_tokens)
         # The last output token is never an input.

@@ -34,6 +34,18 @@ def _chunk(text: str) -> int:
     return int(text)
 
 
+def _ngram(text: str) -> str:
+    if text.lower() != "ngram":
+        raise ValueError("drafts come from a request's own text: NGRAM")
+    return "ngram"
+
+
+def _drafted(text: str) -> int:
+    if int(text) < 2:
+        raise ValueError("the token before the draft counts as well, so at least 2")
+    return int(text) - 1
+
+
 def _count(text: str) -> int:
     """vLLM's numbers: 16k is 16,000 and 16K is 16,384."""
     units = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -82,6 +94,16 @@ ALIASES: tuple[Alias, ...] = (
     Alias("--hicache-size", SGLANG, "host_cache_gb"),
     Alias("--hicache-write-policy", SGLANG, "write_policy", read=_dashed, note="its values with underscores"),
     Alias("--is-embedding", SGLANG, "pooling", "on", note="text is generated as well, where the model can"),
+    Alias(
+        "--speculative-algorithm", SGLANG, "speculate", read=_ngram, note="NGRAM; the others need a model of their own"
+    ),
+    Alias(
+        "--speculative-num-draft-tokens",
+        SGLANG,
+        "num_speculative_tokens",
+        read=_drafted,
+        note="one less: the token before the draft counts there",
+    ),
     Alias("--max-num-seqs", VLLM, "max_running"),
     Alias("--max-model-len", VLLM, "context_length", read=_count, note="16k and 16K as there"),
     Alias("--block-size", VLLM, "page_size"),
@@ -94,6 +116,11 @@ ALIASES: tuple[Alias, ...] = (
         "--scheduling-policy", VLLM, "policy", read=_arrival_only, note="`fcfs`; `priority` has the other order there"
     ),
     Alias("--runner", VLLM, "pooling", read=_runner, note="text is generated as well, where the model can"),
+    Alias(
+        "--speculative-config",
+        VLLM,
+        note="--speculate ngram, --num-speculative-tokens, --prompt-lookup-min, --prompt-lookup-max",
+    ),
     Alias("--uvicorn-log-level", VLLM, "log_level"),
     Alias("--max-num-batched-tokens", VLLM, note="--prefill-chunk counts the prompt tokens of a step, outputs not"),
     Alias("--max-prefill-tokens", SGLANG, note="--prefill-chunk is the one limit of a step"),

@@ -134,6 +134,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     pacing: Annotated[str, _feature("scheduling", "pacing")] = "overlap"
     mixed: Annotated[bool, _feature("scheduling", "mixed")] = True
     policy: Annotated[str, _feature("scheduling", "policy")] = "fcfs"
+    speculate: Annotated[str, _feature("scheduling", "speculate")] = "none"
+    num_speculative_tokens: Annotated[
+        Annotated[int, Meta(ge=1, le=64)] | None, _feature("scheduling", "num_speculative_tokens")
+    ] = None
+    prompt_lookup_min: Annotated[
+        Annotated[int, Meta(ge=1, le=64)] | None, _feature("scheduling", "prompt_lookup_min")
+    ] = None
+    prompt_lookup_max: Annotated[
+        Annotated[int, Meta(ge=1, le=64)] | None, _feature("scheduling", "prompt_lookup_max")
+    ] = None
     request_timeout_s: Annotated[
         AboveZero, _meta("scheduling", "a request older than this is ended, unless it brings its own limit")
     ] = 600.0

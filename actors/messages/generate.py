@@ -41,6 +41,10 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int
     cached_tokens: int
     retractions: int = 0
+    draft_tokens: int = 0
+    """Tokens that were drafted for it."""
+    accepted_tokens: int = 0
+    """Those of them that became output."""
 
 
 class Timing(msgspec.Struct, frozen=True):

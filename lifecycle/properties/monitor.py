@@ -34,6 +34,7 @@ from pawl.lifecycle.properties.sharing import (
     SingleOwner,
     WeightEpochs,
 )
+from pawl.lifecycle.properties.speculation import DraftsInBounds
 from pawl.lifecycle.properties.start import StartAgrees
 from pawl.lifecycle.properties.steps import Malformed
 from pawl.lifecycle.properties.stream_positions import StreamPositions
@@ -70,6 +71,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     ObservabilityConservation,
     StreamPositions,
     TimeOrder,
+    DraftsInBounds,
     StartAgrees,
 )
 """Every property that a trace alone can decide."""

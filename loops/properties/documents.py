@@ -42,6 +42,7 @@ LIFECYCLE: dict[str, str] = {
     "bounded_progress": "deadlines: in simulated runs",
     "fault_isolation": "outputs of others: by the four properties of outputs",
     "admission_is_monotone": "starvation under a policy's order: `bounded_overtaking` in simulated runs",
+    "drafts_in_bounds": "whether a draft is right: by what the request gets",
     "work_conserving": "idle steps while something runs or is in flight",
 }
 OUTPUTS: dict[str, str] = {

@@ -90,7 +90,8 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
         threads=config.threads,
         backend=config.backend,
         num_window_pages=1 if on_device and plan.num_window_pages is not None else plan.num_window_pages,
-        deterministic=config.deterministic,
+        # Drafts change nothing only where a row's bits do not depend on what is beside it.
+        deterministic=config.deterministic or loop_config.speculation is not None,
         grammars=grammars,
         pooling=pooling,
     )

@@ -24,10 +24,17 @@ from pawl.gpu.step_runner import StepRunner
 from pawl.lifecycle.records import Started
 from pawl.lifecycle.trace.writer import TraceWriter, file_bytes
 from pawl.loops.select import LoopConfig, cell_name
+from pawl.loops.speculation import SpeculationConfig
 from pawl.memory.prefix.select import Core, CoreUnavailable, choose_core, make_cache
 
 CHECKPOINTS_PER_FILE = 4
 """Of a trace, at the least: one begins the next file, so what is left when old files are dropped can be replayed."""
+
+MAX_POSITIONS = 8
+"""Of a step with drafts: rows of one tile of the compiled kernels (`gpu/native/tile.h`). Up to there weights are
+read once and a position costs 2 % of a step; from there on it costs what it computes."""
+SPECULATION = {"num_speculative_tokens": 7, "prompt_lookup_min": 3, "prompt_lookup_max": 5}
+"""Settings of drafts, with what they are unless said."""
 
 log = structlog.get_logger("pawl.build.parts")
 
@@ -72,6 +79,7 @@ def check_settings(config: ServerConfig) -> None:
         raise ConfigError(f"eviction: {error}", "eviction") from error
     _core(config, config.cache)
     wants_tiers(config)
+    _speculation(config)
     sized = config.kv_tokens is not None or config.kv_memory_gb is not None
     if config.memory_share is not None and (config.device != "cuda" or sized):
         raise ConfigError(
@@ -128,10 +136,31 @@ def make_loop_config(
         eviction=config.eviction,
         cache_core=core.name,
         weights=weights,
+        speculation=_speculation(config),
         checkpoint_bytes=file_bytes(config.trace_limit_mb << 20) // CHECKPOINTS_PER_FILE,
         # Drawn once, here: the trace holds it, so a run without a given seed can be replayed as well.
         seed=secrets.randbits(31) if config.seed is None else config.seed,
     )
+
+
+def _speculation(config: ServerConfig) -> SpeculationConfig | None:
+    """How tokens to come are drafted. Raises ConfigError where the settings do not go together."""
+    given = {name: getattr(config, name) for name in SPECULATION if getattr(config, name) is not None}
+    if config.speculate == "none":
+        for name in given:
+            raise ConfigError(f"{name}: nothing is drafted; say --speculate ngram as well", name)
+        return None
+    if config.device != "cpu" or config.backend == "torch":
+        raise ConfigError(
+            "speculate: only the compiled CPU kernels promise the same bits with drafts and without", "speculate"
+        )
+    made = SpeculationConfig(**SPECULATION | given, max_positions=MAX_POSITIONS)
+    if made.prompt_lookup_min > made.prompt_lookup_max:
+        least, most = made.prompt_lookup_min, made.prompt_lookup_max
+        raise ConfigError(
+            f"prompt_lookup_min: at most prompt_lookup_max, which is {most}, not {least}", "prompt_lookup_min"
+        )
+    return made
 
 
 def assemble(

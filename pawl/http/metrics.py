@@ -42,6 +42,16 @@ FROM_STATE: Sequence[Metric] = (
     Metric(("counters", "steps"), "pawl_steps_total", "counter", "Steps committed."),
     Metric(("counters", "steps_lost"), "pawl_steps_lost_total", "counter", "Steps rolled back after a lost worker."),
     Metric(("counters", "retractions"), "pawl_retractions_total", "counter", "Requests taken back to the queue."),
+    Metric(("counters", "drafts"), "pawl_spec_decode_num_drafts_total", "counter", "Drafts that were tried."),
+    Metric(
+        ("counters", "draft_tokens"), "pawl_spec_decode_num_draft_tokens_total", "counter", "Tokens of those drafts."
+    ),
+    Metric(
+        ("counters", "accepted_tokens"),
+        "pawl_spec_decode_num_accepted_tokens_total",
+        "counter",
+        "Tokens of drafts that were right.",
+    ),
     Metric(
         ("counters", "dropped_tokens"), "pawl_dropped_tokens_total", "counter", "Tokens computed and not delivered."
     ),

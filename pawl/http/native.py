@@ -282,6 +282,9 @@ def _ending(done: Done) -> dict[str, Any]:
         "num_retractions": done.usage.retractions,
         "e2e_latency": timing.ended - timing.submitted,
     }
+    if done.usage.draft_tokens:
+        ending["spec_draft_token_num"] = done.usage.draft_tokens
+        ending["spec_accept_token_num"] = done.usage.accepted_tokens
     if timing.admitted is not None:
         ending["queue_time"] = timing.admitted - timing.submitted
     return ending

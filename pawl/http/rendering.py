@@ -35,12 +35,16 @@ def usage_body(usages: Sequence[Usage], n: int) -> dict[str, Any]:
     prompt = sum(usage.prompt_tokens for usage in usages[::n])
     completion = sum(usage.completion_tokens for usage in usages)
     cached = sum(usage.cached_tokens for usage in usages[::n])
-    return {
+    body = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+    if any(usage.draft_tokens for usage in usages):
+        accepted = sum(usage.accepted_tokens for usage in usages)
+        body["completion_tokens_details"] = {"accepted_prediction_tokens": accepted}
+    return body
 
 
 def finite(logprob: float | None) -> float | None:

@@ -99,11 +99,13 @@ class EndChecks:
         """What the client must be told."""
         seen, request = self.run.usage, client.request or 0
         cached, retractions = seen.cached.get(request, 0), seen.retractions[request]
+        drafts = seen.drafted[request], seen.accepted[request]
         if cause is Cause.STOP_STRING:  # the detokenizer, which ends it, has not heard of these
-            retractions = told.retractions
+            retractions, drafts = told.retractions, (told.draft_tokens, told.accepted_tokens)
         if self.run.crashed:  # perhaps with records that were on their way
             cached, retractions = told.cached_tokens, told.retractions
-        return Usage(len(client.arrival.prompt), len(client.tokens), cached, retractions)
+            drafts = told.draft_tokens, told.accepted_tokens
+        return Usage(len(client.arrival.prompt), len(client.tokens), cached, retractions, *drafts)
 
     def check_cause(self, client: Client, cause: Cause) -> None:
         """An abort must have had a reason in the workload or in the faults."""

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import StepCommitted, StepRolledBack, Submitted, Transition
@@ -16,8 +18,8 @@ USUAL_LIMIT = 3
 
 
 class UsageTold(Property):
-    """How often each request lost its memory, and what the cache had of its prompt at its first admission. Judges
-    nothing by itself: what clients are told, and what the engine counts, is compared with it."""
+    """How often each request lost its memory, what the cache had of its prompt at its first admission, and what was
+    drafted for it. Judges nothing by itself: what clients are told, and what the engine counts, is compared with it."""
 
     name: ClassVar[str] = "observability_conservation"
 
@@ -28,6 +30,9 @@ class UsageTold(Property):
         """As the engine counts them: undone admissions do not count."""
         self.retractions: Counter[int] = Counter()
         """Of each request."""
+        self.drafted: Counter[int] = Counter()
+        self.accepted: Counter[int] = Counter()
+        """Tokens of drafts that were tried while it was at work, and those of them that became output."""
 
     @on(Event.RETRACT)
     def _retracted(self, record: Transition, history: History) -> Sequence[Violation]:
@@ -46,6 +51,16 @@ class UsageTold(Property):
         for admission in history.restored:
             if not self.retractions[admission.request]:
                 self.total_cached -= admission.num_cached or 0
+        return ()
+
+    @on(StepCommitted)
+    def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
+        if record.counts is not None:
+            step, committed = history.step, history.committed
+            for index in np.flatnonzero(committed.drew & step.chained).tolist():
+                request = int(step.requests[index])
+                self.drafted[request] += int(step.ends[index] - step.starts[index]) - 1
+                self.accepted[request] += int(committed.counts[index]) - 1
         return ()
 
 

@@ -42,6 +42,8 @@ EVENTS = (
         "page saved",
         "page fetched",
         "checkpoint",
+        "wrong draft",
+        "right draft",
     ),
     *(row.name for row in ROWS if row.drawn),
     "refused flush-cache",
@@ -60,6 +62,8 @@ def events_of(run: Cluster) -> Iterator[str]:
         "two lost steps": counters.steps_lost > 1,
         "stale token": counters.dropped_tokens,
         "prefix hit": counters.cached_tokens,
+        "wrong draft": counters.draft_tokens - counters.accepted_tokens,
+        "right draft": counters.accepted_tokens,
         "eviction": loop.memory.cache.statistics().get("evicted_pages", 0),
         "checkpoint": sum(isinstance(record, Checkpoint) for record in run.trace.records),
     }

@@ -17,6 +17,7 @@ from pawl.gpu.ghost.language import END_TOKEN
 from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.request import SamplingParameters
 from pawl.loops.select import LoopConfig
+from pawl.loops.speculation import SpeculationConfig
 from pawl.loops.tiers import TierConfig
 
 TIER_LAYOUT = "ghost"
@@ -117,6 +118,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mailbox: int | None = None
     """Requests that may wait in the mailbox of the tokenizer, and in that of the scheduler, before more are refused;
     None: as many as on a server."""
+    speculate: str = "none"
+    num_speculative_tokens: int = 3
+    prompt_lookup_min: int = 1
+    prompt_lookup_max: int = 1
     checkpoint_bytes: int = 0
     """About how much is recorded from one checkpoint to the next; 0: there are none."""
     scheduler: str = ""
@@ -128,6 +133,9 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.host_pages or self.storage_pages:
             durable = self.storage_pages > 0
             fields["tiers"] = TierConfig(layout=TIER_LAYOUT, write_policy=self.write_policy, durable=durable)
+        if self.speculate != "none":
+            names = ("num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max")
+            fields["speculation"] = SpeculationConfig(**{name: getattr(self, name) for name in names})
         if self.window is not None and self.num_window_pages is None:
             fields["num_window_pages"] = self.num_pages
         if self.max_context is None:

@@ -18,7 +18,9 @@ from tests.gpu.test_deterministic import ODD, alone, smollm2, tiny, workload
 from tests.loops.driver import CELLS
 
 WIDTH = 5
-SPECULATION = SpeculationConfig(num_speculative_tokens=WIDTH, prompt_lookup_min=1, prompt_lookup_max=3)
+SPECULATION = SpeculationConfig(
+    num_speculative_tokens=WIDTH, prompt_lookup_min=1, prompt_lookup_max=3, max_positions=48
+)
 
 
 class Foretold(Drafter):

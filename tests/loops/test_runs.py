@@ -55,7 +55,9 @@ class RunDriver(Driver):
     width = 5
 
     def __init__(self, right: int | None = None, seed: int = 0, **overrides: object) -> None:
-        config = SpeculationConfig(num_speculative_tokens=self.width, prompt_lookup_min=1, prompt_lookup_max=2)
+        config = SpeculationConfig(
+            num_speculative_tokens=self.width, prompt_lookup_min=1, prompt_lookup_max=2, max_positions=16
+        )
         super().__init__(speculation=config, **overrides)
         foresee(self.loop, right, seed)
 

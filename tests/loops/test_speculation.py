@@ -14,7 +14,7 @@ from pawl.loops.speculation import LONGEST_PAUSE, Drafter, SpeculationConfig
 from pawl.memory.arrays import Indices, Int32s
 from tests.loops.driver import Driver
 
-CONFIG = SpeculationConfig(num_speculative_tokens=6, prompt_lookup_min=2, prompt_lookup_max=4)
+CONFIG = SpeculationConfig(num_speculative_tokens=6, prompt_lookup_min=2, prompt_lookup_max=4, max_positions=64)
 ROOM = 200
 
 

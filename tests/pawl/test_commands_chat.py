@@ -178,7 +178,8 @@ def test_prompts_from_two_places_or_none_are_wrong_usage(tmp_path: Path, monkeyp
 def test_a_described_answer_has_text_tokens_usage_and_reason() -> None:
     done = Done(Cause.LENGTH, Usage(4, 2, 1), Timing(10.0, 10.5, 11.0, 12.25))
     answer = described("hi", Completion(Delta(" there", (7, 8), done=done)))
-    assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 2, "cached_tokens": 1, "retractions": 0}
+    usage = {"prompt_tokens": 4, "completion_tokens": 2, "cached_tokens": 1, "retractions": 0}
+    assert answer["usage"] == usage | {"draft_tokens": 0, "accepted_tokens": 0}
     assert (answer["prompt"], answer["text"], answer["tokens"]) == ("hi", " there", (7, 8))
     assert (answer["finish_reason"], answer["seconds"]) == ("length", 2.25)
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pawl.build.parts import check_settings, make_loop_config
 from pawl.config import GROUPS, ConfigError, ServerConfig, Setting, all_settings, build_config
 from pawl.flags import add_flags, config_from
 from pawl.loops.pacing import PACINGS
@@ -158,6 +159,29 @@ def test_no_file_content_raises_anything_but_a_config_error(text: str, tmp_path:
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
     with contextlib.suppress(ConfigError):
         build_config({}, file)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"num_speculative_tokens": 3}, "num_speculative_tokens: nothing is drafted"),
+        ({"prompt_lookup_max": 3}, "prompt_lookup_max: nothing is drafted"),
+        ({"speculate": "ngram", "backend": "torch"}, "compiled CPU kernels"),
+        ({"speculate": "ngram", "device": "cuda"}, "compiled CPU kernels"),
+        ({"speculate": "ngram", "prompt_lookup_min": 6}, "at most prompt_lookup_max, which is 5, not 6"),
+    ],
+)
+def test_settings_of_drafts_that_mean_nothing_are_refused(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_settings(build_config(asked))
+
+
+def test_drafts_are_set_up_as_asked_and_otherwise_not_at_all() -> None:
+    sizes: dict[str, Any] = {"num_pages": 64, "max_position": 512, "prefill_chunk": 64, "weights": ""}
+    assert make_loop_config(ServerConfig(), **sizes).speculation is None
+    made = make_loop_config(ServerConfig(speculate="ngram", num_speculative_tokens=5), **sizes).speculation
+    assert made is not None
+    assert (made.num_speculative_tokens, made.prompt_lookup_min, made.prompt_lookup_max) == (5, 3, 5)
 
 
 def test_choices_are_those_of_the_rooms_that_take_them() -> None:

@@ -13,7 +13,12 @@ from pawl.config import ServerConfig, all_settings
 from pawl.flags import add_flags, config_from
 
 SETTINGS = {setting.name: setting for setting in all_settings()}
-EXAMPLES = {"--hicache-write-policy": ("write_back", "write-back"), "--max-model-len": ("16K", 16384)}
+EXAMPLES = {
+    "--hicache-write-policy": ("write_back", "write-back"),
+    "--max-model-len": ("16K", 16384),
+    "--speculative-algorithm": ("NGRAM", "ngram"),
+    "--speculative-num-draft-tokens": ("7", 6),
+}
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 
 
@@ -59,6 +64,8 @@ def test_a_flag_that_means_nothing_here_is_refused_with_what_to_use(
         (["--chunked-prefill-size", "-1"], "always computed in chunks"),
         (["--scheduling-policy", "priority"], "negate them"),
         (["--max-model-len", "many"], "invalid literal"),
+        (["--speculative-algorithm", "EAGLE"], "from a request's own text"),
+        (["--speculative-num-draft-tokens", "1"], "at least 2"),
         (["--schedule-policy", "sjf"], "invalid choice"),
         (["--dtype", "float16"], "invalid choice"),
     ],
@@ -88,7 +95,7 @@ def test_the_table_stands_in_the_docs() -> None:
 
 @pytest.mark.parametrize(
     ("command", "most"),
-    [(["serve"], 130), (["generate"], 75), (["chat"], 75), (["bench", "offline"], 85), (["doctor"], 60)],
+    [(["serve"], 140), (["generate"], 75), (["chat"], 75), (["bench", "offline"], 85), (["doctor"], 60)],
 )
 def test_help_is_short_and_help_all_is_whole(
     command: list[str], most: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
