@@ -1,4 +1,4 @@
-"""What drafts save and cost: the same requests with `--speculate ngram` and without, in turns, one engine each.
+"""What drafts save and cost: the same requests with `--speculate ngram` and without, in turns, in one engine.
 
     python -m benchmarks.speculation [--rounds N] [--tokens N] [--cases quotes edit …]
 
@@ -14,8 +14,10 @@ import time
 from typing import Any, NamedTuple
 
 from benchmarks.machine import num_processors
+from pawl.actors.scheduler import Scheduler
 from pawl.config import ServerConfig
 from pawl.engine import Engine
+from pawl.loops.planner import UnifiedPlanner
 
 ARTICLE = """\
 The town of Harlow Bridge opened its new library on Saturday after four years of building. The house stands on the place
@@ -128,23 +130,31 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES), metavar="CASE")
     arguments = parser.parse_args()
-    settings: dict[str, Any] = {"kv_tokens": 32_768, "trace": False, "log_level": "error"}
-    with Engine(ServerConfig(**settings)) as plain, Engine(ServerConfig(**settings, speculate="ngram")) as drafting:
-        print(f"{plain.parts.summary.get('processor')}, {num_processors()} processors, {arguments.tokens} tokens each")
+    settings: dict[str, Any] = {"kv_tokens": 32_768, "trace": False, "log_level": "error", "speculate": "ngram"}
+    with Engine(ServerConfig(**settings)) as engine:
+        print(f"{engine.parts.summary.get('processor')}, {num_processors()} processors, {arguments.tokens} tokens each")
         for name in arguments.cases:
-            _measure(name, plain, drafting, arguments.rounds, arguments.tokens)
+            _measure(name, engine, arguments.rounds, arguments.tokens)
 
 
-def _measure(name: str, plain: Engine, drafting: Engine, rounds: int, tokens: int) -> None:
-    case = CASES[name]
-    # What both find in their caches from here on is the same.
-    for engine in (plain, drafting):
-        turn(engine, case, 4)
+def _planner(engine: Engine) -> UnifiedPlanner:
+    """Of its scheduler."""
+    scheduler = next(spec.actor for spec in engine._actors if isinstance(spec.actor, Scheduler))
+    assert isinstance(scheduler.loop.planner, UnifiedPlanner)
+    return scheduler.loop.planner
+
+
+def _measure(name: str, engine: Engine, rounds: int, tokens: int) -> None:
+    case, planner = CASES[name], _planner(engine)
+    drafter = planner.drafter
+    turn(engine, case, tokens)  # what is in the cache from here on is the same for all
     turns: list[tuple[Turn, Turn]] = []
     for number in range(rounds):
-        both = [plain, drafting] if number % 2 else [drafting, plain]
-        taken = {id(engine): turn(engine, case, tokens) for engine in both}
-        without, drafted = taken[id(plain)], taken[id(drafting)]
+        taken = {}
+        for drafts in (number % 2 == 0, number % 2 == 1):
+            planner.drafter = drafter if drafts else None
+            taken[drafts] = turn(engine, case, tokens)
+        without, drafted = taken[False], taken[True]
         if without.tokens != drafted.tokens:
             raise SystemExit(f"{name}: other tokens with drafts than without")
         turns.append((without, drafted))
