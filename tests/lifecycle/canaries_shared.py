@@ -17,7 +17,6 @@ from pawl.lifecycle.records import (
     PageCounts,
     Record,
     Scores,
-    Started,
     StepCommitted,
     StepRolledBack,
     Submitted,
@@ -56,34 +55,6 @@ def scored(asked: dict[str, object], *places: tuple[int, int, int]) -> list[Reco
     at = STORY.labels["commit 2"]
     records[at] = msgspec.structs.replace(records[at], scores=scores if places else None)
     return records
-
-
-def drafting(*segments: Segment, behind: bool = False, **loop: object) -> list[Record]:
-    """A request of 6 tokens that wants 6 more, with a step of these segments once it decodes; `behind`: and a second
-    one that is planned before that is resolved. `loop`: settings."""
-    story = Story()
-    story.start()
-    started = story.records[0]
-    assert isinstance(started, Started)
-    settings = started.config["loop"] | {"speculation": {"num_speculative_tokens": 3, "max_positions": 9}} | loop
-    story.records[0] = msgspec.structs.replace(started, config=started.config | {"loop": settings})
-    story.submit(1, 0, 6, 6)
-    story.submit(2, 1, 5, 6)
-    story.admit(1, 0)
-    story.plan(1, Segment(0, 0, 6, pages=((0, 0), (1, 1))))
-    _commit(story, 1, [Event.FIRST_TOKEN], [50])
-    if any(segment.row == 1 for segment in segments):
-        story.admit(2, 1)
-    story.plan(2, *segments)
-    if behind:
-        story.admit(2, 1)
-        story.plan(3, Segment(1, 0, 5, pages=((0, 4), (1, 5))))
-    return story.records
-
-
-def drafts(length: int, pages: tuple[tuple[int, int], ...] = ((2, 2),)) -> Segment:
-    """A run of the first request."""
-    return Segment(0, 6, length, chained=True, pages=pages)
 
 
 def twins(first: Sequence[int], second: Sequence[int]) -> list[Record]:
@@ -425,30 +396,6 @@ _REPLY_CANARIES = {
     ),
     "a prompt whose log-probabilities are left out": Canary(
         "logprobs_as_asked", scored({"prompt_logprobs": True}, (1, 2, 0)), "position 2 .* where .* position 1 ", 2
-    ),
-    "a draft that nobody set up": Canary(
-        "drafts_in_bounds", drafting(drafts(2), speculation=None), "draft of 1 tokens, where 0 are allowed", 1
-    ),
-    "a draft that is too long": Canary(
-        "drafts_in_bounds", drafting(drafts(5)), "draft of 4 tokens, where 3 are allowed", 1
-    ),
-    "a draft beside a prompt": Canary(
-        "drafts_in_bounds",
-        drafting(drafts(2), Segment(1, 0, 5, pages=((0, 4), (1, 5)))),
-        "step 2 has drafts and computes 7 positions, prompts or more than 9",
-        1,
-    ),
-    "a draft in a step that is too large": Canary(
-        "drafts_in_bounds", drafting(drafts(4), prefill_chunk=3), "computes 4 positions, prompts or more than 3", 1
-    ),
-    "a draft for positions that are never computed": Canary(
-        "drafts_in_bounds",
-        drafting(drafts(6), speculation={"num_speculative_tokens": 8, "max_positions": 9}),
-        "positions that are never computed",
-        1,
-    ),
-    "a step behind drafts": Canary(
-        "drafts_in_bounds", drafting(drafts(3), behind=True), "step 3 is planned before .* drafts of step 2"
     ),
     "a finish instead of an abort": Canary("abort_is_total", planted("commit 7", abort_of(3)), "it finished", 3),
     "work for a request to be aborted": Canary(
