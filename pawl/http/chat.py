@@ -170,8 +170,9 @@ class ChatRenderer(OpenAiRenderer):
 
     def reason(self, index: int, done: Done) -> str:
         reader = self._readers.get(index)
-        called = reader is not None and reader.num_calls > 0 and FINISH_REASONS[done.cause] == "stop"
-        return "tool_calls" if called else super().reason(index, done)
+        if reader is None or not reader.num_calls or FINISH_REASONS[done.cause] != "stop":
+            return super().reason(index, done)
+        return "function_call" if reader.functions else "tool_calls"
 
     def usage(self, usages: Sequence[Usage], indices: Sequence[int], n: int) -> dict[str, Any]:
         body = usage_body(usages, n)

@@ -17,6 +17,7 @@ from pawl.http.call_fields import StreamOptions
 from pawl.http.chat import ChatRenderer, chat_submits, echo_of, scored
 from pawl.http.completions import CompletionRenderer, candidates_of, completion_submits
 from pawl.http.description import HasContext, takes
+from pawl.http.functions import with_tools
 from pawl.http.message import MessageReader
 from pawl.http.native import NativeRenderer, understand
 from pawl.http.rendering import Frame
@@ -75,7 +76,7 @@ class GenerationRoutes(HasContext):
     @takes(ChatBody)
     async def chat(self, request: Request, body: ChatBody) -> Response:
         """The next message of a conversation, as OpenAI's API has it."""
-        rid = self._rid(request, body)
+        rid, body = self._rid(request, body), with_tools(body)
         reading = reading_of(body, self.context.info, self._marks)
         submits = chat_submits(body, reading, rid, self.context)
         renderer = ChatRenderer(
@@ -127,6 +128,7 @@ class GenerationRoutes(HasContext):
                 sends_reasoning=body.include_reasoning is not False,
                 streams_reasoning=body.stream_reasoning is not False,
                 end_of_reasoning=self._marks.end if reading.reasoning is not None else None,
+                functions=bool(body.functions),
             )
 
         return make

@@ -22,10 +22,12 @@ class MessageReader:
         sends_reasoning: bool,
         streams_reasoning: bool,
         end_of_reasoning: int | None,
+        functions: bool,
     ) -> None:
         """`new_id` names calls. `streams_reasoning`: it is sent as it comes. `end_of_reasoning`: the token that ends
-        it, by which its tokens are counted; None: they are not."""
+        it, by which its tokens are counted; None: they are not. `functions`: the one call has OpenAI's first form."""
         self._reader = reader
+        self.functions = functions
         self._new_id = new_id
         self._sends_reasoning = sends_reasoning
         self._streams_reasoning = streams_reasoning
@@ -70,7 +72,7 @@ class MessageReader:
         deltas: list[dict[str, Any]] = []
         for kind, group in groupby(events, lambda event: "calls" if _is_call(event) else type(event).__name__):
             if kind == "calls":
-                deltas.append({"tool_calls": self._call_deltas(group), "reasoning_content": None})
+                deltas.append({**self._calls(self._call_deltas(group)), "reasoning_content": None})
                 continue
             text = "".join(event.text for event in group if isinstance(event, Content | Reasoning))
             if kind == "Content":
@@ -96,18 +98,16 @@ class MessageReader:
         """All of a reply: `content` is null where there are calls and no text."""
         content = "".join(event.text for event in events if isinstance(event, Content))
         reasoning = "".join(event.text for event in events if isinstance(event, Reasoning))
-        calls: list[dict[str, Any]] = []
-        for event in events:
-            if isinstance(event, CallBegin):
-                calls.append({"id": self._new_id(), "type": "function", "function": {"name": event.name}})
-                calls[-1]["function"]["arguments"] = ""
-            elif isinstance(event, Arguments):
-                calls[event.index]["function"]["arguments"] += event.text
+        calls = self._call_deltas(events)
+        for call in calls:
+            del call["index"]
         message: dict[str, Any] = {"content": content if content or not calls else None}
         message["reasoning_content"] = reasoning if reasoning and self._sends_reasoning else None
-        if calls:
-            message["tool_calls"] = calls
-        return message
+        return message | self._calls(calls) if calls else message
+
+    def _calls(self, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        """The member of a message or delta that holds these calls."""
+        return {"function_call": calls[0]["function"]} if self.functions else {"tool_calls": calls}
 
 
 def _is_call(event: Event) -> bool:

@@ -19,7 +19,7 @@ from pawl.http.body import MAX_VALUES
 from pawl.http.call_fields import ModelName, Note, ObjectOfAny, Priority, Rid, Salt, Seconds
 from pawl.http.errors import Problem
 from pawl.http.grammar import FormatFields
-from pawl.http.tool_fields import ToolChoice, Tools
+from pawl.http.tool_fields import Functions, ToolChoice, ToolReference, Tools
 
 Choices = Annotated[int, Meta(ge=1, le=128)]
 """Completions of one prompt."""
@@ -103,6 +103,9 @@ class ChatBody(OpenAiBody, kw_only=True):
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     """Whether there may be several calls in one reply."""
+    functions: Functions | None = None
+    """Tools in OpenAI's first form, which has replies of its own."""
+    function_call: Literal["none", "auto"] | ToolReference | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     """For templates that read it; none: without reasoning, where the template can say so."""
     separate_reasoning: bool | None = None
@@ -115,9 +118,7 @@ class ChatBody(OpenAiBody, kw_only=True):
     """Replies are not kept, whatever it says."""
     prediction: ObjectOfAny | None = None
     """Could make a reply come sooner, and changes nothing in it."""
-    function_call: Any = None
     modalities: Any = None
-    functions: Any = None
     audio: Any = None
     web_search_options: Any = None
     verbosity: Any = None
@@ -252,10 +253,8 @@ class DetokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 HARMLESS: Mapping[str, tuple[Any, ...]] = {
-    "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "log_metrics": (True,),
-    "functions": ([],),
     "suffix": ("",),
     "image_data": ([],),
     "return_hidden_states": (False,),

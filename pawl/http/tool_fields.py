@@ -44,3 +44,4 @@ class ToolChoice(msgspec.Struct, forbid_unknown_fields=True):
 
 
 Tools = Annotated[list[Tool], Meta(max_length=128)]
+Functions = Annotated[list[ToolFunction], Meta(max_length=128)]

@@ -90,7 +90,7 @@ CHAT: list[Bad] = [
     ({**MESSAGES, "logprobs": 2}, 400, "logprobs", "must be"),
     ({**MESSAGES, "tools": [{"type": "function"}]}, 400, "tools[0].function", "missing"),
     ({**MESSAGES, "tool_choice": "required"}, 400, "tool_choice", "there are no tools"),
-    ({**MESSAGES, "functions": [{}]}, 400, "functions", "not supported"),
+    ({**MESSAGES, "functions": [{}]}, 400, "functions[0].name", "missing"),
     ({**MESSAGES, "response_format": {"type": "json_schema"}}, 400, "response_format.json_schema", "missing"),
     ({**MESSAGES, "response_format": {"type": "yaml"}}, 400, "response_format.type", "response_format.type"),
     ({**MESSAGES, "modalities": ["audio"]}, 400, "modalities", "not supported"),

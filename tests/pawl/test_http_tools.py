@@ -176,7 +176,9 @@ def test_marks_that_are_special_tokens_are_not_hidden_from_the_reader(client: ht
             "tool_choice",
             "none of tools",
         ),
-        ({"functions": [ADD["function"]]}, "functions", "not supported"),
+        ({"functions": [ADD["function"]], "tools": [NOW]}, "functions", "one of them"),
+        ({"function_call": {"name": "add"}}, "function_call", "no functions"),
+        ({"functions": [{}]}, "functions[0].name", "missing"),
     ],
 )
 def test_what_is_wrong_with_tools_is_said_by_name(
@@ -253,6 +255,46 @@ def test_free_text_with_structured_parts_has_its_reasoning_in_it(client: httpx.C
     strict = {"type": "function", "function": {**ADD["function"], "strict": True}}
     ask(client, tools=[strict], max_tokens=1)
     assert engine.seen[-1].sampling.grammar.reasoning is None
+
+
+@pytest.mark.parametrize("choice", [None, "auto", {"name": "add"}])
+def test_functions_are_tools_with_replies_of_their_own(client: httpx.Client, engine: Any, choice: Any) -> None:
+    """OpenAI's first form: a call in `function_call`, without a name of its own, and no second one."""
+    arguments = '{"a": 2, "b": 3}'
+    forced = isinstance(choice, dict)
+    engine.script = (
+        f'[{{"name": "add", "arguments": {arguments}}}]' if forced else f"Let me see.\n{ONE_CALL}\n{ONE_CALL}"
+    )
+    fields = {"functions": [ADD["function"]], **({} if choice is None else {"function_call": choice})}
+    whole = ask(client, **fields)["choices"][0]
+    call = {"name": "add", "arguments": arguments}
+    assert whole["message"]["function_call"] == call
+    assert whole["message"]["content"] == (None if forced else "Let me see.")
+    assert "tool_calls" not in whole["message"]
+    assert whole["finish_reason"] == "function_call"
+    assert engine.seen[-1].template_options == {"tools": [ADD]}
+    told = [choice for chunk in ask(client, stream=True, **fields) for choice in chunk["choices"]]
+    parts = [choice["delta"]["function_call"] for choice in told if "function_call" in choice["delta"]]
+    assert parts[0]["name"] == "add"
+    assert "".join(part["arguments"] for part in parts) == arguments
+    assert told[-1]["finish_reason"] == "function_call"
+
+
+def test_calls_and_results_of_functions_are_told_as_those_of_tools(client: httpx.Client, engine: Any) -> None:
+    call = {"name": "add", "arguments": "{}"}
+    history = [
+        USER,
+        {"role": "assistant", "content": None, "function_call": call},
+        {"role": "function", "name": "add", "content": "5"},
+    ]
+    ask(client, messages=history, max_tokens=1)
+    named = {"id": "call00001", "type": "function", "function": call}
+    assert engine.seen[-1].chat[1:] == (
+        {"role": "assistant", "content": None, "tool_calls": [named]},
+        {"role": "tool", "name": "add", "content": "5", "tool_call_id": "call00001"},
+    )
+    ask(client, functions=[], function_call="none", max_tokens=1)
+    assert engine.seen[-1].template_options == {}
 
 
 def test_efforts_reach_the_template_and_none_turns_reasoning_off(client: httpx.Client, engine: Any) -> None:
