@@ -12,6 +12,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.step import Int32s
 
@@ -39,6 +42,23 @@ class Words(NamedTuple):
     def mask_words(self) -> int:
         """int32 words of a mask."""
         return -(-len(self.entries) // 32)
+
+
+def allow(bits: Int32s, tokens: Sequence[int] | Int32s) -> None:
+    """Set the bits of `tokens` in a mask."""
+    places, marks = _bits(tokens)
+    np.bitwise_or.at(bits.view(np.uint32), places, marks)
+
+
+def forbid(bits: Int32s, tokens: Sequence[int] | Int32s) -> None:
+    """Clear the bits of `tokens` in a mask."""
+    places, marks = _bits(tokens)
+    np.bitwise_and.at(bits.view(np.uint32), places, ~marks)
+
+
+def _bits(tokens: Sequence[int] | Int32s) -> tuple[NDArray[np.intp], NDArray[np.uint32]]:
+    ids = np.asarray(tokens, np.intp)
+    return ids // 32, np.uint32(1) << (ids % 32).astype(np.uint32)
 
 
 class Matcher(Protocol):

@@ -6,9 +6,8 @@ import json
 from typing import Any
 
 import llguidance
-import numpy as np
 
-from pawl.gpu.grammars.base import Compiled, GrammarRefused, Matcher, Words
+from pawl.gpu.grammars.base import Compiled, GrammarRefused, Matcher, Words, allow
 from pawl.gpu.grammars.json_schema import prepared, prepared_tag
 from pawl.gpu.grammars.lowering import MAX_WHITESPACE, choice_to_lark, ebnf_to_lark, tag_to_lark
 from pawl.lifecycle.grammar import Grammar, GrammarKind
@@ -78,8 +77,7 @@ class LLMatcher:
     def fill(self, bits: Int32s) -> None:
         if self._matcher.is_stopped():
             bits[:] = 0
-            ends = np.array(self._words.end_ids, np.int32)
-            np.bitwise_or.at(bits.view(np.uint32), ends // 32, np.uint32(1) << (ends % 32).astype(np.uint32))
+            allow(bits, self._words.end_ids)
         else:
             self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pawl.gpu.grammars.base import Compiled, GrammarRefused, Matcher, Words
+from pawl.gpu.grammars.base import Compiled, GrammarRefused, Matcher, Words, allow
 from pawl.gpu.grammars.regex import Automaton, automaton_of, choice_automaton
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.step import Int32s
@@ -94,9 +94,9 @@ class PlainCompiled:
                 targets[token] = self._number(reached)
         complete = self._automaton.accept in states
         allowed = [*targets, *(self._words.end_ids if complete else ())]
-        mask = np.zeros(self._words.mask_words, np.uint32)
-        np.bitwise_or.at(mask, np.array(allowed, np.intp) // 32, np.uint32(1) << np.array(allowed, np.uint32) % 32)
-        return _State(mask.view(np.int32), targets, complete)
+        mask = np.zeros(self._words.mask_words, np.int32)
+        allow(mask, allowed)
+        return _State(mask, targets, complete)
 
 
 class PlainMatcher:

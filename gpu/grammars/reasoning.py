@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from pawl.gpu.grammars.base import Compiled, Matcher, Words
+from pawl.gpu.grammars.base import Compiled, Matcher, Words, allow, forbid
 from pawl.lifecycle.grammar import Reasoning
 from pawl.lifecycle.step import Int32s
 
@@ -42,16 +40,13 @@ class ReasoningMatcher:
         return self._skipped is None and (self._reasoning.inside or self._num_tokens > 0)
 
     def fill(self, bits: Int32s) -> None:
-        masks = bits.view(np.uint32)
         if self._thinks:
-            masks[:] = ~np.uint32(0)
-            for token in self._words.end_ids:
-                masks[token // 32] &= ~(np.uint32(1) << np.uint32(token % 32))
+            bits[:] = -1
+            forbid(bits, self._words.end_ids)
             return
         self._inner.fill(bits)
-        begin = self._reasoning.begin
-        if self._skipped is None and begin is not None:
-            masks[begin // 32] |= np.uint32(1) << np.uint32(begin % 32)
+        if self._skipped is None and self._reasoning.begin is not None:
+            allow(bits, (self._reasoning.begin,))
 
     def accept(self, token: int) -> bool:
         if self._thinks:

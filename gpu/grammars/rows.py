@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import structlog
 
-from pawl.gpu.grammars.base import GrammarRefused, Matcher
+from pawl.gpu.grammars.base import GrammarRefused, Matcher, forbid
 from pawl.gpu.grammars.cache import Grammars
 from pawl.lifecycle.step import Bools, Int32s, SlotAssignment
 
@@ -45,8 +45,8 @@ class Ruled:
         found = np.flatnonzero(self.rows == row)
         if not len(found):
             return False
-        left = self.bits[found[0]].view(np.uint32).copy()
-        np.bitwise_and.at(left, tokens // 32, ~(np.uint32(1) << (tokens % 32).astype(np.uint32)))
+        left = self.bits[found[0]].copy()
+        forbid(left, tokens)
         return not left.any()
 
     def accept(self, tokens: Int32s) -> Bools | None:

@@ -74,9 +74,8 @@ class TokenRoutes(HasContext):
         if size > MAX_TEXT:
             raise Problem(413, f"one call takes {MAX_TEXT} characters, not {size}", param="prompt")
         special = body.add_special_tokens is not False
-        encode = self.context.tokenization.encode
-        encoded = await self._beside.do(
-            size + len(texts), lambda: [[int(i) for i in encode(one, special)] for one in texts]
+        encoded, named = await self._beside.do(
+            size + len(texts), lambda: self._encoded(texts, special, bool(body.return_token_strs))
         )
         counts = [len(one) for one in encoded]
         single = isinstance(text, str)
@@ -85,10 +84,15 @@ class TokenRoutes(HasContext):
             "count": counts[0] if single else counts,
             "max_model_len": self.context.info.context_length,
         }
-        if body.return_token_strs:
-            named = [[self.context.tokenization.token_text(token) for token in tokens] for tokens in encoded]
+        if named:
             reply["token_strs"] = named[0] if single else named
         return json_response(reply)
+
+    def _encoded(self, texts: Sequence[str], special: bool, names: bool) -> tuple[list[list[int]], list[list[str]]]:
+        """Token ids of each text, and their texts where these are wanted."""
+        tokenization = self.context.tokenization
+        encoded = [[int(token) for token in tokenization.encode(one, special)] for one in texts]
+        return encoded, [list(map(tokenization.token_text, tokens)) for tokens in encoded] if names else []
 
     @takes(DetokenizeBody)
     async def detokenize(self, request: Request, body: DetokenizeBody) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import httpx
 import pytest
 
 from pawl.http.errors import Problem
@@ -33,3 +34,16 @@ def test_long_texts_are_converted_one_at_a_time_short_ones_at_once_and_too_many_
         return [*done, await beside.do(LITTLE + 1, lambda: 3)]
 
     assert asyncio.run(run()) == [1] * MOST_CALLS + [3]
+
+
+def test_the_texts_of_tokens_are_told_where_they_are_wanted(client: httpx.Client) -> None:
+    def asked(**fields: object) -> dict[str, object]:
+        reply: dict[str, object] = client.post("/tokenize", json={"return_token_strs": True, **fields}).json()
+        return reply
+
+    assert asked(prompt="hi")["token_strs"] == ["h", "i"]
+    assert asked(prompt=["hi", "o"])["token_strs"] == [["h", "i"], ["o"]]
+    assert asked(prompt="")["token_strs"] == []
+    assert "token_strs" not in asked(prompt="hi", return_token_strs=False)
+    long = asked(prompt="x" * (LITTLE + 1))
+    assert long["token_strs"] == ["x"] * (LITTLE + 1)
