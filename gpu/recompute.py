@@ -81,7 +81,7 @@ class Recomputer:
         self.kv = KvStore(config, num_pages=self._num_pages, page_size=PAGE_SIZE, dtype=dtype, device=device)
         threads = threads or available_threads()
         self.backend = select_backend(backend, config, weights, self.kv, threads=threads, deterministic=True)
-        self._grammars = GrammarRows(grammars, self._chunk)
+        self._grammars = GrammarRows(grammars, TOGETHER)
         self._rivals = Rivals(TOGETHER)
         self._pooling = pooling
         self._sampler = sampler_for(self.backend, config.vocab_size, self._chunk, self.kv.data.device)
@@ -151,6 +151,13 @@ class Recomputer:
             self._table[slot, :count] = np.arange(first, first + count)
             first += count
             self._rivals.admit(slot, group[slot].sampling)
+        # One matcher for each request, which follows what was recorded from the beginning of its output.
+        self._grammars.admit(
+            [
+                SlotAssignment(slot, request.sampling, request.num_prompt, request.tokens[: request.num_prompt], 0)
+                for slot, request in enumerate(group)
+            ]
+        )
         found = [Computed.unknown(request) for request in group]
         starts = [0] * len(group)
         while any(start < length for start, length in zip(starts, lengths, strict=True)):
@@ -181,7 +188,7 @@ class Recomputer:
             admissions = [
                 self._admission(slot, group[places[row].request], places[row]) for slot, row in enumerate(drawn)
             ]
-            ruled = self._rule(admissions, drawn, logits)
+            ruled = self._rule(group, places, drawn, logits)
         self._score(group, places, logits, found)
         if drawn:
             self._draw(group, places, drawn, admissions, ruled, logits, found)
@@ -201,12 +208,21 @@ class Recomputer:
             one = StepLogprobs(chosen[here], top_tokens[here].astype(np.int32), top[here])
             found[place.request].score(np.array([place.position]), one)
 
-    def _rule(self, admissions: list[SlotAssignment], drawn: list[int], logits: Tensor) -> Ruled | None:
-        """What grammars allow in the rows that are drawn; the others have no score any more."""
-        self._grammars.admit(admissions)
-        ruled = self._grammars.masks(np.arange(len(drawn), dtype=np.int32))
-        if ruled is not None:
-            apply_masks(logits, ruled.moved(np.array(drawn, np.int32)[ruled.rows]))
+    def _rule(self, group: list[Recorded], places: list[_Place], drawn: list[int], logits: Tensor) -> Ruled | None:
+        """What grammars allow in the rows that are drawn, of each request in order; the others have no score any
+        more."""
+        rows, masks = list[int](), list[Int32s]()
+        for index, row in enumerate(drawn):
+            request, position = places[row]
+            here = self._grammars.masks(np.array([request], np.int32))
+            if here is not None:
+                rows.append(index)
+                masks.append(here.bits)
+                here.accept(group[request].tokens[position : position + 1])
+        if not rows:
+            return None
+        ruled = Ruled(np.array(rows, np.int32), (), np.concatenate(masks))
+        apply_masks(logits, ruled.moved(np.array(drawn, np.int32)[ruled.rows]))
         return ruled
 
     def _draw(
@@ -231,8 +247,7 @@ class Recomputer:
 
     def _admission(self, slot: int, request: Recorded, place: _Place) -> SlotAssignment:
         sampling, count = request.sampling, request.num_prompt
-        needed = sampling.penalised or sampling.grammar is not None
-        history = request.tokens[: place.position] if needed else _NOTHING
+        history = request.tokens[: place.position] if sampling.penalised else _NOTHING
         # Scores are of tokens that are known: the sampler need not look for any.
         sampling = msgspec.structs.replace(sampling, top_logprobs=None)
         admission = SlotAssignment(slot, sampling, count, history, place.position - count)

@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from pawl.gpu.alone import steps_alone
+from pawl.gpu.grammars.base import Words
+from pawl.gpu.grammars.cache import Grammars
+from pawl.gpu.grammars.plain import Plain
 from pawl.gpu.models.small import random_weights
 from pawl.gpu.recompute import CHUNK, Recomputer
 from pawl.gpu.sampling.rivals import Columns
 from pawl.gpu.sampling.scoring import score
+from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.recompute import Recorded
+from pawl.lifecycle.request import SamplingParameters
 from tests.gpu.kernel_tools import DEVICE
 from tests.gpu.native_models import ODD
 from tests.gpu.serving import Answered, Asked, Serving
@@ -78,6 +84,48 @@ def test_a_request_longer_than_any_may_be_is_refused() -> None:
     request = Recorded(np.zeros(CONTEXT + 2, np.int32), 1, workload(5, 1, 1, 5)[0].sampling)
     with pytest.raises(ValueError, match=str(CONTEXT)):
         recomputer_of("dense", "bf16", threads=1)([request])
+
+
+LETTERS = 26
+
+
+def test_requests_with_grammars_are_computed_again_under_their_masks() -> None:
+    entries = [bytes([ord("a") + token]) if token < LETTERS else b"" for token in range(ODD.vocab_size)]
+    words = Words(entries, (LETTERS,))
+    grammars = Grammars("plain", Plain, words)
+    worker = worker_of(ODD, random_weights(ODD, torch.float32), "fp32", 16, 1, grammars=grammars)
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("([a-e][f-z])+", {"temperature": 1.3, "seed": 3, "top_logprobs": 2}),
+        ("[a-c]*d?", {"temperature": 0.0, "frequency_penalty": 0.2}),
+        ("(ab|c)*", {"temperature": 1.0, "seed": 5, "token_ids_logprob": (1, 30), "top_logprobs": 0}),
+    ]
+    whole, told = [], []
+    for pattern, fields in ways:
+        sampling = SamplingParameters(
+            grammar=Grammar(GrammarKind.REGEX, pattern), logit_bias={LETTERS: -50.0}, **fields
+        )
+        prompt = np.arange(5, dtype=np.int32)
+        results = list(steps_alone(worker.runner, prompt, sampling, 100, 16))
+        tokens = np.concatenate([result.tokens for result in results])
+        whole.append(Recorded(np.concatenate((prompt, tokens)), len(prompt), sampling))
+        told.append([result.logprobs for result in results])
+    found = recomputer_of("dense", "fp32", threads=1, grammars=grammars)(whole)
+    for recorded_, computed, scores in zip(whole, found, told, strict=True):
+        assert computed.tokens.tolist() == recorded_.tokens[recorded_.num_prompt :].tolist()
+        for index, each in enumerate(scores):
+            if each is not None:
+                position = recorded_.num_prompt + index
+                assert each.top[0].tobytes() == computed.top[position].tobytes()
+                assert each.top_tokens[0].tolist() == computed.top_tokens[position].tolist()
+
+
+def test_a_token_that_the_grammar_refuses_is_drawn_as_another() -> None:
+    words = Words([bytes([ord("a") + token]) for token in range(ODD.vocab_size)], (ODD.vocab_size - 1,))
+    grammars = Grammars("plain", Plain, words)
+    sampling = SamplingParameters(temperature=0.0, grammar=Grammar(GrammarKind.REGEX, "(ab)+"))
+    forged = Recorded(np.array([3, 4, 0, 1, 0, 0], np.int32), 2, sampling)
+    (computed,) = recomputer_of("dense", "fp32", threads=1, grammars=grammars)([forged])
+    assert computed.tokens[[0, 1, 3]].tolist() == [0, 1, 1]
 
 
 def test_which_of_equally_likely_tokens_is_told_does_not_depend_on_how_many_are_told_to_others() -> None:
