@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from pawl.actors.runtime.cell import Cell
 from pawl.actors.simulation.choice import CLOCK
@@ -87,12 +87,22 @@ class FaultEvent:
     target = ""
 
     def __init__(self, world: World, kind: FaultKind, what: str, strike: Callable[[], None]) -> None:
-        self.label = f"{kind.value} {what}"
-        self.event = (self.label, 0)
-        self.owner = f"fault {kind.value}"
         self._world = world
         self._kind = kind
+        self._what = what
         self._strike = strike
+
+    @property
+    def label(self) -> str:
+        return f"{self._kind} {self._what}"
+
+    @property
+    def event(self) -> tuple[str, int]:
+        return self.label, 0
+
+    @property
+    def owner(self) -> str:
+        return f"fault {self._kind}"
 
     def run(self) -> None:
         self._world.fault_spent(self._kind, self.label)
@@ -136,18 +146,22 @@ def losses(world: World, event: Event) -> Iterator[Event]:
         yield FaultEvent(world, FaultKind.DOUBLE, event.label, partial(instead, wire.double))
 
 
-FAULTS_OF_WORK = (crashes, losses)
-"""Makers of the faults that concern one ready event."""
+MakeFaults: TypeAlias = Callable[[World, Event], Iterator[Event]]
+
+
+def faults_of_work(left: Mapping[FaultKind, int]) -> tuple[MakeFaults, ...]:
+    """Makers of the faults that concern one ready event, as far as the budget is not used up."""
+    kinds = {crashes: (FaultKind.CRASH,), losses: (FaultKind.LOSE, FaultKind.DOUBLE)}
+    return tuple(make for make, made in kinds.items() if any(left[kind] for kind in made))
 
 
 def clock_faults(world: World, *, idle: bool) -> Iterator[Event]:
     """What may go wrong with time."""
     left, faults = world.faults.left, world.faults.faults
-    due = world.next_deadline()
-    if due is not None and not idle and left[FaultKind.RUSH]:
-        yield FaultEvent(world, FaultKind.RUSH, "time", partial(world.advance, due))
-    if due is not None and idle and left[FaultKind.LATE]:
-        yield FaultEvent(world, FaultKind.LATE, "time", partial(world.advance, due + faults.late_s))
+    early_or_late, late_s = (FaultKind.LATE, faults.late_s) if idle else (FaultKind.RUSH, 0.0)
+    due = world.next_deadline() if left[early_or_late] else None
+    if due is not None:
+        yield FaultEvent(world, early_or_late, "time", partial(world.advance, due + late_s))
     if left[FaultKind.JUMP]:
 
         def jump(jump_s: float) -> None:

@@ -67,10 +67,10 @@ class FaultBudget:
         self.left = {kind: faults.budget(kind) for kind in FaultKind}
         self.struck: list[str] = []
         """Labels of the faults so far."""
-
-    @property
-    def any_left(self) -> bool:
+        self.any_left = self._any_left()
         """Whether a fault that is an event of its own may still strike."""
+
+    def _any_left(self) -> bool:
         return any(count for kind, count in self.left.items() if kind is not FaultKind.STRIKE)
 
     def spend(self, kind: FaultKind, label: str) -> None:
@@ -78,6 +78,7 @@ class FaultBudget:
         if self.left[kind] == 0:
             raise ValueError(f"no {kind.value} is left")
         self.left[kind] -= 1
+        self.any_left = self._any_left()
         self.struck.append(label)
 
 

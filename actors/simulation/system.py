@@ -33,7 +33,7 @@ from pawl.actors.runtime.local import LocalSystem, OnFailure
 from pawl.actors.simulation.cell import MakeCodec, SimulatedCell
 from pawl.actors.simulation.choice import Choices, ChoiceSource, Follower, Footprint, Kind, Option, value_options
 from pawl.actors.simulation.driver import SimulatedDriver
-from pawl.actors.simulation.events import FAULTS_OF_WORK, Clock, Stopping, clock_faults
+from pawl.actors.simulation.events import Clock, Stopping, clock_faults, faults_of_work
 from pawl.actors.simulation.faults import FaultBudget, FaultKind, Faults
 from pawl.actors.simulation.mailbox import SimulatedMailbox
 from pawl.actors.simulation.network import Event, IsWire, Network, no_wires
@@ -114,7 +114,7 @@ class SimulatedSystem(LocalSystem):
         self.drivers: list[SimulatedDriver] = []
         # Not by `isinstance`: looking at a protocol takes as long as some steps of the run.
         self._follower: Follower | None = source if hasattr(source, "executed") else None  # type: ignore[assignment]
-        self._faults_left = self.faults.any_left
+        self._faults_of_work = faults_of_work(self.faults.left)
         self._user_on_dead_letter = on_dead_letter
         self._clock_event = Clock(self)
         self._stopping: Stopping | None = None
@@ -131,7 +131,7 @@ class SimulatedSystem(LocalSystem):
         options: Sequence[Event] = ready or self._when_idle()
         if not options:
             return False
-        if self._faults_left:
+        if self.faults.any_left:
             options = [*options, *self._fault_events()]
         index = self._decide(Kind.NEXT, options)
         event = options[index]
@@ -181,7 +181,7 @@ class SimulatedSystem(LocalSystem):
     def _fault_events(self) -> Iterator[Event]:
         ready = self.network.ready
         for event in ready:
-            for make in FAULTS_OF_WORK:
+            for make in self._faults_of_work:
                 yield from make(self, event)
         yield from clock_faults(self, idle=not ready)
 
@@ -290,7 +290,7 @@ class SimulatedSystem(LocalSystem):
     def fault_spent(self, kind: FaultKind, label: str) -> None:
         """A fault strikes now."""
         self.faults.spend(kind, label)
-        self._faults_left = self.faults.any_left
+        self._faults_of_work = faults_of_work(self.faults.left)
 
     # ---- what cells tell ----
 

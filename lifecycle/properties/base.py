@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import MethodType
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
 from pawl.lifecycle.properties.beginning import Beginning
-from pawl.lifecycle.properties.dispatch import Dispatch, Kind, kind_of
+from pawl.lifecycle.properties.dispatch import KINDS, Dispatch, Kind, kind_of
 from pawl.lifecycle.properties.dispatch import on as on
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record
@@ -60,12 +60,11 @@ class Property(Dispatch):
         found: Sequence[Violation] = () if method is None else method(self, record, history)
         return found
 
-    def judge_of(self, kind: Kind) -> Judge | None:
-        """What is to see records of this kind; None: they do not concern it."""
+    def judges(self) -> Iterator[tuple[Kind, Judge]]:
+        """The kinds of records that concern it, each with what is to see them."""
         if type(self).observe is not Property.observe:
-            return self.observe
-        method = self.methods.get(kind)
-        return None if method is None else MethodType(method, self)
+            return ((kind, self.observe) for kind in KINDS)
+        return ((kind, MethodType(method, self)) for kind, method in self.methods.items())
 
     def finish(self, history: History) -> Sequence[Violation]:
         """Judge the whole, after the last record of a complete trace."""

@@ -10,7 +10,7 @@ from pawl.lifecycle.properties.base import Judge, Property, Violation
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.causes import TrueCauses
 from pawl.lifecycle.properties.conservation import Conservation, NoReuseBeforeFence
-from pawl.lifecycle.properties.dispatch import Kind
+from pawl.lifecycle.properties.dispatch import KINDS, Kind
 from pawl.lifecycle.properties.embedded import EmbeddedOnce
 from pawl.lifecycle.properties.ending import AbortIsTotal, Incarnation, SilenceAfterAbort, StreamEqualsResult
 from pawl.lifecycle.properties.history import History
@@ -94,8 +94,8 @@ class Monitor:
         self.judging = True
         self.indigestible = False
         """Judging has ended at a record that no engine writes: a value that is out of all bounds, say."""
-        self._judges: dict[Kind, tuple[Judge, ...]] = {}
-        """What is to see records of a kind, as far as one has come."""
+        self._judges: dict[Kind, list[Judge]] | None = None
+        """What is to see records of each kind, in the order of the properties; None before the first record."""
         self._reported: dict[tuple[str, int | None], int] = {}
         """(property, request) -> the record of its first violation"""
 
@@ -111,15 +111,13 @@ class Monitor:
             return self._report([Violation(WELL_FORMED, str(error), self.history.number, error.request)])
         except Exception as error:
             return self._refuse(record, error)
-        kind = self.history.kind
-        judges = self._judges.get(kind)
-        if judges is None:
-            judges = self._judges[kind] = self._concerned(kind)
+        if self._judges is None:
+            self._judges = self._all_judges()
         found: list[Violation] = []
         try:
             if self.history.beginning is not None and not self.history.number:
                 found += self._begun(self.history.beginning)
-            for judge in judges:
+            for judge in self._judges[self.history.kind]:
                 violations = judge(record, self.history)
                 if violations:
                     found.extend(violations)
@@ -148,8 +146,12 @@ class Monitor:
         text = f"no engine records {what}: {type(error).__name__}: {error!s:.{MOST_WORDS}} ({where})"
         return self._report([Violation(WELL_FORMED, text, self.history.number)])
 
-    def _concerned(self, kind: Kind) -> tuple[Judge, ...]:
-        return tuple(judge for each in self.properties if (judge := each.judge_of(kind)) is not None)
+    def _all_judges(self) -> dict[Kind, list[Judge]]:
+        found: dict[Kind, list[Judge]] = {kind: [] for kind in KINDS}
+        for each in self.properties:
+            for kind, judge in each.judges():
+                found[kind].append(judge)
+        return found
 
     def _report(self, found: list[Violation]) -> list[Violation]:
         new: list[Violation] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -76,12 +77,18 @@ def doubled_timers(system: SimulatedSystem) -> Iterator[str]:
 
 def _is_ours(value: object) -> bool:
     kind: Any = type(value)
+    return _may_keep(kind)
+
+
+@cache
+def _may_keep(kind: Any) -> bool:
+    """Whether things of this class are ours, and may have books."""
     if not kind.__module__.startswith(_ROOMS) or kind.__module__.startswith(_OTHERS):
         return False
-    if isinstance(value, type | Enum | tuple):
+    if issubclass(kind, type | Enum | tuple):
         return False
     # A frozen struct is a message or a setting: it keeps nothing.
-    return not (isinstance(value, msgspec.Struct) and kind.__struct_config__.frozen)
+    return not (issubclass(kind, msgspec.Struct) and kind.__struct_config__.frozen)
 
 
 def _attributes(thing: object) -> Iterator[tuple[str, Any]]:

@@ -53,5 +53,6 @@ class WatchedGhost(Ghost):
 def _differing(mine: Mapping[str, Any], at: int, fresh: Mapping[str, Any]) -> Iterator[str]:
     """Names of arrays whose entry `at` is not the first one of the fresh ones."""
     for name, column in fresh.items():
-        if isinstance(column, np.ndarray) and column.shape[:1] == (1,) and (mine[name][at] != column[0]).any():
+        alike = not isinstance(column, np.ndarray) or column.shape[:1] != (1,)
+        if not alike and mine[name][at].tobytes() != column[0].tobytes():
             yield name.lstrip("_")
