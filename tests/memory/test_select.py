@@ -108,7 +108,7 @@ def test_a_second_pool_makes_the_cache_a_sliding_one_with_any_policy() -> None:
 
 def test_the_page_about_caches_has_the_table_of_the_code_and_every_policy() -> None:
     text = PAGE.read_text()
-    assert "\n".join(table()) in text
+    assert "\n\n" + "\n".join(table()) + "\n\n" in text
     assert set(CACHES) <= set(KINDS)
     for name in CACHES:
         assert f"`--cache {name}`" in text

@@ -155,6 +155,10 @@ def _nobody_waited(records: Sequence[Record], forgery: Forgery) -> bool:
     return not (isinstance(follows, Transition) and follows.event is Event.FETCHED)
 
 
+def _is_followed_by_an_order(records: Sequence[Record], forgery: Forgery) -> bool:
+    return isinstance(records[forgery.at + 1], Delivered)
+
+
 def _named(record: Record | None) -> set[int]:
     fields = record.fields if isinstance(record, Delivered) else {}
     return {*fields.get("requests", ()), *({fields["request"]} if "request" in fields else ())}
@@ -250,6 +254,9 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     },
     "Started.version: another text": (_WORDS,),
     "Started.wall: a bit *": (_WORDS,),
+    "StepCommitted: exchanged with the next": (
+        Reason("an order that changes nothing may come before it as well", _is_followed_by_an_order),
+    ),
     "StepRolledBack.reason: *": (_WORDS,),
     "Submitted.deadline: *": (Reason("a deadline that did not pass", _ended_otherwise(Cause.TIMEOUT)),),
     "Submitted.namespace: *": (Reason("whose pages it would share, if it read any", _computed_nothing),),
