@@ -191,7 +191,11 @@ class Fetching:
         return ticket
 
     def filled(self, ticket: int, count: int, now: float) -> None:
-        """The worker has written the first `count` pages of a fetch and will write no more."""
+        """The worker has written the first `count` pages of a fetch and will write no more. Raises ValueError where it
+        cannot have written so many."""
+        known = self._fetches.get(ticket)
+        if known is not None and not 0 <= count <= len(known.keys):
+            raise ValueError(f"{count} pages came of a fetch of {len(known.keys)}")
         self.journal.tiers("filled", ticket, count, (), now)
         self._overdue.discard(ticket)
         if not self._overdue:

@@ -24,10 +24,13 @@ from pawl.lifecycle.records import (
     AnswersClosed,
     CacheChange,
     Cached,
+    Checkpoint,
     Contained,
     Delivered,
+    Idled,
     Record,
     StepCommitted,
+    StepPlanned,
     Submitted,
     TierTold,
     Transition,
@@ -125,9 +128,19 @@ def _computed_nothing(records: Sequence[Record], forgery: Forgery) -> bool:
     return _mine(records, forgery).num_computed == 0
 
 
-def _computed_one_prompt_position(records: Sequence[Record], forgery: Forgery) -> bool:
+def _computed_one(records: Sequence[Record], forgery: Forgery) -> bool:
     submitted: Any = records[forgery.at]
     return min(_mine(records, forgery).num_computed, len(int32s(submitted.tokens))) <= 1
+
+
+def _computed_too_little(records: Sequence[Record], forgery: Forgery) -> bool:
+    submitted: Any = records[forgery.at]
+    return _mine(records, forgery).num_computed < len(int32s(submitted.tokens))
+
+
+def _scores_nothing(records: Sequence[Record], forgery: Forgery) -> bool:
+    submitted: Any = records[forgery.at]
+    return submitted.sampling.top_logprobs is None or _drew_nothing(records, forgery)
 
 
 def _nobody_came_after(records: Sequence[Record], forgery: Forgery) -> bool:
@@ -155,8 +168,33 @@ def _nobody_waited(records: Sequence[Record], forgery: Forgery) -> bool:
     return not (isinstance(follows, Transition) and follows.event is Event.FETCHED)
 
 
-def _is_followed_by_an_order(records: Sequence[Record], forgery: Forgery) -> bool:
-    return isinstance(records[forgery.at + 1], Delivered)
+def _passes_no_decision(records: Sequence[Record], forgery: Forgery) -> bool:
+    """What it was moved past are orders, checkpoints and plans that came to nothing; or an order passed arrivals."""
+    at, to = forgery.at, next(to for to, each in enumerate(forgery.records) if each is records[forgery.at])
+    passed = records[at + 1 : to + 1] if to > at else records[to:at]
+    kinds: tuple[type[Record], ...] = (Delivered, Checkpoint, Idled, Answered, AnswersClosed)
+    if isinstance(records[at], Delivered):
+        kinds += (Submitted,)
+        passed = [each for each in passed if not isinstance(each, Transition) or each.event is not Event.SUBMIT]
+    return all(isinstance(each, kinds) for each in passed)
+
+
+def _nobody_runs(records: Sequence[Record], forgery: Forgery) -> bool:
+    history = History()
+    for record in records[: forgery.at]:
+        history.advance(record)
+    return not history.working.any()
+
+
+def _plans_nothing(records: Sequence[Record], forgery: Forgery) -> bool:
+    """Until the next order of its kind no step is planned."""
+    order: Any = records[forgery.at]
+    for each in records[forgery.at + 1 :]:
+        if isinstance(each, Delivered) and each.kind == order.kind:
+            return True
+        if isinstance(each, StepPlanned):
+            return False
+    return True
 
 
 def _named(record: Record | None) -> set[int]:
@@ -212,6 +250,12 @@ _MOMENT = Reason("a checkpoint may be taken, and a plan come to nothing, at any 
 _CUT = Reason("a text may be cut within the tokens that the scheduler counted; the client alone has it", _may_be_cut)
 _STOPS = Reason("a token that the request did not draw", _ended_otherwise(Cause.EOS, Cause.STOP_TOKEN))
 IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
+    **{
+        f"*: {move}": (
+            Reason("orders, checkpoints and plans that change nothing may stand elsewhere", _passes_no_decision),
+        )
+        for move in ("exchanged with the next", "moved later", "moved earlier")
+    },
     "Answered.cause: another word": (
         Reason("why a request was refused on its way to the scheduler, which never heard of it", _never_came),
         Reason("the gateway answers for a scheduler that stops or has failed", _answered_in_place),
@@ -223,13 +267,15 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Checkpoint: left out": (_MOMENT,),
     "Checkpoint: twice": (_MOMENT,),
     "Delivered *.fields[[]message]: another text": (_WORDS,),
-    "Delivered *.number: one *": (_ASKER,),
+    "Delivered *.number: *": (_ASKER,),
     "Delivered abort.fields[[]requests]: two exchanged": (_AGAIN,),
     "Delivered abort.fields[[]requests][[]n]: twice": (_AGAIN,),
     "Delivered abort.fields[[]*": (_NO_EFFECT,),
     "Delivered abort: *": (_NO_EFFECT,),
     "Delivered abort: twice": (_AGAIN,),
     "Delivered check_deadlines: *": (_TIMER,),
+    "Delivered continue: *": (Reason("nobody waits for the engine to go on", _plans_nothing),),
+    "Delivered continue: twice": (_AGAIN,),
     "Delivered drain.fields[[]grace_s]: a bit *": (_CLOCK,),
     "Delivered drain: left out": (Reason("it refuses who comes after it, and nobody does", _nobody_came_after),),
     "Delivered drain: moved *": (_AGAIN,),
@@ -241,6 +287,9 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Delivered finish: *": (_NO_EFFECT,),
     "Delivered flush_cache.fields[[]timeout]: a bit *": (_CLOCK,),
     "Delivered flush_cache: *": (Reason("a flush of nothing, or one that is refused, changes nothing"),),
+    "Delivered pause.fields[[]retract]: negated": (Reason("nobody runs who could be retracted", _nobody_runs),),
+    "Delivered pause: *": (Reason("an engine with nothing to do does not show that it pauses", _nobody_runs),),
+    "Delivered pause: twice": (_AGAIN,),
     "Delivered wait_ends: exchanged with the next": (_AGAIN,),
     "Idled: left out": (_MOMENT,),
     "Idled: twice": (_MOMENT,),
@@ -254,9 +303,6 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     },
     "Started.version: another text": (_WORDS,),
     "Started.wall: a bit *": (_WORDS,),
-    "StepCommitted: exchanged with the next": (
-        Reason("an order that changes nothing may come before it as well", _is_followed_by_an_order),
-    ),
     "StepRolledBack.reason: *": (_WORDS,),
     "Submitted.deadline: *": (Reason("a deadline that did not pass", _ended_otherwise(Cause.TIMEOUT)),),
     "Submitted.namespace: *": (Reason("whose pages it would share, if it read any", _computed_nothing),),
@@ -269,11 +315,13 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
             *("seed", "temperature", "top_k", "top_p"),
         )
     },
+    "Submitted.sampling.embed: negated": (Reason("its prompt was not computed to the end", _computed_too_little),),
     "Submitted.sampling.eos_token_ids: *": (_STOPS,),
+    "Submitted.sampling.token_ids_logprob*": (Reason("nothing was drawn that asked for any", _scores_nothing),),
     "Submitted.sampling.*_token_ids[[]n]: twice": (Reason("a set of tokens, whose order and repetition mean nothing"),),
     "Submitted.sampling.*_token_ids: two exchanged": (Reason("a set of tokens, whose order means nothing"),),
     "Submitted.sampling.max_new_tokens: *": (Reason("a limit that was not reached", _ended_otherwise(Cause.LENGTH)),),
-    "Submitted.sampling.prompt_logprobs: negated": (Reason("a first token has none", _computed_one_prompt_position),),
+    "Submitted.sampling.prompt_logprobs: negated": (Reason("the first token of a prompt has none", _computed_one),),
     "Submitted.sampling.stop_token_ids*": (_STOPS,),
     "Submitted.sampling.top_logprobs: *": (Reason("there was no token to give any for", _drew_nothing),),
     "Submitted.tokens*": (Reason("nothing was drawn from the prompt, and nobody shared it", _drew_nothing),),
