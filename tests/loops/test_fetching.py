@@ -128,15 +128,9 @@ def test_only_what_the_device_lacks_is_fetched() -> None:
 
 @pytest.mark.parametrize("count", [11, -1])
 def test_more_pages_than_were_asked_for_cannot_have_come(count: int) -> None:
-    driver = TierDriver()
-    driver.know(PROMPT)
-    driver.submit(PROMPT)
-    driver.step()
-    (order,) = driver.fetches
+    driver, _, order = fetching()
     with pytest.raises(ValueError, match="pages came of a fetch of 10"):
         driver.tiers.fetching.filled(order.ticket, count, driver.now)
-    driver.bring(order, PROMPT)
-    driver.run()
 
 
 def test_a_fetch_that_comes_short_brings_what_there_was_and_is_not_tried_again() -> None:

@@ -21,7 +21,8 @@ from pawl.lifecycle.records import Record
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.testing.workload import Workload
 from tests.lifecycle.story import write
-from tests.pawl.forger import IN_PRINCIPLE, cannot_show, forgeries, simulated
+from tests.pawl.forger import forgeries, simulated
+from tests.pawl.forger_reasons import IN_PRINCIPLE, cannot_show
 
 NIGHTLY = 60
 
