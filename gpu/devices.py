@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"""By the names that settings have for them."""
 _MEMORY_FACTS = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 

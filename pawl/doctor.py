@@ -210,6 +210,7 @@ def model(config: ServerConfig) -> Finding:
     """Whether the model of these settings is there. A name on the hub is looked for on this machine only."""
     if config.model == "ghost":
         return Finding("model", Level.OK, "ghost: no weights, nothing to load")
+    from pawl.gpu.encoder.config import encoder_config, is_encoder
     from pawl.gpu.models.config import UnsupportedModel
     from pawl.gpu.weights.gguf import GgufFormatError
     from pawl.gpu.weights.locate import ModelNotFound, locate
@@ -217,8 +218,13 @@ def model(config: ServerConfig) -> Finding:
     from pawl.gpu.weights.source import resolve_source
 
     try:
-        if locate(config.model) is None:
+        path = locate(config.model)
+        if path is None:
             return _hub_model(config.model)
+        if is_encoder(path):
+            encoder = encoder_config(path)
+            shape = f"encoder, {encoder.num_layers} layers, context {encoder.max_position:,}"
+            return Finding("model", Level.OK, f"{config.model}: {path} ({shape})")
         source = resolve_source(config.model)
     except (ModelNotFound, UnsupportedModel, GgufFormatError, FolderError) as error:
         return Finding("model", Level.PROBLEM, str(error), "name another one: --model")

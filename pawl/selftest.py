@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pawl.gpu.backend import Backend, ForwardInputs
+from pawl.gpu.devices import DTYPES
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.models.small import llama_config, random_weights
@@ -17,7 +18,6 @@ from pawl.gpu.select import native_backend
 
 TINY = llama_config(vocab_size=97, hidden_size=64, intermediate_size=96, norm_epsilon=1e-5)
 """Sizes that are no multiple of a kernel's tiles, so that edges are computed too."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALLOWED = {"fp32": 1e-4, "bf16": 6e-2}
 """Largest difference, as a share of the largest logit: rounding in another order, over two layers."""
 PAGE_SIZE = 16

@@ -8,14 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pawl.gpu.models.config import ModelConfig
-
 _SAMPLES = 16
 """Elements looked at in each tensor. Training moves nearly all of a tensor's elements, if it moves any."""
 _DIGITS = 16
 
 
-def weights_fingerprint(config: ModelConfig, weights: Mapping[str, Tensor]) -> str:
+def weights_fingerprint(config: object, weights: Mapping[str, Tensor]) -> str:
     """16 hexadecimal digits, the same at every start with the same weights.
 
     Made of the model's configuration (keys depend on its rotary frequencies as well), of every tensor's name, dtype and

@@ -43,12 +43,22 @@ def resolve_source(model: str) -> ModelSource:
 
     Raises ModelNotFound, or what the reader of the format raises (GgufFormatError, FolderError, UnsupportedModel).
     """
+    return source_at(*find_model(model))
+
+
+def find_model(model: str) -> tuple[Path, str]:
+    """Where `model` is, which may have to be fetched, and what to call it. Raises ModelNotFound."""
     path = locate(model)
     if path is None:
-        return _folder_source(_download(model), model)
+        return _download(model), model
     if path.is_dir():
-        return _folder_source(path, path.resolve().name)
-    return _gguf_source(path, model if model == "smollm2" else path.stem)
+        return path, path.resolve().name
+    return path, model if model == "smollm2" else path.stem
+
+
+def source_at(path: Path, name: str) -> ModelSource:
+    """The decoder in this folder or GGUF file. Raises as `resolve_source`."""
+    return _folder_source(path, name) if path.is_dir() else _gguf_source(path, name)
 
 
 def _gguf_source(path: Path, name: str) -> ModelSource:

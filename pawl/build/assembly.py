@@ -11,12 +11,14 @@ import structlog
 import torch
 
 from pawl.actors.text.vocabulary import Vocabulary
+from pawl.build.encoder import load_encoder
 from pawl.build.grammars import make_grammars
 from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
 from pawl.build.sizing import check_weights, settle_pages
 from pawl.build.tiers import wants_tiers
 from pawl.config import ConfigError, ServerConfig
-from pawl.gpu.devices import available_memory
+from pawl.gpu.devices import DTYPES, available_memory
+from pawl.gpu.encoder.config import is_encoder
 from pawl.gpu.kv import MemoryPlan, hybrid, plan_memory, plan_tokens, widest_window
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.pooling import Pooling
@@ -25,12 +27,11 @@ from pawl.gpu.select import processor_of
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.gpu.weights.pooling import folder_pooling
 from pawl.gpu.weights.report import Report, part, unheard
-from pawl.gpu.weights.source import ModelSource, load_weights, resolve_source
+from pawl.gpu.weights.source import ModelSource, find_model, load_weights, source_at
 from pawl.loops.select import LoopConfig
 
 log = structlog.get_logger("pawl.build.assembly")
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DEFAULT_CHUNK = {"cpu": 128, "cuda": 8192}
 """Prompt tokens in one step: enough to keep the device busy, few enough that running requests do not wait long. On a
 CPU a token of a prompt costs as much in a chunk of 128 as in one of 512, and a fifth more in one of 64."""
@@ -51,7 +52,10 @@ def load_parts(config: ServerConfig, report: Report = unheard) -> Parts:
     began = time.monotonic()
     check_settings(config)
     _check_deterministic(config)
-    return _load_decoder(config, resolve_source(config.model), began, report)
+    path, name = find_model(config.model)
+    if is_encoder(path):
+        return load_encoder(config, path, name, report)
+    return _load_decoder(config, source_at(path, name), began, report)
 
 
 def _load_decoder(config: ServerConfig, source: ModelSource, began: float, report: Report) -> Parts:

@@ -27,6 +27,8 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
         if model not in (None, GHOST):
             raise CannotRecompute(f"the run had a ghost as its model, not {model}")
         return partial(ghost_again, advance=advance, grammars=_grammars(started, ghost_vocabulary()))
+    if started.config.get("backend") == "encoder":
+        return _encoder(started, model, advance)
     import msgspec
     import torch
 
@@ -70,6 +72,41 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
     if here != processor:
         raise CannotRecompute(f"the run was computed with {processor}, and here is {here}: last bits may differ")
     return recomputer
+
+
+def _encoder(started: Started, model: str | None, advance: Callable[[int], object]) -> Compute:
+    """That of a run whose model was an encoder. Raises CannotRecompute, and what loading it raises."""
+    import msgspec
+
+    from pawl.gpu.devices import DTYPES, available_threads
+    from pawl.gpu.encoder.config import encoder_config, is_encoder, load_encoder_weights
+    from pawl.gpu.encoder.model import Encoder
+    from pawl.gpu.encoder.runner import encoder_again
+    from pawl.gpu.pooling import Pooling
+    from pawl.gpu.weights.fingerprint import weights_fingerprint
+    from pawl.gpu.weights.source import find_model
+
+    try:
+        loop = msgspec.convert(started.config["loop"], LoopConfig)
+        pooling = msgspec.convert(started.config["pooling"], Pooling)
+        named, device, processor = (str(started.config[name]) for name in ("model", "device", "processor"))
+        (dtype,) = (each for each in DTYPES.values() if str(each) == f"torch.{started.config['dtype']}")
+    except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+        raise CannotRecompute(f"the trace does not say what computed: {error}") from error
+    path, _ = find_model(model or named)
+    if not is_encoder(path):
+        raise CannotRecompute(f"{model or named} is not the model of this run, which was an encoder")
+    config = encoder_config(path)
+    weights = load_encoder_weights(path, config, dtype)
+    fingerprint = weights_fingerprint(config, weights)
+    if fingerprint != loop.weights:
+        raise CannotRecompute(
+            f"{model or named} is not the model of this run: its weights are {fingerprint}, the run had {loop.weights}"
+        )
+    encoder = Encoder(config, weights, device=device, threads=available_threads())
+    if encoder.processor != processor:
+        raise CannotRecompute(f"the run was computed with {processor}, and here is {encoder.processor}")
+    return partial(encoder_again, encoder, pooling, advance=advance)
 
 
 def _grammars(started: Started, vocabulary: Vocabulary) -> Grammars | None:
