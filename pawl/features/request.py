@@ -63,6 +63,15 @@ def _prompt(source: Source, values: Values) -> dict[str, Any]:
     }
 
 
+def _monotonous(source: Source, values: Values) -> dict[str, Any]:
+    """One or two letters again and again, in prompt and output: what is drafted for it is right, or half of it."""
+    letters = tuple(dict.fromkeys((source.pick(TOKENS), source.pick(TOKENS))))
+    prompt = tuple(source.pick(letters) for _ in values["prompt"])
+    longer = min(values[ROOM] - len(prompt), source.within(5, 12))
+    bias = tuple((letter, LIKELY) for letter in letters)
+    return {"prompt": prompt, "logit_bias": bias, "max_new_tokens": max(values["max_new_tokens"], longer)}
+
+
 def _said_before(source: Source, values: Values) -> dict[str, Any]:
     """An earlier prompt again, which may go on: it finds what is left of that one in the cache and below."""
     prompts = values[BEFORE]
@@ -129,6 +138,13 @@ FEATURES: tuple[Feature, ...] = (
         OUTPUTS,
         settings=("token_ids", "max_new_tokens"),
         present=lambda values: True,
+    ),
+    Feature(
+        "monotonous output",
+        ("prompt", "logit_bias", "max_new_tokens"),
+        _sometimes(0.2, _monotonous),
+        (*OUTPUTS, "drafts_in_bounds"),
+        present=lambda values: any(token in TOKENS and bias == LIKELY for token, bias in values["logit_bias"]),
     ),
     Feature(
         "prompt again",

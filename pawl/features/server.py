@@ -235,7 +235,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "speculation",
         ("speculate",),
-        lambda source, values: {"speculate": source.pick((*SPECULATIONS, "none"))},
+        lambda source, values: {"speculate": source.pick(SPECULATIONS)},
         (*DRAFTS, "stop_semantics", "one_decision_log", "stream_equals_result"),
         settings=("speculate",),
         help="draft tokens to come and check several in one step; ngram: drafts from a request's own text",
