@@ -276,9 +276,10 @@ class Gateway(Actor):
     def _lose(self, name: str, reason: str) -> None:
         self.lost = text = f"{name} is gone: {reason}"
         self.requests.orphaned = True
-        if name != self._names.scheduler:
-            # Its records, too, should say why these end.
-            self.abort(self.live(), Cause.INTERNAL, text)
+        live = self.live()
+        if live and name != self._names.scheduler:
+            # Also where they are being ended for another reason: its records should say why clients were told this.
+            self.context.send(self._names.scheduler, Abort(live, Cause.INTERNAL, text), Lane.CONTROL)
         self._end_all(Cause.INTERNAL, text)
 
     def _end_all(self, cause: Cause, message: str) -> None:

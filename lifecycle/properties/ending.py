@@ -174,9 +174,9 @@ class StreamEqualsResult(Property):
         ]
 
     def _may_answer(self, answer: Answered) -> bool:
-        if answer.cause == Cause.INTERNAL:
-            return self._contained or answer.request in self._failed
-        return answer.time >= self._stops_at
+        failed = answer.cause == Cause.INTERNAL and (self._contained or answer.request in self._failed)
+        # What the gateway says of an actor that it has lost may find the scheduler stopping.
+        return failed or answer.time >= self._stops_at
 
 
 class AbortIsTotal(Property):

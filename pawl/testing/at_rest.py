@@ -20,9 +20,8 @@ from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
 if TYPE_CHECKING:
     from pawl.testing.cluster import Cluster
 
-HELPERS = frozenset({NAMES.watchdog, NAMES.storage})
-"""Actors without which an engine serves on. Where another one is lost a trace has no end, or the gateway answers in
-place of a scheduler that was about to end the request for another reason."""
+NARRATORS = frozenset({NAMES.scheduler, NAMES.gateway, NAMES.recorder})
+"""Actors without which a trace has no end."""
 
 
 class EndChecks:
@@ -62,7 +61,7 @@ class EndChecks:
         self._check_letters()
         if self.run.desk.totals.violations:
             raise PropertyFailed("legal_lifecycle", str(dict(self.run.desk.totals.violations)))
-        if self.run.crashed <= HELPERS:
+        if not self.run.crashed & NARRATORS:
             self.run.judge_whole()
 
     def _cut_short(self) -> bool:

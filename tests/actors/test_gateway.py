@@ -229,6 +229,15 @@ def test_a_lost_vital_peer_ends_everything_open_and_refuses_the_rest(world: Worl
     assert world.gateway.totals.late_outputs == 1
 
 
+def test_the_scheduler_hears_of_a_lost_peer_for_requests_that_are_being_ended_too(world: World) -> None:
+    (one, two), _ = world.open(submit(), submit())
+    world.gateway.abort([one], Cause.DISCONNECT)
+    world.context.take_sent()
+    world.gateway.receive(Down("worker", "it broke"))
+    (told,) = world.sent(Abort)
+    assert (told.requests, told.cause) == ((one, two), Cause.INTERNAL)
+
+
 def test_a_lost_helper_ends_nothing(world: World) -> None:
     world.open(submit())
     world.gateway.receive(Down("watchdog", "it broke"))
