@@ -153,7 +153,7 @@ class Actor:
 
     def settled(self) -> None:
         """Called when the mailbox has been emptied after at least one message: the place for work that should see
-        all that has arrived (the scheduler plans here)."""
+        all that has arrived (the scheduler plans here). Not while a full mailbox holds the actor back."""
 
     def stopped(self, reason: str) -> None:
         """Called once, last, after the mailbox was drained. Must answer everything still open."""

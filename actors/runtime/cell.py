@@ -200,6 +200,8 @@ class Cell:
             self._deliver(entry)
             return True
         if self._dirty:
+            if self.mailbox.postpone():
+                return False
             self._dirty = False
             self._settle()
             return True

@@ -8,9 +8,10 @@ SYSTEM goes before CONTROL before DATA. After `BURST` messages of the higher lan
 so a stream of control messages slows data down but cannot stop it.
 
 A handler cannot block, so a full mailbox with `Overflow.HOLD` does not block the sender either: it takes the message,
-and the sender is handed no further DATA until there is room again. Its own mailbox then fills, and so on to the edge.
-What is beyond the bound is therefore what the senders send from one handler; `HOLD_CEILING` times the capacity is
-refused whatever the sender. HOLD must not be used around a cycle of actors: they would hold each other for ever.
+and the sender is handed no further DATA, and does not settle, until there is room again. Its own mailbox then fills,
+and so on to the edge. What is beyond the bound is therefore what the senders send from one handler, and in answer to
+CONTROL; `HOLD_CEILING` times the capacity is refused whatever the sender. HOLD must not be used around a cycle of
+actors: they would hold each other for ever.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Mailbox:
         self._parked = False
         self._nudged = False
         self._closed = False
+        self._postponed = False
         self._holds = 0
         """How many full mailboxes hold this one's reader back. A release can outrun its hold: then it is -1 for a
         moment."""
@@ -143,8 +145,13 @@ class Mailbox:
         self.nudge()
         return True
 
+    @property
+    def held_back(self) -> bool:
+        """Whether the reader is: a mailbox to which it has sent something is full."""
+        return self._holds > 0
+
     def hold(self) -> None:
-        """Stop handing DATA to this mailbox's reader until the matching `release`."""
+        """Hold this mailbox's reader back until the matching `release`."""
         with self._lock:
             self._holds += 1
 
@@ -152,10 +159,21 @@ class Mailbox:
         """End one `hold`."""
         with self._lock:
             self._holds -= 1
-            if not self._parked or not self._takeable():
+            if self._postponed and self._holds <= 0:
+                self._postponed = False
+                self._nudged |= not self._parked
+            elif not self._takeable():
+                return
+            if not self._parked:
                 return
             self._parked = False
         self.wake()
+
+    def postpone(self) -> bool:
+        """Whether the reader, which has nothing left but to settle, is held back: then the last `release` wakes it."""
+        with self._lock:
+            self._postponed = self._holds > 0
+            return self._postponed
 
     def nudge(self) -> None:
         """Make the reader look around, also when there is no message for it."""

@@ -87,8 +87,10 @@ class SimulatedCell(Cell):
     def busy(self) -> bool:
         """Whether `step` would do something."""
         if self.phase is Phase.RUNNING:
-            if self._dirty or self._cut or self.mailbox.has_takeable() or (self._timers and self._timer_is_due()):
+            if self._cut or self.mailbox.has_takeable() or (self._timers and self._timer_is_due()):
                 return True
+            if self._dirty:
+                return not self.mailbox.held_back
             return self._stop_reason is not None and self.mailbox.is_empty()
         return self.phase is Phase.NEW
 

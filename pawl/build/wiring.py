@@ -54,6 +54,8 @@ def engine_actors(
     seen to turn, for the watchdog; None where it shares none.
     """
     config, hold = parts.loop_config, Overflow.HOLD
+    # A scheduler that is held back may still end every request, each by a message of its own.
+    told = max(4096, 2 * config.max_running + config.max_queued)
     started = parts.started if parts.recorder is not None else None
     storage, recorder = parts.storage, parts.recorder
     return (
@@ -63,10 +65,14 @@ def engine_actors(
             make_scheduler(config, request_timeout_s, started, names),
             capacity=max(1024, config.max_queued),
         ),
-        *([ActorSpec(names.grammar, GrammarCompiler(parts.grammars, names), overflow=hold)] if parts.grammars else []),
+        *(
+            [ActorSpec(names.grammar, GrammarCompiler(parts.grammars, names), overflow=hold, capacity=told)]
+            if parts.grammars
+            else []
+        ),
         ActorSpec(names.worker, Worker(parts.runner, names), overflow=hold),
         *([ActorSpec(names.storage, storage)] if storage is not None else []),
-        ActorSpec(names.detokenizer, Detokenizer(parts.vocabulary, names), overflow=hold, capacity=4096),
+        ActorSpec(names.detokenizer, Detokenizer(parts.vocabulary, names), overflow=hold, capacity=told),
         ActorSpec(names.watchdog, Watchdog(names=names, turned_at=turned_at)),
         ActorSpec(names.gateway, gateway, overflow=hold),
         *([ActorSpec(names.recorder, recorder, capacity=65_536)] if recorder is not None else []),

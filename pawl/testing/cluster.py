@@ -21,6 +21,7 @@ from pawl.actors.detokenizer import Detokenizer, OutputsRefused
 from pawl.actors.grammar import GrammarCompiler
 from pawl.actors.names import NAMES
 from pawl.actors.recorder import Recorder
+from pawl.actors.runtime.actor import Overflow
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Case
 from pawl.actors.simulation.faults import Faults, InjectedCrash
@@ -123,8 +124,10 @@ class Cluster(Case):
         make_scheduler = timely(SCHEDULERS[shape.scheduler])
         specs = engine_actors(parts, self.desk, PATIENCE_S, make_scheduler=make_scheduler)
         if shape.mailbox is not None:
-            small = (NAMES.tokenizer, NAMES.scheduler)
-            specs = tuple(spec._replace(capacity=shape.mailbox) if spec.name in small else spec for spec in specs)
+            # What holds its senders back has room for the ends of all requests, as in `engine_actors`.
+            ends = len(workload.arrivals) + 1
+            small = {NAMES.tokenizer: shape.mailbox, NAMES.scheduler: shape.mailbox, NAMES.detokenizer: ends}
+            specs = tuple(spec._replace(capacity=small.get(spec.name, spec.capacity)) for spec in specs)
         self._stop_order = stop_order(specs)
         self.actors: dict[str, Any] = {spec.name: spec.actor for spec in specs}
         self.scheduler: TimelyScheduler = self.actors[NAMES.scheduler]
@@ -234,6 +237,12 @@ class Cluster(Case):
     def crashed(self) -> set[str]:
         """Actors that were made to fail, or could not go on without one of those, and are gone."""
         return {failure.name for failure in self.system.failures if isinstance(failure.error, CRASHES)}
+
+    @property
+    def num_held_back(self) -> int:
+        """Actors whose full mailboxes have held their senders back."""
+        mailboxes = [driver.cell.mailbox for driver in self.system.drivers]
+        return sum(box.overflow is Overflow.HOLD and box.most_data > box.capacity for box in mailboxes)
 
     def tolerates(self, failure: ActorFailure) -> bool:
         # Outputs cannot be dropped: without a gateway their sender fails.

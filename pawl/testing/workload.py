@@ -117,7 +117,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Virtual seconds of one step; 0: work takes no time."""
     mailbox: int | None = None
     """Requests that may wait in the mailbox of the tokenizer, and in that of the scheduler, before more are refused;
-    None: as many as on a server."""
+    then few messages fit in the detokenizer's. None: as many as on a server."""
     speculate: str = "none"
     num_speculative_tokens: int = 3
     prompt_lookup_min: int = 1

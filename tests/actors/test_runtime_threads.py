@@ -170,13 +170,17 @@ def test_an_idle_system_uses_no_cpu(system: LocalSystem) -> None:
 
 class Pipe:
     """A producer with 100 messages to pass on to a consumer with room for four, which does not go on before `gate`
-    is set. When `rested` is set the producer has nothing left that it may take: it is held."""
+    is set."""
 
     def __init__(self, system: LocalSystem) -> None:
-        self.gate, self.rested, self.all_seen = threading.Event(), threading.Event(), threading.Event()
+        self.gate, self.all_seen = threading.Event(), threading.Event()
+        self._full, self._asked = threading.Event(), threading.Event()
         self.sent: list[int] = []
         self.seen: list[int] = []
-        producer = Doing(self.produce, self.rested.set)
+        self.settled: list[int] = []
+        """How many the producer had passed on, each time that it settled."""
+        self._system = system
+        producer = Doing(self.produce, lambda: self.settled.append(len(self.sent)))
         system.spawn(Doing(self.consume), "consumer", capacity=4, overflow=Overflow.HOLD)
         system.spawn(producer, "producer")
         for value in range(100):
@@ -189,14 +193,25 @@ class Pipe:
             self.all_seen.set()
 
     def produce(self, actor: Doing, message: Number) -> None:
+        if message.value < 0:
+            self._asked.set()
+            return
         assert actor.context.send("consumer", message)
         self.sent.append(message.value)
+        if len(self.sent) == 5:
+            self._full.set()
+
+    def start(self) -> None:
+        """Let both run until the consumer's mailbox is full: then the producer takes CONTROL, and no more DATA."""
+        self._system.start()
+        assert self._full.wait(GENEROUS_S)
+        self._system.send("producer", Number(-1), Lane.CONTROL)
+        assert self._asked.wait(GENEROUS_S)
 
 
 def test_a_held_producer_rests_until_the_consumer_goes_on(system: LocalSystem) -> None:
     pipe = Pipe(system)
-    system.start()
-    assert pipe.rested.wait(GENEROUS_S)
+    pipe.start()
     # One in the consumer's hands, four in its mailbox, one beyond.
     assert len(pipe.sent) <= 6
     pipe.gate.set()
@@ -204,10 +219,18 @@ def test_a_held_producer_rests_until_the_consumer_goes_on(system: LocalSystem) -
     assert pipe.seen == list(range(100))
 
 
+def test_a_held_producer_does_not_settle(system: LocalSystem) -> None:
+    pipe = Pipe(system)
+    pipe.start()
+    pipe.gate.set()
+    assert pipe.all_seen.wait(GENEROUS_S)
+    assert system.stop() == ()
+    assert set(pipe.settled) == {100}
+
+
 def test_a_held_producer_passes_everything_on_before_it_stops(system: LocalSystem) -> None:
     pipe = Pipe(system)
-    system.start()
-    assert pipe.rested.wait(GENEROUS_S)
+    pipe.start()
     system.begin_stop(["producer", "consumer"], timeout_s=GENEROUS_S)
     pipe.gate.set()
     assert system.stop() == ()
