@@ -16,6 +16,7 @@ import numpy as np
 from pawl.loops.batch import BatchBuilder, PrefillSegment
 from pawl.loops.policy import Policy, PolicyFailed
 from pawl.loops.queues import Queues
+from pawl.memory.partners import NO_PAGE
 
 MAX_PASSED_OVER = 32
 """Requests that may be passed over in one step because a running request is computing their prefix right now."""
@@ -25,8 +26,9 @@ class PrefixKey(NamedTuple):
     """The next page that a request would compute: two requests with equal keys would compute the same page."""
 
     namespace: str
-    num_cached: int
-    page: bytes
+    parent: int
+    """The cached page before it, which stands in one place of the cache; NO_PAGE for the first of a prompt."""
+    tokens: bytes
 
 
 class Admission:
@@ -93,7 +95,7 @@ class Admission:
         )
         if granted is None:
             return None
-        page = self._page_after(row, granted.num_cached) if self.share_prefixes else None
+        page = self._page_after(row, granted.slot, granted.num_cached) if self.share_prefixes else None
         if page in computing and not info.sampling.needs_whole_prompt:
             return 0
         reach = min(int(table.max_length[row]), num_tokens + self.lookahead)
@@ -132,15 +134,19 @@ class Admission:
 
     def _next_page(self, row: int) -> PrefixKey | None:
         """The page that a running, not yet committed request computes next."""
-        hold = self.queues.memory.page_table.holds[int(self.queues.table.slot[row])]
-        return self._page_after(row, hold.num_tokens if hold is not None else 0)
+        slot = int(self.queues.table.slot[row])
+        hold = self.queues.memory.page_table.holds[slot]
+        return self._page_after(row, slot, hold.num_tokens if hold is not None else 0)
 
-    def _page_after(self, row: int, num_cached: int) -> PrefixKey | None:
-        table, size = self.queues.table, self.queues.memory.page_size
+    def _page_after(self, row: int, slot: int, num_cached: int) -> PrefixKey | None:
+        """The page after the cached ones, with which the row begins on its slot; None where no whole page follows."""
+        table, memory = self.queues.table, self.queues.memory
+        size = memory.page_size
         if num_cached + size >= table.num_tokens[row]:
             return None
-        info = table.info(row)
-        return PrefixKey(info.namespace, num_cached, table.tokens[row, num_cached : num_cached + size].tobytes())
+        parent = int(memory.page_table.pages[slot, num_cached // size - 1]) if num_cached else NO_PAGE
+        tokens = table.tokens[row, num_cached : num_cached + size].tobytes()
+        return PrefixKey(table.info(row).namespace, parent, tokens)
 
 
 def next_chunk(row: int, slot: int, start: int, queues: Queues, budget: int) -> PrefillSegment | None:

@@ -109,7 +109,7 @@ class AdmissionOrder(Property):
         waiting = self._waiting
         for theirs, other in sorted(entry for entry in self._order if entry[0] < mine):
             row = history.open.get(other)
-            if row is not None and waiting.get(other) == theirs and not _is_being_computed(row, history):
+            if row is not None and waiting.get(other) == theirs and not _is_being_computed(row, record.row, history):
                 text = f"request {record.request} is admitted before it, which was to come first"
                 yield self.violation(history, text, other)
                 return
@@ -132,19 +132,18 @@ class AdmissionOrder(Property):
         return rank, -priority, self._arrival.get(request, 0)
 
 
-def _is_being_computed(row: int, history: History) -> bool:
-    """A request at work has a page of tokens in the same place: perhaps `row` waits for that to be in the cache."""
-    mine = _pages(row, history)
-    working = np.flatnonzero(history.working[: history.num_rows]).tolist()
-    return any(not mine.isdisjoint(_pages(other, history)) for other in working if other != row)
+def _is_being_computed(row: int, newcomer: int, history: History) -> bool:
+    """A request that was at work before `newcomer` begins as `row` does: perhaps this one waits for that to be in the
+    cache."""
+    mine, working = _first_page(row, history), np.flatnonzero(history.working[: history.num_rows]).tolist()
+    return mine is not None and any(_first_page(other, history) == mine for other in working if other != newcomer)
 
 
-def _pages(row: int, history: History) -> set[tuple[str, int, bytes]]:
-    """The full pages of the request's known tokens: namespace, place, content."""
+def _first_page(row: int, history: History) -> tuple[str, bytes] | None:
+    """Namespace and tokens of the request's first page; None where it has no whole one."""
     submitted = history.submissions.get(row)
     if submitted is None or history.started is None:
-        return set()
+        return None
     size = history.started.page_size
-    tokens = np.concatenate((int32s(submitted.tokens), history.output(row)))
-    count = len(tokens) // size
-    return {(submitted.namespace, at, tokens[at * size : (at + 1) * size].tobytes()) for at in range(count)}
+    tokens = np.concatenate((int32s(submitted.tokens), history.output(row)))[:size]
+    return (submitted.namespace, tokens.tobytes()) if len(tokens) == size else None
