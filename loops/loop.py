@@ -223,6 +223,8 @@ class Loop:
             self.journal.idled(now)
             self.planning = None
             return None
+        for broken in self.checks.check_admitted(self) if builder.admitted else ():
+            self.effects.violated(broken)
         scheduled = builder.close(self.memory)
         self.memory.ledger.prepare(transaction)
         return scheduled

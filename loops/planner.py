@@ -19,6 +19,8 @@ class Planner(Protocol):
     """UnifiedPlanner, Prefill or Decode serving."""
 
     name: str
+    lookahead: int
+    """Output tokens beyond the known ones to which those at work are promised pages when somebody is admitted."""
 
     def plan(self, builder: BatchBuilder) -> None:
         """Add this step's segments. An empty builder means there is nothing to do now."""
@@ -41,6 +43,7 @@ class UnifiedPlanner:
         self.queues = queues
         self.drafter = drafter
         self.admission = admission
+        self.lookahead = admission.lookahead
         self.prefill_chunk = prefill_chunk
         self.mixed = mixed
 

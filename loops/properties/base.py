@@ -34,6 +34,9 @@ class StateProperty(Property):
     def check(self, loop: Loop) -> None:
         """After every step; O(1)."""
 
+    def check_admitted(self, loop: Loop) -> None:
+        """After a plan that admits somebody, before the step is launched; O(requests at work)."""
+
     def check_idle(self, loop: Loop) -> None:
         """After a turn that has left nothing in flight: there is nothing to do, or nothing can be done; O(1)."""
 
@@ -50,12 +53,17 @@ class StateChecks:
     def __init__(self, properties: Sequence[StateProperty]) -> None:
         self.properties = properties
         self._quick = _looks(properties, "check")
+        self._admitted = _looks(properties, "check_admitted")
         self._idle = _looks(properties, "check_idle")
         self._thorough = _looks(properties, "check_all")
 
     def check(self, loop: Loop) -> list[Broken]:
         """What a step has broken."""
         return _found(self._quick, loop)
+
+    def check_admitted(self, loop: Loop) -> list[Broken]:
+        """What is wrong with letting somebody in."""
+        return _found(self._admitted, loop)
 
     def check_idle(self, loop: Loop) -> list[Broken]:
         """What is wrong with having nothing to do."""

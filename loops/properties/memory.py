@@ -130,7 +130,8 @@ class AuxiliaryConservation(StateProperty):
 
 class AllocationIsATransaction(StateProperty):
     """A failed allocation leaves the state digest as it was, and what was promised can be had: the outcome is to wait,
-    to retract, or a named abort, never an exception out of the loop."""
+    to retract, or a named abort, never an exception out of the loop. Who is let in leaves everybody at work the pages
+    to the next safe point, and the oldest of them those to its end."""
 
     name: ClassVar[str] = "allocation_is_a_transaction"
 
@@ -138,6 +139,24 @@ class AllocationIsATransaction(StateProperty):
         checks.check_restored(loop.memory)
         checks.check_promises(loop.memory)
         loop.memory.windows.check()
+
+    def check_admitted(self, loop: Loop) -> None:
+        table, memory, rows = loop.table, loop.memory, loop.queues.oldest_first()
+        lengths = np.minimum(table.num_tokens[rows] + loop.planner.lookahead, table.max_length[rows])
+        admitted = loop.planning.admitted if loop.planning is not None else ()
+        before = np.flatnonzero(~np.isin(rows, admitted))
+        lengths[before[:1]] = table.max_length[rows[before[:1]]]
+        slots = table.slot[rows]
+        secured = memory.page_table.num_pages[slots] + memory.escrow.promised[slots]
+        short = secured * memory.page_size < lengths
+        if short.any():
+            bad = int(short.argmax())
+            raise MemoryViolation(
+                "whoever is at work has pages, or promises, to its safe point when somebody is admitted",
+                request=table.info(int(rows[bad])).request,
+                pages=int(secured[bad]),
+                length=int(lengths[bad]),
+            )
 
     def check_all(self, loop: Loop) -> None:
         loop.memory.escrow.check_all()

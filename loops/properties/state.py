@@ -101,6 +101,7 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
         "the total of promises is their sum",
         "promises <= free + evictable (+ deferred, while steps are in flight)",
         "promises <= free + evictable (+ deferred) window pages",
+        "whoever is at work has pages, or promises, to its safe point when somebody is admitted",
     ),
     "namespace_isolation": ("a page is stored below one of its namespace",),
 }

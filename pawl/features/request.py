@@ -123,7 +123,8 @@ def _long(source: Source, values: Values) -> dict[str, Any]:
 
 
 def _leaves_after(source: Source, values: Values) -> dict[str, Any]:
-    return {"leaves_after": source.within(0, values["max_new_tokens"])}
+    """As often as not at once: then the news may overtake the request."""
+    return {"leaves_after": source.pick((0, source.within(0, values["max_new_tokens"])))}
 
 
 def _stop_after(source: Source, values: Values) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.records import StepPlanned, Transition
 from pawl.lifecycle.states import Cause, Event
 from pawl.loops.admission import Admission
+from pawl.loops.properties.state import name_of
 from pawl.loops.queues import Queues
 from pawl.memory.arrays import Int32s
 from pawl.memory.escrow import Escrow
@@ -169,9 +170,12 @@ def test_admission_without_promises_retracts_more(monkeypatch: pytest.MonkeyPatc
     workload = Workload(8, 2, 8, 64, 5, "none", tuple(Request((token, 1, 0, 1), 10, 0) for token in (0, 1, 1, 0, 1)))
     careful = run(workload, "overlap", True).loop.counters.retractions
     monkeypatch.setattr(Admission, "_renew_promises", lambda self: None)
+    told: list[MemoryViolation] = []
+    monkeypatch.setattr(Driver, "violated", lambda self, violation: told.append(violation))
     greedy = workload.driver("overlap", True)
     greedy.loop.planner.admission.lookahead = 0  # type: ignore[attr-defined]
     for request in workload.requests:
         greedy.submit(list(request.prompt), request.outputs)
     greedy.run()
     assert careful < greedy.loop.counters.retractions
+    assert {name_of(violation) for violation in told} == {"allocation_is_a_transaction"}

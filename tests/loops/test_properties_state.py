@@ -171,6 +171,16 @@ def test_a_loop_that_leaves_a_request_waiting_for_nothing_is_reported() -> None:
     assert "work_conserving" in driver.names
 
 
+@pytest.mark.parametrize("age", [0, 1])
+def test_whoever_is_at_work_without_promises_to_its_safe_point_is_reported_when_somebody_is_admitted(age: int) -> None:
+    driver = working()
+    assert driver.loop.checks.check_admitted(driver.loop) == []
+    row = driver.loop.queues.oldest_first()[age]
+    driver.loop.memory.escrow.forget(int(driver.loop.table.slot[row]))
+    found = driver.loop.checks.check_admitted(driver.loop)
+    assert {broken.property for broken in found} == {"allocation_is_a_transaction"}
+
+
 def test_every_property_of_the_state_has_a_canary() -> None:
     planted = {canary.property for canary in CANARIES.values()} | {"work_conserving"}
     assert planted == {each.name for each in STATE_PROPERTIES}

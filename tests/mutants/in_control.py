@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pawl.actors.runtime.cell import Cell
+from pawl.actors.simulation.cell import SimulatedCell
 from pawl.actors.worker import Worker
 from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
@@ -50,6 +52,14 @@ CONTROL = (
         "34572",
         "A step that was sent before the worker was reset, and that the scheduler has undone, is run all the same.",
         Edit(Worker._execute, "if batch.step < self._next_step:", "if False:"),
+    ),
+    _mutant(
+        "held_scheduler_plans_on",
+        "stream_equals_result",
+        "",
+        "A scheduler whose detokenizer is far behind launches steps all the same, until their tokens are refused.",
+        Edit(Cell.step, "if self.mailbox.postpone():", "if False:"),
+        Edit(SimulatedCell.busy, "return not self.mailbox.held_back", "return True"),
     ),
     _mutant(
         "stale_tokens_are_counted",
