@@ -31,12 +31,13 @@ class StepReport:
         self._admitted: list[Admitted] = []
 
     def launched(self, scheduled: ScheduledBatch, table: RequestTable, now: float) -> None:
-        """Note when its requests were admitted for the first time."""
+        """Note when its requests were admitted for the first time, and what was cached. A first admission that is
+        undone is followed by another one."""
         for row in scheduled.admitted:
             info = table.info(row)
-            if info.admitted is None:
-                info.admitted = now
-                self._admitted.append(Admitted(row, info.num_cached, Timing(info.submitted, now)))
+            if not info.num_retractions:
+                info.admitted = now if info.admitted is None else info.admitted
+                self._admitted.append(Admitted(row, info.num_cached, Timing(info.submitted, info.admitted)))
 
     def output(self, rows: Indices, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
         """The tokens of a committed step; `rows` are those that are still wanted."""
