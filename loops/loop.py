@@ -211,8 +211,7 @@ class Loop:
             failure = error
             undo_plan(self, builder, error)
         while builder.retracted:
-            row, source = builder.retracted.pop(0)
-            self.requests.retracted(row, source, Cause.MEMORY, now)
+            self.requests.retracted(*builder.retracted.pop(0), Cause.MEMORY, now)
         if failure is not None:
             plan_failed(self, builder, failure, now)
             self.planning = None

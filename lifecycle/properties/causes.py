@@ -31,9 +31,9 @@ _DRAINS = frozenset({"drain", "end_all"})
 
 class TrueCauses(Property):
     """Causes are true: memory is taken for a plan that follows, because a step was lost, or by a pause that says so; a
-    stop string ends a request by the order that says so, its length or a token when a step is committed; time is over
-    at a look at deadlines and not before; and who is aborted was named with that cause, but where the engine drains or
-    failed."""
+    fetch is given up when its lease ends or the worker is lost; a stop string ends a request by the order that says so,
+    its length or a token when a step is committed; time is over at a look at deadlines and not before; and who is
+    aborted was named with that cause, but where the engine drains or failed."""
 
     name: ClassVar[str] = "true_causes"
 
@@ -100,6 +100,13 @@ class TrueCauses(Property):
             text = "it was retracted for a lost step, and none was lost"
         return () if true else (self.violation(history, text, record.request),)
 
+    @on(Event.RESTORE)
+    def _restored(self, record: Transition, history: History) -> Sequence[Violation]:
+        lost = record.cause != Cause.TIMEOUT
+        true = isinstance(self._after, StepRolledBack | Contained) if lost else _lease_ended(self._after)
+        text = f"a fetch is given up by {record.cause}, and nothing of the kind had happened"
+        return () if true else (self.violation(history, text, record.request),)
+
     @on(Event.ABORT)
     def _aborted(self, record: Transition, history: History) -> Sequence[Violation]:
         true = not self._told or record.cause not in _BY_ORDER or self._is_true(record, history)
@@ -143,3 +150,8 @@ class TrueCauses(Property):
             embeds = submitted is not None and submitted.sampling.embed
             return row in step.rows[step.samples | (embeds & (step.ends == history.num_prompt[step.rows]))]
         return False
+
+
+def _lease_ended(moment: Moment | None) -> bool:
+    """Whether this is the end of the time that requests wait for a lower tier."""
+    return isinstance(moment, TierTold) and moment.kind == "expired"

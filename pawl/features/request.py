@@ -23,6 +23,10 @@ CONTEXT = "context"
 BEFORE = "before"
 """Not a field: prompts of the requests drawn before."""
 
+TIERS = "tiers"
+"""Not a field: whether the server has pages below the device. What was said long ago is fetched from there when it is
+said again."""
+
 GRAMMARS = (
     Grammar(GrammarKind.REGEX, "[a-e]{1,3}"),
     Grammar(GrammarKind.REGEX, "(ab|c)*d?"),
@@ -52,6 +56,10 @@ ENDS = ("silence_after_abort", "abort_is_total", "legal_lifecycle")
 
 def _sometimes(share: float, draw: Draw) -> Draw:
     return lambda source, values: draw(source, values) if source.chance(share) else {}
+
+
+def _oftener_with_tiers(share: float, with_tiers: float, draw: Draw) -> Draw:
+    return lambda source, values: _sometimes(with_tiers if values[TIERS] else share, draw)(source, values)
 
 
 def _prompt(source: Source, values: Values) -> dict[str, Any]:
@@ -150,7 +158,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "prompt again",
         ("prompt",),
-        _sometimes(0.2, _said_before),
+        _oftener_with_tiers(0.2, 0.6, _said_before),
         ("cache_hit_equivalence", *OUTPUTS),
         settings=("token_ids",),
         present=_repeats,
@@ -180,7 +188,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "comes later",
         ("after_tokens",),
-        _sometimes(0.1, lambda source, values: {"after_tokens": source.within(1, 8)}),
+        _oftener_with_tiers(0.1, 0.5, lambda source, values: {"after_tokens": source.within(1, 8)}),
         ("bounded_progress", "admission_is_monotone"),
     ),
     Feature(

@@ -54,6 +54,7 @@ def _tiers(source: Source, values: Values) -> dict[str, Any]:
     if not _cache(values).ordered or values.get("window") or not source.chance(0.2):
         return {}
     below = {"write_policy": source.pick(list(WritePolicy)).value, "host_pages": source.within(4, 16)}
+    below["num_pages"] = source.within(3, 6)  # so that something leaves the device and is wanted again
     if source.chance(0.4):
         below |= {"storage_pages": source.within(4, 16), "host_pages": source.pick((2, 0))}
     return below
@@ -168,10 +169,11 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature(
         "tiers",
-        ("host_pages", "write_policy", "storage_pages"),
+        ("host_pages", "write_policy", "storage_pages", "num_pages"),
         _tiers,
         ("read_after_commit", *SHARING),
         settings=("host_cache_gb", "write_policy", "storage_dir", "storage_gb"),
+        present=lambda values: values["host_pages"] + values["storage_pages"] > 0,
         help="when pages go to host memory and files: at once, when they leave, or when they are hit",
     ),
     Feature(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pawl.actors.asks import LATE
@@ -10,9 +11,12 @@ from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Usage
 from pawl.actors.names import NAMES
 from pawl.actors.simulation.faults import FaultKind
+from pawl.actors.storage import Storage
 from pawl.features.request import BAD_GRAMMAR
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
+from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.requests import MAX_STRIKES
+from pawl.memory.tiers.keys import split_keys
 from pawl.testing.books import doubled_timers, open_books
 from pawl.testing.clients import Client
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
@@ -49,8 +53,19 @@ class EndChecks:
             raise PropertyFailed("observability_conservation", f"{counted} tokens are counted as cached, {seen} were")
         if self.run.grammar.num_open:
             raise PropertyFailed("auxiliary_conservation", f"at rest: {self.run.grammar.num_open} grammars are held")
+        for fault in self._below():
+            raise PropertyFailed("observability_conservation", fault)
         if self.run.mirror.content != self.run.scheduler.loop.memory.cache.content():
             raise PropertyFailed("observability_conservation", "the cache is not what its events tell")
+
+    def _below(self) -> Iterator[str]:
+        """What the scheduler believes of pages below the device, and is not so. Everything has been told."""
+        storage = self.run.actors.get(NAMES.storage)
+        for companion in self.run.scheduler.loop.companions:
+            if isinstance(companion, LowerTiers) and isinstance(storage, Storage):
+                gone = [key for key in split_keys(companion.index.snapshot()) if key not in storage.store]
+                if gone:
+                    yield f"{len(gone)} pages are known below the device, and are not there"
 
     def check_end(self) -> None:
         """Everybody has had what they must get, from an engine that has stopped."""

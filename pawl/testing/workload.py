@@ -268,6 +268,7 @@ def _surroundings(shape: Shape, before: Sequence[Arrival]) -> dict[str, Any]:
         request.ROOM: room,
         request.CONTEXT: max(room, shape.max_context or 0),
         request.BEFORE: [arrival.prompt for arrival in before],
+        request.TIERS: shape.host_pages + shape.storage_pages > 0,
     }
 
 

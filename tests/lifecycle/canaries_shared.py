@@ -134,6 +134,16 @@ def never_done() -> list[Record]:
     return story.records
 
 
+def given_up(cause: Cause) -> list[Record]:
+    """A fetch that is given up, and nothing has happened."""
+    story = Story()
+    story.start()
+    story.submit(1, 0, 4, 1)
+    story.move(1, 0, State.QUEUED, Event.FETCH, State.QUEUED_FETCHING)
+    story.move(1, 0, State.QUEUED_FETCHING, Event.RESTORE, State.QUEUED, cause)
+    return story.records
+
+
 def squeezed() -> list[Record]:
     """A request that is retracted for memory, and an order comes instead of a plan."""
     story = Story()
@@ -433,6 +443,12 @@ _OUTPUT_CANARIES = {
 _ORDER_CANARIES = {
     "a retraction for a step that nobody lost": Canary("true_causes", never_done(), "lost step, and none was lost", 1),
     "memory taken for no plan": Canary("true_causes", squeezed(), "retracted for memory, and no plan followed", 1),
+    **{
+        f"a fetch given up by {cause} that did not happen": Canary(
+            "true_causes", given_up(cause), f"given up by {cause}, and nothing of the kind", 1
+        )
+        for cause in (Cause.TIMEOUT, Cause.WORKER_LOST)
+    },
     "a stop string that nobody found": Canary(
         "true_causes",
         [each for each in STORY.records if not isinstance(each, Delivered) or each.kind != "finish"],

@@ -74,7 +74,7 @@ PROMISES = (
         Group.LIFECYCLE,
         "true_causes",
         "A request that gives way when pages run out is recorded as one whose step was lost.",
-        Edit(Loop._plan, "source, Cause.MEMORY, now)", "source, Cause.STEP_LOST, now)"),
+        Edit(Loop._plan, "pop(0), Cause.MEMORY, now)", "pop(0), Cause.STEP_LOST, now)"),
     ),
     _mutant(
         "every_abort_is_a_disconnect",
@@ -155,7 +155,7 @@ PROMISES = (
         Group.OUTPUTS,
         "recomputed",
         "Log-probabilities of a prompt are asked for, and what the cache has of it is not computed.",
-        Edit(Admission._try, "use_cache=not info.sampling.prompt_logprobs", "use_cache=True"),
+        Edit(Admission._try, "use_cache=not info.sampling.needs_whole_prompt", "use_cache=True"),
     ),
     _mutant(
         "chunks_end_anywhere",
