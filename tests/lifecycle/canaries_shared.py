@@ -444,9 +444,7 @@ _ORDER_CANARIES = {
     "a retraction for a step that nobody lost": Canary("true_causes", never_done(), "lost step, and none was lost", 1),
     "memory taken for no plan": Canary("true_causes", squeezed(), "retracted for memory, and no plan followed", 1),
     **{
-        f"a fetch given up by {cause} that did not happen": Canary(
-            "true_causes", given_up(cause), f"given up by {cause}, and nothing of the kind", 1
-        )
+        f"a fetch given up by {cause}": Canary("true_causes", given_up(cause), f"given up by {cause}, and nothing", 1)
         for cause in (Cause.TIMEOUT, Cause.WORKER_LOST)
     },
     "a stop string that nobody found": Canary(
