@@ -27,7 +27,7 @@ T = TypeVar("T")
 Answer: TypeAlias = Callable[[Reply], None]
 Facts: TypeAlias = Mapping[str, Any]
 """What the server knows of itself, for replies that show it."""
-Shown: TypeAlias = tuple[int, dict[str, Any]]
+Shown: TypeAlias = tuple[int, Any]
 """HTTP status and body."""
 
 

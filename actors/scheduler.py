@@ -21,6 +21,7 @@ from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Lane, places_of
 from pawl.actors.step_report import StepReport
 from pawl.actors.tiers.tier_client import NoTierClient, TierClient, TierMessage
+from pawl.actors.turns import turn_of
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.records import STOPPED, Started
 from pawl.lifecycle.requests import RequestInfo
@@ -242,6 +243,9 @@ class Scheduler(Actor):
             submitted=now,
             passthrough=message.text_options,
         )
+        if message.session is not None:
+            self.intake.deliver(turn_of(message, message.session), now)
+            self._send_step()  # whoever it has ended leaves before anybody has the same row
         timeout_s = self.default_timeout_s if message.timeout_s is None else message.timeout_s
         self.intake.submit(info, message.tokens, message.priority, now + timeout_s, now)
 

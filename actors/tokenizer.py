@@ -80,6 +80,8 @@ class Tokenizer(Actor):
             priority=submit.priority,
             timeout_s=submit.timeout_s,
             namespace=submit.cache_salt,
+            session=submit.session,
+            scored_from=submit.scored_from,
         )
 
     def _rendered(self, submit: Submit, chat: tuple[dict[str, Any], ...]) -> str:
@@ -96,7 +98,9 @@ class Tokenizer(Actor):
             # A template writes the beginning token itself where the model wants one.
             tokens = self._encode(chat, add_special=False)
         else:
-            tokens = self._encode(submit.text or "", add_special=True)
+            # A turn that goes on from another has its beginning token there.
+            goes_on = submit.session is not None and submit.session.rid is not None
+            tokens = self._encode(submit.text or "", add_special=not goes_on)
         if len(tokens) == 0:
             raise InvalidRequest("the prompt is empty: at least one token is needed", param="prompt")
         return tokens

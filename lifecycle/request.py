@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from pawl.lifecycle.grammar import Grammar
@@ -65,6 +67,25 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
     def penalised(self) -> bool:
         """Whether sampling needs the token history."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+MAX_NAME = 128
+MAX_OFFSET = 2**31 - 1
+Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+
+
+class SessionParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of which session a request is a turn, and from where it goes on. The fields are SGLang's `session_params`."""
+
+    id: Name
+    rid: Name | None = None
+    """The turn it goes on from; None: it begins anew, or in a streaming session goes on from the last one."""
+    offset: Annotated[int, msgspec.Meta(ge=-MAX_OFFSET, le=MAX_OFFSET)] | None = None
+    """So many of that turn's tokens stay, or with a negative number all but so many; 0: all."""
+    replace: bool | None = None
+    """Whether it takes the place of all that went on from that turn, or of that turn itself where it is live."""
+    drop_previous_output: bool | None = None
+    """Go on from that turn's prompt, not from its output."""
 
 
 MAX_STOP_TOKENS = 8

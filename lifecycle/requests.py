@@ -144,6 +144,11 @@ class RequestTable:
             raise KeyError(f"row {row} is free")
         return info
 
+    def known(self, request: int) -> Int32s:
+        """Known tokens of a live request, int32 [n]: prompt and committed output."""
+        row = self.row_of[request]
+        return self.tokens[row, : self.num_tokens[row]]
+
     def close(self, row: int) -> None:
         """The request has had its terminal event: its number is forgotten, its row waits for `free`."""
         self.attempt[row] += 1

@@ -16,6 +16,7 @@ import msgspec
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
 from pawl.loops.loop import Loop
+from pawl.loops.sessions import Begun
 from pawl.memory.arrays import Int32s
 
 STOPPING = "the server stops"
@@ -79,6 +80,8 @@ class Intake:
         self.loop = loop
         self.waiting: dict[int, Order] = {}
         """Orders that wait for rest, by number."""
+        self.begun: Begun | None = None
+        """The turn of a session that the next request is."""
         self.draining = False
         """Requests that arrive are ended at once."""
         self.remind: Callable[[float, Order], None] = caller.remind
@@ -93,7 +96,13 @@ class Intake:
     def submit(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, now: float) -> None:
         """A request has arrived. Requests come in the order of their numbers."""
         self._newest = max(self._newest, info.request)
-        self.loop.requests.submit(info, tokens, priority, deadline, now)
+        begun, self.begun = self.begun, None
+        if begun is not None and begun.turn is not None:
+            tokens = begun.turn.tokens
+        refusal = (Cause.INVALID, begun.refusal) if begun is not None and begun.refusal else None
+        self.loop.requests.submit(info, tokens, priority, deadline, now, refusal)
+        if begun is not None and info.request in self.loop.table.row_of:
+            self.loop.requests.sessions.went_live(begun)
         end = self._ended_early.pop(info.request, None)
         # One that was passed was refused on its way and never comes.
         for passed in [request for request in self._ended_early if request < info.request]:

@@ -19,6 +19,7 @@ from pawl.lifecycle.states import Cause, Event, State
 from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects, Ending
 from pawl.loops.queues import Queues
+from pawl.loops.sessions import Sessions
 from pawl.memory.arrays import Int32s
 
 NOT_NUMBERS = "the model's scores for the next token are not finite numbers"
@@ -60,6 +61,7 @@ class Requests:
         self.journal = journal
         self.companions = tuple(companions)
         self.max_queued = max_queued
+        self.sessions = Sessions()
         self.counters = Counters()
         self.at_work: tuple[int, State] | None = None
         """The one row that is worked for at the moment, and its state before: whose fault it is if that fails."""
@@ -68,8 +70,17 @@ class Requests:
 
     # ---- from outside ----
 
-    def submit(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, now: float) -> int:
-        """Take a request: QUEUED, or ABORTED at once with a cause. The row it has (had)."""
+    def submit(
+        self,
+        info: RequestInfo,
+        tokens: Int32s,
+        priority: int,
+        deadline: float,
+        now: float,
+        refusal: tuple[Cause, str] | None = None,
+    ) -> int:
+        """Take a request: QUEUED, or ABORTED at once with a cause, that of `refusal` where there is one. The row it has
+        (had)."""
         counters = self.counters
         received, prompt_tokens = counters.received + 1, counters.prompt_tokens + len(tokens)
         try:
@@ -81,7 +92,7 @@ class Requests:
             raise
         counters.received = received
         self.effects.opened(row, info, tokens)
-        refusal = self._refusal(row)
+        refusal = refusal or self._refusal(row)
         if refusal is not None:
             self.leave(row, Event.ABORT, refusal[0], now, message=refusal[1])
             return row
@@ -172,6 +183,7 @@ class Requests:
         if info is None or self.table.row_of.get(info.request) != row:
             return None
         if self.recorded == row:
+            self.sessions.ended(info.request, None)
             self.table.close(row)
             return None
         self.table.undo(row, state)
@@ -250,6 +262,8 @@ class Requests:
         counters.aborted = aborted
         counters.by_cause = by_cause
         self.recorded = row
+        output = table.tokens[row, num_prompt : num_prompt + num_output].copy() if target == State.FINISHED else None
+        self.sessions.ended(info.request, output)
         table.close(row)
         # A request that never ran is named by no step.
         fence = self.memory.ledger.fence if source != State.NEW else 0

@@ -44,6 +44,7 @@ def snapshot_of(intake: Intake) -> Plain:
         "orders": [(number, msgspec.msgpack.encode(order)) for number, order in intake.waiting.items()],
         "draining": intake.draining,
         "serving": str(loop.serving),
+        "sessions": loop.requests.sessions.snapshot(),
         "newest": intake._newest,
         "ended_early": [(number, str(cause), text) for number, (cause, text) in intake._ended_early.items()],
     }
@@ -83,6 +84,7 @@ def restore(intake: Intake, plain: Plain) -> None:
     loop.try_again = plain["try_again"]
     loop.journal._step = plain["step"]
     loop.serving = Serving(plain["serving"])
+    loop.requests.sessions.restore(plain["sessions"])
     intake.waiting = {number: _order(data) for number, data in plain["orders"]}
     intake.draining, intake._newest = plain["draining"], plain["newest"]
     intake._ended_early = {number: (Cause(cause), text) for number, cause, text in plain["ended_early"]}

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.request import SamplingParameters, SessionParameters
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
 
@@ -83,6 +83,10 @@ class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     timeout_s: float | None = None
     cache_salt: str = ""
     """Requests with different salts share no prefix pages."""
+    session: SessionParameters | None = None
+    """It is a turn of this session."""
+    scored_from: int = 0
+    """Of a turn: the first position of its prompt whose score is wanted. There must be one."""
 
 
 # ---- tokenizer -> scheduler ----
@@ -99,6 +103,8 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, eq=False):
     priority: int = 0
     timeout_s: float | None = None
     namespace: str = ""
+    session: SessionParameters | None = None
+    scored_from: int = 0
 
 
 # ---- scheduler -> detokenizer ----

@@ -47,6 +47,7 @@ class _State(msgspec.Struct):
     newest: int
     draining: bool
     serving: Serving
+    sessions: list[Any]
     ended_early: list[tuple[int, str, str]]
 
 
@@ -75,6 +76,8 @@ class Beginning(NamedTuple):
     draining: bool
     """Requests that arrive are ended at once."""
     serving: Serving
+    sessions: list[Any]
+    """As `loops/sessions.py` writes them out."""
     ended_early: frozenset[int]
     """Requests that are to be aborted when they come."""
 
@@ -108,6 +111,7 @@ def beginning_of(checkpoint: Checkpoint) -> Beginning:
         newest=state.newest,
         draining=state.draining,
         serving=state.serving,
+        sessions=state.sessions,
         ended_early=frozenset(number for number, *_ in state.ended_early),
     )
 

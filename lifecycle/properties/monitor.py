@@ -26,6 +26,7 @@ from pawl.lifecycle.properties.outputs import (
 )
 from pawl.lifecycle.properties.pausing import PausedIsStill
 from pawl.lifecycle.properties.progress import AdmissionIsMonotone, BoundedProgress, FaultIsolation
+from pawl.lifecycle.properties.sessions import SessionAtomicity
 from pawl.lifecycle.properties.sharing import (
     HoldAccounting,
     NamespaceIsolation,
@@ -68,6 +69,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     QuiescentFlush,
     PausedIsStill,
     WeightEpochs,
+    SessionAtomicity,
     ObservabilityConservation,
     StreamPositions,
     TimeOrder,

@@ -59,7 +59,7 @@ OUTPUTS: dict[str, str] = {
 CONTROL: dict[str, str] = {
     "quiescent_flush": "",
     "weight_epochs": "weights that change while the server runs: that cannot be done yet",
-    "session_atomicity": NO_FEATURE,
+    "session_atomicity": "turns that are refused for no reason: by simulated clients",
     "adapter_references": NO_FEATURE,
     "one_decision_log": "several ranks: there is one",
     "observability_conservation": "contents of the cache against its events: at rest in simulated runs",

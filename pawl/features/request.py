@@ -139,6 +139,17 @@ def _stop_after(source: Source, values: Values) -> dict[str, Any]:
     return {"stop_after": source.within(1, values["max_new_tokens"])} if values["max_new_tokens"] else {}
 
 
+def _turn(source: Source, values: Values) -> dict[str, Any]:
+    parent = source.within(-1, len(values[BEFORE]) - 1)
+    return {
+        "session": True,
+        "turn_of": None if parent < 0 else parent,
+        "offset": source.pick((0, 0, -1, 2, -3)),
+        "replace": source.chance(0.4),
+        "drop_previous_output": source.chance(0.2),
+    }
+
+
 FEATURES: tuple[Feature, ...] = (
     Feature(
         "prompt",
@@ -311,5 +322,13 @@ FEATURES: tuple[Feature, ...] = (
         _sometimes(0.15, lambda source, values: {"timeout_s": source.pick((0.2, 0.05))}),
         ("bounded_progress", *ENDS),
         settings=("timeout_s",),
+    ),
+    Feature(
+        "session",
+        ("session", "turn_of", "offset", "replace", "drop_previous_output"),
+        _sometimes(0.12, _turn),
+        ("session_atomicity", "cache_hit_equivalence"),
+        settings=("session", "scored_from"),
+        present=lambda values: bool(values["session"]),
     ),
 )

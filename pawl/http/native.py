@@ -72,6 +72,9 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
     named = _named(body.token_ids_logprob or [], count)
     if body.cache_salt and body.extra_key and body.cache_salt != body.extra_key:
         raise Problem(400, "cache_salt and extra_key contradict each other; send one of them", param="extra_key")
+    if body.session_params is not None and sum(sampling.n or 1 for sampling in samplings) > 1:
+        text = "a turn of a session has one prompt and one answer: send several turns as several requests"
+        raise Problem(400, text, param="session_params")
     submits: list[Submit] = []
     scorings: list[Scoring | None] = []
     scored = 0
@@ -92,6 +95,8 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
             priority=body.priority or 0,
             timeout_s=body.timeout_s,
             cache_salt=body.cache_salt or body.extra_key or "",
+            session=body.session_params,
+            scored_from=max(start, 0) if wants else 0,
         )
         choices = choices_of(submit, sampling.n or 1)
         if len(choices) > 1:

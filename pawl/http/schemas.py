@@ -20,6 +20,7 @@ from pawl.http.call_fields import ModelName, Note, ObjectOfAny, Priority, Rid, S
 from pawl.http.errors import Problem
 from pawl.http.grammar import FormatFields
 from pawl.http.tool_fields import Functions, ToolChoice, ToolReference, Tools
+from pawl.lifecycle.request import SessionParameters
 
 Choices = Annotated[int, Meta(ge=1, le=128)]
 """Completions of one prompt."""
@@ -163,6 +164,8 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     extra_key: Salt | None = None
     """SGLang's name for `cache_salt`."""
     timeout_s: Seconds | None = None
+    session_params: SessionParameters | None = None
+    """The prompt is a turn of this session."""
     log_metrics: bool | None = None
     """Every request is counted; only true is supported."""
     # Known, but not supported.
@@ -172,7 +175,6 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     video_data: Any = None
     modalities: Any = None
     lora_path: Any = None
-    session_params: Any = None
     custom_logit_processor: Any = None
     return_hidden_states: Any = None
     return_routed_experts: Any = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from pawl.actors.asks import LATE
 from pawl.actors.control import row_of
 from pawl.actors.messages.control import Reply
@@ -13,6 +15,7 @@ from pawl.actors.names import NAMES
 from pawl.actors.simulation.faults import FaultKind
 from pawl.actors.storage import Storage
 from pawl.features.request import BAD_GRAMMAR
+from pawl.lifecycle.records import Submitted, int32s
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
 from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.requests import MAX_STRIKES
@@ -23,6 +26,7 @@ from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
 
 if TYPE_CHECKING:
     from pawl.testing.cluster import Cluster
+    from pawl.testing.workload import Arrival
 
 NARRATORS = frozenset({NAMES.scheduler, NAMES.gateway, NAMES.recorder})
 """Actors without which a trace has no end."""
@@ -92,24 +96,26 @@ class EndChecks:
 
     def check_output(self, client: Client) -> None:
         """The client saw what its request implies: all of it, or a beginning where somebody ended it early."""
-        arrival, request = client.arrival, client.request
+        arrival, request = self.understood(client), client.request
+        if arrival is None:
+            return
         expectations = self.run.model.expectations
         expectations.check_beginning(arrival, client.tokens, client.text, request)
         expectations.check_scores(arrival, client.scores, client.prompt_scores, request)
         if client.refusal is not None:
-            self.check_cause(client, client.refusal.cause)
+            self.check_cause(client, arrival, client.refusal.cause)
         elif client.done is not None and not client.left:
             cause = client.done.cause
             if cause in ABORT_CAUSES:
-                self.check_cause(client, cause)
+                self.check_cause(client, arrival, cause)
             else:
                 expectations.check_whole(arrival, client.tokens, client.text, cause, request)
                 expectations.check_vectors(arrival, client.vectors, request)
             if cause is not Cause.INTERNAL and not (cause is Cause.DRAINED and self.run.desk.wants_stop):
                 # Else the gateway may have answered, which does not know it.
-                check_usage(self._usage(client, cause, client.done.usage), client.done.usage, request)
+                check_usage(self._usage(client, arrival, cause, client.done.usage), client.done.usage, request)
 
-    def _usage(self, client: Client, cause: Cause, told: Usage) -> Usage:
+    def _usage(self, client: Client, arrival: Arrival, cause: Cause, told: Usage) -> Usage:
         """What the client must be told."""
         seen, request = self.run.usage, client.request or 0
         cached, retractions = seen.cached.get(request, 0), seen.retractions[request]
@@ -119,11 +125,24 @@ class EndChecks:
         if self.run.crashed:  # perhaps with records that were on their way
             cached, retractions = told.cached_tokens, told.retractions
             drafts = told.draft_tokens, told.accepted_tokens
-        return Usage(len(client.arrival.prompt), len(client.tokens), cached, retractions, *drafts)
+        return Usage(len(arrival.prompt), len(client.tokens), cached, retractions, *drafts)
 
-    def check_cause(self, client: Client, cause: Cause) -> None:
+    def understood(self, client: Client) -> Arrival | None:
+        """What its request implies. A turn's prompt is the one that is recorded, which `session_atomicity` judges; None
+        where nothing is."""
+        arrival = client.arrival
+        if not arrival.session:
+            return arrival
+        stops = self.run.model.expectations.stop_strings(arrival)
+        plain = msgspec.structs.replace(arrival, stop=stops, stop_after=None)
+        for record in self.run.trace.records:
+            if isinstance(record, Submitted) and record.request == client.request:
+                return msgspec.structs.replace(plain, prompt=tuple(int32s(record.tokens).tolist()))
+        return None if self.run.crashed else plain
+
+    def check_cause(self, client: Client, arrival: Arrival, cause: Cause) -> None:
         """An abort must have had a reason in the workload or in the faults."""
-        arrival, workload = client.arrival, self.run.workload
+        workload = self.run.workload
         if cause is Cause.GRAMMAR and arrival.grammar != BAD_GRAMMAR:
             raise PropertyFailed("grammar_is_a_fold", "its grammar refused what was drawn for it", client.request)
         if cause is Cause.TIMEOUT and arrival.timeout_s is None and not self._time_flew():
@@ -134,6 +153,10 @@ class EndChecks:
             Cause.DISCONNECT: arrival.leaves_after is not None,
             Cause.DRAINED: workload.closing is not None,
             Cause.INTERNAL: bool(self.run.crashed),
+            Cause.INVALID: arrival.session,
+            # The tokenizer has not seen what it goes on from.
+            Cause.NEVER_FITS: arrival.session and len(arrival.prompt) + arrival.max_new_tokens > workload.shape.room,
+            Cause.CLIENT: arrival.session and any(other.replace for other in workload.arrivals),
             # A receiver that is gone looks like one that is full, until the gateway hears of it.
             Cause.OVERLOADED: bool(self.run.crashed),
         }

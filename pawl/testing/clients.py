@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 
 from pawl.actors.control import row_of
+from pawl.actors.control.sessions import SIMULATED, OpenSessionByName
 from pawl.actors.gateway import FromPeers, Gateway
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Output, Refused, Submit, TextOptions, TokenLogprob
 from pawl.actors.sink import Inbox
+from pawl.lifecycle.request import SessionParameters
 from pawl.lifecycle.states import Cause
 from pawl.testing.expectations import Expectations
 from pawl.testing.workload import Arrival, Control, Workload, parameters_of
@@ -61,7 +63,7 @@ class Client(Inbox):
         self.num_ends = 0
         self.left = False
         self._desk = desk
-        self._index = index
+        self.index = index
 
     def push(self, output: Output) -> None:
         if self.left or self.num_ends:
@@ -74,18 +76,21 @@ class Client(Inbox):
         if output.embedding is not None:
             self.vectors.append(output.embedding.tolist())
         self.num_ends += output.done is not None
+        if output.done is not None:
+            self._desk.over(self.index)
         self._desk.told(len(output.tokens))
         self.leave_if_due()
 
     def refused(self, refused: Refused) -> None:
         super().refused(refused)
         self.num_ends += 1
+        self._desk.over(self.index)
 
     def leave_if_due(self) -> None:
         """Hang up, if it is the moment: the gateway learns of it by a message, as from a connection."""
         leaves_after = self.arrival.leaves_after
         if leaves_after is not None and len(self.tokens) >= leaves_after and not self.num_ends and not self.left:
-            self._desk.context.send(self._desk.context.name, Leave(self._index))
+            self._desk.context.send(self._desk.context.name, Leave(self.index))
 
 
 class FrontDesk(Gateway):
@@ -124,8 +129,13 @@ class FrontDesk(Gateway):
         return all(client.num_ends or client.left for client in self.clients) and all(self.answers)
 
     def started(self) -> None:
+        waiting = 0
         for first in self._calls:
-            self._at(self.clients[first].arrival, Arrive(first))
+            arrival = self.clients[first].arrival
+            if arrival.at_s or arrival.after_tokens or self._parent(first) is None:
+                self._at(arrival, Arrive(first))
+            else:
+                waiting += 1
         for index, control in enumerate(self._workload.controls):
             self._at(control, Steer(index))
         if self._workload.closing is not None:
@@ -133,7 +143,9 @@ class FrontDesk(Gateway):
         # Stable, and then reversed: what comes after equally many tokens keeps its order.
         self._later.sort(key=lambda each: each[0])
         self._later.reverse()
-        if self._later and (self._later[-1][0] == 0 or len(self._later) >= len(self._calls) + len(self.answers)):
+        if self._later and (
+            self._later[-1][0] == 0 or len(self._later) >= len(self._calls) + len(self.answers) - waiting
+        ):
             # Nobody begins: then whoever would be the first does.
             self._next()
 
@@ -151,6 +163,18 @@ class FrontDesk(Gateway):
         while self._later and self._later[-1][0] <= self._num_told:
             self._next()
 
+    def _parent(self, index: int) -> int | None:
+        """The request that this one goes on from."""
+        parent = self.clients[index].arrival.turn_of
+        return parent if parent is not None and parent < index else None
+
+    def over(self, index: int) -> None:
+        """This client is done: turns that go on from its request are sent, where they have no time of their own."""
+        for first in self._calls:
+            arrival = self.clients[first].arrival
+            if self._parent(first) == index and not arrival.at_s and not arrival.after_tokens:
+                self.context.send(self.context.name, Arrive(first))
+
     def _next(self) -> None:
         self.context.send(self.context.name, self._later.pop()[1])
 
@@ -165,14 +189,15 @@ class FrontDesk(Gateway):
             case Arrive(index):
                 clients = self._calls[index]
                 group = f"call {index}" if len(clients) > 1 else ""
-                numbers = self.submit([self._request(client.arrival, group) for client in clients], clients)
+                numbers = self.submit([self._request(client, group) for client in clients], clients)
                 for client, number in zip(clients, numbers, strict=True):
                     client.request = number
                     client.leave_if_due()
             case Leave(index):
                 client = self.clients[index]
-                if client.request is not None and not client.num_ends:
+                if client.request is not None and not client.num_ends and not client.left:
                     client.left = True
+                    self.over(index)
                     self.abort([client.request], Cause.DISCONNECT)
             case Steer(index):
                 body = self._workload.controls[index].body
@@ -201,10 +226,13 @@ class FrontDesk(Gateway):
         else:
             self.drain(closing.grace_s)
 
-    def _request(self, arrival: Arrival, group: str) -> Submit:
+    def _request(self, client: Client, group: str) -> Submit:
+        arrival, index = client.arrival, client.index
         return Submit(
             request=0,
-            rid="",
+            rid=f"turn {index}" if arrival.session else "",
+            session=self._session(index) if arrival.session else None,
+            scored_from=1 if arrival.session and arrival.prompt_logprobs else 0,
             group=group,
             token_ids=arrival.prompt,
             sampling=parameters_of(arrival),
@@ -213,3 +241,11 @@ class FrontDesk(Gateway):
             timeout_s=arrival.timeout_s,
             cache_salt=arrival.salt,
         )
+
+    def _session(self, index: int) -> SessionParameters:
+        arrival, parent = self.clients[index].arrival, self._parent(index)
+        bodies = [control.body for control in self._workload.controls]
+        if any(isinstance(body, OpenSessionByName) and body.streaming for body in bodies) and not arrival.replace:
+            return SessionParameters(SIMULATED)
+        rid = None if parent is None else f"turn {parent}"
+        return SessionParameters(SIMULATED, rid, arrival.offset, arrival.replace, arrival.drop_previous_output)

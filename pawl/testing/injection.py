@@ -36,7 +36,7 @@ from pawl.testing.clients import Arrive, Client, FrontDesk, Leave, Steer
 from pawl.testing.cluster import Cluster, record_properties
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.models import GHOST
-from pawl.testing.workload import Workload
+from pawl.testing.workload import Arrival, Workload
 
 ROOM = Path(pawl.__file__).parent
 WATCHED = (
@@ -126,16 +126,17 @@ class Tracer:
 class InjectedChecks(EndChecks):
     """A request may be lost to the failure that was planted."""
 
-    def check_cause(self, client: Client, cause: Cause) -> None:
+    def check_cause(self, client: Client, arrival: Arrival, cause: Cause) -> None:
         if cause is not Cause.INTERNAL:
-            super().check_cause(client, cause)
+            super().check_cause(client, arrival, cause)
 
     def excuses(self, answer: Reply) -> bool:
         return not answer.ok and answer.message == FAILED_ASK
 
     def check_output(self, client: Client) -> None:
         if _internal(client):  # cut off anywhere
-            self.run.model.expectations.check_beginning(client.arrival, client.tokens, client.text, client.request)
+            arrival = self.understood(client) or client.arrival
+            self.run.model.expectations.check_beginning(arrival, client.tokens, client.text, client.request)
         else:
             super().check_output(client)
 

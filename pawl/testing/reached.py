@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 NOT_EXPLORED = {
     Cause.HANDED_OVER: "there is one replica",
-    Cause.INVALID: "the edge refuses what is not valid, and clients of a run send what is",
 }
 """Causes of ends that no run reaches, each with why; every other one is an event."""
 ENDS = tuple(

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from pawl.actors.control import ROWS, Body, row_of
+from pawl.actors.control.sessions import drawn_session
 from pawl.features import request, server
 from pawl.features.row import Feature, Seeded, Source, drawn
 from pawl.gpu.ghost.language import END_TOKEN
@@ -62,6 +63,13 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     priority: int = 0
     salt: str = ""
     timeout_s: float | None = None
+    session: bool = False
+    """It is a turn of the one session that there is."""
+    turn_of: int | None = None
+    """The earlier request that it goes on from. Without a time of its own it is sent when that one has ended."""
+    offset: int = 0
+    replace: bool = False
+    drop_previous_output: bool = False
     with_previous: bool = False
     """It is sent in one call with the request before it, as the choices of one completion are."""
 
@@ -236,7 +244,7 @@ def drawn_workload(source: Source, max_requests: int, fixed: Mapping[str, Any]) 
         shape=shape,
         closing=_closing(source),
         encoded=source.chance(0.1),
-        controls=_controls(source),
+        controls=_controls(source, arrivals),
     )
 
 
@@ -272,9 +280,11 @@ def _surroundings(shape: Shape, before: Sequence[Arrival]) -> dict[str, Any]:
     }
 
 
-def _controls(source: Source) -> tuple[Control, ...]:
+def _controls(source: Source, arrivals: Sequence[Arrival]) -> tuple[Control, ...]:
     """Each control message as its row draws it: most of the time, none. Some come in the middle of requests' work."""
     drawn_bodies = [body for row in ROWS if (body := row.draw(source)) is not None]
+    if any(arrival.session for arrival in arrivals) and source.chance(0.9):
+        drawn_bodies.append(drawn_session(source))
     return tuple(_control(source, body) for body in drawn_bodies)
 
 

@@ -57,6 +57,25 @@ def scored(asked: dict[str, object], *places: tuple[int, int, int]) -> list[Reco
     return records
 
 
+def as_turn(
+    *, capacity: int = 0, closed: bool = False, parent: str | None = None, tokens: Sequence[int] = (0,)
+) -> list[Record]:
+    """The story, whose third request is said to be a turn of a session; the first two are such turns."""
+    records = [STORY.records[0], Delivered("open_session", {"session": "s", "capacity": capacity}, 0, 0.0)]
+    own = {1: list(range(6)), 2: list(range(5)), 3: list(tokens)}
+    for record in STORY.records[1:]:
+        if isinstance(record, Submitted):
+            if closed and record.request == 3:
+                records.append(Delivered("close_session", {"session_id": "s"}, 0, 0.0))
+            fields = {"request": record.request, "rid": record.rid, "session": "s", "tokens": own[record.request]}
+            if record.request == 3:
+                fields["parent"] = parent
+            if record.request == 3 or not capacity:
+                records.append(Delivered("begin_turn", fields, 0, 0.0))
+        records.append(record)
+    return records
+
+
 def twins(first: Sequence[int], second: Sequence[int]) -> list[Record]:
     """Two equal requests with these outputs: one alone and undisturbed, the other beside a third, begun with a page of
     the first, retracted, and begun again."""
@@ -306,6 +325,18 @@ _CACHE_CANARIES = {
     ),
     "a retraction by a pause that was none": Canary(
         "true_causes", changed(STORY, "retract 3", cause=Cause.PAUSED), "retracted by a pause, and none says so", 3
+    ),
+    "a turn whose prompt is not what it goes on from": Canary(
+        "session_atomicity", as_turn(parent="r1"), "its prompt is not what it goes on from and its own", 3
+    ),
+    "a turn that goes on from one that was aborted": Canary(
+        "session_atomicity", as_turn(parent="r2", tokens=list(range(9))), "turn 'r2' has not finished", 3
+    ),
+    "a turn of a session that is closed": Canary(
+        "session_atomicity", as_turn(closed=True, tokens=list(range(9))), "its session is not open", 3
+    ),
+    "a session that holds more than it may": Canary(
+        "session_atomicity", as_turn(capacity=5, tokens=list(range(9))), "its session has no room for it", 3
     ),
     "a cached page that nobody counted": Canary(
         "observability_conservation",

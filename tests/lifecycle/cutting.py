@@ -72,6 +72,7 @@ def _checkpoint(records: Sequence[Record]) -> Checkpoint:
         "step": history._last_step,
         "newest": max((record.request for record in records if isinstance(record, Submitted)), default=0),
         "draining": _of(monitor, TrueCauses)._drains,
+        "sessions": [],
         "serving": str(_of(monitor, PausedIsStill)._pauses.serving),
         "ended_early": [(request, "client", "") for request in _of(monitor, AbortIsTotal)._asked],
     }

@@ -9,12 +9,13 @@ from tests.mutants.in_memory import MEMORY
 from tests.mutants.in_outputs import OUTPUTS
 from tests.mutants.in_pausing import PAUSING
 from tests.mutants.in_promises import PROMISES
+from tests.mutants.in_sessions import SESSIONS
 from tests.mutants.in_speculation import SPECULATION
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
-    *(*CHECKPOINTS, *PROMISES, *PAUSING, *SPECULATION),
+    *(*CHECKPOINTS, *PROMISES, *PAUSING, *SPECULATION, *SESSIONS),
 )
 
 EQUIVALENT = {
