@@ -260,8 +260,7 @@ class Scheduler(Actor):
 
     def _tell_what_is_settled(self) -> None:
         """Answers that waited for steps which have come back, or were undone."""
-        oldest = self.loop.in_flight[0].step if self.loop.in_flight else None
-        while self._untold and (oldest is None or self._untold[0][0] < oldest):
+        while self._untold and (not self.loop.in_flight or self._untold[0][0] < self.loop.in_flight[0].step):
             _, number, outcome = self._untold.pop(0)
             self.answered(number, outcome._replace(after_steps=False))
 
