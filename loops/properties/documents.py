@@ -84,7 +84,7 @@ recorded ones and a live server ([checking.md](checking.md) says how to run each
 * **model**: by computing the words again, in `pawl audit --recompute`, and by the ghost in replayed simulated runs.
 
 Each class has canaries, planted violations that it must report: `tests/lifecycle/canaries.py`,
-`tests/lifecycle/canaries_shared.py`, `tests/loops/test_properties_state.py`, `tests/loops/test_recomputed.py`. Defects
+`tests/lifecycle/canaries_shared.py`, `tests/lifecycle/canaries_control.py`, `tests/loops/test_properties_state.py`, `tests/loops/test_recomputed.py`. Defects
 that were planted in the engine itself are in [mutants.md](mutants.md)."""
 
 

@@ -18,12 +18,13 @@ from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
 from pawl.lifecycle.records import DECODER, ENCODER, Record, StepPlanned, StepRolledBack, Submitted, Transition
 from pawl.lifecycle.states import Event
 from tests.lifecycle.canaries import CANARIES, STORY
+from tests.lifecycle.canaries_control import CONTROL_CANARIES
 from tests.lifecycle.canaries_drafted import DRAFTED_CANARIES
 from tests.lifecycle.canaries_embedded import EMBEDDED_CANARIES, embeddings
 from tests.lifecycle.canaries_shared import SHARED_CANARIES, twins
 from tests.lifecycle.story import Segment, Story, changed, token, without
 
-ALL = CANARIES | SHARED_CANARIES | EMBEDDED_CANARIES | DRAFTED_CANARIES
+ALL = CANARIES | SHARED_CANARIES | CONTROL_CANARIES | EMBEDDED_CANARIES | DRAFTED_CANARIES
 
 
 def judged(records: Sequence[Record]) -> Monitor:

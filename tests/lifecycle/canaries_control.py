@@ -1,0 +1,71 @@
+"""Planted violations of what control messages owe: flushes, pauses, sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pawl.lifecycle.records import Delivered, Flushed, Record, Submitted
+from pawl.lifecycle.states import Cause
+from tests.lifecycle.canaries import STORY, Canary
+from tests.lifecycle.canaries_shared import planted
+from tests.lifecycle.story import changed
+
+PAUSED = Delivered("pause", {"retract": False}, 0, 0.0)
+RETRACTING = Delivered("pause", {"retract": True}, 0, 0.0)
+CONTINUED = Delivered("continue", {}, 0, 0.0)
+
+
+def as_turn(
+    *, capacity: int = 0, closed: bool = False, parent: str | None = None, tokens: Sequence[int] = (0,)
+) -> list[Record]:
+    """The story, whose third request is said to be a turn of a session; the first two are such turns."""
+    records = [STORY.records[0], Delivered("open_session", {"session": "s", "capacity": capacity}, 0, 0.0)]
+    own = {1: list(range(6)), 2: list(range(5)), 3: list(tokens)}
+    for record in STORY.records[1:]:
+        if isinstance(record, Submitted):
+            if closed and record.request == 3:
+                records.append(Delivered("close_session", {"session_id": "s"}, 0, 0.0))
+            fields = {"request": record.request, "rid": record.rid, "session": "s", "tokens": own[record.request]}
+            if record.request == 3:
+                fields["parent"] = parent
+            if record.request == 3 or not capacity:
+                records.append(Delivered("begin_turn", fields, 0, 0.0))
+        records.append(record)
+    return records
+
+
+CONTROL_CANARIES: dict[str, Canary] = {
+    "a flush of a live request": Canary(
+        "quiescent_flush", planted("admit 2", Flushed(float("inf"))), "flushed with 2 requests live", 1
+    ),
+    "a flush that leaves something": Canary(
+        "quiescent_flush", planted("finish 3", Flushed(float("inf"))), "the cache was flushed, and has 1 pages"
+    ),
+    "a flush while paused, of a request that has kept its memory": Canary(
+        "quiescent_flush", planted("admit 2", PAUSED, Flushed(float("inf"))), "flushed with 2 requests live", 1
+    ),
+    "a step while paused": Canary(
+        "paused_is_still", planted("commit 3", PAUSED), "a step was planned while the engine was paused"
+    ),
+    "an admission while paused": Canary(
+        "paused_is_still", planted("submitted 3", PAUSED), "its admission was planned while the engine was paused", 3
+    ),
+    "a pause that retracts, and leaves somebody at work": Canary(
+        "paused_is_still", planted("commit 2", RETRACTING, CONTINUED), "everybody to be retracted, and it is at work", 1
+    ),
+    "a retraction by a pause that was none": Canary(
+        "true_causes", changed(STORY, "retract 3", cause=Cause.PAUSED), "retracted by a pause, and none says so", 3
+    ),
+    "a turn whose prompt is not what it goes on from": Canary(
+        "session_atomicity", as_turn(parent="r1"), "its prompt is not what it goes on from and its own", 3
+    ),
+    "a turn that goes on from one that was aborted": Canary(
+        "session_atomicity", as_turn(parent="r2", tokens=list(range(9))), "turn 'r2' has not finished", 3
+    ),
+    "a turn of a session that is closed": Canary(
+        "session_atomicity", as_turn(closed=True, tokens=list(range(9))), "its session is not open", 3
+    ),
+    "a session that holds more than it may": Canary(
+        "session_atomicity", as_turn(capacity=5, tokens=list(range(9))), "its session has no room for it", 3
+    ),
+}
