@@ -83,8 +83,8 @@ recorded ones and a live server ([checking.md](checking.md) says how to run each
 * **replay**: by deciding everything again from the recorded inputs;
 * **model**: by computing the words again, in `pawl audit --recompute`, and by the ghost in replayed simulated runs.
 
-Each class has canaries, planted violations that it must report: `tests/lifecycle/canaries.py`,
-`tests/lifecycle/canaries_shared.py`, `tests/lifecycle/canaries_control.py`, `tests/loops/test_properties_state.py`, `tests/loops/test_recomputed.py`. Defects
+Each class has canaries, planted violations that it must report: `tests/lifecycle/canaries*.py`,
+`tests/loops/test_properties_state.py`, `tests/loops/test_recomputed.py`. Defects
 that were planted in the engine itself are in [mutants.md](mutants.md)."""
 
 
