@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import (
     Answered,
@@ -95,9 +97,9 @@ def _mine(records: Sequence[Record], forgery: Forgery) -> Life:
 
 
 def _names_nobody_live(records: Sequence[Record], forgery: Forgery) -> bool:
-    """Whoever the order names, sound or forged, has ended by then or never comes."""
-    lives = [life_of(records, request) for request in _named(records[forgery.at]) | _named(forgery.changed)]
-    return all(life.ended_at < forgery.at for life in lives)
+    """Whoever the order names in the sound run or in the forged one alone has ended by then or never comes."""
+    changed = _named(records[forgery.at]) ^ _named(forgery.changed)
+    return all(life_of(records, request).ended_at < forgery.at for request in changed)
 
 
 def _nobody_waited(records: Sequence[Record], forgery: Forgery) -> bool:
@@ -117,11 +119,60 @@ def _passes_no_decision(records: Sequence[Record], forgery: Forgery) -> bool:
     return all(isinstance(each, kinds) for each in passed)
 
 
+def _drew_what_may_coincide(records: Sequence[Record], forgery: Forgery) -> bool:
+    submitted: Any = records[forgery.at]
+    return _mine(records, forgery).num_output <= 2 or bool(submitted.sampling.logit_bias)
+
+
+def _neither_came(records: Sequence[Record], forgery: Forgery) -> bool:
+    """The scheduler never heard of the request that is answered, nor of the one that the forgery names."""
+    both: tuple[Any, Any] = records[forgery.at], forgery.changed
+    lives = [life_of(records, each.request) for each in both]
+    return all(life.cause is Cause.NONE for life in lives) and both[0].cause in ABORT_CAUSES and not both[0].num_output
+
+
+def _concerns_stale_tokens(records: Sequence[Record], forgery: Forgery) -> bool:
+    """Whoever the tokens that differ were drawn for has left."""
+    history, forged = History(), forgery.changed
+    for record in records[: forgery.at + 1]:
+        history.advance(record)
+    sound = records[forgery.at]
+    if not isinstance(sound, StepCommitted) or not isinstance(forged, StepCommitted):
+        return False
+    counts = history.step.samples if sound.counts is None else int32s(sound.counts)
+    live = np.repeat(history.committed.live, counts)
+    before, after = int32s(sound.tokens), int32s(forged.tokens)
+    return len(before) == len(after) and not live[before != after].any()
+
+
+def _counts_one_each(records: Sequence[Record], forgery: Forgery) -> bool:
+    """One token for each segment that draws, which is what no counts mean."""
+    changed = forgery.changed
+    return isinstance(changed, StepCommitted) and changed.counts is not None and int(int32s(changed.counts).max()) <= 1
+
+
+def _changes_no_pause(records: Sequence[Record], forgery: Forgery) -> bool:
+    """The engine is not paused, or plans no step before the next such order."""
+    before = [each.kind for each in records[: forgery.at] if isinstance(each, Delivered)]
+    paused = "pause" in before and "continue" not in before[len(before) - before[::-1].index("pause") :]
+    return not paused or _plans_nothing(records, forgery)
+
+
 def _nobody_runs(records: Sequence[Record], forgery: Forgery) -> bool:
     history = History()
     for record in records[: forgery.at]:
         history.advance(record)
     return not history.working.any()
+
+
+def _nobody_is_left(records: Sequence[Record], forgery: Forgery) -> bool:
+    """Whoever was live has ended by the orders that came at the same moment."""
+    history = History()
+    for at, record in enumerate(records):
+        if at > forgery.at and not isinstance(record, Delivered | Transition | Answered | Cached):
+            return not history.open
+        history.advance(record)
+    return True
 
 
 def _plans_nothing(records: Sequence[Record], forgery: Forgery) -> bool:
@@ -200,6 +251,9 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
         _CUT,
     ),
     "Answered.num_output: *": (_CUT,),
+    "Answered.request: one *": (
+        Reason("who was refused on the way to the scheduler, which knows of nobody", _neither_came),
+    ),
     "*.time: a bit *": (_CLOCK,),
     "*.time: of another record": (_CLOCK,),
     "Checkpoint: left out": (_MOMENT,),
@@ -212,7 +266,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Delivered abort: *": (_NO_EFFECT,),
     "Delivered abort: twice": (_AGAIN,),
     "Delivered check_deadlines: *": (_TIMER,),
-    "Delivered continue: *": (Reason("nobody waits for the engine to go on", _plans_nothing),),
+    "Delivered continue: *": (Reason("nobody waits for the engine to go on", _changes_no_pause),),
     "Delivered continue: twice": (_AGAIN,),
     "Delivered drain.fields[[]grace_s]: a bit *": (_CLOCK,),
     "Delivered drain: left out": (Reason("it refuses who comes after it, and nobody does", _nobody_came_after),),
@@ -226,7 +280,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Delivered flush_cache.fields[[]timeout]: a bit *": (_CLOCK,),
     "Delivered flush_cache: *": (Reason("a flush of nothing, or one that is refused, changes nothing"),),
     "Delivered pause.fields[[]retract]: negated": (Reason("nobody runs who could be retracted", _nobody_runs),),
-    "Delivered pause: *": (Reason("an engine with nothing to do does not show that it pauses", _nobody_runs),),
+    "Delivered pause: *": (Reason("an engine with nothing to do does not show that it pauses", _nobody_is_left),),
     "Delivered pause: twice": (_AGAIN,),
     "Delivered wait_ends: exchanged with the next": (_AGAIN,),
     "Idled: left out": (_MOMENT,),
@@ -236,11 +290,15 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
         for setting in (
             *("checkpoint_bytes", "lookahead", "max_context", "max_queued", "mixed", "num_window_pages"),
             *("prefill_chunk", "tiers][[]durable", "tiers][[]layout", "tiers][[]lease_s", "tiers][[]max_fetch_pages"),
-            *("tiers][[]max_saving_pages", "tiers][[]save_pages", "window"),
+            *("tiers][[]max_saving_pages", "tiers][[]save_pages", "weights", "window"),
+            *("speculation][[]max_positions", "speculation][[]num_speculative_tokens"),
+            *("speculation][[]prompt_lookup_max", "speculation][[]prompt_lookup_min"),
         )
     },
     "Started.version: another text": (_WORDS,),
     "Started.wall: a bit *": (_WORDS,),
+    "StepCommitted.counts: *": (Reason("one token each is what no counts mean", _counts_one_each),),
+    "StepCommitted.tokens*": (Reason("tokens of requests that have left work are dropped", _concerns_stale_tokens),),
     "StepRolledBack.reason: *": (_WORDS,),
     "Submitted.deadline: *": (Reason("a deadline that did not pass", _ended_otherwise(Cause.TIMEOUT)),),
     "Submitted.namespace: *": (Reason("whose pages it would share, if it read any", _computed_nothing),),
@@ -262,7 +320,9 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Submitted.sampling.prompt_logprobs: negated": (Reason("the first token of a prompt has none", _computed_one),),
     "Submitted.sampling.stop_token_ids*": (_STOPS,),
     "Submitted.sampling.top_logprobs: *": (Reason("there was no token to give any for", _drew_nothing),),
-    "Submitted.tokens*": (Reason("nothing was drawn from the prompt, and nobody shared it", _drew_nothing),),
+    "Submitted.tokens*": (
+        Reason("a few tokens, or those preferred, may follow another prompt", _drew_what_may_coincide),
+    ),
     "TierTold filled.count: one *": (Reason("what came for requests that wait for it no more", _nobody_waited),),
     "TierTold dropped*": (_TIERS,),
     "TierTold kept*": (_TIERS,),
