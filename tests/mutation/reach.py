@@ -51,6 +51,10 @@ class Reach(msgspec.Struct):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(msgspec.msgpack.encode(self))
 
+    def knows(self, edit: Edit) -> bool:
+        """Whether the function was there when it was measured."""
+        return edit.function in self.functions.get(edit.file, {})
+
     def of(self, edit: Edit, source: bytes) -> list[str]:
         """Tests that reach the edited line; where the function has changed since, those that reach the function."""
         place = self.functions.get(edit.file, {}).get(edit.function)

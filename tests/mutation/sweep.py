@@ -197,10 +197,16 @@ class Sweeping:
         tests = self._reach.of(edit, (ROOT / edit.file).read_bytes())
         if tests == [IMPORT]:
             return None
-        # Of tests that came since the measurement, those of the same subject may reach it.
-        new = [test for test in self._items if test not in self._reach.seconds and is_near(test, edit.file)]
-        tested, explored = self._test(edit, [test for test in (*tests, *new) if test in self._items]), None
-        if EXPLORE in tests and not noticed(tested):
+        # Of what came since the measurement, tests of the same subject may reach it.
+        unknown = not self._reach.knows(edit)
+        new = [
+            test for test in self._items if is_near(test, edit.file) and (unknown or test not in self._reach.seconds)
+        ]
+        tested, explored = (
+            self._test(edit, [test for test in dict.fromkeys((*tests, *new)) if test in self._items]),
+            None,
+        )
+        if (unknown or EXPLORE in tests) and not noticed(tested):
             schedules = self._request.schedules
             explored = self._judge.explore(edit, lambda: exploration(schedules), 20 + schedules * SPARE_S_OF_A_SCHEDULE)
         if any(verdict is not None and verdict.outcome == NO_PROGRAM for verdict in (explored, tested)):
@@ -250,7 +256,7 @@ def in_order(items: Sequence[pytest.Item], seconds: dict[str, float], file: str)
 def is_near(test: str, file: str) -> bool:
     """Whether a test stands in a file whose name says that it is about this one, or its folder."""
     path = Path(test.partition("::")[0])
-    words = set(Path(file).with_suffix("").parts[-2:])
+    words = set("_".join(Path(file).with_suffix("").parts[-2:]).split("_"))
     return path.parent.name == file.partition("/")[0] and bool(words & set(path.stem.split("_")))
 
 
