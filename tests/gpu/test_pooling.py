@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from pawl.gpu.pooling import Pooler, Pooling, pooled
+from pawl.gpu.recompute import Recomputer
 from pawl.gpu.runner import Runner
 from pawl.gpu.weights.source import load_weights, resolve_source
+from pawl.lifecycle.recompute import Recorded
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
+from pawl.lifecycle.step import Embedding as Vector
 from pawl.lifecycle.step import Float32s, Int32s, SlotAssignment, StepBatch, StepResult
 from pawl.loops.batch import ScheduledBatch
 from tests.gpu.serving import Asked, Serving, Worker
@@ -141,3 +144,16 @@ def test_a_runner_without_pooling_says_that_it_makes_no_vectors(tmp_path: Path) 
     runner = Runner(source.config, load_weights(source, torch.float32), **sizes)
     assert runner.abilities.generates
     assert not runner.abilities.vector_size
+
+
+@pytest.mark.parametrize("pooling", KINDS, ids=lambda pooling: pooling.kind)
+def test_a_vector_computed_again_from_its_record_has_the_same_bits(pooling: Pooling, tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path)
+    run = Embedding(worker_of(folder, pooling, "native"), prefill_chunk=8)
+    digests = [Vector.of(0, vector).digest for vector in run.vectors(PROMPTS)]
+    source = resolve_source(str(folder))
+    again = Recomputer(
+        source.config, load_weights(source, torch.float32), max_context=64, dtype=torch.float32, pooling=pooling
+    )
+    recorded = [Recorded(prompt.astype(np.int32), len(prompt), EMBED) for prompt in PROMPTS]
+    assert [each.digests for each in again(recorded)] == [[digest] for digest in digests]
