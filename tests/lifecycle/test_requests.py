@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pawl.lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
-from pawl.lifecycle.requests import RequestInfo, RequestTable
+from pawl.lifecycle.requests import FIRST_DRAFT, RequestInfo, RequestTable
 from pawl.lifecycle.states import Event, State
 
 INF = float("inf")
@@ -61,6 +61,9 @@ def test_a_row_says_what_was_asked_for() -> None:
         "order": np.iinfo(np.int64).max,
         "priority": -1,
         "deadline": 9.5,
+        "draft_length": FIRST_DRAFT,
+        "draft_pause": 0,
+        "draft_from": 0,
         "stop_tokens": [6, 8] + [-1] * (MAX_STOP_TOKENS - 2),
         "tokens": [1, 2, 3, 4],
     }

@@ -63,7 +63,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, seed: int, pacing: str, shape: dic
 
     def make(**settings: Any) -> Driver:
         driver = Checkpointing(**(settings | shape | {"pacing": pacing}))
-        facts = {"loop": msgspec.to_builtins(driver.config)}
+        facts = {"loop": msgspec.to_builtins(driver.config), "backend": "ghost"}
         driver.loop.journal._started = Started(
             version="test",
             model="ghost",
