@@ -56,7 +56,7 @@ PATTERNS = {
     "time": f"^{_TIME}$",
     "date-time": f"^{_DATE}T{_TIME}$",
 }
-"""Formats of which xgrammar lets through what is none."""
+"""Formats of which a library lets through what is none. No leap days: they would take a list of years."""
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,
     "array": list,
@@ -179,9 +179,9 @@ class _Preparing:
             return
         if name not in FORMATS:
             del made["format"]
-        elif name in PATTERNS and "pattern" not in made and not self._merges:
+        elif name in PATTERNS and "pattern" not in made:
             del made["format"]
-            made["pattern"] = _whole(PATTERNS[name])
+            made["pattern"] = PATTERNS[name] if self._merges else _whole(PATTERNS[name])
 
     def _reword_arrays(self, made: dict[str, Any]) -> None:
         """Tuples as older drafts wrote them."""

@@ -58,8 +58,8 @@ class TokenRoutes(HasContext):
 
     def routes(self) -> list[Route]:
         return [
-            Route("/tokenize", self.tokenize, methods=["POST"]),
-            Route("/detokenize", self.detokenize, methods=["POST"]),
+            *(Route(path, self.tokenize, methods=["POST"]) for path in ("/tokenize", "/v1/tokenize")),
+            *(Route(path, self.detokenize, methods=["POST"]) for path in ("/detokenize", "/v1/detokenize")),
         ]
 
     @takes(TokenizeBody)

@@ -138,12 +138,11 @@ def _inner(schema: Any) -> Iterator[dict[str, Any]]:
 
 def said_by_both(schema: dict[str, Any]) -> bool:
     """Whether its instances are the same for both. Numbers with bounds are written with as many digits as each likes,
-    times with small letters and leap seconds or without, names once or twice, constants with white space or without it;
-    xgrammar takes a pattern with alternatives for the whole."""
+    names once or twice, constants with white space or without it; xgrammar takes a pattern with alternatives for the
+    whole."""
     return not any(
         "|" in one.get("pattern", "")
         or (one.get("type") == "number" and len(one) > 1)
-        or one.get("format") in ("time", "date-time")
         or "patternProperties" in one
         or any(isinstance(value, dict | list) for value in (*one.get("enum", ()), one.get("const")))
         for one in _inner(schema)
@@ -170,6 +169,8 @@ def differences(seed: int) -> Iterator[str]:
                 continue
             text = text_of(output, words)
             value = json.loads(text)
+            if "\ufffd" in text or "Infinity" in json.dumps(value):
+                continue  # bytes that are no text, and numbers that Python does not read
             if not judge.is_valid(value):
                 yield f"{name} says {text!r}, which is no instance of {schema}"
                 continue
@@ -183,8 +184,8 @@ def differences(seed: int) -> Iterator[str]:
 
 
 def _has_escapes(value: Any) -> bool:
-    """Whether a string in it is written with a backslash."""
-    return "\\" in json.dumps(value, ensure_ascii=False)
+    """Whether a string in it is written with a backslash, or may be."""
+    return any(mark in json.dumps(value, ensure_ascii=False) for mark in "\\\x7f")
 
 
 REASONS = (

@@ -47,3 +47,10 @@ def test_the_texts_of_tokens_are_told_where_they_are_wanted(client: httpx.Client
     assert "token_strs" not in asked(prompt="hi", return_token_strs=False)
     long = asked(prompt="x" * (LITTLE + 1))
     assert long["token_strs"] == ["x"] * (LITTLE + 1)
+
+
+def test_both_names_of_a_route_say_the_same(client: httpx.Client) -> None:
+    for name, body in (("tokenize", {"prompt": "hi"}), ("detokenize", {"tokens": [104, 105]})):
+        replies = [client.post(f"{prefix}/{name}", json=body) for prefix in ("", "/v1")]
+        assert [reply.status_code for reply in replies] == [200, 200]
+        assert replies[0].json() == replies[1].json()
