@@ -44,12 +44,16 @@ class Folds:
 
     def __call__(self, started: Started, grammar: Grammar) -> Fold:
         """See `Begin`."""
-        if self._grammars is None:
-            self._grammars = self._found(started)
         try:
-            return self._grammars.get(grammar).matcher()
+            return self.grammars(started).get(grammar).matcher()
         except GrammarRefused as error:
             raise NoFold(str(error)) from error
+
+    def grammars(self, started: Started) -> Grammars:
+        """Those of the run's vocabulary, loaded once. Raises NoFold."""
+        if self._grammars is None:
+            self._grammars = self._found(started)
+        return self._grammars
 
     def _found(self, started: Started) -> Grammars:
         named, backend = (str(started.config.get(name, "")) for name in ("model", "grammar_backend"))

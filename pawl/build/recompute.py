@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from pawl.actors.text.ghost import ghost_vocabulary
-from pawl.actors.text.vocabulary import Vocabulary
-from pawl.build.grammars import make_grammars
-from pawl.config import ConfigError
+from pawl.build.grammars import Folds
 from pawl.gpu.ghost.recompute import ghost_again
 from pawl.gpu.grammars.cache import Grammars
+from pawl.lifecycle.properties.grammar import NoFold
 from pawl.lifecycle.properties.start import GHOST
 from pawl.lifecycle.recompute import CannotRecompute, Compute
 from pawl.lifecycle.records import Started
 from pawl.loops.select import LoopConfig
 
 
-def model_of(started: Started, model: str | None, advance: Callable[[int], object]) -> Compute:
-    """The model that `started` describes, loaded from `model` (None: from where the run had it).
+def model_of(started: Started, model: str | None, advance: Callable[[int], object], folds: Folds) -> Compute:
+    """The model that `started` describes, loaded from `model` (None: from where the run had it); grammars are those of
+    `folds`.
 
     `advance` hears of tokens that are computed. Raises CannotRecompute where it is another model, or would not compute
     the same bits here, and what loading a model raises.
@@ -26,7 +25,7 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
     if started.config.get("backend") == GHOST:
         if model not in (None, GHOST):
             raise CannotRecompute(f"the run had a ghost as its model, not {model}")
-        return partial(ghost_again, advance=advance, grammars=_grammars(started, ghost_vocabulary()))
+        return partial(ghost_again, advance=advance, grammars=_grammars(started, folds))
     if started.config.get("backend") == "encoder":
         return _encoder(started, model, advance)
     import msgspec
@@ -66,7 +65,7 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
         backend="triton" if backend.startswith("triton") else "native",
         advance=advance,
         pooling=pooling,
-        grammars=_grammars(started, Vocabulary.load(source.path, source.config.vocab_size)),
+        grammars=_grammars(started, folds),
     )
     here = processor_of(recomputer.backend, recomputer.kv.data.device)
     if here != processor:
@@ -109,12 +108,11 @@ def _encoder(started: Started, model: str | None, advance: Callable[[int], objec
     return partial(encoder_again, encoder, pooling, advance=advance)
 
 
-def _grammars(started: Started, vocabulary: Vocabulary) -> Grammars | None:
+def _grammars(started: Started, folds: Folds) -> Grammars | None:
     """Those that the run had. Raises CannotRecompute."""
-    backend = started.config.get("grammar_backend")
-    if backend is None:
+    if started.config.get("grammar_backend") is None:
         return None
     try:
-        return make_grammars(str(backend), vocabulary, patient=True)
-    except ConfigError as error:
+        return folds.grammars(started)
+    except NoFold as error:
         raise CannotRecompute(str(error)) from error

@@ -18,6 +18,7 @@ from pawl.config import ServerConfig
 from pawl.logs import progress, share_done
 
 if TYPE_CHECKING:
+    from pawl.build.grammars import Folds
     from pawl.lifecycle.audit import Report
     from pawl.lifecycle.properties.base import Property
     from pawl.lifecycle.trace.reader import TraceReader
@@ -61,11 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.trace is None and arguments.recompute and _is_trace(Path(arguments.recompute)):
         # The parser cannot know whether what follows --recompute is its MODEL or the TRACE.
         arguments.trace, arguments.recompute = Path(arguments.recompute), OF_THE_RUN
-    also: list[Property] = [GrammarIsAFold(Folds(arguments.recompute or None))]
+    folds = Folds(arguments.recompute or None)
+    also: list[Property] = [GrammarIsAFold(folds)]
     try:
         path = _run_at(arguments.trace or Path(ServerConfig().trace_dir))
         # A trace may hold any number: what comes of it is compared, and needs no warning.
-        with recomputing(arguments.recompute, path) as words, np.errstate(all="ignore"):
+        with recomputing(arguments.recompute, path, folds) as words, np.errstate(all="ignore"):
             also += [words] if words is not None else []
             report = _judged(path, arguments.replay, also, words is None)
     except OSError as error:
@@ -116,9 +118,9 @@ def _judged(path: Path, decide: bool, also: Sequence[Property], shown: bool) -> 
 
 
 @contextlib.contextmanager
-def recomputing(model: str | None, path: Path) -> Iterator[Recomputed | None]:
+def recomputing(model: str | None, path: Path, folds: Folds) -> Iterator[Recomputed | None]:
     """The property that the model of the run decides, where it was asked for, and of a ghost always: its answers are
-    known without a file. Raises NothingJudged."""
+    known without a file. `folds` has its vocabulary. Raises NothingJudged."""
     from pawl.build.recompute import model_of
     from pawl.lifecycle.properties.start import GHOST
     from pawl.lifecycle.recompute import is_reproducible
@@ -138,7 +140,7 @@ def recomputing(model: str | None, path: Path) -> Iterator[Recomputed | None]:
         return
     with progress("tokens", max(1, _num_tokens(open_trace(path)))) as advance:
         try:
-            compute = model_of(started, model or None, advance)
+            compute = model_of(started, model or None, advance, folds)
         except Exception as error:
             if exit_status(error) is None:
                 raise

@@ -15,6 +15,7 @@ import pytest
 
 from pawl.actors.simulation.exploration import silence
 from pawl.actors.simulation.faults import Faults
+from pawl.build.grammars import Folds
 from pawl.commands.audit import recomputing
 from pawl.lifecycle.audit import Report, Verdict, audit
 from pawl.lifecycle.records import Record
@@ -30,7 +31,7 @@ NIGHTLY = 60
 def audited(folder: Path, records: list[Record]) -> Report:
     """As `pawl audit` does it."""
     file = write(folder, records, block=64)
-    with silence(), recomputing(None, file) as words:
+    with silence(), recomputing(None, file, Folds()) as words:
         report = audit(file, [OneDecisionLog(), *([words] if words is not None else [])])
     shutil.rmtree(folder)
     return report
