@@ -181,9 +181,9 @@ class Detokenizer(Actor):
                     continue
                 if stream.plain and index not in silent:
                     stream.num_output += 1
-                    output = Output(stream.request, stream.decode(token), (token,))
+                    output = Output(stream.request, stream.decode(token), (token,), version=message.version)
                 else:
-                    output = self._special(stream, token, index in silent, message.ended)
+                    output = self._special(stream, token, index in silent, message)
                     if scores is not None:
                         output = structs.replace(output, logprobs=stream.scores(token, scores, index))
                 places[row] = len(outputs)
@@ -193,7 +193,7 @@ class Detokenizer(Actor):
         for end in message.ended[read.num_ended :]:
             read.num_ended += 1
             try:
-                self._end(end, outputs, places.get(end.row))
+                self._end(end, outputs, places.get(end.row), message.version)
             except Exception as error:
                 self.contain(end.request, error)
                 self._unreadable.discard(end.request)  # this was its end
@@ -214,7 +214,7 @@ class Detokenizer(Actor):
         if stream is not None:
             self.contain(stream.request, error)
 
-    def _special(self, stream: Stream, token: int, silent: bool, ended: tuple[Ended, ...]) -> Output:
+    def _special(self, stream: Stream, token: int, silent: bool, message: StepTokens) -> Output:
         """One token of a request with stop strings or scores, or a stop token that ends without text."""
         stream.num_output += 1
         if stream.num_output == 1:
@@ -223,11 +223,12 @@ class Detokenizer(Actor):
         done = None
         if stream.matched is not None:
             done = stream.done(Cause.STOP_STRING, self.context.now(), matched=stream.matched)
-            if all(end.request != stream.request for end in ended):
+            if all(end.request != stream.request for end in message.ended):
                 self.context.send(self._names.scheduler, Finish(stream.request, stream.num_output), Lane.CONTROL)
-        return Output(stream.request, text, (token,), prompt_logprobs=stream.take_prompt_scores(), done=done)
+        scores = stream.take_prompt_scores()
+        return Output(stream.request, text, (token,), prompt_logprobs=scores, done=done, version=message.version)
 
-    def _end(self, end: Ended, outputs: list[Output], place: int | None) -> None:
+    def _end(self, end: Ended, outputs: list[Output], place: int | None, version: str) -> None:
         """Free the row and give the client its terminal record, with the last token's output where there is one."""
         stream = self._streams.get(end.row)
         if end.request in self._unreadable:
@@ -250,7 +251,8 @@ class Detokenizer(Actor):
             done = structs.replace(done, cause=Cause.STOP_STRING, matched=stream.matched, message="")
         if place is None:
             scores, vector = stream.take_prompt_scores(), stream.embedding
-            outputs.append(Output(stream.request, text, (), prompt_logprobs=scores, done=done, embedding=vector))
+            output = Output(stream.request, text, (), prompt_logprobs=scores, done=done, embedding=vector)
+            outputs.append(structs.replace(output, version=version))
         else:
             last = outputs[place]
             outputs[place] = structs.replace(last, text=last.text + text, done=done)

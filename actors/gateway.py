@@ -16,6 +16,7 @@ import structlog
 from pawl.actors.asks import Answer, AskExpired, Asks
 from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
 from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
+from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import NAMES, Names
 from pawl.actors.open_requests import HTTP_OVERLOADED, Entry, OpenRequests
 from pawl.actors.recorder import TraceSink
@@ -30,7 +31,9 @@ from pawl.loops.orders.requests import Abort, Drain
 
 log = structlog.get_logger(__name__)
 
-FromPeers: TypeAlias = Outputs | Accepted | Refused | Reply | Stalled | Pulse | TraceLoss | Down | AskExpired
+FromPeers: TypeAlias = (
+    Outputs | Accepted | Refused | Reply | Stalled | Pulse | TraceLoss | Down | AskExpired | WeightsServed
+)
 
 
 class Gateway(Actor):
@@ -43,7 +46,9 @@ class Gateway(Actor):
         self, limit: int = 4096, *, traced: bool = False, trace_required: bool = False, names: Names = NAMES
     ) -> None:
         self._names = names
-        self._vital = frozenset({names.tokenizer, names.scheduler, names.grammar, names.worker, names.detokenizer})
+        self._vital = frozenset(
+            {names.tokenizer, names.scheduler, names.grammar, names.worker, names.stager, names.detokenizer}
+        )
         """Peers without which no request can end on its own."""
         self.limit = limit
         self.trace = TraceSink(self, names) if traced else None
@@ -62,6 +67,8 @@ class Gateway(Actor):
         self.draining = False
         self.paused = False
         """What the scheduler was told last: to plan no steps, or to plan some again."""
+        self.weights: WeightsServed | None = None
+        """What is served since an update of the weights."""
         self._num_answered = 0
         self._delivering: Sequence[Output] = ()
         self._num_delivered = 0
@@ -177,6 +184,8 @@ class Gateway(Actor):
                 self.asks.expire(ticket)
             case Stalled():
                 self.pace = message
+            case WeightsServed():
+                self.weights = message
             case Pulse(sent_at):
                 self.turned_at = self.context.now()
                 self.longest_freeze_s = max(self.longest_freeze_s, self.turned_at - sent_at)

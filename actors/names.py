@@ -13,6 +13,7 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: str = "scheduler"
     grammar: str = "grammar"
     worker: str = "worker"
+    stager: str = "stager"
     storage: str = "storage"
     detokenizer: str = "detokenizer"
     watchdog: str = "watchdog"

@@ -22,6 +22,7 @@ from pawl.actors.runtime.actor import Actor, Lane, places_of
 from pawl.actors.step_report import StepReport
 from pawl.actors.tiers.tier_client import NoTierClient, TierClient, TierMessage
 from pawl.actors.turns import turn_of
+from pawl.actors.weight_client import WeightClient
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.records import STOPPED, Started
 from pawl.lifecycle.requests import RequestInfo
@@ -33,13 +34,14 @@ from pawl.loops.intake import Intake, Order, Outcome
 from pawl.loops.loop import Loop
 from pawl.loops.orders import AnyOrder
 from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll, Finish
+from pawl.loops.orders.weights import WeightsSwapped
 from pawl.loops.properties.state import name_of
 from pawl.loops.recovery import FAILED, recover
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.snapshot import checkpoint
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.prefix.namespace import namespace_of
-from pawl.memory.violation import MemoryViolation
+from pawl.memory.violation import MemoryViolation, raised_behind
 
 log = structlog.get_logger("pawl.scheduler")
 
@@ -70,14 +72,6 @@ class Asker(msgspec.Struct, frozen=True):
     ticket: int
 
 
-def raised_behind(violation: MemoryViolation) -> Exception | None:
-    """What was raised, perhaps in a part of the user's own, where that is what broke the property."""
-    raised: BaseException = violation
-    while raised.__cause__ is not None:
-        raised = raised.__cause__
-    return raised if isinstance(raised, Exception) and raised is not violation else None
-
-
 class Scheduler(Actor):
     """Owns table, memory and loop of one replica."""
 
@@ -97,7 +91,9 @@ class Scheduler(Actor):
         self.loop: Loop = make_loop(config, self, self.journal, tier_client)
         self.tier_client: TierClient | NoTierClient = tier_client or NoTierClient()
         self.tier_client.attach(self.loop)
-        self.intake = Intake(self.loop, self)
+        self.weight_client = WeightClient(self, names)
+        self.stage, self.exchanged = self.weight_client.stage, self.weight_client.exchanged
+        self.intake = Intake(self.loop, self, config.served)
         self._report = StepReport()
         self._launched_at: dict[int, float] = {}
         self._askers: dict[int, Asker] = {}
@@ -127,6 +123,8 @@ class Scheduler(Actor):
                 if isinstance(message, CheckDeadlines):
                     self._checking_deadlines = False
                 self.intake.deliver(message, now)
+                if isinstance(message, WeightsSwapped):
+                    self._reset_worker()
             case Ask():
                 self._asked(message, now)
             case ExecuteFailed(step, reason):
@@ -186,6 +184,7 @@ class Scheduler(Actor):
         self._launched_at.clear()
         self._report.withdraw([step for step in self.loop.in_flight if step is not self.loop.committed])
         recover(self.loop, self._failure(), now, request)
+        self.intake.weights.renew()
         self._reset_worker()
 
     def _failure(self) -> str:
@@ -199,6 +198,7 @@ class Scheduler(Actor):
             checkpoint(self.intake, now)
         if not self.journal.checkpoint_due:
             self.intake.turn(now)
+        self.weight_client.swap_if_due(self.intake)
         # Else what is in flight comes back first: a checkpoint is of a moment without a step in flight.
         self._send_step()
         self._tell_what_is_settled()
@@ -239,7 +239,7 @@ class Scheduler(Actor):
             request=message.request,
             rid=message.rid,
             sampling=message.sampling,
-            namespace=namespace_of(salt=message.namespace, weights=self.config.weights),
+            namespace=namespace_of(salt=message.namespace, weights=self.intake.weights.served.fingerprint),
             submitted=now,
             passthrough=message.text_options,
         )
@@ -337,7 +337,7 @@ class Scheduler(Actor):
         log.error("a property does not hold", property=name, **facts)
 
     def _send_step(self) -> None:
-        self._report.send(self.loop, partial(self._send, self._names.detokenizer))
+        self._report.send(self.loop, self.intake.weights.served.version, partial(self._send, self._names.detokenizer))
 
     def _send(self, to: str, message: Any, lane: Lane = Lane.DATA) -> None:
         self.context.send(to, message, lane)

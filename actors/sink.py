@@ -43,6 +43,14 @@ class Delta(msgspec.Struct):
         return self.done is not None or self.refusal is not None
 
 
+class Span(msgspec.Struct):
+    """Output tokens start .. end - 1 of a request were drawn by weights of one version."""
+
+    version: str
+    start: int
+    end: int
+
+
 class Inbox:
     """A sink that merges what its reader has not taken yet.
 
@@ -62,6 +70,10 @@ class Inbox:
         self._prompt_logprobs: tuple[TokenLogprob, ...] = ()
         self._embedding: NDArray[np.float32] | None = None
         self._waiting = False
+        self.version = ""
+        """Of the weights, as it was told last."""
+        self.spans: list[Span] = []
+        """Which weights drew which of all output tokens so far."""
 
     @property
     def num_prompt(self) -> int | None:
@@ -82,15 +94,25 @@ class Inbox:
     def push(self, output: Output) -> None:
         if output.text:
             self._texts.append(output.text)
-        self._tokens.extend(output.tokens)
+        if output.tokens:
+            self._tokens.extend(output.tokens)
+            self._attribute(len(output.tokens), output.version)
         if output.logprobs:
             self._logprobs.extend(output.logprobs)
         if output.prompt_logprobs:
             self._prompt_logprobs = output.prompt_logprobs
+        self.version = output.version or self.version
         self.done, self._embedding = output.done, output.embedding
         self._waiting = True
         if not self.whole or output.done is not None:
             self.ready()
+
+    def _attribute(self, count: int, version: str) -> None:
+        if self.spans and self.spans[-1].version == version:
+            self.spans[-1].end += count
+        else:
+            start = self.spans[-1].end if self.spans else 0
+            self.spans.append(Span(version, start, start + count))
 
     def refused(self, refused: Refused) -> None:
         self.refusal = refused

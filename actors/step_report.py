@@ -59,8 +59,9 @@ class StepReport:
         if any(scheduled is self._scheduled for scheduled in uncommitted):
             self._rows, self._tokens, self._scheduled, self._result = _NONE, _NONE, None, None
 
-    def send(self, loop: Loop, send: Callable[[StepTokens], object]) -> None:
-        """Send what has come together, if the detokenizer needs to know; `loop` has just committed it. Admissions alone
+    def send(self, loop: Loop, version: str, send: Callable[[StepTokens], object]) -> None:
+        """Send what has come together, if the detokenizer needs to know; `loop` has just committed it, with weights of
+        this version. Admissions alone
         wait for the first token or ending. What could not be sent stays."""
         rows, tokens, scheduled, result = self._rows, self._tokens, self._scheduled, self._result
         if result is None and not self._ended:
@@ -72,7 +73,7 @@ class StepReport:
             ended, admitted = tuple(self._ended.values()), tuple(self._admitted)
             no_end: dict[int, Ended] = {}
             nobody: list[Admitted] = []
-            send(StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted, embeddings))
+            send(StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted, embeddings, version))
             # Nothing can fail between these.
             self._result = None
             self._ended = no_end

@@ -9,11 +9,13 @@ import structlog
 
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
 from pawl.actors.messages.transfer import Fence, Fill, PagesToWorker, Save
+from pawl.actors.messages.weights import UNEXCHANGED, Swap
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.page_copier import PageCopier
 from pawl.gpu.step_runner import StepRunner
 from pawl.lifecycle.step import StepBatch
+from pawl.loops.orders.weights import WeightsFailed, WeightsSwapped
 
 log = structlog.get_logger("pawl.worker")
 
@@ -21,7 +23,7 @@ log = structlog.get_logger("pawl.worker")
 class Worker(Actor):
     """Runs steps on one runner. A device that works asynchronously has one step queued behind the running one."""
 
-    accepts = ToWorker | PagesToWorker
+    accepts = ToWorker | PagesToWorker | Swap
 
     def __init__(self, runner: StepRunner[Any], names: Names = NAMES) -> None:
         self._names = names
@@ -41,6 +43,8 @@ class Worker(Actor):
                 self._mover.fill(message)
             case Fence():
                 self._mover.fence(message)
+            case Swap(ticket):
+                self._swap(ticket)
             case ResetWorker(next_step, next_save):
                 self._next_step = next_step
                 self._launched.clear()
@@ -66,6 +70,17 @@ class Worker(Actor):
         for step in steps:
             self._lose(step, error)
         return True
+
+    def _swap(self, ticket: int) -> None:
+        self._collect(0)
+        try:
+            self.runner.swap(ticket)
+        except Exception as error:
+            log.exception("the weights could not be exchanged")
+            answer: WeightsFailed | WeightsSwapped = WeightsFailed(ticket, f"{UNEXCHANGED}: {error}")
+        else:
+            answer = WeightsSwapped(ticket)
+        self.context.send(self._names.scheduler, answer, Lane.CONTROL)
 
     def _execute(self, batch: StepBatch) -> None:
         if batch.step < self._next_step:

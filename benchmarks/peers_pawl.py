@@ -25,7 +25,7 @@ def main(backend: str) -> None:
             return [list(completion.tokens) for completion in it.generate(prompts, sampling)]
 
         def load() -> tuple[str, Generate]:
-            return f"Pawl {__version__} ({it.parts.runner.backend_name})", generate
+            return f"Pawl {__version__} ({it.parts.runner.backend.name})", generate
 
         answer_questions(load)
 

@@ -22,27 +22,33 @@ class OneAtATime(Protocol):
 
 
 def steps_alone(
-    runner: OneAtATime, prompt: Int32s, sampling: SamplingParameters, num_output: int, page_size: int
+    runner: OneAtATime,
+    known: Int32s,
+    sampling: SamplingParameters,
+    num_output: int,
+    page_size: int,
+    num_prompt: int | None = None,
 ) -> Iterator[StepResult]:
-    """What each step gives: the whole prompt and the first token, then one token after the other, stopped by nothing.
-    One step where `num_output` is 0."""
+    """What each step gives: all `known` tokens and the next one, then one token after the other, `num_output` in all,
+    stopped by nothing. One step where that is 0. Those after the first `num_prompt` (None: all) are output already."""
+    num_prompt = len(known) if num_prompt is None else num_prompt
     runner.reset()
     none = np.zeros(0, np.int32)
     for step in range(max(num_output, 1)):
         first = not step
-        pages = np.arange(-(-(len(prompt) + num_output) // page_size), dtype=np.int32) if first else none
+        pages = np.arange(-(-(len(known) + num_output) // page_size), dtype=np.int32) if first else none
         batch = StepBatch(
             step=step + 1,
             slots=np.zeros(1, np.int32),
-            starts=np.array([0 if first else len(prompt) + step - 1], np.int32),
-            lengths=np.array([len(prompt) if first else 1], np.int32),
-            tokens=prompt if first else none,
+            starts=np.array([0 if first else len(known) + step - 1], np.int32),
+            lengths=np.array([len(known) if first else 1], np.int32),
+            tokens=known if first else none,
             chained=np.array([not first]),
             samples=np.array([num_output > 0]),
             page_slots=np.zeros_like(pages),
             page_indices=pages,
             pages=pages,
             window_pages=None,
-            admitted=(SlotAssignment(0, sampling, len(prompt), prompt, 0),) if first else (),
+            admitted=(SlotAssignment(0, sampling, num_prompt, known, len(known) - num_prompt),) if first else (),
         )
         yield runner.collect(runner.launch(batch))

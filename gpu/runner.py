@@ -23,10 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pawl.gpu.backend import ForwardInputs, GreedyBackend
+from pawl.gpu.backend import Backend, ForwardInputs, GreedyBackend
 from pawl.gpu.batches import check_batch, part_of, within_vocabulary
 from pawl.gpu.copies import copies_from
-from pawl.gpu.cuda.graphs import CudaRecorder, DecodeGraphs, GraphBackend, Recorder
+from pawl.gpu.cuda.graphs import DecodeGraphs, GraphBackend, Recorder, graphs_for
 from pawl.gpu.cuda.shapes import GraphShape
 from pawl.gpu.devices import available_threads, download, upload
 from pawl.gpu.grammars.cache import Grammars
@@ -41,6 +41,7 @@ from pawl.gpu.sampling.sampler import Draws
 from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
 from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
 from pawl.gpu.step_runner import Abilities
+from pawl.gpu.updates import Updates
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
 from pawl.memory.partners import NO_PAGE
@@ -92,13 +93,13 @@ class Runner:
         self.asynchronous = self.device.type == "cuda"
         """Whether `launch` returns before the step is computed."""
         fingerprint = weights_fingerprint(config, weights)
-        self.backend = select_backend(
-            backend, config, weights, self.kv, threads=threads or available_threads(), deterministic=deterministic
-        )
+        threads = threads or available_threads()
+        make = partial(select_backend, config=config, kv=self.kv, threads=threads, deterministic=deterministic)
+        self._compute_with(make(backend, weights=weights))
+        self._updates = Updates(config, dtype, partial(make, self.backend.name))
         self.layout = f"{self.kv.layout} {self.backend.name} {fingerprint}"
         """How the bytes of a page are to be read, and whose they are: a copy of a page may be written wherever this is
         equal. Other weights give other keys and values for the same tokens, another backend other last bits."""
-        self._greedy_backend = self.backend if isinstance(self.backend, GreedyBackend) else None
         self.sampler = sampler_for(self.backend, config.vocab_size, num_slots, self.device)
         self.scorer = PromptScorer(num_slots)
         self.pooler = Pooler(num_slots, pooling)
@@ -127,20 +128,8 @@ class Runner:
     def prepare_graphs(self, recorder: Recorder | None = None) -> list[GraphShape]:
         """Get ready to record the decode steps of this device, and return their sizes, largest first; none where steps
         cannot be recorded. `recorder` None: that of the device, where it has one."""
-        backend = self.backend
-        if recorder is None and self.device.type == "cuda":
-            recorder = CudaRecorder(self.device)
-        if recorder is None or not isinstance(backend, GraphBackend):
-            return []
-        num_slots, pages_per_slot = self.page_table.shape
-        self._graphs = backend.allocate_graphs(
-            recorder,
-            max_rows=num_slots,
-            num_slots=num_slots,
-            pages_per_slot=pages_per_slot,
-            max_context=self.max_context,
-        )
-        return list(self._graphs.shapes)
+        self._graphs = graphs_for(self.backend, self.device, self.page_table.shape, self.max_context, recorder)
+        return [] if self._graphs is None else list(self._graphs.shapes)
 
     def record_graph(self, shape: GraphShape) -> None:
         """Record one of what `prepare_graphs` returned: decode steps of that size are replayed from now on."""
@@ -160,11 +149,6 @@ class Runner:
         return abilities_of(self.pooler.pooling, self.config.hidden_size)
 
     @property
-    def backend_name(self) -> str:
-        """Which backend computes: torch or native."""
-        return self.backend.name
-
-    @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers. Raises PagesNotPortable when there are two stores."""
         return self.kv.page_bytes
@@ -179,6 +163,22 @@ class Runner:
         """Put blocks that `read_pages` of a runner with the same `layout` gave into `pages`, before any step that is
         launched later; see `KvStore.write`."""
         self.kv.write(pages, blocks)
+
+    def stage(self, ticket: int, source: str, load_format: str) -> str:
+        """See `StepRunner.stage`."""
+        return self._updates.stage(ticket, source, load_format)
+
+    def swap(self, ticket: int) -> None:
+        """See `StepRunner.swap`. Graphs hold addresses of weights: they are recorded again."""
+        taken, recorded = self._updates.take(ticket), self._graphs is not None
+        self.free_graphs()
+        self._compute_with(taken)
+        for shape in self.prepare_graphs() if recorded else ():
+            self.record_graph(shape)
+
+    def _compute_with(self, backend: Backend) -> None:
+        self.backend = backend
+        self._greedy_backend = backend if isinstance(backend, GreedyBackend) else None
 
     def reset(self) -> None:
         """Forget every slot and every step in flight; pages keep their bytes, which mean nothing any more."""

@@ -27,6 +27,10 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
     """Vectors have length 1."""
 
 
+class WeightsRefused(Exception):
+    """New weights cannot be served; nothing has changed. Its words are for whoever sent them."""
+
+
 class StepRunner(Protocol[Launched]):
     """Runs steps in the order they are launched, and copies pages out and in between them."""
 
@@ -53,6 +57,15 @@ class StepRunner(Protocol[Launched]):
 
     def reset(self) -> None:
         """Forget every slot and every step in flight."""
+
+    def stage(self, ticket: int, source: str, load_format: str) -> str:
+        """Read the weights of `source`, verify that they are this model's, and lay them out under `ticket` beside those
+        that compute; what was staged before is dropped. Returns their fingerprint. Another thread may call it while
+        steps are launched and collected. Raises WeightsRefused."""
+
+    def swap(self, ticket: int) -> None:
+        """Compute with what is staged under `ticket`; no step is in flight. Pages keep their bytes, which mean nothing
+        any more. Raises WeightsRefused, with nothing changed, where nothing is staged under it."""
 
     def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
         """Copies of `pages`, uint8 [n, page_bytes], as all launched steps leave them."""

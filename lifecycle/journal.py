@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from pawl.lifecycle.machines.weights import WeightEvent, Weights
 from pawl.lifecycle.records import (
     CacheChange,
     Cached,
@@ -32,6 +33,7 @@ from pawl.lifecycle.records import (
     TierTold,
     Transition,
     UInt8s,
+    WeightsMoved,
 )
 from pawl.lifecycle.requests import Indices, RequestInfo, RequestTable
 from pawl.lifecycle.states import Cause, Event, State
@@ -197,6 +199,12 @@ class Journal:
             )
         )
         self._planned = batch
+
+    def weights(
+        self, source: Weights, event: WeightEvent, target: Weights, version: str, fingerprint: str, now: float
+    ) -> None:
+        """The weights took one edge; those that serve now have this name and this fingerprint."""
+        self._emit(WeightsMoved(source, event, target, version, fingerprint, now))
 
     def idled(self, now: float) -> None:
         """There was work, but no step could be planned."""

@@ -41,6 +41,7 @@ from pawl.lifecycle.columns import float32s as float32s
 from pawl.lifecycle.columns import int32s as int32s
 from pawl.lifecycle.columns import uint8s as uint8s
 from pawl.lifecycle.grammar import Grammar, GrammarKind
+from pawl.lifecycle.machines.weights import WeightEvent, Weights
 from pawl.lifecycle.marks import Contained as Contained
 from pawl.lifecycle.marks import Digest as Digest
 from pawl.lifecycle.marks import Flushed as Flushed
@@ -219,6 +220,19 @@ class Checkpoint(msgspec.Struct, frozen=True, array_like=True, tag=17, eq=False)
     time: float
 
 
+class WeightsMoved(msgspec.Struct, frozen=True, array_like=True, tag=18):
+    """An update of the weights has begun, has come further, or has ended."""
+
+    source: Weights
+    event: WeightEvent
+    target: Weights
+    version: str
+    """What replies call the weights that serve from here on."""
+    fingerprint: str
+    """Of these."""
+    time: float
+
+
 class Counts(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Totals since start, as the engine's own counters have them."""
 
@@ -261,6 +275,7 @@ Record: TypeAlias = (
     | AnswersClosed
     | Contained
     | Checkpoint
+    | WeightsMoved
 )
 RECORD_TYPES: tuple[type[msgspec.Struct], ...] = get_args(Record)
 
@@ -292,7 +307,7 @@ def schema_hash() -> bytes:
         + ", ".join(f"{name}: {kind.__annotations__[name]}" for name in kind.__struct_fields__)
         for kind in kinds
     ]
-    vocabularies: tuple[type[Enum], ...] = (State, Event, Cause, GrammarKind)
+    vocabularies: tuple[type[Enum], ...] = (State, Event, Cause, GrammarKind, Weights, WeightEvent)
     for words in vocabularies:
         lines.append(f"{words.__name__}: " + ", ".join(f"{word.name}={word.value}" for word in words))
     lines += [f"{kind.__name__}: {kind._fields}" for kind in (PageCounts, CacheChange, Scores, Embedded)]

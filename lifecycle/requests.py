@@ -49,6 +49,8 @@ class RequestInfo(msgspec.Struct, eq=False):
     """Tokens of drafts that were tried."""
     num_accepted: int = 0
     """Those of them that were accepted."""
+    num_older: int = 0
+    """Output tokens that other weights have drawn than those that are served."""
 
 
 class RequestTable:

@@ -131,6 +131,7 @@ class Cause(StrEnum):
     MEMORY = "memory"
     STEP_LOST = "step_lost"
     PAUSED = "paused"
+    WEIGHTS = "weights"
 
 
 FINISH_CAUSES = frozenset(
@@ -151,4 +152,4 @@ ABORT_CAUSES = frozenset(
         Cause.INTERNAL,
     }
 )
-RETRACT_CAUSES = frozenset({Cause.MEMORY, Cause.STEP_LOST, Cause.PAUSED})
+RETRACT_CAUSES = frozenset({Cause.MEMORY, Cause.STEP_LOST, Cause.PAUSED, Cause.WEIGHTS})

@@ -17,6 +17,7 @@ from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
 from pawl.loops.loop import Loop
 from pawl.loops.sessions import Begun
+from pawl.loops.weights import Served, WeightKeeper
 from pawl.memory.arrays import Int32s
 
 STOPPING = "the server stops"
@@ -33,6 +34,8 @@ class Outcome(NamedTuple):
 
 
 DONE = Outcome(True)
+LATER = Outcome(True)
+"""Of an order that has begun something: who gave it is answered when that has ended."""
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,12 +75,22 @@ class Caller(Protocol):
     def remind(self, delay_s: float, order: Order) -> None:
         """Deliver `order` in so many seconds."""
 
+    def stage(self, ticket: int, source: str, load_format: str) -> None:
+        """Have new weights laid out beside the old ones; WeightsStaged or WeightsFailed is to follow."""
+
+    def exchanged(self, served: Served) -> None:
+        """These weights are served from now on."""
+
 
 class Intake:
     """Requests and orders, in the order of their arrival, for one loop."""
 
-    def __init__(self, loop: Loop, caller: Caller) -> None:
+    def __init__(self, loop: Loop, caller: Caller, served: Served) -> None:
+        """`served`: the weights that the engine starts with."""
         self.loop = loop
+        self.weights = WeightKeeper(
+            loop, served, caller.exchanged, lambda number, ok, text: self.answer(number, Outcome(ok, text))
+        )
         self.waiting: dict[int, Order] = {}
         """Orders that wait for rest, by number."""
         self.begun: Begun | None = None
@@ -85,6 +98,9 @@ class Intake:
         self.draining = False
         """Requests that arrive are ended at once."""
         self.remind: Callable[[float, Order], None] = caller.remind
+        self.stage: Callable[[int, str, str], None] = caller.stage
+        self.number = 0
+        """Of who waits for the outcome of the order that is being carried out."""
         self._answered = caller.answered
         self._newest = 0
         """The highest number of a request so far."""
@@ -132,16 +148,18 @@ class Intake:
             self.waiting[number] = order
             self.remind(patience_s, WaitEnds(number))
         else:
+            self.number = number
             self.answer(number, order.apply(self, now))
 
     def answer(self, number: int, outcome: Outcome | None) -> None:
         """Tell the outcome, where somebody waits for it."""
-        if number:
+        if number and outcome is not LATER:
             self._answered(number, outcome or DONE)
 
     def turn(self, now: float) -> None:
         """All that has arrived has been handed in: let the loop work, and do what waits for rest if it rests."""
-        self.loop.turn(now)
+        if not self.weights.swapping:
+            self.loop.turn(now)
         if self.loop.at_rest:
             for number in list(self.waiting):
                 self.deliver(WaitEnds(number), now)

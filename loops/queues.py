@@ -148,7 +148,8 @@ class Queues:
         """Take the row's memory away; it starts again from its known tokens when there is room. The state it had."""
         table = self.table
         source = State(int(table.state[row]))
-        self.keep_prefix(row)
+        if cause is not Cause.WEIGHTS:  # what other weights have computed is of no use to anybody
+            self.keep_prefix(row)
         table.move(row, Event.RETRACT, cause)
         table.attempt[row] += 1
         table.info(row).num_retractions += 1

@@ -10,9 +10,11 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.columns import Float32s, Scores, digests_of, float32s, int32s, uint8s
+from pawl.lifecycle.machines.weights import WeightEvent
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.properties.served_weights import fingerprint_at_start
 from pawl.lifecycle.recompute import Compute, Computed, Recorded
 from pawl.lifecycle.records import (
     Int32s,
@@ -21,6 +23,7 @@ from pawl.lifecycle.records import (
     StepRolledBack,
     Submitted,
     Transition,
+    WeightsMoved,
     num_tokens,
 )
 from pawl.lifecycle.request import SamplingParameters
@@ -40,12 +43,15 @@ class Tally(msgspec.Struct):
     vectors: int = 0
     not_recomputed: int = 0
     """Requests with output of a run that did not promise that they can be."""
+    of_other_weights: int = 0
+    """Output tokens that other weights have drawn than those that the engine started with."""
 
     def __str__(self) -> str:
         if self.not_recomputed:
             return f"nothing; {self.not_recomputed} requests of a run that does not promise the same bits"
         said = f"{self.requests} requests, {self.tokens} output tokens, {self.scores} log-probabilities"
-        return f"{said}, {self.vectors} vectors" if self.vectors else said
+        said += f", {self.vectors} vectors" if self.vectors else ""
+        return f"{said}; not {self.of_other_weights} output tokens of other weights" if self.of_other_weights else said
 
 
 class _Scored(NamedTuple):
@@ -74,6 +80,8 @@ class _Life:
         self.scored: list[_Scored] = []
         self.embedded: tuple[int, bytes] | None = None
         """Which record has its vector, and the digest."""
+        self.outdated = False
+        """What it gets from now on is drawn by other weights than those at hand."""
 
     def recorded(self) -> Recorded:
         return Recorded(np.concatenate((self.known, np.array(self.output, np.int32))), self.num_prompt, self.sampling)
@@ -89,7 +97,8 @@ class _Life:
 
 class Recomputed(Property):
     """With the model at hand, the words of a run are computed again from what its requests asked for: every token, and
-    every log-probability, and every vector's digest, is the same to the bit."""
+    every log-probability, and every vector's digest, is the same to the bit. What other weights have drawn than
+    those that the engine started with is counted, and not computed."""
 
     name: ClassVar[str] = "recomputed"
 
@@ -108,8 +117,11 @@ class Recomputed(Property):
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         table = beginning.table
         for row in beginning.rows:
-            info, known = table.info(row), table.tokens[row, : table.num_tokens[row]]
-            self._lives[row] = _Life(info.request, info.sampling, known, int(table.num_prompt[row]))
+            info, num_prompt = table.info(row), int(table.num_prompt[row])
+            outdated = info.num_older > 0 or not _at_hand(history)
+            known = table.tokens[row, : num_prompt if outdated else table.num_tokens[row]]
+            life = self._lives[row] = _Life(info.request, info.sampling, known, num_prompt)
+            life.outdated = outdated
         return ()
 
     def finish(self, history: History) -> Sequence[Violation]:
@@ -125,7 +137,8 @@ class Recomputed(Property):
     @on(Submitted)
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
         prompt = int32s(record.tokens)
-        self._lives[record.row] = _Life(record.request, record.sampling, prompt, len(prompt))
+        life = self._lives[record.row] = _Life(record.request, record.sampling, prompt, len(prompt))
+        life.outdated = not _at_hand(history)
         return ()
 
     @on(StepPlanned)
@@ -149,7 +162,9 @@ class Recomputed(Property):
         for index in sampling:
             count = int(of_segment[index])
             life = self._lives.get(int(rows[index]))
-            if life is not None and drew[index]:
+            if life is not None and drew[index] and life.outdated:
+                self.tally.of_other_weights += count
+            elif life is not None and drew[index]:
                 life.output += tokens[at : at + count]
                 life.records += [number] * count
             at += count
@@ -157,7 +172,7 @@ class Recomputed(Property):
             self._scored(record.scores, number)
         if record.embedded is not None:
             for row, digest in zip(int32s(record.embedded.rows).tolist(), digests_of(record.embedded), strict=True):
-                if row in self._lives:
+                if row in self._lives and not self._lives[row].outdated:
                     self._lives[row].embedded = number, digest
         return ()
 
@@ -168,10 +183,22 @@ class Recomputed(Property):
         firsts = np.flatnonzero(np.diff(rows, prepend=-1)).tolist()
         for first, last in zip(firsts, [*firsts[1:], len(rows)], strict=True):
             life = self._lives.get(int(rows[first]))
-            if life is not None:
+            if life is not None and not life.outdated:
                 here, tops = slice(first, last), slice(ends[first] - num_top[first], ends[last - 1])
                 each = positions[here], chosen[here], num_top[here], top_tokens[tops], top[tops]
                 life.scored.append(_Scored(number, *each))
+
+    @on(WeightsMoved)
+    def _moved(self, record: WeightsMoved, history: History) -> Sequence[Violation]:
+        """Who has output goes on from it under other weights; whose prompt alone was computed, begins again."""
+        if record.event is WeightEvent.SWAPPED:
+            for row, life in self._lives.items():
+                if not history.num_output[row]:
+                    life.scored.clear()
+                    life.outdated = not _at_hand(history)
+                else:
+                    life.outdated = True
+        return ()
 
     @on(*ENDS)
     def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
@@ -211,6 +238,11 @@ class Recomputed(Property):
         for record, text in chain(*wrong):
             yield Violation(self.name, text, record, life.request)
             return
+
+
+def _at_hand(history: History) -> bool:
+    """Whether the weights that serve are those with which the engine started."""
+    return history.weights.fingerprint == (fingerprint_at_start(history.started) or "")
 
 
 def _other_tokens(life: _Life, again: Computed) -> Iterator[tuple[int, str]]:

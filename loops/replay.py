@@ -58,6 +58,7 @@ from pawl.loops.orders import order_of
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.snapshot import checkpoint, restore
 from pawl.loops.tiers import PageFetch
+from pawl.loops.weights import Served
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.violation import MemoryViolation
 
@@ -111,7 +112,7 @@ class Replay:
             self.loop = make_loop(config, self, Journal(self._made.append, started), self)
         except Exception as error:  # settings may be anything
             raise NotReplayable(f"its loop cannot be set up: {type(error).__name__}: {error}") from error
-        self.intake = Intake(self.loop, self)
+        self.intake = Intake(self.loop, self, config.served)
         self.violations: list[MemoryViolation] = []
         """Properties of memory that were found broken on the way."""
         self.number = 0
@@ -159,6 +160,10 @@ class Replay:
     def answered(self, number: int, outcome: Outcome) -> None: ...
 
     def remind(self, delay_s: float, order: Order) -> None: ...
+
+    def stage(self, ticket: int, source: str, load_format: str) -> None: ...
+
+    def exchanged(self, served: Served) -> None: ...
 
     def violated(self, violation: MemoryViolation) -> None:
         self.violations.append(violation)

@@ -20,10 +20,14 @@ from pawl.loops.policy import POLICIES
 from pawl.loops.queues import Queues
 from pawl.loops.speculation import Drafter, SpeculationConfig
 from pawl.loops.tiers import TierConfig, TierEffects
+from pawl.loops.weights import Served
 from pawl.memory.memory import Memory
 from pawl.memory.prefix.select import KINDS, make_cache
 from pawl.memory.transaction import Ledger
 from pawl.memory.window_pool import WindowPool
+
+DEFAULT_VERSION = "default"
+"""What replies call weights that nobody has named."""
 
 
 class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +52,9 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache_core: str = "python"
     """Which implementation of the cache; what it decides is the same."""
     weights: str = ""
-    """Version of the weights served: what others computed is not shared with them."""
+    """Fingerprint of the weights to start with: what others computed is not shared with them."""
+    weight_version: str = DEFAULT_VERSION
+    """What replies call them."""
     tiers: TierConfig | None = None
     """Cache tiers below the device, where there are some."""
     window: int | None = None
@@ -60,6 +66,11 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     speculation: SpeculationConfig | None = None
     """How tokens to come are drafted; None: they are not."""
+
+    @property
+    def served(self) -> Served:
+        """The weights to start with."""
+        return Served(self.weight_version, self.weights)
 
 
 def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effects: TierEffects | None = None) -> Loop:

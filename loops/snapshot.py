@@ -45,6 +45,7 @@ def snapshot_of(intake: Intake) -> Plain:
         "draining": intake.draining,
         "serving": str(loop.serving),
         "sessions": loop.requests.sessions.snapshot(),
+        "weights": intake.weights.snapshot(),
         "newest": intake._newest,
         "ended_early": [(number, str(cause), text) for number, (cause, text) in intake._ended_early.items()],
     }
@@ -87,6 +88,7 @@ def restore(intake: Intake, plain: Plain) -> None:
     loop.requests.sessions.restore(plain["sessions"])
     intake.waiting = {number: _order(data) for number, data in plain["orders"]}
     intake.draining, intake._newest = plain["draining"], plain["newest"]
+    intake.weights.restore(plain["weights"])
     intake._ended_early = {number: (Cause(cause), text) for number, cause, text in plain["ended_early"]}
 
 

@@ -13,3 +13,11 @@ class MemoryViolation(Exception):
         super().__init__(f"{statement}: " + ", ".join(f"{name}={value}" for name, value in facts.items()))
         self.statement = statement
         self.facts = facts
+
+
+def raised_behind(violation: MemoryViolation) -> Exception | None:
+    """What was raised, perhaps in a part of the user's own, where that is what broke the property."""
+    raised: BaseException = violation
+    while raised.__cause__ is not None:
+        raised = raised.__cause__
+    return raised if isinstance(raised, Exception) and raised is not violation else None

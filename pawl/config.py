@@ -20,6 +20,8 @@ from msgspec.structs import force_setattr
 
 from pawl.features import server
 from pawl.gpu.folders import cache_folder
+from pawl.loops.orders.weights import VersionName
+from pawl.loops.select import DEFAULT_VERSION
 
 GROUPS = {
     "model": "what is served, and with which arithmetic",
@@ -70,6 +72,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tuple[Text, ...],
         _meta("model", "name that requests use, may be repeated; replies carry the first; otherwise the model's own"),
     ] = ()
+    weight_version: Annotated[
+        VersionName, _meta("model", "what replies call the weights, until an update names others")
+    ] = DEFAULT_VERSION
     dtype: Annotated[Literal["auto", "bf16", "fp32"], _meta("model", "of weights, keys and values; auto is bf16")] = (
         "auto"
     )

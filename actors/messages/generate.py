@@ -158,6 +158,8 @@ class StepTokens(msgspec.Struct, frozen=True, tag=True, eq=False):
     """Requests admitted since the last message, if they are still open."""
     embeddings: tuple[tuple[int, NDArray[np.float32]], ...] = ()
     """(row, vector)"""
+    version: str = ""
+    """Of the weights that drew the tokens."""
 
 
 # ---- detokenizer (and tokenizer, for what it refuses) -> gateway ----
@@ -199,6 +201,8 @@ class Output(msgspec.Struct, frozen=True, eq=False):
     done: Done | None = None
     embedding: NDArray[np.float32] | None = None
     """The vector of a request that wanted one, with its end."""
+    version: str = ""
+    """Of the weights that drew the tokens."""
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True, eq=False):

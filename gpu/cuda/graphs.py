@@ -134,3 +134,22 @@ class DecodeGraphs:
         graph.block[0, :num_rows].copy_(tokens)
         graph.replay()
         return True
+
+
+def graphs_for(
+    backend: object, device: torch.device, table: tuple[int, ...], max_context: int, recorder: Recorder | None
+) -> DecodeGraphs | None:
+    """Graphs that are to be recorded, for page tables of shape `table`, [num_slots, pages_per_slot]; None where the
+    backend or the device has none. `recorder` None: that of the device."""
+    if recorder is None and device.type == "cuda":
+        recorder = CudaRecorder(device)
+    if recorder is None or not isinstance(backend, GraphBackend):
+        return None
+    num_slots, pages_per_slot = table
+    sizes = {
+        "max_rows": num_slots,
+        "num_slots": num_slots,
+        "pages_per_slot": pages_per_slot,
+        "max_context": max_context,
+    }
+    return backend.allocate_graphs(recorder, **sizes)

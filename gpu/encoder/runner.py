@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pawl.gpu.batches import InvalidBatch, check_batch, within_vocabulary
 from pawl.gpu.encoder.model import Encoder
 from pawl.gpu.pooling import Pooling, pooled
-from pawl.gpu.step_runner import Abilities
+from pawl.gpu.step_runner import Abilities, WeightsRefused
 from pawl.lifecycle.recompute import Computed, Recorded
 from pawl.lifecycle.step import Embedding, Int32s, StepBatch, StepResult
 
@@ -43,6 +43,14 @@ class EncoderRunner:
         self._num_prompt = np.zeros(num_slots, np.int32)
         self._spoiled = np.zeros(num_slots, np.bool_)
         """Slots whose request named tokens that the model does not have."""
+
+    def stage(self, ticket: int, source: str, load_format: str) -> str:
+        """Raises WeightsRefused."""
+        raise WeightsRefused("the weights of an encoder are not exchanged while it serves: start another server")
+
+    def swap(self, ticket: int) -> None:
+        """Raises WeightsRefused."""
+        raise WeightsRefused(f"nothing is staged for update {ticket}")
 
     def reset(self) -> None:
         """Forget every slot."""

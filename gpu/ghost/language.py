@@ -11,6 +11,7 @@ wherever it is not cut. All other logits are a hash of (state, token), so every 
 
 from __future__ import annotations
 
+import hashlib
 from typing import TypeAlias
 
 import numpy as np
@@ -39,6 +40,15 @@ _PEAK, _SPREAD, _UNLIKELY, _NEVER = 5.5, 4.0, -12.0, -40.0
 _CHOICE = np.uint64(0xA0761D6478BD642F)
 _TOKEN_STRIDE = np.uint64(0xE7037ED1A0B428DB)
 _INVERSE_24 = np.float32(2.0**-24)
+
+
+def salt_of(source: str) -> int:
+    """Where a ghost of these weights begins to count, 64 bits: `ghost`, or `ghost:NAME`, which says other things.
+    Raises ValueError for anything else."""
+    kind, _, name = source.partition(":")
+    if kind != "ghost" or source == "ghost:":
+        raise ValueError(f"a ghost's weights are called ghost, or ghost:NAME, and not {source!r}")
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) if name else 0
 
 
 def _likeliest_tokens() -> Int32s:

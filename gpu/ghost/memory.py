@@ -17,6 +17,8 @@ from pawl.memory.partners import NO_PAGE
 
 NEW = -1
 """Length of a slot whose request has not computed anything yet: where it begins is not known before its first step."""
+OUTDATED = -2
+"""Length of a slot that other weights have computed."""
 
 
 class GhostFault(Exception):
@@ -71,6 +73,8 @@ class GhostMemory:
         self.num_window_pages = num_window_pages
         self.window_store = None if num_window_pages is None else GhostStore(num_window_pages, page_size)
         self.window_table = np.full_like(self.page_table, NO_PAGE)
+        self.salt = 0
+        """Of the weights: what each sequence's prefixes begin with."""
         self.num_window_reads = 0
         """Window pages looked at so far."""
         self._length = np.full(num_slots, NEW, np.int32)
@@ -94,6 +98,12 @@ class GhostMemory:
         self.page_table[:] = NO_PAGE
         self.window_table[:] = NO_PAGE
         self._length[:] = NEW
+
+    def exchange(self, salt: int) -> None:
+        """Compute with other weights. What slots have computed with the old ones they cannot go on from, and what pages
+        hold of them is broken."""
+        self.salt = salt
+        self._length[self._length != NEW] = OUTDATED
 
     def take(self, batch: StepBatch) -> None:
         """What a checked batch says about page tables and newcomers."""
@@ -135,9 +145,7 @@ class GhostMemory:
         moved = np.flatnonzero((known != NEW) & (known != starts))
         if len(moved):
             segment = int(moved[0])
-            raise fault_at(
-                batch, segment, int(starts[segment]), f"the slot has computed {known[segment]} positions so far"
-            )
+            raise fault_at(batch, segment, int(starts[segment]), not_there(int(known[segment])))
         return self._prefix[slots], self._total[slots]
 
     def rewind(self, batch: StepBatch, segment: int, length: int) -> None:
@@ -149,11 +157,11 @@ class GhostMemory:
     def _begin(self, batch: StepBatch, segment: int, length: int) -> None:
         """A slot goes on after `length` positions: every one of them must be there, and they form one sequence."""
         slot = int(batch.slots[segment])
-        self._prefix[slot] = self._total[slot] = 0
+        self._prefix[slot], self._total[slot] = self.salt, 0
         if not length:
             return
         entries = self._row_entries(batch, segment, length)
-        position = first_break(entries)
+        position = first_break(entries, self.salt)
         if position is not None:
             raise fault_at(batch, segment, position, "the cached prefix is broken here")
         self._prefix[slot] = entries[-1, 1]
@@ -229,9 +237,16 @@ class GhostMemory:
     def _diagnosis(self, batch: StepBatch, segment: int) -> GhostFault:
         """Where the row of a segment stops being what its slot has written."""
         end = int(batch.starts[segment] + batch.lengths[segment])
-        position = first_break(self._row_entries(batch, segment, end))
+        position = first_break(self._row_entries(batch, segment, end), self.salt)
         reason = "what is read is not what the slot has computed"
         return fault_at(batch, segment, end - 1 if position is None else position, reason)
+
+
+def not_there(length: int) -> str:
+    """Why a slot of this length cannot go on where a step wants it to."""
+    if length == OUTDATED:
+        return "other weights have computed what the slot would go on from"
+    return f"the slot has computed {length} positions so far"
 
 
 def fault_at(batch: StepBatch, segment: int, position: int, reason: str) -> GhostFault:

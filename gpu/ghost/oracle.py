@@ -23,10 +23,11 @@ def mixed(word: int) -> int:
 class Sequel:
     """A sequence of tokens, and what comes next."""
 
-    def __init__(self, tokens: Iterable[int]) -> None:
+    def __init__(self, tokens: Iterable[int], salt: int = 0) -> None:
+        """`salt`: of the weights that compute it."""
         self.entries: list[tuple[int, int]] = []
         """(tag, prefix) of each position, as a ghost stores them."""
-        self._prefix = 0
+        self._prefix = salt
         self._total = 0
         self._last = 0
         for token in tokens:

@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from pawl.gpu.batches import InvalidBatch, check_batch, within_vocabulary
 from pawl.gpu.ghost.draws import GhostDraws
 from pawl.gpu.ghost.embedding import VECTOR_SIZE, GhostEmbeddings
-from pawl.gpu.ghost.language import VOCABULARY_SIZE, likeliest
+from pawl.gpu.ghost.language import VOCABULARY_SIZE, likeliest, salt_of
 from pawl.gpu.ghost.memory import Computed, GhostFault, GhostMemory
 from pawl.gpu.ghost.small import SmallMemory, likeliest_after
 from pawl.gpu.ghost.store import GhostStore
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.ragged import ragged_offsets, with_chained
 from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs
-from pawl.gpu.step_runner import Abilities
+from pawl.gpu.step_runner import Abilities, WeightsRefused
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import Bools, Int32s, SlotAssignment, StepBatch, StepResult
 
@@ -105,6 +105,8 @@ class Ghost:
         """Steps at which `launch` raises PlannedFailure, each once."""
         self.faults: list[GhostFault] = []
         """All that were raised: a worker that is reset goes on, but this stays."""
+        self._staged: tuple[int, int] | None = None
+        """(ticket, salt) of new weights."""
         self._draws = GhostDraws(num_slots, grammars)
         self._embeddings = GhostEmbeddings(num_slots)
         self._last = np.full(num_slots, _NOTHING, np.int32)
@@ -166,6 +168,21 @@ class Ghost:
         store.refresh(np.array([page], np.int32))
 
     # ---- the runner ----
+
+    def stage(self, ticket: int, source: str, load_format: str) -> str:
+        """See `StepRunner.stage`: a ghost's weights are a name."""
+        try:
+            self._staged = ticket, salt_of(source)
+        except ValueError as error:
+            raise WeightsRefused(str(error)) from error
+        return source
+
+    def swap(self, ticket: int) -> None:
+        """See `StepRunner.swap`."""
+        if self._staged is None or self._staged[0] != ticket:
+            raise WeightsRefused(f"nothing is staged for update {ticket}")
+        self.memory.exchange(self._staged[1])
+        self._staged = None
 
     def reset(self) -> None:
         """Forget every slot and every page. What is read from now on must have been written since."""

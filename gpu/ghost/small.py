@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from pawl.gpu.ghost.language import likeliest
-from pawl.gpu.ghost.memory import NEW, Computed, GhostMemory, fault_at
+from pawl.gpu.ghost.memory import NEW, OUTDATED, Computed, GhostMemory, fault_at, not_there
 from pawl.gpu.ragged import ragged_positions
 from pawl.gpu.sampling.mixing import mix64
 from pawl.lifecycle.step import Int32s, StepBatch
@@ -43,6 +43,7 @@ class SmallMemory(GhostMemory):
         self._num_pages = num_pages
         self._num_slots = num_slots
         self._pages_per_slot = -(-max_context // page_size)
+        self.salt = 0
         self._empty()
 
     @property
@@ -66,6 +67,11 @@ class SmallMemory(GhostMemory):
         self._lengths = [NEW for _ in slots]
         self._last_prefix = [0 for _ in slots]
         self._totals = [0 for _ in slots]
+
+    def exchange(self, salt: int) -> None:
+        """Compute with other weights."""
+        self.salt = salt
+        self._lengths = [length if length == NEW else OUTDATED for length in self._lengths]
 
     def take(self, batch: StepBatch) -> None:
         """What a checked batch says about page tables and newcomers."""
@@ -106,12 +112,12 @@ class SmallMemory(GhostMemory):
         known = [self._lengths[slot] for slot in slots]
         for segment, slot in enumerate(slots):
             if known[segment] == NEW:
-                self._last_prefix[slot] = self._totals[slot] = 0
+                self._last_prefix[slot], self._totals[slot] = self.salt, 0
                 if starts[segment]:
                     self._adopt(batch, segment, slot, starts[segment])
         for segment, length in enumerate(known):
             if length not in (NEW, starts[segment]):
-                raise fault_at(batch, segment, starts[segment], f"the slot has computed {length} positions so far")
+                raise fault_at(batch, segment, starts[segment], not_there(length))
 
     def rewind(self, batch: StepBatch, segment: int, length: int) -> None:
         """See `GhostMemory.rewind`."""
@@ -134,7 +140,7 @@ class SmallMemory(GhostMemory):
         for at in range(count):
             if row[at // size] < 0:
                 raise fault_at(batch, segment, at, "there is no page to read")
-        prefix = 0
+        prefix = self.salt
         for at in range(count):
             page = row[at // size]
             prefix = (prefix + _mixed(self.tags[page][at % size])) & _WORD

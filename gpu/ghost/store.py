@@ -93,9 +93,10 @@ class GhostStore:
         self.refresh(pages)
 
 
-def first_break(entries: UInt64s) -> int | None:
-    """The first of consecutive entries [n, 2] from position 0 on that does not follow from those before it."""
+def first_break(entries: UInt64s, salt: int = 0) -> int | None:
+    """The first of consecutive entries [n, 2] from position 0 on, of weights with this salt, that does not follow from
+    those before it."""
     tags, prefixes = entries[:, 0], entries[:, 1]
     # The positions are in the tags: entries from elsewhere do not add up.
-    broken = np.cumsum(mix64(tags), dtype=np.uint64) != prefixes
+    broken = np.cumsum(mix64(tags), dtype=np.uint64) + np.uint64(salt) != prefixes
     return int(np.argmax(broken)) if broken.any() else None

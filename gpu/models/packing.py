@@ -42,8 +42,8 @@ class LayerWeights:
 
 def _layer(config: ModelConfig, weights: dict[str, Tensor], layer: int, device: torch.device) -> LayerWeights:
     def take(*names: str) -> Tensor:
-        parts = [weights.pop(f"model.layers.{layer}.{name}").to(device) for name in names]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts = [weights.pop(f"model.layers.{layer}.{name}") for name in names]
+        return _own(parts[0], device) if len(parts) == 1 else torch.cat([part.to(device) for part in parts])
 
     def norm(exists: bool, name: str) -> Tensor | None:
         return take(f"{name}.weight") if exists else None
@@ -87,10 +87,15 @@ class PackedWeights:
     """[vocab, hidden]; the embedding itself where the model ties them."""
 
 
+def _own(weight: Tensor, device: torch.device) -> Tensor:
+    """A copy: what is loaded may be a view of a file, which somebody may write anew while the model serves."""
+    return weight.to(device, copy=True)
+
+
 def pack(config: ModelConfig, weights: dict[str, Tensor], device: torch.device) -> PackedWeights:
     """Move `weights` to `device`; entries are popped as they go, so that one copy of each exists at a time."""
     layers = tuple(_layer(config, weights, index, device) for index in range(config.num_layers))
-    embedding = weights.pop("model.embed_tokens.weight").to(device)
-    final_norm = weights.pop("model.norm.weight").to(device)
-    head = embedding if config.tied_embeddings else weights.pop("lm_head.weight").to(device)
+    embedding = _own(weights.pop("model.embed_tokens.weight"), device)
+    final_norm = _own(weights.pop("model.norm.weight"), device)
+    head = embedding if config.tied_embeddings else _own(weights.pop("lm_head.weight"), device)
     return PackedWeights(layers, embedding, final_norm, head)

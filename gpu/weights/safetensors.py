@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from pawl.gpu.models.config import ModelConfig, weight_shapes
@@ -75,10 +76,14 @@ def weight_files(folder: Path) -> list[Path]:
     raise refusal("there are no *.safetensors files")
 
 
-def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) for each tensor of one safetensors file, as views of a private memory map."""
+def read_tensors(path: Path, *, mapped: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) for each tensor of one safetensors file, as views of a private memory map. Not `mapped`: as
+    copies, which whoever writes the file anew cannot change any more. Raises FolderError."""
     with reading("a safetensors file", partial(FolderError, path)):
         try:
+            if not mapped:
+                yield from load(path.read_bytes()).items()
+                return
             with safe_open(path, framework="pt", device="cpu") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
                     yield name, file.get_tensor(name)
@@ -87,20 +92,23 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def load_folder_weights(
-    folder: Path, config: ModelConfig, dtype: torch.dtype, report: Report = unheard
+    folder: Path, config: ModelConfig, dtype: torch.dtype, report: Report = unheard, *, mapped: bool = True
 ) -> dict[str, Tensor]:
     """Every weight in `dtype` (norms float32) under its canonical name; Gemma's norms with the 1 added.
 
-    Raises FolderError, or WeightMismatch when names or shapes are not what `config` needs.
+    `mapped`: weights that are stored in `dtype` may be views of the files; else all are copies. Raises FolderError, or
+    WeightMismatch when names or shapes are not what `config` needs.
     """
     row, weights, expected = of_config(config), {}, weight_shapes(config)
     for path in weight_files(folder):
-        for stored_name, stored in read_tensors(path):
+        for stored_name, stored in read_tensors(path, mapped=mapped):
             parts = (part for one in separated(stored_name, stored) for part in row.split(*one, config))
             for name, tensor in parts:
                 # A tied head is sometimes stored again, and old Llama files store the rope's frequencies.
                 if (name == "lm_head.weight" and config.tied_embeddings) or name.endswith("rotary_emb.inv_freq"):
                     continue
+                if not tensor.is_floating_point():
+                    raise FolderError(path, f"{name} is stored as {tensor.dtype}, which is no floating-point number")
                 weights[name] = _converted(name, tensor, row.norm_offset, dtype)
             report(len(weights) / len(expected))
     check_names(folder, expected, {name: tuple(tensor.shape) for name, tensor in weights.items()})

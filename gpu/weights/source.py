@@ -84,12 +84,15 @@ def _download(model: str) -> Path:
         raise ModelNotFound(model, reason) from error
 
 
-def load_weights(source: ModelSource, dtype: torch.dtype, report: Report = unheard) -> dict[str, Tensor]:
+def load_weights(
+    source: ModelSource, dtype: torch.dtype, report: Report = unheard, *, mapped: bool = True
+) -> dict[str, Tensor]:
     """Every weight in `dtype` (norms float32) under its canonical name (`pawl.gpu.models.config.weight_shapes`).
 
+    `mapped` as in `load_folder_weights`.
     Raises WeightMismatch, GgufFormatError or FolderError.
     """
     if source.file is None:
-        return load_folder_weights(source.path, source.config, dtype, report)
+        return load_folder_weights(source.path, source.config, dtype, report, mapped=mapped)
     with reading("a tensor", partial(GgufFormatError, source.path)):
         return load_cached_weights(source.file, source.config, dtype, report=report)

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.machines.serving import Serving
+from pawl.lifecycle.machines.weights import Weights
 from pawl.lifecycle.records import CacheChange, Checkpoint, Int32s, Started, Submitted
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.snapshot import table_of
@@ -36,6 +37,15 @@ class _Memory(msgspec.Struct):
     cache: _Cache
 
 
+class _Served(msgspec.Struct):
+    fingerprint: str
+
+
+class _Weights(msgspec.Struct):
+    state: Weights
+    served: _Served
+
+
 class _State(msgspec.Struct):
     """The part of `loops/snapshot.py` that properties begin with."""
 
@@ -48,6 +58,7 @@ class _State(msgspec.Struct):
     draining: bool
     serving: Serving
     sessions: list[Any]
+    weights: _Weights
     ended_early: list[tuple[int, str, str]]
 
 
@@ -78,6 +89,7 @@ class Beginning(NamedTuple):
     serving: Serving
     sessions: list[Any]
     """As `loops/sessions.py` writes them out."""
+    weights: _Weights
     ended_early: frozenset[int]
     """Requests that are to be aborted when they come."""
 
@@ -112,6 +124,7 @@ def beginning_of(checkpoint: Checkpoint) -> Beginning:
         draining=state.draining,
         serving=state.serving,
         sessions=state.sessions,
+        weights=state.weights,
         ended_early=frozenset(number for number, *_ in state.ended_early),
     )
 

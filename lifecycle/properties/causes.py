@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, TypeAlias
 
+from pawl.lifecycle.machines.weights import WeightEvent
 from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
@@ -20,10 +21,13 @@ from pawl.lifecycle.records import (
     Submitted,
     TierTold,
     Transition,
+    WeightsMoved,
 )
 from pawl.lifecycle.states import Cause, Event
 
-Moment: TypeAlias = Submitted | Delivered | StepPlanned | Idled | StepCommitted | StepRolledBack | TierTold | Contained
+Moment: TypeAlias = (
+    Submitted | Delivered | StepPlanned | Idled | StepCommitted | StepRolledBack | TierTold | Contained | WeightsMoved
+)
 """What transitions of single requests follow from."""
 _BY_ORDER = frozenset({Cause.CLIENT, Cause.DISCONNECT, Cause.TIMEOUT, Cause.DRAINED, Cause.INTERNAL})
 _DRAINS = frozenset({"drain", "end_all"})
@@ -76,7 +80,7 @@ class TrueCauses(Property):
                 self._asked.setdefault(request, set()).add(str(record.fields.get("cause", Cause.CLIENT)))
         return self._happened(record, history)
 
-    @on(Submitted, StepCommitted, StepRolledBack, TierTold)
+    @on(Submitted, StepCommitted, StepRolledBack, TierTold, WeightsMoved)
     def _happened(self, record: Moment, history: History) -> Sequence[Violation]:
         self._after, squeezed, self._squeezed = record, self._squeezed, None
         if squeezed is None:
@@ -95,6 +99,9 @@ class TrueCauses(Property):
             return ()
         if record.cause == Cause.PAUSED:
             true, text = retracts(self._after), "it was retracted by a pause, and none says so"
+        elif record.cause == Cause.WEIGHTS:
+            after, text = self._after, "it was retracted for new weights, and there were none"
+            true = isinstance(after, WeightsMoved) and after.event is WeightEvent.SWAPPED
         else:
             true = isinstance(self._after, StepRolledBack | Contained)
             text = "it was retracted for a lost step, and none was lost"

@@ -16,6 +16,7 @@ from pawl.lifecycle.properties.equals import Equals, Fate, Seen, Unequal
 from pawl.lifecycle.properties.growing import fitted, roomy
 from pawl.lifecycle.properties.pages import PageUse
 from pawl.lifecycle.properties.pairing import Pairing
+from pawl.lifecycle.properties.served_weights import ServedWeights
 from pawl.lifecycle.properties.steps import (
     NO_STEP,
     NOT_COMMITTED,
@@ -43,6 +44,7 @@ from pawl.lifecycle.records import (
     StepRolledBack,
     Submitted,
     Transition,
+    WeightsMoved,
     int32s,
 )
 from pawl.lifecycle.requests import Indices
@@ -96,8 +98,7 @@ class History(Dispatch):
         """Output tokens, [row, n]; those beyond `num_output` mean nothing."""
         self.submissions: dict[int, Submitted] = {}
         """Of live requests, by row."""
-        self.pages = PageUse()
-        self.cache = CacheView()
+        self.pages, self.cache, self.weights = PageUse(), CacheView(), ServedWeights()
         self.pairing = Pairing()
         self.pair: tuple[Transition, Answered] | None = None
         """Both ends of a request, where the current record, a terminal edge or reply, is the second of them."""
@@ -143,6 +144,10 @@ class History(Dispatch):
         if record.state is not None and not self.number:
             self._begin(beginning_of(record))
 
+    @on(WeightsMoved)
+    def _weights(self, record: WeightsMoved) -> None:
+        self.weights.moved(record, self.open.values(), self.submissions, self.num_output)
+
     def _begin(self, beginning: Beginning) -> None:
         """The records so far are gone, but for what they came to."""
         self.beginning = beginning
@@ -155,6 +160,7 @@ class History(Dispatch):
             self.num_output[row] = len(output)
             self.outputs = roomy(self.outputs, 0, len(output))
             self.outputs[row, : len(output)] = output
+        self.weights.begin(beginning)
         if len(self.open) != len(beginning.rows):
             raise Malformed("a checkpoint has two live requests of one number")
         self.cache.advance(Cached(beginning.cached))
@@ -173,6 +179,7 @@ class History(Dispatch):
         if record.page_size < 1 or not 0 < record.num_pages <= MOST_PAGES:
             raise Malformed(f"an engine of {record.num_pages} pages of {record.page_size} tokens")
         self.started = record
+        self.weights.start(record)
         self.pages.size(record.num_pages, record.page_size)
         self._equals = Equals() if is_reproducible(record) else None
 
@@ -197,6 +204,7 @@ class History(Dispatch):
         self.num_prompt[row] = len(int32s(record.tokens))
         self.num_wanted[row] = record.sampling.max_new_tokens
         self.num_output[row] = 0
+        self.weights.older.pop(row, None)
         self.working[row] = False
         self._batched[row] = False
         self._retracted.discard(row)
@@ -241,6 +249,7 @@ class History(Dispatch):
         row = record.row
         submitted = self.submissions.get(row)
         known = submitted is not None and submitted.request == record.request
+        known = known and row not in self.weights.older  # else it got what depends on when they were exchanged
         if self._equals is not None and submitted is not None and known and self.num_output[row]:
             tokens = self.output(row, record.num_output)
             self.unequal = self._equals.ended(submitted, Seen(record.request, tokens, self.fate(row)))

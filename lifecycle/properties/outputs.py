@@ -51,6 +51,8 @@ class Equivalence(Property):
     def _compare(
         self, record: Transition, submitted: Submitted, expected: Oracle, history: History
     ) -> Sequence[Violation]:
+        if record.row in history.weights.older:
+            return ()  # what it has got depends on when the weights were exchanged
         if submitted.request != record.request or not self.concerns(history.fate(record.row)):
             return ()
         tokens = history.output(record.row, record.num_output)

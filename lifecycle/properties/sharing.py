@@ -4,29 +4,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
+from pawl.lifecycle.machines.weights import WEIGHTS, WeightEvent, Weights
+from pawl.lifecycle.namespaces import quoted, weights_of
 from pawl.lifecycle.properties.base import Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.dispatch import KINDS
 from pawl.lifecycle.properties.growing import fitted
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.pausing import Pauses
+from pawl.lifecycle.properties.served_weights import fingerprint_at_start
 from pawl.lifecycle.records import (
     Cached,
     Delivered,
     Flushed,
     Int32s,
     Record,
+    Started,
     StepCommitted,
     StepPlanned,
     Submitted,
     TierTold,
     Transition,
+    WeightsMoved,
 )
 from pawl.lifecycle.states import Event
 
@@ -209,16 +211,54 @@ class NamespaceIsolation(Property):
 
 class WeightEpochs(Property):
     """Keys and values written under one weight version are not read under another: requests are served under the
-    version of the weights that the engine has, and use pages of that version only."""
+    version of the weights that the engine has, use pages of that version only, and whoever ran when the weights were
+    exchanged starts again. An update moves as its table says, and a failed one changes nothing."""
 
     name = "weight_epochs"
 
+    def __init__(self) -> None:
+        self._state: Weights = WEIGHTS.start
+        self._served: str | None = None
+        """Fingerprint of the weights that serve."""
+        self._before: dict[int, int] = {}
+        """Requests that ran when the weights were exchanged, and how often they had left work by then, by row."""
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        found = super().begin(beginning, history)
+        self._state, self._served = beginning.weights.state, history.weights.fingerprint
+        return found
+
+    @on(Started)
+    def _started(self, record: Started, history: History) -> Sequence[Violation]:
+        self._served = None if fingerprint_at_start(record) is None else history.weights.fingerprint
+        return ()
+
+    @on(WeightsMoved)
+    def _moved(self, record: WeightsMoved, history: History) -> Sequence[Violation]:
+        found = list[Violation]()
+        legal = any(move[:3] == (record.source, record.event, record.target) for move in WEIGHTS.moves)
+        if not legal or record.source != self._state:
+            text = f"{record.event} takes the weights from {record.source} to {record.target}"
+            found.append(self.violation(history, f"{text}; they are {self._state}"))
+        self._state = record.target
+        if record.event is not WeightEvent.SWAPPED:
+            if record.fingerprint != self._served:
+                text = f"after {record.event} weights {record.fingerprint!r} serve, before {self._served!r} did"
+                found.append(self.violation(history, text))
+            return found
+        self._served = record.fingerprint
+        if history.in_flight:
+            text = f"weights were exchanged with {len(history.in_flight)} steps in flight"
+            found.append(self.violation(history, text))
+        working = np.flatnonzero(history.working[: history.num_rows]).tolist()
+        self._before = {row: int(history.departures[row]) for row in working}
+        return found
+
     @on(Submitted)
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
-        loop: Any = history.started.config.get("loop") if history.started is not None else None
-        if not isinstance(loop, dict) or "weights" not in loop:
+        if self._served is None:
             return ()
-        served, asked = _quoted(str(loop["weights"])), _weights(record.namespace)
+        served, asked = quoted(self._served), weights_of(record.namespace)
         if asked == served:
             return ()
         text = f"the request is served under weights {asked!r}, the engine has {served!r}"
@@ -226,27 +266,23 @@ class WeightEpochs(Property):
 
     @on(StepPlanned)
     def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
-        return tuple(self._shared(history)) if history.pages.shared else ()
+        concerned = history.pages.shared or self._before or self._state is Weights.SWAPPING
+        return tuple(self._mixed(history)) if concerned else ()
 
-    def _shared(self, history: History) -> Iterator[Violation]:
+    def _mixed(self, history: History) -> Iterator[Violation]:
+        if self._state is Weights.SWAPPING:
+            yield self.violation(history, "a step is planned while the weights are being exchanged")
+        if self._before:
+            for row in history.step.rows.tolist():
+                if self._before.get(row) == history.departures[row]:
+                    text = "it goes on from what the weights before these have computed"
+                    yield self.violation(history, text, _owner(history, row))
         for row, page in history.pages.shared:
             mine = history.submissions[row].namespace
-            version, written = _weights(mine), _weights(history.cache.namespace.get(page, mine))
+            version, written = weights_of(mine), weights_of(history.cache.namespace.get(page, mine))
             if version != written:
                 text = f"page {page} was written under weights {written!r} and is read under {version!r}"
                 yield self.violation(history, text, _owner(history, row))
-
-
-@lru_cache(maxsize=16)
-def _quoted(weights: str) -> str:
-    """As a namespace has it."""
-    return quote(weights, safe="")
-
-
-@lru_cache(maxsize=1024)
-def _weights(namespace: str) -> str:
-    """The weight version in a namespace; "" when it names none."""
-    return next((part[8:] for part in namespace.split("&") if part.startswith("weights=")), "")
 
 
 class QuiescentFlush(Property):

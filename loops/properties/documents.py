@@ -58,7 +58,7 @@ OUTPUTS: dict[str, str] = {
 }
 CONTROL: dict[str, str] = {
     "quiescent_flush": "",
-    "weight_epochs": "weights that change while the server runs: that cannot be done yet",
+    "weight_epochs": "which weights computed: by the ghost, and by what simulated clients get under each name",
     "session_atomicity": "turns that are refused for no reason: by simulated clients",
     "adapter_references": NO_FEATURE,
     "one_decision_log": "several ranks: there is one",

@@ -120,7 +120,7 @@ def _facts(config: ServerConfig, runner: Runner, plan: MemoryPlan) -> dict[str, 
     facts: dict[str, Any] = {
         "architecture": runner.config.architecture,
         "device": config.device,
-        "backend": runner.backend_name,
+        "backend": runner.backend.name,
         "processor": processor_of(runner.backend, runner.device),
         "dtype": str(_dtype(config)).removeprefix("torch."),
         "deterministic": config.deterministic,

@@ -137,6 +137,7 @@ def make_loop_config(
         cache_core=core.name,
         weights=weights,
         speculation=_speculation(config),
+        weight_version=config.weight_version,
         checkpoint_bytes=file_bytes(config.trace_limit_mb << 20) // CHECKPOINTS_PER_FILE,
         # Drawn once, here: the trace holds it, so a run without a given seed can be replayed as well.
         seed=secrets.randbits(31) if config.seed is None else config.seed,

@@ -4,6 +4,7 @@
        ▲                      │    ▲        │              watchdog ◄─ scheduler, ─► gateway
        └───── detokenizer ◄───┘    └────────┘              storage  ◄► scheduler, worker
                                                            grammar  ◄► scheduler
+                                                           stager   ◄► scheduler
 
 Who is spawned how, who is watched, and in which order actors stop follow from the list.
 """
@@ -21,6 +22,7 @@ from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Overflow
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.scheduler import Scheduler
+from pawl.actors.stager import Stager
 from pawl.actors.tokenizer import Tokenizer
 from pawl.actors.watchdog import Watchdog
 from pawl.actors.worker import Worker
@@ -70,6 +72,7 @@ def engine_actors(
             if parts.grammars
             else []
         ),
+        ActorSpec(names.stager, Stager(parts.runner, names)),
         ActorSpec(names.worker, Worker(parts.runner, names), overflow=hold),
         *([ActorSpec(names.storage, storage)] if storage is not None else []),
         ActorSpec(names.detokenizer, Detokenizer(parts.vocabulary, names), overflow=hold, capacity=told),

@@ -20,7 +20,7 @@ from pawl.commands.remote import Server
 
 DEFAULT_URL = "http://127.0.0.1:30000"
 PATIENCE_S = 30.0
-"""How long the server may take beyond the time that the message itself says."""
+"""How long the server may take beyond the time within which it answers."""
 KEYS = ("PAWL_ADMIN_API_KEY", "PAWL_API_KEY")
 
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     fields = {name: value for name, value in msgspec.to_builtins(body).items() if name in given}
     key = arguments.api_key or next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
     server, path, method = Server(arguments.url, key), row.routes[0], row.methods[0]
-    patience_s = PATIENCE_S + getattr(body, "timeout_s", 0.0)
+    patience_s = PATIENCE_S + row.wait_s(body)
     if method == "GET":
         query = urllib.parse.urlencode({name: _text(value) for name, value in fields.items()})
         reply = server.request(method, path + (f"?{query}" if query else ""), None, patience_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import msgspec
 from starlette.requests import Request
 
 from pawl.actors import fields
@@ -23,7 +24,8 @@ class ServerContext:
     """One served model: its engine behind the gateway, and the limits of its HTTP side."""
 
     gateway: Gateway
-    info: ServerInfo
+    started: ServerInfo
+    """As the server started."""
     tokenization: Tokenization
     statistics: Statistics
     max_body_bytes: int
@@ -32,6 +34,15 @@ class ServerContext:
     bodies: BodyBudget
     cut: Mapping[str, int]
     """Reason -> connections and requests that were cut for it (see `Connection`)."""
+
+    @property
+    def info(self) -> ServerInfo:
+        """Facts about the server, with the weights that it serves now."""
+        now, started = self.gateway.weights, self.started
+        if now is None:
+            return started
+        served = {"weight_version": now.version, "model_path": now.source or started.model_path}
+        return msgspec.structs.replace(started, **served, aliases=(*started.aliases, started.model_path))
 
     async def read(self, request: Request, kind: type[Body]) -> Body:
         """The request's body as `kind`."""

@@ -38,6 +38,8 @@ class ControlRoutes(HasContext):
             Route("/v1/models/{name:path}", self.model, methods=get),
             Route("/model_info", self.model_info, methods=get),
             Route("/get_model_info", self.model_info, methods=get),
+            Route("/weight_version", self.weight_version, methods=get),
+            Route("/get_weight_version", self.weight_version, methods=get),
             Route("/metrics", self.metrics, methods=get),
             *(Route(path, self._steer(row), methods=list(row.methods)) for row in ROWS for path in row.routes),
         ]
@@ -123,7 +125,7 @@ class ControlRoutes(HasContext):
         return json_response(
             {
                 "model_path": info.model_path,
-                "tokenizer_path": info.model_path,
+                "tokenizer_path": self.context.started.model_path,
                 "served_model_name": info.model_name,
                 "is_generation": info.limits.abilities.generates,
                 "weight_version": info.weight_version,
@@ -132,6 +134,10 @@ class ControlRoutes(HasContext):
                 "vocab_size": info.vocabulary_size,
             }
         )
+
+    async def weight_version(self, request: Request) -> Response:
+        """What replies call the weights that serve."""
+        return json_response({"weight_version": self.context.info.weight_version})
 
     def _facts(self) -> dict[str, Any]:
         """What the server knows of itself."""

@@ -9,6 +9,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from pawl.actors.sampling import Limits
+from pawl.loops.select import DEFAULT_VERSION
 
 
 class Tokenization(Protocol):
@@ -27,7 +28,7 @@ class Tokenization(Protocol):
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Facts that do not change while the server runs."""
+    """Facts that do not change while the server runs, but for its weights."""
 
     model_name: str
     """The name that replies carry."""
@@ -43,7 +44,8 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How long the model took to load."""
     num_kv_tokens: int = 0
     """Tokens that the KV cache has room for."""
-    weight_version: str = "default"
+    weight_version: str = DEFAULT_VERSION
+    """What replies call the weights."""
     tool_format: str | None = None
     """How the model writes calls of tools, a name in `TOOL_FORMATS`; None: not known."""
     reasoning_format: str | None = None

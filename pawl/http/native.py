@@ -16,7 +16,7 @@ from pawl.http.context import ServerContext
 from pawl.http.errors import DONE_EVENT, MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem, error_event
 from pawl.http.info import ServerInfo
 from pawl.http.openai import choices_of, text_options_of
-from pawl.http.rendering import encode, finite
+from pawl.http.rendering import encode, finite, versions_of
 from pawl.http.schemas import GenerateBody, NativeSampling, refuse_unsupported, unsupported
 from pawl.lifecycle.request import MAX_TOKEN_IDS_LOGPROB, SamplingParameters
 from pawl.lifecycle.states import ABORT_CAUSES, Cause
@@ -210,7 +210,7 @@ class NativeRenderer:
 
     def delta(self, index: int, delta: Delta, inbox: Inbox) -> bytes:
         self._progress[index].add(delta)
-        result = self._result(index, delta, inbox.num_prompt)
+        result = self._result(index, delta, inbox, inbox.num_prompt)
         if not self._call.single:
             result["index"] = index
         return b"data: " + encode(result) + b"\n\n"
@@ -222,7 +222,7 @@ class NativeRenderer:
         results = []
         for index, delta in enumerate(deltas):
             self._progress[index].add(delta)
-            results.append(self._result(index, delta, None))
+            results.append(self._result(index, delta, inboxes[index], None))
         return encode(results[0] if self._call.single else results)
 
     def failure(self, problem: Problem) -> bytes:
@@ -231,12 +231,12 @@ class NativeRenderer:
     def problem(self, problem: Problem) -> Problem:
         return problem.renamed(CLIENT_NAMES)
 
-    def _result(self, index: int, delta: Delta, num_prompt: int | None) -> dict[str, Any]:
+    def _result(self, index: int, delta: Delta, inbox: Inbox, num_prompt: int | None) -> dict[str, Any]:
         progress = self._progress[index]
         meta: dict[str, Any] = {
             "id": self._call.submits[index].rid,
             "finish_reason": None,
-            "weight_version": self._info.weight_version,
+            **versions_of(inbox, self._info, final=delta.final),
             "completion_tokens": progress.num_tokens,
         }
         if num_prompt is not None:

@@ -75,6 +75,15 @@ def _ranked(entry: TokenLogprob, count: int) -> dict[str, Any] | None:
     }
 
 
+def versions_of(inbox: Inbox, info: ServerInfo, *, final: bool) -> dict[str, Any]:
+    """What the weights are called that drew the last token so far; at the end, or where there are several, which drew
+    which."""
+    versions: dict[str, Any] = {"weight_version": inbox.version or info.weight_version}
+    if final or len(inbox.spans) > 1:
+        versions["weight_versions"] = inbox.spans
+    return versions
+
+
 class Frame(msgspec.Struct, frozen=True):
     """What the replies of both routes are told alike."""
 
@@ -227,6 +236,7 @@ class OpenAiRenderer(ABC):
         usages = [delta.done.usage for delta in deltas if delta.done is not None]
         usage = self.usage(usages, range(len(usages)), self.frame.candidates)
         body = {**self._head, "object": self.whole_object, "choices": choices, "usage": usage}
+        body["metadata"] = versions_of(inboxes[0], self.frame.info, final=True)
         return encode(body | self.extras(deltas, inboxes))
 
     def _choice(self, place: int, index: int, delta: Delta, inbox: Inbox) -> dict[str, Any]:

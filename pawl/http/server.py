@@ -305,6 +305,7 @@ class EngineServer:
             created=int(time.time()),
             startup_s=parts.summary["load_s"],
             num_kv_tokens=parts.loop_config.num_pages * parts.loop_config.page_size,
+            weight_version=config.weight_version,
             settings=settings,
             tool_format=reader.format_of(templates) if tools == "auto" else tools,
             reasoning_format={"auto": marks.format_of(templates), "none": None}.get(reasoning, reasoning),

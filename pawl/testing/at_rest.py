@@ -99,9 +99,10 @@ class EndChecks:
         arrival, request = self.understood(client), client.request
         if arrival is None:
             return
+        drawn_by = client.drawn_by
         expectations = self.run.model.expectations
-        expectations.check_beginning(arrival, client.tokens, client.text, request)
-        expectations.check_scores(arrival, client.scores, client.prompt_scores, request)
+        expectations.check_beginning(arrival, drawn_by, client.tokens, client.text, request)
+        expectations.check_scores(arrival, drawn_by, client.scores, client.prompt_scores, request)
         if client.refusal is not None:
             self.check_cause(client, arrival, client.refusal.cause)
         elif client.done is not None and not client.left:
@@ -109,8 +110,8 @@ class EndChecks:
             if cause in ABORT_CAUSES:
                 self.check_cause(client, arrival, cause)
             else:
-                expectations.check_whole(arrival, client.tokens, client.text, cause, request)
-                expectations.check_vectors(arrival, client.vectors, request)
+                expectations.check_whole(arrival, drawn_by, client.tokens, client.text, cause, request)
+                expectations.check_vectors(arrival, drawn_by, client.vectors, request)
             if cause is not Cause.INTERNAL and not (cause is Cause.DRAINED and self.run.desk.wants_stop):
                 # Else the gateway may have answered, which does not know it.
                 check_usage(self._usage(client, arrival, cause, client.done.usage), client.done.usage, request)

@@ -16,7 +16,8 @@ from pawl.actors.messages.generate import Output, Refused, Submit, TextOptions, 
 from pawl.actors.sink import Inbox
 from pawl.lifecycle.request import SessionParameters
 from pawl.lifecycle.states import Cause
-from pawl.testing.expectations import Expectations
+from pawl.loops.select import DEFAULT_VERSION
+from pawl.testing.expectations import DrawnBy, Expectations
 from pawl.testing.workload import Arrival, Control, Workload, parameters_of
 
 
@@ -80,6 +81,11 @@ class Client(Inbox):
             self._desk.over(self.index)
         self._desk.told(len(output.tokens))
         self.leave_if_due()
+
+    @property
+    def drawn_by(self) -> DrawnBy:
+        """Which weights it was told had drawn its tokens."""
+        return tuple((span.version, span.start) for span in self.spans) or ((self.version or DEFAULT_VERSION, 0),)
 
     def refused(self, refused: Refused) -> None:
         super().refused(refused)

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 
+from pawl.actors.control.weights import SOURCES
 from pawl.actors.messages.generate import TokenLogprob, Usage
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
@@ -26,6 +27,7 @@ from pawl.lifecycle.records import Started
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
+from pawl.loops.select import DEFAULT_VERSION
 from pawl.testing.workload import Arrival, Shape, parameters_of
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -54,6 +56,12 @@ class Said(NamedTuple):
     prompt_scores: tuple[Score, ...] = ()
     vector: tuple[float, ...] = ()
     """Of the prompt, where the request wants it."""
+
+
+NOTHING = Said(())
+DrawnBy: TypeAlias = tuple[tuple[str, int], ...]
+"""(version of the weights, the first output token that they drew), in order; the last draws the rest."""
+AS_STARTED: DrawnBy = ((DEFAULT_VERSION, 0),)
 
 
 class Expected(NamedTuple):
@@ -95,14 +103,17 @@ def simulated_fold(started: Started, grammar: Grammar) -> Fold:
     return simulated_grammars().get(grammar).matcher()
 
 
-def drawn_alone(runner: OneAtATime, arrival: Arrival, page_size: int) -> Said:
-    """All that the request asks for, from a runner that it has for itself, one step after the other."""
-    sampling, prompt = parameters_of(arrival), np.array(arrival.prompt, np.int32)
-    tokens: list[int] = []
-    scores: list[Score] = []
-    prompt_scores: list[Score] = []
-    vector: tuple[float, ...] = ()
-    for result in steps_alone(runner, prompt, sampling, sampling.max_new_tokens, page_size):
+def drawn_alone(
+    runner: OneAtATime, arrival: Arrival, page_size: int, before: Said = NOTHING, count: int | None = None
+) -> Said:
+    """What the request asks for, its first `count` tokens, from a runner that it has for itself, one step after the
+    other. `before`: what other weights have said to it until then."""
+    sampling, known = parameters_of(arrival), np.array((*arrival.prompt, *before.tokens), np.int32)
+    tokens = list(before.tokens)
+    scores, prompt_scores = list(before.scores), list(before.prompt_scores)
+    num_output, num_prompt = sampling.max_new_tokens if count is None else count, len(arrival.prompt)
+    num_new, vector = num_output - len(tokens), tuple[float, ...]()
+    for result in steps_alone(runner, known, sampling, num_new, page_size, num_prompt):
         tokens += result.tokens.tolist()
         if result.logprobs is not None:
             scores += _scores(tokens[-1:], result.logprobs, arrival)
@@ -124,31 +135,37 @@ def _scores(tokens: Sequence[int], scores: StepLogprobs | PromptLogprobs, arriva
 LIKELIEST = SamplingParameters(temperature=0.0, max_new_tokens=0)
 
 
-def ghost_alone(arrival: Arrival) -> Said:
-    """What the ghost says to a request."""
-    if msgspec.structs.replace(parameters_of(arrival), stop_token_ids=(), max_new_tokens=0) == LIKELIEST:
+def ghost_alone(arrival: Arrival, drawn_by: DrawnBy) -> Said:
+    """What ghosts of these weights say to a request, one after the other."""
+    plain = msgspec.structs.replace(parameters_of(arrival), stop_token_ids=(), max_new_tokens=0) == LIKELIEST
+    if plain and drawn_by == AS_STARTED:
         return Said(tuple(expected(arrival.prompt, arrival.max_new_tokens)))
     if arrival.grammar == BAD_GRAMMAR and not arrival.embed:
-        return Said(())
-    total = len(arrival.prompt) + arrival.max_new_tokens
-    ghost = Ghost(
-        num_pages=1, page_size=total, num_slots=1, max_context=total, small=True, grammars=simulated_grammars()
-    )
-    return drawn_alone(ghost, arrival, total)
+        return NOTHING
+    said, total = NOTHING, len(arrival.prompt) + arrival.max_new_tokens
+    ends = [*(start for _, start in drawn_by[1:]), None]
+    for (version, _), end in zip(drawn_by, ends, strict=True):
+        ghost = Ghost(
+            num_pages=1, page_size=total, num_slots=1, max_context=total, small=True, grammars=simulated_grammars()
+        )
+        ghost.stage(1, SOURCES[version], "auto")
+        ghost.swap(1)
+        said = drawn_alone(ghost, arrival, total, said, end)
+    return said
 
 
 class Expectations:
     """What clients must get from a model, given what it says to a request that has it for itself."""
 
-    def __init__(self, alone: Callable[[Arrival], Said]) -> None:
+    def __init__(self, alone: Callable[[Arrival, DrawnBy], Said]) -> None:
         """`alone`: all that a request asks for, as if it were the only one and nothing stopped it."""
         self.said = lru_cache(maxsize=4096)(alone)
         self.stop_strings = lru_cache(maxsize=4096)(self._stop_strings)
         self.whole_output = lru_cache(maxsize=4096)(self._whole_output)
 
-    def alone(self, arrival: Arrival) -> tuple[int, ...]:
+    def alone(self, arrival: Arrival, drawn_by: DrawnBy = AS_STARTED) -> tuple[int, ...]:
         """All tokens that a request asks for."""
-        return self.said(arrival).tokens
+        return self.said(arrival, drawn_by).tokens
 
     def _stop_strings(self, arrival: Arrival) -> tuple[str, ...]:
         """Those that the request brings, and the text of the output token that is to stop it; not when that is no
@@ -165,11 +182,12 @@ class Expectations:
         stop = text[max(start, 0) :]
         return (*arrival.stop, stop) if stop and BROKEN not in text else arrival.stop
 
-    def _whole_output(self, arrival: Arrival) -> Expected:
+    def _whole_output(self, arrival: Arrival, drawn_by: DrawnBy) -> Expected:
         """What the request gets when nobody ends it early."""
         if arrival.embed:
             return Expected((), "", Cause.EMBEDDED)
-        tokens, cause, shown = self.alone(arrival), Cause.LENGTH, len(self.alone(arrival))
+        tokens, cause = self.alone(arrival, drawn_by), Cause.LENGTH
+        shown = len(tokens)
         sampling = parameters_of(arrival)
         for number, token in enumerate(tokens):
             if token in sampling.stop_token_ids:
@@ -186,9 +204,11 @@ class Expectations:
         count = next(n for n in range(1, shown + 1) if any(stop in vocabulary().decode(tokens[:n]) for stop in stops))
         return Expected(tokens[:count], text[: end + minus_length], Cause.STOP_STRING)
 
-    def check_beginning(self, arrival: Arrival, tokens: Sequence[int], text: str, request: int | None) -> None:
+    def check_beginning(
+        self, arrival: Arrival, drawn_by: DrawnBy, tokens: Sequence[int], text: str, request: int | None
+    ) -> None:
         """Somebody ended the request early: it got a beginning of what it would have got. Raises PropertyFailed."""
-        whole = self.whole_output(arrival)
+        whole = self.whole_output(arrival, drawn_by)
         if tuple(tokens) != whole.tokens[: len(tokens)]:
             said = f"{list(tokens)} is not how {list(whole.tokens)} begins"
             raise PropertyFailed("schedule_equivalence", said, request)
@@ -202,10 +222,10 @@ class Expectations:
             raise PropertyFailed("stream_equals_result", f"{text!r} is not how {whole.text!r} begins", request)
 
     def check_whole(
-        self, arrival: Arrival, tokens: Sequence[int], text: str, cause: Cause, request: int | None
+        self, arrival: Arrival, drawn_by: DrawnBy, tokens: Sequence[int], text: str, cause: Cause, request: int | None
     ) -> None:
         """The request ended by itself: it got everything, and nothing after it. Raises PropertyFailed."""
-        whole, stops = self.whole_output(arrival), self.stop_strings(arrival)
+        whole, stops = self.whole_output(arrival, drawn_by), self.stop_strings(arrival)
         if cause is not whole.cause or any(stop in text for stop in stops):
             said = f"{text!r} ended with {cause}, but with stop strings {stops} it is {whole.text!r} and {whole.cause}"
             raise PropertyFailed("stop_semantics" if stops else "stream_equals_result", said, request)
@@ -216,20 +236,27 @@ class Expectations:
             raise PropertyFailed("stream_equals_result", f"text {text!r}, not {whole.text!r}", request)
 
     def check_scores(
-        self, arrival: Arrival, tokens: Sequence[TokenLogprob], prompt: Sequence[TokenLogprob], request: int | None
+        self,
+        arrival: Arrival,
+        drawn_by: DrawnBy,
+        tokens: Sequence[TokenLogprob],
+        prompt: Sequence[TokenLogprob],
+        request: int | None,
     ) -> None:
         """Log-probabilities are those of the tokens with which they came, all of the prompt's or none. Raises
         PropertyFailed."""
-        said = self.said(arrival)
+        said = self.said(arrival, drawn_by)
         for told, wanted in ((tokens, said.scores[: len(tokens)]), (prompt, said.prompt_scores if prompt else ())):
             found = tuple((each.token, each.logprob, tuple([pair[:2] for pair in each.top])) for each in told)
             if found != wanted:
                 raise PropertyFailed("retraction_transparency", f"log-probabilities {found}, not {wanted}", request)
 
-    def check_vectors(self, arrival: Arrival, vectors: Sequence[Sequence[float]], request: int | None) -> None:
+    def check_vectors(
+        self, arrival: Arrival, drawn_by: DrawnBy, vectors: Sequence[Sequence[float]], request: int | None
+    ) -> None:
         """What a request that has ended got: its own vector, once, and none where it wanted none. Raises
         PropertyFailed."""
-        wanted = [self.said(arrival).vector] if arrival.embed else []
+        wanted = [self.said(arrival, drawn_by).vector] if arrival.embed else []
         if [tuple(vector) for vector in vectors] != wanted:
             raise PropertyFailed("embedded_once", f"vectors {list(vectors)}, not {wanted}", request)
 

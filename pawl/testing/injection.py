@@ -136,7 +136,9 @@ class InjectedChecks(EndChecks):
     def check_output(self, client: Client) -> None:
         if _internal(client):  # cut off anywhere
             arrival = self.understood(client) or client.arrival
-            self.run.model.expectations.check_beginning(arrival, client.tokens, client.text, client.request)
+            self.run.model.expectations.check_beginning(
+                arrival, client.drawn_by, client.tokens, client.text, client.request
+            )
         else:
             super().check_output(client)
 

@@ -23,7 +23,7 @@ from pawl.lifecycle.step import StepBatch, StepResult
 from pawl.loops.saving import WritePolicy
 from pawl.loops.select import LoopConfig
 from pawl.memory.tiers.host import HostPool
-from pawl.testing.expectations import OF_THE_GHOST, Expectations, Said, drawn_alone, simulated_grammars
+from pawl.testing.expectations import OF_THE_GHOST, DrawnBy, Expectations, Said, drawn_alone, simulated_grammars
 from pawl.testing.reuse import WatchedGhost
 from pawl.testing.workload import Arrival, Shape
 
@@ -113,7 +113,7 @@ class RealModel:
     def runner(self, config: LoopConfig) -> Runner:
         return self._emptied(config.num_pages, config.page_size, config.max_running, config.max_context)
 
-    def _alone(self, arrival: Arrival) -> Said:
+    def _alone(self, arrival: Arrival, drawn_by: DrawnBy) -> Said:
         return drawn_alone(self._emptied(1, self._longest, 1, self._longest), arrival, self._longest)
 
     def _emptied(self, num_pages: int, page_size: int, num_slots: int, max_context: int) -> Runner:
@@ -216,6 +216,17 @@ class SimulatedDevice:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
+
+    def stage(self, ticket: int, source: str, load_format: str) -> str:
+        if self._world.strikes("staging"):
+            raise StepLost("staging")
+        fingerprint: str = self._runner.stage(ticket, source, load_format)
+        return fingerprint
+
+    def swap(self, ticket: int) -> None:
+        if self._world.strikes("swap"):
+            raise StepLost("swap")
+        self._runner.swap(ticket)
 
     def launch(self, batch: StepBatch) -> Any:
         if self._world.strikes("step"):

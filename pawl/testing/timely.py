@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from pawl.actors.runtime.actor import places_of
-from pawl.actors.scheduler import Scheduler, raised_behind
+from pawl.actors.scheduler import Scheduler
 from pawl.lifecycle.requests import RequestInfo
 from pawl.loops.intake import Outcome
 from pawl.loops.orders.requests import Abort, CheckDeadlines
 from pawl.loops.properties.state import name_of
 from pawl.memory.arrays import Int32s
-from pawl.memory.violation import MemoryViolation
+from pawl.memory.violation import MemoryViolation, raised_behind
 from pawl.testing.reuse import left_in_row
 
 

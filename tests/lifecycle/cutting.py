@@ -17,6 +17,7 @@ from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.properties.observability_conservation import ObservabilityConservation
 from pawl.lifecycle.properties.pausing import PausedIsStill
 from pawl.lifecycle.properties.progress import AdmissionIsMonotone, FaultIsolation
+from pawl.lifecycle.properties.sharing import WeightEpochs
 from pawl.lifecycle.properties.stream_positions import StreamPositions
 from pawl.lifecycle.records import Checkpoint, Record, Started, Submitted, Transition, int32s
 from pawl.lifecycle.requests import RequestInfo, RequestTable
@@ -74,6 +75,7 @@ def _checkpoint(records: Sequence[Record]) -> Checkpoint:
         "draining": _of(monitor, TrueCauses)._drains,
         "sessions": [],
         "serving": str(_of(monitor, PausedIsStill)._pauses.serving),
+        "weights": {"state": _of(monitor, WeightEpochs)._state, "served": {"fingerprint": history.weights.fingerprint}},
         "ended_early": [(request, "client", "") for request in _of(monitor, AbortIsTotal)._asked],
     }
     return Checkpoint(started, msgspec.msgpack.encode(state), "", _time(records))

@@ -22,9 +22,10 @@ from tests.lifecycle.canaries_control import CONTROL_CANARIES
 from tests.lifecycle.canaries_drafted import DRAFTED_CANARIES
 from tests.lifecycle.canaries_embedded import EMBEDDED_CANARIES, embeddings
 from tests.lifecycle.canaries_shared import SHARED_CANARIES, twins
+from tests.lifecycle.canaries_weights import WEIGHT_CANARIES
 from tests.lifecycle.story import Segment, Story, changed, token, without
 
-ALL = CANARIES | SHARED_CANARIES | CONTROL_CANARIES | EMBEDDED_CANARIES | DRAFTED_CANARIES
+ALL = CANARIES | SHARED_CANARIES | CONTROL_CANARIES | EMBEDDED_CANARIES | DRAFTED_CANARIES | WEIGHT_CANARIES
 
 
 def judged(records: Sequence[Record]) -> Monitor:

@@ -19,6 +19,7 @@ from pawl.loops.effects import Ending
 from pawl.loops.intake import Intake, Order, Outcome
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.tiers import PageFetch
+from pawl.loops.weights import Served
 from pawl.memory.arrays import Int32s
 from pawl.memory.violation import MemoryViolation
 from pawl.testing.expectations import simulated_grammars
@@ -42,7 +43,7 @@ class Driver:
         self.config = LoopConfig(**settings)  # type: ignore[arg-type]
         self.records: list[object] = []
         self.loop = make_loop(self.config, self, Journal(self.records.append), self)
-        self.intake = Intake(self.loop, self)
+        self.intake = Intake(self.loop, self, self.config.served)
         self.ghost = Ghost.for_shape(self.config, grammars=simulated_grammars())
         self.launched: deque[ScheduledBatch] = deque()
         self.output_of: dict[int, list[int]] = {}
@@ -89,6 +90,11 @@ class Driver:
 
     def remind(self, delay_s: float, order: Order) -> None:
         """The clock counts steps: a test gives the order itself."""
+
+    def stage(self, ticket: int, source: str, load_format: str) -> None:
+        """A test tells what has become of it."""
+
+    def exchanged(self, served: Served) -> None: ...
 
     # ---- driving ----
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 
 from pawl.actors.runtime.actor import places_of
-from pawl.actors.scheduler import raised_behind
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.marks import Contained
 from pawl.lifecycle.records import StepRolledBack, Transition
@@ -15,7 +14,7 @@ from pawl.lifecycle.states import Cause, Event
 from pawl.loops.policy import FirstComeFirstServed, Policy, Waiting
 from pawl.loops.recovery import FAILED, recover
 from pawl.loops.requests import MAX_STRIKES
-from pawl.memory.violation import MemoryViolation
+from pawl.memory.violation import MemoryViolation, raised_behind
 from tests.loops.driver import Driver
 
 FAILURE = "OSError at worker"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pawl.actors.runtime.cell import Cell
+from pawl.actors.scheduler import Scheduler
 from pawl.actors.simulation.cell import SimulatedCell
+from pawl.actors.weight_client import WeightClient
 from pawl.actors.worker import Worker
 from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
 from pawl.loops.policy import FirstComeFirstServed
 from pawl.loops.requests import Requests
+from pawl.loops.weights import WeightKeeper
 from pawl.memory.memory import Memory
 from pawl.memory.prefix.radix import RadixCache
 from tests.mutants.mutant import Edit, Group, Mutant
@@ -85,6 +88,68 @@ CONTROL = (
         "29750",
         "A retraction happens without a record.",
         Edit(Requests.retracted, "self.journal.moved(", "(lambda *edge: None)("),
+    ),
+    _mutant(
+        "weights_under_a_step",
+        "weight_epochs",
+        "14178",
+        "The exchange of the weights overtakes steps that are in flight.",
+        Edit(
+            WeightClient.swap_if_due,
+            "if weights.update is None or not weights.swapping or intake.loop.in_flight:",
+            "if weights.update is None or not weights.swapping:",
+        ),
+        Edit(WeightClient.swap_if_due, "Swap(self._asked))", "Swap(self._asked), Lane.CONTROL)"),
+        Edit(WeightKeeper.swapped, "if loop.in_flight:", "if False:"),
+    ),
+    _mutant(
+        "steps_while_weights_are_exchanged",
+        "weight_epochs",
+        "20729",
+        "Steps are planned while the worker exchanges the weights.",
+        Edit(Intake.turn, "if not self.weights.swapping:", "if True:"),
+        Edit(WeightKeeper.swapped, "if loop.in_flight:", "if False:"),
+    ),
+    _mutant(
+        "keys_of_the_old_weights_are_kept",
+        "weight_epochs",
+        "6367, InternLM/lmdeploy 4917",
+        "Who runs goes on from keys and values that the old weights have computed.",
+        Edit(WeightKeeper.swapped, "loop.requests.retract(row, Cause.WEIGHTS, now)", "pass"),
+    ),
+    _mutant(
+        "cache_outlives_the_weights",
+        "weight_epochs",
+        "14178",
+        "What the old weights have computed stays in the prefix cache, and everybody keeps the name of its pages.",
+        Edit(WeightKeeper.swapped, "loop.memory.flush()", "pass"),
+        Edit(WeightKeeper.swapped, "self.renew()", "pass"),
+        Edit(Scheduler._submit, "weights=self.intake.weights.served.fingerprint", "weights=self.config.weights"),
+    ),
+    _mutant(
+        "failed_update_is_served",
+        "weight_epochs",
+        "InternLM/lmdeploy 4917",
+        "Weights that could not be read are said to be served.",
+        Edit(
+            WeightKeeper.failed,
+            "self._move(WeightEvent.FAILED, now)",
+            "(setattr(self, 'served', Served('x', 'x')), self._move(WeightEvent.FAILED, now))",
+        ),
+    ),
+    _mutant(
+        "tokens_of_new_weights_bear_the_old_name",
+        "schedule_equivalence",
+        "20729",
+        "Clients are told that the old weights have drawn their tokens.",
+        Edit(Scheduler._send_step, "self.intake.weights.served.version", "self.config.weight_version"),
+    ),
+    _mutant(
+        "update_that_fails_is_never_answered",
+        "bounded_progress",
+        "",
+        "Who asked for weights that cannot be read waits for ever.",
+        Edit(WeightKeeper.failed, "self._answer(asker, False, message)", "pass"),
     ),
     _mutant(
         "removal_is_not_told",

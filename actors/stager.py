@@ -1,0 +1,46 @@
+"""The stager reads and verifies new weights, and lays them out beside those that serve.
+
+    scheduler ──Stage──► stager ──WeightsStaged, WeightsFailed──► scheduler
+
+It runs beside the worker, whose steps go on; what it has laid out lies with the runner that both know.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from pawl.actors.messages.weights import UNREAD, Stage
+from pawl.actors.names import NAMES, Names
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.gpu.step_runner import StepRunner, WeightsRefused
+from pawl.loops.orders.weights import WeightsFailed, WeightsStaged
+
+log = structlog.get_logger("pawl.stager")
+
+
+class Stager(Actor):
+    """One update at a time, in order of arrival."""
+
+    accepts = Stage
+
+    def __init__(self, runner: StepRunner[Any], names: Names = NAMES) -> None:
+        self._names = names
+        self._runner = runner
+
+    def receive(self, message: Stage) -> None:
+        try:
+            fingerprint = self._runner.stage(message.ticket, message.source, message.load_format)
+        except WeightsRefused as refused:
+            self._refuse(message.ticket, str(refused))
+        except Exception as error:
+            # Nothing that serves has been touched.
+            log.exception("new weights could not be read")
+            self._refuse(message.ticket, f"{UNREAD}: {type(error).__name__}")
+        else:
+            self.context.send(self._names.scheduler, WeightsStaged(message.ticket, fingerprint), Lane.CONTROL)
+
+    def _refuse(self, ticket: int, reason: str) -> None:
+        log.warning("new weights were refused", reason=reason)
+        self.context.send(self._names.scheduler, WeightsFailed(ticket, reason), Lane.CONTROL)

@@ -1,0 +1,36 @@
+"""The scheduler's side of an update of the weights: what it tells the stager, the worker, and the gateway."""
+
+from __future__ import annotations
+
+from pawl.actors.messages.weights import Stage, Swap, WeightsServed
+from pawl.actors.names import Names
+from pawl.actors.runtime.actor import Actor, Lane
+from pawl.loops.intake import Intake
+from pawl.loops.weights import Served
+
+
+class WeightClient:
+    """Sends for the scheduler `actor`."""
+
+    def __init__(self, actor: Actor, names: Names) -> None:
+        self._actor = actor
+        self._names = names
+        self._asked = 0
+        """The update for which the worker was told to exchange the weights last."""
+
+    def stage(self, ticket: int, source: str, load_format: str) -> None:
+        """Have new weights laid out beside the old ones."""
+        self._actor.context.send(self._names.stager, Stage(ticket, source, load_format))
+
+    def swap_if_due(self, intake: Intake) -> None:
+        """New weights are staged, and every step has come back: the worker is to exchange them."""
+        weights = intake.weights
+        if weights.update is None or not weights.swapping or intake.loop.in_flight:
+            return
+        if weights.update.ticket != self._asked:
+            self._asked = weights.update.ticket
+            self._actor.context.send(self._names.worker, Swap(self._asked))
+
+    def exchanged(self, served: Served) -> None:
+        """Tell what is served."""
+        self._actor.context.send(self._names.gateway, WeightsServed(served.version, served.source), Lane.CONTROL)

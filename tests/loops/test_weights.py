@@ -1,0 +1,200 @@
+"""An update of the weights, given to a loop as a scheduler gives it: who runs starts again, and a failure changes
+nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from pawl.gpu.ghost.language import salt_of
+from pawl.gpu.ghost.oracle import Sequel, expected
+from pawl.lifecycle.machines.base import IllegalMove
+from pawl.lifecycle.machines.weights import WEIGHTS, WeightEvent, Weights
+from pawl.lifecycle.namespaces import under, weights_of
+from pawl.lifecycle.records import WeightsMoved
+from pawl.lifecycle.states import Cause, State
+from pawl.loops.intake import Order
+from pawl.loops.orders.weights import RenameWeights, UpdateWeights, WeightsFailed, WeightsStaged, WeightsSwapped
+from pawl.loops.weights import BUSY, DONE
+from tests.loops.driver import Driver
+
+PROMPT = [1, 2, 3, 4, 5]
+
+
+class Server(Driver):
+    """A driver whose ghost has what an update brings."""
+
+    def deliver(self, order: Order, number: int = 0) -> None:
+        self.intake.deliver(order, self.now, number)
+
+    def update(self, name: str, number: int = 7, **fields: Any) -> int:
+        """Stage and exchange `ghost:name`, at rest between two steps."""
+        self.deliver(UpdateWeights(model_path=f"ghost:{name}", weight_version=name, **fields), number)
+        update = self.intake.weights.update
+        assert update is not None
+        self.deliver(WeightsStaged(update.ticket, self.ghost.stage(update.ticket, update.source, "auto")))
+        while self.loop.in_flight:
+            self.loop.executed(self.ghost.launch(self.launched.popleft().batch), self.now)
+        self.ghost.swap(update.ticket)
+        self.deliver(WeightsSwapped(update.ticket))
+        self.ghost.reset()
+        return update.ticket
+
+
+@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+def test_who_runs_goes_on_from_its_tokens_and_reads_nothing_of_the_old_weights(pacing: str) -> None:
+    server = Server(pacing=pacing)
+    request = server.submit(PROMPT, 9)
+    for _ in range(4):
+        server.step()
+    server.update("b")
+    before = list(server.output_of[request])
+    server.run()
+    sequel = Sequel([*PROMPT, *before], salt_of("ghost:b"))
+    while len(before) < 9:
+        before.append(sequel.likeliest())
+        sequel.push(before[-1])
+    assert server.output_of[request] == before
+    assert before != expected(PROMPT, 9)
+    assert (server.cause(request), server.outcome_of[7].ok, server.outcome_of[7].message) == (Cause.LENGTH, True, DONE)
+
+
+def test_what_the_old_weights_have_left_in_the_cache_is_used_by_nobody() -> None:
+    server = Server()
+    server.submit(PROMPT, 3)
+    server.run()
+    assert server.loop.memory.cache.statistics()["pages"] > 0
+    server.update("b")
+    assert server.loop.memory.cache.statistics()["pages"] == 0
+    again = server.submit(PROMPT, 3, namespace="weights=ghost%3Ab")
+    server.run()
+    assert server.ending_of[again].info.num_cached == 0
+
+
+def test_no_step_is_planned_from_the_moment_new_weights_are_staged_until_they_are_exchanged() -> None:
+    server = Server(pacing="overlap")
+    server.submit(PROMPT, 9)
+    server.step()
+    server.deliver(UpdateWeights(model_path="ghost:b"), 7)
+    server.step()
+    server.deliver(WeightsStaged(1, "ghost:b"))
+    planned = server.loop.counters.steps
+    while server.step():
+        pass
+    assert (server.loop.counters.steps, server.outcome_of) == (planned, {})
+    assert not server.loop.idle
+
+
+@pytest.mark.parametrize("staged", [False, True], ids=["while they are read", "when they are exchanged"])
+def test_a_failure_leaves_the_old_weights_and_says_why(staged: bool) -> None:
+    server = Server()
+    request = server.submit(PROMPT, 6)
+    server.step()
+    served = server.intake.weights.served
+    server.deliver(UpdateWeights(model_path="ghost:b", weight_version="b"), 7)
+    if staged:
+        server.deliver(WeightsStaged(1, "ghost:b"))
+    server.deliver(WeightsFailed(1, "the disk is gone"))
+    assert (server.outcome_of[7].ok, server.outcome_of[7].message) == (False, "the disk is gone")
+    server.run()
+    assert server.output_of[request] == expected(PROMPT, 6)
+    assert (server.intake.weights.served, server.ending_of[request].info.num_retractions) == (served, 0)
+
+
+def test_a_second_update_is_refused_while_one_is_under_way_and_news_of_another_is_late() -> None:
+    server = Server()
+    server.deliver(UpdateWeights(model_path="ghost:b"), 7)
+    server.deliver(UpdateWeights(model_path="ghost:c"), 8)
+    assert (server.outcome_of[8].ok, server.outcome_of[8].message) == (False, BUSY)
+    for late in (WeightsStaged(2, "x"), WeightsFailed(2, "x"), WeightsSwapped(1)):
+        server.deliver(late)
+    assert server.intake.weights.phase is Weights.STAGING
+    assert 7 not in server.outcome_of
+
+
+def test_an_update_that_ends_all_ends_who_is_live_at_the_exchange_and_not_before() -> None:
+    server = Server()
+    request = server.submit(PROMPT, 20)
+    server.step()
+    server.deliver(UpdateWeights(model_path="ghost:b", abort_all_requests=True), 7)
+    server.step()
+    assert request not in server.ending_of
+    server.deliver(WeightsFailed(1, "no"))
+    assert request not in server.ending_of, "an update that fails ends nobody"
+    server.update("b", 8, abort_all_requests=True)
+    assert (server.cause(request), server.loop.idle) == (Cause.CLIENT, True)
+
+
+def test_an_update_without_a_name_leaves_the_name() -> None:
+    server = Server()
+    server.update("b")
+    server.deliver(UpdateWeights(model_path="ghost:c"), 9)
+    server.deliver(WeightsStaged(2, "ghost:c"))
+    server.deliver(WeightsSwapped(2))
+    served = server.intake.weights.served
+    assert (served.version, served.fingerprint, served.source) == ("b", "ghost:c", "ghost:c")
+
+
+@pytest.mark.parametrize("abort", [False, True])
+def test_weights_are_renamed_at_once_and_nothing_is_computed_again(abort: bool) -> None:
+    server = Server(weight_version="v1")
+    request = server.submit(PROMPT, 6)
+    server.step()
+    server.deliver(RenameWeights("v2", abort_all_requests=abort), 7)
+    assert server.outcome_of[7].facts == {"new_version": "v2"}
+    server.run()
+    served = server.intake.weights.served
+    assert (served.version, served.fingerprint) == ("v2", "")
+    assert server.cause(request) == (Cause.CLIENT if abort else Cause.LENGTH)
+    assert server.ending_of[request].info.num_retractions == 0
+
+
+def test_whoever_is_live_has_the_namespace_of_the_new_weights_and_keeps_its_own_parts() -> None:
+    server = Server(max_running=1)
+    server.submit(PROMPT, 9, namespace="salt=s&weights=v1")
+    server.submit(PROMPT, 9)
+    server.step()
+    server.update("b")
+    table = server.loop.table
+    assert [table.info(row).namespace for row in table.live_rows().tolist()] == [
+        "salt=s&weights=ghost%3Ab",
+        "weights=ghost%3Ab",
+    ]
+    assert {State(int(table.state[row])) for row in table.live_rows().tolist()} == {State.QUEUED}
+
+
+def test_every_move_of_an_update_is_recorded_with_what_serves_from_then_on() -> None:
+    server = Server(weight_version="v1", weights="one")
+    server.update("b")
+    moves = [record for record in server.records if isinstance(record, WeightsMoved)]
+    assert [(move.event, move.version, move.fingerprint) for move in moves] == [
+        (WeightEvent.UPDATE, "v1", "one"),
+        (WeightEvent.STAGED, "v1", "one"),
+        (WeightEvent.SWAPPED, "b", "ghost:b"),
+    ]
+
+
+def test_a_snapshot_holds_an_update_under_way() -> None:
+    server, other = Server(), Server()
+    server.deliver(UpdateWeights(model_path="ghost:b", weight_version="b"), 7)
+    server.deliver(WeightsStaged(1, "ghost:b"))
+    plain = msgspec.msgpack.decode(msgspec.msgpack.encode(server.intake.weights.snapshot()))
+    other.intake.weights.restore(plain)
+    other.deliver(WeightsSwapped(1))
+    assert (other.intake.weights.served.fingerprint, other.outcome_of[7].ok) == ("ghost:b", True)
+
+
+def test_the_table_has_every_way_back_to_serving() -> None:
+    for state in (Weights.STAGING, Weights.SWAPPING):
+        assert WEIGHTS.next(state, WeightEvent.FAILED) is Weights.SERVING
+    with pytest.raises(IllegalMove, match="swapped"):
+        WEIGHTS.next(Weights.STAGING, WeightEvent.SWAPPED)
+
+
+def test_only_the_part_of_a_namespace_that_names_weights_changes() -> None:
+    assert under("", "a&b") == "weights=a%26b"
+    assert under("salt=x&weights=old", "new") == "salt=x&weights=new"
+    assert under("salt=x&weights=old", "") == "salt=x"
+    assert [weights_of(namespace) for namespace in ("salt=x", "salt=x&weights=y")] == ["", "y"]

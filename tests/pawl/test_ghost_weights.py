@@ -1,0 +1,135 @@
+"""A whole server whose weights are exchanged by its users: the replies, what clients get, and what the trace says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pawl.actors.text.ghost import ghost_vocabulary
+from pawl.build.ghost import load_ghost
+from pawl.config import build_config
+from pawl.engine import Engine, RequestFailed
+from pawl.gpu.ghost.language import salt_of
+from pawl.gpu.ghost.oracle import Sequel
+from pawl.lifecycle.audit import Verdict, audit
+from pawl.loops.weights import DONE
+from tests.pawl.ghost_server import ghost_server
+
+VOCABULARY = ghost_vocabulary()
+LONG = 400
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[httpx.Client]:
+    settings = {"model": "ghost", "trace_dir": str(tmp_path), "weight_version": "v0"}
+    with (
+        ghost_server(load_ghost(build_config(settings)), **settings) as (host, port),
+        httpx.Client(base_url=f"http://{host}:{port}", timeout=60.0) as client,
+    ):
+        yield client
+    assert audit(tmp_path).verdict is Verdict.PASS
+
+
+def update(client: httpx.Client, path: str, **fields: Any) -> httpx.Response:
+    return client.post("/update_weights_from_disk", json={"model_path": path, **fields})
+
+
+def said(tokens: list[int], source: str, count: int) -> list[int]:
+    """What a ghost of these weights says next."""
+    sequel = Sequel(tokens, salt_of(source))
+    for _ in range(count):
+        tokens = [*tokens, sequel.likeliest()]
+        sequel.push(tokens[-1])
+    return tokens[-count:]
+
+
+def generate(client: httpx.Client, count: int) -> dict[str, Any]:
+    body = {"text": "hello", "sampling_params": {"max_new_tokens": count, "temperature": 0.0, "ignore_eos": True}}
+    answer: dict[str, Any] = client.post("/generate", json=body).json()
+    return answer
+
+
+def test_an_update_changes_what_is_said_what_it_is_called_and_where_the_model_is(client: httpx.Client) -> None:
+    info = client.get("/get_model_info").json()
+    assert (info["weight_version"], info["model_path"]) == ("v0", "ghost")
+    assert generate(client, 5)["meta_info"]["weight_version"] == "v0"
+    reply = update(client, "ghost:b", weight_version="v1")
+    assert (reply.status_code, reply.json()) == (200, {"success": True, "message": DONE})
+    info = client.get("/get_model_info").json()
+    assert (info["weight_version"], info["model_path"], info["tokenizer_path"]) == ("v1", "ghost:b", "ghost")
+    answer = generate(client, 5)
+    assert answer["output_ids"] == said(VOCABULARY.encode("hello").tolist(), "ghost:b", 5)
+    meta = answer["meta_info"]
+    assert (meta["cached_tokens"], meta["weight_version"]) == (0, "v1")
+    assert meta["weight_versions"] == [{"version": "v1", "start": 0, "end": 5}]
+
+
+def test_weights_that_cannot_be_had_are_a_400_and_change_nothing(client: httpx.Client) -> None:
+    reply = update(client, "nowhere", weight_version="v1")
+    assert reply.status_code == 400
+    assert (reply.json()["success"], reply.json()["message"].count("\n")) == (False, 0)
+    assert update(client, "ghost:b", load_format="pickle").status_code == 400
+    assert client.post("/update_weights_from_disk", json={}).status_code == 400
+    info = client.get("/get_model_info").json()
+    assert (info["weight_version"], info["model_path"]) == ("v0", "ghost")
+    assert generate(client, 5)["output_ids"] == said(VOCABULARY.encode("hello").tolist(), "ghost", 5)
+
+
+@pytest.mark.parametrize("paused", ["", "retract", "in_place"])
+def test_a_stream_across_an_update_says_which_weights_drew_which_token(client: httpx.Client, paused: str) -> None:
+    sampling = {"max_new_tokens": LONG, "temperature": 0.0, "ignore_eos": True}
+    body = {"text": "hello", "sampling_params": sampling, "stream": True}
+    with client.stream("POST", "/generate", json=body) as stream:
+        lines = (line for line in stream.iter_lines() if line.startswith("data: {"))
+        next(lines)
+        if paused:
+            client.post("/pause_generation", json={"mode": paused})
+        assert update(client, "ghost:b", weight_version="v1", flush_cache=False).status_code == 200
+        if paused:
+            client.post("/continue_generation", json={})
+        for line in lines:
+            last = json.loads(line.removeprefix("data: "))
+    spans, tokens = last["meta_info"]["weight_versions"], last["output_ids"]
+    assert [span["version"] for span in spans] == ["v0", "v1"]
+    assert [spans[0]["start"], spans[1]["start"], spans[1]["end"]] == [0, spans[0]["end"], LONG]
+    first, prompt = spans[0]["end"], VOCABULARY.encode("hello").tolist()
+    assert tokens[:first] == said(prompt, "ghost", first)
+    assert tokens[first:] == said(prompt + tokens[:first], "ghost:b", LONG - first)
+    assert (last["meta_info"]["weight_version"], last["meta_info"]["finish_reason"]["type"]) == ("v1", "length")
+
+
+def test_weights_that_serve_are_renamed(client: httpx.Client) -> None:
+    assert client.get("/get_weight_version").json() == client.get("/weight_version").json() == {"weight_version": "v0"}
+    reply = client.post("/update_weight_version", json={"new_version": "v9", "abort_all_requests": False})
+    assert (reply.status_code, reply.json()["success"], reply.json()["new_version"]) == (200, True, "v9")
+    assert client.get("/get_weight_version").json() == {"weight_version": "v9"}
+    answer = generate(client, 5)
+    assert answer["meta_info"]["weight_version"] == "v9"
+    assert answer["output_ids"] == said(VOCABULARY.encode("hello").tolist(), "ghost", 5)
+    info = client.get("/model_info").json()
+    assert (info["weight_version"], info["model_path"], info["tokenizer_path"]) == ("v9", "ghost", "ghost")
+
+
+def test_replies_of_openais_routes_say_which_weights_drew_them(client: httpx.Client) -> None:
+    asked = {"model": "ghost", "max_tokens": 4, "temperature": 0.0}
+    for version in ("v0", "v1"):
+        chat = client.post("/v1/chat/completions", json=asked | {"messages": [{"role": "user", "content": "hi"}]})
+        text = client.post("/v1/completions", json=asked | {"prompt": "hi"})
+        assert [reply.json()["metadata"]["weight_version"] for reply in (chat, text)] == [version, version]
+        update(client, "ghost:b", weight_version="v1")
+
+
+def test_an_engine_without_a_server_takes_the_same_message() -> None:
+    with Engine(build_config({"model": "ghost", "trace": False})) as engine:
+        before = engine.generate(["hello"], {"max_new_tokens": 4, "temperature": 0.0})[0].tokens
+        engine.control("update-weights", model_path="ghost:b")
+        assert engine.generate(["hello"], {"max_new_tokens": 4, "temperature": 0.0})[0].tokens != before
+        with pytest.raises(RequestFailed, match="nowhere"):
+            engine.control("update-weights", model_path="nowhere")
+        engine.control("update-weights", model_path="ghost")
+        assert engine.generate(["hello"], {"max_new_tokens": 4, "temperature": 0.0})[0].tokens == before
