@@ -19,8 +19,6 @@ from pawl.lifecycle.recompute import Compute, Computed, Recorded
 from pawl.lifecycle.records import (
     Int32s,
     StepCommitted,
-    StepPlanned,
-    StepRolledBack,
     Submitted,
     Transition,
     WeightsMoved,
@@ -108,8 +106,6 @@ class Recomputed(Property):
         self._compute = compute
         self._lives: dict[int, _Life] = {}
         """Live requests by row."""
-        self._steps: dict[int, tuple[Int32s, list[int]]] = {}
-        """In flight: the rows of its segments, and those that sample, as indices."""
         self._waiting: list[_Life] = []
         self._num_waiting = 0
         self.tally = Tally()
@@ -141,25 +137,15 @@ class Recomputed(Property):
         life.outdated = not _at_hand(history)
         return ()
 
-    @on(StepPlanned)
-    def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
-        self._steps[record.step] = int32s(record.rows), np.flatnonzero(uint8s(record.samples)).tolist()
-        return ()
-
-    @on(StepRolledBack)
-    def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
-        self._steps.pop(record.step, None)
-        return ()
-
     @on(StepCommitted)
     def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
         number = history.number
-        rows, sampling = self._steps.pop(record.step)
+        rows = history.step.rows
         events, tokens = uint8s(record.events), int32s(record.tokens).tolist()
         drew = num_tokens(events, record.counts)
         of_segment = np.ones(len(rows), np.int32) if record.counts is None else int32s(record.counts)
         at = 0
-        for index in sampling:
+        for index in np.flatnonzero(history.step.samples).tolist():
             count = int(of_segment[index])
             life = self._lives.get(int(rows[index]))
             if life is not None and drew[index] and life.outdated:
