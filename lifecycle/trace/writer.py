@@ -219,16 +219,16 @@ class TraceWriter:
         """Delete the oldest runs, then this run's oldest files, until one more file fits the limit."""
         sizes = {run: {file: file.stat().st_size for file in trace_files(run)} for run in run_folders(self._directory)}
         excess = sum(sum(files.values()) for files in sizes.values()) + self._file_limit - self._limit
-        for run, files in sizes.items():
+        others = ((run, sum(files.values())) for run, files in sizes.items() if run != self.path)
+        for path, size in (*others, *list(sizes.get(self.path, {}).items())[:-1]):
             if excess <= 0:
                 return
-            if run != self.path and not being_written(run):
-                shutil.rmtree(run, ignore_errors=True)
-                excess -= sum(files.values())
-        for file, size in list(sizes.get(self.path, {}).items())[:-1]:
-            if excess <= 0:
-                return
-            file.unlink(missing_ok=True)
+            if path.is_file():
+                path.unlink(missing_ok=True)
+            elif not being_written(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                continue
             excess -= size
 
 

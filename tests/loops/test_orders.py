@@ -58,6 +58,17 @@ def test_an_abort_ends_those_it_names_and_remembers_one_that_is_still_to_come() 
     assert [driver.cause(request) for request in (kept, ended, coming)] == [Cause.LENGTH, Cause.CLIENT, Cause.CLIENT]
 
 
+def test_an_abort_is_remembered_only_until_a_later_request_comes() -> None:
+    driver = Driver()
+    ended = driver.submit(PROMPT, 1)
+    driver.run()
+    driver.intake.deliver(Abort((ended, ended + 1, ended + 3)), driver.now)
+    assert list(driver.intake._ended_early) == [ended + 1, ended + 3]
+    driver._next += 1  # that one was refused on its way
+    driver.submit(PROMPT, 1)
+    assert list(driver.intake._ended_early) == [ended + 3]
+
+
 def test_a_drain_refuses_what_arrives_and_its_end_ends_what_is_left() -> None:
     driver = Driver()
     before = driver.submit(PROMPT, 30)

@@ -197,15 +197,15 @@ class Sweeping:
         tests = self._reach.of(edit, (ROOT / edit.file).read_bytes())
         if tests == [IMPORT]:
             return None
-        # Of what came since the measurement, tests of the same subject may reach it.
-        unknown = not self._reach.knows(edit)
+        # What came since the measurement may reach it: tests of the room, and of a new function those of its subject.
+        unknown, folder = not self._reach.knows(edit), f"tests/{edit.file.partition('/')[0]}/"
         new = [
-            test for test in self._items if is_near(test, edit.file) and (unknown or test not in self._reach.seconds)
+            test
+            for test in self._items
+            if (unknown and is_near(test, edit.file)) or (test not in self._reach.seconds and test.startswith(folder))
         ]
-        tested, explored = (
-            self._test(edit, [test for test in dict.fromkeys((*tests, *new)) if test in self._items]),
-            None,
-        )
+        tested = self._test(edit, [test for test in dict.fromkeys((*tests, *new)) if test in self._items])
+        explored = None
         if (unknown or EXPLORE in tests) and not noticed(tested):
             schedules = self._request.schedules
             explored = self._judge.explore(edit, lambda: exploration(schedules), 20 + schedules * SPARE_S_OF_A_SCHEDULE)

@@ -108,12 +108,17 @@ def _nobody_waited(records: Sequence[Record], forgery: Forgery) -> bool:
     return not (isinstance(follows, Transition) and follows.event is Event.FETCHED)
 
 
+def _passed(records: Sequence[Record], forgery: Forgery) -> Sequence[Record]:
+    """What the record was moved past."""
+    at, to = forgery.at, next(to for to, each in enumerate(forgery.records) if each is records[forgery.at])
+    return records[at + 1 : to + 1] if to > at else records[to:at]
+
+
 def _passes_no_decision(records: Sequence[Record], forgery: Forgery) -> bool:
     """What it was moved past are orders, checkpoints and plans that came to nothing; or an order passed arrivals."""
-    at, to = forgery.at, next(to for to, each in enumerate(forgery.records) if each is records[forgery.at])
-    passed = records[at + 1 : to + 1] if to > at else records[to:at]
+    passed = _passed(records, forgery)
     kinds: tuple[type[Record], ...] = (Delivered, Checkpoint, Idled, Answered, AnswersClosed)
-    if isinstance(records[at], Delivered):
+    if isinstance(records[forgery.at], Delivered):
         kinds += (Submitted,)
         passed = [each for each in passed if not isinstance(each, Transition) or each.event is not Event.SUBMIT]
     return all(isinstance(each, kinds) for each in passed)
@@ -163,6 +168,13 @@ def _nobody_runs(records: Sequence[Record], forgery: Forgery) -> bool:
     for record in records[: forgery.at]:
         history.advance(record)
     return not history.working.any()
+
+
+def _passes_none_of_its(records: Sequence[Record], forgery: Forgery) -> bool:
+    """Of the requests that it ends it is moved past nothing but their arrival."""
+    named = _named(records[forgery.at])
+    mine = [each for each in _passed(records, forgery) if getattr(each, "request", None) in named]
+    return all(isinstance(each, Submitted) or getattr(each, "event", None) is Event.SUBMIT for each in mine)
 
 
 def _nobody_is_left(records: Sequence[Record], forgery: Forgery) -> bool:
@@ -264,6 +276,9 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Delivered abort.fields[[]requests][[]n]: twice": (_AGAIN,),
     "Delivered abort.fields[[]*": (_NO_EFFECT,),
     "Delivered abort: *": (_NO_EFFECT,),
+    "Delivered abort: moved *": (
+        Reason("an abort may overtake its request, or follow it at once", _passes_none_of_its),
+    ),
     "Delivered abort: twice": (_AGAIN,),
     "Delivered check_deadlines: *": (_TIMER,),
     "Delivered continue: *": (Reason("nobody waits for the engine to go on", _changes_no_pause),),
@@ -277,7 +292,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Delivered end_all: twice": (_AGAIN,),
     "Delivered finish.fields[[]*": (_NO_EFFECT,),
     "Delivered finish: *": (_NO_EFFECT,),
-    "Delivered flush_cache.fields[[]timeout]: a bit *": (_CLOCK,),
+    "Delivered flush_cache.fields[[]timeout]: *": (_CLOCK,),
     "Delivered flush_cache: *": (Reason("a flush of nothing, or one that is refused, changes nothing"),),
     "Delivered pause.fields[[]retract]: negated": (Reason("nobody runs who could be retracted", _nobody_runs),),
     "Delivered pause: *": (Reason("an engine with nothing to do does not show that it pauses", _nobody_is_left),),

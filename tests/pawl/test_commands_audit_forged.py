@@ -66,5 +66,11 @@ def test_every_forgery_that_leaves_a_contradiction_is_named(tmp_path: Path, seed
     assert 3 * num_found > 2 * num_forged > 100
 
 
+@pytest.mark.parametrize("count", [20, pytest.param(2000, marks=pytest.mark.slow)])
+def test_a_sound_run_is_never_called_anything_but_whole(tmp_path: Path, count: int) -> None:
+    reports = (audited(tmp_path / str(seed), sound_run(seed)) for seed in range(1000, 1000 + count))
+    assert [report.text() for report in reports if report.verdict is not Verdict.PASS] == []
+
+
 def test_every_reason_why_something_cannot_show_is_said() -> None:
     assert all(len(reason.text.split()) > 4 for reasons in IN_PRINCIPLE.values() for reason in reasons)
