@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from pawl.actors.text.byte_table import ByteTable, build_byte_table
 from pawl.actors.text.conversion import UnsupportedVocabulary, tokenizer_from_gguf
@@ -21,6 +21,8 @@ these shows that the model ends its turns with it."""
 
 SHORT_TEXT = 1000
 """Characters. The quickest way to encode keeps the interpreter to itself, so it is for texts of at most these."""
+WORD_BYTES = 4096
+"""Of a word that is one unknown token, and the white space around it."""
 MOST_TOKENS = 1 << 24
 """Ids that tables are made for: a file may name any number."""
 
@@ -150,7 +152,10 @@ class Vocabulary:
 
     @cached_property
     def longest_token(self) -> int:
-        """Bytes of the longest token: n tokens are text of at most n times as many."""
+        """Bytes of the longest token: n tokens are text of at most n times as many. WordPiece makes one token of any
+        word that it does not know, and none of white space: of its texts only what no reader would write is bounded."""
+        if isinstance(self.tokenizer.model, models.WordPiece):
+            return WORD_BYTES
         if self.byte_table is not None:
             return max(map(len, self.byte_table.entries), default=1)
         return max((len(token.encode()) for token in self.tokenizer.get_vocab()), default=1)

@@ -33,15 +33,26 @@ def run(arguments: argparse.Namespace) -> int:
 
         def ready(url: str) -> None:
             loading.close()
-            print(curl_line(url, config.api_key is not None), file=sys.stderr, flush=True)
+            line = curl_line(url, config.api_key is not None, only_vectors=_makes_only_vectors(config.model))
+            print(line, file=sys.stderr, flush=True)
 
         return serve(config, on_ready=ready, report=report)
 
 
-def curl_line(url: str, key_needed: bool) -> str:
+def _makes_only_vectors(model: str) -> bool:
+    from pawl.gpu.encoder.config import is_encoder
+    from pawl.gpu.weights.locate import locate
+
+    path = locate(model) if model != "ghost" else None
+    return path is not None and is_encoder(path)
+
+
+def curl_line(url: str, key_needed: bool, *, only_vectors: bool = False) -> str:
     """A command to paste into another terminal that shows the server works. The key itself is never printed."""
     key = ' -H "authorization: Bearer $PAWL_API_KEY"' if key_needed else ""
-    body = '{"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}'
+    route = "embeddings" if only_vectors else "completions"
+    asked = '{"input": "The capital of France"}'
+    body = asked if only_vectors else '{"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}'
     # Addresses that mean every interface cannot be connected to everywhere.
     reachable = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-    return f"try: curl -s {reachable}/v1/completions{key} -H 'content-type: application/json' -d '{body}'"
+    return f"try: curl -s {reachable}/v1/{route}{key} -H 'content-type: application/json' -d '{body}'"

@@ -233,6 +233,13 @@ def test_all_minilm_gives_the_same_bits_alone_and_in_a_batch(engine: Engine) -> 
     assert [vector.tobytes() for vector in engine.embed(TEXTS * 3)] == alone * 3
 
 
+def test_a_word_of_any_length_is_one_token_and_white_space_is_none(engine: Engine) -> None:
+    (unknown,) = engine.embed("[UNK]")
+    assert [vector.tobytes() for vector in engine.embed(["x" * 20_000, "\n" * 20_000 + "y" * 5_000])] == [
+        unknown.tobytes()
+    ] * 2
+
+
 def test_a_model_of_vectors_generates_nothing_and_says_so_and_refuses_what_is_too_long(engine: Engine) -> None:
     with pytest.raises(RequestFailed, match="makes vectors of texts and generates none"):
         engine.generate("hello")

@@ -159,6 +159,9 @@ def test_the_line_to_paste_never_shows_the_key_and_connects_to_a_real_address() 
     assert "authorization: Bearer $PAWL_API_KEY" in line
     assert "http://127.0.0.1:8000/" in line
     assert "http://[::1]:80/" in curl_line("http://[::]:80", key_needed=False)
+    line = curl_line("http://127.0.0.1:8000", key_needed=False, only_vectors=True)
+    assert "/v1/embeddings" in line
+    assert '{"input": ' in line
 
 
 def test_a_port_in_use_is_told_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
