@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,3 +161,26 @@ def test_an_engine_that_stops_while_it_is_paused_answers_everybody(tmp_path: Pat
     asked.join(60.0)
     assert not asked.is_alive()
     assert audit(tmp_path).verdict is Verdict.PASS
+
+
+def test_a_call_by_name_is_the_message_itself_and_no_other_name_is_one(client: httpx.Client) -> None:
+    paused = client.post("/rpc", json={"method": "pause", "parameters": {"mode": "in_place"}})
+    assert (paused.status_code, client.get("/is_paused").json()) == (200, {"is_paused": True})
+    assert client.post("/rpc", json={"method": "continue"}).status_code == 200
+    state = client.post("/rpc", json={"method": "state", "parameters": {"detail": True}}).json()
+    assert (state["serving"], state["live"]) == ("serving", [])
+    for body in (
+        {"method": "__class__"},
+        {"method": "call", "parameters": {"method": "state"}},
+        {"method": "pause", "parameters": {"mode": "gently"}},
+        {"method": "pause", "parameters": {"mood": "abort"}},
+    ):
+        refused = client.post("/rpc", json=body)
+        assert (refused.status_code, refused.json()["success"]) == (400, False)
+
+
+def test_garbage_that_is_frozen_is_counted(client: httpx.Client) -> None:
+    reply = client.post("/freeze_gc").json()
+    gc.unfreeze()
+    assert reply["message"] == "Garbage collection frozen."
+    assert reply["frozen_objects"] > 1000
