@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pawl.actors.gateway import Gateway
     from pawl.actors.scheduler import Scheduler
 
+Fields = Annotated[dict[str, Any], msgspec.Meta(max_length=64)]
 FROZEN = "Garbage collection frozen."
 
 
@@ -28,7 +29,7 @@ class Call(msgspec.Struct, frozen=True, tag="call", forbid_unknown_fields=True):
     """Send the control message of this name, as `pawl ctl` does; the reply is its own."""
 
     method: Annotated[str, msgspec.Meta(max_length=128, description="name of the message")]
-    parameters: Annotated[dict[str, Any] | None, msgspec.Meta(description="its fields, in JSON", max_length=64)] = None
+    parameters: Annotated[Fields | None, msgspec.Meta(description="its fields")] = None
 
 
 def freeze_gc(scheduler: Scheduler, question: FreezeGc) -> Outcome:

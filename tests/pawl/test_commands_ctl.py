@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from pawl.actors.control import ROWS, Ask
-from pawl.actors.control_row import Row, Who
+from pawl.actors.control_row import Row, Who, parameters
 from pawl.cli import main
 from pawl.loops.orders.cache import FlushCache
 from tests.pawl.fake_engine import Served
@@ -32,7 +32,9 @@ def test_flags_become_the_fields_of_the_message(locked: Served, capsys: pytest.C
 def test_every_message_with_a_route_asks_for_the_key_that_its_row_names(
     locked: Served, row: Row, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["ctl", row.name, "--url", locked.url]
+    required = [parameter.name for parameter in parameters(row.taken) if parameter.required]
+    flags = [word for name in required for word in (f"--{name.replace('_', '-')}", "1")]
+    words = ["ctl", row.name, *flags, "--url", locked.url]
     monkeypatch.delenv("PAWL_API_KEY", raising=False)
     monkeypatch.delenv("PAWL_ADMIN_API_KEY", raising=False)
     assert main(words) == 1
