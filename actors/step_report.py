@@ -47,7 +47,7 @@ class StepReport:
     def ended(self, ending: Ending, now: float) -> None:
         """A request had its terminal event."""
         info = ending.info
-        drafts = info.num_drafted, info.num_accepted
+        drafts = ending.num_drafted, ending.num_accepted
         usage = Usage(ending.num_prompt, ending.num_output, info.num_cached, info.num_retractions, *drafts)
         timing = Timing(info.submitted, info.admitted, info.first_token, now)
         self._ended[info.request] = Ended(

@@ -18,6 +18,7 @@ from pawl.actors.scheduler import Scheduler
 from pawl.config import ServerConfig
 from pawl.engine import Engine
 from pawl.loops.planner import UnifiedPlanner
+from pawl.loops.speculation import Drafter
 
 ARTICLE = """\
 The town of Harlow Bridge opened its new library on Saturday after four years of building. The house stands on the place
@@ -133,8 +134,9 @@ def main() -> None:
     settings: dict[str, Any] = {"kv_tokens": 32_768, "trace": False, "log_level": "error", "speculate": "ngram"}
     with Engine(ServerConfig(**settings)) as engine:
         print(f"{engine.parts.summary.get('processor')}, {num_processors()} processors, {arguments.tokens} tokens each")
+        drafter = _planner(engine).drafter
         for name in arguments.cases:
-            _measure(name, engine, arguments.rounds, arguments.tokens)
+            _measure(name, engine, drafter, arguments.rounds, arguments.tokens)
 
 
 def _planner(engine: Engine) -> UnifiedPlanner:
@@ -144,9 +146,8 @@ def _planner(engine: Engine) -> UnifiedPlanner:
     return scheduler.loop.planner
 
 
-def _measure(name: str, engine: Engine, rounds: int, tokens: int) -> None:
+def _measure(name: str, engine: Engine, drafter: Drafter | None, rounds: int, tokens: int) -> None:
     case, planner = CASES[name], _planner(engine)
-    drafter = planner.drafter
     turn(engine, case, tokens)  # what is in the cache from here on is the same for all
     turns: list[tuple[Turn, Turn]] = []
     for number in range(rounds):

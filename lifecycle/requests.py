@@ -45,10 +45,6 @@ class RequestInfo(msgspec.Struct, eq=False):
     num_retractions: int = 0
     strikes: int = 0
     """Lost steps this request was part of."""
-    num_drafted: int = 0
-    """Tokens of drafts that were tried."""
-    num_accepted: int = 0
-    """Those of them that were accepted."""
     num_older: int = 0
     """Output tokens that other weights have drawn than those that are served."""
 
@@ -75,12 +71,18 @@ class RequestTable:
         """Rank of the first admission: the smallest running one is protected."""
         self.priority: NDArray[np.int64] = np.zeros(capacity, np.int64)
         self.deadline: NDArray[np.float64] = np.full(capacity, np.inf)
-        self.draft_length: Int32s = np.zeros(capacity, np.int32)
+        self.drafting: Int32s = np.zeros((capacity, 5), np.int32)
+        """The next five columns, as one array."""
+        self.draft_length: Int32s = self.drafting[:, 0]
         """Tokens of the request's next draft at the most."""
-        self.draft_pause: Int32s = np.zeros(capacity, np.int32)
+        self.draft_pause: Int32s = self.drafting[:, 1]
         """Tokens between its last draft, of which nothing was accepted, and the next; else 0."""
-        self.draft_from: Int32s = np.zeros(capacity, np.int32)
+        self.draft_from: Int32s = self.drafting[:, 2]
         """Known tokens from which on it has drafts."""
+        self.num_drafted: Int32s = self.drafting[:, 3]
+        """Tokens of drafts that were tried."""
+        self.num_accepted: Int32s = self.drafting[:, 4]
+        """Those of them that were accepted."""
         self.stop_tokens: Int32s = np.full((capacity, MAX_STOP_TOKENS), -1, np.int32)
         self.tokens: Int32s = np.empty((capacity, max_context + 1), np.int32)
         """[capacity, max_context + 1]; pages of it are touched only as far as requests reach."""
@@ -108,7 +110,7 @@ class RequestTable:
         self.priority[row] = priority
         self.deadline[row] = deadline
         self.order[row] = NOT_ADMITTED
-        self.draft_length[row], self.draft_pause[row], self.draft_from[row] = FIRST_DRAFT, 0, 0
+        self.drafting[row] = FIRST_DRAFT, 0, 0, 0, 0
         # A prompt longer than the table is wide is refused before anything reads it.
         kept = tokens[: self.tokens.shape[1]]
         self.tokens[row, : len(kept)] = kept

@@ -21,6 +21,8 @@ class Ending(NamedTuple):
     cause: Cause
     num_prompt: int
     num_output: int
+    num_drafted: int
+    num_accepted: int
     message: str = ""
     matched: int | None = None
 

@@ -134,8 +134,6 @@ class Loop:
             self.requests.no_answer(row, cause, now)
         applied = self._committed(scheduled, result, now)
         rows, last = applied.rows, applied.last
-        if self.drafter is not None and applied.counts is not None:
-            self._judge(self.drafter, scheduled, applied.counts)
         if scheduled.prefills:
             self._prefilled(scheduled, now)
         for index in self._ended(rows, last):
@@ -147,7 +145,7 @@ class Loop:
     def _committed(self, scheduled: ScheduledBatch, result: StepResult, now: float) -> Applied:
         """Apply the step's tokens and record it as committed: both, or neither."""
         table, counters, rows = self.table, self.counters, scheduled.rows
-        before = table.state[rows], table.num_tokens[rows], counters.generated_tokens, counters.dropped_tokens
+        before, counted = (table.state[rows], table.num_tokens[rows], table.drafting[rows]), counters.of_output()
         try:
             applied = self._apply(scheduled, result)
             self.effects.output(applied.rows_of_tokens, applied.tokens, scheduled, result)
@@ -163,7 +161,8 @@ class Loop:
             )
         except Exception:
             table.undo_rows(rows, before[0])
-            _, table.num_tokens[rows], counters.generated_tokens, counters.dropped_tokens = before
+            _, table.num_tokens[rows], table.drafting[rows] = before
+            counters.take_back(counted)
             raise
         self.committed = scheduled
         self.in_flight.popleft()
@@ -268,6 +267,8 @@ class Loop:
             applied, self._runs = apply_runs(scheduled, result, result.counts, fresh, events, table, self.memory)
             self.counters.dropped_tokens += len(result.tokens) - len(applied.tokens)
             self.counters.generated_tokens += len(applied.tokens)
+            if self.drafter is not None and applied.counts is not None:
+                self._judge(self.drafter, scheduled, applied.counts)
             return applied
         self._runs = None
         if events is not scheduled.events:

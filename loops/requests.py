@@ -47,6 +47,14 @@ class Counters(msgspec.Struct):
     accepted_tokens: int = 0
     by_cause: dict[str, int] = msgspec.field(default_factory=dict)
 
+    def of_output(self) -> tuple[int, ...]:
+        """Totals that the commit of a step moves."""
+        return self.generated_tokens, self.dropped_tokens, self.drafts, self.draft_tokens, self.accepted_tokens
+
+    def take_back(self, totals: tuple[int, ...]) -> None:
+        """They are these again: the step could not be committed."""
+        self.generated_tokens, self.dropped_tokens, self.drafts, self.draft_tokens, self.accepted_tokens = totals
+
 
 class Requests:
     """Every request of one loop, from its arrival to its end."""
@@ -252,7 +260,8 @@ class Requests:
             num_output = int(table.num_tokens[row]) - num_prompt
         target = table.move(row, event, cause)
         # Whoever is told twice in one turn, as the first time failed on the way, forgets the first.
-        self.effects.ended(Ending(row, info, target, cause, num_prompt, num_output, message, matched))
+        drafts = int(self.table.num_drafted[row]), int(self.table.num_accepted[row])
+        self.effects.ended(Ending(row, info, target, cause, num_prompt, num_output, *drafts, message, matched))
         counters = self.counters
         finished = counters.finished + (target == State.FINISHED)
         aborted = counters.aborted + (target != State.FINISHED)

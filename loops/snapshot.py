@@ -37,7 +37,7 @@ def snapshot_of(intake: Intake) -> Plain:
         "decoding": queues.decoding.astype(np.int32).tobytes(),
         "admissions": queues._admissions,
         "policy": _policy(loop),
-        "drafts": loop.drafter.snapshot() if loop.drafter is not None else [],
+        "drafts": loop.drafter.snapshot() if loop.drafter is not None else b"",
         "counters": msgspec.to_builtins(loop.counters),
         "try_again": loop.try_again,
         "step": loop.journal._step,

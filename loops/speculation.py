@@ -106,26 +106,21 @@ class Drafter:
         period = last - int(places[-1])
         return text[last + 1 - period + np.arange(count) % period]
 
-    def snapshot(self) -> list[bytes]:
+    def snapshot(self) -> bytes:
         """How drafts have fared, of every live request in order of arrival."""
-        return [column[self.table.live_rows()].tobytes() for column in self._columns]
+        return self.table.drafting[self.table.live_rows()].tobytes()
 
-    def restore(self, plain: list[bytes]) -> None:
+    def restore(self, plain: bytes) -> None:
         """The inverse, once the table is restored."""
-        for column, data in zip(self._columns, plain, strict=True):
-            column[self.table.live_rows()] = np.frombuffer(data, np.int32)
-
-    @property
-    def _columns(self) -> tuple[Int32s, Int32s, Int32s]:
-        return self.table.draft_length, self.table.draft_pause, self.table.draft_from
+        drafting, rows = self.table.drafting, self.table.live_rows()
+        drafting[rows] = np.frombuffer(plain, np.int32).reshape(len(rows), drafting.shape[1])
 
     def judge(self, rows: Indices, drafted: Int32s, accepted: Int32s) -> None:
         """So many tokens of the drafts of these rows were accepted; what is known of the rows is up to date."""
         table = self.table
         for row, tried, good in zip(rows.tolist(), drafted.tolist(), accepted.tolist(), strict=True):
-            info = table.info(row)
-            info.num_drafted += tried
-            info.num_accepted += good
+            table.num_drafted[row] += tried
+            table.num_accepted[row] += good
             if good:
                 table.draft_length[row] = good if good < tried else max(int(table.draft_length[row]), 2 * good)
                 table.draft_pause[row] = 0

@@ -85,13 +85,17 @@ SPECULATION = (
         Group.CONTROL,
         "one_decision_log",
         "From a checkpoint on every request drafts as one that has just come.",
-        Edit(Drafter.restore, "column[self.table.live_rows()] = np.frombuffer(data, np.int32)", "pass"),
+        Edit(
+            Drafter.restore,
+            "drafting[rows] = np.frombuffer(plain, np.int32).reshape(len(rows), drafting.shape[1])",
+            "pass",
+        ),
     ),
     _mutant(
         "client_is_told_of_all_drafts",
         Group.CONTROL,
         "retraction_transparency",
         "Drafts that were wrong are counted as output that was drafted.",
-        Edit(StepReport.ended, "info.num_drafted, info.num_accepted", "info.num_drafted, info.num_drafted"),
+        Edit(StepReport.ended, "ending.num_drafted, ending.num_accepted", "ending.num_drafted, ending.num_drafted"),
     ),
 )

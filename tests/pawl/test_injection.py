@@ -67,6 +67,26 @@ def test_an_exception_at_any_line_of_a_second_pool_ends_at_most_one_request() ->
     assert broken(places, 0, asked) == []
 
 
+def with_drafts() -> Workload:
+    """Drafts that are right, wrong, and half right."""
+    arrivals = (
+        Arrival(prompt=(97, 97, 97), max_new_tokens=10, logit_bias=((97, 60.0),), top_logprobs=1),
+        Arrival(prompt=(97, 98, 97, 98), max_new_tokens=6),
+        Arrival(prompt=(97, 97, 98), max_new_tokens=7, seed=3, logit_bias=((97, 60.0), (98, 60.0)), after_tokens=4),
+    )
+    shape = Shape(num_pages=14, prefill_chunk=8, speculate="ngram", num_speculative_tokens=3, checkpoint_bytes=2000)
+    return Workload(arrivals=arrivals, shape=shape)
+
+
+DRAFTS = ("loops/speculation", "loops/runs", "loops/loop", "memory/trim")
+
+
+def test_an_exception_at_a_line_of_drafts_ends_at_most_one_request_and_usage_is_what_was_recorded() -> None:
+    places = [place for place in places_of(with_drafts()) if place.file.startswith(DRAFTS)]
+    assert len({place.file for place in places}) == len(DRAFTS)
+    assert broken(places, 1, with_drafts()) == []
+
+
 def with_tiers() -> Workload:
     """Pages go down to host memory and to files and come up again, the engine is asked for its state, and its cache is
     emptied at rest."""
