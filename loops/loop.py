@@ -281,7 +281,6 @@ class Loop:
         return Applied(events, rows, rows, tokens, tokens, result.tokens, None, ends)
 
     def _judge(self, drafter: Drafter, scheduled: ScheduledBatch, counts: Int32s) -> None:
-        """How the drafts of a step have fared; `counts`: tokens of each segment."""
         batch, counters = scheduled.batch, self.counters
         tried = np.flatnonzero(self.fresh_at_commit & batch.chained & (batch.lengths > 1))
         drafted, accepted = batch.lengths[tried] - 1, counts[tried] - 1
