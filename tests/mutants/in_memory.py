@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pawl.actors.storage import Storage
 from pawl.build.wiring import stop_order
 from pawl.loops.admission import Admission
 from pawl.loops.loop import Loop
@@ -11,6 +12,7 @@ from pawl.memory.memory import Memory
 from pawl.memory.page_pool import PagePool
 from pawl.memory.prefix.radix import RadixCache
 from pawl.memory.slot_pool import SlotPool
+from pawl.memory.tiers.keys import root_key
 from pawl.memory.undo import Undo
 from pawl.memory.window_pool import WindowPool
 from tests.mutants.mutant import Edit, Group, Mutant
@@ -140,6 +142,20 @@ MEMORY = (
             "root = self._roots[namespace] = Root(namespace)",
             'root = self._roots[""] = Root("")',
         ),
+    ),
+    _mutant(
+        "salt_is_ignored_below_the_device",
+        "auxiliary_conservation",
+        "24568",
+        "Pages of host memory and files are found by their tokens alone, whatever the salt.",
+        Edit(root_key, "(layout.encode(), namespace.encode())", '(layout.encode(), b"")'),
+    ),
+    _mutant(
+        "dropped_pages_are_believed_in",
+        "observability_conservation",
+        "",
+        "Pages have left host memory, and the scheduler is not told: it still believes that they are there.",
+        Edit(Storage._tell_dropped, "if dropped:", "if False:"),
     ),
     _mutant(
         "cache_survives_the_worker",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.scheduler import Scheduler
-from pawl.actors.step_report import _told
+from pawl.actors.step_report import StepReport, _told
 from pawl.gpu.ghost.draws import GhostDraws
 from pawl.lifecycle.requests import RequestTable
 from pawl.loops.admission import Admission, next_chunk
+from pawl.loops.fetching import Fetching
 from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
 from pawl.loops.orders.cache import FlushCache
@@ -75,6 +76,20 @@ PROMISES = (
         "true_causes",
         "A request that gives way when pages run out is recorded as one whose step was lost.",
         Edit(Loop._plan, "pop(0), Cause.MEMORY, now)", "pop(0), Cause.STEP_LOST, now)"),
+    ),
+    _mutant(
+        "lost_worker_is_called_a_timeout",
+        Group.LIFECYCLE,
+        "true_causes",
+        "A fetch that is given up with the worker is recorded as one whose lease ended.",
+        Edit(Fetching.lost, "Cause.WORKER_LOST", "Cause.TIMEOUT"),
+    ),
+    _mutant(
+        "cached_tokens_of_the_undone_admission",
+        Group.CONTROL,
+        "retraction_transparency",
+        "A client is told what the cache had when it was first admitted, though that admission was undone.",
+        Edit(StepReport.launched, "if not info.num_retractions:", "if info.admitted is None:"),
     ),
     _mutant(
         "every_abort_is_a_disconnect",
