@@ -13,7 +13,7 @@ from pawl.loops.weights import BUSY
 PATIENCE_S = 3600.0
 """How long to wait for an update. Large models are read for minutes."""
 
-SOURCES = {DEFAULT_VERSION: "ghost", "a": "ghost:a", "b": "ghost:b"}
+SOURCES = {DEFAULT_VERSION: "ghost", "a": "ghost:a", "b": "ghost:b", "c": "ghost:c"}
 """Of versions that simulated clients have served, the first one among them; a ghost says other things under each."""
 NOWHERE = "nowhere"
 NO_FILE = "no such file"

@@ -82,7 +82,9 @@ def test_the_engine_keeps_the_contract_and_so_does_a_scheduler_that_changes_noth
 def test_last_come_first_served_is_shown_with_a_queue_and_seen_again(
     project: pytest.Pytester, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = contract(project, "policy = parts.LastComeFirstServed", "-k", "many_wait and lockstep-mixed")
+    result = contract(
+        project, "policy = parts.LastComeFirstServed; num_workloads = 60", "-k", "many_wait and lockstep-mixed"
+    )
     result.assert_outcomes(failed=1, deselected=11)
     result.stdout.fnmatch_lines(["*LastComeFirstServed (order, parts.py:*) put rows 2 and 1 before row 0*"])
     # On a CI pytest shows it twice.
@@ -93,7 +95,7 @@ def test_last_come_first_served_is_shown_with_a_queue_and_seen_again(
 
 @pytest.mark.slow
 def test_a_cache_that_mixes_prompts_up_is_found(project: pytest.Pytester) -> None:
-    result = contract(project, "cache = parts.Forgiving; num_workloads = 60", "-k", "overlap-mixed and not when")
+    result = contract(project, "cache = parts.Forgiving; num_workloads = 240", "-k", "overlap-mixed and not when")
     result.assert_outcomes(failed=1, deselected=11)
     result.stdout.fnmatch_lines(["*cache='*parts.py:Forgiving'*"])
 
