@@ -21,6 +21,7 @@ from pawl.lifecycle.records import (
     StepCommitted,
     StepPlanned,
     Submitted,
+    TierTold,
     Transition,
     int32s,
 )
@@ -115,10 +116,10 @@ def _passed(records: Sequence[Record], forgery: Forgery) -> Sequence[Record]:
 
 
 def _passes_no_decision(records: Sequence[Record], forgery: Forgery) -> bool:
-    """What it was moved past are orders, checkpoints and plans that came to nothing; or an order passed arrivals."""
+    """It was moved past orders, checkpoints and plans that came to nothing; for orders and results arrivals too."""
     passed = _passed(records, forgery)
-    kinds: tuple[type[Record], ...] = (Delivered, Checkpoint, Idled, Answered, AnswersClosed)
-    if isinstance(records[forgery.at], Delivered):
+    kinds: tuple[type[Record], ...] = (Delivered, Checkpoint, Idled, Answered, AnswersClosed, TierTold)
+    if isinstance(records[forgery.at], Delivered | StepCommitted):
         kinds += (Submitted,)
         passed = [each for each in passed if not isinstance(each, Transition) or each.event is not Event.SUBMIT]
     return all(isinstance(each, kinds) for each in passed)
@@ -285,6 +286,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Delivered continue: twice": (_AGAIN,),
     "Delivered drain.fields[[]grace_s]: a bit *": (_CLOCK,),
     "Delivered drain: left out": (Reason("it refuses who comes after it, and nobody does", _nobody_came_after),),
+    "Delivered drain: exchanged with the next": (_AGAIN,),
     "Delivered drain: moved *": (_AGAIN,),
     "Delivered drain: twice": (_AGAIN,),
     "Delivered end_all: left out": (Reason("nobody is left when the engine stops"),),
@@ -305,7 +307,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
         for setting in (
             *("checkpoint_bytes", "lookahead", "max_context", "max_queued", "mixed", "num_window_pages"),
             *("prefill_chunk", "tiers][[]durable", "tiers][[]layout", "tiers][[]lease_s", "tiers][[]max_fetch_pages"),
-            *("tiers][[]max_saving_pages", "tiers][[]save_pages", "weights", "window"),
+            *("tiers][[]max_saving_pages", "tiers][[]save_pages", "weight_version", "weights", "window"),
             *("speculation][[]max_positions", "speculation][[]num_speculative_tokens"),
             *("speculation][[]prompt_lookup_max", "speculation][[]prompt_lookup_min"),
         )
@@ -318,6 +320,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Submitted.deadline: *": (Reason("a deadline that did not pass", _ended_otherwise(Cause.TIMEOUT)),),
     "Submitted.namespace: *": (Reason("whose pages it would share, if it read any", _computed_nothing),),
     "Submitted.priority: *": (_SAME_ORDER,),
+    "Submitted.deadline: a bit *": (_CLOCK,),
     "Submitted.rid: *": (_WORDS,),
     **{
         f"Submitted.sampling.{name}*: *": (_SAME_TOKENS,)
