@@ -45,8 +45,9 @@ _BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _CHARACTER = r"""[^"\\\x00-\x1f]"""
 """One character of a string that needs no escape, which xgrammar does not write in patterns. It lets control characters
 through where lengths are given."""
+_YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
 _DATE = (
-    "[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+    f"{_YEAR}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
 )
 _HOUR = "([01][0-9]|2[0-3]):[0-5][0-9]"
 _TIME = rf"{_HOUR}:[0-5][0-9](\.[0-9]{{1,9}})?(Z|[+-]{_HOUR})"
@@ -56,7 +57,8 @@ PATTERNS = {
     "time": f"^{_TIME}$",
     "date-time": f"^{_DATE}T{_TIME}$",
 }
-"""Formats of which a library lets through what is none. No leap days: they would take a list of years."""
+"""Formats of which a library lets through what is none. No leap days, which would take a list of years, and
+no year 0, which many calendars do not have."""
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,
     "array": list,
