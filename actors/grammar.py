@@ -60,21 +60,44 @@ class GrammarCompiler(Actor):
             case Compile(request, grammar):
                 self._waiting[request] = grammar
             case Release(request):
-                self._waiting.pop(request, None)
-                if request in self._held:
-                    self._grammars.release(self._held.pop(request))
+                self._release(request)
+            case CompileNext():
+                self._compile_next()
+        self._go_on()
+
+    def spares(self, message: Any, error: Exception) -> bool:
+        match message:
+            case Compile(request):
+                self.contain(request, error)
+            case Release(request):
+                self.told_of(error)
+                self._release(request)
             case CompileNext():
                 self._going = False
-                if self._waiting:
-                    request = next(iter(self._waiting))
-                    self._compile(request, self._waiting.pop(request))
-        if self._waiting and not self._going:
-            # Not at once: what has arrived meanwhile may release some.
-            self._going = True
-            self.context.after(0.0, CompileNext())
+                for request in list(self._waiting)[:1]:
+                    self.contain(request, error)
+            case _:
+                return False
+        self._go_on()
+        return True
 
-    def requests_of(self, message: Any) -> tuple[int, ...]:
-        return (message.request,) if isinstance(message, Compile) else ()
+    def _go_on(self) -> None:
+        # Not at once: what has arrived meanwhile may release some.
+        if self._waiting and not self._going:
+            self.context.after(0.0, CompileNext())
+            self._going = True
+
+    def _compile_next(self) -> None:
+        self._going = False
+        if self._waiting:
+            request = next(iter(self._waiting))
+            self._compile(request, self._waiting[request])
+            self._waiting.pop(request, None)
+
+    def _release(self, request: int) -> None:
+        self._waiting.pop(request, None)
+        if request in self._held:
+            self._grammars.release(self._held.pop(request))
 
     def end_request(self, request: int) -> None:
         self._waiting.pop(request, None)

@@ -33,6 +33,7 @@ from pawl.loops.effects import Ending
 from pawl.loops.intake import Intake, Order, Outcome
 from pawl.loops.loop import Loop
 from pawl.loops.orders import AnyOrder
+from pawl.loops.orders.grammars import GrammarFailed, GrammarReady
 from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll, Finish
 from pawl.loops.orders.weights import WeightsSwapped
 from pawl.loops.properties.state import name_of
@@ -145,6 +146,10 @@ class Scheduler(Actor):
             return True
         if super().spares(message, error):
             return True
+        if isinstance(message, Abort):  # of requests that are still to come: nothing is half done
+            self.told_of(error)
+            message.apply(self.intake, self.context.now())
+            return True
         if not self.survives():
             return False
         self.told_of(error, message=type(message).__name__)
@@ -162,20 +167,21 @@ class Scheduler(Actor):
         match message:
             case Generate():
                 return (message.request,)
-            case Finish() | Abort():
+            case Finish() | Abort() | GrammarReady() | GrammarFailed():
                 asked = message.requests if isinstance(message, Abort) else (message.request,)
                 return tuple(request for request in asked if request in self.loop.table.row_of)
         return ()
 
     def end_request(self, request: int) -> None:
-        now, at_work = self.context.now(), self.loop.requests.at_work
-        if request not in self.loop.table.row_of:
+        now, requests = self.context.now(), self.loop.requests
+        at_work = requests.at_work
+        if at_work is not None and (requests.recorded == at_work[0] or at_work[1] not in (State.NEW, State.QUEUED)):
+            self._recover(now, request)
+        elif request not in self.loop.table.row_of:
             # It never had a row, so nobody behind this actor knows it.
             self._send(self._names.gateway, Refused(request, Cause.INTERNAL, FAILED, 500), Lane.CONTROL)
-        elif at_work is not None and at_work[1] not in (State.NEW, State.QUEUED):
-            self._recover(now, request)
         else:  # nothing that others have a part in was touched
-            self.loop.requests.interrupted()
+            requests.interrupted()
             self.journal.contained(request, self._failure(), now)
             self.intake.deliver(Abort((request,), Cause.INTERNAL, FAILED), now)
         self._send_step()

@@ -209,12 +209,11 @@ class Loop:
         except Exception as error:
             failure = error
             undo_plan(self, builder, error)
-        while builder.retracted:
-            self.requests.retracted(*builder.retracted.pop(0), Cause.MEMORY, now)
         if failure is not None:
             plan_failed(self, builder, failure, now)
             self.planning = None
             return None
+        self.tell_retracted(builder, Cause.MEMORY, now)
         if builder.empty:
             self.memory.ledger.discard(transaction)
             self.glance()
@@ -226,6 +225,18 @@ class Loop:
         scheduled = builder.close(self.memory)
         self.memory.ledger.prepare(transaction)
         return scheduled
+
+    def tell_retracted(self, builder: BatchBuilder, cause: Cause, now: float) -> None:
+        """Record whom planning took the memory away from."""
+        while builder.retracted:
+            row, source = builder.retracted.pop(0)
+            if self.table.state[row] == source:  # planning failed before it came to that
+                continue
+            try:
+                self.requests.retracted(row, source, cause, now)
+            except Exception:
+                builder.retracted.insert(0, (row, source))
+                raise
 
     def _unblock(self, now: float) -> bool:
         """Nothing could be planned and nothing is in flight: if requests hold memory that each other needs, the

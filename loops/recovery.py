@@ -100,6 +100,7 @@ def plan_failed(loop: Loop, builder: BatchBuilder, error: Exception, now: float)
     if broken is not error:
         broken.__cause__ = error
         loop.journal.contained(0, type(error).__name__, now)
+    loop.tell_retracted(builder, Cause.STEP_LOST, now)
     loop.effects.violated(broken)
     loop.glance()
     running = loop.queues.running().tolist()

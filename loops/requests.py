@@ -207,8 +207,10 @@ class Requests:
 
     def retracted(self, row: int, source: State, cause: Cause, now: float) -> None:
         """The queues have taken the memory of a request away that was in `source`: count it, and record it."""
-        self.counters.retractions += 1
+        counters = self.counters
+        retractions = counters.retractions + 1
         self.journal.moved(row, self.table.info(row).request, source, Event.RETRACT, State.QUEUED, cause, now)
+        counters.retractions = retractions
 
     def strike(self, row: int, cause: Cause, message: str, now: float) -> None:
         """The request was part of something that went wrong; too often, and it ends."""

@@ -18,6 +18,7 @@ from pawl.lifecycle.properties.pausing import Pauses
 from pawl.lifecycle.properties.served_weights import fingerprint_at_start
 from pawl.lifecycle.records import (
     Cached,
+    Contained,
     Delivered,
     Flushed,
     Int32s,
@@ -78,8 +79,8 @@ class HoldAccounting(Property):
         cut_off = history.cache.faults.cut_off
         return (self.violation(history, f"page {cut_off[0]} of the cache is out of reach"),) if cut_off else ()
 
-    # Those that gave way to a step are told of after what their pages made room for.
-    @on(*KINDS - {Cached, Event.RETRACT})
+    # Those that gave way to a step are told of after what their pages made room for, and after what failed meanwhile.
+    @on(*KINDS - {Cached, Contained, Event.RETRACT})
     def _left(self, record: Record, history: History) -> Sequence[Violation]:
         if not self._removed:
             return ()

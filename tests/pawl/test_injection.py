@@ -12,6 +12,8 @@ from pawl.actors.runtime.cell import Cell
 from pawl.actors.scheduler import Scheduler
 from pawl.actors.storage import Storage
 from pawl.actors.worker import Worker
+from pawl.features.request import BAD_GRAMMAR
+from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.recovery import recover
 from pawl.testing.injection import INJECTED, Place, inject, places_of
@@ -51,6 +53,18 @@ def test_an_exception_at_any_of_a_sample_of_lines_ends_at_most_one_request() -> 
     places = list(places_of(workload()))
     assert len({place.file.split("/")[0] for place in places}) >= 3
     assert broken(random.Random(1).sample(places, NUM_SAMPLED), 1) == []
+
+
+def test_an_exception_at_any_of_a_sample_of_lines_about_grammars_ends_at_most_one_request() -> None:
+    places = [place for place in places_of(with_grammars()) if "grammar" in f"{place.file} {place.function}".lower()]
+    assert len({place.file for place in places}) >= 3
+    assert broken(places, 1, with_grammars()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_an_exception_at_any_line_with_grammars_ends_at_most_one_request(seed: int) -> None:
+    assert broken(list(places_of(with_grammars())), seed, with_grammars()) == []
 
 
 @pytest.mark.slow
@@ -109,6 +123,22 @@ def with_tiers() -> Workload:
     return Workload(arrivals=arrivals, controls=controls, shape=shape)
 
 
+def with_grammars() -> Workload:
+    """Requests wait for their grammars, one of which is none; some leave, and memory is taken from some."""
+    regexes = ("[a-e]{1,3}", "(ab|c)*d?", "(e |t)+")
+    short, other, long = (Grammar(GrammarKind.REGEX, regex) for regex in regexes)
+    arrivals = (
+        Arrival(prompt=(1, 2, 3, 4, 5), max_new_tokens=4, grammar=short),
+        Arrival(prompt=(1, 2, 3, 4, 6, 7), max_new_tokens=5),
+        Arrival(prompt=(9, 8, 7), max_new_tokens=6, grammar=other, leaves_after=0),
+        Arrival(prompt=(4, 4), max_new_tokens=5, grammar=long, leaves_after=2),
+        Arrival(prompt=(1, 2, 3, 4, 5), max_new_tokens=3, after_tokens=4, grammar=short),
+        Arrival(prompt=(1, 2, 3), max_new_tokens=3, after_tokens=5, grammar=BAD_GRAMMAR),
+        Arrival(prompt=(3, 3, 3), max_new_tokens=2, after_tokens=10),
+    )
+    return Workload(arrivals=arrivals, shape=Shape(prefill_chunk=4))
+
+
 TIERS = ("actors/tiers/", "actors/storage", "loops/lower_tiers", "loops/fetching", "loops/saving", "memory/tiers/")
 ORDERS = ("actors/control/", "loops/orders/", "loops/intake", "loops/loop")
 
@@ -140,6 +170,10 @@ def test_a_server_without_its_containment_is_found_out(edit: Edit) -> None:
 
 
 BESIDE_REQUESTS = {
+    "an answer about a grammar is lost": (
+        Edit(Scheduler.requests_of, " | GrammarReady() | GrammarFailed()", ""),
+        "Requests.grammar_ready",
+    ),
     "who gave an order that failed waits": (
         Edit(Scheduler._answer_unserved, "for number in", "for number in () and"),
         "Loop.flush",
@@ -157,9 +191,10 @@ BESIDE_REQUESTS = {
 
 @pytest.mark.parametrize(("edit", "function"), BESIDE_REQUESTS.values(), ids=list(BESIDE_REQUESTS))
 def test_tiers_and_orders_without_their_containment_are_found_out(edit: Edit, function: str) -> None:
-    places = [place for place in places_of(with_tiers()) if place.function == function]
+    asked = with_grammars() if "grammar" in function else with_tiers()
+    places = [place for place in places_of(asked) if place.function == function]
     with planted(without(edit)):
-        assert broken(places, 0, with_tiers()) != []
+        assert broken(places, 0, asked) != []
 
 
 def without(edit: Edit) -> Mutant:
