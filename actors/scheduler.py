@@ -37,7 +37,7 @@ from pawl.loops.orders.grammars import GrammarFailed, GrammarReady
 from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll, Finish
 from pawl.loops.orders.weights import WeightsSwapped
 from pawl.loops.properties.state import name_of
-from pawl.loops.recovery import FAILED, recover
+from pawl.loops.recovery import FAILED, FAILED_ORDER, recover
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.snapshot import checkpoint
 from pawl.memory.arrays import Indices, Int32s
@@ -50,7 +50,6 @@ DEADLINE_CHECK_S = 0.25
 """How often deadlines are looked at while requests live."""
 HEARTBEAT_S = 0.25
 """How often the watchdog is told that messages are handled."""
-FAILED_ASK = "the server failed to do it"
 SELF_CHECK_S = 1.0
 """How long the engine must be idle before it looks its whole memory over."""
 
@@ -139,21 +138,17 @@ class Scheduler(Actor):
         self._send_step()
 
     def spares(self, message: Any, error: Exception) -> bool:
-        if isinstance(message, Ask) and not isinstance(message.message, Order):
-            # It only looks, so nothing is half done.
-            self.told_of(error, message=type(message.message).__name__)
-            self._answer_unserved()
-            return True
         if super().spares(message, error):
             return True
-        if isinstance(message, Abort):  # of requests that are still to come: nothing is half done
-            self.told_of(error)
-            message.apply(self.intake, self.context.now())
-            return True
-        if not self.survives():
+        asked = message.message if isinstance(message, Ask) else message
+        only_looks = asked is not message and not isinstance(asked, Order)
+        if not only_looks and not isinstance(asked, Abort) and not self.survives():
             return False
-        self.told_of(error, message=type(message).__name__)
-        self._recover(self.context.now())
+        self.told_of(error, message=type(asked).__name__)
+        if isinstance(asked, Abort):  # of requests that are still to come: nothing is half done
+            asked.apply(self.intake, self.context.now())
+        elif not only_looks:
+            self._recover(self.context.now())
         self._answer_unserved()
         self._send_step()
         return True
@@ -161,7 +156,7 @@ class Scheduler(Actor):
     def _answer_unserved(self) -> None:
         """Whoever asks is answered at once, or its order waits: the rest are those that something failed for."""
         for number in self._askers.keys() - self.intake.waiting.keys():
-            self.answered(number, Outcome(False, FAILED_ASK))
+            self.answered(number, Outcome(False, FAILED_ORDER))
 
     def requests_of(self, message: Any) -> tuple[int, ...]:
         match message:
@@ -174,8 +169,7 @@ class Scheduler(Actor):
 
     def end_request(self, request: int) -> None:
         now, requests = self.context.now(), self.loop.requests
-        at_work = requests.at_work
-        if at_work is not None and (requests.recorded == at_work[0] or at_work[1] not in (State.NEW, State.QUEUED)):
+        if requests.touched_others:
             self._recover(now, request)
         elif request not in self.loop.table.row_of:
             # It never had a row, so nobody behind this actor knows it.

@@ -213,7 +213,7 @@ class Loop:
             plan_failed(self, builder, failure, now)
             self.planning = None
             return None
-        self.tell_retracted(builder, Cause.MEMORY, now)
+        self.requests.gave_way(builder.retracted, Cause.MEMORY, now)
         if builder.empty:
             self.memory.ledger.discard(transaction)
             self.glance()
@@ -225,18 +225,6 @@ class Loop:
         scheduled = builder.close(self.memory)
         self.memory.ledger.prepare(transaction)
         return scheduled
-
-    def tell_retracted(self, builder: BatchBuilder, cause: Cause, now: float) -> None:
-        """Record whom planning took the memory away from."""
-        while builder.retracted:
-            row, source = builder.retracted.pop(0)
-            if self.table.state[row] == source:  # planning failed before it came to that
-                continue
-            try:
-                self.requests.retracted(row, source, cause, now)
-            except Exception:
-                builder.retracted.insert(0, (row, source))
-                raise
 
     def _unblock(self, now: float) -> bool:
         """Nothing could be planned and nothing is in flight: if requests hold memory that each other needs, the

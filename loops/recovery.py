@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pawl.loops.loop import Loop
 
 FAILED = "the server failed on this request"
+FAILED_ORDER = "the server failed to do it"
 
 
 def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
@@ -100,7 +101,7 @@ def plan_failed(loop: Loop, builder: BatchBuilder, error: Exception, now: float)
     if broken is not error:
         broken.__cause__ = error
         loop.journal.contained(0, type(error).__name__, now)
-    loop.tell_retracted(builder, Cause.STEP_LOST, now)
+    loop.requests.gave_way(builder.retracted, Cause.STEP_LOST, now)
     loop.effects.violated(broken)
     loop.glance()
     running = loop.queues.running().tolist()

@@ -180,6 +180,14 @@ class Requests:
         self.at_work = row, State(int(self.table.state[row]))
         self.recorded = None
 
+    @property
+    def touched_others(self) -> bool:
+        """Work for one request failed half-way, and its memory or its row, which others share, may be changed."""
+        if self.at_work is None:
+            return False
+        row, state = self.at_work
+        return self.recorded == row or state not in (State.NEW, State.QUEUED)
+
     def interrupted(self) -> int | None:
         """Work for one request failed half-way: its row, None where it has ended or there was none. It has the state
         again that is recorded."""
@@ -211,6 +219,18 @@ class Requests:
         retractions = counters.retractions + 1
         self.journal.moved(row, self.table.info(row).request, source, Event.RETRACT, State.QUEUED, cause, now)
         counters.retractions = retractions
+
+    def gave_way(self, begun: list[tuple[int, State]], cause: Cause, now: float) -> None:
+        """Record whom planning took the memory away from, or was about to: rows with the states they had."""
+        while begun:
+            row, source = begun.pop(0)
+            if self.table.state[row] == source:  # planning failed before it came to that
+                continue
+            try:
+                self.retracted(row, source, cause, now)
+            except Exception:
+                begun.insert(0, (row, source))
+                raise
 
     def strike(self, row: int, cause: Cause, message: str, now: float) -> None:
         """The request was part of something that went wrong; too often, and it ends."""

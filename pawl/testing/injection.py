@@ -24,13 +24,13 @@ from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Refused
 from pawl.actors.open_requests import HTTP_INTERNAL
 from pawl.actors.runtime.cell import Phase
-from pawl.actors.scheduler import FAILED_ASK
 from pawl.actors.simulation.cell import SimulatedCell
 from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.simple import Fair, Strategy
 from pawl.actors.simulation.system import ActorFailure, SimulatedSystem
 from pawl.lifecycle.states import Cause
+from pawl.loops.recovery import FAILED_ORDER
 from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import Arrive, Client, FrontDesk, Leave, Steer
 from pawl.testing.cluster import Cluster, record_properties
@@ -131,7 +131,7 @@ class InjectedChecks(EndChecks):
             super().check_cause(client, arrival, cause)
 
     def excuses(self, answer: Reply) -> bool:
-        return not answer.ok and answer.message == FAILED_ASK
+        return not answer.ok and answer.message == FAILED_ORDER
 
     def check_output(self, client: Client) -> None:
         if _internal(client):  # cut off anywhere
