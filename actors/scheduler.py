@@ -184,7 +184,7 @@ class Scheduler(Actor):
         self._launched_at.clear()
         self._report.withdraw([step for step in self.loop.in_flight if step is not self.loop.committed])
         recover(self.loop, self._failure(), now, request)
-        self.intake.weights.renew()
+        self.weight_client.recovered(self.intake)
         self._reset_worker()
 
     def _failure(self) -> str:
@@ -267,9 +267,8 @@ class Scheduler(Actor):
     def answered(self, number: int, outcome: Outcome) -> None:
         if outcome.after_steps and self.loop.in_flight:
             self._untold.append((self.loop.in_flight[-1].step, number, outcome))
-            return
-        asker = self._askers.pop(number)
-        self._send(asker.reply_to, Reply(asker.ticket, outcome.ok, outcome.message, outcome.facts))
+        elif (asker := self._askers.pop(number, None)) is not None:  # else it was told that the server had failed
+            self._send(asker.reply_to, Reply(asker.ticket, outcome.ok, outcome.message, outcome.facts))
 
     def remind(self, delay_s: float, order: Order) -> None:
         self.context.after(delay_s, order)

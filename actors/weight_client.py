@@ -31,6 +31,11 @@ class WeightClient:
             self._asked = weights.update.ticket
             self._actor.context.send(self._names.worker, Swap(self._asked))
 
+    def recovered(self, intake: Intake) -> None:
+        """The scheduler has failed in the middle of something: the worker is asked again, who answers again."""
+        self._asked = 0
+        intake.weights.renew()
+
     def exchanged(self, served: Served) -> None:
         """Tell what is served."""
         self._actor.context.send(self._names.gateway, WeightsServed(served.version, served.source), Lane.CONTROL)

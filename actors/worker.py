@@ -32,6 +32,8 @@ class Worker(Actor):
         self._launched: deque[tuple[int, Any]] = deque()
         self._lost_since: int | None = None
         self._next_step = 0
+        self._swapped = 0
+        """The update whose weights were exchanged last."""
 
     def receive(self, message: Any) -> None:
         match message:
@@ -74,7 +76,9 @@ class Worker(Actor):
     def _swap(self, ticket: int) -> None:
         self._collect(0)
         try:
-            self.runner.swap(ticket)
+            if ticket != self._swapped:
+                self.runner.swap(ticket)
+                self._swapped = ticket
         except Exception as error:
             log.exception("the weights could not be exchanged")
             answer: WeightsFailed | WeightsSwapped = WeightsFailed(ticket, f"{UNEXCHANGED}: {error}")

@@ -99,17 +99,17 @@ class WeightKeeper:
     def swapped(self, ticket: int, now: float) -> Update | None:
         """The worker has exchanged them, and no step is in flight. The update that has ended so; None for late news.
 
-        Whatever fails here, the loop recovers from with the new weights: `renew` is what is left to be done then."""
+        Whatever fails here, the loop recovers: told again, it is done again; where it was done, `renew` is left."""
         update = self.update
         if update is None or not self._is(ticket, Weights.SWAPPING):
             return None
         loop = self._loop
         if loop.in_flight:
             raise AssertionError("weights were exchanged while a step was in flight")
+        served = Served(update.version or self.served.version, update.fingerprint, update.source)
+        self._move(WeightEvent.SWAPPED, now, served)
         self.update = None
-        self.served = Served(update.version or self.served.version, update.fingerprint, update.source)
-        self._move(WeightEvent.SWAPPED, now)
-        self._exchanged(self.served)
+        self._exchanged(served)
         self._answer(update.asker, True, DONE)
         for row in loop.queues.oldest_first().tolist():
             loop.requests.retract(row, Cause.WEIGHTS, now)
@@ -123,12 +123,13 @@ class WeightKeeper:
 
     def rename(self, version: str, now: float) -> None:
         """Replies call the weights that serve so from now on."""
-        self.served = msgspec.structs.replace(self.served, version=version)
-        self._move(WeightEvent.RENAMED, now)
+        self._move(WeightEvent.RENAMED, now, msgspec.structs.replace(self.served, version=version))
         self._exchanged(self.served)
 
     def renew(self) -> None:
         """Whoever is live is served under the weights that are served."""
+        if self.phase is Weights.SERVING:
+            self.update = None
         table = self._loop.table
         for row in table.live_rows().tolist():
             info = table.info(row)
@@ -141,10 +142,11 @@ class WeightKeeper:
         """Whether the news is of the update under way, and can be true."""
         return self.update is not None and self.update.ticket == ticket and self.phase in states
 
-    def _move(self, event: WeightEvent, now: float) -> None:
-        source, self.phase = self.phase, WEIGHTS.next(self.phase, event)
-        served = self.served
-        self._loop.journal.weights(source, event, self.phase, served.version, served.fingerprint, now)
+    def _move(self, event: WeightEvent, now: float, served: Served | None = None) -> None:
+        """Take an edge; these weights serve then, None: the same."""
+        served, phase = served or self.served, WEIGHTS.next(self.phase, event)
+        self._loop.journal.weights(self.phase, event, phase, served.version, served.fingerprint, now)
+        self.phase, self.served = phase, served
 
     # ---- checkpoints ----
 

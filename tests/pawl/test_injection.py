@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from msgspec import structs
 
 import pawl.testing.injection as injection
 from pawl.actors.control.state import GetState
@@ -15,6 +16,7 @@ from pawl.actors.worker import Worker
 from pawl.features.request import BAD_GRAMMAR
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.loops.orders.cache import FlushCache
+from pawl.loops.orders.weights import UpdateWeights
 from pawl.loops.recovery import recover
 from pawl.testing.injection import INJECTED, Place, inject, places_of
 from pawl.testing.workload import Arrival, Control, Shape, Workload
@@ -71,6 +73,14 @@ def test_an_exception_at_any_line_with_grammars_ends_at_most_one_request(seed: i
 @pytest.mark.parametrize("seed", range(3))
 def test_an_exception_at_any_line_ends_at_most_one_request(seed: int) -> None:
     assert broken(list(places_of(workload())), seed) == []
+
+
+def test_an_exception_at_any_line_of_an_update_of_the_weights_leaves_an_engine_that_serves() -> None:
+    update = Control(body=UpdateWeights(model_path="ghost:a", weight_version="a"), after_tokens=6)
+    asked = structs.replace(workload(), controls=(update,))
+    places = [place for place in places_of(asked) if place.file in ("loops/weights.py", "loops/orders/weights.py")]
+    assert len(places) > 20
+    assert broken(places, 0, asked) == []
 
 
 @pytest.mark.slow
