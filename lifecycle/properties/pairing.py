@@ -30,9 +30,9 @@ class Pairing:
         self._answers[record.request] = record
         return None
 
-    def unanswered(self) -> Sequence[int]:
-        """Requests that have ended and have no reply."""
-        return tuple(self._ends)
+    def unanswered(self) -> Sequence[Transition]:
+        """Ends of requests that have no reply."""
+        return tuple(self._ends.values())
 
     def unended(self) -> Sequence[Answered]:
         """Replies to requests without a terminal edge."""
