@@ -189,7 +189,10 @@ def _shape(started: Started) -> Shape:
     except (KeyError, msgspec.ValidationError) as error:
         raise NoScenario(f"the trace does not say how its loop was set up: {error}") from error
     names = {field.name for field in msgspec.structs.fields(Shape)}
-    return Shape(**{name: value for name, value in msgspec.structs.asdict(config).items() if name in names})
+    given = msgspec.structs.asdict(config)
+    if config.speculation is not None:
+        given |= msgspec.structs.asdict(config.speculation) | {"speculate": "ngram"}
+    return Shape(**{name: value for name, value in given.items() if name in names})
 
 
 def renamed(prompts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
