@@ -17,6 +17,9 @@ from pawl.actors.runtime.actor import Actor, Lane
 from pawl.gpu.step_runner import StepRunner, WeightsRefused
 from pawl.loops.orders.weights import WeightsFailed, WeightsStaged
 
+LONGEST_REASON = 400
+"""Characters: a reason may quote what the sender wrote."""
+
 log = structlog.get_logger("pawl.stager")
 
 
@@ -42,5 +45,6 @@ class Stager(Actor):
             self.context.send(self._names.scheduler, WeightsStaged(message.ticket, fingerprint), Lane.CONTROL)
 
     def _refuse(self, ticket: int, reason: str) -> None:
+        reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
         log.warning("new weights were refused", reason=reason)
         self.context.send(self._names.scheduler, WeightsFailed(ticket, reason), Lane.CONTROL)

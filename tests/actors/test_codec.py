@@ -70,8 +70,8 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
         return SIMPLE[kind]
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
-        bounds = next(((each.ge, each.le) for each in inside[1:] if isinstance(each, msgspec.Meta)), (None, None))
-        return st.floats(*bounds) if inside[0] is float and bounds != (None, None) else values_of(inside[0])
+        meta = next((each for each in inside[1:] if isinstance(each, msgspec.Meta)), msgspec.Meta())
+        return bounded(inside[0], meta)
     if origin in (Union, types.UnionType):
         return st.one_of([values_of(one) for one in inside])
     if origin is typing.Literal:
@@ -90,6 +90,18 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
     hints = typing.get_type_hints(kind, include_extras=True)
     names = kind._fields if hasattr(kind, "_fields") else kind.__struct_fields__
     return st.builds(kind, **{name: st.deferred(lambda hint=hints[name]: values_of(hint)) for name in names})
+
+
+def bounded(kind: Any, meta: msgspec.Meta) -> st.SearchStrategy[Any]:
+    """Any value of this type within the bounds of its annotation."""
+    bounds = meta.ge, meta.le
+    if kind is float and bounds != (None, None):
+        return st.floats(*bounds)
+    if kind is int and bounds != (None, None):
+        return st.integers(*bounds)
+    if kind is str and (meta.min_length or meta.max_length is not None):
+        return st.text(min_size=meta.min_length or 0, max_size=min(meta.max_length or 6, 6))
+    return values_of(kind)
 
 
 def same(a: Any, b: Any) -> bool:

@@ -56,7 +56,7 @@ class ForgetfulPlanner:
     """A planner on a machine whose memory is short now and then."""
 
     def __init__(self, planner: Planner, chance: random.Random) -> None:
-        self.name = planner.name
+        self.name, self.lookahead = planner.name, planner.lookahead
         self._planner = planner
         self._chance = chance
 

@@ -61,9 +61,12 @@ def test_a_row_says_what_was_asked_for() -> None:
         "order": np.iinfo(np.int64).max,
         "priority": -1,
         "deadline": 9.5,
+        "drafting": [FIRST_DRAFT, 0, 0, 0, 0],
         "draft_length": FIRST_DRAFT,
         "draft_pause": 0,
         "draft_from": 0,
+        "num_drafted": 0,
+        "num_accepted": 0,
         "stop_tokens": [6, 8] + [-1] * (MAX_STOP_TOKENS - 2),
         "tokens": [1, 2, 3, 4],
     }

@@ -31,7 +31,7 @@ def ghost_parts(loop_config: LoopConfig, trace_dir: Path) -> Parts:
         vocabulary=ghost_vocabulary(),
         runner=Ghost.for_shape(loop_config),
         loop_config=loop_config,
-        facts={},
+        facts={"backend": "ghost"},
         began=time.monotonic(),
     )
 

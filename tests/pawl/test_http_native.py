@@ -29,6 +29,7 @@ def test_a_single_prompt_gets_a_single_object(client: httpx.Client) -> None:
         "id": "my-own",
         "finish_reason": {"type": "length", "length": 3},
         "weight_version": "default",
+        "weight_versions": [{"version": "", "start": 0, "end": 3}],  # the fake engine names none
         "prompt_tokens": 5,
         "completion_tokens": 3,
         "cached_tokens": 2,
