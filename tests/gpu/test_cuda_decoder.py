@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from pawl.gpu.backend import RefusedInputs
+from pawl.gpu.backend import GreedyBackend, RefusedInputs
 from pawl.gpu.cuda.decoder import TritonDecoder
 from pawl.gpu.cuda.graphs import CudaRecorder, Replay
 from pawl.gpu.cuda.shapes import GraphShape
@@ -152,6 +152,15 @@ def test_a_replayed_step_scores_like_one_that_is_not(config: ModelConfig) -> Non
     torch.testing.assert_close(ours.backend.forward(pair), plain[1:], rtol=1e-4, atol=1e-4)
     if isinstance(recorder, AgainRecorder):
         assert (recorder.recorded, recorder.replayed) == (1, 2)
+
+
+def test_greedy_is_the_argmax_of_the_logits() -> None:
+    ours, _ = prefilled(SINGLE)
+    assert isinstance(ours.backend, GreedyBackend)
+    inputs = forward_inputs(decode_pieces(), ours.table, device=DEVICE)
+    greedy = ours.backend.forward_greedy(inputs)
+    assert greedy.dtype == torch.int32
+    assert torch.equal(greedy.long(), ours.backend.forward(inputs).argmax(-1))
 
 
 def test_padding_rows_touch_nothing() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pawl.gpu.backend import BackendUnavailable, ForwardInputs
+from pawl.gpu.backend import BackendUnavailable, ForwardInputs, GreedyBackend
 from pawl.gpu.batches import InvalidBatch
 from pawl.gpu.launched import OutOfOrder
 from pawl.gpu.runner import Runner
@@ -254,8 +254,9 @@ GOOD = Steps().batch((0, 0, [1, 2, 3], True), (1, 5, None, True), admit={0: GREE
         ({"starts": int32(-1, 5)}, "negative start"),
         ({"starts": int32(30, 5)}, "beyond the context 32"),
         ({"lengths": int32(3, 0)}, "empty segment"),
-        ({"lengths": int32(3, 2)}, "chained segment"),
         ({"tokens": int32(1, 2)}, "2 tokens for 3 positions"),
+        pytest.param({"lengths": int32(3, 2)}, "3 tokens for 4 positions", id="a run without its draft"),
+        pytest.param({"tokens": int32(1, 2, 3, 4)}, "4 tokens for 3 positions", id="a draft without a run"),
         ({"pages": int32(*range(7), 32)}, "a page is not below 32"),
         ({"pages": int32(1)}, "differ in length"),
         ({"page_slots": int32(*[4] * 8)}, "a page slot is not below 4"),
@@ -304,6 +305,7 @@ class FusedBackend:
     """A backend with a greedy head, over another one; remembers how it was called."""
 
     name = "fused"
+    greedy_masks = False
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -314,7 +316,10 @@ class FusedBackend:
         logits: torch.Tensor = self.inner.forward(inputs)
         return logits
 
-    greedy_masks = False
+    def hidden(self, inputs: ForwardInputs) -> torch.Tensor:
+        self.calls.append("hidden")
+        states: torch.Tensor = self.inner.hidden(inputs)
+        return states
 
     def forward_greedy(self, inputs: ForwardInputs) -> torch.Tensor:
         self.calls.append("greedy")
@@ -326,6 +331,7 @@ def test_a_fused_greedy_head_serves_steps_that_are_all_plainly_greedy(
 ) -> None:
     plain = made(folder)
     fused = FusedBackend(plain.backend)
+    assert isinstance(fused, GreedyBackend)
     monkeypatch.setattr("pawl.gpu.runner.select_backend", lambda *_, **__: fused)
     runner, steps = made(folder), Steps()
     runner.kv.data = plain.kv.data
