@@ -176,7 +176,7 @@ OUTPUTS = (
         "auxiliary_conservation",
         "",
         "The grammar of a request that has ended is kept for ever.",
-        Edit(GrammarCompiler.receive, "self._held.pop(request)", "self._held[request]"),
+        Edit(GrammarCompiler._release, "self._held.pop(request)", "self._held[request]"),
     ),
     _mutant(
         "named_tokens_of_the_neighbour",

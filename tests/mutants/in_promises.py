@@ -75,7 +75,7 @@ PROMISES = (
         Group.LIFECYCLE,
         "true_causes",
         "A request that gives way when pages run out is recorded as one whose step was lost.",
-        Edit(Loop._plan, "pop(0), Cause.MEMORY, now)", "pop(0), Cause.STEP_LOST, now)"),
+        Edit(Loop._plan, "builder.retracted, Cause.MEMORY, now)", "builder.retracted, Cause.STEP_LOST, now)"),
     ),
     _mutant(
         "lost_worker_is_called_a_timeout",
