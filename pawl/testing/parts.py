@@ -180,6 +180,7 @@ class CheckedCache(Checked):
         if not adopted <= set(pages.tolist()):
             raise self._fail("insert", f"adopted {sorted(adopted)}, and was offered {pages.tolist()}")
         self._pages |= adopted
+        self._check_told("insert", "does not say that it took")
         self._check_count("insert")
         return done
 
@@ -199,6 +200,7 @@ class CheckedCache(Checked):
             gone: Eviction = getattr(self._part, verb)(*arguments)
         self._check_known(verb, gone.pages.tolist(), "gave back")
         self._pages.difference_update(gone.pages.tolist())
+        self._check_told(verb, "still has what it gave back,")
         self._check_count(verb)
         return gone
 
@@ -206,6 +208,14 @@ class CheckedCache(Checked):
         foreign = [page for page in pages if page not in self._pages]
         if foreign:
             raise self._fail(verb, f"{did} page {foreign[0]}, which it does not have: it has {sorted(self._pages)}")
+
+    def _check_told(self, verb: str, did: str) -> None:
+        """Pages that it names in place of others leave the counts right."""
+        with self._calling("content"):
+            content = self._part.content()
+        untold = sorted(content.keys() - self._pages)
+        if untold:
+            raise self._fail(verb, f"{did} page {untold[0]}: it has {sorted(content)}")
 
     def _check_count(self, verb: str) -> None:
         evictable, held = self._part.evictable, self._part.held

@@ -83,6 +83,12 @@ class Trips(Scheduler):
         super().settled()
         if len(self.loop.table) > 1:
             self.loop.nothing()
+
+
+class Hides(RadixCache):
+    def insert(self, tokens, pages, namespace, hold, fence, priority=0):
+        done = super().insert(tokens, pages, namespace, hold, fence, priority)
+        return done._replace(adopted=pages[: len(done.adopted)])
 """
 FAULTS = {
     "policy:Unfair": r"your policy .*parts.py:Unfair \(order, parts.py:12\) put rows [0-9and ]+ before row \d",
@@ -92,8 +98,12 @@ FAULTS = {
     "policy:Foreign": r"your policy .*parts.py:Foreign \(order, parts.py:32\) returned row \d+, which does not wait",
     "policy:Writes": r"your policy .*parts.py:Writes \(order, parts.py:37\) wrote to the table of requests: priority",
     "cache:Loses": r"your cache .*parts.py:Loses \(evict, parts.py:43\) lost 1 of its pages",
-    "cache:Invents": r"your cache .*parts.py:Invents \(evict, parts.py:49\) gave back page \d+, which it does not have",
+    "cache:Invents": (
+        r"your cache .*parts.py:Invents \(evict, parts.py:49\) "
+        r"(gave back page \d+, which it does not have|still has what it gave back, page \d+): it has"
+    ),
     "cache:Stumbles": r"your cache .*parts.py:Stumbles \(insert, parts.py:55\) raised KeyError",
+    "cache:Hides": r"your cache .*parts.py:Hides \(insert, parts.py:73\) does not say that it took page \d+: it has",
     "scheduler:Keeps": r"abort_is_total, request \d+: the scheduler was told to end it .* and has not",
     "scheduler:Trips": r"ActorFailed: scheduler: AttributeError",
 }
