@@ -40,10 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _makes_only_vectors(model: str) -> bool:
+    if model == "ghost":  # which starts without PyTorch
+        return False
     from pawl.gpu.encoder.config import is_encoder
     from pawl.gpu.weights.locate import locate
 
-    path = locate(model) if model != "ghost" else None
+    path = locate(model)
     return path is not None and is_encoder(path)
 
 

@@ -133,6 +133,22 @@ print(list(completion.tokens))
     assert done.stdout.splitlines()[-1] == str(expected(list(b"Hello"), 12))
 
 
+def test_it_is_served_where_pytorch_is_not_installed() -> None:
+    program = """
+import sys
+sys.modules["torch"] = None  # importing it now raises ImportError
+from pawl.cli import main
+sys.exit(main(["serve", "ghost", "--port", "0", "--no-trace"]))
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as server:
+        assert server.stderr is not None
+        ready = any(line.startswith("try: curl") for line in iter(server.stderr.readline, ""))
+        server.terminate()
+        server.stderr.read()
+        assert (ready, server.wait()) == (True, 0)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("device", "cuda"), ("dtype", "bf16"), ("backend", "native"), ("threads", 2)]
 )
