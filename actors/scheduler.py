@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import structlog
 
+from pawl.actors.askers import Askers
 from pawl.actors.control import Ask, row_of
-from pawl.actors.messages.control import Heartbeat, Reply
+from pawl.actors.messages.control import Heartbeat
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
 from pawl.actors.messages.generate import Generate, Opened, Refused
 from pawl.actors.messages.grammar import Compile, Release
@@ -65,13 +66,6 @@ class HeartbeatDue(msgspec.Struct, frozen=True, tag=True):
 ToScheduler: Any = Generate | Executed | ExecuteFailed | Ask | AnyOrder | HeartbeatDue | SelfCheck | TierMessage
 
 
-class Asker(msgspec.Struct, frozen=True):
-    """Who waits for an order's outcome."""
-
-    reply_to: str
-    ticket: int
-
-
 class Scheduler(Actor):
     """Owns table, memory and loop of one replica."""
 
@@ -96,10 +90,7 @@ class Scheduler(Actor):
         self.intake = Intake(self.loop, self, config.served)
         self._report = StepReport()
         self._launched_at: dict[int, float] = {}
-        self._askers: dict[int, Asker] = {}
-        self._untold: list[tuple[int, int, Outcome]] = []
-        """(the last of the steps that must have come back first, number of who asked, outcome)"""
-        self._num_asked = 0
+        self._askers = Askers(self._send)
         self._checking_deadlines = False
         self._checking_self = False
         self._checked_at = 0
@@ -149,14 +140,9 @@ class Scheduler(Actor):
             asked.apply(self.intake, self.context.now())
         elif not only_looks:
             self._recover(self.context.now())
-        self._answer_unserved()
+        self._askers.failed(message if isinstance(message, Ask) else None, self.intake.owed, FAILED_ORDER)
         self._send_step()
         return True
-
-    def _answer_unserved(self) -> None:
-        """Whoever asks is answered at once, or its order waits: the rest are those that something failed for."""
-        for number in self._askers.keys() - self.intake.waiting.keys():
-            self.answered(number, Outcome(False, FAILED_ORDER))
 
     def requests_of(self, message: Any) -> tuple[int, ...]:
         match message:
@@ -184,7 +170,7 @@ class Scheduler(Actor):
         self._launched_at.clear()
         self._report.withdraw([step for step in self.loop.in_flight if step is not self.loop.committed])
         recover(self.loop, self._failure(), now, request)
-        self.weight_client.recovered(self.intake)
+        self.weight_client.recovered(self.intake, now)
         self._reset_worker()
 
     def _failure(self) -> str:
@@ -201,7 +187,7 @@ class Scheduler(Actor):
         self.weight_client.swap_if_due(self.intake)
         # Else what is in flight comes back first: a checkpoint is of a moment without a step in flight.
         self._send_step()
-        self._tell_what_is_settled()
+        self._askers.settled(self.loop.in_flight[0].step if self.loop.in_flight else None)
         if len(self.loop.table) and not self._checking_deadlines:
             self._checking_deadlines = True
             self.context.after(DEADLINE_CHECK_S, CheckDeadlines())
@@ -218,9 +204,7 @@ class Scheduler(Actor):
         # After a failure table and memory may be half changed: they are left as they are, the trace has no end, and the
         # gateway, which learns of it next, answers for this actor.
         self.tier_client.stopped()
-        self._untold.clear()
-        for number in list(self._askers):
-            self.answered(number, Outcome(False, f"the engine stopped: {reason}"))
+        self._askers.stopped(f"the engine stopped: {reason}")
         if self.trace is not None:
             self.trace.flush()
 
@@ -251,24 +235,14 @@ class Scheduler(Actor):
 
     def _asked(self, ask: Ask, now: float) -> None:
         """An order is answered when it is done, anything else at once."""
-        self._num_asked += 1
-        self._askers[self._num_asked] = Asker(ask.reply_to, ask.ticket)
+        number = self._askers.open(ask)
         if isinstance(ask.message, Order):
-            self.intake.deliver(ask.message, now, self._num_asked)
+            self.intake.deliver(ask.message, now, number)
         else:
-            self.answered(self._num_asked, row_of(ask.message).look(self, ask.message))
-
-    def _tell_what_is_settled(self) -> None:
-        """Answers that waited for steps which have come back, or were undone."""
-        while self._untold and (not self.loop.in_flight or self._untold[0][0] < self.loop.in_flight[0].step):
-            _, number, outcome = self._untold.pop(0)
-            self.answered(number, outcome._replace(after_steps=False))
+            self.answered(number, row_of(ask.message).look(self, ask.message))
 
     def answered(self, number: int, outcome: Outcome) -> None:
-        if outcome.after_steps and self.loop.in_flight:
-            self._untold.append((self.loop.in_flight[-1].step, number, outcome))
-        elif (asker := self._askers.pop(number, None)) is not None:  # else it was told that the server had failed
-            self._send(asker.reply_to, Reply(asker.ticket, outcome.ok, outcome.message, outcome.facts))
+        self._askers.answer(number, outcome, self.loop.in_flight[-1].step if self.loop.in_flight else None)
 
     def remind(self, delay_s: float, order: Order) -> None:
         self.context.after(delay_s, order)

@@ -37,12 +37,14 @@ class Stager(Actor):
             fingerprint = self._runner.stage(message.ticket, message.source, message.load_format)
         except WeightsRefused as refused:
             self._refuse(message.ticket, str(refused))
-        except Exception as error:
-            # Nothing that serves has been touched.
-            log.exception("new weights could not be read")
-            self._refuse(message.ticket, f"{UNREAD}: {type(error).__name__}")
         else:
             self.context.send(self._names.scheduler, WeightsStaged(message.ticket, fingerprint), Lane.CONTROL)
+
+    def spares(self, message: Any, error: Exception) -> bool:
+        """Nothing that serves has been touched, and the answer is the last thing that is done."""
+        self.told_of(error)
+        self._refuse(message.ticket, f"{UNREAD}: {type(error).__name__}")
+        return True
 
     def _refuse(self, ticket: int, reason: str) -> None:
         reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."

@@ -6,6 +6,7 @@ from pawl.actors.messages.weights import Stage, Swap, WeightsServed
 from pawl.actors.names import Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.loops.intake import Intake
+from pawl.loops.recovery import FAILED_ORDER
 from pawl.loops.weights import Served
 
 
@@ -31,10 +32,10 @@ class WeightClient:
             self._asked = weights.update.ticket
             self._actor.context.send(self._names.worker, Swap(self._asked))
 
-    def recovered(self, intake: Intake) -> None:
+    def recovered(self, intake: Intake, now: float) -> None:
         """The scheduler has failed in the middle of something: the worker is asked again, who answers again."""
         self._asked = 0
-        intake.weights.renew()
+        intake.weights.recovered(FAILED_ORDER, now)
 
     def exchanged(self, served: Served) -> None:
         """Tell what is served."""

@@ -59,12 +59,14 @@ class Worker(Actor):
 
     def spares(self, message: Any, error: Exception) -> bool:
         """Steps that are not answered are lost. Answering one twice does no harm: the scheduler takes the first."""
-        if isinstance(message, ResetWorker):
-            return False
         self.told_of(error)
-        if message is not None and not isinstance(message, Execute):
-            self._mover.failed(message)
-            return True
+        match message:
+            case ResetWorker() | Swap():  # either can be done again, whatever was done of it
+                self.receive(message)
+                return True
+            case Save() | Fill() | Fence():
+                self._mover.failed(message)
+                return True
         steps = [step for step, _ in self._launched]
         if message is not None and message.batch.step >= self._next_step and message.batch.step not in steps:
             steps.append(message.batch.step)

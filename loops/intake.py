@@ -156,6 +156,12 @@ class Intake:
         if number and outcome is not LATER:
             self._answered(number, outcome or DONE)
 
+    @property
+    def owed(self) -> set[int]:
+        """Numbers of those who are answered later: their orders wait for rest, or have begun something."""
+        update = self.weights.update
+        return {*self.waiting} if update is None else {*self.waiting, update.asker}
+
     def turn(self, now: float) -> None:
         """All that has arrived has been handed in: let the loop work, and do what waits for rest if it rests."""
         if not self.weights.swapping:

@@ -92,8 +92,9 @@ class WeightKeeper:
     def failed(self, ticket: int, message: str, now: float) -> None:
         """The new weights cannot be had."""
         if self._is(ticket, Weights.STAGING, Weights.SWAPPING) and self.update is not None:
-            asker, self.update = self.update.asker, None
+            asker = self.update.asker
             self._move(WeightEvent.FAILED, now)
+            self.update = None
             self._answer(asker, False, message)
 
     def swapped(self, ticket: int, now: float) -> Update | None:
@@ -125,6 +126,12 @@ class WeightKeeper:
         """Replies call the weights that serve so from now on."""
         self._move(WeightEvent.RENAMED, now, msgspec.structs.replace(self.served, version=version))
         self._exchanged(self.served)
+
+    def recovered(self, message: str, now: float) -> None:
+        """The loop has failed in the middle of something: that new weights are asked for, or lie ready, may be lost."""
+        if self.update is not None and self.phase is Weights.STAGING:
+            self.failed(self.update.ticket, message, now)
+        self.renew()
 
     def renew(self) -> None:
         """Whoever is live is served under the weights that are served."""

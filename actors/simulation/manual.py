@@ -46,6 +46,14 @@ class ManualContext:
         actor.context = self
         actor.started()
 
+    def deliver(self, message: Any) -> None:
+        """Let the actor handle a message, and go on from a failure where it can, as its cell does."""
+        try:
+            self._actor.receive(message)
+        except Exception as error:
+            if not self._actor.spares(message, error):
+                raise
+
     def now(self) -> float:
         return self.time_s
 

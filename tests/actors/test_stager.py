@@ -34,7 +34,7 @@ def ghost() -> Ghost:
 def told(actor: Any, name: str, message: Any) -> Any:
     """What the scheduler is told after `message`."""
     context = ManualContext(actor, name)
-    actor.receive(message)
+    context.deliver(message)
     (sent,) = context.take_sent()
     assert sent.to == NAMES.scheduler
     return sent.message

@@ -23,7 +23,6 @@ from pawl.actors.messages.transfer import (
     SchedulerStops,
     TierReport,
 )
-from pawl.actors.runtime.actor import Actor
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.storage import FOUND_AT_ONCE, Storage
 from pawl.actors.tiers.store import TierStore
@@ -47,15 +46,6 @@ def pages(*values: int) -> np.ndarray:
     return np.stack([np.full(PAGE_BYTES, value, np.uint8) for value in values])
 
 
-def hand(actor: Actor, message: Any) -> None:
-    """Let the actor handle a message, and go on from a failure, as its cell does."""
-    try:
-        actor.receive(message)
-    except Exception as error:
-        if not actor.spares(message, error):
-            raise
-
-
 class StorageBench:
     def __init__(self, store: TierStore | None = None) -> None:
         self.storage = Storage(store or TierStore(HostPool(4, PAGE_BYTES), None, eager=True))
@@ -63,7 +53,7 @@ class StorageBench:
 
     def tell(self, message: Any) -> list[Any]:
         """What the storage sends for one message, its report left out."""
-        hand(self.storage, message)
+        self.context.deliver(message)
         sent = [sent.message for sent in self.context.sent]
         self.context.sent.clear()
         return sent
@@ -83,7 +73,7 @@ class WorkerBench:
 
     def tell(self, *messages: Any) -> list[Any]:
         for message in messages:
-            hand(self.worker, message)
+            self.context.deliver(message)
         sent = [sent.message for sent in self.context.sent]
         self.context.sent.clear()
         return sent

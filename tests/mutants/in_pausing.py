@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pawl.actors.scheduler import Scheduler
+from pawl.actors.askers import Askers
 from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
 from pawl.loops.orders.requests import Abort, CheckDeadlines
@@ -41,7 +41,7 @@ PAUSING = (
         "quiescent_flush",
         "10071",
         "Whoever pauses is told that it is done while a step still runs, and would change weights under it.",
-        Edit(Scheduler.answered, "if outcome.after_steps and self.loop.in_flight:", "if False:"),
+        Edit(Askers.answer, "if outcome.after_steps and in_flight is not None:", "if False:"),
     ),
     _mutant(
         "generation_is_never_continued",
