@@ -37,6 +37,9 @@ class Stager(Actor):
             fingerprint = self._runner.stage(message.ticket, message.source, message.load_format)
         except WeightsRefused as refused:
             self._refuse(message.ticket, str(refused))
+        except Exception as error:
+            log.exception("new weights could not be read")
+            self._refuse(message.ticket, f"{UNREAD}: {type(error).__name__}")
         else:
             self.context.send(self._names.scheduler, WeightsStaged(message.ticket, fingerprint), Lane.CONTROL)
 
