@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,6 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """By the names that settings have for them."""
 _MEMORY_FACTS = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-def give_back_memory() -> None:
-    """Return what was freed to the system: glibc keeps for each thread what that thread has freed. Does nothing where
-    the C library cannot."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def upload(array: NDArray[Any], device: torch.device) -> Tensor:

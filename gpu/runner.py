@@ -228,8 +228,10 @@ class Runner:
             # A forward of its own, which has no head.
             hidden = [self.backend.hidden(self._inputs(own, offsets, self.pooler.rows(parts, offsets)))]
         runs = self._compute_runs(batch) if has_runs(batch) else None
-        nothing = Draws.none(self.device), tuple[PromptScores, ...](), None
-        draws, prompt_scores, ruled = nothing if runs is not None else self._compute(batch)
+        if runs is None:
+            draws, prompt_scores, ruled = self._compute(batch)
+        else:
+            draws, prompt_scores, ruled = Draws.none(self.device), (), None
         pending = self._copies.start(all_tensors(draws, prompt_scores, hidden))
         launched = Launched(batch.step, draws, prompt_scores, pending, ruled, parts, runs)
         self._in_flight.append(launched)
@@ -309,7 +311,9 @@ class Runner:
         self.scorer.sampled(slots)
         self._last_tokens.remember(slots, upload(result.last.astype(np.int64), self.device))
         if (spoiled := self._spoiled[slots]).any():
-            result = msgspec.structs.replace(result, unusable=np.repeat(spoiled, counts[batch.samples]))
+            marks = np.repeat(spoiled, counts[batch.samples])
+            unusable = marks if result.unusable is None else marks | result.unusable
+            result = msgspec.structs.replace(result, unusable=unusable)
         return msgspec.structs.replace(result, prompt_logprobs=tuple(part.collect() for part in prompt_scores))
 
     def _draw_round(self, logits: Tensor, logit_rows: Int32s, where: Rows) -> Round:

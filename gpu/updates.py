@@ -10,7 +10,7 @@ import msgspec
 import torch
 
 from pawl.gpu.backend import Backend
-from pawl.gpu.devices import give_back_memory
+from pawl.gpu.heap import give_back_memory
 from pawl.gpu.models.config import ModelConfig, UnsupportedModel
 from pawl.gpu.step_runner import WeightsRefused
 from pawl.gpu.weights.checks import WeightMismatch

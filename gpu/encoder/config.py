@@ -125,7 +125,7 @@ def load_encoder_weights(
         for stored, tensor in read_tensors(path):
             name = stored.removeprefix(_PREFIX)
             if not name.startswith(_UNUSED):
-                weights[name] = tensor.to(torch.float32 if "LayerNorm" in name else dtype)
+                weights[name] = tensor.to(torch.float32 if "LayerNorm" in name else dtype, copy=True)
             report(len(weights) / len(expected))
     check_names(folder, expected, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     return weights

@@ -93,7 +93,7 @@ class GhostStore:
         self.refresh(pages)
 
 
-def first_break(entries: UInt64s, salt: int = 0) -> int | None:
+def first_break(entries: UInt64s, salt: int) -> int | None:
     """The first of consecutive entries [n, 2] from position 0 on, of weights with this salt, that does not follow from
     those before it."""
     tags, prefixes = entries[:, 0], entries[:, 1]

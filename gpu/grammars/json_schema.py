@@ -118,8 +118,11 @@ class _Preparing:
         self._reword_arrays(made)
         self._reword_objects(made, closes)
         self._reword_values(made, where)
-        # Of several parts of one object, each would forbid what the others name.
-        inner = lambda name, one, place: self.node(one, f"{where}.{place}", depth + 1, closes=name != "allOf")  # noqa: E731
+
+        def inner(name: str, one: Any, place: str) -> Any:
+            # Of several parts of one object, each would forbid what the others name.
+            return self.node(one, f"{where}.{place}", depth + 1, closes=name != "allOf")
+
         return {name: _prepared_inside(name, value, inner) for name, value in made.items()}
 
     def _check(self, schema: Mapping[str, Any], where: str) -> None:

@@ -6,8 +6,6 @@ back takes some ten milliseconds for each 100 MB, so it is done at rest, and onc
 
 from __future__ import annotations
 
-import ctypes
-
 LOOKS = 3
 """Looks in a row that find nothing open, after which the server is at rest."""
 
@@ -27,10 +25,3 @@ class Rest:
             return False
         self._num_idle, self._num_seen = 0, num_submitted
         return True
-
-
-def give_back_memory() -> None:
-    """Of glibc; other allocators do it by themselves. Other threads go on, but may wait for their next allocation."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -30,12 +30,13 @@ from pawl.actors.control.state import STATE, GetState
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.control import Reply
 from pawl.actors.sampling import Limits
+from pawl.gpu.heap import give_back_memory
 from pawl.gpu.weights.report import Report, unheard
 from pawl.http.app import create_app
 from pawl.http.connections import Connection, ConnectionLimits
 from pawl.http.guard import LOOPBACK, is_loopback
 from pawl.http.info import ServerInfo
-from pawl.http.rest import Rest, give_back_memory
+from pawl.http.rest import Rest
 from pawl.http.starting import Front
 from pawl.parsers import reader
 from pawl.parsers import reasoning as marks

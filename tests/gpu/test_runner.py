@@ -301,6 +301,28 @@ def test_a_token_that_the_model_does_not_have_ends_its_own_request_alone(name: s
     assert execute(runner, steps.batch((1, 0, [5, 6, 7], True), admit={1: GREEDY})).unusable is None
 
 
+def test_in_a_step_with_drafts_a_foreign_token_hides_no_other_request_that_has_no_scores(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, steps = made(folder, backend="native"), Steps()
+    admit = dict.fromkeys((0, 1), GREEDY)
+    execute(runner, steps.batch((0, 0, [1, 2], True), (1, 0, [3, VOCABULARY], True), admit=admit))
+    forward = runner.backend.forward
+
+    def spoilt(inputs: ForwardInputs) -> torch.Tensor:
+        logits = forward(inputs)
+        logits[: inputs.lengths[0]] = float("nan")  # of slot 0
+        return logits
+
+    monkeypatch.setattr(runner.backend, "forward", spoilt)
+    monkeypatch.setattr(runner, "_greedy_backend", None)
+    batch = steps.batch((0, 2, None, True), (1, 2, None, True))
+    drafted = msgspec.structs.replace(batch, lengths=int32(2, 1), tokens=int32(5))
+    result = execute(runner, drafted)
+    assert result.unusable is not None
+    assert result.unusable.tolist() == [True, True]
+
+
 class FusedBackend:
     """A backend with a greedy head, over another one; remembers how it was called."""
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pawl.http.rest import LOOKS, Rest, give_back_memory
+from pawl.gpu.heap import give_back_memory
+from pawl.http.rest import LOOKS, Rest
 
 
 def test_rest_begins_once_after_work_and_not_while_any_is_open() -> None:
