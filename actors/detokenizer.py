@@ -251,8 +251,7 @@ class Detokenizer(Actor):
             done = structs.replace(done, cause=Cause.STOP_STRING, matched=stream.matched, message="")
         if place is None:
             scores, vector = stream.take_prompt_scores(), stream.embedding
-            output = Output(stream.request, text, (), prompt_logprobs=scores, done=done, embedding=vector)
-            outputs.append(structs.replace(output, version=version))
+            outputs.append(Output(stream.request, text, (), (), scores, done, vector, version))
         else:
             last = outputs[place]
             outputs[place] = structs.replace(last, text=last.text + text, done=done)

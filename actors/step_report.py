@@ -61,8 +61,7 @@ class StepReport:
 
     def send(self, loop: Loop, version: str, send: Callable[[StepTokens], object]) -> None:
         """Send what has come together, if the detokenizer needs to know; `loop` has just committed it, with weights of
-        this version. Admissions alone
-        wait for the first token or ending. What could not be sent stays."""
+        this version. Admissions alone wait for the first token or ending. What could not be sent stays."""
         rows, tokens, scheduled, result = self._rows, self._tokens, self._scheduled, self._result
         if result is None and not self._ended:
             return

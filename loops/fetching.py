@@ -236,7 +236,11 @@ class Fetching:
         self.counts.expired += 1
         self._overdue.add(ticket)
         self._resume_at = now + PAUSE_LEASES * self.config.lease_s
-        self._give_up(ticket, fetch, Cause.TIMEOUT, now)
+        rows, fetch.rows = fetch.rows, []
+        for row in rows:
+            self._wishes[row].settled = True
+            self._move(row, Event.RESTORE, Cause.TIMEOUT, now)
+        self._abandon(ticket, fetch)
 
     def fenced(self, ticket: int, now: float) -> None:
         """The worker will write nothing for this fetch any more."""
@@ -258,13 +262,6 @@ class Fetching:
                     self.counts.left += 1
                     self._abandon(ticket, fetch)
                 return
-
-    def _give_up(self, ticket: int, fetch: _Fetch, cause: Cause, now: float) -> None:
-        rows, fetch.rows = fetch.rows, []
-        for row in rows:
-            self._wishes[row].settled = True
-            self._move(row, Event.RESTORE, cause, now)
-        self._abandon(ticket, fetch)
 
     def _abandon(self, ticket: int, fetch: _Fetch) -> None:
         """Presumed abort: nothing of it is wanted; its pages wait for the word of the only one who can write them."""

@@ -29,7 +29,7 @@ from pawl.loops.pacing import Pacing
 from pawl.loops.planner import Planner
 from pawl.loops.properties.state import state_checks
 from pawl.loops.queues import Queues
-from pawl.loops.recovery import plan_failed, undo_plan
+from pawl.loops.recovery import lose_pages, plan_failed, undo_plan
 from pawl.loops.requests import Requests
 from pawl.loops.runs import Runs, apply_runs
 from pawl.loops.scores import embedded_of, scores_of
@@ -187,10 +187,7 @@ class Loop:
             # What the worker computed is gone with it: nothing of it may be offered to other requests.
             self.table.num_computed[row] = 0
             self.requests.retract(row, Cause.STEP_LOST, now)
-        for companion in self.companions:
-            companion.lost(now)
-        self.memory.flush()
-        self.memory.take_replaced()
+        lose_pages(self, now)
         self.glance()
 
     # ---- plan and launch, in parts ----

@@ -76,6 +76,14 @@ def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
                 requests.strike(row, Cause.INTERNAL, FAILED, now)
 
 
+def lose_pages(loop: Loop, now: float) -> None:
+    """Nothing of what the pages hold may be used or offered any more; nobody runs."""
+    for companion in loop.companions:
+        companion.lost(now)
+    loop.memory.flush()
+    loop.memory.take_replaced()
+
+
 def undo_plan(loop: Loop, builder: BatchBuilder, error: Exception) -> None:
     """Planning failed: nothing of the step remains. Raises `error` where that cannot be had by rolling back."""
     loop.memory.ledger.discard(builder.transaction)

@@ -293,7 +293,7 @@ class Requests:
         counters.aborted = aborted
         counters.by_cause = by_cause
         self.recorded = row
-        output = table.tokens[row, num_prompt : num_prompt + num_output].copy() if target == State.FINISHED else None
+        output = table.tokens[row, num_prompt : num_prompt + num_output] if target == State.FINISHED else None
         self.sessions.ended(info.request, output)
         table.close(row)
         # A request that never ran is named by no step.

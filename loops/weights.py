@@ -18,6 +18,7 @@ from pawl.lifecycle.namespaces import under
 from pawl.lifecycle.snapshot import Plain
 from pawl.lifecycle.states import Cause
 from pawl.loops.loop import Loop
+from pawl.loops.recovery import lose_pages
 
 BUSY = "another update of the weights is under way"
 DONE = "Succeeded to update model weights."
@@ -114,10 +115,7 @@ class WeightKeeper:
         self._answer(update.asker, True, DONE)
         for row in loop.queues.oldest_first().tolist():
             loop.requests.retract(row, Cause.WEIGHTS, now)
-        for companion in loop.companions:
-            companion.lost(now)
-        loop.memory.flush()
-        loop.memory.take_replaced()
+        lose_pages(loop, now)
         self.renew()
         loop.glance()
         return update

@@ -122,7 +122,7 @@ CONTROL = (
         "weight_epochs",
         "14178",
         "What the old weights have computed stays in the prefix cache, and everybody keeps the name of its pages.",
-        Edit(WeightKeeper.swapped, "loop.memory.flush()", "pass"),
+        Edit(WeightKeeper.swapped, "lose_pages(loop, now)", "[companion.lost(now) for companion in loop.companions]"),
         Edit(WeightKeeper.swapped, "self.renew()", "pass"),
         Edit(Scheduler._submit, "weights=self.intake.weights.served.fingerprint", "weights=self.config.weights"),
     ),
