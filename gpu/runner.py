@@ -228,10 +228,7 @@ class Runner:
             # A forward of its own, which has no head.
             hidden = [self.backend.hidden(self._inputs(own, offsets, self.pooler.rows(parts, offsets)))]
         runs = self._compute_runs(batch) if has_runs(batch) else None
-        if runs is None:
-            draws, prompt_scores, ruled = self._compute(batch)
-        else:
-            draws, prompt_scores, ruled = Draws.none(self.device), (), None
+        draws, prompt_scores, ruled = self._compute(batch) if runs is None else (Draws.none(self.device), (), None)
         pending = self._copies.start(all_tensors(draws, prompt_scores, hidden))
         launched = Launched(batch.step, draws, prompt_scores, pending, ruled, parts, runs)
         self._in_flight.append(launched)

@@ -99,7 +99,7 @@ def _edges() -> tuple[Edge, ...]:
     fetching, reserving, receiving = State.QUEUED_FETCHING, State.QUEUED_RESERVING, State.QUEUED_RECEIVING
     prefilling, sending, decoding, finished = State.PREFILLING, State.PREFILLING_SENDING, State.DECODING, State.FINISHED
     e = Event
-    taken = "its memory is needed, its step is lost, or the engine is paused"
+    taken = "its memory is needed, its step is lost, the engine is paused, or its weights are exchanged"
     stopped_late = "its stop string was found in output that it had before it lost its memory"
     ends = frozenset({Cause.LENGTH, Cause.EOS, Cause.STOP_TOKEN, Cause.STOP_STRING})
     walk = (

@@ -20,14 +20,12 @@ from pawl.loops.policy import POLICIES
 from pawl.loops.queues import Queues
 from pawl.loops.speculation import Drafter, SpeculationConfig
 from pawl.loops.tiers import TierConfig, TierEffects
+from pawl.loops.versions import DEFAULT_VERSION
 from pawl.loops.weights import Served
 from pawl.memory.memory import Memory
 from pawl.memory.prefix.select import KINDS, make_cache
 from pawl.memory.transaction import Ledger
 from pawl.memory.window_pool import WindowPool
-
-DEFAULT_VERSION = "default"
-"""What replies call weights that nobody has named."""
 
 
 class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):

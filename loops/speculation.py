@@ -39,7 +39,9 @@ class SpeculationConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Last tokens that are compared: of several places the one that agrees in the most of them, and of those the
     latest."""
     max_positions: int = 8
-    """Of a step with drafts, those of all requests together: as many as cost little more than one."""
+    """Of a step with drafts, those of all requests together: rows of one tile of the compiled kernels
+    (`gpu/native/tile.h`). Up to there weights are read once and a position costs 2 % of a step; from there on it costs
+    what it computes."""
 
 
 class Drafts(NamedTuple):

@@ -20,8 +20,7 @@ from msgspec.structs import force_setattr
 
 from pawl.features import server
 from pawl.gpu.folders import cache_folder
-from pawl.loops.orders.weights import VersionName
-from pawl.loops.select import DEFAULT_VERSION
+from pawl.loops.versions import DEFAULT_VERSION, VersionName
 
 GROUPS = {
     "model": "what is served, and with which arithmetic",

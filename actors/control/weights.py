@@ -7,7 +7,7 @@ from pawl.actors.messages.control import Reply
 from pawl.actors.messages.weights import UNEXCHANGED, UNREAD
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.weights import RenameWeights, UpdateWeights
-from pawl.loops.select import DEFAULT_VERSION
+from pawl.loops.versions import DEFAULT_VERSION
 from pawl.loops.weights import BUSY
 
 PATIENCE_S = 3600.0

@@ -52,9 +52,9 @@ class Sequel:
         return logits_of(states, np.array([self._last], np.int32)).reshape(-1)
 
 
-def expected(prompt: Sequence[int], count: int) -> list[int]:
-    """The `count` tokens that a greedy request gets after `prompt`, end tokens ignored."""
-    sequel = Sequel(prompt)
+def expected(prompt: Sequence[int], count: int, salt: int = 0) -> list[int]:
+    """The `count` tokens that a greedy request gets after `prompt` under weights of this salt, end tokens ignored."""
+    sequel = Sequel(prompt, salt)
     output = []
     for _ in range(count):
         output.append(sequel.likeliest())

@@ -125,17 +125,17 @@ class TrueCauses(Property):
 
     @on(Event.FINISH)
     def _finished(self, record: Transition, history: History) -> Sequence[Violation]:
+        if not self._told:
+            return ()
         after = self._after
         if record.cause == Cause.STOP_STRING:
             order = {"request": record.request, "num_output": record.num_output}
             true = isinstance(after, Delivered) and after.kind == "finish" and after.fields == order
+            text = "it ended by a stop string, and no order says so"
         else:
             true = isinstance(after, StepCommitted | StepRolledBack | Contained)
-        if true or not self._told:
-            return ()
-        stopped = record.cause == Cause.STOP_STRING
-        by, lacking = ("a stop string", "no order says so") if stopped else (record.cause, "no step had come back")
-        return (self.violation(history, f"it ended by {by}, and {lacking}", record.request),)
+            text = f"it ended by {record.cause}, and no step had come back"
+        return () if true else (self.violation(history, text, record.request),)
 
     def _is_true(self, record: Transition, history: History) -> bool:
         match record.cause:

@@ -245,12 +245,12 @@ class History(Dispatch):
         self._left(record)
         self.open.pop(record.request, None)
         self.pair = self.pairing.ended(record)
-        self.unequal = None
-        row = record.row
+        self.unequal, row = None, record.row
         submitted = self.submissions.get(row)
-        known = submitted is not None and submitted.request == record.request
-        known = known and row not in self.weights.older  # else it got what depends on when they were exchanged
-        if self._equals is not None and submitted is not None and known and self.num_output[row]:
+        if self._equals is None or submitted is None or submitted.request != record.request:
+            return
+        # What others have drawn some of depends on when the weights were exchanged.
+        if self.num_output[row] and row not in self.weights.older:
             tokens = self.output(row, record.num_output)
             self.unequal = self._equals.ended(submitted, Seen(record.request, tokens, self.fate(row)))
 

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from pawl.lifecycle.properties.base import Property, Violation
+from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Delivered, Int32s, Record, Submitted, Transition, int32s
+from pawl.lifecycle.records import Delivered, Int32s, Submitted, Transition, int32s
 from pawl.lifecycle.states import Cause, Event, State
 
 _NOTHING = np.empty(0, np.int32)
@@ -96,7 +96,6 @@ class SessionAtomicity(Property):
     no more tokens than it may, and it refuses none without a reason."""
 
     name: ClassVar[str] = "session_atomicity"
-    observes = (Delivered, Submitted, Event.ADMIT, Event.FINISH, Event.ABORT)
 
     def __init__(self) -> None:
         self._sessions: dict[str, _Session] = {}
@@ -118,15 +117,18 @@ class SessionAtomicity(Property):
                 self._of[request] = name
         return ()
 
-    def observe(self, record: Record, history: History) -> Sequence[Violation]:
-        match record:
-            case Delivered():
-                self._ordered(record.kind, record.fields, history)
-            case Submitted() if self._coming is not None:
-                return tuple(self._submitted(record, history))
-            case Transition(event=Event.ADMIT | Event.FINISH | Event.ABORT) if record.request in self._of:
-                return tuple(self._moved(record, history))
+    @on(Delivered)
+    def _delivered(self, record: Delivered, history: History) -> Sequence[Violation]:
+        self._ordered(record.kind, record.fields, history)
         return ()
+
+    @on(Submitted)
+    def _arrived(self, record: Submitted, history: History) -> Sequence[Violation]:
+        return tuple(self._submitted(record, history)) if self._coming is not None else ()
+
+    @on(Event.ADMIT, *ENDS)
+    def _went_on(self, record: Transition, history: History) -> Sequence[Violation]:
+        return tuple(self._moved(record, history)) if record.request in self._of else ()
 
     def _ordered(self, kind: str, fields: dict[str, Any], history: History) -> None:
         name = str(fields.get("session", fields.get("session_id", "")))

@@ -51,11 +51,11 @@ class DraftsInBounds(Property):
     def _judged(self, history: History) -> Iterator[Violation]:
         step = history.step
         for other in history.in_flight.values():
-            if other is not step and (other.chained & (other.ends - other.starts > 1)).any():
+            if other is not step and (other.chained & (other.lengths > 1)).any():
                 text = f"step {step.step} is planned before it is known what came of the drafts of step {other.step}"
                 yield self.violation(history, text)
                 return
-        lengths = step.ends - step.starts
+        lengths = step.lengths
         runs = step.chained & (lengths > 1)
         if self._settings is None or not np.count_nonzero(runs):
             return

@@ -8,9 +8,8 @@ import msgspec
 
 from pawl.loops.intake import LATER, Intake, Order, Outcome
 from pawl.loops.orders.requests import Abort
+from pawl.loops.versions import VersionName
 from pawl.loops.weights import BUSY
-
-VersionName = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
 class UpdateWeights(Order, frozen=True, kw_only=True, tag="update_weights"):

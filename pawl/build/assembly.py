@@ -136,7 +136,7 @@ def _facts(config: ServerConfig, runner: Runner, plan: MemoryPlan) -> dict[str, 
 def pooling_of(config: ServerConfig, path: Path) -> Pooling | None:
     """How vectors are made: as the user says, else as the model's folder does. None: there are none. Raises ConfigError
     where a decoder cannot make them so."""
-    said = folder_pooling(path) if path.is_dir() else None
+    said = folder_pooling(path)
     if config.pooling == "off" or (said is None and config.pooling == "auto"):
         return None
     pooling = said or Pooling("last", normalised=True)

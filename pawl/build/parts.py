@@ -30,9 +30,6 @@ from pawl.memory.prefix.select import Core, CoreUnavailable, choose_core, make_c
 CHECKPOINTS_PER_FILE = 4
 """Of a trace, at the least: one begins the next file, so what is left when old files are dropped can be replayed."""
 
-MAX_POSITIONS = 8
-"""Of a step with drafts: rows of one tile of the compiled kernels (`gpu/native/tile.h`). Up to there weights are
-read once and a position costs 2 % of a step; from there on it costs what it computes."""
 SPECULATION = {"num_speculative_tokens": 7, "prompt_lookup_min": 3, "prompt_lookup_max": 5}
 """Settings of drafts, with what they are unless said."""
 
@@ -155,7 +152,7 @@ def _speculation(config: ServerConfig) -> SpeculationConfig | None:
         raise ConfigError(
             "speculate: only the compiled CPU kernels promise the same bits with drafts and without", "speculate"
         )
-    made = SpeculationConfig(**SPECULATION | given, max_positions=MAX_POSITIONS)
+    made = SpeculationConfig(**SPECULATION | given)
     if made.prompt_lookup_min > made.prompt_lookup_max:
         least, most = made.prompt_lookup_min, made.prompt_lookup_max
         raise ConfigError(

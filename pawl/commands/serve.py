@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from pawl.commands.settings import prepared
 from pawl.flags import add_flags
 from pawl.logs import share_done
+
+if TYPE_CHECKING:
+    from pawl.gpu.step_runner import Abilities
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,22 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as loading:
         report = loading.enter_context(share_done(f"loading {config.model}"))
 
-        def ready(url: str) -> None:
+        def ready(url: str, abilities: Abilities) -> None:
             loading.close()
-            line = curl_line(url, config.api_key is not None, only_vectors=_makes_only_vectors(config.model))
+            line = curl_line(url, config.api_key is not None, only_vectors=not abilities.generates)
             print(line, file=sys.stderr, flush=True)
 
         return serve(config, on_ready=ready, report=report)
-
-
-def _makes_only_vectors(model: str) -> bool:
-    if model == "ghost":  # which starts without PyTorch
-        return False
-    from pawl.gpu.encoder.config import is_encoder
-    from pawl.gpu.weights.locate import locate
-
-    path = locate(model)
-    return path is not None and is_encoder(path)
 
 
 def curl_line(url: str, key_needed: bool, *, only_vectors: bool = False) -> str:

@@ -13,14 +13,16 @@ from starlette.routing import Route
 from pawl.actors.messages.generate import Done, Submit
 from pawl.actors.sampling import embedding_sampling, shortened
 from pawl.actors.sink import Delta, Inbox
+from pawl.http import openai
 from pawl.http.completions import Prompt, prompts_of
 from pawl.http.description import HasContext, takes
-from pawl.http.errors import Problem
+from pawl.http.errors import Problem, from_done
 from pawl.http.native import finish_reason, prompts_of_body, spread
 from pawl.http.openai import check_model
 from pawl.http.rendering import encode
 from pawl.http.replies import Reply
 from pawl.http.schemas import EmbeddingBody, EncodeBody, refuse_unsupported, unsupported
+from pawl.lifecycle.states import ABORT_CAUSES
 from pawl.lifecycle.step import Float32s
 
 UNSUPPORTED = unsupported(EmbeddingBody)
@@ -45,8 +47,7 @@ class EmbeddingRoutes(HasContext):
         check_model(info, body.model)
         refuse_unsupported(body, UNSUPPORTED)
         prompts = prompts_of(body.input, "input", lambda count: self.context.check_count(count, 1))
-        header = request.headers.get("x-request-id", "")
-        rid = body.rid or (header if header.isascii() else "")[:128] or self.context.gateway.new_rid()
+        rid = openai.rid_of(request, body.rid, self.context.gateway)
         submits = self._submits(prompts, [rid] * len(prompts), body)
         in_base64 = body.encoding_format == "base64"
         return Reply(self.context.gateway, submits, _OpenAi(info.model_name, self._cut(body.dimensions), in_base64))
@@ -84,6 +85,8 @@ class EmbeddingRoutes(HasContext):
 
         def cut(delta: Delta) -> Float32s:
             if delta.embedding is None:
+                if delta.done is not None and delta.done.cause in ABORT_CAUSES:
+                    raise from_done(delta.done)  # somebody has aborted it
                 raise Problem(500, "the server failed: the request has ended without its vector", code="internal")
             return shortened(delta.embedding, dimensions, limits)
 

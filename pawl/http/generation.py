@@ -135,9 +135,7 @@ class GenerationRoutes(HasContext):
 
     def _rid(self, request: Request, body: CompletionBody | ChatBody) -> str:
         """The client's name of the call, which may come in a header, or a new one."""
-        named: str | None = openai.one_of(body, "rid", "request_id")
-        header = request.headers.get("x-request-id", "")
-        return named or (header if header.isascii() else "")[:128] or self.context.gateway.new_rid()
+        return openai.rid_of(request, openai.one_of(body, "rid", "request_id"), self.context.gateway)
 
     def _frame(self, body: CompletionBody | ChatBody, prefix: str, rid: str, candidates: int) -> Frame:
         """What the renderers of OpenAI's routes have in common."""

@@ -9,7 +9,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from pawl.actors.sampling import Limits
-from pawl.loops.select import DEFAULT_VERSION
+from pawl.loops.versions import DEFAULT_VERSION
 
 
 class Tokenization(Protocol):

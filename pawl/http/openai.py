@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from starlette.requests import Request
 
+from pawl.actors.gateway import Gateway
 from pawl.actors.messages.generate import Submit, TextOptions
 from pawl.actors.sampling import SEED_RANGE
 from pawl.actors.text.invalid import quoted
@@ -55,6 +57,12 @@ def one_of(body: msgspec.Struct, *names: str) -> Any:
         if given[other] != given[first]:
             raise Problem(400, f"{first} and {other} contradict each other; send one of them", param=other)
     return given.get(first)
+
+
+def rid_of(request: Request, named: str | None, gateway: Gateway) -> str:
+    """The client's name of the call, which may come in a header, or a new one."""
+    header = request.headers.get("x-request-id", "")
+    return named or (header if header.isascii() else "")[:128] or gateway.new_rid()
 
 
 def most_rivals(*counts: int | None) -> int | None:

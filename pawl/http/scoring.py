@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Annotated, Any
 
 import msgspec
@@ -110,7 +111,7 @@ def score_submits(body: ScoreBody, context: ServerContext) -> list[Submit]:
         if kind is str:
             prompt: dict[str, Any] = {"text": "".join(map(str, parts))}
         else:
-            prompt = {"token_ids": tuple(token for part in parts for token in part)}
+            prompt = {"token_ids": tuple(chain.from_iterable(parts))}
         submits.append(msgspec.structs.replace(base, **prompt))
     return submits
 
@@ -140,7 +141,8 @@ class ScoreRenderer:
             return [math.exp(logprob) for logprob in logprobs]
         best = max(max(logprobs), LOWEST_LOGPROB)
         likely = [math.exp(logprob - best) for logprob in logprobs]
-        return [one / (sum(likely) or 1.0) for one in likely]
+        total = sum(likely) or 1.0
+        return [one / total for one in likely]
 
     def problem(self, problem: Problem) -> Problem:
         return problem.renamed(NAMES)

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import msgspec
 import structlog
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from pawl.build.parts import Parts
     from pawl.config import ServerConfig
     from pawl.engine import Engine
+    from pawl.gpu.step_runner import Abilities
+
+    OnReady: TypeAlias = Callable[[str, Abilities], None]
 
 log = structlog.get_logger("pawl.http")
 
@@ -193,9 +196,7 @@ class EngineServer:
         self._server = Server(self._front, None)
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def run(
-        self, listener: socket.socket, on_ready: Callable[[str], None] | None, report: Report = unheard
-    ) -> int:
+    async def run(self, listener: socket.socket, on_ready: OnReady | None, report: Report = unheard) -> int:
         """Load and serve until a signal comes or the engine fails; returns the exit status.
 
         Raises what loading raises. `report` is called by the thread that loads.
@@ -250,7 +251,7 @@ class EngineServer:
         parts = self._load(report) if self._load is not None else load(self._config, report)
         return Engine(self._config, on_failure=self._engine_failed, parts=parts)
 
-    def _open(self, engine: Engine, listener: socket.socket, on_ready: Callable[[str], None] | None) -> None:
+    def _open(self, engine: Engine, listener: socket.socket, on_ready: OnReady | None) -> None:
         """Start the engine and let its application answer from now on."""
         engine.start(asyncio.get_running_loop())
         self._server.gateway = engine.gateway
@@ -272,7 +273,7 @@ class EngineServer:
         gc.collect()
         gc.freeze()
         if on_ready is not None:
-            on_ready(url)
+            on_ready(url, engine.parts.runner.abilities)
         log.info("serving", url=url, **engine.parts.summary)
 
     def stop(self, why: str) -> None:
@@ -317,11 +318,11 @@ def _words(text: str | None) -> set[str]:
     return set((text or "").replace(",", " ").split())
 
 
-def serve(config: ServerConfig, on_ready: Callable[[str], None] | None = None, report: Report = unheard) -> int:
+def serve(config: ServerConfig, on_ready: OnReady | None = None, report: Report = unheard) -> int:
     """Load the model, serve it until a signal comes, and return the exit status: 1 when the engine failed.
 
-    `report` hears how far loading is, `on_ready(url)` is called when requests are taken. Raises OSError when the
-    address cannot be had, before anything is loaded, and what `Engine` raises.
+    `report` hears how far loading is, `on_ready(url, abilities)` is called when requests are taken. Raises OSError when
+    the address cannot be had, before anything is loaded, and what `Engine` raises.
     """
     sys.setswitchinterval(SWITCH_S)
     with uvicorn_logs(), open_socket(config.host, config.port) as listener:

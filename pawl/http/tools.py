@@ -94,7 +94,7 @@ def reading_of(body: ChatBody, info: ServerInfo, marks: ReasoningMarks) -> Readi
     free = all(one.kind is GrammarKind.STRUCTURAL_TAG for one in asked)
     if not free and before is None:
         form = None  # a reply that is kept to a grammar from its beginning has no room for reasoning
-    after = before if asked and not free else None
+    after = None if free else before
     tools, choice = tuple(body.tools or ()), body.tool_choice
     _check(tools, choice)
     if choice == "none" or not tools:

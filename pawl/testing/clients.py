@@ -16,7 +16,7 @@ from pawl.actors.messages.generate import Output, Refused, Submit, TextOptions, 
 from pawl.actors.sink import Inbox
 from pawl.lifecycle.request import SessionParameters
 from pawl.lifecycle.states import Cause
-from pawl.loops.select import DEFAULT_VERSION
+from pawl.loops.versions import DEFAULT_VERSION
 from pawl.testing.expectations import DrawnBy, Expectations
 from pawl.testing.workload import Arrival, Control, Workload, parameters_of
 

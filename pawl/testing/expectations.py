@@ -27,7 +27,7 @@ from pawl.lifecycle.records import Started
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
-from pawl.loops.select import DEFAULT_VERSION
+from pawl.loops.versions import DEFAULT_VERSION
 from pawl.testing.workload import Arrival, Shape, parameters_of
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"

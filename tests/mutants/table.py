@@ -127,7 +127,7 @@ workload for up to {EXHAUSTIVE_BUDGET} schedules. *Like* names issues of sglang,
 actor *raised* was noticed by a check that is on in production, too."""
     yield from text.splitlines()
     yield ""
-    yield "Sessions and adapters have no mutants: the simulated engine has none of these."
+    yield "Adapters have no mutants: the simulated engine has none."
     yield ""
     yield "| | " + " | ".join(BUDGETS) + " |"
     yield "| --- |" + " ---: |" * len(BUDGETS)

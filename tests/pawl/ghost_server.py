@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvloop
 
 from pawl.actors.text.ghost import ghost_vocabulary
-from pawl.build.ghost import GhostSource
+from pawl.build.ghost import GhostSource, load_ghost
 from pawl.build.parts import Parts, assemble
 from pawl.config import build_config
 from pawl.gpu.ghost.runner import Ghost
 from pawl.http.server import EngineServer, open_socket
+from pawl.lifecycle.audit import Verdict, audit
 from pawl.loops.select import LoopConfig
 
 PATIENCE_S = 60.0
@@ -37,6 +39,18 @@ def ghost_parts(loop_config: LoopConfig, trace_dir: Path) -> Parts:
 
 
 @contextmanager
+def audited_client(folder: Path, **settings: Any) -> Iterator[httpx.Client]:
+    """A client of a ghost whose trace, in `folder`, passes the audit when the block ends."""
+    settings |= {"model": "ghost", "trace_dir": str(folder)}
+    with (
+        ghost_server(load_ghost(build_config(settings)), **settings) as (host, port),
+        httpx.Client(base_url=f"http://{host}:{port}", timeout=60.0, verify=False) as client,
+    ):
+        yield client
+    assert audit(folder).verdict is Verdict.PASS
+
+
+@contextmanager
 def ghost_server(parts: Parts, **settings: Any) -> Iterator[tuple[str, int]]:
     """Host and port of a running server of `parts`; stopped in order, trace closed, when the block ends."""
     config = build_config({"port": 0, **settings})
@@ -46,7 +60,7 @@ def ghost_server(parts: Parts, **settings: Any) -> Iterator[tuple[str, int]]:
 
     def run() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(server.run(listener, lambda url: ready.set()))
+            runner.run(server.run(listener, lambda url, abilities: ready.set()))
 
     thread = threading.Thread(target=run, name="ghost-server")
     thread.start()

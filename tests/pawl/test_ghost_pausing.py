@@ -12,12 +12,11 @@ import httpx
 import pytest
 
 from pawl.actors.text.ghost import ghost_vocabulary
-from pawl.build.ghost import load_ghost
 from pawl.config import build_config
 from pawl.engine import Engine, RequestFailed
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.audit import Verdict, audit
-from tests.pawl.ghost_server import ghost_server
+from tests.pawl.ghost_server import audited_client
 
 VOCABULARY = ghost_vocabulary()
 GREEDY = {"temperature": 0.0}
@@ -30,13 +29,8 @@ def said(prompt: str, count: int) -> str:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[httpx.Client]:
-    settings = {"model": "ghost", "trace_dir": str(tmp_path)}
-    with (
-        ghost_server(load_ghost(build_config(settings)), **settings) as (host, port),
-        httpx.Client(base_url=f"http://{host}:{port}", timeout=60.0) as client,
-    ):
+    with audited_client(tmp_path) as client:
         yield client
-    assert audit(tmp_path).verdict is Verdict.PASS
 
 
 class Asking(threading.Thread):
@@ -184,3 +178,23 @@ def test_garbage_that_is_frozen_is_counted(client: httpx.Client) -> None:
     gc.unfreeze()
     assert reply["message"] == "Garbage collection frozen."
     assert reply["frozen_objects"] > 1000
+
+
+def test_who_is_aborted_while_paused_is_told_so_whatever_it_asked_for(client: httpx.Client) -> None:
+    client.post("/pause_generation", json={"mode": "in_place"})
+    bodies = {
+        "/v1/embeddings": {"input": "a text", "rid": "mine"},
+        "/encode": {"text": "a text", "rid": "mine"},
+        "/generate": {"text": "a text", "rid": "mine"},
+    }
+    for path, body in bodies.items():
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(client.post(path, json=body)))  # noqa: B023
+        asking.start()
+        while client.post("/abort_request", json={"rid": "mine"}).json()["unknown"]:
+            assert not answers
+        asking.join(60.0)
+        answered = answers[0].status_code, answers[0].text
+        assert answered[0] == 499 or '"abort"' in answered[1], (path, answered)
+        assert "the server failed" not in answered[1]
+    client.post("/continue_generation")

@@ -11,12 +11,10 @@ import httpx
 import pytest
 
 from pawl.actors.text.ghost import ghost_vocabulary
-from pawl.build.ghost import load_ghost
 from pawl.config import build_config
 from pawl.engine import Engine, RequestFailed
 from pawl.gpu.ghost.oracle import expected
-from pawl.lifecycle.audit import Verdict, audit
-from tests.pawl.ghost_server import ghost_server
+from tests.pawl.ghost_server import audited_client
 
 VOCABULARY = ghost_vocabulary()
 COUNT = 6
@@ -29,13 +27,8 @@ def answer(prompt: list[int], count: int = COUNT) -> list[int]:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[httpx.Client]:
-    settings = {"model": "ghost", "trace_dir": str(tmp_path)}
-    with (
-        ghost_server(load_ghost(build_config(settings)), **settings) as (host, port),
-        httpx.Client(base_url=f"http://{host}:{port}", timeout=60.0) as client,
-    ):
+    with audited_client(tmp_path) as client:
         yield client
-    assert audit(tmp_path).verdict is Verdict.PASS
 
 
 def opened(client: httpx.Client, **fields: Any) -> str:

@@ -11,14 +11,12 @@ import httpx
 import pytest
 
 from pawl.actors.text.ghost import ghost_vocabulary
-from pawl.build.ghost import load_ghost
 from pawl.config import build_config
 from pawl.engine import Engine, RequestFailed
 from pawl.gpu.ghost.language import salt_of
-from pawl.gpu.ghost.oracle import Sequel
-from pawl.lifecycle.audit import Verdict, audit
+from pawl.gpu.ghost.oracle import expected
 from pawl.loops.weights import DONE
-from tests.pawl.ghost_server import ghost_server
+from tests.pawl.ghost_server import audited_client
 
 VOCABULARY = ghost_vocabulary()
 LONG = 400
@@ -26,13 +24,8 @@ LONG = 400
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[httpx.Client]:
-    settings = {"model": "ghost", "trace_dir": str(tmp_path), "weight_version": "v0"}
-    with (
-        ghost_server(load_ghost(build_config(settings)), **settings) as (host, port),
-        httpx.Client(base_url=f"http://{host}:{port}", timeout=60.0) as client,
-    ):
+    with audited_client(tmp_path, weight_version="v0") as client:
         yield client
-    assert audit(tmp_path).verdict is Verdict.PASS
 
 
 def update(client: httpx.Client, path: str, **fields: Any) -> httpx.Response:
@@ -41,11 +34,7 @@ def update(client: httpx.Client, path: str, **fields: Any) -> httpx.Response:
 
 def said(tokens: list[int], source: str, count: int) -> list[int]:
     """What a ghost of these weights says next."""
-    sequel = Sequel(tokens, salt_of(source))
-    for _ in range(count):
-        tokens = [*tokens, sequel.likeliest()]
-        sequel.push(tokens[-1])
-    return tokens[-count:]
+    return expected(tokens, count, salt_of(source))
 
 
 def generate(client: httpx.Client, count: int) -> dict[str, Any]:

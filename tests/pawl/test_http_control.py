@@ -285,6 +285,8 @@ def test_the_api_key_opens_all_but_control(locked: Served) -> None:
     with httpx.Client(base_url=locked.url, headers=bearer("user-key")) as client:
         assert [client.get(path).status_code for path in KEYED_PATHS] == [200] * len(KEYED_PATHS)
         assert client.post("/flush_cache").status_code == 401
+        for path, asked in (("/pause", {}), ("/resume", {}), ("/rpc", {"method": "continue"})):
+            assert client.post(path, json=asked).status_code == 401, path
         for body in ({"rid": "x"}, {"rid": ["x", "y"]}, {"abort_all": True}):
             response = client.post("/abort_request", json=body)
             assert response.status_code == 401

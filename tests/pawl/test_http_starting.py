@@ -15,6 +15,7 @@ import uvloop
 from pawl.build.ghost import load_ghost
 from pawl.build.parts import Parts
 from pawl.config import ServerConfig, build_config
+from pawl.gpu.step_runner import Abilities
 from pawl.http.server import EngineServer, open_socket
 from tests.pawl.ghost_server import PATIENCE_S
 
@@ -43,9 +44,12 @@ class Loading:
     def _run(self) -> None:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                self.status.set_result(runner.run(self.server.run(self.listener, self.ready.append)))
+                self.status.set_result(runner.run(self.server.run(self.listener, self._opened)))
         except Exception as error:
             self.status.set_exception(error)
+
+    def _opened(self, url: str, abilities: Abilities) -> None:
+        self.ready.append(url)
 
     def __enter__(self) -> Loading:
         self._thread.start()

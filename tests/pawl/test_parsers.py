@@ -291,7 +291,7 @@ def test_a_long_reply_is_read_in_time_that_grows_with_its_length_alone() -> None
     for text in (" " * 500_000 + "x", "<" * 500_000):
         read(ReasoningParser(FORMATS["qwen3"], True), text)
         read(FORMS["hermes"](NAMES), text)
-    for text in (f'<tool_call>{{"name": "add", "arguments": {{"a": "{long}"}}}}', f'<tool_call>{{"id": "{long}"'):
+    for text in (f'<tool_call>{{"name": "add", "arguments": {{"a": "{long}"}}}}', f'<tool_call>{{"id": "{long}"', long):
         for form in FORMS:
             read(FORMS[form](NAMES), text)
 
