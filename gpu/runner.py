@@ -40,7 +40,7 @@ from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs, look_up, rows
 from pawl.gpu.sampling.sampler import Draws
 from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
 from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
-from pawl.gpu.step_runner import Abilities
+from pawl.gpu.step_runner import Abilities, NoAdapters
 from pawl.gpu.updates import Updates
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
@@ -51,7 +51,7 @@ log = structlog.get_logger("pawl.gpu.runner")
 _NOTHING = np.zeros(0, np.int32)
 
 
-class Runner:
+class Runner(NoAdapters):
     """One model on one device."""
 
     def __init__(

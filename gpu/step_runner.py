@@ -31,6 +31,10 @@ class WeightsRefused(Exception):
     """New weights cannot be served; nothing has changed. Its words are for whoever sent them."""
 
 
+class AdapterRefused(ValueError):
+    """An adapter cannot be served; its slot is empty. Its words are for whoever sent it."""
+
+
 class StepRunner(Protocol[Launched]):
     """Runs steps in the order they are launched, and copies pages out and in between them."""
 
@@ -56,7 +60,7 @@ class StepRunner(Protocol[Launched]):
         """Wait for the oldest step in flight."""
 
     def reset(self) -> None:
-        """Forget every slot and every step in flight."""
+        """Forget every slot and every step in flight. Adapters stay."""
 
     def stage(self, ticket: int, source: str, load_format: str) -> str:
         """Read the weights of `source`, verify that they are this model's, and lay them out under `ticket` beside those
@@ -67,8 +71,28 @@ class StepRunner(Protocol[Launched]):
         """Compute with what is staged under `ticket`; no step is in flight. Pages keep their bytes, which mean nothing
         any more. Raises WeightsRefused, with nothing changed, where nothing is staged under it."""
 
+    def load_adapter(self, slot: int, source: str) -> str:
+        """Read the adapter in the folder `source`, verify that this model can compute with it (rank, targets, shapes),
+        and lay it out in adapter slot `slot`, from 1 on; what was there is dropped. Returns its fingerprint, a digest
+        of its content. Another thread may call it while steps are launched and collected, none of which uses the slot.
+        It outlives `swap` and `reset`. Raises AdapterRefused."""
+
+    def unload_adapter(self, slot: int) -> None:
+        """Drop what is in adapter slot `slot`, if anything. Called as `load_adapter` is."""
+
     def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
         """Copies of `pages`, uint8 [n, page_bytes], as all launched steps leave them."""
 
     def write_pages(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
         """Put the bytes that `read_pages` gave into `pages`, before any step that is launched later."""
+
+
+class NoAdapters:
+    """What a runner derives from that does not compute with adapters."""
+
+    def load_adapter(self, slot: int, source: str) -> str:
+        """See `StepRunner.load_adapter`."""
+        raise AdapterRefused("this model does not compute with adapters")
+
+    def unload_adapter(self, slot: int) -> None:
+        """See `StepRunner.unload_adapter`."""

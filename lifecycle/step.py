@@ -41,6 +41,8 @@ class SlotAssignment(msgspec.Struct, frozen=True, eq=False):
     """Prompt and earlier output tokens, int32 [n]; empty unless penalties or a grammar need it."""
     num_output: int
     """Output tokens that exist already (> 0 only after a retraction)."""
+    adapter: int = 0
+    """Slot of the adapter that computes it together with the weights; 0: none."""
 
 
 class StepBatch(msgspec.Struct, frozen=True, eq=False):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pawl.gpu.batches import InvalidBatch, check_batch, within_vocabulary
 from pawl.gpu.encoder.model import Encoder
 from pawl.gpu.pooling import Pooling, pooled
-from pawl.gpu.step_runner import Abilities, WeightsRefused
+from pawl.gpu.step_runner import Abilities, NoAdapters, WeightsRefused
 from pawl.lifecycle.recompute import Computed, Recorded
 from pawl.lifecycle.step import Embedding, Int32s, StepBatch, StepResult
 
@@ -20,7 +20,7 @@ NAME = "encoder"
 _NONE = np.zeros(0, np.int32)
 
 
-class EncoderRunner:
+class EncoderRunner(NoAdapters):
     """A `StepRunner` that makes vectors and nothing else."""
 
     asynchronous = False

@@ -51,6 +51,15 @@ def salt_of(source: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) if name else 0
 
 
+def adapter_salt_of(source: str) -> int:
+    """What an adapter of a ghost adds to where it begins to count, 64 bits; they are called `ghost:NAME`. Raises
+    ValueError for anything else."""
+    kind, _, name = source.partition(":")
+    if kind != "ghost" or not name:
+        raise ValueError(f"a ghost's adapters are called ghost:NAME, and not {source!r}")
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, person=b"adapter").digest())
+
+
 def _likeliest_tokens() -> Int32s:
     """For each byte of a choice and [nothing, a character] open: the token, int32 [2, 256]."""
     others = [*[0xC3] * 4, 257, 258, *b"..,,\n"]

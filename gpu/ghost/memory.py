@@ -5,7 +5,8 @@ Nothing here looks at how tokens are drawn; a batch comes with its input tokens 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,7 +19,32 @@ from pawl.memory.partners import NO_PAGE
 NEW = -1
 """Length of a slot whose request has not computed anything yet: where it begins is not known before its first step."""
 OUTDATED = -2
-"""Length of a slot that other weights have computed."""
+"""Length of a slot that other weights, or another adapter, have computed."""
+_WORD = (1 << 64) - 1
+
+
+@dataclass(eq=False)
+class Salts:
+    """What each sequence's prefixes begin with: one number of the weights and of the adapter that compute it."""
+
+    num_slots: int
+    weights: int = 0
+    adapters: dict[int, int] = field(default_factory=dict)
+    """Of what is in each adapter slot, where something is."""
+
+    def __post_init__(self) -> None:
+        self.of_slot = [0] * self.num_slots
+        self.adapter = [0] * self.num_slots
+        """Adapter slot of the request in each slot."""
+
+    def admit(self, batch: StepBatch) -> None:
+        """Newcomers begin. Raises GhostFault where one's adapter is not there."""
+        for admission in batch.admitted:
+            slot, adapter = admission.slot, admission.adapter
+            if adapter and adapter not in self.adapters:
+                raise GhostFault(batch.step, slot, 0, f"there is no adapter in adapter slot {adapter}")
+            self.adapter[slot] = adapter
+            self.of_slot[slot] = (self.weights + self.adapters.get(adapter, 0)) & _WORD
 
 
 class GhostFault(Exception):
@@ -73,8 +99,7 @@ class GhostMemory:
         self.num_window_pages = num_window_pages
         self.window_store = None if num_window_pages is None else GhostStore(num_window_pages, page_size)
         self.window_table = np.full_like(self.page_table, NO_PAGE)
-        self.salt = 0
-        """Of the weights: what each sequence's prefixes begin with."""
+        self.salts = Salts(num_slots)
         self.num_window_reads = 0
         """Window pages looked at so far."""
         self._length = np.full(num_slots, NEW, np.int32)
@@ -102,14 +127,28 @@ class GhostMemory:
     def exchange(self, salt: int) -> None:
         """Compute with other weights. What slots have computed with the old ones they cannot go on from, and what pages
         hold of them is broken."""
-        self.salt = salt
-        self._length[self._length != NEW] = OUTDATED
+        self.salts.weights = salt
+        self._outdate(range(len(self._length)))
+
+    def place(self, adapter: int, salt: int | None) -> None:
+        """Have an adapter with this salt in an adapter slot; None: nothing. What slots have computed with the one
+        before they cannot go on from."""
+        self.salts.adapters.pop(adapter, None)
+        if salt is not None:
+            self.salts.adapters[adapter] = salt
+        self._outdate([slot for slot, its in enumerate(self.salts.adapter) if its == adapter])
+
+    def _outdate(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            if self._length[slot] != NEW:
+                self._length[slot] = OUTDATED
 
     def take(self, batch: StepBatch) -> None:
-        """What a checked batch says about page tables and newcomers."""
+        """What a checked batch says about page tables and newcomers. Raises GhostFault."""
         self.page_table[batch.page_slots, batch.page_indices] = batch.pages
         if batch.window_pages is not None:
             self.window_table[batch.page_slots, batch.page_indices] = batch.window_pages
+        self.salts.admit(batch)
         for admission in batch.admitted:
             self._length[admission.slot] = NEW
 
@@ -157,11 +196,11 @@ class GhostMemory:
     def _begin(self, batch: StepBatch, segment: int, length: int) -> None:
         """A slot goes on after `length` positions: every one of them must be there, and they form one sequence."""
         slot = int(batch.slots[segment])
-        self._prefix[slot], self._total[slot] = self.salt, 0
+        self._prefix[slot], self._total[slot] = self.salts.of_slot[slot], 0
         if not length:
             return
         entries = self._row_entries(batch, segment, length)
-        position = first_break(entries, self.salt)
+        position = first_break(entries, self.salts.of_slot[slot])
         if position is not None:
             raise fault_at(batch, segment, position, "the cached prefix is broken here")
         self._prefix[slot] = entries[-1, 1]
@@ -237,7 +276,8 @@ class GhostMemory:
     def _diagnosis(self, batch: StepBatch, segment: int) -> GhostFault:
         """Where the row of a segment stops being what its slot has written."""
         end = int(batch.starts[segment] + batch.lengths[segment])
-        position = first_break(self._row_entries(batch, segment, end), self.salt)
+        salt = self.salts.of_slot[int(batch.slots[segment])]
+        position = first_break(self._row_entries(batch, segment, end), salt)
         reason = "what is read is not what the slot has computed"
         return fault_at(batch, segment, end - 1 if position is None else position, reason)
 
@@ -245,7 +285,7 @@ class GhostMemory:
 def not_there(length: int) -> str:
     """Why a slot of this length cannot go on where a step wants it to."""
     if length == OUTDATED:
-        return "other weights have computed what the slot would go on from"
+        return "other weights, or another adapter, have computed what the slot would go on from"
     return f"the slot has computed {length} positions so far"
 
 

@@ -53,8 +53,9 @@ class Sequel:
 
 
 def expected(prompt: Sequence[int], count: int, salt: int = 0) -> list[int]:
-    """The `count` tokens that a greedy request gets after `prompt` under weights of this salt, end tokens ignored."""
-    sequel = Sequel(prompt, salt)
+    """The `count` tokens that a greedy request gets after `prompt`, end tokens ignored. `salt`: the sum of its weights'
+    and its adapter's."""
+    sequel = Sequel(prompt, salt & _MASK)
     output = []
     for _ in range(count):
         output.append(sequel.likeliest())

@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from pawl.gpu.batches import InvalidBatch, check_batch, within_vocabulary
 from pawl.gpu.ghost.draws import GhostDraws
 from pawl.gpu.ghost.embedding import VECTOR_SIZE, GhostEmbeddings
-from pawl.gpu.ghost.language import VOCABULARY_SIZE, likeliest, salt_of
+from pawl.gpu.ghost.language import VOCABULARY_SIZE, adapter_salt_of, likeliest, salt_of
 from pawl.gpu.ghost.memory import Computed, GhostFault, GhostMemory
 from pawl.gpu.ghost.small import SmallMemory, likeliest_after
 from pawl.gpu.ghost.store import GhostStore
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.ragged import ragged_offsets, with_chained
 from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs
-from pawl.gpu.step_runner import Abilities, WeightsRefused
+from pawl.gpu.step_runner import Abilities, AdapterRefused, WeightsRefused
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import Bools, Int32s, SlotAssignment, StepBatch, StepResult
 
@@ -184,6 +184,20 @@ class Ghost:
         self.memory.exchange(self._staged[1])
         self._staged = None
 
+    def load_adapter(self, slot: int, source: str) -> str:
+        """See `StepRunner.load_adapter`: a ghost's adapters are names as well."""
+        self.memory.place(slot, None)
+        try:
+            salt = adapter_salt_of(source)
+        except ValueError as error:
+            raise AdapterRefused(str(error)) from error
+        self.memory.place(slot, salt)
+        return source
+
+    def unload_adapter(self, slot: int) -> None:
+        """See `StepRunner.unload_adapter`."""
+        self.memory.place(slot, None)
+
     def reset(self) -> None:
         """Forget every slot and every page. What is read from now on must have been written since."""
         self.memory.clear()
@@ -208,12 +222,12 @@ class Ghost:
         if batch.step in self.fail_at:
             self.fail_at.discard(batch.step)
             raise PlannedFailure(batch.step)
-        self.memory.take(batch)
-        if batch.admitted:
-            self._admit(batch.admitted)
-        if not len(batch.slots):
-            return StepResult(batch.step, np.zeros(0, np.int32))
         try:
+            self.memory.take(batch)
+            if batch.admitted:
+                self._admit(batch.admitted)
+            if not len(batch.slots):
+                return StepResult(batch.step, np.zeros(0, np.int32))
             runs, special = has_runs(batch), bool(self._special[batch.slots].any())
             if isinstance(self.memory, SmallMemory) and not special and not runs:
                 return self._launch_small(batch, self.memory)

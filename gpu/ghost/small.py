@@ -6,12 +6,13 @@ Entries are those of `pawl.gpu.ghost.store`; window pages are not kept here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
 
 from pawl.gpu.ghost.language import likeliest
-from pawl.gpu.ghost.memory import NEW, OUTDATED, Computed, GhostMemory, fault_at, not_there
+from pawl.gpu.ghost.memory import NEW, OUTDATED, Computed, GhostMemory, Salts, fault_at, not_there
 from pawl.gpu.ragged import ragged_positions
 from pawl.gpu.sampling.mixing import mix64
 from pawl.lifecycle.step import Int32s, StepBatch
@@ -43,7 +44,7 @@ class SmallMemory(GhostMemory):
         self._num_pages = num_pages
         self._num_slots = num_slots
         self._pages_per_slot = -(-max_context // page_size)
-        self.salt = 0
+        self.salts = Salts(num_slots)
         self._empty()
 
     @property
@@ -70,14 +71,20 @@ class SmallMemory(GhostMemory):
 
     def exchange(self, salt: int) -> None:
         """Compute with other weights."""
-        self.salt = salt
-        self._lengths = [length if length == NEW else OUTDATED for length in self._lengths]
+        self.salts.weights = salt
+        self._outdate(range(self._num_slots))
+
+    def _outdate(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            if self._lengths[slot] != NEW:
+                self._lengths[slot] = OUTDATED
 
     def take(self, batch: StepBatch) -> None:
-        """What a checked batch says about page tables and newcomers."""
+        """What a checked batch says about page tables and newcomers. Raises GhostFault."""
         places = zip(batch.page_slots.tolist(), batch.page_indices.tolist(), batch.pages.tolist(), strict=True)
         for slot, index, page in places:
             self.rows[slot][index] = page
+        self.salts.admit(batch)
         for admission in batch.admitted:
             self._lengths[admission.slot] = NEW
 
@@ -112,7 +119,7 @@ class SmallMemory(GhostMemory):
         known = [self._lengths[slot] for slot in slots]
         for segment, slot in enumerate(slots):
             if known[segment] == NEW:
-                self._last_prefix[slot], self._totals[slot] = self.salt, 0
+                self._last_prefix[slot], self._totals[slot] = self.salts.of_slot[slot], 0
                 if starts[segment]:
                     self._adopt(batch, segment, slot, starts[segment])
         for segment, length in enumerate(known):
@@ -140,7 +147,7 @@ class SmallMemory(GhostMemory):
         for at in range(count):
             if row[at // size] < 0:
                 raise fault_at(batch, segment, at, "there is no page to read")
-        prefix = self.salt
+        prefix = self.salts.of_slot[slot]
         for at in range(count):
             page = row[at // size]
             prefix = (prefix + _mixed(self.tags[page][at % size])) & _WORD

@@ -42,9 +42,9 @@ def told(actor: Any, name: str, message: Any) -> Any:
 
 def test_new_weights_are_staged_and_then_exchanged(ghost: Ghost) -> None:
     assert told(Stager(ghost), NAMES.stager, Stage(3, "ghost:b", "auto")) == WeightsStaged(3, "ghost:b")
-    assert ghost.memory.salt == 0, "it still computes with the old ones"
+    assert ghost.memory.salts.weights == 0, "it still computes with the old ones"
     assert told(Worker(ghost), NAMES.worker, Swap(3)) == WeightsSwapped(3)
-    assert ghost.memory.salt != 0
+    assert ghost.memory.salts.weights != 0
 
 
 def test_what_does_not_exist_is_refused_in_one_line(ghost: Ghost) -> None:
@@ -64,4 +64,4 @@ def test_a_worker_exchanges_nothing_but_what_is_staged_for_that_update(ghost: Gh
     assert told(Worker(ghost), NAMES.worker, Swap(2)) == WeightsFailed(
         2, f"{UNEXCHANGED}: nothing is staged for update 2"
     )
-    assert ghost.memory.salt == 0
+    assert ghost.memory.salts.weights == 0
