@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 DURATION_BUCKETS_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 FIRST_TOKEN_BUCKETS_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 )  # fmt: skip
 TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Of steps, for which OpenTelemetry advises nothing."""
 
 
 class Histogram:
@@ -24,6 +27,17 @@ class Histogram:
         """Upper bounds, inclusive, rising; one more bucket without bound follows."""
         self.counts = [0] * (len(self.bounds) + 1)
         self.total = 0.0
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Histogram:
+        """From what `plain` gives."""
+        histogram = cls(plain["bounds"])
+        histogram.counts, histogram.total = list(plain["counts"]), plain["total"]
+        return histogram
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"bounds": list(self.bounds), "counts": list(self.counts), "total": self.total}
 
     @property
     def count(self) -> int:

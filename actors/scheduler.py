@@ -20,6 +20,7 @@ from pawl.actors.messages.grammar import Compile, Release
 from pawl.actors.names import NAMES, Names
 from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Lane, places_of
+from pawl.actors.step_measures import StepMeasures
 from pawl.actors.step_report import StepReport
 from pawl.actors.tiers.tier_client import NoTierClient, TierClient, TierMessage
 from pawl.actors.turns import turn_of
@@ -88,6 +89,7 @@ class Scheduler(Actor):
         self.weight_client = WeightClient(self, names)
         self.stage, self.exchanged = self.weight_client.stage, self.weight_client.exchanged
         self.intake = Intake(self.loop, self, config.served)
+        self.measures = StepMeasures()
         self._report = StepReport()
         self._launched_at: dict[int, float] = {}
         self._askers = Askers(self._send)
@@ -127,6 +129,8 @@ class Scheduler(Actor):
             case _:
                 self.tier_client.receive(message, now)
         self._send_step()
+        if not isinstance(message, Executed):
+            self.measures.receive_s += self.context.now() - now
 
     def spares(self, message: Any, error: Exception) -> bool:
         if super().spares(message, error):
@@ -183,7 +187,9 @@ class Scheduler(Actor):
         if self.journal.checkpoint_due and not self.loop.in_flight:
             checkpoint(self.intake, now)
         if not self.journal.checkpoint_due:
+            launching = self.measures.launch_s
             self.intake.turn(now)
+            self.measures.planned(self.context.now() - now, launching)
         self.weight_client.swap_if_due(self.intake)
         # Else what is in flight comes back first: a checkpoint is of a moment without a step in flight.
         self._send_step()
@@ -255,10 +261,12 @@ class Scheduler(Actor):
             self._reset_worker()
 
     def _executed(self, result: StepResult, now: float) -> None:
-        self._launched_at.pop(result.step, None)
+        launched_at = self._launched_at.pop(result.step, None)
         if result.step > self.loop.memory.ledger.resolved:  # else it was given up before its answer came
             self.loop.executed(result, now)
             self.progressed()
+            duration = None if launched_at is None else now - launched_at
+            self.measures.committed(self.loop.committed, self.context.now() - now, duration)
 
     def _reset_worker(self) -> None:
         """The worker forgets what it has computed, and refuses steps from before."""
@@ -289,6 +297,7 @@ class Scheduler(Actor):
         self._launched_at[scheduled.step] = now
         self._report.launched(scheduled, self.loop.table, now)
         self._send(self._names.worker, Execute(scheduled.batch))
+        self.measures.launch_s += self.context.now() - now
 
     def output(self, rows: Indices, tokens: Int32s, scheduled: ScheduledBatch, result: StepResult) -> None:
         self._report.output(rows, tokens, scheduled, result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +11,10 @@ import numpy as np
 
 from pawl.actors.control_row import Facts, Row, Shown, Source, plain
 from pawl.actors.messages.control import Reply
+from pawl.lifecycle.machines.session import SessionPhase
 from pawl.lifecycle.states import State
 from pawl.loops.intake import Outcome
+from pawl.loops.sessions import Session, Sessions
 
 if TYPE_CHECKING:
     from pawl.actors.scheduler import Scheduler
@@ -22,7 +25,9 @@ PATIENCE_S = 2.0
 class GetState(msgspec.Struct, frozen=True, tag="get_state", forbid_unknown_fields=True):
     """Settings of the server, and queues, memory and counters of the scheduler."""
 
-    detail: Annotated[bool, msgspec.Meta(description="list every live request, and the digest of memory")] = False
+    detail: Annotated[
+        bool, msgspec.Meta(description="list every live request and every session, and the digest of memory")
+    ] = False
 
 
 class GetLoads(msgspec.Struct, frozen=True, tag="get_loads", forbid_unknown_fields=True):
@@ -49,8 +54,8 @@ class LoadsReply(msgspec.Struct, frozen=True):
 
 
 def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
-    """Counters and gauges; with `detail` every live request."""
-    loop, trace = scheduler.loop, scheduler.trace
+    """Counters and gauges; with `detail` every live request and every session."""
+    loop, trace, weights = scheduler.loop, scheduler.trace, scheduler.intake.weights
     table, memory = loop.table, loop.memory
     states = np.bincount(table.state[table.live_rows()], minlength=len(State))
     facts: dict[str, Any] = {
@@ -61,19 +66,42 @@ def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
         "in_flight": len(loop.in_flight),
         "pages": memory.pages.counters() | {"page_size": memory.page_size},
         "slots": {"total": memory.slots.total, "free": memory.slots.free},
+        "sessions": _by_phase(loop.requests.sessions),
+        "weights": {"state": str(weights.phase), "version": weights.served.version},
         "cache": memory.cache.statistics() | {"evictable": memory.cache.evictable, "held": memory.cache.held},
         "trace_gaps": trace.num_lost_total if trace is not None else 0,
         "violations": dict(scheduler.violations),
         "counters": msgspec.to_builtins(loop.counters),
+        "steps": scheduler.measures.facts(),
         **scheduler.tier_client.state(),
     }
+    for windows in memory.pools[1:]:
+        facts["window_pages"] = windows.counters()
     if question.detail:
-        facts["live"] = [_described(scheduler, row) for row in table.live_rows().tolist()]
+        now = scheduler.context.now()
+        facts["live"] = [_described(scheduler, row, now) for row in table.live_rows().tolist()]
+        facts["open_sessions"] = [_session(session) for session in loop.requests.sessions.by_name.values()]
         facts["digest"] = f"{memory.digest():016x}"
     return Outcome(True, facts=facts)
 
 
-def _described(scheduler: Scheduler, row: int) -> dict[str, Any]:
+def _by_phase(sessions: Sessions) -> dict[str, int]:
+    """How many there are in each phase that a session lives in."""
+    counts = Counter(str(session.phase) for session in sessions.by_name.values())
+    return {str(phase): counts[str(phase)] for phase in (SessionPhase.OPEN, SessionPhase.CLOSING)}
+
+
+def _session(session: Session) -> dict[str, Any]:
+    return {
+        "session_id": session.name,
+        "state": str(session.phase),
+        "turns": len(session.turns),
+        "live_turns": len(session.live),
+        "tokens": session.size,
+    }
+
+
+def _described(scheduler: Scheduler, row: int, now: float) -> dict[str, Any]:
     table = scheduler.loop.table
     info = table.info(row)
     return {
@@ -82,8 +110,10 @@ def _described(scheduler: Scheduler, row: int) -> dict[str, Any]:
         "state": State(int(table.state[row])).name.lower(),
         "prompt_tokens": int(table.num_prompt[row]),
         "output_tokens": int(table.num_tokens[row] - table.num_prompt[row]),
+        "max_new_tokens": int(table.max_tokens[row] - table.num_prompt[row]),
         "cached_tokens": info.num_cached,
         "retractions": info.num_retractions,
+        "age_s": round(now - info.submitted, 3),
     }
 
 

@@ -40,6 +40,8 @@ MAX_CONNECTIONS = 4096
 RESERVE = 64
 """Descriptors for files, models and probes of health."""
 LOG_EVERY_S = 10.0
+REASONS = ("send", "head", "body", "connections", "malformed", "head_size", "framing")
+"""For which connections and requests are cut."""
 
 
 class ConnectionLimits:

@@ -176,7 +176,6 @@ class ControlRoutes(HasContext):
     async def metrics(self, request: Request) -> Response:
         """Counters and gauges, as Prometheus reads them."""
         reply = await ask(lambda answer: STATE.put(self.context.gateway, GetState(), answer))
-        text = exposition(
-            self.context.gateway, reply.body if reply.ok else None, self.context.statistics(), self.context.cut
-        )
+        context, state = self.context, reply.body if reply.ok else None
+        text = exposition(context.gateway, context.info, state, context.statistics(), context.cut)
         return Response(text, media_type=CONTENT_TYPE)

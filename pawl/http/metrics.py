@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pawl.actors.gateway import Gateway
 from pawl.actors.measures import Histogram
 from pawl.actors.runtime.system import ActorStatistics
+from pawl.http.connections import REASONS
+from pawl.http.info import ServerInfo
+from pawl.lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, Cause, State
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_STATM = Path("/proc/self/statm")
 
 Number = int | float
 
@@ -25,22 +31,37 @@ class Metric(NamedTuple):
     label: str | None = None
     """Set where the value is an object: the label that tells its members apart."""
     skip: frozenset[str] = frozenset()
+    members: tuple[str, ...] = ()
+    """Those that are always there, 0 where the dump leaves them out: else the first increase of one cannot be seen."""
 
+
+_NO_CLASS = frozenset({"total", "page_size"})
+_LIVE_STATES = tuple(state.name.lower() for state in State if not state.terminal and state is not State.NEW)
+_ENDS = tuple(cause for cause in Cause if cause in FINISH_CAUSES | ABORT_CAUSES)
 
 FROM_STATE: Sequence[Metric] = (
-    Metric(("requests",), "pawl_requests", "gauge", "Live requests by lifecycle state.", "state"),
+    Metric(("requests",), "pawl_requests", "gauge", "Live requests by lifecycle state.", "state", members=_LIVE_STATES),
     Metric(("waiting",), "pawl_requests_waiting", "gauge", "Requests that wait to be admitted."),
     Metric(("running",), "pawl_requests_running", "gauge", "Requests that hold a slot."),
     Metric(("in_flight",), "pawl_steps_in_flight", "gauge", "Steps that were launched and not committed."),
+    Metric(("pages",), "pawl_pages", "gauge", "KV pages by owner class; each is in one.", "owner", _NO_CLASS),
     Metric(
-        ("pages",), "pawl_pages", "gauge", "KV pages by owner class; total is all.", "owner", frozenset({"page_size"})
+        ("window_pages",), "pawl_window_pages", "gauge", "Pages of windowed layers by owner class.", "owner", _NO_CLASS
     ),
     Metric(("pages", "page_size"), "pawl_page_size_tokens", "gauge", "Tokens in one KV page."),
     Metric(("slots",), "pawl_slots", "gauge", "Request slots.", "class"),
+    Metric(("sessions",), "pawl_sessions", "gauge", "Sessions by phase.", "phase"),
     Metric(("cache",), "pawl_prefix_cache", "gauge", "Prefix cache: the cache's own counts.", "item"),
     Metric(("tiers",), "pawl_cache_tiers", "gauge", "Cache tiers below the device: their own counts.", "item"),
-    Metric(("counters", "steps"), "pawl_steps_total", "counter", "Steps committed."),
+    Metric(("counters", "steps"), "pawl_steps_total", "counter", "Steps launched."),
     Metric(("counters", "steps_lost"), "pawl_steps_lost_total", "counter", "Steps rolled back after a lost worker."),
+    Metric(
+        ("steps", "phase_seconds"),
+        "pawl_step_phase_seconds_total",
+        "counter",
+        "Seconds of the scheduler by phase: receiving messages, planning steps, launching them, committing results.",
+        "phase",
+    ),
     Metric(("counters", "retractions"), "pawl_retractions_total", "counter", "Requests taken back to the queue."),
     Metric(("counters", "drafts"), "pawl_spec_decode_num_drafts_total", "counter", "Drafts that were tried."),
     Metric(
@@ -97,24 +118,31 @@ class Page:
 
 
 def exposition(
-    gateway: Gateway, state: Mapping[str, Any] | None, actors: Mapping[str, ActorStatistics], cut: Mapping[str, int]
+    gateway: Gateway,
+    info: ServerInfo,
+    state: Mapping[str, Any] | None,
+    actors: Mapping[str, ActorStatistics],
+    cut: Mapping[str, int],
 ) -> str:
     """The whole page. `state`: the scheduler's dump, None when it did not answer. `cut`: connections by reason."""
     page = Page()
-    _from_gateway(page, gateway)
+    _from_server(page, info)
+    _from_gateway(page, gateway, info)
     text = "Properties that were seen not to hold: defects of Pawl."
     page.add("pawl_violations_total", "counter", text, _violations(gateway, state))
     text = "Connections and requests that were cut: too slow, too large, malformed, or too many."
-    page.add("pawl_connections_cut_total", "counter", text, [({"reason": why}, n) for why, n in sorted(cut.items())])
+    page.add("pawl_connections_cut_total", "counter", text, [({"reason": why}, cut.get(why, 0)) for why in REASONS])
     page.add("pawl_scheduler_up", "gauge", "Whether the scheduler answered.", [({}, int(state is not None))])
     for metric in FROM_STATE if state is not None else ():
         value = _at(state, metric.path)
         if metric.label is None:
             page.add(metric.name, metric.kind, metric.help, [({}, value)] if _is_number(value) else [])
         elif isinstance(value, Mapping):
-            members = ((key, member) for key, member in value.items() if key not in metric.skip and _is_number(member))
-            samples = [({metric.label: str(key)}, member) for key, member in members]
-            page.add(metric.name, metric.kind, metric.help, samples)
+            members = dict.fromkeys(metric.members, 0) | dict(value)
+            shown = ((key, member) for key, member in members.items() if key not in metric.skip and _is_number(member))
+            page.add(metric.name, metric.kind, metric.help, [({metric.label: str(key)}, each) for key, each in shown])
+    if state is not None:
+        _from_steps(page, state)
     for field, name, kind, text in FROM_ACTORS:
         page.add(name, kind, text, [({"actor": actor}, int(getattr(n, field))) for actor, n in actors.items()])
     depths = [
@@ -126,27 +154,57 @@ def exposition(
     return page.text()
 
 
-def _from_gateway(page: Page, gateway: Gateway) -> None:
-    totals = gateway.totals
-    genai = {"gen_ai_operation_name": "text_completion"}
-    page.add_histogram(
-        "gen_ai_server_request_duration",
-        "Seconds from submission to the end.",
-        genai,
-        gateway.requests.request_duration,
-    )
-    page.add_histogram(
-        "gen_ai_server_time_to_first_token",
-        "Seconds to the first output token.",
-        genai,
-        gateway.requests.time_to_first_token,
-    )
-    page.add_histogram(
-        "gen_ai_server_time_per_output_token",
-        "Seconds for each output token after the first.",
-        genai,
-        gateway.requests.time_per_output_token,
-    )
+def _from_steps(page: Page, state: Mapping[str, Any]) -> None:
+    durations, weights = _at(state, ("steps", "duration_seconds")), _at(state, ("weights", "version"))
+    if durations is not None:
+        text = "Seconds from the launch of a step to its result."
+        page.add_histogram("pawl_step_duration_seconds", text, {}, Histogram.of(durations))
+    if weights is not None:
+        text = "What replies call the weights that serve, and whether an update of them is under way."
+        labels = {"version": str(weights), "state": str(_at(state, ("weights", "state")))}
+        page.add("pawl_weights_info", "gauge", text, [(labels, 1)])
+    tokens = {
+        "prefill": _at(state, ("steps", "prefill_tokens")),
+        "cached": _at(state, ("counters", "cached_tokens")),
+        "generated": _at(state, ("counters", "generated_tokens")),
+    }
+    text = "Tokens by what they cost, as steps are committed: computed in prompts, found in the cache, generated."
+    samples = [({"kind": kind}, count) for kind, count in tokens.items() if _is_number(count)]
+    page.add("pawl_tokens_total", "counter", text, samples)
+
+
+def _from_server(page: Page, info: ServerInfo) -> None:
+    page.add("pawl_info", "gauge", "The server.", [({"version": info.version, "model": info.model_name}, 1)])
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    text = "Seconds of processors that the process has used."
+    page.add("process_cpu_seconds_total", "counter", text, [({}, usage.ru_utime + usage.ru_stime)])
+    text = "When the server started, in seconds since the epoch."
+    page.add("process_start_time_seconds", "gauge", text, [({}, info.created)])
+    text = "Memory of the process that is in use."
+    page.add("process_resident_memory_bytes", "gauge", text, [({}, size) for size in _resident_bytes()])
+
+
+def _resident_bytes() -> Sequence[int]:
+    """One value, or none where the system does not tell."""
+    try:
+        return [int(_STATM.read_text().split()[1]) * resource.getpagesize()]
+    except OSError:
+        return []
+
+
+def _from_gateway(page: Page, gateway: Gateway, info: ServerInfo) -> None:
+    requests, totals = gateway.requests, gateway.totals
+    labels = {
+        "gen_ai_operation_name": "text_completion",
+        "gen_ai_provider_name": "pawl",
+        "gen_ai_request_model": info.model_name,
+    }
+    for name, text, histogram in (
+        ("request_duration", "Seconds from submission to the end.", requests.request_duration),
+        ("time_to_first_token", "Seconds to the first output token.", requests.time_to_first_token),
+        ("time_per_output_token", "Seconds for each output token after the first.", requests.time_per_output_token),
+    ):
+        page.add_histogram(f"gen_ai_server_{name}_seconds", text, labels, histogram)
     page.add_histogram("pawl_queue_time_seconds", "Seconds from arrival to admission.", {}, gateway.requests.queue_time)
     simple: Sequence[tuple[str, str, str, Number]] = (
         ("pawl_requests_submitted_total", "counter", "Requests that reached the gateway.", totals.submitted),
@@ -175,11 +233,13 @@ def _from_gateway(page: Page, gateway: Gateway) -> None:
         ("pawl_trace_losing", "gauge", "Whether records are being lost now.", int(bool(gateway.trace_losses.trouble))),
         ("pawl_late_replies_total", "counter", "Answers that came after their ask had ended.", gateway.asks.num_late),
         ("pawl_engine_lost", "gauge", "Whether a vital actor is gone for good.", int(gateway.lost is not None)),
+        ("pawl_paused", "gauge", "Whether generation is paused.", int(gateway.paused)),
+        ("pawl_draining", "gauge", "Whether the server takes no more requests.", int(gateway.draining)),
         *_from_watchdog(gateway),
     )
     for name, kind, text, value in simple:
         page.add(name, kind, text, [({}, value)])
-    ended = [({"cause": cause.value}, count) for cause, count in sorted(totals.ended.items())]
+    ended = [({"cause": cause.value}, totals.ended[cause]) for cause in _ENDS]
     page.add("pawl_requests_ended_total", "counter", "Requests that ended, by cause.", ended)
 
 

@@ -29,7 +29,7 @@ PROMISES = (
         Group.CONTROL,
         "auxiliary_conservation",
         "When a step was launched is kept after it has come back: health says for ever that it stalls.",
-        Edit(Scheduler._executed, "self._launched_at.pop(result.step, None)", "pass"),
+        Edit(Scheduler._executed, "self._launched_at.pop(result.step, None)", "self._launched_at.get(result.step)"),
     ),
     _mutant(
         "early_abort_is_never_forgotten",

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 
 def events(response: httpx.Response) -> list[Any]:
@@ -21,3 +22,15 @@ def streamed_text(chunks: list[Any], index: int = 0) -> str:
     """The text of one choice of a streamed reply of either OpenAI route."""
     choices = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
     return "".join(choice["text"] if "text" in choice else choice["delta"]["content"] for choice in choices)
+
+
+def samples(text: str) -> dict[str, float]:
+    """Each sample by its name and labels, read by Prometheus' own parser."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
+            key = f"{sample.name}{{{labels}}}" if labels else sample.name
+            assert key not in found, f"{key} is there twice"
+            found[key] = sample.value
+    return found

@@ -1,22 +1,19 @@
-"""Health, facts, tokenization, abort, flush, keys and metrics."""
+"""Health, facts, tokenization, abort, flush and keys."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from pawl.actors.control import ROWS
 from pawl.actors.control_row import Who
-from pawl.actors.gateway import Gateway
 from pawl.actors.messages.control import Pulse, Stalled
 from pawl.actors.runtime.actor import Down
-from pawl.http.metrics import exposition
-from tests.pawl.fake_engine import FakeEngine, Served
+from tests.pawl.fake_engine import Served
+from tests.pawl.reading import samples
 
 OPEN_PATHS = ["/health", "/ready", "/metrics"]
 KEYED_PATHS = ["/v1/models", "/server_info", "/health_generate", "/v1/loads", "/model_info"]
@@ -318,90 +315,3 @@ def test_an_api_key_alone_opens_control_too() -> None:
     with Served(api_key="user-key") as served:
         assert httpx.post(f"{served.url}/flush_cache", headers=bearer("user-key")).status_code == 200
         assert httpx.post(f"{served.url}/flush_cache").status_code == 401
-
-
-# ---- metrics ----
-
-
-def samples(text: str) -> dict[str, float]:
-    """Each sample by its name and labels, read by Prometheus' own parser."""
-    found: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
-            key = f"{sample.name}{{{labels}}}" if labels else sample.name
-            assert key not in found, f"{key} is there twice"
-            found[key] = sample.value
-    return found
-
-
-def test_metrics_are_readable_and_count_what_happened() -> None:
-    with Served() as served, httpx.Client(base_url=served.url) as client:
-        for _ in range(3):
-            client.post("/v1/completions", json={"prompt": "hello", "max_tokens": 4})
-        client.post("/generate", json={"text": ""})
-        response = client.get("/metrics")
-        numbers = samples(response.text)
-    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
-    assert numbers["pawl_requests_submitted_total"] == 4
-    assert numbers["pawl_requests_ended_total{cause=length}"] == 3
-    assert numbers["pawl_requests_ended_total{cause=invalid}"] == 1
-    assert numbers["pawl_generated_tokens_total"] == 12
-    assert numbers["pawl_prompt_tokens_total"] == 15
-    assert numbers["pawl_cached_tokens_total"] == 6
-    assert numbers["pawl_cache_hit_rate"] == pytest.approx(0.4)
-    name = "gen_ai_server_time_to_first_token"
-    assert numbers[f"{name}_count{{gen_ai_operation_name=text_completion}}"] == 3
-    assert numbers[f"{name}_bucket{{gen_ai_operation_name=text_completion,le=+Inf}}"] == 3
-    assert numbers["gen_ai_server_request_duration_count{gen_ai_operation_name=text_completion}"] == 4
-    assert numbers["gen_ai_server_time_per_output_token_count{gen_ai_operation_name=text_completion}"] == 3
-    assert numbers["pawl_queue_time_seconds_sum"] == pytest.approx(1.5)
-    assert numbers["pawl_pages{owner=free}"] == 90
-    assert numbers["pawl_page_size_tokens"] == 16
-    assert numbers["pawl_steps_total"] == 12
-    assert numbers["pawl_retractions_total"] == 3
-    assert numbers["pawl_mailbox_depth{actor=tokenizer,lane=data}"] == 5
-    assert numbers["pawl_mailbox_rejected_total{actor=tokenizer}"] == 2
-    assert sum(value for key, value in numbers.items() if key.startswith("pawl_violations_total")) == 0
-
-
-def test_metrics_of_a_silent_scheduler_say_so_and_keep_the_rest() -> None:
-    gateway = Gateway()
-    gateway.context = StillContext()
-    numbers = samples(exposition(gateway, None, {}, {}))
-    assert numbers["pawl_scheduler_up"] == 0
-    assert numbers["pawl_requests_open"] == 0
-    assert not any(key.startswith("pawl_pages") for key in numbers)
-
-
-def test_a_violation_shows_under_its_name_with_labels_escaped() -> None:
-    gateway = Gateway()
-    gateway.context = StillContext()
-    gateway.totals.violations['odd "name"\\\n'] = 2
-    numbers = samples(exposition(gateway, None, {}, {}))
-    assert numbers['pawl_violations_total{property=odd "name"\\\n}'] == 2
-
-
-def test_what_the_scheduler_saw_not_to_hold_is_counted_with_what_the_gateway_saw() -> None:
-    gateway = Gateway()
-    gateway.context = StillContext()
-    gateway.totals.violations["legal_lifecycle"] = 1
-    numbers = samples(exposition(gateway, {"violations": {"conservation": 3, "legal_lifecycle": 1}}, {}, {}))
-    assert numbers["pawl_violations_total{property=conservation}"] == 3
-    assert numbers["pawl_violations_total{property=legal_lifecycle}"] == 2
-
-
-class StillContext(FakeEngine):
-    """A context outside any event loop: no time passes."""
-
-    def now(self) -> float:
-        return 0.0
-
-
-def test_histogram_buckets_never_fall(client: httpx.Client) -> None:
-    client.post("/v1/completions", json={"prompt": "hello", "max_tokens": 4})
-    text = client.get("/metrics").text
-    for name in ("request_duration", "time_to_first_token", "time_per_output_token"):
-        counts = [int(count) for count in re.findall(rf"gen_ai_server_{name}_bucket{{[^}}]*}} (\d+)", text)]
-        assert counts == sorted(counts)
-        assert counts[-1] >= 1
