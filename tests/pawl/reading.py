@@ -34,3 +34,14 @@ def samples(text: str) -> dict[str, float]:
             assert key not in found, f"{key} is there twice"
             found[key] = sample.value
     return found
+
+
+def labels_of(text: str) -> dict[str, dict[str, set[str]]]:
+    """Of a page of metrics: each sample's name, its labels, and the values that these have."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = found.setdefault(sample.name, {})
+            for name, value in sample.labels.items():
+                labels.setdefault(name, set()).add(value)
+    return found
