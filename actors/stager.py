@@ -34,7 +34,7 @@ class Stager(Actor):
 
     def receive(self, message: Stage) -> None:
         try:
-            fingerprint = self._runner.stage(message.ticket, message.source, message.load_format)
+            fingerprint = self._runner.stage(message.ticket, message.source, last=message.last)
         except WeightsRefused as refused:
             self._refuse(message.ticket, str(refused))
         except Exception as error:

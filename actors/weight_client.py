@@ -5,6 +5,7 @@ from __future__ import annotations
 from pawl.actors.messages.weights import Stage, Swap, WeightsServed
 from pawl.actors.names import Names
 from pawl.actors.runtime.actor import Actor, Lane
+from pawl.lifecycle.weight_source import Sent
 from pawl.loops.intake import Intake
 from pawl.loops.recovery import FAILED_ORDER
 from pawl.loops.weights import Served
@@ -19,9 +20,9 @@ class WeightClient:
         self._asked = 0
         """The update for which the worker was told to exchange the weights last."""
 
-    def stage(self, ticket: int, source: str, load_format: str) -> None:
+    def stage(self, ticket: int, source: Sent, last: bool) -> None:
         """Have new weights laid out beside the old ones."""
-        self._actor.context.send(self._names.stager, Stage(ticket, source, load_format))
+        self._actor.context.send(self._names.stager, Stage(ticket, source, last))
 
     def swap_if_due(self, intake: Intake) -> None:
         """New weights are staged, and every step has come back: the worker is to exchange them."""

@@ -4,7 +4,7 @@ A backend owns the weights and writes keys and values into the `KvStore` it was 
 between calls, so there is nothing in it to reset. Two exist: the torch decoder (`gpu/models/decoder.py`, any device)
 and the compiled CPU kernels (`gpu/native/`). `gpu/select.py` chooses. Both are made as
 
-    Made(config: ModelConfig, weights: dict[str, Tensor], kv: KvStore, *, threads: int)
+    Made(config: ModelConfig, weights: MutableMapping[str, Tensor], kv: KvStore, *, threads: int)
 
 and take `weights` over: entries are popped as they are packed, so that one copy of each weight exists at a time. A
 backend that cannot run raises BackendUnavailable before it pops the first. Names, shapes: `weight_shapes`; norms are
@@ -13,6 +13,7 @@ float32, everything else has the dtype of `kv.data`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -88,6 +89,10 @@ class Backend(Protocol):
 
     def hidden(self, inputs: ForwardInputs) -> Tensor:
         """Hidden states of `inputs.logit_rows` after the final norm, float32 [m, hidden], in place of logits."""
+
+    def named_weights(self) -> Mapping[str, Tensor]:
+        """Every weight under its canonical name, as it was given to this backend, to the bit. They are views of what
+        computes or copies, made when they are asked for, and must not be written. Any thread may read them."""
 
 
 @runtime_checkable

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -41,9 +42,10 @@ from pawl.gpu.sampling.sampler import Draws
 from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
 from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
 from pawl.gpu.step_runner import Abilities, NoAdapters
-from pawl.gpu.updates import Updates
+from pawl.gpu.updates import Updates, Version
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
+from pawl.lifecycle.weight_source import WeightSource
 from pawl.memory.partners import NO_PAGE
 
 log = structlog.get_logger("pawl.gpu.runner")
@@ -81,14 +83,8 @@ class Runner(NoAdapters):
         BackendUnavailable, also where that promise cannot be kept, or ValueError when the model is not hybrid then.
         """
         self.config, self.num_slots, self.max_context = config, num_slots, max_context
-        self.kv = KvStore(
-            config,
-            num_pages=num_pages,
-            page_size=page_size,
-            dtype=dtype,
-            device=device,
-            num_window_pages=num_window_pages,
-        )
+        kinds: Any = {"dtype": dtype, "device": device}
+        self.kv = KvStore(config, num_pages=num_pages, page_size=page_size, num_window_pages=num_window_pages, **kinds)
         self.device = self.kv.data.device
         self.asynchronous = self.device.type == "cuda"
         """Whether `launch` returns before the step is computed."""
@@ -96,7 +92,7 @@ class Runner(NoAdapters):
         threads = threads or available_threads()
         make = partial(select_backend, config=config, kv=self.kv, threads=threads, deterministic=deterministic)
         self._compute_with(make(backend, weights=weights))
-        self._updates = Updates(config, dtype, partial(make, self.backend.name))
+        self._updates = Updates(config, dtype, partial(make, self.backend.name), Version(self.backend, fingerprint))
         self.layout = f"{self.kv.layout} {self.backend.name} {fingerprint}"
         """How the bytes of a page are to be read, and whose they are: a copy of a page may be written wherever this is
         equal. Other weights give other keys and values for the same tokens, another backend other last bits."""
@@ -164,17 +160,18 @@ class Runner(NoAdapters):
         launched later; see `KvStore.write`."""
         self.kv.write(pages, blocks)
 
-    def stage(self, ticket: int, source: str, load_format: str) -> str:
+    def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
         """See `StepRunner.stage`."""
-        return self._updates.stage(ticket, source, load_format)
+        return self._updates.stage(ticket, source, last=last)
 
     def swap(self, ticket: int) -> None:
         """See `StepRunner.swap`. Graphs hold addresses of weights: they are recorded again."""
         taken, recorded = self._updates.take(ticket), self._graphs is not None
         self.free_graphs()
-        self._compute_with(taken)
+        self._compute_with(taken.backend)
         for shape in self.prepare_graphs() if recorded else ():
             self.record_graph(shape)
+        self._updates.serving = taken
 
     def _compute_with(self, backend: Backend) -> None:
         self.backend = backend

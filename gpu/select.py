@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any, Literal, TypeAlias
 
 import structlog
@@ -73,7 +73,7 @@ def last_tokens_for(backend: Backend, num_slots: int, device: torch.device) -> L
 def select_backend(
     requested: BackendChoice,
     config: ModelConfig,
-    weights: dict[str, Tensor],
+    weights: MutableMapping[str, Tensor],
     kv: KvStore,
     *,
     threads: int,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
+from pawl.lifecycle.weight_source import WeightSource
 
 Launched = TypeVar("Launched")
 
@@ -62,10 +63,20 @@ class StepRunner(Protocol[Launched]):
     def reset(self) -> None:
         """Forget every slot and every step in flight. Adapters stay."""
 
-    def stage(self, ticket: int, source: str, load_format: str) -> str:
+    def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
         """Read the weights of `source`, verify that they are this model's, and lay them out under `ticket` beside those
-        that compute; what was staged before is dropped. Returns their fingerprint. Another thread may call it while
-        steps are launched and collected. Raises WeightsRefused."""
+        that compute. Returns their fingerprint. Another thread may call it while steps are launched and collected.
+        Raises WeightsRefused, and then nothing is staged.
+
+        Tensors (every source but `FromDisk`) replace the weights of their names, and all others are those that compute
+        now. They may come in parts, each by a call under the same ticket, `last` with the last of them:
+
+            runner.stage(7, FromTensors({"model.norm.weight": one}), last=False)      # verified and kept; returns ""
+            runner.stage(7, FromTensors({"model.embed_tokens.weight": other}))        # laid out; returns a fingerprint
+            runner.swap(7)
+
+        Of two parts that name the same weight the later counts. A call under another ticket drops what was kept or
+        staged before."""
 
     def swap(self, ticket: int) -> None:
         """Compute with what is staged under `ticket`; no step is in flight. Pages keep their bytes, which mean nothing

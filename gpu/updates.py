@@ -3,68 +3,133 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
+from torch import Tensor
 
 from pawl.gpu.backend import Backend
 from pawl.gpu.heap import give_back_memory
-from pawl.gpu.models.config import ModelConfig, UnsupportedModel
+from pawl.gpu.models.config import ModelConfig, UnsupportedModel, weight_shapes
 from pawl.gpu.step_runner import WeightsRefused
 from pawl.gpu.weights.checks import WeightMismatch
-from pawl.gpu.weights.fingerprint import weights_fingerprint
+from pawl.gpu.weights.fingerprint import fingerprint_of_change, weights_fingerprint
 from pawl.gpu.weights.gguf import GgufFormatError
 from pawl.gpu.weights.locate import ModelNotFound
-from pawl.gpu.weights.safetensors import FolderError
+from pawl.gpu.weights.safetensors import FolderError, parsed, sent_weights
+from pawl.gpu.weights.shared_memory import read_segment
 from pawl.gpu.weights.source import load_weights, resolve_source
+from pawl.lifecycle.weight_source import FromBytes, FromDisk, FromSharedMemory, FromTensors, WeightSource
 
 _REFUSALS = (ModelNotFound, FolderError, GgufFormatError, UnsupportedModel, WeightMismatch, OSError, MemoryError)
 _KINDS = {"safetensors": "huggingface", "gguf": "gguf"}
 _OF_THE_ENGINE = frozenset({"max_position"})
 """Fields of a configuration by which the engine was sized, and which change no computation."""
+_WIDEST, _HEADER = 8, 1 << 24
+"""Bytes of a number at the most, and of the names beside the numbers."""
 _CLOSE = 1e-6
 """GGUF files hold numbers in single precision."""
+
+
+class Version(NamedTuple):
+    """Weights that can compute."""
+
+    backend: Backend
+    fingerprint: str
 
 
 class Updates:
     """What is staged for one runner. One thread stages, another takes."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, make: Callable[..., Backend]) -> None:
-        """`make(weights=…)` packs weights for the runner's store."""
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, make: Callable[..., Backend], serving: Version) -> None:
+        """`make(weights=…)` packs weights for the runner's store; `serving` is what computes now."""
         self._config = config
         self._dtype = dtype
         self._make = make
-        self._staged: tuple[int, Backend] | None = None
+        self.serving = serving
+        self._sent: tuple[int, dict[str, Tensor]] = 0, {}
+        """Ticket and parts of an update whose last part is still to come."""
+        self._staged: tuple[int, Version] | None = None
+        self._most_bytes = sum(map(math.prod, weight_shapes(config).values())) * _WIDEST + _HEADER
 
-    def stage(self, ticket: int, source: str, load_format: str) -> str:
+    def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
         """See `StepRunner.stage`. Two copies of the weights are in memory until one is dropped. Raises
         WeightsRefused."""
-        self._staged = None
+        (sender, kept), self._sent, self._staged = self._sent, (0, {}), None
         give_back_memory()  # of the version before the one that serves
         try:
-            found = resolve_source(source)
-            if _KINDS.get(load_format, found.kind) != found.kind:
-                raise WeightsRefused(f"{source} is not {load_format}")
-            differing = differences(self._config, found.config)
-            if differing:
-                raise WeightsRefused(f"{source} is another model than the one that is served: {differing}")
-            weights = load_weights(found, self._dtype, mapped=False)
-            fingerprint = weights_fingerprint(self._config, weights)
-            self._staged = ticket, self._make(weights=weights)
+            if isinstance(source, FromDisk):
+                weights: MutableMapping[str, Tensor] = self._read(source)
+                fingerprint = weights_fingerprint(self._config, weights)
+            else:
+                sent = (kept if sender == ticket else {}) | self._received(source)
+                if not last:
+                    self._sent = ticket, sent
+                    return ""
+                fingerprint = fingerprint_of_change(self.serving.fingerprint, sent)
+                weights = Overlay(sent, self.serving.backend.named_weights())
+            self._staged = ticket, Version(self._make(weights=weights), fingerprint)
         except _REFUSALS as error:
             raise WeightsRefused(" ".join(str(error).split()) or type(error).__name__) from error
         del weights
         give_back_memory()
         return fingerprint
 
-    def take(self, ticket: int) -> Backend:
+    def _read(self, source: FromDisk) -> dict[str, Tensor]:
+        found = resolve_source(source.path)
+        if _KINDS.get(source.load_format, found.kind) != found.kind:
+            raise WeightsRefused(f"{source.path} is not {source.load_format}")
+        differing = differences(self._config, found.config)
+        if differing:
+            raise WeightsRefused(f"{source.path} is another model than the one that is served: {differing}")
+        return load_weights(found, self._dtype, mapped=False)
+
+    def _received(self, source: FromBytes | FromSharedMemory | FromTensors) -> dict[str, Tensor]:
+        match source:
+            case FromBytes(data):
+                tensors: Mapping[str, Tensor] = parsed(data)
+            case FromSharedMemory(name, size):
+                tensors = parsed(read_segment(name, size, self._most_bytes))
+            case FromTensors(tensors):
+                pass
+        if not tensors:
+            raise WeightsRefused("no tensors were sent")
+        return sent_weights(tensors, self._config, self._dtype)
+
+    def take(self, ticket: int) -> Version:
         """What is staged under this ticket, once. Raises WeightsRefused."""
         staged, self._staged = self._staged, None
         if staged is None or staged[0] != ticket:
             raise WeightsRefused(f"nothing is staged for update {ticket}")
         return staged[1]
+
+
+class Overlay(MutableMapping[str, Tensor]):
+    """Some weights, and for every other name those of `base`, each looked up when it is asked for."""
+
+    def __init__(self, own: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
+        self._own = own
+        self._base = base
+        self._names = dict.fromkeys(base)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._own[name] if name in self._own else self._base[name]
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        raise TypeError("weights are only taken from here")
+
+    def __delitem__(self, name: str) -> None:
+        del self._names[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def differences(served: ModelConfig, new: ModelConfig) -> str:

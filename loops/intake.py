@@ -15,6 +15,7 @@ import msgspec
 
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
+from pawl.lifecycle.weight_source import Sent
 from pawl.loops.loop import Loop
 from pawl.loops.sessions import Begun
 from pawl.loops.weights import Served, WeightKeeper
@@ -75,7 +76,7 @@ class Caller(Protocol):
     def remind(self, delay_s: float, order: Order) -> None:
         """Deliver `order` in so many seconds."""
 
-    def stage(self, ticket: int, source: str, load_format: str) -> None:
+    def stage(self, ticket: int, source: Sent, last: bool) -> None:
         """Have new weights laid out beside the old ones; WeightsStaged or WeightsFailed is to follow."""
 
     def exchanged(self, served: Served) -> None:
@@ -98,7 +99,7 @@ class Intake:
         self.draining = False
         """Requests that arrive are ended at once."""
         self.remind: Callable[[float, Order], None] = caller.remind
-        self.stage: Callable[[int, str, str], None] = caller.stage
+        self.stage: Callable[[int, Sent, bool], None] = caller.stage
         self.number = 0
         """Of who waits for the outcome of the order that is being carried out."""
         self._answered = caller.answered

@@ -51,6 +51,7 @@ from pawl.lifecycle.records import (
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, Event
 from pawl.lifecycle.step import Embedding, StepResult
+from pawl.lifecycle.weight_source import Sent
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.intake import Intake, Order, Outcome
@@ -161,7 +162,7 @@ class Replay:
 
     def remind(self, delay_s: float, order: Order) -> None: ...
 
-    def stage(self, ticket: int, source: str, load_format: str) -> None: ...
+    def stage(self, ticket: int, source: Sent, last: bool) -> None: ...
 
     def exchanged(self, served: Served) -> None: ...
 

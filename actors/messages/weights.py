@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import msgspec
 
+from pawl.lifecycle.weight_source import Sent
+
 UNREAD = "the server failed to read the weights"
 UNEXCHANGED = "the worker failed to exchange the weights"
 
@@ -19,8 +21,9 @@ class Stage(msgspec.Struct, frozen=True, tag=True):
     """scheduler -> stager: lay out the weights of `source` beside those that serve. Answered once."""
 
     ticket: int
-    source: str
-    load_format: str
+    source: Sent
+    last: bool = True
+    """No further part of them is to come; see `pawl.gpu.step_runner.StepRunner.stage`."""
 
 
 class Swap(msgspec.Struct, frozen=True, tag=True):

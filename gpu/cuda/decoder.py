@@ -8,7 +8,7 @@ sum also stores it:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -29,7 +29,7 @@ from pawl.gpu.kernels.norm import add_norm
 from pawl.gpu.kernels.sampling import likeliest
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
-from pawl.gpu.models.packing import LayerWeights, pack
+from pawl.gpu.models.packing import LayerWeights, pack, unpacked
 from pawl.gpu.models.switches import check_switches
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -58,7 +58,7 @@ class TritonDecoder:
     def __init__(
         self,
         config: ModelConfig,
-        weights: dict[str, Tensor],
+        weights: MutableMapping[str, Tensor],
         kv: KvStore,
         *,
         threads: int,
@@ -118,6 +118,10 @@ class TritonDecoder:
         return likeliest(self._forward(inputs))
 
     @torch.inference_mode()
+    def named_weights(self) -> Mapping[str, Tensor]:
+        """See `Backend.named_weights`."""
+        return unpacked(self.config, self.weights)
+
     def hidden(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.hidden`."""
         self.attention.tables.follow(inputs)

@@ -14,6 +14,7 @@ from pawl.gpu.pooling import Pooling, pooled
 from pawl.gpu.step_runner import Abilities, NoAdapters, WeightsRefused
 from pawl.lifecycle.recompute import Computed, Recorded
 from pawl.lifecycle.step import Embedding, Int32s, StepBatch, StepResult
+from pawl.lifecycle.weight_source import WeightSource
 
 NAME = "encoder"
 """Where other models have the name of a backend."""
@@ -44,7 +45,7 @@ class EncoderRunner(NoAdapters):
         self._spoiled = np.zeros(num_slots, np.bool_)
         """Slots whose request named tokens that the model does not have."""
 
-    def stage(self, ticket: int, source: str, load_format: str) -> str:
+    def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
         """Raises WeightsRefused."""
         raise WeightsRefused("the weights of an encoder are not exchanged while it serves: start another server")
 

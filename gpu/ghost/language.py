@@ -42,15 +42,6 @@ _TOKEN_STRIDE = np.uint64(0xE7037ED1A0B428DB)
 _INVERSE_24 = np.float32(2.0**-24)
 
 
-def salt_of(source: str) -> int:
-    """Where a ghost of these weights begins to count, 64 bits: `ghost`, or `ghost:NAME`, which says other things.
-    Raises ValueError for anything else."""
-    kind, _, name = source.partition(":")
-    if kind != "ghost" or source == "ghost:":
-        raise ValueError(f"a ghost's weights are called ghost, or ghost:NAME, and not {source!r}")
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) if name else 0
-
-
 def adapter_salt_of(source: str) -> int:
     """What an adapter of a ghost adds to where it begins to count, 64 bits; they are called `ghost:NAME`. Raises
     ValueError for anything else."""

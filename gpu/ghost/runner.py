@@ -24,16 +24,18 @@ from numpy.typing import NDArray
 from pawl.gpu.batches import InvalidBatch, check_batch, within_vocabulary
 from pawl.gpu.ghost.draws import GhostDraws
 from pawl.gpu.ghost.embedding import VECTOR_SIZE, GhostEmbeddings
-from pawl.gpu.ghost.language import VOCABULARY_SIZE, adapter_salt_of, likeliest, salt_of
+from pawl.gpu.ghost.language import VOCABULARY_SIZE, adapter_salt_of, likeliest
 from pawl.gpu.ghost.memory import Computed, GhostFault, GhostMemory
 from pawl.gpu.ghost.small import SmallMemory, likeliest_after
 from pawl.gpu.ghost.store import GhostStore
+from pawl.gpu.ghost.weights import GhostUpdates
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.ragged import ragged_offsets, with_chained
 from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs
-from pawl.gpu.step_runner import Abilities, AdapterRefused, WeightsRefused
+from pawl.gpu.step_runner import Abilities, AdapterRefused
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import Bools, Int32s, SlotAssignment, StepBatch, StepResult
+from pawl.lifecycle.weight_source import WeightSource
 
 _NOTHING = -1
 """Last token of a slot that has drawn none."""
@@ -105,8 +107,7 @@ class Ghost:
         """Steps at which `launch` raises PlannedFailure, each once."""
         self.faults: list[GhostFault] = []
         """All that were raised: a worker that is reset goes on, but this stays."""
-        self._staged: tuple[int, int] | None = None
-        """(ticket, salt) of new weights."""
+        self._updates = GhostUpdates()
         self._draws = GhostDraws(num_slots, grammars)
         self._embeddings = GhostEmbeddings(num_slots)
         self._last = np.full(num_slots, _NOTHING, np.int32)
@@ -169,20 +170,13 @@ class Ghost:
 
     # ---- the runner ----
 
-    def stage(self, ticket: int, source: str, load_format: str) -> str:
-        """See `StepRunner.stage`: a ghost's weights are a name."""
-        try:
-            self._staged = ticket, salt_of(source)
-        except ValueError as error:
-            raise WeightsRefused(str(error)) from error
-        return source
+    def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
+        """See `StepRunner.stage`."""
+        return self._updates.stage(ticket, source, last)
 
     def swap(self, ticket: int) -> None:
         """See `StepRunner.swap`."""
-        if self._staged is None or self._staged[0] != ticket:
-            raise WeightsRefused(f"nothing is staged for update {ticket}")
-        self.memory.exchange(self._staged[1])
-        self._staged = None
+        self.memory.exchange(self._updates.take(ticket).salt)
 
     def load_adapter(self, slot: int, source: str) -> str:
         """See `StepRunner.load_adapter`: a ghost's adapters are names as well."""

@@ -7,6 +7,7 @@ architecture with an operation of its own derives from it and overrides the step
 
 from __future__ import annotations
 
+from collections.abc import Mapping, MutableMapping
 from typing import ClassVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from pawl.gpu.devices import upload
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig, Operation, Rope
 from pawl.gpu.models.experts import mix, route
-from pawl.gpu.models.packing import LayerWeights, pack
+from pawl.gpu.models.packing import LayerWeights, pack, unpacked
 from pawl.gpu.models.switches import SWITCHES, check_switches
 
 
@@ -52,7 +53,7 @@ class TorchDecoder:
     operation: ClassVar[type[Operation] | None] = None
     """What this class computes beyond the switches."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], kv: KvStore, *, threads: int) -> None:
+    def __init__(self, config: ModelConfig, weights: MutableMapping[str, Tensor], kv: KvStore, *, threads: int) -> None:
         """Takes `weights` over (see `pawl.gpu.backend`). `threads` sets torch's thread count for this process. Raises
         BackendUnavailable where the model has an operation that this class does not compute."""
         check_switches(self.name, config, SWITCHES.keys(), self.operation)
@@ -71,6 +72,10 @@ class TorchDecoder:
     def hidden(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.hidden`."""
         return self._normed(inputs).float()
+
+    def named_weights(self) -> Mapping[str, Tensor]:
+        """See `Backend.named_weights`."""
+        return unpacked(self.config, self.weights)
 
     def _normed(self, inputs: ForwardInputs) -> Tensor:
         """The wanted rows after the last layer and the final norm, [m, hidden]."""

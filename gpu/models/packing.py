@@ -7,7 +7,7 @@ experts      one tensor for the same matrix of every expert
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 
 import torch
@@ -40,7 +40,7 @@ class LayerWeights:
     """What the architecture's operation has, by the names of `Operation.layer_shapes`."""
 
 
-def _layer(config: ModelConfig, weights: dict[str, Tensor], layer: int, device: torch.device) -> LayerWeights:
+def _layer(config: ModelConfig, weights: MutableMapping[str, Tensor], layer: int, device: torch.device) -> LayerWeights:
     def take(*names: str) -> Tensor:
         parts = [weights.pop(f"model.layers.{layer}.{name}") for name in names]
         return _own(parts[0], device) if len(parts) == 1 else torch.cat([part.to(device) for part in parts])
@@ -92,10 +92,52 @@ def _own(weight: Tensor, device: torch.device) -> Tensor:
     return weight.to(device, copy=True)
 
 
-def pack(config: ModelConfig, weights: dict[str, Tensor], device: torch.device) -> PackedWeights:
+def pack(config: ModelConfig, weights: MutableMapping[str, Tensor], device: torch.device) -> PackedWeights:
     """Move `weights` to `device`; entries are popped as they go, so that one copy of each exists at a time."""
     layers = tuple(_layer(config, weights, index, device) for index in range(config.num_layers))
     embedding = _own(weights.pop("model.embed_tokens.weight"), device)
     final_norm = _own(weights.pop("model.norm.weight"), device)
     head = embedding if config.tied_embeddings else _own(weights.pop("lm_head.weight"), device)
     return PackedWeights(layers, embedding, final_norm, head)
+
+
+def unpacked(config: ModelConfig, packed: PackedWeights) -> dict[str, Tensor]:
+    """The inverse of `pack`: every weight under its canonical name, as a view of what computes."""
+    named = {"model.embed_tokens.weight": packed.embedding, "model.norm.weight": packed.final_norm}
+    for index, layer in enumerate(packed.layers):
+        named |= {f"model.layers.{index}.{name}": weight for name, weight in _parts(config, layer)}
+    if not config.tied_embeddings:
+        named["lm_head.weight"] = packed.head
+    return named
+
+
+def _parts(config: ModelConfig, layer: LayerWeights) -> Iterator[tuple[str, Tensor]]:
+    sandwich, sizes = config.sandwich_norms, [config.query_size, config.kv_size, config.kv_size]
+    for kind, stacked in (("weight", layer.qkv), ("bias", layer.qkv_bias)):
+        if stacked is not None:
+            parts = torch.split(stacked, sizes)
+            yield from zip((f"self_attn.{part}_proj.{kind}" for part in "qkv"), parts, strict=True)
+    norms = {
+        "input_layernorm": layer.input_norm,
+        "self_attn.q_norm": layer.query_norm,
+        "self_attn.k_norm": layer.key_norm,
+        "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm": layer.mlp_norm,
+        "post_feedforward_layernorm": layer.after_mlp_norm,
+    }
+    if sandwich:
+        norms["post_attention_layernorm"] = layer.attention_norm
+    yield from ((f"{name}.weight", norm) for name, norm in norms.items() if norm is not None)
+    yield "self_attn.o_proj.weight", layer.output
+    many = layer.router is not None
+    if layer.router is not None:
+        yield "mlp.gate.weight", layer.router
+    pairs = zip(layer.gate_up, layer.down, strict=True) if many else [(layer.gate_up, layer.down)]
+    for expert, (gate_up, down) in enumerate(pairs):
+        stem = f"mlp.experts.{expert}" if many else "mlp"
+        gate, up = gate_up.chunk(2)
+        yield from (
+            (f"{stem}.gate_proj.weight", gate),
+            (f"{stem}.up_proj.weight", up),
+            (f"{stem}.down_proj.weight", down),
+        )
+    yield from layer.own.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class NativeBackend:
     greedy_masks = True
 
     def __init__(
-        self, config: ModelConfig, weights: dict[str, Tensor], kv: KvStore, *, threads: int | None = None
+        self, config: ModelConfig, weights: MutableMapping[str, Tensor], kv: KvStore, *, threads: int | None = None
     ) -> None:
         """Takes `weights` over (see `pawl.gpu.backend`); `threads` defaults to the processors there are.
 
@@ -79,14 +80,28 @@ class NativeBackend:
         self._step(inputs, hidden=hidden.data_ptr())
         return hidden
 
+    def named_weights(self) -> Mapping[str, Tensor]:
+        """See `Backend.named_weights`; each is a copy, made when it is asked for."""
+        return _Unpacked(self)
+
+    def weight(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A copy of the weight of this canonical name and shape."""
+        found = torch.empty(shape, dtype=self._dtype_of(name))
+        self._move(self._library.read, name, found)
+        return found
+
     def _load(self, name: str, weight: Tensor) -> None:
+        self._move(self._library.load, name, weight.to("cpu", self._dtype_of(name)).contiguous())
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        return torch.float32 if is_norm(name) else self.kv.data.dtype
+
+    def _move(self, call: Any, name: str, weight: Tensor) -> None:
         layer, short = -1, name
         if name.startswith("model.layers."):
             _, _, index, short = name.split(".", 3)
             layer = int(index)
-        dtype = torch.float32 if is_norm(name) else self.kv.data.dtype
-        taken = weight.to("cpu", dtype).contiguous()
-        message = self._library.load(self._decoder, layer, short.encode(), taken.data_ptr(), taken.numel())
+        message = call(self._decoder, layer, short.encode(), weight.data_ptr(), weight.numel())
         if message is not None:
             raise ValueError(message.decode())
 
@@ -132,6 +147,23 @@ class NativeBackend:
         message = self._library.forward(self._decoder, ctypes.byref(step))
         if message is not None:
             raise RefusedInputs(message.decode())
+
+
+class _Unpacked(Mapping[str, Tensor]):
+    """The weights of a backend, which keeps them in the order in which its kernels read them."""
+
+    def __init__(self, backend: NativeBackend) -> None:
+        self._backend = backend
+        self._shapes = weight_shapes(backend.config)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._backend.weight(name, self._shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 def _library_for(config: ModelConfig, kv: KvStore) -> Library:

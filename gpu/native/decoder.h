@@ -68,6 +68,8 @@ public:
     virtual ~AnyDecoder() = default;
     // Copy one weight (named as in a checkpoint) of `count` elements: norms are float32, the rest elements.
     virtual void load_weight(int layer, const std::string& name, const void* from, int64_t count) = 0;
+    // The inverse: what was loaded, to the bit.
+    virtual void read_weight(int layer, const std::string& name, void* to, int64_t count) = 0;
     virtual void forward(const Inputs& inputs) = 0;
     virtual int threads() const = 0;
 };
@@ -136,7 +138,12 @@ public:
     typedef typename Element::Stored Stored;
 
     explicit Decoder(const Shape& shape);
-    void load_weight(int layer, const std::string& name, const void* from, int64_t count) override;
+    void load_weight(int layer, const std::string& name, const void* from, int64_t count) override {
+        move_weight(layer, name, from, nullptr, count);
+    }
+    void read_weight(int layer, const std::string& name, void* to, int64_t count) override {
+        move_weight(layer, name, nullptr, to, count);
+    }
     void forward(const Inputs& inputs) override;
     int threads() const override { return pool_.threads(); }
 
@@ -201,6 +208,8 @@ private:
     int64_t pairs(int64_t rows) const { return rows * shape_.experts_per_row; }
 
     void place(Layer<Element>& layer);
+    // Copy a weight to its place, or from there: of `from` and `to` one is null.
+    void move_weight(int layer, const std::string& name, const void* from, void* to, int64_t count);
     int num_stores() const { return shape_.num_window_pages > 0 ? 2 : 1; }
     static const int32_t* table_row(const Inputs& inputs, int store, int64_t slot) {
         const int32_t* table = store == 0 ? inputs.page_table : inputs.window_table;

@@ -51,6 +51,10 @@ const char* pawl_native_load(pawl::AnyDecoder* decoder, int32_t layer, const cha
     return guarded([&] { decoder->load_weight(layer, name, from, count); });
 }
 
+const char* pawl_native_read(pawl::AnyDecoder* decoder, int32_t layer, const char* name, void* to, int64_t count) {
+    return guarded([&] { decoder->read_weight(layer, name, to, count); });
+}
+
 const char* pawl_native_forward(pawl::AnyDecoder* decoder, const pawl::Inputs* inputs) {
     return guarded([&] { decoder->forward(*inputs); });
 }

@@ -66,14 +66,19 @@ public:
     // Copy `rows` rows of `columns` elements; row r becomes output first + r. With `every` = 2, panels of the source
     // become every second panel, `first` then choosing the one of the pair by its panel (0 or 32).
     void pack(const typename Element::Stored* from, int64_t rows, int64_t columns, int64_t first, int64_t every) {
-        for (int64_t begin = 0; begin < rows;) {
-            const int64_t output = every == 1 ? first + begin : first + begin * every;
-            const int64_t column = output % kPanel;
-            const int64_t count = std::min(kPanel - column, rows - begin);
-            Unit* to = memory_.template as<Unit>() + output / kPanel * depth * kPanel + column;
-            pack_columns(to, from + begin * columns, count, columns);
-            begin += count;
-        }
+        by_panel(rows, first, every, [&](Unit* panel, int64_t begin, int64_t count) {
+            pack_columns(panel, from + begin * columns, count, columns);
+        });
+    }
+
+    // The inverse of `pack`, to the bit.
+    void unpack(typename Element::Stored* to, int64_t rows, int64_t columns, int64_t first, int64_t every) const {
+        by_panel(rows, first, every, [&](const Unit* panel, int64_t begin, int64_t count) {
+            for (int64_t row = 0; row < count; ++row)
+                for (int64_t i = 0; i < columns; i += Element::kPerUnit)
+                    std::memcpy(to + (begin + row) * columns + i, panel + i / Element::kPerUnit * kPanel + row,
+                                size_t(std::min<int64_t>(Element::kPerUnit, columns - i)) * sizeof(*to));
+        });
     }
 
     // Elements of output `index`, widened.
@@ -87,6 +92,18 @@ public:
     }
 
 private:
+    // Call work(column of the first row in its panel, first row, number of rows) for rows that share a panel.
+    template <class Work>
+    void by_panel(int64_t rows, int64_t first, int64_t every, Work&& work) const {
+        for (int64_t begin = 0; begin < rows;) {
+            const int64_t output = every == 1 ? first + begin : first + begin * every;
+            const int64_t column = output % kPanel;
+            const int64_t count = std::min(kPanel - column, rows - begin);
+            work(memory_.template as<Unit>() + output / kPanel * depth * kPanel + column, begin, count);
+            begin += count;
+        }
+    }
+
     static void pack_columns(Unit* to, const typename Element::Stored* from, int64_t rows, int64_t columns) {
         const int64_t whole = columns / Element::kPerUnit;
         for (int64_t k = 0; k < whole; ++k)

@@ -61,22 +61,29 @@ void Decoder<Element>::place(Layer<Element>& layer) {
 }
 
 template <class Element>
-void Decoder<Element>::load_weight(int index, const std::string& name, const void* from, int64_t count) {
+void Decoder<Element>::move_weight(int index, const std::string& name, const void* from, void* to, int64_t count) {
     const auto require = [&](bool holds) {
         if (!holds) throw Refused{"weight " + name + " does not fit the model: " + std::to_string(count) + " elements"};
     };
-    const auto matrix = [&](Matrix<Element>& to, int64_t rows, int64_t columns, int64_t first = 0, int64_t every = 1) {
+    const auto matrix = [&](Matrix<Element>& at, int64_t rows, int64_t columns, int64_t first = 0, int64_t every = 1) {
         require(count == rows * columns);
-        to.pack(static_cast<const Stored*>(from), rows, columns, first, every);
+        if (to != nullptr) return at.unpack(static_cast<Stored*>(to), rows, columns, first, every);
+        at.pack(static_cast<const Stored*>(from), rows, columns, first, every);
     };
-    const auto norm = [&](Vector& to) {
-        require(to.size == count);
-        std::memcpy(to.memory.template as<float>(), from, size_t(count) * 4);
+    const auto norm = [&](Vector& at) {
+        require(at.size == count);
+        float* held = at.memory.template as<float>();
+        std::memcpy(to != nullptr ? to : held, to != nullptr ? held : from, size_t(count) * 4);
     };
-    const auto bias = [&](Vector& to, int64_t first, int64_t size) {
-        require(count == size && to.size >= first + size);
-        for (int64_t i = 0; i < size; ++i)
-            to.memory.template as<float>()[first + i] = Element::widen(static_cast<const Stored*>(from)[i]);
+    const auto bias = [&](Vector& at, int64_t first, int64_t size) {
+        require(count == size && at.size >= first + size);
+        float* held = at.memory.template as<float>() + first;
+        for (int64_t i = 0; i < size; ++i) {
+            if (to != nullptr)
+                static_cast<Stored*>(to)[i] = Element::narrow(held[i]);
+            else
+                held[i] = Element::widen(static_cast<const Stored*>(from)[i]);
+        }
     };
     const int64_t hidden = shape_.hidden_size, vocab = shape_.vocab_size;
     const int64_t query = query_size(), kv = token_stride();

@@ -9,7 +9,7 @@ from pathlib import Path
 class WeightMismatch(Exception):
     """The checkpoint's tensors are not those of its configuration."""
 
-    def __init__(self, path: Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
+    def __init__(self, path: Path | str, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
         parts = [
             f"{word} {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
             for word, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen))
@@ -27,7 +27,9 @@ def is_norm(name: str) -> bool:
     return name.endswith("norm.weight")
 
 
-def check_names(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+def check_names(
+    path: Path | str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
     """Raises WeightMismatch unless `found` has exactly the names and shapes of `expected`."""
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())

@@ -30,3 +30,18 @@ def weights_fingerprint(config: object, weights: Mapping[str, Tensor]) -> str:
             taken = flat[places.long().to(flat.device)].contiguous().cpu()
             digest.update(taken.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:_DIGITS]
+
+
+def fingerprint_of_change(before: str, sent: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits of the weights that come of those of fingerprint `before` when `sent` replace some. Made of
+    every byte that was sent: a change may be small."""
+    digest = hashlib.sha256(before.encode())
+    for name in sorted(sent):
+        digest.update(f"{name} {sent[name].dtype} {tuple(sent[name].shape)}\n".encode())
+        digest.update(bytes_of(sent[name]))
+    return digest.hexdigest()[:_DIGITS]
+
+
+def bytes_of(weight: Tensor) -> memoryview:
+    """All bytes of a weight, on the host."""
+    return weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from pawl.gpu.weights.report import Report, unheard
 from pawl.gpu.weights.strangers import one_line, read_object, reading
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SENT = "what was sent"
+"""Stands for a path where tensors come from no file."""
 MOST_NAMED = 4
 """Files that a message names."""
 
@@ -28,7 +30,7 @@ MOST_NAMED = 4
 class FolderError(Exception):
     """The folder is not a model that can be loaded. `reason` says what to change."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
@@ -99,20 +101,50 @@ def load_folder_weights(
     `mapped`: weights that are stored in `dtype` may be views of the files; else all are copies. Raises FolderError, or
     WeightMismatch when names or shapes are not what `config` needs.
     """
-    row, weights, expected = of_config(config), {}, weight_shapes(config)
+    weights, expected = dict[str, Tensor](), weight_shapes(config)
     for path in weight_files(folder):
-        for stored_name, stored in read_tensors(path, mapped=mapped):
-            parts = (part for one in separated(stored_name, stored) for part in row.split(*one, config))
-            for name, tensor in parts:
-                # A tied head is sometimes stored again, and old Llama files store the rope's frequencies.
-                if (name == "lm_head.weight" and config.tied_embeddings) or name.endswith("rotary_emb.inv_freq"):
-                    continue
-                if not tensor.is_floating_point():
-                    raise FolderError(path, f"{name} is stored as {tensor.dtype}, which is no floating-point number")
-                weights[name] = _converted(name, tensor, row.norm_offset, dtype)
+        for stored in read_tensors(path, mapped=mapped):
+            weights |= canonical(path, *stored, config, dtype)
             report(len(weights) / len(expected))
     check_names(folder, expected, {name: tuple(tensor.shape) for name, tensor in weights.items()})
     return weights
+
+
+def canonical(
+    path: Path | str, name: str, stored: Tensor, config: ModelConfig, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """What one tensor of the checkpoint at `path` is to the model, by canonical names, in `dtype` (norms float32).
+    Raises FolderError for numbers that are no weights."""
+    row, found = of_config(config), dict[str, Tensor]()
+    for part, tensor in (each for one in separated(name, stored) for each in row.split(*one, config)):
+        # A tied head is sometimes stored again, and old Llama files store the rope's frequencies.
+        if (part == "lm_head.weight" and config.tied_embeddings) or part.endswith("rotary_emb.inv_freq"):
+            continue
+        if not tensor.is_floating_point():
+            raise FolderError(path, f"{part} is stored as {tensor.dtype}, which is no floating-point number")
+        found[part] = _converted(part, tensor, row.norm_offset, dtype)
+    return found
+
+
+def sent_weights(tensors: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Copies of some weights that were sent under the names of a checkpoint, by canonical names. Raises FolderError, or
+    WeightMismatch for names or shapes that are not the model's."""
+    weights = dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        weights |= canonical(SENT, name, tensor, config, dtype)
+    shapes = weight_shapes(config)
+    wanted = {name: shapes[name] for name in weights if name in shapes}
+    check_names(SENT, wanted, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
+def parsed(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises FolderError."""
+    with reading("safetensors", partial(FolderError, SENT)):
+        try:
+            return load(data)
+        except SafetensorError as error:
+            raise FolderError(SENT, f"damaged safetensors: {one_line(error)}") from error
 
 
 def _converted(name: str, tensor: Tensor, norm_offset: float, dtype: torch.dtype) -> Tensor:

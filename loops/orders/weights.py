@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from pawl.lifecycle.weight_source import FromDisk
 from pawl.loops.intake import LATER, Intake, Order, Outcome
 from pawl.loops.orders.requests import Abort
 from pawl.loops.versions import VersionName
@@ -36,7 +37,7 @@ class UpdateWeights(Order, frozen=True, kw_only=True, tag="update_weights"):
         update = intake.weights.begin(self.model_path, self.weight_version, self.abort_all_requests, intake.number, now)
         if update is None:
             return Outcome(False, BUSY)
-        intake.stage(update.ticket, self.model_path, self.load_format or "auto")
+        intake.stage(update.ticket, FromDisk(self.model_path, self.load_format or "auto"), True)
         return LATER
 
 

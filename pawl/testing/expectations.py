@@ -27,6 +27,7 @@ from pawl.lifecycle.records import Started
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
+from pawl.lifecycle.weight_source import FromDisk
 from pawl.loops.versions import DEFAULT_VERSION
 from pawl.testing.workload import Arrival, Shape, parameters_of
 
@@ -148,7 +149,7 @@ def ghost_alone(arrival: Arrival, drawn_by: DrawnBy) -> Said:
         ghost = Ghost(
             num_pages=1, page_size=total, num_slots=1, max_context=total, small=True, grammars=simulated_grammars()
         )
-        ghost.stage(1, SOURCES[version], "auto")
+        ghost.stage(1, FromDisk(SOURCES[version]))
         ghost.swap(1)
         said = drawn_alone(ghost, arrival, total, said, end)
     return said

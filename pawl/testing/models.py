@@ -20,6 +20,7 @@ from pawl.lifecycle.recompute import Compute, Computed, Recorded
 from pawl.lifecycle.records import ENCODER
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import StepBatch, StepResult
+from pawl.lifecycle.weight_source import WeightSource
 from pawl.loops.saving import WritePolicy
 from pawl.loops.select import LoopConfig
 from pawl.memory.tiers.host import HostPool
@@ -217,10 +218,10 @@ class SimulatedDevice:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
-    def stage(self, ticket: int, source: str, load_format: str) -> str:
+    def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
         if self._world.strikes("staging"):
             raise StepLost("staging")
-        fingerprint: str = self._runner.stage(ticket, source, load_format)
+        fingerprint: str = self._runner.stage(ticket, source, last=last)
         return fingerprint
 
     def swap(self, ticket: int) -> None:

@@ -13,13 +13,14 @@ from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.stager import Stager
 from pawl.actors.worker import Worker
 from pawl.gpu.ghost.runner import Ghost
+from pawl.lifecycle.weight_source import FromDisk, WeightSource
 from pawl.loops.orders.weights import WeightsFailed, WeightsStaged, WeightsSwapped
 
 
 class Broken(Ghost):
     """A ghost whose weights cannot be touched."""
 
-    def stage(self, ticket: int, source: str, load_format: str) -> str:
+    def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
         raise RuntimeError("a defect")
 
     def swap(self, ticket: int) -> None:
@@ -41,26 +42,26 @@ def told(actor: Any, name: str, message: Any) -> Any:
 
 
 def test_new_weights_are_staged_and_then_exchanged(ghost: Ghost) -> None:
-    assert told(Stager(ghost), NAMES.stager, Stage(3, "ghost:b", "auto")) == WeightsStaged(3, "ghost:b")
+    assert told(Stager(ghost), NAMES.stager, Stage(3, FromDisk("ghost:b"))) == WeightsStaged(3, "ghost:b")
     assert ghost.memory.salts.weights == 0, "it still computes with the old ones"
     assert told(Worker(ghost), NAMES.worker, Swap(3)) == WeightsSwapped(3)
     assert ghost.memory.salts.weights != 0
 
 
 def test_what_does_not_exist_is_refused_in_one_line(ghost: Ghost) -> None:
-    answer = told(Stager(ghost), NAMES.stager, Stage(3, "nowhere", "auto"))
+    answer = told(Stager(ghost), NAMES.stager, Stage(3, FromDisk("nowhere")))
     assert answer == WeightsFailed(3, "a ghost's weights are called ghost, or ghost:NAME, and not 'nowhere'")
 
 
 def test_a_defect_is_told_without_its_words() -> None:
     broken = Broken(num_pages=4, page_size=2, num_slots=2, max_context=8)
-    answer = told(Stager(broken), NAMES.stager, Stage(3, "ghost:b", "auto"))
+    answer = told(Stager(broken), NAMES.stager, Stage(3, FromDisk("ghost:b")))
     assert answer == WeightsFailed(3, f"{UNREAD}: RuntimeError")
     assert told(Worker(broken), NAMES.worker, Swap(3)) == WeightsFailed(3, f"{UNEXCHANGED}: a defect")
 
 
 def test_a_worker_exchanges_nothing_but_what_is_staged_for_that_update(ghost: Ghost) -> None:
-    ghost.stage(1, "ghost:b", "auto")
+    ghost.stage(1, FromDisk("ghost:b"))
     assert told(Worker(ghost), NAMES.worker, Swap(2)) == WeightsFailed(
         2, f"{UNEXCHANGED}: nothing is staged for update 2"
     )

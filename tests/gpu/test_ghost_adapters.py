@@ -5,10 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from pawl.gpu.ghost.language import adapter_salt_of, salt_of
+from pawl.gpu.ghost.language import adapter_salt_of
 from pawl.gpu.ghost.memory import GhostFault
 from pawl.gpu.ghost.oracle import expected
+from pawl.gpu.ghost.weights import GhostWeights
 from pawl.gpu.step_runner import AdapterRefused
+from pawl.lifecycle.weight_source import FromDisk
 from tests.gpu.ghost_rows import GREEDY, Rows, prompt_of
 
 PROMPT = prompt_of(1, 9)
@@ -39,10 +41,10 @@ def test_each_row_of_a_batch_is_computed_with_its_own_adapter(rows: Rows) -> Non
 
 def test_an_adapter_works_together_with_the_weights(rows: Rows) -> None:
     rows.ghost.load_adapter(1, "ghost:a")
-    rows.ghost.stage(1, "ghost:b", "auto")
+    rows.ghost.stage(1, FromDisk("ghost:b"))
     rows.ghost.swap(1)
     begin(rows, 0, adapter=1)
-    assert rows.output[0] == expected(PROMPT, 1, salt_of("ghost:b") + adapter_salt_of("ghost:a"))
+    assert rows.output[0] == expected(PROMPT, 1, GhostWeights.named("ghost:b").salt + adapter_salt_of("ghost:a"))
 
 
 def test_a_request_whose_adapter_is_not_there_is_a_fault(rows: Rows) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +347,10 @@ class FusedBackend:
     def forward_greedy(self, inputs: ForwardInputs) -> torch.Tensor:
         self.calls.append("greedy")
         return self.inner.forward(inputs).argmax(-1).int()
+
+    def named_weights(self) -> Mapping[str, torch.Tensor]:
+        named: Mapping[str, torch.Tensor] = self.inner.named_weights()
+        return named
 
 
 def test_a_fused_greedy_head_serves_steps_that_are_all_plainly_greedy(

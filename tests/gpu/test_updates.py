@@ -5,22 +5,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pawl.gpu.alone import steps_alone
-from pawl.gpu.models.config import Rope
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.config import ModelConfig, Rope
+from pawl.gpu.models.small import random_weights
 from pawl.gpu.runner import Runner
-from pawl.gpu.select import BackendChoice
+from pawl.gpu.select import BackendChoice, select_backend
 from pawl.gpu.step_runner import WeightsRefused
 from pawl.gpu.updates import differences, same
 from pawl.gpu.weights.safetensors import folder_config, load_folder_weights
 from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.weight_source import FromBytes, FromDisk, FromSharedMemory, FromTensors
+from tests.gpu.native_models import EXPERTS, ODD, SWITCHED
 
 PROMPT = np.array([3, 1, 4, 1, 5, 9, 2, 6], np.int32)
 GREEDY = SamplingParameters(temperature=0.0, max_new_tokens=8, top_logprobs=0)
@@ -65,12 +70,12 @@ def test_after_an_exchange_a_runner_says_what_one_that_starts_with_these_weights
 ) -> None:
     runner, other = runner_of(one, backend), runner_of(two, backend)
     before = said(runner)
-    fingerprint = runner.stage(1, str(two), "auto")
+    fingerprint = runner.stage(1, FromDisk(str(two)))
     assert said(runner) == before, "what is staged computes nothing"
     runner.swap(1)
     assert said(runner) == said(other) != before
     assert fingerprint in other.layout
-    runner.stage(2, str(one), "safetensors")
+    runner.stage(2, FromDisk(str(one), "safetensors"))
     runner.swap(2)
     assert said(runner) == before
 
@@ -83,7 +88,7 @@ def test_a_folder_that_is_written_anew_changes_nothing_that_was_read_from_it(
     shutil.copytree(one, shared)
     runner = runner_of(shared, backend)
     before = said(runner)
-    runner.stage(1, str(shared), "auto")
+    runner.stage(1, FromDisk(str(shared)))
     shutil.copyfile(two / "model.safetensors", shared / "model.safetensors")
     assert said(runner) == before
     runner.swap(1)
@@ -127,7 +132,7 @@ def test_what_does_not_fit_is_refused_in_one_line_and_changes_nothing(
     runner = runner_of(one, "torch")
     before = said(runner)
     with pytest.raises(WeightsRefused, match=words) as refused:
-        runner.stage(1, str(bad), "auto")
+        runner.stage(1, FromDisk(str(bad)))
     assert "\n" not in str(refused.value)
     with pytest.raises(WeightsRefused, match="nothing is staged"):
         runner.swap(1)
@@ -142,7 +147,7 @@ def test_another_size_another_format_and_no_folder_are_refused(one: Path, tmp_pa
         (str(tmp_path / "none"), "auto", "no such file or folder"),
     ):
         with pytest.raises(WeightsRefused, match=words):
-            runner.stage(1, source, form)
+            runner.stage(1, FromDisk(source, form))
 
 
 def test_numbers_are_compared_as_single_precision_tells_them_apart(one: Path) -> None:
@@ -152,3 +157,134 @@ def test_numbers_are_compared_as_single_precision_tells_them_apart(one: Path) ->
     assert not same(Rope(1e4), Rope(1e6))
     assert not same((None, 5), (None,))
     assert differences(folder_config(one), folder_config(one)) == ""
+
+
+# ---- some tensors, in parts ----
+
+
+NAMES = (
+    "model.embed_tokens.weight",
+    "model.norm.weight",
+    "model.layers.1.self_attn.k_proj.weight",
+    "model.layers.0.mlp.up_proj.weight",
+    "model.layers.1.mlp.down_proj.weight",
+    "lm_head.weight",
+)
+"""A matrix, a norm, a part of each product that is stacked, and one of its own."""
+
+
+def merged(one: Path, two: Path, path: Path, names: tuple[str, ...] = NAMES) -> Path:
+    """A folder of `one` with some weights of `two`."""
+    shutil.copytree(one, path)
+    other = load_file(two / "model.safetensors")
+    save_file(load_file(one / "model.safetensors") | {name: other[name] for name in names}, path / "model.safetensors")
+    return path
+
+
+def sent(path: Path, *names: str) -> FromTensors:
+    weights = load_file(path / "model.safetensors")
+    return FromTensors({name: weights[name] for name in names})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_that_are_sent_in_parts_replace_those_of_their_names_and_no_others(
+    one: Path, two: Path, tmp_path: Path, backend: BackendChoice
+) -> None:
+    runner, whole = runner_of(one, backend), runner_of(merged(one, two, tmp_path / "merged"), backend)
+    before = said(runner)
+    assert runner.stage(1, sent(two, *NAMES[:2]), last=False) == ""
+    assert runner.stage(1, sent(two, *NAMES[2:4]), last=False) == ""
+    with pytest.raises(WeightsRefused, match="nothing is staged"):
+        runner.swap(1)
+    fingerprint = runner.stage(1, sent(two, *NAMES[4:]))
+    assert said(runner) == before, "what is staged computes nothing"
+    runner.swap(1)
+    assert said(runner) == said(whole) != before
+    assert fingerprint not in runner.layout
+    runner.stage(2, sent(one, *NAMES))
+    runner.swap(2)
+    assert said(runner) == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_part_that_does_not_fit_is_the_end_of_its_update(one: Path, two: Path, backend: BackendChoice) -> None:
+    runner = runner_of(one, backend)
+    before, name = said(runner), "model.norm.weight"
+    for tensors, words in (
+        ({name: torch.ones(47)}, r"wrong shape model.norm.weight \(47,\) for \(48,\)"),
+        ({"model.layers.2.input_layernorm.weight": torch.ones(48)}, "unexpected model.layers.2"),
+        ({name: torch.ones(48, dtype=torch.int32)}, "stored as torch.int32"),
+        ({}, "no tensors"),
+    ):
+        runner.stage(1, sent(two, *NAMES[2:]), last=False)
+        with pytest.raises(WeightsRefused, match=words) as refused:
+            runner.stage(1, FromTensors(tensors))
+        assert "\n" not in str(refused.value)
+        with pytest.raises(WeightsRefused, match="nothing is staged"):
+            runner.swap(1)
+        assert said(runner) == before
+    runner.stage(1, sent(one, name))
+    runner.swap(1)
+    assert said(runner) == before, "what was kept before the failure is gone"
+
+
+def test_parts_of_another_update_are_dropped_and_of_two_of_a_name_the_later_counts(one: Path, two: Path) -> None:
+    runner = runner_of(one, "torch")
+    before = said(runner)
+    runner.stage(1, sent(two, *NAMES), last=False)
+    runner.stage(2, sent(two, NAMES[0]), last=False)
+    runner.stage(2, sent(one, NAMES[0]))
+    runner.swap(2)
+    assert said(runner) == before
+
+
+def test_tensors_come_as_bytes_and_in_shared_memory_and_may_be_written_again(
+    one: Path, two: Path, tmp_path: Path
+) -> None:
+    whole = said(runner_of(merged(one, two, tmp_path / "merged"), "torch"))
+    data = save(dict(sent(two, *NAMES).tensors))
+    segment = SharedMemory(create=True, size=len(data) + 5)
+    tensors = sent(two, *NAMES)
+    for source in (FromBytes(data), FromSharedMemory(segment.name, len(data)), tensors):
+        runner = runner_of(one, "torch")
+        segment.buf[: len(data)] = data
+        runner.stage(1, source)
+        segment.buf[:] = bytes(len(segment.buf))
+        for tensor in tensors.tensors.values() if source is tensors else ():
+            tensor.zero_()
+        runner.swap(1)
+        assert said(runner) == whole
+    for name, size, words in (
+        (segment.name, len(data) * 1000, "all weights of this model have at most"),
+        (segment.name, len(data) + 1_000_000, "bytes, not"),
+        (segment.name, len(data), "damaged safetensors"),
+        ("no_such_segment", 8, "cannot be opened: No such file"),
+        ("../etc/passwd", 8, "cannot be opened: No such file"),
+    ):
+        with pytest.raises(WeightsRefused, match=words):
+            runner.stage(2, FromSharedMemory(name, size))
+    segment.close()
+    segment.unlink()
+
+
+def test_a_small_change_of_a_large_tensor_has_a_fingerprint_of_its_own(one: Path) -> None:
+    runner, name = runner_of(one, "torch"), "model.embed_tokens.weight"
+    weight = sent(one, name).tensors[name].clone()
+    same_again = runner.stage(1, FromTensors({name: weight}))
+    weight[50, 7] += 1.0
+    assert runner.stage(2, FromTensors({name: weight})) != same_again
+
+
+@pytest.mark.parametrize("config", [ODD, SWITCHED, EXPERTS], ids=["odd sizes", "every switch", "experts"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_gives_back_the_weights_that_it_was_given(
+    config: ModelConfig, dtype: torch.dtype, backend: BackendChoice
+) -> None:
+    weights = random_weights(config, dtype)
+    kv = KvStore(config, num_pages=1, page_size=16, dtype=dtype, device="cpu")
+    named = select_backend(backend, config, dict(weights), kv, threads=1).named_weights()
+    assert set(named) == set(weights)
+    for name, weight in weights.items():
+        assert named[name].dtype == weight.dtype
+        assert torch.equal(named[name], weight), name

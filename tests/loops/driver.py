@@ -14,6 +14,7 @@ from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import StepResult
+from pawl.lifecycle.weight_source import Sent
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.intake import Intake, Order, Outcome
@@ -91,7 +92,7 @@ class Driver:
     def remind(self, delay_s: float, order: Order) -> None:
         """The clock counts steps: a test gives the order itself."""
 
-    def stage(self, ticket: int, source: str, load_format: str) -> None:
+    def stage(self, ticket: int, source: Sent, last: bool) -> None:
         """A test tells what has become of it."""
 
     def exchanged(self, served: Served) -> None: ...

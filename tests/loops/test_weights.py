@@ -8,13 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from pawl.gpu.ghost.language import salt_of
 from pawl.gpu.ghost.oracle import expected
+from pawl.gpu.ghost.weights import GhostWeights
 from pawl.lifecycle.machines.base import IllegalMove
 from pawl.lifecycle.machines.weights import WEIGHTS, WeightEvent, Weights
 from pawl.lifecycle.namespaces import under, weights_of
 from pawl.lifecycle.records import WeightsMoved
 from pawl.lifecycle.states import Cause, State
+from pawl.lifecycle.weight_source import FromDisk
 from pawl.loops.intake import Order
 from pawl.loops.orders.weights import RenameWeights, UpdateWeights, WeightsFailed, WeightsStaged, WeightsSwapped
 from pawl.loops.weights import BUSY, DONE
@@ -34,7 +35,7 @@ class Server(Driver):
         self.deliver(UpdateWeights(model_path=f"ghost:{name}", weight_version=name, **fields), number)
         update = self.intake.weights.update
         assert update is not None
-        self.deliver(WeightsStaged(update.ticket, self.ghost.stage(update.ticket, update.source, "auto")))
+        self.deliver(WeightsStaged(update.ticket, self.ghost.stage(update.ticket, FromDisk(update.source))))
         while self.loop.in_flight:
             self.loop.executed(self.ghost.launch(self.launched.popleft().batch), self.now)
         self.ghost.swap(update.ticket)
@@ -53,7 +54,7 @@ def test_who_runs_goes_on_from_its_tokens_and_reads_nothing_of_the_old_weights(p
     before = list(server.output_of[request])
     server.run()
     said = server.output_of[request]
-    assert said == [*before, *expected([*PROMPT, *before], 9 - len(before), salt_of("ghost:b"))]
+    assert said == [*before, *expected([*PROMPT, *before], 9 - len(before), GhostWeights.named("ghost:b").salt)]
     assert said != expected(PROMPT, 9)
     assert (server.cause(request), server.outcome_of[7].ok, server.outcome_of[7].message) == (Cause.LENGTH, True, DONE)
 

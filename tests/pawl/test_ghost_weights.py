@@ -13,8 +13,8 @@ import pytest
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.config import build_config
 from pawl.engine import Engine, RequestFailed
-from pawl.gpu.ghost.language import salt_of
 from pawl.gpu.ghost.oracle import expected
+from pawl.gpu.ghost.weights import GhostWeights
 from pawl.loops.weights import DONE
 from tests.pawl.ghost_server import audited_client
 
@@ -34,7 +34,7 @@ def update(client: httpx.Client, path: str, **fields: Any) -> httpx.Response:
 
 def said(tokens: list[int], source: str, count: int) -> list[int]:
     """What a ghost of these weights says next."""
-    return expected(tokens, count, salt_of(source))
+    return expected(tokens, count, GhostWeights.named(source).salt)
 
 
 def generate(client: httpx.Client, count: int) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""Where new weights come from: passed on from who asks for them to the runner that reads them.
+
+Tensors may come in several parts, each of which names some of the model's weights, and a part that is not the last is
+kept until the last one comes. Weights that no part names stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple, TypeAlias
+
+import msgspec
+
+SegmentName = Annotated[str, msgspec.Meta(pattern=r"^/?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,250}$")]
+
+
+class FromDisk(msgspec.Struct, frozen=True, tag=True):
+    """All weights, from what `pawl serve` takes: a folder of safetensors, a GGUF file, the name of one."""
+
+    path: str
+    load_format: str = "auto"
+
+
+class FromBytes(msgspec.Struct, frozen=True, tag=True, eq=False):
+    """Some weights, as the bytes of a safetensors file."""
+
+    safetensors: bytes
+
+
+class FromSharedMemory(msgspec.Struct, frozen=True, tag=True):
+    """The same in a POSIX shared memory segment of this machine, which is copied and left as it is."""
+
+    name: SegmentName
+    size: Annotated[int, msgspec.Meta(ge=8)]
+    """Bytes of the file, at the beginning of the segment."""
+
+
+class FromTensors(NamedTuple):
+    """Some weights that are in this process already: host tensors (numpy arrays, for a ghost) under the names that a
+    checkpoint has for them. They are copied, and may be written again when `StepRunner.stage` has returned."""
+
+    tensors: Mapping[str, Any]
+
+
+Sent: TypeAlias = FromDisk | FromBytes | FromSharedMemory
+"""What a message can hold."""
+WeightSource: TypeAlias = Sent | FromTensors
