@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 import jinja2.meta
@@ -18,16 +18,28 @@ import jinja2.meta
 from pawl.actors.text.invalid import InvalidRequest, clipped, quoted
 from pawl.actors.text.sandbox import Sandbox, bounded
 from pawl.actors.text.tool_words import with_calls_told, with_offer
-from pawl.actors.text.vocabulary import Vocabulary
 
 RESERVED = frozenset({"messages", "bos_token", "eos_token", "raise_exception", "strftime_now", "range"})
 """Names that a request's options cannot set."""
 
 
+class Templates(Protocol):
+    """The chat templates of a vocabulary by name, and what they name."""
+
+    @property
+    def chat_templates(self) -> Mapping[str, str]: ...
+
+    @property
+    def bos_token(self) -> str: ...
+
+    @property
+    def eos_token(self) -> str: ...
+
+
 class ChatTemplate:
     """The chat templates of one model, compiled once. Not for use by two threads at a time."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Templates) -> None:
         """A template that does not compile is reported when it is used: the model still completes plain prompts."""
         self._sources = vocabulary.chat_templates
         self._compiled: dict[str, tuple[jinja2.Template, frozenset[str], str]] = {}

@@ -36,9 +36,7 @@ WITHOUT_REASONING = {"enable_thinking": False, "thinking": False}
 def chat_submits(body: ChatBody, reading: Reading, rid: str, context: ServerContext) -> list[Submit]:
     """One request for each choice. What else messages hold is checked by the template."""
     check_common(body, context.info, UNSUPPORTED)
-    if not body.messages:
-        raise Problem(400, "messages must not be empty", param="messages")
-    _check_contents(body.messages)
+    check_messages(body.messages)
     limits = {limit for limit in (body.max_tokens, body.max_completion_tokens) if limit is not None}
     if len(limits) > 1:
         text = "max_tokens and max_completion_tokens contradict each other; send one of them"
@@ -93,9 +91,11 @@ def echo_of(body: ChatBody) -> str:
     return last if body.echo and body.continue_final_message and isinstance(last, str) else ""
 
 
-def _check_contents(messages: list[dict[str, Any]]) -> None:
+def check_messages(messages: list[dict[str, Any]]) -> None:
     """Refuse a message that says nothing: a misspelt `content` would otherwise be answered as if it were empty. Only
     an assistant may leave it out, where it called tools instead."""
+    if not messages:
+        raise Problem(400, "messages must not be empty", param="messages")
     for index, message in enumerate(messages):
         if message.get("content") is None and message.get("role") in ("user", "system", "developer", "tool"):
             where = f"messages[{index}].content"

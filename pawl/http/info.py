@@ -9,10 +9,11 @@ import msgspec
 from numpy.typing import NDArray
 
 from pawl.actors.sampling import Limits
+from pawl.actors.text.template import Templates
 from pawl.loops.versions import DEFAULT_VERSION
 
 
-class Tokenization(Protocol):
+class Tokenization(Templates, Protocol):
     """Text to token ids and back; the model's vocabulary."""
 
     def encode(self, text: str, add_special: bool = True) -> NDArray[Any] | Sequence[int]: ...

@@ -237,13 +237,20 @@ class EncodeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`POST /tokenize`: text under either name."""
+    """`POST /tokenize`: text under either name, or messages, which the model's chat template makes a text of."""
 
     model: ModelName | None = None
     prompt: Texts | None = None
     text: Texts | None = None
     add_special_tokens: bool | None = None
+    """True unless set, and false for messages: a template writes the special tokens itself."""
     return_token_strs: bool | None = None
+    messages: Annotated[list[ObjectOfAny], Meta(max_length=4096)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: ObjectOfAny | None = None
+    tools: Tools | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
 
 
 class DetokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

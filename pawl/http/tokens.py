@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pawl.actors.text.template import ChatTemplate
+from pawl.http.chat import check_messages, template_options
 from pawl.http.context import ServerContext
 from pawl.http.description import HasContext, takes
 from pawl.http.errors import Problem, json_response
 from pawl.http.openai import check_model
-from pawl.http.schemas import DetokenizeBody, TokenizeBody
+from pawl.http.schemas import ChatBody, DetokenizeBody, TokenizeBody
+from pawl.http.tools import ReasoningMarks, reading_of
 
 T = TypeVar("T")
 
@@ -55,6 +59,7 @@ class TokenRoutes(HasContext):
     def __init__(self, context: ServerContext) -> None:
         super().__init__(context)
         self._beside = Beside()
+        self._template = ChatTemplate(context.tokenization)
 
     def routes(self) -> list[Route]:
         return [
@@ -64,16 +69,17 @@ class TokenRoutes(HasContext):
 
     @takes(TokenizeBody)
     async def tokenize(self, request: Request, body: TokenizeBody) -> Response:
-        """The token ids of a text, or of each of a list of texts."""
+        """The token ids of a text, of each of a list of texts, or of a conversation."""
         check_model(self.context.info, body.model)
-        text = body.prompt if body.prompt is not None else body.text
-        if text is None or (body.prompt is not None and body.text is not None):
-            raise Problem(400, "send exactly one of prompt and text", param="prompt")
+        given = [each for each in (body.prompt, body.text, body.messages) if each is not None]
+        if len(given) != 1:
+            raise Problem(400, "send exactly one of prompt, text and messages", param="prompt")
+        text = await self._written(body) if body.messages is not None else body.prompt or body.text or ""
         texts = [text] if isinstance(text, str) else text
         size = sum(map(len, texts))
         if size > MAX_TEXT:
             raise Problem(413, f"one call takes {MAX_TEXT} characters, not {size}", param="prompt")
-        special = body.add_special_tokens is not False
+        special = body.messages is None if body.add_special_tokens is None else body.add_special_tokens
         encoded, named = await self._beside.do(
             size + len(texts), lambda: self._encoded(texts, special, bool(body.return_token_strs))
         )
@@ -87,6 +93,16 @@ class TokenRoutes(HasContext):
         if named:
             reply["token_strs"] = named[0] if single else named
         return json_response(reply)
+
+    async def _written(self, body: TokenizeBody) -> str:
+        """What the chat template makes of the messages, as a call of `/v1/chat/completions` would have it."""
+        names = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools", "tool_choice")
+        chat = ChatBody(messages=body.messages or [], **{name: getattr(body, name) for name in names})
+        check_messages(chat.messages)
+        options = template_options(chat, reading_of(chat, self.context.info, ReasoningMarks()))
+        now = datetime.now(UTC)
+        # A template works for one call at a time.
+        return await self._beside.do(LITTLE + 1, lambda: self._template.render(chat.messages, options, now))
 
     def _encoded(self, texts: Sequence[str], special: bool, names: bool) -> tuple[list[list[int]], list[list[str]]]:
         """Token ids of each text, and their texts where these are wanted."""

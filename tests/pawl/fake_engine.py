@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 import uvloop
@@ -47,6 +47,10 @@ T = TypeVar("T")
 
 VOCABULARY_SIZE = 256
 CONTEXT_LENGTH = 512
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 END_OF_TEXT = 0
 """The token that ends a request unless end-of-text is ignored."""
 
@@ -68,6 +72,9 @@ PATIENCE_S = 20.0
 
 class Bytes:
     """A vocabulary in which one byte is one token."""
+
+    chat_templates: ClassVar[Mapping[str, str]] = {"default": CHAT_TEMPLATE}
+    bos_token = eos_token = ""
 
     def encode(self, text: str, add_special: bool = True) -> Sequence[int]:
         return [END_OF_REASONING] if text == "</think>" else list(text.encode())

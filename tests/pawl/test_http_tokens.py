@@ -54,3 +54,36 @@ def test_both_names_of_a_route_say_the_same(client: httpx.Client) -> None:
         replies = [client.post(f"{prefix}/{name}", json=body) for prefix in ("", "/v1")]
         assert [reply.status_code for reply in replies] == [200, 200]
         assert replies[0].json() == replies[1].json()
+
+
+def test_a_conversation_has_the_tokens_that_the_chat_route_would_compute(client: httpx.Client) -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+
+    def text(**fields: object) -> str:
+        reply = client.post("/v1/tokenize", json={"messages": [{"role": "user", "content": "hi"}], **fields})
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["count"] == len(reply.json()["tokens"])
+        return bytes(reply.json()["tokens"]).decode()
+
+    plain = text()
+    assert plain == "user: hi\nassistant: "
+    assert text(add_generation_prompt=False) == "user: hi\n"
+    offered = text(tools=[tool], tool_choice="required")
+    assert offered != plain
+    assert text(tools=[tool], tool_choice="none") == plain
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "hi"}], "prompt": "hi"}, "prompt"),
+        ({}, "prompt"),
+        ({"messages": [{"role": "user", "content": "hi"}], "continue_final_message": True}, "continue_final_message"),
+    ],
+)
+def test_what_cannot_be_tokenized_is_refused_by_name(client: httpx.Client, body: dict[str, object], param: str) -> None:
+    reply = client.post("/tokenize", json=body)
+    assert reply.status_code == 400
+    assert param.split("[")[0] in reply.json()["error"]["message"]
