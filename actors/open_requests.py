@@ -108,7 +108,7 @@ class OpenRequests:
             return Refused(0, Cause.OVERLOADED, text, HTTP_OVERLOADED)
         for name in names:
             if name in self._named:
-                text = f"a request with rid {quoted(name)} is still running; choose another rid or leave it out"
+                text = f"Duplicate request ID: {quoted(name)} is still running; choose another rid or leave it out"
                 return Refused(0, Cause.INVALID, text, HTTP_DUPLICATE, "rid")
         return None
 

@@ -65,7 +65,7 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
     context.check_count(sum(sampling.n or 1 for sampling in samplings), 1)
     rids = spread(body.rid or "", count, "rid")
     if isinstance(body.rid, list) and len(set(body.rid)) < count:
-        raise Problem(400, "rid must name each prompt differently", param="rid")
+        raise Problem(400, "Duplicate request ID: rid must name each prompt differently", param="rid")
     wanted = spread(body.return_logprob or False, count, "return_logprob")
     starts = spread(-1 if body.logprob_start_len is None else body.logprob_start_len, count, "logprob_start_len")
     tops = spread(body.top_logprobs_num or 0, count, "top_logprobs_num")
