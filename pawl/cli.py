@@ -43,6 +43,7 @@ COMMANDS = {
     "replay": Command("replay", "run a recorded run, or a schedule that was found, again"),
     "trace": Command("trace", "a trace in the formats of other tools, and back"),
     "ctl": Command("ctl", "send a control message to a running server"),
+    "top": Command("top", "watch a running server in the terminal, and steer it"),
     "doctor": Command("doctor", "look at this machine and say what works and what does not"),
 }
 

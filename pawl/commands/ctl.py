@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import urllib.parse
 from typing import Any
@@ -16,12 +15,10 @@ import msgspec
 from pawl.actors.control import ROWS
 from pawl.actors.control_row import Parameter, Row, Who, parameters
 from pawl.commands.failures import UsageError
-from pawl.commands.remote import Server
+from pawl.commands.remote import DEFAULT_URL, KEYS, Server, key_from
 
-DEFAULT_URL = "http://127.0.0.1:30000"
 PATIENCE_S = 30.0
 """How long the server may take beyond the time within which it answers."""
-KEYS = ("PAWL_ADMIN_API_KEY", "PAWL_API_KEY")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     except msgspec.ValidationError as error:
         raise UsageError(f"{row.name}: {error}") from None
     fields = {name: value for name, value in msgspec.to_builtins(body).items() if name in given}
-    key = arguments.api_key or next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-    server, path, method = Server(arguments.url, key), row.routes[0], row.methods[0]
+    server, path, method = Server(arguments.url, key_from(arguments.api_key)), row.routes[0], row.methods[0]
     patience_s = PATIENCE_S + row.wait_s(body)
     if method == "GET":
         query = urllib.parse.urlencode({name: _text(value) for name, value in fields.items()})

@@ -1,8 +1,9 @@
-"""The other side of `pawl chat --url` and `pawl ctl`: a running server."""
+"""The other side of `pawl chat --url`, `pawl ctl` and `pawl top`: a running server."""
 
 from __future__ import annotations
 
 import http.client
+import os
 import urllib.parse
 from collections.abc import Generator
 from typing import Any
@@ -14,7 +15,15 @@ from pawl.commands.failures import CommandFailed, UsageError
 
 TIMEOUT_S = 600.0
 """A server that says nothing for so long is taken for dead."""
+DEFAULT_URL = "http://127.0.0.1:30000"
+KEYS = ("PAWL_ADMIN_API_KEY", "PAWL_API_KEY")
+"""Where a key is looked for that no flag names."""
 OPENAI_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+
+
+def key_from(given: str | None) -> str | None:
+    """The key to a server: this one, or that of the environment."""
+    return given or next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
 
 
 class Server:
@@ -34,17 +43,23 @@ class Server:
         """A connection of its own for one request; the caller closes it."""
         return self._kind(*self._address, timeout=timeout_s)
 
-    def request(self, method: str, path: str, body: bytes | None = None, timeout_s: float = TIMEOUT_S) -> bytes:
-        """The body of a reply. Raises CommandFailed with the server's words, or OSError when it is gone."""
+    def ask(self, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
+        """Status and body of a reply. Raises OSError when the server is gone, or is none."""
         connection = self.connect(timeout_s)
         try:
             connection.request(method, self.path + path, body, self.headers)
             response = connection.getresponse()
-            data = response.read()
+            return response.status, response.read()
+        except http.client.HTTPException as error:
+            raise OSError(f"no answer in HTTP: {error!r}") from error
         finally:
             connection.close()
-        if response.status != http.HTTPStatus.OK:
-            raise CommandFailed(f"the server says {response.status}: {_problem(data)}")
+
+    def request(self, method: str, path: str, body: bytes | None = None, timeout_s: float = TIMEOUT_S) -> bytes:
+        """The body of a reply. Raises CommandFailed with the server's words, or as `ask` when it is gone."""
+        status, data = self.ask(method, path, body, timeout_s)
+        if status != http.HTTPStatus.OK:
+            raise CommandFailed(f"the server says {status}: {problem(data)}")
         return data
 
 
@@ -71,7 +86,7 @@ class RemoteSpeaker:
             connection.request("POST", path, msgspec.json.encode(body), self._server.headers)
             response = connection.getresponse()
             if response.status != http.HTTPStatus.OK:
-                raise CommandFailed(f"the server says {response.status}: {_problem(response.read())}")
+                raise CommandFailed(f"the server says {response.status}: {problem(response.read())}")
             for line in response:
                 data = event_data(line)
                 if data == DONE:
@@ -91,14 +106,15 @@ class RemoteSpeaker:
 def _content(data: bytes) -> str:
     event = msgspec.json.decode(data)
     if "error" in event:
-        raise CommandFailed(f"the server ended the reply: {_problem(data)}")
+        raise CommandFailed(f"the server ended the reply: {problem(data)}")
     return "".join(choice.get("delta", {}).get("content") or "" for choice in event.get("choices", ()))
 
 
-def _problem(body: bytes) -> str:
-    """The message in an error body, whatever its shape."""
+def problem(body: bytes) -> str:
+    """The message in an error body, whatever its shape, on one line that a terminal can show."""
     try:
         error = msgspec.json.decode(body)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
+        text = str(error["message"] if isinstance(error, dict) else error)
     except (msgspec.DecodeError, LookupError, TypeError):
-        return body.decode(errors="replace")[:500]
+        text = body.decode(errors="replace")[:500]
+    return "".join(character if character.isprintable() else " " for character in text)
