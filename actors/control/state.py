@@ -12,6 +12,7 @@ import numpy as np
 from pawl.actors.control_row import Facts, Row, Shown, Source, plain
 from pawl.actors.messages.control import Reply
 from pawl.lifecycle.machines.session import SessionPhase
+from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import State
 from pawl.loops.intake import Outcome
 from pawl.loops.sessions import Session, Sessions
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pawl.actors.scheduler import Scheduler
 
 PATIENCE_S = 2.0
+_STATE_NAMES = tuple(state.name.lower() for state in State)
+"""By number."""
 
 
 class GetState(msgspec.Struct, frozen=True, tag="get_state", forbid_unknown_fields=True):
@@ -78,8 +81,7 @@ def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
     for windows in memory.pools[1:]:
         facts["window_pages"] = windows.counters()
     if question.detail:
-        now = scheduler.context.now()
-        facts["live"] = [_described(scheduler, row, now) for row in table.live_rows().tolist()]
+        facts["live"] = _live(table, scheduler.context.now())
         facts["open_sessions"] = [_session(session) for session in loop.requests.sessions.by_name.values()]
         facts["digest"] = f"{memory.digest():016x}"
     return Outcome(True, facts=facts)
@@ -101,20 +103,25 @@ def _session(session: Session) -> dict[str, Any]:
     }
 
 
-def _described(scheduler: Scheduler, row: int, now: float) -> dict[str, Any]:
-    table = scheduler.loop.table
-    info = table.info(row)
-    return {
-        "request": info.request,
-        "rid": info.rid,
-        "state": State(int(table.state[row])).name.lower(),
-        "prompt_tokens": int(table.num_prompt[row]),
-        "output_tokens": int(table.num_tokens[row] - table.num_prompt[row]),
-        "max_new_tokens": int(table.max_tokens[row] - table.num_prompt[row]),
-        "cached_tokens": info.num_cached,
-        "retractions": info.num_retractions,
-        "age_s": round(now - info.submitted, 3),
-    }
+def _live(table: RequestTable, now: float) -> list[dict[str, Any]]:
+    """Every live request. Columns are read as wholes: a thousand requests take a millisecond of the scheduler."""
+    rows = table.live_rows()
+    columns = (table.state, table.num_prompt, table.num_tokens, table.max_tokens)
+    listed = zip(rows.tolist(), *(column[rows].tolist() for column in columns), strict=True)
+    return [
+        {
+            "request": (info := table.info(row)).request,
+            "rid": info.rid,
+            "state": _STATE_NAMES[state],
+            "prompt_tokens": prompt,
+            "output_tokens": tokens - prompt,
+            "max_new_tokens": most - prompt,
+            "cached_tokens": info.num_cached,
+            "retractions": info.num_retractions,
+            "age_s": round(now - info.submitted, 3),
+        }
+        for row, state, prompt, tokens, most in listed
+    ]
 
 
 def loads_of(scheduler: Scheduler, question: GetLoads) -> Outcome:
