@@ -23,6 +23,7 @@ from pawl.actors.runtime.actor import Actor, Lane, places_of
 from pawl.actors.step_measures import StepMeasures
 from pawl.actors.step_report import StepReport
 from pawl.actors.tiers.tier_client import NoTierClient, TierClient, TierMessage
+from pawl.actors.turn_timer import TurnDue, TurnTimer
 from pawl.actors.turns import turn_of
 from pawl.actors.weight_client import WeightClient
 from pawl.lifecycle.journal import Journal
@@ -64,7 +65,9 @@ class HeartbeatDue(msgspec.Struct, frozen=True, tag=True):
     """Timer: tell the watchdog that messages are handled."""
 
 
-ToScheduler: Any = Generate | Executed | ExecuteFailed | Ask | AnyOrder | HeartbeatDue | SelfCheck | TierMessage
+ToScheduler: Any = (
+    Generate | Executed | ExecuteFailed | Ask | AnyOrder | HeartbeatDue | SelfCheck | TurnDue | TierMessage
+)
 
 
 class Scheduler(Actor):
@@ -95,6 +98,7 @@ class Scheduler(Actor):
         self._askers = Askers(self._send)
         self._checking_deadlines = False
         self._checking_self = False
+        self._turn_timer = TurnTimer(self)
         self._checked_at = 0
         """Requests received when the memory was last looked over."""
         self.violations: dict[str, int] = {}
@@ -126,6 +130,8 @@ class Scheduler(Actor):
                 self._beat(now)
             case SelfCheck():
                 self._self_check()
+            case TurnDue():
+                self._turn_timer.fired()
             case _:
                 self.tier_client.receive(message, now)
         self._send_step()
@@ -190,6 +196,7 @@ class Scheduler(Actor):
             launching = self.measures.launch_s
             self.intake.turn(now)
             self.measures.planned(self.context.now() - now, launching)
+            self._turn_timer.settled(self.loop, now)
         self.weight_client.swap_if_due(self.intake)
         # Else what is in flight comes back first: a checkpoint is of a moment without a step in flight.
         self._send_step()

@@ -6,6 +6,7 @@ column is written by `Machine`'s executors' callers in one place only: `move` an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -179,6 +180,14 @@ class RequestTable:
     def move_rows(self, rows: Indices, events: UInt8s) -> None:
         """Fire one event for each of many requests. Raises IllegalTransition, then nothing has changed."""
         self.state[rows] = advance_rows(self.state[rows], events)
+
+    def complete(self, rows: Indices, tokens: Int32s) -> Sequence[int]:
+        """Indices of those of `rows` that have all they wanted, or drew a stop token. `tokens`: the last of each."""
+        done = self.num_tokens[rows] >= self.max_tokens[rows]
+        stops = self.stop_tokens.take(rows, axis=0) == tokens[:, None]
+        if np.count_nonzero(stops):
+            done |= stops.any(1)
+        return np.flatnonzero(done).tolist() if np.count_nonzero(done) else ()
 
     def undo_rows(self, rows: Indices, states: UInt8s) -> None:
         """Put back the states from before a step that could not be committed."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pawl.lifecycle.limits import Limits
 from pawl.loops.batch import BatchBuilder, PrefillSegment
 from pawl.loops.policy import Policy, PolicyFailed
 from pawl.loops.queues import Queues
@@ -34,17 +35,18 @@ class PrefixKey(NamedTuple):
 class Admission:
     """Fills a builder with new requests while budget, slots and memory last."""
 
-    def __init__(self, queues: Queues, policy: Policy, *, lookahead: int, share_prefixes: bool) -> None:
+    def __init__(self, queues: Queues, policy: Policy, limits: Limits, *, lookahead: int, share_prefixes: bool) -> None:
         self.queues = queues
         self.lookahead = lookahead
         self.policy = policy
+        self.limits = limits
         self.share_prefixes = share_prefixes
         """Whether what one request computes can serve another: then it is worth waiting for."""
 
     def admit(self, builder: BatchBuilder, budget: int) -> None:
         """Admit requests whose chunks fit `budget` prompt tokens."""
         queues = self.queues
-        if not queues.num_waiting or budget <= 0 or not queues.memory.slots.free:
+        if not queues.num_waiting or budget <= 0 or self._full():
             return
         self._renew_promises()
         computing = self._computing()
@@ -62,8 +64,12 @@ class Admission:
                     return
                 continue
             budget -= outcome
-            if budget <= 0 or not queues.memory.slots.free:
+            if budget <= 0 or self._full():
                 return
+
+    def _full(self) -> bool:
+        """Nobody else may run now."""
+        return not self.queues.memory.slots.free or self.queues.num_running >= self.limits.max_running
 
     def _candidates(self) -> Iterator[int]:
         """Retracted requests first, in their old order: an admitted request is never overtaken by an admission."""

@@ -113,6 +113,8 @@ class Intake:
     def submit(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, now: float) -> None:
         """A request has arrived. Requests come in the order of their numbers."""
         self._newest = max(self._newest, info.request)
+        if self.loop.idle:
+            self.loop.limits.ready_at = now
         begun, self.begun = self.begun, None
         if begun is not None and begun.turn is not None:
             tokens = begun.turn.tokens

@@ -25,6 +25,7 @@ from pawl.loops.batch import Applied, BatchBuilder, ScheduledBatch
 from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects
+from pawl.loops.limits import LimitKeeper
 from pawl.loops.pacing import Pacing
 from pawl.loops.planner import Planner
 from pawl.loops.properties.state import state_checks
@@ -34,7 +35,6 @@ from pawl.loops.requests import Requests
 from pawl.loops.runs import Runs, apply_runs
 from pawl.loops.scores import embedded_of, scores_of
 from pawl.loops.speculation import Drafter
-from pawl.memory.arrays import Indices
 from pawl.memory.memory import Memory
 
 Kind = TypeVar("Kind")
@@ -53,7 +53,7 @@ class Loop:
         effects: Effects,
         journal: Journal,
         *,
-        max_queued: int,
+        limits: LimitKeeper,
         feed: CacheEventLog,
         companions: Sequence[Companion] = (),
         drafter: Drafter | None = None,
@@ -72,6 +72,7 @@ class Loop:
         self.fresh_memory = fresh_memory
         """Makes what memory was at the start."""
         self.serving = SERVING.start
+        self.limits = limits
         self.in_flight: deque[ScheduledBatch] = deque()
         """Steps that are recorded as planned and not as committed, oldest first."""
         self.committed: ScheduledBatch | None = None
@@ -81,7 +82,7 @@ class Loop:
         self.launching: ScheduledBatch | None = None
         """The step that is planned and not in flight yet."""
         self.checks = state_checks()
-        self.requests = Requests(queues, effects, journal, self.companions, max_queued=max_queued)
+        self.requests = Requests(queues, effects, journal, self.companions, limits.now)
         self.counters = self.requests.counters
         self.fresh_at_commit = np.empty(0, np.bool_)
         """Segments of the step committed last whose requests were still at work."""
@@ -113,7 +114,7 @@ class Loop:
         """Launch steps until pacing says to wait for results, or there is nothing to do."""
         for companion in self.companions:
             companion.turning()
-        if self.serving is Serving.PAUSED:
+        if self.serving is Serving.PAUSED or now < self.limits.due_at:
             return
         while len(self.in_flight) <= self.pacing.depth and not (self.in_flight and self.in_flight[-1].runs):
             scheduled = self._plan(now)
@@ -124,9 +125,12 @@ class Loop:
                     return
                 continue
             self._launch(scheduled, now)
+            if self.limits.now.step_delay_s:
+                return
 
     def executed(self, result: StepResult, now: float) -> None:
         """Commit the oldest step: apply its tokens, fire its transitions, give back what ended."""
+        self.limits.ready_at = now
         scheduled = self.in_flight[0]
         if scheduled.step != result.step:
             raise AssertionError(f"step {result.step} came back, step {scheduled.step} is the oldest in flight")
@@ -136,7 +140,7 @@ class Loop:
         rows, last = applied.rows, applied.last
         if scheduled.prefills:
             self._prefilled(scheduled, now)
-        for index in self._ended(rows, last):
+        for index in self.table.complete(rows, last):
             self.requests.complete(int(rows[index]), int(last[index]), now)
         self.memory.slide(scheduled.batch.slots, applied.ends)
         self.memory.ledger.commit(scheduled.transaction)
@@ -171,6 +175,7 @@ class Loop:
     def failed(self, step: int, reason: str, now: float) -> None:
         """A worker lost `step`: roll back everything in flight, newest first; requests start again from what they
         have, except those that were part of too many lost steps."""
+        self.limits.ready_at = now
         lost = self.in_flight.popleft() if self.in_flight else None
         if lost is None or lost.step != step:
             raise AssertionError(f"step {step} failed, but it is not the oldest in flight")
@@ -237,6 +242,7 @@ class Loop:
     def _launch(self, scheduled: ScheduledBatch, now: float) -> None:
         """Send a planned step to the worker."""
         self.launching = scheduled
+        self.limits.ready_at = now
         self.journal.planned(scheduled.batch, scheduled.rows, scheduled.admitted, self.table, now)
         counters = self.counters
         cached = counters.cached_tokens + scheduled.first_hits(self.table)
@@ -288,15 +294,6 @@ class Loop:
     def wanted_tokens(self, scheduled: ScheduledBatch) -> Bools:
         """Which tokens of the step committed last were given out, bool [tokens of its result]."""
         return self._runs.drawn if self._runs is not None else self.fresh_at_commit[scheduled.batch.samples]
-
-    def _ended(self, rows: Indices, tokens: Int32s) -> Sequence[int]:
-        """Indices of rows that have all they wanted, or drew a stop token. `tokens`: the last one of each."""
-        table = self.table
-        done = table.num_tokens[rows] >= table.max_tokens[rows]
-        stops = table.stop_tokens.take(rows, axis=0) == tokens[:, None]
-        if np.count_nonzero(stops):
-            done |= stops.any(1)
-        return np.flatnonzero(done).tolist() if np.count_nonzero(done) else ()
 
     def _prefilled(self, scheduled: ScheduledBatch, now: float) -> None:
         """Prompt chunks are committed: share their full pages, and note first tokens."""

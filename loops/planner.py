@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.states import Cause, State
 from pawl.loops.admission import Admission, next_chunk
 from pawl.loops.batch import BatchBuilder
@@ -37,14 +38,14 @@ class UnifiedPlanner:
     name = "unified"
 
     def __init__(
-        self, queues: Queues, admission: Admission, *, prefill_chunk: int, mixed: bool, drafter: Drafter | None = None
+        self, queues: Queues, admission: Admission, limits: Limits, *, mixed: bool, drafter: Drafter | None = None
     ) -> None:
         """Without a `drafter` there are no drafts."""
         self.queues = queues
         self.drafter = drafter
         self.admission = admission
         self.lookahead = admission.lookahead
-        self.prefill_chunk = prefill_chunk
+        self.limits = limits
         self.mixed = mixed
 
     def plan(self, builder: BatchBuilder) -> None:
@@ -57,7 +58,7 @@ class UnifiedPlanner:
                 self._decode(builder)
 
     def _prefill(self, builder: BatchBuilder) -> None:
-        budget = self.prefill_chunk
+        budget = self.limits.prefill_chunk
         if self.queues.prefilling:
             budget = self._continue(builder, budget)
         if self.queues.num_waiting:

@@ -157,7 +157,7 @@ def _complete(loop: Loop, row: int, culprit: int | None, now: float) -> bool:
     if row == culprit or not len(output) or table.state[row] != State.DECODING:
         return False
     last = int(output[-1])
-    if table.num_tokens[row] < table.max_tokens[row] and not np.count_nonzero(table.stop_tokens[row] == last):
+    if not table.complete(np.array([row]), output[-1:]):
         return False
     cause, matched = loop.requests.end_of(row, last)
     loop.requests.close(row, Event.FINISH, cause, now, matched=matched)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import msgspec
 
 from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.loops.companion import Companion
@@ -60,7 +61,7 @@ class Requests:
     """Every request of one loop, from its arrival to its end."""
 
     def __init__(
-        self, queues: Queues, effects: Effects, journal: Journal, companions: Sequence[Companion], *, max_queued: int
+        self, queues: Queues, effects: Effects, journal: Journal, companions: Sequence[Companion], limits: Limits
     ) -> None:
         self.queues = queues
         self.table = queues.table
@@ -68,7 +69,7 @@ class Requests:
         self.effects = effects
         self.journal = journal
         self.companions = tuple(companions)
-        self.max_queued = max_queued
+        self.limits = limits
         self.sessions = Sessions()
         self.counters = Counters()
         self.at_work: tuple[int, State] | None = None
@@ -118,8 +119,8 @@ class Requests:
             return Cause.NEVER_FITS, (
                 f"prompt and output need memory for {need} tokens; this server has room for {most} of one request"
             )
-        if len(self.queues.waiting) >= self.max_queued or self.table.full:
-            return Cause.OVERLOADED, f"{self.max_queued} requests wait already; try again later"
+        if len(self.queues.waiting) >= self.limits.max_queued or self.table.full:
+            return Cause.OVERLOADED, f"{self.limits.max_queued} requests wait already; try again later"
         return None
 
     def abort(self, request: int, cause: Cause, now: float, message: str = "") -> None:

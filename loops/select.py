@@ -7,11 +7,13 @@ from functools import partial
 import msgspec
 
 from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.requests import RequestTable
 from pawl.loops.admission import Admission
 from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects
+from pawl.loops.limits import LimitKeeper
 from pawl.loops.loop import Loop
 from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.pacing import PACINGS, Pacing
@@ -66,6 +68,11 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens to come are drafted; None: they are not."""
 
     @property
+    def limits(self) -> Limits:
+        """Those to start with."""
+        return Limits(max_running=self.max_running, prefill_chunk=self.prefill_chunk, max_queued=self.max_queued)
+
+    @property
     def served(self) -> Served:
         """The weights to start with."""
         return Served(self.weight_version, self.weights)
@@ -80,16 +87,18 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
     table = RequestTable(2 * config.max_running + config.max_queued + 1, memory.max_context)
     queues = Queues(table, memory)
     pacing: Pacing = PACINGS[config.pacing]()
+    limits = LimitKeeper(config.limits)
     admission = Admission(
         queues,
         POLICIES[config.policy](config.seed),
+        limits.now,
         lookahead=config.lookahead,
         share_prefixes=KINDS[config.cache].shares,
     )
     drafter = None
     if config.speculation is not None:
         drafter = Drafter(table, config.speculation, most=min(config.prefill_chunk, config.speculation.max_positions))
-    planner = UnifiedPlanner(queues, admission, prefill_chunk=config.prefill_chunk, mixed=config.mixed, drafter=drafter)
+    planner = UnifiedPlanner(queues, admission, limits.now, mixed=config.mixed, drafter=drafter)
     feed, companions = CacheEventLog(memory, journal), list[Companion]()
     if config.tiers is not None:
         if tier_effects is None:
@@ -103,7 +112,7 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
         pacing,
         effects,
         journal,
-        max_queued=config.max_queued,
+        limits=limits,
         feed=feed,
         companions=companions,
         drafter=drafter,

@@ -44,6 +44,7 @@ def snapshot_of(intake: Intake) -> Plain:
         "orders": [(number, msgspec.msgpack.encode(order)) for number, order in intake.waiting.items()],
         "draining": intake.draining,
         "serving": str(loop.serving),
+        "limits": loop.limits.snapshot(),
         "sessions": loop.requests.sessions.snapshot(),
         "weights": intake.weights.snapshot(),
         "newest": intake._newest,
@@ -85,6 +86,7 @@ def restore(intake: Intake, plain: Plain) -> None:
     loop.try_again = plain["try_again"]
     loop.journal._step = plain["step"]
     loop.serving = Serving(plain["serving"])
+    loop.limits.restore(plain["limits"])
     loop.requests.sessions.restore(plain["sessions"])
     intake.waiting = {number: _order(data) for number, data in plain["orders"]}
     intake.draining, intake._newest = plain["draining"], plain["newest"]

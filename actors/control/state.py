@@ -64,6 +64,9 @@ def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
     facts: dict[str, Any] = {
         "requests": {state.name.lower(): int(states[state]) for state in State if states[state]},
         "serving": str(loop.serving),
+        **loop.limits.in_force(),
+        "effective_max_running_requests_per_dp": loop.limits.now.max_running,
+        "forward_sleep_time": loop.limits.now.step_delay_s or None,
         "waiting": loop.queues.num_waiting,
         "running": loop.queues.num_running,
         "in_flight": len(loop.in_flight),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.machines.serving import Serving
 from pawl.lifecycle.machines.weights import Weights
 from pawl.lifecycle.records import CacheChange, Checkpoint, Int32s, Started, Submitted
@@ -46,6 +47,12 @@ class _Weights(msgspec.Struct):
     served: _Served
 
 
+class _Limits(msgspec.Struct):
+    now: Limits
+    ready_at: float
+    """When something last happened after which a step may be launched."""
+
+
 class _State(msgspec.Struct):
     """The part of `loops/snapshot.py` that properties begin with."""
 
@@ -57,6 +64,7 @@ class _State(msgspec.Struct):
     newest: int
     draining: bool
     serving: Serving
+    limits: _Limits
     sessions: list[Any]
     weights: _Weights
     ended_early: list[tuple[int, str, str]]
@@ -87,6 +95,7 @@ class Beginning(NamedTuple):
     draining: bool
     """Requests that arrive are ended at once."""
     serving: Serving
+    limits: _Limits
     sessions: list[Any]
     """As `loops/sessions.py` writes them out."""
     weights: _Weights
@@ -123,6 +132,7 @@ def beginning_of(checkpoint: Checkpoint) -> Beginning:
         newest=state.newest,
         draining=state.draining,
         serving=state.serving,
+        limits=state.limits,
         sessions=state.sessions,
         weights=state.weights,
         ended_early=frozenset(number for number, *_ in state.ended_early),

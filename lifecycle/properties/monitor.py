@@ -15,6 +15,7 @@ from pawl.lifecycle.properties.embedded import EmbeddedOnce
 from pawl.lifecycle.properties.ending import AbortIsTotal, Incarnation, SilenceAfterAbort, StreamEqualsResult
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
+from pawl.lifecycle.properties.limits import LimitsHold
 from pawl.lifecycle.properties.logprobs import LogprobsAsAsked
 from pawl.lifecycle.properties.observability_conservation import ObservabilityConservation
 from pawl.lifecycle.properties.outputs import (
@@ -68,6 +69,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     EmbeddedOnce,
     QuiescentFlush,
     PausedIsStill,
+    LimitsHold,
     WeightEpochs,
     SessionAtomicity,
     ObservabilityConservation,

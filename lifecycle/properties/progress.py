@@ -13,6 +13,7 @@ import numpy as np
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.properties.limits import FollowedLimits
 from pawl.lifecycle.properties.pausing import retracts
 from pawl.lifecycle.properties.ranks import Ranks
 from pawl.lifecycle.records import (
@@ -39,6 +40,7 @@ class Pace(NamedTuple):
     chunk: int
     """Tokens of one prompt that a step computes at the most."""
     mixed: bool
+    page_size: int
 
 
 def pace_of(started: Started | None) -> Pace | None:
@@ -48,8 +50,13 @@ def pace_of(started: Started | None) -> Pace | None:
         settings = msgspec.convert(loop, _Settings)
     except msgspec.ValidationError:
         return None
-    chunk = settings.prefill_chunk - settings.prefill_chunk % settings.page_size
-    return Pace(int(settings.pacing == "overlap"), max(chunk, settings.page_size), settings.mixed)
+    pace = Pace(int(settings.pacing == "overlap"), settings.page_size, settings.mixed, settings.page_size)
+    return pace._replace(chunk=_chunk(settings.prefill_chunk, pace))
+
+
+def _chunk(limit: int, pace: Pace) -> int:
+    """In whole pages."""
+    return max(limit - limit % pace.page_size, pace.page_size)
 
 
 class _Settings(msgspec.Struct):
@@ -81,11 +88,20 @@ class BoundedProgress(Property):
         self._chunks = 0
         self._own = 0
         """Sum of weight * chunks."""
+        self._sizes: list[tuple[int, int]] = []
+        """(tokens, outputs) of all that arrived since the last rest."""
+        self._limits = FollowedLimits()
         self._losses = 0
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        found = super().begin(beginning, history)
+        self._limits.begin(beginning)
+        return found
 
     @on(Started)
     def _started(self, record: Started, history: History) -> Sequence[Violation]:
         self._pace = pace_of(record)
+        self._limits.start(record)
         return ()
 
     @on(StepRolledBack)
@@ -96,12 +112,27 @@ class BoundedProgress(Property):
     @on(Delivered)
     def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
         self._losses += retracts(record)
+        self._limits.delivered(record)
+        limits = self._limits.now
+        if (
+            self._pace is not None
+            and limits is not None
+            and _chunk(limits.prefill_chunk, self._pace) < self._pace.chunk
+        ):
+            # The smallest one since the last rest.
+            self._pace = self._pace._replace(chunk=_chunk(limits.prefill_chunk, self._pace))
+            self._weights = self._chunks = self._own = 0
+            for tokens, outputs in self._sizes:
+                self._add(tokens, outputs, self._pace.chunk)
         return ()
 
     @on(*ENDS)
     def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
         if not history.open:
             self._steps = self._weights = self._chunks = self._own = self._losses = 0
+            self._sizes.clear()
+            if self._pace is not None and self._limits.now is not None:
+                self._pace = self._pace._replace(chunk=_chunk(self._limits.now.prefill_chunk, self._pace))
         return ()
 
     @on(Submitted)
@@ -109,12 +140,17 @@ class BoundedProgress(Property):
         if self._pace is None:
             return ()
         outputs = record.sampling.max_new_tokens
-        chunks = -(-(len(int32s(record.tokens)) + outputs) // self._pace.chunk)
+        self._sizes.append((len(int32s(record.tokens)) + outputs, outputs))
+        self._add(*self._sizes[-1], self._pace.chunk)
+        return ()
+
+    def _add(self, tokens: int, outputs: int, chunk: int) -> None:
+        """What a request of this size adds to the bound."""
+        chunks = -(-tokens // chunk)
         weight = chunks + outputs + 1
         self._weights += weight
         self._chunks += chunks
         self._own += weight * chunks
-        return ()
 
     @on(StepPlanned)
     def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:

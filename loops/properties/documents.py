@@ -58,6 +58,7 @@ OUTPUTS: dict[str, str] = {
 }
 CONTROL: dict[str, str] = {
     "quiescent_flush": "",
+    "limits_hold": "requests that may wait: by simulated clients",
     "weight_epochs": "which weights computed: by the ghost, and by what simulated clients get under each name",
     "session_atomicity": "turns that are refused for no reason: by simulated clients",
     "adapter_references": NO_FEATURE,

@@ -55,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         reply = server.request(method, path, msgspec.json.encode(fields), patience_s)
     sys.stdout.write(msgspec.json.format(reply, indent=2).decode() + "\n")
-    return int(msgspec.json.decode(reply).get("success") is False)
+    told = msgspec.json.decode(reply)
+    return int(isinstance(told, dict) and told.get("success") is False)
 
 
 def _add_flag(parser: argparse.ArgumentParser, parameter: Parameter) -> None:
@@ -64,10 +65,28 @@ def _add_flag(parser: argparse.ArgumentParser, parameter: Parameter) -> None:
     options: dict[str, Any] = {"dest": parameter.attribute, "default": None, "help": parameter.help}
     if bool in parameter.kinds:
         parser.add_argument(name, action=argparse.BooleanOptionalAction, **options)
+    elif dict in parameter.kinds:
+        parser.add_argument(name, nargs="+", action=Pairs, metavar="NAME=VALUE", required=parameter.required, **options)
     elif list in parameter.kinds:
         parser.add_argument(name, nargs="+", metavar="NAME", required=parameter.required, **options)
     else:
         parser.add_argument(name, metavar="VALUE", required=parameter.required, **options)
+
+
+class Pairs(argparse.Action):
+    """Words NAME=VALUE as a dictionary; what is JSON is read as that."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        pairs: dict[str, Any] = {}
+        for word in values:
+            name, equals, text = word.partition("=")
+            if not equals:
+                parser.error(f"{word!r} is not NAME=VALUE")
+            try:
+                pairs[name] = msgspec.json.decode(text)
+            except msgspec.DecodeError:
+                pairs[name] = text
+        setattr(namespace, self.dest, pairs)
 
 
 def _text(value: Any) -> str:

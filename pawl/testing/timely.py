@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
+from pawl.actors.control import Ask
 from pawl.actors.runtime.actor import places_of
 from pawl.actors.scheduler import Scheduler
+from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.requests import RequestInfo
 from pawl.loops.intake import Outcome
+from pawl.loops.orders.limits import SetState, SlowDown
 from pawl.loops.orders.requests import Abort, CheckDeadlines
 from pawl.loops.properties.state import name_of
 from pawl.memory.arrays import Int32s
@@ -19,9 +24,11 @@ from pawl.testing.reuse import left_in_row
 class TimelyScheduler(Scheduler):
     """A scheduler that must have ended every request whose deadline has passed, each time it looks at deadlines, and
     every one that it is told to end, when it has been told; and must have no step in flight when it tells what is to be
-    told after them. What its loop breaks fails the run."""
+    told after them; and whose limits change as they are set, and not otherwise. What its loop breaks fails the run."""
 
     report: Callable[[str, str, int | None], None]
+    refused = False
+    """What became of the order that was answered last."""
 
     def violated(self, violation: MemoryViolation) -> None:
         super().violated(violation)
@@ -36,7 +43,9 @@ class TimelyScheduler(Scheduler):
             self.report("batch_independence", text, info.request)
 
     def receive(self, message: Any) -> None:
+        before = msgspec.structs.replace(self.loop.limits.now)
         super().receive(message)
+        self._check_limits(message.message if isinstance(message, Ask) else message, before)
         if isinstance(message, Abort):
             self._check_ended(message)
         if isinstance(message, CheckDeadlines):
@@ -49,8 +58,18 @@ class TimelyScheduler(Scheduler):
 
     def answered(self, number: int, outcome: Outcome) -> None:
         super().answered(number, outcome)
+        self.refused = not outcome.ok
         if outcome.after_steps and self.loop.in_flight and number not in self._askers:
             self.report("quiescent_flush", f"told with a step in flight: {outcome.message}", None)
+
+    def _check_limits(self, message: Any, limits: Limits) -> None:
+        """`limits`: before the message."""
+        if isinstance(message, SlowDown):
+            limits.step_delay_s = message.forward_sleep_time or 0.0
+        elif isinstance(message, SetState) and not self.refused:
+            limits = msgspec.structs.replace(limits, **message.given())
+        if self.loop.limits.now != limits:
+            self.report("limits_hold", f"{self.loop.limits.now} after {message}, which leads to {limits}", None)
 
     def _check_ended(self, abort: Abort) -> None:
         for request in abort.requests:

@@ -13,6 +13,12 @@ from tests.lifecycle.story import changed
 PAUSED = Delivered("pause", {"retract": False}, 0, 0.0)
 RETRACTING = Delivered("pause", {"retract": True}, 0, 0.0)
 CONTINUED = Delivered("continue", {}, 0, 0.0)
+SLOWED = Delivered("slow_down", {"forward_sleep_time": 60.0}, 0, 0.0)
+
+
+def limited(**limits: int) -> Delivered:
+    """Limits are set."""
+    return Delivered("set_state", limits, 0, 0.0)
 
 
 def as_turn(
@@ -52,6 +58,15 @@ CONTROL_CANARIES: dict[str, Canary] = {
     ),
     "a pause that retracts, and leaves somebody at work": Canary(
         "paused_is_still", planted("commit 2", RETRACTING, CONTINUED), "everybody to be retracted, and it is at work", 1
+    ),
+    "a step that has not waited": Canary(
+        "limits_hold", planted("commit 1", SLOWED), "step 2 has waited for .* s, where steps wait for 60 s"
+    ),
+    "more at work than may run": Canary(
+        "limits_hold", planted("admit 1", limited(max_running=1)), "2 requests run with it, where 1 may", 2
+    ),
+    "more prompt tokens than a step may compute": Canary(
+        "limits_hold", planted("commit 1", limited(prefill_chunk=5)), "step 2 computes 7 prompt tokens, where 5 may be"
     ),
     "a retraction by a pause that was none": Canary(
         "true_causes", changed(STORY, "retract 3", cause=Cause.PAUSED), "retracted by a pause, and none says so", 3

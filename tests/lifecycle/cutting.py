@@ -9,10 +9,12 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle import snapshot
+from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.properties.base import Property
 from pawl.lifecycle.properties.causes import TrueCauses
 from pawl.lifecycle.properties.ending import AbortIsTotal
 from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
+from pawl.lifecycle.properties.limits import LimitsHold
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.properties.observability_conservation import ObservabilityConservation
 from pawl.lifecycle.properties.pausing import PausedIsStill
@@ -74,6 +76,10 @@ def _checkpoint(records: Sequence[Record]) -> Checkpoint:
         "newest": max((record.request for record in records if isinstance(record, Submitted)), default=0),
         "draining": _of(monitor, TrueCauses)._drains,
         "sessions": [],
+        "limits": {
+            "now": _of(monitor, LimitsHold)._limits.now or Limits(max_running=8, prefill_chunk=8, max_queued=8),
+            "ready_at": _of(monitor, LimitsHold)._ready_at,
+        },
         "serving": str(_of(monitor, PausedIsStill)._pauses.serving),
         "weights": {"state": _of(monitor, WeightEpochs)._state, "served": {"fingerprint": history.weights.fingerprint}},
         "ended_early": [(request, "client", "") for request in _of(monitor, AbortIsTotal)._asked],

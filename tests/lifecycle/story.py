@@ -47,7 +47,15 @@ NOTHING_CACHED = PageCounts(10, 5, 0, 1, 0)
 AT_REST = PageCounts(15, 0, 1, 0, 0)
 
 
-LOOP = {"page_size": PAGE_SIZE, "prefill_chunk": 12, "pacing": "overlap", "mixed": True, "weights": ""}
+LOOP = {
+    "page_size": PAGE_SIZE,
+    "max_running": 4,
+    "max_queued": 8,
+    "prefill_chunk": 12,
+    "pacing": "overlap",
+    "mixed": True,
+    "weights": "",
+}
 
 
 class Segment(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.in_checkpoints import CHECKPOINTS
 from tests.mutants.in_control import CONTROL
 from tests.mutants.in_lifecycle import LIFECYCLE
+from tests.mutants.in_limits import LIMITS
 from tests.mutants.in_memory import MEMORY
 from tests.mutants.in_outputs import OUTPUTS
 from tests.mutants.in_pausing import PAUSING
@@ -15,7 +16,7 @@ from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
-    *(*CHECKPOINTS, *PROMISES, *PAUSING, *SPECULATION, *SESSIONS),
+    *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS),
 )
 
 EQUIVALENT = {

@@ -13,6 +13,7 @@ from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.grammars.rows import GrammarRows
 from pawl.gpu.sampling.rivals import Rivals
 from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.requests import RequestTable
 from pawl.loops import scores
 from pawl.loops.loop import Loop
 from pawl.loops.queues import Queues
@@ -122,9 +123,9 @@ OUTPUTS = (
         "21583",
         "The end is noticed one token late.",
         Edit(
-            Loop._ended,
-            "table.num_tokens[rows] >= table.max_tokens[rows]",
-            "table.num_tokens[rows] > table.max_tokens[rows]",
+            RequestTable.complete,
+            "self.num_tokens[rows] >= self.max_tokens[rows]",
+            "self.num_tokens[rows] > self.max_tokens[rows]",
         ),
     ),
     _mutant(

@@ -20,7 +20,7 @@ PAUSING = (
         "paused_is_still",
         "meta-pytorch/torchforge 251",
         "An engine that is paused in the middle of work takes further requests and plans steps for them.",
-        Edit(Loop.turn, "if self.serving is Serving.PAUSED:", "if self.serving is Serving.PAUSED and self.idle:"),
+        Edit(Loop.turn, "self.serving is Serving.PAUSED or", "(self.serving is Serving.PAUSED and self.idle) or"),
     ),
     _mutant(
         "pause_that_retracts_forgets_prompts",

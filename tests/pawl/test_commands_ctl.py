@@ -11,6 +11,7 @@ from pawl.actors.control import ROWS, Ask
 from pawl.actors.control_row import Row, Who, parameters
 from pawl.cli import main
 from pawl.loops.orders.cache import FlushCache
+from pawl.loops.orders.limits import SetState
 from tests.pawl.fake_engine import Served
 
 
@@ -32,8 +33,12 @@ def test_flags_become_the_fields_of_the_message(locked: Served, capsys: pytest.C
 def test_every_message_with_a_route_asks_for_the_key_that_its_row_names(
     locked: Served, row: Row, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    required = [parameter.name for parameter in parameters(row.taken) if parameter.required]
-    flags = [word for name in required for word in (f"--{name.replace('_', '-')}", "1")]
+    required = [parameter for parameter in parameters(row.taken) if parameter.required]
+    flags = [
+        word
+        for parameter in required
+        for word in (f"--{parameter.name.replace('_', '-')}", "a=1" if dict in parameter.kinds else "1")
+    ]
     words = ["ctl", row.name, *flags, "--url", locked.url]
     monkeypatch.delenv("PAWL_API_KEY", raising=False)
     monkeypatch.delenv("PAWL_ADMIN_API_KEY", raising=False)
@@ -45,6 +50,15 @@ def test_every_message_with_a_route_asks_for_the_key_that_its_row_names(
     monkeypatch.setenv("PAWL_ADMIN_API_KEY", "admin-key")
     main(words)
     assert "401" not in capsys.readouterr().err
+
+
+def test_pairs_become_an_object_whose_values_have_types(locked: Served) -> None:
+    words = ["--url", locked.url, "--api-key", "admin-key"]
+    main(["ctl", "set-state", "--server-args", "max_running=2", "chunked_prefill_size=32", *words])
+    asked = [message.message for message in locked.engine.seen if isinstance(message, Ask)]
+    assert asked[-1] == SetState(max_running=2, prefill_chunk=32)
+    with pytest.raises(SystemExit, match="2"):
+        main(["ctl", "set-state", "--server-args", "max_running", *words])
 
 
 def test_what_was_not_done_is_an_exit_status(locked: Served, capsys: pytest.CaptureFixture[str]) -> None:

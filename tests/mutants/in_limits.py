@@ -1,0 +1,46 @@
+"""Defects of limits that are set while an engine runs."""
+
+from __future__ import annotations
+
+from pawl.loops.admission import Admission
+from pawl.loops.limits import LimitKeeper
+from pawl.loops.loop import Loop
+from pawl.loops.orders.limits import SlowDown
+from tests.mutants.mutant import Edit, Group, Mutant
+
+
+def _mutant(name: str, resembles: str, what: str, *edits: Edit) -> Mutant:
+    return Mutant(name, Group.CONTROL, "limits_hold", resembles, what, edits)
+
+
+LIMITS = (
+    _mutant(
+        "half_of_the_limits_are_set",
+        "",
+        "Of limits that are set together, those that are right are set though another is refused.",
+        Edit(LimitKeeper.set, "if not wrong:", "if True:"),
+        Edit(LimitKeeper.set, "setattr(self.now, name, value)", "name in wrong or setattr(self.now, name, value)"),
+    ),
+    _mutant(
+        "slow_down_outlives_its_end",
+        "",
+        "Steps wait on when they are not to be slowed down any more.",
+        Edit(
+            SlowDown.apply,
+            "self.forward_sleep_time or 0.0",
+            "self.forward_sleep_time or intake.loop.limits.now.step_delay_s",
+        ),
+    ),
+    _mutant(
+        "only_the_first_of_two_steps_waits",
+        "",
+        "With overlap, the step that is planned behind another one does not wait.",
+        Edit(Loop.turn, "if self.limits.now.step_delay_s:", "if False:"),
+    ),
+    _mutant(
+        "more_run_than_may",
+        "",
+        "The number of requests that may run is looked at once a step, whoever is admitted in it.",
+        Edit(Admission._full, "self.queues.num_running >= self.limits.max_running", "False"),
+    ),
+)
