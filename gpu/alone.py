@@ -28,12 +28,15 @@ def steps_alone(
     num_output: int,
     page_size: int,
     num_prompt: int | None = None,
+    adapter: int = 0,
 ) -> Iterator[StepResult]:
     """What each step gives: all `known` tokens and the next one, then one token after the other, `num_output` in all,
-    stopped by nothing. One step where that is 0. Those after the first `num_prompt` (None: all) are output already."""
+    stopped by nothing. One step where that is 0. Those after the first `num_prompt` (None: all) are output already.
+    `adapter`: number of the adapter slot that it computes with; 0: none."""
     num_prompt = len(known) if num_prompt is None else num_prompt
     runner.reset()
     none = np.zeros(0, np.int32)
+    newcomer = SlotAssignment(0, sampling, num_prompt, known, len(known) - num_prompt, adapter)
     for step in range(max(num_output, 1)):
         first = not step
         pages = np.arange(-(-(len(known) + num_output) // page_size), dtype=np.int32) if first else none
@@ -49,6 +52,6 @@ def steps_alone(
             page_indices=pages,
             pages=pages,
             window_pages=None,
-            admitted=(SlotAssignment(0, sampling, num_prompt, known, len(known) - num_prompt),) if first else (),
+            admitted=(newcomer,) if first else (),
         )
         yield runner.collect(runner.launch(batch))

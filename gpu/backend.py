@@ -13,12 +13,13 @@ float32, everything else has the dtype of `kv.data`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from pawl.gpu.adapters.low_rank import Adapter, PackedAdapter
 from pawl.lifecycle.step import Int32s
 
 NO_TOKEN = -1
@@ -72,6 +73,9 @@ class ForwardInputs:
     changed: tuple[Int32s, Int32s] | None = None
     """(slots, indices) [n] of all entries of both tables that were set since the last call of this backend; a pair may
     stand there twice. None: any may have been."""
+    adapters: Sequence[PackedAdapter | None] | None = None
+    """[s], what `pack_adapter` gave for the adapter of each segment, None for a segment without one; one has one, at
+    least. None: no segment has one."""
 
 
 class Backend(Protocol):
@@ -93,6 +97,10 @@ class Backend(Protocol):
     def named_weights(self) -> Mapping[str, Tensor]:
         """Every weight under its canonical name, as it was given to this backend, to the bit. They are views of what
         computes or copies, made when they are asked for, and must not be written. Any thread may read them."""
+
+    def pack_adapter(self, adapter: Adapter) -> PackedAdapter:
+        """The adapter as `ForwardInputs.adapters` has it, for every backend of this kind, model and dtype. Another
+        thread may call it during a `forward`."""
 
 
 @runtime_checkable

@@ -24,8 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pawl.gpu.adapters.slots import AdapterSlots
 from pawl.gpu.backend import Backend, ForwardInputs, GreedyBackend
 from pawl.gpu.batches import check_batch, part_of, within_vocabulary
+from pawl.gpu.changes import Changes
 from pawl.gpu.copies import copies_from
 from pawl.gpu.cuda.graphs import DecodeGraphs, GraphBackend, Recorder, graphs_for
 from pawl.gpu.cuda.shapes import GraphShape
@@ -41,7 +43,7 @@ from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs, look_up, rows
 from pawl.gpu.sampling.sampler import Draws
 from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
 from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
-from pawl.gpu.step_runner import Abilities, NoAdapters
+from pawl.gpu.step_runner import Abilities
 from pawl.gpu.updates import Updates, Version
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
@@ -50,10 +52,8 @@ from pawl.memory.partners import NO_PAGE
 
 log = structlog.get_logger("pawl.gpu.runner")
 
-_NOTHING = np.zeros(0, np.int32)
 
-
-class Runner(NoAdapters):
+class Runner:
     """One model on one device."""
 
     def __init__(
@@ -100,12 +100,14 @@ class Runner(NoAdapters):
         self.scorer = PromptScorer(num_slots)
         self.pooler = Pooler(num_slots, pooling)
         self._grammars = GrammarRows(grammars, num_slots)
+        self._adapters = AdapterSlots(config, num_slots)
+        self._of_slots = (self.sampler, self.scorer, self._grammars, self.pooler, self._adapters)
+        """Who keeps something for each slot."""
         self.page_table = np.zeros((num_slots, -(-max_context // page_size)), np.int32)
         self.window_table = None if num_window_pages is None else np.full_like(self.page_table, NO_PAGE)
         self._last_tokens = last_tokens_for(self.backend, num_slots, self.device)
         self._copies = copies_from(self.device)
-        self._changed: list[tuple[Int32s, Int32s]] = []
-        """Entries of the tables that were set since the backend last saw them."""
+        self._changes = Changes()
         self._graphs: DecodeGraphs | None = None
         self._in_flight: deque[Launched] = deque()
         self._spoiled = np.zeros(num_slots, np.bool_)
@@ -173,6 +175,14 @@ class Runner(NoAdapters):
             self.record_graph(shape)
         self._updates.serving = taken
 
+    def load_adapter(self, slot: int, source: str) -> str:
+        """See `StepRunner.load_adapter`."""
+        return self._adapters.load(slot, source, self.backend.pack_adapter)
+
+    def unload_adapter(self, slot: int) -> None:
+        """See `StepRunner.unload_adapter`."""
+        self._adapters.unload(slot)
+
     def _compute_with(self, backend: Backend) -> None:
         self.backend = backend
         self._greedy_backend = backend if isinstance(backend, GreedyBackend) else None
@@ -182,12 +192,8 @@ class Runner(NoAdapters):
         self.page_table[:] = 0
         if self.window_table is not None:
             self.window_table[:] = NO_PAGE
-        self.sampler.reset()
-        self.scorer.reset()
-        self.pooler.reset()
-        self._grammars.reset()
-        self._last_tokens.reset()
-        self._changed.clear()
+        for part in (*self._of_slots, self._last_tokens, self._changes):
+            part.reset()
         self._in_flight.clear()
         self._spoiled[:] = False
 
@@ -203,6 +209,7 @@ class Runner(NoAdapters):
             max_context=self.max_context,
             num_window_pages=self.kv.num_window_pages,
         )
+        self._adapters.check(batch)
         batch, foreign = within_vocabulary(batch, self.config.vocab_size)
         self._spoiled[[admission.slot for admission in batch.admitted]] = False
         if len(foreign):
@@ -211,12 +218,9 @@ class Runner(NoAdapters):
         self.page_table[batch.page_slots, batch.page_indices] = batch.pages
         if self.window_table is not None and batch.window_pages is not None:
             self.window_table[batch.page_slots, batch.page_indices] = batch.window_pages
-        if len(batch.page_slots):
-            self._changed.append((batch.page_slots, batch.page_indices))
-        self.sampler.admit(batch.admitted)
-        self.scorer.admit(batch.admitted)
-        self._grammars.admit(batch.admitted)
-        self.pooler.admit(batch.admitted)
+        self._changes.add(batch)
+        for part in self._of_slots:
+            part.admit(batch.admitted)
         parts, hidden = tuple[Part, ...](), list[Tensor]()
         if (embeds := self.pooler.wanted(batch)).any():
             own, batch = part_of(batch, embeds), part_of(batch, ~embeds)
@@ -230,12 +234,6 @@ class Runner(NoAdapters):
         launched = Launched(batch.step, draws, prompt_scores, pending, ruled, parts, runs)
         self._in_flight.append(launched)
         return launched
-
-    def _take_changed(self) -> tuple[Int32s, Int32s]:
-        """(slots, indices) of the entries that the backend has not seen; it will have."""
-        slots, indices = zip((_NOTHING, _NOTHING), *self._changed, strict=True)
-        self._changed.clear()
-        return np.concatenate(slots), np.concatenate(indices)
 
     def _compute(self, batch: StepBatch) -> tuple[Draws, tuple[PromptScores, ...], Ruled | None]:
         sampled_slots = batch.slots[batch.samples]
@@ -282,7 +280,8 @@ class Runner(NoAdapters):
             page_table=self.page_table,
             logit_rows=logit_rows,
             window_table=self.window_table,
-            changed=self._take_changed(),
+            changed=self._changes.take(),
+            adapters=self._adapters.of(batch.slots),
         )
 
     def _compute_runs(self, batch: StepBatch) -> StepResult:

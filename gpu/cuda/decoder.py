@@ -17,8 +17,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
+from pawl.gpu.adapters.low_rank import Adapter
+from pawl.gpu.adapters.rows import added, numbered
 from pawl.gpu.attention.triton import DecodeRows, SegmentRows, TritonAttention, TritonPlan
 from pawl.gpu.backend import ForwardInputs
+from pawl.gpu.cuda.adapters import KernelAdapter, KernelAdapters
 from pawl.gpu.cuda.graphs import DecodeGraphs, Recorder
 from pawl.gpu.cuda.shapes import GraphShape, GraphShapes
 from pawl.gpu.devices import upload
@@ -31,6 +34,7 @@ from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.packing import LayerWeights, pack, unpacked
 from pawl.gpu.models.switches import check_switches
+from pawl.lifecycle.step import Int32s
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """[n, outputs] from rows [n, inputs], a matrix [outputs, inputs], and a bias [outputs] or none."""
@@ -125,20 +129,30 @@ class TritonDecoder:
     def hidden(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.hidden`."""
         self.attention.tables.follow(inputs)
-        wanted = upload(inputs.logit_rows.astype(np.int64), self.device)
-        return self._last_normed(inputs.tokens, self.attention.prepare(inputs), wanted).float()
+        plan = self.attention.prepare(inputs)
+        return self._last_normed(inputs.tokens, plan, inputs.logit_rows, self._adapters(inputs)).float()
+
+    def pack_adapter(self, adapter: Adapter) -> KernelAdapter:
+        """See `Backend.pack_adapter`."""
+        return KernelAdapter(adapter, self.dtype, self.device)
 
     def _forward(self, inputs: ForwardInputs) -> Tensor:
         """Logits of the wanted rows, float32 or of the model's dtype."""
         self.attention.tables.follow(inputs)
-        if self.graphs is not None and len(inputs.positions) == len(inputs.slots):
+        # Adapters come and go: no graph knows where they lie.
+        if self.graphs is not None and inputs.adapters is None and len(inputs.positions) == len(inputs.slots):
             logits = self._replayed(self.graphs, inputs)
             if logits is not None:
                 return logits
         plan = self.attention.prepare(inputs)
-        everything = len(inputs.logit_rows) == len(inputs.positions)
-        wanted = None if everything else upload(inputs.logit_rows.astype(np.int64), self.device)
-        return self._scores(inputs.tokens, plan, wanted)
+        wanted = None if len(inputs.logit_rows) == len(inputs.positions) else inputs.logit_rows
+        return self._scores(inputs.tokens, plan, wanted, self._adapters(inputs))
+
+    def _adapters(self, inputs: ForwardInputs) -> KernelAdapters | None:
+        """Those of the step."""
+        if inputs.adapters is None:
+            return None
+        return KernelAdapters.of(*numbered(inputs, KernelAdapter), self.device)
 
     def _replayed(self, graphs: DecodeGraphs, inputs: ForwardInputs) -> Tensor | None:
         """Logits by a graph; None where none holds the step."""
@@ -164,25 +178,32 @@ class TritonDecoder:
         offsets = torch.arange(shape.rows + 1, dtype=torch.int32, device=self.device)
         return TritonPlan(positions, written, None, SegmentRows(slots, positions, offsets))
 
-    def _scores(self, tokens: Tensor, plan: TritonPlan, wanted: Tensor | None) -> Tensor:
-        """[n, vocab] in the model's dtype, of rows `wanted` (int64 [n]; None: all) of tokens int32 [t]."""
-        return self._linear(self._last_normed(tokens, plan, wanted), self.weights.head, None)
+    def _scores(
+        self, tokens: Tensor, plan: TritonPlan, wanted: Int32s | None, adapters: KernelAdapters | None = None
+    ) -> Tensor:
+        """[n, vocab] in the model's dtype, of rows `wanted` (int32 [n]; None: all) of tokens int32 [t]."""
+        return self._linear(self._last_normed(tokens, plan, wanted, adapters), self.weights.head, None)
 
-    def _last_normed(self, tokens: Tensor, plan: TritonPlan, wanted: Tensor | None) -> Tensor:
+    def _last_normed(
+        self, tokens: Tensor, plan: TritonPlan, wanted: Int32s | None, adapters: KernelAdapters | None
+    ) -> Tensor:
         """The same before the head: [n, hidden]."""
         config, weights = self.config, self.weights
         hidden = weights.embedding[tokens]
         if config.embedding_scale != 1.0:
             hidden = hidden * config.embedding_scale
         stream = Residual(hidden, None, None)
-        for index, layer in enumerate(weights.layers):
+        for index, layer in enumerate(weights.layers_with(adapters)):
             normed = self._normed(stream, layer.input_norm)
-            attended = self.attention.attend(plan, index, layer, self._linear(normed, layer.qkv, layer.qkv_bias))
+            qkv = added(layer.adapters, "qkv", normed, self._linear(normed, layer.qkv, layer.qkv_bias))
+            attended = self.attention.attend(plan, index, layer, qkv)
             hidden = stream.hidden
             if wanted is not None and index == config.num_layers - 1:
                 # Past the last attention only the wanted rows matter.
-                attended, hidden = attended.index_select(0, wanted), hidden.index_select(0, wanted)
-            stream = Residual(hidden, self._linear(attended, layer.output, None), layer.attention_norm)
+                rows, layer = upload(wanted.astype(np.int64), self.device), layer.of_rows(wanted)
+                attended, hidden = attended.index_select(0, rows), hidden.index_select(0, rows)
+            delta = added(layer.adapters, "output", attended, self._linear(attended, layer.output, None))
+            stream = Residual(hidden, delta, layer.attention_norm)
             normed = self._normed(stream, layer.mlp_norm)
             stream = Residual(hidden, self._after_norm(index, layer, normed, plan.positions), layer.after_mlp_norm)
         return self._normed(stream, weights.final_norm)
@@ -196,7 +217,9 @@ class TritonDecoder:
         """The MLP, or the experts: [n, hidden] -> [n, hidden]; positions int32 of all rows of the batch."""
         experts, activation = self.config.experts_of(index), self.config.activation
         if experts is None or layer.router is None:
-            return self._linear(gated(self._linear(normed, layer.gate_up, None), activation), layer.down, None)
+            both = added(layer.adapters, "gate_up", normed, self._linear(normed, layer.gate_up, None))
+            inner = gated(both, activation)
+            return added(layer.adapters, "down", inner, self._linear(inner, layer.down, None))
         scores = self._linear(normed, layer.router, None)
         # Rows of padding have no experts; there are none once the wanted rows have been picked.
         own = positions if len(positions) == len(normed) else None

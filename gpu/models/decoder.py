@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
+from pawl.gpu.adapters.low_rank import Adapter
+from pawl.gpu.adapters.rows import StepAdapters, TorchAdapters, added, numbered
 from pawl.gpu.attention.base import Attention
 from pawl.gpu.attention.paged import PagedAttention, PagedPlan
 from pawl.gpu.backend import ForwardInputs
@@ -77,6 +79,10 @@ class TorchDecoder:
         """See `Backend.named_weights`."""
         return unpacked(self.config, self.weights)
 
+    def pack_adapter(self, adapter: Adapter) -> Adapter:
+        """See `Backend.pack_adapter`."""
+        return adapter.to(self.weights.head.dtype, self.device)
+
     def _normed(self, inputs: ForwardInputs) -> Tensor:
         """The wanted rows after the last layer and the final norm, [m, hidden]."""
         positions = upload(inputs.positions, self.device).float()
@@ -86,11 +92,13 @@ class TorchDecoder:
         if self.config.embedding_scale != 1.0:
             hidden = hidden * self.config.embedding_scale
         last = self.config.num_layers - 1
-        for index, layer in enumerate(self.weights.layers):
+        adapters = None if inputs.adapters is None else TorchAdapters.of(*numbered(inputs, Adapter), self.device)
+        for index, layer in enumerate(self.weights.layers_with(adapters)):
             attended = self._attend(plan, index, layer, hidden, angles[self.config.rope_of(index)])
             if index == last:
                 # Past the last attention only the wanted rows matter.
                 attended, hidden = self._wanted(inputs, attended), self._wanted(inputs, hidden)
+                layer = layer.of_rows(inputs.logit_rows)
             hidden = self._after_attention(index, layer, hidden, attended)
         return self._norm(hidden, self.weights.final_norm)
 
@@ -102,15 +110,16 @@ class TorchDecoder:
         """The MLP of layer `index`, or its experts: [n, hidden] -> [n, hidden]."""
         experts = self.config.experts_of(index)
         if experts is None or layer.router is None:
-            return self.mlp(normed, layer.gate_up, layer.down)
+            return self.mlp(normed, layer.gate_up, layer.down, layer.adapters)
         routes = route(F.linear(normed, layer.router), experts)
         return mix(routes, normed, lambda rows, expert: self.mlp(rows, layer.gate_up[expert], layer.down[expert]))
 
-    def mlp(self, rows: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    def mlp(self, rows: Tensor, gate_up: Tensor, down: Tensor, adapters: StepAdapters | None = None) -> Tensor:
         """One gated MLP: [n, hidden] -> [n, hidden], with gate_up [2 * inner, hidden] and down [hidden, inner]."""
-        gate, up = F.linear(rows, gate_up).chunk(2, -1)
+        gate, up = added(adapters, "gate_up", rows, F.linear(rows, gate_up)).chunk(2, -1)
         gate = F.silu(gate) if self.config.activation == "silu" else F.gelu(gate, approximate="tanh")
-        return F.linear(gate * up, down)
+        inner = gate * up
+        return added(adapters, "down", inner, F.linear(inner, down))
 
     def score(self, normed: Tensor) -> Tensor:
         """Logits float32 [n, vocab] of normed rows [n, hidden]."""
@@ -130,7 +139,8 @@ class TorchDecoder:
     ) -> Tensor:
         """[t, hidden] -> [t, heads * head_dim], before the output projection."""
         config = self.config
-        fused = F.linear(self._norm(hidden, layer.input_norm), layer.qkv, layer.qkv_bias)
+        normed = self._norm(hidden, layer.input_norm)
+        fused = added(layer.adapters, "qkv", normed, F.linear(normed, layer.qkv, layer.qkv_bias))
         heads = fused.view(len(hidden), -1, config.head_dim)
         first_value = config.num_heads + config.num_kv_heads
         query, key, value = (
@@ -144,7 +154,7 @@ class TorchDecoder:
 
     def _after_attention(self, index: int, layer: LayerWeights, hidden: Tensor, attended: Tensor) -> Tensor:
         """Output projection, MLP and both residuals: [n, hidden]."""
-        projected = F.linear(attended, layer.output)
+        projected = added(layer.adapters, "output", attended, F.linear(attended, layer.output))
         if layer.attention_norm is not None:
             projected = self._norm(projected, layer.attention_norm)
         hidden = self.add(hidden, projected)

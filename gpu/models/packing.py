@@ -8,12 +8,14 @@ experts      one tensor for the same matrix of every expert
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from pawl.gpu.adapters.rows import StepAdapters
 from pawl.gpu.models.config import ModelConfig
+from pawl.lifecycle.step import Int32s
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,12 @@ class LayerWeights:
     """[experts, hidden]; None: one MLP."""
     own: Mapping[str, Tensor] = field(default_factory=dict)
     """What the architecture's operation has, by the names of `Operation.layer_shapes`."""
+    adapters: StepAdapters | None = None
+    """What a step's adapters add to the layer's products; None: nothing."""
+
+    def of_rows(self, rows: Int32s) -> LayerWeights:
+        """The layer for these rows of a step alone, rising int32 [m]."""
+        return self if self.adapters is None else replace(self, adapters=self.adapters.of_rows(rows))
 
 
 def _layer(config: ModelConfig, weights: MutableMapping[str, Tensor], layer: int, device: torch.device) -> LayerWeights:
@@ -85,6 +93,11 @@ class PackedWeights:
     """float32 [hidden]"""
     head: Tensor
     """[vocab, hidden]; the embedding itself where the model ties them."""
+
+    def layers_with(self, adapters: StepAdapters | None) -> Iterator[LayerWeights]:
+        """The layers, with the adapters of a step."""
+        for index, layer in enumerate(self.layers):
+            yield layer if adapters is None else replace(layer, adapters=adapters.at(index))
 
 
 def _own(weight: Tensor, device: torch.device) -> Tensor:

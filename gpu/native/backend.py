@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pawl.gpu.adapters.low_rank import Adapter
 from pawl.gpu.backend import ForwardInputs, RefusedInputs
 from pawl.gpu.devices import available_threads
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig, Rope, weight_shapes
 from pawl.gpu.models.switches import check_switches
+from pawl.gpu.native.adapters import NativeAdapter, handles
 from pawl.gpu.native.bindings import Inputs, Library, Shape, load_library
 from pawl.gpu.native.build import NativeUnavailable
 from pawl.gpu.weights.checks import is_norm
@@ -90,6 +92,10 @@ class NativeBackend:
         self._move(self._library.read, name, found)
         return found
 
+    def pack_adapter(self, adapter: Adapter) -> NativeAdapter:
+        """See `Backend.pack_adapter`."""
+        return NativeAdapter(self._library, self._decoder, adapter, self.kv.data.dtype)
+
     def _load(self, name: str, weight: Tensor) -> None:
         self._move(self._library.load, name, weight.to("cpu", self._dtype_of(name)).contiguous())
 
@@ -116,6 +122,7 @@ class NativeBackend:
         if not self.close.alive:
             raise RefusedInputs("the backend is closed")
         num_slots, pages_per_slot = inputs.page_table.shape
+        adapters = None if inputs.adapters is None else handles(inputs.adapters)
         step = Inputs(
             num_tokens=len(inputs.positions),
             num_segments=len(inputs.slots),
@@ -135,7 +142,10 @@ class NativeBackend:
             greedy=greedy,
             masks=None if inputs.masks is None else _pointer(inputs.masks),
             hidden=hidden,
+            adapters=None if adapters is None else adapters.ctypes.data,
         )
+        if adapters is not None and len(adapters) != step.num_segments:
+            raise RefusedInputs("adapters and slots differ in length")
         if inputs.masks is not None and inputs.masks.shape != (step.num_logits, -(-self.config.vocab_size // 32)):
             raise RefusedInputs(f"masks of shape {inputs.masks.shape}")
         if len(inputs.starts) != step.num_segments or len(inputs.lengths) != step.num_segments:

@@ -79,6 +79,7 @@ class Inputs(ctypes.Structure):
         ("greedy", c_void_p),
         ("masks", c_void_p),
         ("hidden", c_void_p),
+        ("adapters", c_void_p),
     )
 
 
@@ -103,6 +104,13 @@ class Library:
         self.forward.argtypes, self.forward.restype = (c_void_p, POINTER(Inputs)), c_char_p
         self.destroy = loaded.pawl_native_destroy
         self.destroy.argtypes, self.destroy.restype = (c_void_p,), None
+        self.make_adapter = loaded.pawl_native_make_adapter
+        self.make_adapter.argtypes, self.make_adapter.restype = (c_void_p, POINTER(c_void_p)), c_char_p
+        self.load_adapter = loaded.pawl_native_load_adapter
+        self.load_adapter.argtypes = (c_void_p, c_int32, c_int32, c_int64, c_void_p, c_void_p)
+        self.load_adapter.restype = c_char_p
+        self.destroy_adapter = loaded.pawl_native_destroy_adapter
+        self.destroy_adapter.argtypes, self.destroy_adapter.restype = (c_void_p,), None
 
 
 @cache

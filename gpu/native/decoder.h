@@ -7,6 +7,7 @@
 //     attended  [t][q]              elements
 //     inner     [t][intermediate]   elements, activation(gate) * up
 //     branch    [t][hidden]         float32, an output that is normed before it joins the stream
+//     shrunk    [t][rank]           elements, input of an adapter's second product
 //
 // In a layer of experts, where p counts pairs of a row and one of its experts, those of one expert side by side:
 //
@@ -23,6 +24,7 @@
 #include <string>
 #include <vector>
 
+#include "adapter.h"
 #include "attention.h"
 #include "matrix.h"
 #include "pool.h"
@@ -54,14 +56,10 @@ struct Inputs {
     int32_t* greedy;   // [num_logits], or null; kNoToken where a logit is not a finite number
     const uint32_t* masks;   // [num_logits][ceil(vocab / 32)], or null: greedy chooses tokens whose bits are set
     float* hidden;     // [num_logits][hidden], or null: the rows after the final norm, in place of logits and greedy
+    const AnyAdapter* const* adapters;   // [num_segments], null for a segment without one; or null: none has one
 };
 
 constexpr int32_t kNoToken = -1;
-
-// What is wrong with the arguments of a call; the message goes to the user.
-struct Refused {
-    std::string reason;
-};
 
 class AnyDecoder {
 public:
@@ -71,6 +69,8 @@ public:
     // The inverse: what was loaded, to the bit.
     virtual void read_weight(int layer, const std::string& name, void* to, int64_t count) = 0;
     virtual void forward(const Inputs& inputs) = 0;
+    // An adapter that changes nothing yet, for every decoder of this shape.
+    virtual std::unique_ptr<AnyAdapter> make_adapter() const = 0;
     virtual int threads() const = 0;
 };
 
@@ -118,7 +118,7 @@ template <class Value>
 class RowBuffer {
 public:
     explicit RowBuffer(int64_t stride) : stride(stride) {}
-    const int64_t stride;
+    int64_t stride;
     Value* row(int64_t index) const { return memory_.template as<Value>() + index * stride; }
     void reserve(int64_t rows) {
         if (rows <= rows_) return;
@@ -126,10 +126,27 @@ public:
         memory_ = Memory(rows * stride * int64_t(sizeof(Value)));
         rows_ = rows;
     }
+    // Make rows at least this long; what they held is gone.
+    void widen(int64_t wanted) {
+        if (wanted <= stride) return;
+        stride = wanted;
+        rows_ = 0;
+    }
 
 private:
     int64_t rows_ = 0;
     Memory memory_;
+};
+
+// Which adapter each of some rows goes through.
+template <class Element>
+struct AdaptedRows {
+    struct Run {
+        int64_t first, count;
+        const Adapter<Element>* adapter;
+    };
+    std::vector<const Adapter<Element>*> of;   // null: none; empty: none of the rows has one
+    std::vector<Run> runs;                     // neighbours that have the same one
 };
 
 template <class Element>
@@ -145,9 +162,16 @@ public:
         move_weight(layer, name, nullptr, to, count);
     }
     void forward(const Inputs& inputs) override;
+    std::unique_ptr<AnyAdapter> make_adapter() const override { return std::make_unique<Adapter<Element>>(sizes()); }
     int threads() const override { return pool_.threads(); }
 
 private:
+    // What a step's adapters add to one product.
+    struct Beside {
+        const AdaptedRows<Element>& rows;
+        int64_t layer;
+        AdaptedProduct product;
+    };
     struct Segment {
         int64_t first_row, first_position, positions;
         const int32_t* pages[kStores];   // the slot's page table rows
@@ -178,25 +202,30 @@ private:
     void check(const Inputs& inputs) const;
     void check_segment(const Inputs& inputs, int64_t segment) const;
     void plan(const Inputs& inputs);
-    int num_phases() const { return 6 + int(layers_.size()) * 14; }
+    void plan_adapters(const Inputs& inputs);
+    void find_runs(AdaptedRows<Element>& rows) const;
+    AdapterSizes sizes() const;
+    int num_phases() const { return 6 + int(layers_.size()) * 18; }
 
     // step.h: run by every thread of the pool.
     void walk(Walk& walk, const Inputs& inputs);
     void embed(Walk& walk, const Inputs& inputs);
     void attend(Walk& walk, const Inputs& inputs, int64_t index);
     void keep_wanted(Walk& walk, const Inputs& inputs);
-    void finish_layer(Walk& walk, const Layer<Element>& layer, int64_t rows);
+    void finish_layer(Walk& walk, int64_t index, int64_t rows, const AdaptedRows<Element>& adapted);
     void score(Walk& walk, const Inputs& inputs);
     void prepare_heads(const Layer<Element>& layer, const Inputs& inputs, int64_t row);
     template <int kPanels, class Epilogue>
     void product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
-                 Epilogue&& epilogue);
+                 const Beside* beside, Epilogue&& epilogue);
     template <int kPanels, class Epilogue>
     void multiply_block(const RowBuffer<Unit>& from, int64_t first, int64_t count, const Matrix<Element>& weights,
-                        int64_t begin, int64_t end, Epilogue&& epilogue);
+                        int64_t begin, int64_t end, const Beside* beside, Epilogue&& epilogue);
+    void shrink(Walk& walk, const RowBuffer<Unit>& from, const Beside& beside);
+    void expand(const Beside& beside, int64_t row, int num, int64_t panel, float* out) const;
     void store_gated(int64_t row, int num, int64_t pair, const float* gates, const float* ups);
     void add_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
-                     const Vector& norm);
+                     const Beside* beside, const Vector& norm);
 
     // experts.h: run by every thread of the pool.
     void mix_experts(Walk& walk, const Layer<Element>& layer, int64_t rows);
@@ -237,7 +266,8 @@ private:
     std::vector<int64_t> row_of_pair_;            // [p]
     std::vector<Block> blocks_;                   // of this layer's pairs
     RowBuffer<float> hidden_, mixed_, branch_, angles_, said_;
-    RowBuffer<Unit> normed_, queries_, attended_, inner_, gathered_;
+    AdaptedRows<Element> adapted_, adapted_wanted_;   // of all rows, and of those whose logits are wanted
+    RowBuffer<Unit> normed_, queries_, attended_, inner_, gathered_, shrunk_;
     int64_t query_rows_ = 0;
 };
 

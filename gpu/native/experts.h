@@ -68,14 +68,14 @@ void Decoder<Element>::expert_product(Walk& walk, const RowBuffer<Unit>& from, i
         const Block& block = blocks_[size_t(task / shares.count)];
         const int64_t share = task % shares.count;
         multiply_block<kPanels>(from, block.first, block.count, pick(layer.mlps[size_t(block.expert)]),
-                                shares.begin(share), shares.end(share), epilogue);
+                                shares.begin(share), shares.end(share), nullptr, epilogue);
     });
 }
 
 // normed, hidden -> hidden
 template <class Element>
 void Decoder<Element>::mix_experts(Walk& walk, const Layer<Element>& layer, int64_t rows) {
-    product<1>(walk, normed_, rows, layer.router, [&](int64_t row, int num, int64_t panel, auto& out) {
+    product<1>(walk, normed_, rows, layer.router, nullptr, [&](int64_t row, int num, int64_t panel, auto& out) {
         for (int i = 0; i < num; ++i)
             std::memcpy(mixed_.row(row + i) + panel * kPanel, out[0] + i * kPanel, kPanel * sizeof(float));
     });

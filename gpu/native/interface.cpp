@@ -61,4 +61,15 @@ const char* pawl_native_forward(pawl::AnyDecoder* decoder, const pawl::Inputs* i
 
 void pawl_native_destroy(pawl::AnyDecoder* decoder) { delete decoder; }
 
+const char* pawl_native_make_adapter(const pawl::AnyDecoder* decoder, pawl::AnyAdapter** adapter) {
+    return guarded([&] { *adapter = decoder->make_adapter().release(); });
+}
+
+const char* pawl_native_load_adapter(pawl::AnyAdapter* adapter, int32_t layer, int32_t product, int64_t rank,
+                                     const void* shrink, const void* expand) {
+    return guarded([&] { adapter->load(layer, product, rank, shrink, expand); });
+}
+
+void pawl_native_destroy_adapter(pawl::AnyAdapter* adapter) { delete adapter; }
+
 }  // extern "C"

@@ -25,7 +25,8 @@ Decoder<Element>::Decoder(const Shape& shape)
       queries_(units<Element>(query_size())),
       attended_(units<Element>(padded(query_size())) + 16),
       inner_(units<Element>(padded(std::max(shape.intermediate_size, shape.expert_size))) + 16),
-      gathered_(normed_.stride) {
+      gathered_(normed_.stride),
+      shrunk_(0) {
     const int64_t hidden = shape.hidden_size, mixed = query_size() + 2 * token_stride(), head = shape.head_dim;
     if (!shape.tied_embeddings) embedding_ = Matrix<Element>(shape.vocab_size, hidden);
     for (int64_t index = 0; index < shape.num_layers; ++index) {
@@ -161,12 +162,55 @@ void Decoder<Element>::check(const Inputs& inputs) const {
     require((inputs.window_table != nullptr) == (num_stores() == 2), "a window table and a window store go together");
     require(inputs.num_segments > 0 && inputs.offsets[0] == 0, "there are no segments");
     require(inputs.offsets[inputs.num_segments] == inputs.num_tokens, "segments do not cover the batch");
-    for (int64_t segment = 0; segment < inputs.num_segments; ++segment) check_segment(inputs, segment);
+    for (int64_t segment = 0; segment < inputs.num_segments; ++segment) {
+        check_segment(inputs, segment);
+        if (inputs.adapters == nullptr || inputs.adapters[segment] == nullptr) continue;
+        const auto* adapter = dynamic_cast<const Adapter<Element>*>(inputs.adapters[segment]);
+        require(adapter != nullptr && adapter->sizes == sizes(), "an adapter that was made for another model");
+    }
     for (int64_t i = 0; i < inputs.num_logits; ++i) {
         const int64_t previous = i == 0 ? -1 : inputs.logit_rows[i - 1];
         require(inputs.logit_rows[i] > previous && inputs.logit_rows[i] < inputs.num_tokens,
                 "logit rows do not rise within the batch");
     }
+}
+
+template <class Element>
+AdapterSizes Decoder<Element>::sizes() const {
+    return {int64_t(layers_.size()), shape_.hidden_size, query_size(), query_size() + 2 * token_stride(),
+            shape_.intermediate_size};
+}
+
+// Rows that a task of an adapter's first product takes together.
+constexpr int64_t kRunRows = 64;
+
+template <class Element>
+void Decoder<Element>::find_runs(AdaptedRows<Element>& rows) const {
+    rows.runs.clear();
+    for (int64_t row = 0; row < int64_t(rows.of.size()); ++row) {
+        const auto* adapter = rows.of[size_t(row)];
+        if (adapter == nullptr) continue;
+        const bool follows = row > 0 && rows.of[size_t(row - 1)] == adapter && rows.runs.back().count < kRunRows;
+        if (follows)
+            ++rows.runs.back().count;
+        else
+            rows.runs.push_back({row, 1, adapter});
+    }
+}
+
+template <class Element>
+void Decoder<Element>::plan_adapters(const Inputs& inputs) {
+    adapted_.of.clear(), adapted_wanted_.of.clear();
+    if (inputs.adapters != nullptr) {
+        for (int32_t segment : row_segment_) {
+            adapted_.of.push_back(static_cast<const Adapter<Element>*>(inputs.adapters[segment]));
+            if (adapted_.of.back() != nullptr) shrunk_.widen(adapted_.of.back()->widest);
+        }
+        for (int64_t i = 0; i < inputs.num_logits; ++i)
+            adapted_wanted_.of.push_back(adapted_.of[size_t(inputs.logit_rows[i])]);
+        shrunk_.reserve(inputs.num_tokens);
+    }
+    find_runs(adapted_), find_runs(adapted_wanted_);
 }
 
 template <class Element>
@@ -201,6 +245,7 @@ void Decoder<Element>::plan(const Inputs& inputs) {
     std::stable_sort(segments_.begin(), segments_.end(), [](const Segment& a, const Segment& b) {
         return a.first_position + a.positions > b.first_position + b.positions;
     });
+    plan_adapters(inputs);
     best_.assign(inputs.greedy == nullptr ? 0 : size_t(threads() * inputs.num_logits),
                  Best{-std::numeric_limits<float>::infinity(), 0});
 }

@@ -30,7 +30,7 @@ template <class Element>
 template <int kPanels, class Epilogue>
 void Decoder<Element>::multiply_block(const RowBuffer<Unit>& from, int64_t first, int64_t count,
                                       const Matrix<Element>& weights, int64_t begin, int64_t end,
-                                      Epilogue&& epilogue) {
+                                      const Beside* beside, Epilogue&& epilogue) {
     const int64_t tiles = (count + kTileRows - 1) / kTileRows;
     for (int64_t item = begin; item < end; ++item) {
         for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -42,6 +42,7 @@ void Decoder<Element>::multiply_block(const RowBuffer<Unit>& from, int64_t first
                 const Unit* next = weights.panel(std::min(item + 1, end - 1) * kPanels + i);
                 multiply_tile<Element>(num, from.row(row), from.stride, panel, weights.depth, out[i], nullptr,
                                        fetch_for(panel, next, weights.depth, tile, tiles));
+                if (beside != nullptr) expand(*beside, row, num, item * kPanels + i, out[i]);
             }
             epilogue(row, num, item, out);
         }
@@ -51,21 +52,59 @@ void Decoder<Element>::multiply_block(const RowBuffer<Unit>& from, int64_t first
 template <class Element>
 template <int kPanels, class Epilogue>
 void Decoder<Element>::product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
-                               Epilogue&& epilogue) {
+                               const Beside* beside, Epilogue&& epilogue) {
+    if (beside != nullptr) shrink(walk, from, *beside);
     const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
     const Shares shares(weights.panels / kPanels, blocks, threads());
     walk.phase(blocks * shares.count, [&](int64_t task) {
         const int64_t first = task / shares.count * kRowBlock, share = task % shares.count;
         multiply_block<kPanels>(from, first, std::min(kRowBlock, rows - first), weights, shares.begin(share),
-                                shares.end(share), epilogue);
+                                shares.end(share), beside, epilogue);
     });
+}
+
+// The first product of each row's adapter: rows of `from` -> shrunk.
+template <class Element>
+void Decoder<Element>::shrink(Walk& walk, const RowBuffer<Unit>& from, const Beside& beside) {
+    walk.phase(int64_t(beside.rows.runs.size()), [&](int64_t task) {
+        const auto& run = beside.rows.runs[size_t(task)];
+        const LowRank<Element>& low = run.adapter->at(beside.layer, beside.product);
+        if (low.rank == 0) return;
+        multiply_block<1>(from, run.first, run.count, low.shrink, 0, low.shrink.panels, nullptr,
+                          [&](int64_t row, int num, int64_t panel, auto& out) {
+                              for (int i = 0; i < num; ++i)
+                                  for (int c = 0; c < kPanel; c += kLanes)
+                                      Element::store_narrow(
+                                          reinterpret_cast<Stored*>(shrunk_.row(row + i)) + panel * kPanel + c,
+                                          load<Floats>(out[0] + i * kPanel + c));
+                          });
+    });
+}
+
+// The second one, added to a tile of the product: `num` rows of one panel. Rows of one adapter share a tile.
+template <class Element>
+void Decoder<Element>::expand(const Beside& beside, int64_t row, int num, int64_t panel, float* out) const {
+    static constexpr float kOnes[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    static_assert(kTileRows <= 8);
+    const auto* of = &beside.rows.of[size_t(row)];
+    for (int first = 0, end; first < num; first = end) {
+        for (end = first + 1; end < num && of[end] == of[first];) ++end;
+        if (of[first] == nullptr) continue;
+        const LowRank<Element>& low = of[first]->at(beside.layer, beside.product);
+        if (low.rank == 0) continue;
+        const auto span = low.spans[size_t(panel)];
+        if (span.begin == span.end) continue;
+        multiply_tile<Element, true>(end - first, shrunk_.row(row + first) + span.begin, shrunk_.stride,
+                                     low.expand.panel(panel) + span.begin * kPanel, span.end - span.begin,
+                                     out + first * kPanel, kOnes, Fetch{});
+    }
 }
 
 template <class Element>
 void Decoder<Element>::add_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows,
-                                   const Matrix<Element>& weights, const Vector& norm) {
+                                   const Matrix<Element>& weights, const Beside* beside, const Vector& norm) {
     const bool normed = norm.size > 0;
-    product<1>(walk, from, rows, weights, [&](int64_t row, int num, int64_t panel, auto& out) {
+    product<1>(walk, from, rows, weights, beside, [&](int64_t row, int num, int64_t panel, auto& out) {
         for (int i = 0; i < num; ++i)
             for (int c = 0; c < kPanel; c += kLanes) {
                 float* to = (normed ? branch_ : hidden_).row(row + i) + panel * kPanel + c;
@@ -134,7 +173,8 @@ void Decoder<Element>::attend(Walk& walk, const Inputs& inputs, int64_t index) {
         normalise<Element>(hidden_.row(row), layer.input_norm.data(), shape_.hidden_size, shape_.norm_epsilon,
                            normed_.row(row));
     });
-    product<1>(walk, normed_, rows, layer.qkv, [&](int64_t row, int num, int64_t panel, auto& out) {
+    const Beside beside{adapted_, index, AdaptedProduct::kQkv};
+    product<1>(walk, normed_, rows, layer.qkv, adapted_.runs.empty() ? nullptr : &beside, [&](int64_t row, int num, int64_t panel, auto& out) {
         for (int i = 0; i < num; ++i)
             for (int c = 0; c < kPanel; c += kLanes) {
                 const int64_t column = panel * kPanel + c;
@@ -171,18 +211,22 @@ void Decoder<Element>::keep_wanted(Walk& walk, const Inputs& inputs) {
 
 // Output projection, MLP and both residuals: attended, hidden -> hidden.
 template <class Element>
-void Decoder<Element>::finish_layer(Walk& walk, const Layer<Element>& layer, int64_t rows) {
-    add_product(walk, attended_, rows, layer.output, layer.attention_norm);
+void Decoder<Element>::finish_layer(Walk& walk, int64_t index, int64_t rows, const AdaptedRows<Element>& adapted) {
+    const Layer<Element>& layer = layers_[size_t(index)];
+    const Beside output{adapted, index, AdaptedProduct::kOutput}, gate_up{adapted, index, AdaptedProduct::kGateUp},
+        down{adapted, index, AdaptedProduct::kDown};
+    const bool beside = !adapted.runs.empty();
+    add_product(walk, attended_, rows, layer.output, beside ? &output : nullptr, layer.attention_norm);
     walk.phase(rows, [&](int64_t row) {
         normalise<Element>(hidden_.row(row), layer.mlp_norm.data(), shape_.hidden_size, shape_.norm_epsilon,
                            normed_.row(row));
     });
     if (layer.routed) return mix_experts(walk, layer, rows);
     const Mlp<Element>& mlp = layer.mlps[0];
-    product<2>(walk, normed_, rows, mlp.gate_up, [&](int64_t row, int num, int64_t pair, auto& out) {
+    product<2>(walk, normed_, rows, mlp.gate_up, beside ? &gate_up : nullptr, [&](int64_t row, int num, int64_t pair, auto& out) {
         store_gated(row, num, pair, out[0], out[1]);
     });
-    add_product(walk, inner_, rows, mlp.down, layer.after_mlp_norm);
+    add_product(walk, inner_, rows, mlp.down, beside ? &down : nullptr, layer.after_mlp_norm);
 }
 
 // activation(gate) * up of a tile, into the 32 columns of `inner` that panel pair `pair` is for.
@@ -211,7 +255,7 @@ void Decoder<Element>::score(Walk& walk, const Inputs& inputs) {
         for (int64_t i = 0; i < shape_.hidden_size; ++i) to[i] = Element::widen(normed[i]);
     });
     if (inputs.hidden != nullptr) return;
-    product<1>(walk, normed_, rows, head_, [&](int64_t row, int num, int64_t panel, auto& out) {
+    product<1>(walk, normed_, rows, head_, nullptr, [&](int64_t row, int num, int64_t panel, auto& out) {
         const int64_t first = panel * kPanel, count = std::min<int64_t>(kPanel, shape_.vocab_size - first);
         for (int i = 0; i < num; ++i) {
             const float* scores = out[0] + i * kPanel;
@@ -252,12 +296,12 @@ void Decoder<Element>::walk(Walk& walk, const Inputs& inputs) {
     const int64_t last = int64_t(layers_.size()) - 1;
     for (int64_t index = 0; index < last; ++index) {
         attend(walk, inputs, index);
-        finish_layer(walk, layers_[size_t(index)], inputs.num_tokens);
+        finish_layer(walk, index, inputs.num_tokens, adapted_);
     }
     attend(walk, inputs, last);
     if (inputs.num_logits == 0) return;
     keep_wanted(walk, inputs);
-    finish_layer(walk, layers_[size_t(last)], inputs.num_logits);
+    finish_layer(walk, last, inputs.num_logits, adapted_wanted_);
     score(walk, inputs);
 }
 

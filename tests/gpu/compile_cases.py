@@ -15,6 +15,7 @@ from pawl.gpu.kernels import prefill as prefill_file
 from pawl.gpu.kernels.activation import gated
 from pawl.gpu.kernels.decode import attend_decode
 from pawl.gpu.kernels.experts import experts_forward, route
+from pawl.gpu.kernels.low_rank import Blocks, add_low_rank
 from pawl.gpu.kernels.matmul import matmul
 from pawl.gpu.kernels.norm import add_norm
 from pawl.gpu.kernels.prefill import attend_segments
@@ -121,6 +122,13 @@ def experts(count: int, chosen: int, hidden: int, inner: int, num_rows: int) -> 
     )
 
 
+def low_rank(columns: int, inner: int, widest: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Some rows of a decode step go through four adapters."""
+    table = tensor(4, 4 * 32, 3, dtype=torch.int64)
+    blocks = Blocks(ints(ROWS // 2), ints(4, 3))
+    add_low_rank(tensor(ROWS, inner, dtype=dtype), tensor(ROWS, columns, dtype=dtype), blocks, table, 7, widest)
+
+
 def sample() -> None:
     """A batch with a vocabulary as large as that of Llama 3."""
     logits, numbers = tensor(ROWS, 128_256, dtype=torch.float32), tensor(ROWS, dtype=torch.float32)
@@ -166,6 +174,7 @@ CASES = both(ATTENTION) | {
     "tokens": tokens,
     "sampling": sample,
     "experts of 30B-A3B": partial(experts, 128, 8, 2048, 768, ROWS),
+    "adapters": partial(low_rank, 6144, 4096, 192),
     "matmul, few rows in pieces": partial(multiply, 64, 4096, 4096, torch.bfloat16),
     "matmul, few rows whole": partial(multiply, 64, 28_672, 4096, torch.bfloat16),
     "matmul, many rows": partial(multiply, 8192, 6144, 4096, torch.bfloat16),
@@ -173,6 +182,7 @@ CASES = both(ATTENTION) | {
 MORE_CASES = both(MORE_ATTENTION) | {
     "experts of Mixtral": partial(experts, 8, 2, 4096, 14_336, 4000),
     "rows of 70B": partial(rows, 64, 8, 128, 8192, switched=True),
+    "adapters, float32": partial(low_rank, 576, 1536, 32, torch.float32),
     "matmul, odd": partial(multiply, 300, 1000, 1000, torch.bfloat16),
     "matmul, float32": partial(multiply, 300, 576, 1536, torch.float32),
     "matmul, few rows, float32": partial(multiply, 3, 576, 4096, torch.float32),

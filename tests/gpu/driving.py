@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
+from pawl.gpu.adapters.low_rank import PackedAdapter
 from pawl.gpu.backend import Backend, ForwardInputs
 from pawl.gpu.kv import KvStore, widest_window
 from pawl.gpu.models.config import ModelConfig
@@ -17,6 +18,7 @@ from pawl.lifecycle.step import Int32s
 from pawl.memory.partners import NO_PAGE
 
 NEEDS_CUDA = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
+NO_ADAPTERS: Mapping[int, PackedAdapter] = {}
 DEVICES = ("cpu", pytest.param("cuda", marks=NEEDS_CUDA))
 
 
@@ -46,8 +48,10 @@ def forward_inputs(
     logit_rows: Int32s | None = None,
     device: str = "cpu",
     window_table: Int32s | None = None,
+    adapters: Mapping[int, PackedAdapter] = NO_ADAPTERS,
 ) -> ForwardInputs:
-    """The flat batch of `pieces`; all rows' logits are wanted unless `logit_rows` says otherwise."""
+    """The flat batch of `pieces`; all rows' logits are wanted unless `logit_rows` says otherwise. `adapters` are those
+    of slots."""
     lengths = int32(*(len(piece.tokens) for piece in pieces))
     starts = int32(*(piece.start for piece in pieces))
     offsets = np.concatenate((int32(0), np.cumsum(lengths, dtype=np.int32)))
@@ -62,6 +66,7 @@ def forward_inputs(
         page_table=page_table,
         logit_rows=np.arange(offsets[-1], dtype=np.int32) if logit_rows is None else logit_rows,
         window_table=window_table,
+        adapters=[adapters.get(piece.slot) for piece in pieces] if any(p.slot in adapters for p in pieces) else None,
     )
 
 
@@ -108,6 +113,7 @@ def logits_in_pieces(
     seed: int,
     device: str = "cpu",
     windows: WindowPages | None = None,
+    adapters: Mapping[int, PackedAdapter] = NO_ADAPTERS,
 ) -> list[torch.Tensor]:
     """Logits of every position of every sequence, computed in random segments (some of one token), batched together.
 
@@ -131,7 +137,11 @@ def logits_in_pieces(
         if windows is not None:
             windows.cover(pieces)
         inputs = forward_inputs(
-            pieces, page_table, device=device, window_table=None if windows is None else windows.table
+            pieces,
+            page_table,
+            device=device,
+            window_table=None if windows is None else windows.table,
+            adapters=adapters,
         )
         with torch.inference_mode():
             logits = backend.forward(inputs)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pawl.gpu.adapters.low_rank import Adapter, PackedAdapter
 from pawl.gpu.backend import BackendUnavailable, ForwardInputs, GreedyBackend
 from pawl.gpu.batches import InvalidBatch
 from pawl.gpu.launched import OutOfOrder
@@ -351,6 +352,10 @@ class FusedBackend:
     def named_weights(self) -> Mapping[str, torch.Tensor]:
         named: Mapping[str, torch.Tensor] = self.inner.named_weights()
         return named
+
+    def pack_adapter(self, adapter: Adapter) -> PackedAdapter:
+        packed: PackedAdapter = self.inner.pack_adapter(adapter)
+        return packed
 
 
 def test_a_fused_greedy_head_serves_steps_that_are_all_plainly_greedy(

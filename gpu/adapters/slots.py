@@ -1,0 +1,61 @@
+"""The adapters that a runner holds, and which of them each of its slots computes with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import structlog
+
+from pawl.gpu.adapters.low_rank import Adapter, PackedAdapter
+from pawl.gpu.adapters.peft import read_adapter
+from pawl.gpu.batches import InvalidBatch
+from pawl.gpu.models.config import ModelConfig
+from pawl.lifecycle.step import Int32s, SlotAssignment, StepBatch
+
+log = structlog.get_logger("pawl.gpu.adapters")
+
+
+class AdapterSlots:
+    """Adapters by their number, from 1 on; a slot whose request has none has number 0. One thread may load and unload
+    while another runs steps that use other adapters."""
+
+    def __init__(self, config: ModelConfig, num_slots: int) -> None:
+        self._config = config
+        self._packed: dict[int, PackedAdapter] = {}
+        self._number = np.zeros(num_slots, np.int32)
+
+    def load(self, number: int, source: str, pack: Callable[[Adapter], PackedAdapter]) -> str:
+        """See `StepRunner.load_adapter`; `pack` lays it out for the backend. Raises AdapterRefused."""
+        self.unload(number)
+        adapter = read_adapter(source, self._config)
+        packed = pack(adapter)
+        self._packed[number] = packed
+        log.info("adapter loaded", number=number, source=source, bytes=packed.num_bytes)
+        return adapter.fingerprint
+
+    def unload(self, number: int) -> None:
+        """See `StepRunner.unload_adapter`."""
+        self._packed.pop(number, None)
+
+    def reset(self) -> None:
+        """Forget every slot; adapters stay."""
+        self._number[:] = 0
+
+    def check(self, batch: StepBatch) -> None:
+        """Raises InvalidBatch for a newcomer whose adapter is not there."""
+        for admission in batch.admitted:
+            if admission.adapter and admission.adapter not in self._packed:
+                raise InvalidBatch(batch.step, f"there is no adapter in adapter slot {admission.adapter}")
+
+    def admit(self, admissions: Sequence[SlotAssignment]) -> None:
+        """Requests enter their slots."""
+        for admission in admissions:
+            self._number[admission.slot] = admission.adapter
+
+    def of(self, slots: Int32s) -> list[PackedAdapter | None] | None:
+        """The adapters of these slots, as `ForwardInputs.adapters` has them."""
+        numbers = self._number[slots]
+        if not numbers.any():
+            return None
+        return [self._packed[number] if number else None for number in numbers.tolist()]
