@@ -38,16 +38,22 @@ class BodyMeter:
 
     def take(self, piece: bytes) -> Problem | None:
         """Why the body is refused, once it holds more than one may."""
-        piece = self._escape + piece
-        self._escape = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""
-        piece = piece.removesuffix(self._escape)
-        parts = piece.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')
+        piece, self._escape = self._escape + piece, b""
+        if b"\\" in piece:  # one byte is found much sooner than two
+            piece = self._unescaped(piece)
+        parts = piece.split(b'"')
         outside = b"".join(parts[self.num_quotes % 2 :: 2])
         self.num_quotes += len(parts) - 1
         self.num_containers += outside.count(b"[") + outside.count(b"{")
         self.num_values += outside.count(b",")
         self.num_long_numbers += outside.translate(_DIGITS).count(_LONG)
         return self._refusal()
+
+    def _unescaped(self, piece: bytes) -> bytes:
+        """The piece without quotes that end no string, and without a backslash at its end that waits for more."""
+        self._escape = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""
+        piece = piece.removesuffix(self._escape)
+        return piece.replace(rb"\\", b"").replace(rb"\"", b"") if rb"\"" in piece else piece
 
     def _refusal(self) -> Problem | None:
         for count, most, what in (
