@@ -50,6 +50,12 @@ FROM_STATE: Sequence[Metric] = (
     ),
     Metric(("pages", "page_size"), "pawl_page_size_tokens", "gauge", "Tokens in one KV page."),
     Metric(("slots",), "pawl_slots", "gauge", "Request slots.", "class"),
+    Metric(
+        ("effective_max_running_requests_per_dp",),
+        "pawl_max_running_requests",
+        "gauge",
+        "Requests that may have a slot.",
+    ),
     Metric(("sessions",), "pawl_sessions", "gauge", "Sessions by phase.", "phase"),
     Metric(("cache",), "pawl_prefix_cache", "gauge", "Prefix cache: the cache's own counts.", "item"),
     Metric(("tiers",), "pawl_cache_tiers", "gauge", "Cache tiers below the device: their own counts.", "item"),
@@ -159,6 +165,8 @@ def _from_steps(page: Page, state: Mapping[str, Any]) -> None:
     if durations is not None:
         text = "Seconds from the launch of a step to its result."
         page.add_histogram("pawl_step_duration_seconds", text, {}, Histogram.of(durations))
+    text = "For how long each step is delayed, as somebody wants it; 0 is not at all."
+    page.add("pawl_step_delay_seconds", "gauge", text, [({}, _at(state, ("forward_sleep_time",)) or 0)])
     if weights is not None:
         text = "What replies call the weights that serve, and whether an update of them is under way."
         labels = {"version": str(weights), "state": str(_at(state, ("weights", "state")))}

@@ -105,6 +105,8 @@ def _steps(watched: Watched, reading: Reading) -> Sequence[Span]:
         pieces += [Span(f"each {seconds(lasted / steps)}")] if lasted is not None else []
         spent = [(phase, watched.rate("steps", "phase_seconds", phase)) for phase in PHASES]
         pieces += [Span(f"{phase} {seconds(each / steps)}") for phase, each in spent if each is not None]
+    if delay := reading.number("forward_sleep_time"):
+        pieces.append(Span(f"each delayed by {seconds(delay)}", Style.WARN))
     for name, told in (("retractions", "retractions"), ("steps_lost", "lost"), ("dropped_tokens", "tokens dropped")):
         if reading.number("counters", name):
             pieces.append(Span(f"{told} {_whole(reading.number('counters', name))}"))

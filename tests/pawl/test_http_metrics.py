@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -152,15 +153,19 @@ def test_what_has_not_happened_yet_is_there_as_zero(ghost: httpx.Client) -> None
 def test_what_an_operator_has_done_shows(ghost: httpx.Client) -> None:
     assert samples(ghost.get("/metrics").text)["pawl_paused"] == 0
     ghost.post("/pause_generation", json={"mode": "in_place"})
+    ghost.post("/slow_down", json={"forward_sleep_time": 0.25})
     ghost.post("/update_weight_version", json={"new_version": 'a "new"\\one'})
     numbers = samples(ghost.get("/metrics").text)
     assert numbers["pawl_paused"] == 1
+    assert numbers["pawl_step_delay_seconds"] == 0.25
+    assert numbers["pawl_max_running_requests"] == 256
     assert numbers['pawl_weights_info{state=serving,version=a "new"\\one}'] == 1
     assert numbers["pawl_sessions{phase=open}"] == 1
     ghost.post("/continue_generation", json={})
+    ghost.post("/slow_down", json={"forward_sleep_time": None})
     ghost.post("/update_weight_version", json={"new_version": "default"})
     numbers = samples(ghost.get("/metrics").text)
-    assert numbers["pawl_paused"] == 0
+    assert numbers["pawl_paused"] == numbers["pawl_step_delay_seconds"] == 0
     assert [name for name in numbers if name.startswith("pawl_weights_info")] == [
         "pawl_weights_info{state=serving,version=default}"
     ]
@@ -186,6 +191,17 @@ def test_names_keep_to_the_rules_of_prometheus_and_no_label_grows_with_what_clie
         *("actor", "cause", "class", "item", "kind", "lane", "le", "model", "owner", "phase", "property", "reason"),
         *("state", "version", "gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"),
     }
+
+
+ONLY_SOME = {"pawl_window_pages", "pawl_cache_tiers"}
+"""Of servers with windowed layers, and with tiers below the device."""
+
+
+def test_the_page_about_metrics_names_those_that_are_served(ghost: httpx.Client) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "observing.md").read_text()
+    named = set(re.findall(r"`((?:pawl|gen_ai|process)_\w+)`", page))
+    served = set(re.findall(r"^# TYPE (\w+) ", ghost.get("/metrics").text, re.MULTILINE))
+    assert named == served | ONLY_SOME
 
 
 def test_a_histogram_is_the_same_when_it_comes_out_of_json() -> None:

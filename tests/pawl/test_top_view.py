@@ -130,6 +130,11 @@ def test_what_should_never_be_stands_out() -> None:
     assert "mailboxes tokenizer 3 refused 4" in [paint(line, colour=False) for line in lines]
 
 
+def test_steps_that_somebody_has_slowed_down_are_said_to_be() -> None:
+    assert "each delayed by 250 ms" in shown(watched(reading(1.0, scheduler(forward_sleep_time=0.25))))
+    assert "delayed" not in shown(watched(reading(1.0, scheduler(forward_sleep_time=None))))
+
+
 def test_a_silent_scheduler_is_told_and_nothing_of_it_is_made_up() -> None:
     text = shown(watched(reading(1.0, {"error": "no answer within 2 s"})))
     assert "scheduler does not answer: no answer within 2 s" in text
