@@ -41,16 +41,18 @@ class Asks:
         self._pending: dict[int, PendingAsk] = {}
         self._next_ticket = 1
 
-    def ask(self, message: msgspec.Struct, timeout_s: float, answer: Answer, lost: str | None = None) -> int:
-        """Put `message` to the answerer, unless that is `lost`; `answer` is called exactly once, with the reply or,
-        after `timeout_s` or a loss, with one that says so. Returns the ticket."""
+    def ask(
+        self, message: msgspec.Struct, timeout_s: float, answer: Answer, lost: str | None = None, to: str = ""
+    ) -> int:
+        """Put `message` to the answerer, or to the actor named, unless that is `lost`; `answer` is called exactly once,
+        with the reply or, after `timeout_s` or a loss, with one that says so. Returns the ticket."""
 
         def late(ticket: int) -> Reply:
-            return Reply(ticket, False, f"the {self._answerer} {LATE} {timeout_s:g} s")
+            return Reply(ticket, False, f"the {to or self._answerer} {LATE} {timeout_s:g} s")
 
         ticket, context = self.expect(timeout_s, answer, late), self._actor.context
-        if lost is not None or not context.send(self._answerer, Ask(ticket, message, context.name), Lane.CONTROL):
-            self.answer(Reply(ticket, False, lost or f"the {self._answerer} is not running"))
+        if lost is not None or not context.send(to or self._answerer, Ask(ticket, message, context.name), Lane.CONTROL):
+            self.answer(Reply(ticket, False, lost or f"the {to or self._answerer} is not running"))
         return ticket
 
     def expect(self, timeout_s: float, answer: Answer, late: Callable[[int], Reply]) -> int:

@@ -22,6 +22,7 @@ from pawl.loops.intake import Order, Outcome
 if TYPE_CHECKING:
     from pawl.actors.gateway import Gateway
     from pawl.actors.scheduler import Scheduler
+    from pawl.actors.worker import Worker
 
 T = TypeVar("T")
 Answer: TypeAlias = Callable[[Reply], None]
@@ -121,6 +122,9 @@ class Row:
     handler), or a question, which `look` answers. Fields carry their help as `msgspec.Meta(description=…)`."""
     look: Callable[[Scheduler, Any], Outcome] = not_a_question
     """Answers a question; needs nothing of the loop and changes nothing."""
+    by_worker: Callable[[Worker, Any], Outcome] | None = None
+    """Does what is asked of the worker, which gets the message in place of the scheduler, between two steps. It changes
+    nothing that the loop decides."""
     body: type[msgspec.Struct] | None = None
     """What a caller sends, where that is not the message itself."""
     at_gateway: Callable[[Gateway, Any, Answer], None] | None = None
@@ -185,5 +189,7 @@ class Row:
         """Have it carried out; `answer` is called exactly once."""
         if self.at_gateway is not None:
             self.at_gateway(gateway, body, answer)
+        elif self.by_worker is not None:
+            gateway.ask_worker(body, answer, self.wait_s(body))
         else:
             gateway.ask(body, answer, self.wait_s(body))

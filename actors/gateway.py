@@ -168,6 +168,10 @@ class Gateway(Actor):
         or a loss, with one that says so. Returns the ticket."""
         return self.asks.ask(message, timeout_s, answer, self.lost)
 
+    def ask_worker(self, message: msgspec.Struct, answer: Answer, timeout_s: float) -> int:
+        """The same of one that the worker answers, between two steps."""
+        return self.asks.ask(message, timeout_s, answer, self.lost, self._names.worker)
+
     # ---- from the runtime ----
 
     def receive(self, message: FromPeers) -> None:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import structlog
 
+from pawl.actors.control import Ask, row_of
+from pawl.actors.messages.control import Reply
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
 from pawl.actors.messages.transfer import Fence, Fill, PagesToWorker, Save
 from pawl.actors.messages.weights import UNEXCHANGED, Swap
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.page_copier import PageCopier
+from pawl.gpu.profiler import Profiler, ProfileRefused
 from pawl.gpu.step_runner import StepRunner
+from pawl.gpu.tracers import torch_tracer
+from pawl.lifecycle.machines.profiling import Profiling
 from pawl.lifecycle.step import StepBatch
 from pawl.loops.orders.weights import WeightsFailed, WeightsSwapped
+from pawl.loops.recovery import FAILED_ORDER
 
 log = structlog.get_logger("pawl.worker")
 
@@ -23,11 +31,13 @@ log = structlog.get_logger("pawl.worker")
 class Worker(Actor):
     """Runs steps on one runner. A device that works asynchronously has one step queued behind the running one."""
 
-    accepts = ToWorker | PagesToWorker | Swap
+    accepts = ToWorker | PagesToWorker | Swap | Ask
 
-    def __init__(self, runner: StepRunner[Any], names: Names = NAMES) -> None:
+    def __init__(self, runner: StepRunner[Any], names: Names = NAMES, profiler: Profiler | None = None) -> None:
+        """Without a `profiler`, profiles go to the folder in which the process runs."""
         self._names = names
         self.runner = runner
+        self.profiler = profiler or Profiler(torch_tracer, Path())
         self._mover = PageCopier(self, runner, names)
         self._launched: deque[tuple[int, Any]] = deque()
         self._lost_since: int | None = None
@@ -47,6 +57,8 @@ class Worker(Actor):
                 self._mover.fence(message)
             case Swap(ticket):
                 self._swap(ticket)
+            case Ask():
+                self._asked(message)
             case ResetWorker(next_step, next_save):
                 self._next_step = next_step
                 self._launched.clear()
@@ -67,6 +79,9 @@ class Worker(Actor):
             case Save() | Fill() | Fence():
                 self._mover.failed(message)
                 return True
+            case Ask(ticket, _, reply_to):
+                self.context.send(reply_to, Reply(ticket, False, FAILED_ORDER), Lane.CONTROL)
+                return True
         steps = [step for step, _ in self._launched]
         if message is not None and message.batch.step >= self._next_step and message.batch.step not in steps:
             steps.append(message.batch.step)
@@ -74,6 +89,18 @@ class Worker(Actor):
         for step in steps:
             self._lose(step, error)
         return True
+
+    def stopped(self, reason: str) -> None:
+        if self.profiler.phase is not Profiling.IDLE:
+            with suppress(ProfileRefused):  # which is logged
+                self.profiler.stop()
+
+    def _asked(self, ask: Ask) -> None:
+        self._collect(0)
+        by_worker = row_of(ask.message).by_worker
+        assert by_worker is not None, "the gateway knows whom to ask"
+        outcome = by_worker(self, ask.message)
+        self.context.send(ask.reply_to, Reply(ask.ticket, outcome.ok, outcome.message, outcome.facts), Lane.CONTROL)
 
     def _swap(self, ticket: int) -> None:
         self._collect(0)
@@ -95,7 +122,9 @@ class Worker(Actor):
             self._fail(batch.step, f"step {self._lost_since} was lost")
             return
         try:
-            self._launched.append((batch.step, self.runner.launch(batch)))
+            with self.profiler.step(batch):
+                launched = self.runner.launch(batch)
+            self._launched.append((batch.step, launched))
         except Exception as error:
             log.exception("step failed", step=batch.step)
             self._collect(0)

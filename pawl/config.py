@@ -7,6 +7,7 @@ the environment but `PAWL_CACHE`, the folder for what can be made again.
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -59,6 +60,11 @@ def _feature(group: str, setting: str) -> Meta:
 def default_trace_dir() -> str:
     """Where traces go unless told."""
     return str(cache_folder() / "traces")
+
+
+def default_profile_dir() -> str:
+    """Where profiles go unless told. Tools that start SGLang's servers name the folder so."""
+    return os.environ.get("SGLANG_TORCH_PROFILER_DIR") or str(cache_folder() / "profiles")
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -205,6 +211,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bool, _meta("trace", "take no requests while records of the trace are lost: a full disk, a removed folder")
     ] = False
 
+    profile_dir: Annotated[
+        Text,
+        _meta("trace", "folder of profiles; otherwise what SGLANG_TORCH_PROFILER_DIR holds, or ~/.cache/pawl/profiles"),
+    ] = field(default_factory=default_profile_dir)
+
     log_format: Annotated[
         Literal["auto", "console", "json"], _meta("logs", "auto: console on a terminal, JSON lines otherwise")
     ] = "auto"
@@ -214,7 +225,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         # A shell expands ~ in an argument of its own, but not in --name=~/x, and a file has no shell.
-        force_setattr(self, "trace_dir", str(Path(self.trace_dir).expanduser()))
+        for name in ("trace_dir", "profile_dir"):
+            force_setattr(self, name, str(Path(getattr(self, name)).expanduser()))
         if self.storage_dir is not None:
             force_setattr(self, "storage_dir", str(Path(self.storage_dir).expanduser()))
 

@@ -20,7 +20,9 @@ from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.tiers import make_storage, tier_config, wants_tiers
 from pawl.config import ConfigError, ServerConfig, default_trace_dir
 from pawl.gpu.grammars.cache import Grammars
+from pawl.gpu.profiler import Profiler
 from pawl.gpu.step_runner import StepRunner
+from pawl.gpu.tracers import torch_tracer
 from pawl.lifecycle.records import Started
 from pawl.lifecycle.trace.writer import TraceWriter, file_bytes
 from pawl.loops.select import LoopConfig, cell_name
@@ -64,6 +66,8 @@ class Parts:
     """Where pages go that leave the device, if anywhere."""
     grammars: Grammars | None = None
     """What the runner follows grammars with; None where there are none for the vocabulary."""
+    profiler: Profiler | None = None
+    """Of the worker; None: its own."""
 
 
 def check_settings(config: ServerConfig) -> None:
@@ -199,6 +203,7 @@ def assemble(
         summary=summary,
         storage=storage,
         grammars=grammars,
+        profiler=Profiler(torch_tracer, Path(config.profile_dir)),
     )
 
 

@@ -73,7 +73,7 @@ def engine_actors(
             else []
         ),
         ActorSpec(names.stager, Stager(parts.runner, names)),
-        ActorSpec(names.worker, Worker(parts.runner, names), overflow=hold),
+        ActorSpec(names.worker, Worker(parts.runner, names, parts.profiler), overflow=hold),
         *([ActorSpec(names.storage, storage)] if storage is not None else []),
         ActorSpec(names.detokenizer, Detokenizer(parts.vocabulary, names), overflow=hold, capacity=told),
         ActorSpec(names.watchdog, Watchdog(names=names, turned_at=turned_at)),

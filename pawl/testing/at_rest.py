@@ -23,6 +23,7 @@ from pawl.memory.tiers.keys import split_keys
 from pawl.testing.books import doubled_timers, open_books
 from pawl.testing.clients import Client
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
+from pawl.testing.profiles import profile_at_rest
 
 if TYPE_CHECKING:
     from pawl.testing.cluster import Cluster
@@ -57,6 +58,9 @@ class EndChecks:
             raise PropertyFailed("observability_conservation", f"{counted} tokens are counted as cached, {seen} were")
         if self.run.grammar.num_open:
             raise PropertyFailed("auxiliary_conservation", f"at rest: {self.run.grammar.num_open} grammars are held")
+        misprofiled = profile_at_rest(self.run.actors[NAMES.worker].profiler)
+        if misprofiled is not None:
+            raise PropertyFailed("auxiliary_conservation", f"at rest: a profile: {misprofiled}")
         for fault in self._below():
             raise PropertyFailed("observability_conservation", fault)
         if self.run.mirror.content != self.run.scheduler.loop.memory.cache.content():

@@ -45,6 +45,7 @@ from pawl.testing.expectations import PropertyFailed, simulated_fold, simulated_
 from pawl.testing.models import GHOST, Model, SimulatedDevice, storage_of
 from pawl.testing.parts import own_parts
 from pawl.testing.plugins import SCHEDULERS
+from pawl.testing.profiles import simulated_profiler
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking, UsageTold
 from pawl.testing.reached import events_of
 from pawl.testing.reuse import WatchedGhost
@@ -118,6 +119,7 @@ class Cluster(Case):
             started=started,
             storage=storage_of(shape, config, self.runner, system.strikes),
             grammars=simulated_grammars(),
+            profiler=simulated_profiler(system.strikes),
         )
         self.desk = self.make_desk(workload, config.max_running + config.max_queued, model.expectations)
         self.desk.report = self._report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pawl.gpu.profiler import Profiler
 from pawl.loops.admission import Admission
 from pawl.loops.limits import LimitKeeper
 from pawl.loops.loop import Loop
@@ -13,7 +14,18 @@ def _mutant(name: str, resembles: str, what: str, *edits: Edit) -> Mutant:
     return Mutant(name, Group.CONTROL, "limits_hold", resembles, what, edits)
 
 
+PROFILES = (
+    Mutant(
+        "profile_goes_on_after_its_failure",
+        Group.CONTROL,
+        "auxiliary_conservation",
+        "",
+        "A profile that could not be written is under way for ever: no other can be started.",
+        (Edit(Profiler._fail, "self._move(ProfilingEvent.FAIL)", "pass"),),
+    ),
+)
 LIMITS = (
+    *PROFILES,
     _mutant(
         "half_of_the_limits_are_set",
         "",

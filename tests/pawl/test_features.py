@@ -33,7 +33,9 @@ SETTINGS_NOT_DRAWN = {
         *("host", "port", "api_key", "admin_api_key", "allowed_hosts", "cors_origins", "max_body_mb"),
         *("tool_call_parser", "reasoning_parser"),
     ),
-    "what is written, not what is done": ("trace", "trace_dir", "trace_limit_mb", "log_format", "log_level"),
+    "what is written, not what is done": (
+        *("trace", "trace_dir", "trace_limit_mb", "profile_dir", "log_format", "log_level"),
+    ),
     "simulated records are kept in memory, which is never full": ("trace_required",),
     "every request of a run has its own limit, or none": ("request_timeout_s",),
     "every part has the seed of the run": ("seed",),

@@ -1,0 +1,87 @@
+"""Records steps with torch.profiler, as Chrome traces (ui.perfetto.dev reads them).
+
+The first `prepare` of a process imports much of PyTorch, for seconds, while the step waits for it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import tempfile
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from pawl.gpu.profiler import ProfileOptions, ProfileRefused
+
+
+class TorchTracer:
+    """`Tracer` by torch.profiler: operators and named steps on the host, kernels where there is a CUDA device."""
+
+    def __init__(self) -> None:
+        self._profile: profile | None = None
+
+    def check(self, options: ProfileOptions) -> None:
+        """See `Tracer.check`."""
+        if not self._activities(options):
+            raise ProfileRefused("activities: there is no CUDA device here; send CPU")
+        folder = options.folder
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise ProfileRefused(f"output_dir: {existing} is no folder that this server may write")
+
+    def _activities(self, options: ProfileOptions) -> list[ProfilerActivity]:
+        found = [ProfilerActivity.CPU] if "CPU" in options.activities else []
+        if "GPU" in options.activities and torch.cuda.is_available():
+            found.append(ProfilerActivity.CUDA)
+        return found
+
+    def prepare(self, options: ProfileOptions) -> None:
+        """See `Tracer.prepare`."""
+        self._profile = profile(
+            activities=self._activities(options),
+            record_shapes=options.record_shapes,
+            with_stack=options.with_stack,
+            profile_memory="MEM" in options.activities,
+        )
+        self._profile.prepare_trace()
+
+    def begin(self) -> None:
+        """See `Tracer.begin`."""
+        assert self._profile is not None
+        self._profile.start_trace()
+
+    def span(self, name: str) -> AbstractContextManager[object]:
+        """See `Tracer.span`."""
+        return record_function(name)
+
+    def end(self, path: Path) -> None:
+        """See `Tracer.end`."""
+        taken, self._profile = self._profile, None
+        assert taken is not None
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what was launched belongs to its step
+        taken.stop_trace()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        try:
+            with tempfile.NamedTemporaryFile(suffix=".json") as plain:
+                taken.export_chrome_trace(plain.name)
+                handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+                with open(plain.name, "rb") as source, gzip.open(os.fdopen(handle, "wb"), "wb", 1) as packed:
+                    shutil.copyfileobj(source, packed)
+            unfinished.replace(path)
+        finally:
+            with suppress(OSError):
+                unfinished.unlink()
+
+    def abandon(self) -> None:
+        """See `Tracer.abandon`."""
+        taken, self._profile = self._profile, None
+        if taken is not None:
+            with suppress(Exception):
+                taken.start_trace()
+                taken.stop_trace()
