@@ -29,6 +29,8 @@ MOST_RANK = 256
 MOST_NUMBER = 1e6
 """Of a rank, an alpha and a scale."""
 MOST_PATTERNS = 4096
+MOST_CONFIG = 1 << 20
+"""Bytes."""
 MOST_HEADER = 16 << 20
 """Bytes of names and sizes in a safetensors file."""
 MOST_NAME = 256
@@ -65,21 +67,24 @@ def read_adapter(source: str, config: ModelConfig) -> Adapter:
     """The adapter in the folder `source`, for the model of `config`, in float32. Raises AdapterRefused."""
     folder = Path(source)
     try:
-        settings = _Settings(read_object(folder / CONFIG, AdapterRefused))
-        return _read(folder, settings, config)
-    except AdapterRefused as error:
-        raise AdapterRefused(f"adapter {source}: {error}") from error
-    except FileNotFoundError as error:
-        raise AdapterRefused(f"adapter {source}: there is no {_missing(folder)}") from error
+        _check_files(folder, config)
+        return _read(folder, _Settings(read_object(folder / CONFIG, AdapterRefused)), config)
     except (OSError, FolderError, MemoryError, ValueError) as error:
         raise AdapterRefused(f"adapter {source}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def _missing(folder: Path) -> str:
+def _check_files(folder: Path, config: ModelConfig) -> None:
+    """Raises AdapterRefused where one is missing, or larger than any could be."""
     if not (folder / CONFIG).is_file():
-        return f"{CONFIG}: is this a PEFT folder?"
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
-    return f"{TENSORS}; {pickles[0]} is a pickle, which is never opened" if pickles else TENSORS
+        raise AdapterRefused(f"there is no {CONFIG}: is this a PEFT folder?")
+    if not (folder / TENSORS).is_file():
+        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
+        why = f"; {pickles[0]} is a pickle, which is never opened" if pickles else ""
+        raise AdapterRefused(f"there is no {TENSORS}{why}")
+    most = MOST_HEADER + 4 * MOST_RANK * sum(map(sum, adaptable(config).values()))
+    for name, limit in ((CONFIG, MOST_CONFIG), (TENSORS, most)):
+        if (size := (folder / name).stat().st_size) > limit:
+            raise AdapterRefused(f"{name} has {size} bytes; of no adapter of this model it has more than {limit}")
 
 
 class _Settings:
@@ -95,10 +100,10 @@ class _Settings:
             raise AdapterRefused(f"bias is {values['bias']!r:.60}: biases of an adapter are not supported")
         begun = values.get("init_lora_weights")
         if isinstance(begun, (list, dict, float)) or begun not in _PLAIN_BEGINNINGS:
-            raise AdapterRefused(
-                f"init_lora_weights is {begun!r:.60}, which changes the model's own weights: convert it"
-            )
-        self._stabilised = values.get("use_rslora", False) is True
+            raise AdapterRefused(f"init_lora_weights is {begun!r:.60}, which changes the model's own weights")
+        if values.get("use_rslora") not in (None, False, True):
+            raise AdapterRefused(f"use_rslora is {values['use_rslora']!r:.60}, not true or false")
+        self._stabilised = bool(values.get("use_rslora"))
         self._rank = _number(values, "r", 8)
         self._alpha = _number(values, "lora_alpha", 8)
         self._ranks = _patterns(values, "rank_pattern")
@@ -158,9 +163,6 @@ def _names(targets: Any) -> tuple[str, ...] | str:
 
 def _read(folder: Path, settings: _Settings, config: ModelConfig) -> Adapter:
     shapes = adaptable(config)
-    size, most = (folder / TENSORS).stat().st_size, MOST_HEADER + 4 * MOST_RANK * sum(map(sum, shapes.values()))
-    if size > most:
-        raise AdapterRefused(f"{TENSORS} has {size} bytes; no adapter of this model has more than {most}")
     modules: dict[str, dict[str, Tensor]] = {}
     # Whoever writes the file anew must not change what is read.
     for name, tensor in read_tensors(folder / TENSORS, mapped=False):

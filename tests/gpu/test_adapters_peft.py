@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -82,6 +83,7 @@ def test_the_fingerprint_is_of_the_content_and_not_of_the_place(whole: Path, fol
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "experts"),
         ({"init_lora_weights": "pissa"}, "'pissa', which changes the model's own weights"),
+        ({"use_rslora": "no"}, "use_rslora is 'no', not true or false"),
         ({"r": 5}, "has rank 4, the configuration says 5"),
         ({"r": "4"}, "r is '4', not a number"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
@@ -159,9 +161,17 @@ def test_a_missing_file_is_named_and_a_pickle_is_never_opened(folder: Path, tmp_
 
 
 def test_a_file_larger_than_any_adapter_of_the_model_is_not_read(folder: Path) -> None:
-    with (folder / TENSORS).open("ab") as file:
-        file.truncate(1 << 40)  # a hole: it takes no room on the disk
-    assert "no adapter of this model has more than" in refusal(folder)
+    for name in (TENSORS, CONFIG):
+        with (folder / name).open("ab") as file:
+            file.truncate(1 << 40)  # a hole: it takes no room on the disk
+        assert f"{name} has 1099511627776 bytes; of no adapter of this model" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", [CONFIG, TENSORS])
+def test_what_is_no_plain_file_is_not_opened(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)  # whoever opens it waits for a writer
+    assert f"there is no {name}" in refusal(folder)
 
 
 def check_damages(whole: Path, target: Path, seeds: range) -> int:
