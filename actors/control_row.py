@@ -129,6 +129,8 @@ class Row:
     """What a caller sends, where that is not the message itself."""
     at_gateway: Callable[[Gateway, Any, Answer], None] | None = None
     """What the gateway makes of `body`; None: the body is the message, and the scheduler's reply is the answer."""
+    raw: str | None = None
+    """The field that a body which is no JSON holds (`application/octet-stream`); the others come in the query."""
     reply: Any = dict[str, Any]
     """The type of the HTTP body of a reply that is no error."""
     show: Callable[[Reply, Facts], Shown] = plain
@@ -145,6 +147,8 @@ class Row:
     """How long the gateway waits for the answer, beyond the time the message itself says."""
     draw: Callable[[Source], Any] = never
     """A body for a simulated client to send, or None: it sends none this time."""
+    draws: int = 1
+    """How often one is drawn for a run."""
     check: Callable[[Any, Reply], str | None] = lambda body, reply: None
     """What is wrong with the answer that a simulated client got, if anything."""
     proves: str = "bounded_progress"

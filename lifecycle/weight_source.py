@@ -13,6 +13,8 @@ import msgspec
 
 SegmentName = Annotated[str, msgspec.Meta(pattern=r"^/?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,250}$")]
 
+SegmentSize = Annotated[int, msgspec.Meta(ge=8)]
+
 
 class FromDisk(msgspec.Struct, frozen=True, tag=True):
     """All weights, from what `pawl serve` takes: a folder of safetensors, a GGUF file, the name of one."""
@@ -31,7 +33,7 @@ class FromSharedMemory(msgspec.Struct, frozen=True, tag=True):
     """The same in a POSIX shared memory segment of this machine, which is copied and left as it is."""
 
     name: SegmentName
-    size: Annotated[int, msgspec.Meta(ge=8)]
+    size: SegmentSize
     """Bytes of the file, at the beginning of the segment."""
 
 

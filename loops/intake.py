@@ -49,6 +49,10 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """It can be done only while the loop rests (`Loop.at_rest`). Such an order has a field `timeout_s`: how long to
     wait for that; 0: now or not at all."""
 
+    def recorded(self) -> Order:
+        """What a trace has of it: all but what is too large, and decides nothing here."""
+        return self
+
     def apply(self, intake: Intake, now: float) -> Outcome | None:
         """Do it, between two steps: no step is being planned, and some may be in flight. None: it cannot fail, and
         there is nothing to tell."""
@@ -145,7 +149,7 @@ class Intake:
         outcome, and no other order's; 0: nobody does."""
         if isinstance(order, WaitEnds) and order.number not in self.waiting:
             return  # it was done before its time was over
-        self.loop.journal.delivered(order, number, now)
+        self.loop.journal.delivered(order.recorded(), number, now)
         patience_s: float = getattr(order, "timeout_s") if order.at_rest else 0.0  # noqa: B009
         if patience_s > 0 and not self.loop.at_rest:
             self.waiting[number] = order

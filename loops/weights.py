@@ -1,7 +1,9 @@
 """The weights that are served, and an update of them: staged beside the old ones, exchanged between two steps.
 
     UpdateWeights ──► stage ──► WeightsStaged ──► (steps in flight come back) ──► swap ──► WeightsSwapped
-                        └───────────────── WeightsFailed ─────────────────────────┘
+    PutWeights ─────►   └───────────────── WeightsFailed ─────────────────────────┘
+
+PutWeights may bring them in parts: until the last one has come, those before it are kept where they are staged.
 
 Of two versions none reads what the other computed: at the exchange whoever runs starts again from its known tokens, the
 prefix cache is emptied, and everybody's namespace names the new weights. A failure before that changes nothing.
@@ -22,6 +24,7 @@ from pawl.loops.recovery import lose_pages
 
 BUSY = "another update of the weights is under way"
 DONE = "Succeeded to update model weights."
+KEPT = "Kept until the last part of these weights comes."
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,12 +33,14 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     ticket: int
     """Counts updates; what is told of another one is late."""
     asker: int
-    """The number under which its outcome is waited for."""
+    """The number under which its outcome is waited for; 0: nobody waits."""
     source: str
     version: str | None
     """What replies will call the new weights; None: what they call the old ones."""
     abort: bool
     """Who is live at the exchange ends."""
+    last: bool = True
+    """No further part of it is to come."""
     fingerprint: str = ""
     """Of the new weights, once they are staged."""
 
@@ -75,24 +80,45 @@ class WeightKeeper:
         """No step may be launched."""
         return self.phase is Weights.SWAPPING
 
-    def begin(self, source: str, version: str | None, abort: bool, asker: int, now: float) -> Update | None:
-        """Somebody wants other weights. None while an update is under way."""
-        if self.update is not None:
+    def begin(
+        self,
+        source: str,
+        version: str | None,
+        abort: bool,
+        asker: int,
+        now: float,
+        *,
+        last: bool = True,
+        parts: bool = False,
+    ) -> Update | None:
+        """Somebody wants other weights; None while an update is under way. `parts`: some of them, and those that were
+        gathered for a version of this name belong to them. Whatever else was gathered is dropped."""
+        gathered = self.update if self.phase is Weights.GATHERING else None
+        if self.update is not None and gathered is None:
             return None
-        self._num_updates += 1
-        self.update = Update(ticket=self._num_updates, asker=asker, source=source, version=version, abort=abort)
+        if gathered is None or not parts or gathered.version != version:
+            self._num_updates += 1
+        ticket = self._num_updates
+        self.update = Update(ticket=ticket, asker=asker, source=source, version=version, abort=abort, last=last)
         self._move(WeightEvent.UPDATE, now)
         return self.update
 
     def staged(self, ticket: int, fingerprint: str, now: float) -> None:
         """The new weights fit, and lie beside the old ones."""
-        if self._is(ticket, Weights.STAGING) and self.update is not None:
-            self.update = msgspec.structs.replace(self.update, fingerprint=fingerprint)
+        update = self.update
+        if update is None or not self._is(ticket, Weights.STAGING):
+            return
+        if update.last:
+            self.update = msgspec.structs.replace(update, fingerprint=fingerprint)
             self._move(WeightEvent.STAGED, now)
+        else:
+            self.update = msgspec.structs.replace(update, asker=0)
+            self._move(WeightEvent.PART, now)
+            self._answer(update.asker, True, KEPT)
 
     def failed(self, ticket: int, message: str, now: float) -> None:
         """The new weights cannot be had."""
-        if self._is(ticket, Weights.STAGING, Weights.SWAPPING) and self.update is not None:
+        if self._is(ticket, Weights.STAGING, Weights.GATHERING, Weights.SWAPPING) and self.update is not None:
             asker = self.update.asker
             self._move(WeightEvent.FAILED, now)
             self.update = None
@@ -127,7 +153,7 @@ class WeightKeeper:
 
     def recovered(self, message: str, now: float) -> None:
         """The loop has failed in the middle of something: that new weights are asked for, or lie ready, may be lost."""
-        if self.update is not None and self.phase is Weights.STAGING:
+        if self.update is not None and self.phase in (Weights.STAGING, Weights.GATHERING):
             self.failed(self.update.ticket, message, now)
         self.renew()
 

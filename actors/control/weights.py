@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from pawl.actors.control_row import Row, Source, Who
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from pawl.actors.control_row import Answer, Row, Source, Who
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.weights import UNEXCHANGED, UNREAD
+from pawl.gpu.ghost.weights import GhostWeights
 from pawl.lifecycle.states import Cause
-from pawl.loops.orders.weights import RenameWeights, UpdateWeights
-from pawl.loops.versions import DEFAULT_VERSION
+from pawl.lifecycle.weight_source import FromBytes, FromSharedMemory, SegmentName, SegmentSize
+from pawl.loops.orders.weights import PutWeights, RenameWeights, UpdateWeights
+from pawl.loops.versions import DEFAULT_VERSION, VersionName
 from pawl.loops.weights import BUSY
+
+if TYPE_CHECKING:
+    from pawl.actors.gateway import Gateway
 
 PATIENCE_S = 3600.0
 """How long to wait for an update. Large models are read for minutes."""
 
-SOURCES = {DEFAULT_VERSION: "ghost", "a": "ghost:a", "b": "ghost:b", "c": "ghost:c"}
+ON_DISK = {DEFAULT_VERSION: "ghost", "a": "ghost:a", "b": "ghost:b", "c": "ghost:c"}
+SENT = {"p": "ghost:p+q", "r": "ghost:r+s"}
+"""As tensors."""
+SOURCES = ON_DISK | SENT
 """Of versions that simulated clients have served, the first one among them; a ghost says other things under each."""
 NOWHERE = "nowhere"
-NO_FILE = "no such file"
+NO_FILE, NO_WEIGHT = "no such file", "do not fit"
 """Of a real model in a ghost's place: it has no weights of a ghost."""
 
 
 def _drawn(source: Source) -> UpdateWeights | None:
     if not source.chance(0.3):
         return None
-    name = source.pick((*SOURCES, NOWHERE))
-    path = SOURCES.get(name, name)
+    name = source.pick((*ON_DISK, NOWHERE))
+    path = ON_DISK.get(name, name)
     return UpdateWeights(model_path=path, weight_version=name, abort_all_requests=source.chance(0.2))
 
 
@@ -45,6 +57,106 @@ UPDATE_WEIGHTS = Row(
     patience_s=PATIENCE_S,
     draw=_drawn,
     check=_check,
+    proves="weight_epochs",
+    ends=frozenset({Cause.CLIENT}),
+)
+
+
+class SendWeights(msgspec.Struct, frozen=True, kw_only=True, tag="send_weights", forbid_unknown_fields=True):
+    """Serve other values for some of the weights, sent as the bytes of a safetensors file. They are verified and laid
+    out beside those that serve, in one message or in several, and exchanged between two steps when the last one has
+    come; all that was not sent stays as it is. A failure leaves the old weights, and drops what was kept."""
+
+    safetensors: Annotated[
+        bytes | None, msgspec.Meta(description="a safetensors file, in base64; or raw, as the whole body")
+    ] = None
+    shared_memory: Annotated[
+        SegmentName | None, msgspec.Meta(description="a POSIX shared memory segment that begins with such a file")
+    ] = None
+    size: Annotated[SegmentSize | None, msgspec.Meta(description="bytes of the file in the segment")] = None
+    last: Annotated[
+        bool, msgspec.Meta(description="false: others of the same weight_version are to come, exchange nothing yet")
+    ] = True
+    weight_version: Annotated[
+        VersionName | None, msgspec.Meta(description="what replies call the new weights; left out: as before")
+    ] = None
+    abort_all_requests: Annotated[
+        bool, msgspec.Meta(description="end what is live at the exchange, rather than start it again")
+    ] = False
+    flush_cache: Annotated[
+        bool, msgspec.Meta(description="either way the cache is emptied: what it has is of the old weights")
+    ] = True
+    load_format: Annotated[Literal["safetensors"] | None, msgspec.Meta(description="there is no other")] = None
+    serialized_named_tensors: Annotated[Any, msgspec.Meta(description="SGLang's, a pickle: it is refused")] = None
+
+
+PICKLED = (
+    "serialized_named_tensors are pickles, which can run any code when they are opened: send the tensors as "
+    "safetensors, safetensors.torch.save({name: tensor, ...}), in base64 as the field safetensors, or raw as the whole "
+    "body with content type application/octet-stream and the other fields in the query"
+)
+NO_TENSORS = "send safetensors, or shared_memory with size"
+
+
+def send(gateway: Gateway, body: SendWeights, answer: Answer) -> None:
+    """Give the order for what was sent."""
+    refusal = None
+    if body.serialized_named_tensors is not None:
+        refusal = PICKLED
+    elif (body.safetensors is None) is (body.shared_memory is None) or (body.shared_memory is None) is not (
+        body.size is None
+    ):
+        refusal = NO_TENSORS
+    if refusal is not None:
+        answer(Reply(0, False, refusal))
+        return
+    if body.safetensors is not None:
+        tensors: FromBytes | FromSharedMemory = FromBytes(body.safetensors)
+    else:
+        tensors = FromSharedMemory(str(body.shared_memory), int(body.size or 0))
+    order = PutWeights(
+        source=tensors,
+        last=body.last,
+        weight_version=body.weight_version,
+        abort_all_requests=body.abort_all_requests,
+    )
+    gateway.ask(order, answer, PATIENCE_S)
+
+
+def _sent(source: Source) -> SendWeights | None:
+    """All of a version; or a part that says nothing of it, and is not the last; or one that does not fit."""
+    if not source.chance(0.2):
+        return None
+    version, kind = source.pick(tuple(SENT)), source.pick(("whole", "whole", "part", "misfit"))
+    weights = GhostWeights.named(SENT[version] if kind == "whole" else "ghost:part+part")
+    file = weights.file() if kind != "misfit" else weights.file().replace(b"ghost.second", b"ghost.secant")
+    return SendWeights(
+        safetensors=file, last=kind == "whole" or source.chance(0.5 * (kind == "misfit")), weight_version=version
+    )
+
+
+def _check_sent(body: SendWeights, reply: Reply) -> str | None:
+    fits = body.safetensors is not None and b"ghost.secant" not in body.safetensors
+    if reply.ok:
+        return None if fits else "weights were served that do not fit"
+    known = (BUSY, UNREAD, UNEXCHANGED, NO_WEIGHT)
+    if fits and not any(words in reply.message for words in known):
+        return f"the weights fit, and were refused: {reply.message}"
+    return None if reply.message else "an update failed, and nobody said why"
+
+
+PUT_WEIGHTS = Row(
+    name="put-weights",
+    message=PutWeights,
+    body=SendWeights,
+    at_gateway=send,
+    raw="safetensors",
+    who=Who.ADMIN,
+    routes=("/update_weights_from_tensor",),
+    patience_s=PATIENCE_S,
+    draw=_sent,
+    draws=2,
+    check=_check_sent,
     proves="weight_epochs",
     ends=frozenset({Cause.CLIENT}),
 )

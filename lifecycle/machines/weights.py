@@ -15,6 +15,8 @@ class Weights(StrEnum):
     """One version computes every step."""
     STAGING = "staging"
     """New weights are read, verified and laid out beside those that serve, which go on."""
+    GATHERING = "gathering"
+    """Some of them lie there, and others are to come. Those that serve go on."""
     SWAPPING = "swapping"
     """The new ones lie there. No step is launched; those in flight come back, and the worker exchanges the weights."""
 
@@ -23,6 +25,7 @@ class WeightEvent(StrEnum):
     """What moves them."""
 
     UPDATE = "update"
+    PART = "part"
     STAGED = "staged"
     SWAPPED = "swapped"
     FAILED = "failed"
@@ -33,7 +36,10 @@ _s, _e = Weights, WeightEvent
 WeightMove: TypeAlias = tuple[Weights, WeightEvent, Weights, str]
 _MOVES: tuple[WeightMove, ...] = (
     (_s.SERVING, _e.UPDATE, _s.STAGING, "somebody asks for other weights"),
-    (_s.STAGING, _e.STAGED, _s.SWAPPING, "they fit the model"),
+    (_s.STAGING, _e.PART, _s.GATHERING, "they fit the model, and others are to come"),
+    (_s.GATHERING, _e.UPDATE, _s.STAGING, "others come, or another update takes the place of this one"),
+    (_s.STAGING, _e.STAGED, _s.SWAPPING, "they fit the model, and none is missing"),
+    (_s.GATHERING, _e.FAILED, _s.SERVING, "the loop has failed: what was gathered is dropped"),
     (_s.STAGING, _e.FAILED, _s.SERVING, "they cannot be read, or do not fit: the old ones stay"),
     (_s.SWAPPING, _e.SWAPPED, _s.SERVING, "the worker has exchanged them; who ran starts again under the new ones"),
     (_s.SWAPPING, _e.FAILED, _s.SERVING, "the worker could not exchange them: the old ones stay"),

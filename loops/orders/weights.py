@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from pawl.lifecycle.weight_source import FromDisk
+from pawl.lifecycle.weight_source import FromBytes, FromDisk, FromSharedMemory
 from pawl.loops.intake import LATER, Intake, Order, Outcome
 from pawl.loops.orders.requests import Abort
 from pawl.loops.versions import VersionName
@@ -38,6 +38,29 @@ class UpdateWeights(Order, frozen=True, kw_only=True, tag="update_weights"):
         if update is None:
             return Outcome(False, BUSY)
         intake.stage(update.ticket, FromDisk(self.model_path, self.load_format or "auto"), True)
+        return LATER
+
+
+class PutWeights(Order, frozen=True, kw_only=True, tag="put_weights"):
+    """Serve other values for some of the weights. They are verified and laid out beside those that serve, in one part
+    or in several, and exchanged between two steps when the last one has come; all that was not sent stays as it is. A
+    failure of any part leaves the old weights."""
+
+    source: FromBytes | FromSharedMemory
+    """A trace has no bytes: the fingerprint of what they make is recorded when they are staged."""
+    last: bool = True
+    weight_version: VersionName | None = None
+    abort_all_requests: bool = False
+
+    def recorded(self) -> Order:
+        return msgspec.structs.replace(self, source=FromBytes(b"")) if isinstance(self.source, FromBytes) else self
+
+    def apply(self, intake: Intake, now: float) -> Outcome:
+        weights, version, abort = intake.weights, self.weight_version, self.abort_all_requests
+        update = weights.begin(weights.served.source, version, abort, intake.number, now, last=self.last, parts=True)
+        if update is None:
+            return Outcome(False, BUSY)
+        intake.stage(update.ticket, self.source, self.last)
         return LATER
 
 

@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from pawl.actors.control import ROWS
 from pawl.actors.gateway import Gateway
 from pawl.actors.text.invalid import InvalidRequest, clipped
 from pawl.http.auth import KeyCheck
@@ -67,7 +68,9 @@ def create_app(
         routes=[*routes, *DescriptionRoutes(context, routes).routes()],
         middleware=[
             *_cors(origins),
-            Middleware(Guard, hosts=hosts, origins=origins),
+            Middleware(
+                Guard, hosts=hosts, origins=origins, raw=[path for row in ROWS if row.raw for path in row.routes]
+            ),
             Middleware(KeyCheck, api_key=api_key, admin_api_key=admin_api_key),
         ],
         exception_handlers={

@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from pawl.actors import fields
 from pawl.http.errors import Problem
+from pawl.http.guard import RAW
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -85,9 +86,9 @@ class BodyBudget:
         self.held -= count
 
 
-async def read_body(request: Request, limit: int, budget: BodyBudget) -> bytearray:
+async def read_body(request: Request, limit: int, budget: BodyBudget, *, json: bool = True) -> bytearray:
     """The raw body of at most `limit` bytes; more is refused with 413, before it is read where its length is known, and
-    so is one that holds too much to decode (see `BodyMeter`)."""
+    so is one that is `json` and holds too much to decode (see `BodyMeter`)."""
     declared = request.headers.get("content-length")
     if declared is not None and declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
@@ -101,7 +102,7 @@ async def read_body(request: Request, limit: int, budget: BodyBudget) -> bytearr
             if refusal is None:
                 budget.take(len(chunk))
                 body += chunk
-                refusal = meter.take(chunk)
+                refusal = meter.take(chunk) if json else None
             # Else the rest is read all the same: to a client that still sends, a closed connection says nothing.
         if refusal is not None:
             raise refusal
@@ -118,6 +119,11 @@ def decode_fields(data: bytes | bytearray, query: dict[str, str], kind: type[Bod
     if data.strip() not in (b"", b"{}"):
         raise Problem(400, "send the fields in the query or in the body, not in both")
     return fields.convert(query, kind, strict=False)
+
+
+def is_raw(request: Request) -> bool:
+    """Whether the body says that it is bytes, and no JSON."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == RAW
 
 
 def _too_large(limit: int) -> Problem:

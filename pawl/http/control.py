@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -15,7 +16,7 @@ from pawl.actors.control.state import STATE, GetState
 from pawl.actors.control_row import Row
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sampling import embedding_sampling
-from pawl.http.body import decode_fields, read_body
+from pawl.http.body import decode_fields, is_raw, read_body
 from pawl.http.description import HasContext
 from pawl.http.errors import Problem, from_delta, json_response
 from pawl.http.metrics import CONTENT_TYPE, exposition
@@ -161,8 +162,11 @@ class ControlRoutes(HasContext):
         """The handler of one control message: its fields come in the query or as a JSON body."""
 
         async def handle(request: Request) -> Response:
-            data = await read_body(request, self.context.max_body_bytes, self.context.bodies)
-            body = decode_fields(data, dict(request.query_params), row.taken)
+            raw, query = row.raw is not None and is_raw(request), dict(request.query_params)
+            data = await read_body(request, self.context.max_body_bytes, self.context.bodies, json=not raw)
+            body = decode_fields(b"" if raw else data, query, row.taken)
+            if raw:
+                body = msgspec.structs.replace(body, **{str(row.raw): bytes(data)})
             if row.admin_when is not None and row.admin_when(body) and not request.scope.get("admin", True):
                 raise Problem(403, f"{row.name} with these fields needs the admin key", code="admin_key_needed")
             reply = await ask(lambda answer: row.put(self.context.gateway, body, answer))

@@ -2,8 +2,8 @@
 
 A server on the loopback address is within reach of every web page that its user opens. A page can send a POST without
 asking first as long as it looks like a form, and can give its own name the address 127.0.0.1 (DNS rebinding). So the
-name in `Host` must be one of ours, an `Origin` must be ours or invited, and a body must be called JSON, which a page
-may send to another origin only where CORS allows it.
+name in `Host` must be one of ours, an `Origin` must be ours or invited, and a body must be called JSON (or bytes, where
+a route takes them), which a page may send to another origin only where CORS allows it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pawl.http.errors import Problem
 
+RAW = "application/octet-stream"
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 SINGLE = frozenset({b"host", b"origin", b"authorization", b"content-type", b"content-encoding"})
 """Headers that are decided by: of one that comes twice, others may look at the other."""
@@ -31,13 +32,16 @@ class Guard:
     """A pure ASGI layer around the application.
 
     `hosts`: names that `Host` may have, without ports; None takes any. `origins`: of pages that may ask, as CORS has
-    them; "*" is all.
+    them; "*" is all. `raw`: paths of routes that take bytes.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, origins: Collection[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, hosts: Collection[str] | None, origins: Collection[str], raw: Collection[str] = ()
+    ) -> None:
         self._app = app
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
         self._origins = frozenset(origins)
+        self._raw = frozenset(raw)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -60,7 +64,7 @@ class Guard:
             return Problem(403, text, code="host_not_allowed")
         if scope["method"] in SAFE_METHODS:
             return None
-        return self._foreign(headers, host) or _no_json(headers)
+        return self._foreign(headers, host) or _unreadable(headers, scope["path"] in self._raw)
 
     def _foreign(self, headers: dict[bytes, str], host: str) -> Problem | None:
         """Why a page of another origin may not ask, if it is one."""
@@ -79,7 +83,7 @@ def _name(host: str) -> str:
         return ""
 
 
-def _no_json(headers: dict[bytes, str]) -> Problem | None:
+def _unreadable(headers: dict[bytes, str], raw: bool) -> Problem | None:
     """Why the body, if there is one, is not taken."""
     if headers.get(b"content-length", "0") == "0" and b"transfer-encoding" not in headers:
         return None
@@ -87,7 +91,7 @@ def _no_json(headers: dict[bytes, str]) -> Problem | None:
     if coding != "identity":
         return Problem(415, f"content-encoding {coding[:50]!r} is not taken: send the body as it is")
     kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json" or kind.endswith("+json"):
+    if kind == "application/json" or kind.endswith("+json") or (raw and kind == RAW):
         return None
     said = f"content-type {kind[:50]!r}" if kind else "a body without a content-type"
     return Problem(415, f"{said} is not taken: send `content-type: application/json`")

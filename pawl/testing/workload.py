@@ -282,7 +282,7 @@ def _surroundings(shape: Shape, before: Sequence[Arrival]) -> dict[str, Any]:
 
 def _controls(source: Source, arrivals: Sequence[Arrival]) -> tuple[Control, ...]:
     """Each control message as its row draws it: most of the time, none. Some come in the middle of requests' work."""
-    drawn_bodies = [body for row in ROWS if (body := row.draw(source)) is not None]
+    drawn_bodies = [body for row in ROWS for _ in range(row.draws) if (body := row.draw(source)) is not None]
     if any(arrival.session for arrival in arrivals) and source.chance(0.9):
         drawn_bodies.append(drawn_session(source))
     return tuple(_control(source, body) for body in drawn_bodies)

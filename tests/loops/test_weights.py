@@ -13,12 +13,19 @@ from pawl.gpu.ghost.weights import GhostWeights
 from pawl.lifecycle.machines.base import IllegalMove
 from pawl.lifecycle.machines.weights import WEIGHTS, WeightEvent, Weights
 from pawl.lifecycle.namespaces import under, weights_of
-from pawl.lifecycle.records import WeightsMoved
+from pawl.lifecycle.records import Delivered, WeightsMoved
 from pawl.lifecycle.states import Cause, State
-from pawl.lifecycle.weight_source import FromDisk
-from pawl.loops.intake import Order
-from pawl.loops.orders.weights import RenameWeights, UpdateWeights, WeightsFailed, WeightsStaged, WeightsSwapped
-from pawl.loops.weights import BUSY, DONE
+from pawl.lifecycle.weight_source import FromBytes, FromDisk
+from pawl.loops.intake import Order, Outcome
+from pawl.loops.orders.weights import (
+    PutWeights,
+    RenameWeights,
+    UpdateWeights,
+    WeightsFailed,
+    WeightsStaged,
+    WeightsSwapped,
+)
+from pawl.loops.weights import BUSY, DONE, KEPT
 from tests.loops.driver import Driver
 
 PROMPT = [1, 2, 3, 4, 5]
@@ -36,12 +43,16 @@ class Server(Driver):
         update = self.intake.weights.update
         assert update is not None
         self.deliver(WeightsStaged(update.ticket, self.ghost.stage(update.ticket, FromDisk(update.source))))
+        self.exchange(update.ticket)
+        return update.ticket
+
+    def exchange(self, ticket: int) -> None:
+        """What is staged serves, once every step has come back."""
         while self.loop.in_flight:
             self.loop.executed(self.ghost.launch(self.launched.popleft().batch), self.now)
-        self.ghost.swap(update.ticket)
-        self.deliver(WeightsSwapped(update.ticket))
+        self.ghost.swap(ticket)
+        self.deliver(WeightsSwapped(ticket))
         self.ghost.reset()
-        return update.ticket
 
 
 @pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
@@ -196,3 +207,68 @@ def test_only_the_part_of_a_namespace_that_names_weights_changes() -> None:
     assert under("salt=x&weights=old", "new") == "salt=x&weights=new"
     assert under("salt=x&weights=old", "") == "salt=x"
     assert [weights_of(namespace) for namespace in ("salt=x", "salt=x&weights=y")] == ["", "y"]
+
+
+# ---- in parts ----
+
+
+def part(server: Server, version: str, number: int, **fields: Any) -> int:
+    """A part of `version` has come and fits; its ticket."""
+    source = FromBytes(GhostWeights.named("ghost:b+c").file())
+    server.deliver(PutWeights(source=source, weight_version=version, **fields), number)
+    update = server.intake.weights.update
+    assert update is not None
+    fingerprint = server.ghost.stage(update.ticket, source, last=update.last)
+    server.deliver(WeightsStaged(update.ticket, fingerprint))
+    return update.ticket
+
+
+def test_steps_go_on_between_the_parts_of_new_weights_until_the_last_has_come() -> None:
+    server = Server()
+    request = server.submit(PROMPT, 9)
+    server.step()
+    one = part(server, "v", 7, last=False)
+    assert (server.intake.weights.phase, server.outcome_of[7]) == (Weights.GATHERING, Outcome(True, KEPT))
+    server.step()
+    assert server.output_of[request] == expected(PROMPT, 2)
+    assert part(server, "v", 8) == one
+    assert (server.intake.weights.phase, 8 in server.outcome_of) == (Weights.SWAPPING, False)
+    server.exchange(one)
+    assert server.outcome_of[8] == Outcome(True, DONE)
+    assert (server.intake.weights.served.version, server.intake.weights.served.source) == ("v", "")
+
+
+def test_a_part_of_another_version_and_another_update_take_the_place_of_what_was_gathered() -> None:
+    server = Server()
+    one = part(server, "v", 7, last=False)
+    two = part(server, "w", 8, last=False)
+    assert two == part(server, "w", 9, last=False) == one + 1
+    assert server.update("b", 10) == two + 1
+    assert server.intake.weights.served.version == "b"
+
+
+def test_a_part_that_fails_ends_its_update_and_while_one_is_read_no_other_is_taken() -> None:
+    server = Server()
+    one = part(server, "v", 7, last=False)
+    server.deliver(PutWeights(source=FromBytes(b""), weight_version="v"), 8)
+    server.deliver(PutWeights(source=FromBytes(b""), weight_version="v"), 9)
+    assert server.outcome_of[9] == Outcome(False, BUSY)
+    server.deliver(WeightsFailed(one, "no"))
+    assert (server.outcome_of[8], server.intake.weights.phase) == (Outcome(False, "no"), Weights.SERVING)
+    assert part(server, "v", 10, last=False) == one + 1, "what came before is no part of it"
+
+
+def test_a_failure_of_the_loop_drops_what_was_gathered_and_leaves_nobody_waiting() -> None:
+    server = Server()
+    part(server, "v", 7, last=False)
+    server.intake.weights.recovered("it failed", server.now)
+    assert (server.intake.weights.phase, server.intake.weights.update) == (Weights.SERVING, None)
+    assert server.outcome_of[7] == Outcome(True, KEPT)
+
+
+def test_a_trace_has_no_bytes_of_weights() -> None:
+    server = Server()
+    part(server, "v", 7)
+    (delivered,) = [each for each in server.records if isinstance(each, Delivered) and each.kind == "put_weights"]
+    assert delivered.fields["source"] == {"type": "FromBytes", "safetensors": ""}
+    assert delivered.fields["weight_version"] == "v"

@@ -12,11 +12,12 @@ from tests.mutants.in_pausing import PAUSING
 from tests.mutants.in_promises import PROMISES
 from tests.mutants.in_sessions import SESSIONS
 from tests.mutants.in_speculation import SPECULATION
+from tests.mutants.in_weights import WEIGHTS
 from tests.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
-    *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS),
+    *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS, *WEIGHTS),
 )
 
 EQUIVALENT = {

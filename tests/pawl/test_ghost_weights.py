@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from pawl.actors.control.weights import NO_TENSORS, PICKLED
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.config import build_config
 from pawl.engine import Engine, RequestFailed
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.weights import GhostWeights
-from pawl.loops.weights import DONE
+from pawl.loops.weights import DONE, KEPT
 from tests.pawl.ghost_server import audited_client
 
 VOCABULARY = ghost_vocabulary()
@@ -122,3 +125,72 @@ def test_an_engine_without_a_server_takes_the_same_message() -> None:
             engine.control("update-weights", model_path="nowhere")
         engine.control("update-weights", model_path="ghost")
         assert engine.generate(["hello"], {"max_new_tokens": 4, "temperature": 0.0})[0].tokens == before
+
+
+# ---- tensors ----
+
+P, Q = GhostWeights.named("ghost:p+q"), GhostWeights.named("ghost:other+q")
+
+
+def put(client: httpx.Client, file: bytes, **fields: Any) -> httpx.Response:
+    return client.post("/update_weights_from_tensor", json={"safetensors": b64encode(file).decode(), **fields})
+
+
+def test_tensors_that_are_sent_are_served_as_base64_as_the_whole_body_and_from_shared_memory(
+    client: httpx.Client,
+) -> None:
+    def served(reply: httpx.Response, version: str, source: str) -> None:
+        assert (reply.status_code, reply.json()) == (200, {"success": True, "message": DONE})
+        answer = generate(client, 5)
+        assert answer["output_ids"] == said(VOCABULARY.encode("hello").tolist(), source, 5)
+        assert (answer["meta_info"]["weight_version"], answer["meta_info"]["cached_tokens"]) == (version, 0)
+
+    served(put(client, P.file(), weight_version="v1"), "v1", "ghost:p+q")
+    # One of both: the other stays.
+    served(put(client, Q.file("ghost.first"), flush_cache=False), "v1", "ghost:other+q")
+    raw = {"content": P.file(), "headers": {"content-type": "application/octet-stream"}}
+    served(client.post("/update_weights_from_tensor", params={"weight_version": "v2"}, **raw), "v2", "ghost:p+q")
+    segment = SharedMemory(create=True, size=4096)
+    segment.buf[: len(Q.file())] = Q.file()
+    where = {"shared_memory": segment.name, "size": len(Q.file())}
+    served(client.post("/update_weights_from_tensor", json=where), "v2", "ghost:other+q")
+    segment.close()
+    segment.unlink()
+    info = client.get("/get_model_info").json()
+    assert (info["model_path"], info["weight_version"]) == ("ghost", "v2")
+
+
+def test_weights_in_several_parts_are_exchanged_with_the_last_of_them(client: httpx.Client) -> None:
+    client.post("/pause_generation", json={"mode": "retract"})
+    reply = put(client, P.file("ghost.first"), weight_version="v1", last=False)
+    assert (reply.status_code, reply.json()) == (200, {"success": True, "message": KEPT})
+    assert client.get("/get_weight_version").json() == {"weight_version": "v0"}
+    assert put(client, P.file("ghost.second"), weight_version="v1").json()["message"] == DONE
+    assert client.post("/flush_cache").status_code == 200
+    client.post("/continue_generation", json={})
+    answer = generate(client, 5)
+    assert answer["output_ids"] == said(VOCABULARY.encode("hello").tolist(), "ghost:p+q", 5)
+    assert answer["meta_info"]["weight_versions"] == [{"version": "v1", "start": 0, "end": 5}]
+
+
+def test_a_part_that_fails_leaves_the_old_weights_and_drops_those_before_it(client: httpx.Client) -> None:
+    prompt = VOCABULARY.encode("hello").tolist()
+    for bad in (P.file().replace(b"ghost.first", b"ghost.worst"), b"no safetensors", P.file()[:-3]):
+        assert put(client, P.file("ghost.first"), weight_version="v1", last=False).status_code == 200
+        reply = put(client, bad, weight_version="v1")
+        assert (reply.status_code, reply.json()["success"], reply.json()["message"].count("\n")) == (400, False, 0)
+        assert generate(client, 5)["output_ids"] == said(prompt, "ghost", 5)
+    assert put(client, P.file("ghost.second"), weight_version="v1").status_code == 200
+    assert generate(client, 5)["output_ids"] == said(prompt, "ghost:+q", 5)
+
+
+def test_pickles_are_refused_with_what_to_send_and_so_is_nothing_at_all(client: httpx.Client) -> None:
+    pickled = {"serialized_named_tensors": ["gASVAAAAAA=="], "flush_cache": True}
+    reply = client.post("/update_weights_from_tensor", json=pickled)
+    assert (reply.status_code, reply.json()["message"]) == (400, PICKLED)
+    for body in ({}, {"shared_memory": "x"}, {"size": 9}, {"safetensors": "AAAA", "shared_memory": "x", "size": 9}):
+        reply = client.post("/update_weights_from_tensor", json=body)
+        assert (reply.status_code, reply.json()["message"]) == (400, NO_TENSORS)
+    for body in ({"shared_memory": "a/b", "size": 9}, {"shared_memory": "..", "size": 9}, {"safetensors": "?"}):
+        assert client.post("/update_weights_from_tensor", json=body).status_code == 400
+    assert client.get("/get_weight_version").json() == {"weight_version": "v0"}

@@ -78,6 +78,12 @@ def test_a_body_that_a_form_could_send_is_refused(guarded: httpx.Client, kind: s
     assert "application/json" in response.text
 
 
+def test_bytes_are_taken_where_a_route_takes_them_and_nowhere_else(guarded: httpx.Client) -> None:
+    raw = {"content-type": "application/octet-stream"}
+    assert guarded.post("/abort_request", content=b"1234", headers=raw).status_code == 415
+    assert guarded.post("/update_weights_from_tensor", content=b"1234", headers=raw).status_code != 415
+
+
 def test_a_packed_body_is_refused_by_its_name(guarded: httpx.Client) -> None:
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     response = guarded.post("/generate", content=b"\x1f\x8b", headers=headers)
