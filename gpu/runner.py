@@ -34,6 +34,7 @@ from pawl.gpu.cuda.shapes import GraphShape
 from pawl.gpu.devices import available_threads, download, upload
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.rows import GrammarRows, Ruled
+from pawl.gpu.heap import give_back_memory
 from pawl.gpu.kv import KvStore
 from pawl.gpu.launched import Launched, OutOfOrder, all_tensors
 from pawl.gpu.models.config import ModelConfig
@@ -174,6 +175,7 @@ class Runner:
         for shape in self.prepare_graphs() if recorded else ():
             self.record_graph(shape)
         self._updates.serving = taken
+        give_back_memory()  # of the version before
 
     def load_adapter(self, slot: int, source: str) -> str:
         """See `StepRunner.load_adapter`."""

@@ -58,7 +58,6 @@ class Updates:
         """See `StepRunner.stage`. Two copies of the weights are in memory until one is dropped. Raises
         WeightsRefused."""
         (sender, kept), self._sent, self._staged = self._sent, (0, {}), None
-        give_back_memory()  # of the version before the one that serves
         try:
             if isinstance(source, FromDisk):
                 weights: MutableMapping[str, Tensor] = self._read(source)

@@ -7,6 +7,7 @@ import json
 import shutil
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -288,3 +289,26 @@ def test_a_backend_gives_back_the_weights_that_it_was_given(
     for name, weight in weights.items():
         assert named[name].dtype == weight.dtype
         assert torch.equal(named[name], weight), name
+
+
+def resident_mib() -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) >> 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from Linux's /proc")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_memory_of_weights_that_were_exchanged_is_the_systems_again(tmp_path: Path, backend: BackendChoice) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8}
+    large = folder(tmp_path / "large", 1, **sizes)
+    copy_mib = (large / "model.safetensors").stat().st_size >> 20
+    runner, source = runner_of(large, backend), FromDisk(str(large))
+    resident = [resident_mib()]
+    for ticket in range(1, 7):
+        # As a server does, whose heap has a part for each thread.
+        stager = Thread(target=runner.stage, args=(ticket, source))
+        stager.start()
+        stager.join()
+        runner.swap(ticket)
+        resident.append(resident_mib())
+    assert max(resident[1:]) - min(resident) < copy_mib / 2, resident
