@@ -1,4 +1,4 @@
-"""Questions to one other actor, each of which is answered exactly once."""
+"""Questions to other actors, to one most of the time, each of which is answered exactly once."""
 
 from __future__ import annotations
 

@@ -172,6 +172,10 @@ class Gateway(Actor):
         """The same of one that the worker answers, between two steps."""
         return self.asks.ask(message, timeout_s, answer, self.lost, self._names.worker)
 
+    def ask_stager(self, message: msgspec.Struct, answer: Answer, timeout_s: float) -> int:
+        """The same, for a question that the stager answers."""
+        return self.asks.ask(message, timeout_s, answer, self.lost, self._names.stager)
+
     # ---- from the runtime ----
 
     def receive(self, message: FromPeers) -> None:

@@ -13,6 +13,7 @@ its masks are made when the tokens before them are known. A step with runs waits
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,7 +35,6 @@ from pawl.gpu.cuda.shapes import GraphShape
 from pawl.gpu.devices import available_threads, download, upload
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.rows import GrammarRows, Ruled
-from pawl.gpu.heap import give_back_memory
 from pawl.gpu.kv import KvStore
 from pawl.gpu.launched import Launched, OutOfOrder, all_tensors
 from pawl.gpu.models.config import ModelConfig
@@ -159,8 +159,7 @@ class Runner:
 
     @torch.inference_mode()
     def write_pages(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
-        """Put blocks that `read_pages` of a runner with the same `layout` gave into `pages`, before any step that is
-        launched later; see `KvStore.write`."""
+        """Put what `read_pages` gave into `pages`, before any step that is launched later; see `KvStore.write`."""
         self.kv.write(pages, blocks)
 
     def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
@@ -174,8 +173,11 @@ class Runner:
         self._compute_with(taken.backend)
         for shape in self.prepare_graphs() if recorded else ():
             self.record_graph(shape)
-        self._updates.serving = taken
-        give_back_memory()  # of the version before
+        self._updates.serves(taken)
+
+    def named_weights(self) -> Mapping[str, Tensor]:
+        """See `StepRunner.named_weights`."""
+        return self._updates.named_weights()
 
     def load_adapter(self, slot: int, source: str) -> str:
         """See `StepRunner.load_adapter`."""

@@ -5,7 +5,8 @@ Three kinds satisfy it: `pawl.gpu.runner.Runner`, the ghost, and what tests put 
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -90,6 +91,10 @@ class StepRunner(Protocol[Launched]):
 
     def unload_adapter(self, slot: int) -> None:
         """Drop what is in adapter slot `slot`, if anything. Called as `load_adapter` is."""
+
+    def named_weights(self) -> Mapping[str, Any]:
+        """The weights that compute, host tensors or arrays, under the names and with the values of a checkpoint; none
+        where a runner shows none. They stay those of one version when they are exchanged. Any thread may read them."""
 
     def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
         """Copies of `pages`, uint8 [n, page_bytes], as all launched steps leave them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,7 +18,8 @@ from pawl.gpu.weights.checks import WeightMismatch
 from pawl.gpu.weights.fingerprint import fingerprint_of_change, weights_fingerprint
 from pawl.gpu.weights.gguf import GgufFormatError
 from pawl.gpu.weights.locate import ModelNotFound
-from pawl.gpu.weights.safetensors import FolderError, parsed, sent_weights
+from pawl.gpu.weights.overlay import Overlay
+from pawl.gpu.weights.safetensors import FolderError, as_stored, parsed, sent_weights
 from pawl.gpu.weights.shared_memory import read_segment
 from pawl.gpu.weights.source import load_weights, resolve_source
 from pawl.lifecycle.weight_source import FromBytes, FromDisk, FromSharedMemory, FromTensors, WeightSource
@@ -76,6 +77,15 @@ class Updates:
         give_back_memory()
         return fingerprint
 
+    def serves(self, version: Version) -> None:
+        """It computes from now on."""
+        self.serving = version
+        give_back_memory()  # of the one before
+
+    def named_weights(self) -> Mapping[str, Tensor]:
+        """See `StepRunner.named_weights`."""
+        return as_stored(self.serving.backend.named_weights(), self._config)
+
     def _read(self, source: FromDisk) -> dict[str, Tensor]:
         found = resolve_source(source.path)
         if _KINDS.get(source.load_format, found.kind) != found.kind:
@@ -103,32 +113,6 @@ class Updates:
         if staged is None or staged[0] != ticket:
             raise WeightsRefused(f"nothing is staged for update {ticket}")
         return staged[1]
-
-
-class Overlay(MutableMapping[str, Tensor]):
-    """Some weights, and for every other name those of `base`, each looked up when it is asked for."""
-
-    def __init__(self, own: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
-        self._own = own
-        self._base = base
-        self._names = dict.fromkeys(base)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._own[name] if name in self._own else self._base[name]
-
-    def __setitem__(self, name: str, tensor: Tensor) -> None:
-        raise TypeError("weights are only taken from here")
-
-    def __delitem__(self, name: str) -> None:
-        del self._names[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def differences(served: ModelConfig, new: ModelConfig) -> str:

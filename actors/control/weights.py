@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from pawl.actors.control_row import Answer, Row, Source, Who
+from pawl.actors.control_row import Answer, Facts, Row, Shown, Source, Who, plain
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.weights import UNEXCHANGED, UNREAD
-from pawl.gpu.ghost.weights import GhostWeights
+from pawl.actors.weight_questions import NO_SUCH, CheckWeights, GetWeights
+from pawl.gpu.ghost.weights import NAMES, GhostWeights
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.weight_source import FromBytes, FromSharedMemory, SegmentName, SegmentSize
 from pawl.loops.orders.weights import PutWeights, RenameWeights, UpdateWeights
@@ -168,4 +170,70 @@ RENAME_WEIGHTS = Row(
     who=Who.ADMIN,
     routes=("/update_weight_version",),
     ends=frozenset({Cause.CLIENT}),
+)
+
+
+def _ask(gateway: Gateway, body: GetWeights | CheckWeights, answer: Answer) -> None:
+    gateway.ask_stager(body, answer, PATIENCE_S)
+
+
+def _show_values(reply: Reply, facts: Facts) -> Shown:
+    """The numbers alone, as SGLang's clients expect them."""
+    if reply.ok:
+        return HTTPStatus.OK, reply.body if "name" in reply.body else reply.body["values"]
+    return (HTTPStatus.NOT_FOUND if NO_SUCH in reply.message else HTTPStatus.BAD_REQUEST), plain(reply, facts)[1]
+
+
+def _named(source: Source) -> GetWeights | None:
+    return GetWeights(name=source.pick((*NAMES, NOWHERE))) if source.chance(0.1) else None
+
+
+def _check_values(body: GetWeights, reply: Reply) -> str | None:
+    """They are of a version that has been served as a whole."""
+    if not reply.ok:
+        return None if reply.message else "a weight was not shown, and nobody said why"
+    served = [GhostWeights.named(source).tensors for source in SOURCES.values()]
+    if reply.body["values"] not in [weights[body.name].astype(float).tolist() for weights in served]:
+        return f"{body.name} is {reply.body['values']}, which nobody has had served"
+    return None
+
+
+GET_WEIGHTS = Row(
+    name="get-weights",
+    message=GetWeights,
+    at_gateway=_ask,
+    reply=list[Any] | dict[str, Any],
+    show=_show_values,
+    who=Who.ADMIN,
+    routes=("/get_weights_by_name",),
+    methods=("POST", "GET"),
+    patience_s=PATIENCE_S,
+    draw=_named,
+    check=_check_values,
+    proves="weight_epochs",
+)
+
+
+def _checked(source: Source) -> CheckWeights | None:
+    return CheckWeights(action=source.pick(("checksum", "snapshot"))) if source.chance(0.05) else None
+
+
+def _check_checked(body: CheckWeights, reply: Reply) -> str | None:
+    if not reply.ok:
+        return f"weights that serve were not looked at: {reply.message}"
+    ranks = reply.body.get("ranks", [{"checksums": None}])
+    return "no weight has a digest" if any(rank["checksums"] == {} for rank in ranks) else None
+
+
+CHECK_WEIGHTS = Row(
+    name="check-weights",
+    message=CheckWeights,
+    at_gateway=_ask,
+    who=Who.ADMIN,
+    routes=("/weights_checker",),
+    methods=("POST", "GET"),
+    patience_s=PATIENCE_S,
+    draw=_checked,
+    check=_check_checked,
+    proves="weight_epochs",
 )

@@ -3,7 +3,8 @@ chunks are kept until the last one comes. Pages are counted as any model's are, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,10 @@ class EncoderRunner(NoAdapters):
     def swap(self, ticket: int) -> None:
         """Raises WeightsRefused."""
         raise WeightsRefused(f"nothing is staged for update {ticket}")
+
+    def named_weights(self) -> Mapping[str, Any]:
+        """None: see `StepRunner.named_weights`."""
+        return {}
 
     def reset(self) -> None:
         """Forget every slot."""

@@ -14,8 +14,8 @@ A page that is somebody else's, stale, lost, swapped or freed too early raises G
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Self
 
 import numpy as np
 from msgspec import structs
@@ -177,6 +177,10 @@ class Ghost:
     def swap(self, ticket: int) -> None:
         """See `StepRunner.swap`."""
         self.memory.exchange(self._updates.take(ticket).salt)
+
+    def named_weights(self) -> Mapping[str, Any]:
+        """See `StepRunner.named_weights`."""
+        return self._updates.serving.tensors
 
     def load_adapter(self, slot: int, source: str) -> str:
         """See `StepRunner.load_adapter`: a ghost's adapters are names as well."""

@@ -17,6 +17,7 @@ from pawl.gpu.models.registry import of_config
 from pawl.gpu.weights.checks import check_names, is_norm
 from pawl.gpu.weights.experts import separated
 from pawl.gpu.weights.locate import PICKLE_SUFFIXES
+from pawl.gpu.weights.overlay import Overlay
 from pawl.gpu.weights.report import Report, unheard
 from pawl.gpu.weights.strangers import one_line, read_object, reading
 
@@ -145,6 +146,14 @@ def parsed(data: bytes) -> dict[str, Tensor]:
             return load(data)
         except SafetensorError as error:
             raise FolderError(SENT, f"damaged safetensors: {one_line(error)}") from error
+
+
+def as_stored(weights: Mapping[str, Tensor], config: ModelConfig) -> Mapping[str, Tensor]:
+    """Canonical weights with the values that a checkpoint has: what was added to norms is taken away."""
+    offset = of_config(config).norm_offset
+    if not offset:
+        return weights
+    return Overlay({name: weights[name] - offset for name in weights if is_norm(name)}, weights)
 
 
 def _converted(name: str, tensor: Tensor, norm_offset: float, dtype: torch.dtype) -> Tensor:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from pawl.actors.control import Ask
 from pawl.actors.messages.weights import UNEXCHANGED, UNREAD, Stage, Swap
 from pawl.actors.names import NAMES
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.stager import Stager
+from pawl.actors.weight_questions import CheckWeights, GetWeights
 from pawl.actors.worker import Worker
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.weight_source import FromDisk, WeightSource
@@ -66,3 +68,15 @@ def test_a_worker_exchanges_nothing_but_what_is_staged_for_that_update(ghost: Gh
         2, f"{UNEXCHANGED}: nothing is staged for update 2"
     )
     assert ghost.memory.salts.weights == 0
+
+
+def test_questions_about_the_weights_are_answered_once_and_a_defect_is_told_to_who_asked(ghost: Ghost) -> None:
+    stager = Stager(ghost)
+    for name, ok in (("ghost.first", True), ("nothing", False)):
+        context = ManualContext(stager, NAMES.stager)
+        context.deliver(Ask(7, GetWeights(name=name)))
+        (sent,) = context.take_sent()
+        assert (sent.to, sent.message.ticket, sent.message.ok) == (NAMES.gateway, 7, ok)
+    assert stager.spares(Ask(8, CheckWeights()), RuntimeError("a defect"))
+    (sent,) = context.take_sent()
+    assert (sent.message.ticket, sent.message.ok, sent.message.message) == (8, False, f"{UNREAD}: RuntimeError")

@@ -194,3 +194,42 @@ def test_pickles_are_refused_with_what_to_send_and_so_is_nothing_at_all(client: 
     for body in ({"shared_memory": "a/b", "size": 9}, {"shared_memory": "..", "size": 9}, {"safetensors": "?"}):
         assert client.post("/update_weights_from_tensor", json=body).status_code == 400
     assert client.get("/get_weight_version").json() == {"weight_version": "v0"}
+
+
+# ---- questions ----
+
+
+def test_values_of_a_weight_are_those_of_the_version_that_serves(client: httpx.Client) -> None:
+    put(client, P.file())
+    asked = {"name": "ghost.first", "truncate_size": 1}
+    values = P.tensors["ghost.first"].astype(float).tolist()
+    assert client.post("/get_weights_by_name", json=asked).json() == values
+    assert client.request("GET", "/get_weights_by_name", json=asked).json() == values
+    assert client.get("/get_weights_by_name", params=asked).json() == values
+    detail = client.post("/get_weights_by_name", json=asked | {"detail": True}).json()
+    assert detail == {"name": "ghost.first", "shape": [1], "dtype": "uint64", "values": values}
+    reply = client.post("/get_weights_by_name", json={"name": "nothing"})
+    assert (reply.status_code, reply.json()["success"]) == (404, False)
+    assert client.post("/get_weights_by_name", json=asked | {"truncate_size": 0}).status_code == 400
+
+
+def test_a_snapshot_and_digests_tell_whether_an_update_has_changed_anything(client: httpx.Client) -> None:
+    def check(action: str) -> httpx.Response:
+        return client.post("/weights_checker", json={"action": action})
+
+    assert check("compare").status_code == 400
+    assert check("snapshot").json()["success"]
+    before = check("checksum").json()["ranks"]
+    assert check("checksum").json()["ranks"] == before
+    put(client, GhostWeights().file())
+    assert (check("compare").status_code, check("checksum").json()["ranks"]) == (200, before)
+    put(client, P.file("ghost.second"))
+    reply = check("compare")
+    assert (reply.status_code, reply.json()["success"]) == (400, False)
+    assert "ghost.second max_abs_err=" in reply.json()["message"]
+    (rank,) = check("checksum").json()["ranks"]
+    assert rank["checksums"]["ghost.first"] == before[0]["checksums"]["ghost.first"]
+    assert rank["checksums"]["ghost.second"] != before[0]["checksums"]["ghost.second"]
+    assert (rank["parallelism_info"]["tp_size"], len(rank["checksums"]["ghost.first"])) == (1, 16)
+    for action in ("reset_tensors", "nonsense"):
+        assert (check(action).status_code, "Unsupported" in check(action).json()["message"]) == (400, True)
