@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,15 +19,29 @@ from pawl.lifecycle.states import Event, State
 _Place: TypeAlias = tuple[int, int, int]
 
 
+class _Prompt(NamedTuple):
+    """Of a request at work that had no new token when it was looked at last."""
+
+    num_cached: int
+    """Its leading tokens that were cached when it was admitted."""
+    num_output: int
+    """Its output tokens then: once it has more its prompt is computed."""
+
+
 class AdmissionOrder(Property):
     """Requests that lost their memory come back before newcomers, in order of their first admission; newcomers start by
     arrival under `fcfs`, and by priority and then arrival under `priority`. Nobody is passed over but for a page that
-    another computes right now or a lower tier is to send. An admission that is undone gives the place back."""
+    another computes right now or a lower tier is to send, and nobody begins with a page that another computes right
+    now. An admission that is undone gives the place back."""
 
     name: ClassVar[str] = "admission_order"
 
     def __init__(self) -> None:
         self._policy = ""
+        self._shares = False
+        """What one computes is there for others, whole from the first page on."""
+        self._prompts: dict[int, _Prompt] = {}
+        """Of those at work, by row."""
         self._num_arrivals = 0
         self._arrival: dict[int, int] = {}
         """Live requests, by the place of their arrival."""
@@ -46,12 +60,16 @@ class AdmissionOrder(Property):
         for row in beginning.rows:
             if table.state[row] == State.QUEUED:
                 self._waits(table.info(row).request, row, history)
+            elif table.state[row] == State.PREFILLING:
+                self._prompts[row] = _Prompt(beginning.num_computed(row), len(table.output(row)))
         return ()
 
     @on(Started)
     def _starts(self, record: Started, history: History) -> Sequence[Violation]:
         loop: Any = record.config.get("loop")
-        self._policy = str(loop.get("policy", "")) if isinstance(loop, dict) else ""
+        settings: dict[str, Any] = loop if isinstance(loop, dict) else {}
+        self._policy = str(settings.get("policy", ""))
+        self._shares = settings.get("cache") == "radix" and settings.get("window") is None
         return ()
 
     @on(Event.SUBMIT)
@@ -102,6 +120,10 @@ class AdmissionOrder(Property):
         while order and waiting.get(order[0][1]) != order[0][0]:
             heappop(order)
         found = tuple(self._passed_over(record, mine, history)) if order and order[0][0] < mine else ()
+        self._prompts.pop(record.row, None)
+        if self._shares and self._prompts:
+            found += tuple(self._computed_twice(record, history))
+        self._prompts[record.row] = _Prompt(record.num_cached or 0, int(history.num_output[record.row]))
         self._ranks.admitted(record.request)
         return found
 
@@ -112,6 +134,21 @@ class AdmissionOrder(Property):
             if row is not None and waiting.get(other) == theirs and not _is_being_computed(row, record.row, history):
                 text = f"request {record.request} is admitted before it, which was to come first"
                 yield self.violation(history, text, other)
+                return
+
+    def _computed_twice(self, record: Transition, history: History) -> Iterator[Violation]:
+        """The first page that the request is to compute is one that somebody else is about to share."""
+        submitted, start = history.submissions.get(record.row), record.num_cached or 0
+        count = start + history.pages.page_size
+        mine = _known(record.row, history, count)
+        if submitted is None or submitted.sampling.needs_whole_prompt or mine is None:
+            return
+        for row, prompt in list(self._prompts.items()):
+            if not history.working[row] or history.num_output[row] != prompt.num_output:
+                del self._prompts[row]
+            elif _next_page(row, prompt, history) == start and _known(row, history, count) == mine:
+                text = f"it begins with the page at position {start}, which request {history.request[row]} computes"
+                yield self.violation(history, f"{text} right now", record.request)
                 return
 
     def _arrives(self, request: int) -> None:
@@ -135,15 +172,25 @@ class AdmissionOrder(Property):
 def _is_being_computed(row: int, newcomer: int, history: History) -> bool:
     """A request that was at work before `newcomer` begins as `row` does: perhaps this one waits for that to be in the
     cache."""
-    mine, working = _first_page(row, history), np.flatnonzero(history.working[: history.num_rows]).tolist()
-    return mine is not None and any(_first_page(other, history) == mine for other in working if other != newcomer)
+    size, working = history.pages.page_size, np.flatnonzero(history.working[: history.num_rows]).tolist()
+    mine = _known(row, history, size)
+    return mine is not None and any(_known(other, history, size) == mine for other in working if other != newcomer)
 
 
-def _first_page(row: int, history: History) -> tuple[str, bytes] | None:
-    """Namespace and tokens of the request's first page; None where it has no whole one."""
+def _next_page(row: int, prompt: _Prompt, history: History) -> int:
+    """Position up to which the row's pages are in the cache."""
+    pages, size = history.pages, history.pages.page_size
+    if not pages.num_of(row):  # the step that admits it is not launched yet
+        return prompt.num_cached
+    index = 0
+    while pages.page_at(row, index) in history.cache.namespace:
+        index += 1
+    return index * size
+
+
+def _known(row: int, history: History, count: int) -> tuple[str, bytes] | None:
+    """Namespace and first `count` tokens of the request, where it has more."""
     submitted = history.submissions.get(row)
-    if submitted is None or history.started is None:
+    if submitted is None or count >= history.num_prompt[row] + history.num_output[row]:
         return None
-    size = history.started.page_size
-    tokens = np.concatenate((int32s(submitted.tokens), history.output(row)))[:size]
-    return (submitted.namespace, tokens.tobytes()) if len(tokens) == size else None
+    return submitted.namespace, np.concatenate((int32s(submitted.tokens), history.output(row)))[:count].tobytes()

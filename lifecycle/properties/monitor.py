@@ -13,6 +13,7 @@ from pawl.lifecycle.properties.conservation import Conservation, NoReuseBeforeFe
 from pawl.lifecycle.properties.dispatch import KINDS, Kind
 from pawl.lifecycle.properties.embedded import EmbeddedOnce
 from pawl.lifecycle.properties.ending import AbortIsTotal, Incarnation, SilenceAfterAbort, StreamEqualsResult
+from pawl.lifecycle.properties.giving_way import AdmissionIsMonotone
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
 from pawl.lifecycle.properties.limits import LimitsHold
@@ -26,7 +27,7 @@ from pawl.lifecycle.properties.outputs import (
     StopSemantics,
 )
 from pawl.lifecycle.properties.pausing import PausedIsStill
-from pawl.lifecycle.properties.progress import AdmissionIsMonotone, BoundedProgress, FaultIsolation
+from pawl.lifecycle.properties.progress import BoundedProgress, FaultIsolation
 from pawl.lifecycle.properties.sessions import SessionAtomicity
 from pawl.lifecycle.properties.sharing import (
     HoldAccounting,

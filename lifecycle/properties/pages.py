@@ -51,6 +51,8 @@ class PageUse:
         """Pages that the step planned last took."""
         self.shared: list[tuple[int, int]] = []
         """(row, page of the cache) that the step planned last entered."""
+        self.released: list[int] = []
+        """Pages of the row that has left work last."""
         self.page_size = 1
         self._users: dict[int, int] = {}
         """page -> number of rows that use it; pages without users are left out"""
@@ -87,6 +89,19 @@ class PageUse:
     def in_use(self, page: int) -> bool:
         """Whether some row uses `page`."""
         return page in self._users
+
+    @property
+    def num_in_use(self) -> int:
+        """Pages that some row uses."""
+        return len(self._users)
+
+    def num_of(self, row: int) -> int:
+        """Pages of the row."""
+        return len(self._table.get(row, ()))
+
+    def page_at(self, row: int, index: int) -> int | None:
+        """The row's page number `index`."""
+        return self._table.get(row, {}).get(index)
 
     def place_of(self, page: int) -> tuple[int, int] | None:
         """The row that took `page`, and the index at which it has it; None when it has let go of it."""
@@ -167,7 +182,8 @@ class PageUse:
     def left(self, row: int, newest: int) -> None:
         """The row has left work while `newest` was the newest step in flight (0: none was)."""
         places, users, fences = self._place, self._users, self._fences
-        for page in self._table.pop(row, {}).values():
+        self.released = list(self._table.pop(row, {}).values())
+        for page in self.released:
             places.pop(page, None)
             count = users.get(page, 0)
             if count > 1:

@@ -1,5 +1,4 @@
-"""Properties of what the scheduler owes to its requests: `bounded_progress`, `fault_isolation`, and
-`admission_is_monotone`."""
+"""Properties of what the scheduler owes to its requests: `bounded_progress` and `fault_isolation`."""
 
 from __future__ import annotations
 
@@ -15,21 +14,17 @@ from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.limits import FollowedLimits
 from pawl.lifecycle.properties.pausing import retracts
-from pawl.lifecycle.properties.ranks import Ranks
 from pawl.lifecycle.records import (
     Contained,
     Delivered,
     Started,
-    StepCommitted,
     StepPlanned,
     StepRolledBack,
     Submitted,
     Transition,
     int32s,
 )
-from pawl.lifecycle.states import Cause, Event, State
-
-_REFUSALS = frozenset({Cause.OVERLOADED, Cause.NEVER_FITS, Cause.TOO_LONG, Cause.INVALID})
+from pawl.lifecycle.states import Cause
 
 
 class Pace(NamedTuple):
@@ -220,53 +215,3 @@ class FaultIsolation(Property):
         if record.cause != Cause.WORKER_LOST or strikes:
             return ()
         return (self.violation(history, "it ended with a lost step that it was no part of", record.request),)
-
-
-class AdmissionIsMonotone(Property):
-    """An admitted request is never rejected by an admission limit later, and gives way only to work that it makes
-    runnable: the oldest of those at work is never retracted for memory."""
-
-    name = "admission_is_monotone"
-
-    def __init__(self) -> None:
-        self._ranks = Ranks()
-
-    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
-        self._ranks.begin(beginning)
-        return ()
-
-    @on(Event.ADMIT)
-    def _admitted(self, record: Transition, history: History) -> Sequence[Violation]:
-        self._ranks.admitted(record.request)
-        return ()
-
-    @on(StepRolledBack)
-    def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
-        self._ranks.rolled_back(history)
-        return ()
-
-    @on(StepCommitted)
-    def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
-        self._ranks.committed(history)
-        return ()
-
-    @on(*ENDS)
-    def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
-        admitted = self._ranks.left(record.request)
-        if record.cause not in _REFUSALS or not (admitted or record.source not in (State.NEW, State.QUEUED)):
-            return ()
-        text = f"it was admitted, and then ended by an admission limit: {record.cause}"
-        return (self.violation(history, text, record.request),)
-
-    @on(Event.RETRACT)
-    def _retracted(self, record: Transition, history: History) -> Sequence[Violation]:
-        if record.cause != Cause.MEMORY:
-            return ()
-        ranks, newest = self._ranks.of, self._ranks.count
-        rank = ranks.get(record.request, newest)
-        working = np.flatnonzero(history.working[: history.num_rows])
-        others = (int(history.request[row]) for row in working if row != record.row)
-        if any(ranks.get(other, newest) < rank for other in others):
-            return ()
-        text = "it was retracted for memory, and no older request is at work"
-        return (self.violation(history, text, record.request),)

@@ -28,8 +28,8 @@ CONFIRMED_EVERY = 4
 """Workloads of which one has a schedule run twice: it must come out the same."""
 EXPLORED = ("pct", "pos", "random", "coverage", "fair")
 """Strategies that take turns unless one is named."""
-CONTENTION_EVERY = 5
-"""Workloads of which one has many requests for few places: the order of admission shows there."""
+CONTENTION, SCARCITY = 0.2, 0.3
+"""Shares of the workloads in which many requests wait for few places, and in which pages are short."""
 UNSTEADY = "one_decision_log: the same schedule came out differently"
 REPORT_S = 0.5
 ANY = "any"
@@ -169,12 +169,15 @@ def faults_of(task: Task, seed: int) -> Faults:
 
 def workload_of(task: Task, seed: int) -> Workload:
     """The workload of this seed."""
-    from pawl.testing import Workload, contention
+    from pawl.testing import Workload, contention, scarcity
 
     if task.workload is not None:
         return load_scenario(task.workload).workload
-    if seed % CONTENTION_EVERY == 0:
+    kind = Seeded(seed << 32)  # of the seed and not its remainder, which the strategy depends on as well
+    if kind.chance(CONTENTION):
         drawn = contention(seed, **task.shape)
+    elif kind.chance(SCARCITY / (1 - CONTENTION)):
+        drawn = scarcity(seed, **task.shape)
     else:
         drawn = Workload.random(seed, max_requests=task.max_requests, **task.shape)
     if not task.of_requests:

@@ -17,6 +17,7 @@ from pawl.testing.expectations import PropertyFailed
 from pawl.testing.exploring import STRATEGIES, Found, explore_workload, load_schedule, replay_schedule
 from pawl.testing.hypothesis import check_schedule, fault_budgets, schedules, workloads
 from pawl.testing.properties import BoundedOvertaking
+from pawl.testing.scarcity import scarcity
 from pawl.testing.workload import Arrival, Control, Shape, Workload
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "fault_budgets",
     "load_schedule",
     "replay_schedule",
+    "scarcity",
     "schedules",
     "workloads",
 ]

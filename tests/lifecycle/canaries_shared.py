@@ -72,7 +72,8 @@ def twins(first: Sequence[int], second: Sequence[int]) -> list[Record]:
     step = story.step + 1
     story.plan(step, Segment(1, 0, 5, pages=((0, 2), (1, 3))), Segment(0, 4, 2, pages=((0, 0), (1, 4))))
     _commit(story, step, [Event.FIRST_TOKEN, Event.FIRST_TOKEN], [50, second[0]], cached=1)
-    story.move(2, 0, State.DECODING, Event.RETRACT, State.QUEUED, Cause.MEMORY)
+    story.add(Contained(0, "OSError at planner.py:40", story.now()))
+    story.move(2, 0, State.DECODING, Event.RETRACT, State.QUEUED, Cause.STEP_LOST)
     story.move(3, 1, State.DECODING, Event.FINISH, State.FINISHED, Cause.LENGTH, num_output=1)
     story.admit(2, 0)
     story.plan(step + 1, Segment(0, 0, 7, pages=((0, 5), (1, 6))))
@@ -467,7 +468,7 @@ _ORDER_CANARIES = {
         "admission_is_monotone", changed(STORY, "abort 2", cause=Cause.OVERLOADED), "an admission limit: overloaded", 2
     ),
     "the oldest gives way": Canary(
-        "admission_is_monotone", changed(STORY, "retract 3", cause=Cause.MEMORY), "no older request is at work", 3
+        "admission_is_monotone", changed(STORY, "retract 3", cause=Cause.MEMORY), "nobody else is at work", 3
     ),
 }
 

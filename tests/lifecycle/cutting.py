@@ -13,12 +13,13 @@ from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.properties.base import Property
 from pawl.lifecycle.properties.causes import TrueCauses
 from pawl.lifecycle.properties.ending import AbortIsTotal
+from pawl.lifecycle.properties.giving_way import AdmissionIsMonotone
 from pawl.lifecycle.properties.legal_lifecycle import LegalLifecycle
 from pawl.lifecycle.properties.limits import LimitsHold
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.properties.observability_conservation import ObservabilityConservation
 from pawl.lifecycle.properties.pausing import PausedIsStill
-from pawl.lifecycle.properties.progress import AdmissionIsMonotone, FaultIsolation
+from pawl.lifecycle.properties.progress import FaultIsolation
 from pawl.lifecycle.properties.sharing import WeightEpochs
 from pawl.lifecycle.properties.stream_positions import StreamPositions
 from pawl.lifecycle.records import Checkpoint, Record, Started, Submitted, Transition, int32s

@@ -21,11 +21,20 @@ from tests.lifecycle.canaries import CANARIES, STORY
 from tests.lifecycle.canaries_control import CONTROL_CANARIES
 from tests.lifecycle.canaries_drafted import DRAFTED_CANARIES
 from tests.lifecycle.canaries_embedded import EMBEDDED_CANARIES, embeddings
+from tests.lifecycle.canaries_scarcity import SCARCITY_CANARIES, gives_way
 from tests.lifecycle.canaries_shared import SHARED_CANARIES, twins
 from tests.lifecycle.canaries_weights import WEIGHT_CANARIES
 from tests.lifecycle.story import Segment, Story, changed, token, without
 
-ALL = CANARIES | SHARED_CANARIES | CONTROL_CANARIES | EMBEDDED_CANARIES | DRAFTED_CANARIES | WEIGHT_CANARIES
+ALL = (
+    CANARIES
+    | SHARED_CANARIES
+    | CONTROL_CANARIES
+    | EMBEDDED_CANARIES
+    | DRAFTED_CANARIES
+    | WEIGHT_CANARIES
+    | SCARCITY_CANARIES
+)
 
 
 def judged(records: Sequence[Record]) -> Monitor:
@@ -42,6 +51,10 @@ def test_a_sound_run_violates_nothing() -> None:
 
 def test_a_sound_run_of_vectors_violates_nothing() -> None:
     assert [each for each in judged(embeddings().records).violations if each.property == "embedded_once"] == []
+
+
+def test_the_youngest_gives_way_where_pages_are_short() -> None:
+    assert judged(gives_way(2, 3)).violations == []
 
 
 def test_without_the_start_nothing_is_judged_by_sizes_that_only_it_tells() -> None:

@@ -10,6 +10,7 @@ from tests.mutants.in_memory import MEMORY
 from tests.mutants.in_outputs import OUTPUTS
 from tests.mutants.in_pausing import PAUSING
 from tests.mutants.in_promises import PROMISES
+from tests.mutants.in_scarcity import SCARCITY
 from tests.mutants.in_sessions import SESSIONS
 from tests.mutants.in_speculation import SPECULATION
 from tests.mutants.in_weights import WEIGHTS
@@ -18,6 +19,7 @@ from tests.mutants.mutant import Mutant
 MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
     *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS, *WEIGHTS),
+    *SCARCITY,
 )
 
 EQUIVALENT = {
