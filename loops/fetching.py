@@ -275,8 +275,9 @@ class Fetching:
         self.journal.move(self.queues.table, row, event, cause, now, num_cached=num_cached)
 
     def lost(self, now: float) -> None:
-        """The worker is lost, or a failure came in between: nothing comes any more, and everybody who waits goes on.
-        Who waits is asked of the table."""
+        """The worker is lost, its weights are exchanged, or a failure came in between: nothing comes any more, and
+        everybody who waits goes on. Who waits is asked of the table; what for is found anew, as other weights have
+        other keys."""
         table = self.queues.table
         for ticket, fetch in self._fetches.items():
             fetch.rows.clear()
@@ -287,6 +288,7 @@ class Fetching:
                 self.effects.fence(ticket)
         self._fetch_of.clear()
         self._overdue &= self._fetches.keys()
+        self._wishes.clear()
         live = table.live_rows()
         for row in live[table.state[live] == State.QUEUED_FETCHING].tolist():
             self._wish(row).settled = True

@@ -27,6 +27,8 @@ from pawl.loops.orders.weights import (
 )
 from pawl.loops.weights import BUSY, DONE, KEPT
 from tests.loops.driver import Driver
+from tests.loops.test_fetching import PROMPT as LONG
+from tests.loops.test_fetching import TierDriver
 
 PROMPT = [1, 2, 3, 4, 5]
 
@@ -80,6 +82,21 @@ def test_what_the_old_weights_have_left_in_the_cache_is_used_by_nobody() -> None
     again = server.submit(PROMPT, 3, namespace="weights=ghost%3Ab")
     server.run()
     assert server.ending_of[again].info.num_cached == 0
+
+
+def test_who_waited_through_an_exchange_of_weights_fetches_nothing_that_the_old_ones_computed() -> None:
+    class Tiered(Server, TierDriver): ...
+
+    server = Tiered()
+    server.know(LONG)
+    request = server.submit(LONG, 4)
+    server.step()
+    server.bring(server.fetches[0], LONG)
+    assert server.state(request) == State.QUEUED
+    server.update("b")
+    server.run()
+    assert len(server.fetches) == 1
+    assert server.output_of[request] == expected(LONG, 4, GhostWeights.named("ghost:b").salt)
 
 
 def test_no_step_is_planned_from_the_moment_new_weights_are_staged_until_they_are_exchanged() -> None:

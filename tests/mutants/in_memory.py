@@ -5,6 +5,7 @@ from __future__ import annotations
 from pawl.actors.storage import Storage
 from pawl.build.wiring import stop_order
 from pawl.loops.admission import Admission
+from pawl.loops.fetching import Fetching
 from pawl.loops.loop import Loop
 from pawl.loops.queues import Queues
 from pawl.memory.escrow import Escrow
@@ -149,6 +150,13 @@ MEMORY = (
         "24568",
         "Pages of host memory and files are found by their tokens alone, whatever the salt.",
         Edit(root_key, "(layout.encode(), namespace.encode())", '(layout.encode(), b"")'),
+    ),
+    _mutant(
+        "keys_of_the_weights_before",
+        "read_after_commit",
+        "",
+        "Who waits while the weights are exchanged fetches what the old ones computed, and reads it as if of the new.",
+        Edit(Fetching.lost, "self._wishes.clear()", "pass"),
     ),
     _mutant(
         "dropped_pages_are_believed_in",
