@@ -39,6 +39,12 @@ SCARCITY = (
         Edit(Memory._deduplicate, "self.pages.release(ours, self.ledger.fence)", "self.pages.release(ours, 0)"),
     ),
     _mutant(
+        "fence_of_the_last_victim",
+        "no_reuse_before_fence",
+        "Of several victims of one eviction, only the last one's step is waited for.",
+        Edit(RadixCache._evict, "fence = max(fence, victim.fence)", "fence = victim.fence"),
+    ),
+    _mutant(
         "split_counts_all_holders",
         "hold_accounting",
         "The upper half of a node that is split counts every holder of the lower one, who let go of that alone.",
