@@ -16,9 +16,13 @@ ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 
 def adapted(name: str, seed: int, **settings: Any) -> Any:
     """The tiny model in PEFT's hands, with a random adapter as `peft.LoraConfig` describes it."""
-    torch.manual_seed(seed)
+    return wrapped(copy.deepcopy(tiny_model(name)), seed, **settings)
+
+
+def wrapped(model: Any, seed: int, **settings: Any) -> Any:
+    """The same of any model, which is changed."""
     chosen = {"target_modules": list(ALL), "r": 4, "lora_alpha": 8} | settings
-    model = peft.get_peft_model(copy.deepcopy(tiny_model(name)), peft.LoraConfig(**chosen)).eval()
+    model = peft.get_peft_model(model, peft.LoraConfig(**chosen)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():

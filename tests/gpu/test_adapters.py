@@ -19,9 +19,11 @@ from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.models.registry import torch_decoder
 from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.weights.source import load_weights, resolve_source
-from tests.gpu.adapters import ALL, adapted, peft_logits, save, trained
+from tests.gpu.adapters import ALL, adapted, peft_logits, save, trained, wrapped
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
 from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, Made, alone, make
+from tests.gpu.real import smollm2_source
+from tests.gpu.test_real_models import CAPITAL_OF_FRANCE, transformers_smollm2
 from tests.gpu.tiny import VOCABULARY, reference_logits, save_tiny
 
 BACKENDS = (TorchDecoder, NativeBackend)
@@ -101,6 +103,19 @@ def test_scales_and_patterns_are_those_of_peft(kind: Any, tmp_path: Path) -> Non
 def test_an_adapter_that_was_trained_scores_like_peft(kind: Any, tmp_path: Path) -> None:
     some = adapted("llama", 4, target_modules=r".*layers\.[12].*\.(q|v)_proj")
     check("llama", kind, tmp_path, trained=trained("llama"), expression=some)
+
+
+def test_smollm2_with_an_adapter_scores_like_peft(tmp_path: Path) -> None:
+    source = smollm2_source()
+    model = wrapped(transformers_smollm2(source, load_weights(source, torch.float32)), 1, r=8, lora_alpha=4)
+    made = make(source.config, torch.float32, weights=load_weights(source, torch.float32), threads=2)
+    packed = made.backend.pack_adapter(read_adapter(str(save(model, tmp_path)), source.config))
+    tokens = [*CAPITAL_OF_FRANCE, 30, 198, 504, 1685, 5593, 335, 260, 2240, 282, 253]
+    expected = peft_logits(model, tokens)
+    with model.disable_adapter():
+        assert (peft_logits(model, tokens) - expected).abs().max() > 1
+    (found,) = logits_in_pieces(made.backend, made.table, [tokens], seed=3, adapters={0: packed})
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 # ---- bits ----
