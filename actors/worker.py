@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from pawl.actors.control import Ask, row_of
+from pawl.actors.expert_recorder import ExpertRecorder
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
 from pawl.actors.messages.transfer import Fence, Fill, PagesToWorker, Save
@@ -37,6 +38,7 @@ class Worker(Actor):
         """Without a `profiler`, profiles go to the folder in which the process runs."""
         self._names = names
         self.runner = runner
+        self.experts = ExpertRecorder(runner.experts)
         self.profiler = profiler or Profiler(torch_tracer, Path())
         self._mover = PageCopier(self, runner, names)
         self._launched: deque[tuple[int, Any]] = deque()
@@ -124,9 +126,11 @@ class Worker(Actor):
         try:
             with self.profiler.step(batch):
                 launched = self.runner.launch(batch)
+            self.experts.computed(batch)
             self._launched.append((batch.step, launched))
         except Exception as error:
             log.exception("step failed", step=batch.step)
+            self.experts.failed()
             self._collect(0)
             self._lose(batch.step, error)
             return

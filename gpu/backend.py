@@ -70,6 +70,9 @@ class ForwardInputs:
     masks: Int32s | None = None
     """[m, ceil(vocab / 32)], bits: the tokens that `forward_greedy` may choose for each of `logit_rows`, for a backend
     with `greedy_masks`. None: any."""
+    expert_counts: Tensor | None = None
+    """int64 [layers, experts] on the backend's device: the (row, expert) pairs of all rows are added to it, in every
+    layer of experts. None: nobody counts, and the last layer need compute no other rows than `logit_rows`."""
     changed: tuple[Int32s, Int32s] | None = None
     """(slots, indices) [n] of all entries of both tables that were set since the last call of this backend; a pair may
     stand there twice. None: any may have been."""

@@ -76,6 +76,9 @@ class Tracer(Protocol):
     def abandon(self) -> None:
         """Stop, and write nothing."""
 
+    def save(self, path: Path, data: bytes) -> None:
+        """Write a file that is no recording, which only its owner may read. Raises OSError, with no part of it left."""
+
 
 class Profiler:
     """The profiles of one worker, one at a time."""

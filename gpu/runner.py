@@ -33,6 +33,7 @@ from pawl.gpu.copies import copies_from
 from pawl.gpu.cuda.graphs import DecodeGraphs, GraphBackend, Recorder, graphs_for
 from pawl.gpu.cuda.shapes import GraphShape
 from pawl.gpu.devices import available_threads, download, upload
+from pawl.gpu.expert_counts import ExpertCounts
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.rows import GrammarRows, Ruled
 from pawl.gpu.kv import KvStore
@@ -44,7 +45,6 @@ from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs, look_up, rows
 from pawl.gpu.sampling.sampler import Draws
 from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
 from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
-from pawl.gpu.step_runner import Abilities
 from pawl.gpu.updates import Updates, Version
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
@@ -98,8 +98,10 @@ class Runner:
         """How the bytes of a page are to be read, and whose they are: a copy of a page may be written wherever this is
         equal. Other weights give other keys and values for the same tokens, another backend other last bits."""
         self.sampler = sampler_for(self.backend, config.vocab_size, num_slots, self.device)
+        self.experts = None if config.experts is None else ExpertCounts(config.experts, self.device)
         self.scorer = PromptScorer(num_slots)
         self.pooler = Pooler(num_slots, pooling)
+        self.abilities = abilities_of(pooling, config.hidden_size)
         self._grammars = GrammarRows(grammars, num_slots)
         self._adapters = AdapterSlots(config, num_slots)
         self._of_slots = (self.sampler, self.scorer, self._grammars, self.pooler, self._adapters)
@@ -141,11 +143,6 @@ class Runner:
         if self._graphs is not None and isinstance(self.backend, GraphBackend):
             self.backend.free_graphs()
         self._graphs = None
-
-    @property
-    def abilities(self) -> Abilities:
-        """What requests may want of the model."""
-        return abilities_of(self.pooler.pooling, self.config.hidden_size)
 
     @property
     def page_bytes(self) -> int:
@@ -286,6 +283,7 @@ class Runner:
             window_table=self.window_table,
             changed=self._changes.take(),
             adapters=self._adapters.of(batch.slots),
+            expert_counts=None if self.experts is None else self.experts.counts,
         )
 
     def _compute_runs(self, batch: StepBatch) -> StepResult:

@@ -5,7 +5,7 @@ Three kinds satisfy it: `pawl.gpu.runner.Runner`, the ghost, and what tests put 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -37,11 +37,37 @@ class AdapterRefused(ValueError):
     """An adapter cannot be served; its slot is empty. Its words are for whoever sent it."""
 
 
+class CountsExperts(Protocol):
+    """Counts which experts tokens use, (token, expert) pairs of each step that is launched. What steps give is the same
+    meanwhile where a row's bits do not depend on its batch."""
+
+    @property
+    def chosen(self) -> int:
+        """Experts of one token in one layer."""
+
+    @property
+    def layers(self) -> Sequence[bool]:
+        """Of each layer whether it has experts."""
+
+    def start(self) -> None:
+        """Count from the next step on, and from nothing."""
+
+    def stop(self) -> None:
+        """Count no more, and keep what was counted."""
+
+    def take(self) -> NDArray[np.int64]:
+        """What was counted, [layers, experts]; that is forgotten."""
+
+
 class StepRunner(Protocol[Launched]):
     """Runs steps in the order they are launched, and copies pages out and in between them."""
 
     asynchronous: bool
     """Whether `launch` returns before the step is computed: then one more is launched before the first is collected."""
+
+    @property
+    def experts(self) -> CountsExperts | None:
+        """Where its model has experts."""
 
     @property
     def abilities(self) -> Abilities:

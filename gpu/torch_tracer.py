@@ -9,8 +9,10 @@ import gzip
 import os
 import shutil
 import tempfile
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -65,18 +67,15 @@ class TorchTracer:
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # what was launched belongs to its step
         taken.stop_trace()
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        try:
-            with tempfile.NamedTemporaryFile(suffix=".json") as plain:
-                taken.export_chrome_trace(plain.name)
-                handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-                with open(plain.name, "rb") as source, gzip.open(os.fdopen(handle, "wb"), "wb", 1) as packed:
-                    shutil.copyfileobj(source, packed)
-            unfinished.replace(path)
-        finally:
-            with suppress(OSError):
-                unfinished.unlink()
+        with tempfile.NamedTemporaryFile(suffix=".json") as plain, _private(path) as file:
+            taken.export_chrome_trace(plain.name)
+            with open(plain.name, "rb") as source, gzip.open(file, "wb", 1) as packed:
+                shutil.copyfileobj(source, packed)
+
+    def save(self, path: Path, data: bytes) -> None:
+        """See `Tracer.save`."""
+        with _private(path) as file:
+            file.write(data)
 
     def abandon(self) -> None:
         """See `Tracer.abandon`."""
@@ -85,3 +84,17 @@ class TorchTracer:
             with suppress(Exception):
                 taken.start_trace()
                 taken.stop_trace()
+
+
+@contextmanager
+def _private(path: Path) -> Iterator[BinaryIO]:
+    """A new file in the place of `path`, which only its owner may read, once it is whole; nothing where it is not."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

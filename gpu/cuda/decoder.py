@@ -25,6 +25,7 @@ from pawl.gpu.cuda.adapters import KernelAdapter, KernelAdapters
 from pawl.gpu.cuda.graphs import DecodeGraphs, Recorder
 from pawl.gpu.cuda.shapes import GraphShape, GraphShapes
 from pawl.gpu.devices import upload
+from pawl.gpu.expert_counts import tally
 from pawl.gpu.kernels.activation import gated
 from pawl.gpu.kernels.decode import splits_for
 from pawl.gpu.kernels.experts import experts_forward, route
@@ -85,6 +86,8 @@ class TritonDecoder:
         self.graphs: DecodeGraphs | None = None
         self._linear: Linear = _fixed_order() if deterministic else F.linear
         self._logits: Tensor | None = None
+        self._counts: Tensor | None = None
+        """Where the experts of this step are counted."""
 
     @torch.inference_mode()
     def allocate_graphs(
@@ -128,6 +131,7 @@ class TritonDecoder:
 
     def hidden(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.hidden`."""
+        self._counts = inputs.expert_counts
         self.attention.tables.follow(inputs)
         plan = self.attention.prepare(inputs)
         return self._last_normed(inputs.tokens, plan, inputs.logit_rows, self._adapters(inputs)).float()
@@ -138,9 +142,12 @@ class TritonDecoder:
 
     def _forward(self, inputs: ForwardInputs) -> Tensor:
         """Logits of the wanted rows, float32 or of the model's dtype."""
+        self._counts = inputs.expert_counts
         self.attention.tables.follow(inputs)
         # Adapters come and go: no graph knows where they lie.
-        if self.graphs is not None and inputs.adapters is None and len(inputs.positions) == len(inputs.slots):
+        # Nor are graphs recorded with counts.
+        plain = inputs.adapters is None and inputs.expert_counts is None
+        if self.graphs is not None and plain and len(inputs.positions) == len(inputs.slots):
             logits = self._replayed(self.graphs, inputs)
             if logits is not None:
                 return logits
@@ -198,7 +205,7 @@ class TritonDecoder:
             qkv = added(layer.adapters, "qkv", normed, self._linear(normed, layer.qkv, layer.qkv_bias))
             attended = self.attention.attend(plan, index, layer, qkv)
             hidden = stream.hidden
-            if wanted is not None and index == config.num_layers - 1:
+            if wanted is not None and index == config.num_layers - 1 and self._counts is None:
                 # Past the last attention only the wanted rows matter.
                 rows, layer = upload(wanted.astype(np.int64), self.device), layer.of_rows(wanted)
                 attended, hidden = attended.index_select(0, rows), hidden.index_select(0, rows)
@@ -206,7 +213,10 @@ class TritonDecoder:
             stream = Residual(hidden, delta, layer.attention_norm)
             normed = self._normed(stream, layer.mlp_norm)
             stream = Residual(hidden, self._after_norm(index, layer, normed, plan.positions), layer.after_mlp_norm)
-        return self._normed(stream, weights.final_norm)
+        normed = self._normed(stream, weights.final_norm)
+        if wanted is None or self._counts is None:
+            return normed
+        return normed.index_select(0, upload(wanted.astype(np.int64), self.device))
 
     def _normed(self, stream: Residual, weight: Tensor) -> Tensor:
         """The norm of the residual, whose last part is added to `stream.hidden` in place."""
@@ -224,6 +234,8 @@ class TritonDecoder:
         # Rows of padding have no experts; there are none once the wanted rows have been picked.
         own = positions if len(positions) == len(normed) else None
         chosen, shares = route(scores, experts.chosen, experts.normalised, positions=own)
+        if self._counts is not None:
+            tally(self._counts[index], chosen)
         return experts_forward(normed, layer.gate_up, layer.down, chosen, shares, activation)
 
 

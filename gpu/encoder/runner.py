@@ -26,6 +26,7 @@ class EncoderRunner(NoAdapters):
     """A `StepRunner` that makes vectors and nothing else."""
 
     asynchronous = False
+    experts = None
     layout = "an encoder keeps no pages"
     page_bytes = 0
 

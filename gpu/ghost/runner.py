@@ -71,6 +71,7 @@ class Ghost:
     """One ghost; made as `pawl.gpu.runner.Runner` is, and as deaf to anything but batches."""
 
     asynchronous = False
+    experts = None
     abilities = Abilities(vector_size=VECTOR_SIZE, unit_vectors=True)
 
     def __init__(

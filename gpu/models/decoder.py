@@ -21,6 +21,7 @@ from pawl.gpu.attention.base import Attention
 from pawl.gpu.attention.paged import PagedAttention, PagedPlan
 from pawl.gpu.backend import ForwardInputs
 from pawl.gpu.devices import upload
+from pawl.gpu.expert_counts import tally
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig, Operation, Rope
 from pawl.gpu.models.experts import mix, route
@@ -65,6 +66,8 @@ class TorchDecoder:
         self.attention: Attention[PagedPlan] = PagedAttention(config, kv)
         self.weights = pack(config, weights, self.device)
         ropes = {config.rope_of(layer) for layer in range(config.num_layers)}
+        self._counts: Tensor | None = None
+        """Where the experts of this step are counted."""
         self.ropes = {rope: RopeTable(rope, config.head_dim, self.device) for rope in ropes}
 
     def forward(self, inputs: ForwardInputs) -> Tensor:
@@ -85,6 +88,7 @@ class TorchDecoder:
 
     def _normed(self, inputs: ForwardInputs) -> Tensor:
         """The wanted rows after the last layer and the final norm, [m, hidden]."""
+        self._counts = inputs.expert_counts
         positions = upload(inputs.positions, self.device).float()
         angles = {rope: table.angles(positions) for rope, table in self.ropes.items()}
         plan = self.attention.prepare(inputs)
@@ -95,11 +99,13 @@ class TorchDecoder:
         adapters = None if inputs.adapters is None else TorchAdapters.of(*numbered(inputs, Adapter), self.device)
         for index, layer in enumerate(self.weights.layers_with(adapters)):
             attended = self._attend(plan, index, layer, hidden, angles[self.config.rope_of(index)])
-            if index == last:
+            if index == last and self._counts is None:
                 # Past the last attention only the wanted rows matter.
                 attended, hidden = self._wanted(inputs, attended), self._wanted(inputs, hidden)
                 layer = layer.of_rows(inputs.logit_rows)
             hidden = self._after_attention(index, layer, hidden, attended)
+        if self._counts is not None:
+            hidden = self._wanted(inputs, hidden)
         return self._norm(hidden, self.weights.final_norm)
 
     def add(self, hidden: Tensor, delta: Tensor) -> Tensor:
@@ -112,6 +118,8 @@ class TorchDecoder:
         if experts is None or layer.router is None:
             return self.mlp(normed, layer.gate_up, layer.down, layer.adapters)
         routes = route(F.linear(normed, layer.router), experts)
+        if self._counts is not None:
+            tally(self._counts[index], routes.experts)
         return mix(routes, normed, lambda rows, expert: self.mlp(rows, layer.gate_up[expert], layer.down[expert]))
 
     def mlp(self, rows: Tensor, gate_up: Tensor, down: Tensor, adapters: StepAdapters | None = None) -> Tensor:

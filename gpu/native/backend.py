@@ -143,6 +143,7 @@ class NativeBackend:
             masks=None if inputs.masks is None else _pointer(inputs.masks),
             hidden=hidden,
             adapters=None if adapters is None else adapters.ctypes.data,
+            expert_counts=None if inputs.expert_counts is None else inputs.expert_counts.data_ptr(),
         )
         if adapters is not None and len(adapters) != step.num_segments:
             raise RefusedInputs("adapters and slots differ in length")

@@ -80,6 +80,7 @@ class Inputs(ctypes.Structure):
         ("masks", c_void_p),
         ("hidden", c_void_p),
         ("adapters", c_void_p),
+        ("expert_counts", c_void_p),
     )
 
 

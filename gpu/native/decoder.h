@@ -57,6 +57,7 @@ struct Inputs {
     const uint32_t* masks;   // [num_logits][ceil(vocab / 32)], or null: greedy chooses tokens whose bits are set
     float* hidden;     // [num_logits][hidden], or null: the rows after the final norm, in place of logits and greedy
     const AnyAdapter* const* adapters;   // [num_segments], null for a segment without one; or null: none has one
+    int64_t* expert_counts;   // [layers][experts], or null: (row, expert) pairs of all rows are added
 };
 
 constexpr int32_t kNoToken = -1;
@@ -228,9 +229,9 @@ private:
                      const Beside* beside, const Vector& norm);
 
     // experts.h: run by every thread of the pool.
-    void mix_experts(Walk& walk, const Layer<Element>& layer, int64_t rows);
+    void mix_experts(Walk& walk, int64_t index, int64_t rows);
     void choose_experts(int64_t row);
-    void group_by_expert(int64_t rows);
+    void group_by_expert(int64_t rows, int64_t* counts);
     template <int kPanels, class Pick, class Epilogue>
     void expert_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Layer<Element>& layer,
                         Pick&& pick, Epilogue&& epilogue);
@@ -262,6 +263,7 @@ private:
     std::vector<Best> best_;                      // [thread][logit row]
     std::vector<Segment> segments_;               // attention tasks of this step
     std::vector<int32_t> row_segment_;            // [t]
+    int64_t* expert_counts_ = nullptr;            // of this step, or null
     std::vector<Choice> choices_;                 // [t][experts of a row]
     std::vector<int64_t> row_of_pair_;            // [p]
     std::vector<Block> blocks_;                   // of this layer's pairs

@@ -38,9 +38,11 @@ void Decoder<Element>::choose_experts(int64_t row) {
 
 // Give each (row, expert) pair its place: experts in order, within an expert rows in order.
 template <class Element>
-void Decoder<Element>::group_by_expert(int64_t rows) {
+void Decoder<Element>::group_by_expert(int64_t rows, int64_t* counts) {
     std::vector<int64_t> next(size_t(shape_.num_experts) + 1);
     for (int64_t i = 0; i < pairs(rows); ++i) ++next[size_t(choices_[size_t(i)].expert) + 1];
+    for (int32_t expert = 0; counts != nullptr && expert < shape_.num_experts; ++expert)
+        counts[expert] += next[size_t(expert) + 1];
     blocks_.clear();
     for (int32_t expert = 0; expert < shape_.num_experts; ++expert) {
         const int64_t first = next[size_t(expert)], end = first + next[size_t(expert) + 1];
@@ -74,13 +76,15 @@ void Decoder<Element>::expert_product(Walk& walk, const RowBuffer<Unit>& from, i
 
 // normed, hidden -> hidden
 template <class Element>
-void Decoder<Element>::mix_experts(Walk& walk, const Layer<Element>& layer, int64_t rows) {
+void Decoder<Element>::mix_experts(Walk& walk, int64_t index, int64_t rows) {
+    const Layer<Element>& layer = layers_[size_t(index)];
+    int64_t* counts = expert_counts_ == nullptr ? nullptr : expert_counts_ + index * shape_.num_experts;
     product<1>(walk, normed_, rows, layer.router, nullptr, [&](int64_t row, int num, int64_t panel, auto& out) {
         for (int i = 0; i < num; ++i)
             std::memcpy(mixed_.row(row + i) + panel * kPanel, out[0] + i * kPanel, kPanel * sizeof(float));
     });
     walk.phase(rows, [&](int64_t row) { choose_experts(row); });
-    walk.phase(1, [&](int64_t) { group_by_expert(rows); });
+    walk.phase(1, [&](int64_t) { group_by_expert(rows, counts); });
     walk.phase(pairs(rows), [&](int64_t pair) {
         const Unit* from = normed_.row(row_of_pair_[size_t(pair)]);
         std::memcpy(gathered_.row(pair), from, size_t(normed_.stride) * sizeof(Unit));

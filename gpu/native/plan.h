@@ -254,6 +254,7 @@ template <class Element>
 void Decoder<Element>::forward(const Inputs& inputs) {
     check(inputs);
     plan(inputs);
+    expert_counts_ = inputs.expert_counts;
     pool_.run(num_phases(), [&](Walk& walk) { this->walk(walk, inputs); });
 }
 

@@ -221,7 +221,7 @@ void Decoder<Element>::finish_layer(Walk& walk, int64_t index, int64_t rows, con
         normalise<Element>(hidden_.row(row), layer.mlp_norm.data(), shape_.hidden_size, shape_.norm_epsilon,
                            normed_.row(row));
     });
-    if (layer.routed) return mix_experts(walk, layer, rows);
+    if (layer.routed) return mix_experts(walk, index, rows);
     const Mlp<Element>& mlp = layer.mlps[0];
     product<2>(walk, normed_, rows, mlp.gate_up, beside ? &gate_up : nullptr, [&](int64_t row, int num, int64_t pair, auto& out) {
         store_gated(row, num, pair, out[0], out[1]);
@@ -299,9 +299,14 @@ void Decoder<Element>::walk(Walk& walk, const Inputs& inputs) {
         finish_layer(walk, index, inputs.num_tokens, adapted_);
     }
     attend(walk, inputs, last);
+    if (inputs.expert_counts != nullptr) {   // of all rows
+        finish_layer(walk, last, inputs.num_tokens, adapted_);
+        keep_wanted(walk, inputs);
+    } else if (inputs.num_logits > 0) {
+        keep_wanted(walk, inputs);
+        finish_layer(walk, last, inputs.num_logits, adapted_wanted_);
+    }
     if (inputs.num_logits == 0) return;
-    keep_wanted(walk, inputs);
-    finish_layer(walk, last, inputs.num_logits, adapted_wanted_);
     score(walk, inputs);
 }
 

@@ -16,6 +16,7 @@ from pawl.actors.tiers.files import HEADER, FileStore
 from pawl.actors.tiers.store import TierStore
 from pawl.gpu.ghost.recompute import ghost_again
 from pawl.gpu.ghost.runner import Ghost
+from pawl.gpu.step_runner import CountsExperts
 from pawl.lifecycle.recompute import Compute, Computed, Recorded
 from pawl.lifecycle.records import ENCODER
 from pawl.lifecycle.request import SamplingParameters
@@ -25,6 +26,7 @@ from pawl.loops.saving import WritePolicy
 from pawl.loops.select import LoopConfig
 from pawl.memory.tiers.host import HostPool
 from pawl.testing.expectations import OF_THE_GHOST, DrawnBy, Expectations, Said, drawn_alone, simulated_grammars
+from pawl.testing.profiles import OneExpert
 from pawl.testing.reuse import WatchedGhost
 from pawl.testing.workload import Arrival, Shape
 
@@ -214,6 +216,8 @@ class SimulatedDevice:
         self._runner = runner
         self._world = world
         self._step_s = shape.step_s
+        self._one_expert = OneExpert()
+        self.experts: CountsExperts = runner.experts or self._one_expert
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
@@ -232,7 +236,9 @@ class SimulatedDevice:
     def launch(self, batch: StepBatch) -> Any:
         if self._world.strikes("step"):
             raise StepLost(f"step {batch.step}")
-        return self._runner.launch(batch)
+        launched = self._runner.launch(batch)
+        self._one_expert.computed(batch)
+        return launched
 
     def collect(self, launched: Any) -> StepResult:
         if self._step_s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pawl.actors.expert_recorder import ExpertRecorder
 from pawl.gpu.profiler import Profiler
 from pawl.loops.admission import Admission
 from pawl.loops.limits import LimitKeeper
@@ -15,6 +16,14 @@ def _mutant(name: str, resembles: str, what: str, *edits: Edit) -> Mutant:
 
 
 PROFILES = (
+    Mutant(
+        "tokens_are_counted_after_the_stop",
+        Group.CONTROL,
+        "auxiliary_conservation",
+        "",
+        "Tokens that are computed after experts are no longer recorded belong to the record.",
+        (Edit(ExpertRecorder.computed, "if self.phase is Counting.RECORDING:", "if self._any:"),),
+    ),
     Mutant(
         "profile_goes_on_after_its_failure",
         Group.CONTROL,

@@ -1,0 +1,45 @@
+"""How many tokens use each expert of each layer, while somebody wants to know."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pawl.gpu.models.config import Experts
+
+
+class ExpertCounts:
+    """`CountsExperts` on a device: steps add to `counts`, int64 [layers, experts], where that is not None."""
+
+    def __init__(self, experts: Experts, device: torch.device) -> None:
+        self.counts: Tensor | None = None
+        self.chosen = experts.chosen
+        self.layers = experts.layers
+        self._size = len(experts.layers), experts.count
+        self._device = device
+        self._kept: Tensor | None = None
+
+    def start(self) -> None:
+        """See `CountsExperts.start`."""
+        self.counts = torch.zeros(self._size, dtype=torch.int64, device=self._device)
+
+    def stop(self) -> None:
+        """See `CountsExperts.stop`."""
+        self._kept, self.counts = self.counts, None
+
+    def take(self) -> NDArray[np.int64]:
+        """See `CountsExperts.take`."""
+        if self.counts is not None:
+            found: NDArray[np.int64] = self.counts.cpu().numpy().copy()
+            self.counts.zero_()
+            return found
+        kept, self._kept = self._kept, None
+        return np.zeros(self._size, np.int64) if kept is None else kept.cpu().numpy()
+
+
+def tally(counts: Tensor, chosen: Tensor) -> None:
+    """Add the experts of some rows, [n, chosen], to those of their layer, int64 [experts]. Does not wait."""
+    numbers = chosen.reshape(-1).long()
+    counts.index_add_(0, numbers, torch.ones_like(numbers))
