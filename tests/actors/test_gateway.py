@@ -293,6 +293,13 @@ def test_a_stall_is_kept_until_the_loop_moves_again(world: World) -> None:
 # ---- measures ----
 
 
+def test_a_single_token_has_no_time_from_one_to_the_next(world: World) -> None:
+    (one,), _ = world.open(submit())
+    world.output(one, end=done(num_output=1))
+    gateway = world.gateway.requests
+    assert (gateway.time_to_first_token.count, gateway.time_per_output_token.count) == (1, 0)
+
+
 def test_times_are_measured_from_the_submission(world: World) -> None:
     (one,), _ = world.open(submit())
     world.context.advance(0.5)

@@ -238,7 +238,9 @@ def test_a_folder_may_name_several_templates(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("three")
-    assert Vocabulary.load(tmp_path).chat_templates == {"default": "one", "tool_use": "two", "rag": "three"}
+    (tmp_path / "additional_chat_templates" / "web.jinja").write_text("four")
+    templates = {"default": "one", "tool_use": "two", "rag": "three", "web": "four"}
+    assert Vocabulary.load(tmp_path).chat_templates == templates
 
 
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:

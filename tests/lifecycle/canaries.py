@@ -126,7 +126,7 @@ CANARIES: dict[str, Canary] = {
     ),
     "a page taken twice": Canary(
         "conservation",
-        replanned(2, Segment(0, 4, 2, pages=((1, 2),)), Segment(1, 0, 5, pages=((0, 2), (1, 3)))),
+        replanned(2, Segment(0, 4, 2, pages=((1, 3),)), Segment(1, 0, 5, pages=((0, 2), (1, 2)))),
         "page 2 was taken twice by one step",
     ),
     "a page that does not exist": Canary(

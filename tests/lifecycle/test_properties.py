@@ -22,7 +22,7 @@ from tests.lifecycle.canaries_control import CONTROL_CANARIES
 from tests.lifecycle.canaries_drafted import DRAFTED_CANARIES
 from tests.lifecycle.canaries_embedded import EMBEDDED_CANARIES, embeddings
 from tests.lifecycle.canaries_scarcity import SCARCITY_CANARIES, gives_way
-from tests.lifecycle.canaries_shared import SHARED_CANARIES, twins
+from tests.lifecycle.canaries_shared import ANSWERS, SHARED_CANARIES, answered, twins
 from tests.lifecycle.canaries_weights import WEIGHT_CANARIES
 from tests.lifecycle.story import Segment, Story, changed, token, without
 
@@ -55,6 +55,13 @@ def test_a_sound_run_of_vectors_violates_nothing() -> None:
 
 def test_the_youngest_gives_way_where_pages_are_short() -> None:
     assert judged(gives_way(2, 3)).violations == []
+
+
+def test_a_reply_may_stand_before_the_end_that_it_tells_of() -> None:
+    told = answered(*ANSWERS)
+    reply = msgspec.structs.replace(told.pop(len(STORY.records)), time=9.0)
+    told.insert(STORY.labels["finish 1"], reply)
+    assert judged(told).violations == []
 
 
 def test_without_the_start_nothing_is_judged_by_sizes_that_only_it_tells() -> None:

@@ -69,6 +69,14 @@ def test_an_abort_is_remembered_only_until_a_later_request_comes() -> None:
     assert list(driver.intake._ended_early) == [ended + 3]
 
 
+def test_whoever_is_live_when_the_engine_stops_is_drained() -> None:
+    driver = Driver()
+    request = driver.submit(PROMPT, 30)
+    driver.step()
+    driver.loop.stop(driver.now)
+    assert driver.cause(request) == Cause.DRAINED
+
+
 def test_a_drain_refuses_what_arrives_and_its_end_ends_what_is_left() -> None:
     driver = Driver()
     before = driver.submit(PROMPT, 30)

@@ -227,6 +227,8 @@ def test_what_is_promised_of_the_window_pool_is_kept_out_of_what_others_take() -
     assert memory.extend_slot(transaction, first, 4 * PAGE) is not None
     memory.ledger.discard(transaction)
     assert windows.escrow.promised[first] == windows.most - 2
+    memory.renew(np.array([first]), np.array([12 * PAGE], np.int32))
+    assert windows.escrow.promised[first] == windows.most - 2, "nor when it is promised anew"
     memory.check_all()
 
 

@@ -1,0 +1,23 @@
+"""Fields of messages that clients send, and the words in which a wrong one is refused."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import pytest
+
+from pawl.actors.fields import convert
+from pawl.actors.text.invalid import InvalidRequest
+
+
+class Body(msgspec.Struct):
+    """One field, of a few words."""
+
+    mode: Literal["fast", "slow"]
+
+
+def test_a_word_that_is_none_of_those_offered_is_refused_with_all_of_them() -> None:
+    with pytest.raises(InvalidRequest, match="mode must be one of 'fast', 'slow'") as caught:
+        convert({"mode": "odd"}, Body)
+    assert caught.value.param == "mode"
