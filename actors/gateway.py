@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from pawl.actors.asks import Answer, AskExpired, Asks
+from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
 from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
 from pawl.actors.messages.weights import WeightsServed
@@ -23,16 +24,28 @@ from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.sampling import SEED_RANGE
 from pawl.actors.sink import Sink
+from pawl.actors.text.invalid import quoted
 from pawl.actors.trace_losses import TraceLosses
 from pawl.actors.unread import long_characters
 from pawl.lifecycle.records import Answered, AnswersClosed
 from pawl.lifecycle.states import Cause
+from pawl.loops.adapter import Named
 from pawl.loops.orders.requests import Abort, Drain
 
 log = structlog.get_logger(__name__)
 
 FromPeers: TypeAlias = (
-    Outputs | Accepted | Refused | Reply | Stalled | Pulse | TraceLoss | Down | AskExpired | WeightsServed
+    Outputs
+    | Accepted
+    | Refused
+    | Reply
+    | Stalled
+    | Pulse
+    | TraceLoss
+    | Down
+    | AskExpired
+    | WeightsServed
+    | AdaptersNamed
 )
 
 
@@ -69,6 +82,8 @@ class Gateway(Actor):
         """What the scheduler was told last: to plan no steps, or to plan some again."""
         self.weights: WeightsServed | None = None
         """What is served since an update of the weights."""
+        self.adapters: dict[str, Named] = {}
+        """Those that requests may name."""
         self._num_answered = 0
         self._delivering: Sequence[Output] = ()
         self._num_delivered = 0
@@ -99,7 +114,7 @@ class Gateway(Actor):
         named = [s if s.rid else msgspec.structs.replace(s, rid=self.new_rid()) for s in submits]
         names = [(s.rid, s.group) if s.group else (s.rid,) for s in named]
         unread = long_characters(submits)
-        refusal = self._why_not(names, sum(unread))
+        refusal = self._why_not(names, sum(unread)) or self._unknown_adapter(submits)
         if refusal is not None:
             for request, sink in zip(numbers, sinks, strict=True):
                 self.requests.count_refused(refusal.cause)
@@ -110,7 +125,9 @@ class Gateway(Actor):
             for request, own, sink, num_unread in zip(numbers, names, sinks, unread, strict=True):
                 self.requests.open(request, own, sink, now, num_unread)
             for after, (request, submit) in enumerate(zip(numbers, named, strict=True), 1):
-                sent = self.context.send(self._names.tokenizer, msgspec.structs.replace(submit, request=request))
+                adapter = self.adapters[submit.adapter].number if submit.adapter else 0
+                numbered = msgspec.structs.replace(submit, request=request, incarnation=adapter)
+                sent = self.context.send(self._names.tokenizer, numbered)
                 num_sent = after
                 if not sent:
                     full = Refused(request, Cause.OVERLOADED, "the tokenizer's queue is full", HTTP_OVERLOADED)
@@ -194,6 +211,8 @@ class Gateway(Actor):
                 self.pace = message
             case WeightsServed():
                 self.weights = message
+            case AdaptersNamed(adapters):
+                self.adapters = {adapter.name: adapter for adapter in adapters}
             case Pulse(sent_at):
                 self.turned_at = self.context.now()
                 self.longest_freeze_s = max(self.longest_freeze_s, self.turned_at - sent_at)
@@ -261,6 +280,15 @@ class Gateway(Actor):
             return Refused(0, Cause.INTERNAL, self.trace_losses.refusal, HTTP_OVERLOADED)
         each = {name for own in names for name in own}
         return self.requests.why_not(len(names), each, self.limit, num_unread)
+
+    def _unknown_adapter(self, submits: Sequence[Submit]) -> Refused | None:
+        """The refusal of a call in which a request names an adapter that it may not."""
+        unknown = [s.adapter for s in submits if s.adapter and s.adapter not in self.adapters]
+        if not unknown:
+            return None
+        loaded = ", ".join(self.adapters) or "none"
+        text = f"adapter {quoted(unknown[0])} is not loaded, or has never been loaded; loaded: {loaded}"
+        return Refused(0, Cause.INVALID, text, param="lora_path")
 
     def _deliver(self, outputs: Sequence[Output]) -> None:
         """Once for each token of every request: keep it short."""

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from pawl.actors.adapter_client import AdapterClient
 from pawl.actors.askers import Askers
 from pawl.actors.control import Ask, row_of
 from pawl.actors.messages.control import Heartbeat
@@ -91,6 +92,7 @@ class Scheduler(Actor):
         self.tier_client.attach(self.loop)
         self.weight_client = WeightClient(self, names)
         self.stage, self.exchanged = self.weight_client.stage, self.weight_client.exchanged
+        self.adapter_effects = AdapterClient(self, names)
         self.intake = Intake(self.loop, self, config.served)
         self.measures = StepMeasures()
         self._report = StepReport()
@@ -181,6 +183,8 @@ class Scheduler(Actor):
         self._report.withdraw([step for step in self.loop.in_flight if step is not self.loop.committed])
         recover(self.loop, self._failure(), now, request)
         self.weight_client.recovered(self.intake, now)
+        if self.intake.adapters is not None:
+            self.intake.adapters.recovered(now)
         self._reset_worker()
 
     def _failure(self) -> str:
@@ -236,7 +240,7 @@ class Scheduler(Actor):
             request=message.request,
             rid=message.rid,
             sampling=message.sampling,
-            namespace=namespace_of(salt=message.namespace, weights=self.intake.weights.served.fingerprint),
+            namespace=self._namespace(message),
             submitted=now,
             passthrough=message.text_options,
         )
@@ -245,6 +249,11 @@ class Scheduler(Actor):
             self._send_step()  # whoever it has ended leaves before anybody has the same row
         timeout_s = self.default_timeout_s if message.timeout_s is None else message.timeout_s
         self.intake.submit(info, message.tokens, message.priority, now + timeout_s, now)
+
+    def _namespace(self, message: Generate) -> str:
+        adapters, weights = self.intake.adapters, self.intake.weights.served.fingerprint
+        adapter = "" if adapters is None else adapters.part(message.adapter)
+        return namespace_of(adapter=adapter, salt=message.namespace, weights=weights)
 
     def _asked(self, ask: Ask, now: float) -> None:
         """An order is answered when it is done, anything else at once."""

@@ -1,7 +1,8 @@
-"""The stager reads and verifies new weights, and lays them out beside those that serve.
+"""The stager reads and verifies new weights and adapters, and lays them out beside what serves.
 
     scheduler ──Stage──► stager ──WeightsStaged, WeightsFailed──► scheduler
     gateway ──Ask──► stager ──Reply──► gateway
+    scheduler ──ReadAdapter──► stager ──AdapterLoaded, AdapterFailed──► scheduler
 
 It answers questions about the weights as well. It runs beside the worker, whose steps go on; what it has laid out lies
 with the runner that both know.
@@ -9,18 +10,22 @@ with the runner that both know.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import structlog
 
 from pawl.actors.control import Ask
+from pawl.actors.messages.adapters import UNREAD as ADAPTER_UNREAD
+from pawl.actors.messages.adapters import EmptyAdapterSlot, ReadAdapter
 from pawl.actors.messages.control import Reply
-from pawl.actors.messages.weights import UNREAD, Stage
+from pawl.actors.messages.weights import UNREAD as WEIGHTS_UNREAD
+from pawl.actors.messages.weights import Stage
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.weight_questions import WeightQuestions
-from pawl.gpu.step_runner import StepRunner, WeightsRefused
+from pawl.gpu.step_runner import AdapterRefused, StepRunner, WeightsRefused
 from pawl.loops.intake import Outcome
+from pawl.loops.orders.adapters import AdapterFailed, AdapterLoaded
 from pawl.loops.orders.weights import WeightsFailed, WeightsStaged
 
 LONGEST_REASON = 400
@@ -29,45 +34,62 @@ LONGEST_REASON = 400
 log = structlog.get_logger("pawl.stager")
 
 
-class Stager(Actor):
-    """One update, or question, at a time, in order of arrival."""
+ToStager: TypeAlias = Stage | ReadAdapter | EmptyAdapterSlot
 
-    accepts = Stage | Ask
+
+class Stager(Actor):
+    """One thing, or question, at a time, in order of arrival."""
+
+    accepts = ToStager | Ask
 
     def __init__(self, runner: StepRunner[Any], names: Names = NAMES) -> None:
         self._names = names
         self._runner = runner
         self._questions = WeightQuestions(runner)
 
-    def receive(self, message: Stage | Ask) -> None:
+    def receive(self, message: ToStager | Ask) -> None:
         if isinstance(message, Ask):
             self._reply(message, self._questions.answer(message.message))
             return
         try:
-            fingerprint = self._runner.stage(message.ticket, message.source, last=message.last)
-        except WeightsRefused as refused:
-            self._refuse(message.ticket, str(refused))
+            match message:
+                case Stage(ticket, source, last):
+                    fingerprint = self._runner.stage(ticket, source, last=last)
+                    answer: WeightsStaged | AdapterLoaded = WeightsStaged(ticket, fingerprint)
+                case ReadAdapter(ticket, slot, source):
+                    answer = AdapterLoaded(ticket, self._runner.load_adapter(slot, source))
+                case EmptyAdapterSlot(slot):
+                    self._runner.unload_adapter(slot)
+                    return
+        except (WeightsRefused, AdapterRefused) as refused:
+            self._refuse(message, str(refused))
         except Exception as error:
-            log.exception("new weights could not be read")
-            self._refuse(message.ticket, f"{UNREAD}: {type(error).__name__}")
+            log.exception("it could not be read")
+            self._failed(message, error)
         else:
-            self.context.send(self._names.scheduler, WeightsStaged(message.ticket, fingerprint), Lane.CONTROL)
+            self.context.send(self._names.scheduler, answer, Lane.CONTROL)
 
     def spares(self, message: Any, error: Exception) -> bool:
         """Nothing that serves has been touched, and the answer is the last thing that is done."""
         self.told_of(error)
-        text = f"{UNREAD}: {type(error).__name__}"
         if isinstance(message, Ask):
-            self._reply(message, Outcome(False, text))
+            self._reply(message, Outcome(False, f"{WEIGHTS_UNREAD}: {type(error).__name__}"))
         else:
-            self._refuse(message.ticket, text)
+            self._failed(message, error)
         return True
 
     def _reply(self, ask: Ask, outcome: Outcome) -> None:
         reply = Reply(ask.ticket, outcome.ok, outcome.message, outcome.facts)
         self.context.send(ask.reply_to, reply, Lane.CONTROL)
 
-    def _refuse(self, ticket: int, reason: str) -> None:
+    def _failed(self, message: ToStager, error: Exception) -> None:
+        what = WEIGHTS_UNREAD if isinstance(message, Stage) else ADAPTER_UNREAD
+        self._refuse(message, f"{what}: {type(error).__name__}")
+
+    def _refuse(self, message: ToStager, reason: str) -> None:
+        if isinstance(message, EmptyAdapterSlot):  # whatever is there, nobody is computed with it
+            return
         reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
-        log.warning("new weights were refused", reason=reason)
-        self.context.send(self._names.scheduler, WeightsFailed(ticket, reason), Lane.CONTROL)
+        log.warning("refused", what=type(message).__name__, reason=reason)
+        failed = WeightsFailed if isinstance(message, Stage) else AdapterFailed
+        self.context.send(self._names.scheduler, failed(message.ticket, reason), Lane.CONTROL)

@@ -80,6 +80,7 @@ class Tokenizer(Actor):
             priority=submit.priority,
             timeout_s=submit.timeout_s,
             namespace=submit.cache_salt,
+            adapter=submit.incarnation,
             session=submit.session,
             scored_from=submit.scored_from,
         )

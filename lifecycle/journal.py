@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from pawl.lifecycle.machines.adapter import AdapterEvent, AdapterPhase
 from pawl.lifecycle.machines.weights import WeightEvent, Weights
 from pawl.lifecycle.records import (
+    AdapterMoved,
     CacheChange,
     Cached,
     Checkpoint,
@@ -48,6 +50,14 @@ class Pages(Protocol):
     cached: int
     deferred: int
     quarantined: int
+
+
+class Adapter(Protocol):
+    """One incarnation, as it is before the edge."""
+
+    number: int
+    name: str
+    phase: AdapterPhase
 
 
 class Changes(Protocol):
@@ -205,6 +215,19 @@ class Journal:
     ) -> None:
         """The weights took one edge; those that serve now have this name and this fingerprint."""
         self._emit(WeightsMoved(source, event, target, version, fingerprint, now))
+
+    def adapter(
+        self,
+        adapter: Adapter,
+        event: AdapterEvent,
+        target: AdapterPhase,
+        slot: int,
+        fingerprint: str,
+        now: float,
+    ) -> None:
+        """An adapter took one edge; it has this slot then, and this content."""
+        number, name, source = adapter.number, adapter.name, adapter.phase
+        self._emit(AdapterMoved(number, name, source, event, target, slot, fingerprint, now))
 
     def idled(self, now: float) -> None:
         """There was work, but no step could be planned."""

@@ -71,6 +71,7 @@ WAITING = (
     State.QUEUED,
     State.QUEUED_COMPILING,
     State.QUEUED_FETCHING,
+    State.QUEUED_LOADING,
     State.QUEUED_RESERVING,
     State.QUEUED_RECEIVING,
 )
@@ -95,7 +96,7 @@ def _edge(
 
 def _edges() -> tuple[Edge, ...]:
     # Local names, so that a line of the table fits a line of the file.
-    new, queued, compiling = State.NEW, State.QUEUED, State.QUEUED_COMPILING
+    new, queued, compiling, loading = State.NEW, State.QUEUED, State.QUEUED_COMPILING, State.QUEUED_LOADING
     fetching, reserving, receiving = State.QUEUED_FETCHING, State.QUEUED_RESERVING, State.QUEUED_RECEIVING
     prefilling, sending, decoding, finished = State.PREFILLING, State.PREFILLING_SENDING, State.DECODING, State.FINISHED
     e = Event
@@ -109,6 +110,8 @@ def _edges() -> tuple[Edge, ...]:
         _edge(queued, e.FETCH, fetching, "a lower cache tier has more of its prefix"),
         _edge(fetching, e.FETCHED, queued, "what the tier had of its prefix is on the device"),
         _edge(fetching, e.RESTORE, queued, "the tier failed: the prefix is computed instead", _BROKEN),
+        _edge(queued, e.LOAD, loading, "its adapter is in no slot, or is to leave its slot for one that waits longer"),
+        _edge(loading, e.LOADED, queued, "its adapter is in a slot"),
         _edge(queued, e.RESERVE, reserving, "Decode role: it asks for room before its prefill starts elsewhere"),
         _edge(reserving, e.GRANT, receiving, "Decode role: there is room, the remote prefill may write"),
         _edge(reserving, e.RESTORE, queued, "denied, or the lease ended", _DENIED),
@@ -137,9 +140,9 @@ def _edges() -> tuple[Edge, ...]:
         *(_edge(s, e.ABORT, State.ABORTED, "it ends wherever it is", ABORT_CAUSES) for s in (*WAITING, *WORKING)),
     )
     left = "the token of a step that was in flight when the request left work is dropped"
-    # Who fetches has not worked since it was retracted, who compiles has never worked; who decodes again has outlived
-    # the step, as steps end in order.
-    no_step = (compiling, fetching, decoding)
+    # Who fetches has not worked since it was retracted, who compiles or waits for an adapter has never worked; who
+    # decodes again has outlived the step, as steps end in order.
+    no_step = (compiling, loading, fetching, decoding)
     stale = (_edge(s, e.STALE_TOKEN, s, left, reserved=s in no_step) for s in (*WAITING, *WORKING, *TERMINAL))
     return (*walk, *end, *aborts, *stale)
 

@@ -1,11 +1,13 @@
-"""The part of a namespace that says which weights compute (`pawl.memory.prefix.namespace` makes it)."""
+"""The parts of a namespace that say what computes: weights and adapter (`pawl.memory.prefix.namespace` makes it)."""
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from urllib.parse import quote
 
 _NAME = "weights="
+_ADAPTER = re.compile(r"(?:^|&)adapter=(\d{1,9})(?=[.&]|$)", re.ASCII)
 
 
 def under(namespace: str, weights: str) -> str:
@@ -24,3 +26,16 @@ def quoted(weights: str) -> str:
 def weights_of(namespace: str) -> str:
     """The weights in a namespace, quoted; "" where it names none."""
     return next((part[len(_NAME) :] for part in namespace.split("&") if part.startswith(_NAME)), "")
+
+
+def adapter_part(number: int, fingerprint: str) -> str:
+    """What a namespace says of an adapter. Of its content as well: pages may outlive the engine, whose numbers come
+    again in the next."""
+    return f"{number}.{fingerprint}"
+
+
+@lru_cache(maxsize=1024)
+def adapter_of(namespace: str) -> int:
+    """The number of the adapter in a namespace; 0 where it names none."""
+    found = _ADAPTER.search(namespace)
+    return int(found[1]) if found is not None else 0

@@ -41,6 +41,7 @@ from pawl.lifecycle.columns import float32s as float32s
 from pawl.lifecycle.columns import int32s as int32s
 from pawl.lifecycle.columns import uint8s as uint8s
 from pawl.lifecycle.grammar import Grammar, GrammarKind
+from pawl.lifecycle.machines.adapter import AdapterEvent, AdapterPhase
 from pawl.lifecycle.machines.weights import WeightEvent, Weights
 from pawl.lifecycle.marks import Contained as Contained
 from pawl.lifecycle.marks import Digest as Digest
@@ -233,6 +234,22 @@ class WeightsMoved(msgspec.Struct, frozen=True, array_like=True, tag=18):
     time: float
 
 
+class AdapterMoved(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """Something has become of an adapter."""
+
+    number: int
+    """Of this incarnation, which no other of the run has."""
+    name: str
+    source: AdapterPhase
+    event: AdapterEvent
+    target: AdapterPhase
+    slot: int
+    """That is its own from here on; 0: it has none."""
+    fingerprint: str
+    """Of its content; empty until it is known."""
+    time: float
+
+
 class Counts(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Totals since start, as the engine's own counters have them."""
 
@@ -276,6 +293,7 @@ Record: TypeAlias = (
     | Contained
     | Checkpoint
     | WeightsMoved
+    | AdapterMoved
 )
 RECORD_TYPES: tuple[type[msgspec.Struct], ...] = get_args(Record)
 
@@ -307,7 +325,8 @@ def schema_hash() -> bytes:
         + ", ".join(f"{name}: {kind.__annotations__[name]}" for name in kind.__struct_fields__)
         for kind in kinds
     ]
-    vocabularies: tuple[type[Enum], ...] = (State, Event, Cause, GrammarKind, Weights, WeightEvent)
+    of_machines: tuple[type[Enum], ...] = (Weights, WeightEvent, AdapterPhase, AdapterEvent)
+    vocabularies: tuple[type[Enum], ...] = (State, Event, Cause, GrammarKind, *of_machines)
     for words in vocabularies:
         lines.append(f"{words.__name__}: " + ", ".join(f"{word.name}={word.value}" for word in words))
     lines += [f"{kind.__name__}: {kind._fields}" for kind in (PageCounts, CacheChange, Scores, Embedded)]

@@ -35,6 +35,9 @@ class State(IntEnum):
     """Entered by `finish`. Owns nothing. Never left."""
     ABORTED = 10
     """Entered by `abort`. Owns nothing. Never left."""
+    QUEUED_LOADING = 11
+    """Entered by `load`: waits for a slot of its adapter, and for the adapter to be read into it. Owns nothing. Left by
+    `loaded`, `abort`."""
 
     @property
     def phase(self) -> Phase:
@@ -70,6 +73,7 @@ _PHASES: dict[State, Phase] = {
     State.QUEUED: Phase.QUEUED,
     State.QUEUED_COMPILING: Phase.QUEUED,
     State.QUEUED_FETCHING: Phase.QUEUED,
+    State.QUEUED_LOADING: Phase.QUEUED,
     State.QUEUED_RESERVING: Phase.QUEUED,
     State.QUEUED_RECEIVING: Phase.QUEUED,
     State.PREFILLING: Phase.PREFILLING,
@@ -102,6 +106,8 @@ class Event(IntEnum):
     ABORT = 16
     STALE_TOKEN = 17
     """The token of a step that was in flight when the request left work: dropped, and recorded."""
+    LOAD = 18
+    LOADED = 19
 
 
 class Cause(StrEnum):
@@ -132,6 +138,8 @@ class Cause(StrEnum):
     STEP_LOST = "step_lost"
     PAUSED = "paused"
     WEIGHTS = "weights"
+    # an abort cause
+    ADAPTER = "adapter"
 
 
 FINISH_CAUSES = frozenset(
@@ -150,6 +158,7 @@ ABORT_CAUSES = frozenset(
         Cause.WORKER_LOST,
         Cause.DRAINED,
         Cause.INTERNAL,
+        Cause.ADAPTER,
     }
 )
 RETRACT_CAUSES = frozenset({Cause.MEMORY, Cause.STEP_LOST, Cause.PAUSED, Cause.WEIGHTS})

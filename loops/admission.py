@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pawl.lifecycle.limits import Limits
+from pawl.loops.adapters import Adapters
 from pawl.loops.batch import BatchBuilder, PrefillSegment
 from pawl.loops.policy import Policy, PolicyFailed
 from pawl.loops.queues import Queues
@@ -35,8 +36,18 @@ class PrefixKey(NamedTuple):
 class Admission:
     """Fills a builder with new requests while budget, slots and memory last."""
 
-    def __init__(self, queues: Queues, policy: Policy, limits: Limits, *, lookahead: int, share_prefixes: bool) -> None:
+    def __init__(
+        self,
+        queues: Queues,
+        policy: Policy,
+        limits: Limits,
+        *,
+        lookahead: int,
+        share_prefixes: bool,
+        adapters: Adapters | None = None,
+    ) -> None:
         self.queues = queues
+        self.adapters = adapters
         self.lookahead = lookahead
         self.policy = policy
         self.limits = limits
@@ -113,7 +124,7 @@ class Admission:
         if memory.extend_slot(builder.transaction, granted.slot, segment.start + segment.length) is None:
             return None
         queues.admitted(builder.transaction, row, granted.slot, granted.num_cached)
-        builder.admit(row, granted.slot)
+        builder.admit(row, granted.slot, 0 if self.adapters is None else self.adapters.slot_of(info.namespace))
         builder.prefill(segment, memory.entries(granted.slot))
         if page is not None:
             computing.add(page)

@@ -159,13 +159,14 @@ class BatchBuilder:
         if len(entries.pages):
             self.entries.append(entries)
 
-    def admit(self, row: int, slot: int) -> None:
-        """The row takes `slot`, and starts with a chunk."""
+    def admit(self, row: int, slot: int, adapter: int = 0) -> None:
+        """The row takes `slot`, and starts with a chunk. `adapter`: the slot of its adapter; 0: it has none."""
         self.admitted.append(row)
         sampling = self._table.info(row).sampling
         num_tokens, num_prompt = int(self._table.num_tokens[row]), int(self._table.num_prompt[row])
         history = self._table.tokens[row, :num_tokens].copy() if needs_history(sampling) else _NO_TOKENS
-        self.admissions.append(SlotAssignment(slot, sampling, num_prompt, history, num_tokens - num_prompt))
+        num_output = num_tokens - num_prompt
+        self.admissions.append(SlotAssignment(slot, sampling, num_prompt, history, num_output, adapter))
 
     def close(self, memory: Memory) -> ScheduledBatch:
         """The finished step, with the page-table entries that `memory` has replaced since the step before."""

@@ -11,7 +11,7 @@ moving it to QUEUED. Nothing of the loop asks which companions there are.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pawl.lifecycle.records import Record
 from pawl.lifecycle.snapshot import Plain
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from pawl.loops.batch import ScheduledBatch
 
 
-class Companion(Protocol):
+class Companion:
     """One feature beside the loop. Subclass it; a hook that is not overridden does nothing."""
 
-    def turning(self) -> None:
-        """The loop turns: nothing is planned yet."""
+    def turning(self, now: float) -> None:
+        """The loop turns, paused or not: nothing is planned yet. Requests that wait may be moved."""
 
     def planning(self, now: float) -> None:
         """A step is about to be planned; its transaction is not open yet. Requests that wait may be moved."""

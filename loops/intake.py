@@ -16,6 +16,8 @@ import msgspec
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.weight_source import Sent
+from pawl.loops.adapter import AdapterEffects
+from pawl.loops.adapters import Adapters
 from pawl.loops.loop import Loop
 from pawl.loops.sessions import Begun
 from pawl.loops.weights import Served, WeightKeeper
@@ -86,6 +88,10 @@ class Caller(Protocol):
     def exchanged(self, served: Served) -> None:
         """These weights are served from now on."""
 
+    @property
+    def adapter_effects(self) -> AdapterEffects:
+        """What adapters need of others."""
+
 
 class Intake:
     """Requests and orders, in the order of their arrival, for one loop."""
@@ -96,6 +102,10 @@ class Intake:
         self.weights = WeightKeeper(
             loop, served, caller.exchanged, lambda number, ok, text: self.answer(number, Outcome(ok, text))
         )
+        self.adapters = next((each for each in loop.companions if isinstance(each, Adapters)), None)
+        """None: the engine has no slots for any."""
+        if self.adapters is not None:
+            self.adapters.attach(loop, caller.adapter_effects, self._answer_of_adapters)
         self.waiting: dict[int, Order] = {}
         """Orders that wait for rest, by number."""
         self.begun: Begun | None = None
@@ -122,7 +132,10 @@ class Intake:
         begun, self.begun = self.begun, None
         if begun is not None and begun.turn is not None:
             tokens = begun.turn.tokens
-        refusal = (Cause.INVALID, begun.refusal) if begun is not None and begun.refusal else None
+        refused = begun.refusal if begun is not None else ""
+        if self.adapters is not None:
+            refused = refused or self.adapters.refusal(info.namespace)
+        refusal = (Cause.INVALID, refused) if refused else None
         self.loop.requests.submit(info, tokens, priority, deadline, now, refusal)
         if begun is not None and info.request in self.loop.table.row_of:
             self.loop.requests.sessions.went_live(begun)
@@ -166,8 +179,18 @@ class Intake:
     @property
     def owed(self) -> set[int]:
         """Numbers of those who are answered later: their orders wait for rest, or have begun something."""
-        update = self.weights.update
-        return {*self.waiting} if update is None else {*self.waiting, update.asker}
+        update, adapters = self.weights.update, self.adapters
+        begun = set[int]() if adapters is None else adapters.owed
+        return {*self.waiting, *begun} if update is None else {*self.waiting, *begun, update.asker}
+
+    @property
+    def adapter_facts(self) -> dict[str, Any]:
+        """What a reply about adapters says of all of them."""
+        named = () if self.adapters is None else self.adapters.named()
+        return {"loaded_adapters": {adapter.name: adapter.source for adapter in named}}
+
+    def _answer_of_adapters(self, number: int, ok: bool, message: str) -> None:
+        self.answer(number, Outcome(ok, message, self.adapter_facts))
 
     def turn(self, now: float) -> None:
         """All that has arrived has been handed in: let the loop work, and do what waits for rest if it rests."""

@@ -113,7 +113,7 @@ class Loop:
     def turn(self, now: float) -> None:
         """Launch steps until pacing says to wait for results, or there is nothing to do."""
         for companion in self.companions:
-            companion.turning()
+            companion.turning(now)
         if self.serving is Serving.PAUSED or now < self.limits.due_at:
             return
         while len(self.in_flight) <= self.pacing.depth and not (self.in_flight and self.in_flight[-1].runs):

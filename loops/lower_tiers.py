@@ -61,7 +61,7 @@ class LowerTiers(Companion):
 
     # ---- with the loop ----
 
-    def turning(self) -> None:
+    def turning(self, now: float) -> None:
         self.settle()
 
     def planning(self, now: float) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from pawl.lifecycle.columns import Float32s, Scores, digests_of, float32s, int32s, uint8s
 from pawl.lifecycle.machines.weights import WeightEvent
+from pawl.lifecycle.namespaces import adapter_of
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
@@ -42,14 +43,18 @@ class Tally(msgspec.Struct):
     not_recomputed: int = 0
     """Requests with output of a run that did not promise that they can be."""
     of_other_weights: int = 0
-    """Output tokens that other weights have drawn than those that the engine started with."""
+    """Output tokens that other weights have drawn than those that the engine started with, or with adapters."""
 
     def __str__(self) -> str:
         if self.not_recomputed:
             return f"nothing; {self.not_recomputed} requests of a run that does not promise the same bits"
         said = f"{self.requests} requests, {self.tokens} output tokens, {self.scores} log-probabilities"
         said += f", {self.vectors} vectors" if self.vectors else ""
-        return f"{said}; not {self.of_other_weights} output tokens of other weights" if self.of_other_weights else said
+        return (
+            f"{said}; not {self.of_other_weights} output tokens of other weights or adapters"
+            if self.of_other_weights
+            else said
+        )
 
 
 class _Scored(NamedTuple):
@@ -79,7 +84,7 @@ class _Life:
         self.embedded: tuple[int, bytes] | None = None
         """Which record has its vector, and the digest."""
         self.outdated = False
-        """What it gets from now on is drawn by other weights than those at hand."""
+        """What it gets from now on is drawn by other weights than those at hand, or with an adapter."""
 
     def recorded(self) -> Recorded:
         return Recorded(np.concatenate((self.known, np.array(self.output, np.int32))), self.num_prompt, self.sampling)
@@ -96,7 +101,7 @@ class _Life:
 class Recomputed(Property):
     """With the model at hand, the words of a run are computed again from what its requests asked for: every token, and
     every log-probability, and every vector's digest, is the same to the bit. What other weights have drawn than
-    those that the engine started with is counted, and not computed."""
+    those that the engine started with, or an adapter with them, is counted, and not computed."""
 
     name: ClassVar[str] = "recomputed"
 
@@ -114,7 +119,7 @@ class Recomputed(Property):
         table = beginning.table
         for row in beginning.rows:
             info, num_prompt = table.info(row), int(table.num_prompt[row])
-            outdated = info.num_older > 0 or not _at_hand(history)
+            outdated = info.num_older > 0 or not _at_hand(history) or adapter_of(info.namespace) > 0
             known = table.tokens[row, : num_prompt if outdated else table.num_tokens[row]]
             life = self._lives[row] = _Life(info.request, info.sampling, known, num_prompt)
             life.outdated = outdated
@@ -134,7 +139,7 @@ class Recomputed(Property):
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
         prompt = int32s(record.tokens)
         life = self._lives[record.row] = _Life(record.request, record.sampling, prompt, len(prompt))
-        life.outdated = not _at_hand(history)
+        life.outdated = not _at_hand(history) or adapter_of(record.namespace) > 0
         return ()
 
     @on(StepCommitted)
@@ -181,7 +186,7 @@ class Recomputed(Property):
             for row, life in self._lives.items():
                 if not history.num_output[row]:
                     life.scored.clear()
-                    life.outdated = not _at_hand(history)
+                    life.outdated = not _at_hand(history) or adapter_of(history.submissions[row].namespace) > 0
                 else:
                     life.outdated = True
         return ()

@@ -5,7 +5,8 @@ A trace holds inputs and decisions in one sequence. A record that the loop does 
     Submitted                 a request arrived
     Delivered                 the loop was given an order: an abort, a stop string, a flush, a deadline that passed
     StepPlanned, Idled,       the loop was told to turn
-      Transition retract, admit
+      Transition retract, admit,
+      load; AdapterMoved
     Transition abort,         the worker answered: it has no token or vector for a request, and why,
     StepCommitted             and the step's tokens, and digests of its vectors
     StepRolledBack            the worker lost it
@@ -29,6 +30,7 @@ from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.properties.history import MOST_PAGES, MOST_ROWS
 from pawl.lifecycle.records import (
     ENCODER,
+    AdapterMoved,
     Answered,
     AnswersClosed,
     Cached,
@@ -52,6 +54,7 @@ from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, Event
 from pawl.lifecycle.step import Embedding, StepResult
 from pawl.lifecycle.weight_source import Sent
+from pawl.loops.adapter import AdapterEffects, Named
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.intake import Intake, Order, Outcome
@@ -166,6 +169,16 @@ class Replay:
 
     def exchanged(self, served: Served) -> None: ...
 
+    @property
+    def adapter_effects(self) -> AdapterEffects:
+        return self
+
+    def read(self, ticket: int, slot: int, source: str) -> None: ...
+
+    def empty(self, slot: int) -> None: ...
+
+    def named(self, adapters: tuple[Named, ...]) -> None: ...
+
     def violated(self, violation: MemoryViolation) -> None:
         self.violations.append(violation)
 
@@ -227,7 +240,7 @@ class Replay:
                 self.intake.deliver(self._order(record), record.time, record.number)
             case Transition(event=Event.ABORT, cause=Cause.INTERNAL | Cause.GRAMMAR) if record.row in self._answered():
                 loop.requests.no_answer(record.row, record.cause, record.time)
-            case Transition() | StepPlanned() | Idled():
+            case Transition() | StepPlanned() | Idled() | AdapterMoved():
                 loop.turn(record.time)
             case StepCommitted() if loop.in_flight and loop.in_flight[0].step == record.step:
                 loop.executed(_result(record, loop.in_flight[0]), record.time)

@@ -9,6 +9,7 @@ import msgspec
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.requests import RequestTable
+from pawl.loops.adapters import Adapters
 from pawl.loops.admission import Admission
 from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.companion import Companion
@@ -64,6 +65,10 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_bytes: int = 0
     """About how much is recorded from one checkpoint to the next; 0: there are none."""
     seed: int = 0
+    max_loras: int = 0
+    """Adapter slots; 0: requests have no adapters."""
+    max_loaded_loras: int = 0
+    """Adapters that may be loaded at a time."""
     speculation: SpeculationConfig | None = None
     """How tokens to come are drafted; None: they are not."""
 
@@ -88,12 +93,16 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
     queues = Queues(table, memory)
     pacing: Pacing = PACINGS[config.pacing]()
     limits = LimitKeeper(config.limits)
+    adapters = None
+    if config.max_loras:
+        adapters = Adapters(queues, journal, config.max_loras, config.max_loaded_loras)
     admission = Admission(
         queues,
         POLICIES[config.policy](config.seed),
         limits.now,
         lookahead=config.lookahead,
         share_prefixes=KINDS[config.cache].shares,
+        adapters=adapters,
     )
     drafter = None
     if config.speculation is not None:
@@ -104,6 +113,8 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
         if tier_effects is None:
             raise ValueError("lower cache tiers, and nobody who moves their pages")
         companions.append(LowerTiers(queues, journal, tier_effects, config.tiers, feed))
+    if adapters is not None:
+        companions.append(adapters)
     return Loop(
         table,
         memory,

@@ -47,8 +47,8 @@ AboveZero = Annotated[float, Meta(gt=0, le=1e6)]
 Text = Annotated[str, Meta(min_length=1)]
 
 
-def _meta(group: str, description: str) -> Meta:
-    return Meta(description=description, extra={"group": group})
+def _meta(group: str, description: str, **more: Any) -> Meta:
+    return Meta(description=description, extra={"group": group, **more})
 
 
 def _feature(group: str, setting: str) -> Meta:
@@ -100,6 +100,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         bool, _meta("model", "the same bits for a request whatever it is scheduled with; refused where that cannot be")
     ] = False
 
+    enable_lora: Annotated[bool, _meta("model", "take adapters (LoRA); so it is with lora_paths")] = False
+    lora_paths: Annotated[
+        tuple[Text, ...], _meta("model", "adapters to load at the start, NAME=FOLDER each", together=True)
+    ] = ()
+    max_loras_per_batch: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)], _meta("model", "adapters that are computed at the same time")
+    ] = 8
+    max_loaded_loras: Annotated[AtLeastOne | None, _meta("model", "adapters that may be loaded; otherwise 1024")] = None
     pooling: Annotated[
         Literal["auto", "on", "off", "last", "mean", "cls"],
         _meta(
@@ -248,6 +256,8 @@ class Setting(NamedTuple):
     default: Any
     several: bool = False
     """Whether it may be given several times."""
+    together: bool = False
+    """Whether one flag may have several values."""
 
     @property
     def flag(self) -> str:
@@ -275,7 +285,8 @@ def _setting(name: str, annotation: Any, default: Any) -> Setting:
     if several:
         inner = typing.get_args(typing.get_args(inner)[0])[0]
     choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else meta.extra.get("choices")
-    return Setting(name, meta.extra["group"], meta.description, str if choices else inner, choices, default, several)
+    group, together, kind = meta.extra["group"], meta.extra.get("together", False), str if choices else inner
+    return Setting(name, group, meta.description, kind, choices, default, several, together)
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import structlog
 from numpy.typing import NDArray
 
 from pawl.actors.control import ROWS
+from pawl.actors.control.adapters import LOAD_ADAPTER, UNLOAD_ADAPTER
 from pawl.actors.control_row import Answer, Row
 from pawl.actors.fields import convert
 from pawl.actors.gateway import Gateway
@@ -32,9 +33,10 @@ from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.sampling import Limits, OfflineSampling, StopStrings, embedding_sampling, offline_sampling, shortened
 from pawl.actors.sink import Delta, Inbox
 from pawl.actors.text.invalid import InvalidRequest
+from pawl.build.lora import load_adapters
 from pawl.build.parts import Parts
 from pawl.build.wiring import engine_actors, spawn_all, stop_order
-from pawl.config import ServerConfig
+from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.weights.locate import locate
 from pawl.gpu.weights.report import Report, unheard
 from pawl.lifecycle.states import Cause
@@ -101,7 +103,8 @@ class Engine:
     # ---- life ----
 
     def start(self, loop: asyncio.AbstractEventLoop | None = None) -> Engine:
-        """Run the actors. Returns at once. Raises NotRunning when it was started before."""
+        """Run the actors. Returns when the adapters of the configuration are loaded, on a loop of its own; without them
+        at once. Raises NotRunning when it was started before, and ConfigError for an adapter that cannot be loaded."""
         if self._stopped:
             raise NotRunning("this engine was stopped, and does not start again: make another one")
         if self._process is not None:
@@ -116,6 +119,11 @@ class Engine:
             self._own_thread.start()
         self.system.start()
         if self._own_loop is not None:
+            try:
+                self._on_gateway(load_adapters(self.gateway, self.config))
+            except ConfigError:
+                self.stop()
+                raise
             log.info("engine started", **self.parts.summary)
         return self
 
@@ -154,17 +162,20 @@ class Engine:
         sampling: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
         *,
         stop: str | Sequence[str] = (),
+        adapter: str | Sequence[str] = "",
         on_done: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """Answer all prompts, in their order; one prompt that stands alone is a list of one. Raises RequestFailed for
         the first that fails, NotRunning outside of `start` and `stop`.
 
-        `sampling` is one set of fields of SamplingParameters for all prompts, or one for each.
+        `sampling` is one set of fields of SamplingParameters for all prompts, or one for each; `adapter` is the name of
+        one that is loaded (empty: none), likewise.
         """
         asked: list[Any] = [prompts] if stands_alone(prompts) else list(prompts)
         fields = [dict(sampling or {})] * len(asked) if not isinstance(sampling, Sequence) else list(sampling)
+        adapters = [adapter] * len(asked) if isinstance(adapter, str) else list(adapter)
         answers: list[Completion | None] = [None] * len(asked)
-        for index, delta in self._ends(len(asked), partial(self._submit, asked, fields, stop)):
+        for index, delta in self._ends(len(asked), partial(self._submit, asked, fields, stop, adapters)):
             answers[index] = completion = Completion(delta)
             if on_done is not None:
                 on_done(index, completion)
@@ -200,6 +211,7 @@ class Engine:
         sampling: dict[str, Any] | None = None,
         *,
         stop: str | Sequence[str] = (),
+        adapter: str = "",
     ) -> Iterator[Delta]:
         """Answer one prompt, delta by delta; the last has `done` set.
 
@@ -207,7 +219,7 @@ class Engine:
         """
         changed: queue.SimpleQueue[int] = queue.SimpleQueue()
         inbox = Signal(changed, 0)
-        (number,) = self._on_gateway(self._submit([prompt], [sampling or {}], stop, [inbox]))
+        (number,) = self._on_gateway(self._submit([prompt], [sampling or {}], stop, [adapter], [inbox]))
         try:
             while True:
                 changed.get()
@@ -223,6 +235,15 @@ class Engine:
         finally:
             if not inbox.final:
                 self._on_gateway(self._abort(number))
+
+    def load_adapter(self, name: str, path: str, *, pinned: bool = False) -> None:
+        """Load an adapter (LoRA) from its folder, for requests to name. Raises RequestFailed where it cannot be."""
+        self.control(LOAD_ADAPTER.name, lora_name=name, lora_path=path, pinned=pinned)
+
+    def unload_adapter(self, name: str) -> None:
+        """Let no request name an adapter any more; returns when the last one that did has ended. Raises RequestFailed
+        where there is none of this name."""
+        self.control(UNLOAD_ADAPTER.name, lora_name=name)
 
     def control(self, name: str, **fields: Any) -> dict[str, Any]:
         """Send a control message, by the name and the fields that `pawl ctl` has for it; the body of the reply. Raises
@@ -255,17 +276,23 @@ class Engine:
         return self.gateway.submit(submits, inboxes)
 
     async def _submit(
-        self, prompts: Sequence[Any], sampling: Sequence[Any], stop: str | Sequence[str], inboxes: Sequence[Inbox]
+        self,
+        prompts: Sequence[Any],
+        sampling: Sequence[Any],
+        stop: str | Sequence[str],
+        adapters: Sequence[str],
+        inboxes: Sequence[Inbox],
     ) -> tuple[int, ...]:
         try:
             stops = convert([stop] if isinstance(stop, str) else list(stop), StopStrings, "stop")
             options = TextOptions(stop=tuple(stops))
-            submits = [self._request(prompt, one, options) for prompt, one in zip(prompts, sampling, strict=True)]
+            each = zip(prompts, sampling, adapters, strict=True)
+            submits = [self._request(prompt, one, options, adapter) for prompt, one, adapter in each]
         except InvalidRequest as error:
             raise RequestFailed(error.cause, error.message) from None
         return self.gateway.submit(submits, inboxes)
 
-    def _request(self, prompt: Any, sampling: Any, options: TextOptions) -> Submit:
+    def _request(self, prompt: Any, sampling: Any, options: TextOptions, adapter: str) -> Submit:
         """Raises InvalidRequest."""
         fields = convert(sampling, OfflineSampling)
         return Submit(
@@ -275,6 +302,7 @@ class Engine:
             sampling=offline_sampling(fields, self._limits, self.gateway.new_seed()),
             fill_context=fields.max_new_tokens is None,
             text_options=options,
+            adapter=adapter,
         )
 
     async def _abort(self, request: int) -> None:

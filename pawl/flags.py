@@ -75,9 +75,14 @@ def _add_flag(section: argparse._ArgumentGroup, setting: Setting) -> argparse.Ac
     if setting.choices:
         return section.add_argument(setting.flag, choices=setting.choices, type=_value_of(setting), **common)
     if setting.several:
-        common["action"] = "append"
+        common |= _repeated(setting)
     metavar = {int: "N", float: "X", str: "TEXT"}[setting.kind]
     return section.add_argument(setting.flag, type=setting.kind, metavar=metavar, **common)
+
+
+def _repeated(setting: Setting) -> dict[str, Any]:
+    """How a flag is taken that may be given several times."""
+    return {"action": "extend", "nargs": "+"} if setting.together else {"action": "append"}
 
 
 def _value_of(setting: Setting) -> Callable[[str], str]:
@@ -102,6 +107,7 @@ def _add_aliases(parser: argparse.ArgumentParser, settings: dict[str, Setting], 
         elif setting is None:
             continue
         elif alias.value is TAKEN:
+            repeated = _repeated(setting) if setting.several else {}
             action = section.add_argument(
                 alias.flag,
                 dest=setting.name,
@@ -109,6 +115,7 @@ def _add_aliases(parser: argparse.ArgumentParser, settings: dict[str, Setting], 
                 choices=setting.choices,
                 default=argparse.SUPPRESS,
                 help=argparse.SUPPRESS,
+                **repeated,
             )
         else:
             action = section.add_argument(

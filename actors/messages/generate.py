@@ -83,6 +83,10 @@ class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     timeout_s: float | None = None
     cache_salt: str = ""
     """Requests with different salts share no prefix pages."""
+    adapter: str = ""
+    """Name of the adapter that it is computed with; empty: none."""
+    incarnation: int = 0
+    """Of that name when the gateway took the request, which fills it in; 0: none."""
     session: SessionParameters | None = None
     """It is a turn of this session."""
     scored_from: int = 0
@@ -103,6 +107,9 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, eq=False):
     priority: int = 0
     timeout_s: float | None = None
     namespace: str = ""
+    """`Submit.cache_salt`"""
+    adapter: int = 0
+    """Number of its adapter; 0: none."""
     session: SessionParameters | None = None
     scored_from: int = 0
 

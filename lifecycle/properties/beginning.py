@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.limits import Limits
+from pawl.lifecycle.machines.adapter import AdapterPhase
 from pawl.lifecycle.machines.serving import Serving
 from pawl.lifecycle.machines.weights import Weights
 from pawl.lifecycle.records import CacheChange, Checkpoint, Int32s, Started, Submitted
@@ -53,6 +54,21 @@ class _Limits(msgspec.Struct):
     """When something last happened after which a step may be launched."""
 
 
+class Kept(msgspec.Struct):
+    """One adapter."""
+
+    number: int
+    phase: AdapterPhase
+    fingerprint: str
+    slot: int
+    ticket: int
+    """Not 0 while it is read."""
+
+
+class _Companion(msgspec.Struct):
+    adapters: list[Kept] = []
+
+
 class _State(msgspec.Struct):
     """The part of `loops/snapshot.py` that properties begin with."""
 
@@ -68,6 +84,7 @@ class _State(msgspec.Struct):
     sessions: list[Any]
     weights: _Weights
     ended_early: list[tuple[int, str, str]]
+    companions: list[_Companion] = []
 
 
 class Beginning(NamedTuple):
@@ -99,6 +116,8 @@ class Beginning(NamedTuple):
     sessions: list[Any]
     """As `loops/sessions.py` writes them out."""
     weights: _Weights
+    adapters: tuple[Kept, ...]
+    """Those that are not gone."""
     ended_early: frozenset[int]
     """Requests that are to be aborted when they come."""
 
@@ -135,6 +154,7 @@ def beginning_of(checkpoint: Checkpoint) -> Beginning:
         limits=state.limits,
         sessions=state.sessions,
         weights=state.weights,
+        adapters=tuple(adapter for companion in state.companions for adapter in companion.adapters),
         ended_early=frozenset(number for number, *_ in state.ended_early),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Sequence
 
+from pawl.lifecycle.properties.adapters import AdapterReferences
 from pawl.lifecycle.properties.admission_order import AdmissionOrder
 from pawl.lifecycle.properties.base import Judge, Property, Violation
 from pawl.lifecycle.properties.beginning import Beginning
@@ -72,6 +73,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     PausedIsStill,
     LimitsHold,
     WeightEpochs,
+    AdapterReferences,
     SessionAtomicity,
     ObservabilityConservation,
     StreamPositions,

@@ -32,7 +32,7 @@ MEMORY: dict[str, str] = {
     "auxiliary_conservation": "open texts, messages that nobody took, grammar jobs: in simulated runs",
     "allocation_is_a_transaction": "",
     "read_after_commit": "what is read: by the ghost in simulated runs",
-    "namespace_isolation": "adapters: there are none",
+    "namespace_isolation": "",
 }
 LIFECYCLE: dict[str, str] = {
     "legal_lifecycle": "",
@@ -61,7 +61,7 @@ CONTROL: dict[str, str] = {
     "limits_hold": "requests that may wait: by simulated clients",
     "weight_epochs": "which weights computed: by the ghost, and by what simulated clients get under each name",
     "session_atomicity": "turns that are refused for no reason: by simulated clients",
-    "adapter_references": NO_FEATURE,
+    "adapter_references": "which adapter computed: by the ghost, and by what simulated clients get under each name",
     "one_decision_log": "several ranks: there is one",
     "observability_conservation": "contents of the cache against its events: at rest in simulated runs",
 }

@@ -17,6 +17,7 @@ from pawl import __version__
 from pawl.actors.recorder import Recorder
 from pawl.actors.storage import Storage
 from pawl.actors.text.vocabulary import Vocabulary
+from pawl.build.lora import lora_settings
 from pawl.build.tiers import make_storage, tier_config, wants_tiers
 from pawl.config import ConfigError, ServerConfig, default_trace_dir
 from pawl.gpu.grammars.cache import Grammars
@@ -81,6 +82,7 @@ def check_settings(config: ServerConfig) -> None:
     _core(config, config.cache)
     wants_tiers(config)
     _speculation(config)
+    lora_settings(config)
     sized = config.kv_tokens is not None or config.kv_memory_gb is not None
     if config.memory_share is not None and (config.device != "cuda" or sized):
         raise ConfigError(
@@ -138,6 +140,7 @@ def make_loop_config(
         cache_core=core.name,
         weights=weights,
         speculation=_speculation(config),
+        **lora_settings(config),
         weight_version=config.weight_version,
         checkpoint_bytes=file_bytes(config.trace_limit_mb << 20) // CHECKPOINTS_PER_FILE,
         # Drawn once, here: the trace holds it, so a run without a given seed can be replayed as well.

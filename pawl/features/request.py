@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pawl.actors.control.adapters import NAMES
 from pawl.features.row import Feature, Source
 from pawl.gpu.ghost.language import END_TOKEN
 from pawl.lifecycle.grammar import Grammar, GrammarKind, Reasoning
@@ -27,6 +28,8 @@ TIERS = "tiers"
 """Not a field: whether the server has pages below the device. What was said long ago is fetched from there when it is
 said again."""
 
+LORAS = "loras"
+"""Not a field: the server's slots for adapters."""
 GRAMMARS = (
     Grammar(GrammarKind.REGEX, "[a-e]{1,3}"),
     Grammar(GrammarKind.REGEX, "(ab|c)*d?"),
@@ -78,6 +81,12 @@ def _monotonous(source: Source, values: Values) -> dict[str, Any]:
     longer = min(values[ROOM] - len(prompt), source.within(5, 12))
     bias = tuple((letter, LIKELY) for letter in letters)
     return {"prompt": prompt, "logit_bias": bias, "max_new_tokens": max(values["max_new_tokens"], longer)}
+
+
+def _with_adapter(source: Source, values: Values) -> dict[str, Any]:
+    """One of few names, sent when those that are loaded first have been."""
+    name = source.pick(("", *NAMES)) if values[LORAS] else ""
+    return {"adapter": name, "at_s": values.get("at_s") or (0.001 if name else 0.0)}
 
 
 def _said_before(source: Source, values: Values) -> dict[str, Any]:
@@ -301,6 +310,13 @@ FEATURES: tuple[Feature, ...] = (
         ("embedded_once", "legal_lifecycle", "bounded_progress"),
         settings=("embed",),
         present=lambda values: values["embed"],
+    ),
+    Feature(
+        "adapter",
+        ("adapter",),
+        _with_adapter,
+        ("adapter_references", "namespace_isolation", *OUTPUTS),
+        settings=("adapter",),
     ),
     Feature(
         "priority",

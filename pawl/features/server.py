@@ -60,6 +60,12 @@ def _tiers(source: Source, values: Values) -> dict[str, Any]:
     return below
 
 
+def _loras(source: Source, values: Values) -> dict[str, Any]:
+    """Mostly fewer slots than names."""
+    few = {"max_loras": source.within(1, 2), "max_loaded_loras": source.within(2, 4)}
+    return few if source.chance(0.3) else {}
+
+
 def _eviction(source: Source, values: Values) -> dict[str, Any]:
     return {"eviction": source.pick(tuple(EVICTIONS))} if _cache(values).ordered and source.chance(0.6) else {}
 
@@ -227,6 +233,13 @@ FEATURES: tuple[Feature, ...] = (
         ("mailbox",),
         lambda source, values: {"mailbox": source.within(1, 2)} if source.chance(0.1) else {},
         ("legal_lifecycle", "fault_isolation"),
+    ),
+    Feature(
+        "adapter slots",
+        ("max_loras", "max_loaded_loras"),
+        _loras,
+        ("adapter_references", "namespace_isolation", "schedule_equivalence"),
+        settings=("enable_lora", "lora_paths", "max_loras_per_batch", "max_loaded_loras"),
     ),
     Feature(
         "checkpoints",

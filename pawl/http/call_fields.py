@@ -14,6 +14,7 @@ Seconds = Annotated[float, Meta(gt=0.0, le=1e6)]
 Rid = Annotated[str, Meta(max_length=128)]
 Salt = Annotated[str, Meta(max_length=256)]
 ModelName = Annotated[str, Meta(max_length=1024)]
+AdapterName = Annotated[str, Meta(max_length=256)]
 Note = Annotated[str, Meta(max_length=1024)]
 """The caller's own bookkeeping: taken, and of no effect on the result."""
 ObjectOfAny = Annotated[dict[str, Any], Meta(max_length=64)]

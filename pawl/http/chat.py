@@ -10,6 +10,7 @@ import msgspec
 from pawl.actors.messages.generate import Done, Submit, Usage
 from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta, Inbox
+from pawl.http.adapters import adapter_of
 from pawl.http.completions import check_scored
 from pawl.http.context import ServerContext
 from pawl.http.errors import Problem
@@ -35,7 +36,8 @@ WITHOUT_REASONING = {"enable_thinking": False, "thinking": False}
 
 def chat_submits(body: ChatBody, reading: Reading, rid: str, context: ServerContext) -> list[Submit]:
     """One request for each choice. What else messages hold is checked by the template."""
-    check_common(body, context.info, UNSUPPORTED)
+    adapter = adapter_of(context, body.model, body.lora_path)
+    check_common(body, UNSUPPORTED)
     check_messages(body.messages)
     limits = {limit for limit in (body.max_tokens, body.max_completion_tokens) if limit is not None}
     if len(limits) > 1:
@@ -61,7 +63,7 @@ def chat_submits(body: ChatBody, reading: Reading, rid: str, context: ServerCont
     if sampling.grammar is not None and reading.before_grammar is not None:
         grammar = msgspec.structs.replace(sampling.grammar, reasoning=reading.before_grammar)
         sampling = msgspec.structs.replace(sampling, grammar=grammar)
-    base = base_submit(body, sampling, not limits, rid)
+    base = base_submit(body, sampling, not limits, rid, adapter)
     if not reading.plain:
         # The marks of calls and of reasoning are special tokens in some vocabularies.
         text_options = msgspec.structs.replace(base.text_options, skip_special_tokens=False)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from pawl.actors.messages.generate import Submit, TokenLogprob
 from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta, Inbox
+from pawl.http.adapters import adapter_of, checked
 from pawl.http.context import ServerContext
 from pawl.http.errors import Problem
 from pawl.http.grammar import grammar_of
@@ -31,6 +32,7 @@ UNSUPPORTED = unsupported(CompletionBody, "suffix")
 NAMES = {**CLIENT_NAMES, "top_logprobs": "logprobs"}
 
 Prompt = str | tuple[int, ...]
+Item = TypeVar("Item")
 
 
 def prompts_of(
@@ -51,6 +53,15 @@ def prompts_of(
     return [item if isinstance(item, str) else tuple(item) for item in cast(Sequence[str | list[int]], value)]
 
 
+def spread(value: Item | list[Item], count: int, name: str) -> list[Item]:
+    """One value for all, or a list with one for each."""
+    if not isinstance(value, list):
+        return [value] * count
+    if len(value) != count:
+        raise Problem(400, f"{name} has {len(value)} entries for {count} prompts", param=name)
+    return value
+
+
 def check_scored(size: int) -> None:
     """Refuse to score more of prompts than can be held."""
     if size > MAX_SCORED:
@@ -64,7 +75,8 @@ def check_scored(size: int) -> None:
 
 def completion_submits(body: CompletionBody, rid: str, context: ServerContext) -> list[Submit]:
     """One request for each choice of each prompt."""
-    check_common(body, context.info, UNSUPPORTED)
+    named = adapter_of(context, body.model)
+    check_common(body, UNSUPPORTED)
     n, gateway = candidates_of(body), context.gateway
     prompts = prompts_of(body.prompt, "prompt", lambda count: context.check_count(count, n))
     context.check_count(len(prompts), n)
@@ -85,10 +97,12 @@ def completion_submits(body: CompletionBody, rid: str, context: ServerContext) -
     )
     base = base_submit(body, sampling, fill_context=False, rid=rid)
     submits: list[Submit] = []
-    for prompt in prompts:
+    adapters = spread(named or body.lora_path, len(prompts), "lora_path")
+    for prompt, adapter in zip(prompts, adapters, strict=True):
         kind = "text" if isinstance(prompt, str) else "token_ids"
         seed = None if body.seed is not None else gateway.new_seed()
-        submits += choices_of(msgspec.structs.replace(base, **{kind: prompt}), n, seed)
+        own = {kind: prompt, "adapter": checked(context.info, adapter)}
+        submits += choices_of(msgspec.structs.replace(base, **own), n, seed)
     return submits
 
 

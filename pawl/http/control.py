@@ -16,14 +16,15 @@ from pawl.actors.control.state import STATE, GetState
 from pawl.actors.control_row import Row
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sampling import embedding_sampling
+from pawl.http.adapters import adapter_of
 from pawl.http.body import decode_fields, is_raw, read_body
 from pawl.http.description import HasContext
 from pawl.http.errors import Problem, from_delta, json_response
 from pawl.http.metrics import CONTENT_TYPE, exposition
-from pawl.http.openai import check_model
 from pawl.http.streams import RequestGroup, ask
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
+from pawl.loops.adapter import Named
 
 
 class ControlRoutes(HasContext):
@@ -111,14 +112,21 @@ class ControlRoutes(HasContext):
             "max_model_len": info.context_length,
         }
 
+    def _adapter_card(self, adapter: Named) -> dict[str, Any]:
+        return self._card() | {"id": adapter.name, "root": adapter.source, "parent": self.context.info.model_name}
+
     async def models(self, request: Request) -> Response:
-        """The model that is served."""
-        return json_response({"object": "list", "data": [self._card()]})
+        """The model that is served, and its adapters."""
+        adapters = [self._adapter_card(adapter) for adapter in self.context.gateway.adapters.values()]
+        return json_response({"object": "list", "data": [self._card(), *adapters]})
 
     async def model(self, request: Request) -> Response:
-        """The model of this name; 404 for another."""
-        check_model(self.context.info, request.path_params["name"])
-        return json_response(self._card())
+        """The model or the adapter of this name; 404 for another."""
+        name = adapter_of(self.context, request.path_params["name"])
+        adapter = self.context.gateway.adapters.get(name)
+        if name and adapter is None:
+            raise Problem(404, f"adapter {name!r} is not loaded", param="model", code="model_not_found")
+        return json_response(self._card() if adapter is None else self._adapter_card(adapter))
 
     async def model_info(self, request: Request) -> Response:
         """Facts about the model."""

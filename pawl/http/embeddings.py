@@ -14,11 +14,11 @@ from pawl.actors.messages.generate import Done, Submit
 from pawl.actors.sampling import embedding_sampling, shortened
 from pawl.actors.sink import Delta, Inbox
 from pawl.http import openai
-from pawl.http.completions import Prompt, prompts_of
+from pawl.http.adapters import adapter_of, checked, under_its_name
+from pawl.http.completions import Prompt, prompts_of, spread
 from pawl.http.description import HasContext, takes
 from pawl.http.errors import Problem, from_done
-from pawl.http.native import finish_reason, prompts_of_body, spread
-from pawl.http.openai import check_model
+from pawl.http.native import finish_reason, prompts_of_body
 from pawl.http.rendering import encode
 from pawl.http.replies import Reply
 from pawl.http.schemas import EmbeddingBody, EncodeBody, refuse_unsupported, unsupported
@@ -44,13 +44,14 @@ class EmbeddingRoutes(HasContext):
     async def embed(self, request: Request, body: EmbeddingBody) -> Response:
         """The vector of a text, or of each of a list of texts, as OpenAI's API has it."""
         info = self.context.info
-        check_model(info, body.model)
+        adapter = adapter_of(self.context, body.model, body.lora_path)
         refuse_unsupported(body, UNSUPPORTED)
         prompts = prompts_of(body.input, "input", lambda count: self.context.check_count(count, 1))
         rid = openai.rid_of(request, body.rid, self.context.gateway)
-        submits = self._submits(prompts, [rid] * len(prompts), body)
+        submits = self._submits(prompts, [rid] * len(prompts), body, [adapter] * len(prompts))
+        model = under_its_name(info, body.model, adapter).model_name
         in_base64 = body.encoding_format == "base64"
-        return Reply(self.context.gateway, submits, _OpenAi(info.model_name, self._cut(body.dimensions), in_base64))
+        return Reply(self.context.gateway, submits, _OpenAi(model, self._cut(body.dimensions), in_base64))
 
     @takes(EncodeBody)
     async def encode(self, request: Request, body: EncodeBody) -> Response:
@@ -58,12 +59,17 @@ class EmbeddingRoutes(HasContext):
         refuse_unsupported(body, UNSUPPORTED_ENCODE)
         prompts, listed = prompts_of_body(body.text, body.input_ids, self.context)
         rids = spread(body.rid or "", len(prompts), "rid")
-        submits = self._submits(prompts, [rid or self.context.gateway.new_rid() for rid in rids], body)
+        adapters = [checked(self.context.info, name) for name in spread(body.lora_path, len(prompts), "lora_path")]
+        submits = self._submits(prompts, [rid or self.context.gateway.new_rid() for rid in rids], body, adapters)
         rendered = _Native([submit.rid for submit in submits], self._cut(body.dimensions), listed)
         return Reply(self.context.gateway, submits, rendered)
 
     def _submits(
-        self, prompts: Sequence[Prompt], rids: Sequence[str], body: EmbeddingBody | EncodeBody
+        self,
+        prompts: Sequence[Prompt],
+        rids: Sequence[str],
+        body: EmbeddingBody | EncodeBody,
+        adapters: Sequence[str],
     ) -> list[Submit]:
         sampling = embedding_sampling(self.context.info.limits, body.dimensions)
         return [
@@ -75,8 +81,9 @@ class EmbeddingRoutes(HasContext):
                 sampling=sampling,
                 priority=body.priority or 0,
                 timeout_s=body.timeout_s,
+                adapter=adapter,
             )
-            for prompt, rid in zip(prompts, rids, strict=True)
+            for prompt, rid, adapter in zip(prompts, rids, adapters, strict=True)
         ]
 
     def _cut(self, dimensions: int | None) -> Callable[[Delta], Float32s]:

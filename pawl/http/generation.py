@@ -13,6 +13,7 @@ from starlette.routing import Route
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Inbox
 from pawl.http import completions, embeddings, native, openai, responses, scoring
+from pawl.http.adapters import adapter_of, under_its_name
 from pawl.http.call_fields import StreamOptions
 from pawl.http.chat import ChatRenderer, chat_submits, echo_of, scored
 from pawl.http.completions import CompletionRenderer, candidates_of, completion_submits
@@ -101,7 +102,7 @@ class GenerationRoutes(HasContext):
             body,
             identity=rid,
             created=int(time.time()),
-            model=self.context.info.model_name,
+            model=under_its_name(self.context.info, chat.model, submits[0].adapter).model_name,
             make_reader=self._message_readers(reading, chat),
             plain=reading.plain,
             score=lambda delta: scored(delta, num_top, token_bytes, lambda token, text: text),
@@ -140,8 +141,9 @@ class GenerationRoutes(HasContext):
     def _frame(self, body: CompletionBody | ChatBody, prefix: str, rid: str, candidates: int) -> Frame:
         """What the renderers of OpenAI's routes have in common."""
         options = body.stream_options or StreamOptions()
+        adapter = adapter_of(self.context, body.model)
         return Frame(
-            info=self.context.info,
+            info=under_its_name(self.context.info, body.model, adapter),
             identity=f"{prefix}-{rid}",
             created=int(time.time()),
             n=body.n or 1,

@@ -47,6 +47,8 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that the KV cache has room for."""
     weight_version: str = DEFAULT_VERSION
     """What replies call the weights."""
+    takes_adapters: bool = False
+    """Whether requests may name adapters."""
     tool_format: str | None = None
     """How the model writes calls of tools, a name in `TOOL_FORMATS`; None: not known."""
     reasoning_format: str | None = None

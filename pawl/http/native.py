@@ -4,14 +4,15 @@ scores of the tokens that are new."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from pawl.actors.messages.generate import Done, Submit, TokenLogprob
 from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta, Inbox
-from pawl.http.completions import Prompt, check_scored, prompts_of
+from pawl.http.adapters import checked
+from pawl.http.completions import Prompt, check_scored, prompts_of, spread
 from pawl.http.context import ServerContext
 from pawl.http.errors import DONE_EVENT, MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem, error_event
 from pawl.http.info import ServerInfo
@@ -28,8 +29,6 @@ UNSUPPORTED_SAMPLING = unsupported(NativeSampling)
 
 CLIENT_NAMES = {"token_ids": "input_ids", "top_logprobs": "top_logprobs_num"}
 """Our field names in the words of this route."""
-
-Item = TypeVar("Item")
 
 
 class Scoring(msgspec.Struct, frozen=True):
@@ -70,6 +69,7 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
     starts = spread(-1 if body.logprob_start_len is None else body.logprob_start_len, count, "logprob_start_len")
     tops = spread(body.top_logprobs_num or 0, count, "top_logprobs_num")
     named = _named(body.token_ids_logprob or [], count)
+    adapters = spread(body.lora_path, count, "lora_path")
     if body.cache_salt and body.extra_key and body.cache_salt != body.extra_key:
         raise Problem(400, "cache_salt and extra_key contradict each other; send one of them", param="extra_key")
     if body.session_params is not None and sum(sampling.n or 1 for sampling in samplings) > 1:
@@ -78,8 +78,8 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
     submits: list[Submit] = []
     scorings: list[Scoring | None] = []
     scored = 0
-    for prompt, sampling, rid, wants, start, top, names in zip(
-        prompts, samplings, rids, wanted, starts, tops, named, strict=True
+    for prompt, sampling, rid, wants, start, top, names, adapter in zip(
+        prompts, samplings, rids, wanted, starts, tops, named, adapters, strict=True
     ):
         scoring = Scoring(start if start >= 0 else None, top, names) if wants else None
         if scoring is not None and scoring.start is not None:
@@ -95,6 +95,7 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
             priority=body.priority or 0,
             timeout_s=body.timeout_s,
             cache_salt=body.cache_salt or body.extra_key or "",
+            adapter=checked(context.info, adapter),
             session=body.session_params,
             scored_from=max(start, 0) if wants else 0,
         )
@@ -126,15 +127,6 @@ def prompts_of_body(
         ids = input_ids or []
         prompts, listed = prompts_of(ids, "input_ids", check), isinstance(ids[0], list)
     return prompts, listed
-
-
-def spread(value: Item | list[Item], count: int, name: str) -> list[Item]:
-    """One value for all, or a list with one for each."""
-    if not isinstance(value, list):
-        return [value] * count
-    if len(value) != count:
-        raise Problem(400, f"{name} has {len(value)} entries for {count} prompts", param=name)
-    return value
 
 
 def _named(value: Sequence[int | list[int]], count: int) -> list[tuple[int, ...]]:

@@ -39,9 +39,8 @@ def check_model(info: ServerInfo, name: str | None) -> None:
         raise Problem(404, text, param="model", code="model_not_found")
 
 
-def check_common(body: CompletionBody | ChatBody, info: ServerInfo, unsupported: tuple[str, ...]) -> None:
-    """The checks that come before all others."""
-    check_model(info, body.model)
+def check_common(body: CompletionBody | ChatBody, unsupported: tuple[str, ...]) -> None:
+    """The checks that come before all others but that of the model."""
     refuse_unsupported(body, unsupported)
     if body.stream_options is not None and not body.stream:
         raise Problem(400, "stream_options is only allowed when stream is true", param="stream_options")
@@ -81,7 +80,9 @@ def text_options_of(body: OpenAiBody | NativeSampling, include_stop: bool, min_t
     )
 
 
-def base_submit(body: CompletionBody | ChatBody, sampling: SamplingParameters, fill_context: bool, rid: str) -> Submit:
+def base_submit(
+    body: CompletionBody | ChatBody, sampling: SamplingParameters, fill_context: bool, rid: str, adapter: str = ""
+) -> Submit:
     """A request with everything but its prompt."""
     return Submit(
         request=0,
@@ -95,6 +96,7 @@ def base_submit(body: CompletionBody | ChatBody, sampling: SamplingParameters, f
         priority=body.priority or 0,
         timeout_s=body.timeout_s,
         cache_salt=one_of(body, "cache_salt", "extra_key") or "",
+        adapter=adapter,
     )
 
 

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from pawl.actors.sampling import Count, NamedTokens, SamplingFields, Seed, StopString, StopStrings, TokenId, TopLogprobs
 from pawl.http.body import MAX_VALUES
-from pawl.http.call_fields import ModelName, Note, ObjectOfAny, Priority, Rid, Salt, Seconds
+from pawl.http.call_fields import AdapterName, ModelName, Note, ObjectOfAny, Priority, Rid, Salt, Seconds
 from pawl.http.errors import Problem
 from pawl.http.grammar import FormatFields
 from pawl.http.tool_fields import Functions, ToolChoice, ToolReference, Tools
@@ -30,6 +30,9 @@ Texts: TypeAlias = str | Annotated[list[str], Meta(max_length=MAX_VALUES)]
 Rids: TypeAlias = Rid | Annotated[list[Rid], Meta(max_length=10_000)]
 StartLen = Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)]
 """First prompt position to score; -1: none."""
+Adapter: TypeAlias = AdapterName | None
+Adapters: TypeAlias = Adapter | Annotated[list[Adapter], Meta(max_length=10_000)]
+"""Names of adapters: one for all prompts, or one for each; null: none."""
 Stops: TypeAlias = StopString | StopStrings
 
 
@@ -54,7 +57,6 @@ class OpenAiBody(FormatFields, kw_only=True):
     """Tokens with scores are named `token_id:7`."""
     custom_labels: ObjectOfAny | None = None
     # Known, but not supported.
-    lora_path: Any = None
     session_params: Any = None
     logits_processors: Any = None
     use_beam_search: Any = None
@@ -76,6 +78,8 @@ class OpenAiBody(FormatFields, kw_only=True):
 class CompletionBody(OpenAiBody, kw_only=True):
     """`POST /v1/completions`."""
 
+    lora_path: Adapters = None
+
     prompt: str | Annotated[list[str | TokenId | TokenIds], Meta(max_length=MAX_VALUES)]
     max_tokens: Count | None = None
     best_of: Choices | None = None
@@ -86,6 +90,8 @@ class CompletionBody(OpenAiBody, kw_only=True):
 
 class ChatBody(OpenAiBody, kw_only=True):
     """`POST /v1/chat/completions`."""
+
+    lora_path: Adapter = None
 
     messages: Annotated[list[ObjectOfAny], Meta(max_length=4096)]
     max_tokens: Count | None = None
@@ -164,6 +170,7 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     extra_key: Salt | None = None
     """SGLang's name for `cache_salt`."""
     timeout_s: Seconds | None = None
+    lora_path: Adapters = None
     session_params: SessionParameters | None = None
     """The prompt is a turn of this session."""
     log_metrics: bool | None = None
@@ -174,7 +181,6 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     audio_data: Any = None
     video_data: Any = None
     modalities: Any = None
-    lora_path: Any = None
     custom_logit_processor: Any = None
     return_hidden_states: Any = None
     return_routed_experts: Any = None
@@ -197,6 +203,7 @@ class EmbeddingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     input: str | Annotated[list[str | TokenId | TokenIds], Meta(max_length=MAX_VALUES)]
     model: ModelName | None = None
+    lora_path: Adapter = None
     encoding_format: Literal["float", "base64"] | None = None
     """base64: of little-endian 32-bit floats."""
     dimensions: Dimensions | None = None
@@ -205,7 +212,6 @@ class EmbeddingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: Priority | None = None
     timeout_s: Seconds | None = None
     # Known, but not supported.
-    lora_path: Any = None
     truncate_prompt_tokens: Any = None
     add_special_tokens: Any = None
     normalize: Any = None
@@ -216,6 +222,7 @@ class EncodeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /encode`: one text or a list."""
 
     text: Texts | None = None
+    lora_path: Adapters = None
     input_ids: ManyTokenIds | None = None
     rid: Rids | None = None
     dimensions: Dimensions | None = None
@@ -230,7 +237,6 @@ class EncodeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     video_data: Any = None
     modalities: Any = None
     input_embeds: Any = None
-    lora_path: Any = None
     is_cross_encoder_request: Any = None
     data_parallel_rank: Any = None
     background: Any = None

@@ -207,7 +207,14 @@ class EngineServer:
         try:
             engine = await self._loaded(serving, report)
             if engine is not None:
-                self._open(engine, listener, on_ready)
+                engine.start(self._loop)
+                from pawl.build.lora import load_adapters  # not before the port answers
+
+                adapters = asyncio.ensure_future(load_adapters(engine.gateway, self._config))
+                await asyncio.wait({adapters, serving}, return_when=asyncio.FIRST_COMPLETED)
+                if adapters.done():
+                    adapters.result()
+                    self._open(engine, listener, on_ready)
             await serving
         finally:
             self._server.should_exit = True
@@ -252,8 +259,7 @@ class EngineServer:
         return Engine(self._config, on_failure=self._engine_failed, parts=parts)
 
     def _open(self, engine: Engine, listener: socket.socket, on_ready: OnReady | None) -> None:
-        """Start the engine and let its application answer from now on."""
-        engine.start(asyncio.get_running_loop())
+        """Let the application of the engine, which runs, answer from now on."""
         self._server.gateway = engine.gateway
         self._front.application = create_app(
             engine.gateway,
@@ -308,6 +314,7 @@ class EngineServer:
             startup_s=parts.summary["load_s"],
             num_kv_tokens=parts.loop_config.num_pages * parts.loop_config.page_size,
             weight_version=config.weight_version,
+            takes_adapters=parts.loop_config.max_loras > 0,
             settings=settings,
             tool_format=reader.format_of(templates) if tools == "auto" else tools,
             reasoning_format={"auto": marks.format_of(templates), "none": None}.get(reasoning, reasoning),

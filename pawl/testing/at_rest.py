@@ -158,7 +158,8 @@ class EndChecks:
             Cause.DISCONNECT: arrival.leaves_after is not None,
             Cause.DRAINED: workload.closing is not None,
             Cause.INTERNAL: bool(self.run.crashed),
-            Cause.INVALID: arrival.session,
+            Cause.INVALID: arrival.session or self.run.desk.names_adapter(client.index),
+            Cause.ADAPTER: bool(arrival.adapter) and "adapter" in self.run.system.faults.struck,
             # The tokenizer has not seen what it goes on from.
             Cause.NEVER_FITS: arrival.session and len(arrival.prompt) + arrival.max_new_tokens > workload.shape.room,
             Cause.CLIENT: arrival.session and any(other.replace for other in workload.arrivals),

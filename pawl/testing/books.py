@@ -21,6 +21,7 @@ _RUN = "what simulated clients were told, for the judgement at the end"
 _SETTLES = "goes on when the actor settles, which may be to come"
 _SETTINGS = "as it was made at the start"
 KEPT: dict[str, str] = {
+    "Adapters.by_number": "those that are loaded; one that is forgotten in an unload leaves that without an answer",
     "CacheEventLog._followers": _SETTINGS,
     "CacheEventLog.unrecorded": "is recorded ahead of the next record",
     "FileStore._known": "files that are there",
@@ -28,6 +29,7 @@ KEPT: dict[str, str] = {
     "FrontDesk._calls": _RUN,
     "FrontDesk.answers": _RUN,
     "FrontDesk.clients": _RUN,
+    "Gateway.adapters": "those that are loaded",
     "Histogram.counts": _TOTALS,
     "Intake._ended_early": "of requests that were refused on their way; forgotten when a later one comes",
     "LowerTiers._untold": _SETTLES,

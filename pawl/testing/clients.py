@@ -54,7 +54,9 @@ class Client(Inbox):
 
     def __init__(self, desk: FrontDesk, index: int, arrival: Arrival) -> None:
         super().__init__()
-        self.arrival = arrival
+        self.adapter = arrival.adapter
+        """The name."""
+        self.arrival = msgspec.structs.replace(arrival, adapter="")
         self.request: int | None = None
         self.tokens: list[int] = []
         self.text = ""
@@ -91,6 +93,11 @@ class Client(Inbox):
         super().refused(refused)
         self.num_ends += 1
         self._desk.over(self.index)
+
+    def settle_adapter(self) -> None:
+        """It is sent now: from here on its request names where its adapter was read from."""
+        named = self._desk.adapters.get(self.adapter)
+        self.arrival = msgspec.structs.replace(self.arrival, adapter="" if named is None else named.source)
 
     def leave_if_due(self) -> None:
         """Hang up, if it is the moment: the gateway learns of it by a message, as from a connection."""
@@ -163,6 +170,11 @@ class FrontDesk(Gateway):
         else:
             self.context.send(self.context.name, message)
 
+    def names_adapter(self, index: int) -> bool:
+        """Whether a request of the same call names an adapter."""
+        (call,) = [clients for clients in self._calls.values() if self.clients[index] in clients]
+        return any(client.adapter for client in call)
+
     def told(self, count: int) -> None:
         """A client has been told `count` output tokens."""
         self._num_told += count
@@ -194,6 +206,8 @@ class FrontDesk(Gateway):
         match message:
             case Arrive(index):
                 clients = self._calls[index]
+                for client in clients:
+                    client.settle_adapter()
                 group = f"call {index}" if len(clients) > 1 else ""
                 numbers = self.submit([self._request(client, group) for client in clients], clients)
                 for client, number in zip(clients, numbers, strict=True):
@@ -246,6 +260,7 @@ class FrontDesk(Gateway):
             priority=arrival.priority,
             timeout_s=arrival.timeout_s,
             cache_salt=arrival.salt,
+            adapter=client.adapter,
         )
 
     def _session(self, index: int) -> SessionParameters:

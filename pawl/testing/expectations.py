@@ -16,6 +16,7 @@ from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.grammars import words_of
 from pawl.features.request import BAD_GRAMMAR
 from pawl.gpu.alone import OneAtATime, steps_alone
+from pawl.gpu.ghost.language import adapter_salt_of
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.grammars.base import GrammarBackend, Words
@@ -108,13 +109,14 @@ def drawn_alone(
     runner: OneAtATime, arrival: Arrival, page_size: int, before: Said = NOTHING, count: int | None = None
 ) -> Said:
     """What the request asks for, its first `count` tokens, from a runner that it has for itself, one step after the
-    other. `before`: what other weights have said to it until then."""
+    other, and its adapter, if it has one, in slot 1. `before`: what other weights have said to it until then."""
     sampling, known = parameters_of(arrival), np.array((*arrival.prompt, *before.tokens), np.int32)
     tokens = list(before.tokens)
     scores, prompt_scores = list(before.scores), list(before.prompt_scores)
     num_output, num_prompt = sampling.max_new_tokens if count is None else count, len(arrival.prompt)
     num_new, vector = num_output - len(tokens), tuple[float, ...]()
-    for result in steps_alone(runner, known, sampling, num_new, page_size, num_prompt):
+    adapter = int(bool(arrival.adapter))
+    for result in steps_alone(runner, known, sampling, num_new, page_size, num_prompt, adapter):
         tokens += result.tokens.tolist()
         if result.logprobs is not None:
             scores += _scores(tokens[-1:], result.logprobs, arrival)
@@ -140,7 +142,8 @@ def ghost_alone(arrival: Arrival, drawn_by: DrawnBy) -> Said:
     """What ghosts of these weights say to a request, one after the other."""
     plain = msgspec.structs.replace(parameters_of(arrival), stop_token_ids=(), max_new_tokens=0) == LIKELIEST
     if plain and drawn_by == AS_STARTED:
-        return Said(tuple(expected(arrival.prompt, arrival.max_new_tokens)))
+        salt = adapter_salt_of(arrival.adapter) if arrival.adapter else 0
+        return Said(tuple(expected(arrival.prompt, arrival.max_new_tokens, salt)))
     if arrival.grammar == BAD_GRAMMAR and not arrival.embed:
         return NOTHING
     said, total = NOTHING, len(arrival.prompt) + arrival.max_new_tokens
@@ -151,6 +154,8 @@ def ghost_alone(arrival: Arrival, drawn_by: DrawnBy) -> Said:
         )
         ghost.stage(1, FromDisk(SOURCES[version]))
         ghost.swap(1)
+        if arrival.adapter:
+            ghost.load_adapter(1, arrival.adapter)
         said = drawn_alone(ghost, arrival, total, said, end)
     return said
 

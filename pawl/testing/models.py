@@ -228,6 +228,12 @@ class SimulatedDevice:
         fingerprint: str = self._runner.stage(ticket, source, last=last)
         return fingerprint
 
+    def load_adapter(self, slot: int, source: str) -> str:
+        if self._world.strikes("adapter"):
+            raise StepLost("adapter")
+        fingerprint: str = self._runner.load_adapter(slot, source)
+        return fingerprint
+
     def swap(self, ticket: int) -> None:
         if self._world.strikes("swap"):
             raise StepLost("swap")

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from pawl.actors.control import ROWS, Body, row_of
+from pawl.actors.control.adapters import NAMES, drawn_load, drawn_unload
 from pawl.actors.control.sessions import drawn_session
 from pawl.features import request, server
 from pawl.features.row import Feature, Seeded, Source, drawn
@@ -60,6 +61,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_logprobs: bool = False
     embed: bool = False
     """It wants the prompt's vector, and nothing of what is said above."""
+    adapter: str = ""
+    """A name; once the request is sent, where the adapter was read from."""
     priority: int = 0
     salt: str = ""
     timeout_s: float | None = None
@@ -130,6 +133,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     num_speculative_tokens: int = 3
     prompt_lookup_min: int = 1
     prompt_lookup_max: int = 1
+    max_loras: int = 0
+    max_loaded_loras: int = 0
     checkpoint_bytes: int = 0
     """About how much is recorded from one checkpoint to the next; 0: there are none."""
     scheduler: str = ""
@@ -195,9 +200,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
             found.append(msgspec.structs.replace(self, encoded=False))
         if self.closing is not None:
             found.append(msgspec.structs.replace(self, closing=None))
-        for index in range(len(self.controls)):
-            fewer = self.controls[:index] + self.controls[index + 1 :]
-            found.append(msgspec.structs.replace(self, controls=fewer))
+        for at in range(len(self.controls)):
+            found.append(msgspec.structs.replace(self, controls=self.controls[:at] + self.controls[at + 1 :]))
         for index, arrival in enumerate(arrivals):
             before, after = arrivals[:index], arrivals[index + 1 :]
             if before or after:
@@ -276,6 +280,7 @@ def _surroundings(shape: Shape, before: Sequence[Arrival]) -> dict[str, Any]:
         request.ROOM: room,
         request.CONTEXT: max(room, shape.max_context or 0),
         request.BEFORE: [arrival.prompt for arrival in before],
+        request.LORAS: shape.max_loras,
         request.TIERS: shape.host_pages + shape.storage_pages > 0,
     }
 
@@ -285,14 +290,16 @@ def _controls(source: Source, arrivals: Sequence[Arrival]) -> tuple[Control, ...
     drawn_bodies = [body for row in ROWS for _ in range(row.draws) if (body := row.draw(source)) is not None]
     if any(arrival.session for arrival in arrivals) and source.chance(0.9):
         drawn_bodies.append(drawn_session(source))
-    return tuple(_control(source, body) for body in drawn_bodies)
+    named = [name for name in NAMES if any(arrival.adapter == name for arrival in arrivals)]
+    loads = [drawn_load(source, name) for name in named if source.chance(0.9)]
+    drawn_bodies += [each for load in loads if source.chance(0.3) for each in drawn_unload(source, load.name)]
+    return tuple([Control(body=load) for load in loads] + [_control(source, body) for body in drawn_bodies])
 
 
 def _control(source: Source, body: Any) -> Control:
     undo_s = source.pick((0.0, 0.001, 0.5)) if row_of(body).undone_by is not None else 0.0
-    if source.chance(0.3):
-        return Control(body=body, after_tokens=source.within(1, 8), undo_s=undo_s)
-    return Control(body=body, at_s=source.pick((0.0, 0.001)), undo_s=undo_s)
+    after_tokens = source.within(1, 8) if source.chance(0.3) else 0
+    return Control(body=body, after_tokens=after_tokens, at_s=source.pick((0.0, 0.001)), undo_s=undo_s)
 
 
 def labels_of(workload: Workload) -> set[str]:
@@ -334,8 +341,7 @@ def _less(arrival: Arrival) -> list[Arrival]:
     replace = msgspec.structs.replace
     found = []
     if len(arrival.prompt) > 1:
-        found += [replace(arrival, prompt=arrival.prompt[: len(arrival.prompt) // 2])]
-        found += [replace(arrival, prompt=arrival.prompt[:-1])]
+        found += [replace(arrival, prompt=arrival.prompt[:count]) for count in (len(arrival.prompt) // 2, -1)]
     if arrival.max_new_tokens > 1:
         found += [replace(arrival, max_new_tokens=count) for count in (1, arrival.max_new_tokens - 1)]
     for name, plain in DEFAULTS.items():

@@ -14,9 +14,11 @@ from pawl.lifecycle.requests import Int32s, RequestTable
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.loops.batch import BatchBuilder
 from pawl.loops.lower_tiers import LowerTiers
+from pawl.loops.orders.adapters import AdapterLoaded, LoadAdapter
 from pawl.loops.orders.grammars import GrammarFailed, GrammarReady
 from pawl.loops.planner import Planner
 from pawl.loops.tiers import PageFetch, TierConfig
+from pawl.memory.prefix.namespace import namespace_of
 from pawl.memory.tiers.keys import page_keys, root_key
 from pawl.memory.violation import MemoryViolation
 from tests.loops.driver import Driver
@@ -78,12 +80,18 @@ class AnyDriver(Driver):
             lookahead=self.chance.choice([1, 4]),
             pacing=self.chance.choice(["overlap", "overlap", "lockstep"]),
             tiers=TierConfig(layout="ghost", lease_s=0.1),
+            max_loras=1,
+            max_loaded_loras=2,
         )
         self.loop.planner = ForgetfulPlanner(self.loop.planner, self.chance)
         self.tiers = self.loop.companion(LowerTiers)
         self.fetches: list[PageFetch] = []
         self.fences: list[int] = []
         self.compiling: list[int] = []
+        for name in ("a", "b"):
+            self.intake.deliver(LoadAdapter(name=name, path=f"ghost:{name}"), self.now)
+            self.intake.turn(self.now)
+            self._read()
 
     def violated(self, violation: MemoryViolation) -> None:
         assert str(violation).startswith("no room for a plan")
@@ -119,7 +127,9 @@ class AnyDriver(Driver):
                 deadline, grammar = self.now + chance.choice([3, 1000]), chance.choice([None, None, GRAMMARS[0]])
                 wanted = chance.choice([0, 1, 20, 100])
                 fields = {"grammar": grammar, "embed": not wanted and grammar is None}
-                request = self.submit(prompt, wanted, deadline=deadline, **fields)
+                assert self.intake.adapters is not None
+                part = self.intake.adapters.part(chance.choice([0, 0, *self.adapters.values()]))
+                request = self.submit(prompt, wanted, deadline=deadline, namespace=namespace_of(adapter=part), **fields)
                 if grammar is not None:
                     self.compiling.append(request)
             case 4 if live:
@@ -131,8 +141,15 @@ class AnyDriver(Driver):
             case 7 if chance.random() < 0.3:
                 self.ghost.fail_at = {self.loop.counters.steps + 1}
 
+    def _read(self) -> None:
+        for ticket, slot, source in self.readings:
+            self.intake.deliver(AdapterLoaded(ticket, self.ghost.load_adapter(slot, source)), self.now)
+        self.readings.clear()
+
     def _answer(self) -> None:
-        """Lower tiers have nothing after all, or are late. Grammars are compiled, or bad."""
+        """Lower tiers have nothing after all, or are late. Adapters are read. Grammars are compiled, or bad."""
+        if self.chance.random() < 0.5:
+            self._read()
         for ticket in self.fences:
             self.tiers.fetching.fenced(ticket, self.now)
         self.fences.clear()

@@ -18,6 +18,7 @@ from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
 from pawl.lifecycle.records import DECODER, ENCODER, Record, StepPlanned, StepRolledBack, Submitted, Transition
 from pawl.lifecycle.states import Event
 from tests.lifecycle.canaries import CANARIES, STORY
+from tests.lifecycle.canaries_adapters import ADAPTER_CANARIES
 from tests.lifecycle.canaries_control import CONTROL_CANARIES
 from tests.lifecycle.canaries_drafted import DRAFTED_CANARIES
 from tests.lifecycle.canaries_embedded import EMBEDDED_CANARIES, embeddings
@@ -27,7 +28,8 @@ from tests.lifecycle.canaries_weights import WEIGHT_CANARIES
 from tests.lifecycle.story import Segment, Story, changed, token, without
 
 ALL = (
-    CANARIES
+    ADAPTER_CANARIES
+    | CANARIES
     | SHARED_CANARIES
     | CONTROL_CANARIES
     | EMBEDDED_CANARIES

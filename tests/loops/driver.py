@@ -15,6 +15,7 @@ from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import StepResult
 from pawl.lifecycle.weight_source import Sent
+from pawl.loops.adapter import AdapterEffects, Named
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.intake import Intake, Order, Outcome
@@ -51,6 +52,10 @@ class Driver:
         self.ending_of: dict[int, Ending] = {}
         self.outcome_of: dict[int, Outcome] = {}
         self.request_of: dict[int, int] = {}
+        self.readings: list[tuple[int, int, str]] = []
+        """Of adapters that are to be read: ticket, slot, source."""
+        self.adapters: dict[str, int] = {}
+        """That requests may name."""
         self.now = 0.0
         self._next = 1
 
@@ -96,6 +101,20 @@ class Driver:
         """A test tells what has become of it."""
 
     def exchanged(self, served: Served) -> None: ...
+
+    @property
+    def adapter_effects(self) -> AdapterEffects:
+        return self
+
+    def read(self, ticket: int, slot: int, source: str) -> None:
+        """A test tells what has become of it."""
+        self.readings.append((ticket, slot, source))
+
+    def empty(self, slot: int) -> None:
+        self.ghost.unload_adapter(slot)
+
+    def named(self, adapters: tuple[Named, ...]) -> None:
+        self.adapters = {adapter.name: adapter.number for adapter in adapters}
 
     # ---- driving ----
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.mutants.in_adapters import ADAPTERS
 from tests.mutants.in_checkpoints import CHECKPOINTS
 from tests.mutants.in_control import CONTROL
 from tests.mutants.in_lifecycle import LIFECYCLE
@@ -19,7 +20,7 @@ from tests.mutants.mutant import Mutant
 MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
     *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS, *WEIGHTS),
-    *SCARCITY,
+    *(*SCARCITY, *ADAPTERS),
 )
 
 EQUIVALENT = {

@@ -127,8 +127,6 @@ workload for up to {EXHAUSTIVE_BUDGET} schedules. *Like* names issues of sglang,
 actor *raised* was noticed by a check that is on in production, too."""
     yield from text.splitlines()
     yield ""
-    yield "Adapters have no mutants: the simulated engine has none."
-    yield ""
     yield "| | " + " | ".join(BUDGETS) + " |"
     yield "| --- |" + " ---: |" * len(BUDGETS)
     counts = [sum(strategy in row.hits for row in rows.values()) for strategy in BUDGETS]

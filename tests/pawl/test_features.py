@@ -45,7 +45,7 @@ JUDGED_BY_CLIENTS = {"fault_isolation", "stream_equals_result", "bounded_progres
 """Properties of what clients are told, which no record holds."""
 FIELDS_NOT_DRAWN = {
     "prompts of runs are token ids": ("text", "chat", "template_options", "reasoning_mark"),
-    "given out by the gateway": ("request",),
+    "given out by the gateway": ("request", "incarnation"),
     "its fields stand by themselves": ("sampling",),
     "the tokenizer makes a limit of it: tests/actors/test_tokenizer.py": ("fill_context",),
 }

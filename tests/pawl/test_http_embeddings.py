@@ -81,7 +81,7 @@ def test_fewer_dimensions_are_the_first_of_length_1_again(client: httpx.Client) 
         ({"input": ["a", 1]}, "input", "must not mix"),
         ({"input": [99_999]}, "input", "not in the model's vocabulary"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", ""),
-        ({"input": "a", "lora_path": "x"}, "lora_path", "not supported"),
+        ({"input": "a", "lora_path": "x"}, "lora_path", "not enabled"),
         ({"input": "a", "stream": True}, "stream", "stream"),
         ({}, "input", ""),
     ],

@@ -75,7 +75,7 @@ COMPLETIONS: list[Bad] = [
     ({**PROMPT, "stream_options": {"a": 1}}, 400, "stream_options.a", "unknown field"),
     ({**PROMPT, "regex": "[0-9]+", "ebnf": "root ::="}, 400, "ebnf", "contradict"),
     ({**PROMPT, "regex": ""}, 400, "regex", "regex must be a string of 1 to"),
-    ({**PROMPT, "lora_path": "x"}, 400, "lora_path", "not supported"),
+    ({**PROMPT, "lora_path": "x"}, 400, "lora_path", "adapter"),
 ]
 
 CHAT: list[Bad] = [
@@ -124,7 +124,7 @@ NATIVE: list[Bad] = [
     ({"text": ["a", "b"], "rid": ["x"]}, 400, "", "rid has 1 entries"),
     ({"text": ["a", "b"], "rid": ["x", "x"]}, 400, "", "rid must name"),
     ({**TEXT, "image_data": "x.png"}, 400, "", "image_data is not supported"),
-    ({**TEXT, "lora_path": "x"}, 400, "", "lora_path is not supported"),
+    ({**TEXT, "lora_path": "x"}, 400, "lora_path", "not enabled"),
     ({**TEXT, "return_hidden_states": True}, 400, "", "return_hidden_states is not supported"),
     ({**TEXT, "nonsense": 1}, 400, "", "unknown field 'nonsense'"),
     ({**TEXT, "cache_salt": "a", "extra_key": "b"}, 400, "", "contradict"),

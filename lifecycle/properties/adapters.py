@@ -1,0 +1,106 @@
+"""Property `adapter_references`: adapters move as their table says, and no request is without its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+
+from pawl.lifecycle.machines.adapter import ADAPTER, AdapterEvent, AdapterPhase
+from pawl.lifecycle.namespaces import adapter_of
+from pawl.lifecycle.properties.base import Property, Violation, on
+from pawl.lifecycle.properties.beginning import Beginning
+from pawl.lifecycle.properties.history import History
+from pawl.lifecycle.records import AdapterMoved, Submitted, Transition
+from pawl.lifecycle.states import Event
+
+_MOVES = frozenset((source, event, target) for source, event, target, _ in ADAPTER.moves)
+_SERVED = (AdapterPhase.READY, AdapterPhase.DRAINING)
+_LETS_GO = (AdapterEvent.EVICTED, AdapterEvent.UNUSED, AdapterEvent.READ)
+
+
+class _Adapter(msgspec.Struct):
+    """As the records so far say."""
+
+    phase: AdapterPhase = ADAPTER.start
+    slot: int = 0
+    reading: bool = False
+    fingerprint: str = ""
+
+
+class AdapterReferences(Property):
+    """A request names an adapter that is ready, and is computed only while that one is in a slot of its own; who is
+    computed with it keeps it there. An adapter that is unloaded goes when the last request that named it has ended. No
+    two incarnations have one number, and each has one content."""
+
+    name: ClassVar[str] = "adapter_references"
+
+    def __init__(self) -> None:
+        self._adapters: dict[int, _Adapter] = {}
+        """All that were ever loaded, by number."""
+
+    def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
+        for kept in beginning.adapters:
+            adapter = _Adapter(kept.phase, kept.slot, kept.ticket > 0, kept.fingerprint)
+            self._adapters[kept.number] = adapter
+        return ()
+
+    @on(AdapterMoved)
+    def _moved(self, record: AdapterMoved, history: History) -> Sequence[Violation]:
+        adapter = self._adapters.setdefault(record.number, _Adapter())
+        found = list(self._wrong(record, adapter, history))
+        adapter.phase, adapter.slot, adapter.fingerprint = record.target, record.slot, record.fingerprint
+        adapter.reading = record.event is AdapterEvent.READ
+        return found
+
+    def _wrong(self, record: AdapterMoved, adapter: _Adapter, history: History) -> Iterator[Violation]:
+        what, event = f"adapter {record.number} ({record.name!r})", record.event
+        if (record.source, event, record.target) not in _MOVES or record.source != adapter.phase:
+            text = f"{event} takes {what} from {record.source} to {record.target}; it is {adapter.phase}"
+            yield self.violation(history, text)
+        if record.slot and any(
+            other.slot == record.slot for number, other in self._adapters.items() if number != record.number
+        ):
+            yield self.violation(history, f"{what} has slot {record.slot}, and so has another")
+        if adapter.fingerprint not in ("", record.fingerprint):
+            yield self.violation(history, f"{what} is {record.fingerprint!r}; it was {adapter.fingerprint!r}")
+        if event in _LETS_GO:
+            rows = self._rows(record.number, history, live=event is AdapterEvent.UNUSED)
+            if rows:
+                text = f"{event}: {what} leaves its slot, and a request needs it"
+                yield self.violation(history, text, int(history.request[rows[0]]))
+
+    def _rows(self, number: int, history: History, *, live: bool) -> list[int]:
+        """Rows whose requests are computed with this adapter, or, with `live`, have named it."""
+        rows = set(history.open.values()) if live else set()
+        rows.update(np.flatnonzero(history.working[: history.num_rows]).tolist())
+        for step in history.in_flight.values():
+            rows.update(step.rows.tolist())
+        return sorted(row for row in rows if adapter_of(history.submissions[row].namespace) == number)
+
+    @on(Event.SUBMIT, Event.SUBMIT_GRAMMAR)
+    def _submitted(self, record: Transition, history: History) -> Sequence[Violation]:
+        number = self._number(record.row, history)
+        if not number or self._phase(number) is AdapterPhase.READY:
+            return ()
+        return (self.violation(history, f"it names adapter {number}, which is not ready", record.request),)
+
+    @on(Event.ADMIT)
+    def _admitted(self, record: Transition, history: History) -> Sequence[Violation]:
+        number = self._number(record.row, history)
+        if not number:
+            return ()
+        adapter = self._adapters.get(number)
+        if adapter is not None and adapter.slot and not adapter.reading and self._phase(number) in _SERVED:
+            return ()
+        return (self.violation(history, f"it is admitted, and its adapter {number} is in no slot", record.request),)
+
+    def _phase(self, number: int) -> AdapterPhase | None:
+        adapter = self._adapters.get(number)
+        return None if adapter is None else adapter.phase
+
+    def _number(self, row: int, history: History) -> int:
+        submitted: Submitted | None = history.submissions.get(row)
+        return 0 if submitted is None else adapter_of(submitted.namespace)

@@ -1,0 +1,67 @@
+"""Planted violations of what adapters owe to requests."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pawl.lifecycle.machines.adapter import ADAPTER, AdapterEvent, AdapterPhase
+from pawl.lifecycle.records import AdapterMoved, Record, Submitted
+from tests.lifecycle.canaries import STORY, Canary
+from tests.lifecycle.canaries_shared import planted
+
+_p, _e = AdapterPhase, AdapterEvent
+
+
+def moves(*events: AdapterEvent, number: int = 1, slot: int = 1, fingerprint: str = "f") -> list[Record]:
+    """An adapter from its loading on, as its table says."""
+    found: list[Record] = []
+    phase = ADAPTER.start
+    for event in events:
+        target = ADAPTER.next(phase, event)
+        has_slot = event in (_e.READ, _e.LOADED, _e.UNLOAD)
+        place, content = slot if has_slot else 0, "" if event is _e.READ and phase is _p.LOADING else fingerprint
+        found.append(AdapterMoved(number, "a", phase, event, target, place, content, 1.0))
+        phase = target
+    return found
+
+
+def named(*events: AdapterEvent, then: tuple[Record, ...] = ()) -> list[Record]:
+    """The story, its first request naming an adapter that has come so far by then; `then` after its last commit."""
+    at = STORY.labels["submitted 1"]
+    submitted = STORY.records[at]
+    assert isinstance(submitted, Submitted)
+    first = msgspec.structs.replace(submitted, namespace="adapter=1.f")
+    end = STORY.labels["commit 2"] + 1
+    return [*STORY.records[:at], *moves(*events), first, *STORY.records[at + 1 : end], *then, *STORY.records[end:]]
+
+
+_READY = (_e.READ, _e.LOADED)
+ADAPTER_CANARIES: dict[str, Canary] = {
+    "a request with an adapter that is not read": Canary(
+        "adapter_references", named(_e.READ), "it names adapter 1, which is not ready"
+    ),
+    "an admission whose adapter is in no slot": Canary(
+        "adapter_references", named(*_READY, _e.EVICTED), "its adapter 1 is in no slot"
+    ),
+    "an adapter that leaves its slot under a request": Canary(
+        "adapter_references", named(*_READY, then=tuple(moves(*_READY, _e.EVICTED)[-1:])), "leaves its slot"
+    ),
+    "an unload that does not wait": Canary(
+        "adapter_references",
+        named(*_READY, then=tuple(moves(*_READY, _e.UNLOAD, _e.UNUSED)[-2:])),
+        "unused: adapter 1 .'a'. leaves its slot, and a request needs it",
+    ),
+    "an adapter that comes back from the dead": Canary(
+        "adapter_references",
+        planted("commit 2", *moves(*_READY, _e.UNLOAD, _e.UNUSED), *moves(_e.READ)),
+        "read takes adapter 1 .'a'. from loading to loading; it is gone",
+    ),
+    "two adapters in one slot": Canary(
+        "adapter_references", planted("commit 2", *moves(*_READY), *moves(_e.READ, number=2)), "and so has another"
+    ),
+    "an adapter whose content changes": Canary(
+        "adapter_references",
+        planted("commit 2", *moves(*_READY, _e.EVICTED, _e.READ), *moves(*_READY, _e.LOADED, fingerprint="g")[-1:]),
+        "adapter 1 .'a'. is 'g'; it was 'f'",
+    ),
+}

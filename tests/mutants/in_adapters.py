@@ -1,0 +1,99 @@
+"""Defects of adapters."""
+
+from __future__ import annotations
+
+from pawl.actors.scheduler import Scheduler
+from pawl.loops.adapters import Adapters
+from pawl.loops.admission import Admission
+from pawl.loops.queues import Queues
+from tests.mutants.mutant import Edit, Group, Mutant
+
+_WITHOUT = '__import__("re").sub("^adapter=[^&]*&", "", {})'
+
+
+def _mutant(name: str, broken: str, resembles: str, what: str, *edits: Edit) -> Mutant:
+    return Mutant(name, Group.CONTROL, broken, resembles, what, edits)
+
+
+ADAPTERS = (
+    _mutant(
+        "cache_is_shared_between_adapters",
+        "namespace_isolation",
+        "13488, 24568; vllm 42125",
+        "Requests find what others have computed for the same tokens, with whatever adapter.",
+        Edit(Queues.share_prefix, "table.info(row).namespace", _WITHOUT.format("table.info(row).namespace")),
+        Edit(Admission._try, "info.namespace,", _WITHOUT.format("info.namespace") + ","),
+    ),
+    _mutant(
+        "unload_does_not_wait",
+        "adapter_references",
+        "36894",
+        "An adapter is dropped when somebody unloads it, and requests are still computed with it.",
+        Edit(Adapters._forget_unused, "if adapter.number in named or adapter.ticket:", "if adapter.ticket:"),
+    ),
+    _mutant(
+        "slot_in_use_is_given_to_another",
+        "adapter_references",
+        "vllm 54839",
+        "An adapter leaves its slot for another, and requests are still computed with it.",
+        Edit(
+            Adapters._computed,
+            "return {adapter_of(info.namespace) for info in infos} & self.by_number.keys()",
+            "return set()",
+        ),
+    ),
+    _mutant(
+        "step_in_flight_is_forgotten_at_an_unload",
+        "adapter_references",
+        "",
+        "An adapter is dropped when its last request has ended, under a step in flight that computes it.",
+        Edit(
+            Adapters._computed,
+            "rows += [row for scheduled in self._loop.in_flight for row in scheduled.rows.tolist()]",
+            "pass",
+        ),
+    ),
+    _mutant(
+        "name_that_is_loaded_again_is_the_old_adapter",
+        "adapter_references",
+        "",
+        "An adapter is told from others by its name: one that is loaded again has the pages of the one before.",
+        Edit(Adapters.load, "self._newest += 1", "self._newest = sum(name.encode())"),
+    ),
+    _mutant(
+        "reference_stays_after_an_abort",
+        "adapter_references",
+        "36894",
+        "Whoever was live when an adapter was unloaded counts for ever, and the unload is never over.",
+        Edit(
+            Adapters._forget_unused,
+            "named = {",
+            'named = self.__dict__.setdefault("named_once", set())\n    named |= {',
+        ),
+    ),
+    _mutant(
+        "adapter_that_is_unloaded_takes_requests",
+        "adapter_references",
+        "",
+        "A request that was under way when its adapter was unloaded is served with it all the same.",
+        Edit(Adapters.refusal, "if not number or (adapter is not None and adapter.phase is", "if True or (adapter is"),
+    ),
+    _mutant(
+        "adapter_of_a_request_is_lost",
+        "schedule_equivalence",
+        "",
+        "A request is computed without its adapter, where it has a salt.",
+        Edit(
+            Scheduler._namespace,
+            "adapters.part(message.adapter)",
+            "adapters.part(0 if message.namespace else message.adapter)",
+        ),
+    ),
+    _mutant(
+        "checkpoint_forgets_adapters",
+        "one_decision_log",
+        "",
+        "A checkpoint leaves out the adapters: a replay that begins there does not know them.",
+        Edit(Adapters.snapshot, "for adapter in self.by_number.values()", "for adapter in ()"),
+    ),
+)
