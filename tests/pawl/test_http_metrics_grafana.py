@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,21 @@ def prometheus(folder: Path, target: str) -> Iterator[httpx.Client]:
         process = subprocess.Popen([PROMETHEUS, *files, f"--web.listen-address={address}"], stderr=log, stdout=log)
     try:
         with httpx.Client(base_url=f"http://{address}", timeout=10.0, verify=False) as client:
+            until = time.monotonic() + PATIENCE_S
+            while not ready(client):
+                running = process.poll() is None
+                assert running, (folder / "log").read_text()
+                assert time.monotonic() < until, (folder / "log").read_text()
             yield client
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
+
+
+def ready(client: httpx.Client) -> bool:
+    with suppress(httpx.TransportError):
+        return client.get("/-/ready").status_code == 200
+    return False
 
 
 def found(client: httpx.Client, expression: str) -> list[float]:
@@ -158,10 +169,7 @@ def test_every_panel_has_data_in_a_real_prometheus_and_no_alert_fires(ghost: htt
         while len(scraped) < 1 or scraped[0] < 5:
             assert time.monotonic() < until, (tmp_path / "log").read_text()
             load(ghost)
-            try:
-                scraped = found(client, "count_over_time(pawl_requests_open[1m])")
-            except httpx.TransportError:
-                continue  # it is still starting
+            scraped = found(client, "count_over_time(pawl_requests_open[1m])")
         empty = {
             f"{panel['title']}: {target['expr']}"
             for panel in PANELS
