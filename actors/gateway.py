@@ -122,8 +122,8 @@ class Gateway(Actor):
             return numbers
         now, num_sent = self.context.now(), 0
         try:
-            for request, own, sink, num_unread in zip(numbers, names, sinks, unread, strict=True):
-                self.requests.open(request, own, sink, now, num_unread)
+            for request, own, sink, num_unread, submit in zip(numbers, names, sinks, unread, submits, strict=True):
+                self.requests.open(request, own, sink, now, num_unread, submit.operation)
             for after, (request, submit) in enumerate(zip(numbers, named, strict=True), 1):
                 adapter = self.adapters[submit.adapter].number if submit.adapter else 0
                 numbered = msgspec.structs.replace(submit, request=request, incarnation=adapter)

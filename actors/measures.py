@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 DURATION_BUCKETS_S = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -46,6 +47,43 @@ class Histogram:
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+
+class Operation(StrEnum):
+    """What a request is for, in OpenTelemetry's words."""
+
+    CHAT = "chat"
+    TEXT_COMPLETION = "text_completion"
+    EMBEDDINGS = "embeddings"
+
+
+class Durations:
+    """How long requests of one operation took, as OpenTelemetry asks for it."""
+
+    def __init__(self) -> None:
+        self.request = Histogram(DURATION_BUCKETS_S)
+        self.first_token = Histogram(FIRST_TOKEN_BUCKETS_S)
+        self.output_token = Histogram(TOKEN_BUCKETS_S)
+        """After the first."""
+
+    def observe(self, opened: float, first_output: float | None, num_tokens: int, ended: float) -> None:
+        """One request has ended. `first_output`: when its first token came, None where none did."""
+        self.request.observe(ended - opened)
+        if first_output is not None:
+            self.first_token.observe(first_output - opened)
+            if num_tokens > 1:
+                self.output_token.observe((ended - first_output) / (num_tokens - 1))
+
+
+class DurationsByOperation:
+    """Those of each operation, under its name."""
+
+    def __init__(self) -> None:
+        self.chat, self.text_completion, self.embeddings = Durations(), Durations(), Durations()
+
+    def __getitem__(self, operation: Operation) -> Durations:
+        durations: Durations = getattr(self, operation)
+        return durations
 
 
 WINDOW_S = 10

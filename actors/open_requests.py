@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 import structlog
 
-from pawl.actors.measures import DURATION_BUCKETS_S, FIRST_TOKEN_BUCKETS_S, TOKEN_BUCKETS_S, Histogram, Rate
+from pawl.actors.measures import FIRST_TOKEN_BUCKETS_S, DurationsByOperation, Histogram, Operation, Rate
 from pawl.actors.messages.generate import Accepted, Done, Output, Refused
 from pawl.actors.sink import Sink
 from pawl.actors.text.invalid import quoted
@@ -31,6 +31,7 @@ class Entry(msgspec.Struct, eq=False):
     sink: Sink | None
     """None once the client is gone."""
     opened: float
+    operation: Operation
     num_unread: int = 0
     """Characters of a long prompt that the tokenizer has not read yet (see `unread`)."""
     first_output: float | None = None
@@ -73,9 +74,7 @@ class OpenRequests:
         self.totals = Totals()
         self.orphaned = False
         """A peer is lost and all entries were ended: what still arrives for them is late, and breaks no rule."""
-        self.request_duration = Histogram(DURATION_BUCKETS_S)
-        self.time_to_first_token = Histogram(FIRST_TOKEN_BUCKETS_S)
-        self.time_per_output_token = Histogram(TOKEN_BUCKETS_S)
+        self.durations = DurationsByOperation()
         self.queue_time = Histogram(FIRST_TOKEN_BUCKETS_S)
         """From the scheduler's taking a request to its admission."""
         self.throughput = Rate()
@@ -122,8 +121,16 @@ class OpenRequests:
         """Characters of long prompts that wait for the tokenizer."""
         return sum(entry.num_unread for entry in self._entries.values())
 
-    def open(self, request: int, names: tuple[str, ...], sink: Sink, now: float, num_unread: int = 0) -> None:
-        entry = self._entries[request] = Entry(request, names, sink, now, num_unread)
+    def open(
+        self,
+        request: int,
+        names: tuple[str, ...],
+        sink: Sink,
+        now: float,
+        num_unread: int = 0,
+        operation: Operation = Operation.TEXT_COMPLETION,
+    ) -> None:
+        entry = self._entries[request] = Entry(request, names, sink, now, operation, num_unread)
         for name in names:
             self._named.setdefault(name, []).append(request)
         self.totals.submitted += 1
@@ -250,11 +257,7 @@ class OpenRequests:
                 self._named.pop(name, None)
 
     def _measure(self, entry: Entry, done: Done | None, now: float) -> None:
-        self.request_duration.observe(now - entry.opened)
-        if entry.first_output is not None:
-            self.time_to_first_token.observe(entry.first_output - entry.opened)
-            if entry.num_tokens > 1:
-                self.time_per_output_token.observe((now - entry.first_output) / (entry.num_tokens - 1))
+        self.durations[entry.operation].observe(entry.opened, entry.first_output, entry.num_tokens, now)
         if done is not None:
             self.totals.prompt_tokens += done.usage.prompt_tokens
             self.totals.cached_tokens += done.usage.cached_tokens

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pawl.actors.measures import Operation
 from pawl.lifecycle.request import SamplingParameters, SessionParameters
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
@@ -91,6 +92,13 @@ class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """It is a turn of this session."""
     scored_from: int = 0
     """Of a turn: the first position of its prompt whose score is wanted. There must be one."""
+
+    @property
+    def operation(self) -> Operation:
+        """What it is for."""
+        if self.sampling.embed:
+            return Operation.EMBEDDINGS
+        return Operation.TEXT_COMPLETION if self.chat is None else Operation.CHAT
 
 
 # ---- tokenizer -> scheduler ----

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pawl.actors.gateway import Gateway
-from pawl.actors.measures import Histogram
+from pawl.actors.measures import Histogram, Operation
 from pawl.actors.runtime.system import ActorStatistics
 from pawl.http.connections import REASONS
 from pawl.http.info import ServerInfo
@@ -109,15 +109,17 @@ class Page:
         if lines:
             self._lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *lines]
 
-    def add_histogram(self, name: str, text: str, labels: Mapping[str, str], histogram: Histogram) -> None:
+    def add_histograms(self, name: str, text: str, samples: Iterable[tuple[Mapping[str, str], Histogram]]) -> None:
+        """One metric, with a histogram for each set of labels."""
         self._lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
-        running = 0
-        bounds = (*(f"{bound:g}" for bound in histogram.bounds), "+Inf")
-        for bound, count in zip(bounds, histogram.counts, strict=True):
-            running += count
-            self._lines.append(f"{name}_bucket{_labels({**labels, 'le': bound})} {running}")
-        self._lines.append(f"{name}_sum{_labels(labels)} {_number(histogram.total)}")
-        self._lines.append(f"{name}_count{_labels(labels)} {running}")
+        for labels, histogram in samples:
+            running = 0
+            bounds = (*(f"{bound:g}" for bound in histogram.bounds), "+Inf")
+            for bound, count in zip(bounds, histogram.counts, strict=True):
+                running += count
+                self._lines.append(f"{name}_bucket{_labels({**labels, 'le': bound})} {running}")
+            self._lines.append(f"{name}_sum{_labels(labels)} {_number(histogram.total)}")
+            self._lines.append(f"{name}_count{_labels(labels)} {running}")
 
     def text(self) -> str:
         return "\n".join(self._lines) + "\n"
@@ -164,7 +166,7 @@ def _from_steps(page: Page, state: Mapping[str, Any]) -> None:
     durations, weights = _at(state, ("steps", "duration_seconds")), _at(state, ("weights", "version"))
     if durations is not None:
         text = "Seconds from the launch of a step to its result."
-        page.add_histogram("pawl_step_duration_seconds", text, {}, Histogram.of(durations))
+        page.add_histograms("pawl_step_duration_seconds", text, [({}, Histogram.of(durations))])
     text = "For how long each step is delayed, as somebody wants it; 0 is not at all."
     page.add("pawl_step_delay_seconds", "gauge", text, [({}, _at(state, ("forward_sleep_time",)) or 0)])
     if weights is not None:
@@ -202,18 +204,16 @@ def _resident_bytes() -> Sequence[int]:
 
 def _from_gateway(page: Page, gateway: Gateway, info: ServerInfo) -> None:
     requests, totals = gateway.requests, gateway.totals
-    labels = {
-        "gen_ai_operation_name": "text_completion",
-        "gen_ai_provider_name": "pawl",
-        "gen_ai_request_model": info.model_name,
-    }
-    for name, text, histogram in (
-        ("request_duration", "Seconds from submission to the end.", requests.request_duration),
-        ("time_to_first_token", "Seconds to the first output token.", requests.time_to_first_token),
-        ("time_per_output_token", "Seconds for each output token after the first.", requests.time_per_output_token),
+    model = {"gen_ai_provider_name": "pawl", "gen_ai_request_model": info.model_name}
+    durations = [({"gen_ai_operation_name": str(name), **model}, requests.durations[name]) for name in Operation]
+    for name, text, member in (
+        ("request_duration", "Seconds from submission to the end.", "request"),
+        ("time_to_first_token", "Seconds to the first output token.", "first_token"),
+        ("time_per_output_token", "Seconds for each output token after the first.", "output_token"),
     ):
-        page.add_histogram(f"gen_ai_server_{name}_seconds", text, labels, histogram)
-    page.add_histogram("pawl_queue_time_seconds", "Seconds from arrival to admission.", {}, gateway.requests.queue_time)
+        histograms = [(labels, getattr(each, member)) for labels, each in durations]
+        page.add_histograms(f"gen_ai_server_{name}_seconds", text, histograms)
+    page.add_histograms("pawl_queue_time_seconds", "Seconds from arrival to admission.", [({}, requests.queue_time)])
     simple: Sequence[tuple[str, str, str, Number]] = (
         ("pawl_requests_submitted_total", "counter", "Requests that reached the gateway.", totals.submitted),
         ("pawl_requests_open", "gauge", "Requests without their terminal reply yet.", gateway.num_live),

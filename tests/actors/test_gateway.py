@@ -11,7 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from pawl.actors.control import Ask
 from pawl.actors.control.state import GetState
 from pawl.actors.gateway import Gateway
-from pawl.actors.measures import WINDOW_S, Histogram, Rate
+from pawl.actors.measures import WINDOW_S, Histogram, Operation, Rate
 from pawl.actors.messages.control import Reply, Stalled
 from pawl.actors.messages.generate import (
     Accepted,
@@ -296,8 +296,8 @@ def test_a_stall_is_kept_until_the_loop_moves_again(world: World) -> None:
 def test_a_single_token_has_no_time_from_one_to_the_next(world: World) -> None:
     (one,), _ = world.open(submit())
     world.output(one, end=done(num_output=1))
-    gateway = world.gateway.requests
-    assert (gateway.time_to_first_token.count, gateway.time_per_output_token.count) == (1, 0)
+    durations = world.gateway.requests.durations[Operation.TEXT_COMPLETION]
+    assert (durations.first_token.count, durations.output_token.count) == (1, 0)
 
 
 def test_times_are_measured_from_the_submission(world: World) -> None:
@@ -308,9 +308,10 @@ def test_times_are_measured_from_the_submission(world: World) -> None:
     world.output(one)
     world.output(one, end=done(num_output=3))
     gateway = world.gateway.requests
-    assert gateway.time_to_first_token.total == pytest.approx(0.5)
-    assert gateway.request_duration.total == pytest.approx(0.8)
-    assert gateway.time_per_output_token.total == pytest.approx(0.15)
+    durations = gateway.durations[Operation.TEXT_COMPLETION]
+    assert durations.first_token.total == pytest.approx(0.5)
+    assert durations.request.total == pytest.approx(0.8)
+    assert durations.output_token.total == pytest.approx(0.15)
     totals = gateway.totals
     assert (totals.prompt_tokens, totals.cached_tokens, totals.generated_tokens) == (5, 2, 3)
 

@@ -12,10 +12,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pawl.actors.gateway import Gateway
-from pawl.actors.measures import Histogram
+from pawl.actors.measures import Histogram, Operation
+from pawl.actors.messages.generate import Submit
 from pawl.build.ghost import load_ghost
 from pawl.config import build_config
 from pawl.http.metrics import exposition
+from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, Cause, State
 from tests.pawl.fake_engine import INFO, FakeEngine, Served
 from tests.pawl.ghost_server import ghost_server
@@ -90,9 +92,27 @@ def test_histogram_buckets_never_fall(client: httpx.Client) -> None:
     client.post("/v1/completions", json={"prompt": "hello", "max_tokens": 4})
     text = client.get("/metrics").text
     for name in ("request_duration", "time_to_first_token", "time_per_output_token"):
-        counts = [int(count) for count in re.findall(rf"gen_ai_server_{name}_seconds_bucket{{[^}}]*}} (\d+)", text)]
+        bucket = rf'gen_ai_server_{name}_seconds_bucket{{gen_ai_operation_name="text_completion"[^}}]*}} (\d+)'
+        counts = [int(count) for count in re.findall(bucket, text)]
         assert counts == sorted(counts)
         assert counts[-1] >= 1
+
+
+def test_durations_are_apart_by_what_requests_are_for() -> None:
+    message = {"role": "user", "content": "hello"}
+    with Served() as served, httpx.Client(base_url=served.url) as client:
+        for _ in range(2):
+            client.post("/v1/chat/completions", json={"messages": [message], "max_tokens": 3}).raise_for_status()
+        client.post("/generate", json={"text": "hello", "sampling_params": {"max_new_tokens": 3}}).raise_for_status()
+        numbers = samples(client.get("/metrics").text)
+    model = "gen_ai_provider_name=pawl,gen_ai_request_model=echo"
+    counts = {
+        operation: numbers[f"gen_ai_server_request_duration_seconds_count{{gen_ai_operation_name={operation},{model}}}"]
+        for operation in ("chat", "text_completion", "embeddings")
+    }
+    assert counts == {"chat": 2, "text_completion": 1, "embeddings": 0}
+    vector = SamplingParameters(max_new_tokens=0, embed=True)
+    assert Submit(request=0, rid="", text="hello", sampling=vector).operation is Operation.EMBEDDINGS
 
 
 # ---- a whole server ----
