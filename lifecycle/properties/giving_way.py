@@ -9,17 +9,14 @@ import numpy as np
 
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
-from pawl.lifecycle.properties.growing import fitted
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.ranks import Ranks
 from pawl.lifecycle.records import (
-    Bools,
     Int32s,
     Started,
     StepCommitted,
     StepPlanned,
     StepRolledBack,
-    Submitted,
     Transition,
 )
 from pawl.lifecycle.requests import Indices
@@ -42,10 +39,8 @@ class AdmissionIsMonotone(Property):
     def __init__(self) -> None:
         self._ranks = Ranks()
         self._one_pool = False
-        self._reach: Int32s = np.zeros(64, np.int32)
-        """Positions of each row that are computed or in flight."""
-        self._decodes: Bools = np.zeros(64, np.bool_)
-        """All known tokens of the row are."""
+        self._begun: dict[int, int] = {}
+        """Output that the request in a row had when it was admitted: with more it decodes."""
         self._fetching: dict[int, int] = {}
         """Requests whose prefix is on its way from a lower tier, with the cached pages that the fetch may hold."""
 
@@ -56,20 +51,14 @@ class AdmissionIsMonotone(Property):
             if beginning.table.state[row] == State.QUEUED_FETCHING:
                 self._fetching[beginning.table.info(row).request] = _most_held(row, history)
         for row in beginning.working:
-            self._reach[row] = beginning.num_computed(row)
-            self._decodes[row] = beginning.table.state[row] == State.DECODING
+            output = len(beginning.table.output(row))
+            self._begun[row] = output - int(beginning.table.state[row] == State.DECODING)
         return found
 
     @on(Started)
     def _started(self, record: Started, history: History) -> Sequence[Violation]:
         loop: Any = record.config.get("loop")
         self._one_pool = isinstance(loop, dict) and loop.get("window") is None
-        return ()
-
-    @on(Submitted)
-    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
-        self._reach = fitted(self._reach, record.row + 1)
-        self._decodes = fitted(self._decodes, record.row + 1)
         return ()
 
     @on(Event.FETCH)
@@ -85,19 +74,15 @@ class AdmissionIsMonotone(Property):
     @on(Event.ADMIT)
     def _admitted(self, record: Transition, history: History) -> Sequence[Violation]:
         self._ranks.admitted(record.request)
-        self._reach[record.row] = record.num_cached or 0
-        self._decodes[record.row] = False
+        self._begun[record.row] = int(history.num_output[record.row])
         return ()
 
     @on(StepPlanned)
     def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
-        step, pages = history.step, history.pages
-        found: Sequence[Violation] = ()
-        if pages.fresh and np.count_nonzero(step.chained) < np.count_nonzero(history.working[: history.num_rows]):
-            found = tuple(self._overtaken(history))
-        self._reach[step.rows] = step.ends
-        self._decodes[step.rows] = step.ends >= history.num_prompt[step.rows] + history.num_output[step.rows]
-        return found
+        some = history.pages.fresh and np.count_nonzero(history.step.chained)
+        if not some or some == np.count_nonzero(history.working[: history.num_rows]):
+            return ()
+        return tuple(self._overtaken(history))
 
     def _overtaken(self, history: History) -> Iterator[Violation]:
         """Who decodes and has no place in a step in which a younger one takes a page for its next token."""
@@ -109,9 +94,10 @@ class AdmissionIsMonotone(Property):
         youngest = max(takers, key=lambda row: ranks.of.get(int(history.request[row]), -1))
         rank = ranks.of.get(int(history.request[youngest]), -1)
         rows = np.setdiff1d(_working(history), step.rows)
-        waiting = rows[self._decodes[rows] & (self._reach[rows] < _most(history, rows))]
-        for other in history.request[waiting].tolist():
-            if ranks.of.get(other, rank) < rank:
+        for row in rows[_reach(history, rows, history.departures[rows]) < _most(history, rows)].tolist():
+            other = int(history.request[row])
+            decodes = history.num_output[row] > self._begun.get(row, history.num_output[row])
+            if decodes and ranks.of.get(other, rank) < rank:
                 text = f"step {step.step} leaves it out, which decodes, and gives a page to request"
                 yield self.violation(history, f"{text} {history.request[youngest]}, which is younger", other)
 
@@ -123,9 +109,6 @@ class AdmissionIsMonotone(Property):
     @on(StepCommitted)
     def _committed(self, record: StepCommitted, history: History) -> Sequence[Violation]:
         self._ranks.committed(history)
-        if history.committed.counted:  # nothing is planned behind a step with drafts
-            live = history.committed.live
-            self._reach[history.step.rows[live]] = history.committed.ends[live]
         return ()
 
     @on(*ENDS)
@@ -158,7 +141,9 @@ class AdmissionIsMonotone(Property):
     def _needed(self, record: Transition, history: History, others: Indices) -> Iterator[Violation]:
         """Whether the pages that nobody used were too few for the next step of the request and of the `others`."""
         pages, rows = history.pages, np.append(others, record.row)
-        lengths = np.maximum(self._reach[rows] + 1, history.num_prompt[rows] + history.num_output[rows])
+        departures = history.departures[rows]
+        departures[-1] -= 1
+        lengths = _reach(history, rows, departures) + 1
         whole = -(-np.minimum(lengths, _most(history, rows)) // pages.page_size)
         owned = [*map(pages.num_of, others.tolist()), len(pages.released)]
         wanted = int(np.maximum(whole - np.array(owned, np.int32), 0).sum())
@@ -173,6 +158,17 @@ def _working(history: History) -> Indices:
     """Rows at work."""
     rows: Indices = np.flatnonzero(history.working[: history.num_rows])
     return rows
+
+
+def _reach(history: History, rows: Indices, departures: Int32s) -> Int32s:
+    """Positions of each row that are computed or in flight, of one that has left work so often; for a prompt of which
+    only a part is, all but the last."""
+    reach: Int32s = history.num_prompt[rows] + history.num_output[rows] - 1
+    for step in history.in_flight.values():
+        for index, row in enumerate(rows.tolist()):
+            mine = (step.rows == row) & (step.departures == departures[index])
+            reach[index] = max(reach[index], step.ends[mine].max(initial=0))
+    return reach
 
 
 def _most_held(row: int, history: History) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pawl.loops.loop import Loop
+from pawl.loops.admission import Admission
 from pawl.loops.planner import UnifiedPlanner
+from pawl.loops.recovery import lose_pages
 from pawl.memory.memory import Memory
 from pawl.memory.prefix.radix import RadixCache
 from tests.mutants.mutant import Edit, Group, Mutant
@@ -39,6 +40,12 @@ SCARCITY = (
         Edit(Memory._deduplicate, "self.pages.release(ours, self.ledger.fence)", "self.pages.release(ours, 0)"),
     ),
     _mutant(
+        "page_computed_twice",
+        "admission_order",
+        "A request computes a page that another one computes right now, instead of waiting for it.",
+        Edit(Admission._try, "if page in computing and", "if page is computing and"),
+    ),
+    _mutant(
         "fence_of_the_last_victim",
         "no_reuse_before_fence",
         "Of several victims of one eviction, only the last one's step is waited for.",
@@ -54,6 +61,6 @@ SCARCITY = (
         "lost_worker_is_not_told_below",
         "read_after_commit",
         "When a step is lost, what follows the lower tiers is not told: it saves pages that the worker has forgotten.",
-        Edit(Loop.failed, "companion.lost(now)", "pass"),
+        Edit(lose_pages, "companion.lost(now)", "pass"),
     ),
 )
