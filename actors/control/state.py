@@ -83,6 +83,9 @@ def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
     }
     for windows in memory.pools[1:]:
         facts["window_pages"] = windows.counters()
+    if loop.counters.drafts:
+        # As SGLang has it: what a decode step with a draft gives, the token after the draft included.
+        facts["avg_spec_accept_length"] = 1 + loop.counters.accepted_tokens / loop.counters.drafts
     if question.detail:
         facts["live"] = _live(table, scheduler.context.now())
         facts["open_sessions"] = [_session(session) for session in loop.requests.sessions.by_name.values()]

@@ -100,3 +100,12 @@ def test_a_delay_that_is_shortened_counts_at_once(client: httpx.Client) -> None:
 @pytest.mark.parametrize("body", [{}, {"forward_sleep_time": -1}, {"forward_sleep_time": "long"}, {"seconds": 1}])
 def test_a_delay_that_cannot_be_is_refused(client: httpx.Client, body: dict[str, Any]) -> None:
     assert client.post("/slow_down", json=body).status_code == 400
+
+
+def test_the_state_says_how_much_of_drafts_is_accepted_as_sglangs_tests_read_it(tmp_path: Path) -> None:
+    with audited_client(tmp_path, speculate="ngram", prompt_lookup_min=1) as client:
+        assert "avg_spec_accept_length" not in state(client)
+        generated(client, 200)
+        shown = state(client)
+        counters = shown["counters"]
+        assert shown["avg_spec_accept_length"] == 1 + counters["accepted_tokens"] / counters["drafts"]
