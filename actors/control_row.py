@@ -53,9 +53,11 @@ class Needs(StrEnum):
     """What a message needs of the loop."""
 
     NOTHING = "nothing"
-    """It only looks."""
+    """It only looks, at the scheduler."""
     BETWEEN_STEPS = "between steps"
     """No step is being planned; steps may be in flight."""
+    WORKER = "the worker"
+    """It is done by the worker, between two steps, and changes nothing that the loop decides."""
     REST = "rest"
     """`Loop.at_rest`. The sender says how long to wait for that."""
 
@@ -175,6 +177,8 @@ class Row:
 
     @property
     def needs(self) -> Needs:
+        if self.by_worker is not None:
+            return Needs.WORKER
         if not issubclass(self.message, Order):
             return Needs.NOTHING
         return Needs.REST if self.message.at_rest else Needs.BETWEEN_STEPS
