@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pawl.gpu.adapters.peft import AdapterLimits
 from pawl.gpu.adapters.slots import AdapterSlots
 from pawl.gpu.backend import Backend, ForwardInputs, GreedyBackend
 from pawl.gpu.batches import check_batch, part_of, within_vocabulary
@@ -74,6 +75,7 @@ class Runner:
         deterministic: bool = False,
         grammars: Grammars | None = None,
         pooling: Pooling | None = None,
+        adapter_limits: AdapterLimits = AdapterLimits(),  # noqa: B008 - it never changes
     ) -> None:
         """Takes `weights` over (canonical names, from `pawl.gpu.weights.source.load_weights` with the same `dtype`).
 
@@ -103,7 +105,7 @@ class Runner:
         self.pooler = Pooler(num_slots, pooling)
         self.abilities = abilities_of(pooling, config.hidden_size)
         self._grammars = GrammarRows(grammars, num_slots)
-        self._adapters = AdapterSlots(config, num_slots)
+        self._adapters = AdapterSlots(config, num_slots, adapter_limits)
         self._of_slots = (self.sampler, self.scorer, self._grammars, self.pooler, self._adapters)
         """Who keeps something for each slot."""
         self.page_table = np.zeros((num_slots, -(-max_context // page_size)), np.int32)

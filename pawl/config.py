@@ -101,13 +101,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = False
 
     enable_lora: Annotated[bool, _meta("model", "take adapters (LoRA); so it is with lora_paths")] = False
-    lora_paths: Annotated[
-        tuple[Text, ...], _meta("model", "adapters to load at the start, NAME=FOLDER each", together=True)
-    ] = ()
+    lora_paths: Annotated[tuple[Text, ...], _meta("model", "adapters to begin with, NAME=FOLDER", together=True)] = ()
     max_loras_per_batch: Annotated[
         Annotated[int, Meta(ge=1, le=1024)], _meta("model", "adapters that are computed at the same time")
     ] = 8
     max_loaded_loras: Annotated[AtLeastOne | None, _meta("model", "adapters that may be loaded; otherwise 1024")] = None
+    max_lora_rank: Annotated[AtLeastOne | None, _meta("model", "highest rank of an adapter that is taken")] = None
+    lora_target_modules: Annotated[tuple[Text, ...], _meta("model", "modules adapters may change", together=True)] = ()
     pooling: Annotated[
         Literal["auto", "on", "off", "last", "mean", "cls"],
         _meta(

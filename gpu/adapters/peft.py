@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -60,15 +60,24 @@ _PLAIN_BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")
 """Values of `init_lora_weights` that leave the model's own weights alone."""
 _DIGITS = 32
 
+
+class AdapterLimits(NamedTuple):
+    """What an operator lets adapters be."""
+
+    max_rank: int = MOST_RANK
+    targets: tuple[str, ...] = ()
+    """Modules that they may change, by the last part of the name; empty: all."""
+
+
 Patterns: TypeAlias = list[tuple[re.Pattern[str], float]]
 
 
-def read_adapter(source: str, config: ModelConfig) -> Adapter:
+def read_adapter(source: str, config: ModelConfig, limits: AdapterLimits = AdapterLimits()) -> Adapter:  # noqa: B008
     """The adapter in the folder `source`, for the model of `config`, in float32. Raises AdapterRefused."""
     folder = Path(source)
     try:
         _check_files(folder, config)
-        return _read(folder, _Settings(read_object(folder / CONFIG, AdapterRefused)), config)
+        return _read(folder, _Settings(read_object(folder / CONFIG, AdapterRefused), limits), config)
     except (OSError, FolderError, MemoryError, ValueError) as error:
         raise AdapterRefused(f"adapter {source}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
@@ -90,7 +99,8 @@ def _check_files(folder: Path, config: ModelConfig) -> None:
 class _Settings:
     """What `adapter_config.json` says. Raises AdapterRefused."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], limits: AdapterLimits) -> None:
+        self._limits = limits
         if values.get("peft_type") != "LORA":
             raise AdapterRefused(f"peft_type is {values.get('peft_type')!r:.60}; LORA adapters are served")
         for key, what in _OFF.items():
@@ -113,7 +123,9 @@ class _Settings:
     def check_target(self, name: str) -> None:
         """Raises AdapterRefused for tensors of a module that the configuration does not name. An expression is not
         looked at: it chose the modules when the adapter was made, and the tensors are those."""
-        targets = self._targets
+        allowed, targets = self._limits.targets, self._targets
+        if allowed and name.rpartition(".")[2] not in allowed:
+            raise AdapterRefused(f"it is incompatible: it changes {name:.120}; served are only {', '.join(allowed)}")
         if isinstance(targets, tuple) and not any(name == one or name.endswith(f".{one}") for one in targets):
             raise AdapterRefused(f"there are tensors for {name:.120}, which target_modules does not name")
 
@@ -123,8 +135,9 @@ class _Settings:
         wanted = _value(self._ranks, name, self._rank)
         if rank != wanted:
             raise AdapterRefused(f"{name:.120} has rank {rank}, the configuration says {wanted:g}")
-        if not 1 <= rank <= MOST_RANK:
-            raise AdapterRefused(f"{name:.120} has rank {rank}; served are ranks from 1 to {MOST_RANK}")
+        if not 1 <= rank <= self._limits.max_rank:
+            most = self._limits.max_rank
+            raise AdapterRefused(f"it is incompatible: {name:.120} has rank {rank}; served are ranks from 1 to {most}")
         scale = _value(self._alphas, name, self._alpha) / (math.sqrt(rank) if self._stabilised else rank)
         if not abs(scale) <= MOST_NUMBER:
             raise AdapterRefused(f"{name:.120} has scale {scale:g}")

@@ -13,10 +13,12 @@ import torch
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.encoder import load_encoder
 from pawl.build.grammars import make_grammars
+from pawl.build.lora import targets_of
 from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
 from pawl.build.sizing import check_weights, settle_pages
 from pawl.build.tiers import wants_tiers
 from pawl.config import ConfigError, ServerConfig
+from pawl.gpu.adapters.peft import MOST_RANK, AdapterLimits
 from pawl.gpu.devices import DTYPES, available_memory
 from pawl.gpu.encoder.config import is_encoder
 from pawl.gpu.kv import MemoryPlan, hybrid, plan_memory, plan_tokens, widest_window
@@ -98,6 +100,7 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
         deterministic=config.deterministic or loop_config.speculation is not None,
         grammars=grammars,
         pooling=pooling,
+        adapter_limits=AdapterLimits(min(config.max_lora_rank or MOST_RANK, MOST_RANK), targets_of(config)),
     )
     if on_device:
         asked = plan if _sized(config) else None

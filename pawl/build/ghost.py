@@ -19,7 +19,10 @@ KV_TOKENS = 1 << 20
 PREFILL_CHUNK = 512
 """Prompt tokens in one step: a fraction of a millisecond, and some where each is scored."""
 PAGE_BYTES_PER_TOKEN = 16
-_MEANINGLESS = {"device": "cpu", "dtype": "auto", "backend": "auto", "threads": None, "pooling": "auto"}
+_MEANINGLESS = {"device": "cpu", "dtype": "auto", "backend": "auto", "threads": None, "pooling": "auto"} | {
+    "max_lora_rank": None,
+    "lora_target_modules": (),
+}
 """Settings of the arithmetic, which a ghost has none of, with the one value each may have."""
 
 

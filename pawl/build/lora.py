@@ -42,6 +42,11 @@ def lora_settings(config: ServerConfig) -> dict[str, Any]:
     return {"max_loras": config.max_loras_per_batch, "max_loaded_loras": most}
 
 
+def targets_of(config: ServerConfig) -> tuple[str, ...]:
+    """Modules that adapters may change; empty: all."""
+    return () if "all" in config.lora_target_modules else config.lora_target_modules
+
+
 def adapters_at_start(config: ServerConfig) -> list[LoadAdapter]:
     """What to load before serving. Raises ConfigError."""
     return [_load(text) for text in config.lora_paths]

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pawl.gpu.adapters.peft import CONFIG, MOST_RANK, TENSORS, read_adapter
+from pawl.gpu.adapters.peft import CONFIG, MOST_RANK, TENSORS, AdapterLimits, read_adapter
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.huggingface import config_from_huggingface
 from pawl.gpu.step_runner import AdapterRefused
-from tests.gpu.adapters import adapted, save
+from tests.gpu.adapters import ALL, adapted, save
 from tests.gpu.damage import damaged
 from tests.gpu.tiny import tiny_model
 
@@ -195,3 +195,16 @@ def test_damage_is_told_in_one_line(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_any_damage_is_told_in_one_line(whole: Path, tmp_path: Path) -> None:
     assert check_damages(whole, tmp_path / "damaged", range(9000, 9000 + MANY)) > MANY // 4
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (AdapterLimits(max_rank=3), "rank 4; served are ranks from 1 to 3"),
+        (AdapterLimits(targets=("q_proj",)), "served are only q_proj"),
+    ],
+)
+def test_an_operator_limits_ranks_and_modules(folder: Path, limits: AdapterLimits, words: str) -> None:
+    with pytest.raises(AdapterRefused, match=f"incompatible.*{words}"):
+        read_adapter(str(folder), config_of("llama"), limits)
+    read_adapter(str(folder), config_of("llama"), AdapterLimits(4, ALL))
