@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Iterable
+from enum import StrEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +13,13 @@ import numpy as np
 
 from pawl.actors.control_row import Facts, Row, Shown, Source, plain
 from pawl.actors.messages.control import Reply
+from pawl.lifecycle.machines.adapter import AdapterPhase
 from pawl.lifecycle.machines.session import SessionPhase
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import State
+from pawl.loops.adapter import Adapter
 from pawl.loops.intake import Outcome
-from pawl.loops.sessions import Session, Sessions
+from pawl.loops.sessions import Session
 
 if TYPE_CHECKING:
     from pawl.actors.scheduler import Scheduler
@@ -29,7 +33,7 @@ class GetState(msgspec.Struct, frozen=True, tag="get_state", forbid_unknown_fiel
     """Settings of the server, and queues, memory and counters of the scheduler."""
 
     detail: Annotated[
-        bool, msgspec.Meta(description="list every live request and every session, and the digest of memory")
+        bool, msgspec.Meta(description="list every live request, session and adapter, and the digest of memory")
     ] = False
 
 
@@ -57,9 +61,13 @@ class LoadsReply(msgspec.Struct, frozen=True):
 
 
 def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
-    """Counters and gauges; with `detail` every live request and every session."""
+    """Counters and gauges; with `detail` every live request, session and adapter."""
     loop, trace, weights = scheduler.loop, scheduler.trace, scheduler.intake.weights
     table, memory = loop.table, loop.memory
+    sessions = loop.requests.sessions.by_name.values()
+    adapters: Collection[Adapter] = (
+        () if scheduler.intake.adapters is None else scheduler.intake.adapters.by_number.values()
+    )
     states = np.bincount(table.state[table.live_rows()], minlength=len(State))
     facts: dict[str, Any] = {
         "requests": {state.name.lower(): int(states[state]) for state in State if states[state]},
@@ -72,7 +80,8 @@ def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
         "in_flight": len(loop.in_flight),
         "pages": memory.pages.counters() | {"page_size": memory.page_size},
         "slots": {"total": memory.slots.total, "free": memory.slots.free},
-        "sessions": _by_phase(loop.requests.sessions),
+        "sessions": _by_phase(sessions, (SessionPhase.OPEN, SessionPhase.CLOSING)),
+        "adapters": _by_phase(adapters, (AdapterPhase.LOADING, AdapterPhase.READY, AdapterPhase.DRAINING)),
         "weights": {"state": str(weights.phase), "version": weights.served.version},
         "cache": memory.cache.statistics() | {"evictable": memory.cache.evictable, "held": memory.cache.held},
         "trace_gaps": trace.num_lost_total if trace is not None else 0,
@@ -88,15 +97,20 @@ def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
         facts["avg_spec_accept_length"] = 1 + loop.counters.accepted_tokens / loop.counters.drafts
     if question.detail:
         facts["live"] = _live(table, scheduler.context.now())
-        facts["open_sessions"] = [_session(session) for session in loop.requests.sessions.by_name.values()]
+        facts["open_sessions"] = [_session(session) for session in sessions]
+        facts["loaded_adapters"] = [_adapter(adapter) for adapter in adapters]
         facts["digest"] = f"{memory.digest():016x}"
     return Outcome(True, facts=facts)
 
 
-def _by_phase(sessions: Sessions) -> dict[str, int]:
-    """How many there are in each phase that a session lives in."""
-    counts = Counter(str(session.phase) for session in sessions.by_name.values())
-    return {str(phase): counts[str(phase)] for phase in (SessionPhase.OPEN, SessionPhase.CLOSING)}
+def _by_phase(things: Iterable[Session | Adapter], phases: Iterable[StrEnum]) -> dict[str, int]:
+    """How many there are in each of these phases."""
+    counts = Counter(str(thing.phase) for thing in things)
+    return {str(phase): counts[str(phase)] for phase in phases}
+
+
+def _adapter(adapter: Adapter) -> dict[str, Any]:
+    return {"name": adapter.name, "state": str(adapter.phase), "resident": adapter.resident, "pinned": adapter.pinned}
 
 
 def _session(session: Session) -> dict[str, Any]:

@@ -57,6 +57,7 @@ FROM_STATE: Sequence[Metric] = (
         "Requests that may have a slot.",
     ),
     Metric(("sessions",), "pawl_sessions", "gauge", "Sessions by phase.", "phase"),
+    Metric(("adapters",), "pawl_adapters", "gauge", "LoRA adapters by phase.", "phase"),
     Metric(("cache",), "pawl_prefix_cache", "gauge", "Prefix cache: the cache's own counts.", "item"),
     Metric(("tiers",), "pawl_cache_tiers", "gauge", "Cache tiers below the device: their own counts.", "item"),
     Metric(("counters", "steps"), "pawl_steps_total", "counter", "Steps launched."),

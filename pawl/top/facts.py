@@ -134,8 +134,11 @@ def _pages(reading: Reading) -> Sequence[Span]:
 
 
 def _anything(value: Any) -> Sequence[Span]:
-    """Whatever a server has to say of a subject: a number or a word for each member, or the names of objects."""
+    """Whatever a server has to say of a subject: a number or a word for each member, or the names of objects; nothing
+    where all are 0."""
     if isinstance(value, dict):
+        if not any(value.values()):
+            return []
         flat = [(name, each) for name, each in value.items() if isinstance(each, int | float | str)]
         return [Span(f"{name} {each}") if isinstance(each, str) else _count(name, each) for name, each in flat]
     listed = objects(value)

@@ -41,7 +41,7 @@ ALL_KEYS = (
     ("c", "continue"),
     ("f", "flush the prefix cache"),
     ("s", "sort by another column"),
-    ("v", "list requests, sessions, actors in turn; tab does the same"),
+    ("v", "list requests, sessions, adapters, actors in turn; tab does the same"),
     ("h", "this"),
     ("q", "quit; ctrl-c does the same"),
 )

@@ -1,4 +1,4 @@
-"""What the lower part of the screen lists: requests, sessions, actors."""
+"""What the lower part of the screen lists: requests, sessions, adapters, actors."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ def _count(name: str) -> Callable[[Json], str]:
 
 def _word(name: str) -> Callable[[Json], str]:
     return lambda row: str(at(row, name) or "")
+
+
+def _yes(name: str) -> Callable[[Json], str]:
+    return lambda row: "yes" if at(row, name) is True else ""
 
 
 def _output(row: Json) -> str:
@@ -90,6 +94,18 @@ SESSIONS = Table(
         ("tokens", lambda row: -number(row, "tokens")),
     ),
 )
+ADAPTERS = Table(
+    "adapters",
+    lambda reading: objects(reading.state, "loaded_adapters"),
+    lambda row: str(at(row, "name")),
+    (
+        Column("ADAPTER", 0, _word("name")),
+        Column("STATE", 9, _word("state")),
+        Column("RESIDENT", 9, _yes("resident")),
+        Column("PINNED", 7, _yes("pinned")),
+    ),
+    (("name", lambda row: str(at(row, "name"))), ("state", lambda row: str(at(row, "state")))),
+)
 ACTORS = Table(
     "actors",
     _actors,
@@ -108,7 +124,7 @@ ACTORS = Table(
         ("delivered", lambda row: -number(row, "delivered")),
     ),
 )
-TABLES = (REQUESTS, SESSIONS, ACTORS)
+TABLES = (REQUESTS, SESSIONS, ADAPTERS, ACTORS)
 
 
 def ordered(table: Table, reading: Reading, order: int) -> list[Json]:

@@ -215,3 +215,14 @@ def test_adapters_at_the_start_may_be_json_or_their_own_names() -> None:
     with Engine(build_config({"model": "ghost", "trace": False, "lora_paths": paths})) as engine:
         named = {name: (each.source, each.pinned) for name, each in engine.gateway.adapters.items()}
     assert named == {"a": ("ghost:a", True), "b": ("ghost:b", False), "ghost:c": ("ghost:c", False)}
+
+
+def test_what_is_loaded_shows_in_the_state_and_the_metrics(client: httpx.Client) -> None:
+    assert load(client, "b", "ghost:b", pinned=True).status_code == 200
+    state = client.get("/server_info", params={"detail": True}).json()["internal_states"][0]
+    assert state["adapters"] == {"loading": 0, "ready": 2, "draining": 0}
+    told = {adapter["name"]: (adapter["state"], adapter["pinned"]) for adapter in state["loaded_adapters"]}
+    assert told == {"a": ("ready", False), "b": ("ready", True)}
+    assert 'pawl_adapters{phase="ready"} 2' in client.get("/metrics").text
+    assert unload(client, "b").status_code == 200
+    assert 'pawl_adapters{phase="ready"} 1' in client.get("/metrics").text

@@ -94,8 +94,8 @@ def test_a_server_that_is_gone_is_sent_nothing() -> None:
 
 
 def test_lists_come_in_turn_and_only_requests_can_be_aborted() -> None:
-    names = [pressed(*"v" * count)[0].listing.name for count in range(4)]
-    assert names == ["requests", "sessions", "actors", "requests"]
+    names = [pressed(*"v" * count)[0].listing.name for count in range(5)]
+    assert names == ["requests", "sessions", "adapters", "actors", "requests"]
     state = scheduler(open_sessions=[{"session_id": "mine"}])
     ui, done = pressed("v", "j", "a", seen=watched(reading(1.0, state)))
     assert (ui.chosen, done) == ("mine", [])

@@ -149,7 +149,7 @@ def test_a_question_takes_the_place_of_the_keys_and_so_does_a_message() -> None:
 def test_lists_that_take_the_admin_key_say_so_and_the_actors_do_not() -> None:
     seen = watched(msgspec.structs.replace(reading(actors={"worker": {"alive": True}}), listed=False))
     assert "to list requests takes the admin key (--admin-api-key)" in shown(seen)
-    assert "1 actors by name" in shown(seen, ui=Ui(table=2))
+    assert "1 actors by name" in shown(seen, ui=Ui(table=3))
 
 
 def test_whatever_a_server_says_of_adapters_is_shown() -> None:
@@ -157,6 +157,13 @@ def test_whatever_a_server_says_of_adapters_is_shown() -> None:
     assert "adapters  poet ready 3  clerk" in shown(watched(reading(1.0, state)))
     state = scheduler(adapters={"ready": 2, "loading": 1, "names": ["poet"]})
     assert "adapters  ready 2  loading 1" in shown(watched(reading(1.0, state)))
+    assert "adapters  " not in shown(watched(reading(1.0, scheduler(adapters={"ready": 0, "loading": 0}))))
+    loaded = [{"name": "poet", "state": "ready", "resident": True, "pinned": False}]
+    lines = shown(watched(reading(1.0, scheduler(loaded_adapters=loaded))), 60, 24, Ui(table=2)).splitlines()
+    assert lines[-3:-1] == [
+        "  ADAPTER                            STATE  RESIDENT  PINNED",
+        "  poet                               ready       yes",
+    ]
 
 
 def test_help_names_every_key() -> None:
