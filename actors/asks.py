@@ -8,11 +8,8 @@ import msgspec
 
 from pawl.actors.control import Ask
 from pawl.actors.control_row import Answer as Answer
-from pawl.actors.messages.control import Reply
+from pawl.actors.messages.control import LATE, Reply
 from pawl.actors.runtime.actor import Actor, Lane, Timer
-
-LATE = "did not answer within"
-"""Words of a reply that the asker makes when its time is over."""
 
 
 class AskExpired(msgspec.Struct, frozen=True, tag=True):

@@ -60,9 +60,12 @@ class Gateway(Actor):
     ) -> None:
         self._names = names
         self._vital = frozenset(
-            {names.tokenizer, names.scheduler, names.grammar, names.worker, names.stager, names.detokenizer}
+            {
+                *(names.tokenizer, names.scheduler, names.grammar, names.worker, names.detokenizer),
+                *(names.stager, names.groups),
+            }
         )
-        """Peers without which no request can end on its own."""
+        """Peers without which no request, or no update of the weights, can end on its own."""
         self.limit = limit
         self.trace = TraceSink(self, names) if traced else None
         self.trace_losses = TraceLosses(traced=traced, required=trace_required)

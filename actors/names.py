@@ -14,6 +14,7 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
     grammar: str = "grammar"
     worker: str = "worker"
     stager: str = "stager"
+    groups: str = "groups"
     storage: str = "storage"
     detokenizer: str = "detokenizer"
     watchdog: str = "watchdog"

@@ -90,7 +90,7 @@ class Scheduler(Actor):
         self.loop: Loop = make_loop(config, self, self.journal, tier_client)
         self.tier_client: TierClient | NoTierClient = tier_client or NoTierClient()
         self.tier_client.attach(self.loop)
-        self.weight_client = WeightClient(self, names)
+        self.weight_client = self.members = WeightClient(self, names)
         self.stage, self.exchanged = self.weight_client.stage, self.weight_client.exchanged
         self.adapter_effects = AdapterClient(self, names)
         self.intake = Intake(self.loop, self, config.served)

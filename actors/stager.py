@@ -24,6 +24,8 @@ from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.weight_questions import WeightQuestions
 from pawl.gpu.step_runner import AdapterRefused, StepRunner, WeightsRefused
+from pawl.gpu.trainers.received import Received
+from pawl.lifecycle.weight_source import FromTrainer, WeightSource
 from pawl.loops.intake import Outcome
 from pawl.loops.orders.adapters import AdapterFailed, AdapterLoaded
 from pawl.loops.orders.weights import WeightsFailed, WeightsStaged
@@ -42,10 +44,12 @@ class Stager(Actor):
 
     accepts = ToStager | Ask
 
-    def __init__(self, runner: StepRunner[Any], names: Names = NAMES) -> None:
+    def __init__(self, runner: StepRunner[Any], received: Received | None = None, names: Names = NAMES) -> None:
+        """`received`: where the weights are that trainers have broadcast."""
         self._names = names
         self._runner = runner
         self._questions = WeightQuestions(runner)
+        self._received = received or Received()
 
     def receive(self, message: ToStager | Ask) -> None:
         if isinstance(message, Ask):
@@ -53,8 +57,8 @@ class Stager(Actor):
             return
         try:
             match message:
-                case Stage(ticket, source, last):
-                    fingerprint = self._runner.stage(ticket, source, last=last)
+                case Stage(ticket, last=last):
+                    fingerprint = self._runner.stage(ticket, self._source(message), last=last)
                     answer: WeightsStaged | AdapterLoaded = WeightsStaged(ticket, fingerprint)
                 case ReadAdapter(ticket, slot, source):
                     answer = AdapterLoaded(ticket, self._runner.load_adapter(slot, source))
@@ -82,6 +86,9 @@ class Stager(Actor):
         reply = Reply(ask.ticket, outcome.ok, outcome.message, outcome.facts)
         self.context.send(ask.reply_to, reply, Lane.CONTROL)
 
+    def _source(self, message: Stage) -> WeightSource:
+        return self._received.take(message.ticket) if isinstance(message.source, FromTrainer) else message.source
+
     def _failed(self, message: ToStager, error: Exception) -> None:
         what = WEIGHTS_UNREAD if isinstance(message, Stage) else ADAPTER_UNREAD
         self._refuse(message, f"{what}: {type(error).__name__}")
@@ -89,7 +96,12 @@ class Stager(Actor):
     def _refuse(self, message: ToStager, reason: str) -> None:
         if isinstance(message, EmptyAdapterSlot):  # whatever is there, nobody is computed with it
             return
-        reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
+        reason = shortened(reason)
         log.warning("refused", what=type(message).__name__, reason=reason)
         failed = WeightsFailed if isinstance(message, Stage) else AdapterFailed
         self.context.send(self._names.scheduler, failed(message.ticket, reason), Lane.CONTROL)
+
+
+def shortened(reason: str) -> str:
+    """Not longer than anybody should have to read."""
+    return reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."

@@ -1,10 +1,13 @@
-"""The scheduler's side of an update of the weights: what it tells the stager, the worker, and the gateway."""
+"""The scheduler's side of an update of the weights: what it tells stager, groups, worker, and gateway."""
 
 from __future__ import annotations
 
-from pawl.actors.messages.weights import Stage, Swap, WeightsServed
+from collections.abc import Sequence
+
+from pawl.actors.messages.weights import JoinGroup, KeepGroups, ReceiveParts, Stage, Swap, WeightsServed
 from pawl.actors.names import Names
 from pawl.actors.runtime.actor import Actor, Lane
+from pawl.lifecycle.weight_group import Place, TensorSpec
 from pawl.lifecycle.weight_source import Sent
 from pawl.loops.intake import Intake
 from pawl.loops.recovery import FAILED_ORDER
@@ -24,6 +27,21 @@ class WeightClient:
         """Have new weights laid out beside the old ones."""
         self._actor.context.send(self._names.stager, Stage(ticket, source, last))
 
+    def join_group(self, number: int, place: Place) -> None:
+        """Have a trainer's group joined."""
+        self._to_groups(JoinGroup(number, place))
+
+    def receive_weights(self, number: int, ticket: int, specs: Sequence[TensorSpec], flat: bool) -> None:
+        """Have what its trainer broadcasts received."""
+        self._to_groups(ReceiveParts(number, ticket, tuple(specs), flat))
+
+    def keep_groups(self, numbers: Sequence[int]) -> None:
+        """Have all other groups left."""
+        self._to_groups(KeepGroups(tuple(numbers)))
+
+    def _to_groups(self, message: JoinGroup | ReceiveParts | KeepGroups) -> None:
+        self._actor.context.send(self._names.groups, message, Lane.CONTROL)
+
     def swap_if_due(self, intake: Intake) -> None:
         """New weights are staged, and every step has come back: the worker is to exchange them."""
         weights = intake.weights
@@ -37,6 +55,7 @@ class WeightClient:
         """The scheduler has failed in the middle of something: the worker is asked again, who answers again."""
         self._asked = 0
         intake.weights.recovered(FAILED_ORDER, now)
+        intake.groups.recovered(FAILED_ORDER, now)
 
     def exchanged(self, served: Served) -> None:
         """Tell what is served."""

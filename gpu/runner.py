@@ -49,7 +49,6 @@ from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_
 from pawl.gpu.updates import Updates, Version
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
-from pawl.lifecycle.weight_source import WeightSource
 from pawl.memory.partners import NO_PAGE
 
 log = structlog.get_logger("pawl.gpu.runner")
@@ -96,6 +95,7 @@ class Runner:
         make = partial(select_backend, config=config, kv=self.kv, threads=threads, deterministic=deterministic)
         self._compute_with(make(backend, weights=weights))
         self._updates = Updates(config, dtype, partial(make, self.backend.name), Version(self.backend, fingerprint))
+        self.stage, self.expect = self._updates.stage, self._updates.expect
         self.layout = f"{self.kv.layout} {self.backend.name} {fingerprint}"
         """How the bytes of a page are to be read, and whose they are: a copy of a page may be written wherever this is
         equal. Other weights give other keys and values for the same tokens, another backend other last bits."""
@@ -160,10 +160,6 @@ class Runner:
     def write_pages(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
         """Put what `read_pages` gave into `pages`, before any step that is launched later; see `KvStore.write`."""
         self.kv.write(pages, blocks)
-
-    def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
-        """See `StepRunner.stage`."""
-        return self._updates.stage(ticket, source, last=last)
 
     def swap(self, ticket: int) -> None:
         """See `StepRunner.swap`. Graphs hold addresses of weights: they are recorded again."""

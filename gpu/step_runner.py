@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
+from pawl.lifecycle.weight_group import TensorSpec
 from pawl.lifecycle.weight_source import WeightSource
 
 Launched = TypeVar("Launched")
@@ -104,6 +105,10 @@ class StepRunner(Protocol[Launched]):
 
         Of two parts that name the same weight the later counts. A call under another ticket drops what was kept or
         staged before."""
+
+    def expect(self, specs: Sequence[TensorSpec]) -> None:
+        """Check that tensors of these names, types and shapes can be staged, before they are there. Any thread may call
+        it. Raises WeightsRefused."""
 
     def swap(self, ticket: int) -> None:
         """Compute with what is staged under `ticket`; no step is in flight. Pages keep their bytes, which mean nothing

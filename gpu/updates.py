@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,7 +22,8 @@ from pawl.gpu.weights.overlay import Overlay
 from pawl.gpu.weights.safetensors import FolderError, as_stored, parsed, sent_weights
 from pawl.gpu.weights.shared_memory import read_segment
 from pawl.gpu.weights.source import load_weights, resolve_source
-from pawl.lifecycle.weight_source import FromBytes, FromDisk, FromSharedMemory, FromTensors, WeightSource
+from pawl.lifecycle.weight_group import TensorSpec
+from pawl.lifecycle.weight_source import FromBytes, FromDisk, FromMemory, FromSharedMemory, FromTensors, WeightSource
 
 _REFUSALS = (ModelNotFound, FolderError, GgufFormatError, UnsupportedModel, WeightMismatch, OSError, MemoryError)
 _KINDS = {"safetensors": "huggingface", "gguf": "gguf"}
@@ -95,7 +96,7 @@ class Updates:
             raise WeightsRefused(f"{source.path} is another model than the one that is served: {differing}")
         return load_weights(found, self._dtype, mapped=False)
 
-    def _received(self, source: FromBytes | FromSharedMemory | FromTensors) -> dict[str, Tensor]:
+    def _received(self, source: FromBytes | FromSharedMemory | FromTensors | FromMemory) -> dict[str, Tensor]:
         match source:
             case FromBytes(data):
                 tensors: Mapping[str, Tensor] = parsed(data)
@@ -103,9 +104,22 @@ class Updates:
                 tensors = parsed(read_segment(name, size, self._most_bytes))
             case FromTensors(tensors):
                 pass
+            case FromMemory():
+                tensors = _in_memory(source)
         if not tensors:
             raise WeightsRefused("no tensors were sent")
         return sent_weights(tensors, self._config, self._dtype)
+
+    def expect(self, specs: Sequence[TensorSpec]) -> None:
+        """See `StepRunner.expect`."""
+        # Of tensors whose names the model skips, any shape would fit.
+        if sum(spec.num_bytes for spec in specs) > self._most_bytes:
+            raise WeightsRefused(f"all weights of this model have at most {self._most_bytes} bytes")
+        try:
+            described = {spec.name: torch.empty(spec.shape, dtype=_dtype(spec), device="meta") for spec in specs}
+            sent_weights(described, self._config, self._dtype)
+        except (*_REFUSALS, RuntimeError, IndexError, TypeError) as error:  # what no tensor of the model can be cut to
+            raise WeightsRefused(" ".join(str(error).split()) or type(error).__name__) from error
 
     def take(self, ticket: int) -> Version:
         """What is staged under this ticket, once. Raises WeightsRefused."""
@@ -113,6 +127,20 @@ class Updates:
         if staged is None or staged[0] != ticket:
             raise WeightsRefused(f"nothing is staged for update {ticket}")
         return staged[1]
+
+
+def _dtype(spec: TensorSpec) -> torch.dtype:
+    found: torch.dtype = getattr(torch, spec.dtype)
+    return found
+
+
+def _in_memory(source: FromMemory) -> dict[str, Tensor]:
+    """Views of what was received."""
+    whole = torch.frombuffer(source.memory, dtype=torch.uint8)
+    return {
+        spec.name: whole[offset : offset + spec.num_bytes].view(_dtype(spec)).reshape(spec.shape)
+        for spec, offset in zip(source.specs, source.offsets, strict=False)
+    }
 
 
 def differences(served: ModelConfig, new: ModelConfig) -> str:

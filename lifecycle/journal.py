@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.machines.adapter import AdapterEvent, AdapterPhase
+from pawl.lifecycle.machines.weight_group import GroupEvent, GroupPhase
 from pawl.lifecycle.machines.weights import WeightEvent, Weights
 from pawl.lifecycle.records import (
     AdapterMoved,
@@ -35,6 +36,7 @@ from pawl.lifecycle.records import (
     TierTold,
     Transition,
     UInt8s,
+    WeightGroupMoved,
     WeightsMoved,
 )
 from pawl.lifecycle.requests import Indices, RequestInfo, RequestTable
@@ -228,6 +230,10 @@ class Journal:
         """An adapter took one edge; it has this slot then, and this content."""
         number, name, source = adapter.number, adapter.name, adapter.phase
         self._emit(AdapterMoved(number, name, source, event, target, slot, fingerprint, now))
+
+    def weight_group(self, number: int, source: GroupPhase, event: GroupEvent, target: GroupPhase, now: float) -> None:
+        """A trainer's group took one edge."""
+        self._emit(WeightGroupMoved(number, source, event, target, now))
 
     def idled(self, now: float) -> None:
         """There was work, but no step could be planned."""

@@ -42,6 +42,7 @@ from pawl.lifecycle.columns import int32s as int32s
 from pawl.lifecycle.columns import uint8s as uint8s
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.machines.adapter import AdapterEvent, AdapterPhase
+from pawl.lifecycle.machines.weight_group import GroupEvent, GroupPhase
 from pawl.lifecycle.machines.weights import WeightEvent, Weights
 from pawl.lifecycle.marks import Contained as Contained
 from pawl.lifecycle.marks import Digest as Digest
@@ -250,6 +251,17 @@ class AdapterMoved(msgspec.Struct, frozen=True, array_like=True, tag=21):
     time: float
 
 
+class WeightGroupMoved(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """The engine has joined, uses, or has left a group in which a trainer broadcasts weights."""
+
+    number: int
+    """Counts the groups of a run."""
+    source: GroupPhase
+    event: GroupEvent
+    target: GroupPhase
+    time: float
+
+
 class Counts(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """Totals since start, as the engine's own counters have them."""
 
@@ -294,6 +306,7 @@ Record: TypeAlias = (
     | Checkpoint
     | WeightsMoved
     | AdapterMoved
+    | WeightGroupMoved
 )
 RECORD_TYPES: tuple[type[msgspec.Struct], ...] = get_args(Record)
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
 
+from pawl.lifecycle.weight_group import TensorSpec
+
 SegmentName = Annotated[str, msgspec.Meta(pattern=r"^/?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,250}$")]
 
 SegmentSize = Annotated[int, msgspec.Meta(ge=8)]
@@ -44,6 +46,21 @@ class FromTensors(NamedTuple):
     tensors: Mapping[str, Any]
 
 
-Sent: TypeAlias = FromDisk | FromBytes | FromSharedMemory
+class FromMemory(NamedTuple):
+    """Some weights as bytes in memory, one after the other."""
+
+    specs: tuple[TensorSpec, ...]
+    offsets: tuple[int, ...]
+    """Of each, in bytes."""
+    memory: Any
+    """A buffer."""
+
+
+class FromTrainer(msgspec.Struct, frozen=True, tag=True):
+    """What a trainer has broadcast; the stager finds it under the ticket of the update."""
+
+
+Sent: TypeAlias = FromDisk | FromBytes | FromSharedMemory | FromTrainer
 """What a message can hold."""
-WeightSource: TypeAlias = Sent | FromTensors
+WeightSource: TypeAlias = FromDisk | FromBytes | FromSharedMemory | FromTensors | FromMemory
+"""What a runner reads."""

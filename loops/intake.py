@@ -20,6 +20,7 @@ from pawl.loops.adapter import AdapterEffects
 from pawl.loops.adapters import Adapters
 from pawl.loops.loop import Loop
 from pawl.loops.sessions import Begun
+from pawl.loops.weight_groups import GroupKeeper, Members
 from pawl.loops.weights import Served, WeightKeeper
 from pawl.memory.arrays import Int32s
 
@@ -85,6 +86,10 @@ class Caller(Protocol):
     def stage(self, ticket: int, source: Sent, last: bool) -> None:
         """Have new weights laid out beside the old ones; WeightsStaged or WeightsFailed is to follow."""
 
+    @property
+    def members(self) -> Members:
+        """Of trainers' groups."""
+
     def exchanged(self, served: Served) -> None:
         """These weights are served from now on."""
 
@@ -99,9 +104,8 @@ class Intake:
     def __init__(self, loop: Loop, caller: Caller, served: Served) -> None:
         """`served`: the weights that the engine starts with."""
         self.loop = loop
-        self.weights = WeightKeeper(
-            loop, served, caller.exchanged, lambda number, ok, text: self.answer(number, Outcome(ok, text))
-        )
+        self.weights = WeightKeeper(loop, served, caller.exchanged, self._told)
+        self.groups = GroupKeeper(loop.journal, self.weights, caller.members, self._told)
         self.adapters = next((each for each in loop.companions if isinstance(each, Adapters)), None)
         """None: the engine has no slots for any."""
         if self.adapters is not None:
@@ -181,7 +185,10 @@ class Intake:
         """Numbers of those who are answered later: their orders wait for rest, or have begun something."""
         update, adapters = self.weights.update, self.adapters
         begun = set[int]() if adapters is None else adapters.owed
-        return {*self.waiting, *begun} if update is None else {*self.waiting, *begun, update.asker}
+        return {*self.waiting, *begun, *self.groups.askers} | (set() if update is None else {update.asker})
+
+    def _told(self, number: int, ok: bool, text: str) -> None:
+        self.answer(number, Outcome(ok, text))
 
     @property
     def adapter_facts(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ come out as it was recorded, times and digests included. No model is needed: the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
@@ -53,6 +53,7 @@ from pawl.lifecycle.records import (
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, Event
 from pawl.lifecycle.step import Embedding, StepResult
+from pawl.lifecycle.weight_group import Place, TensorSpec
 from pawl.lifecycle.weight_source import Sent
 from pawl.loops.adapter import AdapterEffects, Named
 from pawl.loops.batch import ScheduledBatch
@@ -116,6 +117,7 @@ class Replay:
             self.loop = make_loop(config, self, Journal(self._made.append, started), self)
         except Exception as error:  # settings may be anything
             raise NotReplayable(f"its loop cannot be set up: {type(error).__name__}: {error}") from error
+        self.members = self
         self.intake = Intake(self.loop, self, config.served)
         self.violations: list[MemoryViolation] = []
         """Properties of memory that were found broken on the way."""
@@ -178,6 +180,12 @@ class Replay:
     def empty(self, slot: int) -> None: ...
 
     def named(self, adapters: tuple[Named, ...]) -> None: ...
+
+    def join_group(self, number: int, place: Place) -> None: ...
+
+    def receive_weights(self, number: int, ticket: int, specs: Sequence[TensorSpec], flat: bool) -> None: ...
+
+    def keep_groups(self, numbers: Sequence[int]) -> None: ...
 
     def violated(self, violation: MemoryViolation) -> None:
         self.violations.append(violation)

@@ -47,6 +47,7 @@ def snapshot_of(intake: Intake) -> Plain:
         "limits": loop.limits.snapshot(),
         "sessions": loop.requests.sessions.snapshot(),
         "weights": intake.weights.snapshot(),
+        "groups": intake.groups.snapshot(),
         "newest": intake._newest,
         "ended_early": [(number, str(cause), text) for number, (cause, text) in intake._ended_early.items()],
     }
@@ -91,6 +92,7 @@ def restore(intake: Intake, plain: Plain) -> None:
     intake.waiting = {number: _order(data) for number, data in plain["orders"]}
     intake.draining, intake._newest = plain["draining"], plain["newest"]
     intake.weights.restore(plain["weights"])
+    intake.groups.restore(plain["groups"])
     intake._ended_early = {number: (Cause(cause), text) for number, cause, text in plain["ended_early"]}
 
 

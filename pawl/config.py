@@ -43,6 +43,7 @@ class ConfigError(ValueError):
 
 
 AtLeastOne = Annotated[int, Meta(ge=1, le=1 << 31)]
+UpTo64 = Annotated[int, Meta(ge=1, le=64)]
 AboveZero = Annotated[float, Meta(gt=0, le=1e6)]
 Text = Annotated[str, Meta(min_length=1)]
 
@@ -133,6 +134,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cors_origins: Annotated[
         Text | None, _meta("server", "origins whose web pages may ask, with commas; * is all; otherwise none")
     ] = None
+    trainer_hosts: Annotated[
+        Text | None,
+        _meta("server", "hosts whose trainers may send weights, with commas; those of this machine always may"),
+    ] = None
+    trainer_timeout_s: Annotated[
+        Annotated[float, Meta(gt=0, le=3000)],
+        _meta("server", "seconds for a trainer's group to meet, and for one message of weights to come"),
+    ] = 300.0
     max_body_mb: Annotated[AboveZero, _meta("server", "larger request bodies are refused with 413")] = 32.0
     tool_call_parser: Annotated[
         Literal["auto", "hermes", "llama3_json", "mistral", "pythonic"],
@@ -145,23 +154,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     max_running: Annotated[AtLeastOne, _feature("scheduling", "max_running")] = 256
     max_queued: Annotated[AtLeastOne, _feature("scheduling", "max_queued")] = 1024
-    prefill_chunk: Annotated[
-        AtLeastOne | None,
-        _feature("scheduling", "prefill_chunk"),
-    ] = None
+    prefill_chunk: Annotated[AtLeastOne | None, _feature("scheduling", "prefill_chunk")] = None
     pacing: Annotated[str, _feature("scheduling", "pacing")] = "overlap"
     mixed: Annotated[bool, _feature("scheduling", "mixed")] = True
     policy: Annotated[str, _feature("scheduling", "policy")] = "fcfs"
     speculate: Annotated[str, _feature("scheduling", "speculate")] = "none"
-    num_speculative_tokens: Annotated[
-        Annotated[int, Meta(ge=1, le=64)] | None, _feature("scheduling", "num_speculative_tokens")
-    ] = None
-    prompt_lookup_min: Annotated[
-        Annotated[int, Meta(ge=1, le=64)] | None, _feature("scheduling", "prompt_lookup_min")
-    ] = None
-    prompt_lookup_max: Annotated[
-        Annotated[int, Meta(ge=1, le=64)] | None, _feature("scheduling", "prompt_lookup_max")
-    ] = None
+    num_speculative_tokens: Annotated[UpTo64 | None, _feature("scheduling", "num_speculative_tokens")] = None
+    prompt_lookup_min: Annotated[UpTo64 | None, _feature("scheduling", "prompt_lookup_min")] = None
+    prompt_lookup_max: Annotated[UpTo64 | None, _feature("scheduling", "prompt_lookup_max")] = None
     request_timeout_s: Annotated[
         AboveZero, _meta("scheduling", "a request older than this is ended, unless it brings its own limit")
     ] = 600.0
@@ -187,10 +187,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cache: Annotated[str, _feature("memory", "cache")] = "radix"
     eviction: Annotated[str, _feature("memory", "eviction")] = "lru"
     cache_core: Annotated[str, _feature("memory", "cache_core")] = "auto"
-    hybrid_pools: Annotated[
-        Literal["auto", "on", "off"],
-        _feature("memory", "hybrid_pools"),
-    ] = "auto"
+    hybrid_pools: Annotated[Literal["auto", "on", "off"], _feature("memory", "hybrid_pools")] = "auto"
     host_cache_gb: Annotated[
         AboveZero | None, _meta("memory", "host memory for pages that leave the device; otherwise none")
     ] = None

@@ -27,7 +27,9 @@ PATIENCE_S = 3600.0
 ON_DISK = {DEFAULT_VERSION: "ghost", "a": "ghost:a", "b": "ghost:b", "c": "ghost:c"}
 SENT = {"p": "ghost:p+q", "r": "ghost:r+s"}
 """As tensors."""
-SOURCES = ON_DISK | SENT
+BROADCAST = {"t": "ghost:t+u"}
+"""By a trainer."""
+SOURCES = ON_DISK | SENT | BROADCAST
 """Of versions that simulated clients have served, the first one among them; a ghost says other things under each."""
 NOWHERE = "nowhere"
 NO_FILE, NO_WEIGHT = "no such file", "do not fit"

@@ -6,6 +6,9 @@ from typing import Any
 
 import msgspec
 
+LATE = "did not answer within"
+"""Words of a reply that the asker makes when its time is over."""
+
 
 class Reply(msgspec.Struct, frozen=True, tag=True, eq=False):
     """scheduler -> who asked: what became of a control message. The ticket is that of the ask."""

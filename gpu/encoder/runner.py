@@ -15,11 +15,15 @@ from pawl.gpu.pooling import Pooling, pooled
 from pawl.gpu.step_runner import Abilities, NoAdapters, WeightsRefused
 from pawl.lifecycle.recompute import Computed, Recorded
 from pawl.lifecycle.step import Embedding, Int32s, StepBatch, StepResult
+from pawl.lifecycle.weight_group import TensorSpec
 from pawl.lifecycle.weight_source import WeightSource
 
 NAME = "encoder"
 """Where other models have the name of a backend."""
 _NONE = np.zeros(0, np.int32)
+
+
+FIXED = "the weights of an encoder are not exchanged while it serves: start another server"
 
 
 class EncoderRunner(NoAdapters):
@@ -49,7 +53,11 @@ class EncoderRunner(NoAdapters):
 
     def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
         """Raises WeightsRefused."""
-        raise WeightsRefused("the weights of an encoder are not exchanged while it serves: start another server")
+        raise WeightsRefused(FIXED)
+
+    def expect(self, specs: Sequence[TensorSpec]) -> None:
+        """Raises WeightsRefused."""
+        raise WeightsRefused(FIXED)
 
     def swap(self, ticket: int) -> None:
         """Raises WeightsRefused."""

@@ -28,13 +28,14 @@ from pawl.gpu.ghost.language import VOCABULARY_SIZE, adapter_salt_of, likeliest
 from pawl.gpu.ghost.memory import Computed, GhostFault, GhostMemory
 from pawl.gpu.ghost.small import SmallMemory, likeliest_after
 from pawl.gpu.ghost.store import GhostStore
-from pawl.gpu.ghost.weights import GhostUpdates
+from pawl.gpu.ghost.weights import GhostUpdates, check
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.ragged import ragged_offsets, with_chained
 from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs
 from pawl.gpu.step_runner import Abilities, AdapterRefused
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import Bools, Int32s, SlotAssignment, StepBatch, StepResult
+from pawl.lifecycle.weight_group import TensorSpec
 from pawl.lifecycle.weight_source import WeightSource
 
 _NOTHING = -1
@@ -174,6 +175,11 @@ class Ghost:
     def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
         """See `StepRunner.stage`."""
         return self._updates.stage(ticket, source, last)
+
+    def expect(self, specs: Sequence[TensorSpec]) -> None:
+        """See `StepRunner.expect`."""
+        for spec in specs:
+            check(spec.name, spec.dtype, spec.shape)
 
     def swap(self, ticket: int) -> None:
         """See `StepRunner.swap`."""

@@ -12,7 +12,7 @@ from safetensors.numpy import load, save
 
 from pawl.gpu.step_runner import WeightsRefused
 from pawl.gpu.weights.shared_memory import read_segment
-from pawl.lifecycle.weight_source import FromBytes, FromDisk, FromSharedMemory, FromTensors, WeightSource
+from pawl.lifecycle.weight_source import FromBytes, FromDisk, FromMemory, FromSharedMemory, FromTensors, WeightSource
 
 _WORD = (1 << 64) - 1
 _MOST_BYTES = 4096
@@ -54,10 +54,7 @@ class GhostWeights(NamedTuple):
         if not tensors:
             raise WeightsRefused("no tensors were sent")
         for name, tensor in tensors.items():
-            if name not in NAMES:
-                raise WeightsRefused(f"a ghost has no weight {name[:60]!r}; it has {' and '.join(NAMES)}")
-            if tensor.dtype != np.uint64 or tensor.shape != (1,):
-                raise WeightsRefused(f"{name} is {tensor.dtype} {tensor.shape}, not uint64 (1,)")
+            check(name, str(tensor.dtype), tensor.shape)
         words = {
             field: int(tensors[name][0]) for field, name in zip(self._fields, NAMES, strict=True) if name in tensors
         }
@@ -70,6 +67,14 @@ class GhostWeights(NamedTuple):
 
 
 NAMES = ("ghost.first", "ghost.second")
+
+
+def check(name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    """Raises WeightsRefused where a ghost has no such weight."""
+    if name not in NAMES:
+        raise WeightsRefused(f"a ghost has no weight {name[:60]!r}; it has {' and '.join(NAMES)}")
+    if dtype != "uint64" or shape != (1,):
+        raise WeightsRefused(f"{name} is {dtype} {shape}, not uint64 (1,)")
 
 
 class GhostUpdates:
@@ -102,11 +107,14 @@ class GhostUpdates:
         return self.serving
 
 
-def received(source: FromBytes | FromSharedMemory | FromTensors) -> dict[str, Any]:
+def received(source: FromBytes | FromSharedMemory | FromTensors | FromMemory) -> dict[str, Any]:
     """The tensors that were sent. Raises WeightsRefused."""
     match source:
         case FromTensors(tensors):
             return dict(tensors)
+        case FromMemory(specs, offsets, memory):
+            places = zip(specs, offsets, strict=False)
+            return {spec.name: np.frombuffer(memory, spec.dtype, 1, offset) for spec, offset in places}
         case FromBytes(data):
             pass
         case FromSharedMemory(name, size):

@@ -15,8 +15,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from pawl.gpu.frames import read_frame, write_frame
 from pawl.gpu.grammars.base import GrammarRefused, Words
-from pawl.gpu.grammars.compiling import MAX_PAYLOAD, MEMORY, TOO_LARGE, Setup, Told, read_frame, write_frame
+from pawl.gpu.grammars.compiling import MAX_PAYLOAD, MEMORY, TOO_LARGE, Setup, Told
 from pawl.gpu.grammars.xgrammar import XLibrary
 from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.step import Int32s

@@ -13,10 +13,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from threading import Lock, Timer
-from typing import IO
 
 import msgspec
 
+from pawl.gpu.frames import read_frame, write_frame
 from pawl.gpu.grammars.base import GrammarRefused, Words
 from pawl.lifecycle.grammar import Grammar
 
@@ -135,19 +135,3 @@ class CompileProcess:
             return None
         finally:
             timer.cancel()
-
-
-def write_frame(stream: IO[bytes], message: bytes) -> None:
-    """Write one frame. Raises OSError."""
-    stream.write(len(message).to_bytes(4, "little") + message)
-    stream.flush()
-
-
-def read_frame(stream: IO[bytes]) -> bytes | None:
-    """Read one frame; None at the end of the stream, also in the middle of a frame."""
-    head = stream.read(4)
-    if len(head) < 4:
-        return None
-    length = int.from_bytes(head, "little")
-    body = stream.read(length)
-    return body if len(body) == length else None

@@ -10,6 +10,7 @@ import numpy as np
 from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.machines.adapter import AdapterPhase
 from pawl.lifecycle.machines.serving import Serving
+from pawl.lifecycle.machines.weight_group import GroupPhase
 from pawl.lifecycle.machines.weights import Weights
 from pawl.lifecycle.records import CacheChange, Checkpoint, Int32s, Started, Submitted
 from pawl.lifecycle.requests import RequestTable
@@ -69,6 +70,16 @@ class _Companion(msgspec.Struct):
     adapters: list[Kept] = []
 
 
+class _Group(msgspec.Struct):
+    number: int
+    phase: GroupPhase
+
+
+class _Groups(msgspec.Struct):
+    groups: dict[str, _Group]
+    joined: int
+
+
 class _State(msgspec.Struct):
     """The part of `loops/snapshot.py` that properties begin with."""
 
@@ -83,6 +94,7 @@ class _State(msgspec.Struct):
     limits: _Limits
     sessions: list[Any]
     weights: _Weights
+    groups: _Groups
     ended_early: list[tuple[int, str, str]]
     companions: list[_Companion] = []
 
@@ -118,6 +130,7 @@ class Beginning(NamedTuple):
     weights: _Weights
     adapters: tuple[Kept, ...]
     """Those that are not gone."""
+    groups: _Groups
     ended_early: frozenset[int]
     """Requests that are to be aborted when they come."""
 
@@ -155,6 +168,7 @@ def beginning_of(checkpoint: Checkpoint) -> Beginning:
         sessions=state.sessions,
         weights=state.weights,
         adapters=tuple(adapter for companion in state.companions for adapter in companion.adapters),
+        groups=state.groups,
         ended_early=frozenset(number for number, *_ in state.ended_early),
     )
 

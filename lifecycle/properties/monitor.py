@@ -43,6 +43,7 @@ from pawl.lifecycle.properties.start import StartAgrees
 from pawl.lifecycle.properties.steps import Malformed
 from pawl.lifecycle.properties.stream_positions import StreamPositions
 from pawl.lifecycle.properties.time_order import TimeOrder
+from pawl.lifecycle.properties.weight_groups import WeightGroups
 from pawl.lifecycle.records import Record
 
 PROPERTIES: tuple[type[Property], ...] = (
@@ -74,6 +75,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     LimitsHold,
     WeightEpochs,
     AdapterReferences,
+    WeightGroups,
     SessionAtomicity,
     ObservabilityConservation,
     StreamPositions,

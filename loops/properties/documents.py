@@ -60,6 +60,7 @@ CONTROL: dict[str, str] = {
     "quiescent_flush": "",
     "limits_hold": "requests that may wait: by simulated clients",
     "weight_epochs": "which weights computed: by the ghost, and by what simulated clients get under each name",
+    "weight_groups": "what was sent, and that who waits is told: by simulated clients",
     "session_atomicity": "turns that are refused for no reason: by simulated clients",
     "adapter_references": "which adapter computed: by the ghost, and by what simulated clients get under each name",
     "one_decision_log": "several ranks: there is one",

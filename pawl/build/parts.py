@@ -17,6 +17,7 @@ from pawl import __version__
 from pawl.actors.recorder import Recorder
 from pawl.actors.storage import Storage
 from pawl.actors.text.vocabulary import Vocabulary
+from pawl.actors.weight_groups import LOCAL, Trainers
 from pawl.build.lora import lora_settings
 from pawl.build.tiers import make_storage, tier_config, wants_tiers
 from pawl.config import ConfigError, ServerConfig, default_trace_dir
@@ -69,6 +70,7 @@ class Parts:
     """What the runner follows grammars with; None where there are none for the vocabulary."""
     profiler: Profiler | None = None
     """Of the worker; None: its own."""
+    trainers: Trainers = field(default_factory=Trainers)
 
 
 def check_settings(config: ServerConfig) -> None:
@@ -207,7 +209,13 @@ def assemble(
         storage=storage,
         grammars=grammars,
         profiler=Profiler(torch_tracer, Path(config.profile_dir)),
+        trainers=_trainers(config),
     )
+
+
+def _trainers(config: ServerConfig) -> Trainers:
+    others = [host.strip() for host in (config.trainer_hosts or "").split(",") if host.strip()]
+    return Trainers((*LOCAL, *others), config.trainer_timeout_s)
 
 
 def _trace_writer(config: ServerConfig) -> TraceWriter | None:

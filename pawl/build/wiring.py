@@ -5,6 +5,7 @@
        └───── detokenizer ◄───┘    └────────┘              storage  ◄► scheduler, worker
                                                            grammar  ◄► scheduler
                                                            stager   ◄► scheduler
+                                                           groups   ◄► scheduler
 
 Who is spawned how, who is watched, and in which order actors stop follow from the list.
 """
@@ -25,8 +26,10 @@ from pawl.actors.scheduler import Scheduler
 from pawl.actors.stager import Stager
 from pawl.actors.tokenizer import Tokenizer
 from pawl.actors.watchdog import Watchdog
+from pawl.actors.weight_groups import WeightGroups
 from pawl.actors.worker import Worker
 from pawl.build.parts import Parts
+from pawl.gpu.trainers.received import Received
 
 
 class ActorSpec(NamedTuple):
@@ -60,6 +63,7 @@ def engine_actors(
     told = max(4096, 2 * config.max_running + config.max_queued)
     started = parts.started if parts.recorder is not None else None
     storage, recorder = parts.storage, parts.recorder
+    received = Received()
     return (
         ActorSpec(names.tokenizer, Tokenizer(parts.vocabulary, config.max_context, names)),
         ActorSpec(
@@ -72,7 +76,8 @@ def engine_actors(
             if parts.grammars
             else []
         ),
-        ActorSpec(names.stager, Stager(parts.runner, names)),
+        ActorSpec(names.groups, WeightGroups(parts.runner, received, parts.trainers, names)),
+        ActorSpec(names.stager, Stager(parts.runner, received, names)),
         ActorSpec(names.worker, Worker(parts.runner, names, parts.profiler), overflow=hold),
         *([ActorSpec(names.storage, storage)] if storage is not None else []),
         ActorSpec(names.detokenizer, Detokenizer(parts.vocabulary, names), overflow=hold, capacity=told),

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pawl.actors.asks import LATE
 from pawl.actors.control import row_of
-from pawl.actors.messages.control import Reply
+from pawl.actors.messages.control import LATE, Reply
 from pawl.actors.messages.generate import Usage
 from pawl.actors.names import NAMES
 from pawl.actors.simulation.faults import FaultKind

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
@@ -26,6 +27,7 @@ from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Case
 from pawl.actors.simulation.faults import Faults, InjectedCrash
 from pawl.actors.simulation.system import ActorFailure, SimulatedSystem
+from pawl.actors.weight_groups import Trainers
 from pawl.build.ghost import GhostSource
 from pawl.build.parts import Parts
 from pawl.build.wiring import engine_actors, spawn_all, stop_order
@@ -50,6 +52,7 @@ from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking, UsageTold
 from pawl.testing.reached import events_of
 from pawl.testing.reuse import WatchedGhost
 from pawl.testing.timely import TimelyScheduler, timely
+from pawl.testing.trainers import LIMIT_S, SimulatedMember
 from pawl.testing.workload import Workload
 
 NO_FAULTS = Faults()
@@ -120,6 +123,7 @@ class Cluster(Case):
             storage=storage_of(shape, config, self.runner, system.strikes),
             grammars=simulated_grammars(),
             profiler=simulated_profiler(system.strikes),
+            trainers=Trainers(limit_s=LIMIT_S, make_member=partial(SimulatedMember, system.strikes)),
         )
         self.desk = self.make_desk(workload, config.max_running + config.max_queued, model.expectations)
         self.desk.report = self._report

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pawl.actors.control import ROWS, row_of
 from pawl.actors.simulation.faults import FaultKind
+from pawl.lifecycle.machines.weight_group import GroupEvent
 from pawl.lifecycle.records import Checkpoint
 from pawl.lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, Cause
 from pawl.loops.lower_tiers import LowerTiers
@@ -27,7 +28,12 @@ FAULTS = {
     FaultKind.JUMP: "clock jump",
     FaultKind.CRASH: "crash of an actor",
 }
-PLACES = {"result": "lost result", "disk": "refusal of the disk"}
+PLACES = {
+    "result": "lost result",
+    "disk": "refusal of the disk",
+    "trainer gone": "lost trainer",
+    "trainer late": "late trainer",
+}
 """Where faults strike, beside the launch of a step."""
 EVENTS = (
     *(
@@ -42,6 +48,7 @@ EVENTS = (
         "page saved",
         "page fetched",
         "checkpoint",
+        "broadcast",
         "wrong draft",
         "right draft",
     ),
@@ -66,6 +73,7 @@ def events_of(run: Cluster) -> Iterator[str]:
         "wrong draft": counters.draft_tokens - counters.accepted_tokens,
         "right draft": counters.accepted_tokens,
         "eviction": loop.memory.cache.statistics().get("evicted_pages", 0),
+        "broadcast": any(getattr(record, "event", None) is GroupEvent.RECEIVED for record in run.trace.records),
         "checkpoint": sum(isinstance(record, Checkpoint) for record in run.trace.records),
     }
     for companion in loop.companions:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pawl.lifecycle.machines.weight_group import GroupEvent, GroupPhase
 from pawl.lifecycle.machines.weights import WeightEvent, Weights
-from pawl.lifecycle.records import WeightsMoved
+from pawl.lifecycle.records import WeightGroupMoved, WeightsMoved
 from tests.lifecycle.canaries import Canary
 from tests.lifecycle.canaries_shared import planted
 
@@ -15,6 +16,20 @@ def weights(event: WeightEvent, fingerprint: str, source: Weights = Weights.SERV
     return WeightsMoved(source, event, targets.get(event, Weights.SERVING), "", fingerprint, 1.0)
 
 
+def group(event: GroupEvent, source: GroupPhase, target: GroupPhase) -> WeightGroupMoved:
+    """The first group takes an edge, if the table has it."""
+    return WeightGroupMoved(1, source, event, target, 1.0)
+
+
+MEETS = (
+    group(GroupEvent.JOIN, GroupPhase.ABSENT, GroupPhase.JOINING),
+    group(GroupEvent.MET, GroupPhase.JOINING, GroupPhase.JOINED),
+)
+RECEIVES = (
+    *MEETS,
+    weights(WeightEvent.UPDATE, ""),
+    group(GroupEvent.RECEIVE, GroupPhase.JOINED, GroupPhase.RECEIVING),
+)
 WEIGHT_CANARIES: dict[str, Canary] = {
     "weights that are exchanged and were not staged": Canary(
         "weight_epochs",
@@ -35,5 +50,25 @@ WEIGHT_CANARIES: dict[str, Canary] = {
         "weight_epochs",
         planted("plan 2", weights(WeightEvent.UPDATE, ""), weights(WeightEvent.STAGED, "", Weights.STAGING)),
         "a step is planned while the weights are being exchanged",
+    ),
+    "weights that are received for no update": Canary(
+        "weight_groups",
+        planted("commit 2", *MEETS, RECEIVES[-1]),
+        "group 1 receives weights for no update",
+    ),
+    "half of the weights": Canary(
+        "weight_groups",
+        planted("commit 2", *RECEIVES, weights(WeightEvent.STAGED, "", Weights.STAGING)),
+        "weights were staged of which some are still to come",
+    ),
+    "an update that goes on without its trainer": Canary(
+        "weight_groups",
+        planted("commit 2", *RECEIVES, group(GroupEvent.LOST, GroupPhase.RECEIVING, GroupPhase.ABSENT)),
+        "after lost of group 1 the weights are staging",
+    ),
+    "a group that was left and is joined": Canary(
+        "weight_groups",
+        planted("commit 2", *MEETS, group(GroupEvent.LEAVE, GroupPhase.JOINED, GroupPhase.ABSENT), MEETS[0]),
+        "join takes group 1 from absent to joining; it is absent, and was left before",
     ),
 }

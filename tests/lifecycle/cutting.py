@@ -22,6 +22,7 @@ from pawl.lifecycle.properties.pausing import PausedIsStill
 from pawl.lifecycle.properties.progress import FaultIsolation
 from pawl.lifecycle.properties.sharing import WeightEpochs
 from pawl.lifecycle.properties.stream_positions import StreamPositions
+from pawl.lifecycle.properties.weight_groups import WeightGroups
 from pawl.lifecycle.records import Checkpoint, Record, Started, Submitted, Transition, int32s
 from pawl.lifecycle.requests import RequestInfo, RequestTable
 from pawl.lifecycle.states import Event, State
@@ -83,6 +84,7 @@ def _checkpoint(records: Sequence[Record]) -> Checkpoint:
         },
         "serving": str(_of(monitor, PausedIsStill)._pauses.serving),
         "weights": {"state": _of(monitor, WeightEpochs)._state, "served": {"fingerprint": history.weights.fingerprint}},
+        "groups": {"groups": {}, "joined": _of(monitor, WeightGroups)._newest},
         "ended_early": [(request, "client", "") for request in _of(monitor, AbortIsTotal)._asked],
     }
     return Checkpoint(started, msgspec.msgpack.encode(state), "", _time(records))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import StepResult
+from pawl.lifecycle.weight_group import Place, TensorSpec
 from pawl.lifecycle.weight_source import Sent
 from pawl.loops.adapter import AdapterEffects, Named
 from pawl.loops.batch import ScheduledBatch
@@ -45,6 +47,7 @@ class Driver:
         self.config = LoopConfig(**settings)  # type: ignore[arg-type]
         self.records: list[object] = []
         self.loop = make_loop(self.config, self, Journal(self.records.append), self)
+        self.members = self
         self.intake = Intake(self.loop, self, self.config.served)
         self.ghost = Ghost.for_shape(self.config, grammars=simulated_grammars())
         self.launched: deque[ScheduledBatch] = deque()
@@ -115,6 +118,15 @@ class Driver:
 
     def named(self, adapters: tuple[Named, ...]) -> None:
         self.adapters = {adapter.name: adapter.number for adapter in adapters}
+
+    def join_group(self, number: int, place: Place) -> None:
+        """A test tells what has become of it."""
+
+    def receive_weights(self, number: int, ticket: int, specs: Sequence[TensorSpec], flat: bool) -> None:
+        """A test tells what has become of it."""
+
+    def keep_groups(self, numbers: Sequence[int]) -> None:
+        self.groups_kept = list(numbers)
 
     # ---- driving ----
 

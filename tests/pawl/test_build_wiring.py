@@ -47,7 +47,8 @@ def actors(names: Names = NAMES, *, whole: bool = False) -> tuple[Gateway, tuple
 def test_actors_stop_upstream_first_and_the_trace_last() -> None:
     _, specs = actors(whole=True)
     assert stop_order(specs) == (
-        *("tokenizer", "scheduler", "stager", "worker", "storage", "detokenizer", "watchdog", "gateway", "recorder"),
+        *("tokenizer", "scheduler", "groups", "stager", "worker", "storage"),
+        *("detokenizer", "watchdog", "gateway", "recorder"),
     )
 
 

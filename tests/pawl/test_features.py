@@ -31,7 +31,7 @@ SETTINGS_NOT_DRAWN = {
     ),
     "the edge, which simulated clients do not go through": (
         *("host", "port", "api_key", "admin_api_key", "allowed_hosts", "cors_origins", "max_body_mb"),
-        *("tool_call_parser", "reasoning_parser"),
+        *("tool_call_parser", "reasoning_parser", "trainer_hosts", "trainer_timeout_s"),
     ),
     "what is written, not what is done": (
         *("trace", "trace_dir", "trace_limit_mb", "profile_dir", "log_format", "log_level"),
