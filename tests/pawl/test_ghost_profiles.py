@@ -104,3 +104,10 @@ def test_a_profile_that_cannot_be_is_refused_and_none_is_under_way(
 ) -> None:
     assert start(client, **fields).status_code == 400
     assert client.post("/stop_profile").status_code == 409
+
+
+@pytest.mark.parametrize("what", ["start", "stop", "dump"])
+def test_of_a_model_without_experts_none_are_recorded(client: httpx.Client, what: str) -> None:
+    response = client.post(f"/{what}_expert_distribution_record")
+    assert response.status_code == 400
+    assert "has no experts" in response.json()["error"]["message"]

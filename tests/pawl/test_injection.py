@@ -177,7 +177,7 @@ CONTAINMENT = (
 
 @pytest.mark.parametrize("edit", CONTAINMENT, ids=["nothing is contained", "memory is believed"])
 def test_a_server_without_its_containment_is_found_out(edit: Edit) -> None:
-    places = [place for place in places_of(workload()) if place.function == "Loop._ended"]
+    places = [place for place in places_of(workload()) if place.function == "RequestTable.complete"]
     with planted(without(edit)):
         assert broken(places, 0) != []
 
