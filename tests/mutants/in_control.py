@@ -124,7 +124,7 @@ CONTROL = (
         "What the old weights have computed stays in the prefix cache, and everybody keeps the name of its pages.",
         Edit(WeightKeeper.swapped, "lose_pages(loop, now)", "[companion.lost(now) for companion in loop.companions]"),
         Edit(WeightKeeper.swapped, "self.renew()", "pass"),
-        Edit(Scheduler._submit, "weights=self.intake.weights.served.fingerprint", "weights=self.config.weights"),
+        Edit(Scheduler._namespace, "self.intake.weights.served.fingerprint", "self.config.weights"),
     ),
     _mutant(
         "failed_update_is_served",
