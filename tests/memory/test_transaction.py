@@ -129,7 +129,7 @@ def test_an_undo_that_raises_leaves_word_of_it() -> None:
     transaction.log([].pop)
     with pytest.raises(IndexError):
         transaction.rollback()
-    assert ledger.digest.unrestored is not None
+    assert ledger.digest.unrestored == Unrestored(transaction.epoch, savepoint=0, difference=0)
 
 
 def test_aborting_newest_first_unwinds_to_before_the_oldest() -> None:

@@ -1,0 +1,40 @@
+"""Grammars as the fields of a request say them: one of each kind, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pawl.actors.fields import convert
+from pawl.actors.grammar_fields import GrammarFields, grammars_of, tag_grammar, the_one
+from pawl.actors.text.invalid import InvalidRequest
+from pawl.lifecycle.grammar import Grammar, GrammarKind
+
+FORMS: dict[str, tuple[Any, Grammar]] = {
+    "json_schema": ({"type": "null"}, Grammar(GrammarKind.JSON_SCHEMA, '{"type":"null"}')),
+    "regex": ("a+", Grammar(GrammarKind.REGEX, "a+")),
+    "ebnf": ('root ::= "a"', Grammar(GrammarKind.EBNF, 'root ::= "a"')),
+    "choice": (["a", "b"], Grammar(GrammarKind.CHOICE, '["a","b"]')),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_field_gives_the_grammar_of_its_kind_and_no_other(name: str) -> None:
+    value, grammar = FORMS[name]
+    found = grammars_of(convert({name: value}, GrammarFields))
+    assert found == {name: grammar}
+    assert the_one(found) == grammar
+
+
+def test_two_grammars_contradict_each_other_and_none_is_none() -> None:
+    made = grammars_of(convert({"regex": "a", "ebnf": "b"}, GrammarFields))
+    with pytest.raises(InvalidRequest, match="regex and ebnf contradict each other"):
+        the_one(made)
+    assert the_one({}) is None
+
+
+@pytest.mark.parametrize("structure", ["text", {"begin": "<"}, {"end": ">"}])
+def test_a_structure_without_its_ends_is_refused(structure: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"each of tag\.structures must have begin, schema and end"):
+        tag_grammar({"structures": [structure], "triggers": ["<"]}, "tag")
