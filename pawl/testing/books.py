@@ -42,6 +42,7 @@ KEPT: dict[str, str] = {
     "TierClient.report": "what the storage told last",
     "Totals.ended": _TOTALS,
     "TraceSink._batch": _SETTLES,
+    "WeightQuestions._snapshot": "weights to compare with, until the next snapshot",
 }
 """Class and attribute of what is not empty at rest -> why."""
 
