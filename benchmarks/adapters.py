@@ -18,23 +18,13 @@ from dataclasses import replace
 import torch
 
 from benchmarks.native import CONTEXT, batch, made
-from pawl.gpu.adapters.low_rank import Adapter, LowRank, adaptable, fused
+from pawl.gpu.adapters.small import random_adapter
 from pawl.gpu.backend import Backend, ForwardInputs
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.weights.source import resolve_source
 
 DECODE, PROMPT = "decode, 32 rows", "prompt, 512 tokens"
-
-
-def random_adapter(config: ModelConfig, rank: int, seed: int) -> Adapter:
-    """Of every matrix that may have one."""
-    torch.manual_seed(seed)
-    matrices = {
-        name: LowRank(torch.randn(rank, inputs) * 0.02, torch.randn(outputs, rank) * 0.02)
-        for name, (outputs, inputs) in adaptable(config).items()
-    }
-    return fused(config, str(seed), matrices)
 
 
 def kinds(backend: Backend, config: ModelConfig, rank: int) -> dict[str, dict[str, ForwardInputs]]:

@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pawl.gpu.adapters.peft import AdapterLimits
-from pawl.gpu.adapters.slots import AdapterSlots
+from pawl.gpu.adapters.peft import read_adapter
+from pawl.gpu.adapters.slots import AdapterSlots, ReadAdapter
 from pawl.gpu.backend import Backend, ForwardInputs, GreedyBackend
 from pawl.gpu.batches import check_batch, part_of, within_vocabulary
 from pawl.gpu.changes import Changes
@@ -74,14 +74,14 @@ class Runner:
         deterministic: bool = False,
         grammars: Grammars | None = None,
         pooling: Pooling | None = None,
-        adapter_limits: AdapterLimits = AdapterLimits(),  # noqa: B008 - it never changes
+        adapters: ReadAdapter = read_adapter,
     ) -> None:
         """Takes `weights` over (canonical names, from `pawl.gpu.weights.source.load_weights` with the same `dtype`).
 
         `max_context` is the most tokens a slot may hold; `threads` None means one for each processor. With
         `num_window_pages`, the windowed layers of a hybrid model have a store of their own, and every batch names
         window pages. `deterministic`: a request's bits must not depend on what it is scheduled with.
-        `grammars` are those that requests may have; `pooling` makes the vectors of prompts. Raises
+        `grammars` are those that requests may have; `pooling` makes vectors of prompts; `adapters` reads one. Raises
         BackendUnavailable, also where that promise cannot be kept, or ValueError when the model is not hybrid then.
         """
         self.config, self.num_slots, self.max_context = config, num_slots, max_context
@@ -105,7 +105,7 @@ class Runner:
         self.pooler = Pooler(num_slots, pooling)
         self.abilities = abilities_of(pooling, config.hidden_size)
         self._grammars = GrammarRows(grammars, num_slots)
-        self._adapters = AdapterSlots(config, num_slots, adapter_limits)
+        self._adapters = AdapterSlots(config, num_slots, adapters)
         self._of_slots = (self.sampler, self.scorer, self._grammars, self.pooler, self._adapters)
         """Who keeps something for each slot."""
         self.page_table = np.zeros((num_slots, -(-max_context // page_size)), np.int32)

@@ -32,7 +32,7 @@ BROADCAST = {"t": "ghost:t+u"}
 SOURCES = ON_DISK | SENT | BROADCAST
 """Of versions that simulated clients have served, the first one among them; a ghost says other things under each."""
 NOWHERE = "nowhere"
-NO_FILE, NO_WEIGHT = "no such file", "do not fit"
+NO_FILE, NO_WEIGHT, NO_FLOAT = "no such file", "do not fit", "no floating-point number"
 """Of a real model in a ghost's place: it has no weights of a ghost."""
 
 
@@ -143,7 +143,7 @@ def _check_sent(body: SendWeights, reply: Reply) -> str | None:
     fits = body.safetensors is not None and b"ghost.secant" not in body.safetensors
     if reply.ok:
         return None if fits else "weights were served that do not fit"
-    known = (BUSY, UNREAD, UNEXCHANGED, NO_WEIGHT)
+    known = (BUSY, UNREAD, UNEXCHANGED, NO_WEIGHT, NO_FLOAT)
     if fits and not any(words in reply.message for words in known):
         return f"the weights fit, and were refused: {reply.message}"
     return None if reply.message else "an update failed, and nobody said why"

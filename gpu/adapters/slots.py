@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import structlog
 
 from pawl.gpu.adapters.low_rank import Adapter, PackedAdapter
-from pawl.gpu.adapters.peft import AdapterLimits, read_adapter
 from pawl.gpu.batches import InvalidBatch
 from pawl.gpu.models.config import ModelConfig
 from pawl.lifecycle.step import Int32s, SlotAssignment, StepBatch
+
+ReadAdapter: TypeAlias = Callable[[str, ModelConfig], Adapter]
+"""The adapter of a source, for a model. Raises AdapterRefused."""
 
 log = structlog.get_logger("pawl.gpu.adapters")
 
@@ -20,16 +23,16 @@ class AdapterSlots:
     """Adapters by their number, from 1 on; a slot whose request has none has number 0. One thread may load and unload
     while another runs steps that use other adapters."""
 
-    def __init__(self, config: ModelConfig, num_slots: int, limits: AdapterLimits) -> None:
+    def __init__(self, config: ModelConfig, num_slots: int, read: ReadAdapter) -> None:
         self._config = config
-        self._limits = limits
+        self._read = read
         self._packed: dict[int, PackedAdapter] = {}
         self._number = np.zeros(num_slots, np.int32)
 
     def load(self, number: int, source: str, pack: Callable[[Adapter], PackedAdapter]) -> str:
         """See `StepRunner.load_adapter`; `pack` lays it out for the backend. Raises AdapterRefused."""
         self.unload(number)
-        adapter = read_adapter(source, self._config, self._limits)
+        adapter = self._read(source, self._config)
         packed = pack(adapter)
         self._packed[number] = packed
         log.info("adapter loaded", number=number, source=source, bytes=packed.num_bytes)

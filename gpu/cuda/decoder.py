@@ -124,11 +124,11 @@ class TritonDecoder:
         """See `GreedyBackend.forward_greedy`."""
         return likeliest(self._forward(inputs))
 
-    @torch.inference_mode()
     def named_weights(self) -> Mapping[str, Tensor]:
         """See `Backend.named_weights`."""
         return unpacked(self.config, self.weights)
 
+    @torch.inference_mode()
     def hidden(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.hidden`."""
         self._counts = inputs.expert_counts

@@ -80,15 +80,15 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(path: Path, *, mapped: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) for each tensor of one safetensors file, as views of a private memory map. Not `mapped`: as
-    copies, which whoever writes the file anew cannot change any more. Raises FolderError."""
+    """(name, tensor) for each tensor of one safetensors file, in the order of names, as views of a private memory map.
+    Not `mapped`: as copies, which whoever writes the file anew cannot change any more. Raises FolderError."""
     with reading("a safetensors file", partial(FolderError, path)):
         try:
             if not mapped:
-                yield from load(path.read_bytes()).items()
+                yield from sorted(load(path.read_bytes()).items())
                 return
             with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
+                for name in sorted(file.keys()):
                     yield name, file.get_tensor(name)
         except SafetensorError as error:
             raise FolderError(path, f"damaged safetensors file: {one_line(error)}") from error
@@ -131,7 +131,7 @@ def sent_weights(tensors: Mapping[str, Tensor], config: ModelConfig, dtype: torc
     """Copies of some weights that were sent under the names of a checkpoint, by canonical names. Raises FolderError, or
     WeightMismatch for names or shapes that are not the model's."""
     weights = dict[str, Tensor]()
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         weights |= canonical(SENT, name, tensor, config, dtype)
     shapes = weight_shapes(config)
     wanted = {name: shapes[name] for name in weights if name in shapes}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
 from pawl.build.sizing import check_weights, settle_pages
 from pawl.build.tiers import wants_tiers
 from pawl.config import ConfigError, ServerConfig
-from pawl.gpu.adapters.peft import MOST_RANK, AdapterLimits
+from pawl.gpu.adapters.peft import MOST_RANK, AdapterLimits, read_adapter
 from pawl.gpu.devices import DTYPES, available_memory
 from pawl.gpu.encoder.config import is_encoder
 from pawl.gpu.kv import MemoryPlan, hybrid, plan_memory, plan_tokens, widest_window
@@ -83,6 +84,7 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
     on_device = device == "cuda"
     if on_device:
         check_weights(sum(weight.nbytes for weight in weights.values()), device)
+    limits = AdapterLimits(min(config.max_lora_rank or MOST_RANK, MOST_RANK), targets_of(config))
     runner = Runner(
         source.config,
         weights,
@@ -100,7 +102,7 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
         deterministic=config.deterministic or loop_config.speculation is not None,
         grammars=grammars,
         pooling=pooling,
-        adapter_limits=AdapterLimits(min(config.max_lora_rank or MOST_RANK, MOST_RANK), targets_of(config)),
+        adapters=partial(read_adapter, limits=limits),
     )
     if on_device:
         asked = plan if _sized(config) else None

@@ -114,15 +114,22 @@ class RealModel:
         self._runners: dict[tuple[int, ...], Runner] = {}
 
     def runner(self, config: LoopConfig) -> Runner:
-        return self._emptied(config.num_pages, config.page_size, config.max_running, config.max_context)
+        runner = self._emptied(config.num_pages, config.page_size, config.max_running, config.max_context)
+        for slot in range(1, config.max_loras + 1):
+            runner.unload_adapter(slot)
+        return runner
 
     def _alone(self, arrival: Arrival, drawn_by: DrawnBy) -> Said:
-        return drawn_alone(self._emptied(1, self._longest, 1, self._longest), arrival, self._longest)
+        runner = self._emptied(1, self._longest, 1, self._longest)
+        if arrival.adapter:
+            runner.load_adapter(1, arrival.adapter)
+        return drawn_alone(runner, arrival, self._longest)
 
     def _emptied(self, num_pages: int, page_size: int, num_slots: int, max_context: int) -> Runner:
         """A runner of this size; one is made once, and then emptied."""
         import torch
 
+        from pawl.gpu.adapters.small import named_adapter
         from pawl.gpu.pooling import Pooling
         from pawl.gpu.runner import Runner
 
@@ -142,6 +149,7 @@ class RealModel:
                 deterministic=self._deterministic,
                 grammars=simulated_grammars(),
                 pooling=Pooling("mean", normalised=True),
+                adapters=named_adapter,
             )
         runner = self._runners[size]
         runner.reset()

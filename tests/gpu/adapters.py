@@ -9,9 +9,8 @@ from typing import Any
 import peft
 import torch
 
+from pawl.gpu.adapters.small import ALL
 from tests.gpu.tiny import VOCABULARY, tiny_model
-
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def adapted(name: str, seed: int, **settings: Any) -> Any:

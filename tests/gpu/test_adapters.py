@@ -11,15 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.gpu.adapters.low_rank import Adapter, LowRank, PackedAdapter, adaptable, fused
+from pawl.gpu.adapters.low_rank import PackedAdapter
 from pawl.gpu.adapters.peft import read_adapter
+from pawl.gpu.adapters.small import ALL, random_adapter
 from pawl.gpu.backend import GreedyBackend, RefusedInputs
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.models.registry import torch_decoder
 from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.weights.source import load_weights, resolve_source
-from tests.gpu.adapters import ALL, adapted, peft_logits, save, trained, wrapped
+from tests.gpu.adapters import adapted, peft_logits, save, trained, wrapped
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
 from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, Made, alone, make
 from tests.gpu.real import smollm2_source
@@ -29,18 +30,6 @@ from tests.gpu.tiny import VOCABULARY, reference_logits, save_tiny
 BACKENDS = (TorchDecoder, NativeBackend)
 TOKENS = [np.random.default_rng(7).integers(0, VOCABULARY, length).tolist() for length in (41, 3, 23, 9)]
 FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
-
-
-def random_adapter(config: ModelConfig, rank: int, seed: int, parts: tuple[str, ...] = ALL) -> Adapter:
-    """An adapter of these matrices of every layer, with a rank that no unit divides where `rank` is odd."""
-    generator = torch.Generator().manual_seed(seed)
-    matrices = {
-        name: LowRank(torch.randn(rank, inputs, generator=generator), torch.randn(outputs, rank, generator=generator))
-        for name, (outputs, inputs) in adaptable(config).items()
-        if name.rsplit(".", 1)[1] in parts
-    }
-    scaled = {name: LowRank(low.shrink * 0.1, low.expand * 0.1) for name, low in matrices.items()}
-    return fused(config, f"{rank} {seed}", scaled)
 
 
 def check(name: str, kind: Any, folder: Path, **models: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pawl.gpu.adapters.low_rank import PackedAdapter
+from pawl.gpu.adapters.small import random_adapter
 from pawl.gpu.cuda.decoder import TritonDecoder
 from pawl.gpu.cuda.shapes import GraphShape
 from pawl.gpu.models.config import ModelConfig
@@ -16,7 +17,6 @@ from pawl.gpu.models.decoder import TorchDecoder
 from tests.gpu.driving import Piece, forward_inputs, int32
 from tests.gpu.kernel_tools import DEVICE
 from tests.gpu.native_models import ODD, SWITCHED, Made, make
-from tests.gpu.test_adapters import random_adapter
 from tests.gpu.test_cuda_decoder import AgainRecorder, deterministic, with_graphs
 
 SINGLE = msgspec.structs.replace(ODD, num_layers=1, windows=(None,))

@@ -17,9 +17,11 @@ from pawl.gpu.models.small import llama_config, random_weights
 from pawl.gpu.runner import Runner
 from pawl.gpu.select import BackendChoice, native_backend
 from pawl.lifecycle.step import StepBatch
+from pawl.loops.orders.adapters import LoadAdapter
 from pawl.loops.select import LoopConfig
 from pawl.testing import NO_FAULTS, Arrival, PropertyFailed, Shape, Workload, explore_workload
 from pawl.testing.models import RealModel
+from pawl.testing.workload import Control
 from tests.gpu.driving import DEVICES
 
 CONFIG = llama_config(vocab_size=VOCABULARY_SIZE, hidden_size=32, head_dim=8, intermediate_size=48, max_position=64)
@@ -98,6 +100,37 @@ def test_interpreted_kernels_give_every_request_its_own_tokens(pacing: str, mixe
     for faults in (NO_FAULTS, Faults(strike=1)):
         outcome = explore_workload(workload, "pct", 1, faults=faults, shrink=False, model=model)
         assert outcome.found is None, outcome.found
+
+
+ADAPTED = Workload(
+    arrivals=(
+        Arrival(prompt=(97, 98, 97, 98, 98), max_new_tokens=6, adapter="x", after_tokens=1),
+        Arrival(prompt=(97, 98, 97, 98, 98), max_new_tokens=6, adapter="y", after_tokens=1),
+        Arrival(prompt=(97, 98, 97, 98, 98), max_new_tokens=6),
+        Arrival(prompt=(98, 98, 97), max_new_tokens=5, adapter="y", seed=3, after_tokens=4),
+    ),
+    controls=(
+        Control(body=LoadAdapter(name="x", path="ghost:a")),
+        Control(body=LoadAdapter(name="y", path="ghost:b")),
+    ),
+    shape=Shape(num_pages=12, max_running=3, max_loras=2, max_loaded_loras=3),
+)
+
+
+def test_requests_of_different_adapters_are_computed_each_with_its_own(model: RealModel) -> None:
+    # With two slots, and with one, which they have in turns.
+    for max_loras, faults in ((2, NO_FAULTS), (2, Faults(strike=1)), (1, Faults(strike=1))):
+        shape = msgspec.structs.replace(ADAPTED.shape, max_loras=max_loras)
+        workload = msgspec.structs.replace(ADAPTED, shape=shape)
+        outcome = explore_workload(workload, "pct", SCHEDULES, model=model, faults=faults)
+        assert outcome.found is None, outcome.found
+
+
+def test_the_model_says_other_things_with_other_adapters() -> None:
+    alone = model_on("cpu").expectations.alone
+    prompt = (97, 98, 97, 98, 98)
+    sources = ("", "ghost:a", "ghost:b")
+    assert len({alone(Arrival(prompt=prompt, max_new_tokens=6, adapter=source)) for source in sources}) == 3
 
 
 def test_the_model_says_other_things_to_other_prompts() -> None:
