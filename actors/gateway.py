@@ -17,6 +17,7 @@ from pawl.actors.asks import Answer, AskExpired, Asks
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
 from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
+from pawl.actors.messages.memory import MemoryReleased
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import NAMES, Names
 from pawl.actors.open_requests import HTTP_OVERLOADED, Entry, OpenRequests
@@ -27,6 +28,7 @@ from pawl.actors.sink import Sink
 from pawl.actors.text.invalid import quoted
 from pawl.actors.trace_losses import TraceLosses
 from pawl.actors.unread import long_characters
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.records import Answered, AnswersClosed
 from pawl.lifecycle.states import Cause
 from pawl.loops.adapter import Named
@@ -46,6 +48,7 @@ FromPeers: TypeAlias = (
     | AskExpired
     | WeightsServed
     | AdaptersNamed
+    | MemoryReleased
 )
 
 
@@ -83,6 +86,8 @@ class Gateway(Actor):
         self.draining = False
         self.paused = False
         """What the scheduler was told last: to plan no steps, or to plan some again."""
+        self.released: tuple[MemoryTag, ...] = ()
+        """Memory that is not resident: no step is planned."""
         self.weights: WeightsServed | None = None
         """What is served since an update of the weights."""
         self.adapters: dict[str, Named] = {}
@@ -216,6 +221,8 @@ class Gateway(Actor):
                 self.weights = message
             case AdaptersNamed(adapters):
                 self.adapters = {adapter.name: adapter for adapter in adapters}
+            case MemoryReleased(tags):
+                self.released = tags
             case Pulse(sent_at):
                 self.turned_at = self.context.now()
                 self.longest_freeze_s = max(self.longest_freeze_s, self.turned_at - sent_at)

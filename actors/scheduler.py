@@ -14,6 +14,7 @@ import structlog
 from pawl.actors.adapter_client import AdapterClient
 from pawl.actors.askers import Askers
 from pawl.actors.control import Ask, row_of
+from pawl.actors.memory_client import MemoryClient
 from pawl.actors.messages.control import Heartbeat
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker
 from pawl.actors.messages.generate import Generate, Opened, Refused
@@ -92,14 +93,12 @@ class Scheduler(Actor):
         self.tier_client.attach(self.loop)
         self.weight_client = self.members = WeightClient(self, names)
         self.stage, self.exchanged = self.weight_client.stage, self.weight_client.exchanged
-        self.adapter_effects = AdapterClient(self, names)
+        self.adapter_effects, self.memory_client = AdapterClient(self, names), MemoryClient(self, names)
         self.intake = Intake(self.loop, self, config.served)
-        self.measures = StepMeasures()
-        self._report = StepReport()
+        self.measures, self._report = StepMeasures(), StepReport()
         self._launched_at: dict[int, float] = {}
         self._askers = Askers(self._send)
-        self._checking_deadlines = False
-        self._checking_self = False
+        self._checking_deadlines = self._checking_self = False
         self._turn_timer = TurnTimer(self)
         self._checked_at = 0
         """Requests received when the memory was last looked over."""
@@ -185,6 +184,7 @@ class Scheduler(Actor):
         self.weight_client.recovered(self.intake, now)
         if self.intake.adapters is not None:
             self.intake.adapters.recovered(now)
+        self.memory_client.recovered()
         self._reset_worker()
 
     def _failure(self) -> str:
@@ -202,6 +202,7 @@ class Scheduler(Actor):
             self.measures.planned(self.context.now() - now, launching)
             self._turn_timer.settled(self.loop, now)
         self.weight_client.swap_if_due(self.intake)
+        self.memory_client.settled(self.intake)
         # Else what is in flight comes back first: a checkpoint is of a moment without a step in flight.
         self._send_step()
         self._askers.settled(self.loop.in_flight[0].step if self.loop.in_flight else None)
@@ -264,6 +265,7 @@ class Scheduler(Actor):
             self.answered(number, row_of(ask.message).look(self, ask.message))
 
     def answered(self, number: int, outcome: Outcome) -> None:
+        self.memory_client.tell(self.intake)
         self._askers.answer(number, outcome, self.loop.in_flight[-1].step if self.loop.in_flight else None)
 
     def remind(self, delay_s: float, order: Order) -> None:

@@ -43,11 +43,11 @@ class WeightClient:
         self._actor.context.send(self._names.groups, message, Lane.CONTROL)
 
     def swap_if_due(self, intake: Intake) -> None:
-        """New weights are staged, and every step has come back: the worker is to exchange them."""
+        """New weights are staged, every step has come back, and no memory moves: the worker is to exchange them."""
         weights = intake.weights
         if weights.update is None or not weights.swapping or intake.loop.in_flight:
             return
-        if weights.update.ticket != self._asked:
+        if weights.update.ticket != self._asked and intake.memory.move is None:
             self._asked = weights.update.ticket
             self._actor.context.send(self._names.worker, Swap(self._asked))
 

@@ -13,16 +13,19 @@ from pawl.actors.control import Ask, row_of
 from pawl.actors.expert_recorder import ExpertRecorder
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
+from pawl.actors.messages.memory import UNMOVED, MoveMemory
 from pawl.actors.messages.transfer import Fence, Fill, PagesToWorker, Save
 from pawl.actors.messages.weights import UNEXCHANGED, Swap
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.page_copier import PageCopier
 from pawl.gpu.profiler import Profiler, ProfileRefused
-from pawl.gpu.step_runner import StepRunner
+from pawl.gpu.step_runner import MemoryRefused, StepRunner
 from pawl.gpu.tracers import torch_tracer
+from pawl.lifecycle.machines.memory import MemoryTag, ResidencyEvent
 from pawl.lifecycle.machines.profiling import Profiling
 from pawl.lifecycle.step import StepBatch
+from pawl.loops.orders.memory import MoveEnded
 from pawl.loops.orders.weights import WeightsFailed, WeightsSwapped
 from pawl.loops.recovery import FAILED_ORDER
 
@@ -32,7 +35,7 @@ log = structlog.get_logger("pawl.worker")
 class Worker(Actor):
     """Runs steps on one runner. A device that works asynchronously has one step queued behind the running one."""
 
-    accepts = ToWorker | PagesToWorker | Swap | Ask
+    accepts = ToWorker | PagesToWorker | Swap | MoveMemory | Ask
 
     def __init__(self, runner: StepRunner[Any], names: Names = NAMES, profiler: Profiler | None = None) -> None:
         """Without a `profiler`, profiles go to the folder in which the process runs."""
@@ -59,6 +62,8 @@ class Worker(Actor):
                 self._mover.fence(message)
             case Swap(ticket):
                 self._swap(ticket)
+            case MoveMemory():
+                self._move(message)
             case Ask():
                 self._asked(message)
             case ResetWorker(next_step, next_save):
@@ -75,7 +80,7 @@ class Worker(Actor):
         """Steps that are not answered are lost. Answering one twice does no harm: the scheduler takes the first."""
         self.told_of(error)
         match message:
-            case ResetWorker() | Swap():  # either can be done again, whatever was done of it
+            case ResetWorker() | Swap() | MoveMemory():  # either can be done again, whatever was done of it
                 self.receive(message)
                 return True
             case Save() | Fill() | Fence():
@@ -116,6 +121,22 @@ class Worker(Actor):
         else:
             answer = WeightsSwapped(ticket)
         self.context.send(self._names.scheduler, answer, Lane.CONTROL)
+
+    def _move(self, message: MoveMemory) -> None:
+        self._collect(0)
+        failure = ""
+        try:
+            if message.event is ResidencyEvent.RELEASE:
+                self.runner.release(message.tags)
+            else:
+                self.runner.resume(message.tags)
+        except MemoryRefused as refused:
+            failure = str(refused)
+        except Exception as error:
+            log.exception("memory could not be released or resumed")
+            failure = f"{UNMOVED}: {type(error).__name__}: {error!s:.300}"
+        released = tuple(tag for tag in MemoryTag if tag in self.runner.released)
+        self.context.send(self._names.scheduler, MoveEnded(message.ticket, released, failure), Lane.CONTROL)
 
     def _execute(self, batch: StepBatch) -> None:
         if batch.step < self._next_step:

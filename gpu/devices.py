@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import mmap
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,26 @@ def download(tensor: Tensor) -> NDArray[Any]:
     pinned.copy_(tensor, non_blocking=True)
     torch.cuda.current_stream(tensor.device).synchronize()
     return pinned.numpy()
+
+
+def release_pages(tensor: Tensor) -> None:
+    """Give the memory behind a contiguous CPU tensor back to the system. Its addresses stay; they read as zeros, and
+    have memory again when they are written. Raises OSError, also where the system cannot do that."""
+    if sys.platform != "linux":
+        raise OSError(errno.ENOTSUP, "only Linux takes pages back")
+    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if last <= first:
+        return
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), ctypes.c_int(mmap.MADV_DONTNEED)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def give_back_device_memory(device: torch.device) -> None:
+    """Return what was freed on a CUDA device to it; on a CPU see `pawl.gpu.heap`."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream:

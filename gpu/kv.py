@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pawl.gpu.devices import download, upload
+from pawl.gpu.devices import download, release_pages, upload
 from pawl.gpu.models.config import ModelConfig
 from pawl.lifecycle.step import Int32s
 
@@ -210,6 +210,25 @@ class KvStore:
             self.window_data = torch.empty(0, dtype=dtype, device=device)
             self.window_data = self._pages(True, num_window_pages, dtype, device)
         self.num_pages, self.num_window_pages = num_pages, num_window_pages
+
+    def release(self) -> None:
+        """Give the memory of all pages back to the system; what they held is gone. The store is not to be used before
+        `resume`. Views of it stay right: on the CPU addresses stay, on a device they come anew. Raises OSError."""
+        for data in self._parts():
+            if data.device.type == "cpu":
+                release_pages(data)
+            else:
+                data.untyped_storage().resize_(0)
+
+    def resume(self) -> None:
+        """Have memory again, zeroed; on the CPU as it is first written."""
+        for data in self._parts():
+            if data.device.type != "cpu":
+                data.untyped_storage().resize_(data.numel() * data.itemsize)
+                data.zero_()
+
+    def _parts(self) -> list[Tensor]:
+        return [self.data] if self.window_data is None else [self.data, self.window_data]
 
     def windowed(self, layer: int) -> bool:
         """Whether the layer's pages are in the second store: entries of the window table."""

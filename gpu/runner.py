@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pawl.gpu.adapters.peft import read_adapter
 from pawl.gpu.adapters.slots import AdapterSlots, ReadAdapter
-from pawl.gpu.backend import Backend, ForwardInputs, GreedyBackend
+from pawl.gpu.backend import ForwardInputs, GreedyBackend
 from pawl.gpu.batches import check_batch, part_of, within_vocabulary
 from pawl.gpu.changes import Changes
 from pawl.gpu.copies import copies_from
@@ -40,6 +40,7 @@ from pawl.gpu.grammars.rows import GrammarRows, Ruled
 from pawl.gpu.kv import KvStore
 from pawl.gpu.launched import Launched, OutOfOrder, all_tensors
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.occupancy import Occupancy
 from pawl.gpu.pooling import Part, Pooler, Pooling, abilities_of
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
 from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs, look_up, rows_that_may_draw
@@ -54,7 +55,7 @@ from pawl.memory.partners import NO_PAGE
 log = structlog.get_logger("pawl.gpu.runner")
 
 
-class Runner:
+class Runner(Occupancy):
     """One model on one device."""
 
     def __init__(
@@ -93,9 +94,8 @@ class Runner:
         fingerprint = weights_fingerprint(config, weights)
         threads = threads or available_threads()
         make = partial(select_backend, config=config, kv=self.kv, threads=threads, deterministic=deterministic)
-        self._compute_with(make(backend, weights=weights))
-        self._updates = Updates(config, dtype, partial(make, self.backend.name), Version(self.backend, fingerprint))
-        self.stage, self.expect = self._updates.stage, self._updates.expect
+        serving = Version(make(backend, weights=weights), fingerprint)
+        self._keep(Updates(config, dtype, partial(make, serving.backend.name), serving))
         self.layout = f"{self.kv.layout} {self.backend.name} {fingerprint}"
         """How the bytes of a page are to be read, and whose they are: a copy of a page may be written wherever this is
         equal. Other weights give other keys and values for the same tokens, another backend other last bits."""
@@ -161,15 +161,6 @@ class Runner:
         """Put what `read_pages` gave into `pages`, before any step that is launched later; see `KvStore.write`."""
         self.kv.write(pages, blocks)
 
-    def swap(self, ticket: int) -> None:
-        """See `StepRunner.swap`. Graphs hold addresses of weights: they are recorded again."""
-        taken, recorded = self._updates.take(ticket), self._graphs is not None
-        self.free_graphs()
-        self._compute_with(taken.backend)
-        for shape in self.prepare_graphs() if recorded else ():
-            self.record_graph(shape)
-        self._updates.serves(taken)
-
     def named_weights(self) -> Mapping[str, Tensor]:
         """See `StepRunner.named_weights`."""
         return self._updates.named_weights()
@@ -181,10 +172,6 @@ class Runner:
     def unload_adapter(self, slot: int) -> None:
         """See `StepRunner.unload_adapter`."""
         self._adapters.unload(slot)
-
-    def _compute_with(self, backend: Backend) -> None:
-        self.backend = backend
-        self._greedy_backend = backend if isinstance(backend, GreedyBackend) else None
 
     def reset(self) -> None:
         """Forget every slot and every step in flight; pages keep their bytes, which mean nothing any more."""

@@ -5,13 +5,14 @@ Three kinds satisfy it: `pawl.gpu.runner.Runner`, the ghost, and what tests put 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
 from pawl.lifecycle.weight_group import TensorSpec
 from pawl.lifecycle.weight_source import WeightSource
@@ -36,6 +37,10 @@ class WeightsRefused(Exception):
 
 class AdapterRefused(ValueError):
     """An adapter cannot be served; its slot is empty. Its words are for whoever sent it."""
+
+
+class MemoryRefused(Exception):
+    """Memory cannot be released or resumed; everything is as it was. Its words are for whoever asked."""
 
 
 class CountsExperts(Protocol):
@@ -126,6 +131,18 @@ class StepRunner(Protocol[Launched]):
     def named_weights(self) -> Mapping[str, Any]:
         """The weights that compute, host tensors or arrays, under the names and with the values of a checkpoint; none
         where a runner shows none. They stay those of one version when they are exchanged. Any thread may read them."""
+
+    @property
+    def released(self) -> Collection[MemoryTag]:
+        """What of its memory is released; a step that is launched then fails."""
+
+    def release(self, tags: Collection[MemoryTag]) -> None:
+        """Give the memory of these back to the system before returning; no step is in flight. What was released stays
+        so. Raises MemoryRefused, or what the system raises: then `released` is as it was."""
+
+    def resume(self, tags: Collection[MemoryTag]) -> None:
+        """Have it again: weights with the same bytes; pages mean nothing. What is resident stays so. Raises as
+        `release`."""
 
     def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
         """Copies of `pages`, uint8 [n, page_bytes], as all launched steps leave them."""

@@ -121,6 +121,11 @@ class Updates:
         except (*_REFUSALS, RuntimeError, IndexError, TypeError) as error:  # what no tensor of the model can be cut to
             raise WeightsRefused(" ".join(str(error).split()) or type(error).__name__) from error
 
+    def again(self, version: Version) -> Version:
+        """The same weights, laid out anew."""
+        weights = Overlay({}, version.backend.named_weights())
+        return Version(self._make(weights=weights), version.fingerprint)
+
     def take(self, ticket: int) -> Version:
         """What is staged under this ticket, once. Raises WeightsRefused."""
         staged, self._staged = self._staged, None

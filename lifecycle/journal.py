@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from pawl.lifecycle.machines.adapter import AdapterEvent, AdapterPhase
+from pawl.lifecycle.machines.memory import MemoryTag, ResidencyEvent
 from pawl.lifecycle.machines.weight_group import GroupEvent, GroupPhase
 from pawl.lifecycle.machines.weights import WeightEvent, Weights
 from pawl.lifecycle.records import (
@@ -25,6 +26,7 @@ from pawl.lifecycle.records import (
     Embedded,
     Flushed,
     Idled,
+    MemoryMoved,
     PageCounts,
     Record,
     Scores,
@@ -234,6 +236,10 @@ class Journal:
     def weight_group(self, number: int, source: GroupPhase, event: GroupEvent, target: GroupPhase, now: float) -> None:
         """A trainer's group took one edge."""
         self._emit(WeightGroupMoved(number, source, event, target, now))
+
+    def memory(self, event: ResidencyEvent, tags: tuple[MemoryTag, ...], now: float) -> None:
+        """These parts of the memory took one edge."""
+        self._emit(MemoryMoved(event, tags, now))
 
     def idled(self, now: float) -> None:
         """There was work, but no step could be planned."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from pawl.lifecycle.machines.memory import MemoryTag, ResidencyEvent
+
 
 class Contained(msgspec.Struct, frozen=True, array_like=True, tag=16):
     """The scheduler failed in the middle of something, and went on. What it then gave up is recorded after this; a
@@ -42,4 +44,12 @@ class Idled(msgspec.Struct, frozen=True, array_like=True, tag=10):
 class Flushed(msgspec.Struct, frozen=True, array_like=True, tag=11):
     """The prefix cache was emptied; nothing was live or in flight."""
 
+    time: float
+
+
+class MemoryMoved(msgspec.Struct, frozen=True, array_like=True, tag=19):
+    """Parts of the engine's memory were released, or are resident again."""
+
+    event: ResidencyEvent
+    tags: tuple[MemoryTag, ...]
     time: float

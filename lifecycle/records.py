@@ -49,6 +49,7 @@ from pawl.lifecycle.marks import Digest as Digest
 from pawl.lifecycle.marks import Flushed as Flushed
 from pawl.lifecycle.marks import Gap as Gap
 from pawl.lifecycle.marks import Idled as Idled
+from pawl.lifecycle.marks import MemoryMoved as MemoryMoved
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause, Event, State
 
@@ -307,6 +308,7 @@ Record: TypeAlias = (
     | WeightsMoved
     | AdapterMoved
     | WeightGroupMoved
+    | MemoryMoved
 )
 RECORD_TYPES: tuple[type[msgspec.Struct], ...] = get_args(Record)
 

@@ -188,7 +188,7 @@ class Adapters(Companion):
         wanted, may_start = self._shares()
         for number in wanted:
             adapter = self.by_number[number]
-            slot = 0 if adapter.slot else self._slot_for(wanted, now)
+            slot = 0 if adapter.slot or self._loop.released else self._slot_for(wanted, now)
             if slot:
                 self._move(adapter, AdapterEvent.READ, now, slot=slot)
                 self._read(adapter)

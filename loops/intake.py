@@ -19,6 +19,7 @@ from pawl.lifecycle.weight_source import Sent
 from pawl.loops.adapter import AdapterEffects
 from pawl.loops.adapters import Adapters
 from pawl.loops.loop import Loop
+from pawl.loops.residency import MemoryKeeper
 from pawl.loops.sessions import Begun
 from pawl.loops.weight_groups import GroupKeeper, Members
 from pawl.loops.weights import Served, WeightKeeper
@@ -49,8 +50,12 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     at_rest: ClassVar[bool] = False
-    """It can be done only while the loop rests (`Loop.at_rest`). Such an order has a field `timeout_s`: how long to
-    wait for that; 0: now or not at all."""
+    """It can be done only while the loop rests. Such an order has a field `timeout_s`: how long to wait for that; 0:
+    now or not at all."""
+
+    def can_be_done(self, loop: Loop) -> bool:
+        """Whether the loop rests, as far as an order `at_rest` needs."""
+        return loop.at_rest
 
     def recorded(self) -> Order:
         """What a trace has of it: all but what is too large, and decides nothing here."""
@@ -71,6 +76,7 @@ class WaitEnds(Order, frozen=True, tag="wait_ends"):
     def apply(self, intake: Intake, now: float) -> None:
         order = intake.waiting.pop(self.number, None)
         if order is not None:
+            intake.number = self.number
             intake.answer(self.number, order.apply(intake, now))
 
 
@@ -106,6 +112,11 @@ class Intake:
         self.loop = loop
         self.weights = WeightKeeper(loop, served, caller.exchanged, self._told)
         self.groups = GroupKeeper(loop.journal, self.weights, caller.members, self._told)
+        self.memory = MemoryKeeper(
+            loop,
+            lambda: self.weights.update is not None,
+            lambda number, ok, text: self.answer(number, Outcome(ok, text, self.memory.facts)),
+        )
         self.adapters = next((each for each in loop.companions if isinstance(each, Adapters)), None)
         """None: the engine has no slots for any."""
         if self.adapters is not None:
@@ -168,7 +179,7 @@ class Intake:
             return  # it was done before its time was over
         self.loop.journal.delivered(order.recorded(), number, now)
         patience_s: float = getattr(order, "timeout_s") if order.at_rest else 0.0  # noqa: B009
-        if patience_s > 0 and not self.loop.at_rest:
+        if patience_s > 0 and not order.can_be_done(self.loop):
             self.waiting[number] = order
             self.remind(patience_s, WaitEnds(number))
         else:
@@ -183,9 +194,8 @@ class Intake:
     @property
     def owed(self) -> set[int]:
         """Numbers of those who are answered later: their orders wait for rest, or have begun something."""
-        update, adapters = self.weights.update, self.adapters
-        begun = set[int]() if adapters is None else adapters.owed
-        return {*self.waiting, *begun, *self.groups.askers} | (set() if update is None else {update.asker})
+        begun = {each.asker for each in (self.weights.update, self.memory.move) if each is not None}
+        return {*self.waiting, *begun, *self.groups.askers, *(() if self.adapters is None else self.adapters.owed)}
 
     def _told(self, number: int, ok: bool, text: str) -> None:
         self.answer(number, Outcome(ok, text))
@@ -203,6 +213,6 @@ class Intake:
         """All that has arrived has been handed in: let the loop work, and do what waits for rest if it rests."""
         if not self.weights.swapping:
             self.loop.turn(now)
-        if self.loop.at_rest:
-            for number in list(self.waiting):
+        for number, order in list(self.waiting.items()):
+            if order.can_be_done(self.loop):
                 self.deliver(WaitEnds(number), now)

@@ -17,10 +17,11 @@ from typing import TypeVar
 import numpy as np
 
 from pawl.lifecycle.journal import Journal
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.machines.serving import SERVING, Serving
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.states import Cause, Event
-from pawl.lifecycle.step import Bools, Int32s, StepResult
+from pawl.lifecycle.step import Bools, StepResult
 from pawl.loops.batch import Applied, BatchBuilder, ScheduledBatch
 from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.companion import Companion
@@ -73,6 +74,8 @@ class Loop:
         """Makes what memory was at the start."""
         self.serving = SERVING.start
         self.limits = limits
+        self.released = frozenset[MemoryTag]()
+        """What is not resident; see `loops/residency.py`."""
         self.in_flight: deque[ScheduledBatch] = deque()
         """Steps that are recorded as planned and not as committed, oldest first."""
         self.committed: ScheduledBatch | None = None
@@ -97,9 +100,14 @@ class Loop:
         return self.queues.idle and not self.in_flight
 
     @property
+    def still(self) -> bool:
+        """No step is planned: the engine is paused, or memory that steps need is released."""
+        return self.serving is Serving.PAUSED or bool(self.released)
+
+    @property
     def at_rest(self) -> bool:
-        """Nothing runs or is in flight, and whoever waits, for the engine to continue, owns nothing."""
-        return self.idle or (self.serving is Serving.PAUSED and self.queues.owns_nothing and not self.in_flight)
+        """Nothing runs or is in flight, and whoever waits, for the engine to go on, owns nothing."""
+        return self.idle or (self.still and self.queues.owns_nothing and not self.in_flight)
 
     def companion(self, kind: type[Kind]) -> Kind:
         """The companion of this class. Raises LookupError where there is none."""
@@ -114,7 +122,7 @@ class Loop:
         """Launch steps until pacing says to wait for results, or there is nothing to do."""
         for companion in self.companions:
             companion.turning(now)
-        if self.serving is Serving.PAUSED or now < self.limits.due_at:
+        if self.still or now < self.limits.due_at:
             return
         while len(self.in_flight) <= self.pacing.depth and not (self.in_flight and self.in_flight[-1].runs):
             scheduled = self._plan(now)
@@ -270,7 +278,7 @@ class Loop:
             self.counters.dropped_tokens += len(result.tokens) - len(applied.tokens)
             self.counters.generated_tokens += len(applied.tokens)
             if self.drafter is not None and applied.counts is not None:
-                self._judge(self.drafter, scheduled, applied.counts)
+                self.drafter.committed(scheduled, fresh, applied.counts, self.counters)
             return applied
         self._runs = None
         if events is not scheduled.events:
@@ -281,15 +289,6 @@ class Loop:
         self.counters.generated_tokens += len(rows)
         ends = scheduled.batch.starts + scheduled.batch.lengths
         return Applied(events, rows, rows, tokens, tokens, result.tokens, None, ends)
-
-    def _judge(self, drafter: Drafter, scheduled: ScheduledBatch, counts: Int32s) -> None:
-        batch, counters = scheduled.batch, self.counters
-        tried = np.flatnonzero(self.fresh_at_commit & batch.chained & (batch.lengths > 1))
-        drafted, accepted = batch.lengths[tried] - 1, counts[tried] - 1
-        drafter.judge(scheduled.rows[tried], drafted, accepted)
-        counters.drafts += len(tried)
-        counters.draft_tokens += int(drafted.sum())
-        counters.accepted_tokens += int(accepted.sum())
 
     def wanted_tokens(self, scheduled: ScheduledBatch) -> Bools:
         """Which tokens of the step committed last were given out, bool [tokens of its result]."""

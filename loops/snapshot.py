@@ -48,6 +48,7 @@ def snapshot_of(intake: Intake) -> Plain:
         "sessions": loop.requests.sessions.snapshot(),
         "weights": intake.weights.snapshot(),
         "groups": intake.groups.snapshot(),
+        "residency": intake.memory.snapshot(),
         "newest": intake._newest,
         "ended_early": [(number, str(cause), text) for number, (cause, text) in intake._ended_early.items()],
     }
@@ -93,6 +94,7 @@ def restore(intake: Intake, plain: Plain) -> None:
     intake.draining, intake._newest = plain["draining"], plain["newest"]
     intake.weights.restore(plain["weights"])
     intake.groups.restore(plain["groups"])
+    intake.memory.restore(plain["residency"])
     intake._ended_early = {number: (Cause(cause), text) for number, cause, text in plain["ended_early"]}
 
 

@@ -12,13 +12,18 @@ What is drafted follows from the request's tokens and from how its earlier draft
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
 
 from pawl.lifecycle.requests import RequestTable
+from pawl.lifecycle.step import Bools
 from pawl.memory.arrays import Indices, Int32s
+
+if TYPE_CHECKING:
+    from pawl.loops.batch import ScheduledBatch
+    from pawl.loops.requests import Counters
 
 LONGEST_PAUSE = 64
 """Tokens that a request draws one by one at the most before it has another draft tried."""
@@ -116,6 +121,16 @@ class Drafter:
         """The inverse, once the table is restored."""
         drafting, rows = self.table.drafting, self.table.live_rows()
         drafting[rows] = np.frombuffer(plain, np.int32).reshape(len(rows), drafting.shape[1])
+
+    def committed(self, scheduled: ScheduledBatch, fresh: Bools, counts: Int32s, counters: Counters) -> None:
+        """A step with runs is committed, which gave its segments so many tokens; `fresh` ones are still at work."""
+        batch = scheduled.batch
+        tried = np.flatnonzero(fresh & batch.chained & (batch.lengths > 1))
+        drafted, accepted = batch.lengths[tried] - 1, counts[tried] - 1
+        self.judge(scheduled.rows[tried], drafted, accepted)
+        counters.drafts += len(tried)
+        counters.draft_tokens += int(drafted.sum())
+        counters.accepted_tokens += int(accepted.sum())
 
     def judge(self, rows: Indices, drafted: Int32s, accepted: Int32s) -> None:
         """So many tokens of the drafts of these rows were accepted; what is known of the rows is up to date."""

@@ -15,12 +15,14 @@ from collections.abc import Callable
 
 import msgspec
 
+from pawl.lifecycle.machines.memory import MemoryTag, ResidencyEvent
 from pawl.lifecycle.machines.weights import WEIGHTS, WeightEvent, Weights
 from pawl.lifecycle.namespaces import under
 from pawl.lifecycle.snapshot import Plain
 from pawl.lifecycle.states import Cause
 from pawl.loops.loop import Loop
 from pawl.loops.recovery import lose_pages
+from pawl.loops.residency import resident
 
 BUSY = "another update of the weights is under way"
 DONE = "Succeeded to update model weights."
@@ -135,6 +137,7 @@ class WeightKeeper:
         if loop.in_flight:
             raise AssertionError("weights were exchanged while a step was in flight")
         served = Served(update.version or self.served.version, update.fingerprint, update.source)
+        resident(loop, ResidencyEvent.REPLACE, [MemoryTag.WEIGHTS], now)
         self._move(WeightEvent.SWAPPED, now, served)
         self.update = None
         self._exchanged(served)

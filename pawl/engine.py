@@ -253,10 +253,19 @@ class Engine:
             raise KeyError(f"there is no control message {name!r}")
         answers: queue.SimpleQueue[Reply] = queue.SimpleQueue()
         self._on_gateway(self._steer(row, fields, answers.put))
-        reply = answers.get()
-        if not reply.ok:
+        if not (reply := answers.get()).ok:
             raise RequestFailed(Cause.INVALID, reply.message)
         return reply.body
+
+    def release_memory(self, tags: Sequence[str] | None = None) -> dict[str, Any]:
+        """Give memory back: of `kv_cache`, `weights`, `cuda_graph`, None: of all. Raises RequestFailed if it cannot."""
+        return self.control("release-memory", tags=tags)
+
+    def resume_memory(self, tags: Sequence[str] | None = None) -> dict[str, Any]:
+        """Have it again, the same weights in it and no pages. Raises RequestFailed if it cannot."""
+        return self.control("resume-memory", tags=tags)
+
+    release_memory_occupation, resume_memory_occupation = release_memory, resume_memory  # SGLang's names
 
     async def _steer(self, row: Row, fields: dict[str, Any], answer: Answer) -> None:
         try:

@@ -15,7 +15,7 @@ Prompt: TypeAlias = str | Sequence[int] | Sequence[dict[str, Any]]
 """Text, token ids, or chat messages for the model's template."""
 
 
-class RequestFailed(Exception):
+class RequestFailed(RuntimeError):
     """A request ended without success. `cause` is its abort cause."""
 
     def __init__(self, cause: Cause, message: str) -> None:

@@ -6,6 +6,7 @@ import msgspec
 
 from pawl.actors.control_row import Row, Source, Who
 from pawl.actors.messages.control import Reply
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.loops.orders.cache import FlushCache
 
 
@@ -18,6 +19,7 @@ class FlushReply(msgspec.Struct, frozen=True):
     running: int
     in_flight: int
     paused: bool
+    released: tuple[MemoryTag, ...] = ()
 
 
 def _drawn(source: Source) -> FlushCache | None:
@@ -25,9 +27,9 @@ def _drawn(source: Source) -> FlushCache | None:
 
 
 def _check(body: FlushCache, reply: Reply) -> str | None:
-    paused = reply.body.get("paused", False)
+    still = reply.body.get("paused", False) or reply.body.get("released")
     live = {name: reply.body.get(name, 0) for name in ("waiting", "running", "in_flight")}
-    if reply.ok and (live["running"] or live["in_flight"] or (live["waiting"] and not paused)):
+    if reply.ok and (live["running"] or live["in_flight"] or (live["waiting"] and not still)):
         return f"the cache was emptied while something was live: {reply.body}"
     if not reply.ok and not any(live.values()):
         return f"refused, and nothing was live: {reply.message}"

@@ -75,6 +75,7 @@ def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
         **loop.limits.in_force(),
         "effective_max_running_requests_per_dp": loop.limits.now.max_running,
         "forward_sleep_time": loop.limits.now.step_delay_s or None,
+        **scheduler.intake.memory.facts,
         "waiting": loop.queues.num_waiting,
         "running": loop.queues.num_running,
         "in_flight": len(loop.in_flight),

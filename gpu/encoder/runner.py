@@ -3,7 +3,7 @@ chunks are kept until the last one comes. Pages are counted as any model's are, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pawl.gpu.batches import InvalidBatch, check_batch, within_vocabulary
 from pawl.gpu.encoder.model import Encoder
 from pawl.gpu.pooling import Pooling, pooled
-from pawl.gpu.step_runner import Abilities, NoAdapters, WeightsRefused
+from pawl.gpu.step_runner import Abilities, MemoryRefused, NoAdapters, WeightsRefused
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.recompute import Computed, Recorded
 from pawl.lifecycle.step import Embedding, Int32s, StepBatch, StepResult
 from pawl.lifecycle.weight_group import TensorSpec
@@ -31,6 +32,7 @@ class EncoderRunner(NoAdapters):
 
     asynchronous = False
     experts = None
+    released = frozenset[MemoryTag]()
     layout = "an encoder keeps no pages"
     page_bytes = 0
 
@@ -66,6 +68,13 @@ class EncoderRunner(NoAdapters):
     def named_weights(self) -> Mapping[str, Any]:
         """None: see `StepRunner.named_weights`."""
         return {}
+
+    def release(self, tags: Collection[MemoryTag]) -> None:
+        """Raises MemoryRefused."""
+        raise MemoryRefused("an encoder keeps its memory: it has no pages, and few weights")
+
+    def resume(self, tags: Collection[MemoryTag]) -> None:
+        """Nothing is released."""
 
     def reset(self) -> None:
         """Forget every slot."""

@@ -14,7 +14,7 @@ A page that is somebody else's, stale, lost, swapped or freed too early raises G
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -33,6 +33,7 @@ from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.ragged import ragged_offsets, with_chained
 from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs
 from pawl.gpu.step_runner import Abilities, AdapterRefused
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import Bools, Int32s, SlotAssignment, StepBatch, StepResult
 from pawl.lifecycle.weight_group import TensorSpec
@@ -110,6 +111,7 @@ class Ghost:
         self.faults: list[GhostFault] = []
         """All that were raised: a worker that is reset goes on, but this stays."""
         self._updates = GhostUpdates()
+        self.released: set[MemoryTag] = set()
         self._draws = GhostDraws(num_slots, grammars)
         self._embeddings = GhostEmbeddings(num_slots)
         self._last = np.full(num_slots, _NOTHING, np.int32)
@@ -184,6 +186,7 @@ class Ghost:
     def swap(self, ticket: int) -> None:
         """See `StepRunner.swap`."""
         self.memory.exchange(self._updates.take(ticket).salt)
+        self.released.discard(MemoryTag.WEIGHTS)
 
     def named_weights(self) -> Mapping[str, Any]:
         """See `StepRunner.named_weights`."""
@@ -202,6 +205,16 @@ class Ghost:
     def unload_adapter(self, slot: int) -> None:
         """See `StepRunner.unload_adapter`."""
         self.memory.place(slot, None)
+
+    def release(self, tags: Collection[MemoryTag]) -> None:
+        """See `StepRunner.release`. What pages held is gone."""
+        self.released.update(tags)
+        if MemoryTag.KV_CACHE in self.released:
+            self.memory.clear()
+
+    def resume(self, tags: Collection[MemoryTag]) -> None:
+        """See `StepRunner.resume`."""
+        self.released.difference_update(tags)
 
     def reset(self) -> None:
         """Forget every slot and every page. What is read from now on must have been written since."""
@@ -224,6 +237,9 @@ class Ghost:
         )
         if len(within_vocabulary(batch, VOCABULARY_SIZE)[1]):
             raise InvalidBatch(batch.step, "a token is not in the ghost's vocabulary")
+        if self.released:
+            self.faults.append(GhostFault(batch.step, 0, 0, f"{', '.join(sorted(self.released))} is released"))
+            raise self.faults[-1]
         if batch.step in self.fail_at:
             self.fail_at.discard(batch.step)
             raise PlannedFailure(batch.step)

@@ -9,6 +9,7 @@ import numpy as np
 
 from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.machines.adapter import AdapterPhase
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.machines.serving import Serving
 from pawl.lifecycle.machines.weight_group import GroupPhase
 from pawl.lifecycle.machines.weights import Weights
@@ -80,6 +81,10 @@ class _Groups(msgspec.Struct):
     joined: int
 
 
+class _Residency(msgspec.Struct):
+    released: list[MemoryTag]
+
+
 class _State(msgspec.Struct):
     """The part of `loops/snapshot.py` that properties begin with."""
 
@@ -95,6 +100,7 @@ class _State(msgspec.Struct):
     sessions: list[Any]
     weights: _Weights
     groups: _Groups
+    residency: _Residency
     ended_early: list[tuple[int, str, str]]
     companions: list[_Companion] = []
 
@@ -131,6 +137,7 @@ class Beginning(NamedTuple):
     adapters: tuple[Kept, ...]
     """Those that are not gone."""
     groups: _Groups
+    residency: _Residency
     ended_early: frozenset[int]
     """Requests that are to be aborted when they come."""
 
@@ -169,6 +176,7 @@ def beginning_of(checkpoint: Checkpoint) -> Beginning:
         weights=state.weights,
         adapters=tuple(adapter for companion in state.companions for adapter in companion.adapters),
         groups=state.groups,
+        residency=state.residency,
         ended_early=frozenset(number for number, *_ in state.ended_early),
     )
 

@@ -29,6 +29,7 @@ from pawl.lifecycle.properties.outputs import (
 )
 from pawl.lifecycle.properties.pausing import PausedIsStill
 from pawl.lifecycle.properties.progress import BoundedProgress, FaultIsolation
+from pawl.lifecycle.properties.residency import ReleasedIsStill
 from pawl.lifecycle.properties.sessions import SessionAtomicity
 from pawl.lifecycle.properties.sharing import (
     HoldAccounting,
@@ -73,6 +74,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     QuiescentFlush,
     PausedIsStill,
     LimitsHold,
+    ReleasedIsStill,
     WeightEpochs,
     AdapterReferences,
     WeightGroups,

@@ -15,6 +15,7 @@ from pawl.lifecycle.properties.dispatch import KINDS
 from pawl.lifecycle.properties.growing import fitted
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.pausing import Pauses
+from pawl.lifecycle.properties.residency import Releases
 from pawl.lifecycle.properties.served_weights import fingerprint_at_start
 from pawl.lifecycle.records import (
     Cached,
@@ -22,6 +23,7 @@ from pawl.lifecycle.records import (
     Delivered,
     Flushed,
     Int32s,
+    MemoryMoved,
     Record,
     Started,
     StepCommitted,
@@ -288,15 +290,22 @@ class WeightEpochs(Property):
 
 class QuiescentFlush(Property):
     """A flush succeeds only with no live request and no step in flight, and leaves nothing in the cache. While the
-    engine is paused, requests that own nothing may wait."""
+    engine is paused, or memory is released, requests that own nothing may wait."""
 
     name = "quiescent_flush"
 
     def __init__(self) -> None:
         self._pauses = Pauses()
+        self._releases = Releases()
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         self._pauses.begin(beginning)
+        self._releases.begin(beginning)
+        return ()
+
+    @on(MemoryMoved)
+    def _moved(self, record: MemoryMoved, history: History) -> Sequence[Violation]:
+        self._releases.moved(record)
         return ()
 
     @on(Delivered)
@@ -308,7 +317,7 @@ class QuiescentFlush(Property):
     def _flushed(self, record: Flushed, history: History) -> Sequence[Violation]:
         live, in_flight, kept = len(history.open), len(history.in_flight), len(history.cache)
         found = []
-        if self._pauses.paused:
+        if self._pauses.paused or self._releases.tags:
             live = int(history.working[: history.num_rows].sum())
         if live or in_flight:
             text = f"the cache was flushed with {live} requests live, {in_flight} steps in flight"

@@ -23,8 +23,8 @@ class FlushCache(Order, frozen=True, tag="flush_cache", rename={"timeout_s": "ti
 
     def apply(self, intake: Intake, now: float) -> Outcome:
         loop, queues = intake.loop, intake.loop.queues
-        live = {"waiting": queues.num_waiting, "running": queues.num_running, "in_flight": len(loop.in_flight)}
-        live["paused"] = loop.serving is Serving.PAUSED
+        facts = {"waiting": queues.num_waiting, "running": queues.num_running, "in_flight": len(loop.in_flight)}
+        facts |= {"paused": loop.serving is Serving.PAUSED, **intake.memory.facts}
         if loop.flush(now):
-            return Outcome(True, "cache flushed", live)
-        return Outcome(False, "not flushed: requests are live", live)
+            return Outcome(True, "cache flushed", facts)
+        return Outcome(False, "not flushed: requests are live", facts)

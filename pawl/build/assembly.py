@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
     grammars = make_grammars(config.grammar_backend, vocabulary, eager=True)
     weights = load_weights(source, dtype, part(report, 0.1, WEIGHTS_LOADED))
+    source = replace(source, file=None)  # nothing of a model's file stays mapped
     report(WEIGHTS_LOADED)
     plan = _plan(config, source.config, dtype, two_pools)
     loop_config = make_loop_config(

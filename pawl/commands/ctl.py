@@ -67,7 +67,7 @@ def _add_flag(parser: argparse.ArgumentParser, parameter: Parameter) -> None:
         parser.add_argument(name, action=argparse.BooleanOptionalAction, **options)
     elif dict in parameter.kinds:
         parser.add_argument(name, nargs="+", action=Pairs, metavar="NAME=VALUE", required=parameter.required, **options)
-    elif list in parameter.kinds:
+    elif parameter.kinds & {list, tuple}:
         parser.add_argument(name, nargs="+", metavar="NAME", required=parameter.required, **options)
     else:
         parser.add_argument(name, metavar="VALUE", required=parameter.required, **options)

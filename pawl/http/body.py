@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -111,7 +111,7 @@ async def read_body(request: Request, limit: int, budget: BodyBudget, *, json: b
         budget.give_back(len(body))
 
 
-def decode_fields(data: bytes | bytearray, query: dict[str, str], kind: type[Body]) -> Body:
+def decode_fields(data: bytes | bytearray, query: dict[str, Any], kind: type[Body]) -> Body:
     """A flat body of the shape `kind`, whose fields may come in the query instead, as text. Raises InvalidRequest, or
     Problem when both hold fields."""
     if not query:

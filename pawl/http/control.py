@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from pawl.actors.control import ROWS
 from pawl.actors.control.state import STATE, GetState
-from pawl.actors.control_row import Row
+from pawl.actors.control_row import Row, parameters
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sampling import embedding_sampling
 from pawl.http.adapters import adapter_of
@@ -57,13 +58,18 @@ class ControlRoutes(HasContext):
             return f"the engine has not moved for {gateway.pace.seconds:.1f} s"
         return gateway.trace_losses.refusal or None
 
+    def _standstill(self) -> str:
+        """Why no step is planned, in a word; empty where steps are."""
+        gateway = self.context.gateway
+        return "paused" if gateway.paused else "released" if gateway.released else ""
+
     async def health(self, request: Request) -> Response:
-        """200 while the engine's loop turns, also where it is paused, which it says; 503 with what is wrong from the
-        moment that an actor is gone, or when the loop has not moved for long. Says at once how old a step is, how long
-        the scheduler is silent, for how long the event loop has stood still at the longest, and what of the trace is
-        lost."""
+        """200 while the engine's loop turns, also where it is paused or memory is released, which it says; 503 with
+        what is wrong from the moment that an actor is gone, or when the loop has not moved for long. Says at once how
+        old a step is, how long the scheduler is silent, for how long the event loop has stood still at the longest, and
+        what of the trace is lost."""
         ailment, gateway = self._ailment(), self.context.gateway
-        body: dict[str, Any] = {"status": ailment or ("paused" if gateway.paused else "ok")}
+        body: dict[str, Any] = {"status": ailment or self._standstill() or "ok", "released": gateway.released}
         if gateway.lost is not None:
             body["cause"] = str(Cause.INTERNAL)
         body |= {
@@ -81,9 +87,9 @@ class ControlRoutes(HasContext):
 
     async def health_generate(self, request: Request) -> Response:
         """Really generate one token, or make one vector where the model does no more; while generation is paused
-        neither can be, and 200 says so."""
-        if self.context.gateway.paused and self._ailment() is None:
-            return json_response({"status": "paused"})
+        or memory is released neither can be, and 200 says so."""
+        if self._standstill() and self._ailment() is None:
+            return json_response({"status": self._standstill()})
         limits = self.context.info.limits
         token = SamplingParameters(max_new_tokens=1, temperature=0.0)
         sampling = token if limits.abilities.generates else embedding_sampling(limits)
@@ -157,7 +163,7 @@ class ControlRoutes(HasContext):
             "model_path": info.model_path,
             "served_model_name": info.model_name,
             "context_length": info.context_length,
-            "status": self._ailment() or ("draining" if gateway.draining else "paused" if gateway.paused else "ready"),
+            "status": self._ailment() or ("draining" if gateway.draining else self._standstill() or "ready"),
             "open_requests": gateway.num_live,
             "startup_time": info.startup_s,
             "max_total_num_tokens": info.num_kv_tokens,
@@ -170,7 +176,7 @@ class ControlRoutes(HasContext):
         """The handler of one control message: its fields come in the query or as a JSON body."""
 
         async def handle(request: Request) -> Response:
-            raw, query = row.raw is not None and is_raw(request), dict(request.query_params)
+            raw, query = row.raw is not None and is_raw(request), _fields(request.query_params, row)
             data = await read_body(request, self.context.max_body_bytes, self.context.bodies, json=not raw)
             body = decode_fields(b"" if raw else data, query, row.taken)
             if raw:
@@ -191,3 +197,9 @@ class ControlRoutes(HasContext):
         context, state = self.context, reply.body if reply.ok else None
         text = exposition(context.gateway, context.info, state, context.statistics(), context.cut)
         return Response(text, media_type=CONTENT_TYPE)
+
+
+def _fields(query: QueryParams, row: Row) -> dict[str, Any]:
+    """What stands in the query, by name: lists as often as a name of theirs does."""
+    lists = {each.name for each in parameters(row.taken) if each.kinds and each.kinds <= {list, tuple}}
+    return {name: query.getlist(name) if name in lists else query[name] for name in query}

@@ -20,6 +20,7 @@ from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.properties.observability_conservation import ObservabilityConservation
 from pawl.lifecycle.properties.pausing import PausedIsStill
 from pawl.lifecycle.properties.progress import FaultIsolation
+from pawl.lifecycle.properties.residency import ReleasedIsStill
 from pawl.lifecycle.properties.sharing import WeightEpochs
 from pawl.lifecycle.properties.stream_positions import StreamPositions
 from pawl.lifecycle.properties.weight_groups import WeightGroups
@@ -83,6 +84,7 @@ def _checkpoint(records: Sequence[Record]) -> Checkpoint:
             "ready_at": _of(monitor, LimitsHold)._ready_at,
         },
         "serving": str(_of(monitor, PausedIsStill)._pauses.serving),
+        "residency": {"released": sorted(_of(monitor, ReleasedIsStill)._releases.tags)},
         "weights": {"state": _of(monitor, WeightEpochs)._state, "served": {"fingerprint": history.weights.fingerprint}},
         "groups": {"groups": {}, "joined": _of(monitor, WeightGroups)._newest},
         "ended_early": [(request, "client", "") for request in _of(monitor, AbortIsTotal)._asked],

@@ -22,6 +22,7 @@ from tests.lifecycle.canaries_adapters import ADAPTER_CANARIES
 from tests.lifecycle.canaries_control import CONTROL_CANARIES
 from tests.lifecycle.canaries_drafted import DRAFTED_CANARIES
 from tests.lifecycle.canaries_embedded import EMBEDDED_CANARIES, embeddings
+from tests.lifecycle.canaries_memory import MEMORY_CANARIES
 from tests.lifecycle.canaries_scarcity import SCARCITY_CANARIES, gives_way
 from tests.lifecycle.canaries_shared import ANSWERS, SHARED_CANARIES, answered, twins
 from tests.lifecycle.canaries_weights import WEIGHT_CANARIES
@@ -36,6 +37,7 @@ ALL = (
     | DRAFTED_CANARIES
     | WEIGHT_CANARIES
     | SCARCITY_CANARIES
+    | MEMORY_CANARIES
 )
 
 

@@ -18,7 +18,7 @@ def test_a_flush_that_may_wait_is_answered_when_the_loop_rests() -> None:
     assert driver.outcome_of == {}
     driver.run()
     assert driver.outcome_of[7] == Outcome(
-        True, "cache flushed", {"waiting": 0, "running": 0, "in_flight": 0, "paused": False}
+        True, "cache flushed", {"waiting": 0, "running": 0, "in_flight": 0, "paused": False, "released": []}
     )
     assert driver.loop.memory.cache.statistics()["pages"] == 0
 

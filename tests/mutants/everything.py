@@ -11,6 +11,7 @@ from tests.mutants.in_memory import MEMORY
 from tests.mutants.in_outputs import OUTPUTS
 from tests.mutants.in_pausing import PAUSING
 from tests.mutants.in_promises import PROMISES
+from tests.mutants.in_residency import RESIDENCY
 from tests.mutants.in_scarcity import SCARCITY
 from tests.mutants.in_sessions import SESSIONS
 from tests.mutants.in_speculation import SPECULATION
@@ -20,7 +21,7 @@ from tests.mutants.mutant import Mutant
 MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
     *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS, *WEIGHTS),
-    *(*SCARCITY, *ADAPTERS),
+    *(*SCARCITY, *ADAPTERS, *RESIDENCY),
 )
 
 EQUIVALENT = {

@@ -35,7 +35,7 @@ CONTROL = (
         "quiescent_flush",
         "12107",
         "Who waits for the engine to rest before a flush is never told anything.",
-        Edit(Intake.turn, "if self.loop.at_rest:", "if False:"),
+        Edit(Intake.turn, "if order.can_be_done(self.loop):", "if False:"),
         Edit(Intake.deliver, "self.remind(patience_s, WaitEnds(number))", "pass"),
     ),
     _mutant(

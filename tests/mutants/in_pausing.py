@@ -20,7 +20,7 @@ PAUSING = (
         "paused_is_still",
         "meta-pytorch/torchforge 251",
         "An engine that is paused in the middle of work takes further requests and plans steps for them.",
-        Edit(Loop.turn, "self.serving is Serving.PAUSED or", "(self.serving is Serving.PAUSED and self.idle) or"),
+        Edit(Loop.turn, "if self.still or", "if (self.still and self.idle) or"),
     ),
     _mutant(
         "pause_that_retracts_forgets_prompts",
@@ -34,7 +34,7 @@ PAUSING = (
         "quiescent_flush",
         "33783, 31962",
         "Requests that a pause has retracted wait in the queue, so the cache is never flushed.",
-        Edit(Loop.at_rest, "self.serving is Serving.PAUSED and", "False and"),
+        Edit(Loop.at_rest, "self.still and", "False and"),
     ),
     _mutant(
         "pause_is_answered_with_a_step_in_flight",

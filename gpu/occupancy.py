@@ -1,0 +1,141 @@
+"""What a runner keeps in memory, weights, pages and recorded steps: how each is exchanged, released and had again.
+
+weights    wait in a file of the process's own; a backend stands in their place that refuses every batch
+pages      the store keeps its addresses, with no memory behind them
+graphs     hold addresses of both: they go with either, and are recorded again when all is resident
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Mapping
+from typing import NoReturn
+
+from torch import Tensor
+
+from pawl.gpu.adapters.low_rank import Adapter
+from pawl.gpu.backend import Backend, ForwardInputs, GreedyBackend, RefusedInputs
+from pawl.gpu.cuda.graphs import DecodeGraphs, Recorder
+from pawl.gpu.cuda.shapes import GraphShape
+from pawl.gpu.devices import give_back_device_memory
+from pawl.gpu.folders import cache_folder
+from pawl.gpu.kv import KvStore
+from pawl.gpu.step_runner import AdapterRefused, MemoryRefused
+from pawl.gpu.updates import Updates, Version
+from pawl.gpu.weights.kept import KeptWeights, KeptWeightsDamaged
+from pawl.lifecycle.machines.memory import MemoryTag
+
+
+class Parked:
+    """A `Backend` whose weights are released."""
+
+    def __init__(self, name: str, kept: Mapping[str, Tensor]) -> None:
+        self.name = name
+        self._kept = kept
+
+    def forward(self, inputs: ForwardInputs) -> NoReturn:
+        """Raises RefusedInputs."""
+        raise RefusedInputs("the weights are released")
+
+    def hidden(self, inputs: ForwardInputs) -> NoReturn:
+        """Raises RefusedInputs."""
+        self.forward(inputs)
+
+    def named_weights(self) -> Mapping[str, Tensor]:
+        """See `Backend.named_weights`: from the file."""
+        return self._kept
+
+    def pack_adapter(self, adapter: Adapter) -> NoReturn:
+        """Raises AdapterRefused."""
+        raise AdapterRefused("the weights that it goes with are released")
+
+
+class Occupancy:
+    """The part of a runner that holds memory."""
+
+    kv: KvStore
+    backend: Backend
+    released: frozenset[MemoryTag] = frozenset()
+    """See `StepRunner.released`."""
+    _greedy_backend: GreedyBackend | None
+    _updates: Updates
+    _graphs: DecodeGraphs | None
+    _recorded = False
+    """Steps were recorded, and are to be recorded again."""
+
+    @abstractmethod
+    def prepare_graphs(self, recorder: Recorder | None = None) -> list[GraphShape]: ...
+
+    @abstractmethod
+    def record_graph(self, shape: GraphShape) -> None: ...
+
+    @abstractmethod
+    def free_graphs(self) -> None: ...
+
+    def swap(self, ticket: int) -> None:
+        """See `StepRunner.swap`."""
+        taken = self._updates.take(ticket)
+        self._forget_graphs()
+        self._serve(taken)
+        self.released -= {MemoryTag.WEIGHTS}
+        self._record()
+
+    def release(self, tags: Collection[MemoryTag]) -> None:
+        """See `StepRunner.release`."""
+        going, serving = set(tags) - self.released, self._updates.serving
+        if MemoryTag.WEIGHTS in going:
+            try:
+                kept = KeptWeights(self.backend.named_weights(), cache_folder())
+            except OSError as error:
+                raise MemoryRefused(f"weights cannot wait in {cache_folder()}: {error.strerror}") from error
+            serving = Version(Parked(self.backend.name, kept), serving.fingerprint)
+        if MemoryTag.KV_CACHE in going:
+            self.kv.release()
+        self._forget_graphs()
+        self._serve(serving)
+        self.released |= going
+        give_back_device_memory(self.kv.data.device)
+
+    def resume(self, tags: Collection[MemoryTag]) -> None:
+        """See `StepRunner.resume`."""
+        before, serving = self.released, self._updates.serving
+        coming = before.intersection(tags)
+        try:
+            if MemoryTag.WEIGHTS in coming:
+                self._serve(self._updates.again(serving))
+            if MemoryTag.KV_CACHE in coming:
+                self.kv.resume()
+            self.released -= coming
+            self._record()
+        except BaseException as error:
+            self._forget_graphs()
+            self._serve(serving)
+            if MemoryTag.KV_CACHE in before:
+                self.kv.release()
+            self.released = before
+            give_back_device_memory(self.kv.data.device)
+            if isinstance(error, KeptWeightsDamaged):
+                raise MemoryRefused(str(error)) from error
+            raise
+
+    def _keep(self, updates: Updates) -> None:
+        """Where weights come from, from the start."""
+        self._updates = updates
+        self.stage, self.expect = updates.stage, updates.expect
+        self._serve(updates.serving)
+
+    def _serve(self, version: Version) -> None:
+        backend = version.backend
+        self.backend = backend
+        self._greedy_backend = backend if isinstance(backend, GreedyBackend) else None
+        self._updates.serves(version)
+
+    def _forget_graphs(self) -> None:
+        self._recorded |= self._graphs is not None
+        self.free_graphs()
+
+    def _record(self) -> None:
+        if self._recorded and not self.released:
+            for shape in self.prepare_graphs():
+                self.record_graph(shape)
+            self._recorded = False

@@ -1,0 +1,79 @@
+"""Weights that wait in a file while their memory is somebody else's."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pawl.gpu.weights.fingerprint import bytes_of
+
+
+class KeptWeightsDamaged(Exception):
+    """The file does not hold what was written."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the file that released weights wait in is damaged at {name}")
+
+
+class _Place(NamedTuple):
+    offset: int
+    num_bytes: int
+    dtype: torch.dtype
+    shape: torch.Size
+    digest: bytes
+    """SHA-256 of the bytes."""
+
+
+class KeptWeights(Mapping[str, Tensor]):
+    """By canonical name; each is read when it is asked for, and is what was written, to the bit. Any thread may read.
+
+    The file has no name: nobody else can change it, and it ends with the process however that ends.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], folder: Path) -> None:
+        """Write `weights` to a file in `folder`, one after the other, and to the disk: what the system still keeps of
+        it in memory is free to be taken. Raises OSError, and then nothing is left of it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._places: dict[str, _Place] = {}
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as this lives
+        try:
+            self._write(weights)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _write(self, weights: Mapping[str, Tensor]) -> None:
+        offset = 0
+        for name in weights:
+            weight = weights[name]
+            data = bytes_of(weight)
+            self._file.write(data)
+            digest = hashlib.sha256(data).digest()
+            self._places[name] = _Place(offset, data.nbytes, weight.dtype, weight.shape, digest)
+            offset += data.nbytes
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A copy. Raises KeptWeightsDamaged, or OSError."""
+        place = self._places[name]
+        data = bytearray(place.num_bytes)
+        view, at = memoryview(data), 0
+        while at < len(view) and (count := os.preadv(self._file.fileno(), [view[at:]], place.offset + at)):
+            at += count
+        if hashlib.sha256(data).digest() != place.digest:
+            raise KeptWeightsDamaged(name)
+        return torch.frombuffer(data, dtype=place.dtype).reshape(place.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
