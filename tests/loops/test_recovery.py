@@ -64,6 +64,15 @@ def test_who_ran_starts_again_and_gets_every_token_once(pacing: str) -> None:
     assert list(driver.output_of.values()) == [expected(prompt, 8) for prompt in prompts]
 
 
+def test_who_ran_waits_among_the_retracted_and_who_waited_stays_in_the_queue() -> None:
+    driver = Driver(max_running=1)
+    ran, waited = driver.submit([1, 2, 3], 8), driver.submit([4, 5, 6], 8)
+    driver.step()
+    failing(driver)
+    queues, row_of = driver.loop.queues, driver.loop.table.row_of
+    assert (queues.retracted, [*queues.waiting]) == ([row_of[ran]], [row_of[waited]])
+
+
 def test_who_ran_comes_back_before_who_waited() -> None:
     driver = Driver(pacing="lockstep", max_running=2)
     for first in (1, 2, 3):

@@ -227,9 +227,14 @@ def test_what_is_promised_of_the_window_pool_is_kept_out_of_what_others_take() -
     assert memory.extend_slot(transaction, first, 4 * PAGE) is not None
     memory.ledger.discard(transaction)
     assert windows.escrow.promised[first] == windows.most - 2
-    memory.renew(np.array([first]), np.array([12 * PAGE], np.int32))
-    assert windows.escrow.promised[first] == windows.most - 2, "nor when it is promised anew"
     memory.check_all()
+
+
+def test_what_is_promised_anew_of_the_window_pool_is_no_more_than_a_row_can_use() -> None:
+    memory, windows = hybrid(num_window_pages=20, chunk=2 * PAGE, cache="none")
+    slot = serve(memory, 1, 2)
+    memory.renew(np.array([slot]), np.array([12 * PAGE], np.int32))
+    assert windows.escrow.promised[slot] == windows.most - 2
 
 
 # ---- what is refused, and the properties ----
