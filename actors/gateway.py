@@ -13,6 +13,7 @@ from typing import TypeAlias
 import msgspec
 import structlog
 
+from pawl.actors.adapter_names import renamed, unknown_adapter
 from pawl.actors.asks import Answer, AskExpired, Asks
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
@@ -92,6 +93,8 @@ class Gateway(Actor):
         """What is served since an update of the weights."""
         self.adapters: dict[str, Named] = {}
         """Those that requests may name."""
+        self.unloaded: dict[str, Named] = {}
+        """The last that bore a name which no adapter has any more, the one that lost it last at the end."""
         self._num_answered = 0
         self._delivering: Sequence[Output] = ()
         self._num_delivered = 0
@@ -122,7 +125,7 @@ class Gateway(Actor):
         named = [s if s.rid else msgspec.structs.replace(s, rid=self.new_rid()) for s in submits]
         names = [(s.rid, s.group) if s.group else (s.rid,) for s in named]
         unread = long_characters(submits)
-        refusal = self._why_not(names, sum(unread)) or self._unknown_adapter(submits)
+        refusal = self._why_not(names, sum(unread)) or unknown_adapter(submits, self.adapters)
         if refusal is not None:
             for request, sink in zip(numbers, sinks, strict=True):
                 self.requests.count_refused(refusal.cause)
@@ -220,9 +223,13 @@ class Gateway(Actor):
             case WeightsServed():
                 self.weights = message
             case AdaptersNamed(adapters):
+<<<<<<< HEAD
                 self.adapters = {adapter.name: adapter for adapter in adapters}
             case MemoryReleased(tags):
                 self.released = tags
+=======
+                self.adapters, self.unloaded = renamed(self.adapters, self.unloaded, adapters)
+>>>>>>> 9f07c99 (An adapter that was unloaded is loaded again for a request that names it, and where as many as may be are loaded the one used the longest time ago makes room: as SGLang has both)
             case Pulse(sent_at):
                 self.turned_at = self.context.now()
                 self.longest_freeze_s = max(self.longest_freeze_s, self.turned_at - sent_at)
@@ -290,15 +297,6 @@ class Gateway(Actor):
             return Refused(0, Cause.INTERNAL, self.trace_losses.refusal, HTTP_OVERLOADED)
         each = {name for own in names for name in own}
         return self.requests.why_not(len(names), each, self.limit, num_unread)
-
-    def _unknown_adapter(self, submits: Sequence[Submit]) -> Refused | None:
-        """The refusal of a call in which a request names an adapter that it may not."""
-        unknown = [s.adapter for s in submits if s.adapter and s.adapter not in self.adapters]
-        if not unknown:
-            return None
-        loaded = ", ".join(self.adapters) or "none"
-        text = f"adapter {quoted(unknown[0])} is not loaded, or has never been loaded; loaded: {loaded}"
-        return Refused(0, Cause.INVALID, text, param="lora_path")
 
     def _deliver(self, outputs: Sequence[Output]) -> None:
         """Once for each token of every request: keep it short."""

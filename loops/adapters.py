@@ -97,17 +97,22 @@ class Adapters(Companion):
 
     # ---- load and unload ----
 
-    def load(self, name: str, source: str, pinned: bool, asker: int) -> str:
-        """Somebody wants an adapter. Why not; empty when it is on its way."""
+    def load(self, name: str, source: str, pinned: bool, asker: int, now: float) -> str:
+        """Somebody wants an adapter. Why not; empty when it is on its way. Where as many as may be are loaded, the one
+        used the longest time ago is unloaded for it."""
         if self.of_name(name) is not None:
             return f"adapter {name!r} is already loaded; unload it first"
-        if len(self.by_number) >= self.most:
-            return f"{self.most} adapters are loaded; unload one first"
         if pinned and sum(a.pinned for a in self.by_number.values()) + 1 >= self.num_slots:
             return (
                 f"to pin {name!r} would mean starvation for adapters that are not pinned: "
                 f"of {self.num_slots} slots at least one must stay free for them"
             )
+        staying = list(self._with(AdapterPhase.LOADING, AdapterPhase.READY))
+        if len(staying) >= self.most:
+            idle = [a for a in staying if a.phase is AdapterPhase.READY and not a.pinned]
+            if not idle:
+                return f"{self.most} adapters are loaded, and none of them may go; unload one first"
+            self._drain(min(idle, key=lambda adapter: adapter.used), now)
         self._newest += 1
         self.by_number[self._newest] = Adapter(self._newest, name, source, pinned, asker=asker)
         return ""
@@ -120,9 +125,12 @@ class Adapters(Companion):
         if adapter.phase is AdapterPhase.LOADING:
             return f"adapter {name!r} is still being loaded"
         adapter.asker = asker
+        self._drain(adapter, now)
+        return ""
+
+    def _drain(self, adapter: Adapter, now: float) -> None:
         self._move(adapter, AdapterEvent.UNLOAD, now)
         self._effects.named(self.named())
-        return ""
 
     def loaded(self, ticket: int, fingerprint: str, now: float) -> None:
         """It is in its slot."""
@@ -168,7 +176,8 @@ class Adapters(Companion):
 
     def _tell(self, adapter: Adapter, ok: bool, message: str) -> None:
         asker, adapter.asker = adapter.asker, 0
-        self._answer(asker, ok, message)
+        if asker:
+            self._answer(asker, ok, message)
 
     def _move(
         self, adapter: Adapter, event: AdapterEvent, now: float, *, slot: int = 0, fingerprint: str | None = None

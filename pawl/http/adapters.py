@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import msgspec
 
+from pawl.actors.control.adapters import PATIENCE_S
+from pawl.actors.messages.generate import Submit
 from pawl.actors.text.invalid import quoted
 from pawl.http.context import ServerContext
 from pawl.http.errors import Problem
 from pawl.http.info import ServerInfo
+from pawl.http.streams import ask
+from pawl.loops.orders.adapters import LoadAdapter
 
 
 def adapter_of(context: ServerContext, model: str | None, lora_path: str | None = None) -> str:
@@ -38,6 +45,22 @@ def checked(info: ServerInfo, name: str | None) -> str:
         text = f"adapter {quoted(name)}: adapters (LoRA) are not enabled; start the server with --enable-lora"
         raise Problem(400, text, param="lora_path")
     return name or ""
+
+
+async def loaded_again(context: ServerContext, submits: Sequence[Submit]) -> Sequence[Submit]:
+    """These requests, once the adapters that they name are there again: one that was unloaded since is read from the
+    same folder, as SGLang does it. Raises Problem where it cannot be."""
+    gateway, names = context.gateway, {submit.adapter for submit in submits}
+    for _ in names:  # one that comes may take the place of another
+        if names.isdisjoint(gateway.unloaded):
+            break
+        async with context.loading:
+            for adapter in [adapter for name, adapter in gateway.unloaded.items() if name in names]:
+                order = LoadAdapter(name=adapter.name, path=adapter.source, pinned=adapter.pinned)
+                told = await ask(partial(gateway.ask, order, timeout_s=PATIENCE_S))
+                if not told.ok:
+                    raise Problem(400, f"adapter {quoted(adapter.name)} was unloaded: {told.message}", "lora_path")
+    return submits
 
 
 def served(context: ServerContext) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 from starlette.requests import Request
@@ -34,6 +35,8 @@ class ServerContext:
     bodies: BodyBudget
     cut: Mapping[str, int]
     """Reason -> connections and requests that were cut for it (see `Connection`)."""
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Of whoever has adapters loaded for the sake of requests."""
 
     @property
     def info(self) -> ServerInfo:

@@ -14,7 +14,7 @@ from pawl.actors.messages.generate import Done, Submit
 from pawl.actors.sampling import embedding_sampling, shortened
 from pawl.actors.sink import Delta, Inbox
 from pawl.http import openai
-from pawl.http.adapters import adapter_of, checked, under_its_name
+from pawl.http.adapters import adapter_of, checked, loaded_again, under_its_name
 from pawl.http.completions import Prompt, prompts_of, spread
 from pawl.http.description import HasContext, takes
 from pawl.http.errors import Problem, from_done
@@ -50,8 +50,8 @@ class EmbeddingRoutes(HasContext):
         rid = openai.rid_of(request, body.rid, self.context.gateway)
         submits = self._submits(prompts, [rid] * len(prompts), body, [adapter] * len(prompts))
         model = under_its_name(info, body.model, adapter).model_name
-        in_base64 = body.encoding_format == "base64"
-        return Reply(self.context.gateway, submits, _OpenAi(model, self._cut(body.dimensions), in_base64))
+        rendered = _OpenAi(model, self._cut(body.dimensions), body.encoding_format == "base64")
+        return Reply(self.context.gateway, await loaded_again(self.context, submits), rendered)
 
     @takes(EncodeBody)
     async def encode(self, request: Request, body: EncodeBody) -> Response:
@@ -62,7 +62,7 @@ class EmbeddingRoutes(HasContext):
         adapters = [checked(self.context.info, name) for name in spread(body.lora_path, len(prompts), "lora_path")]
         submits = self._submits(prompts, [rid or self.context.gateway.new_rid() for rid in rids], body, adapters)
         rendered = _Native([submit.rid for submit in submits], self._cut(body.dimensions), listed)
-        return Reply(self.context.gateway, submits, rendered)
+        return Reply(self.context.gateway, await loaded_again(self.context, submits), rendered)
 
     def _submits(
         self,

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Inbox
 from pawl.http import completions, embeddings, native, openai, responses, scoring
-from pawl.http.adapters import adapter_of, under_its_name
+from pawl.http.adapters import adapter_of, loaded_again, under_its_name
 from pawl.http.call_fields import StreamOptions
 from pawl.http.chat import ChatRenderer, chat_submits, echo_of, scored
 from pawl.http.completions import CompletionRenderer, candidates_of, completion_submits
@@ -72,7 +72,7 @@ class GenerationRoutes(HasContext):
             tokenization=self.context.tokenization,
             hides_special=body.skip_special_tokens is not False,
         )
-        return reply(self.context.gateway, submits, renderer, bool(body.stream))
+        return reply(self.context.gateway, await loaded_again(self.context, submits), renderer, bool(body.stream))
 
     @takes(ChatBody)
     async def chat(self, request: Request, body: ChatBody) -> Response:
@@ -87,7 +87,7 @@ class GenerationRoutes(HasContext):
             token_bytes=self.context.tokenization.token_bytes,
             make_reader=None if reading.plain else self._message_readers(reading, body),
         )
-        return reply(self.context.gateway, submits, renderer, bool(body.stream))
+        return reply(self.context.gateway, await loaded_again(self.context, submits), renderer, bool(body.stream))
 
     @takes(ResponsesBody)
     async def respond(self, request: Request, body: ResponsesBody) -> Response:
@@ -108,14 +108,14 @@ class GenerationRoutes(HasContext):
             score=lambda delta: scored(delta, num_top, token_bytes, lambda token, text: text),
             writer=ItemWriter(gateway.new_rid, lambda: reading.call_id(gateway.new_rid())),
         )
-        return reply(gateway, submits, renderer, bool(body.stream))
+        return reply(gateway, await loaded_again(self.context, submits), renderer, bool(body.stream))
 
     @takes(GenerateBody)
     async def generate(self, request: Request, body: GenerateBody) -> Response:
         """Text that goes on from one prompt or many, as SGLang has it."""
         call = understand(body, self.context)
         renderer = NativeRenderer(call, self.context.info)
-        return reply(self.context.gateway, call.submits, renderer, bool(body.stream))
+        return reply(self.context.gateway, await loaded_again(self.context, call.submits), renderer, bool(body.stream))
 
     def _message_readers(self, reading: Reading, body: ChatBody) -> Callable[[Inbox], MessageReader]:
         """What reads each reply of a call."""

@@ -242,7 +242,27 @@ def test_a_name_cannot_be_loaded_twice_or_unloaded_while_it_is_read() -> None:
     server.turn()
     server.answer_readings()
     assert server.outcome_of[loading].ok
+
+
+def test_where_as_many_are_loaded_as_may_be_a_load_unloads_the_one_used_the_longest_time_ago_and_no_pinned_one() -> (
+    None
+):
+    server = Server(max_loras=3, max_loaded_loras=3)
+    server.loaded("a", pinned=True)
     server.loaded("b")
+    server.loaded("c")
+    server.ask("b")
+    server.serve()
+    server.loaded("d")
+    assert [adapter.name for adapter in server.keeper.named()] == ["a", "b", "d"]
+    server.turn()
+    assert [adapter.name for adapter in server.keeper.by_number.values()] == ["a", "b", "d"], "nobody used the third"
+
+
+def test_a_load_is_refused_where_none_of_those_that_are_loaded_may_go() -> None:
+    server = Server(max_loaded_loras=2)
+    server.loaded("a", pinned=True)
+    server.load("b")
     assert "unload one first" in server.outcome_of[server.load("c")].message
 
 

@@ -16,6 +16,8 @@ from pawl.config import ConfigError, build_config
 from pawl.engine import Engine, RequestFailed
 from pawl.gpu.ghost.language import adapter_salt_of
 from pawl.gpu.ghost.oracle import expected
+from pawl.gpu.ghost.runner import Ghost
+from pawl.gpu.step_runner import AdapterRefused
 from tests.pawl.ghost_server import audited_client
 
 VOCABULARY = ghost_vocabulary()
@@ -71,8 +73,8 @@ def test_replies_to_loads_and_unloads_are_those_of_sglang(client: httpx.Client) 
         assert words in refused.json()["error_message"]
         assert list(refused.json()["loaded_adapters"]) == ["a", "b"]
     assert unload(client, "a").json() == {"success": True, "loaded_adapters": {"b": "ghost:b"}}
-    gone = generate(client, text="hello", lora_path="a")
-    assert (gone.status_code, "never been loaded; loaded: b" in gone.text) == (400, True)
+    unknown = generate(client, text="hello", lora_path="c")
+    assert (unknown.status_code, "never been loaded; loaded: b" in unknown.text) == (400, True)
     assert load(client, "a", "ghost:c").status_code == 200
     answer = generate(client, text="hello", lora_path="a").json()
     assert (answer["output_ids"], answer["meta_info"]["cached_tokens"]) == (said("hello", "ghost:c"), 0)
@@ -226,3 +228,37 @@ def test_what_is_loaded_shows_in_the_state_and_the_metrics(client: httpx.Client)
     assert 'pawl_adapters{phase="ready"} 2' in client.get("/metrics").text
     assert unload(client, "b").status_code == 200
     assert 'pawl_adapters{phase="ready"} 1' in client.get("/metrics").text
+
+
+def test_an_adapter_that_was_unloaded_is_loaded_again_for_who_names_it_as_sglang_does(tmp_path: Path) -> None:
+    paths = tuple(f"{name}=ghost:{name}" for name in "ab")
+    with audited_client(tmp_path, lora_paths=paths, max_loras_per_batch=2, max_loaded_loras=2) as client:
+        assert load(client, "c", "ghost:c").json()["loaded_adapters"] == {"b": "ghost:b", "c": "ghost:c"}
+        both = generate(client, text=["hello"] * 2, lora_path=["a", "b"]).json()
+        assert [answer["output_ids"] for answer in both] == [said("hello", "ghost:a"), said("hello", "ghost:b")]
+        assert unload(client, "b").json()["loaded_adapters"] == {"a": "ghost:a"}
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: generate(client, text="hello", lora_path="b").json(), range(4)))
+        assert [answer["output_ids"] for answer in answers] == [said("hello", "ghost:b")] * 4
+        unload(client, "b")
+        body = {"prompt": "hello", "max_tokens": 6, "temperature": 0.0}
+        by_vllm = client.post("/v1/completions", json=body | {"model": "b"})
+        assert by_vllm.status_code == 404
+        by_sglang = client.post("/v1/completions", json=body | {"model": "ghost:b", "ignore_eos": True})
+        assert by_sglang.json()["choices"][0]["text"] == spelt("hello", "ghost:b")
+
+
+def test_an_adapter_that_cannot_be_loaded_again_is_told_to_who_names_it(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unload(client, "a")
+
+    def vanished(runner: Ghost, slot: int, source: str) -> str:
+        raise AdapterRefused("its folder is gone")
+
+    monkeypatch.setattr(Ghost, "load_adapter", vanished)
+    refused = generate(client, text="hello", lora_path="a")
+    assert refused.status_code == 400
+    assert "its folder is gone" in refused.json()["error"]["message"]
+    monkeypatch.undo()
+    assert generate(client, text="hello", lora_path="a").json()["output_ids"] == said("hello", "ghost:a")
