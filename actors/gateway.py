@@ -26,7 +26,6 @@ from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.sampling import SEED_RANGE
 from pawl.actors.sink import Sink
-from pawl.actors.text.invalid import quoted
 from pawl.actors.trace_losses import TraceLosses
 from pawl.actors.unread import long_characters
 from pawl.lifecycle.machines.memory import MemoryTag
@@ -223,13 +222,9 @@ class Gateway(Actor):
             case WeightsServed():
                 self.weights = message
             case AdaptersNamed(adapters):
-<<<<<<< HEAD
-                self.adapters = {adapter.name: adapter for adapter in adapters}
+                self.adapters, self.unloaded = renamed(self.adapters, self.unloaded, adapters)
             case MemoryReleased(tags):
                 self.released = tags
-=======
-                self.adapters, self.unloaded = renamed(self.adapters, self.unloaded, adapters)
->>>>>>> 9f07c99 (An adapter that was unloaded is loaded again for a request that names it, and where as many as may be are loaded the one used the longest time ago makes room: as SGLang has both)
             case Pulse(sent_at):
                 self.turned_at = self.context.now()
                 self.longest_freeze_s = max(self.longest_freeze_s, self.turned_at - sent_at)
