@@ -11,6 +11,7 @@ from pawl.actors.control.serving import PATIENCE_S as PAUSE_PATIENCE_S
 from pawl.actors.control.serving import PauseGeneration, go_on, pause
 from pawl.actors.control_row import Answer, Facts, Row, Shown, Source, Who
 from pawl.actors.messages.control import Reply
+from pawl.actors.messages.memory import UNMOVED
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Outcome
@@ -125,7 +126,7 @@ def _drawn_resume(source: Source) -> ResumeMemory | None:
 
 def _check(body: msgspec.Struct, reply: Reply) -> str | None:
     """Refused only for a reason, and never while what is told contradicts it."""
-    reasons = (LIVE, HELD, MOVING, UPDATING, "already released", "not currently released")
+    reasons = (LIVE, HELD, MOVING, UPDATING, UNMOVED, "already released", "not currently released")
     if not reply.ok and not any(words in reply.message for words in reasons):
         return f"refused without a reason: {reply.message!r}"
     return None

@@ -43,7 +43,7 @@ WATCHED = (
     *("actors/scheduler.py", "actors/step_report.py", "actors/worker.py", "actors/recorder.py", "actors/tokenizer.py"),
     *("actors/gateway.py", "actors/open_requests.py", "actors/detokenizer.py", "actors/text/stream.py"),
     *("actors/control/state.py", "actors/tiers/", "actors/storage.py", "actors/grammar.py"),
-    *("actors/stager.py", "actors/weight_client.py", "actors/turns.py"),
+    *("actors/stager.py", "actors/weight_client.py", "actors/memory_client.py", "actors/turns.py"),
     *("loops/", "memory/", "lifecycle/journal.py", "lifecycle/requests.py", "lifecycle/machine.py"),
 )
 """Files and folders whose lines may raise."""

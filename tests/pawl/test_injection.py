@@ -9,6 +9,7 @@ from msgspec import structs
 
 import pawl.testing.injection as injection
 from pawl.actors.askers import Askers
+from pawl.actors.control.serving import PauseGeneration
 from pawl.actors.control.state import GetState
 from pawl.actors.runtime.cell import Cell
 from pawl.actors.scheduler import Scheduler
@@ -17,6 +18,7 @@ from pawl.actors.worker import Worker
 from pawl.features.request import BAD_GRAMMAR
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.loops.orders.cache import FlushCache
+from pawl.loops.orders.memory import ReleaseMemory, ResumeMemory
 from pawl.loops.orders.weights import UpdateWeights
 from pawl.loops.recovery import recover
 from pawl.testing.injection import INJECTED, Place, inject, places_of
@@ -83,6 +85,17 @@ def test_an_exception_at_any_line_of_an_update_of_the_weights_leaves_an_engine_t
     functions = "Worker._swap", "Worker.receive", "Scheduler.receive"
     places = [place for place in places_of(asked) if place.file in files or place.function in functions]
     assert {place.file for place in places} >= {*files, "actors/worker.py", "actors/scheduler.py"}
+    assert broken(places, 0, asked) == []
+
+
+def test_an_exception_at_any_line_of_a_release_leaves_an_engine_that_serves() -> None:
+    release = Control(body=ReleaseMemory(), after_tokens=6, undo_s=0.5)
+    again = Control(body=ResumeMemory(), at_s=3.0)  # what could not be resumed stays released until it is
+    pause = Control(body=PauseGeneration("retract"), after_tokens=5)
+    asked = structs.replace(workload(), controls=(pause, release, again))
+    files = "loops/residency.py", "loops/orders/memory.py", "actors/memory_client.py"
+    places = [place for place in places_of(asked) if place.file in files or place.function == "Worker._move"]
+    assert {place.file for place in places} == {*files, "actors/worker.py"}
     assert broken(places, 0, asked) == []
 
 
