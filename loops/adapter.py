@@ -46,7 +46,7 @@ class AdapterEffects(Protocol):
     """What the adapters of a loop need of others."""
 
     def read(self, ticket: int, slot: int, source: str) -> None:
-        """Have it read into a slot that nobody computes with; AdapterLoaded or AdapterRefused is to follow."""
+        """Have it read into a slot that nobody computes with; AdapterLoaded or AdapterFailed is to follow."""
 
     def empty(self, slot: int) -> None:
         """Nothing is in this slot any more."""

@@ -1,7 +1,7 @@
 """The adapters of one loop: which requests may name, which slot each is in, and who waits for one.
 
     LoadAdapter ──► a slot ──► read ──► AdapterLoaded ──► requests may name it
-                                 └────► AdapterRefused
+                                 └────► AdapterFailed
     UnloadAdapter ──► no request may name it ──► its last request ends ──► gone
 
 There may be more adapters than slots. A request whose adapter is in none waits QUEUED_LOADING. Slots go to those that
@@ -13,7 +13,7 @@ from where it came from, and must be the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -99,7 +99,7 @@ class Adapters(Companion):
 
     def load(self, name: str, source: str, pinned: bool, asker: int, now: float) -> str:
         """Somebody wants an adapter. Why not; empty when it is on its way. Where as many as may be are loaded, the one
-        used the longest time ago is unloaded for it."""
+        used the longest time ago is unloaded for it, once it has been read."""
         if self.of_name(name) is not None:
             return f"adapter {name!r} is already loaded; unload it first"
         if pinned and sum(a.pinned for a in self.by_number.values()) + 1 >= self.num_slots:
@@ -107,12 +107,9 @@ class Adapters(Companion):
                 f"to pin {name!r} would mean starvation for adapters that are not pinned: "
                 f"of {self.num_slots} slots at least one must stay free for them"
             )
-        staying = list(self._with(AdapterPhase.LOADING, AdapterPhase.READY))
-        if len(staying) >= self.most:
-            idle = [a for a in staying if a.phase is AdapterPhase.READY and not a.pinned]
-            if not idle:
-                return f"{self.most} adapters are loaded, and none of them may go; unload one first"
-            self._drain(min(idle, key=lambda adapter: adapter.used), now)
+        staying = self._with(AdapterPhase.LOADING, AdapterPhase.READY)
+        if sum(a.pinned or a.phase is AdapterPhase.LOADING for a in staying) >= self.most:
+            return f"{self.most} adapters are loaded, and none of them may go; unload one first"
         self._newest += 1
         self.by_number[self._newest] = Adapter(self._newest, name, source, pinned, asker=asker)
         return ""
@@ -124,13 +121,17 @@ class Adapters(Companion):
             return f"adapter {name!r} is not loaded; loaded: {self.listed()}"
         if adapter.phase is AdapterPhase.LOADING:
             return f"adapter {name!r} is still being loaded"
+        self._move(adapter, AdapterEvent.UNLOAD, now)
         adapter.asker = asker
-        self._drain(adapter, now)
+        self._effects.named(self.named())
         return ""
 
-    def _drain(self, adapter: Adapter, now: float) -> None:
-        self._move(adapter, AdapterEvent.UNLOAD, now)
-        self._effects.named(self.named())
+    def _make_room(self, now: float) -> None:
+        """No more are ready than may be loaded."""
+        ready = list(self._with(AdapterPhase.READY))
+        idle = sorted((a for a in ready if not a.pinned), key=lambda adapter: adapter.used)
+        for adapter in idle[: max(len(ready) - self.most, 0)]:
+            self._move(adapter, AdapterEvent.UNLOAD, now)
 
     def loaded(self, ticket: int, fingerprint: str, now: float) -> None:
         """It is in its slot."""
@@ -142,10 +143,11 @@ class Adapters(Companion):
             self.refused(ticket, CHANGED, now)
             return
         first = adapter.phase is AdapterPhase.LOADING
+        self._use(adapter)
         self._move(adapter, AdapterEvent.LOADED, now, slot=adapter.slot, fingerprint=fingerprint)
         adapter.ticket = 0
-        self._use(adapter)
         if first:
+            self._make_room(now)
             self._effects.named(self.named())
             self._tell(adapter, True, "")
 
@@ -165,10 +167,18 @@ class Adapters(Companion):
 
     def recovered(self, now: float) -> None:
         """The loop has failed in the middle of something: what was asked for, or told, may be lost."""
-        for adapter in self.by_number.values():
-            if adapter.ticket:
-                self._read(adapter)
+        for number, adapter in list(self.by_number.items()):
+            if adapter.phase is AdapterPhase.GONE:
+                del self.by_number[number]  # whose asker is told of the failure
+            elif adapter.ticket and adapter.slot:
+                adapter.ticket = self._new_ticket()
+                self._effects.read(adapter.ticket, adapter.slot, adapter.source)
+            else:
+                adapter.ticket = 0
+        self._make_room(now)
         self._effects.named(self.named())
+        for adapter in self._with(AdapterPhase.READY):
+            self._tell(adapter, True, "")
 
     def _reading(self, ticket: int) -> Adapter | None:
         """Whose reading this is; None for late news."""
@@ -199,8 +209,9 @@ class Adapters(Companion):
             adapter = self.by_number[number]
             slot = 0 if adapter.slot or self._loop.released else self._slot_for(wanted, now)
             if slot:
+                adapter.ticket = self._new_ticket()  # before the slot is its own: nobody computes with it meanwhile
                 self._move(adapter, AdapterEvent.READ, now, slot=slot)
-                self._read(adapter)
+                self._effects.read(adapter.ticket, slot, adapter.source)
         for row in self._waiting():
             own = self._of(row)
             ready = own is None or (row in may_start and own.resident)
@@ -223,10 +234,9 @@ class Adapters(Companion):
     def _of(self, row: int) -> Adapter | None:
         return self.by_number.get(adapter_of(self.queues.table.info(row).namespace))
 
-    def _read(self, adapter: Adapter) -> None:
+    def _new_ticket(self) -> int:
         self._tickets += 1
-        adapter.ticket = self._tickets
-        self._effects.read(adapter.ticket, adapter.slot, adapter.source)
+        return self._tickets
 
     def _waiting(self) -> list[int]:
         """Rows that wait for room, for pages of a lower tier, or for their adapters, in the order of admission."""
@@ -312,8 +322,3 @@ class Adapters(Companion):
         slots = [adapter.slot for adapter in self.by_number.values() if adapter.slot]
         if len(set(slots)) < len(slots) or not all(0 < slot <= self.num_slots for slot in slots):
             raise AssertionError(f"adapters are in slots {slots}, of {self.num_slots}")
-
-    def statistics(self) -> list[dict[str, Any]]:
-        """For people."""
-        fields = ("name", "source", "pinned", "phase", "fingerprint", "slot")
-        return [{name: getattr(adapter, name) for name in fields} for adapter in self.by_number.values()]

@@ -44,6 +44,8 @@ WATCHED = (
     *("actors/gateway.py", "actors/open_requests.py", "actors/detokenizer.py", "actors/text/stream.py"),
     *("actors/control/state.py", "actors/tiers/", "actors/storage.py", "actors/grammar.py"),
     *("actors/stager.py", "actors/weight_client.py", "actors/memory_client.py", "actors/turns.py"),
+    *("actors/weight_groups.py", "actors/adapter_client.py", "actors/askers.py", "actors/turn_timer.py"),
+    *("actors/expert_recorder.py",),
     *("loops/", "memory/", "lifecycle/journal.py", "lifecycle/requests.py", "lifecycle/machine.py"),
 )
 """Files and folders whose lines may raise."""

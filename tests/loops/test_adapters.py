@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from pawl.lifecycle.machines.adapter import AdapterEvent, AdapterPhase
 from pawl.lifecycle.records import AdapterMoved
 from pawl.lifecycle.states import Cause, State
 from pawl.loops.adapters import CHANGED, Adapters
-from pawl.loops.intake import Order
+from pawl.loops.intake import Order, Outcome
 from pawl.loops.orders.adapters import AdapterFailed, AdapterLoaded, LoadAdapter, UnloadAdapter
 from pawl.memory.prefix.namespace import namespace_of
 from tests.loops.driver import Driver
@@ -28,6 +29,28 @@ class Server(Driver):
     def __init__(self, **overrides: object) -> None:
         super().__init__(**{"max_loras": 2, "max_loaded_loras": 8} | overrides)
         self.number = 100
+        self.full = False
+        """Nothing can be sent."""
+
+    def read(self, ticket: int, slot: int, source: str) -> None:
+        self.send()
+        super().read(ticket, slot, source)
+
+    def answered(self, number: int, outcome: Outcome) -> None:
+        self.send()
+        super().answered(number, outcome)
+
+    def send(self) -> None:
+        if self.full:
+            raise MemoryError
+
+    def fail(self, does: Callable[[], object]) -> None:
+        """Let the loop fail at what it sends, and recover."""
+        self.full = True
+        with pytest.raises(MemoryError):
+            does()
+        self.full = False
+        self.keeper.recovered(self.now)
 
     @property
     def keeper(self) -> Adapters:
@@ -259,6 +282,27 @@ def test_where_as_many_are_loaded_as_may_be_a_load_unloads_the_one_used_the_long
     assert [adapter.name for adapter in server.keeper.by_number.values()] == ["a", "b", "d"], "nobody used the third"
 
 
+def test_a_load_that_fails_costs_no_other_adapter_its_place() -> None:
+    server = Server(max_loaded_loras=2)
+    server.loaded("a", "b")
+    loading = server.load("c", "nowhere")
+    server.turn()
+    server.answer_readings()
+    assert not server.outcome_of[loading].ok
+    assert list(server.adapters) == ["a", "b"]
+
+
+def test_those_that_are_being_loaded_count_and_each_takes_one_place() -> None:
+    server = Server(max_loaded_loras=2)
+    server.loaded("a", "b")
+    server.load("c")
+    server.load("d")
+    assert "unload one first" in server.outcome_of[server.load("e")].message
+    server.turn()
+    server.answer_readings()
+    assert list(server.adapters) == ["c", "d"]
+
+
 def test_a_load_is_refused_where_none_of_those_that_are_loaded_may_go() -> None:
     server = Server(max_loaded_loras=2)
     server.loaded("a", pinned=True)
@@ -289,6 +333,30 @@ def test_what_was_being_read_when_the_loop_failed_is_read_again_and_the_first_an
     assert loading not in server.outcome_of
     server.answer_readings()
     assert server.outcome_of[loading].ok
+
+
+def test_an_adapter_whose_reading_was_never_asked_for_is_not_computed_with_after_a_failure() -> None:
+    server = Server()
+    server.load("a")
+    server.fail(server.turn)
+    (adapter,) = server.keeper.by_number.values()
+    assert (adapter.slot, adapter.resident) == (server.readings[0][1], False)
+    server.answer_readings()
+    assert adapter.resident
+
+
+def test_nobody_waits_for_ever_whose_answer_was_lost_to_a_failure() -> None:
+    server = Server()
+    server.load("a")
+    server.turn()
+    server.fail(server.answer_readings)
+    assert (server.intake.owed, list(server.adapters)) == (set(), ["a"])
+    server.load("b", "nowhere")
+    server.turn()
+    server.fail(server.answer_readings)
+    server.unload("a")
+    server.fail(server.turn)
+    assert (server.intake.owed, server.keeper.by_number) == (set(), {})
 
 
 @pytest.mark.parametrize("order", [LoadAdapter(name="a", path="ghost:a"), UnloadAdapter("a")])

@@ -9,6 +9,7 @@ from msgspec import structs
 
 import pawl.testing.injection as injection
 from pawl.actors.askers import Askers
+from pawl.actors.control.adapters import LoadAdapter, UnloadAdapter
 from pawl.actors.control.serving import PauseGeneration
 from pawl.actors.control.state import GetState
 from pawl.actors.runtime.cell import Cell
@@ -96,6 +97,36 @@ def test_an_exception_at_any_line_of_a_release_leaves_an_engine_that_serves() ->
     files = "loops/residency.py", "loops/orders/memory.py", "actors/memory_client.py"
     places = [place for place in places_of(asked) if place.file in files or place.function == "Worker._move"]
     assert {place.file for place in places} == {*files, "actors/worker.py"}
+    assert broken(places, 0, asked) == []
+
+
+def with_adapters() -> Workload:
+    """Adapters take turns in one slot, one cannot be read, one is unloaded, and one takes the place of another."""
+    arrivals = (
+        Arrival(prompt=(1, 2, 3, 4, 5), max_new_tokens=4),
+        Arrival(prompt=(1, 2, 3, 4, 5), max_new_tokens=6, adapter="x", at_s=0.5),
+        Arrival(prompt=(9, 8, 7), max_new_tokens=6, adapter="y", at_s=0.5),
+        Arrival(prompt=(3, 3, 3), max_new_tokens=2, at_s=3.0),
+        Arrival(prompt=(3, 3, 3), max_new_tokens=3, adapter="y", at_s=3.0),
+    )
+    loads = {
+        0.1: ("x", "ghost:a"),
+        0.2: ("y", "ghost:b"),
+        0.3: ("z", "nowhere"),
+        4.0: ("x", "ghost:a"),
+        5.0: ("z", "ghost:c"),
+    }
+    controls = (
+        *(Control(body=LoadAdapter(name=name, path=path), at_s=at_s) for at_s, (name, path) in loads.items()),
+        Control(body=UnloadAdapter("x"), at_s=1.5),
+    )
+    return Workload(arrivals=arrivals, controls=controls, shape=Shape(prefill_chunk=4, max_loras=1, max_loaded_loras=2))
+
+
+def test_an_exception_at_any_line_about_adapters_leaves_an_engine_that_serves() -> None:
+    asked, files = with_adapters(), ("loops/adapters.py", "loops/orders/adapters.py", "actors/adapter_client.py")
+    places = [place for place in places_of(asked) if place.file in files]
+    assert {place.file for place in places} == set(files)
     assert broken(places, 0, asked) == []
 
 
