@@ -19,11 +19,14 @@ from pawl.gpu.cuda.graphs import DecodeGraphs, Recorder
 from pawl.gpu.cuda.shapes import GraphShape
 from pawl.gpu.devices import give_back_device_memory
 from pawl.gpu.folders import cache_folder
+from pawl.gpu.heap import give_back_memory
 from pawl.gpu.kv import KvStore
 from pawl.gpu.step_runner import AdapterRefused, MemoryRefused
 from pawl.gpu.updates import Updates, Version
 from pawl.gpu.weights.kept import KeptWeights, KeptWeightsDamaged
 from pawl.lifecycle.machines.memory import MemoryTag
+
+_WORDS = {MemoryTag.WEIGHTS: "weights", MemoryTag.KV_CACHE: "pages", MemoryTag.CUDA_GRAPH: "recorded steps"}
 
 
 class Parked:
@@ -74,11 +77,19 @@ class Occupancy:
 
     def swap(self, ticket: int) -> None:
         """See `StepRunner.swap`."""
-        taken = self._updates.take(ticket)
+        taken, before, old = self._updates.take(ticket), self.released, self._updates.serving
         self._forget_graphs()
-        self._serve(taken)
-        self.released -= {MemoryTag.WEIGHTS}
-        self._record()
+        try:
+            self._serve(taken)
+            self.released -= {MemoryTag.WEIGHTS}
+            self._record()
+        except BaseException:
+            self._forget_graphs()
+            self._serve(old)
+            self.released = before
+            raise
+        del old
+        give_back_memory()
 
     def release(self, tags: Collection[MemoryTag]) -> None:
         """See `StepRunner.release`."""
@@ -89,10 +100,12 @@ class Occupancy:
             except OSError as error:
                 raise MemoryRefused(f"weights cannot wait in {cache_folder()}: {error.strerror}") from error
             serving = Version(Parked(self.backend.name, kept), serving.fingerprint)
-        if MemoryTag.KV_CACHE in going:
-            self.kv.release()
         self._forget_graphs()
         self._serve(serving)
+        # Of what fails from here on, `released` says how far it came.
+        self.released |= going - {MemoryTag.KV_CACHE}
+        if MemoryTag.KV_CACHE in going:
+            self.kv.release()
         self.released |= going
         give_back_device_memory(self.kv.data.device)
 
@@ -117,6 +130,12 @@ class Occupancy:
             if isinstance(error, KeptWeightsDamaged):
                 raise MemoryRefused(str(error)) from error
             raise
+
+    def _require(self, *needed: MemoryTag) -> None:
+        """Raises RefusedInputs while any of these is released."""
+        for tag in needed:
+            if tag in self.released:
+                raise RefusedInputs(f"the {_WORDS[tag]} are released")
 
     def _keep(self, updates: Updates) -> None:
         """Where weights come from, from the start."""

@@ -49,6 +49,7 @@ from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
 from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
 from pawl.gpu.updates import Updates, Version
 from pawl.gpu.weights.fingerprint import weights_fingerprint
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
 from pawl.memory.partners import NO_PAGE
 
@@ -153,12 +154,16 @@ class Runner(Occupancy):
 
     @torch.inference_mode()
     def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
-        """Copies of `pages`, uint8 [n, page_bytes], as all launched steps leave them; see `KvStore.read`."""
+        """Copies of `pages`, uint8 [n, page_bytes], as all launched steps leave them; see `KvStore.read`. Raises
+        RefusedInputs while pages are released."""
+        self._require(MemoryTag.KV_CACHE)
         return self.kv.read(pages)
 
     @torch.inference_mode()
     def write_pages(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
-        """Put what `read_pages` gave into `pages`, before any step that is launched later; see `KvStore.write`."""
+        """Put what `read_pages` gave into `pages`, before any step that is launched later; see `KvStore.write`.
+        Raises RefusedInputs while pages are released."""
+        self._require(MemoryTag.KV_CACHE)
         self.kv.write(pages, blocks)
 
     def named_weights(self) -> Mapping[str, Tensor]:
@@ -185,8 +190,10 @@ class Runner(Occupancy):
 
     @torch.inference_mode()
     def launch(self, batch: StepBatch) -> Launched:
-        """Start a step. Raises InvalidBatch before anything has changed, and RefusedInputs when a row would read a
-        window page that is not there: then only a `reset` gives the slots a meaning again."""
+        """Start a step. Raises InvalidBatch before anything has changed, and RefusedInputs, then too, while weights or
+        pages are released, or when a row would read a window page that is not there: after that only a `reset` gives
+        the slots a meaning again."""
+        self._require(MemoryTag.WEIGHTS, MemoryTag.KV_CACHE)
         check_batch(
             batch,
             num_slots=self.num_slots,

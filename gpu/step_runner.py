@@ -138,7 +138,7 @@ class StepRunner(Protocol[Launched]):
 
     def release(self, tags: Collection[MemoryTag]) -> None:
         """Give the memory of these back to the system before returning; no step is in flight. What was released stays
-        so. Raises MemoryRefused, or what the system raises: then `released` is as it was."""
+        so. Raises MemoryRefused, or what the system raises: then `released` says what is."""
 
     def resume(self, tags: Collection[MemoryTag]) -> None:
         """Have it again: weights with the same bytes; pages mean nothing. What is resident stays so. Raises as

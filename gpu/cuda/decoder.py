@@ -174,6 +174,7 @@ class TritonDecoder:
     def _compute_block(self, block: Tensor, shape: GraphShape) -> None:
         """A decode step from a graph's inputs, scores of all rows into the logits that all graphs share."""
         assert self._logits is not None, "graphs are recorded after they are allocated"
+        self._counts = None  # those of the step before are no part of a graph
         plan = self._block_plan(block, shape)
         self._logits[: shape.rows].copy_(self._scores(block[0], plan, None))
 

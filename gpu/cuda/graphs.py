@@ -54,7 +54,9 @@ class CudaRecorder:
             run()
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # What the stager does on the device meanwhile, in its own thread, is no fault of the recording.
+        options: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(graph, **options):
             run()
         self._pool = graph.pool()
         replay: Replay = graph.replay

@@ -21,6 +21,8 @@ class DeviceTables:
         self.device = device
         self.fixed = False
         self._copies: list[Tensor] = []
+        self._followed = False
+        """The copies have been those of the host. What changed before that was told to somebody else."""
 
     def allocate(self, num_tables: int, num_slots: int, pages_per_slot: int) -> None:
         """Tables of zeros of this size. Raises RefusedInputs when they are fixed and have another."""
@@ -30,15 +32,17 @@ class DeviceTables:
         if self.fixed:
             raise RefusedInputs("page tables have another size than when graphs were recorded")
         self._copies = [torch.zeros(shape, dtype=torch.int32, device=self.device) for _ in range(num_tables)]
+        self._followed = False
 
     def follow(self, inputs: ForwardInputs) -> None:
-        """Take over what changed in the tables of `inputs`, or all rows of its slots where that is not said."""
+        """Take over the tables of `inputs`: whole the first time, then what changed, or all rows of its slots where
+        that is not said."""
         hosts = [inputs.page_table] if inputs.window_table is None else [inputs.page_table, inputs.window_table]
-        before = self._copies
         self.allocate(len(hosts), *inputs.page_table.shape)
-        if self._copies is not before:
+        if not self._followed:
             for copy, host in zip(self._copies, hosts, strict=True):
                 upload_into(host, copy)
+            self._followed = True
             return
         if inputs.changed is None:
             rows = upload(inputs.slots, self.device).long()

@@ -19,6 +19,7 @@ from pawl.gpu.backend import GreedyBackend, RefusedInputs
 from pawl.gpu.cuda.decoder import TritonDecoder
 from pawl.gpu.cuda.graphs import CudaRecorder, Replay
 from pawl.gpu.cuda.shapes import GraphShape
+from pawl.gpu.cuda.tables import DeviceTables
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import Experts, ModelConfig
 from pawl.gpu.models.decoder import TorchDecoder
@@ -234,3 +235,28 @@ def test_deterministic_rows_have_the_same_bits_alone_chunked_batched_and_replaye
     assert torch.equal(last_logits(both_rows), found)
     three = [*both_rows, Piece(2, 0, [5])]
     assert torch.equal(last_logits(three), found)
+
+
+def test_tables_that_follow_for_the_first_time_take_over_what_others_were_told() -> None:
+    tables, host = DeviceTables(torch.device("cpu")), np.arange(12, dtype=np.int32).reshape(3, 4)
+    tables.allocate(1, *host.shape)
+    address = tables.of(False).data_ptr()
+    nothing = np.zeros(0, np.int32)
+    inputs = replace(forward_inputs([Piece(0, 0, [1])], host), changed=(nothing, nothing))
+    tables.follow(inputs)
+    assert tables.of(False).tolist() == host.tolist()
+    assert tables.of(False).data_ptr() == address
+    host[1, 2], host[2, 3] = 90, 91
+    tables.follow(replace(inputs, changed=(int32(1), int32(2))))
+    assert tables.of(False)[1:, 2:].tolist() == [[90, 7], [10, 11]], "later only what changed"
+
+
+def test_a_graph_counts_no_experts_of_the_step_before() -> None:
+    ours, _ = prefilled(SINGLE_EXPERTS)
+    inputs = forward_inputs(decode_pieces(), ours.table, device=DEVICE)
+    counts = torch.zeros((1, 3), dtype=torch.int64, device=DEVICE)
+    ours.backend.forward(replace(inputs, expert_counts=counts))
+    before = counts.clone()
+    with_graphs(ours, GraphShape(4, CONTEXT))
+    assert ours.backend._counts is None
+    assert torch.equal(counts, before)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -229,3 +230,39 @@ def test_two_stores_are_released_together() -> None:
     store.resume()
     for data in (store.data, store.window_data):
         assert not data.view(-1)[4096:-4096].any()
+
+
+def test_an_exchange_whose_steps_cannot_be_recorded_leaves_the_weights_before(one: Path, two: Path) -> None:
+    runner = runner_of(one, "torch")
+    before = said(runner)
+    runner.release((WEIGHTS,))
+    runner._recorded = True
+    runner.prepare_graphs = Scarce(runner.prepare_graphs, RuntimeError("out of memory"))  # type: ignore[method-assign]
+    runner.stage(1, FromDisk(str(two)))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        runner.swap(1)
+    assert runner.released == {WEIGHTS}
+    runner.resume(ALL)
+    assert said(runner) == before
+
+
+def test_a_release_that_fails_midway_says_what_is_released(one: Path) -> None:
+    runner = runner_of(one, "torch")
+    before = said(runner)
+    runner.kv.release = Scarce(runner.kv.release, OSError("madvise"))  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="madvise"):
+        runner.release(ALL)
+    assert runner.released == {WEIGHTS, GRAPH}
+    runner.reset()
+    runner.resume(ALL)
+    assert said(runner) == before
+
+
+def test_pages_that_are_released_are_neither_computed_with_nor_copied(one: Path) -> None:
+    runner = runner_of(one, "native")
+    pages = np.zeros(1, np.int32)
+    block = runner.read_pages(pages)
+    runner.release((KV,))
+    for use in (lambda: said(runner), lambda: runner.read_pages(pages), lambda: runner.write_pages(pages, block)):
+        with pytest.raises(RefusedInputs, match="the pages are released"):
+            use()
