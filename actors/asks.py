@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -86,7 +86,7 @@ class Asks:
         """Whether nobody has answered yet."""
         return ticket in self._pending
 
-    def fail(self, message: str) -> None:
-        """Answer all that are pending."""
-        for ticket in list(self._pending):
+    def fail(self, message: str, tickets: Iterable[int] | None = None) -> None:
+        """Answer those of these that are pending; None: all."""
+        for ticket in list(self._pending if tickets is None else filter(self.waits, tickets)):
             self.answer(Reply(ticket, False, message))

@@ -32,6 +32,7 @@ from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.records import Answered, AnswersClosed
 from pawl.lifecycle.states import Cause
 from pawl.loops.adapter import Named
+from pawl.loops.orders.adapters import LoadAdapter
 from pawl.loops.orders.requests import Abort, Drain
 
 log = structlog.get_logger(__name__)
@@ -94,6 +95,7 @@ class Gateway(Actor):
         """Those that requests may name."""
         self.unloaded: dict[str, Named] = {}
         """The last that bore a name which no adapter has any more, the one that lost it last at the end."""
+        self._loads_again: list[int] = []
         self._num_answered = 0
         self._delivering: Sequence[Output] = ()
         self._num_delivered = 0
@@ -187,6 +189,7 @@ class Gateway(Actor):
         if not self.draining:
             self.draining = True
             self.context.send(self._names.scheduler, Drain(grace_s), Lane.CONTROL)
+            self.asks.fail("the server is shutting down", self._loads_again)
 
     # ---- for the edge: asks ----
 
@@ -194,6 +197,11 @@ class Gateway(Actor):
         """Put a control message to the scheduler; `answer` is called exactly once, with the reply or, after `timeout_s`
         or a loss, with one that says so. Returns the ticket."""
         return self.asks.ask(message, timeout_s, answer, self.lost)
+
+    def load_again(self, adapter: Named, timeout_s: float, answer: Answer) -> None:
+        """Have one loaded that was unloaded, for requests: a drain ends the wait."""
+        ticket = self.ask(LoadAdapter(name=adapter.name, path=adapter.source, pinned=adapter.pinned), answer, timeout_s)
+        self._loads_again = [*filter(self.asks.waits, self._loads_again), ticket]
 
     def ask_worker(self, message: msgspec.Struct, answer: Answer, timeout_s: float) -> int:
         """The same of one that the worker answers, between two steps."""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 
 import msgspec
 
 from pawl.actors.control.adapters import PATIENCE_S
+from pawl.actors.messages.control import LATE, Reply
 from pawl.actors.messages.generate import Submit
 from pawl.actors.text.invalid import quoted
 from pawl.http.context import ServerContext
 from pawl.http.errors import Problem
 from pawl.http.info import ServerInfo
 from pawl.http.streams import ask
-from pawl.loops.orders.adapters import LoadAdapter
+from pawl.loops.adapter import Named
+
+ROUNDS = 2
+"""How often the adapters of one call are loaded again: one that comes may take the place of another."""
+_NOT_NOW = ("already loaded", "unload one first", "starvation", LATE, "is not running")
+"""Words of refusals that say nothing of the adapter itself."""
 
 
 def adapter_of(context: ServerContext, model: str | None, lora_path: str | None = None) -> str:
@@ -41,7 +48,7 @@ def split_model(context: ServerContext, model: str | None) -> str | None:
 
 def checked(info: ServerInfo, name: str | None) -> str:
     """The name, where this server takes adapters."""
-    if name and not info.takes_adapters:
+    if name and not info.max_loaded_adapters:
         text = f"adapter {quoted(name)}: adapters (LoRA) are not enabled; start the server with --enable-lora"
         raise Problem(400, text, param="lora_path")
     return name or ""
@@ -49,18 +56,47 @@ def checked(info: ServerInfo, name: str | None) -> str:
 
 async def loaded_again(context: ServerContext, submits: Sequence[Submit]) -> Sequence[Submit]:
     """These requests, once the adapters that they name are there again: one that was unloaded since is read from the
-    same folder, as SGLang does it. Raises Problem where it cannot be."""
-    gateway, names = context.gateway, {submit.adapter for submit in submits}
-    for _ in names:  # one that comes may take the place of another
-        if names.isdisjoint(gateway.unloaded):
-            break
-        async with context.loading:
-            for adapter in [adapter for name, adapter in gateway.unloaded.items() if name in names]:
-                order = LoadAdapter(name=adapter.name, path=adapter.source, pinned=adapter.pinned)
-                told = await ask(partial(gateway.ask, order, timeout_s=PATIENCE_S))
-                if not told.ok:
-                    raise Problem(400, f"adapter {quoted(adapter.name)} was unloaded: {told.message}", "lora_path")
+    same folder, as SGLang does it. The wait lasts as long as a request may, and ends when the server drains or is lost,
+    which the caller's submit then tells; a client that hangs up is noticed after it.
+
+    Raises Problem: 400 for more adapters than may be loaded and for one that cannot be read, 408 when it takes too
+    long, 503 when others have taken the place again."""
+    gateway, info, names = context.gateway, context.info, {submit.adapter for submit in submits} - {""}
+    if names.isdisjoint(gateway.unloaded):
+        return submits
+    if len(names) > info.max_loaded_adapters:
+        text = f"one call names {len(names)} adapters, of which {info.max_loaded_adapters} may be loaded at a time"
+        raise Problem(400, text, param="lora_path")
+    patience_s = min([info.request_timeout_s, *(s.timeout_s for s in submits if s.timeout_s is not None)])
+    try:
+        async with asyncio.timeout(patience_s):
+            await _load_all(context, names)
+    except TimeoutError as error:
+        raise Problem(408, f"the adapters were not loaded again within {patience_s:g} s", code="timeout") from error
     return submits
+
+
+async def _load_all(context: ServerContext, names: set[str]) -> None:
+    gateway, why = context.gateway, ""
+    for _ in range(ROUNDS):
+        for adapter in [adapter for name, adapter in gateway.unloaded.items() if name in names]:
+            told = await _load(context, adapter)
+            if gateway.lost is not None or gateway.draining:
+                return
+            if not told.ok and not any(words in told.message for words in _NOT_NOW):
+                raise Problem(400, f"adapter {quoted(adapter.name)} was unloaded: {told.message}", param="lora_path")
+            why = why or told.message
+    if not names.isdisjoint(gateway.unloaded):  # that one is loaded already is no failure
+        raise Problem(503, f"an adapter was unloaded: {why or 'others have taken its place'}; try again later")
+
+
+def _load(context: ServerContext, adapter: Named) -> asyncio.Future[Reply]:
+    """What comes of loading it again, of which all who wait for the same name are told."""
+    loading = context.loading
+    if adapter.name not in loading:
+        loading[adapter.name] = asyncio.ensure_future(ask(partial(context.gateway.load_again, adapter, PATIENCE_S)))
+        loading[adapter.name].add_done_callback(lambda _: loading.pop(adapter.name))
+    return asyncio.shield(loading[adapter.name])
 
 
 def served(context: ServerContext) -> list[str]:

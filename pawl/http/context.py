@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from pawl.actors import fields
 from pawl.actors.gateway import Gateway
+from pawl.actors.messages.control import Reply
 from pawl.actors.runtime.system import ActorStatistics
 from pawl.http.body import Body, BodyBudget, read_body
 from pawl.http.errors import Problem
@@ -35,8 +36,8 @@ class ServerContext:
     bodies: BodyBudget
     cut: Mapping[str, int]
     """Reason -> connections and requests that were cut for it (see `Connection`)."""
-    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Of whoever has adapters loaded for the sake of requests."""
+    loading: dict[str, asyncio.Future[Reply]] = field(default_factory=dict)
+    """Adapters, by name, that are being loaded again for requests."""
 
     @property
     def info(self) -> ServerInfo:

@@ -47,8 +47,10 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that the KV cache has room for."""
     weight_version: str = DEFAULT_VERSION
     """What replies call the weights."""
-    takes_adapters: bool = False
-    """Whether requests may name adapters."""
+    max_loaded_adapters: int = 0
+    """Adapters that may be loaded at a time; 0: requests may name none."""
+    request_timeout_s: float = 600.0
+    """After which a request is ended that brings no limit of its own."""
     tool_format: str | None = None
     """How the model writes calls of tools, a name in `TOOL_FORMATS`; None: not known."""
     reasoning_format: str | None = None

@@ -30,6 +30,7 @@ KEPT: dict[str, str] = {
     "FrontDesk.answers": _RUN,
     "FrontDesk.clients": _RUN,
     "Gateway.adapters": "those that are loaded",
+    "Gateway._loads_again": "tickets of asks, one for each name that is loaded again; others go when one comes",
     "Gateway.unloaded": "a bounded number of those that were; the one that was unloaded first is forgotten first",
     "Histogram.counts": _TOTALS,
     "Intake._ended_early": "of requests that were refused on their way; forgotten when a later one comes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from pawl.gpu.ghost.language import adapter_salt_of
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.step_runner import AdapterRefused
-from tests.pawl.ghost_server import audited_client
+from tests.pawl.ghost_server import PATIENCE_S, audited_client, ghost_server, load_ghost
 
 VOCABULARY = ghost_vocabulary()
 SAMPLING = {"max_new_tokens": 6, "temperature": 0.0, "ignore_eos": True}
@@ -262,3 +263,59 @@ def test_an_adapter_that_cannot_be_loaded_again_is_told_to_who_names_it(
     assert "its folder is gone" in refused.json()["error"]["message"]
     monkeypatch.undo()
     assert generate(client, text="hello", lora_path="a").json()["output_ids"] == said("hello", "ghost:a")
+
+
+def test_a_call_that_names_more_adapters_than_may_be_loaded_is_refused_at_once(tmp_path: Path) -> None:
+    paths = tuple(f"{name}=ghost:{name}" for name in "ab")
+    with audited_client(tmp_path, lora_paths=paths, max_loras_per_batch=2, max_loaded_loras=2) as client:
+        assert load(client, "c", "ghost:c").status_code == 200
+        refused = generate(client, text=["hello"] * 3, lora_path=["a", "b", "c"])
+        assert refused.status_code == 400
+        assert "3 adapters, of which 2" in refused.json()["error"]["message"]
+        assert [card["id"] for card in client.get("/v1/models").json()["data"][1:]] == ["b", "c"]
+
+
+@pytest.fixture
+def reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """(an adapter is being read, it may go on)"""
+    begun, may_end, load_adapter = threading.Event(), threading.Event(), Ghost.load_adapter
+
+    def slow(runner: Ghost, slot: int, source: str) -> str:
+        begun.set()
+        assert may_end.wait(PATIENCE_S)
+        return load_adapter(runner, slot, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ghost, "load_adapter", slow)
+        yield begun, may_end
+        may_end.set()
+
+
+def test_a_wait_for_an_adapter_lasts_no_longer_than_the_request_may(
+    client: httpx.Client, reading: tuple[threading.Event, threading.Event]
+) -> None:
+    unload(client, "a")
+    late = generate(client, text="hello", lora_path="a", timeout_s=0.05)
+    assert late.status_code == 408
+    reading[1].set()
+    assert generate(client, text="hello", lora_path="a").json()["output_ids"] == said("hello", "ghost:a")
+
+
+def test_a_drain_ends_the_wait_for_an_adapter(reading: tuple[threading.Event, threading.Event]) -> None:
+    reading[1].set()
+    config = {"model": "ghost", "trace": False, "lora_paths": ("a=ghost:a",)}
+    parts = load_ghost(build_config(config))
+    with ThreadPoolExecutor(1) as pool:
+        with ghost_server(parts, **config) as (host, port):
+            client = httpx.Client(base_url=f"http://{host}:{port}", timeout=60.0)
+            unload(client, "a")
+            reading[0].clear()
+            reading[1].clear()
+            waits = pool.submit(lambda: generate(client, text="hello", lora_path="a"))
+            assert reading[0].wait(PATIENCE_S)
+            stopper = threading.Thread(target=lambda: reading[1].set() if waits.result(PATIENCE_S) else None)
+            stopper.start()
+        stopper.join()
+        ended = waits.result()
+    assert ended.status_code == 503
+    assert "shutting down" in ended.json()["error"]["message"]
