@@ -233,7 +233,6 @@ CHECK_WEIGHTS = Row(
     at_gateway=_ask,
     who=Who.ADMIN,
     routes=("/weights_checker",),
-    methods=("POST", "GET"),
     patience_s=PATIENCE_S,
     draw=_checked,
     check=_check_checked,

@@ -30,12 +30,17 @@ class Server:
     """Where a server is, and the key to it. Raises UsageError for what is no URL."""
 
     def __init__(self, url: str, key: str | None) -> None:
-        parts = urllib.parse.urlsplit(url)
+        unfit = UsageError(f"{url!r} is not a URL of a server, such as http://127.0.0.1:30000")
+        try:
+            parts = urllib.parse.urlsplit(url)
+            port = parts.port
+        except ValueError:  # of a port that is no number, or half an IPv6 address
+            raise unfit from None
         if parts.scheme not in ("http", "https") or parts.hostname is None:
-            raise UsageError(f"{url!r} is not a URL of a server, such as http://127.0.0.1:30000")
+            raise unfit
         secure = parts.scheme == "https"
         self._kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        self._address = (parts.hostname, parts.port or (443 if secure else 80))
+        self._address = (parts.hostname, port or (443 if secure else 80))
         self.path = parts.path.rstrip("/").removesuffix("/v1")
         self.headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
 

@@ -17,7 +17,8 @@ from pawl.actors.control.state import STATE, GetState
 from pawl.actors.control_row import Row, parameters
 from pawl.actors.messages.generate import Submit
 from pawl.actors.sampling import embedding_sampling
-from pawl.http.adapters import adapter_of
+from pawl.actors.text.invalid import quoted
+from pawl.http.adapters import split_model
 from pawl.http.body import decode_fields, is_raw, read_body
 from pawl.http.description import HasContext
 from pawl.http.errors import Problem, from_delta, json_response
@@ -128,10 +129,11 @@ class ControlRoutes(HasContext):
 
     async def model(self, request: Request) -> Response:
         """The model or the adapter of this name; 404 for another."""
-        name = adapter_of(self.context, request.path_params["name"])
-        adapter = self.context.gateway.adapters.get(name)
-        if name and adapter is None:
-            raise Problem(404, f"adapter {name!r} is not loaded", param="model", code="model_not_found")
+        model = request.path_params["name"]
+        name = split_model(self.context, model)
+        adapter = self.context.gateway.adapters.get(name or "")
+        if name != "" and adapter is None:
+            raise Problem(404, f"the model {quoted(model)} does not exist here", param="model", code="model_not_found")
         return json_response(self._card() if adapter is None else self._adapter_card(adapter))
 
     async def model_info(self, request: Request) -> Response:

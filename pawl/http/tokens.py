@@ -74,7 +74,8 @@ class TokenRoutes(HasContext):
         given = [each for each in (body.prompt, body.text, body.messages) if each is not None]
         if len(given) != 1:
             raise Problem(400, "send exactly one of prompt, text and messages", param="prompt")
-        text = await self._written(body) if body.messages is not None else body.prompt or body.text or ""
+        words = body.prompt if body.prompt is not None else body.text
+        text = await self._written(body) if words is None else words
         texts = [text] if isinstance(text, str) else text
         size = sum(map(len, texts))
         if size > MAX_TEXT:

@@ -141,9 +141,10 @@ def test_a_refusal_is_told_in_the_servers_words(served: Served) -> None:
         list(remote(served, model="nobody").reply([user("hello")]))
 
 
-def test_what_is_no_url_is_wrong_usage() -> None:
+@pytest.mark.parametrize("url", ["localhost:30000", "http://h:abc", "http://h:99999", "http://[::1"])
+def test_what_is_no_url_is_wrong_usage(url: str) -> None:
     with pytest.raises(UsageError, match="not a URL"):
-        RemoteSpeaker("localhost:30000", None, None, {}, [])
+        RemoteSpeaker(url, None, None, {}, [])
 
 
 # ---- generate ----

@@ -343,6 +343,7 @@ def test_the_model_is_listed_and_found(client: httpx.Client) -> None:
     assert (card["id"], card["object"], card["max_model_len"]) == ("echo", "model", 512)
     assert client.get("/v1/models/echo").json() == card
     assert client.get("/v1/models/other").status_code == 404
+    assert client.get("/v1/models/echo:adapter").status_code == 404
 
 
 # ---- OpenAI's own client ----

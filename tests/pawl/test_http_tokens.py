@@ -44,6 +44,7 @@ def test_the_texts_of_tokens_are_told_where_they_are_wanted(client: httpx.Client
     assert asked(prompt="hi")["token_strs"] == ["h", "i"]
     assert asked(prompt=["hi", "o"])["token_strs"] == [["h", "i"], ["o"]]
     assert asked(prompt="")["token_strs"] == []
+    assert asked(prompt=[])["count"] == asked(text=[])["count"] == []
     assert "token_strs" not in asked(prompt="hi", return_token_strs=False)
     long = asked(prompt="x" * (LITTLE + 1))
     assert long["token_strs"] == ["x"] * (LITTLE + 1)
