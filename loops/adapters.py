@@ -200,6 +200,10 @@ class Adapters(Companion):
 
     # ---- with the loop ----
 
+    @property
+    def writes_weights(self) -> bool:
+        return any(adapter.ticket for adapter in self.by_number.values())
+
     def turning(self, now: float) -> None:
         if not self.by_number:
             return

@@ -51,6 +51,11 @@ class Companion:
     def stopped(self) -> None:
         """The engine stops, and no request is live."""
 
+    @property
+    def writes_weights(self) -> bool:
+        """Something of this companion is under way that is released with the weights."""
+        return False
+
     def told(self, record: Record) -> None:
         """In a replay: a record of an input. One that this companion was given and recorded is given to it again."""
 

@@ -63,6 +63,7 @@ def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
             table.info(row).num_retractions += 1
             requests.retracted(row, source, Cause.STEP_LOST, now)
     loop.planning = loop.launching = None
+    loop.limits.ready_at = now
     # After what they owned is recorded as given back.
     written = [reservation for companion in loop.companions for reservation in companion.written()]
     loop.memory.replace(loop.fresh_memory(), written)

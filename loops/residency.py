@@ -20,6 +20,7 @@ from pawl.loops.loop import Loop
 UPDATING = "an update of the weights is under way"
 MOVING = "memory is being released or resumed"
 LIVE = "requests are live: wait until none is, or pause generation first"
+READING = "adapters are being read: wait until they are loaded"
 HELD = "requests keep their pages: pause generation in mode retract or abort"
 DONE = {ResidencyEvent.RELEASE: "Memory occupation released.", ResidencyEvent.RESUME: "Memory occupation resumed."}
 _WRONG = {ResidencyEvent.RELEASE: "already released", ResidencyEvent.RESUME: "not currently released"}
@@ -98,11 +99,7 @@ class MemoryKeeper:
             return MOVING
         if MemoryTag.WEIGHTS in tags and self._updating():
             return UPDATING
-        if event is ResidencyEvent.RELEASE and (loop.in_flight or not (loop.still or loop.idle)):
-            return LIVE
-        if event is ResidencyEvent.RELEASE and MemoryTag.KV_CACHE in tags and not loop.queues.owns_nothing:
-            return HELD
-        return None
+        return in_the_way(loop, tags) if event is ResidencyEvent.RELEASE else None
 
     def _empty(self, now: float) -> None:
         """Nothing is in the prefix cache. Tiers below get what they are to keep of it, before it is released."""
@@ -122,6 +119,17 @@ class MemoryKeeper:
         self._loop.released = frozenset(map(MemoryTag, plain["released"]))
         self.move = msgspec.convert(plain["move"], Move | None)
         self._num_moves = plain["moves"]
+
+
+def in_the_way(loop: Loop, tags: Collection[MemoryTag]) -> str | None:
+    """What is at work with these, so that they cannot be released before it has ended; None: nothing is."""
+    if loop.in_flight or not (loop.still or loop.idle):
+        return LIVE
+    if MemoryTag.KV_CACHE in tags and not loop.queues.owns_nothing:
+        return HELD
+    if MemoryTag.WEIGHTS in tags and any(companion.writes_weights for companion in loop.companions):
+        return READING
+    return None
 
 
 def resident(loop: Loop, event: ResidencyEvent, tags: Sequence[MemoryTag], now: float) -> None:

@@ -90,8 +90,11 @@ class GroupKeeper:
         if name is not None:
             group = self.groups[name]
             self._move(name, GroupEvent.MET, now)
-            asker, group.asker = group.asker, 0
-            self._answer(asker, True, JOINED)
+            self._tell_joined(group)
+
+    def _tell_joined(self, group: Group) -> None:
+        asker, group.asker = group.asker, 0
+        self._answer(asker, True, JOINED)
 
     def unready(self, name: str) -> str:
         """Why nothing can be received in this group, whatever is sent; "" where that may be."""
@@ -141,6 +144,8 @@ class GroupKeeper:
         for name, group in list(self.groups.items()):
             if group.phase is not GroupPhase.JOINED:
                 self._end(name, GroupEvent.LOST, reason, now)
+            else:
+                self._tell_joined(group)
         self._members.keep_groups(self._numbers)
 
     def _end(self, name: str, event: GroupEvent, reason: str, now: float) -> None:

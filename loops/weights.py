@@ -155,9 +155,11 @@ class WeightKeeper:
         self._exchanged(self.served)
 
     def recovered(self, message: str, now: float) -> None:
-        """The loop has failed in the middle of something: that new weights are asked for, or lie ready, may be lost."""
+        """The loop has failed in the middle of something: that new weights are asked for, or lie ready, or which are
+        served, may be lost."""
         if self.update is not None and self.phase in (Weights.STAGING, Weights.GATHERING):
             self.failed(self.update.ticket, message, now)
+        self._exchanged(self.served)
         self.renew()
 
     def renew(self) -> None:

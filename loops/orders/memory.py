@@ -9,6 +9,7 @@ import msgspec
 from pawl.lifecycle.machines.memory import MemoryTag, ResidencyEvent
 from pawl.loops.intake import LATER, Intake, Order, Outcome
 from pawl.loops.loop import Loop
+from pawl.loops.residency import in_the_way
 
 MAX_WAIT_S = 3600.0
 Some: TypeAlias = Annotated[tuple[MemoryTag, ...], msgspec.Meta(max_length=16)]
@@ -19,7 +20,8 @@ Tags: TypeAlias = Annotated[
 
 class ReleaseMemory(Order, frozen=True, tag="release_memory", rename={"timeout_s": "timeout"}):
     """Give memory back to the system until it is resumed. Meanwhile no step runs, and requests wait. Nobody may be at
-    work: nothing is live, or generation is paused; and for `kv_cache` nobody may own pages."""
+    work: nothing is live, or generation is paused; for `kv_cache` nobody may own pages, and for `weights` no adapter is
+    being read."""
 
     at_rest: ClassVar[bool] = True
     tags: Tags = None
@@ -28,7 +30,7 @@ class ReleaseMemory(Order, frozen=True, tag="release_memory", rename={"timeout_s
     ] = 1.0
 
     def can_be_done(self, loop: Loop) -> bool:
-        return not loop.in_flight and (loop.still or loop.idle)
+        return in_the_way(loop, self.tags or tuple(MemoryTag)) is None
 
     def apply(self, intake: Intake, now: float) -> Outcome:
         return _begun(intake, ResidencyEvent.RELEASE, self.tags, now)

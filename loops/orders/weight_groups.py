@@ -57,7 +57,7 @@ class JoinWeightGroup(Order, frozen=True, kw_only=True, tag="join_weight_group")
 class ReceiveWeights(Order, frozen=True, kw_only=True, tag="receive_weights"):
     """Take weights that the trainer of a group broadcasts from now on, in this order, and serve them. They are checked
     against the model first, received beside the old ones while requests are served, and exchanged between two steps; a
-    failure leaves the old ones, and the group."""
+    failure leaves the old ones, and ends the group."""
 
     names: Annotated[tuple[TensorName, ...], Meta(max_length=MOST_PARTS, description="of tensors, as in a checkpoint")]
     dtypes: Annotated[

@@ -58,6 +58,8 @@ class Driver:
         self.readings: list[tuple[int, int, str]] = []
         """Of adapters that are to be read: ticket, slot, source."""
         self.adapters: dict[str, int] = {}
+        self.served: Served | None = None
+        """What the gateway was told last."""
         """That requests may name."""
         self.now = 0.0
         self._next = 1
@@ -103,7 +105,8 @@ class Driver:
     def stage(self, ticket: int, source: Sent, last: bool) -> None:
         """A test tells what has become of it."""
 
-    def exchanged(self, served: Served) -> None: ...
+    def exchanged(self, served: Served) -> None:
+        self.served = served
 
     @property
     def adapter_effects(self) -> AdapterEffects:

@@ -12,11 +12,14 @@ from pawl.gpu.ghost.language import adapter_salt_of
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.step_runner import AdapterRefused
 from pawl.lifecycle.machines.adapter import AdapterEvent, AdapterPhase
+from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.records import AdapterMoved
 from pawl.lifecycle.states import Cause, State
 from pawl.loops.adapters import CHANGED, Adapters
 from pawl.loops.intake import Order, Outcome
 from pawl.loops.orders.adapters import AdapterFailed, AdapterLoaded, LoadAdapter, UnloadAdapter
+from pawl.loops.orders.memory import ReleaseMemory
+from pawl.loops.residency import READING
 from pawl.memory.prefix.namespace import namespace_of
 from tests.loops.driver import Driver
 
@@ -357,6 +360,21 @@ def test_nobody_waits_for_ever_whose_answer_was_lost_to_a_failure() -> None:
     server.unload("a")
     server.fail(server.turn)
     assert (server.intake.owed, server.keeper.by_number) == (set(), {})
+
+
+def test_weights_are_not_released_under_an_adapter_that_is_being_read_and_a_release_waits_for_it() -> None:
+    server = Server()
+    server.load("a")
+    server.turn()
+    refused = server.deliver(ReleaseMemory((MemoryTag.WEIGHTS,), timeout_s=0))
+    waiting = server.deliver(ReleaseMemory((MemoryTag.WEIGHTS,)))
+    assert server.outcome_of[refused].message == READING
+    assert (list(server.intake.waiting), server.intake.memory.move) == ([waiting], None)
+    server.answer_readings()
+    server.turn()
+    move = server.intake.memory.move
+    assert move is not None
+    assert move.asker == waiting
 
 
 @pytest.mark.parametrize("order", [LoadAdapter(name="a", path="ghost:a"), UnloadAdapter("a")])

@@ -24,6 +24,7 @@ NOW = 77.0
 def failing(driver: Driver, request: int = 0) -> list[object]:
     """Let the loop recover, and the worker begin anew; the records of that."""
     count = len(driver.records)
+    driver.now = NOW
     recover(driver.loop, FAILURE, NOW, request)
     driver.launched.clear()
     driver.ghost.reset()
@@ -51,6 +52,12 @@ def test_steps_in_flight_are_recorded_as_rolled_back_newest_first_after_what_fai
     rolled_back = [record for record in records if isinstance(record, StepRolledBack)]
     assert rolled_back == [StepRolledBack(step, FAILURE, NOW) for step in reversed(in_flight)]
     assert driver.loop.counters.steps_lost == len(in_flight)
+
+
+def test_a_step_delay_begins_anew_with_the_failure() -> None:
+    driver = at_work("lockstep", [1, 2, 3])
+    failing(driver)
+    assert driver.loop.limits.ready_at == NOW
 
 
 @pytest.mark.parametrize("pacing", ["lockstep", "overlap"])

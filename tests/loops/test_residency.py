@@ -140,6 +140,21 @@ def test_who_is_at_work_is_in_the_way_until_a_pause_takes_its_pages() -> None:
     assert server.output_of[request] == expected(PROMPT, 9)
 
 
+def test_a_release_of_pages_waits_until_nobody_keeps_some_and_one_of_weights_does_not() -> None:
+    server = Server()
+    server.submit(PROMPT, 9)
+    server.step()
+    server.intake.deliver(Pause(), server.now)
+    while server.step():
+        pass
+    server.intake.deliver(ReleaseMemory(), server.now, 7)
+    assert (list(server.intake.waiting), server.outcome_of) == ([7], {})
+    assert server.release(WEIGHTS).startswith("ok")
+    server.intake.deliver(Pause(retract=True), server.now)
+    server.intake.turn(server.now)
+    assert server.released == set(MemoryTag)
+
+
 def test_a_release_waits_for_the_step_behind_the_last_answer() -> None:
     server = Server(pacing="overlap")
     request = server.submit(PROMPT, 20, stop_token_ids=(expected(PROMPT, 3)[2],))

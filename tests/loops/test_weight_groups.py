@@ -193,6 +193,13 @@ def test_a_failure_of_the_loop_ends_groups_that_are_at_something(server: Server)
     assert (server.outcome_of[1].ok, server.outcome_of[2].ok, server.groups_kept) == (False, False, [1])
 
 
+def test_who_joined_is_told_so_where_the_answer_was_lost_to_a_failure(server: Server) -> None:
+    server.joined()
+    server.intake.groups.groups["g"].asker = 7
+    server.intake.groups.recovered("failed", server.now)
+    assert (server.outcome_of[7].message, server.phase(), server.intake.owed) == (JOINED, GroupPhase.JOINED, set())
+
+
 def test_a_checkpoint_has_the_groups(server: Server) -> None:
     server.joined()
     server.receive(2)

@@ -283,6 +283,15 @@ def test_a_failure_of_the_loop_drops_what_was_gathered_and_leaves_nobody_waiting
     assert server.outcome_of[7] == Outcome(True, KEPT)
 
 
+def test_what_is_served_is_told_again_after_a_failure_that_may_have_lost_the_news() -> None:
+    server = Server()
+    server.deliver(RenameWeights("v"))
+    server.served = None
+    server.intake.weights.recovered("it failed", server.now)
+    assert server.served == server.intake.weights.served
+    assert server.served.version == "v"
+
+
 def test_a_trace_has_no_bytes_of_weights() -> None:
     server = Server()
     part(server, "v", 7)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pawl.actors.memory_client import MemoryClient
 from pawl.loops.loop import Loop
-from pawl.loops.residency import MemoryKeeper, resident
+from pawl.loops.residency import MemoryKeeper, in_the_way, resident
 from tests.mutants.mutant import Edit, Group, Mutant
 
 
@@ -18,7 +18,7 @@ RESIDENCY = (
         "released_is_still",
         "24123, vllm 28714, 45520",
         "Weights are released under a step that is in flight, and while requests are at work.",
-        Edit(MemoryKeeper._refusal, "(loop.in_flight or not (loop.still or loop.idle))", "False"),
+        Edit(in_the_way, "loop.in_flight or not (loop.still or loop.idle)", "False"),
     ),
     _mutant(
         "pages_come_back_with_a_stale_prefix_cache",
@@ -40,7 +40,7 @@ RESIDENCY = (
         "released_is_still",
         "redai-studio/Relax 282",
         "Requests that a pause has left their pages lose them: the pages are released and the requests go on.",
-        Edit(MemoryKeeper._refusal, "not loop.queues.owns_nothing:", "False:"),
+        Edit(in_the_way, "not loop.queues.owns_nothing:", "False:"),
         Edit(MemoryKeeper._empty, "if not self._loop.memory.flush():", "if not self._loop.memory.flush() and False:"),
     ),
     _mutant(
