@@ -1,7 +1,7 @@
 """Everything a server can be told, in one Struct. Flags, help, the file format and the checks are made from it.
 
 A value comes from the command line, else from the YAML file, else from the default written here. Nothing is read from
-the environment but `PAWL_CACHE`, the folder for what can be made again.
+the environment but two folders: `PAWL_CACHE`, for what can be made again, and `SGLANG_TORCH_PROFILER_DIR`, of profiles.
 """
 
 from __future__ import annotations

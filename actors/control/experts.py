@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pawl.actors.control.profiling import shown
+from pawl.actors.control.profiling import refused, shown
 from pawl.actors.control_row import Row, Source, Who
 from pawl.actors.expert_recorder import NoExperts, encoded
 from pawl.actors.messages.control import Reply
@@ -30,16 +30,12 @@ class DumpExpertRecord(msgspec.Struct, frozen=True, tag="dump_expert_record", fo
     profiles."""
 
 
-def _refused(error: Exception) -> Outcome:
-    return Outcome(False, str(error), {"wrong_state": True} if isinstance(error, WrongState) else {})
-
-
 def start(worker: Worker, message: StartExpertRecord) -> Outcome:
     """See `ExpertRecorder.start`."""
     try:
         worker.experts.start()
     except (NoExperts, WrongState) as error:
-        return _refused(error)
+        return refused(error)
     return Outcome(True, "Start recording the expert distribution.")
 
 
@@ -48,7 +44,7 @@ def stop(worker: Worker, message: StopExpertRecord) -> Outcome:
     try:
         worker.experts.stop()
     except (NoExperts, WrongState) as error:
-        return _refused(error)
+        return refused(error)
     return Outcome(True, "Stop recording the expert distribution.")
 
 
@@ -57,7 +53,7 @@ def dump(worker: Worker, message: DumpExpertRecord) -> Outcome:
     try:
         record = worker.experts.take()
     except (NoExperts, WrongState) as error:
-        return _refused(error)
+        return refused(error)
     path = worker.profiler.folder / f"expert_distribution_recorder_{worker.context.wall():.6f}.json"
     try:
         worker.profiler.tracer.save(path, encoded(record))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from pawl.actors.control.serving import NOT_WAITING, PauseGeneration, go_on, pause
 from pawl.actors.control.serving import PATIENCE_S as PAUSE_PATIENCE_S
-from pawl.actors.control.serving import PauseGeneration, go_on, pause
 from pawl.actors.control_row import Answer, Facts, Row, Shown, Source, Who
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.memory import UNMOVED
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 3600.0
 """How long it may take. Weights of large models are written and read for minutes."""
-NOT_WAITING = "waiting for requests is not offered: send mode keep, or mode abort"
 
 
 class SleepByVllm(msgspec.Struct, frozen=True, tag="sleep_by_vllm", forbid_unknown_fields=True):

@@ -96,7 +96,7 @@ def start_profile(worker: Worker, body: StartProfile) -> Outcome:
     try:
         worker.profiler.start(options)
     except (WrongState, ProfileRefused) as error:
-        return _refused(error)
+        return refused(error)
     return Outcome(True, "Start profiling.", {"output_dir": str(options.folder), "profile_id": identity})
 
 
@@ -105,11 +105,12 @@ def stop_profile(worker: Worker, body: StopProfile) -> Outcome:
     try:
         files = worker.profiler.stop()
     except (WrongState, ProfileRefused) as error:
-        return _refused(error)
+        return refused(error)
     return Outcome(True, "Stop profiling.", {"files": [str(path) for path in files]})
 
 
-def _refused(error: Exception) -> Outcome:
+def refused(error: Exception) -> Outcome:
+    """What `shown` makes a 409 of, where it is the state that is wrong."""
     return Outcome(False, str(error), {"wrong_state": True} if isinstance(error, WrongState) else {})
 
 

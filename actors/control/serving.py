@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 60.0
 """How long the steps in flight, or the pages that are on their way to a request, may take."""
 ABORTED = "generation was paused"
+NOT_WAITING = "waiting for requests is not offered: send mode keep, or mode abort"
 
 
 class PauseGeneration(msgspec.Struct, frozen=True, tag="pause_generation", forbid_unknown_fields=True):
@@ -104,7 +105,7 @@ def go_on(gateway: Gateway, body: Continue, answer: Answer) -> None:
 def pause_by_vllm(gateway: Gateway, body: PauseByVllm, answer: Answer) -> None:
     """Pause in the mode that comes to the same, then flush."""
     if body.mode == "wait" or body.wait_for_inflight_requests:
-        answer(Reply(0, False, "waiting for requests is not offered: send mode keep, or mode abort"))
+        answer(Reply(0, False, NOT_WAITING))
         return
     mode: Literal["abort", "retract", "in_place"] = "abort"
     if body.mode == "keep":

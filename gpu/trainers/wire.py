@@ -1,6 +1,6 @@
 """What an engine and its member of a trainer's group tell each other; frames of msgpack (`pawl.gpu.frames`).
 
-engine ── Place ──► child ── Told ──► engine           it has joined, or why not
+engine ── Setup ──► child ── Told ──► engine           it has joined, or why not
 engine ── Expected, and the memory ──► child ── Told ──► engine       all has come, or why not
 """
 

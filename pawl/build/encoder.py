@@ -97,6 +97,8 @@ def _check(config: ServerConfig) -> None:
         raise ConfigError(f"backend: plain torch computes encoders, {config.backend} does not", "backend")
     if config.hybrid_pools == "on":
         raise ConfigError("hybrid_pools: an encoder has no keys and values", "hybrid_pools")
+    if config.enable_lora or config.lora_paths:
+        raise ConfigError("enable_lora: an encoder takes no adapters (LoRA)", "enable_lora")
     if wants_tiers(config):
         text = "host_cache_gb and storage_dir keep keys and values, and an encoder has none"
         raise ConfigError(text, "host_cache_gb")

@@ -55,13 +55,21 @@ def adapters_at_start(config: ServerConfig) -> list[LoadAdapter]:
 async def load_adapters(gateway: Gateway, config: ServerConfig) -> None:
     """Load the adapters that the configuration names, one after the other. On the gateway's loop. Raises ConfigError
     for one that cannot be."""
-    loop = asyncio.get_running_loop()
     for order in adapters_at_start(config):
-        answer: asyncio.Future[Reply] = loop.create_future()
-        LOAD_ADAPTER.put(gateway, order, answer.set_result)
-        reply = await answer
+        reply = await _answer(gateway, order)
         if not reply.ok:
             raise ConfigError(f"lora_paths: {order.name}: {reply.message}", "lora_paths")
+
+
+async def _answer(gateway: Gateway, order: LoadAdapter) -> Reply:
+    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def told(reply: Reply) -> None:
+        if not answer.done():  # the server may have been stopped meanwhile
+            answer.set_result(reply)
+
+    LOAD_ADAPTER.put(gateway, order, told)
+    return await answer
 
 
 def _load(text: str) -> LoadAdapter:

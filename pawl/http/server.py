@@ -215,6 +215,8 @@ class EngineServer:
                 if adapters.done():
                     adapters.result()
                     self._open(engine, listener, on_ready)
+                else:
+                    adapters.cancel()
             await serving
         finally:
             self._server.should_exit = True

@@ -257,6 +257,8 @@ def test_a_model_of_vectors_generates_nothing_and_says_so_and_refuses_what_is_to
         ({"host_cache_gb": 1.0}, "an encoder has none"),
         ({"pooling": "off"}, "vectors and nothing else"),
         ({"hybrid_pools": "on"}, "no keys and values"),
+        ({"enable_lora": True}, "no adapters"),
+        ({"lora_paths": ("a=folder",)}, "no adapters"),
     ],
 )
 def test_settings_that_mean_nothing_to_an_encoder_are_refused(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import random
 import threading
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from pawl.gpu.ghost.language import adapter_salt_of
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.step_runner import AdapterRefused
+from pawl.http.server import EngineServer, open_socket
 from tests.pawl.ghost_server import PATIENCE_S, audited_client, ghost_server, load_ghost
 
 VOCABULARY = ghost_vocabulary()
@@ -29,6 +32,22 @@ SAMPLING = {"max_new_tokens": 6, "temperature": 0.0, "ignore_eos": True}
 def client(tmp_path: Path) -> Iterator[httpx.Client]:
     with audited_client(tmp_path, lora_paths=("a=ghost:a",), max_loras_per_batch=2) as client:
         yield client
+
+
+@pytest.fixture
+def reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """(an adapter is being read, it may go on)"""
+    begun, may_end, load_adapter = threading.Event(), threading.Event(), Ghost.load_adapter
+
+    def slow(runner: Ghost, slot: int, source: str) -> str:
+        begun.set()
+        assert may_end.wait(PATIENCE_S)
+        return load_adapter(runner, slot, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ghost, "load_adapter", slow)
+        yield begun, may_end
+        may_end.set()
 
 
 def said(text: str, source: str | None, count: int = 6) -> list[int]:
@@ -220,6 +239,37 @@ def test_adapters_at_the_start_may_be_json_or_their_own_names() -> None:
     assert named == {"a": ("ghost:a", True), "b": ("ghost:b", False), "ghost:c": ("ghost:c", False)}
 
 
+def test_a_stop_while_adapters_are_loaded_at_the_start_leaves_no_task(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = build_config({"model": "ghost", "trace": False, "lora_paths": ("a=ghost:a",), "port": 0})
+    begun, stopping, stop = threading.Event(), threading.Event(), Engine.stop
+
+    def refused(runner: Ghost, slot: int, source: str) -> str:
+        begun.set()
+        assert stopping.wait(PATIENCE_S)
+        raise AdapterRefused("its folder is gone")
+
+    def stopped(engine: Engine) -> None:
+        stopping.set()
+        stop(engine)
+
+    monkeypatch.setattr(Ghost, "load_adapter", refused)
+    monkeypatch.setattr(Engine, "stop", stopped)
+
+    async def run() -> int:
+        server = EngineServer(config, lambda report: load_ghost(config))
+        with open_socket(config.host, config.port) as listener:
+            running = asyncio.ensure_future(server.run(listener, None))
+            await asyncio.to_thread(begun.wait, PATIENCE_S)
+            server.stop("the test is over")
+            return await running
+
+    assert asyncio.run(run()) == 0
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
 def test_what_is_loaded_shows_in_the_state_and_the_metrics(client: httpx.Client) -> None:
     assert load(client, "b", "ghost:b", pinned=True).status_code == 200
     state = client.get("/server_info", params={"detail": True}).json()["internal_states"][0]
@@ -273,22 +323,6 @@ def test_a_call_that_names_more_adapters_than_may_be_loaded_is_refused_at_once(t
         assert refused.status_code == 400
         assert "3 adapters, of which 2" in refused.json()["error"]["message"]
         assert [card["id"] for card in client.get("/v1/models").json()["data"][1:]] == ["b", "c"]
-
-
-@pytest.fixture
-def reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """(an adapter is being read, it may go on)"""
-    begun, may_end, load_adapter = threading.Event(), threading.Event(), Ghost.load_adapter
-
-    def slow(runner: Ghost, slot: int, source: str) -> str:
-        begun.set()
-        assert may_end.wait(PATIENCE_S)
-        return load_adapter(runner, slot, source)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Ghost, "load_adapter", slow)
-        yield begun, may_end
-        may_end.set()
 
 
 def test_a_wait_for_an_adapter_lasts_no_longer_than_the_request_may(
