@@ -47,10 +47,10 @@ class ExpertRecorder:
         counter = self.counter
         if self.phase is Counting.RECORDING:
             raise WrongState("experts are recorded already: stop, or take what there is so far")
-        counter.start()
         self._num_tokens = self._num_failed = 0
         self._any = True
         self.phase = EXPERTS.next(self.phase, CountingEvent.START)
+        counter.start()
 
     def stop(self) -> None:
         """Count no more. Raises NoExperts, WrongState."""

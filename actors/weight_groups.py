@@ -98,7 +98,9 @@ class WeightGroups(Actor):
     def spares(self, message: Any, error: Exception) -> bool:
         """The group ends, in which nothing has been touched that serves."""
         self.told_of(error)
-        if not isinstance(message, KeepGroups):
+        if isinstance(message, KeepGroups):  # can be done again, whatever was done of it
+            self.receive(message)
+        else:
             self._leave(message.number)
             self._tell(GroupLost(message.number, f"{UNREAD}: {type(error).__name__}"))
         return True
@@ -139,10 +141,11 @@ class WeightGroups(Actor):
             self._tell(GroupLost(number, shortened(reason)))
 
     def _leave(self, number: int) -> None:
-        group = self._groups.pop(number, None)
+        group = self._groups.get(number)
         if group is not None:
             group.timer.cancel()
             group.member.leave()
+            del self._groups[number]
 
     def _clock(self, number: int) -> Timer:
         return self.context.after(self._trainers.limit_s, TimeOver(number))

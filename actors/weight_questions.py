@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -32,7 +33,8 @@ class GetWeights(msgspec.Struct, frozen=True, kw_only=True, tag="get_weights", f
 
 class CheckWeights(msgspec.Struct, frozen=True, kw_only=True, tag="check_weights", forbid_unknown_fields=True):
     """A digest of every weight that serves; or whether they are those of a snapshot, to the bit. A snapshot copies
-    nothing until the weights are exchanged, and then keeps the version before in memory until the next snapshot."""
+    nothing until the weights are exchanged or released, and then keeps the version before in memory until the next
+    snapshot."""
 
     action: Annotated[str, msgspec.Meta(max_length=64, description="checksum, snapshot, or compare with it")] = (
         "checksum"
@@ -87,11 +89,11 @@ def _values(weights: Mapping[str, Any], question: GetWeights) -> Outcome:
     if name not in weights:
         return Outcome(False, f"{NO_SUCH} {question.name[:200]!r}")
     weight = weights[name]
-    values = floats_of(weight[: question.truncate_size])
-    if values.size > MOST_VALUES:
-        return Outcome(False, f"{values.size} numbers are more than the {MOST_VALUES} of a reply: lower truncate_size")
+    shown = weight[: question.truncate_size]
+    if (count := math.prod(shown.shape)) > MOST_VALUES:
+        return Outcome(False, f"{count} numbers are more than the {MOST_VALUES} of a reply: lower truncate_size")
     facts = {"name": question.name, "shape": list(weight.shape), "dtype": dtype_of(weight)} if question.detail else {}
-    return Outcome(True, facts=facts | {"values": values.tolist()})
+    return Outcome(True, facts=facts | {"values": floats_of(shown).tolist()})
 
 
 def _checksums(weights: Mapping[str, Any]) -> Outcome:

@@ -171,6 +171,7 @@ class Worker(Actor):
             result = self.runner.collect(launched)
         except Exception as error:
             log.exception("step failed", step=step)
+            self.experts.failed()
             self._lose(step, error)
             return
         self.context.send(self._names.scheduler, Executed(result), Lane.CONTROL)

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import IO
+
+
+def streams_of_child() -> tuple[IO[bytes], IO[bytes]]:
+    """Where a child reads and writes its frames. What is printed from now on, also by a library that knows nothing of
+    Python, goes where errors go."""
+    target = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return sys.stdin.buffer, target
 
 
 def write_frame(stream: IO[bytes], message: bytes) -> None:

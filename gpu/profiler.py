@@ -164,7 +164,11 @@ class Profiler:
             if self._num_warm < options.warmup:
                 self._num_warm += 1
                 return
-            self.tracer.begin()
+            try:
+                self.tracer.begin()
+            except Exception:
+                self.tracer.abandon()
+                raise
         except Exception as error:
             self._fail(error)
             return

@@ -190,9 +190,9 @@ class Runner(Occupancy):
 
     @torch.inference_mode()
     def launch(self, batch: StepBatch) -> Launched:
-        """Start a step. Raises InvalidBatch before anything has changed, and RefusedInputs, then too, while weights or
-        pages are released, or when a row would read a window page that is not there: after that only a `reset` gives
-        the slots a meaning again."""
+        """Start a step. Raises InvalidBatch before anything has changed, and RefusedInputs while weights or pages are
+        released, or when a row would read a window page that is not there: then only a `reset` gives the slots a
+        meaning again."""
         self._require(MemoryTag.WEIGHTS, MemoryTag.KV_CACHE)
         check_batch(
             batch,

@@ -31,7 +31,10 @@ class TorchTracer:
         if not self._activities(options):
             raise ProfileRefused("activities: there is no CUDA device here; send CPU")
         folder = options.folder
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        try:
+            existing = next(path for path in (folder, *folder.parents) if path.exists())
+        except OSError as error:
+            raise ProfileRefused(f"output_dir: {error.strerror}") from error
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise ProfileRefused(f"output_dir: {existing} is no folder that this server may write")
 
@@ -67,9 +70,11 @@ class TorchTracer:
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # what was launched belongs to its step
         taken.stop_trace()
-        with tempfile.NamedTemporaryFile(suffix=".json") as plain, _private(path) as file:
-            taken.export_chrome_trace(plain.name)
-            with open(plain.name, "rb") as source, gzip.open(file, "wb", 1) as packed:
+        # The library writes a file that everybody may read, if not for the folder.
+        with tempfile.TemporaryDirectory() as folder, _private(path) as file:
+            plain = Path(folder, "trace.json")
+            taken.export_chrome_trace(str(plain))
+            with plain.open("rb") as source, gzip.open(file, "wb", 1) as packed:
                 shutil.copyfileobj(source, packed)
 
     def save(self, path: Path, data: bytes) -> None:
@@ -91,7 +96,8 @@ def _private(path: Path) -> Iterator[BinaryIO]:
     """A new file in the place of `path`, which only its owner may read, once it is whole; nothing where it is not."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
-    handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    unfinished.unlink(missing_ok=True)
+    handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

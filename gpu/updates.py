@@ -25,7 +25,8 @@ from pawl.gpu.weights.source import load_weights, resolve_source
 from pawl.lifecycle.weight_group import TensorSpec
 from pawl.lifecycle.weight_source import FromBytes, FromDisk, FromMemory, FromSharedMemory, FromTensors, WeightSource
 
-_REFUSALS = (ModelNotFound, FolderError, GgufFormatError, UnsupportedModel, WeightMismatch, OSError, MemoryError)
+_OF_FILES = (ModelNotFound, FolderError, GgufFormatError, UnsupportedModel, WeightMismatch)
+_REFUSALS = (*_OF_FILES, OSError, MemoryError, torch.OutOfMemoryError)
 _KINDS = {"safetensors": "huggingface", "gguf": "gguf"}
 _OF_THE_ENGINE = frozenset({"max_position"})
 """Fields of a configuration by which the engine was sized, and which change no computation."""

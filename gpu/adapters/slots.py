@@ -7,10 +7,12 @@ from typing import TypeAlias
 
 import numpy as np
 import structlog
+import torch
 
 from pawl.gpu.adapters.low_rank import Adapter, PackedAdapter
 from pawl.gpu.batches import InvalidBatch
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.step_runner import AdapterRefused
 from pawl.lifecycle.step import Int32s, SlotAssignment, StepBatch
 
 ReadAdapter: TypeAlias = Callable[[str, ModelConfig], Adapter]
@@ -33,7 +35,10 @@ class AdapterSlots:
         """See `StepRunner.load_adapter`; `pack` lays it out for the backend. Raises AdapterRefused."""
         self.unload(number)
         adapter = self._read(source, self._config)
-        packed = pack(adapter)
+        try:
+            packed = pack(adapter)
+        except torch.OutOfMemoryError as error:
+            raise AdapterRefused(" ".join(str(error).split())) from error
         self._packed[number] = packed
         log.info("adapter loaded", number=number, source=source, bytes=packed.num_bytes)
         return adapter.fingerprint

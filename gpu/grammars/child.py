@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 import os
 import resource
-import sys
 import time
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from pawl.gpu.frames import read_frame, write_frame
+from pawl.gpu.frames import read_frame, streams_of_child, write_frame
 from pawl.gpu.grammars.base import GrammarRefused, Words
 from pawl.gpu.grammars.compiling import MAX_PAYLOAD, MEMORY, TOO_LARGE, Setup, Told
 from pawl.gpu.grammars.xgrammar import XLibrary
@@ -28,9 +27,7 @@ MASK_SECONDS = 0.02
 
 def main() -> None:
     """Until the input ends."""
-    source, target = sys.stdin.buffer, sys.stdout.buffer
-    # What the library prints must not get between the frames.
-    sys.stdout = sys.stderr
+    source, target = streams_of_child()
     os.nice(5)
     first = read_frame(source)
     if first is None:

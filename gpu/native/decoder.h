@@ -123,6 +123,7 @@ public:
     Value* row(int64_t index) const { return memory_.template as<Value>() + index * stride; }
     void reserve(int64_t rows) {
         if (rows <= rows_) return;
+        rows_ = 0;   // also where there is no memory for more
         memory_ = Memory();
         memory_ = Memory(rows * stride * int64_t(sizeof(Value)));
         rows_ = rows;

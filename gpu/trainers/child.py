@@ -21,7 +21,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from pawl.gpu.frames import read_frame, write_frame
+from pawl.gpu.frames import read_frame, streams_of_child, write_frame
 from pawl.gpu.trainers.wire import Expected, Setup, Told
 
 dist: Any = torch.distributed
@@ -39,9 +39,7 @@ class NotReceived(Exception):
 
 def main() -> None:
     """Until the input ends, in whatever collective this is then."""
-    source, target = sys.stdin.buffer, sys.stdout.buffer
-    # What the library prints must not get between the frames.
-    sys.stdout = sys.stderr
+    source, target = streams_of_child()
     memories = socket.socket(fileno=int(sys.argv[1]))
     frames: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_read, args=(source, frames), daemon=True).start()

@@ -74,9 +74,8 @@ class ChildMember:
         try:
             os.ftruncate(memory, offsets[-1])
             self._received = FromMemory(tuple(specs), tuple(offsets), mmap.mmap(memory, offsets[-1]))
-            socket.send_fds(self._memories, [b"\0"], [memory])
-        except OSError:
-            pass  # the child has ended, and the listener tells
+            with suppress(OSError):  # the child has ended, and the listener tells
+                socket.send_fds(self._memories, [b"\0"], [memory])
         finally:
             os.close(memory)
         sizes = [spec.num_bytes for spec in specs]
@@ -107,8 +106,8 @@ class ChildMember:
             self._heard(msgspec.msgpack.decode(frame, type=Told).refusal)
             joined = True
         self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout):
-            pipe.close()
-        self._memories.close()
+        for pipe in (self._child.stdin, self._child.stdout, self._memories):
+            with suppress(OSError):  # what could not be written any more
+                pipe.close()
         if not self._left:
             self._heard(MISMATCH if joined else GONE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,3 +63,12 @@ def test_weights_are_compared_with_a_snapshot_under_the_names_of_products(
     (after,) = questions.answer(CheckWeights()).facts["ranks"]
     assert [each for each, digest in after["checksums"].items() if before["checksums"][each] != digest] == [product]
     assert "model.layers.0.self_attn.qkv_proj.weight" in after["checksums"]
+
+
+def test_more_numbers_than_a_reply_has_are_refused_before_they_are_converted() -> None:
+    class Wide:
+        def named_weights(self) -> dict[str, Any]:
+            return {"wide": np.broadcast_to(np.float32(0), (1 << 20, 1 << 20))}
+
+    outcome = WeightQuestions(Wide()).answer(GetWeights(name="wide", truncate_size=1 << 20))  # type: ignore[arg-type]
+    assert (outcome.ok, outcome.message.startswith(f"{1 << 40} numbers are more than")) == (False, True)

@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pawl.gpu.adapters.low_rank import Adapter
+from pawl.gpu.adapters.slots import AdapterSlots
 from pawl.gpu.backend import RefusedInputs
 from pawl.gpu.kv import KvStore
-from pawl.gpu.step_runner import MemoryRefused
+from pawl.gpu.step_runner import AdapterRefused, MemoryRefused, WeightsRefused
 from pawl.gpu.weights.kept import KeptWeights, KeptWeightsDamaged
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.weight_source import FromDisk, FromTensors
@@ -266,3 +268,16 @@ def test_pages_that_are_released_are_neither_computed_with_nor_copied(one: Path)
     for use in (lambda: said(runner), lambda: runner.read_pages(pages), lambda: runner.write_pages(pages, block)):
         with pytest.raises(RefusedInputs, match="the pages are released"):
             use()
+
+
+def test_new_weights_for_which_a_device_has_no_memory_are_refused(one: Path, two: Path) -> None:
+    runner = runner_of(one, "torch")
+    runner._updates._make = Scarce(runner._updates._make, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(WeightsRefused, match="CUDA out of memory"):
+        runner.stage(1, FromDisk(str(two)))
+
+
+def test_an_adapter_for_which_a_device_has_no_memory_is_refused() -> None:
+    slots = AdapterSlots(HYBRID, 1, lambda source, config: Adapter("", ()))
+    with pytest.raises(AdapterRefused, match="CUDA out of memory"):
+        slots.load(1, "somewhere", Scarce(print, torch.OutOfMemoryError("CUDA out of memory")))

@@ -115,6 +115,19 @@ def test_a_profile_that_cannot_be_begun_or_written_leaves_the_profiler_idle_and_
     assert run.files() == ["p-TP-0.trace.json.gz"]
 
 
+def test_a_profile_that_cannot_be_begun_after_its_warm_up_is_abandoned() -> None:
+    class Refusing(SimulatedTracer):
+        def begin(self) -> None:
+            raise RuntimeError("no trace")
+
+    run = Run()
+    tracer = Refusing(lambda _: False)
+    run.profiler = Profiler(lambda: tracer, Path("folder"))
+    run.start(num_steps=1)
+    run.run("decode")
+    assert (run.profiler.phase, tracer.running) == (IDLE, False)
+
+
 def test_a_stop_that_cannot_write_says_why() -> None:
     run = Run([2])
     run.start()
@@ -180,3 +193,23 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_recorded(
     file.touch()
     with pytest.raises(ProfileRefused, match="file is no folder that this server may write"):
         recorded(file)
+
+
+def test_what_is_left_of_another_file_is_not_written_into(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from pawl.gpu.torch_tracer import TorchTracer
+
+    left = tmp_path / "p.unfinished"
+    left.touch()
+    left.chmod(0o644)
+    other = tmp_path / "other"
+    other.hardlink_to(left)
+    TorchTracer().save(tmp_path / "p", b"data")
+    assert stat.S_IMODE((tmp_path / "p").stat().st_mode) == 0o600
+    assert other.read_bytes() == b""
+
+
+def test_a_folder_whose_name_the_system_does_not_take_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(ProfileRefused, match="output_dir: File name too long"):
+        recorded(tmp_path / ("x" * 300))
