@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pawl.lifecycle.machine import advance, advance_rows
+from pawl.lifecycle.namespaces import adapter_of
 from pawl.lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
 from pawl.lifecycle.states import Cause, Event, State
 
@@ -70,6 +71,8 @@ class RequestTable:
         """Rises when the request leaves work: tells a stale token from a live one."""
         self.order: NDArray[np.int64] = np.zeros(capacity, np.int64)
         """Rank of the first admission: the smallest running one is protected."""
+        self.adapter: Int32s = np.zeros(capacity, np.int32)
+        """Number of the adapter that its namespace names; 0: none."""
         self.priority: NDArray[np.int64] = np.zeros(capacity, np.int64)
         self.deadline: NDArray[np.float64] = np.full(capacity, np.inf)
         self.drafting: Int32s = np.zeros((capacity, 5), np.int32)
@@ -128,6 +131,7 @@ class RequestTable:
         self.max_length[row] = max(num_prompt, num_prompt + wanted - 1)
         self.stop_tokens[row] = -1
         self.stop_tokens[row, : len(stops)] = stops
+        self.adapter[row] = adapter_of(info.namespace)
         self.infos[row] = info
 
     def withdraw(self, request: int) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.machines.adapter import ADAPTER, AdapterEvent, AdapterPhase
@@ -208,7 +209,8 @@ class Adapters(Companion):
         if not self.by_number:
             return
         self._forget_unused(now)
-        wanted, may_start = self._shares()
+        waiting = self._waiting()
+        wanted, may_start = self._shares(waiting)
         for number in wanted:
             adapter = self.by_number[number]
             slot = 0 if adapter.slot or self._loop.released else self._slot_for(wanted, now)
@@ -216,7 +218,7 @@ class Adapters(Companion):
                 adapter.ticket = self._new_ticket()  # before the slot is its own: nobody computes with it meanwhile
                 self._move(adapter, AdapterEvent.READ, now, slot=slot)
                 self._effects.read(adapter.ticket, slot, adapter.source)
-        for row in self._waiting():
+        for row in waiting:
             own = self._of(row)
             ready = own is None or (row in may_start and own.resident)
             state = self.queues.table.state[row]
@@ -236,24 +238,24 @@ class Adapters(Companion):
         adapter.used = self._uses
 
     def _of(self, row: int) -> Adapter | None:
-        return self.by_number.get(adapter_of(self.queues.table.info(row).namespace))
+        return self.by_number.get(int(self.queues.table.adapter[row]))
 
     def _new_ticket(self) -> int:
         self._tickets += 1
         return self._tickets
 
     def _waiting(self) -> list[int]:
-        """Rows that wait for room, for pages of a lower tier, or for their adapters, in the order of admission."""
+        """Rows with an adapter that wait for room, for pages of a lower tier, or for it, in the order of admission."""
         queues, states = self.queues, (State.QUEUED, State.QUEUED_FETCHING, State.QUEUED_LOADING)
-        return [row for row in (*queues.retracted, *queues.waiting) if queues.table.state[row] in states]
+        rows = np.array((*queues.retracted, *queues.waiting), np.intp)
+        rows = rows[queues.table.adapter[rows] != 0]
+        return [row for row in rows.tolist() if queues.table.state[row] in states]
 
     def _computed(self) -> set[int]:
         """Numbers of those that a step in flight, or somebody at work, is computed with."""
-        table, rows = self.queues.table, self.queues.running().tolist()
-        rows += [row for scheduled in self._loop.in_flight for row in scheduled.rows.tolist()]
         # Who has ended keeps the row until no step in flight names it.
-        infos = [info for row in rows if (info := table.infos[row]) is not None]
-        return {adapter_of(info.namespace) for info in infos} & self.by_number.keys()
+        rows = [self.queues.running(), *(scheduled.rows for scheduled in self._loop.in_flight)]
+        return set(self.queues.table.adapter[np.concatenate(rows)].tolist()) & self.by_number.keys()
 
     def _forget_unused(self, now: float) -> None:
         """Those that are being unloaded go when nobody is live who named them, and no step in flight does."""
@@ -261,7 +263,7 @@ class Adapters(Companion):
         if not draining:
             return
         table = self.queues.table
-        named = {adapter_of(table.info(row).namespace) for row in table.live_rows().tolist()} | self._computed()
+        named = set(table.adapter[table.live_rows()].tolist()) | self._computed()
         for adapter in draining:
             if adapter.number in named or adapter.ticket:
                 continue
@@ -272,12 +274,12 @@ class Adapters(Companion):
             del self.by_number[adapter.number]
             self._tell(adapter, True, "")
 
-    def _shares(self) -> tuple[dict[int, None], set[int]]:
+    def _shares(self, rows: list[int]) -> tuple[dict[int, None], set[int]]:
         """(numbers of the adapters that are to have slots, waiting rows that may start with one of these)"""
         pinned = [a.number for a in self.by_number.values() if a.pinned and a.slot]
         wanted = dict.fromkeys([*pinned, *sorted(self._computed())])
         claimed, closed, may_start = set(pinned), set[int](), set[int]()
-        for row, number in self._claims():
+        for row, number in self._claims(rows):
             if number not in wanted and len(wanted) < self.num_slots:
                 wanted[number] = None
             if number in wanted and number not in closed:
@@ -288,11 +290,11 @@ class Adapters(Companion):
                 closed.update(a.number for a in sorted(open_ones, key=lambda a: a.used)[:1])
         return wanted, may_start
 
-    def _claims(self) -> Iterator[tuple[int, int]]:
+    def _claims(self, rows: list[int]) -> Iterator[tuple[int, int]]:
         """(row, or -1 of a load, number of the adapter) of those that wait, the first to be served first."""
         queues, loads = self.queues, self._with(AdapterPhase.LOADING)
         retracted = set(queues.retracted)
-        waiting = [(row, adapter.number) for row in self._waiting() if (adapter := self._of(row)) is not None]
+        waiting = [(row, adapter.number) for row in rows if (adapter := self._of(row)) is not None]
         yield from (each for each in waiting if each[0] in retracted)
         yield from ((-1, adapter.number) for adapter in loads)
         yield from (each for each in waiting if each[0] not in retracted)

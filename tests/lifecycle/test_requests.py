@@ -49,7 +49,9 @@ def test_a_row_that_is_used_again_carries_nothing_of_its_former_request(ended: s
 
 def test_a_row_says_what_was_asked_for() -> None:
     table = RequestTable(2, 64)
-    row = table.open(info(5, max_new_tokens=3, stop_token_ids=(6, 8)), tokens(4), -1, 9.5)
+    asked = info(5, max_new_tokens=3, stop_token_ids=(6, 8))
+    asked.namespace = "adapter=3.f"
+    row = table.open(asked, tokens(4), -1, 9.5)
     assert columns(table, row) == {
         "state": State.NEW,
         "slot": 0,
@@ -59,6 +61,7 @@ def test_a_row_says_what_was_asked_for() -> None:
         "max_length": 6,
         "num_computed": 0,
         "order": np.iinfo(np.int64).max,
+        "adapter": 3,
         "priority": -1,
         "deadline": 9.5,
         "drafting": [FIRST_DRAFT, 0, 0, 0, 0],

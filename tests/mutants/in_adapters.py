@@ -38,8 +38,8 @@ ADAPTERS = (
         "An adapter leaves its slot for another, and requests are still computed with it.",
         Edit(
             Adapters._computed,
-            "return {adapter_of(info.namespace) for info in infos} & self.by_number.keys()",
-            "return set()",
+            "set(self.queues.table.adapter[np.concatenate(rows)].tolist()) & self.by_number.keys()",
+            "set()",
         ),
     ),
     _mutant(
@@ -49,8 +49,8 @@ ADAPTERS = (
         "An adapter is dropped when its last request has ended, under a step in flight that computes it.",
         Edit(
             Adapters._computed,
-            "rows += [row for scheduled in self._loop.in_flight for row in scheduled.rows.tolist()]",
-            "pass",
+            ", *(scheduled.rows for scheduled in self._loop.in_flight)",
+            "",
         ),
     ),
     _mutant(
@@ -67,8 +67,8 @@ ADAPTERS = (
         "Whoever was live when an adapter was unloaded counts for ever, and the unload is never over.",
         Edit(
             Adapters._forget_unused,
-            "named = {",
-            'named = self.__dict__.setdefault("named_once", set())\n    named |= {',
+            "named = set(",
+            'named = self.__dict__.setdefault("named_once", set())\n    named |= set(',
         ),
     ),
     _mutant(
