@@ -68,10 +68,18 @@ def sleep_by_vllm(gateway: Gateway, body: SleepByVllm, answer: Answer) -> None:
     if body.mode == "wait":
         answer(Reply(0, False, NOT_WAITING))
         return
-    if len(gateway.released) == len(MemoryTag):  # refused before anybody is aborted for it
-        gateway.ask(ReleaseMemory(), answer, PATIENCE_S)
-        return
-    was_paused = gateway.paused
+    was_paused = False
+
+    def known(reply: Reply) -> None:
+        nonlocal was_paused
+        # What would be refused anyway is, before anybody is paused or aborted for it.
+        if not reply.ok:
+            answer(reply)
+        elif reply.body["moving"] or reply.body["updating"] or len(reply.body["released"]) == len(MemoryTag):
+            gateway.ask(ReleaseMemory(), answer, PATIENCE_S)
+        else:
+            was_paused = gateway.paused
+            pause(gateway, PauseGeneration("abort" if body.mode == "abort" else "retract"), paused)
 
     def paused(reply: Reply) -> None:
         if reply.ok:
@@ -85,7 +93,7 @@ def sleep_by_vllm(gateway: Gateway, body: SleepByVllm, answer: Answer) -> None:
         else:
             go_on(gateway, Continue(), lambda continued: answer(reply))
 
-    pause(gateway, PauseGeneration("abort" if body.mode == "abort" else "retract"), paused)
+    gateway.ask(IsSleeping(), known, PAUSE_PATIENCE_S)
 
 
 def wake_up_by_vllm(gateway: Gateway, body: WakeUpByVllm, answer: Answer) -> None:
@@ -95,7 +103,9 @@ def wake_up_by_vllm(gateway: Gateway, body: WakeUpByVllm, answer: Answer) -> Non
 
 def is_sleeping(scheduler: Scheduler, question: IsSleeping) -> Outcome:
     """As the loop has it."""
-    return Outcome(True, facts={"is_sleeping": bool(scheduler.loop.released)})
+    memory, updating = scheduler.intake.memory, scheduler.intake.weights.update is not None
+    told = {"moving": memory.move is not None, "updating": updating, **memory.facts}
+    return Outcome(True, facts={"is_sleeping": bool(scheduler.loop.released), **told})
 
 
 def _show(reply: Reply, facts: Facts) -> Shown:
@@ -108,6 +118,10 @@ def _show(reply: Reply, facts: Facts) -> Shown:
     if reply.message == NOT_WAITING:
         status = HTTPStatus.BAD_REQUEST
     return status, body | {"error": {"message": reply.message}}
+
+
+def _show_sleeping(reply: Reply, facts: Facts) -> Shown:
+    return (HTTPStatus.OK, {"is_sleeping": reply.body["is_sleeping"]}) if reply.ok else _show(reply, facts)
 
 
 def _drawn_tags(source: Source) -> tuple[MemoryTag, ...] | None:
@@ -168,7 +182,7 @@ SLEEP_BY_VLLM = Row(
     who=Who.ADMIN,
     routes=("/sleep",),
     command=False,
-    patience_s=PATIENCE_S + 2 * PAUSE_PATIENCE_S,
+    patience_s=PATIENCE_S + 3 * PAUSE_PATIENCE_S,
     draw=lambda source: SleepByVllm(mode=source.pick(("abort", "keep"))) if source.chance(0.06) else None,
     check=_check,
     proves="released_is_still",
@@ -194,7 +208,7 @@ IS_SLEEPING = Row(
     message=IsSleeping,
     look=is_sleeping,
     reply=IsSleepingReply,
-    show=lambda reply, facts: (HTTPStatus.OK, reply.body) if reply.ok else _show(reply, facts),
+    show=_show_sleeping,
     routes=("/is_sleeping",),
     methods=("GET",),
 )

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ import pytest
 
 from pawl.config import build_config
 from pawl.engine import Engine, RequestFailed
+from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.audit import Verdict, audit
+from pawl.lifecycle.weight_source import WeightSource
+from pawl.loops.residency import UPDATING
 from tests.pawl.ghost_server import audited_client
 from tests.pawl.test_ghost_pausing import GREEDY, Asking, loads, said
 
@@ -113,6 +118,33 @@ def test_vllms_routes_answer_in_its_words(client: httpx.Client) -> None:
     assert asking.told()["text"] == said("hello", 5)
     assert client.post("/sleep", params={"level": "3"}).status_code == 400
     assert client.post("/sleep", params={"mode": "wait"}).status_code == 400
+
+
+def test_a_sleep_that_is_refused_for_an_update_aborts_nobody(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, stage = threading.Event(), threading.Event(), Ghost.stage
+
+    def slow(runner: Ghost, ticket: int, source: WeightSource, *, last: bool = True) -> str:
+        begun.set()
+        assert may_end.wait(60.0)
+        return stage(runner, ticket, source, last=last)
+
+    monkeypatch.setattr(Ghost, "stage", slow)
+    update = {"model_path": "ghost:a", "abort_all_requests": False}
+    with ThreadPoolExecutor(1) as pool:
+        updated = pool.submit(client.post, "/update_weights_from_disk", json=update)
+        assert begun.wait(60.0)
+        client.post("/pause_generation", json={"mode": "in_place"})
+        asking = Asking(client, "hello", 5)
+        while not loads(client, "num_waiting_reqs"):
+            pass
+        refused = client.post("/sleep")
+        may_end.set()
+        assert (refused.status_code, refused.json()["message"]) == (409, UPDATING)
+        client.post("/continue_generation")
+        assert updated.result().status_code == 200
+    assert asking.told()["meta_info"]["finish_reason"]["type"] == "length"
 
 
 def test_an_engine_has_the_methods(tmp_path: Path) -> None:
