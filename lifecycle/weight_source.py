@@ -15,7 +15,7 @@ from pawl.lifecycle.weight_group import TensorSpec
 
 SegmentName = Annotated[str, msgspec.Meta(pattern=r"^/?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,250}$")]
 
-SegmentSize = Annotated[int, msgspec.Meta(ge=8)]
+SegmentSize = Annotated[int, msgspec.Meta(ge=8, le=1 << 48)]
 
 
 class FromDisk(msgspec.Struct, frozen=True, tag=True):

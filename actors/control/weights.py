@@ -134,9 +134,8 @@ def _sent(source: Source) -> SendWeights | None:
     version, kind = source.pick(tuple(SENT)), source.pick(("whole", "whole", "part", "misfit"))
     weights = GhostWeights.named(SENT[version] if kind == "whole" else "ghost:part+part")
     file = weights.file() if kind != "misfit" else weights.file().replace(b"ghost.second", b"ghost.secant")
-    return SendWeights(
-        safetensors=file, last=kind == "whole" or source.chance(0.5 * (kind == "misfit")), weight_version=version
-    )
+    last = kind == "whole" or (kind == "misfit" and source.chance(0.5))
+    return SendWeights(safetensors=file, last=last, weight_version=version)
 
 
 def _check_sent(body: SendWeights, reply: Reply) -> str | None:

@@ -68,7 +68,7 @@ def _add_flag(parser: argparse.ArgumentParser, parameter: Parameter) -> None:
     elif dict in parameter.kinds:
         parser.add_argument(name, nargs="+", action=Pairs, metavar="NAME=VALUE", required=parameter.required, **options)
     elif parameter.kinds & {list, tuple}:
-        parser.add_argument(name, nargs="+", metavar="NAME", required=parameter.required, **options)
+        parser.add_argument(name, nargs="+", type=_item, metavar="NAME", required=parameter.required, **options)
     else:
         parser.add_argument(name, metavar="VALUE", required=parameter.required, **options)
 
@@ -87,6 +87,14 @@ class Pairs(argparse.Action):
             except msgspec.DecodeError:
                 pairs[name] = text
         setattr(namespace, self.dest, pairs)
+
+
+def _item(word: str) -> Any:
+    """One of a list: a word, or a list of its own, such as [576,1536]."""
+    try:
+        return msgspec.json.decode(word) if word.startswith("[") else word
+    except msgspec.DecodeError:
+        return word
 
 
 def _text(value: Any) -> str:

@@ -16,9 +16,14 @@ from pawl.actors.messages.generate import Output, Refused, Submit, TextOptions, 
 from pawl.actors.sink import Inbox
 from pawl.lifecycle.request import SessionParameters
 from pawl.lifecycle.states import Cause
+from pawl.loops.residency import MOVING, UPDATING
 from pawl.loops.versions import DEFAULT_VERSION
 from pawl.testing.expectations import DrawnBy, Expectations
 from pawl.testing.workload import Arrival, Control, Workload, parameters_of
+
+MOST_UNDONE = 8
+AGAIN_S = 0.05
+"""Virtual seconds between two tries to undo something."""
 
 
 class Arrive(msgspec.Struct, frozen=True, tag=True):
@@ -119,6 +124,7 @@ class FrontDesk(Gateway):
         """Of each control message."""
         self._undoing: set[int] = set()
         """Those that are to be undone, and whose undoing has not been answered."""
+        self._undone_times = [0] * len(workload.controls)
         self.wants_stop = False
         """The engine is to stop, whatever is live."""
         self._workload = workload
@@ -225,7 +231,7 @@ class FrontDesk(Gateway):
             case Undo(index):
                 body = row_of(self._workload.controls[index].body).undone_by
                 assert body is not None
-                row_of(body).put(self, body, lambda reply: self._undoing.discard(index))
+                row_of(body).put(self, body, partial(self._undone, index))
             case Close():
                 self._close()
             case _:
@@ -237,6 +243,14 @@ class FrontDesk(Gateway):
         if row_of(control.body).undone_by is not None:
             self._undoing.add(index)
             self.context.after(control.undo_s, Undo(index))
+
+    def _undone(self, index: int, reply: Reply) -> None:
+        """What is refused because something else is under way is asked for again, as an operator would."""
+        self._undone_times[index] += 1
+        if reply.message in (UPDATING, MOVING) and self._undone_times[index] < MOST_UNDONE:
+            self.context.after(AGAIN_S, Undo(index))
+        else:
+            self._undoing.discard(index)
 
     def _close(self) -> None:
         closing = self._workload.closing

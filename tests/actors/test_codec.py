@@ -82,6 +82,8 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
         if inside[-1] is ...:
             return st.lists(values_of(inside[0]), max_size=3).map(tuple)
         return st.tuples(*map(values_of, inside))
+    if origin is list:
+        return st.lists(values_of(inside[0]), max_size=3)
     if origin is dict:
         return st.dictionaries(values_of(inside[0]), values_of(inside[1]), max_size=3)
     if issubclass(kind, enum.Enum):
@@ -94,6 +96,8 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
 
 def bounded(kind: Any, meta: msgspec.Meta) -> st.SearchStrategy[Any]:
     """Any value of this type within the bounds of its annotation."""
+    if meta.pattern is not None:
+        return st.from_regex(meta.pattern, fullmatch=True)
     bounds = meta.ge, meta.le
     if kind is float and bounds != (None, None):
         return st.floats(*bounds)

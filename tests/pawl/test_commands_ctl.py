@@ -29,6 +29,10 @@ def test_flags_become_the_fields_of_the_message(locked: Served, capsys: pytest.C
     assert asked[-1] == FlushCache(2.5)
 
 
+WORDS = {"shapes": "[1]", "server_args": "a=1"}
+"""Of fields for which not any word will do."""
+
+
 @pytest.mark.parametrize("row", [row for row in ROWS if row.routes and row.command], ids=lambda row: row.name)
 def test_every_message_with_a_route_asks_for_the_key_that_its_row_names(
     locked: Served, row: Row, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -37,7 +41,7 @@ def test_every_message_with_a_route_asks_for_the_key_that_its_row_names(
     flags = [
         word
         for parameter in required
-        for word in (f"--{parameter.name.replace('_', '-')}", "a=1" if dict in parameter.kinds else "1")
+        for word in (f"--{parameter.name.replace('_', '-')}", WORDS.get(parameter.name, "1"))
     ]
     words = ["ctl", row.name, *flags, "--url", locked.url]
     monkeypatch.delenv("PAWL_API_KEY", raising=False)
