@@ -122,9 +122,8 @@ class FrontDesk(Gateway):
         self.clients = [Client(self, index, arrival) for index, arrival in enumerate(workload.arrivals)]
         self.answers: list[list[Reply]] = [[] for _ in workload.controls]
         """Of each control message."""
-        self._undoing: set[int] = set()
-        """Those that are to be undone, and whose undoing has not been answered."""
-        self._undone_times = [0] * len(workload.controls)
+        self._undoing: dict[int, int] = {}
+        """Those that are to be undone -> how often that was tried."""
         self.wants_stop = False
         """The engine is to stop, whatever is live."""
         self._workload = workload
@@ -241,16 +240,16 @@ class FrontDesk(Gateway):
         self.answers[index].append(reply)
         control = self._workload.controls[index]
         if row_of(control.body).undone_by is not None:
-            self._undoing.add(index)
+            self._undoing[index] = 0
             self.context.after(control.undo_s, Undo(index))
 
     def _undone(self, index: int, reply: Reply) -> None:
         """What is refused because something else is under way is asked for again, as an operator would."""
-        self._undone_times[index] += 1
-        if reply.message in (UPDATING, MOVING) and self._undone_times[index] < MOST_UNDONE:
+        self._undoing[index] += 1
+        if reply.message in (UPDATING, MOVING) and self._undoing[index] < MOST_UNDONE:
             self.context.after(AGAIN_S, Undo(index))
         else:
-            self._undoing.discard(index)
+            del self._undoing[index]
 
     def _close(self) -> None:
         closing = self._workload.closing
