@@ -152,6 +152,8 @@ class RealModel:
                 adapters=named_adapter,
             )
         runner = self._runners[size]
+        # An earlier run may have ended while it slept.
+        runner.resume(runner.released)
         runner.reset()
         # What an earlier run wrote could be right by chance.
         runner.kv.data.fill_(STALE)

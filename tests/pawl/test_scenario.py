@@ -101,8 +101,8 @@ def has_a_request_that_fits(workload: Workload) -> bool:
 
 
 def drawn(seed: int, **shape: str) -> Workload:
-    """A random workload; tiers are not carried over."""
-    return Workload.random(seed, host_pages=0, storage_pages=0, **shape)
+    """A random workload; tiers and adapters are not carried over."""
+    return Workload.random(seed, host_pages=0, storage_pages=0, max_loras=0, max_loaded_loras=0, **shape)
 
 
 @pytest.mark.parametrize("seed", [seed for seed in range(20) if has_a_request_that_fits(drawn(seed))][:6])
