@@ -193,7 +193,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
         return msgspec.json.decode(text, type=cls)
 
     def smaller(self) -> list[Workload]:
-        """Workloads that ask less, the greatest step first."""
+        """Workloads that ask less, or of a server with less memory, the greatest step first."""
         found: list[Workload] = []
         arrivals = self.arrivals
         if self.encoded:
@@ -202,6 +202,12 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
             found.append(msgspec.structs.replace(self, closing=None))
         for at in range(len(self.controls)):
             found.append(msgspec.structs.replace(self, controls=self.controls[:at] + self.controls[at + 1 :]))
+        # In less memory fewer requests come into each other's way.
+        fewest = max(-(-(len(each.prompt) + each.max_new_tokens) // self.shape.page_size) for each in arrivals)
+        for count in dict.fromkeys((fewest, self.shape.num_pages - 1)):
+            if fewest <= count < self.shape.num_pages:
+                shape = msgspec.structs.replace(self.shape, num_pages=count)
+                found.append(msgspec.structs.replace(self, shape=shape))
         for index, arrival in enumerate(arrivals):
             before, after = arrivals[:index], arrivals[index + 1 :]
             if before or after:
