@@ -79,10 +79,13 @@ def start_profile(worker: Worker, body: StartProfile) -> Outcome:
     num_steps = None if body.num_steps is None else int(body.num_steps)
     if num_steps == 0:
         return Outcome(False, "num_steps must be at least 1")
-    folder = worker.profiler.folder if body.output_dir is None else Path(body.output_dir)
+    try:
+        folder = (worker.profiler.folder if body.output_dir is None else Path(body.output_dir)).expanduser()
+    except RuntimeError as error:  # nobody has this home
+        return Outcome(False, f"output_dir: {error}")
     identity = body.profile_id or f"{worker.context.wall():.6f}"
     options = ProfileOptions(
-        folder=folder.expanduser().absolute(),
+        folder=folder.absolute(),
         name="-".join(part for part in (body.profile_prefix, identity) if part),
         start_step=int(body.start_step or 0),
         num_steps=num_steps,

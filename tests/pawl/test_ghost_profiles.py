@@ -85,6 +85,9 @@ def test_a_second_start_is_a_conflict_and_the_first_goes_on(client: httpx.Client
     "fields",
     [
         {"output_dir": "/proc/version/x"},
+        {"output_dir": "~nobody-has-this-name/x"},
+        {"output_dir": "a\0b"},
+        {"output_dir": "x" * 4000},
         {"activities": ["RPD"]},
         {"activities": []},
         {"num_steps": 0},
@@ -97,12 +100,14 @@ def test_a_second_start_is_a_conflict_and_the_first_goes_on(client: httpx.Client
         {"profile_by_stage": True, "profile_stages": ["decoding"]},
         {"steps": 3},
     ],
-    ids=str,
+    ids=lambda fields: str(fields)[:40],
 )
 def test_a_profile_that_cannot_be_is_refused_and_none_is_under_way(
     client: httpx.Client, fields: dict[str, Any]
 ) -> None:
-    assert start(client, **fields).status_code == 400
+    reply = start(client, **fields)
+    assert reply.status_code == 400
+    assert "the server failed" not in reply.text
     assert client.post("/stop_profile").status_code == 409
 
 
