@@ -33,8 +33,8 @@ class TorchTracer:
         folder = options.folder
         try:
             existing = next(path for path in (folder, *folder.parents) if path.exists())
-        except (OSError, ValueError) as error:  # ValueError: a character that no path may have
-            raise ProfileRefused(f"output_dir: {getattr(error, 'strerror', None) or error}") from error
+        except OSError as error:
+            raise ProfileRefused(f"output_dir: {error.strerror}") from error
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise ProfileRefused(f"output_dir: {existing} is no folder that this server may write")
 

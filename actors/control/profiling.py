@@ -31,7 +31,7 @@ class StartProfile(msgspec.Struct, frozen=True, kw_only=True, tag="start_profile
     """Profile steps with torch.profiler, and write a Chrome trace for each recording."""
 
     output_dir: Annotated[
-        Annotated[str, msgspec.Meta(min_length=1, max_length=4096)] | None,
+        Annotated[str, msgspec.Meta(max_length=4096, pattern=r"^[^\x00]+$")] | None,
         msgspec.Meta(description="folder of the files; otherwise that of --profile-dir"),
     ] = None
     start_step: Annotated[Steps, msgspec.Meta(description="number of the first step that may be recorded")] = None

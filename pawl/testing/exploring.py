@@ -33,6 +33,7 @@ from pawl.actors.simulation.strategies.simple import Fair, RandomWalk, Strategy
 from pawl.testing.cluster import NO_FAULTS, MakeProperties, cluster, quick_properties, record_properties
 from pawl.testing.models import GHOST, Model
 from pawl.testing.plugins import KeptPart, kept_parts
+from pawl.testing.smaller import smaller
 from pawl.testing.workload import Workload, labels_of
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
@@ -180,13 +181,13 @@ def shrunk(found: Found, *, schedules: int = SCHEDULES_OF_A_SMALLER_ONE, over: C
     progress = True
     while progress and left and not over():
         progress = False
-        for smaller in found.workload.smaller():
+        for less in smaller(found.workload):
             if not left:
                 break
             left -= 1
-            failure = _explored(smaller, found, schedules, 0, over)
+            failure = _explored(less, found, schedules, 0, over)
             if failure is not None:
-                found = found._replace(workload=smaller, failure=failure)
+                found = found._replace(workload=less, failure=failure)
                 progress = True
                 break
     again = _explored(found.workload, found, found.failure.schedule, MOST_RUNS, over)

@@ -192,30 +192,6 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
         """What `encode` gave. Raises msgspec.ValidationError."""
         return msgspec.json.decode(text, type=cls)
 
-    def smaller(self) -> list[Workload]:
-        """Workloads that ask less, or of a server with less memory, the greatest step first."""
-        found: list[Workload] = []
-        arrivals = self.arrivals
-        if self.encoded:
-            found.append(msgspec.structs.replace(self, encoded=False))
-        if self.closing is not None:
-            found.append(msgspec.structs.replace(self, closing=None))
-        for at in range(len(self.controls)):
-            found.append(msgspec.structs.replace(self, controls=self.controls[:at] + self.controls[at + 1 :]))
-        # In less memory fewer requests come into each other's way.
-        fewest = max(-(-(len(each.prompt) + each.max_new_tokens) // self.shape.page_size) for each in arrivals)
-        for count in dict.fromkeys((fewest, self.shape.num_pages - 1)):
-            if fewest <= count < self.shape.num_pages:
-                shape = msgspec.structs.replace(self.shape, num_pages=count)
-                found.append(msgspec.structs.replace(self, shape=shape))
-        for index, arrival in enumerate(arrivals):
-            before, after = arrivals[:index], arrivals[index + 1 :]
-            if before or after:
-                found.append(msgspec.structs.replace(self, arrivals=before + after))
-            for less in _less(arrival):
-                found.append(msgspec.structs.replace(self, arrivals=(*before, less, *after)))
-        return found
-
 
 SAMPLED = (
     *("min_new_tokens", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
@@ -338,19 +314,3 @@ def all_labels() -> list[str]:
 
 DEFAULTS = {info.name: info.default for info in msgspec.structs.fields(Arrival)}
 SHAPE_DEFAULTS = {info.name: info.default for info in msgspec.structs.fields(Shape)}
-
-
-# ---- what is smaller ----
-
-
-def _less(arrival: Arrival) -> list[Arrival]:
-    replace = msgspec.structs.replace
-    found = []
-    if len(arrival.prompt) > 1:
-        found += [replace(arrival, prompt=arrival.prompt[:count]) for count in (len(arrival.prompt) // 2, -1)]
-    if arrival.max_new_tokens > 1:
-        found += [replace(arrival, max_new_tokens=count) for count in (1, arrival.max_new_tokens - 1)]
-    for name, plain in DEFAULTS.items():
-        if plain is not msgspec.NODEFAULT and getattr(arrival, name) != plain:
-            found.append(replace(arrival, **{name: plain}))
-    return found
