@@ -73,7 +73,8 @@ class Session:
     """Each turn goes on from the one before, and nothing else."""
     phase: SessionPhase = SESSION.start
     num_uses: int = 0
-    """Times that it was opened, or that a turn ended: an order that it expires holds for one of them."""
+    """Times that it was opened, or that a turn ended, from where `MOST_USES` says: an order that it expires holds for
+    one of them."""
     turns: dict[str, Turn] = field(default_factory=dict)
     """Finished ones by name, each behind the one that it goes on from."""
     live: dict[int, Turn] = field(default_factory=dict)

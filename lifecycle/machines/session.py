@@ -6,6 +6,10 @@ from enum import StrEnum
 
 from pawl.lifecycle.machines.base import Machine
 
+MOST_USES = 1 << 32
+"""Uses of one session: from the number of the order that opens it times this they are counted, so that what is to
+happen after one of them does not happen to the next session of the same name."""
+
 
 class SessionPhase(StrEnum):
     """Where a session is."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from pawl.lifecycle.machines.session import MOST_USES
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
@@ -119,7 +120,7 @@ class SessionAtomicity(Property):
 
     @on(Delivered)
     def _delivered(self, record: Delivered, history: History) -> Sequence[Violation]:
-        self._ordered(record.kind, record.fields, history)
+        self._ordered(record, history)
         return ()
 
     @on(Submitted)
@@ -130,12 +131,15 @@ class SessionAtomicity(Property):
     def _went_on(self, record: Transition, history: History) -> Sequence[Violation]:
         return tuple(self._moved(record, history)) if record.request in self._of else ()
 
-    def _ordered(self, kind: str, fields: dict[str, Any], history: History) -> None:
+    def _ordered(self, record: Delivered, history: History) -> None:
+        kind, fields = record.kind, record.fields
         name = str(fields.get("session", fields.get("session_id", "")))
         session = self._sessions.get(name)
         match kind:
             case "open_session" if session is None:
-                self._sessions[name] = _Session(int(fields["capacity"]), fields.get("streaming") is True)
+                num_uses = record.number * MOST_USES + 1
+                streaming = fields.get("streaming") is True
+                self._sessions[name] = _Session(int(fields["capacity"]), streaming, num_uses=num_uses)
             case "close_session" if session is not None:
                 session.closing = True
                 self._settle(name, session)

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from pawl.lifecycle.machines.session import MOST_USES
 from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Intake, Order, Outcome
 from pawl.loops.orders.requests import Abort
@@ -30,7 +31,10 @@ class OpenSession(Order, frozen=True, tag="open_session"):
         sessions.expire_in = lambda session: intake.remind(
             session.timeout_s, ExpireSession(session.name, session.num_uses)
         )
-        why_not = sessions.open(Session(self.session, self.capacity, self.timeout_s, self.streaming))
+        session = Session(
+            self.session, self.capacity, self.timeout_s, self.streaming, num_uses=intake.number * MOST_USES
+        )
+        why_not = sessions.open(session)
         return Outcome(not why_not, why_not, {"session_id": self.session})
 
 

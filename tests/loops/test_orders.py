@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pawl.lifecycle.machines.session import SessionPhase
 from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Outcome, WaitEnds
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort, Drain, EndAll
+from pawl.loops.orders.sessions import CloseSession, ExpireSession, OpenSession
 from tests.loops.driver import Driver
 
 PROMPT = [1, 2, 3]
@@ -93,3 +95,17 @@ def test_who_was_aborted_before_it_came_keeps_that_cause_in_a_drain() -> None:
     driver.intake.deliver(Abort((1,), Cause.DISCONNECT), driver.now)
     driver.intake.deliver(Drain(5.0), driver.now)
     assert driver.cause(driver.submit(PROMPT, 3)) == Cause.DISCONNECT
+
+
+def test_the_timer_of_a_session_that_was_closed_does_not_end_the_next_one_of_its_name() -> None:
+    driver = Driver()
+    sessions = driver.loop.requests.sessions
+    for number, order in enumerate((OpenSession("s", 0, 5.0), CloseSession("s"), OpenSession("s", 0, 5.0)), 1):
+        driver.intake.deliver(order, driver.now, number)
+        assert driver.outcome_of[number].ok
+        if number == 1:
+            timer = ExpireSession("s", sessions.by_name["s"].num_uses)
+    driver.intake.deliver(timer, driver.now)
+    assert sessions.by_name["s"].phase is SessionPhase.OPEN
+    driver.intake.deliver(ExpireSession("s", sessions.by_name["s"].num_uses), driver.now)
+    assert not sessions.by_name
