@@ -83,8 +83,8 @@ class BoundedProgress(Property):
         self._chunks = 0
         self._own = 0
         """Sum of weight * chunks."""
-        self._sizes: list[tuple[int, int]] = []
-        """(tokens, outputs) of all that arrived since the last rest."""
+        self._sizes: Counter[tuple[int, int]] = Counter()
+        """(tokens, outputs) -> how many of that size arrived since the last rest, which may be long ago."""
         self._limits = FollowedLimits()
         self._losses = 0
 
@@ -117,8 +117,8 @@ class BoundedProgress(Property):
             # The smallest one since the last rest.
             self._pace = self._pace._replace(chunk=_chunk(limits.prefill_chunk, self._pace))
             self._weights = self._chunks = self._own = 0
-            for tokens, outputs in self._sizes:
-                self._add(tokens, outputs, self._pace.chunk)
+            for (tokens, outputs), count in self._sizes.items():
+                self._add(tokens, outputs, self._pace.chunk, count)
         return ()
 
     @on(*ENDS)
@@ -135,17 +135,18 @@ class BoundedProgress(Property):
         if self._pace is None:
             return ()
         outputs = record.sampling.max_new_tokens
-        self._sizes.append((len(int32s(record.tokens)) + outputs, outputs))
-        self._add(*self._sizes[-1], self._pace.chunk)
+        tokens = len(int32s(record.tokens)) + outputs
+        self._sizes[tokens, outputs] += 1
+        self._add(tokens, outputs, self._pace.chunk)
         return ()
 
-    def _add(self, tokens: int, outputs: int, chunk: int) -> None:
-        """What a request of this size adds to the bound."""
+    def _add(self, tokens: int, outputs: int, chunk: int, count: int = 1) -> None:
+        """What so many requests of this size add to the bound."""
         chunks = -(-tokens // chunk)
         weight = chunks + outputs + 1
-        self._weights += weight
-        self._chunks += chunks
-        self._own += weight * chunks
+        self._weights += weight * count
+        self._chunks += chunks * count
+        self._own += weight * chunks * count
 
     @on(StepPlanned)
     def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:

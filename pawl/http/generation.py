@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from starlette.requests import Request
@@ -22,7 +22,7 @@ from pawl.http.functions import with_tools
 from pawl.http.message import MessageReader
 from pawl.http.native import NativeRenderer, understand
 from pawl.http.rendering import Frame
-from pawl.http.replies import reply
+from pawl.http.replies import Renderer, reply
 from pawl.http.response_fields import ResponsesBody, chat_of
 from pawl.http.response_items import ItemWriter
 from pawl.http.responses import ResponsesRenderer
@@ -72,7 +72,7 @@ class GenerationRoutes(HasContext):
             tokenization=self.context.tokenization,
             hides_special=body.skip_special_tokens is not False,
         )
-        return reply(self.context.gateway, await loaded_again(self.context, submits), renderer, bool(body.stream))
+        return await self._reply(submits, renderer, body.stream)
 
     @takes(ChatBody)
     async def chat(self, request: Request, body: ChatBody) -> Response:
@@ -87,7 +87,7 @@ class GenerationRoutes(HasContext):
             token_bytes=self.context.tokenization.token_bytes,
             make_reader=None if reading.plain else self._message_readers(reading, body),
         )
-        return reply(self.context.gateway, await loaded_again(self.context, submits), renderer, bool(body.stream))
+        return await self._reply(submits, renderer, body.stream)
 
     @takes(ResponsesBody)
     async def respond(self, request: Request, body: ResponsesBody) -> Response:
@@ -108,14 +108,18 @@ class GenerationRoutes(HasContext):
             score=lambda delta: scored(delta, num_top, token_bytes, lambda token, text: text),
             writer=ItemWriter(gateway.new_rid, lambda: reading.call_id(gateway.new_rid())),
         )
-        return reply(gateway, await loaded_again(self.context, submits), renderer, bool(body.stream))
+        return await self._reply(submits, renderer, body.stream)
 
     @takes(GenerateBody)
     async def generate(self, request: Request, body: GenerateBody) -> Response:
         """Text that goes on from one prompt or many, as SGLang has it."""
         call = understand(body, self.context)
         renderer = NativeRenderer(call, self.context.info)
-        return reply(self.context.gateway, await loaded_again(self.context, call.submits), renderer, bool(body.stream))
+        return await self._reply(call.submits, renderer, body.stream)
+
+    async def _reply(self, submits: Sequence[Submit], renderer: Renderer, stream: bool | None) -> Response:
+        """What comes of these requests, once the adapters that they name are there."""
+        return reply(self.context.gateway, await loaded_again(self.context, submits), renderer, bool(stream))
 
     def _message_readers(self, reading: Reading, body: ChatBody) -> Callable[[Inbox], MessageReader]:
         """What reads each reply of a call."""

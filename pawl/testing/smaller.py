@@ -27,8 +27,8 @@ def smaller(workload: Workload) -> list[Workload]:
         before, after = arrivals[:index], arrivals[index + 1 :]
         if before or after:
             found.append(msgspec.structs.replace(workload, arrivals=before + after))
-        for smaller_one in _less(arrival):
-            found.append(msgspec.structs.replace(workload, arrivals=(*before, smaller_one, *after)))
+        for less in _less(arrival):
+            found.append(msgspec.structs.replace(workload, arrivals=(*before, less, *after)))
     return found
 
 
