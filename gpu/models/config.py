@@ -17,7 +17,8 @@ softmax of all scores, and where `Experts.normalised` says so divided by the sum
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, TypeAlias
+from collections.abc import Callable
+from typing import ClassVar, Literal, Self, TypeAlias
 
 import msgspec
 import numpy as np
@@ -81,6 +82,10 @@ class Operation(msgspec.Struct, frozen=True):
     def layer_shapes(self, config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
         """Weights of layer `layer` that only this operation has, names without the layer's, with their shapes."""
         return {}
+
+    def narrowed(self, columns: Callable[[int], range]) -> Self:
+        """The operation of a rank that has `columns(n)` of an inner width of n."""
+        return self
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,8 +3,8 @@ share of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Self
 
 import msgspec
 import torch
@@ -34,6 +34,10 @@ class SharedExpert(Operation, frozen=True):
             return {}
         inner, hidden = self.size, config.hidden_size
         return {_GATE: (inner, hidden), _UP: (inner, hidden), _DOWN: (hidden, inner), _SHARE: (1, hidden)}
+
+    def narrowed(self, columns: Callable[[int], range]) -> Self:
+        """See `Operation.narrowed`."""
+        return msgspec.structs.replace(self, size=len(columns(self.size)))
 
 
 class SharedExpertDecoder(TorchDecoder):

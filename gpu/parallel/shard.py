@@ -1,0 +1,209 @@
+"""What a rank has of a model: which rows or columns of which weight, as plain arithmetic.
+
+    q, k, v and their biases     rows of its heads, in whole groups of the query heads that share a key head
+    o                            columns of its heads
+    gate, up                     rows of its inner width         down    columns of it
+    embedding, head              rows of its part of the vocabulary
+    experts                      its own, whole or their rows and columns
+    norms, routers               all
+
+9 heads in 3 groups are 6 and 3 for two ranks. What the ranks compute from `o`, `down`, experts and the embedding is
+added up; logits are put beside each other. Nothing else of a step differs between them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+import torch
+from torch import Tensor
+
+from pawl.gpu.adapters.low_rank import PRODUCTS, Adapter, LowRank, Product
+from pawl.gpu.models.config import ModelConfig, weight_shapes
+from pawl.gpu.parallel.topology import Topology, TopologyRefused, shared_out
+
+Placement: TypeAlias = tuple[tuple[int, ...], ...]
+"""For each layer and each of its experts: the part of the ranks that has it. Empty for a layer without experts."""
+
+
+_EXPERT = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.")
+_OF_HEADS = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}
+_OF_INNER = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
+"""Module -> the axis of heads, or of the inner width."""
+
+
+class Cut(NamedTuple):
+    """Some rows or columns of a weight."""
+
+    axis: int
+    kept: range
+
+
+def even_placement(config: ModelConfig, parts: int) -> Placement:
+    """Every layer's experts in order, as many for each part as go."""
+    found = []
+    for layer in range(config.num_layers):
+        experts = config.experts_of(layer)
+        shares = () if experts is None else shared_out(experts.count, parts)
+        found.append(tuple(part for part, share in enumerate(shares) for _ in share))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One rank's part of every layer. Raises TopologyRefused."""
+
+    whole: ModelConfig
+    topology: Topology
+    tensor: int
+    """The rank's number in its tensor group."""
+    placement: Placement = ()
+    """Empty: `even_placement`."""
+
+    def __post_init__(self) -> None:
+        check_shares(self.whole, self.topology)
+
+    # ---- shares ----
+
+    @cached_property
+    def groups(self) -> range:
+        """Its key heads."""
+        return shared_out(self.whole.num_kv_heads, self.topology.tensor)[self.tensor]
+
+    @cached_property
+    def vocabulary(self) -> range:
+        """Its rows of the embedding and of the head."""
+        return self.vocabularies[self.tensor]
+
+    @cached_property
+    def vocabularies(self) -> tuple[range, ...]:
+        """Those of all ranks."""
+        return shared_out(self.whole.vocab_size, self.topology.tensor)
+
+    def held(self, layer: int) -> tuple[int, ...]:
+        """The experts of this layer that it has, rising."""
+        part, _ = self.topology.expert_place(self.tensor)
+        placed = (self.placement or self._even)[layer]
+        return tuple(expert for expert, owner in enumerate(placed) if owner == part)
+
+    @cached_property
+    def _even(self) -> Placement:
+        return even_placement(self.whole, self.topology.expert)
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The model as this rank computes it: fewer heads, less inner width, fewer words. Layers of experts have as
+        many as before, for the router chooses among all."""
+        whole, experts = self.whole, self.whole.experts
+        if experts is not None:
+            experts = msgspec.structs.replace(experts, size=len(self._expert_columns))
+        return msgspec.structs.replace(
+            whole,
+            vocab_size=len(self.vocabulary),
+            num_heads=len(self.groups) * (whole.num_heads // whole.num_kv_heads),
+            num_kv_heads=len(self.groups),
+            intermediate_size=len(self._columns(whole.intermediate_size)),
+            experts=experts,
+            operation=None if whole.operation is None else whole.operation.narrowed(self._columns),
+        )
+
+    def _columns(self, inner: int) -> range:
+        return shared_out(inner, self.topology.tensor)[self.tensor]
+
+    @cached_property
+    def _expert_columns(self) -> range:
+        assert self.whole.experts is not None
+        _, number = self.topology.expert_place(self.tensor)
+        return shared_out(self.whole.experts.size, self.topology.tensor // self.topology.expert)[number]
+
+    # ---- weights ----
+
+    @cached_property
+    def cuts(self) -> Mapping[str, Cut | None]:
+        """Of each weight that it has, by canonical name: which part; None: all of it."""
+        shapes = weight_shapes(self.whole)
+        return {name: self._cut(name, shape) for name, shape in shapes.items() if self._holds(name)}
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor | None:
+        """The rank's part of a weight of the whole model, a copy where it is less than that; None where it has none of
+        it."""
+        if name not in self.cuts:
+            return None
+        cut = self.cuts[name]
+        if cut is None:
+            return tensor
+        return tensor.narrow(cut.axis, cut.kept.start, len(cut.kept)).clone(memory_format=torch.contiguous_format)
+
+    def _holds(self, name: str) -> bool:
+        found = _EXPERT.match(name)
+        return found is None or int(found[2]) in self.held(int(found[1]))
+
+    def _cut(self, name: str, shape: Sequence[int]) -> Cut | None:
+        *_, module, _ = name.split(".")
+        if module in ("embed_tokens", "lm_head"):
+            return Cut(0, self.vocabulary)
+        if module in _OF_HEADS:
+            width = self.whole.head_dim
+            if module in ("q_proj", "o_proj"):
+                width *= self.whole.num_heads // self.whole.num_kv_heads
+            return Cut(_OF_HEADS[module], range(self.groups.start * width, self.groups.stop * width))
+        if module in _OF_INNER:
+            axis = _OF_INNER[module]
+            return Cut(axis, self._expert_columns if _EXPERT.match(name) else self._columns(shape[axis]))
+        return None
+
+    def adapter(self, adapter: Adapter) -> Adapter:
+        """The rank's part of an adapter: what the parts add to a product is added up, or stands beside each other, as
+        the product itself."""
+        layers = [
+            {product: self._low_rank(layer, product, low) for product, low in products.items()}
+            for layer, products in enumerate(adapter.layers)
+        ]
+        return Adapter(adapter.fingerprint, tuple(layers))
+
+    def _low_rank(self, layer: int, product: Product, low: LowRank) -> LowRank:
+        shapes, kept, first, axis = weight_shapes(self.whole), [], 0, 0
+        for part in PRODUCTS[product]:
+            name = f"model.layers.{layer}.{part}.weight"
+            cut = self._cut(name, shapes[name])
+            assert cut is not None, "what adapters change is shared out"
+            axis = cut.axis
+            kept.append(torch.arange(first + cut.kept.start, first + cut.kept.stop))
+            first += shapes[name][axis]
+        rows = torch.cat(kept)
+        if axis:
+            return LowRank(low.shrink.index_select(1, rows), low.expand)
+        return LowRank(low.shrink, low.expand.index_select(0, rows))
+
+
+def joined(shards: Sequence[Shard], name: str, parts: Mapping[int, Tensor]) -> Tensor:
+    """A weight of the whole model from the parts of the ranks of a tensor group that have some of it, by their numbers:
+    the inverse of `Shard.cut`."""
+    cuts = {number: shards[number].cuts[name] for number in parts}
+    first, *others = sorted(parts, key=lambda number: (cut.kept.start if (cut := cuts[number]) else 0, number))
+    whole = cuts[first]
+    if whole is None:
+        return parts[first]
+    return torch.cat([parts[number] for number in (first, *others)], whole.axis)
+
+
+def check_shares(config: ModelConfig, topology: Topology) -> None:
+    """Raises TopologyRefused where the model has less of something than there are ranks to share it."""
+    experts = config.experts
+    within = topology.tensor // topology.expert
+    needs = [
+        (f"tp {topology.tensor}", topology.tensor, config.num_kv_heads, "key heads, and a rank has one at the least"),
+        (f"tp {topology.tensor}", topology.tensor, config.intermediate_size, "inner columns"),
+        (f"tp {topology.tensor}", topology.tensor, config.vocab_size, "words"),
+        (f"pp {topology.pipeline}", topology.pipeline, config.num_layers, "layers, and a stage has one at the least"),
+        (f"ep {topology.expert}", topology.expert, experts.count if experts else 1, "experts in a layer"),
+        (f"tp {topology.tensor} in {topology.expert} parts", within, experts.size if experts else within, "columns"),
+    ]
+    for asked, ranks, found, what in needs:
+        if ranks > found:
+            raise TopologyRefused(f"{asked}: this model has {found} {what}")

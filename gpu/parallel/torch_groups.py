@@ -1,0 +1,72 @@
+"""`Communicator` over torch.distributed: gloo between processes with a CPU each, nccl between CUDA devices.
+
+A mesh makes the groups, and nothing else: layers are shared out by hand. No object is sent, so none is unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from pawl.gpu.parallel.topology import Place, Topology
+
+dist: Any = torch.distributed
+
+
+class TorchGroups:
+    """The groups of one rank, for the life of its process."""
+
+    def __init__(self, topology: Topology, rank: int, device: torch.device, store: Path, limit_s: float) -> None:
+        """Meet the others: all of one start name the same file `store`, which no other start has named. Raises
+        RuntimeError where they are not all there within `limit_s` seconds, or where one call takes longer later."""
+        if device.type == "cpu":
+            # All on one machine. Without it gloo looks the machine's own name up.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        else:
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "gloo" if device.type == "cpu" else "nccl",
+            init_method=f"file://{store}",
+            rank=rank,
+            world_size=topology.size,
+            timeout=timedelta(seconds=limit_s),
+        )
+        mesh = init_device_mesh(
+            device.type, (topology.pipeline, topology.tensor), mesh_dim_names=("pipeline", "tensor")
+        )
+        self._topology = topology
+        self._place = topology.place(rank)
+        self._tensor = mesh.get_group("tensor")
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """See `Communicator.all_reduce`."""
+        dist.all_reduce(tensor, group=self._tensor)
+
+    def all_gather(self, tensor: Tensor, sizes: Sequence[int]) -> Tensor:
+        """See `Communicator.all_gather`."""
+        widest = max(sizes)
+        # What is gathered has one shape.
+        padded = torch.nn.functional.pad(tensor, (0, widest - tensor.shape[1])).contiguous()
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=self._tensor)
+        return torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], 1)
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """See `Communicator.broadcast`."""
+        dist.broadcast(tensor, self._topology.rank(Place(self._place.stage, source)), group=self._tensor)
+
+    def send(self, tensor: Tensor, stage: int) -> None:
+        """See `Communicator.send`."""
+        dist.send(tensor, self._topology.rank(Place(stage, self._place.tensor)))
+
+    def receive(self, tensor: Tensor, stage: int) -> None:
+        """See `Communicator.receive`."""
+        dist.recv(tensor, self._topology.rank(Place(stage, self._place.tensor)))
