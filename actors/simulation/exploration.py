@@ -18,15 +18,15 @@ import time
 import traceback
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
+from pawl.actors.simulation.case import Case as Case
+from pawl.actors.simulation.case import Scenario as Scenario
 from pawl.actors.simulation.choice import Choices, ChoiceSource, Diverged, Replay, Suggestion
-from pawl.actors.simulation.faults import InjectedCrash
 from pawl.actors.simulation.quiet import collected_between_runs, silence
 from pawl.actors.simulation.shrinking import MOST_RUNS, Shrinker, cost
 from pawl.actors.simulation.strategies.exhaustive import NotDeterministic, Redundant
 from pawl.actors.simulation.strategies.simple import Strategy
-from pawl.actors.simulation.system import ActorFailure, Endless, SimulatedSystem, Stuck
+from pawl.actors.simulation.system import ActorFailure, Endless, Stuck
 
 MOST_STEPS = 20_000
 """Steps after which a run counts as endless."""
@@ -52,39 +52,6 @@ class ActorFailed(Exception):
 
 class Unfinished(Stuck):
     """At rest, but the case is not done."""
-
-
-class Case:
-    """A system that is set up and running, with the properties to check. Every check raises when it fails."""
-
-    def __init__(self, system: SimulatedSystem) -> None:
-        self.system = system
-
-    def stepped(self) -> None:
-        """Check what must hold after every step."""
-
-    def at_rest(self) -> None:
-        """Check what must hold when nothing can happen any more, or when `done` has ended the run."""
-
-    def done(self) -> bool | None:
-        """True ends the run here; False at rest is a failure (`Unfinished`). None: whenever it rests."""
-        return None
-
-    def tolerates(self, failure: ActorFailure) -> bool:
-        """Whether an actor may fail like this. As a rule only if it was made to."""
-        return isinstance(failure.error, InjectedCrash)
-
-    def outcome(self) -> bytes:
-        """What the run has come to, beyond its choices: two runs of the same choices must have the same."""
-        return b""
-
-    def state(self) -> Hashable:
-        """The abstract state: what tells runs apart for coverage. As a rule: what waits where."""
-        return tuple([(driver.cell.phase, driver.cell.mailbox.depths()) for driver in self.system.drivers])
-
-
-Scenario: TypeAlias = Callable[[ChoiceSource], Case]
-"""Sets up a fresh case, whose system decides by the source. Must depend on nothing else."""
 
 
 def drive(case: Case, *, max_steps: int = MOST_STEPS, on_state: Callable[[Hashable], None] | None = None) -> None:

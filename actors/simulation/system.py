@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pawl.actors.runtime.actor import Actor, Overflow
@@ -71,8 +71,7 @@ class ActorFailure(NamedTuple):
 class SimulatedSystem(LocalSystem):
     """Actors in one thread, driven by `source` (see `pawl.actors.runtime.system.System` for what the methods promise).
 
-    `stop` drives the run itself; `run` and `step` are for everything else. Times are virtual seconds
-    since the beginning of the run.
+    `stop` drives the run itself, `run` and `step` all else. Times are virtual seconds since the run began.
     """
 
     def __init__(
@@ -207,8 +206,6 @@ class SimulatedSystem(LocalSystem):
         for driver in sorted(due, key=lambda driver: driver.cell.deadline() or 0.0):
             driver.wake_if_due(until)
 
-    # ---- many steps ----
-
     def run(
         self, until: Callable[[], bool] | None = None, *, timeout_s: float | None = None, max_steps: int = MOST_STEPS
     ) -> bool:
@@ -255,6 +252,10 @@ class SimulatedSystem(LocalSystem):
         head = f"at {self.now_s:g} s, after {self.num_steps} steps and {self.num_deliveries} deliveries"
         faults = [f"faults so far: {self.faults.struck}"] if self.faults.struck else []
         return "\n".join([head, *faults, *(driver.cell.dump() for driver in self.drivers), *coming])
+
+    def state(self) -> Hashable:
+        """What waits where."""
+        return tuple([(driver.cell.phase, driver.cell.mailbox.depths()) for driver in self.drivers])
 
     # ---- for scenarios ----
 

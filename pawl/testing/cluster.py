@@ -98,6 +98,7 @@ class Cluster(Case):
 
     make_checks: ClassVar[type[EndChecks]] = EndChecks
     make_desk: ClassVar[type[FrontDesk]] = FrontDesk
+    system: SimulatedSystem
 
     def __init__(
         self, system: SimulatedSystem, workload: Workload, properties: Sequence[Property], model: Model
