@@ -33,7 +33,7 @@ from pawl.actors.simulation.strategies.simple import Fair, RandomWalk, Strategy
 from pawl.testing.cluster import NO_FAULTS, MakeProperties, cluster, quick_properties, record_properties
 from pawl.testing.models import GHOST, Model
 from pawl.testing.plugins import KeptPart, kept_parts
-from pawl.testing.smaller import smaller
+from pawl.testing.smaller import smaller, smallest
 from pawl.testing.workload import Workload, labels_of
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
@@ -45,8 +45,6 @@ STRATEGIES: dict[str, Callable[[int], Strategy]] = {
     "coverage": CoverageGuided,
 }
 """Name on the command line -> maker, given a seed."""
-MOST_WORKLOADS = 60
-"""Smaller workloads tried to shrink one that fails."""
 SCHEDULES_OF_A_SMALLER_ONE = 40
 STEPS_OF_A_TOKEN = 100
 
@@ -81,11 +79,11 @@ class Found(NamedTuple):
         # Numbers are given when requests are sent: where some are sent later, another order may come about.
         delayed = any(arrival.at_s or arrival.after_tokens for arrival in arrivals)
         names = [("request" if delayed else f"request {number}") for number in range(1, len(arrivals) + 1)]
-        requests = [f"  {name}: {_brief(arrival)}" for name, arrival in zip(names, arrivals, strict=True)]
-        return "\n".join([str(self.failure), f"  server: {_brief(self.workload.shape)}", *requests])
+        requests = [f"  {name}: {brief(arrival)}" for name, arrival in zip(names, arrivals, strict=True)]
+        return "\n".join([str(self.failure), f"  server: {brief(self.workload.shape)}", *requests])
 
 
-def _brief(values: msgspec.Struct) -> str:
+def brief(values: msgspec.Struct) -> str:
     """The fields that are not what they are by default."""
     parts = [
         f"{field.name}={getattr(values, field.name)!r}"
@@ -177,19 +175,9 @@ def scenario_of(
 def shrunk(found: Found, *, schedules: int = SCHEDULES_OF_A_SMALLER_ONE, over: Callable[[], bool] = never) -> Found:
     """First a smaller workload, as long as the same kind of failure is found in one within so many schedules; then a
     smaller schedule of it. Ends early, with the smallest so far, once `over` says so."""
-    left = MOST_WORKLOADS
-    progress = True
-    while progress and left and not over():
-        progress = False
-        for less in smaller(found.workload):
-            if not left:
-                break
-            left -= 1
-            failure = _explored(less, found, schedules, 0, over)
-            if failure is not None:
-                found = found._replace(workload=less, failure=failure)
-                progress = True
-                break
+    fails = partial(_explored, found=found, schedules=schedules, most=0, over=over)
+    workload, failure = smallest(found.workload, found.failure, smaller, fails, over=over)
+    found = found._replace(workload=workload, failure=failure)
     again = _explored(found.workload, found, found.failure.schedule, MOST_RUNS, over)
     return found if again is None else found._replace(failure=again)
 

@@ -72,8 +72,14 @@ class KeptPart(msgspec.Struct, frozen=True):
 
 def kept_parts(shape: Shape) -> dict[str, KeptPart]:
     """The parts of the user's own that the shape names, with what is needed to load them anywhere."""
-    names = [name for name in (shape.policy, shape.cache, shape.scheduler) if name in FILES]
-    return {name: KeptPart(str(FILES[name]), FILES[name].read_text()) for name in names if FILES[name].is_file()}
+    found = {name: kept_part(name) for name in (shape.policy, shape.cache, shape.scheduler)}
+    return {name: part for name, part in found.items() if part is not None}
+
+
+def kept_part(name: str) -> KeptPart | None:
+    """A part of the user's own, with what is needed to load it anywhere; None for one that has no file of its own."""
+    file = FILES.get(name)
+    return KeptPart(str(file), file.read_text()) if file is not None and file.is_file() else None
 
 
 def know_all(shape: Shape, kept: Mapping[str, KeptPart] | None = None) -> None:

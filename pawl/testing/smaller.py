@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
 import msgspec
 
+from pawl.actors.simulation.exploration import Failure, never
 from pawl.testing.workload import DEFAULTS, Arrival, Workload
+
+T = TypeVar("T")
+MOST_WORKLOADS = 60
+"""Smaller workloads tried to shrink one that fails."""
+
+
+def smallest(
+    workload: T,
+    failure: Failure,
+    smaller: Callable[[T], Iterable[T]],
+    fails: Callable[[T], Failure | None],
+    *,
+    most: int = MOST_WORKLOADS,
+    over: Callable[[], bool] = never,
+) -> tuple[T, Failure]:
+    """The smallest workload found that still fails, with its failure: one of those that are `smaller` is taken as long
+    as it `fails`, and `most` are tried."""
+    progress = True
+    while progress and most and not over():
+        progress = False
+        for less in smaller(workload):
+            if not most or over():
+                break
+            most -= 1
+            found = fails(less)
+            if found is not None:
+                workload, failure, progress = less, found, True
+                break
+    return workload, failure
 
 
 def smaller(workload: Workload) -> list[Workload]:

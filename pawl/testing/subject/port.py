@@ -41,7 +41,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int = 3
     """Requests at work at the same time."""
     max_step_tokens: int = 16
-    """Positions that one step may compute. Without chunked prefill, at least the longest request."""
+    """Positions that one step may compute, for a subject that says it keeps to this. Without chunked prefill, at least
+    the longest request."""
     max_context: int = 16
     """Tokens, prompt and output, of any request."""
     prefix_caching: bool = False
@@ -136,6 +137,8 @@ class Offers(msgspec.Struct, frozen=True, kw_only=True):
     """Values of `Settings.in_flight` with which it works."""
     prefix_caching: tuple[bool, ...] = (False,)
     chunked_prefill: tuple[bool, ...] = (False,)
+    step_tokens: bool = False
+    """It keeps to `Settings.max_step_tokens`."""
     aborts: bool = True
     flush: bool = False
     priorities: bool = False

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pawl.testing.plugins import load
+from pawl.testing.plugins import KeptPart, load
 from pawl.testing.subject.port import Subject
 
 SUBJECTS: dict[str, str] = {}
 """Name on the command line -> where its class stands. Each imports its peer, which need not be installed."""
 
 
-def load_subject(name: str) -> type[Subject]:
-    """The class of a subject: a name of `SUBJECTS`, FILE.py:CLASS or MODULE:CLASS. Raises ValueError, in one line."""
-    found = load(SUBJECTS.get(name, name), SUBJECTS)
+def load_subject(name: str, kept: KeptPart | None = None) -> type[Subject]:
+    """The class of a subject: a name of `SUBJECTS`, FILE.py:CLASS or MODULE:CLASS; of `kept` where its file is gone.
+    Raises ValueError, in one line."""
+    found = load(SUBJECTS.get(name, name), SUBJECTS, kept)
     if not (isinstance(found, type) and hasattr(found, "schedule") and hasattr(found, "apply")):
         raise ValueError(f"{name} is no subject: it must be a class with the methods of pawl.testing.subject.Subject")
     return found

@@ -1,0 +1,136 @@
+"""A subject whose calls are guarded, looked at and remembered: what it raises, and nonsense that it returns, is told as
+its own fault, and a run can be told again as a script."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from pawl.testing.expectations import PropertyFailed
+from pawl.testing.subject.checks import checked_accounting, checked_outputs, checked_step
+from pawl.testing.subject.port import (
+    Abort,
+    Accounting,
+    Apply,
+    Call,
+    Flush,
+    Lost,
+    Made,
+    Output,
+    Refused,
+    Request,
+    Schedule,
+    Settings,
+    Step,
+    Subject,
+    Submit,
+    Tokens,
+)
+from pawl.testing.subject.watchdog import Hung, limited
+
+T = TypeVar("T")
+LIMIT_S = 10.0
+"""Seconds after which a call counts as hanging."""
+FRAMES = 4
+"""Of the subject's traceback, told to a person."""
+
+
+class GuardedSubject:
+    """The port, for a subject that may do anything. Every method raises PropertyFailed; `submit` also Refused."""
+
+    def __init__(self, kind: type[Subject], settings: Settings, limit_s: float = LIMIT_S) -> None:
+        self.calls: list[tuple[Call, str]] = []
+        """In order, each with what came of it in words."""
+        self._limit_s = limit_s
+        self._steps: dict[int, Step] = {}
+        """Number -> step as the subject returned it, which it gets back."""
+        self.calls.append((Made(settings), ""))
+        # A protocol says nothing about how it is made.
+        make: Any = kind
+        self._subject: Subject = self._guard("__init__", lambda: make(settings))
+
+    def submit(self, request: Request) -> None:
+        self.calls.append((Submit(request), ""))
+        self._guard("submit", lambda: self._subject.submit(request))
+
+    def abort(self, request: int) -> None:
+        self.calls.append((Abort(request), ""))
+        self._guard("abort", lambda: self._subject.abort(request))
+
+    def schedule(self, number: int, known: Iterable[int]) -> Step | None:
+        """The step that gets this number, with plain tuples in it."""
+        self.calls.append((Schedule(number), ""))
+        returned = self._guard("schedule", self._subject.schedule)
+        if returned is None:
+            return None
+        step = self._guard("schedule", lambda: checked_step(returned, known))
+        self._steps[number] = returned
+        self._came(", ".join(map(str, map(_brief, step.segments))) or "nothing is computed")
+        if step.preempted:
+            self._came(f"preempted: {', '.join(map(str, step.preempted))}")
+        return step
+
+    def apply(self, number: int, tokens: Tokens, known: Iterable[int]) -> list[Output]:
+        self.calls.append((Apply(number, tokens), ""))
+        step, given = self._steps.pop(number), dict(tokens)
+        returned = self._guard("apply", lambda: self._subject.apply(step, given))
+        if given != tokens:
+            words = f"apply changed the tokens that it was given: {dict(tokens)} became {given}"
+            raise PropertyFailed("well_formed", words)
+        outputs = self._guard("apply", lambda: checked_outputs(returned, known))
+        self._came(", ".join(_told(output) for output in outputs) or "nobody is told anything")
+        return outputs
+
+    def lost(self, number: int) -> None:
+        self.calls.append((Lost(number), ""))
+        step = self._steps.pop(number)
+        self._guard("lost", lambda: self._subject.lost(step))
+
+    def flush(self) -> bool:
+        self.calls.append((Flush(), ""))
+        done = bool(self._guard("flush", self._subject.flush))
+        self._came("done" if done else "not now")
+        return done
+
+    def pages(self) -> Accounting | None:
+        returned = self._guard("pages", self._subject.pages)
+        return None if returned is None else self._guard("pages", lambda: checked_accounting(returned))
+
+    def _came(self, words: str) -> None:
+        call, before = self.calls[-1]
+        self.calls[-1] = call, f"{before}; {words}" if before else words
+
+    def _guard(self, verb: str, call: Callable[[], T]) -> T:
+        try:
+            with limited(self._limit_s):
+                return call()
+        except (PropertyFailed, Refused, KeyboardInterrupt):
+            raise
+        except Hung as error:
+            words = f"{verb} had not returned after {self._limit_s:g} s{_frames(error)}"
+            raise PropertyFailed("returns", words) from None
+        except BaseException as error:
+            # Whatever it is, a SystemExit say, it ends this run and not the exploration.
+            words = f"{verb} raised {type(error).__name__}: {error!s:.300}{_frames(error)}"
+            raise PropertyFailed("raises_nothing", words) from error
+
+
+def _brief(segment: Any) -> str:
+    end = segment.start + segment.count
+    place = f"position {segment.start}" if segment.count == 1 else f"positions {segment.start} to {end - 1}"
+    return f"request {segment.request}: {place} on pages {[*segment.pages]}"
+
+
+def _told(output: Output) -> str:
+    ended = f", ends: {output.ended}" if output.ended else ""
+    return f"request {output.request} is told {[*output.tokens]}{ended}"
+
+
+def _frames(error: BaseException) -> str:
+    """The subject's own lines, the last ones."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in _OURS]
+    return "".join(f"\n  {frame.filename}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames[-FRAMES:])
+
+
+_OURS = frozenset({__file__, limited.__code__.co_filename})

@@ -1,0 +1,33 @@
+"""A call that does not return is ended, by an exception at the line where it is."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Hung(BaseException):
+    """The time of a call is over. No `Exception`, so that what hangs does not survive it as one."""
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raises Hung within the block after so much time. Only Python's main thread can be told; elsewhere, and where the
+    system has no timers, nothing is limited, nor within code that is not Python's."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def over(number: int, frame: FrameType | None) -> None:
+        raise Hung
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
