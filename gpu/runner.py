@@ -41,6 +41,7 @@ from pawl.gpu.kv import KvStore
 from pawl.gpu.launched import Launched, OutOfOrder, all_tensors
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.occupancy import Occupancy
+from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.pooling import Part, Pooler, Pooling, abilities_of
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
 from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs, look_up, rows_that_may_draw
@@ -77,8 +78,11 @@ class Runner(Occupancy):
         grammars: Grammars | None = None,
         pooling: Pooling | None = None,
         adapters: ReadAdapter = read_adapter,
+        rank: Rank | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         """Takes `weights` over (canonical names, from `pawl.gpu.weights.source.load_weights` with the same `dtype`).
+        With `rank` they are those of its shard of the model, and `fingerprint` is that of all of them.
 
         `max_context` is the most tokens a slot may hold; `threads` None means one for each processor. With
         `num_window_pages`, the windowed layers of a hybrid model have a store of their own, and every batch names
@@ -88,15 +92,17 @@ class Runner(Occupancy):
         """
         self.config, self.num_slots, self.max_context = config, num_slots, max_context
         kinds: Any = {"dtype": dtype, "device": device}
-        self.kv = KvStore(config, num_pages=num_pages, page_size=page_size, num_window_pages=num_window_pages, **kinds)
+        shard = None if rank is None else rank.shard
+        own = config if shard is None else shard.config
+        self.kv = KvStore(own, num_pages=num_pages, page_size=page_size, num_window_pages=num_window_pages, **kinds)
         self.device = self.kv.data.device
         self.asynchronous = self.device.type == "cuda"
         """Whether `launch` returns before the step is computed."""
-        fingerprint = weights_fingerprint(config, weights)
+        fingerprint = fingerprint or weights_fingerprint(config, weights)
         threads = threads or available_threads()
-        make = partial(select_backend, config=config, kv=self.kv, threads=threads, deterministic=deterministic)
+        make = partial(select_backend, config=own, kv=self.kv, threads=threads, deterministic=deterministic, rank=rank)
         serving = Version(make(backend, weights=weights), fingerprint)
-        self._keep(Updates(config, dtype, partial(make, serving.backend.name), serving))
+        self._keep(Updates(config, dtype, partial(make, serving.backend.name), serving, shard))
         self.layout = f"{self.kv.layout} {self.backend.name} {fingerprint}"
         """How the bytes of a page are to be read, and whose they are: a copy of a page may be written wherever this is
         equal. Other weights give other keys and values for the same tokens, another backend other last bits."""
@@ -106,7 +112,7 @@ class Runner(Occupancy):
         self.pooler = Pooler(num_slots, pooling)
         self.abilities = abilities_of(pooling, config.hidden_size)
         self._grammars = GrammarRows(grammars, num_slots)
-        self._adapters = AdapterSlots(config, num_slots, adapters)
+        self._adapters = AdapterSlots(config, num_slots, adapters, shard)
         self._of_slots = (self.sampler, self.scorer, self._grammars, self.pooler, self._adapters)
         """Who keeps something for each slot."""
         self.page_table = np.zeros((num_slots, -(-max_context // page_size)), np.int32)

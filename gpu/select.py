@@ -16,6 +16,7 @@ from pawl.gpu.backend import Backend, BackendUnavailable
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.registry import torch_decoder
+from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.sampling.last_tokens import LastTokens
 from pawl.gpu.sampling.sampler import Sampler
 
@@ -78,8 +79,10 @@ def select_backend(
     *,
     threads: int,
     deterministic: bool = False,
+    rank: Rank | None = None,
 ) -> Backend:
-    """Make the backend for `kv`'s device and dtype. It takes `weights` over.
+    """Make the backend for `kv`'s device and dtype. It takes `weights` over. With `rank`, config and weights are those
+    of its shard.
 
     auto: the compiled kernels on a CPU where they can be built, Triton's on a CUDA device, plain torch where neither
     can be, or where the model has what they do not know (the reason is logged).
@@ -93,11 +96,13 @@ def select_backend(
         reason = "its sums run in an order that depends on the batch, so it cannot be deterministic; native can"
         raise BackendUnavailable("torch", reason)
     if requested == "torch":
-        return torch_decoder(config)(config, weights, kv, threads=threads)
+        return torch_decoder(config)(config, weights, kv, threads=threads, rank=rank)
     wanted = requested
     if wanted == "auto":
         wanted = "native" if kv.data.device.type == "cpu" else "triton"
     try:
+        if rank is not None:
+            raise BackendUnavailable(wanted, "its kernels do not share a model out among ranks; torch does")
         if wanted == "triton":
             _check_triton(kv)
             return triton_backend()(config, weights, kv, threads=threads, deterministic=deterministic)
@@ -107,7 +112,7 @@ def select_backend(
         if requested != "auto" or deterministic:
             raise
         log.info("plain torch instead of compiled kernels", reason=error.reason)
-        return torch_decoder(config)(config, weights, kv, threads=threads)
+        return torch_decoder(config)(config, weights, kv, threads=threads, rank=rank)
 
 
 def _check_native(kv: KvStore) -> None:

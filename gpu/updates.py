@@ -13,9 +13,10 @@ from torch import Tensor
 from pawl.gpu.backend import Backend
 from pawl.gpu.heap import give_back_memory
 from pawl.gpu.models.config import ModelConfig, UnsupportedModel, weight_shapes
+from pawl.gpu.parallel.shard import Shard, keeper, part_of
 from pawl.gpu.step_runner import WeightsRefused
 from pawl.gpu.weights.checks import WeightMismatch
-from pawl.gpu.weights.fingerprint import fingerprint_of_change, weights_fingerprint
+from pawl.gpu.weights.fingerprint import Samples, fingerprint_of_change
 from pawl.gpu.weights.gguf import GgufFormatError
 from pawl.gpu.weights.locate import ModelNotFound
 from pawl.gpu.weights.overlay import Overlay
@@ -46,11 +47,20 @@ class Version(NamedTuple):
 class Updates:
     """What is staged for one runner. One thread stages, another takes."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, make: Callable[..., Backend], serving: Version) -> None:
-        """`make(weights=…)` packs weights for the runner's store; `serving` is what computes now."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        make: Callable[..., Backend],
+        serving: Version,
+        shard: Shard | None = None,
+    ) -> None:
+        """`make(weights=…)` packs weights for the runner's store; `serving` is what computes now. Of the model of
+        `config` a rank keeps its `shard`."""
         self._config = config
         self._dtype = dtype
         self._make = make
+        self._shard = shard
         self.serving = serving
         self._sent: tuple[int, dict[str, Tensor]] = 0, {}
         """Ticket and parts of an update whose last part is still to come."""
@@ -63,15 +73,16 @@ class Updates:
         (sender, kept), self._sent, self._staged = self._sent, (0, {}), None
         try:
             if isinstance(source, FromDisk):
-                weights: MutableMapping[str, Tensor] = self._read(source)
-                fingerprint = weights_fingerprint(self._config, weights)
+                samples = Samples()
+                weights: MutableMapping[str, Tensor] = self._read(source, samples)
+                fingerprint = samples.fingerprint(self._config)
             else:
                 sent = (kept if sender == ticket else {}) | self._received(source)
                 if not last:
                     self._sent = ticket, sent
                     return ""
                 fingerprint = fingerprint_of_change(self.serving.fingerprint, sent)
-                weights = Overlay(sent, self.serving.backend.named_weights())
+                weights = Overlay(part_of(self._shard, sent), self.serving.backend.named_weights())
             self._staged = ticket, Version(self._make(weights=weights), fingerprint)
         except _REFUSALS as error:
             raise WeightsRefused(" ".join(str(error).split()) or type(error).__name__) from error
@@ -88,14 +99,14 @@ class Updates:
         """See `StepRunner.named_weights`."""
         return as_stored(self.serving.backend.named_weights(), self._config)
 
-    def _read(self, source: FromDisk) -> dict[str, Tensor]:
+    def _read(self, source: FromDisk, samples: Samples) -> dict[str, Tensor]:
         found = resolve_source(source.path)
         if _KINDS.get(source.load_format, found.kind) != found.kind:
             raise WeightsRefused(f"{source.path} is not {source.load_format}")
         differing = differences(self._config, found.config)
         if differing:
             raise WeightsRefused(f"{source.path} is another model than the one that is served: {differing}")
-        return load_weights(found, self._dtype, mapped=False)
+        return load_weights(found, self._dtype, mapped=False, keep=keeper(self._shard, samples))
 
     def _received(self, source: FromBytes | FromSharedMemory | FromTensors | FromMemory) -> dict[str, Tensor]:
         match source:

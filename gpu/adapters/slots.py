@@ -12,6 +12,7 @@ import torch
 from pawl.gpu.adapters.low_rank import Adapter, PackedAdapter
 from pawl.gpu.batches import InvalidBatch
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.parallel.shard import Shard
 from pawl.gpu.step_runner import AdapterRefused
 from pawl.lifecycle.step import Int32s, SlotAssignment, StepBatch
 
@@ -25,9 +26,11 @@ class AdapterSlots:
     """Adapters by their number, from 1 on; a slot whose request has none has number 0. One thread may load and unload
     while another runs steps that use other adapters."""
 
-    def __init__(self, config: ModelConfig, num_slots: int, read: ReadAdapter) -> None:
+    def __init__(self, config: ModelConfig, num_slots: int, read: ReadAdapter, shard: Shard | None = None) -> None:
+        """A rank keeps its `shard` of the adapters of the model of `config`."""
         self._config = config
         self._read = read
+        self._shard = shard
         self._packed: dict[int, PackedAdapter] = {}
         self._number = np.zeros(num_slots, np.int32)
 
@@ -36,7 +39,7 @@ class AdapterSlots:
         self.unload(number)
         adapter = self._read(source, self._config)
         try:
-            packed = pack(adapter)
+            packed = pack(adapter if self._shard is None else self._shard.adapter(adapter))
         except torch.OutOfMemoryError as error:
             raise AdapterRefused(" ".join(str(error).split())) from error
         self._packed[number] = packed

@@ -27,6 +27,7 @@ from pawl.gpu.models.config import ModelConfig, Operation, Rope
 from pawl.gpu.models.experts import mix, route
 from pawl.gpu.models.packing import LayerWeights, pack, unpacked
 from pawl.gpu.models.switches import SWITCHES, check_switches
+from pawl.gpu.parallel.rank import Rank
 
 
 class RopeTable:
@@ -56,12 +57,22 @@ class TorchDecoder:
     operation: ClassVar[type[Operation] | None] = None
     """What this class computes beyond the switches."""
 
-    def __init__(self, config: ModelConfig, weights: MutableMapping[str, Tensor], kv: KvStore, *, threads: int) -> None:
-        """Takes `weights` over (see `pawl.gpu.backend`). `threads` sets torch's thread count for this process. Raises
-        BackendUnavailable where the model has an operation that this class does not compute."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: MutableMapping[str, Tensor],
+        kv: KvStore,
+        *,
+        threads: int,
+        rank: Rank | None = None,
+    ) -> None:
+        """Takes `weights` over (see `pawl.gpu.backend`). `threads` sets torch's thread count for this process. `rank`:
+        `config` and weights are those of its shard. Raises BackendUnavailable where the model has an operation that
+        this class does not compute."""
         check_switches(self.name, config, SWITCHES.keys(), self.operation)
         torch.set_num_threads(threads)
         self.config = config
+        self.rank = rank
         self.device = kv.data.device
         self.attention: Attention[PagedPlan] = PagedAttention(config, kv)
         self.weights = pack(config, weights, self.device)
@@ -92,7 +103,7 @@ class TorchDecoder:
         positions = upload(inputs.positions, self.device).float()
         angles = {rope: table.angles(positions) for rope, table in self.ropes.items()}
         plan = self.attention.prepare(inputs)
-        hidden = self.weights.embedding[inputs.tokens]
+        hidden = self.embed(inputs.tokens)
         if self.config.embedding_scale != 1.0:
             hidden = hidden * self.config.embedding_scale
         last = self.config.num_layers - 1
@@ -108,19 +119,36 @@ class TorchDecoder:
             hidden = self._wanted(inputs, hidden)
         return self._norm(hidden, self.weights.final_norm)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Rows of the embedding, [t, hidden], for tokens int32 [t]."""
+        if self.rank is None:
+            return self.weights.embedding[tokens]
+        # One rank has a token's row, and the sum with zeros is that row.
+        own = tokens - self.rank.shard.vocabulary.start
+        absent = (own < 0) | (own >= len(self.weights.embedding))
+        return self.summed(self.weights.embedding[own.masked_fill(absent, 0)].masked_fill(absent[:, None], 0))
+
+    def summed(self, partial: Tensor) -> Tensor:
+        """The sum over all ranks of what each has of it, in the type of `partial`, added in float32."""
+        if self.rank is None:
+            return partial
+        total = partial.float().contiguous()
+        self.rank.communicator.all_reduce(total)
+        return total.to(partial.dtype)
+
     def add(self, hidden: Tensor, delta: Tensor) -> Tensor:
         """The residual [n, hidden] with what attention or the MLP gave."""
         return hidden + delta
 
     def feed_forward(self, index: int, layer: LayerWeights, normed: Tensor) -> Tensor:
-        """The MLP of layer `index`, or its experts: [n, hidden] -> [n, hidden]."""
+        """The MLP of layer `index`, or its experts: [n, hidden] -> [n, hidden]; of ranks each its part of the sum."""
         experts = self.config.experts_of(index)
         if experts is None or layer.router is None:
             return self.mlp(normed, layer.gate_up, layer.down, layer.adapters)
         routes = route(F.linear(normed, layer.router), experts)
         if self._counts is not None:
             tally(self._counts[index], routes.experts)
-        return mix(routes, normed, lambda rows, expert: self.mlp(rows, layer.gate_up[expert], layer.down[expert]))
+        return mix(routes, normed, layer.held, lambda rows, n: self.mlp(rows, layer.gate_up[n], layer.down[n]))
 
     def mlp(self, rows: Tensor, gate_up: Tensor, down: Tensor, adapters: StepAdapters | None = None) -> Tensor:
         """One gated MLP: [n, hidden] -> [n, hidden], with gate_up [2 * inner, hidden] and down [hidden, inner]."""
@@ -131,7 +159,10 @@ class TorchDecoder:
 
     def score(self, normed: Tensor) -> Tensor:
         """Logits float32 [n, vocab] of normed rows [n, hidden]."""
-        return F.linear(normed, self.weights.head).float()
+        logits = F.linear(normed, self.weights.head).float()
+        if self.rank is None:
+            return logits
+        return self.rank.communicator.all_gather(logits, list(map(len, self.rank.shard.vocabularies)))
 
     def _wanted(self, inputs: ForwardInputs, rows: Tensor) -> Tensor:
         if len(inputs.logit_rows) == len(rows):
@@ -162,11 +193,11 @@ class TorchDecoder:
 
     def _after_attention(self, index: int, layer: LayerWeights, hidden: Tensor, attended: Tensor) -> Tensor:
         """Output projection, MLP and both residuals: [n, hidden]."""
-        projected = added(layer.adapters, "output", attended, F.linear(attended, layer.output))
+        projected = self.summed(added(layer.adapters, "output", attended, F.linear(attended, layer.output)))
         if layer.attention_norm is not None:
             projected = self._norm(projected, layer.attention_norm)
         hidden = self.add(hidden, projected)
-        inner = self.feed_forward(index, layer, self._norm(hidden, layer.mlp_norm))
+        inner = self.summed(self.feed_forward(index, layer, self._norm(hidden, layer.mlp_norm)))
         if layer.after_mlp_norm is not None:
             inner = self._norm(inner, layer.after_mlp_norm)
         return self.add(hidden, inner)

@@ -5,8 +5,9 @@ Tokens are grouped by expert, so that each expert that somebody chose computes o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -37,8 +38,9 @@ def route(scores: Tensor, experts: Experts) -> Routes:
     return Routes(chosen, shares, experts.count)
 
 
-def mix(routes: Routes, rows: Tensor, mlp: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """Each row's experts, `mlp(rows of one expert, expert)`, summed by their shares: [n, hidden] -> [n, hidden].
+def mix(routes: Routes, rows: Tensor, held: Sequence[int], mlp: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Each row's experts, summed by their shares: [n, hidden] -> [n, hidden]. Only those that are `held`, rising, are
+    computed, by `mlp(rows of one, its number among these)`; the others count as zeros.
 
     Sums run over a row's own experts in their own order, in float32. Waits for the device, to learn how many rows
     each expert has.
@@ -47,11 +49,10 @@ def mix(routes: Routes, rows: Tensor, mlp: Callable[[Tensor, int], Tensor]) -> T
     flat = routes.experts.reshape(-1)
     order = flat.argsort(stable=True)
     counts = torch.bincount(flat, minlength=routes.count).tolist()
-    said = torch.empty((len(flat), rows.shape[1]), dtype=torch.float32, device=rows.device)
-    begin = 0
-    for expert, count in enumerate(counts):
-        if count:
-            pairs = order[begin : begin + count]
-            said[pairs] = mlp(rows[pairs // num_chosen], expert).float()
-            begin += count
+    said = torch.zeros((len(flat), rows.shape[1]), dtype=torch.float32, device=rows.device)
+    begins = list(accumulate(counts, initial=0))
+    for number, expert in enumerate(held):
+        if counts[expert]:
+            pairs = order[begins[expert] : begins[expert + 1]]
+            said[pairs] = mlp(rows[pairs // num_chosen], number).float()
     return torch.einsum("nkh,nk->nh", said.view(num_rows, num_chosen, rows.shape[1]), routes.shares).to(rows.dtype)

@@ -32,12 +32,14 @@ class LayerWeights:
     """After attention, before the residual is added."""
     mlp_norm: Tensor
     gate_up: Tensor
-    """[2 * inner, hidden]; with experts [experts, 2 * inner, hidden]."""
+    """[2 * inner, hidden]; with experts [held, 2 * inner, hidden]."""
     down: Tensor
-    """[hidden, inner]; with experts [experts, hidden, inner]."""
+    """[hidden, inner]; with experts [held, hidden, inner]."""
     after_mlp_norm: Tensor | None
     router: Tensor | None = None
     """[experts, hidden]; None: one MLP."""
+    held: tuple[int, ...] = ()
+    """The experts that are here, rising: all of them, unless ranks share them out."""
     own: Mapping[str, Tensor] = field(default_factory=dict)
     """What the architecture's operation has, by the names of `Operation.layer_shapes`."""
     adapters: StepAdapters | None = None
@@ -57,11 +59,13 @@ def _layer(config: ModelConfig, weights: MutableMapping[str, Tensor], layer: int
         return take(f"{name}.weight") if exists else None
 
     def experts(*names: str) -> Tensor:
-        stems = [f"mlp.experts.{index}" for index in range(chosen.count)] if chosen is not None else []
+        stems = [f"mlp.experts.{index}" for index in held]
         return torch.stack([take(*(f"{stem}.{name}.weight" for name in names)) for stem in stems])
 
     chosen = config.experts_of(layer)
     many = chosen is not None
+    count = chosen.count if chosen is not None else 0
+    held = tuple(e for e in range(count) if f"model.layers.{layer}.mlp.experts.{e}.down_proj.weight" in weights)
     projections = [f"self_attn.{part}_proj" for part in "qkv"]
     sandwich = config.sandwich_norms
     own = {} if config.operation is None else config.operation.layer_shapes(config, layer)
@@ -78,6 +82,7 @@ def _layer(config: ModelConfig, weights: MutableMapping[str, Tensor], layer: int
         down=experts("down_proj") if many else take("mlp.down_proj.weight"),
         after_mlp_norm=norm(sandwich, "post_feedforward_layernorm"),
         router=take("mlp.gate.weight") if many else None,
+        held=held,
         own={name: take(name) for name in own},
     )
 
@@ -145,7 +150,7 @@ def _parts(config: ModelConfig, layer: LayerWeights) -> Iterator[tuple[str, Tens
     if layer.router is not None:
         yield "mlp.gate.weight", layer.router
     pairs = zip(layer.gate_up, layer.down, strict=True) if many else [(layer.gate_up, layer.down)]
-    for expert, (gate_up, down) in enumerate(pairs):
+    for expert, (gate_up, down) in zip(layer.held or (0,), pairs, strict=True):
         stem = f"mlp.experts.{expert}" if many else "mlp"
         gate, up = gate_up.chunk(2)
         yield from (

@@ -26,6 +26,8 @@ from torch import Tensor
 from pawl.gpu.adapters.low_rank import PRODUCTS, Adapter, LowRank, Product
 from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.parallel.topology import Topology, TopologyRefused, shared_out
+from pawl.gpu.weights.checks import Keep
+from pawl.gpu.weights.fingerprint import Samples
 
 Placement: TypeAlias = tuple[tuple[int, ...], ...]
 """For each layer and each of its experts: the part of the ranks that has it. Empty for a layer without experts."""
@@ -179,6 +181,23 @@ class Shard:
         if axis:
             return LowRank(low.shrink.index_select(1, rows), low.expand)
         return LowRank(low.shrink, low.expand.index_select(0, rows))
+
+
+def keeper(shard: Shard | None, samples: Samples) -> Keep:
+    """What a rank, or None for whoever has all, keeps of weights while they are loaded; `samples` sees all of them."""
+
+    def keep(name: str, weight: Tensor) -> Tensor | None:
+        samples.add(name, weight)
+        return weight if shard is None else shard.cut(name, weight)
+
+    return keep
+
+
+def part_of(shard: Shard | None, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Of some weights of the whole model what a rank, or None for whoever has all, has."""
+    if shard is None:
+        return weights
+    return {name: part for name, weight in weights.items() if (part := shard.cut(name, weight)) is not None}
 
 
 def joined(shards: Sequence[Shard], name: str, parts: Mapping[int, Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pawl.gpu.folders import cache_folder
 from pawl.gpu.models.config import ModelConfig, weight_shapes
-from pawl.gpu.weights.checks import WeightMismatch, check_names
+from pawl.gpu.weights.checks import Keep, Kept, WeightMismatch, all_of_it
 from pawl.gpu.weights.gguf import GgufFile
 from pawl.gpu.weights.gguf_model import load_gguf_weights
 from pawl.gpu.weights.report import Report, unheard
@@ -40,17 +40,18 @@ def entry_path(file: GgufFile, dtype: torch.dtype, directory: Path) -> Path:
     return directory / "weights" / f"{file.path.stem}-{digest}.safetensors"
 
 
-def _read_entry(path: Path, config: ModelConfig) -> dict[str, Tensor] | None:
-    """The entry's tensors; None when there is none or it is not whole."""
+def _read_entry(path: Path, config: ModelConfig, keep: Keep) -> dict[str, Tensor] | None:
+    """What is to `keep` of the entry; None when there is none or it is not whole."""
     if not path.exists():
         return None
+    weights = Kept(weight_shapes(config), keep)
     try:
-        weights = dict(read_tensors(path))
-        check_names(path, weight_shapes(config), {name: tuple(tensor.shape) for name, tensor in weights.items()})
+        for name, tensor in read_tensors(path):
+            weights.take({name: tensor})
+        return weights.complete(path)
     except (FolderError, WeightMismatch) as error:
         log.warning("cached weights are damaged and are made again", path=str(path), error=str(error))
         return None
-    return weights
 
 
 def write_entry(path: Path, weights: dict[str, Tensor]) -> None:
@@ -73,19 +74,24 @@ def load_cached_weights(
     dtype: torch.dtype,
     directory: Path | None = None,
     report: Report = unheard,
+    *,
+    keep: Keep = all_of_it,
 ) -> dict[str, Tensor]:
     """The weights of a GGUF file in `dtype`: from the cache when it has them, else dequantised and then cached.
 
     float32 is not cached: an entry would be several times the size of the model file, for a dtype that serves tests.
-    A cache that cannot be written is logged and does not stop the load.
+    A cache that cannot be written is logged and does not stop the load. Only what is to `keep` is returned; who keeps
+    a part makes no entry, for that would take the whole.
     """
     if dtype == torch.float32:
-        return load_gguf_weights(file, config, dtype, report)
+        return load_gguf_weights(file, config, dtype, report, keep=keep)
     path = entry_path(file, dtype, directory or cache_folder())
-    cached = _read_entry(path, config)
+    cached = _read_entry(path, config, keep)
     if cached is not None:
         return cached
-    weights = load_gguf_weights(file, config, dtype, report)
+    weights = load_gguf_weights(file, config, dtype, report, keep=keep)
+    if keep is not all_of_it:
+        return weights
     try:
         write_entry(path, weights)
     except OSError as error:

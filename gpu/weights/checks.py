@@ -1,9 +1,21 @@
-"""Do the tensors of a checkpoint fit the model it claims to be?"""
+"""Do the tensors of a checkpoint fit the model it claims to be, and what is kept of them?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
+
+from torch import Tensor
+
+Keep: TypeAlias = Callable[[str, Tensor], Tensor | None]
+"""Takes each weight of a whole model, by its canonical name, and gives what is kept of it; None: nothing. What it does
+not keep is not in memory with the rest."""
+
+
+def all_of_it(name: str, weight: Tensor) -> Tensor | None:
+    """The `Keep` of whoever has the whole model."""
+    return weight
 
 
 class WeightMismatch(Exception):
@@ -40,3 +52,30 @@ def check_names(
     ]
     if missing or unexpected or misshapen:
         raise WeightMismatch(path, missing, unexpected, misshapen)
+
+
+class Kept:
+    """The weights of a model as they come, or the part of each that somebody keeps."""
+
+    def __init__(self, expected: Mapping[str, tuple[int, ...]], keep: Keep) -> None:
+        self._expected, self._keep = expected, keep
+        self._found: dict[str, tuple[int, ...]] = {}
+        self._weights: dict[str, Tensor] = {}
+
+    @property
+    def share(self) -> float:
+        """Of the weights, those that have come."""
+        return len(self._found) / len(self._expected)
+
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Some have come, whole, by their canonical names. What the model has not is never asked about."""
+        for name, tensor in weights.items():
+            self._found[name] = shape = tuple(tensor.shape)
+            part = self._keep(name, tensor) if self._expected.get(name) == shape else None
+            if part is not None:
+                self._weights[name] = part
+
+    def complete(self, path: Path | str) -> dict[str, Tensor]:
+        """What was kept. Raises WeightMismatch unless exactly the model's weights have come."""
+        check_names(path, self._expected, self._found)
+        return self._weights

@@ -13,7 +13,7 @@ from pawl.gpu.models.architectures.base import GgufRow
 from pawl.gpu.models.config import MOST_HEAD_DIM, MOST_LAYERS, Experts, ModelConfig, Rope, weight_shapes
 from pawl.gpu.models.facts import Facts
 from pawl.gpu.models.registry import by_gguf
-from pawl.gpu.weights.checks import check_names, is_norm
+from pawl.gpu.weights.checks import Keep, Kept, all_of_it, check_names, is_norm
 from pawl.gpu.weights.experts import separated, stacked_shapes
 from pawl.gpu.weights.gguf import GgufFile
 from pawl.gpu.weights.report import Report, unheard
@@ -135,9 +135,14 @@ def _unpermute(values: NDArray[np.float32], num_heads: int) -> NDArray[np.float3
 
 
 def load_gguf_weights(
-    file: GgufFile, config: ModelConfig, dtype: torch.dtype, report: Report = unheard
+    file: GgufFile,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    report: Report = unheard,
+    *,
+    keep: Keep = all_of_it,
 ) -> dict[str, Tensor]:
-    """Every weight dequantised, in `dtype` (norms float32), under its canonical name.
+    """Every weight that is to `keep`, dequantised, in `dtype` (norms float32), under its canonical name.
 
     Raises WeightMismatch when the tensor table is not what `config` needs.
     """
@@ -146,7 +151,7 @@ def load_gguf_weights(
     names = _canonical_names(file, row)
     expected = stacked_shapes(weight_shapes(config))
     check_names(file.path, expected, {names[t.name]: t.shape for t in file.tensors.values() if t.name in names})
-    weights = {}
+    weights = Kept(weight_shapes(config), keep)
     for number, (name, canonical) in enumerate(names.items()):
         report(number / len(names))
         values = file.dequantize(name)
@@ -155,5 +160,5 @@ def load_gguf_weights(
         # An unquantised tensor is still a view of the file: "W" makes it ours.
         whole = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
         for part, tensor in separated(canonical, whole):
-            weights[part] = tensor.to(torch.float32 if is_norm(part) else dtype)
-    return weights
+            weights.take({part: tensor.to(torch.float32 if is_norm(part) else dtype)})
+    return weights.complete(file.path)

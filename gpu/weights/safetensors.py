@@ -14,7 +14,7 @@ from torch import Tensor
 from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.models.huggingface import config_from_huggingface
 from pawl.gpu.models.registry import of_config
-from pawl.gpu.weights.checks import check_names, is_norm
+from pawl.gpu.weights.checks import Keep, Kept, all_of_it, check_names, is_norm
 from pawl.gpu.weights.experts import separated
 from pawl.gpu.weights.locate import PICKLE_SUFFIXES
 from pawl.gpu.weights.overlay import Overlay
@@ -95,20 +95,25 @@ def read_tensors(path: Path, *, mapped: bool = True) -> Iterator[tuple[str, Tens
 
 
 def load_folder_weights(
-    folder: Path, config: ModelConfig, dtype: torch.dtype, report: Report = unheard, *, mapped: bool = True
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    report: Report = unheard,
+    *,
+    mapped: bool = True,
+    keep: Keep = all_of_it,
 ) -> dict[str, Tensor]:
     """Every weight in `dtype` (norms float32) under its canonical name; Gemma's norms with the 1 added.
 
-    `mapped`: weights that are stored in `dtype` may be views of the files; else all are copies. Raises FolderError, or
-    WeightMismatch when names or shapes are not what `config` needs.
+    `mapped`: weights that are stored in `dtype` may be views of the files; else all are copies. Only what is to `keep`
+    is returned. Raises FolderError, or WeightMismatch when names or shapes are not what `config` needs.
     """
-    weights, expected = dict[str, Tensor](), weight_shapes(config)
+    weights = Kept(weight_shapes(config), keep)
     for path in weight_files(folder):
         for stored in read_tensors(path, mapped=mapped):
-            weights |= canonical(path, *stored, config, dtype)
-            report(len(weights) / len(expected))
-    check_names(folder, expected, {name: tuple(tensor.shape) for name, tensor in weights.items()})
-    return weights
+            weights.take(canonical(path, *stored, config, dtype))
+            report(weights.share)
+    return weights.complete(folder)
 
 
 def canonical(

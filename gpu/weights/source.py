@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.weights.cache import load_cached_weights
+from pawl.gpu.weights.checks import Keep, all_of_it
 from pawl.gpu.weights.gguf import GgufFile, GgufFormatError, read_gguf
 from pawl.gpu.weights.gguf_model import config_from_gguf
 from pawl.gpu.weights.locate import ModelNotFound, locate
@@ -85,14 +86,20 @@ def _download(model: str) -> Path:
 
 
 def load_weights(
-    source: ModelSource, dtype: torch.dtype, report: Report = unheard, *, mapped: bool = True
+    source: ModelSource,
+    dtype: torch.dtype,
+    report: Report = unheard,
+    *,
+    mapped: bool = True,
+    keep: Keep = all_of_it,
 ) -> dict[str, Tensor]:
-    """Every weight in `dtype` (norms float32) under its canonical name (`pawl.gpu.models.config.weight_shapes`).
+    """Every weight in `dtype` (norms float32) under its canonical name (`pawl.gpu.models.config.weight_shapes`), or of
+    each what is to `keep`.
 
     `mapped` as in `load_folder_weights`.
     Raises WeightMismatch, GgufFormatError or FolderError.
     """
     if source.file is None:
-        return load_folder_weights(source.path, source.config, dtype, report, mapped=mapped)
+        return load_folder_weights(source.path, source.config, dtype, report, mapped=mapped, keep=keep)
     with reading("a tensor", partial(GgufFormatError, source.path)):
-        return load_cached_weights(source.file, source.config, dtype, report=report)
+        return load_cached_weights(source.file, source.config, dtype, report=report, keep=keep)
