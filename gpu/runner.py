@@ -13,7 +13,7 @@ its masks are made when the tokens before them are known. A step with runs waits
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pawl.gpu.adapters.peft import read_adapter
 from pawl.gpu.adapters.slots import AdapterSlots, ReadAdapter
-from pawl.gpu.backend import ForwardInputs, GreedyBackend
+from pawl.gpu.backend import Backend, ForwardInputs, GreedyBackend
 from pawl.gpu.batches import check_batch, part_of, within_vocabulary
 from pawl.gpu.changes import Changes
 from pawl.gpu.copies import copies_from
@@ -91,25 +91,22 @@ class Runner(Occupancy):
         BackendUnavailable, also where that promise cannot be kept, or ValueError when the model is not hybrid then.
         """
         self.config, self.num_slots, self.max_context = config, num_slots, max_context
+        shard, own = (None, config) if rank is None else (rank.shard, rank.shard.config)
         kinds: Any = {"dtype": dtype, "device": device}
-        shard = None if rank is None else rank.shard
-        own = config if shard is None else shard.config
         self.kv = KvStore(own, num_pages=num_pages, page_size=page_size, num_window_pages=num_window_pages, **kinds)
         self.device = self.kv.data.device
         self.asynchronous = self.device.type == "cuda"
         """Whether `launch` returns before the step is computed."""
         fingerprint = fingerprint or weights_fingerprint(config, weights)
-        threads = threads or available_threads()
-        make = partial(select_backend, config=own, kv=self.kv, threads=threads, deterministic=deterministic, rank=rank)
+        kinds = {"threads": threads or available_threads(), "deterministic": deterministic, "rank": rank}
+        make: Callable[..., Backend] = partial(select_backend, config=own, kv=self.kv, **kinds)
         serving = Version(make(backend, weights=weights), fingerprint)
         self._keep(Updates(config, dtype, partial(make, serving.backend.name), serving, shard))
         self.layout = f"{self.kv.layout} {self.backend.name} {fingerprint}"
-        """How the bytes of a page are to be read, and whose they are: a copy of a page may be written wherever this is
-        equal. Other weights give other keys and values for the same tokens, another backend other last bits."""
+        """See `StepRunner.layout`. Other weights give other keys and values, another backend other last bits."""
         self.sampler = sampler_for(self.backend, config.vocab_size, num_slots, self.device)
         self.experts = None if config.experts is None else ExpertCounts(config.experts, self.device)
-        self.scorer = PromptScorer(num_slots)
-        self.pooler = Pooler(num_slots, pooling)
+        self.scorer, self.pooler = PromptScorer(num_slots), Pooler(num_slots, pooling)
         self.abilities = abilities_of(pooling, config.hidden_size)
         self._grammars = GrammarRows(grammars, num_slots)
         self._adapters = AdapterSlots(config, num_slots, adapters, shard)
@@ -118,8 +115,7 @@ class Runner(Occupancy):
         self.page_table = np.zeros((num_slots, -(-max_context // page_size)), np.int32)
         self.window_table = None if num_window_pages is None else np.full_like(self.page_table, NO_PAGE)
         self._last_tokens = last_tokens_for(self.backend, num_slots, self.device)
-        self._copies = copies_from(self.device)
-        self._changes = Changes()
+        self._copies, self._changes = copies_from(self.device), Changes()
         self._graphs: DecodeGraphs | None = None
         self._in_flight: deque[Launched] = deque()
         self._spoiled = np.zeros(num_slots, np.bool_)
