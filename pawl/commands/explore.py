@@ -1,4 +1,5 @@
-"""`pawl explore`: the whole engine in a simulator, under as many schedules as the time allows, checked at every step.
+"""`pawl explore`: the whole engine in a simulator, under as many schedules as the time allows, checked at every step;
+with `--subject`, a scheduler that is not ours.
 
 0: no property failed. 1: one did; the counterexample is printed, and saved for `pawl replay`.
 """
@@ -16,13 +17,23 @@ from pawl.commands.failures import UsageError
 from pawl.exploration import CELLS, Totals
 from pawl.exploration.fixed import add_flags, given
 from pawl.exploration.processes import Clock, Watcher, follow, gather, tell
+from pawl.exploration.subjects import SUBJECTS
 from pawl.exploration.summary import as_json, lines
 from pawl.exploration.task import ANY, UNSTEADY, Task
 from pawl.logs import progress
 
+MOST_FAULTS = 3
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How long, how, and what."""
+    parser.add_argument(
+        "--subject",
+        metavar="NAME",
+        help="in place of this engine a scheduler that is not ours: FILE.py:CLASS, MODULE:CLASS"
+        + "".join(f", {name}" for name in SUBJECTS)
+        + "; see docs/testing-your-scheduler.md",
+    )
     parser.add_argument("--seconds", type=float, default=60.0, metavar="X", help="time to explore (default: 60)")
     parser.add_argument(
         "--shrink-seconds",
@@ -55,11 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-requests", type=int, default=5, metavar="N", help="of one workload (default: 5); where many wait 6 to 9"
     )
     parser.add_argument(
-        "--faults", type=int, default=3, metavar="N", help="of a kind in one run, at the most (default: 3)"
+        "--faults",
+        type=int,
+        metavar="N",
+        help=f"of a kind in one run, at the most (default: {MOST_FAULTS})",
     )
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="of workloads and schedules")
     parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: all cores)"
+        "--workers", type=int, metavar="N", help="processes (default: all cores; a subject is explored in one)"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, with what was reached")
     parser.add_argument(
@@ -74,11 +88,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Explore; print what was done and the counterexample, if one was found."""
-    if min(arguments.seconds, arguments.workers, arguments.max_requests) <= 0:
-        raise UsageError("--seconds, --workers and --max-requests must be above zero")
-    if min(arguments.shrink_seconds, arguments.faults, arguments.schedules) < 0:
-        raise UsageError("--shrink-seconds, --faults and --schedules must be at least 0")
     seed = int.from_bytes(os.urandom(3), "little") if arguments.seed is None else arguments.seed
+    if min(arguments.seconds, arguments.max_requests) <= 0 or min(arguments.shrink_seconds, arguments.schedules) < 0:
+        raise UsageError("--seconds and --max-requests must be above zero, --shrink-seconds and --schedules at least 0")
+    if arguments.subject is not None:
+        from pawl.commands.explore_subject import run as run_subject
+
+        return run_subject(arguments, seed)
+    if arguments.workers is None:
+        arguments.workers = len(os.sched_getaffinity(0))
+    if arguments.faults is None:
+        arguments.faults = MOST_FAULTS
+    if arguments.workers <= 0 or arguments.faults < 0:
+        raise UsageError("--workers must be above zero, --faults at least 0")
     began = time.monotonic()
     task = task_of(arguments, seed, began)
     _load_own(task)

@@ -141,9 +141,14 @@ def _load_own(shape: Shape, kept: dict[str, KeptPart] | None = None) -> None:
 def _replay_schedule(path: Path) -> int:
     """Run a saved schedule again. 0: it shows what it showed; 1: something else; 2: it does not fit this code."""
     from pawl.actors.simulation.choice import Diverged
+    from pawl.commands.explore_subject import replay as replay_subject
     from pawl.testing import load_schedule, replay_schedule
+    from pawl.testing.subject.exploring import load_found
 
     try:
+        found = load_found(path)
+        if found is not None:
+            return replay_subject(found)
         schedule = load_schedule(path)
     except ValueError as error:
         raise CommandFailed(f"{path} holds no schedule and no scenario: {error}") from error

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -126,6 +127,9 @@ def load(name: str, built_in: Any, kept: KeptPart | None = None) -> Any:
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
             if spec is None or spec.loader is None:
                 raise ImportError(f"{place} is no Python file")
+            folder = str(Path(place).absolute().parent)
+            if folder not in sys.path:  # what stands beside it can be imported, as by a program
+                sys.path.insert(0, folder)
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             FILES[name] = Path(place).absolute()

@@ -22,9 +22,9 @@ class Client:
     told: list[int] = field(default_factory=list)
     ended: Ended = ""
     begun: bool = False
-    """A step has computed something of it."""
+    """A step has computed something of it, and it was not preempted since."""
     overtaken: list[int] = field(default_factory=list)
-    """Requests that came later and began first."""
+    """Requests that came later and began while it waited."""
     departures: int = 0
     """Times that it was preempted."""
 
@@ -117,13 +117,15 @@ class Clients:
     def preempted(self, request: int) -> None:
         self._check_live(request, "preempted")
         self.computed[request] = 0
-        self[request].departures += 1
+        client = self[request]
+        client.departures += 1
+        client.begun, client.overtaken = False, []
 
     def planned(self, number: int, segments: Sequence[Segment]) -> None:
         """A step was decided: it is of live requests, within the limits, and newcomers began in order."""
         for segment in segments:
             self._check_live(segment.request, "computed")
-            self._check_start(segment)
+            self._check_place(segment)
         settings, positions = self._settings, sum(segment.count for segment in segments)
         if len(segments) > settings.max_running:
             words = f"step {number} computes {len(segments)} requests, and {settings.max_running} may run"
@@ -144,7 +146,12 @@ class Clients:
         name = "abort_is_total" if client.ended == "abort" else "ends_once"
         raise PropertyFailed(name, f"it {self.how_ended(request)}, and is {verb} after that", request)
 
-    def _check_start(self, segment: Segment) -> None:
+    def _check_place(self, segment: Segment) -> None:
+        client, end = self[segment.request], segment.start + segment.count
+        known = len(client.arrival.prompt) + len(client.told)
+        if end < known and not self._settings.chunked_prefill:
+            words = f"a step computes it up to position {end - 1} only, and it has {known} tokens; nothing is chunked"
+            raise PropertyFailed("known_tokens", words, segment.request)
         computed = self.computed[segment.request]
         if segment.start > computed and not self._settings.prefix_caching:
             words = f"it goes on from position {segment.start}, has computed {computed}, and nothing is to be cached"

@@ -26,6 +26,8 @@ from pawl.testing.subject.ghost import PageGhost, Undo
 from pawl.testing.subject.guarded import LIMIT_S, GuardedSubject
 from pawl.testing.subject.observed import Unobserved
 from pawl.testing.subject.port import Accounting, Output, Refused, Segment, Step, Subject
+from pawl.testing.subject.properties import PAGES, REFERENCES
+from pawl.testing.subject.telling import lines_of
 from pawl.testing.subject.workload import Workload
 
 MOST_IDLE = 3
@@ -61,8 +63,10 @@ class SubjectRun:
         *,
         observed: Unobserved,
         limit_s: float = LIMIT_S,
+        tells: set[str] | None = None,
     ) -> None:
-        """`observed` hears the facts of the run, as records of a trace would have them."""
+        """`observed` hears the facts of the run, as records of a trace have them. What the subject tells of itself
+        is added to `tells`."""
         self.choices = Choices()
         self.failures: list[ActorFailure] = []
         self.num_deliveries = 0
@@ -71,6 +75,8 @@ class SubjectRun:
         self.offers = kind.offers
         self.observed = observed
         self.subject = GuardedSubject(kind, workload.settings, limit_s)
+        self.books: Books | None = None
+        """None: the subject does not tell where its pages are."""
         self.ghost = PageGhost(workload.settings.page_size)
         self.clients = Clients(workload, kind.offers, self.ghost)
         self.in_flight: list[Flight] = []
@@ -79,13 +85,16 @@ class SubjectRun:
         self._num_idle = 0
         self._losses_left = workload.lost_steps
         self._flushes = list(workload.flushes)
-        accounting = self.subject.pages()
-        self.books = None if accounting is None else Books(workload.settings, accounting)
+        self.reached: set[str] = set()
+        """What has happened, by names for the report."""
+        self._tells = set[str]() if tells is None else tells
 
     # ---- what exploration asks for ----
 
     def step(self) -> bool:
         """Let one event happen. False: all is over."""
+        if not self.num_deliveries:
+            self._begin()
         events = list(self._events())
         if not events:
             return False
@@ -102,11 +111,19 @@ class SubjectRun:
 
     def dump(self) -> str:
         """The calls so far."""
-        return "\n".join(f"  {type(call).__name__.lower()}: {came or call}" for call, came in self.subject.calls[1:])
+        return "\n".join(f"  {line}" for line in lines_of(self.subject.calls[1:]))
 
     def state(self) -> Hashable:
         """How far everybody is."""
         return len(self.in_flight), tuple([client.phase for client in self.clients])
+
+    def _begin(self) -> None:
+        """Make the subject: here, as whatever it does is a step of the run."""
+        self.subject.make()
+        accounting = self.subject.pages()
+        if accounting is not None:
+            self.books = Books(self.workload.settings, accounting)
+            self._tells |= {PAGES} if accounting.references is None else {PAGES, REFERENCES}
 
     # ---- what may happen ----
 
@@ -160,6 +177,8 @@ class SubjectRun:
 
     def _abort(self, client: Client) -> None:
         self._num_idle = 0
+        at_work = any(client.number in flight.departures for flight in self.in_flight)
+        self.reached.add("abort in flight" if at_work else "abort")
         self.subject.abort(client.number)
         self.clients.aborted(client)
         self.observed.aborted(client.number, len(client.told))
@@ -170,6 +189,7 @@ class SubjectRun:
         self._flushes.pop(0)
         self._num_idle = 0
         done = self.subject.flush()
+        self.reached.add("flush" if done else "flush refused")
         if not done and at_rest:
             raise PropertyFailed("flush_at_rest", "a flush was refused although everybody has ended")
         books = self._look()
@@ -195,6 +215,7 @@ class SubjectRun:
     def _launch(self, number: int, step: Step) -> None:
         segments = tuple(step.segments)
         for request in step.preempted:
+            self.reached.add("preemption")
             self.clients.preempted(request)
             self.observed.preempted(request)
         self.clients.planned(number, segments)
@@ -208,6 +229,9 @@ class SubjectRun:
         before = {each.request: self.clients.computed[each.request] for each in segments}
         draws = {each.request: self.clients.draws(each) for each in segments}
         drawn, undo = self.ghost.compute(number, segments, draws)
+        self.reached.update(_reached(segments, before, draws))
+        if self.in_flight:
+            self.reached.add("steps overlap")
         self.clients.computed.update({each.request: each.start + each.count for each in segments})
         departures = {each.request: self.clients[each.request].departures for each in segments}
         self.in_flight.append(Flight(number, segments, drawn, undo, before, departures))
@@ -223,6 +247,7 @@ class SubjectRun:
 
     def _lose(self) -> None:
         self._losses_left -= 1
+        self.reached.add("steps lost")
         self._num_idle = 0
         for flight in reversed(self.in_flight):
             self.subject.lost(flight.number)
@@ -252,6 +277,17 @@ class SubjectRun:
         if books is not None and self.books is not None:
             self.books.judge_rest(books, self.clients.how_ended)
         self.observed.stopped(books)
+
+
+def _reached(segments: tuple[Segment, ...], before: dict[int, int], draws: dict[int, bool]) -> Iterator[str]:
+    """What a step shows of what happens."""
+    if len(segments) > 1:
+        yield "several run"
+    for segment in segments:
+        if segment.start > before[segment.request]:
+            yield "cached prefix"
+        if not draws[segment.request]:
+            yield "chunk"
 
 
 def _size(workload: Workload, client: Client) -> str:

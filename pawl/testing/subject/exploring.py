@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -33,10 +35,35 @@ SHRINK_LIMIT_S = 0.5
 """Seconds after which a call counts as hanging while what hangs is made smaller."""
 
 
+@dataclass
+class Seen:
+    """What runs have come to, together."""
+
+    runs: int = 0
+    """Without a violation, second ones included."""
+    steps: int = 0
+    calls: int = 0
+    reached: Counter[str] = field(default_factory=Counter)
+    """What happened -> runs in which it did."""
+    tells: set[str] = field(default_factory=set)
+    """What the subject tells of itself."""
+
+
 class SubjectCase(Case):
     """One run of a subject."""
 
     system: SubjectRun
+
+    def __init__(self, system: SubjectRun, seen: Seen) -> None:
+        super().__init__(system)
+        self._seen = seen
+
+    def at_rest(self) -> None:
+        run, seen = self.system, self._seen
+        seen.runs += 1
+        seen.steps += run.num_steps
+        seen.calls += run.num_deliveries
+        seen.reached.update(run.reached)
 
     def outcome(self) -> bytes:
         return repr(self.system.subject.calls).encode()
@@ -96,13 +123,14 @@ def property_of(error: BaseException) -> str:
 
 
 def scenario_of(
-    kind: type[Subject], workload: Workload, *, recorded: bool = True, limit_s: float = LIMIT_S
+    kind: type[Subject], workload: Workload, *, seen: Seen | None = None, limit_s: float = LIMIT_S
 ) -> Scenario:
-    """What `pawl.actors.simulation.exploration.explore` takes. `recorded`: records are made of what is observed, and
-    judged; the other properties always are."""
+    """What `pawl.actors.simulation.exploration.explore` takes. What runs come to is added to `seen`."""
+    counts = Seen() if seen is None else seen
 
     def scenario(source: ChoiceSource) -> Case:
-        return SubjectCase(SubjectRun(kind, workload, source, observed=Unobserved(), limit_s=limit_s))
+        run = SubjectRun(kind, workload, source, observed=Unobserved(), limit_s=limit_s, tells=counts.tells)
+        return SubjectCase(run, counts)
 
     return scenario
 
@@ -122,13 +150,14 @@ def explore_subject(
     seed: int = 0,
     confirm_every: int = 0,
     over: Callable[[], bool] = never,
+    seen: Seen | None = None,
 ) -> tuple[Result, Found | None]:
     """Run the workload under up to `schedules` schedules, until the first that fails; `shrunk` makes it smaller.
 
     Raises NotDeterministic where a schedule that is run twice, each `confirm_every`-th, comes out differently.
     """
     result = explore(
-        scenario_of(kind, workload),
+        scenario_of(kind, workload, seen=seen),
         strategy_of(strategy, seed),
         schedules,
         confirm_every=confirm_every,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from pawl.testing.expectations import PropertyFailed
+from pawl.testing.subject import watchdog
 from pawl.testing.subject.checks import checked_accounting, checked_outputs, checked_step
 from pawl.testing.subject.port import (
     Abort,
@@ -27,10 +28,11 @@ from pawl.testing.subject.port import (
     Submit,
     Tokens,
 )
+from pawl.testing.subject.telling import output_in_words, step_in_words
 from pawl.testing.subject.watchdog import Hung, limited
 
 T = TypeVar("T")
-LIMIT_S = 10.0
+LIMIT_S = 5.0
 """Seconds after which a call counts as hanging."""
 FRAMES = 4
 """Of the subject's traceback, told to a person."""
@@ -45,10 +47,15 @@ class GuardedSubject:
         self._limit_s = limit_s
         self._steps: dict[int, Step] = {}
         """Number -> step as the subject returned it, which it gets back."""
-        self.calls.append((Made(settings), ""))
+        self._kind, self._settings = kind, settings
+        self._subject: Subject
+
+    def make(self) -> None:
+        """The first call."""
+        self.calls.append((Made(self._settings), ""))
         # A protocol says nothing about how it is made.
-        make: Any = kind
-        self._subject: Subject = self._guard("__init__", lambda: make(settings))
+        make: Any = self._kind
+        self._subject = self._guard("__init__", lambda: make(self._settings))
 
     def submit(self, request: Request) -> None:
         self.calls.append((Submit(request), ""))
@@ -63,12 +70,11 @@ class GuardedSubject:
         self.calls.append((Schedule(number), ""))
         returned = self._guard("schedule", self._subject.schedule)
         if returned is None:
+            self._came("there is nothing to do")
             return None
         step = self._guard("schedule", lambda: checked_step(returned, known))
         self._steps[number] = returned
-        self._came(", ".join(map(str, map(_brief, step.segments))) or "nothing is computed")
-        if step.preempted:
-            self._came(f"preempted: {', '.join(map(str, step.preempted))}")
+        self._came(step_in_words(step))
         return step
 
     def apply(self, number: int, tokens: Tokens, known: Iterable[int]) -> list[Output]:
@@ -79,7 +85,7 @@ class GuardedSubject:
             words = f"apply changed the tokens that it was given: {dict(tokens)} became {given}"
             raise PropertyFailed("well_formed", words)
         outputs = self._guard("apply", lambda: checked_outputs(returned, known))
-        self._came(", ".join(_told(output) for output in outputs) or "nobody is told anything")
+        self._came("; ".join(map(output_in_words, outputs)) or "nobody is told anything")
         return outputs
 
     def lost(self, number: int) -> None:
@@ -98,8 +104,7 @@ class GuardedSubject:
         return None if returned is None else self._guard("pages", lambda: checked_accounting(returned))
 
     def _came(self, words: str) -> None:
-        call, before = self.calls[-1]
-        self.calls[-1] = call, f"{before}; {words}" if before else words
+        self.calls[-1] = self.calls[-1][0], words
 
     def _guard(self, verb: str, call: Callable[[], T]) -> T:
         try:
@@ -108,23 +113,12 @@ class GuardedSubject:
         except (PropertyFailed, Refused, KeyboardInterrupt):
             raise
         except Hung as error:
-            words = f"{verb} had not returned after {self._limit_s:g} s{_frames(error)}"
+            words = f"{verb} does not return{_frames(error)}"
             raise PropertyFailed("returns", words) from None
         except BaseException as error:
             # Whatever it is, a SystemExit say, it ends this run and not the exploration.
             words = f"{verb} raised {type(error).__name__}: {error!s:.300}{_frames(error)}"
             raise PropertyFailed("raises_nothing", words) from error
-
-
-def _brief(segment: Any) -> str:
-    end = segment.start + segment.count
-    place = f"position {segment.start}" if segment.count == 1 else f"positions {segment.start} to {end - 1}"
-    return f"request {segment.request}: {place} on pages {[*segment.pages]}"
-
-
-def _told(output: Output) -> str:
-    ended = f", ends: {output.ended}" if output.ended else ""
-    return f"request {output.request} is told {[*output.tokens]}{ended}"
 
 
 def _frames(error: BaseException) -> str:
@@ -133,4 +127,4 @@ def _frames(error: BaseException) -> str:
     return "".join(f"\n  {frame.filename}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames[-FRAMES:])
 
 
-_OURS = frozenset({__file__, limited.__code__.co_filename})
+_OURS = frozenset({__file__, watchdog.__file__})

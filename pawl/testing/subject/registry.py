@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from pawl.exploration.subjects import SUBJECTS
 from pawl.testing.plugins import KeptPart, load
 from pawl.testing.subject.port import Subject
-
-SUBJECTS: dict[str, str] = {}
-"""Name on the command line -> where its class stands. Each imports its peer, which need not be installed."""
 
 
 def load_subject(name: str, kept: KeptPart | None = None) -> type[Subject]:
