@@ -24,7 +24,8 @@ from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Lane, places_of
 from pawl.actors.step_measures import StepMeasures
 from pawl.actors.step_report import StepReport
-from pawl.actors.tiers.tier_client import NoTierClient, TierClient, TierMessage
+from pawl.actors.tiers.hand_over_client import tier_client_for
+from pawl.actors.tiers.tier_client import TierMessage
 from pawl.actors.turn_timer import TurnDue, TurnTimer
 from pawl.actors.turns import turn_of
 from pawl.actors.weight_client import WeightClient
@@ -85,11 +86,9 @@ class Scheduler(Actor):
         self.config = config
         self.default_timeout_s = default_timeout_s
         self.trace = TraceSink(self, names) if started is not None else None
-        emit = self.trace.emit if self.trace is not None else None
-        self.journal = Journal(emit, started, config.checkpoint_bytes)
-        tier_client = TierClient(self, config.tiers.lease_s, names) if config.tiers is not None else None
-        self.loop: Loop = make_loop(config, self, self.journal, tier_client)
-        self.tier_client: TierClient | NoTierClient = tier_client or NoTierClient()
+        self.journal = Journal(self.trace.emit if self.trace is not None else None, started, config.checkpoint_bytes)
+        self.tier_client = tier_client_for(self, config, names)
+        self.loop: Loop = make_loop(config, self, self.journal, self.tier_client.effects)
         self.tier_client.attach(self.loop)
         self.weight_client = self.members = WeightClient(self, names)
         self.stage, self.exchanged = self.weight_client.stage, self.weight_client.exchanged
@@ -108,6 +107,7 @@ class Scheduler(Actor):
     # ---- actor ----
 
     def started(self) -> None:
+        self.tier_client.started()
         self._beat(self.context.now())
 
     def receive(self, message: Any) -> None:

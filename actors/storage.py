@@ -10,6 +10,17 @@ from typing import Any
 import numpy as np
 import structlog
 
+from pawl.actors.messages.hand_over import (
+    EndOfPages,
+    Expect,
+    ForgetReceiver,
+    HandedPages,
+    PagesEnd,
+    Received,
+    SendPages,
+    Taken,
+    Unexpect,
+)
 from pawl.actors.messages.transfer import (
     Blocks,
     Dropped,
@@ -25,6 +36,7 @@ from pawl.actors.messages.transfer import (
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.files import UInt8s
+from pawl.actors.tiers.hand_over import Incoming, Outgoing
 from pawl.actors.tiers.store import TierStore
 from pawl.memory.arrays import Int32s
 
@@ -44,6 +56,8 @@ class Storage(Actor):
     def __init__(self, store: TierStore, names: Names = NAMES) -> None:
         self._names = names
         self.store = store
+        self.outgoing = Outgoing(names.storage, store, lambda to, message: self.context.send(to, message))
+        self.incoming = Incoming(store)
         self._era = 0
         self._told: dict[str, int] = {}
         self._heard = True
@@ -66,6 +80,43 @@ class Storage(Actor):
                 self._empty(era)
             case SchedulerStops():
                 self._heard = False
+            case HandedPages() | PagesEnd() | Expect() | Unexpect():
+                self._sent_here(message)
+            case _:
+                self._send_away(message)
+
+    def _send_away(self, message: SendPages | ForgetReceiver | EndOfPages | Taken) -> None:
+        """For a decode replica."""
+        match message:
+            case SendPages():
+                self.outgoing.open(message)
+            case ForgetReceiver(storage):
+                self.outgoing.forget(storage)
+            case EndOfPages(job):
+                self.outgoing.end(job)
+            case Taken(storage, number, wanted):
+                self.outgoing.taken(storage, number, wanted)
+        self.outgoing.pump()
+        self._tell_dropped()
+
+    def _sent_here(self, message: HandedPages | PagesEnd | Expect | Unexpect) -> None:
+        """From a prefill replica, or about what it sends."""
+        match message:
+            case Expect(ticket, keys):
+                self.incoming.expect(ticket, keys)
+            case Unexpect(ticket):
+                self.incoming.unexpect(ticket)
+            case HandedPages(ticket, sender, number):
+                kept = self.incoming.keep(message)
+                self._tell_dropped()
+                if kept:
+                    self._tell(Found(self._era, kept))
+                taken = Taken(self._names.storage, number, self.incoming.wanted(ticket))
+                self.context.send(sender, taken, Lane.CONTROL)
+            case PagesEnd(ticket):
+                count = self.incoming.end(ticket)
+                if count is not None:
+                    self._tell(Received(ticket, count))
 
     def _empty(self, era: int) -> None:
         self._era = era
@@ -74,6 +125,8 @@ class Storage(Actor):
 
     def _keep(self, keys: tuple[bytes, ...], data: UInt8s) -> tuple[bytes, ...]:
         kept = self.store.keep(keys, data)
+        self.outgoing.kept(kept)
+        self.outgoing.pump()
         self._tell_dropped()
         return kept
 
@@ -100,6 +153,13 @@ class Storage(Actor):
                 self._fill(ticket, pages, np.empty((0, 0), np.uint8), after)
             case EmptyHost(era):
                 self._empty(era)
+            case HandedPages(ticket, sender, number):
+                self.context.send(
+                    sender, Taken(self._names.storage, number, self.incoming.wanted(ticket)), Lane.CONTROL
+                )
+            case PagesEnd(ticket):
+                self.incoming.unexpect(ticket)
+                self._tell(Received(ticket, 0))
         return self.survives()
 
     def stopped(self, reason: str) -> None:
@@ -115,6 +175,6 @@ class Storage(Actor):
         if dropped:
             self._tell(Dropped(dropped))
 
-    def _tell(self, message: Saved | Found | Dropped | TierReport) -> None:
+    def _tell(self, message: Saved | Found | Dropped | TierReport | Received) -> None:
         if self._heard:
             self.context.send(self._names.scheduler, message, Lane.CONTROL)

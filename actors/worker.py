@@ -13,6 +13,7 @@ from pawl.actors.control import Ask, row_of
 from pawl.actors.expert_recorder import ExpertRecorder
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
+from pawl.actors.messages.hand_over import EndOfPages
 from pawl.actors.messages.memory import UNMOVED, MoveMemory
 from pawl.actors.messages.transfer import Fence, Fill, PagesToWorker, Save
 from pawl.actors.messages.weights import UNEXCHANGED, Swap
@@ -60,6 +61,8 @@ class Worker(Actor):
                 self._mover.fill(message)
             case Fence():
                 self._mover.fence(message)
+            case EndOfPages():
+                self.context.send(self._names.storage, message)
             case Swap(ticket):
                 self._swap(ticket)
             case MoveMemory():
@@ -80,7 +83,8 @@ class Worker(Actor):
         """Steps that are not answered are lost. Answering one twice does no harm: the scheduler takes the first."""
         self.told_of(error)
         match message:
-            case ResetWorker() | Swap() | MoveMemory():  # either can be done again, whatever was done of it
+            # Each can be done again, whatever was done of it.
+            case ResetWorker() | Swap() | MoveMemory() | EndOfPages():
                 self.receive(message)
                 return True
             case Save() | Fill() | Fence():

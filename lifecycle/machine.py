@@ -62,10 +62,10 @@ class IllegalTransition(Exception):
 # ---- the table ----
 
 _PLAIN = frozenset({Cause.NONE})
-_DENIED = frozenset({Cause.MEMORY, Cause.TIMEOUT, Cause.WORKER_LOST})
 _BROKEN = frozenset({Cause.TIMEOUT, Cause.WORKER_LOST})
 _UNDONE = frozenset({Cause.STEP_LOST})
 _STOPPED = frozenset({Cause.STOP_STRING})
+_HANDED = frozenset({Cause.HANDED_OVER})
 
 WAITING = (
     State.QUEUED,
@@ -75,9 +75,7 @@ WAITING = (
     State.QUEUED_RESERVING,
     State.QUEUED_RECEIVING,
 )
-RESERVED_STATES = frozenset({State.QUEUED_RESERVING, State.QUEUED_RECEIVING, State.PREFILLING_SENDING})
-"""States of prefill and decode on different workers: no request gets there yet."""
-WORKING = (State.PREFILLING, State.PREFILLING_SENDING, State.DECODING)
+WORKING = (State.PREFILLING, State.DECODING)
 TERMINAL = (State.FINISHED, State.ABORTED)
 
 
@@ -90,7 +88,6 @@ def _edge(
     guard: str | None = None,
     reserved: bool = False,
 ) -> Edge:
-    reserved = reserved or source in RESERVED_STATES or target in RESERVED_STATES
     return Edge(source, event, target, causes, guard, why, reserved)
 
 
@@ -98,7 +95,7 @@ def _edges() -> tuple[Edge, ...]:
     # Local names, so that a line of the table fits a line of the file.
     new, queued, compiling, loading = State.NEW, State.QUEUED, State.QUEUED_COMPILING, State.QUEUED_LOADING
     fetching, reserving, receiving = State.QUEUED_FETCHING, State.QUEUED_RESERVING, State.QUEUED_RECEIVING
-    prefilling, sending, decoding, finished = State.PREFILLING, State.PREFILLING_SENDING, State.DECODING, State.FINISHED
+    prefilling, decoding, finished = State.PREFILLING, State.DECODING, State.FINISHED
     e = Event
     taken = "its memory is needed, its step is lost, the engine is paused, or its weights are exchanged"
     stopped_late = "its stop string was found in output that it had before it lost its memory"
@@ -112,25 +109,23 @@ def _edges() -> tuple[Edge, ...]:
         _edge(fetching, e.RESTORE, queued, "the tier failed: the prefix is computed instead", _BROKEN),
         _edge(queued, e.LOAD, loading, "its adapter is in no slot, or is to leave its slot for one that waits longer"),
         _edge(loading, e.LOADED, queued, "its adapter is in a slot"),
-        _edge(queued, e.RESERVE, reserving, "Decode role: it asks for room before its prefill starts elsewhere"),
-        _edge(reserving, e.GRANT, receiving, "Decode role: there is room, the remote prefill may write"),
-        _edge(reserving, e.RESTORE, queued, "denied, or the lease ended", _DENIED),
-        _edge(receiving, e.RECEIVE, decoding, "Decode role: all keys and values and the first token are here"),
-        _edge(receiving, e.RESTORE, queued, "the transfer failed or its lease ended", _BROKEN),
+        _edge(queued, e.RESERVE, reserving, "a prefill replica is to compute its prompt, and there may be no room yet"),
+        _edge(reserving, e.GRANT, receiving, "there is room for its pages below the device: the prefill may begin"),
+        _edge(reserving, e.RESTORE, queued, "its prompt is computed here instead", _BROKEN),
+        _edge(receiving, e.RECEIVE, queued, "what the prefill replica had of its prompt is below the device"),
+        _edge(receiving, e.RESTORE, queued, "the prefill failed or took too long: the rest is computed here", _BROKEN),
         _edge(queued, e.ADMIT, prefilling, "it got a slot, a hold on its cached prefix, and pages"),
         _edge(prefilling, e.CHUNK, prefilling, "part of its known tokens is computed"),
         _edge(prefilling, e.FIRST_TOKEN, decoding, "its known tokens are computed, and one more is drawn"),
-        _edge(prefilling, e.SEND, sending, "Prefill role: its keys and values go to the decoder"),
         _edge(prefilling, e.RESTORE, queued, "the step that admitted it was rolled back", _UNDONE),
-        _edge(sending, e.RESTORE, queued, "the hand-over failed", _BROKEN),
         _edge(decoding, e.TOKEN, decoding, "one more token is drawn"),
     )
     end = (
         _edge(prefilling, e.FINISH, finished, "it wants no output", frozenset({Cause.LENGTH}), WANTS_NO_OUTPUT),
+        _edge(prefilling, e.FINISH, finished, "its prompt is computed for a decode replica", _HANDED, WANTS_NO_OUTPUT),
         _edge(prefilling, e.FINISH, finished, "its vector is computed", frozenset({Cause.EMBEDDED}), WANTS_NO_OUTPUT),
         _edge(prefilling, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT),
         _edge(queued, e.FINISH, finished, stopped_late, _STOPPED, HAS_OUTPUT),
-        _edge(sending, e.FINISH, finished, "the decoder has it", frozenset({Cause.HANDED_OVER})),
         _edge(decoding, e.FINISH, finished, "its output is complete", ends, HAS_OUTPUT),
         _edge(prefilling, e.RETRACT, queued, taken, RETRACT_CAUSES),
         _edge(decoding, e.RETRACT, queued, taken, RETRACT_CAUSES),
@@ -142,7 +137,7 @@ def _edges() -> tuple[Edge, ...]:
     left = "the token of a step that was in flight when the request left work is dropped"
     # Who fetches has not worked since it was retracted, who compiles or waits for an adapter has never worked; who
     # decodes again has outlived the step, as steps end in order.
-    no_step = (compiling, loading, fetching, decoding)
+    no_step = (compiling, loading, fetching, reserving, receiving, decoding)
     stale = (_edge(s, e.STALE_TOKEN, s, left, reserved=s in no_step) for s in (*WAITING, *WORKING, *TERMINAL))
     return (*walk, *end, *aborts, *stale)
 
@@ -159,14 +154,14 @@ _CODES: dict[Cause, int] = {cause: code for code, cause in enumerate(CAUSES)}
 
 # ---- the compiled executor ----
 
-_NUM_EVENTS = len(Event)
+_NUM_STATES, _NUM_EVENTS = max(State) + 1, max(Event) + 1
 _WIDTH = np.array(_NUM_EVENTS, np.intp)
 """As an array of its own, since numpy takes twice as long with a number of Python's."""
 
 
 def _compile() -> UInt8s:
     """Target state, uint8 [causes, states, events]."""
-    compiled = np.full((len(CAUSES), len(State), _NUM_EVENTS), ILLEGAL, np.uint8)
+    compiled = np.full((len(CAUSES), _NUM_STATES, _NUM_EVENTS), ILLEGAL, np.uint8)
     for edge in TABLE:
         for cause in edge.causes:
             if compiled[_CODES[cause], edge.source, edge.event] != ILLEGAL:

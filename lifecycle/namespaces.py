@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
-_NAME = "weights="
+_NAME, _SALT = "weights=", "salt="
 _ADAPTER = re.compile(r"(?:^|&)adapter=(\d{1,9})(?=[.&]|$)", re.ASCII)
 
 
@@ -26,6 +26,12 @@ def quoted(weights: str) -> str:
 def weights_of(namespace: str) -> str:
     """The weights in a namespace, quoted; "" where it names none."""
     return next((part[len(_NAME) :] for part in namespace.split("&") if part.startswith(_NAME)), "")
+
+
+def salt_of(namespace: str) -> str:
+    """The salt in a namespace, as the client gave it; "" where it names none."""
+    salt = next((part[len(_SALT) :] for part in namespace.split("&") if part.startswith(_SALT)), "")
+    return unquote(salt, errors="surrogatepass")
 
 
 def adapter_part(number: int, fingerprint: str) -> str:

@@ -171,13 +171,15 @@ class Delivered(msgspec.Struct, frozen=True, array_like=True, tag=6):
 
 
 class TierTold(msgspec.Struct, frozen=True, array_like=True, tag=12):
-    """Something came from the cache tiers below the device. Only replay needs it: what follows from it is recorded."""
+    """Something came from the cache tiers below the device, or of a prefill elsewhere. Only replay needs it: what
+    follows from it is recorded."""
 
     kind: str
-    """kept, dropped (of `keys`); filled, fenced, expired (of the fetch `ticket`)."""
+    """kept, dropped (of `keys`); filled, fenced, expired (of the fetch `ticket`); received, overdue (of the prefill
+    elsewhere `ticket`); prefiller_up, prefiller_down (number `ticket`)."""
     ticket: int
     count: int
-    """filled: pages that were written."""
+    """filled: pages that were written; received: pages that were sent."""
     keys: PageKeys
     time: float
 

@@ -22,15 +22,16 @@ class State(IntEnum):
     """Entered by `fetch`: its prefix comes from a lower cache tier. Owns, together with those that wait for the same
     pages, a hold and a reservation. Left by `fetched`, `restore`, `abort`."""
     QUEUED_RESERVING = 4
-    """Entered by `reserve` (Decode role): owns a reservation under an attempt number."""
+    """Entered by `reserve` (decode role): waits for room below the device for what a prefill replica will send. Owns
+    nothing. Left by `grant`, `restore`, `abort`."""
     QUEUED_RECEIVING = 5
-    """Entered by `grant` (Decode role): owns a slot and pages that a remote prefill writes."""
+    """Entered by `grant` (decode role): a prefill replica computes its prompt, and sends the pages. Owns room below the
+    device. Left by `receive`, `restore`, `abort`."""
     PREFILLING = 6
     """Entered by `admit`. Owns a slot, a prefix hold, and pages for every token computed or in flight."""
-    PREFILLING_SENDING = 7
-    """Entered by `send` (Prefill role): keeps its pages until the receiver's fence."""
+    # 7 was for a prefill that waits for its receiver, which nothing does: what is sent is a copy.
     DECODING = 8
-    """Entered by `first_token`, or by `receive` in the Decode role. Owns as PREFILLING, and has output."""
+    """Entered by `first_token`. Owns as PREFILLING, and has output."""
     FINISHED = 9
     """Entered by `finish`. Owns nothing. Never left."""
     ABORTED = 10
@@ -55,7 +56,7 @@ class State(IntEnum):
         return self in _OWNERS
 
 
-_OWNERS = frozenset({State.QUEUED_RECEIVING, State.PREFILLING, State.PREFILLING_SENDING, State.DECODING})
+_OWNERS = frozenset({State.PREFILLING, State.DECODING})
 
 
 class Phase(StrEnum):
@@ -77,7 +78,6 @@ _PHASES: dict[State, Phase] = {
     State.QUEUED_RESERVING: Phase.QUEUED,
     State.QUEUED_RECEIVING: Phase.QUEUED,
     State.PREFILLING: Phase.PREFILLING,
-    State.PREFILLING_SENDING: Phase.PREFILLING,
     State.DECODING: Phase.DECODING,
     State.FINISHED: Phase.FINISHED,
     State.ABORTED: Phase.ABORTED,
@@ -99,7 +99,7 @@ class Event(IntEnum):
     CHUNK = 9
     FIRST_TOKEN = 10
     TOKEN = 11
-    SEND = 12
+    # 12 was for a prefill that waits for its receiver.
     FINISH = 13
     RETRACT = 14
     RESTORE = 15

@@ -164,6 +164,10 @@ class Fetching:
         self._move(row, Event.FETCH, Cause.NONE, now)
         return True
 
+    def forget(self, row: int) -> None:
+        """The tiers have got pages for a waiting request: what it would like to have is found anew."""
+        self._wishes.pop(row, None)
+
     def _wish(self, row: int) -> _Wish:
         wish = self._wishes.get(row)
         if wish is None:

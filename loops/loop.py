@@ -309,7 +309,8 @@ class Loop:
                 if info.first_token is None:
                     info.first_token = now
             elif segment.last:
-                self.requests.leave(row, Event.FINISH, Cause.EMBEDDED if info.sampling.embed else Cause.LENGTH, now)
+                cause = Cause.EMBEDDED if info.sampling.embed else self.requests.prompt_cause
+                self.requests.leave(row, Event.FINISH, cause, now)
         self.requests.at_work = None
 
     # ---- the engine as a whole ----

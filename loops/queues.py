@@ -21,6 +21,7 @@ from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.memory import Memory
 from pawl.memory.transaction import Transaction
 
+_ON_THE_WAY = [int(state) for state in (State.QUEUED_FETCHING, State.QUEUED_RESERVING, State.QUEUED_RECEIVING)]
 # numpy compares with a number four times as fast as with an enumeration.
 _QUEUED, _PREFILLING, _DECODING = int(State.QUEUED), int(State.PREFILLING), int(State.DECODING)
 
@@ -57,9 +58,9 @@ class Queues:
 
     @property
     def owns_nothing(self) -> bool:
-        """Nobody runs, and nobody who waits has its prefix on the way from a lower cache tier."""
+        """Nobody runs, and nobody who waits has its prefix on the way, from a lower cache tier or a prefill replica."""
         waiting = [*self.waiting, *self.retracted]
-        return not self.num_running and State.QUEUED_FETCHING not in self.table.state[waiting]
+        return not self.num_running and not np.isin(self.table.state[waiting], _ON_THE_WAY).any()
 
     def running(self) -> Indices:
         """Rows at work, [n]."""

@@ -62,7 +62,7 @@ from pawl.loops.intake import Intake, Order, Outcome
 from pawl.loops.orders import order_of
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.snapshot import checkpoint, restore
-from pawl.loops.tiers import PageFetch
+from pawl.loops.tiers import PageFetch, PrefillOrder
 from pawl.loops.weights import Served
 from pawl.memory.arrays import Indices, Int32s
 from pawl.memory.violation import MemoryViolation
@@ -197,6 +197,12 @@ class Replay:
     def fence(self, ticket: int) -> None: ...
 
     def empty_host(self, era: int) -> None: ...
+
+    def prefill(self, order: PrefillOrder) -> None: ...
+
+    def cancel(self, ticket: int, prefiller: int) -> None: ...
+
+    def end_of_pages(self, request: int) -> None: ...
 
     # ---- records ----
 

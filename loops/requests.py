@@ -72,6 +72,8 @@ class Requests:
         self.limits = limits
         self.sessions = Sessions()
         self.counters = Counters()
+        self.prompt_cause = Cause.LENGTH
+        """Of the end of a request that wants no output."""
         self.at_work: tuple[int, State] | None = None
         """The one row that is worked for at the moment, and its state before: whose fault it is if that fails."""
         self.recorded: int | None = None

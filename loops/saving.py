@@ -3,6 +3,7 @@
     write-through             as soon as the device's cache has them; what could not go then, when it leaves the cache
     write-through-selective   when a request hits them (the second use of a page is the first sign of a third)
     write-back                when they leave the device's cache
+    hand-over                 as write-through, and when a request hits what has not gone yet (a prefill replica's)
 
 What is to go is gathered while the loop plans and commits, and is sent ahead of the step that might reuse the pages. A
 bounded number of pages is under way at a time; beyond it pages stay where they are, and nobody waits.
@@ -32,6 +33,7 @@ class WritePolicy(StrEnum):
     WRITE_THROUGH = "write-through"
     WRITE_BACK = "write-back"
     SELECTIVE = "write-through-selective"
+    HAND_OVER = "hand-over"
 
 
 class SavingCounts(msgspec.Struct):
@@ -81,7 +83,7 @@ class Saving:
             match event:
                 case Stored():
                     pairs = self.device.stored(event)
-                    if intact and self.policy is WritePolicy.WRITE_THROUGH:
+                    if intact and self.policy in (WritePolicy.WRITE_THROUGH, WritePolicy.HAND_OVER):
                         self._want(pairs)
                 case Removed():
                     pairs = self.device.removed(event)
@@ -92,7 +94,7 @@ class Saving:
 
     def hit(self, pages: Int32s) -> None:
         """A request starts with these cached pages."""
-        if self.policy is WritePolicy.SELECTIVE:
+        if self.policy in (WritePolicy.SELECTIVE, WritePolicy.HAND_OVER):
             self._want((page, self.device[page]) for page in pages.tolist())
 
     def _want(self, pairs: Iterable[tuple[int, PageKey]]) -> None:

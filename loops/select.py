@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from functools import partial
 
 import msgspec
@@ -9,11 +10,13 @@ import msgspec
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.requests import RequestTable
+from pawl.lifecycle.states import Cause
 from pawl.loops.adapters import Adapters
 from pawl.loops.admission import Admission
 from pawl.loops.cache_events import CacheEventLog
 from pawl.loops.companion import Companion
 from pawl.loops.effects import Effects
+from pawl.loops.handing_over import HandingOver
 from pawl.loops.limits import LimitKeeper
 from pawl.loops.loop import Loop
 from pawl.loops.lower_tiers import LowerTiers
@@ -21,14 +24,25 @@ from pawl.loops.pacing import PACINGS, Pacing
 from pawl.loops.planner import UnifiedPlanner
 from pawl.loops.policy import POLICIES
 from pawl.loops.queues import Queues
+from pawl.loops.remote_prefill import RemotePrefill
 from pawl.loops.speculation import Drafter, SpeculationConfig
-from pawl.loops.tiers import TierConfig, TierEffects
+from pawl.loops.tiers import RemoteConfig, TierConfig, TierEffects
 from pawl.loops.versions import DEFAULT_VERSION
 from pawl.loops.weights import Served
 from pawl.memory.memory import Memory
 from pawl.memory.prefix.select import KINDS, make_cache
 from pawl.memory.transaction import Ledger
 from pawl.memory.window_pool import WindowPool
+
+
+class Role(StrEnum):
+    """What a replica does of a request."""
+
+    UNIFIED = "unified"
+    PREFILL = "prefill"
+    """Computes prompts for decode replicas, and sends their pages; draws nothing."""
+    DECODE = "decode"
+    """Has long prompts computed by prefill replicas, and does the rest."""
 
 
 class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +72,9 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What replies call them."""
     tiers: TierConfig | None = None
     """Cache tiers below the device, where there are some."""
+    role: Role = Role.UNIFIED
+    remote: RemoteConfig | None = None
+    """Which prompts prefill replicas compute; of a decode replica, and of no other."""
     window: int | None = None
     """Keys that a query of a windowed layer sees, its own included; given when those have a pool of their own."""
     num_window_pages: int | None = None
@@ -108,14 +125,11 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
     if config.speculation is not None:
         drafter = Drafter(table, config.speculation, most=min(config.prefill_chunk, config.speculation.max_positions))
     planner = UnifiedPlanner(queues, admission, limits.now, mixed=config.mixed, drafter=drafter)
-    feed, companions = CacheEventLog(memory, journal), list[Companion]()
-    if config.tiers is not None:
-        if tier_effects is None:
-            raise ValueError("lower cache tiers, and nobody who moves their pages")
-        companions.append(LowerTiers(queues, journal, tier_effects, config.tiers, feed))
+    feed = CacheEventLog(memory, journal)
+    companions = _below_the_device(config, queues, journal, tier_effects, feed)
     if adapters is not None:
         companions.append(adapters)
-    return Loop(
+    loop = Loop(
         table,
         memory,
         queues,
@@ -129,6 +143,27 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
         drafter=drafter,
         fresh_memory=partial(make_memory, config),
     )
+    if config.role is Role.PREFILL:
+        loop.requests.prompt_cause = Cause.HANDED_OVER
+    return loop
+
+
+def _below_the_device(
+    config: LoopConfig, queues: Queues, journal: Journal, effects: TierEffects | None, feed: CacheEventLog
+) -> list[Companion]:
+    """What moves pages between the device, the tiers below it, and other replicas. Raises ValueError."""
+    if (config.role is Role.DECODE) != (config.remote is not None):
+        raise ValueError("a decode replica, and no other, must know of prefill replicas")
+    if config.tiers is None:
+        if config.role is not Role.UNIFIED:
+            raise ValueError(f"a {config.role} replica without tiers below the device, in which pages travel")
+        return []
+    if effects is None:
+        raise ValueError("lower cache tiers, and nobody who moves their pages")
+    tiers = LowerTiers(queues, journal, effects, config.tiers, feed)
+    if config.remote is not None:
+        return [RemotePrefill(queues, journal, effects, config.remote, tiers), tiers]
+    return [tiers, HandingOver(queues, tiers, effects)] if config.role is Role.PREFILL else [tiers]
 
 
 def make_memory(config: LoopConfig) -> Memory:
@@ -165,4 +200,4 @@ def make_windows(config: LoopConfig) -> WindowPool | None:
 
 def cell_name(config: LoopConfig) -> str:
     """For logs and the trace: which cell of the table of loops this is."""
-    return f"unified-{config.pacing}" + ("-mixed" if config.mixed else "")
+    return f"{config.role}-{config.pacing}" + ("-mixed" if config.mixed else "")

@@ -41,8 +41,32 @@ class PageFetch(NamedTuple):
     """Newest step that is resolved now."""
 
 
+class RemoteConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What decides which prompts are computed elsewhere."""
+
+    num_prefillers: int
+    max_pages: int
+    """Pages that may be on their way at a time: room of the tier below the device."""
+    min_pages: int = 1
+    """A prompt of which fewer pages are missing is computed here."""
+    lease_s: float = 30.0
+    """How long a request waits for its prefill."""
+
+
+class PrefillOrder(NamedTuple):
+    """What one prefill replica is to compute and send."""
+
+    ticket: int
+    prefiller: int
+    tokens: Int32s
+    """Of the prompt, as far as its whole pages reach, and one more: that is never computed by whoever has the pages."""
+    namespace: str
+    keys: tuple[PageKey, ...]
+    """Of the pages that are missing here, in order."""
+
+
 class TierEffects(Protocol):
-    """Where decisions about the tiers go."""
+    """Where decisions about the tiers go, and about what fills them."""
 
     def save(self, number: int, pages: Int32s, keys: tuple[PageKey, ...]) -> None:
         """Copy pages to the tiers, before any step that is launched from now on."""
@@ -55,3 +79,12 @@ class TierEffects(Protocol):
 
     def empty_host(self, era: int) -> None:
         """Empty the host's memory."""
+
+    def prefill(self, order: PrefillOrder) -> None:
+        """Have a prompt computed elsewhere; answer with `received`, and with `overdue` when the lease has ended."""
+
+    def cancel(self, ticket: int, prefiller: int) -> None:
+        """Nobody waits for that any more; what still comes of it is not kept."""
+
+    def end_of_pages(self, request: int) -> None:
+        """Nothing more is saved for this request, which was computed for somebody else. Comes behind every `save`."""

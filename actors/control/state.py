@@ -68,7 +68,7 @@ def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
     adapters: Collection[Adapter] = (
         () if scheduler.intake.adapters is None else scheduler.intake.adapters.by_number.values()
     )
-    states = np.bincount(table.state[table.live_rows()], minlength=len(State))
+    states = np.bincount(table.state[table.live_rows()], minlength=max(State) + 1)
     facts: dict[str, Any] = {
         "requests": {state.name.lower(): int(states[state]) for state in State if states[state]},
         "serving": str(loop.serving),

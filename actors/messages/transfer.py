@@ -17,6 +17,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pawl.actors.messages.hand_over import EndOfPages, HandOverToStorage
+
 
 class Save(msgspec.Struct, frozen=True, tag=True, eq=False):
     """scheduler -> worker, among the steps: copy these pages as they are now. Sent before any step that reuses them."""
@@ -113,7 +115,7 @@ class TierReport(msgspec.Struct, frozen=True, tag=True):
     counts: dict[str, int]
 
 
-ToStorage: TypeAlias = Blocks | Fetch | EmptyHost | SchedulerStops
+ToStorage: TypeAlias = Blocks | Fetch | EmptyHost | SchedulerStops | HandOverToStorage
 FromStorage: TypeAlias = Saved | Found | Dropped | TierReport
-PagesToWorker: TypeAlias = Save | Fill | Fence
+PagesToWorker: TypeAlias = Save | Fill | Fence | EndOfPages
 PagesFromWorker: TypeAlias = Saved | Filled | Fenced

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from pawl.actors.messages.hand_over import EndOfPages, FromPrefill
 from pawl.actors.messages.transfer import (
     Dropped,
     EmptyHost,
@@ -22,10 +23,10 @@ from pawl.actors.messages.transfer import (
     TierReport,
 )
 from pawl.actors.names import Names
-from pawl.actors.runtime.actor import Actor, Lane
+from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.loops.loop import Loop
 from pawl.loops.lower_tiers import LowerTiers
-from pawl.loops.tiers import PageFetch
+from pawl.loops.tiers import PageFetch, PrefillOrder, TierEffects
 from pawl.memory.arrays import Int32s
 from pawl.memory.tiers.keys import PageKey
 
@@ -38,7 +39,13 @@ class LeaseEnded(msgspec.Struct, frozen=True, tag=True):
     """Newest step that was resolved when the fetch began."""
 
 
-TierMessage: TypeAlias = FromStorage | PagesFromWorker | LeaseEnded
+class PrefillOverdue(msgspec.Struct, frozen=True, tag=True):
+    """Timer: a prefill elsewhere has taken as long as its request may wait for it."""
+
+    ticket: int
+
+
+TierMessage: TypeAlias = FromStorage | PagesFromWorker | LeaseEnded | FromPrefill | PrefillOverdue | Down
 """What the scheduler is told about lower tiers."""
 
 
@@ -57,6 +64,14 @@ class TierClient:
     def attach(self, loop: Loop) -> None:
         """Everything that comes in is for this loop's companion. Comes before any message."""
         self._tiers = loop.companion(LowerTiers)
+
+    @property
+    def effects(self) -> TierEffects:
+        """Where the loop's decisions go."""
+        return self
+
+    def started(self) -> None:
+        """The scheduler is up."""
 
     @property
     def next_save(self) -> int:
@@ -110,6 +125,15 @@ class TierClient:
             case TierReport(counts):
                 self.report = counts
 
+    def prefill(self, order: PrefillOrder) -> None:
+        raise NotImplementedError("of a decode replica")
+
+    def cancel(self, ticket: int, prefiller: int) -> None:
+        raise NotImplementedError("of a decode replica")
+
+    def end_of_pages(self, request: int) -> None:
+        self._actor.context.send(self._names.worker, EndOfPages(request))
+
     def state(self) -> dict[str, dict[str, int]]:
         """Everything countable about the lower tiers, for people, by the name that the whole has."""
         return {"tiers": self._tiers.statistics() | self.report}
@@ -119,6 +143,9 @@ class NoTierClient:
     """In place of a `TierClient`, where there are no tiers below the device."""
 
     next_save = 0
+    effects = None
+
+    def started(self) -> None: ...
 
     def attach(self, loop: Loop) -> None: ...
 

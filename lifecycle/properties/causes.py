@@ -110,8 +110,8 @@ class TrueCauses(Property):
     @on(Event.RESTORE)
     def _restored(self, record: Transition, history: History) -> Sequence[Violation]:
         lost = record.cause != Cause.TIMEOUT
-        true = isinstance(self._after, StepRolledBack | Contained) if lost else _lease_ended(self._after)
-        text = f"a fetch is given up by {record.cause}, and nothing of the kind had happened"
+        true = _lost(self._after) if lost else _lease_ended(self._after)
+        text = f"what was to come is given up by {record.cause}, and nothing of the kind had happened"
         return () if true else (self.violation(history, text, record.request),)
 
     @on(Event.ABORT)
@@ -160,5 +160,11 @@ class TrueCauses(Property):
 
 
 def _lease_ended(moment: Moment | None) -> bool:
-    """Whether this is the end of the time that requests wait for a lower tier."""
-    return isinstance(moment, TierTold) and moment.kind == "expired"
+    """Whether this is the end of the time that requests wait for a lower tier, or for a prefill elsewhere."""
+    return isinstance(moment, TierTold) and moment.kind in ("expired", "overdue")
+
+
+def _lost(moment: Moment | None) -> bool:
+    """Whether pages are lost that requests had or were to have."""
+    gone = isinstance(moment, TierTold) and moment.kind == "prefiller_down"
+    return gone or isinstance(moment, StepRolledBack | Contained)

@@ -210,7 +210,7 @@ class History(Dispatch):
         self._retracted.discard(row)
         self._warm.discard(row)
 
-    @on(*set(Event) - DEPARTURES - {Event.ADMIT, Event.RECEIVE})
+    @on(*set(Event) - DEPARTURES - {Event.ADMIT})
     def _moved(self, record: Transition) -> None:
         if not 0 <= record.row < self.num_rows:
             text = f"request {record.request} moves in row {record.row}, which no request was given"
@@ -223,12 +223,6 @@ class History(Dispatch):
         self._admissions.append(record)
         if record.num_cached:
             self._warm.add(record.row)
-
-    @on(Event.RECEIVE)
-    def _received(self, record: Transition) -> None:
-        self._moved(record)
-        self.working[record.row] = True
-        self.num_output[record.row] += 1
 
     @on(Event.RETRACT)
     def _lost(self, record: Transition) -> None:

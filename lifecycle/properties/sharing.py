@@ -129,11 +129,6 @@ class ReadAfterCommit(Property):
         self._committed[record.row] = record.num_cached or 0
         return ()
 
-    @on(Event.RECEIVE)
-    def _received(self, record: Transition, history: History) -> Sequence[Violation]:
-        self._committed[record.row] = history.num_tokens[record.row] - 1
-        return ()
-
     @on(Submitted)
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
         self._committed = fitted(self._committed, record.row + 1)

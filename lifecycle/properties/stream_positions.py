@@ -54,13 +54,6 @@ class StreamPositions(Property):
         text = f"{cached} of {known} known tokens are cached; the last one must be computed"
         return (self.violation(history, text, record.request),)
 
-    @on(Event.RECEIVE)
-    def _received(self, record: Transition, history: History) -> Sequence[Violation]:
-        row = record.row
-        self._promised[row] = known = int(history.num_prompt[row] + history.num_output[row])
-        self._next[row] = known - 1
-        return ()
-
     @on(*ENDS)
     def _ended(self, record: Transition, history: History) -> Sequence[Violation]:
         counted, committed = record.num_output, int(history.num_output[record.row])

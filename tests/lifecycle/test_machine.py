@@ -102,7 +102,7 @@ def test_an_empty_batch_moves_nothing() -> None:
 
 
 def test_the_matrix_without_causes_has_exactly_the_pairs_of_the_table() -> None:
-    expected = np.full((len(State), len(Event)), ILLEGAL, np.uint8)
+    expected = np.full((max(State) + 1, max(Event) + 1), ILLEGAL, np.uint8)
     for edge in TABLE:
         expected[edge.source, edge.event] = edge.target
     assert (expected == NEXT_STATE).all()

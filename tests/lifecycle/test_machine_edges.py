@@ -14,10 +14,12 @@ from pawl.lifecycle.requests import Int32s, RequestTable
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.loops.batch import BatchBuilder
 from pawl.loops.lower_tiers import LowerTiers
+from pawl.loops.remote_prefill import RemotePrefill
+from pawl.loops.select import Role
 from pawl.loops.orders.adapters import AdapterLoaded, LoadAdapter
 from pawl.loops.orders.grammars import GrammarFailed, GrammarReady
 from pawl.loops.planner import Planner
-from pawl.loops.tiers import PageFetch, TierConfig
+from pawl.loops.tiers import PageFetch, RemoteConfig, TierConfig
 from pawl.memory.prefix.namespace import namespace_of
 from pawl.memory.tiers.keys import page_keys, root_key
 from pawl.memory.violation import MemoryViolation
@@ -73,6 +75,7 @@ class AnyDriver(Driver):
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
+        role = self.chance.choice([*Role, Role.DECODE])
         super().__init__(
             num_pages=20,
             max_context=60,
@@ -82,9 +85,12 @@ class AnyDriver(Driver):
             tiers=TierConfig(layout="ghost", lease_s=0.1),
             max_loras=1,
             max_loaded_loras=2,
+            role=role,
+            remote=RemoteConfig(num_prefillers=2, max_pages=6) if role is Role.DECODE else None,
         )
         self.loop.planner = ForgetfulPlanner(self.loop.planner, self.chance)
         self.tiers = self.loop.companion(LowerTiers)
+        self.remote = self.loop.companion(RemotePrefill) if role is Role.DECODE else None
         self.fetches: list[PageFetch] = []
         self.fences: list[int] = []
         self.compiling: list[int] = []
@@ -118,6 +124,9 @@ class AnyDriver(Driver):
     def _act(self) -> None:
         chance, requests = self.chance, self.loop.requests
         live = [*self.loop.table.row_of]
+        if self.remote is not None and chance.random() < 0.2:
+            told = chance.choice([self.remote.prefiller_up, self.remote.prefiller_up, self.remote.prefiller_down])
+            told(chance.randrange(2), self.now)
         match chance.randrange(12):
             case 0 | 1 | 2 | 3:
                 prompt = [chance.randrange(2) for _ in range(chance.randrange(1, 30))]
@@ -157,6 +166,12 @@ class AnyDriver(Driver):
             request, fails = self.compiling.pop(0), self.chance.random() < 0.1
             answer = GrammarFailed(request, "no grammar") if fails else GrammarReady(request)
             self.intake.deliver(answer, self.now)
+        while self.remote is not None and self.prefills and self.chance.random() < 0.5:
+            (prefill, *self.prefills) = self.prefills
+            if self.chance.random() < 0.5:
+                self.remote.overdue(prefill.ticket, self.now)
+            else:
+                self.remote.received(prefill.ticket, 0, self.now)
         while self.fetches and self.chance.random() < 0.5:
             order = self.fetches.pop(0)
             if self.chance.random() < 0.5:

@@ -22,7 +22,7 @@ from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.intake import Intake, Order, Outcome
 from pawl.loops.select import LoopConfig, make_loop
-from pawl.loops.tiers import PageFetch
+from pawl.loops.tiers import PageFetch, PrefillOrder
 from pawl.loops.weights import Served
 from pawl.memory.arrays import Int32s
 from pawl.memory.violation import MemoryViolation
@@ -58,9 +58,13 @@ class Driver:
         self.readings: list[tuple[int, int, str]] = []
         """Of adapters that are to be read: ticket, slot, source."""
         self.adapters: dict[str, int] = {}
+        """That requests may name."""
         self.served: Served | None = None
         """What the gateway was told last."""
-        """That requests may name."""
+        self.prefills: list[PrefillOrder] = []
+        """Under way at prefill replicas."""
+        self.handed_over: list[int] = []
+        """Requests of a prefill replica that have ended."""
         self.now = 0.0
         self._next = 1
 
@@ -93,6 +97,16 @@ class Driver:
     def fence(self, ticket: int) -> None: ...
 
     def empty_host(self, era: int) -> None: ...
+
+    def prefill(self, order: PrefillOrder) -> None:
+        """A test tells what has become of it."""
+        self.prefills.append(order)
+
+    def cancel(self, ticket: int, prefiller: int) -> None:
+        self.prefills = [order for order in self.prefills if order.ticket != ticket]
+
+    def end_of_pages(self, request: int) -> None:
+        self.handed_over.append(request)
 
     # ---- caller of the intake ----
 

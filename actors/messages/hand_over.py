@@ -1,0 +1,128 @@
+"""Prefill and decode apart: what a decode replica asks of a prefill replica, and the pages that come of it.
+
+    decode scheduler ── Expect ──► decode storage
+    decode scheduler ── Prefill ──► desk ── SendPages ──► prefill storage
+                                     └───── Generate ───► prefill scheduler ─ EndOfPages ─► worker ─► prefill storage
+    prefill storage ── HandedPages ... PagesEnd ──► decode storage ── Received ──► decode scheduler
+                   ◄── Taken ──
+
+Every Prefill ends in one PagesEnd, unless it is cancelled or somebody dies: then its lease ends, or its end is told by
+`PrefillerUp` and `Down`. Pages are copies, and named by all that they depend on, so what comes late or twice is refused
+by the ticket, and what is damaged by its checksum.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Prefill(msgspec.Struct, frozen=True, tag=True, kw_only=True, eq=False):
+    """decode scheduler -> desk: compute this prompt, and send the pages called `keys` to its
+    storage."""
+
+    ticket: int
+    scheduler: str
+    tokens: NDArray[np.int32]
+    salt: str
+    keys: tuple[bytes, ...]
+
+
+class CancelPrefill(msgspec.Struct, frozen=True, tag=True):
+    """decode scheduler -> desk (CONTROL): nobody waits for it any more."""
+
+    ticket: int
+    scheduler: str
+
+
+class DecoderUp(msgspec.Struct, frozen=True, tag=True):
+    """decode scheduler -> desk: it is there, and waits for nothing that was asked in its name before."""
+
+    scheduler: str
+
+
+class PrefillerUp(msgspec.Struct, frozen=True, tag=True):
+    """desk -> decode scheduler: a prefill replica is there, and knows of nothing that was asked before."""
+
+    name: str
+
+
+class SendPages(msgspec.Struct, frozen=True, tag=True):
+    """desk -> prefill storage (CONTROL): send these to `storage` as `ticket`, those that come later as they come."""
+
+    job: int
+    """Rises by one with each; the number of the request that computes them."""
+    ticket: int
+    storage: str
+    keys: tuple[bytes, ...]
+
+
+class ForgetReceiver(msgspec.Struct, frozen=True, tag=True):
+    """desk -> prefill storage (CONTROL): this storage is gone, or new; nothing is under way to it."""
+
+    storage: str
+
+
+class EndOfPages(msgspec.Struct, frozen=True, tag=True):
+    """prefill scheduler -> worker -> prefill storage, behind the last Save: nothing more comes for this job."""
+
+    job: int
+
+
+class Expect(msgspec.Struct, frozen=True, tag=True):
+    """decode scheduler -> decode storage (CONTROL): a prefill replica will send these as `ticket`."""
+
+    ticket: int
+    keys: tuple[bytes, ...]
+
+
+class Unexpect(msgspec.Struct, frozen=True, tag=True):
+    """decode scheduler -> decode storage (CONTROL): nothing that still comes as `ticket` is kept."""
+
+    ticket: int
+
+
+class HandedPages(msgspec.Struct, frozen=True, tag=True, eq=False):
+    """prefill storage -> decode storage: copies of pages, uint8 [len(keys), page_bytes], and a checksum of each."""
+
+    ticket: int
+    storage: str
+    """Who sends, and waits for `Taken`."""
+    number: int
+    """Rises by one with each message from `storage`."""
+    keys: tuple[bytes, ...]
+    sums: tuple[bytes, ...]
+    data: NDArray[np.uint8]
+
+
+class Taken(msgspec.Struct, frozen=True, tag=True):
+    """decode storage -> prefill storage (CONTROL): the pages of this number are kept or refused."""
+
+    storage: str
+    """Who has taken them."""
+    number: int
+    wanted: bool
+    """Whether anything more is, as this ticket."""
+
+
+class PagesEnd(msgspec.Struct, frozen=True, tag=True):
+    """prefill storage -> decode storage, behind the last pages: nothing more comes as `ticket`."""
+
+    ticket: int
+
+
+class Received(msgspec.Struct, frozen=True, tag=True):
+    """decode storage -> decode scheduler: `ticket` has ended, and `count` of its pages are kept."""
+
+    ticket: int
+    count: int
+
+
+ToDesk: TypeAlias = Prefill | CancelPrefill | DecoderUp
+FromPrefill: TypeAlias = PrefillerUp | Received
+HandOverToStorage: TypeAlias = (
+    SendPages | ForgetReceiver | EndOfPages | Expect | Unexpect | HandedPages | Taken | PagesEnd
+)

@@ -1,0 +1,180 @@
+"""Pages on their way from a prefill replica's storage to a decode replica's.
+
+Sent are those that a job wants and the store here has, in slices, so many bytes to one receiver before it has said that
+it took them. Kept are those that were expected under their ticket, and whose checksum is right.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TypeAlias
+
+import numpy as np
+
+from pawl.actors.messages.hand_over import HandedPages, PagesEnd, SendPages
+from pawl.actors.tiers.files import UInt8s
+from pawl.actors.tiers.store import TierStore
+from pawl.memory.tiers.keys import PageKey
+
+SLICE_BYTES = 4 << 20
+"""Of one message."""
+WINDOW_BYTES = 64 << 20
+"""Sent to one receiver and not taken yet."""
+
+Post: TypeAlias = Callable[[str, HandedPages | PagesEnd], bool]
+"""Sends a message to the storage of this name."""
+
+
+def checksum(key: PageKey, page: UInt8s) -> bytes:
+    """Of a page's bytes, under the name that they have."""
+    return blake2b(page.data, digest_size=16, key=key).digest()
+
+
+@dataclass(eq=False)
+class _Job:
+    ticket: int
+    storage: str
+    wanted: set[PageKey]
+    """Pages that have not been seen yet."""
+    due: deque[PageKey] = field(default_factory=deque)
+    ended: bool = False
+    """Nothing more is computed for it."""
+
+
+class Outgoing:
+    """All that a prefill replica sends."""
+
+    def __init__(self, name: str, store: TierStore, post: Post) -> None:
+        """`name` is that of this storage."""
+        page_bytes = store.host.page_bytes
+        self._name = name
+        self._store = store
+        self._post = post
+        self._slice = max(1, SLICE_BYTES // page_bytes)
+        self._window = max(self._slice, WINDOW_BYTES // page_bytes)
+        self._jobs: dict[int, _Job] = {}
+        self._sent: dict[str, dict[int, tuple[int, int]]] = {}
+        """Receiver -> number of a message that it has not taken -> (job, pages)."""
+        self._numbers = 0
+        self.pages = 0
+        """Sent since the start."""
+
+    def open(self, message: SendPages) -> None:
+        """A job begins: what the store has of its pages is due at once."""
+        job = self._jobs[message.job] = _Job(message.ticket, message.storage, set(message.keys))
+        self._found(job, message.keys)
+
+    def kept(self, keys: Sequence[PageKey]) -> None:
+        """The store has these now."""
+        for job in self._jobs.values():
+            self._found(job, keys)
+
+    def _found(self, job: _Job, keys: Sequence[PageKey]) -> None:
+        for key in keys:
+            if key in job.wanted and key in self._store:
+                job.wanted.remove(key)
+                job.due.append(key)
+
+    def end(self, number: int) -> None:
+        """Nothing more is computed for a job."""
+        if number in self._jobs:
+            self._jobs[number].ended = True
+
+    def taken(self, storage: str, number: int, wanted: bool) -> None:
+        """A receiver has dealt with a message, whose ticket is not `wanted` there any more, or is."""
+        job, _ = self._sent.get(storage, {}).pop(number, (0, 0))
+        if not wanted:
+            self._jobs.pop(job, None)
+        if not self._sent.get(storage, True):
+            del self._sent[storage]
+
+    def forget(self, storage: str) -> None:
+        """A receiver is gone, with all that it was waiting for."""
+        self._sent.pop(storage, None)
+        self._jobs = {number: job for number, job in self._jobs.items() if job.storage != storage}
+
+    def pump(self) -> None:
+        """Send what is due, oldest job first, as far as its receiver has taken what was sent before."""
+        for number, job in list(self._jobs.items()):
+            while job.due and (room := self._window - self._under_way(job.storage)) > 0:
+                self._send(number, job, [job.due.popleft() for _ in range(min(room, self._slice, len(job.due)))])
+            if job.ended and not job.due:
+                del self._jobs[number]
+                self._post(job.storage, PagesEnd(job.ticket))
+
+    def _under_way(self, storage: str) -> int:
+        return sum(pages for _, pages in self._sent.get(storage, {}).values())
+
+    def _send(self, number: int, job: _Job, keys: list[PageKey]) -> None:
+        while keys:
+            data = self._store.read(tuple(keys))
+            some, keys = tuple(keys[: len(data)]), keys[len(data) + 1 :]  # one that has left since is left out
+            if not some:
+                continue
+            self._numbers += 1
+            sums = tuple(checksum(key, page) for key, page in zip(some, data, strict=True))
+            if self._post(job.storage, HandedPages(job.ticket, self._name, self._numbers, some, sums, data)):
+                self._sent.setdefault(job.storage, {})[self._numbers] = number, len(some)
+                self.pages += len(some)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is to be sent, and all that was sent is taken."""
+        return not self._jobs and not self._sent
+
+
+class Incoming:
+    """All that a decode replica is sent."""
+
+    def __init__(self, store: TierStore) -> None:
+        self._store = store
+        self._expected: dict[int, set[PageKey]] = {}
+        self._kept: dict[int, int] = {}
+        self.refused = 0
+        """Pages that were not expected, or not what their checksum says, since the start."""
+
+    def expect(self, ticket: int, keys: Sequence[PageKey]) -> None:
+        """Pages of these names may come."""
+        self._expected[ticket], self._kept[ticket] = set(keys), 0
+
+    def unexpect(self, ticket: int) -> None:
+        """None of them may any more."""
+        self._expected.pop(ticket, None)
+        self._kept.pop(ticket, None)
+
+    def wanted(self, ticket: int) -> bool:
+        """Whether something is expected under this ticket."""
+        return ticket in self._expected
+
+    def keep(self, message: HandedPages) -> tuple[PageKey, ...]:
+        """Keep what was expected and is whole; the keys of what the store has now."""
+        expected, data = self._expected.get(message.ticket, set()), message.data
+        if data.ndim != 2 or data.shape[1] != self._store.host.page_bytes or data.dtype != np.uint8:
+            self.refused += len(message.keys)
+            return ()
+        rows = [
+            row
+            for row, (key, total) in enumerate(zip(message.keys, message.sums, strict=False))
+            if row < len(data) and key in expected and checksum(key, data[row]) == total
+        ]
+        self.refused += len(message.keys) - len(rows)
+        keys = tuple(message.keys[row] for row in rows)
+        expected.difference_update(keys)
+        kept = self._store.keep(keys, data[rows]) if keys else ()
+        if kept:
+            self._kept[message.ticket] += len(kept)
+        return kept
+
+    def end(self, ticket: int) -> int | None:
+        """Nothing more comes: how many pages have. None for a ticket that nobody waits for."""
+        kept = self._kept.get(ticket)
+        self.unexpect(ticket)
+        return kept
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is expected."""
+        return not self._expected
