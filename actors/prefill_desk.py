@@ -20,6 +20,7 @@ from pawl.actors.messages.hand_over import (
     Prefill,
     PrefillerUp,
     SendPages,
+    TicketOver,
 )
 from pawl.actors.names import Names
 from pawl.actors.runtime.actor import Actor, Down, Lane
@@ -56,8 +57,11 @@ class PrefillDesk(Actor):
         match message:
             case Prefill():
                 self._begin(message)
-            case CancelPrefill(ticket, scheduler):
+            case CancelPrefill(ticket, scheduler) if scheduler in self._storages:
                 self._cancel([(scheduler, ticket)])
+                # Its last pages may be under way, or lost.
+                over = TicketOver(self._storages[scheduler], ticket)
+                self.context.send(self._names.storage, over, Lane.CONTROL)
             case DecoderUp(scheduler):
                 self._forget(scheduler)
                 self._up(scheduler)

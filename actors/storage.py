@@ -19,6 +19,7 @@ from pawl.actors.messages.hand_over import (
     Received,
     SendPages,
     Taken,
+    TicketOver,
     Unexpect,
 )
 from pawl.actors.messages.transfer import (
@@ -85,7 +86,7 @@ class Storage(Actor):
             case _:
                 self._send_away(message)
 
-    def _send_away(self, message: SendPages | ForgetReceiver | EndOfPages | Taken) -> None:
+    def _send_away(self, message: SendPages | ForgetReceiver | EndOfPages | Taken | TicketOver) -> None:
         """For a decode replica."""
         match message:
             case SendPages():
@@ -94,8 +95,10 @@ class Storage(Actor):
                 self.outgoing.forget(storage)
             case EndOfPages(job):
                 self.outgoing.end(job)
-            case Taken(storage, number, wanted):
-                self.outgoing.taken(storage, number, wanted)
+            case Taken(storage, number):
+                self.outgoing.taken(storage, number)
+            case TicketOver(storage, ticket):
+                self.outgoing.over(storage, ticket)
         self.outgoing.pump()
         self._tell_dropped()
 
@@ -106,17 +109,25 @@ class Storage(Actor):
                 self.incoming.expect(ticket, keys)
             case Unexpect(ticket):
                 self.incoming.unexpect(ticket)
-            case HandedPages(ticket, sender, number):
+            case HandedPages():
                 kept = self.incoming.keep(message)
                 self._tell_dropped()
                 if kept:
                     self._tell(Found(self._era, kept))
-                taken = Taken(self._names.storage, number, self.incoming.wanted(ticket))
-                self.context.send(sender, taken, Lane.CONTROL)
-            case PagesEnd(ticket):
+                self._took(message)
+            case PagesEnd(ticket, sender):
                 count = self.incoming.end(ticket)
                 if count is not None:
                     self._tell(Received(ticket, count))
+                self._answer(sender, TicketOver(self._names.storage, ticket))
+
+    def _took(self, message: HandedPages) -> None:
+        expected = self.incoming.wanted(message.ticket)
+        name, answer = self._names.storage, Taken(self._names.storage, message.number)
+        self._answer(message.storage, answer if expected else TicketOver(name, message.ticket))
+
+    def _answer(self, sender: str, answer: Taken | TicketOver) -> None:
+        self.context.send(sender, answer, Lane.CONTROL)
 
     def _empty(self, era: int) -> None:
         self._era = era
@@ -153,10 +164,8 @@ class Storage(Actor):
                 self._fill(ticket, pages, np.empty((0, 0), np.uint8), after)
             case EmptyHost(era):
                 self._empty(era)
-            case HandedPages(ticket, sender, number):
-                self.context.send(
-                    sender, Taken(self._names.storage, number, self.incoming.wanted(ticket)), Lane.CONTROL
-                )
+            case HandedPages():
+                self._took(message)
             case PagesEnd(ticket):
                 self.incoming.unexpect(ticket)
                 self._tell(Received(ticket, 0))

@@ -90,7 +90,7 @@ class HandedPages(msgspec.Struct, frozen=True, tag=True, eq=False):
 
     ticket: int
     storage: str
-    """Who sends, and waits for `Taken`."""
+    """Who sends."""
     number: int
     """Rises by one with each message from `storage`."""
     keys: tuple[bytes, ...]
@@ -104,14 +104,22 @@ class Taken(msgspec.Struct, frozen=True, tag=True):
     storage: str
     """Who has taken them."""
     number: int
-    wanted: bool
-    """Whether anything more is, as this ticket."""
+
+
+class TicketOver(msgspec.Struct, frozen=True, tag=True):
+    """decode storage, or the desk -> prefill storage (CONTROL): nothing is expected as `ticket` (any more)."""
+
+    storage: str
+    """Who has expected it."""
+    ticket: int
 
 
 class PagesEnd(msgspec.Struct, frozen=True, tag=True):
     """prefill storage -> decode storage, behind the last pages: nothing more comes as `ticket`."""
 
     ticket: int
+    storage: str
+    """Who has sent."""
 
 
 class Received(msgspec.Struct, frozen=True, tag=True):
@@ -124,5 +132,5 @@ class Received(msgspec.Struct, frozen=True, tag=True):
 ToDesk: TypeAlias = Prefill | CancelPrefill | DecoderUp
 FromPrefill: TypeAlias = PrefillerUp | Received
 HandOverToStorage: TypeAlias = (
-    SendPages | ForgetReceiver | EndOfPages | Expect | Unexpect | HandedPages | Taken | PagesEnd
+    SendPages | ForgetReceiver | EndOfPages | Expect | Unexpect | HandedPages | Taken | TicketOver | PagesEnd
 )

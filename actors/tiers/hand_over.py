@@ -57,7 +57,7 @@ class Outgoing:
         self._window = max(self._slice, WINDOW_BYTES // page_bytes)
         self._jobs: dict[int, _Job] = {}
         self._sent: dict[str, dict[int, tuple[int, int]]] = {}
-        """Receiver -> number of a message that it has not taken -> (job, pages)."""
+        """Receiver -> number of a message that it has not taken -> (ticket, pages)."""
         self._numbers = 0
         self.pages = 0
         """Sent since the start."""
@@ -83,13 +83,18 @@ class Outgoing:
         if number in self._jobs:
             self._jobs[number].ended = True
 
-    def taken(self, storage: str, number: int, wanted: bool) -> None:
-        """A receiver has dealt with a message, whose ticket is not `wanted` there any more, or is."""
-        job, _ = self._sent.get(storage, {}).pop(number, (0, 0))
-        if not wanted:
-            self._jobs.pop(job, None)
-        if not self._sent.get(storage, True):
-            del self._sent[storage]
+    def taken(self, storage: str, number: int) -> None:
+        """A receiver has dealt with a message."""
+        self._sent.get(storage, {}).pop(number, None)
+
+    def over(self, storage: str, ticket: int) -> None:
+        """A receiver expects nothing more under this ticket, and what it has not taken of it is lost, or will be."""
+        sent = self._sent.get(storage, {})
+        for number in [number for number, (other, _) in sent.items() if other == ticket]:
+            del sent[number]
+        over = [number for number, job in self._jobs.items() if (job.storage, job.ticket) == (storage, ticket)]
+        for number in over:
+            del self._jobs[number]
 
     def forget(self, storage: str) -> None:
         """A receiver is gone, with all that it was waiting for."""
@@ -100,15 +105,15 @@ class Outgoing:
         """Send what is due, oldest job first, as far as its receiver has taken what was sent before."""
         for number, job in list(self._jobs.items()):
             while job.due and (room := self._window - self._under_way(job.storage)) > 0:
-                self._send(number, job, [job.due.popleft() for _ in range(min(room, self._slice, len(job.due)))])
+                self._send(job, [job.due.popleft() for _ in range(min(room, self._slice, len(job.due)))])
             if job.ended and not job.due:
                 del self._jobs[number]
-                self._post(job.storage, PagesEnd(job.ticket))
+                self._post(job.storage, PagesEnd(job.ticket, self._name))
 
     def _under_way(self, storage: str) -> int:
         return sum(pages for _, pages in self._sent.get(storage, {}).values())
 
-    def _send(self, number: int, job: _Job, keys: list[PageKey]) -> None:
+    def _send(self, job: _Job, keys: list[PageKey]) -> None:
         while keys:
             data = self._store.read(tuple(keys))
             some, keys = tuple(keys[: len(data)]), keys[len(data) + 1 :]  # one that has left since is left out
@@ -117,13 +122,13 @@ class Outgoing:
             self._numbers += 1
             sums = tuple(checksum(key, page) for key, page in zip(some, data, strict=True))
             if self._post(job.storage, HandedPages(job.ticket, self._name, self._numbers, some, sums, data)):
-                self._sent.setdefault(job.storage, {})[self._numbers] = number, len(some)
+                self._sent.setdefault(job.storage, {})[self._numbers] = job.ticket, len(some)
                 self.pages += len(some)
 
     @property
     def idle(self) -> bool:
         """Nothing is to be sent, and all that was sent is taken."""
-        return not self._jobs and not self._sent
+        return not self._jobs and not any(self._sent.values())
 
 
 class Incoming:

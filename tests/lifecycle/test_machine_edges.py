@@ -14,11 +14,11 @@ from pawl.lifecycle.requests import Int32s, RequestTable
 from pawl.lifecycle.states import Cause, Event, State
 from pawl.loops.batch import BatchBuilder
 from pawl.loops.lower_tiers import LowerTiers
-from pawl.loops.remote_prefill import RemotePrefill
-from pawl.loops.select import Role
 from pawl.loops.orders.adapters import AdapterLoaded, LoadAdapter
 from pawl.loops.orders.grammars import GrammarFailed, GrammarReady
 from pawl.loops.planner import Planner
+from pawl.loops.remote_prefill import RemotePrefill
+from pawl.loops.select import Role
 from pawl.loops.tiers import PageFetch, RemoteConfig, TierConfig
 from pawl.memory.prefix.namespace import namespace_of
 from pawl.memory.tiers.keys import page_keys, root_key

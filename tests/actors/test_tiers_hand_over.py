@@ -1,0 +1,181 @@
+"""Pages between two storages: what is sent when, and what is kept of what comes."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from pawl.actors.messages.hand_over import HandedPages, PagesEnd, SendPages
+from pawl.actors.tiers import hand_over
+from pawl.actors.tiers.files import UInt8s
+from pawl.actors.tiers.hand_over import Incoming, Outgoing, checksum
+from pawl.actors.tiers.store import TierStore
+from pawl.memory.tiers.host import HostPool
+
+PAGE_BYTES = 64
+KEYS = tuple(bytes([number]) * 16 for number in range(1, 7))
+
+
+def page(key: bytes) -> UInt8s:
+    return np.full(PAGE_BYTES, key[0], np.uint8)
+
+
+def store(*keys: bytes, capacity: int = 16) -> TierStore:
+    made = TierStore(HostPool(capacity, PAGE_BYTES), None, eager=True)
+    fill(made, *keys)
+    return made
+
+
+def fill(made: TierStore, *keys: bytes) -> None:
+    if keys:
+        made.keep(keys, np.stack([page(key) for key in keys]))
+
+
+class Sender:
+    """An `Outgoing`, and what it has posted."""
+
+    def __init__(self, *keys: bytes) -> None:
+        self.store = store(*keys)
+        self.posted: list[tuple[str, HandedPages | PagesEnd]] = []
+        self.outgoing = Outgoing("p", self.store, self._post)
+
+    def _post(self, to: str, message: HandedPages | PagesEnd) -> bool:
+        self.posted.append((to, message))
+        return True
+
+    def open(self, job: int = 1, ticket: int = 7, storage: str = "d", keys: tuple[bytes, ...] = KEYS) -> None:
+        self.outgoing.open(SendPages(job, ticket, storage, keys))
+        self.outgoing.pump()
+
+    def computed(self, *keys: bytes) -> None:
+        fill(self.store, *keys)
+        self.outgoing.kept(keys)
+        self.outgoing.pump()
+
+    def end(self, job: int = 1) -> None:
+        self.outgoing.end(job)
+        self.outgoing.pump()
+
+    @property
+    def sent(self) -> list[bytes]:
+        return [key for _, message in self.posted if isinstance(message, HandedPages) for key in message.keys]
+
+
+def handed(*keys: bytes, ticket: int = 7) -> HandedPages:
+    data = np.stack([page(key) for key in keys])
+    sums = tuple(checksum(key, row) for key, row in zip(keys, data, strict=True))
+    return HandedPages(ticket, "p", 1, keys, sums, data)
+
+
+def test_what_is_there_is_sent_at_once_and_the_rest_as_it_is_computed() -> None:
+    sender = Sender(*KEYS[:2])
+    sender.open()
+    assert sender.sent == list(KEYS[:2])
+    sender.computed(KEYS[2])
+    sender.computed(KEYS[3])
+    assert sender.sent == list(KEYS[:4])
+    sender.end()
+    assert isinstance(sender.posted[-1][1], PagesEnd)
+
+
+def test_pages_that_nobody_wants_are_not_sent_and_none_twice() -> None:
+    sender = Sender(KEYS[0])
+    sender.open(keys=KEYS[:2])
+    sender.computed(KEYS[0], KEYS[5])
+    assert sender.sent == [KEYS[0]]
+
+
+def test_no_more_is_under_way_to_one_receiver_than_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hand_over, "SLICE_BYTES", PAGE_BYTES)
+    monkeypatch.setattr(hand_over, "WINDOW_BYTES", 2 * PAGE_BYTES)
+    sender = Sender(*KEYS)
+    sender.open()
+    sender.end()
+    assert sender.sent == list(KEYS[:2])
+    sender.open(job=2, ticket=8, storage="e", keys=KEYS[4:])
+    assert sender.sent == [*KEYS[:2], *KEYS[4:]], "another receiver does not wait for the first"
+    sender.outgoing.taken("d", 1)
+    sender.outgoing.pump()
+    assert sender.sent[4:] == [KEYS[2]]
+
+
+def test_what_is_lost_on_the_way_does_not_fill_the_window_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hand_over, "WINDOW_BYTES", PAGE_BYTES * len(KEYS))
+    sender = Sender(*KEYS)
+    sender.open()
+    sender.end()
+    sender.outgoing.over("d", 7)
+    assert sender.outgoing.idle
+    sender.open(job=2, ticket=8)
+    assert len(sender.sent) == 2 * len(KEYS)
+
+
+def test_a_receiver_that_is_gone_is_sent_nothing_more() -> None:
+    sender = Sender()
+    sender.open()
+    sender.outgoing.forget("d")
+    sender.computed(*KEYS)
+    sender.end()
+    assert sender.posted == []
+    assert sender.outgoing.idle
+
+
+def test_a_page_that_has_left_the_store_meanwhile_is_left_out() -> None:
+    sender = Sender(*KEYS)
+    sender.store.host.clear()
+    fill(sender.store, KEYS[0], KEYS[2])
+    sender.outgoing.open(SendPages(1, 7, "d", (KEYS[0], KEYS[2])))
+    sender.store.host.clear()
+    fill(sender.store, KEYS[2])
+    sender.outgoing.pump()
+    sender.end()
+    assert sender.sent == [KEYS[2]]
+    assert isinstance(sender.posted[-1][1], PagesEnd)
+
+
+def test_what_was_expected_is_kept_once() -> None:
+    incoming = Incoming(kept := store())
+    incoming.expect(7, KEYS[:2])
+    assert incoming.keep(handed(*KEYS[:2])) == KEYS[:2]
+    assert incoming.keep(handed(*KEYS[:2])) == ()
+    assert incoming.end(7) == 2
+    assert all(key in kept for key in KEYS[:2])
+    assert incoming.idle
+
+
+BAD = {
+    "damaged": lambda message: msgspec.structs.replace(message, data=message.data ^ np.uint8(1)),
+    "under another's key": lambda message: msgspec.structs.replace(message, keys=message.keys[::-1]),
+    "of a ticket that is over": lambda message: msgspec.structs.replace(message, ticket=8),
+    "not asked for": lambda message: handed(*KEYS[4:6]),
+    "of another size": lambda message: msgspec.structs.replace(message, data=message.data[:, :-1]),
+    "of another kind": lambda message: msgspec.structs.replace(message, data=message.data.astype(np.int32)),
+    "without rows": lambda message: msgspec.structs.replace(message, data=message.data[:0]),
+    "without sums": lambda message: msgspec.structs.replace(message, sums=()),
+}
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_nothing_is_kept_that_is(how: str) -> None:
+    incoming = Incoming(kept := store())
+    incoming.expect(7, KEYS[:2])
+    assert incoming.keep(BAD[how](handed(*KEYS[:2]))) == ()
+    assert (len(kept.host), incoming.refused) == (0, 2)
+
+
+def test_the_whole_pages_of_a_message_are_kept_beside_a_damaged_one() -> None:
+    incoming = Incoming(kept := store())
+    incoming.expect(7, KEYS[:3])
+    message = handed(*KEYS[:3])
+    message.data[1, 5] ^= 1
+    assert incoming.keep(message) == (KEYS[0], KEYS[2])
+    assert KEYS[1] not in kept
+
+
+def test_nothing_is_kept_of_a_ticket_that_was_given_up() -> None:
+    incoming = Incoming(store())
+    incoming.expect(7, KEYS)
+    incoming.unexpect(7)
+    assert incoming.keep(handed(*KEYS[:2])) == ()
+    assert incoming.end(7) is None
