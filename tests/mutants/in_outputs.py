@@ -219,6 +219,6 @@ OUTPUTS = (
         "embedded_once",
         "",
         "A request that has got its vector is said to have run to its length.",
-        Edit(Loop._prefilled, "Cause.EMBEDDED if info.sampling.embed else Cause.LENGTH", "Cause.LENGTH"),
+        Edit(Loop._prefilled, "Cause.EMBEDDED if info.sampling.embed else self.requests.prompt_cause", "Cause.LENGTH"),
     ),
 )
