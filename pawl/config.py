@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import difflib
 import os
-import types
-import typing
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Union
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, field
@@ -22,6 +20,7 @@ from msgspec.structs import force_setattr
 from pawl.features import server
 from pawl.gpu.folders import cache_folder
 from pawl.loops.versions import DEFAULT_VERSION, VersionName
+from pawl.settings import Setting, settings_of
 
 GROUPS = {
     "model": "what is served, and with which arithmetic",
@@ -241,49 +240,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return values | {name: "***" for name in ("api_key", "admin_api_key") if values[name] is not None}
 
 
-class Setting(NamedTuple):
-    """One setting as flags and help show it."""
-
-    name: str
-    group: str
-    description: str
-    kind: type
-    """bool, int, float or str."""
-    choices: tuple[str, ...] | None
-    default: Any
-    several: bool = False
-    """Whether it may be given several times."""
-    together: bool = False
-    """Whether one flag may have several values."""
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-
 @cache
 def all_settings() -> tuple[Setting, ...]:
     """Every setting of `ServerConfig`, in the order of its definition."""
-    hints = typing.get_type_hints(ServerConfig, include_extras=True)
-    return tuple(
-        _setting(info.name, hints[info.name], None if info.default is msgspec.NODEFAULT else info.default)
-        for info in msgspec.structs.fields(ServerConfig)
-    )
-
-
-def _setting(name: str, annotation: Any, default: Any) -> Setting:
-    inner, *metas = typing.get_args(annotation)
-    meta = metas[-1]  # nested annotations are flattened: the outermost comes last
-    if typing.get_origin(inner) in (Union, types.UnionType):
-        inner = next(part for part in typing.get_args(inner) if part is not type(None))
-    if typing.get_origin(inner) is Annotated:
-        inner = typing.get_args(inner)[0]
-    several = typing.get_origin(inner) is tuple
-    if several:
-        inner = typing.get_args(typing.get_args(inner)[0])[0]
-    choices = typing.get_args(inner) if typing.get_origin(inner) is Literal else meta.extra.get("choices")
-    group, together, kind = meta.extra["group"], meta.extra.get("together", False), str if choices else inner
-    return Setting(name, group, meta.description, kind, choices, default, several, together)
+    return settings_of(ServerConfig)
 
 
 def read_file(path: Path) -> dict[str, Any]:

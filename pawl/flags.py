@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pawl.aliases import ALIASES, TAKEN, VALUES, Alias
-from pawl.config import GROUPS, ServerConfig, Setting, all_settings, build_config
+from pawl.config import GROUPS, ServerConfig, all_settings, build_config
+from pawl.settings import Setting
 
 THEIRS = "flags of SGLang and vLLM"
 

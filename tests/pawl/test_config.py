@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pawl.build.parts import check_settings, make_loop_config
-from pawl.config import GROUPS, ConfigError, ServerConfig, Setting, all_settings, build_config
+from pawl.config import GROUPS, ConfigError, ServerConfig, all_settings, build_config
 from pawl.flags import add_flags, config_from
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import POLICIES
 from pawl.memory.prefix.order import POLICIES as EVICTION_POLICIES
 from pawl.memory.prefix.select import CACHES, CORES
+from pawl.settings import Setting
 
 
 def parse(*words: str) -> ServerConfig:
