@@ -96,23 +96,31 @@ def select_backend(
         reason = "its sums run in an order that depends on the batch, so it cannot be deterministic; native can"
         raise BackendUnavailable("torch", reason)
     if requested == "torch":
-        return torch_decoder(config)(config, weights, kv, threads=threads, rank=rank)
+        return _torch(config, weights, kv, threads, rank)
     wanted = requested
     if wanted == "auto":
         wanted = "native" if kv.data.device.type == "cpu" else "triton"
     try:
-        if rank is not None:
-            raise BackendUnavailable(wanted, "its kernels do not share a model out among ranks; torch does")
         if wanted == "triton":
+            if rank is not None:
+                raise BackendUnavailable(wanted, "its kernels do not share a model out among ranks; torch does")
             _check_triton(kv)
             return triton_backend()(config, weights, kv, threads=threads, deterministic=deterministic)
         _check_native(kv)
-        return native_backend()(config, weights, kv, threads=threads)
+        return native_backend()(config, weights, kv, threads=threads, rank=rank)
     except BackendUnavailable as error:
         if requested != "auto" or deterministic:
             raise
         log.info("plain torch instead of compiled kernels", reason=error.reason)
-        return torch_decoder(config)(config, weights, kv, threads=threads, rank=rank)
+        return _torch(config, weights, kv, threads, rank)
+
+
+def _torch(
+    config: ModelConfig, weights: MutableMapping[str, Tensor], kv: KvStore, threads: int, rank: Rank | None
+) -> Backend:
+    if rank is not None and rank.shard.gathers:
+        raise BackendUnavailable("torch", "its ranks add up what they compute, and these have parts of another kind")
+    return torch_decoder(config)(config, weights, kv, threads=threads, rank=rank)
 
 
 def _check_native(kv: KvStore) -> None:

@@ -23,11 +23,13 @@ struct Refused {
 enum class AdaptedProduct : int32_t { kQkv = 0, kOutput = 1, kGateUp = 2, kDown = 3 };
 constexpr int kAdaptedProducts = 4;
 
+// Inputs are whole rows; outputs are those that the decoder has itself.
 struct AdapterSizes {
-    int64_t layers, hidden, queries, mixed, inner;
+    int64_t layers, hidden, queries, inner;
+    int64_t own_mixed, own_hidden, own_inner;
     bool operator==(const AdapterSizes& other) const {
-        return layers == other.layers && hidden == other.hidden && queries == other.queries && mixed == other.mixed &&
-               inner == other.inner;
+        return layers == other.layers && hidden == other.hidden && queries == other.queries && inner == other.inner &&
+               own_mixed == other.own_mixed && own_hidden == other.own_hidden && own_inner == other.own_inner;
     }
     int64_t inputs(AdaptedProduct product) const {
         return product == AdaptedProduct::kOutput ? queries : product == AdaptedProduct::kDown ? inner : hidden;
@@ -76,12 +78,12 @@ public:
         const auto* from = static_cast<const Stored*>(expand);
         if (which == AdaptedProduct::kGateUp) {
             // Gate and up alternate panel by panel, as in the MLP's own matrix.
-            low.expand = Matrix<Element>(2 * padded(sizes.inner), rank);
+            low.expand = Matrix<Element>(2 * padded(sizes.own_inner), rank);
             low.spans.resize(size_t(low.expand.panels));
-            place(low, from, sizes.inner, 0, 2);
-            place(low, from + sizes.inner * rank, sizes.inner, kPanel, 2);
+            place(low, from, sizes.own_inner, 0, 2);
+            place(low, from + sizes.own_inner * rank, sizes.own_inner, kPanel, 2);
         } else {
-            const int64_t outputs = which == AdaptedProduct::kQkv ? sizes.mixed : sizes.hidden;
+            const int64_t outputs = which == AdaptedProduct::kQkv ? sizes.own_mixed : sizes.own_hidden;
             low.expand = Matrix<Element>(outputs, rank);
             low.spans.resize(size_t(low.expand.panels));
             place(low, from, outputs, 0, 1);

@@ -1,7 +1,7 @@
 """The decoder in compiled kernels, on the CPU: a whole step is one call.
 
 Bitwise independent of the schedule: a row's logits do not depend on what it is batched with, on how its prompt was
-chunked, on where its pages lie, or on the number of threads.
+chunked, on where its pages lie, or on the number of threads and ranks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig, Rope, weight_shapes
 from pawl.gpu.models.switches import check_switches
 from pawl.gpu.native.adapters import NativeAdapter, handles
-from pawl.gpu.native.bindings import Inputs, Library, Shape, load_library
+from pawl.gpu.native.bindings import Inputs, Library, Part, Shape, load_library
 from pawl.gpu.native.build import NativeUnavailable
+from pawl.gpu.native.ranks import Joined
+from pawl.gpu.parallel.rank import Rank
+from pawl.gpu.parallel.shard import Shard
+from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.weights.checks import is_norm
 
 
@@ -39,24 +43,34 @@ class NativeBackend:
     greedy_masks = True
 
     def __init__(
-        self, config: ModelConfig, weights: MutableMapping[str, Tensor], kv: KvStore, *, threads: int | None = None
+        self,
+        config: ModelConfig,
+        weights: MutableMapping[str, Tensor],
+        kv: KvStore,
+        *,
+        threads: int | None = None,
+        rank: Rank | None = None,
     ) -> None:
-        """Takes `weights` over (see `pawl.gpu.backend`); `threads` defaults to the processors there are.
+        """Takes `weights` over (see `pawl.gpu.backend`); `threads` defaults to the processors there are. With `rank`,
+        config, weights and store are those of its shard, which gathers.
 
-        Raises BackendUnavailable, with `weights` untouched, when the kernels cannot be had, or do not fit the store
-        or the model.
+        Raises BackendUnavailable, with `weights` untouched, when the kernels cannot be had, or do not fit the store,
+        the model or the ranks.
         """
         check_switches(self.name, config, self.switches)
         self._library = _library_for(config, kv)
         self.config = config
         self.kv = kv
         self.threads = threads or available_threads()
+        self._shapes = weight_shapes(config) if rank is None else rank.shard.shapes
+        self.rank = rank
+        self._joined = None if rank is None else _joined(rank)
         handle = ctypes.c_void_p()
-        _raise_unavailable(_create(self._library, config, kv, self.threads, handle))
+        _raise_unavailable(_create(self._library, config, kv, self.threads, rank, handle))
         self._decoder = handle
         self.close = weakref.finalize(self, self._library.destroy, handle)
         """Frees the weights and ends the threads; also done when the backend is collected. Nothing works afterwards."""
-        for name in weight_shapes(config):
+        for name in self._shapes:
             self._load(name, weights.pop(name))
 
     @property
@@ -84,7 +98,7 @@ class NativeBackend:
 
     def named_weights(self) -> Mapping[str, Tensor]:
         """See `Backend.named_weights`; each is a copy, made when it is asked for."""
-        return _Unpacked(self)
+        return _Unpacked(self, self._shapes)
 
     def weight(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A copy of the weight of this canonical name and shape."""
@@ -119,7 +133,7 @@ class NativeBackend:
         greedy: int | None = None,
         hidden: int | None = None,
     ) -> None:
-        if not self.close.alive:
+        if not self.close.alive or not (self._joined is None or self._joined.leave.alive):
             raise RefusedInputs("the backend is closed")
         num_slots, pages_per_slot = inputs.page_table.shape
         adapters = None if inputs.adapters is None else handles(inputs.adapters)
@@ -157,15 +171,17 @@ class NativeBackend:
             raise RefusedInputs("page table and window table differ in shape")
         message = self._library.forward(self._decoder, ctypes.byref(step))
         if message is not None:
+            if self._joined is not None:
+                self._joined.check()
             raise RefusedInputs(message.decode())
 
 
 class _Unpacked(Mapping[str, Tensor]):
     """The weights of a backend, which keeps them in the order in which its kernels read them."""
 
-    def __init__(self, backend: NativeBackend) -> None:
+    def __init__(self, backend: NativeBackend, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._backend = backend
-        self._shapes = weight_shapes(backend.config)
+        self._shapes = shapes
 
     def __getitem__(self, name: str) -> Tensor:
         return self._backend.weight(name, self._shapes[name])
@@ -196,8 +212,20 @@ def _check_store(config: ModelConfig, data: Tensor, num_layers: int, num_pages: 
         raise NativeUnavailable(f"keys and values of shape {tuple(data.shape)} where {expected} is needed")
 
 
-def _create(library: Library, config: ModelConfig, kv: KvStore, threads: int, handle: ctypes.c_void_p) -> bytes | None:
+def _joined(rank: Rank) -> Joined:
+    if rank.joined is None or not rank.shard.gathers:
+        raise NativeUnavailable("its ranks gather what they multiply, in memory that they share")
+    return rank.joined
+
+
+def _create(
+    library: Library, config: ModelConfig, kv: KvStore, threads: int, rank: Rank | None, handle: ctypes.c_void_p
+) -> bytes | None:
     """Make an empty decoder behind `handle`; None, or what went wrong."""
+    shard = Shard(config, Topology(), 0, gathers=True) if rank is None else rank.shard
+    held = np.zeros((config.num_layers, config.experts.count if config.experts else 0), np.int32)
+    for layer in range(config.num_layers):
+        held[layer, list(shard.held(layer))] = 1
     ropes: list[Rope] = list(dict.fromkeys(config.rope_of(layer) for layer in range(config.num_layers)))
     windows = np.array([window or 0 for window in config.windows], np.int32)
     rope_of_layer = np.array([ropes.index(config.rope_of(layer)) for layer in range(config.num_layers)], np.int32)
@@ -222,6 +250,17 @@ def _create(library: Library, config: ModelConfig, kv: KvStore, threads: int, ha
         expert_size=experts.size if experts else 0,
         normalised_shares=experts.normalised if experts else 0,
         inverse_frequencies=_pointer(frequencies),
+        heads=_part(shard.heads),
+        kv_heads=_part(shard.groups),
+        columns=_part(shard.outputs),
+        inner=_part(shard.columns(config.intermediate_size)),
+        vocabulary=_part(shard.vocabulary),
+        expert_inner=_part(shard.expert_columns(experts.size if experts else 0)),
+        expert_columns=_part(shard.expert_outputs),
+        held_experts=_pointer(held),
+        ranks=None if rank is None or rank.joined is None else rank.joined.handle,
+        num_heads=shard.whole.num_heads,
+        num_kv_heads=shard.whole.num_kv_heads,
         **{name: getattr(config, name) for name in _COPIED},
     )
     message: bytes | None = library.create(ctypes.byref(shape), ctypes.byref(handle))
@@ -232,8 +271,6 @@ _COPIED = (
     "vocab_size",
     "hidden_size",
     "num_layers",
-    "num_heads",
-    "num_kv_heads",
     "head_dim",
     "intermediate_size",
     "qkv_bias",
@@ -245,6 +282,10 @@ _COPIED = (
     "query_scale",
 )
 """Fields that a ModelConfig and a Shape have under the same name."""
+
+
+def _part(columns: range) -> Part:
+    return Part(columns.start, len(columns))
 
 
 def _raise_unavailable(message: bytes | None) -> None:

@@ -6,15 +6,21 @@ A call into the library releases the interpreter lock, so that a whole step runs
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 
 from pawl.gpu.native.build import NativeUnavailable, build
 
 
+class Part(ctypes.Structure):
+    """`pawl::Part`: what a rank has of some heads, columns or outputs."""
+
+    _fields_ = (("begin", c_int32), ("count", c_int32))
+
+
 class Shape(ctypes.Structure):
-    """`pawl::Shape`: the model's numbers, and pointers. Of those only `kv` and `window_kv` are kept."""
+    """`pawl::Shape`: the model's numbers, and pointers. Of those only `kv`, `window_kv` and `ranks` are kept."""
 
     _fields_ = (
         *(
@@ -53,6 +59,20 @@ class Shape(ctypes.Structure):
         ("rope_of_layer", c_void_p),
         ("expert_layers", c_void_p),
         ("inverse_frequencies", c_void_p),
+        *(
+            (name, Part)
+            for name in (
+                "heads",
+                "kv_heads",
+                "columns",
+                "inner",
+                "vocabulary",
+                "expert_inner",
+                "expert_columns",
+            )
+        ),
+        ("held_experts", c_void_p),
+        ("ranks", c_void_p),
     )
 
 
@@ -105,6 +125,15 @@ class Library:
         self.forward.argtypes, self.forward.restype = (c_void_p, POINTER(Inputs)), c_char_p
         self.destroy = loaded.pawl_native_destroy
         self.destroy.argtypes, self.destroy.restype = (c_void_p,), None
+        self.join = loaded.pawl_native_join
+        self.join.argtypes = (c_char_p, c_uint64, c_int32, c_int32, c_double, POINTER(c_void_p))
+        self.join.restype = c_char_p
+        self.lost = loaded.pawl_native_lost
+        self.lost.argtypes, self.lost.restype = (c_void_p,), c_char_p
+        self.meet = loaded.pawl_native_meet
+        self.meet.argtypes, self.meet.restype = (c_void_p, c_int64), c_char_p
+        self.leave = loaded.pawl_native_leave
+        self.leave.argtypes, self.leave.restype = (c_void_p,), None
         self.make_adapter = loaded.pawl_native_make_adapter
         self.make_adapter.argtypes, self.make_adapter.restype = (c_void_p, POINTER(c_void_p)), c_char_p
         self.load_adapter = loaded.pawl_native_load_adapter

@@ -17,6 +17,11 @@
 //     said      [p][hidden]         float32, what the experts add, before it is weighted
 //
 // Rows are padded to a multiple of 32 elements; the padding stays zero from end to end.
+//
+// With ranks (`communicator.h`) a decoder has some heads, some columns of every other product, some of the vocabulary.
+// Rows of `attended`, `inner`, `branch` and `said` are then whole, each column written by the rank that has it, in memory
+// that all share; the other buffers are a rank's own, and `mixed` and `queries` have its heads only. Every product sums
+// over all of its depth where its output is, so that no sum depends on how many ranks there are.
 #pragma once
 
 #include <limits>
@@ -26,11 +31,18 @@
 
 #include "adapter.h"
 #include "attention.h"
+#include "communicator.h"
 #include "matrix.h"
 #include "pool.h"
 #include "rows.h"
 
 namespace pawl {
+
+// Those that a rank has of some heads, columns or outputs; all of them where there is one rank.
+struct Part {
+    int32_t begin, count;
+    bool has(int64_t index) const { return index >= begin && index < begin + count; }
+};
 
 // As in the Python side's `_Shape`; every field is 4 or 8 bytes wide and naturally aligned.
 struct Shape {
@@ -45,6 +57,13 @@ struct Shape {
     const int32_t* rope_of_layer;     // [layers]
     const int32_t* expert_layers;     // [layers], 1: has experts
     const float* inverse_frequencies; // [num_ropes][head_dim / 2]
+    // Parts begin at multiples of 32, but those of heads.
+    Part heads, kv_heads;             // whole groups
+    Part columns;                     // of hidden: outputs of the output projection and of an MLP
+    Part inner, vocabulary;
+    Part expert_inner, expert_columns;
+    const int32_t* held_experts;      // [layers][experts], 1: this rank has a share of it
+    Communicator* ranks;              // null: there is one rank; outlives the decoder
 };
 
 struct Inputs {
@@ -98,7 +117,9 @@ constexpr int kStores = 2;
 template <class Element>
 struct Mlp {
     Mlp() = default;
-    Mlp(int64_t hidden, int64_t inner) : gate_up(2 * padded(inner), hidden), down(hidden, inner) {}
+    // `inner` of its `whole` inner columns, `columns` of its outputs.
+    Mlp(int64_t hidden, int64_t inner, int64_t whole, int64_t columns)
+        : gate_up(2 * padded(inner), hidden), down(columns, whole) {}
     Matrix<Element> gate_up, down;
 };
 
@@ -120,14 +141,20 @@ class RowBuffer {
 public:
     explicit RowBuffer(int64_t stride) : stride(stride) {}
     int64_t stride;
-    Value* row(int64_t index) const { return memory_.template as<Value>() + index * stride; }
+    Value* row(int64_t index) const { return data_ + index * stride; }
     void reserve(int64_t rows) {
-        if (rows <= rows_) return;
+        const int64_t bytes = rows * stride * int64_t(sizeof(Value));
+        // Another decoder may have had it grow.
+        if (ranks_ != nullptr) data_ = static_cast<Value*>(ranks_->reserve(buffer_, bytes));
+        if (ranks_ != nullptr || rows <= rows_) return;
         rows_ = 0;   // also where there is no memory for more
         memory_ = Memory();
-        memory_ = Memory(rows * stride * int64_t(sizeof(Value)));
+        memory_ = Memory(bytes);
+        data_ = memory_.template as<Value>();
         rows_ = rows;
     }
+    // Lie in this buffer of the ranks from now on.
+    void share(Communicator* ranks, int buffer) { ranks_ = ranks, buffer_ = buffer; }
     // Make rows at least this long; what they held is gone.
     void widen(int64_t wanted) {
         if (wanted <= stride) return;
@@ -137,7 +164,10 @@ public:
 
 private:
     int64_t rows_ = 0;
+    Value* data_ = nullptr;
     Memory memory_;
+    Communicator* ranks_ = nullptr;
+    int buffer_ = 0;
 };
 
 // Which adapter each of some rows goes through.
@@ -207,7 +237,7 @@ private:
     void plan_adapters(const Inputs& inputs);
     void find_runs(AdaptedRows<Element>& rows) const;
     AdapterSizes sizes() const;
-    int num_phases() const { return 6 + int(layers_.size()) * 18; }
+    int num_phases(const Inputs& inputs) const;
 
     // step.h: run by every thread of the pool.
     void walk(Walk& walk, const Inputs& inputs);
@@ -215,11 +245,16 @@ private:
     void attend(Walk& walk, const Inputs& inputs, int64_t index);
     void keep_wanted(Walk& walk, const Inputs& inputs);
     void finish_layer(Walk& walk, int64_t index, int64_t rows, const AdaptedRows<Element>& adapted);
-    void score(Walk& walk, const Inputs& inputs);
+    void score(Walk& walk, const Inputs& inputs);   // head.h
+    void score_block(Walk& walk, const Inputs& inputs, int64_t first, int64_t rows, float* logits);
+    void choose(Walk& walk, const Inputs& inputs);
+    // All ranks have come here: what they wrote before may be read. Nothing where there is one.
+    void meet(Walk& walk);
+    void begin_together(Walk& walk);
     void prepare_heads(const Layer<Element>& layer, const Inputs& inputs, int64_t row);
     template <int kPanels, class Epilogue>
     void product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
-                 const Beside* beside, Epilogue&& epilogue);
+                 const Beside* beside, Epilogue&& epilogue, int64_t start = 0);
     template <int kPanels, class Epilogue>
     void multiply_block(const RowBuffer<Unit>& from, int64_t first, int64_t count, const Matrix<Element>& weights,
                         int64_t begin, int64_t end, const Beside* beside, Epilogue&& epilogue);
@@ -232,11 +267,14 @@ private:
     // experts.h: run by every thread of the pool.
     void mix_experts(Walk& walk, int64_t index, int64_t rows);
     void choose_experts(int64_t row);
-    void group_by_expert(int64_t rows, int64_t* counts);
+    void group_by_expert(int64_t index, int64_t rows, int64_t* counts);
     template <int kPanels, class Pick, class Epilogue>
     void expert_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Layer<Element>& layer,
-                        Pick&& pick, Epilogue&& epilogue);
+                        int64_t panels, Pick&& pick, Epilogue&& epilogue);
     int64_t pairs(int64_t rows) const { return rows * shape_.experts_per_row; }
+    bool holds(int64_t layer, int64_t expert) const {
+        return held_experts_[size_t(layer * shape_.num_experts + expert)] != 0;
+    }
 
     void place(Layer<Element>& layer);
     // Copy a weight to its place, or from there: of `from` and `to` one is null.
@@ -246,18 +284,27 @@ private:
         const int32_t* table = store == 0 ? inputs.page_table : inputs.window_table;
         return table == nullptr ? nullptr : table + slot * inputs.pages_per_slot;
     }
-    int64_t token_stride() const { return int64_t(shape_.num_kv_heads) * shape_.head_dim; }
-    int64_t query_size() const { return int64_t(shape_.num_heads) * shape_.head_dim; }
-    int64_t group() const { return shape_.num_heads / shape_.num_kv_heads; }
+    // Elements of this rank's key heads, of its query heads, and of those of all ranks.
+    int64_t token_stride() const { return int64_t(shape_.kv_heads.count) * shape_.head_dim; }
+    int64_t query_size() const { return int64_t(shape_.heads.count) * shape_.head_dim; }
+    int64_t attended_size() const { return int64_t(shape_.num_heads) * shape_.head_dim; }
+    int64_t first_attended() const { return int64_t(shape_.heads.begin) * shape_.head_dim; }
+    bool lost() const { return ranks_ != nullptr && ranks_->lost(); }
+    // Whether what a product adds to the stream stands in `branch` first.
+    bool apart() const { return ranks_ != nullptr || shape_.sandwich_norms; }
+    int64_t group() const { return shape_.heads.count / shape_.kv_heads.count; }
     Unit* queries(int64_t kv_head, int64_t row) const {
         return queries_.row(0) + (kv_head * query_rows_ + row) * group() * units<Element>(shape_.head_dim);
     }
 
     Shape shape_;
+    Communicator* const ranks_;   // null: there is one rank
+    uint32_t met_ = 0;            // meetings before this step
     Pool pool_;
     Store stores_[kStores];
     std::vector<Layer<Element>> layers_;
     std::vector<float> inverse_frequencies_;
+    std::vector<int32_t> held_experts_;           // [layers][experts]
     Matrix<Element> embedding_, head_;
     Vector final_norm_;
     std::vector<Attention<Element>> attention_;   // one for each thread
@@ -266,9 +313,10 @@ private:
     std::vector<int32_t> row_segment_;            // [t]
     int64_t* expert_counts_ = nullptr;            // of this step, or null
     std::vector<Choice> choices_;                 // [t][experts of a row]
-    std::vector<int64_t> row_of_pair_;            // [p]
     std::vector<Block> blocks_;                   // of this layer's pairs
     RowBuffer<float> hidden_, mixed_, branch_, angles_, said_;
+    RowBuffer<Best> bests_;      // [rank][logit row], where there are ranks
+    RowBuffer<float> scored_;    // [logit rows of two blocks][vocab], the same
     AdaptedRows<Element> adapted_, adapted_wanted_;   // of all rows, and of those whose logits are wanted
     RowBuffer<Unit> normed_, queries_, attended_, inner_, gathered_, shrunk_;
     int64_t query_rows_ = 0;

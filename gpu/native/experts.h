@@ -38,7 +38,7 @@ void Decoder<Element>::choose_experts(int64_t row) {
 
 // Give each (row, expert) pair its place: experts in order, within an expert rows in order.
 template <class Element>
-void Decoder<Element>::group_by_expert(int64_t rows, int64_t* counts) {
+void Decoder<Element>::group_by_expert(int64_t index, int64_t rows, int64_t* counts) {
     std::vector<int64_t> next(size_t(shape_.num_experts) + 1);
     for (int64_t i = 0; i < pairs(rows); ++i) ++next[size_t(choices_[size_t(i)].expert) + 1];
     for (int32_t expert = 0; counts != nullptr && expert < shape_.num_experts; ++expert)
@@ -47,13 +47,12 @@ void Decoder<Element>::group_by_expert(int64_t rows, int64_t* counts) {
     for (int32_t expert = 0; expert < shape_.num_experts; ++expert) {
         const int64_t first = next[size_t(expert)], end = first + next[size_t(expert) + 1];
         next[size_t(expert) + 1] = end;
-        for (int64_t begin = first; begin < end; begin += kRowBlock)
+        for (int64_t begin = first; holds(index, expert) && begin < end; begin += kRowBlock)
             blocks_.push_back(Block{begin, std::min(kRowBlock, end - begin), expert});
     }
     for (int64_t i = 0; i < pairs(rows); ++i) {
         Choice& choice = choices_[size_t(i)];
         choice.pair = next[size_t(choice.expert)]++;
-        row_of_pair_[size_t(choice.pair)] = i / shape_.experts_per_row;
     }
 }
 
@@ -61,10 +60,10 @@ void Decoder<Element>::group_by_expert(int64_t rows, int64_t* counts) {
 template <class Element>
 template <int kPanels, class Pick, class Epilogue>
 void Decoder<Element>::expert_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows,
-                                      const Layer<Element>& layer, Pick&& pick, Epilogue&& epilogue) {
+                                      const Layer<Element>& layer, int64_t panels, Pick&& pick, Epilogue&& epilogue) {
     // An expert has at most one block that is not full.
     const int64_t most = std::min<int64_t>(shape_.num_experts, pairs(rows)) + pairs(rows) / kRowBlock;
-    const Shares shares(pick(layer.mlps[0]).panels / kPanels, most, threads());
+    const Shares shares(panels / kPanels, most, threads());
     walk.phase(most * shares.count, [&](int64_t task) {
         if (task / shares.count >= int64_t(blocks_.size())) return;
         const Block& block = blocks_[size_t(task / shares.count)];
@@ -84,20 +83,30 @@ void Decoder<Element>::mix_experts(Walk& walk, int64_t index, int64_t rows) {
             std::memcpy(mixed_.row(row + i) + panel * kPanel, out[0] + i * kPanel, kPanel * sizeof(float));
     });
     walk.phase(rows, [&](int64_t row) { choose_experts(row); });
-    walk.phase(1, [&](int64_t) { group_by_expert(rows, counts); });
-    walk.phase(pairs(rows), [&](int64_t pair) {
-        const Unit* from = normed_.row(row_of_pair_[size_t(pair)]);
-        std::memcpy(gathered_.row(pair), from, size_t(normed_.stride) * sizeof(Unit));
+    walk.phase(1, [&](int64_t) { group_by_expert(index, rows, counts); });
+    walk.phase(pairs(rows), [&](int64_t i) {
+        const Choice& choice = choices_[size_t(i)];
+        if (!holds(index, choice.expert)) return;
+        const Unit* from = normed_.row(i / shape_.experts_per_row);
+        std::memcpy(gathered_.row(choice.pair), from, size_t(normed_.stride) * sizeof(Unit));
     });
+    const Part &inner = shape_.expert_inner, &columns = shape_.expert_columns;
     expert_product<2>(
-        walk, gathered_, rows, layer, [](const Mlp<Element>& mlp) -> const auto& { return mlp.gate_up; },
-        [&](int64_t row, int num, int64_t pair, auto& out) { store_gated(row, num, pair, out[0], out[1]); });
+        walk, gathered_, rows, layer, 2 * padded(inner.count) / kPanel,
+        [](const Mlp<Element>& mlp) -> const auto& { return mlp.gate_up; },
+        [&](int64_t row, int num, int64_t pair, auto& out) {
+            store_gated(row, num, inner.begin / kPanel + pair, out[0], out[1]);
+        });
+    meet(walk);
     expert_product<1>(
-        walk, inner_, rows, layer, [](const Mlp<Element>& mlp) -> const auto& { return mlp.down; },
+        walk, inner_, rows, layer, padded(columns.count) / kPanel,
+        [](const Mlp<Element>& mlp) -> const auto& { return mlp.down; },
         [&](int64_t row, int num, int64_t panel, auto& out) {
             for (int i = 0; i < num; ++i)
-                std::memcpy(said_.row(row + i) + panel * kPanel, out[0] + i * kPanel, kPanel * sizeof(float));
+                std::memcpy(said_.row(row + i) + columns.begin + panel * kPanel, out[0] + i * kPanel,
+                            kPanel * sizeof(float));
         });
+    meet(walk);
     walk.phase(rows, [&](int64_t row) {
         const Choice* choices = &choices_[size_t(pairs(row))];
         float* hidden = hidden_.row(row);

@@ -61,6 +61,30 @@ const char* pawl_native_forward(pawl::AnyDecoder* decoder, const pawl::Inputs* i
 
 void pawl_native_destroy(pawl::AnyDecoder* decoder) { delete decoder; }
 
+const char* pawl_native_join(const char* path, uint64_t life, int32_t rank, int32_t ranks, double timeout_s,
+                             pawl::Communicator** joined) {
+    return guarded([&] { *joined = new pawl::Communicator(path, life, rank, ranks, timeout_s); });
+}
+
+// Why ranks were lost, after which no step can be computed any more; null: they were not.
+const char* pawl_native_lost(const pawl::Communicator* joined) {
+    return guarded([&] {
+        if (joined->lost()) throw pawl::Refused{joined->reason()};
+    });
+}
+
+// Meet all others `times` times.
+const char* pawl_native_meet(pawl::Communicator* joined, int64_t times) {
+    for (int64_t i = 0; i < times; ++i) {
+        const uint32_t number = joined->met() + 1;
+        joined->arrive();
+        joined->wait(number);
+    }
+    return pawl_native_lost(joined);
+}
+
+void pawl_native_leave(pawl::Communicator* joined) { delete joined; }
+
 const char* pawl_native_make_adapter(const pawl::AnyDecoder* decoder, pawl::AnyAdapter** adapter) {
     return guarded([&] { *adapter = decoder->make_adapter().release(); });
 }

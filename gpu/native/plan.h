@@ -2,44 +2,59 @@
 #pragma once
 
 #include "experts.h"
+#include "head.h"
 
 namespace pawl {
 
 template <class Element>
 Decoder<Element>::Decoder(const Shape& shape)
     : shape_(shape),
+      ranks_(shape.ranks),
       pool_(shape.threads),
       stores_{{shape.kv, shape.num_pages}, {shape.window_kv, shape.num_window_pages}},
       layers_(size_t(shape.num_layers)),
       inverse_frequencies_(shape.inverse_frequencies,
                            shape.inverse_frequencies + int64_t(shape.num_ropes) * (shape.head_dim / 2)),
-      head_(shape.vocab_size, shape.hidden_size),
+      held_experts_(shape.held_experts, shape.held_experts + int64_t(shape.num_layers) * shape.num_experts),
+      head_(shape.vocabulary.count, shape.hidden_size),
       final_norm_(shape.hidden_size),
       hidden_(padded(shape.hidden_size)),
       mixed_(padded(std::max<int64_t>(query_size() + 2 * token_stride(), shape.num_experts))),
       branch_(padded(shape.hidden_size)),
       angles_(int64_t(shape.num_ropes) * shape.head_dim),
       said_(padded(shape.hidden_size)),
+      bests_(1),
+      scored_(shape.vocab_size),
       // Strides that are no power of two, so that rows of a tile do not fall into the same cache set.
       normed_(units<Element>(padded(shape.hidden_size)) + 16),
       queries_(units<Element>(query_size())),
-      attended_(units<Element>(padded(query_size())) + 16),
+      attended_(units<Element>(padded(attended_size())) + 16),
       inner_(units<Element>(padded(std::max(shape.intermediate_size, shape.expert_size))) + 16),
       gathered_(normed_.stride),
       shrunk_(0) {
     const int64_t hidden = shape.hidden_size, mixed = query_size() + 2 * token_stride(), head = shape.head_dim;
-    if (!shape.tied_embeddings) embedding_ = Matrix<Element>(shape.vocab_size, hidden);
+    for (const Part& part : {shape.columns, shape.inner, shape.vocabulary, shape.expert_inner, shape.expert_columns})
+        if (part.count > 0 && part.begin % kPanel != 0) throw Refused{"a rank's columns do not begin at a multiple of 32"};
+    attended_.share(ranks_, 0), inner_.share(ranks_, 1), branch_.share(ranks_, 2), said_.share(ranks_, 3);
+    scored_.share(ranks_, 4), bests_.share(ranks_, 5);
+    if (!shape.tied_embeddings) embedding_ = Matrix<Element>(shape.vocabulary.count, hidden);
     for (int64_t index = 0; index < shape.num_layers; ++index) {
         Layer<Element>& layer = layers_[size_t(index)];
         layer.window = shape.windows[index];
         layer.rope = shape.rope_of_layer[index];
         place(layer);
         layer.qkv = Matrix<Element>(mixed, hidden);
-        layer.output = Matrix<Element>(hidden, query_size());
+        layer.output = Matrix<Element>(shape.columns.count, attended_size());
         layer.routed = shape.num_experts > 0 && shape.expert_layers[index] != 0;
         if (layer.routed) layer.router = Matrix<Element>(shape.num_experts, hidden);
-        for (int i = 0; i < (layer.routed ? shape.num_experts : 1); ++i)
-            layer.mlps.emplace_back(hidden, layer.routed ? shape.expert_size : shape.intermediate_size);
+        if (!layer.routed)
+            layer.mlps.emplace_back(hidden, shape.inner.count, shape.intermediate_size, shape.columns.count);
+        for (int i = 0; layer.routed && i < shape.num_experts; ++i) {
+            layer.mlps.emplace_back();
+            if (holds(index, i))
+                layer.mlps.back() =
+                    Mlp<Element>(hidden, shape.expert_inner.count, shape.expert_size, shape.expert_columns.count);
+        }
         layer.input_norm = Vector(hidden);
         layer.mlp_norm = Vector(hidden);
         if (shape.qkv_bias) layer.bias = Vector(mixed);
@@ -47,7 +62,7 @@ Decoder<Element>::Decoder(const Shape& shape)
         if (shape.sandwich_norms) layer.attention_norm = Vector(hidden), layer.after_mlp_norm = Vector(hidden);
     }
     for (int thread = 0; thread < shape.threads; ++thread)
-        attention_.emplace_back(group(), shape.num_kv_heads, head, shape.page_size, shape.query_scale);
+        attention_.emplace_back(group(), shape.kv_heads.count, head, shape.page_size, shape.query_scale);
 }
 
 // Give the layer the next pages of its store.
@@ -86,7 +101,7 @@ void Decoder<Element>::move_weight(int index, const std::string& name, const voi
                 held[i] = Element::widen(static_cast<const Stored*>(from)[i]);
         }
     };
-    const int64_t hidden = shape_.hidden_size, vocab = shape_.vocab_size;
+    const int64_t hidden = shape_.hidden_size, vocab = shape_.vocabulary.count;
     const int64_t query = query_size(), kv = token_stride();
     if (name == "lm_head.weight") return matrix(head_, vocab, hidden);
     if (name == "model.embed_tokens.weight")
@@ -103,7 +118,7 @@ void Decoder<Element>::move_weight(int index, const std::string& name, const voi
     if (name == "self_attn.v_proj.bias") return bias(layer.bias, query + kv, kv);
     if (name == "self_attn.q_norm.weight") return norm(layer.query_norm);
     if (name == "self_attn.k_norm.weight") return norm(layer.key_norm);
-    if (name == "self_attn.o_proj.weight") return matrix(layer.output, hidden, query);
+    if (name == "self_attn.o_proj.weight") return matrix(layer.output, shape_.columns.count, attended_size());
     if (layer.routed && name == "mlp.gate.weight") return matrix(layer.router, shape_.num_experts, hidden);
     if (name.rfind("mlp.", 0) == 0) {
         // "mlp.up_proj.weight", or "mlp.experts.7.up_proj.weight"
@@ -113,12 +128,15 @@ void Decoder<Element>::move_weight(int index, const std::string& name, const voi
         const int64_t expert = named ? std::atoll(name.c_str() + experts.size()) : 0;
         require(named == layer.routed && dot != std::string::npos && expert >= 0 && expert < int64_t(layer.mlps.size()));
         const std::string part = name.substr(dot + 1);
-        const int64_t inner = layer.routed ? shape_.expert_size : shape_.intermediate_size;
+        require(!layer.routed || holds(index, expert));
+        const int64_t whole = layer.routed ? shape_.expert_size : shape_.intermediate_size;
+        const int64_t inner = (layer.routed ? shape_.expert_inner : shape_.inner).count;
+        const int64_t columns = (layer.routed ? shape_.expert_columns : shape_.columns).count;
         Mlp<Element>& mlp = layer.mlps[size_t(expert)];
         // Gate and up alternate panel by panel, so that one task has both.
         if (part == "gate_proj.weight") return matrix(mlp.gate_up, inner, hidden, 0, 2);
         if (part == "up_proj.weight") return matrix(mlp.gate_up, inner, hidden, kPanel, 2);
-        if (part == "down_proj.weight") return matrix(mlp.down, hidden, inner);
+        if (part == "down_proj.weight") return matrix(mlp.down, columns, whole);
     }
     if (name == "post_attention_layernorm.weight")
         return norm(shape_.sandwich_norms ? layer.attention_norm : layer.mlp_norm);
@@ -177,8 +195,8 @@ void Decoder<Element>::check(const Inputs& inputs) const {
 
 template <class Element>
 AdapterSizes Decoder<Element>::sizes() const {
-    return {int64_t(layers_.size()), shape_.hidden_size, query_size(), query_size() + 2 * token_stride(),
-            shape_.intermediate_size};
+    return {int64_t(layers_.size()),           shape_.hidden_size,   attended_size(), shape_.intermediate_size,
+            query_size() + 2 * token_stride(), shape_.columns.count, shape_.inner.count};
 }
 
 // Rows that a task of an adapter's first product takes together.
@@ -217,13 +235,16 @@ template <class Element>
 void Decoder<Element>::plan(const Inputs& inputs) {
     const int64_t rows = inputs.num_tokens;
     for (RowBuffer<float>* buffer : {&hidden_, &mixed_, &angles_}) buffer->reserve(rows);
-    if (shape_.sandwich_norms) branch_.reserve(rows);
+    if (apart()) branch_.reserve(rows);
     for (RowBuffer<Unit>* buffer : {&normed_, &queries_, &attended_, &inner_}) buffer->reserve(rows);
     if (shape_.num_experts > 0) {
         said_.reserve(pairs(rows));
         for (RowBuffer<Unit>* buffer : {&gathered_, &inner_}) buffer->reserve(pairs(rows));
         choices_.resize(size_t(pairs(rows)));
-        row_of_pair_.resize(size_t(pairs(rows)));
+    }
+    if (ranks_ != nullptr) {
+        if (inputs.logits != nullptr) scored_.reserve(std::min<int64_t>(2 * kRowBlock, inputs.num_logits));
+        if (inputs.greedy != nullptr) bests_.reserve(ranks_->ranks * int64_t(inputs.num_logits));
     }
     query_rows_ = rows;
     segments_.clear();
@@ -235,9 +256,9 @@ void Decoder<Element>::plan(const Inputs& inputs) {
         const int64_t first = inputs.offsets[segment], length = inputs.lengths[segment];
         std::fill_n(row_segment_.begin() + first, length, int32_t(segment));
         const int64_t slot = inputs.slots[segment];
-        const int64_t heads = length == 1 && whole_rows ? shape_.num_kv_heads : 1;
+        const int64_t heads = length == 1 && whole_rows ? shape_.kv_heads.count : 1;
         for (int64_t done = 0; done < length; done += most)
-            for (int64_t head = 0; head < shape_.num_kv_heads; head += heads)
+            for (int64_t head = 0; head < shape_.kv_heads.count; head += heads)
                 segments_.push_back(Segment{first + done, inputs.starts[segment] + done, std::min(most, length - done),
                                             {table_row(inputs, 0, slot), table_row(inputs, 1, slot)}, head, heads});
     }
@@ -250,12 +271,40 @@ void Decoder<Element>::plan(const Inputs& inputs) {
                  Best{-std::numeric_limits<float>::infinity(), 0});
 }
 
+// What ranks of one step agree on, in one number (FNV-1a over words).
+inline uint64_t digest_of(const Inputs& inputs) {
+    uint64_t digest = 14695981039346656037u;
+    const auto add = [&](const int32_t* values, int64_t count) {
+        for (int64_t i = 0; i < count; ++i) digest = (digest ^ uint32_t(values[i])) * 1099511628211u;
+    };
+    const int32_t sizes[] = {inputs.num_tokens,
+                             inputs.num_segments,
+                             inputs.num_logits,
+                             (inputs.logits != nullptr) + 2 * (inputs.greedy != nullptr),
+                             inputs.expert_counts != nullptr};
+    add(sizes, 5), add(inputs.tokens, inputs.num_tokens), add(inputs.positions, inputs.num_tokens);
+    add(inputs.slots, inputs.num_segments), add(inputs.offsets, inputs.num_segments + 1);
+    add(inputs.logit_rows, inputs.num_logits);
+    return digest;
+}
+
 template <class Element>
 void Decoder<Element>::forward(const Inputs& inputs) {
+    if (lost()) throw Refused{ranks_->reason()};
     check(inputs);
-    plan(inputs);
+    try {
+        plan(inputs);
+    } catch (const std::bad_alloc&) {
+        if (ranks_ != nullptr) ranks_->give_up(ranks_->rank, "no memory for a step of this size");
+        throw;
+    }
     expert_counts_ = inputs.expert_counts;
-    pool_.run(num_phases(), [&](Walk& walk) { this->walk(walk, inputs); });
+    if (ranks_ != nullptr) {
+        met_ = ranks_->met();
+        ranks_->say_step(digest_of(inputs));
+    }
+    pool_.run(num_phases(inputs), [&](Walk& walk) { this->walk(walk, inputs); });
+    if (lost()) throw Refused{ranks_->reason()};
 }
 
 }  // namespace pawl

@@ -5,18 +5,19 @@
 #endif
 
 namespace pawl {
-namespace {
 
-// About 20 microseconds: longer than most waits inside a step, shorter than a time slice given up.
-constexpr int kSpins = 600;
-
-inline void relax() {
+void relax() {
 #if defined(__x86_64__) || defined(__i386__)
     _mm_pause();
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
 }
+
+namespace {
+
+// About 20 microseconds: longer than most waits inside a step, shorter than a time slice given up.
+constexpr int kSpins = 600;
 
 template <class Condition>
 inline void spin_until(Condition&& holds) {

@@ -27,6 +27,7 @@ public:
     Walk(PhaseCounter* first, int thread) : thread(thread), next_(first) {}
 
     const int thread;
+    uint32_t meetings = 0;   // with other ranks, so far
 
     // Run work(0) .. work(tasks - 1), each once, by any thread; returns when all of them are done and visible.
     template <class Work>
@@ -48,6 +49,9 @@ private:
 
     PhaseCounter* next_;
 };
+
+// Tell the core that this thread waits for another.
+void relax();
 
 class Pool {
 public:

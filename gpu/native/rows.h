@@ -32,6 +32,11 @@ void normalise(const float* row, const float* weight, int64_t size, float epsilo
         Element::store_narrow(out + i, load<Floats>(row + i) * scale * load<Floats>(weight + i));
 }
 
+// row += branch
+inline void add(float* row, const float* branch, int64_t size) {
+    for (int64_t i = 0; i < padded(size); i += kLanes) store(row + i, load<Floats>(row + i) + load<Floats>(branch + i));
+}
+
 // row += RMSNorm(branch)
 inline void add_normalised(float* row, const float* branch, const float* weight, int64_t size, float epsilon) {
     const Floats scale = all(norm_scale(branch, size, epsilon));

@@ -14,7 +14,7 @@ constexpr int64_t kTasksPerThread = 12;
 struct Shares {
     Shares(int64_t items, int64_t blocks, int64_t threads) : items(items) {
         const int64_t wanted = std::max<int64_t>(1, threads * kTasksPerThread / std::max<int64_t>(1, blocks));
-        size = (items + wanted - 1) / wanted;
+        size = std::max<int64_t>(1, (items + wanted - 1) / wanted);
         count = (items + size - 1) / size;
     }
     int64_t begin(int64_t share) const { return share * size; }
@@ -52,13 +52,13 @@ void Decoder<Element>::multiply_block(const RowBuffer<Unit>& from, int64_t first
 template <class Element>
 template <int kPanels, class Epilogue>
 void Decoder<Element>::product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
-                               const Beside* beside, Epilogue&& epilogue) {
+                               const Beside* beside, Epilogue&& epilogue, int64_t start) {
     if (beside != nullptr) shrink(walk, from, *beside);
     const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
     const Shares shares(weights.panels / kPanels, blocks, threads());
     walk.phase(blocks * shares.count, [&](int64_t task) {
         const int64_t first = task / shares.count * kRowBlock, share = task % shares.count;
-        multiply_block<kPanels>(from, first, std::min(kRowBlock, rows - first), weights, shares.begin(share),
+        multiply_block<kPanels>(from, start + first, std::min(kRowBlock, rows - first), weights, shares.begin(share),
                                 shares.end(share), beside, epilogue);
     });
 }
@@ -103,19 +103,41 @@ void Decoder<Element>::expand(const Beside& beside, int64_t row, int num, int64_
 template <class Element>
 void Decoder<Element>::add_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows,
                                    const Matrix<Element>& weights, const Beside* beside, const Vector& norm) {
-    const bool normed = norm.size > 0;
+    const bool apart = this->apart();
     product<1>(walk, from, rows, weights, beside, [&](int64_t row, int num, int64_t panel, auto& out) {
         for (int i = 0; i < num; ++i)
             for (int c = 0; c < kPanel; c += kLanes) {
-                float* to = (normed ? branch_ : hidden_).row(row + i) + panel * kPanel + c;
+                float* to = (apart ? branch_ : hidden_).row(row + i) + shape_.columns.begin + panel * kPanel + c;
                 const Floats value = load<Floats>(out[0] + i * kPanel + c);
-                store(to, normed ? value : load<Floats>(to) + value);
+                store(to, apart ? value : load<Floats>(to) + value);
             }
     });
-    if (!normed) return;
+    if (!apart) return;
+    meet(walk);
     walk.phase(rows, [&](int64_t row) {
+        if (norm.size == 0) return add(hidden_.row(row), branch_.row(row), shape_.hidden_size);
         add_normalised(hidden_.row(row), branch_.row(row), norm.data(), shape_.hidden_size, shape_.norm_epsilon);
     });
+}
+
+template <class Element>
+int Decoder<Element>::num_phases(const Inputs& inputs) const {
+    return 16 + int(layers_.size()) * 20 + 3 * int(inputs.num_logits / kRowBlock);
+}
+
+template <class Element>
+void Decoder<Element>::meet(Walk& walk) {
+    if (ranks_ == nullptr) return;
+    walk.phase(1, [&](int64_t) { ranks_->arrive(); });
+    ranks_->wait(met_ + ++walk.meetings);
+}
+
+// Nobody writes what another may still read of the step before; and all compute the same one.
+template <class Element>
+void Decoder<Element>::begin_together(Walk& walk) {
+    if (ranks_ == nullptr) return;
+    meet(walk);
+    walk.phase(1, [&](int64_t) { ranks_->compare_steps(); });
 }
 
 template <class Element>
@@ -123,11 +145,13 @@ void Decoder<Element>::embed(Walk& walk, const Inputs& inputs) {
     const Matrix<Element>& table = shape_.tied_embeddings ? head_ : embedding_;
     const int64_t half = shape_.head_dim / 2;
     walk.phase(inputs.num_tokens, [&](int64_t row) {
-        float* hidden = hidden_.row(row);
-        table.read_output(inputs.tokens[row], shape_.hidden_size, hidden);
-        for (int64_t i = 0; i < shape_.hidden_size; ++i) hidden[i] *= shape_.embedding_scale;
-        // The row was another request's: what is not a number there would reach this one through the padding.
-        std::fill(hidden + shape_.hidden_size, hidden + hidden_.stride, 0.0f);
+        if (shape_.vocabulary.has(inputs.tokens[row])) {
+            float* hidden = (ranks_ == nullptr ? hidden_ : branch_).row(row);
+            table.read_output(inputs.tokens[row] - shape_.vocabulary.begin, shape_.hidden_size, hidden);
+            for (int64_t i = 0; i < shape_.hidden_size; ++i) hidden[i] *= shape_.embedding_scale;
+            // The row was another request's: what is not a number there would reach this one through the padding.
+            std::fill(hidden + shape_.hidden_size, hidden + hidden_.stride, 0.0f);
+        }
         for (int64_t rope = 0; rope < shape_.num_ropes; ++rope) {
             float* cosines = angles_.row(row) + rope * shape_.head_dim;
             for (int64_t i = 0; i < half; ++i) {
@@ -137,12 +161,17 @@ void Decoder<Element>::embed(Walk& walk, const Inputs& inputs) {
             }
         }
     });
+    if (ranks_ == nullptr) return;
+    meet(walk);
+    walk.phase(inputs.num_tokens, [&](int64_t row) {
+        std::memcpy(hidden_.row(row), branch_.row(row), size_t(hidden_.stride) * 4);
+    });
 }
 
 // One row of `mixed`: norm and turn the query and key heads; queries for attention, key and value into their page.
 template <class Element>
 void Decoder<Element>::prepare_heads(const Layer<Element>& layer, const Inputs& inputs, int64_t row) {
-    const int64_t size = shape_.head_dim, heads = shape_.num_heads, kv_heads = shape_.num_kv_heads;
+    const int64_t size = shape_.head_dim, heads = shape_.heads.count, kv_heads = shape_.kv_heads.count;
     float* mixed = mixed_.row(row);
     const float* angles = angles_.row(row) + layer.rope * size;
     const int64_t position = inputs.positions[row];
@@ -187,7 +216,7 @@ void Decoder<Element>::attend(Walk& walk, const Inputs& inputs, int64_t index) {
     walk.phase(int64_t(segments_.size()), [&](int64_t task) {
         const Segment& segment = segments_[size_t(task)];
         const int64_t head = segment.kv_head * shape_.head_dim;
-        Stored* output = reinterpret_cast<Stored*>(attended_.row(segment.first_row)) + head * group();
+        Stored* output = reinterpret_cast<Stored*>(attended_.row(segment.first_row)) + first_attended() + head * group();
         attention_[size_t(walk.thread)].run(
             AttentionTask<Element>{queries(segment.kv_head, segment.first_row), queries(1, 0) - queries(0, 0), output,
                                    attended_.stride * Element::kPerUnit, layer.keys + head, layer.values + head,
@@ -204,7 +233,8 @@ void Decoder<Element>::keep_wanted(Walk& walk, const Inputs& inputs) {
             const int64_t row = inputs.logit_rows[i];
             if (row == i) continue;
             std::memcpy(hidden_.row(i), hidden_.row(row), size_t(hidden_.stride) * 4);
-            std::memcpy(attended_.row(i), attended_.row(row), size_t(attended_.stride) * 4);
+            const auto own = [&](int64_t of) { return reinterpret_cast<Stored*>(attended_.row(of)) + first_attended(); };
+            std::memcpy(own(i), own(row), size_t(query_size()) * sizeof(Stored));
         }
     });
 }
@@ -216,6 +246,7 @@ void Decoder<Element>::finish_layer(Walk& walk, int64_t index, int64_t rows, con
     const Beside output{adapted, index, AdaptedProduct::kOutput}, gate_up{adapted, index, AdaptedProduct::kGateUp},
         down{adapted, index, AdaptedProduct::kDown};
     const bool beside = !adapted.runs.empty();
+    meet(walk);
     add_product(walk, attended_, rows, layer.output, beside ? &output : nullptr, layer.attention_norm);
     walk.phase(rows, [&](int64_t row) {
         normalise<Element>(hidden_.row(row), layer.mlp_norm.data(), shape_.hidden_size, shape_.norm_epsilon,
@@ -224,8 +255,9 @@ void Decoder<Element>::finish_layer(Walk& walk, int64_t index, int64_t rows, con
     if (layer.routed) return mix_experts(walk, index, rows);
     const Mlp<Element>& mlp = layer.mlps[0];
     product<2>(walk, normed_, rows, mlp.gate_up, beside ? &gate_up : nullptr, [&](int64_t row, int num, int64_t pair, auto& out) {
-        store_gated(row, num, pair, out[0], out[1]);
+        store_gated(row, num, shape_.inner.begin / kPanel + pair, out[0], out[1]);
     });
+    meet(walk);
     add_product(walk, inner_, rows, mlp.down, beside ? &down : nullptr, layer.after_mlp_norm);
 }
 
@@ -241,57 +273,9 @@ void Decoder<Element>::store_gated(int64_t row, int num, int64_t pair, const flo
         }
 }
 
-// Final norm, and head: logits, or the token of the largest one; or the normed rows alone.
-template <class Element>
-void Decoder<Element>::score(Walk& walk, const Inputs& inputs) {
-    const int64_t rows = inputs.num_logits, panels = (shape_.vocab_size + kPanel - 1) / kPanel;
-    static_assert(kPanel == 32);
-    walk.phase(rows, [&](int64_t row) {
-        normalise<Element>(hidden_.row(row), final_norm_.data(), shape_.hidden_size, shape_.norm_epsilon,
-                           normed_.row(row));
-        if (inputs.hidden == nullptr) return;
-        const auto* normed = reinterpret_cast<const Stored*>(normed_.row(row));
-        float* to = inputs.hidden + row * shape_.hidden_size;
-        for (int64_t i = 0; i < shape_.hidden_size; ++i) to[i] = Element::widen(normed[i]);
-    });
-    if (inputs.hidden != nullptr) return;
-    product<1>(walk, normed_, rows, head_, nullptr, [&](int64_t row, int num, int64_t panel, auto& out) {
-        const int64_t first = panel * kPanel, count = std::min<int64_t>(kPanel, shape_.vocab_size - first);
-        for (int i = 0; i < num; ++i) {
-            const float* scores = out[0] + i * kPanel;
-            if (inputs.logits != nullptr) {
-                std::memcpy(inputs.logits + (row + i) * shape_.vocab_size + first, scores, size_t(count) * 4);
-                continue;
-            }
-            Best& best = best_[size_t(walk.thread * rows + row + i)];
-            // Nearly no panel holds a new best: look at its largest first. A number less itself is 0 if it is finite.
-            Floats highest = load<Floats>(scores), nothing = highest - highest;
-            for (int c = kLanes; c < kPanel; c += kLanes) {
-                const Floats value = load<Floats>(scores + c);
-                highest = maximum(highest, value);
-                nothing = nothing + (value - value);
-            }
-            if (sum_of_lanes(nothing) != 0.0f) best = Best{std::numeric_limits<float>::infinity(), kNoToken};
-            // A panel has a word of its mask to itself.
-            uint32_t allowed = inputs.masks == nullptr ? ~0u : inputs.masks[(row + i) * panels + panel];
-            if (allowed == 0 || maximum_of_lanes(highest) < best.logit) continue;
-            for (int64_t c = 0; c < count; ++c, allowed >>= 1)
-                if (allowed & 1) best = better(best, Best{scores[c], int32_t(first + c)});
-        }
-    });
-    if (inputs.greedy == nullptr) return;
-    walk.phase(1, [&](int64_t) {
-        for (int64_t row = 0; row < rows; ++row) {
-            Best best = best_[size_t(row)];
-            for (int64_t thread = 1; thread < threads(); ++thread)
-                best = better(best, best_[size_t(thread * rows + row)]);
-            inputs.greedy[row] = best.token;
-        }
-    });
-}
-
 template <class Element>
 void Decoder<Element>::walk(Walk& walk, const Inputs& inputs) {
+    begin_together(walk);
     embed(walk, inputs);
     const int64_t last = int64_t(layers_.size()) - 1;
     for (int64_t index = 0; index < last; ++index) {

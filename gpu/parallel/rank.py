@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pawl.gpu.native.ranks import Joined
 from pawl.gpu.parallel.communicator import Communicator
 from pawl.gpu.parallel.shard import Shard
 
@@ -13,3 +14,5 @@ class Rank(NamedTuple):
 
     shard: Shard
     communicator: Communicator
+    joined: Joined | None = None
+    """Where the compiled CPU kernels meet, in place of the communicator, whose shards gather."""

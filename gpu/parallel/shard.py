@@ -1,14 +1,17 @@
 """What a rank has of a model: which rows or columns of which weight, as plain arithmetic.
 
     q, k, v and their biases     rows of its heads, in whole groups of the query heads that share a key head
-    o                            columns of its heads
-    gate, up                     rows of its inner width         down    columns of it
+    o                            columns of its heads            or rows, its outputs
+    gate, up                     rows of its inner width         down    columns of it, or rows, its outputs
     embedding, head              rows of its part of the vocabulary
     experts                      its own, whole or their rows and columns
     norms, routers               all
 
 9 heads in 3 groups are 6 and 3 for two ranks. What the ranks compute from `o`, `down`, experts and the embedding is
 added up; logits are put beside each other. Nothing else of a step differs between them.
+
+Where what is multiplied is gathered instead (`Shard.gathers`), nothing is added up: every rank sees whole rows, and has
+rows of all weights.
 """
 
 from __future__ import annotations
@@ -37,6 +40,10 @@ _EXPERT = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.")
 _OF_HEADS = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}
 _OF_INNER = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
 """Module -> the axis of heads, or of the inner width."""
+_GATHERED = ("o_proj", "down_proj")
+"""Modules that would add up over ranks."""
+PANEL = 32
+"""Columns that the compiled kernels compute together: where ranks gather, a part begins at a multiple of it."""
 
 
 class Cut(NamedTuple):
@@ -44,6 +51,10 @@ class Cut(NamedTuple):
 
     axis: int
     kept: range
+
+    def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
+        """Of what is kept of a weight of this shape."""
+        return tuple(len(self.kept) if axis == self.axis else size for axis, size in enumerate(whole))
 
 
 def even_placement(config: ModelConfig, parts: int) -> Placement:
@@ -66,6 +77,8 @@ class Shard:
     """The rank's number in its tensor group."""
     placement: Placement = ()
     """Empty: `even_placement`."""
+    gathers: bool = False
+    """Whether ranks gather what they multiply, and do not add up what comes of it: the compiled CPU kernels do."""
 
     def __post_init__(self) -> None:
         check_shares(self.whole, self.topology)
@@ -77,6 +90,12 @@ class Shard:
         """Its key heads."""
         return shared_out(self.whole.num_kv_heads, self.topology.tensor)[self.tensor]
 
+    @property
+    def heads(self) -> range:
+        """Its query heads: those of its key heads."""
+        group = self.whole.num_heads // self.whole.num_kv_heads
+        return range(self.groups.start * group, self.groups.stop * group)
+
     @cached_property
     def vocabulary(self) -> range:
         """Its rows of the embedding and of the head."""
@@ -85,7 +104,29 @@ class Shard:
     @cached_property
     def vocabularies(self) -> tuple[range, ...]:
         """Those of all ranks."""
-        return shared_out(self.whole.vocab_size, self.topology.tensor)
+        return self._shared(self.whole.vocab_size, self.topology.tensor)
+
+    @property
+    def outputs(self) -> range:
+        """Where ranks gather: its outputs of the output projection and of an MLP."""
+        return self.columns(self.whole.hidden_size)
+
+    @property
+    def expert_outputs(self) -> range:
+        """The same, of an expert that it has."""
+        return self.expert_columns(self.whole.hidden_size)
+
+    def columns(self, size: int) -> range:
+        """Its part of so many columns that all ranks share out."""
+        return self._shared(size, self.topology.tensor)[self.tensor]
+
+    def expert_columns(self, size: int) -> range:
+        """Its part of so many columns of an expert that it has."""
+        _, number = self.topology.expert_place(self.tensor)
+        return self._shared(size, self.topology.tensor // self.topology.expert)[number]
+
+    def _shared(self, total: int, parts: int) -> tuple[range, ...]:
+        return shared_out(total, parts, PANEL if self.gathers else 1)
 
     def held(self, layer: int) -> tuple[int, ...]:
         """The experts of this layer that it has, rising."""
@@ -100,28 +141,20 @@ class Shard:
     @cached_property
     def config(self) -> ModelConfig:
         """The model as this rank computes it: fewer heads, less inner width, fewer words. Layers of experts have as
-        many as before, for the router chooses among all."""
-        whole, experts = self.whole, self.whole.experts
+        many as before, for the router chooses among all. Where ranks gather it has fewer heads, and sees all else."""
+        whole = msgspec.structs.replace(self.whole, num_heads=len(self.heads), num_kv_heads=len(self.groups))
+        if self.gathers:
+            return whole
+        experts = whole.experts
         if experts is not None:
-            experts = msgspec.structs.replace(experts, size=len(self._expert_columns))
+            experts = msgspec.structs.replace(experts, size=len(self.expert_columns(experts.size)))
         return msgspec.structs.replace(
             whole,
             vocab_size=len(self.vocabulary),
-            num_heads=len(self.groups) * (whole.num_heads // whole.num_kv_heads),
-            num_kv_heads=len(self.groups),
-            intermediate_size=len(self._columns(whole.intermediate_size)),
+            intermediate_size=len(self.columns(whole.intermediate_size)),
             experts=experts,
-            operation=None if whole.operation is None else whole.operation.narrowed(self._columns),
+            operation=None if whole.operation is None else whole.operation.narrowed(self.columns),
         )
-
-    def _columns(self, inner: int) -> range:
-        return shared_out(inner, self.topology.tensor)[self.tensor]
-
-    @cached_property
-    def _expert_columns(self) -> range:
-        assert self.whole.experts is not None
-        _, number = self.topology.expert_place(self.tensor)
-        return shared_out(self.whole.experts.size, self.topology.tensor // self.topology.expert)[number]
 
     # ---- weights ----
 
@@ -130,6 +163,12 @@ class Shard:
         """Of each weight that it has, by canonical name: which part; None: all of it."""
         shapes = weight_shapes(self.whole)
         return {name: self._cut(name, shape) for name, shape in shapes.items() if self._holds(name)}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those of the parts that it has, by canonical name."""
+        whole = weight_shapes(self.whole)
+        return {name: whole[name] if cut is None else cut.shape(whole[name]) for name, cut in self.cuts.items()}
 
     def cut(self, name: str, tensor: Tensor) -> Tensor | None:
         """The rank's part of a weight of the whole model, a copy where it is less than that; None where it has none of
@@ -149,14 +188,14 @@ class Shard:
         *_, module, _ = name.split(".")
         if module in ("embed_tokens", "lm_head"):
             return Cut(0, self.vocabulary)
+        if self.gathers and module in _GATHERED:
+            return Cut(0, self.expert_outputs if _EXPERT.match(name) else self.outputs)
         if module in _OF_HEADS:
-            width = self.whole.head_dim
-            if module in ("q_proj", "o_proj"):
-                width *= self.whole.num_heads // self.whole.num_kv_heads
-            return Cut(_OF_HEADS[module], range(self.groups.start * width, self.groups.stop * width))
+            width, heads = self.whole.head_dim, self.heads if module in ("q_proj", "o_proj") else self.groups
+            return Cut(_OF_HEADS[module], range(heads.start * width, heads.stop * width))
         if module in _OF_INNER:
             axis = _OF_INNER[module]
-            return Cut(axis, self._expert_columns if _EXPERT.match(name) else self._columns(shape[axis]))
+            return Cut(axis, (self.expert_columns if _EXPERT.match(name) else self.columns)(shape[axis]))
         return None
 
     def adapter(self, adapter: Adapter) -> Adapter:

@@ -66,8 +66,9 @@ ALONE = Topology()
 """One rank."""
 
 
-def shared_out(total: int, parts: int) -> tuple[range, ...]:
-    """`total` things for `parts`, in order and as evenly as they go: the first have one more."""
-    each, more = divmod(total, parts)
-    ends = [part * each + min(part, more) for part in range(parts + 1)]
+def shared_out(total: int, parts: int, unit: int = 1) -> tuple[range, ...]:
+    """`total` things for `parts`, in order and as evenly as they go, in whole units but for the last: the first parts
+    have one unit more, and where there are too few units the last have none."""
+    each, more = divmod(-(-total // unit), parts)
+    ends = [min(total, unit * (part * each + min(part, more))) for part in range(parts + 1)]
     return tuple(map(range, ends, ends[1:]))
