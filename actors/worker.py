@@ -34,7 +34,7 @@ log = structlog.get_logger("pawl.worker")
 
 
 class Worker(Actor):
-    """Runs steps on one runner. A device that works asynchronously has one step queued behind the running one."""
+    """Runs steps on one runner. As many as its depth says are launched before the oldest is waited for."""
 
     accepts = ToWorker | PagesToWorker | Swap | MoveMemory | Ask
 
@@ -76,8 +76,9 @@ class Worker(Actor):
                 self.runner.reset()
                 self._mover.reset(next_save)
 
-    def settled(self) -> None:
-        self._collect(0)
+    def settled(self) -> bool:
+        self._collect(max(len(self._launched) - 1, 0))
+        return bool(self._launched)
 
     def spares(self, message: Any, error: Exception) -> bool:
         """Steps that are not answered are lost. Answering one twice does no harm: the scheduler takes the first."""
@@ -159,7 +160,7 @@ class Worker(Actor):
             self._collect(0)
             self._lose(batch.step, error)
             return
-        self._collect(1 if self.runner.asynchronous else 0)
+        self._collect(self.runner.depth)
 
     def _collect(self, leave: int) -> None:
         """Answer launched steps, oldest first, until `leave` are left."""

@@ -68,8 +68,9 @@ class CountsExperts(Protocol):
 class StepRunner(Protocol[Launched]):
     """Runs steps in the order they are launched, and copies pages out and in between them."""
 
-    asynchronous: bool
-    """Whether `launch` returns before the step is computed: then one more is launched before the first is collected."""
+    depth: int
+    """Steps that may be on their way when one more is launched, before the oldest is collected: 0 where `launch`
+    computes the step, 1 on a device that works asynchronously, as many as there are stages in a pipeline."""
 
     @property
     def experts(self) -> CountsExperts | None:

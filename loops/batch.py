@@ -5,6 +5,7 @@ Segments of decoding requests come as one array and stay one; prefill segments a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -58,6 +59,10 @@ class ScheduledBatch(NamedTuple):
     @property
     def step(self) -> int:
         return self.batch.step
+
+    @property
+    def decoding_rows(self) -> Indices:
+        return self.rows[: len(self.rows) - len(self.prefills)]
 
     def row_of_slot(self, fresh: Bools) -> dict[int, int]:
         """Of the segments that are `fresh`."""
@@ -122,8 +127,10 @@ class Applied(NamedTuple):
 class BatchBuilder:
     """The step being planned. Empty until segments are added."""
 
-    def __init__(self, transaction: Transaction, table: RequestTable) -> None:
+    def __init__(self, transaction: Transaction, table: RequestTable, ahead: Sequence[Indices] = ()) -> None:
         self.transaction = transaction
+        self.ahead = ahead
+        """Rows of the steps in flight, oldest first."""
         self._table = table
         self.decode_rows: Indices = _NO_ROWS
         self.decode_slots: Indices = _NO_ROWS

@@ -212,7 +212,8 @@ class Loop:
         for companion in self.companions:
             companion.planning(now)
         transaction = self.memory.ledger.begin()
-        self.planning = builder = BatchBuilder(transaction, self.table)
+        ahead = [scheduled.rows for scheduled in self.in_flight]
+        self.planning = builder = BatchBuilder(transaction, self.table, ahead)
         failure: Exception | None = None
         try:
             self.planner.plan(builder)
@@ -259,6 +260,8 @@ class Loop:
         counters.cached_tokens = cached
         self.planning = self.launching = None
         counters.steps += 1
+        if self.pacing.stages > 1:
+            self.queues.had_turns(scheduled.decoding_rows)
         for companion in self.companions:
             companion.launching(scheduled)
         self.effects.launch(scheduled)

@@ -10,6 +10,7 @@ from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.states import Cause, State
 from pawl.loops.admission import Admission, next_chunk
 from pawl.loops.batch import BatchBuilder
+from pawl.loops.pacing import Pacing
 from pawl.loops.queues import Queues
 from pawl.loops.speculation import Drafter
 from pawl.memory.arrays import Indices, Int32s
@@ -38,7 +39,14 @@ class UnifiedPlanner:
     name = "unified"
 
     def __init__(
-        self, queues: Queues, admission: Admission, limits: Limits, *, mixed: bool, drafter: Drafter | None = None
+        self,
+        queues: Queues,
+        admission: Admission,
+        limits: Limits,
+        *,
+        pacing: Pacing,
+        mixed: bool,
+        drafter: Drafter | None = None,
     ) -> None:
         """Without a `drafter` there are no drafts."""
         self.queues = queues
@@ -46,6 +54,7 @@ class UnifiedPlanner:
         self.admission = admission
         self.lookahead = admission.lookahead
         self.limits = limits
+        self.pacing = pacing
         self.mixed = mixed
 
     def plan(self, builder: BatchBuilder) -> None:
@@ -84,23 +93,27 @@ class UnifiedPlanner:
         return budget
 
     def _decode(self, builder: BatchBuilder) -> None:
-        """One token for each decoding request that can still have one."""
+        """One token for each decoding request of the next micro-batch that can still have one."""
         queues, table, memory = self.queues, self.queues.table, self.queues.memory
-        rows = queues.decoding
+        everybody = queues.decoding
+        if not len(everybody):
+            return
+        slots = table.slot[everybody]
+        starts = memory.page_table.length[slots]
+        more = starts < table.max_length[everybody]
+        if np.count_nonzero(more) < len(everybody):
+            everybody = everybody[more]
+        rows = self.pacing.micro_batch(everybody, builder.ahead)
         if not len(rows):
             return
-        slots = table.slot[rows]
-        starts = memory.page_table.length[slots]
-        more = starts < table.max_length[rows]
-        if np.count_nonzero(more) < len(rows):
-            rows, slots, starts = rows[more], slots[more], starts[more]
-            if not len(rows):
-                return
+        if len(rows) < len(slots):
+            slots = table.slot[rows]
+            starts = memory.page_table.length[slots]
         if self._speculate(builder, rows, slots, starts):
             return
         entries = memory.extend(builder.transaction, slots, starts + 1)
         if entries is None:
-            rows = self._squeeze(builder, rows)
+            rows = self.pacing.micro_batch(self._squeeze(builder, everybody), builder.ahead)
             if not len(rows):
                 return
             slots = table.slot[rows]

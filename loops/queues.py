@@ -39,7 +39,8 @@ class Queues:
         self.prefilling: dict[int, None] = {}
         """Rows with known tokens that no step computes yet, in order of admission."""
         self.decoding: Indices = np.empty(0, np.intp)
-        """Rows all of whose known tokens are computed or in flight."""
+        """Rows all of whose known tokens are computed or in flight. Through several stages: in the order of their
+        turns."""
         self._admissions = 0
 
     # ---- views ----
@@ -131,6 +132,11 @@ class Queues:
         """The last known token of the row is in this step: from the next one on it decodes."""
         del self.prefilling[row]
         self.decoding = np.concatenate((self.decoding, np.array((row,), np.intp)))
+
+    def had_turns(self, rows: Indices) -> None:
+        """These decoding rows are in the step that is launched: behind all others they wait for their next."""
+        if len(rows) < len(self.decoding):
+            self.decoding = np.concatenate((self.decoding[~np.isin(self.decoding, rows)], rows))
 
     # ---- verbs that are final ----
 

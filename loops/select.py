@@ -20,7 +20,7 @@ from pawl.loops.handing_over import HandingOver
 from pawl.loops.limits import LimitKeeper
 from pawl.loops.loop import Loop
 from pawl.loops.lower_tiers import LowerTiers
-from pawl.loops.pacing import PACINGS, Pacing
+from pawl.loops.pacing import PACINGS
 from pawl.loops.planner import UnifiedPlanner
 from pawl.loops.policy import POLICIES
 from pawl.loops.queues import Queues
@@ -59,6 +59,8 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     lookahead: int = 64
     """Output tokens promised to a running request beyond those it has. Less admits more and retracts more."""
     pacing: str = "overlap"
+    stages: int = 1
+    """Of a pipeline: parts of the model, one after the other, each of which computes a step of its own."""
     mixed: bool = True
     policy: str = "fcfs"
     cache: str = "radix"
@@ -108,7 +110,7 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
     # One step may still name a row after its request has ended: rows for those, and for one refusal at a time.
     table = RequestTable(2 * config.max_running + config.max_queued + 1, memory.max_context)
     queues = Queues(table, memory)
-    pacing: Pacing = PACINGS[config.pacing]()
+    pacing = PACINGS[config.pacing](config.stages)
     limits = LimitKeeper(config.limits)
     adapters = None
     if config.max_loras:
@@ -124,7 +126,7 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
     drafter = None
     if config.speculation is not None:
         drafter = Drafter(table, config.speculation, most=min(config.prefill_chunk, config.speculation.max_positions))
-    planner = UnifiedPlanner(queues, admission, limits.now, mixed=config.mixed, drafter=drafter)
+    planner = UnifiedPlanner(queues, admission, limits.now, pacing=pacing, mixed=config.mixed, drafter=drafter)
     feed = CacheEventLog(memory, journal)
     companions = _below_the_device(config, queues, journal, tier_effects, feed)
     if adapters is not None:

@@ -151,9 +151,11 @@ class Actor:
         """End this request with cause `internal`. Of every actor whose `requests_of` names some."""
         raise NotImplementedError
 
-    def settled(self) -> None:
+    def settled(self) -> bool | None:
         """Called when the mailbox has been emptied after at least one message: the place for work that should see
-        all that has arrived (the scheduler plans here). Not while a full mailbox holds the actor back."""
+        all that has arrived (the scheduler plans here). Not while a full mailbox holds the actor back. True: there is
+        more to do, once what has arrived meanwhile is handled; it is called again."""
+        return None
 
     def stopped(self, reason: str) -> None:
         """Called once, last, after the mailbox was drained. Must answer everything still open."""

@@ -270,7 +270,7 @@ class Cell:
 
     def _settle(self) -> None:
         try:
-            self._running().settled()
+            self._dirty = bool(self._running().settled())
         except FAILURES as error:
             if not self._contained(error):
                 self._fail(error)

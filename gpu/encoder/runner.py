@@ -30,7 +30,7 @@ FIXED = "the weights of an encoder are not exchanged while it serves: start anot
 class EncoderRunner(NoAdapters):
     """A `StepRunner` that makes vectors and nothing else."""
 
-    asynchronous = False
+    depth = 0
     experts = None
     released = frozenset[MemoryTag]()
     layout = "an encoder keeps no pages"

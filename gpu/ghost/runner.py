@@ -72,7 +72,7 @@ class Shape(Protocol):
 class Ghost:
     """One ghost; made as `pawl.gpu.runner.Runner` is, and as deaf to anything but batches."""
 
-    asynchronous = False
+    depth = 0
     experts = None
     abilities = Abilities(vector_size=VECTOR_SIZE, unit_vectors=True)
 

@@ -11,6 +11,7 @@ from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.ranks import Ranks
+from pawl.lifecycle.properties.turns import stages_of
 from pawl.lifecycle.records import (
     Int32s,
     Started,
@@ -29,7 +30,7 @@ class AdmissionIsMonotone(Property):
     """An admitted request is never rejected by an admission limit later, and gives way only to work that it makes
     runnable: where pages run short the youngest of those at work is retracted, and only while the pages that nobody
     uses are too few for everybody's next step. Of those that decode nobody takes a page in a step that leaves out an
-    older one.
+    older one; through several stages, an older one that is in no step in flight, where the younger one is.
 
     How many pages are too few is not judged where there is a second pool.
     """
@@ -39,6 +40,7 @@ class AdmissionIsMonotone(Property):
     def __init__(self) -> None:
         self._ranks = Ranks()
         self._one_pool = False
+        self._stages = 1
         self._begun: dict[int, int] = {}
         """Output that the request in a row had when it was admitted: with more it decodes."""
         self._fetching: dict[int, int] = {}
@@ -59,6 +61,7 @@ class AdmissionIsMonotone(Property):
     def _started(self, record: Started, history: History) -> Sequence[Violation]:
         loop: Any = record.config.get("loop")
         self._one_pool = isinstance(loop, dict) and loop.get("window") is None
+        self._stages = stages_of(record)
         return ()
 
     @on(Event.FETCH)
@@ -89,11 +92,16 @@ class AdmissionIsMonotone(Property):
         step, ranks = history.step, self._ranks
         places = [history.pages.place_of(page) for page in history.pages.fresh]
         takers = {place[0] for place in places if place is not None}.intersection(step.rows[step.chained].tolist())
+        rows = np.setdiff1d(_working(history), step.rows)
+        if self._stages > 1:
+            *ahead, _ = history.in_flight.values()
+            under_way = {row for other in ahead for row in other.rows.tolist()}
+            takers &= under_way
+            rows = np.setdiff1d(rows, np.fromiter(under_way, np.intp))
         if not takers:
             return
         youngest = max(takers, key=lambda row: ranks.of.get(int(history.request[row]), -1))
         rank = ranks.of.get(int(history.request[youngest]), -1)
-        rows = np.setdiff1d(_working(history), step.rows)
         for row in rows[_reach(history, rows, history.departures[rows]) < _most(history, rows)].tolist():
             other = int(history.request[row])
             decodes = history.num_output[row] > self._begun.get(row, history.num_output[row])

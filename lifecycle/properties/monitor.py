@@ -44,6 +44,7 @@ from pawl.lifecycle.properties.start import StartAgrees
 from pawl.lifecycle.properties.steps import Malformed
 from pawl.lifecycle.properties.stream_positions import StreamPositions
 from pawl.lifecycle.properties.time_order import TimeOrder
+from pawl.lifecycle.properties.turns import FairMicroBatches
 from pawl.lifecycle.properties.weight_groups import WeightGroups
 from pawl.lifecycle.records import Record
 
@@ -83,6 +84,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     StreamPositions,
     TimeOrder,
     DraftsInBounds,
+    FairMicroBatches,
     StartAgrees,
 )
 """Every property that a trace alone can decide."""

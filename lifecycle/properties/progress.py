@@ -14,6 +14,7 @@ from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.properties.limits import FollowedLimits
 from pawl.lifecycle.properties.pausing import retracts
+from pawl.lifecycle.properties.turns import stages_of
 from pawl.lifecycle.records import (
     Contained,
     Delivered,
@@ -40,12 +41,15 @@ class Pace(NamedTuple):
 
 def pace_of(started: Started | None) -> Pace | None:
     """As the configuration in the trace says; None when it does not."""
-    loop: Any = started.config.get("loop") if started is not None else None
+    if started is None:
+        return None
+    loop: Any = started.config.get("loop")
     try:
         settings = msgspec.convert(loop, _Settings)
     except msgspec.ValidationError:
         return None
-    pace = Pace(int(settings.pacing == "overlap"), settings.page_size, settings.mixed, settings.page_size)
+    depth = 0 if settings.pacing == "lockstep" else stages_of(started)
+    pace = Pace(depth, settings.page_size, settings.mixed, settings.page_size)
     return pace._replace(chunk=_chunk(settings.prefill_chunk, pace))
 
 

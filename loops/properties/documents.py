@@ -43,6 +43,7 @@ LIFECYCLE: dict[str, str] = {
     "fault_isolation": "outputs of others: by the four properties of outputs",
     "admission_is_monotone": "starvation under a policy's order: `bounded_overtaking` in simulated runs",
     "drafts_in_bounds": "whether a draft is right: by what the request gets",
+    "fair_micro_batches": "that no stage idles: by what virtual time a simulated pipeline takes",
     "work_conserving": "idle steps while something runs or is in flight",
 }
 OUTPUTS: dict[str, str] = {

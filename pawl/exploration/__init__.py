@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 CELLS = {
     "overlap-mixed": ("overlap", True),
     "overlap": ("overlap", False),
+    "pipeline-mixed": ("pipeline", True),
+    "pipeline": ("pipeline", False),
     "lockstep-mixed": ("lockstep", True),
     "lockstep": ("lockstep", False),
 }

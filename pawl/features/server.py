@@ -66,6 +66,15 @@ def _loras(source: Source, values: Values) -> dict[str, Any]:
     return few if source.chance(0.3) else {}
 
 
+def _stages(source: Source, values: Values) -> dict[str, Any]:
+    """Mostly with times that differ."""
+    if values["pacing"] != "pipeline":
+        return {}
+    stages = source.within(1, 4)
+    times = tuple(source.pick((0.01, 0.02, 0.1)) for _ in range(stages))
+    return {"stages": stages, "stage_s": times if source.chance(0.6) else ()}
+
+
 def _eviction(source: Source, values: Values) -> dict[str, Any]:
     return {"eviction": source.pick(tuple(EVICTIONS))} if _cache(values).ordered and source.chance(0.6) else {}
 
@@ -135,8 +144,14 @@ FEATURES: tuple[Feature, ...] = (
         lambda source, values: {"pacing": source.pick(tuple(PACINGS))},
         (*SCHEDULING, "one_decision_log"),
         settings=("pacing",),
-        help="plan a step while the one before runs, or after it",
+        help="plan a step while the one before runs, or after it, or as many as there are stages",
         choices=tuple(PACINGS),
+    ),
+    Feature(
+        "stages",
+        ("stages", "stage_s"),
+        _stages,
+        (*SCHEDULING, "fair_micro_batches", "read_after_commit"),
     ),
     Feature(
         "mixed steps",
@@ -284,7 +299,7 @@ FEATURES: tuple[Feature, ...] = (
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "policy": tuple(POLICIES),
-    "pacing": tuple(PACINGS)[::-1],
+    "pacing": tuple(PACINGS),
     "cache": CACHES,
     "eviction": tuple(EVICTIONS),
     "cache_core": CORES,

@@ -196,7 +196,7 @@ class EndChecks:
         engine was cut short, the gateway may have answered in place of the scheduler; where steps take time, because
         its own was over."""
         for_another = self.run.system.faults.faults.rush > 0 or self._cut_short()
-        steps_take_time = self.run.workload.shape.step_s > 0
+        steps_take_time = sum(self.run.workload.shape.times) > 0
         for control, answers in zip(self.run.workload.controls, self.run.desk.answers, strict=True):
             row = row_of(control.body)
             if len(answers) > 1 or (not answers and not self._cut_short()):

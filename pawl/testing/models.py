@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from errno import EIO
 from functools import lru_cache
@@ -217,15 +218,42 @@ class World(Protocol):
     def advance(self, until: float) -> None: ...
 
 
+class Stages:
+    """When steps are through the stages of a device. Each stage computes one step at a time, in order; the first one of
+    a step whose inputs were not drawn yet waits for them."""
+
+    def __init__(self, times: Sequence[float], num_slots: int) -> None:
+        """`times`: seconds of a step in each stage."""
+        self._times = times
+        self._free_at = [0.0] * len(times)
+        self._drawn_at = np.zeros(num_slots)
+        """When the last token of each slot is known."""
+
+    def through(self, batch: StepBatch, now: float) -> float:
+        """When a step that is launched `now` has left the last stage."""
+        at = max(now, float(self._drawn_at[batch.slots[batch.chained]].max(initial=0.0)))
+        for stage, seconds in enumerate(self._times):
+            at = self._free_at[stage] = max(at, self._free_at[stage]) + seconds
+        self._drawn_at[batch.slots[batch.samples]] = at
+        return at
+
+    def reset(self) -> None:
+        """Nothing is under way."""
+        self._free_at = [0.0] * len(self._times)
+        self._drawn_at[:] = 0.0
+
+
 class SimulatedDevice:
     """A runner as it is on a device: steps fail where the schedule says so, when they are launched or, on a device
-    that works asynchronously, when their result is waited for; and they take time."""
+    that works asynchronously, when their result is waited for; and they take time, in each of its stages."""
 
     def __init__(self, runner: Any, world: World, shape: Shape) -> None:
-        self.asynchronous = shape.asynchronous
+        self.depth = shape.stages if shape.stages > 1 else int(shape.asynchronous)
         self._runner = runner
         self._world = world
-        self._step_s = shape.step_s
+        self._stages = Stages(shape.times, shape.max_running)
+        self._ends: deque[float] = deque()
+        """When the steps in flight are through, oldest first."""
         self._one_expert = OneExpert()
         self.experts: CountsExperts = runner.experts or self._one_expert
 
@@ -249,17 +277,24 @@ class SimulatedDevice:
             raise StepLost("swap")
         self._runner.swap(ticket)
 
+    def reset(self) -> None:
+        self._ends.clear()
+        self._stages.reset()
+        self._runner.reset()
+
     def launch(self, batch: StepBatch) -> Any:
         if self._world.strikes("step"):
             raise StepLost(f"step {batch.step}")
         launched = self._runner.launch(batch)
         self._one_expert.computed(batch)
+        self._ends.append(self._stages.through(batch, self._world.now_s))
         return launched
 
     def collect(self, launched: Any) -> StepResult:
-        if self._step_s:
-            self._world.advance(self._world.now_s + self._step_s)
+        ends = self._ends.popleft()
+        if ends > self._world.now_s:
+            self._world.advance(ends)
         result: StepResult = self._runner.collect(launched)
-        if self.asynchronous and self._world.strikes("result"):
+        if self.depth and self._world.strikes("result"):
             raise StepLost(f"the result of step {result.step}")
         return result

@@ -106,6 +106,9 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prefill_chunk: int = 4
     lookahead: int = 2
     pacing: str = "overlap"
+    stages: int = 1
+    stage_s: tuple[float, ...] = ()
+    """Virtual seconds of a step in each stage; empty: an equal part of `step_s`."""
     mixed: bool = True
     policy: str = "fcfs"
     cache: str = "radix"
@@ -154,6 +157,11 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.max_context is None:
             fields["max_context"] = self.num_pages * self.page_size
         return LoopConfig(**fields, weights="ghost")
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Virtual seconds of a step in each stage."""
+        return self.stage_s or (self.step_s / self.stages,) * self.stages
 
     @property
     def room(self) -> int:

@@ -126,6 +126,19 @@ class Scribe(Actor):
         self.note(f"stopped: {reason}")
 
 
+class Persistent(Scribe):
+    """Has more to do the first two times that it settles; the first time it also sends itself a message."""
+
+    left = 2
+
+    def settled(self) -> bool:
+        super().settled()
+        if self.left == 2:
+            self.context.send(self.context.name, Say(0))
+        self.left -= 1
+        return self.left >= 0
+
+
 class Parting(Scribe):
     """Sends a last word when it is stopped."""
 

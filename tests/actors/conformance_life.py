@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.runtime.dead_letters import Reason
-from tests.actors.conformance_base import CancelTimer, Conformance, Draw, Parting, Say, SetTimers
+from tests.actors.conformance_base import CancelTimer, Conformance, Draw, Parting, Persistent, Say, SetTimers
 
 
 class LifeConformance(Conformance):
@@ -18,6 +18,14 @@ class LifeConformance(Conformance):
         system.start()
         self.run_until(lambda: "settled" in self.journal.of("sink"))
         assert self.journal.of("sink") == ["started", *(Say(number) for number in range(5)), "settled"]
+
+    def test_who_has_more_to_do_settles_again_behind_what_has_arrived_meanwhile(self) -> None:
+        system = self.new_system()
+        system.spawn(Persistent(self.journal), "sink")
+        system.start()
+        system.send("sink", Say(1))
+        self.run_until(lambda: self.journal.of("sink").count("settled") == 3)
+        assert self.journal.of("sink") == ["started", Say(1), "settled", Say(0), "settled", "settled"]
 
     def test_an_actor_that_received_nothing_does_not_settle(self) -> None:
         system = self.new_system()

@@ -95,7 +95,7 @@ def test_a_tally_is_a_count_by_hand() -> None:
 class Steps:
     """A runner of a model with one expert, or none."""
 
-    asynchronous = False
+    depth = 0
 
     def __init__(self, *, experts: bool = True) -> None:
         self.experts = OneExpert() if experts else None

@@ -390,5 +390,5 @@ def test_a_backend_nobody_knows_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_only_a_device_of_its_own_computes_after_launch_returns(folder: Path, device: str) -> None:
     runner = made(folder, device)
-    assert runner.asynchronous is (device == "cuda")
+    assert runner.depth == (device == "cuda")
     assert runner.backend.name == "torch"

@@ -25,6 +25,7 @@ from tests.lifecycle.canaries_embedded import EMBEDDED_CANARIES, embeddings
 from tests.lifecycle.canaries_memory import MEMORY_CANARIES
 from tests.lifecycle.canaries_scarcity import SCARCITY_CANARIES, gives_way
 from tests.lifecycle.canaries_shared import ANSWERS, SHARED_CANARIES, answered, twins
+from tests.lifecycle.canaries_turns import TURNS_CANARIES
 from tests.lifecycle.canaries_weights import WEIGHT_CANARIES
 from tests.lifecycle.story import Segment, Story, changed, token, without
 
@@ -35,6 +36,7 @@ ALL = (
     | CONTROL_CANARIES
     | EMBEDDED_CANARIES
     | DRAFTED_CANARIES
+    | TURNS_CANARIES
     | WEIGHT_CANARIES
     | SCARCITY_CANARIES
     | MEMORY_CANARIES

@@ -21,6 +21,7 @@ from pawl.loops.adapter import AdapterEffects, Named
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.intake import Intake, Order, Outcome
+from pawl.loops.pacing import PACINGS
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.tiers import PageFetch, PrefillOrder
 from pawl.loops.weights import Served
@@ -28,7 +29,9 @@ from pawl.memory.arrays import Int32s
 from pawl.memory.violation import MemoryViolation
 from pawl.testing.expectations import simulated_grammars
 
-CELLS = [(pacing, mixed) for pacing in ("lockstep", "overlap") for mixed in (False, True)]
+STAGES = 3
+"""Of the pipeline."""
+CELLS = [(pacing, mixed) for pacing in PACINGS for mixed in (False, True)]
 
 
 class Driver:
@@ -42,6 +45,7 @@ class Driver:
             "max_running": 8,
             "max_queued": 64,
             "prefill_chunk": 16,
+            "stages": STAGES,
         }
         settings |= overrides
         self.config = LoopConfig(**settings)  # type: ignore[arg-type]

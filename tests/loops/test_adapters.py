@@ -19,6 +19,7 @@ from pawl.loops.adapters import CHANGED, Adapters
 from pawl.loops.intake import Order, Outcome
 from pawl.loops.orders.adapters import AdapterFailed, AdapterLoaded, LoadAdapter, UnloadAdapter
 from pawl.loops.orders.memory import ReleaseMemory
+from pawl.loops.pacing import PACINGS
 from pawl.loops.residency import READING
 from pawl.memory.prefix.namespace import namespace_of
 from tests.loops.driver import Driver
@@ -114,7 +115,7 @@ def said(source: str, count: int = 8) -> list[int]:
     return expected(PROMPT, count, adapter_salt_of(source) if source else 0)
 
 
-@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+@pytest.mark.parametrize("pacing", PACINGS)
 def test_requests_of_one_batch_are_computed_each_with_its_own_adapter(pacing: str) -> None:
     server = Server(pacing=pacing)
     server.loaded("a", "b")

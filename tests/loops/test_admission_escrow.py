@@ -20,12 +20,13 @@ from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.records import StepPlanned, Transition
 from pawl.lifecycle.states import Cause, Event
 from pawl.loops.admission import Admission
+from pawl.loops.pacing import PACINGS
 from pawl.loops.properties.state import name_of
 from pawl.loops.queues import Queues
 from pawl.memory.arrays import Int32s
 from pawl.memory.escrow import Escrow
 from pawl.memory.violation import MemoryViolation
-from tests.loops.driver import CELLS, Driver
+from tests.loops.driver import CELLS, STAGES, Driver
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Workload:
         """Steps after the last arrival that are enough for everybody."""
         chunk = max(self.page_size, self.prefill_chunk - self.prefill_chunk % self.page_size)
         chunks = [-(-(len(request.prompt) + request.outputs) // chunk) for request in self.requests]
-        depth = {"lockstep": 0, "overlap": 1}[pacing]
+        depth = PACINGS[pacing](STAGES).depth
         return (depth + 2) * sum(
             (own + request.outputs + 1) * (1 if mixed else 1 + sum(chunks) - own)
             for own, request in zip(chunks, self.requests, strict=True)

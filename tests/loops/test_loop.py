@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.records import StepCommitted
 from pawl.lifecycle.states import Cause
+from pawl.loops.pacing import PACINGS
 from tests.loops.driver import CELLS, Driver
 
 
@@ -93,7 +94,7 @@ def test_zero_new_tokens_ends_from_prefilling_without_output() -> None:
     assert driver.cause(request) == Cause.LENGTH
 
 
-@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+@pytest.mark.parametrize("pacing", PACINGS)
 def test_a_stop_token_ends_the_request_where_it_is_drawn(pacing: str) -> None:
     driver = Driver(pacing=pacing)
     (prompt,) = prompts(1, 12)
@@ -104,7 +105,7 @@ def test_a_stop_token_ends_the_request_where_it_is_drawn(pacing: str) -> None:
     assert driver.cause(request) == Cause.STOP_TOKEN
 
 
-@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+@pytest.mark.parametrize("pacing", PACINGS)
 def test_deadlines_end_requests_wherever_they_are(pacing: str) -> None:
     driver = Driver(pacing=pacing, max_running=1)
     running = driver.submit(prompts(1, 8, 1)[0], 50, deadline=5.0)
@@ -116,7 +117,7 @@ def test_deadlines_end_requests_wherever_they_are(pacing: str) -> None:
     assert driver.cause(running) == driver.cause(waiting) == Cause.TIMEOUT
 
 
-@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+@pytest.mark.parametrize("pacing", PACINGS)
 def test_a_lost_step_is_rolled_back_and_requests_start_again(pacing: str) -> None:
     driver = Driver(pacing=pacing)
     requests = {driver.submit(prompt, 12): prompt for prompt in prompts(6, 21)}

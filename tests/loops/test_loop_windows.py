@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from pawl.gpu.ghost.memory import GhostFault
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.states import Cause
+from pawl.loops.pacing import PACINGS
 from pawl.loops.select import LoopConfig, make_windows
 from pawl.memory.arrays import Int32s
 from pawl.memory.memory import Memory
 from pawl.memory.prefix.sliding import SlidingCache
 from pawl.memory.violation import MemoryViolation
 from pawl.memory.window_pool import WindowPool
-from tests.loops.driver import CELLS, Driver
+from tests.loops.driver import CELLS, STAGES, Driver
 from tests.loops.test_admission_escrow import Workload, run, workloads
 from tests.loops.test_loop import disturb
 
@@ -102,7 +103,7 @@ def test_pools_too_small_for_the_work_retract_and_leave_tombstones_and_still_ans
         assert statistics["hit_tokens"] > 0
 
 
-@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+@pytest.mark.parametrize("pacing", PACINGS)
 @pytest.mark.parametrize("cache", ["radix", "none"])
 def test_a_long_prompt_takes_window_pages_for_its_window_and_the_steps_in_flight(pacing: str, cache: str) -> None:
     driver = Driver(
@@ -117,7 +118,7 @@ def test_a_long_prompt_takes_window_pages_for_its_window_and_the_steps_in_flight
         slots = table.slot[rows]
         most = max([most, *(memory.page_table.num_pages[slots] - windows.start[slots]).tolist()])
     # One more chunk may be in flight under overlap when there is room.
-    assert most <= windows.most + {"lockstep": 0, "overlap": 16 // 4}[pacing]
+    assert most <= windows.most + PACINGS[pacing](STAGES).depth * 16 // 4
     assert set(driver.ending_of.values())
 
 

@@ -11,6 +11,7 @@ from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.marks import Contained
 from pawl.lifecycle.records import StepRolledBack, Transition
 from pawl.lifecycle.states import Cause, Event
+from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import FirstComeFirstServed, Policy, Waiting
 from pawl.loops.recovery import FAILED, recover
 from pawl.loops.requests import MAX_STRIKES
@@ -42,7 +43,7 @@ def at_work(pacing: str, *prompts: list[int]) -> Driver:
     return driver
 
 
-@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+@pytest.mark.parametrize("pacing", PACINGS)
 def test_steps_in_flight_are_recorded_as_rolled_back_newest_first_after_what_failed(pacing: str) -> None:
     driver = at_work(pacing, [1, 2, 3])
     in_flight = [scheduled.step for scheduled in driver.loop.in_flight]
@@ -60,7 +61,7 @@ def test_a_step_delay_begins_anew_with_the_failure() -> None:
     assert driver.loop.limits.ready_at == NOW
 
 
-@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+@pytest.mark.parametrize("pacing", PACINGS)
 def test_who_ran_starts_again_and_gets_every_token_once(pacing: str) -> None:
     prompts = [1, 2, 3], [4, 5, 6, 7, 8]
     driver = at_work(pacing, *prompts)

@@ -14,6 +14,7 @@ from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import DECODER, Checkpoint, Record, Started
 from pawl.loops import snapshot
 from pawl.loops.decision_log import OneDecisionLog
+from pawl.loops.pacing import PACINGS
 from pawl.loops.replay import Diverged, Replay, replay
 from pawl.loops.speculation import SpeculationConfig
 from pawl.memory.violation import MemoryViolation
@@ -97,7 +98,7 @@ def checkpoints(records: list[Record]) -> Iterator[tuple[int, Checkpoint]]:
     return ((at, record) for at, record in enumerate(records) if isinstance(record, Checkpoint))
 
 
-@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+@pytest.mark.parametrize("pacing", PACINGS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_from_every_checkpoint_a_run_goes_on_as_recorded(
     monkeypatch: pytest.MonkeyPatch, shape: str, pacing: str
@@ -113,7 +114,7 @@ def test_from_every_checkpoint_a_run_goes_on_as_recorded(
             assert judged(records[at:]) == []
 
 
-@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+@pytest.mark.parametrize("pacing", PACINGS)
 def test_every_property_of_records_can_begin_at_every_checkpoint(monkeypatch: pytest.MonkeyPatch, pacing: str) -> None:
     for seed in range(6):
         records = recorded(monkeypatch, seed, pacing, {"policy": ("fcfs", "priority")[seed % 2]})

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.requests import FIRST_DRAFT, RequestInfo, RequestTable
 from pawl.loops.batch import ScheduledBatch
+from pawl.loops.pacing import PACINGS
 from pawl.loops.speculation import LONGEST_PAUSE, Drafter, SpeculationConfig
 from pawl.memory.arrays import Indices, Int32s
 from tests.loops.driver import Driver
@@ -138,7 +139,7 @@ def test_after_drafts_of_which_nothing_was_right_a_request_pauses_longer_each_ti
 # ---- in the loop ----
 
 
-@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+@pytest.mark.parametrize("pacing", PACINGS)
 def test_a_ghost_that_repeats_itself_needs_fewer_steps_and_says_the_same(pacing: str) -> None:
     said = {}
     for speculation in (None, CONFIG):

@@ -25,6 +25,7 @@ from pawl.loops.orders.weights import (
     WeightsStaged,
     WeightsSwapped,
 )
+from pawl.loops.pacing import PACINGS
 from pawl.loops.weights import BUSY, DONE, KEPT
 from tests.loops.driver import Driver
 from tests.loops.test_fetching import PROMPT as LONG
@@ -57,7 +58,7 @@ class Server(Driver):
         self.ghost.reset()
 
 
-@pytest.mark.parametrize("pacing", ["lockstep", "overlap"])
+@pytest.mark.parametrize("pacing", PACINGS)
 def test_who_runs_goes_on_from_its_tokens_and_reads_nothing_of_the_old_weights(pacing: str) -> None:
     server = Server(pacing=pacing)
     request = server.submit(PROMPT, 9)

@@ -10,6 +10,7 @@ from tests.mutants.in_limits import LIMITS
 from tests.mutants.in_memory import MEMORY
 from tests.mutants.in_outputs import OUTPUTS
 from tests.mutants.in_pausing import PAUSING
+from tests.mutants.in_pipeline import PIPELINE
 from tests.mutants.in_promises import PROMISES
 from tests.mutants.in_residency import RESIDENCY
 from tests.mutants.in_scarcity import SCARCITY
@@ -21,7 +22,7 @@ from tests.mutants.mutant import Mutant
 MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
     *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS, *WEIGHTS),
-    *(*SCARCITY, *ADAPTERS, *RESIDENCY),
+    *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE),
 )
 
 EQUIVALENT = {

@@ -72,14 +72,14 @@ def test_each_two_features_meet(drawn: list[set[str]]) -> None:
 
 
 def _exclude(one: str, other: str) -> bool:
-    """Whether two features cannot be had together: two values of one, and what only the cache that shares has."""
+    """Whether two features cannot be had together: two values of one, and what only one value of another has."""
     choices = [set(feature.all_labels) for feature in all_features() if feature.choices]
     if any({one, other} <= values for values in choices):
         return True
     if {one, other} == {"drain at work", "stop at work"}:
         return True
     ordered = {"tiers", *(f"eviction {name}" for name in server.CHOICES["eviction"][1:])}
-    alone = {"window pages": {"tiers", "cache core auto"}}
+    alone = {"window pages": {"tiers", "cache core auto"}, "stages": {"pacing lockstep", "pacing overlap"}}
     for name in CACHES[1:]:
         apart = {"cache core auto"} | (set() if KINDS[name].ordered else ordered)
         alone[f"cache {name}"] = apart | (set() if KINDS[name].windows else {"window pages"})
