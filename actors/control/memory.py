@@ -17,7 +17,7 @@ from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Outcome
 from pawl.loops.orders.memory import ReleaseMemory, ResumeMemory, Tags
 from pawl.loops.orders.serving import Continue
-from pawl.loops.residency import HELD, LIVE, MOVING, UPDATING
+from pawl.loops.residency import HELD, LIVE, MOVING, READING, UPDATING
 
 if TYPE_CHECKING:
     from pawl.actors.gateway import Gateway
@@ -139,7 +139,7 @@ def _drawn_resume(source: Source) -> ResumeMemory | None:
 
 def _check(body: msgspec.Struct, reply: Reply) -> str | None:
     """Refused only for a reason, and never while what is told contradicts it."""
-    reasons = (LIVE, HELD, MOVING, UPDATING, UNMOVED, "already released", "not currently released")
+    reasons = (LIVE, HELD, MOVING, READING, UPDATING, UNMOVED, "already released", "not currently released")
     if not reply.ok and not any(words in reply.message for words in reasons):
         return f"refused without a reason: {reply.message!r}"
     return None
