@@ -19,8 +19,6 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
     detokenizer: str = "detokenizer"
     watchdog: str = "watchdog"
     recorder: str = "recorder"
-    prefillers: tuple[str, ...] = ()
-    """Desks of the prefill replicas, by number; of a decode replica."""
 
 
 NAMES = Names()

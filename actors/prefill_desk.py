@@ -14,16 +14,17 @@ from typing import Any
 from pawl.actors.messages.generate import Generate, Opened, StepTokens, TextOptions
 from pawl.actors.messages.hand_over import (
     CancelPrefill,
+    DecoderDown,
     DecoderUp,
-    EndOfPages,
     ForgetReceiver,
     Prefill,
-    PrefillerUp,
+    Received,
     SendPages,
     TicketOver,
+    ToDesk,
 )
 from pawl.actors.names import Names
-from pawl.actors.runtime.actor import Actor, Down, Lane
+from pawl.actors.runtime.actor import Actor, Lane
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.requests import Abort
@@ -34,12 +35,13 @@ NO_OUTPUT = SamplingParameters(temperature=0.0, max_new_tokens=0)
 class PrefillDesk(Actor):
     """Numbers of its requests rise, whoever asks."""
 
-    accepts = Prefill | CancelPrefill | DecoderUp | Opened | StepTokens | Down
+    accepts = ToDesk | Opened | StepTokens
 
-    def __init__(self, names: Names, decoders: tuple[Names, ...]) -> None:
-        """`names` are those of this replica, `decoders` those of the replicas that may ask."""
+    def __init__(self, names: Names) -> None:
+        """`names` are those of this replica."""
         self._names = names
-        self._storages = {decoder.scheduler: decoder.storage for decoder in decoders}
+        self._storages: dict[str, str] = {}
+        """Of decode replicas that may ask, by their schedulers' names."""
         self._numbers = 0
         self._jobs: dict[tuple[str, int], int] = {}
         """(who asked, its ticket) -> request."""
@@ -48,10 +50,6 @@ class PrefillDesk(Actor):
     def num_open(self) -> int:
         """Prefills that have not ended."""
         return len(self._jobs)
-
-    def started(self) -> None:
-        for scheduler in self._storages:
-            self._up(scheduler)
 
     def receive(self, message: Any) -> None:
         match message:
@@ -62,22 +60,18 @@ class PrefillDesk(Actor):
                 # Its last pages may be under way, or lost.
                 over = TicketOver(self._storages[scheduler], ticket)
                 self.context.send(self._names.storage, over, Lane.CONTROL)
-            case DecoderUp(scheduler):
-                self._forget(scheduler)
-                self._up(scheduler)
-            case Down(scheduler):
+            case DecoderUp(scheduler, storage):
+                self._storages[scheduler] = storage
+            case DecoderDown(scheduler) if scheduler in self._storages:
                 self._forget(scheduler)
             case StepTokens():
                 ended = {end.request for end in message.ended}
                 self._jobs = {asked: number for asked, number in self._jobs.items() if number not in ended}
 
-    def _up(self, scheduler: str) -> None:
-        if scheduler in self._storages:
-            self.context.send(scheduler, PrefillerUp(self._names.detokenizer), Lane.CONTROL)
-
     def _begin(self, message: Prefill) -> None:
         storage = self._storages.get(message.scheduler)
-        if storage is None or (message.scheduler, message.ticket) in self._jobs:
+        if storage is None:
+            self._refuse(message)
             return
         self._numbers += 1
         number = self._jobs[message.scheduler, message.ticket] = self._numbers
@@ -91,9 +85,12 @@ class PrefillDesk(Actor):
             namespace=message.salt,
         )
         if not self.context.send(self._names.scheduler, generate):
-            # The one who waits is told by the end of nothing.
             del self._jobs[message.scheduler, message.ticket]
-            self.context.send(self._names.storage, EndOfPages(number), Lane.CONTROL)
+            self.context.send(self._names.storage, TicketOver(storage, message.ticket), Lane.CONTROL)
+            self._refuse(message)
+
+    def _refuse(self, message: Prefill) -> None:
+        self.context.send(message.scheduler, Received(message.ticket, 0), Lane.CONTROL)
 
     def _cancel(self, asked: list[tuple[str, int]]) -> None:
         numbers = tuple(self._jobs.pop(each) for each in asked if each in self._jobs)
@@ -101,7 +98,6 @@ class PrefillDesk(Actor):
             self.context.send(self._names.scheduler, Abort(numbers, Cause.CLIENT), Lane.CONTROL)
 
     def _forget(self, scheduler: str) -> None:
-        """A decode replica is gone, or new: nobody waits for what was asked in its name."""
+        """Nobody waits for what was asked in its name."""
         self._cancel([asked for asked in self._jobs if asked[0] == scheduler])
-        if scheduler in self._storages:
-            self.context.send(self._names.storage, ForgetReceiver(self._storages[scheduler]), Lane.CONTROL)
+        self.context.send(self._names.storage, ForgetReceiver(self._storages.pop(scheduler)), Lane.CONTROL)

@@ -107,7 +107,6 @@ class Scheduler(Actor):
     # ---- actor ----
 
     def started(self) -> None:
-        self.tier_client.started()
         self._beat(self.context.now())
 
     def receive(self, message: Any) -> None:

@@ -165,11 +165,9 @@ class RemotePrefill(Companion):
             self._give_up([ticket], Cause.TIMEOUT, now)
 
     def prefiller_up(self, prefiller: int, now: float) -> None:
-        """A prefill replica is there (again)."""
-        if prefiller in range(self.config.num_prefillers):
-            self.prefiller_down(prefiller, now)  # what it was asked before it has forgotten
-            self.journal.tiers("prefiller_up", prefiller, 0, (), now)
-            self.ready.add(prefiller)
+        """One more prefill replica is there; one that comes back has another number."""
+        self.journal.tiers("prefiller_up", prefiller, 0, (), now)
+        self.ready.add(prefiller)
 
     def prefiller_down(self, prefiller: int, now: float) -> None:
         """A prefill replica is gone. Without any nobody waits for one."""

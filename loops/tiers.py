@@ -44,7 +44,6 @@ class PageFetch(NamedTuple):
 class RemoteConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What decides which prompts are computed elsewhere."""
 
-    num_prefillers: int
     max_pages: int
     """Pages that may be on their way at a time: room of the tier below the device."""
     min_pages: int = 1

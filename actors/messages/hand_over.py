@@ -6,9 +6,10 @@
     prefill storage ── HandedPages ... PagesEnd ──► decode storage ── Received ──► decode scheduler
                    ◄── Taken ──
 
-Every Prefill ends in one PagesEnd, unless it is cancelled or somebody dies: then its lease ends, or its end is told by
-`PrefillerUp` and `Down`. Pages are copies, and named by all that they depend on, so what comes late or twice is refused
-by the ticket, and what is damaged by its checksum.
+Who is there the router tells both sides (`PrefillerUp`, `DecoderUp`, ...). Every Prefill ends in one PagesEnd, unless
+it is refused (a Received from the desk) or cancelled, or somebody dies: then `PrefillerDown` says so, or its lease ends.
+Pages are copies, and named by all that they depend on, so what comes late or twice is refused by the ticket, and what is
+damaged by its checksum.
 """
 
 from __future__ import annotations
@@ -39,13 +40,27 @@ class CancelPrefill(msgspec.Struct, frozen=True, tag=True):
 
 
 class DecoderUp(msgspec.Struct, frozen=True, tag=True):
-    """decode scheduler -> desk: it is there, and waits for nothing that was asked in its name before."""
+    """router -> desk (CONTROL): the decode replica with this scheduler and this storage may ask from now on."""
+
+    scheduler: str
+    storage: str
+
+
+class DecoderDown(msgspec.Struct, frozen=True, tag=True):
+    """router -> desk (CONTROL): it is gone, and waits for nothing."""
 
     scheduler: str
 
 
 class PrefillerUp(msgspec.Struct, frozen=True, tag=True):
-    """desk -> decode scheduler: a prefill replica is there, and knows of nothing that was asked before."""
+    """router -> decode scheduler (CONTROL): the prefill replica with the desk of this name may be asked from now on.
+    A replica that is started again has another name."""
+
+    name: str
+
+
+class PrefillerDown(msgspec.Struct, frozen=True, tag=True):
+    """router -> decode scheduler (CONTROL): it is gone, with all that it was asked."""
 
     name: str
 
@@ -123,14 +138,14 @@ class PagesEnd(msgspec.Struct, frozen=True, tag=True):
 
 
 class Received(msgspec.Struct, frozen=True, tag=True):
-    """decode storage -> decode scheduler: `ticket` has ended, and `count` of its pages are kept."""
+    """decode storage (or a desk that cannot) -> decode scheduler: `ticket` has ended, and `count` of its pages are kept."""
 
     ticket: int
     count: int
 
 
-ToDesk: TypeAlias = Prefill | CancelPrefill | DecoderUp
-FromPrefill: TypeAlias = PrefillerUp | Received
+ToDesk: TypeAlias = Prefill | CancelPrefill | DecoderUp | DecoderDown
+ToDecoder: TypeAlias = PrefillerUp | PrefillerDown | Received
 HandOverToStorage: TypeAlias = (
     SendPages | ForgetReceiver | EndOfPages | Expect | Unexpect | HandedPages | Taken | TicketOver | PagesEnd
 )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pawl.actors.messages.hand_over import (
     CancelPrefill,
-    DecoderUp,
     Expect,
     Prefill,
+    PrefillerDown,
     PrefillerUp,
     Received,
     Unexpect,
 )
 from pawl.actors.names import Names
-from pawl.actors.runtime.actor import Actor, Down, Lane
+from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.tier_client import NoTierClient, PrefillOverdue, TierClient, TierMessage
 from pawl.lifecycle.namespaces import salt_of
 from pawl.loops.loop import Loop
@@ -29,15 +29,12 @@ class HandOverClient(TierClient):
     def __init__(self, actor: Actor, lease_s: float, names: Names, prefill_lease_s: float) -> None:
         super().__init__(actor, lease_s, names)
         self._prefill_lease_s = prefill_lease_s
-        self._number_of = {name: number for number, name in enumerate(names.prefillers)}
+        self._desks: list[str] = []
+        """By number, those of the dead too."""
 
     def attach(self, loop: Loop) -> None:
         super().attach(loop)
         self._remote = loop.companion(RemotePrefill)
-
-    def started(self) -> None:
-        for desk in self._names.prefillers:
-            self._actor.context.send(desk, DecoderUp(self._names.scheduler), Lane.CONTROL)
 
     # ---- effects ----
 
@@ -53,26 +50,28 @@ class HandOverClient(TierClient):
             keys=order.keys,
         )
         # A desk that is full, or gone, answers by the lease.
-        context.send(names.prefillers[order.prefiller], asked)
+        context.send(self._desks[order.prefiller], asked)
         context.after(self._prefill_lease_s, PrefillOverdue(order.ticket))
 
     def cancel(self, ticket: int, prefiller: int) -> None:
         names, send = self._names, self._actor.context.send
         send(names.storage, Unexpect(ticket), Lane.CONTROL)
-        send(names.prefillers[prefiller], CancelPrefill(ticket, names.scheduler), Lane.CONTROL)
+        send(self._desks[prefiller], CancelPrefill(ticket, names.scheduler), Lane.CONTROL)
 
     # ---- inputs ----
 
     def receive(self, message: TierMessage, now: float) -> None:
         match message:
             case Received(ticket, count):
+                self._actor.context.send(self._names.storage, Unexpect(ticket), Lane.CONTROL)  # where a desk says so
                 self._remote.received(ticket, count, now)
             case PrefillOverdue(ticket):
                 self._remote.overdue(ticket, now)
-            case PrefillerUp(name) if name in self._number_of:
-                self._remote.prefiller_up(self._number_of[name], now)
-            case Down(name) if name in self._number_of:
-                self._remote.prefiller_down(self._number_of[name], now)
+            case PrefillerUp(name) if name not in self._desks:
+                self._desks.append(name)
+                self._remote.prefiller_up(len(self._desks) - 1, now)
+            case PrefillerDown(name) if name in self._desks:
+                self._remote.prefiller_down(self._desks.index(name), now)
             case _:
                 super().receive(message, now)
 

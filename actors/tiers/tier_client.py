@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from pawl.actors.messages.hand_over import EndOfPages, FromPrefill
+from pawl.actors.messages.hand_over import EndOfPages, ToDecoder
 from pawl.actors.messages.transfer import (
     Dropped,
     EmptyHost,
@@ -23,7 +23,7 @@ from pawl.actors.messages.transfer import (
     TierReport,
 )
 from pawl.actors.names import Names
-from pawl.actors.runtime.actor import Actor, Down, Lane
+from pawl.actors.runtime.actor import Actor, Lane
 from pawl.loops.loop import Loop
 from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.tiers import PageFetch, PrefillOrder, TierEffects
@@ -45,7 +45,7 @@ class PrefillOverdue(msgspec.Struct, frozen=True, tag=True):
     ticket: int
 
 
-TierMessage: TypeAlias = FromStorage | PagesFromWorker | LeaseEnded | FromPrefill | PrefillOverdue | Down
+TierMessage: TypeAlias = FromStorage | PagesFromWorker | LeaseEnded | ToDecoder | PrefillOverdue
 """What the scheduler is told about lower tiers."""
 
 
@@ -69,9 +69,6 @@ class TierClient:
     def effects(self) -> TierEffects:
         """Where the loop's decisions go."""
         return self
-
-    def started(self) -> None:
-        """The scheduler is up."""
 
     @property
     def next_save(self) -> int:
@@ -144,8 +141,6 @@ class NoTierClient:
 
     next_save = 0
     effects = None
-
-    def started(self) -> None: ...
 
     def attach(self, loop: Loop) -> None: ...
 

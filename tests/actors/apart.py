@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from pawl.actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
+from pawl.actors.messages.hand_over import DecoderUp, PrefillerDown, PrefillerUp
 from pawl.actors.names import Names
 from pawl.actors.prefill_desk import PrefillDesk
-from pawl.actors.runtime.actor import Actor, Lane, Overflow
+from pawl.actors.runtime.actor import Actor, Down, Lane, Overflow
 from pawl.actors.scheduler import Scheduler
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.faults import Faults
@@ -42,7 +43,7 @@ def replica(prefix: str, **others: Any) -> Names:
     return Names(**({name: f"{prefix}.{name}" for name in each} | others))
 
 
-DECODE = replica("d", prefillers=(DESK,))
+DECODE = replica("d")
 PREFILL = replica("p", detokenizer=DESK)
 
 
@@ -72,6 +73,19 @@ class Listener(Actor):
         for end in message.ended:
             assert end.request not in self.ended, "two terminal records"
             self.ended[end.request] = end
+
+
+class Introducer(Actor):
+    """Does what the router does: tells both sides of each other, and the decode replica of a death."""
+
+    accepts = Down
+
+    def started(self) -> None:
+        self.context.send(DESK, DecoderUp(DECODE.scheduler, DECODE.storage), Lane.CONTROL)
+        self.context.send(DECODE.scheduler, PrefillerUp(DESK), Lane.CONTROL)
+
+    def receive(self, message: Down) -> None:
+        self.context.send(DECODE.scheduler, PrefillerDown(DESK), Lane.CONTROL)
 
 
 class Quiet(Actor):
@@ -108,7 +122,7 @@ class Apart:
         }
         is_wire = between if wires else no_wires
         self.system = SimulatedSystem(source, faults=faults, is_wire=is_wire)
-        remote = RemoteConfig(num_prefillers=1, max_pages=max_pages, lease_s=lease_s)
+        remote = RemoteConfig(max_pages=max_pages, lease_s=lease_s)
         decode = LoopConfig(**shape, tiers=TierConfig(layout="ghost"), role=Role.DECODE, remote=remote)
         policy = WritePolicy.HAND_OVER.value
         prefill = LoopConfig(**shape, tiers=TierConfig(layout="ghost", write_policy=policy), role=Role.PREFILL)
@@ -127,11 +141,13 @@ class Apart:
             self.system.spawn(self.storages[side], names.storage)
             for quiet in (names.watchdog, names.recorder, names.grammar):
                 self.system.spawn(Quiet(), quiet)
-        self.desk = PrefillDesk(PREFILL, (DECODE,))
+        self.desk = PrefillDesk(PREFILL)
         self.system.spawn(self.desk, DESK)
         self.system.spawn(self.listener, "detokenizer", overflow=Overflow.HOLD)
-        self.system.watch(DECODE.scheduler, DESK)
-        self.system.watch(DESK, DECODE.scheduler)
+        self.system.spawn(Introducer(), "router")
+        for name in (DESK, PREFILL.scheduler, PREFILL.worker, PREFILL.storage):
+            if name != without:
+                self.system.watch("router", name)
         self.system.start()
 
     @property

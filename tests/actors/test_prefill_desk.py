@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pawl.actors.messages.hand_over import DecoderUp, Prefill, Received
+from pawl.actors.prefill_desk import PrefillDesk
+from pawl.actors.runtime.actor import Lane
 from pawl.actors.simulation.faults import Faults
+from pawl.actors.simulation.manual import ManualContext, Sent
 from pawl.actors.simulation.strategies.simple import Fair, RandomWalk
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.states import Cause
-from tests.actors.apart import DESK, PREFILL, SIDES, Apart, companions
+from tests.actors.apart import DECODE, DESK, PREFILL, SIDES, Apart, companions
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3]
 
@@ -105,3 +110,22 @@ def test_a_prefill_that_takes_too_long_is_given_up_and_what_came_of_it_is_used()
     run.rest("d")
     assert run.listener.tokens[1] == expected(PROMPT, 4)
     assert (run.remote.counts.overdue, run.remote.counts.received) == (1, 0)
+
+
+def test_a_desk_that_does_not_know_who_asks_says_so_at_once() -> None:
+    desk = PrefillDesk(PREFILL)
+    context = ManualContext(desk, DESK)
+    tokens = np.arange(5, dtype=np.int32)
+    desk.receive(Prefill(ticket=3, scheduler="stranger", tokens=tokens, salt="", keys=(bytes(16),)))
+    assert context.take_sent() == [Sent("stranger", Received(3, 0), Lane.CONTROL)]
+
+
+def test_a_prefill_replica_that_is_full_says_so_at_once() -> None:
+    desk = PrefillDesk(PREFILL)
+    context = ManualContext(desk, DESK)
+    desk.receive(DecoderUp(DECODE.scheduler, DECODE.storage))
+    context.full.add(PREFILL.scheduler)
+    tokens = np.arange(5, dtype=np.int32)
+    desk.receive(Prefill(ticket=3, scheduler=DECODE.scheduler, tokens=tokens, salt="", keys=(bytes(16),)))
+    assert context.take_sent()[-1] == Sent(DECODE.scheduler, Received(3, 0), Lane.CONTROL)
+    assert desk.num_open == 0

@@ -86,7 +86,7 @@ class AnyDriver(Driver):
             max_loras=1,
             max_loaded_loras=2,
             role=role,
-            remote=RemoteConfig(num_prefillers=2, max_pages=6) if role is Role.DECODE else None,
+            remote=RemoteConfig(max_pages=6) if role is Role.DECODE else None,
         )
         self.loop.planner = ForgetfulPlanner(self.loop.planner, self.chance)
         self.tiers = self.loop.companion(LowerTiers)

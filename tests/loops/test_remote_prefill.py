@@ -23,7 +23,7 @@ class Decoder(Driver):
     """The loop of a decode replica; a test is its prefill replicas."""
 
     def __init__(self, prefillers: int = 1, **remote: Any) -> None:
-        config = RemoteConfig(**({"num_prefillers": 2, "max_pages": 8} | remote))
+        config = RemoteConfig(**({"max_pages": 8} | remote))
         super().__init__(tiers=TierConfig(layout="ghost"), role=Role.DECODE, remote=config)
         self.remote = self.loop.companion(RemotePrefill)
         for number in range(prefillers):
@@ -130,14 +130,6 @@ def test_nobody_waits_for_room_when_no_prefill_replica_is_left() -> None:
     assert [decoder.state(each) for each in requests] == [State.QUEUED, State.QUEUED]
 
 
-def test_a_replica_that_comes_back_knows_of_nothing_that_it_was_asked() -> None:
-    decoder = Decoder()
-    request = decoder.submit(PROMPT)
-    decoder.turn()
-    decoder.remote.prefiller_up(0, decoder.now)
-    assert decoder.state(request) == State.QUEUED
-
-
 @pytest.mark.parametrize("end", ["received", "overdue"])
 def test_what_has_come_is_fetched_even_by_who_looked_for_it_in_vain_before(end: str) -> None:
     decoder = Decoder(prefillers=0)
@@ -187,8 +179,8 @@ def test_a_snapshot_goes_on_as_the_original() -> None:
 WRONG = [
     {"role": Role.DECODE},
     {"role": Role.PREFILL},
-    {"remote": RemoteConfig(num_prefillers=1, max_pages=1)},
-    {"role": Role.DECODE, "remote": RemoteConfig(num_prefillers=1, max_pages=1)},
+    {"remote": RemoteConfig(max_pages=1)},
+    {"role": Role.DECODE, "remote": RemoteConfig(max_pages=1)},
 ]
 
 
