@@ -2,13 +2,13 @@
 
     decode scheduler ── Expect ──► decode storage
     decode scheduler ── Prefill ──► desk ── SendPages ──► prefill storage
-                                     └───── Generate ───► prefill scheduler ─ EndOfPages ─► worker ─► prefill storage
+                                     └───── Generate ───► prefill scheduler ─ EndOfPages ─► worker ─► storage
     prefill storage ── HandedPages ... PagesEnd ──► decode storage ── Received ──► decode scheduler
                    ◄── Taken ──
 
 Who is there the router tells both sides (`PrefillerUp`, `DecoderUp`, ...). Every Prefill ends in one PagesEnd, unless
-it is refused (a Received from the desk) or cancelled, or somebody dies: then `PrefillerDown` says so, or its lease ends.
-Pages are copies, and named by all that they depend on, so what comes late or twice is refused by the ticket, and what is
+it is refused (a Received from the desk) or cancelled, or somebody dies: then `PrefillerDown` says so, or its lease
+ends. Pages are copies, and named by all that they depend on, so what comes late or twice is refused by the ticket, and what is
 damaged by its checksum.
 """
 
@@ -109,7 +109,7 @@ class HandedPages(msgspec.Struct, frozen=True, tag=True, eq=False):
     number: int
     """Rises by one with each message from `storage`."""
     keys: tuple[bytes, ...]
-    sums: tuple[bytes, ...]
+    sums: NDArray[np.uint64]
     data: NDArray[np.uint8]
 
 
@@ -138,7 +138,7 @@ class PagesEnd(msgspec.Struct, frozen=True, tag=True):
 
 
 class Received(msgspec.Struct, frozen=True, tag=True):
-    """decode storage (or a desk that cannot) -> decode scheduler: `ticket` has ended, and `count` of its pages are kept."""
+    """decode storage (or a desk that cannot) -> decode scheduler: `ticket` has ended, `count` of its pages are kept."""
 
     ticket: int
     count: int

@@ -5,11 +5,13 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pawl.actors.messages.hand_over import HandedPages, PagesEnd, SendPages
 from pawl.actors.tiers import hand_over
 from pawl.actors.tiers.files import UInt8s
-from pawl.actors.tiers.hand_over import Incoming, Outgoing, checksum
+from pawl.actors.tiers.hand_over import Incoming, Outgoing, checksums
 from pawl.actors.tiers.store import TierStore
 from pawl.memory.tiers.host import HostPool
 
@@ -64,8 +66,7 @@ class Sender:
 
 def handed(*keys: bytes, ticket: int = 7) -> HandedPages:
     data = np.stack([page(key) for key in keys])
-    sums = tuple(checksum(key, row) for key, row in zip(keys, data, strict=True))
-    return HandedPages(ticket, "p", 1, keys, sums, data)
+    return HandedPages(ticket, "p", 1, keys, checksums(keys, data), data)
 
 
 def test_what_is_there_is_sent_at_once_and_the_rest_as_it_is_computed() -> None:
@@ -152,7 +153,7 @@ BAD = {
     "of another size": lambda message: msgspec.structs.replace(message, data=message.data[:, :-1]),
     "of another kind": lambda message: msgspec.structs.replace(message, data=message.data.astype(np.int32)),
     "without rows": lambda message: msgspec.structs.replace(message, data=message.data[:0]),
-    "without sums": lambda message: msgspec.structs.replace(message, sums=()),
+    "without sums": lambda message: msgspec.structs.replace(message, sums=message.sums[:0]),
 }
 
 
@@ -179,3 +180,19 @@ def test_nothing_is_kept_of_a_ticket_that_was_given_up() -> None:
     incoming.unexpect(7)
     assert incoming.keep(handed(*KEYS[:2])) == ()
     assert incoming.end(7) is None
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32), st.data())
+def test_no_damage_goes_unseen(page_bytes: int, seed: int, data: st.DataObject) -> None:
+    pages = np.random.default_rng(seed).integers(0, 256, (3, page_bytes), dtype=np.uint8)
+    sums = checksums(KEYS[:3], pages)
+    row = data.draw(st.integers(0, 2))
+    damaged = pages.copy()
+    for place in data.draw(st.lists(st.integers(0, page_bytes - 1), min_size=1, unique=True)):
+        damaged[row, place] ^= data.draw(st.integers(1, 255))
+    assert ((checksums(KEYS[:3], damaged) == sums) == (np.arange(3) != row)).all()
+
+
+def test_a_page_under_another_name_has_another_checksum() -> None:
+    pages = np.zeros((1, PAGE_BYTES), np.uint8)
+    assert checksums(KEYS[:1], pages) != checksums(KEYS[1:2], pages)
