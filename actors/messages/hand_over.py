@@ -8,8 +8,8 @@
 
 Who is there the router tells both sides (`PrefillerUp`, `DecoderUp`, ...). Every Prefill ends in one PagesEnd, unless
 it is refused (a Received from the desk) or cancelled, or somebody dies: then `PrefillerDown` says so, or its lease
-ends. Pages are copies, and named by all that they depend on, so what comes late or twice is refused by the ticket, and what is
-damaged by its checksum.
+ends. Pages are copies, and named by all that they depend on, so what comes late or twice is refused by the ticket, and
+what is damaged by its checksum.
 """
 
 from __future__ import annotations
