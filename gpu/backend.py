@@ -4,11 +4,11 @@ A backend owns the weights and writes keys and values into the `KvStore` it was 
 between calls, so there is nothing in it to reset. Two exist: the torch decoder (`gpu/models/decoder.py`, any device)
 and the compiled CPU kernels (`gpu/native/`). `gpu/select.py` chooses. Both are made as
 
-    Made(config: ModelConfig, weights: MutableMapping[str, Tensor], kv: KvStore, *, threads: int)
+    Made(config: ModelConfig, weights: Weights, kv: KvStore, *, threads: int)
 
 and take `weights` over: entries are popped as they are packed, so that one copy of each weight exists at a time. A
 backend that cannot run raises BackendUnavailable before it pops the first. Names, shapes: `weight_shapes`; norms are
-float32, everything else has the dtype of `kv.data`.
+float32, everything else has the dtype of `kv.data`; matrices may be quantised (`pawl.gpu.weights.blocks`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from pawl.gpu.adapters.low_rank import Adapter, PackedAdapter
+from pawl.gpu.weights.blocks import Weight
 from pawl.lifecycle.step import Int32s
 
 NO_TOKEN = -1
@@ -97,7 +98,7 @@ class Backend(Protocol):
     def hidden(self, inputs: ForwardInputs) -> Tensor:
         """Hidden states of `inputs.logit_rows` after the final norm, float32 [m, hidden], in place of logits."""
 
-    def named_weights(self) -> Mapping[str, Tensor]:
+    def named_weights(self) -> Mapping[str, Weight]:
         """Every weight under its canonical name, as it was given to this backend, to the bit. They are views of what
         computes or copies, made when they are asked for, and must not be written. Any thread may read them."""
 

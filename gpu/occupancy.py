@@ -11,8 +11,6 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import NoReturn
 
-from torch import Tensor
-
 from pawl.gpu.adapters.low_rank import Adapter
 from pawl.gpu.backend import Backend, ForwardInputs, GreedyBackend, RefusedInputs
 from pawl.gpu.cuda.graphs import DecodeGraphs, Recorder
@@ -23,6 +21,7 @@ from pawl.gpu.heap import give_back_memory
 from pawl.gpu.kv import KvStore
 from pawl.gpu.step_runner import AdapterRefused, MemoryRefused
 from pawl.gpu.updates import Updates, Version
+from pawl.gpu.weights.blocks import Weight
 from pawl.gpu.weights.kept import KeptWeights, KeptWeightsDamaged
 from pawl.lifecycle.machines.memory import MemoryTag
 
@@ -32,7 +31,7 @@ _WORDS = {MemoryTag.WEIGHTS: "weights", MemoryTag.KV_CACHE: "pages", MemoryTag.C
 class Parked:
     """A `Backend` whose weights are released."""
 
-    def __init__(self, name: str, kept: Mapping[str, Tensor]) -> None:
+    def __init__(self, name: str, kept: Mapping[str, Weight]) -> None:
         self.name = name
         self._kept = kept
 
@@ -44,7 +43,7 @@ class Parked:
         """Raises RefusedInputs."""
         self.forward(inputs)
 
-    def named_weights(self) -> Mapping[str, Tensor]:
+    def named_weights(self) -> Mapping[str, Weight]:
         """See `Backend.named_weights`: from the file."""
         return self._kept
 

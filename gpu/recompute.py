@@ -30,6 +30,7 @@ from pawl.gpu.sampling.masking import apply_masks
 from pawl.gpu.sampling.rivals import Rivals
 from pawl.gpu.sampling.scoring import score
 from pawl.gpu.select import BackendChoice, sampler_for, select_backend
+from pawl.gpu.weights.blocks import Weights
 from pawl.lifecycle.recompute import Computed, Recorded
 from pawl.lifecycle.step import Embedding, Float32s, Int32s, SlotAssignment, StepLogprobs
 
@@ -57,7 +58,7 @@ class Recomputer:
     def __init__(
         self,
         config: ModelConfig,
-        weights: dict[str, Tensor],
+        weights: Weights,
         *,
         max_context: int,
         dtype: torch.dtype,

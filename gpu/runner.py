@@ -49,6 +49,7 @@ from pawl.gpu.sampling.sampler import Draws
 from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
 from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
 from pawl.gpu.updates import Updates, Version
+from pawl.gpu.weights.blocks import Weight, Weights
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
@@ -63,7 +64,7 @@ class Runner(Occupancy):
     def __init__(
         self,
         config: ModelConfig,
-        weights: dict[str, Tensor],
+        weights: Weights,
         *,
         num_pages: int,
         page_size: int,
@@ -167,7 +168,7 @@ class Runner(Occupancy):
         self._require(MemoryTag.KV_CACHE)
         self.kv.write(pages, blocks)
 
-    def named_weights(self) -> Mapping[str, Tensor]:
+    def named_weights(self) -> Mapping[str, Weight]:
         """See `StepRunner.named_weights`."""
         return self._updates.named_weights()
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import typing
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import structlog
 import torch
-from torch import Tensor
 
 from pawl.gpu.backend import Backend, BackendUnavailable
 from pawl.gpu.kv import KvStore
@@ -19,6 +18,7 @@ from pawl.gpu.models.registry import torch_decoder
 from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.sampling.last_tokens import LastTokens
 from pawl.gpu.sampling.sampler import Sampler
+from pawl.gpu.weights.blocks import Dequantized, Weights
 
 BackendChoice: TypeAlias = Literal["auto", "torch", "native", "triton"]
 
@@ -74,7 +74,7 @@ def last_tokens_for(backend: Backend, num_slots: int, device: torch.device) -> L
 def select_backend(
     requested: BackendChoice,
     config: ModelConfig,
-    weights: MutableMapping[str, Tensor],
+    weights: Weights,
     kv: KvStore,
     *,
     threads: int,
@@ -105,7 +105,8 @@ def select_backend(
             if rank is not None:
                 raise BackendUnavailable(wanted, "its kernels do not share a model out among ranks; torch does")
             _check_triton(kv)
-            return triton_backend()(config, weights, kv, threads=threads, deterministic=deterministic)
+            plain = Dequantized(weights, kv.data.dtype)
+            return triton_backend()(config, plain, kv, threads=threads, deterministic=deterministic)
         _check_native(kv)
         return native_backend()(config, weights, kv, threads=threads, rank=rank)
     except BackendUnavailable as error:
@@ -115,12 +116,10 @@ def select_backend(
         return _torch(config, weights, kv, threads, rank)
 
 
-def _torch(
-    config: ModelConfig, weights: MutableMapping[str, Tensor], kv: KvStore, threads: int, rank: Rank | None
-) -> Backend:
+def _torch(config: ModelConfig, weights: Weights, kv: KvStore, threads: int, rank: Rank | None) -> Backend:
     if rank is not None and rank.shard.gathers:
         raise BackendUnavailable("torch", "its ranks add up what they compute, and these have parts of another kind")
-    return torch_decoder(config)(config, weights, kv, threads=threads, rank=rank)
+    return torch_decoder(config)(config, Dequantized(weights, kv.data.dtype), kv, threads=threads, rank=rank)
 
 
 def _check_native(kv: KvStore) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,6 +15,7 @@ from pawl.gpu.heap import give_back_memory
 from pawl.gpu.models.config import ModelConfig, UnsupportedModel, weight_shapes
 from pawl.gpu.parallel.shard import Shard, keeper, part_of
 from pawl.gpu.step_runner import WeightsRefused
+from pawl.gpu.weights.blocks import Weight, Weights
 from pawl.gpu.weights.checks import WeightMismatch
 from pawl.gpu.weights.fingerprint import Samples, fingerprint_of_change
 from pawl.gpu.weights.gguf import GgufFormatError
@@ -72,9 +73,10 @@ class Updates:
         WeightsRefused."""
         (sender, kept), self._sent, self._staged = self._sent, (0, {}), None
         try:
+            weights: Weights
             if isinstance(source, FromDisk):
                 samples = Samples()
-                weights: MutableMapping[str, Tensor] = self._read(source, samples)
+                weights = self._read(source, samples)
                 fingerprint = samples.fingerprint(self._config)
             else:
                 sent = (kept if sender == ticket else {}) | self._received(source)
@@ -95,7 +97,7 @@ class Updates:
         self.serving = version
         give_back_memory()  # of the one before
 
-    def named_weights(self) -> Mapping[str, Tensor]:
+    def named_weights(self) -> Mapping[str, Weight]:
         """See `StepRunner.named_weights`."""
         return as_stored(self.serving.backend.named_weights(), self._config)
 

@@ -8,17 +8,11 @@
 
 #include <algorithm>
 #include <array>
-#include <string>
 #include <vector>
 
 #include "matrix.h"
 
 namespace pawl {
-
-// What is wrong with the arguments of a call; the message goes to the user.
-struct Refused {
-    std::string reason;
-};
 
 enum class AdaptedProduct : int32_t { kQkv = 0, kOutput = 1, kGateUp = 2, kDown = 3 };
 constexpr int kAdaptedProducts = 4;

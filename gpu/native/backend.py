@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,11 @@ from pawl.gpu.native.ranks import Joined
 from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.parallel.shard import Shard
 from pawl.gpu.parallel.topology import Topology
+from pawl.gpu.weights.blocks import BlockFormat, Blocks, Weight, Weights, numbers_of
 from pawl.gpu.weights.checks import is_norm
+
+PANEL = 32
+"""Outputs that the kernels take together (`kPanel` in `element.h`)."""
 
 
 class NativeBackend:
@@ -45,7 +49,7 @@ class NativeBackend:
     def __init__(
         self,
         config: ModelConfig,
-        weights: MutableMapping[str, Tensor],
+        weights: Weights,
         kv: KvStore,
         *,
         threads: int | None = None,
@@ -70,6 +74,8 @@ class NativeBackend:
         self._decoder = handle
         self.close = weakref.finalize(self, self._library.destroy, handle)
         """Frees the weights and ends the threads; also done when the backend is collected. Nothing works afterwards."""
+        self._formats: dict[str, BlockFormat] = {}
+        """Of the weights that are computed as the blocks that they came in."""
         for name in self._shapes:
             self._load(name, weights.pop(name))
 
@@ -96,13 +102,17 @@ class NativeBackend:
         self._step(inputs, hidden=hidden.data_ptr())
         return hidden
 
-    def named_weights(self) -> Mapping[str, Tensor]:
+    def named_weights(self) -> Mapping[str, Weight]:
         """See `Backend.named_weights`; each is a copy, made when it is asked for."""
         return _Unpacked(self, self._shapes)
 
-    def weight(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def weight(self, name: str, shape: tuple[int, ...]) -> Weight:
         """A copy of the weight of this canonical name and shape."""
-        found = torch.empty(shape, dtype=self._dtype_of(name))
+        found: Weight
+        if (kind := self._formats.get(name)) is None:
+            found = torch.empty(shape, dtype=self._dtype_of(name))
+        else:
+            found = Blocks(torch.empty((shape[0], kind.row_bytes(shape[1])), dtype=torch.uint8), kind)
         self._move(self._library.read, name, found)
         return found
 
@@ -110,18 +120,23 @@ class NativeBackend:
         """See `Backend.pack_adapter`."""
         return NativeAdapter(self._library, self._decoder, adapter, self.kv.data.dtype)
 
-    def _load(self, name: str, weight: Tensor) -> None:
-        self._move(self._library.load, name, weight.to("cpu", self._dtype_of(name)).contiguous())
+    def _load(self, name: str, weight: Weight) -> None:
+        if isinstance(weight, Blocks) and fills_panels(self.config, name):
+            self._formats[name] = weight.format
+            self._move(self._library.load, name, weight)
+        else:
+            self._move(self._library.load, name, numbers_of(weight).to("cpu", self._dtype_of(name)).contiguous())
 
     def _dtype_of(self, name: str) -> torch.dtype:
         return torch.float32 if is_norm(name) else self.kv.data.dtype
 
-    def _move(self, call: Any, name: str, weight: Tensor) -> None:
+    def _move(self, call: Any, name: str, weight: Weight) -> None:
         layer, short = -1, name
         if name.startswith("model.layers."):
             _, _, index, short = name.split(".", 3)
             layer = int(index)
-        message = call(self._decoder, layer, short.encode(), weight.data_ptr(), weight.numel())
+        data, kind = (weight.data, int(weight.format)) if isinstance(weight, Blocks) else (weight, _ELEMENTS)
+        message = call(self._decoder, layer, short.encode(), kind, data.data_ptr(), data.numel())
         if message is not None:
             raise ValueError(message.decode())
 
@@ -176,14 +191,25 @@ class NativeBackend:
             raise RefusedInputs(message.decode())
 
 
-class _Unpacked(Mapping[str, Tensor]):
+_ELEMENTS = -1
+"""The format of a weight that is no blocks."""
+
+
+def fills_panels(config: ModelConfig, name: str) -> bool:
+    """Whether a matrix begins and ends where others in the same product do not: only then it can stay in blocks."""
+    return not name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")) or not (
+        config.query_size % PANEL or config.kv_size % PANEL
+    )
+
+
+class _Unpacked(Mapping[str, Weight]):
     """The weights of a backend, which keeps them in the order in which its kernels read them."""
 
     def __init__(self, backend: NativeBackend, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._backend = backend
         self._shapes = shapes
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Weight:
         return self._backend.weight(name, self._shapes[name])
 
     def __iter__(self) -> Iterator[str]:

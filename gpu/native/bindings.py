@@ -118,7 +118,7 @@ class Library:
         self.create = loaded.pawl_native_create
         self.create.argtypes, self.create.restype = (POINTER(Shape), POINTER(c_void_p)), c_char_p
         self.load = loaded.pawl_native_load
-        self.load.argtypes, self.load.restype = (c_void_p, c_int32, c_char_p, c_void_p, c_int64), c_char_p
+        self.load.argtypes, self.load.restype = (c_void_p, c_int32, c_char_p, c_int32, c_void_p, c_int64), c_char_p
         self.read = loaded.pawl_native_read
         self.read.argtypes, self.read.restype = self.load.argtypes, c_char_p
         self.forward = loaded.pawl_native_forward

@@ -84,10 +84,11 @@ constexpr int32_t kNoToken = -1;
 class AnyDecoder {
 public:
     virtual ~AnyDecoder() = default;
-    // Copy one weight (named as in a checkpoint) of `count` elements: norms are float32, the rest elements.
-    virtual void load_weight(int layer, const std::string& name, const void* from, int64_t count) = 0;
+    // Copy one weight (named as in a checkpoint) of `count` elements: norms are float32, the rest elements; or of
+    // `count` bytes of blocks of a quantised format.
+    virtual void load_weight(int layer, const std::string& name, Format format, const void* from, int64_t count) = 0;
     // The inverse: what was loaded, to the bit.
-    virtual void read_weight(int layer, const std::string& name, void* to, int64_t count) = 0;
+    virtual void read_weight(int layer, const std::string& name, Format format, void* to, int64_t count) = 0;
     virtual void forward(const Inputs& inputs) = 0;
     // An adapter that changes nothing yet, for every decoder of this shape.
     virtual std::unique_ptr<AnyAdapter> make_adapter() const = 0;
@@ -170,6 +171,27 @@ private:
     int buffer_ = 0;
 };
 
+// Rows of elements, the inputs of products. Behind the elements there is room for the same row as bytes, which products
+// with quantised weights take.
+template <class Element>
+class ElementRows : public RowBuffer<Unit> {
+public:
+    // Strides that are no power of two, so that rows of a tile do not fall into the same cache set.
+    explicit ElementRows(int64_t elements)
+        : RowBuffer<Unit>(units<Element>(padded(elements)) + byte_units(elements) + 32),
+          bytes_at_(units<Element>(padded(elements)) + 16) {}
+
+    Unit* bytes(int64_t index) const { return row(index) + bytes_at_; }
+    // Make bytes of `count` elements of a row from `first`, both multiples of 32.
+    void make_bytes(int64_t index, int64_t first, int64_t count) const {
+        const auto* from = reinterpret_cast<const typename Element::Stored*>(row(index)) + first;
+        to_bytes<Element>(from, count, reinterpret_cast<ByteBlock*>(bytes(index)) + first / kBlockInputs);
+    }
+
+private:
+    int64_t bytes_at_;
+};
+
 // Which adapter each of some rows goes through.
 template <class Element>
 struct AdaptedRows {
@@ -187,11 +209,11 @@ public:
     typedef typename Element::Stored Stored;
 
     explicit Decoder(const Shape& shape);
-    void load_weight(int layer, const std::string& name, const void* from, int64_t count) override {
-        move_weight(layer, name, from, nullptr, count);
+    void load_weight(int layer, const std::string& name, Format format, const void* from, int64_t count) override {
+        move_weight(layer, name, format, from, nullptr, count);
     }
-    void read_weight(int layer, const std::string& name, void* to, int64_t count) override {
-        move_weight(layer, name, nullptr, to, count);
+    void read_weight(int layer, const std::string& name, Format format, void* to, int64_t count) override {
+        move_weight(layer, name, format, nullptr, to, count);
     }
     void forward(const Inputs& inputs) override;
     std::unique_ptr<AnyAdapter> make_adapter() const override { return std::make_unique<Adapter<Element>>(sizes()); }
@@ -252,16 +274,17 @@ private:
     void meet(Walk& walk);
     void begin_together(Walk& walk);
     void prepare_heads(const Layer<Element>& layer, const Inputs& inputs, int64_t row);
+    void normalise_row(const Vector& norm, int64_t row);
     template <int kPanels, class Epilogue>
-    void product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
+    void product(Walk& walk, const ElementRows<Element>& from, int64_t rows, const Matrix<Element>& weights,
                  const Beside* beside, Epilogue&& epilogue, int64_t start = 0);
     template <int kPanels, class Epilogue>
-    void multiply_block(const RowBuffer<Unit>& from, int64_t first, int64_t count, const Matrix<Element>& weights,
+    void multiply_block(const ElementRows<Element>& from, int64_t first, int64_t count, const Matrix<Element>& weights,
                         int64_t begin, int64_t end, const Beside* beside, Epilogue&& epilogue);
-    void shrink(Walk& walk, const RowBuffer<Unit>& from, const Beside& beside);
+    void shrink(Walk& walk, const ElementRows<Element>& from, const Beside& beside);
     void expand(const Beside& beside, int64_t row, int num, int64_t panel, float* out) const;
     void store_gated(int64_t row, int num, int64_t pair, const float* gates, const float* ups);
-    void add_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
+    void add_product(Walk& walk, const ElementRows<Element>& from, int64_t rows, const Matrix<Element>& weights,
                      const Beside* beside, const Vector& norm);
 
     // experts.h: run by every thread of the pool.
@@ -269,7 +292,7 @@ private:
     void choose_experts(int64_t row);
     void group_by_expert(int64_t index, int64_t rows, int64_t* counts);
     template <int kPanels, class Pick, class Epilogue>
-    void expert_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Layer<Element>& layer,
+    void expert_product(Walk& walk, const ElementRows<Element>& from, int64_t rows, const Layer<Element>& layer,
                         int64_t panels, Pick&& pick, Epilogue&& epilogue);
     int64_t pairs(int64_t rows) const { return rows * shape_.experts_per_row; }
     bool holds(int64_t layer, int64_t expert) const {
@@ -278,7 +301,7 @@ private:
 
     void place(Layer<Element>& layer);
     // Copy a weight to its place, or from there: of `from` and `to` one is null.
-    void move_weight(int layer, const std::string& name, const void* from, void* to, int64_t count);
+    void move_weight(int layer, const std::string& name, Format format, const void* from, void* to, int64_t count);
     int num_stores() const { return shape_.num_window_pages > 0 ? 2 : 1; }
     static const int32_t* table_row(const Inputs& inputs, int store, int64_t slot) {
         const int32_t* table = store == 0 ? inputs.page_table : inputs.window_table;
@@ -305,6 +328,7 @@ private:
     std::vector<Layer<Element>> layers_;
     std::vector<float> inverse_frequencies_;
     std::vector<int32_t> held_experts_;           // [layers][experts]
+    bool quantised_ = false;   // whether some matrix is
     Matrix<Element> embedding_, head_;
     Vector final_norm_;
     std::vector<Attention<Element>> attention_;   // one for each thread
@@ -318,7 +342,8 @@ private:
     RowBuffer<Best> bests_;      // [rank][logit row], where there are ranks
     RowBuffer<float> scored_;    // [logit rows of two blocks][vocab], the same
     AdaptedRows<Element> adapted_, adapted_wanted_;   // of all rows, and of those whose logits are wanted
-    RowBuffer<Unit> normed_, queries_, attended_, inner_, gathered_, shrunk_;
+    RowBuffer<Unit> queries_, shrunk_;
+    ElementRows<Element> normed_, attended_, inner_, gathered_;
     int64_t query_rows_ = 0;
 };
 

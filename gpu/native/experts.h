@@ -59,7 +59,7 @@ void Decoder<Element>::group_by_expert(int64_t index, int64_t rows, int64_t* cou
 // A product of every pair with its expert's matrix, which `pick` takes from the expert's MLP.
 template <class Element>
 template <int kPanels, class Pick, class Epilogue>
-void Decoder<Element>::expert_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows,
+void Decoder<Element>::expert_product(Walk& walk, const ElementRows<Element>& from, int64_t rows,
                                       const Layer<Element>& layer, int64_t panels, Pick&& pick, Epilogue&& epilogue) {
     // An expert has at most one block that is not full.
     const int64_t most = std::min<int64_t>(shape_.num_experts, pairs(rows)) + pairs(rows) / kRowBlock;

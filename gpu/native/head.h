@@ -67,8 +67,7 @@ template <class Element>
 void Decoder<Element>::score(Walk& walk, const Inputs& inputs) {
     const int64_t rows = inputs.num_logits;
     walk.phase(rows, [&](int64_t row) {
-        normalise<Element>(hidden_.row(row), final_norm_.data(), shape_.hidden_size, shape_.norm_epsilon,
-                           normed_.row(row));
+        normalise_row(final_norm_, row);
         if (inputs.hidden == nullptr) return;
         const auto* normed = reinterpret_cast<const Stored*>(normed_.row(row));
         float* to = inputs.hidden + row * shape_.hidden_size;

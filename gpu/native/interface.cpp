@@ -46,13 +46,14 @@ const char* pawl_native_create(const pawl::Shape* shape, pawl::AnyDecoder** deco
     });
 }
 
-const char* pawl_native_load(pawl::AnyDecoder* decoder, int32_t layer, const char* name, const void* from,
-                             int64_t count) {
-    return guarded([&] { decoder->load_weight(layer, name, from, count); });
+const char* pawl_native_load(pawl::AnyDecoder* decoder, int32_t layer, const char* name, int32_t format,
+                             const void* from, int64_t count) {
+    return guarded([&] { decoder->load_weight(layer, name, pawl::Format(format), from, count); });
 }
 
-const char* pawl_native_read(pawl::AnyDecoder* decoder, int32_t layer, const char* name, void* to, int64_t count) {
-    return guarded([&] { decoder->read_weight(layer, name, to, count); });
+const char* pawl_native_read(pawl::AnyDecoder* decoder, int32_t layer, const char* name, int32_t format, void* to,
+                             int64_t count) {
+    return guarded([&] { decoder->read_weight(layer, name, pawl::Format(format), to, count); });
 }
 
 const char* pawl_native_forward(pawl::AnyDecoder* decoder, const pawl::Inputs* inputs) {

@@ -2,80 +2,17 @@
 //
 //     panel p: [depth][32] units, output p * 32 + c in column c
 //
-// one after the other, so that a product streams through memory. Missing outputs and inputs are zero.
+// one after the other, so that a product streams through memory. Missing outputs and inputs are zero. Some panels, or
+// all of them, may be quantised instead (quantised.h).
 #pragma once
 
-#include <cstdlib>
-#include <new>
-#include <utility>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#include "element.h"
+#include "quantised.h"
 
 namespace pawl {
 
-// Zeroed, aligned memory that asks for huge pages: a step walks all weights, and small pages would miss the TLB. Large
-// pieces are mapped by themselves: what replaced weights had is the system's again as soon as they are freed, where a
-// heap would keep it for the thread that had loaded them.
-class Memory {
-public:
-    Memory() = default;
-    explicit Memory(int64_t bytes) {
-        // Room behind the end: tiles fetch ahead of what they read.
-        const int64_t alignment = bytes >= kHugePage ? kHugePage : 64;
-        size_ = size_t(rounded_up(bytes + 64, alignment));
-#if defined(__linux__)
-        if (alignment == kHugePage) {
-            map();
-            return;
-        }
-#endif
-        data_ = std::aligned_alloc(size_t(alignment), size_);
-        if (data_ == nullptr) throw std::bad_alloc();
-        std::memset(data_, 0, size_);
-    }
-    Memory(Memory&& other) noexcept { *this = std::move(other); }
-    Memory& operator=(Memory&& other) noexcept {
-        std::swap(data_, other.data_);
-        std::swap(size_, other.size_);
-        std::swap(mapped_, other.mapped_);
-        return *this;
-    }
-    ~Memory() {
-#if defined(__linux__)
-        if (mapped_ != nullptr) {
-            munmap(mapped_, size_ + size_t(kHugePage));
-            return;
-        }
-#endif
-        std::free(data_);
-    }
-
-    template <class Value>
-    Value* as() const {
-        return static_cast<Value*>(data_);
-    }
-
-private:
-    static constexpr int64_t kHugePage = 2 << 20;
-
-#if defined(__linux__)
-    // The system gives addresses that are multiples of a small page: one huge page more has a multiple of its own.
-    void map() {
-        void* got = mmap(nullptr, size_ + size_t(kHugePage), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (got == MAP_FAILED) throw std::bad_alloc();
-        mapped_ = got;
-        data_ = reinterpret_cast<void*>(rounded_up(int64_t(reinterpret_cast<intptr_t>(got)), kHugePage));
-        madvise(data_, size_, MADV_HUGEPAGE);
-    }
-#endif
-
-    void* data_ = nullptr;
-    void* mapped_ = nullptr;   // where a mapping of `size_` bytes and one huge page begins; null: it is the heap's
-    size_t size_ = 0;
+// What is wrong with the arguments of a call; the message goes to the user.
+struct Refused {
+    std::string reason;
 };
 
 template <class Element>
@@ -83,18 +20,25 @@ class Matrix {
 public:
     Matrix() = default;
     Matrix(int64_t outputs, int64_t inputs)
-        : depth(units<Element>(padded(inputs))),
-          panels(padded(outputs) / kPanel),
-          memory_(panels * depth * kPanel * int64_t(sizeof(Unit))) {}
+        : inputs(inputs), depth(units<Element>(padded(inputs))), panels(padded(outputs) / kPanel) {}
 
+    int64_t inputs = 0;
     int64_t depth = 0;
     int64_t panels = 0;
 
     const Unit* panel(int64_t index) const { return memory_.template as<Unit>() + index * depth * kPanel; }
+    // Null where the panel is not quantised.
+    const QuantisedPanel* quantised(int64_t index) const {
+        const bool is = !quantised_.empty() && quantised_[size_t(index)].at != nullptr;
+        return is ? &quantised_[size_t(index)] : nullptr;
+    }
+    // Whether no panel is quantised, or not all are.
+    bool has_elements() const { return memory_.template as<Unit>() != nullptr; }
 
     // Copy `rows` rows of `columns` elements; row r becomes output first + r. With `every` = 2, panels of the source
     // become every second panel, `first` then choosing the one of the pair by its panel (0 or 32).
     void pack(const typename Element::Stored* from, int64_t rows, int64_t columns, int64_t first, int64_t every) {
+        if (!has_elements()) memory_ = Memory(panels * depth * kPanel * int64_t(sizeof(Unit)));
         by_panel(rows, first, every, [&](Unit* panel, int64_t begin, int64_t count) {
             pack_columns(panel, from + begin * columns, count, columns);
         });
@@ -110,8 +54,39 @@ public:
         });
     }
 
+    // As `pack`, of a GGUF file's blocks, `bytes` of them. Throws Refused where they are not the rows' blocks, or the
+    // rows do not fill panels: only the matrix's last ones may end within one.
+    void pack_blocks(Format format, const uint8_t* from, int64_t bytes, int64_t rows, int64_t columns, int64_t first,
+                     int64_t every) {
+        const auto require = [](bool holds, const char* what) {
+            if (!holds) throw Refused{what};
+        };
+        require(columns == inputs && computable(format, columns), "blocks of this format do not fit the rows");
+        require(first % kPanel == 0, "quantised rows begin within a panel");
+        QuantisedPart part(format, rows, columns);
+        require(bytes == part.stored_bytes(), "blocks of this format have another number of bytes");
+        require(rows % kPanel == 0 || first / kPanel + part.panels() * every >= panels, "quantised rows end within a panel");
+        part.pack(from);
+        quantised_.resize(size_t(panels));
+        for (int64_t i = 0; i < part.panels(); ++i)
+            quantised_[size_t(first / kPanel + i * every)] = QuantisedPanel{part.panel(i), format};
+        parts_.push_back(Part{std::move(part), first, every});
+    }
+
+    // The inverse of `pack_blocks`, to the bit.
+    void unpack_blocks(Format format, uint8_t* to, int64_t bytes, int64_t first, int64_t every) const {
+        for (const Part& part : parts_) {
+            if (part.first != first || part.every != every) continue;
+            if (part.weights.format() != format || part.weights.stored_bytes() != bytes) break;
+            return part.weights.unpack(to);
+        }
+        throw Refused{"these rows are not quantised so"};
+    }
+
     // Elements of output `index`, widened.
     void read_output(int64_t index, int64_t columns, float* to) const {
+        if (const QuantisedPanel* found = quantised(index / kPanel))
+            return read_column(*found, index % kPanel, columns, to);
         const Unit* from = panel(index / kPanel) + index % kPanel;
         for (int64_t i = 0; i < columns; ++i) {
             typename Element::Stored pair[Element::kPerUnit];
@@ -142,7 +117,14 @@ private:
             std::memcpy(to + whole * kPanel + row, from + (row + 1) * columns - 1, sizeof(typename Element::Stored));
     }
 
-    Memory memory_;
+    struct Part {
+        QuantisedPart weights;
+        int64_t first, every;   // as in `pack`
+    };
+
+    Memory memory_;   // null as long as all rows are quantised
+    std::vector<Part> parts_;
+    std::vector<QuantisedPanel> quantised_;   // [panels], or empty
 };
 
 }  // namespace pawl

@@ -25,13 +25,12 @@ Decoder<Element>::Decoder(const Shape& shape)
       said_(padded(shape.hidden_size)),
       bests_(1),
       scored_(shape.vocab_size),
-      // Strides that are no power of two, so that rows of a tile do not fall into the same cache set.
-      normed_(units<Element>(padded(shape.hidden_size)) + 16),
       queries_(units<Element>(query_size())),
-      attended_(units<Element>(padded(attended_size())) + 16),
-      inner_(units<Element>(padded(std::max(shape.intermediate_size, shape.expert_size))) + 16),
-      gathered_(normed_.stride),
-      shrunk_(0) {
+      shrunk_(0),
+      normed_(shape.hidden_size),
+      attended_(attended_size()),
+      inner_(std::max(shape.intermediate_size, shape.expert_size)),
+      gathered_(shape.hidden_size) {
     const int64_t hidden = shape.hidden_size, mixed = query_size() + 2 * token_stride(), head = shape.head_dim;
     for (const Part& part : {shape.columns, shape.inner, shape.vocabulary, shape.expert_inner, shape.expert_columns})
         if (part.count > 0 && part.begin % kPanel != 0) throw Refused{"a rank's columns do not begin at a multiple of 32"};
@@ -77,22 +76,28 @@ void Decoder<Element>::place(Layer<Element>& layer) {
 }
 
 template <class Element>
-void Decoder<Element>::move_weight(int index, const std::string& name, const void* from, void* to, int64_t count) {
+void Decoder<Element>::move_weight(int index, const std::string& name, Format format, const void* from, void* to,
+                                   int64_t count) {
     const auto require = [&](bool holds) {
         if (!holds) throw Refused{"weight " + name + " does not fit the model: " + std::to_string(count) + " elements"};
     };
     const auto matrix = [&](Matrix<Element>& at, int64_t rows, int64_t columns, int64_t first = 0, int64_t every = 1) {
+        if (format != Format::kElements) {
+            if (to != nullptr) return at.unpack_blocks(format, static_cast<uint8_t*>(to), count, first, every);
+            quantised_ = true;
+            return at.pack_blocks(format, static_cast<const uint8_t*>(from), count, rows, columns, first, every);
+        }
         require(count == rows * columns);
         if (to != nullptr) return at.unpack(static_cast<Stored*>(to), rows, columns, first, every);
         at.pack(static_cast<const Stored*>(from), rows, columns, first, every);
     };
     const auto norm = [&](Vector& at) {
-        require(at.size == count);
+        require(format == Format::kElements && at.size == count);
         float* held = at.memory.template as<float>();
         std::memcpy(to != nullptr ? to : held, to != nullptr ? held : from, size_t(count) * 4);
     };
     const auto bias = [&](Vector& at, int64_t first, int64_t size) {
-        require(count == size && at.size >= first + size);
+        require(format == Format::kElements && count == size && at.size >= first + size);
         float* held = at.memory.template as<float>() + first;
         for (int64_t i = 0; i < size; ++i) {
             if (to != nullptr)
@@ -236,10 +241,11 @@ void Decoder<Element>::plan(const Inputs& inputs) {
     const int64_t rows = inputs.num_tokens;
     for (RowBuffer<float>* buffer : {&hidden_, &mixed_, &angles_}) buffer->reserve(rows);
     if (apart()) branch_.reserve(rows);
-    for (RowBuffer<Unit>* buffer : {&normed_, &queries_, &attended_, &inner_}) buffer->reserve(rows);
+    queries_.reserve(rows);
+    for (ElementRows<Element>* buffer : {&normed_, &attended_, &inner_}) buffer->reserve(rows);
     if (shape_.num_experts > 0) {
         said_.reserve(pairs(rows));
-        for (RowBuffer<Unit>* buffer : {&gathered_, &inner_}) buffer->reserve(pairs(rows));
+        for (ElementRows<Element>* buffer : {&gathered_, &inner_}) buffer->reserve(pairs(rows));
         choices_.resize(size_t(pairs(rows)));
     }
     if (ranks_ != nullptr) {

@@ -28,20 +28,25 @@ inline int64_t tile_begin(int64_t rows, int64_t tiles, int64_t tile) { return ro
 // `count` rows from `first` times columns begin .. end of the matrix, counted in groups of `kPanels` panels.
 template <class Element>
 template <int kPanels, class Epilogue>
-void Decoder<Element>::multiply_block(const RowBuffer<Unit>& from, int64_t first, int64_t count,
+void Decoder<Element>::multiply_block(const ElementRows<Element>& from, int64_t first, int64_t count,
                                       const Matrix<Element>& weights, int64_t begin, int64_t end,
                                       const Beside* beside, Epilogue&& epilogue) {
-    const int64_t tiles = (count + kTileRows - 1) / kTileRows;
+    const int64_t most = weights.has_elements() ? kTileRows : kByteRows, tiles = (count + most - 1) / most;
     for (int64_t item = begin; item < end; ++item) {
         for (int64_t tile = 0; tile < tiles; ++tile) {
-            alignas(64) float out[kPanels][kTileRows * kPanel];
+            alignas(64) float out[kPanels][kByteRows * kPanel];
             const int64_t row = first + tile_begin(count, tiles, tile);
             const int num = int(first + tile_begin(count, tiles, tile + 1) - row);
             for (int i = 0; i < kPanels; ++i) {
-                const Unit* panel = weights.panel(item * kPanels + i);
-                const Unit* next = weights.panel(std::min(item + 1, end - 1) * kPanels + i);
-                multiply_tile<Element>(num, from.row(row), from.stride, panel, weights.depth, out[i], nullptr,
-                                       fetch_for(panel, next, weights.depth, tile, tiles));
+                const QuantisedPanel* quantised = weights.quantised(item * kPanels + i);
+                if (quantised != nullptr) {
+                    multiply_bytes(from.bytes(row), from.stride, num, *quantised, weights.inputs, out[i]);
+                } else {
+                    const Unit* panel = weights.panel(item * kPanels + i);
+                    const Unit* next = weights.panel(std::min(item + 1, end - 1) * kPanels + i);
+                    multiply_tile<Element>(num, from.row(row), from.stride, panel, weights.depth, out[i], nullptr,
+                                           fetch_for(panel, next, weights.depth, tile, tiles));
+                }
                 if (beside != nullptr) expand(*beside, row, num, item * kPanels + i, out[i]);
             }
             epilogue(row, num, item, out);
@@ -51,7 +56,7 @@ void Decoder<Element>::multiply_block(const RowBuffer<Unit>& from, int64_t first
 
 template <class Element>
 template <int kPanels, class Epilogue>
-void Decoder<Element>::product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows, const Matrix<Element>& weights,
+void Decoder<Element>::product(Walk& walk, const ElementRows<Element>& from, int64_t rows, const Matrix<Element>& weights,
                                const Beside* beside, Epilogue&& epilogue, int64_t start) {
     if (beside != nullptr) shrink(walk, from, *beside);
     const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
@@ -65,7 +70,7 @@ void Decoder<Element>::product(Walk& walk, const RowBuffer<Unit>& from, int64_t 
 
 // The first product of each row's adapter: rows of `from` -> shrunk.
 template <class Element>
-void Decoder<Element>::shrink(Walk& walk, const RowBuffer<Unit>& from, const Beside& beside) {
+void Decoder<Element>::shrink(Walk& walk, const ElementRows<Element>& from, const Beside& beside) {
     walk.phase(int64_t(beside.rows.runs.size()), [&](int64_t task) {
         const auto& run = beside.rows.runs[size_t(task)];
         const LowRank<Element>& low = run.adapter->at(beside.layer, beside.product);
@@ -88,7 +93,7 @@ void Decoder<Element>::expand(const Beside& beside, int64_t row, int num, int64_
     static_assert(kTileRows <= 8);
     const auto* of = &beside.rows.of[size_t(row)];
     for (int first = 0, end; first < num; first = end) {
-        for (end = first + 1; end < num && of[end] == of[first];) ++end;
+        for (end = first + 1; end < std::min(num, first + kTileRows) && of[end] == of[first];) ++end;
         if (of[first] == nullptr) continue;
         const LowRank<Element>& low = of[first]->at(beside.layer, beside.product);
         if (low.rank == 0) continue;
@@ -101,7 +106,7 @@ void Decoder<Element>::expand(const Beside& beside, int64_t row, int num, int64_
 }
 
 template <class Element>
-void Decoder<Element>::add_product(Walk& walk, const RowBuffer<Unit>& from, int64_t rows,
+void Decoder<Element>::add_product(Walk& walk, const ElementRows<Element>& from, int64_t rows,
                                    const Matrix<Element>& weights, const Beside* beside, const Vector& norm) {
     const bool apart = this->apart();
     product<1>(walk, from, rows, weights, beside, [&](int64_t row, int num, int64_t panel, auto& out) {
@@ -122,7 +127,7 @@ void Decoder<Element>::add_product(Walk& walk, const RowBuffer<Unit>& from, int6
 
 template <class Element>
 int Decoder<Element>::num_phases(const Inputs& inputs) const {
-    return 16 + int(layers_.size()) * 20 + 3 * int(inputs.num_logits / kRowBlock);
+    return 16 + int(layers_.size()) * 22 + 3 * int(inputs.num_logits / kRowBlock);
 }
 
 template <class Element>
@@ -193,15 +198,19 @@ void Decoder<Element>::prepare_heads(const Layer<Element>& layer, const Inputs& 
     for (int64_t i = 0; i < kv_heads * size; ++i) value[i] = Element::narrow(values[i]);
 }
 
+// One row: hidden -> normed.
+template <class Element>
+void Decoder<Element>::normalise_row(const Vector& norm, int64_t row) {
+    normalise<Element>(hidden_.row(row), norm.data(), shape_.hidden_size, shape_.norm_epsilon, normed_.row(row));
+    if (quantised_) normed_.make_bytes(row, 0, padded(shape_.hidden_size));
+}
+
 // Norm, qkv, rope, pages, attention: hidden -> attended.
 template <class Element>
 void Decoder<Element>::attend(Walk& walk, const Inputs& inputs, int64_t index) {
     const Layer<Element>& layer = layers_[size_t(index)];
     const int64_t rows = inputs.num_tokens;
-    walk.phase(rows, [&](int64_t row) {
-        normalise<Element>(hidden_.row(row), layer.input_norm.data(), shape_.hidden_size, shape_.norm_epsilon,
-                           normed_.row(row));
-    });
+    walk.phase(rows, [&](int64_t row) { normalise_row(layer.input_norm, row); });
     const Beside beside{adapted_, index, AdaptedProduct::kQkv};
     product<1>(walk, normed_, rows, layer.qkv, adapted_.runs.empty() ? nullptr : &beside, [&](int64_t row, int num, int64_t panel, auto& out) {
         for (int i = 0; i < num; ++i)
@@ -247,11 +256,10 @@ void Decoder<Element>::finish_layer(Walk& walk, int64_t index, int64_t rows, con
         down{adapted, index, AdaptedProduct::kDown};
     const bool beside = !adapted.runs.empty();
     meet(walk);
+    if (quantised_)
+        walk.phase(rows, [&](int64_t row) { attended_.make_bytes(row, 0, padded(attended_size())); });
     add_product(walk, attended_, rows, layer.output, beside ? &output : nullptr, layer.attention_norm);
-    walk.phase(rows, [&](int64_t row) {
-        normalise<Element>(hidden_.row(row), layer.mlp_norm.data(), shape_.hidden_size, shape_.norm_epsilon,
-                           normed_.row(row));
-    });
+    walk.phase(rows, [&](int64_t row) { normalise_row(layer.mlp_norm, row); });
     if (layer.routed) return mix_experts(walk, index, rows);
     const Mlp<Element>& mlp = layer.mlps[0];
     product<2>(walk, normed_, rows, mlp.gate_up, beside ? &gate_up : nullptr, [&](int64_t row, int num, int64_t pair, auto& out) {
@@ -265,12 +273,14 @@ void Decoder<Element>::finish_layer(Walk& walk, int64_t index, int64_t rows, con
 template <class Element>
 void Decoder<Element>::store_gated(int64_t row, int num, int64_t pair, const float* gates, const float* ups) {
     const Activation activation = shape_.gelu_tanh ? Activation::kGeluTanh : Activation::kSilu;
-    for (int i = 0; i < num; ++i)
+    for (int i = 0; i < num; ++i) {
         for (int c = 0; c < kPanel; c += kLanes) {
             const int at = i * kPanel + c;
             Stored* to = reinterpret_cast<Stored*>(inner_.row(row + i)) + pair * kPanel + c;
             Element::store_narrow(to, gated(activation, load<Floats>(gates + at), load<Floats>(ups + at)));
         }
+        if (quantised_) inner_.make_bytes(row + i, pair * kPanel, kPanel);
+    }
 }
 
 template <class Element>

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pawl.gpu.weights.blocks import Weight, stored_of
+
 _SAMPLES = 16
 """Elements looked at in each tensor. Training moves nearly all of a tensor's elements, if it moves any."""
 _DIGITS = 16
 
 
-def weights_fingerprint(config: object, weights: Mapping[str, Tensor]) -> str:
+def weights_fingerprint(config: object, weights: Mapping[str, Weight]) -> str:
     """16 hexadecimal digits, the same at every start with the same weights.
 
     Made of the model's configuration (keys depend on its rotary frequencies as well), of every tensor's name, dtype and
@@ -32,14 +34,14 @@ class Samples:
     def __init__(self) -> None:
         self._of: dict[str, bytes] = {}
 
-    def add(self, name: str, tensor: Tensor) -> None:
+    def add(self, name: str, weight: Weight) -> None:
         """A weight of the whole model."""
-        taken = b""
+        taken, tensor = b"", stored_of(weight)
         if tensor.numel():
             flat = tensor.reshape(-1)
             places = torch.linspace(0, len(flat) - 1, min(_SAMPLES, len(flat)), dtype=torch.float64)
             taken = flat[places.long().to(flat.device)].contiguous().cpu().view(torch.uint8).numpy().tobytes()
-        self._of[name] = f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + taken
+        self._of[name] = f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode() + taken
 
     def fingerprint(self, config: object) -> str:
         """See `weights_fingerprint`."""
@@ -59,6 +61,6 @@ def fingerprint_of_change(before: str, sent: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:_DIGITS]
 
 
-def bytes_of(weight: Tensor) -> memoryview:
+def bytes_of(weight: Weight) -> memoryview:
     """All bytes of a weight, on the host."""
-    return weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return stored_of(weight).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

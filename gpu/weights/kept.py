@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
+from pawl.gpu.weights.blocks import BlockFormat, Blocks, Weight, stored_of
 from pawl.gpu.weights.fingerprint import bytes_of
 
 
@@ -27,17 +27,19 @@ class _Place(NamedTuple):
     num_bytes: int
     dtype: torch.dtype
     shape: torch.Size
+    format: BlockFormat | None
+    """Of blocks, whose bytes these are."""
     digest: bytes
     """SHA-256 of the bytes."""
 
 
-class KeptWeights(Mapping[str, Tensor]):
+class KeptWeights(Mapping[str, Weight]):
     """By canonical name; each is read when it is asked for, and is what was written, to the bit. Any thread may read.
 
     The file has no name: nobody else can change it, and it ends with the process however that ends.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], folder: Path) -> None:
+    def __init__(self, weights: Mapping[str, Weight], folder: Path) -> None:
         """Write `weights` to a file in `folder`, one after the other, and to the disk: what the system still keeps of
         it in memory is free to be taken. Raises OSError, and then nothing is left of it."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,19 +51,21 @@ class KeptWeights(Mapping[str, Tensor]):
             self._file.close()
             raise
 
-    def _write(self, weights: Mapping[str, Tensor]) -> None:
+    def _write(self, weights: Mapping[str, Weight]) -> None:
         offset = 0
         for name in weights:
             weight = weights[name]
             data = bytes_of(weight)
             self._file.write(data)
             digest = hashlib.sha256(data).digest()
-            self._places[name] = _Place(offset, data.nbytes, weight.dtype, weight.shape, digest)
+            kind = weight.format if isinstance(weight, Blocks) else None
+            stored = stored_of(weight)
+            self._places[name] = _Place(offset, data.nbytes, stored.dtype, stored.shape, kind, digest)
             offset += data.nbytes
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Weight:
         """A copy. Raises KeptWeightsDamaged, or OSError."""
         place = self._places[name]
         data = bytearray(place.num_bytes)
@@ -70,7 +74,8 @@ class KeptWeights(Mapping[str, Tensor]):
             at += count
         if hashlib.sha256(data).digest() != place.digest:
             raise KeptWeightsDamaged(name)
-        return torch.frombuffer(data, dtype=place.dtype).reshape(place.shape)
+        stored = torch.frombuffer(data, dtype=place.dtype).reshape(place.shape)
+        return stored if place.format is None else Blocks(stored, place.format)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
 
-from torch import Tensor
+from pawl.gpu.weights.blocks import Weight
 
 
-class Overlay(MutableMapping[str, Tensor]):
+class Overlay(MutableMapping[str, Weight]):
     """Some weights, and for every other name those of `base`, each looked up when it is asked for."""
 
-    def __init__(self, own: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
+    def __init__(self, own: Mapping[str, Weight], base: Mapping[str, Weight]) -> None:
         self._own = own
         self._base = base
         self._names = dict.fromkeys(base)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> Weight:
         if name not in self._names:
             raise KeyError(name)
         return self._own[name] if name in self._own else self._base[name]
 
-    def __setitem__(self, name: str, tensor: Tensor) -> None:
+    def __setitem__(self, name: str, weight: Weight) -> None:
         raise TypeError("weights are only taken from here")
 
     def __delitem__(self, name: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.models.huggingface import config_from_huggingface
 from pawl.gpu.models.registry import of_config
+from pawl.gpu.weights.blocks import Weight, numbers_of
 from pawl.gpu.weights.checks import Keep, Kept, all_of_it, check_names, is_norm
 from pawl.gpu.weights.experts import separated
 from pawl.gpu.weights.locate import PICKLE_SUFFIXES
@@ -153,12 +154,12 @@ def parsed(data: bytes) -> dict[str, Tensor]:
             raise FolderError(SENT, f"damaged safetensors: {one_line(error)}") from error
 
 
-def as_stored(weights: Mapping[str, Tensor], config: ModelConfig) -> Mapping[str, Tensor]:
+def as_stored(weights: Mapping[str, Weight], config: ModelConfig) -> Mapping[str, Weight]:
     """Canonical weights with the values that a checkpoint has: what was added to norms is taken away."""
     offset = of_config(config).norm_offset
     if not offset:
         return weights
-    return Overlay({name: weights[name] - offset for name in weights if is_norm(name)}, weights)
+    return Overlay({name: numbers_of(weights[name]) - offset for name in weights if is_norm(name)}, weights)
 
 
 def _converted(name: str, tensor: Tensor, norm_offset: float, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import Experts, ModelConfig, Rope
 from pawl.gpu.models.small import llama_config, random_weights
 from pawl.gpu.native.backend import NativeBackend
+from pawl.gpu.weights.blocks import Weights
 from pawl.lifecycle.step import Int32s
 from tests.gpu.driving import Piece, forward_inputs
 
@@ -71,7 +72,7 @@ def make(
     num_slots: int = 4,
     context: int = 160,
     page_size: int = 16,
-    weights: dict[str, Tensor] | None = None,
+    weights: Weights | None = None,
     num_window_pages: int | None = None,
     device: str = "cpu",
 ) -> Made:

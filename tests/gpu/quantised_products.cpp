@@ -1,0 +1,46 @@
+// What tests ask of the kernels for quantised weights, compiled for whatever processor they choose.
+#include "quantised.h"
+
+using namespace pawl;
+
+extern "C" {
+
+int64_t stored_bytes(int32_t format, int64_t rows, int64_t inputs) {
+    return QuantisedPart(Format(format), rows, inputs).stored_bytes();
+}
+
+void there_and_back(int32_t format, int64_t rows, int64_t inputs, const uint8_t* from, uint8_t* to) {
+    QuantisedPart part(Format(format), rows, inputs);
+    part.pack(from);
+    part.unpack(to);
+}
+
+// to [rows][inputs]
+void numbers(int32_t format, int64_t rows, int64_t inputs, const uint8_t* from, float* to) {
+    QuantisedPart part(Format(format), rows, inputs);
+    part.pack(from);
+    for (int64_t row = 0; row < rows; ++row)
+        read_column({part.panel(row / kPanel), part.format()}, row % kPanel, inputs, to + row * inputs);
+}
+
+// c [count][rows] = x [count][inputs] times the weights, `tile` rows of x at a time.
+void product(int32_t format, int64_t rows, int64_t inputs, const uint8_t* from, const float* x, int64_t count, int tile,
+             float* c) {
+    QuantisedPart part(Format(format), rows, inputs);
+    part.pack(from);
+    const int64_t blocks = inputs / kBlockInputs, stride = blocks * kByteBlockUnits;
+    Memory bytes(count * stride * 4);
+    for (int64_t i = 0; i < count; ++i)
+        to_bytes<Float32>(x + i * inputs, inputs, bytes.as<ByteBlock>() + i * blocks);
+    for (int64_t panel = 0; panel < part.panels(); ++panel)
+        for (int64_t first = 0; first < count; first += tile) {
+            float out[kByteRows * kPanel];
+            const int num = int(std::min<int64_t>(tile, count - first));
+            multiply_bytes(bytes.as<Unit>() + first * stride, stride, num, {part.panel(panel), part.format()}, inputs, out);
+            for (int i = 0; i < num; ++i)
+                for (int64_t column = 0; column < kPanel && panel * kPanel + column < rows; ++column)
+                    c[(first + i) * rows + panel * kPanel + column] = out[i * kPanel + column];
+        }
+}
+
+}  // extern "C"

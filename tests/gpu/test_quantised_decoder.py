@@ -1,0 +1,102 @@
+"""Whole models of quantised weights: a row's bits are its own, and every weight comes back."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from pawl.gpu.models.config import Experts, ModelConfig, weight_shapes
+from pawl.gpu.models.small import llama_config, random_weights
+from pawl.gpu.native.backend import fills_panels
+from pawl.gpu.weights.blocks import Blocks, Dequantized, Weight, numbers_of
+from tests.gpu.driving import logits_in_pieces
+from tests.gpu.native_models import ODD, SWITCHED, alone, make
+from tests.gpu.quantised import FORMATS, blocks_of
+
+PLAIN = llama_config(hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=96, max_position=4096)
+"""Heads fill panels, and rows are whole blocks of 32."""
+WIDE = msgspec.structs.replace(PLAIN, hidden_size=256, intermediate_size=256, num_heads=16, num_kv_heads=4)
+"""Rows are whole blocks of 256."""
+EXPERTS = msgspec.structs.replace(
+    WIDE, experts=Experts(count=9, chosen=2, size=256, normalised=True, layers=(True, False))
+)
+BIASED = msgspec.structs.replace(SWITCHED, intermediate_size=96)
+"""Biases, norms of heads and after the products, windows, a tied head."""
+CONFIGS = {"plain": PLAIN, "wide": WIDE, "experts": EXPERTS, "biased": BIASED, "odd": ODD}
+LENGTHS = (70, 64, 33, 1, 2, 40, 9, 9)
+
+
+def quantised_weights(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> dict[str, Weight]:
+    """Random weights; every matrix whose rows allow it in one format or another."""
+    random = np.random.default_rng(seed)
+    weights: dict[str, Weight] = dict(random_weights(config, dtype, seed))
+    for name, shape in weight_shapes(config).items():
+        fitting = [kind for kind in FORMATS if len(shape) == 2 and shape[1] % kind.inputs == 0]
+        if fitting:
+            weights[name] = blocks_of(fitting[random.integers(len(fitting))], *shape, random)
+    return weights
+
+
+def sequences(config: ModelConfig) -> list[list[int]]:
+    random = np.random.default_rng(5)
+    return [random.integers(0, config.vocab_size, length).tolist() for length in LENGTHS]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*((name, torch.bfloat16) for name in CONFIGS), ("plain", torch.float32)])
+def test_random_chunks_and_batches_give_the_bits_of_one_pass_alone(name: str, dtype: torch.dtype) -> None:
+    config = CONFIGS[name]
+    tokens = sequences(config)
+    single = make(config, dtype, num_slots=len(LENGTHS), weights=quantised_weights(config, dtype))
+    expected = [alone(single.backend, single.table, slot, text) for slot, text in enumerate(tokens)]
+    for seed, threads, page_size in ((1, 1, 16), (2, 3, 64)):
+        weights = quantised_weights(config, dtype)
+        made = make(config, dtype, threads=threads, num_slots=len(LENGTHS), page_size=page_size, weights=weights)
+        found = logits_in_pieces(made.backend, made.table, tokens, seed)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_are_those_of_the_dequantised_weights_but_for_rounded_activations(name: str) -> None:
+    config, dtype = CONFIGS[name], torch.float32
+    stored = make(config, dtype, weights=quantised_weights(config, dtype))
+    plain = make(config, dtype, weights=dict(Dequantized(quantised_weights(config, dtype), dtype)))
+    tokens = sequences(config)[0]
+    found, wanted = (alone(made.backend, made.table, 0, tokens) for made in (stored, plain))
+    # A token whose scores are close may get another expert.
+    assert torch.linalg.norm(found - wanted) < 0.1 * torch.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_weight_comes_back_to_the_bit_and_computes_the_same_again(name: str) -> None:
+    config, dtype = CONFIGS[name], torch.bfloat16
+    made = make(config, dtype, weights=quantised_weights(config, dtype))
+    named = made.backend.named_weights()
+    for weight_name, wanted in quantised_weights(config, dtype).items():
+        found = named[weight_name]
+        if isinstance(wanted, Blocks) and fills_panels(config, weight_name):
+            assert isinstance(found, Blocks)
+            assert found.format == wanted.format
+            assert torch.equal(found.data, wanted.data)
+        else:
+            assert torch.equal(numbers_of(found), numbers_of(wanted).to(numbers_of(found).dtype))
+    again = make(config, dtype, weights=dict(named))
+    tokens = sequences(config)[0]
+    assert torch.equal(alone(again.backend, again.table, 0, tokens), alone(made.backend, made.table, 0, tokens))
+
+
+def test_matrices_that_share_a_product_and_no_panel_are_dequantised() -> None:
+    assert not fills_panels(ODD, "model.layers.0.self_attn.k_proj.weight")
+    assert fills_panels(PLAIN, "model.layers.0.self_attn.k_proj.weight")
+
+
+@pytest.mark.parametrize("cut", [1, 18])
+def test_blocks_of_another_size_are_refused(cut: int) -> None:
+    weights = quantised_weights(PLAIN, torch.float32)
+    head = weights["lm_head.weight"]
+    assert isinstance(head, Blocks)
+    weights["lm_head.weight"] = Blocks(head.data.reshape(-1)[:-cut].reshape(1, -1), head.format)
+    with pytest.raises(ValueError, match="another number of bytes"):
+        make(PLAIN, torch.float32, weights=weights)
