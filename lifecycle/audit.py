@@ -11,43 +11,36 @@ A corrupt trace is reported as such even when the part before the damage shows a
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
-from pawl.lifecycle.properties.beginning import beginning_of
 from pawl.lifecycle.properties.dispatch import Dispatch, kind_of
-from pawl.lifecycle.properties.monitor import PROPERTIES, WELL_FORMED, Monitor
+from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import (
     STOPPED,
     Checkpoint,
-    Closed,
     Contained,
     Gap,
     Record,
     Started,
     StepCommitted,
-    StepPlanned,
-    StepRolledBack,
-    Submitted,
     Transition,
-    int32s,
     num_tokens,
     uint8s,
 )
-from pawl.lifecycle.states import Event
-from pawl.lifecycle.trace.reader import Damage, DamageKind, TraceReader
+from pawl.lifecycle.slices import Line as Line
+from pawl.lifecycle.slices import Slice
+from pawl.lifecycle.trace.reader import Damage, DamageKind, Reader, TraceReader
 
 MAX_SLICES = 8
 """Violations whose records are looked up for the report."""
-MAX_SLICE = 40
-"""Lines of one slice: the newest."""
 
 
 class Verdict(IntEnum):
@@ -57,13 +50,6 @@ class Verdict(IntEnum):
     VIOLATION = 1
     INCOMPLETE = 2
     CORRUPT = 3
-
-
-class Line(msgspec.Struct, frozen=True):
-    """One record as it concerns one request."""
-
-    record: int
-    text: str
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -175,8 +161,19 @@ def audit(path: Path, also: Sequence[Property] = (), told: Callable[[float], obj
 
     Raises FileNotFoundError when there is no trace.
     """
-    reader, statistics = TraceReader(path), _Statistics()
-    monitor = Monitor([*(make() for make in PROPERTIES), *also])
+    return judge(path, TraceReader, [*(make() for make in PROPERTIES), *also], told)
+
+
+def judge(
+    path: Path,
+    make_reader: Callable[[Path], Reader],
+    properties: Sequence[Property],
+    told: Callable[[float], object] = lambda share: None,
+) -> Report:
+    """Judge by these properties what a reader finds at `path`; another one reads it again where there is something to
+    show. Raises OSError."""
+    reader, statistics = make_reader(path), _Statistics()
+    monitor = Monitor(properties)
     missing: list[str] = []
     num_judged = 0
     judging = True
@@ -207,7 +204,7 @@ def audit(path: Path, also: Sequence[Property] = (), told: Callable[[float], obj
     return Report(
         path=str(path),
         verdict=Verdict.CORRUPT if monitor.indigestible else _verdict(violations, missing, damage),
-        findings=_findings(path, violations),
+        findings=_findings(make_reader(path), violations),
         missing=tuple(missing),
         damage=damage,
         from_checkpoint=from_checkpoint,
@@ -231,7 +228,7 @@ def _beginning(first: Record) -> tuple[bool, Sequence[str]]:
     return False, () if isinstance(first, Started) else ("the trace does not begin with the start of the engine",)
 
 
-def _damage(reader: TraceReader, from_checkpoint: bool) -> tuple[Damage, ...]:
+def _damage(reader: Reader, from_checkpoint: bool) -> tuple[Damage, ...]:
     """What is wrong with the files; of a trace that is judged from a checkpoint, those before it may be gone."""
     return reader.damage_but(DamageKind.TRUNCATED) if from_checkpoint else tuple(reader.damage)
 
@@ -261,14 +258,14 @@ def _verdict(violations: Iterable[Violation], missing: Iterable[str], damage: It
 # ---- causal slices ----
 
 
-def _findings(path: Path, violations: tuple[Violation, ...]) -> tuple[Finding, ...]:
-    """Each violation with its slice; the trace is read once more, as far as the last violation that is shown."""
+def _findings(again: Reader, violations: tuple[Violation, ...]) -> tuple[Finding, ...]:
+    """Each violation with its slice; what was judged is read once more, as far as the last violation that is shown."""
     if not violations:
         return ()
     shown = violations[:MAX_SLICES]
-    slices = [_Slice(violation) for violation in shown]
+    slices = [Slice(violation) for violation in shown]
     last = max(violation.record for violation in shown)
-    for number, record in enumerate(TraceReader(path)):
+    for number, record in enumerate(chain.from_iterable(again.blocks())):
         if number > last:
             break
         for each in slices:
@@ -277,65 +274,3 @@ def _findings(path: Path, violations: tuple[Violation, ...]) -> tuple[Finding, .
         Finding(violation, tuple(slices[index].lines) if index < len(slices) else ())
         for index, violation in enumerate(violations)
     )
-
-
-class _Slice:
-    """The records up to a violation that concern its request."""
-
-    def __init__(self, violation: Violation) -> None:
-        self._violation = violation
-        self._row: int | None = None
-        self._steps: dict[int, int] = {}
-        """step in flight -> the request's segment in it"""
-        self.lines: deque[Line] = deque(maxlen=MAX_SLICE if violation.request is not None else 5)
-
-    def observe(self, number: int, record: Record) -> None:
-        if number > self._violation.record:
-            return
-        bare = self._violation.request is None or (
-            self._violation.property == WELL_FORMED and number == self._violation.record
-        )
-        try:
-            text = type(record).__name__ if bare else self._concerning(record)
-        except Exception:  # a record may hold anything
-            text = f"a {type(record).__name__} that cannot be read"
-        if text is not None:
-            self.lines.append(Line(number, text))
-
-    def _concerning(self, record: Record) -> str | None:
-        """The record in words, when it concerns the request."""
-        request = self._violation.request
-        match record:
-            case Checkpoint(state=bytes()) if not self.lines and self._row is None:
-                self._row = next((live.row for live in beginning_of(record).arrivals if live.request == request), None)
-                return None if self._row is None else f"live in row {self._row}, where the trace begins"
-            case Submitted(request=number) if number == request:
-                self._row = record.row
-                return f"submitted in row {record.row} with {len(int32s(record.tokens))} prompt tokens"
-            case Submitted(row=row) if row == self._row:
-                self._row = None
-                return f"row {row} is given to request {record.request}"
-            case Transition(request=number) if number == request:
-                edge = f"{record.source.name} --{record.event.name.lower()}({record.cause})--> {record.target.name}"
-                return f"{edge} in step {record.step}"
-            case StepPlanned():
-                return self._planned(record)
-            case StepCommitted(step=step) if step in self._steps:
-                return f"step {step} committed: {Event(int(uint8s(record.events)[self._steps.pop(step)])).name.lower()}"
-            case StepRolledBack(step=step) if step in self._steps:
-                del self._steps[step]
-                return f"step {step} rolled back: {record.reason}"
-            case Closed():
-                return f"closed: {record.reason}"
-        return None
-
-    def _planned(self, record: StepPlanned) -> str | None:
-        if self._row is None:
-            return None
-        found = np.flatnonzero(int32s(record.rows) == self._row)
-        if not len(found):
-            return None
-        index = self._steps[record.step] = int(found[0])
-        start, length = int(int32s(record.starts)[index]), int(int32s(record.lengths)[index])
-        draws = ", draws a token" if uint8s(record.samples)[index] else ""
-        return f"step {record.step} planned: positions {start} to {start + length - 1}{draws}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ class StreamPositions(Property):
     committed."""
 
     name = "stream_positions"
+    whole_pages: ClassVar[bool] = True
+    """A chunk that is not the last ends where a page does."""
 
     def __init__(self) -> None:
         self._next: Int32s = np.zeros(64, np.int32)
@@ -79,7 +82,8 @@ class StreamPositions(Property):
         # Nearly all segments reach the last of the known tokens; from the one drawn last that is a single position.
         last = (ends == promised) & (~chained | (step.lengths == _ONE))
         if np.count_nonzero(sound & last) != len(rows):
-            chunk = ~chained & ~step.samples & (ends < promised) & (ends % history.pages.page_size == 0)
+            page_size = history.pages.page_size if self.whole_pages else 1
+            chunk = ~chained & ~step.samples & (ends < promised) & (ends % page_size == 0)
             # A run begins with the token drawn last, and goes on with drafts of the tokens to come.
             run = chained & (starts + 1 == promised) & (step.lengths > 1)
             sound &= last | chunk | run
@@ -110,7 +114,7 @@ class StreamPositions(Property):
             return f"{segment}, but only {promised} tokens are known or in flight"
         if step.samples[index] and end != promised:
             return f"{segment} and draws a token from the last of them, but {promised} tokens are known or in flight"
-        if end < promised and end % history.pages.page_size:
+        if self.whole_pages and end < promised and end % history.pages.page_size:
             return f"{segment}, which is not the last chunk and ends within a page"
         return f"{segment} from the token that the worker drew last, which belongs to position {promised - 1}"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import msgspec
 
@@ -44,6 +44,23 @@ class Damage(msgspec.Struct, frozen=True):
     kind: DamageKind
     block: int
     reason: str
+
+
+class Reader(Protocol):
+    """Where records come from: a trace, or the events of a scheduler that is not ours. See `TraceReader`."""
+
+    num_blocks: int
+    num_records: int
+
+    @property
+    def damage(self) -> Sequence[Damage]: ...
+
+    @property
+    def share(self) -> float: ...
+
+    def damage_but(self, *kinds: DamageKind) -> tuple[Damage, ...]: ...
+
+    def blocks(self) -> Iterator[list[Record]]: ...
 
 
 class _Stop(Exception):

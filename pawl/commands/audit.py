@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pawl.commands.failures import NothingJudged, NoTrace, exit_status
+from pawl.commands.failures import NothingJudged, NoTrace, UsageError, exit_status
 from pawl.commands.trace import add_trace, open_trace
 from pawl.config import ServerConfig
 from pawl.logs import progress, share_done
@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     from pawl.build.grammars import Folds
     from pawl.lifecycle.properties.grammar import GrammarIsAFold
 
+    if arguments.trace is not None and _is_json(arguments.trace):
+        return _judge_events(arguments)
     if arguments.trace is None and arguments.recompute and _is_trace(Path(arguments.recompute)):
         # The parser cannot know whether what follows --recompute is its MODEL or the TRACE.
         arguments.trace, arguments.recompute = Path(arguments.recompute), OF_THE_RUN
@@ -81,6 +83,35 @@ def run(arguments: argparse.Namespace) -> int:
         print(report.text())
         if words is not None:
             print(f"  computed again: {words.tally}")
+    return int(report.verdict)
+
+
+def _is_json(path: Path) -> bool:
+    """Whether the file has events of a scheduler that is not ours: a trace never begins like that."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(1) == b"{"
+
+
+def _judge_events(arguments: argparse.Namespace) -> int:
+    """Judge lines of JSON, by what can be judged from outside."""
+    import numpy as np
+
+    from pawl.lifecycle.audit import judge
+    from pawl.lifecycle.outside.events import EventReader
+    from pawl.lifecycle.outside.properties import NAMES, outside_properties
+
+    if arguments.recompute is not None:
+        raise UsageError("--recompute is for traces of this engine: events name no model")
+    with np.errstate(all="ignore"):
+        report = judge(arguments.trace, EventReader, outside_properties())
+    if arguments.json:
+        facts = report.as_dict() | {"judged_by": NAMES}
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts).decode(), indent=1) + "\n")
+    else:
+        print(report.text())
+        print(f"  judged by what is seen from outside: {', '.join(NAMES)}")
     return int(report.verdict)
 
 

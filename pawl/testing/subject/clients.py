@@ -185,10 +185,14 @@ class Clients:
         client = self[segment.request]
         return segment.start + segment.count >= len(client.arrival.prompt) + len(client.told)
 
-    def check_owners(self, books: Accounting) -> None:
+    def check_named(self, books: Accounting) -> None:
+        """The books name requests that were sent, and all that live, where they name any."""
         for request in (*books.owned, *(books.requests or ())):
             if not (1 <= request <= len(self._clients) and self[request].order):
                 raise PropertyFailed("well_formed", f"the books name request {request}, which nobody has sent")
+        for client in self if books.requests is not None else ():
+            if client.live and client.number not in books.requests:
+                raise PropertyFailed("bounded_progress", "it has not ended, and is not kept any more", client.number)
 
     def check_going_on(self) -> None:
         """Nothing is scheduled, nothing in flight, and nobody will come."""

@@ -24,7 +24,7 @@ from pawl.testing.subject.books import Books
 from pawl.testing.subject.clients import Client, Clients
 from pawl.testing.subject.ghost import PageGhost, Undo
 from pawl.testing.subject.guarded import LIMIT_S, GuardedSubject
-from pawl.testing.subject.observed import Unobserved
+from pawl.testing.subject.observed import Observed
 from pawl.testing.subject.port import Accounting, Output, Refused, Segment, Step, Subject
 from pawl.testing.subject.properties import PAGES, REFERENCES
 from pawl.testing.subject.telling import lines_of
@@ -61,19 +61,17 @@ class SubjectRun:
         workload: Workload,
         source: ChoiceSource,
         *,
-        observed: Unobserved,
         limit_s: float = LIMIT_S,
         tells: set[str] | None = None,
     ) -> None:
-        """`observed` hears the facts of the run, as records of a trace have them. What the subject tells of itself
-        is added to `tells`."""
+        """What the subject tells of itself is added to `tells`."""
         self.choices = Choices()
         self.failures: list[ActorFailure] = []
         self.num_deliveries = 0
         """Events that have happened."""
         self.workload = workload
         self.offers = kind.offers
-        self.observed = observed
+        self.observed = Observed(workload.settings)
         self.subject = GuardedSubject(kind, workload.settings, limit_s)
         self.books: Books | None = None
         """None: the subject does not tell where its pages are."""
@@ -181,7 +179,7 @@ class SubjectRun:
         self.reached.add("abort in flight" if at_work else "abort")
         self.subject.abort(client.number)
         self.clients.aborted(client)
-        self.observed.aborted(client.number, len(client.told))
+        self.observed.aborted(client.number)
         self._look()
 
     def _flush(self) -> None:
@@ -261,7 +259,7 @@ class SubjectRun:
         """Judge the books as they are now."""
         books = self.subject.pages()
         if books is not None and self.books is not None:
-            self.clients.check_owners(books)
+            self.clients.check_named(books)
             self.books.judge(books, self.ghost, self.clients.computed)
             self.ghost.forget(books.free)
         return books

@@ -23,7 +23,6 @@ from pawl.testing.plugins import KeptPart, kept_part
 from pawl.testing.smaller import smallest
 from pawl.testing.subject.driver import SubjectRun
 from pawl.testing.subject.guarded import LIMIT_S
-from pawl.testing.subject.observed import Unobserved
 from pawl.testing.subject.port import Subject
 from pawl.testing.subject.registry import load_subject
 from pawl.testing.subject.workload import Workload, smaller
@@ -129,7 +128,7 @@ def scenario_of(
     counts = Seen() if seen is None else seen
 
     def scenario(source: ChoiceSource) -> Case:
-        run = SubjectRun(kind, workload, source, observed=Unobserved(), limit_s=limit_s, tells=counts.tells)
+        run = SubjectRun(kind, workload, source, limit_s=limit_s, tells=counts.tells)
         return SubjectCase(run, counts)
 
     return scenario

@@ -123,7 +123,7 @@ class Accounting(msgspec.Struct, frozen=True, kw_only=True):
     """page -> how many use it, as the subject itself counts; pages that nobody uses may be left out. None: it does not
     count."""
     requests: Sequence[int] | None = None
-    """Requests that the subject still keeps anything of. None: it cannot say."""
+    """All requests that the subject keeps anything of: those that live, and no others at rest. None: it cannot say."""
     free_slots: int | None = None
     """Rows of a table of requests that nobody has. None: there is no such table."""
 
