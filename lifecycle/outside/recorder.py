@@ -62,7 +62,7 @@ class _Row:
 
     row: int
     num_prompt: int
-    state: State = State.NEW
+    phase: State = State.NEW
     num_output: int = 0
     departures: int = 0
     table: list[int] = field(default_factory=list)
@@ -177,7 +177,7 @@ class OutsideRecorder:
             return
         self._step = step
         for part in parts:
-            if self._rows[part.request].state is State.QUEUED:
+            if self._rows[part.request].phase is State.QUEUED:
                 self.admitted(part.request, part.start)
         num_pages = tuple([len(self._rows[part.request].table) for part in parts])
         entries = [entry for part in parts for entry in self._entries(part)]
@@ -216,8 +216,8 @@ class OutsideRecorder:
             elif not own:
                 events.append(Event.CHUNK)
             else:
-                events.append(Event.TOKEN if row.state is State.DECODING else Event.FIRST_TOKEN)
-                row.state = State.DECODING
+                events.append(Event.TOKEN if row.phase is State.DECODING else Event.FIRST_TOKEN)
+                row.phase = State.DECODING
                 row.num_output += len(own)
                 self.longest = max(self.longest, row.num_output)
         plain = all(count == int(part.draws) for count, part in zip(counts, flight.parts, strict=True))
@@ -241,7 +241,7 @@ class OutsideRecorder:
                 del row.table[num_pages:]
                 if part.request in flight.admitted:
                     self._depart(part.request)
-                    row.state = State.QUEUED
+                    row.phase = State.QUEUED
         self._emit(StepRolledBack(step, reason, self.time))
 
     def finished(self, request: int, cause: Cause, told: int | None = None) -> None:
@@ -257,7 +257,7 @@ class OutsideRecorder:
 
     def stopped(self, pages: PageCounts | None = None) -> None:
         """All is over."""
-        live = sum(not row.state.terminal for row in self._rows.values())
+        live = sum(not row.phase.terminal for row in self._rows.values())
         names = ("received", "finished", "aborted", "prompt_tokens", "output_tokens", "retractions")
         counts = Counts(**{name: self._counts[name] for name in names}, live=live)
         self._emit(Closed(STOPPED, counts, pages if self._num_pages else None))
@@ -279,7 +279,7 @@ class OutsideRecorder:
 
     def has_ended(self, request: int) -> bool:
         """Raises KeyError for one that is not kept."""
-        return self._rows[request].state.terminal
+        return self._rows[request].phase.terminal
 
     def requests_of(self, step: int) -> frozenset[int]:
         """Those of a step in flight. Raises KeyError."""
@@ -295,7 +295,7 @@ class OutsideRecorder:
     def _goes_on(self, part: Part) -> bool:
         """Whether its input is the token drawn last, and drafts behind it."""
         row = self._rows[part.request]
-        return part.draws and row.state is State.DECODING and part.start + 1 >= row.num_prompt + row.num_output
+        return part.draws and row.phase is State.DECODING and part.start + 1 >= row.num_prompt + row.num_output
 
     def _entries(self, part: Part) -> list[tuple[int, int, int]]:
         """(row, index, page) of what is new in its block table."""
@@ -317,7 +317,7 @@ class OutsideRecorder:
     def _end(self, request: int, event: Event, cause: Cause, told: int | None) -> None:
         row = self._rows[request]
         self._depart(request)
-        if not row.state.terminal:
+        if not row.phase.terminal:
             self._counts["output_tokens"] += row.num_output
             self._ended.append(request)
         self._move(request, event, cause, num_output=row.num_output)
@@ -339,6 +339,6 @@ class OutsideRecorder:
         num_output: int | None = None,
     ) -> None:
         row, target = self._rows[request], TARGETS[event]
-        edge = (row.state, event, target, cause, self._step, self.time, num_cached, num_output)
+        edge = (row.phase, event, target, cause, self._step, self.time, num_cached, num_output)
         self._emit(Transition(request, row.row, *edge))
-        row.state = target
+        row.phase = target

@@ -187,11 +187,12 @@ class Clients:
 
     def check_named(self, books: Accounting) -> None:
         """The books name requests that were sent, and all that live, where they name any."""
-        for request in (*books.owned, *(books.requests or ())):
+        kept = books.requests
+        for request in (*books.owned, *(kept or ())):
             if not (1 <= request <= len(self._clients) and self[request].order):
                 raise PropertyFailed("well_formed", f"the books name request {request}, which nobody has sent")
-        for client in self if books.requests is not None else ():
-            if client.live and client.number not in books.requests:
+        for client in self:
+            if kept is not None and client.live and client.number not in kept:
                 raise PropertyFailed("bounded_progress", "it has not ended, and is not kept any more", client.number)
 
     def check_going_on(self) -> None:
