@@ -11,7 +11,6 @@ import random
 import threading
 import types
 from collections.abc import Callable, Iterator
-from enum import IntEnum
 from functools import lru_cache
 from typing import Any, Protocol, Union, get_args, get_origin
 
@@ -19,7 +18,8 @@ import structlog
 
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.runtime.dead_letters import DeadLetters, Reason
-from pawl.actors.runtime.mailbox import ACCEPTED, Edge, Entry, Mailbox, Outcome
+from pawl.actors.runtime.mailbox import ACCEPTED, Edge, Entry, Mailbox
+from pawl.actors.runtime.receiver import Phase, Receiver, not_accepted
 from pawl.actors.runtime.timers import ActorTimer, TimerQueue
 
 log = structlog.get_logger("pawl.actors")
@@ -35,17 +35,11 @@ class Host(Protocol):
     clock: Callable[[], float]
     wall: Callable[[], float]
 
-    def find(self, name: str) -> Cell | None:
-        """The cell of the actor `name`; None when there is none."""
+    def find(self, name: str) -> Receiver | None:
+        """Who takes messages for the actor `name`; None when there is none."""
 
     def ended(self, cell: Cell, reason: str, error: BaseException | None) -> None:
         """The cell has handled its last message; `error` says that it ended by a failure."""
-
-
-class Phase(IntEnum):
-    NEW = 0
-    RUNNING = 1
-    ENDED = 2
 
 
 @lru_cache(maxsize=256)
@@ -71,7 +65,7 @@ class CellContext:
         self._host = host
         self._seed = seed
         self._random: random.Random | None = None
-        self._edges: tuple[dict[str, tuple[Cell, Edge]], ...] = ({}, {}, {})
+        self._edges: tuple[dict[str, tuple[Receiver, Edge]], ...] = ({}, {}, {})
 
     def now(self) -> float:
         return self._host.clock()
@@ -145,15 +139,7 @@ class Cell:
             self._host.dead_letters.add(self.name, edge.sender, message, Reason.UNKNOWN_MESSAGE)
             return False
         outcome = self.mailbox.put(message, edge)
-        if outcome is ACCEPTED:
-            return True
-        if outcome is Outcome.HELD:
-            assert edge.sender_mailbox is not None
-            edge.sender_mailbox.hold()
-            return True
-        if outcome is Outcome.CLOSED:
-            self._host.dead_letters.add(self.name, edge.sender, message, Reason.RECEIVER_GONE)
-        return False
+        return outcome is ACCEPTED or not_accepted(self._host.dead_letters, self.name, message, edge, outcome)
 
     def ask_to_stop(self, reason: str) -> None:
         """Handle what waits, then end."""

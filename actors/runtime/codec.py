@@ -34,6 +34,10 @@ class Malformed(ValueError):
     """Frames that are no message: damaged, cut short, or of a type that the receiver does not accept."""
 
 
+class Damaged(Malformed):
+    """Frames that are not what was sent."""
+
+
 class Codec:
     """Encodes any message, and decodes those of `accepts`, a class or a union of classes. Belongs to one thread."""
 
@@ -59,10 +63,10 @@ class Codec:
     def decode(self, frames: Sequence[Frame]) -> Any:
         """The message. Its arrays are read-only views of the frames. Raises Malformed."""
         if not frames or len(frames[0]) <= _CHECKSUM.size:
-            raise Malformed("no header")
+            raise Damaged("no header")
         body, arrays = memoryview(frames[0])[_CHECKSUM.size :], list(frames[1:])
         if _checksum(body, arrays) != _CHECKSUM.unpack_from(frames[0])[0]:
-            raise Malformed("the checksum is not that of the frames")
+            raise Damaged("the checksum is not that of the frames")
         self._arrays, self._next = arrays, 0
         try:
             message = self._decoder.decode(body)

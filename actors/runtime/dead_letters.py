@@ -26,7 +26,9 @@ class Reason(StrEnum):
     RECEIVER_GONE = "receiver_gone"
     """Stopped before the message came, or cut off before it was read."""
     RECEIVER_FAILED = "receiver_failed"
-    """The receiver failed while the message waited, or because of it."""
+    """The receiver failed while the message waited, or because of it; or its process was lost."""
+    MALFORMED = "malformed"
+    """Bytes from another process that are no message."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, eq=False):

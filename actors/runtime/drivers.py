@@ -8,7 +8,8 @@ from typing import Protocol
 
 import structlog
 
-from pawl.actors.runtime.cell import Cell, Phase
+from pawl.actors.runtime.cell import Cell
+from pawl.actors.runtime.receiver import Phase
 
 log = structlog.get_logger("pawl.actors")
 

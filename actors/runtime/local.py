@@ -12,10 +12,11 @@ from typing import Any
 import structlog
 
 from pawl.actors.runtime.actor import Actor, Down, Lane, Overflow
-from pawl.actors.runtime.cell import Cell, Phase
+from pawl.actors.runtime.cell import Cell
 from pawl.actors.runtime.dead_letters import DeadLetter, DeadLetters, Reason
 from pawl.actors.runtime.drivers import Driver, LoopDriver, ThreadDriver
 from pawl.actors.runtime.mailbox import Edge, Mailbox
+from pawl.actors.runtime.receiver import Phase, Receiver
 from pawl.actors.runtime.system import ActorStatistics
 
 log = structlog.get_logger("pawl.actors")
@@ -49,7 +50,7 @@ class LocalSystem:
         self.dead_letters = DeadLetters(on_dead_letter)
         self._seed = seed
         self._on_failure = on_failure
-        self._cells: dict[str, Cell] = {}
+        self._cells: dict[str, Receiver] = {}
         self._drivers: dict[str, Driver] = {}
         self._loops: dict[str, asyncio.AbstractEventLoop] = {}
         self._watchers: dict[str, list[str]] = {}
@@ -129,7 +130,7 @@ class LocalSystem:
         """See `System.statistics`."""
         return {name: self._statistics_of(cell) for name, cell in list(self._cells.items())}
 
-    def _statistics_of(self, cell: Cell) -> ActorStatistics:
+    def _statistics_of(self, cell: Receiver) -> ActorStatistics:
         mailbox = cell.mailbox
         system, control, data = mailbox.depths()
         return ActorStatistics(
@@ -147,8 +148,8 @@ class LocalSystem:
 
     # ---- what cells ask of their system ----
 
-    def find(self, name: str) -> Cell | None:
-        """The cell of the actor `name`; None when there is none."""
+    def find(self, name: str) -> Receiver | None:
+        """Who takes messages for the actor `name`; None when there is none."""
         return self._cells.get(name)
 
     def ended(self, cell: Cell, reason: str, error: BaseException | None) -> None:
@@ -197,19 +198,27 @@ class LocalSystem:
         if any(cell.owner == me and cell.phase is not Phase.ENDED for cell in list(self._cells.values())):
             raise RuntimeError(f"`{what}` blocks, and this thread runs an actor")
 
+    def _is_here(self, cell: Receiver) -> bool:
+        """Whether it is an actor of this process, which ends with it."""
+        return True
+
     def _stop_all(self, order: tuple[str, ...], timeout_s: float) -> None:
         try:
             for cell, deadline in self._stop_in_order(order, timeout_s):
                 cell.over.wait(max(0.0, deadline - self.clock()))
+            self._all_stopped()
         finally:
             self._stopped.set()
 
-    def _stop_in_order(self, order: tuple[str, ...], timeout_s: float) -> Iterator[tuple[Cell, float]]:
+    def _all_stopped(self) -> None:
+        """The last thing of a stop."""
+
+    def _stop_in_order(self, order: tuple[str, ...], timeout_s: float) -> Iterator[tuple[Receiver, float]]:
         """Each step of a stop: (cell whose end to wait for, until when at the most)."""
         with self._lock:
             started, self._started = self._started, True
             cells = dict(self._cells)
-        rest = [name for name in reversed(cells) if name not in order]
+        rest = [name for name in reversed(cells) if name not in order and self._is_here(cells[name])]
         in_order = [cells[name] for name in (*order, *rest) if name in cells]
         for cell in in_order:
             if not started:

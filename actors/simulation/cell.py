@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeAlias
 
 from pawl.actors.runtime.actor import Actor
-from pawl.actors.runtime.cell import Cell, Host, Phase
+from pawl.actors.runtime.cell import Cell, Host
 from pawl.actors.runtime.codec import Codec, Malformed
 from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.runtime.mailbox import Edge, Entry
+from pawl.actors.runtime.receiver import Phase
 from pawl.actors.runtime.timers import ActorTimer
 from pawl.actors.simulation.faults import InjectedCrash
 from pawl.actors.simulation.mailbox import SimulatedMailbox

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pawl.actors.runtime.cell import Phase
+from pawl.actors.runtime.receiver import Phase
 from pawl.actors.simulation.cell import SimulatedCell
 from pawl.actors.simulation.choice import LINE
 from pawl.actors.simulation.network import Carrier, Network

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Protocol, TypeAlias
 
-from pawl.actors.runtime.cell import Cell
+from pawl.actors.runtime.receiver import Receiver
 from pawl.actors.simulation.choice import CLOCK
 from pawl.actors.simulation.driver import SimulatedDriver
 from pawl.actors.simulation.faults import FaultBudget, FaultKind
@@ -54,7 +54,7 @@ class Stopping:
     target = ""
     fault = False
 
-    def __init__(self, world: World, steps: Iterator[tuple[Cell, float]], on_end: Callable[[], None]) -> None:
+    def __init__(self, world: World, steps: Iterator[tuple[Receiver, float]], on_end: Callable[[], None]) -> None:
         self.label = "stop goes on"
         self.event = (self.label, 0)
         self.deadline = 0.0
@@ -62,7 +62,7 @@ class Stopping:
         self._world = world
         self._steps = steps
         self._on_end = on_end
-        self._waits_for: Cell | None = None
+        self._waits_for: Receiver | None = None
         world.network.ready.append(self)
 
     def run(self) -> None:

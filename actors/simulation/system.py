@@ -30,6 +30,7 @@ from pawl.actors.runtime.cell import Cell
 from pawl.actors.runtime.dead_letters import DeadLetter
 from pawl.actors.runtime.drivers import Driver
 from pawl.actors.runtime.local import LocalSystem, OnFailure
+from pawl.actors.runtime.receiver import Receiver
 from pawl.actors.simulation.cell import MakeCodec, SimulatedCell
 from pawl.actors.simulation.choice import Choices, ChoiceSource, Follower, Footprint, Kind, Option, value_options
 from pawl.actors.simulation.driver import SimulatedDriver
@@ -315,7 +316,7 @@ class SimulatedSystem(LocalSystem):
             self.failures.append(ActorFailure(cell.name, error))
         super().ended(cell, reason, error)
 
-    def find(self, name: str) -> Cell | None:
+    def find(self, name: str) -> Receiver | None:
         # Whoever asks from outside acts on the answer.
         self._everything = self._everything or name not in self._cells
         return super().find(name)

@@ -23,7 +23,7 @@ import pawl
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Refused
 from pawl.actors.open_requests import HTTP_INTERNAL
-from pawl.actors.runtime.cell import Phase
+from pawl.actors.runtime.receiver import Phase
 from pawl.actors.simulation.cell import SimulatedCell
 from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.quiet import silence

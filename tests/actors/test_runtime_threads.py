@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pawl.actors.runtime.actor import Lane, Overflow
-from pawl.actors.runtime.cell import Cell, Phase
+from pawl.actors.runtime.cell import Cell
 from pawl.actors.runtime.drivers import ThreadDriver
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.runtime.mailbox import Edge, Mailbox
+from pawl.actors.runtime.receiver import Phase
 from tests.actors.runtime_doing import GENEROUS_S, Doing, Number, ignore
 
 

@@ -1,0 +1,232 @@
+"""What a link promises when frames are lost, doubled, damaged or late: no sockets, and a clock that the tests set."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from pawl.actors.runtime.actor import Down, Lane, Overflow
+from pawl.actors.runtime.dead_letters import Reason
+from pawl.actors.runtime.processes.frames import Beat, Credit, Hello, Post, read, written
+from tests.actors.conformance_base import Journal, Relay, Say, Scribe, Stray
+from tests.actors.memory_wires import MemoryWire, TwoProcesses
+from tests.actors.runtime_doing import GENEROUS_S
+from tests.actors.test_codec import damage
+
+DAMAGED = 4_000
+DAMAGED_NIGHTLY = 1_000_000
+
+
+class Between(TwoProcesses):
+    """Scribes "x" in a and "y" in b; y is watched by x."""
+
+    def __init__(self, capacity: int = 8, overflow: Overflow = Overflow.REJECT) -> None:
+        super().__init__()
+        self.journal = Journal()
+        self.a.spawn(Scribe(self.journal), "x")
+        self.b.spawn(Scribe(self.journal), "y", capacity=capacity, overflow=overflow)
+        self.connect()
+        self.a.watch("x", "y")
+        self.deliver()
+
+    def wait_for(self, who: str, what: object) -> list[object]:
+        """Until `who` noted it; everything that it noted."""
+        with self.journal.changed:
+            assert self.journal.changed.wait_for(lambda: what in self.journal.of(who), GENEROUS_S)
+        return self.journal.of(who)
+
+    def waiting(self, name: str) -> list[int]:
+        """How many messages wait in the mailbox of y, or in the outbox that stands for it."""
+        system = {"y": self.b, "outbox": self.a}[name]
+        found = system.find("y")
+        assert found is not None
+        return list(found.mailbox.depths())
+
+
+@pytest.fixture
+def between() -> Iterator[Between]:
+    made = Between()
+    yield made
+    made.stop()
+
+
+def post_number(frames: list[bytes]) -> int:
+    """The number of a post; 0 for other words."""
+    word, _ = read(frames)
+    return word.number if isinstance(word, Post) else 0
+
+
+def test_a_lost_message_is_the_loss_of_its_process_and_nothing_after_it_is_heard(between: Between) -> None:
+    for number in range(4):
+        between.a.send("y", Say(number))
+    between.deliver(lambda frames: [] if post_number(frames) == 2 else [frames])
+    assert between.lost == [("a", "a gap of 1 from outside to y")]
+    between.b.start()
+    assert between.wait_for("y", "settled") == ["started", Say(0), "settled"]
+
+
+def test_a_doubled_message_is_heard_once(between: Between) -> None:
+    for number in range(4):
+        between.a.send("y", Say(number))
+    between.deliver(lambda frames: [frames, frames])
+    between.b.start()
+    assert between.wait_for("y", "settled") == ["started", *map(Say, range(4)), "settled"]
+    assert between.b.dead_letters.by_reason[Reason.MALFORMED] >= 4
+    assert between.lost == []
+
+
+def test_data_that_was_not_taken_fills_the_outbox_however_much_the_wire_holds(between: Between) -> None:
+    assert [between.a.send("y", Say(number)) for number in range(10)] == [True] * 8 + [False] * 2
+    between.deliver()
+    assert not between.a.send("y", Say(10))
+    assert between.a.send("y", Say(11), Lane.CONTROL)
+    between.deliver()
+    assert between.waiting("y") == [0, 1, 8]
+    between.b.start()
+    between.wait_for("y", "settled")
+    between.deliver()
+    assert between.waiting("outbox")[2] < 2
+    assert between.a.send("y", Say(12))
+
+
+def test_a_credit_for_what_was_not_sent_is_malformed(between: Between) -> None:
+    between.a.send("y", Say(1))
+    link = between.a.links["b"]
+    link.receive(written(Credit("y", 2)))
+    assert between.a.dead_letters.by_reason == {Reason.MALFORMED: 1}
+    assert between.waiting("outbox") == [0, 0, 1]
+
+
+def test_control_goes_before_data_that_waits_for_the_wire(between: Between) -> None:
+    wire = between.wires["a"]
+    wire.room = 1
+    for number in range(6):
+        between.a.send("y", Say(number))
+    between.a.send("y", Say(100), Lane.CONTROL)
+    between.a.send("y", Say(200), Lane.SYSTEM)
+    sent: list[int] = []
+
+    def note(frames: list[bytes]) -> list[list[bytes]]:
+        word, _ = read(frames)
+        if isinstance(word, Post):
+            sent.append(word.lane)
+        return [frames]
+
+    between.deliver(note)
+    # One was on the wire, and one was refused by it.
+    assert sent == [2, 2, 0, 1, 2, 2, 2, 2]
+
+
+def test_a_process_that_is_silent_is_lost_and_one_that_beats_is_not(between: Between) -> None:
+    silent, beats = between.a.links["b"], between.b.links["a"]
+    for second in range(1, 10):
+        between.now = float(second)
+        silent.tick()
+        beats.receive(between.wires["a"].sent.pop())
+    assert between.lost == []
+    between.now = 10.0
+    silent.tick()
+    beats.tick()
+    assert between.lost == [("b", "silent for 10.0 s")]
+
+
+def test_down_comes_after_everything_that_was_heard_and_nothing_comes_after_it(between: Between) -> None:
+    between.a.send("y", Relay("x", count=5))
+    between.a.send("y", Relay("x", count=2, lane=Lane.CONTROL), Lane.CONTROL)
+    between.deliver()
+    between.b.start()
+    between.wait_for("y", "settled")
+    late = between.wires["b"].sent.copy()
+    between.deliver()
+    between.a.links["b"].ends("killed")
+    between.now = 5.0
+    link = between.a.links["b"]
+    link.tick()
+    link.receive(late[0])
+    assert between.lost == [("b", "killed")]
+    between.a.start()
+    heard = between.wait_for("x", Down("y", "lost: killed"))
+    assert [type(what) for what in heard if not isinstance(what, str)] == [*[Say] * 7, Down]
+    assert not between.a.send("y", Say(1))
+
+
+def test_what_a_lost_process_never_took_is_counted_as_dead_letters(between: Between) -> None:
+    for number in range(3):
+        between.a.send("y", Say(number))
+    between.a.lost(between.a.links["b"], "killed")
+    assert between.a.dead_letters.by_reason == {Reason.RECEIVER_FAILED: 3}
+
+
+def test_a_process_that_comes_back_is_sent_to_by_those_who_knew_it(between: Between) -> None:
+    between.a.start()
+    for first in (1, 7):
+        between.a.send("x", Relay("y", first=first))
+        with between.journal.changed:
+            assert between.journal.changed.wait_for(lambda: "sent" in between.journal.of("x"), GENEROUS_S)
+        between.journal.entries.clear()
+        if first == 1:
+            between.a.lost(between.a.links["b"], "killed")
+            between.b = between.system("b")
+            between.b.spawn(Scribe(between.journal), "y")
+            between.wires = {"a": MemoryWire(), "b": MemoryWire()}
+            between.connect()
+    between.deliver()
+    between.b.start()
+    assert between.wait_for("y", "settled") == ["started", Say(7, "x"), "settled"]
+
+
+def test_processes_of_two_versions_do_not_talk() -> None:
+    two = TwoProcesses()
+    two.b.process = two.b.process._replace(version="2")
+    two.connect()
+    assert ("b", "b 2 and not b ") in two.lost
+    two.stop()
+
+
+def test_nothing_is_heard_before_hello() -> None:
+    two = Between()
+    link = two.a.links["b"]
+    link.met = False
+    link.receive(written(Beat()))
+    assert two.a.dead_letters.by_reason == {Reason.MALFORMED: 1}
+    two.stop()
+
+
+def test_what_no_wire_can_carry_is_a_dead_letter_of_its_receiver_and_costs_no_credit(between: Between) -> None:
+    for _ in range(20):
+        between.a.send("y", Say(object()))  # type: ignore[arg-type]
+        between.a.send("y", Stray())
+        between.deliver()
+    assert between.b.dead_letters.by_reason == {Reason.UNKNOWN_MESSAGE: 40}
+    assert between.waiting("outbox") == [0, 0, 0]
+
+
+def all_kinds(between: Between) -> list[list[bytes]]:
+    """The frames of one message of each kind that b may be sent."""
+    kinds: list[list[bytes]] = []
+    for message, lane in ((Say(1), Lane.DATA), (Say(2), Lane.CONTROL), (Relay("x"), Lane.SYSTEM)):
+        between.a.send("y", message, lane)
+    kinds += between.wires["a"].sent
+    between.wires["a"].sent.clear()
+    return [*kinds, *([bytes(frame) for frame in written(word)] for word in (Beat(), Hello("a", "", ())))]
+
+
+@pytest.mark.parametrize(
+    "count", [DAMAGED, pytest.param(DAMAGED_NIGHTLY, marks=pytest.mark.slow)], ids=["some", "a million"]
+)
+def test_no_handler_sees_a_damaged_message_and_nothing_dies(between: Between, count: int) -> None:
+    source = random.Random(7)
+    link = between.b.links["a"]
+    whole = all_kinds(between)
+    for _ in range(count):
+        link.receive(damage(source, source.choice(whole)))
+    assert between.b.dead_letters.total == count
+    assert set(between.b.dead_letters.by_reason) == {Reason.MALFORMED}
+    for frames in whole:
+        link.receive(frames)
+    between.b.start()
+    heard = between.wait_for("y", "settled")
+    assert [what for what in heard if isinstance(what, Say)] == [Say(2), Say(1)]
+    assert between.lost == []

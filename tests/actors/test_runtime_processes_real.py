@@ -1,0 +1,230 @@
+"""Two processes: what one is told when the other is killed, stands still, leaves, or has no key."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pawl.actors.runtime.actor import Actor, Down, Lane
+from pawl.actors.runtime.codec import Codec
+from pawl.actors.runtime.dead_letters import Reason
+from pawl.actors.runtime.processes.keys import Keys, KeysUnusable, make_keys, read_keys
+from pawl.actors.runtime.processes.sockets import Sockets
+from pawl.actors.runtime.processes.system import Process, ProcessSystem
+from tests.actors.process_child import Ping, Pong
+from tests.actors.two_systems import wait_for
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Listener(Actor):
+    """Keeps what it is told."""
+
+    accepts: Any = Pong | Down
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def receive(self, message: Any) -> None:
+        self.heard.append(message)
+
+
+class Parent:
+    """This process, with a listener, and a child with an echo."""
+
+    def __init__(self, address: str, keys: Path | None = None) -> None:
+        self.now = 0.0
+        self.left = threading.Event()
+        self.listener = Listener()
+        self.sockets = Sockets(lambda: self.now)
+        process = Process("parent", Codec, on_left=lambda _: self.left.set())
+        self.system = ProcessSystem(process, clock=lambda: self.now)
+        self.system.spawn(self.listener, "listener")
+        self.link = self.system.connect("child", self.sockets.bind(address, read_keys(keys) if keys else None))
+        self.system.start()
+        words = [sys.executable, "-m", "tests.actors.process_child", address, *([str(keys)] if keys else [])]
+        self.child = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE)
+        wait_for(lambda: self.link.met)
+        self.system.watch("listener", "echo")
+
+    def talk(self, count: int) -> None:
+        """Send so many pings and wait for their answers."""
+        before = len(self.listener.heard)
+        for number in range(count):
+            assert self.system.send("echo", Ping(number))
+        wait_for(lambda: len(self.listener.heard) == before + count)
+        assert self.listener.heard[before:] == [Pong(number) for number in range(count)]
+
+    def end(self) -> None:
+        self.child.kill()
+        self.child.wait()
+        assert self.child.stdin is not None
+        self.child.stdin.close()
+        self.system.stop(("listener",))
+        self.sockets.close()
+
+
+MakeParent = Callable[..., Parent]
+
+
+@pytest.fixture
+def make_parent(tmp_path: Path) -> Iterator[MakeParent]:
+    made: list[Parent] = []
+
+    def make(address: str = f"ipc://{tmp_path}/link", keys: Path | None = None) -> Parent:
+        made.append(Parent(address, keys))
+        return made[-1]
+
+    yield make
+    for parent in made:
+        parent.end()
+
+
+def test_one_that_is_killed_is_down_after_everything_it_said(make_parent: MakeParent) -> None:
+    parent = make_parent()
+    parent.talk(100)
+    parent.child.kill()
+    parent.child.wait()
+    parent.link.ends("killed by signal 9")
+    parent.now = 1.0
+    parent.sockets.wake()
+    wait_for(lambda: len(parent.listener.heard) == 101)
+    assert parent.listener.heard[-1] == Down("echo", "lost: killed by signal 9")
+    assert not parent.system.send("echo", Ping(1))
+    assert parent.system.dead_letters.by_reason[Reason.RECEIVER_GONE] == 1
+
+
+def test_one_that_stands_still_is_down_when_its_heartbeats_are_missed(make_parent: MakeParent) -> None:
+    parent = make_parent()
+    parent.talk(10)
+    parent.child.send_signal(signal.SIGSTOP)
+
+    def down() -> bool:
+        parent.now += parent.system.process.heartbeat.patience_s
+        parent.sockets.wake()
+        return isinstance(parent.listener.heard[-1], Down)
+
+    wait_for(down)
+    assert parent.listener.heard[-1].reason.startswith("lost: silent for")
+
+
+def test_one_that_leaves_as_it_should_is_not_down(make_parent: MakeParent) -> None:
+    parent = make_parent()
+    parent.talk(3)
+    parent.child.communicate(b"")
+    assert parent.left.wait(60.0)
+    assert parent.child.returncode == 0
+    assert parent.listener.heard[-1] == Pong(2)
+
+
+def test_those_who_have_the_keys_talk_over_tcp_and_a_stranger_gets_nothing_and_breaks_nothing(
+    make_parent: MakeParent, tmp_path: Path, free_ports: int
+) -> None:
+    import zmq
+
+    make_keys(tmp_path / "keys")
+    address = f"tcp://127.0.0.1:{free_ports}"
+    parent = make_parent(address, tmp_path / "keys")
+    parent.talk(10)
+    public, secret = zmq.curve_keypair()
+    ours = read_keys(tmp_path / "keys")
+    strangers = [Keys(public, secret), Keys(ours.public, secret), None]
+    with zmq.Context() as context:
+        for keys in strangers:
+            push, pull = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+            for socket, port in ((push, free_ports), (pull, free_ports + 1)):
+                socket.linger = 0
+                if keys is not None:
+                    socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = *keys, ours.public
+                socket.connect(f"tcp://127.0.0.1:{port}")
+            push.send_multipart([b"anything", b"else"])
+            parent.talk(50)
+            with pytest.raises(zmq.Again):
+                pull.recv(zmq.NOBLOCK)
+            push.close()
+            pull.close()
+    assert parent.system.dead_letters.total == 0
+
+
+@pytest.fixture
+def free_ports() -> int:
+    """The first of two ports that nobody listens at."""
+    import socket
+
+    for _ in range(100):
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+            try:
+                other.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+    raise AssertionError("no two free ports in a row")
+
+
+def test_a_stranger_at_an_ipc_socket_is_counted_and_breaks_nothing(make_parent: MakeParent, tmp_path: Path) -> None:
+    import zmq
+
+    parent = make_parent()
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push:
+        push.connect(f"ipc://{tmp_path}/link.up")
+        for frames in ([b""], [b"x" * 100], [b"1234" * 3] * 40, [b"x"] * 5000):
+            push.send_multipart(frames)
+        wait_for(lambda: parent.system.dead_letters.total == 4)
+    assert set(parent.system.dead_letters.by_reason) == {Reason.MALFORMED}
+    parent.talk(10)
+
+
+def test_tcp_without_keys_is_refused(tmp_path: Path) -> None:
+    sockets = Sockets()
+    with pytest.raises(ValueError, match="keys"):
+        sockets.bind("tcp://127.0.0.1:7000")
+    with pytest.raises(ValueError, match="ipc://PATH"):
+        sockets.join("udp://127.0.0.1:7000")
+    with pytest.raises(OSError, match="nowhere"):
+        sockets.bind(f"ipc://{tmp_path}/nowhere/link")
+    sockets.close()
+
+
+def test_keys_are_for_their_owner_alone_and_are_made_once(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    make_keys(folder)
+    assert [path.stat().st_mode & 0o777 for path in (folder, *sorted(folder.iterdir()))] == [0o700, 0o600, 0o600]
+    with pytest.raises(KeysUnusable, match="already"):
+        make_keys(folder)
+    assert len(set(read_keys(folder))) == 2
+
+
+@pytest.mark.parametrize("how", ["absent", "no key", "open to others"])
+def test_keys_that_cannot_be_used_are_refused_by_their_name(tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "keys"
+    make_keys(folder)
+    secret = folder / "link.secret"
+    match how:
+        case "absent":
+            secret.unlink()
+        case "no key":
+            secret.write_text("no key")
+        case _:
+            secret.chmod(0o644)
+    with pytest.raises(KeysUnusable, match=r"link\.secret"):
+        read_keys(folder)
+
+
+def test_a_receiver_that_takes_nothing_holds_its_sender_back_whatever_sockets_hold(make_parent: MakeParent) -> None:
+    parent = make_parent()
+    parent.child.send_signal(signal.SIGSTOP)
+    accepted = [parent.system.send("echo", Ping(number)) for number in range(3000)]
+    assert accepted == [True] * 1024 + [False] * 1976
+    assert parent.system.send("echo", Ping(3000), Lane.CONTROL)
+    parent.child.send_signal(signal.SIGCONT)
+    wait_for(lambda: len(parent.listener.heard) == 1025)
+    assert {pong.number for pong in parent.listener.heard} == {*range(1024), 3000}
