@@ -8,7 +8,8 @@ from typing import Any
 
 from pawl.actors.runtime.actor import Actor
 from pawl.actors.runtime.codec import Codec, Frame
-from pawl.actors.runtime.processes.link import Heartbeat, Link
+from pawl.actors.runtime.processes.ends import Heartbeat
+from pawl.actors.runtime.processes.link import Link
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
 
 

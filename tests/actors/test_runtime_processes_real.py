@@ -67,6 +67,7 @@ class Parent:
         self.child.wait()
         assert self.child.stdin is not None
         self.child.stdin.close()
+        self.system.lost(self.link, "the test is over")
         self.system.stop(("listener",))
         self.sockets.close()
 

@@ -9,30 +9,28 @@ meanwhile leaves it to the one who pumps. When the wire takes no more, it says w
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import structlog
 
 from pawl.actors.runtime.actor import Down, Lane
 from pawl.actors.runtime.cell import Cell
 from pawl.actors.runtime.codec import Codec, Damaged, Frame, Malformed
-from pawl.actors.runtime.dead_letters import DeadLetters, Reason
+from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.runtime.local import OUTSIDE
 from pawl.actors.runtime.mailbox import DATA, Edge, Entry, Outcome
+from pawl.actors.runtime.processes.ends import Heartbeat, LinkHost, Unread, Wire
 from pawl.actors.runtime.processes.frames import (
     MOST_BYTES,
     Beat,
-    Bye,
     Credit,
     Eager,
     Hello,
     Over,
     Post,
-    Spawned,
-    Stop,
-    Watch,
     Word,
     read,
     written,
@@ -46,52 +44,6 @@ log = structlog.get_logger("pawl.actors")
 
 LAST_WORDS_S = 0.1
 """How long after the end of a process its last words may take to be read."""
-
-
-class Heartbeat(NamedTuple):
-    """How it is noticed that a process is silent."""
-
-    every_s: float = 1.0
-    patience_s: float = 10.0
-    """Longer than any call that keeps Python's lock."""
-
-
-class Wire(Protocol):
-    """Carries frames to one other process and back, in order."""
-
-    def carry(self, link: Link) -> None:
-        """From now on call `receive`, `tick`, and, when `send` has refused something, `pump`."""
-
-    def send(self, frames: Sequence[Frame]) -> bool:
-        """Whether they are on their way. Never called by two threads at once."""
-
-    def close(self, linger_s: float) -> None:
-        """Carry nothing any more, after what was sent, which may take so long."""
-
-
-class LinkHost(Protocol):
-    """What a link needs from its system."""
-
-    dead_letters: DeadLetters
-    clock: Callable[[], float]
-
-    def local(self, name: str) -> tuple[Cell, Codec] | None:
-        """The cell of an actor of this process, and what decodes its messages."""
-
-    def told(self, link: Link, word: Hello | Spawned | Watch | Stop | Over | Bye) -> None:
-        """The other process has said so."""
-
-    def heard_down(self, watcher: str, watched: str) -> None:
-        """The watcher was told by the other process that an actor of it has failed."""
-
-    def lost(self, link: Link, reason: str) -> None:
-        """The other process is not to be heard any more."""
-
-
-class Unread(NamedTuple):
-    """Stands in a dead letter for bytes that are no message."""
-
-    why: str
 
 
 class Link:
@@ -123,6 +75,7 @@ class Link:
         self._flows: dict[str, Flow] = {}
         self._heard_at = host.clock()
         self._beat_at = self._heard_at
+        self._finishing: list[threading.Event] = []
         self._ends: tuple[float, str] | None = None
 
     # ---- sending: any thread ----
@@ -210,6 +163,8 @@ class Link:
 
     def finish(self, name: str, failed: bool) -> None:
         """An actor of this process has ended: say so once all that it sent to the other process was taken."""
+        said = threading.Event()
+        self._finishing.append(said)
         waiting = [1]
         lock = threading.Lock()
 
@@ -219,6 +174,7 @@ class Link:
                 if waiting[0]:
                     return
             self.say(Over(name, failed))
+            said.set()
 
         for cell in list(self.cells.values()):
             with lock:
@@ -226,6 +182,12 @@ class Link:
             if not cell.mark(passed):
                 passed()
         passed()
+
+    def finished(self, timeout_s: float) -> None:
+        """Wait until the other process was told of all that has ended here, at most so long."""
+        until = time.monotonic() + timeout_s
+        for said in self._finishing:
+            said.wait(max(0.0, until - time.monotonic()))
 
     # ---- receiving: the thread of the wire ----
 

@@ -22,8 +22,9 @@ from pawl.actors.runtime.cell import Cell
 from pawl.actors.runtime.codec import Codec
 from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.runtime.local import LocalSystem
+from pawl.actors.runtime.processes.ends import Heartbeat, Wire
 from pawl.actors.runtime.processes.frames import Bye, Card, Hello, Over, Spawned, Stop, Watch
-from pawl.actors.runtime.processes.link import Heartbeat, Link, Wire
+from pawl.actors.runtime.processes.link import Link
 from pawl.actors.runtime.processes.mailboxes import LinkedMailbox
 from pawl.actors.runtime.processes.remote import RemoteCell
 from pawl.actors.runtime.receiver import Phase, Receiver
@@ -223,6 +224,7 @@ class ProcessSystem(LocalSystem):
 
     def _all_stopped(self) -> None:
         for link in list(self.links.values()):
+            link.finished(BYE_S)
             if self._forget(link, BYE_S, Bye()):
                 for cell in link.cells.values():
                     if cell.phase is Phase.RUNNING:
