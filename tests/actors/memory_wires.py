@@ -81,4 +81,6 @@ class TwoProcesses:
 
     def stop(self) -> None:
         for system in (self.a, self.b):
+            for link in list(system.links.values()):
+                system.lost(link, "the test is over")
             assert system.stop(timeout_s=10.0) == ()
