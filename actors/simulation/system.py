@@ -329,9 +329,8 @@ class SimulatedSystem(LocalSystem):
 
     def _make_driver(self, cell: Cell, loop: asyncio.AbstractEventLoop | None) -> Driver:
         assert isinstance(cell, SimulatedCell)
-        driver = SimulatedDriver(cell, self.network)
-        self.drivers.append(driver)
-        return driver
+        self.drivers.append(SimulatedDriver(cell, self.network))
+        return self.drivers[-1]
 
     def _send_down(self, watcher: str, watched: str, reason: str) -> None:
         self._everything = True
