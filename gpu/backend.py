@@ -92,7 +92,8 @@ class Backend(Protocol):
 
         The caller may change the result in place; it is theirs until the next call. A query at position p sees keys at
         positions <= p of its own slot (and, in a layer with window w, > p - w), those of this call's tokens included.
-        Raises RefusedInputs for a window page that a row would read or write and that does not exist.
+        Raises RefusedInputs for a window page that a row would read or write and that does not exist. A stage of a
+        pipeline before the last gives what it has computed to the next one, and no rows.
         """
 
     def hidden(self, inputs: ForwardInputs) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Self
 
 import numpy as np
 from msgspec import structs
 from torch import Tensor
 
-from pawl.gpu.copies import Pending
+from pawl.gpu.copies import Arrived, Pending
 from pawl.gpu.grammars.rows import Ruled
 from pawl.gpu.pooling import Part, Pooler
 from pawl.gpu.sampling.sampler import Draws
@@ -46,6 +47,11 @@ class Launched:
     """What has come to the host, once it was waited for."""
     refused: Bools | None = None
     """Rows whose grammars have not accepted their tokens."""
+
+    @classmethod
+    def elsewhere(cls, step: int, nothing: Draws) -> Self:
+        """A step that another stage of a pipeline draws for."""
+        return cls(step, nothing, (), Arrived(nothing.tensors()), None, ())
 
     def result(self, arrived: list[Tensor], pooler: Pooler) -> StepResult:
         """What the step gave, from all that came to the host; vectors are pooled in the order of the steps."""

@@ -42,6 +42,7 @@ from pawl.gpu.launched import Launched, OutOfOrder, all_tensors
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.occupancy import Occupancy
 from pawl.gpu.parallel.rank import Rank
+from pawl.gpu.parallel.stage_tokens import across_stages
 from pawl.gpu.pooling import Part, Pooler, Pooling, abilities_of
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
 from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs, look_up, rows_that_may_draw
@@ -52,7 +53,7 @@ from pawl.gpu.updates import Updates, Version
 from pawl.gpu.weights.blocks import Weight, Weights
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.machines.memory import MemoryTag
-from pawl.lifecycle.step import Int32s, StepBatch, StepResult
+from pawl.lifecycle.step import Bools, Int32s, StepBatch, StepResult
 from pawl.memory.partners import NO_PAGE
 
 log = structlog.get_logger("pawl.gpu.runner")
@@ -105,7 +106,7 @@ class Runner(Occupancy):
         self.layout = f"{self.kv.layout} {self.backend.name} {fingerprint}"
         """See `StepRunner.layout`. Other weights give other keys and values, another backend other last bits."""
         self.sampler = sampler_for(self.backend, config.vocab_size, num_slots, self.device)
-        self.experts = None if config.experts is None else ExpertCounts(config.experts, self.device)
+        self.experts = None if own.experts is None else ExpertCounts(own.experts, self.device)
         self.scorer, self.pooler = PromptScorer(num_slots), Pooler(num_slots, pooling)
         self.abilities = abilities_of(pooling, config.hidden_size)
         self._grammars = GrammarRows(grammars, num_slots)
@@ -114,7 +115,8 @@ class Runner(Occupancy):
         """Who keeps something for each slot."""
         self.page_table = np.zeros((num_slots, -(-max_context // page_size)), np.int32)
         self.window_table = None if num_window_pages is None else np.full_like(self.page_table, NO_PAGE)
-        self._last_tokens = last_tokens_for(self.backend, num_slots, self.device)
+        self._last_tokens = across_stages(last_tokens_for(self.backend, num_slots, self.device), rank)
+        self._draws = shard is None or shard.last
         self._copies, self._changes = copies_from(self.device), Changes()
         self._graphs: DecodeGraphs | None = None
         self._in_flight: deque[Launched] = deque()
@@ -156,15 +158,13 @@ class Runner(Occupancy):
 
     @torch.inference_mode()
     def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
-        """Copies of `pages`, uint8 [n, page_bytes], as all launched steps leave them; see `KvStore.read`. Raises
-        RefusedInputs while pages are released."""
+        """See `StepRunner.read_pages` and `KvStore.read`. Raises RefusedInputs while pages are released."""
         self._require(MemoryTag.KV_CACHE)
         return self.kv.read(pages)
 
     @torch.inference_mode()
     def write_pages(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
-        """Put what `read_pages` gave into `pages`, before any step that is launched later; see `KvStore.write`.
-        Raises RefusedInputs while pages are released."""
+        """See `StepRunner.write_pages` and `KvStore.write`. Raises RefusedInputs while pages are released."""
         self._require(MemoryTag.KV_CACHE)
         self.kv.write(pages, blocks)
 
@@ -216,8 +216,10 @@ class Runner(Occupancy):
         self._changes.add(batch)
         for part in self._of_slots:
             part.admit(batch.admitted)
-        parts, hidden = tuple[Part, ...](), list[Tensor]()
-        if (embeds := self.pooler.wanted(batch)).any():
+        parts, hidden, embeds = tuple[Part, ...](), list[Tensor](), self.pooler.wanted(batch)
+        if not self._draws:
+            return self._pass_on(batch, embeds)
+        if embeds.any():
             own, batch = part_of(batch, embeds), part_of(batch, ~embeds)
             parts = self.pooler.parts(own, self._spoiled)
             offsets = ragged_offsets(own.lengths)
@@ -230,6 +232,15 @@ class Runner(Occupancy):
         self._in_flight.append(launched)
         return launched
 
+    def _pass_on(self, batch: StepBatch, embeds: Bools) -> Launched:
+        """A stage before the last: the next one gets the rows of the same forward passes, and the last one draws."""
+        for part in (part_of(batch, embeds), part_of(batch, ~embeds)):
+            if len(part.slots):
+                self.backend.forward(self._inputs(part, ragged_offsets(part.lengths), np.empty(0, np.int32)))
+                self._last_tokens.expect(part.slots[part.samples])
+        self._in_flight.append(Launched.elsewhere(batch.step, Draws.none(self.device)))
+        return self._in_flight[-1]
+
     def _compute(self, batch: StepBatch) -> tuple[Draws, tuple[PromptScores, ...], Ruled | None]:
         sampled_slots = batch.slots[batch.samples]
         if not len(batch.slots):
@@ -239,8 +250,7 @@ class Runner(Occupancy):
         scored = self.scorer.segments(batch)
         logit_rows = self.scorer.add_rows(scored, offsets, sampled_rows)
         inputs = self._inputs(batch, offsets, logit_rows)
-        draws = Draws.none(self.device)
-        prompt_scores: tuple[PromptScores, ...] = ()
+        draws, prompt_scores = Draws.none(self.device), tuple[PromptScores, ...]()
         ruled: Ruled | None = None
         greedy = self._greedy_backend
         if greedy and len(sampled_slots) and not len(scored) and self._plainly_greedy(greedy, sampled_slots):
@@ -286,8 +296,7 @@ class Runner(Occupancy):
         scored = self.scorer.segments(batch)
         logit_rows = self.scorer.add_rows(scored, offsets, rows_that_may_draw(batch, offsets))
         inputs = self._inputs(batch, offsets, logit_rows)
-        fused = self._greedy_backend
-        prompt_scores: tuple[PromptScores, ...] = ()
+        fused, prompt_scores = self._greedy_backend, tuple[PromptScores, ...]()
         if fused and not len(scored) and self.sampler.plainly_greedy(slots) and not self._grammars.any(slots):
             likeliest = Draws.greedy(fused.forward_greedy(inputs))
             chosen = Round(download(likeliest.tokens).astype(np.int32), unusable=likeliest.unusable())

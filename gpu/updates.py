@@ -13,7 +13,7 @@ from torch import Tensor
 from pawl.gpu.backend import Backend
 from pawl.gpu.heap import give_back_memory
 from pawl.gpu.models.config import ModelConfig, UnsupportedModel, weight_shapes
-from pawl.gpu.parallel.shard import Shard, keeper, part_of
+from pawl.gpu.parallel.shard import Shard, keeper, named_own, part_of
 from pawl.gpu.step_runner import WeightsRefused
 from pawl.gpu.weights.blocks import Weight, Weights
 from pawl.gpu.weights.checks import WeightMismatch
@@ -99,7 +99,10 @@ class Updates:
 
     def named_weights(self) -> Mapping[str, Weight]:
         """See `StepRunner.named_weights`."""
-        return as_stored(self.serving.backend.named_weights(), self._config)
+        weights = self.serving.backend.named_weights()
+        if self._shard is not None:
+            weights = {self._shard.whole_name(name): weight for name, weight in weights.items()}
+        return as_stored(weights, self._config)
 
     def _read(self, source: FromDisk, samples: Samples) -> dict[str, Tensor]:
         found = resolve_source(source.path)
@@ -108,7 +111,8 @@ class Updates:
         differing = differences(self._config, found.config)
         if differing:
             raise WeightsRefused(f"{source.path} is another model than the one that is served: {differing}")
-        return load_weights(found, self._dtype, mapped=False, keep=keeper(self._shard, samples))
+        weights = load_weights(found, self._dtype, mapped=False, keep=keeper(self._shard, samples))
+        return named_own(self._shard, weights)
 
     def _received(self, source: FromBytes | FromSharedMemory | FromTensors | FromMemory) -> dict[str, Tensor]:
         match source:

@@ -83,7 +83,8 @@ class TorchDecoder:
 
     def forward(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.forward`."""
-        return self.score(self._normed(inputs))
+        normed = self._normed(inputs)
+        return self.score(normed) if self.ends else normed.float()
 
     def hidden(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.hidden`."""
@@ -95,7 +96,7 @@ class TorchDecoder:
 
     def pack_adapter(self, adapter: Adapter) -> Adapter:
         """See `Backend.pack_adapter`."""
-        return adapter.to(self.weights.head.dtype, self.device)
+        return adapter.to(self.weights.layers[0].output.dtype, self.device)
 
     def _normed(self, inputs: ForwardInputs) -> Tensor:
         """The wanted rows after the last layer and the final norm, [m, hidden]."""
@@ -103,10 +104,8 @@ class TorchDecoder:
         positions = upload(inputs.positions, self.device).float()
         angles = {rope: table.angles(positions) for rope, table in self.ropes.items()}
         plan = self.attention.prepare(inputs)
-        hidden = self.embed(inputs.tokens)
-        if self.config.embedding_scale != 1.0:
-            hidden = hidden * self.config.embedding_scale
-        last = self.config.num_layers - 1
+        hidden = self._begun(inputs)
+        last = self.config.num_layers - 1 if self.ends else -1
         adapters = None if inputs.adapters is None else TorchAdapters.of(*numbered(inputs, Adapter), self.device)
         for index, layer in enumerate(self.weights.layers_with(adapters)):
             attended = self._attend(plan, index, layer, hidden, angles[self.config.rope_of(index)])
@@ -115,9 +114,32 @@ class TorchDecoder:
                 attended, hidden = self._wanted(inputs, attended), self._wanted(inputs, hidden)
                 layer = layer.of_rows(inputs.logit_rows)
             hidden = self._after_attention(index, layer, hidden, attended)
+        if not self.ends:
+            return self._passed_on(hidden)
         if self._counts is not None:
             hidden = self._wanted(inputs, hidden)
         return self._norm(hidden, self.weights.final_norm)
+
+    @property
+    def ends(self) -> bool:
+        """What comes out are the rows that are wanted, and not what another stage goes on with."""
+        return self.rank is None or self.rank.shard.last
+
+    def _begun(self, inputs: ForwardInputs) -> Tensor:
+        """What the first layer here gets, [t, hidden]: rows of the embedding, or what the stage before has sent."""
+        if self.rank is not None and not self.rank.shard.first:
+            kind = self.weights.layers[0].output.dtype
+            hidden = torch.empty(len(inputs.positions), self.config.hidden_size, dtype=kind, device=self.device)
+            self.rank.communicator.receive(hidden, self.rank.shard.stage - 1)
+            return hidden
+        hidden = self.embed(inputs.tokens)
+        return hidden if self.config.embedding_scale == 1.0 else hidden * self.config.embedding_scale
+
+    def _passed_on(self, hidden: Tensor) -> Tensor:
+        """The next stage gets them; none are wanted here."""
+        assert self.rank is not None
+        self.rank.communicator.send(hidden.contiguous(), self.rank.shard.stage + 1)
+        return hidden[:0]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Rows of the embedding, [t, hidden], for tokens int32 [t]."""

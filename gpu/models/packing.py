@@ -93,7 +93,7 @@ class PackedWeights:
 
     layers: tuple[LayerWeights, ...]
     embedding: Tensor
-    """[vocab, hidden]"""
+    """[vocab, hidden]; empty, as the next two, in a stage of a pipeline that has no use for it."""
     final_norm: Tensor
     """float32 [hidden]"""
     head: Tensor
@@ -112,10 +112,13 @@ def _own(weight: Tensor, device: torch.device) -> Tensor:
 
 def pack(config: ModelConfig, weights: MutableMapping[str, Tensor], device: torch.device) -> PackedWeights:
     """Move `weights` to `device`; entries are popped as they go, so that one copy of each exists at a time."""
+
+    def take(name: str) -> Tensor:
+        return _own(weights.pop(name), device) if name in weights else layers[0].output.new_empty(0)
+
     layers = tuple(_layer(config, weights, index, device) for index in range(config.num_layers))
-    embedding = _own(weights.pop("model.embed_tokens.weight"), device)
-    final_norm = _own(weights.pop("model.norm.weight"), device)
-    head = embedding if config.tied_embeddings else _own(weights.pop("lm_head.weight"), device)
+    embedding, final_norm = take("model.embed_tokens.weight"), take("model.norm.weight")
+    head = embedding if config.tied_embeddings else take("lm_head.weight")
     return PackedWeights(layers, embedding, final_norm, head)
 
 
@@ -126,7 +129,7 @@ def unpacked(config: ModelConfig, packed: PackedWeights) -> dict[str, Tensor]:
         named |= {f"model.layers.{index}.{name}": weight for name, weight in _parts(config, layer)}
     if not config.tied_embeddings:
         named["lm_head.weight"] = packed.head
-    return named
+    return {name: weight for name, weight in named.items() if len(weight)}
 
 
 def _parts(config: ModelConfig, layer: LayerWeights) -> Iterator[tuple[str, Tensor]]:

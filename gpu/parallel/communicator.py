@@ -23,7 +23,8 @@ class Communicator(Protocol):
         """Put what rank `source` of the tensor group has there in the place of `tensor`, contiguous."""
 
     def send(self, tensor: Tensor, stage: int) -> None:
-        """Send `tensor`, contiguous, to the rank with the own tensor number in that stage."""
+        """Send `tensor`, contiguous, to the rank with the own tensor number in that stage, and do not wait until it
+        takes it; nobody writes to `tensor` any more. It takes at the latest what was sent a few steps before."""
 
     def receive(self, tensor: Tensor, stage: int) -> None:
         """Fill `tensor`, contiguous, with what that rank sends."""

@@ -7,6 +7,9 @@
     experts                      its own, whole or their rows and columns
     norms, routers               all
 
+A stage has some layers in a row, which it counts from 0 on. The first one has the embedding, the last one the final
+norm and the head, which is the embedding once more where the model ties them.
+
 9 heads in 3 groups are 6 and 3 for two ranks. What the ranks compute from `o`, `down`, experts and the embedding is
 added up; logits are put beside each other. Nothing else of a step differs between them.
 
@@ -36,6 +39,7 @@ Placement: TypeAlias = tuple[tuple[int, ...], ...]
 """For each layer and each of its experts: the part of the ranks that has it. Empty for a layer without experts."""
 
 
+_LAYER = re.compile(r"(model\.layers\.)(\d+)(\..*)")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.")
 _OF_HEADS = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}
 _OF_INNER = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
@@ -79,11 +83,28 @@ class Shard:
     """Empty: `even_placement`."""
     gathers: bool = False
     """Whether ranks gather what they multiply, and do not add up what comes of it: the compiled CPU kernels do."""
+    stage: int = 0
+    """The rank's stage."""
 
     def __post_init__(self) -> None:
         check_shares(self.whole, self.topology)
 
     # ---- shares ----
+
+    @cached_property
+    def layers(self) -> range:
+        """Those of its stage, as the whole model counts them."""
+        return shared_out(self.whole.num_layers, self.topology.pipeline)[self.stage]
+
+    @property
+    def first(self) -> bool:
+        """Its stage begins with tokens."""
+        return self.stage == 0
+
+    @property
+    def last(self) -> bool:
+        """Its stage ends with scores."""
+        return self.stage == self.topology.pipeline - 1
 
     @cached_property
     def groups(self) -> range:
@@ -140,12 +161,22 @@ class Shard:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The model as this rank computes it: fewer heads, less inner width, fewer words. Layers of experts have as
-        many as before, for the router chooses among all. Where ranks gather it has fewer heads, and sees all else."""
-        whole = msgspec.structs.replace(self.whole, num_heads=len(self.heads), num_kv_heads=len(self.groups))
+        """The model as this rank computes it: the layers of its stage, fewer heads, less inner width, fewer words.
+        Layers of experts have as many as before, for the router chooses among all. Where ranks gather it has fewer
+        heads, and sees all else."""
+        experts, layers = self.whole.experts, slice(self.layers.start, self.layers.stop)
+        if experts is not None:
+            experts = msgspec.structs.replace(experts, layers=experts.layers[layers])
+        whole = msgspec.structs.replace(
+            self.whole,
+            num_layers=len(self.layers),
+            windows=self.whole.windows[layers],
+            experts=experts,
+            num_heads=len(self.heads),
+            num_kv_heads=len(self.groups),
+        )
         if self.gathers:
             return whole
-        experts = whole.experts
         if experts is not None:
             experts = msgspec.structs.replace(experts, size=len(self.expert_columns(experts.size)))
         return msgspec.structs.replace(
@@ -166,9 +197,10 @@ class Shard:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Those of the parts that it has, by canonical name."""
+        """Those of the parts that it has, by the names in its own model."""
         whole = weight_shapes(self.whole)
-        return {name: whole[name] if cut is None else cut.shape(whole[name]) for name, cut in self.cuts.items()}
+        parts = ((name, whole[name] if cut is None else cut.shape(whole[name])) for name, cut in self.cuts.items())
+        return {self.own_name(name): shape for name, shape in parts}
 
     def cut(self, name: str, tensor: Tensor) -> Tensor | None:
         """The rank's part of a weight of the whole model, a copy where it is less than that; None where it has none of
@@ -180,9 +212,22 @@ class Shard:
             return tensor
         return tensor.narrow(cut.axis, cut.kept.start, len(cut.kept)).clone(memory_format=torch.contiguous_format)
 
+    def own_name(self, name: str) -> str:
+        """Of a weight of the whole model that the rank has: its name in the rank's model."""
+        return _LAYER.sub(lambda found: f"{found[1]}{int(found[2]) - self.layers.start}{found[3]}", name)
+
+    def whole_name(self, name: str) -> str:
+        """The inverse of `own_name`."""
+        return _LAYER.sub(lambda found: f"{found[1]}{int(found[2]) + self.layers.start}{found[3]}", name)
+
     def _holds(self, name: str) -> bool:
-        found = _EXPERT.match(name)
-        return found is None or int(found[2]) in self.held(int(found[1]))
+        if found := _EXPERT.match(name):
+            return int(found[1]) in self.layers and int(found[2]) in self.held(int(found[1]))
+        if found := _LAYER.match(name):
+            return int(found[2]) in self.layers
+        if name == "model.embed_tokens.weight":
+            return self.first or (self.last and self.whole.tied_embeddings)
+        return self.last
 
     def _cut(self, name: str, shape: Sequence[int]) -> Cut | None:
         *_, module, _ = name.split(".")
@@ -204,6 +249,7 @@ class Shard:
         layers = [
             {product: self._low_rank(layer, product, low) for product, low in products.items()}
             for layer, products in enumerate(adapter.layers)
+            if layer in self.layers
         ]
         return Adapter(adapter.fingerprint, tuple(layers))
 
@@ -236,7 +282,13 @@ def part_of(shard: Shard | None, weights: Mapping[str, Tensor]) -> Mapping[str, 
     """Of some weights of the whole model what a rank, or None for whoever has all, has."""
     if shard is None:
         return weights
-    return {name: part for name, weight in weights.items() if (part := shard.cut(name, weight)) is not None}
+    parts = ((name, shard.cut(name, weight)) for name, weight in weights.items())
+    return named_own(shard, {name: part for name, part in parts if part is not None})
+
+
+def named_own(shard: Shard | None, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a rank, or None for whoever has all, has kept while weights were loaded, by the names in its own model."""
+    return {name if shard is None else shard.own_name(name): weight for name, weight in weights.items()}
 
 
 def joined(shards: Sequence[Shard], name: str, parts: Mapping[int, Tensor]) -> Tensor:

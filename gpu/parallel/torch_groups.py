@@ -6,6 +6,7 @@ A mesh makes the groups, and nothing else: layers are shared out by hand. No obj
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from pawl.gpu.parallel.topology import Place, Topology
 
 dist: Any = torch.distributed
+SENDS_OF_A_STAGE = 4
+"""A step has two at the most, and of steps there are never more on their way than stages and one."""
 
 
 class TorchGroups:
@@ -45,6 +48,8 @@ class TorchGroups:
         self._topology = topology
         self._place = topology.place(rank)
         self._tensor = mesh.get_group("tensor")
+        self._sent: deque[tuple[Any, Tensor]] = deque()
+        """What others may not have taken yet."""
 
     def all_reduce(self, tensor: Tensor) -> None:
         """See `Communicator.all_reduce`."""
@@ -65,7 +70,9 @@ class TorchGroups:
 
     def send(self, tensor: Tensor, stage: int) -> None:
         """See `Communicator.send`."""
-        dist.send(tensor, self._topology.rank(Place(stage, self._place.tensor)))
+        self._sent.append((dist.isend(tensor, self._topology.rank(Place(stage, self._place.tensor))), tensor))
+        if len(self._sent) > SENDS_OF_A_STAGE * self._topology.pipeline:
+            self._sent.popleft()[0].wait()
 
     def receive(self, tensor: Tensor, stage: int) -> None:
         """See `Communicator.receive`."""

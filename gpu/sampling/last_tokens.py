@@ -26,6 +26,9 @@ class LastTokens:
         """`tokens` [n] were drawn for the distinct `slots` [n]."""
         self._tokens[upload(slots.astype(np.int64), self.device)] = tokens.int()
 
+    def expect(self, slots: Int32s) -> None:
+        """Another stage of a pipeline draws for the distinct `slots` [n]."""
+
     def resolve(self, batch: StepBatch, offsets: Int32s) -> Tensor:
         """The batch's input tokens, int32 [t] on the device, chained ones included. Segment i has the rows from
         offsets[i] on."""

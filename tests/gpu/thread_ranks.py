@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from threading import Barrier
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.parallel.shard import Placement, Shard
-from pawl.gpu.parallel.topology import Topology
+from pawl.gpu.parallel.topology import Place, Topology
 
 PATIENCE_S = 60.0
 Result = TypeVar("Result")
@@ -39,12 +41,17 @@ class Meeting:
         self._barrier.abort()
 
 
-class ThreadCommunicator:
-    """`Communicator` of a thread, in one tensor group."""
+Mail: TypeAlias = Callable[[Place, int], SimpleQueue[Tensor]]
+"""What was sent from a place to a stage and not received."""
 
-    def __init__(self, meeting: Meeting, number: int) -> None:
+
+class ThreadCommunicator:
+    """`Communicator` of a thread."""
+
+    def __init__(self, meeting: Meeting, place: Place, mail: Mail) -> None:
         self._meeting = meeting
-        self._number = number
+        self._place, self._number = place, place.tensor
+        self._mail = mail
 
     def all_reduce(self, tensor: Tensor) -> None:
         parts = self._meeting.exchange(self._number, tensor)
@@ -60,25 +67,30 @@ class ThreadCommunicator:
         tensor.copy_(self._meeting.exchange(self._number, tensor)[source])
 
     def send(self, tensor: Tensor, stage: int) -> None:
-        raise NotImplementedError("one stage")
+        self._mail(self._place, stage).put(tensor.clone())
 
     def receive(self, tensor: Tensor, stage: int) -> None:
-        raise NotImplementedError("one stage")
+        sent = self._mail(Place(stage, self._number), self._place.stage).get(timeout=PATIENCE_S)
+        assert (sent.shape, sent.dtype) == (tensor.shape, tensor.dtype), "what is received has the shape that was sent"
+        tensor.copy_(sent)
 
 
 def on_ranks(
     config: ModelConfig, topology: Topology, do: Callable[[Rank], Result], placement: Placement = ()
 ) -> list[Result]:
     """What each rank returns."""
-    meeting = Meeting(topology.tensor)
+    meetings = [Meeting(topology.tensor) for _ in range(topology.pipeline)]
+    on_their_way: defaultdict[tuple[Place, int], SimpleQueue[Tensor]] = defaultdict(SimpleQueue)
 
     def run(number: int) -> Result:
+        place = topology.place(number)
         try:
-            shard = Shard(config, topology, number, placement)
-            return do(Rank(shard, ThreadCommunicator(meeting, number)))
+            shard = Shard(config, topology, place.tensor, placement, stage=place.stage)
+            mail: Mail = lambda sender, stage: on_their_way[sender, stage]  # noqa: E731
+            return do(Rank(shard, ThreadCommunicator(meetings[place.stage], place, mail)))
         except BaseException:
-            meeting.leave()
+            meetings[place.stage].leave()
             raise
 
-    with ThreadPoolExecutor(topology.tensor) as pool:
-        return list(pool.map(run, range(topology.tensor)))
+    with ThreadPoolExecutor(topology.size) as pool:
+        return list(pool.map(run, range(topology.size)))
