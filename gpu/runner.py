@@ -96,8 +96,7 @@ class Runner(Occupancy):
         shard, own = (None, config) if rank is None else (rank.shard, rank.shard.config)
         kinds: Any = {"dtype": dtype, "device": device}
         self.kv = KvStore(own, num_pages=num_pages, page_size=page_size, num_window_pages=num_window_pages, **kinds)
-        self.device = self.kv.data.device
-        self.depth = int(self.device.type == "cuda")
+        self.device, self.depth = self.kv.data.device, int(self.kv.data.device.type == "cuda")
         fingerprint = fingerprint or weights_fingerprint(config, weights)
         kinds = {"threads": threads or available_threads(), "deterministic": deterministic, "rank": rank}
         make: Callable[..., Backend] = partial(select_backend, config=own, kv=self.kv, **kinds)
