@@ -15,6 +15,8 @@ from pawl.actors.messages.hand_over import (
     Expect,
     ForgetReceiver,
     HandedPages,
+    OfferAnswer,
+    OfferPages,
     PagesEnd,
     Received,
     SendPages,
@@ -38,6 +40,7 @@ from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.files import UInt8s
 from pawl.actors.tiers.hand_over import Incoming, Outgoing
+from pawl.actors.tiers.shared_pages import SharedMemory
 from pawl.actors.tiers.store import TierStore
 from pawl.memory.arrays import Int32s
 
@@ -54,10 +57,11 @@ class Storage(Actor):
 
     accepts = ToStorage
 
-    def __init__(self, store: TierStore, names: Names = NAMES) -> None:
+    def __init__(self, store: TierStore, names: Names = NAMES, memory: SharedMemory | None = None) -> None:
+        """`memory` says where other processes can read the store's host memory, if they can."""
         self._names = names
         self.store = store
-        self.outgoing = Outgoing(names.storage, store, lambda to, message: self.context.send(to, message))
+        self.outgoing = Outgoing(names.storage, store, lambda to, message: self.context.send(to, message), memory)
         self.incoming = Incoming(store)
         self._era = 0
         self._told: dict[str, int] = {}
@@ -81,12 +85,12 @@ class Storage(Actor):
                 self._empty(era)
             case SchedulerStops():
                 self._heard = False
-            case HandedPages() | PagesEnd() | Expect() | Unexpect():
+            case HandedPages() | PagesEnd() | Expect() | Unexpect() | OfferPages():
                 self._sent_here(message)
             case _:
                 self._send_away(message)
 
-    def _send_away(self, message: SendPages | ForgetReceiver | EndOfPages | Taken | TicketOver) -> None:
+    def _send_away(self, message: SendPages | ForgetReceiver | EndOfPages | OfferAnswer | Taken | TicketOver) -> None:
         """For a decode replica."""
         match message:
             case SendPages():
@@ -95,6 +99,8 @@ class Storage(Actor):
                 self.outgoing.forget(storage)
             case EndOfPages(job):
                 self.outgoing.end(job)
+            case OfferAnswer(storage, readable):
+                self.outgoing.answered(storage, readable)
             case Taken(storage, number):
                 self.outgoing.taken(storage, number)
             case TicketOver(storage, ticket):
@@ -102,13 +108,15 @@ class Storage(Actor):
         self.outgoing.pump()
         self._tell_dropped()
 
-    def _sent_here(self, message: HandedPages | PagesEnd | Expect | Unexpect) -> None:
+    def _sent_here(self, message: HandedPages | PagesEnd | Expect | Unexpect | OfferPages) -> None:
         """From a prefill replica, or about what it sends."""
         match message:
             case Expect(ticket, keys):
                 self.incoming.expect(ticket, keys)
             case Unexpect(ticket):
                 self.incoming.unexpect(ticket)
+            case OfferPages(sender):
+                self._answer(sender, OfferAnswer(self._names.storage, self.incoming.offered(message)))
             case HandedPages():
                 kept = self.incoming.keep(message)
                 self._tell_dropped()
@@ -126,7 +134,7 @@ class Storage(Actor):
         name, answer = self._names.storage, Taken(self._names.storage, message.number)
         self._answer(message.storage, answer if expected else TicketOver(name, message.ticket))
 
-    def _answer(self, sender: str, answer: Taken | TicketOver) -> None:
+    def _answer(self, sender: str, answer: Taken | TicketOver | OfferAnswer) -> None:
         self.context.send(sender, answer, Lane.CONTROL)
 
     def _empty(self, era: int) -> None:

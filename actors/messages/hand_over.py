@@ -20,6 +20,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pawl.actors.tiers.shared_pages import SharedMemory
+
 
 class Prefill(msgspec.Struct, frozen=True, tag=True, kw_only=True, eq=False):
     """decode scheduler -> desk: compute this prompt, and send the pages called `keys` to its
@@ -100,8 +102,23 @@ class Unexpect(msgspec.Struct, frozen=True, tag=True):
     ticket: int
 
 
+class OfferPages(msgspec.Struct, frozen=True, tag=True):
+    """prefill storage -> decode storage (CONTROL): my pages may be readable where you are."""
+
+    storage: str
+    memory: SharedMemory
+
+
+class OfferAnswer(msgspec.Struct, frozen=True, tag=True):
+    """decode storage -> prefill storage (CONTROL): whether they are."""
+
+    storage: str
+    readable: bool
+
+
 class HandedPages(msgspec.Struct, frozen=True, tag=True, eq=False):
-    """prefill storage -> decode storage: copies of pages, uint8 [len(keys), page_bytes], and a checksum of each."""
+    """prefill storage -> decode storage: copies of pages, uint8 [len(keys), page_bytes], or where these can be read,
+    and a checksum of each."""
 
     ticket: int
     storage: str
@@ -110,7 +127,9 @@ class HandedPages(msgspec.Struct, frozen=True, tag=True, eq=False):
     """Rises by one with each message from `storage`."""
     keys: tuple[bytes, ...]
     sums: NDArray[np.uint64]
-    data: NDArray[np.uint8]
+    data: NDArray[np.uint8] | None
+    rows: NDArray[np.int32] | None = None
+    """Of the sender's memory, in place of `data`."""
 
 
 class Taken(msgspec.Struct, frozen=True, tag=True):
@@ -147,5 +166,15 @@ class Received(msgspec.Struct, frozen=True, tag=True):
 ToDesk: TypeAlias = Prefill | CancelPrefill | DecoderUp | DecoderDown
 ToDecoder: TypeAlias = PrefillerUp | PrefillerDown | Received
 HandOverToStorage: TypeAlias = (
-    SendPages | ForgetReceiver | EndOfPages | Expect | Unexpect | HandedPages | Taken | TicketOver | PagesEnd
+    SendPages
+    | ForgetReceiver
+    | EndOfPages
+    | Expect
+    | Unexpect
+    | OfferPages
+    | OfferAnswer
+    | HandedPages
+    | Taken
+    | TicketOver
+    | PagesEnd
 )

@@ -15,9 +15,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.actors.messages.hand_over import HandedPages, PagesEnd, SendPages
+from pawl.actors.messages.hand_over import HandedPages, OfferPages, PagesEnd, SendPages
 from pawl.actors.tiers.files import UInt8s
+from pawl.actors.tiers.shared_pages import SharedMemory, SharedReader
 from pawl.actors.tiers.store import TierStore
+from pawl.memory.arrays import Int32s
 from pawl.memory.tiers.keys import PageKey
 
 SLICE_BYTES = 4 << 20
@@ -26,7 +28,7 @@ WINDOW_BYTES = 64 << 20
 """Sent to one receiver and not taken yet."""
 
 UInt64s: TypeAlias = NDArray[np.uint64]
-Post: TypeAlias = Callable[[str, HandedPages | PagesEnd], bool]
+Post: TypeAlias = Callable[[str, HandedPages | PagesEnd | OfferPages], bool]
 """Sends a message to the storage of this name."""
 
 
@@ -66,8 +68,8 @@ class _Job:
 class Outgoing:
     """All that a prefill replica sends."""
 
-    def __init__(self, name: str, store: TierStore, post: Post) -> None:
-        """`name` is that of this storage."""
+    def __init__(self, name: str, store: TierStore, post: Post, memory: SharedMemory | None = None) -> None:
+        """`name` is that of this storage; `memory` says where others can read the pages of its host memory."""
         page_bytes = store.host.page_bytes
         self._name = name
         self._store = store
@@ -78,11 +80,19 @@ class Outgoing:
         self._sent: dict[str, dict[int, tuple[int, int]]] = {}
         """Receiver -> number of a message that it has not taken -> (ticket, pages)."""
         self._numbers = 0
+        self._memory = memory
+        self._readable: dict[str, bool] = {}
+        """Receivers that were offered to read, and whether they can."""
         self.pages = 0
         """Sent since the start."""
+        self.shared_pages = 0
+        """Those of them that were read where they are."""
 
     def open(self, message: SendPages) -> None:
         """A job begins: what the store has of its pages is due at once."""
+        if self._memory is not None and message.storage not in self._readable:
+            self._readable[message.storage] = False
+            self._post(message.storage, OfferPages(self._name, self._memory))
         job = self._jobs[message.job] = _Job(message.ticket, message.storage, set(message.keys))
         self._found(job, message.keys)
 
@@ -102,6 +112,11 @@ class Outgoing:
         if number in self._jobs:
             self._jobs[number].ended = True
 
+    def answered(self, storage: str, readable: bool) -> None:
+        """Whether a receiver can read the pages where they are."""
+        if storage in self._readable:
+            self._readable[storage] = readable
+
     def taken(self, storage: str, number: int) -> None:
         """A receiver has dealt with a message."""
         self._sent.get(storage, {}).pop(number, None)
@@ -118,6 +133,7 @@ class Outgoing:
     def forget(self, storage: str) -> None:
         """A receiver is gone, with all that it was waiting for."""
         self._sent.pop(storage, None)
+        self._readable.pop(storage, None)
         self._jobs = {number: job for number, job in self._jobs.items() if job.storage != storage}
 
     def pump(self) -> None:
@@ -139,10 +155,22 @@ class Outgoing:
             if not some:
                 continue
             self._numbers += 1
-            message = HandedPages(job.ticket, self._name, self._numbers, some, checksums(some, data), data)
+            rows = self._rows(job.storage, some)
+            sums = checksums(some, data)
+            message = HandedPages(
+                job.ticket, self._name, self._numbers, some, sums, data if rows is None else None, rows
+            )
             if self._post(job.storage, message):
                 self._sent.setdefault(job.storage, {})[self._numbers] = job.ticket, len(some)
                 self.pages += len(some)
+                self.shared_pages += 0 if rows is None else len(some)
+
+    def _rows(self, storage: str, keys: Sequence[PageKey]) -> Int32s | None:
+        """Where the receiver can read these pages; None where it cannot read all of them."""
+        if not self._readable.get(storage):
+            return None
+        rows = [self._store.host.row(key) for key in keys]
+        return None if None in rows else np.array(rows, np.int32)
 
     @property
     def idle(self) -> bool:
@@ -157,8 +185,18 @@ class Incoming:
         self._store = store
         self._expected: dict[int, set[PageKey]] = {}
         self._kept: dict[int, int] = {}
+        self._readers: dict[str, SharedReader] = {}
+        """Of storages whose pages can be read where they are."""
         self.refused = 0
         """Pages that were not expected, or not what their checksum says, since the start."""
+
+    def offered(self, message: OfferPages) -> bool:
+        """A sender's pages may be readable here: whether they are."""
+        try:
+            self._readers[message.storage] = SharedReader(message.memory)
+        except (OSError, ValueError):
+            self._readers.pop(message.storage, None)
+        return message.storage in self._readers
 
     def expect(self, ticket: int, keys: Sequence[PageKey]) -> None:
         """Pages of these names may come."""
@@ -175,8 +213,14 @@ class Incoming:
 
     def keep(self, message: HandedPages) -> tuple[PageKey, ...]:
         """Keep what was expected and is whole; the keys of what the store has now."""
-        expected, data, count = self._expected.get(message.ticket, set()), message.data, len(message.keys)
-        if data.shape != (count, self._store.host.page_bytes) or data.dtype != np.uint8 or len(message.sums) != count:
+        expected, count = self._expected.get(message.ticket, set()), len(message.keys)
+        data = self._read(message) if expected else None
+        if (
+            data is None
+            or data.shape != (count, self._store.host.page_bytes)
+            or data.dtype != np.uint8
+            or len(message.sums) != count
+        ):
             self.refused += count
             return ()
         whole = (checksums(message.keys, data) == message.sums).tolist()
@@ -188,6 +232,13 @@ class Incoming:
         if kept:
             self._kept[message.ticket] += len(kept)
         return kept
+
+    def _read(self, message: HandedPages) -> UInt8s | None:
+        if message.rows is None:
+            return message.data
+        reader = self._readers.get(message.storage)
+        # What is read is this actor's own: its checksum is taken of a copy that nobody changes any more.
+        return None if reader is None else reader.rows(message.rows, self._store.host.page_bytes)
 
     def end(self, ticket: int) -> int | None:
         """Nothing more comes: how many pages have. None for a ticket that nobody waits for."""

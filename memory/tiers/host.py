@@ -22,12 +22,13 @@ class Displaced(NamedTuple):
 class HostPool:
     """Room for `capacity` pages of `page_bytes` bytes each; the system maps it as it is first written."""
 
-    def __init__(self, capacity: int, page_bytes: int) -> None:
+    def __init__(self, capacity: int, page_bytes: int, blocks: UInt8s | None = None) -> None:
+        """`blocks`: the memory, uint8 [capacity, page_bytes], where it is not this process's alone."""
         if capacity < 0 or page_bytes < 1:
             raise ValueError(f"a pool of {capacity} pages of {page_bytes} bytes")
         self.capacity = capacity
         self.page_bytes = page_bytes
-        self._blocks: UInt8s = np.zeros((capacity, page_bytes), np.uint8)
+        self._blocks: UInt8s = np.zeros((capacity, page_bytes), np.uint8) if blocks is None else blocks
         self._place: dict[PageKey, int] = {}
         """Key -> row of `_blocks`; the least recently used first."""
         self._free = list(range(capacity - 1, -1, -1))
@@ -70,6 +71,10 @@ class HostPool:
         """The page's bytes, uint8 [page_bytes], a view that the next `put` may overwrite; None when it is not here."""
         place = self._touch(key)
         return None if place is None else self._blocks[place]
+
+    def row(self, key: PageKey) -> int | None:
+        """Which row of the memory the page is in, until it leaves; None when it is not here."""
+        return self._place.get(key)
 
     def _touch(self, key: PageKey) -> int | None:
         place = self._place.pop(key, None)

@@ -1,0 +1,80 @@
+"""Pages in memory that another process of this machine can read, where both belong to one user.
+
+The memory is a file without a name (`memfd_create`), so it is gone when its owner is, however that ends. A reader opens
+it through the owner's entry in /proc and reads: it maps nothing, so no reader dies of what an owner does. What it reads
+may be overwritten meanwhile; a checksum tells.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import stat
+
+import msgspec
+import numpy as np
+
+from pawl.memory.arrays import Int32s, UInt8s
+
+HEADER_BYTES = 4096
+"""Before the pages: the beginning is a secret, by which a reader knows that it has found what it was offered."""
+SECRET_BYTES = 16
+_NAME = "pawl-pages"
+
+
+class SharedMemory(msgspec.Struct, frozen=True):
+    """Where the pages of one process are."""
+
+    process: int
+    handle: int
+    secret: bytes
+
+
+class SharedPages:
+    """Room for `capacity` pages of `page_bytes` bytes, zero. Raises OSError where the system has no such memory."""
+
+    def __init__(self, capacity: int, page_bytes: int) -> None:
+        if not hasattr(os, "memfd_create"):
+            raise OSError("this system has no memory files")
+        self._handle = os.memfd_create(_NAME, os.MFD_CLOEXEC)
+        os.ftruncate(self._handle, HEADER_BYTES + capacity * page_bytes)
+        # Kept by the array; the file is, by this object.
+        mapped = mmap.mmap(self._handle, HEADER_BYTES + capacity * page_bytes)
+        self.memory = SharedMemory(os.getpid(), self._handle, secrets.token_bytes(SECRET_BYTES))
+        mapped[:SECRET_BYTES] = self.memory.secret
+        self.blocks: UInt8s = np.frombuffer(mapped, np.uint8, offset=HEADER_BYTES).reshape(capacity, page_bytes)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            os.close(self._handle)
+
+
+class SharedReader:
+    """The pages of another process. Raises OSError where they cannot be had, or are not what was offered."""
+
+    def __init__(self, memory: SharedMemory) -> None:
+        if memory.process == os.getpid():
+            raise OSError("this process itself: there is nothing to be shared")
+        path = f"/proc/{memory.process:d}/fd/{memory.handle:d}"
+        # Looked at before it is opened: to open a device or a pipe may do something.
+        if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
+            raise OSError("not the pages of an engine")
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(self._handle).st_mode) or self._read(0, SECRET_BYTES).tobytes() != memory.secret:
+            raise OSError("not the pages that were offered")
+
+    def rows(self, rows: Int32s, page_bytes: int) -> UInt8s | None:
+        """Copies of these pages, uint8 [n, page_bytes]; None where there are no such."""
+        found = np.empty((len(rows), page_bytes), np.uint8)
+        for index, row in enumerate(rows.tolist()):
+            if row < 0 or os.preadv(self._handle, [found[index].data], HEADER_BYTES + row * page_bytes) != page_bytes:
+                return None
+        return found
+
+    def _read(self, offset: int, count: int) -> UInt8s:
+        return np.frombuffer(os.pread(self._handle, count, offset), np.uint8)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            os.close(self._handle)

@@ -1,0 +1,215 @@
+"""Every way of pages between two storages, over a network that cuts, stalls, doubles, damages and reorders."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pawl.actors.codec import make_codec
+from pawl.actors.messages.hand_over import HandedPages, OfferPages, PagesEnd, SendPages
+from pawl.actors.messages.transfer import ToStorage
+from pawl.actors.tiers import hand_over, shared_pages
+from pawl.actors.tiers.hand_over import Incoming, Outgoing
+from pawl.actors.tiers.shared_pages import SharedMemory, SharedPages, SharedReader
+from pawl.actors.tiers.store import TierStore
+from pawl.memory.tiers.host import HostPool
+
+PAGE_BYTES = 64
+KEYS = tuple(bytes([number]) * 16 for number in range(1, 13))
+WAYS = ["as it is", "as bytes", "shared"]
+
+
+def page(key: bytes) -> Any:
+    return np.full(PAGE_BYTES, key[0], np.uint8)
+
+
+class Ends:
+    """A sender with all pages, a receiver without any, and what is on its way between them."""
+
+    def __init__(self, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.way = way
+        self.codec = make_codec(ToStorage)
+        self.pages = SharedPages(len(KEYS), PAGE_BYTES)
+        source = TierStore(HostPool(len(KEYS), PAGE_BYTES, self.pages.blocks), None, eager=True)
+        source.keep(KEYS, np.stack([page(key) for key in KEYS]))
+        self.target = TierStore(HostPool(len(KEYS), PAGE_BYTES), None, eager=True)
+        self.on_the_way: list[Any] = []
+        memory = self.pages.memory if way == "shared" else None
+        self.outgoing = Outgoing("p", source, self._post, memory)
+        self.incoming = Incoming(self.target)
+        # The reader of another process, in this one.
+        monkeypatch.setattr(shared_pages.os, "getpid", lambda: 1)
+
+    def _post(self, to: str, message: HandedPages | PagesEnd | OfferPages) -> bool:
+        self.on_the_way.append(message)
+        return True
+
+    def begin(self, ticket: int, keys: tuple[bytes, ...] = KEYS) -> None:
+        self.incoming.expect(ticket, keys)
+        self.outgoing.open(SendPages(ticket, ticket, "d", keys))
+        self.outgoing.end(ticket)
+        self.outgoing.pump()
+
+    def arrive(self, index: int = 0, *, keep: bool = False) -> None:
+        message = self.on_the_way[index] if keep else self.on_the_way.pop(index)
+        if self.way == "as bytes":
+            message = self.codec.decode(self.codec.encode(message))
+        match message:
+            case OfferPages():
+                self.outgoing.answered("d", self.incoming.offered(message))
+            case HandedPages(ticket, _, number):
+                self.incoming.keep(message)
+                if self.incoming.wanted(ticket):
+                    self.outgoing.taken("d", number)
+                else:
+                    self.outgoing.over("d", ticket)
+            case PagesEnd(ticket):
+                self.incoming.end(ticket)
+                self.outgoing.over("d", ticket)
+        self.outgoing.pump()
+
+    def all_arrive(self) -> None:
+        while self.on_the_way:
+            self.arrive()
+
+    def check(self) -> None:
+        """What the receiver has is what its name says."""
+        for key, block in self.target.host.items():
+            assert (block == page(key)).all()
+
+
+@pytest.fixture(params=WAYS)
+def ends(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ends:
+    monkeypatch.setattr(hand_over, "SLICE_BYTES", 2 * PAGE_BYTES)
+    monkeypatch.setattr(hand_over, "WINDOW_BYTES", 4 * PAGE_BYTES)
+    return Ends(request.param, monkeypatch)
+
+
+def test_all_pages_arrive(ends: Ends) -> None:
+    ends.begin(1, KEYS[:2])
+    ends.all_arrive()
+    ends.begin(2, KEYS[2:])
+    ends.all_arrive()
+    ends.check()
+    assert len(ends.target.host) == len(KEYS)
+    assert ends.outgoing.idle
+    assert ends.incoming.idle
+    assert ends.outgoing.shared_pages == (len(KEYS) - 2 if ends.way == "shared" else 0)
+
+
+def damaged(message: Any, place: int) -> Any:
+    """The same message with something wrong in it."""
+    if not isinstance(message, HandedPages):
+        return message
+    fields: dict[str, Any] = {}
+    match place % 4:
+        case 0 if message.data is not None:
+            data = message.data.copy()
+            data.reshape(-1)[place % data.size] ^= 1
+            fields["data"] = data
+        case 0 | 1 if message.rows is not None:
+            fields["rows"] = (message.rows + place) % (len(KEYS) + 3)
+        case 2:
+            fields["keys"] = message.keys[::-1]
+        case _:
+            fields["sums"] = message.sums + np.uint64(1)
+    return msgspec.structs.replace(message, **fields)
+
+
+STEPS = st.lists(st.tuples(st.sampled_from(["arrive", "lose", "double", "damage", "reorder"]), st.integers(0, 999)))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(steps=STEPS)
+def test_whatever_the_network_does_no_wrong_page_is_kept_and_all_is_well_once_it_heals(way: str, steps: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hand_over, "SLICE_BYTES", 2 * PAGE_BYTES)
+        patch.setattr(hand_over, "WINDOW_BYTES", 4 * PAGE_BYTES)
+        ends = Ends(way, patch)
+        ends.begin(1)
+        for what, place in steps:
+            if not ends.on_the_way:
+                break
+            index = place % len(ends.on_the_way) if what == "reorder" else 0
+            if what == "lose":
+                ends.on_the_way.pop(index)
+                continue
+            if what == "damage":
+                ends.on_the_way[index] = damaged(ends.on_the_way[index], place)
+            ends.arrive(index, keep=what == "double")
+            ends.check()
+        # The lease ends: the receiver asks for the rest.
+        ends.incoming.unexpect(1)
+        ends.outgoing.over("d", 1)
+        ends.all_arrive()
+        missing = tuple(key for key in KEYS if key not in ends.target)
+        ends.begin(2, missing)
+        ends.all_arrive()
+        ends.check()
+        assert len(ends.target.host) == len(KEYS)
+        assert ends.outgoing.idle
+        assert ends.incoming.idle
+
+
+def test_a_page_that_is_overwritten_before_it_is_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = Ends("shared", monkeypatch)
+    ends.begin(1, KEYS[:1])
+    ends.all_arrive()
+    ends.begin(2, KEYS[1:3])
+    ends.pages.blocks[1] ^= 1
+    ends.all_arrive()
+    ends.check()
+    assert KEYS[1] not in ends.target
+    assert KEYS[2] in ends.target
+
+
+def test_pages_without_shared_memory_travel_in_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = Ends("shared", monkeypatch)
+    monkeypatch.setattr(shared_pages.os, "readlink", lambda path: "/dev/zero")
+    ends.begin(1, KEYS[:2])
+    ends.all_arrive()
+    ends.begin(2, KEYS[2:])
+    ends.all_arrive()
+    assert len(ends.target.host) == len(KEYS)
+    assert ends.outgoing.shared_pages == 0
+
+
+def test_a_reader_opens_nothing_but_the_pages_of_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(bytes(8192))
+    process = os.getpid()
+    monkeypatch.setattr(shared_pages.os, "getpid", lambda: 1)
+    with other.open() as file, pytest.raises(OSError, match="not the pages of an engine"):
+        SharedReader(SharedMemory(process, file.fileno(), bytes(16)))
+
+
+READER = """
+import sys
+import numpy as np
+from pawl.actors.tiers.shared_pages import SharedMemory, SharedReader
+process, handle, secret = sys.argv[1:]
+reader = SharedReader(SharedMemory(int(process), int(handle), bytes.fromhex(secret)))
+print(reader.rows(np.array([2, 0], np.int32), 64).sum(axis=1).tolist(), reader.rows(np.array([9], np.int32), 64))
+"""
+
+
+def test_another_process_reads_the_pages_where_they_are() -> None:
+    pages = SharedPages(3, PAGE_BYTES)
+    pages.blocks[:] = np.arange(3, dtype=np.uint8)[:, None]
+    memory = pages.memory
+    arguments = [str(memory.process), str(memory.handle), memory.secret.hex()]
+    told = subprocess.run([sys.executable, "-c", READER, *arguments], capture_output=True, text=True, check=True)
+    assert told.stdout == "[128, 0] None\n"
+    wrong = subprocess.run(
+        [sys.executable, "-c", READER, *arguments[:2], bytes(16).hex()], capture_output=True, text=True, check=False
+    )
+    assert "not the pages that were offered" in wrong.stderr
