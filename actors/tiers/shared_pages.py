@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import secrets
 import stat
 
 import msgspec
@@ -34,14 +33,15 @@ class SharedMemory(msgspec.Struct, frozen=True):
 class SharedPages:
     """Room for `capacity` pages of `page_bytes` bytes, zero. Raises OSError where the system has no such memory."""
 
-    def __init__(self, capacity: int, page_bytes: int) -> None:
+    def __init__(self, capacity: int, page_bytes: int, secret: bytes) -> None:
+        """`secret`: 16 random bytes."""
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memory files")
         self._handle = os.memfd_create(_NAME, os.MFD_CLOEXEC)
         os.ftruncate(self._handle, HEADER_BYTES + capacity * page_bytes)
         # Kept by the array; the file is, by this object.
         mapped = mmap.mmap(self._handle, HEADER_BYTES + capacity * page_bytes)
-        self.memory = SharedMemory(os.getpid(), self._handle, secrets.token_bytes(SECRET_BYTES))
+        self.memory = SharedMemory(os.getpid(), self._handle, secret)
         mapped[:SECRET_BYTES] = self.memory.secret
         self.blocks: UInt8s = np.frombuffer(mapped, np.uint8, offset=HEADER_BYTES).reshape(capacity, page_bytes)
 

@@ -25,6 +25,7 @@ from pawl.memory.tiers.host import HostPool
 
 PAGE_BYTES = 64
 KEYS = tuple(bytes([number]) * 16 for number in range(1, 13))
+SECRET = bytes(range(1, 17))
 WAYS = ["as it is", "as bytes", "shared"]
 
 
@@ -38,7 +39,7 @@ class Ends:
     def __init__(self, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.way = way
         self.codec = make_codec(ToStorage)
-        self.pages = SharedPages(len(KEYS), PAGE_BYTES)
+        self.pages = SharedPages(len(KEYS), PAGE_BYTES, SECRET)
         source = TierStore(HostPool(len(KEYS), PAGE_BYTES, self.pages.blocks), None, eager=True)
         source.keep(KEYS, np.stack([page(key) for key in KEYS]))
         self.target = TierStore(HostPool(len(KEYS), PAGE_BYTES), None, eager=True)
@@ -203,7 +204,7 @@ print(reader.rows(np.array([2, 0], np.int32), 64).sum(axis=1).tolist(), reader.r
 
 
 def test_another_process_reads_the_pages_where_they_are() -> None:
-    pages = SharedPages(3, PAGE_BYTES)
+    pages = SharedPages(3, PAGE_BYTES, SECRET)
     pages.blocks[:] = np.arange(3, dtype=np.uint8)[:, None]
     memory = pages.memory
     arguments = [str(memory.process), str(memory.handle), memory.secret.hex()]
