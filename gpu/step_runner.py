@@ -43,6 +43,16 @@ class MemoryRefused(Exception):
     """Memory cannot be released or resumed; everything is as it was. Its words are for whoever asked."""
 
 
+class RunnerLost(Exception):
+    """What computes is gone, in the middle of a step or before it: every step in flight is lost, and what pages hold.
+    `StepRunner.reset` makes it anew, or raises this again when it gives up."""
+
+    def __init__(self, reason: str, *, blameless: bool) -> None:
+        super().__init__(reason)
+        self.blameless = blameless
+        """Whether what the steps were asked to compute has no part in it."""
+
+
 class CountsExperts(Protocol):
     """Counts which experts tokens use, (token, expert) pairs of each step that is launched. What steps give is the same
     meanwhile where a row's bits do not depend on its batch."""

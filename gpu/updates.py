@@ -123,7 +123,7 @@ class Updates:
             case FromTensors(tensors):
                 pass
             case FromMemory():
-                tensors = _in_memory(source)
+                tensors = in_memory(source)
         if not tensors:
             raise WeightsRefused("no tensors were sent")
         return sent_weights(tensors, self._config, self._dtype)
@@ -157,7 +157,7 @@ def _dtype(spec: TensorSpec) -> torch.dtype:
     return found
 
 
-def _in_memory(source: FromMemory) -> dict[str, Tensor]:
+def in_memory(source: FromMemory) -> dict[str, Tensor]:
     """Views of what was received."""
     whole = torch.frombuffer(source.memory, dtype=torch.uint8)
     return {

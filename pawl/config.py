@@ -42,6 +42,7 @@ class ConfigError(ValueError):
 
 
 AtLeastOne = Annotated[int, Meta(ge=1, le=1 << 31)]
+UpTo1024 = Annotated[int, Meta(ge=1, le=1024)]
 UpTo64 = Annotated[int, Meta(ge=1, le=64)]
 AboveZero = Annotated[float, Meta(gt=0, le=1e6)]
 Text = Annotated[str, Meta(min_length=1)]
@@ -102,9 +103,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     enable_lora: Annotated[bool, _meta("model", "take adapters (LoRA); so it is with lora_paths")] = False
     lora_paths: Annotated[tuple[Text, ...], _meta("model", "adapters to begin with, NAME=FOLDER", together=True)] = ()
-    max_loras_per_batch: Annotated[
-        Annotated[int, Meta(ge=1, le=1024)], _meta("model", "adapters that are computed at the same time")
-    ] = 8
+    max_loras_per_batch: Annotated[UpTo1024, _meta("model", "adapters that are computed at the same time")] = 8
     max_loaded_loras: Annotated[AtLeastOne | None, _meta("model", "adapters that may be loaded; otherwise 1024")] = None
     max_lora_rank: Annotated[AtLeastOne | None, _meta("model", "highest rank of an adapter that is taken")] = None
     lora_target_modules: Annotated[tuple[Text, ...], _meta("model", "modules adapters may change", together=True)] = ()
@@ -204,6 +203,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         AtLeastOne | None,
         _meta("workers", "CPU threads of the model; otherwise one for each core this process may use"),
     ] = None
+    tp: Annotated[UpTo1024, _meta("workers", "ranks that share out heads, widths and vocabulary of the model")] = 1
+    ep: Annotated[UpTo1024, _meta("workers", "parts of these ranks that share out the experts of a layer")] = 1
+    rank_timeout_s: Annotated[
+        AboveZero, _meta("workers", "a step that takes the ranks longer is lost, and they are started again")
+    ] = 60.0
 
     trace: Annotated[bool, _meta("trace", "record what was scheduled and what came back")] = True
     trace_dir: Annotated[Text, _meta("trace", "folder of traces; otherwise ~/.cache/pawl/traces")] = field(

@@ -105,10 +105,9 @@ class Engine:
     def start(self, loop: asyncio.AbstractEventLoop | None = None) -> Engine:
         """Run the actors. Returns when the adapters of the configuration are loaded, on a loop of its own; without them
         at once. Raises NotRunning when it was started before, and ConfigError for an adapter that cannot be loaded."""
-        if self._stopped:
-            raise NotRunning("this engine was stopped, and does not start again: make another one")
-        if self._process is not None:
-            raise NotRunning("this engine was started before")
+        if self._stopped or self._process is not None:
+            what = "was stopped, and does not start again: make another one" if self._stopped else "was started before"
+            raise NotRunning(f"this engine {what}")
         if loop is None:
             loop = self._own_loop = asyncio.new_event_loop()
         spawn_all(self.system, self._actors, loop=loop)
@@ -136,6 +135,7 @@ class Engine:
         late = self.system.stop(stop_order(self._actors), timeout_s)
         if late:
             log.error("actors did not stop in time", actors=late)
+        self.parts.close()
         if self._own_loop is not None and self._own_thread is not None:
             self._own_loop.call_soon_threadsafe(self._own_loop.stop)
             self._own_thread.join(timeout_s)

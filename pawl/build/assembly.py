@@ -17,6 +17,7 @@ from pawl.build.encoder import load_encoder
 from pawl.build.grammars import make_grammars
 from pawl.build.lora import targets_of
 from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
+from pawl.build.ranks import check_ranks, facts_of, no_tracer, start_group, topology_of
 from pawl.build.sizing import check_weights, settle_pages
 from pawl.build.tiers import wants_tiers
 from pawl.config import ConfigError, ServerConfig
@@ -25,6 +26,9 @@ from pawl.gpu.devices import DTYPES, available_memory
 from pawl.gpu.encoder.config import is_encoder
 from pawl.gpu.kv import MemoryPlan, hybrid, plan_memory, plan_tokens, widest_window
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.parallel.shard import Shard
+from pawl.gpu.parallel.topology import Topology
+from pawl.gpu.parallel.wire import Sizes
 from pawl.gpu.pooling import Pooling
 from pawl.gpu.runner import Runner
 from pawl.gpu.select import processor_of
@@ -51,14 +55,19 @@ def load_parts(config: ServerConfig, report: Report = unheard) -> Parts:
     """Load the model named by the configuration; `report` hears how far it is.
 
     Raises ModelNotFound, UnsupportedModel, UnsupportedVocabulary, BackendUnavailable, KvDoesNotFit, WeightsDoNotFit,
-    ModelDoesNotFit or ConfigError, each with a message for the user.
+    ModelDoesNotFit, ConfigError, and of ranks RankLost or StartRefused, each with a message for the user.
     """
     began = time.monotonic()
     check_settings(config)
     _check_deterministic(config)
+    topology = topology_of(config)
     path, name = find_model(config.model)
     if is_encoder(path):
+        if topology.size > 1:
+            raise ConfigError("tp: an encoder is not shared out among ranks", "tp")
         return load_encoder(config, path, name, report)
+    if topology.size > 1:
+        return _load_ranks(config, source_at(path, name), topology, began)
     return _load_decoder(config, source_at(path, name), began, report)
 
 
@@ -119,6 +128,46 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
         loop_config=loop_config,
         facts=_facts(config, runner, plan),
         began=began,
+    )
+
+
+def _load_ranks(config: ServerConfig, source: ModelSource, topology: Topology, began: float) -> Parts:
+    """The parts of an engine whose decoder is shared out among ranks: this process has none of its weights."""
+    model = source.config
+    check_ranks(config, model, topology)
+    two_pools, pooling = _two_pools(config, model), pooling_of(config, source.path)
+    vocabulary = Vocabulary.load(source.path, model.vocab_size)
+    grammars = make_grammars(config.grammar_backend, vocabulary, eager=True)
+    # The first rank has the most heads, and so the largest pages.
+    plan = _plan(config, Shard(model, topology, 0).config, _dtype(config), two_pools, ranks=topology.size)
+    loop_config = make_loop_config(
+        config,
+        num_pages=plan.num_pages,
+        max_position=model.max_position,
+        prefill_chunk=_prefill_chunk(config),
+        weights="",
+        window=widest_window(model) if two_pools else None,
+        num_window_pages=plan.num_window_pages,
+    )
+    sizes = Sizes(
+        num_pages=plan.num_pages,
+        num_window_pages=plan.num_window_pages,
+        page_size=plan.page_size,
+        num_slots=loop_config.max_running,
+        max_context=loop_config.max_context,
+    )
+    group = start_group(config, model, source.path, sizes, topology, pooling)
+    return assemble(
+        config,
+        source=source,
+        vocabulary=vocabulary,
+        grammars=grammars,
+        runner=group,
+        loop_config=msgspec.structs.replace(loop_config, weights=group.fingerprint),
+        facts=facts_of(group, model.architecture),
+        began=began,
+        make_tracer=no_tracer,
+        close=group.close,
     )
 
 
@@ -205,9 +254,11 @@ def _prefill_chunk(config: ServerConfig) -> int:
     return config.prefill_chunk or DEFAULT_CHUNK[config.device]
 
 
-def _plan(config: ServerConfig, model: ModelConfig, dtype: torch.dtype, two_pools: bool) -> MemoryPlan:
-    """Pages for the KV cache: what the user named, or a share of what is free. On a CUDA device the latter is an upper
-    bound: weights are not there yet."""
+def _plan(
+    config: ServerConfig, model: ModelConfig, dtype: torch.dtype, two_pools: bool, *, ranks: int = 1
+) -> MemoryPlan:
+    """Pages for the KV cache, of each rank: what the user named, or a share of what is free. On a CUDA device the
+    latter is an upper bound: weights are not there yet."""
     chunk = _prefill_chunk(config) if two_pools else None
     if config.kv_tokens is not None:
         return plan_tokens(model, dtype, config.page_size, config.kv_tokens, chunk=chunk)
@@ -216,5 +267,5 @@ def _plan(config: ServerConfig, model: ModelConfig, dtype: torch.dtype, two_pool
     else:
         budget = int(available_memory(config.device) * KV_SHARE[config.device])
         if config.device == "cpu":
-            budget = min(budget, CPU_KV_LIMIT)
+            budget = min(budget, CPU_KV_LIMIT) // ranks
     return plan_memory(model, dtype, config.page_size, budget, chunk=chunk)

@@ -22,6 +22,8 @@ PAGE_BYTES_PER_TOKEN = 16
 _MEANINGLESS = {"device": "cpu", "dtype": "auto", "backend": "auto", "threads": None, "pooling": "auto"} | {
     "max_lora_rank": None,
     "lora_target_modules": (),
+    "tp": 1,
+    "ep": 1,
 }
 """Settings of the arithmetic, which a ghost has none of, with the one value each may have."""
 

@@ -6,6 +6,7 @@ import os
 import platform
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from pawl.build.lora import lora_settings
 from pawl.build.tiers import make_storage, tier_config, wants_tiers
 from pawl.config import ConfigError, ServerConfig, default_trace_dir
 from pawl.gpu.grammars.cache import Grammars
-from pawl.gpu.profiler import Profiler
+from pawl.gpu.profiler import Profiler, Tracer
 from pawl.gpu.step_runner import StepRunner
 from pawl.gpu.tracers import torch_tracer
 from pawl.lifecycle.records import Started
@@ -38,6 +39,10 @@ SPECULATION = {"num_speculative_tokens": 7, "prompt_lookup_min": 3, "prompt_look
 """Settings of drafts, with what they are unless said."""
 
 log = structlog.get_logger("pawl.build.parts")
+
+
+def nothing() -> None:
+    """There is nothing to do."""
 
 
 class Source(Protocol):
@@ -71,6 +76,8 @@ class Parts:
     profiler: Profiler | None = None
     """Of the worker; None: its own."""
     trainers: Trainers = field(default_factory=Trainers)
+    close: Callable[[], None] = nothing
+    """Called when the engine has stopped."""
 
 
 def check_settings(config: ServerConfig) -> None:
@@ -180,6 +187,8 @@ def assemble(
     facts: dict[str, Any],
     began: float,
     grammars: Grammars | None = None,
+    make_tracer: Callable[[], Tracer] = torch_tracer,
+    close: Callable[[], None] = nothing,
 ) -> Parts:
     """Lower tiers, trace and summary around a loaded model. `facts` about it go into the last two; the summary also
     says how long it took since `began`, seconds of the monotonic clock. Raises ConfigError, or StorageUnusable."""
@@ -208,8 +217,9 @@ def assemble(
         summary=summary,
         storage=storage,
         grammars=grammars,
-        profiler=Profiler(torch_tracer, Path(config.profile_dir)),
+        profiler=Profiler(make_tracer, Path(config.profile_dir)),
         trainers=_trainers(config),
+        close=close,
     )
 
 

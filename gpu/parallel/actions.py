@@ -1,0 +1,127 @@
+"""What a rank does of what it is told, and what it answers. Needs no PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+from numpy.typing import NDArray
+
+from pawl.gpu.parallel.applied import Applied
+from pawl.gpu.parallel.link import Frame
+from pawl.gpu.parallel.wire import (
+    Answer,
+    CopyIn,
+    CopyOut,
+    CountExperts,
+    DropAdapter,
+    ExpectWeights,
+    ForgetSlots,
+    MoveTags,
+    RunStep,
+    ShowWeight,
+    StageWeights,
+    SwapWeights,
+    TakeAdapter,
+    TakeExperts,
+    Uint8s,
+)
+from pawl.gpu.step_runner import StepRunner
+
+log = structlog.get_logger("pawl.gpu.parallel")
+LONGEST = 400
+"""Characters of what is told of an error."""
+
+
+def as_it_is(blocks: Uint8s) -> Uint8s:
+    """Bytes of pages that need no cutting."""
+    return blocks
+
+
+def shows_none(name: str) -> dict[str, Any]:
+    """Of a rank whose weights nobody sees."""
+    return {}
+
+
+class RankActions:
+    """One rank's runner. One thread calls `step`, another `beside`."""
+
+    def __init__(
+        self,
+        runner: StepRunner[Any],
+        *,
+        tells: bool,
+        cut_out: Callable[[Uint8s], Uint8s] = as_it_is,
+        cut_in: Callable[[Uint8s], Uint8s] = as_it_is,
+        show: Callable[[str], dict[str, Any]] = shows_none,
+    ) -> None:
+        """Of all ranks one `tells` what steps give. The rank's part of pages is what `cut_out` makes of those that its
+        runner reads, and what it writes is what `cut_in` makes of whole ones. `show` has the fields of an answer that
+        hold a weight."""
+        self.runner = runner
+        self.applied = Applied()
+        self._tells, self._cut_out, self._cut_in, self._show = tells, cut_out, cut_in, show
+
+    def step(self, message: Any, frames: Sequence[Frame]) -> Answer:
+        """The answer to a message of `ToRank`, which came in these frames."""
+        return self._answer(self._step, message, frames)
+
+    def beside(self, message: Any, frames: Sequence[Frame]) -> Answer:
+        """The answer to a message of `Beside`."""
+        return self._answer(self._aside, message, frames)
+
+    def _answer(
+        self, do: Callable[[Any, Sequence[Frame]], dict[str, Any]], message: Any, frames: Sequence[Frame]
+    ) -> Answer:
+        try:
+            told = do(message, frames)
+        except Exception as error:
+            log.exception("a rank could not do it", message=type(message).__name__)
+            told = {"kind": type(error).__name__, "refusal": " ".join(str(error).split())[:LONGEST]}
+        return Answer(applied=self.applied.digest, released=tuple(sorted(self.runner.released)), **told)
+
+    def _step(self, message: Any, frames: Sequence[Frame]) -> dict[str, Any]:
+        runner = self.runner
+        match message:
+            case RunStep(batch):
+                result = runner.collect(runner.launch(batch))
+                self.applied.step(frames, result)
+                # Of the others the hash tells it.
+                return {"result": result} if self._tells else {}
+            case ForgetSlots():
+                runner.reset()
+            case SwapWeights(ticket):
+                runner.swap(ticket)
+            case MoveTags(release, tags):
+                (runner.release if release else runner.resume)(tags)
+            case CopyOut(pages):
+                return {"data": self._cut_out(runner.read_pages(pages))}
+            case CopyIn(pages, blocks):
+                runner.write_pages(pages, self._cut_in(blocks))
+            case CountExperts() | TakeExperts():
+                return self._count(message)
+        return {}
+
+    def _count(self, message: CountExperts | TakeExperts) -> dict[str, NDArray[Any]]:
+        experts = self.runner.experts
+        assert experts is not None, "they are counted for a model that has some"
+        if isinstance(message, TakeExperts):
+            return {"counts": experts.take()}
+        (experts.start if message.start else experts.stop)()
+        return {}
+
+    def _aside(self, message: Any, _: Sequence[Frame]) -> dict[str, Any]:
+        runner = self.runner
+        match message:
+            case StageWeights(ticket, source, last):
+                return {"text": runner.stage(ticket, source, last=last)}
+            case ExpectWeights(specs):
+                runner.expect(specs)
+            case TakeAdapter(slot, source):
+                return {"text": runner.load_adapter(slot, source)}
+            case DropAdapter(slot):
+                runner.unload_adapter(slot)
+            case ShowWeight(name):
+                return self._show(name)
+        return {}

@@ -1,0 +1,215 @@
+"""A group of ranks that is one runner: whoever drives it does not know of ranks.
+
+    worker ── launch ──► group ── the same bytes ──► rank 0, rank 1, …      each applies every step once, in order
+           ◄─ collect ──       ◄── one answer each ──
+
+Ranks decide nothing. Every answer carries a hash of all that the rank has applied and drawn; where two differ, or one
+does not answer in time, or has ended, all ranks are ended and the steps in flight are lost. `reset` starts them again.
+Needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pawl.gpu.parallel.order import StepOrder, agreed, asked
+from pawl.gpu.parallel.pages import join_pages, whole_shape
+from pawl.gpu.parallel.ranks import Ranks, StartRanks, StartRefused
+from pawl.gpu.parallel.wire import (
+    Answer,
+    CopyIn,
+    CopyOut,
+    CountExperts,
+    DropAdapter,
+    ExpectWeights,
+    MoveTags,
+    StageWeights,
+    SwapWeights,
+    TakeAdapter,
+    TakeExperts,
+    ToRank,
+)
+from pawl.gpu.step_runner import Abilities, AdapterRefused, RunnerLost, WeightsRefused
+from pawl.lifecycle.machines.memory import MemoryTag
+from pawl.lifecycle.step import Int32s
+from pawl.lifecycle.weight_group import TensorSpec
+from pawl.lifecycle.weight_source import FromDisk, WeightSource
+
+
+def nowhere(fingerprint: str) -> str:
+    """Of tensors that were sent nobody but the ranks has a copy."""
+    return ""
+
+
+class CountedModel(msgspec.Struct, frozen=True):
+    """Of a model with experts, what `CountsExperts` says."""
+
+    chosen: int
+    layers: tuple[bool, ...]
+
+
+class GroupExperts:
+    """`CountsExperts` of a group: each rank routes every token, so one of them knows all."""
+
+    def __init__(self, model: CountedModel, ask: Callable[[ToRank], Sequence[Answer]]) -> None:
+        self.chosen, self.layers = model.chosen, model.layers
+        self.ask = ask
+
+    def start(self) -> None:
+        """See `CountsExperts.start`."""
+        self.ask(CountExperts(True))
+
+    def stop(self) -> None:
+        """See `CountsExperts.stop`."""
+        self.ask(CountExperts(False))
+
+    def take(self) -> NDArray[np.int64]:
+        """See `CountsExperts.take`."""
+        counts = self.ask(TakeExperts())[0].counts
+        assert counts is not None, "it was asked for"
+        return counts
+
+
+class RankGroup(StepOrder):
+    """`StepRunner` of several ranks."""
+
+    asynchronous = True
+
+    def __init__(
+        self,
+        start: StartRanks,
+        model: str,
+        *,
+        step_limit_s: float,
+        abilities: Abilities,
+        counted: CountedModel | None = None,
+        show: Callable[[RankGroup], Mapping[str, Any]] | None = None,
+        keep: Callable[[str], str] = nowhere,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """As `StepOrder`. `show` makes `named_weights`; None: there are none to see. `keep` says where a start finds
+        weights of this fingerprint that ranks were sent."""
+        super().__init__(start, model, step_limit_s, clock, sleep)
+        self.abilities = abilities
+        self.experts = None if counted is None else GroupExperts(counted, self.ask)
+        self._show, self._keep = show, keep
+        self._adapters: dict[int, tuple[str, str]] = {}
+        """Of each adapter slot that has one: its source and fingerprint."""
+        self._staged: tuple[int, WeightSource | None, str] = 0, None, ""
+        self.fingerprint = self.ready[0].fingerprint
+
+    def restore(self, ranks: Ranks) -> None:
+        """See `StepOrder.restore`."""
+        found = ranks.ready[0].fingerprint
+        if found != self.fingerprint:
+            raise StartRefused(f"the weights at {self.model} are {found}, and {self.fingerprint} were served")
+        for slot, (source, fingerprint) in self._adapters.items():
+            again = agreed(asked(ranks.beside, TakeAdapter(slot, source)))[0].text
+            if again != fingerprint:
+                raise StartRefused(f"the adapter at {source} is not the one that was served")
+        if self.released:
+            agreed(asked(ranks.steps, MoveTags(True, tuple(self.released))))
+
+    # ---- memory and pages ----
+
+    @property
+    def layout(self) -> str:
+        """See `StepRunner.layout`: of whole pages. Other numbers of ranks give other last bits."""
+        first = self.ready[0]
+        shape = "x".join(map(str, self._page_shape))
+        return f"{shape} {first.dtype} {first.backend} on {len(self.ready)} ranks {self.fingerprint}"
+
+    @property
+    def page_bytes(self) -> int:
+        """See `StepRunner.page_bytes`: of a whole page."""
+        return sum(one.page_bytes for one in self.ready)
+
+    @property
+    def _page_shape(self) -> tuple[int, ...]:
+        return whole_shape([one.page_shape for one in self.ready])
+
+    def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
+        """See `StepRunner.read_pages`."""
+        parts = [answer.data for answer in self.ask(CopyOut(pages))]
+        return join_pages([part for part in parts if part is not None], [one.page_shape for one in self.ready])
+
+    def write_pages(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
+        """See `StepRunner.write_pages`."""
+        self.ask(CopyIn(pages, blocks))
+
+    def release(self, tags: Collection[MemoryTag]) -> None:
+        """See `StepRunner.release`."""
+        self.ask(MoveTags(True, tuple(tags)))
+
+    def resume(self, tags: Collection[MemoryTag]) -> None:
+        """See `StepRunner.resume`."""
+        self.ask(MoveTags(False, tuple(tags)))
+
+    # ---- weights and adapters: staged on all ranks or on none ----
+
+    def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
+        """See `StepRunner.stage`."""
+        self._staged = 0, None, ""
+        try:
+            fingerprint = _one(
+                [answer.text for answer in self.ask_beside(StageWeights(ticket, cast(Any, source), last))]
+            )
+        except RunnerLost as error:
+            raise WeightsRefused(str(error)) from error
+        if last:
+            self._staged = ticket, source, fingerprint
+        return fingerprint
+
+    def expect(self, specs: Sequence[TensorSpec]) -> None:
+        """See `StepRunner.expect`."""
+        try:
+            self.ask_beside(ExpectWeights(tuple(specs)))
+        except RunnerLost as error:
+            raise WeightsRefused(str(error)) from error
+
+    def swap(self, ticket: int) -> None:
+        """See `StepRunner.swap`."""
+        staged, source, fingerprint = self._staged
+        try:
+            self.ask(SwapWeights(ticket))
+        except RunnerLost as error:
+            raise WeightsRefused(str(error)) from error
+        if staged == ticket:
+            self.model = source.path if isinstance(source, FromDisk) else self._keep(fingerprint)
+            self.fingerprint = fingerprint
+        self.version += 1
+
+    def load_adapter(self, slot: int, source: str) -> str:
+        """See `StepRunner.load_adapter`."""
+        self._adapters.pop(slot, None)
+        try:
+            fingerprint = _one([answer.text for answer in self.ask_beside(TakeAdapter(slot, source))])
+        except RunnerLost as error:
+            raise AdapterRefused(str(error)) from error
+        self._adapters[slot] = source, fingerprint
+        return fingerprint
+
+    def unload_adapter(self, slot: int) -> None:
+        """See `StepRunner.unload_adapter`."""
+        self._adapters.pop(slot, None)
+        with suppress(RunnerLost):  # it is dropped with them
+            self.ask_beside(DropAdapter(slot))
+
+    def named_weights(self) -> Mapping[str, Any]:
+        """See `StepRunner.named_weights`; they are asked of the ranks, and cannot be had when they were exchanged."""
+        return {} if self._show is None else self._show(self)
+
+
+def _one(told: Sequence[str]) -> str:
+    """What all say. Raises WeightsRefused where they do not: what each of them has read is another thing."""
+    if len(set(told)) > 1:
+        raise WeightsRefused(f"ranks have read different things: {', '.join(told)}")
+    return told[0]

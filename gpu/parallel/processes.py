@@ -1,0 +1,199 @@
+"""Ranks as processes of their own: started, talked to, and ended.
+
+A process for each rank, spawned: nothing of this one is in it but the ends of two lines, and what `Setup` says. It ends
+when this process does, however that ends, for its lines are closed then.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol
+
+from pawl.gpu.parallel.link import Frame, LineClosed, LineTimeout, Link
+from pawl.gpu.parallel.ranks import RankLost, StartRefused, check_ready
+from pawl.gpu.parallel.topology import Topology
+from pawl.gpu.parallel.wire import Answer, Beside, Ready, Setup, StageWeights, ToRank
+
+GRACE_S = 3.0
+"""For the others, once one rank has refused: what it refuses they refuse at once, or they wait for it in vain."""
+START_S = 1800.0
+"""For reading the model."""
+KILLED = -signal.SIGKILL
+"""How a process ends that somebody, or the system for want of memory, has ended."""
+
+
+class Wire(Protocol):
+    """A codec. Raises ValueError for frames that are no message."""
+
+    def encode(self, message: Any) -> list[Frame]: ...
+
+    def decode(self, frames: Sequence[Frame]) -> Any: ...
+
+
+class RankProcess:
+    """One rank."""
+
+    def __init__(self, command: Sequence[str], rank: int) -> None:
+        """`command` runs it; the ends of its lines are its last two arguments, as numbers of open files."""
+        self.rank = rank
+        pairs = [socket.socketpair() for _ in range(2)]
+        theirs = [pair[1].fileno() for pair in pairs]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        try:
+            self._child = subprocess.Popen(
+                [*command, *map(str, theirs)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=theirs,
+                env=environment,
+                start_new_session=True,  # an interrupt from a terminal is for the server alone
+            )
+        finally:
+            for pair in pairs:
+                pair[1].close()
+        self.steps, self.beside = (Link(pair[0]) for pair in pairs)
+
+    def kill(self) -> None:
+        """End it, also where it is stopped; whoever waits for it waits no more."""
+        self._child.kill()
+        self.steps.shut()
+        self.beside.shut()
+        self._child.wait()
+
+    def lost(self) -> RankLost:
+        """It has closed its line: why."""
+        try:
+            code = self._child.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            return RankLost(self.rank, "has closed its line", blameless=False)
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with status {code}"
+        return RankLost(self.rank, f"(process {self._child.pid}) {how}", blameless=code == KILLED)
+
+
+class ProcessLine:
+    """`Line` to processes."""
+
+    def __init__(self, ranks: Sequence[RankProcess], links: Sequence[Link], wire: Wire, send_limit_s: float) -> None:
+        self._ranks, self._links, self._wire, self._send_limit_s = ranks, links, wire, send_limit_s
+        self._busy = Lock()
+        """Held by whoever says or hears something."""
+
+    def tell(self, message: ToRank | Beside) -> None:
+        """See `Line.tell`: encoded once."""
+        if isinstance(message, StageWeights):
+            from pawl.gpu.parallel.sent import sendable
+
+            message = sendable(message)
+        with self._busy:
+            frames = self._wire.encode(message)
+            for rank, link in zip(self._ranks, self._links, strict=True):
+                try:
+                    link.send(frames, self._send_limit_s)
+                except LineClosed:
+                    raise rank.lost() from None
+                except LineTimeout:
+                    raise RankLost(rank.rank, f"has taken no message for {self._send_limit_s:g} s") from None
+
+    def close(self) -> None:
+        """When all ranks have ended."""
+        with self._busy:
+            for link in self._links:
+                link.close()
+
+    def answers(self, limit_s: float) -> Sequence[Answer]:
+        """See `Line.answers`."""
+        return [self._checked(answer) for answer in self.receive(limit_s)]
+
+    def receive(self, limit_s: float) -> list[Any]:
+        """The next message of each. Raises RankLost."""
+        until = time.monotonic() + limit_s
+        found: dict[int, Any] = {}
+        with self._busy, selectors.DefaultSelector() as selector:
+            for number, link in enumerate(self._links):
+                selector.register(link.fileno(), selectors.EVENT_READ, number)
+            while len(found) < len(self._links):
+                ready = selector.select(max(0.0, until - time.monotonic()))
+                if not ready:
+                    late = next(rank for number, rank in enumerate(self._ranks) if number not in found)
+                    raise RankLost(late.rank, f"has not answered within {limit_s:g} s")
+                for key, _ in ready:
+                    found[key.data] = self._next(key.data, until)
+                    selector.unregister(key.fd)
+                    if getattr(found[key.data], "kind", ""):
+                        until = min(until, time.monotonic() + GRACE_S)
+        return [found[number] for number in range(len(self._links))]
+
+    def _next(self, number: int, until: float) -> Any:
+        rank = self._ranks[number]
+        try:
+            return self._wire.decode(self._links[number].receive(max(0.0, until - time.monotonic())))
+        except LineClosed:
+            raise rank.lost() from None
+        except LineTimeout:
+            raise RankLost(rank.rank, "has stopped in the middle of an answer") from None
+        except ValueError as error:
+            raise RankLost(rank.rank, f"says what no rank says: {error}") from None
+
+    def _checked(self, answer: Any) -> Answer:
+        assert isinstance(answer, Answer), "ranks are ready once"
+        return answer
+
+
+class RankProcesses:
+    """`Ranks` that are processes."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        command: Sequence[str],
+        setup: Callable[[int, Path], Setup],
+        wire: Callable[[], Wire],
+        step_limit_s: float,
+    ) -> None:
+        """`setup` of each rank, which meets the others at a path that nobody else can open; `wire` makes a codec for a
+        line. Returns when all are ready. Raises RankLost, or StartRefused."""
+        self._folder = Path(tempfile.mkdtemp(prefix="pawl-ranks-"))
+        self._ranks: list[RankProcess] = []
+        for number in range(topology.size):
+            self._ranks.append(RankProcess(command, number))
+        self.steps = ProcessLine(self._ranks, [rank.steps for rank in self._ranks], wire(), step_limit_s)
+        self.beside = ProcessLine(self._ranks, [rank.beside for rank in self._ranks], wire(), START_S)
+        try:
+            encode = wire().encode
+            for rank in self._ranks:
+                with suppress(LineClosed):  # it has ended, and `receive` says why
+                    rank.steps.send(encode(setup(rank.rank, self._folder / "store")))
+            self.ready: Sequence[Ready] = [self._ready(each) for each in self.steps.receive(START_S)]
+            check_ready(self.ready, topology)
+        except BaseException:
+            self.end()
+            raise
+
+    def _ready(self, told: Any) -> Ready:
+        if isinstance(told, Ready):
+            return told
+        raise StartRefused(f"{told.kind}: {told.refusal}")
+
+    def end(self) -> None:
+        """See `Ranks.end`."""
+        for rank in self._ranks:
+            rank.kill()
+        for line in (self.steps, self.beside):
+            line.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def python(module: str) -> list[str]:
+    """The command of a module that is a rank."""
+    return [sys.executable, "-m", module]

@@ -1,0 +1,61 @@
+"""Weights on their way to ranks, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from pawl.gpu.models.config import ModelConfig, weight_shapes
+from pawl.gpu.parallel.shard import Shard, joined
+from pawl.gpu.parallel.topology import Topology
+from pawl.gpu.parallel.wire import ShowWeight, StageWeights
+from pawl.gpu.step_runner import WeightsRefused
+from pawl.gpu.updates import in_memory
+from pawl.lifecycle.weight_source import FromBytes, FromMemory, FromTensors
+
+if TYPE_CHECKING:
+    from pawl.gpu.parallel.group import RankGroup
+
+
+def sendable(message: StageWeights) -> StageWeights:
+    """The same with a source that can leave the process."""
+    source: Any = message.source
+    if isinstance(source, FromMemory):
+        source = FromTensors(in_memory(source))
+    if isinstance(source, FromTensors):
+        tensors = {name: tensor.contiguous() for name, tensor in source.tensors.items()}
+        source = FromBytes(save(tensors))
+    return msgspec.structs.replace(message, source=source)
+
+
+class ShownWeights(Mapping[str, Tensor]):
+    """The weights of a group, each asked of its ranks when it is looked at, and put together."""
+
+    def __init__(self, config: ModelConfig, topology: Topology, group: RankGroup) -> None:
+        self._shards = [Shard(config, topology, number) for number in range(topology.tensor)]
+        self._names = weight_shapes(config)
+        self._group, self._version = group, group.version
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        answers = self._group.ask_beside(ShowWeight(name))
+        if self._group.version != self._version:
+            raise WeightsRefused("these weights were exchanged, and ranks keep none but those that serve")
+        parts = {}
+        for number, answer in enumerate(answers[: len(self._shards)]):
+            if answer.data is not None:
+                flat = torch.from_numpy(answer.data.copy()).view(getattr(torch, answer.dtype))
+                parts[number] = flat.reshape(answer.shape)
+        return joined(self._shards, name, parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

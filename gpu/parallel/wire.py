@@ -1,0 +1,185 @@
+"""What the parent of ranks and its ranks say to each other.
+
+Everything is said to all ranks in the same bytes, and each answers each message once, in order. Two lines lead to a
+rank: one for steps and all that stands between them, one for what another thread asks meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pawl.gpu.parallel.topology import Topology
+from pawl.lifecycle.machines.memory import MemoryTag
+from pawl.lifecycle.step import Int32s, StepBatch, StepResult
+from pawl.lifecycle.weight_group import TensorSpec
+from pawl.lifecycle.weight_source import FromBytes, FromDisk, FromSharedMemory
+
+Uint8s: TypeAlias = NDArray[np.uint8]
+
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a runner's tables."""
+
+    num_pages: int
+    num_window_pages: int | None
+    page_size: int
+    num_slots: int
+    max_context: int
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a rank begins with. It opens nothing that is not named here."""
+
+    rank: int
+    topology: Topology
+    store: str
+    """The file at which ranks of this start meet."""
+    settings: str
+    """Of the server, as JSON."""
+    model: str
+    """Where the model's folder or file is."""
+    sizes: Sizes
+    threads: int
+
+
+# ---- what ranks are told ----
+
+
+class RunStep(msgspec.Struct, frozen=True, tag=True, eq=False):
+    """Compute a step."""
+
+    batch: StepBatch
+
+
+class ForgetSlots(msgspec.Struct, frozen=True, tag=True):
+    """See `StepRunner.reset`."""
+
+
+class SwapWeights(msgspec.Struct, frozen=True, tag=True):
+    """See `StepRunner.swap`."""
+
+    ticket: int
+
+
+class MoveTags(msgspec.Struct, frozen=True, tag=True):
+    """See `StepRunner.release` and `resume`."""
+
+    release: bool
+    tags: tuple[MemoryTag, ...]
+
+
+class CopyOut(msgspec.Struct, frozen=True, tag=True, eq=False):
+    """See `StepRunner.read_pages`; a rank has its heads of each page."""
+
+    pages: Int32s
+
+
+class CopyIn(msgspec.Struct, frozen=True, tag=True, eq=False):
+    """See `StepRunner.write_pages`; of the whole pages each rank takes its heads."""
+
+    pages: Int32s
+    blocks: Uint8s
+
+
+class CountExperts(msgspec.Struct, frozen=True, tag=True):
+    """See `CountsExperts`."""
+
+    start: bool
+
+
+class TakeExperts(msgspec.Struct, frozen=True, tag=True):
+    """See `CountsExperts.take`."""
+
+
+class StageWeights(msgspec.Struct, frozen=True, tag=True, eq=False):
+    """See `StepRunner.stage`."""
+
+    ticket: int
+    source: FromDisk | FromBytes | FromSharedMemory
+    last: bool
+
+
+class ExpectWeights(msgspec.Struct, frozen=True, tag=True):
+    """See `StepRunner.expect`."""
+
+    specs: tuple[TensorSpec, ...]
+
+
+class TakeAdapter(msgspec.Struct, frozen=True, tag=True):
+    """See `StepRunner.load_adapter`."""
+
+    slot: int
+    source: str
+
+
+class DropAdapter(msgspec.Struct, frozen=True, tag=True):
+    """See `StepRunner.unload_adapter`."""
+
+    slot: int
+
+
+class ShowWeight(msgspec.Struct, frozen=True, tag=True):
+    """One of the weights that compute, as a checkpoint has it: the rank's part."""
+
+    name: str
+
+
+ToRank: TypeAlias = (
+    RunStep | ForgetSlots | SwapWeights | MoveTags | CopyOut | CopyIn | CountExperts | TakeExperts
+)  # fmt: skip
+"""On the line of steps."""
+Beside: TypeAlias = StageWeights | ExpectWeights | TakeAdapter | DropAdapter | ShowWeight
+"""On the other one."""
+
+
+# ---- what they answer ----
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The first answer on the line of steps: what the rank is and has."""
+
+    rank: int
+    stage: int
+    tensor: int
+    pid: int
+    version: str
+    """Of Pawl and PyTorch: both compute."""
+    device: str
+    processor: str
+    dtype: str
+    backend: str
+    max_tokens: int
+    """That its pages hold."""
+    kv_bytes: int
+    page_shape: tuple[int, ...]
+    """Of a page: layers, keys and values, tokens, heads, dimensions."""
+    page_bytes: int
+    fingerprint: str
+    """Of the whole model's weights."""
+    shard: str
+    """Of its own."""
+
+
+class Answer(msgspec.Struct, frozen=True, tag=True, eq=False, omit_defaults=True):
+    """To one message. Nothing is set but what it asks for."""
+
+    applied: bytes
+    """The running hash of all steps that the rank has applied, with what they gave; see `pawl.gpu.parallel.applied`."""
+    refusal: str = ""
+    """Why it could not be done, in words; empty: it was done."""
+    kind: str = ""
+    """Of a refusal: the class of what was raised."""
+    result: StepResult | None = None
+    text: str = ""
+    data: Uint8s | None = None
+    counts: NDArray[np.int64] | None = None
+    released: tuple[MemoryTag, ...] = ()
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+
+
+FromRank: TypeAlias = Ready | Answer

@@ -1,0 +1,134 @@
+"""The process of one rank: `python -m pawl.build.rank STEPS BESIDE`, two open sockets. Nobody calls it but its parent.
+
+What it begins with comes in the first message; nothing that comes is unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from pawl import __version__
+from pawl.actors.codec import make_codec
+from pawl.actors.text.vocabulary import Vocabulary
+from pawl.build.assembly import pooling_of
+from pawl.build.grammars import make_grammars
+from pawl.build.lora import targets_of
+from pawl.config import ServerConfig
+from pawl.gpu.adapters.peft import MOST_RANK, AdapterLimits, read_adapter
+from pawl.gpu.devices import DTYPES
+from pawl.gpu.parallel.actions import RankActions
+from pawl.gpu.parallel.link import Link
+from pawl.gpu.parallel.pages import cut_pages
+from pawl.gpu.parallel.rank import Rank
+from pawl.gpu.parallel.serve import serve
+from pawl.gpu.parallel.shard import Shard, keeper
+from pawl.gpu.parallel.torch_groups import TorchGroups
+from pawl.gpu.parallel.wire import Answer, Beside, Ready, Setup, ToRank
+from pawl.gpu.runner import Runner
+from pawl.gpu.select import processor_of
+from pawl.gpu.weights.fingerprint import Samples, weights_fingerprint
+from pawl.gpu.weights.source import load_weights, resolve_source
+from pawl.logs import ensure_logs
+
+START_LIMIT_S = 600.0
+"""Seconds for all ranks to have read their parts: the first meets the last."""
+
+
+def main() -> None:
+    """Until the parent ends."""
+    steps, beside = (Link(socket.socket(fileno=int(number))) for number in sys.argv[1:3])
+    codec = make_codec(Setup)
+    setup: Setup = codec.decode(steps.receive())
+    try:
+        config = msgspec.json.decode(setup.settings, type=ServerConfig)
+        ensure_logs(config.log_format, config.log_level)
+        shard, runner, ready = _load(setup, config)
+    except Exception as error:
+        refusal = " ".join(str(error).split())
+        steps.send(codec.encode(Answer(applied=b"", kind=type(error).__name__, refusal=refusal)))
+        sys.exit(1)
+    steps.send(codec.encode(ready))
+    layers, two, tokens, _, dimensions = ready.page_shape
+    whole = layers, two, tokens, shard.whole.num_kv_heads, dimensions
+    actions = RankActions(
+        runner,
+        tells=shard.tensor == 0,
+        cut_in=partial(cut_pages, shape=whole, heads=shard.groups),
+        show=partial(_shown, runner),
+    )
+    serve(actions, steps, beside, partial(make_codec, ToRank | Beside))
+
+
+def _load(setup: Setup, config: ServerConfig) -> tuple[Shard, Runner, Ready]:
+    place = setup.topology.place(setup.rank)
+    device = torch.device(config.device if config.device == "cpu" else f"{config.device}:{setup.rank}")
+    dtype = DTYPES["bf16" if config.dtype == "auto" else config.dtype]
+    source = resolve_source(setup.model)
+    shard = Shard(source.config, setup.topology, place.tensor)
+    vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
+    samples = Samples()
+    weights = load_weights(source, dtype, keep=keeper(shard, samples))
+    own = weights_fingerprint(shard.config, weights)
+    groups = TorchGroups(setup.topology, setup.rank, device, Path(setup.store), START_LIMIT_S)
+    limits = AdapterLimits(min(config.max_lora_rank or MOST_RANK, MOST_RANK), targets_of(config))
+    runner = Runner(
+        source.config,
+        weights,
+        **msgspec.structs.asdict(setup.sizes),
+        device=device,
+        dtype=dtype,
+        threads=setup.threads,
+        backend=config.backend,
+        grammars=make_grammars(config.grammar_backend, vocabulary),
+        pooling=pooling_of(config, source.path),
+        adapters=partial(read_adapter, limits=limits),
+        rank=Rank(shard, groups),
+        fingerprint=samples.fingerprint(source.config),
+    )
+    return shard, runner, _ready(setup, runner, samples.fingerprint(source.config), own)
+
+
+def _ready(setup: Setup, runner: Runner, whole: str, own: str) -> Ready:
+    stage, tensor = setup.topology.place(setup.rank)
+    kv = runner.kv
+    layers, two, _, *page = kv.data.shape
+    window_bytes = 0 if kv.window_data is None else kv.window_data.nbytes
+    return Ready(
+        rank=setup.rank,
+        stage=stage,
+        tensor=tensor,
+        pid=os.getpid(),
+        version=f"{__version__} torch {torch.__version__}",
+        device=str(runner.device),
+        processor=processor_of(runner.backend, runner.device),
+        dtype=str(kv.data.dtype).removeprefix("torch."),
+        backend=runner.backend.name,
+        max_tokens=kv.num_pages * kv.page_size,
+        kv_bytes=kv.data.nbytes + window_bytes,
+        page_shape=(layers, two, *page),
+        page_bytes=kv.page_bytes if kv.window_data is None else 0,
+        fingerprint=whole,
+        shard=own,
+    )
+
+
+def _shown(runner: Runner, name: str) -> dict[str, Any]:
+    """The fields of an answer that hold the rank's part of this weight; none where it has none of it."""
+    weights = runner.named_weights()
+    if name not in weights:
+        return {}
+    weight = weights[name].cpu().contiguous()
+    data = weight.reshape(-1).view(torch.uint8).numpy()
+    return {"data": data, "dtype": str(weight.dtype).removeprefix("torch."), "shape": tuple(weight.shape)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Ranks of a simulated server: ghosts that are told the same, and die or diverge where the schedule says so."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from pawl.actors.codec import make_codec
+from pawl.gpu.ghost.runner import Ghost
+from pawl.gpu.parallel.actions import RankActions
+from pawl.gpu.parallel.group import RankGroup
+from pawl.gpu.parallel.pages import cut_pages
+from pawl.gpu.parallel.ranks import RankLost
+from pawl.gpu.parallel.wire import Answer, Beside, Ready, RunStep, ToRank
+from pawl.lifecycle.properties.start import GHOST
+
+Strikes = Callable[[str], bool]
+Report = Callable[[str], None]
+NUM_RANKS = 2
+_WORDS = 2
+"""Numbers of 8 bytes in an entry of a ghost's page: they stand for heads."""
+
+
+def never(place: str) -> bool:
+    """No fault strikes."""
+    return False
+
+
+def unheard(told: str) -> None:
+    """Nobody hears it."""
+
+
+class SimulatedRanks:
+    """`Ranks` in one thread. Each computes when it is told."""
+
+    def __init__(
+        self, ghosts: Sequence[Ghost], strikes: Strikes = never, report: Report = unheard, weights: str = GHOST
+    ) -> None:
+        """`report` hears where a group goes on with ranks that have applied different steps."""
+        page = 1, 1, ghosts[0].memory.page_size
+        cut = [partial(cut_pages, shape=(*page, _WORDS, 1), heads=range(n, n + 1)) for n in range(len(ghosts))]
+        self.actions = [RankActions(ghost, tells=not n, cut_out=cut[n]) for n, ghost in enumerate(ghosts)]
+        self.ready: Sequence[Ready] = [
+            _ready(number, (*page, 1, 1), ghost, weights) for number, ghost in enumerate(ghosts)
+        ]
+        self.steps = SimulatedLine(self.actions, RankActions.step, strikes, report)
+        self.beside = SimulatedLine(self.actions, RankActions.beside, never, report)
+        self.ended = False
+
+    def end(self) -> None:
+        """See `Ranks.end`."""
+        self.ended = True
+
+
+def _ready(number: int, page: tuple[int, ...], ghost: Ghost, weights: str) -> Ready:
+    return Ready(
+        rank=number,
+        stage=0,
+        tensor=number,
+        pid=0,
+        version="simulated",
+        device="simulated",
+        processor="",
+        dtype="uint64",
+        backend="ghost",
+        max_tokens=ghost.memory.num_pages * ghost.memory.page_size,
+        kv_bytes=0,
+        page_shape=page,
+        page_bytes=8 * ghost.memory.page_size,
+        fingerprint=weights,
+        shard=weights,
+    )
+
+
+class SimulatedLine:
+    """`Line` to ghosts."""
+
+    def __init__(
+        self,
+        actions: Sequence[RankActions],
+        do: Callable[[RankActions, Any, Sequence[Any]], Answer],
+        strikes: Strikes,
+        report: Report,
+    ) -> None:
+        self._actions, self._do, self._strikes, self._report = actions, do, strikes, report
+        self._codec = make_codec(ToRank | Beside)
+        self._told: deque[list[Answer]] = deque()
+        self._dead: int | None = None
+        self._differ = False
+
+    def tell(self, message: ToRank | Beside) -> None:
+        """See `Line.tell`."""
+        if self._differ:
+            self._report("ranks have applied different steps, and were told to go on")
+        frames = [bytes(frame) for frame in self._codec.encode(message)] if isinstance(message, RunStep) else []
+        answers = []
+        for number, actions in enumerate(self._actions):
+            if isinstance(message, RunStep) and self._strikes(f"rank {number} dies"):
+                self._dead = number
+            if isinstance(message, RunStep) and self._strikes(f"rank {number} skips a step"):
+                answers.append(Answer(applied=actions.applied.digest))
+            else:
+                answers.append(self._do(actions, message, frames))
+        self._told.append(answers)
+
+    def answers(self, limit_s: float) -> Sequence[Answer]:
+        """See `Line.answers`."""
+        if self._dead is not None:
+            raise RankLost(self._dead, "was ended")
+        answers = self._told.popleft()
+        self._differ |= len({answer.applied for answer in answers}) > 1
+        return answers
+
+
+def simulated_group(
+    ghosts: Sequence[Ghost],
+    strikes: Strikes = never,
+    report: Report = unheard,
+    clock: Callable[[], float] = time.monotonic,
+) -> RankGroup:
+    """A group of these. Ranks that are started again have none of what they had, but the weights that serve."""
+    started: list[SimulatedRanks] = []
+
+    def start(model: str) -> SimulatedRanks:
+        for ghost in ghosts if started else ():
+            for slot in tuple(ghost.memory.salts.adapters):
+                ghost.unload_adapter(slot)
+            ghost.resume(tuple(ghost.released))
+            ghost.reset()
+        started.append(SimulatedRanks(ghosts, strikes, report, model))
+        return started[-1]
+
+    return RankGroup(
+        start,
+        GHOST,
+        step_limit_s=1.0,
+        abilities=ghosts[0].abilities,
+        show=lambda group: ghosts[0].named_weights(),
+        keep=lambda fingerprint: fingerprint,
+        clock=clock,
+        sleep=lambda seconds: None,
+    )

@@ -1,0 +1,212 @@
+"""A group of ranks is one runner, and what is wrong with one of them is found: over ghosts that are told the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from pawl.gpu.alone import steps_alone
+from pawl.gpu.ghost.runner import Ghost
+from pawl.gpu.ghost.weights import GhostWeights
+from pawl.gpu.parallel.group import RankGroup
+from pawl.gpu.parallel.order import RankRefused
+from pawl.gpu.parallel.ranks import RankLost, RanksDiverged, StartRefused, check_ready
+from pawl.gpu.parallel.restarts import LONGEST_WAIT_S, MOST, MOST_IN_A_ROW, WITHIN_S, Restarts
+from pawl.gpu.parallel.topology import Topology
+from pawl.gpu.step_runner import RunnerLost, WeightsRefused
+from pawl.lifecycle.machines.memory import MemoryTag
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.step import StepBatch
+from pawl.lifecycle.weight_source import FromBytes, FromDisk
+from pawl.testing.ranks import SimulatedRanks, simulated_group
+
+PAGE, PAGES = 4, 6
+GREEDY = SamplingParameters(temperature=0.0)
+PROMPT = np.arange(40, 49, dtype=np.int32)
+
+
+def ghost() -> Ghost:
+    return Ghost(num_pages=PAGES, page_size=PAGE, num_slots=1, max_context=PAGE * PAGES)
+
+
+class Faults:
+    """Strike once each, at the place that is named."""
+
+    def __init__(self) -> None:
+        self.wanted: list[str] = []
+
+    def __call__(self, place: str) -> bool:
+        if place not in self.wanted:
+            return False
+        self.wanted.remove(place)
+        return True
+
+
+def group_of(faults: Callable[[str], bool] | None = None) -> RankGroup:
+    return simulated_group([ghost(), ghost()], faults or Faults(), pytest.fail, clock=lambda: 0.0)
+
+
+def drawn(runner: RankGroup | Ghost, num_output: int = 5, adapter: int = 0) -> list[int]:
+    steps = steps_alone(runner, PROMPT, GREEDY, num_output, PAGE, adapter=adapter)
+    return [int(result.tokens[0]) for result in steps]
+
+
+def batches(num_output: int) -> list[StepBatch]:
+    """What one request alone is computed with."""
+    seen: list[StepBatch] = []
+
+    class Watched(Ghost):
+        def launch(self, batch: StepBatch) -> object:  # type: ignore[override]
+            seen.append(batch)
+            return super().launch(batch)
+
+    drawn(Watched(num_pages=PAGES, page_size=PAGE, num_slots=1, max_context=PAGE * PAGES), num_output)
+    return seen
+
+
+def test_a_group_draws_what_one_runner_draws() -> None:
+    assert drawn(group_of()) == drawn(ghost())
+
+
+def test_steps_are_launched_ahead_and_collected_in_order() -> None:
+    group, (first, second, third) = group_of(), batches(3)
+    launched = [group.launch(first), group.launch(second)]
+    results = [group.collect(launched[0]), group.collect(launched[1]), group.collect(group.launch(third))]
+    assert [int(result.tokens[0]) for result in results] == drawn(ghost(), 3)
+
+
+def test_a_question_between_steps_waits_for_those_before_it_and_loses_none_of_their_results() -> None:
+    group, (first, second) = group_of(), batches(2)
+    launched = group.launch(first)
+    before = group.read_pages(np.array([0], np.int32))
+    assert int(group.collect(launched).tokens[0]) == drawn(ghost(), 1)[0]
+    group.collect(group.launch(second))
+    alone = ghost()
+    alone.collect(alone.launch(first))
+    assert np.array_equal(before, alone.read_pages(np.array([0], np.int32)))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_rank_that_dies_loses_the_step_and_reset_starts_all_again(number: int) -> None:
+    faults = Faults()
+    group = group_of(faults)
+    expected = drawn(group)
+    faults.wanted.append(f"rank {number} dies")
+    with pytest.raises(RankLost, match=f"rank {number} was ended") as lost:
+        drawn(group)
+    assert lost.value.blameless
+    with pytest.raises(RunnerLost, match="was ended"):
+        group.launch(batches(1)[0])
+    assert drawn(group) == expected  # begins with a reset
+    assert group.version == 1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_rank_that_leaves_a_step_out_is_found_by_its_next_answer(number: int) -> None:
+    faults = Faults()
+    group = group_of(faults)
+    expected = drawn(group)
+    faults.wanted.append(f"rank {number} skips a step")
+    with pytest.raises(RanksDiverged, match="one_decision_log"):
+        drawn(group)
+    assert drawn(group) == expected
+
+
+def test_a_step_that_every_rank_refuses_alike_costs_no_rank() -> None:
+    group, (_, second) = group_of(), batches(2)
+    with pytest.raises(RankRefused, match="GhostFault"):
+        group.collect(group.launch(second))  # goes on from nothing
+    group.reset()
+    assert group.version == 0
+    assert drawn(group) == drawn(ghost())
+
+
+def test_ranks_that_are_started_again_have_the_adapters_and_the_memory_that_they_had() -> None:
+    faults = Faults()
+    group = group_of(faults)
+    assert group.load_adapter(2, "ghost:other") == "ghost:other"
+    expected = drawn(group, adapter=2)
+    assert expected != drawn(group)
+    faults.wanted.append("rank 1 dies")
+    with pytest.raises(RankLost):
+        drawn(group, adapter=2)
+    group.reset()
+    assert drawn(group, adapter=2) == expected
+    group.release([MemoryTag.WEIGHTS])
+    assert MemoryTag.WEIGHTS in group.released
+
+
+def test_weights_are_exchanged_on_all_ranks_and_a_start_reads_those_that_serve() -> None:
+    faults = Faults()
+    group = group_of(faults)
+    assert group.stage(1, FromDisk("ghost:new")) == "ghost:new"
+    group.swap(1)
+    expected = drawn(group)
+    faults.wanted.append("rank 0 dies")
+    with pytest.raises(RankLost):
+        drawn(group)
+    assert drawn(group) == expected
+    with pytest.raises(WeightsRefused, match="nothing is staged"):
+        group.swap(2)
+
+
+def test_weights_that_only_the_ranks_had_end_the_group_with_them() -> None:
+    faults, ghosts = Faults(), [ghost(), ghost()]
+    started = [lambda model: SimulatedRanks(ghosts, faults, pytest.fail, model)]
+    group = RankGroup(started[0], "ghost", step_limit_s=1.0, abilities=ghosts[0].abilities, sleep=lambda seconds: None)
+    group.stage(1, FromBytes(GhostWeights(3, 4).file()))
+    group.swap(1)
+    faults.wanted.append("rank 0 dies")
+    with pytest.raises(RankLost):
+        drawn(group)
+    with pytest.raises(RunnerLost, match="the weights that ranks were sent are lost with them"):
+        group.reset()
+
+
+def test_a_group_whose_ranks_do_not_start_gives_up_with_the_reason() -> None:
+    faults, ghosts, starts = Faults(), [ghost(), ghost()], [0]
+
+    def start(model: str) -> SimulatedRanks:
+        starts[0] += 1
+        if starts[0] > 1:
+            raise StartRefused("no memory")
+        return SimulatedRanks(ghosts, faults, pytest.fail, model)
+
+    waits: list[float] = []
+    group = RankGroup(start, "ghost", step_limit_s=1.0, abilities=ghosts[0].abilities, sleep=waits.append)
+    faults.wanted.append("rank 0 dies")
+    with pytest.raises(RankLost):
+        drawn(group)
+    with pytest.raises(RunnerLost, match=f"no memory; {MOST_IN_A_ROW} starts were enough"):
+        group.reset()
+    assert starts[0] == 1 + MOST_IN_A_ROW
+    assert waits == sorted(waits)
+    assert waits[0] == 0.0
+
+
+def test_starts_are_bounded_in_a_row_and_in_a_time() -> None:
+    restarts, now = Restarts(), 0.0
+    for _ in range(MOST):
+        assert restarts.next_wait_s(now) == 0.0
+        restarts.served()
+        now += 1.0
+    assert restarts.next_wait_s(now) is None
+    now = WITHIN_S + 0.5
+    waits = [restarts.next_wait_s(now) for _ in range(MOST_IN_A_ROW)]
+    assert waits[0] == 0.0
+    assert all(wait is not None and wait <= LONGEST_WAIT_S for wait in waits if wait is not None)
+
+
+def test_ranks_that_are_not_alike_are_refused_with_what_each_has() -> None:
+    ready = SimulatedRanks([ghost(), ghost()]).ready
+    check_ready(ready, Topology(tensor=2))
+    smaller = SimulatedRanks(
+        [ghost(), Ghost(num_pages=PAGES - 1, page_size=PAGE, num_slots=1, max_context=PAGE * PAGES)]
+    ).ready
+    words = f"max_tokens \\(rank 0: {PAGE * PAGES}, rank 1: {PAGE * (PAGES - 1)}\\)"
+    with pytest.raises(StartRefused, match=words):
+        check_ready(smaller, Topology(tensor=2))
+    with pytest.raises(StartRefused, match="stage"):
+        check_ready(ready, Topology(pipeline=2))

@@ -1,0 +1,199 @@
+"""Ranks that are processes: they answer as one runner does, die, hang, and are started again under load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pawl.config import ConfigError, build_config
+from pawl.engine import Engine
+from pawl.gpu.parallel.group import RankGroup
+from pawl.lifecycle.audit import Verdict, audit
+from tests.actors.vocabularies import byte_level
+from tests.gpu.real import smollm2_source
+from tests.gpu.tiny import save_tiny
+
+GREEDY = {"temperature": 0.0, "max_new_tokens": 24, "ignore_eos": True}
+SETTINGS: dict[str, Any] = {
+    "dtype": "fp32",
+    "backend": "torch",
+    "kv_tokens": 2048,
+    "max_running": 8,
+    "page_size": 4,
+    "grammar_backend": "plain",
+    "log_level": "error",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with 2 groups of heads."""
+    return tiny("llama", tmp_path_factory.mktemp("llama"))
+
+
+def tiny(name: str, path: Path) -> Path:
+    save_tiny(name, path)
+    byte_level().tokenizer.save(str(path / "tokenizer.json"))
+    return path
+
+
+def prompts(count: int, vocabulary: int = 90) -> list[list[int]]:
+    random = np.random.default_rng(5)
+    return [random.integers(3, vocabulary, int(length)).tolist() for length in random.integers(1, 40, count)]
+
+
+def engine_of(model: Path | str, trace: Path, **more: Any) -> Engine:
+    return Engine(build_config(SETTINGS | {"model": str(model), "trace_dir": str(trace)} | more))
+
+
+def answers(model: Path | str, trace: Path, asked: list[list[int]], **more: Any) -> list[list[int]]:
+    with engine_of(model, trace, **more) as engine:
+        found = [each.tokens for each in engine.generate(asked, GREEDY)]
+    assert audit(trace).verdict is Verdict.PASS
+    return found
+
+
+def pids(engine: Engine) -> list[int]:
+    group = engine.parts.runner
+    assert isinstance(group, RankGroup)
+    return [one.pid for one in group.ready]
+
+
+def survives(folder: Path, trace: Path, fault: signal.Signals, **more: Any) -> None:
+    """A rank has `fault` while requests are computed, and every one of them ends as it does without."""
+    asked = prompts(6)
+    expected = answers(folder, trace / "alone", asked)
+    with engine_of(folder, trace / "ranks", tp=2, **more) as engine:
+        assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected
+        before = pids(engine)
+        stream = engine.stream(asked[0], GREEDY | {"max_new_tokens": 80})
+        tokens = list(next(stream).tokens)
+        os.kill(before[1], fault)
+        again = [each.tokens for each in engine.generate(asked, GREEDY)]
+        for delta in stream:
+            tokens += delta.tokens
+        after = pids(engine)
+    assert again == expected
+    assert tuple(tokens[:24]) == tuple(expected[0])
+    assert len(tokens) == 80
+    assert not set(before) & set(after)
+    assert not any(map(alive, before + after))
+    assert audit(trace / "ranks").verdict is Verdict.PASS
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_two_ranks_answer_as_one_does_and_the_death_of_one_under_load_costs_nobody_a_token(
+    folder: Path, tmp_path: Path
+) -> None:
+    survives(folder, tmp_path, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_found_by_the_deadline_of_its_step(folder: Path, tmp_path: Path) -> None:
+    survives(folder, tmp_path, signal.SIGSTOP, rank_timeout_s=5.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{"tp": 2}, {"tp": 3}, {"tp": 2, "hybrid_pools": "off"}])
+def test_smollm2_answers_on_two_and_three_ranks_as_on_one(more: dict[str, Any], tmp_path: Path) -> None:
+    smollm2_source()
+    asked = prompts(24, 40_000)
+    assert answers("smollm2", tmp_path / "ranks", asked, **more) == answers("smollm2", tmp_path / "one", asked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3-moe", "mixtral"])
+def test_experts_on_two_ranks_answer_as_on_one_and_are_counted(name: str, tmp_path: Path) -> None:
+    folder = tiny(name, tmp_path / name)
+    asked = prompts(12)
+    expected = answers(folder, tmp_path / "one", asked)
+    with engine_of(folder, tmp_path / "ranks", ep=2) as engine:
+        engine.control("start-expert-record")
+        assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected
+        record = engine.control("dump-expert-record")
+    assert record
+
+
+@pytest.mark.slow
+def test_weights_are_exchanged_on_all_ranks_and_shown_whole(folder: Path, tmp_path: Path) -> None:
+    other, asked = tiny("llama-no-sharing", tmp_path / "no"), prompts(4)
+    qwen = tiny("llama3-rope", tmp_path / "rope")
+    with engine_of(folder, tmp_path / "ranks", tp=2) as engine:
+        runner = engine.parts.runner
+        weights = runner.named_weights()
+        name = "model.layers.1.self_attn.q_proj.weight"
+        with engine_of(folder, tmp_path / "one") as one:
+            mine = one.parts.runner.named_weights()
+            assert set(mine) == set(weights)
+            assert (weights[name] == mine[name]).all()
+            assert all((weights[each] == mine[each]).all() for each in mine)
+        for refused in (other, qwen):
+            with pytest.raises(Exception, match="another model"):
+                engine.control("update-weights-from-disk", model_path=str(refused))
+        assert [each.tokens for each in engine.generate(asked, GREEDY)] == answers(folder, tmp_path / "three", asked)
+
+
+@pytest.mark.slow
+def test_ranks_end_when_their_server_is_killed(folder: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys, time
+from pawl.config import build_config
+from pawl.engine import Engine
+engine = Engine(build_config({SETTINGS | {"model": str(folder), "trace_dir": str(tmp_path), "tp": 2}!r})).start()
+print(*[one.pid for one in engine.parts.runner.ready], flush=True)
+sys.stdin.read()
+"""
+    server = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    found = list(map(int, server.stdout.readline().split()))
+    ends = [os.pidfd_open(pid) for pid in found]
+    server.kill()
+    server.communicate()
+    for end in ends:
+        assert wait_for_end(end)
+    assert len(found) == 2
+
+
+def wait_for_end(pidfd: int, limit_s: float = 60.0) -> bool:
+    import select
+
+    ended, _, _ = select.select([pidfd], [], [], limit_s)
+    os.close(pidfd)
+    return bool(ended)
+
+
+@pytest.fixture
+def refused(folder: Path, tmp_path: Path) -> Callable[..., str]:
+    def words(model: str = "", **more: Any) -> str:
+        with pytest.raises(ConfigError) as error:
+            engine_of(model or folder, tmp_path, **more)
+        return str(error.value)
+
+    return words
+
+
+def test_ranks_that_a_model_cannot_have_are_refused_with_the_numbers_before_any_starts(
+    refused: Callable[..., str],
+) -> None:
+    assert "tp 3: this model has 2 key heads" in refused(tp=3)
+    assert "ep 2: this model has 1 experts" in refused(ep=2)
+    assert "ep 2 does not divide tp 3" in refused(tp=3, ep=2)
+    assert "sums depend" in refused(tp=2, backend="auto", deterministic=True)
+    assert "sums depend" in refused(tp=2, backend="auto", speculate="ngram")
+    assert "native does not share" in refused(tp=2, backend="native")
+    assert "ghost" in refused(model="ghost", tp=2, backend="auto", dtype="auto")
