@@ -80,7 +80,8 @@ class GroupExperts:
 class RankGroup(StepOrder):
     """`StepRunner` of several ranks."""
 
-    asynchronous = True
+    depth = 1
+    """Ranks have the next step before they answer the one before."""
 
     def __init__(
         self,
