@@ -34,6 +34,7 @@ from pawl.gpu.parallel.torch_groups import TorchGroups
 from pawl.gpu.parallel.wire import Answer, Beside, Ready, Setup, ToRank
 from pawl.gpu.runner import Runner
 from pawl.gpu.select import processor_of
+from pawl.gpu.weights.blocks import Blocks
 from pawl.gpu.weights.fingerprint import Samples, weights_fingerprint
 from pawl.gpu.weights.source import load_weights, resolve_source
 from pawl.logs import ensure_logs
@@ -125,7 +126,8 @@ def _shown(runner: Runner, name: str) -> dict[str, Any]:
     weights = runner.named_weights()
     if name not in weights:
         return {}
-    weight = weights[name].cpu().contiguous()
+    stored = weights[name]
+    weight = (stored.float() if isinstance(stored, Blocks) else stored).cpu().contiguous()
     data = weight.reshape(-1).view(torch.uint8).numpy()
     return {"data": data, "dtype": str(weight.dtype).removeprefix("torch."), "shape": tuple(weight.shape)}
 

@@ -145,8 +145,8 @@ def test_weights_that_are_sent_are_cut_and_serve_on_every_rank() -> None:
     assert on_ranks(config, TWO, updated) == [expected] * 2
 
 
-@pytest.mark.parametrize("backend", ["native", "triton"])
-def test_kernels_that_know_no_ranks_are_refused_by_name(backend: str) -> None:
+@pytest.mark.parametrize(("backend", "words"), [("native", "in memory that they share"), ("triton", "torch does")])
+def test_kernels_that_do_not_add_up_among_ranks_are_refused_by_name(backend: str, words: str) -> None:
     config = config_of("llama")
-    with pytest.raises(BackendUnavailable, match=f"the {backend} backend .* torch does"):
+    with pytest.raises(BackendUnavailable, match=f"the {backend} backend .* {words}"):
         on_ranks(config, TWO, lambda rank: runner_of(config, rank, backend))
