@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,10 @@ from pawl.gpu.native.bindings import Inputs, Library, Part, Shape, load_library
 from pawl.gpu.native.build import NativeUnavailable
 from pawl.gpu.native.ranks import Joined
 from pawl.gpu.parallel.rank import Rank
-from pawl.gpu.parallel.shard import Shard
+from pawl.gpu.parallel.shard import PANEL, Shard
 from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.weights.blocks import BlockFormat, Blocks, Weight, Weights, numbers_of
 from pawl.gpu.weights.checks import is_norm
-
-PANEL = 32
-"""Outputs that the kernels take together (`kPanel` in `element.h`)."""
 
 
 class NativeBackend:
@@ -68,7 +65,7 @@ class NativeBackend:
         self.threads = threads or available_threads()
         self._shapes = weight_shapes(config) if rank is None else rank.shard.shapes
         self.rank = rank
-        self._joined = None if rank is None else _joined(rank)
+        self._joined = None if rank is None else _joined(rank, self._shapes, weights)
         handle = ctypes.c_void_p()
         _raise_unavailable(_create(self._library, config, kv, self.threads, rank, handle))
         self._decoder = handle
@@ -238,9 +235,14 @@ def _check_store(config: ModelConfig, data: Tensor, num_layers: int, num_pages: 
         raise NativeUnavailable(f"keys and values of shape {tuple(data.shape)} where {expected} is needed")
 
 
-def _joined(rank: Rank) -> Joined:
+def _joined(rank: Rank, names: Iterable[str], weights: Weights) -> Joined:
+    """Where the rank meets the others. Raises NativeUnavailable where it cannot, or computes other bits than one."""
     if rank.joined is None or not rank.shard.gathers:
         raise NativeUnavailable("its ranks gather what they multiply, in memory that they share")
+    own, whole = rank.shard.config, rank.shard.whole
+    differing = (name for name in names if fills_panels(own, name) != fills_panels(whole, name))
+    if any(isinstance(weights[name], Blocks) for name in differing):
+        raise NativeUnavailable(f"quantised heads of {whole.head_dim} columns do not fill panels of {PANEL} on a rank")
     return rank.joined
 
 

@@ -23,7 +23,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import torch
@@ -32,6 +32,7 @@ from torch import Tensor
 from pawl.gpu.adapters.low_rank import PRODUCTS, Adapter, LowRank, Product
 from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.parallel.topology import Topology, TopologyRefused, shared_out
+from pawl.gpu.weights.blocks import Blocks
 from pawl.gpu.weights.checks import Keep
 from pawl.gpu.weights.fingerprint import Samples
 
@@ -39,6 +40,7 @@ Placement: TypeAlias = tuple[tuple[int, ...], ...]
 """For each layer and each of its experts: the part of the ranks that has it. Empty for a layer without experts."""
 
 
+Some = TypeVar("Some", Tensor, Blocks)
 _LAYER = re.compile(r"(model\.layers\.)(\d+)(\..*)")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.")
 _OF_HEADS = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}
@@ -202,15 +204,17 @@ class Shard:
         parts = ((name, whole[name] if cut is None else cut.shape(whole[name])) for name, cut in self.cuts.items())
         return {self.own_name(name): shape for name, shape in parts}
 
-    def cut(self, name: str, tensor: Tensor) -> Tensor | None:
+    def cut(self, name: str, weight: Some) -> Some | None:
         """The rank's part of a weight of the whole model, a copy where it is less than that; None where it has none of
-        it."""
+        it. Of blocks only rows can be cut: where ranks gather, that is all there is."""
         if name not in self.cuts:
             return None
         cut = self.cuts[name]
         if cut is None:
-            return tensor
-        return tensor.narrow(cut.axis, cut.kept.start, len(cut.kept)).clone(memory_format=torch.contiguous_format)
+            return weight
+        if isinstance(weight, Blocks):
+            return Blocks(_part(weight.data, cut), weight.format)
+        return _part(weight, cut)
 
     def own_name(self, name: str) -> str:
         """Of a weight of the whole model that the rank has: its name in the rank's model."""
@@ -289,6 +293,10 @@ def part_of(shard: Shard | None, weights: Mapping[str, Tensor]) -> Mapping[str, 
 def named_own(shard: Shard | None, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a rank, or None for whoever has all, has kept while weights were loaded, by the names in its own model."""
     return {name if shard is None else shard.own_name(name): weight for name, weight in weights.items()}
+
+
+def _part(tensor: Tensor, cut: Cut) -> Tensor:
+    return tensor.narrow(cut.axis, cut.kept.start, len(cut.kept)).clone(memory_format=torch.contiguous_format)
 
 
 def joined(shards: Sequence[Shard], name: str, parts: Mapping[int, Tensor]) -> Tensor:

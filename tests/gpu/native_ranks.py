@@ -22,6 +22,7 @@ from pawl.gpu.parallel.communicator import ALONE
 from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.parallel.shard import Placement, Shard
 from pawl.gpu.parallel.topology import Topology
+from pawl.gpu.weights.blocks import Weight
 from pawl.lifecycle.step import Int32s
 from tests.gpu.driving import scrambled_table
 
@@ -128,17 +129,18 @@ def make_ranks(
     num_slots: int = 4,
     context: int = 160,
     page_size: int = 16,
-    weights: dict[str, Tensor] | None = None,
+    weights: Mapping[str, Weight] | None = None,
     num_window_pages: int | None = None,
     timeout_s: float = DEADLINE_S,
 ) -> MadeRanks:
     """As `native_models.make`, shared out."""
     pages = -(-context // page_size)
     segment = Segment(ranks, next(_lives))
-    whole = random_weights(config, dtype) if weights is None else weights
+    whole: Mapping[str, Weight] = random_weights(config, dtype) if weights is None else weights
     stores, backends = [], []
     for shard in shards(config, ranks, expert, placement):
-        own = {name: part for name, weight in whole.items() if (part := shard.cut(name, weight)) is not None}
+        parts: dict[str, Weight | None] = {name: shard.cut(name, weight) for name, weight in whole.items()}
+        own = {name: part for name, part in parts.items() if part is not None}
         kv = KvStore(
             shard.config,
             num_pages=num_slots * pages,

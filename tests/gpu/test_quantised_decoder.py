@@ -10,9 +10,11 @@ import torch
 from pawl.gpu.models.config import Experts, ModelConfig, weight_shapes
 from pawl.gpu.models.small import llama_config, random_weights
 from pawl.gpu.native.backend import fills_panels
+from pawl.gpu.native.build import NativeUnavailable
 from pawl.gpu.weights.blocks import Blocks, Dequantized, Weight, numbers_of
 from tests.gpu.driving import logits_in_pieces
 from tests.gpu.native_models import ODD, SWITCHED, alone, make
+from tests.gpu.native_ranks import make_ranks
 from tests.gpu.quantised import FORMATS, blocks_of
 
 PLAIN = llama_config(hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=96, max_position=4096)
@@ -100,3 +102,21 @@ def test_blocks_of_another_size_are_refused(cut: int) -> None:
     weights["lm_head.weight"] = Blocks(head.data.reshape(-1)[:-cut].reshape(1, -1), head.format)
     with pytest.raises(ValueError, match="another number of bytes"):
         make(PLAIN, torch.float32, weights=weights)
+
+
+@pytest.mark.parametrize("name", ["plain", "wide", "experts"])
+def test_ranks_that_share_quantised_weights_out_have_the_bits_of_one(name: str) -> None:
+    config = msgspec.structs.replace(CONFIGS[name], head_dim=32, query_scale=0.2)
+    tokens = sequences(config)
+    whole = make(config, torch.bfloat16, num_slots=len(LENGTHS), weights=quantised_weights(config, torch.bfloat16))
+    expected = logits_in_pieces(whole.backend, whole.table, tokens, seed=1)
+    weights = quantised_weights(config, torch.bfloat16)
+    made = make_ranks(config, torch.bfloat16, 2, num_slots=len(LENGTHS), weights=weights)
+    found = logits_in_pieces(made.backend, made.table, tokens, seed=2)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    assert {type(part) for part in made.backend.named_weights().values()} == {Blocks, torch.Tensor}
+
+
+def test_ranks_whose_heads_fill_no_panels_where_those_of_one_do_are_refused() -> None:
+    with pytest.raises(NativeUnavailable, match="heads of 16"):
+        make_ranks(PLAIN, torch.bfloat16, 2, weights=quantised_weights(PLAIN, torch.bfloat16))
