@@ -239,6 +239,8 @@ def _joined(rank: Rank, names: Iterable[str], weights: Weights) -> Joined:
     """Where the rank meets the others. Raises NativeUnavailable where it cannot, or computes other bits than one."""
     if rank.joined is None or not rank.shard.gathers:
         raise NativeUnavailable("its ranks gather what they multiply, in memory that they share")
+    if rank.shard.topology.pipeline > 1:
+        raise NativeUnavailable("its kernels compute all layers; torch shares them out among stages")
     own, whole = rank.shard.config, rank.shard.whole
     differing = (name for name in names if fills_panels(own, name) != fills_panels(whole, name))
     if any(isinstance(weights[name], Blocks) for name in differing):
