@@ -123,10 +123,10 @@ class RankGroup(StepOrder):
 
     @property
     def layout(self) -> str:
-        """See `StepRunner.layout`: of whole pages. Other numbers of ranks give other last bits."""
+        """See `StepRunner.layout`: of whole pages. Ranks that add up have other last bits than one, or than more."""
         first = self.ready[0]
-        shape = "x".join(map(str, self._page_shape))
-        return f"{shape} {first.dtype} {first.backend} on {len(self.ready)} ranks {self.fingerprint}"
+        shape, added = "x".join(map(str, self._page_shape)), f"on {len(self.ready)} ranks "
+        return f"{shape} {first.dtype} {first.backend} {'' if first.backend == 'native' else added}{self.fingerprint}"
 
     @property
     def page_bytes(self) -> int:

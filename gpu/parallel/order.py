@@ -27,6 +27,8 @@ log = structlog.get_logger("pawl.gpu.parallel")
 
 _REFUSALS = {each.__name__: each for each in (WeightsRefused, AdapterRefused, MemoryRefused)}
 LOST = "ranks were lost, and are started again with the next step"
+IN_VAIN = "RanksLost"
+"""What a rank raises that has waited for another (`pawl.gpu.native.ranks`)."""
 LONG_S = 1800.0
 """For reading weights, and all else that is no step."""
 
@@ -126,6 +128,7 @@ class StepOrder:
             raise RunnerLost(str(self._lost), blameless=True)
         try:
             answers = self._ranks.steps.answers(limit_s)
+            _check_met(answers)
             if len({answer.applied for answer in answers}) > 1:
                 raise RanksDiverged([answer.applied for answer in answers])
             _check_alike(answers)
@@ -207,6 +210,13 @@ class StepOrder:
 def asked(line: Line, message: ToRank | Beside) -> Sequence[Answer]:
     line.tell(message)
     return line.answers(LONG_S)
+
+
+def _check_met(answers: Sequence[Answer]) -> None:
+    """Raises RunnerLost where ranks have waited for each other in vain, and nothing else is wrong with any."""
+    told = [answer for answer in answers if answer.kind]
+    if told and all(answer.kind == IN_VAIN for answer in told):
+        raise RunnerLost(told[0].refusal, blameless=True)
 
 
 def _check_alike(answers: Sequence[Answer]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from pawl.gpu.alone import steps_alone
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.ghost.weights import GhostWeights
+from pawl.gpu.native.ranks import RanksLost
 from pawl.gpu.parallel.group import RankGroup
 from pawl.gpu.parallel.order import RankRefused
 from pawl.gpu.parallel.ranks import RankLost, RanksDiverged, StartRefused, check_ready
@@ -18,7 +19,7 @@ from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.step_runner import RunnerLost, WeightsRefused
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.step import StepBatch
+from pawl.lifecycle.step import StepBatch, StepResult
 from pawl.lifecycle.weight_source import FromBytes, FromDisk
 from pawl.testing.ranks import SimulatedRanks, simulated_group
 
@@ -112,6 +113,26 @@ def test_a_rank_that_leaves_a_step_out_is_found_by_its_next_answer(number: int) 
     with pytest.raises(RanksDiverged, match="one_decision_log"):
         drawn(group)
     assert drawn(group) == expected
+
+
+@pytest.mark.parametrize("waiting", [(0, 1), (0,)])
+def test_ranks_that_have_waited_for_each_other_in_vain_are_started_again_and_no_request_is_blamed(
+    waiting: tuple[int, ...],
+) -> None:
+    class InVain(Ghost):
+        def collect(self, launched: object) -> StepResult:  # type: ignore[override]
+            raise RanksLost("rank 1 did not come within 5 s")
+
+    sizes = {"num_pages": PAGES, "page_size": PAGE, "num_slots": 1, "max_context": PAGE * PAGES}
+    lives = iter([[(InVain if rank in waiting else Ghost)(**sizes) for rank in (0, 1)], [ghost(), ghost()]])
+    abilities = ghost().abilities
+    group = RankGroup(
+        lambda _: SimulatedRanks(next(lives)), "ghost", step_limit_s=1.0, abilities=abilities, sleep=lambda _: None
+    )
+    with pytest.raises(RunnerLost, match="rank 1 did not come") as lost:
+        group.collect(group.launch(batches(1)[0]))
+    assert lost.value.blameless
+    assert drawn(group) == drawn(ghost())
 
 
 def test_a_step_that_every_rank_refuses_alike_costs_no_rank() -> None:
