@@ -19,6 +19,7 @@ from pawl.exploration import Totals
 if TYPE_CHECKING:
     from pawl.actors.simulation.faults import Faults
     from pawl.testing import Found, Workload
+    from pawl.testing.subject import exploring as subject
 
 SCHEDULES = 20
 """Of each workload."""
@@ -65,7 +66,7 @@ class Explorer:
             done = done.plus(Totals.of(outcome))
         return done
 
-    def fail(self, found: Found) -> None:
+    def fail(self, found: Found | subject.Found) -> None:
         """Fail the test, with the counterexample; it is saved."""
         path = self._folder / "schedule.json"
         found.save(path)

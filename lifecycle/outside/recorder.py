@@ -95,6 +95,9 @@ class OutsideRecorder:
         self._num_pages = 0
         self._places: dict[int, int] = {}
         """Page -> its number, as records count them from 0."""
+        self._taken: set[int] = set()
+        self._unused = 0
+        """Numbers of pages, and the first that may be unused."""
         self._step = 0
         self.longest = 0
         """Output tokens of a request, at the most."""
@@ -306,8 +309,17 @@ class OutsideRecorder:
         return new
 
     def _place(self, page: int) -> int:
-        """One more than there are: all those that are too many have the number behind the last."""
-        return self._places.setdefault(page, min(len(self._places), self._num_pages))
+        """Its own number where that can be; all those that are too many have the number behind the last."""
+        place = self._places.get(page)
+        if place is None:
+            place = page
+            if not 0 <= page < self._num_pages or page in self._taken:
+                while self._unused in self._taken:
+                    self._unused += 1
+                place = min(self._unused, self._num_pages)
+            self._places[page] = place
+            self._taken.add(place)
+        return place
 
     def _depart(self, request: int) -> None:
         row = self._rows[request]

@@ -22,24 +22,27 @@ if TYPE_CHECKING:
     from pawl.actors.simulation.strategies.drawn import Drawn
 
 
+class FromHypothesis:
+    """Chance that Hypothesis shrinks."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        from hypothesis import strategies as st
+
+        self._draw, self._st = draw, st
+
+    def pick(self, options: Any) -> Any:
+        return self._draw(self._st.sampled_from(options))
+
+    def within(self, low: int, high: int) -> int:
+        return self._draw(self._st.integers(low, max(low, high)))
+
+    def chance(self, share: float) -> bool:
+        return self._draw(self._st.booleans())
+
+
 def workloads(*, max_requests: int = 5, **shape: Any) -> st.SearchStrategy[Workload]:
     """Hypothesis strategy: workloads that shrink to few, short, plain requests. Fields of `shape` are fixed."""
     from hypothesis import strategies as st
-
-    class FromHypothesis:
-        """Chance that Hypothesis shrinks."""
-
-        def __init__(self, draw: st.DrawFn) -> None:
-            self._draw = draw
-
-        def pick(self, options: Any) -> Any:
-            return self._draw(st.sampled_from(options))
-
-        def within(self, low: int, high: int) -> int:
-            return self._draw(st.integers(low, max(low, high)))
-
-        def chance(self, share: float) -> bool:
-            return self._draw(st.booleans())
 
     @st.composite
     def strategy(draw: st.DrawFn) -> Workload:

@@ -35,14 +35,14 @@ SCHEDULERS: dict[str, type[Scheduler]] = {"": Scheduler}
 
 def know_policy(policy: type[Policy], name: str = "") -> str:
     """Make a class of policies known, which takes no arguments. Gives its name, for `Shape.policy`."""
-    name = _named(policy, name)
+    name = named(policy, name)
     POLICIES[name] = lambda seed: CheckedPolicy(policy(), name)
     return name
 
 
 def know_cache(cache: type[PrefixCache], name: str = "") -> str:
     """Make a class of prefix caches known, which takes the page size. Gives its name, for `Shape.cache`."""
-    name = _named(cache, name)
+    name = named(cache, name)
     # A protocol says nothing about how it is made.
     own: Any = cache
 
@@ -55,7 +55,7 @@ def know_cache(cache: type[PrefixCache], name: str = "") -> str:
 
 def know_scheduler(scheduler: type[Scheduler], name: str = "") -> str:
     """Make a subclass of Scheduler known, which takes what that takes. Gives its name, for `Shape.scheduler`."""
-    name = _named(scheduler, name)
+    name = named(scheduler, name)
     if not (inspect.isclass(scheduler) and issubclass(scheduler, Scheduler)):
         raise TypeError(f"{name} is no subclass of actors.scheduler.Scheduler")
     SCHEDULERS[name] = scheduler
@@ -101,7 +101,7 @@ def names_of(fixed: Mapping[str, Any]) -> dict[str, Any]:
     return {name: know[name](value) if isinstance(value, type) else value for name, value in fixed.items()}
 
 
-def _named(kind: type, name: str) -> str:
+def named(kind: type, name: str = "") -> str:
     """The name of a class, whose file is remembered."""
     name = name or place_of(kind)
     if name not in FILES:

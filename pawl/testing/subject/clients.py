@@ -149,9 +149,9 @@ class Clients:
     def _check_place(self, segment: Segment) -> None:
         client, end = self[segment.request], segment.start + segment.count
         known = len(client.arrival.prompt) + len(client.told)
-        if end < known and not self._settings.chunked_prefill:
-            words = f"a step computes it up to position {end - 1} only, and it has {known} tokens; nothing is chunked"
-            raise PropertyFailed("known_tokens", words, segment.request)
+        if end < known and (segment.samples or not self._settings.chunked_prefill):
+            words = f"a step computes it up to position {end - 1}" + (" and draws a token" if segment.samples else "")
+            raise PropertyFailed("known_tokens", f"{words}, and it has {known} tokens already", segment.request)
         computed = self.computed[segment.request]
         if segment.start > computed and not self._settings.prefix_caching:
             words = f"it goes on from position {segment.start}, has computed {computed}, and nothing is to be cached"

@@ -11,6 +11,10 @@ PAGES, REFERENCES = "pages", "references"
 """What a subject may tell: where its pages are, and how many use each."""
 
 
+RECORDS = "records"
+"""Stands in tables for the properties that judge records, each of which has its own name where it fails."""
+
+
 class Judged(NamedTuple):
     """One property."""
 
@@ -29,7 +33,7 @@ PROPERTIES = (
     Judged("reference_counts", "Each page is counted as used by those who have it.", REFERENCES),
     Judged("own_pages", "A step computes a request with pages that it has, none of them free.", PAGES),
     Judged("nothing_at_rest", "Once everybody has ended, no page, request or slot is kept.", PAGES),
-    Judged("limits_hold", "A step computes no more requests, and no more positions if it counts them, than it may."),
+    Judged("limits_hold", "A step computes no more requests than it may, nor, if it counts them, positions."),
     Judged("admission_order", "No more later requests than stated begin before one that waits.", "max_overtaken"),
     Judged("bounded_progress", "A request that fits alone is taken, and ends within a bounded number of steps."),
     Judged("outputs", "Each gets the tokens that its prompt alone implies, under any load, each when it was drawn."),
@@ -40,6 +44,7 @@ PROPERTIES = (
     Judged("returns", "Every call returns."),
     Judged("well_formed", "What calls return makes sense, and what they are given stays as it is."),
     Judged("deterministic", "The same calls have the same results."),
+    Judged(RECORDS, "The properties of docs/properties.md that need no inside hold of what was observed."),
 )
 NAMES = tuple(each.name for each in PROPERTIES)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pawl.exploration.subjects import SUBJECTS
-from pawl.testing.plugins import KeptPart, load
+from pawl.testing.plugins import KeptPart, load, named
 from pawl.testing.subject.port import Subject
 
 
@@ -14,3 +14,8 @@ def load_subject(name: str, kept: KeptPart | None = None) -> type[Subject]:
     if not (isinstance(found, type) and hasattr(found, "schedule") and hasattr(found, "apply")):
         raise ValueError(f"{name} is no subject: it must be a class with the methods of pawl.testing.subject.Subject")
     return found
+
+
+def know_subject(kind: type[Subject]) -> str:
+    """The name by which a class can be loaded again."""
+    return named(kind)

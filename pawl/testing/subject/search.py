@@ -12,10 +12,10 @@ from pawl.actors.simulation.exploration import never
 from pawl.actors.simulation.strategies.exhaustive import NotDeterministic
 from pawl.testing.subject.exploring import Found, Seen, explore_subject, shrunk
 from pawl.testing.subject.port import Subject
-from pawl.testing.subject.properties import PROPERTIES, left_out, unjudged
+from pawl.testing.subject.properties import PROPERTIES, RECORDS, left_out, unjudged
 from pawl.testing.subject.workload import Workload
 
-SCHEDULES_EACH = 20
+SCHEDULES_EACH = 10
 """Schedules of one workload before the next one is drawn."""
 CONFIRMED_EVERY = 10
 """Schedules of which one is run twice: it must come out the same."""
@@ -132,12 +132,11 @@ def report(done: Searched, seconds: float) -> list[str]:
         lines.append(f"not offered, and left out of the workloads: {', '.join(missing)}")
     reached = [f"{what} {100 * count / max(1, seen.runs):.0f} %" for what, count in sorted(seen.reached.items())]
     lines += [f"of the runs without a violation: {', '.join(reached) or 'none'}", ""]
-    for each in PROPERTIES:
-        count = done.violations[each.name]
-        verdict = f"FAILS in {count} workloads" if count else reasons.get(each.name) or "holds"
-        verdict = verdict if count or each.name not in reasons else f"not judged: {verdict}"
-        lines.append(f"  {each.name:<17} {verdict}")
-    others = done.violations.keys() - {each.name for each in PROPERTIES}
-    lines += [f"  {name:<17} FAILS in {done.violations[name]} workloads" for name in sorted(others)]
+    others = sorted(done.violations.keys() - {each.name for each in PROPERTIES})
+    failed = done.violations + Counter({RECORDS: sum(done.violations[name] for name in others)})
+    for name in (*(each.name for each in PROPERTIES), *others):
+        reason = reasons.get(name)
+        held = f"not judged: {reason}" if reason else "holds"
+        lines.append(f"  {name:<17} {f'FAILS in {failed[name]} workloads' if failed[name] else held}")
     lines += ["", f"violations: {len(done.violations)} properties"]
     return lines
