@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pawl.lifecycle.outside.places import Places
 from pawl.lifecycle.records import (
     STOPPED,
     Answered,
@@ -93,11 +94,7 @@ class OutsideRecorder:
         self._counts: Counter[str] = Counter()
         self._forgotten: list[int] = []
         self._num_pages = 0
-        self._places: dict[int, int] = {}
-        """Page -> its number, as records count them from 0."""
-        self._taken: set[int] = set()
-        self._unused = 0
-        """Numbers of pages, and the first that may be unused."""
+        self._places = Places(0)
         self._step = 0
         self.longest = 0
         """Output tokens of a request, at the most."""
@@ -107,6 +104,7 @@ class OutsideRecorder:
     def started(self, *, scheduler: str, num_pages: int, page_size: int, reproducible: bool, wall: float = 0.0) -> None:
         """`num_pages` 0: not known. `reproducible`: what a request gets depends on nothing but the request."""
         self._num_pages = num_pages
+        self._places = Places(num_pages)
         config = {"deterministic": reproducible, "outside": scheduler}
         self._emit(
             Started(
@@ -303,23 +301,10 @@ class OutsideRecorder:
     def _entries(self, part: Part) -> list[tuple[int, int, int]]:
         """(row, index, page) of what is new in its block table."""
         row, known = self._rows[part.request], self._rows[part.request].table
-        pages = [self._place(page) for page in part.pages or ()] if self._num_pages else []
+        pages = [self._places.of(page) for page in part.pages or ()] if self._num_pages else []
         new = [(row.row, index, page) for index, page in enumerate(pages) if known[index : index + 1] != [page]]
         row.table = pages + known[len(pages) :]
         return new
-
-    def _place(self, page: int) -> int:
-        """Its own number where that can be; all those that are too many have the number behind the last."""
-        place = self._places.get(page)
-        if place is None:
-            place = page
-            if not 0 <= page < self._num_pages or page in self._taken:
-                while self._unused in self._taken:
-                    self._unused += 1
-                place = min(self._unused, self._num_pages)
-            self._places[page] = place
-            self._taken.add(place)
-        return place
 
     def _depart(self, request: int) -> None:
         row = self._rows[request]
