@@ -83,6 +83,11 @@ class NativeBackend:
 
     def forward(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.forward`. Raises RefusedInputs."""
+        if self.rank is not None and not self.rank.shard.last:
+            passed = torch.empty((len(inputs.positions), self.config.hidden_size))
+            self._step(inputs, passed=passed.data_ptr())
+            self.rank.communicator.send(passed, self.rank.shard.stage + 1)
+            return passed[:0]
         logits = torch.empty((len(inputs.logit_rows), self.config.vocab_size), dtype=torch.float32)
         self._step(inputs, logits=logits.data_ptr())
         return logits
@@ -144,9 +149,14 @@ class NativeBackend:
         logits: int | None = None,
         greedy: int | None = None,
         hidden: int | None = None,
+        passed: int | None = None,
     ) -> None:
         if not self.close.alive or not (self._joined is None or self._joined.leave.alive):
             raise RefusedInputs("the backend is closed")
+        begun: Tensor | None = None
+        if self.rank is not None and not self.rank.shard.first:
+            begun = torch.empty((len(inputs.positions), self.config.hidden_size))
+            self.rank.communicator.receive(begun, self.rank.shard.stage - 1)
         num_slots, pages_per_slot = inputs.page_table.shape
         adapters = None if inputs.adapters is None else handles(inputs.adapters)
         step = Inputs(
@@ -170,6 +180,8 @@ class NativeBackend:
             hidden=hidden,
             adapters=None if adapters is None else adapters.ctypes.data,
             expert_counts=None if inputs.expert_counts is None else inputs.expert_counts.data_ptr(),
+            begun=None if begun is None else begun.data_ptr(),
+            passed=passed,
         )
         if adapters is not None and len(adapters) != step.num_segments:
             raise RefusedInputs("adapters and slots differ in length")
@@ -235,12 +247,13 @@ def _check_store(config: ModelConfig, data: Tensor, num_layers: int, num_pages: 
         raise NativeUnavailable(f"keys and values of shape {tuple(data.shape)} where {expected} is needed")
 
 
-def _joined(rank: Rank, names: Iterable[str], weights: Weights) -> Joined:
-    """Where the rank meets the others. Raises NativeUnavailable where it cannot, or computes other bits than one."""
+def _joined(rank: Rank, names: Iterable[str], weights: Weights) -> Joined | None:
+    """Where the rank meets the others of its stage, if there are some. Raises NativeUnavailable where it cannot, or
+    computes other bits than one."""
+    if rank.shard.topology.tensor == 1:
+        return None
     if rank.joined is None or not rank.shard.gathers:
         raise NativeUnavailable("its ranks gather what they multiply, in memory that they share")
-    if rank.shard.topology.pipeline > 1:
-        raise NativeUnavailable("its kernels compute all layers; torch shares them out among stages")
     own, whole = rank.shard.config, rank.shard.whole
     differing = (name for name in names if fills_panels(own, name) != fills_panels(whole, name))
     if any(isinstance(weights[name], Blocks) for name in differing):
@@ -255,7 +268,7 @@ def _create(
     shard = Shard(config, Topology(), 0, gathers=True) if rank is None else rank.shard
     held = np.zeros((config.num_layers, config.experts.count if config.experts else 0), np.int32)
     for layer in range(config.num_layers):
-        held[layer, list(shard.held(layer))] = 1
+        held[layer, list(shard.held(shard.layers[layer]))] = 1
     ropes: list[Rope] = list(dict.fromkeys(config.rope_of(layer) for layer in range(config.num_layers)))
     windows = np.array([window or 0 for window in config.windows], np.int32)
     rope_of_layer = np.array([ropes.index(config.rope_of(layer)) for layer in range(config.num_layers)], np.int32)

@@ -77,7 +77,7 @@ class Shape(ctypes.Structure):
 
 
 class Inputs(ctypes.Structure):
-    """`pawl::Inputs`: one step. Of `logits`, `greedy` and `hidden` one is not null."""
+    """`pawl::Inputs`: one step. Of `logits`, `greedy`, `hidden` and `passed` one is not null."""
 
     _fields_ = (
         ("num_tokens", c_int32),
@@ -101,6 +101,8 @@ class Inputs(ctypes.Structure):
         ("hidden", c_void_p),
         ("adapters", c_void_p),
         ("expert_counts", c_void_p),
+        ("begun", c_void_p),
+        ("passed", c_void_p),
     )
 
 

@@ -77,6 +77,8 @@ struct Inputs {
     float* hidden;     // [num_logits][hidden], or null: the rows after the final norm, in place of logits and greedy
     const AnyAdapter* const* adapters;   // [num_segments], null for a segment without one; or null: none has one
     int64_t* expert_counts;   // [layers][experts], or null: (row, expert) pairs of all rows are added
+    const float* begun;   // [num_tokens][hidden], or null: what the stage before has computed, in place of the embedding
+    float* passed;        // [num_tokens][hidden], or null: what the next stage goes on with, in place of all scores
 };
 
 constexpr int32_t kNoToken = -1;
@@ -295,9 +297,7 @@ private:
     void expert_product(Walk& walk, const ElementRows<Element>& from, int64_t rows, const Layer<Element>& layer,
                         int64_t panels, Pick&& pick, Epilogue&& epilogue);
     int64_t pairs(int64_t rows) const { return rows * shape_.experts_per_row; }
-    bool holds(int64_t layer, int64_t expert) const {
-        return held_experts_[size_t(layer * shape_.num_experts + expert)] != 0;
-    }
+    bool holds(int64_t layer, int64_t expert) const { return held_experts_[size_t(layer * shape_.num_experts + expert)]; }
 
     void place(Layer<Element>& layer);
     // Copy a weight to its place, or from there: of `from` and `to` one is null.

@@ -150,7 +150,11 @@ void Decoder<Element>::embed(Walk& walk, const Inputs& inputs) {
     const Matrix<Element>& table = shape_.tied_embeddings ? head_ : embedding_;
     const int64_t half = shape_.head_dim / 2;
     walk.phase(inputs.num_tokens, [&](int64_t row) {
-        if (shape_.vocabulary.has(inputs.tokens[row])) {
+        if (inputs.begun != nullptr) {
+            float* hidden = hidden_.row(row);
+            std::memcpy(hidden, inputs.begun + row * shape_.hidden_size, size_t(shape_.hidden_size) * 4);
+            std::fill(hidden + shape_.hidden_size, hidden + hidden_.stride, 0.0f);
+        } else if (shape_.vocabulary.has(inputs.tokens[row])) {
             float* hidden = (ranks_ == nullptr ? hidden_ : branch_).row(row);
             table.read_output(inputs.tokens[row] - shape_.vocabulary.begin, shape_.hidden_size, hidden);
             for (int64_t i = 0; i < shape_.hidden_size; ++i) hidden[i] *= shape_.embedding_scale;
@@ -166,7 +170,7 @@ void Decoder<Element>::embed(Walk& walk, const Inputs& inputs) {
             }
         }
     });
-    if (ranks_ == nullptr) return;
+    if (ranks_ == nullptr || inputs.begun != nullptr) return;
     meet(walk);
     walk.phase(inputs.num_tokens, [&](int64_t row) {
         std::memcpy(hidden_.row(row), branch_.row(row), size_t(hidden_.stride) * 4);
@@ -293,6 +297,13 @@ void Decoder<Element>::walk(Walk& walk, const Inputs& inputs) {
         finish_layer(walk, index, inputs.num_tokens, adapted_);
     }
     attend(walk, inputs, last);
+    if (inputs.passed != nullptr) {
+        finish_layer(walk, last, inputs.num_tokens, adapted_);
+        walk.phase(inputs.num_tokens, [&](int64_t row) {
+            std::memcpy(inputs.passed + row * shape_.hidden_size, hidden_.row(row), size_t(shape_.hidden_size) * 4);
+        });
+        return;
+    }
     if (inputs.expert_counts != nullptr) {   // of all rows
         finish_layer(walk, last, inputs.num_tokens, adapted_);
         keep_wanted(walk, inputs);

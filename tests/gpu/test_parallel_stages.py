@@ -17,8 +17,10 @@ from pawl.gpu.parallel.shard import Shard, part_of
 from pawl.gpu.parallel.topology import Topology, TopologyRefused
 from pawl.gpu.pooling import Pooling
 from pawl.gpu.runner import Runner
+from pawl.gpu.select import BackendChoice
 from pawl.lifecycle.step import StepBatch, StepResult
 from pawl.lifecycle.weight_source import FromTensors
+from pawl.loops.speculation import SpeculationConfig
 from pawl.testing.expectations import simulated_grammars
 from tests.gpu.test_parallel_decoder import config_of
 from tests.gpu.thread_ranks import on_ranks
@@ -30,7 +32,7 @@ SLOTS = 5
 TWO, THREE, SQUARE = Topology(pipeline=2), Topology(pipeline=3), Topology(pipeline=2, tensor=2)
 
 
-def runner_of(config: ModelConfig, rank: Rank | None, seed: int = 0) -> Runner:
+def runner_of(config: ModelConfig, rank: Rank | None, seed: int = 0, backend: BackendChoice = "torch") -> Runner:
     weights = dict(part_of(None if rank is None else rank.shard, random_weights(config, torch.float32, seed)))
     return Runner(
         config,
@@ -39,7 +41,7 @@ def runner_of(config: ModelConfig, rank: Rank | None, seed: int = 0) -> Runner:
         num_slots=SLOTS,
         dtype=torch.float32,
         threads=1,
-        backend="torch",
+        backend=backend,
         rank=rank,
         fingerprint="whole",
         grammars=simulated_grammars(),
@@ -75,11 +77,13 @@ def drawn(source: random.Random) -> dict[str, Any]:
     return wants
 
 
-def served(config: ModelConfig, stages: int, seed: int = 0, count: int = 7, **loop: Any) -> Alone:
+def served(
+    config: ModelConfig, stages: int, seed: int = 0, count: int = 7, backend: BackendChoice = "torch", **loop: Any
+) -> Alone:
     """Steps of a pipeline of so many stages, and what one runner gives for them."""
     source = random.Random(seed)
     driver = Driver(pacing="pipeline", stages=stages, max_running=SLOTS, prefill_chunk=8, **SIZES, **loop)
-    alone = Alone(runner_of(config, None))
+    alone = Alone(runner_of(config, None, backend=backend))
     driver.ghost = alone  # type: ignore[assignment]
     for _ in range(count):
         prompt = [source.randrange(config.vocab_size) for _ in range(source.randrange(1, 24))]
@@ -91,11 +95,13 @@ def served(config: ModelConfig, stages: int, seed: int = 0, count: int = 7, **lo
     return alone
 
 
-def in_stages(config: ModelConfig, topology: Topology, batches: list[StepBatch]) -> list[list[StepResult]]:
+def in_stages(
+    config: ModelConfig, topology: Topology, batches: list[StepBatch], backend: BackendChoice = "torch"
+) -> list[list[StepResult]]:
     """What the ranks of the last stage say, with as many steps on their way as there are stages."""
 
     def compute(rank: Rank) -> list[StepResult]:
-        runner, launched, results = runner_of(config, rank), [], []
+        runner, launched, results = runner_of(config, rank, backend=backend), [], []
         for batch in batches:
             launched.append(runner.launch(batch))
             if len(launched) > topology.pipeline:
@@ -121,10 +127,11 @@ DEEP = msgspec.structs.replace(
 """With five layers, which neither 2 nor 3 divides."""
 
 
+@pytest.mark.parametrize("backend", ["torch", "native"])
 @pytest.mark.parametrize("topology", [TWO, THREE], ids=["pp2", "pp3"])
-def test_stages_give_the_bits_that_one_runner_gives(topology: Topology) -> None:
-    alone = served(DEEP, topology.pipeline, seed=topology.pipeline)
-    (results,) = in_stages(DEEP, topology, alone.batches)
+def test_stages_give_the_bits_that_one_runner_gives(topology: Topology, backend: BackendChoice) -> None:
+    alone = served(DEEP, topology.pipeline, seed=topology.pipeline, backend=backend)
+    (results,) = in_stages(DEEP, topology, alone.batches, backend)
     for one, other in zip(alone.results, results, strict=True):
         same(one, other, exactly=True)
 
@@ -134,6 +141,15 @@ def test_ranks_of_stages_draw_the_same_tokens() -> None:
     for results in in_stages(DEEP, SQUARE, alone.batches):
         for one, other in zip(alone.results, results, strict=True):
             same(one, other, exactly=False)
+
+
+def test_drafts_go_through_stages() -> None:
+    config = SpeculationConfig(num_speculative_tokens=3, prompt_lookup_min=1, prompt_lookup_max=2)
+    alone = served(DEEP, 2, seed=8, backend="native", speculation=config)
+    assert any((batch.chained & (batch.lengths > 1)).any() for batch in alone.batches)
+    (results,) = in_stages(DEEP, TWO, alone.batches, "native")
+    for one, other in zip(alone.results, results, strict=True):
+        same(one, other, exactly=True)
 
 
 @pytest.mark.slow
