@@ -114,8 +114,9 @@ class TorchDecoder:
                 attended, hidden = self._wanted(inputs, attended), self._wanted(inputs, hidden)
                 layer = layer.of_rows(inputs.logit_rows)
             hidden = self._after_attention(index, layer, hidden, attended)
-        if not self.ends:
-            return self._passed_on(hidden)
+        if self.rank is not None and not self.rank.ends:
+            self.rank.pass_on(hidden.contiguous())
+            return hidden[:0]
         if self._counts is not None:
             hidden = self._wanted(inputs, hidden)
         return self._norm(hidden, self.weights.final_norm)
@@ -123,23 +124,16 @@ class TorchDecoder:
     @property
     def ends(self) -> bool:
         """What comes out are the rows that are wanted, and not what another stage goes on with."""
-        return self.rank is None or self.rank.shard.last
+        return self.rank is None or self.rank.ends
 
     def _begun(self, inputs: ForwardInputs) -> Tensor:
         """What the first layer here gets, [t, hidden]: rows of the embedding, or what the stage before has sent."""
-        if self.rank is not None and not self.rank.shard.first:
-            kind = self.weights.layers[0].output.dtype
-            hidden = torch.empty(len(inputs.positions), self.config.hidden_size, dtype=kind, device=self.device)
-            self.rank.communicator.receive(hidden, self.rank.shard.stage - 1)
-            return hidden
+        dtype = self.weights.layers[0].output.dtype
+        begun = self.rank and self.rank.begun(len(inputs.positions), dtype, self.device)
+        if begun is not None:
+            return begun
         hidden = self.embed(inputs.tokens)
         return hidden if self.config.embedding_scale == 1.0 else hidden * self.config.embedding_scale
-
-    def _passed_on(self, hidden: Tensor) -> Tensor:
-        """The next stage gets them; none are wanted here."""
-        assert self.rank is not None
-        self.rank.communicator.send(hidden.contiguous(), self.rank.shard.stage + 1)
-        return hidden[:0]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Rows of the embedding, [t, hidden], for tokens int32 [t]."""

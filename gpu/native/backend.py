@@ -83,10 +83,10 @@ class NativeBackend:
 
     def forward(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.forward`. Raises RefusedInputs."""
-        if self.rank is not None and not self.rank.shard.last:
+        if self.rank is not None and not self.rank.ends:
             passed = torch.empty((len(inputs.positions), self.config.hidden_size))
             self._step(inputs, passed=passed.data_ptr())
-            self.rank.communicator.send(passed, self.rank.shard.stage + 1)
+            self.rank.pass_on(passed)
             return passed[:0]
         logits = torch.empty((len(inputs.logit_rows), self.config.vocab_size), dtype=torch.float32)
         self._step(inputs, logits=logits.data_ptr())
@@ -153,10 +153,7 @@ class NativeBackend:
     ) -> None:
         if not self.close.alive or not (self._joined is None or self._joined.leave.alive):
             raise RefusedInputs("the backend is closed")
-        begun: Tensor | None = None
-        if self.rank is not None and not self.rank.shard.first:
-            begun = torch.empty((len(inputs.positions), self.config.hidden_size))
-            self.rank.communicator.receive(begun, self.rank.shard.stage - 1)
+        begun = self.rank and self.rank.begun(len(inputs.positions), torch.float32, self.kv.data.device)
         num_slots, pages_per_slot = inputs.page_table.shape
         adapters = None if inputs.adapters is None else handles(inputs.adapters)
         step = Inputs(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from pawl.gpu.native.ranks import Joined
 from pawl.gpu.parallel.communicator import Communicator
 from pawl.gpu.parallel.shard import Shard
@@ -16,3 +19,20 @@ class Rank(NamedTuple):
     communicator: Communicator
     joined: Joined | None = None
     """Where the compiled CPU kernels meet, in place of the communicator, whose shards gather."""
+
+    @property
+    def ends(self) -> bool:
+        """What its stage computes is scored, and not what another one goes on with."""
+        return self.shard.last
+
+    def begun(self, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """What the stage before has computed of a step, [rows, hidden]; None where there is none before."""
+        if self.shard.first:
+            return None
+        hidden = torch.empty(rows, self.shard.whole.hidden_size, dtype=dtype, device=device)
+        self.communicator.receive(hidden, self.shard.stage - 1)
+        return hidden
+
+    def pass_on(self, hidden: Tensor) -> None:
+        """The next stage goes on with these, contiguous."""
+        self.communicator.send(hidden, self.shard.stage + 1)
