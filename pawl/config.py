@@ -199,6 +199,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _meta("memory", "how long a request waits for pages from there before it goes on without them"),
     ] = 2.0
 
+    runtime: Annotated[
+        Literal["local", "processes"],
+        _meta(
+            "workers", "local: everything in one process; processes: the model and its scheduler in one of their own"
+        ),
+    ] = "local"
     threads: Annotated[
         AtLeastOne | None,
         _meta("workers", "CPU threads of the model; otherwise one for each core this process may use"),

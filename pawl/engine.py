@@ -16,7 +16,7 @@ import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import structlog
@@ -33,17 +33,20 @@ from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.sampling import Limits, OfflineSampling, StopStrings, embedding_sampling, offline_sampling, shortened
 from pawl.actors.sink import Delta, Inbox
 from pawl.actors.text.invalid import InvalidRequest
+from pawl.build.loading import load as load
 from pawl.build.lora import load_adapters
 from pawl.build.parts import Parts
-from pawl.build.wiring import engine_actors, spawn_all, stop_order
+from pawl.build.wiring import all_names, engine_actors, front_actors, spawn_all
 from pawl.config import ConfigError, ServerConfig
-from pawl.gpu.weights.locate import locate
 from pawl.gpu.weights.report import Report, unheard
 from pawl.lifecycle.states import Cause
 from pawl.logs import ensure_logs
 from pawl.offline import Completion as Completion
 from pawl.offline import Prompt, Signal, check_end, prompt_fields, stands_alone, take
 from pawl.offline import RequestFailed as RequestFailed
+
+if TYPE_CHECKING:
+    from pawl.build.replica_process import ReplicaProcess
 
 log = structlog.get_logger("pawl.engine")
 
@@ -76,24 +79,26 @@ class Engine:
         config: ServerConfig,
         *,
         on_failure: Callable[[str, BaseException], None] | None = None,
-        parts: Parts | None = None,
+        parts: Parts | ReplicaProcess | None = None,
         report: Report = unheard,
     ) -> None:
         """`parts` replaces what the configuration would load, for a runner or a vocabulary of one's own."""
         ensure_logs(config.log_format, config.log_level)
         self.config = config
-        self.parts: Parts = parts if parts is not None else load(config, report)
-        abilities = self.parts.runner.abilities
-        self._limits = Limits.of(self.parts.vocabulary, self.parts.loop_config.max_context, abilities)
-        traced = self.parts.recorder is not None
+        self.parts = parts if parts is not None else load(config, report)
+        loop_config = self.parts.loop_config
+        self._limits = Limits.of(self.parts.vocabulary, loop_config.max_context, self.parts.abilities)
         limit, required = config.max_running + config.max_queued, config.trace_required
-        self.gateway = Gateway(limit, traced=traced, trace_required=required)
-        self.system = LocalSystem(self.parts.loop_config.seed, on_failure=self._failed)
+        self.gateway = Gateway(limit, traced=self.parts.traced, trace_required=required)
         self.failure: EngineFailed | None = None
         self._on_failure = on_failure
-        self._actors = engine_actors(
-            self.parts, self.gateway, config.request_timeout_s, turned_at=lambda: self.gateway.turned_at
-        )
+        self.system: LocalSystem
+        if isinstance(self.parts, Parts):
+            self.system, timeout_s = LocalSystem(loop_config.seed, on_failure=self._failed), config.request_timeout_s
+            self._actors = engine_actors(self.parts, self.gateway, timeout_s, turned_at=lambda: self.gateway.turned_at)
+        else:
+            self.system = self.parts.make_system(loop_config.seed, self._failed)
+            self._actors = front_actors(self.parts.vocabulary, loop_config, self.gateway)
         self._own_loop: asyncio.AbstractEventLoop | None = None
         self._own_thread: threading.Thread | None = None
         self._process: int | None = None
@@ -116,6 +121,8 @@ class Engine:
         if self._own_loop is not None:
             self._own_thread = threading.Thread(target=loop.run_forever, name="pawl-gateway", daemon=True)
             self._own_thread.start()
+        if not isinstance(self.parts, Parts):
+            self.parts.join(self.gateway.context.name)
         self.system.start()
         if self._own_loop is not None:
             try:
@@ -132,7 +139,7 @@ class Engine:
         self._stopped = True
         if self._process not in (None, os.getpid()):
             return  # a forked child: the threads to be stopped are the parent's
-        late = self.system.stop(stop_order(self._actors), timeout_s)
+        late = self.system.stop(all_names(), timeout_s)
         if late:
             log.error("actors did not stop in time", actors=late)
         self.parts.close()
@@ -333,18 +340,3 @@ class Engine:
         if self._process is None:
             return "this engine was not started: use it in a `with`, or call `start`"
         return "" if self._own_loop is not None else "this engine runs on a server's event loop: ask the server"
-
-
-def load(config: ServerConfig, report: Report = unheard) -> Parts:
-    """The parts that the settings name; `report` hears how far it is. Imported only now, each with what it needs: a
-    ghost starts without PyTorch, and a name that cannot be is refused (ModelNotFound) before PyTorch is there."""
-    report(0.0)
-    if config.model == "ghost":
-        from pawl.build.ghost import load_ghost
-
-        return load_ghost(config)
-    locate(config.model)
-    from pawl.build.assembly import load_parts
-
-    report(0.1)
-    return load_parts(config, report)

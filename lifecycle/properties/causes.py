@@ -48,6 +48,8 @@ class TrueCauses(Property):
         """Retracted for memory, and no plan has followed."""
         self._asked: dict[int, set[str]] = {}
         """request -> causes of the orders to abort it"""
+        self._of_all: set[str] = set()
+        """Causes of the orders to end all."""
         self._told = False
         """Whether the trace says what the scheduler was told."""
         self._drains = False
@@ -74,6 +76,8 @@ class TrueCauses(Property):
     def _ordered(self, record: Delivered, history: History) -> Sequence[Violation]:
         self._told = True
         self._drains |= record.kind in _DRAINS
+        if record.kind == "end_all":
+            self._of_all.add(str(record.fields.get("cause", Cause.DRAINED)))
         named = record.fields.get("requests")
         if record.kind == "abort" and isinstance(named, list | tuple):
             for request in named:
@@ -148,7 +152,7 @@ class TrueCauses(Property):
                 return self._drains
             case Cause.INTERNAL if self._failed or self._without_answer(record.row, history):
                 return True
-        return record.cause in self._asked.get(record.request, ())
+        return record.cause in self._asked.get(record.request, ()) or record.cause in self._of_all
 
     def _without_answer(self, row: int, history: History) -> bool:
         """The oldest step in flight draws for it, or was to give it its vector: the worker may have had none."""

@@ -47,7 +47,9 @@ class Drain(Order, frozen=True, tag="drain"):
 
 
 class EndAll(Order, frozen=True, tag="end_all"):
-    """The server stops: end every live request with cause `drained`."""
+    """End every live request: the server stops, or whoever had the clients is gone."""
+
+    cause: Cause = Cause.DRAINED
 
     def apply(self, intake: Intake, now: float) -> None:
-        intake.loop.requests.drain(Cause.DRAINED, now)
+        intake.loop.requests.drain(self.cause, now)

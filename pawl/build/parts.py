@@ -24,7 +24,7 @@ from pawl.build.tiers import make_storage, tier_config, wants_tiers
 from pawl.config import ConfigError, ServerConfig, default_trace_dir
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.profiler import Profiler, Tracer
-from pawl.gpu.step_runner import StepRunner
+from pawl.gpu.step_runner import Abilities, StepRunner
 from pawl.gpu.tracers import torch_tracer
 from pawl.lifecycle.records import Started
 from pawl.lifecycle.trace.writer import TraceWriter, file_bytes
@@ -78,6 +78,16 @@ class Parts:
     trainers: Trainers = field(default_factory=Trainers)
     close: Callable[[], None] = nothing
     """Called when the engine has stopped."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """What requests may want of the model."""
+        return self.runner.abilities
+
+    @property
+    def traced(self) -> bool:
+        """Whether a trace is written."""
+        return self.recorder is not None
 
 
 def check_settings(config: ServerConfig) -> None:

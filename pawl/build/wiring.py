@@ -7,7 +7,7 @@
                                                            stager   ◄► scheduler
                                                            groups   ◄► scheduler
 
-Who is spawned how, who is watched, and in which order actors stop follow from the list.
+Who is spawned how, who is watched, where each lives, and in which order actors stop follow from the list.
 """
 
 from __future__ import annotations
@@ -24,12 +24,29 @@ from pawl.actors.runtime.actor import Actor, Overflow
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.scheduler import Scheduler
 from pawl.actors.stager import Stager
+from pawl.actors.text.vocabulary import Vocabulary
 from pawl.actors.tokenizer import Tokenizer
 from pawl.actors.watchdog import Watchdog
 from pawl.actors.weight_groups import WeightGroups
 from pawl.actors.worker import Worker
 from pawl.build.parts import Parts
 from pawl.gpu.trainers.received import Received
+from pawl.loops.select import LoopConfig
+
+PROCESS_OF = {
+    "tokenizer": "front",
+    "scheduler": "replica",
+    "grammar": "replica",
+    "groups": "replica",
+    "stager": "replica",
+    "worker": "replica",
+    "storage": "replica",
+    "detokenizer": "front",
+    "watchdog": "replica",
+    "gateway": "front",
+    "recorder": "replica",
+}
+"""In which process each actor lives, where there are several, in the order in which they stop."""
 
 
 class ActorSpec(NamedTuple):
@@ -51,28 +68,50 @@ def engine_actors(
     make_scheduler: Callable[..., Scheduler] = Scheduler,
     turned_at: Callable[[], float | None] | None = None,
 ) -> tuple[ActorSpec, ...]:
-    """The actors of an engine made of `parts`, in the order in which they stop: upstream first, so that everything
-    under way is answered before its answerer goes; the trace ends last.
+    """The actors of an engine made of `parts`, in the order in which they stop.
 
     The gateway and a storage are made elsewhere, with the same `names`. Past the tokenizer a full mailbox holds its
     sender back: what was accepted is never thrown away half-way. `turned_at`: when the gateway's event loop was last
     seen to turn, for the watchdog; None where it shares none.
     """
+    front = front_actors(parts.vocabulary, parts.loop_config, gateway, names=names)
+    replica = replica_actors(parts, request_timeout_s, names=names, make_scheduler=make_scheduler, turned_at=turned_at)
+    return in_order((*front, *replica), names)
+
+
+def front_actors(
+    vocabulary: Vocabulary, config: LoopConfig, gateway: Gateway, *, names: Names = NAMES
+) -> tuple[ActorSpec, ...]:
+    """Those that live in the front process."""
+    hold = Overflow.HOLD
+    return (
+        ActorSpec(names.tokenizer, Tokenizer(vocabulary, config.max_context, names)),
+        ActorSpec(names.detokenizer, Detokenizer(vocabulary, names), overflow=hold, capacity=_told(config)),
+        ActorSpec(names.gateway, gateway, overflow=hold),
+    )
+
+
+def replica_actors(
+    parts: Parts,
+    request_timeout_s: float,
+    *,
+    names: Names = NAMES,
+    make_scheduler: Callable[..., Scheduler] = Scheduler,
+    turned_at: Callable[[], float | None] | None = None,
+) -> tuple[ActorSpec, ...]:
+    """Those that live where the model is, in the order in which they stop."""
     config, hold = parts.loop_config, Overflow.HOLD
-    # A scheduler that is held back may still end every request, each by a message of its own.
-    told = max(4096, 2 * config.max_running + config.max_queued)
-    started = parts.started if parts.recorder is not None else None
+    started = parts.started if parts.traced else None
     storage, recorder = parts.storage, parts.recorder
     received = Received()
-    return (
-        ActorSpec(names.tokenizer, Tokenizer(parts.vocabulary, config.max_context, names)),
+    specs = (
         ActorSpec(
             names.scheduler,
             make_scheduler(config, request_timeout_s, started, names),
             capacity=max(1024, config.max_queued),
         ),
         *(
-            [ActorSpec(names.grammar, GrammarCompiler(parts.grammars, names), overflow=hold, capacity=told)]
+            [ActorSpec(names.grammar, GrammarCompiler(parts.grammars, names), overflow=hold, capacity=_told(config))]
             if parts.grammars
             else []
         ),
@@ -80,11 +119,15 @@ def engine_actors(
         ActorSpec(names.stager, Stager(parts.runner, received, names)),
         ActorSpec(names.worker, Worker(parts.runner, names, parts.profiler), overflow=hold),
         *([ActorSpec(names.storage, storage)] if storage is not None else []),
-        ActorSpec(names.detokenizer, Detokenizer(parts.vocabulary, names), overflow=hold, capacity=told),
         ActorSpec(names.watchdog, Watchdog(names=names, turned_at=turned_at)),
-        ActorSpec(names.gateway, gateway, overflow=hold),
         *([ActorSpec(names.recorder, recorder, capacity=65_536)] if recorder is not None else []),
     )
+    return in_order(specs, names)
+
+
+def _told(config: LoopConfig) -> int:
+    """A scheduler that is held back may still end every request, each by a message of its own."""
+    return max(4096, 2 * config.max_running + config.max_queued)
 
 
 def spawn_all(
@@ -94,13 +137,27 @@ def spawn_all(
     watcher: str = NAMES.gateway,
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> None:
-    """Spawn the actors; `watcher` learns of each other one that is lost, and runs on `loop`, where one is given."""
+    """Spawn the actors; `watcher`, if it is here, learns of each other one that is lost, and runs on `loop`, where one
+    is given."""
     for spec in specs:
         on = loop if spec.name == watcher else None
         system.spawn(spec.actor, spec.name, capacity=spec.capacity, overflow=spec.overflow, loop=on)
-    for spec in specs:
-        if spec.name != watcher:
-            system.watch(watcher, spec.name)
+    if watcher in stop_order(specs):
+        for spec in specs:
+            if spec.name != watcher:
+                system.watch(watcher, spec.name)
+
+
+def in_order(specs: Sequence[ActorSpec], names: Names) -> tuple[ActorSpec, ...]:
+    """In the order in which they stop."""
+    order = all_names(names)
+    return tuple(sorted(specs, key=lambda spec: order.index(spec.name)))
+
+
+def all_names(names: Names = NAMES) -> tuple[str, ...]:
+    """Of the actors of an engine in whichever process, in the order in which they stop: upstream first, so that
+    everything under way is answered before its answerer goes; the trace ends last."""
+    return tuple(getattr(names, role) for role in PROCESS_OF)
 
 
 def stop_order(specs: Sequence[ActorSpec]) -> tuple[str, ...]:

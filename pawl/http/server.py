@@ -43,6 +43,7 @@ from pawl.parsers import reasoning as marks
 
 if TYPE_CHECKING:
     from pawl.build.parts import Parts
+    from pawl.build.replica_process import ReplicaProcess
     from pawl.config import ServerConfig
     from pawl.engine import Engine
     from pawl.gpu.step_runner import Abilities
@@ -255,7 +256,8 @@ class EngineServer:
 
     def _engine(self, report: Report) -> Engine:
         # Imported here because numpy and the actors come with it: the port answers before that.
-        from pawl.engine import Engine, load
+        from pawl.build.loading import load
+        from pawl.engine import Engine
 
         parts = self._load(report) if self._load is not None else load(self._config, report)
         return Engine(self._config, on_failure=self._engine_failed, parts=parts)
@@ -281,7 +283,7 @@ class EngineServer:
         gc.collect()
         gc.freeze()
         if on_ready is not None:
-            on_ready(url, engine.parts.runner.abilities)
+            on_ready(url, engine.parts.abilities)
         log.info("serving", url=url, **engine.parts.summary)
 
     def stop(self, why: str) -> None:
@@ -301,7 +303,7 @@ class EngineServer:
             return named or None
         return {*LOOPBACK, self._config.host, *named}
 
-    def _info(self, parts: Parts) -> ServerInfo:
+    def _info(self, parts: Parts | ReplicaProcess) -> ServerInfo:
         config = self._config
         settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in SECRETS}
         templates = parts.vocabulary.chat_templates
@@ -310,7 +312,7 @@ class EngineServer:
             model_name=config.served_model_name[0] if config.served_model_name else parts.source.name,
             model_path=str(parts.source.path),
             aliases=(*config.served_model_name[1:], config.model, parts.source.name),
-            limits=Limits.of(parts.vocabulary, parts.loop_config.max_context, parts.runner.abilities),
+            limits=Limits.of(parts.vocabulary, parts.loop_config.max_context, parts.abilities),
             version=__version__,
             created=int(time.time()),
             startup_s=parts.summary["load_s"],

@@ -125,6 +125,15 @@ def test_requests_end_while_it_is_paused_by_an_abort_a_deadline_and_the_end_of_t
     driver.loop.check_all()
 
 
+def test_whoever_had_the_clients_is_gone_and_so_are_their_requests() -> None:
+    driver = Driver()
+    running, waiting = driver.submit(PROMPT, COUNT), driver.submit(PROMPT, COUNT)
+    driver.step()
+    driver.intake.deliver(EndAll(Cause.DISCONNECT), driver.now)
+    assert [driver.cause(each) for each in (running, waiting)] == [Cause.DISCONNECT] * 2
+    driver.loop.check_all()
+
+
 def test_a_loop_that_is_restored_from_a_checkpoint_is_paused_as_it_was() -> None:
     driver, other = Driver(), Driver()
     driver.submit(PROMPT, COUNT)

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pawl.build.loading import load_here as load
 from pawl.config import build_config
-from pawl.engine import Engine, RequestFailed, load
+from pawl.engine import Engine, RequestFailed
 from pawl.gpu.weights.report import unheard
 from pawl.lifecycle.audit import Verdict, audit
 from tests.actors.vocabularies import byte_level

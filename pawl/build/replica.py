@@ -1,0 +1,212 @@
+"""A replica in a process of its own: what its process does, from the settings to its end. Started by `replica_process`.
+
+    stdin    a Setup; its end is the end of the front
+    stdout   Progress, Progress, …, then Ready or Refused
+
+Its actors find those of the front over a link. They begin once the front is met, and end when the front says so, one
+after another; when the front is gone, its requests end as those of a client that hung up.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from queue import SimpleQueue
+from threading import Thread
+from typing import IO, Any, TypeAlias
+
+import msgspec
+import structlog
+
+from pawl import __version__
+from pawl.actors.codec import make_codec
+from pawl.actors.names import NAMES
+from pawl.actors.runtime.actor import Lane
+from pawl.actors.runtime.processes.sockets import Sockets
+from pawl.actors.runtime.processes.system import Process, ProcessSystem
+from pawl.build.loading import load_here
+from pawl.build.parts import Parts
+from pawl.build.wiring import replica_actors, spawn_all, stop_order
+from pawl.commands.failures import exit_status
+from pawl.config import ServerConfig
+from pawl.gpu.frames import read_frame, streams_of_child, write_frame
+from pawl.gpu.step_runner import Abilities
+from pawl.lifecycle.states import Cause
+from pawl.logs import configure_logs
+from pawl.loops.orders.requests import EndAll
+from pawl.loops.select import LoopConfig
+
+log = structlog.get_logger("pawl.build.replica")
+
+FRONT = "front"
+STOP_S = 10.0
+"""What an actor may take to end, once the front is gone."""
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What a replica is started with."""
+
+    config: dict[str, Any]
+    process: str
+    """Its name."""
+    address: str
+    """Where the front waits for it."""
+    switch_s: float
+    """After which a thread that computes lets another one have the interpreter."""
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """How far loading is, 0 to 1."""
+
+    share: float
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A replica can serve, and what it has."""
+
+    version: str
+    pid: int
+    name: str
+    """Of the model."""
+    path: str
+    num_embeddings: int
+    """Token ids of the model."""
+    abilities: Abilities
+    loop_config: LoopConfig
+    summary: dict[str, Any]
+    traced: bool
+
+    def facts(self) -> dict[str, object]:
+        """What the front, and every other replica of the model, must have likewise."""
+        config = self.loop_config
+        return {
+            "version": self.version,
+            "model": self.name,
+            "weights": config.weights,
+            "token ids": self.num_embeddings,
+            "max tokens": config.num_pages * config.page_size,
+            "max input": config.max_context,
+            "max running": config.max_running,
+            "device": self.summary.get("device"),
+            "abilities": self.abilities,
+        }
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """It cannot be loaded. `usage`: as the settings cannot be."""
+
+    message: str
+    usage: bool
+
+
+Told: TypeAlias = Progress | Ready | Refused
+
+
+def main() -> None:
+    """Until the front ends, or says so."""
+    source, target = streams_of_child()
+    frame = read_frame(source)
+    if frame is None:
+        return
+    setup = msgspec.msgpack.decode(frame, type=Setup)
+    config = msgspec.convert(setup.config, ServerConfig)
+    sys.setswitchinterval(setup.switch_s)
+    configure_logs(config.log_format, config.log_level)
+    ends: SimpleQueue[str] = SimpleQueue()
+    Thread(target=_watch_front, args=(source, ends), name="front", daemon=True).start()
+
+    def tell(told: Told) -> None:
+        write_frame(target, msgspec.msgpack.encode(told))
+
+    try:
+        parts = load_here(config, lambda share: tell(Progress(share)))
+    except Exception as error:
+        status = exit_status(error)
+        if status is None:
+            log.exception("the replica could not be loaded")
+        tell(Refused(str(error) or type(error).__name__, usage=status == 2))
+        return
+    replica = Replica(parts, config, setup, ends)
+    tell(_ready(parts))
+    sys.exit(replica.serve())
+
+
+def _watch_front(source: IO[bytes], ends: SimpleQueue[str]) -> None:
+    # Not through the buffered stream, whose lock a thread that waits would still hold at the end of the process.
+    while os.read(source.fileno(), 1):
+        pass
+    ends.put("the front is gone")
+    Thread(target=_give_up, name="give up", daemon=True).start()
+
+
+def _give_up() -> None:
+    """An orderly end takes as long as it takes, but not for ever."""
+    import time
+
+    time.sleep(3 * STOP_S)
+    os._exit(1)
+
+
+def _ready(parts: Parts) -> Ready:
+    return Ready(
+        version=__version__,
+        pid=os.getpid(),
+        name=parts.source.name,
+        path=str(parts.source.path),
+        num_embeddings=parts.vocabulary.num_embeddings,
+        abilities=parts.abilities,
+        loop_config=parts.loop_config,
+        summary=parts.summary,
+        traced=parts.traced,
+    )
+
+
+class Replica:
+    """The actors of a replica, and their link to the front."""
+
+    def __init__(self, parts: Parts, config: ServerConfig, setup: Setup, ends: SimpleQueue[str]) -> None:
+        self._ends = ends
+        process = Process(
+            setup.process,
+            make_codec,
+            __version__,
+            on_met=lambda _: ends.put(""),
+            on_lost=lambda _, reason: ends.put(f"the front is lost: {reason}"),
+            on_left=lambda _: ends.put(LEFT),
+        )
+        self._system = ProcessSystem(process, parts.loop_config.seed, on_failure=self._failed)
+        self._parts = parts
+        self._specs = replica_actors(parts, config.request_timeout_s)
+        self._failure: str | None = None
+        spawn_all(self._system, self._specs)
+        self._sockets = Sockets()
+        self._link = self._system.connect(FRONT, self._sockets.join(setup.address))
+
+    def _failed(self, name: str, error: BaseException) -> None:
+        self._failure = f"{name} failed: {type(error).__name__}"
+        self._ends.put(self._failure)
+
+    def serve(self) -> int:
+        """Until the front has left, or is gone, or an actor has failed; the exit status."""
+        why = self._ends.get()
+        if not why:
+            gc.collect()
+            gc.freeze()
+            self._system.start()
+            why = self._ends.get()
+        log.info("the replica ends", why=why)
+        if why not in (LEFT, self._failure):
+            self._system.send(NAMES.scheduler, EndAll(Cause.DISCONNECT), Lane.CONTROL)
+            self._link.ends(why)
+        self._system.stop(stop_order(self._specs), STOP_S)
+        self._parts.close()
+        self._sockets.close()
+        return 0 if why == LEFT else 1
+
+
+LEFT = "the front has left"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""A replica in a process of its own: it serves as one in threads does, is refused with reasons, and may die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pawl.build.replica_process import ReplicaFailed, ReplicaProcess, check_alike
+from pawl.build.wiring import PROCESS_OF, all_names
+from pawl.config import ConfigError, ServerConfig
+from pawl.engine import Engine, RequestFailed
+from pawl.lifecycle.audit import Verdict, audit
+from pawl.lifecycle.states import Cause
+
+PROMPTS = [f"a prompt of its own, {number}" for number in range(8)]
+SAMPLING = {"max_new_tokens": 24, "seed": 7}
+ROOT = Path(__file__).parent.parent.parent
+
+
+def config(folder: Path, runtime: str = "processes", **settings: object) -> ServerConfig:
+    return ServerConfig(model="ghost", runtime=runtime, kv_tokens=8192, seed=5, trace_dir=str(folder), **settings)  # type: ignore[arg-type]
+
+
+def replica_of(engine: Engine) -> ReplicaProcess:
+    assert isinstance(engine.parts, ReplicaProcess)
+    return engine.parts
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_a_replica_of_its_own_process_says_the_same_words_and_its_trace_passes(tmp_path: Path) -> None:
+    words = []
+    for runtime in ("local", "processes"):
+        with Engine(config(tmp_path / runtime, runtime)) as engine:
+            words.append([completion.text for completion in engine.generate(PROMPTS, SAMPLING)])
+            assert set(engine.system.statistics()) <= set(all_names())
+    pid = replica_of(engine).ready.pid
+    assert words[0] == words[1]
+    assert is_gone(pid)
+    report = audit(tmp_path / "processes" / "run-000001")
+    assert (report.verdict, report.num_requests) == (Verdict.PASS, len(PROMPTS))
+
+
+def test_whoever_kills_the_replica_ends_its_requests_with_the_reason_and_the_engine_stops(tmp_path: Path) -> None:
+    with Engine(config(tmp_path)) as engine:
+        stream = engine.stream("hello", {"max_new_tokens": 4000})
+        next(stream)
+        os.kill(replica_of(engine).ready.pid, signal.SIGKILL)
+        with pytest.raises(RequestFailed, match=r"scheduler is gone: .* killed by signal 9") as failed:
+            list(stream)
+    assert failed.value.cause is Cause.INTERNAL
+    assert engine.failure is not None
+    assert engine.failure.actor == "replica"
+
+
+FRONT = """
+import os, sys
+from pawl.config import ServerConfig
+from pawl.engine import Engine
+engine = Engine(ServerConfig(model="ghost", runtime="processes", kv_tokens=65536, trace_dir=sys.argv[1])).start()
+for delta in engine.stream("hello", {"max_new_tokens": 30000}):
+    print(engine.parts.ready.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_death_of_the_front_ends_its_requests_as_of_clients_that_hung_up_and_the_replica(tmp_path: Path) -> None:
+    front = subprocess.Popen(
+        [sys.executable, "-c", FRONT, str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert front.stdout is not None
+    pid = int(front.stdout.readline())
+    front.kill()
+    front.communicate()  # until the replica, which writes its log there, has ended too
+    assert is_gone(pid) or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    report = audit(tmp_path / "run-000001")
+    assert (report.verdict, report.causes) == (Verdict.INCOMPLETE, {Cause.DISCONNECT: 1})
+
+
+def test_settings_that_cannot_be_are_refused_by_the_replica_and_told_by_the_front(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="dtype: the ghost computes no model"):
+        ReplicaProcess(config(tmp_path, dtype="bf16"))
+
+
+def test_a_replica_that_dies_while_it_loads_is_told_with_how_it_ended(tmp_path: Path) -> None:
+    class Dying(ReplicaProcess):
+        def _start(self) -> subprocess.Popen[bytes]:
+            child = super()._start()
+            child.kill()
+            return child
+
+    with pytest.raises(ReplicaFailed, match="before it was ready: killed by signal 9"):
+        Dying(config(tmp_path))
+
+
+def test_processes_that_differ_are_refused_with_what_each_has() -> None:
+    check_alike({"front": {"version": "1"}, "replica": {"version": "1", "max tokens": 64}})
+    with pytest.raises(ReplicaFailed, match="max tokens differs: 64 in the replica, 128 in the other"):
+        check_alike({"replica": {"max tokens": 64}, "other": {"max tokens": 128}})
+
+
+def test_each_actor_of_an_engine_has_a_process() -> None:
+    assert set(PROCESS_OF.values()) == {"front", "replica"}
+    assert len(set(all_names())) == len(PROCESS_OF)
