@@ -14,7 +14,7 @@ import os
 import sys
 from queue import SimpleQueue
 from threading import Thread
-from typing import IO, Any, TypeAlias
+from typing import IO
 
 import msgspec
 import structlog
@@ -27,80 +27,19 @@ from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
 from pawl.build.loading import load_here
 from pawl.build.parts import Parts
+from pawl.build.ready import FRONT, Progress, Ready, Refused, Setup, Told
 from pawl.build.wiring import replica_actors, spawn_all, stop_order
 from pawl.commands.failures import exit_status
 from pawl.config import ServerConfig
 from pawl.gpu.frames import read_frame, streams_of_child, write_frame
-from pawl.gpu.step_runner import Abilities
 from pawl.lifecycle.states import Cause
 from pawl.logs import configure_logs
 from pawl.loops.orders.requests import EndAll
-from pawl.loops.select import LoopConfig
 
 log = structlog.get_logger("pawl.build.replica")
 
-FRONT = "front"
 STOP_S = 10.0
 """What an actor may take to end, once the front is gone."""
-
-
-class Setup(msgspec.Struct, frozen=True):
-    """What a replica is started with."""
-
-    config: dict[str, Any]
-    process: str
-    """Its name."""
-    address: str
-    """Where the front waits for it."""
-    switch_s: float
-    """After which a thread that computes lets another one have the interpreter."""
-
-
-class Progress(msgspec.Struct, frozen=True, tag=True):
-    """How far loading is, 0 to 1."""
-
-    share: float
-
-
-class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """A replica can serve, and what it has."""
-
-    version: str
-    pid: int
-    name: str
-    """Of the model."""
-    path: str
-    num_embeddings: int
-    """Token ids of the model."""
-    abilities: Abilities
-    loop_config: LoopConfig
-    summary: dict[str, Any]
-    traced: bool
-
-    def facts(self) -> dict[str, object]:
-        """What the front, and every other replica of the model, must have likewise."""
-        config = self.loop_config
-        return {
-            "version": self.version,
-            "model": self.name,
-            "weights": config.weights,
-            "token ids": self.num_embeddings,
-            "max tokens": config.num_pages * config.page_size,
-            "max input": config.max_context,
-            "max running": config.max_running,
-            "device": self.summary.get("device"),
-            "abilities": self.abilities,
-        }
-
-
-class Refused(msgspec.Struct, frozen=True, tag=True):
-    """It cannot be loaded. `usage`: as the settings cannot be."""
-
-    message: str
-    usage: bool
-
-
-Told: TypeAlias = Progress | Ready | Refused
 
 
 def main() -> None:

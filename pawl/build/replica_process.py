@@ -24,7 +24,7 @@ from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
-from pawl.build.replica import FRONT, Progress, Ready, Refused, Setup, Told
+from pawl.build.ready import FRONT, Progress, Ready, Refused, Setup, Told
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.frames import read_frame, write_frame
 from pawl.gpu.weights.report import Report, unheard

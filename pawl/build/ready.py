@@ -1,0 +1,72 @@
+"""What the front and the process of a replica tell each other before they have a link, a frame each."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from pawl.gpu.step_runner import Abilities
+from pawl.loops.select import LoopConfig
+
+FRONT = "front"
+"""Name of the process of the front."""
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What a replica is started with."""
+
+    config: dict[str, Any]
+    process: str
+    """Its name."""
+    address: str
+    """Where the front waits for it."""
+    switch_s: float
+    """After which a thread that computes lets another one have the interpreter."""
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """How far loading is, 0 to 1."""
+
+    share: float
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A replica can serve, and what it has."""
+
+    version: str
+    pid: int
+    name: str
+    """Of the model."""
+    path: str
+    num_embeddings: int
+    """Token ids of the model."""
+    abilities: Abilities
+    loop_config: LoopConfig
+    summary: dict[str, Any]
+    traced: bool
+
+    def facts(self) -> dict[str, object]:
+        """What the front, and every other replica of the model, must have likewise."""
+        config = self.loop_config
+        return {
+            "version": self.version,
+            "model": self.name,
+            "weights": config.weights,
+            "token ids": self.num_embeddings,
+            "max tokens": config.num_pages * config.page_size,
+            "max input": config.max_context,
+            "max running": config.max_running,
+            "device": self.summary.get("device"),
+            "abilities": self.abilities,
+        }
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """It cannot be loaded. `usage`: as the settings cannot be."""
+
+    message: str
+    usage: bool
+
+
+Told: TypeAlias = Progress | Ready | Refused
