@@ -149,21 +149,25 @@ class Outgoing:
         return sum(pages for _, pages in self._sent.get(storage, {}).values())
 
     def _send(self, job: _Job, keys: list[PageKey]) -> None:
-        while keys:
+        rows = self._rows(job.storage, keys)
+        if rows is not None:
+            # Each where it is: a copy would take as long as the receiver's.
+            sums = np.concatenate([checksums((key,), self._store.host.block(key)[None]) for key in keys])
+            self._hand(job, tuple(keys), sums, None, rows)
+        while rows is None and keys:
             data = self._store.read(tuple(keys))
             some, keys = tuple(keys[: len(data)]), keys[len(data) + 1 :]  # one that has left since is left out
-            if not some:
-                continue
-            self._numbers += 1
-            rows = self._rows(job.storage, some)
-            sums = checksums(some, data)
-            message = HandedPages(
-                job.ticket, self._name, self._numbers, some, sums, data if rows is None else None, rows
-            )
-            if self._post(job.storage, message):
-                self._sent.setdefault(job.storage, {})[self._numbers] = job.ticket, len(some)
-                self.pages += len(some)
-                self.shared_pages += 0 if rows is None else len(some)
+            if some:
+                self._hand(job, some, checksums(some, data), data, None)
+
+    def _hand(
+        self, job: _Job, keys: tuple[PageKey, ...], sums: UInt64s, data: UInt8s | None, rows: Int32s | None
+    ) -> None:
+        self._numbers += 1
+        if self._post(job.storage, HandedPages(job.ticket, self._name, self._numbers, keys, sums, data, rows)):
+            self._sent.setdefault(job.storage, {})[self._numbers] = job.ticket, len(keys)
+            self.pages += len(keys)
+            self.shared_pages += 0 if rows is None else len(keys)
 
     def _rows(self, storage: str, keys: Sequence[PageKey]) -> Int32s | None:
         """Where the receiver can read these pages; None where it cannot read all of them."""
@@ -228,7 +232,7 @@ class Incoming:
         self.refused += count - len(rows)
         keys = tuple(message.keys[row] for row in rows)
         expected.difference_update(keys)
-        kept = self._store.keep(keys, data[rows]) if keys else ()
+        kept = self._store.keep(keys, data if len(rows) == count else data[rows]) if keys else ()
         if kept:
             self._kept[message.ticket] += len(kept)
         return kept

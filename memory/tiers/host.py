@@ -72,6 +72,10 @@ class HostPool:
         place = self._touch(key)
         return None if place is None else self._blocks[place]
 
+    def block(self, key: PageKey) -> UInt8s:
+        """The bytes of a page that is here, as `get`; that is no use of it. Raises KeyError for one that is not."""
+        return self._blocks[self._place[key]]
+
     def row(self, key: PageKey) -> int | None:
         """Which row of the memory the page is in, until it leaves; None when it is not here."""
         return self._place.get(key)
