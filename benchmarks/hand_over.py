@@ -218,10 +218,8 @@ def main() -> None:
         alone = bench.read if shared else bench.load
         pairs = [(bench.hand_over(), alone()) for _ in range(arguments.rounds + 1)][1:]
         bench.close()
-        rates = [
-            Spread.of([num_pages * page_bytes / seconds / 1e9 for seconds in column])
-            for column in zip(*pairs, strict=True)
-        ]
+        gigabytes = num_pages * page_bytes / 1e9
+        rates = [Spread.of([gigabytes / seconds for seconds in column]) for column in zip(*pairs, strict=True)]
         share = Spread.of([by_itself / handed for handed, by_itself in pairs])
         print(
             f"{name:14} {rates[0].median:6.2f} GB/s ({rates[0].low:.2f}-{rates[0].high:.2f})   by itself "

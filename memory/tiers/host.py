@@ -74,7 +74,8 @@ class HostPool:
 
     def block(self, key: PageKey) -> UInt8s:
         """The bytes of a page that is here, as `get`; that is no use of it. Raises KeyError for one that is not."""
-        return self._blocks[self._place[key]]
+        block: UInt8s = self._blocks[self._place[key]]
+        return block
 
     def row(self, key: PageKey) -> int | None:
         """Which row of the memory the page is in, until it leaves; None when it is not here."""
