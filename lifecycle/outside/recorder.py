@@ -221,7 +221,6 @@ class OutsideRecorder:
                 row.phase = State.DECODING
                 row.num_output += len(own)
                 self.longest = max(self.longest, row.num_output)
-        plain = all(count == int(part.draws) for count, part in zip(counts, flight.parts, strict=True))
         self._emit(
             StepCommitted(
                 step=step,
@@ -229,7 +228,7 @@ class OutsideRecorder:
                 events=np.array(events, np.uint8),
                 tokens=np.array(drawn, np.int32),
                 pages=pages if pages is not None and self._num_pages else PageCounts(self._total, 0, 0, 0, 0),
-                counts=None if plain else np.array(counts, np.int32),
+                counts=np.array(counts, np.int32) if max(counts) > 1 else None,
             )
         )
 
