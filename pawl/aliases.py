@@ -78,6 +78,8 @@ ALIASES: tuple[Alias, ...] = (
     Alias("--max-running-requests", SGLANG, "max_running"),
     Alias("--tensor-parallel-size", BOTH, "tp"),
     Alias("--tp-size", SGLANG, "tp"),
+    Alias("--pipeline-parallel-size", BOTH, "pp"),
+    Alias("--pp-size", SGLANG, "pp"),
     Alias("--expert-parallel-size", SGLANG, "ep"),
     Alias("--ep-size", SGLANG, "ep"),
     Alias("--enable-expert-parallel", VLLM, note="--ep says among how many parts the experts are shared out"),

@@ -210,6 +210,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _meta("workers", "CPU threads of the model; otherwise one for each core this process may use"),
     ] = None
     tp: Annotated[UpTo1024, _meta("workers", "ranks that share out heads, widths and vocabulary of the model")] = 1
+    pp: Annotated[UpTo1024, _meta("workers", "stages that share out the layers of the model")] = 1
     ep: Annotated[UpTo1024, _meta("workers", "parts of these ranks that share out the experts of a layer")] = 1
     rank_timeout_s: Annotated[
         AboveZero, _meta("workers", "a step that takes the ranks longer is lost, and they are started again")

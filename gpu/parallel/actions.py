@@ -52,15 +52,16 @@ class RankActions:
         runner: StepRunner[Any],
         *,
         tells: bool,
+        draws: bool = True,
         cut_out: Callable[[Uint8s], Uint8s] = as_it_is,
         cut_in: Callable[[Uint8s], Uint8s] = as_it_is,
         show: Callable[[str], dict[str, Any]] = shows_none,
     ) -> None:
-        """Of all ranks one `tells` what steps give. The rank's part of pages is what `cut_out` makes of those that its
-        runner reads, and what it writes is what `cut_in` makes of whole ones. `show` has the fields of an answer that
-        hold a weight."""
+        """Of all ranks one `tells` what steps give; one of a stage before the last `draws` nothing. The rank's part of
+        pages is what `cut_out` makes of those that its runner reads, and what it writes is what `cut_in` makes of whole
+        ones. `show` has the fields of an answer that hold a weight."""
         self.runner = runner
-        self.applied = Applied()
+        self.applied = Applied(draws=draws)
         self._tells, self._cut_out, self._cut_in, self._show = tells, cut_out, cut_in, show
 
     def step(self, message: Any, frames: Sequence[Frame]) -> Answer:
@@ -79,7 +80,8 @@ class RankActions:
         except Exception as error:
             log.exception("a rank could not do it", message=type(message).__name__)
             told = {"kind": type(error).__name__, "refusal": " ".join(str(error).split())[:LONGEST]}
-        return Answer(applied=self.applied.digest, released=tuple(sorted(self.runner.released)), **told)
+        applied, released = self.applied, tuple(sorted(self.runner.released))
+        return Answer(applied=applied.digest, drawn=applied.drawn, released=released, **told)
 
     def _step(self, message: Any, frames: Sequence[Frame]) -> dict[str, Any]:
         runner = self.runner

@@ -1,5 +1,5 @@
-"""The running hash of what a rank has applied: equal for ranks that have applied the same steps in the same order, and
-have drawn the same from them."""
+"""The running hashes of a rank: equal for ranks that have applied the same steps in the same order, and have drawn the
+same from them. Those of stages before the last draw nothing."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ BYTES = 16
 class Applied:
     """One rank's, from its start on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, draws: bool = True) -> None:
         self.digest = bytes(BYTES)
+        """Of the bytes in which steps came."""
+        self.drawn = bytes(BYTES) if draws else b""
+        """Of what they gave; empty where that is nothing."""
 
     def step(self, frames: Iterable[bytes | bytearray | memoryview], result: StepResult) -> None:
-        """A step was applied: the bytes in which it came, and what it gave."""
+        """A step was applied."""
         found = hashlib.blake2b(self.digest, digest_size=BYTES)
         for frame in frames:
             found.update(frame)
-        found.update(result.tokens.tobytes())
-        if result.counts is not None:
-            found.update(result.counts.tobytes())
         self.digest = found.digest()
+        if self.drawn:
+            drawn = hashlib.blake2b(self.drawn, digest_size=BYTES)
+            drawn.update(result.tokens.tobytes())
+            if result.counts is not None:
+                drawn.update(result.counts.tobytes())
+            self.drawn = drawn.digest()

@@ -56,11 +56,11 @@ class CountedModel(msgspec.Struct, frozen=True):
 
 
 class GroupExperts:
-    """`CountsExperts` of a group: each rank routes every token, so one of them knows all."""
+    """`CountsExperts` of a group: each rank routes every token, so the first one of a stage knows all of its layers."""
 
-    def __init__(self, model: CountedModel, ask: Callable[[ToRank], Sequence[Answer]]) -> None:
+    def __init__(self, model: CountedModel, ask: Callable[[ToRank], Sequence[Answer]], ranks_of_a_stage: int) -> None:
         self.chosen, self.layers = model.chosen, model.layers
-        self.ask = ask
+        self.ask, self._ranks_of_a_stage = ask, ranks_of_a_stage
 
     def start(self) -> None:
         """See `CountsExperts.start`."""
@@ -72,16 +72,12 @@ class GroupExperts:
 
     def take(self) -> NDArray[np.int64]:
         """See `CountsExperts.take`."""
-        counts = self.ask(TakeExperts())[0].counts
-        assert counts is not None, "it was asked for"
-        return counts
+        counts = [answer.counts for answer in self.ask(TakeExperts())[:: self._ranks_of_a_stage]]
+        return np.concatenate([each for each in counts if each is not None])
 
 
 class RankGroup(StepOrder):
     """`StepRunner` of several ranks."""
-
-    depth = 1
-    """Ranks have the next step before they answer the one before."""
 
     def __init__(
         self,
@@ -100,7 +96,10 @@ class RankGroup(StepOrder):
         weights of this fingerprint that ranks were sent."""
         super().__init__(start, model, step_limit_s, clock, sleep)
         self.abilities = abilities
-        self.experts = None if counted is None else GroupExperts(counted, self.ask)
+        self.depth = self.ready[-1].stage + 1
+        """Each stage computes a step, and has the next one before it is through."""
+        ranks_of_a_stage = len(self.ready) // self.depth
+        self.experts = None if counted is None else GroupExperts(counted, self.ask, ranks_of_a_stage)
         self._show, self._keep = show, keep
         self._adapters: dict[int, tuple[str, str]] = {}
         """Of each adapter slot that has one: its source and fingerprint."""
@@ -135,12 +134,16 @@ class RankGroup(StepOrder):
 
     @property
     def _page_shape(self) -> tuple[int, ...]:
-        return whole_shape([one.page_shape for one in self.ready])
+        return whole_shape(self._page_shapes, self.depth)
+
+    @property
+    def _page_shapes(self) -> list[tuple[int, ...]]:
+        return [one.page_shape for one in self.ready]
 
     def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
         """See `StepRunner.read_pages`."""
         parts = [answer.data for answer in self.ask(CopyOut(pages))]
-        return join_pages([part for part in parts if part is not None], [one.page_shape for one in self.ready])
+        return join_pages([part for part in parts if part is not None], self._page_shapes, self.depth)
 
     def write_pages(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
         """See `StepRunner.write_pages`."""

@@ -97,7 +97,7 @@ class StepOrder:
         answers = self._answers(self._step_limit_s)
         self._unread -= 1
         try:
-            result = agreed(answers)[0].result
+            result = next((answer.result for answer in agreed(answers) if answer.result is not None), None)
         except RankRefused as error:
             self._results.append(error)
             return
@@ -129,8 +129,8 @@ class StepOrder:
         try:
             answers = self._ranks.steps.answers(limit_s)
             _check_met(answers)
-            if len({answer.applied for answer in answers}) > 1:
-                raise RanksDiverged([answer.applied for answer in answers])
+            if differ(answers):
+                raise RanksDiverged([answer.applied + answer.drawn for answer in answers])
             _check_alike(answers)
         except RunnerLost as error:
             self._lose(error)
@@ -205,6 +205,12 @@ class StepOrder:
             if self._ranks is None:
                 raise RunnerLost(LOST, blameless=True)
             return agreed(asked(self._ranks.beside, message))
+
+
+def differ(answers: Sequence[Answer]) -> bool:
+    """Whether ranks have applied different steps, or have drawn different tokens."""
+    drawn = {answer.drawn for answer in answers if answer.drawn}
+    return len({answer.applied for answer in answers}) > 1 or len(drawn) > 1
 
 
 def asked(line: Line, message: ToRank | Beside) -> Sequence[Answer]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
+from pawl.gpu.parallel.applied import BYTES
 from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.parallel.wire import Answer, Beside, Ready, ToRank
 from pawl.gpu.step_runner import RunnerLost
@@ -22,7 +23,9 @@ class RanksDiverged(RunnerLost):
     """Ranks have not applied the same steps, or have drawn other tokens: one decision log does not hold of them."""
 
     def __init__(self, applied: Sequence[bytes]) -> None:
-        digests = ", ".join(f"rank {rank}: {digest.hex()[:12]}" for rank, digest in enumerate(applied))
+        digests = ", ".join(
+            f"rank {rank}: {digest[:6].hex()} {digest[BYTES:][:6].hex()}" for rank, digest in enumerate(applied)
+        )
         super().__init__(f"one_decision_log: ranks have applied different steps ({digests})", blameless=True)
         self.applied = tuple(applied)
 

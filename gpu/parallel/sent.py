@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +13,7 @@ from torch import Tensor
 from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.parallel.shard import Shard, joined
 from pawl.gpu.parallel.topology import Topology
-from pawl.gpu.parallel.wire import ShowWeight, StageWeights
+from pawl.gpu.parallel.wire import Answer, ShowWeight, StageWeights
 from pawl.gpu.step_runner import WeightsRefused
 from pawl.gpu.updates import in_memory
 from pawl.lifecycle.weight_source import FromBytes, FromMemory, FromTensors
@@ -37,7 +37,10 @@ class ShownWeights(Mapping[str, Tensor]):
     """The weights of a group, each asked of its ranks when it is looked at, and put together."""
 
     def __init__(self, config: ModelConfig, topology: Topology, group: RankGroup) -> None:
-        self._shards = [Shard(config, topology, number) for number in range(topology.tensor)]
+        self._stages = [
+            [Shard(config, topology, number, stage=stage) for number in range(topology.tensor)]
+            for stage in range(topology.pipeline)
+        ]
         self._names = weight_shapes(config)
         self._group, self._version = group, group.version
 
@@ -47,15 +50,25 @@ class ShownWeights(Mapping[str, Tensor]):
         answers = self._group.ask_beside(ShowWeight(name))
         if self._group.version != self._version:
             raise WeightsRefused("these weights were exchanged, and ranks keep none but those that serve")
-        parts = {}
-        for number, answer in enumerate(answers[: len(self._shards)]):
-            if answer.data is not None:
-                flat = torch.from_numpy(answer.data.copy()).view(getattr(torch, answer.dtype))
-                parts[number] = flat.reshape(answer.shape)
-        return joined(self._shards, name, parts)
+        stages = zip(*[iter(answers)] * len(self._stages[0]), strict=True)
+        # Of a weight that two stages have, that of the first one.
+        shards, parts = next(
+            (shards, parts) for shards, told in zip(self._stages, stages, strict=True) if (parts := _parts_of(told))
+        )
+        return joined(shards, name, parts)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _parts_of(answers: Sequence[Answer]) -> dict[int, Tensor]:
+    """What the ranks of a stage have shown, by their numbers."""
+    parts = {}
+    for number, answer in enumerate(answers):
+        if answer.data is not None:
+            flat = torch.from_numpy(answer.data.copy()).view(getattr(torch, answer.dtype))
+            parts[number] = flat.reshape(answer.shape)
+    return parts

@@ -168,7 +168,9 @@ class Answer(msgspec.Struct, frozen=True, tag=True, eq=False, omit_defaults=True
     """To one message. Nothing is set but what it asks for."""
 
     applied: bytes
-    """The running hash of all steps that the rank has applied, with what they gave; see `pawl.gpu.parallel.applied`."""
+    """The running hash of all steps that the rank has applied; see `pawl.gpu.parallel.applied`."""
+    drawn: bytes = b""
+    """That of what they gave; empty at a stage before the last."""
     refusal: str = ""
     """Why it could not be done, in words; empty: it was done."""
     kind: str = ""

@@ -64,7 +64,8 @@ def load_parts(config: ServerConfig, report: Report = unheard) -> Parts:
     path, name = find_model(config.model)
     if is_encoder(path):
         if topology.size > 1:
-            raise ConfigError("tp: an encoder is not shared out among ranks", "tp")
+            name = "pp" if config.pp > 1 else "tp"
+            raise ConfigError(f"{name}: an encoder is not shared out among ranks", name)
         return load_encoder(config, path, name, report)
     if topology.size > 1:
         return _load_ranks(config, source_at(path, name), topology, began)
@@ -135,11 +136,12 @@ def _load_ranks(config: ServerConfig, source: ModelSource, topology: Topology, b
     """The parts of an engine whose decoder is shared out among ranks: this process has none of its weights."""
     model = source.config
     check_ranks(config, model, topology)
-    two_pools, pooling = _two_pools(config, model), pooling_of(config, source.path)
+    stages = [Shard(model, topology, 0, stage=stage).config for stage in range(topology.pipeline)]
+    two_pools, pooling = _two_pools(config, *stages), pooling_of(config, source.path)
     vocabulary = Vocabulary.load(source.path, model.vocab_size)
     grammars = make_grammars(config.grammar_backend, vocabulary, eager=True)
-    # The first rank has the most heads, and so the largest pages.
-    plan = _plan(config, Shard(model, topology, 0).config, _dtype(config), two_pools, ranks=topology.size)
+    # The first rank has the most layers and heads, and so the largest pages.
+    plan = _plan(config, stages[0], _dtype(config), two_pools, ranks=topology.size)
     loop_config = make_loop_config(
         config,
         num_pages=plan.num_pages,
@@ -231,12 +233,15 @@ def _check_deterministic(config: ServerConfig) -> None:
         )
 
 
-def _two_pools(config: ServerConfig, model: ModelConfig) -> bool:
-    """Whether layers with a window get pages of their own. Raises ConfigError where they were asked for and cannot."""
-    wanted, possible, tiers = config.hybrid_pools, hybrid(model), wants_tiers(config)
+def _two_pools(config: ServerConfig, *stages: ModelConfig) -> bool:
+    """Whether layers with a window get pages of their own, in every stage. Raises ConfigError where they were asked for
+    and cannot."""
+    possible = all(map(hybrid, stages)) and len(set(map(widest_window, stages))) == 1
+    wanted, tiers = config.hybrid_pools, wants_tiers(config)
     if wanted == "on" and not possible:
+        what = "the model" if len(stages) == 1 else "each stage of the model"
         raise ConfigError(
-            "hybrid_pools: the model must have layers with a window and layers without; this one has not",
+            f"hybrid_pools: {what} must have layers with a window and layers without; this one has not",
             "hybrid_pools",
         )
     if wanted == "on" and tiers:

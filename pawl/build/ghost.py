@@ -23,6 +23,7 @@ _MEANINGLESS = {"device": "cpu", "dtype": "auto", "backend": "auto", "threads": 
     "max_lora_rank": None,
     "lora_target_modules": (),
     "tp": 1,
+    "pp": 1,
     "ep": 1,
 }
 """Settings of the arithmetic, which a ghost has none of, with the one value each may have."""

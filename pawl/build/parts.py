@@ -151,7 +151,9 @@ def make_loop_config(
         prefill_chunk=prefill_chunk,
         window=window,
         num_window_pages=num_window_pages,
-        pacing=config.pacing,
+        # Overlap through several stages is a pipeline.
+        pacing="pipeline" if config.pp > 1 and config.pacing == "overlap" else config.pacing,
+        stages=config.pp,
         mixed=config.mixed,
         policy=config.policy,
         cache=config.cache,

@@ -29,7 +29,7 @@ from pawl.gpu.parallel.link import Link
 from pawl.gpu.parallel.pages import cut_pages
 from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.parallel.serve import serve
-from pawl.gpu.parallel.shard import Shard, keeper
+from pawl.gpu.parallel.shard import Shard, keeper, named_own
 from pawl.gpu.parallel.torch_groups import TorchGroups
 from pawl.gpu.parallel.wire import Answer, Beside, Ready, Setup, ToRank
 from pawl.gpu.runner import Runner
@@ -57,12 +57,13 @@ def main() -> None:
         steps.send(codec.encode(Answer(applied=b"", kind=type(error).__name__, refusal=refusal)))
         sys.exit(1)
     steps.send(codec.encode(ready))
-    layers, two, tokens, _, dimensions = ready.page_shape
-    whole = layers, two, tokens, shard.whole.num_kv_heads, dimensions
+    _, two, tokens, _, dimensions = ready.page_shape
+    whole = shard.whole.num_layers, two, tokens, shard.whole.num_kv_heads, dimensions
     actions = RankActions(
         runner,
-        tells=shard.tensor == 0,
-        cut_in=partial(cut_pages, shape=whole, heads=shard.groups),
+        tells=shard.last and shard.tensor == 0,
+        draws=shard.last,
+        cut_in=partial(cut_pages, shape=whole, heads=shard.groups, layers=shard.layers),
         show=partial(_shown, runner),
     )
     serve(actions, steps, beside, partial(make_codec, ToRank | Beside))
@@ -73,10 +74,10 @@ def _load(setup: Setup, config: ServerConfig) -> tuple[Shard, Runner, Ready]:
     device = torch.device(config.device if config.device == "cpu" else f"{config.device}:{setup.rank}")
     dtype = DTYPES["bf16" if config.dtype == "auto" else config.dtype]
     source = resolve_source(setup.model)
-    shard = Shard(source.config, setup.topology, place.tensor)
+    shard = Shard(source.config, setup.topology, place.tensor, stage=place.stage)
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
     samples = Samples()
-    weights = load_weights(source, dtype, keep=keeper(shard, samples))
+    weights = named_own(shard, load_weights(source, dtype, keep=keeper(shard, samples)))
     own = weights_fingerprint(shard.config, weights)
     groups = TorchGroups(setup.topology, setup.rank, device, Path(setup.store), START_LIMIT_S)
     limits = AdapterLimits(min(config.max_lora_rank or MOST_RANK, MOST_RANK), targets_of(config))
@@ -88,6 +89,7 @@ def _load(setup: Setup, config: ServerConfig) -> tuple[Shard, Runner, Ready]:
         dtype=dtype,
         threads=setup.threads,
         backend=config.backend,
+        deterministic=config.deterministic or config.speculate != "none",
         grammars=make_grammars(config.grammar_backend, vocabulary),
         pooling=pooling_of(config, source.path),
         adapters=partial(read_adapter, limits=limits),

@@ -34,22 +34,24 @@ def topology_of(config: ServerConfig) -> Topology:
     """The ranks that were asked for: without `tp`, one for each part of the experts. Raises ConfigError."""
     tensor = config.tp if config.tp > 1 else config.ep
     try:
-        return Topology(tensor=tensor, expert=config.ep)
+        return Topology(tensor=tensor, pipeline=config.pp, expert=config.ep)
     except TopologyRefused as error:
         raise ConfigError(f"ep: {error}", "ep") from error
 
 
 def check_ranks(config: ServerConfig, model: ModelConfig, topology: Topology) -> None:
     """Before anything is loaded. Raises ConfigError, with the numbers, where these ranks cannot serve the model."""
-    name = "tp" if config.tp > 1 else "ep"
+    adds_up = topology.tensor > 1
+    name = ("tp" if config.tp > 1 else "ep") if adds_up else "pp"
     try:
         check_shares(model, topology)
     except TopologyRefused as error:
-        raise ConfigError(f"{name}: {error}", name) from error
-    if config.backend not in SHARING_BACKENDS:
+        asked = str(error).partition(" ")[0]
+        raise ConfigError(f"{asked}: {error}", asked) from error
+    if config.backend not in SHARING_BACKENDS and (adds_up or config.backend != "native"):
         raise ConfigError(f"{name}: {config.backend} does not share a model out among ranks; torch does", "backend")
     for setting, off in (("deterministic", False), ("speculate", "none")):
-        if getattr(config, setting) != off:
+        if adds_up and getattr(config, setting) != off:
             reason = "ranks add up in plain torch, whose sums depend on the batch and on the number of ranks"
             raise ConfigError(f"{setting}: {reason}", setting)
     if config.device == "cuda" and topology.size > torch.cuda.device_count():
@@ -93,7 +95,9 @@ def start_group(
 
 def no_tracer() -> Tracer:
     """Profiles are those of one process. Raises ProfileRefused."""
-    raise ProfileRefused("ranks compute in processes of their own, and a profile is of one: serve without tp and ep")
+    raise ProfileRefused(
+        "ranks compute in processes of their own, and a profile is of one: serve without tp, pp and ep"
+    )
 
 
 def facts_of(group: RankGroup, architecture: str) -> dict[str, Any]:

@@ -152,6 +152,7 @@ FEATURES: tuple[Feature, ...] = (
         ("stages", "stage_s"),
         _stages,
         (*SCHEDULING, "fair_micro_batches", "read_after_commit"),
+        settings=("pp",),
     ),
     Feature(
         "mixed steps",

@@ -12,6 +12,7 @@ from pawl.actors.codec import make_codec
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.parallel.actions import RankActions
 from pawl.gpu.parallel.group import RankGroup
+from pawl.gpu.parallel.order import differ
 from pawl.gpu.parallel.pages import cut_pages
 from pawl.gpu.parallel.ranks import RankLost
 from pawl.gpu.parallel.wire import Answer, Beside, Ready, RunStep, ToRank
@@ -41,7 +42,10 @@ class SimulatedRanks:
     ) -> None:
         """`report` hears where a group goes on with ranks that have applied different steps."""
         page = 1, 1, ghosts[0].memory.page_size
-        cut = [partial(cut_pages, shape=(*page, _WORDS, 1), heads=range(n, n + 1)) for n in range(len(ghosts))]
+        cut = [
+            partial(cut_pages, shape=(*page, _WORDS, 1), heads=range(n, n + 1), layers=range(1))
+            for n in range(len(ghosts))
+        ]
         self.actions = [RankActions(ghost, tells=not n, cut_out=cut[n]) for n, ghost in enumerate(ghosts)]
         self.ready: Sequence[Ready] = [
             _ready(number, (*page, 1, 1), ghost, weights) for number, ghost in enumerate(ghosts)
@@ -101,7 +105,7 @@ class SimulatedLine:
             if isinstance(message, RunStep) and self._strikes(f"rank {number} dies"):
                 self._dead = number
             if isinstance(message, RunStep) and self._strikes(f"rank {number} skips a step"):
-                answers.append(Answer(applied=actions.applied.digest))
+                answers.append(Answer(applied=actions.applied.digest, drawn=actions.applied.drawn))
             else:
                 answers.append(self._do(actions, message, frames))
         self._told.append(answers)
@@ -111,7 +115,7 @@ class SimulatedLine:
         if self._dead is not None:
             raise RankLost(self._dead, "was ended")
         answers = self._told.popleft()
-        self._differ |= len({answer.applied for answer in answers}) > 1
+        self._differ |= differ(answers)
         return answers
 
 

@@ -70,8 +70,8 @@ def pids(engine: Engine) -> list[int]:
 def survives(folder: Path, trace: Path, fault: signal.Signals, **more: Any) -> None:
     """A rank has `fault` while requests are computed, and every one of them ends as it does without."""
     asked = prompts(6)
-    expected = answers(folder, trace / "alone", asked)
-    with engine_of(folder, trace / "ranks", tp=2, **more) as engine:
+    expected = answers(folder, trace / "alone", asked, backend=more.get("backend", "torch"))
+    with engine_of(folder, trace / "ranks", **more) as engine:
         assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected
         before = pids(engine)
         stream = engine.stream(asked[0], GREEDY | {"max_new_tokens": 80})
@@ -100,12 +100,26 @@ def alive(pid: int) -> bool:
 def test_two_ranks_answer_as_one_does_and_the_death_of_one_under_load_costs_nobody_a_token(
     folder: Path, tmp_path: Path
 ) -> None:
-    survives(folder, tmp_path, signal.SIGKILL)
+    survives(folder, tmp_path, signal.SIGKILL, tp=2)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"pp": 2, "backend": "native"},
+        *(pytest.param(more, marks=pytest.mark.slow) for more in ({"pp": 3}, {"pp": 2, "tp": 2}, {"pp": 2})),
+    ],
+    ids=str,
+)
+def test_stages_answer_as_one_does_and_the_death_of_one_under_load_costs_nobody_a_token(
+    more: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    survives(folder, tmp_path, signal.SIGKILL, **more)
 
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_found_by_the_deadline_of_its_step(folder: Path, tmp_path: Path) -> None:
-    survives(folder, tmp_path, signal.SIGSTOP, rank_timeout_s=5.0)
+    survives(folder, tmp_path, signal.SIGSTOP, tp=2, rank_timeout_s=5.0)
 
 
 @pytest.mark.slow
@@ -196,4 +210,9 @@ def test_ranks_that_a_model_cannot_have_are_refused_with_the_numbers_before_any_
     assert "sums depend" in refused(tp=2, backend="auto", deterministic=True)
     assert "sums depend" in refused(tp=2, backend="auto", speculate="ngram")
     assert "native does not share" in refused(tp=2, backend="native")
+    assert "pp 9: this model has 3 layers, and a stage has one at the least" in refused(pp=9)
+    assert "tp 3: this model has 2 key heads" in refused(tp=3, pp=2)
+    assert "triton does not share" in refused(pp=2, backend="triton")
+    assert "each stage of the model" in refused(pp=2, hybrid_pools="on")
+    assert "ghost" in refused(model="ghost", pp=2, backend="auto", dtype="auto")
     assert "ghost" in refused(model="ghost", tp=2, backend="auto", dtype="auto")
