@@ -149,7 +149,6 @@ ALIASES: tuple[Alias, ...] = (
     Alias("--trust-remote-code", BOTH, note="a model's own code is never run; leave it out"),
     Alias("--data-parallel-size", BOTH, note=ONE_DEVICE),
     Alias("--dp-size", SGLANG, note=ONE_DEVICE),
-    Alias("--pipeline-parallel-size", BOTH, note=ONE_DEVICE),
     Alias("--enforce-eager", VLLM, note="CUDA graphs cannot be turned off"),
     Alias("--disable-cuda-graph", SGLANG, note="CUDA graphs cannot be turned off"),
     Alias("--enable-metrics", SGLANG, note="/metrics is always there; leave it out"),

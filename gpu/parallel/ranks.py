@@ -23,10 +23,9 @@ class RanksDiverged(RunnerLost):
     """Ranks have not applied the same steps, or have drawn other tokens: one decision log does not hold of them."""
 
     def __init__(self, applied: Sequence[bytes]) -> None:
-        digests = ", ".join(
-            f"rank {rank}: {digest[:6].hex()} {digest[BYTES:][:6].hex()}" for rank, digest in enumerate(applied)
-        )
-        super().__init__(f"one_decision_log: ranks have applied different steps ({digests})", blameless=True)
+        digests = [f"rank {rank}: {each[:6].hex()} {each[BYTES:][:6].hex()}" for rank, each in enumerate(applied)]
+        words = f"one_decision_log: ranks have applied different steps ({', '.join(digests)})"
+        super().__init__(words, blameless=True)
         self.applied = tuple(applied)
 
 

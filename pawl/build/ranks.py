@@ -95,9 +95,7 @@ def start_group(
 
 def no_tracer() -> Tracer:
     """Profiles are those of one process. Raises ProfileRefused."""
-    raise ProfileRefused(
-        "ranks compute in processes of their own, and a profile is of one: serve without tp, pp and ep"
-    )
+    raise ProfileRefused("ranks are processes of their own, and a profile is of one: serve without tp, pp and ep")
 
 
 def facts_of(group: RankGroup, architecture: str) -> dict[str, Any]:

@@ -103,18 +103,27 @@ def test_two_ranks_answer_as_one_does_and_the_death_of_one_under_load_costs_nobo
     survives(folder, tmp_path, signal.SIGKILL, tp=2)
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"pp": 2, "backend": "native"},
-        *(pytest.param(more, marks=pytest.mark.slow) for more in ({"pp": 3}, {"pp": 2, "tp": 2}, {"pp": 2})),
-    ],
-    ids=str,
-)
-def test_stages_answer_as_one_does_and_the_death_of_one_under_load_costs_nobody_a_token(
+def test_two_stages_of_the_compiled_kernels_answer_as_one_runner_does(folder: Path, tmp_path: Path) -> None:
+    asked, native = prompts(6), {"backend": "native", "dtype": "bf16"}
+    assert answers(folder, tmp_path / "stages", asked, pp=2, **native) == answers(
+        folder, tmp_path / "one", asked, **native
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{"pp": 2, "backend": "native"}, {"pp": 3}, {"pp": 2, "tp": 2}], ids=str)
+def test_the_death_of_a_stage_under_load_costs_nobody_a_token(
     more: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     survives(folder, tmp_path, signal.SIGKILL, **more)
+
+
+@pytest.mark.slow
+def test_smollm2_answers_in_two_stages_with_the_bits_that_it_has_in_one(tmp_path: Path) -> None:
+    smollm2_source()
+    asked, native = prompts(24, 40_000), {"backend": "native", "dtype": "bf16", "deterministic": True}
+    expected = answers("smollm2", tmp_path / "one", asked, **native)
+    assert answers("smollm2", tmp_path / "stages", asked, pp=2, **native) == expected
 
 
 @pytest.mark.slow
