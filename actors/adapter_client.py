@@ -25,4 +25,4 @@ class AdapterClient:
 
     def named(self, adapters: tuple[Named, ...]) -> None:
         """Tell which adapters requests may name."""
-        self._actor.context.send(self._names.gateway, AdaptersNamed(adapters), Lane.CONTROL)
+        self._actor.context.send(self._names.gateway, AdaptersNamed(adapters, self._names.replica), Lane.CONTROL)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeAlia
 
 import msgspec
 
+from pawl.actors.gathering import merged
 from pawl.actors.messages.control import Reply
+from pawl.actors.names import Names
 from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Order, Outcome
 
@@ -127,6 +129,8 @@ class Row:
     by_worker: Callable[[Worker, Any], Outcome] | None = None
     """Does what is asked of the worker, which gets the message in place of the scheduler, between two steps. It changes
     nothing that the loop decides."""
+    at_stager: bool = False
+    """The stager gets the message in place of the scheduler, and answers it."""
     body: type[msgspec.Struct] | None = None
     """What a caller sends, where that is not the message itself."""
     at_gateway: Callable[[Gateway, Any, Answer], None] | None = None
@@ -157,6 +161,11 @@ class Row:
     """The property that `check` speaks for."""
     undone_by: msgspec.Struct | None = None
     """What a simulated client that has sent it sends some time after the answer, so that the run goes on."""
+    merge: Callable[[Sequence[Reply]], Reply] = merged
+    """One answer from those of all replicas, in the order of their numbers; there are several."""
+    session_of: Callable[[Any], str] | None = None
+    """The session that the message is about: only the replica that has it gets the message, and for one that nobody
+    has, the one that has the least to do. None: all replicas get it."""
     ends: frozenset[Cause] = field(default_factory=frozenset)
     """Causes with which it may end other clients' requests."""
 
@@ -197,7 +206,11 @@ class Row:
         """Have it carried out; `answer` is called exactly once."""
         if self.at_gateway is not None:
             self.at_gateway(gateway, body, answer)
-        elif self.by_worker is not None:
-            gateway.ask_worker(body, answer, self.wait_s(body))
         else:
             gateway.ask(body, answer, self.wait_s(body))
+
+    def answerer(self, names: Names) -> str:
+        """Who answers the message, among the actors of a replica."""
+        if self.at_stager:
+            return names.stager
+        return names.scheduler if self.by_worker is None else names.worker

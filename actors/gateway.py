@@ -14,22 +14,23 @@ import msgspec
 import structlog
 
 from pawl.actors.adapter_names import renamed, unknown_adapter
+from pawl.actors.answer_traces import AnswerTraces
 from pawl.actors.asks import Answer, AskExpired, Asks
+from pawl.actors.control import row_of
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
 from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
 from pawl.actors.messages.memory import MemoryReleased
+from pawl.actors.messages.replicas import FromRouter, Placed, ReplicaJoined, ReplicaLost
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import NAMES, Names
 from pawl.actors.open_requests import HTTP_OVERLOADED, Entry, OpenRequests
-from pawl.actors.recorder import TraceSink
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.sampling import SEED_RANGE
 from pawl.actors.sink import Sink
 from pawl.actors.trace_losses import TraceLosses
 from pawl.actors.unread import long_characters
 from pawl.lifecycle.machines.memory import MemoryTag
-from pawl.lifecycle.records import Answered, AnswersClosed
 from pawl.lifecycle.states import Cause
 from pawl.loops.adapter import Named
 from pawl.loops.orders.adapters import LoadAdapter
@@ -50,6 +51,7 @@ FromPeers: TypeAlias = (
     | WeightsServed
     | AdaptersNamed
     | MemoryReleased
+    | FromRouter
 )
 
 
@@ -71,7 +73,7 @@ class Gateway(Actor):
         )
         """Peers without which no request, or no update of the weights, can end on its own."""
         self.limit = limit
-        self.trace = TraceSink(self, names) if traced else None
+        self.trace = AnswerTraces(self, names) if traced else None
         self.trace_losses = TraceLosses(traced=traced, required=trace_required)
         self.requests = OpenRequests(self._answered)
         self.totals = self.requests.totals
@@ -96,7 +98,6 @@ class Gateway(Actor):
         self.unloaded: dict[str, Named] = {}
         """The last that bore a name which no adapter has any more, the one that lost it last at the end."""
         self._loads_again: list[int] = []
-        self._num_answered = 0
         self._delivering: Sequence[Output] = ()
         self._num_delivered = 0
         """Of these outputs: a message that failed in between is gone on with."""
@@ -194,22 +195,14 @@ class Gateway(Actor):
     # ---- for the edge: asks ----
 
     def ask(self, message: msgspec.Struct, answer: Answer, timeout_s: float) -> int:
-        """Put a control message to the scheduler; `answer` is called exactly once, with the reply or, after `timeout_s`
-        or a loss, with one that says so. Returns the ticket."""
-        return self.asks.ask(message, timeout_s, answer, self.lost)
+        """Put a control message to who answers it; `answer` is called exactly once, with the reply or, after
+        `timeout_s` or a loss, with one that says so. Returns the ticket."""
+        return self.asks.ask(message, timeout_s, answer, self.lost, row_of(message).answerer(self._names))
 
     def load_again(self, adapter: Named, timeout_s: float, answer: Answer) -> None:
         """Have one loaded that was unloaded, for requests: a drain ends the wait."""
         ticket = self.ask(LoadAdapter(name=adapter.name, path=adapter.source, pinned=adapter.pinned), answer, timeout_s)
         self._loads_again = [*filter(self.asks.waits, self._loads_again), ticket]
-
-    def ask_worker(self, message: msgspec.Struct, answer: Answer, timeout_s: float) -> int:
-        """The same of one that the worker answers, between two steps."""
-        return self.asks.ask(message, timeout_s, answer, self.lost, self._names.worker)
-
-    def ask_stager(self, message: msgspec.Struct, answer: Answer, timeout_s: float) -> int:
-        """The same, for a question that the stager answers."""
-        return self.asks.ask(message, timeout_s, answer, self.lost, self._names.stager)
 
     # ---- from the runtime ----
 
@@ -233,6 +226,15 @@ class Gateway(Actor):
                 self.adapters, self.unloaded = renamed(self.adapters, self.unloaded, adapters)
             case MemoryReleased(tags):
                 self.released = tags
+            case Placed(request, recorder):
+                self.requests.placed(request, recorder)
+            case ReplicaJoined() | ReplicaLost():
+                if self.trace is not None:
+                    self.trace.replica(message)
+                if isinstance(message, ReplicaLost):
+                    self.trace_losses.give_up(message.gone)
+                    if message.last:
+                        self._lose(message.name, message.reason)
             case Pulse(sent_at):
                 self.turned_at = self.context.now()
                 self.longest_freeze_s = max(self.longest_freeze_s, self.turned_at - sent_at)
@@ -282,8 +284,7 @@ class Gateway(Actor):
         else:
             self._end_all(Cause.DRAINED, f"the engine stopped: {reason}")
         if self.trace is not None:
-            self.trace.emit(AnswersClosed(self._num_answered, self.context.now()))
-            self.trace.flush()
+            self.trace.close(self.context.now())
 
     def check(self) -> None:
         """Raise AssertionError when the books do not balance."""
@@ -325,13 +326,13 @@ class Gateway(Actor):
     def _answered(self, entry: Entry, cause: Cause, now: float) -> None:
         """The entry is off the books."""
         if self.trace is not None:
-            number = self._num_answered + 1
-            self.trace.emit(Answered(entry.request, cause, entry.num_tokens, now, number))
-            self._num_answered = number  # nothing can fail in between
+            self.trace.answered(entry.recorder, entry.request, cause, entry.num_tokens, now)
 
     def _lose(self, name: str, reason: str) -> None:
         self.lost = text = f"{name} is gone: {reason}"
         self.requests.orphaned = True
+        if self.trace is not None:
+            self.trace.give_up()
         live = self.live()
         if live and name != self._names.scheduler:
             # Also where they are being ended for another reason: its records should say why clients were told this.

@@ -1,4 +1,4 @@
-"""Names under which the actors of one replica reach each other."""
+"""Names under which the actors of one replica, and those in front of it, reach each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Names(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is called what. Given to every actor that sends, so that two replicas can live in one system."""
+    """Who is called what. Given to every actor that sends, so that several replicas can live in one system."""
 
     gateway: str = "gateway"
     tokenizer: str = "tokenizer"
@@ -19,7 +19,27 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
     detokenizer: str = "detokenizer"
     watchdog: str = "watchdog"
     recorder: str = "recorder"
+    router: str = "router"
+    replica: int = 0
+    """Number of the replica, which no other ever has; one that is started again has a new one."""
+
+    @property
+    def own(self) -> frozenset[str]:
+        """Names of the actors that the replica has for itself."""
+        return frozenset(getattr(self, name) for name in OF_A_REPLICA)
 
 
 NAMES = Names()
-"""Of the only replica."""
+"""Where there is one replica, and nobody between it and the front."""
+
+ROUTER = NAMES.router
+OF_A_REPLICA = ("scheduler", "grammar", "worker", "stager", "groups", "storage", "watchdog", "recorder")
+"""Actors that each replica has for itself."""
+FRONT = msgspec.structs.replace(NAMES, **dict.fromkeys(OF_A_REPLICA, ROUTER))
+"""For the actors in front of several replicas: the router stands where the scheduler and its helpers would."""
+
+
+def names_of(replica: int) -> Names:
+    """For the actors of one of several replicas: the router stands where gateway and detokenizer would."""
+    own = {name: f"{name}.{replica}" for name in OF_A_REPLICA}
+    return msgspec.structs.replace(NAMES, **own, gateway=ROUTER, detokenizer=ROUTER, replica=replica)

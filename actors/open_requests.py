@@ -36,6 +36,8 @@ class Entry(msgspec.Struct, eq=False):
     """Characters of a long prompt that the tokenizer has not read yet (see `unread`)."""
     first_output: float | None = None
     num_tokens: int = 0
+    recorder: str = ""
+    """Who writes the trace of the replica that has it; empty: none was given it, or there is only one."""
     aborting: bool = False
     received: bool = False
     """It is counted as submitted."""
@@ -159,6 +161,12 @@ class OpenRequests:
         return [self._entries[request] for request in requests if request in self._entries]
 
     # ---- replies ----
+
+    def placed(self, request: int, recorder: str) -> None:
+        """The replica of this recorder has it from now on; one that was answered meanwhile stays where it was."""
+        entry = self._entries.get(request)
+        if entry is not None:
+            entry.recorder = recorder
 
     def accept(self, accepted: Accepted) -> None:
         entry = self._find(accepted.request, "accepted")

@@ -41,10 +41,10 @@ class TraceSink:
     """The sender's end. `emit` is a list append; `flush`, called when the sender has nothing else to do (in `settled`
     and in `stopped`), sends what has come together as one message."""
 
-    def __init__(self, host: Host, names: Names = NAMES) -> None:
+    def __init__(self, host: Host, names: Names = NAMES, source: str = "") -> None:
         self._host = host
         self._recorder = names.recorder
-        self._losses = LossTeller(host, names.gateway)
+        self._losses = LossTeller(host, names.gateway, source)
         self._batch: list[Record] = []
         self.num_lost = 0
         """Records refused that no Gap has told of yet."""

@@ -27,7 +27,7 @@ from pawl.actors.step_report import StepReport
 from pawl.actors.tiers.hand_over_client import tier_client_for
 from pawl.actors.tiers.tier_client import TierMessage
 from pawl.actors.turn_timer import TurnDue, TurnTimer
-from pawl.actors.turns import turn_of
+from pawl.actors.turns import info_of, turn_of
 from pawl.actors.weight_client import WeightClient
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.records import STOPPED, Started
@@ -44,6 +44,7 @@ from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll, Finish
 from pawl.loops.orders.weights import WeightsSwapped
 from pawl.loops.properties.state import name_of
 from pawl.loops.recovery import FAILED, FAILED_ORDER, recover
+from pawl.loops.requests import NO_OUTPUT
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.snapshot import checkpoint
 from pawl.memory.arrays import Indices, Int32s
@@ -94,7 +95,7 @@ class Scheduler(Actor):
         self.stage, self.exchanged = self.weight_client.stage, self.weight_client.exchanged
         self.adapter_effects, self.memory_client = AdapterClient(self, names), MemoryClient(self, names)
         self.intake = Intake(self.loop, self, config.served)
-        self.measures, self._report = StepMeasures(), StepReport()
+        self.measures, self._report = StepMeasures(), StepReport(names.replica)
         self._launched_at: dict[int, float] = {}
         self._askers = Askers(self._send)
         self._checking_deadlines = self._checking_self = False
@@ -221,7 +222,8 @@ class Scheduler(Actor):
         # After a failure table and memory may be half changed: they are left as they are, the trace has no end, and the
         # gateway, which learns of it next, answers for this actor.
         self.tier_client.stopped()
-        self._askers.stopped(f"the engine stopped: {reason}")
+        if self.failure is None:
+            self._askers.stopped(f"the engine stopped: {reason}")
         if self.trace is not None:
             self.trace.flush()
 
@@ -236,19 +238,13 @@ class Scheduler(Actor):
     # ---- messages ----
 
     def _submit(self, message: Generate, now: float) -> None:
-        info = RequestInfo(
-            request=message.request,
-            rid=message.rid,
-            sampling=message.sampling,
-            namespace=self._namespace(message),
-            submitted=now,
-            passthrough=message.text_options,
-        )
+        info = info_of(message, self._namespace(message), self.intake.weights.served.version, now)
         if message.session is not None:
             self.intake.deliver(turn_of(message, message.session), now)
             self._send_step()  # whoever it has ended leaves before anybody has the same row
         timeout_s = self.default_timeout_s if message.timeout_s is None else message.timeout_s
-        self.intake.submit(info, message.tokens, message.priority, now + timeout_s, now)
+        output = NO_OUTPUT if message.resumed is None else message.resumed.output
+        self.intake.submit(info, message.tokens, message.priority, info.submitted + timeout_s, now, output)
 
     def _namespace(self, message: Generate) -> str:
         adapters, weights = self.intake.adapters, self.intake.weights.served.fingerprint
@@ -304,7 +300,8 @@ class Scheduler(Actor):
     # ---- effects of the loop ----
 
     def opened(self, row: int, info: RequestInfo, tokens: Int32s) -> None:
-        opened = Opened(row, info.request, info.passthrough, len(tokens), tokens, info.sampling.num_rivals)
+        rivals = info.sampling.num_rivals
+        opened = Opened(row, info.request, info.passthrough, len(tokens), tokens, rivals, self._names.replica)
         self._send(self._names.detokenizer, opened)
         if info.sampling.grammar is not None:
             self._send(self._names.grammar, Compile(info.request, info.sampling.grammar))

@@ -22,7 +22,8 @@ _NONE: Int32s = np.empty(0, np.int32)
 class StepReport:
     """Collects admissions, tokens and endings until they are taken as one message."""
 
-    def __init__(self) -> None:
+    def __init__(self, replica: int = 0) -> None:
+        self._replica = replica
         self._rows, self._tokens = _NONE, _NONE
         self._scheduled: ScheduledBatch | None = None
         self._result: StepResult | None = None
@@ -72,7 +73,8 @@ class StepReport:
             ended, admitted = tuple(self._ended.values()), tuple(self._admitted)
             no_end: dict[int, Ended] = {}
             nobody: list[Admitted] = []
-            send(StepTokens(rows, tokens, logprobs, prompt_logprobs, ended, admitted, embeddings, version))
+            more = ended, admitted, embeddings, version, self._replica
+            send(StepTokens(rows, tokens, logprobs, prompt_logprobs, *more))
             # Nothing can fail between these.
             self._result = None
             self._ended = no_end

@@ -5,6 +5,7 @@ TraceSink, Recorder ──LossTeller──► TraceLoss (CONTROL) ──► gate
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import structlog
@@ -18,6 +19,11 @@ LOG_INTERVAL_S = 10.0
 """Between two lines that say that records are lost: a device that comes and goes must not fill the log."""
 
 
+def to_recorder(recorder: str) -> str:
+    """What the gateway is called where it loses records on their way to one of several recorders."""
+    return f"the gateway's records for {recorder}"
+
+
 class Host(Protocol):
     """The actor on whose behalf something is sent; its context is looked up when that happens."""
 
@@ -27,7 +33,9 @@ class Host(Protocol):
 class LossTeller:
     """One actor's way to say what it loses: a message at each change, a line in the log when losing begins and ends."""
 
-    def __init__(self, host: Host, gateway: str) -> None:
+    def __init__(self, host: Host, gateway: str, source: str = "") -> None:
+        """`source`: who is said to lose them; empty: the actor."""
+        self._source = source
         self._host = host
         self._gateway = gateway
         self._told = ("", 0)
@@ -44,7 +52,8 @@ class LossTeller:
         self._log(trouble, num_lost)
         if not last:
             context = self._host.context
-            context.send(self._gateway, TraceLoss(context.name, trouble, num_lost), Lane.CONTROL)
+            source = self._source or context.name
+            context.send(self._gateway, TraceLoss(source, trouble, num_lost), Lane.CONTROL)
 
     def _log(self, trouble: str, num_lost: int) -> None:
         context = self._host.context
@@ -63,9 +72,17 @@ class TraceLosses:
         self._traced = traced
         self._required = required
         self._told: dict[str, TraceLoss] = {}
+        self._given_up: frozenset[str] = frozenset()
 
     def learn(self, loss: TraceLoss) -> None:
-        self._told[loss.source] = loss
+        if loss.source not in self._given_up:
+            self._told[loss.source] = loss
+
+    def give_up(self, actors: Iterable[str]) -> None:
+        """The replica with these actors is lost, and its trace with it."""
+        self._given_up |= {source for name in actors for source in (name, to_recorder(name))}
+        for source in self._given_up:
+            self._told.pop(source, None)
 
     def recorder_gone(self, name: str, reason: str) -> None:
         """Nothing is recorded any more."""

@@ -65,7 +65,7 @@ class Watchdog(Actor):
         self._names = names
         self._turned_at = turned_at
         self._heard_at = 0.0
-        self._told = Stalled(0.0)
+        self._told = Stalled(0.0, replica=names.replica)
         self._still_s = 0.0
         """For how long the event loop was last seen to stand still; 0 while it turns."""
 
@@ -93,9 +93,10 @@ class Watchdog(Actor):
 
     def _tell(self, age_s: float, oldest_step_s: float = 0.0, silent_s: float = 0.0) -> None:
         """Tell the gateway: each time while the loop is slow (the age grows), and once when it is not any more."""
-        now = Stalled(age_s if age_s >= self.stall_s else 0.0, oldest_step_s, silent_s)
+        replica = self._names.replica
+        now = Stalled(age_s if age_s >= self.stall_s else 0.0, oldest_step_s, silent_s, replica)
         before, self._told = self._told, now
-        if now == before == Stalled(0.0):
+        if now == before == Stalled(0.0, replica=replica):
             return
         if now.seconds and not before.seconds:
             log.error("the loop does not move", seconds=round(now.seconds, 1))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from pawl.lifecycle.columns import Int32Column
 from pawl.lifecycle.machines.adapter import AdapterEvent, AdapterPhase
 from pawl.lifecycle.machines.memory import MemoryTag, ResidencyEvent
 from pawl.lifecycle.machines.weight_group import GroupEvent, GroupPhase
@@ -122,7 +123,14 @@ class Journal:
         self._emit = emit_after_changes
 
     def submitted(
-        self, row: int, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, now: float
+        self,
+        row: int,
+        info: RequestInfo,
+        tokens: Int32s,
+        priority: int,
+        deadline: float,
+        now: float,
+        output: Int32Column = b"",
     ) -> None:
         self._num_bytes += REQUEST_BYTES + TOKEN_BYTES * len(tokens)
         self._emit(
@@ -136,6 +144,10 @@ class Journal:
                 namespace=info.namespace,
                 deadline=None if isinf(deadline) else deadline,
                 time=now,
+                output=output,
+                num_cached=info.num_cached,
+                num_retractions=info.num_retractions,
+                num_older=info.num_older,
             )
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from pawl.lifecycle.machines.memory import MemoryTag, ResidencyEvent
+from pawl.lifecycle.states import Cause
 
 
 class Contained(msgspec.Struct, frozen=True, array_like=True, tag=16):
@@ -52,4 +53,28 @@ class MemoryMoved(msgspec.Struct, frozen=True, array_like=True, tag=19):
 
     event: ResidencyEvent
     tags: tuple[MemoryTag, ...]
+    time: float
+
+
+class Answered(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """The gateway has given a request its terminal reply.
+
+    Written by another actor than all other records: it may stand before the Transition that it follows from, and after
+    Closed. Requests that never reached the scheduler have one as well, and nothing else.
+    """
+
+    request: int
+    cause: Cause
+    num_output: int
+    """Output tokens that had left by then, the last included."""
+    time: float
+    number: int
+    """Of this reply among all, from 1."""
+
+
+class AnswersClosed(msgspec.Struct, frozen=True, array_like=True, tag=15):
+    """The gateway has stopped, and all that were open with it have been answered."""
+
+    count: int
+    """Answered records of this run."""
     time: float

@@ -44,6 +44,8 @@ from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.machines.adapter import AdapterEvent, AdapterPhase
 from pawl.lifecycle.machines.weight_group import GroupEvent, GroupPhase
 from pawl.lifecycle.machines.weights import WeightEvent, Weights
+from pawl.lifecycle.marks import Answered as Answered
+from pawl.lifecycle.marks import AnswersClosed as AnswersClosed
 from pawl.lifecycle.marks import Contained as Contained
 from pawl.lifecycle.marks import Digest as Digest
 from pawl.lifecycle.marks import Flushed as Flushed
@@ -88,6 +90,13 @@ class Submitted(msgspec.Struct, frozen=True, array_like=True, tag=1, kw_only=Tru
     deadline: float | None
     """When its time is over, on the clock of `time`; None: never."""
     time: float
+    output: Int32Column = b""
+    """What it has had from replicas that were lost, [n]. The next two are as its client is told."""
+    num_cached: int = 0
+    num_retractions: int = 0
+    """Times that it has lost its memory: at least 1 where one of those had begun it."""
+    num_older: int = 0
+    """Tokens of `output` that other weights have drawn than those that are served."""
 
 
 class Transition(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -189,30 +198,6 @@ class Cached(msgspec.Struct, frozen=True, array_like=True, tag=13, eq=False):
     stands ahead of the first record that knows of the change."""
 
     changes: tuple[CacheChange, ...]
-
-
-class Answered(msgspec.Struct, frozen=True, array_like=True, tag=14):
-    """The gateway has given a request its terminal reply.
-
-    Written by another actor than all other records: it may stand before the Transition that it follows from, and after
-    Closed. Requests that never reached the scheduler have one as well, and nothing else.
-    """
-
-    request: int
-    cause: Cause
-    num_output: int
-    """Output tokens that had left by then, the last included."""
-    time: float
-    number: int
-    """Of this reply among all, from 1."""
-
-
-class AnswersClosed(msgspec.Struct, frozen=True, array_like=True, tag=15):
-    """The gateway has stopped, and all that were open with it have been answered."""
-
-    count: int
-    """Answered records of this run."""
-    time: float
 
 
 class Checkpoint(msgspec.Struct, frozen=True, array_like=True, tag=17, eq=False):

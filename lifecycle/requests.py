@@ -49,6 +49,8 @@ class RequestInfo(msgspec.Struct, eq=False):
     """Lost steps this request was part of."""
     num_older: int = 0
     """Output tokens that other weights have drawn than those that are served."""
+    num_resumed: int = 0
+    """Those of `num_retractions` that came before this engine took it: others had it until they were lost."""
 
 
 class RequestTable:
@@ -103,8 +105,9 @@ class RequestTable:
     def full(self) -> bool:
         return not self._free
 
-    def open(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float) -> int:
-        """A row for a new request; its state is NEW until the first `move`."""
+    def open(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, num_output: int = 0) -> int:
+        """A row for a new request; its state is NEW until the first `move`. The last `num_output` of its tokens are
+        output that it has had elsewhere."""
         # Taken when every column is written: what cannot be written leaves the row free.
         row = self._free[-1]
         count = len(tokens)
@@ -118,7 +121,7 @@ class RequestTable:
         # A prompt longer than the table is wide is refused before anything reads it.
         kept = tokens[: self.tokens.shape[1]]
         self.tokens[row, : len(kept)] = kept
-        self.describe(row, info, count)
+        self.describe(row, info, count - num_output)
         self.row_of[info.request] = row
         self._free.pop()
         return row

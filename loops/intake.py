@@ -19,6 +19,7 @@ from pawl.lifecycle.weight_source import Sent
 from pawl.loops.adapter import AdapterEffects
 from pawl.loops.adapters import Adapters
 from pawl.loops.loop import Loop
+from pawl.loops.requests import NO_OUTPUT
 from pawl.loops.residency import MemoryKeeper
 from pawl.loops.sessions import Begun
 from pawl.loops.weight_groups import GroupKeeper, Members
@@ -139,8 +140,17 @@ class Intake:
 
     # ---- requests ----
 
-    def submit(self, info: RequestInfo, tokens: Int32s, priority: int, deadline: float, now: float) -> None:
-        """A request has arrived. Requests come in the order of their numbers."""
+    def submit(
+        self,
+        info: RequestInfo,
+        tokens: Int32s,
+        priority: int,
+        deadline: float,
+        now: float,
+        output: Int32s = NO_OUTPUT,
+    ) -> None:
+        """A request has arrived. Requests come in the order of their numbers, but for those with `output`: another
+        replica has had them, and was lost."""
         self._newest = max(self._newest, info.request)
         if self.loop.idle:
             self.loop.limits.ready_at = now
@@ -151,7 +161,7 @@ class Intake:
         if self.adapters is not None:
             refused = refused or self.adapters.refusal(info.namespace)
         refusal = (Cause.INVALID, refused) if refused else None
-        self.loop.requests.submit(info, tokens, priority, deadline, now, refusal)
+        self.loop.requests.submit(info, tokens, priority, deadline, now, refusal, output)
         if begun is not None and info.request in self.loop.table.row_of:
             self.loop.requests.sessions.went_live(begun)
         end = self._ended_early.pop(info.request, None)

@@ -124,7 +124,8 @@ class Queues:
             if was_queued:
                 self.table.order[row] = NOT_ADMITTED
                 # In its place: behind those that came earlier and were passed over.
-                self.waiting = dict.fromkeys(sorted((row, *self.waiting), key=self._arrival))
+                arrival = {row: at for at, row in enumerate(self.table.row_of.values())}
+                self.waiting = dict.fromkeys(sorted((row, *self.waiting), key=arrival.__getitem__))
             else:
                 self._requeue(row)
 
@@ -185,9 +186,6 @@ class Queues:
         self.waiting = {row: None for row in rows if row not in admitted and table.state[row] != State.NEW}
         self.retracted = sorted(admitted, key=table.order.__getitem__)
         self.prefilling, self.decoding = {}, np.empty(0, np.int32)
-
-    def _arrival(self, row: int) -> int:
-        return self.table.info(row).request  # numbers are given in order of arrival
 
     def _requeue(self, row: int) -> None:
         self.retracted.append(row)

@@ -138,8 +138,9 @@ class Recomputed(Property):
     @on(Submitted)
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
         prompt = int32s(record.tokens)
-        life = self._lives[record.row] = _Life(record.request, record.sampling, prompt, len(prompt))
-        life.outdated = not _at_hand(history) or adapter_of(record.namespace) > 0
+        known = np.concatenate((prompt, int32s(record.output)))
+        life = self._lives[record.row] = _Life(record.request, record.sampling, known, len(prompt))
+        life.outdated = record.num_older > 0 or not _at_hand(history) or adapter_of(record.namespace) > 0
         return ()
 
     @on(StepCommitted)

@@ -54,7 +54,8 @@ def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
         if row in restored:
             table.undo(row, State.QUEUED)
             table.attempt[row] += 1
-            if not table.info(row).num_retractions:  # it was its first admission, which gives no rank
+            info = table.info(row)
+            if info.num_retractions == info.num_resumed:  # it was its first admission, which gives no rank
                 table.order[row] = NOT_ADMITTED
         elif not _complete(loop, row, culprit, now):
             source = State(int(table.state[row]))

@@ -276,8 +276,11 @@ class Replay:
 
     def _submit(self, record: Submitted) -> None:
         info = RequestInfo(record.request, record.rid, record.sampling, record.namespace, record.time)
+        info.num_cached, info.num_older = record.num_cached, record.num_older
+        info.num_retractions = info.num_resumed = record.num_retractions
         deadline = float("inf") if record.deadline is None else record.deadline
-        self.intake.submit(info, np.array(int32s(record.tokens)), record.priority, deadline, record.time)
+        tokens = np.array(int32s(record.tokens))
+        self.intake.submit(info, tokens, record.priority, deadline, record.time, int32s(record.output))
 
     def _order(self, record: Delivered) -> Order:
         """Raises Diverged for an order that no loop was ever given."""

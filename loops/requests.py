@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.limits import Limits
@@ -25,6 +26,7 @@ from pawl.memory.arrays import Int32s
 
 NOT_NUMBERS = "the model's scores for the next token are not finite numbers"
 NOT_OF_THE_GRAMMAR = "no token that the request's grammar allows could be drawn"
+NO_OUTPUT: Int32s = np.empty(0, np.int32)
 MAX_STRIKES = 2
 """Lost steps after which a request that was part of each of them is ended instead of tried again."""
 
@@ -89,19 +91,22 @@ class Requests:
         deadline: float,
         now: float,
         refusal: tuple[Cause, str] | None = None,
+        output: Int32s = NO_OUTPUT,
     ) -> int:
         """Take a request: QUEUED, or ABORTED at once with a cause, that of `refusal` where there is one. The row it has
-        (had)."""
+        (had). With `output`, which it has had elsewhere, it goes on as after a retraction."""
         counters = self.counters
         received, prompt_tokens = counters.received + 1, counters.prompt_tokens + len(tokens)
+        known = np.concatenate((tokens, output)) if len(output) else tokens
         try:
-            row = self.table.open(info, tokens, priority, deadline)
+            row = self.table.open(info, known, priority, deadline, len(output))
             self.begin(row)
-            self.journal.submitted(row, info, tokens, priority, deadline, now)
+            self.journal.submitted(row, info, tokens, priority, deadline, now, output)
         except Exception:
             self.table.withdraw(info.request)
             raise
         counters.received = received
+        counters.generated_tokens += len(output)
         self.effects.opened(row, info, tokens)
         refusal = refusal or self._refusal(row)
         if refusal is not None:

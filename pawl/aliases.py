@@ -147,8 +147,9 @@ ALIASES: tuple[Alias, ...] = (
     Alias("--tokenizer", VLLM, note="it comes with the model"),
     Alias("--tokenizer-path", SGLANG, note="it comes with the model"),
     Alias("--trust-remote-code", BOTH, note="a model's own code is never run; leave it out"),
-    Alias("--data-parallel-size", BOTH, note=ONE_DEVICE),
-    Alias("--dp-size", SGLANG, note=ONE_DEVICE),
+    Alias("--data-parallel-size", BOTH, "dp"),
+    Alias("--dp-size", SGLANG, "dp"),
+    Alias("--load-balance-method", SGLANG, "router_policy", note="`minimum_tokens` and `total_requests` as well"),
     Alias("--enforce-eager", VLLM, note="CUDA graphs cannot be turned off"),
     Alias("--disable-cuda-graph", SGLANG, note="CUDA graphs cannot be turned off"),
     Alias("--enable-metrics", SGLANG, note="/metrics is always there; leave it out"),
@@ -157,6 +158,7 @@ ALIASES: tuple[Alias, ...] = (
 )
 
 VALUES: Mapping[str, Mapping[str, str]] = {
+    "router_policy": {"minimum_tokens": "total_tokens", "total_requests": "shortest_queue"},
     "dtype": {"bfloat16": "bf16", "float32": "fp32", "float": "fp32"},
     "tool_call_parser": {"qwen": "hermes", "qwen25": "hermes", "llama3": "llama3_json", "llama4_pythonic": "pythonic"},
     "reasoning_parser": {"deepseek-r1": "deepseek_r1", "magistral": "mistral"},

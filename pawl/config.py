@@ -156,6 +156,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     pacing: Annotated[str, _feature("scheduling", "pacing")] = "overlap"
     mixed: Annotated[bool, _feature("scheduling", "mixed")] = True
     policy: Annotated[str, _feature("scheduling", "policy")] = "fcfs"
+    router_policy: Annotated[str, _feature("scheduling", "router_policy")] = "round_robin"
     speculate: Annotated[str, _feature("scheduling", "speculate")] = "none"
     num_speculative_tokens: Annotated[UpTo64 | None, _feature("scheduling", "num_speculative_tokens")] = None
     prompt_lookup_min: Annotated[UpTo64 | None, _feature("scheduling", "prompt_lookup_min")] = None
@@ -205,6 +206,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "workers", "local: everything in one process; processes: the model and its scheduler in one of their own"
         ),
     ] = "local"
+    dp: Annotated[UpTo64, _feature("workers", "dp")] = 1
     threads: Annotated[
         AtLeastOne | None,
         _meta("workers", "CPU threads of the model; otherwise one for each core this process may use"),

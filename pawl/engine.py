@@ -1,10 +1,8 @@
-"""The engine: every part put together, for the server and for offline use.
+"""The engine: every part put together, for the server and for offline use (which actors: `pawl.build.wiring`).
 
-    with Engine(config) as engine:
-        for completion in engine.generate(["The capital of France is"], {"max_new_tokens": 8}):
-            print(completion.text)
-
-Which actors there are: `pawl.build.wiring`.
+with Engine(config) as engine:
+    for completion in engine.generate(["The capital of France is"], {"max_new_tokens": 8}):
+        print(completion.text)
 """
 
 from __future__ import annotations
@@ -29,14 +27,16 @@ from pawl.actors.fields import convert
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Submit, TextOptions
+from pawl.actors.names import FRONT, NAMES
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.sampling import Limits, OfflineSampling, StopStrings, embedding_sampling, offline_sampling, shortened
 from pawl.actors.sink import Delta, Inbox
 from pawl.actors.text.invalid import InvalidRequest
-from pawl.build.loading import load as load
+from pawl.build.loading import load, load_here
 from pawl.build.lora import load_adapters
 from pawl.build.parts import Parts
-from pawl.build.wiring import all_names, engine_actors, front_actors, spawn_all
+from pawl.build.replicas import LocalReplicas
+from pawl.build.wiring import all_names, front_actors, spawn_all
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.weights.report import Report, unheard
 from pawl.lifecycle.states import Cause
@@ -79,23 +79,28 @@ class Engine:
         config: ServerConfig,
         *,
         on_failure: Callable[[str, BaseException], None] | None = None,
-        parts: Parts | ReplicaProcess | None = None,
+        parts: Parts | ReplicaProcess | Sequence[Parts] | None = None,
         report: Report = unheard,
     ) -> None:
-        """`parts` replaces what the configuration would load, for a runner or a vocabulary of one's own."""
+        """`parts`, of each replica, replace what the configuration would load, for a runner of one's own."""
         ensure_logs(config.log_format, config.log_level)
         self.config = config
-        self.parts = parts if parts is not None else load(config, report)
+        given = load(config, report) if parts is None else parts
+        several: list[Any] = [*given] if isinstance(given, Sequence) else [given]
+        self.parts: Parts | ReplicaProcess = several[0]
         loop_config = self.parts.loop_config
         self._limits = Limits.of(self.parts.vocabulary, loop_config.max_context, self.parts.abilities)
         limit, required = config.max_running + config.max_queued, config.trace_required
-        self.gateway = Gateway(limit, traced=self.parts.traced, trace_required=required)
+        front = NAMES if len(several) == 1 else FRONT
+        self.gateway = Gateway(limit, traced=self.parts.traced, trace_required=required, names=front)
         self.failure: EngineFailed | None = None
         self._on_failure = on_failure
         self.system: LocalSystem
+        self.replicas: LocalReplicas | None = None
         if isinstance(self.parts, Parts):
-            self.system, timeout_s = LocalSystem(loop_config.seed, on_failure=self._failed), config.request_timeout_s
-            self._actors = engine_actors(self.parts, self.gateway, timeout_s, turned_at=lambda: self.gateway.turned_at)
+            self.system = LocalSystem(loop_config.seed, on_failure=self._failed)
+            self.replicas = LocalReplicas(config, self.system, several, load_here, self._failed)
+            self._actors = self.replicas.actors(self.gateway)
         else:
             self.system = self.parts.make_system(loop_config.seed, self._failed)
             self._actors = front_actors(self.parts.vocabulary, loop_config, self.gateway)
@@ -139,10 +144,10 @@ class Engine:
         self._stopped = True
         if self._process not in (None, os.getpid()):
             return  # a forked child: the threads to be stopped are the parent's
-        late = self.system.stop(all_names(), timeout_s)
+        late = self.system.stop(all_names() if self.replicas is None else self.replicas.stop(), timeout_s)
         if late:
             log.error("actors did not stop in time", actors=late)
-        self.parts.close()
+        (self.replicas or self.parts).close()
         if self._own_loop is not None and self._own_thread is not None:
             self._own_loop.call_soon_threadsafe(self._own_loop.stop)
             self._own_thread.join(timeout_s)
@@ -156,6 +161,8 @@ class Engine:
         self.stop()
 
     def _failed(self, name: str, error: BaseException) -> None:
+        if self.replicas is not None and self.replicas.is_one_of(name):
+            return  # the router decides whether all is over
         self.failure = EngineFailed(name, f"{type(error).__name__}: {error}")
         log.error("an actor failed for good", actor=name, error=type(error).__name__)
         if self._on_failure is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from pawl.actors.control_row import Row, Source, Who
+from pawl.actors.gathering import merged
 from pawl.actors.messages.control import Reply
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.loops.orders.cache import FlushCache
@@ -40,6 +43,7 @@ FLUSH_CACHE = Row(
     name="flush-cache",
     message=FlushCache,
     reply=FlushReply,
+    merge=partial(merged, counts=("waiting", "running", "in_flight")),
     who=Who.ADMIN,
     routes=("/flush_cache",),
     draw=_drawn,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from pawl.actors.control.profiling import refused, shown
 from pawl.actors.control_row import Row, Source, Who
 from pawl.actors.expert_recorder import NoExperts, encoded
+from pawl.actors.gathering import merged
 from pawl.actors.messages.control import Reply
 from pawl.gpu.profiler import ProfileRefused, WrongState
 from pawl.loops.intake import Outcome
@@ -54,7 +56,8 @@ def dump(worker: Worker, message: DumpExpertRecord) -> Outcome:
         record = worker.experts.take()
     except (NoExperts, WrongState) as error:
         return refused(error)
-    path = worker.profiler.folder / f"expert_distribution_recorder_{worker.context.wall():.6f}.json"
+    whose = f"_{worker.profiler.rank}" if worker.profiler.rank else ""
+    path = worker.profiler.folder / f"expert_distribution_recorder_{worker.context.wall():.6f}{whose}.json"
     try:
         worker.profiler.tracer.save(path, encoded(record))
     except (OSError, ProfileRefused) as error:
@@ -108,5 +111,6 @@ DUMP_EXPERTS = Row(
     patience_s=600.0,
     draw=lambda source: _drawn(DumpExpertRecord, 0.2, source),
     check=_check_dump,
+    merge=partial(merged, counts=("num_tokens", "failed_steps", "logical_count")),
     proves="auxiliary_conservation",
 )

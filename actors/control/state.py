@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from pawl.actors.control_row import Facts, Row, Shown, Source, plain
+from pawl.actors.gathering import merged
 from pawl.actors.messages.control import Reply
 from pawl.lifecycle.machines.adapter import AdapterPhase
 from pawl.lifecycle.machines.session import SessionPhase
@@ -154,9 +155,28 @@ def loads_of(scheduler: Scheduler, question: GetLoads) -> Outcome:
     return Outcome(True, facts={"loads": [msgspec.to_builtins(load)]})
 
 
+def states_of(reply: Reply) -> Sequence[dict[str, Any]]:
+    """What each scheduler says of itself."""
+    states: Sequence[dict[str, Any]] = reply.body.get("replicas", [reply.body])
+    return states
+
+
+def _merge_states(replies: Sequence[Reply]) -> Reply:
+    """Side by side."""
+    return msgspec.structs.replace(merged(replies), body={"replicas": [reply.body for reply in replies]})
+
+
+def _merge_loads(replies: Sequence[Reply]) -> Reply:
+    """Side by side, in the order of replicas: those that are started again have new numbers."""
+    loads = [load for reply in replies for load in reply.body.get("loads", [])]
+    ranked = [load | {"dp_rank": rank} for rank, load in enumerate(loads)]
+    return msgspec.structs.replace(merged(replies), body={"loads": ranked})
+
+
 def _show_state(reply: Reply, facts: Facts) -> Shown:
     # Clients of SGLang look for the schedulers' own words here, one entry for each.
-    return HTTPStatus.OK, {**facts, "internal_states": [reply.body if reply.ok else {"error": reply.message}]}
+    states = states_of(reply) if reply.ok else [{"error": reply.message}]
+    return HTTPStatus.OK, {**facts, "internal_states": states}
 
 
 def _show_loads(reply: Reply, facts: Facts) -> Shown:
@@ -170,11 +190,14 @@ def _drawn(source: Source) -> GetState | None:
 
 
 def _check(body: GetState, reply: Reply) -> str | None:
-    """The state must not contradict itself."""
+    """No scheduler's state may contradict itself."""
     if not reply.ok:
         return reply.message
-    live, counted = len(reply.body["live"]), sum(reply.body["requests"].values())
-    return f"{live} live requests are listed, {counted} are counted" if live != counted else None
+    for state in states_of(reply):
+        live, counted = len(state["live"]), sum(state["requests"].values())
+        if live != counted:
+            return f"{live} live requests are listed, {counted} are counted"
+    return None
 
 
 STATE = Row(
@@ -182,6 +205,7 @@ STATE = Row(
     message=GetState,
     look=state_of,
     show=_show_state,
+    merge=_merge_states,
     routes=("/server_info", "/get_server_info", "/get_internal_state"),
     methods=("GET",),
     admin_when=lambda body: body.detail,
@@ -197,6 +221,7 @@ LOADS = Row(
     look=loads_of,
     reply=LoadsReply,
     show=_show_loads,
+    merge=_merge_loads,
     routes=("/v1/loads",),
     methods=("GET",),
     patience_s=PATIENCE_S,

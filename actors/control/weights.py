@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from pawl.actors.control_row import Answer, Facts, Row, Shown, Source, Who, plain
+from pawl.actors.gathering import first_refusal
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.weights import UNEXCHANGED, UNREAD
 from pawl.actors.weight_questions import NO_SUCH, CheckWeights, GetWeights
@@ -174,10 +176,6 @@ RENAME_WEIGHTS = Row(
 )
 
 
-def _ask(gateway: Gateway, body: GetWeights | CheckWeights, answer: Answer) -> None:
-    gateway.ask_stager(body, answer, PATIENCE_S)
-
-
 def _show_values(reply: Reply, facts: Facts) -> Shown:
     """The numbers alone, as SGLang's clients expect them."""
     if reply.ok:
@@ -202,7 +200,9 @@ def _check_values(body: GetWeights, reply: Reply) -> str | None:
 GET_WEIGHTS = Row(
     name="get-weights",
     message=GetWeights,
-    at_gateway=_ask,
+    at_stager=True,
+    # They serve the same weights, but for moments of an update.
+    merge=first_refusal,
     reply=list[Any] | dict[str, Any],
     show=_show_values,
     who=Who.ADMIN,
@@ -213,6 +213,13 @@ GET_WEIGHTS = Row(
     check=_check_values,
     proves="weight_epochs",
 )
+
+
+def _merge_ranks(replies: Sequence[Reply]) -> Reply:
+    """Of every replica all ranks."""
+    ranks = [rank for reply in replies for rank in reply.body.get("ranks", [])]
+    speaking = first_refusal(replies)
+    return msgspec.structs.replace(speaking, body=speaking.body | ({"ranks": ranks} if ranks else {}))
 
 
 def _checked(source: Source) -> CheckWeights | None:
@@ -229,7 +236,8 @@ def _check_checked(body: CheckWeights, reply: Reply) -> str | None:
 CHECK_WEIGHTS = Row(
     name="check-weights",
     message=CheckWeights,
-    at_gateway=_ask,
+    at_stager=True,
+    merge=_merge_ranks,
     who=Who.ADMIN,
     routes=("/weights_checker",),
     patience_s=PATIENCE_S,

@@ -34,3 +34,4 @@ class AdaptersNamed(msgspec.Struct, frozen=True, tag=True):
     """scheduler -> gateway: requests may name these from now on, and no others."""
 
     adapters: tuple[Named, ...]
+    replica: int = 0

@@ -35,6 +35,7 @@ class Stalled(msgspec.Struct, frozen=True, tag=True):
     """Age of the oldest step in flight."""
     silent_s: float = 0.0
     """For how long the scheduler has handled no message."""
+    replica: int = 0
 
 
 class Pulse(msgspec.Struct, frozen=True, tag=True):

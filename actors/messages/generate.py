@@ -101,7 +101,26 @@ class Submit(msgspec.Struct, frozen=True, tag=True, kw_only=True):
         return Operation.TEXT_COMPLETION if self.chat is None else Operation.CHAT
 
 
-# ---- tokenizer -> scheduler ----
+# ---- tokenizer -> scheduler, through the router where there are several replicas ----
+
+
+class Resumed(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What a replica that was lost had done of a request. The next one goes on from there, as after a lost step."""
+
+    output: NDArray[np.int32]
+    """Output tokens that its client has had."""
+    cached_tokens: int
+    """As its client is told: of its first admission."""
+    num_retractions: int
+    """Times that it has lost its memory, at least 1."""
+    admitted_s: float
+    """Seconds since then."""
+    first_token_s: float | None
+    """Seconds since it had its first token; None: it has none."""
+    version: str
+    """Of the weights that served there last."""
+    num_older: int
+    """Tokens of `output` that others have drawn."""
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, eq=False):
@@ -120,9 +139,12 @@ class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, eq=False):
     """Number of its adapter; 0: none."""
     session: SessionParameters | None = None
     scored_from: int = 0
+    age_s: float = 0.0
+    """Seconds since another replica was given it, which was lost."""
+    resumed: Resumed | None = None
 
 
-# ---- scheduler -> detokenizer ----
+# ---- scheduler -> detokenizer, through the router where there are several replicas ----
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True, eq=False):
@@ -135,6 +157,7 @@ class Opened(msgspec.Struct, frozen=True, tag=True, eq=False):
     prompt: NDArray[np.int32]
     num_rivals: int | None = None
     """Log-probabilities beside each token's own; None: the request asked for none."""
+    replica: int = 0
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -175,6 +198,7 @@ class StepTokens(msgspec.Struct, frozen=True, tag=True, eq=False):
     """(row, vector)"""
     version: str = ""
     """Of the weights that drew the tokens."""
+    replica: int = 0
 
 
 # ---- detokenizer (and tokenizer, for what it refuses) -> gateway ----

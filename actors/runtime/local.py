@@ -146,6 +146,14 @@ class LocalSystem:
             contained=cell.num_contained,
         )
 
+    def retire(self, names: Sequence[str], timeout_s: float = 10.0) -> None:
+        """Stop these actors, one after the other, each in `timeout_s` seconds, and run on without them; blocks."""
+        self._refuse_in_actor("retire")
+        for cell in [self._cells[name] for name in names if name in self._cells]:
+            cell.ask_to_stop("retired")
+            if not cell.over.wait(timeout_s):
+                cell.cut()
+
     # ---- what cells ask of their system ----
 
     def find(self, name: str) -> Receiver | None:

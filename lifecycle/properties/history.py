@@ -65,9 +65,8 @@ class History(Dispatch):
 
     def __init__(self) -> None:
         self.number = -1
-        """Of the current record."""
         self.kind: Kind = Checkpoint
-        """Of the current record."""
+        """Both of the current record."""
         self.beginning: Beginning | None = None
         """Where the run was when the first record, a Checkpoint, was taken; None: at its start."""
         self.started: Started | None = None
@@ -156,10 +155,7 @@ class History(Dispatch):
         self._last_step = beginning.step
         for arrival in beginning.arrivals:
             self._submitted(arrival)
-            row, output = arrival.row, table.output(arrival.row)
-            self.num_output[row] = len(output)
-            self.outputs = roomy(self.outputs, 0, len(output))
-            self.outputs[row, : len(output)] = output
+            self._has_output(arrival.row, table.output(arrival.row))
         self.weights.begin(beginning)
         if len(self.open) != len(beginning.rows):
             raise Malformed("a checkpoint has two live requests of one number")
@@ -203,12 +199,16 @@ class History(Dispatch):
         self.request[row] = record.request
         self.num_prompt[row] = len(int32s(record.tokens))
         self.num_wanted[row] = record.sampling.max_new_tokens
-        self.num_output[row] = 0
-        self.weights.older.pop(row, None)
-        self.working[row] = False
-        self._batched[row] = False
-        self._retracted.discard(row)
+        self._has_output(row, int32s(record.output))
+        self.weights.submitted(record)
+        self.working[row] = self._batched[row] = False
         self._warm.discard(row)
+        (self._retracted.add if record.num_retractions else self._retracted.discard)(row)
+
+    def _has_output(self, row: int, output: Int32s) -> None:
+        self.num_output[row] = count = len(output)
+        self.outputs = roomy(self.outputs, 0, count)
+        self.outputs[row, :count] = output
 
     @on(*set(Event) - DEPARTURES - {Event.ADMIT})
     def _moved(self, record: Transition) -> None:

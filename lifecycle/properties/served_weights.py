@@ -31,6 +31,12 @@ class ServedWeights:
         counts = {row: beginning.table.info(row).num_older for row in beginning.rows}
         self.older = {row: count for row, count in counts.items() if count}
 
+    def submitted(self, record: Submitted) -> None:
+        """A request has come, perhaps with output."""
+        self.older.pop(record.row, None)
+        if record.num_older:
+            self.older[record.row] = record.num_older
+
     def moved(
         self, record: WeightsMoved, rows: Iterable[int], submissions: dict[int, Submitted], num_output: Any
     ) -> None:

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 import torch
 
+from pawl.actors.names import NAMES, Names
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.encoder import load_encoder
 from pawl.build.grammars import make_grammars
@@ -51,7 +52,7 @@ CPU_KV_LIMIT = 1 << 30
 """Bytes; a CPU server rarely needs more, and its memory is shared with everything else on the machine."""
 
 
-def load_parts(config: ServerConfig, report: Report = unheard) -> Parts:
+def load_parts(config: ServerConfig, report: Report = unheard, names: Names = NAMES) -> Parts:
     """Load the model named by the configuration; `report` hears how far it is.
 
     Raises ModelNotFound, UnsupportedModel, UnsupportedVocabulary, BackendUnavailable, KvDoesNotFit, WeightsDoNotFit,
@@ -66,13 +67,13 @@ def load_parts(config: ServerConfig, report: Report = unheard) -> Parts:
         if topology.size > 1:
             name = "pp" if config.pp > 1 else "tp"
             raise ConfigError(f"{name}: an encoder is not shared out among ranks", name)
-        return load_encoder(config, path, name, report)
+        return load_encoder(config, path, name, report, names)
     if topology.size > 1:
-        return _load_ranks(config, source_at(path, name), topology, began)
-    return _load_decoder(config, source_at(path, name), began, report)
+        return _load_ranks(config, source_at(path, name), topology, began, names)
+    return _load_decoder(config, source_at(path, name), began, report, names)
 
 
-def _load_decoder(config: ServerConfig, source: ModelSource, began: float, report: Report) -> Parts:
+def _load_decoder(config: ServerConfig, source: ModelSource, began: float, report: Report, names: Names) -> Parts:
     """The parts of an engine with this decoder."""
     two_pools = _two_pools(config, source.config)
     pooling = pooling_of(config, source.path)
@@ -129,10 +130,11 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
         loop_config=loop_config,
         facts=_facts(config, runner, plan),
         began=began,
+        names=names,
     )
 
 
-def _load_ranks(config: ServerConfig, source: ModelSource, topology: Topology, began: float) -> Parts:
+def _load_ranks(config: ServerConfig, source: ModelSource, topology: Topology, began: float, names: Names) -> Parts:
     """The parts of an engine whose decoder is shared out among ranks: this process has none of its weights."""
     model = source.config
     check_ranks(config, model, topology)
@@ -170,6 +172,7 @@ def _load_ranks(config: ServerConfig, source: ModelSource, topology: Topology, b
         began=began,
         make_tracer=no_tracer,
         close=group.close,
+        names=names,
     )
 
 
@@ -273,4 +276,5 @@ def _plan(
         budget = int(available_memory(config.device) * KV_SHARE[config.device])
         if config.device == "cpu":
             budget = min(budget, CPU_KV_LIMIT) // ranks
+        budget //= config.dp
     return plan_memory(model, dtype, config.page_size, budget, chunk=chunk)

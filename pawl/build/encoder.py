@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from pawl.actors.names import Names
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.parts import Parts, assemble, make_loop_config
 from pawl.build.tiers import wants_tiers
@@ -31,7 +32,7 @@ class FolderSource(msgspec.Struct, frozen=True):
     path: Path
 
 
-def load_encoder(config: ServerConfig, path: Path, name: str, report: Report) -> Parts:
+def load_encoder(config: ServerConfig, path: Path, name: str, report: Report, names: Names) -> Parts:
     """The parts of an engine with the encoder in this folder. Raises what `load_parts` raises."""
     began = time.monotonic()
     _check(config)
@@ -78,6 +79,7 @@ def load_encoder(config: ServerConfig, path: Path, name: str, report: Report) ->
         loop_config=loop_config,
         facts=facts,
         began=began,
+        names=names,
     )
 
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from pawl.actors.names import NAMES, Names
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.build.grammars import make_grammars
 from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
@@ -36,7 +37,7 @@ class GhostSource(NamedTuple):
     path: Path = Path(GHOST)
 
 
-def load_ghost(config: ServerConfig) -> Parts:
+def load_ghost(config: ServerConfig, names: Names = NAMES) -> Parts:
     """An engine's parts with a ghost as its model. Raises ConfigError for settings that mean nothing to it."""
     began = time.monotonic()
     check_settings(config)
@@ -61,6 +62,7 @@ def load_ghost(config: ServerConfig) -> Parts:
         loop_config=loop_config,
         facts={"device": config.device, "backend": GHOST},
         began=began,
+        names=names,
     )
 
 
@@ -70,4 +72,4 @@ def _num_pages(config: ServerConfig) -> int:
         if not num_pages:
             raise ConfigError(f"kv_memory_gb: {config.kv_memory_gb} GiB do not hold one page", "kv_memory_gb")
         return num_pages
-    return max(1, (config.kv_tokens or KV_TOKENS) // config.page_size)
+    return max(1, (config.kv_tokens or KV_TOKENS // config.dp) // config.page_size)

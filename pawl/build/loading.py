@@ -4,34 +4,43 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pawl.actors.names import NAMES, Names, names_of
 from pawl.build.parts import Parts
+from pawl.build.replicas import share_of
 from pawl.config import ServerConfig
 from pawl.gpu.weights.locate import locate
-from pawl.gpu.weights.report import Report, unheard
+from pawl.gpu.weights.report import Report, part, unheard
 
 if TYPE_CHECKING:
     from pawl.build.replica_process import ReplicaProcess
 
 
-def load(config: ServerConfig, report: Report = unheard) -> Parts | ReplicaProcess:
-    """What the settings name; `report` hears how far it is."""
+def load(config: ServerConfig, report: Report = unheard) -> ReplicaProcess | list[Parts]:
+    """What the settings name, a replica in a process of its own or all of them here; `report` hears how far it is."""
+    shares = [share_of(config, place) for place in range(config.dp)]
     if config.runtime == "processes":
         from pawl.build.replica_process import ReplicaProcess  # whoever runs in one process imports no ZeroMQ
 
         return ReplicaProcess(config, report)
-    return load_here(config, report)
+    if len(shares) == 1:
+        return [load_here(config, report)]
+    count = len(shares)
+    return [
+        load_here(share, part(report, place / count, (place + 1) / count), names_of(place))
+        for place, share in enumerate(shares)
+    ]
 
 
-def load_here(config: ServerConfig, report: Report = unheard) -> Parts:
+def load_here(config: ServerConfig, report: Report = unheard, names: Names = NAMES) -> Parts:
     """The parts of an engine in this process. Imported only now, each with what it needs: a ghost starts without
     PyTorch, and a name that cannot be is refused (ModelNotFound) before PyTorch is there."""
     report(0.0)
     if config.model == "ghost":
         from pawl.build.ghost import load_ghost
 
-        return load_ghost(config)
+        return load_ghost(config, names)
     locate(config.model)
     from pawl.build.assembly import load_parts
 
     report(0.1)
-    return load_parts(config, report)
+    return load_parts(config, report, names)

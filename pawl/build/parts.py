@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from pawl import __version__
+from pawl.actors.names import NAMES, Names
 from pawl.actors.recorder import Recorder
 from pawl.actors.storage import Storage
 from pawl.actors.text.vocabulary import Vocabulary
@@ -78,6 +79,8 @@ class Parts:
     trainers: Trainers = field(default_factory=Trainers)
     close: Callable[[], None] = nothing
     """Called when the engine has stopped."""
+    names: Names = NAMES
+    """Of the actors, storage and recorder among them; those of one of several replicas are its own."""
 
     @property
     def abilities(self) -> Abilities:
@@ -201,12 +204,13 @@ def assemble(
     grammars: Grammars | None = None,
     make_tracer: Callable[[], Tracer] = torch_tracer,
     close: Callable[[], None] = nothing,
+    names: Names = NAMES,
 ) -> Parts:
     """Lower tiers, trace and summary around a loaded model. `facts` about it go into the last two; the summary also
     says how long it took since `began`, seconds of the monotonic clock. Raises ConfigError, or StorageUnusable."""
     storage = None
     if wants_tiers(config):
-        storage = make_storage(config, runner.layout, runner.page_bytes)
+        storage = make_storage(config, runner.layout, runner.page_bytes, names)
         loop_config = msgspec.structs.replace(loop_config, tiers=tier_config(config, runner.layout, runner.page_bytes))
     writer = _trace_writer(config)
     started = _started(config, source, loop_config, facts | _grammar_facts(grammars))
@@ -223,15 +227,16 @@ def assemble(
         vocabulary=vocabulary,
         runner=runner,
         loop_config=loop_config,
-        recorder=Recorder(writer, started) if writer is not None else None,
+        recorder=Recorder(writer, started, names) if writer is not None else None,
         trace_path=writer.path if writer is not None else None,
         started=started,
         summary=summary,
         storage=storage,
         grammars=grammars,
-        profiler=Profiler(make_tracer, Path(config.profile_dir)),
+        profiler=Profiler(make_tracer, Path(config.profile_dir), rank=names.replica),
         trainers=_trainers(config),
         close=close,
+        names=names,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pawl.actors.names import NAMES, Names
 from pawl.actors.storage import Storage
 from pawl.actors.tiers.files import FileStore
 from pawl.actors.tiers.store import TierStore
@@ -51,7 +52,7 @@ def _pages(limit_bytes: int, limit_pages: int, page_bytes: int) -> int:
     return max(1, min(limit_bytes // page_bytes, limit_pages))
 
 
-def make_storage(config: ServerConfig, layout: str, page_bytes: int) -> Storage:
+def make_storage(config: ServerConfig, layout: str, page_bytes: int, names: Names = NAMES) -> Storage:
     """The storage actor, its folder taken. Raises ConfigError, or StorageUnusable."""
     num_host_pages = int((config.host_cache_gb or 0.0) * (1 << 30)) // page_bytes
     if config.host_cache_gb is not None and not num_host_pages:
@@ -63,4 +64,4 @@ def make_storage(config: ServerConfig, layout: str, page_bytes: int) -> Storage:
         files = FileStore(Path(config.storage_dir), layout, page_bytes, int(config.storage_gb * (1 << 30)))
         files.acquire()
     eager = WritePolicy(config.write_policy) is not WritePolicy.WRITE_BACK
-    return Storage(TierStore(HostPool(num_host_pages, page_bytes), files, eager=eager))
+    return Storage(TierStore(HostPool(num_host_pages, page_bytes), files, eager=eager), names)

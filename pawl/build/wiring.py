@@ -7,6 +7,9 @@
                                                            stager   ◄► scheduler
                                                            groups   ◄► scheduler
 
+Of several replicas each has a scheduler, a worker, and those on the right, for itself; the router stands between them
+and the others (`pawl/actors/router.py`).
+
 Who is spawned how, who is watched, where each lives, and in which order actors stop follow from the list.
 """
 
@@ -14,12 +17,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.gateway import Gateway
 from pawl.actors.grammar import GrammarCompiler
-from pawl.actors.names import NAMES, Names
+from pawl.actors.names import FRONT, NAMES, ROUTER, Names
+from pawl.actors.router import Router
 from pawl.actors.runtime.actor import Actor, Overflow
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.scheduler import Scheduler
@@ -41,6 +46,7 @@ PROCESS_OF = {
     "stager": "replica",
     "worker": "replica",
     "storage": "replica",
+    "router": "front",
     "detokenizer": "front",
     "watchdog": "replica",
     "gateway": "front",
@@ -57,26 +63,41 @@ class ActorSpec(NamedTuple):
     capacity: int = 1024
     """DATA messages that may wait."""
     overflow: Overflow = Overflow.REJECT
+    watcher: str = ""
+    """Who learns that it is lost; empty: the gateway."""
 
 
 def engine_actors(
-    parts: Parts,
+    replicas: Parts | Sequence[Parts],
     gateway: Gateway,
     request_timeout_s: float,
     *,
     names: Names = NAMES,
+    router: Router | None = None,
     make_scheduler: Callable[..., Scheduler] = Scheduler,
     turned_at: Callable[[], float | None] | None = None,
 ) -> tuple[ActorSpec, ...]:
-    """The actors of an engine made of `parts`, in the order in which they stop.
+    """The actors of an engine with one replica, or behind `router` with several, in the order in which they stop.
 
-    The gateway and a storage are made elsewhere, with the same `names`. Past the tokenizer a full mailbox holds its
-    sender back: what was accepted is never thrown away half-way. `turned_at`: when the gateway's event loop was last
-    seen to turn, for the watchdog; None where it shares none.
+    The gateway and a storage are made elsewhere, with the same `names`; behind a router with FRONT, and their own. Past
+    the tokenizer a full mailbox holds its sender back: what was accepted is never thrown away half-way. `turned_at`:
+    when the gateway's event loop was last seen to turn, for one watchdog; None where it shares none.
     """
-    front = front_actors(parts.vocabulary, parts.loop_config, gateway, names=names)
-    replica = replica_actors(parts, request_timeout_s, names=names, make_scheduler=make_scheduler, turned_at=turned_at)
-    return in_order((*front, *replica), names)
+    several = [replicas] if isinstance(replicas, Parts) else replicas
+    make = partial(replica_actors, make_scheduler=make_scheduler)
+    first, *others = several
+    if router is None:
+        front = front_actors(first.vocabulary, first.loop_config, gateway, names=names)
+        return in_order((*front, *make(first, request_timeout_s, names=names, turned_at=turned_at)), names)
+    front = front_actors(first.vocabulary, first.loop_config, gateway, names=FRONT)
+    # Outputs of all replicas come through it, and nothing of them may be refused.
+    room = len(several) * _told(first.loop_config)
+    made = [
+        make(first, request_timeout_s, names=first.names, turned_at=turned_at),
+        *(make(parts, request_timeout_s, names=parts.names) for parts in others),
+    ]
+    specs = (*front, ActorSpec(ROUTER, router, overflow=Overflow.HOLD, capacity=room))
+    return in_order((*specs, *(spec for each in made for spec in each)), *(parts.names for parts in several))
 
 
 def front_actors(
@@ -101,6 +122,8 @@ def replica_actors(
 ) -> tuple[ActorSpec, ...]:
     """Those that live where the model is, in the order in which they stop."""
     config, hold = parts.loop_config, Overflow.HOLD
+    # The router stands where the gateway would; but losses of a trace are the gateway's own business.
+    watcher = ROUTER if names.gateway == ROUTER else ""
     started = parts.started if parts.traced else None
     storage, recorder = parts.storage, parts.recorder
     received = Received()
@@ -120,9 +143,9 @@ def replica_actors(
         ActorSpec(names.worker, Worker(parts.runner, names, parts.profiler), overflow=hold),
         *([ActorSpec(names.storage, storage)] if storage is not None else []),
         ActorSpec(names.watchdog, Watchdog(names=names, turned_at=turned_at)),
-        *([ActorSpec(names.recorder, recorder, capacity=65_536)] if recorder is not None else []),
     )
-    return in_order(specs, names)
+    traced = [ActorSpec(names.recorder, recorder, capacity=65_536)] if recorder is not None else []
+    return in_order((*(spec._replace(watcher=watcher) for spec in specs), *traced), names)
 
 
 def _told(config: LoopConfig) -> int:
@@ -137,27 +160,33 @@ def spawn_all(
     watcher: str = NAMES.gateway,
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> None:
-    """Spawn the actors; `watcher`, if it is here, learns of each other one that is lost, and runs on `loop`, where one
-    is given."""
+    """Spawn the actors. Each is watched as its spec says, where its watcher is here: else by `watcher`, which runs on
+    `loop`, where one is given."""
     for spec in specs:
         on = loop if spec.name == watcher else None
         system.spawn(spec.actor, spec.name, capacity=spec.capacity, overflow=spec.overflow, loop=on)
-    if watcher in stop_order(specs):
-        for spec in specs:
-            if spec.name != watcher:
-                system.watch(watcher, spec.name)
+    here = stop_order(specs)
+    for spec in specs:
+        # Of a replica that is started again the router is here already.
+        by = spec.watcher or watcher
+        if spec.name != by and (by in here or (spec.watcher and system.find(by) is not None)):
+            system.watch(by, spec.name)
 
 
-def in_order(specs: Sequence[ActorSpec], names: Names) -> tuple[ActorSpec, ...]:
+def in_order(specs: Sequence[ActorSpec], *names: Names) -> tuple[ActorSpec, ...]:
     """In the order in which they stop."""
-    order = all_names(names)
+    order = all_names(*names)
     return tuple(sorted(specs, key=lambda spec: order.index(spec.name)))
 
 
-def all_names(names: Names = NAMES) -> tuple[str, ...]:
+def all_names(*names: Names) -> tuple[str, ...]:
     """Of the actors of an engine in whichever process, in the order in which they stop: upstream first, so that
-    everything under way is answered before its answerer goes; the trace ends last."""
-    return tuple(getattr(names, role) for role in PROCESS_OF)
+    everything under way is answered before its answerer goes; the trace ends last. Those of several replicas, called
+    `names`, side by side."""
+    replicas = names or (NAMES,)
+    front = FRONT if replicas[0].gateway == ROUTER else replicas[0]
+    each = {"front": (front,), "replica": replicas}
+    return tuple(getattr(names, role) for role, process in PROCESS_OF.items() for names in each[process])
 
 
 def stop_order(specs: Sequence[ActorSpec]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pawl.actors.placement import PLACEMENTS
 from pawl.features.row import Feature, Source
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import POLICIES
@@ -93,7 +94,16 @@ def _context(source: Source, values: Values) -> dict[str, Any]:
     return {"max_context": source.within(2, room - 1) if source.chance(0.4) else room + source.within(1, 4)}
 
 
-FEATURES: tuple[Feature, ...] = (
+def _replicas(source: Source, values: Values) -> dict[str, Any]:
+    several = {"replicas": source.within(2, 3), "max_restarts": source.within(0, 2)}
+    return several if source.chance(0.15) else {}
+
+
+def _placement(source: Source, values: Values) -> dict[str, Any]:
+    return {"placement": source.pick(tuple(PLACEMENTS)), "affinity_bound": source.within(0, 2)}
+
+
+OF_ONE: tuple[Feature, ...] = (
     Feature(
         "page size",
         ("page_size",),
@@ -297,9 +307,34 @@ FEATURES: tuple[Feature, ...] = (
         help="last tokens that are compared; where most of them agree a draft is taken (5)",
     ),
 )
+"""Of one engine."""
+
+OF_REPLICAS = (
+    Feature(
+        "replicas",
+        ("replicas", "max_restarts"),
+        _replicas,
+        ("schedule_equivalence", "stream_equals_result", "legal_lifecycle", "session_atomicity"),
+        settings=("dp",),
+        help="replicas of the model behind one gateway, which share memory and cores",
+        present=lambda values: bool(values["replicas"] > 1),
+    ),
+    Feature(
+        "placement",
+        ("placement", "affinity_bound"),
+        _placement,
+        ("placement",),
+        settings=("router_policy",),
+        help="which replica a request is given to",
+        choices=tuple(PLACEMENTS),
+    ),
+)
+"""Of several, drawn behind everything else of a workload."""
+FEATURES = (*OF_ONE, *OF_REPLICAS)
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "policy": tuple(POLICIES),
+    "router_policy": tuple(PLACEMENTS),
     "pacing": tuple(PACINGS),
     "cache": CACHES,
     "eviction": tuple(EVICTIONS),

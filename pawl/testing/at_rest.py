@@ -23,11 +23,15 @@ from pawl.testing.books import doubled_timers, open_books
 from pawl.testing.clients import Client
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
 from pawl.testing.profiles import profile_at_rest
+from pawl.testing.properties import UsageTold
 
 if TYPE_CHECKING:
     from pawl.testing.cluster import Cluster
+    from pawl.testing.replica import SimulatedReplica
     from pawl.testing.workload import Arrival
 
+GONE = ("is gone", "is not running")
+"""Words of an answer that a lost replica owed."""
 NARRATORS = frozenset({NAMES.scheduler, NAMES.gateway, NAMES.recorder})
 """Actors without which a trace has no end."""
 
@@ -40,35 +44,45 @@ class EndChecks:
 
     def check_rest(self) -> None:
         """Nothing is live: every owner's books are empty. The scheduler looks through its own when it stops."""
+        run = self.run
         try:
-            self.run.desk.check()
+            run.desk.check()
         except Exception as error:
             raise PropertyFailed("auxiliary_conservation", f"at rest: {error}") from error
-        if self.run.crashed:
+        if run.crashed:
             return
-        for left in (*open_books(self.run.actors), *doubled_timers(self.run.system)):
+        gone = {name for replica in run.replicas if replica.lost for name in replica.names.own}
+        actors = {name: actor for name, actor in run.actors.items() if name not in gone}
+        for left in (*open_books(actors), *doubled_timers(run.system)):
             raise PropertyFailed("auxiliary_conservation", f"at rest: {left}")
-        intake = self.run.scheduler.intake
+        for replica in run.replicas:
+            if not replica.lost:
+                self._check_replica(replica)
+
+    def _check_replica(self, replica: SimulatedReplica) -> None:
+        """Nothing is left in it."""
+        intake, names = replica.scheduler.intake, replica.names
         late = [number for number in intake._ended_early if number <= intake._newest]
         if late:
             raise PropertyFailed("auxiliary_conservation", f"at rest: aborts of {late}, which have come, are kept")
-        counted, seen = self.run.scheduler.loop.counters.cached_tokens, self.run.usage.total_cached
+        counted, seen = replica.scheduler.loop.counters.cached_tokens, replica.usage.total_cached
         if counted != seen:
             raise PropertyFailed("observability_conservation", f"{counted} tokens are counted as cached, {seen} were")
-        if self.run.grammar.num_open:
-            raise PropertyFailed("auxiliary_conservation", f"at rest: {self.run.grammar.num_open} grammars are held")
-        misprofiled = profile_at_rest(self.run.actors[NAMES.worker].profiler)
+        num_open = replica.actors[names.grammar].num_open
+        if num_open:
+            raise PropertyFailed("auxiliary_conservation", f"at rest: {num_open} grammars are held")
+        misprofiled = profile_at_rest(replica.actors[names.worker].profiler)
         if misprofiled is not None:
             raise PropertyFailed("auxiliary_conservation", f"at rest: a profile: {misprofiled}")
-        for fault in self._below():
+        for fault in self._below(replica):
             raise PropertyFailed("observability_conservation", fault)
-        if self.run.mirror.content != self.run.scheduler.loop.memory.cache.content():
+        if replica.mirror.content != replica.scheduler.loop.memory.cache.content():
             raise PropertyFailed("observability_conservation", "the cache is not what its events tell")
 
-    def _below(self) -> Iterator[str]:
+    def _below(self, replica: SimulatedReplica) -> Iterator[str]:
         """What the scheduler believes of pages below the device, and is not so. Everything has been told."""
-        storage = self.run.actors.get(NAMES.storage)
-        for companion in self.run.scheduler.loop.companions:
+        storage = replica.actors.get(replica.names.storage)
+        for companion in replica.scheduler.loop.companions:
             if isinstance(companion, LowerTiers) and isinstance(storage, Storage):
                 gone = [key for key in split_keys(companion.index.snapshot()) if key not in storage.store]
                 if gone:
@@ -121,7 +135,8 @@ class EndChecks:
 
     def _usage(self, client: Client, arrival: Arrival, cause: Cause, told: Usage) -> Usage:
         """What the client must be told."""
-        seen, request = self.run.usage, client.request or 0
+        request = client.request or 0
+        seen = self._seen(request)
         cached, retractions = seen.cached.get(request, 0), seen.retractions[request]
         drafts = seen.drafted[request], seen.accepted[request]
         if cause is Cause.STOP_STRING:  # the detokenizer, which ends it, has not heard of these
@@ -131,6 +146,15 @@ class EndChecks:
             drafts = told.draft_tokens, told.accepted_tokens
         return Usage(len(arrival.prompt), len(client.tokens), cached, retractions, *drafts)
 
+    def _seen(self, request: int) -> UsageTold:
+        """What the trace of the replica that had the request last says."""
+        had = [
+            replica
+            for replica in self.run.replicas
+            if any(isinstance(record, Submitted) and record.request == request for record in replica.trace.records)
+        ]
+        return max(had or self.run.replicas, key=lambda replica: replica.names.replica).usage
+
     def understood(self, client: Client) -> Arrival | None:
         """What its request implies. A turn's prompt is the one that is recorded, which `session_atomicity` judges; None
         where nothing is."""
@@ -139,9 +163,10 @@ class EndChecks:
             return arrival
         stops = self.run.model.expectations.stop_strings(arrival)
         plain = msgspec.structs.replace(arrival, stop=stops, stop_after=None)
-        for record in self.run.trace.records:
-            if isinstance(record, Submitted) and record.request == client.request:
-                return msgspec.structs.replace(plain, prompt=tuple(int32s(record.tokens).tolist()))
+        for replica in reversed(self.run.replicas):
+            for record in replica.trace.records:
+                if isinstance(record, Submitted) and record.request == client.request:
+                    return msgspec.structs.replace(plain, prompt=tuple(int32s(record.tokens).tolist()))
         return None if self.run.crashed else plain
 
     def check_cause(self, client: Client, arrival: Arrival, cause: Cause) -> None:
@@ -180,7 +205,7 @@ class EndChecks:
         faults = self.run.system.faults.faults
         if self._cut_short() or faults.rush or faults.late:
             return
-        if self.run.system.dead_letters.total:
+        if self.run.system.dead_letters.total and not self.run.failed:
             letter = self.run.system.dead_letters.recent()[0]
             lost = f"{type(letter.message).__name__} from {letter.sender} to {letter.to}: {letter.reason}"
             raise PropertyFailed("auxiliary_conservation", f"a message that nobody took: {lost}")
@@ -201,7 +226,8 @@ class EndChecks:
             row = row_of(control.body)
             if len(answers) > 1 or (not answers and not self._cut_short()):
                 raise PropertyFailed(row.proves, f"{row.name} was answered {len(answers)} times")
-            excused = for_another or (steps_take_time and LATE in answers[0].message)
+            gone = any(words in answers[0].message for words in GONE) if self.run.failed and answers else False
+            excused = for_another or gone or (steps_take_time and LATE in answers[0].message)
             wrong = None if excused or self.excuses(answers[0]) else row.check(control.body, answers[0])
             if wrong is not None:
                 raise PropertyFailed(row.proves, f"{row.name}: {wrong}")

@@ -22,6 +22,7 @@ _SETTLES = "goes on when the actor settles, which may be to come"
 _SETTINGS = "as it was made at the start"
 KEPT: dict[str, str] = {
     "Adapters.by_number": "those that are loaded; one that is forgotten in an unload leaves that without an answer",
+    "AnswerTraces._traces": "recorders of the replicas that serve",
     "CacheEventLog._followers": _SETTINGS,
     "CacheEventLog.unrecorded": "is recorded ahead of the next record",
     "FileStore._known": "files that are there",
@@ -35,9 +36,14 @@ KEPT: dict[str, str] = {
     "Histogram.counts": _TOTALS,
     "Intake._ended_early": "of requests that were refused on their way; forgotten when a later one comes",
     "LowerTiers._untold": _SETTLES,
+    "PrefixAffinity._seen": "a bounded number of pages that prompts had",
     "Rate._seconds": "of the last minute",
     "RequestTable._free": "rows that are free",
     "RequestTable.infos": "of every row; None where it is free, which `auxiliary_conservation` looks at",
+    "ReplicaAsks._replicas": "those that serve",
+    "ReplicaAsks.sessions": "a bounded number of names; those that time out are not told",
+    "Router._early": "of requests that were refused on their way; forgotten when a later one comes",
+    "Router.replicas": "those that serve",
     "Scheduler.violations": _TOTALS,
     "StateChecks.properties": _SETTINGS,
     "Storage._told": "what it told last",

@@ -13,6 +13,7 @@ from pawl.actors.control.sessions import SIMULATED, OpenSessionByName
 from pawl.actors.gateway import FromPeers, Gateway
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Output, Refused, Submit, TextOptions, TokenLogprob
+from pawl.actors.names import NAMES, Names
 from pawl.actors.sink import Inbox
 from pawl.lifecycle.request import SessionParameters
 from pawl.lifecycle.states import Cause
@@ -116,8 +117,8 @@ class FrontDesk(Gateway):
 
     accepts: Any = FromPeers | Arrive | Leave | Steer | Undo | Close
 
-    def __init__(self, workload: Workload, limit: int, expectations: Expectations) -> None:
-        super().__init__(limit, traced=True)
+    def __init__(self, workload: Workload, limit: int, expectations: Expectations, names: Names = NAMES) -> None:
+        super().__init__(limit, traced=True, names=names)
         self.report: Callable[[str, str, int | None], None] = lambda name, text, request: None
         self.clients = [Client(self, index, arrival) for index, arrival in enumerate(workload.arrivals)]
         self.answers: list[list[Reply]] = [[] for _ in workload.controls]

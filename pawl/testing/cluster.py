@@ -2,57 +2,38 @@
 
     clients (inside the gateway's turn) ── the actors of `pawl.build.wiring` ── recorder ──► records in memory
 
-After every step the new records are judged by every property; at rest the clients' outputs are compared with what the
-prompts imply, the books of every actor must balance, and the run is replayed from its own records.
+There may be several replicas, each with records of its own. After every step the new records are judged by every
+property; at rest the clients' outputs are compared with what the prompts imply, the books of every actor must balance,
+and the run of each replica is replayed from its own records.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
-from functools import partial
-from typing import Any, ClassVar, TypeAlias
-
-import msgspec
+from collections.abc import Hashable
+from typing import Any, ClassVar
 
 from pawl.actors.codec import make_codec
 from pawl.actors.control import row_of
-from pawl.actors.detokenizer import Detokenizer, OutputsRefused
-from pawl.actors.grammar import GrammarCompiler
-from pawl.actors.names import NAMES
-from pawl.actors.recorder import Recorder
+from pawl.actors.detokenizer import OutputsRefused
+from pawl.actors.names import FRONT, NAMES, names_of
 from pawl.actors.runtime.actor import Overflow
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Case
 from pawl.actors.simulation.faults import Faults, InjectedCrash
 from pawl.actors.simulation.system import ActorFailure, SimulatedSystem
-from pawl.actors.weight_groups import Trainers
-from pawl.build.ghost import GhostSource
-from pawl.build.parts import Parts
-from pawl.build.wiring import engine_actors, spawn_all, stop_order
-from pawl.lifecycle.properties.base import Property, Violation
-from pawl.lifecycle.properties.grammar import GrammarIsAFold
-from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
-from pawl.lifecycle.records import ENCODER, Checkpoint, Record, Started
-from pawl.loops.decision_log import OneDecisionLog
-from pawl.loops.policy import POLICIES
-from pawl.loops.recomputed import Recomputed
-from pawl.loops.select import LoopConfig
-from pawl.memory.prefix.events import CacheEvent, Mirror
-from pawl.memory.violation import MemoryViolation
+from pawl.build.wiring import ActorSpec, engine_actors, in_order, replica_actors, spawn_all, stop_order
+from pawl.lifecycle.records import ENCODER
 from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import FrontDesk
-from pawl.testing.expectations import PropertyFailed, simulated_fold, simulated_grammars, vocabulary
-from pawl.testing.models import GHOST, Model, SimulatedDevice, storage_of
-from pawl.testing.parts import own_parts
+from pawl.testing.expectations import PropertyFailed
+from pawl.testing.models import GHOST, Model
 from pawl.testing.plugins import SCHEDULERS
-from pawl.testing.profiles import simulated_profiler
-from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking, UsageTold
 from pawl.testing.reached import events_of
-from pawl.testing.reuse import WatchedGhost
-from pawl.testing.timely import TimelyScheduler, timely
-from pawl.testing.trainers import LIMIT_S, SimulatedMember
+from pawl.testing.replica import MakeProperties, SimulatedReplica, record_properties
+from pawl.testing.routing import SimulatedStarter, WatchedRouter
+from pawl.testing.timely import timely
 from pawl.testing.workload import Workload
 
 NO_FAULTS = Faults()
@@ -62,37 +43,6 @@ PATIENCE_S = 120.0
 most, so only one that is never served gets there."""
 
 
-class MemoryTrace:
-    """Stands where a TraceWriter does: keeps the records."""
-
-    pending = 0
-    trouble = ""
-    num_lost_total = 0
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    def append(self, record: Record) -> None:
-        self.records.append(record)
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-MakeProperties: TypeAlias = Callable[[Model], Sequence[Property]]
-
-
-def quick_properties(model: Model) -> Sequence[Property]:
-    """Every property that records decide, but those for which the run is repeated."""
-    return [*(make() for make in PROPERTIES), GrammarIsAFold(simulated_fold)]
-
-
-def record_properties(model: Model) -> Sequence[Property]:
-    """Every property that records decide: its decisions are made again, and its words computed again by `model`."""
-    return [*quick_properties(model), OneDecisionLog(), Recomputed(model.compute)]
-
-
 class Cluster(Case):
     """One engine, its clients, and what is checked."""
 
@@ -100,93 +50,97 @@ class Cluster(Case):
     make_desk: ClassVar[type[FrontDesk]] = FrontDesk
     system: SimulatedSystem
 
-    def __init__(
-        self, system: SimulatedSystem, workload: Workload, properties: Sequence[Property], model: Model
-    ) -> None:
+    def __init__(self, system: SimulatedSystem, workload: Workload, properties: MakeProperties, model: Model) -> None:
         super().__init__(system)
         self.model = model
         self.workload = workload
-        self.monitor = Monitor(properties)
         self.checks = self.make_checks(self)
+        self._properties = properties
         shape = workload.shape
+        several = shape.replicas > 1
+        self.replicas = [
+            SimulatedReplica(system, shape, names_of(number) if several else NAMES, properties, model)
+            for number in range(shape.replicas)
+        ]
+        """All that were ever started, in the order of their numbers."""
         config = shape.loop_config()
-        self.runner = model.runner(config)
-        self.trace = MemoryTrace()
-        recorder: Any = self.trace
-        started = _started(config, model.name)
-        parts = Parts(
-            source=GhostSource(),
-            vocabulary=vocabulary(),
-            runner=SimulatedDevice(self.runner, system, shape),
-            loop_config=config,
-            recorder=Recorder(recorder, started),
-            started=started,
-            storage=storage_of(shape, config, self.runner, system.strikes),
-            grammars=simulated_grammars(),
-            profiler=simulated_profiler(system.strikes),
-            trainers=Trainers(limit_s=LIMIT_S, make_member=partial(SimulatedMember, system.strikes)),
-        )
-        self.desk = self.make_desk(workload, config.max_running + config.max_queued, model.expectations)
+        limit = shape.replicas * (config.max_running + config.max_queued)
+        self.desk = self.make_desk(workload, limit, model.expectations, FRONT if several else NAMES)
         self.desk.report = self._report
-        make_scheduler = timely(SCHEDULERS[shape.scheduler])
-        specs = engine_actors(parts, self.desk, PATIENCE_S, make_scheduler=make_scheduler)
-        if shape.mailbox is not None:
-            # What holds its senders back has room for the ends of all requests, as in `engine_actors`.
-            ends = len(workload.arrivals) + 1
-            small = {NAMES.tokenizer: shape.mailbox, NAMES.scheduler: shape.mailbox, NAMES.detokenizer: ends}
-            specs = tuple(spec._replace(capacity=small.get(spec.name, spec.capacity)) for spec in specs)
-        self._stop_order = stop_order(specs)
+        self.router: WatchedRouter | None = None
+        if several:
+            names = [replica.names for replica in self.replicas]
+            self.router = WatchedRouter(shape, names, SimulatedStarter(self), self._report)
+            self.router.sessions_of = lambda number: self.replicas[number].scheduler.loop.requests.sessions.by_name
+        self._make_scheduler = timely(SCHEDULERS[shape.scheduler])
+        specs = engine_actors(
+            [replica.parts for replica in self.replicas],
+            self.desk,
+            PATIENCE_S,
+            router=self.router,
+            make_scheduler=self._make_scheduler,
+        )
+        self._specs = self._small(specs)
         self.actors: dict[str, Any] = {spec.name: spec.actor for spec in specs}
-        self.scheduler: TimelyScheduler = self.actors[NAMES.scheduler]
-        self.scheduler.report = self._report
-        self.detokenizer: Detokenizer = self.actors[NAMES.detokenizer]
-        self.grammar: GrammarCompiler = self.actors[NAMES.grammar]
-        self.mirror = Mirror(config.page_size)
-        """The prefix cache, as its events tell it."""
-        self.scheduler.loop.feed.follow(self._follow_cache)
-        self.usage = UsageTold()
-        self.monitor.properties.append(self.usage)
-        for part in own_parts(self.scheduler.loop):
-            part.report = system.report
-        limit = overtaking_limit(config.policy)
-        if limit is not None:
-            self.monitor.properties.append(BoundedOvertaking(limit))
-        spawn_all(system, specs)
+        for replica in self.replicas:
+            own = {spec.name: spec.actor for spec in specs if spec.name in replica.names.own}
+            replica.adopt(own, self._report)
+        spawn_all(system, self._specs)
         system.start()
-        self._ghost = self.runner if isinstance(self.runner, WatchedGhost) else None
         self.reached: Counter[str] | None = None
         """Where the events of the run are counted once it has held."""
-        self._num_judged = 0
         self._horizon_s = horizon(workload, system.faults.faults)
         self._closing = False
+
+    def _small(self, specs: tuple[ActorSpec, ...]) -> tuple[ActorSpec, ...]:
+        """With the mailboxes of the workload. What holds its senders back has room for the ends of all requests, as in
+        `engine_actors`."""
+        mailbox = self.workload.shape.mailbox
+        if mailbox is None:
+            return specs
+        ends = len(self.workload.arrivals) + 1
+        small = {NAMES.tokenizer: mailbox, NAMES.detokenizer: ends}
+        small |= {replica.names.scheduler: mailbox for replica in self.replicas}
+        return tuple(spec._replace(capacity=small.get(spec.name, spec.capacity)) for spec in specs)
+
+    def start_replica(self) -> SimulatedReplica:
+        """One more, in a run that goes on."""
+        replica = SimulatedReplica(
+            self.system, self.workload.shape, names_of(len(self.replicas)), self._properties, self.model
+        )
+        self.replicas.append(replica)
+        made = replica_actors(replica.parts, PATIENCE_S, names=replica.names, make_scheduler=self._make_scheduler)
+        specs = self._small(made)
+        own = {spec.name: spec.actor for spec in specs}
+        replica.adopt(own, self._report)
+        self.actors |= own
+        self._specs = in_order((*self._specs, *specs), *(each.names for each in self.replicas))
+        spawn_all(self.system, specs)
+        return replica
+
+    @property
+    def scheduler(self) -> Any:
+        """Of the first replica."""
+        return self.replicas[0].scheduler
+
+    @property
+    def trace(self) -> Any:
+        """Of the first replica."""
+        return self.replicas[0].trace
+
+    @property
+    def monitor(self) -> Any:
+        """Of the first replica."""
+        return self.replicas[0].monitor
 
     # ---- checks ----
 
     def _report(self, name: str, explanation: str, request: int | None) -> None:
         self.system.report(PropertyFailed(name, explanation, request))
 
-    def _raise(self, violations: Sequence[Violation]) -> None:
-        if violations:
-            first = violations[0]
-            raise PropertyFailed(first.property, first.explanation, first.request)
-
     def stepped(self) -> None:
-        records = self.trace.records
-        while self._num_judged < len(records):
-            record = records[self._num_judged]
-            self._num_judged += 1
-            self._raise(self.monitor.observe(record))
-        if self._ghost is not None and self._ghost.faults:
-            raise PropertyFailed("read_after_commit", str(self._ghost.faults[0]))
-        if self._ghost is not None and self._ghost.carried:
-            raise PropertyFailed("batch_independence", self._ghost.carried[0])
-        self.scheduler.loop.feed.collect()
-
-    def _follow_cache(self, events: Sequence[CacheEvent]) -> None:
-        try:
-            self.mirror.replay(events)
-        except MemoryViolation as violation:
-            self._report("observability_conservation", f"events of the cache: {violation}", None)
+        for replica in self.replicas:
+            replica.stepped()
 
     def done(self) -> bool | None:
         if self.system.now_s > self._horizon_s and not self._closing and not self.system.network.ready:
@@ -202,14 +156,15 @@ class Cluster(Case):
 
     def _stop(self) -> None:
         self._closing = True
-        self.system.begin_stop(self._stop_order)
+        self.system.begin_stop(stop_order(self._specs))
 
     @property
     def _at_work(self) -> bool:
         """A step that nobody waits for any more is on the device, or what an actor has to say is to come: no message
         tells."""
         unsettled = any(driver.cell.unsettled for driver in self.system.drivers)
-        return unsettled or (bool(self.scheduler.loop.in_flight) and not self.crashed)
+        in_flight = any(replica.scheduler.loop.in_flight for replica in self.replicas if not replica.lost)
+        return unsettled or (in_flight and not self.crashed)
 
     def at_rest(self) -> None:
         self.stepped()
@@ -218,32 +173,23 @@ class Cluster(Case):
             self.reached.update(events_of(self))
 
     def judge_whole(self) -> None:
-        """What can be said of the records once all are there. A run that was not judged to its end has failed."""
-        self._raise(self.monitor.finish())
-        if not self.monitor.judging:
-            raise PropertyFailed("well_formed", "the run was not judged to its end")
-        for each in self.monitor.properties:
-            if each.unjudged:
-                raise PropertyFailed(each.name, each.unjudged)
-        self._judge_the_rest()
+        """What can be said of the records once all are there, of each replica that was not lost."""
+        for replica in self.replicas:
+            if not replica.lost:
+                replica.judge_whole()
 
-    def _judge_the_rest(self) -> None:
-        """From a checkpoint in the middle of the run, as if what came before it had been dropped."""
-        at = [n for n, each in enumerate(self.trace.records) if isinstance(each, Checkpoint) and each.state is not None]
-        if at:
-            rest = Monitor(record_properties(self.model))
-            for record in self.trace.records[at[len(at) // 2] :]:
-                rest.observe(record)
-            rest.finish()
-            for violation in rest.violations:
-                raise PropertyFailed(
-                    violation.property, f"from a checkpoint: {violation.explanation}", violation.request
-                )
+    @property
+    def failed(self) -> set[str]:
+        """Actors that were made to fail, or could not go on without one of those, and are gone."""
+        return {failure.name for failure in self.system.failures if isinstance(failure.error, CRASHES)}
 
     @property
     def crashed(self) -> set[str]:
-        """Actors that were made to fail, or could not go on without one of those, and are gone."""
-        return {failure.name for failure in self.system.failures if isinstance(failure.error, CRASHES)}
+        """Those whose loss clients may notice: not where another replica takes over."""
+        if self.router is not None and not self.router.lost:
+            lost = {name for replica in self.replicas if replica.lost for name in replica.names.own}
+            return self.failed - lost
+        return self.failed
 
     @property
     def num_held_back(self) -> int:
@@ -262,35 +208,23 @@ class Cluster(Case):
     def outcome(self) -> bytes:
         """A digest of all records: what was decided, when, about which memory."""
         found = hashlib.blake2b(digest_size=16)
-        for record in self.trace.records:
-            found.update(ENCODER.encode(record))
+        for replica in self.replicas:
+            for record in replica.trace.records:
+                found.update(ENCODER.encode(record))
         return found.digest()
 
     def state(self) -> Hashable:
         """Requests by state, memory by class, and what waits where."""
-        loop = self.scheduler.loop
+        return (*(self._state_of(replica) for replica in self.replicas), super().state())
+
+    def _state_of(self, replica: SimulatedReplica) -> Hashable:
+        loop = replica.scheduler.loop
         pages = loop.memory.pages
         return (
             tuple(loop.table.state[loop.table.live_rows()].tolist()),
             (pages.free, pages.owned, pages.cached, pages.deferred),
             len(loop.in_flight),
-            super().state(),
         )
-
-
-def _started(config: LoopConfig, model: str) -> Started:
-    """The first record."""
-    return Started(
-        version="simulated",
-        model=model,
-        config={"loop": msgspec.to_builtins(config), "backend": model},
-        num_pages=config.num_pages,
-        page_size=config.page_size,
-        num_slots=config.max_running,
-        seed=0,
-        time=0.0,
-        wall=0.0,
-    )
 
 
 def horizon(workload: Workload, faults: Faults) -> float:
@@ -301,14 +235,6 @@ def horizon(workload: Workload, faults: Faults) -> float:
     waits = [PATIENCE_S if arrival.timeout_s is None else arrival.timeout_s for arrival in arrivals]
     waits += [control.undo_s + row_of(control.body).wait_s(control.body) for control in controls]
     return begins + sum(waits) + faults.late * faults.late_s + PATIENCE_S
-
-
-def overtaking_limit(name: str) -> int | None:
-    """Later requests of equal priority that the policy may admit first, None for any number: its own `max_overtaken`,
-    or the usual limit where it states none."""
-    policy = POLICIES[name](0)
-    limit: int | None = getattr(policy, "max_overtaken", USUAL_LIMIT)
-    return limit
 
 
 def cluster(
@@ -323,4 +249,4 @@ def cluster(
     """An engine that serves `workload` with `model`, all of whose schedule is decided by `source`."""
     codec = make_codec if workload.encoded else None
     system = SimulatedSystem(source, seed=1, faults=faults, preempt=preempt, make_codec=codec)
-    return Cluster(system, workload, properties(model), model)
+    return Cluster(system, workload, properties, model)

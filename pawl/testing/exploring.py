@@ -30,9 +30,10 @@ from pawl.actors.simulation.strategies.exhaustive import Exhaustive
 from pawl.actors.simulation.strategies.pct import PCT
 from pawl.actors.simulation.strategies.pos import POS
 from pawl.actors.simulation.strategies.simple import Fair, RandomWalk, Strategy
-from pawl.testing.cluster import NO_FAULTS, MakeProperties, cluster, quick_properties, record_properties
+from pawl.testing.cluster import NO_FAULTS, cluster
 from pawl.testing.models import GHOST, Model
 from pawl.testing.plugins import KeptPart, kept_parts
+from pawl.testing.replica import MakeProperties, quick_properties, record_properties
 from pawl.testing.smaller import smaller, smallest
 from pawl.testing.workload import Workload, labels_of
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.faults import Faults
 from pawl.actors.simulation.quiet import silence
-from pawl.testing.cluster import NO_FAULTS, Cluster, quick_properties, record_properties
+from pawl.testing.cluster import NO_FAULTS, Cluster
 from pawl.testing.exploring import most_steps, scenario_of
+from pawl.testing.replica import quick_properties, record_properties
 from pawl.testing.workload import Workload, drawn_workload
 
 if TYPE_CHECKING:

@@ -33,9 +33,10 @@ from pawl.lifecycle.states import Cause
 from pawl.loops.recovery import FAILED_ORDER
 from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import Arrive, Client, FrontDesk, Leave, Steer
-from pawl.testing.cluster import Cluster, record_properties
+from pawl.testing.cluster import Cluster
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.models import GHOST
+from pawl.testing.replica import raise_first, record_properties
 from pawl.testing.workload import Arrival, Workload
 
 ROOM = Path(pawl.__file__).parent
@@ -183,7 +184,7 @@ class InjectedCluster(Cluster):
 
     def judge_whole(self) -> None:
         # A replay ends where the scheduler survived a failure, and every property where a record could not be written.
-        self._raise(self.monitor.finish())
+        raise_first(self.monitor.finish())
 
     def at_rest(self) -> None:
         super().at_rest()
@@ -211,7 +212,7 @@ def _internal(client: Client) -> bool:
 def injected_cluster(workload: Workload, source: Strategy) -> InjectedCluster:
     """The engine that serves `workload`."""
     system = SimulatedSystem(source, seed=1, preempt=False)
-    return InjectedCluster(system, workload, record_properties(GHOST), GHOST)
+    return InjectedCluster(system, workload, record_properties, GHOST)
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import msgspec
 import numpy as np
 
+from pawl.actors.names import NAMES, Names
 from pawl.actors.storage import Storage
 from pawl.actors.tiers.files import HEADER, FileStore
 from pawl.actors.tiers.store import TierStore
@@ -55,8 +56,9 @@ class Model(Protocol):
     def compute(self) -> Compute | None:
         """Computes the words of recorded requests again; None: each is only compared with what is expected of it."""
 
-    def runner(self, config: LoopConfig) -> Any:
-        """A runner for this server, on which nothing has run; the one given before is not used any more."""
+    def runner(self, config: LoopConfig, number: int = 0) -> Any:
+        """A runner for this server, on which nothing has run; the one given before under this number is not used any
+        more."""
 
 
 class GhostModel:
@@ -69,7 +71,7 @@ class GhostModel:
         """Each request once: under another schedule of its workload it comes again."""
         return [_again(each.tokens.tobytes(), each.num_prompt, ENCODER.encode(each.sampling)) for each in requests]
 
-    def runner(self, config: LoopConfig) -> Ghost:
+    def runner(self, config: LoopConfig, number: int = 0) -> Ghost:
         return WatchedGhost.for_shape(config, small=config.tiers is None, grammars=simulated_grammars())
 
 
@@ -114,8 +116,9 @@ class RealModel:
         self._longest = longest
         self._runners: dict[tuple[int, ...], Runner] = {}
 
-    def runner(self, config: LoopConfig) -> Runner:
-        runner = self._emptied(config.num_pages, config.page_size, config.max_running, config.max_context)
+    def runner(self, config: LoopConfig, number: int = 0) -> Runner:
+        sizes = config.num_pages, config.page_size, config.max_running, config.max_context
+        runner = self._emptied(*sizes, number=number)
         for slot in range(1, config.max_loras + 1):
             runner.unload_adapter(slot)
         return runner
@@ -126,7 +129,7 @@ class RealModel:
             runner.load_adapter(1, arrival.adapter)
         return drawn_alone(runner, arrival, self._longest)
 
-    def _emptied(self, num_pages: int, page_size: int, num_slots: int, max_context: int) -> Runner:
+    def _emptied(self, num_pages: int, page_size: int, num_slots: int, max_context: int, *, number: int = 0) -> Runner:
         """A runner of this size; one is made once, and then emptied."""
         import torch
 
@@ -134,7 +137,7 @@ class RealModel:
         from pawl.gpu.pooling import Pooling
         from pawl.gpu.runner import Runner
 
-        size = num_pages, page_size, num_slots, max_context
+        size = num_pages, page_size, num_slots, max_context, number
         if size not in self._runners:
             self._runners[size] = Runner(
                 self._config,
@@ -161,7 +164,7 @@ class RealModel:
         return runner
 
 
-def storage_of(shape: Shape, config: LoopConfig, runner: Any, strikes: Strikes) -> Storage | None:
+def storage_of(shape: Shape, config: LoopConfig, runner: Any, strikes: Strikes, names: Names = NAMES) -> Storage | None:
     """Host memory and files for as many pages as the server has below the device, if it has any."""
     if config.tiers is None:
         return None
@@ -170,7 +173,7 @@ def storage_of(shape: Shape, config: LoopConfig, runner: Any, strikes: Strikes) 
     if shape.storage_pages:
         limit = shape.storage_pages * (HEADER.size + runner.page_bytes)
         files = FileStore(Path(), runner.layout, runner.page_bytes, limit, MemoryDisk(strikes))
-    return Storage(TierStore(HostPool(shape.host_pages, runner.page_bytes), files, eager=eager))
+    return Storage(TierStore(HostPool(shape.host_pages, runner.page_bytes), files, eager=eager), names)
 
 
 class MemoryDisk:

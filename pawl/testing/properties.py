@@ -34,6 +34,13 @@ class UsageTold(Property):
         self.accepted: Counter[int] = Counter()
         """Tokens of drafts that were tried while it was at work, and those of them that became output."""
 
+    @on(Submitted)
+    def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
+        if record.num_retractions:  # a lost replica had it
+            self.retractions[record.request] = record.num_retractions
+            self.cached[record.request] = record.num_cached
+        return ()
+
     @on(Event.RETRACT)
     def _retracted(self, record: Transition, history: History) -> Sequence[Violation]:
         self.retractions[record.request] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pawl.loops.lower_tiers import LowerTiers
 
 if TYPE_CHECKING:
     from pawl.testing.cluster import Cluster
+    from pawl.testing.replica import SimulatedReplica
 
 NOT_EXPLORED = {
     Cause.HANDED_OVER: "there is one replica",
@@ -43,6 +45,7 @@ EVENTS = (
         *PLACES.values(),
         "stale token",
         "full mailbox",
+        "lost replica",
         "prefix hit",
         "eviction",
         "page saved",
@@ -61,27 +64,10 @@ EVENTS = (
 
 def events_of(run: Cluster) -> Iterator[str]:
     """The events of one run."""
-    loop = run.scheduler.loop
-    counters, ended = loop.counters, run.desk.totals.ended
-    happened = {
-        "retraction": counters.retractions,
-        "lost step": counters.steps_lost,
-        "two lost steps": counters.steps_lost > 1,
-        "stale token": counters.dropped_tokens,
-        "full mailbox": run.num_held_back,
-        "prefix hit": counters.cached_tokens,
-        "wrong draft": counters.draft_tokens - counters.accepted_tokens,
-        "right draft": counters.accepted_tokens,
-        "eviction": loop.memory.cache.statistics().get("evicted_pages", 0),
-        "broadcast": any(getattr(record, "event", None) is GroupEvent.RECEIVED for record in run.trace.records),
-        "checkpoint": sum(isinstance(record, Checkpoint) for record in run.trace.records),
-    }
-    for companion in loop.companions:
-        if isinstance(companion, LowerTiers):
-            happened |= {
-                "page saved": companion.saving.counts.saved,
-                "page fetched": companion.fetching.counts.pages,
-            }
+    ended = run.desk.totals.ended
+    happened = Counter({"full mailbox": run.num_held_back, "lost replica": sum(each.lost for each in run.replicas)})
+    for replica in run.replicas:
+        happened.update(_events_of(replica))
     yield from (name for name, count in happened.items() if count)
     yield from (f"end by {cause}" for cause, count in ended.items() if count)
     for control, answers in zip(run.workload.controls, run.desk.answers, strict=True):
@@ -91,3 +77,27 @@ def events_of(run: Cluster) -> Iterator[str]:
     budget = run.system.faults
     yield from (name for place, name in PLACES.items() if place in budget.struck)
     yield from (name for kind, name in FAULTS.items() if budget.left[kind] < budget.faults.budget(kind))
+
+
+def _events_of(replica: SimulatedReplica) -> dict[str, int]:
+    loop = replica.scheduler.loop
+    counters = loop.counters
+    happened: dict[str, int] = {
+        "retraction": counters.retractions,
+        "lost step": counters.steps_lost,
+        "two lost steps": counters.steps_lost > 1,
+        "stale token": counters.dropped_tokens,
+        "prefix hit": counters.cached_tokens,
+        "wrong draft": counters.draft_tokens - counters.accepted_tokens,
+        "right draft": counters.accepted_tokens,
+        "eviction": loop.memory.cache.statistics().get("evicted_pages", 0),
+        "broadcast": any(getattr(record, "event", None) is GroupEvent.RECEIVED for record in replica.trace.records),
+        "checkpoint": sum(isinstance(record, Checkpoint) for record in replica.trace.records),
+    }
+    for companion in loop.companions:
+        if isinstance(companion, LowerTiers):
+            happened |= {
+                "page saved": companion.saving.counts.saved,
+                "page fetched": companion.fetching.counts.pages,
+            }
+    return happened

@@ -25,7 +25,9 @@ NOT_THE_REQUESTS = {
 def left_in_row(table: RequestTable, row: int, prompt: Int32s) -> Iterator[str]:
     """Columns in which a row that was just opened differs from the only row of a new table."""
     fresh = RequestTable(1, table.tokens.shape[1] - 1)
-    fresh.open(table.info(row), prompt, int(table.priority[row]), float(table.deadline[row]))
+    known = table.tokens[row, : table.num_tokens[row]]
+    place = int(table.priority[row]), float(table.deadline[row])
+    fresh.open(table.info(row), known, *place, len(known) - len(prompt))
     yield from (name for name in _differing(vars(table), row, vars(fresh)) if name not in NOT_THE_REQUESTS)
 
 

@@ -140,6 +140,13 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_loaded_loras: int = 0
     checkpoint_bytes: int = 0
     """About how much is recorded from one checkpoint to the next; 0: there are none."""
+    replicas: int = 1
+    """Engines of this shape behind one gateway."""
+    placement: str = "round_robin"
+    affinity_bound: int = 0
+    """Open requests that a replica may have more than the least busy one, and be chosen for a prefix all the same."""
+    max_restarts: int = 0
+    """Replicas that are started again when one is lost."""
     scheduler: str = ""
     """A scheduler of your own, see `pawl.testing.plugins`; policy and cache may be your own as well."""
 
@@ -233,13 +240,15 @@ def drawn_workload(source: Source, max_requests: int, fixed: Mapping[str, Any]) 
     arrivals: list[Arrival] = []
     for _ in range(count):
         arrivals.append(drawn_arrival(source, shape, arrivals))
-    return Workload(
+    drawn_first = Workload(
         arrivals=tuple(arrivals),
         shape=shape,
         closing=_closing(source),
         encoded=source.chance(0.1),
         controls=_controls(source, arrivals),
     )
+    replicas = drawn(server.OF_REPLICAS, source, {}, frozenset(fixed))
+    return msgspec.structs.replace(drawn_first, shape=msgspec.structs.replace(shape, **replicas))
 
 
 def _closing(source: Source) -> Closing | None:
@@ -249,12 +258,11 @@ def _closing(source: Source) -> Closing | None:
 
 
 def drawn_shape(source: Source, fixed: Mapping[str, Any]) -> Shape:
-    """A server with every feature of the configuration that is not in `fixed`, where parts of one's own may be
-    classes."""
+    """A server with every feature of one engine that is not in `fixed`, where parts of one's own may be classes."""
     from pawl.testing.plugins import names_of
 
     fixed = names_of(fixed)
-    return Shape(**drawn(server.FEATURES, source, {"cache": "radix", **fixed}, frozenset(fixed)))
+    return Shape(**drawn(server.OF_ONE, source, {"cache": "radix", **fixed}, frozenset(fixed)))
 
 
 def drawn_arrival(source: Source, shape: Shape, before: Sequence[Arrival] = ()) -> Arrival:

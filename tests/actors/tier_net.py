@@ -39,8 +39,8 @@ from pawl.loops.tiers import TierConfig
 from pawl.memory.prefix.namespace import namespace_of
 from pawl.memory.tiers.host import HostPool
 from pawl.memory.tiers.keys import page_keys
-from pawl.testing.cluster import MemoryTrace
 from pawl.testing.expectations import vocabulary
+from pawl.testing.replica import MemoryTrace
 
 
 def started(config: LoopConfig) -> Started:

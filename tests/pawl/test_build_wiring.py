@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from pawl.actors.gateway import Gateway
@@ -20,8 +21,8 @@ from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
 from pawl.loops.select import LoopConfig
 from pawl.memory.tiers.host import HostPool
-from pawl.testing.cluster import MemoryTrace
 from pawl.testing.expectations import vocabulary
+from pawl.testing.replica import MemoryTrace
 from pawl.testing.workload import Arrival, parameters_of
 from tests.actors.test_scheduler import started
 
@@ -59,11 +60,12 @@ def test_storage_and_recorder_are_there_where_the_parts_have_them() -> None:
 
 def test_two_engines_live_in_one_system_under_their_own_names() -> None:
     system = SimulatedSystem(Fair())
-    replicas = [Names(**{name: f"{name} {number}" for name in Names.__struct_fields__}) for number in (1, 2)]
+    called = [name for name in Names.__struct_fields__ if name != "replica"]
+    replicas = [msgspec.structs.replace(NAMES, **{name: f"{name} {number}" for name in called}) for number in (1, 2)]
     inboxes, order = [], []
     for names in replicas:
         gateway, specs = actors(names, whole=True)
-        spawn_all(system, specs, watcher=names.gateway)
+        spawn_all(system, specs)
         order += stop_order(specs)
         inboxes.append(Inbox(whole=True))
         sampling = parameters_of(Arrival(prompt=PROMPT, max_new_tokens=4))

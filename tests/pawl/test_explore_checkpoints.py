@@ -12,8 +12,9 @@ from pawl.actors.simulation.strategies.simple import RandomWalk
 from pawl.actors.simulation.system import SimulatedSystem
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import Checkpoint, Record
-from pawl.testing.cluster import Cluster, record_properties
+from pawl.testing.cluster import Cluster
 from pawl.testing.models import GHOST
+from pawl.testing.replica import record_properties
 from pawl.testing.workload import Arrival, Shape, Workload
 
 SEEDS = 16
@@ -43,7 +44,7 @@ def run_of(seed: int) -> list[Record]:
     source = RandomWalk(seed)
     source.begin()
     with silence():
-        run = Cluster(SimulatedSystem(source, seed=1, preempt=False), drawn(seed), record_properties(GHOST), GHOST)
+        run = Cluster(SimulatedSystem(source, seed=1, preempt=False), drawn(seed), record_properties, GHOST)
         drive(run)
     return run.trace.records
 

@@ -11,7 +11,8 @@ from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.quiet import silence
 from pawl.actors.simulation.strategies.pct import PCT
 from pawl.testing import Workload
-from pawl.testing.cluster import Cluster, cluster, quick_properties
+from pawl.testing.cluster import Cluster, cluster
+from pawl.testing.replica import quick_properties
 
 WORKLOADS = 40
 

@@ -158,8 +158,8 @@ class CarelessRunner:
 class Careless(RealModel):
     """Its runners write the second page of a row where the first one is."""
 
-    def runner(self, config: LoopConfig) -> Any:
-        return CarelessRunner(super().runner(config))
+    def runner(self, config: LoopConfig, number: int = 0) -> Any:
+        return CarelessRunner(super().runner(config, number))
 
 
 def test_a_page_that_is_lost_shows_in_the_tokens() -> None:

@@ -18,6 +18,7 @@ from pawl.loops.properties.documents import judges
 from pawl.memory.prefix.select import CACHES, KINDS
 from pawl.testing import BoundedOvertaking, Workload, expectations
 from pawl.testing.at_rest import EndChecks
+from pawl.testing.routing import WatchedPlacement
 from pawl.testing.workload import Arrival, Shape, all_features, all_labels, labels_of
 
 WORKLOADS = 4000
@@ -90,7 +91,8 @@ def _exclude(one: str, other: str) -> bool:
 @pytest.mark.parametrize("feature", all_features(), ids=lambda feature: feature.name)
 def test_a_feature_is_judged_by_properties_that_exist(feature: Feature) -> None:
     assert feature.properties
-    assert set(feature.properties) <= {*judges(), BoundedOvertaking.name, *JUDGED_BY_CLIENTS}
+    of_runs = {BoundedOvertaking.name, WatchedPlacement.name, *JUDGED_BY_CLIENTS}
+    assert set(feature.properties) <= {*judges(), *of_runs}
 
 
 @pytest.mark.parametrize("name", sorted(JUDGED_BY_CLIENTS))

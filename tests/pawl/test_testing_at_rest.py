@@ -78,7 +78,8 @@ def test_when_an_actor_crashes_everybody_is_answered(name: str) -> None:
     crashes, faults = 0, Faults(crash=1, may_crash=(name,))
     for seed in range(12):
         tiers = {"host_pages": 4, "cache": "radix", "window": None} if name == NAMES.storage else {}
-        outcome = explore_workload(Workload.random(seed, **tiers), "random", 8, seed=seed, faults=faults, shrink=False)
+        workload = Workload.random(seed, replicas=1, **tiers)
+        outcome = explore_workload(workload, "random", 8, seed=seed, faults=faults, shrink=False)
         assert outcome.found is None, str(outcome.found)
         crashes += outcome.reached["crash of an actor"]
     assert crashes

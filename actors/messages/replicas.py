@@ -1,0 +1,61 @@
+"""Replicas that come and go: who starts them, router, and gateway.
+
+who starts them ── ReplicaUp, ReplicaFailed ──► router ── ReplicaJoined, Placed, ReplicaLost ──► gateway
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from pawl.actors.names import Names
+
+
+class ReplicaUp(msgspec.Struct, frozen=True, tag=True):
+    """Who starts replicas -> router: one with actors of these names takes requests."""
+
+    names: Names
+
+
+class ReplicaFailed(msgspec.Struct, frozen=True, tag=True):
+    """Who starts replicas -> router: one could not be started."""
+
+    reason: str
+
+
+class PlaceAgain(msgspec.Struct, frozen=True, tag=True):
+    """The router's own timer: a request of a lost replica found no room."""
+
+    request: int
+
+
+class Placed(msgspec.Struct, frozen=True, tag=True):
+    """router -> gateway: this replica has the request now. Comes before all that it makes of it."""
+
+    request: int
+    recorder: str
+    """Who writes the trace of that replica."""
+
+
+class ReplicaJoined(msgspec.Struct, frozen=True, tag=True):
+    """router -> gateway: a replica takes requests."""
+
+    recorder: str
+
+
+class ReplicaLost(msgspec.Struct, frozen=True, tag=True):
+    """router -> gateway: a replica was given up, as an actor of it is gone."""
+
+    recorder: str
+    """Its trace gets no more answers."""
+    gone: tuple[str, ...]
+    """Its actors."""
+    name: str
+    """The actor."""
+    reason: str
+    last: bool
+    """There is no other one, and none will be started."""
+
+
+FromRouter: TypeAlias = Placed | ReplicaJoined | ReplicaLost

@@ -1,0 +1,83 @@
+"""Questions and orders of the gateway, put to all replicas, or to the one that has the session they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import msgspec
+
+from pawl.actors.asks import Asks
+from pawl.actors.control import Ask, row_of
+from pawl.actors.gathering import Gathering
+from pawl.actors.messages.control import Reply
+from pawl.actors.routed import NOBODY, Replica
+from pawl.actors.runtime.actor import Actor
+from pawl.loops.orders.sessions import CloseSession
+
+MOST_SESSIONS = 1 << 16
+"""Names of sessions that are remembered, those that were opened last."""
+
+
+class ReplicaAsks:
+    """The pending questions of the router, which accepts what `asks` needs and passes it on."""
+
+    def __init__(self, actor: Actor, replicas: Mapping[int, Replica]) -> None:
+        """`replicas`: those that are not lost, by number; a view."""
+        self.asks = Asks(actor, "replica")
+        self.sessions: dict[str, int] = {}
+        """Name -> the replica that has it."""
+        self._actor = actor
+        self._replicas = replicas
+        self._tickets: dict[int, int] = {}
+        """Question that was not answered yet -> the replica that it was put to."""
+
+    def ask(self, ask: Ask, why_not: str) -> None:
+        """Put it to those whom it concerns, and answer when all have; where there is nobody, with `why_not`."""
+        session = row_of(ask.message).session_of
+        numbers = sorted(self._replicas) if session is None else self._owners(session(ask.message))
+        if not numbers:
+            self._answer(ask, [Reply(0, False, why_not)])
+            return
+        if session is not None:
+            self._remember(session(ask.message), numbers[0], opens=not isinstance(ask.message, CloseSession))
+        gathering = Gathering(numbers, self._replicas.__contains__, partial(self._answer, ask))
+        for number in numbers:
+            self._put(self._replicas[number], ask.message, gathering)
+
+    def lost(self, number: int, why: str) -> None:
+        """This replica answers nothing any more, and its sessions are gone."""
+        for session in [session for session, owner in self.sessions.items() if owner == number]:
+            del self.sessions[session]
+        self.asks.fail(why, [ticket for ticket, asked in self._tickets.items() if asked == number])
+
+    def _owners(self, session: str) -> list[int]:
+        """The replica that has it; one that nobody has is for the one with the least to do."""
+        owner = self.sessions.get(session, NOBODY)
+        if owner in self._replicas or not self._replicas:
+            return [owner] if owner in self._replicas else []
+        loads = [replica.load for replica in self._replicas.values()]
+        return [min(loads, key=lambda load: (load.num_open, load.num_tokens, load.replica)).replica]
+
+    def _remember(self, session: str, owner: int, *, opens: bool) -> None:
+        self.sessions.pop(session, None)
+        if opens:
+            self.sessions[session] = owner
+        if len(self.sessions) > MOST_SESSIONS:
+            del self.sessions[next(iter(self.sessions))]
+
+    def _put(self, replica: Replica, message: msgspec.Struct, gathering: Gathering) -> None:
+        number, row = replica.number, row_of(message)
+
+        def answered(reply: Reply) -> None:
+            self._tickets.pop(reply.ticket, None)
+            gathering.answered(number, reply)
+
+        ticket = self.asks.ask(message, row.wait_s(message), answered, to=row.answerer(replica.names))
+        if self.asks.waits(ticket):
+            self._tickets[ticket] = number
+
+    def _answer(self, ask: Ask, replies: Sequence[Reply]) -> None:
+        row = row_of(ask.message)
+        reply = replies[0] if row.session_of is not None else row.merge(replies)
+        self._actor.context.send(ask.reply_to, Reply(ask.ticket, reply.ok, reply.message, reply.body))

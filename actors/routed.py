@@ -1,0 +1,157 @@
+"""The router's books: every open request with the tokens that its client has had, and who has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from pawl.actors.messages.adapters import AdaptersNamed
+from pawl.actors.messages.control import Stalled
+from pawl.actors.messages.generate import Admitted, Ended, Generate, Resumed, StepTokens, Timing, Usage
+from pawl.actors.names import Names
+from pawl.actors.placement import Load
+from pawl.lifecycle.states import Cause
+from pawl.loops.adapter import Named
+from pawl.memory.arrays import Int32s
+
+MOST_STREAMS = 1 << 31
+NOBODY = -1
+"""In place of a replica's number: a request waits for one."""
+
+
+def stream_of(request: int) -> int:
+    """What the detokenizer knows a request by in place of a row: the same whichever replica has it. An int32, so it
+    comes again, long after the request that had it before has ended."""
+    return request % MOST_STREAMS
+
+
+class Routed(msgspec.Struct, eq=False):
+    """One request that a replica has, or had when it was lost."""
+
+    generate: Generate
+    """As the tokenizer sent it."""
+    arrived: float
+    """Monotonic seconds."""
+    replica: int = NOBODY
+    tokens: list[int] = msgspec.field(default_factory=list)
+    """Output tokens that were passed on."""
+    opened: bool = False
+    """The detokenizer knows it."""
+    prompt: Int32s | None = None
+    """All of it, once a scheduler has taken the request: of a turn, with what it goes on from."""
+    admitted: Admitted | None = None
+    """The first admission, as it was passed on."""
+    first_token: float = 0.0
+    """When that was, which is told with the first token at the latest."""
+    version: str = ""
+    """Of the weights that its replica has served last."""
+    num_older: int = 0
+    """Output tokens that others have drawn."""
+    num_lost: int = 0
+    """Replicas that were lost while they had it."""
+    taken: bool = True
+    """Its replica has it. Else an order could overtake it: the next one, after a loss, gets orders once it has."""
+    aborted: tuple[Cause, str] | None = None
+    """It is to end, for this cause."""
+    finished: int | None = None
+    """A stop string has ended it within so many output tokens; only its scheduler is still to say so."""
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt, as far as they are known."""
+        return len(self.generate.tokens if self.prompt is None else self.prompt)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output so far."""
+        return self.num_prompt + len(self.tokens)
+
+    def end(self, cause: Cause, message: str, now: float) -> Ended:
+        """Its end, where no replica says it."""
+        request = self.generate.request
+        cached = 0 if self.admitted is None else self.admitted.cached_tokens
+        usage = Usage(self.num_prompt, len(self.tokens), cached, self.num_lost)
+        return Ended(stream_of(request), request, cause, usage, Timing(self.arrived, ended=now), message)
+
+    def again(self, now: float) -> Generate:
+        """The request, for another replica: it goes on where the client is."""
+        admitted, resumed = self.admitted, None
+        if admitted is not None:
+            taken = admitted.timing.admitted
+            resumed = Resumed(
+                output=np.array(self.tokens, np.int32),
+                cached_tokens=admitted.cached_tokens,
+                num_retractions=self.num_lost,
+                admitted_s=0.0 if taken is None else now - taken,
+                first_token_s=now - self.first_token if self.tokens else None,
+                version=self.version,
+                num_older=self.num_older,
+            )
+        made = msgspec.structs.replace(self.generate, resumed=resumed, age_s=now - self.arrived)
+        if self.prompt is None:
+            return made
+        # Of a turn all tokens are known; its session has died with its replica.
+        return msgspec.structs.replace(made, tokens=self.prompt, session=None)
+
+
+class Replica:
+    """One replica as the router knows it."""
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.streams: Int32s = np.full(64, -1, np.int32)
+        """Row of its scheduler -> stream of the request that has it."""
+        self.num_open = self.num_tokens = 0
+        """Requests that it has, and their tokens."""
+        self.version = ""
+        """Of the weights that drew the tokens that came last."""
+        self.pace = Stalled(0.0, replica=names.replica)
+        self.adapters: tuple[Named, ...] = ()
+        """What it told last of these."""
+        self.vital = frozenset((names.scheduler, names.grammar, names.worker, names.stager, names.groups))
+        """Actors without which it cannot end a request on its own."""
+
+    @property
+    def number(self) -> int:
+        return self.names.replica
+
+    @property
+    def load(self) -> Load:
+        return Load(self.number, self.num_open, self.num_tokens)
+
+    def holds(self, row: int, stream: int) -> None:
+        """Its scheduler has given this row to the request of this stream."""
+        if row >= len(self.streams):
+            more = np.full(max(row + 1 - len(self.streams), len(self.streams)), -1, np.int32)
+            self.streams = np.concatenate((self.streams, more))
+        self.streams[row] = stream
+
+
+def by_stream(message: StepTokens, streams: Int32s, rows: Int32s) -> StepTokens:
+    """With the stream of each request in place of its row; `rows` are those of the tokens."""
+    replace = msgspec.structs.replace
+    return replace(
+        message,
+        rows=rows,
+        ended=tuple([replace(end, row=stream_of(end.request)) for end in message.ended]),
+        admitted=tuple([replace(each, row=int(streams[each.row])) for each in message.admitted]),
+        prompt_logprobs=tuple([(int(streams[row]), scores) for row, scores in message.prompt_logprobs]),
+        embeddings=tuple([(int(streams[row]), vector) for row, vector in message.embeddings]),
+    )
+
+
+def of_all(replicas: Mapping[int, Replica], message: Stalled | AdaptersNamed) -> Stalled | AdaptersNamed | None:
+    """What holds of all these, now that one has said this; None: that one is lost. The slowest is told of, and adapters
+    that every one has."""
+    replica = replicas.get(message.replica)
+    if replica is None:
+        return None
+    if isinstance(message, Stalled):
+        replica.pace = message
+        paces = [each.pace for each in replicas.values()]
+        return max(paces, key=lambda pace: (pace.seconds, pace.oldest_step_s, pace.silent_s))
+    replica.adapters = message.adapters
+    others = [set(each.adapters) for each in replicas.values()]
+    return AdaptersNamed(tuple(each for each in message.adapters if all(each in own for own in others)))

@@ -1,0 +1,350 @@
+"""The router: stands between the front and several replicas, and poses to each as the other.
+
+    tokenizer ─► router ─► scheduler.0, scheduler.1, …      aborts, orders and questions of the gateway likewise
+    detokenizer ◄─ router ◄─┘                               what replicas tell the gateway likewise
+
+It gives each request to one replica (`placement`), and puts the request's stream in place of the scheduler's row, so
+that the detokenizer need not know who makes the tokens. It is the only way to a client: tokens that it has passed on
+are exactly those that the client has, or gets. When a replica is lost, it gives that one's open requests to others,
+with these tokens as known tokens; what the lost one still says is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import structlog
+
+from pawl.actors.asks import AskExpired
+from pawl.actors.control import Ask
+from pawl.actors.messages.adapters import AdaptersNamed
+from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
+from pawl.actors.messages.generate import Generate, Opened, Refused, StepTokens
+from pawl.actors.messages.memory import MemoryReleased
+from pawl.actors.messages.replicas import PlaceAgain, Placed, ReplicaFailed, ReplicaJoined, ReplicaLost, ReplicaUp
+from pawl.actors.messages.weights import WeightsServed
+from pawl.actors.names import FRONT, Names
+from pawl.actors.placement import Load, Placement
+from pawl.actors.replica_asks import ReplicaAsks
+from pawl.actors.routed import NOBODY, Replica, Routed, by_stream, of_all, stream_of
+from pawl.actors.runtime.actor import Actor, Down, Lane
+from pawl.lifecycle.states import Cause
+from pawl.loops.orders.requests import Abort, Drain, Finish
+from pawl.memory.arrays import Int32s
+
+log = structlog.get_logger("pawl.router")
+
+FAILED = "the server failed on this request"
+AGAIN_S = 0.05
+"""How long a request waits that its new replica has no room for at once."""
+NOT_YET = "a replica is being started again"
+FULL = "the engine is overloaded: too many requests are waiting; try again later"
+_NONE: Int32s = np.empty(0, np.int32)
+
+
+class Starter(Protocol):
+    """Knows where replicas live. Its methods do not block."""
+
+    def restart(self, lost: Names) -> bool:
+        """End what is left of a replica and start one in its place: ReplicaUp or ReplicaFailed is to follow. False:
+        none is started."""
+
+    def over(self, name: str, reason: str) -> None:
+        """The last replica is lost, as the actor `name` is gone, and none will be started."""
+
+
+FromFront: Any = Generate | Abort | Finish | Drain | Ask
+FromReplicas: Any = Opened | StepTokens | Refused | Reply
+ForTheGateway: Any = WeightsServed | AdaptersNamed | MemoryReleased | Stalled | Pulse | TraceLoss
+
+
+class Router(Actor):
+    """Every open request, and the replicas that are not lost."""
+
+    accepts: Any = FromFront | FromReplicas | ForTheGateway | Down | AskExpired | ReplicaUp | ReplicaFailed | PlaceAgain
+
+    def __init__(self, placement: Placement, replicas: Sequence[Names], starter: Starter, names: Names = FRONT) -> None:
+        self._names = names
+        self._placement = placement
+        self._starter = starter
+        self.replicas = {each.replica: Replica(each) for each in replicas}
+        """By number, those that are not lost."""
+        self.routed: dict[int, Routed] = {}
+        """By stream."""
+        self.lost = ""
+        """Why there is no replica any more, and will be none."""
+        self._num_starting = 0
+        self._early: dict[int, Abort] = {}
+        """Aborts that overtook their request."""
+        self._questions = ReplicaAsks(self, self.replicas)
+        self._draining: Drain | None = None
+
+    # ---- actor ----
+
+    def started(self) -> None:
+        for replica in self.replicas.values():
+            self._joined(replica)
+
+    def receive(self, message: Any) -> None:
+        match message:
+            case StepTokens():
+                self._pass_on(message)
+            case Generate():
+                self._take(message)
+            case Opened():
+                self._opened(message)
+            case Abort():
+                self._abort(message)
+            case Finish():
+                self._finish(message)
+            case Refused():  # by a scheduler, which has no row for it
+                if self._forget(message.request):
+                    self._send_gateway(message)
+            case Ask():
+                self._questions.ask(message, self.lost or NOT_YET)
+            case Reply():
+                self._questions.asks.answer(message)
+            case AskExpired(ticket):
+                self._questions.asks.expire(ticket)
+            case Drain():
+                self._draining = message
+                for replica in self.replicas.values():
+                    self.context.send(replica.names.scheduler, message, Lane.CONTROL)
+            case ReplicaUp(names):
+                self._up(Replica(names))
+            case ReplicaFailed(reason):
+                self._num_starting -= 1
+                self._settle("a replica that was started", reason)
+            case PlaceAgain(request):
+                self._retry(request)
+            case Down(name, reason):
+                self._down(name, reason)
+            case _:
+                self._tell_gateway(message)
+
+    def requests_of(self, message: Any) -> tuple[int, ...]:
+        match message:
+            case Generate() | Opened() | Refused() | Finish():
+                return (message.request,)
+        return ()
+
+    def end_request(self, request: int) -> None:
+        """Its scheduler ends it, if one has it."""
+        if stream_of(request) in self.routed:
+            self._abort(Abort((request,), Cause.INTERNAL, FAILED))
+        else:
+            self._send_gateway(Refused(request, Cause.INTERNAL, FAILED, 500))
+
+    def stopped(self, reason: str) -> None:
+        self._questions.asks.fail(f"the engine stopped: {reason}")
+
+    # ---- requests, on their way to a replica ----
+
+    def loads(self) -> list[Load]:
+        """Of all replicas, in rising order of their numbers."""
+        return [self.replicas[number].load for number in sorted(self.replicas)]
+
+    def _take(self, message: Generate) -> None:
+        """A new request. Requests come in the order of their numbers: an abort of an earlier one that has not come is
+        of one that was refused on its way."""
+        for passed in [request for request in self._early if request < message.request]:
+            del self._early[passed]
+        routed = Routed(message, self.context.now())
+        early = self._early.pop(message.request, None)
+        if early is not None:
+            routed.aborted = early.cause, early.message
+        self.routed[stream_of(message.request)] = routed
+        self._place(routed, message)
+
+    def _place(self, routed: Routed, message: Generate) -> None:
+        """Give a request to a replica, or let it wait for one that is being started."""
+        request = message.request
+        if not self.replicas:
+            if self.lost:
+                self._end(routed, Cause.INTERNAL, self.lost)
+            return
+        replica = self.replicas[self._owner(message)]
+        routed.replica = replica.number
+        self._send_gateway(Placed(request, replica.names.recorder))
+        if not self.context.send(replica.names.scheduler, message):
+            routed.replica = NOBODY
+            if routed.num_lost:  # its client has had some of it
+                self.context.after(AGAIN_S, PlaceAgain(request))
+            else:
+                self._end(routed, Cause.OVERLOADED, FULL)
+            return
+        routed.version, routed.taken = replica.version, not routed.num_lost
+        replica.num_open += 1
+        replica.num_tokens += routed.num_tokens
+        if routed.aborted is not None and routed.taken:
+            self.context.send(replica.names.scheduler, Abort((request,), *routed.aborted), Lane.CONTROL)
+
+    def _retry(self, request: int) -> None:
+        routed = self.routed.get(stream_of(request))
+        if routed is not None and routed.replica == NOBODY:
+            self._place(routed, routed.again(self.context.now()))
+
+    def _owner(self, message: Generate) -> int:
+        """The replica for a request: a turn's is that of its session."""
+        session = message.session
+        owner = NOBODY if session is None else self._questions.sessions.get(session.id, NOBODY)
+        if owner in self.replicas:
+            return owner
+        return self._placement.place(message.tokens, message.namespace, self.loads())
+
+    def _abort(self, message: Abort) -> None:
+        """To those who have these requests."""
+        owners: dict[int, list[int]] = {}
+        for request in message.requests:
+            routed = self.routed.get(stream_of(request))
+            if routed is None:
+                self._early[request] = message
+            elif routed.replica == NOBODY:
+                self._end(routed, message.cause, message.message)
+            else:
+                routed.aborted = routed.aborted or (message.cause, message.message)
+                if routed.taken:
+                    owners.setdefault(routed.replica, []).append(request)
+        for number, requests in owners.items():
+            order = msgspec.structs.replace(message, requests=tuple(requests))
+            self.context.send(self.replicas[number].names.scheduler, order, Lane.CONTROL)
+
+    def _finish(self, message: Finish) -> None:
+        """Its client has had the end already."""
+        routed = self.routed.get(stream_of(message.request))
+        if routed is None:
+            return
+        routed.finished = message.num_output
+        if routed.replica == NOBODY:
+            self._end(routed, Cause.STOP_STRING)
+        elif routed.taken:
+            self.context.send(self.replicas[routed.replica].names.scheduler, message, Lane.CONTROL)
+
+    # ---- requests, on their way to their clients ----
+
+    def _opened(self, message: Opened) -> None:
+        replica, stream = self.replicas.get(message.replica), stream_of(message.request)
+        routed = self.routed.get(stream)
+        if replica is None or routed is None:
+            return
+        replica.holds(message.row, stream)
+        replica.num_tokens -= routed.num_tokens
+        routed.prompt = message.prompt if routed.prompt is None else routed.prompt
+        replica.num_tokens += routed.num_tokens
+        if not routed.taken:
+            routed.taken = True
+            if routed.finished is not None:
+                self._finish(Finish(message.request, routed.finished))
+            elif routed.aborted is not None:
+                self._abort(Abort((message.request,), *routed.aborted))
+        if not routed.opened:
+            routed.opened = True
+            self.context.send(self._names.detokenizer, msgspec.structs.replace(message, row=stream))
+
+    def _pass_on(self, message: StepTokens) -> None:
+        """One message for each step of each replica: keep it short."""
+        replica = self.replicas.get(message.replica)
+        if replica is None:
+            return
+        streams, now = replica.streams, self.context.now()
+        rows = streams[message.rows]
+        if message.version != replica.version:
+            self._exchanged(replica, message.version)
+        for admitted in message.admitted:
+            routed = self.routed.get(int(streams[admitted.row]))
+            if routed is not None:
+                routed.admitted, routed.first_token = admitted, now
+        for stream, token in zip(rows.tolist(), message.tokens.tolist(), strict=True):
+            self.routed[stream].tokens.append(token)
+        replica.num_tokens += len(rows)
+        self.context.send(self._names.detokenizer, by_stream(message, streams, rows))
+        for end in message.ended:
+            self._forget(end.request)
+
+    def _exchanged(self, replica: Replica, version: str) -> None:
+        """From here on other weights draw the tokens of its requests."""
+        replica.version = version
+        for routed in self.routed.values():
+            if routed.replica == replica.number:
+                routed.version, routed.num_older = version, len(routed.tokens)
+
+    def _forget(self, request: int) -> bool:
+        """It has ended. Whether it was there."""
+        routed = self.routed.pop(stream_of(request), None)
+        replica = None if routed is None else self.replicas.get(routed.replica)
+        if routed is not None and replica is not None:
+            replica.num_open -= 1
+            replica.num_tokens -= routed.num_tokens
+        return routed is not None
+
+    def _end(self, routed: Routed, cause: Cause, message: str = "") -> None:
+        """End a request that no replica has."""
+        end = routed.end(cause, message, self.context.now())
+        self._forget(end.request)
+        self.context.send(self._names.detokenizer, StepTokens(_NONE, _NONE, ended=(end,)))
+
+    # ---- what replicas tell the gateway ----
+
+    def _send_gateway(self, message: Any) -> None:
+        self.context.send(self._names.gateway, message, Lane.CONTROL)
+
+    def _tell_gateway(self, message: Any) -> None:
+        """Of what only some replicas say, the gateway hears what holds of all."""
+        told = of_all(self.replicas, message) if isinstance(message, Stalled | AdaptersNamed) else message
+        if told is not None:
+            self._send_gateway(told)
+
+    # ---- replicas that come and go ----
+
+    def _joined(self, replica: Replica) -> None:
+        self._send_gateway(ReplicaJoined(replica.names.recorder))
+
+    def _up(self, replica: Replica) -> None:
+        """Requests that had to wait go there."""
+        self._num_starting -= 1
+        self.replicas[replica.number] = replica
+        self._joined(replica)
+        if self._draining is not None:
+            self.context.send(replica.names.scheduler, self._draining, Lane.CONTROL)
+        self._place_again(NOBODY)
+
+    def _down(self, name: str, reason: str) -> None:
+        replica = next((replica for replica in self.replicas.values() if name in replica.vital), None)
+        if replica is not None:
+            self._lose(replica, name, reason)
+        else:
+            log.warning("a helper is gone; requests are served on", actor=name, reason=reason)
+
+    def _lose(self, replica: Replica, name: str, reason: str) -> None:
+        """A replica that has lost one of its actors is given up as a whole: what it still says is dropped."""
+        del self.replicas[replica.number]
+        log.error("a replica is lost", replica=replica.number, actor=name, reason=reason, open=replica.num_open)
+        self._num_starting += not self._draining and self._starter.restart(replica.names)
+        last = not self.replicas and not self._num_starting
+        self._send_gateway(ReplicaLost(replica.names.recorder, tuple(sorted(replica.names.own)), name, reason, last))
+        self._questions.lost(replica.number, f"{name} is gone: {reason}")
+        self._settle(name, reason)
+        self._place_again(replica.number)
+
+    def _settle(self, name: str, reason: str) -> None:
+        """Where nobody is left, and nobody is to come, all is over."""
+        if not self.replicas and not self._num_starting and not self.lost:
+            self.lost = f"{name} is gone: {reason}"
+            self._starter.over(name, reason)
+            self._place_again(NOBODY)
+
+    def _place_again(self, owner: int) -> None:
+        """Requests of a replica that is lost, or of nobody, in the order of their numbers."""
+        now = self.context.now()
+        for routed in [routed for routed in self.routed.values() if routed.replica == owner]:
+            routed.replica = NOBODY
+            routed.num_lost += owner != NOBODY
+            if routed.finished is not None:
+                self._end(routed, Cause.STOP_STRING)
+            elif routed.aborted is not None and not self.replicas:
+                self._end(routed, *routed.aborted)
+            else:
+                self._place(routed, routed.again(now))
