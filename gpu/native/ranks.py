@@ -13,8 +13,7 @@ import struct
 import sys
 import weakref
 
-import msgspec
-
+from pawl.gpu.native.address import Address
 from pawl.gpu.native.bindings import load_library
 from pawl.gpu.native.build import NativeUnavailable
 
@@ -26,15 +25,6 @@ _HEADER_BYTES = 4096
 
 class RanksLost(RuntimeError):
     """A rank is gone, or did not come in time. No step can be computed before there is a new group."""
-
-
-class Address(msgspec.Struct, frozen=True):
-    """Where the ranks of one life meet; readable for processes of the same user while the segment is open."""
-
-    path: str
-    life: int
-    """Which start of the group it is for, from 0 on, below 2 ** 64."""
-    ranks: int
 
 
 class Segment:

@@ -36,9 +36,9 @@ def sendable(message: StageWeights) -> StageWeights:
 class ShownWeights(Mapping[str, Tensor]):
     """The weights of a group, each asked of its ranks when it is looked at, and put together."""
 
-    def __init__(self, config: ModelConfig, topology: Topology, group: RankGroup) -> None:
+    def __init__(self, config: ModelConfig, topology: Topology, gathers: bool, group: RankGroup) -> None:
         self._stages = [
-            [Shard(config, topology, number, stage=stage) for number in range(topology.tensor)]
+            [Shard(config, topology, number, gathers=gathers, stage=stage) for number in range(topology.tensor)]
             for stage in range(topology.pipeline)
         ]
         self._names = weight_shapes(config)

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pawl.gpu.native.address import Address
 from pawl.gpu.parallel.topology import Topology
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
@@ -44,6 +45,11 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Where the model's folder or file is."""
     sizes: Sizes
     threads: int
+    deterministic: bool
+    by_kernels: bool
+    """It computes by the compiled CPU kernels, and not in plain torch."""
+    segment: Address | None
+    """Where these meet, of the rank's stage; None: the rank is the only one of it."""
 
 
 # ---- what ranks are told ----

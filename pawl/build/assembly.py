@@ -160,7 +160,9 @@ def _load_ranks(config: ServerConfig, source: ModelSource, topology: Topology, b
         num_slots=loop_config.max_running,
         max_context=loop_config.max_context,
     )
-    group = start_group(config, model, source.path, sizes, topology, pooling)
+    # Drafts change nothing only where a row's bits do not depend on what is beside it.
+    deterministic = config.deterministic or loop_config.speculation is not None
+    group = start_group(config, model, source.path, sizes, topology, pooling, deterministic)
     return assemble(
         config,
         source=source,

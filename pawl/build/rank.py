@@ -24,7 +24,9 @@ from pawl.build.lora import targets_of
 from pawl.config import ServerConfig
 from pawl.gpu.adapters.peft import MOST_RANK, AdapterLimits, read_adapter
 from pawl.gpu.devices import DTYPES
+from pawl.gpu.native.ranks import Joined
 from pawl.gpu.parallel.actions import RankActions
+from pawl.gpu.parallel.communicator import ALONE
 from pawl.gpu.parallel.link import Link
 from pawl.gpu.parallel.pages import cut_pages
 from pawl.gpu.parallel.rank import Rank
@@ -74,12 +76,11 @@ def _load(setup: Setup, config: ServerConfig) -> tuple[Shard, Runner, Ready]:
     device = torch.device(config.device if config.device == "cpu" else f"{config.device}:{setup.rank}")
     dtype = DTYPES["bf16" if config.dtype == "auto" else config.dtype]
     source = resolve_source(setup.model)
-    shard = Shard(source.config, setup.topology, place.tensor, stage=place.stage)
+    shard = Shard(source.config, setup.topology, place.tensor, gathers=setup.by_kernels, stage=place.stage)
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
     samples = Samples()
     weights = named_own(shard, load_weights(source, dtype, keep=keeper(shard, samples)))
     own = weights_fingerprint(shard.config, weights)
-    groups = TorchGroups(setup.topology, setup.rank, device, Path(setup.store), START_LIMIT_S)
     limits = AdapterLimits(min(config.max_lora_rank or MOST_RANK, MOST_RANK), targets_of(config))
     runner = Runner(
         source.config,
@@ -88,15 +89,23 @@ def _load(setup: Setup, config: ServerConfig) -> tuple[Shard, Runner, Ready]:
         device=device,
         dtype=dtype,
         threads=setup.threads,
-        backend=config.backend,
-        deterministic=config.deterministic or config.speculate != "none",
+        backend="native" if setup.by_kernels else "torch",
+        deterministic=setup.deterministic,
         grammars=make_grammars(config.grammar_backend, vocabulary),
         pooling=pooling_of(config, source.path),
         adapters=partial(read_adapter, limits=limits),
-        rank=Rank(shard, groups),
+        rank=_rank(setup, config, shard, device),
         fingerprint=samples.fingerprint(source.config),
     )
     return shard, runner, _ready(setup, runner, samples.fingerprint(source.config), own)
+
+
+def _rank(setup: Setup, config: ServerConfig, shard: Shard, device: torch.device) -> Rank:
+    """Where it meets the others: kernels in memory, what else there is in torch's groups."""
+    joined = None if setup.segment is None else Joined(setup.segment, shard.tensor, config.rank_timeout_s)
+    if setup.by_kernels and setup.topology.pipeline == 1:
+        return Rank(shard, ALONE, joined)
+    return Rank(shard, TorchGroups(setup.topology, setup.rank, device, Path(setup.store), START_LIMIT_S), joined)
 
 
 def _ready(setup: Setup, runner: Runner, whole: str, own: str) -> Ready:

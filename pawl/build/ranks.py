@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,13 @@ import torch
 
 from pawl.actors.codec import make_codec
 from pawl.config import ConfigError, ServerConfig
+from pawl.gpu.backend import BackendUnavailable
 from pawl.gpu.devices import available_threads
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.models.switches import check_switches
+from pawl.gpu.native.backend import NativeBackend
+from pawl.gpu.native.bindings import load_library
+from pawl.gpu.native.ranks import Segment
 from pawl.gpu.parallel.group import CountedModel, RankGroup
 from pawl.gpu.parallel.processes import RankProcesses, python
 from pawl.gpu.parallel.ranks import Ranks
@@ -25,9 +31,6 @@ from pawl.gpu.pooling import Pooling, abilities_of
 from pawl.gpu.profiler import ProfileRefused, Tracer
 
 log = structlog.get_logger("pawl.build.ranks")
-
-SHARING_BACKENDS = ("auto", "torch")
-"""That compute a rank's part of a model."""
 
 
 def topology_of(config: ServerConfig) -> Topology:
@@ -41,31 +44,58 @@ def topology_of(config: ServerConfig) -> Topology:
 
 def check_ranks(config: ServerConfig, model: ModelConfig, topology: Topology) -> None:
     """Before anything is loaded. Raises ConfigError, with the numbers, where these ranks cannot serve the model."""
-    adds_up = topology.tensor > 1
-    name = ("tp" if config.tp > 1 else "ep") if adds_up else "pp"
+    name = ("tp" if config.tp > 1 else "ep") if topology.tensor > 1 else "pp"
     try:
         check_shares(model, topology)
     except TopologyRefused as error:
         asked = str(error).partition(" ")[0]
         raise ConfigError(f"{asked}: {error}", asked) from error
-    if config.backend not in SHARING_BACKENDS and (adds_up or config.backend != "native"):
-        raise ConfigError(f"{name}: {config.backend} does not share a model out among ranks; torch does", "backend")
-    for setting, off in (("deterministic", False), ("speculate", "none")):
-        if adds_up and getattr(config, setting) != off:
-            reason = "ranks add up in plain torch, whose sums depend on the batch and on the number of ranks"
-            raise ConfigError(f"{setting}: {reason}", setting)
+    if config.backend == "triton":
+        raise ConfigError(f"{name}: triton does not share a model out among ranks; torch and native do", "backend")
     if config.device == "cuda" and topology.size > torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ConfigError(f"{name}: {topology.size} ranks, one on each device, and there are {count}", name)
 
 
+def computed_by_kernels(config: ServerConfig, model: ModelConfig, deterministic: bool) -> bool:
+    """Whether ranks compute by the compiled CPU kernels, which gather, or in plain torch, where they add up. Raises
+    ConfigError where what was asked for cannot be."""
+    try:
+        if config.backend == "torch" or config.device != "cpu":
+            raise BackendUnavailable("native", f"ranks compute in plain torch on {config.device}")
+        check_switches("native", model, NativeBackend.switches)
+        load_library()
+    except BackendUnavailable as error:
+        if config.backend == "native":
+            raise ConfigError(f"backend: {error}", "backend") from error
+        if deterministic:
+            setting = "deterministic" if config.deterministic else "speculate"
+            reason = "ranks add up in plain torch, whose sums depend on the batch and on the number of ranks"
+            raise ConfigError(f"{setting}: {reason} ({error})", setting) from error
+        log.info("ranks compute in plain torch", reason=error.reason)
+        return False
+    return True
+
+
 def start_group(
-    config: ServerConfig, model: ModelConfig, path: Path, sizes: Sizes, topology: Topology, pooling: Pooling | None
+    config: ServerConfig,
+    model: ModelConfig,
+    path: Path,
+    sizes: Sizes,
+    topology: Topology,
+    pooling: Pooling | None,
+    deterministic: bool,
 ) -> RankGroup:
-    """The ranks, ready. Raises RankLost, or StartRefused."""
+    """The ranks, ready. Raises ConfigError, RankLost, or StartRefused."""
     threads = max(1, (config.threads or available_threads()) // topology.size)
+    by_kernels, lives = computed_by_kernels(config, model, deterministic), itertools.count()
+    meets = by_kernels and topology.tensor > 1
+    segments: list[Segment] = []
+    """One for each stage. Those of the start before go when their last rank has gone."""
 
     def start(place: str) -> Ranks:
+        segments[:] = [Segment(topology.tensor, next(lives)) for _ in range(topology.pipeline if meets else 0)]
+
         def setup(rank: int, store: Path) -> Setup:
             return Setup(
                 rank=rank,
@@ -75,6 +105,9 @@ def start_group(
                 model=place,
                 sizes=sizes,
                 threads=threads,
+                deterministic=deterministic,
+                by_kernels=by_kernels,
+                segment=segments[topology.place(rank).stage].address if meets else None,
             )
 
         wire = partial(make_codec, FromRank)
@@ -87,7 +120,7 @@ def start_group(
         step_limit_s=config.rank_timeout_s,
         abilities=abilities_of(pooling, model.hidden_size),
         counted=None if experts is None else CountedModel(experts.chosen, experts.layers),
-        show=partial(ShownWeights, model, topology),
+        show=partial(ShownWeights, model, topology, by_kernels),
     )
     log.info("ranks are ready", ranks=[msgspec.to_builtins(one) for one in group.ready])
     return group

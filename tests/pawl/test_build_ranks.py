@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,18 @@ from tests.gpu.tiny import save_tiny
 GREEDY = {"temperature": 0.0, "max_new_tokens": 24, "ignore_eos": True}
 SETTINGS: dict[str, Any] = {
     "dtype": "fp32",
-    "backend": "torch",
     "kv_tokens": 2048,
     "max_running": 8,
     "page_size": 4,
     "grammar_backend": "plain",
     "log_level": "error",
 }
+
+
+MANY: list[dict[str, Any]] = [
+    *({"tp": 2, "backend": "torch"}, {"pp": 2}, {"pp": 3, "backend": "torch"}),
+    *({"pp": 2, "tp": 2}, {"pp": 2, "tp": 2, "backend": "torch"}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +59,11 @@ def engine_of(model: Path | str, trace: Path, **more: Any) -> Engine:
     return Engine(build_config(SETTINGS | {"model": str(model), "trace_dir": str(trace)} | more))
 
 
-def answers(model: Path | str, trace: Path, asked: list[list[int]], **more: Any) -> list[list[int]]:
+def answers(
+    model: Path | str, trace: Path, asked: list[list[int]], sampling: Mapping[str, Any] = GREEDY, **more: Any
+) -> list[list[int]]:
     with engine_of(model, trace, **more) as engine:
-        found = [each.tokens for each in engine.generate(asked, GREEDY)]
+        found = [each.tokens for each in engine.generate(asked, dict(sampling))]
     assert audit(trace).verdict is Verdict.PASS
     return found
 
@@ -70,7 +77,7 @@ def pids(engine: Engine) -> list[int]:
 def survives(folder: Path, trace: Path, fault: signal.Signals, **more: Any) -> None:
     """A rank has `fault` while requests are computed, and every one of them ends as it does without."""
     asked = prompts(6)
-    expected = answers(folder, trace / "alone", asked, backend=more.get("backend", "torch"))
+    expected = answers(folder, trace / "alone", asked, backend=more.get("backend", "auto"))
     with engine_of(folder, trace / "ranks", **more) as engine:
         assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected
         before = pids(engine)
@@ -111,8 +118,8 @@ def test_two_stages_of_the_compiled_kernels_answer_as_one_runner_does(folder: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [{"pp": 2, "backend": "native"}, {"pp": 3}, {"pp": 2, "tp": 2}], ids=str)
-def test_the_death_of_a_stage_under_load_costs_nobody_a_token(
+@pytest.mark.parametrize("more", MANY, ids=str)
+def test_the_death_of_a_rank_under_load_costs_nobody_a_token(
     more: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     survives(folder, tmp_path, signal.SIGKILL, **more)
@@ -127,16 +134,28 @@ def test_smollm2_answers_in_two_stages_with_the_bits_that_it_has_in_one(tmp_path
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_is_found_by_the_deadline_of_its_step(folder: Path, tmp_path: Path) -> None:
-    survives(folder, tmp_path, signal.SIGSTOP, tp=2, rank_timeout_s=5.0)
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_a_rank_that_hangs_is_found_by_the_deadline_of_its_step(backend: str, folder: Path, tmp_path: Path) -> None:
+    survives(folder, tmp_path, signal.SIGSTOP, tp=2, rank_timeout_s=5.0, backend=backend)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [{"tp": 2}, {"tp": 3}, {"tp": 2, "hybrid_pools": "off"}])
 def test_smollm2_answers_on_two_and_three_ranks_as_on_one(more: dict[str, Any], tmp_path: Path) -> None:
     smollm2_source()
-    asked = prompts(24, 40_000)
-    assert answers("smollm2", tmp_path / "ranks", asked, **more) == answers("smollm2", tmp_path / "one", asked)
+    asked, torch = prompts(24, 40_000), {"backend": "torch"}
+    expected = answers("smollm2", tmp_path / "one", asked, **torch)
+    assert answers("smollm2", tmp_path / "ranks", asked, **torch, **more) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{"tp": 2}, {"tp": 3}, {"tp": 2, "pp": 2}, {"tp": 2, "speculate": "ngram"}], ids=str)
+def test_deterministic_ranks_draw_the_same_tokens_in_every_number(more: dict[str, Any], tmp_path: Path) -> None:
+    smollm2_source()
+    asked, bits = prompts(24, 40_000), {"deterministic": True, "dtype": "bf16"}
+    sampled = GREEDY | {"temperature": 1.0, "top_p": 0.9, "seed": 7}
+    expected = answers("smollm2", tmp_path / "one", asked, sampled, **bits)
+    assert answers("smollm2", tmp_path / "ranks", asked, sampled, **bits, **more) == expected
 
 
 @pytest.mark.slow
@@ -216,12 +235,10 @@ def test_ranks_that_a_model_cannot_have_are_refused_with_the_numbers_before_any_
     assert "tp 3: this model has 2 key heads" in refused(tp=3)
     assert "ep 2: this model has 1 experts" in refused(ep=2)
     assert "ep 2 does not divide tp 3" in refused(tp=3, ep=2)
-    assert "sums depend" in refused(tp=2, backend="auto", deterministic=True)
-    assert "sums depend" in refused(tp=2, backend="auto", speculate="ngram")
-    assert "native does not share" in refused(tp=2, backend="native")
+    assert "sums of torch depend" in refused(tp=2, backend="torch", deterministic=True)
     assert "pp 9: this model has 3 layers, and a stage has one at the least" in refused(pp=9)
     assert "tp 3: this model has 2 key heads" in refused(tp=3, pp=2)
     assert "triton does not share" in refused(pp=2, backend="triton")
     assert "each stage of the model" in refused(pp=2, hybrid_pools="on")
-    assert "ghost" in refused(model="ghost", pp=2, backend="auto", dtype="auto")
-    assert "ghost" in refused(model="ghost", tp=2, backend="auto", dtype="auto")
+    assert "ghost" in refused(model="ghost", pp=2, dtype="auto")
+    assert "ghost" in refused(model="ghost", tp=2, dtype="auto")
