@@ -125,8 +125,8 @@ class Scheduler(Actor):
                     self._reset_worker()
             case Ask():
                 self._asked(message, now)
-            case ExecuteFailed(step, reason):
-                self._failed(step, reason, now)
+            case ExecuteFailed():
+                self._failed(message, now)
             case HeartbeatDue():
                 self._beat(now)
             case SelfCheck():
@@ -266,11 +266,11 @@ class Scheduler(Actor):
     def remind(self, delay_s: float, order: Order) -> None:
         self.context.after(delay_s, order)
 
-    def _failed(self, step: int, reason: str, now: float) -> None:
+    def _failed(self, message: ExecuteFailed, now: float) -> None:
         # Steps launched after the lost one are refused by the worker, one answer each: those are not news.
-        if self.loop.in_flight and step == self.loop.in_flight[0].step:
+        if self.loop.in_flight and message.step == self.loop.in_flight[0].step:
             self._launched_at.clear()
-            self.loop.failed(step, reason, now)
+            self.loop.failed(message.step, message.reason, now, message.blameless)
             self._reset_worker()
 
     def _executed(self, result: StepResult, now: float) -> None:

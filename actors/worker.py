@@ -21,7 +21,7 @@ from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.page_copier import PageCopier
 from pawl.gpu.profiler import Profiler, ProfileRefused
-from pawl.gpu.step_runner import MemoryRefused, StepRunner
+from pawl.gpu.step_runner import MemoryRefused, RunnerLost, StepRunner
 from pawl.gpu.tracers import torch_tracer
 from pawl.lifecycle.machines.memory import MemoryTag, ResidencyEvent
 from pawl.lifecycle.machines.profiling import Profiling
@@ -183,7 +183,8 @@ class Worker(Actor):
 
     def _lose(self, step: int, error: Exception) -> None:
         self._lost_since = step
-        self._fail(step, f"{type(error).__name__}: {error}")
+        blameless = isinstance(error, RunnerLost) and error.blameless
+        self._fail(step, f"{type(error).__name__}: {error}", blameless)
 
-    def _fail(self, step: int, reason: str) -> None:
-        self.context.send(self._names.scheduler, ExecuteFailed(step, reason), Lane.CONTROL)
+    def _fail(self, step: int, reason: str, blameless: bool = False) -> None:
+        self.context.send(self._names.scheduler, ExecuteFailed(step, reason, blameless), Lane.CONTROL)

@@ -283,9 +283,9 @@ class Journal:
         if self.recording:
             self._emit(StepCommitted(step, now, events, tokens, _counts(pages), digest, counts, scores, embedded))
 
-    def rolled_back(self, step: int, reason: str, now: float, *, digest: int) -> None:
+    def rolled_back(self, step: int, reason: str, now: float, *, digest: int, blameless: bool = False) -> None:
         """The newest step in flight was undone; memory has this digest after that."""
-        self._emit(StepRolledBack(step, reason, now))
+        self._emit(StepRolledBack(step, reason, now, blameless))
         self._emit(Digest(step, digest))
 
     def delivered(self, order: msgspec.Struct, number: int, now: float) -> None:

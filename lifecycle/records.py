@@ -11,8 +11,7 @@ How the life of a request reads from them, in this order:
     StepRolledBack       the step never happened. Its admissions are undone (restore, cause step_lost) without a
                          Transition of their own; a request that has left work meanwhile stays where it is.
 
-Arrays are numpy when a record is made and bytes when it is read (`lifecycle/columns.py`). An array in a record must
-never change afterwards: the recorder encodes it later.
+Arrays are numpy when a record is made, never changed, encoded later, and bytes when read (`lifecycle/columns.py`).
 """
 
 from __future__ import annotations
@@ -164,6 +163,7 @@ class StepRolledBack(msgspec.Struct, frozen=True, array_like=True, tag=5):
     step: int
     reason: str
     time: float
+    blameless: bool = False  # what computed it was lost, and no request of it has a part in that
 
 
 class Delivered(msgspec.Struct, frozen=True, array_like=True, tag=6):

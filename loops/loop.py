@@ -180,9 +180,9 @@ class Loop:
         self.in_flight.popleft()
         return applied
 
-    def failed(self, step: int, reason: str, now: float) -> None:
+    def failed(self, step: int, reason: str, now: float, blameless: bool = False) -> None:
         """A worker lost `step`: roll back everything in flight, newest first; requests start again from what they
-        have, except those that were part of too many lost steps."""
+        have, except those that were part of too many lost steps. One that is `blameless` counts for nobody."""
         self.limits.ready_at = now
         lost = self.in_flight.popleft() if self.in_flight else None
         if lost is None or lost.step != step:
@@ -190,11 +190,12 @@ class Loop:
         for scheduled in reversed([lost, *self.in_flight]):
             self.counters.cached_tokens -= scheduled.first_hits(self.table)  # they are admitted again
             self.memory.ledger.abort(scheduled.transaction)
-            self.journal.rolled_back(scheduled.step, reason, now, digest=self.memory.digest())
+            self.journal.rolled_back(scheduled.step, reason, now, digest=self.memory.digest(), blameless=blameless)
             self.counters.steps_lost += 1
             self.glance()
         self.in_flight.clear()
-        for row in lost.rows[self.table.attempt[lost.rows] == lost.attempts].tolist():
+        blamed = lost.rows[self.table.attempt[lost.rows] == lost.attempts].tolist()
+        for row in () if blameless else blamed:
             self.requests.strike(row, Cause.WORKER_LOST, f"the worker failed: {reason}", now)
         for row in self.queues.running().tolist():
             # What the worker computed is gone with it: nothing of it may be offered to other requests.

@@ -259,7 +259,7 @@ class Replay:
             case StepCommitted() if loop.in_flight and loop.in_flight[0].step == record.step:
                 loop.executed(_result(record, loop.in_flight[0]), record.time)
             case StepRolledBack() if loop.in_flight:
-                loop.failed(loop.in_flight[0].step, record.reason, record.time)
+                loop.failed(loop.in_flight[0].step, record.reason, record.time, record.blameless)
             case TierTold():
                 for companion in loop.companions:
                     companion.told(record)

@@ -26,6 +26,8 @@ class ExecuteFailed(msgspec.Struct, frozen=True, tag=True):
 
     step: int
     reason: str
+    blameless: bool = False
+    """What computes was lost, and nothing in the step has a part in it."""
 
 
 class ResetWorker(msgspec.Struct, frozen=True, tag=True):

@@ -170,7 +170,7 @@ class BoundedProgress(Property):
 
 class FaultIsolation(Property):
     """No single input changes another request's output or stops the loop: a lost step restarts those that run, ends
-    those that were part of two lost steps, and nobody else."""
+    those that were part of two lost steps, and nobody else. Steps that are lost with what computes count for nobody."""
 
     name = "fault_isolation"
     max_strikes = 2
@@ -188,7 +188,8 @@ class FaultIsolation(Property):
 
     @on(StepRolledBack)
     def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
-        if not history.in_flight and (self._blamed is None or self._blamed.failure != record.reason):
+        contained = self._blamed is not None and self._blamed.failure == record.reason
+        if not history.in_flight and not contained and not record.blameless:
             self._lost(history)
         return ()
 

@@ -139,6 +139,19 @@ def test_a_request_that_kills_the_worker_twice_is_ended() -> None:
     assert driver.cause(request) == Cause.WORKER_LOST
 
 
+def test_steps_that_are_lost_with_what_computes_count_for_nobody() -> None:
+    driver = Driver(pacing="lockstep")
+    prompt = prompts(1, 8)[0]
+    request = driver.submit(prompt, 8)
+    for _ in range(5):
+        driver.intake.turn(driver.now)
+        driver.loop.failed(driver.loop.in_flight[0].step, "rank 1 was ended", driver.now, blameless=True)
+        driver.ghost.reset()
+    driver.run()
+    assert driver.cause(request) == Cause.LENGTH
+    assert driver.output_of[request] == expected(prompt, 8)
+
+
 def disturb(driver: Driver, shapes: list[tuple[int, int, int]], actions: list[tuple[int, int, str]]) -> None:
     """Serve prompts of some (length, outputs, tokens of its own) while requests are ended and steps fail by `actions`
     (step, which, what); those that survive have the tokens their prompts imply."""

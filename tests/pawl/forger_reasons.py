@@ -92,6 +92,10 @@ def _ended_otherwise(*causes: Cause) -> Condition:
     return lambda records, forgery: _mine(records, forgery).cause not in causes
 
 
+def _no_worker_lost(records: Sequence[Record], _: Forgery) -> bool:
+    return not any(isinstance(each, Transition) and each.cause == Cause.WORKER_LOST for each in records)
+
+
 def _mine(records: Sequence[Record], forgery: Forgery) -> Life:
     record: Any = records[forgery.at]
     return life_of(records, record.request)
@@ -317,6 +321,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Started.wall: a bit *": (_WORDS,),
     "StepCommitted.counts: *": (Reason("one token each is what no counts mean", _counts_one_each),),
     "StepCommitted.tokens*": (Reason("tokens of requests that have left work are dropped", _concerns_stale_tokens),),
+    "StepRolledBack.blameless: *": (Reason("nobody was part of two lost steps", _no_worker_lost),),
     "StepRolledBack.reason: *": (_WORDS,),
     "Submitted.deadline: *": (Reason("a deadline that did not pass", _ended_otherwise(Cause.TIMEOUT)),),
     "Submitted.namespace: *": (Reason("whose pages it would share, if it read any", _computed_nothing),),
