@@ -145,7 +145,7 @@ def test_steps_that_are_lost_with_what_computes_count_for_nobody() -> None:
     request = driver.submit(prompt, 8)
     for _ in range(5):
         driver.intake.turn(driver.now)
-        driver.loop.failed(driver.loop.in_flight[0].step, "rank 1 was ended", driver.now, blameless=True)
+        driver.loop.failed(driver.launched.popleft().step, "rank 1 was ended", driver.now, blameless=True)
         driver.ghost.reset()
     driver.run()
     assert driver.cause(request) == Cause.LENGTH
