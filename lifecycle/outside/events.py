@@ -92,6 +92,7 @@ class LostEvent(_Event, frozen=True, kw_only=True, tag="lost"):
 
 class PreemptedEvent(_Event, frozen=True, kw_only=True, tag="preempted"):
     request: Name
+    keeps: bool = False
 
 
 class FinishedEvent(_Event, frozen=True, kw_only=True, tag="finished"):
@@ -215,7 +216,7 @@ class EventReader:
             case AdmittedEvent():
                 recorder.admitted(self._number(event.request), event.cached)
             case PreemptedEvent():
-                recorder.preempted(self._number(event.request))
+                recorder.preempted(self._number(event.request), keeps=event.keeps)
             case PlannedEvent():
                 self._plan(event)
             case CommittedEvent():

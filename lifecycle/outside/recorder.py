@@ -22,6 +22,7 @@ from pawl.lifecycle.records import (
     Closed,
     Counts,
     Delivered,
+    Gap,
     PageCounts,
     Record,
     Started,
@@ -166,8 +167,13 @@ class OutsideRecorder:
         self._admitted.add(request)
         self._move(request, Event.ADMIT, num_cached=num_cached)
 
-    def preempted(self, request: int) -> None:
-        """It lost its memory, and waits again."""
+    def preempted(self, request: int, *, keeps: bool = False) -> None:
+        """It lost its memory, and waits again. `keeps`: what steps in flight draw for it counts all the same; records
+        have no words for that, and end there if there are such steps."""
+        at_work = any(request in self.requests_of(step) for step in self._in_flight)
+        if keeps and at_work:
+            reason = "a request keeps what steps in flight draw although it lost its memory, which no record can say"
+            self._emit(Gap(1, reason))
         self._counts["retractions"] += 1
         self._depart(request)
         self._move(request, Event.RETRACT, Cause.MEMORY)

@@ -214,6 +214,15 @@ def test_drafts_that_were_accepted_are_several_tokens_of_one_step(tmp_path: Path
     assert judged(tmp_path, run).verdict is Verdict.PASS
 
 
+def test_what_records_have_no_words_for_is_incomplete_and_no_violation(tmp_path: Path) -> None:
+    at = next(number for number, line in enumerate(RUN) if line["event"] == "preempted")
+    kept = RUN[at] | {"keeps": True}
+    assert judged(tmp_path, [*RUN[:at], kept, *RUN[at + 1 :]]).verdict is Verdict.PASS  # no step is in flight
+    report = judged(tmp_path, [*RUN[: at - 1], kept, RUN[at - 1], *RUN[at + 1 :]])
+    assert report.verdict is Verdict.INCOMPLETE
+    assert "although it lost its memory" in report.text()
+
+
 def test_without_a_number_of_pages_none_is_judged(tmp_path: Path) -> None:
     lines = [line | {"pages": 0} if number == 0 else line for number, line in enumerate(RUN)]
     lines[4] = WRONG["a page goes to two"][0][4]
