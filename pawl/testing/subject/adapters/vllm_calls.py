@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,10 +25,14 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+logging.getLogger("vllm").setLevel(logging.ERROR)
+ARRIVALS = count()
+"""Times at which requests arrive: in the order in which they are made."""
 
-def made(kind: Callable[..., Any], **facts: Any) -> Any:
-    """`kind` made from those of the facts that this release of vLLM takes; None for what it must have besides."""
-    wanted = inspect.signature(kind).parameters
+
+def made(kind: Callable[..., Any], like: Callable[..., Any] | None = None, **facts: Any) -> Any:
+    """`kind` made from those of the facts that it, or `like`, takes in this release; None for what it needs besides."""
+    wanted = inspect.signature(like or kind).parameters
     needed = {name for name, each in wanted.items() if each.default is each.empty and each.kind == each.POSITIONAL_OR_KEYWORD}
     return kind(**{name: facts.get(name) for name in wanted if name in facts or name in needed})
 
@@ -101,7 +107,12 @@ def scheduler_of(**settings: Any) -> Any:
     )
     structured = StructuredOutputManager(config)
     return made(
-        kind, vllm_config=config, kv_cache_config=memory, structured_output_manager=structured, block_size=page_size
+        kind,
+        Scheduler,
+        vllm_config=config,
+        kv_cache_config=memory,
+        structured_output_manager=structured,
+        block_size=page_size,
     )
 
 
@@ -125,7 +136,7 @@ def request_of(
         prompt_token_ids=[*prompt],
         sampling_params=wishes,
         block_hasher=hasher and hasher(page_size, hash_of),
-        arrival_time=float(number),
+        arrival_time=float(next(ARRIVALS)),
         # Smaller ones come first.
         priority=priority,
         cache_salt=salt,
