@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
-SUBJECTS: dict[str, str] = {}
+SUBJECTS: dict[str, str] = {
+    "vllm": "pawl.testing.subject.adapters.vllm:VllmScheduler",
+    "nano-vllm": "pawl.testing.subject.adapters.nano_vllm:NanoVllmScheduler",
+    "mini-sglang": "pawl.testing.subject.adapters.mini_sglang:MiniSglangScheduler",
+}
 """Name on the command line -> where the class of its adapter stands, as MODULE:CLASS. Each imports its peer, which need
 not be installed."""

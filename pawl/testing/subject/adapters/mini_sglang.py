@@ -1,8 +1,8 @@
 """mini-sglang's scheduler as a subject: `normal_loop`, and `overlap_loop` where two steps may be in flight.
 
 Its loops take messages at the start of a turn, when one step at the most is in flight: so requests and aborts wait for
-the next call of `schedule`, as they do in its socket. Whoever has aborted hears no more of the request: the frontend has
-forgotten it.
+the next call of `schedule`, as they do in its socket. Whoever has aborted hears no more of the request: its frontend
+has forgotten it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from pawl.testing.subject.adapters.writing import written
 from pawl.testing.subject.port import (
     Abort,
     Accounting,
     Apply,
     Call,
+    Ended,
     Made,
     Offers,
     Output,
@@ -93,8 +95,8 @@ class MiniSglangScheduler(Subject):
         outputs = []
         for number, token, ended in calls.come_back(self._scheduler, step.own, drawn):
             if number in self._live:
-                end = ("stop" if token == calls.EOS else "length") if ended else ""
-                outputs.append(Output(number, [tokens[number]], end))
+                end: Ended = "stop" if token == calls.EOS else "length"
+                outputs.append(Output(number, [tokens[number]], end if ended else ""))
             if ended:
                 self._live.pop(number, None)
         return outputs
@@ -116,9 +118,9 @@ class MiniSglangScheduler(Subject):
     def script_of(cls, call: Call) -> str:
         match call:
             case Made(settings=settings):
-                return f"{inspect.getsource(calls)}\n\nscheduler = scheduler_of({_written(_facts(settings))})"
+                return f"{inspect.getsource(calls)}\n\nscheduler = scheduler_of({written(_facts(settings))})"
             case Submit(request=request):
-                return f"send(scheduler, {_written(_wishes(request))})"
+                return f"send(scheduler, {written(_wishes(request))})"
             case Abort(request=request):
                 return f"abort(scheduler, {request})"
             case Schedule(number=number):
@@ -150,7 +152,3 @@ def _wishes(request: Request) -> dict[str, Any]:
         "max_new_tokens": request.max_new_tokens,
         "ignore_eos": not request.stop_token_ids,
     }
-
-
-def _written(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in facts.items())

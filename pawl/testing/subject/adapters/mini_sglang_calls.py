@@ -114,8 +114,8 @@ def abort(scheduler: Any, number: int) -> None:
 
 
 def next_step(scheduler: Any) -> tuple[Any, list[tuple[int, int, int, list[int], list[int]]]] | None:
-    """Schedule and launch, as each turn of its loops does. Gives what `come_back` takes, and of each request its number,
-    first position, count, pages and tokens."""
+    """Schedule and launch, as each turn of its loops does. Gives what `come_back` takes; and of each request number,
+    first position, count, pages, tokens."""
     forward = scheduler._schedule_next_batch()
     if forward is None:
         return None
@@ -134,7 +134,9 @@ def next_step(scheduler: Any) -> tuple[Any, list[tuple[int, int, int, list[int],
 def pages_at(places: Sequence[int], page_size: int) -> list[int]:
     """The pages of places in memory, one for each position."""
     for position, place in enumerate(places):
-        assert place % page_size == position % page_size, f"position {position} is at {place}: not in its place of a page"
+        assert place % page_size == position % page_size, (
+            f"position {position} is at {place}: not in its place of a page"
+        )
     return [place // page_size for place in places[::page_size]]
 
 

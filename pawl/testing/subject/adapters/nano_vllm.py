@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from pawl.testing.subject.adapters.writing import written
 from pawl.testing.subject.port import (
     Accounting,
     Apply,
@@ -28,8 +29,8 @@ try:
     from pawl.testing.subject.adapters import nano_vllm_calls as calls
 except ImportError as error:
     raise ImportError(
-        f"nano-vllm cannot be imported by this Python ({error}). Put its checkout on PYTHONPATH, and install xxhash and "
-        f"transformers beside Pawl: see docs/subjects.md"
+        f"nano-vllm cannot be imported by this Python ({error}). Put its checkout on PYTHONPATH, and install xxhash, "
+        f"numpy and transformers beside Pawl: see docs/subjects.md"
     ) from error
 
 
@@ -61,7 +62,7 @@ class NanoVllmScheduler(Subject):
     def schedule(self) -> Step | None:
         if self._scheduler.is_finished():
             return None
-        before = [each for each in self._scheduler.running]
+        before = list(self._scheduler.running)
         step = self._scheduler.schedule()
         segments = [self._segment(each, is_prefill=step[1]) for each in step[0]]
         preempted = [self._numbers[each] for each in before if not each.block_table]
@@ -74,14 +75,14 @@ class NanoVllmScheduler(Subject):
     def apply(self, step: Step, tokens: Tokens) -> Sequence[Output]:
         drawn = {self._asked[number]: token for number, token in tokens.items()}
         told = calls.told_by(self._scheduler, step.own, drawn)
-        return [Output(self._numbers[each], new, "length" if ended else "") for each, new, ended in told if new or ended]
+        return [
+            Output(self._numbers[each], new, "length" if ended else "") for each, new, ended in told if new or ended
+        ]
 
     def pages(self) -> Accounting:
         manager = self._scheduler.block_manager
         free = [*manager.free_block_ids]
-        found = {
-            block for block in free if manager.hash_to_block_id.get(manager.blocks[block].hash, -1) == block
-        }
+        found = {block for block in free if manager.hash_to_block_id.get(manager.blocks[block].hash, -1) == block}
         live = [*self._scheduler.waiting, *self._scheduler.running]
         return Accounting(
             free=[block for block in free if block not in found],
@@ -95,8 +96,7 @@ class NanoVllmScheduler(Subject):
     def script_of(cls, call: Call) -> str:
         match call:
             case Made(settings=settings):
-                facts = ", ".join(f"{name}={value}" for name, value in _facts(settings).items())
-                return f"{inspect.getsource(calls)}\n\nscheduler = scheduler_of({facts})"
+                return f"{inspect.getsource(calls)}\n\nscheduler = scheduler_of({written(_facts(settings))})"
             case Submit(request=request):
                 made = f"request_of({[*request.prompt]}, {request.max_new_tokens})"
                 return f"request_{request.number} = {made}\nscheduler.add(request_{request.number})"

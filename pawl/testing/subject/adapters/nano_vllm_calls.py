@@ -1,4 +1,4 @@
-"""Plain calls with which nano-vllm's scheduler is run without a model. A counterexample's script begins with this file."""
+"""Plain calls with which nano-vllm's scheduler is run without a model. Scripts of counterexamples begin with them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def import_without_kernels(package: str) -> None:
 
 import_without_kernels("nanovllm")
 
-from nanovllm.engine.scheduler import Scheduler
-from nanovllm.engine.sequence import Sequence as Asked
-from nanovllm.sampling_params import SamplingParams
+from nanovllm.engine.scheduler import Scheduler  # noqa: E402
+from nanovllm.engine.sequence import Sequence as Asked  # noqa: E402
+from nanovllm.sampling_params import SamplingParams  # noqa: E402
 
 
 def scheduler_of(*, num_pages: int, page_size: int, max_running: int, max_step_tokens: int) -> Any:
@@ -44,7 +44,9 @@ def request_of(prompt: Sequence[int], max_new_tokens: int) -> Any:
     return Asked([*prompt], SamplingParams(max_tokens=max_new_tokens, ignore_eos=True))
 
 
-def told_by(scheduler: Any, step: tuple[list[Any], bool], tokens: Mapping[Any, int]) -> list[tuple[Any, list[int], bool]]:
+def told_by(
+    scheduler: Any, step: tuple[list[Any], bool], tokens: Mapping[Any, int]
+) -> list[tuple[Any, list[int], bool]]:
     """(request, its new tokens, whether it has ended) of all in a step that comes back; `tokens` are what was drawn."""
     asked, is_prefill = step
     before = [len(each) for each in asked]

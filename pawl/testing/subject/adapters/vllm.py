@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from pawl.testing.subject.adapters.writing import written
 from pawl.testing.subject.port import (
     Abort,
     Accounting,
@@ -66,7 +67,7 @@ class VllmScheduler(Subject):
         self._scheduler.add_request(calls.request_of(**_wishes(request), page_size=self._page_size))
 
     def abort(self, request: int) -> None:
-        self._scheduler.finish_requests(str(request), calls.RequestStatus.FINISHED_ABORTED)
+        calls.abort(self._scheduler, request)
 
     def schedule(self) -> Step | None:
         before = list(self._scheduler.running)
@@ -121,12 +122,12 @@ class VllmScheduler(Subject):
             case Made(settings=settings):
                 return (
                     f"{inspect.getsource(calls)}\n\nPAGE_SIZE = {settings.page_size}\n"
-                    f"scheduler = scheduler_of({_written(_facts(settings))})"
+                    f"scheduler = scheduler_of({written(_facts(settings))})"
                 )
             case Submit(request=request):
-                return f"scheduler.add_request(request_of({_written(_wishes(request))}, page_size=PAGE_SIZE))"
+                return f"scheduler.add_request(request_of({written(_wishes(request))}, page_size=PAGE_SIZE))"
             case Abort(request=request):
-                return f'scheduler.finish_requests("{request}", RequestStatus.FINISHED_ABORTED)'
+                return f"abort(scheduler, {request})"
             case Schedule(number=number):
                 return f"step_{number} = scheduler.schedule()\nshow_step(step_{number})"
             case Apply(number=number, tokens=tokens):
@@ -166,10 +167,6 @@ def _wishes(request: Request) -> dict[str, Any]:
         "priority": -request.priority,
         "salt": request.salt or None,
     }
-
-
-def _written(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in facts.items())
 
 
 def _resumed(cached: Any, index: int) -> bool:

@@ -1,8 +1,9 @@
-"""Plain calls with which vLLM's v1 scheduler is run without a model. A counterexample's script begins with this file."""
+"""Plain calls with which vLLM's v1 scheduler is run without a model. Scripts of counterexamples begin with them."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import logging
 import os
@@ -28,12 +29,26 @@ from vllm.v1.structured_output import StructuredOutputManager
 logging.getLogger("vllm").setLevel(logging.ERROR)
 ARRIVALS = count()
 """Times at which requests arrive: in the order in which they are made."""
+NO_MODEL = (
+    "uses_mrope",
+    "is_encoder_decoder",
+    "is_diffusion",
+    "is_hybrid",
+    "is_moe",
+    "is_multimodal_model",
+    "supports_multimodal_inputs",
+    "return_sampling_mask",
+    "enable_return_routed_experts",
+)
+"""What is asked of a model's configuration, in one release or another, and is not so here."""
 
 
 def made(kind: Callable[..., Any], like: Callable[..., Any] | None = None, **facts: Any) -> Any:
     """`kind` made from those of the facts that it, or `like`, takes in this release; None for what it needs besides."""
     wanted = inspect.signature(like or kind).parameters
-    needed = {name for name, each in wanted.items() if each.default is each.empty and each.kind == each.POSITIONAL_OR_KEYWORD}
+    needed = {
+        name for name, each in wanted.items() if each.default is each.empty and each.kind == each.POSITIONAL_OR_KEYWORD
+    }
     return kind(**{name: facts.get(name) for name in wanted if name in facts or name in needed})
 
 
@@ -65,24 +80,16 @@ def config_of(
         policy="priority" if by_priority else "fcfs",
     )
     # One more: block 0 is the null block.
-    cache = made(CacheConfig, block_size=page_size, enable_prefix_caching=prefix_caching, num_gpu_blocks_override=num_pages + 1)
+    cache = made(
+        CacheConfig, block_size=page_size, enable_prefix_caching=prefix_caching, num_gpu_blocks_override=num_pages + 1
+    )
     cache.num_gpu_blocks = num_pages + 1
     config = VllmConfig(scheduler_config=limits, cache_config=cache, device_config=DeviceConfig(device="cpu"))
     # There is no model: what the scheduler asks of one.
-    model = SimpleNamespace(
-        max_model_len=max_context,
-        runner_type="generate",
-        skip_tokenizer_init=True,
-        multimodal_config=None,
-        hf_config=SimpleNamespace(),
-        **dict.fromkeys(
-            (
-                "uses_mrope is_encoder_decoder is_diffusion is_hybrid is_moe is_multimodal_model supports_multimodal_inputs "
-                "return_sampling_mask enable_return_routed_experts"
-            ).split(),
-            False,
-        ),
-    )
+    model = SimpleNamespace(max_model_len=max_context, runner_type="generate", skip_tokenizer_init=True)
+    model.hf_config, model.multimodal_config = SimpleNamespace(), None
+    for name in NO_MODEL:
+        setattr(model, name, False)
     object.__setattr__(config, "model_config", model)
     # Validation drops what chunked prefill needs to be off.
     config.scheduler_config.enable_chunked_prefill = chunked_prefill
@@ -93,7 +100,8 @@ def scheduler_of(**settings: Any) -> Any:
     config = config_of(**settings)
     kind = Scheduler
     if settings["asynchronous"]:
-        from vllm.v1.core.sched.async_scheduler import AsyncScheduler as kind
+        # Old releases have none.
+        kind = importlib.import_module("vllm.v1.core.sched.async_scheduler").AsyncScheduler
     page_size = settings["page_size"]
     layer = made(
         FullAttentionSpec, block_size=page_size, num_kv_heads=1, head_size=1, dtype=torch.float32, use_mla=False
@@ -189,8 +197,10 @@ def show(scheduler: Any) -> None:
 def show_step(step: Any) -> None:
     """Print what was decided."""
     cached = step.scheduled_cached_reqs
-    print(
-        "scheduled:", dict(step.num_scheduled_tokens),
-        "new:", {each.req_id: (each.num_computed_tokens, each.block_ids) for each in step.scheduled_new_reqs},
-        "further:", {name: (done, blocks) for name, done, blocks in zip(cached.req_ids, cached.num_computed_tokens, cached.new_block_ids)},
-    )  # fmt: skip
+    new = {each.req_id: (each.num_computed_tokens, each.block_ids) for each in step.scheduled_new_reqs}
+    further = dict(zip(cached.req_ids, zip(cached.num_computed_tokens, cached.new_block_ids, strict=True), strict=True))
+    print("scheduled:", dict(step.num_scheduled_tokens), "first position and blocks:", new, "and new blocks:", further)
+
+
+def abort(scheduler: Any, number: int) -> None:
+    scheduler.finish_requests(str(number), RequestStatus.FINISHED_ABORTED)
