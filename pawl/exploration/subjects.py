@@ -4,6 +4,7 @@ from __future__ import annotations
 
 SUBJECTS: dict[str, str] = {
     "vllm": "pawl.testing.subject.adapters.vllm:VllmScheduler",
+    "vllm-pipeline": "pawl.testing.subject.adapters.vllm:VllmPipelined",
     "nano-vllm": "pawl.testing.subject.adapters.nano_vllm:NanoVllmScheduler",
     "mini-sglang": "pawl.testing.subject.adapters.mini_sglang:MiniSglangScheduler",
 }

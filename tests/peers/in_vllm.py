@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.sched.utils import check_stop
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
+from vllm.v1.request import Request
 
 from tests.mutants.mutant import Edit, Group, Mutant
 
@@ -122,12 +122,18 @@ PLANTED = (
         ),
     ),
     _planted(
-        "drawn_tokens_cached_early",
-        "Where steps overlap, blocks are cached with tokens that a step in flight has yet to draw.",
-        Edit(
-            AsyncScheduler._update_request_with_output,
-            "request.num_computed_tokens - request.num_output_placeholders",
-            "request.num_computed_tokens + request.num_output_placeholders",
-        ),
+        "aborted_runs_on",
+        "A request that is aborted while it runs stays among those that run.",
+        Edit(Scheduler.finish_requests, "running_requests_to_remove.add(request)", "pass"),
+    ),
+    _planted(
+        "priorities_backwards",
+        "Requests of lower priority come first.",
+        Edit(Request.__lt__, "return self.priority < other.priority", "return self.priority > other.priority"),
+    ),
+    _planted(
+        "flush_keeps_hashes",
+        "After a flush blocks still say what they hold.",
+        Edit(BlockPool.reset_prefix_cache, "block.reset_hash()", "pass"),
     ),
 )

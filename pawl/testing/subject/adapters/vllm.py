@@ -1,4 +1,5 @@
-"""vLLM's v1 scheduler as a subject: synchronous, and asynchronous where two steps may be in flight.
+"""vLLM's v1 scheduler as a subject: synchronous, asynchronous where two steps may be in flight, and asynchronous with
+three pipeline stages where three may.
 
 Segments are read from `SchedulerOutput` as the model runner reads it: it keeps block tables of its own, and is told of
 new blocks, of tables that replace what it had, and of requests that are gone.
@@ -9,6 +10,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
+
+import msgspec
 
 from pawl.testing.subject.adapters.writing import written
 from pawl.testing.subject.port import (
@@ -75,6 +78,9 @@ class VllmScheduler(Subject):
         running = {each.request_id for each in self._scheduler.running}
         preempted = sorted(int(each.request_id) for each in before if each.request_id not in running)
         started = self._follow(step)
+        silent = [name for name in step.num_scheduled_tokens if int(name) not in started]
+        if silent:
+            raise AssertionError(f"a step computes requests {', '.join(silent)}, and says nothing of their blocks")
         segments = [
             Segment(int(name), started[int(name)], count, tuple(self._tables[int(name)]))
             for name, count in step.num_scheduled_tokens.items()
@@ -141,6 +147,15 @@ class VllmScheduler(Subject):
                 return "show(scheduler)"
 
 
+class VllmPipelined(VllmScheduler):
+    """`AsyncScheduler` with a step in flight for each of three pipeline stages.
+
+    It promises no order: a request that is preempted waits for what it has in flight, and others may begin meanwhile.
+    """
+
+    offers: ClassVar[Offers] = msgspec.structs.replace(VllmScheduler.offers, in_flight=(3,), max_overtaken=None)
+
+
 def _facts(settings: Settings) -> dict[str, Any]:
     """What `scheduler_of` takes."""
     return {
@@ -152,6 +167,7 @@ def _facts(settings: Settings) -> dict[str, Any]:
         "prefix_caching": settings.prefix_caching,
         "chunked_prefill": settings.chunked_prefill,
         "asynchronous": settings.in_flight > 1,
+        "stages": settings.in_flight if settings.in_flight > 2 else 1,
         "by_priority": settings.priorities,
     }
 

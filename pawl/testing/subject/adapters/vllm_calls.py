@@ -67,6 +67,7 @@ def config_of(
     prefix_caching: bool,
     chunked_prefill: bool,
     asynchronous: bool,
+    stages: int,
     by_priority: bool,
 ) -> Any:
     limits = made(
@@ -91,6 +92,7 @@ def config_of(
     for name in NO_MODEL:
         setattr(model, name, False)
     object.__setattr__(config, "model_config", model)
+    config.parallel_config.pipeline_parallel_size = stages
     # Validation drops what chunked prefill needs to be off.
     config.scheduler_config.enable_chunked_prefill = chunked_prefill
     return config
