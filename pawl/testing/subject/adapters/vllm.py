@@ -189,3 +189,7 @@ def _resumed(cached: Any, index: int) -> bool:
     """Whether a request's table replaces what it had, in any release."""
     names = getattr(cached, "resumed_req_ids", None)
     return bool(cached.resumed_from_preemption[index] if names is None else cached.req_ids[index] in names)
+
+
+# The first one is slow: vLLM imports much of itself only then, and a call that takes long counts as one that hangs.
+calls.scheduler_of(**_facts(Settings()))

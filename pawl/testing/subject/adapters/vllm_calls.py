@@ -7,7 +7,6 @@ import importlib
 import inspect
 import logging
 import os
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import count
@@ -16,6 +15,7 @@ from typing import Any
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
+import numpy
 import torch
 from vllm.config import CacheConfig, DeviceConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
@@ -53,7 +53,7 @@ def made(kind: Callable[..., Any], like: Callable[..., Any] | None = None, **fac
 
 
 def hash_of(value: object) -> bytes:
-    return hashlib.sha256(pickle.dumps(value)).digest()
+    return hashlib.sha256(repr(value).encode()).digest()
 
 
 @lru_cache(maxsize=64)
@@ -156,7 +156,9 @@ def request_of(
 def drawn_in(step: Any, tokens: Mapping[int, int]) -> Any:
     """What the model runner returns: the token drawn for each request, none for those whose prompt goes on."""
     names = list(step.num_scheduled_tokens)
-    drawn = [[tokens[int(name)]] if int(name) in tokens else [] for name in names]
+    drawn: list[Any] = [[tokens[int(name)]] if int(name) in tokens else [] for name in names]
+    if "ndarray" in str(inspect.signature(ModelRunnerOutput).parameters["sampled_token_ids"].annotation):
+        drawn = [numpy.array(row, dtype=numpy.int64) for row in drawn]
     return made(
         ModelRunnerOutput,
         req_ids=names,
