@@ -47,8 +47,8 @@ class Clock:
 
 
 class Stopping:
-    """An orderly stop: asks one actor after another to stop, and is ready to go on when the one it waits for has ended
-    or the time for that is over."""
+    """An orderly stop: asks one actor after another to stop, and is ready to go on when the one it waits for has ended,
+    and all that it said has left its process, or the time for that is over."""
 
     owner = "stop"
     target = ""
@@ -75,7 +75,10 @@ class Stopping:
     def look(self) -> None:
         """Line up if the wait is over."""
         cell = self._waits_for
-        if cell is not None and (cell.over.is_set() or self._world.now_s >= self.deadline):
+        if cell is None:
+            return
+        ended = cell.over.is_set() and not self._world.network.carries_of(cell.name)
+        if ended or self._world.now_s >= self.deadline:
             self._waits_for = None
             self._world.network.ready.append(self)
 

@@ -209,6 +209,10 @@ class Network:
             for envelope in carrier.envelopes
         )
 
+    def carries_of(self, sender: str) -> bool:
+        """Whether something that this actor said is on a wire."""
+        return any(wire.envelopes and wire.envelopes[0].entry[1].sender == sender for wire in self.wires)
+
     def num_on_the_way(self) -> int:
         """Messages that have not arrived."""
         return sum(len(carrier.envelopes) for carrier in (*self.outboxes.values(), *self.wires)) + len(self._notices)

@@ -189,6 +189,18 @@ def all_names(*names: Names) -> tuple[str, ...]:
     return tuple(getattr(names, role) for role, process in PROCESS_OF.items() for names in each[process])
 
 
+def crosses(sender: str, receiver: str) -> bool:
+    """Whether messages from the first actor of an engine to the second leave the process, where there are several."""
+    return process_of(sender) != process_of(receiver)
+
+
+def process_of(name: str) -> str:
+    """Where the actor of this name lives, where there are several processes; who is no actor of ours is with the front."""
+    role, _, number = name.partition(".")
+    home = PROCESS_OF.get(role, "front")
+    return home if home == "front" else f"{home}-{number or 0}"
+
+
 def stop_order(specs: Sequence[ActorSpec]) -> tuple[str, ...]:
     """Names, for `System.stop`."""
     return tuple(spec.name for spec in specs)

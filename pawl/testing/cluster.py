@@ -22,8 +22,9 @@ from pawl.actors.runtime.actor import Overflow
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Case
 from pawl.actors.simulation.faults import Faults, InjectedCrash
+from pawl.actors.simulation.network import no_wires
 from pawl.actors.simulation.system import ActorFailure, SimulatedSystem
-from pawl.build.wiring import ActorSpec, engine_actors, in_order, replica_actors, spawn_all, stop_order
+from pawl.build.wiring import ActorSpec, crosses, engine_actors, in_order, replica_actors, spawn_all, stop_order
 from pawl.lifecycle.records import ENCODER
 from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import FrontDesk
@@ -248,5 +249,6 @@ def cluster(
 ) -> Cluster:
     """An engine that serves `workload` with `model`, all of whose schedule is decided by `source`."""
     codec = make_codec if workload.encoded else None
-    system = SimulatedSystem(source, seed=1, faults=faults, preempt=preempt, make_codec=codec)
+    is_wire = crosses if workload.encoded else no_wires
+    system = SimulatedSystem(source, seed=1, faults=faults, is_wire=is_wire, preempt=preempt, make_codec=codec)
     return Cluster(system, workload, properties, model)

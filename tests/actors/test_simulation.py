@@ -15,7 +15,6 @@ from pawl.actors.simulation.strategies.pct import PCT
 from pawl.actors.simulation.strategies.simple import Fair, RandomWalk
 from pawl.actors.simulation.system import SimulatedSystem
 from tests.actors.conformance import RuntimeConformance
-from tests.actors.conformance_base import Parting
 
 
 @pytest.fixture(autouse=True)
@@ -84,12 +83,3 @@ class TestBetweenProcesses(TestFair):
 
     def source(self) -> ChoiceSource:
         return RandomWalk(3)
-
-    def test_a_last_word_of_one_that_stops_is_heard_downstream(self) -> None:
-        """Or is a dead letter: a process does not wait for what is still on its way to it."""
-        system = self.new_system()
-        system.spawn(self.scribe(), "down")
-        system.spawn(Parting(self.journal, "down"), "up")
-        system.start()
-        assert system.stop(["up", "down"]) == ()
-        assert len(self.journal.numbers("down", "up")) + len(self.reasons()) == 1
