@@ -195,7 +195,7 @@ def crosses(sender: str, receiver: str) -> bool:
 
 
 def process_of(name: str) -> str:
-    """Where the actor of this name lives, where there are several processes; who is no actor of ours is with the front."""
+    """Where the actor of this name lives, where there are several processes; a stranger is with the front."""
     role, _, number = name.partition(".")
     home = PROCESS_OF.get(role, "front")
     return home if home == "front" else f"{home}-{number or 0}"
