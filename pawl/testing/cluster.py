@@ -248,7 +248,7 @@ def cluster(
     model: Model = GHOST,
 ) -> Cluster:
     """An engine that serves `workload` with `model`, all of whose schedule is decided by `source`."""
-    codec = make_codec if workload.encoded else None
-    is_wire = crosses if workload.encoded else no_wires
+    codec = make_codec if workload.encoded or workload.processes else None
+    is_wire = crosses if workload.processes else no_wires
     system = SimulatedSystem(source, seed=1, faults=faults, is_wire=is_wire, preempt=preempt, make_codec=codec)
     return Cluster(system, workload, properties, model)

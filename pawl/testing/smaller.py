@@ -46,6 +46,8 @@ def smaller(workload: Workload) -> list[Workload]:
     arrivals = workload.arrivals
     if workload.encoded:
         found.append(msgspec.structs.replace(workload, encoded=False))
+    if workload.processes:
+        found.append(msgspec.structs.replace(workload, processes=False))
     if workload.closing is not None:
         found.append(msgspec.structs.replace(workload, closing=None))
     for at in range(len(workload.controls)):

@@ -187,6 +187,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     """None: it stops when everybody has been served."""
     encoded: bool = False
     """Every message goes through bytes on its way, as between processes."""
+    processes: bool = False
+    """Front and replicas are processes of their own: between them messages only keep their order along an edge."""
 
     @classmethod
     def random(cls, seed: int, *, max_requests: int = 5, **shape: Any) -> Workload:
@@ -248,7 +250,8 @@ def drawn_workload(source: Source, max_requests: int, fixed: Mapping[str, Any]) 
         controls=_controls(source, arrivals),
     )
     replicas = drawn(server.OF_REPLICAS, source, {}, frozenset(fixed))
-    return msgspec.structs.replace(drawn_first, shape=msgspec.structs.replace(shape, **replicas))
+    shape = msgspec.structs.replace(shape, **replicas)
+    return msgspec.structs.replace(drawn_first, shape=shape, processes=source.chance(0.1))
 
 
 def _closing(source: Source) -> Closing | None:
@@ -312,6 +315,7 @@ def labels_of(workload: Workload) -> set[str]:
 
 OF_A_WORKLOAD: Mapping[str, Callable[[Workload], bool]] = {
     "encoded messages": lambda workload: workload.encoded,
+    "several processes": lambda workload: workload.processes,
     "drain at work": lambda workload: workload.closing is not None and workload.closing.grace_s is not None,
     "stop at work": lambda workload: workload.closing is not None and workload.closing.grace_s is None,
 }
