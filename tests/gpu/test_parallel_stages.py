@@ -12,6 +12,7 @@ import torch
 
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.small import llama_config, random_weights
+from pawl.gpu.parallel.pages import cut_pages, join_pages, whole_shape
 from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.parallel.shard import Shard, part_of
 from pawl.gpu.parallel.topology import Topology, TopologyRefused
@@ -197,6 +198,24 @@ def test_a_stage_has_pages_and_weights_of_its_layers_only(tied: bool) -> None:
     assert sum(map(len, shown)) == len(weights) + len(twice)
     for part in shown:
         assert all(torch.equal(part[name], weights[name]) for name in part)
+
+
+@pytest.mark.parametrize("topology", [THREE, SQUARE], ids=["pp3", "pp2-tp2"])
+def test_pages_of_all_stages_are_the_pages_of_one_runner_and_go_back(topology: Topology) -> None:
+    source, pages = np.random.default_rng(3), np.array([7, 0, 31], np.int32)
+    alone = runner_of(DEEP, None)
+    alone.kv.data.copy_(torch.from_numpy(source.standard_normal(tuple(alone.kv.data.shape))))
+    whole, (layers, two, _, *page) = alone.read_pages(pages), alone.kv.data.shape
+
+    def there_and_back(rank: Rank) -> tuple[np.ndarray, tuple[int, ...]]:
+        runner, shard = runner_of(DEEP, rank), rank.shard
+        runner.write_pages(pages, cut_pages(whole, (layers, two, *page), shard.groups, shard.layers))
+        own, _, _, *kept = runner.kv.data.shape
+        return runner.read_pages(pages), (own, two, *kept)
+
+    blocks, shapes = zip(*on_ranks(DEEP, topology, there_and_back), strict=True)
+    assert whole_shape(shapes, topology.pipeline) == (layers, two, *page)
+    assert np.array_equal(join_pages(blocks, shapes, topology.pipeline), whole)
 
 
 def test_more_stages_than_layers_are_refused_with_the_numbers() -> None:
