@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 from pawl.commands.failures import CommandFailed, UsageError
+from pawl.exploration.processes import Clock
 from pawl.exploration.task import ANY
+from pawl.logs import progress
 from pawl.testing.subject.exploring import Found, Saved, replay_found
 from pawl.testing.subject.registry import load_subject
 from pawl.testing.subject.search import report, search
@@ -25,22 +27,31 @@ def run(arguments: argparse.Namespace, seed: int) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     began = time.monotonic()
-    ends = began + arguments.seconds
+    ends: float = began + arguments.seconds
 
     def told(found: Found) -> None:
-        print(f"found: {str(found.error).splitlines()[0]}", file=sys.stderr, flush=True)
+        path = _file_of(found, arguments.output)
+        found.save(path)
+        print(f"found, and saved to {path}: {str(found.error).splitlines()[0]}", file=sys.stderr, flush=True)
 
-    done = search(
-        kind,
-        arguments.subject,
-        seed=seed,
-        strategy=arguments.strategy,
-        schedules=arguments.schedules,
-        max_requests=arguments.max_requests,
-        shrink_seconds=arguments.shrink_seconds,
-        over=lambda: time.monotonic() >= ends,
-        told=told,
-    )
+    with progress("seconds", max(1, int(arguments.seconds))) as advance:
+        clock = Clock(advance)
+
+        def over() -> bool:
+            clock.tick()
+            return time.monotonic() >= ends
+
+        done = search(
+            kind,
+            arguments.subject,
+            seed=seed,
+            strategy=arguments.strategy,
+            schedules=arguments.schedules,
+            max_requests=arguments.max_requests,
+            shrink_seconds=arguments.shrink_seconds,
+            over=over,
+            told=told,
+        )
     files = {name: _save(found, arguments.output) for name, found in done.found.items()}
     if arguments.json:
         facts = done.as_dict() | {"files": {name: [str(path) for path in paths] for name, paths in files.items()}}
@@ -68,9 +79,13 @@ def _refuse_flags_of_ours(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{', '.join(meant)}: not with --subject, which says itself how it is made")
 
 
+def _file_of(found: Found, output: Path) -> Path:
+    return output.with_name(f"{output.stem}-{found.violated}.json")
+
+
 def _save(found: Found, output: Path) -> list[Path]:
     """The counterexample in a file, and as a script where the adapter says how its calls are written."""
-    path = output.with_name(f"{output.stem}-{found.violated}.json")
+    path = _file_of(found, output)
     found.save(path)
     script = script_of(found.kind, found.run().subject.calls, str(found.error))
     if script is None:

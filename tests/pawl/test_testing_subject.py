@@ -14,7 +14,7 @@ from pawl.actors.simulation.choice import Choices
 from pawl.actors.simulation.strategies.drawn import Drawn
 from pawl.cli import main
 from pawl.testing import PropertyFailed, schedules
-from pawl.testing.subject import Accounting, Output, Request, Segment, Settings, Step, Subject, Tokens
+from pawl.testing.subject import Accounting, Offers, Output, Request, Segment, Settings, Step, Subject, Tokens
 from pawl.testing.subject.contract import SubjectContract
 from pawl.testing.subject.exploring import Found, explore_subject, load_found, replay_found, shrunk
 from pawl.testing.subject.hypothesis import check_subject, subject_workloads
@@ -202,7 +202,7 @@ def test_a_counterexample_is_saved_replayed_and_shown_by_the_command(
     saved = tmp_path / "found-conservation.json"
     told = capsys.readouterr()
     assert '"conservation": "conservation, request' in told.out
-    assert "found: conservation" in told.err
+    assert f"found, and saved to {saved}: conservation" in told.err
     assert main(["replay", str(saved)]) == 0
     assert "is lost: not free" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path.parent)
@@ -217,12 +217,23 @@ def test_a_counterexample_is_saved_replayed_and_shown_by_the_command(
     assert load_found(tmp_path / "other.json") is None
 
 
+class Nowhere(Everything):
+    offers = Offers(page_sizes=())
+
+
+class Deaf:
+    offers = Offers()
+    submit = schedule = apply = pages = Everything.submit
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["--subject", "nowhere.py:Mine"], "nowhere.py:Mine: "),
         (["--subject", "mine"], "'mine' is none of"),
         (["--subject", "json:JSONDecoder"], "is no subject"),
+        (["--subject", "tests.pawl.test_testing_subject:Nowhere"], "offers no page size"),
+        (["--subject", "tests.pawl.test_testing_subject:Deaf"], "has no method abort"),
         (["--subject", "json:JSONDecoder", "--policy", "lpm"], "--policy: not with --subject"),
         (["--subject", "json:JSONDecoder", "--page-size", "2", "--workers", "2"], "--page-size, --workers: not with"),
     ],
