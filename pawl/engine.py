@@ -28,15 +28,14 @@ from pawl.actors.gateway import Gateway
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Submit, TextOptions
 from pawl.actors.names import FRONT, NAMES
-from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.sampling import Limits, OfflineSampling, StopStrings, embedding_sampling, offline_sampling, shortened
 from pawl.actors.sink import Delta, Inbox
 from pawl.actors.text.invalid import InvalidRequest
 from pawl.build.loading import load, load_here
 from pawl.build.lora import load_adapters
 from pawl.build.parts import Parts
-from pawl.build.replicas import LocalReplicas
-from pawl.build.wiring import all_names, front_actors, spawn_all
+from pawl.build.replicas import LocalReplicas, Replicas, are_routed
+from pawl.build.wiring import spawn_all
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.weights.report import Report, unheard
 from pawl.lifecycle.states import Cause
@@ -79,31 +78,30 @@ class Engine:
         config: ServerConfig,
         *,
         on_failure: Callable[[str, BaseException], None] | None = None,
-        parts: Parts | ReplicaProcess | Sequence[Parts] | None = None,
+        parts: Parts | Sequence[Parts] | Sequence[ReplicaProcess] | None = None,
         report: Report = unheard,
     ) -> None:
         """`parts`, of each replica, replace what the configuration would load, for a runner of one's own."""
         ensure_logs(config.log_format, config.log_level)
         self.config = config
-        given = load(config, report) if parts is None else parts
-        several: list[Any] = [*given] if isinstance(given, Sequence) else [given]
-        self.parts: Parts | ReplicaProcess = several[0]
+        given: list[Any] = [parts] if isinstance(parts, Parts) else [*(parts or load(config, report))]
+        self.parts: Parts | ReplicaProcess = given[0]
         loop_config = self.parts.loop_config
         self._limits = Limits.of(self.parts.vocabulary, loop_config.max_context, self.parts.abilities)
         limit, required = config.max_running + config.max_queued, config.trace_required
-        front = NAMES if len(several) == 1 else FRONT
+        front = FRONT if are_routed(config) else NAMES
         self.gateway = Gateway(limit, traced=self.parts.traced, trace_required=required, names=front)
         self.failure: EngineFailed | None = None
         self._on_failure = on_failure
-        self.system: LocalSystem
-        self.replicas: LocalReplicas | None = None
+        self.replicas: Replicas[Any]
         if isinstance(self.parts, Parts):
-            self.system = LocalSystem(loop_config.seed, on_failure=self._failed)
-            self.replicas = LocalReplicas(config, self.system, several, load_here, self._failed)
-            self._actors = self.replicas.actors(self.gateway)
+            self.replicas = LocalReplicas(config, given, load_here, self._failed)
         else:
-            self.system = self.parts.make_system(loop_config.seed, self._failed)
-            self._actors = front_actors(self.parts.vocabulary, loop_config, self.gateway)
+            from pawl.build.replica_processes import ProcessReplicas  # whoever runs in one process imports no ZeroMQ
+
+            self.replicas = ProcessReplicas(config, given, self._failed)
+        self.system = self.replicas.system
+        self._actors = self.replicas.actors(self.gateway)
         self._own_loop: asyncio.AbstractEventLoop | None = None
         self._own_thread: threading.Thread | None = None
         self._process: int | None = None
@@ -126,8 +124,7 @@ class Engine:
         if self._own_loop is not None:
             self._own_thread = threading.Thread(target=loop.run_forever, name="pawl-gateway", daemon=True)
             self._own_thread.start()
-        if not isinstance(self.parts, Parts):
-            self.parts.join(self.gateway.context.name)
+        self.replicas.join()
         self.system.start()
         if self._own_loop is not None:
             try:
@@ -144,10 +141,10 @@ class Engine:
         self._stopped = True
         if self._process not in (None, os.getpid()):
             return  # a forked child: the threads to be stopped are the parent's
-        late = self.system.stop(all_names() if self.replicas is None else self.replicas.stop(), timeout_s)
+        late = self.system.stop(self.replicas.stop(), timeout_s)
         if late:
             log.error("actors did not stop in time", actors=late)
-        (self.replicas or self.parts).close()
+        self.replicas.close()
         if self._own_loop is not None and self._own_thread is not None:
             self._own_loop.call_soon_threadsafe(self._own_loop.stop)
             self._own_thread.join(timeout_s)
@@ -161,8 +158,6 @@ class Engine:
         self.stop()
 
     def _failed(self, name: str, error: BaseException) -> None:
-        if self.replicas is not None and self.replicas.is_one_of(name):
-            return  # the router decides whether all is over
         self.failure = EngineFailed(name, f"{type(error).__name__}: {error}")
         log.error("an actor failed for good", actor=name, error=type(error).__name__)
         if self._on_failure is not None:

@@ -15,20 +15,17 @@ if TYPE_CHECKING:
     from pawl.build.replica_process import ReplicaProcess
 
 
-def load(config: ServerConfig, report: Report = unheard) -> ReplicaProcess | list[Parts]:
-    """What the settings name, a replica in a process of its own or all of them here; `report` hears how far it is."""
+def load(config: ServerConfig, report: Report = unheard) -> list[Parts] | list[ReplicaProcess]:
+    """The replicas that the settings name, here or in processes of their own; `report` hears how far it is."""
     shares = [share_of(config, place) for place in range(config.dp)]
+    reports = [part(report, place / config.dp, (place + 1) / config.dp) for place in range(config.dp)]
     if config.runtime == "processes":
-        from pawl.build.replica_process import ReplicaProcess  # whoever runs in one process imports no ZeroMQ
+        from pawl.build.replica_process import started  # whoever runs in one process imports no ZeroMQ
 
-        return ReplicaProcess(config, report)
+        return started(shares, reports)
     if len(shares) == 1:
         return [load_here(config, report)]
-    count = len(shares)
-    return [
-        load_here(share, part(report, place / count, (place + 1) / count), names_of(place))
-        for place, share in enumerate(shares)
-    ]
+    return [load_here(share, reports[place], names_of(place)) for place, share in enumerate(shares)]
 
 
 def load_here(config: ServerConfig, report: Report = unheard, names: Names = NAMES) -> Parts:

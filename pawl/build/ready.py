@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from pawl.actors.names import Names
 from pawl.gpu.step_runner import Abilities
 from pawl.loops.select import LoopConfig
 
@@ -17,8 +18,10 @@ class Setup(msgspec.Struct, frozen=True):
     """What a replica is started with."""
 
     config: dict[str, Any]
+    names: Names
+    """Of its actors, and those of the front."""
     process: str
-    """Its name."""
+    """Its own name."""
     address: str
     """Where the front waits for it."""
     switch_s: float

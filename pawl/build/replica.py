@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import IO
@@ -21,7 +23,6 @@ import structlog
 
 from pawl import __version__
 from pawl.actors.codec import make_codec
-from pawl.actors.names import NAMES
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
@@ -59,7 +60,7 @@ def main() -> None:
         write_frame(target, msgspec.msgpack.encode(told))
 
     try:
-        parts = load_here(config, lambda share: tell(Progress(share)))
+        parts = load_here(config, lambda share: tell(Progress(share)), setup.names)
     except Exception as error:
         status = exit_status(error)
         if status is None:
@@ -106,6 +107,7 @@ class Replica:
 
     def __init__(self, parts: Parts, config: ServerConfig, setup: Setup, ends: SimpleQueue[str]) -> None:
         self._ends = ends
+        self._folder = Path(setup.address.removeprefix("ipc://")).parent
         process = Process(
             setup.process,
             make_codec,
@@ -116,7 +118,7 @@ class Replica:
         )
         self._system = ProcessSystem(process, parts.loop_config.seed, on_failure=self._failed)
         self._parts = parts
-        self._specs = replica_actors(parts, config.request_timeout_s)
+        self._specs = replica_actors(parts, config.request_timeout_s, names=setup.names)
         self._failure: str | None = None
         spawn_all(self._system, self._specs)
         self._sockets = Sockets()
@@ -136,10 +138,12 @@ class Replica:
             why = self._ends.get()
         log.info("the replica ends", why=why)
         if why not in (LEFT, self._failure):
-            self._system.send(NAMES.scheduler, EndAll(Cause.DISCONNECT), Lane.CONTROL)
+            self._system.send(self._parts.names.scheduler, EndAll(Cause.DISCONNECT), Lane.CONTROL)
             self._link.ends(why)
         self._system.stop(stop_order(self._specs), STOP_S)
         self._parts.close()
+        if why != LEFT:  # the front cannot any more
+            shutil.rmtree(self._folder, ignore_errors=True)
         self._sockets.close()
         return 0 if why == LEFT else 1
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +18,14 @@ import msgspec
 import structlog
 
 from pawl import __version__
-from pawl.actors.codec import make_codec
-from pawl.actors.runtime.local import OnFailure
+from pawl.actors.names import NAMES, Names, names_of
 from pawl.actors.runtime.processes.link import Link
 from pawl.actors.runtime.processes.sockets import Sockets
-from pawl.actors.runtime.processes.system import Process, ProcessSystem
+from pawl.actors.runtime.processes.system import ProcessSystem
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
-from pawl.build.ready import FRONT, Progress, Ready, Refused, Setup, Told
+from pawl.build.ready import Progress, Ready, Refused, Setup, Told
+from pawl.build.wiring import process_of
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.frames import read_frame, write_frame
 from pawl.gpu.weights.report import Report, unheard
@@ -49,34 +50,39 @@ class Origin(NamedTuple):
 
 
 class ReplicaProcess:
-    """What an engine needs of its replica, which is loaded and serves in another process (compare `Parts`)."""
+    """What an engine needs of a replica that is loaded, and serves, in another process (compare `Parts`)."""
 
-    def __init__(self, config: ServerConfig, report: Report = unheard, name: str = "replica") -> None:
-        """Start it and wait until it is ready; `report` hears how far it is. Raises ReplicaFailed, and ConfigError for
-        settings that cannot be."""
-        self.name = name
+    def __init__(self, config: ServerConfig, names: Names) -> None:
+        """Start it; `wait_until_ready` is next."""
+        self.names = names
+        self.name = process_of(names.scheduler)
+        self.met = threading.Event()
+        """Set when the system of the front knows its actors."""
+        self._config = config
         self._folder = Path(tempfile.mkdtemp(prefix="pawl-"))  # of mode 0700
-        self._address = f"ipc://{self._folder}/{name}"
-        self._met = threading.Event()
+        self._address = f"ipc://{self._folder}/{self.name}"
         self._link: Link | None = None
-        self._sockets: Sockets | None = None
         self._ended = threading.Event()
         self._child = self._start()
+
+    def wait_until_ready(self, report: Report = unheard) -> None:
+        """`report` hears how far it is. Raises ReplicaFailed, and ConfigError for settings that cannot be; then nothing
+        is left of it."""
         try:
-            self.ready = self._wait_until_ready(config, report)
-            check_alike({"front": {"version": __version__}, name: self.ready.facts()})
+            self.ready = self._heard_ready(report)
+            check_alike({"front": {"version": __version__}, self.name: self.ready.facts()})
+            self.source = Origin(self.ready.name, Path(self.ready.path))
+            self.vocabulary = (
+                ghost_vocabulary()
+                if self._config.model == "ghost"
+                else Vocabulary.load(self.source.path, self.ready.num_embeddings)
+            )
         except BaseException:
             self.kill()
             raise
-        self.source = Origin(self.ready.name, Path(self.ready.path))
-        self.vocabulary = (
-            ghost_vocabulary()
-            if config.model == "ghost"
-            else Vocabulary.load(self.source.path, self.ready.num_embeddings)
-        )
         self.loop_config, self.abilities = self.ready.loop_config, self.ready.abilities
         self.summary, self.traced = self.ready.summary | {"pid": self.ready.pid}, self.ready.traced
-        threading.Thread(target=self._watch, name=f"watch {name}", daemon=True).start()
+        threading.Thread(target=self._watch, name=f"watch {self.name}", daemon=True).start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         """A session of its own: what ends the front from a terminal ends its replica when the front says so."""
@@ -89,11 +95,12 @@ class ReplicaProcess:
             start_new_session=True,
         )
 
-    def _wait_until_ready(self, config: ServerConfig, report: Report) -> Ready:
+    def _heard_ready(self, report: Report) -> Ready:
         source, target = self._child.stdout, self._child.stdin
         assert source is not None
         assert target is not None
-        setup = Setup(msgspec.to_builtins(config), self.name, self._address, sys.getswitchinterval())
+        settings = msgspec.to_builtins(self._config)
+        setup = Setup(settings, self.names, self.name, self._address, sys.getswitchinterval())
         with suppress(BrokenPipeError):
             write_frame(target, msgspec.msgpack.encode(setup))
         while (frame := read_frame(source)) is not None:
@@ -109,46 +116,27 @@ class ReplicaProcess:
     def _watch(self) -> None:
         status = self._child.wait()
         self._ended.set()
-        self._met.set()
+        self.met.set()
         if self._link is not None:
-            self._link.ends(f"the process of the {self.name} has ended: {how_it_ended(status)}")
-            assert self._sockets is not None
-            self._sockets.wake()
+            self._link.ends(f"the process of {self.name} has ended: {how_it_ended(status)}")
 
     # ---- for the engine ----
 
-    def make_system(self, seed: int, on_failure: OnFailure) -> ProcessSystem:
-        """The system of the front; the loss of the replica is a failure."""
-        process = Process(
-            FRONT,
-            make_codec,
-            __version__,
-            on_met=lambda _: self._met.set(),
-            on_lost=lambda name, reason: on_failure(name, ReplicaFailed(reason)),
-        )
-        self._system = ProcessSystem(process, seed, on_failure=on_failure)
-        return self._system
-
-    def join(self, watcher: str) -> None:
-        """Let the actors of both processes find each other; `watcher` learns of each of the replica's that is lost.
-        Raises ReplicaFailed."""
-        self._sockets = Sockets()
-        self._link = self._system.connect(self.name, self._sockets.bind(self._address))
-        met = self._met.wait(MEET_S)
+    def join(self, system: ProcessSystem, sockets: Sockets) -> None:
+        """Let the actors of both processes find each other, and be watched. Raises ReplicaFailed."""
+        self._link = link = system.connect(self.name, sockets.bind(self._address))
+        met = self.met.wait(MEET_S)
         if self._ended.is_set() or not met:
-            self.kill()
-            raise ReplicaFailed(f"{self.name} is ready and cannot be met")
-        for name in self._link.cells:
-            self._system.watch(watcher, name)
+            system.lost(link, "it cannot be met")
+            raise ReplicaFailed(f"{self.name} was ready and cannot be met")
+        for name in link.cells:
+            system.watch(NAMES.gateway if name == self.names.recorder else self.names.gateway, name)
 
     def close(self) -> None:
         """Its actors have ended: the process does. May be called twice."""
         if not self._ended.wait(END_S):
             log.error("the process of a replica does not end", process=self.name, pid=self.ready.pid)
         self.kill()
-        if self._sockets is not None:
-            self._sockets.close()
-            self._sockets = None
 
     def kill(self) -> None:
         """Be gone at once, whatever it is at."""
@@ -160,6 +148,20 @@ class ReplicaProcess:
                 with suppress(OSError):
                     pipe.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def started(shares: Sequence[ServerConfig], reports: Sequence[Report]) -> list[ReplicaProcess]:
+    """A replica for each share, all of which load at once; each report hears of one. Raises as `wait_until_ready`
+    does."""
+    made = [ReplicaProcess(share, names_of(place)) for place, share in enumerate(shares)]
+    try:
+        for replica, report in zip(made, reports, strict=True):
+            replica.wait_until_ready(report)
+    except BaseException:
+        for replica in made:
+            replica.kill()
+        raise
+    return made
 
 
 def check_alike(facts: dict[str, dict[str, Any]]) -> None:

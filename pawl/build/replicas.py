@@ -1,11 +1,15 @@
-"""Several replicas of one model in one process: what each has of the machine, and who starts one again."""
+"""The replicas of a model: what each has of the machine, and who starts one again."""
 
 from __future__ import annotations
 
 import os
 import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -16,18 +20,23 @@ from pawl.actors.names import ROUTER, Names, names_of
 from pawl.actors.placement import AFFINITY_BOUND, PLACEMENTS
 from pawl.actors.router import Router, Starter
 from pawl.actors.runtime.local import LocalSystem
+from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.parts import Parts
 from pawl.build.wiring import ActorSpec, all_names, engine_actors, replica_actors, spawn_all
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.weights.report import Report, unheard
+from pawl.loops.select import LoopConfig
 
 log = structlog.get_logger("pawl.build.replicas")
 
 SHARED_OUT = ("max_running", "max_queued", "kv_tokens", "trace_limit_mb")
 """Settings of which each replica has an equal part, in whole numbers."""
-MAX_RESTARTS = 8
+MAX_RESTARTS, WITHIN_S = 60, 600.0
 """Of all replicas together: what is lost more often is not lost by accident."""
+BACKOFF_S, RECENT_S, LONGEST_S = 0.1, 30.0, 10.0
+"""One is started again after so long; after twice that for each restart in the last seconds, up to the longest."""
 Load = Callable[[ServerConfig, Report, Names], Parts]
+OnEnd = Callable[[str, BaseException], None]
 
 
 class ReplicasLost(RuntimeError):
@@ -40,10 +49,8 @@ def share_of(config: ServerConfig, place: int) -> ServerConfig:
     count = config.dp
     if count == 1:
         return config
-    if config.runtime == "processes":
-        raise ConfigError(f"dp: {count} replicas live in one process; say --runtime local", "runtime")
     if config.device != "cpu":
-        raise ConfigError(f"dp: {count} replicas in one process are for the CPU; a device holds one", "dp")
+        raise ConfigError(f"dp: {count} replicas are for the CPU; a device holds one", "dp")
     own: dict[str, object] = {"storage_gb": config.storage_gb / count}
     cores = config.threads or len(os.sched_getaffinity(0))
     if config.model != "ghost":
@@ -65,99 +72,166 @@ def share_of(config: ServerConfig, place: int) -> ServerConfig:
     return msgspec.structs.replace(config, **own)
 
 
-def router_of(config: ServerConfig, replicas: Sequence[Parts], starter: Starter) -> Router | None:
-    """The router that the settings name, where there are several replicas."""
-    if len(replicas) == 1:
-        return None
+class Replica(Protocol):
+    """What is known of a replica wherever it lives: its parts, or the process that has them."""
+
+    @property
+    def names(self) -> Names: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def loop_config(self) -> LoopConfig: ...
+
+    def close(self) -> object:
+        """Its actors have ended: let go of what they had."""
+
+
+R = TypeVar("R", bound=Replica)
+
+
+def are_routed(config: ServerConfig) -> bool:
+    """Whether a router stands before the replicas."""
+    return config.dp > 1 or config.runtime == "processes"
+
+
+def router_of(config: ServerConfig, replicas: Sequence[Replica], starter: Starter) -> Router:
+    """The router that the settings name."""
     placement = PLACEMENTS[config.router_policy](config.page_size, AFFINITY_BOUND)
-    return Router(placement, [parts.names for parts in replicas], starter)
+    return Router(placement, [replica.names for replica in replicas], starter)
 
 
-class LocalReplicas:
-    """Replicas as actors of one system (a `Starter`). A thread of its own ends one and starts another in its place, as
-    loading takes long."""
+class Replicas(ABC, Generic[R]):
+    """The replicas of an engine (a `Starter`). A thread of its own ends one and starts another in its place, as loading
+    takes long."""
 
-    def __init__(
-        self,
-        config: ServerConfig,
-        system: LocalSystem,
-        replicas: Sequence[Parts],
-        load: Load,
-        on_end: Callable[[str, BaseException], None],
-    ) -> None:
-        """`on_end` is called, in the router's name, once no replica is left."""
+    system: LocalSystem
+    """The one in which the front lives."""
+
+    def __init__(self, config: ServerConfig, replicas: Sequence[R], on_end: OnEnd) -> None:
+        """`on_end` is called with what is lost for good: an actor of the front, or, in the router's name, the last
+        replica."""
         self._config = config
-        self._system = system
-        self._load = load
         self._on_end = on_end
-        self._several = len(replicas) > 1
-        self._parts = {parts.names.replica: parts for parts in replicas}
-        """Of replicas that are not lost, by number."""
-        self._places = {parts.names.replica: place for place, parts in enumerate(replicas)}
+        self._routed = are_routed(config)
+        self._made = {replica.names.replica: replica for replica in replicas}
+        """Replicas that are not lost, by number."""
+        self._places = {replica.names.replica: place for place, replica in enumerate(replicas)}
         """Place of each replica that ever was, by number."""
-        self._left = MAX_RESTARTS
+        self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
+        """When the latest were, monotonic seconds."""
         self._lock = threading.Lock()
-        self._stopping = False
+        self._stopping = threading.Event()
 
+    @abstractmethod
     def actors(self, gateway: Gateway) -> tuple[ActorSpec, ...]:
-        """Of the engine behind this gateway, in the order in which they stop."""
-        several, timeout_s = list(self._parts.values()), self._config.request_timeout_s
-        router = router_of(self._config, several, self)
-        return engine_actors(several, gateway, timeout_s, router=router, turned_at=lambda: gateway.turned_at)
+        """Of this process, in the order in which they stop."""
+
+    @abstractmethod
+    def join(self) -> None:
+        """Let replicas elsewhere and the actors here find each other."""
+
+    @abstractmethod
+    def _retire(self, lost: Names) -> None:
+        """End what is left of its actors."""
+
+    @abstractmethod
+    def _load(self, share: ServerConfig, names: Names) -> R:
+        """Make a replica."""
+
+    @abstractmethod
+    def _begin(self, replica: R) -> None:
+        """Let its actors run."""
 
     def restart(self, lost: Names) -> bool:
         """See `Starter.restart`. In the router's thread."""
-        again = self._left > 0 and not self._stopping
-        names = None
+        now = time.monotonic()
+        many = len(self._restarts) == MAX_RESTARTS and now - self._restarts[0] < WITHIN_S
+        again = not many and not self._stopping.is_set()
+        names, wait_s = None, 0.0
         if again:
-            self._left -= 1
+            recent = sum(now - at < RECENT_S for at in self._restarts)
+            wait_s = min(LONGEST_S, BACKOFF_S * 2**recent)
+            self._restarts.append(now)
             names = names_of(len(self._places))
             self._places[names.replica] = self._places[lost.replica]
-        threading.Thread(target=self._replace, args=(lost, names), name="restart", daemon=True).start()
+        threading.Thread(target=self._replace, args=(lost, names, wait_s), name="restart", daemon=True).start()
         return again
 
     def over(self, name: str, reason: str) -> None:
         """See `Starter.over`."""
         self._on_end(ROUTER, ReplicasLost(f"{name} is gone: {reason}"))
 
-    def is_one_of(self, name: str) -> bool:
-        """Whether an actor of this name is a replica's, behind the router."""
-        return self._several and any(name in names_of(number).own for number in self._places)
+    def failed(self, name: str, error: BaseException) -> None:
+        """An actor has failed; of one that is a replica's, behind the router, that decides whether all is over."""
+        if not (self._routed and any(name in names_of(number).own for number in self._places)):
+            self._on_end(name, error)
+
+    def live(self) -> list[R]:
+        """Those that are not lost."""
+        return list(self._made.values())
 
     def stop(self) -> tuple[str, ...]:
         """Start none any more. Names of all actors, in the order in which they stop."""
         with self._lock:
-            self._stopping = True
-            return all_names(*(parts.names for parts in self._parts.values()))
+            self._stopping.set()
+            return all_names(*(replica.names for replica in self.live()))
 
     def close(self) -> None:
         """All actors have ended: let go of what they had."""
-        for parts in self._parts.values():
-            parts.close()
+        for replica in self.live():
+            replica.close()
 
-    def _replace(self, lost: Names, names: Names | None) -> None:
+    def _replace(self, lost: Names, names: Names | None, wait_s: float) -> None:
         """End what is left of a replica, and start one of these names, if any, in its place."""
-        self._system.retire([name for name in all_names(lost) if name in lost.own])
+        self._retire(lost)
         with self._lock:
-            old = self._parts.pop(lost.replica)
+            old = self._made.pop(lost.replica)
         old.close()
         del old  # before another one takes as much memory
-        if names is not None:
+        if names is not None and not self._stopping.wait(wait_s):
             self._start(names)
 
     def _start(self, names: Names) -> None:
         try:
-            parts = self._load(share_of(self._config, self._places[names.replica]), unheard, names)
-            specs = replica_actors(parts, self._config.request_timeout_s, names=names)
+            replica = self._load(share_of(self._config, self._places[names.replica]), names)
             with self._lock:
-                if self._stopping:
-                    parts.close()
+                if self._stopping.is_set():
+                    replica.close()
                     return
-                self._parts[names.replica] = parts
-                spawn_all(self._system, specs)
+                self._made[names.replica] = replica
+                self._begin(replica)
         except Exception as error:
             log.exception("a replica could not be started again", replica=names.replica)
-            self._system.send(ROUTER, ReplicaFailed(f"{type(error).__name__}: {error}"))
+            self.system.send(ROUTER, ReplicaFailed(f"{type(error).__name__}: {error}"))
             return
         log.info("a replica was started again", replica=names.replica)
-        self._system.send(ROUTER, ReplicaUp(names))
+        self.system.send(ROUTER, ReplicaUp(names))
+
+
+class LocalReplicas(Replicas[Parts]):
+    """Replicas as actors of this process."""
+
+    def __init__(self, config: ServerConfig, replicas: Sequence[Parts], load: Load, on_end: OnEnd) -> None:
+        super().__init__(config, replicas, on_end)
+        self.system = LocalSystem(replicas[0].loop_config.seed, on_failure=self.failed)
+        self._load_here = load
+
+    def actors(self, gateway: Gateway) -> tuple[ActorSpec, ...]:
+        several, timeout_s = self.live(), self._config.request_timeout_s
+        router = router_of(self._config, several, self) if self._routed else None
+        return engine_actors(several, gateway, timeout_s, router=router, turned_at=lambda: gateway.turned_at)
+
+    def join(self) -> None:
+        """All are here."""
+
+    def _retire(self, lost: Names) -> None:
+        self.system.retire([name for name in all_names(lost) if name in lost.own])
+
+    def _load(self, share: ServerConfig, names: Names) -> Parts:
+        return self._load_here(share, unheard, names)
+
+    def _begin(self, replica: Parts) -> None:
+        specs = replica_actors(replica, self._config.request_timeout_s, names=replica.names)
+        spawn_all(self.system, specs)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.gateway import Gateway
@@ -89,15 +89,31 @@ def engine_actors(
     if router is None:
         front = front_actors(first.vocabulary, first.loop_config, gateway, names=names)
         return in_order((*front, *make(first, request_timeout_s, names=names, turned_at=turned_at)), names)
-    front = front_actors(first.vocabulary, first.loop_config, gateway, names=FRONT)
-    # Outputs of all replicas come through it, and nothing of them may be refused.
-    room = len(several) * _told(first.loop_config)
     made = [
         make(first, request_timeout_s, names=first.names, turned_at=turned_at),
         *(make(parts, request_timeout_s, names=parts.names) for parts in others),
     ]
-    specs = (*front, ActorSpec(ROUTER, router, overflow=Overflow.HOLD, capacity=room))
-    return in_order((*specs, *(spec for each in made for spec in each)), *(parts.names for parts in several))
+    specs = (*routed_front(several, gateway, router), *(spec for each in made for spec in each))
+    return in_order(specs, *(parts.names for parts in several))
+
+
+class Served(Protocol):
+    """What the front needs to know of a replica."""
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def loop_config(self) -> LoopConfig: ...
+
+
+def routed_front(replicas: Sequence[Served], gateway: Gateway, router: Router) -> tuple[ActorSpec, ...]:
+    """Those that live in the front process, before these replicas."""
+    first = replicas[0]
+    front = front_actors(first.vocabulary, first.loop_config, gateway, names=FRONT)
+    # Outputs of all replicas come through it, and nothing of them may be refused.
+    room = len(replicas) * _told(first.loop_config)
+    return (*front, ActorSpec(ROUTER, router, overflow=Overflow.HOLD, capacity=room))
 
 
 def front_actors(

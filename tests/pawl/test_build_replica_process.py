@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pawl.build.replica_process import ReplicaFailed, ReplicaProcess, check_alike
+from pawl.actors.names import names_of
+from pawl.build.replica_process import ReplicaFailed, ReplicaProcess, check_alike, started
+from pawl.build.replica_processes import ProcessReplicas
 from pawl.build.wiring import PROCESS_OF, all_names
 from pawl.config import ConfigError, ServerConfig
 from pawl.engine import Engine, RequestFailed
+from pawl.gpu.weights.report import unheard
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.lifecycle.states import Cause
 
@@ -26,9 +29,10 @@ def config(folder: Path, runtime: str = "processes", **settings: object) -> Serv
     return ServerConfig(model="ghost", runtime=runtime, kv_tokens=8192, seed=5, trace_dir=str(folder), **settings)  # type: ignore[arg-type]
 
 
-def replica_of(engine: Engine) -> ReplicaProcess:
-    assert isinstance(engine.parts, ReplicaProcess)
-    return engine.parts
+def replica_of(engine: Engine, place: int = 0) -> ReplicaProcess:
+    made = engine.replicas.live()[place]
+    assert isinstance(made, ReplicaProcess)
+    return made
 
 
 def is_gone(pid: int) -> bool:
@@ -44,24 +48,41 @@ def test_a_replica_of_its_own_process_says_the_same_words_and_its_trace_passes(t
     for runtime in ("local", "processes"):
         with Engine(config(tmp_path / runtime, runtime)) as engine:
             words.append([completion.text for completion in engine.generate(PROMPTS, SAMPLING)])
-            assert set(engine.system.statistics()) <= set(all_names())
-    pid = replica_of(engine).ready.pid
     assert words[0] == words[1]
-    assert is_gone(pid)
+    assert is_gone(replica_of(engine).ready.pid)
     report = audit(tmp_path / "processes" / "run-000001")
     assert (report.verdict, report.num_requests) == (Verdict.PASS, len(PROMPTS))
 
 
-def test_whoever_kills_the_replica_ends_its_requests_with_the_reason_and_the_engine_stops(tmp_path: Path) -> None:
+def test_streams_of_replicas_that_are_killed_go_on_where_their_clients_are(tmp_path: Path) -> None:
+    texts = []
+    for kill in (False, True):
+        with Engine(config(tmp_path / str(kill), dp=2)) as engine:
+            streams = [engine.stream(prompt, {"max_new_tokens": 400, "seed": 7}) for prompt in PROMPTS]
+            begun = [next(stream).text for stream in streams]
+            if kill:
+                for replica in (0, 1):
+                    os.kill(replica_of(engine, replica).ready.pid, signal.SIGKILL)
+            texts.append(
+                [first + "".join(delta.text for delta in rest) for first, rest in zip(begun, streams, strict=True)]
+            )
+            assert engine.failure is None
+    assert texts[0] == texts[1]
+
+
+def test_where_none_is_started_again_its_requests_end_with_the_reason_and_the_engine_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProcessReplicas, "restart", lambda replicas, lost: False)
     with Engine(config(tmp_path)) as engine:
         stream = engine.stream("hello", {"max_new_tokens": 4000})
         next(stream)
         os.kill(replica_of(engine).ready.pid, signal.SIGKILL)
-        with pytest.raises(RequestFailed, match=r"scheduler is gone: .* killed by signal 9") as failed:
+        with pytest.raises(RequestFailed, match=r"scheduler.0 is gone: .* killed by signal 9") as failed:
             list(stream)
     assert failed.value.cause is Cause.INTERNAL
     assert engine.failure is not None
-    assert engine.failure.actor == "replica"
+    assert engine.failure.actor == "router"
 
 
 FRONT = """
@@ -95,7 +116,7 @@ def test_the_death_of_the_front_ends_its_requests_as_of_clients_that_hung_up_and
 
 def test_settings_that_cannot_be_are_refused_by_the_replica_and_told_by_the_front(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dtype: the ghost computes no model"):
-        ReplicaProcess(config(tmp_path, dtype="bf16"))
+        started([config(tmp_path, dtype="bf16")], [unheard])
 
 
 def test_a_replica_that_dies_while_it_loads_is_told_with_how_it_ended(tmp_path: Path) -> None:
@@ -106,7 +127,7 @@ def test_a_replica_that_dies_while_it_loads_is_told_with_how_it_ended(tmp_path: 
             return child
 
     with pytest.raises(ReplicaFailed, match="before it was ready: killed by signal 9"):
-        Dying(config(tmp_path))
+        Dying(config(tmp_path), names_of(0)).wait_until_ready()
 
 
 def test_processes_that_differ_are_refused_with_what_each_has() -> None:
