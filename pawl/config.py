@@ -211,7 +211,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         AtLeastOne | None,
         _meta("workers", "CPU threads of the model; otherwise one for each core this process may use"),
     ] = None
-    tp: Annotated[UpTo1024, _meta("workers", "ranks that share out heads, widths and vocabulary of the model")] = 1
+    tp: Annotated[UpTo1024, _feature("workers", "tp")] = 1
     pp: Annotated[UpTo1024, _meta("workers", "stages that share out the layers of the model")] = 1
     ep: Annotated[UpTo1024, _meta("workers", "parts of these ranks that share out the experts of a layer")] = 1
     rank_timeout_s: Annotated[

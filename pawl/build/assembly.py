@@ -18,7 +18,7 @@ from pawl.build.encoder import load_encoder
 from pawl.build.grammars import make_grammars
 from pawl.build.lora import targets_of
 from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
-from pawl.build.ranks import check_ranks, facts_of, no_tracer, start_group, topology_of
+from pawl.build.ranks import RankTracer, check_ranks, facts_of, start_group, topology_of
 from pawl.build.sizing import check_weights, settle_pages
 from pawl.build.tiers import wants_tiers
 from pawl.config import ConfigError, ServerConfig
@@ -172,7 +172,7 @@ def _load_ranks(config: ServerConfig, source: ModelSource, topology: Topology, b
         loop_config=msgspec.structs.replace(loop_config, weights=group.fingerprint),
         facts=facts_of(group, model.architecture),
         began=began,
-        make_tracer=no_tracer,
+        make_tracer=RankTracer,
         close=group.close,
         names=names,
     )

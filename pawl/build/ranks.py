@@ -28,7 +28,8 @@ from pawl.gpu.parallel.shard import check_shares
 from pawl.gpu.parallel.topology import Topology, TopologyRefused
 from pawl.gpu.parallel.wire import FromRank, Setup, Sizes
 from pawl.gpu.pooling import Pooling, abilities_of
-from pawl.gpu.profiler import ProfileRefused, Tracer
+from pawl.gpu.profiler import ProfileOptions, ProfileRefused
+from pawl.gpu.torch_tracer import TorchTracer
 
 log = structlog.get_logger("pawl.build.ranks")
 
@@ -126,9 +127,12 @@ def start_group(
     return group
 
 
-def no_tracer() -> Tracer:
-    """Profiles are those of one process. Raises ProfileRefused."""
-    raise ProfileRefused("ranks are processes of their own, and a profile is of one: serve without tp, pp and ep")
+class RankTracer(TorchTracer):
+    """Writes what is no recording."""
+
+    def check(self, options: ProfileOptions) -> None:
+        """Raises ProfileRefused."""
+        raise ProfileRefused("ranks are processes of their own, and a profile is of one: serve without tp, pp and ep")
 
 
 def facts_of(group: RankGroup, architecture: str) -> dict[str, Any]:

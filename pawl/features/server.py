@@ -249,6 +249,14 @@ OF_ONE: tuple[Feature, ...] = (
         ("one_decision_log", "schedule_equivalence", "read_after_commit"),
     ),
     Feature(
+        "ranks",
+        ("ranks",),
+        lambda source, values: {"ranks": 2} if source.chance(0.2) else {},
+        ("one_decision_log", "fault_isolation", "schedule_equivalence"),
+        settings=("tp",),
+        help="ranks that share out heads, widths and vocabulary of the model",
+    ),
+    Feature(
         "time of a step",
         ("step_s",),
         lambda source, values: {"step_s": source.pick((0.02, 0.1, 0.3))} if source.chance(0.3) else {},

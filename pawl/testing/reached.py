@@ -35,6 +35,10 @@ PLACES = {
     "disk": "refusal of the disk",
     "trainer gone": "lost trainer",
     "trainer late": "late trainer",
+    "rank 0 dies": "loss of rank 0",
+    "rank 1 dies": "loss of rank 1",
+    "rank 0 skips a step": "rank 0 diverges",
+    "rank 1 skips a step": "rank 1 diverges",
 }
 """Where faults strike, beside the launch of a step."""
 EVENTS = (

@@ -14,6 +14,7 @@ from pawl.actors.simulation.system import SimulatedSystem
 from pawl.actors.weight_groups import Trainers
 from pawl.build.ghost import GhostSource
 from pawl.build.parts import Parts
+from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.grammar import GrammarIsAFold
 from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
@@ -29,6 +30,7 @@ from pawl.testing.models import Model, SimulatedDevice, storage_of
 from pawl.testing.parts import own_parts
 from pawl.testing.profiles import simulated_profiler
 from pawl.testing.properties import USUAL_LIMIT, BoundedOvertaking, UsageTold
+from pawl.testing.ranks import simulated_group
 from pawl.testing.reuse import WatchedGhost
 from pawl.testing.timely import TimelyScheduler
 from pawl.testing.trainers import LIMIT_S, SimulatedMember
@@ -81,7 +83,7 @@ class SimulatedReplica:
         self.parts = Parts(
             source=GhostSource(),
             vocabulary=vocabulary(),
-            runner=SimulatedDevice(self.runner, system, shape),
+            runner=SimulatedDevice(self._behind_ranks(system, shape, model), system, shape),
             loop_config=config,
             recorder=Recorder(recorder, started, names),
             started=started,
@@ -106,6 +108,16 @@ class SimulatedReplica:
         self._model = model
         self._ghost = self.runner if isinstance(self.runner, WatchedGhost) else None
         self._num_judged = 0
+
+    def _behind_ranks(self, system: SimulatedSystem, shape: Shape, model: Model) -> Any:
+        """What the worker drives: the runner itself, or a group of two that are told the same."""
+        if shape.ranks == 1 or not isinstance(self.runner, Ghost):
+            return self.runner
+        ghosts = [self.runner, model.runner(shape.loop_config())]
+        return simulated_group(ghosts, system.strikes, self._diverged, lambda: system.now_s)
+
+    def _diverged(self, told: str) -> None:
+        self._report("one_decision_log", told, None)
 
     def adopt(self, actors: dict[str, Any], report: Callable[[str, str, int | None], None]) -> None:
         """These are its actors; `report` is told what they find wrong with themselves."""

@@ -125,6 +125,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_context: int | None = None
     """None: what the pages hold."""
     max_queued: int = 16
+    ranks: int = 1
+    """Two ghosts that are told the same, of which one may die or diverge."""
     asynchronous: bool = False
     """The worker takes a step while the one before runs."""
     step_s: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pawl.config import ConfigError, build_config
-from pawl.engine import Engine
+from pawl.engine import Engine, RequestFailed
 from pawl.gpu.parallel.group import RankGroup
+from pawl.gpu.step_runner import WeightsRefused
 from pawl.lifecycle.audit import Verdict, audit
 from tests.actors.vocabularies import byte_level
 from tests.gpu.real import smollm2_source
@@ -168,26 +171,66 @@ def test_experts_on_two_ranks_answer_as_on_one_and_are_counted(name: str, tmp_pa
         engine.control("start-expert-record")
         assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected
         record = engine.control("dump-expert-record")
-    assert record
+    sums = [sum(counts) for counts in record["logical_count"]]
+    assert sums == [record["num_tokens"] * record["num_experts_per_token"]] * len(sums)
 
 
 @pytest.mark.slow
-def test_weights_are_exchanged_on_all_ranks_and_shown_whole(folder: Path, tmp_path: Path) -> None:
-    other, asked = tiny("llama-no-sharing", tmp_path / "no"), prompts(4)
-    qwen = tiny("llama3-rope", tmp_path / "rope")
-    with engine_of(folder, tmp_path / "ranks", tp=2) as engine:
-        runner = engine.parts.runner
-        weights = runner.named_weights()
-        name = "model.layers.1.self_attn.q_proj.weight"
-        with engine_of(folder, tmp_path / "one") as one:
-            mine = one.parts.runner.named_weights()
-            assert set(mine) == set(weights)
-            assert (weights[name] == mine[name]).all()
-            assert all((weights[each] == mine[each]).all() for each in mine)
-        for refused in (other, qwen):
-            with pytest.raises(Exception, match="another model"):
-                engine.control("update-weights-from-disk", model_path=str(refused))
-        assert [each.tokens for each in engine.generate(asked, GREEDY)] == answers(folder, tmp_path / "three", asked)
+@pytest.mark.parametrize("more", [{}, {"backend": "torch"}, {"tp": 1, "pp": 2}], ids=str)
+def test_weights_are_exchanged_on_all_ranks_and_shown_whole(more: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    other, third, asked = exchanged(folder, tmp_path / "other"), tiny("llama3-rope", tmp_path / "rope"), prompts(4)
+    backend = more.get("backend", "auto")
+    expected = [answers(each, tmp_path / each.name / "trace", asked, backend=backend) for each in (folder, other)]
+    with engine_of(folder, tmp_path / "one", backend="torch") as one:
+        stored = dict(one.parts.runner.named_weights())
+    with engine_of(folder, tmp_path / "ranks", **{"tp": 2} | more) as engine:
+        weights = engine.parts.runner.named_weights()
+        assert set(weights) == set(stored)
+        assert all((weights[name] == stored[name]).all() for name in stored)
+        with pytest.raises(RequestFailed, match="another model"):
+            engine.control("update-weights", model_path=str(third))
+        assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected[0]
+        engine.control("update-weights", model_path=str(other))
+        assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected[1]
+        os.kill(pids(engine)[0], signal.SIGKILL)
+        assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected[1]
+        with pytest.raises(WeightsRefused, match="exchanged"):
+            weights["model.norm.weight"]
+
+
+def exchanged(folder: Path, path: Path) -> Path:
+    """The same model with the queries of two layers exchanged."""
+    shutil.copytree(folder, path)
+    tensors = load_file(path / "model.safetensors")
+    first, second = (f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1))
+    tensors[first], tensors[second] = tensors[second], tensors[first]
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+@pytest.mark.slow
+def test_memory_is_released_on_all_ranks_and_had_again(folder: Path, tmp_path: Path) -> None:
+    asked = prompts(3)
+    with engine_of(folder, tmp_path, tp=2) as engine:
+        expected = [each.tokens for each in engine.generate(asked, GREEDY)]
+        engine.release_memory()
+        assert engine.parts.runner.released
+        engine.resume_memory()
+        assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected
+    assert audit(tmp_path).verdict is Verdict.PASS
+
+
+@pytest.mark.slow
+def test_pages_of_ranks_go_below_the_device_and_come_back_whole(folder: Path, tmp_path: Path) -> None:
+    shared = prompts(1)[0] * 3
+    asked = [[*shared[:60], *tail] for tail in ([4], [5], [6])]
+    few = {"kv_tokens": 128, "host_cache_gb": 0.01, "max_running": 1}
+    expected = answers(folder, tmp_path / "one", asked)
+    with engine_of(folder, tmp_path / "ranks", tp=2, **few) as engine:
+        for _ in range(2):
+            assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected
+            engine.generate(prompts(4), GREEDY)  # which takes the pages
+    assert audit(tmp_path / "ranks").verdict is Verdict.PASS
 
 
 @pytest.mark.slow
@@ -195,7 +238,7 @@ def test_ranks_end_when_their_server_is_killed(folder: Path, tmp_path: Path) -> 
     code = f"""
 import sys, time
 from pawl.config import build_config
-from pawl.engine import Engine
+from pawl.engine import Engine, RequestFailed
 engine = Engine(build_config({SETTINGS | {"model": str(folder), "trace_dir": str(tmp_path), "tp": 2}!r})).start()
 print(*[one.pid for one in engine.parts.runner.ready], flush=True)
 sys.stdin.read()

@@ -28,7 +28,7 @@ CHOSEN = 0.3
 SETTINGS_NOT_DRAWN = {
     "what computes, not what is scheduled": (
         *("model", "served_model_name", "dtype", "device", "backend", "deterministic", "threads", "grammar_backend"),
-        *("pooling", "weight_version", "max_lora_rank", "lora_target_modules", "tp", "ep", "rank_timeout_s"),
+        *("pooling", "weight_version", "max_lora_rank", "lora_target_modules", "ep", "rank_timeout_s"),
         "runtime",
     ),
     "the edge, which simulated clients do not go through": (

@@ -1,0 +1,27 @@
+"""Defects of a group of ranks: whom it believes, and what ranks have when they are started again."""
+
+from __future__ import annotations
+
+from pawl.gpu.parallel.group import RankGroup
+from pawl.gpu.parallel.order import StepOrder
+from tests.mutants.mutant import Edit, Group, Mutant
+
+
+def _mutant(name: str, broken: str, what: str, *edits: Edit) -> Mutant:
+    return Mutant(name, Group.CONTROL, broken, "", what, edits)
+
+
+RANKS = (
+    _mutant(
+        "ranks_that_differ_are_believed",
+        "one_decision_log",
+        "Nobody compares what ranks have applied: one that has left out a step goes on computing with the others.",
+        Edit(StepOrder._answers, "if differ(answers):", "if False:"),
+    ),
+    _mutant(
+        "ranks_start_again_without_adapters",
+        "read_after_commit",
+        "Ranks that are started again have the model, and none of the adapters that requests go on to compute with.",
+        Edit(RankGroup.restore, "self._adapters.items()", "()"),
+    ),
+)
