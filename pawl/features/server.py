@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pawl.actors.placement import PLACEMENTS
+from pawl.features import drafting
 from pawl.features.row import Feature, Source
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import POLICIES
@@ -18,7 +19,6 @@ Values = Mapping[str, Any]
 
 SHARING = ("cache_hit_equivalence", "hold_accounting", "observability_conservation")
 SCHEDULING = ("schedule_equivalence", "work_conserving", "bounded_progress")
-DRAFTS = ("schedule_equivalence", "drafts_in_bounds", "row_shape")
 PAGES = ("conservation", "single_owner", "no_reuse_before_fence", "row_shape")
 
 
@@ -281,39 +281,7 @@ OF_ONE: tuple[Feature, ...] = (
         lambda source, values: {"checkpoint_bytes": source.pick((400, 2000, 8000))} if source.chance(0.25) else {},
         ("one_decision_log", *SCHEDULING),
     ),
-    Feature(
-        "speculation",
-        ("speculate",),
-        lambda source, values: {"speculate": source.pick(SPECULATIONS)},
-        (*DRAFTS, "stop_semantics", "one_decision_log", "stream_equals_result"),
-        settings=("speculate",),
-        help="draft tokens to come and check several in one step; ngram: drafts from a request's own text",
-        choices=SPECULATIONS,
-    ),
-    Feature(
-        "length of drafts",
-        ("num_speculative_tokens",),
-        lambda source, values: {"num_speculative_tokens": source.pick((3, 1, 6))},
-        DRAFTS,
-        settings=("num_speculative_tokens",),
-        help="tokens of one draft at the most (7)",
-    ),
-    Feature(
-        "least of a lookup",
-        ("prompt_lookup_min",),
-        lambda source, values: {"prompt_lookup_min": source.pick((1, 1, 2))},
-        DRAFTS,
-        settings=("prompt_lookup_min",),
-        help="last tokens of a request that must stand in its text once more (3)",
-    ),
-    Feature(
-        "most of a lookup",
-        ("prompt_lookup_max",),
-        lambda source, values: {"prompt_lookup_max": values["prompt_lookup_min"] + source.within(0, 2)},
-        DRAFTS,
-        settings=("prompt_lookup_max",),
-        help="last tokens that are compared; where most of them agree a draft is taken (5)",
-    ),
+    *drafting.FEATURES,
 )
 """Of one engine."""
 
