@@ -11,7 +11,7 @@ import msgspec
 NONE = "none"
 OTHERWISE = frozenset({"policy", "cache", "pacing", "mixed"})
 """Fields that have a flag of another kind."""
-LISTS = frozenset({"prompt", "stop", "stop_token_ids", "logit_bias", "grammar"})
+LISTS = frozenset({"prompt", "stop", "stop_token_ids", "logit_bias", "grammar", "stage_s"})
 """Fields that are no plain values."""
 
 RENAMED = {"seed": "request_seed"}
