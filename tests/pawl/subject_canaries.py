@@ -74,7 +74,7 @@ CANARIES = {
     ),
     "a page is taken and stays free": Canary(
         "conservation",
-        "twice in its table",
+        "page 100 is",
         "page = self.free.pop(0)",
         "page = self.free[0]",
     ),
