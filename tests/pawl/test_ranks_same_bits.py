@@ -22,6 +22,7 @@ SETTINGS: dict[str, Any] = {
     "kv_tokens": 16_384,
     "max_running": 48,
     "prefill_chunk": 256,
+    "request_timeout_s": 36_000.0,
     "log_level": "error",
 }
 
@@ -37,7 +38,7 @@ def workload() -> tuple[list[list[int]], list[dict[str, Any]]]:
         sampled = random.random() < 0.5
         settings.append(
             {
-                "max_new_tokens": int(random.integers(1, 24)),
+                "max_new_tokens": int(random.integers(1, 13)),
                 "ignore_eos": True,
                 "temperature": float(random.uniform(0.2, 1.5)) if sampled else 0.0,
                 "top_p": float(random.uniform(0.5, 1.0)),
