@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import struct
@@ -177,18 +178,27 @@ def test_more_ranks_than_have_a_place_are_refused() -> None:
         Segment(MOST_RANKS + 1, 0)
 
 
-def test_no_file_and_no_descriptor_is_left() -> None:
-    def shared() -> tuple[set[str], int]:
-        return set(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd"))
+def test_no_file_no_descriptor_and_no_mapping_is_left() -> None:
+    def held() -> tuple[list[str], list[str], list[str]]:
+        """What there is of segments: in the folder of shared memory, open, and mapped."""
+        opened = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        mapped = Path("/proc/self/maps").read_text().splitlines()
+        return tuple(
+            [each for each in lines if "pawl-ranks" in each] for lines in (os.listdir("/dev/shm"), opened, mapped)
+        )
 
-    make_ranks(ODD, torch.float32, 2)
-    before = shared()
+    gc.collect()
+    before = held()
     made = make_ranks(ODD, torch.float32, 2)
     made.backend.forward(forward_inputs([Piece(0, 0, [1, 2])], made.table))
+    files, opened, mapped = held()
+    assert not files
+    assert len(opened) > len(before[1])
+    assert len(mapped) > len(before[2])
     for backend in made.backend.backends:
         backend.close()
         joined_of(backend).leave()
-    assert shared() == before
+    assert held() == before
 
 
 def test_the_segment_is_its_owners_alone() -> None:
