@@ -18,6 +18,7 @@ from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.runtime.processes.keys import Keys, KeysUnusable, make_keys, read_keys
 from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
+from pawl.cli import main
 from tests.actors.process_child import Ping, Pong
 from tests.actors.two_systems import wait_for
 
@@ -202,6 +203,15 @@ def test_keys_are_for_their_owner_alone_and_are_made_once(tmp_path: Path) -> Non
     with pytest.raises(KeysUnusable, match="already"):
         make_keys(folder)
     assert len(set(read_keys(folder))) == 2
+
+
+def test_a_command_makes_them_once_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "keys")
+    assert [main(["keys", folder]), main(["keys", folder])] == [0, 1]
+    read_keys(Path(folder))
+    told = capsys.readouterr()
+    assert "to nobody else" in told.out
+    assert "is there already" in told.err
 
 
 @pytest.mark.parametrize("how", ["absent", "no key", "open to others"])

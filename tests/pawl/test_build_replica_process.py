@@ -56,11 +56,11 @@ def test_a_replica_of_its_own_process_says_the_same_words_and_its_trace_passes(t
 
 def test_streams_of_replicas_that_are_killed_go_on_where_their_clients_are(tmp_path: Path) -> None:
     texts = []
-    for kill in (False, True):
-        with Engine(config(tmp_path / str(kill), dp=2)) as engine:
+    for runtime in ("local", "processes"):
+        with Engine(config(tmp_path / runtime, runtime, dp=2)) as engine:
             streams = [engine.stream(prompt, {"max_new_tokens": 400, "seed": 7}) for prompt in PROMPTS]
             begun = [next(stream).text for stream in streams]
-            if kill:
+            if runtime == "processes":
                 for replica in (0, 1):
                     os.kill(replica_of(engine, replica).ready.pid, signal.SIGKILL)
             texts.append(
