@@ -26,7 +26,7 @@ from pawl.gpu.parallel.ranks import Ranks
 from pawl.gpu.parallel.sent import ShownWeights
 from pawl.gpu.parallel.shard import check_shares
 from pawl.gpu.parallel.topology import Topology, TopologyRefused
-from pawl.gpu.parallel.wire import FromRank, Setup, Sizes
+from pawl.gpu.parallel.wire import FromRank, Ready, Setup, Sizes
 from pawl.gpu.pooling import Pooling, abilities_of
 from pawl.gpu.profiler import ProfileOptions, ProfileRefused
 from pawl.gpu.torch_tracer import TorchTracer
@@ -115,7 +115,7 @@ def start_group(
         return RankProcesses(topology, python("pawl.build.rank"), setup, wire, config.rank_timeout_s)
 
     experts = model.experts
-    group = RankGroup(
+    return RankGroup(
         start,
         str(path),
         step_limit_s=config.rank_timeout_s,
@@ -123,8 +123,6 @@ def start_group(
         counted=None if experts is None else CountedModel(experts.chosen, experts.layers),
         show=partial(ShownWeights, model, topology, by_kernels),
     )
-    log.info("ranks are ready", ranks=[msgspec.to_builtins(one) for one in group.ready])
-    return group
 
 
 class RankTracer(TorchTracer):
@@ -133,6 +131,14 @@ class RankTracer(TorchTracer):
     def check(self, options: ProfileOptions) -> None:
         """Raises ProfileRefused."""
         raise ProfileRefused("ranks are processes of their own, and a profile is of one: serve without tp, pp and ep")
+
+
+def _told(ready: Ready) -> dict[str, Any]:
+    """What a rank has, for people."""
+    told: dict[str, Any] = msgspec.to_builtins(ready)
+    return {
+        name: told[name] for name in ("rank", "stage", "tensor", "pid", "device", "max_tokens", "kv_bytes", "shard")
+    }
 
 
 def facts_of(group: RankGroup, architecture: str) -> dict[str, Any]:
@@ -144,6 +150,6 @@ def facts_of(group: RankGroup, architecture: str) -> dict[str, Any]:
         "backend": first.backend,
         "processor": first.processor,
         "dtype": first.dtype,
-        "ranks": len(group.ready),
+        "ranks": [_told(one) for one in group.ready],
         "kv_mib": sum(one.kv_bytes for one in group.ready) >> 20,
     }

@@ -169,6 +169,7 @@ class ControlRoutes(HasContext):
             "open_requests": gateway.num_live,
             "startup_time": info.startup_s,
             "max_total_num_tokens": info.num_kv_tokens,
+            "ranks": info.ranks,
             "actors": self.context.statistics(),
         }
 
