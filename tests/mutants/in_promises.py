@@ -128,14 +128,14 @@ PROMISES = (
         Group.LIFECYCLE,
         "admission_order",
         "When the step that admitted a request is rolled back, it waits behind everybody.",
-        Edit(Queues._unadmitted, "sorted((row, *self.waiting), key=self._arrival)", "(*self.waiting, row)"),
+        Edit(Queues._unadmitted, "sorted((row, *self.waiting), key=arrival.__getitem__)", "(*self.waiting, row)"),
     ),
     _mutant(
         "undone_admission_goes_to_the_front",
         Group.LIFECYCLE,
         "admission_order",
         "When the step that admitted a request is rolled back, it waits before those that came earlier.",
-        Edit(Queues._unadmitted, "sorted((row, *self.waiting), key=self._arrival)", "(row, *self.waiting)"),
+        Edit(Queues._unadmitted, "sorted((row, *self.waiting), key=arrival.__getitem__)", "(row, *self.waiting)"),
     ),
     _mutant(
         "priorities_are_turned_round",
