@@ -49,6 +49,8 @@ class Routed(msgspec.Struct, eq=False):
     """Of the weights that its replica has served last."""
     num_older: int = 0
     """Output tokens that others have drawn."""
+    refused: bool = False
+    """Its replica had no room for it, or is gone and nobody has said so yet."""
     num_lost: int = 0
     """Replicas that were lost while they had it."""
     taken: bool = True

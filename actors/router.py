@@ -39,8 +39,7 @@ log = structlog.get_logger("pawl.router")
 
 FAILED = "the server failed on this request"
 AGAIN_S = 0.05
-"""How long a request waits that its new replica has no room for at once."""
-NOT_YET = "a replica is being started again"
+"""How long a request waits that its replica does not take at once."""
 FULL = "the engine is overloaded: too many requests are waiting; try again later"
 _NONE: Int32s = np.empty(0, np.int32)
 
@@ -104,7 +103,7 @@ class Router(Actor):
                 if self._forget(message.request):
                     self._send_gateway(message)
             case Ask():
-                self._questions.ask(message, self.lost or NOT_YET)
+                self._questions.ask(message, self.lost or "a replica is being started again")
             case Reply():
                 self._questions.asks.answer(message)
             case AskExpired(ticket):
@@ -144,7 +143,7 @@ class Router(Actor):
     # ---- requests, on their way to a replica ----
 
     def loads(self) -> list[Load]:
-        """Of all replicas, in rising order of their numbers."""
+        """In rising order of the replicas' numbers."""
         return [self.replicas[number].load for number in sorted(self.replicas)]
 
     def _take(self, message: Generate) -> None:
@@ -171,10 +170,11 @@ class Router(Actor):
         self._send_gateway(Placed(request, replica.names.recorder))
         if not self.context.send(replica.names.scheduler, message):
             routed.replica = NOBODY
-            if routed.num_lost:  # its client has had some of it
-                self.context.after(AGAIN_S, PlaceAgain(request))
-            else:
+            if routed.refused and not routed.num_lost:
                 self._end(routed, Cause.OVERLOADED, FULL)
+            else:  # its client has had some of it; or a replica that is gone looks like one that is full
+                self.context.after(AGAIN_S, PlaceAgain(request))
+            routed.refused = True
             return
         routed.version, routed.taken = replica.version, not routed.num_lost
         replica.num_open += 1

@@ -244,7 +244,7 @@ class Scheduler(Actor):
             self._send_step()  # whoever it has ended leaves before anybody has the same row
         timeout_s = self.default_timeout_s if message.timeout_s is None else message.timeout_s
         output = NO_OUTPUT if message.resumed is None else message.resumed.output
-        self.intake.submit(info, message.tokens, message.priority, info.submitted + timeout_s, now, output)
+        self.intake.submit(info, message.tokens, message.priority, now - message.age_s + timeout_s, now, output)
 
     def _namespace(self, message: Generate) -> str:
         adapters, weights = self.intake.adapters, self.intake.weights.served.fingerprint

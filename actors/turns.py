@@ -31,11 +31,12 @@ def info_of(message: Generate, namespace: str, version: str, now: float) -> Requ
         rid=message.rid,
         sampling=message.sampling,
         namespace=namespace,
-        submitted=now - message.age_s,
+        submitted=now,
         passthrough=message.text_options,
     )
     resumed = message.resumed
     if resumed is not None:
+        info.submitted = now - message.age_s
         info.admitted = now - resumed.admitted_s
         info.first_token = None if resumed.first_token_s is None else now - resumed.first_token_s
         info.num_cached = resumed.cached_tokens

@@ -28,7 +28,7 @@ def snapshot_of(table: RequestTable) -> Plain:
     for name in ("slot", "num_computed"):  # what a request that waits has there is left from before
         columns[name][waits] = 0
     # What the scheduler keeps there for clients decides nothing, and a replay does not have it.
-    infos = [msgspec.structs.replace(table.info(row), passthrough=None, admitted=None) for row in rows.tolist()]
+    infos = [_deciding(table.info(row)) for row in rows.tolist()]
     return {
         "rows": rows.astype(np.int32).tobytes(),
         "columns": {name: column.tobytes() for name, column in columns.items()},
@@ -37,6 +37,12 @@ def snapshot_of(table: RequestTable) -> Plain:
         "infos": msgspec.msgpack.encode(infos),
         "free": table._free,
     }
+
+
+def _deciding(info: RequestInfo) -> RequestInfo:
+    """Without what is for clients. What a lost replica has said to one is not recorded, but for what decides."""
+    plain = msgspec.structs.replace(info, passthrough=None, admitted=None)
+    return msgspec.structs.replace(plain, submitted=0.0, first_token=None) if info.num_resumed else plain
 
 
 def restore(table: RequestTable, plain: Plain) -> None:

@@ -71,7 +71,6 @@ def _dashed(text: str) -> str:
     return text.replace("_", "-")
 
 
-ONE_DEVICE = "one device serves a model"
 ALIASES: tuple[Alias, ...] = (
     Alias("--model-path", SGLANG, "model"),
     Alias("--chunked-prefill-size", SGLANG, "prefill_chunk", read=_chunk, note="-1 is refused: there is no such mode"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from pawl.actors.gateway import Gateway
 from pawl.actors.measures import Histogram, Operation
@@ -88,6 +88,13 @@ FROM_STATE: Sequence[Metric] = (
     Metric(("counters", "aborted"), "pawl_scheduler_aborted_total", "counter", "Requests that were aborted."),
 )
 
+_TOKENS = {
+    "prefill": ("steps", "prefill_tokens"),
+    "cached": ("counters", "cached_tokens"),
+    "generated": ("counters", "generated_tokens"),
+}
+States: TypeAlias = Sequence[tuple[dict[str, str], Mapping[str, Any]]]
+
 FROM_ACTORS: Sequence[tuple[str, str, str, str]] = (
     ("rejected", "pawl_mailbox_rejected_total", "counter", "Messages that a full mailbox refused."),
     ("delivered", "pawl_mailbox_delivered_total", "counter", "Messages that an actor handled."),
@@ -142,16 +149,12 @@ def exposition(
     text = "Connections and requests that were cut: too slow, too large, malformed, or too many."
     page.add("pawl_connections_cut_total", "counter", text, [({"reason": why}, cut.get(why, 0)) for why in REASONS])
     page.add("pawl_scheduler_up", "gauge", "Whether the scheduler answered.", [({}, int(state is not None))])
-    for metric in FROM_STATE if state is not None else ():
-        value = _at(state, metric.path)
-        if metric.label is None:
-            page.add(metric.name, metric.kind, metric.help, [({}, value)] if _is_number(value) else [])
-        elif isinstance(value, Mapping):
-            members = dict.fromkeys(metric.members, 0) | dict(value)
-            shown = ((key, member) for key, member in members.items() if key not in metric.skip and _is_number(member))
-            page.add(metric.name, metric.kind, metric.help, [({metric.label: str(key)}, each) for key, each in shown])
-    if state is not None:
-        _from_steps(page, state)
+    states = _labelled(state)
+    for metric in FROM_STATE:
+        samples = [(whose | labels, value) for whose, each in states for labels, value in _samples(metric, each)]
+        page.add(metric.name, metric.kind, metric.help, samples)
+    if states:
+        _from_steps(page, states)
     for field, name, kind, text in FROM_ACTORS:
         page.add(name, kind, text, [({"actor": actor}, int(getattr(n, field))) for actor, n in actors.items()])
     depths = [
@@ -163,25 +166,46 @@ def exposition(
     return page.text()
 
 
-def _from_steps(page: Page, state: Mapping[str, Any]) -> None:
-    durations, weights = _at(state, ("steps", "duration_seconds")), _at(state, ("weights", "version"))
-    if durations is not None:
+def _labelled(state: Mapping[str, Any] | None) -> States:
+    """The dump of each scheduler, with the labels that tell them apart; there are none where there is only one."""
+    if state is None:
+        return []
+    return [({"replica": str(rank)}, each) for rank, each in enumerate(state.get("replicas", ()))] or [({}, state)]
+
+
+def _samples(metric: Metric, state: Mapping[str, Any]) -> Iterator[tuple[dict[str, str], Number]]:
+    """What one scheduler's dump has of a metric."""
+    value = _at(state, metric.path)
+    if metric.label is None:
+        if _is_number(value):
+            yield {}, value
+    elif isinstance(value, Mapping):
+        members = dict.fromkeys(metric.members, 0) | dict(value)
+        for key, member in members.items():
+            if key not in metric.skip and _is_number(member):
+                yield {metric.label: str(key)}, member
+
+
+def _from_steps(page: Page, states: States) -> None:
+    durations = [(whose, _at(state, ("steps", "duration_seconds"))) for whose, state in states]
+    if any(each is not None for _, each in durations):
         text = "Seconds from the launch of a step to its result."
-        page.add_histograms("pawl_step_duration_seconds", text, [({}, Histogram.of(durations))])
+        told = [(whose, Histogram.of(each)) for whose, each in durations if each is not None]
+        page.add_histograms("pawl_step_duration_seconds", text, told)
     text = "For how long each step is delayed, as somebody wants it; 0 is not at all."
-    page.add("pawl_step_delay_seconds", "gauge", text, [({}, _at(state, ("forward_sleep_time",)) or 0)])
-    if weights is not None:
-        text = "What replies call the weights that serve, and whether an update of them is under way."
-        labels = {"version": str(weights), "state": str(_at(state, ("weights", "state")))}
-        page.add("pawl_weights_info", "gauge", text, [(labels, 1)])
-    tokens = {
-        "prefill": _at(state, ("steps", "prefill_tokens")),
-        "cached": _at(state, ("counters", "cached_tokens")),
-        "generated": _at(state, ("counters", "generated_tokens")),
-    }
+    delays = [(whose, _at(state, ("forward_sleep_time",)) or 0) for whose, state in states]
+    page.add("pawl_step_delay_seconds", "gauge", text, delays)
+    text = "What replies call the weights that serve, and whether an update of them is under way."
+    served = [(whose, _at(state, ("weights",))) for whose, state in states]
+    weights = [
+        (whose | {"version": str(each["version"]), "state": str(each["state"])}, 1)
+        for whose, each in served
+        if each is not None
+    ]
+    page.add("pawl_weights_info", "gauge", text, weights)
+    tokens = [(whose | {"kind": kind}, _at(state, path)) for whose, state in states for kind, path in _TOKENS.items()]
     text = "Tokens by what they cost, as steps are committed: computed in prompts, found in the cache, generated."
-    samples = [({"kind": kind}, count) for kind, count in tokens.items() if _is_number(count)]
-    page.add("pawl_tokens_total", "counter", text, samples)
+    page.add("pawl_tokens_total", "counter", text, [(labels, count) for labels, count in tokens if _is_number(count)])
 
 
 def _from_server(page: Page, info: ServerInfo) -> None:
@@ -265,7 +289,8 @@ def _from_watchdog(gateway: Gateway) -> Sequence[tuple[str, str, str, Number]]:
 def _violations(gateway: Gateway, state: Mapping[str, Any] | None) -> Sequence[tuple[Mapping[str, str], Number]]:
     """By property: what the gateway and the scheduler have seen not to hold."""
     counts = Counter(gateway.totals.violations)
-    counts.update((state or {}).get("violations", {}))
+    for _, each in _labelled(state):
+        counts.update(each.get("violations", {}))
     return [({"property": name}, count) for name, count in sorted(counts.items())] or [({"property": ""}, 0)]
 
 

@@ -153,7 +153,7 @@ class EndChecks:
             for replica in self.run.replicas
             if any(isinstance(record, Submitted) and record.request == request for record in replica.trace.records)
         ]
-        return max(had or self.run.replicas, key=lambda replica: replica.names.replica).usage
+        return max(had or self.run.replicas, key=lambda replica: (not replica.lost, replica.names.replica)).usage
 
     def understood(self, client: Client) -> Arrival | None:
         """What its request implies. A turn's prompt is the one that is recorded, which `session_atomicity` judges; None
