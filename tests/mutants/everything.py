@@ -13,6 +13,7 @@ from tests.mutants.in_pausing import PAUSING
 from tests.mutants.in_pipeline import PIPELINE
 from tests.mutants.in_promises import PROMISES
 from tests.mutants.in_ranks import RANKS
+from tests.mutants.in_replicas import REPLICAS
 from tests.mutants.in_residency import RESIDENCY
 from tests.mutants.in_scarcity import SCARCITY
 from tests.mutants.in_sessions import SESSIONS
@@ -23,7 +24,7 @@ from tests.mutants.mutant import Mutant
 MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
     *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS, *WEIGHTS),
-    *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE, *RANKS),
+    *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE, *RANKS, *REPLICAS),
 )
 
 EQUIVALENT = {

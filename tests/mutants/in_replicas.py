@@ -1,0 +1,52 @@
+"""Defects of several replicas behind a router."""
+
+from __future__ import annotations
+
+from pawl.actors.placement import PrefixAffinity, RoundRobin
+from pawl.actors.routed import Routed
+from pawl.actors.router import Router
+from tests.mutants.mutant import Edit, Group, Mutant
+
+
+def _mutant(name: str, breaks: str, what: str, *edits: Edit) -> Mutant:
+    return Mutant(name, Group.CONTROL, breaks, "", what, edits)
+
+
+REPLICAS = (
+    _mutant(
+        "resubmitted_without_known_tokens",
+        "stream_equals_result",
+        "A request of a lost replica begins anew: its client has the tokens once more.",
+        Edit(Routed.again, "np.array(self.tokens, np.int32)", "np.array(self.tokens[:0], np.int32)"),
+    ),
+    _mutant(
+        "last_token_is_drawn_twice",
+        "stream_equals_result",
+        "The token that was passed on last is not among those that the next replica knows.",
+        Edit(Routed.again, "np.array(self.tokens, np.int32)", "np.array(self.tokens[:-1], np.int32)"),
+    ),
+    _mutant(
+        "bound_of_affinity_is_ignored",
+        "placement",
+        "A request goes where its prefix was seen last, however busy that replica is.",
+        Edit(PrefixAffinity.place, "if known.num_open <= most:", "if True:"),
+    ),
+    _mutant(
+        "everybody_gets_the_first_replica",
+        "placement",
+        "Taking turns never gets beyond the first replica.",
+        Edit(RoundRobin.place, "next(later, loads[0].replica)", "loads[0].replica"),
+    ),
+    _mutant(
+        "turn_goes_to_any_replica",
+        "session_atomicity",
+        "A turn is placed as other requests are, and not where its session is.",
+        Edit(Router._owner, "if owner in self.replicas:", "if False:"),
+    ),
+    _mutant(
+        "load_is_never_taken_off",
+        "observability_conservation",
+        "A replica counts as having requests that have ended.",
+        Edit(Router._forget, "replica.num_open -= 1", "pass"),
+    ),
+)
