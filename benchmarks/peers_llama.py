@@ -2,6 +2,7 @@
 
     python -m benchmarks.peers_llama FILE.gguf                   answer questions
     python -m benchmarks.peers_llama convert FILE.gguf TARGET    the same model in bfloat16
+    python -m benchmarks.peers_llama score FILE.gguf TOKENS OUT  logits after each of the tokens (.npy files)
 
 All prompts of a question are sequences of one context and one batch, as its own batched benchmark does it; a common
 beginning is computed once and its cells are shared.
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import llama_cpp  # type: ignore[import-not-found]
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.peers_protocol import Generate, answer_questions
 
@@ -79,9 +81,18 @@ class Context:
                     drawn[row.sequence] = self._likeliest(index)
         return drawn
 
+    def score(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after each token of one sequence, float32 [t, vocab]; t is at most BATCH_TOKENS."""
+        self.clear()
+        self.decode([Row(token, position, 0, True) for position, token in enumerate(tokens)])
+        return np.stack([self._logits(index).copy() for index in range(len(tokens))])
+
     def _likeliest(self, index: int) -> int:
+        return int(self._logits(index).argmax())
+
+    def _logits(self, index: int) -> NDArray[np.float32]:
         logits: Any = llama_cpp.llama_get_logits_ith(self._context, index)
-        return int(np.ctypeslib.as_array(logits, (self._num_vocabulary,)).argmax())
+        return np.ctypeslib.as_array(logits, (self._num_vocabulary,))
 
 
 def common_length(prompts: Sequence[Sequence[int]]) -> int:
@@ -136,5 +147,7 @@ def convert(source: str, target: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "convert":
         convert(sys.argv[2], sys.argv[3])
+    elif sys.argv[1] == "score":
+        np.save(sys.argv[4], Context(sys.argv[2]).score(np.load(sys.argv[3]).tolist()))
     else:
         answer_questions(load)

@@ -50,7 +50,7 @@ from pawl.gpu.sampling.sampler import Draws
 from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
 from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
 from pawl.gpu.updates import Updates, Version
-from pawl.gpu.weights.blocks import Weight, Weights
+from pawl.gpu.weights.blocks import Blocks, Weight, Weights
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.step import Bools, Int32s, StepBatch, StepResult
@@ -100,8 +100,9 @@ class Runner(Occupancy):
         fingerprint = fingerprint or weights_fingerprint(config, weights)
         kinds = {"threads": threads or available_threads(), "deterministic": deterministic, "rank": rank}
         make: Callable[..., Backend] = partial(select_backend, config=own, kv=self.kv, **kinds)
+        in_blocks = any(isinstance(weight, Blocks) for weight in weights.values())
         serving = Version(make(backend, weights=weights), fingerprint)
-        self._keep(Updates(config, dtype, partial(make, serving.backend.name), serving, shard))
+        self._keep(Updates(config, dtype, partial(make, serving.backend.name), serving, shard, in_blocks=in_blocks))
         self.layout = f"{self.kv.layout} {self.backend.name} {fingerprint}"
         """See `StepRunner.layout`. Other weights give other keys and values, another backend other last bits."""
         self.sampler = sampler_for(self.backend, config.vocab_size, num_slots, self.device)

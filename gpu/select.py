@@ -34,6 +34,17 @@ def native_backend() -> Callable[..., Backend]:
     return made
 
 
+def blocks_refused(requested: BackendChoice, config: ModelConfig, device: str) -> str:
+    """Why the backend that these would get does not compute quantised weights as they are; "" where it does."""
+    if device != "cpu" or requested not in ("auto", "native"):
+        return "only the compiled CPU kernels compute them (backend native)"
+    try:
+        _class_of("native", "pawl.gpu.native.backend", "check_available")(config)
+    except BackendUnavailable as error:
+        return error.reason
+    return ""
+
+
 def triton_backend() -> Callable[..., Backend]:
     """The class of the decoder in Triton kernels. Raises BackendUnavailable where Triton is not installed."""
     made: Callable[..., Backend] = _class_of("triton", "pawl.gpu.cuda.decoder", "TritonDecoder")

@@ -23,7 +23,7 @@ from pawl.gpu.weights.locate import ModelNotFound
 from pawl.gpu.weights.overlay import Overlay
 from pawl.gpu.weights.safetensors import FolderError, as_stored, parsed, sent_weights
 from pawl.gpu.weights.shared_memory import read_segment
-from pawl.gpu.weights.source import load_weights, resolve_source
+from pawl.gpu.weights.source import load_blocks, load_weights, resolve_source
 from pawl.lifecycle.weight_group import TensorSpec
 from pawl.lifecycle.weight_source import FromBytes, FromDisk, FromMemory, FromSharedMemory, FromTensors, WeightSource
 
@@ -55,13 +55,16 @@ class Updates:
         make: Callable[..., Backend],
         serving: Version,
         shard: Shard | None = None,
+        *,
+        in_blocks: bool = False,
     ) -> None:
         """`make(weights=…)` packs weights for the runner's store; `serving` is what computes now. Of the model of
-        `config` a rank keeps its `shard`."""
+        `config` a rank keeps its `shard`. `in_blocks`: quantised matrices of files stay as they are."""
         self._config = config
         self._dtype = dtype
         self._make = make
         self._shard = shard
+        self._in_blocks = in_blocks
         self.serving = serving
         self._sent: tuple[int, dict[str, Tensor]] = 0, {}
         """Ticket and parts of an update whose last part is still to come."""
@@ -104,13 +107,18 @@ class Updates:
             weights = {self._shard.whole_name(name): weight for name, weight in weights.items()}
         return as_stored(weights, self._config)
 
-    def _read(self, source: FromDisk, samples: Samples) -> dict[str, Tensor]:
+    def _read(self, source: FromDisk, samples: Samples) -> Weights:
         found = resolve_source(source.path)
         if _KINDS.get(source.load_format, found.kind) != found.kind:
             raise WeightsRefused(f"{source.path} is not {source.load_format}")
         differing = differences(self._config, found.config)
         if differing:
             raise WeightsRefused(f"{source.path} is another model than the one that is served: {differing}")
+        if self._in_blocks and found.has_blocks:
+            blocks = load_blocks(found, self._dtype)
+            for name, weight in blocks.items():
+                samples.add(name, weight)
+            return blocks
         weights = load_weights(found, self._dtype, mapped=False, keep=keeper(self._shard, samples))
         return named_own(self._shard, weights)
 

@@ -225,6 +225,12 @@ class _Unpacked(Mapping[str, Weight]):
         return len(self._shapes)
 
 
+def check_available(config: ModelConfig) -> None:
+    """Raises BackendUnavailable where this machine or these kernels cannot compute the model."""
+    check_switches(NativeBackend.name, config, NativeBackend.switches)
+    load_library()
+
+
 def _library_for(config: ModelConfig, kv: KvStore) -> Library:
     """The kernels, if they can work on this store. Raises NativeUnavailable."""
     if kv.data.device.type != "cpu":

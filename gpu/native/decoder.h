@@ -329,6 +329,7 @@ private:
     std::vector<float> inverse_frequencies_;
     std::vector<int32_t> held_experts_;           // [layers][experts]
     bool quantised_ = false;   // whether some matrix is
+    Arena quantised_panels_;
     Matrix<Element> embedding_, head_;
     Vector final_norm_;
     std::vector<Attention<Element>> attention_;   // one for each thread

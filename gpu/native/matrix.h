@@ -54,16 +54,16 @@ public:
         });
     }
 
-    // As `pack`, of a GGUF file's blocks, `bytes` of them. Throws Refused where they are not the rows' blocks, or the
-    // rows do not fill panels: only the matrix's last ones may end within one.
-    void pack_blocks(Format format, const uint8_t* from, int64_t bytes, int64_t rows, int64_t columns, int64_t first,
-                     int64_t every) {
+    // As `pack`, of a GGUF file's blocks, `bytes` of them, to memory of `arena`. Throws Refused where they are not the
+    // rows' blocks, or the rows do not fill panels: only the matrix's last ones may end within one.
+    void pack_blocks(Arena& arena, Format format, const uint8_t* from, int64_t bytes, int64_t rows, int64_t columns,
+                     int64_t first, int64_t every) {
         const auto require = [](bool holds, const char* what) {
             if (!holds) throw Refused{what};
         };
         require(columns == inputs && computable(format, columns), "blocks of this format do not fit the rows");
         require(first % kPanel == 0, "quantised rows begin within a panel");
-        QuantisedPart part(format, rows, columns);
+        QuantisedPart part(arena, format, rows, columns);
         require(bytes == part.stored_bytes(), "blocks of this format have another number of bytes");
         require(rows % kPanel == 0 || first / kPanel + part.panels() * every >= panels, "quantised rows end within a panel");
         part.pack(from);

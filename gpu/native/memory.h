@@ -1,11 +1,13 @@
 // Memory that the kernels walk through.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -74,6 +76,29 @@ private:
     void* data_ = nullptr;
     void* mapped_ = nullptr;   // where a mapping of `size_` bytes and one huge page begins; null: it is the heap's
     size_t size_ = 0;
+};
+
+// Many pieces that live as long as each other, side by side in huge pages.
+class Arena {
+public:
+    // Zeroed, at an address that is a multiple of 64. Throws std::bad_alloc.
+    uint8_t* take(int64_t bytes) {
+        const int64_t wanted = rounded_up(bytes, 64);
+        if (wanted > left_) {
+            left_ = std::max(wanted, kChunk);
+            chunks_.emplace_back(left_);
+            next_ = chunks_.back().as<uint8_t>();
+        }
+        uint8_t* taken = next_;
+        next_ += wanted, left_ -= wanted;
+        return taken;
+    }
+
+private:
+    static constexpr int64_t kChunk = 32 << 20;   // what is not touched of one takes no memory
+    std::vector<Memory> chunks_;
+    uint8_t* next_ = nullptr;
+    int64_t left_ = 0;
 };
 
 }  // namespace pawl

@@ -85,7 +85,8 @@ void Decoder<Element>::move_weight(int index, const std::string& name, Format fo
         if (format != Format::kElements) {
             if (to != nullptr) return at.unpack_blocks(format, static_cast<uint8_t*>(to), count, first, every);
             quantised_ = true;
-            return at.pack_blocks(format, static_cast<const uint8_t*>(from), count, rows, columns, first, every);
+            const auto* blocks = static_cast<const uint8_t*>(from);
+            return at.pack_blocks(quantised_panels_, format, blocks, count, rows, columns, first, every);
         }
         require(count == rows * columns);
         if (to != nullptr) return at.unpack(static_cast<Stored*>(to), rows, columns, first, every);

@@ -128,11 +128,12 @@ void read_column(const QuantisedPanel& panel, int64_t column, int64_t inputs, fl
     });
 }
 
-QuantisedPart::QuantisedPart(Format format, int64_t rows, int64_t inputs) : format_(format), rows_(rows), inputs_(inputs) {
+QuantisedPart::QuantisedPart(Arena& arena, Format format, int64_t rows, int64_t inputs)
+    : format_(format), rows_(rows), inputs_(inputs) {
     with_layout(format, [&](auto l) {
         panel_bytes_ = inputs / (decltype(l)::kBlocks * kBlockInputs) * decltype(l)::kGroupBytes;
     });
-    memory_ = Memory(panels() * panel_bytes_);
+    data_ = arena.take(panels() * panel_bytes_);
 }
 
 // work(layout, panel's group, column, where the group lies among the stored bytes of all rows)
@@ -143,7 +144,7 @@ void QuantisedPart::each_group(Work&& work) const {
         const int64_t groups = inputs_ / (L::kBlocks * kBlockInputs);
         for (int64_t row = 0; row < rows_; ++row)
             for (int64_t g = 0; g < groups; ++g) {
-                uint8_t* at = memory_.as<uint8_t>() + row / kPanel * panel_bytes_ + g * L::kGroupBytes;
+                uint8_t* at = data_ + row / kPanel * panel_bytes_ + g * L::kGroupBytes;
                 work(l, at, int(row % kPanel), (row * groups + g) * L::kStoredBytes);
             }
     });

@@ -50,15 +50,15 @@ void to_bytes(const typename Element::Stored* from, int64_t count, ByteBlock* to
 // Some rows of outputs of a matrix that came in one format. Its panels need not be neighbours in the matrix.
 class QuantisedPart {
 public:
-    // Throws std::bad_alloc. `inputs` is whole groups of the format, and `format` one that there is.
-    QuantisedPart(Format format, int64_t rows, int64_t inputs);
+    // In memory of `arena`. Throws std::bad_alloc. `inputs` is whole groups of the format, and that is one there is.
+    QuantisedPart(Arena& arena, Format format, int64_t rows, int64_t inputs);
 
     // GGML's blocks of all rows, to the panels and back.
     void pack(const uint8_t* from);
     void unpack(uint8_t* to) const;
     int64_t stored_bytes() const;
 
-    const uint8_t* panel(int64_t index) const { return memory_.as<uint8_t>() + index * panel_bytes_; }
+    const uint8_t* panel(int64_t index) const { return data_ + index * panel_bytes_; }
     Format format() const { return format_; }
     int64_t panels() const { return padded(rows_) / kPanel; }
 
@@ -68,7 +68,7 @@ private:
 
     Format format_;
     int64_t rows_, inputs_, panel_bytes_ = 0;
-    Memory memory_;
+    uint8_t* data_;
 };
 
 // Whether `inputs` is whole groups of a format that is computed.

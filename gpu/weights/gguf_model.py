@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from pawl.gpu.models.architectures.base import GgufRow
 from pawl.gpu.models.config import MOST_HEAD_DIM, MOST_LAYERS, Experts, ModelConfig, Rope, weight_shapes
 from pawl.gpu.models.facts import Facts
 from pawl.gpu.models.registry import by_gguf
+from pawl.gpu.weights.blocks import BlockFormat, Blocks, Weight
 from pawl.gpu.weights.checks import Keep, Kept, all_of_it, check_names, is_norm
 from pawl.gpu.weights.experts import separated, stacked_shapes
 from pawl.gpu.weights.gguf import GgufFile
@@ -127,7 +130,25 @@ def _canonical_names(file: GgufFile, row: GgufRow) -> dict[str, str]:
     return names
 
 
-def _unpermute(values: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:
+def _checked_names(file: GgufFile, config: ModelConfig) -> tuple[GgufRow, dict[str, str]]:
+    """The architecture's row, and the canonical name of each tensor. Raises WeightMismatch when the tensor table is not
+    what `config` needs."""
+    row = by_gguf(str(file.metadata["general.architecture"])).gguf
+    assert row is not None, "its configuration was read by this row"
+    names = _canonical_names(file, row)
+    expected = stacked_shapes(weight_shapes(config))
+    check_names(file.path, expected, {names[t.name]: t.shape for t in file.tensors.values() if t.name in names})
+    return row, names
+
+
+def _in_order(values: NDArray[Any], row: GgufRow, config: ModelConfig, name: str) -> NDArray[Any]:
+    """The rows of a tensor, of numbers or of blocks, in the order in which the model has them."""
+    if not row.interleaved or not name.endswith(("attn_q.weight", "attn_k.weight")):
+        return values
+    return _unpermute(values, config.num_heads if name.endswith("attn_q.weight") else config.num_kv_heads)
+
+
+def _unpermute(values: NDArray[Any], num_heads: int) -> NDArray[Any]:
     """Undo llama.cpp's interleaving of rope pairs: rows (i, i + 1) of a head go back to (i, i + head_dim / 2)."""
     rows, columns = values.shape
     pairs = values.reshape(num_heads, rows // num_heads // 2, 2, columns)
@@ -146,19 +167,56 @@ def load_gguf_weights(
 
     Raises WeightMismatch when the tensor table is not what `config` needs.
     """
-    row = by_gguf(str(file.metadata["general.architecture"])).gguf
-    assert row is not None, "its configuration was read by this row"
-    names = _canonical_names(file, row)
-    expected = stacked_shapes(weight_shapes(config))
-    check_names(file.path, expected, {names[t.name]: t.shape for t in file.tensors.values() if t.name in names})
+    row, names = _checked_names(file, config)
     weights = Kept(weight_shapes(config), keep)
     for number, (name, canonical) in enumerate(names.items()):
         report(number / len(names))
-        values = file.dequantize(name)
-        if row.interleaved and name.endswith(("attn_q.weight", "attn_k.weight")):
-            values = _unpermute(values, config.num_heads if name.endswith("attn_q.weight") else config.num_kv_heads)
-        # An unquantised tensor is still a view of the file: "W" makes it ours.
-        whole = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
-        for part, tensor in separated(canonical, whole):
+        for part, tensor in separated(canonical, _numbers(file, row, config, name)):
             weights.take({part: tensor.to(torch.float32 if is_norm(part) else dtype)})
     return weights.complete(file.path)
+
+
+def _numbers(file: GgufFile, row: GgufRow, config: ModelConfig, name: str) -> Tensor:
+    """A tensor dequantised, float32."""
+    values = _in_order(file.dequantize(name), row, config, name)
+    # An unquantised tensor is still a view of the file: "W" makes it ours.
+    return torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
+
+
+def mostly_blocks(file: GgufFile) -> bool:
+    """Whether at least half of the numbers of a file are in formats that the compiled kernels compute as they are."""
+    sizes = {name: math.prod(tensor.shape) for name, tensor in file.tensors.items()}
+    return 2 * sum(sizes[name] for name in sizes if _format(file, name) is not None) >= sum(sizes.values())
+
+
+def _format(file: GgufFile, name: str) -> BlockFormat | None:
+    """Of a matrix, or of those of all experts; None for whatever else there is."""
+    tensor = file.tensors[name]
+    is_one = len(tensor.shape) > 1 and tensor.quantization in set(BlockFormat)
+    return BlockFormat(tensor.quantization) if is_one else None
+
+
+def load_gguf_blocks(
+    file: GgufFile, config: ModelConfig, dtype: torch.dtype, report: Report = unheard
+) -> dict[str, Weight]:
+    """Every weight under its canonical name: matrices as the blocks that they are in the file, views of it, and what is
+    in no `BlockFormat` as `load_gguf_weights` gives it. Raises WeightMismatch as that does."""
+    row, names = _checked_names(file, config)
+    weights: dict[str, Weight] = {}
+    for number, (name, canonical) in enumerate(names.items()):
+        report(number / len(names))
+        kind = _format(file, name)
+        if kind is None:
+            for part, tensor in separated(canonical, _numbers(file, row, config, name)):
+                weights[part] = tensor.to(torch.float32 if is_norm(part) else dtype)
+        else:
+            for part, data in separated(canonical, _shared(_in_order(file.blocks(name), row, config, name))):
+                weights[part] = Blocks(data, kind)
+    return weights
+
+
+def _shared(values: NDArray[np.uint8]) -> Tensor:
+    """The same memory as a tensor, which nobody may write where it is a file's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch has no tensor that cannot be written, and says so
+        return torch.from_numpy(np.ascontiguousarray(values))

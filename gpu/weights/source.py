@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.weights.blocks import Weight
 from pawl.gpu.weights.cache import load_cached_weights
 from pawl.gpu.weights.checks import Keep, all_of_it
 from pawl.gpu.weights.gguf import GgufFile, GgufFormatError, read_gguf
-from pawl.gpu.weights.gguf_model import config_from_gguf
+from pawl.gpu.weights.gguf_model import config_from_gguf, load_gguf_blocks, mostly_blocks
 from pawl.gpu.weights.locate import ModelNotFound, locate
 from pawl.gpu.weights.report import Report, unheard
 from pawl.gpu.weights.safetensors import folder_config, load_folder_weights, weight_files
@@ -37,6 +38,11 @@ class ModelSource:
     """What to call it: the argument's own last part."""
     file: GgufFile | None = None
     """The open file where `kind` is `gguf`: its metadata hold the tokenizer."""
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether most weights are quantised, in formats that the compiled kernels compute as they are."""
+        return self.file is not None and mostly_blocks(self.file)
 
 
 def resolve_source(model: str) -> ModelSource:
@@ -103,3 +109,11 @@ def load_weights(
         return load_folder_weights(source.path, source.config, dtype, report, mapped=mapped, keep=keep)
     with reading("a tensor", partial(GgufFormatError, source.path)):
         return load_cached_weights(source.file, source.config, dtype, report=report, keep=keep)
+
+
+def load_blocks(source: ModelSource, dtype: torch.dtype, report: Report = unheard) -> dict[str, Weight]:
+    """As `load_weights`, with quantised matrices as they are stored: views of the file. For a source that `has_blocks`.
+    Raises as `load_weights`."""
+    assert source.file is not None, "it has blocks"
+    with reading("a tensor", partial(GgufFormatError, source.path)):
+        return load_gguf_blocks(source.file, source.config, dtype, report)

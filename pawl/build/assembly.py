@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,11 +33,12 @@ from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.parallel.wire import Sizes
 from pawl.gpu.pooling import Pooling
 from pawl.gpu.runner import Runner
-from pawl.gpu.select import processor_of
+from pawl.gpu.select import blocks_refused, processor_of
+from pawl.gpu.weights.blocks import Weights
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.gpu.weights.pooling import folder_pooling
 from pawl.gpu.weights.report import Report, part, unheard
-from pawl.gpu.weights.source import ModelSource, find_model, load_weights, source_at
+from pawl.gpu.weights.source import ModelSource, find_model, load_blocks, load_weights, source_at
 from pawl.loops.select import LoopConfig
 
 log = structlog.get_logger("pawl.build.assembly")
@@ -48,6 +50,7 @@ KV_SHARE = {"cpu": 0.25, "cuda": 1.0}
 """Of the memory that is free now; on a CUDA device an upper bound, until `settle_pages` has measured."""
 WEIGHTS_LOADED = 0.8
 """Share of the way to a running engine; importing PyTorch is the tenth before it, kernels and pages are the rest."""
+STORED = "stored"
 CPU_KV_LIMIT = 1 << 30
 """Bytes; a CPU server rarely needs more, and its memory is shared with everything else on the machine."""
 
@@ -78,10 +81,11 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
     two_pools = _two_pools(config, source.config)
     pooling = pooling_of(config, source.path)
     device = config.device
-    dtype = _dtype(config)
+    dtype, stored = _dtype(config), _stored(config, source)
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
     grammars = make_grammars(config.grammar_backend, vocabulary, eager=True)
-    weights = load_weights(source, dtype, part(report, 0.1, WEIGHTS_LOADED))
+    load: Callable[..., Weights] = load_blocks if stored else load_weights
+    weights = load(source, dtype, part(report, 0.1, WEIGHTS_LOADED))
     source = replace(source, file=None)  # nothing of a model's file stays mapped
     report(WEIGHTS_LOADED)
     plan = _plan(config, source.config, dtype, two_pools)
@@ -128,7 +132,7 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
         grammars=grammars,
         runner=runner,
         loop_config=loop_config,
-        facts=_facts(config, runner, plan),
+        facts=_facts(config, runner, plan, stored),
         began=began,
         names=names,
     )
@@ -178,7 +182,7 @@ def _load_ranks(config: ServerConfig, source: ModelSource, topology: Topology, b
     )
 
 
-def _facts(config: ServerConfig, runner: Runner, plan: MemoryPlan) -> dict[str, Any]:
+def _facts(config: ServerConfig, runner: Runner, plan: MemoryPlan, stored: bool) -> dict[str, Any]:
     """What the line that says what runs, and the trace, tell about the model and its memory."""
     facts: dict[str, Any] = {
         "architecture": runner.config.architecture,
@@ -186,6 +190,7 @@ def _facts(config: ServerConfig, runner: Runner, plan: MemoryPlan) -> dict[str, 
         "backend": runner.backend.name,
         "processor": processor_of(runner.backend, runner.device),
         "dtype": str(_dtype(config)).removeprefix("torch."),
+        "weights": STORED if stored else _dtype_name(config),
         "deterministic": config.deterministic,
         "kv_mib": plan.num_bytes >> 20,
     }
@@ -210,8 +215,28 @@ def pooling_of(config: ServerConfig, path: Path) -> Pooling | None:
     return pooling
 
 
+def _dtype_name(config: ServerConfig) -> str:
+    named = {name for name in (config.weights, config.dtype) if name not in ("auto", STORED)}
+    if len(named) > 1:
+        raise ConfigError(f"weights: {config.weights} do not go with dtype {config.dtype}", "weights")
+    return named.pop() if named else "bf16"
+
+
 def _dtype(config: ServerConfig) -> torch.dtype:
-    return DTYPES["bf16" if config.dtype == "auto" else config.dtype]
+    """Of keys, values and activations, and of weights that are not stored otherwise. Raises ConfigError."""
+    return DTYPES[_dtype_name(config)]
+
+
+def _stored(config: ServerConfig, source: ModelSource) -> bool:
+    """Whether matrices stay as the model's file has them. Raises ConfigError where they were to and cannot."""
+    if config.weights not in ("auto", STORED) or (config.weights == "auto" and config.dtype != "auto"):
+        return False
+    reason = "it is no GGUF file of weights in formats that are computed so"
+    if source.has_blocks:
+        reason = blocks_refused(config.backend, source.config, config.device)
+    if reason and config.weights == STORED:
+        raise ConfigError(f"weights: those of {config.model} cannot stay as they are stored: {reason}", "weights")
+    return not reason
 
 
 def _sized(config: ServerConfig) -> bool:

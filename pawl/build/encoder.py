@@ -97,6 +97,8 @@ def _check(config: ServerConfig) -> None:
     """Raises ConfigError for settings that mean nothing to an encoder."""
     if config.backend not in ("auto", "torch"):
         raise ConfigError(f"backend: plain torch computes encoders, {config.backend} does not", "backend")
+    if config.weights != "auto":
+        raise ConfigError("weights: those of an encoder have its dtype", "weights")
     if config.hybrid_pools == "on":
         raise ConfigError("hybrid_pools: an encoder has no keys and values", "hybrid_pools")
     if config.enable_lora or config.lora_paths:

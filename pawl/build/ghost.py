@@ -20,7 +20,14 @@ KV_TOKENS = 1 << 20
 PREFILL_CHUNK = 512
 """Prompt tokens in one step: a fraction of a millisecond, and some where each is scored."""
 PAGE_BYTES_PER_TOKEN = 16
-_MEANINGLESS = {"device": "cpu", "dtype": "auto", "backend": "auto", "threads": None, "pooling": "auto"} | {
+_MEANINGLESS = {
+    "device": "cpu",
+    "dtype": "auto",
+    "weights": "auto",
+    "backend": "auto",
+    "threads": None,
+    "pooling": "auto",
+} | {
     "max_lora_rank": None,
     "lora_target_modules": (),
     "tp": 1,

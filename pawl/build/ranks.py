@@ -53,6 +53,8 @@ def check_ranks(config: ServerConfig, model: ModelConfig, topology: Topology) ->
         raise ConfigError(f"{asked}: {error}", asked) from error
     if config.backend == "triton":
         raise ConfigError(f"{name}: triton does not share a model out among ranks; torch and native do", "backend")
+    if config.weights != "auto":
+        raise ConfigError(f"weights: with {name} those of each rank have the --dtype", "weights")
     if config.device == "cuda" and topology.size > torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ConfigError(f"{name}: {topology.size} ranks, one on each device, and there are {count}", name)

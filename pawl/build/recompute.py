@@ -34,8 +34,9 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
     from pawl.gpu.pooling import Pooling
     from pawl.gpu.recompute import Recomputer
     from pawl.gpu.select import processor_of
+    from pawl.gpu.weights.blocks import Weights
     from pawl.gpu.weights.fingerprint import weights_fingerprint
-    from pawl.gpu.weights.source import load_weights, resolve_source
+    from pawl.gpu.weights.source import load_blocks, load_weights, resolve_source
 
     try:
         loop = msgspec.convert(started.config["loop"], LoopConfig)
@@ -50,7 +51,8 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
     if device == "cuda" and not torch.cuda.is_available():
         raise CannotRecompute(f"the run was computed on {processor}, and there is no CUDA device here")
     source = resolve_source(model or named)
-    weights = load_weights(source, dtype)
+    stored = started.config.get("weights") == "stored" and source.has_blocks
+    weights: Weights = load_blocks(source, dtype) if stored else load_weights(source, dtype)
     fingerprint = weights_fingerprint(source.config, weights)
     if fingerprint != loop.weights:
         raise CannotRecompute(

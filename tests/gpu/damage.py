@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pawl.gpu.weights.blocks import BlockFormat
 from tests.actors.vocabularies import CHATML, byte_level, byte_level_metadata, sentencepiece_metadata
 from tests.gpu.gguf_files import write_model
 from tests.gpu.tiny import save_tiny
@@ -20,15 +21,21 @@ ODD_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 EXTREMES = (0, 1, 2, 255, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 40, (1 << 63) - 1, (1 << 64) - 1)
 FOLDERS = ("llama", "gemma3", "qwen3-moe", "qwen2-moe", "phi3")
-FILES = {"llama": byte_level_metadata, "gemma3": sentencepiece_metadata, "mixtral": byte_level_metadata}
+FILES = {
+    "llama": byte_level_metadata,
+    "gemma3": sentencepiece_metadata,
+    "mixtral": byte_level_metadata,
+    "llama-wide": byte_level_metadata,
+}
 """Model written as GGUF -> its vocabulary."""
+FORMATS = {"llama-wide": (BlockFormat.Q4_1, BlockFormat.Q8_0)}
 KEYS = (
     *(b"block_count", b"head_count", b"head_count_kv", b"embedding_length", b"key_length", b"feed_forward_length"),
     *(b"expert_count", b"expert_used_count", b"context_length", b"rms_epsilon", b"sliding_window", b"freq_base"),
     *(b"architecture", b"ggml.model", b"ggml.pre", b"ggml.tokens", b"ggml.token_type", b"ggml.merges", b"ggml.scores"),
     *(b"eos_token_id", b"bos_token_id", b"unknown_token_id", b"chat_template"),
 )
-_GGUF_NAMES = {"llama": "llama", "gemma3": "gemma3", "mixtral": "llama"}
+_GGUF_NAMES = {"llama": "llama", "gemma3": "gemma3", "mixtral": "llama", "llama-wide": "llama"}
 
 
 def make_whole(directory: Path) -> list[Path]:
@@ -51,7 +58,8 @@ def make_whole(directory: Path) -> list[Path]:
             (folder / file).write_text(json.dumps(value))
         made.append(folder)
     for name, metadata in FILES.items():
-        made.append(write_model(name, _GGUF_NAMES[name], directory / f"{name}.gguf", metadata=metadata()))
+        more: Any = {"metadata": metadata(), "formats": FORMATS.get(name, ())}
+        made.append(write_model(name, _GGUF_NAMES[name], directory / f"{name}.gguf", **more))
     return made
 
 

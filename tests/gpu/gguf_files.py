@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import gguf
+import gguf.quants
 import numpy as np
 
+from pawl.gpu.weights.blocks import BlockFormat
 from tests.gpu.tiny import tiny_model
 
 _NAMES = {
@@ -68,10 +71,25 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_string(key, value)
 
 
+def _add_matrix(writer: gguf.GGUFWriter, name: str, values: np.ndarray[Any, Any], kind: BlockFormat | None) -> None:
+    """A tensor, in blocks of this format where it is a matrix whose rows are whole blocks."""
+    if kind is None or values.ndim < 2 or values.shape[-1] % kind.inputs or "ffn_gate_inp" in name:
+        writer.add_tensor(name, np.ascontiguousarray(values))
+        return
+    number = gguf.GGMLQuantizationType(kind)
+    writer.add_tensor(name, gguf.quants.quantize(values.astype(np.float32), number), raw_dtype=number)
+
+
 def write_model(
-    name: str, architecture: str, path: Path, metadata: Mapping[str, Any] = MappingProxyType({}), **extra: float | str
+    name: str,
+    architecture: str,
+    path: Path,
+    metadata: Mapping[str, Any] = MappingProxyType({}),
+    formats: Sequence[BlockFormat] = (),
+    **extra: float | str,
 ) -> Path:
-    """A tiny transformers model as llama.cpp's converter would write it; `metadata` are whole keys, of a vocabulary."""
+    """A tiny transformers model as llama.cpp's converter would write it; `metadata` are whole keys, of a vocabulary.
+    Matrices are in `formats`, in turn."""
     model = tiny_model(name)
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
@@ -103,6 +121,7 @@ def write_model(
         writer.add_string(full, value) if isinstance(value, str) else writer.add_float32(full, value)
     for key, value in metadata.items():
         _add(writer, key, value)
+    kinds = cycle(formats or (None,))
     layer_names = _GEMMA_NAMES if architecture == "gemma3" else _LLAMA_NAMES
     for full_name, tensor in _tensors(model):
         values = tensor.float().numpy()
@@ -121,7 +140,7 @@ def write_model(
                 values = _interleaved(values, heads)
         else:
             target = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}[stem]
-        writer.add_tensor(f"{target}.{suffix}", np.ascontiguousarray(values))
+        _add_matrix(writer, f"{target}.{suffix}", values, next(kinds))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

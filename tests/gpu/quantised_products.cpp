@@ -6,18 +6,21 @@ using namespace pawl;
 extern "C" {
 
 int64_t stored_bytes(int32_t format, int64_t rows, int64_t inputs) {
-    return QuantisedPart(Format(format), rows, inputs).stored_bytes();
+    Arena arena;
+    return QuantisedPart(arena, Format(format), rows, inputs).stored_bytes();
 }
 
 void there_and_back(int32_t format, int64_t rows, int64_t inputs, const uint8_t* from, uint8_t* to) {
-    QuantisedPart part(Format(format), rows, inputs);
+    Arena arena;
+    QuantisedPart part(arena, Format(format), rows, inputs);
     part.pack(from);
     part.unpack(to);
 }
 
 // to [rows][inputs]
 void numbers(int32_t format, int64_t rows, int64_t inputs, const uint8_t* from, float* to) {
-    QuantisedPart part(Format(format), rows, inputs);
+    Arena arena;
+    QuantisedPart part(arena, Format(format), rows, inputs);
     part.pack(from);
     for (int64_t row = 0; row < rows; ++row)
         read_column({part.panel(row / kPanel), part.format()}, row % kPanel, inputs, to + row * inputs);
@@ -26,7 +29,8 @@ void numbers(int32_t format, int64_t rows, int64_t inputs, const uint8_t* from, 
 // c [count][rows] = x [count][inputs] times the weights, `tile` rows of x at a time.
 void product(int32_t format, int64_t rows, int64_t inputs, const uint8_t* from, const float* x, int64_t count, int tile,
              float* c) {
-    QuantisedPart part(Format(format), rows, inputs);
+    Arena arena;
+    QuantisedPart part(arena, Format(format), rows, inputs);
     part.pack(from);
     const int64_t blocks = inputs / kBlockInputs, stride = blocks * kByteBlockUnits;
     Memory bytes(count * stride * 4);

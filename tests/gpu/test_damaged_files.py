@@ -20,7 +20,7 @@ from pawl.actors.text.vocabulary import Vocabulary
 from pawl.commands.failures import EXIT_FAILED, exit_status
 from pawl.gpu.models.config import UnsupportedModel
 from pawl.gpu.weights.safetensors import FolderError, weight_files
-from pawl.gpu.weights.source import load_weights, resolve_source
+from pawl.gpu.weights.source import load_blocks, load_weights, resolve_source
 from tests.gpu.damage import damaged, make_whole
 
 FEW, MANY = 240, 3000
@@ -44,7 +44,7 @@ def load(path: Path) -> None:
     with contextlib.suppress(InvalidRequest, ValueError):
         prompt = ChatTemplate(vocabulary).render(CHAT, {}, datetime.fromtimestamp(0, UTC))
         vocabulary.decode(vocabulary.encode(prompt).tolist())
-    load_weights(source, torch.float32)
+    (load_blocks if source.has_blocks else load_weights)(source, torch.float32)
 
 
 def test_what_is_damaged_below_loads_when_it_is_whole(whole: list[Path]) -> None:

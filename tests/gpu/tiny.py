@@ -33,8 +33,20 @@ _LLAMA3_ROPE = {
 _QWEN3_MOE: dict[str, Any] = {"head_dim": 16, "moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 3}
 
 
+_WIDE: dict[str, Any] = {**_COMMON, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+"""Rows are whole blocks of every quantised format of 32, and heads fill panels."""
+
+
 def _configs() -> dict[str, Any]:
     return {
+        "llama-wide": transformers.LlamaConfig(**_WIDE),
+        "qwen2-wide": transformers.Qwen2Config(**_WIDE),
+        "qwen3-moe-wide": transformers.Qwen3MoeConfig(
+            **_WIDE, **{**_QWEN3_MOE, "moe_intermediate_size": 32}, norm_topk_prob=True
+        ),
+        "gemma3-wide": transformers.Gemma3TextConfig(
+            **{**_WIDE, "tie_word_embeddings": True}, head_dim=16, sliding_window=6, query_pre_attn_scalar=24
+        ),
         "llama": transformers.LlamaConfig(**_COMMON),
         "llama-tied": transformers.LlamaConfig(**{**_COMMON, "tie_word_embeddings": True}),
         "llama-one-kv-head": transformers.LlamaConfig(**{**_COMMON, "num_key_value_heads": 1}),

@@ -29,7 +29,8 @@ def resident() -> int:
 @pytest.mark.parametrize("backend", ["native", "torch"])
 def test_what_is_released_is_not_resident_and_what_is_resumed_says_the_same(tmp_path: Path, backend: str) -> None:
     smollm2_source()
-    settings = {"model": "smollm2", "backend": backend, "kv_memory_gb": KV / (1 << 30), "trace_dir": str(tmp_path)}
+    settings = {"model": "smollm2", "backend": backend, "weights": "bf16", "kv_memory_gb": KV / (1 << 30)}
+    settings["trace_dir"] = str(tmp_path)
     with Engine(build_config(settings)) as engine:
         before = engine.generate("The capital of France is", ASKED)[0]
         engine.parts.runner.kv.data.fill_(1.0)  # type: ignore[attr-defined]
