@@ -85,7 +85,6 @@ class Runner(Occupancy):
     ) -> None:
         """Takes `weights` over (canonical names, from `pawl.gpu.weights.source.load_weights` with the same `dtype`).
         With `rank` they are those of its shard of the model, and `fingerprint` is that of all of them.
-
         `max_context` is the most tokens a slot may hold; `threads` None means one for each processor. With
         `num_window_pages`, the windowed layers of a hybrid model have a store of their own, and every batch names
         window pages. `deterministic`: a request's bits must not depend on what it is scheduled with.

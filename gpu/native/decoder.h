@@ -34,6 +34,7 @@
 #include "communicator.h"
 #include "matrix.h"
 #include "pool.h"
+#include "row_buffers.h"
 #include "rows.h"
 
 namespace pawl {
@@ -136,62 +137,6 @@ struct Layer {
     int rope = 0;
     int store = 0;
     typename Element::Stored *keys = nullptr, *values = nullptr;   // page 0
-};
-
-// Rows of fixed width that grow with the largest batch seen.
-template <class Value>
-class RowBuffer {
-public:
-    explicit RowBuffer(int64_t stride) : stride(stride) {}
-    int64_t stride;
-    Value* row(int64_t index) const { return data_ + index * stride; }
-    void reserve(int64_t rows) {
-        const int64_t bytes = rows * stride * int64_t(sizeof(Value));
-        // Another decoder may have had it grow.
-        if (ranks_ != nullptr) data_ = static_cast<Value*>(ranks_->reserve(buffer_, bytes));
-        if (ranks_ != nullptr || rows <= rows_) return;
-        rows_ = 0;   // also where there is no memory for more
-        memory_ = Memory();
-        memory_ = Memory(bytes);
-        data_ = memory_.template as<Value>();
-        rows_ = rows;
-    }
-    // Lie in this buffer of the ranks from now on.
-    void share(Communicator* ranks, int buffer) { ranks_ = ranks, buffer_ = buffer; }
-    // Make rows at least this long; what they held is gone.
-    void widen(int64_t wanted) {
-        if (wanted <= stride) return;
-        stride = wanted;
-        rows_ = 0;
-    }
-
-private:
-    int64_t rows_ = 0;
-    Value* data_ = nullptr;
-    Memory memory_;
-    Communicator* ranks_ = nullptr;
-    int buffer_ = 0;
-};
-
-// Rows of elements, the inputs of products. Behind the elements there is room for the same row as bytes, which products
-// with quantised weights take.
-template <class Element>
-class ElementRows : public RowBuffer<Unit> {
-public:
-    // Strides that are no power of two, so that rows of a tile do not fall into the same cache set.
-    explicit ElementRows(int64_t elements)
-        : RowBuffer<Unit>(units<Element>(padded(elements)) + byte_units(elements) + 32),
-          bytes_at_(units<Element>(padded(elements)) + 16) {}
-
-    Unit* bytes(int64_t index) const { return row(index) + bytes_at_; }
-    // Make bytes of `count` elements of a row from `first`, both multiples of 32.
-    void make_bytes(int64_t index, int64_t first, int64_t count) const {
-        const auto* from = reinterpret_cast<const typename Element::Stored*>(row(index)) + first;
-        to_bytes<Element>(from, count, reinterpret_cast<ByteBlock*>(bytes(index)) + first / kBlockInputs);
-    }
-
-private:
-    int64_t bytes_at_;
 };
 
 // Which adapter each of some rows goes through.
