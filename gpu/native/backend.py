@@ -26,6 +26,7 @@ from pawl.gpu.native.adapters import NativeAdapter, handles
 from pawl.gpu.native.bindings import Inputs, Library, Part, Shape, load_library
 from pawl.gpu.native.build import NativeUnavailable
 from pawl.gpu.native.ranks import Joined
+from pawl.gpu.native.store import library_for
 from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.parallel.shard import PANEL, Shard
 from pawl.gpu.parallel.topology import Topology
@@ -59,7 +60,7 @@ class NativeBackend:
         the model or the ranks.
         """
         check_switches(self.name, config, self.switches)
-        self._library = _library_for(config, kv)
+        self._library = library_for(config, kv)
         self.config = config
         self.kv = kv
         self.threads = threads or available_threads()
@@ -229,25 +230,6 @@ def check_available(config: ModelConfig) -> None:
     """Raises BackendUnavailable where this machine or these kernels cannot compute the model."""
     check_switches(NativeBackend.name, config, NativeBackend.switches)
     load_library()
-
-
-def _library_for(config: ModelConfig, kv: KvStore) -> Library:
-    """The kernels, if they can work on this store. Raises NativeUnavailable."""
-    if kv.data.device.type != "cpu":
-        raise NativeUnavailable(f"keys and values are on {kv.data.device}, these kernels run on the CPU")
-    if kv.data.dtype not in (torch.bfloat16, torch.float32):
-        raise NativeUnavailable(f"no kernels for {kv.data.dtype}; there are some for bfloat16 and float32")
-    num_windowed = [kv.windowed(layer) for layer in range(config.num_layers)].count(True)
-    _check_store(config, kv.data, config.num_layers - num_windowed, kv.num_pages, kv.page_size)
-    if kv.window_data is not None:
-        _check_store(config, kv.window_data, num_windowed, kv.num_window_pages, kv.page_size)
-    return load_library()
-
-
-def _check_store(config: ModelConfig, data: Tensor, num_layers: int, num_pages: int | None, page_size: int) -> None:
-    expected = (num_layers, 2, num_pages, page_size, config.num_kv_heads, config.head_dim)
-    if tuple(data.shape) != expected or not data.is_contiguous():
-        raise NativeUnavailable(f"keys and values of shape {tuple(data.shape)} where {expected} is needed")
 
 
 def _joined(rank: Rank, names: Iterable[str], weights: Weights) -> Joined | None:
