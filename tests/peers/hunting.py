@@ -40,7 +40,7 @@ class Hunted(NamedTuple):
 
 def tables(peer: str) -> tuple[tuple[Edit, ...], tuple[Mutant, ...]]:
     """(what is repaired all the while, what is planted)"""
-    module = importlib.import_module(f"tests.peers.in_{peer.replace('-', '_')}")
+    module = importlib.import_module(f"tests.peers.in_{peer.removesuffix('-pipeline').replace('-', '_')}")
     return getattr(module, "REPAIRS", ()), module.PLANTED
 
 

@@ -114,8 +114,8 @@ PUBLIC = (
             arrivals=(Arrival(prompt=(97,), max_new_tokens=3), Arrival(prompt=(98,), max_new_tokens=6)),
         ),
         ("raises_nothing", "outputs", "known_tokens"),
-        ("0.20.0", "0.22.0"),
-        "0.31.0",
+        ("0.10.1", "0.26.0"),
+        "0.28.0",
     ),
 )
 

@@ -7,11 +7,10 @@ has forgotten it.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pawl.testing.subject.adapters.writing import written
+from pawl.testing.subject.adapters.writing import source_of, written
 from pawl.testing.subject.port import (
     Abort,
     Accounting,
@@ -103,6 +102,8 @@ class MiniSglangScheduler(Subject):
 
     def pages(self) -> Accounting:
         table, size = self._scheduler.engine.page_table, self._scheduler.cache_manager.page_size
+        waiting = self._scheduler.prefill_manager.pending_list
+        unseen = [message.number for message in self._messages if isinstance(message, Request)]
         return Accounting(
             free=calls.free_pages(self._scheduler),
             cached=[page for pages, references in calls.nodes_of(self._scheduler) if not references for page in pages],
@@ -110,7 +111,7 @@ class MiniSglangScheduler(Subject):
                 number: calls.pages_at(table[each.table_idx, : each.cached_len].tolist(), size)
                 for number, each in sorted(self._holding.items())
             },
-            requests=sorted({*self._holding, *(each.uid for each in self._scheduler.prefill_manager.pending_list)}),
+            requests=sorted({*self._holding, *(each.uid for each in waiting), *unseen}),
             free_slots=self._scheduler.table_manager.available_size,
         )
 
@@ -118,7 +119,7 @@ class MiniSglangScheduler(Subject):
     def script_of(cls, call: Call) -> str:
         match call:
             case Made(settings=settings):
-                return f"{inspect.getsource(calls)}\n\nscheduler = scheduler_of({written(_facts(settings))})"
+                return f"{source_of(calls)}\n\nscheduler = scheduler_of({written(_facts(settings))})"
             case Submit(request=request):
                 return f"send(scheduler, {written(_wishes(request))})"
             case Abort(request=request):

@@ -3,11 +3,10 @@ step at a time."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pawl.testing.subject.adapters.writing import written
+from pawl.testing.subject.adapters.writing import source_of, written
 from pawl.testing.subject.port import (
     Accounting,
     Apply,
@@ -96,7 +95,7 @@ class NanoVllmScheduler(Subject):
     def script_of(cls, call: Call) -> str:
         match call:
             case Made(settings=settings):
-                return f"{inspect.getsource(calls)}\n\nscheduler = scheduler_of({written(_facts(settings))})"
+                return f"{source_of(calls)}\n\nscheduler = scheduler_of({written(_facts(settings))})"
             case Submit(request=request):
                 made = f"request_of({[*request.prompt]}, {request.max_new_tokens})"
                 return f"request_{request.number} = {made}\nscheduler.add(request_{request.number})"

@@ -7,13 +7,12 @@ new blocks, of tables that replace what it had, and of requests that are gone.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import msgspec
 
-from pawl.testing.subject.adapters.writing import written
+from pawl.testing.subject.adapters.writing import source_of, written
 from pawl.testing.subject.port import (
     Abort,
     Accounting,
@@ -127,7 +126,7 @@ class VllmScheduler(Subject):
         match call:
             case Made(settings=settings):
                 return (
-                    f"{inspect.getsource(calls)}\n\nPAGE_SIZE = {settings.page_size}\n"
+                    f"{source_of(calls)}\n\nPAGE_SIZE = {settings.page_size}\n"
                     f"scheduler = scheduler_of({written(_facts(settings))})"
                 )
             case Submit(request=request):
