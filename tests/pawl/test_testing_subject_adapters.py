@@ -16,7 +16,8 @@ from pawl.testing.subject.registry import load_subject
 from pawl.testing.subject.search import search
 from pawl.testing.subject.telling import script_of
 from tests.peers.hunting import hunted, tables, with_repairs
-from tests.peers.public import PUBLIC
+from tests.peers.public import PUBLIC, Public
+from tests.peers.today import TODAY, Today
 
 PACKAGES = {"vllm": "vllm", "vllm-pipeline": "vllm", "nano-vllm": "nanovllm", "mini-sglang": "minisgl"}
 PEERS = ("vllm", "nano-vllm", "mini-sglang")
@@ -82,9 +83,17 @@ def _without_pawl() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("case", PUBLIC, ids=lambda case: case.name)
-def test_a_public_defect_is_in_the_releases_that_had_it_and_gone_from_those_that_repaired_it(case: object) -> None:
+def test_a_public_defect_is_in_the_releases_that_had_it_and_gone_from_those_that_repaired_it(case: Public) -> None:
     peer_of("vllm")
-    verdict = case.verdict()  # type: ignore[attr-defined]
+    verdict = case.verdict()
     if verdict is None:
         pytest.skip("this release is neither one that had it nor one that repaired it")
     assert verdict, case
+
+
+@pytest.mark.parametrize("case", TODAY, ids=lambda case: case.name)
+def test_what_the_page_says_of_mini_sglang_shows_in_it(case: Today) -> None:
+    peer_of("mini-sglang")
+    found = case.found()
+    assert found is not None
+    assert len(found.workload.arrivals) <= 2
