@@ -84,6 +84,7 @@ def survives(folder: Path, trace: Path, fault: signal.Signals, **more: Any) -> N
     with engine_of(folder, trace / "ranks", **more) as engine:
         assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected
         before = pids(engine)
+        assert [one["pid"] for one in engine.parts.summary["ranks"]] == before
         stream = engine.stream(asked[0], GREEDY | {"max_new_tokens": 80})
         tokens = list(next(stream).tokens)
         os.kill(before[1], fault)
