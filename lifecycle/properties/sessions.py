@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from pawl.lifecycle.machines.session import MOST_USES
+from pawl.lifecycle.namespaces import adapter_of
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
@@ -221,7 +222,12 @@ class SessionAtomicity(Property):
             return
         del session.live[record.request], self._of[record.request]
         if record.source == State.NEW:  # it was refused
-            if record.cause == Cause.INVALID and not turn.why_not:
+            # Its adapter may have gone while it was on its way: that is no matter of its session.
+            if (
+                record.cause == Cause.INVALID
+                and not turn.why_not
+                and not adapter_of(history.submissions[record.row].namespace)
+            ):
                 yield self.violation(history, "it was refused as a turn, and could have been one", record.request)
             self._settle(name, session)
             return
