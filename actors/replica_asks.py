@@ -13,8 +13,12 @@ from pawl.actors.gathering import Gathering
 from pawl.actors.messages.control import Reply
 from pawl.actors.routed import NOBODY, Replica
 from pawl.actors.runtime.actor import Actor
-from pawl.loops.orders.sessions import CloseSession
+from pawl.loops.intake import Order
+from pawl.loops.orders.cache import FlushCache
+from pawl.loops.orders.sessions import CloseSession, OpenSession
 
+PASSING = (FlushCache, OpenSession, CloseSession)
+"""Orders after which a replica is as it was started, but for sessions, which are lost with theirs."""
 MOST_SESSIONS = 1 << 16
 """Names of sessions that are remembered, those that were opened last."""
 
@@ -27,6 +31,9 @@ class ReplicaAsks:
         self.asks = Asks(actor, "replica")
         self.sessions: dict[str, int] = {}
         """Name -> the replica that has it."""
+        self.lasting = False
+        """Something was ordered that lasts: other weights, a pause, an adapter. A replica that was just started would
+        not know of it."""
         self._actor = actor
         self._replicas = replicas
         self._tickets: dict[int, int] = {}
@@ -34,6 +41,7 @@ class ReplicaAsks:
 
     def ask(self, ask: Ask, why_not: str) -> None:
         """Put it to those whom it concerns, and answer when all have; where there is nobody, with `why_not`."""
+        self.lasting |= isinstance(ask.message, Order) and not isinstance(ask.message, PASSING)
         session = row_of(ask.message).session_of
         numbers = sorted(self._replicas) if session is None else self._owners(session(ask.message))
         if not numbers:

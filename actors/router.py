@@ -47,9 +47,9 @@ _NONE: Int32s = np.empty(0, np.int32)
 class Starter(Protocol):
     """Knows where replicas live. Its methods do not block."""
 
-    def restart(self, lost: Names) -> bool:
-        """End what is left of a replica and start one in its place: ReplicaUp or ReplicaFailed is to follow. False:
-        none is started."""
+    def restart(self, lost: Names, *, again: bool) -> bool:
+        """End what is left of a replica and, if `again`, start one in its place: ReplicaUp or ReplicaFailed is to
+        follow. False: none is started."""
 
     def over(self, name: str, reason: str) -> None:
         """The last replica is lost, as the actor `name` is gone, and none will be started."""
@@ -142,8 +142,7 @@ class Router(Actor):
 
     # ---- requests, on their way to a replica ----
 
-    def loads(self) -> list[Load]:
-        """In rising order of the replicas' numbers."""
+    def loads(self) -> list[Load]:  # in rising order of the replicas' numbers
         return [self.replicas[number].load for number in sorted(self.replicas)]
 
     def _take(self, message: Generate) -> None:
@@ -176,7 +175,7 @@ class Router(Actor):
                 self.context.after(AGAIN_S, PlaceAgain(request))
             routed.refused = True
             return
-        routed.version, routed.taken = replica.version, not routed.num_lost
+        routed.version, routed.taken = replica.version, not (routed.num_lost or routed.refused)
         replica.num_open += 1
         replica.num_tokens += routed.num_tokens
         if routed.aborted is not None and routed.taken:
@@ -322,8 +321,9 @@ class Router(Actor):
         """A replica that has lost one of its actors is given up as a whole: what it still says is dropped."""
         del self.replicas[replica.number]
         log.error("a replica is lost", replica=replica.number, actor=name, reason=reason, open=replica.num_open)
-        self._num_starting += not self._draining and self._starter.restart(replica.names)
-        last = not self.replicas and not self._num_starting
+        again = self._draining is None and not self._questions.lasting
+        self._num_starting += self._starter.restart(replica.names, again=again)
+        last = not (self.replicas or self._num_starting)
         self._send_gateway(ReplicaLost(replica.names.recorder, tuple(sorted(replica.names.own)), name, reason, last))
         self._questions.lost(replica.number, f"{name} is gone: {reason}")
         self._settle(name, reason)

@@ -144,11 +144,11 @@ class Replicas(ABC, Generic[R]):
     def _begin(self, replica: R) -> None:
         """Let its actors run."""
 
-    def restart(self, lost: Names) -> bool:
+    def restart(self, lost: Names, *, again: bool) -> bool:
         """See `Starter.restart`. In the router's thread."""
         now = time.monotonic()
         many = len(self._restarts) == MAX_RESTARTS and now - self._restarts[0] < WITHIN_S
-        again = not many and not self._stopping.is_set()
+        again = again and not many and not self._stopping.is_set()
         names, wait_s = None, 0.0
         if again:
             recent = sum(now - at < RECENT_S for at in self._restarts)

@@ -27,14 +27,14 @@ class SimulatedStarter:
         self._run = run
         self._left = run.workload.shape.max_restarts
 
-    def restart(self, lost: Names) -> bool:
+    def restart(self, lost: Names, *, again: bool) -> bool:
         """The rest of the lost one handles what waits for it, and ends."""
         for replica in self._run.replicas:
             replica.lost = replica.lost or replica.names == lost
         for name in lost.own & self._run.actors.keys():
             if (cell := self._run.system.find(name)) is not None:
                 cell.ask_to_stop("its replica is lost")
-        if not self._left:
+        if not (again and self._left):
             return False
         self._left -= 1
         self._run.system.send(ROUTER, ReplicaUp(self._run.start_replica().names))
