@@ -147,7 +147,7 @@ class Replicas(ABC, Generic[R]):
     def restart(self, lost: Names, *, again: bool) -> bool:
         """See `Starter.restart`. In the router's thread."""
         now = time.monotonic()
-        many = len(self._restarts) == MAX_RESTARTS and now - self._restarts[0] < WITHIN_S
+        many = sum(now - at < WITHIN_S for at in self._restarts) >= MAX_RESTARTS
         again = again and not many and not self._stopping.is_set()
         names, wait_s = None, 0.0
         if again:

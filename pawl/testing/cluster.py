@@ -91,7 +91,7 @@ class Cluster(Case):
         self.reached: Counter[str] | None = None
         """Where the events of the run are counted once it has held."""
         self._horizon_s = horizon(workload, system.faults.faults)
-        self._closing = False
+        self.closing = False
 
     def _small(self, specs: tuple[ActorSpec, ...]) -> tuple[ActorSpec, ...]:
         """With the mailboxes of the workload. What holds its senders back has room for the ends of all requests, as in
@@ -144,19 +144,19 @@ class Cluster(Case):
             replica.stepped()
 
     def done(self) -> bool | None:
-        if self.system.now_s > self._horizon_s and not self._closing and not self.system.network.ready:
+        if self.system.now_s > self._horizon_s and not self.closing and not self.system.network.ready:
             # Heartbeats go on for ever: that nothing else happens any more has to be seen from the clock.
             self.system.check_not_stuck()
             return True
-        if not self._closing and (self.desk.wants_stop or NAMES.gateway in self.crashed):
+        if not self.closing and (self.desk.wants_stop or NAMES.gateway in self.crashed):
             self._stop()
-        if not self._closing and self.desk.at_rest and not self.system.num_waiting() and not self._at_work:
+        if not self.closing and self.desk.at_rest and not self.system.num_waiting() and not self._at_work:
             self.checks.check_rest()
             self._stop()
         return None
 
     def _stop(self) -> None:
-        self._closing = True
+        self.closing = True
         self.system.begin_stop(stop_order(self._specs))
 
     @property

@@ -34,7 +34,7 @@ class SimulatedStarter:
         for name in lost.own & self._run.actors.keys():
             if (cell := self._run.system.find(name)) is not None:
                 cell.ask_to_stop("its replica is lost")
-        if not (again and self._left):
+        if not (again and self._left) or self._run.closing:
             return False
         self._left -= 1
         self._run.system.send(ROUTER, ReplicaUp(self._run.start_replica().names))
