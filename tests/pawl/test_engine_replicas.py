@@ -127,7 +127,6 @@ def test_memory_requests_and_cores_are_shared_out_and_nothing_is_no_share() -> N
         ({"threads": 1}, "2 replicas need a thread each, and there are 1"),
         ({"kv_tokens": 31}, "kv_tokens: 31 is less than 16 for each of 2 replicas"),
         ({"max_running": 1}, "max_running: 1 is less than 1 for each of 2 replicas"),
-        ({"runtime": "processes"}, "2 replicas live in one process"),
     ):
         with pytest.raises(ConfigError, match=text):
             share_of(build_config({"model": "smollm2", "dp": 2, "threads": 2, "page_size": 16, **settings}), 0)
