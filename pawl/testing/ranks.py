@@ -94,6 +94,9 @@ class SimulatedLine:
         self._told: deque[list[Answer]] = deque()
         self._dead: int | None = None
         self._differ = False
+        self._behind: int | None = None
+        """A rank that has left a step out. What it would read in those that were launched before its answer came is not
+        its own."""
 
     def tell(self, message: ToRank | Beside) -> None:
         """See `Line.tell`."""
@@ -104,7 +107,10 @@ class SimulatedLine:
         for number, actions in enumerate(self._actions):
             if isinstance(message, RunStep) and self._strikes(f"rank {number} dies"):
                 self._dead = number
-            if isinstance(message, RunStep) and self._strikes(f"rank {number} skips a step"):
+            # Ranks that all leave out the same are alike, and nothing tells.
+            if isinstance(message, RunStep) and self._behind is None and self._strikes(f"rank {number} skips a step"):
+                self._behind = number
+            if isinstance(message, RunStep) and number == self._behind:
                 answers.append(Answer(applied=actions.applied.digest, drawn=actions.applied.drawn))
             else:
                 answers.append(self._do(actions, message, frames))
