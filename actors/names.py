@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+UNIFIED, PREFILL, DECODE = "unified", "prefill", "decode"
+"""Roles of replicas (`pawl.loops.select.Role`)."""
+
 
 class Names(msgspec.Struct, frozen=True, kw_only=True):
     """Who is called what. Given to every actor that sends, so that several replicas can live in one system."""
@@ -22,11 +25,13 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
     router: str = "router"
     replica: int = 0
     """Number of the replica, which no other ever has; one that is started again has a new one."""
+    role: str = UNIFIED
 
     @property
     def own(self) -> frozenset[str]:
         """Names of the actors that the replica has for itself."""
-        return frozenset(getattr(self, name) for name in OF_A_REPLICA)
+        names = frozenset(getattr(self, name) for name in OF_A_REPLICA)
+        return names | {self.detokenizer} if self.role == PREFILL else names
 
 
 NAMES = Names()
@@ -39,7 +44,9 @@ FRONT = msgspec.structs.replace(NAMES, **dict.fromkeys(OF_A_REPLICA, ROUTER))
 """For the actors in front of several replicas: the router stands where the scheduler and its helpers would."""
 
 
-def names_of(replica: int) -> Names:
-    """For the actors of one of several replicas: the router stands where gateway and detokenizer would."""
+def names_of(replica: int, role: str = UNIFIED) -> Names:
+    """For the actors of one of several replicas: the router stands where gateway and detokenizer would; for one that
+    prefills, its desk does."""
     own = {name: f"{name}.{replica}" for name in OF_A_REPLICA}
-    return msgspec.structs.replace(NAMES, **own, gateway=ROUTER, detokenizer=ROUTER, replica=replica)
+    front = f"desk.{replica}" if role == PREFILL else ROUTER
+    return msgspec.structs.replace(NAMES, **own, gateway=front, detokenizer=front, replica=replica, role=role)

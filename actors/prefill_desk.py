@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pawl.actors.messages.generate import Generate, Opened, StepTokens, TextOptions
+from pawl.actors.messages.adapters import AdaptersNamed
+from pawl.actors.messages.control import Pulse, Stalled, TraceLoss
+from pawl.actors.messages.generate import Generate, Opened, Refused, StepTokens, TextOptions
 from pawl.actors.messages.hand_over import (
     CancelPrefill,
     DecoderDown,
@@ -23,7 +25,9 @@ from pawl.actors.messages.hand_over import (
     TicketOver,
     ToDesk,
 )
-from pawl.actors.names import Names
+from pawl.actors.messages.memory import MemoryReleased
+from pawl.actors.messages.weights import WeightsServed
+from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
@@ -32,10 +36,14 @@ from pawl.loops.orders.requests import Abort
 NO_OUTPUT = SamplingParameters(temperature=0.0, max_new_tokens=0)
 
 
+FromReplica: Any = WeightsServed | AdaptersNamed | MemoryReleased | Stalled | Pulse | TraceLoss
+"""What a replica tells a gateway. Of one that takes no requests nobody needs to know, but for losses of its trace."""
+
+
 class PrefillDesk(Actor):
     """Numbers of its requests rise, whoever asks."""
 
-    accepts = ToDesk | Opened | StepTokens
+    accepts: Any = ToDesk | Opened | StepTokens | Refused | FromReplica
 
     def __init__(self, names: Names) -> None:
         """`names` are those of this replica."""
@@ -65,8 +73,14 @@ class PrefillDesk(Actor):
             case DecoderDown(scheduler) if scheduler in self._storages:
                 self._forget(scheduler)
             case StepTokens():
-                ended = {end.request for end in message.ended}
-                self._jobs = {asked: number for asked, number in self._jobs.items() if number not in ended}
+                self._ended({end.request for end in message.ended})
+            case Refused():
+                self._ended({message.request})
+            case TraceLoss():
+                self.context.send(NAMES.gateway, message, Lane.CONTROL)
+
+    def _ended(self, requests: set[int]) -> None:
+        self._jobs = {asked: number for asked, number in self._jobs.items() if number not in requests}
 
     def _begin(self, message: Prefill) -> None:
         storage = self._storages.get(message.scheduler)

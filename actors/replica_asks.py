@@ -26,8 +26,9 @@ MOST_SESSIONS = 1 << 16
 class ReplicaAsks:
     """The pending questions of the router, which accepts what `asks` needs and passes it on."""
 
-    def __init__(self, actor: Actor, replicas: Mapping[int, Replica]) -> None:
-        """`replicas`: those that are not lost, by number; a view."""
+    def __init__(self, actor: Actor, replicas: Mapping[int, Replica], others: Mapping[int, Replica]) -> None:
+        """`replicas`: those that take requests and are not lost, by number; a view, as `others`, who are asked only
+        what everybody is."""
         self.asks = Asks(actor, "replica")
         self.sessions: dict[str, int] = {}
         """Name -> the replica that has it."""
@@ -36,6 +37,7 @@ class ReplicaAsks:
         not know of it."""
         self._actor = actor
         self._replicas = replicas
+        self._others = others
         self._tickets: dict[int, int] = {}
         """Question that was not answered yet -> the replica that it was put to."""
 
@@ -49,9 +51,19 @@ class ReplicaAsks:
             return
         if session is not None:
             self._remember(session(ask.message), numbers[0], opens=not isinstance(ask.message, CloseSession))
-        gathering = Gathering(numbers, self._replicas.__contains__, partial(self._answer, ask))
-        for number in numbers:
-            self._put(self._replicas[number], ask.message, gathering)
+        others = self._others if session is None else {}
+        asked = {**{number: self._replicas[number] for number in numbers}, **others}
+        gathering = Gathering(list(asked), self._is_there, partial(self._answer, ask))
+        for replica in asked.values():
+            self._put(replica, ask.message, gathering)
+
+    def _is_there(self, number: int) -> bool:
+        return number in self._replicas or number in self._others
+
+    def lost_others(self, why: str) -> None:
+        """Those of the others that are not there answer nothing any more."""
+        for number in {asked for asked in self._tickets.values() if not self._is_there(asked)}:
+            self.lost(number, why)
 
     def lost(self, number: int, why: str) -> None:
         """This replica answers nothing any more, and its sessions are gone."""

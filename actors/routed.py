@@ -10,7 +10,7 @@ import numpy as np
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Stalled
 from pawl.actors.messages.generate import Admitted, Ended, Generate, Resumed, StepTokens, Timing, Usage
-from pawl.actors.names import Names
+from pawl.actors.names import PREFILL, Names
 from pawl.actors.placement import Load
 from pawl.lifecycle.states import Cause
 from pawl.loops.adapter import Named
@@ -114,6 +114,8 @@ class Replica:
         """What it told last of these."""
         self.vital = frozenset((names.scheduler, names.grammar, names.worker, names.stager, names.groups))
         """Actors without which it cannot end a request on its own."""
+        if names.role == PREFILL:
+            self.vital |= {names.detokenizer, names.storage}
 
     @property
     def number(self) -> int:

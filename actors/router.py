@@ -12,7 +12,7 @@ with these tokens as known tokens; what the lost one still says is dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,11 +26,13 @@ from pawl.actors.messages.generate import Generate, Opened, Refused, StepTokens
 from pawl.actors.messages.memory import MemoryReleased
 from pawl.actors.messages.replicas import PlaceAgain, Placed, ReplicaFailed, ReplicaJoined, ReplicaLost, ReplicaUp
 from pawl.actors.messages.weights import WeightsServed
-from pawl.actors.names import FRONT, Names
+from pawl.actors.names import FRONT, PREFILL, Names
 from pawl.actors.placement import Load, Placement
+from pawl.actors.prefillers import Prefillers
 from pawl.actors.replica_asks import ReplicaAsks
 from pawl.actors.routed import NOBODY, Replica, Routed, by_stream, of_all, stream_of
 from pawl.actors.runtime.actor import Actor, Down, Lane
+from pawl.actors.starter import Starter
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.requests import Abort, Drain, Finish
 from pawl.memory.arrays import Int32s
@@ -41,18 +43,8 @@ FAILED = "the server failed on this request"
 AGAIN_S = 0.05
 """How long a request waits that its replica does not take at once."""
 FULL = "the engine is overloaded: too many requests are waiting; try again later"
+PREFILLER_GONE = "a prefill replica is gone"
 _NONE: Int32s = np.empty(0, np.int32)
-
-
-class Starter(Protocol):
-    """Knows where replicas live. Its methods do not block."""
-
-    def restart(self, lost: Names, *, again: bool) -> bool:
-        """End what is left of a replica and, if `again`, start one in its place: ReplicaUp or ReplicaFailed is to
-        follow. False: none is started."""
-
-    def over(self, name: str, reason: str) -> None:
-        """The last replica is lost, as the actor `name` is gone, and none will be started."""
 
 
 FromFront: Any = Generate | Abort | Finish | Drain | Ask
@@ -69,8 +61,9 @@ class Router(Actor):
         self._names = names
         self._placement = placement
         self._starter = starter
-        self.replicas = {each.replica: Replica(each) for each in replicas}
-        """By number, those that are not lost."""
+        self.replicas = {each.replica: Replica(each) for each in replicas if each.role != PREFILL}
+        """By number, those that take requests and are not lost."""
+        self.prefillers = Prefillers(self, [each for each in replicas if each.role == PREFILL], starter, self.replicas)
         self.routed: dict[int, Routed] = {}
         """By stream."""
         self.lost = ""
@@ -78,7 +71,7 @@ class Router(Actor):
         self._num_starting = 0
         self._early: dict[int, Abort] = {}
         """Aborts that overtook their request."""
-        self._questions = ReplicaAsks(self, self.replicas)
+        self._questions = ReplicaAsks(self, self.replicas, self.prefillers.replicas)
         self._draining: Drain | None = None
 
     # ---- actor ----
@@ -112,6 +105,8 @@ class Router(Actor):
                 self._draining = message
                 for replica in self.replicas.values():
                     self.context.send(replica.names.scheduler, message, Lane.CONTROL)
+            case ReplicaUp() | ReplicaFailed() | Down() if self.prefillers.handles(message, again=self._again):
+                self._questions.lost_others(PREFILLER_GONE)
             case ReplicaUp(names):
                 self._up(Replica(names))
             case ReplicaFailed(reason):
@@ -150,6 +145,7 @@ class Router(Actor):
         of one that was refused on its way."""
         for passed in [request for request in self._early if request < message.request]:
             del self._early[passed]
+        self.prefillers.meet()
         routed = Routed(message, self.context.now())
         early = self._early.pop(message.request, None)
         if early is not None:
@@ -306,6 +302,7 @@ class Router(Actor):
         self._num_starting -= 1
         self.replicas[replica.number] = replica
         self._joined(replica)
+        self.prefillers.decoder_up(replica)
         if self._draining is not None:
             self.context.send(replica.names.scheduler, self._draining, Lane.CONTROL)
         self._place_again(NOBODY)
@@ -317,12 +314,17 @@ class Router(Actor):
         else:
             log.warning("a helper is gone; requests are served on", actor=name, reason=reason)
 
+    @property
+    def _again(self) -> bool:
+        """Whether one that is lost may be started again: it knows nothing of what was ordered before."""
+        return self._draining is None and not self._questions.lasting
+
     def _lose(self, replica: Replica, name: str, reason: str) -> None:
         """A replica that has lost one of its actors is given up as a whole: what it still says is dropped."""
         del self.replicas[replica.number]
+        self.prefillers.decoder_down(replica)
         log.error("a replica is lost", replica=replica.number, actor=name, reason=reason, open=replica.num_open)
-        again = self._draining is None and not self._questions.lasting
-        self._num_starting += self._starter.restart(replica.names, again=again)
+        self._num_starting += self._starter.restart(replica.names, again=self._again)
         last = not (self.replicas or self._num_starting)
         self._send_gateway(ReplicaLost(replica.names.recorder, tuple(sorted(replica.names.own)), name, reason, last))
         self._questions.lost(replica.number, f"{name} is gone: {reason}")

@@ -85,14 +85,18 @@ class RemotePrefill(Companion):
     # ---- with the loop ----
 
     def turning(self, now: float) -> None:
-        state = self.queues.table.state
-        if self.ready:
-            for row in islice(self.queues.waiting, LOOK_AHEAD):
-                if row not in self._decided and state[row] == State.QUEUED:
-                    self._consider(row, now)
         for ticket, prefill in self._prefills.items():
             if prefill.prefiller is None and not self._begin(ticket, prefill, now):
                 return
+
+    def planning(self, now: float) -> None:
+        # Whoever looks into the cache changes it, and a plan is the moment of which there is always a record.
+        state = self.queues.table.state
+        if self.ready:
+            for row in list(islice(self.queues.waiting, LOOK_AHEAD)):
+                if row not in self._decided and state[row] == State.QUEUED:
+                    self._consider(row, now)
+        self.turning(now)
 
     def _consider(self, row: int, now: float) -> None:
         self._decided.add(row)

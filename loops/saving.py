@@ -36,6 +36,10 @@ class WritePolicy(StrEnum):
     HAND_OVER = "hand-over"
 
 
+CHOICES = tuple(policy.value for policy in WritePolicy if policy is not WritePolicy.HAND_OVER)
+"""Of a server; the other is a prefill replica's."""
+
+
 class SavingCounts(msgspec.Struct):
     """Pages since the start."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 
 import msgspec
 
@@ -39,11 +39,18 @@ def _check(body: FlushCache, reply: Reply) -> str | None:
     return None
 
 
+def _merged(replies: Sequence[Reply]) -> Reply:
+    """Paused is one of which any replica is: who waits there waits for that."""
+    one = merged(replies, ("waiting", "running", "in_flight"))
+    paused = any(reply.body.get("paused", False) for reply in replies)
+    return msgspec.structs.replace(one, body={**one.body, "paused": paused})
+
+
 FLUSH_CACHE = Row(
     name="flush-cache",
     message=FlushCache,
     reply=FlushReply,
-    merge=partial(merged, counts=("waiting", "running", "in_flight")),
+    merge=_merged,
     who=Who.ADMIN,
     routes=("/flush_cache",),
     draw=_drawn,

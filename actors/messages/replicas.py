@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from pawl.actors.names import Names
+from pawl.actors.names import UNIFIED, Names
 
 
 class ReplicaUp(msgspec.Struct, frozen=True, tag=True):
@@ -22,6 +22,7 @@ class ReplicaFailed(msgspec.Struct, frozen=True, tag=True):
     """Who starts replicas -> router: one could not be started."""
 
     reason: str
+    role: str = UNIFIED
 
 
 class PlaceAgain(msgspec.Struct, frozen=True, tag=True):

@@ -120,12 +120,18 @@ class Outgoing:
     def taken(self, storage: str, number: int) -> None:
         """A receiver has dealt with a message."""
         self._sent.get(storage, {}).pop(number, None)
+        self._prune(storage)
+
+    def _prune(self, storage: str) -> None:
+        if not self._sent.get(storage, True):
+            del self._sent[storage]
 
     def over(self, storage: str, ticket: int) -> None:
         """A receiver expects nothing more under this ticket, and what it has not taken of it is lost, or will be."""
         sent = self._sent.get(storage, {})
         for number in [number for number, (other, _) in sent.items() if other == ticket]:
             del sent[number]
+        self._prune(storage)
         over = [number for number, job in self._jobs.items() if (job.storage, job.ticket) == (storage, ticket)]
         for number in over:
             del self._jobs[number]
@@ -179,7 +185,7 @@ class Outgoing:
     @property
     def idle(self) -> bool:
         """Nothing is to be sent, and all that was sent is taken."""
-        return not self._jobs and not any(self._sent.values())
+        return not self._jobs and not self._sent
 
 
 class Incoming:

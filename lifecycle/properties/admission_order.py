@@ -31,8 +31,8 @@ class _Prompt(NamedTuple):
 class AdmissionOrder(Property):
     """Requests that lost their memory come back before newcomers, in order of their first admission; newcomers start by
     arrival under `fcfs`, and by priority and then arrival under `priority`. Nobody is passed over but for an adapter
-    or for a page that another computes right now or a lower tier is to send, and nobody begins with a page that another
-    computes right now. An admission that is undone gives the place back."""
+    or for a page that another computes right now, or a lower tier or a prefill replica is to send; nobody begins with a
+    page that another computes right now. An admission that is undone gives the place back."""
 
     name: ClassVar[str] = "admission_order"
 
@@ -82,12 +82,12 @@ class AdmissionOrder(Property):
         self._arrives(record.request)
         return ()
 
-    @on(Event.FETCH, Event.LOAD)
+    @on(Event.FETCH, Event.LOAD, Event.RESERVE)
     def _fetches(self, record: Transition, history: History) -> Sequence[Violation]:
         self._waiting.pop(record.request, None)
         return ()
 
-    @on(Event.GRAMMAR_READY, Event.FETCHED, Event.LOADED, Event.RESTORE, Event.RETRACT)
+    @on(Event.GRAMMAR_READY, Event.FETCHED, Event.LOADED, Event.RECEIVE, Event.RESTORE, Event.RETRACT)
     def _returns(self, record: Transition, history: History) -> Sequence[Violation]:
         self._waits(record.request, record.row, history)
         return ()

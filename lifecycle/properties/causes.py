@@ -171,4 +171,5 @@ def _lease_ended(moment: Moment | None) -> bool:
 def _lost(moment: Moment | None) -> bool:
     """Whether pages are lost that requests had or were to have."""
     gone = isinstance(moment, TierTold) and moment.kind == "prefiller_down"
-    return gone or isinstance(moment, StepRolledBack | Contained)
+    exchanged = isinstance(moment, WeightsMoved) and moment.event is WeightEvent.SWAPPED
+    return gone or exchanged or isinstance(moment, StepRolledBack | Contained)

@@ -16,11 +16,12 @@ import structlog
 
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.replicas import ReplicaFailed, ReplicaUp
-from pawl.actors.names import ROUTER, Names, names_of
+from pawl.actors.names import PREFILL, ROUTER, UNIFIED, Names, names_of
 from pawl.actors.placement import AFFINITY_BOUND, PLACEMENTS
-from pawl.actors.router import Router, Starter
+from pawl.actors.router import Router
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.text.vocabulary import Vocabulary
+from pawl.actors.starter import Starter
 from pawl.build.parts import Parts
 from pawl.build.wiring import ActorSpec, all_names, engine_actors, replica_actors, spawn_all
 from pawl.config import ConfigError, ServerConfig
@@ -154,7 +155,7 @@ class Replicas(ABC, Generic[R]):
             recent = sum(now - at < RECENT_S for at in self._restarts)
             wait_s = min(LONGEST_S, BACKOFF_S * 2**recent)
             self._restarts.append(now)
-            names = names_of(len(self._places))
+            names = names_of(len(self._places), lost.role)
             self._places[names.replica] = self._places[lost.replica]
         threading.Thread(target=self._replace, args=(lost, names, wait_s), name="restart", daemon=True).start()
         return again
@@ -165,7 +166,8 @@ class Replicas(ABC, Generic[R]):
 
     def failed(self, name: str, error: BaseException) -> None:
         """An actor has failed; of one that is a replica's, behind the router, that decides whether all is over."""
-        if not (self._routed and any(name in names_of(number).own for number in self._places)):
+        ever = (names_of(number, role) for number in self._places for role in (UNIFIED, PREFILL))
+        if not (self._routed and any(name in names.own for names in ever)):
             self._on_end(name, error)
 
     def live(self) -> list[R]:
@@ -204,7 +206,7 @@ class Replicas(ABC, Generic[R]):
                 self._begin(replica)
         except Exception as error:
             log.exception("a replica could not be started again", replica=names.replica)
-            self.system.send(ROUTER, ReplicaFailed(f"{type(error).__name__}: {error}"))
+            self.system.send(ROUTER, ReplicaFailed(f"{type(error).__name__}: {error}", names.role))
             return
         log.info("a replica was started again", replica=names.replica)
         self.system.send(ROUTER, ReplicaUp(names))

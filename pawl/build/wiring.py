@@ -23,7 +23,8 @@ from typing import NamedTuple, Protocol
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.gateway import Gateway
 from pawl.actors.grammar import GrammarCompiler
-from pawl.actors.names import FRONT, NAMES, ROUTER, Names
+from pawl.actors.names import FRONT, NAMES, PREFILL, ROUTER, Names
+from pawl.actors.prefill_desk import PrefillDesk
 from pawl.actors.router import Router
 from pawl.actors.runtime.actor import Actor, Overflow
 from pawl.actors.runtime.local import LocalSystem
@@ -139,11 +140,13 @@ def replica_actors(
     """Those that live where the model is, in the order in which they stop."""
     config, hold = parts.loop_config, Overflow.HOLD
     # The router stands where the gateway would; but losses of a trace are the gateway's own business.
-    watcher = ROUTER if names.gateway == ROUTER else ""
+    watcher = ROUTER if names.gateway != NAMES.gateway else ""
     started = parts.started if parts.traced else None
     storage, recorder = parts.storage, parts.recorder
     received = Received()
+    desk = [ActorSpec(names.detokenizer, PrefillDesk(names), overflow=hold, capacity=_told(config))]
     specs = (
+        *(desk if names.role == PREFILL else []),
         ActorSpec(
             names.scheduler,
             make_scheduler(config, request_timeout_s, started, names),
@@ -199,10 +202,14 @@ def all_names(*names: Names) -> tuple[str, ...]:
     """Of the actors of an engine in whichever process, in the order in which they stop: upstream first, so that
     everything under way is answered before its answerer goes; the trace ends last. Those of several replicas, called
     `names`, side by side."""
-    replicas = names or (NAMES,)
-    front = FRONT if replicas[0].gateway == ROUTER else replicas[0]
-    each = {"front": (front,), "replica": replicas}
-    return tuple(getattr(names, role) for role, process in PROCESS_OF.items() for names in each[process])
+    # Nothing comes for who prefills once those have stopped who ask.
+    replicas = sorted(names or (NAMES,), key=lambda each: each.role == PREFILL)
+    several = replicas[0].gateway != NAMES.gateway
+    each = {"front": [FRONT if several else replicas[0]], "replica": replicas}
+    order = [(role, names) for role, process in PROCESS_OF.items() for names in each[process]]
+    desks = [("detokenizer", names) for names in replicas if names.role == PREFILL]
+    at = order.index(("scheduler", desks[0][1])) if desks else 0
+    return tuple(getattr(names, role) for role, names in (*order[:at], *desks, *order[at:]))
 
 
 def crosses(sender: str, receiver: str) -> bool:

@@ -10,7 +10,7 @@ from pawl.features import drafting
 from pawl.features.row import Feature, Source
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import POLICIES
-from pawl.loops.saving import WritePolicy
+from pawl.loops.saving import CHOICES as WRITE_POLICIES
 from pawl.loops.speculation import KINDS as SPECULATIONS
 from pawl.memory.prefix.order import POLICIES as EVICTIONS
 from pawl.memory.prefix.select import CACHES, CORES, KINDS, Kind
@@ -54,7 +54,7 @@ def _is_tight(values: Values) -> bool:
 def _tiers(source: Source, values: Values) -> dict[str, Any]:
     if not _cache(values).ordered or values.get("window") or not source.chance(0.2):
         return {}
-    below = {"write_policy": source.pick(list(WritePolicy)).value, "host_pages": source.within(4, 16)}
+    below = {"write_policy": source.pick(WRITE_POLICIES), "host_pages": source.within(4, 16)}
     below["num_pages"] = source.within(3, 6)  # so that something leaves the device and is wanted again
     if source.chance(0.4):
         below |= {"storage_pages": source.within(4, 16), "host_pages": source.pick((2, 0))}
@@ -97,6 +97,14 @@ def _context(source: Source, values: Values) -> dict[str, Any]:
 def _replicas(source: Source, values: Values) -> dict[str, Any]:
     several = {"replicas": source.within(2, 3), "max_restarts": source.within(0, 2)}
     return several if source.chance(0.15) else {}
+
+
+def _prefillers(source: Source, values: Values) -> dict[str, Any]:
+    """Pages travel in the tier below the device, and windowed layers have none there."""
+    below = values.get("host_pages") or values.get("storage_pages")
+    if values.get("window") or not below or not source.chance(0.6):
+        return {}
+    return {"prefillers": source.within(1, 2), "prefill_lease_s": source.pick((0.5, 5.0))}
 
 
 def _placement(source: Source, values: Values) -> dict[str, Any]:
@@ -296,6 +304,15 @@ OF_REPLICAS = (
         present=lambda values: bool(values["replicas"] > 1),
     ),
     Feature(
+        "prefill replicas",
+        ("prefillers", "prefill_lease_s"),
+        _prefillers,
+        ("schedule_equivalence", "stream_equals_result", "auxiliary_conservation", "bounded_progress"),
+        settings=("disaggregate",),
+        help="replicas that prefill for others that decode, and how many of each: 1p1d, 2p1d",
+        present=lambda values: bool(values["prefillers"]),
+    ),
+    Feature(
         "placement",
         ("placement", "affinity_bound"),
         _placement,
@@ -316,7 +333,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "eviction": tuple(EVICTIONS),
     "cache_core": CORES,
     "speculate": SPECULATIONS,
-    "write_policy": tuple(policy.value for policy in WritePolicy),
+    "write_policy": WRITE_POLICIES,
 }
 """Setting -> its values, for those that the makers' tables name."""
 

@@ -11,6 +11,7 @@ from pawl.actors.control import row_of
 from pawl.actors.messages.control import LATE, Reply
 from pawl.actors.messages.generate import Usage
 from pawl.actors.names import NAMES
+from pawl.actors.router import NOT_YET
 from pawl.actors.simulation.faults import FaultKind
 from pawl.actors.storage import Storage
 from pawl.features.request import BAD_GRAMMAR
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pawl.testing.replica import SimulatedReplica
     from pawl.testing.workload import Arrival
 
-GONE = ("is gone", "is not running")
+GONE = ("is gone", "is not running", NOT_YET)
 """Words of an answer that a lost replica owed."""
 NARRATORS = frozenset({NAMES.scheduler, NAMES.gateway, NAMES.recorder})
 """Actors without which a trace has no end."""
@@ -150,10 +151,10 @@ class EndChecks:
         """What the trace of the replica that had the request last says."""
         had = [
             replica
-            for replica in self.run.replicas
+            for replica in self.run.serving
             if any(isinstance(record, Submitted) and record.request == request for record in replica.trace.records)
         ]
-        return max(had or self.run.replicas, key=lambda replica: (not replica.lost, replica.names.replica)).usage
+        return max(had or self.run.serving, key=lambda replica: (not replica.lost, replica.names.replica)).usage
 
     def understood(self, client: Client) -> Arrival | None:
         """What its request implies. A turn's prompt is the one that is recorded, which `session_atomicity` judges; None
@@ -163,7 +164,7 @@ class EndChecks:
             return arrival
         stops = self.run.model.expectations.stop_strings(arrival)
         plain = msgspec.structs.replace(arrival, stop=stops, stop_after=None)
-        for replica in reversed(self.run.replicas):
+        for replica in reversed(self.run.serving):
             for record in replica.trace.records:
                 if isinstance(record, Submitted) and record.request == client.request:
                     return msgspec.structs.replace(plain, prompt=tuple(int32s(record.tokens).tolist()))

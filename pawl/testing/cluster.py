@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from pawl.actors.codec import make_codec
 from pawl.actors.control import row_of
 from pawl.actors.detokenizer import OutputsRefused
-from pawl.actors.names import FRONT, NAMES, names_of
+from pawl.actors.names import FRONT, NAMES, PREFILL, names_of
 from pawl.actors.runtime.actor import Overflow
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Case
@@ -58,10 +58,10 @@ class Cluster(Case):
         self.checks = self.make_checks(self)
         self._properties = properties
         shape = workload.shape
-        several = shape.replicas > 1
+        several = len(shape.roles) > 1
         self.replicas = [
-            SimulatedReplica(system, shape, names_of(number) if several else NAMES, properties, model)
-            for number in range(shape.replicas)
+            SimulatedReplica(system, shape, names_of(number, role) if several else NAMES, properties, model)
+            for number, role in enumerate(shape.roles)
         ]
         """All that were ever started, in the order of their numbers."""
         config = shape.loop_config()
@@ -104,11 +104,10 @@ class Cluster(Case):
         small |= {replica.names.scheduler: mailbox for replica in self.replicas}
         return tuple(spec._replace(capacity=small.get(spec.name, spec.capacity)) for spec in specs)
 
-    def start_replica(self) -> SimulatedReplica:
+    def start_replica(self, role: str) -> SimulatedReplica:
         """One more, in a run that goes on."""
-        replica = SimulatedReplica(
-            self.system, self.workload.shape, names_of(len(self.replicas)), self._properties, self.model
-        )
+        names = names_of(len(self.replicas), role)
+        replica = SimulatedReplica(self.system, self.workload.shape, names, self._properties, self.model)
         self.replicas.append(replica)
         made = replica_actors(replica.parts, PATIENCE_S, names=replica.names, make_scheduler=self._make_scheduler)
         specs = self._small(made)
@@ -118,6 +117,11 @@ class Cluster(Case):
         self._specs = in_order((*self._specs, *specs), *(each.names for each in self.replicas))
         spawn_all(self.system, specs)
         return replica
+
+    @property
+    def serving(self) -> list[SimulatedReplica]:
+        """Those that take requests of clients, or did."""
+        return [replica for replica in self.replicas if replica.names.role != PREFILL]
 
     @property
     def scheduler(self) -> Any:

@@ -12,13 +12,14 @@ from pawl.lifecycle.machines.weight_group import GroupEvent
 from pawl.lifecycle.records import Checkpoint
 from pawl.lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, Cause
 from pawl.loops.lower_tiers import LowerTiers
+from pawl.loops.remote_prefill import RemotePrefill
 
 if TYPE_CHECKING:
     from pawl.testing.cluster import Cluster
     from pawl.testing.replica import SimulatedReplica
 
 NOT_EXPLORED = {
-    Cause.HANDED_OVER: "there is one replica",
+    Cause.HANDED_OVER: "no client's: it ends a prefill for another replica, which is counted as a hand-over",
 }
 """Causes of ends that no run reaches, each with why; every other one is an event."""
 ENDS = tuple(
@@ -54,6 +55,7 @@ EVENTS = (
         "eviction",
         "page saved",
         "page fetched",
+        "page handed over",
         "checkpoint",
         "broadcast",
         "wrong draft",
@@ -99,6 +101,8 @@ def _events_of(replica: SimulatedReplica) -> dict[str, int]:
         "checkpoint": sum(isinstance(record, Checkpoint) for record in replica.trace.records),
     }
     for companion in loop.companions:
+        if isinstance(companion, RemotePrefill):
+            happened["page handed over"] = companion.counts.pages
         if isinstance(companion, LowerTiers):
             happened |= {
                 "page saved": companion.saving.counts.saved,

@@ -73,7 +73,7 @@ class SimulatedReplica:
     def __init__(
         self, system: SimulatedSystem, shape: Shape, names: Names, properties: MakeProperties, model: Model
     ) -> None:
-        config = shape.loop_config()
+        config = shape.loop_config(names.role)
         self.names = names
         self.monitor = Monitor(properties(model))
         self.runner = model.runner(config, names.replica)

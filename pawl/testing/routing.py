@@ -10,7 +10,8 @@ from pawl.actors.messages.replicas import ReplicaUp
 from pawl.actors.names import ROUTER, Names
 from pawl.actors.placement import PLACEMENTS, Load
 from pawl.actors.routed import NOBODY
-from pawl.actors.router import Router, Starter
+from pawl.actors.router import Router
+from pawl.actors.starter import Starter
 from pawl.memory.arrays import Int32s
 from pawl.testing.workload import Shape
 
@@ -37,7 +38,7 @@ class SimulatedStarter:
         if not (again and self._left) or self._run.closing:
             return False
         self._left -= 1
-        self._run.system.send(ROUTER, ReplicaUp(self._run.start_replica().names))
+        self._run.system.send(ROUTER, ReplicaUp(self._run.start_replica(lost.role).names))
         return True
 
     def over(self, name: str, reason: str) -> None:

@@ -13,14 +13,16 @@ import msgspec
 from pawl.actors.control import ROWS, Body, row_of
 from pawl.actors.control.adapters import NAMES, drawn_load, drawn_unload
 from pawl.actors.control.sessions import drawn_session
+from pawl.actors.names import DECODE, PREFILL, UNIFIED
 from pawl.features import request, server
 from pawl.features.row import Feature, Seeded, Source, drawn
 from pawl.gpu.ghost.language import END_TOKEN
 from pawl.lifecycle.grammar import Grammar
 from pawl.lifecycle.request import SamplingParameters
-from pawl.loops.select import LoopConfig
+from pawl.loops.saving import WritePolicy
+from pawl.loops.select import LoopConfig, Role
 from pawl.loops.speculation import SpeculationConfig
-from pawl.loops.tiers import TierConfig
+from pawl.loops.tiers import RemoteConfig, TierConfig
 
 TIER_LAYOUT = "ghost"
 OF_THE_LOOP = frozenset(info.name for info in msgspec.structs.fields(LoopConfig))
@@ -144,6 +146,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """About how much is recorded from one checkpoint to the next; 0: there are none."""
     replicas: int = 1
     """Engines of this shape behind one gateway."""
+    prefillers: int = 0
+    """Replicas that prefill for those."""
+    prefill_lease_s: float = 5.0
+    """Virtual seconds that a request waits for a prefill elsewhere."""
     placement: str = "round_robin"
     affinity_bound: int = 0
     """Open requests that a replica may have more than the least busy one, and be chosen for a prefix all the same."""
@@ -152,12 +158,15 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     scheduler: str = ""
     """A scheduler of your own, see `pawl.testing.plugins`; policy and cache may be your own as well."""
 
-    def loop_config(self) -> LoopConfig:
+    def loop_config(self, role: str = UNIFIED) -> LoopConfig:
         """As the scheduler takes it."""
         fields = {name: value for name, value in msgspec.structs.asdict(self).items() if name in OF_THE_LOOP}
         if self.host_pages or self.storage_pages:
             durable = self.storage_pages > 0
-            fields["tiers"] = TierConfig(layout=TIER_LAYOUT, write_policy=self.write_policy, durable=durable)
+            policy = WritePolicy.HAND_OVER.value if role == PREFILL else self.write_policy
+            fields["tiers"] = TierConfig(layout=TIER_LAYOUT, write_policy=policy, durable=durable)
+        if role == DECODE:
+            fields["remote"] = RemoteConfig(max_pages=self.num_pages, lease_s=self.prefill_lease_s)
         if self.speculate != "none":
             names = ("num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max")
             fields["speculation"] = SpeculationConfig(**{name: getattr(self, name) for name in names})
@@ -165,7 +174,12 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             fields["num_window_pages"] = self.num_pages
         if self.max_context is None:
             fields["max_context"] = self.num_pages * self.page_size
-        return LoopConfig(**fields, weights="ghost")
+        return LoopConfig(**fields, role=Role(role), weights="ghost")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Of its replicas, by number."""
+        return (DECODE if self.prefillers else UNIFIED,) * self.replicas + (PREFILL,) * self.prefillers
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -251,7 +265,7 @@ def drawn_workload(source: Source, max_requests: int, fixed: Mapping[str, Any]) 
         encoded=source.chance(0.1),
         controls=_controls(source, arrivals),
     )
-    replicas = drawn(server.OF_REPLICAS, source, {}, frozenset(fixed))
+    replicas = drawn(server.OF_REPLICAS, source, msgspec.structs.asdict(shape), frozenset(fixed))
     shape = msgspec.structs.replace(shape, **replicas)
     return msgspec.structs.replace(drawn_first, shape=shape, processes=source.chance(0.1))
 

@@ -1,0 +1,18 @@
+"""Who starts replicas, as a router knows it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pawl.actors.names import Names
+
+
+class Starter(Protocol):
+    """Knows where replicas live. Its methods do not block."""
+
+    def restart(self, lost: Names, *, again: bool) -> bool:
+        """End what is left of a replica and, if `again`, start one in its place: ReplicaUp or ReplicaFailed is to
+        follow. False: none is started."""
+
+    def over(self, name: str, reason: str) -> None:
+        """The last replica is lost, as the actor `name` is gone, and none will be started."""
