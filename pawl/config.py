@@ -45,6 +45,7 @@ AtLeastOne = Annotated[int, Meta(ge=1, le=1 << 31)]
 UpTo1024 = Annotated[int, Meta(ge=1, le=1024)]
 UpTo64 = Annotated[int, Meta(ge=1, le=64)]
 AboveZero = Annotated[float, Meta(gt=0, le=1e6)]
+Apart = Annotated[str, Meta(pattern=r"^[1-9][0-9]?p[1-9][0-9]?d$")]
 Text = Annotated[str, Meta(min_length=1)]
 
 
@@ -211,6 +212,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ),
     ] = "local"
     dp: Annotated[UpTo64, _feature("workers", "dp")] = 1
+    disaggregate: Annotated[Apart | None, _feature("workers", "disaggregate")] = None
+    prefill_lease_s: Annotated[
+        AboveZero, _meta("workers", "how long a request waits for its prefill elsewhere before it is computed here")
+    ] = 30.0
     threads: Annotated[
         AtLeastOne | None,
         _meta("workers", "CPU threads of the model; otherwise one for each core this process may use"),

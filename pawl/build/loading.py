@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pawl.actors.names import NAMES, Names, names_of
 from pawl.build.parts import Parts
 from pawl.build.replicas import share_of
+from pawl.build.roles import roles_of
 from pawl.config import ServerConfig
 from pawl.gpu.weights.locate import locate
 from pawl.gpu.weights.report import Report, part, unheard
@@ -17,15 +18,19 @@ if TYPE_CHECKING:
 
 def load(config: ServerConfig, report: Report = unheard) -> list[Parts] | list[ReplicaProcess]:
     """The replicas that the settings name, here or in processes of their own; `report` hears how far it is."""
-    shares = [share_of(config, place) for place in range(config.dp)]
-    reports = [part(report, place / config.dp, (place + 1) / config.dp) for place in range(config.dp)]
+    roles = roles_of(config)
+    count, shares = len(roles), [share_of(config, place) for place in range(len(roles))]
+    reports = [part(report, place / count, (place + 1) / count) for place in range(count)]
     if config.runtime == "processes":
         from pawl.build.replica_process import started  # whoever runs in one process imports no ZeroMQ
 
         return started(shares, reports)
     if len(shares) == 1:
         return [load_here(config, report)]
-    return [load_here(share, reports[place], names_of(place)) for place, share in enumerate(shares)]
+    return [
+        load_here(share, reports[place], names_of(place, role))
+        for place, (share, role) in enumerate(zip(shares, roles, strict=True))
+    ]
 
 
 def load_here(config: ServerConfig, report: Report = unheard, names: Names = NAMES) -> Parts:

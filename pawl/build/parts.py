@@ -21,7 +21,7 @@ from pawl.actors.storage import Storage
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.actors.weight_groups import LOCAL, Trainers
 from pawl.build.lora import lora_settings
-from pawl.build.tiers import make_storage, tier_config, wants_tiers
+from pawl.build.tiers import make_storage, remote_config, tier_config, wants_tiers
 from pawl.config import ConfigError, ServerConfig, default_trace_dir
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.profiler import Profiler, Tracer
@@ -29,7 +29,7 @@ from pawl.gpu.step_runner import Abilities, StepRunner
 from pawl.gpu.tracers import torch_tracer
 from pawl.lifecycle.records import Started
 from pawl.lifecycle.trace.writer import TraceWriter, file_bytes
-from pawl.loops.select import LoopConfig, cell_name
+from pawl.loops.select import LoopConfig, Role, cell_name
 from pawl.loops.speculation import SpeculationConfig
 from pawl.memory.prefix.select import Core, CoreUnavailable, choose_core, make_cache
 
@@ -211,7 +211,12 @@ def assemble(
     storage = None
     if wants_tiers(config):
         storage = make_storage(config, runner.layout, runner.page_bytes, names)
-        loop_config = msgspec.structs.replace(loop_config, tiers=tier_config(config, runner.layout, runner.page_bytes))
+        loop_config = msgspec.structs.replace(
+            loop_config,
+            tiers=tier_config(config, runner.layout, runner.page_bytes, names.role),
+            role=Role(names.role),
+            remote=remote_config(config, storage, names.role),
+        )
     writer = _trace_writer(config)
     started = _started(config, source, loop_config, facts | _grammar_facts(grammars))
     summary = {

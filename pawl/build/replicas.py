@@ -23,9 +23,11 @@ from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.actors.starter import Starter
 from pawl.build.parts import Parts
+from pawl.build.roles import HAND_OVER_GB, roles_of
 from pawl.build.wiring import ActorSpec, all_names, engine_actors, replica_actors, spawn_all
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.weights.report import Report, unheard
+from pawl.loops.saving import WritePolicy
 from pawl.loops.select import LoopConfig
 
 log = structlog.get_logger("pawl.build.replicas")
@@ -47,7 +49,8 @@ class ReplicasLost(RuntimeError):
 def share_of(config: ServerConfig, place: int) -> ServerConfig:
     """What the replica at this place, from 0, is set up with: pages, requests, lower tiers and threads are shared out
     evenly, and folders are its own. Raises ConfigError where a share is nothing."""
-    count = config.dp
+    roles = roles_of(config)
+    count = len(roles)
     if count == 1:
         return config
     if config.device != "cpu":
@@ -67,6 +70,9 @@ def share_of(config: ServerConfig, place: int) -> ServerConfig:
     for name in ("kv_memory_gb", "host_cache_gb"):
         if (gib := getattr(config, name)) is not None:
             own[name] = gib / count
+    if config.disaggregate is not None and config.host_cache_gb is None and config.storage_dir is None:
+        # There for what is handed over alone: what is computed here stays where it is.
+        own |= {"host_cache_gb": HAND_OVER_GB, "write_policy": WritePolicy.SELECTIVE.value}
     for name in ("trace_dir", "storage_dir"):
         if (folder := getattr(config, name)) is not None:
             own[name] = str(Path(folder) / f"replica-{place}")
@@ -94,7 +100,7 @@ R = TypeVar("R", bound=Replica)
 
 def are_routed(config: ServerConfig) -> bool:
     """Whether a router stands before the replicas."""
-    return config.dp > 1 or config.runtime == "processes"
+    return len(roles_of(config)) > 1 or config.runtime == "processes"
 
 
 def router_of(config: ServerConfig, replicas: Sequence[Replica], starter: Starter) -> Router:

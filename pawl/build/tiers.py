@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pawl.actors.names import NAMES, Names
+from pawl.actors.names import DECODE, NAMES, PREFILL, UNIFIED, Names
 from pawl.actors.storage import Storage
 from pawl.actors.tiers.files import FileStore
 from pawl.actors.tiers.store import TierStore
 from pawl.config import ConfigError, ServerConfig
 from pawl.loops.saving import WritePolicy
-from pawl.loops.tiers import TierConfig
+from pawl.loops.tiers import RemoteConfig, TierConfig
 from pawl.memory.prefix.select import KINDS
 from pawl.memory.tiers.host import HostPool
 
@@ -35,17 +35,27 @@ def wants_tiers(config: ServerConfig) -> bool:
     return wanted
 
 
-def tier_config(config: ServerConfig, layout: str, page_bytes: int) -> TierConfig:
+def tier_config(config: ServerConfig, layout: str, page_bytes: int, role: str = UNIFIED) -> TierConfig:
     """How pages of `page_bytes` bytes move. `layout` says how their bytes are to be read."""
     return TierConfig(
         layout=layout,
-        write_policy=config.write_policy,
+        write_policy=WritePolicy.HAND_OVER.value if role == PREFILL else config.write_policy,
         durable=config.storage_dir is not None,
         lease_s=config.fetch_lease_s,
         save_pages=_pages(SAVE_BYTES, SAVE_PAGES, page_bytes),
         max_saving_pages=_pages(SAVING_BYTES, SAVING_PAGES, page_bytes),
         max_fetch_pages=max(1, FETCH_BYTES // page_bytes),
     )
+
+
+def remote_config(config: ServerConfig, storage: Storage, role: str) -> RemoteConfig | None:
+    """Which prompts of a decode replica are computed elsewhere: as many as half of its host memory holds at a time."""
+    if role != DECODE:
+        return None
+    capacity = storage.store.host.capacity
+    if capacity < 2:
+        raise ConfigError("disaggregate: pages travel in host memory; host_cache_gb holds no two", "host_cache_gb")
+    return RemoteConfig(max_pages=capacity // 2, lease_s=config.prefill_lease_s)
 
 
 def _pages(limit_bytes: int, limit_pages: int, page_bytes: int) -> int:

@@ -11,7 +11,6 @@ from pawl.actors.control import row_of
 from pawl.actors.messages.control import LATE, Reply
 from pawl.actors.messages.generate import Usage
 from pawl.actors.names import NAMES
-from pawl.actors.router import NOT_YET
 from pawl.actors.simulation.faults import FaultKind
 from pawl.actors.storage import Storage
 from pawl.features.request import BAD_GRAMMAR
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from pawl.testing.replica import SimulatedReplica
     from pawl.testing.workload import Arrival
 
-GONE = ("is gone", "is not running", NOT_YET)
+GONE = ("is gone", "is not running", "is being started again")
 """Words of an answer that a lost replica owed."""
 NARRATORS = frozenset({NAMES.scheduler, NAMES.gateway, NAMES.recorder})
 """Actors without which a trace has no end."""
