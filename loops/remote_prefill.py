@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import msgspec
+import numpy as np
 
 from pawl.lifecycle.journal import Journal
 from pawl.lifecycle.namespaces import adapter_of
@@ -28,6 +29,7 @@ from pawl.loops.queues import Queues
 from pawl.loops.tiers import PrefillOrder, RemoteConfig, TierEffects
 from pawl.memory.tiers.keys import PageKey, page_keys
 
+_WAITING = [int(State.QUEUED_RESERVING), int(State.QUEUED_RECEIVING)]
 LOOK_AHEAD = 64
 """Waiting requests that are looked at in one turn, from the head of the queue."""
 
@@ -143,8 +145,16 @@ class RemotePrefill(Companion):
             self._cancel(ticket)
 
     def lost(self, now: float) -> None:
-        """The device is lost, or its weights are exchanged: what is wanted is found anew, and pages may be others'."""
-        self._give_up(list(self._prefills), Cause.WORKER_LOST, now)
+        """The device is lost, its weights are exchanged, or a failure came in between: who waits is asked of the
+        table."""
+        for ticket in list(self._prefills):
+            self.counts.lost += 1
+            self._cancel(ticket)
+        table = self.queues.table
+        live = table.live_rows()
+        for row in live[np.isin(table.state[live], _WAITING)].tolist():
+            self.tiers.fetching.forget(row)
+            self._move(row, Event.RESTORE, Cause.WORKER_LOST, now)
 
     # ---- what is told ----
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.in_adapters import ADAPTERS
 from tests.mutants.in_checkpoints import CHECKPOINTS
 from tests.mutants.in_control import CONTROL
+from tests.mutants.in_hand_over import HAND_OVER
 from tests.mutants.in_lifecycle import LIFECYCLE
 from tests.mutants.in_limits import LIMITS
 from tests.mutants.in_memory import MEMORY
@@ -24,7 +25,7 @@ from tests.mutants.mutant import Mutant
 MUTANTS: tuple[Mutant, ...] = (
     *(*MEMORY, *LIFECYCLE, *OUTPUTS, *CONTROL),
     *(*CHECKPOINTS, *PROMISES, *PAUSING, *LIMITS, *SPECULATION, *SESSIONS, *WEIGHTS),
-    *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE, *RANKS, *REPLICAS),
+    *(*SCARCITY, *ADAPTERS, *RESIDENCY, *PIPELINE, *RANKS, *REPLICAS, *HAND_OVER),
 )
 
 EQUIVALENT = {

@@ -1,0 +1,63 @@
+"""Defects of prefill and decode apart: pages under other names, and what is left of a prefill that nobody waits for."""
+
+from __future__ import annotations
+
+from pawl.actors.prefill_desk import PrefillDesk
+from pawl.actors.tiers.hand_over import Outgoing
+from pawl.actors.tiers.hand_over_client import HandOverClient
+from pawl.loops.remote_prefill import RemotePrefill
+from tests.mutants.mutant import Edit, Group, Mutant
+
+
+def _mutant(name: str, broken: str, what: str, *edits: Edit) -> Mutant:
+    return Mutant(name, Group.MEMORY, broken, "", what, edits)
+
+
+HAND_OVER = (
+    _mutant(
+        "pages_are_handed_under_each_others_names",
+        "read_after_commit",
+        "A prefill replica sends several pages and names them in another order.",
+        Edit(
+            Outgoing._send,
+            "self._hand(job, some, checksums(some, data), data, None)",
+            "self._hand(job, some[::-1], checksums(some[::-1], data), data, None)",
+        ),
+    ),
+    _mutant(
+        "prefill_outlives_its_request",
+        "auxiliary_conservation",
+        "A request that is aborted while its prompt is computed elsewhere leaves that to go on.",
+        Edit(RemotePrefill.left, "self._cancel(ticket)", "self._prefills.pop(ticket)"),
+    ),
+    _mutant(
+        "row_stays_decided",
+        "auxiliary_conservation",
+        "That a prompt need not go elsewhere is remembered of the row, and the next request in it stays here as well.",
+        Edit(RemotePrefill.left, "self._decided.discard(row)", "pass"),
+    ),
+    _mutant(
+        "more_on_the_way_than_there_is_room_for",
+        "auxiliary_conservation",
+        "Prompts are sent away although their pages have no room below the device.",
+        Edit(RemotePrefill._begin, "> self.config.max_pages", "> 4 * self.config.max_pages"),
+    ),
+    _mutant(
+        "desk_keeps_what_has_ended",
+        "auxiliary_conservation",
+        "The desk of a prefill replica keeps each prefill for ever, to be cancelled.",
+        Edit(PrefillDesk._ended, "number not in requests", "True"),
+    ),
+    _mutant(
+        "expected_for_ever",
+        "auxiliary_conservation",
+        "The storage of a decode replica is not told that nobody waits for a prefill any more.",
+        Edit(HandOverClient.cancel, "send(names.storage, Unexpect(ticket), Lane.CONTROL)", "pass"),
+    ),
+    _mutant(
+        "cancelled_by_nobody",
+        "auxiliary_conservation",
+        "A prefill replica is not told that nobody waits for a prefill, and sends its pages to nobody.",
+        Edit(PrefillDesk._cancel, "if numbers:", "if False:"),
+    ),
+)
