@@ -27,6 +27,7 @@ class AnswerTraces:
         self._host = host
         self._names = names
         self._traces: dict[str, AnswerTrace] = {}
+        self._given_up = False
         if names.recorder != ROUTER:
             self.begin(names.recorder)
 
@@ -40,7 +41,8 @@ class AnswerTraces:
         """One takes requests, or was lost, with requests that others answer: then its trace does not say how many
         replies there are."""
         if isinstance(message, ReplicaJoined):
-            self.begin(message.recorder)
+            if not self._given_up:
+                self.begin(message.recorder)
         elif (trace := self._traces.pop(message.recorder, None)) is not None:
             trace.sink.flush()
 
@@ -50,6 +52,7 @@ class AnswerTraces:
         if self._names.recorder == ROUTER:
             self.flush()
             self._traces.clear()
+            self._given_up = True
 
     def answered(self, recorder: str, request: int, cause: Cause, num_output: int, now: float) -> None:
         """A request has had its terminal reply. One that no replica was given is in no replica's trace."""

@@ -1,0 +1,68 @@
+"""Prefill and decode apart in one engine: the same words, and traces that hold on both sides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pawl.actors.names import DECODE, PREFILL, UNIFIED
+from pawl.build.roles import roles_of
+from pawl.config import ConfigError, ServerConfig, build_config
+from pawl.engine import Engine
+from pawl.lifecycle.audit import Verdict, audit
+from pawl.lifecycle.records import TierTold
+from pawl.lifecycle.trace.reader import TraceReader
+
+PROMPTS = [f"request {number}: " + "a long prompt whose pages are worth the way " * 6 for number in range(6)]
+SAMPLING = {"max_new_tokens": 8, "temperature": 0.0}
+
+
+def config(folder: Path, **fields: Any) -> ServerConfig:
+    return build_config({"model": "ghost", "trace_dir": str(folder), "context_length": 1024, "page_size": 16} | fields)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What one replica says."""
+    with Engine(config(tmp_path_factory.mktemp("alone"))) as engine:
+        return [completion.text for completion in engine.generate(PROMPTS, SAMPLING)]
+
+
+@pytest.mark.parametrize("apart", ["1p1d", "2p1d", "1p2d"])
+@pytest.mark.parametrize("pacing", ["lockstep", "overlap", "pipeline"])
+def test_the_words_are_those_of_one_replica(apart: str, pacing: str, alone: list[str], tmp_path: Path) -> None:
+    with Engine(config(tmp_path, disaggregate=apart, pacing=pacing)) as engine:
+        said = [completion.text for completion in engine.generate(PROMPTS, SAMPLING)]
+    assert said == alone
+
+
+def test_pages_are_handed_over_and_both_traces_pass(alone: list[str], tmp_path: Path) -> None:
+    with Engine(config(tmp_path, disaggregate="1p1d")) as engine:
+        assert [completion.text for completion in engine.generate(PROMPTS, SAMPLING)] == alone
+    told = [record for record in TraceReader(tmp_path / "replica-0") if isinstance(record, TierTold)]
+    received = [record for record in told if record.kind == "received"]
+    assert len(received) == len(PROMPTS)
+    assert all(record.count for record in received)
+    found = [audit(run) for run in sorted(tmp_path.glob("replica-*/run-*"))]
+    assert [each.verdict for each in found] == [Verdict.PASS] * 2
+
+
+def test_one_letter_between_the_two_numbers_is_all_that_there_is_to_say() -> None:
+    assert roles_of(config(Path("x"), disaggregate="2p1d")) == (DECODE, PREFILL, PREFILL)
+    assert roles_of(config(Path("x"), dp=3)) == (UNIFIED,) * 3
+
+
+@pytest.mark.parametrize(
+    "fields", [{"disaggregate": "1p1d", "dp": 2}, {"disaggregate": "1p1d", "runtime": "processes"}]
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_loaded(fields: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        Engine(config(tmp_path, **fields))
+
+
+@pytest.mark.parametrize("text", ["", "1p", "p1d", "0p1d", "1p0d", "1d1p", "1P1D", "1p1d "])
+def test_another_form_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        config(tmp_path, disaggregate=text)
