@@ -20,8 +20,8 @@ from pawl.actors.names import PREFILL, ROUTER, UNIFIED, Names, names_of
 from pawl.actors.placement import AFFINITY_BOUND, PLACEMENTS
 from pawl.actors.router import Router
 from pawl.actors.runtime.local import LocalSystem
-from pawl.actors.text.vocabulary import Vocabulary
 from pawl.actors.starter import Starter
+from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.parts import Parts
 from pawl.build.roles import HAND_OVER_GB, roles_of
 from pawl.build.wiring import ActorSpec, all_names, engine_actors, replica_actors, spawn_all
