@@ -43,7 +43,6 @@ FAILED = "the server failed on this request"
 AGAIN_S = 0.05
 """How long a request waits that its replica does not take at once."""
 FULL = "the engine is overloaded: too many requests are waiting; try again later"
-PREFILLER_GONE = "a prefill replica is gone"
 _NONE: Int32s = np.empty(0, np.int32)
 
 
@@ -106,7 +105,7 @@ class Router(Actor):
                 for replica in self.replicas.values():
                     self.context.send(replica.names.scheduler, message, Lane.CONTROL)
             case ReplicaUp() | ReplicaFailed() | Down() if self.prefillers.handles(message, again=self._again):
-                self._questions.lost_others(PREFILLER_GONE)
+                self._questions.lost_others("a prefill replica is gone")
             case ReplicaUp(names):
                 self._up(Replica(names))
             case ReplicaFailed(reason):

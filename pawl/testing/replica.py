@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from pawl.actors.names import Names
+from pawl.actors.names import NAMES, Names
 from pawl.actors.recorder import Recorder
 from pawl.actors.simulation.system import SimulatedSystem
 from pawl.actors.weight_groups import Trainers
@@ -79,7 +79,7 @@ class SimulatedReplica:
         self.runner = model.runner(config, names.replica)
         self.trace = MemoryTrace()
         recorder: Any = self.trace
-        started = _started(config, model.name)
+        started = _started(config, model.name, names)
         self.parts = Parts(
             source=GhostSource(),
             vocabulary=vocabulary(),
@@ -187,12 +187,13 @@ def overtaking_limit(name: str) -> int | None:
     return limit
 
 
-def _started(config: LoopConfig, model: str) -> Started:
+def _started(config: LoopConfig, model: str, names: Names) -> Started:
     """The first record."""
+    of_several = {} if names == NAMES else {"replica": names.replica}
     return Started(
         version="simulated",
         model=model,
-        config={"loop": msgspec.to_builtins(config), "backend": model},
+        config={"loop": msgspec.to_builtins(config), "backend": model, **of_several},
         num_pages=config.num_pages,
         page_size=config.page_size,
         num_slots=config.max_running,

@@ -37,12 +37,6 @@ HAND_OVER = (
         Edit(RemotePrefill.left, "self._decided.discard(row)", "pass"),
     ),
     _mutant(
-        "more_on_the_way_than_there_is_room_for",
-        "auxiliary_conservation",
-        "Prompts are sent away although their pages have no room below the device.",
-        Edit(RemotePrefill._begin, "> self.config.max_pages", "> 4 * self.config.max_pages"),
-    ),
-    _mutant(
         "desk_keeps_what_has_ended",
         "auxiliary_conservation",
         "The desk of a prefill replica keeps each prefill for ever, to be cancelled.",
@@ -53,11 +47,5 @@ HAND_OVER = (
         "auxiliary_conservation",
         "The storage of a decode replica is not told that nobody waits for a prefill any more.",
         Edit(HandOverClient.cancel, "send(names.storage, Unexpect(ticket), Lane.CONTROL)", "pass"),
-    ),
-    _mutant(
-        "cancelled_by_nobody",
-        "auxiliary_conservation",
-        "A prefill replica is not told that nobody waits for a prefill, and sends its pages to nobody.",
-        Edit(PrefillDesk._cancel, "if numbers:", "if False:"),
     ),
 )

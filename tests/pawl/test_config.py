@@ -40,6 +40,8 @@ def example(setting: Setting) -> Any:
         return not setting.default
     if setting.choices:
         return next(choice for choice in setting.choices if choice != setting.default)
+    if setting.name == "disaggregate":
+        return "1p1d"
     value = {int: 7, float: 0.5, str: "seven"}[setting.kind]
     return (value,) if setting.several else value
 

@@ -81,7 +81,11 @@ def _exclude(one: str, other: str) -> bool:
     if {one, other} == {"drain at work", "stop at work"}:
         return True
     ordered = {"tiers", *(f"eviction {name}" for name in server.CHOICES["eviction"][1:])}
-    alone = {"window pages": {"tiers", "cache core auto"}, "stages": {"pacing lockstep", "pacing overlap"}}
+    ordered |= {"prefill replicas"}
+    alone = {
+        "window pages": {"tiers", "cache core auto", "prefill replicas"},
+        "stages": {"pacing lockstep", "pacing overlap"},
+    }
     for name in CACHES[1:]:
         apart = {"cache core auto"} | (set() if KINDS[name].ordered else ordered)
         alone[f"cache {name}"] = apart | (set() if KINDS[name].windows else {"window pages"})
