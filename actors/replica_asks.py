@@ -60,10 +60,10 @@ class ReplicaAsks:
     def _is_there(self, number: int) -> bool:
         return number in self._replicas or number in self._others
 
-    def lost_others(self, why: str) -> None:
+    def lost_others(self) -> None:
         """Those of the others that are not there answer nothing any more."""
         for number in {asked for asked in self._tickets.values() if not self._is_there(asked)}:
-            self.lost(number, why)
+            self.lost(number, "a prefill replica is gone")
 
     def lost(self, number: int, why: str) -> None:
         """This replica answers nothing any more, and its sessions are gone."""

@@ -45,7 +45,6 @@ AGAIN_S = 0.05
 FULL = "the engine is overloaded: too many requests are waiting; try again later"
 _NONE: Int32s = np.empty(0, np.int32)
 
-
 FromFront: Any = Generate | Abort | Finish | Drain | Ask
 FromReplicas: Any = Opened | StepTokens | Refused | Reply
 ForTheGateway: Any = WeightsServed | AdaptersNamed | MemoryReleased | Stalled | Pulse | TraceLoss
@@ -105,7 +104,7 @@ class Router(Actor):
                 for replica in self.replicas.values():
                     self.context.send(replica.names.scheduler, message, Lane.CONTROL)
             case ReplicaUp() | ReplicaFailed() | Down() if self.prefillers.handles(message, again=self._again):
-                self._questions.lost_others("a prefill replica is gone")
+                self._questions.lost_others()
             case ReplicaUp(names):
                 self._up(Replica(names))
             case ReplicaFailed(reason):
@@ -315,7 +314,7 @@ class Router(Actor):
 
     @property
     def _again(self) -> bool:
-        """Whether one that is lost may be started again: it knows nothing of what was ordered before."""
+        """Whether a lost one may be started again: it knows nothing of what was ordered before."""
         return self._draining is None and not self._questions.lasting
 
     def _lose(self, replica: Replica, name: str, reason: str) -> None:
