@@ -73,7 +73,7 @@ def test_streams_of_replicas_that_are_killed_go_on_where_their_clients_are(tmp_p
 def test_where_none_is_started_again_its_requests_end_with_the_reason_and_the_engine_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ProcessReplicas, "restart", lambda replicas, lost: False)
+    monkeypatch.setattr(ProcessReplicas, "restart", lambda replicas, lost, again: False)
     with Engine(config(tmp_path)) as engine:
         stream = engine.stream("hello", {"max_new_tokens": 4000})
         next(stream)
