@@ -147,9 +147,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     replicas: int = 1
     """Engines of this shape behind one gateway."""
     prefillers: int = 0
-    """Replicas that prefill for those."""
+    """Replicas that prefill for those, on whom a request waits no longer than the next, in virtual seconds."""
     prefill_lease_s: float = 5.0
-    """Virtual seconds that a request waits for a prefill elsewhere."""
     placement: str = "round_robin"
     affinity_bound: int = 0
     """Open requests that a replica may have more than the least busy one, and be chosen for a prefix all the same."""
@@ -163,7 +162,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         fields = {name: value for name, value in msgspec.structs.asdict(self).items() if name in OF_THE_LOOP}
         if self.host_pages or self.storage_pages:
             durable = self.storage_pages > 0
-            policy = WritePolicy.HAND_OVER.value if role == PREFILL else self.write_policy
+            policy = str(WritePolicy.HAND_OVER) if role == PREFILL else self.write_policy
             fields["tiers"] = TierConfig(layout=TIER_LAYOUT, write_policy=policy, durable=durable)
         if role == DECODE:
             fields["remote"] = RemoteConfig(max_pages=self.num_pages, lease_s=self.prefill_lease_s)
@@ -265,8 +264,7 @@ def drawn_workload(source: Source, max_requests: int, fixed: Mapping[str, Any]) 
         encoded=source.chance(0.1),
         controls=_controls(source, arrivals),
     )
-    replicas = drawn(server.OF_REPLICAS, source, msgspec.structs.asdict(shape), frozenset(fixed))
-    shape = msgspec.structs.replace(shape, **replicas)
+    shape = Shape(**drawn(server.OF_REPLICAS, source, msgspec.structs.asdict(shape), frozenset(fixed)))
     return msgspec.structs.replace(drawn_first, shape=shape, processes=source.chance(0.1))
 
 
