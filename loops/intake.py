@@ -115,7 +115,7 @@ class Intake:
         self.groups = GroupKeeper(loop.journal, self.weights, caller.members, self._told)
         self.memory = MemoryKeeper(
             loop,
-            lambda: self.weights.update is not None,
+            lambda: self.weights.updating,
             lambda number, ok, text: self.answer(number, Outcome(ok, text, self.memory.facts)),
         )
         self.adapters = next((each for each in loop.companions if isinstance(each, Adapters)), None)

@@ -41,7 +41,7 @@ class MemoryKeeper:
     """Which memory the loop's steps could be computed with."""
 
     def __init__(self, loop: Loop, updating: Callable[[], bool], answer: Callable[[int, bool, str], None]) -> None:
-        """`updating`: whether an update of the weights is under way; `answer` hears of the outcome of a move."""
+        """`updating`: whether new weights are being laid out or exchanged; `answer` hears of the outcome of a move."""
         self.move: Move | None = None
         self._loop = loop
         self._updating = updating

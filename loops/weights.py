@@ -82,6 +82,11 @@ class WeightKeeper:
         """No step may be launched."""
         return self.phase is Weights.SWAPPING
 
+    @property
+    def updating(self) -> bool:
+        """New weights are being laid out or exchanged; between two parts they are not."""
+        return self.phase in (Weights.STAGING, Weights.SWAPPING)
+
     def begin(
         self,
         source: str,

@@ -103,7 +103,7 @@ def wake_up_by_vllm(gateway: Gateway, body: WakeUpByVllm, answer: Answer) -> Non
 
 def is_sleeping(scheduler: Scheduler, question: IsSleeping) -> Outcome:
     """As the loop has it."""
-    memory, updating = scheduler.intake.memory, scheduler.intake.weights.update is not None
+    memory, updating = scheduler.intake.memory, scheduler.intake.weights.updating
     told = {"moving": memory.move is not None, "updating": updating, **memory.facts}
     return Outcome(True, facts={"is_sleeping": bool(scheduler.loop.released), **told})
 

@@ -106,16 +106,24 @@ def test_an_update_takes_the_place_of_weights_that_are_released(one: Path, two: 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_some_tensors_replace_those_of_weights_that_are_released(one: Path, two: Path, backend: BackendChoice) -> None:
-    name = "model.layers.0.self_attn.o_proj.weight"
-    sent = load_file(two / "model.safetensors")[name]
-    runner, other = runner_of(one, backend), runner_of(one, backend)
-    runner.release(ALL)
-    for each in (runner, other):
-        each.stage(1, FromTensors({name: sent}))
+def test_parts_of_new_weights_fit_together_whatever_is_released_or_resumed_between_them(
+    one: Path, two: Path, backend: BackendChoice
+) -> None:
+    names = "model.layers.0.self_attn.o_proj.weight", "model.norm.weight"
+    sent = load_file(two / "model.safetensors")
+    released, resumed, other = (runner_of(one, backend) for _ in range(3))
+    before = said(other)
+    for each in (released, resumed, other):
+        each.stage(1, FromTensors({names[0]: sent[names[0]]}), last=False)
+    released.release(ALL)
+    resumed.release(ALL)
+    resumed.resume(ALL)
+    assert said(resumed) == before
+    for each in (released, resumed, other):
+        each.stage(1, FromTensors({names[1]: sent[names[1]]}))
         each.swap(1)
-    runner.resume(ALL)
-    assert said(runner) == said(other)
+    released.resume(ALL)
+    assert said(released) == said(resumed) == said(other) != before
 
 
 def test_pages_keep_their_addresses_and_read_as_zeros(one: Path) -> None:

@@ -9,17 +9,18 @@ import msgspec
 import pytest
 
 from pawl.gpu.ghost.oracle import expected
+from pawl.gpu.ghost.weights import NAMES, GhostWeights
 from pawl.lifecycle.machines.base import IllegalMove
 from pawl.lifecycle.machines.memory import RESIDENCY, MemoryTag, Residency, ResidencyEvent
 from pawl.lifecycle.properties.monitor import Monitor
 from pawl.lifecycle.records import MemoryMoved
 from pawl.lifecycle.states import Cause
-from pawl.lifecycle.weight_source import FromDisk
+from pawl.lifecycle.weight_source import FromBytes, FromDisk
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.memory import MoveEnded, ReleaseMemory, ResumeMemory
 from pawl.loops.orders.requests import Abort, CheckDeadlines
 from pawl.loops.orders.serving import Continue, Pause
-from pawl.loops.orders.weights import UpdateWeights, WeightsStaged, WeightsSwapped
+from pawl.loops.orders.weights import PutWeights, UpdateWeights, WeightsStaged, WeightsSwapped
 from pawl.loops.residency import HELD, LIVE, MOVING, UPDATING
 from pawl.loops.snapshot import restore, snapshot_of
 from tests.loops.driver import Driver
@@ -227,6 +228,40 @@ def test_weights_that_an_update_brings_are_resident() -> None:
     assert server.released == {KV, GRAPH}
     assert server.resume(WEIGHTS) == "no: weights: not currently released"
     assert server.resume().startswith("ok")
+
+
+def part(server: Server, *names: str, last: bool, number: int) -> int:
+    """Some of the weights `ghost:b+c` have come and fit; the ticket of their update."""
+    source = FromBytes(GhostWeights.named("ghost:b+c").file(*names))
+    server.intake.deliver(PutWeights(source=source, last=last, weight_version="v"), server.now, number)
+    update = server.intake.weights.update
+    assert update is not None
+    move = server.resume if server.released else server.release
+    assert move() == f"no: {UPDATING}", "they are being laid out"
+    fingerprint = server.ghost.stage(update.ticket, source, last=last)
+    server.intake.deliver(WeightsStaged(update.ticket, fingerprint), server.now)
+    return update.ticket
+
+
+@pytest.mark.parametrize("released_first", [True, False])
+def test_between_parts_of_an_update_memory_is_released_and_resumed_and_no_part_is_lost(released_first: bool) -> None:
+    server = Server()
+    if released_first:
+        server.release()
+    part(server, NAMES[0], last=False, number=7)
+    if not released_first:
+        assert server.release().startswith("ok")
+    assert server.resume().startswith("ok")
+    served(server)
+    server.release()
+    ticket = part(server, NAMES[1], last=True, number=8)
+    assert server.resume() == f"no: {UPDATING}", "they are being exchanged"
+    server.ghost.swap(ticket)
+    server.intake.deliver(WeightsSwapped(ticket), server.now)
+    server.resume()
+    request = server.submit(PROMPT, 3)
+    server.run()
+    assert server.output_of[request] == expected(PROMPT, 3, GhostWeights.named("ghost:b+c").salt)
 
 
 def test_a_flush_while_memory_is_released_loses_nobody() -> None:

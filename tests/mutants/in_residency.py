@@ -5,6 +5,7 @@ from __future__ import annotations
 from pawl.actors.memory_client import MemoryClient
 from pawl.loops.loop import Loop
 from pawl.loops.residency import MemoryKeeper, in_the_way, resident
+from pawl.loops.weights import WeightKeeper
 from tests.mutants.mutant import Edit, Group, Mutant
 
 
@@ -75,6 +76,13 @@ RESIDENCY = (
         "",
         "The worker's answer is taken for that of another move: who asked waits for ever, and so do all requests.",
         Edit(MemoryKeeper.ended, "move.ticket != ticket", "move.ticket == ticket"),
+    ),
+    _mutant(
+        "memory_stays_released_until_the_last_part_comes",
+        "bounded_progress",
+        "",
+        "Resuming is refused as long as an update lacks its last part, which may never come: requests wait for ever.",
+        Edit(WeightKeeper.updating, "self.phase in (Weights.STAGING, Weights.SWAPPING)", "self.update is not None"),
     ),
     _mutant(
         "a_failure_forgets_that_memory_was_to_move",
