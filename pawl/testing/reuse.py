@@ -23,11 +23,12 @@ NOT_THE_REQUESTS = {
 
 
 def left_in_row(table: RequestTable, row: int, prompt: Int32s) -> Iterator[str]:
-    """Columns in which a row that was just opened differs from the only row of a new table."""
+    """Columns in which a row that was just opened differs from the only row of a new table. Known tokens behind
+    `prompt`, which may be longer than the table is wide, are output from elsewhere."""
     fresh = RequestTable(1, table.tokens.shape[1] - 1)
-    known = table.tokens[row, : table.num_tokens[row]]
+    output = table.tokens[row, len(prompt) : table.num_tokens[row]]
     place = int(table.priority[row]), float(table.deadline[row])
-    fresh.open(table.info(row), known, *place, len(known) - len(prompt))
+    fresh.open(table.info(row), np.concatenate((prompt, output)), *place, len(output))
     yield from (name for name in _differing(vars(table), row, vars(fresh)) if name not in NOT_THE_REQUESTS)
 
 
