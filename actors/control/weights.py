@@ -14,6 +14,7 @@ from pawl.actors.messages.control import Reply
 from pawl.actors.messages.weights import UNEXCHANGED, UNREAD
 from pawl.actors.weight_questions import NO_SUCH, CheckWeights, GetWeights
 from pawl.gpu.ghost.weights import NAMES, GhostWeights
+from pawl.gpu.parallel.order import LOST, PARTS_LOST
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.weight_source import FromBytes, FromSharedMemory, SegmentName, SegmentSize
 from pawl.loops.orders.weights import PutWeights, RenameWeights, UpdateWeights
@@ -36,6 +37,8 @@ SOURCES = ON_DISK | SENT | BROADCAST
 NOWHERE = "nowhere"
 NO_FILE, NO_WEIGHT, NO_FLOAT = "no such file", "do not fit", "no floating-point number"
 """Of a real model in a ghost's place: it has no weights of a ghost."""
+REFUSALS = (BUSY, UNREAD, UNEXCHANGED, LOST, PARTS_LOST)
+"""Of weights that exist, and fit."""
 
 
 def _drawn(source: Source) -> UpdateWeights | None:
@@ -49,8 +52,7 @@ def _drawn(source: Source) -> UpdateWeights | None:
 def _check(body: UpdateWeights, reply: Reply) -> str | None:
     if reply.ok:
         return "weights were served that do not exist" if body.model_path == NOWHERE else None
-    known = (BUSY, UNREAD, UNEXCHANGED, NO_FILE)
-    if body.model_path != NOWHERE and not any(words in reply.message for words in known):
+    if body.model_path != NOWHERE and not any(words in reply.message for words in (*REFUSALS, NO_FILE)):
         return f"the weights exist, and were refused: {reply.message}"
     return None if reply.message else "an update failed, and nobody said why"
 
@@ -144,8 +146,7 @@ def _check_sent(body: SendWeights, reply: Reply) -> str | None:
     fits = body.safetensors is not None and b"ghost.secant" not in body.safetensors
     if reply.ok:
         return None if fits else "weights were served that do not fit"
-    known = (BUSY, UNREAD, UNEXCHANGED, NO_WEIGHT, NO_FLOAT)
-    if fits and not any(words in reply.message for words in known):
+    if fits and not any(words in reply.message for words in (*REFUSALS, NO_WEIGHT, NO_FLOAT)):
         return f"the weights fit, and were refused: {reply.message}"
     return None if reply.message else "an update failed, and nobody said why"
 

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pawl.gpu.parallel.order import StepOrder, agreed, asked
+from pawl.gpu.parallel.order import PARTS_LOST, StepOrder, agreed, asked
 from pawl.gpu.parallel.pages import join_pages, whole_shape
 from pawl.gpu.parallel.ranks import Ranks, StartRanks, StartRefused
 from pawl.gpu.parallel.wire import (
@@ -104,6 +104,8 @@ class RankGroup(StepOrder):
         self._adapters: dict[int, tuple[str, str]] = {}
         """Of each adapter slot that has one: its source and fingerprint."""
         self._staged: tuple[int, WeightSource | None, str] = 0, None, ""
+        self._parts: dict[int, int] = {}
+        """Ticket of an update whose last part is still to come -> the version whose ranks keep the others."""
         self.fingerprint = self.ready[0].fingerprint
 
     def restore(self, ranks: Ranks) -> None:
@@ -161,15 +163,20 @@ class RankGroup(StepOrder):
 
     def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
         """See `StepRunner.stage`."""
-        self._staged = 0, None, ""
+        version = self._parts.get(ticket, self.version)
+        self._parts, self._staged = {}, (0, None, "")
         try:
             fingerprint = _one(
                 [answer.text for answer in self.ask_beside(StageWeights(ticket, cast(Any, source), last))]
             )
         except RunnerLost as error:
             raise WeightsRefused(str(error)) from error
+        if self.version != version:
+            raise WeightsRefused(PARTS_LOST)
         if last:
             self._staged = ticket, source, fingerprint
+        else:
+            self._parts[ticket] = version
         return fingerprint
 
     def expect(self, specs: Sequence[TensorSpec]) -> None:

@@ -27,6 +27,7 @@ log = structlog.get_logger("pawl.gpu.parallel")
 
 _REFUSALS = {each.__name__: each for each in (WeightsRefused, AdapterRefused, MemoryRefused)}
 LOST = "ranks were lost, and are started again with the next step"
+PARTS_LOST = "ranks were lost, and with them the parts of these weights that had come: send all of them again"
 IN_VAIN = "RanksLost"
 """What a rank raises that has waited for another (`pawl.gpu.native.ranks`)."""
 LONG_S = 1800.0

@@ -9,7 +9,7 @@ import pytest
 
 from pawl.gpu.alone import steps_alone
 from pawl.gpu.ghost.runner import Ghost
-from pawl.gpu.ghost.weights import GhostWeights
+from pawl.gpu.ghost.weights import NAMES, GhostWeights
 from pawl.gpu.native.ranks import RanksLost
 from pawl.gpu.parallel.group import RankGroup
 from pawl.gpu.parallel.order import RankRefused
@@ -171,6 +171,25 @@ def test_weights_are_exchanged_on_all_ranks_and_a_start_reads_those_that_serve()
     assert drawn(group) == expected
     with pytest.raises(WeightsRefused, match="nothing is staged"):
         group.swap(2)
+
+
+def test_weights_whose_first_part_was_lost_with_the_ranks_are_refused_and_can_be_sent_again() -> None:
+    faults, new = Faults(), GhostWeights(3, 4)
+    group, other = group_of(faults), group_of()
+    first, second = (FromBytes(new.file(name)) for name in NAMES)
+    group.stage(1, first, last=False)
+    faults.wanted.append("rank 0 dies")
+    with pytest.raises(RankLost):
+        drawn(group)
+    old = drawn(group)
+    with pytest.raises(WeightsRefused, match="send all of them again"):
+        group.stage(1, second)
+    assert drawn(group) == old
+    for each in (group, other):
+        each.stage(2, first, last=False)
+        each.stage(2, second)
+        each.swap(2)
+    assert drawn(group) == drawn(other) != old
 
 
 def test_weights_that_only_the_ranks_had_end_the_group_with_them() -> None:
