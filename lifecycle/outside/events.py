@@ -173,8 +173,7 @@ class EventReader:
                     if line.strip():
                         self._take(_DECODER.decode(line))
                 except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, NotAnEvent) as error:
-                    reason = f"line {self.num_blocks + 1}: {error!s:.300}"
-                    self.damage.append(Damage(DamageKind.CORRUPT, self.num_blocks, reason))
+                    self.damage.append(self._damage_of(line, error))
                     return
                 records = self._made[:]
                 self._made.clear()
@@ -185,13 +184,17 @@ class EventReader:
     def _lines(self, stream: BinaryIO) -> Iterator[bytes]:
         while line := stream.readline(MOST_LINE):
             self._num_bytes += len(line)
-            if not line.endswith(b"\n"):
-                whole = len(line) < MOST_LINE
-                kind = DamageKind.TORN if whole else DamageKind.CORRUPT
-                reason = "it ends inside" if whole else f"more than {MOST_LINE >> 20} MiB in"
-                self.damage.append(Damage(kind, self.num_blocks, f"{reason} line {self.num_blocks + 1}"))
+            if len(line) == MOST_LINE and not line.endswith(b"\n"):
+                reason = f"more than {MOST_LINE >> 20} MiB in line {self.num_blocks + 1}"
+                self.damage.append(Damage(DamageKind.CORRUPT, self.num_blocks, reason))
                 return
             yield line
+
+    def _damage_of(self, line: bytes, error: Exception) -> Damage:
+        """What is wrong with a line that is no event. The last one may be torn off: then it is no JSON."""
+        if not (line.endswith(b"\n") or isinstance(error, msgspec.ValidationError | NotAnEvent)):
+            return Damage(DamageKind.TORN, self.num_blocks, f"it ends inside line {self.num_blocks + 1}")
+        return Damage(DamageKind.CORRUPT, self.num_blocks, f"line {self.num_blocks + 1}: {error!s:.300}")
 
     # ---- one event ----
 

@@ -87,11 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _is_json(path: Path) -> bool:
-    """Whether the file has events of a scheduler that is not ours: a trace never begins like that."""
+    """Whether the file has events of a scheduler that is not ours: by its name, or as no trace begins like that."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(1) == b"{"
+        return path.suffix == ".jsonl" or file.read(1) == b"{"
 
 
 def _judge_events(arguments: argparse.Namespace) -> int:

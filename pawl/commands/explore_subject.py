@@ -8,7 +8,9 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+from pawl.actors.simulation.choice import Diverged
 from pawl.commands.failures import CommandFailed, UsageError
 from pawl.exploration.processes import Clock
 from pawl.exploration.task import ANY
@@ -52,16 +54,14 @@ def run(arguments: argparse.Namespace, seed: int) -> int:
             over=over,
             told=told,
         )
-    files = {name: _save(found, arguments.output) for name, found in done.found.items()}
+    saved = {name: _save(found, arguments.output) for name, found in done.found.items()}
     if arguments.json:
-        facts = done.as_dict() | {"files": {name: [str(path) for path in paths] for name, paths in files.items()}}
+        facts = done.as_dict() | {"files": {name: [str(path) for path in each.paths] for name, each in saved.items()}}
         print(json.dumps(facts, indent=1))
         return int(done.failed)
     print("\n".join(report(done, time.monotonic() - began)))
     for name, found in done.found.items():
-        saved, *script = files[name]
-        print(f"\n{found}\n\nsaved; to see it again: pawl replay {saved}")
-        print(f"without Pawl: python {script[0]}" if script else "no script: its adapter has no `script_of`")
+        print(f"\n{found}\n\nsaved; to see it again: pawl replay {saved[name].paths[0]}\n{saved[name].script}")
     return int(done.failed)
 
 
@@ -83,21 +83,32 @@ def _file_of(found: Found, output: Path) -> Path:
     return output.with_name(f"{output.stem}-{found.violated}.json")
 
 
-def _save(found: Found, output: Path) -> list[Path]:
-    """The counterexample in a file, and as a script where the adapter says how its calls are written."""
+class _Saved(NamedTuple):
+    """A counterexample in files."""
+
+    paths: list[Path]
+    """For `pawl replay`, and the script if there is one."""
+    script: str
+    """How it is run, or why there is none."""
+
+
+def _save(found: Found, output: Path) -> _Saved:
+    """In a file, and as a script where the adapter says how its calls are written."""
     path = _file_of(found, output)
     found.save(path)
-    script = script_of(found.kind, found.run().subject.calls, str(found.error))
+    try:
+        script = script_of(found.kind, found.run().subject.calls, str(found.error))
+    except (Diverged, ValueError) as error:
+        return _Saved([path], f"no script: {error}")
     if script is None:
-        return [path]
-    path.with_suffix(".py").write_text(script)
-    return [path, path.with_suffix(".py")]
+        return _Saved([path], "no script: its adapter has no `script_of`")
+    program = path.with_suffix(".py")
+    program.write_text(script)
+    return _Saved([path, program], f"without Pawl: python {program}")
 
 
 def replay(saved: Saved) -> int:
     """Run a counterexample again. 0: it shows what it showed; 1: something else; 2: the subject decides otherwise."""
-    from pawl.actors.simulation.choice import Diverged
-
     try:
         again, shown = replay_found(saved)
     except Diverged as difference:

@@ -116,7 +116,8 @@ def place_of(kind: type) -> str:
 
 
 def load(name: str, built_in: Any, kept: KeptPart | None = None) -> Any:
-    """The class called `name`. Raises ValueError where there is none; `built_in` are the names that would have done."""
+    """The class called `name`. Raises ValueError, in one line, where there is none; `built_in` are the names that would
+    have done."""
     if kept is not None:
         return _kept_class(name, kept)
     place, _, attribute = name.rpartition(":")
@@ -138,6 +139,9 @@ def load(name: str, built_in: Any, kept: KeptPart | None = None) -> Any:
         return getattr(module, attribute)
     except (ImportError, AttributeError, OSError, SyntaxError) as error:
         raise ValueError(f"{name}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever its module does when it is imported
+        words = " ".join(f"{error!s:.300}".split())
+        raise ValueError(f"{name}: {type(error).__name__}: {words}") from error
 
 
 def _kept_class(name: str, kept: KeptPart) -> Any:

@@ -139,6 +139,10 @@ def test_a_run_that_ends_early_is_incomplete_wherever_it_ends(tmp_path: Path) ->
     assert "torn" in report.text()
 
 
+def test_the_last_line_may_have_no_end(tmp_path: Path) -> None:
+    assert judged(tmp_path, written(RUN)[:-1]).verdict is Verdict.PASS
+
+
 HOSTILE = {
     "no JSON": b"{nonsense}",
     "no event": b'{"event": "exploded"}',

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Callable
+from itertools import count, repeat
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,15 +16,17 @@ from pawl.actors.simulation.choice import Choices
 from pawl.actors.simulation.strategies.drawn import Drawn
 from pawl.cli import main
 from pawl.testing import PropertyFailed, schedules
-from pawl.testing.subject import Accounting, Offers, Output, Request, Segment, Settings, Step, Subject, Tokens
+from pawl.testing.subject import Accounting, Offers, Output, Refused, Request, Segment, Settings, Step, Subject, Tokens
 from pawl.testing.subject.contract import SubjectContract
 from pawl.testing.subject.exploring import Found, explore_subject, load_found, replay_found, shrunk
 from pawl.testing.subject.hypothesis import check_subject, subject_workloads
+from pawl.testing.subject.port import Call, Made, Submit
 from pawl.testing.subject.properties import NAMES
-from pawl.testing.subject.registry import load_subject
+from pawl.testing.subject.registry import know_subject, load_subject
 from pawl.testing.subject.search import STRATEGIES, report, search
+from pawl.testing.subject.telling import script_of
 from pawl.testing.subject.watchdog import Hung, limited
-from pawl.testing.subject.workload import Workload, smaller
+from pawl.testing.subject.workload import Arrival, Workload, smaller
 from tests.pawl.subject_canaries import CANARIES, Canary
 from tests.pawl.subjects import Everything
 
@@ -171,6 +175,71 @@ def test_a_subject_that_ends_the_program_ends_its_run() -> None:
     assert "__init__ raised SystemExit: no" in str(first_found(Nothing).failure.error)
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def raising(error: Exception) -> object:
+    raise error
+
+
+SEGMENT = Segment(1, 0, 1, [100])
+NONSENSE: dict[str, tuple[str, Callable[[], object], str]] = {
+    "segments without end": ("schedule", lambda: Step(repeat(SEGMENT)), "well_formed: Step.segments has more than"),  # type: ignore[arg-type]
+    "pages without end": ("schedule", lambda: Step([Segment(1, 0, 1, count())]), "Segment.pages has more than 65,536"),  # type: ignore[arg-type]
+    "free pages without end": ("pages", lambda: Accounting(free=range(1 << 60), owned={}), "Accounting.free has more"),
+    "a huge number": ("schedule", lambda: Step([Segment(1, 10**5000, 1, [0])]), "start is a number of 16610 bits"),
+    "a list with a huge number": ("schedule", lambda: [10**5000], "schedule returned a list, which is no Step"),
+    "a word for a flag": ("schedule", lambda: Step([Segment(1, 0, 1, [0], "yes")]), "Segment.samples is 'yes', which"),  # type: ignore[arg-type]
+    "a list for an end": ("apply", lambda: [Output(1, [], [])], "apply returned the end [], which is none of"),  # type: ignore[arg-type]
+    "nothing for no outputs": ("apply", lambda: None, "what apply returned is None, which is no sequence"),
+    "a refusal of no request": ("schedule", lambda: raising(Refused("no")), "schedule raised Refused: no"),
+    "an error that says nothing": (
+        "schedule",
+        lambda: raising(Mute()),
+        "schedule raised Mute: its __str__ raises, too",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_is_told_as_what_it_is(name: str) -> None:
+    verb, make, words = NONSENSE[name]
+    kind = type("Nonsense", (Everything,), {verb: lambda self, *given: make()})
+    _, found = explore_subject(kind, Workload(arrivals=(Arrival(prompt=(97,)),)), "fair", 1)
+    assert found is not None
+    assert words in str(found.error).splitlines()[0]
+
+
+class Unwritten(Everything):
+    @classmethod
+    def script_of(cls, call: object) -> str:
+        return "pass" if "Made" in str(call) else None  # type: ignore[return-value]
+
+
+def test_a_script_that_cannot_be_written_is_said_to_be_so() -> None:
+    with pytest.raises(ValueError, match=r"script_of\(Submit\(.*AttributeError"):
+        script_of(Unwritten, calls_of_a_run(), "it fails")
+
+
+class Written(Everything):
+    @classmethod
+    def script_of(cls, call: object) -> str:
+        return "pass"
+
+
+@pytest.mark.parametrize("error", [r"a path C:\new\x", 'three quotes """ here', 'a quote at the end "', "two\nlines"])
+def test_a_script_is_a_program_whatever_the_fault_says(error: str) -> None:
+    script = script_of(Written, calls_of_a_run(), error)
+    assert script is not None
+    compile(script, "script.py", "exec", flags=0)
+
+
+def calls_of_a_run() -> list[tuple[Call, str]]:
+    return [(Made(Settings()), ""), (Submit(Request(number=1, prompt=(97,), max_new_tokens=1)), "")]
+
+
 def turns_in_circles() -> None:
     with limited(0.02):
         while True:
@@ -221,6 +290,22 @@ class Nowhere(Everything):
     offers = Offers(page_sizes=())
 
 
+class Backwards(Everything):
+    offers = Offers(in_flight=(-1,))
+
+
+class OneWay(Everything):
+    offers = Offers(prefix_caching=True)  # type: ignore[arg-type]
+
+
+class Heir(Subject):
+    """It has from Subject what it should do itself."""
+
+    def submit(self, request: Request) -> None: ...
+
+    def schedule(self) -> Step | None: ...
+
+
 class Deaf:
     offers = Offers()
     submit = schedule = apply = pages = Everything.submit
@@ -232,7 +317,13 @@ class Deaf:
         (["--subject", "nowhere.py:Mine"], "nowhere.py:Mine: "),
         (["--subject", "mine"], "'mine' is none of"),
         (["--subject", "json:JSONDecoder"], "is no subject"),
-        (["--subject", "tests.pawl.test_testing_subject:Nowhere"], "offers no page size"),
+        (["--subject", "tests.pawl.test_testing_subject:Nowhere"], "its offers: Expected `array` of length >= 1"),
+        (["--subject", "tests.pawl.test_testing_subject:Backwards"], "Expected `int` >= 1 - at `$.in_flight[0]`"),
+        (
+            ["--subject", "tests.pawl.test_testing_subject:OneWay"],
+            "Expected `array`, got `bool` - at `$.prefix_caching",
+        ),
+        (["--subject", "tests.pawl.test_testing_subject:Heir"], "has no method abort of its own"),
         (["--subject", "tests.pawl.test_testing_subject:Deaf"], "has no method abort"),
         (["--subject", "json:JSONDecoder", "--policy", "lpm"], "--policy: not with --subject"),
         (["--subject", "json:JSONDecoder", "--page-size", "2", "--workers", "2"], "--page-size, --workers: not with"),
@@ -253,6 +344,24 @@ def test_small_workloads_are_run_in_every_order() -> None:
     assert found is None
     assert result.exhausted
     assert result.distinct == result.schedules > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("raise SystemExit(0)", "SystemExit: 0"), ("raise ValueError('a\\nb')", "ValueError: a b")]
+)
+def test_a_module_that_cannot_be_imported_is_refused_in_one_line(
+    text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "ends.py").write_text(text)
+    with pytest.raises(ValueError, match=rf"^.*ends.py:Mine: {told}$"):
+        load_subject(f"{tmp_path / 'ends.py'}:Mine")
+
+
+def test_what_is_no_subject_is_refused_by_the_contract_and_by_hypothesis() -> None:
+    for refuse in (know_subject, subject_workloads):
+        with pytest.raises(ValueError, match="Heir has no method abort"):
+            refuse(Heir)
 
 
 def test_a_class_that_stands_in_a_module_is_loaded() -> None:

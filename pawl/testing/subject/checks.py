@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, get_args
+
+import numpy as np
 
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.subject.port import Accounting, Ended, Output, Segment, Step
 
 PROPERTY = "well_formed"
-_ENDS = frozenset(get_args(Ended))
+MOST_ENTRIES = 1 << 16
+"""Of a list. Some iterables never end, and no exception can stop those that are not Python's."""
+MOST_BITS = 63
+"""Of a number."""
+_ENDS = get_args(Ended)
 
 
 def checked_step(returned: Any, known: Iterable[int]) -> Step:
@@ -36,7 +43,7 @@ def _segment(returned: Any, known: Iterable[int]) -> Segment:
     tokens = None if segment.tokens is None else _numbers(segment.tokens, "Segment.tokens")
     if tokens is not None and len(tokens) != count:
         raise _nonsense(f"schedule returned a segment of {count} positions with {len(tokens)} tokens", request)
-    return Segment(request, start, count, pages, segment.samples, tokens)
+    return Segment(request, start, count, pages, _flag(segment.samples, "Segment.samples"), tokens)
 
 
 def checked_outputs(returned: Any, known: Iterable[int]) -> list[Output]:
@@ -49,7 +56,7 @@ def checked_outputs(returned: Any, known: Iterable[int]) -> list[Output]:
         if any(request == other.request for other in outputs):
             raise _nonsense(f"apply returned two outputs of request {request}")
         if output.ended not in _ENDS:
-            raise _nonsense(f"apply returned the end {output.ended!r}, which is none of {sorted(_ENDS)}", request)
+            raise _nonsense(f"apply returned the end {_short(output.ended)}, which is none of {_ENDS}", request)
         outputs.append(Output(request, _numbers(output.tokens, "Output.tokens"), output.ended))
     return outputs
 
@@ -89,9 +96,13 @@ def _mapping(value: Any, what: str) -> Mapping[Any, Any]:
 
 def _listed(value: Any, what: str) -> list[Any]:
     try:
-        return list(value)
+        entries = iter(value)
     except TypeError:
         raise _nonsense(f"{what} is {_short(value)}, which is no sequence") from None
+    listed = list(islice(entries, MOST_ENTRIES + 1))
+    if len(listed) > MOST_ENTRIES:
+        raise _nonsense(f"{what} has more than {MOST_ENTRIES:,} entries")
+    return listed
 
 
 def _numbers(value: Any, what: str) -> tuple[int, ...]:
@@ -100,9 +111,18 @@ def _numbers(value: Any, what: str) -> tuple[int, ...]:
 
 def _number(value: Any, what: str) -> int:
     try:
-        return operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise _nonsense(f"{what} is {_short(value)}, which is no whole number") from None
+    if number.bit_length() > MOST_BITS:
+        raise _nonsense(f"{what} is a number of {number.bit_length()} bits: {MOST_BITS} are the most")
+    return number
+
+
+def _flag(value: Any, what: str) -> bool | None:
+    if not (value is None or isinstance(value, bool | np.bool_)):
+        raise _nonsense(f"{what} is {_short(value)}, which is none of True, False and None")
+    return None if value is None else bool(value)
 
 
 def _check_known(requests: Iterable[int], known: Iterable[int], verb: str) -> None:
@@ -112,7 +132,10 @@ def _check_known(requests: Iterable[int], known: Iterable[int], verb: str) -> No
 
 
 def _short(value: Any) -> str:
-    return f"{value!r:.80}"
+    try:
+        return f"{value!r:.80}"
+    except Exception:  # a number of too many digits, or a __repr__ with a fault of its own
+        return f"a {type(value).__name__}"
 
 
 def _nonsense(words: str, request: int | None = None) -> PropertyFailed:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from pawl.testing.expectations import PropertyFailed
 from pawl.testing.subject.ghost import PageGhost
 from pawl.testing.subject.port import Accounting, Ended, Offers, Output, Request, Segment
@@ -59,14 +61,7 @@ class Client:
         if arrival.stop_after is None:
             return request
         stop = ghost.texts[self.number].output(arrival.stop_after)[-1]
-        return Request(
-            number=self.number,
-            prompt=arrival.prompt,
-            max_new_tokens=arrival.max_new_tokens,
-            stop_token_ids=(stop,),
-            priority=arrival.priority,
-            salt=arrival.salt,
-        )
+        return msgspec.structs.replace(request, stop_token_ids=(stop,))
 
 
 class Clients:

@@ -108,12 +108,8 @@ class Found(NamedTuple):
         arrivals = self.workload.arrivals
         requests = [f"  request {number}: {brief(arrival)}" for number, arrival in enumerate(arrivals, 1)]
         settings = f"  made with: {brief(self.workload.settings)}"
-        return "\n".join([f"{self.error}", settings, *requests, "what was called, and what came of it:", self.told])
-
-    @property
-    def told(self) -> str:
-        """The calls of the counterexample, in order."""
-        return self.failure.dump
+        calls = ["what was called, and what came of it:", self.failure.dump]
+        return "\n".join([f"{self.error}", settings, *requests, *calls])
 
 
 def property_of(error: BaseException) -> str:

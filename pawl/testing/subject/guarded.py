@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from pawl.testing.expectations import PropertyFailed
-from pawl.testing.subject import watchdog
+from pawl.testing.subject import checks, watchdog
 from pawl.testing.subject.checks import checked_accounting, checked_outputs, checked_step
 from pawl.testing.subject.port import (
     Abort,
@@ -110,15 +110,24 @@ class GuardedSubject:
         try:
             with limited(self._limit_s):
                 return call()
-        except (PropertyFailed, Refused, KeyboardInterrupt):
+        except (PropertyFailed, KeyboardInterrupt):
             raise
         except Hung as error:
             words = f"{verb} does not return{_frames(error)}"
             raise PropertyFailed("returns", words) from None
         except BaseException as error:
+            if verb == "submit" and isinstance(error, Refused):
+                raise
             # Whatever it is, a SystemExit say, it ends this run and not the exploration.
-            words = f"{verb} raised {type(error).__name__}: {error!s:.300}{_frames(error)}"
+            words = f"{verb} raised {type(error).__name__}: {_said(error)}{_frames(error)}"
             raise PropertyFailed("raises_nothing", words) from error
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return f"{error!s:.300}"
+    except Exception:
+        return "its __str__ raises, too"
 
 
 def _frames(error: BaseException) -> str:
@@ -127,4 +136,4 @@ def _frames(error: BaseException) -> str:
     return "".join(f"\n  {frame.filename}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames[-FRAMES:])
 
 
-_OURS = frozenset({__file__, watchdog.__file__})
+_OURS = frozenset({__file__, checks.__file__, watchdog.__file__})

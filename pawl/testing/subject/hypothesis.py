@@ -13,6 +13,7 @@ from pawl.actors.simulation.exploration import drive
 from pawl.testing.hypothesis import FromHypothesis
 from pawl.testing.subject.exploring import scenario_of
 from pawl.testing.subject.port import Subject
+from pawl.testing.subject.registry import check_subject_class
 from pawl.testing.subject.workload import Workload, drawn_workload
 
 if TYPE_CHECKING:
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 
 
 def subject_workloads(kind: type[Subject], *, max_requests: int = 4) -> st.SearchStrategy[Workload]:
-    """Hypothesis strategy: workloads that shrink to few, short, plain requests."""
+    """Hypothesis strategy: workloads that shrink to few, short, plain requests. Raises ValueError for what is no
+    subject."""
     from hypothesis import strategies as st
+
+    check_subject_class(kind, kind.__qualname__)
 
     @st.composite
     def strategy(draw: st.DrawFn) -> Workload:

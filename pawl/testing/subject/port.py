@@ -16,7 +16,7 @@ always.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -25,6 +25,11 @@ Ended: TypeAlias = Literal["", "length", "stop", "abort", "error"]
 failed. Empty: it has not ended."""
 Tokens: TypeAlias = Mapping[int, int]
 """request -> the token that the model drew for it in one step. Requests of segments that draw none are left out."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 12)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
+NotEmpty = msgspec.Meta(min_length=1)
 
 
 class Refused(Exception):
@@ -132,11 +137,11 @@ class Offers(msgspec.Struct, frozen=True, kw_only=True):
     """What a subject can do, and what it promises. What it does not offer is neither drawn nor judged, and the report
     says so."""
 
-    page_sizes: tuple[int, ...] = (1, 2, 4)
-    in_flight: tuple[int, ...] = (1,)
+    page_sizes: Annotated[tuple[Positive, ...], NotEmpty] = (1, 2, 4)
+    in_flight: Annotated[tuple[Positive, ...], NotEmpty] = (1,)
     """Values of `Settings.in_flight` with which it works."""
-    prefix_caching: tuple[bool, ...] = (False,)
-    chunked_prefill: tuple[bool, ...] = (False,)
+    prefix_caching: Annotated[tuple[bool, ...], NotEmpty] = (False,)
+    chunked_prefill: Annotated[tuple[bool, ...], NotEmpty] = (False,)
     step_tokens: bool = False
     """It keeps to `Settings.max_step_tokens`."""
     aborts: bool = True
@@ -146,10 +151,10 @@ class Offers(msgspec.Struct, frozen=True, kw_only=True):
     stop_tokens: bool = False
     lost_steps: bool = False
     """A step may be lost: then `lost` is called in place of `apply`."""
-    max_overtaken: int | None = 0
+    max_overtaken: Count | None = 0
     """So many requests that came later may begin before one that waits; 0: first come, first served. None: it does not
     promise any order."""
-    spare_pages: int = 0
+    spare_pages: Count = 0
     """Pages that a request must find beyond those of its own tokens, so that it can run alone: a watermark."""
 
 

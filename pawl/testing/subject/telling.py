@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from textwrap import wrap
 
 from pawl.testing.subject.port import (
     Abort,
@@ -82,21 +83,27 @@ def output_in_words(output: Output) -> str:
 
 
 def script_of(kind: type, calls: Sequence[tuple[Call, str]], error: str) -> str | None:
-    """A program that makes these calls without Pawl, and shows the fault; None where the adapter does not say how each
-    is written."""
+    """A program that makes these calls without Pawl, and shows the fault; None where the adapter does not say how calls
+    are written. Raises ValueError where it says nothing of one of them."""
     if not issubclass(kind, Scripted):
         return None
-    lines = [f'"""{error.splitlines()[0]}', "", "Found by Pawl; what follows are plain calls.", '"""', ""]
+    first = error.splitlines()[0].replace("\\", "\\\\").replace('"""', "'''")
+    lines = [f'"""{first}', "", "Found by Pawl; what follows are plain calls.", '"""', ""]
     for number, (call, came) in enumerate(calls):
         lines += ["", *_comment(in_words(call))] if number else []
-        lines += kind.script_of(call).rstrip().splitlines()
+        lines += _plain(kind, call)
         if came:
             lines += _comment(f"-> {came}")
-    lines += ["", *_comment(f"FAULT: {error}"), *kind.script_of(Look()).rstrip().splitlines(), ""]
+    lines += ["", *_comment(f"FAULT: {error}"), *_plain(kind, Look()), ""]
     return "\n".join(lines)
 
 
-def _comment(words: str) -> list[str]:
-    from textwrap import wrap
+def _plain(kind: type[Scripted], call: Call) -> list[str]:
+    try:
+        return kind.script_of(call).rstrip().splitlines()
+    except Exception as error:  # `case _` is missing, say
+        raise ValueError(f"script_of({call!r:.80}): {type(error).__name__}: {error!s:.200}") from error
 
+
+def _comment(words: str) -> list[str]:
     return [f"# {line}" for each in words.splitlines() for line in wrap(each, WIDTH)]

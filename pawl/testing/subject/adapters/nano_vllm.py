@@ -55,9 +55,6 @@ class NanoVllmScheduler(Subject):
         self._asked[request.number], self._numbers[asked] = asked, request.number
         self._scheduler.add(asked)
 
-    def abort(self, request: int) -> None:
-        raise NotImplementedError("nano-vllm knows no aborts")
-
     def schedule(self) -> Step | None:
         if self._scheduler.is_finished():
             return None
