@@ -92,7 +92,8 @@ void* Communicator::reserve(int buffer, int64_t bytes) {
     if (mapping.data != nullptr) munmap(mapping.data, size_t(mapping.bytes));
     mapping = Mapping();
     // Memory is taken now: a page that could not be had later would end the process.
-    if (fallocate(file_, 0, at, wanted) != 0) throw std::bad_alloc();
+    while (fallocate(file_, 0, at, wanted) != 0)
+        if (errno != EINTR) throw std::bad_alloc();   // a signal, such as to go on after a stop, ends nothing
     void* data = mmap(nullptr, size_t(wanted), PROT_READ | PROT_WRITE, MAP_SHARED, file_, at);
     if (data == MAP_FAILED) throw std::bad_alloc();
     mapping = Mapping{data, wanted};
@@ -160,8 +161,9 @@ bool Communicator::is_gone(int other) {
 }
 
 void Communicator::compare_steps() {
+    const auto said = [&](int by) { return place(by).step[steps_ % 2].load(std::memory_order_relaxed); };
     for (int other = 0; other < ranks && !lost(); ++other)
-        if (place(other).step.load(std::memory_order_relaxed) != place(rank).step.load(std::memory_order_relaxed))
+        if (said(other) != said(rank))
             give_up(other, name_of(rank) + " and " + name_of(other) + " were told different steps");
 }
 

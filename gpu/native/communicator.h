@@ -25,10 +25,10 @@ struct alignas(64) Place {
     std::atomic<uint32_t> sleepers;   // threads that do
     std::atomic<int32_t> process;     // 0: not here yet
     std::atomic<uint32_t> left;       // 1: it will not come again
-    std::atomic<uint64_t> step;       // digest of the step it computes
+    std::atomic<uint64_t> step[2];    // digests of its steps, by turns: it may say the next while another compares this
 };
 
-// The first page of a segment. Whoever makes one writes `life` and `ranks` (`gpu/native/segment.py`); the rest is zero.
+// The first page of a segment. Whoever makes one writes `life` and `ranks` (`gpu/native/ranks.py`); the rest is zero.
 constexpr int kMostRanks = 32;
 struct SegmentHeader {
     uint64_t life;
@@ -64,7 +64,7 @@ public:
     // Until all ranks have arrived `number` times, or are lost. Any threads.
     void wait(uint32_t number);
     // The step that this rank computes; said before it arrives, compared after the wait.
-    void say_step(uint64_t digest) { place(rank).step.store(digest, std::memory_order_relaxed); }
+    void say_step(uint64_t digest) { place(rank).step[++steps_ % 2].store(digest, std::memory_order_relaxed); }
     void compare_steps();
 
     // Give up, for all ranks, because of `blamed`.
@@ -90,6 +90,7 @@ private:
     int file_ = -1;
     const int64_t timeout_ns_;
     Mapping buffers_[kSharedBuffers];
+    uint32_t steps_ = 0;   // those that were said
     std::atomic<bool> lost_{false};
     mutable std::mutex mutex_;
     std::string reason_;               // under the mutex, as are the next

@@ -42,8 +42,8 @@ class Link:
     def send(self, frames: Sequence[Frame], limit_s: float | None = None) -> None:
         """Send one message. Raises LineClosed, or LineTimeout when the other end does not take it in time."""
         head = b"".join(map(_NUMBER.pack, [len(frames), *map(len, frames)]))
-        self._socket.settimeout(limit_s)
         try:
+            self._socket.settimeout(limit_s)
             for part in (head, *frames):
                 self._socket.sendall(part)
         except TimeoutError as error:
@@ -64,9 +64,9 @@ class Link:
         data = bytearray(length)
         view = memoryview(data)
         while view:
-            # 0 would mean not to wait at all.
-            self._socket.settimeout(None if until is None else max(_SHORTEST_S, until - time.monotonic()))
             try:
+                # 0 would mean not to wait at all.
+                self._socket.settimeout(None if until is None else max(_SHORTEST_S, until - time.monotonic()))
                 count = self._socket.recv_into(view)
             except TimeoutError as error:
                 raise LineTimeout from error

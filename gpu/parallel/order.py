@@ -16,7 +16,7 @@ from threading import Lock
 
 import structlog
 
-from pawl.gpu.parallel.ranks import Line, Ranks, RanksDiverged, StartRanks, StartRefused
+from pawl.gpu.parallel.ranks import IN_VAIN, Line, Ranks, RanksDiverged, StartRanks, StartRefused
 from pawl.gpu.parallel.restarts import Restarts
 from pawl.gpu.parallel.wire import Answer, Beside, ForgetSlots, Ready, RunStep, ToRank
 from pawl.gpu.step_runner import AdapterRefused, MemoryRefused, RunnerLost, WeightsRefused
@@ -28,8 +28,6 @@ log = structlog.get_logger("pawl.gpu.parallel")
 _REFUSALS = {each.__name__: each for each in (WeightsRefused, AdapterRefused, MemoryRefused)}
 LOST = "ranks were lost, and are started again with the next step"
 PARTS_LOST = "ranks were lost, and with them the parts of these weights that had come: send all of them again"
-IN_VAIN = "RanksLost"
-"""What a rank raises that has waited for another (`pawl.gpu.native.ranks`)."""
 LONG_S = 1800.0
 """For reading weights, and all else that is no step."""
 
@@ -179,8 +177,8 @@ class StepOrder:
         try:
             ranks = self._start(self.model)
             self.restore(ranks)
-        except (RunnerLost, StartRefused, *_REFUSALS.values()) as error:
-            log.error("ranks have not started", reason=str(error))
+        except Exception as error:  # whatever stood in the way of this start: how many there are is bounded
+            log.error("ranks have not started", reason=repr(error))
             self._lost = error
             if ranks is not None:
                 ranks.end()
@@ -203,9 +201,16 @@ class StepOrder:
     def ask_beside(self, message: Beside) -> Sequence[Answer]:
         """Another thread may call it while steps are launched. Raises what ranks refuse with, and RunnerLost."""
         with self._beside:
-            if self._ranks is None:
+            ranks = self._ranks
+            if ranks is None:
                 raise RunnerLost(LOST, blameless=True)
-            return agreed(asked(self._ranks.beside, message))
+            try:
+                return agreed(asked(ranks.beside, message))
+            except RunnerLost:
+                # An answer that comes after all would be taken for that of the next question. The next step finds them
+                # ended, and starts all again.
+                ranks.end()
+                raise
 
 
 def differ(answers: Sequence[Answer]) -> bool:

@@ -15,14 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
 from pawl.gpu.parallel.link import Frame, LineClosed, LineTimeout, Link
-from pawl.gpu.parallel.ranks import RankLost, StartRefused, check_ready
+from pawl.gpu.parallel.ranks import IN_VAIN, RankLost, StartRefused, check_ready
 from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.parallel.wire import Answer, Beside, Ready, Setup, StageWeights, ToRank
 
@@ -30,7 +30,7 @@ GRACE_S = 3.0
 """For the others, once one rank has refused: what it refuses they refuse at once, or they wait for it in vain."""
 START_S = 1800.0
 """For reading the model."""
-KILLED = -signal.SIGKILL
+BY_OTHERS = tuple(-signum for signum in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 """How a process ends that somebody, or the system for want of memory, has ended."""
 
 
@@ -59,9 +59,13 @@ class RankProcess:
                 env=environment,
                 start_new_session=True,  # an interrupt from a terminal is for the server alone
             )
+        except BaseException:
+            for own, _ in pairs:
+                own.close()
+            raise
         finally:
-            for pair in pairs:
-                pair[1].close()
+            for _, given in pairs:
+                given.close()
         self.steps, self.beside = (Link(pair[0]) for pair in pairs)
 
     def kill(self) -> None:
@@ -78,7 +82,7 @@ class RankProcess:
         except subprocess.TimeoutExpired:
             return RankLost(self.rank, "has closed its line", blameless=False)
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with status {code}"
-        return RankLost(self.rank, f"(process {self._child.pid}) {how}", blameless=code == KILLED)
+        return RankLost(self.rank, f"(process {self._child.pid}) {how}", blameless=code in BY_OTHERS)
 
 
 class ProcessLine:
@@ -121,18 +125,27 @@ class ProcessLine:
         found: dict[int, Any] = {}
         with self._busy, selectors.DefaultSelector() as selector:
             for number, link in enumerate(self._links):
+                if link.fileno() < 0:
+                    raise self._ranks[number].lost()
                 selector.register(link.fileno(), selectors.EVENT_READ, number)
             while len(found) < len(self._links):
                 ready = selector.select(max(0.0, until - time.monotonic()))
                 if not ready:
-                    late = next(rank for number, rank in enumerate(self._ranks) if number not in found)
-                    raise RankLost(late.rank, f"has not answered within {limit_s:g} s")
+                    raise self._late(found, limit_s)
                 for key, _ in ready:
                     found[key.data] = self._next(key.data, until)
                     selector.unregister(key.fd)
                     if getattr(found[key.data], "kind", ""):
                         until = min(until, time.monotonic() + GRACE_S)
         return [found[number] for number in range(len(self._links))]
+
+    def _late(self, found: Mapping[int, Any], limit_s: float) -> RankLost:
+        """Why some have not answered: they hang, or wait for one that has failed."""
+        for number, told in found.items():
+            if (kind := getattr(told, "kind", "")) not in ("", IN_VAIN):
+                return RankLost(number, f"alone has failed: {kind}: {told.refusal}", blameless=False)
+        late = next(rank for number, rank in enumerate(self._ranks) if number not in found)
+        return RankLost(late.rank, f"has not answered within {limit_s:g} s")
 
     def _next(self, number: int, until: float) -> Any:
         rank = self._ranks[number]
@@ -165,8 +178,12 @@ class RankProcesses:
         line. Returns when all are ready. Raises RankLost, or StartRefused."""
         self._folder = Path(tempfile.mkdtemp(prefix="pawl-ranks-"))
         self._ranks: list[RankProcess] = []
-        for number in range(topology.size):
-            self._ranks.append(RankProcess(command, number))
+        try:
+            for number in range(topology.size):
+                self._ranks.append(RankProcess(command, number))
+        except BaseException:
+            self._kill()
+            raise
         self.steps = ProcessLine(self._ranks, [rank.steps for rank in self._ranks], wire(), step_limit_s)
         self.beside = ProcessLine(self._ranks, [rank.beside for rank in self._ranks], wire(), START_S)
         try:
@@ -187,10 +204,13 @@ class RankProcesses:
 
     def end(self) -> None:
         """See `Ranks.end`."""
-        for rank in self._ranks:
-            rank.kill()
+        self._kill()
         for line in (self.steps, self.beside):
             line.close()
+
+    def _kill(self) -> None:
+        for rank in self._ranks:
+            rank.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -10,6 +10,9 @@ from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.parallel.wire import Answer, Beside, Ready, ToRank
 from pawl.gpu.step_runner import RunnerLost
 
+IN_VAIN = "RanksLost"
+"""What a rank raises that has waited for another (`pawl.gpu.native.ranks`)."""
+
 
 class RankLost(RunnerLost):
     """A rank has ended, does not answer, or is not what the others are: none of them is of use any more."""

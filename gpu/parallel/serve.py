@@ -6,17 +6,27 @@ import os
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from threading import Thread
+from typing import TypeAlias
 
 from pawl.gpu.parallel.actions import RankActions
 from pawl.gpu.parallel.link import Frame, LineClosed, Link
 from pawl.gpu.parallel.processes import Wire
 
+Heard: TypeAlias = SimpleQueue[Sequence[Frame]]
+"""What has come on a line."""
 
-def serve(actions: RankActions, steps: Link, beside: Link, make_wire: Callable[[], Wire]) -> None:
-    """Until the parent ends, in whatever this is then: the process ends with it."""
-    frames: SimpleQueue[Sequence[Frame]] = SimpleQueue()
-    Thread(target=_listen, args=(beside, frames), daemon=True).start()
-    Thread(target=_serve_beside, args=(actions, beside, frames, make_wire()), daemon=True).start()
+
+def listen(beside: Link) -> Heard:
+    """This line is read from the start on, so that the end of the parent is seen while a model is loaded, and during a
+    step that never ends: the process ends with it."""
+    heard: Heard = SimpleQueue()
+    Thread(target=_listen, args=(beside, heard), daemon=True).start()
+    return heard
+
+
+def serve(actions: RankActions, steps: Link, beside: Link, heard: Heard, make_wire: Callable[[], Wire]) -> None:
+    """Until the parent ends, in whatever this is then. `heard` is what `listen` gave for `beside`."""
+    Thread(target=_serve_beside, args=(actions, beside, heard, make_wire()), daemon=True).start()
     wire = make_wire()
     try:
         while True:
@@ -26,18 +36,17 @@ def serve(actions: RankActions, steps: Link, beside: Link, make_wire: Callable[[
         os._exit(0)
 
 
-def _listen(beside: Link, frames: SimpleQueue[Sequence[Frame]]) -> None:
-    """This line is read at all times, so that the end of the parent is seen during a step that never ends."""
+def _listen(beside: Link, heard: Heard) -> None:
     try:
         while True:
-            frames.put(beside.receive())
+            heard.put(beside.receive())
     except LineClosed:
         os._exit(0)
 
 
-def _serve_beside(actions: RankActions, beside: Link, frames: SimpleQueue[Sequence[Frame]], wire: Wire) -> None:
+def _serve_beside(actions: RankActions, beside: Link, heard: Heard, wire: Wire) -> None:
     while True:
-        message = frames.get()
+        message = heard.get()
         answer = actions.beside(wire.decode(message), message)
         try:
             beside.send(wire.encode(answer))

@@ -167,20 +167,27 @@ def _load_ranks(config: ServerConfig, source: ModelSource, topology: Topology, b
     )
     # Drafts change nothing only where a row's bits do not depend on what is beside it.
     deterministic = config.deterministic or loop_config.speculation is not None
+    if source.has_blocks and config.dtype == "auto":
+        log.info("weights are dequantised", reason="ranks compute none as they are stored")
+    facts = {"weights": _dtype_name(config), "deterministic": config.deterministic}
     group = start_group(config, model, source.path, sizes, topology, pooling, deterministic)
-    return assemble(
-        config,
-        source=source,
-        vocabulary=vocabulary,
-        grammars=grammars,
-        runner=group,
-        loop_config=msgspec.structs.replace(loop_config, weights=group.fingerprint),
-        facts=facts_of(group, model.architecture),
-        began=began,
-        make_tracer=RankTracer,
-        close=group.close,
-        names=names,
-    )
+    try:
+        return assemble(
+            config,
+            source=source,
+            vocabulary=vocabulary,
+            grammars=grammars,
+            runner=group,
+            loop_config=msgspec.structs.replace(loop_config, weights=group.fingerprint),
+            facts=facts | facts_of(group, model.architecture),
+            began=began,
+            make_tracer=RankTracer,
+            close=group.close,
+            names=names,
+        )
+    except BaseException:
+        group.close()
+        raise
 
 
 def _facts(config: ServerConfig, runner: Runner, plan: MemoryPlan, stored: bool) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from pawl.gpu.parallel.communicator import ALONE
 from pawl.gpu.parallel.link import Link
 from pawl.gpu.parallel.pages import cut_pages
 from pawl.gpu.parallel.rank import Rank
-from pawl.gpu.parallel.serve import serve
+from pawl.gpu.parallel.serve import listen, serve
 from pawl.gpu.parallel.shard import Shard, keeper, named_own
 from pawl.gpu.parallel.torch_groups import TorchGroups
 from pawl.gpu.parallel.wire import Answer, Beside, Ready, Setup, ToRank
@@ -48,6 +48,7 @@ START_LIMIT_S = 600.0
 def main() -> None:
     """Until the parent ends."""
     steps, beside = (Link(socket.socket(fileno=int(number))) for number in sys.argv[1:3])
+    heard = listen(beside)
     codec = make_codec(Setup)
     setup: Setup = codec.decode(steps.receive())
     try:
@@ -68,7 +69,7 @@ def main() -> None:
         cut_in=partial(cut_pages, shape=whole, heads=shard.groups, layers=shard.layers),
         show=partial(_shown, runner),
     )
-    serve(actions, steps, beside, partial(make_codec, ToRank | Beside))
+    serve(actions, steps, beside, heard, partial(make_codec, ToRank | Beside))
 
 
 def _load(setup: Setup, config: ServerConfig) -> tuple[Shard, Runner, Ready]:

@@ -19,10 +19,16 @@ import torch
 from torch import Tensor
 
 from pawl.gpu.backend import ForwardInputs, RefusedInputs
+from pawl.gpu.kv import KvStore
+from pawl.gpu.models.small import random_weights
 from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.native.build import NativeUnavailable, build
 from pawl.gpu.native.ranks import MOST_RANKS, Address, Joined, RanksLost, Segment
-from tests.gpu.driving import Piece, forward_inputs
+from pawl.gpu.parallel.communicator import Alone
+from pawl.gpu.parallel.rank import Rank
+from pawl.gpu.parallel.shard import Shard, part_of
+from pawl.gpu.parallel.topology import Topology
+from tests.gpu.driving import Piece, forward_inputs, int32
 from tests.gpu.native_models import EXPERTS, ODD
 from tests.gpu.native_ranks import DEADLINE_S, joined_of, make_ranks
 
@@ -261,6 +267,35 @@ def test_ranks_that_are_told_different_steps_give_up(what: str) -> None:
     with ThreadPoolExecutor(2) as threads:
         reasons = list(threads.map(reason, calls))
     assert any("were told different steps" in found for found in reasons)
+
+
+class Before(Alone):
+    """The stage before, which gives the same rows for every step."""
+
+    def receive(self, tensor: Tensor, stage: int) -> None:
+        """See `Communicator.receive`."""
+        tensor.fill_(0.5)
+
+
+def test_a_rank_that_is_a_step_ahead_is_not_taken_for_one_that_was_told_another() -> None:
+    # Ranks of a last stage of one layer meet once in a step that scores nothing.
+    topology, segment = Topology(tensor=2, pipeline=ODD.num_layers), Segment(2, 0)
+    weights = random_weights(ODD, torch.float32)
+
+    def backend_of(number: int) -> NativeBackend:
+        shard = Shard(ODD, topology, number, gathers=True, stage=topology.pipeline - 1)
+        kv = KvStore(shard.config, num_pages=1, page_size=16, dtype=torch.float32, device="cpu")
+        rank = Rank(shard, Before(), Joined(segment.address, number, DEADLINE_S))
+        return NativeBackend(shard.config, dict(part_of(shard, weights)), kv, threads=1, rank=rank)
+
+    steps = [forward_inputs([Piece(0, 0, [token])], int32([0]), int32()) for token in (1, 2)]
+
+    def run(backend: NativeBackend) -> None:
+        for number in range(1000):
+            backend.forward(steps[number % 2])
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(run, [backend_of(number) for number in range(2)]))
 
 
 def test_a_step_that_is_refused_is_refused_by_all_and_the_next_one_is_computed() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -16,7 +16,8 @@ from pawl.gpu.parallel.order import RankRefused
 from pawl.gpu.parallel.ranks import RankLost, RanksDiverged, StartRefused, check_ready
 from pawl.gpu.parallel.restarts import LONGEST_WAIT_S, MOST, MOST_IN_A_ROW, WITHIN_S, Restarts
 from pawl.gpu.parallel.topology import Topology
-from pawl.gpu.step_runner import RunnerLost, WeightsRefused
+from pawl.gpu.parallel.wire import Answer
+from pawl.gpu.step_runner import AdapterRefused, RunnerLost, WeightsRefused
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import StepBatch, StepResult
@@ -205,13 +206,37 @@ def test_weights_that_only_the_ranks_had_end_the_group_with_them() -> None:
         group.reset()
 
 
-def test_a_group_whose_ranks_do_not_start_gives_up_with_the_reason() -> None:
+class Late:
+    """A line to ranks that do not answer in time."""
+
+    def tell(self, message: object) -> None:
+        """They may answer later."""
+
+    def answers(self, limit_s: float) -> Sequence[Answer]:
+        raise RankLost(1, "has not answered")
+
+
+def test_ranks_that_owe_an_answer_are_ended_before_it_can_be_taken_for_that_of_the_next_question() -> None:
+    late, fresh = (SimulatedRanks([ghost(), ghost()]) for _ in range(2))
+    late.beside = Late()  # type: ignore[assignment]
+    lives = iter([late, fresh])
+    abilities = ghost().abilities
+    group = RankGroup(lambda _: next(lives), "ghost", step_limit_s=1.0, abilities=abilities, sleep=lambda _: None)
+    with pytest.raises(AdapterRefused, match="rank 1 has not answered"):
+        group.load_adapter(1, "ghost:other")
+    assert (late.ended, fresh.ended) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "reason", [StartRefused("no memory"), OSError("no memory"), RankRefused("ValueError", "no memory")]
+)
+def test_a_group_whose_ranks_do_not_start_gives_up_with_the_reason(reason: Exception) -> None:
     faults, ghosts, starts = Faults(), [ghost(), ghost()], [0]
 
     def start(model: str) -> SimulatedRanks:
         starts[0] += 1
         if starts[0] > 1:
-            raise StartRefused("no memory")
+            raise reason
         return SimulatedRanks(ghosts, faults, pytest.fail, model)
 
     waits: list[float] = []
