@@ -71,7 +71,7 @@ class SegmentFields(msgspec.Struct, frozen=True, kw_only=True):
 
 class PlannedEvent(_Event, frozen=True, kw_only=True, tag="planned"):
     step: Positive
-    segments: list[SegmentFields]
+    segments: Annotated[list[SegmentFields], msgspec.Meta(min_length=1)]
 
 
 class PagesFields(msgspec.Struct, frozen=True, kw_only=True):
@@ -241,6 +241,8 @@ class EventReader:
     def _submit(self, event: SubmittedEvent) -> None:
         if not event.prompt:
             raise NotAnEvent(f"request {event.request!r:.80} has no prompt")
+        if len(event.stop_token_ids) + len(event.eos_token_ids) > MAX_STOP_TOKENS:
+            raise NotAnEvent(f"request {event.request!r:.80} has more than {MAX_STOP_TOKENS} stop and eos tokens")
         if self._recorder.num_rows >= MOST_REQUESTS:
             raise NotAnEvent(f"more than {MOST_REQUESTS} requests live at once")
         number = self._numbers.get(event.request)

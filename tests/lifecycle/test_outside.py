@@ -145,6 +145,9 @@ def test_the_last_line_may_have_no_end(tmp_path: Path) -> None:
 
 HOSTILE = {
     "no JSON": b"{nonsense}",
+    "a step of nobody": b'{"event": "planned", "step": 1, "segments": []}',
+    "too many stop tokens": b'{"event": "submitted", "request": "a", "prompt": [1], "max_new_tokens": 1, '
+    b'"stop_token_ids": [1, 2, 3, 4, 5], "eos_token_ids": [6, 7, 8, 9]}',
     "no event": b'{"event": "exploded"}',
     "no object": b"[1, 2]",
     "no text": b'{"event": "\xff"}',
