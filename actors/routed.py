@@ -45,10 +45,10 @@ class Routed(msgspec.Struct, eq=False):
     """The first admission, as it was passed on."""
     first_token: float = 0.0
     """When that was, which is told with the first token at the latest."""
-    version: str = ""
-    """Of the weights that its replica has served last."""
+    weights: str = ""
+    """Fingerprint of those that drew the last of `tokens`."""
     num_older: int = 0
-    """Output tokens that others have drawn."""
+    """Tokens before those that these weights have drawn."""
     refused: bool = False
     """Its replica had no room for it, or is gone and nobody has said so yet."""
     num_lost: int = 0
@@ -59,6 +59,12 @@ class Routed(msgspec.Struct, eq=False):
     """It is to end, for this cause."""
     finished: int | None = None
     """A stop string has ended it within so many output tokens; only its scheduler is still to say so."""
+
+    def drew(self, token: int, weights: str) -> None:
+        """Weights of this fingerprint have drawn one more, which was passed on."""
+        if weights != self.weights:
+            self.weights, self.num_older = weights, len(self.tokens)
+        self.tokens.append(token)
 
     @property
     def num_prompt(self) -> int:
@@ -88,7 +94,7 @@ class Routed(msgspec.Struct, eq=False):
                 num_retractions=self.num_lost,
                 admitted_s=0.0 if taken is None else now - taken,
                 first_token_s=now - self.first_token if self.tokens else None,
-                version=self.version,
+                weights=self.weights,
                 num_older=self.num_older,
             )
         made = msgspec.structs.replace(self.generate, resumed=resumed, age_s=now - self.arrived)
@@ -107,8 +113,6 @@ class Replica:
         """Row of its scheduler -> stream of the request that has it."""
         self.num_open = self.num_tokens = 0
         """Requests that it has, and their tokens."""
-        self.version = ""
-        """Of the weights that drew the tokens that came last."""
         self.pace = Stalled(0.0, replica=names.replica)
         self.adapters: tuple[Named, ...] = ()
         """What it told last of these."""

@@ -169,7 +169,7 @@ class Router(Actor):
                 self.context.after(AGAIN_S, PlaceAgain(request))
             routed.refused = True
             return
-        routed.version, routed.taken = replica.version, not (routed.num_lost or routed.refused)
+        routed.taken = not (routed.num_lost or routed.refused)
         replica.num_open += 1
         replica.num_tokens += routed.num_tokens
         if routed.aborted is not None and routed.taken:
@@ -244,25 +244,16 @@ class Router(Actor):
             return
         streams, now = replica.streams, self.context.now()
         rows = streams[message.rows]
-        if message.version != replica.version:
-            self._exchanged(replica, message.version)
         for admitted in message.admitted:
             routed = self.routed.get(int(streams[admitted.row]))
             if routed is not None:
                 routed.admitted, routed.first_token = admitted, now
         for stream, token in zip(rows.tolist(), message.tokens.tolist(), strict=True):
-            self.routed[stream].tokens.append(token)
+            self.routed[stream].drew(token, message.weights)
         replica.num_tokens += len(rows)
         self.context.send(self._names.detokenizer, by_stream(message, streams, rows))
         for end in message.ended:
             self._forget(end.request)
-
-    def _exchanged(self, replica: Replica, version: str) -> None:
-        """From here on other weights draw the tokens of its requests."""
-        replica.version = version
-        for routed in self.routed.values():
-            if routed.replica == replica.number:
-                routed.version, routed.num_older = version, len(routed.tokens)
 
     def _forget(self, request: int) -> bool:
         """It has ended. Whether it was there."""

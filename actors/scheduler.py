@@ -238,7 +238,7 @@ class Scheduler(Actor):
     # ---- messages ----
 
     def _submit(self, message: Generate, now: float) -> None:
-        info = info_of(message, self._namespace(message), self.intake.weights.served.version, now)
+        info = info_of(message, self._namespace(message), self.intake.weights.served.fingerprint, now)
         if message.session is not None:
             self.intake.deliver(turn_of(message, message.session), now)
             self._send_step()  # whoever it has ended leaves before anybody has the same row
@@ -333,7 +333,7 @@ class Scheduler(Actor):
         log.error("a property does not hold", property=name, **facts)
 
     def _send_step(self) -> None:
-        self._report.send(self.loop, self.intake.weights.served.version, partial(self._send, self._names.detokenizer))
+        self._report.send(self.loop, self.intake.weights.served, partial(self._send, self._names.detokenizer))
 
     def _send(self, to: str, message: Any, lane: Lane = Lane.DATA) -> None:
         self.context.send(to, message, lane)

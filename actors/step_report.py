@@ -14,6 +14,7 @@ from pawl.lifecycle.step import Float32s, StepResult
 from pawl.loops.batch import ScheduledBatch
 from pawl.loops.effects import Ending
 from pawl.loops.loop import Loop
+from pawl.loops.weights import Served
 from pawl.memory.arrays import Indices, Int32s
 
 _NONE: Int32s = np.empty(0, np.int32)
@@ -60,9 +61,9 @@ class StepReport:
         if any(scheduled is self._scheduled for scheduled in uncommitted):
             self._rows, self._tokens, self._scheduled, self._result = _NONE, _NONE, None, None
 
-    def send(self, loop: Loop, version: str, send: Callable[[StepTokens], object]) -> None:
-        """Send what has come together, if the detokenizer needs to know; `loop` has just committed it, with weights of
-        this version. Admissions alone wait for the first token or ending. What could not be sent stays."""
+    def send(self, loop: Loop, served: Served, send: Callable[[StepTokens], object]) -> None:
+        """Send what has come together, if the detokenizer needs to know; `loop` has just committed it, with these
+        weights. Admissions alone wait for the first token or ending. What could not be sent stays."""
         rows, tokens, scheduled, result = self._rows, self._tokens, self._scheduled, self._result
         if result is None and not self._ended:
             return
@@ -73,7 +74,7 @@ class StepReport:
             ended, admitted = tuple(self._ended.values()), tuple(self._admitted)
             no_end: dict[int, Ended] = {}
             nobody: list[Admitted] = []
-            more = ended, admitted, embeddings, version, self._replica
+            more = ended, admitted, embeddings, served.version, served.fingerprint, self._replica
             send(StepTokens(rows, tokens, logprobs, prompt_logprobs, *more))
             # Nothing can fail between these.
             self._result = None

@@ -24,8 +24,8 @@ def turn_of(message: Generate, session: SessionParameters) -> BeginTurn:
     )
 
 
-def info_of(message: Generate, namespace: str, version: str, now: float) -> RequestInfo:
-    """Of a request that arrives at `now`, in `namespace`, where weights of this version serve."""
+def info_of(message: Generate, namespace: str, weights: str, now: float) -> RequestInfo:
+    """Of a request that arrives at `now`, in `namespace`, where weights of this fingerprint serve."""
     info = RequestInfo(
         request=message.request,
         rid=message.rid,
@@ -41,5 +41,5 @@ def info_of(message: Generate, namespace: str, version: str, now: float) -> Requ
         info.first_token = None if resumed.first_token_s is None else now - resumed.first_token_s
         info.num_cached = resumed.cached_tokens
         info.num_retractions = info.num_resumed = resumed.num_retractions
-        info.num_older = resumed.num_older if resumed.version == version else len(resumed.output)
+        info.num_older = resumed.num_older if resumed.weights == weights else len(resumed.output)
     return info

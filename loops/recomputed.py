@@ -26,6 +26,7 @@ from pawl.lifecycle.records import (
     num_tokens,
 )
 from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.requests import RequestInfo
 
 AT_ONCE = 8192
 """Tokens that wait to be computed together."""
@@ -118,12 +119,19 @@ class Recomputed(Property):
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         table = beginning.table
         for row in beginning.rows:
-            info, num_prompt = table.info(row), int(table.num_prompt[row])
-            outdated = info.num_older > 0 or not _at_hand(history) or adapter_of(info.namespace) > 0
-            known = table.tokens[row, : num_prompt if outdated else table.num_tokens[row]]
-            life = self._lives[row] = _Life(info.request, info.sampling, known, num_prompt)
-            life.outdated = outdated
+            known = table.tokens[row, : table.num_tokens[row]]
+            self._begin(row, table.info(row), known, int(table.num_prompt[row]), history)
         return ()
+
+    def _begin(
+        self, row: int, info: RequestInfo | Submitted, known: Int32s, num_prompt: int, history: History
+    ) -> None:
+        """A request with these known tokens. Output that other weights have drawn, or an adapter, is not computed."""
+        outdated = info.num_older > 0 or not _at_hand(history) or adapter_of(info.namespace) > 0
+        if outdated:
+            known = known[:num_prompt]
+        life = self._lives[row] = _Life(info.request, info.sampling, known, num_prompt)
+        life.outdated = outdated
 
     def finish(self, history: History) -> Sequence[Violation]:
         """What has ended, and what is live where the trace ends."""
@@ -139,8 +147,7 @@ class Recomputed(Property):
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
         prompt = int32s(record.tokens)
         known = np.concatenate((prompt, int32s(record.output)))
-        life = self._lives[record.row] = _Life(record.request, record.sampling, known, len(prompt))
-        life.outdated = record.num_older > 0 or not _at_hand(history) or adapter_of(record.namespace) > 0
+        self._begin(record.row, record, known, len(prompt), history)
         return ()
 
     @on(StepCommitted)

@@ -117,10 +117,10 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Seconds since then."""
     first_token_s: float | None
     """Seconds since it had its first token; None: it has none."""
-    version: str
-    """Of the weights that served there last."""
+    weights: str
+    """Fingerprint of those that drew the last token of `output`."""
     num_older: int
-    """Tokens of `output` that others have drawn."""
+    """Tokens of `output` before those that these weights have drawn."""
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True, kw_only=True, eq=False):
@@ -197,7 +197,9 @@ class StepTokens(msgspec.Struct, frozen=True, tag=True, eq=False):
     embeddings: tuple[tuple[int, NDArray[np.float32]], ...] = ()
     """(row, vector)"""
     version: str = ""
-    """Of the weights that drew the tokens."""
+    """Of the weights that drew the tokens, as replies call it."""
+    weights: str = ""
+    """Their fingerprint."""
     replica: int = 0
 
 

@@ -30,6 +30,8 @@ from pawl.lifecycle.records import (
     Submitted,
     Transition,
 )
+from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause, Event
 from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.recomputed import Recomputed, Tally
@@ -52,15 +54,10 @@ WAYS: tuple[dict[str, Any], ...] = (
 CONFIG: dict[str, object] = {"num_pages": 16, "max_context": 60, "max_running": 4, "lookahead": 0}
 
 
-@lru_cache(maxsize=16)
-def _recorded(seed: int, pacing: str, mixed: bool, checkpoint_at: int) -> bytes:
-    """Requests of every way to draw in tight memory, with aborts, cut outputs and a lost step. With `checkpoint_at`,
-    a checkpoint at the first moment without a step in flight after so many steps."""
-    source = random.Random(seed)
-    driver = Driver(pacing=pacing, mixed=mixed, seed=seed, **CONFIG)
-    driver.ghost.fail_at = {source.randrange(5, 40)}
+def started_of(driver: Driver, seed: int) -> Started:
+    """The first record."""
     facts = {"loop": msgspec.to_builtins(driver.config), "backend": "ghost"}
-    started = Started(
+    return Started(
         version="test",
         model="ghost",
         config=facts,
@@ -71,7 +68,16 @@ def _recorded(seed: int, pacing: str, mixed: bool, checkpoint_at: int) -> bytes:
         time=0.0,
         wall=0.0,
     )
-    driver.loop.journal._started = started
+
+
+@lru_cache(maxsize=16)
+def _recorded(seed: int, pacing: str, mixed: bool, checkpoint_at: int) -> bytes:
+    """Requests of every way to draw in tight memory, with aborts, cut outputs and a lost step. With `checkpoint_at`,
+    a checkpoint at the first moment without a step in flight after so many steps."""
+    source = random.Random(seed)
+    driver = Driver(pacing=pacing, mixed=mixed, seed=seed, **CONFIG)
+    driver.ghost.fail_at = {source.randrange(5, 40)}
+    driver.loop.journal._started = started = started_of(driver, seed)
     ways = [dict(way, seed=source.randrange(1 << 40)) for way in WAYS * 3]
     steps = 0
     while driver.step() or ways:
@@ -166,6 +172,29 @@ def test_a_run_that_promised_nothing_is_counted_and_not_computed() -> None:
     violations, tally = judged(records, None)
     assert violations == []
     assert (tally.requests, tally.not_recomputed) == (0, judged(records)[1].requests)
+
+
+@pytest.mark.parametrize(
+    "drawn_by", [{"num_older": 2}, {"namespace": "adapter=1.f"}], ids=["other weights", "an adapter"]
+)
+def test_output_that_a_lost_replica_has_given_is_computed_only_if_the_weights_at_hand_drew_it(
+    drawn_by: dict[str, Any],
+) -> None:
+    driver = Driver(**CONFIG)
+    info = RequestInfo(1, "r1", SamplingParameters(temperature=0.0, max_new_tokens=6), "", 0.0)
+    info.num_retractions = info.num_resumed = 1
+    output = np.array([5, 6], np.int32)
+    driver.intake.submit(info, np.array([1, 2, 3], np.int32), 0, float("inf"), 0.0, output)
+    driver.run()
+    records: list[Any] = [started_of(driver, 0), *driver.records]
+    violations, _ = judged(records)
+    assert [each.request for each in violations] == [1]
+    records = [
+        msgspec.structs.replace(record, **drawn_by) if isinstance(record, Submitted) else record for record in records
+    ]
+    violations, tally = judged(records)
+    assert violations == []
+    assert (tally.requests, tally.of_other_weights) == (0, 4)
 
 
 # ---- forgeries ----

@@ -142,7 +142,11 @@ CONTROL = (
         "schedule_equivalence",
         "20729",
         "Clients are told that the old weights have drawn their tokens.",
-        Edit(Scheduler._send_step, "self.intake.weights.served.version", "self.config.weight_version"),
+        Edit(
+            Scheduler._send_step,
+            "self.intake.weights.served,",
+            "msgspec.structs.replace(self.intake.weights.served, version=self.config.weight_version),",
+        ),
     ),
     _mutant(
         "update_that_fails_is_never_answered",
