@@ -67,6 +67,14 @@ CONTROL: dict[str, str] = {
     "one_decision_log": "several ranks: there is one",
     "observability_conservation": "contents of the cache against its events: at rest in simulated runs",
 }
+OF_RUNS: dict[str, str] = {
+    "bounded_overtaking": "At most `limit` requests that came later, of equal priority, are admitted before a request "
+    "that waits and has its grammar.",
+    "placement": "Each policy of the router chooses as it is stated, seen from prompts and loads alone. Prefix affinity "
+    "goes where the longest part of a prompt was seen last, and to no replica that has more than its bound above the "
+    "least busy.",
+}
+"""What only simulated runs are held to, by `pawl.testing`: name -> statement, as the docstring of its class has it."""
 GROUPS: dict[str, dict[str, str]] = {"Memory": MEMORY, "Lifecycle": LIFECYCLE, "Outputs": OUTPUTS, "Control": CONTROL}
 """Every property by its name, and what its class does not judge."""
 
@@ -117,7 +125,7 @@ def _looks(kind: type[StateProperty]) -> Iterator[str]:
         yield "leisure"
 
 
-def statement(kind: type[Property]) -> str:
+def statement(kind: type) -> str:
     """The first paragraph of the docstring on one line."""
     return " ".join((kind.__doc__ or "").split("\n\n")[0].split()).replace("|", "\\|")
 
@@ -151,6 +159,8 @@ def _others() -> Iterator[str]:
     well_formed = "Records fit together (a step is planned before it is committed), and an engine writes such records."
     rows.append(("`well_formed`", well_formed, "trace"))
     yield from table(("property", "statement", "judged"), rows)
+    yield from ("", "## Of simulated runs alone", "")
+    yield from table(("property", "statement"), [(f"`{name}`", text) for name, text in OF_RUNS.items()])
 
 
 def main(arguments: Sequence[str] | None = None, path: Path = DOCUMENT) -> int:

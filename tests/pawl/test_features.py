@@ -14,7 +14,7 @@ from pawl.config import ServerConfig
 from pawl.features import request, server
 from pawl.features.row import Feature
 from pawl.lifecycle.request import SamplingParameters
-from pawl.loops.properties.documents import judges
+from pawl.loops.properties.documents import OF_RUNS, judges, statement
 from pawl.memory.prefix.select import CACHES, KINDS
 from pawl.testing import BoundedOvertaking, Workload, expectations
 from pawl.testing.at_rest import EndChecks
@@ -95,8 +95,11 @@ def _exclude(one: str, other: str) -> bool:
 @pytest.mark.parametrize("feature", all_features(), ids=lambda feature: feature.name)
 def test_a_feature_is_judged_by_properties_that_exist(feature: Feature) -> None:
     assert feature.properties
-    of_runs = {BoundedOvertaking.name, WatchedPlacement.name, *JUDGED_BY_CLIENTS}
-    assert set(feature.properties) <= {*judges(), *of_runs}
+    assert set(feature.properties) <= {*judges(), *OF_RUNS, *JUDGED_BY_CLIENTS}
+
+
+def test_what_only_simulated_runs_are_held_to_is_on_the_page_as_its_class_states_it() -> None:
+    assert {kind.name: statement(kind) for kind in (BoundedOvertaking, WatchedPlacement)} == OF_RUNS
 
 
 @pytest.mark.parametrize("name", sorted(JUDGED_BY_CLIENTS))
