@@ -123,9 +123,7 @@ class Recomputed(Property):
             self._begin(row, table.info(row), known, int(table.num_prompt[row]), history)
         return ()
 
-    def _begin(
-        self, row: int, info: RequestInfo | Submitted, known: Int32s, num_prompt: int, history: History
-    ) -> None:
+    def _begin(self, row: int, info: RequestInfo | Submitted, known: Int32s, num_prompt: int, history: History) -> None:
         """A request with these known tokens. Output that other weights have drawn, or an adapter, is not computed."""
         outdated = info.num_older > 0 or not _at_hand(history) or adapter_of(info.namespace) > 0
         if outdated:

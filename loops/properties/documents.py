@@ -70,9 +70,9 @@ CONTROL: dict[str, str] = {
 OF_RUNS: dict[str, str] = {
     "bounded_overtaking": "At most `limit` requests that came later, of equal priority, are admitted before a request "
     "that waits and has its grammar.",
-    "placement": "Each policy of the router chooses as it is stated, seen from prompts and loads alone. Prefix affinity "
-    "goes where the longest part of a prompt was seen last, and to no replica that has more than its bound above the "
-    "least busy.",
+    "placement": "Each policy of the router chooses as it is stated, seen from prompts and loads alone. Prefix "
+    "affinity goes where the longest part of a prompt was seen last, and to no replica that has more than its bound "
+    "above the least busy.",
 }
 """What only simulated runs are held to, by `pawl.testing`: name -> statement, as the docstring of its class has it."""
 GROUPS: dict[str, dict[str, str]] = {"Memory": MEMORY, "Lifecycle": LIFECYCLE, "Outputs": OUTPUTS, "Control": CONTROL}
