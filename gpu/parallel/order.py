@@ -128,9 +128,10 @@ class StepOrder:
         try:
             answers = self._ranks.steps.answers(limit_s)
             _check_met(answers)
+            # One that has failed has not applied the step, and differs for that.
+            _check_alike(answers)
             if differ(answers):
                 raise RanksDiverged([answer.applied + answer.drawn for answer in answers])
-            _check_alike(answers)
         except RunnerLost as error:
             self._lose(error)
             raise

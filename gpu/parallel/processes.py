@@ -75,6 +75,11 @@ class RankProcess:
         self.beside.shut()
         self._child.wait()
 
+    @property
+    def ended(self) -> bool:
+        """Its process has."""
+        return self._child.poll() is not None
+
     def lost(self) -> RankLost:
         """It has closed its line: why."""
         try:
@@ -117,7 +122,13 @@ class ProcessLine:
 
     def answers(self, limit_s: float) -> Sequence[Answer]:
         """See `Line.answers`."""
-        return [self._checked(answer) for answer in self.receive(limit_s)]
+        answers = [self._checked(answer) for answer in self.receive(limit_s)]
+        if any(answer.kind for answer in answers):
+            # Whoever hears a rank end in the middle of a step fails, and is not the one to name.
+            for rank in self._ranks:
+                if rank.ended:
+                    raise rank.lost()
+        return answers
 
     def receive(self, limit_s: float) -> list[Any]:
         """The next message of each. Raises RankLost."""

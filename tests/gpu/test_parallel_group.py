@@ -136,6 +136,23 @@ def test_ranks_that_have_waited_for_each_other_in_vain_are_started_again_and_no_
     assert drawn(group) == drawn(ghost())
 
 
+def test_a_step_in_which_one_rank_alone_fails_is_blamed_with_its_reason() -> None:
+    class Fails(Ghost):
+        def collect(self, launched: object) -> StepResult:  # type: ignore[override]
+            raise ValueError("no room")
+
+    sizes = {"num_pages": PAGES, "page_size": PAGE, "num_slots": 1, "max_context": PAGE * PAGES}
+    lives = iter([[ghost(), Fails(**sizes)], [ghost(), ghost()]])
+    abilities = ghost().abilities
+    group = RankGroup(
+        lambda _: SimulatedRanks(next(lives)), "ghost", step_limit_s=1.0, abilities=abilities, sleep=lambda _: None
+    )
+    with pytest.raises(RunnerLost, match="rank 1 alone has failed: ValueError: no room") as lost:
+        group.collect(group.launch(batches(1)[0]))
+    assert not lost.value.blameless
+    assert drawn(group) == drawn(ghost())
+
+
 def test_a_step_that_every_rank_refuses_alike_costs_no_rank() -> None:
     group, (_, second) = group_of(), batches(2)
     with pytest.raises(RankRefused, match="GhostFault"):

@@ -33,6 +33,8 @@ threading.Event().wait()
 class Ended(RankProcess):
     """A rank of which nothing is left but its number."""
 
+    ended = True
+
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
@@ -68,6 +70,13 @@ def test_where_one_rank_has_failed_and_the_others_wait_for_it_its_reason_is_told
     lost = lines.lost()
     assert str(lost) == f"rank {number} alone has failed: RefusedInputs: no such slot"
     assert not lost.blameless
+
+
+def test_a_rank_that_failed_because_another_has_ended_is_not_the_one_that_is_named() -> None:
+    lines, codec = Lines(), make_codec(FromRank)
+    lines.theirs[0].send(codec.encode(Answer(applied=b"")))
+    lines.theirs[1].send(codec.encode(refused("RuntimeError", "connection closed by peer")))
+    assert str(lines.lost()) == "rank 0 has ended"
 
 
 def test_a_rank_that_others_have_waited_for_in_vain_is_the_one_that_is_lost() -> None:
