@@ -37,6 +37,10 @@ class AnswerTraces:
         source = "" if recorder == self._names.recorder else to_recorder(recorder)
         self._traces[recorder] = AnswerTrace(TraceSink(self._host, names, source))
 
+    def goes_to(self, name: str) -> bool:
+        """Whether this is the recorder of a replica that is not lost."""
+        return name in self._traces
+
     def replica(self, message: ReplicaJoined | ReplicaLost) -> None:
         """One takes requests, or was lost, with requests that others answer: then its trace does not say how many
         replies there are."""

@@ -21,7 +21,7 @@ from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
 from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
 from pawl.actors.messages.memory import MemoryReleased
-from pawl.actors.messages.replicas import FromRouter, Placed, ReplicaJoined, ReplicaLost
+from pawl.actors.messages.replicas import FromRouter, NoneLeft, Placed, ReplicaJoined, ReplicaLost
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import NAMES, Names
 from pawl.actors.open_requests import HTTP_OVERLOADED, Entry, OpenRequests
@@ -233,8 +233,8 @@ class Gateway(Actor):
                     self.trace.replica(message)
                 if isinstance(message, ReplicaLost):
                     self.trace_losses.give_up(message.gone)
-                    if message.last:
-                        self._lose(message.name, message.reason)
+            case NoneLeft(name, reason):
+                self._lose(name, reason)
             case Pulse(sent_at):
                 self.turned_at = self.context.now()
                 self.longest_freeze_s = max(self.longest_freeze_s, self.turned_at - sent_at)
@@ -244,7 +244,7 @@ class Gateway(Actor):
                 if name in self._vital:
                     self._lose(name, reason)
                 else:
-                    if name == self._names.recorder:
+                    if self.trace is not None and self.trace.goes_to(name):
                         self.trace_losses.recorder_gone(name, reason)
                     log.warning("a helper is gone; requests are served on", actor=name, reason=reason)
 

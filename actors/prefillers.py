@@ -77,7 +77,7 @@ class Prefillers:
             if replica.names.role == DECODE:
                 self._send(replica.names.scheduler, PrefillerDown(lost.names.detokenizer))
         own = tuple(sorted(lost.names.own))
-        gone = ReplicaLost(lost.names.recorder, own, name, reason, last=False)
+        gone = ReplicaLost(lost.names.recorder, own, name, reason)
         self._actor.context.send(FRONT.gateway, gone, Lane.CONTROL)
         self._starter.restart(lost.names, again=again)
 

@@ -150,6 +150,12 @@ def by_stream(message: StepTokens, streams: Int32s, rows: Int32s) -> StepTokens:
     )
 
 
+def slowest(replicas: Mapping[int, Replica]) -> Stalled:
+    """What the slowest of these said last; where there is none, nobody is slow."""
+    paces = [each.pace for each in replicas.values()]
+    return max(paces, key=lambda pace: (pace.seconds, pace.oldest_step_s, pace.silent_s), default=Stalled(0.0))
+
+
 def of_all(replicas: Mapping[int, Replica], message: Stalled | AdaptersNamed) -> Stalled | AdaptersNamed | None:
     """What holds of all these, now that one has said this; None: that one is lost. The slowest is told of, and adapters
     that every one has."""
@@ -158,8 +164,7 @@ def of_all(replicas: Mapping[int, Replica], message: Stalled | AdaptersNamed) ->
         return None
     if isinstance(message, Stalled):
         replica.pace = message
-        paces = [each.pace for each in replicas.values()]
-        return max(paces, key=lambda pace: (pace.seconds, pace.oldest_step_s, pace.silent_s))
+        return slowest(replicas)
     replica.adapters = message.adapters
     others = [set(each.adapters) for each in replicas.values()]
     return AdaptersNamed(tuple(each for each in message.adapters if all(each in own for own in others)))

@@ -24,13 +24,21 @@ from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
 from pawl.actors.messages.generate import Generate, Opened, Refused, StepTokens
 from pawl.actors.messages.memory import MemoryReleased
-from pawl.actors.messages.replicas import PlaceAgain, Placed, ReplicaFailed, ReplicaJoined, ReplicaLost, ReplicaUp
+from pawl.actors.messages.replicas import (
+    NoneLeft,
+    PlaceAgain,
+    Placed,
+    ReplicaFailed,
+    ReplicaJoined,
+    ReplicaLost,
+    ReplicaUp,
+)
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import FRONT, PREFILL, Names
 from pawl.actors.placement import Load, Placement
 from pawl.actors.prefillers import Prefillers
 from pawl.actors.replica_asks import ReplicaAsks
-from pawl.actors.routed import NOBODY, Replica, Routed, by_stream, of_all, stream_of
+from pawl.actors.routed import NOBODY, Replica, Routed, by_stream, of_all, slowest, stream_of
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.starter import Starter
 from pawl.lifecycle.states import Cause
@@ -76,7 +84,7 @@ class Router(Actor):
 
     def started(self) -> None:
         for replica in self.replicas.values():
-            self._joined(replica)
+            self._send_gateway(ReplicaJoined(replica.names.recorder))
 
     def receive(self, message: Any) -> None:
         match message:
@@ -283,14 +291,11 @@ class Router(Actor):
 
     # ---- replicas that come and go ----
 
-    def _joined(self, replica: Replica) -> None:
-        self._send_gateway(ReplicaJoined(replica.names.recorder))
-
     def _up(self, replica: Replica) -> None:
         """Requests that had to wait go there."""
         self._num_starting -= 1
         self.replicas[replica.number] = replica
-        self._joined(replica)
+        self._send_gateway(ReplicaJoined(replica.names.recorder))
         self.prefillers.decoder_up(replica)
         if self._draining is not None:
             self.context.send(replica.names.scheduler, self._draining, Lane.CONTROL)
@@ -314,8 +319,8 @@ class Router(Actor):
         self.prefillers.decoder_down(replica)
         log.error("a replica is lost", replica=replica.number, actor=name, reason=reason, open=replica.num_open)
         self._num_starting += self._starter.restart(replica.names, again=self._again)
-        last = not (self.replicas or self._num_starting)
-        self._send_gateway(ReplicaLost(replica.names.recorder, tuple(sorted(replica.names.own)), name, reason, last))
+        self._send_gateway(ReplicaLost(replica.names.recorder, tuple(sorted(replica.names.own)), name, reason))
+        self._send_gateway(slowest(self.replicas))  # it may have been the lost one, which says nothing any more
         self._questions.lost(replica.number, f"{name} is gone: {reason}")
         self._settle(name, reason)
         self._place_again(replica.number)
@@ -324,6 +329,7 @@ class Router(Actor):
         """Where nobody is left, and nobody is to come, all is over."""
         if not self.replicas and not self._num_starting and not self.lost:
             self.lost = f"{name} is gone: {reason}"
+            self._send_gateway(NoneLeft(name, reason))
             self._starter.over(name, reason)
             self._place_again(NOBODY)
 

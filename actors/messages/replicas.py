@@ -1,6 +1,6 @@
 """Replicas that come and go: who starts them, router, and gateway.
 
-who starts them ── ReplicaUp, ReplicaFailed ──► router ── ReplicaJoined, Placed, ReplicaLost ──► gateway
+who starts them ── ReplicaUp, ReplicaFailed ──► router ── ReplicaJoined, Placed, ReplicaLost, NoneLeft ──► gateway
 """
 
 from __future__ import annotations
@@ -55,8 +55,14 @@ class ReplicaLost(msgspec.Struct, frozen=True, tag=True):
     name: str
     """The actor."""
     reason: str
-    last: bool
-    """There is no other one, and none will be started."""
 
 
-FromRouter: TypeAlias = Placed | ReplicaJoined | ReplicaLost
+class NoneLeft(msgspec.Struct, frozen=True, tag=True):
+    """router -> gateway: no replica takes requests any more, and none will be started."""
+
+    name: str
+    """What was lost last: an actor, or a replica that was to be started."""
+    reason: str
+
+
+FromRouter: TypeAlias = Placed | ReplicaJoined | ReplicaLost | NoneLeft

@@ -246,7 +246,7 @@ class Incoming:
     def _read(self, message: HandedPages) -> UInt8s | None:
         if message.rows is None:
             return message.data
-        reader = self._readers.get(message.storage)
+        reader = self._readers.get(message.storage) if message.rows.shape == (len(message.keys),) else None
         # What is read is this actor's own: its checksum is taken of a copy that nobody changes any more.
         return None if reader is None else reader.rows(message.rows, self._store.host.page_bytes)
 

@@ -13,9 +13,10 @@ import gc
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import IO
 
 import msgspec
@@ -32,19 +33,21 @@ from pawl.build.ready import FRONT, Progress, Ready, Refused, Setup, Told
 from pawl.build.wiring import replica_actors, spawn_all, stop_order
 from pawl.commands.failures import exit_status
 from pawl.config import ServerConfig
-from pawl.gpu.frames import read_frame, streams_of_child, write_frame
+from pawl.gpu.frames import ended_by_parent, read_frame, streams_of_child, write_frame
 from pawl.lifecycle.states import Cause
 from pawl.logs import configure_logs
 from pawl.loops.orders.requests import EndAll
 
 log = structlog.get_logger("pawl.build.replica")
 
+LEFT = "the front has left"
 STOP_S = 10.0
 """What an actor may take to end, once the front is gone."""
 
 
 def main() -> None:
     """Until the front ends, or says so."""
+    ended_by_parent()
     source, target = streams_of_child()
     frame = read_frame(source)
     if frame is None:
@@ -54,7 +57,8 @@ def main() -> None:
     sys.setswitchinterval(setup.switch_s)
     configure_logs(config.log_format, config.log_level)
     ends: SimpleQueue[str] = SimpleQueue()
-    Thread(target=_watch_front, args=(source, ends), name="front", daemon=True).start()
+    loaded, folder = Event(), Path(setup.address.removeprefix("ipc://")).parent
+    Thread(target=_watch_front, args=(source, ends, loaded, folder), name="front", daemon=True).start()
 
     def tell(told: Told) -> None:
         write_frame(target, msgspec.msgpack.encode(told))
@@ -69,22 +73,23 @@ def main() -> None:
         return
     replica = Replica(parts, config, setup, ends)
     tell(_ready(parts))
-    sys.exit(replica.serve())
+    loaded.set()
+    why = replica.serve()
+    if why != LEFT:  # the front cannot any more
+        shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(0 if why == LEFT else 1)
 
 
-def _watch_front(source: IO[bytes], ends: SimpleQueue[str]) -> None:
+def _watch_front(source: IO[bytes], ends: SimpleQueue[str], loaded: Event, folder: Path) -> None:
+    """Wait for the end of the front, and see to that of this process."""
     # Not through the buffered stream, whose lock a thread that waits would still hold at the end of the process.
     while os.read(source.fileno(), 1):
         pass
     ends.put("the front is gone")
-    Thread(target=_give_up, name="give up", daemon=True).start()
-
-
-def _give_up() -> None:
-    """An orderly end takes as long as it takes, but not for ever."""
-    import time
-
-    time.sleep(3 * STOP_S)
+    if loaded.is_set():
+        # An orderly end takes as long as it takes, but not for ever.
+        time.sleep(3 * STOP_S)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
@@ -107,7 +112,6 @@ class Replica:
 
     def __init__(self, parts: Parts, config: ServerConfig, setup: Setup, ends: SimpleQueue[str]) -> None:
         self._ends = ends
-        self._folder = Path(setup.address.removeprefix("ipc://")).parent
         process = Process(
             setup.process,
             make_codec,
@@ -128,8 +132,8 @@ class Replica:
         self._failure = f"{name} failed: {type(error).__name__}"
         self._ends.put(self._failure)
 
-    def serve(self) -> int:
-        """Until the front has left, or is gone, or an actor has failed; the exit status."""
+    def serve(self) -> str:
+        """Until the front has left, or is gone, or an actor has failed: which of these."""
         why = self._ends.get()
         if not why:
             gc.collect()
@@ -142,13 +146,8 @@ class Replica:
             self._link.ends(why)
         self._system.stop(stop_order(self._specs), STOP_S)
         self._parts.close()
-        if why != LEFT:  # the front cannot any more
-            shutil.rmtree(self._folder, ignore_errors=True)
         self._sockets.close()
-        return 0 if why == LEFT else 1
-
-
-LEFT = "the front has left"
+        return why
 
 
 if __name__ == "__main__":

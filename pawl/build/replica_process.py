@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from pawl import __version__
-from pawl.actors.names import NAMES, Names, names_of
+from pawl.actors.names import Names, names_of
 from pawl.actors.runtime.processes.link import Link
 from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import ProcessSystem
@@ -123,18 +123,22 @@ class ReplicaProcess:
     # ---- for the engine ----
 
     def join(self, system: ProcessSystem, sockets: Sockets) -> None:
-        """Let the actors of both processes find each other, and be watched. Raises ReplicaFailed."""
-        self._link = link = system.connect(self.name, sockets.bind(self._address))
+        """Let the actors of both processes find each other; `meet` is next."""
+        self._link = system.connect(self.name, sockets.bind(self._address))
+
+    def meet(self, system: ProcessSystem) -> None:
+        """Wait until they have. Raises ReplicaFailed; then nothing is left of it."""
+        link = self._link
+        assert link is not None
         met = self.met.wait(MEET_S)
         if self._ended.is_set() or not met:
             system.lost(link, "it cannot be met")
+            self.kill()
             raise ReplicaFailed(f"{self.name} was ready and cannot be met")
-        for name in link.cells:
-            system.watch(NAMES.gateway if name == self.names.recorder else self.names.gateway, name)
 
     def close(self) -> None:
         """Its actors have ended: the process does. May be called twice."""
-        if not self._ended.wait(END_S):
+        if self._link is not None and not self._ended.wait(END_S):
             log.error("the process of a replica does not end", process=self.name, pid=self.ready.pid)
         self.kill()
 
@@ -153,8 +157,10 @@ class ReplicaProcess:
 def started(shares: Sequence[ServerConfig], reports: Sequence[Report]) -> list[ReplicaProcess]:
     """A replica for each share, all of which load at once; each report hears of one. Raises as `wait_until_ready`
     does."""
-    made = [ReplicaProcess(share, names_of(place)) for place, share in enumerate(shares)]
+    made: list[ReplicaProcess] = []
     try:
+        for place, share in enumerate(shares):
+            made.append(ReplicaProcess(share, names_of(place)))
         for replica, report in zip(made, reports, strict=True):
             replica.wait_until_ready(report)
     except BaseException:

@@ -13,7 +13,7 @@ from pawl.actors.runtime.processes.system import Process, ProcessSystem
 from pawl.build.ready import FRONT
 from pawl.build.replica_process import ReplicaProcess, check_alike
 from pawl.build.replicas import OnEnd, Replicas, router_of
-from pawl.build.wiring import ActorSpec, routed_front
+from pawl.build.wiring import ActorSpec, routed_front, watch_replica
 from pawl.config import ServerConfig
 
 
@@ -45,6 +45,8 @@ class ProcessReplicas(Replicas[ReplicaProcess]):
     def join(self) -> None:
         for replica in self.live():
             self._begin(replica)
+            self._meet(replica)
+            watch_replica(self.system, replica.names)
 
     def close(self) -> None:
         super().close()
@@ -61,3 +63,6 @@ class ProcessReplicas(Replicas[ReplicaProcess]):
 
     def _begin(self, replica: ReplicaProcess) -> None:
         replica.join(self.system, self._sockets)
+
+    def _meet(self, replica: ReplicaProcess) -> None:
+        replica.meet(self.system)

@@ -24,7 +24,7 @@ from pawl.actors.starter import Starter
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.parts import Parts
 from pawl.build.roles import HAND_OVER_GB, roles_of
-from pawl.build.wiring import ActorSpec, all_names, engine_actors, replica_actors, spawn_all
+from pawl.build.wiring import ActorSpec, all_names, engine_actors, replica_actors, spawn_all, watch_replica
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.weights.report import Report, unheard
 from pawl.loops.saving import WritePolicy
@@ -149,7 +149,10 @@ class Replicas(ABC, Generic[R]):
 
     @abstractmethod
     def _begin(self, replica: R) -> None:
-        """Let its actors run."""
+        """Let its actors run. Does not wait."""
+
+    def _meet(self, replica: R) -> None:
+        """Wait until it can be sent to."""
 
     def restart(self, lost: Names, *, again: bool) -> bool:
         """See `Starter.restart`. In the router's thread."""
@@ -194,10 +197,10 @@ class Replicas(ABC, Generic[R]):
     def _replace(self, lost: Names, names: Names | None, wait_s: float) -> None:
         """End what is left of a replica, and start one of these names, if any, in its place."""
         self._retire(lost)
+        # Until it is closed, the end of the engine closes it too; it is gone before another one takes as much memory.
+        self._made[lost.replica].close()
         with self._lock:
-            old = self._made.pop(lost.replica)
-        old.close()
-        del old  # before another one takes as much memory
+            del self._made[lost.replica]
         if names is not None and not self._stopping.wait(wait_s):
             self._start(names)
 
@@ -210,12 +213,20 @@ class Replicas(ABC, Generic[R]):
                     return
                 self._made[names.replica] = replica
                 self._begin(replica)
+            self._meet(replica)
         except Exception as error:
+            with self._lock:
+                failed = self._made.pop(names.replica, None)
+            if failed is not None:
+                failed.close()
+            if self._stopping.is_set():
+                return
             log.exception("a replica could not be started again", replica=names.replica)
             self.system.send(ROUTER, ReplicaFailed(f"{type(error).__name__}: {error}", names.role))
             return
         log.info("a replica was started again", replica=names.replica)
         self.system.send(ROUTER, ReplicaUp(names))
+        watch_replica(self.system, names)
 
 
 class LocalReplicas(Replicas[Parts]):

@@ -184,17 +184,24 @@ def spawn_all(
     watcher: str = NAMES.gateway,
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> None:
-    """Spawn the actors. Each is watched as its spec says, where its watcher is here: else by `watcher`, which runs on
-    `loop`, where one is given."""
+    """Spawn the actors. Each is watched as its spec says, else by `watcher`, which runs on `loop`, where one is given;
+    by nobody where its watcher is not among them."""
     for spec in specs:
         on = loop if spec.name == watcher else None
         system.spawn(spec.actor, spec.name, capacity=spec.capacity, overflow=spec.overflow, loop=on)
     here = stop_order(specs)
     for spec in specs:
-        # Of a replica that is started again the router is here already.
         by = spec.watcher or watcher
-        if spec.name != by and (by in here or (spec.watcher and system.find(by) is not None)):
+        if spec.name != by and by in here:
             system.watch(by, spec.name)
+
+
+def watch_replica(system: LocalSystem, names: Names) -> None:
+    """Have the loss of a replica's actors told, of one that came later than the front. Not before the router was told
+    of the replica: a `Down` of one that it does not know is lost."""
+    for name in sorted(names.own):
+        if system.find(name) is not None:
+            system.watch(NAMES.gateway if name == names.recorder else ROUTER, name)
 
 
 def in_order(specs: Sequence[ActorSpec], *names: Names) -> tuple[ActorSpec, ...]:

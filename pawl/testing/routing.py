@@ -12,6 +12,7 @@ from pawl.actors.placement import PLACEMENTS, Load
 from pawl.actors.routed import NOBODY
 from pawl.actors.router import Router
 from pawl.actors.starter import Starter
+from pawl.build.wiring import watch_replica
 from pawl.memory.arrays import Int32s
 from pawl.testing.workload import Shape
 
@@ -38,7 +39,9 @@ class SimulatedStarter:
         if not (again and self._left) or self._run.closing:
             return False
         self._left -= 1
-        self._run.system.send(ROUTER, ReplicaUp(self._run.start_replica(lost.role).names))
+        names = self._run.start_replica(lost.role).names
+        self._run.system.send(ROUTER, ReplicaUp(names))
+        watch_replica(self._run.system, names)
         return True
 
     def over(self, name: str, reason: str) -> None:

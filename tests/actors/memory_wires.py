@@ -21,6 +21,7 @@ class MemoryWire:
         self.sent: deque[list[bytes]] = deque()
         self.room = 1 << 30
         self.closed = False
+        self.woken = 0
 
     def carry(self, link: Link) -> None:
         self.link = link
@@ -30,6 +31,9 @@ class MemoryWire:
             return False
         self.sent.append([bytes(frame) for frame in frames])
         return True
+
+    def wake(self) -> None:
+        self.woken += 1
 
     def close(self, linger_s: float) -> None:
         self.closed = True

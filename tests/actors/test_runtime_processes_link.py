@@ -67,6 +67,25 @@ def test_a_lost_message_is_the_loss_of_its_process_and_nothing_after_it_is_heard
     assert between.wait_for("y", "settled") == ["started", Say(0), "settled"]
 
 
+def test_a_message_of_too_many_arrays_is_a_dead_letter_and_costs_nobody_more(
+    between: Between, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pawl.actors.runtime.processes.link.MOST_FRAMES", 1)
+    between.a.send("y", Say(0))
+    monkeypatch.undo()
+    between.a.send("y", Say(1))
+    between.deliver().b.start()
+    assert between.wait_for("y", "settled") == ["started", Say(1), "settled"]
+    assert between.lost == []
+    assert [letter.reason for letter in between.b.dead_letters.recent()] == [Reason.UNKNOWN_MESSAGE]
+
+
+def test_the_end_of_a_process_is_looked_at_when_it_is_known(between: Between) -> None:
+    (link,) = between.a.links.values()
+    link.ends("it has ended")
+    assert between.wires["a"].woken == 1
+
+
 def test_a_doubled_message_is_heard_once(between: Between) -> None:
     for number in range(4):
         between.a.send("y", Say(number))

@@ -165,6 +165,19 @@ def test_nothing_is_kept_that_is(how: str) -> None:
     assert (len(kept.host), incoming.refused) == (0, 2)
 
 
+def test_no_more_pages_are_read_in_place_than_a_message_names() -> None:
+    class Reader:
+        def rows(self, rows: np.ndarray, page_bytes: int) -> None:
+            raise AssertionError(f"{len(rows)} pages were read")
+
+    incoming = Incoming(store())
+    incoming._readers["p"] = Reader()  # type: ignore[assignment]
+    incoming.expect(7, KEYS[:2])
+    for rows in (np.zeros(1 << 20, np.int32), np.zeros((2, 2), np.int32)):
+        message = msgspec.structs.replace(handed(*KEYS[:2]), storage="p", data=None, rows=rows)
+        assert incoming.keep(message) == ()
+
+
 def test_the_whole_pages_of_a_message_are_kept_beside_a_damaged_one() -> None:
     incoming = Incoming(kept := store())
     incoming.expect(7, KEYS[:3])

@@ -7,6 +7,8 @@ import pytest
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.control import TraceLoss
 from pawl.actors.messages.generate import Submit
+from pawl.actors.messages.replicas import ReplicaJoined, ReplicaLost
+from pawl.actors.names import FRONT
 from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.sink import Inbox
@@ -41,6 +43,19 @@ def test_where_the_trace_is_required_no_request_is_taken_while_it_is_not_written
         delta = inbox.take()
         assert (delta and delta.refusal and delta.refusal.status) == status
         assert bool(context.take("tokenizer")) is not required
+
+
+def test_the_recorder_of_each_replica_is_missed_and_that_of_a_lost_one_is_not() -> None:
+    actor = Gateway(traced=True, names=FRONT)
+    ManualContext(actor, "gateway")
+    for number in range(2):
+        actor.receive(ReplicaJoined(f"recorder.{number}"))
+    actor.receive(Down("recorder.1", "it failed"))
+    assert actor.trace_losses.status == "the recorder is gone: it failed (0 records lost)"
+    actor.receive(ReplicaLost("recorder.1", ("recorder.1", "scheduler.1"), "scheduler.1", "killed"))
+    assert actor.trace_losses.status == "ok"
+    actor.receive(Down("recorder.1", "lost: killed"))
+    assert actor.trace_losses.status == "ok"
 
 
 def test_a_trace_that_is_written_again_takes_requests_again() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pawl.actors.names import names_of
+from pawl.build.ready import Setup
 from pawl.build.replica_process import ReplicaFailed, ReplicaProcess, check_alike, started
 from pawl.build.replica_processes import ProcessReplicas
 from pawl.build.wiring import PROCESS_OF, all_names
 from pawl.config import ConfigError, ServerConfig
 from pawl.engine import Engine, RequestFailed
+from pawl.gpu.frames import write_frame
 from pawl.gpu.weights.report import unheard
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.lifecycle.states import Cause
@@ -83,6 +87,29 @@ def test_where_none_is_started_again_its_requests_end_with_the_reason_and_the_en
     assert failed.value.cause is Cause.INTERNAL
     assert engine.failure is not None
     assert engine.failure.actor == "router"
+
+
+def test_signals_to_end_that_all_processes_of_a_service_get_end_no_replica_before_its_front(tmp_path: Path) -> None:
+    with Engine(config(tmp_path)) as engine:
+        stream = engine.stream("hello", {"max_new_tokens": 400, "seed": 7})
+        next(stream)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(replica_of(engine).ready.pid, number)
+        list(stream)
+        assert replica_of(engine).names.replica == 0
+
+
+def test_a_front_that_is_gone_while_its_replica_loads_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "link"
+    folder.mkdir()
+    settings = msgspec.to_builtins(config(tmp_path / "traces"))
+    setup = Setup(settings, names_of(0), "replica-0", f"ipc://{folder}/replica-0", 0.005)
+    told = io.BytesIO()
+    write_frame(told, msgspec.msgpack.encode(setup))
+    child = subprocess.run(
+        [sys.executable, "-m", "pawl.build.replica"], input=told.getvalue(), cwd=ROOT, capture_output=True, check=False
+    )
+    assert (child.returncode, folder.exists()) == (1, False)
 
 
 FRONT = """

@@ -31,6 +31,9 @@ class Wire(Protocol):
     def send(self, frames: Sequence[Frame]) -> bool:
         """Whether they are on their way. Never called by two threads at once."""
 
+    def wake(self) -> None:
+        """Call `tick` now: it has another time at which to come again."""
+
     def close(self, linger_s: float) -> None:
         """Carry nothing any more, after what was sent, which may take so long."""
 

@@ -25,6 +25,7 @@ from pawl.actors.runtime.mailbox import DATA, Edge, Entry, Outcome
 from pawl.actors.runtime.processes.ends import Heartbeat, LinkHost, Unread, Wire
 from pawl.actors.runtime.processes.frames import (
     MOST_BYTES,
+    MOST_FRAMES,
     Beat,
     Credit,
     Eager,
@@ -151,7 +152,7 @@ class Link:
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             log.error("a message cannot travel", to=receiver, message=type(message).__name__, why=str(error))
             return ()
-        if max(map(len, frames)) > MOST_BYTES:
+        if max(map(len, frames)) > MOST_BYTES or len(frames) >= MOST_FRAMES:
             log.error("a message is too large to travel", to=receiver, message=type(message).__name__)
             return ()
         return frames
@@ -305,6 +306,7 @@ class Link:
     def ends(self, reason: str) -> None:
         """The other process is known to have ended: what it has said still arrives, then it is lost."""
         self._ends = self._ends or (self._host.clock() + LAST_WORDS_S, reason)
+        self._wire.wake()
 
     def close(self, linger_s: float, last: Word | None = None) -> None:
         """Neither send nor receive any more, after a `last` word."""

@@ -51,6 +51,8 @@ class Sockets:
         os.set_blocking(self._waking, False)
         os.set_blocking(self._reading, False)
         self._closing = False
+        self._closed = False
+        """The pipe is: its numbers may be somebody else's by now."""
         self._auth: Any = None
         self._thread = threading.Thread(target=self._run, name="links", daemon=True)
         self._thread.start()
@@ -113,8 +115,9 @@ class Sockets:
 
     def wake(self) -> None:
         """Have the thread look around."""
-        with suppress(BlockingIOError):  # it is awake
-            os.write(self._waking, b"\0")
+        with self._lock, suppress(BlockingIOError):  # it is awake
+            if not self._closed:
+                os.write(self._waking, b"\0")
 
     def close(self) -> None:
         """Close what is open, and end the thread. Not for that thread itself."""
@@ -124,8 +127,10 @@ class Sockets:
         if self._auth is not None:
             self._auth.stop()
         self._context.term()
-        os.close(self._reading)
-        os.close(self._waking)
+        with self._lock:
+            self._closed = True
+            os.close(self._reading)
+            os.close(self._waking)
 
     # ---- the thread ----
 
@@ -201,6 +206,9 @@ class SocketWire:
                 self.blocked = True
         self._sockets.wake()
         return False
+
+    def wake(self) -> None:
+        self._sockets.wake()
 
     def close(self, linger_s: float) -> None:
         self._linger_s = linger_s

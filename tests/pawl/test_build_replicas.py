@@ -1,0 +1,99 @@
+"""How a replica is started again: the router hears of it before it hears of its loss, and of what could not be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pawl.actors.messages.replicas import ReplicaFailed, ReplicaUp
+from pawl.actors.names import ROUTER, Names, names_of
+from pawl.actors.runtime.actor import Actor, Down
+from pawl.actors.runtime.local import LocalSystem
+from pawl.build.replicas import Replicas
+from pawl.build.wiring import ActorSpec
+from pawl.config import ServerConfig
+
+GENEROUS_S = 30.0
+
+
+class Listens(Actor):
+    """Stands in the router's place."""
+
+    accepts: Any = ReplicaUp | ReplicaFailed | Down
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def receive(self, message: Any) -> None:
+        self.heard.append(message)
+
+
+class FailsAtOnce(Actor):
+    accepts = Down
+
+    def started(self) -> None:
+        raise RuntimeError("it cannot begin")
+
+
+class Part:
+    """A replica with one actor, which fails as it begins."""
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.num_closed = 0
+
+    def close(self) -> None:
+        self.num_closed += 1
+
+
+class Failing(Replicas[Any]):
+    """Replicas of which each fails as it begins, or is never met."""
+
+    def __init__(self, *, is_met: bool) -> None:
+        super().__init__(ServerConfig(model="ghost", dp=2), [Part(names_of(0)), Part(names_of(1))], lambda *_: None)
+        self.system = LocalSystem()
+        self.router = Listens()
+        self.system.spawn(self.router, ROUTER)
+        self.system.spawn(Listens(), "gateway")
+        self.system.start()
+        self.made: list[Part] = []
+        self._is_met = is_met
+
+    def heard(self) -> list[Any]:
+        """What the router was told, after one replica was lost."""
+        self._places[2] = 0
+        self._replace(names_of(0), names_of(2), 0.0)
+        assert self.system.stop(timeout_s=GENEROUS_S) == ()
+        return self.router.heard
+
+    def actors(self, gateway: Any) -> tuple[ActorSpec, ...]:
+        return ()
+
+    def join(self) -> None: ...
+
+    def _retire(self, lost: Names) -> None: ...
+
+    def _load(self, share: ServerConfig, names: Names) -> Part:
+        self.made.append(Part(names))
+        return self.made[-1]
+
+    def _begin(self, replica: Part) -> None:
+        self.system.spawn(FailsAtOnce(), replica.names.scheduler)
+        found = self.system.find(replica.names.scheduler)
+        assert found is not None
+        assert found.over.wait(GENEROUS_S)
+
+    def _meet(self, replica: Part) -> None:
+        if not self._is_met:
+            raise TimeoutError("it was never met")
+
+
+def test_the_router_knows_of_a_replica_before_it_hears_of_its_loss() -> None:
+    up, down = Failing(is_met=True).heard()
+    assert (up, down.name) == (ReplicaUp(names_of(2)), "scheduler.2")
+
+
+def test_a_replica_that_is_never_met_is_let_go_and_the_router_hears_why() -> None:
+    replicas = Failing(is_met=False)
+    assert replicas.heard() == [ReplicaFailed("TimeoutError: it was never met")]
+    assert [part.num_closed for part in replicas.made] == [1]
+    assert [replica.names.replica for replica in replicas.live()] == [1]
