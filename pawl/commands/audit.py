@@ -1,4 +1,4 @@
-"""`pawl audit TRACE`: 0 PASS, 1 VIOLATION, 2 INCOMPLETE, 3 CORRUPT; 4 there is nothing to judge, or to judge by."""
+"""`pawl audit TRACE ...`: 0 PASS, 1 VIOLATION, 2 INCOMPLETE, 3 CORRUPT; 4 there is nothing to judge, or to judge by."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pawl.commands.failures import NothingJudged, NoTrace, UsageError, exit_status
-from pawl.commands.trace import add_trace, open_trace
+from pawl.commands.trace import open_trace
 from pawl.config import ServerConfig
 from pawl.logs import progress, share_done
 
@@ -24,13 +24,23 @@ if TYPE_CHECKING:
     from pawl.lifecycle.trace.reader import TraceReader
     from pawl.loops.recomputed import Recomputed
 
+GRAVITY = (0, 2, 1, 3)
+"""Numbers of verdicts, the gravest last: a trace that is cut short shows less than one with a fault."""
 OF_THE_RUN = ""
 """The model that the trace names."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The trace, and how to report."""
-    add_trace(parser)
+    parser.add_argument(
+        "traces",
+        nargs="*",
+        type=Path,
+        metavar="TRACE",
+        help="a run's folder, one file, a folder of runs, whose newest is read, or one of replicas, all of which are "
+        "(default: ~/.cache/pawl/traces); events of another scheduler as lines of JSON. Of several the hand-overs "
+        "between them are compared as well",
+    )
     parser.add_argument(
         "--replay",
         action=argparse.BooleanOptionalAction,
@@ -53,37 +63,76 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the trace, print the report; returns the verdict's number."""
+    """Check the traces, print the reports; returns the gravest verdict's number."""
+    traces: list[Path] = list(arguments.traces)
+    if not traces and arguments.recompute and _is_trace(Path(arguments.recompute)):
+        # The parser cannot know whether what follows --recompute is its MODEL or the TRACE.
+        traces, arguments.recompute = [Path(arguments.recompute)], OF_THE_RUN
+    traces = [each for path in traces or [Path(ServerConfig().trace_dir)] for each in replicas_in(path)]
+    reports = [_report(path, arguments) for path in traces]
+    told: list[dict[str, Any]] = [facts for _, facts, _ in reports]
+    statuses = [status for status, _, _ in reports]
+    together = _hand_overs(traces) if len(traces) > 1 else None
+    if together is not None:
+        told.append({"hand_overs": together[0]})
+        statuses.append(1 if together[0]["faults"] else 0)
+    if arguments.json:
+        plain = msgspec.json.encode(told[0] if len(traces) == 1 else told)
+        sys.stdout.write(msgspec.json.format(plain.decode(), indent=1) + "\n")
+    else:
+        print("\n".join([text for _, _, text in reports] + ([] if together is None else [together[1]])))
+    return max(statuses, key=GRAVITY.index)
+
+
+def replicas_in(path: Path) -> list[Path]:
+    """The folders of the replicas, where `path` is that of an engine that had several and no run of its own is newer;
+    else `path` itself."""
+    from pawl.lifecycle.trace.format import run_folders
+
+    folders = [folder for folder in sorted(path.glob("replica-*")) if folder.is_dir() and run_folders(folder)]
+    own = run_folders(path) if folders else []
+    newest = max((run_folders(folder)[-1].stat().st_mtime for folder in folders), default=0.0)
+    return folders if folders and not (own and own[-1].stat().st_mtime > newest) else [path]
+
+
+def _hand_overs(paths: Sequence[Path]) -> tuple[dict[str, Any], str] | None:
+    """What came of comparing prefill and decode replicas; None where none is there."""
+    from pawl.lifecycle.hand_overs import matched, side_of
+    from pawl.lifecycle.trace.reader import TraceReader
+
+    sides = [side for path in paths if not _is_json(path) and (side := side_of(TraceReader(path))) is not None]
+    if len({side.role for side in sides}) < 2:
+        return None
+    found = matched(sides)
+    text = f"hand-overs: {found.hand_overs} between these, of {found.pages} pages"
+    text += "".join(f"\n  violated: {fault}" for fault in found.faults)
+    return found._asdict(), text
+
+
+def _report(path: Path, arguments: argparse.Namespace) -> tuple[int, dict[str, Any], str]:
+    """Of one trace: its verdict's number, the facts, and these for people."""
     import numpy as np
 
     from pawl.build.grammars import Folds
     from pawl.lifecycle.properties.grammar import GrammarIsAFold
 
-    if arguments.trace is not None and _is_json(arguments.trace):
-        return _judge_events(arguments)
-    if arguments.trace is None and arguments.recompute and _is_trace(Path(arguments.recompute)):
-        # The parser cannot know whether what follows --recompute is its MODEL or the TRACE.
-        arguments.trace, arguments.recompute = Path(arguments.recompute), OF_THE_RUN
+    if _is_json(path):
+        return _events(path, arguments)
     folds = Folds(arguments.recompute or None)
     also: list[Property] = [GrammarIsAFold(folds)]
     try:
-        path = _run_at(arguments.trace or Path(ServerConfig().trace_dir))
+        path = _run_at(path)
         # A trace may hold any number: what comes of it is compared, and needs no warning.
         with recomputing(arguments.recompute, path, folds) as words, np.errstate(all="ignore"):
             also += [words] if words is not None else []
             report = _judged(path, arguments.replay, also, words is None)
     except OSError as error:
         raise NoTrace(str(error)) from error
-    if arguments.json:
-        facts = report.as_dict()
-        if words is not None:
-            facts["recomputed"] = msgspec.to_builtins(words.tally)
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts).decode(), indent=1) + "\n")
-    else:
-        print(report.text())
-        if words is not None:
-            print(f"  computed again: {words.tally}")
-    return int(report.verdict)
+    facts, text = report.as_dict(), report.text()
+    if words is not None:
+        facts["recomputed"] = msgspec.to_builtins(words.tally)
+        text += f"\n  computed again: {words.tally}"
+    return int(report.verdict), facts, text
 
 
 def _is_json(path: Path) -> bool:
@@ -94,8 +143,8 @@ def _is_json(path: Path) -> bool:
         return path.suffix == ".jsonl" or file.read(1) == b"{"
 
 
-def _judge_events(arguments: argparse.Namespace) -> int:
-    """Judge lines of JSON, by what can be judged from outside."""
+def _events(path: Path, arguments: argparse.Namespace) -> tuple[int, dict[str, Any], str]:
+    """Of lines of JSON: judged by what can be judged from outside."""
     import numpy as np
 
     from pawl.lifecycle.audit import judge
@@ -105,14 +154,9 @@ def _judge_events(arguments: argparse.Namespace) -> int:
     if arguments.recompute is not None:
         raise UsageError("--recompute is for traces of this engine: events name no model")
     with np.errstate(all="ignore"):
-        report = judge(arguments.trace, EventReader, outside_properties())
-    if arguments.json:
-        facts = report.as_dict() | {"judged_by": NAMES}
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts).decode(), indent=1) + "\n")
-    else:
-        print(report.text())
-        print(f"  judged by what is seen from outside: {', '.join(NAMES)}")
-    return int(report.verdict)
+        report = judge(path, EventReader, outside_properties())
+    text = f"{report.text()}\n  judged by what is seen from outside: {', '.join(NAMES)}"
+    return int(report.verdict), report.as_dict() | {"judged_by": NAMES}, text
 
 
 def _is_trace(path: Path) -> bool:

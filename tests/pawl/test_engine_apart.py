@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from pawl.actors.names import DECODE, PREFILL, UNIFIED
 from pawl.build.roles import roles_of
+from pawl.cli import main
 from pawl.config import ConfigError, ServerConfig, build_config
 from pawl.engine import Engine
 from pawl.lifecycle.audit import Verdict, audit
@@ -66,3 +68,28 @@ def test_what_does_not_go_together_is_refused_before_anything_is_loaded(fields: 
 def test_another_form_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         config(tmp_path, disaggregate=text)
+
+
+def test_the_audit_of_a_folder_of_replicas_judges_all_and_compares_their_hand_overs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Engine(config(tmp_path, disaggregate="1p1d")) as engine:
+        engine.generate(PROMPTS, SAMPLING)
+    assert main(["audit", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("PASS") == 2
+    assert f"hand-overs: {len(PROMPTS)} between these" in said
+    assert main(["audit", "--json", str(tmp_path / "replica-0"), str(tmp_path / "replica-1")]) == 0
+    *reports, together = json.loads(capsys.readouterr().out)
+    assert [each["verdict"] for each in reports] == ["PASS", "PASS"]
+    assert together["hand_overs"]["faults"] == []
+
+
+def test_a_decode_replica_beside_the_prefill_replica_of_another_run_is_a_violation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "other"):
+        with Engine(config(tmp_path / name, disaggregate="1p1d")) as engine:
+            engine.generate([f"{name}: {prompt}" for prompt in PROMPTS[:2]], SAMPLING)
+    assert main(["audit", str(tmp_path / "one" / "replica-0"), str(tmp_path / "other" / "replica-1")]) == 1
+    assert "no prefill replica was asked for its prompt" in capsys.readouterr().out

@@ -1,0 +1,108 @@
+"""Traces of prefill and decode replicas beside each other: what one received is what the other has computed.
+
+A decode replica records how many pages came under which ticket, and for which request; a prefill replica has a request
+for each ticket, named after who asked. Nothing else of one run is in the trace of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from pawl.lifecycle.columns import int32s
+from pawl.lifecycle.records import Checkpoint, Record, Started, Submitted, TierTold, Transition
+from pawl.lifecycle.states import Event
+
+ROLES = frozenset({"prefill", "decode"})
+
+
+class Asked(NamedTuple):
+    """A request of a prefill replica."""
+
+    ticket: int
+    tokens: bytes
+
+
+class Came(NamedTuple):
+    """Pages that a decode replica has received."""
+
+    ticket: int
+    pages: int
+    request: int
+    prompt: bytes
+
+
+class Side(NamedTuple):
+    """What one trace says of hand-overs."""
+
+    role: str
+    page_size: int
+    whole: bool
+    """It begins with the start of its replica."""
+    asked: list[Asked]
+    came: list[Came]
+
+
+def side_of(records: Iterable[Record]) -> Side | None:
+    """None where the trace is of a replica that hands nothing over."""
+    found: Side | None = None
+    prompts: dict[int, bytes] = {}
+    told: TierTold | None = None
+    for record in records:
+        if found is None:
+            started = record.started if isinstance(record, Checkpoint) else record
+            role = _role(started) if isinstance(started, Started) else ""
+            if role not in ROLES or not isinstance(started, Started):
+                return None
+            found = Side(role, started.page_size, isinstance(record, Started), [], [])
+        match record:
+            case Submitted():
+                tokens = int32s(record.tokens).tobytes()
+                prompts[record.request] = tokens
+                _, _, ticket = record.rid.rpartition("/")
+                if found.role == "prefill" and ticket.isdecimal():
+                    found.asked.append(Asked(int(ticket), tokens))
+            case TierTold(kind="received"):
+                told = record
+            case Transition(event=Event.RECEIVE) if told is not None and record.request in prompts:
+                came = Came(told.ticket, told.count, record.request, prompts[record.request])
+                found.came.append(came)
+                told = None
+    return found
+
+
+def _role(started: Started) -> str:
+    loop: Any = started.config.get("loop")
+    return str(loop.get("role", "")) if isinstance(loop, dict) else ""
+
+
+class Matched(NamedTuple):
+    """What came of comparing the two sides."""
+
+    hand_overs: int
+    """In which pages came."""
+    pages: int
+    faults: tuple[str, ...]
+
+
+def matched(sides: Iterable[Side]) -> Matched:
+    """Every hand-over of a decode replica beside what the prefill replicas were asked. Of these there must be all."""
+    every = list(sides)
+    asked: dict[int, list[bytes]] = {}
+    for side in every:
+        for each in side.asked:
+            asked.setdefault(each.ticket, []).append(each.tokens)
+    came = [(side, each) for side in every for each in side.came if each.pages]
+    whole = all(side.whole for side in every if side.role == "prefill")
+    faults = tuple(_faults(came, asked)) if whole else ()
+    return Matched(len(came), sum(each.pages for _, each in came), faults)
+
+
+def _faults(came: Iterable[tuple[Side, Came]], asked: dict[int, list[bytes]]) -> Iterator[str]:
+    for side, each in came:
+        mine = [tokens for tokens in asked.get(each.ticket, ()) if each.prompt.startswith(tokens)]
+        what = f"request {each.request} received {each.pages} pages as ticket {each.ticket}"
+        if not mine:
+            yield f"{what}, and no prefill replica was asked for its prompt under that ticket"
+        elif each.pages > max(len(tokens) // 4 // side.page_size for tokens in mine):
+            yield f"{what}, and the prompt that a prefill replica was asked for has fewer"
