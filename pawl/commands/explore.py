@@ -97,9 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         return run_subject(arguments, seed)
     if arguments.workers is None:
         arguments.workers = len(os.sched_getaffinity(0))
-    if arguments.faults is None:
-        arguments.faults = MOST_FAULTS
-    if arguments.workers <= 0 or arguments.faults < 0:
+    if arguments.workers <= 0 or (arguments.faults is not None and arguments.faults < 0):
         raise UsageError("--workers must be above zero, --faults at least 0")
     began = time.monotonic()
     task = task_of(arguments, seed, began)
@@ -131,7 +129,7 @@ def task_of(arguments: argparse.Namespace, seed: int, began: float) -> Task:
         of_requests=of_requests,
         workload=arguments.workload,
         max_requests=arguments.max_requests,
-        faults=arguments.faults,
+        faults=MOST_FAULTS if arguments.faults is None else arguments.faults,
         shrink_seconds=arguments.shrink_seconds,
         schedules=arguments.schedules,
         ends=began + arguments.seconds if arguments.ends is None else arguments.ends,

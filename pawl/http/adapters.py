@@ -20,6 +20,8 @@ from pawl.loops.adapter import Named
 
 ROUNDS = 2
 """How often the adapters of one call are loaded again: one that comes may take the place of another."""
+_LOADED = "is already loaded"
+"""Of an adapter that somebody else has loaded meanwhile, which is no failure."""
 _NOT_NOW = ("already loaded", "unload one first", "starvation", LATE, "is not running")
 """Words of refusals that say nothing of the adapter itself."""
 
@@ -85,8 +87,8 @@ async def _load_all(context: ServerContext, names: set[str]) -> None:
                 return
             if not told.ok and not any(words in told.message for words in _NOT_NOW):
                 raise Problem(400, f"adapter {quoted(adapter.name)} was unloaded: {told.message}", param="lora_path")
-            why = why or told.message
-    if not names.isdisjoint(gateway.unloaded):  # that one is loaded already is no failure
+            why = why or ("" if _LOADED in told.message else told.message)
+    if not names.isdisjoint(gateway.unloaded):
         raise Problem(503, f"an adapter was unloaded: {why or 'others have taken its place'}; try again later")
 
 

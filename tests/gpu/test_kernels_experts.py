@@ -80,7 +80,7 @@ def check_experts(rows: int, count: int, chosen: int, hidden_size: int, inner: i
         gate, up = F.linear(own, gate_up[expert]).chunk(2, -1)
         return F.linear(F.silu(gate) * up, down[expert])
 
-    expected = plain.mix(plain.route(scores, config(count, chosen, normalised=True)), hidden, mlp)
+    expected = plain.mix(plain.route(scores, config(count, chosen, normalised=True)), hidden, range(count), mlp)
     expected[2] = 0
     with NothingIsZeroed():
         found = experts_forward(hidden, gate_up, down, experts, shares, "silu")

@@ -11,7 +11,7 @@ import torch
 from structlog.testing import capture_logs
 
 from pawl.gpu.models.small import random_weights
-from pawl.gpu.native import backend, bindings, build
+from pawl.gpu.native import bindings, build, store
 from pawl.gpu.native.build import NativeUnavailable
 from tests.gpu.driving import logits_in_pieces
 from tests.gpu.native_models import ODD, SWITCHED, alone, make
@@ -64,7 +64,7 @@ def test_a_missing_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_without_a_compiler_every_weight_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(backend, "load_library", bindings.load_library.__wrapped__)
+    monkeypatch.setattr(store, "load_library", bindings.load_library.__wrapped__)
     weights = random_weights(ODD, torch.float32)
     names = set(weights)
     with pytest.raises(NativeUnavailable, match="no C"):

@@ -77,7 +77,7 @@ def test_a_run_of_which_nobody_judged_the_end_has_failed() -> None:
 def test_when_an_actor_crashes_everybody_is_answered(name: str) -> None:
     crashes, faults = 0, Faults(crash=1, may_crash=(name,))
     for seed in range(12):
-        tiers = {"host_pages": 4, "cache": "radix", "window": None} if name == NAMES.storage else {}
+        tiers = {"host_pages": 4, "cache": "radix", "window": None, "prefillers": 0} if name == NAMES.storage else {}
         workload = Workload.random(seed, replicas=1, **tiers)
         outcome = explore_workload(workload, "random", 8, seed=seed, faults=faults, shrink=False)
         assert outcome.found is None, str(outcome.found)
