@@ -63,7 +63,9 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         self.began = time.monotonic()
-        for delta in self._engine.stream(self._prompt, {"max_new_tokens": self._tokens, "ignore_eos": True, "temperature": 0}):
+        for delta in self._engine.stream(
+            self._prompt, {"max_new_tokens": self._tokens, "ignore_eos": True, "temperature": 0}
+        ):
             if delta.tokens:
                 self.times.append(time.monotonic())
 
@@ -84,11 +86,15 @@ def measured(settings: dict[str, Any], arguments: argparse.Namespace) -> tuple[l
         ]
         times = arguments.step_ms / 1e3, arguments.token_us / 1e6
         with Engine(config, parts=[replace(each, runner=Modelled(each.runner, *times)) for each in parts]) as engine:
-            short = [Client(engine, rng.integers(97, 122, 8).tolist(), arguments.tokens) for _ in range(arguments.clients)]
+            short = [
+                Client(engine, rng.integers(97, 122, 8).tolist(), arguments.tokens) for _ in range(arguments.clients)
+            ]
             for client in short:
                 client.start()
             time.sleep(1.0)
-            long = [Client(engine, rng.integers(97, 122, arguments.prompt).tolist(), 1) for _ in range(arguments.prompts)]
+            long = [
+                Client(engine, rng.integers(97, 122, arguments.prompt).tolist(), 1) for _ in range(arguments.prompts)
+            ]
             for client in long:
                 client.start()
                 time.sleep(arguments.every_s)

@@ -41,6 +41,7 @@ OF_WHOLE_RUNS = {
     "no reply": "a request that is live may have been told its end before",
     "a vector that its equal has not": "what an equal got that has ended is not known",
     "a request that is never done": "steps are counted anew",
+    "a turn before one that has waited longer": "turns are counted anew",
     "a reply in place of the scheduler, which has not failed": "it may have survived a failure before",
 }
 

@@ -251,6 +251,7 @@ _ASKER = Reason("who waits for an order's outcome: replies to control messages a
 _CLOCK = Reason("an input has its own time, and nothing else says when it came; only the order of times is bound")
 _SAME_TOKENS = Reason("how a request draws: every token is computed again, and is the same with it")
 _SAME_ORDER = Reason("who goes first: all decisions are made again, and are the same with it")
+_ELSEWHERE = Reason("what a replica that was lost has done for a request is in its trace, and not in this one")
 _TIERS = Reason("what a tier below the device keeps is its word alone; what is fetched from it shows")
 _MOMENT = Reason("a checkpoint may be taken, and a plan come to nothing, at any moment without a step in flight")
 _CUT = Reason("a text may be cut within the tokens that the scheduler counted; the client alone has it", _may_be_cut)
@@ -310,7 +311,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
         f"Started.config[[]loop][[]{setting}]: *": (_SETTING,)
         for setting in (
             *("checkpoint_bytes", "lookahead", "max_context", "max_loaded_loras", "max_loras", "max_queued", "mixed"),
-            "num_window_pages",
+            *("num_window_pages", "stages", "remote][[]lease_s", "remote][[]max_pages", "remote][[]min_pages"),
             *("prefill_chunk", "tiers][[]durable", "tiers][[]layout", "tiers][[]lease_s", "tiers][[]max_fetch_pages"),
             *("tiers][[]max_saving_pages", "tiers][[]save_pages", "weight_version", "weights", "window"),
             *("speculation][[]max_positions", "speculation][[]num_speculative_tokens"),
@@ -348,6 +349,8 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
         Reason("a few tokens, or those preferred, may follow another prompt", _drew_what_may_coincide),
     ),
     "TierTold filled.count: one *": (Reason("what came for requests that wait for it no more", _nobody_waited),),
+    **{f"Submitted.{name}*": (_ELSEWHERE,) for name in ("num_cached", "num_older", "num_retractions", "output")},
+    **{f"TierTold {kind}*": (_TIERS,) for kind in ("received", "overdue", "prefiller_up", "prefiller_down")},
     "TierTold dropped*": (_TIERS,),
     "TierTold kept*": (_TIERS,),
 }
