@@ -30,7 +30,7 @@ class AdmissionIsMonotone(Property):
     """An admitted request is never rejected by an admission limit later, and gives way only to work that it makes
     runnable: where pages run short the youngest of those at work is retracted, and only while the pages that nobody
     uses are too few for everybody's next step. Of those that decode nobody takes a page in a step that leaves out an
-    older one; through several stages they take turns, which `fair_micro_batches` judges.
+    older one; through several stages, an older one that is in no step in flight, where the younger one is.
 
     How many pages are too few is not judged where there is a second pool.
     """
@@ -82,8 +82,6 @@ class AdmissionIsMonotone(Property):
 
     @on(StepPlanned)
     def _planned(self, record: StepPlanned, history: History) -> Sequence[Violation]:
-        if self._stages > 1:
-            return ()
         some = history.pages.fresh and np.count_nonzero(history.step.chained)
         if not some or some == np.count_nonzero(history.working[: history.num_rows]):
             return ()
@@ -95,6 +93,11 @@ class AdmissionIsMonotone(Property):
         places = [history.pages.place_of(page) for page in history.pages.fresh]
         takers = {place[0] for place in places if place is not None}.intersection(step.rows[step.chained].tolist())
         rows = np.setdiff1d(_working(history), step.rows)
+        if self._stages > 1:
+            *ahead, _ = history.in_flight.values()
+            under_way = {row for other in ahead for row in other.rows.tolist()}
+            takers &= under_way
+            rows = np.setdiff1d(rows, np.fromiter(under_way, np.intp))
         if not takers:
             return
         youngest = max(takers, key=lambda row: ranks.of.get(int(history.request[row]), -1))

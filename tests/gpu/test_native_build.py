@@ -104,7 +104,7 @@ def test_kernels_for_lesser_processors_compute_the_same_numbers(
     flags = [flag.replace("native", processor) for flag in build.FLAGS]
     monkeypatch.setattr(build, "FLAGS", tuple(flags))
     lesser = bindings.Library(build.build(tmp_path_factory.getbasetemp() / "lesser"))
-    monkeypatch.setattr(backend, "load_library", lambda: lesser)
+    monkeypatch.setattr(store, "load_library", lambda: lesser)
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     for ours, theirs in zip(logits(), native, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,7 +63,7 @@ def run(seed: int, pacing: str, mixed: bool, num_pages: int, policy: str, interv
     started = Started(
         version="0",
         model="ghost",
-        config={"backend": "ghost"},
+        config={"backend": "ghost", "loop": msgspec.to_builtins(driver.config)},
         num_pages=num_pages,
         page_size=driver.config.page_size,
         num_slots=driver.config.max_running,

@@ -318,6 +318,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
             *("speculation][[]prompt_lookup_max", "speculation][[]prompt_lookup_min"),
         )
     },
+    "Started.config[[]replica]: *": (Reason("which of several replicas it was decides nothing"),),
     "Started.version: another text": (_WORDS,),
     "Started.wall: a bit *": (_WORDS,),
     "StepCommitted.counts: *": (Reason("one token each is what no counts mean", _counts_one_each),),
