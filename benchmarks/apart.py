@@ -63,9 +63,8 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         self.began = time.monotonic()
-        for delta in self._engine.stream(
-            self._prompt, {"max_new_tokens": self._tokens, "ignore_eos": True, "temperature": 0}
-        ):
+        sampling = {"max_new_tokens": self._tokens, "ignore_eos": True, "temperature": 0}
+        for delta in self._engine.stream(self._prompt, sampling):
             if delta.tokens:
                 self.times.append(time.monotonic())
 
@@ -86,15 +85,13 @@ def measured(settings: dict[str, Any], arguments: argparse.Namespace) -> tuple[l
         ]
         times = arguments.step_ms / 1e3, arguments.token_us / 1e6
         with Engine(config, parts=[replace(each, runner=Modelled(each.runner, *times)) for each in parts]) as engine:
-            short = [
-                Client(engine, rng.integers(97, 122, 8).tolist(), arguments.tokens) for _ in range(arguments.clients)
-            ]
+            prompts = [rng.integers(97, 122, 8).tolist() for _ in range(arguments.clients)]
+            short = [Client(engine, prompt, arguments.tokens) for prompt in prompts]
             for client in short:
                 client.start()
             time.sleep(1.0)
-            long = [
-                Client(engine, rng.integers(97, 122, arguments.prompt).tolist(), 1) for _ in range(arguments.prompts)
-            ]
+            prompts = [rng.integers(97, 122, arguments.prompt).tolist() for _ in range(arguments.prompts)]
+            long = [Client(engine, prompt, 1) for prompt in prompts]
             for client in long:
                 client.start()
                 time.sleep(arguments.every_s)

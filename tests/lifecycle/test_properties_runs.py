@@ -67,7 +67,7 @@ def run(seed: int, pacing: str, mixed: bool, num_pages: int, policy: str, interv
         num_pages=num_pages,
         page_size=driver.config.page_size,
         num_slots=driver.config.max_running,
-        seed=seed,
+        seed=driver.config.seed,
         time=0.0,
         wall=0.0,
     )
