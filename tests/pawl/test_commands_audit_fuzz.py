@@ -83,7 +83,7 @@ def test_whatever_a_file_holds_an_audit_ends_with_a_verdict_and_a_line(
     files = [write(tmp_path / str(seed), sound_run(seed), block=16).read_bytes() for seed in range(8)]
     source, verdicts = random.Random(count), Counter[int]()
     target = tmp_path / "trace-000000.pawl"
-    arguments = argparse.Namespace(trace=target, replay=True, recompute=None, json=False)
+    arguments = argparse.Namespace(traces=[target], replay=True, recompute=None, json=False)
     for _ in range(count):
         target.write_bytes(damaged(source.choice(files), source))
         with silence():
