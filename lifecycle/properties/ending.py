@@ -32,17 +32,19 @@ class Incarnation(Property):
         self._seen: set[int] = set()
         self._newest = 0
         """The highest number given before the first record."""
+        self._rising = True
+        """A request with a lower number has come before it."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         found = super().begin(beginning, history)
+        self._newest = beginning.newest
         # A router gives a replica what another one has lost, which may have come to that one earlier.
-        alone = beginning.started.config.get("replica") is None
-        self._newest = beginning.newest if alone else 0
+        self._rising = beginning.started.config.get("replica") is None
         return found
 
     @on(Submitted)
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
-        if self._was_given(record.request):
+        if record.request in self._seen or (self._rising and record.request <= self._newest):
             return (self.violation(history, f"request {record.request} was submitted before", record.request),)
         self._seen.add(record.request)
         return ()

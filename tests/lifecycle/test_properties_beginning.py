@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+import msgspec
 import pytest
 
-from pawl.lifecycle.properties.monitor import WELL_FORMED
-from pawl.lifecycle.records import AnswersClosed, Transition
+from pawl.lifecycle.properties.ending import Incarnation
+from pawl.lifecycle.properties.monitor import WELL_FORMED, Monitor
+from pawl.lifecycle.records import AnswersClosed, Record, Started, Transition
 from pawl.lifecycle.states import Cause, Event
 from tests.lifecycle.canaries import STORY, Canary
-from tests.lifecycle.canaries_shared import ANSWERS, answered, scored, twins
+from tests.lifecycle.canaries_shared import ANSWERS, answered, scored, stopped, twins
 from tests.lifecycle.cutting import cut, moments
 from tests.lifecycle.test_properties import ALL, judged
 
@@ -44,6 +47,30 @@ OF_WHOLE_RUNS = {
     "a turn before one that has waited longer": "turns are counted anew",
     "a reply in place of the scheduler, which has not failed": "it may have survived a failure before",
 }
+
+
+def of_several(records: Sequence[Record]) -> list[Record]:
+    """The same run, of one of several replicas behind a router."""
+    started, *rest = records
+    assert isinstance(started, Started)
+    return [msgspec.structs.replace(started, config=started.config | {"replica": 1}), *rest]
+
+
+@pytest.mark.parametrize("run", SOUND)
+def test_from_no_moment_on_a_sound_run_of_one_of_several_replicas_violates_anything(run: str) -> None:
+    records = of_several(SOUND[run])
+    for at in moments(records):
+        assert judged(cut(records, at)).violations == [], f"cut before record {at}: {records[at]}"
+
+
+def test_a_text_may_stop_a_request_of_one_of_several_replicas_that_has_ended_before_a_checkpoint() -> None:
+    records = of_several([*STORY.records[:-1], stopped(3, 1), STORY.records[-1]])
+    assert any(moment > STORY.labels["finish 3"] for moment in moments(records))
+    for moment in moments(records):
+        monitor = Monitor([Incarnation()])
+        for record in cut(records, moment):
+            monitor.observe(record)
+        assert monitor.violations == [], f"cut before record {moment}"
 
 
 def ended(canary: Canary, at: int) -> set[int]:
