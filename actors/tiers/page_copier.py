@@ -14,7 +14,7 @@ import structlog
 from pawl.actors.messages.transfer import Blocks, Fence, Fenced, Fill, Filled, Save, Saved
 from pawl.actors.names import Names
 from pawl.actors.runtime.actor import Actor, Lane
-from pawl.gpu.step_runner import StepRunner
+from pawl.gpu.step_runner import RunnerLost, StepRunner
 
 log = structlog.get_logger("pawl.worker")
 
@@ -63,7 +63,11 @@ class PageCopier:
                 self._tell(Fenced(ticket))
 
     def _send_blocks(self, message: Save) -> bool:
-        data = self._runner.read_pages(message.pages)
+        try:
+            data = self._runner.read_pages(message.pages)
+        except RunnerLost as lost:  # with the steps in flight, whose answers say so to everybody
+            log.warning("pages could not be read", pages=len(message.pages), reason=str(lost))
+            return False
         return self._actor.context.send(self._names.storage, Blocks(message.number, message.keys, data))
 
     def fill(self, message: Fill) -> None:

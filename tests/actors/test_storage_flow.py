@@ -5,15 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pawl.actors.control import Ask
 from pawl.actors.messages.transfer import Dropped, Fetch, Fill, Filled
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.tiers.files import HEADER, FileStore
 from pawl.gpu.ghost.oracle import expected
+from pawl.gpu.ghost.runner import Ghost
+from pawl.gpu.step_runner import RunnerLost
 from pawl.lifecycle.states import State
+from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.orders.cache import FlushCache
+from pawl.memory.arrays import Int32s
 from tests.actors.tier_disk import MemoryDisk
 from tests.actors.tier_net import PAGE_BYTES, Net
 
@@ -147,3 +153,22 @@ def test_the_number_of_pages_on_their_way_down_is_bounded() -> None:
         net.forget_device()
         net.ask(2 + len(net.ended), PROMPT)
     assert len(net.store.host) > 3
+
+
+class LosesItsReads(Ghost):
+    """Pages cannot be read for once: what computes is gone with them."""
+
+    reads = 0
+
+    def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
+        self.reads += 1
+        if self.reads == 1:
+            raise RunnerLost("a rank has ended", blameless=True)
+        return super().read_pages(pages)
+
+
+def test_pages_that_cannot_be_read_as_what_computes_is_lost_are_no_failure_of_the_worker() -> None:
+    net = Net(make_runner=LosesItsReads.for_shape)
+    assert net.ask(1, PROMPT) == expected(PROMPT, 4)
+    assert net.ghost.reads > 1
+    assert net.loop.companion(LowerTiers).saving.num_under_way == 0
