@@ -28,6 +28,11 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
     role: str = UNIFIED
 
     @property
+    def routed(self) -> bool:
+        """Whether these are of a replica behind the router."""
+        return self.gateway == self.router or self.role == PREFILL
+
+    @property
     def own(self) -> frozenset[str]:
         """Names of the actors that the replica has for itself."""
         names = frozenset(getattr(self, name) for name in OF_A_REPLICA)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 import structlog
 
 from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
-from pawl.actors.messages.replicas import ReplicaFailed, ReplicaLost, ReplicaUp
+from pawl.actors.messages.replicas import ReplicaFailed, ReplicaUp
 from pawl.actors.names import DECODE, FRONT, PREFILL, Names
 from pawl.actors.routed import Replica
 from pawl.actors.runtime.actor import Actor, Down, Lane
@@ -76,9 +76,7 @@ class Prefillers:
         for replica in self._serving.values():
             if replica.names.role == DECODE:
                 self._send(replica.names.scheduler, PrefillerDown(lost.names.detokenizer))
-        own = tuple(sorted(lost.names.own))
-        gone = ReplicaLost(lost.names.recorder, own, name, reason)
-        self._actor.context.send(FRONT.gateway, gone, Lane.CONTROL)
+        self._actor.context.send(FRONT.gateway, lost.lost(name, reason), Lane.CONTROL)
         self._starter.restart(lost.names, again=again)
 
     def decoder_up(self, replica: Replica) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Stalled
 from pawl.actors.messages.generate import Admitted, Ended, Generate, Resumed, StepTokens, Timing, Usage
+from pawl.actors.messages.replicas import ReplicaLost
 from pawl.actors.names import PREFILL, Names
 from pawl.actors.placement import Load
 from pawl.lifecycle.states import Cause
@@ -124,6 +125,10 @@ class Replica:
     @property
     def number(self) -> int:
         return self.names.replica
+
+    def lost(self, name: str, reason: str) -> ReplicaLost:
+        """What the gateway is told when it is given up, as its actor `name` is gone."""
+        return ReplicaLost(self.names.recorder, tuple(sorted(self.names.own)), name, reason)
 
     @property
     def load(self) -> Load:

@@ -30,7 +30,6 @@ from pawl.actors.messages.replicas import (
     Placed,
     ReplicaFailed,
     ReplicaJoined,
-    ReplicaLost,
     ReplicaUp,
 )
 from pawl.actors.messages.weights import WeightsServed
@@ -319,7 +318,7 @@ class Router(Actor):
         self.prefillers.decoder_down(replica)
         log.error("a replica is lost", replica=replica.number, actor=name, reason=reason, open=replica.num_open)
         self._num_starting += self._starter.restart(replica.names, again=self._again)
-        self._send_gateway(ReplicaLost(replica.names.recorder, tuple(sorted(replica.names.own)), name, reason))
+        self._send_gateway(replica.lost(name, reason))
         self._send_gateway(slowest(self.replicas))  # it may have been the lost one, which says nothing any more
         self._questions.lost(replica.number, f"{name} is gone: {reason}")
         self._settle(name, reason)

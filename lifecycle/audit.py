@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from pawl.lifecycle.hand_overs import role_of
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.dispatch import Dispatch, kind_of
 from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
@@ -243,14 +244,9 @@ def _missing(monitor: Monitor, whole: bool) -> Iterator[str]:
         yield "the engine never closed the trace"
     elif closed.reason != STOPPED:
         yield f"{num_open} requests were open when the trace was closed: {closed.reason}"
-    elif not history.answered and not _prefills(history.started):
+    # A prefill replica has no clients: decode replicas ask it, and answer theirs.
+    elif not history.answered and role_of(history.started) != "prefill":
         yield "what clients were told last is not recorded to the end"
-
-
-def _prefills(started: Started | None) -> bool:
-    """Whether the replica has no clients: decode replicas ask it, and answer theirs."""
-    loop = None if started is None else started.config.get("loop")
-    return isinstance(loop, dict) and loop.get("role") == "prefill"
 
 
 def _verdict(violations: Iterable[Violation], missing: Iterable[str], damage: Iterable[Damage]) -> Verdict:

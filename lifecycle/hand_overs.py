@@ -51,8 +51,7 @@ def side_of(records: Iterable[Record]) -> Side | None:
     for record in records:
         if found is None:
             started = record.started if isinstance(record, Checkpoint) else record
-            role = _role(started) if isinstance(started, Started) else ""
-            if role not in ROLES or not isinstance(started, Started):
+            if not isinstance(started, Started) or (role := role_of(started)) not in ROLES:
                 return None
             found = Side(role, started.page_size, isinstance(record, Started), [], [])
         match record:
@@ -71,8 +70,9 @@ def side_of(records: Iterable[Record]) -> Side | None:
     return found
 
 
-def _role(started: Started) -> str:
-    loop: Any = started.config.get("loop")
+def role_of(started: Started | None) -> str:
+    """Which role the loop has that begins so; empty where it says none."""
+    loop: Any = None if started is None else started.config.get("loop")
     return str(loop.get("role", "")) if isinstance(loop, dict) else ""
 
 

@@ -27,7 +27,7 @@ from pawl.loops.companion import Companion
 from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.queues import Queues
 from pawl.loops.tiers import PrefillOrder, RemoteConfig, TierEffects
-from pawl.memory.tiers.keys import PageKey, page_keys
+from pawl.memory.tiers.keys import PageKey, page_keys, split_keys
 
 _WAITING = [int(State.QUEUED_RESERVING), int(State.QUEUED_RECEIVING)]
 LOOK_AHEAD = 64
@@ -55,8 +55,14 @@ class _Prefill:
     """One that is under way, or (without a prefiller) waits for room."""
 
     row: int
-    num_pages: int
+    keys: tuple[PageKey, ...]
+    """Of the pages of its prompt that are missing, in order."""
     prefiller: int | None = None
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that it brings, or will."""
+        return len(self.keys)
 
 
 class RemotePrefill(Companion):
@@ -105,10 +111,10 @@ class RemotePrefill(Companion):
         info = self.queues.table.info(row)
         if info.sampling.needs_whole_prompt or adapter_of(info.namespace):
             return  # adapters have other numbers elsewhere
-        missing = len(self._missing(row))
-        if self.config.min_pages <= missing <= self.config.max_pages:
+        missing = self._missing(row)
+        if 0 < len(missing) <= self.config.max_pages:
             self._tickets += 1
-            self._prefills[self._tickets] = _Prefill(row, missing)
+            self._prefills[self._tickets] = _Prefill(row, tuple(missing))
             self._move(row, Event.RESERVE, Cause.NONE, now)
 
     def _missing(self, row: int) -> list[PageKey]:
@@ -132,10 +138,9 @@ class RemotePrefill(Companion):
         row, table, size = prefill.row, self.queues.table, self.queues.memory.page_size
         whole = (int(table.num_tokens[row]) - 1) // size
         tokens, namespace = table.tokens[row, : whole * size + 1].copy(), table.info(row).namespace
-        keys = page_keys(self.tiers.device.root(namespace), tokens[:-1], size)[whole - prefill.num_pages :]
         self.counts.begun += 1
         self._move(row, Event.GRANT, Cause.NONE, now)
-        self.effects.prefill(PrefillOrder(ticket, prefill.prefiller, tokens, namespace, tuple(keys)))
+        self.effects.prefill(PrefillOrder(ticket, prefill.prefiller, tokens, namespace, prefill.keys))
         return True
 
     def left(self, row: int) -> None:
@@ -229,14 +234,17 @@ class RemotePrefill(Companion):
             "tickets": self._tickets,
             "counts": msgspec.to_builtins(self.counts),
             "ready": sorted(self.ready),
-            "prefills": [(ticket, p.row, p.num_pages, p.prefiller) for ticket, p in self._prefills.items()],
+            "prefills": [(ticket, p.row, b"".join(p.keys), p.prefiller) for ticket, p in self._prefills.items()],
             "decided": sorted(self._decided),
         }
 
     def restore(self, plain: Plain) -> None:
         self._tickets, self.ready, self._decided = plain["tickets"], set(plain["ready"]), set(plain["decided"])
         self.counts = msgspec.convert(plain["counts"], RemoteCounts)
-        self._prefills = {ticket: _Prefill(*rest) for ticket, *rest in plain["prefills"]}
+        self._prefills = {
+            ticket: _Prefill(row, tuple(split_keys(keys)), prefiller)
+            for ticket, row, keys, prefiller in plain["prefills"]
+        }
 
     def statistics(self) -> dict[str, int]:
         """Counters since the start, and what is under way now."""

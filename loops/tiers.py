@@ -46,8 +46,6 @@ class RemoteConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     max_pages: int
     """Pages that may be on their way at a time: room of the tier below the device."""
-    min_pages: int = 1
-    """A prompt of which fewer pages are missing is computed here."""
     lease_s: float = 30.0
     """How long a request waits for its prefill."""
 

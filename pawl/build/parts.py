@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from pawl import __version__
-from pawl.actors.names import NAMES, PREFILL, Names
+from pawl.actors.names import NAMES, Names
 from pawl.actors.recorder import Recorder
 from pawl.actors.storage import Storage
 from pawl.actors.text.vocabulary import Vocabulary
@@ -218,7 +218,7 @@ def assemble(
             remote=remote_config(config, storage, names.role),
         )
     writer = _trace_writer(config)
-    of_several = {"replica": names.replica} if names.router == names.gateway or names.role == PREFILL else {}
+    of_several = {"replica": names.replica} if names.routed else {}
     started = _started(config, source, loop_config, facts | _grammar_facts(grammars) | of_several)
     summary = {
         "model": source.name,

@@ -140,7 +140,7 @@ def replica_actors(
     """Those that live where the model is, in the order in which they stop."""
     config, hold = parts.loop_config, Overflow.HOLD
     # The router stands where the gateway would; but losses of a trace are the gateway's own business.
-    watcher = ROUTER if _is_routed(names) else ""
+    watcher = ROUTER if names.routed else ""
     started = parts.started if parts.traced else None
     storage, recorder = parts.storage, parts.recorder
     received = Received()
@@ -165,11 +165,6 @@ def replica_actors(
     )
     traced = [ActorSpec(names.recorder, recorder, capacity=65_536)] if recorder is not None else []
     return in_order((*(spec._replace(watcher=watcher) for spec in specs), *traced), names)
-
-
-def _is_routed(names: Names) -> bool:
-    """Whether these are of a replica behind the router."""
-    return names.gateway == ROUTER or names.role == PREFILL
 
 
 def _told(config: LoopConfig) -> int:
@@ -216,8 +211,7 @@ def all_names(*names: Names) -> tuple[str, ...]:
     `names`, side by side."""
     # Nothing comes for who prefills once those have stopped who ask.
     replicas = sorted(names or (NAMES,), key=lambda each: each.role == PREFILL)
-    several = _is_routed(replicas[0])
-    each = {"front": [FRONT if several else replicas[0]], "replica": replicas}
+    each = {"front": [FRONT if replicas[0].routed else replicas[0]], "replica": replicas}
     order = [(role, names) for role, process in PROCESS_OF.items() for names in each[process]]
     desks = [("detokenizer", names) for names in replicas if names.role == PREFILL]
     at = order.index(("scheduler", desks[0][1])) if desks else 0

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from pawl.actors.names import NAMES, Names
+from pawl.actors.names import Names
 from pawl.actors.recorder import Recorder
 from pawl.actors.simulation.system import SimulatedSystem
 from pawl.actors.weight_groups import Trainers
@@ -189,7 +189,7 @@ def overtaking_limit(name: str) -> int | None:
 
 def _started(config: LoopConfig, model: str, names: Names) -> Started:
     """The first record."""
-    of_several = {} if names == NAMES else {"replica": names.replica}
+    of_several = {"replica": names.replica} if names.routed else {}
     return Started(
         version="simulated",
         model=model,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from pawl.actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
+from pawl.actors.messages.generate import Opened, StepTokens
 from pawl.actors.messages.hand_over import DecoderUp, PrefillerDown, PrefillerUp
 from pawl.actors.names import Names
 from pawl.actors.prefill_desk import PrefillDesk
@@ -21,7 +19,6 @@ from pawl.actors.tiers.store import TierStore
 from pawl.actors.worker import Worker
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.records import Record
-from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from pawl.loops.handing_over import HandingOver
 from pawl.loops.loop import Loop
@@ -32,6 +29,7 @@ from pawl.loops.saving import WritePolicy
 from pawl.loops.select import LoopConfig, Role
 from pawl.loops.tiers import RemoteConfig, TierConfig
 from pawl.memory.tiers.host import HostPool
+from tests.actors.heard import Heard, asking
 
 PAGE_SIZE = 4
 DESK = "p.desk"
@@ -52,27 +50,13 @@ def between(sender: str, receiver: str) -> bool:
     return sender.startswith("p.") != receiver.startswith("p.")
 
 
-class Listener(Actor):
-    """Stands where the detokenizer does: keeps tokens and ends."""
+class Listener(Heard, Actor):
+    """Stands where the detokenizer does."""
 
     accepts = Opened | StepTokens
 
-    def __init__(self) -> None:
-        self.tokens: dict[int, list[int]] = {}
-        self.ended: dict[int, Ended] = {}
-        self._row_of: dict[int, int] = {}
-
     def receive(self, message: Any) -> None:
-        if isinstance(message, Opened):
-            self._row_of[message.row] = message.request
-            self.tokens[message.request] = []
-            return
-        for row, token in zip(message.rows.tolist(), message.tokens.tolist(), strict=True):
-            assert self._row_of[row] not in self.ended, "a token after the terminal record"
-            self.tokens[self._row_of[row]].append(token)
-        for end in message.ended:
-            assert end.request not in self.ended, "two terminal records"
-            self.ended[end.request] = end
+        self.hear(message)
 
 
 class Introducer(Actor):
@@ -160,15 +144,7 @@ class Apart:
         return self.loop.companion(RemotePrefill)
 
     def submit(self, request: int, prompt: list[int], max_new_tokens: int = 4, salt: str = "") -> None:
-        message = Generate(
-            request=request,
-            rid=f"r{request}",
-            tokens=np.array(prompt, np.int32),
-            sampling=SamplingParameters(temperature=0.0, max_new_tokens=max_new_tokens),
-            text_options=TextOptions(),
-            namespace=salt,
-        )
-        self.system.send(DECODE.scheduler, message)
+        self.system.send(DECODE.scheduler, asking(request, prompt, max_new_tokens, salt))
 
     def abort(self, request: int) -> None:
         self.system.send(DECODE.scheduler, Abort((request,), Cause.CLIENT), Lane.CONTROL)

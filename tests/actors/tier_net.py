@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 
 from pawl.actors.gateway import Gateway
-from pawl.actors.messages.generate import Ended, Generate, Opened, StepTokens, TextOptions
 from pawl.actors.messages.transfer import PagesToWorker, ToStorage
 from pawl.actors.names import NAMES
 from pawl.actors.recorder import Recorder
@@ -31,7 +30,6 @@ from pawl.build.wiring import engine_actors
 from pawl.gpu.ghost.oracle import expected, expected_pages
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.records import Started
-from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
 from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.select import LoopConfig
@@ -41,6 +39,7 @@ from pawl.memory.tiers.host import HostPool
 from pawl.memory.tiers.keys import page_keys
 from pawl.testing.expectations import vocabulary
 from pawl.testing.replica import MemoryTrace
+from tests.actors.heard import Heard, asking
 
 
 def started(config: LoopConfig) -> Started:
@@ -87,7 +86,7 @@ class NetContext:
             self._net.leases.append(message)
 
 
-class Net:
+class Net(Heard):
     """Everything between a prompt and its tokens."""
 
     def __init__(
@@ -107,6 +106,7 @@ class Net:
             **(shape | loop),
             tiers=TierConfig(layout="ghost", write_policy=write_policy, **(tiers or {})),
         )
+        super().__init__()
         self.now_s = 0.0
         self.queues: dict[Edge, deque[tuple[int, Any]]] = {}
         """Messages with their numbers in the order of sending."""
@@ -114,8 +114,6 @@ class Net:
         self.leases: list[LeaseEnded] = []
         self.replies: list[Any] = []
         """What the gateway was told."""
-        self.tokens: dict[int, list[int]] = {}
-        self.ended: dict[int, Ended] = {}
         self.tamper: Callable[[Any], list[Any]] = lambda message: [message]
         """What becomes of a message about pages when it is posted."""
         self.haunted = make_runner is None
@@ -139,7 +137,6 @@ class Net:
         self.actors: dict[str, Actor] = {spec.name: spec.actor for spec in specs if spec.name in played}
         self.scheduler: Any = self.actors[NAMES.scheduler]
         self.storage, self.worker = self.actors[NAMES.storage], self.actors[NAMES.worker]
-        self._row_of: dict[int, int] = {}
         self._truth: dict[bytes, bytes] = {}
         """What the page of a key must hold, from prompts alone."""
         for name, actor in self.actors.items():
@@ -158,7 +155,7 @@ class Net:
 
     def post(self, sender: str, to: str, message: Any, lane: Lane) -> None:
         if to == NAMES.detokenizer:
-            self._hear(message)
+            self.hear(message)
         elif to == NAMES.recorder:
             self.records.extend(message.records)
         elif to == NAMES.gateway:
@@ -226,16 +223,8 @@ class Net:
     # ---- requests ----
 
     def submit(self, request: int, prompt: list[int], max_new_tokens: int = 4, namespace: str = "") -> None:
-        message = Generate(
-            request=request,
-            rid=f"r{request}",
-            tokens=np.array(prompt, np.int32),
-            sampling=SamplingParameters(temperature=0.0, max_new_tokens=max_new_tokens),
-            text_options=TextOptions(),
-            namespace=namespace,
-        )
         self._learn(prompt + expected(prompt, max_new_tokens), namespace)
-        self.scheduler.receive(message)
+        self.scheduler.receive(asking(request, prompt, max_new_tokens, namespace))
         self.scheduler.settled()
 
     def _learn(self, tokens: list[int], salt: str) -> None:
@@ -258,16 +247,3 @@ class Net:
         memory.pages.evict(eviction.pages, eviction.fence)
         self.turn()
         self.rest()
-
-    def _hear(self, message: Any) -> None:
-        match message:
-            case Opened():
-                self._row_of[message.row] = message.request
-                self.tokens[message.request] = []
-            case StepTokens():
-                for row, token in zip(message.rows.tolist(), message.tokens.tolist(), strict=True):
-                    assert self._row_of[row] not in self.ended, "a token after the terminal record"
-                    self.tokens[self._row_of[row]].append(token)
-                for end in message.ended:
-                    assert end.request not in self.ended, "two terminal records"
-                    self.ended[end.request] = end
