@@ -22,9 +22,10 @@ def load(config: ServerConfig, report: Report = unheard) -> list[Parts] | list[R
     count, shares = len(roles), [share_of(config, place) for place in range(len(roles))]
     reports = [part(report, place / count, (place + 1) / count) for place in range(count)]
     if config.runtime == "processes":
-        from pawl.build.replica_process import started  # whoever runs in one process imports no ZeroMQ
+        from pawl.build.hosts.host import OneHost  # whoever runs in one process imports no ZeroMQ
+        from pawl.build.replica_process import started
 
-        return started(shares, reports)
+        return started(shares, reports, OneHost())
     if len(shares) == 1:
         return [load_here(config, report)]
     return [

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -57,8 +58,8 @@ def main() -> None:
     sys.setswitchinterval(setup.switch_s)
     configure_logs(config.log_format, config.log_level)
     ends: SimpleQueue[str] = SimpleQueue()
-    loaded, folder = Event(), Path(setup.address.removeprefix("ipc://")).parent
-    Thread(target=_watch_front, args=(source, ends, loaded, folder), name="front", daemon=True).start()
+    loaded = Event()
+    Thread(target=_watch_front, args=(source, ends, loaded, setup.address), name="front", daemon=True).start()
 
     def tell(told: Told) -> None:
         write_frame(target, msgspec.msgpack.encode(told))
@@ -76,11 +77,11 @@ def main() -> None:
     loaded.set()
     why = replica.serve()
     if why != LEFT:  # the front cannot any more
-        shutil.rmtree(folder, ignore_errors=True)
+        _forget(setup.address)
     sys.exit(0 if why == LEFT else 1)
 
 
-def _watch_front(source: IO[bytes], ends: SimpleQueue[str], loaded: Event, folder: Path) -> None:
+def _watch_front(source: IO[bytes], ends: SimpleQueue[str], loaded: Event, address: str) -> None:
     """Wait for the end of the front, and see to that of this process."""
     # Not through the buffered stream, whose lock a thread that waits would still hold at the end of the process.
     while os.read(source.fileno(), 1):
@@ -89,8 +90,17 @@ def _watch_front(source: IO[bytes], ends: SimpleQueue[str], loaded: Event, folde
     if loaded.is_set():
         # An orderly end takes as long as it takes, but not for ever.
         time.sleep(3 * STOP_S)
-    shutil.rmtree(folder, ignore_errors=True)
+    _forget(address)
     os._exit(1)
+
+
+def _forget(address: str) -> None:
+    """Remove the folder of this link, where it has one, and with the last one that of a front that is gone."""
+    kind, _, path = address.partition("://")
+    if kind == "ipc":
+        shutil.rmtree(Path(path).parent, ignore_errors=True)
+        with suppress(OSError):
+            Path(path).parent.parent.rmdir()
 
 
 def _ready(parts: Parts) -> Ready:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +14,13 @@ import structlog
 from pawl import __version__
 from pawl.actors.names import Names, names_of
 from pawl.actors.runtime.processes.link import Link
-from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import ProcessSystem
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
-from pawl.build.ready import Progress, Ready, Refused, Setup, Told
+from pawl.build.hosts.host import Hosts, ReplicaFailed
+from pawl.build.ready import Progress, Ready, Refused, Setup
 from pawl.build.wiring import process_of
 from pawl.config import ConfigError, ServerConfig
-from pawl.gpu.frames import read_frame, write_frame
 from pawl.gpu.weights.report import Report, unheard
 
 log = structlog.get_logger("pawl.build.replica_process")
@@ -36,10 +29,6 @@ MEET_S = 60.0
 """What a replica that is ready may take until it is met."""
 END_S = 5.0
 """What its process may take to end, after its actors."""
-
-
-class ReplicaFailed(Exception):
-    """The process of a replica has ended, cannot be started, or is not what it should be; the message says why."""
 
 
 class Origin(NamedTuple):
@@ -52,25 +41,34 @@ class Origin(NamedTuple):
 class ReplicaProcess:
     """What an engine needs of a replica that is loaded, and serves, in another process (compare `Parts`)."""
 
-    def __init__(self, config: ServerConfig, names: Names) -> None:
-        """Start it; `wait_until_ready` is next."""
+    def __init__(self, config: ServerConfig, names: Names, hosts: Hosts, place: int) -> None:
+        """Start it where the replica at this place is to be; `wait_until_ready` is next. Raises ReplicaFailed."""
         self.names = names
         self.name = process_of(names.scheduler)
+        self.hosts = hosts
         self.met = threading.Event()
         """Set when the system of the front knows its actors."""
         self._config = config
-        self._folder = Path(tempfile.mkdtemp(prefix="pawl-"))  # of mode 0700
-        self._address = f"ipc://{self._folder}/{self.name}"
         self._link: Link | None = None
         self._ended = threading.Event()
-        self._child = self._start()
+        host = hosts.of(place)
+        self.where = f"{self.name} on {host.name}" if host.name else self.name
+        """The process, and its host, as people know them."""
+        self._wire = host.bind(self.name)
+        settings = msgspec.to_builtins(config)
+        setup = Setup(settings, names, self.name, self._wire.address, sys.getswitchinterval())
+        try:
+            self._running = host.start(setup)
+        except BaseException:
+            self._wire.shut()
+            raise
 
     def wait_until_ready(self, report: Report = unheard) -> None:
         """`report` hears how far it is. Raises ReplicaFailed, and ConfigError for settings that cannot be; then nothing
         is left of it."""
         try:
             self.ready = self._heard_ready(report)
-            check_alike({"front": {"version": __version__}, self.name: self.ready.facts()})
+            check_alike({"front": {"version": __version__}, self.where: self.ready.facts()})
             self.source = Origin(self.ready.name, Path(self.ready.path))
             self.vocabulary = (
                 ghost_vocabulary()
@@ -84,47 +82,29 @@ class ReplicaProcess:
         self.summary, self.traced = self.ready.summary | {"pid": self.ready.pid}, self.ready.traced
         threading.Thread(target=self._watch, name=f"watch {self.name}", daemon=True).start()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        """A session of its own: what ends the front from a terminal ends its replica when the front says so."""
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        return subprocess.Popen(
-            [sys.executable, "-m", "pawl.build.replica"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-        )
-
     def _heard_ready(self, report: Report) -> Ready:
-        source, target = self._child.stdout, self._child.stdin
-        assert source is not None
-        assert target is not None
-        settings = msgspec.to_builtins(self._config)
-        setup = Setup(settings, self.names, self.name, self._address, sys.getswitchinterval())
-        with suppress(BrokenPipeError):
-            write_frame(target, msgspec.msgpack.encode(setup))
-        while (frame := read_frame(source)) is not None:
-            match msgspec.msgpack.decode(frame, type=Told):
+        while (told := self._running.heard()) is not None:
+            match told:
                 case Progress(share):
                     report(share)
                 case Ready() as ready:
                     return ready
                 case Refused(message, usage):
                     raise ConfigError(message, "") if usage else ReplicaFailed(message)
-        raise ReplicaFailed(f"{self.name} has ended before it was ready: {how_it_ended(self._child.wait())}")
+        raise ReplicaFailed(f"{self.where} has ended before it was ready: {self._running.wait()}")
 
     def _watch(self) -> None:
-        status = self._child.wait()
+        how = self._running.wait()
         self._ended.set()
         self.met.set()
         if self._link is not None:
-            self._link.ends(f"the process of {self.name} has ended: {how_it_ended(status)}")
+            self._link.ends(f"the process of {self.where} has ended: {how}")
 
     # ---- for the engine ----
 
-    def join(self, system: ProcessSystem, sockets: Sockets) -> None:
+    def join(self, system: ProcessSystem) -> None:
         """Let the actors of both processes find each other; `meet` is next."""
-        self._link = system.connect(self.name, sockets.bind(self._address))
+        self._link = system.connect(self.name, self._wire)
 
     def meet(self, system: ProcessSystem) -> None:
         """Wait until they have. Raises ReplicaFailed; then nothing is left of it."""
@@ -134,38 +114,34 @@ class ReplicaProcess:
         if self._ended.is_set() or not met:
             system.lost(link, "it cannot be met")
             self.kill()
-            raise ReplicaFailed(f"{self.name} was ready and cannot be met")
+            raise ReplicaFailed(f"{self.where} was ready and cannot be met")
 
     def close(self) -> None:
         """Its actors have ended: the process does. May be called twice."""
         if self._link is not None and not self._ended.wait(END_S):
-            log.error("the process of a replica does not end", process=self.name, pid=self.ready.pid)
+            log.error("the process of a replica does not end", process=self.where, pid=self.ready.pid)
         self.kill()
 
     def kill(self) -> None:
         """Be gone at once, whatever it is at."""
-        if self._child.poll() is None:
-            os.killpg(self._child.pid, signal.SIGKILL)
-            self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._running.kill()
+        if self._link is None:
+            self._wire.shut()
 
 
-def started(shares: Sequence[ServerConfig], reports: Sequence[Report]) -> list[ReplicaProcess]:
+def started(shares: Sequence[ServerConfig], reports: Sequence[Report], hosts: Hosts) -> list[ReplicaProcess]:
     """A replica for each share, all of which load at once; each report hears of one. Raises as `wait_until_ready`
-    does."""
+    does, and then closes the hosts."""
     made: list[ReplicaProcess] = []
     try:
         for place, share in enumerate(shares):
-            made.append(ReplicaProcess(share, names_of(place)))
+            made.append(ReplicaProcess(share, names_of(place), hosts, place))
         for replica, report in zip(made, reports, strict=True):
             replica.wait_until_ready(report)
     except BaseException:
         for replica in made:
             replica.kill()
+        hosts.close()
         raise
     return made
 
@@ -177,8 +153,3 @@ def check_alike(facts: dict[str, dict[str, Any]]) -> None:
         for fact in mine.keys() & theirs.keys():
             if mine[fact] != theirs[fact]:
                 raise ReplicaFailed(f"{fact} differs: {mine[fact]} in the {first}, {theirs[fact]} in the {name}")
-
-
-def how_it_ended(status: int) -> str:
-    """The status of a process, in words."""
-    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"

@@ -8,7 +8,6 @@ from pawl import __version__
 from pawl.actors.codec import make_codec
 from pawl.actors.gateway import Gateway
 from pawl.actors.names import Names
-from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
 from pawl.build.ready import FRONT
 from pawl.build.replica_process import ReplicaProcess, check_alike
@@ -23,15 +22,15 @@ class ProcessReplicas(Replicas[ReplicaProcess]):
     def __init__(self, config: ServerConfig, replicas: Sequence[ReplicaProcess], on_end: OnEnd) -> None:
         """Raises ReplicaFailed where they are not alike."""
         super().__init__(config, replicas, on_end)
-        self._alike = {replicas[0].name: replicas[0].ready.facts()}
+        self._alike = {replicas[0].where: replicas[0].ready.facts()}
         for replica in replicas:
             self._check(replica)
         process = Process(FRONT, make_codec, __version__, on_met=self._met)
         self.system: ProcessSystem = ProcessSystem(process, replicas[0].loop_config.seed, on_failure=self.failed)
-        self._sockets = Sockets()
+        self._hosts = replicas[0].hosts
 
     def _check(self, replica: ReplicaProcess) -> None:
-        check_alike(self._alike | {replica.name: replica.ready.facts()})
+        check_alike(self._alike | {replica.where: replica.ready.facts()})
 
     def _met(self, process: str) -> None:
         for replica in self.live():
@@ -50,19 +49,19 @@ class ProcessReplicas(Replicas[ReplicaProcess]):
 
     def close(self) -> None:
         super().close()
-        self._sockets.close()
+        self._hosts.close()
 
     def _retire(self, lost: Names) -> None:
         """They end with their process."""
 
     def _load(self, share: ServerConfig, names: Names) -> ReplicaProcess:
-        replica = ReplicaProcess(share, names)
+        replica = ReplicaProcess(share, names, self._hosts, self._places[names.replica])
         replica.wait_until_ready()
         self._check(replica)
         return replica
 
     def _begin(self, replica: ReplicaProcess) -> None:
-        replica.join(self.system, self._sockets)
+        replica.join(self.system)
 
     def _meet(self, replica: ReplicaProcess) -> None:
         replica.meet(self.system)

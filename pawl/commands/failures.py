@@ -15,7 +15,7 @@ FAILURES = {
     "pawl.commands.failures": ("CommandFailed",),
     "pawl.bench.client": ("HttpError",),
     "pawl.engine": ("EngineFailed", "RequestFailed"),
-    "pawl.build.replica_process": ("ReplicaFailed",),
+    "pawl.build.hosts.host": ("ReplicaFailed",),
     "pawl.gpu.weights.locate": ("ModelNotFound",),
     "pawl.gpu.weights.gguf": ("GgufFormatError",),
     "pawl.gpu.weights.safetensors": ("FolderError",),

@@ -16,7 +16,7 @@ from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.runtime.codec import Codec
 from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.runtime.processes.keys import Keys, KeysUnusable, make_keys, read_keys
-from pawl.actors.runtime.processes.sockets import Sockets
+from pawl.actors.runtime.processes.sockets import Sockets, both_ways
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
 from pawl.cli import main
 from tests.actors.process_child import Ping, Pong
@@ -153,6 +153,18 @@ def test_those_who_have_the_keys_talk_over_tcp_and_a_stranger_gets_nothing_and_b
             push.close()
             pull.close()
     assert parent.system.dead_letters.total == 0
+
+
+def test_a_wire_takes_free_ports_and_says_which(tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys")
+    keys, sockets = read_keys(tmp_path / "keys"), Sockets()
+    wires = [sockets.bind("tcp://127.0.0.1:0", keys) for _ in range(20)]
+    assert len({port for wire in wires for port in both_ways(wire.address)}) == 40
+    for wire in wires:
+        with pytest.raises(OSError, match="in use"):
+            sockets.bind(wire.address, keys)
+        wire.shut()
+    sockets.close()
 
 
 @pytest.fixture

@@ -13,8 +13,11 @@ import msgspec
 import pytest
 
 from pawl.actors.names import names_of
+from pawl.actors.runtime.processes.sockets import SocketWire
+from pawl.build.hosts.child import Child
+from pawl.build.hosts.host import Host, OneHost, ReplicaFailed, Running
 from pawl.build.ready import Setup
-from pawl.build.replica_process import ReplicaFailed, ReplicaProcess, check_alike, started
+from pawl.build.replica_process import ReplicaProcess, check_alike, started
 from pawl.build.replica_processes import ProcessReplicas
 from pawl.build.wiring import PROCESS_OF, all_names
 from pawl.config import ConfigError, ServerConfig
@@ -143,18 +146,28 @@ def test_the_death_of_the_front_ends_its_requests_as_of_clients_that_hung_up_and
 
 def test_settings_that_cannot_be_are_refused_by_the_replica_and_told_by_the_front(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dtype: the ghost computes no model"):
-        started([config(tmp_path, dtype="bf16")], [unheard])
+        started([config(tmp_path, dtype="bf16")], [unheard], OneHost())
 
 
 def test_a_replica_that_dies_while_it_loads_is_told_with_how_it_ended(tmp_path: Path) -> None:
-    class Dying(ReplicaProcess):
-        def _start(self) -> subprocess.Popen[bytes]:
-            child = super()._start()
-            child.kill()
+    class Deadly(OneHost):
+        """Its processes are killed before they can say anything."""
+
+        def of(self, place: int) -> Host:
+            return self
+
+        name = ""
+
+        def bind(self, process: str) -> SocketWire:
+            return super().of(0).bind(process)
+
+        def start(self, setup: Setup) -> Running:
+            child = Child(setup)
+            os.kill(child.pid, signal.SIGKILL)
             return child
 
     with pytest.raises(ReplicaFailed, match="before it was ready: killed by signal 9"):
-        Dying(config(tmp_path), names_of(0)).wait_until_ready()
+        started([config(tmp_path)], [unheard], Deadly())
 
 
 def test_processes_that_differ_are_refused_with_what_each_has() -> None:

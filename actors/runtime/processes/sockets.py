@@ -6,11 +6,13 @@ is it the thread here that waits until it does.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from errno import EADDRINUSE
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -29,6 +31,8 @@ IN_SOCKETS = 256
 """Messages that the sockets of one direction may hold; the rest waits where its order can still change."""
 IN_A_ROW = 256
 """Messages read from one process before the others' are looked at."""
+MOST_TRIES = 100
+"""For two free ports in a row."""
 FAR_S = 3600.0
 """Longest wait of the thread."""
 COPIED_BYTES = 1 << 16
@@ -58,32 +62,57 @@ class Sockets:
         self._thread.start()
 
     def bind(self, address: str, keys: Keys | None = None) -> SocketWire:
-        """Wait at `address` for one process. Raises ValueError for tcp without keys, OSError where it cannot be."""
-        return self._open(address, keys, bind=True)
+        """Wait at `address` for one process; port 0 takes free ones, and the wire says which. Raises ValueError for tcp
+        without keys, OSError where it cannot be."""
+        for tries in itertools.count(1):
+            try:
+                return self._open(address, keys, bind=True)
+            except OSError as error:
+                # The port behind a free one may be taken.
+                if not address.endswith(":0") or error.errno != EADDRINUSE or tries == MOST_TRIES:
+                    raise
+        raise AssertionError
 
     def join(self, address: str, keys: Keys | None = None) -> SocketWire:
         """Go to the process that waits at `address`. Raises as `bind` does."""
         return self._open(address, keys, bind=False)
 
     def _open(self, address: str, keys: Keys | None, *, bind: bool) -> SocketWire:
-        up, down = both_ways(address)
+        both_ways(address)
+        zmq = self._zmq
+        push, pull = (
+            self.socket(zmq.PUSH, address, keys, server=bind),
+            self.socket(zmq.PULL, address, keys, server=bind),
+        )
+        push.set(zmq.SNDHWM, IN_SOCKETS)
+        pull.set(zmq.RCVHWM, IN_SOCKETS)
+        try:
+            if bind and address.endswith(":0"):
+                pull.bind(address)
+                address = pull.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+                push.bind(both_ways(address)[1])
+            else:
+                up, down = both_ways(address)
+                (pull.bind if bind else pull.connect)(up if bind else down)
+                (push.bind if bind else push.connect)(down if bind else up)
+        except zmq.ZMQError as error:
+            push.close()
+            pull.close()
+            raise OSError(error.errno, f"{address}: {error.strerror}") from error
+        return SocketWire(self, zmq, address, push, pull)
+
+    def socket(self, kind: int, address: str, keys: Keys | None, *, server: bool) -> Any:
+        """A socket of this context, which is for its user to close, that lets in who has the keys and nobody else.
+        Raises ValueError for tcp without keys."""
         if address.startswith("tcp:") and keys is None:
             raise ValueError(f"{address}: tcp goes with keys only; `pawl keys DIR` makes them")
-        zmq = self._zmq
-        push, pull = self._context.socket(zmq.PUSH), self._context.socket(zmq.PULL)
-        for socket, where in ((pull, up if bind else down), (push, down if bind else up)):
-            socket.set(zmq.SNDHWM if socket is push else zmq.RCVHWM, IN_SOCKETS)
-            socket.set(zmq.MAXMSGSIZE, MOST_BYTES)
-            socket.set(zmq.LINGER, 0)
-            if keys is not None:
-                self._secure(socket, keys, server=bind)
-            try:
-                (socket.bind if bind else socket.connect)(where)
-            except zmq.ZMQError as error:
-                push.close()
-                pull.close()
-                raise OSError(error.errno, f"{where}: {error.strerror}") from error
-        return SocketWire(self, zmq, push, pull)
+        socket: Any = self._context.socket(kind)
+        socket.set(self._zmq.MAXMSGSIZE, MOST_BYTES)
+        socket.set(self._zmq.LINGER, 0)
+        socket.set(self._zmq.IPV6, "[" in address)
+        if keys is not None:
+            self._secure(socket, keys, server=server)
+        return socket
 
     def _secure(self, socket: Any, keys: Keys, *, server: bool) -> None:
         socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
@@ -174,7 +203,11 @@ class Sockets:
 class SocketWire:
     """A `Wire` of two sockets. Closed by the thread that reads it."""
 
-    def __init__(self, sockets: Sockets, zmq: Any, push: zmq.Socket[bytes], pull: zmq.Socket[bytes]) -> None:
+    def __init__(
+        self, sockets: Sockets, zmq: Any, address: str, push: zmq.Socket[bytes], pull: zmq.Socket[bytes]
+    ) -> None:
+        self.address = address
+        """Where one of the two processes waits for the other."""
         self.push = push
         self.pull = pull
         self.blocked = False
@@ -265,6 +298,6 @@ def both_ways(address: str) -> tuple[str, str]:
     if kind == "ipc" and where:
         return f"{address}.up", f"{address}.down"
     host, _, port = where.rpartition(":")
-    if kind == "tcp" and host and port.isdecimal() and 0 < int(port) < 65535:
+    if kind == "tcp" and host and port.isdecimal() and int(port) < 65535:
         return address, f"tcp://{host}:{int(port) + 1}"
     raise ValueError(f"ipc://PATH or tcp://HOST:PORT, not {address!r}")

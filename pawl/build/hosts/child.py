@@ -1,0 +1,64 @@
+"""The process of a replica, as the one that has started it sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+
+import msgspec
+
+from pawl.build.ready import Setup, Told
+from pawl.gpu.frames import read_frame, write_frame
+
+
+class Child:
+    """A process of this one (`Running`), which ends with it: the end of its input is the end of its parent."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._process = self._start()
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            write_frame(self._process.stdin, msgspec.msgpack.encode(setup))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        """A session of its own: what ends the front from a terminal ends its replica when the front says so."""
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        return subprocess.Popen(
+            [sys.executable, "-m", "pawl.build.replica"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def heard(self) -> Told | None:
+        assert self._process.stdout is not None
+        frame = read_frame(self._process.stdout)
+        return None if frame is None else msgspec.msgpack.decode(frame, type=Told)
+
+    def wait(self, timeout_s: float | None = None) -> str | None:
+        try:
+            return how_it_ended(self._process.wait(timeout_s))
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+
+def how_it_ended(status: int) -> str:
+    """The status of a process, in words."""
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"

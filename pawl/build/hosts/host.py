@@ -1,0 +1,94 @@
+"""Where replicas live: what a front needs of a host, and of a process there. This host, and one like it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Protocol
+
+from pawl.actors.runtime.processes.sockets import Sockets, SocketWire
+from pawl.build.hosts.child import Child
+from pawl.build.ready import Setup, Told
+
+
+class ReplicaFailed(Exception):
+    """The process of a replica has ended, cannot be started, or is not what it should be; the message says why."""
+
+
+class Running(Protocol):
+    """The process of a replica, on whichever host."""
+
+    def heard(self) -> Told | None:
+        """What it says next, before it serves; None: it has ended. Waits for it."""
+
+    def wait(self, timeout_s: float | None = None) -> str | None:
+        """Wait for its end: in words, how it ended; None where it has not within so long."""
+
+    def kill(self) -> None:
+        """Be gone at once, whatever it is at. May be called twice."""
+
+
+class Host(Protocol):
+    """A machine with replicas."""
+
+    @property
+    def name(self) -> str:
+        """As people know it; empty: the host of the front."""
+
+    def bind(self, process: str) -> SocketWire:
+        """Wait for this process of the host."""
+
+    def start(self, setup: Setup) -> Running:
+        """Start the process of a replica. Raises ReplicaFailed."""
+
+
+class Hosts(Protocol):
+    """All machines with replicas."""
+
+    @property
+    def sockets(self) -> Sockets:
+        """Those of the front."""
+
+    def of(self, place: int) -> Host:
+        """Where the replica at this place is to be. Waits until that host is there; raises ReplicaFailed where nobody
+        waits any more."""
+
+    def close(self) -> None:
+        """All replicas have ended. May be called twice."""
+
+
+class ThisHost:
+    """The host of the front; links lie in a folder of mode 0700, each in one of its own."""
+
+    name = ""
+
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets = sockets
+        self._folder = Path(tempfile.mkdtemp(prefix="pawl-"))
+
+    def bind(self, process: str) -> SocketWire:
+        (self._folder / process).mkdir()
+        return self._sockets.bind(f"ipc://{self._folder}/{process}/link")
+
+    def start(self, setup: Setup) -> Running:
+        return Child(setup)
+
+    def close(self) -> None:
+        """All its processes have ended."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class OneHost:
+    """`Hosts` where there is this one alone."""
+
+    def __init__(self) -> None:
+        self.sockets = Sockets()
+        self._host = ThisHost(self.sockets)
+
+    def of(self, place: int) -> Host:
+        return self._host
+
+    def close(self) -> None:
+        self.sockets.close()
+        self._host.close()
