@@ -1,9 +1,8 @@
-"""A process and its child: messages, a length of 4 bytes and so many bytes, and signals."""
+"""What a process and its child say to each other: messages, a length of 4 bytes and so many bytes."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from typing import IO
 
@@ -14,13 +13,6 @@ def streams_of_child() -> tuple[IO[bytes], IO[bytes]]:
     target = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return sys.stdin.buffer, target
-
-
-def ended_by_parent() -> None:
-    """Signals to end change nothing from now on. Who stops a service sends them to all its processes, and the parent
-    ends its children in order, once all is answered. What this process starts hears them again."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, lambda *_: None)
 
 
 def write_frame(stream: IO[bytes], message: bytes) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from pawl.gpu.children import ended_by_parent
 from pawl.gpu.frames import read_frame, streams_of_child, write_frame
 from pawl.gpu.grammars.base import GrammarRefused, Words
 from pawl.gpu.grammars.compiling import MAX_PAYLOAD, MEMORY, TOO_LARGE, Setup, Told
@@ -27,6 +28,7 @@ MASK_SECONDS = 0.02
 
 def main() -> None:
     """Until the input ends."""
+    ended_by_parent()
     source, target = streams_of_child()
     os.nice(5)
     first = read_frame(source)

@@ -7,15 +7,14 @@ Frames are a length of 4 bytes and msgpack. The child ends when its input does.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from threading import Lock, Timer
 
 import msgspec
 
+from pawl.gpu.children import python, start
 from pawl.gpu.frames import read_frame, write_frame
 from pawl.gpu.grammars.base import GrammarRefused, Words
 from pawl.lifecycle.grammar import Grammar
@@ -88,13 +87,11 @@ class CompileProcess:
             self._child.wait()
 
     def _start(self) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "pawl.gpu.grammars.child"],
+        self._child = start(
+            python("pawl.gpu.grammars.child"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment,
         )
         self._ready = False
 

@@ -6,13 +6,11 @@ when this process does, however that ends, for its lines are closed then.
 
 from __future__ import annotations
 
-import os
 import selectors
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
+from pawl.gpu.children import start
 from pawl.gpu.parallel.link import Frame, LineClosed, LineTimeout, Link
 from pawl.gpu.parallel.ranks import IN_VAIN, RankLost, StartRefused, check_ready
 from pawl.gpu.parallel.topology import Topology
@@ -30,8 +29,9 @@ GRACE_S = 3.0
 """For the others, once one rank has refused: what it refuses they refuse at once, or they wait for it in vain."""
 START_S = 1800.0
 """For reading the model."""
-BY_OTHERS = tuple(-signum for signum in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-"""How a process ends that somebody, or the system for want of memory, has ended."""
+BY_OTHERS = -signal.SIGKILL
+"""How a process ends that somebody, or the system for want of memory, has ended; other signals to end it does not
+heed."""
 
 
 class Wire(Protocol):
@@ -50,13 +50,11 @@ class RankProcess:
         self.rank = rank
         pairs = [socket.socketpair() for _ in range(2)]
         theirs = [pair[1].fileno() for pair in pairs]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
-            self._child = subprocess.Popen(
+            self._child = start(
                 [*command, *map(str, theirs)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=theirs,
-                env=environment,
                 start_new_session=True,  # an interrupt from a terminal is for the server alone
             )
         except BaseException:
@@ -87,7 +85,7 @@ class RankProcess:
         except subprocess.TimeoutExpired:
             return RankLost(self.rank, "has closed its line", blameless=False)
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with status {code}"
-        return RankLost(self.rank, f"(process {self._child.pid}) {how}", blameless=code in BY_OTHERS)
+        return RankLost(self.rank, f"(process {self._child.pid}) {how}", blameless=code == BY_OTHERS)
 
 
 class ProcessLine:
@@ -223,8 +221,3 @@ class RankProcesses:
         for rank in self._ranks:
             rank.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def python(module: str) -> list[str]:
-    """The command of a module that is a rank."""
-    return [sys.executable, "-m", module]

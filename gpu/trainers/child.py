@@ -21,6 +21,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from pawl.gpu.children import ended_by_parent
 from pawl.gpu.frames import read_frame, streams_of_child, write_frame
 from pawl.gpu.trainers.wire import Expected, Setup, Told
 
@@ -39,6 +40,7 @@ class NotReceived(Exception):
 
 def main() -> None:
     """Until the input ends, in whatever collective this is then."""
+    ended_by_parent()
     source, target = streams_of_child()
     memories = socket.socket(fileno=int(sys.argv[1]))
     frames: SimpleQueue[bytes] = SimpleQueue()

@@ -6,7 +6,6 @@ import mmap
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Thread
@@ -14,6 +13,7 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
+from pawl.gpu.children import python, start
 from pawl.gpu.frames import read_frame, write_frame
 from pawl.gpu.trainers.wire import Expected, Setup, Told
 from pawl.lifecycle.weight_group import Place, TensorSpec, offsets_of
@@ -52,15 +52,13 @@ class ChildMember:
         self._left = False
         self._received: FromMemory | None = None
         self._memories, theirs = socket.socketpair()
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with theirs:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "pawl.gpu.trainers.child", str(theirs.fileno())],
+            self._child = start(
+                [*python("pawl.gpu.trainers.child"), str(theirs.fileno())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                env=environment,
             )
         Thread(target=self._listen, name="pawl-trainer", daemon=True).start()
         self._ask(Setup(place, limit_s))

@@ -23,6 +23,7 @@ from pawl.build.grammars import make_grammars
 from pawl.build.lora import targets_of
 from pawl.config import ServerConfig
 from pawl.gpu.adapters.peft import MOST_RANK, AdapterLimits, read_adapter
+from pawl.gpu.children import ended_by_parent
 from pawl.gpu.devices import DTYPES
 from pawl.gpu.native.ranks import Joined
 from pawl.gpu.parallel.actions import RankActions
@@ -47,6 +48,7 @@ START_LIMIT_S = 600.0
 
 def main() -> None:
     """Until the parent ends."""
+    ended_by_parent()
     steps, beside = (Link(socket.socket(fileno=int(number))) for number in sys.argv[1:3])
     heard = listen(beside)
     codec = make_codec(Setup)

@@ -14,6 +14,7 @@ import torch
 from pawl.actors.codec import make_codec
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.backend import BackendUnavailable
+from pawl.gpu.children import python
 from pawl.gpu.devices import available_threads
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.switches import check_switches
@@ -21,7 +22,7 @@ from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.native.bindings import load_library
 from pawl.gpu.native.ranks import Segment
 from pawl.gpu.parallel.group import CountedModel, RankGroup
-from pawl.gpu.parallel.processes import RankProcesses, python
+from pawl.gpu.parallel.processes import RankProcesses
 from pawl.gpu.parallel.ranks import Ranks
 from pawl.gpu.parallel.sent import ShownWeights
 from pawl.gpu.parallel.shard import check_shares

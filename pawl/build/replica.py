@@ -34,7 +34,8 @@ from pawl.build.ready import FRONT, Progress, Ready, Refused, Setup, Told
 from pawl.build.wiring import replica_actors, spawn_all, stop_order
 from pawl.commands.failures import exit_status
 from pawl.config import ServerConfig
-from pawl.gpu.frames import ended_by_parent, read_frame, streams_of_child, write_frame
+from pawl.gpu.children import ended_by_parent
+from pawl.gpu.frames import read_frame, streams_of_child, write_frame
 from pawl.lifecycle.states import Cause
 from pawl.logs import configure_logs
 from pawl.loops.orders.requests import EndAll

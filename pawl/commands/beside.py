@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import msgspec
 
+from pawl.gpu.children import environment, python
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Gap
@@ -20,13 +24,17 @@ WORTH_IT = 4 << 20
 """Bytes of a trace from which on a second process is quicker than none."""
 
 
-class Decided(msgspec.Struct, frozen=True):
+class Decided(msgspec.Struct, frozen=True, tag=True):
     """What came of it."""
 
     during: tuple[Violation, ...]
     at_end: tuple[Violation, ...]
     """Of a trace that is whole: what shows only then."""
     unjudged: str
+
+
+Told: TypeAlias = float | Decided
+"""The share that is done, or what came of it."""
 
 
 def decide(path: Path, told: Callable[[float], object]) -> Decided:
@@ -43,11 +51,6 @@ def decide(path: Path, told: Callable[[float], object]) -> Decided:
     return Decided(tuple(during), tuple(decisions.finish(history)), decisions.unjudged)
 
 
-def _tell(path: Path, results: Connection) -> None:
-    """The body of the child."""
-    results.send(decide(path, results.send))
-
-
 class DecidedBeside(Property):
     """`OneDecisionLog`, in another process over the same files."""
 
@@ -59,11 +62,11 @@ class DecidedBeside(Property):
         """How far it is."""
         self._told = told
         self._found: Decided | None = None
-        context = multiprocessing.get_context("spawn")
-        self._results, theirs = context.Pipe(duplex=False)
-        self._process = context.Process(target=_tell, args=(path, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
+        ours, theirs = os.pipe()
+        self._results = Connection(ours, writable=False)
+        command = [*python("pawl.commands.beside"), str(path), str(theirs)]
+        self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs], env=environment())
+        os.close(theirs)
 
     def poll(self) -> None:
         """Hear what has been told so far."""
@@ -79,11 +82,12 @@ class DecidedBeside(Property):
 
     def _hear(self) -> None:
         try:
-            told = self._results.recv()
+            told = msgspec.msgpack.decode(self._results.recv_bytes(), type=Told)
         except EOFError:
             told = Decided((), (), "no decision was made again: the process that did was lost")
         if isinstance(told, Decided):
             self._found, self.unjudged = told, told.unjudged
+            self._child.wait()
         else:
             self.share = told
 
@@ -92,3 +96,18 @@ class DecidedBeside(Property):
             self._hear()
             self._told(self.share)
         return self._found
+
+
+def main() -> None:
+    """The child."""
+    path, results = Path(sys.argv[1]), Connection(int(sys.argv[2]), readable=False)
+
+    def tell(told: Told) -> None:
+        results.send_bytes(msgspec.msgpack.encode(told))
+
+    with suppress(BrokenPipeError):  # nobody wants to know any more
+        tell(decide(path, tell))
+
+
+if __name__ == "__main__":
+    main()

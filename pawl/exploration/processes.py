@@ -6,7 +6,6 @@ import json
 import selectors
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pawl.commands.failures import CommandFailed
 from pawl.exploration import Totals
 from pawl.exploration.fixed import flag_of
 from pawl.exploration.task import Report, Task, explore
+from pawl.gpu.children import environment, python
 
 PATIENCE_S = 10.0
 """For a process to end after its last report."""
@@ -107,8 +107,9 @@ class Child:
         self.final = False
         self._output = output
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pawl.cli", "explore", "--report", *words_of(task), "--output", str(output)],
+            [*python("pawl.cli"), "explore", "--report", *words_of(task), "--output", str(output)],
             stdout=subprocess.PIPE,
+            env=environment(),
         )
         assert self._process.stdout is not None
         self.stdout = self._process.stdout

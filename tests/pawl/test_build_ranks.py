@@ -85,8 +85,11 @@ def survives(folder: Path, trace: Path, fault: signal.Signals, **more: Any) -> N
         assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected
         before = pids(engine)
         assert [one["pid"] for one in engine.parts.summary["ranks"]] == before
+        for pid in before:
+            os.kill(pid, signal.SIGTERM)  # as every process of a service gets it that is stopped
         stream = engine.stream(asked[0], GREEDY | {"max_new_tokens": 80})
         tokens = list(next(stream).tokens)
+        assert pids(engine) == before
         os.kill(before[1], fault)
         again = [each.tokens for each in engine.generate(asked, GREEDY)]
         for delta in stream:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from contextlib import suppress
 
 import msgspec
 
 from pawl.build.ready import Setup, Told
+from pawl.gpu.children import python, start
 from pawl.gpu.frames import read_frame, write_frame
 
 
@@ -29,12 +29,10 @@ class Child:
 
     def _start(self) -> subprocess.Popen[bytes]:
         """A session of its own: what ends the front from a terminal ends its replica when the front says so."""
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        return subprocess.Popen(
-            [sys.executable, "-m", "pawl.build.replica"],
+        return start(
+            python("pawl.build.replica"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
             start_new_session=True,
         )
 

@@ -1,0 +1,44 @@
+"""Processes of our own find our modules, and nobody else's in their place; and only their parent ends them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from pawl.gpu.children import TO_END, python, start
+
+READS_FIRST = """
+import sys
+sys.stdin.read(1)
+from pawl.gpu.children import ended_by_parent
+ended_by_parent()
+print("goes on", flush=True)
+print(sys.stdin.read(), end="")
+"""
+"""It takes its time until it says that only its parent ends it."""
+
+
+def test_a_file_in_the_folder_of_the_caller_is_not_taken_for_a_module(tmp_path: Path) -> None:
+    for name in ("msgspec", "json", "pawl"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user')")
+    with start(python("pawl.gpu.parallel.topology"), cwd=tmp_path) as child:
+        assert child.wait() == 0
+
+
+def test_signals_to_end_change_nothing_from_the_start_of_a_child_on_and_its_input_ends_it() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    child = start([sys.executable, "-c", READS_FIRST], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    assert child.stdin is not None
+    assert child.stdout is not None
+    for number in TO_END:
+        child.send_signal(number)
+    child.stdin.write(b"1")
+    child.stdin.flush()
+    assert child.stdout.readline() == b"goes on\n"
+    for number in TO_END:
+        child.send_signal(number)
+    assert child.communicate(b"the end") == (b"the end", None)
+    assert child.returncode == 0
