@@ -113,7 +113,8 @@ class Scheduler(Actor):
     def receive(self, message: Any) -> None:
         now = self.context.now()
         match message:
-            case Executed(result):
+            case Executed(result, ranks):
+                self.measures.ranks = ranks
                 self._executed(result, now)
             case Generate():
                 self._submit(message, now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pawl.actors.measures import STEP_BUCKETS_S, Histogram
+from pawl.gpu.step_runner import RankState
 from pawl.loops.batch import ScheduledBatch
 
 
@@ -24,6 +25,8 @@ class StepMeasures:
         """From the launch of a step to its result."""
         self.prefill_tokens = 0
         """Positions of prompt chunks in committed steps; those of a request that starts again count again."""
+        self.ranks: tuple[RankState, ...] = ()
+        """After the newest step."""
 
     def planned(self, seconds: float, launching_before: float) -> None:
         """The loop has turned for so long, launches included; `launching_before`: the seconds of launches before it."""

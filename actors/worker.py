@@ -179,7 +179,7 @@ class Worker(Actor):
             self.experts.failed()
             self._lose(step, error)
             return
-        self.context.send(self._names.scheduler, Executed(result), Lane.CONTROL)
+        self.context.send(self._names.scheduler, Executed(result, self.runner.ranks), Lane.CONTROL)
 
     def _lose(self, step: int, error: Exception) -> None:
         self._lost_since = step

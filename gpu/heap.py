@@ -1,8 +1,12 @@
-"""The heap of the process."""
+"""The memory of the process."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
+from pathlib import Path
+
+_STATM = Path("/proc/self/statm")
 
 
 def give_back_memory() -> None:
@@ -11,3 +15,11 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def resident_bytes() -> int | None:
+    """What of it is in use; None where the system does not tell."""
+    try:
+        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return None

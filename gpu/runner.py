@@ -62,6 +62,8 @@ log = structlog.get_logger("pawl.gpu.runner")
 class Runner(Occupancy):
     """One model on one device."""
 
+    ranks = ()
+
     def __init__(
         self,
         config: ModelConfig,

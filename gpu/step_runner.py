@@ -31,6 +31,34 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
     """Vectors have length 1."""
 
 
+class RankState(msgspec.Struct, frozen=True, kw_only=True):
+    """What one of the processes that share a model out has, and has done since the start of its group."""
+
+    rank: int
+    stage: int
+    tensor: int
+    """Its number among the ranks of its stage."""
+    pid: int
+    device: str
+    max_tokens: int
+    """That its pages hold."""
+    kv_bytes: int
+    shard: str
+    """Fingerprint of its part of the weights, as it was read at the start."""
+    restarts: int
+    """How often its group was started again."""
+    steps: int = 0
+    """That it has applied."""
+    step_s: float = 0.0
+    """Seconds that it was in these."""
+    waiting_s: float = 0.0
+    """Of these: waiting for other ranks."""
+    resident_bytes: int = 0
+    """Memory of its process that is in use."""
+    device_bytes: int = 0
+    """Memory of its device that it has taken; 0 on a CPU."""
+
+
 class WeightsRefused(Exception):
     """New weights cannot be served; nothing has changed. Its words are for whoever sent them."""
 
@@ -85,6 +113,10 @@ class StepRunner(Protocol[Launched]):
     @property
     def experts(self) -> CountsExperts | None:
         """Where its model has experts."""
+
+    @property
+    def ranks(self) -> tuple[RankState, ...]:
+        """As of the answer that came last; none where the model is not shared out."""
 
     @property
     def abilities(self) -> Abilities:

@@ -91,6 +91,7 @@ def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
         "counters": msgspec.to_builtins(loop.counters),
         "steps": scheduler.measures.facts(),
         **scheduler.tier_client.state(),
+        "ranks": msgspec.to_builtins(scheduler.measures.ranks),
     }
     for windows in memory.pools[1:]:
         facts["window_pages"] = windows.counters()
@@ -176,7 +177,12 @@ def _merge_loads(replies: Sequence[Reply]) -> Reply:
 def _show_state(reply: Reply, facts: Facts) -> Shown:
     # Clients of SGLang look for the schedulers' own words here, one entry for each.
     states = states_of(reply) if reply.ok else [{"error": reply.message}]
-    return HTTPStatus.OK, {**facts, "internal_states": states}
+    return HTTPStatus.OK, {**facts, "ranks": _ranks_of(states), "internal_states": states}
+
+
+def _ranks_of(states: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of all replicas."""
+    return [{"replica": place, **rank} for place, state in enumerate(states) for rank in state.get("ranks", ())]
 
 
 def _show_loads(reply: Reply, facts: Facts) -> Shown:

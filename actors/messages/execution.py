@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from pawl.gpu.step_runner import RankState
 from pawl.lifecycle.step import StepBatch, StepResult
 
 
@@ -19,6 +20,8 @@ class Executed(msgspec.Struct, frozen=True, tag=True, eq=False):
     """The step is done."""
 
     result: StepResult
+    ranks: tuple[RankState, ...] = ()
+    """Of the model, where it is shared out, afterwards."""
 
 
 class ExecuteFailed(msgspec.Struct, frozen=True, tag=True):

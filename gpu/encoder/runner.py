@@ -32,6 +32,7 @@ class EncoderRunner(NoAdapters):
 
     depth = 0
     experts = None
+    ranks = ()
     released = frozenset[MemoryTag]()
     layout = "an encoder keeps no pages"
     page_bytes = 0

@@ -74,6 +74,7 @@ class Ghost:
 
     depth = 0
     experts = None
+    ranks = ()
     abilities = Abilities(vector_size=VECTOR_SIZE, unit_vectors=True)
 
     def __init__(

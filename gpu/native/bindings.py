@@ -132,6 +132,8 @@ class Library:
         self.join.restype = c_char_p
         self.lost = loaded.pawl_native_lost
         self.lost.argtypes, self.lost.restype = (c_void_p,), c_char_p
+        self.waited = loaded.pawl_native_waited
+        self.waited.argtypes, self.waited.restype = (c_void_p,), c_int64
         self.meet = loaded.pawl_native_meet
         self.meet.argtypes, self.meet.restype = (c_void_p, c_int64), c_char_p
         self.leave = loaded.pawl_native_leave

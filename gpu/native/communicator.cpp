@@ -124,6 +124,12 @@ void Communicator::wait(uint32_t number) {
     }
 }
 
+void Communicator::wait_measured(uint32_t number) {
+    const int64_t began = now_ns();
+    wait(number);
+    waited_ns_.store(waited_ns() + now_ns() - began, std::memory_order_relaxed);
+}
+
 void Communicator::wait_slowly(int other, uint32_t number) {
     Place& place = this->place(other);
     const int64_t deadline = now_ns() + timeout_ns_;
@@ -191,6 +197,7 @@ Communicator::~Communicator() = default;
 void* Communicator::reserve(int, int64_t) { return nullptr; }
 void Communicator::arrive() {}
 void Communicator::wait(uint32_t) {}
+void Communicator::wait_measured(uint32_t) {}
 void Communicator::compare_steps() {}
 void Communicator::give_up(int, const std::string&) {}
 std::string Communicator::reason() const { return reason_; }

@@ -63,6 +63,9 @@ public:
     void arrive();
     // Until all ranks have arrived `number` times, or are lost. Any threads.
     void wait(uint32_t number);
+    // As `wait`, for one thread of a rank, whose waits are added up.
+    void wait_measured(uint32_t number);
+    int64_t waited_ns() const { return waited_ns_.load(std::memory_order_relaxed); }
     // The step that this rank computes; said before it arrives, compared after the wait.
     void say_step(uint64_t digest) { place(rank).step[++steps_ % 2].store(digest, std::memory_order_relaxed); }
     void compare_steps();
@@ -91,6 +94,7 @@ private:
     const int64_t timeout_ns_;
     Mapping buffers_[kSharedBuffers];
     uint32_t steps_ = 0;   // those that were said
+    std::atomic<int64_t> waited_ns_{0};
     std::atomic<bool> lost_{false};
     mutable std::mutex mutex_;
     std::string reason_;               // under the mutex, as are the next

@@ -74,12 +74,15 @@ const char* pawl_native_lost(const pawl::Communicator* joined) {
     });
 }
 
+// Nanoseconds for which one thread of this rank has waited for others.
+int64_t pawl_native_waited(const pawl::Communicator* joined) { return joined->waited_ns(); }
+
 // Meet all others `times` times.
 const char* pawl_native_meet(pawl::Communicator* joined, int64_t times) {
     for (int64_t i = 0; i < times; ++i) {
         const uint32_t number = joined->met() + 1;
         joined->arrive();
-        joined->wait(number);
+        joined->wait_measured(number);
     }
     return pawl_native_lost(joined);
 }

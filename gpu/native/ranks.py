@@ -70,6 +70,11 @@ class Joined:
         """Wait until all ranks have called this, `times` times. Raises RanksLost."""
         _raise_lost(self._library.meet(self.handle, times))
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds that this rank has waited for others in its steps: those of one of its threads."""
+        return float(self._library.waited(self.handle)) / 1e9
+
     def check(self) -> None:
         """Raises RanksLost once a rank was lost."""
         _raise_lost(self._library.lost(self.handle))

@@ -134,7 +134,11 @@ template <class Element>
 void Decoder<Element>::meet(Walk& walk) {
     if (ranks_ == nullptr) return;
     walk.phase(1, [&](int64_t) { ranks_->arrive(); });
-    ranks_->wait(met_ + ++walk.meetings);
+    const uint32_t number = met_ + ++walk.meetings;
+    if (walk.thread == 0)
+        ranks_->wait_measured(number);
+    else
+        ranks_->wait(number);
 }
 
 // Nobody writes what another may still read of the step before; and all compute the same one.

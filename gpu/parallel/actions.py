@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from pawl.gpu.parallel.wire import (
     TakeAdapter,
     TakeExperts,
     Uint8s,
+    Usage,
 )
 from pawl.gpu.step_runner import StepRunner
 
@@ -44,6 +45,15 @@ def shows_none(name: str) -> dict[str, Any]:
     return {}
 
 
+class Used(NamedTuple):
+    """Of one rank's process."""
+
+    waiting_s: float = 0.0
+    """Seconds that its steps have waited for other ranks."""
+    resident_bytes: int = 0
+    device_bytes: int = 0
+
+
 class RankActions:
     """One rank's runner. One thread calls `step`, another `beside`."""
 
@@ -56,13 +66,18 @@ class RankActions:
         cut_out: Callable[[Uint8s], Uint8s] = as_it_is,
         cut_in: Callable[[Uint8s], Uint8s] = as_it_is,
         show: Callable[[str], dict[str, Any]] = shows_none,
+        used: Callable[[], Used] = Used,
+        clock: Callable[[], float] = float,
     ) -> None:
         """Of all ranks one `tells` what steps give; one of a stage before the last `draws` nothing. The rank's part of
         pages is what `cut_out` makes of those that its runner reads, and what it writes is what `cut_in` makes of whole
-        ones. `show` has the fields of an answer that hold a weight."""
+        ones. `show` has the fields of an answer that hold a weight. `used` is asked after each step, whose seconds are
+        those of `clock`."""
         self.runner = runner
         self.applied = Applied(draws=draws)
         self._tells, self._cut_out, self._cut_in, self._show = tells, cut_out, cut_in, show
+        self._used, self._clock = used, clock
+        self._steps, self._step_s = 0, 0.0
 
     def step(self, message: Any, frames: Sequence[Frame]) -> Answer:
         """The answer to a message of `ToRank`, which came in these frames."""
@@ -87,10 +102,13 @@ class RankActions:
         runner = self.runner
         match message:
             case RunStep(batch):
+                began = self._clock()
                 result = runner.collect(runner.launch(batch))
                 self.applied.step(frames, result)
+                self._steps, self._step_s = self._steps + 1, self._step_s + self._clock() - began
+                usage = Usage(self._steps, self._step_s, *self._used())
                 # Of the others the hash tells it.
-                return {"result": result} if self._tells else {}
+                return {"usage": usage, "result": result if self._tells else None}
             case ForgetSlots():
                 runner.reset()
             case SwapWeights(ticket):

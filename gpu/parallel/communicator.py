@@ -12,6 +12,9 @@ class Communicator(Protocol):
     """The other ranks, as one of them sees them. A call waits for the others, or on a device is queued behind the work
     before it. Raises RuntimeError where one of them is gone, after which only a new group helps."""
 
+    waited_s: float
+    """Seconds spent in these calls so far."""
+
     def all_reduce(self, tensor: Tensor) -> None:
         """Put the sum over the tensor group in the place of `tensor`, contiguous."""
 
@@ -32,6 +35,8 @@ class Communicator(Protocol):
 
 class Alone:
     """`Communicator` of one rank: there is nobody to wait for."""
+
+    waited_s = 0.0
 
     def all_reduce(self, tensor: Tensor) -> None:
         """See `Communicator.all_reduce`."""

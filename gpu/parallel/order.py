@@ -13,13 +13,15 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from threading import Lock
+from typing import Any
 
+import msgspec
 import structlog
 
 from pawl.gpu.parallel.ranks import IN_VAIN, Line, Ranks, RanksDiverged, StartRanks, StartRefused
 from pawl.gpu.parallel.restarts import Restarts
-from pawl.gpu.parallel.wire import Answer, Beside, ForgetSlots, Ready, RunStep, ToRank
-from pawl.gpu.step_runner import AdapterRefused, MemoryRefused, RunnerLost, WeightsRefused
+from pawl.gpu.parallel.wire import Answer, Beside, ForgetSlots, Ready, RunStep, ToRank, Usage
+from pawl.gpu.step_runner import AdapterRefused, MemoryRefused, RankState, RunnerLost, WeightsRefused
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.step import StepBatch, StepResult
 
@@ -71,6 +73,7 @@ class StepOrder:
         self._lost: Exception = StartRefused("")
         self._ranks: Ranks | None = start(model)
         self.ready: Sequence[Ready] = self._ranks.ready
+        self._usage: Sequence[Usage | None] = [None] * len(self.ready)
 
     def launch(self, batch: StepBatch) -> int:
         """See `StepRunner.launch`; a batch that is refused is so when it is collected. Raises RunnerLost."""
@@ -95,6 +98,7 @@ class StepOrder:
     def _read_step(self) -> None:
         answers = self._answers(self._step_limit_s)
         self._unread -= 1
+        self._usage = [answer.usage for answer in answers]
         try:
             result = next((answer.result for answer in agreed(answers) if answer.result is not None), None)
         except RankRefused as error:
@@ -112,6 +116,12 @@ class StepOrder:
         answers = self._answers(LONG_S)
         self.released = frozenset(answers[0].released)
         return agreed(answers)
+
+    @property
+    def ranks(self) -> tuple[RankState, ...]:
+        """See `StepRunner.ranks`."""
+        told = zip(self.ready, self._usage, strict=True)
+        return tuple(_state(ready, usage, self._restarts.total) for ready, usage in told)
 
     def _tell(self, message: ToRank) -> None:
         if self._ranks is None:
@@ -185,6 +195,7 @@ class StepOrder:
                 ranks.end()
             return
         self._ranks, self.ready = ranks, ranks.ready
+        self._usage = [None] * len(self.ready)
         self.version += 1
 
     @abstractmethod
@@ -212,6 +223,12 @@ class StepOrder:
                 # ended, and starts all again.
                 ranks.end()
                 raise
+
+
+def _state(ready: Ready, usage: Usage | None, restarts: int) -> RankState:
+    done: dict[str, Any] = {} if usage is None else msgspec.structs.asdict(usage)
+    same = ("rank", "stage", "tensor", "pid", "device", "max_tokens", "kv_bytes", "shard")
+    return RankState(**{name: getattr(ready, name) for name in same}, restarts=restarts, **done)
 
 
 def differ(answers: Sequence[Answer]) -> bool:

@@ -23,7 +23,8 @@ from pawl.gpu.children import start
 from pawl.gpu.parallel.link import Frame, LineClosed, LineTimeout, Link
 from pawl.gpu.parallel.ranks import IN_VAIN, RankLost, StartRefused, check_ready
 from pawl.gpu.parallel.topology import Topology
-from pawl.gpu.parallel.wire import Answer, Beside, Ready, Setup, StageWeights, ToRank
+from pawl.gpu.parallel.wire import Answer, Beside, Loading, Ready, Setup, StageWeights, ToRank
+from pawl.gpu.weights.report import Report, unheard
 
 GRACE_S = 3.0
 """For the others, once one rank has refused: what it refuses they refuse at once, or they wait for it in vain."""
@@ -128,10 +129,11 @@ class ProcessLine:
                     raise rank.lost()
         return answers
 
-    def receive(self, limit_s: float) -> list[Any]:
-        """The next message of each. Raises RankLost."""
+    def receive(self, limit_s: float, report: Report = unheard) -> list[Any]:
+        """The next message of each, but for those of ranks that load, which `report` hears. Raises RankLost."""
         until = time.monotonic() + limit_s
         found: dict[int, Any] = {}
+        shares = [0.0] * len(self._links)
         with self._busy, selectors.DefaultSelector() as selector:
             for number, link in enumerate(self._links):
                 if link.fileno() < 0:
@@ -142,9 +144,14 @@ class ProcessLine:
                 if not ready:
                     raise self._late(found, limit_s)
                 for key, _ in ready:
-                    found[key.data] = self._next(key.data, until)
+                    told = self._next(key.data, until)
+                    if isinstance(told, Loading):
+                        shares[key.data] = told.share
+                        report(sum(shares) / len(shares))
+                        continue
+                    found[key.data] = told
                     selector.unregister(key.fd)
-                    if getattr(found[key.data], "kind", ""):
+                    if getattr(told, "kind", ""):
                         until = min(until, time.monotonic() + GRACE_S)
         return [found[number] for number in range(len(self._links))]
 
@@ -182,9 +189,10 @@ class RankProcesses:
         setup: Callable[[int, Path], Setup],
         wire: Callable[[], Wire],
         step_limit_s: float,
+        report: Report = unheard,
     ) -> None:
         """`setup` of each rank, which meets the others at a path that nobody else can open; `wire` makes a codec for a
-        line. Returns when all are ready. Raises RankLost, or StartRefused."""
+        line; `report` hears how far they have loaded. Returns when all are ready. Raises RankLost, or StartRefused."""
         self._folder = Path(tempfile.mkdtemp(prefix="pawl-ranks-"))
         self._ranks: list[RankProcess] = []
         try:
@@ -200,7 +208,7 @@ class RankProcesses:
             for rank in self._ranks:
                 with suppress(LineClosed):  # it has ended, and `receive` says why
                     rank.steps.send(encode(setup(rank.rank, self._folder / "store")))
-            self.ready: Sequence[Ready] = [self._ready(each) for each in self.steps.receive(START_S)]
+            self.ready: Sequence[Ready] = [self._ready(each) for each in self.steps.receive(START_S, report)]
             check_ready(self.ready, topology)
         except BaseException:
             self.end()

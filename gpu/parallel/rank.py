@@ -21,6 +21,11 @@ class Rank(NamedTuple):
     """Where the compiled CPU kernels meet, in place of the communicator, whose shards gather."""
 
     @property
+    def waited_s(self) -> float:
+        """Seconds that it has waited for the others."""
+        return self.communicator.waited_s + (0.0 if self.joined is None else self.joined.waited_s)
+
+    @property
     def ends(self) -> bool:
         """What its stage computes is scored, and not what another one goes on with."""
         return self.shard.last

@@ -145,8 +145,14 @@ Beside: TypeAlias = StageWeights | ExpectWeights | TakeAdapter | DropAdapter | S
 # ---- what they answer ----
 
 
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """Before it is ready: the share of its weights that the rank has read, 0 to 1."""
+
+    share: float
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The first answer on the line of steps: what the rank is and has."""
+    """The first answer on the line of steps, but for `Loading`: what the rank is and has."""
 
     rank: int
     stage: int
@@ -170,6 +176,16 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Of its own."""
 
 
+class Usage(msgspec.Struct, frozen=True):
+    """What a rank has done and uses; see `RankState`."""
+
+    steps: int
+    step_s: float
+    waiting_s: float
+    resident_bytes: int
+    device_bytes: int
+
+
 class Answer(msgspec.Struct, frozen=True, tag=True, eq=False, omit_defaults=True):
     """To one message. Nothing is set but what it asks for."""
 
@@ -181,6 +197,8 @@ class Answer(msgspec.Struct, frozen=True, tag=True, eq=False, omit_defaults=True
     """Why it could not be done, in words; empty: it was done."""
     kind: str = ""
     """Of a refusal: the class of what was raised."""
+    usage: Usage | None = None
+    """After a step."""
     result: StepResult | None = None
     text: str = ""
     data: Uint8s | None = None
@@ -190,4 +208,4 @@ class Answer(msgspec.Struct, frozen=True, tag=True, eq=False, omit_defaults=True
     shape: tuple[int, ...] = ()
 
 
-FromRank: TypeAlias = Ready | Answer
+FromRank: TypeAlias = Loading | Ready | Answer

@@ -73,7 +73,7 @@ def load_parts(config: ServerConfig, report: Report = unheard, names: Names = NA
             raise ConfigError(f"{name}: an encoder is not shared out among ranks", name)
         return load_encoder(config, path, name, report, names)
     if topology.size > 1:
-        return _load_ranks(config, source_at(path, name), topology, began, names)
+        return _load_ranks(config, source_at(path, name), topology, began, report, names)
     return _load_decoder(config, source_at(path, name), began, report, names)
 
 
@@ -139,7 +139,9 @@ def _load_decoder(config: ServerConfig, source: ModelSource, began: float, repor
     )
 
 
-def _load_ranks(config: ServerConfig, source: ModelSource, topology: Topology, began: float, names: Names) -> Parts:
+def _load_ranks(
+    config: ServerConfig, source: ModelSource, topology: Topology, began: float, report: Report, names: Names
+) -> Parts:
     """The parts of an engine whose decoder is shared out among ranks: this process has none of its weights."""
     model = source.config
     check_ranks(config, model, topology)
@@ -170,7 +172,10 @@ def _load_ranks(config: ServerConfig, source: ModelSource, topology: Topology, b
     if source.has_blocks and config.dtype == "auto":
         log.info("weights are dequantised", reason="ranks compute none as they are stored")
     facts = {"weights": _dtype_name(config), "deterministic": config.deterministic}
-    group = start_group(config, model, source.path, sizes, topology, pooling, deterministic)
+    group = start_group(
+        config, model, source.path, sizes, topology, pooling, deterministic, part(report, 0.1, WEIGHTS_LOADED)
+    )
+    report(WEIGHTS_LOADED)
     try:
         return assemble(
             config,

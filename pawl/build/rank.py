@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from pawl.config import ServerConfig
 from pawl.gpu.adapters.peft import MOST_RANK, AdapterLimits, read_adapter
 from pawl.gpu.children import ended_by_parent
 from pawl.gpu.devices import DTYPES
+from pawl.gpu.heap import resident_bytes
 from pawl.gpu.native.ranks import Joined
-from pawl.gpu.parallel.actions import RankActions
+from pawl.gpu.parallel.actions import RankActions, Used
 from pawl.gpu.parallel.communicator import ALONE
 from pawl.gpu.parallel.link import Link
 from pawl.gpu.parallel.pages import cut_pages
@@ -34,11 +36,12 @@ from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.parallel.serve import listen, serve
 from pawl.gpu.parallel.shard import Shard, keeper, named_own
 from pawl.gpu.parallel.torch_groups import TorchGroups
-from pawl.gpu.parallel.wire import Answer, Beside, Ready, Setup, ToRank
+from pawl.gpu.parallel.wire import Answer, Beside, Loading, Ready, Setup, ToRank
 from pawl.gpu.runner import Runner
 from pawl.gpu.select import processor_of
 from pawl.gpu.weights.blocks import Blocks
 from pawl.gpu.weights.fingerprint import Samples, weights_fingerprint
+from pawl.gpu.weights.report import Report
 from pawl.gpu.weights.source import load_weights, resolve_source
 from pawl.logs import ensure_logs
 
@@ -56,12 +59,13 @@ def main() -> None:
     try:
         config = msgspec.json.decode(setup.settings, type=ServerConfig)
         ensure_logs(config.log_format, config.log_level)
-        shard, runner, ready = _load(setup, config)
+        rank, runner, ready = _load(setup, config, lambda share: steps.send(codec.encode(Loading(share))))
     except Exception as error:
         refusal = " ".join(str(error).split())
         steps.send(codec.encode(Answer(applied=b"", kind=type(error).__name__, refusal=refusal)))
         sys.exit(1)
     steps.send(codec.encode(ready))
+    shard = rank.shard
     _, two, tokens, _, dimensions = ready.page_shape
     whole = shard.whole.num_layers, two, tokens, shard.whole.num_kv_heads, dimensions
     actions = RankActions(
@@ -70,11 +74,13 @@ def main() -> None:
         draws=shard.last,
         cut_in=partial(cut_pages, shape=whole, heads=shard.groups, layers=shard.layers),
         show=partial(_shown, runner),
+        used=partial(_used, runner, rank),
+        clock=time.perf_counter,
     )
     serve(actions, steps, beside, heard, partial(make_codec, ToRank | Beside))
 
 
-def _load(setup: Setup, config: ServerConfig) -> tuple[Shard, Runner, Ready]:
+def _load(setup: Setup, config: ServerConfig, report: Report) -> tuple[Rank, Runner, Ready]:
     place = setup.topology.place(setup.rank)
     device = torch.device(config.device if config.device == "cpu" else f"{config.device}:{setup.rank}")
     dtype = DTYPES["bf16" if config.dtype == "auto" else config.dtype]
@@ -82,8 +88,9 @@ def _load(setup: Setup, config: ServerConfig) -> tuple[Shard, Runner, Ready]:
     shard = Shard(source.config, setup.topology, place.tensor, gathers=setup.by_kernels, stage=place.stage)
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
     samples = Samples()
-    weights = named_own(shard, load_weights(source, dtype, keep=keeper(shard, samples)))
+    weights = named_own(shard, load_weights(source, dtype, report, keep=keeper(shard, samples)))
     own = weights_fingerprint(shard.config, weights)
+    rank = _rank(setup, config, shard, device)
     limits = AdapterLimits(min(config.max_lora_rank or MOST_RANK, MOST_RANK), targets_of(config))
     runner = Runner(
         source.config,
@@ -97,10 +104,10 @@ def _load(setup: Setup, config: ServerConfig) -> tuple[Shard, Runner, Ready]:
         grammars=make_grammars(config.grammar_backend, vocabulary),
         pooling=pooling_of(config, source.path),
         adapters=partial(read_adapter, limits=limits),
-        rank=_rank(setup, config, shard, device),
+        rank=rank,
         fingerprint=samples.fingerprint(source.config),
     )
-    return shard, runner, _ready(setup, runner, samples.fingerprint(source.config), own)
+    return rank, runner, _ready(setup, runner, samples.fingerprint(source.config), own)
 
 
 def _rank(setup: Setup, config: ServerConfig, shard: Shard, device: torch.device) -> Rank:
@@ -133,6 +140,11 @@ def _ready(setup: Setup, runner: Runner, whole: str, own: str) -> Ready:
         fingerprint=whole,
         shard=own,
     )
+
+
+def _used(runner: Runner, rank: Rank) -> Used:
+    on_device = torch.cuda.memory_reserved(runner.device) if runner.device.type == "cuda" else 0
+    return Used(rank.waited_s, resident_bytes() or 0, on_device)
 
 
 def _shown(runner: Runner, name: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from pawl.gpu.parallel.wire import FromRank, Ready, Setup, Sizes
 from pawl.gpu.pooling import Pooling, abilities_of
 from pawl.gpu.profiler import ProfileOptions, ProfileRefused
 from pawl.gpu.torch_tracer import TorchTracer
+from pawl.gpu.weights.report import Report, unheard
 
 log = structlog.get_logger("pawl.build.ranks")
 
@@ -89,8 +90,10 @@ def start_group(
     topology: Topology,
     pooling: Pooling | None,
     deterministic: bool,
+    report: Report,
 ) -> RankGroup:
-    """The ranks, ready. Raises ConfigError, RankLost, or StartRefused."""
+    """The ranks, ready; `report` hears how far the first of their starts is. Raises ConfigError, RankLost, or
+    StartRefused."""
     threads = max(1, (config.threads or available_threads()) // topology.size)
     by_kernels, lives = computed_by_kernels(config, model, deterministic), itertools.count()
     meets = by_kernels and topology.tensor > 1
@@ -98,7 +101,8 @@ def start_group(
     """One for each stage. Those of the start before go when their last rank has gone."""
 
     def start(place: str) -> Ranks:
-        segments[:] = [Segment(topology.tensor, next(lives)) for _ in range(topology.pipeline if meets else 0)]
+        life = next(lives)
+        segments[:] = [Segment(topology.tensor, life) for _ in range(topology.pipeline if meets else 0)]
 
         def setup(rank: int, store: Path) -> Setup:
             return Setup(
@@ -115,7 +119,9 @@ def start_group(
             )
 
         wire = partial(make_codec, FromRank)
-        return RankProcesses(topology, python("pawl.build.rank"), setup, wire, config.rank_timeout_s)
+        return RankProcesses(
+            topology, python("pawl.build.rank"), setup, wire, config.rank_timeout_s, unheard if life else report
+        )
 
     experts = model.experts
     return RankGroup(

@@ -144,14 +144,12 @@ def replica_actors(
     started = parts.started if parts.traced else None
     storage, recorder = parts.storage, parts.recorder
     received = Received()
+    scheduler = make_scheduler(config, request_timeout_s, started, names)
+    scheduler.measures.ranks = parts.runner.ranks
     desk = [ActorSpec(names.detokenizer, PrefillDesk(names), overflow=hold, capacity=_told(config))]
     specs = (
         *(desk if names.role == PREFILL else []),
-        ActorSpec(
-            names.scheduler,
-            make_scheduler(config, request_timeout_s, started, names),
-            capacity=max(1024, config.max_queued),
-        ),
+        ActorSpec(names.scheduler, scheduler, capacity=max(1024, config.max_queued)),
         *(
             [ActorSpec(names.grammar, GrammarCompiler(parts.grammars, names), overflow=hold, capacity=_told(config))]
             if parts.grammars

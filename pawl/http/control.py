@@ -169,7 +169,6 @@ class ControlRoutes(HasContext):
             "open_requests": gateway.num_live,
             "startup_time": info.startup_s,
             "max_total_num_tokens": info.num_kv_tokens,
-            "ranks": info.ranks,
             "actors": self.context.statistics(),
         }
 

@@ -55,8 +55,6 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """How the model writes calls of tools, a name in `TOOL_FORMATS`; None: not known."""
     reasoning_format: str | None = None
     """How it marks reasoning, a name in `FORMATS`; None: it does not, or it is left in the text."""
-    ranks: list[dict[str, Any]] = msgspec.field(default_factory=list)
-    """What each rank had at the start; none where the model is not shared out."""
     settings: dict[str, Any] = msgspec.field(default_factory=dict)
     """The configuration as `/server_info` shows it; no secrets."""
 

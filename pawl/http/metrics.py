@@ -5,18 +5,17 @@ from __future__ import annotations
 import resource
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from pawl.actors.gateway import Gateway
 from pawl.actors.measures import Histogram, Operation
 from pawl.actors.runtime.system import ActorStatistics
+from pawl.gpu.heap import resident_bytes
 from pawl.http.connections import REASONS
 from pawl.http.info import ServerInfo
 from pawl.lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, Cause, State
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_STATM = Path("/proc/self/statm")
 
 Number = int | float
 
@@ -88,6 +87,20 @@ FROM_STATE: Sequence[Metric] = (
     Metric(("counters", "aborted"), "pawl_scheduler_aborted_total", "counter", "Requests that were aborted."),
 )
 
+FROM_RANKS: Sequence[tuple[str, str, str, str]] = (
+    ("steps", "pawl_rank_steps_total", "counter", "Steps that a rank has applied since the start of its group."),
+    ("step_s", "pawl_rank_step_seconds_total", "counter", "Seconds that a rank was in steps."),
+    (
+        "waiting_s",
+        "pawl_rank_waiting_seconds_total",
+        "counter",
+        "Seconds of these in which a rank has waited for other ranks: in meetings, sums, gathers and exchanges.",
+    ),
+    ("resident_bytes", "pawl_rank_resident_memory_bytes", "gauge", "Memory of a rank's process that is in use."),
+    ("device_bytes", "pawl_rank_device_memory_bytes", "gauge", "Memory of its device that a rank has taken."),
+    ("restarts", "pawl_rank_restarts_total", "counter", "How often a rank was started again, with its group."),
+)
+"""(field of RankState, metric, kind, help)."""
 _TOKENS = {
     "prefill": ("steps", "prefill_tokens"),
     "cached": ("counters", "cached_tokens"),
@@ -155,6 +168,9 @@ def exposition(
         page.add(metric.name, metric.kind, metric.help, samples)
     if states:
         _from_steps(page, states)
+    ranks = [(whose | {"rank": str(rank["rank"])}, rank) for whose, each in states for rank in each.get("ranks", ())]
+    for field, name, kind, text in FROM_RANKS:
+        page.add(name, kind, text, [(labels, rank[field]) for labels, rank in ranks])
     for field, name, kind, text in FROM_ACTORS:
         page.add(name, kind, text, [({"actor": actor}, int(getattr(n, field))) for actor, n in actors.items()])
     depths = [
@@ -216,15 +232,7 @@ def _from_server(page: Page, info: ServerInfo) -> None:
     text = "When the server started, in seconds since the epoch."
     page.add("process_start_time_seconds", "gauge", text, [({}, info.created)])
     text = "Memory of the process that is in use."
-    page.add("process_resident_memory_bytes", "gauge", text, [({}, size) for size in _resident_bytes()])
-
-
-def _resident_bytes() -> Sequence[int]:
-    """One value, or none where the system does not tell."""
-    try:
-        return [int(_STATM.read_text().split()[1]) * resource.getpagesize()]
-    except OSError:
-        return []
+    page.add("process_resident_memory_bytes", "gauge", text, [({}, resident)] if (resident := resident_bytes()) else [])
 
 
 def _from_gateway(page: Page, gateway: Gateway, info: ServerInfo) -> None:

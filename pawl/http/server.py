@@ -320,7 +320,6 @@ class EngineServer:
             weight_version=config.weight_version,
             max_loaded_adapters=parts.loop_config.max_loaded_loras if parts.loop_config.max_loras else 0,
             request_timeout_s=config.request_timeout_s,
-            ranks=parts.summary.get("ranks", []),
             settings=settings,
             tool_format=reader.format_of(templates) if tools == "auto" else tools,
             reasoning_format={"auto": marks.format_of(templates), "none": None}.get(reasoning, reasoning),

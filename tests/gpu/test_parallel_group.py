@@ -11,12 +11,13 @@ from pawl.gpu.alone import steps_alone
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.ghost.weights import NAMES, GhostWeights
 from pawl.gpu.native.ranks import RanksLost
+from pawl.gpu.parallel.actions import RankActions, Used
 from pawl.gpu.parallel.group import RankGroup
 from pawl.gpu.parallel.order import RankRefused
 from pawl.gpu.parallel.ranks import RankLost, RanksDiverged, StartRefused, check_ready
 from pawl.gpu.parallel.restarts import LONGEST_WAIT_S, MOST, MOST_IN_A_ROW, WITHIN_S, Restarts
 from pawl.gpu.parallel.topology import Topology
-from pawl.gpu.parallel.wire import Answer
+from pawl.gpu.parallel.wire import Answer, ForgetSlots, RunStep, Usage
 from pawl.gpu.step_runner import AdapterRefused, RunnerLost, WeightsRefused
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.request import SamplingParameters
@@ -88,6 +89,28 @@ def test_a_question_between_steps_waits_for_those_before_it_and_loses_none_of_th
     alone = ghost()
     alone.collect(alone.launch(first))
     assert np.array_equal(before, alone.read_pages(np.array([0], np.int32)))
+
+
+def test_what_ranks_have_done_comes_with_their_answers_and_begins_anew_with_a_restart() -> None:
+    faults = Faults()
+    group = group_of(faults)
+    assert [(one.rank, one.steps, one.restarts) for one in group.ranks] == [(0, 0, 0), (1, 0, 0)]
+    steps = len(batches(5))
+    drawn(group)
+    assert [(one.rank, one.steps, one.restarts) for one in group.ranks] == [(0, steps, 0), (1, steps, 0)]
+    faults.wanted.append("rank 1 dies")
+    with pytest.raises(RankLost):
+        drawn(group)
+    group.reset()
+    assert [(one.rank, one.steps, one.restarts) for one in group.ranks] == [(0, 0, 1), (1, 0, 1)]
+
+
+def test_a_rank_says_how_long_its_steps_were_and_what_its_process_uses() -> None:
+    ticks = iter(range(100))
+    actions = RankActions(ghost(), tells=True, used=lambda: Used(0.5, 1024, 7), clock=lambda: float(next(ticks)))
+    for number, batch in enumerate(batches(3), 1):
+        assert actions.step(RunStep(batch), []).usage == Usage(number, float(number), 0.5, 1024, 7)
+    assert actions.step(ForgetSlots(), []).usage is None
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -16,7 +16,7 @@ from pawl.gpu.parallel.link import LineClosed, Link
 from pawl.gpu.parallel.processes import ProcessLine, RankProcess, RankProcesses
 from pawl.gpu.parallel.ranks import RankLost
 from pawl.gpu.parallel.topology import Topology
-from pawl.gpu.parallel.wire import Answer, ForgetSlots, FromRank, Setup
+from pawl.gpu.parallel.wire import Answer, ForgetSlots, FromRank, Loading, Setup
 
 LOADS = """
 import socket, sys, threading
@@ -135,3 +135,13 @@ def test_nobody_is_blamed_for_a_rank_that_somebody_has_ended(signum: str, blamel
         rank.beside.close()
     assert f"was ended by SIG{signum}" in str(lost)
     assert lost.blameless == blameless
+
+
+def test_the_shares_that_ranks_have_read_are_heard_as_one_until_each_has_answered() -> None:
+    lines, encode, heard = Lines(), make_codec(FromRank).encode, list[float]()
+    done = Answer(applied=b"done")
+    for number, told in ((0, Loading(0.5)), (1, Loading(0.25)), (0, Loading(1.0)), (0, done), (1, done)):
+        lines.theirs[number].send(encode(told))
+    assert [answer.applied for answer in lines.line.receive(1.0, heard.append)] == [b"done"] * 2
+    assert sorted(heard) == heard
+    assert (len(heard), heard[-1]) == (3, 0.625)

@@ -48,6 +48,8 @@ Mail: TypeAlias = Callable[[Place, int], SimpleQueue[Tensor]]
 class ThreadCommunicator:
     """`Communicator` of a thread."""
 
+    waited_s = 0.0
+
     def __init__(self, meeting: Meeting, place: Place, mail: Mail) -> None:
         self._meeting = meeting
         self._place, self._number = place, place.tensor

@@ -82,11 +82,13 @@ def survives(folder: Path, trace: Path, fault: signal.Signals, **more: Any) -> N
     asked = prompts(6)
     expected = answers(folder, trace / "alone", asked, backend=more.get("backend", "auto"))
     with engine_of(folder, trace / "ranks", **more) as engine:
+        assert [one["steps"] for one in engine.control("state")["ranks"]] == [0] * len(pids(engine))
         assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected
         before = pids(engine)
         assert [one["pid"] for one in engine.parts.summary["ranks"]] == before
         for pid in before:
             os.kill(pid, signal.SIGTERM)  # as every process of a service gets it that is stopped
+        assert all(one["resident_bytes"] > 0 for one in engine.control("state")["ranks"])
         stream = engine.stream(asked[0], GREEDY | {"max_new_tokens": 80})
         tokens = list(next(stream).tokens)
         assert pids(engine) == before
@@ -95,7 +97,10 @@ def survives(folder: Path, trace: Path, fault: signal.Signals, **more: Any) -> N
         for delta in stream:
             tokens += delta.tokens
         after = pids(engine)
+        told = engine.control("state")["ranks"]
     assert again == expected
+    assert [(one["rank"], one["pid"], one["restarts"]) for one in told] == [(n, pid, 1) for n, pid in enumerate(after)]
+    assert all(one["steps"] > 0 for one in told)
     assert tuple(tokens[:24]) == tuple(expected[0])
     assert len(tokens) == 80
     assert not set(before) & set(after)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -16,7 +17,8 @@ from pawl.actors.measures import Histogram, Operation
 from pawl.actors.messages.generate import Submit
 from pawl.build.ghost import load_ghost
 from pawl.config import build_config
-from pawl.http.metrics import exposition
+from pawl.gpu.step_runner import RankState
+from pawl.http.metrics import FROM_RANKS, exposition
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import ABORT_CAUSES, FINISH_CAUSES, Cause, State
 from tests.pawl.fake_engine import INFO, FakeEngine, Served
@@ -79,6 +81,20 @@ def test_what_the_scheduler_saw_not_to_hold_is_counted_with_what_the_gateway_saw
     numbers = samples(exposition(gateway, INFO, {"violations": {"conservation": 3, "legal_lifecycle": 1}}, {}, {}))
     assert numbers["pawl_violations_total{property=conservation}"] == 3
     assert numbers["pawl_violations_total{property=legal_lifecycle}"] == 2
+
+
+def test_ranks_of_each_replica_are_told_apart() -> None:
+    gateway = Gateway()
+    gateway.context = StillContext()
+    one = RankState(rank=0, stage=0, tensor=0, pid=1, device="cpu", max_tokens=1, kv_bytes=1, shard="", restarts=0)
+    ranks = [msgspec.structs.replace(one, rank=number, steps=7 + number, waiting_s=0.5) for number in range(2)]
+    state = {"ranks": msgspec.to_builtins(ranks)}
+    alone = samples(exposition(gateway, INFO, state, {}, {}))
+    assert (alone["pawl_rank_steps_total{rank=0}"], alone["pawl_rank_steps_total{rank=1}"]) == (7, 8)
+    several = samples(exposition(gateway, INFO, {"replicas": [state, {}, state]}, {}, {}))
+    assert {key for key in several if key.startswith("pawl_rank_waiting_seconds_total")} == {
+        f"pawl_rank_waiting_seconds_total{{rank={rank},replica={replica}}}" for replica in (0, 2) for rank in (0, 1)
+    }
 
 
 class StillContext(FakeEngine):
@@ -213,8 +229,8 @@ def test_names_keep_to_the_rules_of_prometheus_and_no_label_grows_with_what_clie
     }
 
 
-ONLY_SOME = {"pawl_window_pages", "pawl_cache_tiers"}
-"""Of servers with windowed layers, and with tiers below the device."""
+ONLY_SOME = {"pawl_window_pages", "pawl_cache_tiers", *(name for _, name, _, _ in FROM_RANKS)}
+"""Of servers with windowed layers, with tiers below the device, and with ranks."""
 
 
 def test_the_page_about_metrics_names_those_that_are_served(ghost: httpx.Client) -> None:
