@@ -59,6 +59,7 @@ class Occupancy:
     backend: Backend
     released: frozenset[MemoryTag] = frozenset()
     """See `StepRunner.released`."""
+    ranks = ()
     _greedy_backend: GreedyBackend | None
     _updates: Updates
     _graphs: DecodeGraphs | None

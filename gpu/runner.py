@@ -62,8 +62,6 @@ log = structlog.get_logger("pawl.gpu.runner")
 class Runner(Occupancy):
     """One model on one device."""
 
-    ranks = ()
-
     def __init__(
         self,
         config: ModelConfig,
