@@ -19,7 +19,7 @@ from pawl.gpu.devices import give_back_device_memory
 from pawl.gpu.folders import cache_folder
 from pawl.gpu.heap import give_back_memory
 from pawl.gpu.kv import KvStore
-from pawl.gpu.step_runner import AdapterRefused, MemoryRefused
+from pawl.gpu.step_runner import AdapterRefused, MemoryRefused, NotShared
 from pawl.gpu.updates import Updates, Version
 from pawl.gpu.weights.blocks import Weight
 from pawl.gpu.weights.kept import KeptWeights, KeptWeightsDamaged
@@ -52,14 +52,13 @@ class Parked:
         raise AdapterRefused("the weights that it goes with are released")
 
 
-class Occupancy:
+class Occupancy(NotShared):
     """The part of a runner that holds memory."""
 
     kv: KvStore
     backend: Backend
     released: frozenset[MemoryTag] = frozenset()
     """See `StepRunner.released`."""
-    ranks = ()
     _greedy_backend: GreedyBackend | None
     _updates: Updates
     _graphs: DecodeGraphs | None

@@ -194,6 +194,12 @@ class StepRunner(Protocol[Launched]):
         """Put the bytes that `read_pages` gave into `pages`, before any step that is launched later."""
 
 
+class NotShared:
+    """What a runner derives from whose model is not shared out among ranks."""
+
+    ranks: tuple[RankState, ...] = ()
+
+
 class NoAdapters:
     """What a runner derives from that does not compute with adapters."""
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pawl.gpu.batches import InvalidBatch, check_batch, within_vocabulary
 from pawl.gpu.encoder.model import Encoder
 from pawl.gpu.pooling import Pooling, pooled
-from pawl.gpu.step_runner import Abilities, MemoryRefused, NoAdapters, WeightsRefused
+from pawl.gpu.step_runner import Abilities, MemoryRefused, NoAdapters, NotShared, WeightsRefused
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.recompute import Computed, Recorded
 from pawl.lifecycle.step import Embedding, Int32s, StepBatch, StepResult
@@ -27,12 +27,11 @@ _NONE = np.zeros(0, np.int32)
 FIXED = "the weights of an encoder are not exchanged while it serves: start another server"
 
 
-class EncoderRunner(NoAdapters):
+class EncoderRunner(NoAdapters, NotShared):
     """A `StepRunner` that makes vectors and nothing else."""
 
     depth = 0
     experts = None
-    ranks = ()
     released = frozenset[MemoryTag]()
     layout = "an encoder keeps no pages"
     page_bytes = 0

@@ -32,7 +32,7 @@ from pawl.gpu.ghost.weights import GhostUpdates, check
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.ragged import ragged_offsets, with_chained
 from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs
-from pawl.gpu.step_runner import Abilities, AdapterRefused
+from pawl.gpu.step_runner import Abilities, AdapterRefused, NotShared
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import Bools, Int32s, SlotAssignment, StepBatch, StepResult
@@ -69,12 +69,11 @@ class Shape(Protocol):
     def num_window_pages(self) -> int | None: ...
 
 
-class Ghost:
+class Ghost(NotShared):
     """One ghost; made as `pawl.gpu.runner.Runner` is, and as deaf to anything but batches."""
 
     depth = 0
     experts = None
-    ranks = ()
     abilities = Abilities(vector_size=VECTOR_SIZE, unit_vectors=True)
 
     def __init__(
