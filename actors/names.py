@@ -20,6 +20,7 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
     groups: str = "groups"
     storage: str = "storage"
     detokenizer: str = "detokenizer"
+    linker: str = "linker"
     watchdog: str = "watchdog"
     recorder: str = "recorder"
     router: str = "router"
@@ -43,7 +44,7 @@ NAMES = Names()
 """Where there is one replica, and nobody between it and the front."""
 
 ROUTER = NAMES.router
-OF_A_REPLICA = ("scheduler", "grammar", "worker", "stager", "groups", "storage", "watchdog", "recorder")
+OF_A_REPLICA = ("scheduler", "grammar", "worker", "stager", "groups", "storage", "linker", "watchdog", "recorder")
 """Actors that each replica has for itself."""
 FRONT = msgspec.structs.replace(NAMES, **dict.fromkeys(OF_A_REPLICA, ROUTER))
 """For the actors in front of several replicas: the router stands where the scheduler and its helpers would."""

@@ -1,15 +1,18 @@
 """The prefill replicas behind a router: who is there, and who is told of whom.
 
 They take no requests of clients. Each decode replica knows them, and asks them by itself (`pawl.actors.prefill_desk`).
+Where they live in processes of their own, a pair is told of each other while it has a link (`pawl.actors.links`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import structlog
 
+from pawl.actors.links import Links
 from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
+from pawl.actors.messages.links import FromLinker, LinkAgain
 from pawl.actors.messages.replicas import ReplicaFailed, ReplicaUp
 from pawl.actors.names import DECODE, FRONT, PREFILL, Names
 from pawl.actors.routed import Replica
@@ -23,14 +26,33 @@ class Prefillers:
     """Those that are not lost, by number."""
 
     def __init__(
-        self, actor: Actor, replicas: Collection[Names], starter: Starter, serving: Mapping[int, Replica]
+        self,
+        actor: Actor,
+        replicas: Collection[Names],
+        starter: Starter,
+        serving: Mapping[int, Replica],
+        *,
+        linked: bool,
     ) -> None:
-        """`actor` sends for it; `serving` are the replicas that take requests, and are not lost: a view."""
-        self.replicas = {each.replica: Replica(each) for each in replicas}
+        """Of all `replicas`; `actor` sends for it; `serving` are those that take requests, and are not lost: a view.
+        `linked`: each lives in a process of its own."""
+        self.replicas = {each.replica: Replica(each) for each in replicas if each.role == PREFILL}
         self._actor = actor
         self._starter = starter
         self._serving = serving
+        self._links = Links(actor, self._turned) if linked else None
         self._met = False
+
+    def started(self) -> None:
+        """Have all linked."""
+        if self._links is not None:
+            for prefiller in self.replicas.values():
+                self._link(prefiller, self._serving.values())
+
+    def linking(self, message: FromLinker | LinkAgain) -> None:
+        """What is to be known of links."""
+        if self._links is not None:
+            self._links.receive(message)
 
     def handles(self, message: ReplicaUp | ReplicaFailed | Down, *, again: bool) -> bool:
         """Whether the message is about one of them, and was dealt with. `again`: one that is lost may be started
@@ -38,6 +60,7 @@ class Prefillers:
         match message:
             case ReplicaUp(names) if names.role == PREFILL:
                 prefiller = self.replicas[names.replica] = Replica(names)
+                self._link(prefiller, self._serving.values())
                 self._introduce(prefiller)
             case ReplicaFailed(reason, role) if role == PREFILL:
                 log.error("a prefill replica could not be started again", reason=reason)
@@ -50,7 +73,7 @@ class Prefillers:
     def meet(self) -> None:
         """There are requests: from here on everybody is told of everybody. A system that stops before there were any
         has nobody to tell."""
-        if not self._met:
+        if not self._met and self._links is None:
             self._met = True
             for prefiller in self.replicas.values():
                 self._introduce(prefiller)
@@ -61,10 +84,28 @@ class Prefillers:
 
     def _meet(self, prefiller: Replica, replica: Replica) -> None:
         # The desk first: whoever asks is known there, if nothing is slow.
-        if self._met and replica.names.role == DECODE:
+        reachable = self._met if self._links is None else self._links.up(prefiller.number, replica.number)
+        if reachable and replica.names.role == DECODE:
             names = replica.names
             self._send(prefiller.names.detokenizer, DecoderUp(names.scheduler, names.storage))
             self._send(names.scheduler, PrefillerUp(prefiller.names.detokenizer))
+
+    def _part(self, prefiller: Names, decoder: Names) -> None:
+        self._send(decoder.scheduler, PrefillerDown(prefiller.detokenizer, prefiller.storage))
+        self._send(prefiller.detokenizer, DecoderDown(decoder.scheduler))
+
+    def _link(self, prefiller: Replica, replicas: Iterable[Replica]) -> None:
+        for replica in replicas:
+            if self._links is not None and replica.names.role == DECODE:
+                self._links.begin(prefiller.names, replica.names)
+
+    def _turned(self, number: int, decoder: int, up: bool) -> None:
+        """Two replicas can reach each other, or cannot any more."""
+        prefiller, replica = self.replicas[number], self._serving[decoder]
+        if up:
+            self._meet(prefiller, replica)
+        else:
+            self._part(prefiller.names, replica.names)
 
     def _with(self, name: str) -> Replica | None:
         """The one that cannot go on without the actor `name`."""
@@ -75,20 +116,27 @@ class Prefillers:
         log.error("a prefill replica is lost", replica=lost.number, actor=name, reason=reason)
         for replica in self._serving.values():
             if replica.names.role == DECODE:
-                self._send(replica.names.scheduler, PrefillerDown(lost.names.detokenizer))
+                self._send(replica.names.scheduler, PrefillerDown(lost.names.detokenizer, lost.names.storage))
+        self._unlink(lost.names, f"{name} is gone: {reason}")
         self._actor.context.send(FRONT.gateway, lost.lost(name, reason), Lane.CONTROL)
         self._starter.restart(lost.names, again=again)
 
     def decoder_up(self, replica: Replica) -> None:
         """One more replica takes requests."""
         for prefiller in self.replicas.values():
+            self._link(prefiller, [replica])
             self._meet(prefiller, replica)
 
-    def decoder_down(self, replica: Replica) -> None:
+    def decoder_down(self, replica: Replica, reason: str) -> None:
         """A replica that took requests is given up."""
         if replica.names.role == DECODE:
             for prefiller in self.replicas.values():
                 self._send(prefiller.names.detokenizer, DecoderDown(replica.names.scheduler))
+            self._unlink(replica.names, reason)
+
+    def _unlink(self, lost: Names, reason: str) -> None:
+        if self._links is not None:
+            self._links.forget(lost, reason)
 
     def _send(self, to: str, message: DecoderUp | DecoderDown | PrefillerUp | PrefillerDown) -> None:
         self._actor.context.send(to, message, Lane.CONTROL)

@@ -23,15 +23,9 @@ from pawl.actors.control import Ask
 from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
 from pawl.actors.messages.generate import Generate, Opened, Refused, StepTokens
+from pawl.actors.messages.links import FromLinker, LinkAgain, Linked, LinkLost, PeerAddress
 from pawl.actors.messages.memory import MemoryReleased
-from pawl.actors.messages.replicas import (
-    NoneLeft,
-    PlaceAgain,
-    Placed,
-    ReplicaFailed,
-    ReplicaJoined,
-    ReplicaUp,
-)
+from pawl.actors.messages.replicas import NoneLeft, PlaceAgain, Placed, ReplicaFailed, ReplicaJoined, ReplicaUp
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import FRONT, PREFILL, Names
 from pawl.actors.placement import Load, Placement
@@ -54,21 +48,24 @@ _NONE: Int32s = np.empty(0, np.int32)
 
 FromFront: Any = Generate | Abort | Finish | Drain | Ask
 FromReplicas: Any = Opened | StepTokens | Refused | Reply
+AboutReplicas: Any = ReplicaUp | ReplicaFailed | FromLinker | LinkAgain
 ForTheGateway: Any = WeightsServed | AdaptersNamed | MemoryReleased | Stalled | Pulse | TraceLoss
 
 
 class Router(Actor):
     """Every open request, and the replicas that are not lost."""
 
-    accepts: Any = FromFront | FromReplicas | ForTheGateway | Down | AskExpired | ReplicaUp | ReplicaFailed | PlaceAgain
+    accepts: Any = FromFront | FromReplicas | ForTheGateway | Down | AskExpired | AboutReplicas | PlaceAgain
 
-    def __init__(self, placement: Placement, replicas: Sequence[Names], starter: Starter, names: Names = FRONT) -> None:
-        self._names = names
+    def __init__(
+        self, placement: Placement, replicas: Sequence[Names], starter: Starter, *, linked: bool = False
+    ) -> None:
+        """`linked`: replicas live in processes of their own, and those that have to speak need a link."""
         self._placement = placement
         self._starter = starter
         self.replicas = {each.replica: Replica(each) for each in replicas if each.role != PREFILL}
         """By number, those that take requests and are not lost."""
-        self.prefillers = Prefillers(self, [each for each in replicas if each.role == PREFILL], starter, self.replicas)
+        self.prefillers = Prefillers(self, replicas, starter, self.replicas, linked=linked)
         self.routed: dict[int, Routed] = {}
         """By stream."""
         self.lost = ""
@@ -84,6 +81,7 @@ class Router(Actor):
     def started(self) -> None:
         for replica in self.replicas.values():
             self._send_gateway(ReplicaJoined(replica.names.recorder))
+        self.prefillers.started()
 
     def receive(self, message: Any) -> None:
         match message:
@@ -110,6 +108,8 @@ class Router(Actor):
                 self._draining = message
                 for replica in self.replicas.values():
                     self.context.send(replica.names.scheduler, message, Lane.CONTROL)
+            case PeerAddress() | Linked() | LinkLost() | LinkAgain():
+                self.prefillers.linking(message)
             case ReplicaUp() | ReplicaFailed() | Down() if self.prefillers.handles(message, again=self._again):
                 self._questions.lost_others()
             case ReplicaUp(names):
@@ -242,7 +242,7 @@ class Router(Actor):
                 self._abort(Abort((message.request,), *routed.aborted))
         if not routed.opened:
             routed.opened = True
-            self.context.send(self._names.detokenizer, msgspec.structs.replace(message, row=stream))
+            self.context.send(FRONT.detokenizer, msgspec.structs.replace(message, row=stream))
 
     def _pass_on(self, message: StepTokens) -> None:
         """One message for each step of each replica: keep it short."""
@@ -258,7 +258,7 @@ class Router(Actor):
         for stream, token in zip(rows.tolist(), message.tokens.tolist(), strict=True):
             self.routed[stream].drew(token, message.weights)
         replica.num_tokens += len(rows)
-        self.context.send(self._names.detokenizer, by_stream(message, streams, rows))
+        self.context.send(FRONT.detokenizer, by_stream(message, streams, rows))
         for end in message.ended:
             self._forget(end.request)
 
@@ -275,12 +275,12 @@ class Router(Actor):
         """End a request that no replica has."""
         end = routed.end(cause, message, self.context.now())
         self._forget(end.request)
-        self.context.send(self._names.detokenizer, StepTokens(_NONE, _NONE, ended=(end,)))
+        self.context.send(FRONT.detokenizer, StepTokens(_NONE, _NONE, ended=(end,)))
 
     # ---- what replicas tell the gateway ----
 
     def _send_gateway(self, message: Any) -> None:
-        self.context.send(self._names.gateway, message, Lane.CONTROL)
+        self.context.send(FRONT.gateway, message, Lane.CONTROL)
 
     def _tell_gateway(self, message: Any) -> None:
         """Of what only some replicas say, the gateway hears what holds of all."""
@@ -315,7 +315,7 @@ class Router(Actor):
     def _lose(self, replica: Replica, name: str, reason: str) -> None:
         """A replica that has lost one of its actors is given up as a whole: what it still says is dropped."""
         del self.replicas[replica.number]
-        self.prefillers.decoder_down(replica)
+        self.prefillers.decoder_down(replica, f"{name} is gone: {reason}")
         log.error("a replica is lost", replica=replica.number, actor=name, reason=reason, open=replica.num_open)
         self._num_starting += self._starter.restart(replica.names, again=self._again)
         self._send_gateway(replica.lost(name, reason))

@@ -14,6 +14,7 @@ from pawl.actors.messages.hand_over import (
     EndOfPages,
     Expect,
     ForgetReceiver,
+    ForgetSender,
     HandedPages,
     OfferAnswer,
     OfferPages,
@@ -40,7 +41,7 @@ from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.files import UInt8s
 from pawl.actors.tiers.hand_over import Incoming, Outgoing
-from pawl.actors.tiers.shared_pages import SharedMemory
+from pawl.actors.tiers.shared_pages import SharedPages
 from pawl.actors.tiers.store import TierStore
 from pawl.memory.arrays import Int32s
 
@@ -57,10 +58,13 @@ class Storage(Actor):
 
     accepts = ToStorage
 
-    def __init__(self, store: TierStore, names: Names = NAMES, memory: SharedMemory | None = None) -> None:
-        """`memory` says where other processes can read the store's host memory, if they can."""
+    def __init__(self, store: TierStore, names: Names = NAMES, shared: SharedPages | None = None) -> None:
+        """`shared` is the store's host memory, where other processes can read it."""
         self._names = names
         self.store = store
+        self._shared = shared
+        """Held: it can be read as long as it is."""
+        memory = None if shared is None else shared.memory
         self.outgoing = Outgoing(names.storage, store, lambda to, message: self.context.send(to, message), memory)
         self.incoming = Incoming(store)
         self._era = 0
@@ -85,7 +89,7 @@ class Storage(Actor):
                 self._empty(era)
             case SchedulerStops():
                 self._heard = False
-            case HandedPages() | PagesEnd() | Expect() | Unexpect() | OfferPages():
+            case HandedPages() | PagesEnd() | Expect() | Unexpect() | ForgetSender() | OfferPages():
                 self._sent_here(message)
             case _:
                 self._send_away(message)
@@ -108,13 +112,15 @@ class Storage(Actor):
         self.outgoing.pump()
         self._tell_dropped()
 
-    def _sent_here(self, message: HandedPages | PagesEnd | Expect | Unexpect | OfferPages) -> None:
+    def _sent_here(self, message: HandedPages | PagesEnd | Expect | Unexpect | ForgetSender | OfferPages) -> None:
         """From a prefill replica, or about what it sends."""
         match message:
             case Expect(ticket, keys):
                 self.incoming.expect(ticket, keys)
             case Unexpect(ticket):
                 self.incoming.unexpect(ticket)
+            case ForgetSender(sender):
+                self.incoming.forget(sender)
             case OfferPages(sender):
                 self._answer(sender, OfferAnswer(self._names.storage, self.incoming.offered(message)))
             case HandedPages():

@@ -151,7 +151,7 @@ class Bench:
         self.system = ProcessSystem(Process("prefill", make_codec, on_met=lambda _: met.set()))
         self.meter, self.tickets = Meter(), 0
         self.system.spawn(self.meter, "meter")
-        self.system.spawn(Storage(store, PREFILL, self.pages.memory if shared else None), PREFILL.storage)
+        self.system.spawn(Storage(store, PREFILL, self.pages if shared else None), PREFILL.storage)
         self.folder = tempfile.TemporaryDirectory()
         self.sockets = Sockets()
         address = f"ipc://{self.folder.name}/link"

@@ -56,15 +56,16 @@ class DecoderDown(msgspec.Struct, frozen=True, tag=True):
 
 class PrefillerUp(msgspec.Struct, frozen=True, tag=True):
     """router -> decode scheduler (CONTROL): the prefill replica with the desk of this name may be asked from now on.
-    A replica that is started again has another name."""
+    A replica that is started again has another name; one to which the link was lost comes back under its own."""
 
     name: str
 
 
 class PrefillerDown(msgspec.Struct, frozen=True, tag=True):
-    """router -> decode scheduler (CONTROL): it is gone, with all that it was asked."""
+    """router -> decode scheduler (CONTROL): it is gone, or cannot be reached, with all that it was asked."""
 
     name: str
+    storage: str
 
 
 class SendPages(msgspec.Struct, frozen=True, tag=True):
@@ -100,6 +101,12 @@ class Unexpect(msgspec.Struct, frozen=True, tag=True):
     """decode scheduler -> decode storage (CONTROL): nothing that still comes as `ticket` is kept."""
 
     ticket: int
+
+
+class ForgetSender(msgspec.Struct, frozen=True, tag=True):
+    """decode scheduler -> decode storage (CONTROL): this storage is gone, and its pages cannot be read any more."""
+
+    storage: str
 
 
 class OfferPages(msgspec.Struct, frozen=True, tag=True):
@@ -171,6 +178,7 @@ HandOverToStorage: TypeAlias = (
     | EndOfPages
     | Expect
     | Unexpect
+    | ForgetSender
     | OfferPages
     | OfferAnswer
     | HandedPages

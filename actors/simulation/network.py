@@ -112,6 +112,13 @@ class Carrier:
         mailbox.forget(entry)
         self.after_one()
 
+    def lose_all(self) -> None:
+        """None of its messages arrives."""
+        while self.envelopes:
+            mailbox, entry = self._pop()
+            mailbox.forget(entry)
+        self.on_empty()
+
     def double(self) -> None:
         """The first message arrives, and will arrive again."""
         mailbox, entry = self.envelopes[0]
@@ -187,6 +194,14 @@ class Network:
             return wire
         # Timers, and senders outside, are not in the middle of a handler.
         return None if edge.sender_mailbox is None else self.outboxes.get(edge.sender_mailbox)
+
+    def cut(self, is_cut: IsWire) -> None:
+        """What is on its way on these wires never arrives."""
+        for wire in self.wires:
+            if wire.envelopes and is_cut(wire.envelopes[0].entry[1].sender, wire.target):
+                self.ready.remove(wire)
+                wire.lose_all()
+        self.send_off()
 
     def post_down(self, mailbox: SimulatedMailbox, message: Any, edge: Edge) -> None:
         """Send `Down` behind everything else of its sender."""

@@ -208,6 +208,10 @@ class Incoming:
             self._readers.pop(message.storage, None)
         return message.storage in self._readers
 
+    def forget(self, storage: str) -> None:
+        """A sender is gone."""
+        self._readers.pop(storage, None)
+
     def expect(self, ticket: int, keys: Sequence[PageKey]) -> None:
         """Pages of these names may come."""
         self._expected[ticket], self._kept[ticket] = set(keys), 0

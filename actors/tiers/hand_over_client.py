@@ -5,6 +5,7 @@ from __future__ import annotations
 from pawl.actors.messages.hand_over import (
     CancelPrefill,
     Expect,
+    ForgetSender,
     Prefill,
     PrefillerDown,
     PrefillerUp,
@@ -31,6 +32,8 @@ class HandOverClient(TierClient):
         self._prefill_lease_s = prefill_lease_s
         self._desks: list[str] = []
         """By number, those of the dead too."""
+        self._ready: dict[str, int] = {}
+        """Numbers of desks that are there."""
 
     def attach(self, loop: Loop) -> None:
         super().attach(loop)
@@ -67,11 +70,13 @@ class HandOverClient(TierClient):
                 self._remote.received(ticket, count, now)
             case PrefillOverdue(ticket):
                 self._remote.overdue(ticket, now)
-            case PrefillerUp(name) if name not in self._desks:
+            case PrefillerUp(name) if name not in self._ready:
+                self._ready[name] = len(self._desks)
                 self._desks.append(name)
-                self._remote.prefiller_up(len(self._desks) - 1, now)
-            case PrefillerDown(name) if name in self._desks:
-                self._remote.prefiller_down(self._desks.index(name), now)
+                self._remote.prefiller_up(self._ready[name], now)
+            case PrefillerDown(name, storage) if name in self._ready:
+                self._actor.context.send(self._names.storage, ForgetSender(storage), Lane.CONTROL)
+                self._remote.prefiller_down(self._ready.pop(name), now)
             case _:
                 super().receive(message, now)
 

@@ -25,7 +25,7 @@ def load(config: ServerConfig, report: Report = unheard) -> list[Parts] | list[R
         from pawl.build.hosts.host import OneHost  # whoever runs in one process imports no ZeroMQ
         from pawl.build.replica_process import started
 
-        return started(shares, reports, OneHost())
+        return started(shares, roles, reports, OneHost())
     if len(shares) == 1:
         return [load_here(config, report)]
     return [

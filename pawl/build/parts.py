@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from pawl import __version__
+from pawl.actors.linker import Dialer
 from pawl.actors.names import NAMES, Names
 from pawl.actors.recorder import Recorder
 from pawl.actors.storage import Storage
@@ -77,6 +78,8 @@ class Parts:
     profiler: Profiler | None = None
     """Of the worker; None: its own."""
     trainers: Trainers = field(default_factory=Trainers)
+    dialer: Dialer | None = None
+    """Links its process with those of other replicas, where these have to speak with each other."""
     close: Callable[[], None] = nothing
     """Called when the engine has stopped."""
     names: Names = NAMES

@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -25,9 +26,11 @@ import structlog
 
 from pawl import __version__
 from pawl.actors.codec import make_codec
+from pawl.actors.names import UNIFIED
 from pawl.actors.runtime.actor import Lane
 from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
+from pawl.build.dialer import SocketDialer
 from pawl.build.loading import load_here
 from pawl.build.parts import Parts
 from pawl.build.ready import FRONT, Progress, Ready, Refused, Setup, Told
@@ -119,7 +122,7 @@ def _ready(parts: Parts) -> Ready:
 
 
 class Replica:
-    """The actors of a replica, and their link to the front."""
+    """The actors of a replica, their link to the front, and what links them to other replicas."""
 
     def __init__(self, parts: Parts, config: ServerConfig, setup: Setup, ends: SimpleQueue[str]) -> None:
         self._ends = ends
@@ -127,17 +130,30 @@ class Replica:
             setup.process,
             make_codec,
             __version__,
-            on_met=lambda _: ends.put(""),
-            on_lost=lambda _, reason: ends.put(f"the front is lost: {reason}"),
-            on_left=lambda _: ends.put(LEFT),
+            on_met=self._met,
+            on_lost=self._lost,
+            on_left=lambda peer: ends.put(LEFT) if peer == FRONT else None,
         )
         self._system = ProcessSystem(process, parts.loop_config.seed, on_failure=self._failed)
-        self._parts = parts
-        self._specs = replica_actors(parts, config.request_timeout_s, names=setup.names)
+        self._sockets = Sockets()
+        self._dialer = SocketDialer(self._system, self._sockets, setup.address, setup.names)
+        self._parts = parts if setup.names.role == UNIFIED else replace(parts, dialer=self._dialer)
+        self._specs = replica_actors(self._parts, config.request_timeout_s, names=setup.names)
         self._failure: str | None = None
         spawn_all(self._system, self._specs)
-        self._sockets = Sockets()
         self._link = self._system.connect(FRONT, self._sockets.join(setup.address))
+
+    def _met(self, peer: str) -> None:
+        if peer == FRONT:
+            self._ends.put("")
+        else:
+            self._dialer.met(peer)
+
+    def _lost(self, peer: str, reason: str) -> None:
+        if peer == FRONT:
+            self._ends.put(f"the front is lost: {reason}")
+        else:
+            self._dialer.lost(peer, reason)
 
     def _failed(self, name: str, error: BaseException) -> None:
         self._failure = f"{name} failed: {type(error).__name__}"

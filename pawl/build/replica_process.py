@@ -129,13 +129,15 @@ class ReplicaProcess:
             self._wire.shut()
 
 
-def started(shares: Sequence[ServerConfig], reports: Sequence[Report], hosts: Hosts) -> list[ReplicaProcess]:
+def started(
+    shares: Sequence[ServerConfig], roles: Sequence[str], reports: Sequence[Report], hosts: Hosts
+) -> list[ReplicaProcess]:
     """A replica for each share, all of which load at once; each report hears of one. Raises as `wait_until_ready`
     does, and then closes the hosts."""
     made: list[ReplicaProcess] = []
     try:
-        for place, share in enumerate(shares):
-            made.append(ReplicaProcess(share, names_of(place), hosts, place))
+        for place, (share, role) in enumerate(zip(shares, roles, strict=True)):
+            made.append(ReplicaProcess(share, names_of(place, role), hosts, place))
         for replica, report in zip(made, reports, strict=True):
             replica.wait_until_ready(report)
     except BaseException:

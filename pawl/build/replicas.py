@@ -106,7 +106,8 @@ def are_routed(config: ServerConfig) -> bool:
 def router_of(config: ServerConfig, replicas: Sequence[Replica], starter: Starter) -> Router:
     """The router that the settings name."""
     placement = PLACEMENTS[config.router_policy](config.page_size, AFFINITY_BOUND)
-    return Router(placement, [replica.names for replica in replicas], starter)
+    names = [replica.names for replica in replicas]
+    return Router(placement, names, starter, linked=config.runtime == "processes")
 
 
 class Replicas(ABC, Generic[R]):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
+
+import structlog
 
 from pawl.actors.names import DECODE, NAMES, PREFILL, UNIFIED, Names
 from pawl.actors.storage import Storage
 from pawl.actors.tiers.files import FileStore
+from pawl.actors.tiers.shared_pages import SECRET_BYTES, SharedPages
 from pawl.actors.tiers.store import TierStore
 from pawl.config import ConfigError, ServerConfig
 from pawl.loops.saving import WritePolicy
 from pawl.loops.tiers import RemoteConfig, TierConfig
 from pawl.memory.prefix.select import KINDS
 from pawl.memory.tiers.host import HostPool
+
+log = structlog.get_logger("pawl.build.tiers")
 
 SAVE_BYTES, SAVE_PAGES = 8 << 20, 128
 """Of one message on the way down: the storage looks for fetches between two of them. A file takes its time however
@@ -74,4 +80,17 @@ def make_storage(config: ServerConfig, layout: str, page_bytes: int, names: Name
         files = FileStore(Path(config.storage_dir), layout, page_bytes, int(config.storage_gb * (1 << 30)))
         files.acquire()
     eager = WritePolicy(config.write_policy) is not WritePolicy.WRITE_BACK
-    return Storage(TierStore(HostPool(num_host_pages, page_bytes), files, eager=eager), names)
+    shared = _shared_pages(config, num_host_pages, page_bytes, names.role)
+    host = HostPool(num_host_pages, page_bytes, None if shared is None else shared.blocks)
+    return Storage(TierStore(host, files, eager=eager), names, shared)
+
+
+def _shared_pages(config: ServerConfig, capacity: int, page_bytes: int, role: str) -> SharedPages | None:
+    """Host memory that decode replicas in other processes of this machine can read; None: nobody is to, or can."""
+    if role != PREFILL or config.runtime != "processes" or not capacity:
+        return None
+    try:
+        return SharedPages(capacity, page_bytes, secrets.token_bytes(SECRET_BYTES))
+    except OSError as error:
+        log.info("pages are handed over as bytes of messages", reason=str(error))
+        return None

@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.gateway import Gateway
 from pawl.actors.grammar import GrammarCompiler
+from pawl.actors.linker import Linker
 from pawl.actors.names import FRONT, NAMES, PREFILL, ROUTER, Names
 from pawl.actors.prefill_desk import PrefillDesk
 from pawl.actors.router import Router
@@ -47,6 +48,7 @@ PROCESS_OF = {
     "stager": "replica",
     "worker": "replica",
     "storage": "replica",
+    "linker": "replica",
     "router": "front",
     "detokenizer": "front",
     "watchdog": "replica",
@@ -159,6 +161,7 @@ def replica_actors(
         ActorSpec(names.stager, Stager(parts.runner, received, names)),
         ActorSpec(names.worker, Worker(parts.runner, names, parts.profiler), overflow=hold),
         *([ActorSpec(names.storage, storage)] if storage is not None else []),
+        *([ActorSpec(names.linker, Linker(parts.dialer, names))] if parts.dialer is not None else []),
         ActorSpec(names.watchdog, Watchdog(names=names, turned_at=turned_at)),
     )
     traced = [ActorSpec(names.recorder, recorder, capacity=65_536)] if recorder is not None else []

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from pawl.actors.codec import make_codec
 from pawl.actors.control import row_of
 from pawl.actors.detokenizer import OutputsRefused
-from pawl.actors.names import FRONT, NAMES, PREFILL, names_of
+from pawl.actors.names import FRONT, NAMES, PREFILL, UNIFIED, Names, names_of
 from pawl.actors.runtime.actor import Overflow
 from pawl.actors.simulation.choice import ChoiceSource
 from pawl.actors.simulation.exploration import Case
@@ -29,6 +29,7 @@ from pawl.lifecycle.records import ENCODER
 from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import FrontDesk
 from pawl.testing.expectations import PropertyFailed
+from pawl.testing.links import SimulatedDialer
 from pawl.testing.models import GHOST, Model
 from pawl.testing.plugins import SCHEDULERS
 from pawl.testing.reached import events_of
@@ -60,8 +61,7 @@ class Cluster(Case):
         shape = workload.shape
         several = len(shape.roles) > 1
         self.replicas = [
-            SimulatedReplica(system, shape, names_of(number, role) if several else NAMES, properties, model)
-            for number, role in enumerate(shape.roles)
+            self._made(names_of(number, role) if several else NAMES) for number, role in enumerate(shape.roles)
         ]
         """All that were ever started, in the order of their numbers."""
         config = shape.loop_config()
@@ -71,7 +71,7 @@ class Cluster(Case):
         self.router: WatchedRouter | None = None
         if several:
             names = [replica.names for replica in self.replicas]
-            self.router = WatchedRouter(shape, names, SimulatedStarter(self), self._report)
+            self.router = WatchedRouter(shape, names, SimulatedStarter(self), self._report, linked=workload.processes)
             self.router.sessions_of = lambda number: self.replicas[number].scheduler.loop.requests.sessions.by_name
         self._make_scheduler = timely(SCHEDULERS[shape.scheduler])
         specs = engine_actors(
@@ -104,10 +104,14 @@ class Cluster(Case):
         small |= {replica.names.scheduler: mailbox for replica in self.replicas}
         return tuple(spec._replace(capacity=small.get(spec.name, spec.capacity)) for spec in specs)
 
+    def _made(self, names: Names) -> SimulatedReplica:
+        apart = self.workload.processes and names.role != UNIFIED
+        dialer = SimulatedDialer(self.system, names) if apart else None
+        return SimulatedReplica(self.system, self.workload.shape, names, self._properties, self.model, dialer)
+
     def start_replica(self, role: str) -> SimulatedReplica:
         """One more, in a run that goes on."""
-        names = names_of(len(self.replicas), role)
-        replica = SimulatedReplica(self.system, self.workload.shape, names, self._properties, self.model)
+        replica = self._made(names_of(len(self.replicas), role))
         self.replicas.append(replica)
         made = replica_actors(replica.parts, PATIENCE_S, names=replica.names, make_scheduler=self._make_scheduler)
         specs = self._small(made)

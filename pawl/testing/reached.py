@@ -34,6 +34,8 @@ FAULTS = {
 PLACES = {
     "result": "lost result",
     "disk": "refusal of the disk",
+    "link": "refusal of a link",
+    "link cut": "cut link",
     "trainer gone": "lost trainer",
     "trainer late": "late trainer",
     "rank 0 dies": "loss of rank 0",

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from pawl.actors.linker import Dialer
 from pawl.actors.names import Names
 from pawl.actors.recorder import Recorder
 from pawl.actors.simulation.system import SimulatedSystem
@@ -71,7 +72,13 @@ class SimulatedReplica:
     """Its parts, and once `adopt` was called its actors."""
 
     def __init__(
-        self, system: SimulatedSystem, shape: Shape, names: Names, properties: MakeProperties, model: Model
+        self,
+        system: SimulatedSystem,
+        shape: Shape,
+        names: Names,
+        properties: MakeProperties,
+        model: Model,
+        dialer: Dialer | None = None,
     ) -> None:
         config = shape.loop_config(names.role)
         self.names = names
@@ -90,6 +97,7 @@ class SimulatedReplica:
             storage=storage_of(shape, config, self.runner, system.strikes, names),
             grammars=simulated_grammars(),
             profiler=simulated_profiler(system.strikes),
+            dialer=dialer,
             trainers=Trainers(limit_s=LIMIT_S, make_member=partial(SimulatedMember, system.strikes)),
             names=names,
         )

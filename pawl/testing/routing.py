@@ -114,8 +114,10 @@ class WatchedRouter(Router):
     sessions_of: Callable[[int], Collection[str]]
     """Names of the sessions that a replica's scheduler has."""
 
-    def __init__(self, shape: Shape, replicas: Sequence[Names], starter: Starter, report: Report) -> None:
-        super().__init__(WatchedPlacement(shape, report), replicas, starter)
+    def __init__(
+        self, shape: Shape, replicas: Sequence[Names], starter: Starter, report: Report, *, linked: bool
+    ) -> None:
+        super().__init__(WatchedPlacement(shape, report), replicas, starter, linked=linked)
         self._report = report
 
     def _owner(self, message: Generate) -> int:

@@ -69,7 +69,7 @@ class Introducer(Actor):
         self.context.send(DECODE.scheduler, PrefillerUp(DESK), Lane.CONTROL)
 
     def receive(self, message: Down) -> None:
-        self.context.send(DECODE.scheduler, PrefillerDown(DESK), Lane.CONTROL)
+        self.context.send(DECODE.scheduler, PrefillerDown(DESK, PREFILL.storage), Lane.CONTROL)
 
 
 class Quiet(Actor):

@@ -1,4 +1,4 @@
-"""The runtime for several processes: the conformance suite over a real socket, with actors on either side."""
+"""The runtime for several processes: the conformance suite over real sockets, with actors in three systems."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from pawl.actors.runtime.dead_letters import DeadLetter
 from pawl.actors.runtime.local import OnFailure
 from tests.actors.conformance import RuntimeConformance
+from tests.actors.linked_systems import LinkedSystems
 from tests.actors.runtime_doing import GENEROUS_S
-from tests.actors.two_systems import TwoSystems
 
 
-class TestBothSidesOfASocket(RuntimeConformance):
-    """Each second actor in the other system; what is sent from outside crosses the socket."""
+class TestThreeLinkedSystems(RuntimeConformance):
+    """A front and two replicas, each linked with the others; what is sent from outside crosses a socket."""
 
     def make_system(
         self,
@@ -22,8 +22,8 @@ class TestBothSidesOfASocket(RuntimeConformance):
         seed: int = 0,
         on_failure: OnFailure | None = None,
         on_dead_letter: Callable[[DeadLetter], None] | None = None,
-    ) -> TwoSystems:
-        return TwoSystems(Path(self.folder.name), seed, on_failure=on_failure, on_dead_letter=on_dead_letter)
+    ) -> LinkedSystems:
+        return LinkedSystems(Path(self.folder.name), seed, on_failure=on_failure, on_dead_letter=on_dead_letter)
 
     def setup_method(self) -> None:
         super().setup_method()

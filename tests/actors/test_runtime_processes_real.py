@@ -19,8 +19,8 @@ from pawl.actors.runtime.processes.keys import Keys, KeysUnusable, make_keys, re
 from pawl.actors.runtime.processes.sockets import Sockets, both_ways
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
 from pawl.cli import main
+from tests.actors.linked_systems import wait_for
 from tests.actors.process_child import Ping, Pong
-from tests.actors.two_systems import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -73,7 +73,8 @@ class ProcessSystem(LocalSystem):
         link = Link(peer, self, wire, self.process.make_codec(Any), self.process.heartbeat)
         with self._lock:
             self.links[peer] = link
-            cards = tuple(self._card(name, cell) for name, cell in self._cells.items() if isinstance(cell, Cell))
+            here = {name: cell for name, cell in self._cells.items() if isinstance(cell, Cell)}
+            cards = tuple(self._card(name, cell) for name, cell in here.items() if cell.phase is not Phase.ENDED)
             link.say(Hello(self.process.name, self.process.version, cards))
         wire.carry(link)
         return link

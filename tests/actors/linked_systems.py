@@ -1,8 +1,10 @@
-"""Two systems of one process that talk over a real ipc socket, as one system: each second actor lives in the other one,
-and whoever sends from outside does so from the system in which the receiver does not live."""
+"""Systems of one process that talk over real ipc sockets, as one system: a front, and two replicas that have a link
+with each other as well. Actors are dealt out in turn, and whoever sends from outside does so from the system after the
+one in which the receiver lives."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ from pawl.actors.runtime.receiver import Phase
 from pawl.actors.runtime.system import ActorStatistics
 from tests.actors.runtime_doing import GENEROUS_S
 
-NAMES = ("left", "right")
+NAMES = ("front", "one", "other")
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -31,39 +33,40 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0)
 
 
-class TwoSystems:
+class LinkedSystems:
     """A `System`."""
 
     def __init__(self, folder: Path, seed: int, **options: Any) -> None:
         self.sockets = Sockets()
-        self.both = [ProcessSystem(Process(f"pawl-{name}", Codec), seed, **options) for name in NAMES]
-        address = f"ipc://{folder}/{id(self)}"
-        self.links: list[Link] = [
-            self.both[0].connect("pawl-right", self.sockets.bind(address)),
-            self.both[1].connect("pawl-left", self.sockets.join(address)),
-        ]
+        self.all = [ProcessSystem(Process(name, Codec), seed, **options) for name in NAMES]
+        self.links: list[tuple[Link, Link]] = []
+        """Both ends of each."""
+        for number, (one, other) in enumerate(itertools.combinations(self.all, 2)):
+            address = f"ipc://{folder}/{id(self)}.{number}"
+            waits = one.connect(other.process.name, self.sockets.bind(address))
+            self.links.append((waits, other.connect(one.process.name, self.sockets.join(address))))
         self.names: list[str] = []
         self.stopped: tuple[str, ...] | None = None
-        wait_for(lambda: all(link.met for link in self.links))
+        wait_for(lambda: all(one.met and other.met for one, other in self.links))
 
     @property
     def dead_letters(self) -> DeadLetters:
-        return max((system.dead_letters for system in self.both), key=lambda letters: letters.total)
+        return max((system.dead_letters for system in self.all), key=lambda letters: letters.total)
 
     def home(self, name: str) -> ProcessSystem:
         """The system in which the actor lives."""
-        return self.both[self.names.index(name) % 2]
+        return self.all[self.names.index(name) % len(NAMES)]
 
     def away(self, name: str) -> ProcessSystem:
-        """The other one."""
-        return self.both[(self.names.index(name) + 1) % 2 if name in self.names else 0]
+        """The one after that."""
+        return self.all[(self.names.index(name) + 1) % len(NAMES) if name in self.names else 0]
 
     def spawn(self, actor: Actor, name: str, *, capacity: int = 1024, overflow: Overflow = Overflow.REJECT) -> None:
         if name in self.names:
             raise ValueError(f"there is an actor {name!r} already")
-        self.both[len(self.names) % 2].spawn(actor, name, capacity=capacity, overflow=overflow)
+        self.all[len(self.names) % len(NAMES)].spawn(actor, name, capacity=capacity, overflow=overflow)
         self.names.append(name)
-        wait_for(lambda: self.away(name).find(name) is not None)
+        wait_for(lambda: all(system.find(name) is not None for system in self.all))
 
     def watch(self, watcher: str, watched: str) -> None:
         self.home(watcher).watch(watcher, watched)
@@ -71,7 +74,7 @@ class TwoSystems:
 
     def start(self) -> None:
         self.settle()
-        for system in self.both:
+        for system in self.all:
             system.start()
 
     def send(self, to: str, message: Any, lane: Lane = Lane.DATA) -> bool:
@@ -85,26 +88,30 @@ class TwoSystems:
 
     def _settled(self) -> bool:
         return (
-            not any(link.num_waiting() for link in self.links)
+            not any(one.num_waiting() or other.num_waiting() for one, other in self.links)
             and self._nothing_on_the_way()
-            and all(self._phase(self.away(name), name) >= self._phase(self.home(name), name) for name in self.names)
+            and all(all(self._ended(name)) or not any(self._ended(name)) for name in self.names)
         )
 
-    @staticmethod
-    def _phase(system: ProcessSystem, name: str) -> bool:
-        cell = system.find(name)
-        return cell is not None and cell.phase is Phase.ENDED
+    def _ended(self, name: str) -> list[bool]:
+        """Whether each system knows that the actor has."""
+        cells = [system.find(name) for system in self.all]
+        return [cell is not None and cell.phase is Phase.ENDED for cell in cells]
 
     def _nothing_on_the_way(self) -> bool:
-        left, right = self.links
-        return left.num_sent == right.num_received and right.num_sent == left.num_received
+        return all(
+            one.num_sent == other.num_received and other.num_sent == one.num_received for one, other in self.links
+        )
 
     def stop(self, order: Sequence[str] = (), timeout_s: float = 30.0) -> tuple[str, ...]:
         if self.stopped is None:
             self.settle()
             whole = [*order, *(name for name in reversed(self.names) if name not in order)]
-            late = self.both[0].stop(whole, timeout_s)
-            self.stopped = late + self.both[1].stop((), timeout_s)
+            front, *replicas = self.all
+            late = front.stop(whole, timeout_s)
+            for system in replicas:
+                late += system.stop((), timeout_s)
+            self.stopped = late
             self.sockets.close()
         return self.stopped
 
@@ -114,7 +121,7 @@ class TwoSystems:
 
     def _statistics_of(self, name: str) -> ActorStatistics:
         """What its own system says, with what was refused, or found no receiver, where it was sent."""
-        here, there = self.home(name).statistics()[name], self.away(name).statistics()[name]
-        return msgspec.structs.replace(
-            here, rejected=here.rejected + there.rejected, dead_letters=here.dead_letters + there.dead_letters
-        )
+        each = [system.statistics()[name] for system in self.all]
+        rejected, letters = sum(one.rejected for one in each), sum(one.dead_letters for one in each)
+        here = self.home(name).statistics()[name]
+        return msgspec.structs.replace(here, rejected=rejected, dead_letters=letters)

@@ -1,0 +1,158 @@
+"""Links between replicas, as a router has them made and linkers make them, driven by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from pawl.actors.linker import Linker
+from pawl.actors.links import AGAIN_S
+from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
+from pawl.actors.messages.links import (
+    AwaitPeer,
+    EndPeer,
+    JoinPeer,
+    Linked,
+    LinkLost,
+    PeerAddress,
+    PeerLost,
+    PeerMet,
+)
+from pawl.actors.messages.replicas import ReplicaUp
+from pawl.actors.names import DECODE, PREFILL, Names, names_of
+from pawl.actors.placement import RoundRobin
+from pawl.actors.router import Router
+from pawl.actors.runtime.actor import Down
+from pawl.actors.simulation.manual import ManualContext
+
+D, P, Q = names_of(0, DECODE), names_of(1, PREFILL), names_of(2, PREFILL)
+WHY = "it was silent"
+
+
+class Starts:
+    """A starter that says it starts whatever is lost."""
+
+    def restart(self, lost: Names, *, again: bool) -> bool:
+        return again
+
+    def over(self, name: str, reason: str) -> None: ...
+
+
+def routed(*names: Names) -> tuple[Router, ManualContext]:
+    router = Router(RoundRobin(4), names, Starts(), linked=True)
+    return router, ManualContext(router, "router")
+
+
+def link(router: Router, context: ManualContext, prefill: Names, attempt: int) -> None:
+    """Both linkers do as they are told."""
+    assert context.take(prefill.linker) == [AwaitPeer(D.linker, attempt)]
+    router.receive(PeerAddress(prefill.linker, D.linker, attempt, "ipc://there"))
+    assert context.take(D.linker)[-1] == JoinPeer(prefill.linker, attempt, "ipc://there")
+    router.receive(Linked(prefill.linker, D.linker, attempt))
+    assert (context.take(D.scheduler), context.take(prefill.detokenizer)) == ([], [])
+    router.receive(Linked(D.linker, prefill.linker, attempt))
+    assert context.take(D.scheduler) == [PrefillerUp(prefill.detokenizer)]
+    assert context.take(prefill.detokenizer) == [DecoderUp(D.scheduler, D.storage)]
+
+
+def test_a_pair_is_told_of_each_other_once_both_have_met() -> None:
+    router, context = routed(D, P)
+    link(router, context, P, 1)
+
+
+def test_a_pair_that_has_lost_each_other_is_told_so_and_linked_again_later() -> None:
+    router, context = routed(D, P)
+    link(router, context, P, 1)
+    for _ in range(2):  # each side may say so
+        router.receive(LinkLost(D.linker, P.linker, 1, WHY))
+        router.receive(LinkLost(P.linker, D.linker, 1, WHY))
+    assert context.take(D.scheduler) == [PrefillerDown(P.detokenizer, P.storage)]
+    assert context.take(P.detokenizer) == [DecoderDown(D.scheduler)]
+    assert set(context.take(P.linker)) == {EndPeer(D.linker, WHY)}
+    context.advance(AGAIN_S)
+    router.receive(LinkLost(P.linker, D.linker, 1, WHY))  # of the attempt before
+    link(router, context, P, 2)
+
+
+def test_an_address_that_cannot_be_had_is_tried_again() -> None:
+    router, context = routed(D, P)
+    context.take(P.linker)
+    router.receive(LinkLost(P.linker, D.linker, 1, "no port is free"))
+    assert context.take(D.scheduler) == []
+    context.advance(AGAIN_S)
+    link(router, context, P, 2)
+
+
+def test_of_a_replica_that_is_lost_the_others_are_told_and_the_one_in_its_place_is_linked() -> None:
+    router, context = routed(D, P)
+    link(router, context, P, 1)
+    router.receive(Down(P.scheduler, "killed"))
+    assert context.take(D.linker) == [EndPeer(P.linker, f"{P.scheduler} is gone: killed")]
+    router.receive(LinkLost(D.linker, P.linker, 1, WHY))
+    context.advance(AGAIN_S)
+    assert context.take(P.linker) == []
+    assert context.take(D.scheduler) == [PrefillerDown(P.detokenizer, P.storage)]
+    router.receive(ReplicaUp(Q))
+    link(router, context, Q, 2)
+
+
+class Dials:
+    """A dialer that writes down what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self.refused: Exception | None = None
+
+    def wait(self, peer: str) -> str:
+        self.asked.append(("wait", peer))
+        if self.refused is not None:
+            raise self.refused
+        return "ipc://here"
+
+    def join(self, peer: str, address: str) -> None:
+        self.asked.append(("join", peer, address))
+        if self.refused is not None:
+            raise self.refused
+
+    def end(self, peer: str, reason: str) -> None:
+        self.asked.append(("end", peer, reason))
+
+
+def linker() -> tuple[Linker, ManualContext, Dials]:
+    dials = Dials()
+    made = Linker(dials, D)
+    return made, ManualContext(made, D.linker), dials
+
+
+def test_a_linker_says_where_it_waits_whom_it_met_and_whom_it_lost() -> None:
+    made, context, dials = linker()
+    made.receive(AwaitPeer(P.linker, 1))
+    made.receive(PeerMet(P.linker))
+    made.receive(PeerLost(P.linker, WHY))
+    made.receive(JoinPeer(P.linker, 2, "ipc://there"))
+    made.receive(PeerMet(P.linker))
+    assert dials.asked == [("wait", P.linker), ("join", P.linker, "ipc://there")]
+    assert context.take("router") == [
+        PeerAddress(D.linker, P.linker, 1, "ipc://here"),
+        Linked(D.linker, P.linker, 1),
+        LinkLost(D.linker, P.linker, 1, WHY),
+        Linked(D.linker, P.linker, 2),
+    ]
+
+
+@pytest.mark.parametrize("refused", [OSError("no port is free"), ValueError("no address")])
+@pytest.mark.parametrize("asked", [AwaitPeer(P.linker, 3), JoinPeer(P.linker, 3, "ipc://there")])
+def test_what_cannot_be_linked_is_lost(asked: AwaitPeer | JoinPeer, refused: Exception) -> None:
+    made, context, dials = linker()
+    dials.refused = refused
+    made.receive(asked)
+    assert context.take("router") == [LinkLost(D.linker, P.linker, 3, str(refused))]
+
+
+def test_nothing_is_said_of_a_peer_that_the_router_has_ended() -> None:
+    made, context, dials = linker()
+    made.receive(JoinPeer(P.linker, 1, "ipc://there"))
+    made.receive(EndPeer(P.linker, WHY))
+    for late in (PeerMet(P.linker), PeerLost(P.linker, WHY)):
+        made.receive(late)
+    assert dials.asked[-1] == ("end", P.linker, WHY)
+    assert context.take_sent() == []
