@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
 from pawl.actors.control import row_of
 from pawl.actors.messages.control import LATE, Reply
 from pawl.actors.messages.generate import Usage
+from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
+from pawl.actors.messages.links import ToLinker
 from pawl.actors.names import NAMES
 from pawl.actors.simulation.faults import FaultKind
 from pawl.actors.storage import Storage
@@ -34,6 +36,9 @@ GONE = ("is gone", "is not running", "is being started again")
 """Words of an answer that a lost replica owed."""
 NARRATORS = frozenset({NAMES.scheduler, NAMES.gateway, NAMES.recorder})
 """Actors without which a trace has no end."""
+
+OF_PAIRS = (DecoderUp, DecoderDown, PrefillerUp, PrefillerDown, *get_args(ToLinker))
+"""Two replicas may find each other, or part, while all stop: those who are told may have ended."""
 
 
 class EndChecks:
@@ -205,8 +210,9 @@ class EndChecks:
         faults = self.run.system.faults.faults
         if self._cut_short() or faults.rush or faults.late:
             return
-        if self.run.system.dead_letters.total and not self.run.failed:
-            letter = self.run.system.dead_letters.recent()[0]
+        letters = [each for each in self.run.system.dead_letters.recent() if not isinstance(each.message, OF_PAIRS)]
+        if letters and not self.run.failed:
+            letter = letters[0]
             lost = f"{type(letter.message).__name__} from {letter.sender} to {letter.to}: {letter.reason}"
             raise PropertyFailed("auxiliary_conservation", f"a message that nobody took: {lost}")
         if self.run.desk.pace.seconds:

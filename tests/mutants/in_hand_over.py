@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pawl.actors.links import Links
 from pawl.actors.prefill_desk import PrefillDesk
 from pawl.actors.tiers.hand_over import Outgoing
 from pawl.actors.tiers.hand_over_client import HandOverClient
@@ -48,11 +47,5 @@ HAND_OVER = (
         "auxiliary_conservation",
         "The storage of a decode replica is not told that nobody waits for a prefill any more.",
         Edit(HandOverClient.cancel, "send(names.storage, Unexpect(ticket), Lane.CONTROL)", "pass"),
-    ),
-    _mutant(
-        "link_is_lost_twice",
-        "auxiliary_conservation",
-        "Both sides of a link say that it is lost, and two attempts at another one begin.",
-        Edit(Links._lost, "link.attempt = self._number()", "pass"),
     ),
 )
