@@ -50,12 +50,11 @@ class Routed(msgspec.Struct, eq=False):
     """Fingerprint of those that drew the last of `tokens`."""
     num_older: int = 0
     """Tokens before those that these weights have drawn."""
-    refused: bool = False
-    """Its replica had no room for it, or is gone and nobody has said so yet."""
     num_lost: int = 0
     """Replicas that were lost while they had it."""
     taken: bool = True
-    """Its replica has it. Else an order could overtake it: the next one, after a loss, gets orders once it has."""
+    """Its replica has it, or gets it before any request that came later. Else an order could overtake it, and waits
+    until the replica has it."""
     aborted: tuple[Cause, str] | None = None
     """It is to end, for this cause."""
     finished: int | None = None

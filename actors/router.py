@@ -42,8 +42,7 @@ log = structlog.get_logger("pawl.router")
 
 FAILED = "the server failed on this request"
 AGAIN_S = 0.05
-"""How long a request waits that its replica does not take at once."""
-FULL = "the engine is overloaded: too many requests are waiting; try again later"
+"""How long requests wait that their replica does not take at once: it is full, or gone and nobody has said so yet."""
 _NONE: Int32s = np.empty(0, np.int32)
 
 FromFront: Any = Generate | Abort | Finish | Drain | Ask
@@ -71,6 +70,8 @@ class Router(Actor):
         self.lost = ""
         """Why there is no replica any more, and will be none."""
         self._num_starting = 0
+        self._retry_due = False
+        """`PlaceAgain` is to come."""
         self._early: dict[int, Abort] = {}
         """Aborts that overtook their request."""
         self._questions = ReplicaAsks(self, self.replicas, self.prefillers.replicas)
@@ -117,8 +118,9 @@ class Router(Actor):
             case ReplicaFailed(reason):
                 self._num_starting -= 1
                 self._settle("a replica that was started", reason)
-            case PlaceAgain(request):
-                self._retry(request)
+            case PlaceAgain():
+                self._retry_due = False
+                self._place_again(NOBODY)
             case Down(name, reason):
                 self._down(name, reason)
             case _:
@@ -159,7 +161,7 @@ class Router(Actor):
         self._place(routed, message)
 
     def _place(self, routed: Routed, message: Generate) -> None:
-        """Give a request to a replica, or let it wait for one that is being started."""
+        """Give a request to a replica, or let it wait for one that takes it."""
         request = message.request
         if not self.replicas:
             if self.lost:
@@ -170,22 +172,14 @@ class Router(Actor):
         self._send_gateway(Placed(request, replica.names.recorder))
         if not self.context.send(replica.names.scheduler, message):
             routed.replica = NOBODY
-            if routed.refused and not routed.num_lost:
-                self._end(routed, Cause.OVERLOADED, FULL)
-            else:  # its client has had some of it; or a replica that is gone looks like one that is full
-                self.context.after(AGAIN_S, PlaceAgain(request))
-            routed.refused = True
+            if not self._retry_due:
+                self._retry_due = True
+                self.context.after(AGAIN_S, PlaceAgain())
             return
-        routed.taken = not (routed.num_lost or routed.refused)
         replica.num_open += 1
         replica.num_tokens += routed.num_tokens
         if routed.aborted is not None and routed.taken:
             self.context.send(replica.names.scheduler, Abort((request,), *routed.aborted), Lane.CONTROL)
-
-    def _retry(self, request: int) -> None:
-        routed = self.routed.get(stream_of(request))
-        if routed is not None and routed.replica == NOBODY:
-            self._place(routed, routed.again(self.context.now()))
 
     def _owner(self, message: Generate) -> int:
         """The replica for a request: a turn's is that of its session."""
@@ -336,7 +330,7 @@ class Router(Actor):
         """Requests of a replica that is lost, or of nobody, in the order of their numbers."""
         now = self.context.now()
         for routed in [routed for routed in self.routed.values() if routed.replica == owner]:
-            routed.replica = NOBODY
+            routed.replica, routed.taken = NOBODY, False
             routed.num_lost += owner != NOBODY
             if routed.finished is not None:
                 self._end(routed, Cause.STOP_STRING)

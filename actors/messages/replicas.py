@@ -26,9 +26,7 @@ class ReplicaFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class PlaceAgain(msgspec.Struct, frozen=True, tag=True):
-    """The router's own timer: a request of a lost replica found no room."""
-
-    request: int
+    """The router's own timer: replicas did not take all requests that they were given."""
 
 
 class Placed(msgspec.Struct, frozen=True, tag=True):

@@ -145,11 +145,6 @@ class Mailbox:
         self.nudge()
         return True
 
-    @property
-    def held_back(self) -> bool:
-        """Whether the reader is: a mailbox to which it has sent something is full."""
-        return self._holds > 0
-
     def hold(self) -> None:
         """Hold this mailbox's reader back until the matching `release`."""
         with self._lock:
@@ -170,7 +165,8 @@ class Mailbox:
         self.wake()
 
     def postpone(self) -> bool:
-        """Whether the reader, which has nothing left but to settle, is held back: then the last `release` wakes it."""
+        """Whether the reader, which has nothing left but to settle, is held back, as a mailbox to which it has sent
+        something is full: then the last `release` wakes it."""
         with self._lock:
             self._postponed = self._holds > 0
             return self._postponed

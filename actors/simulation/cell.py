@@ -91,7 +91,7 @@ class SimulatedCell(Cell):
             if self._cut or self.mailbox.has_takeable() or (self._timers and self._timer_is_due()):
                 return True
             if self._dirty:
-                return not self.mailbox.held_back
+                return not self.mailbox.postpone()
             return self._stop_reason is not None and self.mailbox.is_empty()
         return self.phase is Phase.NEW
 

@@ -146,7 +146,7 @@ class EndChecks:
         drafts = seen.drafted[request], seen.accepted[request]
         if cause is Cause.STOP_STRING:  # the detokenizer, which ends it, has not heard of these
             retractions, drafts = told.retractions, (told.draft_tokens, told.accepted_tokens)
-        if self.run.crashed:  # perhaps with records that were on their way
+        if self._unrecorded:
             cached, retractions = told.cached_tokens, told.retractions
             drafts = told.draft_tokens, told.accepted_tokens
         return Usage(len(arrival.prompt), len(client.tokens), cached, retractions, *drafts)
@@ -172,7 +172,13 @@ class EndChecks:
             for record in replica.trace.records:
                 if isinstance(record, Submitted) and record.request == client.request:
                     return msgspec.structs.replace(plain, prompt=tuple(int32s(record.tokens).tolist()))
-        return None if self.run.crashed else plain
+        return None if self._unrecorded else plain
+
+    @property
+    def _unrecorded(self) -> bool:
+        """Whether records may be missing of a replica that clients had to do with: who has them was lost, or they were
+        on their way."""
+        return bool(self.run.crashed) or any(each.names.recorder in self.run.failed for each in self.run.replicas)
 
     def check_cause(self, client: Client, arrival: Arrival, cause: Cause) -> None:
         """An abort must have had a reason in the workload or in the faults."""

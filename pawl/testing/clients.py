@@ -247,7 +247,8 @@ class FrontDesk(Gateway):
     def _undone(self, index: int, reply: Reply) -> None:
         """What is refused because something else is under way is asked for again, as an operator would."""
         self._undoing[index] += 1
-        if reply.message in (UPDATING, MOVING) and self._undoing[index] < MOST_UNDONE:
+        under_way = UPDATING in reply.message or MOVING in reply.message  # of several replicas, which speak at once
+        if under_way and self._undoing[index] < MOST_UNDONE:
             self.context.after(AGAIN_S, Undo(index))
         else:
             del self._undoing[index]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pawl.actors.control import Ask
 from pawl.actors.messages.generate import Generate
 from pawl.actors.messages.replicas import ReplicaUp
 from pawl.actors.names import ROUTER, Names
@@ -13,6 +14,7 @@ from pawl.actors.routed import NOBODY
 from pawl.actors.router import Router
 from pawl.actors.starter import Starter
 from pawl.build.wiring import watch_replica
+from pawl.loops.orders.sessions import CloseSession, OpenSession
 from pawl.memory.arrays import Int32s
 from pawl.testing.workload import Shape
 
@@ -119,10 +121,17 @@ class WatchedRouter(Router):
     ) -> None:
         super().__init__(WatchedPlacement(shape, report), replicas, starter, linked=linked)
         self._report = report
+        self._closed = False
+        """The one session of simulated clients is to be closed."""
+
+    def receive(self, message: Any) -> None:
+        if isinstance(message, Ask) and isinstance(message.message, OpenSession | CloseSession):
+            self._closed = isinstance(message.message, CloseSession)
+        super().receive(message)
 
     def _owner(self, message: Generate) -> int:
         owner = super()._owner(message)
-        session = message.session
+        session = None if self._closed else message.session
         held = [number for number in self.replicas if session is not None and session.id in self.sessions_of(number)]
         if held and owner not in held:
             text = f"a turn goes to replica {owner}, and its session is with {held}"

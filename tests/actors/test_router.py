@@ -1,33 +1,45 @@
-"""The router, driven by hand: what a lost replica's requests take along."""
+"""The router, driven by hand: what a lost replica's requests take along, and whom a replica does not take."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from pawl.actors.messages.generate import Admitted, Generate, Opened, Resumed, StepTokens, TextOptions, Timing
-from pawl.actors.names import ROUTER, Names, names_of
+from pawl.actors.messages.generate import (
+    Admitted,
+    Ended,
+    Generate,
+    Opened,
+    Resumed,
+    StepTokens,
+    TextOptions,
+    Timing,
+)
+from pawl.actors.messages.replicas import ReplicaUp
+from pawl.actors.names import FRONT, ROUTER, Names, names_of
 from pawl.actors.placement import RoundRobin
-from pawl.actors.router import Router
+from pawl.actors.router import AGAIN_S, Router
 from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.turns import info_of
 from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Cause
+from pawl.loops.orders.requests import Abort
 
 PROMPT = np.array([1, 2, 3], np.int32)
 
 
-class NobodyStarts:
-    """Starts no replica again."""
+class Starts:
+    """Says that each replica is started again; a test tells when it is up."""
 
     def restart(self, lost: Names, *, again: bool) -> bool:
-        return False
+        return again
 
     def over(self, name: str, reason: str) -> None: ...
 
 
 def routed(count: int) -> tuple[Router, ManualContext]:
     """A router before so many replicas, which take turns."""
-    router = Router(RoundRobin(4), [names_of(number) for number in range(count)], NobodyStarts())
+    router = Router(RoundRobin(4), [names_of(number) for number in range(count)], Starts())
     return router, ManualContext(router, ROUTER)
 
 
@@ -87,3 +99,60 @@ def test_all_output_is_older_where_other_weights_serve_whatever_they_are_called(
         request=1, rid="r1", tokens=PROMPT, sampling=sampling, text_options=TextOptions(), resumed=resumed
     )
     assert [info_of(message, "", weights, 0.0).num_older for weights in ("a", "b")] == [3, 1]
+
+
+def ends(context: ManualContext) -> list[Ended]:
+    """Ends that the detokenizer was told since the last call."""
+    told = context.take(FRONT.detokenizer)
+    return [end for each in told if isinstance(each, StepTokens) for end in each.ended]
+
+
+def test_a_new_request_whose_replica_is_gone_before_anybody_has_said_so_goes_to_another() -> None:
+    router, context = routed(2)
+    context.gone.add("scheduler.0")
+    router.receive(asked(1))
+    context.advance(AGAIN_S)
+    (taken,) = given(context, 1)
+    assert taken.resumed is None
+    assert taken.age_s == AGAIN_S
+    assert ends(context) == []
+
+
+def test_new_requests_wait_for_as_long_as_the_only_replica_is_gone_and_nobody_has_said_so() -> None:
+    router, context = routed(1)
+    context.gone.add("scheduler.0")
+    for request in (1, 2):
+        router.receive(asked(request))
+    context.advance(10 * AGAIN_S)
+    is_lost(router, context, 0)
+    router.receive(ReplicaUp(names_of(1)))
+    assert [each.request for each in given(context, 1)] == [1, 2]
+    context.advance(AGAIN_S)
+    assert given(context, 1) == []
+    assert ends(context) == []
+
+
+def test_a_request_that_waits_for_room_ends_as_soon_as_its_client_leaves() -> None:
+    router, context = routed(1)
+    context.full.add("scheduler.0")
+    for request in (1, 2):
+        router.receive(asked(request))
+    router.receive(Abort((1,), Cause.DISCONNECT))
+    assert [(end.request, end.cause) for end in ends(context)] == [(1, Cause.DISCONNECT)]
+    context.full.clear()
+    context.advance(AGAIN_S)
+    assert [each.request for each in given(context, 0)] == [2]
+
+
+def test_an_order_for_a_request_that_was_placed_late_waits_until_its_replica_has_it() -> None:
+    router, context = routed(1)
+    context.full.add("scheduler.0")
+    router.receive(asked(1))
+    context.full.clear()
+    router.receive(asked(2))
+    context.advance(AGAIN_S)
+    assert [each.request for each in given(context, 0)] == [2, 1]
+    router.receive(Abort((1, 2), Cause.DISCONNECT))
+    assert [each.requests for each in context.take("scheduler.0")] == [(2,)]
+    opens(router, 1, replica=0)
+    assert [each.requests for each in context.take("scheduler.0")] == [(1,)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pawl.actors.runtime.actor import Lane
+from pawl.actors.runtime.actor import Lane, Overflow
 from pawl.actors.simulation.choice import ChoiceSource, Footprint, Kind, Option
 from pawl.actors.simulation.exploration import Case, explore
 from pawl.actors.simulation.faults import Faults
@@ -235,3 +235,11 @@ def test_the_same_choices_give_the_same_run() -> None:
 
     assert run(1) == run(1)
     assert run(1)[:3] != run(2)[:3]
+
+
+def test_who_was_held_back_has_settled_at_rest() -> None:
+    outcomes: set[tuple[str, ...]] = set()
+    letters: Letters = (("a", Note("a", to("x", "x"))), ("a", Note("b", to("x", "x"))))
+    scenario = writing("ax", letters, outcomes, capacities={"x": 1}, overflow=Overflow.HOLD)
+    assert explore(scenario, RandomWalk(1), 100).failure is None
+    assert [written for written, _ in outcomes if not written.endswith("|")] == []

@@ -62,7 +62,7 @@ CONTROL = (
         "",
         "A scheduler whose detokenizer is far behind launches steps all the same, until their tokens are refused.",
         Edit(Cell.step, "if self.mailbox.postpone():", "if False:"),
-        Edit(SimulatedCell.busy, "return not self.mailbox.held_back", "return True"),
+        Edit(SimulatedCell.busy, "return not self.mailbox.postpone()", "return True"),
     ),
     _mutant(
         "stale_tokens_are_counted",

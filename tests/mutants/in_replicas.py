@@ -44,6 +44,12 @@ REPLICAS = (
         Edit(Router._owner, "if owner in self.replicas:", "if False:"),
     ),
     _mutant(
+        "new_request_at_a_dead_replica_is_refused",
+        "fault_isolation",
+        "A request whose replica is gone, and nobody has said so yet, is refused as if all were busy.",
+        Edit(Router._place, "self.context.after(AGAIN_S, PlaceAgain())", "self._end(routed, Cause.OVERLOADED, FAILED)"),
+    ),
+    _mutant(
         "load_is_never_taken_off",
         "observability_conservation",
         "A replica counts as having requests that have ended.",
