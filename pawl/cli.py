@@ -44,6 +44,7 @@ COMMANDS = {
     "trace": Command("trace", "a trace in the formats of other tools, and back"),
     "ctl": Command("ctl", "send a control message to a running server"),
     "top": Command("top", "watch a running server in the terminal, and steer it"),
+    "node": Command("node", "have this host compute for a server on another one"),
     "keys": Command("keys", "make the keys with which processes on several machines know each other"),
     "doctor": Command("doctor", "look at this machine and say what works and what does not"),
 }

@@ -208,10 +208,25 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     runtime: Annotated[
         Literal["local", "processes"],
         _meta(
-            "workers", "local: everything in one process; processes: the model and its scheduler in one of their own"
+            "workers",
+            "local: everything in one process; processes, and so with --nodes: each replica in one of its own",
         ),
     ] = "local"
     dp: Annotated[UpTo64, _feature("workers", "dp")] = 1
+    nodes: Annotated[
+        UpTo64,
+        _meta("workers", "hosts that share the replicas of --dp out evenly; on each other one, `pawl node --join`"),
+    ] = 1
+    head_serves: Annotated[
+        bool, _meta("workers", "replicas live on the host of the head as well, which is one of the nodes")
+    ] = True
+    listen: Annotated[Text | None, _meta("workers", "where nodes join, tcp://HOST:PORT")] = None
+    keys: Annotated[
+        Text | None, _meta("workers", "folder of the keys for links between hosts, which `pawl keys` makes")
+    ] = None
+    node_timeout_s: Annotated[
+        AboveZero, _meta("workers", "how long the head waits for nodes at the start, and a node for its head")
+    ] = 300.0
     disaggregate: Annotated[Apart | None, _feature("workers", "disaggregate")] = None
     prefill_lease_s: Annotated[
         AboveZero, _meta("workers", "how long a request waits for its prefill elsewhere before it is computed here")
@@ -255,6 +270,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             force_setattr(self, name, str(Path(getattr(self, name)).expanduser()))
         if self.storage_dir is not None:
             force_setattr(self, "storage_dir", str(Path(self.storage_dir).expanduser()))
+
+    @property
+    def in_processes(self) -> bool:
+        """Whether replicas have processes of their own."""
+        return self.runtime == "processes" or self.listen is not None
 
     def public(self) -> dict[str, Any]:
         """Every setting as plain data, keys hidden: fit for a reply, a log or a trace."""

@@ -21,11 +21,16 @@ def load(config: ServerConfig, report: Report = unheard) -> list[Parts] | list[R
     roles = roles_of(config)
     count, shares = len(roles), [share_of(config, place) for place in range(len(roles))]
     reports = [part(report, place / count, (place + 1) / count) for place in range(count)]
-    if config.runtime == "processes":
-        from pawl.build.hosts.host import OneHost  # whoever runs in one process imports no ZeroMQ
+    if config.in_processes:
+        from pawl.build.hosts.select import hosts_of  # whoever runs in one process imports no ZeroMQ
         from pawl.build.replica_process import started
 
-        return started(shares, roles, reports, OneHost())
+        hosts = hosts_of(config, count)
+        try:
+            return started(shares, roles, reports, hosts)
+        except BaseException:
+            hosts.close()
+            raise
     if len(shares) == 1:
         return [load_here(config, report)]
     return [

@@ -26,6 +26,8 @@ class Setup(msgspec.Struct, frozen=True):
     """Where the front waits for it."""
     switch_s: float
     """After which a thread that computes lets another one have the interpreter."""
+    keys: str | None = None
+    """Folder of the keys for links, on a node."""
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):

@@ -28,6 +28,7 @@ from pawl import __version__
 from pawl.actors.codec import make_codec
 from pawl.actors.names import UNIFIED
 from pawl.actors.runtime.actor import Lane
+from pawl.actors.runtime.processes.keys import read_keys
 from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
 from pawl.build.dialer import SocketDialer
@@ -141,7 +142,8 @@ class Replica:
         self._specs = replica_actors(self._parts, config.request_timeout_s, names=setup.names)
         self._failure: str | None = None
         spawn_all(self._system, self._specs)
-        self._link = self._system.connect(FRONT, self._sockets.join(setup.address))
+        keys = None if setup.keys is None else read_keys(Path(setup.keys))
+        self._system.connect(FRONT, self._sockets.join(setup.address, keys))
 
     def _met(self, peer: str) -> None:
         if peer == FRONT:
@@ -169,8 +171,9 @@ class Replica:
             why = self._ends.get()
         log.info("the replica ends", why=why)
         if why not in (LEFT, self._failure):
+            # Of a front that lives (its node is gone) requests go on elsewhere: it hears nothing of how they end here.
+            self._system.leave(FRONT)
             self._system.send(self._parts.names.scheduler, EndAll(Cause.DISCONNECT), Lane.CONTROL)
-            self._link.ends(why)
         self._system.stop(stop_order(self._specs), STOP_S)
         self._parts.close()
         self._sockets.close()

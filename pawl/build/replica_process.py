@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ from pawl.actors.runtime.processes.link import Link
 from pawl.actors.runtime.processes.system import ProcessSystem
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.actors.text.vocabulary import Vocabulary
-from pawl.build.hosts.host import Hosts, ReplicaFailed
+from pawl.build.hosts.host import Host, Hosts, ReplicaFailed
 from pawl.build.ready import Progress, Ready, Refused, Setup
 from pawl.build.wiring import process_of
 from pawl.config import ConfigError, ServerConfig
@@ -41,8 +43,8 @@ class Origin(NamedTuple):
 class ReplicaProcess:
     """What an engine needs of a replica that is loaded, and serves, in another process (compare `Parts`)."""
 
-    def __init__(self, config: ServerConfig, names: Names, hosts: Hosts, place: int) -> None:
-        """Start it where the replica at this place is to be; `wait_until_ready` is next. Raises ReplicaFailed."""
+    def __init__(self, config: ServerConfig, names: Names, hosts: Hosts, host: Host) -> None:
+        """Start it on `host`; `wait_until_ready` is next. Raises HostLost."""
         self.names = names
         self.name = process_of(names.scheduler)
         self.hosts = hosts
@@ -51,8 +53,8 @@ class ReplicaProcess:
         self._config = config
         self._link: Link | None = None
         self._ended = threading.Event()
-        host = hosts.of(place)
-        self.where = f"{self.name} on {host.name}" if host.name else self.name
+        self._elsewhere = bool(host.name)
+        self.where = f"{self.name} on {host.name}" if self._elsewhere else self.name
         """The process, and its host, as people know them."""
         self._wire = host.bind(self.name)
         settings = msgspec.to_builtins(config)
@@ -70,11 +72,6 @@ class ReplicaProcess:
             self.ready = self._heard_ready(report)
             check_alike({"front": {"version": __version__}, self.where: self.ready.facts()})
             self.source = Origin(self.ready.name, Path(self.ready.path))
-            self.vocabulary = (
-                ghost_vocabulary()
-                if self._config.model == "ghost"
-                else Vocabulary.load(self.source.path, self.ready.num_embeddings)
-            )
         except BaseException:
             self.kill()
             raise
@@ -82,15 +79,27 @@ class ReplicaProcess:
         self.summary, self.traced = self.ready.summary | {"pid": self.ready.pid}, self.ready.traced
         threading.Thread(target=self._watch, name=f"watch {self.name}", daemon=True).start()
 
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Of its model, read by the front."""
+        if self._config.model == "ghost":
+            return ghost_vocabulary()
+        if self._elsewhere and not self.source.path.exists():
+            raise ReplicaFailed(
+                f"{self.source.path}, of {self.where}, is not there on the head, which reads its vocabulary"
+            )
+        return Vocabulary.load(self.source.path, self.ready.num_embeddings)
+
     def _heard_ready(self, report: Report) -> Ready:
-        while (told := self._running.heard()) is not None:
-            match told:
+        while (said := self._running.heard()) is not None:
+            match said:
                 case Progress(share):
                     report(share)
                 case Ready() as ready:
                     return ready
                 case Refused(message, usage):
-                    raise ConfigError(message, "") if usage else ReplicaFailed(message)
+                    told = f"{self.where}: {message}" if self._elsewhere else message
+                    raise ConfigError(told, "") if usage else ReplicaFailed(told)
         raise ReplicaFailed(f"{self.where} has ended before it was ready: {self._running.wait()}")
 
     def _watch(self) -> None:
@@ -132,20 +141,29 @@ class ReplicaProcess:
 def started(
     shares: Sequence[ServerConfig], roles: Sequence[str], reports: Sequence[Report], hosts: Hosts
 ) -> list[ReplicaProcess]:
-    """A replica for each share, all of which load at once; each report hears of one. Raises as `wait_until_ready`
-    does, and then closes the hosts."""
-    made: list[ReplicaProcess] = []
-    try:
-        for place, (share, role) in enumerate(zip(shares, roles, strict=True)):
-            made.append(ReplicaProcess(share, names_of(place, role), hosts, place))
-        for replica, report in zip(made, reports, strict=True):
-            replica.wait_until_ready(report)
-    except BaseException:
-        for replica in made:
+    """A replica for each share, all of which load at once, each as soon as its host is there; each report hears of one.
+    Raises what the first that fails raises (see `wait_until_ready`); then nothing is left of them."""
+    made: dict[int, ReplicaProcess] = {}
+    failed = threading.Event()
+
+    def start(place: int) -> None:
+        names, host = names_of(place, roles[place]), hosts.of(place, failed)
+        made[place] = replica = ReplicaProcess(shares[place], names, hosts, host)
+        if failed.is_set():
             replica.kill()
-        hosts.close()
-        raise
-    return made
+        replica.wait_until_ready(reports[place])
+
+    with ThreadPoolExecutor(len(shares)) as starting:
+        try:
+            for over in as_completed([starting.submit(start, place) for place in range(len(shares))]):
+                over.result()
+            _ = made[0].vocabulary  # read now, where it can still be refused
+        except BaseException:
+            failed.set()
+            for replica in [*made.values()]:
+                replica.kill()
+            raise
+    return [made[place] for place in range(len(shares))]
 
 
 def check_alike(facts: dict[str, dict[str, Any]]) -> None:

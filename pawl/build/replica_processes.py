@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import structlog
+
 from pawl import __version__
 from pawl.actors.codec import make_codec
 from pawl.actors.gateway import Gateway
 from pawl.actors.names import Names
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
+from pawl.build.hosts.host import HostLost
 from pawl.build.ready import FRONT
 from pawl.build.replica_process import ReplicaProcess, check_alike
 from pawl.build.replicas import OnEnd, Replicas, router_of
 from pawl.build.wiring import ActorSpec, routed_front, watch_replica
 from pawl.config import ServerConfig
+
+log = structlog.get_logger("pawl.build.replicas")
 
 
 class ProcessReplicas(Replicas[ReplicaProcess]):
@@ -55,10 +60,16 @@ class ProcessReplicas(Replicas[ReplicaProcess]):
         """They end with their process."""
 
     def _load(self, share: ServerConfig, names: Names) -> ReplicaProcess:
-        replica = ReplicaProcess(share, names, self._hosts, self._places[names.replica])
-        replica.wait_until_ready()
-        self._check(replica)
-        return replica
+        while True:
+            try:
+                host = self._hosts.of(self._places[names.replica], self._stopping)
+                replica = ReplicaProcess(share, names, self._hosts, host)
+                replica.wait_until_ready()
+                self._check(replica)
+            except HostLost as lost:
+                log.warning("a replica waits for another host", replica=names.replica, why=str(lost))
+            else:
+                return replica
 
     def _begin(self, replica: ReplicaProcess) -> None:
         replica.join(self.system)

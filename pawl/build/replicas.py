@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -22,6 +21,7 @@ from pawl.actors.router import Router
 from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.starter import Starter
 from pawl.actors.text.vocabulary import Vocabulary
+from pawl.build.hosts.layout import layout_of, threads_of
 from pawl.build.parts import Parts
 from pawl.build.roles import HAND_OVER_GB, roles_of
 from pawl.build.wiring import ActorSpec, all_names, engine_actors, replica_actors, spawn_all, watch_replica
@@ -32,8 +32,8 @@ from pawl.loops.select import LoopConfig
 
 log = structlog.get_logger("pawl.build.replicas")
 
-SHARED_OUT = ("max_running", "max_queued", "kv_tokens", "trace_limit_mb")
-"""Settings of which each replica has an equal part, in whole numbers."""
+SHARED_OUT = ("max_running", "max_queued", "kv_tokens")
+"""Settings of all replicas, of which each has an equal part, in whole numbers."""
 MAX_RESTARTS, WITHIN_S = 60, 600.0
 """Of all replicas together: what is lost more often is not lost by accident."""
 BACKOFF_S, RECENT_S, LONGEST_S = 0.1, 30.0, 10.0
@@ -47,35 +47,36 @@ class ReplicasLost(RuntimeError):
 
 
 def share_of(config: ServerConfig, place: int) -> ServerConfig:
-    """What the replica at this place, from 0, is set up with: pages, requests, lower tiers and threads are shared out
-    evenly, and folders are its own. Raises ConfigError where a share is nothing."""
-    roles = roles_of(config)
-    count = len(roles)
+    """What the replica at this place, from 0, is set up with: pages and requests are shared out evenly among all,
+    memory, disk and threads of a host among those that live there, and folders are its own. Raises ConfigError where a
+    share is nothing, or where replicas cannot live as they were told."""
+    count = len(roles_of(config))
+    layout = layout_of(config, count)
     if count == 1:
         return config
-    if config.device != "cpu":
-        raise ConfigError(f"dp: {count} replicas are for the CPU; a device holds one", "dp")
-    own: dict[str, object] = {"storage_gb": config.storage_gb / count}
-    cores = config.threads or len(os.sched_getaffinity(0))
-    if config.model != "ghost":
-        own["threads"] = cores // count
-        if cores < count:
-            raise ConfigError(f"dp: {count} replicas need a thread each, and there are {cores}", "dp")
-    for name in SHARED_OUT:
-        whole = getattr(config, name)
+    here = layout.num_here
+    if config.device != "cpu" and here > 1:
+        raise ConfigError(f"dp: {here} replicas on a host are for the CPU; a device holds one", "dp")
+    own: dict[str, object] = {"storage_gb": config.storage_gb / here}
+    if layout.node_of(place) == 0 and config.head_serves:  # a node knows its own cores
+        own["threads"] = threads_of(config, here)
+    whole = {name: (getattr(config, name), count) for name in SHARED_OUT} | {
+        "trace_limit_mb": (config.trace_limit_mb, here)
+    }
+    for name, (amount, among) in whole.items():
         least = config.page_size if name == "kv_tokens" else 1
-        if whole is not None and whole // count < least:
-            raise ConfigError(f"{name}: {whole} is less than {least} for each of {count} replicas", name)
-        own[name] = None if whole is None else whole // count
+        if amount is not None and amount // among < least:
+            raise ConfigError(f"{name}: {amount} is less than {least} for each of {among} replicas", name)
+        own[name] = None if amount is None else amount // among
     for name in ("kv_memory_gb", "host_cache_gb"):
         if (gib := getattr(config, name)) is not None:
-            own[name] = gib / count
+            own[name] = gib / here
     if config.disaggregate is not None and config.host_cache_gb is None and config.storage_dir is None:
         # There for what is handed over alone: what is computed here stays where it is.
         own |= {"host_cache_gb": HAND_OVER_GB, "write_policy": WritePolicy.SELECTIVE.value}
     for name in ("trace_dir", "storage_dir"):
         if (folder := getattr(config, name)) is not None:
-            own[name] = str(Path(folder) / f"replica-{place}")
+            own[name] = str(Path(folder).absolute() / f"replica-{place}")
     return msgspec.structs.replace(config, **own)
 
 
@@ -100,7 +101,7 @@ R = TypeVar("R", bound=Replica)
 
 def are_routed(config: ServerConfig) -> bool:
     """Whether a router stands before the replicas."""
-    return len(roles_of(config)) > 1 or config.runtime == "processes"
+    return len(roles_of(config)) > 1 or config.in_processes
 
 
 def router_of(config: ServerConfig, replicas: Sequence[Replica], starter: Starter) -> Router:

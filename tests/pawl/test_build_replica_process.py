@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import msgspec
@@ -153,13 +154,13 @@ def test_a_replica_that_dies_while_it_loads_is_told_with_how_it_ended(tmp_path: 
     class Deadly(OneHost):
         """Its processes are killed before they can say anything."""
 
-        def of(self, place: int) -> Host:
+        def of(self, place: int, stopping: threading.Event) -> Host:
             return self
 
         name = ""
 
         def bind(self, process: str) -> SocketWire:
-            return super().of(0).bind(process)
+            return super().of(0, threading.Event()).bind(process)
 
         def start(self, setup: Setup) -> Running:
             child = Child(setup)

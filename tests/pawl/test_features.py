@@ -29,7 +29,7 @@ SETTINGS_NOT_DRAWN = {
     "what computes, not what is scheduled": (
         *("model", "served_model_name", "dtype", "device", "backend", "deterministic", "threads", "grammar_backend"),
         *("pooling", "weight_version", "max_lora_rank", "lora_target_modules", "ep", "rank_timeout_s"),
-        *("runtime", "weights"),
+        *("runtime", "weights", "nodes", "head_serves", "listen", "keys", "node_timeout_s"),
     ),
     "the edge, which simulated clients do not go through": (
         *("host", "port", "api_key", "admin_api_key", "allowed_hosts", "cors_origins", "max_body_mb"),

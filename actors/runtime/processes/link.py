@@ -298,10 +298,15 @@ class Link:
                 self.say(Beat())
         if self._ends is not None and now >= self._ends[0]:
             self._host.lost(self, self._ends[1])
-        elif self.met and now - self._heard_at >= self._heartbeat.patience_s:
-            self._host.lost(self, f"silent for {now - self._heard_at:.1f} s")
+        elif self.met and self.silent_s >= self._heartbeat.patience_s:
+            self._host.lost(self, f"silent for {self.silent_s:.1f} s")
         due = [self._beat_at, *([self._ends[0]] if self._ends else [])]
         return min([*due, self._heard_at + self._heartbeat.patience_s] if self.met else due)
+
+    @property
+    def silent_s(self) -> float:
+        """How long nothing has been heard of the other process."""
+        return self._host.clock() - self._heard_at
 
     def ends(self, reason: str) -> None:
         """The other process is known to have ended: what it has said still arrives, then it is lost."""

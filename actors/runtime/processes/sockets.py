@@ -155,7 +155,7 @@ class Sockets:
         self._thread.join()
         if self._auth is not None:
             self._auth.stop()
-        self._context.term()
+        self._context.destroy(linger=0)  # with wires that never carried anything
         with self._lock:
             self._closed = True
             os.close(self._reading)

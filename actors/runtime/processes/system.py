@@ -226,7 +226,12 @@ class ProcessSystem(LocalSystem):
     def _all_stopped(self) -> None:
         for link in list(self.links.values()):
             link.finished(BYE_S)
-            if self._forget(link, BYE_S, Bye()):
-                for cell in link.cells.values():
-                    if cell.phase is Phase.RUNNING:
-                        cell.withdraw()
+            self.leave(link.peer)
+
+    def leave(self, peer: str) -> None:
+        """Say goodbye to this process, if there is a link to it, and have no more to do with it."""
+        link = self.links.get(peer)
+        if link is not None and self._forget(link, BYE_S, Bye()):
+            for cell in link.cells.values():
+                if cell.phase is Phase.RUNNING:
+                    cell.withdraw()

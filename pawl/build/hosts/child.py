@@ -38,7 +38,10 @@ class Child:
 
     def heard(self) -> Told | None:
         assert self._process.stdout is not None
-        frame = read_frame(self._process.stdout)
+        try:
+            frame = read_frame(self._process.stdout)
+        except ValueError:  # closed: it was killed
+            return None
         return None if frame is None else msgspec.msgpack.decode(frame, type=Told)
 
     def wait(self, timeout_s: float | None = None) -> str | None:
@@ -46,6 +49,12 @@ class Child:
             return how_it_ended(self._process.wait(timeout_s))
         except subprocess.TimeoutExpired:
             return None
+
+    def leave(self) -> None:
+        """Let it end in order, as one whose parent is gone."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
 
     def kill(self) -> None:
         if self._process.poll() is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import Protocol
 
@@ -16,11 +17,15 @@ class ReplicaFailed(Exception):
     """The process of a replica has ended, cannot be started, or is not what it should be; the message says why."""
 
 
+class HostLost(ReplicaFailed):
+    """Its host is lost, and another one, or the same again, may take its place."""
+
+
 class Running(Protocol):
     """The process of a replica, on whichever host."""
 
     def heard(self) -> Told | None:
-        """What it says next, before it serves; None: it has ended. Waits for it."""
+        """What it says next, before it serves; None: it has ended. Waits for it. Raises HostLost."""
 
     def wait(self, timeout_s: float | None = None) -> str | None:
         """Wait for its end: in words, how it ended; None where it has not within so long."""
@@ -40,7 +45,7 @@ class Host(Protocol):
         """Wait for this process of the host."""
 
     def start(self, setup: Setup) -> Running:
-        """Start the process of a replica. Raises ReplicaFailed."""
+        """Start the process of a replica. Raises HostLost."""
 
 
 class Hosts(Protocol):
@@ -50,9 +55,9 @@ class Hosts(Protocol):
     def sockets(self) -> Sockets:
         """Those of the front."""
 
-    def of(self, place: int) -> Host:
-        """Where the replica at this place is to be. Waits until that host is there; raises ReplicaFailed where nobody
-        waits any more."""
+    def of(self, place: int, stopping: threading.Event) -> Host:
+        """Where the replica at this place is to be. Waits until that host is there; raises ReplicaFailed when it does
+        not come, or once it is `stopping`."""
 
     def close(self) -> None:
         """All replicas have ended. May be called twice."""
@@ -86,7 +91,7 @@ class OneHost:
         self.sockets = Sockets()
         self._host = ThisHost(self.sockets)
 
-    def of(self, place: int) -> Host:
+    def of(self, place: int, stopping: threading.Event) -> Host:
         return self._host
 
     def close(self) -> None:

@@ -1,0 +1,35 @@
+"""Addresses of hosts, tcp://HOST:PORT."""
+
+from __future__ import annotations
+
+import socket
+
+
+def resolved(address: str) -> str:
+    """With the number of its host in place of a name, as it is bound. Raises OSError for a name that nobody knows."""
+    host, port = host_and_port(address)
+    family, *_, found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    return f"tcp://[{found[0]}]:{port}" if family == socket.AF_INET6 else f"tcp://{found[0]}:{port}"
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Of tcp://HOST:PORT. Raises ValueError."""
+    kind, _, where = address.partition("://")
+    host, _, port = where.rpartition(":")
+    if kind != "tcp" or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"tcp://HOST:PORT, not {address!r}")
+    return host, int(port)
+
+
+def at_host_of(address: str, head: str) -> str:
+    """This address at the host of `head`: where a node finds a head that listens at every interface, or has a name."""
+    return f"tcp://{host_and_port(head)[0]}:{host_and_port(address)[1]}"
+
+
+def own_address(head: str) -> str:
+    """Of this host, as it reaches the head; nothing is sent. Raises OSError."""
+    host, port = host_and_port(head)
+    family, kind, *_, where = socket.getaddrinfo(host.strip("[]"), port or 1, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(where)
+        return str(probe.getsockname()[0])

@@ -1,0 +1,66 @@
+"""Which replicas live on which host, as the settings say."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from pawl.build.hosts.addresses import host_and_port
+from pawl.config import ConfigError, ServerConfig
+
+
+class Layout(NamedTuple):
+    """Replicas side by side, as many on each host."""
+
+    num_nodes: int
+    """With that of the head, where replicas live there."""
+    num_here: int
+    """Replicas on each."""
+    head_serves: bool
+    """Node 0 is the host of the head."""
+
+    @property
+    def num_joined(self) -> int:
+        """Nodes that are to join."""
+        return self.num_nodes - self.head_serves
+
+    def node_of(self, place: int) -> int:
+        """The node, from 0, of the replica at this place."""
+        return place // self.num_here
+
+
+def layout_of(config: ServerConfig, num_replicas: int) -> Layout:
+    """Raises ConfigError for one that cannot be."""
+    num_nodes = config.nodes
+    if num_replicas % num_nodes:
+        ranks = "; ranks of a replica live on one host, where they meet in memory" if num_replicas < num_nodes else ""
+        raise ConfigError(
+            f"nodes: each of {num_nodes} nodes has as many replicas, and dp is {num_replicas}{ranks}", "nodes"
+        )
+    layout = Layout(num_nodes, num_replicas // num_nodes, config.head_serves)
+    if not layout.num_joined:
+        for name in ("listen", "keys"):
+            if getattr(config, name) is not None:
+                raise ConfigError(f"{name}: all replicas are on this host, and nobody joins; say --nodes", name)
+        return layout
+    if config.listen is None:
+        raise ConfigError("nodes: say where the head waits for them, --listen tcp://HOST:PORT", "listen")
+    if config.keys is None:
+        raise ConfigError(
+            "nodes: links between hosts go with keys only: --keys DIR, which `pawl keys DIR` makes", "keys"
+        )
+    try:
+        host_and_port(config.listen)
+    except ValueError as error:
+        raise ConfigError(f"listen: {error}", "listen") from error
+    return layout
+
+
+def threads_of(config: ServerConfig, num_here: int) -> int | None:
+    """Threads of each of so many replicas on this host; None: as one alone has. Raises ConfigError."""
+    if num_here == 1 or config.model == "ghost":
+        return config.threads
+    cores = config.threads or len(os.sched_getaffinity(0))
+    if cores < num_here:
+        raise ConfigError(f"dp: {num_here} replicas need a thread each, and there are {cores}", "dp")
+    return cores // num_here

@@ -1,0 +1,42 @@
+"""`pawl node --join tcp://HOST:PORT --keys DIR`: this host computes for a head (`pawl serve --nodes`)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pawl.build.hosts.addresses import host_and_port
+from pawl.commands.failures import UsageError
+from pawl.config import all_settings
+from pawl.logs import configure_logs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--join, --keys, and how long to wait; what is served is said by the head."""
+    parser.add_argument("--join", required=True, metavar="ADDRESS", help="where the head listens, tcp://HOST:PORT")
+    parser.add_argument("--keys", required=True, metavar="DIR", help="folder of the keys that the head has as well")
+    waits = next(setting for setting in all_settings() if setting.name == "node_timeout_s")
+    parser.add_argument(
+        waits.flag,
+        type=float,
+        default=waits.default,
+        metavar="X",
+        help=f"seconds without an answer of the head after which the node gives up (default: {waits.default:g})",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Until the head leaves, or a signal comes: 0."""
+    configure_logs()
+    return join(arguments.join, arguments.keys, arguments.node_timeout_s)
+
+
+def join(address: str, keys: str, timeout_s: float) -> int:
+    """Be a node. Raises UsageError for what is no address, and what `serve` of the agent raises."""
+    try:
+        host_and_port(address)
+    except ValueError as error:
+        raise UsageError(f"--join: {error}") from error
+    from pawl.build.hosts.agent import serve
+
+    return serve(address, Path(keys), timeout_s)

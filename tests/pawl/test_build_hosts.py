@@ -1,0 +1,233 @@
+"""Hosts: who is let in and what it is told, in this process; and a node on another host, which may die."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import msgspec
+import pytest
+
+from pawl import __version__
+from pawl.actors.names import names_of
+from pawl.actors.runtime.processes.keys import Keys, make_keys, read_keys
+from pawl.actors.runtime.processes.sockets import Sockets
+from pawl.build.hosts.agent import LEFT, Head, Stay
+from pawl.build.hosts.door import ask
+from pawl.build.hosts.head import NodeHosts, NodesMissing
+from pawl.build.hosts.host import HostLost, ReplicaFailed
+from pawl.build.hosts.layout import Layout, layout_of
+from pawl.build.hosts.messages import Full, Join, Unwanted, Welcome
+from pawl.build.ready import Refused, Setup
+from pawl.build.replica_process import ReplicaProcess, started
+from pawl.build.replicas import share_of
+from pawl.config import ConfigError, ServerConfig
+from pawl.engine import Engine
+from pawl.gpu.weights.report import unheard
+from tests.actors.two_systems import wait_for
+from tests.pawl.two_hosts import SecondHost, second_host
+
+ONE_JOINS = Layout(num_nodes=1, num_here=1, head_serves=False)
+SETTINGS: dict[str, Any] = {"model": "ghost", "runtime": "processes", "kv_tokens": 8192, "seed": 5}
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    make_keys(tmp_path / "keys")
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def make_head(keys: Path) -> Iterator[Callable[..., NodeHosts]]:
+    made: list[NodeHosts] = []
+
+    def make(layout: Layout = ONE_JOINS, address: str = "tcp://127.0.0.1:0", timeout_s: float = 60.0) -> NodeHosts:
+        made.append(NodeHosts(layout, address, read_keys(keys), str(keys), timeout_s))
+        return made[-1]
+
+    yield make
+    for head in made:
+        head.close()
+
+
+class Visitor:
+    """One that knows the head's address, and has some keys."""
+
+    def __init__(self, head: NodeHosts, keys: Path) -> None:
+        self.head = Head(head.address, read_keys(keys), str(keys))
+        self.sockets = Sockets()
+
+    def asks(self, instance: str, version: str = __version__, keys: Keys | None = None) -> Any:
+        return ask(self.sockets, self.head.address, keys or self.head.keys, Join(version, instance, "127.0.0.9"))
+
+
+@pytest.fixture
+def visit(keys: Path) -> Iterator[Callable[[NodeHosts], Visitor]]:
+    made: list[Visitor] = []
+
+    def make(head: NodeHosts) -> Visitor:
+        made.append(Visitor(head, keys))
+        return made[-1]
+
+    yield make
+    for visitor in made:
+        visitor.sockets.close()
+
+
+def test_each_node_gets_one_place_however_often_it_asks_and_one_more_waits(
+    make_head: Callable[..., NodeHosts], visit: Callable[[NodeHosts], Visitor]
+) -> None:
+    visitor = visit(make_head(Layout(num_nodes=3, num_here=1, head_serves=True)))
+    first, again, second = visitor.asks("one"), visitor.asks("one"), visitor.asks("two")
+    assert (first.name, again, second.name) == ("node.1", first, "node.2")
+    assert first.address != second.address
+    assert visitor.asks("three") == Full()
+    assert visitor.asks("two", version="0") == Unwanted(f"the head is Pawl {__version__}, and this node 0")
+
+
+def test_a_stranger_at_the_door_gets_no_answer_and_costs_nobody_a_place(
+    make_head: Callable[..., NodeHosts], visit: Callable[[NodeHosts], Visitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import zmq
+
+    monkeypatch.setattr("pawl.build.hosts.door.ASK_S", 0.3)
+    visitor = visit(make_head())
+    ours, stranger = visitor.head.keys, Keys(*zmq.curve_keypair())
+    assert visitor.asks("stranger", keys=stranger) is None
+    asking = visitor.sockets.socket(zmq.DEALER, visitor.head.address, ours, server=False)
+    asking.connect(visitor.head.address)
+    for garbage in ([b""], [b"\xc1" * 40], [b"x"] * 100, [msgspec.msgpack.encode({"type": "Join"})]):
+        asking.send_multipart(garbage)
+    asking.close(linger=1000)
+    assert isinstance(visitor.asks("node"), Welcome)
+
+
+def test_the_head_says_who_is_missing_when_nodes_do_not_come_in_time(make_head: Callable[..., NodeHosts]) -> None:
+    head = make_head(Layout(num_nodes=2, num_here=1, head_serves=True), timeout_s=0.0)
+    head.of(0, threading.Event())
+    with pytest.raises(
+        NodesMissing, match=r"1 of 2 nodes are there \(this host\) after 0 s.*pawl node --join tcp://127"
+    ):
+        head.of(1, threading.Event())
+
+
+def test_a_head_that_ends_waits_for_nobody(make_head: Callable[..., NodeHosts]) -> None:
+    stopping = threading.Event()
+    stopping.set()
+    with pytest.raises(ReplicaFailed, match="the server ends"):
+        make_head().of(0, stopping)
+
+
+def setup_of(head: NodeHosts, **settings: Any) -> Setup:
+    config = msgspec.to_builtins(ServerConfig(**SETTINGS | settings))
+    return Setup(config, names_of(0), "replica-0", head.bind().address, 0.005)
+
+
+def test_what_a_node_cannot_start_is_told_and_its_loss_is_that_of_its_processes(
+    make_head: Callable[..., NodeHosts], visit: Callable[[NodeHosts], Visitor]
+) -> None:
+    head = make_head(Layout(num_nodes=1, num_here=4096, head_serves=False))
+    visitor = visit(head)
+    ends: SimpleQueue[str] = SimpleQueue()
+    stay = Stay(visitor.sockets, visitor.head, visitor.asks("node"), ends)
+    assert stay.met
+    node = head.of(0, threading.Event())
+    assert node.name == "node.1 at 127.0.0.9"
+    refused = node.start(setup_of(head, model="smollm2"))
+    told = refused.heard()
+    assert isinstance(told, Refused)
+    assert told.usage
+    assert told.message.startswith("dp: 4096 replicas need a thread each")
+    assert (refused.heard(), refused.wait()) == (None, "refused")
+    stay.end()
+    wait_for(lambda: isinstance(visitor.asks("next"), Welcome))
+    with pytest.raises(HostLost, match=r"node\.1 at 127\.0\.0\.9: it has left"):
+        node.start(setup_of(head))
+
+
+def test_a_node_hears_that_its_head_has_left(
+    make_head: Callable[..., NodeHosts], visit: Callable[[NodeHosts], Visitor]
+) -> None:
+    head = make_head()
+    visitor = visit(head)
+    ends: SimpleQueue[str] = SimpleQueue()
+    stay = Stay(visitor.sockets, visitor.head, visitor.asks("node"), ends)
+    head.close()
+    assert ends.get(timeout=60.0) == LEFT
+    stay.end()
+
+
+# ---- settings ----
+
+REFUSED = [
+    ({"nodes": 2}, "nodes: each of 2 nodes has as many replicas, and dp is 1; ranks of a replica live on one host"),
+    ({"nodes": 2, "dp": 3}, "nodes: each of 2 nodes has as many replicas, and dp is 3$"),
+    ({"nodes": 2, "dp": 2}, "nodes: say where the head waits for them, --listen"),
+    (
+        {"nodes": 2, "dp": 2, "listen": "tcp://10.0.0.1:7000"},
+        "nodes: links between hosts go with keys only: --keys DIR",
+    ),
+    ({"nodes": 2, "dp": 2, "listen": "10.0.0.1", "keys": "k"}, "listen: tcp://HOST:PORT, not '10.0.0.1'"),
+    ({"listen": "tcp://10.0.0.1:7000"}, "listen: all replicas are on this host, and nobody joins"),
+    ({"keys": "k"}, "keys: all replicas are on this host, and nobody joins"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_hosts_that_cannot_be_are_refused_with_what_to_change(settings: dict[str, Any], message: str) -> None:
+    config = ServerConfig(**{"model": "ghost", "runtime": "processes"} | settings)
+    with pytest.raises(ConfigError, match=message):
+        layout_of(config, config.dp)
+
+
+def test_replicas_share_the_memory_of_their_host_and_the_requests_of_all() -> None:
+    hosts = {"nodes": 2, "listen": "tcp://10.0.0.1:7000", "keys": "k"}
+    config = ServerConfig(**SETTINGS | {"dp": 4, "kv_memory_gb": 2.0, "max_running": 64} | hosts)
+    share = share_of(config, 3)
+    assert (share.kv_memory_gb, share.max_running, share.kv_tokens) == (1.0, 16, 2048)
+    assert [layout_of(config, 4).node_of(place) for place in range(4)] == [0, 0, 1, 1]
+
+
+# ---- another host ----
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[SecondHost]:
+    with second_host() as host:
+        yield host
+
+
+def stream_through(engine: Engine, meanwhile: Callable[[], None]) -> str:
+    stream = engine.stream("hello", {"max_new_tokens": 600, "seed": 7})
+    text = next(stream).text
+    meanwhile()
+    return text + "".join(delta.text for delta in stream)
+
+
+def test_a_stream_goes_on_when_the_only_node_is_killed_and_started_again(
+    host: SecondHost, make_head: Callable[..., NodeHosts], keys: Path, tmp_path: Path
+) -> None:
+    head = make_head(address=f"tcp://{host.head}:0")
+    words = ("node", "--join", head.address, "--keys", str(keys))
+    nodes = [host.start(*words)]
+    hosts = {"nodes": 1, "head_serves": False, "listen": head.address, "keys": str(keys)}
+    config = ServerConfig(**SETTINGS | hosts | {"trace_dir": str(tmp_path)})
+
+    def fall() -> None:
+        nodes[0].kill()
+        nodes[0].wait()
+        nodes.append(host.start(*words))
+
+    with Engine(config, parts=started([share_of(config, 0)], [unheard], head)) as engine:
+        (replica,) = engine.replicas.live()
+        assert isinstance(replica, ReplicaProcess)
+        assert replica.where == f"replica-0 on node.1 at {host.address}"
+        text = stream_through(engine, fall)
+        (again,) = engine.replicas.live()
+        assert again.where == f"replica-1 on node.2 at {host.address}"
+    assert nodes[1].wait(60.0) == 0
+    with Engine(ServerConfig(**SETTINGS | {"runtime": "local", "trace_dir": str(tmp_path / "here")})) as engine:
+        assert text == stream_through(engine, lambda: None)
