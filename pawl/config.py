@@ -209,7 +209,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         Literal["local", "processes"],
         _meta(
             "workers",
-            "local: everything in one process; processes, and so with --nodes: each replica in one of its own",
+            "local: everything in one process; processes, and so with --nodes: a replica in its own",
         ),
     ] = "local"
     dp: Annotated[UpTo64, _feature("workers", "dp")] = 1
