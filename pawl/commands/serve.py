@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from pawl.build.hosts.layout import NO_KEYS
+from pawl.commands.failures import UsageError
+from pawl.commands.node import join
 from pawl.commands.settings import prepared
+from pawl.commands.torchrun import launched_by
 from pawl.flags import add_flags
 from pawl.logs import share_done
 
@@ -28,8 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve; 0 after an orderly end, 1 when the engine failed."""
+    """Serve; 0 after an orderly end, 1 when the engine failed. Of the processes that torchrun starts the first one
+    serves, and the others are its nodes."""
+    launched = launched_by(os.environ)
+    if launched is not None:
+        asked = getattr(arguments, "nodes", launched.num_nodes)
+        if asked != launched.num_nodes:
+            raise UsageError(f"--nodes {asked}: torchrun has started {launched.num_nodes}")
+        arguments.nodes = launched.num_nodes
+        arguments.listen = getattr(arguments, "listen", launched.address)
     config = prepared(arguments)
+    if launched is not None and launched.rank > 0:
+        if config.keys is None:
+            raise UsageError(NO_KEYS)
+        return join(arguments.listen, config.keys, config.node_timeout_s)
     from pawl.http.server import serve
 
     with ExitStack() as loading:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
@@ -155,19 +157,30 @@ def serve(address: str, folder: Path, timeout_s: float) -> int:
     for an address that cannot be."""
     head = Head(address, read_keys(folder), str(folder.absolute()))
     ends: SimpleQueue[str] = SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, lambda *_: ends.put(ASKED))
-    while True:
-        sockets = Sockets()
-        try:
-            welcome = _welcome(sockets, head, timeout_s, ends)
-            why = ASKED if welcome is None else _stay(sockets, head, welcome, ends)
-        finally:
-            sockets.close()
-        if why in (LEFT, ASKED):
-            log.info("the node ends", why=why)
-            return 0
-        log.error("the node joins again", why=why)
+    with _told_by_signals(ends):
+        while True:
+            sockets = Sockets()
+            try:
+                welcome = _welcome(sockets, head, timeout_s, ends)
+                why = ASKED if welcome is None else _stay(sockets, head, welcome, ends)
+            finally:
+                sockets.close()
+            if why in (LEFT, ASKED):
+                log.info("the node ends", why=why)
+                return 0
+            log.error("the node joins again", why=why)
+
+
+@contextmanager
+def _told_by_signals(ends: SimpleQueue[str]) -> Iterator[None]:
+    """A signal to end says so."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.signal(number, lambda *_: ends.put(ASKED)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stay(sockets: Sockets, head: Head, welcome: Welcome, ends: SimpleQueue[str]) -> str:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from pawl.build.hosts.addresses import host_and_port
 from pawl.config import ConfigError, ServerConfig
 
+NO_KEYS = "keys: links between hosts go with keys only: --keys DIR, the same on each host, which `pawl keys DIR` makes"
+
 
 class Layout(NamedTuple):
     """Replicas side by side, as many on each host."""
@@ -46,9 +48,7 @@ def layout_of(config: ServerConfig, num_replicas: int) -> Layout:
     if config.listen is None:
         raise ConfigError("nodes: say where the head waits for them, --listen tcp://HOST:PORT", "listen")
     if config.keys is None:
-        raise ConfigError(
-            "nodes: links between hosts go with keys only: --keys DIR, which `pawl keys DIR` makes", "keys"
-        )
+        raise ConfigError(NO_KEYS, "keys")
     try:
         host_and_port(config.listen)
     except ValueError as error:
