@@ -168,7 +168,7 @@ REFUSED = [
     ({"nodes": 2, "dp": 2}, "nodes: say where the head waits for them, --listen"),
     (
         {"nodes": 2, "dp": 2, "listen": "tcp://10.0.0.1:7000"},
-        "nodes: links between hosts go with keys only: --keys DIR",
+        "keys: links between hosts go with keys only: --keys DIR",
     ),
     ({"nodes": 2, "dp": 2, "listen": "10.0.0.1", "keys": "k"}, "listen: tcp://HOST:PORT, not '10.0.0.1'"),
     ({"listen": "tcp://10.0.0.1:7000"}, "listen: all replicas are on this host, and nobody joins"),
