@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 if TYPE_CHECKING:
     import httpx
 
+    from benchmarks.second_host import SecondHost
     from tests.pawl.fake_engine import Served
 
 
@@ -42,3 +44,16 @@ def client(served: Served) -> Iterator[httpx.Client]:
     served.engine.until(lambda: gateway.num_live == 0)
     served.on_loop(gateway.check)
     assert gateway.totals.violations.total() == 0
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[SecondHost]:
+    """A second host on this machine, where there can be one."""
+    from benchmarks.second_host import NoSecondHost, second_host
+
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(second_host())
+        except NoSecondHost as error:
+            pytest.skip(str(error))
+        yield found

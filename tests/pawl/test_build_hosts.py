@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from benchmarks.second_host import SecondHost
 from pawl import __version__
 from pawl.actors.names import names_of
 from pawl.actors.runtime.processes.keys import Keys, make_keys, read_keys
@@ -28,7 +29,6 @@ from pawl.config import ConfigError, ServerConfig
 from pawl.engine import Engine
 from pawl.gpu.weights.report import unheard
 from tests.actors.two_systems import wait_for
-from tests.pawl.two_hosts import SecondHost, second_host
 
 ONE_JOINS = Layout(num_nodes=1, num_here=1, head_serves=False)
 SETTINGS: dict[str, Any] = {"model": "ghost", "runtime": "processes", "kv_tokens": 8192, "seed": 5}
@@ -192,12 +192,6 @@ def test_replicas_share_the_memory_of_their_host_and_the_requests_of_all() -> No
 
 
 # ---- another host ----
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[SecondHost]:
-    with second_host() as host:
-        yield host
 
 
 def stream_through(engine: Engine, meanwhile: Callable[[], None]) -> str:
