@@ -108,7 +108,7 @@ def router_of(config: ServerConfig, replicas: Sequence[Replica], starter: Starte
     """The router that the settings name."""
     placement = PLACEMENTS[config.router_policy](config.page_size, AFFINITY_BOUND)
     names = [replica.names for replica in replicas]
-    return Router(placement, names, starter, linked=config.runtime == "processes")
+    return Router(placement, names, starter, linked=config.in_processes)
 
 
 class Replicas(ABC, Generic[R]):

@@ -87,7 +87,7 @@ def make_storage(config: ServerConfig, layout: str, page_bytes: int, names: Name
 
 def _shared_pages(config: ServerConfig, capacity: int, page_bytes: int, role: str) -> SharedPages | None:
     """Host memory that decode replicas in other processes of this machine can read; None: nobody is to, or can."""
-    if role != PREFILL or config.runtime != "processes" or not capacity:
+    if role != PREFILL or not config.in_processes or not capacity:
         return None
     try:
         return SharedPages(capacity, page_bytes, secrets.token_bytes(SECRET_BYTES))

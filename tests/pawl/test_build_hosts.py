@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.second_host import SecondHost
 from pawl import __version__
-from pawl.actors.names import names_of
+from pawl.actors.names import UNIFIED, names_of
 from pawl.actors.runtime.processes.keys import Keys, make_keys, read_keys
 from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.build.hosts.agent import LEFT, Head, Stay
@@ -28,7 +28,7 @@ from pawl.build.replicas import share_of
 from pawl.config import ConfigError, ServerConfig
 from pawl.engine import Engine
 from pawl.gpu.weights.report import unheard
-from tests.actors.two_systems import wait_for
+from tests.actors.linked_systems import wait_for
 
 ONE_JOINS = Layout(num_nodes=1, num_here=1, head_serves=False)
 SETTINGS: dict[str, Any] = {"model": "ghost", "runtime": "processes", "kv_tokens": 8192, "seed": 5}
@@ -215,7 +215,7 @@ def test_a_stream_goes_on_when_the_only_node_is_killed_and_started_again(
         nodes[0].wait()
         nodes.append(host.start(*words))
 
-    with Engine(config, parts=started([share_of(config, 0)], [unheard], head)) as engine:
+    with Engine(config, parts=started([share_of(config, 0)], [UNIFIED], [unheard], head)) as engine:
         (replica,) = engine.replicas.live()
         assert isinstance(replica, ReplicaProcess)
         assert replica.where == f"replica-0 on node.1 at {host.address}"

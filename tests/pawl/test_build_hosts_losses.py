@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks.kills import arguments, run, show
 from benchmarks.second_host import ROOT, SecondHost
+from pawl.actors.names import UNIFIED
 from pawl.actors.runtime.processes.keys import make_keys, read_keys
 from pawl.build.hosts.head import NodeHosts
 from pawl.build.hosts.host import ReplicaFailed
@@ -27,7 +28,7 @@ from pawl.engine import Engine
 from pawl.gpu.weights.report import unheard
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.lifecycle.states import Cause
-from tests.actors.two_systems import wait_for
+from tests.actors.linked_systems import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +61,7 @@ class Deployment:
 
     def engine(self) -> Engine:
         shares = [share_of(self.config, place) for place in range(2)]
-        return Engine(self.config, parts=started(shares, [unheard] * 2, self.head))
+        return Engine(self.config, parts=started(shares, [UNIFIED] * 2, [unheard] * 2, self.head))
 
     def end(self) -> None:
         self.head.close()
@@ -141,7 +142,7 @@ def test_what_a_node_cannot_load_is_refused_with_its_name(deploy: Callable[..., 
     deployment = deploy(model=str(tmp_path / "nothing"), dp=1, nodes=1, head_serves=False)
     refused = rf"replica-0 on node\.1 at {deployment.host.address}: model '.*nothing': no such file or folder"
     with pytest.raises(ReplicaFailed, match=refused):
-        started([deployment.config], [unheard], deployment.head)
+        started([deployment.config], [UNIFIED], [unheard], deployment.head)
 
 
 # ---- the head as users start it ----
