@@ -43,7 +43,7 @@ from pawl.loops.orders.grammars import GrammarFailed, GrammarReady
 from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll, Finish
 from pawl.loops.orders.weights import WeightsSwapped
 from pawl.loops.properties.state import name_of
-from pawl.loops.recovery import FAILED, FAILED_ORDER, recover
+from pawl.loops.recovery import FAILED, FAILED_ORDER, contained, recover
 from pawl.loops.requests import NO_OUTPUT
 from pawl.loops.select import LoopConfig, make_loop
 from pawl.loops.snapshot import checkpoint
@@ -174,7 +174,7 @@ class Scheduler(Actor):
             self._send(self._names.gateway, Refused(request, Cause.INTERNAL, FAILED, 500), Lane.CONTROL)
         else:  # nothing that others have a part in was touched
             requests.interrupted()
-            self.journal.contained(request, self._failure(), now)
+            contained(self.loop, request, self._failure(), now)
             self.intake.deliver(Abort((request,), Cause.INTERNAL, FAILED), now)
         self._send_step()
 

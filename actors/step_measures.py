@@ -38,7 +38,7 @@ class StepMeasures:
         if duration is not None:
             self.durations.observe(duration)
         if scheduled is not None:
-            self.prefill_tokens += sum(segment.length for segment in scheduled.prefills)
+            self.prefill_tokens += scheduled.num_prompt_tokens
 
     def facts(self) -> dict[str, Any]:
         """As `/server_info` shows them."""

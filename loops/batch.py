@@ -64,6 +64,11 @@ class ScheduledBatch(NamedTuple):
     def decoding_rows(self) -> Indices:
         return self.rows[: len(self.rows) - len(self.prefills)]
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Positions of its chunks; those of a request that starts again count again."""
+        return sum(segment.length for segment in self.prefills)
+
     def row_of_slot(self, fresh: Bools) -> dict[int, int]:
         """Of the segments that are `fresh`."""
         return dict(zip(self.batch.slots[fresh].tolist(), self.rows[fresh].tolist(), strict=True))

@@ -8,6 +8,7 @@ import msgspec
 
 from pawl.lifecycle.limits import SETTABLE, Limits, refusals
 from pawl.lifecycle.snapshot import Plain
+from pawl.lifecycle.step_times import StepTimes
 
 
 class LimitKeeper:
@@ -15,6 +16,8 @@ class LimitKeeper:
 
     def __init__(self, limits: Limits) -> None:
         self.now = limits
+        self.times = StepTimes()
+        """What steps have taken."""
         self.ready_at = 0.0
         """When something last happened after which a step may be launched: a launch, a result, an arrival at rest."""
         self._at_start = msgspec.structs.replace(limits)
@@ -40,10 +43,16 @@ class LimitKeeper:
 
     def snapshot(self) -> Plain:
         """All that decides."""
-        return {"now": msgspec.to_builtins(self.now), "ready_at": self.ready_at}
+        return {
+            "now": msgspec.to_builtins(self.now),
+            "ready_at": self.ready_at,
+            "times": msgspec.to_builtins(self.times),
+        }
 
     def restore(self, plain: Plain) -> None:
         """Go on from a snapshot."""
         for name, value in plain["now"].items():
             setattr(self.now, name, value)
         self.ready_at = plain["ready_at"]
+        for name, value in plain["times"].items():
+            setattr(self.times, name, value)

@@ -145,11 +145,10 @@ class Loop:
         for row, cause in scheduled.left_without_answer(result, self.table):
             self.requests.no_answer(row, cause, now)
         applied = self._committed(scheduled, result, now)
-        rows, last = applied.rows, applied.last
         if scheduled.prefills:
             self._prefilled(scheduled, now)
-        for index in self.table.complete(rows, last):
-            self.requests.complete(int(rows[index]), int(last[index]), now)
+        for index in self.table.complete(applied.rows, applied.last):
+            self.requests.complete(int(applied.rows[index]), int(applied.last[index]), now)
         self.memory.slide(scheduled.batch.slots, applied.ends)
         self.memory.ledger.commit(scheduled.transaction)
         self.glance()
@@ -178,6 +177,7 @@ class Loop:
             raise
         self.committed = scheduled
         self.in_flight.popleft()
+        self.limits.times.resolved(now)
         return applied
 
     def failed(self, step: int, reason: str, now: float, blameless: bool = False) -> None:
@@ -194,6 +194,7 @@ class Loop:
             self.counters.steps_lost += 1
             self.glance()
         self.in_flight.clear()
+        self.limits.times.lost()
         blamed = lost.rows[self.table.attempt[lost.rows] == lost.attempts].tolist()
         for row in () if blameless else blamed:
             self.requests.strike(row, Cause.WORKER_LOST, f"the worker failed: {reason}", now)
@@ -234,6 +235,8 @@ class Loop:
             return None
         for broken in self.checks.check_admitted(self) if builder.admitted else ():
             self.effects.violated(broken)
+        for broken in self.checks.check_held_back(self) if self.queues.prefilling and not builder.prefills else ():
+            self.effects.violated(broken)
         scheduled = builder.close(self.memory)
         self.memory.ledger.prepare(transaction)
         return scheduled
@@ -254,13 +257,13 @@ class Loop:
         self.launching = scheduled
         self.limits.ready_at = now
         self.journal.planned(scheduled.batch, scheduled.rows, scheduled.admitted, self.table, now)
-        counters = self.counters
-        cached = counters.cached_tokens + scheduled.first_hits(self.table)
+        hits = scheduled.first_hits(self.table)
         self.in_flight.append(scheduled)
         # Nothing can fail in between: what is in flight is counted.
-        counters.cached_tokens = cached
+        self.counters.cached_tokens += hits
         self.planning = self.launching = None
-        counters.steps += 1
+        self.limits.times.launched(len(scheduled.rows) - len(scheduled.prefills), scheduled.num_prompt_tokens, now)
+        self.counters.steps += 1
         if self.pacing.stages > 1:
             self.queues.had_turns(scheduled.decoding_rows)
         for companion in self.companions:

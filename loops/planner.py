@@ -6,10 +6,10 @@ from typing import Protocol
 
 import numpy as np
 
-from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.states import Cause, State
 from pawl.loops.admission import Admission, next_chunk
 from pawl.loops.batch import BatchBuilder
+from pawl.loops.limits import LimitKeeper
 from pawl.loops.pacing import Pacing
 from pawl.loops.queues import Queues
 from pawl.loops.speculation import Drafter
@@ -23,6 +23,8 @@ class Planner(Protocol):
     name: str
     lookahead: int
     """Output tokens beyond the known ones to which those at work are promised pages when somebody is admitted."""
+    max_step_s: float | None
+    """How long prompts may make a step beside requests that decode; None: as long as they do."""
 
     def plan(self, builder: BatchBuilder) -> None:
         """Add this step's segments. An empty builder means there is nothing to do now."""
@@ -33,7 +35,7 @@ class UnifiedPlanner:
 
     mixed: decoding requests go on while prompts are computed, in one batch. Otherwise prompts come first and decoding
     requests wait for them, as in SGLang's default loop. Where nobody waits and no prompt is under way, decoding
-    requests may have drafts.
+    requests may have drafts. A step with both takes about `max_step_s` at the most, or prompts are a page.
     """
 
     name = "unified"
@@ -42,10 +44,11 @@ class UnifiedPlanner:
         self,
         queues: Queues,
         admission: Admission,
-        limits: Limits,
+        limits: LimitKeeper,
         *,
         pacing: Pacing,
         mixed: bool,
+        max_step_s: float | None,
         drafter: Drafter | None = None,
     ) -> None:
         """Without a `drafter` there are no drafts."""
@@ -56,6 +59,7 @@ class UnifiedPlanner:
         self.limits = limits
         self.pacing = pacing
         self.mixed = mixed
+        self.max_step_s = max_step_s
 
     def plan(self, builder: BatchBuilder) -> None:
         if self.mixed:
@@ -67,11 +71,16 @@ class UnifiedPlanner:
                 self._decode(builder)
 
     def _prefill(self, builder: BatchBuilder) -> None:
-        budget = self.limits.prefill_chunk
-        if self.queues.prefilling:
+        budget = self.budget(len(builder.decode_rows))
+        if budget and self.queues.prefilling:
             budget = self._continue(builder, budget)
         if self.queues.num_waiting:
             self.admission.admit(builder, budget)
+
+    def budget(self, decoding: int) -> int:
+        """Prompt tokens that the next step may compute beside so many requests that decode."""
+        limits, page_size = self.limits, self.queues.memory.page_size
+        return limits.times.prompt_tokens(decoding, self.max_step_s, limits.now.prefill_chunk, page_size)
 
     def _continue(self, builder: BatchBuilder, budget: int) -> int:
         """Next chunks of prompts that have begun, in order of first admission; what is left of `budget`."""

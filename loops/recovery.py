@@ -44,7 +44,7 @@ def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
     if culprit is None and loop.planning is not None and launching is None:
         culprit = loop.planning.trying
     loop.feed.forget()
-    loop.journal.contained(0 if culprit is None else table.info(culprit).request, failure, now)
+    contained(loop, 0 if culprit is None else table.info(culprit).request, failure, now)
     restored = _undone(loop, failure, now)
     running = [row for row in table.live_rows().tolist() if table.state[row] in (State.PREFILLING, State.DECODING)]
     for companion in loop.companions:
@@ -76,6 +76,13 @@ def recover(loop: Loop, failure: str, now: float, request: int = 0) -> None:
         for row in running:
             if table.infos[row] is not None:
                 requests.strike(row, Cause.INTERNAL, FAILED, now)
+
+
+def contained(loop: Loop, request: int, failure: str, now: float) -> None:
+    """Record a failure that is survived, for the sake of this request (0: of nobody). What steps were thought to take
+    may be of before or after it, and is learned anew."""
+    loop.journal.contained(request, failure, now)
+    loop.limits.times.forget()
 
 
 def lose_pages(loop: Loop, now: float) -> None:
@@ -110,7 +117,7 @@ def plan_failed(loop: Loop, builder: BatchBuilder, error: Exception, now: float)
     broken = error if isinstance(error, MemoryViolation) else MemoryViolation(type(error).__name__)
     if broken is not error:
         broken.__cause__ = error
-        loop.journal.contained(0, type(error).__name__, now)
+        contained(loop, 0, type(error).__name__, now)
     loop.requests.gave_way(builder.retracted, Cause.STEP_LOST, now)
     loop.effects.violated(broken)
     loop.glance()
@@ -149,6 +156,7 @@ def _undone(loop: Loop, failure: str, now: float) -> set[int]:
         attempts = dict(zip(scheduled.rows.tolist(), scheduled.attempts.tolist(), strict=True))
         restored.update(row for row in scheduled.admitted if table.attempt[row] == attempts[row])
     loop.in_flight.clear()
+    loop.limits.times.lost()
     return restored
 
 

@@ -56,6 +56,9 @@ class LoopConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_queued: int = 1024
     prefill_chunk: int = 512
     """Prompt tokens computed in one step at the most."""
+    max_step_s: float | None = None
+    """How long prompts may make a step beside requests that decode, in seconds; see `lifecycle/step_times.py`. None: as
+    long as `prefill_chunk` does."""
     lookahead: int = 64
     """Output tokens promised to a running request beyond those it has. Less admits more and retracts more."""
     pacing: str = "overlap"
@@ -126,7 +129,15 @@ def make_loop(config: LoopConfig, effects: Effects, journal: Journal, tier_effec
     drafter = None
     if config.speculation is not None:
         drafter = Drafter(table, config.speculation, most=min(config.prefill_chunk, config.speculation.max_positions))
-    planner = UnifiedPlanner(queues, admission, limits.now, pacing=pacing, mixed=config.mixed, drafter=drafter)
+    planner = UnifiedPlanner(
+        queues,
+        admission,
+        limits,
+        pacing=pacing,
+        mixed=config.mixed,
+        max_step_s=config.max_step_s,
+        drafter=drafter,
+    )
     feed = CacheEventLog(memory, journal)
     companions = _below_the_device(config, queues, journal, tier_effects, feed)
     if adapters is not None:

@@ -17,6 +17,7 @@ from pawl.lifecycle.records import CacheChange, Checkpoint, Int32s, Started, Sub
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.snapshot import table_of
 from pawl.lifecycle.states import State
+from pawl.lifecycle.step_times import StepTimes
 
 
 class Totals(msgspec.Struct):
@@ -54,6 +55,7 @@ class _Limits(msgspec.Struct):
     now: Limits
     ready_at: float
     """When something last happened after which a step may be launched."""
+    times: StepTimes
 
 
 class Kept(msgspec.Struct):

@@ -9,6 +9,7 @@ from pawl.lifecycle.properties.adapters import AdapterReferences
 from pawl.lifecycle.properties.admission_order import AdmissionOrder
 from pawl.lifecycle.properties.base import Judge, Property, Violation
 from pawl.lifecycle.properties.beginning import Beginning
+from pawl.lifecycle.properties.bounded_gaps import BoundedGaps
 from pawl.lifecycle.properties.causes import TrueCauses
 from pawl.lifecycle.properties.conservation import Conservation, NoReuseBeforeFence
 from pawl.lifecycle.properties.dispatch import KINDS, Kind
@@ -75,6 +76,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     QuiescentFlush,
     PausedIsStill,
     LimitsHold,
+    BoundedGaps,
     ReleasedIsStill,
     WeightEpochs,
     AdapterReferences,

@@ -37,6 +37,8 @@ class Pace(NamedTuple):
     """Tokens of one prompt that a step computes at the most."""
     mixed: bool
     page_size: int
+    bounded: bool = False
+    """Steps are bounded by time: all that is sure is a page."""
 
 
 def pace_of(started: Started | None) -> Pace | None:
@@ -49,13 +51,14 @@ def pace_of(started: Started | None) -> Pace | None:
     except msgspec.ValidationError:
         return None
     depth = 0 if settings.pacing == "lockstep" else stages_of(started)
-    pace = Pace(depth, settings.page_size, settings.mixed, settings.page_size)
+    bounded = settings.mixed and settings.max_step_s is not None
+    pace = Pace(depth, settings.page_size, settings.mixed, settings.page_size, bounded)
     return pace._replace(chunk=_chunk(settings.prefill_chunk, pace))
 
 
 def _chunk(limit: int, pace: Pace) -> int:
     """In whole pages."""
-    return max(limit - limit % pace.page_size, pace.page_size)
+    return pace.page_size if pace.bounded else max(limit - limit % pace.page_size, pace.page_size)
 
 
 class _Settings(msgspec.Struct):
@@ -65,6 +68,7 @@ class _Settings(msgspec.Struct):
     prefill_chunk: int
     pacing: str
     mixed: bool
+    max_step_s: float | None = None
 
 
 class BoundedProgress(Property):

@@ -37,6 +37,9 @@ class StateProperty(Property):
     def check_admitted(self, loop: Loop) -> None:
         """After a plan that admits somebody, before the step is launched; O(requests at work)."""
 
+    def check_held_back(self, loop: Loop) -> None:
+        """After a plan without prompts while some are under way, before the step is launched; O(1)."""
+
     def check_idle(self, loop: Loop) -> None:
         """After a turn that has left nothing in flight: there is nothing to do, or nothing can be done; O(1)."""
 
@@ -54,6 +57,7 @@ class StateChecks:
         self.properties = properties
         self._quick = _looks(properties, "check")
         self._admitted = _looks(properties, "check_admitted")
+        self._held_back = _looks(properties, "check_held_back")
         self._idle = _looks(properties, "check_idle")
         self._thorough = _looks(properties, "check_all")
 
@@ -64,6 +68,10 @@ class StateChecks:
     def check_admitted(self, loop: Loop) -> list[Broken]:
         """What is wrong with letting somebody in."""
         return _found(self._admitted, loop)
+
+    def check_held_back(self, loop: Loop) -> list[Broken]:
+        """What is wrong with a step that does nothing for prompts."""
+        return _found(self._held_back, loop)
 
     def check_idle(self, loop: Loop) -> list[Broken]:
         """What is wrong with having nothing to do."""

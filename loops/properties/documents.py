@@ -40,6 +40,7 @@ LIFECYCLE: dict[str, str] = {
     "abort_is_total": "",
     "incarnation": "equal ids of clients: by the gateway's tests",
     "bounded_progress": "deadlines: in simulated runs",
+    "bounded_gaps": "that steps take what they are expected to: by its tests, on machines of given costs",
     "fault_isolation": "outputs of others: by the four properties of outputs",
     "admission_is_monotone": "starvation under a policy's order: `bounded_overtaking` in simulated runs",
     "drafts_in_bounds": "whether a draft is right: by what the request gets",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pawl.actors.placement import PLACEMENTS
-from pawl.features import drafting
+from pawl.features import drafting, timing
 from pawl.features.row import Feature, Source
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import POLICIES
@@ -290,6 +290,7 @@ OF_ONE: tuple[Feature, ...] = (
         ("one_decision_log", *SCHEDULING),
     ),
     *drafting.FEATURES,
+    *timing.FEATURES,
 )
 """Of one engine."""
 

@@ -233,13 +233,12 @@ class EndChecks:
         engine was cut short, the gateway may have answered in place of the scheduler; where steps take time, because
         its own was over."""
         for_another = self.run.system.faults.faults.rush > 0 or self._cut_short()
-        steps_take_time = sum(self.run.workload.shape.times) > 0
         for control, answers in zip(self.run.workload.controls, self.run.desk.answers, strict=True):
             row = row_of(control.body)
             if len(answers) > 1 or (not answers and not self._cut_short()):
                 raise PropertyFailed(row.proves, f"{row.name} was answered {len(answers)} times")
             gone = any(words in answers[0].message for words in GONE) if self.run.failed and answers else False
-            excused = for_another or gone or (steps_take_time and LATE in answers[0].message)
+            excused = for_another or gone or (self.run.workload.shape.steps_take_time and LATE in answers[0].message)
             wrong = None if excused or self.excuses(answers[0]) else row.check(control.body, answers[0])
             if wrong is not None:
                 raise PropertyFailed(row.proves, f"{row.name}: {wrong}")

@@ -20,7 +20,8 @@ from pawl.lifecycle.states import Cause
 from pawl.loops.residency import MOVING, UPDATING
 from pawl.loops.versions import DEFAULT_VERSION
 from pawl.testing.expectations import DrawnBy, Expectations
-from pawl.testing.workload import Arrival, Control, Workload, parameters_of
+from pawl.testing.parameters import parameters_of
+from pawl.testing.workload import Arrival, Control, Workload
 
 MOST_UNDONE = 8
 AGAIN_S = 0.05

@@ -30,7 +30,8 @@ from pawl.lifecycle.states import Cause
 from pawl.lifecycle.step import PromptLogprobs, StepLogprobs
 from pawl.lifecycle.weight_source import FromDisk
 from pawl.loops.versions import DEFAULT_VERSION
-from pawl.testing.workload import Arrival, Shape, parameters_of
+from pawl.testing.parameters import parameters_of
+from pawl.testing.workload import Arrival, Shape
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 

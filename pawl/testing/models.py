@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from errno import EIO
 from functools import lru_cache
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -225,18 +226,20 @@ class Stages:
     """When steps are through the stages of a device. Each stage computes one step at a time, in order; the first one of
     a step whose inputs were not drawn yet waits for them."""
 
-    def __init__(self, times: Sequence[float], num_slots: int) -> None:
-        """`times`: seconds of a step in each stage."""
-        self._times = times
-        self._free_at = [0.0] * len(times)
-        self._drawn_at = np.zeros(num_slots)
+    def __init__(self, shape: Shape) -> None:
+        self._times = shape.times
+        self._token_s = shape.token_s
+        self._hitches = cycle(shape.hitches or (0.0,))
+        self._free_at = [0.0] * len(self._times)
+        self._drawn_at = np.zeros(shape.max_running)
         """When the last token of each slot is known."""
 
     def through(self, batch: StepBatch, now: float) -> float:
         """When a step that is launched `now` has left the last stage."""
         at = max(now, float(self._drawn_at[batch.slots[batch.chained]].max(initial=0.0)))
+        more_s = next(self._hitches) + self._token_s * int(batch.lengths.sum())
         for stage, seconds in enumerate(self._times):
-            at = self._free_at[stage] = max(at, self._free_at[stage]) + seconds
+            at = self._free_at[stage] = max(at, self._free_at[stage]) + seconds + more_s / len(self._times)
         self._drawn_at[batch.slots[batch.samples]] = at
         return at
 
@@ -254,7 +257,7 @@ class SimulatedDevice:
         self.depth = shape.stages if shape.stages > 1 else int(shape.asynchronous)
         self._runner = runner
         self._world = world
-        self._stages = Stages(shape.times, shape.max_running)
+        self._stages = Stages(shape)
         self._ends: deque[float] = deque()
         """When the steps in flight are through, oldest first."""
         self._one_expert = OneExpert()

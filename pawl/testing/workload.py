@@ -16,9 +16,7 @@ from pawl.actors.control.sessions import drawn_session
 from pawl.actors.names import DECODE, PREFILL, UNIFIED
 from pawl.features import request, server
 from pawl.features.row import Feature, Seeded, Source, drawn
-from pawl.gpu.ghost.language import END_TOKEN
 from pawl.lifecycle.grammar import Grammar
-from pawl.lifecycle.request import SamplingParameters
 from pawl.loops.saving import WritePolicy
 from pawl.loops.select import LoopConfig, Role
 from pawl.loops.speculation import SpeculationConfig
@@ -106,6 +104,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     page_size: int = 2
     max_running: int = 3
     prefill_chunk: int = 4
+    max_step_s: float | None = None
     lookahead: int = 2
     pacing: str = "overlap"
     stages: int = 1
@@ -133,6 +132,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The worker takes a step while the one before runs."""
     step_s: float = 0.0
     """Virtual seconds of one step; 0: work takes no time."""
+    token_s: float = 0.0
+    """Those of every position in it."""
+    hitches: tuple[float, ...] = ()
+    """Virtual seconds that steps take longer than that, in turns."""
     mailbox: int | None = None
     """Requests that may wait in the mailbox of the tokenizer, and in that of the scheduler, before more are refused;
     then few messages fit in the detokenizer's. None: as many as on a server."""
@@ -186,6 +189,11 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.stage_s or (self.step_s / self.stages,) * self.stages
 
     @property
+    def steps_take_time(self) -> bool:
+        """Whether any does."""
+        return sum((*self.times, self.token_s, *self.hitches)) > 0
+
+    @property
     def room(self) -> int:
         """Tokens that one request may have, prompt and output."""
         room = self.num_pages * self.page_size
@@ -223,28 +231,6 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     def decode(cls, text: str) -> Workload:
         """What `encode` gave. Raises msgspec.ValidationError."""
         return msgspec.json.decode(text, type=cls)
-
-
-SAMPLED = (
-    *("min_new_tokens", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    *("max_new_tokens", "top_logprobs", "token_ids_logprob", "prompt_logprobs", "grammar"),
-)
-"""Fields of an arrival that are those of SamplingParameters."""
-
-
-def parameters_of(arrival: Arrival) -> SamplingParameters:
-    """What its client asks for; without a seed, the likeliest tokens."""
-    if arrival.embed:
-        return SamplingParameters(temperature=0.0, max_new_tokens=0, embed=True)
-    ends = () if arrival.ignore_eos and arrival.grammar is None else (END_TOKEN,)
-    return SamplingParameters(
-        **{name: getattr(arrival, name) for name in SAMPLED},
-        temperature=0.0 if arrival.seed is None else 1.0,
-        seed=arrival.seed or 0,
-        logit_bias=dict(arrival.logit_bias),
-        stop_token_ids=tuple(dict.fromkeys((*ends, *arrival.stop_token_ids))),
-        eos_token_ids=ends,
-    )
 
 
 # ---- what is drawn ----

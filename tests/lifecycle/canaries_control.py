@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pawl.lifecycle.records import Delivered, Flushed, Record, Submitted
-from pawl.lifecycle.states import Cause
+import msgspec
+
+from pawl.lifecycle.records import Delivered, Flushed, Record, Started, Submitted
+from pawl.lifecycle.states import Cause, Event
 from tests.lifecycle.canaries import STORY, Canary
 from tests.lifecycle.canaries_shared import planted
-from tests.lifecycle.story import changed
+from tests.lifecycle.story import PAGE_SIZE, Segment, Story, changed, token
 
 PAUSED = Delivered("pause", {"retract": False}, 0, 0.0)
 RETRACTING = Delivered("pause", {"retract": True}, 0, 0.0)
@@ -40,6 +42,29 @@ def as_turn(
     return records
 
 
+def beside(*, alone: bool, prompts: int) -> list[Record]:
+    """A request decodes, `alone` or never so yet, and then beside a prompt of which this much is computed. A step may
+    take 1.1 s for the sake of prompts; one of 6 positions took half a second, and so did the one that decodes alone."""
+    story = Story()
+    story.start()
+    started = story.records[0]
+    assert isinstance(started, Started)
+    settings = started.config["loop"] | {"max_step_s": 1.1}
+    story.records[0] = msgspec.structs.replace(started, config=started.config | {"loop": settings})
+    story.submit(1, 0, 6, 6)
+    story.submit(2, 1, 12, 6)
+    story.admit(1, 0)
+    story.plan(1, Segment(0, 0, 6, pages=((0, 0), (1, 1))))
+    story.commit(1, [Event.FIRST_TOKEN], 1)
+    if alone:
+        story.plan(2, token(0, 6))
+        story.commit(2, [Event.TOKEN], 1)
+    story.admit(2, 1)
+    step, pages = story.step + 1, tuple((index, 4 + index) for index in range(-(-prompts // PAGE_SIZE)))
+    story.plan(step, token(0, 5 + step), Segment(1, 0, prompts, samples=prompts == 12, pages=pages))
+    return story.records
+
+
 CONTROL_CANARIES: dict[str, Canary] = {
     "a flush of a live request": Canary(
         "quiescent_flush", planted("admit 2", Flushed(float("inf"))), "flushed with 2 requests live", 1
@@ -67,6 +92,12 @@ CONTROL_CANARIES: dict[str, Canary] = {
     ),
     "more prompt tokens than a step may compute": Canary(
         "limits_hold", planted("commit 1", limited(prefill_chunk=5)), "step 2 computes 7 prompt tokens, where 5 may be"
+    ),
+    "more prompt tokens than there is time for": Canary(
+        "bounded_gaps", beside(alone=True, prompts=12), "12 prompt tokens beside 1 requests .* have time for 7"
+    ),
+    "a prompt beside requests that were to be measured alone": Canary(
+        "bounded_gaps", beside(alone=False, prompts=4), "4 prompt tokens beside 1 requests .* have time for 0"
     ),
     "a retraction by a pause that was none": Canary(
         "true_causes", changed(STORY, "retract 3", cause=Cause.PAUSED), "retracted by a pause, and none says so", 3

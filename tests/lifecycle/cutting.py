@@ -11,6 +11,7 @@ import numpy as np
 from pawl.lifecycle import snapshot
 from pawl.lifecycle.limits import Limits
 from pawl.lifecycle.properties.base import Property
+from pawl.lifecycle.properties.bounded_gaps import BoundedGaps
 from pawl.lifecycle.properties.causes import TrueCauses
 from pawl.lifecycle.properties.ending import AbortIsTotal
 from pawl.lifecycle.properties.giving_way import AdmissionIsMonotone
@@ -82,6 +83,7 @@ def _checkpoint(records: Sequence[Record]) -> Checkpoint:
         "limits": {
             "now": _of(monitor, LimitsHold)._limits.now or Limits(max_running=8, prefill_chunk=8, max_queued=8),
             "ready_at": _of(monitor, LimitsHold)._ready_at,
+            "times": msgspec.to_builtins(_of(monitor, BoundedGaps)._times),
         },
         "serving": str(_of(monitor, PausedIsStill)._pauses.serving),
         "residency": {"released": sorted(_of(monitor, ReleasedIsStill)._releases.tags)},

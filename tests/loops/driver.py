@@ -37,6 +37,9 @@ CELLS = [(pacing, mixed) for pacing in PACINGS for mixed in (False, True)]
 class Driver:
     """A loop, its worker, and what clients would have seen."""
 
+    token_s = 0.0
+    """What each position of a step adds to its time."""
+
     def __init__(self, **overrides: object) -> None:
         settings: dict[str, object] = {
             "num_pages": 64,
@@ -177,6 +180,7 @@ class Driver:
         if not self.launched:
             return False
         scheduled = self.launched.popleft()
+        self.now += self.token_s * int(scheduled.batch.lengths.sum())
         try:
             result = self.ghost.launch(scheduled.batch)
         except PlannedFailure as error:

@@ -171,6 +171,19 @@ def test_a_loop_that_leaves_a_request_waiting_for_nothing_is_reported() -> None:
     assert "work_conserving" in driver.names
 
 
+def test_a_prompt_that_has_begun_and_is_held_back_for_no_reason_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Tolerant(pacing="lockstep")
+    for _ in range(2):
+        driver.submit(PROMPT, 30)
+        driver.step()
+    driver.submit(PROMPT[::-1] * 4, 1)
+    driver.step()
+    assert driver.loop.queues.prefilling
+    monkeypatch.setattr(driver.loop.planner, "budget", lambda decoding: 3)
+    driver.step()
+    assert driver.names == {"work_conserving"}
+
+
 @pytest.mark.parametrize("age", [0, 1])
 def test_whoever_is_at_work_without_promises_to_its_safe_point_is_reported_when_somebody_is_admitted(age: int) -> None:
     driver = working()

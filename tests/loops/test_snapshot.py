@@ -12,6 +12,7 @@ import pytest
 from pawl.lifecycle.properties.base import Property, Violation
 from pawl.lifecycle.properties.monitor import PROPERTIES, Monitor
 from pawl.lifecycle.records import DECODER, Checkpoint, Record, Started
+from pawl.lifecycle.step_times import StepTimes
 from pawl.loops import snapshot
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.pacing import PACINGS
@@ -36,6 +37,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "random order": {"policy": "random"},
     "longest prefix": {"policy": "lpm"},
     "depth first": {"policy": "dfs-weight"},
+    "bounded steps": {"max_step_s": 1.5},
     "drafts": {"speculation": SpeculationConfig(num_speculative_tokens=3, prompt_lookup_min=1, prompt_lookup_max=2)},
 }
 EVERY = 3
@@ -64,6 +66,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, seed: int, pacing: str, shape: dic
 
     def make(**settings: Any) -> Driver:
         driver = Checkpointing(**(settings | shape | {"pacing": pacing}))
+        driver.token_s = 0.125 if "max_step_s" in shape else 0.0
         facts = {"loop": msgspec.to_builtins(driver.config), "backend": "ghost"}
         driver.loop.journal._started = Started(
             version="test",
@@ -146,6 +149,7 @@ MAY_NOT_MATTER = {
     *("table.columns.deadline", "table.tokens.#", "waiting", "orders", "ended_early.#.#", "memory.windows.full_page"),
     *(
         "limits.ready_at",
+        *(f"limits.times.{name}" for name in StepTimes.__struct_fields__),
         "memory.windows.fence",
         "memory.windows.stamp",
         "memory.windows.groups",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pawl.actors.expert_recorder import ExpertRecorder
 from pawl.gpu.profiler import Profiler
+from pawl.lifecycle.step_times import StepTimes
 from pawl.loops.admission import Admission
 from pawl.loops.limits import LimitKeeper
 from pawl.loops.loop import Loop
 from pawl.loops.orders.limits import SlowDown
+from pawl.loops.planner import UnifiedPlanner
 from tests.mutants.mutant import Edit, Group, Mutant
 
 
@@ -63,5 +65,29 @@ LIMITS = (
         "",
         "The number of requests that may run is looked at once a step, whoever is admitted in it.",
         Edit(Admission._full, "self.queues.num_running >= self.limits.max_running", "False"),
+    ),
+    Mutant(
+        "prompts_take_the_whole_chunk",
+        Group.LIFECYCLE,
+        "bounded_gaps",
+        "vllm 3279",
+        "How long a step takes is not looked at: a long prompt keeps those waiting whose tokens come one by one.",
+        (Edit(UnifiedPlanner.budget, "prompt_tokens(decoding,", "prompt_tokens(0,"),),
+    ),
+    Mutant(
+        "newcomers_have_the_time_of_prompts_again",
+        Group.LIFECYCLE,
+        "bounded_gaps",
+        "",
+        "The time of a step is given out twice: to prompts that go on, and to requests that are admitted.",
+        (Edit(UnifiedPlanner._prefill, "budget = self._continue(builder, budget)", "self._continue(builder, budget)"),),
+    ),
+    Mutant(
+        "prompts_starve_where_steps_are_slow",
+        Group.LIFECYCLE,
+        "work_conserving",
+        "",
+        "Where less than a page fits into the time of a step, prompts wait until nobody decodes any more.",
+        (Edit(StepTimes.prompt_tokens, "max(int(min(chunk, fit)), page_size)", "int(min(chunk, fit))"),),
     ),
 )

@@ -22,8 +22,9 @@ from pawl.gpu.ghost.runner import Ghost
 from pawl.loops.select import LoopConfig
 from pawl.memory.tiers.host import HostPool
 from pawl.testing.expectations import vocabulary
+from pawl.testing.parameters import parameters_of
 from pawl.testing.replica import MemoryTrace
-from pawl.testing.workload import Arrival, parameters_of
+from pawl.testing.workload import Arrival
 from tests.actors.test_scheduler import started
 
 PROMPT = (97, 98, 97)

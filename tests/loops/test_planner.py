@@ -1,0 +1,66 @@
+"""What goes into a step that may only take so long."""
+
+from __future__ import annotations
+
+import pytest
+
+from pawl.loops.batch import ScheduledBatch
+from tests.loops.driver import Driver
+
+LONG = [number % 7 for number in range(100)]
+
+
+class Timed(Driver):
+    """Steps take time, and every one is kept."""
+
+    token_s = 0.01
+
+    def __init__(self, **settings: object) -> None:
+        self.steps: list[tuple[int, int]] = []
+        """Requests that decode, and prompt tokens."""
+        super().__init__(max_context=256, num_pages=256, prefill_chunk=32, pacing="lockstep", **settings)
+
+    def launch(self, scheduled: ScheduledBatch) -> None:
+        super().launch(scheduled)
+        self.steps.append((len(scheduled.decoding_rows), scheduled.num_prompt_tokens))
+
+
+def beside_two_that_decode(**settings: object) -> Timed:
+    driver = Timed(**settings)
+    for _ in range(2):
+        driver.submit([1, 2, 3], 60)
+    for _ in range(4):
+        driver.step()
+    driver.steps.clear()
+    driver.submit(LONG, 4)
+    driver.submit(LONG[::-1], 4)
+    return driver
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_prompts_beside_requests_that_decode_are_cut_to_the_time_that_a_step_has(mixed: bool) -> None:
+    driver = beside_two_that_decode(max_step_s=0.15, mixed=mixed)
+    driver.run()
+    beside = [prompts for decoding, prompts in driver.steps if decoding and prompts]
+    # 0.02 s are theirs that decode, which leaves 13 tokens, and pages have 4.
+    assert (max(beside, default=0), sum(beside)) == ((12, 200) if mixed else (0, 0))
+    assert (driver.steps[0] == (0, 32)) is not mixed
+
+
+def test_a_step_without_time_goes_on_with_a_prompt_by_a_page() -> None:
+    driver = beside_two_that_decode(max_step_s=1e-6)
+    driver.run()
+    assert {prompts for decoding, prompts in driver.steps if decoding} == {4, 0}
+
+
+def test_nobody_waits_for_tokens_and_a_prompt_has_the_whole_chunk() -> None:
+    driver = Timed(max_step_s=1e-6)
+    driver.submit(LONG, 1)
+    driver.run()
+    assert driver.steps == [(0, 32), (0, 32), (0, 32), (0, 4)]
+
+
+def test_without_a_bound_prompts_have_the_whole_chunk_beside_anybody() -> None:
+    driver = beside_two_that_decode()
+    driver.run()
+    assert driver.steps[0] == (2, 32)
