@@ -17,7 +17,7 @@ NEEDS := pyproject.toml constraints.txt $(wildcard memory/prefix/native/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-test setup-check serve test test-nightly test-replay check docs-generated mutants mutation \
-	bench-host bench-cache bench-audit bench-pressure bench-attacks bench-messages bench-hand-over bench-apart bench-cpu gpu-check clean
+	bench-host bench-cache bench-audit bench-pressure bench-attacks bench-kills bench-messages bench-hand-over bench-apart bench-cpu gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -96,6 +96,8 @@ bench-pressure: setup  ## live servers with each kind of cache, and memory for a
 	@$(BIN)/python -m benchmarks.pressure
 bench-attacks: setup-test  ## good clients of a server under attack; make bench-attacks ARGS='--seconds 3600'
 	@$(BIN)/python -m benchmarks.attacks $(ARGS)
+bench-kills: setup  ## streams of two hosts while replicas and an agent are killed; make bench-kills ARGS='--clients 200'
+	@$(BIN)/python -m benchmarks.kills $(ARGS)
 bench-messages: setup  ## one message from actor to actor, in one process and between two
 	@$(BIN)/python -m benchmarks.messages $(ARGS)
 bench-hand-over: setup  ## pages from a prefill replica to a decode replica, and what the way does by itself

@@ -20,21 +20,20 @@ def load(config: ServerConfig, report: Report = unheard) -> list[Parts] | list[R
     """The replicas that the settings name, here or in processes of their own; `report` hears how far it is."""
     roles = roles_of(config)
     count, shares = len(roles), [share_of(config, place) for place in range(len(roles))]
-    reports = [part(report, place / count, (place + 1) / count) for place in range(count)]
     if config.in_processes:
         from pawl.build.hosts.select import hosts_of  # whoever runs in one process imports no ZeroMQ
         from pawl.build.replica_process import started
 
         hosts = hosts_of(config, count)
         try:
-            return started(shares, roles, reports, hosts)
+            return started(shares, roles, hosts, report)
         except BaseException:
             hosts.close()
             raise
     if len(shares) == 1:
         return [load_here(config, report)]
     return [
-        load_here(share, reports[place], names_of(place, role))
+        load_here(share, part(report, place / count, (place + 1) / count), names_of(place, role))
         for place, (share, role) in enumerate(zip(shares, roles, strict=True))
     ]
 

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,19 +139,25 @@ class ReplicaProcess:
 
 
 def started(
-    shares: Sequence[ServerConfig], roles: Sequence[str], reports: Sequence[Report], hosts: Hosts
+    shares: Sequence[ServerConfig], roles: Sequence[str], hosts: Hosts, report: Report = unheard
 ) -> list[ReplicaProcess]:
-    """A replica for each share, all of which load at once, each as soon as its host is there; each report hears of one.
-    Raises what the first that fails raises (see `wait_until_ready`); then nothing is left of them."""
+    """A replica for each share, all of which load at once, each as soon as its host is there; `report` hears how far
+    they are. Raises what the first that fails raises (see `wait_until_ready`); then nothing is left of them."""
     made: dict[int, ReplicaProcess] = {}
     failed = threading.Event()
+    loaded, one_by_one = [0.0] * len(shares), threading.Lock()
+
+    def hear(place: int, share: float) -> None:
+        with one_by_one:
+            loaded[place] = share
+            report(sum(loaded) / len(loaded))
 
     def start(place: int) -> None:
         names, host = names_of(place, roles[place]), hosts.of(place, failed)
         made[place] = replica = ReplicaProcess(shares[place], names, hosts, host)
         if failed.is_set():
             replica.kill()
-        replica.wait_until_ready(reports[place])
+        replica.wait_until_ready(partial(hear, place))
 
     with ThreadPoolExecutor(len(shares)) as starting:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from pawl import __version__
 from pawl.actors.names import UNIFIED, names_of
 from pawl.actors.runtime.processes.keys import Keys, make_keys, read_keys
 from pawl.actors.runtime.processes.sockets import Sockets
+from pawl.build.hosts.addresses import host_and_port
 from pawl.build.hosts.agent import LEFT, Head, Stay
 from pawl.build.hosts.door import ask
 from pawl.build.hosts.head import NodeHosts, NodesMissing
@@ -27,7 +30,6 @@ from pawl.build.replica_process import ReplicaProcess, started
 from pawl.build.replicas import share_of
 from pawl.config import ConfigError, ServerConfig
 from pawl.engine import Engine
-from pawl.gpu.weights.report import unheard
 from tests.actors.linked_systems import wait_for
 
 ONE_JOINS = Layout(num_nodes=1, num_here=1, head_serves=False)
@@ -102,6 +104,8 @@ def test_a_stranger_at_the_door_gets_no_answer_and_costs_nobody_a_place(
     for garbage in ([b""], [b"\xc1" * 40], [b"x"] * 100, [msgspec.msgpack.encode({"type": "Join"})]):
         asking.send_multipart(garbage)
     asking.close(linger=1000)
+    with socket.create_connection(host_and_port(visitor.head.address)) as raw:
+        raw.sendall(random.Random(1).randbytes(100_000))
     assert isinstance(visitor.asks("node"), Welcome)
 
 
@@ -215,7 +219,7 @@ def test_a_stream_goes_on_when_the_only_node_is_killed_and_started_again(
         nodes[0].wait()
         nodes.append(host.start(*words))
 
-    with Engine(config, parts=started([share_of(config, 0)], [UNIFIED], [unheard], head)) as engine:
+    with Engine(config, parts=started([share_of(config, 0)], [UNIFIED], head)) as engine:
         (replica,) = engine.replicas.live()
         assert isinstance(replica, ReplicaProcess)
         assert replica.where == f"replica-0 on node.1 at {host.address}"

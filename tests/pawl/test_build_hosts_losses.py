@@ -25,7 +25,6 @@ from pawl.build.replica_process import ReplicaProcess, started
 from pawl.build.replicas import share_of
 from pawl.config import ServerConfig
 from pawl.engine import Engine
-from pawl.gpu.weights.report import unheard
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.lifecycle.states import Cause
 from tests.actors.linked_systems import wait_for
@@ -61,7 +60,7 @@ class Deployment:
 
     def engine(self) -> Engine:
         shares = [share_of(self.config, place) for place in range(2)]
-        return Engine(self.config, parts=started(shares, [UNIFIED] * 2, [unheard] * 2, self.head))
+        return Engine(self.config, parts=started(shares, [UNIFIED] * 2, self.head))
 
     def end(self) -> None:
         self.head.close()
@@ -142,7 +141,7 @@ def test_what_a_node_cannot_load_is_refused_with_its_name(deploy: Callable[..., 
     deployment = deploy(model=str(tmp_path / "nothing"), dp=1, nodes=1, head_serves=False)
     refused = rf"replica-0 on node\.1 at {deployment.host.address}: model '.*nothing': no such file or folder"
     with pytest.raises(ReplicaFailed, match=refused):
-        started([deployment.config], [UNIFIED], [unheard], deployment.head)
+        started([deployment.config], [UNIFIED], deployment.head)
 
 
 # ---- the head as users start it ----

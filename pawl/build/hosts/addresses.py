@@ -8,7 +8,10 @@ import socket
 def resolved(address: str) -> str:
     """With the number of its host in place of a name, as it is bound. Raises OSError for a name that nobody knows."""
     host, port = host_and_port(address)
-    family, *_, found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, *_, found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise OSError(error.errno, f"{address}: {error.strerror}") from error
     return f"tcp://[{found[0]}]:{port}" if family == socket.AF_INET6 else f"tcp://{found[0]}:{port}"
 
 

@@ -58,10 +58,7 @@ class Node:
             if self._lost is not None:
                 raise HostLost(f"{self.name}: {self._lost}")
             self._running[setup.process] = running
-        model = Path(setup.config["model"]).expanduser()
-        if model.exists():  # a relative path names nothing on another host
-            setup = msgspec.structs.replace(setup, config=setup.config | {"model": str(model.absolute())})
-        self._head.tell(self.process, Start(setup, self._num_here))
+        self._head.tell(self.process, Start(_for_others(setup), self._num_here))
         return running
 
     def stop(self, process: str) -> None:
@@ -90,6 +87,15 @@ class Node:
             self._running.clear()
         for running in lost:
             running.ended(f"{self.name} is lost: {reason}", host_lost=True)
+
+
+def _for_others(setup: Setup) -> Setup:
+    """Without keys of clients, which are the front's business, and with the whole path of a model: a relative one names
+    nothing on another host."""
+    config, model = setup.config | {"api_key": None, "admin_api_key": None}, Path(setup.config["model"]).expanduser()
+    if model.exists():
+        config["model"] = str(model.absolute())
+    return msgspec.structs.replace(setup, config=config)
 
 
 class RemoteProcess:
