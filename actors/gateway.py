@@ -29,7 +29,7 @@ from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.sampling import SEED_RANGE
 from pawl.actors.sink import Sink
 from pawl.actors.trace_losses import TraceLosses
-from pawl.actors.unread import long_characters
+from pawl.actors.unread import SHORT, long_characters
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.states import Cause
 from pawl.loops.adapter import Named
@@ -38,40 +38,30 @@ from pawl.loops.orders.requests import Abort, Drain
 
 log = structlog.get_logger(__name__)
 
-FromPeers: TypeAlias = (
-    Outputs
-    | Accepted
-    | Refused
-    | Reply
-    | Stalled
-    | Pulse
-    | TraceLoss
-    | Down
-    | AskExpired
-    | WeightsServed
-    | AdaptersNamed
-    | MemoryReleased
-    | FromRouter
-)
+Served: TypeAlias = WeightsServed | AdaptersNamed | MemoryReleased | FromRouter
+FromPeers: TypeAlias = Outputs | Accepted | Refused | Reply | Stalled | Pulse | TraceLoss | Down | AskExpired | Served
 
 
 class Gateway(Actor):
     """Open requests and pending asks. `limit` is how many requests may be open at a time; more are refused at once.
-    `traced`: every terminal reply is told to the recorder; `trace_required`: none is taken while the trace has gaps."""
+    `traced`: every terminal reply is told to the recorder; `trace_required`: none is taken while the trace has gaps.
+    `short`: calls of more characters go to a tokenizer of their own; None: there is none."""
 
     accepts = FromPeers
 
     def __init__(
-        self, limit: int = 4096, *, traced: bool = False, trace_required: bool = False, names: Names = NAMES
+        self,
+        limit: int = 4096,
+        *,
+        traced: bool = False,
+        trace_required: bool = False,
+        short: int | None = None,
+        names: Names = NAMES,
     ) -> None:
         self._names = names
-        self._vital = frozenset(
-            {
-                *(names.tokenizer, names.scheduler, names.grammar, names.worker, names.detokenizer),
-                *(names.stager, names.groups),
-            }
-        )
-        """Peers without which no request, or no update of the weights, can end on its own."""
+        self.reads_apart = short is not None
+        self._short = SHORT if short is None else short
+        self._vital = names.vital
         self.limit = limit
         self.trace = AnswerTraces(self, names) if traced else None
         self.trace_losses = TraceLosses(traced=traced, required=trace_required)
@@ -123,10 +113,12 @@ class Gateway(Actor):
         the same `group`, are aborted together by it. When there is no room for all of them, or a name is live already,
         all are refused; a refusal reaches the sinks before this returns.
         """
-        numbers = tuple(self.requests.numbers(len(submits)))
+        unread = long_characters(submits, self._short)
+        apart = self.reads_apart and any(unread)
+        tokenizer = self._names.long_tokenizer if apart else self._names.tokenizer
+        numbers = tuple(self.requests.numbers(len(submits), apart))
         named = [s if s.rid else msgspec.structs.replace(s, rid=self.new_rid()) for s in submits]
         names = [(s.rid, s.group) if s.group else (s.rid,) for s in named]
-        unread = long_characters(submits)
         refusal = self._why_not(names, sum(unread)) or unknown_adapter(submits, self.adapters)
         if refusal is not None:
             for request, sink in zip(numbers, sinks, strict=True):
@@ -140,7 +132,7 @@ class Gateway(Actor):
             for after, (request, submit) in enumerate(zip(numbers, named, strict=True), 1):
                 adapter = self.adapters[submit.adapter].number if submit.adapter else 0
                 numbered = msgspec.structs.replace(submit, request=request, incarnation=adapter)
-                sent = self.context.send(self._names.tokenizer, numbered)
+                sent = self.context.send(tokenizer, numbered)
                 num_sent = after
                 if not sent:
                     full = Refused(request, Cause.OVERLOADED, "the tokenizer's queue is full", HTTP_OVERLOADED)

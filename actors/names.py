@@ -13,6 +13,8 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
 
     gateway: str = "gateway"
     tokenizer: str = "tokenizer"
+    long_tokenizer: str = "long_tokenizer"
+    """Reads long prompts."""
     scheduler: str = "scheduler"
     grammar: str = "grammar"
     worker: str = "worker"
@@ -32,6 +34,12 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
     def routed(self) -> bool:
         """Whether these are of a replica behind the router."""
         return self.gateway == self.router or self.role == PREFILL
+
+    @property
+    def vital(self) -> frozenset[str]:
+        """Without one of these no request, or no update of the weights, can end on its own."""
+        text = (self.tokenizer, self.long_tokenizer, self.detokenizer)
+        return frozenset((*text, self.scheduler, self.grammar, self.worker, self.stager, self.groups))
 
     @property
     def own(self) -> frozenset[str]:

@@ -13,6 +13,7 @@ from pawl.actors.messages.generate import Accepted, Done, Output, Refused
 from pawl.actors.sink import Sink
 from pawl.actors.text.invalid import quoted
 from pawl.actors.unread import MOST_UNREAD
+from pawl.lifecycle.numbers import numbers_from
 from pawl.lifecycle.states import Cause
 
 log = structlog.get_logger(__name__)
@@ -91,10 +92,10 @@ class OpenRequests:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def numbers(self, count: int) -> range:
-        """The next `count` request numbers; none is ever given twice."""
-        numbers = range(self._next, self._next + count)
-        self._next = numbers.stop
+    def numbers(self, count: int, long: bool = False) -> Sequence[int]:
+        """The next `count` request numbers of this kind; none is ever given twice."""
+        numbers = numbers_from(self._next, count, long)
+        self._next = max(numbers, default=self._next - 1) + 1
         return numbers
 
     def why_not(self, count: int, names: Iterable[str], limit: int, num_unread: int = 0) -> Refused | None:

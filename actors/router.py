@@ -34,6 +34,7 @@ from pawl.actors.replica_asks import ReplicaAsks
 from pawl.actors.routed import NOBODY, Replica, Routed, by_stream, of_all, slowest, stream_of
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.starter import Starter
+from pawl.lifecycle.numbers import passed
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.requests import Abort, Drain, Finish
 from pawl.memory.arrays import Int32s
@@ -148,10 +149,9 @@ class Router(Actor):
         return [self.replicas[number].load for number in sorted(self.replicas)]
 
     def _take(self, message: Generate) -> None:
-        """A new request. Requests come in the order of their numbers: an abort of an earlier one that has not come is
-        of one that was refused on its way."""
-        for passed in [request for request in self._early if request < message.request]:
-            del self._early[passed]
+        """A new request. Those of a kind come in the order of their numbers (`lifecycle/numbers.py`)."""
+        for refused_before in passed(message.request, self._early):
+            del self._early[refused_before]
         self.prefillers.meet()
         routed = Routed(message, self.context.now())
         early = self._early.pop(message.request, None)

@@ -7,7 +7,7 @@ trusted. Every `Submit` is answered within `receive`: by `Generate` to the sched
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,8 +28,24 @@ UNLIKELY_RATIO = 5
 """Characters for each token of the context beyond which a text hardly fits: prose has four, programs three."""
 
 
+class _Read(NamedTuple):
+    """A prompt that was read."""
+
+    prompt: str | tuple[dict[str, Any], ...]
+    options: dict[str, Any]
+    """Of the template."""
+    rendered: str | None
+    """What the template made of a chat."""
+    tokens: NDArray[np.int32]
+
+    def is_of(self, submit: Submit) -> bool:
+        """Whether the request is of the same call and prompt: then these are the very same objects."""
+        prompt = submit.text if submit.text is not None else submit.chat
+        return prompt is self.prompt and submit.template_options is self.options
+
+
 class Tokenizer(Actor):
-    """Keeps nothing between two requests."""
+    """Keeps the prompt that it read last, whose choices come one after the other and share what the first gave."""
 
     accepts = Submit
 
@@ -39,6 +55,7 @@ class Tokenizer(Actor):
         self._vocabulary = vocabulary
         self._context_length = context_length
         self._template = ChatTemplate(vocabulary)
+        self._last: _Read | None = None
 
     def receive(self, message: Submit) -> None:
         try:
@@ -65,8 +82,13 @@ class Tokenizer(Actor):
 
     def _understand(self, submit: Submit) -> Generate:
         """The request in token ids. Raises InvalidRequest."""
-        chat = None if submit.chat is None else self._rendered(submit, submit.chat)
-        tokens = self._tokens(submit, chat)
+        if self._last is not None and self._last.is_of(submit):
+            chat, tokens = self._last.rendered, self._last.tokens
+        else:
+            chat = None if submit.chat is None else self._rendered(submit, submit.chat)
+            tokens = self._tokens(submit, chat)
+            prompt = submit.text if submit.text is not None else submit.chat
+            self._last = None if prompt is None else _Read(prompt, submit.template_options, chat, tokens)
         options, sampling = submit.text_options, self._fitting(submit, len(tokens))
         if submit.reasoning_mark and chat is not None and chat.rstrip().endswith(submit.reasoning_mark):
             options = msgspec.structs.replace(options, in_reasoning=True)

@@ -1,8 +1,8 @@
-"""Prompts that nobody has read yet: how much of them may wait, as one tokenizer reads them all.
+"""Prompts that nobody has read yet: which are long, and how much of those may wait.
 
-It reads a million characters in half a second at worst, everybody's next prompt waits behind them, and they fill the
-memory: so the characters that wait are bounded. Short prompts are let in all the same: only a client that sends long
-ones is told to try again later.
+A tokenizer reads a million characters in half a second at worst. So a call of many has a tokenizer of its own, and
+short ones wait for none of it. Among long ones everybody waits behind the others, and they fill the memory: so their
+characters are bounded. Only a client that sends long ones is told to try again later.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 from pawl.actors.messages.generate import Submit
 
 SHORT = 20_000
-"""Characters, or token ids, of a prompt that is always let in."""
+"""Characters, or token ids, of a call that is always let in: some ten milliseconds of a tokenizer."""
 MOST_UNREAD = 4_000_000
 """Characters of longer ones that may wait together. One by itself may have any length."""
 
 
-def long_characters(submits: Iterable[Submit]) -> list[int]:
-    """Characters of each prompt that is long, else 0. Choices of one prompt share it: only the first of them counts."""
+def long_characters(submits: Iterable[Submit], short: int = SHORT) -> list[int]:
+    """Characters of each prompt of a call; 0 for all if together they are no more than `short`. Choices of one prompt
+    share it: only the first of them counts."""
     counts, before = [], None
     for submit in submits:
         prompt: Any = submit.text if submit.text is not None else submit.token_ids or submit.chat
-        count = 0 if prompt is before else _size(prompt)
-        counts.append(count if count > SHORT else 0)
+        counts.append(0 if prompt is before else _size(prompt))
         before = prompt
-    return counts
+    return counts if sum(counts) > short else [0] * len(counts)
 
 
 def _size(prompt: Any) -> int:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
+from pawl.lifecycle.numbers import Newest, passed
 from pawl.lifecycle.requests import RequestInfo
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.weight_source import Sent
@@ -133,8 +134,7 @@ class Intake:
         self.number = 0
         """Of who waits for the outcome of the order that is being carried out."""
         self._answered = caller.answered
-        self._newest = 0
-        """The highest number of a request so far."""
+        self._newest = Newest()
         self._ended_early: dict[int, tuple[Cause, str]] = {}
         """Aborts that overtook their request."""
 
@@ -149,9 +149,9 @@ class Intake:
         now: float,
         output: Int32s = NO_OUTPUT,
     ) -> None:
-        """A request has arrived. Requests come in the order of their numbers, but for those with `output`: another
-        replica has had them, and was lost."""
-        self._newest = max(self._newest, info.request)
+        """A request has arrived. Those of a kind come in the order of their numbers (`lifecycle/numbers.py`), but for
+        those with `output`: another replica has had them, and was lost."""
+        self._newest.came(info.request)
         if self.loop.idle:
             self.loop.limits.ready_at = now
         begun, self.begun = self.begun, None
@@ -165,9 +165,8 @@ class Intake:
         if begun is not None and info.request in self.loop.table.row_of:
             self.loop.requests.sessions.went_live(begun)
         end = self._ended_early.pop(info.request, None)
-        # One that was passed was refused on its way and never comes.
-        for passed in [request for request in self._ended_early if request < info.request]:
-            del self._ended_early[passed]
+        for refused_before in passed(info.request, self._ended_early):
+            del self._ended_early[refused_before]
         if end is None and self.draining:
             end = (Cause.DRAINED, STOPPING)
         if end is not None:
@@ -175,10 +174,10 @@ class Intake:
 
     def abort(self, request: int, cause: Cause, message: str, now: float) -> None:
         """End a request, also one that is still to come."""
-        if request > self._newest:
-            self._ended_early[request] = (cause, message)
-        else:
+        if self._newest.has_been(request):
             self.loop.requests.abort(request, cause, now, message)
+        else:
+            self._ended_early[request] = (cause, message)
 
     # ---- orders ----
 

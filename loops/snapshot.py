@@ -13,6 +13,7 @@ import numpy as np
 
 from pawl.lifecycle import snapshot as table_snapshot
 from pawl.lifecycle.machines.serving import Serving
+from pawl.lifecycle.numbers import Newest
 from pawl.lifecycle.snapshot import Plain
 from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Intake, Order
@@ -49,7 +50,8 @@ def snapshot_of(intake: Intake) -> Plain:
         "weights": intake.weights.snapshot(),
         "groups": intake.groups.snapshot(),
         "residency": intake.memory.snapshot(),
-        "newest": intake._newest,
+        "newest": intake._newest.short,
+        "newest_long": intake._newest.long,
         "ended_early": [(number, str(cause), text) for number, (cause, text) in intake._ended_early.items()],
     }
 
@@ -91,7 +93,7 @@ def restore(intake: Intake, plain: Plain) -> None:
     loop.limits.restore(plain["limits"])
     loop.requests.sessions.restore(plain["sessions"])
     intake.waiting = {number: _order(data) for number, data in plain["orders"]}
-    intake.draining, intake._newest = plain["draining"], plain["newest"]
+    intake.draining, intake._newest = plain["draining"], Newest(plain["newest"], plain["newest_long"])
     intake.weights.restore(plain["weights"])
     intake.groups.restore(plain["groups"])
     intake.memory.restore(plain["residency"])

@@ -31,6 +31,7 @@ from pawl.actors.names import FRONT, NAMES
 from pawl.actors.sampling import Limits, OfflineSampling, StopStrings, embedding_sampling, offline_sampling, shortened
 from pawl.actors.sink import Delta, Inbox
 from pawl.actors.text.invalid import InvalidRequest
+from pawl.actors.unread import SHORT
 from pawl.build.loading import load, load_here
 from pawl.build.lora import load_adapters
 from pawl.build.parts import Parts
@@ -90,7 +91,7 @@ class Engine:
         self._limits = Limits.of(self.parts.vocabulary, loop_config.max_context, self.parts.abilities)
         limit, required = config.max_running + config.max_queued, config.trace_required
         front = FRONT if are_routed(config) else NAMES
-        self.gateway = Gateway(limit, traced=self.parts.traced, trace_required=required, names=front)
+        self.gateway = Gateway(limit, traced=self.parts.traced, trace_required=required, short=SHORT, names=front)
         self.failure: EngineFailed | None = None
         self._on_failure = on_failure
         self.replicas: Replicas[Any]

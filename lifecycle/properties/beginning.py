@@ -13,6 +13,7 @@ from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.machines.serving import Serving
 from pawl.lifecycle.machines.weight_group import GroupPhase
 from pawl.lifecycle.machines.weights import Weights
+from pawl.lifecycle.numbers import Newest
 from pawl.lifecycle.records import CacheChange, Checkpoint, Int32s, Started, Submitted
 from pawl.lifecycle.requests import RequestTable
 from pawl.lifecycle.snapshot import table_of
@@ -104,6 +105,7 @@ class _State(msgspec.Struct):
     groups: _Groups
     residency: _Residency
     ended_early: list[tuple[int, str, str]]
+    newest_long: int
     companions: list[_Companion] = []
 
 
@@ -127,8 +129,8 @@ class Beginning(NamedTuple):
     num_admissions: int
     step: int
     """The step planned last."""
-    newest: int
-    """The highest number of a request so far."""
+    newest: Newest
+    """The highest numbers of requests so far."""
     draining: bool
     """Requests that arrive are ended at once."""
     serving: Serving
@@ -170,7 +172,7 @@ def beginning_of(checkpoint: Checkpoint) -> Beginning:
         totals=state.counters,
         num_admissions=state.admissions,
         step=state.step,
-        newest=state.newest,
+        newest=Newest(state.newest, state.newest_long),
         draining=state.draining,
         serving=state.serving,
         limits=state.limits,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from pawl.lifecycle.numbers import Newest
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
@@ -30,21 +31,21 @@ class Incarnation(Property):
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
-        self._newest = 0
-        """The highest number given before the first record."""
+        self._before = Newest()
+        """Those that came before the first record."""
         self._rising = True
         """A request with a lower number has come before it."""
 
     def begin(self, beginning: Beginning, history: History) -> Sequence[Violation]:
         found = super().begin(beginning, history)
-        self._newest = beginning.newest
+        self._before = beginning.newest
         # A router gives a replica what another one has lost, which may have come to that one earlier.
         self._rising = beginning.started.config.get("replica") is None
         return found
 
     @on(Submitted)
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
-        if record.request in self._seen or (self._rising and record.request <= self._newest):
+        if record.request in self._seen or (self._rising and self._before.has_been(record.request)):
             return (self.violation(history, f"request {record.request} was submitted before", record.request),)
         self._seen.add(record.request)
         return ()
@@ -64,7 +65,7 @@ class Incarnation(Property):
         return ()
 
     def _was_given(self, request: int) -> bool:
-        return request in self._seen or request <= self._newest
+        return request in self._seen or self._before.has_been(request)
 
 
 class SilenceAfterAbort(Property):
@@ -297,7 +298,7 @@ class Replies:
             if end.request not in earlier and (begun is None or end.event == Event.FINISH):
                 yield Fault("no terminal reply", end.request)
         for answer in pairing.unended():
-            ended_before = begun is not None and answer.request <= begun.newest and answer.request not in earlier
+            ended_before = begun is not None and begun.newest.has_been(answer.request) and answer.request not in earlier
             if answer.cause not in ABORT_CAUSES and not ended_before:
                 yield Fault(f"its client was told {answer.cause}, and it has not ended", answer.request)
             elif answer.num_output and not ended_before:

@@ -1,10 +1,10 @@
 """Who runs in an engine: one list, for a server, for the simulator, and for tests of a few actors.
 
-    gateway ─► tokenizer ─► scheduler ─► worker            recorder ◄─ scheduler, gateway
-       ▲                      │    ▲        │              watchdog ◄─ scheduler, ─► gateway
-       └───── detokenizer ◄───┘    └────────┘              storage  ◄► scheduler, worker
+    gateway ─► tokenizers ─► scheduler ─► worker           recorder ◄─ scheduler, gateway
+       ▲                       │    ▲        │             watchdog ◄─ scheduler, ─► gateway
+       └───── detokenizer ◄────┘    └────────┘             storage  ◄► scheduler, worker
                                                            grammar  ◄► scheduler
-                                                           stager   ◄► scheduler
+    A second tokenizer reads long prompts.                 stager   ◄► scheduler
                                                            groups   ◄► scheduler
 
 Of several replicas each has a scheduler, a worker, and those on the right, for itself; the router stands between them
@@ -42,6 +42,7 @@ from pawl.loops.select import LoopConfig
 
 PROCESS_OF = {
     "tokenizer": "front",
+    "long_tokenizer": "front",
     "scheduler": "replica",
     "grammar": "replica",
     "groups": "replica",
@@ -124,8 +125,9 @@ def front_actors(
 ) -> tuple[ActorSpec, ...]:
     """Those that live in the front process."""
     hold = Overflow.HOLD
+    tokenizers = (names.tokenizer, names.long_tokenizer) if gateway.reads_apart else (names.tokenizer,)
     return (
-        ActorSpec(names.tokenizer, Tokenizer(vocabulary, config.max_context, names)),
+        *(ActorSpec(name, Tokenizer(vocabulary, config.max_context, names)) for name in tokenizers),
         ActorSpec(names.detokenizer, Detokenizer(vocabulary, names), overflow=hold, capacity=_told(config)),
         ActorSpec(names.gateway, gateway, overflow=hold),
     )

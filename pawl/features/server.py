@@ -322,8 +322,14 @@ OF_REPLICAS = (
         help="which replica a request is given to",
         choices=tuple(PLACEMENTS),
     ),
+    Feature(
+        "long prompts apart",
+        ("short",),
+        lambda source, values: {"short": source.within(2, 6)} if source.chance(0.25) else {},
+        ("abort_is_total", "incarnation", "legal_lifecycle"),
+    ),
 )
-"""Of several, drawn behind everything else of a workload."""
+"""Of several, and of those in front of them, drawn behind everything else of a workload."""
 FEATURES = (*OF_ONE, *OF_REPLICAS)
 
 CHOICES: Mapping[str, tuple[str, ...]] = {

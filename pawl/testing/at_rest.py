@@ -67,7 +67,7 @@ class EndChecks:
     def _check_replica(self, replica: SimulatedReplica) -> None:
         """Nothing is left in it."""
         intake, names = replica.scheduler.intake, replica.names
-        late = [number for number in intake._ended_early if number <= intake._newest]
+        late = list(filter(intake._newest.has_been, intake._ended_early))
         if late:
             raise PropertyFailed("auxiliary_conservation", f"at rest: aborts of {late}, which have come, are kept")
         counted, seen = replica.scheduler.loop.counters.cached_tokens, replica.usage.total_cached

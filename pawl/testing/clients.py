@@ -119,7 +119,7 @@ class FrontDesk(Gateway):
     accepts: Any = FromPeers | Arrive | Leave | Steer | Undo | Close
 
     def __init__(self, workload: Workload, limit: int, expectations: Expectations, names: Names = NAMES) -> None:
-        super().__init__(limit, traced=True, names=names)
+        super().__init__(limit, traced=True, short=workload.shape.short, names=names)
         self.report: Callable[[str, str, int | None], None] = lambda name, text, request: None
         self.clients = [Client(self, index, arrival) for index, arrival in enumerate(workload.arrivals)]
         self.answers: list[list[Reply]] = [[] for _ in workload.controls]

@@ -10,10 +10,11 @@ from pawl.actors.messages.generate import Generate
 from pawl.actors.messages.replicas import ReplicaUp
 from pawl.actors.names import ROUTER, Names
 from pawl.actors.placement import PLACEMENTS, Load
-from pawl.actors.routed import NOBODY
+from pawl.actors.routed import NOBODY, stream_of
 from pawl.actors.router import Router
 from pawl.actors.starter import Starter
 from pawl.build.wiring import watch_replica
+from pawl.loops.orders.requests import Abort
 from pawl.loops.orders.sessions import CloseSession, OpenSession
 from pawl.memory.arrays import Int32s
 from pawl.testing.workload import Shape
@@ -111,7 +112,8 @@ class WatchedPlacement:
 
 
 class WatchedRouter(Router):
-    """A router that must keep turns with their session, and know what replicas have to do."""
+    """A router that must keep turns with their session, aborts until their request comes, and know what replicas have
+    to do."""
 
     sessions_of: Callable[[int], Collection[str]]
     """Names of the sessions that a replica's scheduler has."""
@@ -123,11 +125,23 @@ class WatchedRouter(Router):
         self._report = report
         self._closed = False
         """The one session of simulated clients is to be closed."""
+        self._to_end: frozenset[int] = frozenset()
+        """Requests that it was told to abort."""
 
     def receive(self, message: Any) -> None:
         if isinstance(message, Ask) and isinstance(message.message, OpenSession | CloseSession):
             self._closed = isinstance(message.message, CloseSession)
         super().receive(message)
+
+    def _abort(self, message: Abort) -> None:
+        self._to_end |= {*message.requests}
+        super()._abort(message)
+
+    def _take(self, message: Generate) -> None:
+        super()._take(message)
+        routed = self.routed.get(stream_of(message.request))
+        if message.request in self._to_end and routed is not None and routed.aborted is None:
+            self._report("abort_is_total", "its abort came before it, and the router has forgotten it", message.request)
 
     def _owner(self, message: Generate) -> int:
         owner = super()._owner(message)

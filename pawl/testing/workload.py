@@ -157,6 +157,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Open requests that a replica may have more than the least busy one, and be chosen for a prefix all the same."""
     max_restarts: int = 0
     """Replicas that are started again when one is lost."""
+    short: int | None = None
+    """Tokens of a call beyond which a tokenizer of its own reads the prompts; None: there is only one."""
     scheduler: str = ""
     """A scheduler of your own, see `pawl.testing.plugins`; policy and cache may be your own as well."""
 
@@ -239,9 +241,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
 def drawn_workload(source: Source, max_requests: int, fixed: Mapping[str, Any]) -> Workload:
     """Any server and up to `max_requests` requests to it; fields of the server in `fixed` are as they are there."""
     shape = drawn_shape(source, fixed)
-    count = source.within(1, max_requests)
     arrivals: list[Arrival] = []
-    for _ in range(count):
+    for _ in range(source.within(1, max_requests)):
         arrivals.append(drawn_arrival(source, shape, arrivals))
     drawn_first = Workload(
         arrivals=tuple(arrivals),
@@ -255,9 +256,8 @@ def drawn_workload(source: Source, max_requests: int, fixed: Mapping[str, Any]) 
 
 
 def _closing(source: Source) -> Closing | None:
-    if not source.chance(0.17):
-        return None
-    return Closing(after_tokens=source.within(0, 6), grace_s=source.pick((None, 0.0, 0.2)))
+    drains = (None, 0.0, 0.2)
+    return Closing(after_tokens=source.within(0, 6), grace_s=source.pick(drains)) if source.chance(0.17) else None
 
 
 def drawn_shape(source: Source, fixed: Mapping[str, Any]) -> Shape:

@@ -27,13 +27,14 @@ from pawl.actors.messages.generate import (
 from pawl.actors.runtime.actor import Down, Lane
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.sink import Inbox
+from pawl.lifecycle.numbers import is_long
 from pawl.lifecycle.states import Cause
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort, Drain
 
 
 def submit(rid: str = "", **fields: Any) -> Submit:
-    return Submit(request=0, rid=rid, text="hello", **fields)
+    return Submit(**{"request": 0, "rid": rid, "text": "hello"} | fields)
 
 
 def done(cause: Cause = Cause.LENGTH, num_output: int = 1) -> Done:
@@ -43,8 +44,8 @@ def done(cause: Cause = Cause.LENGTH, num_output: int = 1) -> Done:
 class World:
     """A gateway whose peers are played by the test."""
 
-    def __init__(self, limit: int = 8) -> None:
-        self.gateway = Gateway(limit)
+    def __init__(self, limit: int = 8, short: int | None = None) -> None:
+        self.gateway = Gateway(limit, short=short)
         self.context = ManualContext(self.gateway, "gateway")
         self.answers: list[Reply] = []
 
@@ -108,6 +109,20 @@ def test_a_full_tokenizer_refuses_with_overloaded(world: World) -> None:
     assert inbox.refusal is not None
     assert inbox.refusal.cause is Cause.OVERLOADED
     assert world.gateway.num_live == 0
+
+
+def test_a_long_call_goes_to_a_tokenizer_of_its_own_where_there_is_one() -> None:
+    for short, reader in ((None, "tokenizer"), (10, "long_tokenizer")):
+        world = World(short=short)
+        (short_one,), _ = world.open(submit())
+        assert len(world.context.take("tokenizer")) == 1
+        long_ones, _ = world.open(submit(), submit(text="hello again"), submit(text="and again"))
+        assert [each.request for each in world.context.take(reader)] == list(long_ones)
+        assert {is_long(request) for request in long_ones} == {short is not None}
+        (after,), _ = world.open(submit())
+        assert short_one < min(long_ones) <= max(long_ones) < after
+        assert not is_long(after)
+        world.gateway.check()
 
 
 def test_a_live_rid_is_refused_and_may_be_used_again_after_its_end(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -127,6 +128,22 @@ def test_text_that_is_clearly_too_long_is_refused_by_its_first_slices() -> None:
     [answer] = sent(actor).take("gateway")
     assert (answer.cause, answer.param) == (Cause.TOO_LONG, "prompt")
     assert vocabulary.num_encoded <= 20_000
+
+
+def test_the_choices_of_one_call_are_read_once() -> None:
+    for prompt in ({"text": "a few words"}, {"text": None, "chat": ({"role": "user", "content": "hi"},)}):
+        vocabulary = Counting(smollm2().tokenizer, chat_templates=smollm2().chat_templates)
+        actor = tokenizer(vocabulary=vocabulary, context_length=100)
+        first = submit(**prompt)
+        actor.receive(first)
+        once = vocabulary.num_encoded
+        assert once > 0
+        for request in (2, 3):
+            actor.receive(msgspec.structs.replace(first, request=request))
+        assert vocabulary.num_encoded == once
+        assert len({tuple(generate.tokens.tolist()) for generate in sent(actor).take("scheduler")}) == 1
+        actor.receive(submit(**prompt))
+        assert vocabulary.num_encoded == 2 * once, "of another call"
 
 
 def test_a_long_text_of_long_tokens_still_fits() -> None:

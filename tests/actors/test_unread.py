@@ -51,6 +51,11 @@ def test_long_prompts_beyond_the_bound_are_told_to_come_later_and_short_ones_are
     world.gateway.check()
 
 
+def test_many_short_prompts_of_one_call_are_long_together() -> None:
+    assert long_characters([prompt(text="x" * 40)] * 3 + [prompt(text="y" * 50)], short=80) == [40, 0, 0, 50]
+    assert long_characters([prompt(text="x" * 40)] * 3, short=80) == [0, 0, 0]
+
+
 def test_one_prompt_may_have_any_length_while_no_other_waits() -> None:
     world = World()
     assert not refused(world, prompt(text="x" * (2 * MOST_UNREAD)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pawl.lifecycle.machines.session import SessionPhase
+from pawl.lifecycle.numbers import LONG
 from pawl.lifecycle.states import Cause
 from pawl.loops.intake import Outcome, WaitEnds
 from pawl.loops.orders.cache import FlushCache
@@ -69,6 +70,20 @@ def test_an_abort_is_remembered_only_until_a_later_request_comes() -> None:
     driver._next += 1  # that one was refused on its way
     driver.submit(PROMPT, 1)
     assert list(driver.intake._ended_early) == [ended + 3]
+
+
+def test_an_abort_of_a_long_prompt_is_remembered_while_short_ones_come() -> None:
+    driver = Driver()
+    driver.submit(PROMPT, 1)
+    driver.intake.deliver(Abort((LONG,)), driver.now)
+    driver._next = LONG + 1
+    driver.submit(PROMPT, 1)
+    assert list(driver.intake._ended_early) == [LONG]
+    driver._next = LONG  # it has been read
+    assert driver.submit(PROMPT, 3) == LONG
+    driver.run()
+    assert driver.cause(LONG) == Cause.CLIENT
+    assert driver.intake._ended_early == {}
 
 
 def test_whoever_is_live_when_the_engine_stops_is_drained() -> None:

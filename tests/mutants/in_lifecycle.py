@@ -5,6 +5,7 @@ from __future__ import annotations
 from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.gateway import Gateway
 from pawl.actors.scheduler import Scheduler
+from pawl.lifecycle.numbers import Newest
 from pawl.lifecycle.requests import RequestTable
 from pawl.loops.intake import Intake
 from pawl.loops.loop import Loop
@@ -44,6 +45,13 @@ LIFECYCLE = (
         "37833",
         "An abort that overtakes its request on the way to the scheduler is forgotten.",
         Edit(Intake.abort, "self._ended_early[request] = (cause, message)", "pass"),
+    ),
+    _mutant(
+        "short_prompt_passes_a_long_one",
+        "abort_is_total",
+        "",
+        "Once a short prompt has come, a long one with a lower number counts as having been: its abort is forgotten.",
+        Edit(Newest.has_been, "(self.long if is_long(request) else self.short)", "max(self.long, self.short)"),
     ),
     _mutant(
         "deadlines_never_fire",

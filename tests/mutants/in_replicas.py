@@ -5,6 +5,7 @@ from __future__ import annotations
 from pawl.actors.placement import PrefixAffinity, RoundRobin
 from pawl.actors.routed import Routed
 from pawl.actors.router import Router
+from pawl.lifecycle.numbers import passed
 from tests.mutants.mutant import Edit, Group, Mutant
 
 
@@ -48,6 +49,12 @@ REPLICAS = (
         "fault_isolation",
         "A request whose replica is gone, and nobody has said so yet, is refused as if all were busy.",
         Edit(Router._place, "self.context.after(AGAIN_S, PlaceAgain())", "self._end(routed, Cause.OVERLOADED, FAILED)"),
+    ),
+    _mutant(
+        "router_forgets_aborts_of_long_prompts",
+        "abort_is_total",
+        "A short prompt passes a long one that is still being read: its abort, which came early, is dropped.",
+        Edit(passed, " and is_long(other) == is_long(request)", ""),
     ),
     _mutant(
         "load_is_never_taken_off",

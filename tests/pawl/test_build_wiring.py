@@ -42,14 +42,14 @@ def actors(names: Names = NAMES, *, whole: bool = False) -> tuple[Gateway, tuple
         recorder=Recorder(recorder, started(config)) if whole else None,  # type: ignore[arg-type]
         storage=Storage(TierStore(HostPool(2, 64), None, eager=True), names) if whole else None,
     )
-    gateway = Gateway(traced=whole, names=names)
+    gateway = Gateway(traced=whole, short=8, names=names)
     return gateway, engine_actors(parts, gateway, 60.0, names=names)
 
 
 def test_actors_stop_upstream_first_and_the_trace_last() -> None:
     _, specs = actors(whole=True)
     assert stop_order(specs) == (
-        *("tokenizer", "scheduler", "groups", "stager", "worker", "storage"),
+        *("tokenizer", "long_tokenizer", "scheduler", "groups", "stager", "worker", "storage"),
         *("detokenizer", "watchdog", "gateway", "recorder"),
     )
 
@@ -79,7 +79,7 @@ def test_two_engines_live_in_one_system_under_their_own_names() -> None:
     assert system.dead_letters.recent() == ()
 
 
-@pytest.mark.parametrize("lost", ["tokenizer", "scheduler", "worker", "detokenizer"])
+@pytest.mark.parametrize("lost", ["tokenizer", "long_tokenizer", "scheduler", "worker", "detokenizer"])
 def test_the_gateway_watches_everybody_without_whom_nothing_is_answered(lost: str) -> None:
     system = SimulatedSystem(Fair())
     gateway, specs = actors()

@@ -14,12 +14,13 @@ from pawl.actors.runtime.local import LocalSystem
 from pawl.actors.runtime.mailbox import BURST
 from pawl.actors.sink import Inbox
 from pawl.build.ghost import load_ghost
-from pawl.build.wiring import engine_actors, spawn_all
+from pawl.build.wiring import engine_actors, spawn_all, stop_order
 from pawl.config import build_config
 from pawl.engine import Engine, RequestFailed
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.lifecycle.records import STOPPED, Answered, AnswersClosed, Closed
 from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.states import Cause
 from pawl.lifecycle.trace.reader import TraceReader
 
 PATIENCE_S = 60.0
@@ -51,6 +52,42 @@ def test_no_end_overtakes_the_news_that_its_request_was_taken(tmp_path: Path) ->
         pass
     assert all(inbox.done is not None and inbox.num_prompt is not None for inbox in inboxes)
     assert not gateway.totals.violations
+
+
+def test_a_short_prompt_is_answered_while_a_long_one_is_read_whose_abort_is_kept(tmp_path: Path) -> None:
+    parts = load_ghost(build_config({"model": "ghost", "trace_dir": str(tmp_path)}))
+    gateway, system = Gateway(traced=True, short=100), LocalSystem()
+    specs = engine_actors(parts, gateway, 600.0)
+    spawn_all(system, specs)
+    cells = {spec.name: found for spec in specs if (found := system.find(spec.name)) is not None}
+    for cell in cells.values():
+        cell.begin()
+
+    def work(*resting: str) -> None:
+        for _ in range(8):
+            for name, cell in cells.items():
+                while name not in resting and cell.step():
+                    pass
+
+    limited = SamplingParameters(max_new_tokens=2)
+    long, short, late = Inbox(), Inbox(), Inbox()
+    (unread,) = gateway.submit([Submit(request=0, rid="", text="words " * 50, sampling=limited)], [long])
+    gateway.submit([Submit(request=0, rid="", text="words", sampling=limited)], [short])
+    work("long_tokenizer")
+    assert short.done is not None
+    assert short.done.cause is Cause.LENGTH
+    gateway.abort([unread])
+    gateway.submit([Submit(request=0, rid="", text="words", sampling=limited)], [late])
+    work("long_tokenizer")
+    assert not long.final
+    work()
+    assert long.done is not None
+    assert late.done is not None
+    assert [long.done.cause, late.done.cause] == [Cause.CLIENT, Cause.LENGTH]
+    for name in stop_order(specs):
+        cells[name].ask_to_stop("stopped")
+        work()
+    assert audit(tmp_path).verdict == Verdict.PASS
 
 
 class Slow:
