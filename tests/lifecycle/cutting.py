@@ -78,6 +78,7 @@ def _checkpoint(records: Sequence[Record]) -> Checkpoint:
         "admissions": _of(monitor, AdmissionIsMonotone)._ranks.count,
         "step": history._last_step,
         "newest": max((record.request for record in records if isinstance(record, Submitted)), default=0),
+        "newest_long": 0,
         "draining": _of(monitor, TrueCauses)._drains,
         "sessions": [],
         "limits": {

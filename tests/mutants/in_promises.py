@@ -163,7 +163,7 @@ PROMISES = (
         Group.LIFECYCLE,
         "auxiliary_conservation",
         "An abort that overtook a request which was then refused on its way is kept for ever.",
-        Edit(Intake.submit, "if request < info.request]", "if request < 0]"),
+        Edit(Intake.submit, "passed(info.request, self._ended_early)", "passed(0, self._ended_early)"),
     ),
     _mutant(
         "prompt_scores_from_cache",
