@@ -25,12 +25,12 @@ def long_characters(submits: Iterable[Submit], short: int = SHORT) -> list[int]:
     counts, before = [], None
     for submit in submits:
         prompt: Any = submit.text if submit.text is not None else submit.token_ids or submit.chat
-        counts.append(0 if prompt is before else _size(prompt))
+        counts.append(0 if prompt is before else size_of(prompt))
         before = prompt
     return counts if sum(counts) > short else [0] * len(counts)
 
 
-def _size(prompt: Any) -> int:
+def size_of(prompt: Any) -> int:
     """Characters and token ids in a prompt, or in all that chat messages hold."""
     size, left = 0, [prompt]
     while left:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pawl.actors.text.template import ChatTemplate
+from pawl.actors.unread import SHORT, size_of
 from pawl.http.chat import check_messages, template_options
 from pawl.http.context import ServerContext
 from pawl.http.description import HasContext, takes
@@ -58,8 +59,8 @@ class TokenRoutes(HasContext):
 
     def __init__(self, context: ServerContext) -> None:
         super().__init__(context)
-        self._beside = Beside()
-        self._template = ChatTemplate(context.tokenization)
+        # Nobody waits for a long text but those who send one. A template, too, works for one call at a time.
+        self._lanes = [(Beside(), ChatTemplate(context.tokenization)) for _ in ("short", "long")]
 
     def routes(self) -> list[Route]:
         return [
@@ -81,9 +82,9 @@ class TokenRoutes(HasContext):
         if size > MAX_TEXT:
             raise Problem(413, f"one call takes {MAX_TEXT} characters, not {size}", param="prompt")
         special = body.messages is None if body.add_special_tokens is None else body.add_special_tokens
-        encoded, named = await self._beside.do(
-            size + len(texts), lambda: self._encoded(texts, special, bool(body.return_token_strs))
-        )
+        size += len(texts)
+        beside, _ = self._lane(size)
+        encoded, named = await beside.do(size, lambda: self._encoded(texts, special, bool(body.return_token_strs)))
         counts = [len(one) for one in encoded]
         single = isinstance(text, str)
         reply: dict[str, Any] = {
@@ -101,9 +102,12 @@ class TokenRoutes(HasContext):
         chat = ChatBody(messages=body.messages or [], **{name: getattr(body, name) for name in names})
         check_messages(chat.messages)
         options = template_options(chat, reading_of(chat, self.context.info, ReasoningMarks()))
-        now = datetime.now(UTC)
-        # A template works for one call at a time.
-        return await self._beside.do(LITTLE + 1, lambda: self._template.render(chat.messages, options, now))
+        now, size = datetime.now(UTC), LITTLE + size_of(chat.messages)
+        beside, template = self._lane(size)
+        return await beside.do(size, lambda: template.render(chat.messages, options, now))
+
+    def _lane(self, size: int) -> tuple[Beside, ChatTemplate]:
+        return self._lanes[size > SHORT]
 
     def _encoded(self, texts: Sequence[str], special: bool, names: bool) -> tuple[list[list[int]], list[list[str]]]:
         """Token ids of each text, and their texts where these are wanted."""
@@ -117,8 +121,9 @@ class TokenRoutes(HasContext):
         check_model(self.context.info, body.model)
         skip = body.skip_special_tokens is not False
         flat = not body.tokens or isinstance(body.tokens[0], int)
-        size = len(body.tokens) if flat else LITTLE + 1
-        decoded = await self._beside.do(size, lambda: self._decoded(body.tokens, skip))
+        size = len(body.tokens) if flat else LITTLE + sum(len(one) for one in body.tokens if isinstance(one, list))
+        beside, _ = self._lane(size)
+        decoded = await beside.do(size, lambda: self._decoded(body.tokens, skip))
         return json_response({"text": decoded, "prompt": decoded})
 
     def _decoded(self, tokens: Sequence[int | list[int]], skip: bool) -> str | list[str]:

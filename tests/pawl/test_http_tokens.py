@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from pawl.actors.unread import SHORT
 from pawl.http.errors import Problem
 from pawl.http.tokens import LITTLE, MOST_CALLS, Beside
+from tests.pawl.fake_engine import Bytes
 
 
 def test_long_texts_are_converted_one_at_a_time_short_ones_at_once_and_too_many_are_told_to_wait() -> None:
@@ -34,6 +37,25 @@ def test_long_texts_are_converted_one_at_a_time_short_ones_at_once_and_too_many_
         return [*done, await beside.do(LITTLE + 1, lambda: 3)]
 
     assert asyncio.run(run()) == [1] * MOST_CALLS + [3]
+
+
+def test_nobody_waits_for_a_long_text_of_somebody_else(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(vocabulary: Bytes, text: str, add_special: bool = True) -> list[int]:
+        if len(text) > SHORT:
+            reading.set()
+            assert go_on.wait(60)
+        return list(text.encode())
+
+    monkeypatch.setattr(Bytes, "encode", slow)
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(client.post, "/tokenize", json={"prompt": "x" * (SHORT + 1)})
+        assert reading.wait(60)
+        assert client.post("/tokenize", json={"prompt": "x" * (SHORT - 1)}).json()["count"] == SHORT - 1
+        assert not long.done()
+        go_on.set()
+        assert long.result().json()["count"] == SHORT + 1
 
 
 def test_the_texts_of_tokens_are_told_where_they_are_wanted(client: httpx.Client) -> None:
