@@ -82,6 +82,9 @@ ALIASES: tuple[Alias, ...] = (
     Alias("--expert-parallel-size", SGLANG, "ep"),
     Alias("--ep-size", SGLANG, "ep"),
     Alias("--enable-expert-parallel", VLLM, note="--ep says among how many parts the experts are shared out"),
+    Alias("--nnodes", BOTH, note="--nodes and --listen on one host, `pawl node` on the others"),
+    Alias("--node-rank", BOTH, note="`pawl node` on every host but that of `pawl serve`"),
+    Alias("--dist-init-addr", SGLANG, note="--listen tcp://HOST:PORT on the head, `pawl node --join` it on the others"),
     Alias("--max-queued-requests", SGLANG, "max_queued"),
     Alias("--schedule-policy", SGLANG, "policy"),
     Alias(

@@ -98,7 +98,7 @@ class Sockets:
         except zmq.ZMQError as error:
             push.close()
             pull.close()
-            raise OSError(error.errno, f"{address}: {error.strerror}") from error
+            raise OSError(error.errno, f"{address}: {zmq.strerror(error.errno)}") from error
         return SocketWire(self, zmq, address, push, pull)
 
     def socket(self, kind: int, address: str, keys: Keys | None, *, server: bool) -> Any:

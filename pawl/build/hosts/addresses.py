@@ -8,6 +8,8 @@ import socket
 def resolved(address: str) -> str:
     """With the number of its host in place of a name, as it is bound. Raises OSError for a name that nobody knows."""
     host, port = host_and_port(address)
+    if host == "*":
+        return f"tcp://0.0.0.0:{port}"
     try:
         family, *_, found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
     except OSError as error:

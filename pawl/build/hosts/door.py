@@ -48,7 +48,7 @@ class Door:
             self._socket.bind(resolved(address))
         except zmq.ZMQError as error:
             self._socket.close()
-            raise OSError(error.errno, f"{address}: {error.strerror}") from error
+            raise OSError(error.errno, f"{address}: {zmq.strerror(error.errno or 0)}") from error
         self.address: str = self._socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="door", daemon=True)
@@ -94,7 +94,7 @@ def ask(sockets: Sockets, address: str, keys: Keys, join: Join) -> Answer | None
         answer: Answer = msgspec.msgpack.decode(asking.recv(), type=Answer)
         return answer
     except zmq.ZMQError as error:
-        raise OSError(error.errno, f"{address}: {error.strerror}") from error
+        raise OSError(error.errno, zmq.strerror(error.errno or 0)) from error
     finally:
         asking.close()
 
