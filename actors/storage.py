@@ -37,7 +37,7 @@ from pawl.actors.messages.transfer import (
     TierReport,
     ToStorage,
 )
-from pawl.actors.names import NAMES, Names
+from pawl.actors.names import DECODE, NAMES, PREFILL, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.tiers.files import UInt8s
 from pawl.actors.tiers.hand_over import Incoming, Outgoing
@@ -161,11 +161,17 @@ class Storage(Actor):
         return data
 
     def settled(self) -> None:
-        counts = self.store.counts()
+        counts = self.store.counts() | self._handed_over()
         if counts != self._told:
             self._told = counts
             self._tell(TierReport(counts))
         self.progressed()
+
+    def _handed_over(self) -> dict[str, int]:
+        """Pages that went from replica to replica; none of one that has no other."""
+        if self._names.role == PREFILL:
+            return self.outgoing.counts()
+        return self.incoming.counts() if self._names.role == DECODE else {}
 
     def spares(self, message: Any, error: Exception) -> bool:
         """Errors of a disk end in a miss further down. What comes here is a defect, and costs no more than a miss

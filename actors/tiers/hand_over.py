@@ -7,9 +7,9 @@ it took them. Kept are those that were expected under their ticket, and whose ch
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -32,17 +32,19 @@ Post: TypeAlias = Callable[[str, HandedPages | PagesEnd | OfferPages], bool]
 """Sends a message to the storage of this name."""
 
 
-def checksums(keys: Sequence[PageKey], pages: UInt8s) -> UInt64s:
-    """Of each of `pages`, uint8 [len(keys), page_bytes], under its name: uint64 [len(keys)].
+def checksums(keys: Sequence[PageKey], pages: Iterable[UInt8s]) -> UInt64s:
+    """Of each of `pages`, uint8 [page_bytes] each, under its name: uint64 [len(keys)]."""
+    return np.array([checksum(key, page) for key, page in zip(keys, pages, strict=True)], np.uint64)
+
+
+def checksum(key: PageKey, page: UInt8s) -> int:
+    """Of a page, uint8 [page_bytes], under its name.
 
     Multilinear hashing (Lemire and Kaser, 2014) over words of 8 bytes: no change of one word, and one in 2**64 of any
     others, goes unseen. It is as fast as the memory is read, where a cryptographic digest takes longer than the way.
     """
-    words = pages if pages.shape[1] % 8 == 0 else np.pad(pages, ((0, 0), (0, -pages.shape[1] % 8)))
-    words = np.ascontiguousarray(words).view(np.uint64)
-    names = np.frombuffer(b"".join(key[:8] for key in keys), np.uint64)
-    sums: UInt64s = np.einsum("ij,j->i", words, _weights(words.shape[1])) ^ names
-    return sums
+    words = (page if len(page) % 8 == 0 else np.pad(page, (0, -len(page) % 8))).view(np.uint64)
+    return int(np.einsum("j,j->", words, _weights(len(words)))) ^ int.from_bytes(key[:8], "little")
 
 
 @lru_cache(maxsize=8)
@@ -158,7 +160,7 @@ class Outgoing:
         rows = self._rows(job.storage, keys)
         if rows is not None:
             # Each where it is: a copy would take as long as the receiver's.
-            sums = np.concatenate([checksums((key,), self._store.host.block(key)[None]) for key in keys])
+            sums = checksums(keys, map(self._store.host.block, keys))
             self._hand(job, tuple(keys), sums, None, rows)
         while rows is None and keys:
             data = self._store.read(tuple(keys))
@@ -182,10 +184,26 @@ class Outgoing:
         rows = [self._store.host.row(key) for key in keys]
         return None if None in rows else np.array(rows, np.int32)
 
+    def counts(self) -> dict[str, int]:
+        """Counters since the start, and what is under way now."""
+        under_way = sum(map(self._under_way, self._sent))
+        return {
+            "hand_overs": len(self._jobs),
+            "hand_over_pages": under_way,
+            "sent_pages": self.pages,
+            "shared_pages": self.shared_pages,
+        }
+
     @property
     def idle(self) -> bool:
         """Nothing is to be sent, and all that was sent is taken."""
         return not self._jobs and not self._sent
+
+
+def _whole(read: Callable[[UInt8s], bool], key: PageKey, total: int, place: UInt8s) -> bool:
+    """Read a page into a place: whether it is what its checksum says. That is taken of what stays, which nobody else
+    changes."""
+    return read(place) and checksum(key, place) == total
 
 
 class Incoming:
@@ -227,38 +245,42 @@ class Incoming:
 
     def keep(self, message: HandedPages) -> tuple[PageKey, ...]:
         """Keep what was expected and is whole; the keys of what the store has now."""
-        expected, count = self._expected.get(message.ticket, set()), len(message.keys)
-        data = self._read(message) if expected else None
-        if (
-            data is None
-            or data.shape != (count, self._store.host.page_bytes)
-            or data.dtype != np.uint8
-            or len(message.sums) != count
-        ):
-            self.refused += count
-            return ()
-        whole = (checksums(message.keys, data) == message.sums).tolist()
-        rows = [row for row, key in enumerate(message.keys) if whole[row] and key in expected]
-        self.refused += count - len(rows)
-        keys = tuple(message.keys[row] for row in rows)
-        expected.difference_update(keys)
-        kept = self._store.keep(keys, data if len(rows) == count else data[rows]) if keys else ()
+        expected, kept = self._expected.get(message.ticket, set()), []
+        read = self._reading(message) if expected and message.sums.shape == (len(message.keys),) else None
+        if read is not None:
+            for index, (key, total) in enumerate(zip(message.keys, message.sums.tolist(), strict=True)):
+                if key in expected and self._store.fill(key, partial(_whole, partial(read, index), key, total)):
+                    kept.append(key)
+                    expected.remove(key)
+        self.refused += len(message.keys) - len(kept)
         if kept:
             self._kept[message.ticket] += len(kept)
-        return kept
+        return tuple(kept)
 
-    def _read(self, message: HandedPages) -> UInt8s | None:
-        if message.rows is None:
-            return message.data
-        reader = self._readers.get(message.storage) if message.rows.shape == (len(message.keys),) else None
-        # What is read is this actor's own: its checksum is taken of a copy that nobody changes any more.
-        return None if reader is None else reader.rows(message.rows, self._store.host.page_bytes)
+    def _reading(self, message: HandedPages) -> Callable[[int, UInt8s], bool] | None:
+        """What copies a page of the message into a place; None where they cannot be had."""
+        data, rows, count = message.data, message.rows, len(message.keys)
+        if rows is not None:
+            reader = self._readers.get(message.storage) if rows.shape == (count,) else None
+            return None if reader is None else lambda index, place: reader.read(int(rows[index]), place)
+        if data is None or data.shape != (count, self._store.host.page_bytes) or data.dtype != np.uint8:
+            return None
+
+        def copy(index: int, place: UInt8s) -> bool:
+            place[:] = data[index]
+            return True
+
+        return copy
 
     def end(self, ticket: int) -> int | None:
         """Nothing more comes: how many pages have. None for a ticket that nobody waits for."""
         kept = self._kept.get(ticket)
         self.unexpect(ticket)
         return kept
+
+    def counts(self) -> dict[str, int]:
+        """Counters since the start, and what is expected now."""
+        return {"hand_overs": len(self._expected), "refused_pages": self.refused}
 
     @property
     def idle(self) -> bool:

@@ -14,7 +14,7 @@ import stat
 import msgspec
 import numpy as np
 
-from pawl.memory.arrays import Int32s, UInt8s
+from pawl.memory.arrays import UInt8s
 
 HEADER_BYTES = 4096
 """Before the pages: the beginning is a secret, by which a reader knows that it has found what it was offered."""
@@ -64,13 +64,10 @@ class SharedReader:
         if not stat.S_ISREG(os.fstat(self._handle).st_mode) or self._read(0, SECRET_BYTES).tobytes() != memory.secret:
             raise OSError("not the pages that were offered")
 
-    def rows(self, rows: Int32s, page_bytes: int) -> UInt8s | None:
-        """Copies of these pages, uint8 [n, page_bytes]; None where there are no such."""
-        found = np.empty((len(rows), page_bytes), np.uint8)
-        for index, row in enumerate(rows.tolist()):
-            if row < 0 or os.preadv(self._handle, [found[index].data], HEADER_BYTES + row * page_bytes) != page_bytes:
-                return None
-        return found
+    def read(self, row: int, into: UInt8s) -> bool:
+        """Copy a page, uint8 [page_bytes]; False where there is none such, and then part of `into` may be changed."""
+        count = len(into)
+        return row >= 0 and os.preadv(self._handle, [into.data], HEADER_BYTES + row * count) == count
 
     def _read(self, offset: int, count: int) -> UInt8s:
         return np.frombuffer(os.pread(self._handle, count, offset), np.uint8)

@@ -50,6 +50,21 @@ class TierStore:
         self.kept += len(here)
         return here
 
+    def fill(self, key: PageKey, write: Callable[[UInt8s], bool]) -> bool:
+        """Keep a page that is made in its place in host memory; `write` gets that, uint8 [page_bytes], and says whether
+        the page is there now. Whether it is kept."""
+        if not self.host.capacity:
+            block = np.empty(self.host.page_bytes, np.uint8)
+            if key in self or write(block):
+                self._file(key, block)
+        elif key not in self.host:
+            self._make_room()
+            self.host.fill(key, write)
+            if self.eager and key in self.host:
+                self._file(key, self.host.block(key))
+        self.kept += key in self
+        return key in self
+
     def read(self, keys: Sequence[PageKey]) -> UInt8s:
         """The pages called `keys` up to the first that cannot be had, uint8 [k, page_bytes]."""
         data = np.empty((len(keys), self.host.page_bytes), np.uint8)
@@ -76,11 +91,15 @@ class TierStore:
 
     def _host(self, key: PageKey, block: UInt8s) -> None:
         """Into host memory; what has to leave it for that is filed, unless it is already."""
+        if key not in self.host:
+            self._make_room()
+        self.host.put(key, block)
+
+    def _make_room(self) -> None:
         oldest = self.host.oldest()
-        if oldest is not None and key not in self.host:
+        if oldest is not None:
             self._file(oldest.key, oldest.block)
             self._dropped[oldest.key] = None
-        self.host.put(key, block)
 
     def _file(self, key: PageKey, block: UInt8s) -> None:
         if self.files is not None:

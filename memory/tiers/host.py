@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -57,15 +57,31 @@ class HostPool:
         """
         if block.shape != (self.page_bytes,):
             raise MemoryViolation("a page has one size", page_bytes=self.page_bytes, shape=block.shape)
-        if self._touch(key) is not None or not self.capacity:
-            return None
-        displaced = None
-        if not self._free:
-            displaced = next(iter(self._place))
-            self._free.append(self._place.pop(displaced))
-        place = self._place[key] = self._free.pop()
-        self._blocks[place] = block
+        displaced = None if self._free or key in self._place else next(iter(self._place), None)
+
+        def copy(place: UInt8s) -> bool:
+            place[:] = block
+            return True
+
+        self.fill(key, copy)
         return displaced
+
+    def fill(self, key: PageKey, write: Callable[[UInt8s], bool]) -> None:
+        """As `put`, of a page that is made where it stays: `write` gets its place, uint8 [page_bytes], and says whether
+        it is there now. If not, nothing is kept; what had to leave for it has left."""
+        if self._touch(key) is not None or not self.capacity:
+            return
+        if not self._free:
+            self._free.append(self._place.pop(next(iter(self._place))))
+        place = self._free.pop()
+        written = False
+        try:
+            written = write(self._blocks[place])
+        finally:
+            if written:
+                self._place[key] = place
+            else:
+                self._free.append(place)
 
     def get(self, key: PageKey) -> UInt8s | None:
         """The page's bytes, uint8 [page_bytes], a view that the next `put` may overwrite; None when it is not here."""

@@ -26,6 +26,7 @@ from pawl.http.errors import Problem, from_invalid
 from pawl.http.generation import NAMES, GenerationRoutes
 from pawl.http.guard import Guard
 from pawl.http.info import ServerInfo, Tokenization
+from pawl.http.pair import PairRoutes
 from pawl.http.scoring import ScoringRoutes
 from pawl.http.tokens import TokenRoutes
 
@@ -61,7 +62,7 @@ def create_app(
         cut,
     )
     groups: tuple[type[HasContext], ...] = (
-        *(GenerationRoutes, EmbeddingRoutes, ScoringRoutes, TokenRoutes, ControlRoutes),
+        *(GenerationRoutes, EmbeddingRoutes, ScoringRoutes, TokenRoutes, ControlRoutes, PairRoutes),
     )
     routes = [route for group in groups for route in group(context).routes()]
     return Starlette(

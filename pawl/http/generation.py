@@ -21,6 +21,7 @@ from pawl.http.description import HasContext, takes
 from pawl.http.functions import with_tools
 from pawl.http.message import MessageReader
 from pawl.http.native import NativeRenderer, understand
+from pawl.http.pair import check_paired
 from pawl.http.rendering import Frame
 from pawl.http.replies import Renderer, reply
 from pawl.http.response_fields import ResponsesBody, chat_of
@@ -62,6 +63,7 @@ class GenerationRoutes(HasContext):
     @takes(CompletionBody)
     async def complete(self, request: Request, body: CompletionBody) -> Response:
         """Text that goes on from a prompt, as OpenAI's older API has it."""
+        check_paired(body, self.context)
         rid = self._rid(request, body)
         submits = completion_submits(body, rid, self.context)
         echoes = [self._echo(submit) for submit in submits] if body.echo else []
@@ -77,6 +79,7 @@ class GenerationRoutes(HasContext):
     @takes(ChatBody)
     async def chat(self, request: Request, body: ChatBody) -> Response:
         """The next message of a conversation, as OpenAI's API has it."""
+        check_paired(body, self.context)
         rid, body = self._rid(request, body), with_tools(body)
         reading = reading_of(body, self.context.info, self._marks)
         submits = chat_submits(body, reading, rid, self.context)
@@ -113,6 +116,7 @@ class GenerationRoutes(HasContext):
     @takes(GenerateBody)
     async def generate(self, request: Request, body: GenerateBody) -> Response:
         """Text that goes on from one prompt or many, as SGLang has it."""
+        check_paired(body, self.context)
         call = understand(body, self.context)
         renderer = NativeRenderer(call, self.context.info)
         return await self._reply(call.submits, renderer, body.stream)

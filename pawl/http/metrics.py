@@ -59,6 +59,7 @@ FROM_STATE: Sequence[Metric] = (
     Metric(("adapters",), "pawl_adapters", "gauge", "LoRA adapters by phase.", "phase"),
     Metric(("cache",), "pawl_prefix_cache", "gauge", "Prefix cache: the cache's own counts.", "item"),
     Metric(("tiers",), "pawl_cache_tiers", "gauge", "Cache tiers below the device: their own counts.", "item"),
+    Metric(("prefill",), "pawl_remote_prefill", "gauge", "Prompts that prefill replicas compute for it.", "item"),
     Metric(("counters", "steps"), "pawl_steps_total", "counter", "Steps launched."),
     Metric(("counters", "steps_lost"), "pawl_steps_lost_total", "counter", "Steps rolled back after a lost worker."),
     Metric(

@@ -19,6 +19,7 @@ from pawl.http.body import MAX_VALUES
 from pawl.http.call_fields import AdapterName, ModelName, Note, ObjectOfAny, Priority, Rid, Salt, Seconds
 from pawl.http.errors import Problem
 from pawl.http.grammar import FormatFields
+from pawl.http.pair_fields import Hosts, Paired, Ports, Rooms
 from pawl.http.tool_fields import Functions, ToolChoice, ToolReference, Tools
 from pawl.lifecycle.request import SessionParameters
 
@@ -56,6 +57,10 @@ class OpenAiBody(FormatFields, kw_only=True):
     return_tokens_as_token_ids: bool | None = None
     """Tokens with scores are named `token_id:7`."""
     custom_labels: ObjectOfAny | None = None
+    bootstrap_host: Hosts = None
+    bootstrap_port: Ports = None
+    bootstrap_room: Rooms = None
+    """Of SGLang's router, as in `Paired`."""
     # Known, but not supported.
     session_params: Any = None
     logits_processors: Any = None
@@ -149,7 +154,7 @@ class NativeSampling(SamplingFields, kw_only=True):
     stream_interval: Any = None
 
 
-class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class GenerateBody(Paired, kw_only=True, forbid_unknown_fields=True):
     """`POST /generate`: one prompt or a list; other fields are one value for all, or a list of the same length."""
 
     text: Texts | None = None
@@ -184,9 +189,9 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     custom_logit_processor: Any = None
     return_hidden_states: Any = None
     return_routed_experts: Any = None
-    bootstrap_host: Any = None
-    bootstrap_port: Any = None
-    bootstrap_room: Any = None
+    return_bytes: Any = None
+    return_entropy: Any = None
+    model: Any = None
     data_parallel_rank: Any = None
     background: Any = None
     custom_labels: ObjectOfAny | None = None
@@ -273,6 +278,8 @@ HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "image_data": ([],),
     "return_hidden_states": (False,),
+    "return_bytes": (False,),
+    "return_entropy": (False,),
     "return_routed_experts": (False,),
     "use_beam_search": (False,),
     "length_penalty": (1.0,),

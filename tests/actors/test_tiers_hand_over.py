@@ -167,8 +167,8 @@ def test_nothing_is_kept_that_is(how: str) -> None:
 
 def test_no_more_pages_are_read_in_place_than_a_message_names() -> None:
     class Reader:
-        def rows(self, rows: np.ndarray, page_bytes: int) -> None:
-            raise AssertionError(f"{len(rows)} pages were read")
+        def read(self, row: int, into: np.ndarray) -> None:
+            raise AssertionError(f"page {row} was read")
 
     incoming = Incoming(store())
     incoming._readers["p"] = Reader()  # type: ignore[assignment]

@@ -51,8 +51,9 @@ def audited_client(folder: Path, **settings: Any) -> Iterator[httpx.Client]:
 
 
 @contextmanager
-def ghost_server(parts: Parts, **settings: Any) -> Iterator[tuple[str, int]]:
-    """Host and port of a running server of `parts`; stopped in order, trace closed, when the block ends."""
+def ghost_server(parts: Any, **settings: Any) -> Iterator[tuple[str, int]]:
+    """Host and port of a running server of `parts` (of each replica, where they are several); stopped in order, traces
+    closed, when the block ends."""
     config = build_config({"port": 0, **settings})
     ready = threading.Event()
     listener = open_socket(config.host, config.port)
