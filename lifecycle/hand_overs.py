@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from pawl.lifecycle.columns import int32s
-from pawl.lifecycle.records import Checkpoint, Record, Started, Submitted, TierTold, Transition
+from pawl.lifecycle.records import Checkpoint, Closed, Record, Started, Submitted, TierTold, Transition
 from pawl.lifecycle.states import Event
 
 ROLES = frozenset({"prefill", "decode"})
@@ -38,7 +38,7 @@ class Side(NamedTuple):
     role: str
     page_size: int
     whole: bool
-    """It begins with the start of its replica."""
+    """It begins with the start of its replica and ends with its end: one that was killed has not written all down."""
     asked: list[Asked]
     came: list[Came]
 
@@ -48,12 +48,14 @@ def side_of(records: Iterable[Record]) -> Side | None:
     found: Side | None = None
     prompts: dict[int, bytes] = {}
     told: TierTold | None = None
+    closed = False
     for record in records:
         if found is None:
             started = record.started if isinstance(record, Checkpoint) else record
             if not isinstance(started, Started) or (role := role_of(started)) not in ROLES:
                 return None
             found = Side(role, started.page_size, isinstance(record, Started), [], [])
+        closed = isinstance(record, Closed)
         match record:
             case Submitted():
                 tokens = int32s(record.tokens).tobytes()
@@ -67,7 +69,7 @@ def side_of(records: Iterable[Record]) -> Side | None:
                 came = Came(told.ticket, told.count, record.request, prompts[record.request])
                 found.came.append(came)
                 told = None
-    return found
+    return None if found is None else found._replace(whole=found.whole and closed)
 
 
 def role_of(started: Started | None) -> str:

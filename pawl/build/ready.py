@@ -27,7 +27,9 @@ class Setup(msgspec.Struct, frozen=True):
     switch_s: float
     """After which a thread that computes lets another one have the interpreter."""
     keys: str | None = None
-    """Folder of the keys for links, on a node."""
+    """Folder of the keys for links between hosts."""
+    peers_at: str | None = None
+    """Address, tcp://HOST:0, at which processes of other hosts find this one; None: all are on this host."""
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):

@@ -137,12 +137,13 @@ class Replica:
         )
         self._system = ProcessSystem(process, parts.loop_config.seed, on_failure=self._failed)
         self._sockets = Sockets()
-        self._dialer = SocketDialer(self._system, self._sockets, setup.address, setup.names)
+        keys = None if setup.keys is None else read_keys(Path(setup.keys))
+        self._dialer = SocketDialer(self._system, self._sockets, setup, keys)
         self._parts = parts if setup.names.role == UNIFIED else replace(parts, dialer=self._dialer)
         self._specs = replica_actors(self._parts, config.request_timeout_s, names=setup.names)
         self._failure: str | None = None
         spawn_all(self._system, self._specs)
-        keys = None if setup.keys is None else read_keys(Path(setup.keys))
+        keys = keys if setup.address.startswith("tcp:") else None
         self._system.connect(FRONT, self._sockets.join(setup.address, keys))
 
     def _met(self, peer: str) -> None:

@@ -13,8 +13,6 @@ def roles_of(config: ServerConfig) -> tuple[str, ...]:
     """Of all replicas, those that take requests first. Raises ConfigError."""
     if config.disaggregate is None:
         return (UNIFIED,) * config.dp
-    if config.listen is not None:
-        raise ConfigError("disaggregate: pages are handed over within one host, and --nodes are several", "nodes")
     if config.dp > 1:
         raise ConfigError(f"disaggregate: {config.disaggregate} says how many replicas there are; dp as well", "dp")
     prefill, _, decode = config.disaggregate[:-1].partition("p")

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from pawl.lifecycle.hand_overs import Side, matched, side_of
-from pawl.lifecycle.records import Record, Started, Submitted, TierTold, Transition
+from pawl.lifecycle.records import Closed, Counts, Record, Started, Submitted, TierTold, Transition
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause, Event, State
 
 PROMPT = list(range(10))
 PAGE_SIZE = 4
+ZERO = dict.fromkeys(("received", "finished", "aborted", "live", "prompt_tokens", "output_tokens", "retractions"), 0)
+CLOSED = Closed("stopped", Counts(**ZERO))
 
 
 def started(role: str) -> Started:
@@ -47,7 +49,7 @@ def decode(pages: int = 2, ticket: int = 3) -> list[Record]:
 
 
 def prefill(tokens: list[int], ticket: int = 3) -> list[Record]:
-    return [started("prefill"), submitted(1, f"scheduler.0/{ticket}", tokens)]
+    return [started("prefill"), submitted(1, f"scheduler.0/{ticket}", tokens), CLOSED]
 
 
 def side(records: list[Record]) -> Side:
@@ -76,12 +78,17 @@ def test_pages_that_nobody_was_asked_for_are_named(came: list[Record], asked: li
 
 
 def test_a_prefill_that_brought_nothing_needs_nobody() -> None:
-    assert matched([side(decode(pages=0)), side([started("prefill")])]).faults == ()
+    assert matched([side(decode(pages=0)), side([started("prefill"), CLOSED])]).faults == ()
 
 
 def test_a_replica_that_does_both_hands_nothing_over() -> None:
     assert side_of([started("unified")]) is None
     assert side_of([]) is None
+
+
+def test_of_a_prefill_replica_that_was_killed_nothing_can_be_missed() -> None:
+    assert matched([side(decode()), side([started("prefill")])]).faults == ()
+    assert matched([side(decode()), side(prefill(PROMPT[:9])[:-1])]).faults == ()
 
 
 def test_of_a_prefill_replica_whose_beginning_is_gone_nothing_can_be_missed() -> None:

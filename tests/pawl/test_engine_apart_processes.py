@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.second_host import SecondHost
 from pawl.actors.names import DECODE, PREFILL
 from pawl.actors.prefillers import Prefillers
 from pawl.actors.router import Router
+from pawl.actors.runtime.processes.keys import make_keys
 from pawl.build.replica_process import ReplicaProcess
 from pawl.cli import main
 from pawl.config import ServerConfig, build_config
@@ -23,6 +26,7 @@ from pawl.lifecycle.records import TierTold
 from pawl.lifecycle.trace.reader import TraceReader
 from tests.actors.linked_systems import wait_for
 
+ROLES = (PREFILL, DECODE)
 PROMPTS = [f"request {number}: " + "a long prompt whose pages are worth the way " * 6 for number in range(6)]
 SAMPLING = {"max_new_tokens": 8, "temperature": 0.0}
 
@@ -35,6 +39,13 @@ def config(folder: Path, **fields: Any) -> ServerConfig:
 def prefillers_of(engine: Engine) -> Prefillers:
     (router,) = [spec.actor for spec in engine._actors if isinstance(spec.actor, Router)]
     return router.prefillers
+
+
+def free_port() -> int:
+    """One that nobody has, nor the next."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def linked(engine: Engine, prefill: int, decode: int, restarts: int = 0) -> bool:
@@ -93,3 +104,32 @@ def test_whichever_side_is_killed_requests_go_on_a_new_one_is_linked_and_the_tra
     assert all(record.count >= 16 for record in received(last)[-len(PROMPTS) :])
     assert main(["audit", str(last), str(tmp_path / "replica-1" / "run-000002")]) == 0
     assert "hand-overs: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("listen", ["{head}", "0.0.0.0"])
+def test_replicas_on_two_hosts_are_linked_with_keys_and_a_node_that_dies_costs_no_request(
+    listen: str, host: SecondHost, alone: list[str], tmp_path: Path
+) -> None:
+    make_keys(tmp_path / "keys")
+    port = free_port()
+    fields = {"nodes": 2, "listen": f"tcp://{listen.format(head=host.head)}:{port}", "keys": str(tmp_path / "keys")}
+    words = ("node", "--join", f"tcp://{host.head}:{port}", "--keys", str(tmp_path / "keys"))
+    node = host.start(*words)
+    try:
+        with apart(tmp_path / "traces", **fields) as engine:
+            on_node, here = (next(each for each in engine.replicas.live() if each.names.role == role) for role in ROLES)
+            assert (on_node.where, here.where) == (f"replica-1 on node.1 at {host.address}", "replica-0")
+            assert [completion.text for completion in engine.generate(PROMPTS, SAMPLING)] == alone
+            streams = [engine.stream(f"again, {prompt}", SAMPLING) for prompt in PROMPTS]
+            node.kill()
+            node.wait()
+            again = ["".join(delta.text for delta in stream) for stream in streams]
+            assert len(again) == len(PROMPTS)
+            node = host.start(*words)
+            wait_for(partial(linked, engine, 1, 1, restarts=1))
+            assert [completion.text for completion in engine.generate(PROMPTS, SAMPLING)] == alone
+    finally:
+        node.kill()
+        node.wait()
+    assert [record.count for record in received(tmp_path / "traces" / "replica-0" / "run-000001")][:6] == [17] * 6

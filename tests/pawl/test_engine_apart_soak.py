@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pawl.cli import main
 from pawl.engine import Engine
 from pawl.lifecycle.audit import Verdict, audit
 from tests.actors.linked_systems import wait_for
-from tests.pawl.test_engine_apart_processes import apart, config, linked
+from tests.pawl.test_engine_apart_processes import apart, config, kill, linked
 
 CLIENTS, SECONDS, EVERY_S = 100, 120.0, 10.0
 PROMPTS = [
@@ -60,9 +61,9 @@ class Crowd:
 
 def kill_some(engine: Engine, seconds: float) -> list[str]:
     """Kill a replica of any role every few seconds, where one is there; their roles."""
-    chosen, killed, until = random.Random(5), [], time.monotonic() + seconds
+    chosen, killed, never, until = random.Random(5), [], threading.Event(), time.monotonic() + seconds
     while time.monotonic() < until:
-        time.sleep(EVERY_S)
+        never.wait(EVERY_S)
         there = [replica for replica in engine.replicas.live() if isinstance(replica, ReplicaProcess)]
         if there:
             replica = chosen.choice(there)
@@ -99,13 +100,19 @@ def test_nothing_is_lost_or_doubled_and_nothing_is_left_whichever_side_is_killed
         crowd = Crowd(engine, expected)
         killed = kill_some(engine, SECONDS)
         crowd.end()
+        for role in ("prefill", "decode"):  # the last two replicas have met nobody else
+            wait_for(partial(linked, engine, 1, 1, restarts=len(killed)))
+            kill(engine, role)
+            killed.append(role)
         wait_for(lambda: linked(engine, 1, 1, restarts=len(killed)))
+        said = [completion.text for completion in engine.generate(PROMPTS, SAMPLING)]
         wait_for(lambda: all(map(rests, states(engine))))
         left, live = states(engine), engine.replicas.live()
     told = {key: [state.get(group, {}).get(key) for state in left] for group, key in SEEN}
     with capsys.disabled():
         print(f"\n{CLIENTS} clients, {crowd.answers.total()} answers, killed {Counter(killed)}, {told}")
     assert crowd.wrong == []
+    assert said == expected
     assert len(crowd.answers) == CLIENTS
     assert {"prefill", "decode"} <= set(killed)
     judged(tmp_path / "apart", killed)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import socket
 
+EVERY = ("0.0.0.0", "[::]")
+"""Hosts that are every interface of one."""
+
 
 def resolved(address: str) -> str:
     """With the number of its host in place of a name, as it is bound. Raises OSError for a name that nobody knows."""
@@ -29,6 +32,18 @@ def host_and_port(address: str) -> tuple[str, int]:
 def at_host_of(address: str, head: str) -> str:
     """This address at the host of `head`: where a node finds a head that listens at every interface, or has a name."""
     return f"tcp://{host_and_port(head)[0]}:{host_and_port(address)[1]}"
+
+
+def any_port(host: str) -> str:
+    """At this host, which is a number, whichever port is free."""
+    return f"tcp://[{host}]:0" if ":" in host else f"tcp://{host}:0"
+
+
+def reached(address: str, front: str) -> str:
+    """This address, from where the front is found at `front`: whoever waits at every interface is on its host."""
+    if host_and_port(address)[0] not in EVERY:
+        return address
+    return at_host_of(address, front if front.startswith("tcp:") else "tcp://127.0.0.1:0")
 
 
 def own_address(head: str) -> str:

@@ -24,7 +24,7 @@ from pawl.actors.runtime.codec import Codec
 from pawl.actors.runtime.processes.keys import Keys, read_keys
 from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
-from pawl.build.hosts.addresses import at_host_of, own_address
+from pawl.build.hosts.addresses import any_port, at_host_of, own_address
 from pawl.build.hosts.child import Child
 from pawl.build.hosts.door import ask, instance
 from pawl.build.hosts.host import ReplicaFailed
@@ -91,7 +91,8 @@ class Agent(Actor):
             self._tell(Exited(setup.process, "refused"))
             return
         address, settings = at_host_of(setup.address, self._head.address), msgspec.to_builtins(own)
-        child = Child(msgspec.structs.replace(setup, config=settings, address=address, keys=self._head.folder))
+        changed = msgspec.structs.replace(setup, config=settings, address=address, keys=self._head.folder)
+        child = Child(msgspec.structs.replace(changed, peers_at=any_port(own_address(self._head.address))))
         with self._lock:
             self._children[setup.process] = child
         self._tell(Started(setup.process, child.pid))

@@ -68,8 +68,8 @@ class NodeHosts:
         self.sockets = Sockets()
         self._layout = layout
         self._keys = keys
-        self._this = ThisHost(self.sockets)
         self._host = resolved(listen).rpartition(":")[0]
+        self._this = ThisHost(self.sockets, f"{self._host}:0", keys_folder)
         self._places: list[Node | None] = [None] * layout.num_joined
         """By number of the node, less that of the head."""
         self._until: float | None = time.monotonic() + timeout_s

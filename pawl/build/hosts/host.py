@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from pawl.actors.runtime.processes.sockets import Sockets, SocketWire
 from pawl.build.hosts.child import Child
 from pawl.build.ready import Setup, Told
@@ -68,8 +70,10 @@ class ThisHost:
 
     name = ""
 
-    def __init__(self, sockets: Sockets) -> None:
+    def __init__(self, sockets: Sockets, peers_at: str | None = None, keys: str | None = None) -> None:
+        """`peers_at`: where processes of other hosts find those of this one, with the keys in the folder `keys`."""
         self._sockets = sockets
+        self._others = {"peers_at": peers_at, "keys": keys}
         self._folder = Path(tempfile.mkdtemp(prefix="pawl-"))
 
     def bind(self, process: str) -> SocketWire:
@@ -77,7 +81,7 @@ class ThisHost:
         return self._sockets.bind(f"ipc://{self._folder}/{process}/link")
 
     def start(self, setup: Setup) -> Running:
-        return Child(setup)
+        return Child(msgspec.structs.replace(setup, **self._others))
 
     def close(self) -> None:
         """All its processes have ended."""
