@@ -218,7 +218,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         UpTo64,
         _meta(
             "workers",
-            "hosts that share the replicas out evenly, those that decode first; on each other one, `pawl node --join`",
+            "hosts that share the replicas out evenly; on each other one, `pawl node --join`",
         ),
     ] = 1
     head_serves: Annotated[
