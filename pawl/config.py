@@ -216,10 +216,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dp: Annotated[UpTo64, _feature("workers", "dp")] = 1
     nodes: Annotated[
         UpTo64,
-        _meta(
-            "workers",
-            "hosts that share the replicas out evenly; on each other one, `pawl node --join`",
-        ),
+        _meta("workers", "hosts that share the replicas out evenly; on each other one, `pawl node --join`"),
     ] = 1
     head_serves: Annotated[
         bool, _meta("workers", "replicas live on the host of the head as well, which is one of the nodes")
