@@ -59,11 +59,10 @@ def _refusal(text: str, kind: Any, root: str = "") -> InvalidRequest:
     where = f"{root}.{path}" if root and path else root or path
     unknown = re.search(r"unknown field `([^`]*)`", text)
     if unknown is not None:
-        known = _names(_type_at(kind, path))
-        close = difflib.get_close_matches(unknown[1][:100], known, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        name = f"{where}.{unknown[1]}" if where else unknown[1]
-        return InvalidRequest(f"unknown field {quoted(name)}{hint}", param=name[:200], code="unknown_field")
+        return _unknown(f"{where}.{unknown[1]}" if where else unknown[1], unknown[1], _type_at(kind, path))
+    outer, _, leaf = path.rpartition(".")
+    if _is_own_tag(leaf, _type_at(kind, outer)):
+        return _unknown(where, leaf, _type_at(kind, outer))
     missing = re.search(r"required field `([^`]*)`", text)
     if missing is not None:
         name = f"{where}.{missing[1]}" if where else missing[1]
@@ -76,6 +75,19 @@ def _refusal(text: str, kind: Any, root: str = "") -> InvalidRequest:
     got = re.search(r"got `(\w+)`", text)
     ending = f", not {GOT.get(got[1], got[1])}" if got else ""
     return InvalidRequest(f"{subject} must be {words(found)}{ending}", param=where or None, code="wrong_type")
+
+
+def _unknown(where: str, name: str, outer: inspect.Type) -> InvalidRequest:
+    """The refusal of a field that `outer` does not have."""
+    close = difflib.get_close_matches(name[:100], _names(outer), 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return InvalidRequest(f"unknown field {quoted(where)}{hint}", param=where[:200], code="unknown_field")
+
+
+def _is_own_tag(name: str, outer: inspect.Type) -> bool:
+    """Whether this is what our own messages tell a struct by, which is no field of a body."""
+    tagged = [option for option in _options(outer) if isinstance(option, inspect.StructType)]
+    return len(tagged) == 1 and tagged[0].tag is not None and tagged[0].tag_field == name
 
 
 @lru_cache(maxsize=64)

@@ -67,7 +67,7 @@ class Report:
     tracebacks: list[str] = field(default_factory=list)
     """Lines of the log with an exception that was not meant."""
     secrets: list[str] = field(default_factory=list)
-    """Keys and marks of prompts that the log shows."""
+    """Lines of the log that show a key or the mark of a prompt."""
     served_alone: int = 0
     served: int = 0
     errors: list[str] = field(default_factory=list)
@@ -95,10 +95,11 @@ class Report:
 
 
 @contextmanager
-def server(folder: Path, model: str) -> Iterator[tuple[subprocess.Popen[bytes], Target]]:
-    """A running server, its log in `folder`/log, its trace in `folder`/trace; told to stop at the end of the block."""
+def server(folder: Path, model: str, *more: str) -> Iterator[tuple[subprocess.Popen[bytes], Target]]:
+    """A running server, its log in `folder`/log, its trace in `folder`/trace; told to stop at the end of the block.
+    `more`: further flags."""
     command = [sys.executable, "-m", "pawl.cli", "serve", model, "--port", "0", "--log-format", "json"]
-    command += ["--api-key", KEY, "--admin-api-key", ADMIN_KEY, "--trace-dir", str(folder / "trace")]
+    command += ["--api-key", KEY, "--admin-api-key", ADMIN_KEY, "--trace-dir", str(folder / "trace"), *more]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
         try:
@@ -193,7 +194,7 @@ def soak(folder: Path, seconds: float, model: str = "ghost", seed: int = 0, roun
             report.waiting += waiting / rounds
             used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime
             report.attackers_cpu += used / (seconds * 3 / 4)
-            _come_to_rest(target, report)
+            come_to_rest(target, report)
             report.rss_mb.append(_memory_mb(process.pid)[0])
         report.peak_mb = _memory_mb(process.pid)[1]
     report.exit_status = process.returncode
@@ -202,12 +203,18 @@ def soak(folder: Path, seconds: float, model: str = "ghost", seed: int = 0, roun
     report.errors = alone.errors + attacked.errors
     report.p99_alone_ms, report.p99_ms = alone.worst_of_100() * 1e3, attacked.worst_of_100() * 1e3
     report.first_p50_ms = sorted(attacked.first_s)[len(attacked.first_s) // 2] * 1e3 if attacked.first_s else 0.0
+    judge(folder, report)
+    return report
+
+
+def judge(folder: Path, report: Report) -> None:
+    """What the log of a server that has ended shows, and what the audit says of its trace."""
     log = (folder / "log").read_text()
     report.tracebacks = [line[:2000] for line in log.splitlines() if '"exception":' in line or "Traceback" in line]
-    report.secrets = [secret for secret in (KEY, ADMIN_KEY, MARK) if secret in log]
+    secrets = re.compile("|".join(map(re.escape, (KEY, ADMIN_KEY, MARK))))
+    report.secrets = [line[:2000] for line in log.splitlines() if secrets.search(line)]
     audited = audit(folder / "trace")
     report.verdict, report.audit = audited.verdict, audited.text()
-    return report
 
 
 def _attacked(target: Target, model: str, seconds: float, seed: int, waits: Waits) -> Counter[str]:
@@ -252,7 +259,7 @@ def _memory_mb(pid: int) -> tuple[float, float]:
 HELD = ("pawl_requests_open", "pawl_requests_running", "pawl_requests_waiting", "pawl_steps_in_flight")
 
 
-def _come_to_rest(target: Target, report: Report) -> None:
+def come_to_rest(target: Target, report: Report) -> None:
     """Wait until the metrics say that nothing is held, or note what is."""
     ends_at = time.monotonic() + REST_S
     while True:

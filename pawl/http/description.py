@@ -114,10 +114,20 @@ def summary_of(route: Route) -> str:
     return (inspect.getdoc(route.endpoint) or "").partition("\n")[0]
 
 
+def _leave_out_tag(kind: type[msgspec.Struct], schema: dict[str, Any]) -> None:
+    """What tells our own messages apart is nothing that a client sends."""
+    config = kind.__struct_config__
+    if config.tag is not None:
+        schema["properties"].pop(config.tag_field, None)
+        schema["required"] = [name for name in schema["required"] if name != config.tag_field]
+
+
 def describe(routes: Sequence[Route], version: str) -> dict[str, Any]:
     """The description in OpenAPI 3.1."""
     kinds = {route.endpoint.body for route in routes if hasattr(route.endpoint, "body")}
     _, components = msgspec.json.schema_components(sorted(kinds, key=lambda kind: kind.__name__), ref_template=SCHEMA)
+    for kind in kinds:
+        _leave_out_tag(kind, components[kind.__name__])
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         operation: dict[str, Any] = {

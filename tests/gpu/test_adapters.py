@@ -104,7 +104,8 @@ def test_smollm2_with_an_adapter_scores_like_peft(tmp_path: Path) -> None:
     with model.disable_adapter():
         assert (peft_logits(model, tokens) - expected).abs().max() > 1
     (found,) = logits_in_pieces(made.backend, made.table, [tokens], seed=3, adapters={0: packed})
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # Of logits of some tens, by BLAS kernels of other processors, too.
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
 # ---- bits ----

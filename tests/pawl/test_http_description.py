@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 
 import httpx
+import msgspec
 import pytest
 
 from pawl.http.schemas import ChatBody
 from tests.pawl.fake_engine import Served
+from tests.pawl.routes import CONTROL
 
 
 def test_the_root_says_what_this_is_and_its_links_work(client: httpx.Client) -> None:
@@ -57,3 +59,16 @@ def test_the_page_for_people_lists_the_routes(client: httpx.Client, path: str) -
     page = client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert f"<code>{path}</code>" in page.text
+
+
+def test_what_tells_our_own_messages_apart_is_no_field_of_a_body(client: httpx.Client) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    for path, kind, _ in CONTROL:
+        schema = schemas[kind.__name__]
+        own = {field.encode_name for field in msgspec.structs.fields(kind)}
+        assert set(schema["properties"]) == own
+        assert set(schema["required"]) <= own
+        if "type" not in own:
+            refusal = client.post(path, json={"type": "x"})
+            assert refusal.status_code == 400
+            assert "unknown field 'type'" in refusal.text
