@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pawl.memory.arrays import NO_PAGES, Bools, Indices, Int32s
-from pawl.memory.checks import check_counters, check_memory
+from pawl.memory.checks import check_counters, check_memory, check_promises
 from pawl.memory.digest import MASK
 from pawl.memory.escrow import Escrow
 from pawl.memory.page_pool import PagePool, Reservation, consecutive
@@ -310,7 +310,9 @@ class Memory:
         moved there, when so many are not to be had without breaking a promise or waiting."""
         if count > self.unpromised or not self.make_room(count):
             return None
-        return self.pages.reserve(count)
+        reservation = self.pages.reserve(count)
+        check_promises(self)  # who runs would be promised less with the next plan, and nobody would see it
+        return reservation
 
     def publish(self, reservation: Reservation, count: int, tokens: Int32s, namespace: str, hold: Hold) -> Hold:
         """The first `count` pages of the reservation are written and continue the prefix that `hold` keeps: cache them.

@@ -14,6 +14,8 @@ FEWEST = 3
 LONGEST = 6
 """Tokens of the beginning that prompts have a part of."""
 MOST_OUTPUT = 8
+LATEST = 10
+"""Tokens that clients have been told when a request comes, at the most."""
 
 
 def scarcity(seed: int, *, max_requests: int = 6, **shape: Any) -> Workload:
@@ -33,12 +35,16 @@ def scarcity(seed: int, *, max_requests: int = 6, **shape: Any) -> Workload:
         policy = source.pick(tuple(WritePolicy)).value
         few |= {"host_pages": source.within(4, 16), "write_policy": policy, "cache": CACHES[0], "window": None}
     made = drawn_shape(source, few | shape)
-    beginning = tuple(source.pick(TOKENS) for _ in range(LONGEST))
-    arrivals = []
-    for _ in range(source.within(FEWEST, max_requests)):
+    # With tiers below, two beginnings drive each other out of the device, and who comes back to one has it fetched.
+    returning = bool(made.host_pages)
+    beginnings = [tuple(source.pick(TOKENS) for _ in range(LONGEST)) for _ in range(1 + returning)]
+    arrivals: list[Arrival] = []
+    for number in range(source.within(FEWEST, max_requests)):
         own = tuple(source.pick(TOKENS) for _ in range(source.within(1, 2)))
-        prompt = (beginning[: source.within(0, LONGEST)] + own)[: max(1, made.room - 1)]
+        beginning = beginnings[number % len(beginnings)][: source.within(LONGEST - 2 if returning else 0, LONGEST)]
+        prompt = (beginning + own)[: max(1, made.room - 1)]
         output = source.within(1, min(made.room - len(prompt), MOST_OUTPUT))
-        later = source.within(1, 10) if source.chance(0.5) else 0
+        told = sum(arrival.max_new_tokens for arrival in arrivals) if returning else LATEST
+        later = source.within(1, told) if source.chance(0.5) else 0
         arrivals.append(Arrival(prompt=prompt, max_new_tokens=output, after_tokens=later))
     return Workload(arrivals=tuple(arrivals), shape=made)

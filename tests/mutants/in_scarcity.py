@@ -34,6 +34,12 @@ SCARCITY = (
         Edit(Memory.renew, "self.pages.deferred + self.pages.quarantined", "self.pages.quarantined"),
     ),
     _mutant(
+        "reservation_takes_what_was_promised",
+        "allocation_is_a_transaction",
+        "Pages that come from below the device are given room that was promised to requests at work.",
+        Edit(Memory.reserve, "count > self.unpromised", "count > self.obtainable"),
+    ),
+    _mutant(
         "replaced_page_is_free_at_once",
         "no_reuse_before_fence",
         "A page of which the cache has an equal is free at once, though a step in flight still reads it.",
