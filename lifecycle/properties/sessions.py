@@ -13,7 +13,7 @@ from pawl.lifecycle.namespaces import adapter_of
 from pawl.lifecycle.properties.base import ENDS, Property, Violation, on
 from pawl.lifecycle.properties.beginning import Beginning
 from pawl.lifecycle.properties.history import History
-from pawl.lifecycle.records import Delivered, Int32s, Submitted, Transition, int32s
+from pawl.lifecycle.records import Contained, Delivered, Int32s, Submitted, Transition, int32s
 from pawl.lifecycle.states import Cause, Event, State
 
 _NOTHING = np.empty(0, np.int32)
@@ -68,6 +68,7 @@ class _Coming(NamedTuple):
     turn: _Turn
     new: Int32s
     """Tokens of its own."""
+    max_new_tokens: int
     scored_from: int
     clears: bool
     """Whether it replaces all that goes on from its parent, and not one live turn."""
@@ -93,9 +94,9 @@ def _cut(known: Int32s, num_prompt: int, fields: dict[str, Any]) -> int:
 
 
 class SessionAtomicity(Property):
-    """A turn's prompt is what it goes on from, as that has finished, and its own tokens. A turn that is aborted or
-    refused leaves its session as it was. On a branch one turn is live; a session that closes takes none, its turns hold
-    no more tokens than it may, and it refuses none without a reason."""
+    """A turn comes as it was announced, and its prompt is what it goes on from, as that has finished, and its own
+    tokens. A turn that is aborted or refused leaves its session as it was. On a branch one turn is live; a session that
+    closes takes none, its turns hold no more tokens than it may, and it refuses none without a reason."""
 
     name: ClassVar[str] = "session_atomicity"
 
@@ -121,12 +122,23 @@ class SessionAtomicity(Property):
 
     @on(Delivered)
     def _delivered(self, record: Delivered, history: History) -> Sequence[Violation]:
+        missing = self.finish(history) if record.kind == "begin_turn" else ()
         self._ordered(record, history)
-        return ()
+        return missing
 
     @on(Submitted)
     def _arrived(self, record: Submitted, history: History) -> Sequence[Violation]:
         return tuple(self._submitted(record, history)) if self._coming is not None else ()
+
+    @on(Contained)
+    def _failed(self, record: Contained, history: History) -> Sequence[Violation]:
+        self._coming = None
+        return ()
+
+    def finish(self, history: History) -> Sequence[Violation]:
+        if self._coming is None:
+            return ()
+        return (self.violation(history, "its turn was announced, and it never came", self._coming.request),)
 
     @on(Event.ADMIT, *ENDS)
     def _went_on(self, record: Transition, history: History) -> Sequence[Violation]:
@@ -154,13 +166,20 @@ class SessionAtomicity(Property):
                 turn.num_prompt = len(turn.tokens)
                 clears = fields.get("replace") is True and turn.parent == fields.get("parent")
                 scored_from = int(fields.get("scored_from", 0))
-                self._coming = _Coming(int(fields["request"]), name, turn, new, scored_from, clears)
+                most = int(fields["max_new_tokens"])
+                self._coming = _Coming(int(fields["request"]), name, turn, new, most, scored_from, clears)
 
     def _submitted(self, record: Submitted, history: History) -> Iterator[Violation]:
         coming, self._coming = self._coming, None
-        if coming is None or coming.request != record.request:
+        if coming is None:
+            return
+        if coming.request != record.request:
+            yield self.violation(history, f"request {coming.request} was announced, whose turn it is", record.request)
             return
         tokens, turn = int32s(record.tokens), coming.turn
+        if (turn.rid, coming.max_new_tokens) != (record.rid, record.sampling.max_new_tokens):
+            text = f"it was announced as turn {turn.rid!r} of {coming.max_new_tokens} tokens at the most"
+            yield self.violation(history, text, record.request)
         if not np.array_equal(tokens, turn.tokens):
             if not np.array_equal(tokens, coming.new):
                 text = f"its prompt is not what it goes on from and its own: {turn.tokens.tolist()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -24,19 +25,26 @@ def limited(**limits: int) -> Delivered:
 
 
 def as_turn(
-    *, capacity: int = 0, closed: bool = False, parent: str | None = None, tokens: Sequence[int] = (0,)
+    *,
+    capacity: int = 0,
+    closed: bool = False,
+    parent: str | None = None,
+    tokens: Sequence[int] = (0,),
+    announced: Sequence[dict[str, Any]] = ({},),
 ) -> list[Record]:
-    """The story, whose third request is said to be a turn of a session; the first two are such turns."""
+    """The story, whose third request is said to be a turn of a session, as often as it is `announced`, each time with
+    other fields; the first two are such turns."""
     records = [STORY.records[0], Delivered("open_session", {"session": "s", "capacity": capacity}, 0, 0.0)]
     own = {1: list(range(6)), 2: list(range(5)), 3: list(tokens)}
     for record in STORY.records[1:]:
         if isinstance(record, Submitted):
             if closed and record.request == 3:
                 records.append(Delivered("close_session", {"session_id": "s"}, 0, 0.0))
-            fields = {"request": record.request, "rid": record.rid, "session": "s", "tokens": own[record.request]}
+            fields: dict[str, Any] = {"request": record.request, "rid": record.rid, "session": "s"}
+            fields |= {"tokens": own[record.request], "max_new_tokens": record.sampling.max_new_tokens}
             if record.request == 3:
-                fields["parent"] = parent
-            if record.request == 3 or not capacity:
+                records += [Delivered("begin_turn", fields | {"parent": parent} | each, 0, 0.0) for each in announced]
+            elif not capacity:
                 records.append(Delivered("begin_turn", fields, 0, 0.0))
         records.append(record)
     return records
@@ -107,6 +115,15 @@ CONTROL_CANARIES: dict[str, Canary] = {
     ),
     "a turn that goes on from one that was aborted": Canary(
         "session_atomicity", as_turn(parent="r2", tokens=list(range(9))), "turn 'r2' has not finished", 3
+    ),
+    "a turn that is announced as another request": Canary(
+        "session_atomicity", as_turn(announced=[{"request": 4}]), "request 4 was announced, whose turn it is", 3
+    ),
+    "a turn that is announced with more output": Canary(
+        "session_atomicity", as_turn(announced=[{"max_new_tokens": 99}]), "announced as turn 'r3' of 99 tokens", 3
+    ),
+    "a turn that never comes": Canary(
+        "session_atomicity", as_turn(announced=[{"request": 4}, {}]), "announced, and it never came", 4
     ),
     "a turn of a session that is closed": Canary(
         "session_atomicity", as_turn(closed=True, tokens=list(range(9))), "its session is not open", 3

@@ -8,24 +8,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pawl.lifecycle.machines.weights import WeightEvent, Weights
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import (
+    AdapterMoved,
     Answered,
     AnswersClosed,
     Cached,
     Checkpoint,
+    Closed,
     Contained,
     Delivered,
     Idled,
+    MemoryMoved,
     Record,
     StepCommitted,
     StepPlanned,
     Submitted,
     TierTold,
     Transition,
+    WeightGroupMoved,
+    WeightsMoved,
     int32s,
 )
-from pawl.lifecycle.states import ABORT_CAUSES, Cause, Event
+from pawl.lifecycle.states import ABORT_CAUSES, Cause, Event, State
 from tests.pawl.forger import Forgery
 
 Condition = Callable[[Sequence[Record], Forgery], bool]
@@ -123,10 +129,21 @@ def _passes_no_decision(records: Sequence[Record], forgery: Forgery) -> bool:
     """It was moved past orders, checkpoints and plans that came to nothing; for orders and results arrivals too."""
     passed = _passed(records, forgery)
     kinds: tuple[type[Record], ...] = (Delivered, Checkpoint, Idled, Answered, AnswersClosed, TierTold)
-    if isinstance(records[forgery.at], Delivered | StepCommitted):
+    moved = records[forgery.at]
+    if isinstance(moved, Delivered | StepCommitted | AdapterMoved):
         kinds += (Submitted,)
         passed = [each for each in passed if not isinstance(each, Transition) or each.event is not Event.SUBMIT]
+    if isinstance(moved, Delivered) and "lora_name" in moved.fields:
+        others = [each for each in passed if isinstance(each, AdapterMoved) and each.name != moved.fields["lora_name"]]
+        passed = [each for each in passed if each not in others]
     return all(isinstance(each, kinds) for each in passed)
+
+
+def _joins_another(records: Sequence[Record], forgery: Forgery) -> bool:
+    """It was moved beside another one: that is to leave it out here, and to have the other twice."""
+    at = next(at for at, each in enumerate(forgery.records) if each is records[forgery.at])
+    beside = forgery.records[max(at - 1, 0) : at] + forgery.records[at + 1 : at + 2]
+    return any(isinstance(each, Idled) for each in beside)
 
 
 def _drew_what_may_coincide(records: Sequence[Record], forgery: Forgery) -> bool:
@@ -203,6 +220,82 @@ def _plans_nothing(records: Sequence[Record], forgery: Forgery) -> bool:
     return True
 
 
+def _nothing_came_of_it(records: Sequence[Record], forgery: Forgery) -> bool:
+    """It was refused, or tells of what is over: nothing is recorded to have followed from it."""
+    order: Any = records[forgery.at]
+    rest = (each for each in records[forgery.at + 1 :] if not isinstance(each, Cached | Answered))
+    kinds = next(kinds for word, kinds in _FOLLOWS.items() if word in order.kind)
+    return not isinstance(next(rest, None), kinds)
+
+
+_FOLLOWS: dict[str, tuple[type[Record], ...]] = {
+    "memory": (MemoryMoved,),
+    "adapter": (AdapterMoved,),
+    "group": (WeightGroupMoved,),
+    "parts": (WeightGroupMoved,),
+    "weights": (WeightsMoved, WeightGroupMoved),
+}
+"""What may follow from an order, by a word of its kind."""
+
+
+def _nobody_left(records: Sequence[Record], forgery: Forgery) -> bool:
+    """The engine stops next."""
+    rest = records[forgery.at + 1 :]
+    return all(isinstance(each, Delivered | Answered | AnswersClosed | Closed) for each in rest)
+
+
+def _not_named_again(records: Sequence[Record], forgery: Forgery) -> bool:
+    """No later order is about the group."""
+    order: Any = records[forgery.at]
+    later = (each for each in records[forgery.at + 1 :] if isinstance(each, Delivered))
+    return all(each.fields.get("group_name") != order.fields["group_name"] for each in later)
+
+
+def _was_never_staged(records: Sequence[Record], forgery: Forgery) -> bool:
+    """The update fails, or the engine stops, before all of it has come."""
+    moves = [each for each in records[forgery.at + 1 :] if isinstance(each, WeightsMoved)]
+    ends = next((at for at, each in enumerate(moves) if each.target is Weights.SERVING), len(moves))
+    return all(each.event is not WeightEvent.STAGED for each in moves[:ends])
+
+
+def _goes_on_from_nothing(records: Sequence[Record], forgery: Forgery) -> bool:
+    """The turn has no parent, and no turn of its session is taken after it."""
+    order: Any = records[forgery.at]
+    return order.fields["parent"] is None and _no_turn_follows(records, forgery)
+
+
+def _is_never_served(records: Sequence[Record], forgery: Forgery) -> bool:
+    """Weights with the content that it tells have not come to serve."""
+    order: Any = records[forgery.at]
+    later = (each for each in records[forgery.at + 1 :] if isinstance(each, WeightsMoved))
+    return all(each.fingerprint != order.fields["fingerprint"] for each in later)
+
+
+def _never_served(records: Sequence[Record], forgery: Forgery) -> bool:
+    """No weights of the name that it gives have come to serve."""
+    order: Any = records[forgery.at]
+    later = (each for each in records[forgery.at + 1 :] if isinstance(each, WeightsMoved))
+    return all(each.version != order.fields["weight_version"] for each in later)
+
+
+def _was_refused(records: Sequence[Record], forgery: Forgery) -> bool:
+    """The turn is refused when it comes."""
+    order: Any = records[forgery.at]
+    mine = (each for each in records if isinstance(each, Transition) and each.request == order.fields["request"])
+    return next((each.event is Event.ABORT and each.source is State.NEW for each in mine), True)
+
+
+def _no_turn_follows(records: Sequence[Record], forgery: Forgery) -> bool:
+    """No turn of the session is taken after it."""
+    order: Any = records[forgery.at]
+    name = order.fields.get("session", order.fields.get("session_id"))
+    for at, each in enumerate(records[forgery.at + 1 :], forgery.at + 1):
+        mine = isinstance(each, Delivered) and each.kind == "begin_turn" and each.fields["session"] == name
+        if mine and not _was_refused(records, forgery._replace(at=at)):
+            return False
+    return True
+
+
 def _named(record: Record | None) -> set[int]:
     fields = record.fields if isinstance(record, Delivered) else {}
     return {*fields.get("requests", ()), *({fields["request"]} if "request" in fields else ())}
@@ -255,6 +348,15 @@ _ELSEWHERE = Reason("what a replica that was lost has done for a request is in i
 _TIERS = Reason("what a tier below the device keeps is its word alone; what is fetched from it shows")
 _MOMENT = Reason("a checkpoint may be taken, and a plan come to nothing, at any moment without a step in flight")
 _CUT = Reason("a text may be cut within the tokens that the scheduler counted; the client alone has it", _may_be_cut)
+_NOT_DONE = Reason("what was refused, or is told of what is over, changes nothing", _nothing_came_of_it)
+_SOURCE = Reason("from where weights or an adapter come: what they are is recorded as a fingerprint of their content")
+_REFUSED = Reason(
+    "what a turn goes on from, where it is refused: its own tokens are recorded, and why is not", _was_refused
+)
+_ALONE = Reason("a turn that goes on from nothing, and from which nothing goes on", _goes_on_from_nothing)
+_SESSION = Reason("a session of which no turn is taken from there on", _no_turn_follows)
+_TAGS = Reason("a set of parts of memory, whose order and repetition mean nothing")
+_SLOWER = Reason("a step may always be launched later than it could be: why it was is not recorded")
 _STOPS = Reason("a token that the request did not draw", _ended_otherwise(Cause.EOS, Cause.STOP_TOKEN))
 IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     **{
@@ -276,8 +378,80 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "*.time: of another record": (_CLOCK,),
     "Checkpoint: left out": (_MOMENT,),
     "Checkpoint: twice": (_MOMENT,),
-    "Delivered *.fields[[]message]: another text": (_WORDS,),
+    "Delivered *.fields[[]message]: *": (_WORDS,),
     "Delivered *.number: *": (_ASKER,),
+    **{
+        f"Delivered {order}*": (_NOT_DONE,)
+        for order in (
+            *(
+                "update_weights",
+                "put_weights",
+                "receive_weights",
+                "weights_staged",
+                "weights_swapped",
+                "weights_failed",
+            ),
+            *("join_weight_group", "leave_weight_group", "group_met", "group_lost", "parts_received"),
+            *("load_adapter", "unload_adapter", "adapter_loaded", "adapter_failed"),
+            *("release_memory", "resume_memory", "memory_move_ended"),
+        )
+    },
+    **{
+        f"Delivered {order}: twice": (_AGAIN,)
+        for order in (
+            *("update_weights", "put_weights", "receive_weights", "join_weight_group", "leave_weight_group"),
+            *("load_adapter", "unload_adapter", "release_memory", "resume_memory"),
+            *("open_session", "close_session", "expire_session", "set_state", "slow_down"),
+        )
+    },
+    **{
+        f"Delivered {order}.fields[[]{name}]*: *": (_SOURCE,)
+        for order, names in (
+            ("update_weights", ("model_path", "load_format", "flush_cache")),
+            ("receive_weights", ("names", "dtypes", "shapes", "load_format", "flush_cache", "torch_empty_cache")),
+            ("put_weights", ("source",)),
+            ("load_adapter", ("lora_path",)),
+        )
+        for name in names
+    },
+    "Delivered *.fields[[]abort_all_requests]: negated": (
+        Reason("whom an exchange of weights ended is an order of its own"),
+    ),
+    "Delivered *.fields[[]weight_version]: *": (Reason("a name that no weights came to serve under", _never_served),),
+    "Delivered *.fields[[]reason]: *": (_WORDS,),
+    "Delivered *_weights.fields[[]last]: negated": (
+        Reason("whether more was to come of weights of which not all came", _was_never_staged),
+    ),
+    "Delivered weights_staged.fields[[]fingerprint]: *": (
+        Reason("the content of weights that never came to serve", _is_never_served),
+    ),
+    "Delivered join_weight_group.fields[[]group_name]: *": (
+        Reason("the name of a group that no order names again", _not_named_again),
+    ),
+    "AdapterMoved: left out": (Reason("an engine may stop before it drops what nobody needs", _nobody_left),),
+    **{
+        f"Delivered join_weight_group.fields[[]{name}]: *": (Reason("where the engine meets a trainer, and how"),)
+        for name in ("master_address", "master_port", "rank_offset", "world_size", "backend")
+    },
+    "Delivered load_adapter.fields[[]pinned]: negated": (Reason("that it may not leave a slot that nobody wanted"),),
+    "Delivered release_memory.fields[[]timeout]: *": (_CLOCK,),
+    "Delivered *_memory.fields[[]tags][[]n]: twice": (_TAGS,),
+    "Delivered *_memory.fields[[]tags]: two exchanged": (_TAGS,),
+    "Delivered memory_move_ended.fields[[]released][[]n]: twice": (_TAGS,),
+    "Delivered memory_move_ended.fields[[]released]: two exchanged": (_TAGS,),
+    "Delivered set_state*": (_SETTING,),
+    "Delivered slow_down*": (_SLOWER,),
+    "Delivered begin_turn.fields*": (_REFUSED, _ALONE),
+    "Delivered begin_turn: left out": (_ALONE,),
+    "Delivered begin_turn: moved *": (
+        _ALONE,
+        Reason("a turn that was refused might have been so before", _was_refused),
+    ),
+    "Delivered open_session*": (_SESSION,),
+    "Delivered open_session.fields[[]capacity]: one *": (_SETTING,),
+    "Delivered open_session.fields[[]timeout_s]: *": (_CLOCK,),
+    "Delivered close_session*": (_SESSION,),
+    "Delivered expire_session*": (_SESSION,),
     "Delivered abort.fields[[]requests]: two exchanged": (_AGAIN,),
     "Delivered abort.fields[[]requests][[]n]: twice": (_AGAIN,),
     "Delivered abort.fields[[]*": (_NO_EFFECT,),
@@ -307,6 +481,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     "Delivered wait_ends: exchanged with the next": (_AGAIN,),
     "Idled: left out": (_MOMENT,),
     "Idled: twice": (_MOMENT,),
+    "Idled: moved *": (_MOMENT._replace(holds=_joins_another),),
     **{
         f"Started.config[[]loop][[]{setting}]: *": (_SETTING,)
         for setting in (

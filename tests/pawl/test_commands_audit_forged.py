@@ -13,8 +13,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pawl.actors.control.requests import AbortRequests
-from pawl.actors.control.serving import PauseByVllm, PauseGeneration
 from pawl.actors.simulation.exploration import silence
 from pawl.actors.simulation.faults import Faults
 from pawl.build.grammars import Folds
@@ -22,15 +20,12 @@ from pawl.commands.audit import recomputing
 from pawl.lifecycle.audit import Report, Verdict, audit
 from pawl.lifecycle.records import Record
 from pawl.loops.decision_log import OneDecisionLog
-from pawl.loops.orders.cache import FlushCache
-from pawl.loops.orders.serving import Continue
 from pawl.testing.workload import Workload
 from tests.lifecycle.story import write
 from tests.pawl.forger import forgeries, simulated
 from tests.pawl.forger_reasons import IN_PRINCIPLE, cannot_show
 
 NIGHTLY = 60
-FORGED = (FlushCache, AbortRequests, PauseGeneration, PauseByVllm, Continue)
 
 
 def audited(folder: Path, records: list[Record]) -> Report:
@@ -43,16 +38,12 @@ def audited(folder: Path, records: list[Record]) -> Report:
 
 
 def sound_run(seed: int) -> list[Record]:
-    """Of a random engine; without grammars, which a trace of a simulated run does not name, and with no other control
-    messages than those of which `forger_reasons` says what cannot show."""
-    drawn = Workload.random(seed, max_requests=6, max_loras=0, max_loaded_loras=0)
-    plain = tuple(
-        msgspec.structs.replace(arrival, grammar=None, session=False, adapter="") for arrival in drawn.arrivals
-    )
-    controls = tuple(control for control in drawn.controls if isinstance(control.body, FORGED))
+    """Of a random engine; without grammars, which a trace of a simulated run does not name."""
+    drawn = Workload.random(seed, max_requests=6)
+    plain = tuple(msgspec.structs.replace(arrival, grammar=None) for arrival in drawn.arrivals)
     faults = Faults(strike=seed % 3, rush=int(seed % 4 == 1))
     strategy = ("random", "pct", "pos")[seed % 3]
-    workload = msgspec.structs.replace(drawn, arrivals=plain, controls=controls)
+    workload = msgspec.structs.replace(drawn, arrivals=plain)
     return simulated(workload, seed, strategy, faults)
 
 
