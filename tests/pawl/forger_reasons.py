@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pawl.lifecycle.machines.weight_group import GroupPhase
 from pawl.lifecycle.machines.weights import WeightEvent, Weights
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import (
@@ -19,6 +20,7 @@ from pawl.lifecycle.records import (
     Closed,
     Contained,
     Delivered,
+    Flushed,
     Idled,
     MemoryMoved,
     Record,
@@ -132,6 +134,8 @@ def _passes_no_decision(records: Sequence[Record], forgery: Forgery) -> bool:
     moved = records[forgery.at]
     if isinstance(moved, Delivered | StepCommitted | AdapterMoved):
         kinds += (Submitted,)
+    if isinstance(moved, AdapterMoved):
+        kinds += (WeightsMoved, WeightGroupMoved, Flushed, Cached)
         passed = [each for each in passed if not isinstance(each, Transition) or each.event is not Event.SUBMIT]
     if isinstance(moved, Delivered) and "lora_name" in moved.fields:
         others = [each for each in passed if isinstance(each, AdapterMoved) and each.name != moved.fields["lora_name"]]
@@ -245,14 +249,18 @@ def _nobody_left(records: Sequence[Record], forgery: Forgery) -> bool:
 
 
 def _not_named_again(records: Sequence[Record], forgery: Forgery) -> bool:
-    """No later order is about the group."""
+    """No later order about the group is done."""
     order: Any = records[forgery.at]
-    later = (each for each in records[forgery.at + 1 :] if isinstance(each, Delivered))
-    return all(each.fields.get("group_name") != order.fields["group_name"] for each in later)
+    later = ((at, each) for at, each in enumerate(records) if at > forgery.at and isinstance(each, Delivered))
+    mine = [at for at, each in later if each.fields.get("group_name") == order.fields["group_name"]]
+    return all(_nothing_came_of_it(records, forgery._replace(at=at)) for at in mine)
 
 
 def _was_never_staged(records: Sequence[Record], forgery: Forgery) -> bool:
-    """The update fails, or the engine stops, before all of it has come."""
+    """Its group is lost with it, the update fails, or the engine stops, before all of it has come."""
+    after = records[forgery.at + 1]
+    if isinstance(after, WeightGroupMoved) and after.target is GroupPhase.ABSENT:
+        return True
     moves = [each for each in records[forgery.at + 1 :] if isinstance(each, WeightsMoved)]
     ends = next((at for at, each in enumerate(moves) if each.target is Weights.SERVING), len(moves))
     return all(each.event is not WeightEvent.STAGED for each in moves[:ends])
