@@ -16,6 +16,7 @@ from pawl.lifecycle.properties.base import Violation
 from pawl.lifecycle.properties.history import History
 from pawl.lifecycle.records import Record, StepCommitted
 from pawl.lifecycle.states import Cause
+from pawl.loops.companion import Companion
 from pawl.loops.decision_log import OneDecisionLog
 from pawl.loops.loop import Loop
 from pawl.loops.properties.state import STATE_PROPERTIES, STATEMENTS, name_of
@@ -125,6 +126,17 @@ def _count_a_request_twice(driver: HasLoop) -> None:
     driver.loop.counters.finished += 1
 
 
+class WrongBooks(Companion):
+    """One whose books do not agree."""
+
+    def check(self) -> None:
+        raise AssertionError("a fetch of nobody")
+
+
+def _keep_wrong_books(driver: HasLoop) -> None:
+    driver.loop.companions += (WrongBooks(),)
+
+
 class Canary(NamedTuple):
     """Something planted in a loop."""
 
@@ -146,6 +158,7 @@ CANARIES: dict[str, Canary] = {
     "a promise to nobody": Canary("auxiliary_conservation", rested, _promise_to_nobody, True),
     "a slot that is nowhere": Canary("auxiliary_conservation", rested, _lose_a_slot, True),
     "a request in no set": Canary("auxiliary_conservation", working, _forget_a_request, False),
+    "books of a companion that do not agree": Canary("auxiliary_conservation", working, _keep_wrong_books, False),
     "more promised than there is": Canary("allocation_is_a_transaction", working, _promise_too_much, True),
     "a digest of something else": Canary("allocation_is_a_transaction", working, _change_the_digest, False),
     "a request that ended twice": Canary("observability_conservation", working, _count_a_request_twice, True),

@@ -194,6 +194,13 @@ OUTPUTS = (
         Edit(scores._of_prompts, "part.start + 1, part.start + 1 + len(rows)", "part.start, part.start + len(rows)"),
     ),
     _mutant(
+        "scores_as_many_as_the_neighbour_asked_for",
+        "logprobs_as_asked",
+        "",
+        "The trace says of a token as many of the likeliest as anybody in its step has asked for.",
+        Edit(scores._as_asked, "min(asked[row], widest)", "max(asked[row], widest)"),
+    ),
+    _mutant(
         "vector_of_the_neighbour",
         "embedded_once",
         "",
