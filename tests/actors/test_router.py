@@ -23,7 +23,7 @@ from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.turns import info_of
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
-from pawl.loops.orders.requests import Abort
+from pawl.loops.orders.requests import Abort, Finish
 
 PROMPT = np.array([1, 2, 3], np.int32)
 
@@ -156,3 +156,15 @@ def test_an_order_for_a_request_that_was_placed_late_waits_until_its_replica_has
     assert [each.requests for each in context.take("scheduler.0")] == [(2,)]
     opens(router, 1, replica=0)
     assert [each.requests for each in context.take("scheduler.0")] == [(1,)]
+
+
+def test_an_end_that_its_client_has_had_waits_for_the_replica_that_takes_the_request_again() -> None:
+    router, context = routed(2)
+    router.receive(asked(7))
+    opens(router, 7, replica=0)
+    draws(router, 0, "a", 10)
+    is_lost(router, context, 0)
+    router.receive(Finish(7, num_output=1))
+    assert [type(each) for each in context.take("scheduler.1")] == [Generate]
+    opens(router, 7, replica=1)
+    assert context.take("scheduler.1") == [Finish(7, num_output=1)]

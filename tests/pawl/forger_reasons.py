@@ -205,7 +205,16 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
     **{
         f"Started.config[[]loop][[]{setting}]: *": (_SETTING,)
         for setting in (
-            *("checkpoint_bytes", "lookahead", "max_context", "max_loaded_loras", "max_loras", "max_queued", "mixed"),
+            *(
+                "checkpoint_bytes",
+                "lookahead",
+                "max_context",
+                "max_loaded_loras",
+                "max_loras",
+                "max_queued",
+                "max_step_s",
+                "mixed",
+            ),
             *("num_window_pages", "stages", "remote][[]lease_s", "remote][[]max_pages"),
             *("prefill_chunk", "tiers][[]durable", "tiers][[]layout", "tiers][[]lease_s", "tiers][[]max_fetch_pages"),
             *("tiers][[]max_saving_pages", "tiers][[]save_pages", "weight_version", "weights", "window"),
