@@ -308,6 +308,13 @@ def test_state_tells_requests_pages_and_counters() -> None:
     assert sum(reply.body["pages"][name] for name in ("free", "owned", "cached", "deferred", "quarantined")) == 64
 
 
+def test_state_tells_the_pages_of_the_second_pool_where_there_is_one() -> None:
+    bench = Bench(window=8, num_window_pages=40)
+    bench.tell(Ask(3, GetState()))
+    (reply,) = bench.context.take("gateway")
+    assert reply.body["window_pages"]["total"] == 40
+
+
 def test_a_broken_law_is_counted_and_the_engine_goes_on() -> None:
     bench = Bench()
     bench.tell(bench.submit(1, [1, 2, 3], 4))
