@@ -130,8 +130,12 @@ def setup_of(head: NodeHosts, **settings: Any) -> Setup:
     return Setup(config, names_of(0), "replica-0", head.bind().address, 0.005)
 
 
+def no_more_processes(setup: Setup) -> None:
+    raise OSError(11, "no more processes")
+
+
 def test_what_a_node_cannot_start_is_told_and_its_loss_is_that_of_its_processes(
-    make_head: Callable[..., NodeHosts], visit: Callable[[NodeHosts], Visitor]
+    make_head: Callable[..., NodeHosts], visit: Callable[[NodeHosts], Visitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = make_head(Layout(num_nodes=1, num_here=4096, head_serves=False))
     visitor = visit(head)
@@ -146,6 +150,8 @@ def test_what_a_node_cannot_start_is_told_and_its_loss_is_that_of_its_processes(
     assert told.usage
     assert told.message.startswith("dp: 4096 replicas need a thread each")
     assert (refused.heard(), refused.wait()) == (None, "refused")
+    monkeypatch.setattr("pawl.build.hosts.agent.Child", no_more_processes)
+    assert node.start(setup_of(head)).heard() == Refused("[Errno 11] no more processes", usage=False)
     stay.end()
     wait_for(lambda: isinstance(visitor.asks("next"), Welcome))
     with pytest.raises(HostLost, match=r"node\.1 at 127\.0\.0\.9: it has left"):

@@ -86,13 +86,13 @@ class Agent(Actor):
         try:
             config = msgspec.convert(setup.config, ServerConfig)
             own = msgspec.structs.replace(config, threads=threads_of(config, start.num_here))
-        except ConfigError as error:
-            self._tell(Said(setup.process, Refused(str(error), usage=True)))
+            address, settings = at_host_of(setup.address, self._head.address), msgspec.to_builtins(own)
+            changed = msgspec.structs.replace(setup, config=settings, address=address, keys=self._head.folder)
+            child = Child(msgspec.structs.replace(changed, peers_at=any_port(own_address(self._head.address))))
+        except (ConfigError, OSError) as error:
+            self._tell(Said(setup.process, Refused(str(error), usage=isinstance(error, ConfigError))))
             self._tell(Exited(setup.process, "refused"))
             return
-        address, settings = at_host_of(setup.address, self._head.address), msgspec.to_builtins(own)
-        changed = msgspec.structs.replace(setup, config=settings, address=address, keys=self._head.folder)
-        child = Child(msgspec.structs.replace(changed, peers_at=any_port(own_address(self._head.address))))
         with self._lock:
             self._children[setup.process] = child
         self._tell(Started(setup.process, child.pid))
@@ -137,7 +137,7 @@ class Stay:
             on_lost=lambda _, reason: ends.put(f"the head is lost: {reason}"),
             on_left=lambda _: ends.put(LEFT),
         )
-        self._system = ProcessSystem(process)
+        self._system = ProcessSystem(process, on_failure=lambda name, error: ends.put(f"{name} failed: {error!r}"))
         self._name = welcome.name
         self._agent = Agent(head, self._system)
         self._system.spawn(self._agent, welcome.name)

@@ -68,8 +68,13 @@ class Door:
         except (ValueError, msgspec.MsgspecError) as error:
             log.warning("what came to the door is no question", why=str(error))
             return
+        try:
+            answer = self._answer(join)
+        except OSError as error:  # no port is free, or no file: it asks again
+            log.error("a node cannot be let in", node=join.address, why=error.strerror)
+            return
         with suppress(self._zmq.ZMQError):  # it has gone
-            self._socket.send_multipart([who, msgspec.msgpack.encode(self._answer(join))], self._zmq.NOBLOCK)
+            self._socket.send_multipart([who, msgspec.msgpack.encode(answer)], self._zmq.NOBLOCK)
 
     def close(self) -> None:
         """Answer nobody any more."""

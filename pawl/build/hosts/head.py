@@ -36,7 +36,7 @@ log = structlog.get_logger("pawl.build.hosts")
 MEET_S = 20.0
 """What a node that was welcome may take to come."""
 SILENT_S = 3.0
-"""Of three heartbeats: so long nothing is heard of an agent that is not there any more."""
+"""Three heartbeats. An agent of which nothing is heard for so long gives way to another one of its host."""
 REMIND_S = 30.0
 """How often it is said whom the head waits for."""
 LOOK_S = 1.0
@@ -53,8 +53,8 @@ class Reports(Actor):
 
     accepts: Any = Started | Said | Exited
 
-    def __init__(self, heads: NodeHosts) -> None:
-        self._head = heads
+    def __init__(self, head: NodeHosts) -> None:
+        self._head = head
 
     def receive(self, message: Any) -> None:
         self._head.reported(message)

@@ -8,12 +8,15 @@ from queue import SimpleQueue
 from typing import Protocol
 
 import msgspec
+import structlog
 
 from pawl.actors.runtime.processes.link import Link
 from pawl.actors.runtime.processes.sockets import SocketWire
 from pawl.build.hosts.host import HostLost, Running
 from pawl.build.hosts.messages import Exited, Join, Said, Start, Started, Stop
 from pawl.build.ready import Setup, Told
+
+log = structlog.get_logger("pawl.build.hosts")
 
 END_S = 5.0
 """What a node may take to say that a process, which was killed, has ended."""
@@ -74,6 +77,8 @@ class Node:
         if running is None:
             return
         match message:
+            case Started(process, pid):
+                log.info("a node has started a process", node=self.name, process=process, pid=pid)
             case Said(_, told):
                 running.said(told)
             case Exited(_, how):
