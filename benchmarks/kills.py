@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -162,16 +161,15 @@ async def _run(deployment: Deployment, url: str, given: argparse.Namespace, repo
     await asyncio.gather(_killer(deployment, given.every, until, random.Random(given.seed), report), *clients)
 
 
-def run(folder: Path, given: argparse.Namespace) -> Report:
-    """One run in `folder`. Raises NoSecondHost."""
+def run(folder: Path, host: SecondHost, given: argparse.Namespace) -> Report:
+    """One run in `folder`."""
     report = Report()
-    with ExitStack() as stack:
-        deployment = Deployment(stack.enter_context(second_host()), folder, given.model, given.dp)
-        try:
-            asyncio.run(_run(deployment, deployment.url(), given, report))
-            report.rss_mb.append(deployment.rss_mb())
-        finally:
-            report.exits = deployment.end()
+    deployment = Deployment(host, folder, given.model, given.dp)
+    try:
+        asyncio.run(_run(deployment, deployment.url(), given, report))
+        report.rss_mb.append(deployment.rss_mb())
+    finally:
+        report.exits = deployment.end()
     for trace in sorted((folder / "traces").glob("replica-*/run-*")):
         found = audit(trace)
         report.verdicts[found.verdict.name] += 1
@@ -204,8 +202,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="pawl-kills-") as folder:
-        print("\n".join(show(run(Path(folder), arguments()))))
+    given = arguments()
+    with tempfile.TemporaryDirectory(prefix="pawl-kills-") as folder, second_host() as host:
+        print("\n".join(show(run(Path(folder), host, given))))
 
 
 if __name__ == "__main__":

@@ -190,8 +190,7 @@ def test_nodes_end_what_they_compute_for_a_head_that_is_killed_and_join_the_next
 
 
 def test_streaming_clients_of_two_hosts_notice_no_kill(tmp_path: Path, host: SecondHost) -> None:
-    """In this namespace a third host is made; `host` says whether one can be."""
-    report = run(tmp_path, arguments(["--seconds", "60", "--clients", "32", "--dp", "4"]))
+    report = run(tmp_path, host, arguments(["--seconds", "60", "--clients", "32", "--dp", "4"]))
     print("\n".join(show(report)))
     assert (report.errors, report.violations) == ([], [])
     assert report.exits == {"front": 0, "agent": 0}
