@@ -15,15 +15,18 @@ from typing import Any, TypeAlias
 import structlog
 
 from pawl.actors.control import Ask
+from pawl.actors.control.experts import RebalanceExperts
+from pawl.actors.expert_moves import laid_out
 from pawl.actors.messages.adapters import UNREAD as ADAPTER_UNREAD
 from pawl.actors.messages.adapters import EmptyAdapterSlot, ReadAdapter
 from pawl.actors.messages.control import Reply
+from pawl.actors.messages.experts import BalanceExperts, SwitchExperts
 from pawl.actors.messages.weights import UNREAD as WEIGHTS_UNREAD
 from pawl.actors.messages.weights import Stage
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.weight_questions import WeightQuestions
-from pawl.gpu.step_runner import AdapterRefused, StepRunner, WeightsRefused
+from pawl.gpu.step_runner import AdapterRefused, PlannedMove, StepRunner, WeightsRefused
 from pawl.gpu.trainers.received import Received
 from pawl.lifecycle.weight_source import FromTrainer, WeightSource
 from pawl.loops.intake import Outcome
@@ -36,7 +39,7 @@ LONGEST_REASON = 400
 log = structlog.get_logger("pawl.stager")
 
 
-ToStager: TypeAlias = Stage | ReadAdapter | EmptyAdapterSlot
+ToStager: TypeAlias = Stage | ReadAdapter | EmptyAdapterSlot | BalanceExperts
 
 
 class Stager(Actor):
@@ -52,6 +55,11 @@ class Stager(Actor):
         self._received = received or Received()
 
     def receive(self, message: ToStager | Ask) -> None:
+        if isinstance(message, BalanceExperts) or (
+            isinstance(message, Ask) and isinstance(message.message, RebalanceExperts)
+        ):
+            self._balance(message if isinstance(message, Ask) else None)
+            return
         if isinstance(message, Ask):
             self._reply(message, self._questions.answer(message.message))
             return
@@ -82,6 +90,15 @@ class Stager(Actor):
             self._failed(message, error)
         return True
 
+    def _balance(self, ask: Ask | None) -> None:
+        """All ranks have what they get before the worker is told to switch, and answers whoever has asked."""
+        found = laid_out(self._runner.placing)
+        if isinstance(found, PlannedMove):
+            switch = SwitchExperts(found) if ask is None else SwitchExperts(found, ask.reply_to, ask.ticket)
+            self.context.send(self._names.worker, switch, Lane.CONTROL)
+        elif ask is not None:
+            self._reply(ask, found)
+
     def _reply(self, ask: Ask, outcome: Outcome) -> None:
         reply = Reply(ask.ticket, outcome.ok, outcome.message, outcome.facts)
         self.context.send(ask.reply_to, reply, Lane.CONTROL)
@@ -94,7 +111,7 @@ class Stager(Actor):
         self._refuse(message, f"{what}: {type(error).__name__}")
 
     def _refuse(self, message: ToStager, reason: str) -> None:
-        if isinstance(message, EmptyAdapterSlot):  # whatever is there, nobody is computed with it
+        if isinstance(message, EmptyAdapterSlot | BalanceExperts):  # what computes is as it was
             return
         reason = shortened(reason)
         log.warning("refused", what=type(message).__name__, reason=reason)

@@ -10,9 +10,11 @@ from typing import Any
 import structlog
 
 from pawl.actors.control import Ask, row_of
+from pawl.actors.expert_moves import FAILED, switched
 from pawl.actors.expert_recorder import ExpertRecorder
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
+from pawl.actors.messages.experts import BalanceExperts, SwitchExperts
 from pawl.actors.messages.hand_over import EndOfPages
 from pawl.actors.messages.memory import UNMOVED, MoveMemory
 from pawl.actors.messages.transfer import Fence, Fill, PagesToWorker, Save
@@ -26,6 +28,7 @@ from pawl.gpu.tracers import torch_tracer
 from pawl.lifecycle.machines.memory import MemoryTag, ResidencyEvent
 from pawl.lifecycle.machines.profiling import Profiling
 from pawl.lifecycle.step import StepBatch
+from pawl.loops.intake import Outcome
 from pawl.loops.orders.memory import MoveEnded
 from pawl.loops.orders.weights import WeightsFailed, WeightsSwapped
 from pawl.loops.recovery import FAILED_ORDER
@@ -36,7 +39,7 @@ log = structlog.get_logger("pawl.worker")
 class Worker(Actor):
     """Runs steps on one runner. As many as its depth says are launched before the oldest is waited for."""
 
-    accepts = ToWorker | PagesToWorker | Swap | MoveMemory | Ask
+    accepts = ToWorker | PagesToWorker | Swap | MoveMemory | SwitchExperts | Ask
 
     def __init__(self, runner: StepRunner[Any], names: Names = NAMES, profiler: Profiler | None = None) -> None:
         """Without a `profiler`, profiles go to the folder in which the process runs."""
@@ -67,6 +70,9 @@ class Worker(Actor):
                 self._swap(ticket)
             case MoveMemory():
                 self._move(message)
+            case SwitchExperts(planned):
+                self._collect(0)
+                self._tell(message, switched(self.runner.placing, planned))
             case Ask():
                 self._asked(message)
             case ResetWorker(next_step, next_save):
@@ -91,6 +97,9 @@ class Worker(Actor):
             case Save() | Fill() | Fence():
                 self._mover.failed(message)
                 return True
+            case SwitchExperts():
+                self._tell(message, Outcome(False, f"{FAILED}: {type(error).__name__}"))
+                return True
             case Ask(ticket, _, reply_to):
                 self.context.send(reply_to, Reply(ticket, False, FAILED_ORDER), Lane.CONTROL)
                 return True
@@ -113,6 +122,11 @@ class Worker(Actor):
         assert by_worker is not None, "the gateway knows whom to ask"
         outcome = by_worker(self, ask.message)
         self.context.send(ask.reply_to, Reply(ask.ticket, outcome.ok, outcome.message, outcome.facts), Lane.CONTROL)
+
+    def _tell(self, switch: SwitchExperts, outcome: Outcome) -> None:
+        if switch.asker:
+            reply = Reply(switch.ticket, outcome.ok, outcome.message, outcome.facts)
+            self.context.send(switch.asker, reply, Lane.CONTROL)
 
     def _swap(self, ticket: int) -> None:
         self._collect(0)
@@ -180,6 +194,8 @@ class Worker(Actor):
             self._lose(step, error)
             return
         self.context.send(self._names.scheduler, Executed(result, self.runner.ranks), Lane.CONTROL)
+        if self.runner.placing is not None and self.runner.placing.due():
+            self.context.send(self._names.stager, BalanceExperts())
 
     def _lose(self, step: int, error: Exception) -> None:
         self._lost_since = step

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from pawl.gpu.adapters.low_rank import Adapter, PackedAdapter
 from pawl.gpu.weights.blocks import Weight
 from pawl.lifecycle.step import Int32s
+
+if TYPE_CHECKING:
+    from pawl.gpu.parallel.shard import Shard
 
 NO_TOKEN = -1
 """Where a token would stand if the model had given scores that can be compared."""
@@ -80,6 +83,18 @@ class ForwardInputs:
     adapters: Sequence[PackedAdapter | None] | None = None
     """[s], what `pack_adapter` gave for the adapter of each segment, None for a segment without one; one has one, at
     least. None: no segment has one."""
+
+
+class MovesExperts(Protocol):
+    """A backend of a rank whose experts can be elsewhere from one step to the next."""
+
+    def stage_experts(self, weights: Mapping[str, Tensor], *, anew: bool) -> None:
+        """Lay out the rank's parts of these weights of experts, by the names in its own model, beside those that
+        compute; `anew`: and drop what was laid out before. Not while experts are switched."""
+
+    def switch_experts(self, shard: Shard) -> None:
+        """Have the experts of this shard, which differs in its placement alone, from the next step on. Raises
+        ValueError, with nothing changed, where one was not laid out."""
 
 
 class Backend(Protocol):

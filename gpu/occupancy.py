@@ -60,7 +60,7 @@ class Occupancy(NotShared):
     released: frozenset[MemoryTag] = frozenset()
     """See `StepRunner.released`."""
     _greedy_backend: GreedyBackend | None
-    _updates: Updates
+    updates: Updates
     _graphs: DecodeGraphs | None
     _recorded = False
     """Steps were recorded, and are to be recorded again."""
@@ -76,7 +76,7 @@ class Occupancy(NotShared):
 
     def swap(self, ticket: int) -> None:
         """See `StepRunner.swap`."""
-        taken, before, old = self._updates.take(ticket), self.released, self._updates.serving
+        taken, before, old = self.updates.take(ticket), self.released, self.updates.serving
         self._forget_graphs()
         try:
             self._serve(taken)
@@ -92,7 +92,7 @@ class Occupancy(NotShared):
 
     def release(self, tags: Collection[MemoryTag]) -> None:
         """See `StepRunner.release`."""
-        going, serving = set(tags) - self.released, self._updates.serving
+        going, serving = set(tags) - self.released, self.updates.serving
         if MemoryTag.WEIGHTS in going:
             try:
                 kept = KeptWeights(self.backend.named_weights(), cache_folder())
@@ -110,11 +110,11 @@ class Occupancy(NotShared):
 
     def resume(self, tags: Collection[MemoryTag]) -> None:
         """See `StepRunner.resume`."""
-        before, serving = self.released, self._updates.serving
+        before, serving = self.released, self.updates.serving
         coming = before.intersection(tags)
         try:
             if MemoryTag.WEIGHTS in coming:
-                self._serve(self._updates.again(serving))
+                self._serve(self.updates.again(serving))
             if MemoryTag.KV_CACHE in coming:
                 self.kv.resume()
             self.released -= coming
@@ -138,7 +138,7 @@ class Occupancy(NotShared):
 
     def _keep(self, updates: Updates) -> None:
         """Where weights come from, from the start."""
-        self._updates = updates
+        self.updates = updates
         self.stage, self.expect = updates.stage, updates.expect
         self._serve(updates.serving)
 
@@ -146,7 +146,7 @@ class Occupancy(NotShared):
         backend = version.backend
         self.backend = backend
         self._greedy_backend = backend if isinstance(backend, GreedyBackend) else None
-        self._updates.serves(version)
+        self.updates.serves(version)
 
     def _forget_graphs(self) -> None:
         self._recorded |= self._graphs is not None

@@ -97,11 +97,11 @@ class Runner(Occupancy):
         self.kv = KvStore(own, num_pages=num_pages, page_size=page_size, num_window_pages=num_window_pages, **kinds)
         self.device, self.depth = self.kv.data.device, int(self.kv.data.device.type == "cuda")
         fingerprint = fingerprint or weights_fingerprint(config, weights)
-        kinds = {"threads": threads or available_threads(), "deterministic": deterministic, "rank": rank}
+        kinds = {"threads": threads or available_threads(), "deterministic": deterministic}
         make: Callable[..., Backend] = partial(select_backend, config=own, kv=self.kv, **kinds)
         in_blocks = any(isinstance(weight, Blocks) for weight in weights.values())
-        serving = Version(make(backend, weights=weights), fingerprint)
-        self._keep(Updates(config, dtype, partial(make, serving.backend.name), serving, shard, in_blocks=in_blocks))
+        serving = Version(make(backend, weights=weights, rank=rank), fingerprint)
+        self._keep(Updates(config, dtype, partial(make, serving.backend.name), serving, rank, in_blocks=in_blocks))
         self.layout = f"{self.kv.layout} {self.backend.name} {fingerprint}"
         """See `StepRunner.layout`. Other weights give other keys and values, another backend other last bits."""
         self.sampler = sampler_for(self.backend, config.vocab_size, num_slots, self.device)
@@ -169,7 +169,7 @@ class Runner(Occupancy):
 
     def named_weights(self) -> Mapping[str, Weight]:
         """See `StepRunner.named_weights`."""
-        return self._updates.named_weights()
+        return self.updates.named_weights()
 
     def load_adapter(self, slot: int, source: str) -> str:
         """See `StepRunner.load_adapter`."""

@@ -103,6 +103,35 @@ class CountsExperts(Protocol):
         """What was counted, [layers, experts]; that is forgotten."""
 
 
+class PlacesExperts(Protocol):
+    """Moves experts between the ranks that share them out, by what tokens have used. What steps give is the same."""
+
+    def due(self) -> bool:
+        """Whether it is time to; true once each time."""
+
+    def stage(self) -> PlannedMove | None:
+        """Lay out what ranks get by a better map, beside what computes; None where there is none that helps. Another
+        thread may call it while steps are launched and collected. Raises WeightsRefused."""
+
+    def switch(self, ticket: int) -> None:
+        """Compute by it; no step is in flight. Raises WeightsRefused, with nothing changed, where something else was
+        staged or exchanged since."""
+
+
+class PlannedMove(msgspec.Struct, frozen=True):
+    """Experts that are to move."""
+
+    ticket: int
+    moved: int
+    """Experts that come to a rank."""
+    layers: int
+    """In so many layers."""
+    before: float
+    """Tokens of the busiest rank of a layer, by those that each would have if they were shared out evenly: the mean of
+    all layers, 1 at best."""
+    after: float
+
+
 class StepRunner(Protocol[Launched]):
     """Runs steps in the order they are launched, and copies pages out and in between them."""
 
@@ -117,6 +146,10 @@ class StepRunner(Protocol[Launched]):
     @property
     def ranks(self) -> tuple[RankState, ...]:
         """As of the answer that came last; none where the model is not shared out."""
+
+    @property
+    def placing(self) -> PlacesExperts | None:
+        """Where its experts are shared out among ranks, and may move."""
 
     @property
     def abilities(self) -> Abilities:
@@ -198,6 +231,7 @@ class NotShared:
     """What a runner derives from whose model is not shared out among ranks."""
 
     ranks: tuple[RankState, ...] = ()
+    placing: PlacesExperts | None = None
 
 
 class NoAdapters:

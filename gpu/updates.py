@@ -13,6 +13,7 @@ from torch import Tensor
 from pawl.gpu.backend import Backend
 from pawl.gpu.heap import give_back_memory
 from pawl.gpu.models.config import ModelConfig, UnsupportedModel, weight_shapes
+from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.parallel.shard import Shard, keeper, named_own, part_of
 from pawl.gpu.step_runner import WeightsRefused
 from pawl.gpu.weights.blocks import Weight, Weights
@@ -54,16 +55,16 @@ class Updates:
         dtype: torch.dtype,
         make: Callable[..., Backend],
         serving: Version,
-        shard: Shard | None = None,
+        rank: Rank | None = None,
         *,
         in_blocks: bool = False,
     ) -> None:
-        """`make(weights=…)` packs weights for the runner's store; `serving` is what computes now. Of the model of
-        `config` a rank keeps its `shard`. `in_blocks`: quantised matrices of files stay as they are."""
+        """`make(weights=…, rank=…)` packs weights for the runner's store; `serving` is what computes now. Of the model
+        of `config` a `rank` keeps its shard. `in_blocks`: quantised matrices of files stay as they are."""
         self._config = config
         self._dtype = dtype
         self._make = make
-        self._shard = shard
+        self.rank = rank
         self._in_blocks = in_blocks
         self.serving = serving
         self._sent: tuple[int, dict[str, Tensor]] = 0, {}
@@ -88,12 +89,21 @@ class Updates:
                     return ""
                 fingerprint = fingerprint_of_change(self.serving.fingerprint, sent)
                 weights = Overlay(part_of(self._shard, sent), self.serving.backend.named_weights())
-            self._staged = ticket, Version(self._make(weights=weights), fingerprint)
+            self._staged = ticket, Version(self._make(weights=weights, rank=self.rank), fingerprint)
         except _REFUSALS as error:
             raise WeightsRefused(" ".join(str(error).split()) or type(error).__name__) from error
         del weights
         give_back_memory()
         return fingerprint
+
+    @property
+    def _shard(self) -> Shard | None:
+        return None if self.rank is None else self.rank.shard
+
+    def placed(self, shard: Shard) -> None:
+        """The rank's experts are those of this shard from now on."""
+        assert self.rank is not None, "experts are shared out among ranks"
+        self.rank = self.rank._replace(shard=shard)
 
     def serves(self, version: Version) -> None:
         """It computes from now on."""
@@ -150,7 +160,7 @@ class Updates:
     def again(self, version: Version) -> Version:
         """The same weights, laid out anew."""
         weights = Overlay({}, version.backend.named_weights())
-        return Version(self._make(weights=weights), version.fingerprint)
+        return Version(self._make(weights=weights, rank=self.rank), version.fingerprint)
 
     def take(self, ticket: int) -> Version:
         """What is staged under this ticket, once. Raises WeightsRefused."""

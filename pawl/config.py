@@ -42,6 +42,7 @@ class ConfigError(ValueError):
 
 
 AtLeastOne = Annotated[int, Meta(ge=1, le=1 << 31)]
+AtLeastZero = Annotated[int, Meta(ge=0, le=1 << 31)]
 UpTo1024 = Annotated[int, Meta(ge=1, le=1024)]
 UpTo64 = Annotated[int, Meta(ge=1, le=64)]
 AboveZero = Annotated[float, Meta(gt=0, le=1e6)]
@@ -239,6 +240,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tp: Annotated[UpTo1024, _feature("workers", "tp")] = 1
     pp: Annotated[UpTo1024, _meta("workers", "stages that share out the layers of the model")] = 1
     ep: Annotated[UpTo1024, _meta("workers", "parts of these ranks that share out the experts of a layer")] = 1
+    enable_eplb: Annotated[
+        bool, _meta("workers", "count what experts tokens use, and move experts between these parts for it")
+    ] = False
+    eplb_rebalance_num_iterations: Annotated[
+        AtLeastZero,
+        _meta("workers", "steps after which experts are moved; 0: only when /rebalance_experts asks"),
+    ] = 1000
+    ep_num_redundant_experts: Annotated[
+        AtLeastZero, _meta("workers", "copies of the busiest experts of a layer, beside the first ones")
+    ] = 0
     rank_timeout_s: Annotated[
         AboveZero, _meta("workers", "a step that takes the ranks longer is lost, and they are started again")
     ] = 60.0

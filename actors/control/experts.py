@@ -32,6 +32,11 @@ class DumpExpertRecord(msgspec.Struct, frozen=True, tag="dump_expert_record", fo
     profiles."""
 
 
+class RebalanceExperts(msgspec.Struct, frozen=True, tag="rebalance_experts", forbid_unknown_fields=True):
+    """Move experts between the ranks that share them out, by what tokens have used since the last time, so that no rank
+    waits long for another. Requests go on, and get what they would have got."""
+
+
 def start(worker: Worker, message: StartExpertRecord) -> Outcome:
     """See `ExpertRecorder.start`."""
     try:
@@ -79,6 +84,14 @@ def _drawn(kind: type[msgspec.Struct], share: float, source: Source) -> msgspec.
     return kind() if source.chance(share) else None
 
 
+def _check_moves(body: RebalanceExperts, reply: Reply) -> str | None:
+    """Some are moved to where no rank has more to do, or none are and a reason is there."""
+    if "layers" not in reply.body:
+        return None if reply.message else "no experts were moved, and nobody said why"
+    before, after = reply.body["imbalance_before"], reply.body["imbalance_after"]
+    return f"experts were moved from an imbalance of {before} to {after}" if after >= before else None
+
+
 START_EXPERTS = Row(
     name="start-expert-record",
     message=StartExpertRecord,
@@ -113,4 +126,16 @@ DUMP_EXPERTS = Row(
     check=_check_dump,
     merge=partial(merged, counts=("num_tokens", "failed_steps", "logical_count")),
     proves="auxiliary_conservation",
+)
+
+REBALANCE_EXPERTS = Row(
+    name="rebalance-experts",
+    message=RebalanceExperts,
+    at_stager=True,
+    who=Who.ADMIN,
+    routes=("/rebalance_experts",),
+    patience_s=1800.0,
+    draw=lambda source: _drawn(RebalanceExperts, 0.2, source),
+    check=_check_moves,
+    merge=partial(merged, counts=("moved_experts", "layers")),
 )

@@ -8,6 +8,7 @@ architecture with an operation of its own derives from it and overrides the step
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -25,9 +26,10 @@ from pawl.gpu.expert_counts import tally
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig, Operation, Rope
 from pawl.gpu.models.experts import mix, route
-from pawl.gpu.models.packing import LayerWeights, pack, unpacked
+from pawl.gpu.models.packing import LayerWeights, pack, unpacked, with_experts
 from pawl.gpu.models.switches import SWITCHES, check_switches
 from pawl.gpu.parallel.rank import Rank
+from pawl.gpu.parallel.shard import Shard
 
 
 class RopeTable:
@@ -77,6 +79,8 @@ class TorchDecoder:
         self.attention: Attention[PagedPlan] = PagedAttention(config, kv)
         self.weights = pack(config, weights, self.device)
         ropes = {config.rope_of(layer) for layer in range(config.num_layers)}
+        self._staged: dict[str, Tensor] = {}
+        """Weights of experts that are to come, by their names."""
         self._counts: Tensor | None = None
         """Where the experts of this step are counted."""
         self.ropes = {rope: RopeTable(rope, config.head_dim, self.device) for rope in ropes}
@@ -89,6 +93,20 @@ class TorchDecoder:
     def hidden(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.hidden`."""
         return self._normed(inputs).float()
+
+    def stage_experts(self, weights: Mapping[str, Tensor], *, anew: bool) -> None:
+        """See `MovesExperts.stage_experts`."""
+        dtype = self.weights.layers[0].output.dtype
+        kept = {} if anew else self._staged
+        self._staged = kept | {name: weight.to(self.device, dtype) for name, weight in weights.items()}
+
+    def switch_experts(self, shard: Shard) -> None:
+        """See `MovesExperts.switch_experts`."""
+        assert self.rank is not None, "there is nobody to share experts with"
+        layers = zip(self.weights.layers, map(shard.held, shard.layers), strict=True)
+        changed = tuple(with_experts(n, layer, held, self._staged) for n, (layer, held) in enumerate(layers))
+        self.weights = replace(self.weights, layers=changed)
+        self.rank, self._staged = self.rank._replace(shard=shard), {}
 
     def named_weights(self) -> Mapping[str, Tensor]:
         """See `Backend.named_weights`."""
@@ -164,7 +182,8 @@ class TorchDecoder:
         routes = route(F.linear(normed, layer.router), experts)
         if self._counts is not None:
             tally(self._counts[index], routes.experts)
-        return mix(routes, normed, layer.held, lambda rows, n: self.mlp(rows, layer.gate_up[n], layer.down[n]))
+        copies = () if self.rank is None else self.rank.shard.copies(self.rank.shard.layers[index])
+        return mix(routes, normed, layer.held, lambda rows, n: self.mlp(rows, layer.gate_up[n], layer.down[n]), copies)
 
     def mlp(self, rows: Tensor, gate_up: Tensor, down: Tensor, adapters: StepAdapters | None = None) -> Tensor:
         """One gated MLP: [n, hidden] -> [n, hidden], with gate_up [2 * inner, hidden] and down [hidden, inner]."""

@@ -38,9 +38,16 @@ def route(scores: Tensor, experts: Experts) -> Routes:
     return Routes(chosen, shares, experts.count)
 
 
-def mix(routes: Routes, rows: Tensor, held: Sequence[int], mlp: Callable[[Tensor, int], Tensor]) -> Tensor:
+def mix(
+    routes: Routes,
+    rows: Tensor,
+    held: Sequence[int],
+    mlp: Callable[[Tensor, int], Tensor],
+    copies: Sequence[tuple[int, int]] = (),
+) -> Tensor:
     """Each row's experts, summed by their shares: [n, hidden] -> [n, hidden]. Only those that are `held`, rising, are
-    computed, by `mlp(rows of one, its number among these)`; the others count as zeros.
+    computed, by `mlp(rows of one, its number among these)`; the others count as zeros. `copies` says of each of these
+    the how-manieth of how many ranks computes it here, that many parts of its rows; empty: nobody else does.
 
     Sums run over a row's own experts in their own order, in float32. Waits for the device, to learn how many rows
     each expert has.
@@ -53,6 +60,8 @@ def mix(routes: Routes, rows: Tensor, held: Sequence[int], mlp: Callable[[Tensor
     begins = list(accumulate(counts, initial=0))
     for number, expert in enumerate(held):
         if counts[expert]:
-            pairs = order[begins[expert] : begins[expert + 1]]
+            copy, count = copies[number] if copies else (0, 1)
+            begin, rows_of_one = begins[expert], counts[expert]
+            pairs = order[begin + rows_of_one * copy // count : begin + rows_of_one * (copy + 1) // count]
             said[pairs] = mlp(rows[pairs // num_chosen], number).float()
     return torch.einsum("nkh,nk->nh", said.view(num_rows, num_chosen, rows.shape[1]), routes.shares).to(rows.dtype)

@@ -105,6 +105,28 @@ class PackedWeights:
             yield layer if adapters is None else replace(layer, adapters=adapters.at(index))
 
 
+def with_experts(index: int, layer: LayerWeights, held: tuple[int, ...], staged: Mapping[str, Tensor]) -> LayerWeights:
+    """Layer `index` with these experts in place of its own: those that it has, others of what is staged, by canonical
+    names. Raises ValueError where one is in neither."""
+    if held == layer.held:
+        return layer
+
+    def stacked(there: Tensor, *names: str) -> Tensor:
+        def one(expert: int) -> Tensor:
+            if expert in layer.held:
+                return there[layer.held.index(expert)]
+            stem = f"model.layers.{index}.mlp.experts.{expert}"
+            parts = [staged.get(f"{stem}.{name}.weight") for name in names]
+            if any(part is None for part in parts):
+                raise ValueError(f"expert {expert} of layer {index} is not staged")
+            return torch.cat([part for part in parts if part is not None])
+
+        return torch.stack([one(expert) for expert in held])
+
+    gate_up, down = stacked(layer.gate_up, "gate_proj", "up_proj"), stacked(layer.down, "down_proj")
+    return replace(layer, gate_up=gate_up, down=down, held=held)
+
+
 def _own(weight: Tensor, device: torch.device) -> Tensor:
     """A copy: what is loaded may be a view of a file, which somebody may write anew while the model serves."""
     return weight.to(device, copy=True)

@@ -11,25 +11,23 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pawl.gpu.adapters.low_rank import Adapter
 from pawl.gpu.backend import ForwardInputs, RefusedInputs
 from pawl.gpu.devices import available_threads
 from pawl.gpu.kv import KvStore
-from pawl.gpu.models.config import ModelConfig, Rope, weight_shapes
+from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.models.switches import check_switches
 from pawl.gpu.native.adapters import NativeAdapter, handles
-from pawl.gpu.native.bindings import Inputs, Library, Part, Shape, load_library
+from pawl.gpu.native.bindings import Inputs, load_library
 from pawl.gpu.native.build import NativeUnavailable
 from pawl.gpu.native.ranks import Joined
+from pawl.gpu.native.shape import create, expert_parts_of, pointer
 from pawl.gpu.native.store import library_for
 from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.parallel.shard import PANEL, Shard
-from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.weights.blocks import BlockFormat, Blocks, Weight, Weights, numbers_of
 from pawl.gpu.weights.checks import is_norm
 
@@ -68,7 +66,7 @@ class NativeBackend:
         self.rank = rank
         self._joined = None if rank is None else _joined(rank, self._shapes, weights)
         handle = ctypes.c_void_p()
-        _raise_unavailable(_create(self._library, config, kv, self.threads, rank, handle))
+        _raise_unavailable(create(self._library, config, kv, self.threads, rank, handle))
         self._decoder = handle
         self.close = weakref.finalize(self, self._library.destroy, handle)
         """Frees the weights and ends the threads; also done when the backend is collected. Nothing works afterwards."""
@@ -119,6 +117,22 @@ class NativeBackend:
         self._move(self._library.read, name, found)
         return found
 
+    def stage_experts(self, weights: Mapping[str, Tensor], *, anew: bool) -> None:
+        """See `MovesExperts.stage_experts`."""
+        if anew:
+            self._library.drop_staged(self._decoder)
+        for name, weight in weights.items():
+            self._move(self._library.stage, name, weight.to("cpu", self._dtype_of(name)).contiguous())
+
+    def switch_experts(self, shard: Shard) -> None:
+        """See `MovesExperts.switch_experts`."""
+        parts = expert_parts_of(self.config, shard)
+        message = self._library.switch_experts(self._decoder, pointer(parts))
+        if message is not None:
+            raise ValueError(message.decode())
+        assert self.rank is not None, "there is nobody to share experts with"
+        self.rank, self._shapes = self.rank._replace(shard=shard), shard.shapes
+
     def pack_adapter(self, adapter: Adapter) -> NativeAdapter:
         """See `Backend.pack_adapter`."""
         return NativeAdapter(self._library, self._decoder, adapter, self.kv.data.dtype)
@@ -164,17 +178,17 @@ class NativeBackend:
             num_slots=num_slots,
             pages_per_slot=pages_per_slot,
             tokens=_tokens_pointer(inputs.tokens, len(inputs.positions)),
-            positions=_pointer(inputs.positions),
-            slots=_pointer(inputs.slots),
-            starts=_pointer(inputs.starts),
-            lengths=_pointer(inputs.lengths),
-            offsets=_pointer(inputs.offsets),
-            page_table=_pointer(inputs.page_table),
-            logit_rows=_pointer(inputs.logit_rows),
-            window_table=None if inputs.window_table is None else _pointer(inputs.window_table),
+            positions=pointer(inputs.positions),
+            slots=pointer(inputs.slots),
+            starts=pointer(inputs.starts),
+            lengths=pointer(inputs.lengths),
+            offsets=pointer(inputs.offsets),
+            page_table=pointer(inputs.page_table),
+            logit_rows=pointer(inputs.logit_rows),
+            window_table=None if inputs.window_table is None else pointer(inputs.window_table),
             logits=logits,
             greedy=greedy,
-            masks=None if inputs.masks is None else _pointer(inputs.masks),
+            masks=None if inputs.masks is None else pointer(inputs.masks),
             hidden=hidden,
             adapters=None if adapters is None else adapters.ctypes.data,
             expert_counts=None if inputs.expert_counts is None else inputs.expert_counts.data_ptr(),
@@ -246,87 +260,9 @@ def _joined(rank: Rank, names: Iterable[str], weights: Weights) -> Joined | None
     return rank.joined
 
 
-def _create(
-    library: Library, config: ModelConfig, kv: KvStore, threads: int, rank: Rank | None, handle: ctypes.c_void_p
-) -> bytes | None:
-    """Make an empty decoder behind `handle`; None, or what went wrong."""
-    shard = Shard(config, Topology(), 0, gathers=True) if rank is None else rank.shard
-    held = np.zeros((config.num_layers, config.experts.count if config.experts else 0), np.int32)
-    for layer in range(config.num_layers):
-        held[layer, list(shard.held(shard.layers[layer]))] = 1
-    ropes: list[Rope] = list(dict.fromkeys(config.rope_of(layer) for layer in range(config.num_layers)))
-    windows = np.array([window or 0 for window in config.windows], np.int32)
-    rope_of_layer = np.array([ropes.index(config.rope_of(layer)) for layer in range(config.num_layers)], np.int32)
-    frequencies = np.concatenate([rope.inverse_frequencies(config.head_dim) for rope in ropes])
-    experts = config.experts
-    expert_layers = np.array([config.experts_of(layer) is not None for layer in range(config.num_layers)], np.int32)
-    shape = Shape(
-        bf16=kv.data.dtype == torch.bfloat16,
-        gelu_tanh=config.activation == "gelu_tanh",
-        num_ropes=len(ropes),
-        num_pages=kv.num_pages,
-        page_size=kv.page_size,
-        threads=threads,
-        num_window_pages=kv.num_window_pages or 0,
-        kv=kv.data.data_ptr(),
-        window_kv=None if kv.window_data is None else kv.window_data.data_ptr(),
-        windows=_pointer(windows),
-        rope_of_layer=_pointer(rope_of_layer),
-        expert_layers=_pointer(expert_layers),
-        num_experts=experts.count if experts else 0,
-        experts_per_row=experts.chosen if experts else 0,
-        expert_size=experts.size if experts else 0,
-        normalised_shares=experts.normalised if experts else 0,
-        inverse_frequencies=_pointer(frequencies),
-        heads=_part(shard.heads),
-        kv_heads=_part(shard.groups),
-        columns=_part(shard.outputs),
-        inner=_part(shard.columns(config.intermediate_size)),
-        vocabulary=_part(shard.vocabulary),
-        expert_inner=_part(shard.expert_columns(experts.size if experts else 0)),
-        expert_columns=_part(shard.expert_outputs),
-        held_experts=_pointer(held),
-        ranks=None if rank is None or rank.joined is None else rank.joined.handle,
-        num_heads=shard.whole.num_heads,
-        num_kv_heads=shard.whole.num_kv_heads,
-        **{name: getattr(config, name) for name in _COPIED},
-    )
-    message: bytes | None = library.create(ctypes.byref(shape), ctypes.byref(handle))
-    return message
-
-
-_COPIED = (
-    "vocab_size",
-    "hidden_size",
-    "num_layers",
-    "head_dim",
-    "intermediate_size",
-    "qkv_bias",
-    "qk_norm",
-    "sandwich_norms",
-    "tied_embeddings",
-    "norm_epsilon",
-    "embedding_scale",
-    "query_scale",
-)
-"""Fields that a ModelConfig and a Shape have under the same name."""
-
-
-def _part(columns: range) -> Part:
-    return Part(columns.start, len(columns))
-
-
 def _raise_unavailable(message: bytes | None) -> None:
     if message is not None:
         raise NativeUnavailable(message.decode())
-
-
-def _pointer(array: NDArray[Any]) -> int:
-    """Address of the first element. Raises RefusedInputs unless the array is contiguous and of 4-byte elements."""
-    if array.itemsize != 4 or not array.flags.c_contiguous:
-        raise RefusedInputs(f"an array is not contiguous, or {array.dtype} where int32 is needed")
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def _tokens_pointer(tokens: Tensor, expected: int) -> int:

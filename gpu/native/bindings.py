@@ -71,7 +71,8 @@ class Shape(ctypes.Structure):
                 "expert_columns",
             )
         ),
-        ("held_experts", c_void_p),
+        ("expert_parts", c_void_p),
+        ("part", c_int64),
         ("ranks", c_void_p),
     )
 
@@ -123,6 +124,12 @@ class Library:
         self.load.argtypes, self.load.restype = (c_void_p, c_int32, c_char_p, c_int32, c_void_p, c_int64), c_char_p
         self.read = loaded.pawl_native_read
         self.read.argtypes, self.read.restype = self.load.argtypes, c_char_p
+        self.stage = loaded.pawl_native_stage
+        self.stage.argtypes, self.stage.restype = self.load.argtypes, c_char_p
+        self.drop_staged = loaded.pawl_native_drop_staged
+        self.drop_staged.argtypes, self.drop_staged.restype = (c_void_p,), None
+        self.switch_experts = loaded.pawl_native_switch_experts
+        self.switch_experts.argtypes, self.switch_experts.restype = (c_void_p, c_void_p), c_char_p
         self.forward = loaded.pawl_native_forward
         self.forward.argtypes, self.forward.restype = (c_void_p, POINTER(Inputs)), c_char_p
         self.destroy = loaded.pawl_native_destroy

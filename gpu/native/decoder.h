@@ -25,6 +25,7 @@
 #pragma once
 
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -63,7 +64,8 @@ struct Shape {
     Part columns;                     // of hidden: outputs of the output projection and of an MLP
     Part inner, vocabulary;
     Part expert_inner, expert_columns;
-    const int32_t* held_experts;      // [layers][experts], 1: this rank has a share of it
+    const uint32_t* expert_parts;     // [layers][experts]: a bit for each part of the ranks that has it
+    int64_t part;                     // to which this rank belongs
     Communicator* ranks;              // null: there is one rank; outlives the decoder
 };
 
@@ -93,6 +95,12 @@ public:
     // The inverse: what was loaded, to the bit.
     virtual void read_weight(int layer, const std::string& name, Format format, void* to, int64_t count) = 0;
     virtual void forward(const Inputs& inputs) = 0;
+    // As `load_weight`, of an expert that this rank has once `switch_experts` says so. Beside steps, not beside a switch.
+    virtual void stage_weight(int layer, const std::string& name, Format format, const void* from, int64_t count) = 0;
+    virtual void drop_staged() = 0;
+    // Experts are where `parts` says from now on (see `Shape`): those that are staged are taken, those that are
+    // elsewhere freed. Throws Refused, with nothing changed, where one is neither here nor staged. Between steps.
+    virtual void switch_experts(const uint32_t* parts) = 0;
     // An adapter that changes nothing yet, for every decoder of this shape.
     virtual std::unique_ptr<AnyAdapter> make_adapter() const = 0;
     virtual int threads() const = 0;
@@ -159,6 +167,11 @@ public:
     void load_weight(int layer, const std::string& name, Format format, const void* from, int64_t count) override {
         move_weight(layer, name, format, from, nullptr, count);
     }
+    void stage_weight(int layer, const std::string& name, Format format, const void* from, int64_t count) override {
+        move_weight(layer, name, format, from, nullptr, count, true);
+    }
+    void drop_staged() override { staged_.clear(); }
+    void switch_experts(const uint32_t* parts) override;
     void read_weight(int layer, const std::string& name, Format format, void* to, int64_t count) override {
         move_weight(layer, name, format, nullptr, to, count);
     }
@@ -242,11 +255,26 @@ private:
     void expert_product(Walk& walk, const ElementRows<Element>& from, int64_t rows, const Layer<Element>& layer,
                         int64_t panels, Pick&& pick, Epilogue&& epilogue);
     int64_t pairs(int64_t rows) const { return rows * shape_.experts_per_row; }
-    bool holds(int64_t layer, int64_t expert) const { return held_experts_[size_t(layer * shape_.num_experts + expert)]; }
+    uint32_t parts_of(int64_t layer, int64_t expert) const {
+        return expert_parts_[size_t(layer * shape_.num_experts + expert)];
+    }
+    static int64_t num_parts(uint32_t parts) {
+        int64_t found = 0;
+        for (; parts != 0; parts &= parts - 1) ++found;
+        return found;
+    }
+    void count_copies();
+    bool is_own(uint32_t parts) const { return (parts >> shape_.part & 1) != 0; }
+    bool holds(int64_t layer, int64_t expert) const { return is_own(parts_of(layer, expert)); }
+    Mlp<Element> make_expert() const {
+        return {shape_.hidden_size, shape_.expert_inner.count, shape_.expert_size, shape_.expert_columns.count};
+    }
+    void add_blocks(int64_t index, int32_t expert, int64_t first, int64_t end);
 
     void place(Layer<Element>& layer);
     // Copy a weight to its place, or from there: of `from` and `to` one is null.
-    void move_weight(int layer, const std::string& name, Format format, const void* from, void* to, int64_t count);
+    void move_weight(int layer, const std::string& name, Format format, const void* from, void* to, int64_t count,
+                     bool staged = false);
     int num_stores() const { return shape_.num_window_pages > 0 ? 2 : 1; }
     static const int32_t* table_row(const Inputs& inputs, int store, int64_t slot) {
         const int32_t* table = store == 0 ? inputs.page_table : inputs.window_table;
@@ -272,7 +300,9 @@ private:
     Store stores_[kStores];
     std::vector<Layer<Element>> layers_;
     std::vector<float> inverse_frequencies_;
-    std::vector<int32_t> held_experts_;           // [layers][experts]
+    std::vector<uint32_t> expert_parts_;          // [layers][experts], as in `Shape`
+    int64_t most_copies_ = 0;   // of experts of one layer, beside the first of each
+    std::map<std::pair<int64_t, int64_t>, Mlp<Element>> staged_;   // (layer, expert)
     bool quantised_ = false;   // whether some matrix is
     Arena quantised_panels_;
     Matrix<Element> embedding_, head_;
@@ -283,7 +313,8 @@ private:
     std::vector<int32_t> row_segment_;            // [t]
     int64_t* expert_counts_ = nullptr;            // of this step, or null
     std::vector<Choice> choices_;                 // [t][experts of a row]
-    std::vector<Block> blocks_;                   // of this layer's pairs
+    std::vector<Block> blocks_;                   // of this layer's pairs, those of this rank's part
+    std::vector<int64_t> part_rows_;              // that each part has of them so far
     RowBuffer<float> hidden_, mixed_, branch_, angles_, said_;
     RowBuffer<Best> bests_;      // [rank][logit row], where there are ranks
     RowBuffer<float> scored_;    // [logit rows of two blocks][vocab], the same

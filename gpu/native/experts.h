@@ -36,6 +36,28 @@ void Decoder<Element>::choose_experts(int64_t row) {
     for (int i = 0; i < num; ++i) choices[i].share /= chosen_sum;
 }
 
+// Rows for which computing an expert takes about as long as reading its weights.
+constexpr int64_t kReadRows = 16;
+
+// The pairs of one expert, in blocks, each for one of the parts that have it: the one with the fewest rows so far, of
+// equals the first. All ranks share them out alike, and take down their own. A piece is not so small that its weights
+// would be read for less than they take.
+template <class Element>
+void Decoder<Element>::add_blocks(int64_t index, int32_t expert, int64_t first, int64_t end) {
+    const uint32_t parts = parts_of(index, expert);
+    const int64_t pieces = std::max<int64_t>(1, std::min(num_parts(parts), (end - first) / kReadRows));
+    const int64_t most = std::min(kRowBlock, (end - first + pieces - 1) / pieces);
+    for (int64_t begin = first; begin < end; begin += most) {
+        int least = -1;
+        for (int part = 0; part < int(part_rows_.size()); ++part)
+            if ((parts >> part & 1) != 0 && (least < 0 || part_rows_[size_t(part)] < part_rows_[size_t(least)]))
+                least = part;
+        const int64_t count = std::min(most, end - begin);
+        part_rows_[size_t(least)] += std::max(count, kReadRows);
+        if (least == shape_.part) blocks_.push_back(Block{begin, count, expert});
+    }
+}
+
 // Give each (row, expert) pair its place: experts in order, within an expert rows in order.
 template <class Element>
 void Decoder<Element>::group_by_expert(int64_t index, int64_t rows, int64_t* counts) {
@@ -44,12 +66,13 @@ void Decoder<Element>::group_by_expert(int64_t index, int64_t rows, int64_t* cou
     for (int32_t expert = 0; counts != nullptr && expert < shape_.num_experts; ++expert)
         counts[expert] += next[size_t(expert) + 1];
     blocks_.clear();
-    for (int32_t expert = 0; expert < shape_.num_experts; ++expert) {
-        const int64_t first = next[size_t(expert)], end = first + next[size_t(expert) + 1];
-        next[size_t(expert) + 1] = end;
-        for (int64_t begin = first; holds(index, expert) && begin < end; begin += kRowBlock)
-            blocks_.push_back(Block{begin, std::min(kRowBlock, end - begin), expert});
-    }
+    for (int32_t expert = 0; expert < shape_.num_experts; ++expert) next[size_t(expert) + 1] += next[size_t(expert)];
+    // What only one part can do first, so that the others are shared out over what is left.
+    part_rows_.assign(kMostRanks, 0);
+    for (const bool shared : {false, true})
+        for (int32_t expert = 0; expert < shape_.num_experts; ++expert)
+            if ((num_parts(parts_of(index, expert)) > 1) == shared)
+                add_blocks(index, expert, next[size_t(expert)], next[size_t(expert) + 1]);
     for (int64_t i = 0; i < pairs(rows); ++i) {
         Choice& choice = choices_[size_t(i)];
         choice.pair = next[size_t(choice.expert)]++;
@@ -61,8 +84,8 @@ template <class Element>
 template <int kPanels, class Pick, class Epilogue>
 void Decoder<Element>::expert_product(Walk& walk, const ElementRows<Element>& from, int64_t rows,
                                       const Layer<Element>& layer, int64_t panels, Pick&& pick, Epilogue&& epilogue) {
-    // An expert has at most one block that is not full.
-    const int64_t most = std::min<int64_t>(shape_.num_experts, pairs(rows)) + pairs(rows) / kRowBlock;
+    // An expert has at most one block that is not full, or one for each part that has it.
+    const int64_t most = std::min<int64_t>(shape_.num_experts, pairs(rows)) + pairs(rows) / kRowBlock + most_copies_;
     const Shares shares(panels / kPanels, most, threads());
     walk.phase(most * shares.count, [&](int64_t task) {
         if (task / shares.count >= int64_t(blocks_.size())) return;

@@ -56,6 +56,17 @@ const char* pawl_native_read(pawl::AnyDecoder* decoder, int32_t layer, const cha
     return guarded([&] { decoder->read_weight(layer, name, pawl::Format(format), to, count); });
 }
 
+const char* pawl_native_stage(pawl::AnyDecoder* decoder, int32_t layer, const char* name, int32_t format,
+                              const void* from, int64_t count) {
+    return guarded([&] { decoder->stage_weight(layer, name, pawl::Format(format), from, count); });
+}
+
+void pawl_native_drop_staged(pawl::AnyDecoder* decoder) { decoder->drop_staged(); }
+
+const char* pawl_native_switch_experts(pawl::AnyDecoder* decoder, const uint32_t* parts) {
+    return guarded([&] { decoder->switch_experts(parts); });
+}
+
 const char* pawl_native_forward(pawl::AnyDecoder* decoder, const pawl::Inputs* inputs) {
     return guarded([&] { decoder->forward(*inputs); });
 }

@@ -15,7 +15,7 @@ Decoder<Element>::Decoder(const Shape& shape)
       layers_(size_t(shape.num_layers)),
       inverse_frequencies_(shape.inverse_frequencies,
                            shape.inverse_frequencies + int64_t(shape.num_ropes) * (shape.head_dim / 2)),
-      held_experts_(shape.held_experts, shape.held_experts + int64_t(shape.num_layers) * shape.num_experts),
+      expert_parts_(shape.expert_parts, shape.expert_parts + int64_t(shape.num_layers) * shape.num_experts),
       head_(shape.vocabulary.count, shape.hidden_size),
       final_norm_(shape.hidden_size),
       hidden_(padded(shape.hidden_size)),
@@ -50,9 +50,7 @@ Decoder<Element>::Decoder(const Shape& shape)
             layer.mlps.emplace_back(hidden, shape.inner.count, shape.intermediate_size, shape.columns.count);
         for (int i = 0; layer.routed && i < shape.num_experts; ++i) {
             layer.mlps.emplace_back();
-            if (holds(index, i))
-                layer.mlps.back() =
-                    Mlp<Element>(hidden, shape.expert_inner.count, shape.expert_size, shape.expert_columns.count);
+            if (holds(index, i)) layer.mlps.back() = make_expert();
         }
         layer.input_norm = Vector(hidden);
         layer.mlp_norm = Vector(hidden);
@@ -60,6 +58,7 @@ Decoder<Element>::Decoder(const Shape& shape)
         if (shape.qk_norm) layer.query_norm = Vector(head), layer.key_norm = Vector(head);
         if (shape.sandwich_norms) layer.attention_norm = Vector(hidden), layer.after_mlp_norm = Vector(hidden);
     }
+    count_copies();
     for (int thread = 0; thread < shape.threads; ++thread)
         attention_.emplace_back(group(), shape.kv_heads.count, head, shape.page_size, shape.query_scale);
 }
@@ -77,7 +76,7 @@ void Decoder<Element>::place(Layer<Element>& layer) {
 
 template <class Element>
 void Decoder<Element>::move_weight(int index, const std::string& name, Format format, const void* from, void* to,
-                                   int64_t count) {
+                                   int64_t count, bool staged) {
     const auto require = [&](bool holds) {
         if (!holds) throw Refused{"weight " + name + " does not fit the model: " + std::to_string(count) + " elements"};
     };
@@ -109,6 +108,7 @@ void Decoder<Element>::move_weight(int index, const std::string& name, Format fo
     };
     const int64_t hidden = shape_.hidden_size, vocab = shape_.vocabulary.count;
     const int64_t query = query_size(), kv = token_stride();
+    require(!staged || name.rfind("mlp.experts.", 0) == 0);
     if (name == "lm_head.weight") return matrix(head_, vocab, hidden);
     if (name == "model.embed_tokens.weight")
         return matrix(shape_.tied_embeddings ? head_ : embedding_, vocab, hidden);
@@ -134,11 +134,12 @@ void Decoder<Element>::move_weight(int index, const std::string& name, Format fo
         const int64_t expert = named ? std::atoll(name.c_str() + experts.size()) : 0;
         require(named == layer.routed && dot != std::string::npos && expert >= 0 && expert < int64_t(layer.mlps.size()));
         const std::string part = name.substr(dot + 1);
-        require(!layer.routed || holds(index, expert));
+        require(!layer.routed || staged || holds(index, expert));
         const int64_t whole = layer.routed ? shape_.expert_size : shape_.intermediate_size;
         const int64_t inner = (layer.routed ? shape_.expert_inner : shape_.inner).count;
         const int64_t columns = (layer.routed ? shape_.expert_columns : shape_.columns).count;
-        Mlp<Element>& mlp = layer.mlps[size_t(expert)];
+        if (staged) staged_.try_emplace({index, expert}, make_expert());
+        Mlp<Element>& mlp = staged ? staged_.at({index, expert}) : layer.mlps[size_t(expert)];
         // Gate and up alternate panel by panel, so that one task has both.
         if (part == "gate_proj.weight") return matrix(mlp.gate_up, inner, hidden, 0, 2);
         if (part == "up_proj.weight") return matrix(mlp.gate_up, inner, hidden, kPanel, 2);
@@ -149,6 +150,38 @@ void Decoder<Element>::move_weight(int index, const std::string& name, Format fo
     if (name == "pre_feedforward_layernorm.weight") return norm(layer.mlp_norm);
     if (name == "post_feedforward_layernorm.weight") return norm(layer.after_mlp_norm);
     require(false);
+}
+
+template <class Element>
+void Decoder<Element>::switch_experts(const uint32_t* parts) {
+    const auto each = [&](auto&& work) {
+        for (int64_t index = 0; index < shape_.num_layers; ++index)
+            for (int64_t expert = 0; layers_[size_t(index)].routed && expert < shape_.num_experts; ++expert)
+                work(index, expert, is_own(parts[index * shape_.num_experts + expert]));
+    };
+    each([&](int64_t index, int64_t expert, bool own) {
+        if (own && !holds(index, expert) && staged_.count({index, expert}) == 0)
+            throw Refused{"expert " + std::to_string(expert) + " of layer " + std::to_string(index) + " is not staged"};
+    });
+    each([&](int64_t index, int64_t expert, bool own) {
+        Mlp<Element>& mlp = layers_[size_t(index)].mlps[size_t(expert)];
+        if (own && !holds(index, expert)) mlp = std::move(staged_.at({index, expert}));
+        if (!own) mlp = Mlp<Element>();
+    });
+    std::copy(parts, parts + expert_parts_.size(), expert_parts_.begin());
+    staged_.clear();
+    count_copies();
+}
+
+template <class Element>
+void Decoder<Element>::count_copies() {
+    most_copies_ = 0;
+    for (int64_t index = 0; index < shape_.num_layers; ++index) {
+        int64_t copies = 0;
+        for (int64_t expert = 0; layers_[size_t(index)].routed && expert < shape_.num_experts; ++expert)
+            copies += std::max<int64_t>(0, num_parts(parts_of(index, expert)) - 1);
+        most_copies_ = std::max(most_copies_, copies);
+    }
 }
 
 template <class Element>
@@ -279,7 +312,7 @@ void Decoder<Element>::plan(const Inputs& inputs) {
 }
 
 // What ranks of one step agree on, in one number (FNV-1a over words).
-inline uint64_t digest_of(const Inputs& inputs) {
+inline uint64_t digest_of(const Inputs& inputs, const std::vector<uint32_t>& expert_parts) {
     uint64_t digest = 14695981039346656037u;
     const auto add = [&](const int32_t* values, int64_t count) {
         for (int64_t i = 0; i < count; ++i) digest = (digest ^ uint32_t(values[i])) * 1099511628211u;
@@ -292,6 +325,7 @@ inline uint64_t digest_of(const Inputs& inputs) {
     add(sizes, 5), add(inputs.tokens, inputs.num_tokens), add(inputs.positions, inputs.num_tokens);
     add(inputs.slots, inputs.num_segments), add(inputs.offsets, inputs.num_segments + 1);
     add(inputs.logit_rows, inputs.num_logits);
+    for (uint32_t parts : expert_parts) digest = (digest ^ parts) * 1099511628211u;
     return digest;
 }
 
@@ -308,7 +342,7 @@ void Decoder<Element>::forward(const Inputs& inputs) {
     expert_counts_ = inputs.expert_counts;
     if (ranks_ != nullptr) {
         met_ = ranks_->met();
-        ranks_->say_step(digest_of(inputs));
+        ranks_->say_step(digest_of(inputs, expert_parts_));
     }
     pool_.run(num_phases(inputs), [&](Walk& walk) { this->walk(walk, inputs); });
     if (lost()) throw Refused{ranks_->reason()};

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import structlog
 from numpy.typing import NDArray
 
@@ -21,14 +22,18 @@ from pawl.gpu.parallel.wire import (
     MoveTags,
     RunStep,
     ShowWeight,
+    StageExperts,
     StageWeights,
     SwapWeights,
+    SwitchExperts,
     TakeAdapter,
-    TakeExperts,
     Uint8s,
     Usage,
 )
-from pawl.gpu.step_runner import StepRunner
+from pawl.gpu.step_runner import CountsExperts, StepRunner
+
+if TYPE_CHECKING:
+    from pawl.gpu.parallel.held import HoldsExperts
 
 log = structlog.get_logger("pawl.gpu.parallel")
 LONGEST = 400
@@ -68,16 +73,21 @@ class RankActions:
         show: Callable[[str], dict[str, Any]] = shows_none,
         used: Callable[[], Used] = Used,
         clock: Callable[[], float] = float,
+        counts: bool = True,
+        experts: HoldsExperts | None = None,
     ) -> None:
         """Of all ranks one `tells` what steps give; one of a stage before the last `draws` nothing. The rank's part of
         pages is what `cut_out` makes of those that its runner reads, and what it writes is what `cut_in` makes of whole
         ones. `show` has the fields of an answer that hold a weight. `used` is asked after each step, whose seconds are
-        those of `clock`."""
+        those of `clock`. With a step it says its `counts` of experts while they are counted; those that it has are
+        moved by `experts`."""
         self.runner = runner
         self.applied = Applied(draws=draws)
         self._tells, self._cut_out, self._cut_in, self._show = tells, cut_out, cut_in, show
         self._used, self._clock = used, clock
         self._steps, self._step_s = 0, 0.0
+        self._counts, self._counting = counts, False
+        self._experts = experts
 
     def step(self, message: Any, frames: Sequence[Frame]) -> Answer:
         """The answer to a message of `ToRank`, which came in these frames."""
@@ -108,7 +118,7 @@ class RankActions:
                 self._steps, self._step_s = self._steps + 1, self._step_s + self._clock() - began
                 usage = Usage(self._steps, self._step_s, *self._used())
                 # Of the others the hash tells it.
-                return {"usage": usage, "result": result if self._tells else None}
+                return {"usage": usage, "result": result if self._tells else None, "counts": self._counted()}
             case ForgetSlots():
                 runner.reset()
             case SwapWeights(ticket):
@@ -119,17 +129,32 @@ class RankActions:
                 return {"data": self._cut_out(runner.read_pages(pages))}
             case CopyIn(pages, blocks):
                 runner.write_pages(pages, self._cut_in(blocks))
-            case CountExperts() | TakeExperts():
-                return self._count(message)
+            case CountExperts(start):
+                self._counting = start
+                experts = self._counted_experts
+                (experts.start if start else experts.stop)()
+            case SwitchExperts(ticket):
+                self._held.switch(ticket)
+                # By which map a step is computed is part of what was applied.
+                self.applied.told(frames)
         return {}
 
-    def _count(self, message: CountExperts | TakeExperts) -> dict[str, NDArray[Any]]:
+    @property
+    def _counted_experts(self) -> CountsExperts:
         experts = self.runner.experts
         assert experts is not None, "they are counted for a model that has some"
-        if isinstance(message, TakeExperts):
-            return {"counts": experts.take()}
-        (experts.start if message.start else experts.stop)()
-        return {}
+        return experts
+
+    @property
+    def _held(self) -> HoldsExperts:
+        assert self._experts is not None, "they are moved where they are shared out"
+        return self._experts
+
+    def _counted(self) -> NDArray[np.int64] | None:
+        if not self._counting:
+            return None
+        counts = self._counted_experts.take()
+        return counts if self._counts else None
 
     def _aside(self, message: Any, _: Sequence[Frame]) -> dict[str, Any]:
         runner = self.runner
@@ -142,6 +167,8 @@ class RankActions:
                 return {"text": runner.load_adapter(slot, source)}
             case DropAdapter(slot):
                 runner.unload_adapter(slot)
+            case StageExperts(ticket, placement, source):
+                self._held.stage(ticket, placement, source)
             case ShowWeight(name):
                 return self._show(name)
         return {}

@@ -22,13 +22,17 @@ class Applied:
 
     def step(self, frames: Iterable[bytes | bytearray | memoryview], result: StepResult) -> None:
         """A step was applied."""
-        found = hashlib.blake2b(self.digest, digest_size=BYTES)
-        for frame in frames:
-            found.update(frame)
-        self.digest = found.digest()
+        self.told(frames)
         if self.drawn:
             drawn = hashlib.blake2b(self.drawn, digest_size=BYTES)
             drawn.update(result.tokens.tobytes())
             if result.counts is not None:
                 drawn.update(result.counts.tobytes())
             self.drawn = drawn.digest()
+
+    def told(self, frames: Iterable[bytes | bytearray | memoryview]) -> None:
+        """What came in these was done."""
+        found = hashlib.blake2b(self.digest, digest_size=BYTES)
+        for frame in frames:
+            found.update(frame)
+        self.digest = found.digest()

@@ -13,9 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,9 +31,8 @@ from pawl.gpu.parallel.wire import (
     MoveTags,
     StageWeights,
     SwapWeights,
+    SwitchExperts,
     TakeAdapter,
-    TakeExperts,
-    ToRank,
 )
 from pawl.gpu.step_runner import Abilities, AdapterRefused, RunnerLost, WeightsRefused
 from pawl.lifecycle.machines.memory import MemoryTag
@@ -42,38 +40,13 @@ from pawl.lifecycle.step import Int32s
 from pawl.lifecycle.weight_group import TensorSpec
 from pawl.lifecycle.weight_source import FromDisk, WeightSource
 
+if TYPE_CHECKING:
+    from pawl.gpu.parallel.group_experts import GroupExperts
+
 
 def nowhere(fingerprint: str) -> str:
     """Of tensors that were sent nobody but the ranks has a copy."""
     return ""
-
-
-class CountedModel(msgspec.Struct, frozen=True):
-    """Of a model with experts, what `CountsExperts` says."""
-
-    chosen: int
-    layers: tuple[bool, ...]
-
-
-class GroupExperts:
-    """`CountsExperts` of a group: each rank routes every token, so the first one of a stage knows all of its layers."""
-
-    def __init__(self, model: CountedModel, ask: Callable[[ToRank], Sequence[Answer]], ranks_of_a_stage: int) -> None:
-        self.chosen, self.layers = model.chosen, model.layers
-        self.ask, self._ranks_of_a_stage = ask, ranks_of_a_stage
-
-    def start(self) -> None:
-        """See `CountsExperts.start`."""
-        self.ask(CountExperts(True))
-
-    def stop(self) -> None:
-        """See `CountsExperts.stop`."""
-        self.ask(CountExperts(False))
-
-    def take(self) -> NDArray[np.int64]:
-        """See `CountsExperts.take`."""
-        counts = [answer.counts for answer in self.ask(TakeExperts())[:: self._ranks_of_a_stage]]
-        return np.concatenate([each for each in counts if each is not None])
 
 
 class RankGroup(StepOrder):
@@ -86,7 +59,7 @@ class RankGroup(StepOrder):
         *,
         step_limit_s: float,
         abilities: Abilities,
-        counted: CountedModel | None = None,
+        experts: GroupExperts | None = None,
         show: Callable[[RankGroup], Mapping[str, Any]] | None = None,
         keep: Callable[[str], str] = nowhere,
         clock: Callable[[], float] = time.monotonic,
@@ -98,8 +71,10 @@ class RankGroup(StepOrder):
         self.abilities = abilities
         self.depth = self.ready[-1].stage + 1
         """Each stage computes a step, and has the next one before it is through."""
-        ranks_of_a_stage = len(self.ready) // self.depth
-        self.experts = None if counted is None else GroupExperts(counted, self.ask, ranks_of_a_stage)
+        self.experts = experts
+        self.placing = experts if experts is not None and experts.balances else None
+        if experts is not None:
+            experts.join(self)
         self._show, self._keep = show, keep
         self._adapters: dict[int, tuple[str, str]] = {}
         """Of each adapter slot that has one: its source and fingerprint."""
@@ -119,6 +94,13 @@ class RankGroup(StepOrder):
                 raise StartRefused(f"the adapter at {source} is not the one that was served")
         if self.released:
             agreed(asked(ranks.steps, MoveTags(True, tuple(self.released))))
+        if self.experts is not None and self.experts.counting:
+            agreed(asked(ranks.steps, CountExperts(True)))
+
+    def stepped(self, answers: Sequence[Answer]) -> None:
+        """See `StepOrder.stepped`."""
+        if self.experts is not None:
+            self.experts.add([answer.counts for answer in answers if answer.counts is not None])
 
     # ---- memory and pages ----
 
@@ -188,7 +170,7 @@ class RankGroup(StepOrder):
 
     def swap(self, ticket: int) -> None:
         """See `StepRunner.swap`."""
-        staged, source, fingerprint = self._staged
+        (staged, source, fingerprint), self._staged = self._staged, (0, None, "")
         try:
             self.ask(SwapWeights(ticket))
         except RunnerLost as error:
@@ -197,6 +179,18 @@ class RankGroup(StepOrder):
             self.model = source.path if isinstance(source, FromDisk) else self._keep(fingerprint)
             self.fingerprint = fingerprint
         self.version += 1
+
+    def switch_experts(self, ticket: int) -> None:
+        """Ranks compute by the map that is staged under this ticket; no step is in flight. Raises WeightsRefused, with
+        nothing changed, also while weights are staged or read: what is exchanged then has its experts elsewhere."""
+        if self._staged[0] or self._parts or not self._beside.acquire(blocking=False):
+            raise WeightsRefused("an update of the weights is under way")
+        try:
+            self.ask(SwitchExperts(ticket))
+        except RunnerLost as error:
+            raise WeightsRefused(str(error)) from error
+        finally:
+            self._beside.release()
 
     def load_adapter(self, slot: int, source: str) -> str:
         """See `StepRunner.load_adapter`."""

@@ -99,6 +99,7 @@ class StepOrder:
         answers = self._answers(self._step_limit_s)
         self._unread -= 1
         self._usage = [answer.usage for answer in answers]
+        self.stepped(answers)
         try:
             result = next((answer.result for answer in agreed(answers) if answer.result is not None), None)
         except RankRefused as error:
@@ -197,6 +198,10 @@ class StepOrder:
         self._ranks, self.ready = ranks, ranks.ready
         self._usage = [None] * len(self.ready)
         self.version += 1
+
+    @abstractmethod
+    def stepped(self, answers: Sequence[Answer]) -> None:
+        """A step was answered, by all alike."""
 
     @abstractmethod
     def restore(self, ranks: Ranks) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pawl.gpu.models.config import ModelConfig, weight_shapes
+from pawl.gpu.parallel.placement import Move
 from pawl.gpu.parallel.shard import Shard, joined
 from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.parallel.wire import Answer, ShowWeight, StageWeights
@@ -31,6 +32,14 @@ def sendable(message: StageWeights) -> StageWeights:
         tensors = {name: tensor.contiguous() for name, tensor in source.tensors.items()}
         source = FromBytes(save(tensors))
     return msgspec.structs.replace(message, source=source)
+
+
+def expert_of(group: RankGroup, move: Move) -> FromBytes:
+    """An expert's weights, as those show them that have them."""
+    shown = group.named_weights()
+    stem = f"model.layers.{move.layer}.mlp.experts.{move.expert}"
+    names = [f"{stem}.{part}_proj.weight" for part in ("gate", "up", "down")]
+    return FromBytes(save({name: shown[name].contiguous() for name in names}))
 
 
 class ShownWeights(Mapping[str, Tensor]):

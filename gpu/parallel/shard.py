@@ -23,7 +23,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -31,14 +31,11 @@ from torch import Tensor
 
 from pawl.gpu.adapters.low_rank import PRODUCTS, Adapter, LowRank, Product
 from pawl.gpu.models.config import ModelConfig, weight_shapes
+from pawl.gpu.parallel.placement import Placed, Placement, even_placement
 from pawl.gpu.parallel.topology import Topology, TopologyRefused, shared_out
 from pawl.gpu.weights.blocks import Blocks
 from pawl.gpu.weights.checks import Keep
 from pawl.gpu.weights.fingerprint import Samples
-
-Placement: TypeAlias = tuple[tuple[int, ...], ...]
-"""For each layer and each of its experts: the part of the ranks that has it. Empty for a layer without experts."""
-
 
 Some = TypeVar("Some", Tensor, Blocks)
 _LAYER = re.compile(r"(model\.layers\.)(\d+)(\..*)")
@@ -61,16 +58,6 @@ class Cut(NamedTuple):
     def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
         """Of what is kept of a weight of this shape."""
         return tuple(len(self.kept) if axis == self.axis else size for axis, size in enumerate(whole))
-
-
-def even_placement(config: ModelConfig, parts: int) -> Placement:
-    """Every layer's experts in order, as many for each part as go."""
-    found = []
-    for layer in range(config.num_layers):
-        experts = config.experts_of(layer)
-        shares = () if experts is None else shared_out(experts.count, parts)
-        found.append(tuple(part for part, share in enumerate(shares) for _ in share))
-    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -151,11 +138,22 @@ class Shard:
     def _shared(self, total: int, parts: int) -> tuple[range, ...]:
         return shared_out(total, parts, PANEL if self.gathers else 1)
 
+    @property
+    def part(self) -> int:
+        """To which of those that share the experts out it belongs."""
+        return self.topology.expert_place(self.tensor)[0]
+
+    def placed(self, layer: int) -> Placed:
+        """Which parts have the experts of this layer."""
+        return (self.placement or self._even)[layer]
+
     def held(self, layer: int) -> tuple[int, ...]:
         """The experts of this layer that it has, rising."""
-        part, _ = self.topology.expert_place(self.tensor)
-        placed = (self.placement or self._even)[layer]
-        return tuple(expert for expert, owner in enumerate(placed) if owner == part)
+        return tuple(expert for expert, owners in enumerate(self.placed(layer)) if self.part in owners)
+
+    def copies(self, layer: int) -> tuple[tuple[int, int], ...]:
+        """Of each of these: which of the parts that have it this one is, and how many there are."""
+        return tuple((owners.index(self.part), len(owners)) for owners in self.placed(layer) if self.part in owners)
 
     @cached_property
     def _even(self) -> Placement:
@@ -194,8 +192,16 @@ class Shard:
     @cached_property
     def cuts(self) -> Mapping[str, Cut | None]:
         """Of each weight that it has, by canonical name: which part; None: all of it."""
-        shapes = weight_shapes(self.whole)
+        shapes = self._whole_shapes
         return {name: self._cut(name, shape) for name, shape in shapes.items() if self._holds(name)}
+
+    def cut_of(self, name: str) -> Cut | None:
+        """Which part of a weight it has, or would have of an expert that is elsewhere; None: all of it."""
+        return self._cut(name, self._whole_shapes[name])
+
+    @cached_property
+    def _whole_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return weight_shapes(self.whole)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -207,9 +213,11 @@ class Shard:
     def cut(self, name: str, weight: Some) -> Some | None:
         """The rank's part of a weight of the whole model, a copy where it is less than that; None where it has none of
         it. Of blocks only rows can be cut: where ranks gather, that is all there is."""
-        if name not in self.cuts:
-            return None
-        cut = self.cuts[name]
+        return self.own_part(name, weight) if name in self.cuts else None
+
+    def own_part(self, name: str, weight: Some) -> Some:
+        """As `cut`, of a weight that it has or gets."""
+        cut = self.cut_of(name)
         if cut is None:
             return weight
         if isinstance(weight, Blocks):
@@ -301,13 +309,15 @@ def _part(tensor: Tensor, cut: Cut) -> Tensor:
 
 def joined(shards: Sequence[Shard], name: str, parts: Mapping[int, Tensor]) -> Tensor:
     """A weight of the whole model from the parts of the ranks of a tensor group that have some of it, by their numbers:
-    the inverse of `Shard.cut`."""
-    cuts = {number: shards[number].cuts[name] for number in parts}
-    first, *others = sorted(parts, key=lambda number: (cut.kept.start if (cut := cuts[number]) else 0, number))
-    whole = cuts[first]
-    if whole is None:
-        return parts[first]
-    return torch.cat([parts[number] for number in (first, *others)], whole.axis)
+    the inverse of `Shard.cut`. Of ranks that have the same, the first one's counts."""
+    different: dict[tuple[int, int], tuple[Cut, Tensor]] = {}
+    for number, part in sorted(parts.items()):
+        cut = shards[number].cut_of(name)
+        if cut is None:
+            return part
+        different.setdefault((cut.kept.start, cut.kept.stop), (cut, part))
+    cuts = [different[each] for each in sorted(different)]
+    return torch.cat([part for _, part in cuts], cuts[0][0].axis)
 
 
 def check_shares(config: ModelConfig, topology: Topology) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pawl.gpu.native.address import Address
+from pawl.gpu.parallel.placement import Placement
 from pawl.gpu.parallel.topology import Topology
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.step import Int32s, StepBatch, StepResult
@@ -48,6 +49,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     deterministic: bool
     by_kernels: bool
     """It computes by the compiled CPU kernels, and not in plain torch."""
+    placement: Placement
+    """Where experts are; empty: evenly."""
     segment: Address | None
     """Where these meet, of the rank's stage; None: the rank is the only one of it."""
 
@@ -92,13 +95,15 @@ class CopyIn(msgspec.Struct, frozen=True, tag=True, eq=False):
 
 
 class CountExperts(msgspec.Struct, frozen=True, tag=True):
-    """See `CountsExperts`."""
+    """Say with each step how many tokens have used each expert, or say it no more."""
 
     start: bool
 
 
-class TakeExperts(msgspec.Struct, frozen=True, tag=True):
-    """See `CountsExperts.take`."""
+class SwitchExperts(msgspec.Struct, frozen=True, tag=True):
+    """Compute by the map of experts that is staged under this ticket."""
+
+    ticket: int
 
 
 class StageWeights(msgspec.Struct, frozen=True, tag=True, eq=False):
@@ -107,6 +112,14 @@ class StageWeights(msgspec.Struct, frozen=True, tag=True, eq=False):
     ticket: int
     source: FromDisk | FromBytes | FromSharedMemory
     last: bool
+
+
+class StageExperts(msgspec.Struct, frozen=True, tag=True, eq=False):
+    """See `HoldsExperts.stage`."""
+
+    ticket: int
+    placement: Placement
+    source: FromBytes
 
 
 class ExpectWeights(msgspec.Struct, frozen=True, tag=True):
@@ -135,10 +148,10 @@ class ShowWeight(msgspec.Struct, frozen=True, tag=True):
 
 
 ToRank: TypeAlias = (
-    RunStep | ForgetSlots | SwapWeights | MoveTags | CopyOut | CopyIn | CountExperts | TakeExperts
+    RunStep | ForgetSlots | SwapWeights | MoveTags | CopyOut | CopyIn | CountExperts | SwitchExperts
 )  # fmt: skip
 """On the line of steps."""
-Beside: TypeAlias = StageWeights | ExpectWeights | TakeAdapter | DropAdapter | ShowWeight
+Beside: TypeAlias = StageWeights | StageExperts | ExpectWeights | TakeAdapter | DropAdapter | ShowWeight
 """On the other one."""
 
 
@@ -203,6 +216,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True, eq=False, omit_defaults=True
     text: str = ""
     data: Uint8s | None = None
     counts: NDArray[np.int64] | None = None
+    """[layers, experts], of a step while experts are counted: what it adds, of the layers of the rank's stage."""
     released: tuple[MemoryTag, ...] = ()
     dtype: str = ""
     shape: tuple[int, ...] = ()

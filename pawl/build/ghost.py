@@ -34,6 +34,8 @@ _MEANINGLESS = {
     "tp": 1,
     "pp": 1,
     "ep": 1,
+    "enable_eplb": False,
+    "ep_num_redundant_experts": 0,
 }
 """Settings of the arithmetic, which a ghost has none of, with the one value each may have."""
 

@@ -30,6 +30,7 @@ from pawl.gpu.heap import resident_bytes
 from pawl.gpu.native.ranks import Joined
 from pawl.gpu.parallel.actions import RankActions, Used
 from pawl.gpu.parallel.communicator import ALONE
+from pawl.gpu.parallel.held import HeldExperts
 from pawl.gpu.parallel.link import Link
 from pawl.gpu.parallel.pages import cut_pages
 from pawl.gpu.parallel.rank import Rank
@@ -76,6 +77,8 @@ def main() -> None:
         show=partial(_shown, runner),
         used=partial(_used, runner, rank),
         clock=time.perf_counter,
+        counts=shard.tensor == 0,  # each routes every token
+        experts=HeldExperts(runner.updates),
     )
     serve(actions, steps, beside, heard, partial(make_codec, ToRank | Beside))
 
@@ -85,7 +88,9 @@ def _load(setup: Setup, config: ServerConfig, report: Report) -> tuple[Rank, Run
     device = torch.device(config.device if config.device == "cpu" else f"{config.device}:{setup.rank}")
     dtype = DTYPES["bf16" if config.dtype == "auto" else config.dtype]
     source = resolve_source(setup.model)
-    shard = Shard(source.config, setup.topology, place.tensor, gathers=setup.by_kernels, stage=place.stage)
+    shard = Shard(
+        source.config, setup.topology, place.tensor, setup.placement, gathers=setup.by_kernels, stage=place.stage
+    )
     vocabulary = Vocabulary.load(source.path, source.config.vocab_size)
     samples = Samples()
     weights = named_own(shard, load_weights(source, dtype, report, keep=keeper(shard, samples)))

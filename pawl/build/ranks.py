@@ -21,10 +21,12 @@ from pawl.gpu.models.switches import check_switches
 from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.native.bindings import load_library
 from pawl.gpu.native.ranks import Segment
-from pawl.gpu.parallel.group import CountedModel, RankGroup
-from pawl.gpu.parallel.processes import RankProcesses
+from pawl.gpu.parallel.group import RankGroup
+from pawl.gpu.parallel.group_experts import ExpertsOfModel, GroupExperts
+from pawl.gpu.parallel.placement import even_placement
+from pawl.gpu.parallel.processes import RankProcesses, python
 from pawl.gpu.parallel.ranks import Ranks
-from pawl.gpu.parallel.sent import ShownWeights
+from pawl.gpu.parallel.sent import ShownWeights, expert_of
 from pawl.gpu.parallel.shard import check_shares
 from pawl.gpu.parallel.topology import Topology, TopologyRefused
 from pawl.gpu.parallel.wire import FromRank, Ready, Setup, Sizes
@@ -38,6 +40,10 @@ log = structlog.get_logger("pawl.build.ranks")
 
 def topology_of(config: ServerConfig) -> Topology:
     """The ranks that were asked for: without `tp`, one for each part of the experts. Raises ConfigError."""
+    if config.enable_eplb and config.ep == 1:
+        raise ConfigError("enable_eplb: experts move between the parts of --ep, and there is one", "enable_eplb")
+    if config.ep_num_redundant_experts and not config.enable_eplb:
+        raise ConfigError("ep_num_redundant_experts: copies are made with --enable-eplb", "ep_num_redundant_experts")
     tensor = config.tp if config.tp > 1 else config.ep
     try:
         return Topology(tensor=tensor, pipeline=config.pp, expert=config.ep)
@@ -97,6 +103,7 @@ def start_group(
     threads = max(1, (config.threads or available_threads()) // topology.size)
     by_kernels, lives = computed_by_kernels(config, model, deterministic), itertools.count()
     meets = by_kernels and topology.tensor > 1
+    experts = _experts_of(config, model, topology)
     segments: list[Segment] = []
     """One for each stage. Those of the start before go when their last rank has gone."""
 
@@ -115,6 +122,7 @@ def start_group(
                 threads=threads,
                 deterministic=deterministic,
                 by_kernels=by_kernels,
+                placement=() if experts is None else experts.placement,
                 segment=segments[topology.place(rank).stage].address if meets else None,
             )
 
@@ -123,14 +131,32 @@ def start_group(
             topology, python("pawl.build.rank"), setup, wire, config.rank_timeout_s, unheard if life else report
         )
 
-    experts = model.experts
     return RankGroup(
         start,
         str(path),
         step_limit_s=config.rank_timeout_s,
         abilities=abilities_of(pooling, model.hidden_size),
-        counted=None if experts is None else CountedModel(experts.chosen, experts.layers),
+        experts=experts,
         show=partial(ShownWeights, model, topology, by_kernels),
+    )
+
+
+def _experts_of(config: ServerConfig, model: ModelConfig, topology: Topology) -> GroupExperts | None:
+    experts, parts = model.experts, topology.expert
+    if experts is None:
+        return None
+    return GroupExperts(
+        ExpertsOfModel(
+            chosen=experts.chosen,
+            layers=experts.layers,
+            count=experts.count,
+            placement=even_placement(model, parts),
+            parts=parts,
+            balances=config.enable_eplb,
+            every=config.eplb_rebalance_num_iterations if config.enable_eplb else 0,
+            redundant=config.ep_num_redundant_experts,
+        ),
+        expert_of,
     )
 
 

@@ -6,21 +6,43 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pawl.actors.codec import make_codec
 from pawl.gpu.ghost.runner import Ghost
 from pawl.gpu.parallel.actions import RankActions
 from pawl.gpu.parallel.group import RankGroup
+from pawl.gpu.parallel.group_experts import ExpertsOfModel, GroupExperts
 from pawl.gpu.parallel.order import differ
 from pawl.gpu.parallel.pages import cut_pages
+from pawl.gpu.parallel.placement import Placement
 from pawl.gpu.parallel.ranks import RankLost
-from pawl.gpu.parallel.wire import Answer, Beside, Ready, RunStep, ToRank
+from pawl.gpu.parallel.wire import Answer, Beside, Ready, RunStep, StageExperts, SwitchExperts, ToRank
+from pawl.gpu.step_runner import WeightsRefused
 from pawl.lifecycle.properties.start import GHOST
+from pawl.lifecycle.step import StepBatch
+from pawl.lifecycle.weight_source import FromBytes
+
+Int64s: TypeAlias = NDArray[np.int64]
 
 Strikes = Callable[[str], bool]
 Report = Callable[[str], None]
 NUM_RANKS = 2
+EXPERTS = ExpertsOfModel(
+    chosen=1,
+    layers=(False, True),
+    count=4,
+    placement=((), ((0,), (0,), (1,), (1,))),
+    parts=NUM_RANKS,
+    balances=True,
+    every=9,
+    redundant=1,
+)
+MORTAL = RunStep | StageExperts | SwitchExperts
+"""Messages in the middle of which a rank may die."""
 _WORDS = 2
 """Numbers of 8 bytes in an entry of a ghost's page: they stand for heads."""
 
@@ -34,11 +56,66 @@ def unheard(told: str) -> None:
     """Nobody hears it."""
 
 
+class GhostExperts:
+    """The experts of one simulated rank (`CountsExperts`, `HoldsExperts`): of the second of two layers, and of those
+    every token uses one, some more than others."""
+
+    def __init__(self, placement: Placement) -> None:
+        self.chosen, self.layers, self.placement = EXPERTS.chosen, EXPERTS.layers, placement
+        self._counts: Int64s | None = None
+        self._staged: tuple[int, Placement] | None = None
+
+    def start(self) -> None:
+        self._counts = np.zeros((len(self.layers), EXPERTS.count), np.int64)
+
+    def stop(self) -> None:
+        self._counts = None
+
+    def take(self) -> Int64s:
+        assert self._counts is not None, "they are counted"
+        found, self._counts = self._counts, np.zeros_like(self._counts)
+        return found
+
+    def computed(self, batch: StepBatch) -> None:
+        """A step has been computed."""
+        if self._counts is not None:
+            positions = np.concatenate([np.arange(length) for length in batch.lengths]) + batch.step
+            self._counts[1] += np.bincount(positions % 7 % EXPERTS.count, minlength=EXPERTS.count)
+
+    def stage(self, ticket: int, placement: Placement, source: FromBytes) -> None:
+        self._staged = ticket, placement
+
+    def switch(self, ticket: int) -> None:
+        if self._staged is None or self._staged[0] != ticket:
+            raise WeightsRefused(f"no experts are staged for {ticket}")
+        self.placement, self._staged = self._staged[1], None
+
+
+class RankOfGhost:
+    """A ghost whose tokens use experts."""
+
+    def __init__(self, ghost: Ghost, placement: Placement) -> None:
+        self._ghost, self.experts = ghost, GhostExperts(placement)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ghost, name)
+
+    def launch(self, batch: StepBatch) -> Any:
+        launched = self._ghost.launch(batch)
+        self.experts.computed(batch)
+        return launched
+
+
 class SimulatedRanks:
     """`Ranks` in one thread. Each computes when it is told."""
 
     def __init__(
-        self, ghosts: Sequence[Ghost], strikes: Strikes = never, report: Report = unheard, weights: str = GHOST
+        self,
+        ghosts: Sequence[Ghost],
+        strikes: Strikes = never,
+        report: Report = unheard,
+        weights: str = GHOST,
+        placement: Placement = EXPERTS.placement,
     ) -> None:
         """`report` hears where a group goes on with ranks that have applied different steps."""
         page = 1, 1, ghosts[0].memory.page_size
@@ -46,17 +123,22 @@ class SimulatedRanks:
             partial(cut_pages, shape=(*page, _WORDS, 1), heads=range(n, n + 1), layers=range(1))
             for n in range(len(ghosts))
         ]
-        self.actions = [RankActions(ghost, tells=not n, cut_out=cut[n]) for n, ghost in enumerate(ghosts)]
+        self.experts = [RankOfGhost(ghost, placement) for ghost in ghosts]
+        self.actions = [
+            RankActions(cast(Any, rank), tells=not n, cut_out=cut[n], counts=not n, experts=rank.experts)
+            for n, rank in enumerate(self.experts)
+        ]
         self.ready: Sequence[Ready] = [
             _ready(number, (*page, 1, 1), ghost, weights) for number, ghost in enumerate(ghosts)
         ]
         self.steps = SimulatedLine(self.actions, RankActions.step, strikes, report)
-        self.beside = SimulatedLine(self.actions, RankActions.beside, never, report)
+        self.beside = SimulatedLine(self.actions, RankActions.beside, strikes, report)
+        self.steps.maps = lambda: {rank.experts.placement for rank in self.experts}
         self.ended = False
 
     def end(self) -> None:
         """See `Ranks.end`."""
-        self.ended = True
+        self.ended = self.steps.ended = self.beside.ended = True
 
 
 def _ready(number: int, page: tuple[int, ...], ghost: Ghost, weights: str) -> Ready:
@@ -93,6 +175,10 @@ class SimulatedLine:
         self._codec = make_codec(ToRank | Beside)
         self._told: deque[list[Answer]] = deque()
         self._dead: int | None = None
+        self.ended = False
+        """All ranks have."""
+        self.maps: Callable[[], set[Placement]] = set
+        """By which ranks compute."""
         self._differ = False
         self._behind: int | None = None
         """A rank that has left a step out. What it would read in those that were launched before its answer came is not
@@ -102,15 +188,18 @@ class SimulatedLine:
         """See `Line.tell`."""
         if self._differ:
             self._report("ranks have applied different steps, and were told to go on")
-        frames = [bytes(frame) for frame in self._codec.encode(message)] if isinstance(message, RunStep) else []
+        if isinstance(message, RunStep) and len(self.maps()) > 1:
+            self._report("ranks have their experts by different maps, and were told to compute")
+        applied = isinstance(message, RunStep | SwitchExperts)
+        frames = [bytes(frame) for frame in self._codec.encode(message)] if applied else []
         answers = []
         for number, actions in enumerate(self._actions):
-            if isinstance(message, RunStep) and self._strikes(f"rank {number} dies"):
+            if isinstance(message, MORTAL) and self._strikes(f"rank {number} dies"):
                 self._dead = number
             # Ranks that all leave out the same are alike, and nothing tells.
-            if isinstance(message, RunStep) and self._behind is None and self._strikes(f"rank {number} skips a step"):
+            if applied and self._behind is None and self._strikes(f"rank {number} skips a step"):
                 self._behind = number
-            if isinstance(message, RunStep) and number == self._behind:
+            if applied and number == self._behind:
                 answers.append(Answer(applied=actions.applied.digest, drawn=actions.applied.drawn))
             else:
                 answers.append(self._do(actions, message, frames))
@@ -118,8 +207,8 @@ class SimulatedLine:
 
     def answers(self, limit_s: float) -> Sequence[Answer]:
         """See `Line.answers`."""
-        if self._dead is not None:
-            raise RankLost(self._dead, "was ended")
+        if self._dead is not None or self.ended:
+            raise RankLost(self._dead or 0, "was ended")
         answers = self._told.popleft()
         self._differ |= differ(answers)
         return answers
@@ -133,6 +222,7 @@ def simulated_group(
 ) -> RankGroup:
     """A group of these. Ranks that are started again have none of what they had, but the weights that serve."""
     started: list[SimulatedRanks] = []
+    experts = GroupExperts(EXPERTS, lambda group, move: FromBytes(b""))
 
     def start(model: str) -> SimulatedRanks:
         for ghost in ghosts if started else ():
@@ -140,7 +230,7 @@ def simulated_group(
                 ghost.unload_adapter(slot)
             ghost.resume(tuple(ghost.released))
             ghost.reset()
-        started.append(SimulatedRanks(ghosts, strikes, report, model))
+        started.append(SimulatedRanks(ghosts, strikes, report, model, experts.placement))
         return started[-1]
 
     return RankGroup(
@@ -150,6 +240,7 @@ def simulated_group(
         abilities=ghosts[0].abilities,
         show=lambda group: ghosts[0].named_weights(),
         keep=lambda fingerprint: fingerprint,
+        experts=experts,
         clock=clock,
         sleep=lambda seconds: None,
     )

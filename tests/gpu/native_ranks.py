@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,10 +20,11 @@ from pawl.gpu.models.small import random_weights
 from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.native.ranks import Joined, Segment
 from pawl.gpu.parallel.communicator import ALONE
+from pawl.gpu.parallel.placement import Placed, Placement
 from pawl.gpu.parallel.rank import Rank
-from pawl.gpu.parallel.shard import Placement, Shard
+from pawl.gpu.parallel.shard import Shard
 from pawl.gpu.parallel.topology import Topology
-from pawl.gpu.weights.blocks import Weight
+from pawl.gpu.weights.blocks import Weight, numbers_of
 from pawl.lifecycle.step import Int32s
 from tests.gpu.driving import scrambled_table
 
@@ -110,6 +112,29 @@ class MadeRanks:
     backend: Group
     stores: tuple[KvStore, ...]
     table: Int32s
+
+
+def scattered(config: ModelConfig, parts: int, seed: int) -> Placement:
+    """A random map: every expert in one part or in several, and every part with some of each layer."""
+    random, placed = np.random.default_rng(seed), list[Placed]()
+    for layer in range(config.num_layers):
+        experts = config.experts_of(layer)
+        owners = random.random((0 if experts is None else experts.count, parts)) < 0.4
+        for expert, each in enumerate(owners):
+            each[expert % parts] |= expert < parts or not each.any()
+        placed.append(tuple(tuple(np.flatnonzero(each).tolist()) for each in owners))
+    return tuple(placed)
+
+
+def move_experts(made: MadeRanks, weights: Mapping[str, Weight], placement: Placement) -> None:
+    """All ranks lay out what they get, and switch."""
+    for backend in made.backend.backends:
+        shard = shard_of(backend)
+        new = replace(shard, placement=placement)
+        parts = {name: new.cut(name, numbers_of(weights[name])) for name in new.cuts.keys() - shard.cuts.keys()}
+        backend.stage_experts({name: part for name, part in parts.items() if part is not None}, anew=True)
+    for backend in made.backend.backends:
+        backend.switch_experts(replace(shard_of(backend), placement=placement))
 
 
 def shards(config: ModelConfig, ranks: int, expert: int = 1, placement: Placement = ()) -> list[Shard]:

@@ -15,11 +15,12 @@ from pawl.gpu.adapters.small import random_adapter
 from pawl.gpu.grammars.rows import unpacked
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.small import random_weights
+from pawl.gpu.native.ranks import RanksLost
 from pawl.gpu.parallel.shard import joined
 from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.driving import Piece, WindowPages, forward_inputs, int32, logits_in_pieces
 from tests.gpu.native_models import EXPERTS, HYBRID, ODD, SWITCHED, WINDOWED, make
-from tests.gpu.native_ranks import make_ranks, shard_of
+from tests.gpu.native_ranks import Group, make_ranks, move_experts, scattered, shard_of
 from tests.gpu.tiny import OF_THEIR_OWN, TINY_MODELS, VOCABULARY, save_tiny
 
 
@@ -172,13 +173,11 @@ def test_adapters_have_the_bits_of_one_rank(ranks: int) -> None:
 def test_experts_shared_out_whole_or_by_columns_have_the_bits_and_the_counts_of_one_rank(name: str) -> None:
     config = msgspec.structs.replace(CONFIGS["experts"], num_heads=8, num_kv_heads=4)
     assert config.experts is not None
-    random = np.random.default_rng(8)
-    placement = tuple(tuple(random.integers(0, 2, 37).tolist()) if has else () for has in config.experts.layers)
     settings: dict[str, Any] = {
         "all ranks share each": {"ranks": 3},
         "each rank has some": {"ranks": 3, "expert": 3},
         "two parts of two": {"ranks": 4, "expert": 2},
-        "by a placement": {"ranks": 2, "expert": 2, "placement": placement},
+        "by a placement": {"ranks": 2, "expert": 2, "placement": scattered(config, 2, seed=8)},
     }[name]
     whole, made = make(config, torch.bfloat16), make_ranks(config, torch.bfloat16, **settings)
     pieces = [Piece(0, 0, sequences()[0]), Piece(1, 0, sequences()[1])]
@@ -189,3 +188,41 @@ def test_experts_shared_out_whole_or_by_columns_have_the_bits_and_the_counts_of_
         logits.append(each.backend.forward(replace(inputs, expert_counts=counts[-1])))
     assert torch.equal(*logits)
     assert torch.equal(*counts)
+
+
+@pytest.mark.parametrize(("ranks", "expert"), [(2, 2), (4, 2)])
+def test_experts_that_have_moved_have_the_bits_that_they_had(ranks: int, expert: int) -> None:
+    config = msgspec.structs.replace(CONFIGS["experts"], num_heads=8, num_kv_heads=4)
+    weights = random_weights(config, torch.bfloat16)
+    made = make_ranks(config, torch.bfloat16, ranks, expert=expert, weights=weights)
+    first = logits_in_pieces(made.backend, made.table, sequences()[:3], seed=1)
+    for seed in range(3):
+        move_experts(made, weights, scattered(config, expert, seed))
+        again = logits_in_pieces(made.backend, made.table, sequences()[:3], seed=1)
+        assert all(torch.equal(*each) for each in zip(again, first, strict=True))
+        for backend in made.backend.backends:
+            shown = backend.named_weights()
+            assert set(shown) == set(shard_of(backend).cuts)
+            parts = ((name, shard_of(backend).cut(name, weights[name])) for name in shown if ".experts." in name)
+            assert all(part is not None and torch.equal(shown[name], part) for name, part in parts)
+
+
+def test_an_expert_that_was_not_laid_out_is_refused_and_nothing_has_changed() -> None:
+    config = msgspec.structs.replace(CONFIGS["experts"], num_heads=8, num_kv_heads=4)
+    made = make_ranks(config, torch.bfloat16, 2, expert=2)
+    first = logits_in_pieces(made.backend, made.table, sequences()[:1], seed=1)
+    rank = made.backend.backends[0]
+    with pytest.raises(ValueError, match=r"expert \d+ of layer \d+ is not staged"):
+        rank.switch_experts(replace(shard_of(rank), placement=scattered(config, 2, seed=4)))
+    again = logits_in_pieces(made.backend, made.table, sequences()[:1], seed=1)
+    assert torch.equal(again[0], first[0])
+
+
+def test_ranks_with_their_experts_by_different_maps_compute_no_step() -> None:
+    config = msgspec.structs.replace(CONFIGS["experts"], num_heads=8, num_kv_heads=4)
+    weights = random_weights(config, torch.bfloat16)
+    made = make_ranks(config, torch.bfloat16, 2, expert=2, weights=weights)
+    one = replace(made, backend=Group(made.backend.backends[:1], config))
+    move_experts(one, weights, scattered(config, 2, seed=4))
+    with pytest.raises(RanksLost, match="were told different steps"):
+        logits_in_pieces(made.backend, made.table, sequences()[:1], seed=1)

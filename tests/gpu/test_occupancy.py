@@ -174,7 +174,7 @@ def test_without_memory_for_them_weights_stay_released_and_come_the_next_time(
     runner = runner_of(one, backend)
     before = said(runner)
     runner.release(ALL)
-    runner._updates._make = Scarce(runner._updates._make, error)
+    runner.updates._make = Scarce(runner.updates._make, error)
     with pytest.raises(type(error)):
         runner.resume(ALL)
     assert runner.released == set(ALL)
@@ -280,7 +280,7 @@ def test_pages_that_are_released_are_neither_computed_with_nor_copied(one: Path)
 
 def test_new_weights_for_which_a_device_has_no_memory_are_refused(one: Path, two: Path) -> None:
     runner = runner_of(one, "torch")
-    runner._updates._make = Scarce(runner._updates._make, torch.OutOfMemoryError("CUDA out of memory"))
+    runner.updates._make = Scarce(runner.updates._make, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(WeightsRefused, match="CUDA out of memory"):
         runner.stage(1, FromDisk(str(two)))
 

@@ -19,8 +19,9 @@ from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.registry import torch_decoder
 from pawl.gpu.models.small import random_weights
+from pawl.gpu.parallel.placement import Placement
 from pawl.gpu.parallel.rank import Rank
-from pawl.gpu.parallel.shard import Placement, part_of
+from pawl.gpu.parallel.shard import part_of
 from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.runner import Runner
 from pawl.gpu.weights.source import resolve_source
@@ -86,7 +87,8 @@ def test_experts_whose_parts_are_ranks_themselves_give_the_same_logits() -> None
 
 def test_it_does_not_matter_where_an_expert_is() -> None:
     config = config_of("mixtral")
-    check(config, Topology(tensor=2, expert=2), placement=((1, 0, 0, 1), (0, 0, 0, 1), (1, 0, 1, 0)))
+    placed = ((1,), (0,), (0, 1), (1,)), ((0,), (0,), (0,), (1,)), ((0, 1), (0,), (1,), (0, 1))
+    check(config, Topology(tensor=2, expert=2), placement=placed)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3-moe-mixed"])

@@ -126,7 +126,7 @@ def test_experts_go_whole_to_the_parts_and_their_columns_to_the_ranks_of_a_part(
 def test_experts_can_be_placed_otherwise() -> None:
     experts = Experts(count=4, chosen=2, size=7, normalised=True, layers=(True, True))
     config = msgspec.structs.replace(llama_config(), experts=experts)
-    placement = ((0, 1, 1, 0), even_placement(config, 2)[1])
+    placement = (((0,), (1,), (1,), (0,)), even_placement(config, 2)[1])
     assert [Shard(config, Topology(tensor=2, expert=2), n, placement).held(0) for n in range(2)] == [(0, 3), (1, 2)]
 
 

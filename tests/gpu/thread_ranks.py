@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.parallel.placement import Placement
 from pawl.gpu.parallel.rank import Rank
-from pawl.gpu.parallel.shard import Placement, Shard
+from pawl.gpu.parallel.shard import Shard
 from pawl.gpu.parallel.topology import Place, Topology
 
 PATIENCE_S = 60.0
