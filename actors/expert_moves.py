@@ -11,7 +11,6 @@ from pawl.loops.intake import Outcome
 
 NOT_SHARED = "no experts can move: serve a model with experts with --ep 2 or more, and --enable-eplb"
 BALANCED = "No other placement would help much."
-FAILED = "experts could not be moved"
 
 log = structlog.get_logger("pawl.experts")
 

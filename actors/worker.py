@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from pawl.actors.control import Ask, row_of
-from pawl.actors.expert_moves import FAILED, switched
+from pawl.actors.expert_moves import switched
 from pawl.actors.expert_recorder import ExpertRecorder
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
@@ -91,14 +91,11 @@ class Worker(Actor):
         self.told_of(error)
         match message:
             # Each can be done again, whatever was done of it.
-            case ResetWorker() | Swap() | MoveMemory() | EndOfPages():
+            case ResetWorker() | Swap() | MoveMemory() | SwitchExperts() | EndOfPages():
                 self.receive(message)
                 return True
             case Save() | Fill() | Fence():
                 self._mover.failed(message)
-                return True
-            case SwitchExperts():
-                self._tell(message, Outcome(False, f"{FAILED}: {type(error).__name__}"))
                 return True
             case Ask(ticket, _, reply_to):
                 self.context.send(reply_to, Reply(ticket, False, FAILED_ORDER), Lane.CONTROL)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from pawl.gpu.parallel.group import RankGroup
 
 
+ON_THEIR_WAY = "experts are on their way already"
+
+
 class ExpertsOfModel(msgspec.Struct, frozen=True):
     """Of a model with experts, what `CountsExperts` says, and how they are shared out."""
 
@@ -78,8 +81,9 @@ class GroupExperts:
         self._steps += 1
         if counts:
             step = np.concatenate(counts)
-            self._recorded += step
             self._used += step
+            if self._recording:
+                self._recorded += step
 
     def start(self) -> None:
         """See `CountsExperts.start`."""
@@ -107,7 +111,9 @@ class GroupExperts:
 
     def stage(self) -> PlannedMove | None:
         """See `PlacesExperts.stage`."""
-        self._asked, self._planned = False, None
+        self._asked = False
+        if self._planned is not None:
+            raise WeightsRefused(ON_THEIR_WAY)
         used, self._used = self._used, self._nothing()
         now, self._ticket = self.placement, self._ticket + 1
         new = rebalanced(now, used, self._model.parts, self._model.redundant)
@@ -132,6 +138,6 @@ class GroupExperts:
         """See `PlacesExperts.switch`."""
         planned, self._planned = self._planned, None
         if planned is None or planned[0] != ticket:
-            raise WeightsRefused("other experts were staged since")
+            raise WeightsRefused(f"no experts are to move under {ticket}")
         self._group.switch_experts(ticket)
         self.placement = planned[1]

@@ -223,11 +223,11 @@ class StepOrder:
                 raise RunnerLost(LOST, blameless=True)
             try:
                 return agreed(asked(ranks.beside, message))
-            except RunnerLost:
+            except RunnerLost as error:
                 # An answer that comes after all would be taken for that of the next question. The next step finds them
                 # ended, and starts all again.
                 ranks.end()
-                raise
+                raise RunnerLost(f"{error}; {LOST}", blameless=error.blameless) from error
 
 
 def _state(ready: Ready, usage: Usage | None, restarts: int) -> RankState:

@@ -24,7 +24,7 @@ from pawl.gpu.native.ranks import Segment
 from pawl.gpu.parallel.group import RankGroup
 from pawl.gpu.parallel.group_experts import ExpertsOfModel, GroupExperts
 from pawl.gpu.parallel.placement import even_placement
-from pawl.gpu.parallel.processes import RankProcesses, python
+from pawl.gpu.parallel.processes import RankProcesses
 from pawl.gpu.parallel.ranks import Ranks
 from pawl.gpu.parallel.sent import ShownWeights, expert_of
 from pawl.gpu.parallel.shard import check_shares

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pawl.gpu.parallel.actions import RankActions
 from pawl.gpu.parallel.group import RankGroup
 from pawl.gpu.parallel.order import StepOrder
 from tests.mutants.mutant import Edit, Group, Mutant
@@ -12,6 +13,13 @@ def _mutant(name: str, broken: str, what: str, *edits: Edit) -> Mutant:
 
 
 RANKS = (
+    _mutant(
+        "a_switch_of_experts_is_not_compared",
+        "one_decision_log",
+        "By which map of experts a rank computes is no part of what it says it has applied: one that was told to "
+        "switch, and has not, goes on computing with the others, which leave to it what it no longer has.",
+        Edit(RankActions._step, "self.applied.told(frames)", "pass"),
+    ),
     _mutant(
         "ranks_that_differ_are_believed",
         "one_decision_log",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from pawl.config import ConfigError, build_config
@@ -182,6 +183,51 @@ def test_experts_on_two_ranks_answer_as_on_one_and_are_counted(name: str, tmp_pa
         record = engine.control("dump-expert-record")
     sums = [sum(counts) for counts in record["logical_count"]]
     assert sums == [record["num_tokens"] * record["num_experts_per_token"]] * len(sums)
+
+
+BALANCED = {"ep": 2, "enable_eplb": True, "ep_num_redundant_experts": 2, "eplb_rebalance_num_iterations": 0}
+WAYS: list[dict[str, Any]] = [{"backend": "native"}, {"pp": 2, "backend": "native"}, {"backend": "torch"}]
+
+
+def test_experts_move_while_requests_are_computed_and_a_rank_that_dies_then_costs_nobody_a_token(
+    tmp_path: Path,
+) -> None:
+    moved_and_killed(tmp_path, eplb_rebalance_num_iterations=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", WAYS, ids=str)
+def test_experts_move_in_stages_in_parts_of_several_ranks_and_in_plain_torch(
+    more: dict[str, Any], tmp_path: Path
+) -> None:
+    moved_and_killed(tmp_path, **more)
+
+
+def moved_and_killed(path: Path, **more: Any) -> None:
+    folder, asked = tiny("qwen3-moe", path / "model"), prompts(6)
+    expected = answers(folder, path / "one", asked, backend=more.get("backend", "auto"))
+    with engine_of(folder, path / "ranks", **BALANCED | more) as engine:
+        assert [each.tokens for each in engine.generate(asked, GREEDY)] == expected
+        before = engine.parts.runner.placing.placement  # type: ignore[union-attr]
+        for first in range(3, 6):
+            engine.generate([[first, 4]] * 4, GREEDY)
+            if not more.get("eplb_rebalance_num_iterations"):
+                engine.control("rebalance-experts")
+        after = engine.parts.runner.placing.placement  # type: ignore[union-attr]
+        assert after != before
+        assert any(len(owners) > 1 for placed in after for owners in placed)
+        stream = engine.stream(asked[0], GREEDY | {"max_new_tokens": 40})
+        tokens = list(next(stream).tokens)
+        os.kill(pids(engine)[-1], signal.SIGKILL)
+        again = [each.tokens for each in engine.generate(asked, GREEDY)]
+        tokens += [token for delta in stream for token in delta.tokens]
+        shown = {name: weight for name, weight in engine.parts.runner.named_weights().items() if ".experts." in name}
+    assert again == expected
+    assert tuple(tokens[:24]) == tuple(expected[0])
+    whole = load_file(folder / "model.safetensors")
+    assert shown
+    assert all(torch.equal(weight, whole[name]) for name, weight in shown.items() if name in whole)
+    assert audit(path / "ranks").verdict is Verdict.PASS
 
 
 @pytest.mark.slow

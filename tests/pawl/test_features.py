@@ -31,6 +31,9 @@ SETTINGS_NOT_DRAWN = {
         *("pooling", "weight_version", "max_lora_rank", "lora_target_modules", "ep", "rank_timeout_s"),
         *("runtime", "weights", "nodes", "head_serves", "listen", "keys", "node_timeout_s"),
     ),
+    "simulated ranks always move experts, after fewer steps": (
+        *("enable_eplb", "eplb_rebalance_num_iterations", "ep_num_redundant_experts"),
+    ),
     "the edge, which simulated clients do not go through": (
         *("host", "port", "api_key", "admin_api_key", "allowed_hosts", "cors_origins", "max_body_mb"),
         *("tool_call_parser", "reasoning_parser", "trainer_hosts", "trainer_timeout_s"),
