@@ -135,11 +135,18 @@ class RankGroup(StepOrder):
 
     def release(self, tags: Collection[MemoryTag]) -> None:
         """See `StepRunner.release`."""
-        self.ask(MoveTags(True, tuple(tags)))
+        self._move(MoveTags(True, tuple(tags)))
 
     def resume(self, tags: Collection[MemoryTag]) -> None:
         """See `StepRunner.resume`."""
-        self.ask(MoveTags(False, tuple(tags)))
+        self._move(MoveTags(False, tuple(tags)))
+
+    def _move(self, move: MoveTags) -> None:
+        try:
+            self.ask(move)
+        except RunnerLost:
+            # The next step finds them lost, and those that are started for it have what is not released.
+            self.released = self.released.union(move.tags) if move.release else self.released.difference(move.tags)
 
     # ---- weights and adapters: staged on all ranks or on none ----
 

@@ -443,3 +443,20 @@ def test_what_is_recorded_of_experts_goes_on_when_ranks_are_started_again() -> N
     group.experts.stop()
     drawn(group, 4)
     assert int(group.experts.take().sum()) == sum(int(batch.lengths.sum()) for batch in steps)
+
+
+def test_memory_that_ranks_were_lost_with_can_be_resumed_and_the_next_step_starts_them_again() -> None:
+    faults = Faults()
+    group, expected = group_of(faults), drawn(group_of())
+    drawn(group)
+    group.release([MemoryTag.WEIGHTS, MemoryTag.KV_CACHE])
+    faults.wanted.append("rank 0 dies")
+    with pytest.raises(WeightsRefused):
+        group.placing.stage()
+    group.resume([MemoryTag.WEIGHTS])
+    assert group.released == {MemoryTag.KV_CACHE}
+    group.resume([MemoryTag.KV_CACHE])
+    with pytest.raises(RunnerLost):
+        group.launch(batches(1)[0])
+    assert drawn(group) == expected
+    assert not group.released
