@@ -127,10 +127,8 @@ def main() -> None:
             step = statistics.median(each.step_ms for each in told)
             waits = statistics.median(each.waiting for each in told)
             cpu = [statistics.median(each) for each in zip(*(each.cpu for each in told), strict=True)]
-            print(
-                f"{name:16} {step:7.2f} ms a step, {waits:5.1%} of it waited, CPU ms of each rank",
-                *map("{:.2f}".format, cpu),
-            )
+            each_rank = " ".join(f"{spent:.2f}" for spent in cpu)
+            print(f"{name:16} {step:7.2f} ms a step, {waits:5.1%} of it waited, CPU ms of each rank: {each_rank}")
 
 
 if __name__ == "__main__":
