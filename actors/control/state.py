@@ -42,6 +42,10 @@ class GetLoads(msgspec.Struct, frozen=True, tag="get_loads", forbid_unknown_fiel
     """How busy each scheduler is, for routers."""
 
 
+class GetLoad(msgspec.Struct, frozen=True, tag="get_load", forbid_unknown_fields=True):
+    """The same as SGLang's router asks for it."""
+
+
 class Load(msgspec.Struct, frozen=True):
     """Of one scheduler; tokens are those of the pages in use, and of all pages."""
 
@@ -51,6 +55,15 @@ class Load(msgspec.Struct, frozen=True):
     num_total_reqs: int
     num_used_tokens: int
     max_total_num_tokens: int
+
+
+class RouterLoad(msgspec.Struct, frozen=True):
+    """Of one scheduler, as SGLang's router reads it."""
+
+    dp_rank: int
+    num_reqs: int
+    num_waiting_reqs: int
+    num_tokens: int
 
 
 class LoadsReply(msgspec.Struct, frozen=True):
@@ -147,7 +160,7 @@ def _live(table: RequestTable, now: float) -> list[dict[str, Any]]:
     ]
 
 
-def loads_of(scheduler: Scheduler, question: GetLoads) -> Outcome:
+def loads_of(scheduler: Scheduler, question: GetLoads | GetLoad) -> Outcome:
     """One load; who may ask knows of one scheduler."""
     queues, pages, size = scheduler.loop.queues, scheduler.loop.memory.pages, scheduler.loop.memory.page_size
     running, waiting = queues.num_running, queues.num_waiting
@@ -191,6 +204,14 @@ def _show_loads(reply: Reply, facts: Facts) -> Shown:
     return HTTPStatus.OK, {"version": facts["version"], "dp_rank_count": len(reply.body["loads"]), **reply.body}
 
 
+def _show_load(reply: Reply, facts: Facts) -> Shown:
+    if not reply.ok:
+        return HTTPStatus.SERVICE_UNAVAILABLE, plain(reply, facts)[1]
+    names = {"num_total_reqs": "num_reqs", "num_used_tokens": "num_tokens"}
+    kept = ("dp_rank", "num_total_reqs", "num_waiting_reqs", "num_used_tokens")
+    return HTTPStatus.OK, [{names.get(name, name): load[name] for name in kept} for load in reply.body["loads"]]
+
+
 def _drawn(source: Source) -> GetState | None:
     return GetState(detail=True) if source.chance(0.1) else None
 
@@ -230,5 +251,18 @@ LOADS = Row(
     merge=_merge_loads,
     routes=("/v1/loads",),
     methods=("GET",),
+    patience_s=PATIENCE_S,
+)
+
+LOAD = Row(
+    name="load",
+    message=GetLoad,
+    look=loads_of,
+    reply=list[RouterLoad],
+    show=_show_load,
+    merge=_merge_loads,
+    routes=("/get_load",),
+    methods=("GET",),
+    command=False,
     patience_s=PATIENCE_S,
 )

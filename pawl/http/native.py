@@ -11,7 +11,7 @@ import msgspec
 from pawl.actors.messages.generate import Done, Submit, TokenLogprob
 from pawl.actors.sampling import build_sampling
 from pawl.actors.sink import Delta, Inbox
-from pawl.http.adapters import checked
+from pawl.http.adapters import adapter_of, checked
 from pawl.http.completions import Prompt, check_scored, prompts_of, spread
 from pawl.http.context import ServerContext
 from pawl.http.errors import DONE_EVENT, MESSAGE_OF_CAUSE, STATUS_OF_CAUSE, Problem, error_event
@@ -69,7 +69,7 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
     starts = spread(-1 if body.logprob_start_len is None else body.logprob_start_len, count, "logprob_start_len")
     tops = spread(body.top_logprobs_num or 0, count, "top_logprobs_num")
     named = _named(body.token_ids_logprob or [], count)
-    adapters = spread(body.lora_path, count, "lora_path")
+    adapters = spread(body.lora_path or adapter_of(context, body.model, None), count, "lora_path")
     if body.cache_salt and body.extra_key and body.cache_salt != body.extra_key:
         raise Problem(400, "cache_salt and extra_key contradict each other; send one of them", param="extra_key")
     if body.session_params is not None and sum(sampling.n or 1 for sampling in samplings) > 1:

@@ -180,6 +180,8 @@ class GenerateBody(Paired, kw_only=True, forbid_unknown_fields=True):
     """The prompt is a turn of this session."""
     log_metrics: bool | None = None
     """Every request is counted; only true is supported."""
+    model: ModelName | None = None
+    """Routers say whom the request is for."""
     # Known, but not supported.
     input_embeds: Any = None
     image_data: Any = None
@@ -191,7 +193,6 @@ class GenerateBody(Paired, kw_only=True, forbid_unknown_fields=True):
     return_routed_experts: Any = None
     return_bytes: Any = None
     return_entropy: Any = None
-    model: Any = None
     data_parallel_rank: Any = None
     background: Any = None
     custom_labels: ObjectOfAny | None = None

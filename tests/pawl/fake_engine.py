@@ -17,7 +17,7 @@ import msgspec
 import uvloop
 
 from pawl.actors.control import Ask
-from pawl.actors.control.state import GetLoads, GetState
+from pawl.actors.control.state import GetLoad, GetLoads, GetState
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import (
@@ -177,7 +177,7 @@ class FakeEngine:
                 asyncio.get_running_loop().call_later(grace_s, self._drain)
             case Ask(ticket, GetState()) if not self.mute:
                 self.gateway.receive(Reply(ticket, True, body=self._state()))
-            case Ask(ticket, GetLoads()) if not self.mute:
+            case Ask(ticket, GetLoads() | GetLoad()) if not self.mute:
                 self.gateway.receive(Reply(ticket, True, body={"loads": [self._load()]}))
             case Ask(ticket, FlushCache()) if not self.mute:
                 text = "not flushed: requests are live" if self.live else "cache flushed"

@@ -112,10 +112,23 @@ def test_loads_count_requests_and_tokens(client: httpx.Client, served: Served) -
     with client.stream("POST", "/generate", json={"text": "hello", "stream": True}) as running:
         served.engine.until(lambda: len(served.engine.live) == 1)
         (load,) = httpx.get(f"{served.url}/v1/loads").json()["loads"]
+        (of_router,) = httpx.get(f"{served.url}/get_load").json()
         served.on_loop(served.engine.release)
         running.read()
     assert (load["num_running_reqs"], load["num_total_reqs"]) == (1, 1)
     assert (load["num_used_tokens"], load["max_total_num_tokens"]) == (160, 1600)
+    assert of_router == {"dp_rank": 0, "num_reqs": 1, "num_waiting_reqs": 0, "num_tokens": 160}
+
+
+def test_what_sglangs_router_sends_with_a_request_is_known(client: httpx.Client) -> None:
+    sent = {"model": None, "return_text_in_logprobs": False, "stream": False, "log_metrics": True, "background": False}
+    sent |= {"return_hidden_states": False, "no_logs": False, "return_bytes": False, "return_entropy": False}
+    body = {"text": "hello", "sampling_params": {"max_new_tokens": 4}}
+    assert client.post("/generate", json=body | sent).status_code == 200
+    assert client.post("/generate", json=body | {"model": client.get("/v1/models").json()["data"][0]["id"]}).is_success
+    refused = client.post("/generate", json=body | {"model": "another"})
+    assert (refused.status_code, "another" in refused.text) == (404, True)
+    assert client.post("/generate", json=body | {"return_bytes": True}).status_code == 400
 
 
 # ---- text ----
