@@ -20,7 +20,7 @@ from msgspec.structs import force_setattr
 from pawl.features import server
 from pawl.gpu.folders import cache_folder
 from pawl.loops.versions import DEFAULT_VERSION, VersionName
-from pawl.settings import Setting, settings_of
+from pawl.settings import AboveZero, Apart, AtLeastOne, AtLeastZero, Setting, Text, UpTo64, UpTo1024, settings_of
 
 GROUPS = {
     "model": "what is served, and with which arithmetic",
@@ -39,15 +39,6 @@ class ConfigError(ValueError):
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
-
-
-AtLeastOne = Annotated[int, Meta(ge=1, le=1 << 31)]
-AtLeastZero = Annotated[int, Meta(ge=0, le=1 << 31)]
-UpTo1024 = Annotated[int, Meta(ge=1, le=1024)]
-UpTo64 = Annotated[int, Meta(ge=1, le=64)]
-AboveZero = Annotated[float, Meta(gt=0, le=1e6)]
-Apart = Annotated[str, Meta(pattern=r"^[1-9][0-9]?p[1-9][0-9]?d$")]
-Text = Annotated[str, Meta(min_length=1)]
 
 
 def _meta(group: str, description: str, **more: Any) -> Meta:
@@ -240,16 +231,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tp: Annotated[UpTo1024, _feature("workers", "tp")] = 1
     pp: Annotated[UpTo1024, _meta("workers", "stages that share out the layers of the model")] = 1
     ep: Annotated[UpTo1024, _meta("workers", "parts of these ranks that share out the experts of a layer")] = 1
-    enable_eplb: Annotated[
-        bool, _meta("workers", "count what experts tokens use, and move experts between these parts for it")
-    ] = False
+    enable_eplb: Annotated[bool, _meta("workers", "move experts between these parts by what tokens use")] = False
     eplb_rebalance_num_iterations: Annotated[
-        AtLeastZero,
-        _meta("workers", "steps after which experts are moved; 0: only when /rebalance_experts asks"),
+        AtLeastZero, _meta("workers", "steps after which they move; 0: only when /rebalance_experts asks")
     ] = 1000
-    ep_num_redundant_experts: Annotated[
-        AtLeastZero, _meta("workers", "copies of the busiest experts of a layer, beside the first ones")
-    ] = 0
+    ep_num_redundant_experts: Annotated[AtLeastZero, _meta("workers", "copies of a layer's busiest experts")] = 0
     rank_timeout_s: Annotated[
         AboveZero, _meta("workers", "a step that takes the ranks longer is lost, and they are started again")
     ] = 60.0

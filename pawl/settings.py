@@ -7,6 +7,15 @@ import typing
 from typing import Annotated, Any, Literal, NamedTuple, Union
 
 import msgspec
+from msgspec import Meta
+
+AtLeastOne = Annotated[int, Meta(ge=1, le=1 << 31)]
+AtLeastZero = Annotated[int, Meta(ge=0, le=1 << 31)]
+UpTo1024 = Annotated[int, Meta(ge=1, le=1024)]
+UpTo64 = Annotated[int, Meta(ge=1, le=64)]
+AboveZero = Annotated[float, Meta(gt=0, le=1e6)]
+Apart = Annotated[str, Meta(pattern=r"^[1-9][0-9]?p[1-9][0-9]?d$")]
+Text = Annotated[str, Meta(min_length=1)]
 
 
 class Setting(NamedTuple):

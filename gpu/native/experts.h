@@ -58,6 +58,17 @@ void Decoder<Element>::add_blocks(int64_t index, int32_t expert, int64_t first, 
     }
 }
 
+template <class Element>
+void Decoder<Element>::count_copies() {
+    most_copies_ = 0;
+    for (int64_t index = 0; index < shape_.num_layers; ++index) {
+        int64_t copies = 0;
+        for (int64_t expert = 0; layers_[size_t(index)].routed && expert < shape_.num_experts; ++expert)
+            copies += std::max<int64_t>(0, num_parts(parts_of(index, expert)) - 1);
+        most_copies_ = std::max(most_copies_, copies);
+    }
+}
+
 // Give each (row, expert) pair its place: experts in order, within an expert rows in order.
 template <class Element>
 void Decoder<Element>::group_by_expert(int64_t index, int64_t rows, int64_t* counts) {

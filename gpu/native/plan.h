@@ -174,17 +174,6 @@ void Decoder<Element>::switch_experts(const uint32_t* parts) {
 }
 
 template <class Element>
-void Decoder<Element>::count_copies() {
-    most_copies_ = 0;
-    for (int64_t index = 0; index < shape_.num_layers; ++index) {
-        int64_t copies = 0;
-        for (int64_t expert = 0; layers_[size_t(index)].routed && expert < shape_.num_experts; ++expert)
-            copies += std::max<int64_t>(0, num_parts(parts_of(index, expert)) - 1);
-        most_copies_ = std::max(most_copies_, copies);
-    }
-}
-
-template <class Element>
 void Decoder<Element>::check_segment(const Inputs& inputs, int64_t segment) const {
     const auto require = [&](bool holds, const char* what) {
         if (!holds) throw Refused{"segment " + std::to_string(segment) + ": " + what};
