@@ -69,7 +69,8 @@ def understand(body: GenerateBody, context: ServerContext) -> Call:
     starts = spread(-1 if body.logprob_start_len is None else body.logprob_start_len, count, "logprob_start_len")
     tops = spread(body.top_logprobs_num or 0, count, "top_logprobs_num")
     named = _named(body.token_ids_logprob or [], count)
-    adapters = spread(body.lora_path or adapter_of(context, body.model, None), count, "lora_path")
+    adapter = adapter_of(context, body.model) or None
+    adapters = [each or adapter for each in spread(body.lora_path, count, "lora_path")]
     if body.cache_salt and body.extra_key and body.cache_salt != body.extra_key:
         raise Problem(400, "cache_salt and extra_key contradict each other; send one of them", param="extra_key")
     if body.session_params is not None and sum(sampling.n or 1 for sampling in samplings) > 1:
