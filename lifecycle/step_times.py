@@ -12,7 +12,6 @@ the same numbers, and so does a property.
 from __future__ import annotations
 
 from math import inf
-from typing import NamedTuple
 
 import msgspec
 
@@ -24,14 +23,6 @@ SHARE = 3 / 4
 """Prompts may make a step longer by this share of what it takes without them, however long that is."""
 MEASURED_EVERY = 64
 """Steps with prompts after which one without shows what requests that decode take alone."""
-
-
-class Launched(NamedTuple):
-    """A step in flight."""
-
-    time: float
-    decoding: int
-    prompts: int
 
 
 class StepTimes(msgspec.Struct):
@@ -46,11 +37,12 @@ class StepTimes(msgspec.Struct):
     mixed: int = MEASURED_EVERY
     """Steps with prompts, beside requests that decode, since one without."""
     resolved_at: float = 0.0
-    in_flight: list[Launched] = []
+    in_flight: list[tuple[float, int, int]] = []
+    """Steps, oldest first: when each was launched, its requests that decode, its prompt tokens."""
 
     def launched(self, decoding: int, prompts: int, now: float) -> None:
         """A step is in flight behind all others."""
-        self.in_flight.append(Launched(now, decoding, prompts))
+        self.in_flight.append((now, decoding, prompts))
 
     def resolved(self, now: float) -> None:
         """The oldest step in flight has come back."""
@@ -58,9 +50,11 @@ class StepTimes(msgspec.Struct):
         seconds = now - max(launched_at, self.resolved_at)
         self.resolved_at = now
         if not prompts:
-            expected_s = self.alone_seconds(decoding) if self.alone else seconds
-            self.alone_s = expected_s + (seconds - expected_s) * ALONE_WEIGHT
-            self.alone, self.mixed = decoding, 0
+            if decoding != self.alone:
+                self.alone_s = self.alone_seconds(decoding) if self.alone else seconds
+                self.alone = decoding
+            self.alone_s += (seconds - self.alone_s) * ALONE_WEIGHT
+            self.mixed = 0
             return
         alone, alone_s = (self.alone, self.alone_s) if decoding else (0, 0.0)
         self.mixed += decoding > 0
@@ -85,7 +79,7 @@ class StepTimes(msgspec.Struct):
     @property
     def measuring(self) -> bool:
         """The next step of requests that decode has no prompts: it is to show what they take alone."""
-        return self.mixed >= MEASURED_EVERY and all(step.prompts for step in self.in_flight)
+        return self.mixed >= MEASURED_EVERY and all(prompts for _, _, prompts in self.in_flight)
 
     def prompt_tokens(self, decoding: int, max_step_s: float | None, chunk: int, page_size: int) -> int:
         """How many a step may compute beside so many requests that decode: what fits into its time, up to `chunk`, and

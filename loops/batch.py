@@ -67,7 +67,7 @@ class ScheduledBatch(NamedTuple):
     @property
     def num_prompt_tokens(self) -> int:
         """Positions of its chunks; those of a request that starts again count again."""
-        return sum(segment.length for segment in self.prefills)
+        return sum([segment.length for segment in self.prefills]) if self.prefills else 0
 
     def row_of_slot(self, fresh: Bools) -> dict[int, int]:
         """Of the segments that are `fresh`."""
@@ -147,6 +147,8 @@ class BatchBuilder:
         self.entries: list[PageEntries] = []
         self.admitted: list[int] = []
         """Rows admitted by this step."""
+        self.short = False
+        """There are no pages for the next chunk of a prompt that has begun."""
         self.trying: int | None = None
         """The waiting row whose admission is being tried, or was tried last."""
         self.retracted: list[tuple[int, State]] = []

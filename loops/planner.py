@@ -71,6 +71,8 @@ class UnifiedPlanner:
                 self._decode(builder)
 
     def _prefill(self, builder: BatchBuilder) -> None:
+        if not self.queues.prefilling and not self.queues.num_waiting:
+            return
         budget = self.budget(len(builder.decode_rows))
         if budget and self.queues.prefilling:
             budget = self._continue(builder, budget)
@@ -92,6 +94,7 @@ class UnifiedPlanner:
                 break
             first = int(queues.memory.page_table.num_pages[slot])
             if queues.memory.extend_slot(builder.transaction, slot, segment.start + segment.length) is None:
+                builder.short = True
                 break
             builder.prefill(segment, queues.memory.entries(slot, first))
             if segment.last:

@@ -20,17 +20,9 @@ class WorkConserving(StateProperty):
     name: ClassVar[str] = "work_conserving"
 
     def check_held_back(self, loop: Loop) -> None:
-        if loop.planner.max_step_s is not None and loop.limits.times.measuring:
-            return
-        queues, table, memory = loop.queues, loop.table, loop.memory
-        row = min(queues.prefilling, key=table.order.__getitem__)
-        slot = int(table.slot[row])
-        length = int(memory.page_table.length[slot])
-        end = min(length + loop.limits.now.prefill_chunk, int(table.num_tokens[row]))
-        pages = -(-end // memory.page_size) - int(memory.page_table.num_pages[slot])
-        free = pages <= memory.pages.free + memory.cache.evictable and not memory.windows.pools
-        if free and pages - int(memory.escrow.promised[slot]) <= max(memory.unpromised, 0):
-            raise MemoryViolation("a prompt that has begun goes on", request=table.info(row).request, computed=length)
+        measuring = loop.planner.max_step_s is not None and loop.limits.times.measuring
+        if not measuring and loop.planning is not None and not loop.planning.short:
+            raise MemoryViolation("a prompt that has begun goes on", prompts=len(loop.queues.prefilling))
 
     def check_idle(self, loop: Loop) -> None:
         queues = loop.queues
