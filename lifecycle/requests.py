@@ -6,7 +6,9 @@ column is written by `Machine`'s executors' callers in one place only: `move` an
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import msgspec
@@ -90,9 +92,11 @@ class RequestTable:
         self.num_accepted: Int32s = self.drafting[:, 4]
         """Those of them that were accepted."""
         self.stop_tokens: Int32s = np.full((capacity, MAX_STOP_TOKENS), -1, np.int32)
-        self.tokens: Int32s = np.empty((capacity, max_context + 1), np.int32)
-        """[capacity, max_context + 1]; pages of it are touched only as far as requests reach."""
+        self.tokens: Int32s = _untouched(capacity, max_context + 1)
+        """[capacity, max_context + 1], of requests that have been admitted; touched only as far as these reach."""
         self._all_tokens = self.tokens.reshape(-1)
+        self._prompts: dict[int, Int32s] = {}
+        """By row, of requests that have never been admitted: a queue may be long, and a row of `tokens` takes pages."""
         self.infos: list[RequestInfo | None] = [None] * capacity
         self.row_of: dict[int, int] = {}
         """request number -> row, live requests only."""
@@ -119,10 +123,12 @@ class RequestTable:
         self.order[row] = NOT_ADMITTED
         self.drafting[row] = FIRST_DRAFT, 0, 0, 0, 0
         # A prompt longer than the table is wide is refused before anything reads it.
-        kept = tokens[: self.tokens.shape[1]]
-        self.tokens[row, : len(kept)] = kept
+        kept = tokens[: self.tokens.shape[1]].copy()
         self.describe(row, info, count - num_output)
         self.row_of[info.request] = row
+        self._prompts[row] = kept
+        if num_output:
+            self.place(row)
         self._free.pop()
         return row
 
@@ -142,6 +148,7 @@ class RequestTable:
         row = self.row_of.pop(request, None)
         if row is not None:
             self.infos[row] = None
+            self._prompts.pop(row, None)
             if row not in self._free:
                 self._free.append(row)
 
@@ -156,10 +163,17 @@ class RequestTable:
             raise KeyError(f"row {row} is free")
         return info
 
-    def known(self, request: int) -> Int32s:
-        """Known tokens of a live request, int32 [n]: prompt and committed output."""
-        row = self.row_of[request]
-        return self.tokens[row, : self.num_tokens[row]]
+    def known(self, row: int) -> Int32s:
+        """Known tokens of a live row, int32 [n], a view: prompt and committed output."""
+        prompt = self._prompts.get(row)
+        return self.tokens[row, : self.num_tokens[row]] if prompt is None else prompt
+
+    def place(self, row: int) -> None:
+        """The request goes to work: from now on its known tokens are in `tokens`."""
+        prompt = self._prompts.get(row)
+        if prompt is not None:
+            self.tokens[row, : len(prompt)] = prompt
+            del self._prompts[row]
 
     def close(self, row: int) -> None:
         """The request has had its terminal event: its number is forgotten, its row waits for `free`."""
@@ -169,6 +183,7 @@ class RequestTable:
     def free(self, row: int) -> None:
         """No step in flight names the row any more."""
         self.infos[row] = None
+        self._prompts.pop(row, None)
         self._free.append(row)
 
     def free_rest(self) -> None:
@@ -177,6 +192,7 @@ class RequestTable:
         self._free = [row for row in range(self.capacity - 1, -1, -1) if row not in live]
         for row in self._free:
             self.infos[row] = None
+            self._prompts.pop(row, None)
 
     def move(self, row: int, event: Event, cause: Cause = Cause.NONE) -> State:
         """Fire one event for one request. Raises IllegalTransition."""
@@ -196,9 +212,11 @@ class RequestTable:
             done |= stops.any(1)
         return np.flatnonzero(done).tolist() if np.count_nonzero(done) else ()
 
-    def undo_rows(self, rows: Indices, states: UInt8s) -> None:
-        """Put back the states from before a step that could not be committed."""
-        self.state[rows] = states
+    def undo_rows(self, rows: Indices, states: UInt8s, num_tokens: Int32s, drafting: Int32s | None) -> None:
+        """Put back what was there before a step that could not be committed; `drafting` is None where it stays."""
+        self.state[rows], self.num_tokens[rows] = states, num_tokens
+        if drafting is not None:
+            self.drafting[rows] = drafting
 
     def undo(self, row: int, state: State) -> None:
         """Put back the state from before a step that is rolled back."""
@@ -214,3 +232,12 @@ class RequestTable:
     def output(self, row: int) -> Int32s:
         """Committed output tokens of `row`, a view."""
         return self.tokens[row, self.num_prompt[row] : self.num_tokens[row]]
+
+
+def _untouched(rows: int, width: int) -> Int32s:
+    """Zeros, [rows, width], of which only what is written takes memory. numpy would ask for huge pages, which make
+    whole rows resident."""
+    pages = mmap.mmap(-1, max(4 * rows * width, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(AttributeError, OSError):  # a system without huge pages
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.ndarray((rows, width), np.int32, pages)

@@ -33,7 +33,7 @@ def snapshot_of(table: RequestTable) -> Plain:
         "rows": rows.astype(np.int32).tobytes(),
         "columns": {name: column.tobytes() for name, column in columns.items()},
         "attempt": table.attempt.tobytes(),
-        "tokens": [table.tokens[row, : table.num_tokens[row]].tobytes() for row in rows.tolist()],
+        "tokens": [table.known(row).tobytes() for row in rows.tolist()],
         "infos": msgspec.msgpack.encode(infos),
         "free": table._free,
     }

@@ -105,7 +105,7 @@ class Admission:
         num_tokens = int(table.num_tokens[row])
         granted = memory.admit(
             builder.transaction,
-            table.tokens[row, :num_tokens],
+            table.known(row),
             info.namespace,
             use_cache=not info.sampling.needs_whole_prompt,
             priority=int(table.priority[row]),
@@ -162,7 +162,7 @@ class Admission:
         if num_cached + size >= table.num_tokens[row]:
             return None
         parent = int(memory.page_table.pages[slot, num_cached // size - 1]) if num_cached else NO_PAGE
-        tokens = table.tokens[row, num_cached : num_cached + size].tobytes()
+        tokens = table.known(row)[num_cached : num_cached + size].tobytes()
         return PrefixKey(table.info(row).namespace, parent, tokens)
 
 

@@ -142,7 +142,7 @@ class Fetching:
         if wish.settled:
             return True
         table, memory = self.queues.table, self.memory
-        tokens, namespace = table.tokens[row, : table.num_tokens[row] - 1], table.info(row).namespace
+        tokens, namespace = table.known(row)[:-1], table.info(row).namespace
         hold = memory.cache.match_and_hold(tokens, namespace)
         start = hold.num_tokens // memory.page_size
         count = min(self.index.reach(wish.keys, start), self.config.max_fetch_pages)
@@ -176,7 +176,7 @@ class Fetching:
             keys: list[PageKey] = []
             if not info.sampling.needs_whole_prompt:
                 # The last token is always computed, so a page that ends with it is of no use.
-                tokens = table.tokens[row, : table.num_tokens[row] - 1]
+                tokens = table.known(row)[:-1]
                 keys = page_keys(self.device.root(info.namespace), tokens, self.memory.page_size)
             wish = self._wishes[row] = _Wish(keys, settled=not keys)
         return wish

@@ -156,7 +156,8 @@ class Loop:
     def _committed(self, scheduled: ScheduledBatch, result: StepResult, now: float) -> Applied:
         """Apply the step's tokens and record it as committed: both, or neither."""
         table, counters, rows = self.table, self.counters, scheduled.rows
-        before, counted = (table.state[rows], table.num_tokens[rows], table.drafting[rows]), counters.of_output()
+        before = table.state[rows], table.num_tokens[rows], table.drafting[rows] if scheduled.runs else None
+        counted = counters.of_output()
         try:
             applied = self._apply(scheduled, result)
             self.effects.output(applied.rows_of_tokens, applied.tokens, scheduled, result)
@@ -171,8 +172,7 @@ class Loop:
                 step, events, tokens, counts, pages, now, digest=digest, scores=told, embedded=embedded
             )
         except Exception:
-            table.undo_rows(rows, before[0])
-            _, table.num_tokens[rows], table.drafting[rows] = before
+            table.undo_rows(rows, *before)
             counters.take_back(counted)
             raise
         self.committed = scheduled

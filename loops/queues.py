@@ -93,7 +93,7 @@ class Queues:
 
     def cached_pages(self, row: int) -> Int32s:
         """Pages that the prefix cache has for a waiting request now."""
-        tokens = self.table.tokens[row, : self.table.num_tokens[row] - 1]
+        tokens = self.table.known(row)[:-1]
         hold = self.memory.cache.match_and_hold(tokens, self.table.info(row).namespace)
         pages = hold.pages
         self.memory.cache.release(hold, self.memory.ledger.resolved, used=False)
@@ -104,6 +104,7 @@ class Queues:
     def admitted(self, transaction: Transaction, row: int, slot: int, num_cached: int) -> None:
         """The row starts to work on `slot`, whose first `num_cached` positions are there already."""
         table = self.table
+        table.place(row)
         table.slot[row] = slot
         table.num_computed[row] = num_cached
         table.move(row, Event.ADMIT)

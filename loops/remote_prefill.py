@@ -121,7 +121,7 @@ class RemotePrefill(Companion):
         """Keys of the pages of a prompt that neither the device nor the tiers below it have."""
         table, tiers = self.queues.table, self.tiers
         # The last token is always computed, so a page that ends with it is of no use.
-        tokens = table.tokens[row, : table.num_tokens[row] - 1]
+        tokens = table.known(row)[:-1]
         keys = page_keys(tiers.device.root(table.info(row).namespace), tokens, self.queues.memory.page_size)
         start = len(self.queues.cached_pages(row))
         return keys[start + tiers.index.reach(keys, start) :]
@@ -137,7 +137,7 @@ class RemotePrefill(Companion):
         prefill.prefiller = min(load, key=load.__getitem__)
         row, table, size = prefill.row, self.queues.table, self.queues.memory.page_size
         whole = (int(table.num_tokens[row]) - 1) // size
-        tokens, namespace = table.tokens[row, : whole * size + 1].copy(), table.info(row).namespace
+        tokens, namespace = table.known(row)[: whole * size + 1].copy(), table.info(row).namespace
         self.counts.begun += 1
         self._move(row, Event.GRANT, Cause.NONE, now)
         self.effects.prefill(PrefillOrder(ticket, prefill.prefiller, tokens, namespace, prefill.keys))

@@ -86,6 +86,8 @@ class BeginTurn(Order, frozen=True, tag="begin_turn"):
             self.max_new_tokens,
             self.scored_from,
         )
-        intake.begun = begun = loop.requests.sessions.begin(wish, loop.table.known)
+        table = loop.table
+        begun = loop.requests.sessions.begin(wish, lambda request: table.known(table.row_of[request]))
+        intake.begun = begun
         if begun.ends:
             intake.deliver(Abort(begun.ends, Cause.CLIENT, f"turn {self.rid!r} takes its place"), now)

@@ -26,7 +26,7 @@ def columns(table: RequestTable, row: int) -> dict[str, list[int] | int | float]
     own = {
         name: value[row].tolist() for name, value in arrays.items() if name not in ("attempt", "tokens", "_all_tokens")
     }
-    return own | {"tokens": table.tokens[row, : table.num_tokens[row]].tolist()}
+    return own | {"tokens": table.known(row).tolist()}
 
 
 @pytest.mark.parametrize("ended", ["closed and freed", "withdrawn"])
@@ -98,7 +98,7 @@ def test_the_last_output_token_needs_no_position(wanted: int, length: int) -> No
 def test_a_prompt_that_is_wider_than_the_table_is_cut_and_keeps_its_length() -> None:
     table = RequestTable(2, 8)
     row = table.open(info(5, max_new_tokens=1), tokens(30), 0, INF)
-    assert (table.num_prompt[row], table.tokens[row].tolist()) == (30, list(range(1, 10)))
+    assert (table.num_prompt[row], table.known(row).tolist()) == (30, list(range(1, 10)))
     assert table.num_prompt[1 - row] == 0
 
 
@@ -139,6 +139,8 @@ def test_after_free_rest_every_row_without_a_live_request_is_free() -> None:
 def test_tokens_are_appended_to_distinct_rows_and_the_output_begins_after_the_prompt() -> None:
     table = RequestTable(3, 8)
     rows = [table.open(info(request), tokens(request), 0, INF) for request in (1, 2, 3)]
+    for row in rows:
+        table.place(row)
     for drawn in ([50, 60], [51, 61]):
         table.append(np.array([rows[2], rows[0]]), np.array(drawn, np.int32))
     assert [table.output(row).tolist() for row in rows] == [[60, 61], [], [50, 51]]
@@ -153,3 +155,23 @@ def test_a_late_result_is_told_from_a_live_one_by_its_attempt() -> None:
     table.free(row)
     table.open(info(2), tokens(1), 0, INF)
     assert table.attempt[row] > attempt
+
+
+def test_a_request_that_waits_touches_no_row_of_the_tokens_until_it_goes_to_work() -> None:
+    table = RequestTable(2, 8)
+    prompt = np.array([4, 5, 6], np.int32)
+    row = table.open(RequestInfo(1, "r1", SamplingParameters(), "", 0.0), prompt, 0, float("inf"))
+    prompt[:] = 9  # which is the caller's
+    assert (table.known(row).tolist(), table.tokens[row].any()) == ([4, 5, 6], False)
+    for _ in range(2):
+        table.place(row)
+        assert table.known(row).tolist() == table.tokens[row, :3].tolist() == [4, 5, 6]
+    table.append(np.array([row]), np.array([7], np.int32))
+    assert table.known(row).tolist() == [4, 5, 6, 7]
+
+
+def test_output_of_a_lost_replica_is_in_the_table_before_the_request_goes_to_work() -> None:
+    table = RequestTable(2, 8)
+    tokens = np.array([4, 5, 6], np.int32)
+    row = table.open(RequestInfo(1, "r1", SamplingParameters(), "", 0.0), tokens, 0, float("inf"), num_output=1)
+    assert (table.output(row).tolist(), table.known(row).tolist()) == ([6], [4, 5, 6])
