@@ -21,7 +21,15 @@ from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
 from pawl.actors.messages.generate import Accepted, Done, Output, Outputs, Refused, Submit, Timing, Usage
 from pawl.actors.messages.memory import MemoryReleased
-from pawl.actors.messages.replicas import FromRouter, NoneLeft, Placed, ReplicaJoined, ReplicaLost
+from pawl.actors.messages.replicas import (
+    FromReplica,
+    FromRouter,
+    NoneLeft,
+    NotReplaced,
+    Placed,
+    ReplicaJoined,
+    ReplicaLost,
+)
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import NAMES, Names
 from pawl.actors.open_requests import HTTP_OVERLOADED, Entry, OpenRequests
@@ -38,8 +46,7 @@ from pawl.loops.orders.requests import Abort, Drain
 
 log = structlog.get_logger(__name__)
 
-Served: TypeAlias = WeightsServed | AdaptersNamed | MemoryReleased | FromRouter
-FromPeers: TypeAlias = Outputs | Accepted | Refused | Reply | Stalled | Pulse | TraceLoss | Down | AskExpired | Served
+FromPeers: TypeAlias = Outputs | Accepted | Refused | Reply | Down | AskExpired | FromReplica | FromRouter
 
 
 class Gateway(Actor):
@@ -83,6 +90,8 @@ class Gateway(Actor):
         """Memory that is not resident: no step is planned."""
         self.weights: WeightsServed | None = None
         """What is served since an update of the weights."""
+        self.not_replaced: list[str] = []
+        """Why fewer replicas serve than were started, one reason for each."""
         self.adapters: dict[str, Named] = {}
         """Those that requests may name."""
         self.unloaded: dict[str, Named] = {}
@@ -107,12 +116,9 @@ class Gateway(Actor):
         return self.context.random.randrange(SEED_RANGE)
 
     def submit(self, submits: Sequence[Submit], sinks: Sequence[Sink]) -> tuple[int, ...]:
-        """Open these requests and pass them on; returns their numbers.
-
-        The fields `request` and, where empty, `rid` are filled in here. Requests of one call that name the same rid, or
-        the same `group`, are aborted together by it. When there is no room for all of them, or a name is live already,
-        all are refused; a refusal reaches the sinks before this returns.
-        """
+        """Open these requests and pass them on; returns their numbers. `request` and, where empty, `rid` are filled in
+        here. Requests of one call that name the same rid, or the same `group`, are aborted together by it. When there
+        is no room for all of them, or a name is live already, all are refused, before this returns."""
         unread = long_characters(submits, self._short)
         apart = self.reads_apart and any(unread)
         tokenizer = self._names.long_tokenizer if apart else self._names.tokenizer
@@ -225,6 +231,8 @@ class Gateway(Actor):
                     self.trace.replica(message)
                 if isinstance(message, ReplicaLost):
                     self.trace_losses.give_up(message.gone)
+            case NotReplaced(reason):
+                self.not_replaced.append(reason)
             case NoneLeft(name, reason):
                 self._lose(name, reason)
             case Pulse(sent_at):

@@ -44,7 +44,7 @@ class Gathering:
     `serves` still knows, or with all where none of them does."""
 
     def __init__(
-        self, numbers: Sequence[int], serves: Callable[[int], bool], done: Callable[[Sequence[Reply]], None]
+        self, numbers: Sequence[int], serves: Callable[[int], bool], done: Callable[[Sequence[Reply]], object]
     ) -> None:
         self._left = set(numbers)
         self._serves = serves

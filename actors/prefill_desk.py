@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pawl.actors.messages.adapters import AdaptersNamed
-from pawl.actors.messages.control import Pulse, Stalled, TraceLoss
+from pawl.actors.messages.control import TraceLoss
 from pawl.actors.messages.generate import Generate, Opened, Refused, StepTokens, TextOptions
 from pawl.actors.messages.hand_over import (
     CancelPrefill,
@@ -25,8 +24,7 @@ from pawl.actors.messages.hand_over import (
     TicketOver,
     ToDesk,
 )
-from pawl.actors.messages.memory import MemoryReleased
-from pawl.actors.messages.weights import WeightsServed
+from pawl.actors.messages.replicas import FromReplica
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.lifecycle.request import SamplingParameters
@@ -34,10 +32,6 @@ from pawl.lifecycle.states import Cause
 from pawl.loops.orders.requests import Abort
 
 NO_OUTPUT = SamplingParameters(temperature=0.0, max_new_tokens=0)
-
-
-FromReplica: Any = WeightsServed | AdaptersNamed | MemoryReleased | Stalled | Pulse | TraceLoss
-"""What a replica tells a gateway. Of one that takes no requests nobody needs to know, but for losses of its trace."""
 
 
 class PrefillDesk(Actor):

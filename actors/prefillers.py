@@ -6,18 +6,16 @@ Where they live in processes of their own, a pair is told of each other while it
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import structlog
 
 from pawl.actors.links import Links
 from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
 from pawl.actors.messages.links import FromLinker, LinkAgain
-from pawl.actors.messages.replicas import ReplicaFailed, ReplicaUp
 from pawl.actors.names import DECODE, FRONT, PREFILL, Names
 from pawl.actors.routed import Replica
-from pawl.actors.runtime.actor import Actor, Down, Lane
-from pawl.actors.starter import Starter
+from pawl.actors.runtime.actor import Actor, Lane
 
 log = structlog.get_logger("pawl.router")
 
@@ -29,16 +27,16 @@ class Prefillers:
         self,
         actor: Actor,
         replicas: Collection[Names],
-        starter: Starter,
+        replace: Callable[[Replica], None],
         serving: Mapping[int, Replica],
         *,
         linked: bool,
     ) -> None:
-        """Of all `replicas`; `actor` sends for it; `serving` are those that take requests, and are not lost: a view.
-        `linked`: each lives in a process of its own."""
+        """Of all `replicas`; `actor` sends for it; `replace` has another one started where one is lost; `serving` are
+        those that take requests, and are not lost: a view. `linked`: each lives in a process of its own."""
         self.replicas = {each.replica: Replica(each) for each in replicas if each.role == PREFILL}
         self._actor = actor
-        self._starter = starter
+        self._replace = replace
         self._serving = serving
         self._links = Links(actor, self._turned) if linked else None
         self._met = False
@@ -54,21 +52,18 @@ class Prefillers:
         if self._links is not None:
             self._links.receive(message)
 
-    def handles(self, message: ReplicaUp | ReplicaFailed | Down, *, again: bool) -> bool:
-        """Whether the message is about one of them, and was dealt with. `again`: one that is lost may be started
-        again."""
-        match message:
-            case ReplicaUp(names) if names.role == PREFILL:
-                prefiller = self.replicas[names.replica] = Replica(names)
-                self._link(prefiller, self._serving.values())
-                self._introduce(prefiller)
-            case ReplicaFailed(reason, role) if role == PREFILL:
-                log.error("a prefill replica could not be started again", reason=reason)
-            case Down(name, reason) if (lost := self._with(name)) is not None:
-                self._lose(lost, name, reason, again)
-            case _:
-                return False
-        return True
+    def up(self, prefiller: Replica) -> None:
+        """One more prefills."""
+        self.replicas[prefiller.number] = prefiller
+        self._link(prefiller, self._serving.values())
+        self._introduce(prefiller)
+
+    def lost(self, name: str, reason: str) -> bool:
+        """Whether one of them cannot go on without the actor `name`, which is gone; it is given up."""
+        lost = next((replica for replica in self.replicas.values() if name in replica.vital), None)
+        if lost is not None:
+            self._lose(lost, name, reason)
+        return lost is not None
 
     def meet(self) -> None:
         """There are requests: from here on everybody is told of everybody. A system that stops before there were any
@@ -107,11 +102,7 @@ class Prefillers:
         else:
             self._part(prefiller.names, replica.names)
 
-    def _with(self, name: str) -> Replica | None:
-        """The one that cannot go on without the actor `name`."""
-        return next((replica for replica in self.replicas.values() if name in replica.vital), None)
-
-    def _lose(self, lost: Replica, name: str, reason: str, again: bool) -> None:
+    def _lose(self, lost: Replica, name: str, reason: str) -> None:
         del self.replicas[lost.number]
         log.error("a prefill replica is lost", replica=lost.number, actor=name, reason=reason)
         for replica in self._serving.values():
@@ -119,7 +110,7 @@ class Prefillers:
                 self._send(replica.names.scheduler, PrefillerDown(lost.names.detokenizer, lost.names.storage))
         self._unlink(lost.names, f"{name} is gone: {reason}")
         self._actor.context.send(FRONT.gateway, lost.lost(name, reason), Lane.CONTROL)
-        self._starter.restart(lost.names, again=again)
+        self._replace(lost)
 
     def decoder_up(self, replica: Replica) -> None:
         """One more replica takes requests."""

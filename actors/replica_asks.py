@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 
-from pawl.actors.asks import Asks
+from pawl.actors.asks import Answer, Asks
 from pawl.actors.control import Ask, row_of
 from pawl.actors.gathering import Gathering
 from pawl.actors.messages.control import Reply
+from pawl.actors.present import Present, lasts
 from pawl.actors.routed import NOBODY, Replica
 from pawl.actors.runtime.actor import Actor
 from pawl.loops.intake import Order
-from pawl.loops.orders.cache import FlushCache
-from pawl.loops.orders.sessions import CloseSession, OpenSession
+from pawl.loops.orders.sessions import CloseSession
+from pawl.loops.orders.weight_groups import LeaveWeightGroup
 
-PASSING = (FlushCache, OpenSession, CloseSession)
-"""Orders after which a replica is as it was started, but for sessions, which are lost with theirs."""
 MOST_SESSIONS = 1 << 16
 """Names of sessions that are remembered, those that were opened last."""
 
@@ -32,9 +32,11 @@ class ReplicaAsks:
         self.asks = Asks(actor, "replica")
         self.sessions: dict[str, int] = {}
         """Name -> the replica that has it."""
-        self.lasting = False
-        """Something was ordered that lasts: other weights, a pause, an adapter. A replica that was just started would
-        not know of it."""
+        self.present = Present()
+        self.num_lasting = 0
+        """Orders that last, of which it is not known yet whether all have carried them out."""
+        self.ordered: Callable[[Order | None], None] = lambda order: None
+        """Hears of each of these when it is known: of one that was carried out, or of None."""
         self._actor = actor
         self._replicas = replicas
         self._others = others
@@ -43,7 +45,6 @@ class ReplicaAsks:
 
     def ask(self, ask: Ask, why_not: str) -> None:
         """Put it to those whom it concerns, and answer when all have; where there is nobody, with `why_not`."""
-        self.lasting |= isinstance(ask.message, Order) and not isinstance(ask.message, PASSING)
         session = row_of(ask.message).session_of
         numbers = sorted(self._replicas) if session is None else self._owners(session(ask.message))
         if not numbers:
@@ -53,9 +54,14 @@ class ReplicaAsks:
             self._remember(session(ask.message), numbers[0], opens=not isinstance(ask.message, CloseSession))
         others = self._others if session is None else {}
         asked = {**{number: self._replicas[number] for number in numbers}, **others}
-        gathering = Gathering(list(asked), self._is_there, partial(self._answer, ask))
-        for replica in asked.values():
-            self._put(replica, ask.message, gathering)
+        message = self.present.numbered(ask.message)
+        done: Callable[[Ask, Sequence[Reply]], bool] = self._answer
+        if lasts(message):
+            self.num_lasting += 1
+            done = partial(self._carried_out, message)
+        gathering = Gathering(list(asked), self._is_there, partial(done, ask))
+        for number, replica in asked.items():
+            self.tell(replica, message, partial(gathering.answered, number))
 
     def _is_there(self, number: int) -> bool:
         return number in self._replicas or number in self._others
@@ -86,18 +92,34 @@ class ReplicaAsks:
         if len(self.sessions) > MOST_SESSIONS:
             del self.sessions[next(iter(self.sessions))]
 
-    def _put(self, replica: Replica, message: msgspec.Struct, gathering: Gathering) -> None:
-        number, row = replica.number, row_of(message)
+    def tell(self, replica: Replica, message: msgspec.Struct, answer: Answer) -> None:
+        """Put it to this one alone."""
+        row = row_of(message)
 
         def answered(reply: Reply) -> None:
             self._tickets.pop(reply.ticket, None)
-            gathering.answered(number, reply)
+            answer(reply)
 
         ticket = self.asks.ask(message, row.wait_s(message), answered, to=row.answerer(replica.names))
         if self.asks.waits(ticket):
-            self._tickets[ticket] = number
+            self._tickets[ticket] = replica.number
 
-    def _answer(self, ask: Ask, replies: Sequence[Reply]) -> None:
+    def waits_for(self, number: int) -> bool:
+        """Whether this replica owes an answer."""
+        return number in self._tickets.values()
+
+    def _carried_out(self, order: Any, ask: Ask, replies: Sequence[Reply]) -> bool:
+        self.num_lasting -= 1
+        # One that has not may be gone, and nobody has said so yet. And who is told to leave a group is in it no more.
+        done = any(reply.ok for reply in replies) or isinstance(order, LeaveWeightGroup)
+        if done:
+            self.present.done(order)
+        self.ordered(order if done else None)
+        return self._answer(ask, replies)
+
+    def _answer(self, ask: Ask, replies: Sequence[Reply]) -> bool:
+        """Whether it was done."""
         row = row_of(ask.message)
         reply = replies[0] if row.session_of is not None else row.merge(replies)
         self._actor.context.send(ask.reply_to, Reply(ask.ticket, reply.ok, reply.message, reply.body))
+        return reply.ok

@@ -11,6 +11,7 @@ from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Stalled
 from pawl.actors.messages.generate import Admitted, Ended, Generate, Resumed, StepTokens, Timing, Usage
 from pawl.actors.messages.replicas import ReplicaLost
+from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import PREFILL, Names
 from pawl.actors.placement import Load
 from pawl.lifecycle.states import Cause
@@ -79,8 +80,9 @@ class Routed(msgspec.Struct, eq=False):
     def end(self, cause: Cause, message: str, now: float) -> Ended:
         """Its end, where no replica says it."""
         request = self.generate.request
-        cached = 0 if self.admitted is None else self.admitted.cached_tokens
-        usage = Usage(self.num_prompt, len(self.tokens), cached, self.num_lost)
+        # Who never had memory has lost none.
+        cached, retractions = (0, 0) if self.admitted is None else (self.admitted.cached_tokens, self.num_lost)
+        usage = Usage(self.num_prompt, len(self.tokens), cached, retractions)
         return Ended(stream_of(request), request, cause, usage, Timing(self.arrived, ended=now), message)
 
     def again(self, now: float) -> Generate:
@@ -115,7 +117,8 @@ class Replica:
         """Requests that it has, and their tokens."""
         self.pace = Stalled(0.0, replica=names.replica)
         self.adapters: tuple[Named, ...] = ()
-        """What it told last of these."""
+        self.weights = ""
+        """What it told last of these; "": it serves what it was started with."""
         self.vital = frozenset((names.scheduler, names.grammar, names.worker, names.stager, names.groups))
         """Actors without which it cannot end a request on its own."""
         if names.role == PREFILL:
@@ -124,6 +127,16 @@ class Replica:
     @property
     def number(self) -> int:
         return self.names.replica
+
+    def hears(self, message: Stalled | AdaptersNamed | WeightsServed) -> None:
+        """It has said this of itself."""
+        match message:
+            case Stalled():
+                self.pace = message
+            case AdaptersNamed(adapters):
+                self.adapters = adapters
+            case WeightsServed():
+                self.weights = message.fingerprint
 
     def lost(self, name: str, reason: str) -> ReplicaLost:
         """What the gateway is told when it is given up, as its actor `name` is gone."""
@@ -160,15 +173,7 @@ def slowest(replicas: Mapping[int, Replica]) -> Stalled:
     return max(paces, key=lambda pace: (pace.seconds, pace.oldest_step_s, pace.silent_s), default=Stalled(0.0))
 
 
-def of_all(replicas: Mapping[int, Replica], message: Stalled | AdaptersNamed) -> Stalled | AdaptersNamed | None:
-    """What holds of all these, now that one has said this; None: that one is lost. The slowest is told of, and adapters
-    that every one has."""
-    replica = replicas.get(message.replica)
-    if replica is None:
-        return None
-    if isinstance(message, Stalled):
-        replica.pace = message
-        return slowest(replicas)
-    replica.adapters = message.adapters
-    others = [set(each.adapters) for each in replicas.values()]
-    return AdaptersNamed(tuple(each for each in message.adapters if all(each in own for own in others)))
+def named_by_all(replicas: Mapping[int, Replica]) -> AdaptersNamed:
+    """Adapters that every one of these has, in the order of loading."""
+    first, *others = [each.adapters for each in replicas.values()] or [()]
+    return AdaptersNamed(tuple(each for each in first if all(each in own for own in others)))

@@ -20,18 +20,14 @@ import structlog
 
 from pawl.actors.asks import AskExpired
 from pawl.actors.control import Ask
-from pawl.actors.messages.adapters import AdaptersNamed
-from pawl.actors.messages.control import Pulse, Reply, Stalled, TraceLoss
+from pawl.actors.fleet import Fleet
+from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Generate, Opened, Refused, StepTokens
 from pawl.actors.messages.links import FromLinker, LinkAgain, Linked, LinkLost, PeerAddress
-from pawl.actors.messages.memory import MemoryReleased
-from pawl.actors.messages.replicas import NoneLeft, PlaceAgain, Placed, ReplicaFailed, ReplicaJoined, ReplicaUp
-from pawl.actors.messages.weights import WeightsServed
-from pawl.actors.names import FRONT, PREFILL, Names
-from pawl.actors.placement import Load, Placement
-from pawl.actors.prefillers import Prefillers
-from pawl.actors.replica_asks import ReplicaAsks
-from pawl.actors.routed import NOBODY, Replica, Routed, by_stream, of_all, slowest, stream_of
+from pawl.actors.messages.replicas import FromReplica, PlaceAgain, Placed, ReplicaFailed, ReplicaUp
+from pawl.actors.names import FRONT, Names
+from pawl.actors.placement import Placement
+from pawl.actors.routed import NOBODY, Routed, by_stream, stream_of
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.starter import Starter
 from pawl.lifecycle.numbers import passed
@@ -47,43 +43,34 @@ AGAIN_S = 0.05
 _NONE: Int32s = np.empty(0, np.int32)
 
 FromFront: Any = Generate | Abort | Finish | Drain | Ask
-FromReplicas: Any = Opened | StepTokens | Refused | Reply
+ForFront: Any = Opened | StepTokens | Refused | Reply
 AboutReplicas: Any = ReplicaUp | ReplicaFailed | FromLinker | LinkAgain
-ForTheGateway: Any = WeightsServed | AdaptersNamed | MemoryReleased | Stalled | Pulse | TraceLoss
 
 
 class Router(Actor):
     """Every open request, and the replicas that are not lost."""
 
-    accepts: Any = FromFront | FromReplicas | ForTheGateway | Down | AskExpired | AboutReplicas | PlaceAgain
+    accepts: Any = FromFront | ForFront | FromReplica | Down | AskExpired | AboutReplicas | PlaceAgain
 
     def __init__(
         self, placement: Placement, replicas: Sequence[Names], starter: Starter, *, linked: bool = False
     ) -> None:
         """`linked`: replicas live in processes of their own, and those that have to speak need a link."""
         self._placement = placement
-        self._starter = starter
-        self.replicas = {each.replica: Replica(each) for each in replicas if each.role != PREFILL}
+        self.fleet = Fleet(self, replicas, starter, self._place_again, linked=linked)
+        self.replicas = self.fleet.replicas
         """By number, those that take requests and are not lost."""
-        self.prefillers = Prefillers(self, replicas, starter, self.replicas, linked=linked)
         self.routed: dict[int, Routed] = {}
         """By stream."""
-        self.lost = ""
-        """Why there is no replica any more, and will be none."""
-        self._num_starting = 0
         self._retry_due = False
         """`PlaceAgain` is to come."""
         self._early: dict[int, Abort] = {}
         """Aborts that overtook their request."""
-        self._questions = ReplicaAsks(self, self.replicas, self.prefillers.replicas)
-        self._draining: Drain | None = None
 
     # ---- actor ----
 
     def started(self) -> None:
-        for replica in self.replicas.values():
-            self._send_gateway(ReplicaJoined(replica.names.recorder))
-        self.prefillers.started()
+        self.fleet.started()
 
     def receive(self, message: Any) -> None:
         match message:
@@ -101,31 +88,22 @@ class Router(Actor):
                 if self._forget(message.request):
                     self._send_gateway(message)
             case Ask():
-                self._questions.ask(message, self.lost or "a replica is being started again")
+                self.fleet.ask(message)
             case Reply():
-                self._questions.asks.answer(message)
+                self.fleet.questions.asks.answer(message)
             case AskExpired(ticket):
-                self._questions.asks.expire(ticket)
+                self.fleet.questions.asks.expire(ticket)
             case Drain():
-                self._draining = message
-                for replica in self.replicas.values():
-                    self.context.send(replica.names.scheduler, message, Lane.CONTROL)
+                self.fleet.drain(message)
             case PeerAddress() | Linked() | LinkLost() | LinkAgain():
-                self.prefillers.linking(message)
-            case ReplicaUp() | ReplicaFailed() | Down() if self.prefillers.handles(message, again=self._again):
-                self._questions.lost_others()
-            case ReplicaUp(names):
-                self._up(Replica(names))
-            case ReplicaFailed(reason):
-                self._num_starting -= 1
-                self._settle("a replica that was started", reason)
+                self.fleet.prefillers.linking(message)
+            case ReplicaUp() | ReplicaFailed() | Down():
+                self.fleet.changes(message)
             case PlaceAgain():
                 self._retry_due = False
                 self._place_again(NOBODY)
-            case Down(name, reason):
-                self._down(name, reason)
             case _:
-                self._tell_gateway(message)
+                self.fleet.hear(message)
 
     def requests_of(self, message: Any) -> tuple[int, ...]:
         match message:
@@ -141,18 +119,15 @@ class Router(Actor):
             self._send_gateway(Refused(request, Cause.INTERNAL, FAILED, 500))
 
     def stopped(self, reason: str) -> None:
-        self._questions.asks.fail(f"the engine stopped: {reason}")
+        self.fleet.questions.asks.fail(f"the engine stopped: {reason}")
 
     # ---- requests, on their way to a replica ----
-
-    def loads(self) -> list[Load]:  # in rising order of the replicas' numbers
-        return [self.replicas[number].load for number in sorted(self.replicas)]
 
     def _take(self, message: Generate) -> None:
         """A new request. Those of a kind come in the order of their numbers (`lifecycle/numbers.py`)."""
         for refused_before in passed(message.request, self._early):
             del self._early[refused_before]
-        self.prefillers.meet()
+        self.fleet.prefillers.meet()
         routed = Routed(message, self.context.now())
         early = self._early.pop(message.request, None)
         if early is not None:
@@ -164,8 +139,8 @@ class Router(Actor):
         """Give a request to a replica, or let it wait for one that takes it."""
         request = message.request
         if not self.replicas:
-            if self.lost:
-                self._end(routed, Cause.INTERNAL, self.lost)
+            if self.fleet.lost:
+                self._end(routed, Cause.INTERNAL, self.fleet.lost)
             return
         replica = self.replicas[self._owner(message)]
         routed.replica = replica.number
@@ -184,10 +159,10 @@ class Router(Actor):
     def _owner(self, message: Generate) -> int:
         """The replica for a request: a turn's is that of its session."""
         session = message.session
-        owner = NOBODY if session is None else self._questions.sessions.get(session.id, NOBODY)
+        owner = NOBODY if session is None else self.fleet.questions.sessions.get(session.id, NOBODY)
         if owner in self.replicas:
             return owner
-        return self._placement.place(message.tokens, message.namespace, self.loads())
+        return self._placement.place(message.tokens, message.namespace, self.fleet.loads())
 
     def _abort(self, message: Abort) -> None:
         """To those who have these requests."""
@@ -271,60 +246,8 @@ class Router(Actor):
         self._forget(end.request)
         self.context.send(FRONT.detokenizer, StepTokens(_NONE, _NONE, ended=(end,)))
 
-    # ---- what replicas tell the gateway ----
-
     def _send_gateway(self, message: Any) -> None:
         self.context.send(FRONT.gateway, message, Lane.CONTROL)
-
-    def _tell_gateway(self, message: Any) -> None:
-        """Of what only some replicas say, the gateway hears what holds of all."""
-        told = of_all(self.replicas, message) if isinstance(message, Stalled | AdaptersNamed) else message
-        if told is not None:
-            self._send_gateway(told)
-
-    # ---- replicas that come and go ----
-
-    def _up(self, replica: Replica) -> None:
-        """Requests that had to wait go there."""
-        self._num_starting -= 1
-        self.replicas[replica.number] = replica
-        self._send_gateway(ReplicaJoined(replica.names.recorder))
-        self.prefillers.decoder_up(replica)
-        if self._draining is not None:
-            self.context.send(replica.names.scheduler, self._draining, Lane.CONTROL)
-        self._place_again(NOBODY)
-
-    def _down(self, name: str, reason: str) -> None:
-        replica = next((replica for replica in self.replicas.values() if name in replica.vital), None)
-        if replica is not None:
-            self._lose(replica, name, reason)
-        else:
-            log.warning("a helper is gone; requests are served on", actor=name, reason=reason)
-
-    @property
-    def _again(self) -> bool:
-        """Whether a lost one may be started again: it knows nothing of what was ordered before."""
-        return self._draining is None and not self._questions.lasting
-
-    def _lose(self, replica: Replica, name: str, reason: str) -> None:
-        """A replica that has lost one of its actors is given up as a whole: what it still says is dropped."""
-        del self.replicas[replica.number]
-        self.prefillers.decoder_down(replica, f"{name} is gone: {reason}")
-        log.error("a replica is lost", replica=replica.number, actor=name, reason=reason, open=replica.num_open)
-        self._num_starting += self._starter.restart(replica.names, again=self._again)
-        self._send_gateway(replica.lost(name, reason))
-        self._send_gateway(slowest(self.replicas))  # it may have been the lost one, which says nothing any more
-        self._questions.lost(replica.number, f"{name} is gone: {reason}")
-        self._settle(name, reason)
-        self._place_again(replica.number)
-
-    def _settle(self, name: str, reason: str) -> None:
-        """Where nobody is left, and nobody is to come, all is over."""
-        if not self.replicas and not self._num_starting and not self.lost:
-            self.lost = f"{name} is gone: {reason}"
-            self._send_gateway(NoneLeft(name, reason))
-            self._starter.over(name, reason)
-            self._place_again(NOBODY)
 
     def _place_again(self, owner: int) -> None:
         """Requests of a replica that is lost, or of nobody, in the order of their numbers."""

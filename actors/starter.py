@@ -10,9 +10,9 @@ from pawl.actors.names import Names
 class Starter(Protocol):
     """Knows where replicas live. Its methods do not block."""
 
-    def restart(self, lost: Names, *, again: bool) -> bool:
-        """End what is left of a replica and, if `again`, start one in its place: ReplicaUp or ReplicaFailed is to
-        follow. False: none is started."""
+    def restart(self, lost: Names, *, why_not: str = "") -> str:
+        """End what is left of a replica and, unless there is a reason `why_not`, start one in its place: ReplicaUp or
+        ReplicaFailed is to follow. Why none is started; empty: one is."""
 
     def over(self, name: str, reason: str) -> None:
         """The last replica is lost, as the actor `name` is gone, and none will be started."""

@@ -59,4 +59,5 @@ class WeightClient:
 
     def exchanged(self, served: Served) -> None:
         """Tell what is served."""
-        self._actor.context.send(self._names.gateway, WeightsServed(served.version, served.source), Lane.CONTROL)
+        told = WeightsServed(served.version, served.source, served.fingerprint, self._names.replica)
+        self._actor.context.send(self._names.gateway, told, Lane.CONTROL)

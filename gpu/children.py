@@ -1,12 +1,17 @@
-"""Processes of our own that run one of our modules, and that only their parent ends."""
+"""Processes of our own that run one of our modules, and that only their parent ends; folders in which they meet."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -37,3 +42,40 @@ def ended_by_parent() -> None:
     for number in TO_END:
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_END)
+
+
+class OwnFolder:
+    """A folder of mode 0700 below the system's temporary one, locked for as long as this process is there. One that
+    nobody locks is what a killed process has left, and goes when the next one of its kind is made."""
+
+    def __init__(self, kind: str) -> None:
+        prefix = f"pawl-{kind}-"
+        for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            if (lock := _locked(left)) is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+        self._lock: int | None = None
+        while self._lock is None:  # another one, made now, may have removed it before it was locked
+            self.path = Path(tempfile.mkdtemp(prefix=prefix))
+            self._lock = _locked(self.path)
+
+    def close(self) -> None:
+        """Remove it. May be called twice."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """The lock; None: somebody has it, it is another user's, or the folder is gone."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    with suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if folder.exists():
+            return lock
+    os.close(lock)
+    return None

@@ -98,9 +98,10 @@ class Adapters(Companion):
 
     # ---- load and unload ----
 
-    def load(self, name: str, source: str, pinned: bool, asker: int, now: float) -> str:
+    def load(self, name: str, source: str, pinned: bool, asker: int, number: int | None = None) -> str:
         """Somebody wants an adapter. Why not; empty when it is on its way. Where as many as may be are loaded, the one
-        used the longest time ago is unloaded for it, once it has been read."""
+        used the longest time ago is unloaded for it, once it has been read. `number`: its own, above all before it;
+        None: the next one."""
         if self.of_name(name) is not None:
             return f"adapter {name!r} is already loaded; unload it first"
         if pinned and sum(a.pinned for a in self.by_number.values()) + 1 >= self.num_slots:
@@ -111,7 +112,7 @@ class Adapters(Companion):
         staying = self._with(AdapterPhase.LOADING, AdapterPhase.READY)
         if sum(a.pinned or a.phase is AdapterPhase.LOADING for a in staying) >= self.most:
             return f"{self.most} adapters are loaded, and none of them may go; unload one first"
-        self._newest += 1
+        self._newest = self._newest + 1 if number is None else number
         self.by_number[self._newest] = Adapter(self._newest, name, source, pinned, asker=asker)
         return ""
 

@@ -13,7 +13,7 @@ from pawl.actors.messages.control import Reply
 from pawl.gpu.parallel.order import LOST
 from pawl.lifecycle.states import Cause
 from pawl.loops.adapters import NOT_ENABLED
-from pawl.loops.orders.adapters import AdapterName, LoadAdapter, UnloadAdapter
+from pawl.loops.orders.adapters import AdapterName, LoadAdapter, LoadNumberedAdapter, UnloadAdapter
 
 if TYPE_CHECKING:
     from pawl.actors.gateway import Gateway
@@ -69,6 +69,8 @@ LOAD_ADAPTER = Row(
     check=_check_loaded,
     proves="adapter_references",
 )
+
+LOAD_NUMBERED_ADAPTER = Row(name="load-numbered-adapter", message=LoadNumberedAdapter, patience_s=PATIENCE_S)
 
 UNLOAD_ADAPTER = Row(
     name="unload-adapter",

@@ -9,6 +9,10 @@ from typing import TypeAlias
 
 import msgspec
 
+from pawl.actors.messages.adapters import AdaptersNamed
+from pawl.actors.messages.control import Pulse, Stalled, TraceLoss
+from pawl.actors.messages.memory import MemoryReleased
+from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import UNIFIED, Names
 
 
@@ -38,7 +42,7 @@ class Placed(msgspec.Struct, frozen=True, tag=True):
 
 
 class ReplicaJoined(msgspec.Struct, frozen=True, tag=True):
-    """router -> gateway: a replica takes requests."""
+    """router -> gateway: a replica takes requests, or will."""
 
     recorder: str
 
@@ -55,6 +59,12 @@ class ReplicaLost(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class NotReplaced(msgspec.Struct, frozen=True, tag=True):
+    """router -> gateway: one replica less serves from now on."""
+
+    reason: str
+
+
 class NoneLeft(msgspec.Struct, frozen=True, tag=True):
     """router -> gateway: no replica takes requests any more, and none will be started."""
 
@@ -63,4 +73,6 @@ class NoneLeft(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-FromRouter: TypeAlias = Placed | ReplicaJoined | ReplicaLost | NoneLeft
+FromReplica: TypeAlias = WeightsServed | AdaptersNamed | MemoryReleased | Stalled | Pulse | TraceLoss
+"""What a replica tells the gateway of itself."""
+FromRouter: TypeAlias = Placed | ReplicaJoined | ReplicaLost | NotReplaced | NoneLeft

@@ -64,3 +64,5 @@ class WeightsServed(msgspec.Struct, frozen=True, tag=True):
     version: str
     source: str
     """Where they come from; "": what the engine started with."""
+    fingerprint: str = ""
+    replica: int = 0

@@ -77,7 +77,11 @@ class StepOrder:
 
     def launch(self, batch: StepBatch) -> int:
         """See `StepRunner.launch`; a batch that is refused is so when it is collected. Raises RunnerLost."""
-        self._tell(RunStep(batch))
+        try:
+            self._tell(RunStep(batch))
+        except RunnerLost as error:
+            # Nobody has computed it yet: it has no part in that. A step in flight may have, and hears of it next.
+            raise RunnerLost(str(error), blameless=True) from error
         self._launched.append(batch.step)
         self._unread += 1
         return batch.step
@@ -135,7 +139,7 @@ class StepOrder:
 
     def _answers(self, limit_s: float) -> Sequence[Answer]:
         if self._ranks is None:
-            raise RunnerLost(str(self._lost), blameless=True)
+            raise RunnerLost(str(self._lost), blameless=getattr(self._lost, "blameless", True))
         try:
             answers = self._ranks.steps.answers(limit_s)
             _check_met(answers)

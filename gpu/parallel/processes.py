@@ -7,11 +7,9 @@ when this process does, however that ends, for its lines are closed then.
 from __future__ import annotations
 
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +17,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
-from pawl.gpu.children import start
+from pawl.gpu.children import OwnFolder, start
 from pawl.gpu.parallel.link import Frame, LineClosed, LineTimeout, Link
 from pawl.gpu.parallel.ranks import IN_VAIN, RankLost, StartRefused, check_ready
 from pawl.gpu.parallel.topology import Topology
@@ -193,7 +191,7 @@ class RankProcesses:
     ) -> None:
         """`setup` of each rank, which meets the others at a path that nobody else can open; `wire` makes a codec for a
         line; `report` hears how far they have loaded. Returns when all are ready. Raises RankLost, or StartRefused."""
-        self._folder = Path(tempfile.mkdtemp(prefix="pawl-ranks-"))
+        self._folder = OwnFolder("ranks")
         self._ranks: list[RankProcess] = []
         try:
             for number in range(topology.size):
@@ -207,7 +205,7 @@ class RankProcesses:
             encode = wire().encode
             for rank in self._ranks:
                 with suppress(LineClosed):  # it has ended, and `receive` says why
-                    rank.steps.send(encode(setup(rank.rank, self._folder / "store")))
+                    rank.steps.send(encode(setup(rank.rank, self._folder.path / "store")))
             self.ready: Sequence[Ready] = [self._ready(each) for each in self.steps.receive(START_S, report)]
             check_ready(self.ready, topology)
         except BaseException:
@@ -228,4 +226,4 @@ class RankProcesses:
     def _kill(self) -> None:
         for rank in self._ranks:
             rank.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()

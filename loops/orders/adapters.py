@@ -21,12 +21,27 @@ class LoadAdapter(Order, frozen=True, kw_only=True, tag="load_adapter", rename=_
     path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096, description="its folder")]
     pinned: Annotated[bool, msgspec.Meta(description="it never leaves its slot for another")] = False
 
+    @property
+    def numbered(self) -> int | None:
+        """Its number, which no adapter had before; None: the next one."""
+        return None
+
     def apply(self, intake: Intake, now: float) -> Outcome:
         adapters = intake.adapters
         if adapters is None:
             return Outcome(False, NOT_ENABLED)
-        why_not = adapters.load(self.name, self.path, self.pinned, intake.number, now)
+        why_not = adapters.load(self.name, self.path, self.pinned, intake.number, self.numbered)
         return Outcome(False, why_not, intake.adapter_facts) if why_not else LATER
+
+
+class LoadNumberedAdapter(LoadAdapter, frozen=True, kw_only=True, tag="load_numbered_adapter", rename=_NAMES):
+    """The same where several replicas must call it by one number."""
+
+    number: int
+
+    @property
+    def numbered(self) -> int | None:
+        return self.number
 
 
 class UnloadAdapter(Order, frozen=True, tag="unload_adapter", rename=_NAMES):

@@ -38,6 +38,7 @@ MAX_RESTARTS, WITHIN_S = 60, 600.0
 """Of all replicas together: what is lost more often is not lost by accident."""
 BACKOFF_S, RECENT_S, LONGEST_S = 0.1, 30.0, 10.0
 """One is started again after so long; after twice that for each restart in the last seconds, up to the longest."""
+ENOUGH = f"{MAX_RESTARTS} starts within {WITHIN_S:g} s were enough"
 Load = Callable[[ServerConfig, Report, Names], Parts]
 OnEnd = Callable[[str, BaseException], None]
 
@@ -156,20 +157,23 @@ class Replicas(ABC, Generic[R]):
     def _meet(self, replica: R) -> None:
         """Wait until it can be sent to."""
 
-    def restart(self, lost: Names, *, again: bool) -> bool:
+    def restart(self, lost: Names, *, why_not: str = "") -> str:
         """See `Starter.restart`. In the router's thread."""
-        now = time.monotonic()
-        many = sum(now - at < WITHIN_S for at in self._restarts) >= MAX_RESTARTS
-        again = again and not many and not self._stopping.is_set()
-        names, wait_s = None, 0.0
-        if again:
+        if self._stopping.is_set():
+            why_not = why_not or "the engine stops"
+        wait_s = None if why_not else self._next_wait_s()
+        threading.Thread(target=self._replace, args=(lost, wait_s), name="restart", daemon=True).start()
+        return why_not or (ENOUGH if wait_s is None else "")
+
+    def _next_wait_s(self) -> float | None:
+        """One start more: how long to wait before it. None: there were enough."""
+        with self._lock:
+            now = time.monotonic()
+            if sum(now - at < WITHIN_S for at in self._restarts) >= MAX_RESTARTS:
+                return None
             recent = sum(now - at < RECENT_S for at in self._restarts)
-            wait_s = min(LONGEST_S, BACKOFF_S * 2**recent)
             self._restarts.append(now)
-            names = names_of(len(self._places), lost.role)
-            self._places[names.replica] = self._places[lost.replica]
-        threading.Thread(target=self._replace, args=(lost, names, wait_s), name="restart", daemon=True).start()
-        return again
+            return min(LONGEST_S, BACKOFF_S * 2.0**recent)
 
     def over(self, name: str, reason: str) -> None:
         """See `Starter.over`."""
@@ -196,23 +200,31 @@ class Replicas(ABC, Generic[R]):
         for replica in self.live():
             replica.close()
 
-    def _replace(self, lost: Names, names: Names | None, wait_s: float) -> None:
-        """End what is left of a replica, and start one of these names, if any, in its place."""
+    def _replace(self, lost: Names, wait_s: float | None) -> None:
+        """End what is left of a replica, and start one in its place after so long; None: never."""
         self._retire(lost)
         # Until it is closed, the end of the engine closes it too; it is gone before another one takes as much memory.
         self._made[lost.replica].close()
         with self._lock:
             del self._made[lost.replica]
-        if names is not None and not self._stopping.wait(wait_s):
-            self._start(names)
+        while wait_s is not None and not self._stopping.wait(wait_s):
+            with self._lock:
+                names = names_of(len(self._places), lost.role)
+                self._places[names.replica] = self._places[lost.replica]
+            if (reason := self._start(names)) is None:
+                return
+            wait_s = self._next_wait_s()
+            if wait_s is None:
+                self.system.send(ROUTER, ReplicaFailed(f"{reason}; {ENOUGH}", lost.role))
 
-    def _start(self, names: Names) -> None:
+    def _start(self, names: Names) -> str | None:
+        """Start one, and have it take part. Why it could not be started; None: it was, or the engine stops."""
         try:
             replica = self._load(share_of(self._config, self._places[names.replica]), names)
             with self._lock:
                 if self._stopping.is_set():
                     replica.close()
-                    return
+                    return None
                 self._made[names.replica] = replica
                 self._begin(replica)
             self._meet(replica)
@@ -222,13 +234,13 @@ class Replicas(ABC, Generic[R]):
             if failed is not None:
                 failed.close()
             if self._stopping.is_set():
-                return
+                return None
             log.exception("a replica could not be started again", replica=names.replica)
-            self.system.send(ROUTER, ReplicaFailed(f"{type(error).__name__}: {error}", names.role))
-            return
+            return f"{type(error).__name__}: {error}"
         log.info("a replica was started again", replica=names.replica)
         self.system.send(ROUTER, ReplicaUp(names))
         watch_replica(self.system, names)
+        return None
 
 
 class LocalReplicas(Replicas[Parts]):

@@ -67,8 +67,8 @@ class ControlRoutes(HasContext):
     async def health(self, request: Request) -> Response:
         """200 while the engine's loop turns, also where it is paused or memory is released, which it says; 503 with
         what is wrong from the moment that an actor is gone, or when the loop has not moved for long. Says at once how
-        old a step is, how long the scheduler is silent, for how long the event loop has stood still at the longest, and
-        what of the trace is lost."""
+        old a step is, how long the scheduler is silent, for how long the event loop has stood still at the longest,
+        what of the trace is lost, and why a lost replica is not started again."""
         ailment, gateway = self._ailment(), self.context.gateway
         body: dict[str, Any] = {"status": ailment or self._standstill() or "ok", "released": gateway.released}
         if gateway.lost is not None:
@@ -79,6 +79,8 @@ class ControlRoutes(HasContext):
             "longest_freeze_s": round(gateway.longest_freeze_s, 3),
             "trace": gateway.trace_losses.status,
         }
+        if gateway.not_replaced:
+            body["not_replaced"] = gateway.not_replaced
         return json_response(body, 503 if ailment else 200)
 
     async def ready(self, request: Request) -> Response:

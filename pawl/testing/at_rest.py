@@ -153,12 +153,13 @@ class EndChecks:
 
     def _seen(self, request: int) -> UsageTold:
         """What the trace of the replica that had the request last says."""
-        had = [
-            replica
+        had = {
+            record.num_retractions: replica
             for replica in self.run.serving
-            if any(isinstance(record, Submitted) and record.request == request for record in replica.trace.records)
-        ]
-        return max(had or self.run.serving, key=lambda replica: (not replica.lost, replica.names.replica)).usage
+            for record in replica.trace.records
+            if isinstance(record, Submitted) and record.request == request
+        }
+        return had[max(had)].usage if had else self.run.serving[0].usage
 
     def understood(self, client: Client) -> Arrival | None:
         """What its request implies. A turn's prompt is the one that is recorded, which `session_atomicity` judges; None

@@ -10,6 +10,7 @@ import msgspec
 
 from pawl.actors.control import row_of
 from pawl.actors.control.sessions import SIMULATED, OpenSessionByName
+from pawl.actors.fleet import STARTING
 from pawl.actors.gateway import FromPeers, Gateway
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Output, Refused, Submit, TextOptions, TokenLogprob
@@ -248,8 +249,8 @@ class FrontDesk(Gateway):
     def _undone(self, index: int, reply: Reply) -> None:
         """What is refused because something else is under way is asked for again, as an operator would."""
         self._undoing[index] += 1
-        under_way = UPDATING in reply.message or MOVING in reply.message  # of several replicas, which speak at once
-        if under_way and self._undoing[index] < MOST_UNDONE:
+        later = any(words in reply.message for words in (UPDATING, MOVING, STARTING))  # several replicas speak at once
+        if later and self._undoing[index] < MOST_UNDONE:
             self.context.after(AGAIN_S, Undo(index))
         else:
             del self._undoing[index]

@@ -195,7 +195,7 @@ class Cluster(Case):
     @property
     def crashed(self) -> set[str]:
         """Those whose loss clients may notice: not where another replica takes over."""
-        if self.router is not None and not self.router.lost:
+        if self.router is not None and not self.router.fleet.lost:
             lost = {name for replica in self.replicas if replica.lost for name in replica.names.own}
             return self.failed - lost
         return self.failed

@@ -32,20 +32,20 @@ class SimulatedStarter:
         self._run = run
         self._left = run.workload.shape.max_restarts
 
-    def restart(self, lost: Names, *, again: bool) -> bool:
+    def restart(self, lost: Names, *, why_not: str = "") -> str:
         """The rest of the lost one handles what waits for it, and ends."""
         for replica in self._run.replicas:
             replica.lost = replica.lost or replica.names == lost
         for name in lost.own & self._run.actors.keys():
             if (cell := self._run.system.find(name)) is not None:
                 cell.ask_to_stop("its replica is lost")
-        if not (again and self._left) or self._run.closing:
-            return False
+        if why_not or not self._left or self._run.closing:
+            return why_not or "as many were started as the workload says"
         self._left -= 1
         names = self._run.start_replica(lost.role).names
         self._run.system.send(ROUTER, ReplicaUp(names))
         watch_replica(self._run.system, names)
-        return True
+        return ""
 
     def over(self, name: str, reason: str) -> None:
         """Clients are told by the gateway."""
@@ -154,7 +154,7 @@ class WatchedRouter(Router):
 
     def settled(self) -> None:
         """Once all that has arrived is handled, loads are what the books come to."""
-        for load in self.loads():
+        for load in self.fleet.loads():
             mine = [routed for routed in self.routed.values() if routed.replica == load.replica]
             counted = len(mine), sum(routed.num_tokens for routed in mine)
             if counted != (load.num_open, load.num_tokens):

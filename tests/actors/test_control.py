@@ -47,7 +47,7 @@ def test_no_two_messages_share_a_route() -> None:
 @EACH_ROW
 def test_a_scheduler_takes_every_message_as_it_travels(row: Row) -> None:
     required = {"requests": [3], "grace_s": 1.0, "session": "s", "capacity": 9, "new_version": "v2", "method": "state"}
-    required |= {"lora_name": "x", "lora_path": "y"}
+    required |= {"lora_name": "x", "lora_path": "y", "number": 1}
     required |= {"source": {"type": "FromSharedMemory", "name": "weights", "size": 8}}
     names = {field.encode_name for field in msgspec.structs.fields(row.message)}
     needed = {name: value for name, value in required.items() if name in names}

@@ -31,8 +31,8 @@ WHY = "it was silent"
 class Starts:
     """A starter that says it starts whatever is lost."""
 
-    def restart(self, lost: Names, *, again: bool) -> bool:
-        return again
+    def restart(self, lost: Names, *, why_not: str = "") -> str:
+        return why_not
 
     def over(self, name: str, reason: str) -> None: ...
 

@@ -1,9 +1,16 @@
-"""The router, driven by hand: what a lost replica's requests take along, and whom a replica does not take."""
+"""The router, driven by hand: what a lost replica's requests take along, whom a replica does not take, and what
+the next replica is told."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from pawl.actors.control import Ask
+from pawl.actors.fleet import OTHER_WEIGHTS
+from pawl.actors.messages.adapters import AdaptersNamed
+from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import (
     Admitted,
     Ended,
@@ -14,16 +21,25 @@ from pawl.actors.messages.generate import (
     TextOptions,
     Timing,
 )
-from pawl.actors.messages.replicas import ReplicaUp
+from pawl.actors.messages.replicas import NotReplaced, ReplicaUp
+from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.names import FRONT, ROUTER, Names, names_of
 from pawl.actors.placement import RoundRobin
+from pawl.actors.present import SENT
 from pawl.actors.router import AGAIN_S, Router
 from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.turns import info_of
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.states import Cause
+from pawl.lifecycle.weight_source import FromBytes
+from pawl.loops.adapter import Named
+from pawl.loops.orders.adapters import LoadAdapter, LoadNumberedAdapter
+from pawl.loops.orders.cache import FlushCache
+from pawl.loops.orders.limits import SetState
 from pawl.loops.orders.requests import Abort, Finish
+from pawl.loops.orders.serving import Pause
+from pawl.loops.orders.weights import PutWeights, UpdateWeights
 
 PROMPT = np.array([1, 2, 3], np.int32)
 
@@ -31,8 +47,8 @@ PROMPT = np.array([1, 2, 3], np.int32)
 class Starts:
     """Says that each replica is started again; a test tells when it is up."""
 
-    def restart(self, lost: Names, *, again: bool) -> bool:
-        return again
+    def restart(self, lost: Names, *, why_not: str = "") -> str:
+        return why_not
 
     def over(self, name: str, reason: str) -> None: ...
 
@@ -168,3 +184,104 @@ def test_an_end_that_its_client_has_had_waits_for_the_replica_that_takes_the_req
     assert [type(each) for each in context.take("scheduler.1")] == [Generate]
     opens(router, 7, replica=1)
     assert context.take("scheduler.1") == [Finish(7, num_output=1)]
+
+
+def ordered(router: Router, order: Any, *replicas: int, ok: bool = True) -> None:
+    """The gateway gives an order, and these replicas carry it out."""
+    router.receive(Ask(1, order, FRONT.gateway))
+    carried_out(router, *replicas, ok=ok)
+
+
+def carried_out(router: Router, *replicas: int, ok: bool = True) -> None:
+    """These replicas answer what they were asked last."""
+    context: Any = router.context
+    for replica in replicas:
+        for asked_now in [each for each in context.take(f"scheduler.{replica}") if isinstance(each, Ask)]:
+            router.receive(Reply(asked_now.ticket, ok, "" if ok else "no such folder"))
+
+
+def told_next(context: ManualContext, replica: int) -> list[Any]:
+    """Orders that this replica was given since the last call."""
+    return [each.message for each in context.take(f"scheduler.{replica}") if isinstance(each, Ask)]
+
+
+def test_a_replica_that_is_started_again_takes_requests_once_it_was_told_all_that_lasts() -> None:
+    router, context = routed(2)
+    for order in (
+        UpdateWeights(model_path="/old", weight_version="a"),
+        LoadAdapter(name="x", path="/x"),
+        UpdateWeights(model_path="/new", abort_all_requests=True),
+        SetState(max_running=4),
+        SetState(max_queued=9),
+        Pause(),
+        FlushCache(),
+    ):
+        ordered(router, order, 0, 1)
+    ordered(router, UpdateWeights(model_path="/nowhere"), 0, 1, ok=False)
+    for replica in (0, 1):
+        router.receive(AdaptersNamed((Named("x", 1, "/x", False),), replica=replica))
+        router.receive(WeightsServed("a", "/new", "f", replica=replica))
+    is_lost(router, context, 1)
+    router.receive(ReplicaUp(names_of(2)))
+    router.receive(asked(1))
+    assert [each.request for each in given(context, 0)] == [1]
+    told: list[Any] = []
+    while orders := told_next(context, 2):
+        told += orders
+        router.receive(WeightsServed("a", "/new", "f", replica=2))
+        router.receive(Reply(router.fleet.questions.asks._next_ticket - 1, True))
+    assert told == [
+        UpdateWeights(model_path="/new", weight_version="a"),
+        LoadNumberedAdapter(name="x", path="/x", number=1),
+        SetState(max_running=4, max_queued=9),
+        Pause(),
+    ]
+    router.receive(asked(2))
+    router.receive(asked(3))
+    assert len(given(context, 2)) == 1
+
+
+def test_a_replica_does_not_take_part_while_it_is_not_known_what_became_of_an_order() -> None:
+    router, context = routed(1)
+    router.receive(Ask(1, SetState(max_running=4), FRONT.gateway))
+    router.receive(ReplicaUp(names_of(2)))
+    assert 2 not in router.replicas
+    carried_out(router, 0)
+    assert told_next(context, 2) == [SetState(max_running=4)]
+    router.receive(Reply(router.fleet.questions.asks._next_ticket - 1, True))
+    assert 2 in router.replicas
+
+
+def test_an_adapter_has_one_number_in_all_replicas_whatever_one_of_them_has_refused() -> None:
+    router, context = routed(2)
+    router.receive(Ask(1, LoadAdapter(name="x", path="/x"), FRONT.gateway))
+    carried_out(router, 0, ok=False)
+    carried_out(router, 1)
+    router.receive(Ask(2, LoadAdapter(name="x", path="/x"), FRONT.gateway))
+    for replica in (0, 1):
+        assert told_next(context, replica) == [LoadNumberedAdapter(name="x", path="/x", number=2)]
+
+
+def test_where_weights_were_sent_a_lost_replica_is_not_started_again_and_people_are_told_why() -> None:
+    router, context = routed(2)
+    ordered(router, PutWeights(source=FromBytes(b"")), 0, 1)
+    is_lost(router, context, 0)
+    (told,) = [each for each in context.take(FRONT.gateway) if isinstance(each, NotReplaced)]
+    assert SENT in told.reason
+    ordered(router, UpdateWeights(model_path="/new"), 1)
+    is_lost(router, context, 1)
+    assert [each for each in context.take(FRONT.gateway) if isinstance(each, NotReplaced)] == []
+
+
+def test_a_replica_that_serves_other_weights_than_the_others_does_not_take_part() -> None:
+    router, context = routed(2)
+    ordered(router, UpdateWeights(model_path="/new"), 0, 1)
+    for replica in (0, 1):
+        router.receive(WeightsServed("default", "/new", "f", replica=replica))
+    is_lost(router, context, 1)
+    router.receive(ReplicaUp(names_of(2)))
+    router.receive(WeightsServed("default", "/new", "written over since", replica=2))
+    carried_out(router, 2)
+    assert sorted(router.replicas) == [0]
+    (told,) = [each for each in context.take(FRONT.gateway) if isinstance(each, NotReplaced)]
+    assert OTHER_WEIGHTS in told.reason

@@ -19,8 +19,8 @@ class Starts:
     def __init__(self) -> None:
         self.overs: list[tuple[str, str]] = []
 
-    def restart(self, lost: Names, *, again: bool) -> bool:
-        return again
+    def restart(self, lost: Names, *, why_not: str = "") -> str:
+        return why_not
 
     def over(self, name: str, reason: str) -> None:
         self.overs.append((name, reason))

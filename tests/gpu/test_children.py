@@ -5,9 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from pawl.gpu.children import TO_END, python, start
+import pytest
+
+from pawl.gpu.children import TO_END, OwnFolder, python, start
 
 READS_FIRST = """
 import sys
@@ -42,3 +45,28 @@ def test_signals_to_end_change_nothing_from_the_start_of_a_child_on_and_its_inpu
         child.send_signal(number)
     assert child.communicate(b"the end") == (b"the end", None)
     assert child.returncode == 0
+
+
+MAKES_ONE = """
+import os
+from pawl.gpu.children import OwnFolder
+folder = OwnFolder("test")
+(folder.path / "socket").touch()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_has_left_goes_with_the_next_start_and_nobody_else_s_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    mine, other = OwnFolder("test"), tmp_path / "pawl-other-1"
+    other.mkdir()
+    assert start([sys.executable, "-c", MAKES_ONE]).wait() == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 3
+    next_one = OwnFolder("test")
+    assert set(tmp_path.iterdir()) == {mine.path, next_one.path, other}
+    for folder in (mine, next_one, next_one):
+        folder.close()
+    assert list(tmp_path.iterdir()) == [other]

@@ -177,6 +177,30 @@ def test_a_step_in_which_one_rank_alone_fails_is_blamed_with_its_reason() -> Non
     assert drawn(group) == drawn(ghost())
 
 
+@pytest.mark.parametrize("in_flight", [0, 1])
+def test_a_death_that_is_seen_at_a_launch_is_not_blamed_on_that_step_but_on_those_in_flight(in_flight: int) -> None:
+    class Deaf(SimulatedRanks):
+        """One of them has ended by itself when the next step is told."""
+
+        def tell(self, message: object) -> None:
+            raise RankLost(1, "has ended with status 1", blameless=False)
+
+    ranks = Deaf([ghost(), ghost()])
+    group = RankGroup(
+        lambda _: ranks, "ghost", step_limit_s=1.0, abilities=ghost().abilities, clock=lambda: 0.0, sleep=lambda _: None
+    )
+    steps = batches(2)
+    launched = [group.launch(step) for step in steps[:in_flight]]
+    ranks.steps.tell = ranks.tell  # type: ignore[method-assign]
+    with pytest.raises(RunnerLost, match="rank 1 has ended") as seen:
+        group.launch(steps[in_flight])
+    assert seen.value.blameless
+    for step in launched:
+        with pytest.raises(RunnerLost, match="rank 1 has ended") as lost:
+            group.collect(step)
+        assert not lost.value.blameless
+
+
 def test_a_step_that_every_rank_refuses_alike_costs_no_rank() -> None:
     group, (_, second) = group_of(), batches(2)
     with pytest.raises(RankRefused, match="GhostFault"):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from pawl.actors.messages.replicas import ReplicaFailed, ReplicaUp
 from pawl.actors.names import ROUTER, Names, names_of
 from pawl.actors.runtime.actor import Actor, Down
 from pawl.actors.runtime.local import LocalSystem
-from pawl.build.replicas import Replicas
+from pawl.build import replicas as building
+from pawl.build.replicas import ENOUGH, Replicas
 from pawl.build.wiring import ActorSpec
 from pawl.config import ServerConfig
 
@@ -60,8 +63,7 @@ class Failing(Replicas[Any]):
 
     def heard(self) -> list[Any]:
         """What the router was told, after one replica was lost."""
-        self._places[2] = 0
-        self._replace(names_of(0), names_of(2), 0.0)
+        self._replace(names_of(0), 0.0)
         assert self.system.stop(timeout_s=GENEROUS_S) == ()
         return self.router.heard
 
@@ -92,8 +94,13 @@ def test_the_router_knows_of_a_replica_before_it_hears_of_its_loss() -> None:
     assert (up, down.name) == (ReplicaUp(names_of(2)), "scheduler.2")
 
 
-def test_a_replica_that_is_never_met_is_let_go_and_the_router_hears_why() -> None:
+def test_a_start_that_fails_is_tried_again_until_there_were_enough_and_then_the_router_hears_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(building, "MAX_RESTARTS", 2)
+    monkeypatch.setattr(building, "BACKOFF_S", 0.0)
     replicas = Failing(is_met=False)
-    assert replicas.heard() == [ReplicaFailed("TimeoutError: it was never met")]
-    assert [part.num_closed for part in replicas.made] == [1]
+    assert replicas.heard() == [ReplicaFailed(f"TimeoutError: it was never met; {ENOUGH}")]
+    assert [part.names.replica for part in replicas.made] == [2, 3, 4]
+    assert [part.num_closed for part in replicas.made] == [1, 1, 1]
     assert [replica.names.replica for replica in replicas.live()] == [1]

@@ -38,7 +38,7 @@ def config(folder: Path, **fields: Any) -> ServerConfig:
 
 def prefillers_of(engine: Engine) -> Prefillers:
     (router,) = [spec.actor for spec in engine._actors if isinstance(spec.actor, Router)]
-    return router.prefillers
+    return router.fleet.prefillers
 
 
 def free_port() -> int:

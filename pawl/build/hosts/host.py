@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -13,6 +10,7 @@ import msgspec
 from pawl.actors.runtime.processes.sockets import Sockets, SocketWire
 from pawl.build.hosts.child import Child
 from pawl.build.ready import Setup, Told
+from pawl.gpu.children import OwnFolder
 
 
 class ReplicaFailed(Exception):
@@ -74,18 +72,18 @@ class ThisHost:
         """`peers_at`: where processes of other hosts find those of this one, with the keys in the folder `keys`."""
         self._sockets = sockets
         self._others = {"peers_at": peers_at, "keys": keys}
-        self._folder = Path(tempfile.mkdtemp(prefix="pawl-"))
+        self._folder = OwnFolder("links")
 
     def bind(self, process: str) -> SocketWire:
-        (self._folder / process).mkdir()
-        return self._sockets.bind(f"ipc://{self._folder}/{process}/link")
+        (self._folder.path / process).mkdir()
+        return self._sockets.bind(f"ipc://{self._folder.path}/{process}/link")
 
     def start(self, setup: Setup) -> Running:
         return Child(msgspec.structs.replace(setup, **self._others))
 
     def close(self) -> None:
         """All its processes have ended."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
 
 class OneHost:
