@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pawl.engine import Engine
 from pawl.lifecycle.audit import Verdict, audit
 from pawl.lifecycle.records import TierTold
 from pawl.lifecycle.trace.reader import TraceReader
+from tests.gpu.real import smollm2_source
 
 PROMPTS = [f"request {number}: " + "a long prompt whose pages are worth the way " * 6 for number in range(6)]
 SAMPLING = {"max_new_tokens": 8, "temperature": 0.0}
@@ -90,3 +92,43 @@ def test_a_decode_replica_beside_the_prefill_replica_of_another_run_is_a_violati
             engine.generate([f"{name}: {prompt}" for prompt in PROMPTS[:2]], SAMPLING)
     assert main(["audit", str(tmp_path / "one" / "replica-0"), str(tmp_path / "other" / "replica-1")]) == 1
     assert "no prefill replica was asked for its prompt" in capsys.readouterr().out
+
+
+CELLS = [(pacing, apart) for pacing in ("lockstep", "overlap", "pipeline") for apart in (None, "1p1d")]
+"""With `1p1d` there are two: one that prefills and one that decodes."""
+
+
+def random_requests(count: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """Prompts of up to half a thousand characters, some of which begin alike; and how they are sampled."""
+    drawn = random.Random(7)
+    letters = "abcdefghijklmnopqrstuvwxyz  .,"
+    beginnings = ["".join(drawn.choices(letters, k=drawn.randrange(200))) for _ in range(20)]
+    prompts, samplings = [], []
+    for number in range(count):
+        beginning = drawn.choice(beginnings) if drawn.random() < 0.5 else ""
+        prompts.append(beginning + "".join(drawn.choices(letters, k=drawn.randrange(1, 300))))
+        sampling = {"max_new_tokens": drawn.randrange(1, 25), "temperature": drawn.choice((0.0, 0.7, 1.0))}
+        sampling |= {"top_p": drawn.choice((0.5, 1.0)), "frequency_penalty": drawn.choice((0.0, 1.0))}
+        samplings.append(sampling | {"seed": number})
+    return prompts, samplings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "count"), [("ghost", 1000), ("smollm2", 200)])
+def test_random_requests_have_the_same_tokens_in_all_nine_cells(model: str, count: int, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"max_queued": 2 * count, "prefill_chunk": 64}
+    if model != "ghost":
+        smollm2_source()
+        fields |= {"model": model, "deterministic": True, "kv_tokens": 1 << 14}
+    prompts, samplings = random_requests(count)
+    said, cells = [], set()
+    for pacing, apart in CELLS:
+        folder = tmp_path / f"{pacing}-{apart}"
+        with Engine(config(folder, pacing=pacing, disaggregate=apart, **fields)) as engine:
+            said.append([list(completion.tokens) for completion in engine.generate(prompts, samplings)])
+            cells |= {replica.summary["cell"] for replica in engine.replicas.live()}
+        if apart is not None:
+            told = [record for record in TraceReader(folder / "replica-0") if isinstance(record, TierTold)]
+            assert sum(record.kind == "received" for record in told) > count // 2
+    assert len(cells) == 9
+    assert all(each == said[0] for each in said)
