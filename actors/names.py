@@ -52,6 +52,8 @@ NAMES = Names()
 """Where there is one replica, and nobody between it and the front."""
 
 ROUTER = NAMES.router
+DESK = "desk"
+"""Stands, of a replica that prefills, where gateway and detokenizer would; lives in its process."""
 OF_A_REPLICA = ("scheduler", "grammar", "worker", "stager", "groups", "storage", "linker", "watchdog", "recorder")
 """Actors that each replica has for itself."""
 FRONT = msgspec.structs.replace(NAMES, **dict.fromkeys(OF_A_REPLICA, ROUTER))
@@ -62,5 +64,5 @@ def names_of(replica: int, role: str = UNIFIED) -> Names:
     """For the actors of one of several replicas: the router stands where gateway and detokenizer would; for one that
     prefills, its desk does."""
     own = {name: f"{name}.{replica}" for name in OF_A_REPLICA}
-    front = f"desk.{replica}" if role == PREFILL else ROUTER
+    front = f"{DESK}.{replica}" if role == PREFILL else ROUTER
     return msgspec.structs.replace(NAMES, **own, gateway=front, detokenizer=front, replica=replica, role=role)

@@ -24,7 +24,7 @@ from pawl.actors.detokenizer import Detokenizer
 from pawl.actors.gateway import Gateway
 from pawl.actors.grammar import GrammarCompiler
 from pawl.actors.linker import Linker
-from pawl.actors.names import FRONT, NAMES, PREFILL, ROUTER, Names
+from pawl.actors.names import DESK, FRONT, NAMES, PREFILL, ROUTER, Names
 from pawl.actors.prefill_desk import PrefillDesk
 from pawl.actors.router import Router
 from pawl.actors.runtime.actor import Actor, Overflow
@@ -229,7 +229,7 @@ def crosses(sender: str, receiver: str) -> bool:
 def process_of(name: str) -> str:
     """Where the actor of this name lives, where there are several processes; a stranger is with the front."""
     role, _, number = name.partition(".")
-    home = PROCESS_OF.get(role, "front")
+    home = "replica" if role == DESK else PROCESS_OF.get(role, "front")
     return home if home == "front" else f"{home}-{number or 0}"
 
 

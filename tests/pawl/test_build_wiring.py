@@ -7,7 +7,7 @@ import pytest
 
 from pawl.actors.gateway import Gateway
 from pawl.actors.messages.generate import Submit
-from pawl.actors.names import NAMES, Names
+from pawl.actors.names import DECODE, NAMES, PREFILL, UNIFIED, Names, names_of
 from pawl.actors.recorder import Recorder
 from pawl.actors.simulation.strategies.simple import Fair
 from pawl.actors.simulation.system import SimulatedSystem
@@ -16,7 +16,7 @@ from pawl.actors.storage import Storage
 from pawl.actors.tiers.store import TierStore
 from pawl.build.ghost import GhostSource
 from pawl.build.parts import Parts
-from pawl.build.wiring import ActorSpec, engine_actors, spawn_all, stop_order
+from pawl.build.wiring import ActorSpec, engine_actors, process_of, spawn_all, stop_order
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
 from pawl.loops.select import LoopConfig
@@ -90,3 +90,9 @@ def test_the_gateway_watches_everybody_without_whom_nothing_is_answered(lost: st
     system.run(lambda: gateway.lost is not None, timeout_s=1.0)
     assert gateway.lost is not None
     assert gateway.lost.startswith(f"{lost} is gone")
+
+
+def test_all_actors_of_a_replica_live_in_its_process() -> None:
+    for role in (UNIFIED, PREFILL, DECODE):
+        names = names_of(2, role)
+        assert {process_of(name) for name in names.own} == {"replica-2"}
