@@ -35,6 +35,7 @@ class Told(NamedTuple):
     """Share of its steps that the rank with less to do has waited."""
     cpu: tuple[float, ...]
     """Seconds of each rank, a step, in ms."""
+    tokens: list[tuple[int, ...]]
 
 
 def make_model(folder: Path, layers: int, experts: int) -> None:
@@ -72,7 +73,8 @@ def asked(engine: Engine, rows: int, tokens: int, seed: int) -> Told:
     prompts = [random.integers(3, 90, 8).tolist() for _ in range(rows)]
     before, cpu = engine.control("state")["ranks"], used(engine)
     began = time.monotonic()
-    engine.generate(prompts, {"temperature": 1.0, "seed": seed, "max_new_tokens": tokens, "ignore_eos": True})
+    sampling = {"temperature": 1.0, "seed": seed, "max_new_tokens": tokens, "ignore_eos": True}
+    found = [tuple(each.tokens) for each in engine.generate(prompts, sampling)]
     wall = time.monotonic() - began
     after, spent = engine.control("state")["ranks"], [one - other for one, other in zip(used(engine), cpu, strict=True)]
     steps = after[0]["steps"] - before[0]["steps"]
@@ -80,7 +82,7 @@ def asked(engine: Engine, rows: int, tokens: int, seed: int) -> Told:
         (new["waiting_s"] - old["waiting_s"]) / (new["step_s"] - old["step_s"])
         for new, old in zip(after, before, strict=True)
     ]
-    return Told(1e3 * wall / steps, max(waits), tuple(1e3 * each / steps for each in spent))
+    return Told(1e3 * wall / steps, max(waits), tuple(1e3 * each / steps for each in spent), found)
 
 
 def used(engine: Engine) -> list[float]:
@@ -123,6 +125,7 @@ def main() -> None:
                 [asked(engine, arguments.rows, arguments.tokens, seed) for engine in (plain, moved)]
                 for seed in range(1, 1 + arguments.rounds)
             ]
+        assert all(one.tokens == other.tokens for one, other in rounds), "tokens differ"
         for name, told in zip(("where they were", "moved"), zip(*rounds, strict=True), strict=True):
             step = statistics.median(each.step_ms for each in told)
             waits = statistics.median(each.waiting for each in told)

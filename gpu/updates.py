@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -114,7 +114,7 @@ class Updates:
         """See `StepRunner.named_weights`."""
         weights = self.serving.backend.named_weights()
         if self._shard is not None:
-            weights = {self._shard.whole_name(name): weight for name, weight in weights.items()}
+            weights = _Renamed(weights, {self._shard.whole_name(name): name for name in weights})
         return as_stored(weights, self._config)
 
     def _read(self, source: FromDisk, samples: Samples) -> Weights:
@@ -168,6 +168,23 @@ class Updates:
         if staged is None or staged[0] != ticket:
             raise WeightsRefused(f"nothing is staged for update {ticket}")
         return staged[1]
+
+
+class _Renamed(Mapping[str, Weight]):
+    """Weights under other names. Each is looked at when it is asked for: backends make copies then."""
+
+    def __init__(self, weights: Mapping[str, Weight], names: Mapping[str, str]) -> None:
+        """`names`: the other name -> that of the weight."""
+        self._weights, self._names = weights, names
+
+    def __getitem__(self, name: str) -> Weight:
+        return self._weights[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _dtype(spec: TensorSpec) -> torch.dtype:

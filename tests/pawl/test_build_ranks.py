@@ -185,6 +185,40 @@ def test_experts_on_two_ranks_answer_as_on_one_and_are_counted(name: str, tmp_pa
     assert sums == [record["num_tokens"] * record["num_experts_per_token"]] * len(sums)
 
 
+LAYOUTS: list[tuple[str, dict[str, Any]]] = [
+    *(("llama-no-sharing", more) for more in ({"tp": 2}, {"tp": 3}, {"pp": 2}, {"pp": 3}, {"dp": 2})),
+    *(("llama-no-sharing", more) for more in ({"tp": 2, "pp": 2}, {"dp": 2, "tp": 2}, {"dp": 2, "pp": 2})),
+    *(("qwen3-moe", more) for more in ({"ep": 2}, {"tp": 2}, {"dp": 2, "ep": 2}, {"pp": 2, "ep": 2})),
+]
+
+
+def asked_at_random(count: int, vocabulary: int) -> list[tuple[list[int], dict[str, Any]]]:
+    """Requests of any kind, each with a seed of its own; some begin alike."""
+    random, found = np.random.default_rng(11), list[tuple[list[int], dict[str, Any]]]()
+    for number in range(count):
+        begin = [5] * int(random.integers(0, 12)) if random.random() < 0.4 else []
+        sampling = {"temperature": float(random.choice([0.0, 0.7, 1.0])), "top_p": float(random.choice([0.8, 1.0]))}
+        sampling |= {"seed": number, "max_new_tokens": int(random.integers(1, 24)), "ignore_eos": True}
+        found.append((begin + random.integers(3, vocabulary, int(random.integers(1, 30))).tolist(), sampling))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "more"), LAYOUTS, ids=str)
+def test_a_thousand_random_requests_have_the_same_tokens_however_a_model_is_shared_out(
+    name: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, asked, found = tiny(name, tmp_path / "model"), asked_at_random(1000, 90), []
+    settings = {"backend": "native", "deterministic": True, "max_queued": 2048, "max_running": 32, "kv_tokens": 4096}
+    for place, layout in enumerate(({}, more)):
+        with engine_of(folder, tmp_path / str(place), **settings, **layout) as engine:
+            results = engine.generate([prompt for prompt, _ in asked], [sampling for _, sampling in asked])
+            found.append([result.tokens for result in results])
+    assert found[0] == found[1]
+    traces = [tmp_path / "1" / f"replica-{number}" for number in range(more.get("dp", 1))]
+    assert all(audit(each).verdict is Verdict.PASS for each in (traces if "dp" in more else [tmp_path / "1"]))
+
+
 BALANCED = {"ep": 2, "enable_eplb": True, "ep_num_redundant_experts": 2, "eplb_rebalance_num_iterations": 0}
 WAYS: list[dict[str, Any]] = [{"backend": "native"}, {"pp": 2, "backend": "native"}, {"backend": "torch"}]
 
