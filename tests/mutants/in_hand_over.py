@@ -25,12 +25,6 @@ HAND_OVER = (
         ),
     ),
     _mutant(
-        "prefill_outlives_its_request",
-        "auxiliary_conservation",
-        "A request that is aborted while its prompt is computed elsewhere leaves that to go on.",
-        Edit(RemotePrefill.left, "self._cancel(ticket)", "self._prefills.pop(ticket)"),
-    ),
-    _mutant(
         "row_stays_decided",
         "auxiliary_conservation",
         "That a prompt need not go elsewhere is remembered of the row, and the next request in it stays here as well.",
