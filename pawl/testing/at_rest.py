@@ -25,7 +25,6 @@ from pawl.testing.books import doubled_timers, open_books
 from pawl.testing.clients import Client
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
 from pawl.testing.profiles import profile_at_rest
-from pawl.testing.properties import UsageTold
 
 if TYPE_CHECKING:
     from pawl.testing.cluster import Cluster
@@ -141,9 +140,12 @@ class EndChecks:
     def _usage(self, client: Client, arrival: Arrival, cause: Cause, told: Usage) -> Usage:
         """What the client must be told."""
         request = client.request or 0
-        seen = self._seen(request)
+        replica = self._had(request)
+        seen = replica.usage
         cached, retractions = seen.cached.get(request, 0), seen.retractions[request]
         drafts = seen.drafted[request], seen.accepted[request]
+        if replica.lost:  # and nobody had it after that, when it ended: the loss is one more
+            retractions = told.retractions
         if cause is Cause.STOP_STRING:  # the detokenizer, which ends it, has not heard of these
             retractions, drafts = told.retractions, (told.draft_tokens, told.accepted_tokens)
         if self._unrecorded:
@@ -151,15 +153,15 @@ class EndChecks:
             drafts = told.draft_tokens, told.accepted_tokens
         return Usage(len(arrival.prompt), len(client.tokens), cached, retractions, *drafts)
 
-    def _seen(self, request: int) -> UsageTold:
-        """What the trace of the replica that had the request last says."""
-        had = {
-            record.num_retractions: replica
+    def _had(self, request: int) -> SimulatedReplica:
+        """The replica that had the request last, as their traces say."""
+        had = [
+            ((record.num_retractions, not replica.lost, record.time, replica.names.replica), replica)
             for replica in self.run.serving
             for record in replica.trace.records
             if isinstance(record, Submitted) and record.request == request
-        }
-        return had[max(had)].usage if had else self.run.serving[0].usage
+        ]
+        return max(had, key=lambda each: each[0])[1] if had else self.run.serving[0]
 
     def understood(self, client: Client) -> Arrival | None:
         """What its request implies. A turn's prompt is the one that is recorded, which `session_atomicity` judges; None
