@@ -41,10 +41,10 @@ class Joining:
                 self._forget(replica)
                 self._refused(replica, untellable)
                 continue
-            waited = not self._to_tell[replica.number] and not self._questions.waits_for(replica.number)
+            told_all = not self._to_tell[replica.number]
             if order is not None:
                 self._to_tell[replica.number].append(order)
-            if waited:
+            if told_all:  # at once, as the others were: what it is at may need this to end
                 self._go_on(replica)
 
     def hears(self, message: object) -> bool:
@@ -69,7 +69,8 @@ class Joining:
         orders = self._to_tell[replica.number]
         if orders:
             self._questions.tell(replica, orders.popleft(), lambda reply: self._answered(replica, reply))
-        elif not self._questions.num_lasting:  # else what the others are at may be to be told
+        elif not self._questions.num_lasting and not self._questions.waits_for(replica.number):
+            # Else what the others are at may be to be told.
             self._forget(replica)
             self._up(replica)
 

@@ -252,6 +252,20 @@ def test_a_replica_does_not_take_part_while_it_is_not_known_what_became_of_an_or
     assert 2 in router.replicas
 
 
+def test_a_replica_that_joins_is_told_what_comes_meanwhile_at_once_as_the_others_are() -> None:
+    router, context = routed(1)
+    router.receive(Ask(1, SetState(max_running=4), FRONT.gateway))
+    router.receive(ReplicaUp(names_of(2)))
+    carried_out(router, 0)
+    ordered(router, Pause(), 0)
+    assert told_next(context, 2) == [SetState(max_running=4), Pause()]
+    assert 2 not in router.replicas
+    last = router.fleet.questions.asks._next_ticket - 1
+    for ticket in range(1, last + 1):
+        router.receive(Reply(ticket, True))
+    assert 2 in router.replicas
+
+
 def test_an_adapter_has_one_number_in_all_replicas_whatever_one_of_them_has_refused() -> None:
     router, context = routed(2)
     router.receive(Ask(1, LoadAdapter(name="x", path="/x"), FRONT.gateway))
