@@ -22,7 +22,7 @@ from pawl.loops.lower_tiers import LowerTiers
 from pawl.loops.requests import MAX_STRIKES
 from pawl.memory.tiers.keys import split_keys
 from pawl.testing.books import doubled_timers, open_books
-from pawl.testing.clients import Client
+from pawl.testing.clients import GONE, Client
 from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
 from pawl.testing.profiles import profile_at_rest
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from pawl.testing.replica import SimulatedReplica
     from pawl.testing.workload import Arrival
 
-GONE = ("is gone", "is not running", "is being started again")
-"""Words of an answer that a lost replica owed."""
 NARRATORS = frozenset({NAMES.scheduler, NAMES.gateway, NAMES.recorder})
 """Actors without which a trace has no end."""
 

@@ -10,7 +10,6 @@ import msgspec
 
 from pawl.actors.control import row_of
 from pawl.actors.control.sessions import SIMULATED, OpenSessionByName
-from pawl.actors.fleet import STARTING
 from pawl.actors.gateway import FromPeers, Gateway
 from pawl.actors.messages.control import Reply
 from pawl.actors.messages.generate import Output, Refused, Submit, TextOptions, TokenLogprob
@@ -25,6 +24,8 @@ from pawl.testing.parameters import parameters_of
 from pawl.testing.workload import Arrival, Control, Workload
 
 MOST_UNDONE = 8
+GONE = ("is gone", "is not running", "is being started again")
+"""Words of an answer that a lost replica owed."""
 AGAIN_S = 0.05
 """Virtual seconds between two tries to undo something."""
 
@@ -249,7 +250,7 @@ class FrontDesk(Gateway):
     def _undone(self, index: int, reply: Reply) -> None:
         """What is refused because something else is under way is asked for again, as an operator would."""
         self._undoing[index] += 1
-        later = any(words in reply.message for words in (UPDATING, MOVING, STARTING))  # several replicas speak at once
+        later = any(words in reply.message for words in (UPDATING, MOVING, *GONE))  # several replicas speak at once
         if later and self._undoing[index] < MOST_UNDONE:
             self.context.after(AGAIN_S, Undo(index))
         else:
