@@ -231,11 +231,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tp: Annotated[UpTo1024, _feature("workers", "tp")] = 1
     pp: Annotated[UpTo1024, _meta("workers", "stages that share out the layers of the model")] = 1
     ep: Annotated[UpTo1024, _meta("workers", "parts of these ranks that share out the experts of a layer")] = 1
-    enable_eplb: Annotated[bool, _meta("workers", "move experts between these parts")] = False
+    enable_eplb: Annotated[bool, _meta("workers", "move experts between these parts by what tokens use")] = False
     eplb_rebalance_num_iterations: Annotated[
-        AtLeastZero, _meta("workers", "steps after which they move; 0: only when asked")
+        AtLeastZero, _meta("workers", "steps after which they move; 0: only when /rebalance_experts asks")
     ] = 1000
-    ep_num_redundant_experts: Annotated[AtLeastZero, _meta("workers", "copies of the busiest experts")] = 0
+    ep_num_redundant_experts: Annotated[AtLeastZero, _meta("workers", "copies of a layer's busiest experts")] = 0
     rank_timeout_s: Annotated[
         AboveZero, _meta("workers", "a step that takes the ranks longer is lost, and they are started again")
     ] = 60.0
