@@ -34,6 +34,9 @@ def _cache(values: Values) -> Kind:
 def _window(source: Source, values: Values) -> dict[str, Any]:
     if not _cache(values).windows or not source.chance(0.1):
         return {}
+    # Given by flags: neither tiers nor the compiled core keep window pages.
+    if values.get("host_pages") or values.get("storage_pages") or values.get("cache_core") == "compiled":
+        return {}
     size, chunk = values["page_size"], values["prefill_chunk"]
     window = source.within(1, 3 * size)
     # As many as one request needs at least: `WindowPool.most`.

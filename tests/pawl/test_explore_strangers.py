@@ -10,8 +10,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from pawl.actors.simulation.strategies.drawn import Drawn
 from pawl.cli import main
+from pawl.exploration.task import workload_of
+from pawl.loops.select import make_memory
 from pawl.testing import Workload, check_schedule, load_schedule, schedules, workloads
 from pawl.testing.parts import PartFailed
+from tests.mutants.hunting import task_with
 
 PARTS = """\
 from pawl.actors.scheduler import Scheduler
@@ -229,3 +232,10 @@ def test_a_class_can_stand_in_a_workload_of_hypothesis() -> None:
 
     with pytest.raises(PartFailed, match=r"Forgetful .* left out row"):
         served()
+
+
+@pytest.mark.parametrize("words", [("--host-pages", "8"), ("--storage-pages", "8"), ("--cache-core", "compiled")])
+def test_what_is_drawn_goes_with_what_is_fixed(words: tuple[str, ...]) -> None:
+    task = task_with(words, 0, 0.0)
+    for seed in range(60):
+        make_memory(workload_of(task, seed).shape.loop_config())
