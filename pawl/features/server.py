@@ -32,13 +32,10 @@ def _cache(values: Values) -> Kind:
 
 
 def _window(source: Source, values: Values) -> dict[str, Any]:
-    if not _cache(values).windows or not source.chance(0.1):
+    beside = [values.get(name) for name in ("host_pages", "storage_pages")] + [values.get("cache_core") == "compiled"]
+    if not _cache(values).windows or any(beside) or not source.chance(0.1):
         return {}
-    # Given by flags: neither tiers nor the compiled core keep window pages.
-    if values.get("host_pages") or values.get("storage_pages") or values.get("cache_core") == "compiled":
-        return {}
-    size, chunk = values["page_size"], values["prefill_chunk"]
-    window = source.within(1, 3 * size)
+    size, chunk, window = values["page_size"], values["prefill_chunk"], source.within(1, 3 * values["page_size"])
     # As many as one request needs at least: `WindowPool.most`.
     least = -(-(window - 1) // size) + 1 + -(-chunk // size)
     return {"window": window, "num_window_pages": least + source.within(0, 3)}
