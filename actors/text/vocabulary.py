@@ -19,8 +19,12 @@ TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>
 """Names of tokens that end a turn. A model's files may name one end token only; a chat template that writes another of
 these shows that the model ends its turns with it."""
 
+ANY_TOKENIZER = "PreTrainedTokenizerFast"
+"""The class in transformers that reads whatever the tokenizers library does."""
 SHORT_TEXT = 1000
 """Characters. The quickest way to encode keeps the interpreter to itself, so it is for texts of at most these."""
+ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+"""What is told of an added token."""
 WORD_BYTES = 4096
 """Of a word that is one unknown token, and the white space around it."""
 MOST_TOKENS = 1 << 24
@@ -44,8 +48,10 @@ class Vocabulary:
         eos_token: str = "",
         chat_templates: Mapping[str, str] | None = None,
         num_embeddings: int = 0,
+        tokenizer_class: str = "",
     ) -> None:
         self.tokenizer = tokenizer
+        self.tokenizer_class = tokenizer_class or ANY_TOKENIZER
         added = tokenizer.get_added_tokens_decoder()
         # Ids may have holes, so the highest one counts, not how many there are.
         num_tokens = 1 + max(tokenizer.get_vocab().values(), default=-1)
@@ -133,6 +139,7 @@ class Vocabulary:
             eos_token=eos_token,
             chat_templates=templates,
             num_embeddings=num_embeddings,
+            tokenizer_class=_content(configuration.get("tokenizer_class")),
         )
 
     def encode(self, text: str, add_special: bool = True) -> NDArray[np.int32]:
@@ -149,6 +156,13 @@ class Vocabulary:
         except TypeError:
             raise ValueError("the text is not valid Unicode: it holds half of a surrogate pair") from None
         return np.array(ids, dtype=np.int32)
+
+    @property
+    def added_tokens(self) -> dict[str, dict[str, str | bool]]:
+        """By id, as `added_tokens_decoder` of tokenizer_config.json has them: tokens that are found in a text before it
+        is cut into others."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return {str(index): {name: getattr(token, name) for name in ADDED} for index, token in sorted(added.items())}
 
     @cached_property
     def longest_token(self) -> int:

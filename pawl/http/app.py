@@ -26,6 +26,7 @@ from pawl.http.errors import Problem, from_invalid
 from pawl.http.generation import NAMES, GenerationRoutes
 from pawl.http.guard import Guard
 from pawl.http.info import ServerInfo, Tokenization
+from pawl.http.invocations import InvocationRoutes
 from pawl.http.pair import PairRoutes
 from pawl.http.scoring import ScoringRoutes
 from pawl.http.tokens import TokenRoutes
@@ -65,6 +66,7 @@ def create_app(
         *(GenerationRoutes, EmbeddingRoutes, ScoringRoutes, TokenRoutes, ControlRoutes, PairRoutes),
     )
     routes = [route for group in groups for route in group(context).routes()]
+    routes += InvocationRoutes(context, routes).routes()
     return Starlette(
         routes=[*routes, *DescriptionRoutes(context, routes).routes()],
         middleware=[
@@ -96,7 +98,7 @@ def _cors(origins: Collection[str]) -> list[Middleware]:
 def _respond(request: Request, problem: Problem) -> Response:
     """In the route's own words, which a renderer may have used before."""
     named = problem.renamed(NAMES.get(request.url.path, {}))
-    return named.response(openai=request.url.path.startswith("/v1/"))
+    return named.response(request.url.path)
 
 
 async def _problem(request: Request, error: Exception) -> Response:

@@ -38,7 +38,7 @@ class KeyCheck:
             if path in ADMIN_PATHS:
                 allowed = admin
             if not allowed:
-                await _refusal(path, token).response(path.startswith("/v1/"))(scope, receive, send)
+                await _refusal(path, token).response(path)(scope, receive, send)
                 return
             scope["admin"] = admin
         await self._app(scope, receive, send)

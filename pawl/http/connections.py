@@ -210,7 +210,7 @@ class Connection(HttpToolsProtocol):
         self.app = self._served
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD:
             self._limits.count("head_size", self._body_began)
-            self.app = _head_too_large().response(openai=True)
+            self.app = _head_too_large().response()
         elif len(self.connections) > self._limits.most:
             self._limits.count("connections", self._body_began)
             self.app = self._only_probes
@@ -292,7 +292,7 @@ class Connection(HttpToolsProtocol):
         """Answer outside any request, and close."""
         if self.transport.is_closing():
             return
-        response = problem.response(openai=True)
+        response = problem.response()
         lines = [STATUS_LINE[problem.status]]
         lines += [name + b": " + value + b"\r\n" for name, value in response.raw_headers]
         self.transport.write(b"".join([*lines, b"connection: close\r\n\r\n", bytes(response.body)]))
@@ -304,4 +304,4 @@ class Connection(HttpToolsProtocol):
             await self._served(scope, receive, send)
             return
         problem = Problem(503, "too many connections; try again later", headers={"connection": "close"})
-        await problem.response(scope["path"].startswith("/v1/"))(scope, receive, send)
+        await problem.response(scope["path"])(scope, receive, send)

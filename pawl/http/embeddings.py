@@ -1,10 +1,12 @@
-"""`/v1/embeddings`, as OpenAI's API has it, and `/encode`, as SGLang has it: texts to vectors."""
+"""`/v1/embeddings`, as OpenAI's API has it, `/pooling`, as vLLM, and `/encode`, as SGLang has it: texts to vectors."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,11 +23,12 @@ from pawl.http.errors import Problem, from_done
 from pawl.http.native import finish_reason, prompts_of_body
 from pawl.http.rendering import encode
 from pawl.http.replies import Reply
-from pawl.http.schemas import EmbeddingBody, EncodeBody, refuse_unsupported, unsupported
+from pawl.http.schemas import EmbeddingBody, EncodeBody, PoolingBody, refuse_unsupported, unsupported
 from pawl.lifecycle.states import ABORT_CAUSES
 from pawl.lifecycle.step import Float32s
 
 UNSUPPORTED = unsupported(EmbeddingBody)
+UNSUPPORTED_POOLING = unsupported(PoolingBody)
 UNSUPPORTED_ENCODE = unsupported(EncodeBody, "log_metrics")
 NAMES = {"prompt": "input", "token_ids": "input"}
 ENCODE_NAMES = {"token_ids": "input_ids", "prompt": "text"}
@@ -37,20 +40,32 @@ class EmbeddingRoutes(HasContext):
     def routes(self) -> list[Route]:
         return [
             Route("/v1/embeddings", self.embed, methods=["POST"]),
+            Route("/pooling", self.pool, methods=["POST"]),
             Route("/encode", self.encode, methods=["POST", "PUT"]),
         ]
 
     @takes(EmbeddingBody)
     async def embed(self, request: Request, body: EmbeddingBody) -> Response:
         """The vector of a text, or of each of a list of texts, as OpenAI's API has it."""
-        info = self.context.info
-        adapter = adapter_of(self.context, body.model, body.lora_path)
         refuse_unsupported(body, UNSUPPORTED)
-        prompts = prompts_of(body.input, "input", lambda count: self.context.check_count(count, 1))
         rid = openai.rid_of(request, body.rid, self.context.gateway)
+        return await self._answer(body, rid, _Shape())
+
+    @takes(PoolingBody)
+    async def pool(self, request: Request, body: PoolingBody) -> Response:
+        """The vector of a text, or of each of a list of texts, as vLLM has it."""
+        refuse_unsupported(body, UNSUPPORTED_POOLING)
+        rid = openai.rid_of(request, body.rid, self.context.gateway)
+        head = {"id": f"pool-{rid}", "created": int(time.time())}
+        return await self._answer(body, rid, _Shape("pooling", "data", head))
+
+    async def _answer(self, body: EmbeddingBody, rid: str, shape: _Shape) -> Response:
+        """What comes of a body of OpenAI's form."""
+        adapter = adapter_of(self.context, body.model, body.lora_path)
+        prompts = prompts_of(body.input, "input", lambda count: self.context.check_count(count, 1))
         submits = self._submits(prompts, [rid] * len(prompts), body, [adapter] * len(prompts))
-        model = under_its_name(info, body.model, adapter).model_name
-        rendered = _OpenAi(model, self._cut(body.dimensions), body.encoding_format == "base64")
+        model = under_its_name(self.context.info, body.model, adapter).model_name
+        rendered = _OpenAi(model, self._cut(body.dimensions), body.encoding_format == "base64", shape)
         return Reply(self.context.gateway, await loaded_again(self.context, submits), rendered)
 
     @takes(EncodeBody)
@@ -100,24 +115,36 @@ class EmbeddingRoutes(HasContext):
         return cut
 
 
+class _Shape(NamedTuple):
+    """What differs between replies of OpenAI's form."""
+
+    kind: str = "embedding"
+    """What a vector is called as an object."""
+    member: str = "embedding"
+    """Where its numbers are."""
+    head: Mapping[str, Any] = MappingProxyType({})
+    """Further members of the whole."""
+
+
 class _OpenAi:
-    """The reply of `/v1/embeddings`."""
+    """The reply of `/v1/embeddings` and of `/pooling`."""
 
     independent = False
 
-    def __init__(self, model: str, cut: Callable[[Delta], Float32s], in_base64: bool) -> None:
+    def __init__(self, model: str, cut: Callable[[Delta], Float32s], in_base64: bool, shape: _Shape) -> None:
         self._model = model
         self._cut = cut
         self._base64 = in_base64
+        self._shape = shape
 
     def whole(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox]) -> bytes:
         num_tokens = sum(delta.done.usage.prompt_tokens for delta in deltas if delta.done is not None)
         data = [
-            {"object": "embedding", "index": index, "embedding": self._shown(self._cut(delta))}
+            {"object": self._shape.kind, "index": index, self._shape.member: self._shown(self._cut(delta))}
             for index, delta in enumerate(deltas)
         ]
         usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-        return encode({"object": "list", "data": data, "model": self._model, "usage": usage})
+        return encode({**self._shape.head, "object": "list", "data": data, "model": self._model, "usage": usage})
 
     def _shown(self, vector: Float32s) -> list[float] | str:
         if self._base64:

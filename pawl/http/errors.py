@@ -50,6 +50,9 @@ CODE_OF_CAUSE: Mapping[Cause, str] = {Cause.TOO_LONG: "context_length_exceeded"}
 
 RETRY_AFTER_S = 1
 
+LIKE_OPENAI = ("/v1/", "/pooling", "/invocations")
+"""How paths begin whose errors have the shape of OpenAI's API."""
+
 
 class Problem(Exception):
     """A failure with the HTTP status it means. `param` is the field at fault by the name the client used."""
@@ -95,8 +98,9 @@ class Problem(Exception):
             return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
         return {"error": {"message": self.message}}
 
-    def response(self, openai: bool) -> Response:
-        return json_response(self.body(openai), self.status, self.headers)
+    def response(self, path: str = LIKE_OPENAI[0]) -> Response:
+        """In the shape of the API that the path belongs to; where none is known, of OpenAI's."""
+        return json_response(self.body(path.startswith(LIKE_OPENAI)), self.status, self.headers)
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -37,6 +37,7 @@ NAMES = {
     "/v1/responses": responses.NAMES,
     "/generate": native.CLIENT_NAMES,
     "/v1/embeddings": embeddings.NAMES,
+    "/pooling": embeddings.NAMES,
     "/encode": embeddings.ENCODE_NAMES,
     "/v1/score": scoring.NAMES,
     "/score": scoring.NAMES,

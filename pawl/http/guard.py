@@ -47,7 +47,7 @@ class Guard:
         if scope["type"] == "http":
             problem = self._problem(scope)
             if problem is not None:
-                await problem.response(scope["path"].startswith("/v1/"))(scope, receive, send)
+                await problem.response(scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

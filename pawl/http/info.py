@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -26,6 +26,12 @@ class Tokenization(Templates, Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]: ...
+
+    @property
+    def tokenizer_class(self) -> str: ...
+
+    @property
+    def added_tokens(self) -> Mapping[str, Mapping[str, str | bool]]: ...
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):

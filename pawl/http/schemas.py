@@ -224,6 +224,16 @@ class EmbeddingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     messages: Any = None
 
 
+class PoolingBody(EmbeddingBody, kw_only=True, forbid_unknown_fields=True):
+    """`POST /pooling`."""
+
+    task: Literal["embed"]
+    """The vector of a whole text. Without a task vLLM gives one for each token, which are not to be had here."""
+    # Known, but not supported.
+    softmax: Any = None
+    activation: Any = None
+
+
 class EncodeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /encode`: one text or a list."""
 

@@ -30,4 +30,4 @@ class Front:
         if request.url.path in PROBES:
             return json_response({"status": status}, 503, headers)
         problem = Problem(503, f"the model is not there yet: {status}", code="loading", headers=headers)
-        return problem.response(openai=request.url.path.startswith("/v1/"))
+        return problem.response(request.url.path)

@@ -1,10 +1,12 @@
-"""`/tokenize` and `/detokenize`: text to token ids and back, beside the event loop where there is much of it."""
+"""`/tokenize` and `/detokenize`: text to token ids and back, beside the event loop where there is much of it; and
+`/tokenizer_info`."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -66,6 +68,7 @@ class TokenRoutes(HasContext):
         return [
             *(Route(path, self.tokenize, methods=["POST"]) for path in ("/tokenize", "/v1/tokenize")),
             *(Route(path, self.detokenize, methods=["POST"]) for path in ("/detokenize", "/v1/detokenize")),
+            Route("/tokenizer_info", self.tokenizer_info, methods=["GET"]),
         ]
 
     @takes(TokenizeBody)
@@ -125,6 +128,24 @@ class TokenRoutes(HasContext):
         beside, _ = self._lane(size)
         decoded = await beside.do(size, lambda: self._decoded(body.tokens, skip))
         return json_response({"text": decoded, "prompt": decoded})
+
+    @cached_property
+    def _tokenizer_info(self) -> dict[str, Any]:
+        words = self.context.tokenization
+        first = [words.token_text(int(token)) for token in words.encode("")[:1]]
+        return {
+            "tokenizer_class": words.tokenizer_class,
+            "bos_token": words.bos_token or None,
+            "eos_token": words.eos_token or None,
+            "add_bos_token": first == [words.bos_token],
+            "model_max_length": self.context.info.context_length,
+            "chat_template": words.chat_templates.get("default"),
+            "added_tokens_decoder": words.added_tokens,
+        }
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """What a client must know to count tokens as the model does, under the names of tokenizer_config.json."""
+        return json_response(self._tokenizer_info)
 
     def _decoded(self, tokens: Sequence[int | list[int]], skip: bool) -> str | list[str]:
         flat = [token for token in tokens if isinstance(token, int)]

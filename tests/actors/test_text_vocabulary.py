@@ -207,6 +207,26 @@ def test_a_folder_without_a_generation_config_ends_with_its_named_token(tmp_path
     assert Vocabulary.load(tmp_path).eos_ids == (byte_level().size - 1,)
 
 
+def test_the_class_of_a_tokenizer_is_the_one_its_folder_names_or_the_one_that_reads_all(tmp_path: Path) -> None:
+    byte_level().tokenizer.save(str(tmp_path / "tokenizer.json"))
+    for written, told in (
+        ({"tokenizer_class": "GPT2Tokenizer"}, "GPT2Tokenizer"),
+        ({"tokenizer_class": 7}, "PreTrainedTokenizerFast"),
+        ({}, "PreTrainedTokenizerFast"),
+    ):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(written))
+        assert Vocabulary.load(tmp_path).tokenizer_class == told
+    assert byte_level().tokenizer_class == "PreTrainedTokenizerFast"
+
+
+def test_added_tokens_are_told_by_id_as_transformers_writes_them() -> None:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    assert wordpiece().added_tokens == {
+        "1": {"content": "[CLS]", **flags, "special": True},
+        "2": {"content": "[SEP]", **flags, "special": True},
+    }
+
+
 def test_a_folder_ends_where_any_of_its_files_or_its_template_says(tmp_path: Path) -> None:
     """Seen in models whose generation_config.json names another end than their tokenizer: chats ran to the limit."""
     smollm2().tokenizer.save(str(tmp_path / "tokenizer.json"))

@@ -75,6 +75,8 @@ class Bytes:
 
     chat_templates: ClassVar[Mapping[str, str]] = {"default": CHAT_TEMPLATE}
     bos_token = eos_token = ""
+    tokenizer_class = "Bytes"
+    added_tokens: ClassVar[Mapping[str, Mapping[str, str | bool]]] = {}
 
     def encode(self, text: str, add_special: bool = True) -> Sequence[int]:
         return [END_OF_REASONING] if text == "</think>" else list(text.encode())
@@ -361,7 +363,7 @@ class Served:
         self.engine = FakeEngine(limit)
         self._info = info
         self._grace_s = grace_s
-        self._options = {"statistics": statistics, "probe_timeout_s": 10.0, **options}
+        self._options = {"tokenization": Bytes(), "statistics": statistics, "probe_timeout_s": 10.0, **options}
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="served")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -374,7 +376,7 @@ class Served:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        app = create_app(self.engine.gateway, self._info, Bytes(), **self._options)
+        app = create_app(self.engine.gateway, self._info, **self._options)
         self.server = Server(app, self.engine.gateway, self._grace_s)
         with open_socket("127.0.0.1", 0) as listener:
             self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"

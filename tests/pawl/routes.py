@@ -16,6 +16,7 @@ from pawl.http.schemas import (
     EncodeBody,
     GenerateBody,
     NativeSampling,
+    PoolingBody,
     TokenizeBody,
 )
 
@@ -26,6 +27,7 @@ GENERATING: list[tuple[str, type[msgspec.Struct], dict[str, Any]]] = [
     ("/generate", GenerateBody, {"text": "hello", "sampling_params": {"max_new_tokens": 2}}),
     ("/generate", NativeSampling, {"max_new_tokens": 2}),
     ("/v1/embeddings", EmbeddingBody, {"input": "hello"}),
+    ("/pooling", PoolingBody, {"input": "hello", "task": "embed"}),
     ("/encode", EncodeBody, {"text": "hello"}),
     ("/tokenize", TokenizeBody, {"prompt": "hello"}),
     ("/detokenize", DetokenizeBody, {"tokens": [1, 2]}),

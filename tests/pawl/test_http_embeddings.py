@@ -130,3 +130,39 @@ def test_vectors_are_made_beside_tokens_and_counted_by_their_end(client: httpx.C
 def ended(client: httpx.Client) -> int:
     lines = client.get("/metrics").text.splitlines()
     return sum(int(line.split()[-1]) for line in lines if 'cause="embedded"' in line and "requests" in line)
+
+
+def test_pooling_answers_as_vllm_does(client: httpx.Client) -> None:
+    texts = ["hello", "hallo"]
+    fields = {"model": "ghost", "rid": "mine", "task": "embed"}
+    body = client.post("/pooling", json={"input": texts, **fields}).json()
+    assert body.pop("created") > 0
+    assert body == {
+        "id": "pool-mine",
+        "object": "list",
+        "model": "ghost",
+        "data": [
+            {"object": "pooling", "index": index, "data": vector} for index, vector in enumerate(vectors(client, texts))
+        ],
+        "usage": {"prompt_tokens": 10, "total_tokens": 10},
+    }
+    (short,) = client.post("/pooling", json={"input": "hello", "dimensions": 3, **fields}).json()["data"]
+    assert [short["data"]] == vectors(client, "hello", dimensions=3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"input": "a"}, "task", "missing"),
+        ({"input": "a", "task": "token_embed"}, "task", "embed"),
+        ({"input": "", "task": "embed"}, "input", "empty"),
+        ({"input": "a", "task": "embed", "softmax": True}, "softmax", "not supported"),
+    ],
+)
+def test_pooling_refuses_by_name_what_is_not_there(
+    client: httpx.Client, fields: dict[str, Any], param: str, words: str
+) -> None:
+    answer = client.post("/pooling", json=fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["type"]) == (400, param, "invalid_request_error")
+    assert words in error["message"]

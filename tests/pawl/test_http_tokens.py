@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from pawl.actors.text.vocabulary import Vocabulary
 from pawl.actors.unread import SHORT
 from pawl.http.errors import Problem
 from pawl.http.tokens import LITTLE, MOST_CALLS, Beside
-from tests.pawl.fake_engine import Bytes
+from tests.actors.vocabularies import byte_level, sentencepiece
+from tests.pawl.fake_engine import Bytes, Served
 
 
 def test_long_texts_are_converted_one_at_a_time_short_ones_at_once_and_too_many_are_told_to_wait() -> None:
@@ -110,3 +112,24 @@ def test_what_cannot_be_tokenized_is_refused_by_name(client: httpx.Client, body:
     reply = client.post("/tokenize", json=body)
     assert reply.status_code == 400
     assert param.split("[")[0] in reply.json()["error"]["message"]
+
+
+def test_what_the_tokenizer_is_can_be_asked_under_the_names_of_its_configuration(client: httpx.Client) -> None:
+    assert client.get("/tokenizer_info").json() == {
+        "tokenizer_class": "Bytes",
+        "bos_token": None,
+        "eos_token": None,
+        "add_bos_token": False,
+        "model_max_length": client.post("/tokenize", json={"prompt": "a"}).json()["max_model_len"],
+        "chat_template": Bytes.chat_templates["default"],
+        "added_tokens_decoder": {},
+    }
+
+
+@pytest.mark.parametrize(("adds", "vocabulary"), [(True, sentencepiece()), (False, byte_level())])
+def test_it_is_told_whether_text_gets_a_beginning_token(adds: bool, vocabulary: Vocabulary) -> None:
+    with Served(tokenization=vocabulary) as served:
+        told = httpx.get(f"{served.url}/tokenizer_info").json()
+    assert (told["add_bos_token"], told["bos_token"]) == (adds, vocabulary.bos_token)
+    assert told["eos_token"] == vocabulary.eos_token
+    assert {int(token) for token in told["added_tokens_decoder"]} >= vocabulary.special_ids
