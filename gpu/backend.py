@@ -8,19 +8,18 @@ and the compiled CPU kernels (`gpu/native/`). `gpu/select.py` chooses. Both are 
 
 and take `weights` over: entries are popped as they are packed, so that one copy of each weight exists at a time. A
 backend that cannot run raises BackendUnavailable before it pops the first. Names, shapes: `weight_shapes`; norms are
-float32, everything else has the dtype of `kv.data`; matrices may be quantised (`pawl.gpu.weights.blocks`).
+float32, everything else has the store's dtype; matrices may be quantised (`pawl.gpu.weights.blocks`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pawl.gpu.adapters.low_rank import Adapter, PackedAdapter
-from pawl.gpu.weights.blocks import Weight
+from pawl.gpu.devices import Array, Device
+from pawl.gpu.weights.blocks import HostWeight, Weight
 from pawl.lifecycle.step import Int32s
 
 if TYPE_CHECKING:
@@ -47,13 +46,13 @@ class RefusedInputs(ValueError):
 class ForwardInputs:
     """A flat batch of segments: rows offsets[i] .. offsets[i+1]-1 are segment i, at consecutive positions of one slot.
 
-    At most one segment a slot. All arrays are contiguous int32; `tokens` is a tensor on the backend's device, because
-    on CUDA some of its entries may still be in flight from the step before; everything else is on the host.
+    At most one segment a slot. All arrays are contiguous int32; `tokens` is on the backend's device, because on CUDA
+    some of its entries may still be in flight from the step before; everything else is on the host.
     The arrays must not be kept or written after the call returns: the runner reuses `page_table` and `window_table`.
     """
 
-    tokens: Tensor
-    """[t] int32 on the backend's device."""
+    tokens: Any
+    """[t] int32 on the backend's device: an `Array`."""
     positions: Int32s
     """[t], position of each token in its slot."""
     slots: Int32s
@@ -74,7 +73,7 @@ class ForwardInputs:
     masks: Int32s | None = None
     """[m, ceil(vocab / 32)], bits: the tokens that `forward_greedy` may choose for each of `logit_rows`, for a backend
     with `greedy_masks`. None: any."""
-    expert_counts: Tensor | None = None
+    expert_counts: Any = None
     """int64 [layers, experts] on the backend's device: the (row, expert) pairs of all rows are added to it, in every
     layer of experts. None: nobody counts, and the last layer need compute no other rows than `logit_rows`."""
     changed: tuple[Int32s, Int32s] | None = None
@@ -88,7 +87,7 @@ class ForwardInputs:
 class MovesExperts(Protocol):
     """A backend of a rank whose experts can be elsewhere from one step to the next."""
 
-    def stage_experts(self, weights: Mapping[str, Tensor], *, anew: bool) -> None:
+    def stage_experts(self, weights: Mapping[str, HostWeight], *, anew: bool) -> None:
         """Lay out the rank's parts of these weights of experts, by the names in its own model, beside those that
         compute; `anew`: and drop what was laid out before. Not while experts are switched."""
 
@@ -102,7 +101,11 @@ class Backend(Protocol):
 
     name: str
 
-    def forward(self, inputs: ForwardInputs) -> Tensor:
+    @property
+    def device(self) -> Device:
+        """Where the arrays are that it takes and gives."""
+
+    def forward(self, inputs: ForwardInputs) -> Array:
         """Logits of `inputs.logit_rows`, float32 [m, vocab] on the backend's device.
 
         The caller may change the result in place; it is theirs until the next call. A query at position p sees keys at
@@ -111,7 +114,7 @@ class Backend(Protocol):
         pipeline before the last gives what it has computed to the next one, and no rows.
         """
 
-    def hidden(self, inputs: ForwardInputs) -> Tensor:
+    def hidden(self, inputs: ForwardInputs) -> Array:
         """Hidden states of `inputs.logit_rows` after the final norm, float32 [m, hidden], in place of logits."""
 
     def named_weights(self) -> Mapping[str, Weight]:
@@ -130,7 +133,7 @@ class GreedyBackend(Backend, Protocol):
     greedy_masks: bool
     """Whether it looks at `ForwardInputs.masks`."""
 
-    def forward_greedy(self, inputs: ForwardInputs) -> Tensor:
+    def forward_greedy(self, inputs: ForwardInputs) -> Array:
         """The token of largest logit (the lowest id among equals) for each of `inputs.logit_rows`, int32 [m].
 
         NO_TOKEN for a row with a logit that is not a finite number.

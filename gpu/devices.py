@@ -1,4 +1,5 @@
-"""Devices: how much memory is free on one, and moving arrays to and from it."""
+"""Devices: how much memory is free on one, and moving arrays to and from it. PyTorch is imported where it is needed:
+the compiled kernels compute on numpy arrays, and without it."""
 
 from __future__ import annotations
 
@@ -7,23 +8,37 @@ import errno
 import mmap
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-"""By the names that settings have for them."""
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Array: TypeAlias = "NDArray[Any] | Tensor"
+"""What is passed on between the parts of a step: logits, tokens, draws."""
+Device: TypeAlias = "torch.device | None"
+"""Where a backend has its arrays. None: they are numpy's."""
 _MEMORY_FACTS = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def upload(array: NDArray[Any], device: torch.device) -> Tensor:
-    """`array` as a tensor on `device`. On the CPU it shares the array's memory where that is contiguous and writable
-    (arrays of received messages are not); on CUDA the copy is asynchronous."""
+@overload
+def upload(array: NDArray[Any], device: torch.device) -> Tensor: ...
+@overload
+def upload(array: NDArray[Any], device: Device) -> Array: ...
+def upload(array: NDArray[Any], device: Device) -> Array:
+    """`array` as a tensor on `device`, or itself. On the CPU a tensor shares the array's memory where that is
+    contiguous and writable (arrays of received messages are not); on CUDA the copy is asynchronous."""
+    if device is None:
+        return array
+    import torch
+
     tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     if device.type == "cpu":
         return tensor
@@ -32,27 +47,57 @@ def upload(array: NDArray[Any], device: torch.device) -> Tensor:
 
 def upload_into(array: NDArray[Any], destination: Tensor) -> None:
     """Copy `array` into `destination`, a contiguous tensor of its shape and dtype; asynchronous on CUDA."""
+    import torch
+
     source = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     destination.copy_(source if destination.device.type == "cpu" else source.pin_memory(), non_blocking=True)
 
 
-def download(tensor: Tensor) -> NDArray[Any]:
-    """`tensor` as an array on the host, once everything issued before is done. From CUDA through pinned memory; on the
-    CPU it shares the tensor's memory."""
+def download(array: Array) -> NDArray[Any]:
+    """`array` as one of numpy's on the host, once everything issued before is done. From CUDA through pinned memory; on
+    the CPU it shares the tensor's memory."""
+    if isinstance(array, np.ndarray):
+        return array
+    tensor = array
     if tensor.device.type == "cpu":
-        return tensor.numpy()
+        found: NDArray[Any] = tensor.numpy()
+        return found
+    import torch
+
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     pinned.copy_(tensor, non_blocking=True)
     torch.cuda.current_stream(tensor.device).synchronize()
     return pinned.numpy()
 
 
-def release_pages(tensor: Tensor) -> None:
-    """Give the memory behind a contiguous CPU tensor back to the system. Its addresses stay; they read as zeros, and
+Some = TypeVar("Some", "NDArray[Any]", "Tensor")
+
+
+def joined(parts: Sequence[Some]) -> Some:
+    """Arrays below each other."""
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    import torch
+
+    return torch.cat(list(parts))
+
+
+def int32(array: Some) -> Some:
+    """Whole numbers as int32."""
+    return array.astype(np.int32) if isinstance(array, np.ndarray) else array.int()
+
+
+def copied(array: Some) -> Some:
+    """A copy."""
+    return array.copy() if isinstance(array, np.ndarray) else array.clone()
+
+
+def release_pages(array: NDArray[Any]) -> None:
+    """Give the memory behind a contiguous array back to the system. Its addresses stay; they read as zeros, and
     have memory again when they are written. Raises OSError, also where the system cannot do that."""
     if sys.platform != "linux":
         raise OSError(errno.ENOTSUP, "only Linux takes pages back")
-    start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    start, end = array.ctypes.data, array.ctypes.data + array.nbytes
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if last <= first:
         return
@@ -61,16 +106,42 @@ def release_pages(tensor: Tensor) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def give_back_device_memory(device: torch.device) -> None:
+def give_back_device_memory(device: Device) -> None:
     """Return what was freed on a CUDA device to it; on a CPU see `pawl.gpu.heap`."""
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
+        import torch
+
         torch.cuda.empty_cache()
+
+
+def computing_on(device: Device) -> AbstractContextManager[object]:
+    """While a step is computed: PyTorch keeps no gradients."""
+    if device is None:
+        return nullcontext()
+    import torch
+
+    return torch.inference_mode()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device has no memory left for what was wanted."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream:
     """A stream of work beside the current one, on a CUDA device."""
+    import torch
+
     stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     return stream
+
+
+def num_devices() -> int:
+    """CUDA devices that there are."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def available_threads() -> int:
@@ -81,8 +152,9 @@ def available_threads() -> int:
 def available_memory(device: torch.device | str) -> int:
     """Bytes that could be allocated on `device` now. On a CPU: what the system can give without swapping, or what the
     container's limit leaves, whichever is less."""
-    device = torch.device(device)
-    if device.type == "cuda":
+    if not str(device).startswith("cpu"):
+        import torch
+
         free, _total = torch.cuda.mem_get_info(device)
         return int(free)
     return min(_system_memory(), _container_memory())

@@ -18,16 +18,21 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from pawl.gpu.devices import download, release_pages, upload
+from pawl.gpu.devices import download, upload
+from pawl.gpu.dtypes import Dtype, dtype_of, name_of, torch_dtype
 from pawl.gpu.models.config import ModelConfig
+from pawl.gpu.store import Store
 from pawl.lifecycle.step import Int32s
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 WINDOW_RATIO = 0.5
 """Window pages for each full page, unless the caller says otherwise: right for contexts of twice the window.
@@ -101,13 +106,13 @@ def widest_window(config: ModelConfig) -> int | None:
     return max((window for window in config.windows if window is not None), default=None)
 
 
-def _layer_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+def _layer_bytes_per_token(config: ModelConfig, dtype: Dtype) -> int:
     return 2 * config.kv_size * dtype.itemsize
 
 
 def plan_memory(
     config: ModelConfig,
-    dtype: torch.dtype,
+    dtype: Dtype,
     page_size: int,
     budget_bytes: int,
     *,
@@ -134,7 +139,7 @@ def plan_memory(
 
 def plan_tokens(
     config: ModelConfig,
-    dtype: torch.dtype,
+    dtype: Dtype,
     page_size: int,
     num_tokens: int,
     *,
@@ -146,7 +151,7 @@ def plan_tokens(
 
 
 def _plan(
-    config: ModelConfig, dtype: torch.dtype, page_size: int, num_pages: int, chunk: int | None, window_ratio: float
+    config: ModelConfig, dtype: Dtype, page_size: int, num_pages: int, chunk: int | None, window_ratio: float
 ) -> MemoryPlan:
     layer_bytes = _layer_bytes_per_token(config, dtype) * page_size
     window = widest_window(config)
@@ -164,7 +169,7 @@ def _plan(
 
 
 class KvStore:
-    """The pages of every layer, zeroed at the start."""
+    """The pages of every layer."""
 
     def __init__(
         self,
@@ -172,7 +177,7 @@ class KvStore:
         *,
         num_pages: int,
         page_size: int,
-        dtype: torch.dtype,
+        dtype: Dtype,
         device: torch.device | str,
         num_window_pages: int | None = None,
     ) -> None:
@@ -187,48 +192,51 @@ class KvStore:
         self._index = tuple(self._windowed[:layer].count(own) for layer, own in enumerate(self._windowed))
         self._page_shape = (page_size, config.num_kv_heads, config.head_dim)
         self.page_size = page_size
-        self.data = self._pages(False, num_pages, dtype, torch.device(device))
-        self.num_pages = num_pages
-        self.num_window_pages = num_window_pages
-        self.window_data: Tensor | None = None
-        if num_window_pages is not None:
-            self.window_data = self._pages(True, num_window_pages, dtype, torch.device(device))
+        self.dtype, self.device = dtype_of(dtype), str(device)
+        self._make(num_pages, num_window_pages)
 
-    def _pages(self, windowed: bool, num_pages: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return _zeros((self._windowed.count(windowed), 2, num_pages, *self._page_shape), dtype, device)
+    def _make(self, num_pages: int, num_window_pages: int | None) -> None:
+        self.num_pages, self.num_window_pages = num_pages, num_window_pages
+        self.full = self._store(False, num_pages)
+        self.window = None if num_window_pages is None else self._store(True, num_window_pages)
+        """The second store; None: there is one."""
+
+    def _store(self, windowed: bool, num_pages: int) -> Store:
+        shape = (self._windowed.count(windowed), 2, num_pages, *self._page_shape)
+        return Store(shape, self.dtype, self.device)
+
+    @property
+    def data(self) -> Tensor:
+        """The first store, for who computes in PyTorch."""
+        return self.full.tensor
+
+    @property
+    def window_data(self) -> Tensor | None:
+        """The second store, for who computes in PyTorch."""
+        return None if self.window is None else self.window.tensor
 
     def resize(self, num_pages: int, num_window_pages: int | None) -> None:
         """Other numbers of pages, zeroed; what they held is gone, and so are views of them. Raises ValueError for a
         second store where there was none, or none where there was one."""
-        if (num_window_pages is None) != (self.window_data is None):
+        if (num_window_pages is None) != (self.window is None):
             raise ValueError("a store keeps its second part, or goes on without one")
-        dtype, device = self.data.dtype, self.data.device
         # The old pages go first: a device may not hold both.
-        self.data = torch.empty(0, dtype=dtype, device=device)
-        self.data = self._pages(False, num_pages, dtype, device)
-        if num_window_pages is not None:
-            self.window_data = torch.empty(0, dtype=dtype, device=device)
-            self.window_data = self._pages(True, num_window_pages, dtype, device)
-        self.num_pages, self.num_window_pages = num_pages, num_window_pages
+        del self.full, self.window
+        self._make(num_pages, num_window_pages)
 
     def release(self) -> None:
         """Give the memory of all pages back to the system; what they held is gone. The store is not to be used before
         `resume`. Views of it stay right: on the CPU addresses stay, on a device they come anew. Raises OSError."""
-        for data in self._parts():
-            if data.device.type == "cpu":
-                release_pages(data)
-            else:
-                data.untyped_storage().resize_(0)
+        for store in self._stores():
+            store.release()
 
     def resume(self) -> None:
         """Have memory again, zeroed; on the CPU as it is first written."""
-        for data in self._parts():
-            if data.device.type != "cpu":
-                data.untyped_storage().resize_(data.numel() * data.itemsize)
-                data.zero_()
+        for store in self._stores():
+            store.resume()
 
-    def _parts(self) -> list[Tensor]:
-        return [self.data] if self.window_data is None else [self.data, self.window_data]
+    def _stores(self) -> list[Store]:
+        return [self.full] if self.window is None else [self.full, self.window]
 
     def windowed(self, layer: int) -> bool:
         """Whether the layer's pages are in the second store: entries of the window table."""
@@ -243,22 +251,22 @@ class KvStore:
         return self._of(layer)[1]
 
     def _of(self, layer: int) -> Tensor:
-        data = self.window_data if self._windowed[layer] and self.window_data is not None else self.data
-        return data[self._index[layer]]
+        store = self.window if self._windowed[layer] and self.window is not None else self.full
+        return store.tensor[self._index[layer]]
 
     # ---- copies of pages ----
 
     @property
     def layout(self) -> str:
         """What a page is: layers x (keys, values) x tokens x heads x dimensions, and of what."""
-        layers, two, _, *page = self.data.shape
-        return "x".join(map(str, (layers, two, *page))) + f" {str(self.data.dtype).removeprefix('torch.')}"
+        layers, two, _, *page = self.full.shape
+        return "x".join(map(str, (layers, two, *page))) + f" {name_of(self.dtype)}"
 
     @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers. Raises PagesNotPortable when there are two stores."""
         self._require_one()
-        return self.data[:, :, 0].nbytes
+        return self.full.page_bytes
 
     def read(self, pages: Int32s) -> NDArray[np.uint8]:
         """Copies of `pages`, uint8 [n, page_bytes]: keys and values of every layer, [layers, 2, page_size, kv_heads,
@@ -267,11 +275,10 @@ class KvStore:
         Raises PagesNotPortable, or ValueError for a page that does not exist.
         """
         self._check_pages(pages)
-        if self.data.device.type != "cpu":
-            gathered = self._by_page()[upload(pages.astype(np.int64), self.data.device)].contiguous()
-            return download(gathered.flatten().view(torch.uint8)).reshape(len(pages), self.page_bytes)
+        if not self.full.on_host:
+            return self._read_from_device(pages)
         blocks = np.empty((len(pages), self.page_bytes), np.uint8)
-        stored = self._host_pages()
+        stored = self.full.by_page
         for block, page in zip(blocks, pages.tolist(), strict=True):
             block.reshape(len(stored), -1)[:] = stored[:, page]
         return blocks
@@ -286,23 +293,22 @@ class KvStore:
         expected = (len(pages), self.page_bytes)
         if blocks.dtype != np.uint8 or blocks.shape != expected:
             raise ValueError(f"blocks are {blocks.dtype} {blocks.shape} where uint8 {expected} is needed")
-        if self.data.device.type != "cpu":
+        if not self.full.on_host:
             flat = upload(blocks.reshape(-1), self.data.device).view(self.data.dtype)
             by_page = self._by_page()
             by_page[upload(pages.astype(np.int64), self.data.device)] = flat.view(len(pages), *by_page.shape[1:])
             return
-        stored = self._host_pages()
+        stored = self.full.by_page
         for block, page in zip(blocks, pages.tolist(), strict=True):
             stored[:, page] = block.reshape(len(stored), -1)
+
+    def _read_from_device(self, pages: Int32s) -> NDArray[np.uint8]:
+        gathered = self._by_page()[upload(pages.astype(np.int64), self.data.device)].contiguous()
+        return download(gathered.flatten().view(torch_dtype(np.dtype(np.uint8)))).reshape(len(pages), self.page_bytes)
 
     def _by_page(self) -> Tensor:
         """[pages, layers, 2, page_size, kv_heads, head_dim], a view."""
         return self.data.permute(2, 0, 1, 3, 4, 5)
-
-    def _host_pages(self) -> NDArray[np.uint8]:
-        """[layers * 2, pages, bytes], a view. Plain copies: torch would start its threads for each."""
-        raw = self.data.view(torch.uint8).numpy()
-        return raw.reshape(raw.shape[0] * raw.shape[1], self.num_pages, -1)
 
     def _check_pages(self, pages: Int32s) -> None:
         self._require_one()
@@ -310,13 +316,5 @@ class KvStore:
             raise ValueError(f"a page is not below {self.num_pages}")
 
     def _require_one(self) -> None:
-        if self.window_data is not None:
+        if self.window is not None:
             raise PagesNotPortable
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on the CPU memory that the system maps page by page as it is first written, so that a large store costs
-    what is used of it."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

@@ -9,13 +9,12 @@ from typing import Self
 
 import numpy as np
 from msgspec import structs
-from torch import Tensor
 
 from pawl.gpu.copies import Arrived, Pending
+from pawl.gpu.devices import Array, download
 from pawl.gpu.grammars.rows import Ruled
 from pawl.gpu.pooling import Part, Pooler
-from pawl.gpu.sampling.sampler import Draws
-from pawl.gpu.sampling.scoring import PromptScores
+from pawl.gpu.sampling.draws import Draws, PromptScores
 from pawl.lifecycle.step import Bools, StepResult
 
 
@@ -43,7 +42,7 @@ class Launched:
     """Of prompts whose vectors are wanted: what these are pooled from comes to the host last."""
     runs: StepResult | None = None
     """All that a step with runs gave beside vectors: it was waited for when it was launched."""
-    arrived: list[Tensor] | None = None
+    arrived: list[Array] | None = None
     """What has come to the host, once it was waited for."""
     refused: Bools | None = None
     """Rows whose grammars have not accepted their tokens."""
@@ -51,16 +50,16 @@ class Launched:
     @classmethod
     def elsewhere(cls, step: int, nothing: Draws) -> Self:
         """A step that another stage of a pipeline draws for."""
-        return cls(step, nothing, (), Arrived(nothing.tensors()), None, ())
+        return cls(step, nothing, (), Arrived(nothing.arrays()), None, ())
 
-    def result(self, arrived: list[Tensor], pooler: Pooler) -> StepResult:
+    def result(self, arrived: list[Array], pooler: Pooler) -> StepResult:
         """What the step gave, from all that came to the host; vectors are pooled in the order of the steps."""
-        tensors = iter(arrived)
-        draws = self.draws.moved(list(islice(tensors, len(self.draws.tensors()))))
-        prompt_scores = [part.moved(list(islice(tensors, len(part.scores.tensors())))) for part in self.prompt_scores]
+        arrays = iter(arrived)
+        draws = self.draws.moved(list(islice(arrays, len(self.draws.arrays()))))
+        prompt_scores = [part.moved(list(islice(arrays, len(part.scores.arrays())))) for part in self.prompt_scores]
         result = self.runs or StepResult(
             step=self.step,
-            tokens=draws.tokens.numpy().astype(np.int32),
+            tokens=download(draws.tokens).astype(np.int32),
             logprobs=draws.logprobs(),
             prompt_logprobs=tuple(part.collect() for part in prompt_scores),
             unusable=draws.unusable(),
@@ -68,9 +67,9 @@ class Launched:
         )
         if not self.parts:
             return result
-        return structs.replace(result, embeddings=pooler.pool(self.parts, next(tensors).numpy()))
+        return structs.replace(result, embeddings=pooler.pool(self.parts, download(next(arrays))))
 
 
-def all_tensors(draws: Draws, prompt_scores: Sequence[PromptScores], hidden: Sequence[Tensor]) -> list[Tensor]:
+def all_arrays(draws: Draws, prompt_scores: Sequence[PromptScores], hidden: Sequence[Array]) -> list[Array]:
     """All that comes to the host, in the order in which `Launched.result` takes it."""
-    return [*draws.tensors(), *(tensor for part in prompt_scores for tensor in part.scores.tensors()), *hidden]
+    return [*draws.arrays(), *(array for part in prompt_scores for array in part.scores.arrays()), *hidden]

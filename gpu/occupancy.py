@@ -7,15 +7,12 @@ graphs     hold addresses of both: they go with either, and are recorded again w
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from pawl.gpu.adapters.low_rank import Adapter
 from pawl.gpu.backend import Backend, ForwardInputs, GreedyBackend, RefusedInputs
-from pawl.gpu.cuda.graphs import DecodeGraphs, Recorder
-from pawl.gpu.cuda.shapes import GraphShape
-from pawl.gpu.devices import give_back_device_memory
+from pawl.gpu.devices import Device, give_back_device_memory
 from pawl.gpu.folders import cache_folder
 from pawl.gpu.heap import give_back_memory
 from pawl.gpu.kv import KvStore
@@ -24,6 +21,11 @@ from pawl.gpu.updates import Updates, Version
 from pawl.gpu.weights.blocks import Weight
 from pawl.gpu.weights.kept import KeptWeights, KeptWeightsDamaged
 from pawl.lifecycle.machines.memory import MemoryTag
+from pawl.lifecycle.step import Int32s
+
+if TYPE_CHECKING:
+    from pawl.gpu.cuda.graphs import DecodeGraphs, GraphBackend, Recorder
+    from pawl.gpu.cuda.shapes import GraphShape
 
 _WORDS = {MemoryTag.WEIGHTS: "weights", MemoryTag.KV_CACHE: "pages", MemoryTag.CUDA_GRAPH: "recorded steps"}
 
@@ -31,8 +33,8 @@ _WORDS = {MemoryTag.WEIGHTS: "weights", MemoryTag.KV_CACHE: "pages", MemoryTag.C
 class Parked:
     """A `Backend` whose weights are released."""
 
-    def __init__(self, name: str, kept: Mapping[str, Weight]) -> None:
-        self.name = name
+    def __init__(self, name: str, device: Device, kept: Mapping[str, Weight]) -> None:
+        self.name, self.device = name, device
         self._kept = kept
 
     def forward(self, inputs: ForwardInputs) -> NoReturn:
@@ -57,6 +59,10 @@ class Occupancy(NotShared):
 
     kv: KvStore
     backend: Backend
+    device: Device
+    """That of the backend."""
+    page_table: Int32s
+    max_context: int
     released: frozenset[MemoryTag] = frozenset()
     """See `StepRunner.released`."""
     _greedy_backend: GreedyBackend | None
@@ -65,14 +71,27 @@ class Occupancy(NotShared):
     _recorded = False
     """Steps were recorded, and are to be recorded again."""
 
-    @abstractmethod
-    def prepare_graphs(self, recorder: Recorder | None = None) -> list[GraphShape]: ...
+    def prepare_graphs(self, recorder: Recorder | None = None) -> list[GraphShape]:
+        """Get ready to record the decode steps of this device, and return their sizes, largest first; none where steps
+        cannot be recorded. `recorder` None: that of the device, where it has one."""
+        if self.device is None:
+            return []
+        from pawl.gpu.cuda.graphs import graphs_for
 
-    @abstractmethod
-    def record_graph(self, shape: GraphShape) -> None: ...
+        self._graphs = graphs_for(self.backend, self.device, self.page_table.shape, self.max_context, recorder)
+        return [] if self._graphs is None else list(self._graphs.shapes)
 
-    @abstractmethod
-    def free_graphs(self) -> None: ...
+    def record_graph(self, shape: GraphShape) -> None:
+        """Record one of what `prepare_graphs` returned: decode steps of that size are replayed from now on."""
+        if self._graphs is None:
+            raise ValueError("graphs are prepared before they are recorded")
+        self._graphs.record(shape)
+
+    def free_graphs(self) -> None:
+        """Forget all graphs; steps are computed without them, and pages may move again."""
+        if self._graphs is not None:
+            cast("GraphBackend", self.backend).free_graphs()
+        self._graphs = None
 
     def swap(self, ticket: int) -> None:
         """See `StepRunner.swap`."""
@@ -98,7 +117,7 @@ class Occupancy(NotShared):
                 kept = KeptWeights(self.backend.named_weights(), cache_folder())
             except OSError as error:
                 raise MemoryRefused(f"weights cannot wait in {cache_folder()}: {error.strerror}") from error
-            serving = Version(Parked(self.backend.name, kept), serving.fingerprint)
+            serving = Version(Parked(self.backend.name, self.backend.device, kept), serving.fingerprint)
         self._forget_graphs()
         self._serve(serving)
         # Of what fails from here on, `released` says how far it came.
@@ -106,7 +125,7 @@ class Occupancy(NotShared):
         if MemoryTag.KV_CACHE in going:
             self.kv.release()
         self.released |= going
-        give_back_device_memory(self.kv.data.device)
+        give_back_device_memory(self.backend.device)
 
     def resume(self, tags: Collection[MemoryTag]) -> None:
         """See `StepRunner.resume`."""
@@ -125,7 +144,7 @@ class Occupancy(NotShared):
             if MemoryTag.KV_CACHE in before:
                 self.kv.release()
             self.released = before
-            give_back_device_memory(self.kv.data.device)
+            give_back_device_memory(self.backend.device)
             if isinstance(error, KeptWeightsDamaged):
                 raise MemoryRefused(str(error)) from error
             raise

@@ -14,21 +14,19 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import torch
-from torch import Tensor
 
 from pawl.gpu.backend import ForwardInputs
 from pawl.gpu.batches import known_tokens
-from pawl.gpu.devices import available_threads, download, upload
+from pawl.gpu.devices import Array, available_threads, computing_on, download, upload
+from pawl.gpu.dtypes import Dtype
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.rows import GrammarRows, Ruled
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.pooling import Pooling, pooled
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
-from pawl.gpu.sampling.masking import apply_masks
+from pawl.gpu.sampling.operations import operations_on
 from pawl.gpu.sampling.rivals import Rivals
-from pawl.gpu.sampling.scoring import score
 from pawl.gpu.select import BackendChoice, sampler_for, select_backend
 from pawl.gpu.weights.blocks import Weights
 from pawl.lifecycle.recompute import Computed, Recorded
@@ -61,8 +59,8 @@ class Recomputer:
         weights: Weights,
         *,
         max_context: int,
-        dtype: torch.dtype,
-        device: torch.device | str = "cpu",
+        dtype: Dtype,
+        device: str = "cpu",
         backend: BackendChoice = "auto",
         threads: int | None = None,
         advance: Callable[[int], object] = lambda count: None,
@@ -85,10 +83,15 @@ class Recomputer:
         self._grammars = GrammarRows(grammars, TOGETHER)
         self._rivals = Rivals(TOGETHER)
         self._pooling = pooling
-        self._sampler = sampler_for(self.backend, config.vocab_size, self._chunk, self.kv.data.device)
+        self._operations = operations_on(self.backend.device)
+        self._sampler = sampler_for(self.backend, config.vocab_size, self._chunk)
 
     def __call__(self, requests: Sequence[Recorded]) -> list[Computed]:
         """Raises ValueError for a request that is longer than any may be."""
+        with computing_on(self.backend.device):
+            return self._computed(requests)
+
+    def _computed(self, requests: Sequence[Recorded]) -> list[Computed]:
         found: list[Computed] = []
         group: list[Recorded] = []
         num_pages = 0
@@ -108,7 +111,6 @@ class Recomputer:
             num_pages += pages
         return found + self._group(group) if group else found
 
-    @torch.inference_mode()
     def _embedded(self, request: Recorded) -> Computed:
         """A request that wanted a vector, alone and in chunks of its own."""
         computed, count = Computed.unknown(request), request.num_prompt
@@ -131,7 +133,7 @@ class Recomputer:
         # What the model does not have is an input of nothing that counts: the token itself was not drawn either.
         tokens = np.where((tokens < 0) | (tokens >= self._vocabulary), np.int32(0), tokens)
         return ForwardInputs(
-            tokens=upload(tokens.astype(np.int32), self.kv.data.device),
+            tokens=upload(tokens.astype(np.int32), self.backend.device),
             positions=ragged_positions(starts, lengths, offsets),
             slots=slots,
             starts=starts,
@@ -141,7 +143,6 @@ class Recomputer:
             logit_rows=logit_rows,
         )
 
-    @torch.inference_mode()
     def _group(self, group: list[Recorded]) -> list[Computed]:
         """Requests that fit into the store together."""
         # The last token of each is an input of nothing.
@@ -194,22 +195,22 @@ class Recomputer:
         if drawn:
             self._draw(group, places, drawn, admissions, ruled, logits, found)
 
-    def _score(self, group: list[Recorded], places: list[_Place], logits: Tensor, found: list[Computed]) -> None:
+    def _score(self, group: list[Recorded], places: list[_Place], logits: Array, found: list[Computed]) -> None:
         """Log-probabilities of the recorded tokens, where somebody asked for them."""
         scored = [row for row, place in enumerate(places) if _scored(group[place.request], place.position)]
         if not scored:
             return
         recorded = np.array([group[places[row].request].tokens[places[row].position] for row in scored], np.int64)
-        tokens = upload(np.clip(recorded, 0, self._vocabulary - 1), logits.device)
-        rows = upload(np.array(scored, np.int64), logits.device)
+        tokens = upload(np.clip(recorded, 0, self._vocabulary - 1), self.backend.device)
+        rows = upload(np.array(scored, np.int64), self.backend.device)
         columns = self._rivals.columns(np.array([places[row].request for row in scored], np.int32))
-        chosen, top_tokens, top = map(download, score(logits[rows], tokens, columns).tensors())
+        chosen, top_tokens, top = map(download, self._operations.score(logits[rows], tokens, columns).arrays())
         for index, row in enumerate(scored):
             here, place = slice(index, index + 1), places[row]
             one = StepLogprobs(chosen[here], top_tokens[here].astype(np.int32), top[here])
             found[place.request].score(np.array([place.position]), one)
 
-    def _rule(self, group: list[Recorded], places: list[_Place], drawn: list[int], logits: Tensor) -> Ruled | None:
+    def _rule(self, group: list[Recorded], places: list[_Place], drawn: list[int], logits: Array) -> Ruled | None:
         """What grammars allow in the rows that are drawn, of each request in order; the others have no score any
         more."""
         rows, masks = list[int](), list[Int32s]()
@@ -223,7 +224,7 @@ class Recomputer:
         if not rows:
             return None
         ruled = Ruled(np.array(rows, np.int32), (), np.concatenate(masks))
-        apply_masks(logits, ruled.moved(np.array(drawn, np.int32)[ruled.rows]))
+        self._operations.apply_masks(logits, ruled.moved(np.array(drawn, np.int32)[ruled.rows]))
         return ruled
 
     def _draw(
@@ -233,14 +234,14 @@ class Recomputer:
         drawn: list[int],
         admissions: list[SlotAssignment],
         ruled: Ruled | None,
-        logits: Tensor,
+        logits: Array,
         found: list[Computed],
     ) -> None:
         """The tokens that follow, each as if its row were a request that has got so far."""
         self._sampler.admit(admissions)
         slots = np.arange(len(drawn), dtype=np.int32)
         positions = np.array([places[row].position for row in drawn], np.int32)
-        rows = upload(np.array(drawn, np.int64), logits.device)
+        rows = upload(np.array(drawn, np.int64), self.backend.device)
         tokens = download(self._sampler.sample(logits[rows], slots, positions, ruled).tokens)
         for row, token in zip(drawn, tokens.tolist(), strict=True):
             request = group[places[row].request]

@@ -16,45 +16,45 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import structlog
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pawl.gpu.adapters.peft import read_adapter
 from pawl.gpu.adapters.slots import AdapterSlots, ReadAdapter
 from pawl.gpu.backend import Backend, ForwardInputs, GreedyBackend
 from pawl.gpu.batches import check_batch, part_of, within_vocabulary
 from pawl.gpu.changes import Changes
-from pawl.gpu.copies import copies_from
-from pawl.gpu.cuda.graphs import DecodeGraphs, GraphBackend, Recorder, graphs_for
-from pawl.gpu.cuda.shapes import GraphShape
-from pawl.gpu.devices import available_threads, download, upload
+from pawl.gpu.devices import Array, available_threads, computing_on, download, upload
+from pawl.gpu.dtypes import BFLOAT16, Dtype
 from pawl.gpu.expert_counts import ExpertCounts
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.rows import GrammarRows, Ruled
 from pawl.gpu.kv import KvStore
-from pawl.gpu.launched import Launched, OutOfOrder, all_tensors
+from pawl.gpu.launched import Launched, OutOfOrder, all_arrays
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.occupancy import Occupancy
-from pawl.gpu.parallel.rank import Rank
-from pawl.gpu.parallel.stage_tokens import across_stages
 from pawl.gpu.pooling import Part, Pooler, Pooling, abilities_of
 from pawl.gpu.ragged import ragged_offsets, ragged_positions
 from pawl.gpu.rounds import Round, Rows, draw_in_rounds, has_runs, look_up, rows_that_may_draw
-from pawl.gpu.sampling.sampler import Draws
-from pawl.gpu.sampling.scoring import PromptScorer, PromptScores
-from pawl.gpu.select import BackendChoice, last_tokens_for, sampler_for, select_backend
+from pawl.gpu.sampling.draws import Draws, PromptScores
+from pawl.gpu.sampling.scoring import PromptScorer
+from pawl.gpu.select import BackendChoice, copies_from, last_tokens_for, sampler_for, select_backend
 from pawl.gpu.updates import Updates, Version
 from pawl.gpu.weights.blocks import Blocks, Weight, Weights
 from pawl.gpu.weights.fingerprint import weights_fingerprint
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.step import Bools, Int32s, StepBatch, StepResult
 from pawl.memory.partners import NO_PAGE
+
+if TYPE_CHECKING:
+    import torch
+
+    from pawl.gpu.cuda.graphs import DecodeGraphs
+    from pawl.gpu.parallel.rank import Rank
 
 log = structlog.get_logger("pawl.gpu.runner")
 
@@ -72,7 +72,7 @@ class Runner(Occupancy):
         num_slots: int,
         max_context: int,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: Dtype = BFLOAT16,
         threads: int | None = None,
         backend: BackendChoice = "auto",
         num_window_pages: int | None = None,
@@ -95,18 +95,18 @@ class Runner(Occupancy):
         shard, own = (None, config) if rank is None else (rank.shard, rank.shard.config)
         kinds: Any = {"dtype": dtype, "device": device}
         self.kv = KvStore(own, num_pages=num_pages, page_size=page_size, num_window_pages=num_window_pages, **kinds)
-        self.device, self.depth = self.kv.data.device, int(self.kv.data.device.type == "cuda")
         fingerprint = fingerprint or weights_fingerprint(config, weights)
         kinds = {"threads": threads or available_threads(), "deterministic": deterministic}
         make: Callable[..., Backend] = partial(select_backend, config=own, kv=self.kv, **kinds)
         in_blocks = any(isinstance(weight, Blocks) for weight in weights.values())
         serving = Version(make(backend, weights=weights, rank=rank), fingerprint)
         self._keep(Updates(config, dtype, partial(make, serving.backend.name), serving, rank, in_blocks=in_blocks))
+        self.device, self.depth = serving.backend.device, int(not self.kv.full.on_host)
         self.layout = f"{self.kv.layout} {self.backend.name} {fingerprint}"
         """See `StepRunner.layout`. Other weights give other keys and values, another backend other last bits."""
-        self.sampler = sampler_for(self.backend, config.vocab_size, num_slots, self.device)
+        self.sampler = sampler_for(self.backend, config.vocab_size, num_slots)
         self.experts = None if own.experts is None else ExpertCounts(own.experts, self.device)
-        self.scorer, self.pooler = PromptScorer(num_slots), Pooler(num_slots, pooling)
+        self.scorer, self.pooler = PromptScorer(num_slots, self.device), Pooler(num_slots, pooling)
         self.abilities = abilities_of(pooling, config.hidden_size)
         self._grammars = GrammarRows(grammars, num_slots)
         self._adapters = AdapterSlots(config, num_slots, adapters, shard)
@@ -114,7 +114,7 @@ class Runner(Occupancy):
         """Who keeps something for each slot."""
         self.page_table = np.zeros((num_slots, -(-max_context // page_size)), np.int32)
         self.window_table = None if num_window_pages is None else np.full_like(self.page_table, NO_PAGE)
-        self._last_tokens = across_stages(last_tokens_for(self.backend, num_slots, self.device), rank)
+        self._last_tokens = last_tokens_for(self.backend, num_slots, rank)
         self._draws = shard is None or shard.last
         self._copies, self._changes = copies_from(self.device), Changes()
         self._graphs: DecodeGraphs | None = None
@@ -132,40 +132,22 @@ class Runner(Occupancy):
         self.kv.resize(num_pages, num_window_pages)
         self.reset()
 
-    def prepare_graphs(self, recorder: Recorder | None = None) -> list[GraphShape]:
-        """Get ready to record the decode steps of this device, and return their sizes, largest first; none where steps
-        cannot be recorded. `recorder` None: that of the device, where it has one."""
-        self._graphs = graphs_for(self.backend, self.device, self.page_table.shape, self.max_context, recorder)
-        return [] if self._graphs is None else list(self._graphs.shapes)
-
-    def record_graph(self, shape: GraphShape) -> None:
-        """Record one of what `prepare_graphs` returned: decode steps of that size are replayed from now on."""
-        if self._graphs is None:
-            raise ValueError("graphs are prepared before they are recorded")
-        self._graphs.record(shape)
-
-    def free_graphs(self) -> None:
-        """Forget all graphs; steps are computed without them, and pages may move again."""
-        if self._graphs is not None and isinstance(self.backend, GraphBackend):
-            self.backend.free_graphs()
-        self._graphs = None
-
     @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers. Raises PagesNotPortable when there are two stores."""
         return self.kv.page_bytes
 
-    @torch.inference_mode()
     def read_pages(self, pages: Int32s) -> NDArray[np.uint8]:
         """See `StepRunner.read_pages` and `KvStore.read`. Raises RefusedInputs while pages are released."""
         self._require(MemoryTag.KV_CACHE)
-        return self.kv.read(pages)
+        with computing_on(self.device):
+            return self.kv.read(pages)
 
-    @torch.inference_mode()
     def write_pages(self, pages: Int32s, blocks: NDArray[np.uint8]) -> None:
         """See `StepRunner.write_pages` and `KvStore.write`. Raises RefusedInputs while pages are released."""
         self._require(MemoryTag.KV_CACHE)
-        self.kv.write(pages, blocks)
+        with computing_on(self.device):
+            self.kv.write(pages, blocks)
 
     def named_weights(self) -> Mapping[str, Weight]:
         """See `StepRunner.named_weights`."""
@@ -189,12 +171,16 @@ class Runner(Occupancy):
         self._in_flight.clear()
         self._spoiled[:] = False
 
-    @torch.inference_mode()
     def launch(self, batch: StepBatch) -> Launched:
         """Start a step. Raises InvalidBatch before anything has changed, and RefusedInputs while weights or pages are
         released, or when a row would read a window page that is not there: then only a `reset` gives the slots a
         meaning again."""
         self._require(MemoryTag.WEIGHTS, MemoryTag.KV_CACHE)
+        with computing_on(self.device):
+            return self._launch(self._entered(batch))
+
+    def _entered(self, batch: StepBatch) -> StepBatch:
+        """Newcomers and pages have their places; tokens are those that the model has."""
         check_batch(
             batch,
             num_slots=self.num_slots,
@@ -215,7 +201,10 @@ class Runner(Occupancy):
         self._changes.add(batch)
         for part in self._of_slots:
             part.admit(batch.admitted)
-        parts, hidden, embeds = tuple[Part, ...](), list[Tensor](), self.pooler.wanted(batch)
+        return batch
+
+    def _launch(self, batch: StepBatch) -> Launched:
+        parts, hidden, embeds = tuple[Part, ...](), list[Array](), self.pooler.wanted(batch)
         if not self._draws:
             return self._pass_on(batch, embeds)
         if embeds.any():
@@ -226,7 +215,7 @@ class Runner(Occupancy):
             hidden = [self.backend.hidden(self._inputs(own, offsets, self.pooler.rows(parts, offsets)))]
         runs = self._compute_runs(batch) if has_runs(batch) else None
         draws, prompt_scores, ruled = self._compute(batch) if runs is None else (Draws.none(self.device), (), None)
-        pending = self._copies.start(all_tensors(draws, prompt_scores, hidden))
+        pending = self._copies.start(all_arrays(draws, prompt_scores, hidden))
         launched = Launched(batch.step, draws, prompt_scores, pending, ruled, parts, runs)
         self._in_flight.append(launched)
         return launched
@@ -313,7 +302,7 @@ class Runner(Occupancy):
             result = msgspec.structs.replace(result, unusable=unusable)
         return msgspec.structs.replace(result, prompt_logprobs=tuple(part.collect() for part in prompt_scores))
 
-    def _draw_round(self, logits: Tensor, logit_rows: Int32s, where: Rows) -> Round:
+    def _draw_round(self, logits: Array, logit_rows: Int32s, where: Rows) -> Round:
         """One token for each of these rows, as a step of its own would draw it."""
         rows, ruled = np.searchsorted(logit_rows, where.rows), self._masks(where.slots)
         draws = self.sampler.sample(logits[upload(rows, self.device)], where.slots, where.positions, ruled)
@@ -332,19 +321,19 @@ class Runner(Occupancy):
             self._arrived(earlier)
         return self._grammars.masks(slots)
 
-    def _arrived(self, launched: Launched) -> list[Tensor]:
+    def _arrived(self, launched: Launched) -> list[Array]:
         """Wait for a step's results; its tokens are accepted as soon as somebody has waited for them."""
         if launched.arrived is None:
             launched.arrived = launched.pending.wait()
             if launched.ruled is not None:
-                launched.refused = launched.ruled.accept(launched.arrived[0].numpy())
+                launched.refused = launched.ruled.accept(download(launched.arrived[0]))
         return launched.arrived
 
-    @torch.inference_mode()
     def collect(self, launched: Launched) -> StepResult:
         """Wait for the oldest step in flight. Raises OutOfOrder for any other."""
         oldest = self._in_flight[0].step if self._in_flight else None
         if launched.step != oldest:
             raise OutOfOrder(launched.step, oldest)
         self._in_flight.popleft()
-        return launched.result(self._arrived(launched), self.pooler)
+        with computing_on(self.device):
+            return launched.result(self._arrived(launched), self.pooler)

@@ -6,19 +6,23 @@ import importlib
 import os
 import typing
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import structlog
-import torch
 
 from pawl.gpu.backend import Backend, BackendUnavailable
+from pawl.gpu.copies import Copies, NoCopies
+from pawl.gpu.devices import Device
+from pawl.gpu.dtypes import BFLOAT16, FLOAT32, name_of
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.registry import torch_decoder
-from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.sampling.last_tokens import LastTokens
 from pawl.gpu.sampling.sampler import Sampler
-from pawl.gpu.weights.blocks import Dequantized, Weights
+from pawl.gpu.weights.blocks import Weights
+
+if TYPE_CHECKING:
+    from pawl.gpu.parallel.rank import Rank
 
 BackendChoice: TypeAlias = Literal["auto", "torch", "native", "triton"]
 
@@ -59,27 +63,42 @@ def _class_of(backend: str, module: str, name: str) -> Any:
         raise BackendUnavailable(backend, f"its module cannot be imported ({error})") from error
 
 
-def processor_of(backend: Backend, device: torch.device) -> str:
+def processor_of(backend: Backend) -> str:
     """What computes, in words: where two of these differ, last bits may. Empty where it is not known."""
-    if device.type == "cuda":
+    device = backend.device
+    if device is not None and device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     return str(getattr(backend, "target", ""))
 
 
-def sampler_for(backend: Backend, vocab_size: int, num_slots: int, device: torch.device) -> Sampler:
+def copies_from(device: Device) -> Copies:
+    """The way to the host from `device`."""
+    if device is None or device.type != "cuda":
+        return NoCopies()
+    made: Copies = _class_of("cuda", "pawl.gpu.cuda.copies", "StreamCopies")(device)
+    return made
+
+
+def sampler_for(backend: Backend, vocab_size: int, num_slots: int) -> Sampler:
     """What draws tokens, by the same kernels as `backend` computes with."""
     by_kernels = backend.name.startswith("triton")
     kind = _class_of("triton", "pawl.gpu.cuda.sampler", "KernelSampler") if by_kernels else Sampler
-    made: Sampler = kind(vocab_size, num_slots, device)
+    made: Sampler = kind(vocab_size, num_slots, backend.device)
     return made
 
 
-def last_tokens_for(backend: Backend, num_slots: int, device: torch.device) -> LastTokens:
+def last_tokens_for(backend: Backend, num_slots: int, rank: Rank | None = None) -> LastTokens:
     """Where the last tokens are kept, by the same kernels as `backend` computes with."""
     by_kernels = backend.name.startswith("triton")
     kind = _class_of("triton", "pawl.gpu.cuda.last_tokens", "KernelLastTokens") if by_kernels else LastTokens
-    made: LastTokens = kind(num_slots, device)
-    return made
+    made: LastTokens = kind(num_slots, backend.device)
+    if rank is None or rank.shard.topology.pipeline == 1:
+        return made
+    from pawl.gpu.parallel.stage_tokens import across_stages
+
+    return across_stages(made, rank)
 
 
 def select_backend(
@@ -110,14 +129,13 @@ def select_backend(
         return _torch(config, weights, kv, threads, rank)
     wanted = requested
     if wanted == "auto":
-        wanted = "native" if kv.data.device.type == "cpu" else "triton"
+        wanted = "native" if kv.full.on_host else "triton"
     try:
         if wanted == "triton":
             if rank is not None:
                 raise BackendUnavailable(wanted, "its kernels do not share a model out among ranks; torch does")
             _check_triton(kv)
-            plain = Dequantized(weights, kv.data.dtype)
-            return triton_backend()(config, plain, kv, threads=threads, deterministic=deterministic)
+            return triton_backend()(config, weights, kv, threads=threads, deterministic=deterministic)
         _check_native(kv)
         return native_backend()(config, weights, kv, threads=threads, rank=rank)
     except BackendUnavailable as error:
@@ -130,19 +148,21 @@ def select_backend(
 def _torch(config: ModelConfig, weights: Weights, kv: KvStore, threads: int, rank: Rank | None) -> Backend:
     if rank is not None and rank.shard.gathers:
         raise BackendUnavailable("torch", "its ranks add up what they compute, and these have parts of another kind")
-    return torch_decoder(config)(config, Dequantized(weights, kv.data.dtype), kv, threads=threads, rank=rank)
+    return torch_decoder(config)(config, weights, kv, threads=threads, rank=rank)
 
 
 def _check_native(kv: KvStore) -> None:
     """Raises BackendUnavailable when the compiled CPU kernels cannot work on this store."""
-    if kv.data.device.type != "cpu":
-        raise BackendUnavailable("native", f"it computes on the CPU, not on {kv.data.device}")
-    if kv.data.dtype not in (torch.float32, torch.bfloat16):
-        raise BackendUnavailable("native", f"it computes in float32 and bfloat16, not in {kv.data.dtype}")
+    if not kv.full.on_host:
+        raise BackendUnavailable("native", f"it computes on the CPU, not on {kv.device}")
+    if kv.dtype not in (FLOAT32, BFLOAT16):
+        raise BackendUnavailable("native", f"it computes in float32 and bfloat16, not in {name_of(kv.dtype)}")
 
 
 def _check_triton(kv: KvStore) -> None:
     """Raises BackendUnavailable when Triton's kernels cannot work on this store."""
+    import torch
+
     device = kv.data.device
     # Under Triton's interpreter the kernels run on the CPU, a thousand times slower: for tests.
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":

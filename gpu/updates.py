@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from pawl.gpu.backend import Backend
+from pawl.gpu.devices import is_out_of_memory
+from pawl.gpu.dtypes import Dtype, dtype_of
 from pawl.gpu.heap import give_back_memory
 from pawl.gpu.models.config import ModelConfig, UnsupportedModel, weight_shapes
 from pawl.gpu.parallel.rank import Rank
@@ -22,14 +24,14 @@ from pawl.gpu.weights.fingerprint import Samples, fingerprint_of_change
 from pawl.gpu.weights.gguf import GgufFormatError
 from pawl.gpu.weights.locate import ModelNotFound
 from pawl.gpu.weights.overlay import Overlay
-from pawl.gpu.weights.safetensors import FolderError, as_stored, parsed, sent_weights
+from pawl.gpu.weights.safetensors import FolderError, as_stored, parsed, sent_parts, sent_weights
 from pawl.gpu.weights.shared_memory import read_segment
 from pawl.gpu.weights.source import load_blocks, load_weights, resolve_source
 from pawl.lifecycle.weight_group import TensorSpec
 from pawl.lifecycle.weight_source import FromBytes, FromDisk, FromMemory, FromSharedMemory, FromTensors, WeightSource
 
 _OF_FILES = (ModelNotFound, FolderError, GgufFormatError, UnsupportedModel, WeightMismatch)
-_REFUSALS = (*_OF_FILES, OSError, MemoryError, torch.OutOfMemoryError)
+_REFUSALS = (*_OF_FILES, OSError, MemoryError)
 _KINDS = {"safetensors": "huggingface", "gguf": "gguf"}
 _OF_THE_ENGINE = frozenset({"max_position"})
 """Fields of a configuration by which the engine was sized, and which change no computation."""
@@ -52,7 +54,7 @@ class Updates:
     def __init__(
         self,
         config: ModelConfig,
-        dtype: torch.dtype,
+        dtype: Dtype,
         make: Callable[..., Backend],
         serving: Version,
         rank: Rank | None = None,
@@ -62,12 +64,12 @@ class Updates:
         """`make(weights=…, rank=…)` packs weights for the runner's store; `serving` is what computes now. Of the model
         of `config` a `rank` keeps its shard. `in_blocks`: quantised matrices of files stay as they are."""
         self._config = config
-        self._dtype = dtype
+        self._dtype = dtype_of(dtype)
         self._make = make
         self.rank = rank
         self._in_blocks = in_blocks
         self.serving = serving
-        self._sent: tuple[int, dict[str, Tensor]] = 0, {}
+        self._sent: tuple[int, dict[str, NDArray[Any]]] = 0, {}
         """Ticket and parts of an update whose last part is still to come."""
         self._staged: tuple[int, Version] | None = None
         self._most_bytes = sum(map(math.prod, weight_shapes(config).values())) * _WIDEST + _HEADER
@@ -90,7 +92,9 @@ class Updates:
                 fingerprint = fingerprint_of_change(self.serving.fingerprint, sent)
                 weights = Overlay(part_of(self._shard, sent), self.serving.backend.named_weights())
             self._staged = ticket, Version(self._make(weights=weights, rank=self.rank), fingerprint)
-        except _REFUSALS as error:
+        except (*_REFUSALS, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
             raise WeightsRefused(" ".join(str(error).split()) or type(error).__name__) from error
         del weights
         give_back_memory()
@@ -132,10 +136,10 @@ class Updates:
         weights = load_weights(found, self._dtype, mapped=False, keep=keeper(self._shard, samples))
         return named_own(self._shard, weights)
 
-    def _received(self, source: FromBytes | FromSharedMemory | FromTensors | FromMemory) -> dict[str, Tensor]:
+    def _received(self, source: FromBytes | FromSharedMemory | FromTensors | FromMemory) -> dict[str, NDArray[Any]]:
         match source:
             case FromBytes(data):
-                tensors: Mapping[str, Tensor] = parsed(data)
+                tensors: Mapping[str, Any] = parsed(data)
             case FromSharedMemory(name, size):
                 tensors = parsed(read_segment(name, size, self._most_bytes))
             case FromTensors(tensors):
@@ -152,9 +156,10 @@ class Updates:
         if sum(spec.num_bytes for spec in specs) > self._most_bytes:
             raise WeightsRefused(f"all weights of this model have at most {self._most_bytes} bytes")
         try:
-            described = {spec.name: torch.empty(spec.shape, dtype=_dtype(spec), device="meta") for spec in specs}
-            sent_weights(described, self._config, self._dtype)
-        except (*_REFUSALS, RuntimeError, IndexError, TypeError) as error:  # what no tensor of the model can be cut to
+            # Without memory: each is one number, as often as the shape says.
+            kinds = {spec.name: np.zeros((), dtype_of(spec.dtype)) for spec in specs}
+            sent_parts({spec.name: np.broadcast_to(kinds[spec.name], spec.shape) for spec in specs}, self._config)
+        except (*_REFUSALS, ValueError, IndexError, TypeError) as error:  # what no tensor of the model can be cut to
             raise WeightsRefused(" ".join(str(error).split()) or type(error).__name__) from error
 
     def again(self, version: Version) -> Version:
@@ -187,16 +192,10 @@ class _Renamed(Mapping[str, Weight]):
         return len(self._names)
 
 
-def _dtype(spec: TensorSpec) -> torch.dtype:
-    found: torch.dtype = getattr(torch, spec.dtype)
-    return found
-
-
-def in_memory(source: FromMemory) -> dict[str, Tensor]:
+def in_memory(source: FromMemory) -> dict[str, NDArray[Any]]:
     """Views of what was received."""
-    whole = torch.frombuffer(source.memory, dtype=torch.uint8)
     return {
-        spec.name: whole[offset : offset + spec.num_bytes].view(_dtype(spec)).reshape(spec.shape)
+        spec.name: np.ndarray(spec.shape, dtype_of(spec.dtype), source.memory, offset)
         for spec, offset in zip(source.specs, source.offsets, strict=False)
     }
 

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
 from pawl.gpu.models.config import ModelConfig, weight_shapes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Product: TypeAlias = Literal["qkv", "output", "gate_up", "down"]
 PRODUCTS: Mapping[Product, tuple[str, ...]] = {
@@ -96,6 +97,8 @@ def fused(config: ModelConfig, fingerprint: str, matrices: Mapping[str, LowRank]
 
 
 def _stacked(parts: list[tuple[tuple[int, int], LowRank | None]]) -> LowRank:
+    import torch
+
     none = [LowRank(torch.zeros(0, inputs), torch.zeros(outputs, 0)) for (outputs, inputs), _ in parts]
     pairs = [found or nothing for (_, found), nothing in zip(parts, none, strict=True)]
     shrink = torch.cat([pair.shrink for pair in pairs])

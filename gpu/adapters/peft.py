@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from pawl.gpu.adapters.low_rank import PRODUCTS, Adapter, LowRank, adaptable, fused
+from pawl.gpu.dtypes import BFLOAT16, FLOAT32, floats_of, name_of, tensor_of
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.registry import of_config
 from pawl.gpu.step_runner import AdapterRefused
@@ -38,7 +39,7 @@ MOST_NAME = 256
 _PATTERN = re.compile(r"\^?(\w|\.|\\\.|-)+\$?")
 """A name as an expression. PEFT takes any, but a stranger's could keep a matcher busy for years."""
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = (FLOAT32, BFLOAT16, np.dtype(np.float16))
 _OFF: dict[str, str] = {
     "use_dora": "DoRA",
     "use_qalora": "QALoRA",
@@ -176,14 +177,16 @@ def _names(targets: Any) -> tuple[str, ...] | str:
 
 def _read(folder: Path, settings: _Settings, config: ModelConfig) -> Adapter:
     shapes = adaptable(config)
-    modules: dict[str, dict[str, Tensor]] = {}
+    modules: dict[str, dict[str, NDArray[Any]]] = {}
     # Whoever writes the file anew must not change what is read.
     for name, tensor in read_tensors(folder / TENSORS, mapped=False):
         found = _NAME.fullmatch(name) if len(name) <= MOST_NAME else None
         if found is None:
             raise AdapterRefused(_of_others(name) or f"{name:.120} is no matrix of a LoRA adapter of a linear layer")
-        if tensor.dim() != 2 or tensor.dtype not in _DTYPES:
-            raise AdapterRefused(f"{name:.120} is {tensor.dtype} {tuple(tensor.shape)}, not a matrix of floating point")
+        if tensor.ndim != 2 or tensor.dtype not in _DTYPES:
+            raise AdapterRefused(
+                f"{name:.120} is {name_of(tensor.dtype)} {tensor.shape}, not a matrix of floating point"
+            )
         modules.setdefault(found[1], {})[found[2]] = tensor
     matrices: dict[str, LowRank] = {}
     for module, pair in modules.items():
@@ -203,7 +206,7 @@ def _read(folder: Path, settings: _Settings, config: ModelConfig) -> Adapter:
 
 def _matrices(
     module: str,
-    pair: Mapping[str, Tensor],
+    pair: Mapping[str, NDArray[Any]],
     settings: _Settings,
     config: ModelConfig,
     shapes: Mapping[str, tuple[int, int]],
@@ -225,7 +228,8 @@ def _matrices(
         outputs, inputs = shapes[name]
         if (len(rows), down.shape[1]) != (outputs, inputs):
             raise AdapterRefused(f"{name} is for a matrix of {len(rows)} x {down.shape[1]}, not {outputs} x {inputs}")
-        yield name, LowRank(down.float(), rows.float() * scale)
+        with np.errstate(over="ignore"):
+            yield name, LowRank(tensor_of(floats_of(down)), tensor_of(floats_of(rows) * np.float32(scale)))
 
 
 def _of_others(name: str) -> str | None:

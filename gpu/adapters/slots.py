@@ -7,10 +7,10 @@ from typing import TypeAlias
 
 import numpy as np
 import structlog
-import torch
 
 from pawl.gpu.adapters.low_rank import Adapter, PackedAdapter
 from pawl.gpu.batches import InvalidBatch
+from pawl.gpu.devices import is_out_of_memory
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.parallel.shard import Shard
 from pawl.gpu.step_runner import AdapterRefused
@@ -40,7 +40,9 @@ class AdapterSlots:
         adapter = self._read(source, self._config)
         try:
             packed = pack(adapter if self._shard is None else self._shard.adapter(adapter))
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise AdapterRefused(" ".join(str(error).split())) from error
         self._packed[number] = packed
         log.info("adapter loaded", number=number, source=source, bytes=packed.num_bytes)

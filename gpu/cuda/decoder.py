@@ -8,7 +8,7 @@ sum also stores it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -35,6 +35,7 @@ from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.packing import LayerWeights, pack, unpacked
 from pawl.gpu.models.switches import check_switches
+from pawl.gpu.weights.blocks import Tensors, Weights
 from pawl.lifecycle.step import Int32s
 
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -63,7 +64,7 @@ class TritonDecoder:
     def __init__(
         self,
         config: ModelConfig,
-        weights: MutableMapping[str, Tensor],
+        weights: Weights,
         kv: KvStore,
         *,
         threads: int,
@@ -82,7 +83,7 @@ class TritonDecoder:
         self.device = kv.data.device
         self.dtype = kv.data.dtype
         self.attention = TritonAttention(config, kv, one_kernel=deterministic)
-        self.weights = pack(config, weights, self.device)
+        self.weights = pack(config, Tensors(weights, kv.dtype), self.device)
         self.graphs: DecodeGraphs | None = None
         self._linear: Linear = _fixed_order() if deterministic else F.linear
         self._logits: Tensor | None = None

@@ -17,11 +17,15 @@ class KernelLastTokens(LastTokens):
 
     def remember(self, slots: Int32s, tokens: Tensor) -> None:
         """See `LastTokens.remember`."""
-        remember(self._tokens, upload(slots, self.device), tokens)
+        remember(self._tokens, self._uploaded(slots), tokens)
 
     def resolve(self, batch: StepBatch, offsets: Int32s) -> Tensor:
         """See `LastTokens.resolve`."""
         if not batch.chained.any():
-            return upload(batch.tokens, self.device)
+            return self._uploaded(batch.tokens)
         tokens = with_chained(batch, offsets, np.int32(-1) - batch.slots[batch.chained])
-        return resolve(upload(tokens, self.device), self._tokens)
+        return resolve(self._uploaded(tokens), self._tokens)
+
+    def _uploaded(self, tokens: Int32s) -> Tensor:
+        assert self.device is not None, "Triton computes on tensors"
+        return upload(tokens, self.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pawl.gpu.devices import upload
 from pawl.gpu.kernels.sampling import draw
-from pawl.gpu.sampling.noise import row_keys
+from pawl.gpu.sampling.mixing import row_keys
 from pawl.gpu.sampling.sampler import Sampler
 from pawl.lifecycle.step import Int32s
 
@@ -27,6 +27,7 @@ class KernelSampler(Sampler):
         floats = (np.where(greedy, np.float32(1.0), self._temperature[slots]), self._top_p[slots], self._min_p[slots])
         words = [part.astype(np.float32).view(np.int32) for part in floats]
         words += [self._top_k[slots], greedy.astype(np.int32)]
+        assert self.device is not None, "Triton computes on tensors"
         packed = upload(np.concatenate((*words, keys.reshape(-1))), self.device)
         temperature, top_p, min_p, top_k, is_greedy = packed[: 5 * len(slots)].view(5, len(slots))
         drawn = draw(

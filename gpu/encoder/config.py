@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from pawl.gpu.dtypes import FLOAT32, Dtype, converted, dtype_of
 from pawl.gpu.models.config import MOST_LAYERS
 from pawl.gpu.models.facts import Facts
 from pawl.gpu.weights.checks import check_names
@@ -116,16 +117,16 @@ def _layer_shapes(hidden: int, inner: int) -> Iterator[tuple[str, tuple[int, ...
 
 
 def load_encoder_weights(
-    folder: Path, config: EncoderConfig, dtype: torch.dtype, report: Report = unheard
-) -> dict[str, Tensor]:
+    folder: Path, config: EncoderConfig, dtype: Dtype, report: Report = unheard
+) -> dict[str, NDArray[Any]]:
     """Every weight in `dtype`, norms in float32. Raises FolderError, or WeightMismatch when names or shapes are not
     what `config` needs."""
-    expected, weights = weight_shapes(config), dict[str, Tensor]()
+    expected, weights = weight_shapes(config), dict[str, NDArray[Any]]()
     for path in weight_files(folder):
         for stored, tensor in read_tensors(path):
             name = stored.removeprefix(_PREFIX)
             if not name.startswith(_UNUSED):
-                weights[name] = tensor.to(torch.float32 if "LayerNorm" in name else dtype, copy=True)
+                weights[name] = np.array(converted(tensor, FLOAT32 if "LayerNorm" in name else dtype_of(dtype)))
             report(len(weights) / len(expected))
-    check_names(folder, expected, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    check_names(folder, expected, {name: weight.shape for name, weight in weights.items()})
     return weights

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pawl.gpu.devices import download, upload
+from pawl.gpu.dtypes import tensor_of
 from pawl.gpu.encoder.config import EncoderConfig
 from pawl.lifecycle.step import Float32s, Int32s
 
@@ -35,14 +37,14 @@ class Encoder:
     """Hidden states of whole prompts."""
 
     def __init__(
-        self, config: EncoderConfig, weights: dict[str, Tensor], *, device: torch.device | str, threads: int
+        self, config: EncoderConfig, weights: dict[str, NDArray[Any]], *, device: torch.device | str, threads: int
     ) -> None:
         """Takes `weights` over (`pawl.gpu.encoder.config.load_encoder_weights`). `threads` sets torch's thread count
         for this process."""
         torch.set_num_threads(threads)
         self.config = config
         self.device = torch.device(device)
-        taken = {name: weights.pop(name).to(self.device) for name in list(weights)}
+        taken = {name: tensor_of(weights.pop(name)).to(self.device) for name in list(weights)}
 
         def product(name: str) -> Product:
             return Product(taken[f"{name}.weight"], taken[f"{name}.bias"])

@@ -7,7 +7,7 @@ architecture with an operation of its own derives from it and overrides the step
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ from pawl.gpu.attention.base import Attention
 from pawl.gpu.attention.paged import PagedAttention, PagedPlan
 from pawl.gpu.backend import ForwardInputs
 from pawl.gpu.devices import upload
+from pawl.gpu.dtypes import tensor_of
 from pawl.gpu.expert_counts import tally
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig, Operation, Rope
@@ -30,6 +31,7 @@ from pawl.gpu.models.packing import LayerWeights, pack, unpacked, with_experts
 from pawl.gpu.models.switches import SWITCHES, check_switches
 from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.parallel.shard import Shard
+from pawl.gpu.weights.blocks import HostWeight, Tensors, Weights, numbers_of
 
 
 class RopeTable:
@@ -62,7 +64,7 @@ class TorchDecoder:
     def __init__(
         self,
         config: ModelConfig,
-        weights: MutableMapping[str, Tensor],
+        weights: Weights,
         kv: KvStore,
         *,
         threads: int,
@@ -77,7 +79,7 @@ class TorchDecoder:
         self.rank = rank
         self.device = kv.data.device
         self.attention: Attention[PagedPlan] = PagedAttention(config, kv)
-        self.weights = pack(config, weights, self.device)
+        self.weights = pack(config, Tensors(weights, kv.dtype), self.device)
         ropes = {config.rope_of(layer) for layer in range(config.num_layers)}
         self._staged: dict[str, Tensor] = {}
         """Weights of experts that are to come, by their names."""
@@ -94,11 +96,13 @@ class TorchDecoder:
         """See `Backend.hidden`."""
         return self._normed(inputs).float()
 
-    def stage_experts(self, weights: Mapping[str, Tensor], *, anew: bool) -> None:
+    def stage_experts(self, weights: Mapping[str, HostWeight], *, anew: bool) -> None:
         """See `MovesExperts.stage_experts`."""
         dtype = self.weights.layers[0].output.dtype
         kept = {} if anew else self._staged
-        self._staged = kept | {name: weight.to(self.device, dtype) for name, weight in weights.items()}
+        self._staged = kept | {
+            name: tensor_of(numbers_of(weight)).to(self.device, dtype) for name, weight in weights.items()
+        }
 
     def switch_experts(self, shard: Shard) -> None:
         """See `MovesExperts.switch_experts`."""

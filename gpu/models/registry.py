@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, cast
+
 from pawl.gpu.models.architectures.base import Architecture
 from pawl.gpu.models.architectures.gemma3 import GEMMA3
 from pawl.gpu.models.architectures.granite import GRANITE
@@ -10,7 +13,9 @@ from pawl.gpu.models.architectures.phi3 import PHI3
 from pawl.gpu.models.architectures.qwen import QWEN2, QWEN3, QWEN3_MOE
 from pawl.gpu.models.architectures.qwen2_moe import QWEN2_MOE
 from pawl.gpu.models.config import ModelConfig, UnsupportedModel
-from pawl.gpu.models.decoder import TorchDecoder
+
+if TYPE_CHECKING:
+    from pawl.gpu.models.decoder import TorchDecoder
 
 ARCHITECTURES = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, GEMMA3, GRANITE, PHI3)
 
@@ -36,7 +41,19 @@ def of_config(config: ModelConfig) -> Architecture:
 
 def torch_decoder(config: ModelConfig) -> type[TorchDecoder]:
     """What computes the model in plain torch."""
-    return TorchDecoder if config.operation is None else of_config(config).decoder
+    from pawl.gpu.models.decoder import TorchDecoder
+
+    return TorchDecoder if config.operation is None else decoder_of(of_config(config))
+
+
+def decoder_of(row: Architecture) -> type[TorchDecoder]:
+    """What computes all models of an architecture in plain torch."""
+    from pawl.gpu.models.decoder import TorchDecoder
+
+    module, _, name = row.decoder.partition(":")
+    if not module:
+        return TorchDecoder
+    return cast("type[TorchDecoder]", getattr(importlib.import_module(f"pawl.gpu.models.decoders.{module}"), name))
 
 
 def _found(rows: dict[str, Architecture], name: str, kind: str) -> Architecture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pawl.gpu.dtypes import Dtype, torch_dtype
 from pawl.gpu.models.config import ModelConfig, Rope, weight_shapes
 from pawl.gpu.weights.checks import is_norm
 
@@ -40,7 +41,7 @@ def llama_config(
     )
 
 
-def random_weights(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
+def random_weights(config: ModelConfig, dtype: Dtype, seed: int = 0) -> dict[str, Tensor]:
     """Every weight of the model on the CPU, the same for the same seed: matrices of unit gain and small biases in
     `dtype`, norms float32 around 1."""
     generator = torch.Generator().manual_seed(seed)
@@ -50,5 +51,5 @@ def random_weights(config: ModelConfig, dtype: torch.dtype, seed: int = 0) -> di
         if is_norm(name):
             weights[name] = 1 + 0.2 * noise
         else:
-            weights[name] = (noise * (shape[1] ** -0.5 if len(shape) == 2 else 0.3)).to(dtype)
+            weights[name] = (noise * (shape[1] ** -0.5 if len(shape) == 2 else 0.3)).to(torch_dtype(dtype))
     return weights

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pawl.gpu.adapters.low_rank import PRODUCTS, Adapter, PackedAdapter
 from pawl.gpu.backend import RefusedInputs
+from pawl.gpu.dtypes import array_of, converted
 from pawl.gpu.native.bindings import Library
 from pawl.gpu.step_runner import AdapterRefused
 
@@ -20,18 +20,19 @@ from pawl.gpu.step_runner import AdapterRefused
 class NativeAdapter:
     """`PackedAdapter` in panels, for every decoder of one shape and element type."""
 
-    def __init__(self, library: Library, decoder: ctypes.c_void_p, adapter: Adapter, dtype: torch.dtype) -> None:
+    def __init__(self, library: Library, decoder: ctypes.c_void_p, adapter: Adapter, dtype: np.dtype[Any]) -> None:
         """Raises AdapterRefused where there is no memory for it."""
         handle = ctypes.c_void_p()
         _check(library.make_adapter(decoder, ctypes.byref(handle)))
         self.handle = handle
         weakref.finalize(self, library.destroy_adapter, handle)
-        packed = adapter.to(dtype, torch.device("cpu"))
-        self.num_bytes = packed.num_bytes
-        for index, layer in enumerate(packed.layers):
+        self.num_bytes = 0
+        for index, layer in enumerate(adapter.layers):
             for number, product in enumerate(PRODUCTS):
                 if (low := layer.get(product)) is not None:
-                    pointers = low.shrink.data_ptr(), low.expand.data_ptr()
+                    parts = [np.ascontiguousarray(converted(array_of(part), dtype)) for part in low]
+                    self.num_bytes += sum(part.nbytes for part in parts)
+                    pointers = [part.ctypes.data for part in parts]
                     _check(library.load_adapter(handle, index, number, len(low.shrink), *pointers))
 
 

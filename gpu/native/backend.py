@@ -9,27 +9,31 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from pawl.gpu.adapters.low_rank import Adapter
 from pawl.gpu.backend import ForwardInputs, RefusedInputs
 from pawl.gpu.devices import available_threads
+from pawl.gpu.dtypes import FLOAT32, converted, tensor_of
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.models.switches import check_switches
 from pawl.gpu.native.adapters import NativeAdapter, handles
 from pawl.gpu.native.bindings import Inputs, load_library
 from pawl.gpu.native.build import NativeUnavailable
+from pawl.gpu.native.pointers import int64_pointer, pointer, tokens_pointer
 from pawl.gpu.native.ranks import Joined
-from pawl.gpu.native.shape import create, expert_parts_of, pointer
+from pawl.gpu.native.shape import create, expert_parts_of
 from pawl.gpu.native.store import library_for
-from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.parallel.shard import PANEL, Shard
-from pawl.gpu.weights.blocks import BlockFormat, Blocks, Weight, Weights, numbers_of
+from pawl.gpu.weights.blocks import BlockFormat, Blocks, HostWeight, Weights, numbers_of, on_host
 from pawl.gpu.weights.checks import is_norm
+from pawl.lifecycle.step import Float32s, Int32s
+
+if TYPE_CHECKING:
+    from pawl.gpu.parallel.rank import Rank
 
 
 class NativeBackend:
@@ -41,6 +45,8 @@ class NativeBackend:
     ) | {"experts"}
     """What a model may have (see `pawl.gpu.models.switches`)."""
     greedy_masks = True
+    device = None
+    """Its arrays are numpy's (see `Backend.device`)."""
 
     def __init__(
         self,
@@ -73,56 +79,57 @@ class NativeBackend:
         self._formats: dict[str, BlockFormat] = {}
         """Of the weights that are computed as the blocks that they came in."""
         for name in self._shapes:
-            self._load(name, weights.pop(name))
+            self._load(name, on_host(weights.pop(name)))
 
     @property
     def target(self) -> str:
         """What the kernels were compiled for, in words."""
         return str(self._library.target().decode())
 
-    def forward(self, inputs: ForwardInputs) -> Tensor:
+    def forward(self, inputs: ForwardInputs) -> Float32s:
         """See `Backend.forward`. Raises RefusedInputs."""
         if self.rank is not None and not self.rank.ends:
-            passed = torch.empty((len(inputs.positions), self.config.hidden_size))
-            self._step(inputs, passed=passed.data_ptr())
-            self.rank.pass_on(passed)
+            passed = np.empty((len(inputs.positions), self.config.hidden_size), np.float32)
+            self._step(inputs, passed=pointer(passed))
+            self.rank.pass_on(tensor_of(passed))
             return passed[:0]
-        logits = torch.empty((len(inputs.logit_rows), self.config.vocab_size), dtype=torch.float32)
-        self._step(inputs, logits=logits.data_ptr())
+        logits = np.empty((len(inputs.logit_rows), self.config.vocab_size), np.float32)
+        self._step(inputs, logits=pointer(logits))
         return logits
 
-    def forward_greedy(self, inputs: ForwardInputs) -> Tensor:
+    def forward_greedy(self, inputs: ForwardInputs) -> Int32s:
         """See `GreedyBackend.forward_greedy`. Raises RefusedInputs."""
-        greedy = torch.empty(len(inputs.logit_rows), dtype=torch.int32)
-        self._step(inputs, greedy=greedy.data_ptr())
+        greedy = np.empty(len(inputs.logit_rows), np.int32)
+        self._step(inputs, greedy=pointer(greedy))
         return greedy
 
-    def hidden(self, inputs: ForwardInputs) -> Tensor:
+    def hidden(self, inputs: ForwardInputs) -> Float32s:
         """See `Backend.hidden`. Raises RefusedInputs."""
-        hidden = torch.empty((len(inputs.logit_rows), self.config.hidden_size), dtype=torch.float32)
-        self._step(inputs, hidden=hidden.data_ptr())
+        hidden = np.empty((len(inputs.logit_rows), self.config.hidden_size), np.float32)
+        self._step(inputs, hidden=pointer(hidden))
         return hidden
 
-    def named_weights(self) -> Mapping[str, Weight]:
+    def named_weights(self) -> Mapping[str, HostWeight]:
         """See `Backend.named_weights`; each is a copy, made when it is asked for."""
         return _Unpacked(self, self._shapes)
 
-    def weight(self, name: str, shape: tuple[int, ...]) -> Weight:
+    def weight(self, name: str, shape: tuple[int, ...]) -> HostWeight:
         """A copy of the weight of this canonical name and shape."""
-        found: Weight
+        found: HostWeight
         if (kind := self._formats.get(name)) is None:
-            found = torch.empty(shape, dtype=self._dtype_of(name))
+            found = np.empty(shape, self._dtype_of(name))
         else:
-            found = Blocks(torch.empty((shape[0], kind.row_bytes(shape[1])), dtype=torch.uint8), kind)
+            found = Blocks(np.empty((shape[0], kind.row_bytes(shape[1])), np.uint8), kind)
         self._move(self._library.read, name, found)
         return found
 
-    def stage_experts(self, weights: Mapping[str, Tensor], *, anew: bool) -> None:
+    def stage_experts(self, weights: Mapping[str, HostWeight], *, anew: bool) -> None:
         """See `MovesExperts.stage_experts`."""
         if anew:
             self._library.drop_staged(self._decoder)
         for name, weight in weights.items():
-            self._move(self._library.stage, name, weight.to("cpu", self._dtype_of(name)).contiguous())
+            numbers = converted(numbers_of(weight), self._dtype_of(name))
+            self._move(self._library.stage, name, np.ascontiguousarray(numbers))
 
     def switch_experts(self, shard: Shard) -> None:
         """See `MovesExperts.switch_experts`."""
@@ -135,25 +142,25 @@ class NativeBackend:
 
     def pack_adapter(self, adapter: Adapter) -> NativeAdapter:
         """See `Backend.pack_adapter`."""
-        return NativeAdapter(self._library, self._decoder, adapter, self.kv.data.dtype)
+        return NativeAdapter(self._library, self._decoder, adapter, self.kv.dtype)
 
-    def _load(self, name: str, weight: Weight) -> None:
+    def _load(self, name: str, weight: HostWeight) -> None:
         if isinstance(weight, Blocks) and fills_panels(self.config, name):
             self._formats[name] = weight.format
-            self._move(self._library.load, name, weight)
         else:
-            self._move(self._library.load, name, numbers_of(weight).to("cpu", self._dtype_of(name)).contiguous())
+            weight = np.ascontiguousarray(converted(numbers_of(weight), self._dtype_of(name)))
+        self._move(self._library.load, name, weight)
 
-    def _dtype_of(self, name: str) -> torch.dtype:
-        return torch.float32 if is_norm(name) else self.kv.data.dtype
+    def _dtype_of(self, name: str) -> np.dtype[Any]:
+        return FLOAT32 if is_norm(name) else self.kv.dtype
 
-    def _move(self, call: Any, name: str, weight: Weight) -> None:
+    def _move(self, call: Any, name: str, weight: HostWeight) -> None:
         layer, short = -1, name
         if name.startswith("model.layers."):
             _, _, index, short = name.split(".", 3)
             layer = int(index)
         data, kind = (weight.data, int(weight.format)) if isinstance(weight, Blocks) else (weight, _ELEMENTS)
-        message = call(self._decoder, layer, short.encode(), kind, data.data_ptr(), data.numel())
+        message = call(self._decoder, layer, short.encode(), kind, data.ctypes.data, data.size)
         if message is not None:
             raise ValueError(message.decode())
 
@@ -168,7 +175,7 @@ class NativeBackend:
     ) -> None:
         if not self.close.alive or not (self._joined is None or self._joined.leave.alive):
             raise RefusedInputs("the backend is closed")
-        begun = self.rank and self.rank.begun(len(inputs.positions), torch.float32, self.kv.data.device)
+        begun = self._begun(len(inputs.positions))
         num_slots, pages_per_slot = inputs.page_table.shape
         adapters = None if inputs.adapters is None else handles(inputs.adapters)
         step = Inputs(
@@ -177,7 +184,7 @@ class NativeBackend:
             num_logits=len(inputs.logit_rows),
             num_slots=num_slots,
             pages_per_slot=pages_per_slot,
-            tokens=_tokens_pointer(inputs.tokens, len(inputs.positions)),
+            tokens=tokens_pointer(inputs.tokens, len(inputs.positions)),
             positions=pointer(inputs.positions),
             slots=pointer(inputs.slots),
             starts=pointer(inputs.starts),
@@ -191,8 +198,8 @@ class NativeBackend:
             masks=None if inputs.masks is None else pointer(inputs.masks),
             hidden=hidden,
             adapters=None if adapters is None else adapters.ctypes.data,
-            expert_counts=None if inputs.expert_counts is None else inputs.expert_counts.data_ptr(),
-            begun=None if begun is None else begun.data_ptr(),
+            expert_counts=None if inputs.expert_counts is None else int64_pointer(inputs.expert_counts),
+            begun=None if begun is None else pointer(begun),
             passed=passed,
         )
         if adapters is not None and len(adapters) != step.num_segments:
@@ -211,6 +218,14 @@ class NativeBackend:
                 self._joined.check()
             raise RefusedInputs(message.decode())
 
+    def _begun(self, rows: int) -> Float32s | None:
+        """What the stage before has computed of a step, [rows, hidden]; None where there is none before."""
+        if self.rank is None or self.rank.shard.first:
+            return None
+        hidden = np.empty((rows, self.config.hidden_size), np.float32)
+        self.rank.receive(tensor_of(hidden))
+        return hidden
+
 
 _ELEMENTS = -1
 """The format of a weight that is no blocks."""
@@ -223,14 +238,14 @@ def fills_panels(config: ModelConfig, name: str) -> bool:
     )
 
 
-class _Unpacked(Mapping[str, Weight]):
+class _Unpacked(Mapping[str, HostWeight]):
     """The weights of a backend, which keeps them in the order in which its kernels read them."""
 
     def __init__(self, backend: NativeBackend, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._backend = backend
         self._shapes = shapes
 
-    def __getitem__(self, name: str) -> Weight:
+    def __getitem__(self, name: str) -> HostWeight:
         return self._backend.weight(name, self._shapes[name])
 
     def __iter__(self) -> Iterator[str]:
@@ -263,11 +278,3 @@ def _joined(rank: Rank, names: Iterable[str], weights: Weights) -> Joined | None
 def _raise_unavailable(message: bytes | None) -> None:
     if message is not None:
         raise NativeUnavailable(message.decode())
-
-
-def _tokens_pointer(tokens: Tensor, expected: int) -> int:
-    if tokens.dtype != torch.int32 or tokens.device.type != "cpu" or not tokens.is_contiguous():
-        raise RefusedInputs("tokens are not a contiguous int32 tensor on the CPU")
-    if len(tokens) != expected:
-        raise RefusedInputs(f"{len(tokens)} tokens for {expected} positions")
-    return tokens.data_ptr()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pawl.gpu.backend import RefusedInputs
+from pawl.gpu.dtypes import BFLOAT16
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig, Rope
 from pawl.gpu.native.bindings import Library, Part, Shape
-from pawl.gpu.parallel.rank import Rank
+from pawl.gpu.native.pointers import pointer
 from pawl.gpu.parallel.shard import Shard
 from pawl.gpu.parallel.topology import Topology
+
+if TYPE_CHECKING:
+    from pawl.gpu.parallel.rank import Rank
 
 
 def create(
@@ -31,15 +33,15 @@ def create(
     experts = config.experts
     expert_layers = np.array([config.experts_of(layer) is not None for layer in range(config.num_layers)], np.int32)
     shape = Shape(
-        bf16=kv.data.dtype == torch.bfloat16,
+        bf16=kv.dtype == BFLOAT16,
         gelu_tanh=config.activation == "gelu_tanh",
         num_ropes=len(ropes),
         num_pages=kv.num_pages,
         page_size=kv.page_size,
         threads=threads,
         num_window_pages=kv.num_window_pages or 0,
-        kv=kv.data.data_ptr(),
-        window_kv=None if kv.window_data is None else kv.window_data.data_ptr(),
+        kv=kv.full.memory.ctypes.data,
+        window_kv=None if kv.window is None else kv.window.memory.ctypes.data,
         windows=pointer(windows),
         rope_of_layer=pointer(rope_of_layer),
         expert_layers=pointer(expert_layers),
@@ -94,11 +96,3 @@ _COPIED = (
 
 def _part(columns: range) -> Part:
     return Part(columns.start, len(columns))
-
-
-def pointer(array: NDArray[Any]) -> int:
-    """Address of the first element. Raises RefusedInputs unless the array is contiguous and of 4-byte elements."""
-    if array.itemsize != 4 or not array.flags.c_contiguous:
-        raise RefusedInputs(f"an array is not contiguous, or {array.dtype} where int32 is needed")
-    address: int = array.__array_interface__["data"][0]
-    return address

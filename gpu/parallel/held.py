@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from torch import Tensor
+from numpy.typing import NDArray
 
 from pawl.gpu.backend import MovesExperts
 from pawl.gpu.parallel.placement import Placement
@@ -66,5 +66,5 @@ class HeldExperts:
         return cast(MovesExperts, self._updates.serving.backend)
 
 
-def _parts(shard: Shard, sent: Mapping[str, Tensor], coming: set[str]) -> dict[str, Tensor]:
+def _parts(shard: Shard, sent: Mapping[str, NDArray[Any]], coming: set[str]) -> dict[str, NDArray[Any]]:
     return {shard.own_name(name): shard.own_part(name, weight) for name, weight in sent.items() if name in coming}

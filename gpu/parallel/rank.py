@@ -35,8 +35,12 @@ class Rank(NamedTuple):
         if self.shard.first:
             return None
         hidden = torch.empty(rows, self.shard.whole.hidden_size, dtype=dtype, device=device)
-        self.communicator.receive(hidden, self.shard.stage - 1)
+        self.receive(hidden)
         return hidden
+
+    def receive(self, hidden: Tensor) -> None:
+        """The same, into `hidden`."""
+        self.communicator.receive(hidden, self.shard.stage - 1)
 
     def pass_on(self, hidden: Tensor) -> None:
         """The next stage goes on with these, contiguous."""

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch
-from safetensors.torch import save
-from torch import Tensor
+from numpy.typing import NDArray
 
+from pawl.gpu.dtypes import dtype_of
 from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.parallel.placement import Move
 from pawl.gpu.parallel.shard import Shard, joined
@@ -17,6 +16,7 @@ from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.parallel.wire import Answer, ShowWeight, StageWeights
 from pawl.gpu.step_runner import WeightsRefused
 from pawl.gpu.updates import in_memory
+from pawl.gpu.weights.safetensors import bytes_of_tensors
 from pawl.lifecycle.weight_source import FromBytes, FromMemory, FromTensors
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ def sendable(message: StageWeights) -> StageWeights:
     if isinstance(source, FromMemory):
         source = FromTensors(in_memory(source))
     if isinstance(source, FromTensors):
-        tensors = {name: tensor.contiguous() for name, tensor in source.tensors.items()}
-        source = FromBytes(save(tensors))
+        source = FromBytes(bytes_of_tensors(source.tensors))
     return msgspec.structs.replace(message, source=source)
 
 
@@ -39,10 +38,10 @@ def expert_of(group: RankGroup, move: Move) -> FromBytes:
     shown = group.named_weights()
     stem = f"model.layers.{move.layer}.mlp.experts.{move.expert}"
     names = [f"{stem}.{part}_proj.weight" for part in ("gate", "up", "down")]
-    return FromBytes(save({name: shown[name].contiguous() for name in names}))
+    return FromBytes(bytes_of_tensors({name: shown[name] for name in names}))
 
 
-class ShownWeights(Mapping[str, Tensor]):
+class ShownWeights(Mapping[str, NDArray[Any]]):
     """The weights of a group, each asked of its ranks when it is looked at, and put together."""
 
     def __init__(self, config: ModelConfig, topology: Topology, gathers: bool, group: RankGroup) -> None:
@@ -53,7 +52,7 @@ class ShownWeights(Mapping[str, Tensor]):
         self._names = weight_shapes(config)
         self._group, self._version = group, group.version
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._names:
             raise KeyError(name)
         answers = self._group.ask_beside(ShowWeight(name))
@@ -73,11 +72,10 @@ class ShownWeights(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _parts_of(answers: Sequence[Answer]) -> dict[int, Tensor]:
+def _parts_of(answers: Sequence[Answer]) -> dict[int, NDArray[Any]]:
     """What the ranks of a stage have shown, by their numbers."""
     parts = {}
     for number, answer in enumerate(answers):
         if answer.data is not None:
-            flat = torch.from_numpy(answer.data.copy()).view(getattr(torch, answer.dtype))
-            parts[number] = flat.reshape(answer.shape)
+            parts[number] = answer.data.copy().view(dtype_of(answer.dtype)).reshape(answer.shape)
     return parts

@@ -23,21 +23,25 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from pawl.gpu.adapters.low_rank import PRODUCTS, Adapter, LowRank, Product
 from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.parallel.placement import Placed, Placement, even_placement
 from pawl.gpu.parallel.topology import Topology, TopologyRefused, shared_out
-from pawl.gpu.weights.blocks import Blocks
+from pawl.gpu.weights.blocks import Blocks, Weight, numbers_of
 from pawl.gpu.weights.checks import Keep
 from pawl.gpu.weights.fingerprint import Samples
 
-Some = TypeVar("Some", Tensor, Blocks)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Some = TypeVar("Some", "NDArray[Any]", "Tensor", Blocks)
+SomeArray = TypeVar("SomeArray", "NDArray[Any]", "Tensor")
 _LAYER = re.compile(r"(model\.layers\.)(\d+)(\..*)")
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.")
 _OF_HEADS = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1}
@@ -266,6 +270,8 @@ class Shard:
         return Adapter(adapter.fingerprint, tuple(layers))
 
     def _low_rank(self, layer: int, product: Product, low: LowRank) -> LowRank:
+        import torch
+
         shapes, kept, first, axis = weight_shapes(self.whole), [], 0, 0
         for part in PRODUCTS[product]:
             name = f"model.layers.{layer}.{part}.weight"
@@ -283,14 +289,14 @@ class Shard:
 def keeper(shard: Shard | None, samples: Samples) -> Keep:
     """What a rank, or None for whoever has all, keeps of weights while they are loaded; `samples` sees all of them."""
 
-    def keep(name: str, weight: Tensor) -> Tensor | None:
+    def keep(name: str, weight: NDArray[Any]) -> NDArray[Any] | None:
         samples.add(name, weight)
         return weight if shard is None else shard.cut(name, weight)
 
     return keep
 
 
-def part_of(shard: Shard | None, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def part_of(shard: Shard | None, weights: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     """Of some weights of the whole model what a rank, or None for whoever has all, has."""
     if shard is None:
         return weights
@@ -298,26 +304,29 @@ def part_of(shard: Shard | None, weights: Mapping[str, Tensor]) -> Mapping[str, 
     return named_own(shard, {name: part for name, part in parts if part is not None})
 
 
-def named_own(shard: Shard | None, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def named_own(shard: Shard | None, weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """What a rank, or None for whoever has all, has kept while weights were loaded, by the names in its own model."""
     return {name if shard is None else shard.own_name(name): weight for name, weight in weights.items()}
 
 
-def _part(tensor: Tensor, cut: Cut) -> Tensor:
-    return tensor.narrow(cut.axis, cut.kept.start, len(cut.kept)).clone(memory_format=torch.contiguous_format)
+def _part(weight: SomeArray, cut: Cut) -> SomeArray:
+    kept = (*[slice(None)] * cut.axis, slice(cut.kept.start, cut.kept.stop))
+    if isinstance(weight, np.ndarray):
+        return weight[kept].copy()
+    return weight[kept].clone().contiguous()
 
 
-def joined(shards: Sequence[Shard], name: str, parts: Mapping[int, Tensor]) -> Tensor:
+def joined(shards: Sequence[Shard], name: str, parts: Mapping[int, Weight]) -> NDArray[Any]:
     """A weight of the whole model from the parts of the ranks of a tensor group that have some of it, by their numbers:
     the inverse of `Shard.cut`. Of ranks that have the same, the first one's counts."""
-    different: dict[tuple[int, int], tuple[Cut, Tensor]] = {}
+    different: dict[tuple[int, int], tuple[Cut, NDArray[Any]]] = {}
     for number, part in sorted(parts.items()):
         cut = shards[number].cut_of(name)
         if cut is None:
-            return part
-        different.setdefault((cut.kept.start, cut.kept.stop), (cut, part))
+            return numbers_of(part)
+        different.setdefault((cut.kept.start, cut.kept.stop), (cut, numbers_of(part)))
     cuts = [different[each] for each in sorted(different)]
-    return torch.cat([part for _, part in cuts], cuts[0][0].axis)
+    return np.concatenate([part for _, part in cuts], cuts[0][0].axis)
 
 
 def check_shares(config: ModelConfig, topology: Topology) -> None:

@@ -7,11 +7,12 @@ otherwise once nobody can be waiting for it any more.
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from pawl.gpu.dtypes import array_of, tensor_of
 from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.sampling.last_tokens import LastTokens
 from pawl.lifecycle.step import Int32s, StepBatch
@@ -36,13 +37,13 @@ class GivenTokens(LastTokens):
         """See `LastTokens.reset`."""
         self._own.reset()
 
-    def remember(self, slots: Int32s, tokens: Tensor) -> None:
+    def remember(self, slots: Int32s, tokens: Any) -> None:
         """See `LastTokens.remember`; the first stage gets them."""
         self._own.remember(slots, tokens)
         if len(slots):
-            self._rank.communicator.send(tokens.to(torch.int32, copy=True).contiguous(), 0)
+            self._rank.communicator.send(_copied(tokens), 0)
 
-    def resolve(self, batch: StepBatch, offsets: Int32s) -> Tensor:
+    def resolve(self, batch: StepBatch, offsets: Int32s) -> Any:
         """See `LastTokens.resolve`."""
         return self._own.resolve(batch, offsets)
 
@@ -67,7 +68,7 @@ class TakenTokens(LastTokens):
         if len(slots):
             self._owed.append(slots)
 
-    def resolve(self, batch: StepBatch, offsets: Int32s) -> Tensor:
+    def resolve(self, batch: StepBatch, offsets: Int32s) -> Any:
         """See `LastTokens.resolve`. Waits for what the batch needs."""
         chained = batch.slots[batch.chained]
         # No more than `stages` steps before this one have not come back.
@@ -79,4 +80,12 @@ class TakenTokens(LastTokens):
         slots = self._owed.popleft()
         tokens = torch.empty(len(slots), dtype=torch.int32, device=self._own.device)
         self._rank.communicator.receive(tokens, self._stages - 1)
-        self._own.remember(slots, tokens)
+        self._own.remember(slots, array_of(tokens) if self._own.device is None else tokens)
+
+
+def _copied(tokens: Any) -> torch.Tensor:
+    """A copy of tokens of either kind, contiguous int32."""
+    if isinstance(tokens, np.ndarray):
+        return tensor_of(tokens.astype(np.int32))
+    copied: torch.Tensor = tokens.to(torch.int32, copy=True).contiguous()
+    return copied

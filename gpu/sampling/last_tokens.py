@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor
+from typing import Any
 
-from pawl.gpu.devices import upload
+import numpy as np
+
+from pawl.gpu.devices import Device, int32, upload
 from pawl.gpu.ragged import chained_rows, with_chained
 from pawl.lifecycle.step import Int32s, StepBatch
 
 
 class LastTokens:
-    """The last token of every slot, on a device, in plain torch."""
+    """The last token of every slot, on a device."""
 
-    def __init__(self, num_slots: int, device: torch.device) -> None:
+    def __init__(self, num_slots: int, device: Device) -> None:
         self.device = device
-        self._tokens = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self._tokens: Any = upload(np.zeros(num_slots, np.int32), device)
 
     def reset(self) -> None:
         """Forget every slot."""
-        self._tokens.zero_()
+        self._tokens[:] = 0
 
-    def remember(self, slots: Int32s, tokens: Tensor) -> None:
+    def remember(self, slots: Int32s, tokens: Any) -> None:
         """`tokens` [n] were drawn for the distinct `slots` [n]."""
-        self._tokens[upload(slots.astype(np.int64), self.device)] = tokens.int()
+        self._tokens[upload(slots.astype(np.int64), self.device)] = int32(tokens)
 
     def expect(self, slots: Int32s) -> None:
         """Another stage of a pipeline draws for the distinct `slots` [n]."""
 
-    def resolve(self, batch: StepBatch, offsets: Int32s) -> Tensor:
+    def resolve(self, batch: StepBatch, offsets: Int32s) -> Any:
         """The batch's input tokens, int32 [t] on the device, chained ones included. Segment i has the rows from
         offsets[i] on."""
         if not batch.chained.any():

@@ -9,26 +9,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pawl.gpu.sampling.mixing import draw_keys
-from pawl.lifecycle.step import Int32s
+from pawl.gpu.sampling.mixing import FIRST, SECOND, SPREAD
 
 
-def _signed(word: int) -> int:
+def _signed(word: np.uint32) -> int:
     """The int32 with the bits of an unsigned 32-bit word; torch multiplies int32 modulo 2^32."""
-    return word - (1 << 32) if word >= 1 << 31 else word
+    return int(word.view(np.int32))
 
 
-_SPREAD = _signed(0x9E3779B1)
-_FIRST = _signed(0x7FEB352D)
-_SECOND = _signed(0x846CA68B)
-
-
-def row_keys(seeds: NDArray[np.uint64], positions: Int32s) -> Int32s:
-    """Two 32-bit words for each row, int32 [n, 2], from its seed and the position of the token to be drawn."""
-    return draw_keys(seeds, positions).view(np.int32).reshape(-1, 2)
+_SPREAD, _FIRST, _SECOND = map(_signed, (SPREAD, FIRST, SECOND))
 
 
 def _mix32(words: Tensor, scratch: Tensor) -> None:

@@ -17,8 +17,8 @@ from pawl.lifecycle.step import Float32s, Int32s
 _FIRST_CAPACITY = 4
 
 
-class Penalties:
-    """Token counts of the slots that are penalised, and their effect."""
+class TorchPenalties:
+    """`Penalties` on a device: token counts of the slots that are penalised."""
 
     def __init__(self, vocab_size: int, num_slots: int, device: torch.device) -> None:
         self.device = device

@@ -1,7 +1,7 @@
 """From logits to tokens, a whole batch at a time, with every slot's own parameters.
 
     masks of grammars -> penalties -> logit bias -> stop tokens barred while the output is too short -> greedy, or a
-    draw (`pawl.gpu.sampling.truncation`)
+    draw (`pawl.gpu.sampling.operations`)
 
 Log-probabilities are those of the logits as they came, after the masks. Where a grammar allows stop tokens alone they
 are not barred: its end is its end. Parameters live in host arrays indexed by slot; a row's draw is a function of that
@@ -11,97 +11,32 @@ row's logits, its slot's parameters, grammar and history, and its position. Noth
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from pawl.gpu.backend import NO_TOKEN
-from pawl.gpu.devices import upload
+from pawl.gpu.devices import Array, Device, upload
 from pawl.gpu.grammars.rows import Ruled
-from pawl.gpu.sampling.masking import apply_masks
-from pawl.gpu.sampling.noise import row_keys
-from pawl.gpu.sampling.penalties import Penalties
+from pawl.gpu.sampling.draws import Draws
+from pawl.gpu.sampling.mixing import row_keys
+from pawl.gpu.sampling.operations import operations_on
+from pawl.gpu.sampling.parameters import DrawParameters
 from pawl.gpu.sampling.rivals import Rivals
-from pawl.gpu.sampling.scoring import Scores, score
-from pawl.gpu.sampling.truncation import DrawParameters, draw
 from pawl.lifecycle.request import MAX_STOP_TOKENS, SamplingParameters
-from pawl.lifecycle.step import Bools, Int32s, SlotAssignment, StepLogprobs
-
-
-@dataclass(frozen=True, eq=False)
-class Draws:
-    """What one call drew, still on the device."""
-
-    tokens: Tensor
-    """int64 [n]"""
-    scored_rows: Int32s
-    """Rows whose request asked for log-probabilities."""
-    scores: Scores | None
-    """Scores of `scored_rows`; None where there are none."""
-    usable: Tensor
-    """bool [n]: whether all logits of the row were finite numbers. Where not, the token is any."""
-
-    @classmethod
-    def plain(cls, tokens: Tensor, usable: Tensor) -> Draws:
-        """Tokens without scores."""
-        return cls(tokens, np.zeros(0, np.int32), None, usable)
-
-    @classmethod
-    def greedy(cls, tokens: Tensor) -> Draws:
-        """What a `GreedyBackend` gave, NO_TOKEN among it."""
-        return cls.plain(tokens.clamp(min=0), tokens != NO_TOKEN)
-
-    @classmethod
-    def none(cls, device: torch.device) -> Draws:
-        """No rows."""
-        return cls.plain(*(torch.zeros(0, dtype=dtype, device=device) for dtype in (torch.int64, torch.bool)))
-
-    def tensors(self) -> list[Tensor]:
-        """What the host will want to know."""
-        return [self.tokens, self.usable, *([] if self.scores is None else self.scores.tensors())]
-
-    def moved(self, tensors: list[Tensor]) -> Draws:
-        """The same draws, with `tensors()` somewhere else."""
-        tokens, usable, *scores = tensors
-        return Draws(tokens, self.scored_rows, Scores(*scores) if scores else None, usable)
-
-    def unusable(self) -> Bools | None:
-        """On the host: rows without a token; None where there is none of them."""
-        usable: Bools = self.usable.cpu().numpy()
-        return None if usable.all() else ~usable
-
-    def logprobs(self) -> StepLogprobs | None:
-        """On the host, aligned with `tokens`; NaN and token 0 in rows that did not ask."""
-        if self.scores is None:
-            return None
-        num_rows, width = len(self.tokens), self.scores.top.shape[1]
-        chosen = np.full(num_rows, np.nan, np.float32)
-        top = np.full((num_rows, width), np.nan, np.float32)
-        top_tokens = np.zeros((num_rows, width), np.int32)
-        chosen[self.scored_rows] = self.scores.chosen.cpu().numpy()
-        top[self.scored_rows] = self.scores.top.cpu().numpy()
-        top_tokens[self.scored_rows] = self.scores.top_tokens.cpu().numpy()
-        return StepLogprobs(chosen, top_tokens, top)
-
-
-def finite_rows(logits: Tensor) -> Tensor:
-    """bool [n]: whether every one of a row's logits [n, vocab] is a finite number."""
-    # The extremes are NaN where anything is: one pass, and nothing as large as the logits is made.
-    lowest, highest = logits.aminmax(dim=-1)
-    return lowest.isfinite() & highest.isfinite()
+from pawl.lifecycle.step import Int32s, SlotAssignment
 
 
 class Sampler:
     """Sampling parameters and history of every slot."""
 
-    def __init__(self, vocab_size: int, num_slots: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, vocab_size: int, num_slots: int, device: Device) -> None:
+        """For logits on `device`."""
         self.vocab_size = vocab_size
-        self.device = torch.device(device)
+        self.device = device
         self.num_slots = num_slots
-        self._penalties = Penalties(vocab_size, num_slots, self.device)
-        self._biases: dict[int, tuple[Int32s, Tensor]] = {}
+        self._operations = operations_on(device)
+        self._penalties = self._operations.make_penalties(vocab_size, num_slots, device)
+        self._biases: dict[int, tuple[Int32s, Array]] = {}
         self._allocate()
 
     def _allocate(self) -> None:
@@ -172,15 +107,15 @@ class Sampler:
         """So many tokens were drawn for each of these plainly greedy rows elsewhere (in a backend's fused head)."""
         self._num_output[slots] += counts
 
-    def sample(self, logits: Tensor, slots: Int32s, positions: Int32s, ruled: Ruled | None = None) -> Draws:
+    def sample(self, logits: Any, slots: Int32s, positions: Int32s, ruled: Ruled | None = None) -> Draws:
         """Draw one token for each row. Changes `logits` (float32 [n, vocab]) in place.
 
         `slots` [n] are distinct; `positions` [n] is where in its request each drawn token will stand; `ruled` are the
         rows that have a grammar.
         """
-        usable = finite_rows(logits)
+        usable = self._operations.finite_rows(logits)
         if ruled is not None:
-            apply_masks(logits, ruled)
+            self._operations.apply_masks(logits, ruled)
         scored_rows = np.flatnonzero(self._scored[slots]).astype(np.int32)
         # A copy: what follows changes the logits, and the scores are of the logits as they came.
         plain = logits[upload(scored_rows.astype(np.int64), self.device)] if len(scored_rows) else None
@@ -194,9 +129,9 @@ class Sampler:
             return Draws.plain(tokens, usable)
         columns = self._rivals.columns(slots[scored_rows])
         chosen = tokens[upload(scored_rows.astype(np.int64), self.device)]
-        return Draws(tokens, scored_rows, score(plain, chosen, columns), usable)
+        return Draws(tokens, scored_rows, self._operations.score(plain, chosen, columns), usable)
 
-    def _adjust(self, logits: Tensor, slots: Int32s, ruled: Ruled | None) -> None:
+    def _adjust(self, logits: Any, slots: Int32s, ruled: Ruled | None) -> None:
         """Penalties, bias and barred stop tokens, in place."""
         penalised = np.flatnonzero(self._penalised[slots])
         if len(penalised):
@@ -219,7 +154,7 @@ class Sampler:
             barred = self._stops[short_slots[rows], columns]
             logits[upload(short[rows], self.device), upload(barred, self.device)] = float("-inf")
 
-    def _choose(self, logits: Tensor, slots: Int32s, positions: Int32s) -> Tensor:
+    def _choose(self, logits: Any, slots: Int32s, positions: Int32s) -> Any:
         greedy = self._greedy[slots]
         if greedy.all():
             return logits.argmax(-1)
@@ -233,8 +168,8 @@ class Sampler:
             keys=row_keys(self._seed[drawn_slots], positions[rows]),
         )
         if len(rows) == len(slots):
-            return draw(logits, parameters)
+            return self._operations.draw(logits, parameters)
         tokens = logits.argmax(-1)
         device_rows = upload(rows, self.device)
-        tokens[device_rows] = draw(logits[device_rows], parameters)
+        tokens[device_rows] = self._operations.draw(logits[device_rows], parameters)
         return tokens

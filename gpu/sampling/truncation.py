@@ -8,38 +8,17 @@ that adds in another order when the batch is larger. So its draw never depends o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pawl.gpu.devices import upload
 from pawl.gpu.sampling.noise import all_tokens, gumbel
-from pawl.lifecycle.step import Float32s, Int32s
+from pawl.gpu.sampling.parameters import WIDE, DrawParameters
 
 NARROW = 64
-WIDE = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class DrawParameters:
-    """Parameters of n rows, on the host."""
-
-    temperature: Float32s
-    """> 0."""
-    top_k: Int32s
-    """0: off."""
-    top_p: Float32s
-    min_p: Float32s
-    keys: Int32s
-    """[n, 2] of `pawl.gpu.sampling.noise.row_keys`."""
-
-    def of(self, rows: NDArray[np.intp]) -> DrawParameters:
-        """Those of some rows."""
-        return DrawParameters(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def draw(logits: Tensor, parameters: DrawParameters) -> Tensor:

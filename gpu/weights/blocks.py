@@ -1,15 +1,20 @@
-"""Weights that stay in the blocks of a GGUF file: the formats that the compiled kernels compute as they are."""
+"""What a weight is: an array of numbers on the host (`pawl.gpu.dtypes`), a matrix that stays in the blocks of a GGUF
+file, in a format that the compiled kernels compute as it is, or a tensor of a backend that computes in PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
+
+from pawl.gpu.dtypes import Dtype, array_of, converted, dtype_of, tensor_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class BlockFormat(IntEnum):
@@ -48,8 +53,8 @@ _BLOCK_BYTES = dict(zip(BlockFormat, (18, 20, 22, 24, 34, 144, 176, 210, 18), st
 class Blocks:
     """A quantised matrix [outputs, inputs]."""
 
-    data: Tensor
-    """uint8 [outputs, bytes of a row], on the host; may be a view of a file."""
+    data: NDArray[np.uint8]
+    """[outputs, bytes of a row]; may be a view of a file."""
     format: BlockFormat
 
     @property
@@ -60,7 +65,7 @@ class Blocks:
 
     @property
     def dtype(self) -> str:
-        """The format's name, which stands where a tensor has its dtype."""
+        """The format's name, which stands where an array has its dtype."""
         return self.format.name
 
     @property
@@ -72,40 +77,50 @@ class Blocks:
         """Some of the outputs."""
         return Blocks(self.data[rows], self.format)
 
-    def float(self) -> Tensor:
-        """The numbers, float32."""
+    def float(self) -> NDArray[np.float32]:
+        """The numbers."""
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        values = dequantize(self.data.numpy(), GGMLQuantizationType(self.format))
-        return torch.from_numpy(np.asarray(values, np.float32)).reshape(self.shape)
+        values = dequantize(self.data, GGMLQuantizationType(self.format))
+        return np.asarray(values, np.float32).reshape(self.shape)
 
 
-Weight: TypeAlias = Tensor | Blocks
-Weights: TypeAlias = MutableMapping[str, Tensor] | MutableMapping[str, Weight]
+HostWeight: TypeAlias = "NDArray[Any] | Blocks"
+Weight: TypeAlias = "HostWeight | Tensor"
+Weights: TypeAlias = "MutableMapping[str, NDArray[Any]] | MutableMapping[str, Tensor] | MutableMapping[str, Weight]"
 """By canonical names."""
 
 
-def numbers_of(weight: Weight) -> Tensor:
-    """The weight's numbers: of blocks float32, of a tensor itself."""
-    return weight.float() if isinstance(weight, Blocks) else weight
+def on_host(weight: Weight) -> HostWeight:
+    """The weight on the host: of a tensor there the same memory."""
+    return weight if isinstance(weight, np.ndarray | Blocks) else array_of(weight)
 
 
-def stored_of(weight: Weight) -> Tensor:
-    """What is in memory: of blocks their bytes, of a tensor itself."""
-    return weight.data if isinstance(weight, Blocks) else weight
+def numbers_of(weight: Weight) -> NDArray[Any]:
+    """The weight's numbers, on the host: of blocks float32, of all else in their own type."""
+    host = on_host(weight)
+    return host.float() if isinstance(host, Blocks) else host
 
 
-class Dequantized(MutableMapping[str, Tensor]):
-    """Weights for a backend that computes no blocks: each is dequantised when it is taken."""
+def stored_of(weight: Weight) -> NDArray[Any]:
+    """What is in memory: of blocks their bytes, of all else its numbers, on the host."""
+    host = on_host(weight)
+    return host.data if isinstance(host, Blocks) else host
 
-    def __init__(self, weights: Weights, dtype: torch.dtype) -> None:
+
+class Tensors(MutableMapping[str, "Tensor"]):
+    """Weights for a backend that computes in PyTorch: each becomes a tensor when it is taken, blocks in `dtype`."""
+
+    def __init__(self, weights: Weights, dtype: Dtype) -> None:
         self._weights = weights
-        self._dtype = dtype
+        self._dtype = dtype_of(dtype)
 
     def __getitem__(self, name: str) -> Tensor:
         weight = self._weights[name]
-        return weight.float().to(self._dtype) if isinstance(weight, Blocks) else weight
+        if isinstance(weight, Blocks):
+            return tensor_of(converted(weight.float(), self._dtype))
+        return tensor_of(weight) if isinstance(weight, np.ndarray) else weight
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
         raise TypeError("weights are only taken from here")

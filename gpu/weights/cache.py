@@ -12,19 +12,19 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import structlog
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from numpy.typing import NDArray
 
+from pawl.gpu.dtypes import FLOAT32, Dtype, dtype_of, name_of
 from pawl.gpu.folders import cache_folder
 from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.weights.checks import Keep, Kept, WeightMismatch, all_of_it
 from pawl.gpu.weights.gguf import GgufFile
 from pawl.gpu.weights.gguf_model import load_gguf_weights
 from pawl.gpu.weights.report import Report, unheard
-from pawl.gpu.weights.safetensors import FolderError, read_tensors
+from pawl.gpu.weights.safetensors import FolderError, read_tensors, write_tensors
 
 # Raise when names, layouts or dtypes of the cached tensors change.
 CONVENTIONS = 1
@@ -32,35 +32,35 @@ CONVENTIONS = 1
 log = structlog.get_logger()
 
 
-def entry_path(file: GgufFile, dtype: torch.dtype, directory: Path) -> Path:
+def entry_path(file: GgufFile, dtype: Dtype, directory: Path) -> Path:
     """Where the dequantised weights of `file` would be."""
     status = file.path.stat()
-    facts = (CONVENTIONS, str(dtype), status.st_size, status.st_mtime_ns, file.header_digest())
+    facts = (CONVENTIONS, f"torch.{name_of(dtype)}", status.st_size, status.st_mtime_ns, file.header_digest())
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
     return directory / "weights" / f"{file.path.stem}-{digest}.safetensors"
 
 
-def _read_entry(path: Path, config: ModelConfig, keep: Keep) -> dict[str, Tensor] | None:
+def _read_entry(path: Path, config: ModelConfig, keep: Keep) -> dict[str, NDArray[Any]] | None:
     """What is to `keep` of the entry; None when there is none or it is not whole."""
     if not path.exists():
         return None
     weights = Kept(weight_shapes(config), keep)
     try:
-        for name, tensor in read_tensors(path):
-            weights.take({name: tensor})
+        for name, weight in read_tensors(path):
+            weights.take({name: weight})
         return weights.complete(path)
     except (FolderError, WeightMismatch) as error:
         log.warning("cached weights are damaged and are made again", path=str(path), error=str(error))
         return None
 
 
-def write_entry(path: Path, weights: dict[str, Tensor]) -> None:
+def write_entry(path: Path, weights: dict[str, NDArray[Any]]) -> None:
     """Write `weights` to `path` so that it is there whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
-    os.close(handle)
     try:
-        save_file(weights, name)
+        with os.fdopen(handle, "wb") as file:
+            write_tensors(weights, file)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -71,19 +71,19 @@ def write_entry(path: Path, weights: dict[str, Tensor]) -> None:
 def load_cached_weights(
     file: GgufFile,
     config: ModelConfig,
-    dtype: torch.dtype,
+    dtype: Dtype,
     directory: Path | None = None,
     report: Report = unheard,
     *,
     keep: Keep = all_of_it,
-) -> dict[str, Tensor]:
+) -> dict[str, NDArray[Any]]:
     """The weights of a GGUF file in `dtype`: from the cache when it has them, else dequantised and then cached.
 
     float32 is not cached: an entry would be several times the size of the model file, for a dtype that serves tests.
     A cache that cannot be written is logged and does not stop the load. Only what is to `keep` is returned; who keeps
     a part makes no entry, for that would take the whole.
     """
-    if dtype == torch.float32:
+    if dtype_of(dtype) == FLOAT32:
         return load_gguf_weights(file, config, dtype, report, keep=keep)
     path = entry_path(file, dtype, directory or cache_folder())
     cached = _read_entry(path, config, keep)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from torch import Tensor
+from numpy.typing import NDArray
 
-Keep: TypeAlias = Callable[[str, Tensor], Tensor | None]
+Keep: TypeAlias = Callable[[str, NDArray[Any]], NDArray[Any] | None]
 """Takes each weight of a whole model, by its canonical name, and gives what is kept of it; None: nothing. What it does
 not keep is not in memory with the rest."""
 
 
-def all_of_it(name: str, weight: Tensor) -> Tensor | None:
+def all_of_it(name: str, weight: NDArray[Any]) -> NDArray[Any] | None:
     """The `Keep` of whoever has the whole model."""
     return weight
 
@@ -60,22 +60,22 @@ class Kept:
     def __init__(self, expected: Mapping[str, tuple[int, ...]], keep: Keep) -> None:
         self._expected, self._keep = expected, keep
         self._found: dict[str, tuple[int, ...]] = {}
-        self._weights: dict[str, Tensor] = {}
+        self._weights: dict[str, NDArray[Any]] = {}
 
     @property
     def share(self) -> float:
         """Of the weights, those that have come."""
         return len(self._found) / len(self._expected)
 
-    def take(self, weights: Mapping[str, Tensor]) -> None:
+    def take(self, weights: Mapping[str, NDArray[Any]]) -> None:
         """Some have come, whole, by their canonical names. What the model has not is never asked about."""
-        for name, tensor in weights.items():
-            self._found[name] = shape = tuple(tensor.shape)
-            part = self._keep(name, tensor) if self._expected.get(name) == shape else None
+        for name, weight in weights.items():
+            self._found[name] = shape = weight.shape
+            part = self._keep(name, weight) if self._expected.get(name) == shape else None
             if part is not None:
                 self._weights[name] = part
 
-    def complete(self, path: Path | str) -> dict[str, Tensor]:
+    def complete(self, path: Path | str) -> dict[str, NDArray[Any]]:
         """What was kept. Raises WeightMismatch unless exactly the model's weights have come."""
         check_names(path, self._expected, self._found)
         return self._weights

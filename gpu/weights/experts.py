@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 _MIXTRAL_PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _MIXTRAL_EXPERT = re.compile(r"(.*)\.block_sparse_moe\.experts\.(\d+)\.(w[123])\.weight")
@@ -19,7 +21,7 @@ _ALL_EXPERTS = re.compile(r"(.*\.mlp\.experts)\.(gate|up|down|gate_up)_proj(\.we
 _ONE_EXPERT = re.compile(r"(.*\.mlp\.experts)\.\d+\.(\w+)\.weight")
 
 
-def separated(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+def separated(name: str, tensor: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
     """The tensor under its canonical name; one of all experts as one view for each. What is no expert's stays."""
     mixtral = _MIXTRAL_EXPERT.fullmatch(name)
     if mixtral is not None:
@@ -27,13 +29,13 @@ def separated(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield f"{layer}.mlp.experts.{expert}.{_MIXTRAL_PARTS[part]}.weight", tensor
         return
     every = _ALL_EXPERTS.fullmatch(name)
-    if every is None or tensor.dim() != 3:
+    if every is None or tensor.ndim != 3:
         yield name.replace(".block_sparse_moe.gate.", ".mlp.gate."), tensor
         return
     stem, part, _ = every.groups()
-    for expert, matrix in enumerate(tensor.unbind()):
+    for expert, matrix in enumerate(tensor):
         if part == "gate_up":
-            gate, up = matrix.chunk(2)
+            gate, up = np.split(matrix, [-(-len(matrix) // 2)])
             yield f"{stem}.{expert}.gate_proj.weight", gate
             yield f"{stem}.{expert}.up_proj.weight", up
         else:

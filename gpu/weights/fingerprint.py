@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from pawl.gpu.weights.blocks import Weight, stored_of
+from pawl.gpu.dtypes import name_of
+from pawl.gpu.weights.blocks import Blocks, Weight, stored_of
 
 _SAMPLES = 16
 """Elements looked at in each tensor. Training moves nearly all of a tensor's elements, if it moves any."""
@@ -36,12 +36,9 @@ class Samples:
 
     def add(self, name: str, weight: Weight) -> None:
         """A weight of the whole model."""
-        taken, tensor = b"", stored_of(weight)
-        if tensor.numel():
-            flat = tensor.reshape(-1)
-            places = torch.linspace(0, len(flat) - 1, min(_SAMPLES, len(flat)), dtype=torch.float64)
-            taken = flat[places.long().to(flat.device)].contiguous().cpu().view(torch.uint8).numpy().tobytes()
-        self._of[name] = f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode() + taken
+        flat = stored_of(weight).reshape(-1)
+        places = np.linspace(0, len(flat) - 1, min(_SAMPLES, len(flat))).astype(np.intp)
+        self._of[name] = _named(name, weight) + flat[places].tobytes()
 
     def fingerprint(self, config: object) -> str:
         """See `weights_fingerprint`."""
@@ -51,16 +48,22 @@ class Samples:
         return digest.hexdigest()[:_DIGITS]
 
 
-def fingerprint_of_change(before: str, sent: Mapping[str, Tensor]) -> str:
+def fingerprint_of_change(before: str, sent: Mapping[str, Weight]) -> str:
     """16 hexadecimal digits of the weights that come of those of fingerprint `before` when `sent` replace some. Made of
     every byte that was sent: a change may be small."""
     digest = hashlib.sha256(before.encode())
     for name in sorted(sent):
-        digest.update(f"{name} {sent[name].dtype} {tuple(sent[name].shape)}\n".encode())
+        digest.update(_named(name, sent[name]))
         digest.update(bytes_of(sent[name]))
     return digest.hexdigest()[:_DIGITS]
 
 
 def bytes_of(weight: Weight) -> memoryview:
     """All bytes of a weight, on the host."""
-    return stored_of(weight).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return np.ascontiguousarray(stored_of(weight)).reshape(-1).view(np.uint8).data
+
+
+def _named(name: str, weight: Weight) -> bytes:
+    # Numbers as PyTorch prints their type, so that weights keep the fingerprints that they had.
+    kind = weight.dtype if isinstance(weight, Blocks) else f"torch.{name_of(weight.dtype)}"
+    return f"{name} {kind} {tuple(weight.shape)}\n".encode()

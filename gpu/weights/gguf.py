@@ -27,6 +27,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from pawl.gpu.dtypes import BFLOAT16, FLOAT32, floats_of
+from pawl.gpu.weights.blocks import BlockFormat
 from pawl.gpu.weights.strangers import reading
 
 MAGIC = b"GGUF"
@@ -142,11 +144,9 @@ class GgufFile:
 
     def blocks(self, name: str) -> NDArray[np.uint8]:
         """The tensor's quantised bytes, a view, uint8 [rows..., bytes of one row]. KeyError for an unknown name."""
-        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
         tensor = self.tensors[name]
         try:
-            values_per_block, bytes_per_block = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.quantization)]
+            values_per_block, bytes_per_block = _sizes_of(tensor.quantization)
         except (ValueError, KeyError):
             reason = f"tensor {name} has the unknown quantisation type {tensor.quantization}"
             raise GgufFormatError(self.path, reason) from None
@@ -163,10 +163,12 @@ class GgufFile:
 
     def dequantize(self, name: str) -> NDArray[np.float32]:
         """The tensor's values, float32, in the tensor's `shape`."""
+        tensor = self.tensors[name]
+        if (dtype := _NUMBERS.get(tensor.quantization)) is not None:
+            return floats_of(self.blocks(name).view(dtype)).reshape(tensor.shape)
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        tensor = self.tensors[name]
         quantization = GGMLQuantizationType(tensor.quantization)
         try:
             values: NDArray[np.float32] = dequantize(self.blocks(name), quantization)
@@ -174,6 +176,23 @@ class GgufFile:
             reason = f"tensor {name} is stored as {quantization.name}, for which there is no dequantisation"
             raise GgufFormatError(self.path, reason) from None
         return values.astype(np.float32, copy=False).reshape(tensor.shape)
+
+
+_NUMBERS: dict[int, np.dtype[Any]] = {0: FLOAT32, 1: np.dtype(np.float16), 30: BFLOAT16}
+"""Types of `gguf.GGMLQuantizationType` that are not quantised."""
+
+
+def _sizes_of(kind: int) -> tuple[int, int]:
+    """Numbers and bytes of a block. Raises ValueError or KeyError for a type that nobody knows."""
+    if kind in _NUMBERS:
+        return 1, _NUMBERS[kind].itemsize
+    if kind in set(BlockFormat):
+        return BlockFormat(kind).inputs, BlockFormat(kind).num_bytes
+    # Its import takes a third of a start, so it waits for a type that is seen seldom.
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    inputs, num_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    return inputs, num_bytes
 
 
 class _Cursor:

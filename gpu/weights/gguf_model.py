@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from pawl.gpu.dtypes import FLOAT32, Dtype, converted, dtype_of
 from pawl.gpu.models.architectures.base import GgufRow
 from pawl.gpu.models.config import MOST_HEAD_DIM, MOST_LAYERS, Experts, ModelConfig, Rope, weight_shapes
 from pawl.gpu.models.facts import Facts
@@ -158,11 +156,11 @@ def _unpermute(values: NDArray[Any], num_heads: int) -> NDArray[Any]:
 def load_gguf_weights(
     file: GgufFile,
     config: ModelConfig,
-    dtype: torch.dtype,
+    dtype: Dtype,
     report: Report = unheard,
     *,
     keep: Keep = all_of_it,
-) -> dict[str, Tensor]:
+) -> dict[str, NDArray[Any]]:
     """Every weight that is to `keep`, dequantised, in `dtype` (norms float32), under its canonical name.
 
     Raises WeightMismatch when the tensor table is not what `config` needs.
@@ -171,16 +169,20 @@ def load_gguf_weights(
     weights = Kept(weight_shapes(config), keep)
     for number, (name, canonical) in enumerate(names.items()):
         report(number / len(names))
-        for part, tensor in separated(canonical, _numbers(file, row, config, name)):
-            weights.take({part: tensor.to(torch.float32 if is_norm(part) else dtype)})
+        for part, values in separated(canonical, _numbers(file, row, config, name)):
+            weights.take({part: _converted(part, values, dtype)})
     return weights.complete(file.path)
 
 
-def _numbers(file: GgufFile, row: GgufRow, config: ModelConfig, name: str) -> Tensor:
-    """A tensor dequantised, float32."""
+def _numbers(file: GgufFile, row: GgufRow, config: ModelConfig, name: str) -> NDArray[np.float32]:
+    """A tensor dequantised."""
     values = _in_order(file.dequantize(name), row, config, name)
     # An unquantised tensor is still a view of the file: "W" makes it ours.
-    return torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
+    return np.require(values, np.float32, ["C", "W"])
+
+
+def _converted(name: str, values: NDArray[np.float32], dtype: Dtype) -> NDArray[Any]:
+    return converted(values, FLOAT32 if is_norm(name) else dtype_of(dtype))
 
 
 def mostly_blocks(file: GgufFile) -> bool:
@@ -196,9 +198,7 @@ def _format(file: GgufFile, name: str) -> BlockFormat | None:
     return BlockFormat(tensor.quantization) if is_one else None
 
 
-def load_gguf_blocks(
-    file: GgufFile, config: ModelConfig, dtype: torch.dtype, report: Report = unheard
-) -> dict[str, Weight]:
+def load_gguf_blocks(file: GgufFile, config: ModelConfig, dtype: Dtype, report: Report = unheard) -> dict[str, Weight]:
     """Every weight under its canonical name: matrices as the blocks that they are in the file, views of it, and what is
     in no `BlockFormat` as `load_gguf_weights` gives it. Raises WeightMismatch as that does."""
     row, names = _checked_names(file, config)
@@ -207,16 +207,9 @@ def load_gguf_blocks(
         report(number / len(names))
         kind = _format(file, name)
         if kind is None:
-            for part, tensor in separated(canonical, _numbers(file, row, config, name)):
-                weights[part] = tensor.to(torch.float32 if is_norm(part) else dtype)
+            for part, values in separated(canonical, _numbers(file, row, config, name)):
+                weights[part] = _converted(part, values, dtype)
         else:
-            for part, data in separated(canonical, _shared(_in_order(file.blocks(name), row, config, name))):
-                weights[part] = Blocks(data, kind)
+            for part, data in separated(canonical, _in_order(file.blocks(name), row, config, name)):
+                weights[part] = Blocks(np.ascontiguousarray(data), kind)
     return weights
-
-
-def _shared(values: NDArray[np.uint8]) -> Tensor:
-    """The same memory as a tensor, which nobody may write where it is a file's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch has no tensor that cannot be written, and says so
-        return torch.from_numpy(np.ascontiguousarray(values))

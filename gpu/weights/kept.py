@@ -7,11 +7,11 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 
-from pawl.gpu.weights.blocks import BlockFormat, Blocks, Weight, stored_of
+from pawl.gpu.weights.blocks import BlockFormat, Blocks, HostWeight, Weight, on_host, stored_of
 from pawl.gpu.weights.fingerprint import bytes_of
 
 
@@ -25,15 +25,15 @@ class KeptWeightsDamaged(Exception):
 class _Place(NamedTuple):
     offset: int
     num_bytes: int
-    dtype: torch.dtype
-    shape: torch.Size
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
     format: BlockFormat | None
     """Of blocks, whose bytes these are."""
     digest: bytes
     """SHA-256 of the bytes."""
 
 
-class KeptWeights(Mapping[str, Weight]):
+class KeptWeights(Mapping[str, HostWeight]):
     """By canonical name; each is read when it is asked for, and is what was written, to the bit. Any thread may read.
 
     The file has no name: nobody else can change it, and it ends with the process however that ends.
@@ -54,7 +54,7 @@ class KeptWeights(Mapping[str, Weight]):
     def _write(self, weights: Mapping[str, Weight]) -> None:
         offset = 0
         for name in weights:
-            weight = weights[name]
+            weight = on_host(weights[name])
             data = bytes_of(weight)
             self._file.write(data)
             digest = hashlib.sha256(data).digest()
@@ -65,7 +65,7 @@ class KeptWeights(Mapping[str, Weight]):
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def __getitem__(self, name: str) -> Weight:
+    def __getitem__(self, name: str) -> HostWeight:
         """A copy. Raises KeptWeightsDamaged, or OSError."""
         place = self._places[name]
         data = bytearray(place.num_bytes)
@@ -74,7 +74,7 @@ class KeptWeights(Mapping[str, Weight]):
             at += count
         if hashlib.sha256(data).digest() != place.digest:
             raise KeptWeightsDamaged(name)
-        stored = torch.frombuffer(data, dtype=place.dtype).reshape(place.shape)
+        stored = np.frombuffer(data, place.dtype).reshape(place.shape)
         return stored if place.format is None else Blocks(stored, place.format)
 
     def __iter__(self) -> Iterator[str]:

@@ -1,5 +1,5 @@
 """Questions about the weights that compute: their values, and whether they are those that somebody thinks they are.
-Needs no PyTorch where the weights are numpy arrays."""
+Needs no PyTorch where the weights are none of its tensors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pawl.gpu import dtypes
+from pawl.gpu.weights.blocks import Blocks, Weight, numbers_of
+from pawl.gpu.weights.fingerprint import bytes_of
 
 _DIGITS = 16
 _STACKED = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"} | {
@@ -30,15 +34,16 @@ def stacked(names: Iterator[str]) -> dict[str, list[str]]:
     return found
 
 
-def floats_of(weight: Any) -> NDArray[np.float64]:
-    """The numbers of a weight, a host tensor or an array."""
-    values = weight if isinstance(weight, np.ndarray) else weight.float().cpu().numpy()
-    return values.astype(np.float64)
+def floats_of(weight: Weight) -> NDArray[np.float64]:
+    """The numbers of a weight."""
+    numbers = numbers_of(weight)
+    # Of types that numpy does not know.
+    return (dtypes.floats_of(numbers) if numbers.dtype.names else numbers).astype(np.float64)
 
 
-def dtype_of(weight: Any) -> str:
+def dtype_of(weight: Weight) -> str:
     """The name of its type, without the library's."""
-    return str(weight.dtype).removeprefix("torch.")
+    return weight.dtype if isinstance(weight, Blocks) else dtypes.name_of(weight.dtype)
 
 
 def digests(weights: Mapping[str, Any]) -> dict[str, str]:
@@ -49,7 +54,7 @@ def digests(weights: Mapping[str, Any]) -> dict[str, str]:
 def _digest(weights: Mapping[str, Any], parts: list[str]) -> str:
     digest = hashlib.sha256()
     for name in parts:
-        digest.update(_bytes_of(weights[name]))
+        digest.update(bytes_of(weights[name]))
     return digest.hexdigest()[:_DIGITS]
 
 
@@ -57,7 +62,7 @@ def differences(weights: Mapping[str, Any], before: Mapping[str, Any]) -> dict[s
     """The largest difference of two numbers in each weight whose bytes differ, by the names of `stacked`."""
     found = {}
     for whole, parts in stacked(iter(weights)).items():
-        differing = [name for name in parts if _bytes_of(weights[name]) != _bytes_of(before[name])]
+        differing = [name for name in parts if bytes_of(weights[name]) != bytes_of(before[name])]
         if differing:
             found[whole] = max(_distance(weights[name], before[name]) for name in differing)
     return found
@@ -66,11 +71,3 @@ def differences(weights: Mapping[str, Any], before: Mapping[str, Any]) -> dict[s
 def _distance(one: Any, other: Any) -> float:
     """NaN where a number is not one."""
     return float(np.abs(floats_of(one) - floats_of(other)).max())
-
-
-def _bytes_of(weight: Any) -> memoryview:
-    if isinstance(weight, np.ndarray):
-        return np.ascontiguousarray(weight).reshape(-1).view(np.uint8).data
-    from pawl.gpu.weights.fingerprint import bytes_of
-
-    return bytes_of(weight)

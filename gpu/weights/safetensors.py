@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import mmap
+import struct
 from collections.abc import Iterator, Mapping
 from functools import partial
+from io import BytesIO
 from pathlib import Path
+from typing import Any, BinaryIO
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize, safe_open
 
+from pawl.gpu.dtypes import FLOAT32, Dtype, converted, dtype_of, floats_of, is_floating, name_of
 from pawl.gpu.models.config import ModelConfig, weight_shapes
 from pawl.gpu.models.huggingface import config_from_huggingface
 from pawl.gpu.models.registry import of_config
@@ -27,6 +32,15 @@ SENT = "what was sent"
 """Stands for a path where tensors come from no file."""
 MOST_NAMED = 4
 """Files that a message names."""
+_deserialize: Any = deserialize
+_LENGTH = struct.Struct("<Q")
+_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | {
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "BOOL": "bool",
+    **{f"{short}{bits}": f"{long}{bits}" for short, long in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
+}
+"""What a safetensors file calls types of numbers -> what everybody else does."""
 
 
 class FolderError(Exception):
@@ -80,30 +94,81 @@ def weight_files(folder: Path) -> list[Path]:
     raise refusal("there are no *.safetensors files")
 
 
-def read_tensors(path: Path, *, mapped: bool = True) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(path: Path, *, mapped: bool = True) -> Iterator[tuple[str, NDArray[Any]]]:
     """(name, tensor) for each tensor of one safetensors file, in the order of names, as views of a private memory map.
     Not `mapped`: as copies, which whoever writes the file anew cannot change any more. Raises FolderError."""
     with reading("a safetensors file", partial(FolderError, path)):
         try:
-            if not mapped:
-                yield from sorted(load(path.read_bytes()).items())
-                return
-            with safe_open(path, framework="pt", device="cpu") as file:
-                for name in sorted(file.keys()):
-                    yield name, file.get_tensor(name)
+            yield from sorted((_mapped(path) if mapped else _parsed(path.read_bytes())).items())
         except SafetensorError as error:
             raise FolderError(path, f"damaged safetensors file: {one_line(error)}") from error
+
+
+def write_tensors(tensors: Mapping[str, Weight], file: BinaryIO) -> None:
+    """Write a safetensors file. Raises OSError, or ValueError for a type that such a file cannot hold."""
+    arrays = {name: np.ascontiguousarray(numbers_of(tensor)) for name, tensor in sorted(tensors.items())}
+    header, end = dict[str, Any](), 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": _kind(array.dtype), "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _LENGTH.size)  # numbers begin where they are aligned
+    file.write(_LENGTH.pack(len(text)) + text)
+    for array in arrays.values():
+        file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def bytes_of_tensors(tensors: Mapping[str, Weight]) -> bytes:
+    """Those of a safetensors file. Raises ValueError as `write_tensors`."""
+    file = BytesIO()
+    write_tensors(tensors, file)
+    return file.getvalue()
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    for kind, name in _NAMES.items():
+        if name == name_of(dtype):
+            return kind
+    raise ValueError(f"a safetensors file holds no {name_of(dtype)}")
+
+
+def _mapped(path: Path) -> dict[str, NDArray[Any]]:
+    """Views of a private map of the file. Raises SafetensorError."""
+    with safe_open(path, framework="numpy"):
+        pass  # the library has looked at every offset
+    with path.open("rb") as file:
+        buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    begin = _LENGTH.size + _LENGTH.unpack_from(buffer)[0]
+    header = json.loads(buffer[_LENGTH.size : begin])
+    header.pop("__metadata__", None)
+    return {
+        name: _array(buffer, found["dtype"], found["shape"], begin + found["data_offsets"][0])
+        for name, found in header.items()
+    }
+
+
+def _parsed(data: bytes) -> dict[str, NDArray[Any]]:
+    """Copies of the tensors of a file. Raises SafetensorError."""
+    return {name: _array(found["data"], found["dtype"], found["shape"]) for name, found in _deserialize(data)}
+
+
+def _array(buffer: Any, dtype: str, shape: list[int], offset: int = 0) -> NDArray[Any]:
+    if dtype not in _NAMES:
+        raise ValueError(f"unknown type {dtype[:20]}")
+    kind = dtype_of(_NAMES[dtype])
+    found: NDArray[Any] = np.ndarray(tuple(shape), kind, buffer, offset)
+    return found
 
 
 def load_folder_weights(
     folder: Path,
     config: ModelConfig,
-    dtype: torch.dtype,
+    dtype: Dtype,
     report: Report = unheard,
     *,
     mapped: bool = True,
     keep: Keep = all_of_it,
-) -> dict[str, Tensor]:
+) -> dict[str, NDArray[Any]]:
     """Every weight in `dtype` (norms float32) under its canonical name; Gemma's norms with the 1 added.
 
     `mapped`: weights that are stored in `dtype` may be views of the files; else all are copies. Only what is to `keep`
@@ -118,38 +183,51 @@ def load_folder_weights(
 
 
 def canonical(
-    path: Path | str, name: str, stored: Tensor, config: ModelConfig, dtype: torch.dtype
-) -> dict[str, Tensor]:
+    path: Path | str, name: str, stored: NDArray[Any], config: ModelConfig, dtype: Dtype
+) -> dict[str, NDArray[Any]]:
     """What one tensor of the checkpoint at `path` is to the model, by canonical names, in `dtype` (norms float32).
     Raises FolderError for numbers that are no weights."""
-    row, found = of_config(config), dict[str, Tensor]()
-    for part, tensor in (each for one in separated(name, stored) for each in row.split(*one, config)):
-        # A tied head is sometimes stored again, and old Llama files store the rope's frequencies.
-        if (part == "lm_head.weight" and config.tied_embeddings) or part.endswith("rotary_emb.inv_freq"):
-            continue
-        if not tensor.is_floating_point():
-            raise FolderError(path, f"{part} is stored as {tensor.dtype}, which is no floating-point number")
-        found[part] = _converted(part, tensor, row.norm_offset, dtype)
-    return found
+    return {part: _converted(part, found, config, dtype) for part, found in _parts(path, name, stored, config)}
 
 
-def sent_weights(tensors: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+def _parts(
+    path: Path | str, name: str, stored: NDArray[Any], config: ModelConfig
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The same as it is stored: views."""
+    for one in separated(name, stored):
+        for part, found in of_config(config).split(*one, config):
+            # A tied head is sometimes stored again, and old Llama files store the rope's frequencies.
+            if (part == "lm_head.weight" and config.tied_embeddings) or part.endswith("rotary_emb.inv_freq"):
+                continue
+            if not is_floating(found.dtype):
+                reason = f"{part} is stored as {name_of(found.dtype)}, which is no floating-point number"
+                raise FolderError(path, reason)
+            yield part, found
+
+
+def sent_weights(tensors: Mapping[str, Weight], config: ModelConfig, dtype: Dtype) -> dict[str, NDArray[Any]]:
     """Copies of some weights that were sent under the names of a checkpoint, by canonical names. Raises FolderError, or
     WeightMismatch for names or shapes that are not the model's."""
-    weights = dict[str, Tensor]()
+    parts = sent_parts(tensors, config)
+    return {name: np.array(_converted(name, part, config, dtype)) for name, part in parts.items()}
+
+
+def sent_parts(tensors: Mapping[str, Weight], config: ModelConfig) -> dict[str, NDArray[Any]]:
+    """The same as they were sent, views. Looks at no numbers, and raises as `sent_weights`."""
+    parts = dict[str, NDArray[Any]]()
     for name, tensor in sorted(tensors.items()):
-        weights |= canonical(SENT, name, tensor, config, dtype)
+        parts |= _parts(SENT, name, numbers_of(tensor), config)
     shapes = weight_shapes(config)
-    wanted = {name: shapes[name] for name in weights if name in shapes}
-    check_names(SENT, wanted, {name: tuple(tensor.shape) for name, tensor in weights.items()})
-    return {name: tensor.clone() for name, tensor in weights.items()}
+    wanted = {name: shapes[name] for name in parts if name in shapes}
+    check_names(SENT, wanted, {name: part.shape for name, part in parts.items()})
+    return parts
 
 
-def parsed(data: bytes) -> dict[str, Tensor]:
+def parsed(data: bytes) -> dict[str, NDArray[Any]]:
     """The tensors of a safetensors file. Raises FolderError."""
     with reading("safetensors", partial(FolderError, SENT)):
         try:
-            return load(data)
+            return _parsed(data)
         except SafetensorError as error:
             raise FolderError(SENT, f"damaged safetensors: {one_line(error)}") from error
 
@@ -159,10 +237,12 @@ def as_stored(weights: Mapping[str, Weight], config: ModelConfig) -> Mapping[str
     offset = of_config(config).norm_offset
     if not offset:
         return weights
-    return Overlay({name: numbers_of(weights[name]) - offset for name in weights if is_norm(name)}, weights)
+    norms = {name: floats_of(numbers_of(weights[name])) - np.float32(offset) for name in weights if is_norm(name)}
+    return Overlay(norms, weights)
 
 
-def _converted(name: str, tensor: Tensor, norm_offset: float, dtype: torch.dtype) -> Tensor:
+def _converted(name: str, stored: NDArray[Any], config: ModelConfig, dtype: Dtype) -> NDArray[Any]:
     if not is_norm(name):
-        return tensor.to(dtype)
-    return tensor.to(torch.float32) + norm_offset
+        return converted(stored, dtype_of(dtype))
+    norm, offset = converted(stored, FLOAT32), of_config(config).norm_offset
+    return norm + np.float32(offset) if offset else norm

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
+from pawl.gpu.dtypes import Dtype
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.weights.blocks import Weight
 from pawl.gpu.weights.cache import load_cached_weights
@@ -93,12 +93,12 @@ def _download(model: str) -> Path:
 
 def load_weights(
     source: ModelSource,
-    dtype: torch.dtype,
+    dtype: Dtype,
     report: Report = unheard,
     *,
     mapped: bool = True,
     keep: Keep = all_of_it,
-) -> dict[str, Tensor]:
+) -> dict[str, NDArray[Any]]:
     """Every weight in `dtype` (norms float32) under its canonical name (`pawl.gpu.models.config.weight_shapes`), or of
     each what is to `keep`.
 
@@ -111,7 +111,7 @@ def load_weights(
         return load_cached_weights(source.file, source.config, dtype, report=report, keep=keep)
 
 
-def load_blocks(source: ModelSource, dtype: torch.dtype, report: Report = unheard) -> dict[str, Weight]:
+def load_blocks(source: ModelSource, dtype: Dtype, report: Report = unheard) -> dict[str, Weight]:
     """As `load_weights`, with quantised matrices as they are stored: views of the file. For a source that `has_blocks`.
     Raises as `load_weights`."""
     assert source.file is not None, "it has blocks"

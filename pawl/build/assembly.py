@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import structlog
-import torch
 
 from pawl.actors.names import NAMES, Names
 from pawl.actors.text.vocabulary import Vocabulary
-from pawl.build.encoder import load_encoder
 from pawl.build.grammars import make_grammars
 from pawl.build.lora import targets_of
 from pawl.build.parts import Parts, assemble, check_settings, make_loop_config
-from pawl.build.ranks import RankTracer, check_ranks, facts_of, start_group, topology_of
+from pawl.build.ranks import check_ranks, facts_of, start_group, topology_of
 from pawl.build.roles import roles_of
 from pawl.build.sizing import check_weights, settle_pages
 from pawl.build.tiers import wants_tiers
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.adapters.peft import MOST_RANK, AdapterLimits, read_adapter
-from pawl.gpu.devices import DTYPES, available_memory
+from pawl.gpu.devices import available_memory
+from pawl.gpu.dtypes import DTYPES, name_of
 from pawl.gpu.encoder.config import is_encoder
 from pawl.gpu.kv import MemoryPlan, hybrid, plan_memory, plan_tokens, widest_window
 from pawl.gpu.models.config import ModelConfig
@@ -68,6 +68,8 @@ def load_parts(config: ServerConfig, report: Report = unheard, names: Names = NA
     topology = topology_of(config)
     path, name = find_model(config.model)
     if is_encoder(path):
+        from pawl.build.encoder import load_encoder
+
         if topology.size > 1:
             name = "pp" if config.pp > 1 else "tp"
             raise ConfigError(f"{name}: an encoder is not shared out among ranks", name)
@@ -143,6 +145,8 @@ def _load_ranks(
     config: ServerConfig, source: ModelSource, topology: Topology, began: float, report: Report, names: Names
 ) -> Parts:
     """The parts of an engine whose decoder is shared out among ranks: this process has none of its weights."""
+    from pawl.gpu.parallel.tracer import RankTracer
+
     model = source.config
     check_ranks(config, model, topology)
     stages = [Shard(model, topology, 0, stage=stage).config for stage in range(topology.pipeline)]
@@ -201,8 +205,8 @@ def _facts(config: ServerConfig, runner: Runner, plan: MemoryPlan, stored: bool)
         "architecture": runner.config.architecture,
         "device": config.device,
         "backend": runner.backend.name,
-        "processor": processor_of(runner.backend, runner.device),
-        "dtype": str(_dtype(config)).removeprefix("torch."),
+        "processor": processor_of(runner.backend),
+        "dtype": name_of(_dtype(config)),
         "weights": STORED if stored else _dtype_name(config),
         "deterministic": config.deterministic,
         "kv_mib": plan.num_bytes >> 20,
@@ -235,7 +239,7 @@ def _dtype_name(config: ServerConfig) -> str:
     return named.pop() if named else "bf16"
 
 
-def _dtype(config: ServerConfig) -> torch.dtype:
+def _dtype(config: ServerConfig) -> np.dtype[Any]:
     """Of keys, values and activations, and of weights that are not stored otherwise. Raises ConfigError."""
     return DTYPES[_dtype_name(config)]
 
@@ -303,7 +307,7 @@ def _prefill_chunk(config: ServerConfig) -> int:
 
 
 def _plan(
-    config: ServerConfig, model: ModelConfig, dtype: torch.dtype, two_pools: bool, *, ranks: int = 1
+    config: ServerConfig, model: ModelConfig, dtype: np.dtype[Any], two_pools: bool, *, ranks: int = 1
 ) -> MemoryPlan:
     """Pages for the KV cache, of each rank: what the user named, or a share of what is free. On a CUDA device the
     latter is an upper bound: weights are not there yet."""

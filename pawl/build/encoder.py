@@ -12,7 +12,8 @@ from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.parts import Parts, assemble, make_loop_config
 from pawl.build.tiers import wants_tiers
 from pawl.config import ConfigError, ServerConfig
-from pawl.gpu.devices import DTYPES, available_threads
+from pawl.gpu.devices import available_threads
+from pawl.gpu.dtypes import DTYPES, name_of
 from pawl.gpu.encoder.config import encoder_config, load_encoder_weights
 from pawl.gpu.encoder.model import Encoder
 from pawl.gpu.encoder.runner import NAME, EncoderRunner
@@ -67,7 +68,7 @@ def load_encoder(config: ServerConfig, path: Path, name: str, report: Report, na
         "device": config.device,
         "backend": NAME,
         "processor": encoder.processor,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": name_of(dtype),
         "deterministic": config.deterministic,
         "pooling": msgspec.to_builtins(pooling),
     }

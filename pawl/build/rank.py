@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
 from pawl import __version__
@@ -25,7 +26,7 @@ from pawl.build.lora import targets_of
 from pawl.config import ServerConfig
 from pawl.gpu.adapters.peft import MOST_RANK, AdapterLimits, read_adapter
 from pawl.gpu.children import ended_by_parent
-from pawl.gpu.devices import DTYPES
+from pawl.gpu.dtypes import DTYPES, name_of
 from pawl.gpu.heap import resident_bytes
 from pawl.gpu.native.ranks import Joined
 from pawl.gpu.parallel.actions import RankActions, Used
@@ -40,7 +41,7 @@ from pawl.gpu.parallel.torch_groups import TorchGroups
 from pawl.gpu.parallel.wire import Answer, Beside, Loading, Ready, Setup, ToRank
 from pawl.gpu.runner import Runner
 from pawl.gpu.select import processor_of
-from pawl.gpu.weights.blocks import Blocks
+from pawl.gpu.weights.blocks import numbers_of
 from pawl.gpu.weights.fingerprint import Samples, weights_fingerprint
 from pawl.gpu.weights.report import Report
 from pawl.gpu.weights.source import load_weights, resolve_source
@@ -126,29 +127,31 @@ def _rank(setup: Setup, config: ServerConfig, shard: Shard, device: torch.device
 def _ready(setup: Setup, runner: Runner, whole: str, own: str) -> Ready:
     stage, tensor = setup.topology.place(setup.rank)
     kv = runner.kv
-    layers, two, _, *page = kv.data.shape
-    window_bytes = 0 if kv.window_data is None else kv.window_data.nbytes
+    layers, two, _, *page = kv.full.shape
+    window_bytes = 0 if kv.window is None else kv.window.nbytes
     return Ready(
         rank=setup.rank,
         stage=stage,
         tensor=tensor,
         pid=os.getpid(),
         version=f"{__version__} torch {torch.__version__}",
-        device=str(runner.device),
-        processor=processor_of(runner.backend, runner.device),
-        dtype=str(kv.data.dtype).removeprefix("torch."),
+        device=kv.device,
+        processor=processor_of(runner.backend),
+        dtype=name_of(kv.dtype),
         backend=runner.backend.name,
         max_tokens=kv.num_pages * kv.page_size,
-        kv_bytes=kv.data.nbytes + window_bytes,
+        kv_bytes=kv.full.nbytes + window_bytes,
         page_shape=(layers, two, *page),
-        page_bytes=kv.page_bytes if kv.window_data is None else 0,
+        page_bytes=kv.page_bytes if kv.window is None else 0,
         fingerprint=whole,
         shard=own,
     )
 
 
 def _used(runner: Runner, rank: Rank) -> Used:
-    on_device = torch.cuda.memory_reserved(runner.device) if runner.device.type == "cuda" else 0
+    on_device = (
+        torch.cuda.memory_reserved(runner.device) if runner.device is not None and runner.device.type == "cuda" else 0
+    )
     return Used(rank.waited_s, resident_bytes() or 0, on_device)
 
 
@@ -157,10 +160,8 @@ def _shown(runner: Runner, name: str) -> dict[str, Any]:
     weights = runner.named_weights()
     if name not in weights:
         return {}
-    stored = weights[name]
-    weight = (stored.float() if isinstance(stored, Blocks) else stored).cpu().contiguous()
-    data = weight.reshape(-1).view(torch.uint8).numpy()
-    return {"data": data, "dtype": str(weight.dtype).removeprefix("torch."), "shape": tuple(weight.shape)}
+    weight = np.ascontiguousarray(numbers_of(weights[name]))
+    return {"data": weight.reshape(-1).view(np.uint8), "dtype": name_of(weight.dtype), "shape": weight.shape}
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ from typing import Any
 
 import msgspec
 import structlog
-import torch
 
 from pawl.actors.codec import make_codec
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.backend import BackendUnavailable
 from pawl.gpu.children import python
-from pawl.gpu.devices import available_threads
+from pawl.gpu.devices import available_threads, num_devices
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.switches import check_switches
 from pawl.gpu.native.backend import NativeBackend
@@ -31,8 +30,6 @@ from pawl.gpu.parallel.shard import check_shares
 from pawl.gpu.parallel.topology import Topology, TopologyRefused
 from pawl.gpu.parallel.wire import FromRank, Ready, Setup, Sizes
 from pawl.gpu.pooling import Pooling, abilities_of
-from pawl.gpu.profiler import ProfileOptions, ProfileRefused
-from pawl.gpu.torch_tracer import TorchTracer
 from pawl.gpu.weights.report import Report, unheard
 
 log = structlog.get_logger("pawl.build.ranks")
@@ -63,8 +60,7 @@ def check_ranks(config: ServerConfig, model: ModelConfig, topology: Topology) ->
         raise ConfigError(f"{name}: triton does not share a model out among ranks; torch and native do", "backend")
     if config.weights != "auto":
         raise ConfigError(f"weights: with {name} those of each rank have the --dtype", "weights")
-    if config.device == "cuda" and topology.size > torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    if config.device == "cuda" and topology.size > (count := num_devices()):
         raise ConfigError(f"{name}: {topology.size} ranks, one on each device, and there are {count}", name)
 
 
@@ -158,14 +154,6 @@ def _experts_of(config: ServerConfig, model: ModelConfig, topology: Topology) ->
         ),
         expert_of,
     )
-
-
-class RankTracer(TorchTracer):
-    """Writes what is no recording."""
-
-    def check(self, options: ProfileOptions) -> None:
-        """Raises ProfileRefused."""
-        raise ProfileRefused("ranks are processes of their own, and a profile is of one: serve without tp, pp and ep")
 
 
 def _told(ready: Ready) -> dict[str, Any]:

@@ -29,8 +29,9 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
     if started.config.get("backend") == "encoder":
         return _encoder(started, model, advance)
     import msgspec
-    import torch
 
+    from pawl.gpu.devices import num_devices
+    from pawl.gpu.dtypes import BFLOAT16, FLOAT32
     from pawl.gpu.pooling import Pooling
     from pawl.gpu.recompute import Recomputer
     from pawl.gpu.select import processor_of
@@ -45,10 +46,10 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
         )
         said = started.config.get("pooling")
         pooling = None if said is None else msgspec.convert(said, Pooling)
-        dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[started.config["dtype"]]
+        dtype = {"bfloat16": BFLOAT16, "float32": FLOAT32}[started.config["dtype"]]
     except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise CannotRecompute(f"the trace does not say what computed: {error}") from error
-    if device == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not num_devices():
         raise CannotRecompute(f"the run was computed on {processor}, and there is no CUDA device here")
     source = resolve_source(model or named)
     stored = started.config.get("weights") == "stored" and source.has_blocks
@@ -69,7 +70,7 @@ def model_of(started: Started, model: str | None, advance: Callable[[int], objec
         pooling=pooling,
         grammars=_grammars(started, folds),
     )
-    here = processor_of(recomputer.backend, recomputer.kv.data.device)
+    here = processor_of(recomputer.backend)
     if here != processor:
         raise CannotRecompute(f"the run was computed with {processor}, and here is {here}: last bits may differ")
     return recomputer
@@ -79,7 +80,8 @@ def _encoder(started: Started, model: str | None, advance: Callable[[int], objec
     """That of a run whose model was an encoder. Raises CannotRecompute, and what loading it raises."""
     import msgspec
 
-    from pawl.gpu.devices import DTYPES, available_threads
+    from pawl.gpu.devices import available_threads
+    from pawl.gpu.dtypes import DTYPES, name_of
     from pawl.gpu.encoder.config import encoder_config, is_encoder, load_encoder_weights
     from pawl.gpu.encoder.model import Encoder
     from pawl.gpu.encoder.runner import encoder_again
@@ -91,7 +93,7 @@ def _encoder(started: Started, model: str | None, advance: Callable[[int], objec
         loop = msgspec.convert(started.config["loop"], LoopConfig)
         pooling = msgspec.convert(started.config["pooling"], Pooling)
         named, device, processor = (str(started.config[name]) for name in ("model", "device", "processor"))
-        (dtype,) = (each for each in DTYPES.values() if str(each) == f"torch.{started.config['dtype']}")
+        (dtype,) = (each for each in DTYPES.values() if name_of(each) == started.config["dtype"])
     except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise CannotRecompute(f"the trace does not say what computed: {error}") from error
     path, _ = find_model(model or named)

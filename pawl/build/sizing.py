@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import structlog
-import torch
 
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.cuda.memory import SHARE, MemoryUse, WeightsDoNotFit
-from pawl.gpu.cuda.sizing import CudaMemory, DeviceMemory, measure
 from pawl.gpu.devices import available_memory
 from pawl.gpu.kv import MemoryPlan, plan_memory
 from pawl.gpu.runner import Runner
 from pawl.loops.select import LoopConfig
+
+if TYPE_CHECKING:
+    from pawl.gpu.cuda.sizing import DeviceMemory
 
 log = structlog.get_logger("pawl.build.sizing")
 
@@ -37,7 +39,10 @@ def settle_pages(
 
     Raises ModelDoesNotFit, KvDoesNotFit, or ConfigError when more pages were asked for than there is room.
     """
+    from pawl.gpu.cuda.sizing import CudaMemory, measure
+
     began = time.monotonic()
+    assert runner.device is not None, "it is none of the compiled CPU kernels"
     use = measure(runner, memory or CudaMemory(runner.device), loop_config.prefill_chunk)
     plan = _checked(asked, use, config) if asked is not None else _fitting(config, runner, loop_config, use)
     runner.resize(plan.num_pages, plan.num_window_pages)
@@ -58,9 +63,8 @@ def settle_pages(
 
 def _fitting(config: ServerConfig, runner: Runner, loop_config: LoopConfig, use: MemoryUse) -> MemoryPlan:
     chunk = None if runner.window_table is None else loop_config.prefill_chunk
-    dtype: torch.dtype = runner.kv.data.dtype
     return plan_memory(
-        runner.config, dtype, config.page_size, use.page_budget(config.memory_share or SHARE), chunk=chunk
+        runner.config, runner.kv.dtype, config.page_size, use.page_budget(config.memory_share or SHARE), chunk=chunk
     )
 
 

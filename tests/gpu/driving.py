@@ -14,6 +14,8 @@ from pawl.gpu.backend import Backend, ForwardInputs
 from pawl.gpu.kv import KvStore, widest_window
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.ragged import ragged_positions
+from pawl.gpu.weights.blocks import Weight, stored_of
+from pawl.gpu.weights.questions import dtype_of as dtype_name
 from pawl.lifecycle.step import Int32s
 from pawl.memory.partners import NO_PAGE
 
@@ -25,6 +27,12 @@ DEVICES = ("cpu", pytest.param("cuda", marks=NEEDS_CUDA))
 def int32(*values: int) -> Int32s:
     """An int32 array of these values."""
     return np.asarray(values, np.int32)
+
+
+def same_bits(one: Weight, other: Weight) -> bool:
+    """Whether two weights, tensors or arrays, have the same type, shape and bits."""
+    alike = dtype_name(one) == dtype_name(other) and tuple(one.shape) == tuple(other.shape)
+    return alike and stored_of(one).tobytes() == stored_of(other).tobytes()
 
 
 def scrambled_table(num_slots: int, pages_per_slot: int, seed: int = 0) -> Int32s:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pawl.gpu.backend import Backend
+from pawl.gpu.backend import Backend, ForwardInputs
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import Experts, ModelConfig, Rope
 from pawl.gpu.models.small import llama_config, random_weights
@@ -54,6 +54,29 @@ EXPERTS = msgspec.structs.replace(
 """More experts than a panel has columns; layers with and without."""
 
 
+class Native(NativeBackend):
+    """The compiled kernels on tensors, so that one test can drive them and plain torch."""
+
+    def forward(self, inputs: ForwardInputs) -> Tensor:  # type: ignore[override]
+        """See `Backend.forward`."""
+        return torch.from_numpy(super().forward(_in_numpy(inputs)))
+
+    def forward_greedy(self, inputs: ForwardInputs) -> Tensor:  # type: ignore[override]
+        """See `GreedyBackend.forward_greedy`."""
+        return torch.from_numpy(super().forward_greedy(_in_numpy(inputs)))
+
+    def hidden(self, inputs: ForwardInputs) -> Tensor:  # type: ignore[override]
+        """See `Backend.hidden`."""
+        return torch.from_numpy(super().hidden(_in_numpy(inputs)))
+
+
+def _in_numpy(inputs: ForwardInputs) -> ForwardInputs:
+    arrays = {
+        name: value.numpy() for name in ("tokens", "expert_counts") if torch.is_tensor(value := getattr(inputs, name))
+    }
+    return replace(inputs, **arrays)
+
+
 @dataclass(frozen=True)
 class Made:
     """A backend with its store, and a page table in which every slot owns its pages, in no order."""
@@ -67,7 +90,7 @@ def make(
     config: ModelConfig,
     dtype: torch.dtype,
     *,
-    kind: Any = NativeBackend,
+    kind: Any = Native,
     threads: int = 1,
     num_slots: int = 4,
     context: int = 160,

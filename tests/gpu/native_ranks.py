@@ -17,7 +17,6 @@ from pawl.gpu.backend import ForwardInputs
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.small import random_weights
-from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.native.ranks import Joined, Segment
 from pawl.gpu.parallel.communicator import ALONE
 from pawl.gpu.parallel.placement import Placed, Placement
@@ -27,6 +26,7 @@ from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.weights.blocks import Weight, numbers_of
 from pawl.lifecycle.step import Int32s
 from tests.gpu.driving import scrambled_table
+from tests.gpu.native_models import Native
 
 DEADLINE_S = 60.0
 """Of ranks that all live: none of these tests waits for it."""
@@ -46,11 +46,11 @@ class Group:
 
     name = "native"
 
-    def __init__(self, backends: Sequence[NativeBackend], config: ModelConfig) -> None:
+    def __init__(self, backends: Sequence[Native], config: ModelConfig) -> None:
         self.backends, self.config = backends, config
         self._threads = ThreadPoolExecutor(len(backends))
 
-    def together(self, call: Callable[[NativeBackend, ForwardInputs], Tensor], inputs: ForwardInputs) -> list[Tensor]:
+    def together(self, call: Callable[[Native, ForwardInputs], Tensor], inputs: ForwardInputs) -> list[Tensor]:
         """What each rank says of one step."""
         return list(self._threads.map(call, self.backends, self._each(inputs)))
 
@@ -66,22 +66,22 @@ class Group:
             found.append(replace(inputs, adapters=own or None, expert_counts=counts))
         return found
 
-    def _same(self, call: Callable[[NativeBackend, ForwardInputs], Tensor], inputs: ForwardInputs) -> Tensor:
+    def _same(self, call: Callable[[Native, ForwardInputs], Tensor], inputs: ForwardInputs) -> Tensor:
         first, *others = self.together(call, inputs)
         assert all(torch.equal(first, other) for other in others), "ranks differ"
         return first
 
     def forward(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.forward`."""
-        return self._same(NativeBackend.forward, inputs)
+        return self._same(Native.forward, inputs)
 
     def forward_greedy(self, inputs: ForwardInputs) -> Tensor:
         """See `GreedyBackend.forward_greedy`."""
-        return self._same(NativeBackend.forward_greedy, inputs)
+        return self._same(Native.forward_greedy, inputs)
 
     def hidden(self, inputs: ForwardInputs) -> Tensor:
         """See `Backend.hidden`."""
-        return self._same(NativeBackend.hidden, inputs)
+        return self._same(Native.hidden, inputs)
 
     def named_weights(self) -> Mapping[str, Tensor]:
         """Those of the first rank."""
@@ -92,13 +92,13 @@ class Group:
         return Shared(tuple(rank.pack_adapter(shard_of(rank).adapter(adapter)) for rank in self.backends))
 
 
-def shard_of(backend: NativeBackend) -> Shard:
+def shard_of(backend: Native) -> Shard:
     """What it has."""
     assert backend.rank is not None
     return backend.rank.shard
 
 
-def joined_of(backend: NativeBackend) -> Joined:
+def joined_of(backend: Native) -> Joined:
     """Where it meets the others."""
     assert backend.rank is not None
     assert backend.rank.joined is not None
@@ -175,7 +175,7 @@ def make_ranks(
             num_window_pages=num_window_pages,
         )
         joined = Joined(segment.address, shard.tensor, timeout_s)
-        backends.append(NativeBackend(shard.config, own, kv, threads=threads, rank=Rank(shard, ALONE, joined)))
+        backends.append(Native(shard.config, own, kv, threads=threads, rank=Rank(shard, ALONE, joined)))
         stores.append(kv)
     segment.close()
     return MadeRanks(Group(backends, config), tuple(stores), scrambled_table(num_slots, pages, seed=3))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import Q4_K, dequantize
 from numpy.typing import NDArray
@@ -112,4 +111,4 @@ def blocks_of(kind: BlockFormat, rows: int, inputs: int, random: np.random.Gener
         held = blocks.reshape(-1, kind.num_bytes)
         halves = held[:, place : place + 2].copy().view(np.float16) / gain
         held[:, place : place + 2] = halves.astype(np.float16).view(np.uint8)
-    return Blocks(torch.from_numpy(blocks), kind)
+    return Blocks(blocks, kind)

@@ -18,16 +18,15 @@ from pawl.gpu.backend import GreedyBackend, RefusedInputs
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.models.registry import torch_decoder
-from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.adapters import adapted, peft_logits, save, trained, wrapped
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
-from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, Made, alone, make
+from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, Made, Native, alone, make
 from tests.gpu.real import smollm2_source
 from tests.gpu.test_real_models import CAPITAL_OF_FRANCE, transformers_smollm2
 from tests.gpu.tiny import VOCABULARY, reference_logits, save_tiny
 
-BACKENDS = (TorchDecoder, NativeBackend)
+BACKENDS = (TorchDecoder, Native)
 TOKENS = [np.random.default_rng(7).integers(0, VOCABULARY, length).tolist() for length in (41, 3, 23, 9)]
 FUSED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 
@@ -205,7 +204,7 @@ def test_vectors_and_greedy_tokens_are_made_with_the_adapter(cell: Cell) -> None
 @pytest.mark.parametrize("kind", BACKENDS)
 def test_an_adapter_that_another_backend_packed_is_refused(kind: Any) -> None:
     adapter = random_adapter(ODD, 4, 1)
-    other = make(ODD, torch.float32, kind=TorchDecoder if kind is NativeBackend else NativeBackend)
+    other = make(ODD, torch.float32, kind=TorchDecoder if kind is Native else Native)
     made = make(ODD, torch.float32, kind=kind)
     inputs = forward_inputs([Piece(0, 0, [1])], made.table, adapters={0: other.backend.pack_adapter(adapter)})
     with pytest.raises(RefusedInputs, match="another backend"):

@@ -117,7 +117,7 @@ RENAMED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
         lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 97)}),
         "adapters of embeddings",
     ),
-    "whole numbers": (lambda t: t.update({f"{Q0}.lora_A.weight": torch.ones(4, 48, dtype=torch.int64)}), "torch.int64"),
+    "whole numbers": (lambda t: t.update({f"{Q0}.lora_A.weight": torch.ones(4, 48, dtype=torch.int64)}), "int64"),
     "a vector": (lambda t: t.update({f"{Q0}.lora_A.weight": torch.ones(48)}), "not a matrix"),
     "two ranks": (lambda t: t.update({f"{Q0}.lora_A.weight": torch.ones(3, 48)}), "rank 3 in lora_A and 4 in lora_B"),
     "too wide": (lambda t: t.update({f"{Q0}.lora_A.weight": torch.ones(4, 49)}), "a matrix of 48 x 49, not 48 x 48"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pawl.gpu.backend import BackendUnavailable
-from pawl.gpu.copies import ALIGNMENT, BufferPool, places
+from pawl.gpu.cuda.copies import ALIGNMENT, BufferPool, places
 from pawl.gpu.runner import Runner
 from pawl.gpu.select import select_backend
 from pawl.lifecycle.request import SamplingParameters

@@ -17,17 +17,16 @@ from pawl.actors.messages.control import Reply
 from pawl.actors.worker import Worker
 from pawl.gpu.expert_counts import ExpertCounts, tally
 from pawl.gpu.models.decoder import TorchDecoder
-from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.profiler import Profiler
 from pawl.gpu.tracers import torch_tracer
 from pawl.gpu.weights.source import load_weights, resolve_source
 from pawl.lifecycle.step import StepBatch
 from pawl.testing.models import OneExpert
 from tests.gpu.driving import Piece, forward_inputs, int32
-from tests.gpu.native_models import EXPERTS, make
+from tests.gpu.native_models import EXPERTS, Native, make
 from tests.gpu.tiny import VOCABULARY, save_tiny, tiny_model
 
-BACKENDS = (NativeBackend, TorchDecoder)
+BACKENDS = (Native, TorchDecoder)
 
 
 def tokens_of(length: int, seed: int = 7) -> list[int]:

@@ -10,6 +10,7 @@ from pawl.gpu.ghost.language import END_TOKEN, VOCABULARY_SIZE
 from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.plain import Plain
 from pawl.gpu.grammars.rows import GrammarRows, Ruled, unpacked
+from pawl.gpu.sampling import on_host
 from pawl.gpu.sampling.masking import apply_masks, barred_by
 from pawl.gpu.sampling.sampler import Sampler
 from pawl.lifecycle.grammar import Grammar, GrammarKind
@@ -19,6 +20,8 @@ from tests.gpu.grammar_tools import ghost_words
 
 A, B, C = (ord(letter) for letter in "abc")
 PROMPT = np.array([A, A, A], np.int32)
+
+CPU = torch.device("cpu")
 
 
 def int32(*values: int) -> Int32s:
@@ -116,13 +119,16 @@ def test_masks_on_a_device_are_those_on_the_host(vocab_size: int) -> None:
     apply_masks(logits, Ruled(int32(0, 2), [None, None], bits[:2]))
     assert torch.equal(logits[[0, 2]].isfinite(), ~barred[:2])
     assert logits[1].isfinite().all()
+    on_the_host = np.zeros((3, vocab_size), np.float32)
+    on_host.apply_masks(on_the_host, Ruled(int32(0, 2), [None, None], bits[:2]))
+    assert np.array_equal(on_the_host, logits.numpy())
 
 
 @pytest.mark.parametrize(("output", "expected"), [((), A), ((A,), END_TOKEN)])
 def test_a_bar_on_stop_tokens_gives_way_to_the_end_of_a_grammar(
     rows: GrammarRows, output: tuple[int, ...], expected: int
 ) -> None:
-    sampler, history = Sampler(VOCABULARY_SIZE, 1), np.concatenate((PROMPT, int32(*output)))
+    sampler, history = Sampler(VOCABULARY_SIZE, 1, CPU), np.concatenate((PROMPT, int32(*output)))
     admission = SlotAssignment(0, sampling("a", min_new_tokens=5), len(PROMPT), history, len(output))
     rows.admit([admission])
     sampler.admit([admission])
@@ -132,7 +138,7 @@ def test_a_bar_on_stop_tokens_gives_way_to_the_end_of_a_grammar(
 
 
 def test_penalties_and_bias_do_not_bring_back_what_is_not_allowed(rows: GrammarRows) -> None:
-    sampler = Sampler(VOCABULARY_SIZE, 1)
+    sampler = Sampler(VOCABULARY_SIZE, 1, CPU)
     fields = {"logit_bias": {C: 100.0, B: -100.0}, "repetition_penalty": 1.5, "temperature": 1.0, "top_p": 0.5}
     admission = SlotAssignment(0, sampling("[ab]+", **fields, top_logprobs=3), len(PROMPT), PROMPT, 0)
     rows.admit([admission])

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pawl.gpu.backend import NO_TOKEN
 from pawl.gpu.kernels.sampling import BLOCK, draw, keep_top, likeliest
-from pawl.gpu.sampling.noise import row_keys
-from pawl.gpu.sampling.truncation import DrawParameters
+from pawl.gpu.sampling.mixing import row_keys
+from pawl.gpu.sampling.parameters import DrawParameters
 from pawl.gpu.sampling.truncation import draw as plainly_drawn
 from tests.gpu.kernel_tools import DEVICE, NothingIsZeroed, ints, random
 

@@ -17,16 +17,15 @@ from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.models.experts import route
 from pawl.gpu.models.huggingface import config_from_huggingface
 from pawl.gpu.models.small import random_weights
-from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.weights.checks import WeightMismatch
 from pawl.gpu.weights.safetensors import load_folder_weights
 from pawl.gpu.weights.source import load_weights, resolve_source
-from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
-from tests.gpu.native_models import EXPERTS, ODD, alone, make
+from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces, same_bits
+from tests.gpu.native_models import EXPERTS, ODD, Native, alone, make
 from tests.gpu.real import smollm2_source
 from tests.gpu.tiny import VOCABULARY, reference_logits, save_tiny, tiny_model
 
-BACKENDS = (NativeBackend, TorchDecoder)
+BACKENDS = (Native, TorchDecoder)
 MODELS = ("mixtral", "qwen3-moe", "qwen3-moe-mixed")
 DTYPES = (torch.float32, torch.bfloat16)
 REAL_LAYERS = 3
@@ -63,7 +62,7 @@ def test_experts_in_one_tensor_and_in_one_each_are_the_same_weights(name: str, t
     expected, found = load_weights(apart, torch.float32), load_weights(fused, torch.float32)
     assert {weight: tuple(tensor.shape) for weight, tensor in found.items()} == weight_shapes(apart.config)
     for weight, tensor in expected.items():
-        assert torch.equal(found[weight], tensor), weight
+        assert same_bits(found[weight], tensor), weight
 
 
 def test_a_missing_expert_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pawl.gpu.models.small import random_weights
-from pawl.gpu.sampling.sampler import finite_rows
+from pawl.gpu.sampling import in_torch, on_host
 from pawl.lifecycle.records import DECODER, ENCODER, Started
 from pawl.lifecycle.states import Cause
 from pawl.loops.replay import replay
@@ -169,5 +169,7 @@ def test_a_row_is_finite_if_all_of_its_numbers_are() -> None:
     rows = torch.zeros(5, 300)
     rows[1, 7], rows[2, 299], rows[3, 0] = NAN, INFINITE, -INFINITE
     rows[4, :] = torch.finfo(torch.float32).max
-    assert finite_rows(rows).tolist() == [True, False, False, False, True]
-    assert finite_rows(rows[:0]).tolist() == []
+    for found in (in_torch.finite_rows(rows), on_host.finite_rows(rows.numpy())):
+        assert found.tolist() == [True, False, False, False, True]
+    for found in (in_torch.finite_rows(rows[:0]), on_host.finite_rows(rows[:0].numpy())):
+        assert found.tolist() == []

@@ -14,10 +14,9 @@ from pawl.gpu.backend import ForwardInputs, GreedyBackend, RefusedInputs
 from pawl.gpu.grammars.rows import unpacked
 from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.models.small import random_weights
-from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
-from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, WINDOWED, alone, make
+from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, WINDOWED, Native, alone, make
 from tests.gpu.tiny import OF_THEIR_OWN, TINY_MODELS, VOCABULARY, reference_logits, save_tiny
 
 LENGTHS = (150, 3, 67, 1)
@@ -77,7 +76,7 @@ def test_bfloat16_is_no_further_from_float32_than_torch_is(name: str) -> None:
         return alone(made.backend, made.table, 0, tokens)
 
     exact = logits(torch.float32, TorchDecoder)
-    ours, theirs = ((logits(torch.bfloat16, kind) - exact).abs() for kind in (NativeBackend, TorchDecoder))
+    ours, theirs = ((logits(torch.bfloat16, kind) - exact).abs() for kind in (Native, TorchDecoder))
     assert ours.mean() < theirs.mean()
     assert ours.max() < 2 * theirs.max()
 

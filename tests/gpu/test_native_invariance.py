@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.weights.source import load_weights, resolve_source
 from tests.gpu.driving import Piece, forward_inputs, int32, logits_in_pieces
-from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, WINDOWED, alone, make
+from tests.gpu.native_models import EXPERTS, ODD, SWITCHED, WINDOWED, Native, alone, make
 
 CONFIGS = {"odd": ODD, "switched": SWITCHED, "windowed": WINDOWED, "experts": EXPERTS}
 DTYPES = (torch.float32, torch.bfloat16)
@@ -70,7 +69,7 @@ def smollm2() -> Any:
 
 
 def test_smollm2_says_paris_with_the_same_bits_chunked_batched_and_alone(smollm2: Any) -> None:
-    assert isinstance(smollm2.backend, NativeBackend)
+    assert isinstance(smollm2.backend, Native)
     prompt = [504, 3575, 282, 4649, 314]
     long = np.random.default_rng(3).integers(0, 49_152, 70).tolist() + prompt
     expected = [alone(smollm2.backend, smollm2.table, 0, tokens) for tokens in (prompt, long)]

@@ -21,7 +21,6 @@ from torch import Tensor
 from pawl.gpu.backend import ForwardInputs, RefusedInputs
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.small import random_weights
-from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.native.build import NativeUnavailable, build
 from pawl.gpu.native.ranks import MOST_RANKS, Address, Joined, RanksLost, Segment
 from pawl.gpu.parallel.communicator import Alone
@@ -29,7 +28,7 @@ from pawl.gpu.parallel.rank import Rank
 from pawl.gpu.parallel.shard import Shard, part_of
 from pawl.gpu.parallel.topology import Topology
 from tests.gpu.driving import Piece, forward_inputs, int32
-from tests.gpu.native_models import EXPERTS, ODD
+from tests.gpu.native_models import EXPERTS, ODD, Native
 from tests.gpu.native_ranks import DEADLINE_S, joined_of, make_ranks
 
 SHORT_S = 0.2
@@ -215,7 +214,7 @@ def test_the_segment_is_its_owners_alone() -> None:
 # ---- inside a step ----
 
 
-def lost_in_step(backend: NativeBackend, inputs: ForwardInputs) -> str:
+def lost_in_step(backend: Native, inputs: ForwardInputs) -> str:
     with pytest.raises(RanksLost) as lost:
         backend.forward(inputs)
     return str(lost.value)
@@ -254,9 +253,7 @@ def test_ranks_that_are_told_different_steps_give_up(what: str) -> None:
     }[what]
     calls: list[Callable[[], Tensor]] = [
         lambda: made.backend.backends[0].forward(inputs),
-        lambda: (NativeBackend.forward_greedy if what == "kind" else NativeBackend.forward)(
-            made.backend.backends[1], other
-        ),
+        lambda: (Native.forward_greedy if what == "kind" else Native.forward)(made.backend.backends[1], other),
     ]
 
     def reason(call: Callable[[], Tensor]) -> str:
@@ -282,15 +279,15 @@ def test_a_rank_that_is_a_step_ahead_is_not_taken_for_one_that_was_told_another(
     topology, segment = Topology(tensor=2, pipeline=ODD.num_layers), Segment(2, 0)
     weights = random_weights(ODD, torch.float32)
 
-    def backend_of(number: int) -> NativeBackend:
+    def backend_of(number: int) -> Native:
         shard = Shard(ODD, topology, number, gathers=True, stage=topology.pipeline - 1)
         kv = KvStore(shard.config, num_pages=1, page_size=16, dtype=torch.float32, device="cpu")
         rank = Rank(shard, Before(), Joined(segment.address, number, DEADLINE_S))
-        return NativeBackend(shard.config, dict(part_of(shard, weights)), kv, threads=1, rank=rank)
+        return Native(shard.config, dict(part_of(shard, weights)), kv, threads=1, rank=rank)
 
     steps = [forward_inputs([Piece(0, 0, [token])], int32([0]), int32()) for token in (1, 2)]
 
-    def run(backend: NativeBackend) -> None:
+    def run(backend: Native) -> None:
         for number in range(1000):
             backend.forward(steps[number % 2])
 

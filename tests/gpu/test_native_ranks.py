@@ -18,7 +18,7 @@ from pawl.gpu.models.small import random_weights
 from pawl.gpu.native.ranks import RanksLost
 from pawl.gpu.parallel.shard import joined
 from pawl.gpu.weights.source import load_weights, resolve_source
-from tests.gpu.driving import Piece, WindowPages, forward_inputs, int32, logits_in_pieces
+from tests.gpu.driving import Piece, WindowPages, forward_inputs, int32, logits_in_pieces, same_bits
 from tests.gpu.native_models import EXPERTS, HYBRID, ODD, SWITCHED, WINDOWED, make
 from tests.gpu.native_ranks import Group, make_ranks, move_experts, scattered, shard_of
 from tests.gpu.tiny import OF_THEIR_OWN, TINY_MODELS, VOCABULARY, save_tiny
@@ -82,7 +82,8 @@ def test_each_rank_has_the_keys_and_values_of_its_own_heads_and_its_part_of_ever
     held = [backend.named_weights() for backend in made.backend.backends]
     for name, weight in random_weights(config, torch.bfloat16).items():
         parts = {rank: own[name] for rank, own in enumerate(held) if name in own}
-        assert torch.equal(joined([shard_of(backend) for backend in made.backend.backends], name, parts), weight), name
+        shards = [shard_of(backend) for backend in made.backend.backends]
+        assert same_bits(joined(shards, name, parts), weight), name
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

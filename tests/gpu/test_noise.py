@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pawl.gpu.sampling.noise import all_tokens, gumbel, row_keys
+from pawl.gpu.sampling import on_host
+from pawl.gpu.sampling.mixing import row_keys
+from pawl.gpu.sampling.noise import all_tokens, gumbel
 from tests.gpu.driving import int32
 
 CPU = torch.device("cpu")
@@ -86,6 +88,8 @@ def plain_gumbel(seed: int, position: int, token: int) -> float:
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**31 - 1), st.integers(0, 300_000))
 def test_noise_is_its_definition_bit_for_bit(seed: int, position: int, token: int) -> None:
     """Recorded runs are replayed by later versions and on other machines, so the function must never change."""
-    keys = torch.from_numpy(row_keys(np.array([seed], np.uint64), int32(position)))
-    found = gumbel(keys, torch.tensor([[token]], dtype=torch.int32)).item()
-    assert found == pytest.approx(plain_gumbel(seed, position, token), rel=1e-5, abs=1e-5)
+    keys = row_keys(np.array([seed], np.uint64), int32(position))
+    found = gumbel(torch.from_numpy(keys), torch.tensor([[token]], dtype=torch.int32)).item()
+    on_the_host = float(on_host.gumbel(keys[0], np.array([token], np.uint32))[0])
+    expected = plain_gumbel(seed, position, token)
+    assert (found, on_the_host) == pytest.approx((expected, expected), rel=1e-5, abs=1e-5)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from pawl.gpu.dtypes import tensor_of
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.weights.source import ModelSource, load_weights, resolve_source
@@ -33,7 +34,7 @@ def decoder_of(source: ModelSource, weights: dict[str, torch.Tensor], dtype: tor
     return TorchDecoder(source.config, weights, kv, threads=2)
 
 
-def transformers_smollm2(source: ModelSource, weights: dict[str, torch.Tensor]) -> Any:
+def transformers_smollm2(source: ModelSource, weights: dict[str, Any]) -> Any:
     config = source.config
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -49,7 +50,9 @@ def transformers_smollm2(source: ModelSource, weights: dict[str, torch.Tensor]) 
             tie_word_embeddings=True,
         )
     )
-    missing, unexpected = model.load_state_dict(weights, strict=False)
+    missing, unexpected = model.load_state_dict(
+        {name: tensor_of(weight) for name, weight in weights.items()}, strict=False
+    )
     assert (missing, unexpected) == (["lm_head.weight"], [])
     return model.eval()
 

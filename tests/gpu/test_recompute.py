@@ -15,8 +15,8 @@ from pawl.gpu.grammars.cache import Grammars
 from pawl.gpu.grammars.plain import Plain
 from pawl.gpu.models.small import random_weights
 from pawl.gpu.recompute import CHUNK, Recomputer
+from pawl.gpu.sampling import in_torch, on_host
 from pawl.gpu.sampling.rivals import Columns
-from pawl.gpu.sampling.scoring import score
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.recompute import Recorded
 from pawl.lifecycle.request import SamplingParameters
@@ -132,7 +132,7 @@ def test_which_of_equally_likely_tokens_is_told_does_not_depend_on_how_many_are_
     logits = torch.zeros(1, 5000)
     logits[:, 100:140] = 1.0
     chosen = torch.tensor([7])
-    most = score(logits, chosen, Columns(20, None)).top_tokens[0].tolist()
-    assert [score(logits, chosen, Columns(count, None)).top_tokens[0].tolist() for count in (1, 3, 5)] == [
-        most[:count] for count in (1, 3, 5)
-    ]
+    for score, rows in ((in_torch.score, logits), (on_host.score, logits.numpy())):
+        most = score(rows, chosen, Columns(20, None)).top_tokens[0].tolist()
+        for count in (1, 3, 5):
+            assert score(rows, chosen, Columns(count, None)).top_tokens[0].tolist() == most[:count]

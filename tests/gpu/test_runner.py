@@ -330,6 +330,7 @@ class FusedBackend:
 
     name = "fused"
     greedy_masks = False
+    device = torch.device("cpu")
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -366,7 +367,7 @@ def test_a_fused_greedy_head_serves_steps_that_are_all_plainly_greedy(
     assert isinstance(fused, GreedyBackend)
     monkeypatch.setattr("pawl.gpu.runner.select_backend", lambda *_, **__: fused)
     runner, steps = made(folder), Steps()
-    runner.kv.data = plain.kv.data
+    runner.kv.full = plain.kv.full
     short = SamplingParameters(temperature=0.0, min_new_tokens=1, stop_token_ids=(0,))
     tokens = [
         *execute(runner, steps.batch((0, 0, PROMPTS[0], True), admit={0: short})).tokens.tolist(),

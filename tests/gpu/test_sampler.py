@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pawl.gpu.sampling.sampler import Draws, Sampler
+from pawl.gpu.sampling.draws import Draws
+from pawl.gpu.sampling.sampler import Sampler
 from pawl.lifecycle.request import SamplingParameters
 from pawl.lifecycle.step import Int32s, SlotAssignment
 from tests.gpu.driving import DEVICES, int32
@@ -16,6 +19,27 @@ from tests.gpu.driving import DEVICES, int32
 VOCABULARY = 12
 LOGITS = [2.0, 1.0, 0.5, 0.0, -0.5, -1.0, 2.5, 1.5, -2.0, -3.0, 0.2, 0.1]
 COUNT = 20_000
+LIBRARY = "torch"
+"""What computes on the CPU."""
+
+
+@pytest.fixture(autouse=True, params=["numpy", "torch"])
+def _library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every claim here is one about both."""
+    here = sys.modules[__name__]
+    monkeypatch.setattr(here, "LIBRARY", request.param)
+    if request.param == "numpy":
+        monkeypatch.setattr(here, "COUNT", 5_000)  # row after row
+
+
+class TakesTensors(Sampler):
+    """On tensors, whatever computes."""
+
+    def sample(self, logits: torch.Tensor, *of_rows: Any) -> Draws:
+        if self.device is not None:
+            return super().sample(logits, *of_rows)
+        draws = super().sample(logits.numpy().copy(), *of_rows)
+        return replace(draws, tokens=torch.from_numpy(draws.tokens))
 
 
 def sampler_of(
@@ -23,9 +47,10 @@ def sampler_of(
     histories: dict[int, tuple[list[int], int]] | None = None,
     device: str = "cpu",
     vocab_size: int = VOCABULARY,
-) -> Sampler:
+) -> TakesTensors:
     """Request i in slot i; `histories` gives (tokens, how many of them are prompt) for a slot."""
-    sampler = Sampler(vocab_size, len(requests), device)
+    on_host = device == "cpu" and LIBRARY == "numpy"
+    sampler = TakesTensors(vocab_size, len(requests), None if on_host else torch.device(device))
     for slot, sampling in enumerate(requests):
         history, num_prompt = (histories or {}).get(slot, ([], 0))
         num_output = len(history) - num_prompt

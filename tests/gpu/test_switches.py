@@ -13,10 +13,10 @@ import torch
 from pawl.gpu.backend import BackendUnavailable
 from pawl.gpu.cuda.decoder import TritonDecoder
 from pawl.gpu.kv import KvStore
-from pawl.gpu.models.architectures.granite import GraniteDecoder
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.decoder import TorchDecoder
-from pawl.gpu.models.registry import ARCHITECTURES
+from pawl.gpu.models.decoders.granite import GraniteDecoder
+from pawl.gpu.models.registry import ARCHITECTURES, decoder_of
 from pawl.gpu.models.small import random_weights
 from pawl.gpu.models.switches import SWITCHES, used_switches
 from pawl.gpu.native.backend import NativeBackend
@@ -95,7 +95,7 @@ def test_the_page_of_models_has_each_row_with_its_files_and_what_computes_it() -
     found = {model_type.strip("`"): (gguf.strip("`"), computed) for _, model_type, gguf, computed in wide}
     expected = {}
     for row in ARCHITECTURES:
-        operation = row.decoder.operation
+        operation = decoder_of(row).operation
         gguf = "llama" if row.name == "mixtral" else row.gguf.name if row.gguf is not None else "-"
         expected[row.model_type] = gguf, "all" if operation is None else f"torch: {operation.what}"
     assert found == expected

@@ -13,14 +13,13 @@ import torch
 from pawl.gpu.backend import ForwardInputs, RefusedInputs
 from pawl.gpu.models.config import ModelConfig
 from pawl.gpu.models.decoder import TorchDecoder
-from pawl.gpu.native.backend import NativeBackend
 from pawl.gpu.weights.source import load_weights, resolve_source
 from pawl.lifecycle.step import Int32s
 from pawl.memory.partners import NO_PAGE
 from tests.gpu.driving import DEVICES, Piece, WindowPages, forward_inputs, int32, logits_in_pieces
-from tests.gpu.native_models import HYBRID, ODD, SWITCHED, Made, make
+from tests.gpu.native_models import HYBRID, ODD, SWITCHED, Made, Native, make
 
-KINDS: dict[str, Any] = {"torch": TorchDecoder, "native": NativeBackend}
+KINDS: dict[str, Any] = {"torch": TorchDecoder, "native": Native}
 CONFIGS = {"hybrid": HYBRID, "two widths": SWITCHED}
 LENGTHS = (150, 64, 1, 97)
 PAGE = 4

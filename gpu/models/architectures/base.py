@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import msgspec
-from torch import Tensor
+from numpy.typing import NDArray
 
 from pawl.gpu.models.config import Experts, ModelConfig
-from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.models.facts import Facts
 
 Refine: TypeAlias = Callable[[Facts, ModelConfig], ModelConfig]
@@ -32,7 +31,7 @@ def all_windowed(_: Facts, num_layers: int) -> Sequence[bool] | None:
     return (True,) * num_layers
 
 
-def keep(name: str, tensor: Tensor, _: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+def keep(name: str, tensor: NDArray[Any], _: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
     """For checkpoints whose names are the canonical ones."""
     yield name, tensor
 
@@ -69,13 +68,14 @@ class Architecture:
     """What else `config.json` says."""
     computes: Set[str] = frozenset()
     """Keys of `config.json` that must be off in other models, and that `refine` reads."""
-    split: Callable[[str, Tensor, ModelConfig], Iterator[tuple[str, Tensor]]] = keep
+    split: Callable[[str, NDArray[Any], ModelConfig], Iterator[tuple[str, NDArray[Any]]]] = keep
     """The canonical weights of one tensor of a checkpoint."""
     norm_offset: float = 0.0
     """Added to every norm's stored weight."""
     gguf: GgufRow | None = None
-    decoder: type[TorchDecoder] = TorchDecoder
-    """What computes it in plain torch."""
+    decoder: str = ""
+    """What computes its operation in plain torch: MODULE:CLASS in `pawl.gpu.models.decoders`, imported when it is used;
+    empty: `TorchDecoder` computes all."""
 
 
 def sparse_layers(facts: Facts, config: ModelConfig, count: int) -> ModelConfig:

@@ -6,11 +6,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import msgspec
-from torch import Tensor
 
 from pawl.gpu.models.architectures.base import Architecture, GgufRow
 from pawl.gpu.models.config import ModelConfig, Operation
-from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.models.facts import Facts
 
 
@@ -20,26 +18,6 @@ class Factors(Operation, frozen=True):
     what: ClassVar[str] = "factors of the residual and of the logits"
     residual: float
     logits_scaling: float
-
-
-class GraniteDecoder(TorchDecoder):
-    """The decoder with both factors."""
-
-    operation = Factors
-
-    def add(self, hidden: Tensor, delta: Tensor) -> Tensor:
-        """See `TorchDecoder.add`."""
-        return hidden + delta * self._factors.residual
-
-    def score(self, normed: Tensor) -> Tensor:
-        """See `TorchDecoder.score`."""
-        return super().score(normed) / self._factors.logits_scaling
-
-    @property
-    def _factors(self) -> Factors:
-        operation = self.config.operation
-        assert isinstance(operation, Factors), "the model has no factors"
-        return operation
 
 
 def _with_factors(
@@ -79,5 +57,5 @@ GRANITE = Architecture(
     model_type="granite",
     refine=_refine,
     gguf=GgufRow(name="granite", refine=_refine_gguf, interleaved=True),
-    decoder=GraniteDecoder,
+    decoder="granite:GraniteDecoder",
 )

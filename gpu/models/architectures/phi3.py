@@ -4,14 +4,15 @@ in one matrix."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from torch import Tensor
+from numpy.typing import NDArray
 
 from pawl.gpu.models.architectures.base import Architecture, all_windowed
 from pawl.gpu.models.config import ModelConfig
 
 
-def _split(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+def _split(name: str, tensor: NDArray[Any], config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
     sizes = {
         "qkv_proj": {"q_proj": config.query_size, "k_proj": config.kv_size, "v_proj": config.kv_size},
         "gate_up_proj": {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size},

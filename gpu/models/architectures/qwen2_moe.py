@@ -7,18 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
 
 import msgspec
-import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
-from torch import Tensor
 
 from pawl.gpu.models.architectures.base import Architecture, sparse_layers
 from pawl.gpu.models.config import ModelConfig, Operation
-from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.models.facts import Facts
-from pawl.gpu.models.packing import LayerWeights
 
-_GATE, _UP, _DOWN = (f"mlp.shared_expert.{part}_proj.weight" for part in ("gate", "up", "down"))
-_SHARE = "mlp.shared_expert_gate.weight"
+GATE, UP, DOWN = (f"mlp.shared_expert.{part}_proj.weight" for part in ("gate", "up", "down"))
+SHARE = "mlp.shared_expert_gate.weight"
 
 
 class SharedExpert(Operation, frozen=True):
@@ -33,25 +28,11 @@ class SharedExpert(Operation, frozen=True):
         if config.experts_of(layer) is None:
             return {}
         inner, hidden = self.size, config.hidden_size
-        return {_GATE: (inner, hidden), _UP: (inner, hidden), _DOWN: (hidden, inner), _SHARE: (1, hidden)}
+        return {GATE: (inner, hidden), UP: (inner, hidden), DOWN: (hidden, inner), SHARE: (1, hidden)}
 
     def narrowed(self, columns: Callable[[int], range]) -> Self:
         """See `Operation.narrowed`."""
         return msgspec.structs.replace(self, size=len(columns(self.size)))
-
-
-class SharedExpertDecoder(TorchDecoder):
-    """The decoder with the shared expert."""
-
-    operation = SharedExpert
-
-    def feed_forward(self, index: int, layer: LayerWeights, normed: Tensor) -> Tensor:
-        """See `TorchDecoder.feed_forward`."""
-        chosen = super().feed_forward(index, layer, normed)
-        if not layer.own:
-            return chosen
-        shared = self.mlp(normed, torch.cat((layer.own[_GATE], layer.own[_UP])), layer.own[_DOWN])
-        return chosen + F.linear(normed, layer.own[_SHARE]).sigmoid() * shared
 
 
 def _windows(facts: Facts, num_layers: int) -> Sequence[bool] | None:
@@ -86,5 +67,5 @@ QWEN2_MOE = Architecture(
     },
     windows=_windows,
     refine=_refine,
-    decoder=SharedExpertDecoder,
+    decoder="qwen2_moe:SharedExpertDecoder",
 )

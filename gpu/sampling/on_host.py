@@ -1,0 +1,203 @@
+"""The operations of the sampler in numpy, one row after the other: so nothing of a row depends on those beside it.
+
+The noise is that of `pawl.gpu.sampling.noise`, to the last bits of its logarithms, and the order of a draw that of
+`pawl.gpu.sampling.truncation`. Of equally likely tokens the lower ones come first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pawl.gpu.grammars.rows import Ruled, unpacked
+from pawl.gpu.sampling.draws import Scores
+from pawl.gpu.sampling.mixing import SPREAD, mix32
+from pawl.gpu.sampling.parameters import WIDE, DrawParameters
+from pawl.gpu.sampling.rivals import LIKELIEST, Columns
+from pawl.lifecycle.request import MAX_TOP_LOGPROBS, SamplingParameters
+from pawl.lifecycle.step import Bools, Float32s, Int32s
+
+Int64s = NDArray[np.int64]
+
+
+# ---- masks ----
+
+
+def finite_rows(logits: Float32s) -> Bools:
+    """See `Operations.finite_rows`."""
+    # The extremes are NaN where anything is.
+    finite: Bools = np.isfinite(logits.min(-1)) & np.isfinite(logits.max(-1))
+    return finite
+
+
+def apply_masks(logits: Float32s, ruled: Ruled) -> None:
+    """See `Operations.apply_masks`."""
+    for row, allowed in zip(ruled.rows.tolist(), unpacked(ruled.bits, logits.shape[1]), strict=True):
+        np.copyto(logits[row], np.float32(-np.inf), where=~allowed)
+
+
+# ---- penalties ----
+
+
+class _Past:
+    """What one request has in its prompt and has drawn."""
+
+    def __init__(self, sampling: SamplingParameters, history: Int32s, num_prompt: int) -> None:
+        self.repetition = np.float32(sampling.repetition_penalty)
+        self.presence = np.float32(sampling.presence_penalty)
+        self.frequency = np.float32(sampling.frequency_penalty)
+        self.tokens: Int64s = np.unique(history).astype(np.int64)
+        """Different ones."""
+        drawn = np.searchsorted(self.tokens, history[num_prompt:])
+        self.counts: Float32s = np.bincount(drawn, minlength=len(self.tokens)).astype(np.float32)
+        """How often each was drawn."""
+
+    def apply(self, logits: Float32s) -> None:
+        values = logits[self.tokens]
+        values = np.where(values > 0, values / self.repetition, values * self.repetition)
+        values -= self.counts * self.frequency
+        logits[self.tokens] = values - (self.counts > 0) * self.presence
+
+    def add(self, token: int) -> None:
+        found = np.flatnonzero(self.tokens == token)
+        if len(found):
+            self.counts[found[0]] += 1
+        else:
+            self.tokens = np.append(self.tokens, token)
+            self.counts = np.append(self.counts, np.float32(1))
+
+
+class HostPenalties:
+    """`Penalties`: of each request only the tokens that it has are looked at."""
+
+    def __init__(self) -> None:
+        self._pasts: dict[int, _Past] = {}
+
+    def reset(self) -> None:
+        """See `Penalties.reset`."""
+        self._pasts.clear()
+
+    def admit(self, slot: int, sampling: SamplingParameters, history: Int32s, num_prompt: int) -> None:
+        """See `Penalties.admit`."""
+        self._pasts.pop(slot, None)
+        if sampling.penalised:
+            self._pasts[slot] = _Past(sampling, history, num_prompt)
+
+    @np.errstate(all="ignore")
+    def apply(self, logits: Float32s, slots: Int32s) -> None:
+        """See `Penalties.apply`."""
+        for row, slot in zip(logits, slots.tolist(), strict=True):
+            self._pasts[slot].apply(row)
+
+    def count(self, slots: Int32s, tokens: Int64s) -> None:
+        """See `Penalties.count`."""
+        for slot, token in zip(slots.tolist(), tokens.tolist(), strict=True):
+            self._pasts[slot].add(token)
+
+
+def make_penalties(vocab_size: int, num_slots: int, device: None) -> HostPenalties:
+    """See `Operations.make_penalties`."""
+    return HostPenalties()
+
+
+# ---- draws ----
+
+
+@np.errstate(all="ignore")
+def draw(logits: Float32s, parameters: DrawParameters) -> Int64s:
+    """See `Operations.draw`."""
+    tokens = np.empty(len(logits), np.int64)
+    for row, scaled in enumerate(logits):
+        # Subtracting the maximum first keeps tiny temperatures from overflowing.
+        highest = scaled.max()
+        scaled -= highest
+        scaled /= parameters.temperature[row]
+        # Of a row that cannot be compared any token will do: nobody uses it.
+        tokens[row] = _drawn(scaled, parameters, row) if np.isfinite(highest) else 0
+    return tokens
+
+
+def _drawn(scaled: Float32s, parameters: DrawParameters, row: int) -> int:
+    """One token, by row `row` of the parameters, from its logits over the temperature, whose maximum is 0."""
+    top_k, min_p = int(parameters.top_k[row]), parameters.min_p[row]
+    if top_k > 0:
+        tokens = _likeliest(scaled, top_k)
+        return _drawn_sorted(scaled[tokens], tokens, parameters, row)
+    if parameters.top_p[row] < 1:
+        return _drawn_nucleus(scaled, parameters, row)
+    perturbed = gumbel(parameters.keys[row], np.arange(len(scaled), dtype=np.uint32))
+    perturbed += scaled
+    if min_p > 0:
+        perturbed[scaled < np.log(min_p)] = -np.inf
+    return int(perturbed.argmax())
+
+
+def _drawn_nucleus(scaled: Float32s, parameters: DrawParameters, row: int) -> int:
+    """With top-p: among few tokens, if these have the mass."""
+    weights = np.exp(scaled)
+    total = weights.sum()
+    tokens = _likeliest(scaled, WIDE)
+    if weights[tokens].sum() < parameters.top_p[row] * total:
+        tokens = _likeliest(scaled, len(scaled))
+    return _drawn_sorted(scaled[tokens], tokens, parameters, row, total)
+
+
+def _drawn_sorted(
+    values: Float32s, tokens: Int64s, parameters: DrawParameters, row: int, total: np.float32 | None = None
+) -> int:
+    """Top-p, min-p and the draw over sorted candidates [k] with logits `values`. `total`: of the weights of all tokens,
+    where the candidates are not all that is left."""
+    weights = np.exp(values)
+    probabilities = weights / (weights.sum() if total is None else total)
+    reached = probabilities.cumsum()
+    kept = reached - probabilities < parameters.top_p[row]
+    kept &= probabilities >= parameters.min_p[row] * probabilities[0]
+    kept[0] = True
+    perturbed = gumbel(parameters.keys[row], tokens.astype(np.uint32)) + values
+    return int(tokens[np.where(kept, perturbed, np.float32(-np.inf)).argmax()])
+
+
+def _likeliest(values: Float32s, count: int) -> Int64s:
+    """The tokens of the largest values, falling."""
+    tokens = np.arange(len(values))
+    if count < len(values):
+        least = np.partition(values, len(values) - count)[len(values) - count]
+        tokens = np.flatnonzero(~(values < least))  # what is no number is there, too
+    return tokens[np.argsort(-values[tokens], kind="stable")[:count]]
+
+
+def gumbel(key: Int32s, tokens: NDArray[np.uint32]) -> Float32s:
+    """Gumbel noise, float32 [k], for the token ids `tokens` [k] of a row with this key [2]; see
+    `pawl.gpu.sampling.noise`."""
+    first, second = key.view(np.uint32)
+    words = mix32(mix32(tokens * SPREAD ^ first) + second) & np.uint32(0x7FFFFFFF)
+    uniform = words.astype(np.float32)
+    uniform *= np.float32(2.0**-31)
+    uniform += np.float32(2.0**-32)
+    np.minimum(uniform, np.float32(1.0 - 2.0**-24), out=uniform)
+    np.log1p(np.negative(uniform, out=uniform), out=uniform)
+    np.log(np.negative(uniform, out=uniform), out=uniform)
+    return np.negative(uniform, out=uniform)
+
+
+# ---- scores ----
+
+
+@np.errstate(all="ignore")
+def score(logits: Float32s, chosen: Int32s | Int64s, columns: Columns) -> Scores:
+    """See `Operations.score`."""
+    count, vocab_size = logits.shape
+    width, likely = columns.width, min(columns.width, MAX_TOP_LOGPROBS, vocab_size)
+    shown = likely if columns.named is None else width
+    own, top = np.empty(count, np.float32), np.empty((count, shown), np.float32)
+    tokens = np.zeros((count, shown), np.int64)
+    for row, values in enumerate(logits):
+        logprobs = values - values.max()
+        logprobs -= np.log(np.exp(logprobs).sum())
+        if likely:
+            tokens[row, :likely] = _likeliest(logprobs, likely)
+        if columns.named is not None:
+            named = columns.named[row]
+            tokens[row] = np.where(named == LIKELIEST, tokens[row], named)
+        own[row], top[row] = logprobs[chosen[row]], logprobs[tokens[row]]
+    return Scores(own, tokens, top)
