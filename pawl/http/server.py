@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import msgspec
@@ -305,9 +305,18 @@ class EngineServer:
 
     def _info(self, parts: Parts | ReplicaProcess) -> ServerInfo:
         config = self._config
-        settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in SECRETS}
         templates = parts.vocabulary.chat_templates
         tools, reasoning = config.tool_call_parser, config.reasoning_parser
+        tool_format = reader.format_of(templates) if tools == "auto" else tools
+        reasoning_format = {"auto": marks.format_of(templates), "none": None}.get(reasoning, reasoning)
+        loop = parts.loop_config
+        chosen = parts.summary | {
+            "prefill_chunk": loop.prefill_chunk,
+            "cache_core": loop.cache_core,
+            "hybrid_pools": "off" if loop.num_window_pages is None else "on",
+            "tool_call_parser": tool_format,
+            "reasoning_parser": reasoning_format,
+        }
         return ServerInfo(
             model_name=config.served_model_name[0] if config.served_model_name else parts.source.name,
             model_path=str(parts.source.path),
@@ -320,10 +329,16 @@ class EngineServer:
             weight_version=config.weight_version,
             max_loaded_adapters=parts.loop_config.max_loaded_loras if parts.loop_config.max_loras else 0,
             request_timeout_s=config.request_timeout_s,
-            settings=settings,
-            tool_format=reader.format_of(templates) if tools == "auto" else tools,
-            reasoning_format={"auto": marks.format_of(templates), "none": None}.get(reasoning, reasoning),
+            settings=_settled(config, chosen),
+            tool_format=tool_format,
+            reasoning_format=reasoning_format,
         )
+
+
+def _settled(config: ServerConfig, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without secrets, and what was chosen where it left the choice."""
+    settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in SECRETS}
+    return {name: chosen.get(name, value) if value in (None, "auto") else value for name, value in settings.items()}
 
 
 def _words(text: str | None) -> set[str]:

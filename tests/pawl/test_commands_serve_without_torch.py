@@ -45,6 +45,10 @@ def test_requests_of_every_kind_are_served_and_torch_is_never_imported(model: st
                 reply = httpx.post(f"{ready.split()[3]}", json=body, timeout=60)
                 assert reply.status_code == 200, (way, reply.text)
                 assert reply.json()["usage"]["completion_tokens"] >= 1
+            info = httpx.get(f"{ready.split()[3].removesuffix('/v1/completions')}/server_info", timeout=60).json()
+            weights = "stored" if model == "smollm2" else "bf16"
+            assert [info[name] for name in ("weights", "dtype", "backend")] == [weights, "bfloat16", "native"]
+            assert "auto" not in (info["grammar_backend"], info["cache_core"], info["hybrid_pools"])
         finally:
             server.terminate()
             told = server.stderr.read()
