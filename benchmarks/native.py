@@ -9,13 +9,14 @@ range is the one to compare on a machine that others use. Targets are for two co
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from benchmarks.harness import Result, Spread, repeat, seconds_of, table, write_json
 from pawl.gpu.backend import Backend, ForwardInputs
-from pawl.gpu.devices import available_threads
+from pawl.gpu.devices import available_threads, upload
 from pawl.gpu.kv import KvStore
 from pawl.gpu.models.decoder import TorchDecoder
 from pawl.gpu.native.backend import NativeBackend
@@ -44,7 +45,7 @@ def batch(starts: list[int], length: int) -> ForwardInputs:
     offsets = np.arange(count + 1, dtype=np.int32) * length
     positions = (np.asarray(starts)[:, None] + np.arange(length)).ravel()
     return ForwardInputs(
-        tokens=torch.from_numpy(random.integers(100, 40_000, count * length).astype(np.int32)),
+        tokens=random.integers(100, 40_000, count * length).astype(np.int32),
         positions=positions.astype(np.int32),
         slots=np.arange(count, dtype=np.int32),
         starts=np.asarray(starts, np.int32),
@@ -76,6 +77,7 @@ def made(kind: type[NativeBackend] | type[TorchDecoder], threads: int) -> Backen
 
 def step_ms(backend: Backend, name: str, inputs: ForwardInputs) -> Spread:
     """Wall time of one forward, milliseconds."""
+    inputs = replace(inputs, tokens=upload(inputs.tokens, backend.device))
     with torch.inference_mode():
         return repeat(lambda: seconds_of(lambda: backend.forward(inputs)) * 1e3, REPETITIONS[name.split(",")[0]])
 

@@ -39,7 +39,7 @@ def scored(source: ModelSource, weights: Weights, dtype: torch.dtype, tokens: li
     kv = KvStore(source.config, num_pages=pages, page_size=PAGE_SIZE, dtype=dtype, device="cpu")
     count = len(tokens)
     inputs = ForwardInputs(
-        tokens=torch.tensor(tokens, dtype=torch.int32),
+        tokens=np.array(tokens, np.int32),
         positions=np.arange(count, dtype=np.int32),
         slots=np.zeros(1, np.int32),
         starts=np.zeros(1, np.int32),
@@ -48,8 +48,7 @@ def scored(source: ModelSource, weights: Weights, dtype: torch.dtype, tokens: li
         page_table=np.arange(pages, dtype=np.int32)[None],
         logit_rows=np.arange(count, dtype=np.int32),
     )
-    with torch.inference_mode():
-        return NativeBackend(source.config, weights, kv).forward(inputs)
+    return torch.from_numpy(NativeBackend(source.config, weights, kv).forward(inputs))
 
 
 def by_llama(python: str, source: ModelSource, tokens: list[int]) -> Tensor:
