@@ -2,8 +2,8 @@
 
     python -m benchmarks.start [CHECKOUT ...] [--rounds 5] [--requests 100]
 
-Of several checkouts one after the other in turns. Processor time is that of the server alone; beside other programs only
-it can be compared.
+Of several checkouts in turns. Processor time is that of the server alone: beside other programs only that can be
+compared.
 """
 
 from __future__ import annotations
