@@ -149,9 +149,7 @@ def _ready(setup: Setup, runner: Runner, whole: str, own: str) -> Ready:
 
 
 def _used(runner: Runner, rank: Rank) -> Used:
-    on_device = (
-        torch.cuda.memory_reserved(runner.device) if runner.device is not None and runner.device.type == "cuda" else 0
-    )
+    on_device = 0 if runner.kv.full.on_host else torch.cuda.memory_reserved(runner.device)
     return Used(rank.waited_s, resident_bytes() or 0, on_device)
 
 
