@@ -232,6 +232,8 @@ def assemble(
         "cell": cell_name(loop_config),
         "load_s": round(time.monotonic() - began, 2),
     }
+    if grammars is not None:
+        summary["grammar_backend"] = grammars.name
     return Parts(
         source=source,
         vocabulary=vocabulary,
