@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
-from pawl.gpu.native.ranks import Joined
-from pawl.gpu.parallel.communicator import Communicator
 from pawl.gpu.parallel.shard import Shard
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pawl.gpu.native.ranks import Joined
+    from pawl.gpu.parallel.communicator import Communicator
 
 
 class Rank(NamedTuple):
@@ -34,6 +36,8 @@ class Rank(NamedTuple):
         """What the stage before has computed of a step, [rows, hidden]; None where there is none before."""
         if self.shard.first:
             return None
+        import torch
+
         hidden = torch.empty(rows, self.shard.whole.hidden_size, dtype=dtype, device=device)
         self.receive(hidden)
         return hidden
