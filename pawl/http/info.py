@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from pawl.actors.sampling import Limits
 from pawl.actors.text.template import Templates
+from pawl.config import ServerConfig
 from pawl.loops.versions import DEFAULT_VERSION
+
+SECRETS = ("api_key", "admin_api_key")
 
 
 class Tokenization(Templates, Protocol):
@@ -80,3 +83,9 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     def knows(self, name: str) -> bool:
         """Whether a request for model `name` is for this one."""
         return name in (self.model_name, self.model_path) or name in self.aliases
+
+
+def settled(config: ServerConfig, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without secrets, and what was chosen where it left the choice."""
+    settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in SECRETS}
+    return {name: chosen.get(name, value) if value in (None, "auto") else value for name, value in settings.items()}

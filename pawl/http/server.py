@@ -17,10 +17,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import msgspec
 import structlog
 import uvicorn
 import uvloop
@@ -35,7 +34,7 @@ from pawl.gpu.weights.report import Report, unheard
 from pawl.http.app import create_app
 from pawl.http.connections import Connection, ConnectionLimits
 from pawl.http.guard import LOOPBACK, is_loopback
-from pawl.http.info import ServerInfo
+from pawl.http.info import ServerInfo, settled
 from pawl.http.rest import Rest
 from pawl.http.starting import Front
 from pawl.parsers import reader
@@ -183,9 +182,6 @@ def uvicorn_logs() -> Iterator[None]:
         logger.propagate, logger.level = before
 
 
-SECRETS = ("api_key", "admin_api_key")
-
-
 class EngineServer:
     """An engine and the server in front of it, from the first byte of the model to the last of a reply."""
 
@@ -329,16 +325,10 @@ class EngineServer:
             weight_version=config.weight_version,
             max_loaded_adapters=parts.loop_config.max_loaded_loras if parts.loop_config.max_loras else 0,
             request_timeout_s=config.request_timeout_s,
-            settings=_settled(config, chosen),
+            settings=settled(config, chosen),
             tool_format=tool_format,
             reasoning_format=reasoning_format,
         )
-
-
-def _settled(config: ServerConfig, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without secrets, and what was chosen where it left the choice."""
-    settings = {name: value for name, value in msgspec.to_builtins(config).items() if name not in SECRETS}
-    return {name: chosen.get(name, value) if value in (None, "auto") else value for name, value in settings.items()}
 
 
 def _words(text: str | None) -> set[str]:
