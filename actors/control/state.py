@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from pawl.actors.scheduler import Scheduler
 
 PATIENCE_S = 2.0
-_STATE_NAMES = tuple(state.name.lower() for state in State)
-"""By number."""
+_STATE_NAMES = {int(state): state.name.lower() for state in State}
+"""By number; not every number has a state."""
 
 
 class GetState(msgspec.Struct, frozen=True, tag="get_state", forbid_unknown_fields=True):
@@ -84,7 +84,7 @@ def state_of(scheduler: Scheduler, question: GetState) -> Outcome:
     )
     states = np.bincount(table.state[table.live_rows()], minlength=max(State) + 1)
     facts: dict[str, Any] = {
-        "requests": {state.name.lower(): int(states[state]) for state in State if states[state]},
+        "requests": {name: int(states[state]) for state, name in _STATE_NAMES.items() if states[state]},
         "serving": str(loop.serving),
         **loop.limits.in_force(),
         "effective_max_running_requests_per_dp": loop.limits.now.max_running,
@@ -221,9 +221,9 @@ def _check(body: GetState, reply: Reply) -> str | None:
     if not reply.ok:
         return reply.message
     for state in states_of(reply):
-        live, counted = len(state["live"]), sum(state["requests"].values())
+        live, counted = Counter(each["state"] for each in state["live"]), state["requests"]
         if live != counted:
-            return f"{live} live requests are listed, {counted} are counted"
+            return f"live requests are listed as {dict(live)}, and counted as {counted}"
     return None
 
 

@@ -110,9 +110,10 @@ def test_an_answer_that_contradicts_itself_is_noticed() -> None:
     everything = AbortRequests(abort_all=True)
     assert ABORT.check(everything, Reply(1, True, body={"num_pending": 0})) is None
     assert ABORT.check(everything, Reply(1, True, body={"num_pending": 1})) is not None
-    listed = {"live": [{}], "requests": {"decoding": 1}}
+    listed = {"live": [{"state": "decoding"}], "requests": {"decoding": 1}}
     assert STATE.check(GetState(True), Reply(1, True, body=listed)) is None
     assert STATE.check(GetState(True), Reply(1, True, body=listed | {"live": []})) is not None
+    assert STATE.check(GetState(True), Reply(1, True, body=listed | {"requests": {"finished": 1}})) is not None
     assert STATE.check(GetState(True), Reply(1, False, "no answer")) is not None
 
 

@@ -20,7 +20,7 @@ from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.runner import Ghost
 from pawl.lifecycle.records import Closed
 from pawl.lifecycle.request import SamplingParameters
-from pawl.lifecycle.states import Cause
+from pawl.lifecycle.states import Cause, State
 from pawl.loops.intake import WaitEnds
 from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.requests import Abort, CheckDeadlines, Drain, EndAll, Finish
@@ -306,6 +306,16 @@ def test_state_tells_requests_pages_and_counters() -> None:
     assert reply.body["requests"] == {"prefilling": 1}
     assert reply.body["live"][0]["rid"] == "r1"
     assert sum(reply.body["pages"][name] for name in ("free", "owned", "cached", "deferred", "quarantined")) == 64
+
+
+@pytest.mark.parametrize("state", [state for state in State if not state.terminal])
+def test_state_lists_every_state_under_its_own_name(state: State) -> None:
+    bench = Bench()
+    bench.tell(bench.submit(1, [1, 2, 3], 4))
+    bench.scheduler.loop.table.state[0] = state
+    bench.tell(Ask(3, GetState(detail=True)))
+    (reply,) = bench.context.take("gateway")
+    assert [each["state"] for each in reply.body["live"]] == [*reply.body["requests"]] == [state.name.lower()]
 
 
 def test_state_tells_the_pages_of_the_second_pool_where_there_is_one() -> None:
