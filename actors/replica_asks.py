@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -16,11 +16,19 @@ from pawl.actors.present import Present, lasts
 from pawl.actors.routed import NOBODY, Replica
 from pawl.actors.runtime.actor import Actor
 from pawl.loops.intake import Order
-from pawl.loops.orders.sessions import CloseSession
+from pawl.loops.orders.sessions import CloseSession, OpenSession
 from pawl.loops.orders.weight_groups import LeaveWeightGroup
 
 MOST_SESSIONS = 1 << 16
 """Names of sessions that are remembered, those that were opened last."""
+
+
+class Home(NamedTuple):
+    """Where a session is."""
+
+    replica: int
+    ticket: int
+    """Question of the gateway that opened it."""
 
 
 class ReplicaAsks:
@@ -30,8 +38,8 @@ class ReplicaAsks:
         """`replicas`: those that take requests and are not lost, by number; a view, as `others`, who are asked only
         what everybody is."""
         self.asks = Asks(actor, "replica")
-        self.sessions: dict[str, int] = {}
-        """Name -> the replica that has it."""
+        self.sessions: dict[str, Home] = {}
+        """By name."""
         self.present = Present()
         self.num_lasting = 0
         """Orders that last, of which it is not known yet whether all have carried them out."""
@@ -50,13 +58,15 @@ class ReplicaAsks:
         if not numbers:
             self._answer(ask, [Reply(0, False, why_not)])
             return
-        if session is not None:
-            self._remember(session(ask.message), numbers[0], opens=not isinstance(ask.message, CloseSession))
         others = self._others if session is None else {}
         asked = {**{number: self._replicas[number] for number in numbers}, **others}
         message = self.present.numbered(ask.message)
         done: Callable[[Ask, Sequence[Reply]], bool] = self._answer
-        if lasts(message):
+        if isinstance(message, OpenSession):
+            self._remember(message.session, Home(numbers[0], ask.ticket))
+        elif isinstance(message, CloseSession):
+            done = partial(self._closed, message.session, self.sessions.get(message.session))
+        elif lasts(message):
             self.num_lasting += 1
             done = partial(self._carried_out, message)
         gathering = Gathering(list(asked), self._is_there, partial(done, ask))
@@ -73,24 +83,35 @@ class ReplicaAsks:
 
     def lost(self, number: int, why: str) -> None:
         """This replica answers nothing any more, and its sessions are gone."""
-        for session in [session for session, owner in self.sessions.items() if owner == number]:
+        for session in [session for session, home in self.sessions.items() if home.replica == number]:
             del self.sessions[session]
         self.asks.fail(why, [ticket for ticket, asked in self._tickets.items() if asked == number])
 
+    def owner_of(self, session: str) -> int:
+        """Number of the replica that has this session, or that has not said yet that it is closed."""
+        home = self.sessions.get(session)
+        return NOBODY if home is None else home.replica
+
     def _owners(self, session: str) -> list[int]:
         """The replica that has it; one that nobody has is for the one with the least to do."""
-        owner = self.sessions.get(session, NOBODY)
+        owner = self.owner_of(session)
         if owner in self._replicas or not self._replicas:
             return [owner] if owner in self._replicas else []
         loads = [replica.load for replica in self._replicas.values()]
         return [min(loads, key=lambda load: (load.num_open, load.num_tokens, load.replica)).replica]
 
-    def _remember(self, session: str, owner: int, *, opens: bool) -> None:
+    def _remember(self, session: str, home: Home) -> None:
         self.sessions.pop(session, None)
-        if opens:
-            self.sessions[session] = owner
+        self.sessions[session] = home
         if len(self.sessions) > MOST_SESSIONS:
             del self.sessions[next(iter(self.sessions))]
+
+    def _closed(self, session: str, home: Home | None, ask: Ask, replies: Sequence[Reply]) -> bool:
+        """Until its replica has said so, who opens one of this name must ask that one; and this may have been done."""
+        done = self._answer(ask, replies)
+        if done and home is not None and self.sessions.get(session) == home:
+            del self.sessions[session]
+        return done
 
     def tell(self, replica: Replica, message: msgspec.Struct, answer: Answer) -> None:
         """Put it to this one alone."""

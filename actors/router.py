@@ -159,7 +159,7 @@ class Router(Actor):
     def _owner(self, message: Generate) -> int:
         """The replica for a request: a turn's is that of its session."""
         session = message.session
-        owner = NOBODY if session is None else self.fleet.questions.sessions.get(session.id, NOBODY)
+        owner = NOBODY if session is None else self.fleet.questions.owner_of(session.id)
         if owner in self.replicas:
             return owner
         return self._placement.place(message.tokens, message.namespace, self.fleet.loads())

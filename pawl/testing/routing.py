@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from pawl.actors.control import Ask
 from pawl.actors.messages.generate import Generate
 from pawl.actors.messages.replicas import ReplicaUp
 from pawl.actors.names import ROUTER, Names
@@ -14,8 +13,10 @@ from pawl.actors.routed import NOBODY, stream_of
 from pawl.actors.router import Router
 from pawl.actors.starter import Starter
 from pawl.build.wiring import watch_replica
+from pawl.lifecycle.machines.session import SessionPhase
+from pawl.lifecycle.request import SessionParameters
 from pawl.loops.orders.requests import Abort
-from pawl.loops.orders.sessions import CloseSession, OpenSession
+from pawl.loops.sessions import Session
 from pawl.memory.arrays import Int32s
 from pawl.testing.workload import Shape
 
@@ -115,23 +116,16 @@ class WatchedRouter(Router):
     """A router that must keep turns with their session, aborts until their request comes, and know what replicas have
     to do."""
 
-    sessions_of: Callable[[int], Collection[str]]
-    """Names of the sessions that a replica's scheduler has."""
+    sessions_of: Callable[[int], Mapping[str, Session]]
+    """Those that a replica's scheduler has, by name."""
 
     def __init__(
         self, shape: Shape, replicas: Sequence[Names], starter: Starter, report: Report, *, linked: bool
     ) -> None:
         super().__init__(WatchedPlacement(shape, report), replicas, starter, linked=linked)
         self._report = report
-        self._closed = False
-        """The one session of simulated clients is to be closed."""
         self._to_end: frozenset[int] = frozenset()
         """Requests that it was told to abort."""
-
-    def receive(self, message: Any) -> None:
-        if isinstance(message, Ask) and isinstance(message.message, OpenSession | CloseSession):
-            self._closed = isinstance(message.message, CloseSession)
-        super().receive(message)
 
     def _abort(self, message: Abort) -> None:
         self._to_end |= {*message.requests}
@@ -145,12 +139,15 @@ class WatchedRouter(Router):
 
     def _owner(self, message: Generate) -> int:
         owner = super()._owner(message)
-        session = None if self._closed else message.session
-        held = [number for number in self.replicas if session is not None and session.id in self.sessions_of(number)]
+        held = [number for number in self.replicas if self._takes_turns(number, message.session)]
         if held and owner not in held:
             text = f"a turn goes to replica {owner}, and its session is with {held}"
             self._report("session_atomicity", text, message.request)
         return owner
+
+    def _takes_turns(self, number: int, wanted: SessionParameters | None) -> bool:
+        session = None if wanted is None else self.sessions_of(number).get(wanted.id)
+        return session is not None and session.phase is SessionPhase.OPEN
 
     def settled(self) -> None:
         """Once all that has arrived is handled, loads are what the books come to."""

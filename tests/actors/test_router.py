@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pawl.actors.control import Ask
@@ -30,7 +31,7 @@ from pawl.actors.router import AGAIN_S, Router
 from pawl.actors.runtime.actor import Down
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.turns import info_of
-from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.request import SamplingParameters, SessionParameters
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.weight_source import FromBytes
 from pawl.loops.adapter import Named
@@ -39,6 +40,7 @@ from pawl.loops.orders.cache import FlushCache
 from pawl.loops.orders.limits import SetState
 from pawl.loops.orders.requests import Abort, Finish
 from pawl.loops.orders.serving import Pause
+from pawl.loops.orders.sessions import CloseSession, OpenSession
 from pawl.loops.orders.weights import PutWeights, UpdateWeights
 
 PROMPT = np.array([1, 2, 3], np.int32)
@@ -274,6 +276,32 @@ def test_an_adapter_has_one_number_in_all_replicas_whatever_one_of_them_has_refu
     router.receive(Ask(2, LoadAdapter(name="x", path="/x"), FRONT.gateway))
     for replica in (0, 1):
         assert told_next(context, replica) == [LoadNumberedAdapter(name="x", path="/x", number=2)]
+
+
+def turn(request: int) -> Generate:
+    return msgspec.structs.replace(asked(request), session=SessionParameters("s"))
+
+
+def test_a_session_is_with_its_replica_until_that_one_has_said_that_it_is_closed() -> None:
+    router, context = routed(2)
+    opening, closing = OpenSession("s", 0), CloseSession("s")
+    ordered(router, opening, 0)
+    router.receive(asked(1))
+    context.take("scheduler.0")
+    router.receive(Ask(2, closing, FRONT.gateway))
+    router.receive(turn(2))
+    router.receive(Ask(3, opening, FRONT.gateway))
+    router.receive(turn(3))
+    told = context.take("scheduler.0")
+    assert [each.message if isinstance(each, Ask) else each.request for each in told] == [closing, 2, opening, 3]
+    for order in (each for each in told if isinstance(each, Ask)):
+        router.receive(Reply(order.ticket, True))
+    router.receive(turn(4))
+    assert [each.request for each in given(context, 0)] == [4]
+    ordered(router, closing, 0)
+    ordered(router, opening, 1)
+    router.receive(turn(5))
+    assert [each.request for each in given(context, 1)] == [5]
 
 
 def test_where_weights_were_sent_a_lost_replica_is_not_started_again_and_people_are_told_why() -> None:
