@@ -84,7 +84,7 @@ class Storage(Actor):
             case Blocks(number, keys, data):
                 self._tell(Saved(number, self._keep(keys, data)))
             case Fetch(ticket, keys, pages, after):
-                self._fill(ticket, pages, self._read(keys), after)
+                self._fill(ticket, pages, self.store.read(keys), after)
             case EmptyHost(era):
                 self._empty(era)
             case SchedulerStops():
@@ -93,6 +93,7 @@ class Storage(Actor):
                 self._sent_here(message)
             case _:
                 self._send_away(message)
+        self._tell_dropped()
 
     def _send_away(self, message: SendPages | ForgetReceiver | EndOfPages | OfferAnswer | Taken | TicketOver) -> None:
         """For a decode replica."""
@@ -110,7 +111,6 @@ class Storage(Actor):
             case TicketOver(storage, ticket):
                 self.outgoing.over(storage, ticket)
         self.outgoing.pump()
-        self._tell_dropped()
 
     def _sent_here(self, message: HandedPages | PagesEnd | Expect | Unexpect | ForgetSender | OfferPages) -> None:
         """From a prefill replica, or about what it sends."""
@@ -125,7 +125,6 @@ class Storage(Actor):
                 self._answer(sender, OfferAnswer(self._names.storage, self.incoming.offered(message)))
             case HandedPages():
                 kept = self.incoming.keep(message)
-                self._tell_dropped()
                 if kept:
                     self._tell(Found(self._era, kept))
                 self._took(message)
@@ -146,19 +145,12 @@ class Storage(Actor):
     def _empty(self, era: int) -> None:
         self._era = era
         self.store.empty_host()
-        self._tell_dropped()
 
     def _keep(self, keys: tuple[bytes, ...], data: UInt8s) -> tuple[bytes, ...]:
         kept = self.store.keep(keys, data)
         self.outgoing.kept(kept)
         self.outgoing.pump()
-        self._tell_dropped()
         return kept
-
-    def _read(self, keys: tuple[bytes, ...]) -> UInt8s:
-        data = self.store.read(keys)
-        self._tell_dropped()
-        return data
 
     def settled(self) -> None:
         counts = self.store.counts() | self._handed_over()
@@ -189,6 +181,7 @@ class Storage(Actor):
             case PagesEnd(ticket):
                 self.incoming.unexpect(ticket)
                 self._tell(Received(ticket, 0))
+        self._tell_dropped()
         return self.survives()
 
     def stopped(self, reason: str) -> None:
@@ -200,6 +193,7 @@ class Storage(Actor):
         self.context.send(self._names.worker, Fill(ticket, pages, data, after), Lane.CONTROL)
 
     def _tell_dropped(self) -> None:
+        """The last word about a message, whatever came of it: what it brought may have left again meanwhile."""
         dropped = self.store.take_dropped()
         if dropped:
             self._tell(Dropped(dropped))

@@ -244,7 +244,7 @@ class Incoming:
         return ticket in self._expected
 
     def keep(self, message: HandedPages) -> tuple[PageKey, ...]:
-        """Keep what was expected and is whole; the keys of what the store has now."""
+        """Keep what was expected and is whole; its keys, of which later ones may have displaced earlier ones."""
         expected, kept = self._expected.get(message.ticket, set()), []
         read = self._reading(message) if expected and message.sums.shape == (len(message.keys),) else None
         if read is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pawl.actors.messages.execution import ResetWorker
+from pawl.actors.messages.hand_over import Expect, HandedPages, SendPages, Taken
 from pawl.actors.messages.transfer import (
     Blocks,
     Dropped,
@@ -25,11 +27,14 @@ from pawl.actors.messages.transfer import (
 )
 from pawl.actors.simulation.manual import ManualContext
 from pawl.actors.storage import FOUND_AT_ONCE, Storage
+from pawl.actors.tiers.files import HEADER, FileStore
+from pawl.actors.tiers.hand_over import checksums
 from pawl.actors.tiers.store import TierStore
 from pawl.actors.worker import Worker
 from pawl.gpu.ghost.runner import Ghost
 from pawl.memory.tiers.host import HostPool
 from pawl.memory.tiers.keys import KEY_BYTES
+from tests.actors.tier_disk import MemoryDisk
 
 PAGE_BYTES = 32
 
@@ -97,7 +102,7 @@ def test_what_is_kept_comes_back_with_its_keys_and_pages() -> None:
 
 
 def test_a_fetch_of_nothing_is_answered_and_corrects_who_believed_in_it() -> None:
-    dropped, answer = StorageBench().tell(Fetch(7, (key(9),), int32s(5), 0))
+    answer, dropped = StorageBench().tell(Fetch(7, (key(9),), int32s(5), 0))
     assert dropped == Dropped((key(9),))
     assert len(answer.data) == 0
 
@@ -105,8 +110,38 @@ def test_a_fetch_of_nothing_is_answered_and_corrects_who_believed_in_it() -> Non
 def test_pages_that_give_way_are_told() -> None:
     bench = StorageBench()
     bench.tell(Blocks(1, tuple(key(number) for number in range(4)), pages(0, 1, 2, 3)))
-    assert bench.tell(Blocks(2, (key(4),), pages(4))) == [Dropped((key(0),)), Saved(2, (key(4),))]
+    assert bench.tell(Blocks(2, (key(4),), pages(4))) == [Saved(2, (key(4),)), Dropped((key(0),))]
     assert bench.tell(EmptyHost(1)) == [Dropped((key(1), key(2), key(3), key(4)))]
+
+
+def test_a_saved_page_that_cannot_be_read_for_a_receiver_is_told_as_gone_after_it_is_told_as_saved() -> None:
+    disk = MemoryDisk()
+    files = FileStore(Path("pages"), "bf16", PAGE_BYTES, 4 * (HEADER.size + PAGE_BYTES), disk)
+    bench = StorageBench(TierStore(HostPool(0, PAGE_BYTES), files, eager=True))
+    bench.tell(SendPages(1, 7, "receiver", (key(1),)))
+    disk.fault = lambda operation: "error" if operation == "read" else None
+    told = bench.tell(Blocks(1, (key(1), key(2)), pages(1, 2)))
+    assert told == [Saved(1, (key(1), key(2))), Dropped((key(1),))]
+    assert key(1) not in bench.storage.store
+
+
+def test_a_page_that_the_next_ones_of_its_message_displace_is_told_as_gone_after_it_is_told_as_found() -> None:
+    bench, keys, data = StorageBench(), tuple(map(key, range(5))), pages(0, 1, 2, 3, 4)
+    bench.tell(Expect(7, keys))
+    told = bench.tell(HandedPages(7, "sender", 1, keys, checksums(keys, data), data))
+    assert told == [Found(0, keys), Taken("storage", 1), Dropped((key(0),))]
+    assert key(0) not in bench.storage.store
+
+
+def test_pages_that_left_before_a_defect_are_told() -> None:
+    class Defective(TierStore):
+        def keep(self, keys: Any, data: Any) -> Any:
+            super().keep(keys, data)
+            raise RuntimeError("a defect")
+
+    bench = StorageBench(Defective(HostPool(1, PAGE_BYTES), None, eager=True))
+    told = bench.tell(Blocks(1, (key(1), key(2)), pages(1, 2)))
+    assert told == [Saved(1), Dropped((key(1),))]
 
 
 def test_a_defect_of_the_store_costs_a_miss_and_not_the_answer() -> None:

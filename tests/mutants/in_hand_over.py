@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pawl.actors.prefill_desk import PrefillDesk
+from pawl.actors.storage import Storage
 from pawl.actors.tiers.hand_over import Outgoing
 from pawl.actors.tiers.hand_over_client import HandOverClient
 from pawl.loops.remote_prefill import RemotePrefill
@@ -41,5 +42,11 @@ HAND_OVER = (
         "auxiliary_conservation",
         "The storage of a decode replica is not told that nobody waits for a prefill any more.",
         Edit(HandOverClient.cancel, "send(names.storage, Unexpect(ticket), Lane.CONTROL)", "pass"),
+    ),
+    _mutant(
+        "gone_before_it_was_saved",
+        "observability_conservation",
+        "A page that could not be read for its receiver is told as gone, and after that as saved.",
+        Edit(Storage._keep, "self.outgoing.pump()", "self.outgoing.pump(); self._tell_dropped()"),
     ),
 )
