@@ -135,23 +135,23 @@ def _drawn(scaled: Float32s, parameters: DrawParameters, row: int) -> int:
 def _drawn_nucleus(scaled: Float32s, parameters: DrawParameters, row: int) -> int:
     """With top-p: among few tokens, if these have the mass."""
     weights = np.exp(scaled)
-    total = weights.sum()
+    total = weights.sum(dtype=np.float64)
     tokens = _likeliest(scaled, WIDE)
-    if weights[tokens].sum() < parameters.top_p[row] * total:
+    if weights[tokens].sum(dtype=np.float64) < parameters.top_p[row] * total:
         tokens = _likeliest(scaled, len(scaled))
     return _drawn_sorted(scaled[tokens], tokens, parameters, row, total)
 
 
 def _drawn_sorted(
-    values: Float32s, tokens: Int64s, parameters: DrawParameters, row: int, total: np.float32 | None = None
+    values: Float32s, tokens: Int64s, parameters: DrawParameters, row: int, total: np.float64 | None = None
 ) -> int:
     """Top-p, min-p and the draw over sorted candidates [k] with logits `values`. `total`: of the weights of all tokens,
     where the candidates are not all that is left."""
     weights = np.exp(values)
-    probabilities = weights / (weights.sum() if total is None else total)
-    reached = probabilities.cumsum()
-    kept = reached - probabilities < parameters.top_p[row]
-    kept &= probabilities >= parameters.min_p[row] * probabilities[0]
+    # In float32 a long row of small weights would not add up: each sum would be rounded the same way.
+    reached = weights.cumsum(dtype=np.float64)
+    kept = reached - weights < parameters.top_p[row] * (reached[-1] if total is None else total)
+    kept &= weights >= parameters.min_p[row] * weights[0]
     kept[0] = True
     perturbed = gumbel(parameters.keys[row], tokens.astype(np.uint32)) + values
     return int(tokens[np.where(kept, perturbed, np.float32(-np.inf)).argmax()])

@@ -39,6 +39,18 @@ def test_numpy_draws_the_tokens_that_torch_draws(given: dict[str, Any]) -> None:
     assert found.tolist() == in_torch.draw(logits, parameters).tolist()
 
 
+@pytest.mark.parametrize(("key", "place", "kept"), [(795, 134_937, True), (193, 135_037, False)])
+def test_top_p_counts_a_long_row_to_its_end(key: int, place: int, kept: bool) -> None:
+    """Of 150,000 equally likely tokens 0.9 keeps the first 135,000."""
+    top_p = np.array([1, 0.9], np.float32)
+    keys, zeros = np.array([[key, 0]] * 2, np.int32), np.zeros(2, np.float32)
+    parameters = DrawParameters(zeros + 1, np.zeros(2, np.int32), top_p, min_p=zeros, keys=keys)
+    whole, nucleus = on_host.draw(np.zeros((2, 150_000), np.float32), parameters)
+    assert whole == place
+    assert bool(nucleus == place) == kept
+    assert nucleus < 135_000
+
+
 @pytest.mark.parametrize("columns", [Columns(0, None), Columns(5, None), Columns(3, np.array([[-1, 2, 9]] * 70))])
 def test_numpy_scores_as_torch_does(columns: Columns) -> None:
     logits = torch.randn(70, 900, generator=torch.Generator().manual_seed(4)) * 3
