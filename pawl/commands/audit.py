@@ -15,7 +15,6 @@ import msgspec
 from pawl.commands.failures import NothingJudged, NoTrace, UsageError, exit_status
 from pawl.commands.trace import open_trace
 from pawl.config import ServerConfig
-from pawl.logs import progress, share_done
 
 if TYPE_CHECKING:
     from pawl.build.grammars import Folds
@@ -177,6 +176,7 @@ def _judged(path: Path, decide: bool, also: Sequence[Property], shown: bool) -> 
     from pawl.commands.beside import WORTH_IT, DecidedBeside
     from pawl.lifecycle.audit import audit
     from pawl.lifecycle.trace.reader import TraceReader
+    from pawl.logs import share_done
     from pawl.loops.decision_log import OneDecisionLog
 
     long = sum(file.stat().st_size for file in TraceReader(path).files) >= WORTH_IT
@@ -201,6 +201,7 @@ def recomputing(model: str | None, path: Path, folds: Folds) -> Iterator[Recompu
     from pawl.lifecycle.recompute import is_reproducible
     from pawl.lifecycle.records import Checkpoint, Started
     from pawl.lifecycle.trace.reader import TraceReader
+    from pawl.logs import progress
     from pawl.loops.recomputed import Recomputed
 
     first = next(iter(TraceReader(path) if model is None else open_trace(path)), None)

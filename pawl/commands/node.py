@@ -8,7 +8,6 @@ from pathlib import Path
 from pawl.build.hosts.addresses import host_and_port
 from pawl.commands.failures import UsageError
 from pawl.config import all_settings
-from pawl.logs import configure_logs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Until the head leaves, or a signal comes: 0."""
+    from pawl.logs import configure_logs
+
     configure_logs()
     return join(arguments.join, arguments.keys, arguments.node_timeout_s)
 

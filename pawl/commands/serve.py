@@ -14,7 +14,6 @@ from pawl.commands.node import join
 from pawl.commands.settings import prepared
 from pawl.commands.torchrun import launched_by
 from pawl.flags import add_flags
-from pawl.logs import share_done
 
 if TYPE_CHECKING:
     from pawl.gpu.step_runner import Abilities
@@ -48,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError(NO_KEYS)
         return join(arguments.listen, config.keys, config.node_timeout_s)
     from pawl.http.server import serve
+    from pawl.logs import share_done
 
     with ExitStack() as loading:
         report = loading.enter_context(share_done(f"loading {config.model}"))

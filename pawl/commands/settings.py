@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from pawl.config import ServerConfig
 from pawl.flags import config_from
-from pawl.logs import configure_logs, share_done
 
 if TYPE_CHECKING:
     from pawl.engine import Engine
@@ -33,6 +32,8 @@ def prepared(arguments: argparse.Namespace, *, quiet: bool = False) -> ServerCon
 
     `quiet` raises the level to warnings where the user chose none: for commands whose output is for reading.
     """
+    from pawl.logs import configure_logs
+
     config = config_from(arguments)
     level = "warning" if quiet and not hasattr(arguments, "log_level") else config.log_level
     configure_logs(config.log_format, level)
@@ -42,6 +43,8 @@ def prepared(arguments: argparse.Namespace, *, quiet: bool = False) -> ServerCon
 @contextmanager
 def running_engine(config: ServerConfig) -> Iterator[Engine]:
     """An engine inside this process, loaded and started; stopped at the end of the block."""
+    from pawl.logs import share_done
+
     with share_done(f"loading {config.model}") as report:
         from pawl.engine import Engine
 
