@@ -253,6 +253,8 @@ class Replies:
 
     def __init__(self) -> None:
         self._answered: set[int] = set()
+        self._resumed: set[int] = set()
+        """Not answered; others had them, until they were lost."""
         self._number = 0
         """Of the newest reply."""
         self._beginning: Beginning | None = None
@@ -262,6 +264,11 @@ class Replies:
         """Replies from before are not known: some may be for requests that are live here. And some that follow are for
         requests that have ended."""
         self._beginning = beginning
+
+    def submitted(self, record: Submitted) -> None:
+        """A request that a lost replica had may have been answered meanwhile; then that one's trace has the reply."""
+        if record.num_retractions:
+            self._resumed.add(record.request)
 
     def answered(self, record: Answered) -> Fault | None:
         """What is wrong with this reply, if anything."""
@@ -273,6 +280,7 @@ class Replies:
         if request in self._answered:
             return Fault("a second terminal reply", request)
         self._answered.add(request)
+        self._resumed.discard(request)
         before, self._number = self._number, record.number
         if record.number != before + 1 and (before or self._beginning is None):
             return Fault(f"reply {record.number} of the gateway follows reply {before}", request)
@@ -294,6 +302,8 @@ class Replies:
         begun = self._beginning
         earlier = frozenset(each.request for each in begun.arrivals) if begun is not None else frozenset[int]()
         for end in pairing.unanswered():
+            if end.event == Event.FINISH and end.request in self._resumed:
+                continue
             # A gateway that lost an actor answers at once: perhaps before the checkpoint, and the request came later.
             if end.request not in earlier and (begun is None or end.event == Event.FINISH):
                 yield Fault("no terminal reply", end.request)

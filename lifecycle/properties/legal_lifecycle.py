@@ -72,6 +72,7 @@ class LegalLifecycle(Property):
 
     @on(Submitted)
     def _submitted(self, record: Submitted, history: History) -> Sequence[Violation]:
+        self._replies.submitted(record)
         self._state = fitted(self._state, record.row + 1)
         self._state[record.row] = State.NEW
         before = self._holder.get(record.row)

@@ -11,7 +11,7 @@ from pawl.features.row import Feature, Source
 def _token_times(source: Source, values: Mapping[str, Any]) -> dict[str, Any]:
     if not source.chance(0.3):
         return {}
-    hitches = tuple(source.pick((0.0, 0.0, 0.3, 5.0)) for _ in range(source.within(0, 5)))
+    hitches = tuple(source.pick((0.0, 0.0, 0.3, 1.0)) for _ in range(source.within(0, 5)))
     return {"token_s": source.pick((0.02, 0.001, 0.1)), "hitches": hitches}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import msgspec
 
 from pawl.actors.control import row_of
-from pawl.actors.messages.control import LATE, Reply
+from pawl.actors.messages.control import LATE, Reply, Stalled
 from pawl.actors.messages.generate import Usage
 from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
 from pawl.actors.messages.links import ToLinker
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 NARRATORS = frozenset({NAMES.scheduler, NAMES.gateway, NAMES.recorder})
 """Actors without which a trace has no end."""
 
-OF_PAIRS = (DecoderUp, DecoderDown, PrefillerUp, PrefillerDown, *get_args(ToLinker))
-"""Two replicas may find each other, or part, while all stop: those who are told may have ended."""
+WHILE_STOPPING = (DecoderUp, DecoderDown, PrefillerUp, PrefillerDown, Stalled, *get_args(ToLinker))
+"""While all stop two replicas may find each other, or part, and a step may be slow: those who are told may be gone."""
 
 
 class EndChecks:
@@ -217,7 +217,9 @@ class EndChecks:
         faults = self.run.system.faults.faults
         if self._cut_short() or faults.rush or faults.late:
             return
-        letters = [each for each in self.run.system.dead_letters.recent() if not isinstance(each.message, OF_PAIRS)]
+        letters = [
+            each for each in self.run.system.dead_letters.recent() if not isinstance(each.message, WHILE_STOPPING)
+        ]
         if letters and not self.run.failed:
             letter = letters[0]
             lost = f"{type(letter.message).__name__} from {letter.sender} to {letter.to}: {letter.reason}"
@@ -232,14 +234,15 @@ class EndChecks:
     def _check_answers(self) -> None:
         """Each control message was answered once, and as its row says it must be. Where time was made to fly, or the
         engine was cut short, the gateway may have answered in place of the scheduler; where steps take time, because
-        its own was over."""
+        its own was over, perhaps before all had ended."""
         for_another = self.run.system.faults.faults.rush > 0 or self._cut_short()
         for control, answers in zip(self.run.workload.controls, self.run.desk.answers, strict=True):
             row = row_of(control.body)
             if len(answers) > 1 or (not answers and not self._cut_short()):
                 raise PropertyFailed(row.proves, f"{row.name} was answered {len(answers)} times")
             gone = any(words in answers[0].message for words in GONE) if self.run.failed and answers else False
-            excused = for_another or gone or (self.run.workload.shape.steps_take_time and LATE in answers[0].message)
+            late = bool(answers) and (LATE in answers[0].message or answers[0].body.get("num_pending", 0) > 0)
+            excused = for_another or gone or (self.run.workload.shape.steps_take_time and late)
             wrong = None if excused or self.excuses(answers[0]) else row.check(control.body, answers[0])
             if wrong is not None:
                 raise PropertyFailed(row.proves, f"{row.name}: {wrong}")

@@ -70,6 +70,18 @@ def test_a_reply_may_stand_before_the_end_that_it_tells_of() -> None:
     assert judged(told).violations == []
 
 
+@pytest.mark.parametrize("num_lost", [0, 1])
+def test_a_request_that_a_lost_replica_had_may_have_been_answered_there(num_lost: int) -> None:
+    records = [
+        msgspec.structs.replace(record, num_retractions=num_lost)
+        if isinstance(record, Submitted) and record.request == 1
+        else record
+        for record in answered(*ANSWERS[1:])
+    ]
+    found = [each.request for each in judged(records).violations if each.property == "legal_lifecycle"]
+    assert found == ([] if num_lost else [1])
+
+
 def test_without_the_start_nothing_is_judged_by_sizes_that_only_it_tells() -> None:
     assert judged(STORY.records[1:]).violations == []
 
