@@ -91,6 +91,8 @@ class PromptLogprobs(msgspec.Struct, frozen=True, eq=False):
     chosen: Float32s
     top_tokens: Int32s
     top: Float32s
+    ranks: Int32s
+    """[n], how many tokens are at least as likely, itself included. For clients: a trace has the scores alone."""
 
 
 DIGEST_BYTES = 16

@@ -215,6 +215,8 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     text: str
     top: tuple[tuple[int, float, str], ...] = ()
     """(token, logprob, text), likeliest first; then those that the request named."""
+    rank: int | None = None
+    """How many tokens are at least as likely, itself included; None: not known, as of drawn tokens."""
 
 
 class Done(msgspec.Struct, frozen=True):

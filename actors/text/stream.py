@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +24,13 @@ class ScoreLists(NamedTuple):
     chosen: list[float]
     top_tokens: list[list[int]]
     top: list[list[float]]
+    ranks: Sequence[int | None]
+    """None each for drawn tokens, which have none."""
 
     @classmethod
     def of(cls, scores: StepLogprobs | PromptLogprobs) -> ScoreLists:
-        return cls(scores.chosen.tolist(), scores.top_tokens.tolist(), scores.top.tolist())
+        ranks = scores.ranks.tolist() if isinstance(scores, PromptLogprobs) else [None] * len(scores.chosen)
+        return cls(scores.chosen.tolist(), scores.top_tokens.tolist(), scores.top.tolist(), ranks)
 
 
 class Stream:
@@ -152,7 +156,7 @@ class Stream:
         text = self._vocabulary.token_text
         rivals = zip(scores.top_tokens[index][:count], scores.top[index][:count], strict=True)
         top = tuple([(rival, logprob, text(rival)) for rival, logprob in rivals])
-        return TokenLogprob(token, scores.chosen[index], text(token), top)
+        return TokenLogprob(token, scores.chosen[index], text(token), top, scores.ranks[index])
 
 
 def _decoder(vocabulary: Vocabulary, options: TextOptions) -> Decoder:

@@ -228,7 +228,9 @@ class GhostDraws:
         if not len(tokens):
             return None
         columns = self._rivals.columns(np.array([slot], np.int32)).repeated(len(tokens))
-        return PromptLogprobs(slot, start, *_score(logprobs, tokens, columns))
+        scores = _score(logprobs, tokens, columns)
+        ranks = (logprobs >= scores.chosen[:, None]).sum(axis=1).astype(np.int32)
+        return PromptLogprobs(slot, start, *scores, ranks)
 
 
 def _gumbel(keys: NDArray[np.uint64]) -> Float64s:

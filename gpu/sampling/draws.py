@@ -21,10 +21,12 @@ class Scores:
     """int64 [n, k], of each row the likeliest, then the named"""
     top: Array
     """float32 [n, k]"""
+    ranks: Array | None = None
+    """int64 [n], how many tokens are at least as likely as the chosen one; None where nobody asks for it."""
 
     def arrays(self) -> list[Array]:
-        """Chosen, top tokens, top."""
-        return [self.chosen, self.top_tokens, self.top]
+        """Chosen, top tokens, top, and ranks where they are there."""
+        return [each for each in (self.chosen, self.top_tokens, self.top, self.ranks) if each is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +44,14 @@ class PromptScores:
     def collect(self) -> PromptLogprobs:
         """On the host."""
         scores = self.scores
+        assert scores.ranks is not None
         return PromptLogprobs(
             slot=self.slot,
             start=self.start,
             chosen=download(scores.chosen),
             top_tokens=download(scores.top_tokens).astype(np.int32),
             top=download(scores.top),
+            ranks=download(scores.ranks).astype(np.int32),
         )
 
 

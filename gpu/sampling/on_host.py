@@ -184,13 +184,13 @@ def gumbel(key: Int32s, tokens: NDArray[np.uint32]) -> Float32s:
 
 
 @np.errstate(all="ignore")
-def score(logits: Float32s, chosen: Int32s | Int64s, columns: Columns) -> Scores:
+def score(logits: Float32s, chosen: Int32s | Int64s, columns: Columns, *, ranked: bool = False) -> Scores:
     """See `Operations.score`."""
     count, vocab_size = logits.shape
     width, likely = columns.width, min(columns.width, MAX_TOP_LOGPROBS, vocab_size)
     shown = likely if columns.named is None else width
     own, top = np.empty(count, np.float32), np.empty((count, shown), np.float32)
-    tokens = np.zeros((count, shown), np.int64)
+    tokens, ranks = np.zeros((count, shown), np.int64), np.zeros(count, np.int64) if ranked else None
     for row, values in enumerate(logits):
         logprobs = values - values.max()
         logprobs -= np.log(np.exp(logprobs).sum())
@@ -200,4 +200,6 @@ def score(logits: Float32s, chosen: Int32s | Int64s, columns: Columns) -> Scores
             named = columns.named[row]
             tokens[row] = np.where(named == LIKELIEST, tokens[row], named)
         own[row], top[row] = logprobs[chosen[row]], logprobs[tokens[row]]
-    return Scores(own, tokens, top)
+        if ranks is not None:
+            ranks[row] = np.count_nonzero(logprobs >= own[row])
+    return Scores(own, tokens, top, ranks)

@@ -46,8 +46,9 @@ class Operations(Protocol):
         """One token for each row, int64 [n], from logits float32 [n, vocab], which are changed in place. At least the
         likeliest token is kept."""
 
-    def score(self, logits: Any, chosen: Any, columns: Columns) -> Scores:
-        """Log-probabilities of the tokens `chosen` [n] and of those in `columns` under `logits` [n, vocab]."""
+    def score(self, logits: Any, chosen: Any, columns: Columns, *, ranked: bool = False) -> Scores:
+        """Log-probabilities of the tokens `chosen` [n] and of those in `columns` under `logits` [n, vocab]; with
+        `ranked` the place of each chosen token among all."""
 
 
 def operations_on(device: Device) -> Operations:

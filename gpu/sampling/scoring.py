@@ -75,7 +75,7 @@ class PromptScorer:
 
     def _scores(self, slot: int, start: int, logits: Any, tokens: Any) -> PromptScores:
         columns = self._rivals.columns(np.array([slot], np.int32)).repeated(len(tokens))
-        return PromptScores(slot, start, self._score(logits, tokens, columns))
+        return PromptScores(slot, start, self._score(logits, tokens, columns, ranked=True))
 
     def sampled(self, slots: Int32s) -> None:
         """These requests draw: their prompts are behind them."""

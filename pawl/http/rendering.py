@@ -59,15 +59,14 @@ def stop_members(done: Done) -> dict[str, str | int | None]:
 
 
 def prompt_scores(entries: Sequence[TokenLogprob], count: int) -> list[dict[str, Any] | None]:
-    """`prompt_logprobs` as vLLM has them: for each token of the prompt it and its `count` likeliest rivals, by id. The
-    rank of a token that is none of these is not known."""
+    """`prompt_logprobs` as vLLM has them: for each token of the prompt it and its `count` likeliest rivals, by id."""
     return [_ranked(entry, count) for entry in entries]
 
 
 def _ranked(entry: TokenLogprob, count: int) -> dict[str, Any] | None:
     if entry.logprob is None:
         return None
-    ranks = {token: rank for rank, (token, _, _) in enumerate(entry.top, 1)}
+    ranks = {entry.token: entry.rank} | {token: rank for rank, (token, _, _) in enumerate(entry.top, 1)}
     own = (entry.token, entry.logprob, entry.text)
     return {
         str(token): {"logprob": finite(logprob), "rank": ranks.get(token), "decoded_token": text}

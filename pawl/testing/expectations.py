@@ -12,6 +12,7 @@ import numpy as np
 from pawl.actors.control.weights import SOURCES
 from pawl.actors.messages.generate import TokenLogprob, Usage
 from pawl.actors.text.ghost import ghost_vocabulary
+from pawl.actors.text.stream import ScoreLists
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.grammars import words_of
 from pawl.features.request import BAD_GRAMMAR
@@ -46,8 +47,8 @@ class PropertyFailed(Exception):
         self.request = request
 
 
-Score: TypeAlias = tuple[int, float | None, tuple[tuple[int, float], ...]]
-"""A token, its log-probability, and the likeliest tokens with theirs."""
+Score: TypeAlias = tuple[int, float | None, tuple[tuple[int, float], ...], int | None]
+"""A token, its log-probability, the likeliest tokens with theirs, and its rank, which a token of a prompt has."""
 
 
 class Said(NamedTuple):
@@ -122,17 +123,18 @@ def drawn_alone(
         if result.logprobs is not None:
             scores += _scores(tokens[-1:], result.logprobs, arrival)
         for part in result.prompt_logprobs:
-            prompt_scores += [(arrival.prompt[0], None, ()), *_scores(arrival.prompt[1:], part, arrival)]
+            prompt_scores += [(arrival.prompt[0], None, (), None), *_scores(arrival.prompt[1:], part, arrival)]
         for embedding in result.embeddings:
             vector = tuple(embedding.vector.tolist())
     return Said(tuple(tokens), tuple(scores), tuple(prompt_scores), vector)
 
 
 def _scores(tokens: Sequence[int], scores: StepLogprobs | PromptLogprobs, arrival: Arrival) -> list[Score]:
-    columns = zip(tokens, scores.chosen.tolist(), scores.top_tokens.tolist(), scores.top.tolist(), strict=True)
+    columns = zip(tokens, *ScoreLists.of(scores), strict=True)
     most = parameters_of(arrival).num_rivals or 0
     return [
-        (token, chosen, tuple(zip(top[:most], of_top[:most], strict=True))) for token, chosen, top, of_top in columns
+        (token, chosen, tuple(zip(top[:most], of_top[:most], strict=True)), rank)
+        for token, chosen, top, of_top, rank in columns
     ]
 
 
@@ -254,7 +256,7 @@ class Expectations:
         PropertyFailed."""
         said = self.said(arrival, drawn_by)
         for told, wanted in ((tokens, said.scores[: len(tokens)]), (prompt, said.prompt_scores if prompt else ())):
-            found = tuple((each.token, each.logprob, tuple([pair[:2] for pair in each.top])) for each in told)
+            found = tuple((one.token, one.logprob, tuple([pair[:2] for pair in one.top]), one.rank) for one in told)
             if found != wanted:
                 raise PropertyFailed("retraction_transparency", f"log-probabilities {found}, not {wanted}", request)
 

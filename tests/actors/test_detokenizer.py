@@ -235,8 +235,8 @@ def test_scores_come_to_those_who_asked_with_the_text_of_each_token() -> None:
 
 
 def prompt_scores(start: int, values: list[float]) -> PromptLogprobs:
-    chosen = np.array(values, dtype=np.float32)
-    return PromptLogprobs(0, start, chosen, np.full((len(values), 1), 7, np.int32), chosen[:, None] + 1)
+    chosen, ranks = np.array(values, dtype=np.float32), np.arange(1, len(values) + 1, dtype=np.int32)
+    return PromptLogprobs(0, start, chosen, np.full((len(values), 1), 7, np.int32), chosen[:, None] + 1, start + ranks)
 
 
 def test_prompt_scores_are_assembled_over_chunks_and_come_once_with_the_first_output() -> None:
@@ -251,6 +251,7 @@ def test_prompt_scores_are_assembled_over_chunks_and_come_once_with_the_first_ou
     [output] = bench.step([(0, prompt[0])], prompt_logprobs=((0, rest),), logprobs=sampled)
     assert [entry.token for entry in output.prompt_logprobs] == prompt
     assert [entry.logprob for entry in output.prompt_logprobs] == [None, *(-float(n) for n in range(1, len(prompt)))]
+    assert [entry.rank for entry in output.prompt_logprobs] == [None, *range(1, len(prompt))]
     assert output.prompt_logprobs[0].top == ()
     assert output.prompt_logprobs[1].top == ((7, 0.0, bench.vocabulary.token_text(7)),)
     [output] = bench.step([(0, prompt[0])], logprobs=sampled)

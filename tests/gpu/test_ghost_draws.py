@@ -90,6 +90,9 @@ def test_log_probabilities_are_those_of_the_logits() -> None:
     scores = np.concatenate([scores.chosen for result in results for scores in result.prompt_logprobs])
     of_prompt = [log_softmax(Sequel(prompt[:place]).logits())[prompt[place]] for place in range(1, len(prompt))]
     assert scores == pytest.approx(of_prompt, abs=1e-4)
+    ranks = np.concatenate([scores.ranks for result in results for scores in result.prompt_logprobs])
+    logits = [Sequel(prompt[:place]).logits() for place in range(1, len(prompt))]
+    assert ranks.tolist() == [int((row >= row[token]).sum()) for row, token in zip(logits, prompt[1:], strict=True)]
     logprobs, after = results[1].logprobs, log_softmax(Sequel(prompt).logits())
     assert logprobs is not None
     assert logprobs.top[0] == pytest.approx(np.sort(after)[::-1][:4], abs=1e-4)

@@ -17,6 +17,7 @@ from pawl.gpu.models.small import random_weights
 from pawl.gpu.recompute import CHUNK, Recomputer
 from pawl.gpu.sampling import in_torch, on_host
 from pawl.gpu.sampling.rivals import Columns
+from pawl.gpu.sampling.scores import BLOCK
 from pawl.lifecycle.grammar import Grammar, GrammarKind
 from pawl.lifecycle.recompute import Recorded
 from pawl.lifecycle.request import SamplingParameters
@@ -136,3 +137,16 @@ def test_which_of_equally_likely_tokens_is_told_does_not_depend_on_how_many_are_
         most = score(rows, chosen, Columns(20, None)).top_tokens[0].tolist()
         for count in (1, 3, 5):
             assert score(rows, chosen, Columns(count, None)).top_tokens[0].tolist() == most[:count]
+
+
+@pytest.mark.parametrize("named", [None, np.full((BLOCK + 9, 2), 5, np.int32)])
+def test_the_rank_of_a_token_counts_those_that_are_at_least_as_likely(named: Any) -> None:
+    logits = torch.randn(BLOCK + 9, 50, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    chosen = torch.arange(len(logits)) % 50
+    pairs = zip(logits.tolist(), chosen.tolist(), strict=True)
+    wanted = [sum(one >= row[token] for one in row) for row, token in pairs]
+    for score, rows, tokens in ((in_torch.score, logits, chosen), (on_host.score, logits.numpy(), chosen.numpy())):
+        ranks = score(rows, tokens, Columns(2, named), ranked=True).ranks
+        assert ranks is not None
+        assert ranks.tolist() == wanted
+        assert score(rows, tokens, Columns(2, named)).ranks is None

@@ -182,6 +182,10 @@ def test_prompt_logprobs_cover_the_prompt_once_whatever_the_chunks(folder: Path)
             assert scores.slot == 0
             for index in range(len(scores.chosen)):
                 position = scores.start + 1 + index
+                row = expected[position - 1]
+                own = row[prompt[position]]
+                # Of tokens that are about as likely either may come first.
+                assert (row > own + 1e-3).sum() < scores.ranks[index] <= (row > own - 1e-3).sum()
                 assert position not in found
                 found[position] = scores.chosen[index], scores.top_tokens[index].tolist(), scores.top[index].tolist()
     assert sorted(found) == [1, 2, 3, 4, 5, 6]

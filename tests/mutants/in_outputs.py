@@ -194,6 +194,13 @@ OUTPUTS = (
         Edit(scores._of_prompts, "part.start + 1, part.start + 1 + len(rows)", "part.start, part.start + len(rows)"),
     ),
     _mutant(
+        "rank_of_the_first_token",
+        "retraction_transparency",
+        "",
+        "Tokens of a prompt's chunk are all told with the rank of its first.",
+        Edit(Stream._entry, "scores.ranks[index]", "scores.ranks[0]"),
+    ),
+    _mutant(
         "scores_as_many_as_the_neighbour_asked_for",
         "logprobs_as_asked",
         "",

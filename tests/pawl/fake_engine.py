@@ -278,7 +278,8 @@ class FakeEngine:
         if first and live.sampling.prompt_logprobs:
             asked = live.sampling
             rest = (score(one, asked.top_logprobs or 0, asked.token_ids_logprob) for one in live.prompt[1:])
-            prompt_scores = (TokenLogprob(live.prompt[0], None, chr(live.prompt[0])), *rest)
+            ranked = (msgspec.structs.replace(each, rank=2) for each in rest)
+            prompt_scores = (TokenLogprob(live.prompt[0], None, chr(live.prompt[0])), *ranked)
         tokens = (live.tokens[-1],) if live.tokens else ()
         return Output(number, text, tokens, scores, prompt_scores, done)
 

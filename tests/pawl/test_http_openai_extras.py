@@ -83,7 +83,7 @@ def test_scores_of_the_prompt_are_by_token_id_with_rank_and_text(client: httpx.C
     assert first is None
     # The chosen token is the second likeliest of all, and one was asked for.
     assert second == {
-        "98": {"logprob": logprob(98), "rank": None, "decoded_token": "b"},
+        "98": {"logprob": logprob(98), "rank": 2, "decoded_token": "b"},
         "255": {"logprob": -0.25, "rank": 1, "decoded_token": "\ufffd"},
     }
     # Without being asked for they are null, as vLLM has it.
