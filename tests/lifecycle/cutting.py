@@ -115,6 +115,7 @@ def _table(monitor: Monitor, records: Sequence[Record]) -> RequestTable:
         info.num_cached = next((move.num_cached or 0 for move in moves if move.event == Event.ADMIT), 0)
         table._free.sort(key=lambda free, row=row: free == row)  # type: ignore[misc]
         table.open(info, int32s(submitted.tokens), submitted.priority, float("inf"))
+        table.place(row)
         for output in history.output(row).tolist():
             table.append(np.array([row]), np.array([output], np.int32))
         table.state[row] = _of(monitor, LegalLifecycle)._state[row]
