@@ -11,6 +11,7 @@ the one that was switched to last.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -88,12 +89,17 @@ class GroupExperts:
     def start(self) -> None:
         """See `CountsExperts.start`."""
         self._recording, self._recorded = True, self._nothing()
-        self._group.ask(CountExperts(True))
+        self._count()
 
     def stop(self) -> None:
         """See `CountsExperts.stop`."""
         self._recording = False
-        self._group.ask(CountExperts(self.counting))
+        self._count()
+
+    def _count(self) -> None:
+        """Ranks that are lost are lost to the next step, which starts others: those are told what to count."""
+        with suppress(RunnerLost):
+            self._group.ask(CountExperts(self.counting))
 
     def take(self) -> NDArray[np.int64]:
         """See `CountsExperts.take`."""

@@ -469,6 +469,49 @@ def test_what_is_recorded_of_experts_goes_on_when_ranks_are_started_again() -> N
     assert int(group.experts.take().sum()) == sum(int(batch.lengths.sum()) for batch in steps)
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["seen by the question", "known before"])
+def test_a_record_of_experts_starts_and_stops_while_ranks_are_lost_and_those_started_next_count_so(known: bool) -> None:
+    faults = Faults()
+    group = group_of(faults)
+
+    def lose() -> None:
+        if known:
+            faults.wanted.append("rank 0 dies")
+            with pytest.raises(RankLost):
+                drawn(group)
+        else:
+            assert group._ranks is not None
+            group._ranks.end()
+
+    lose()
+    group.experts.start()
+    with pytest.raises(RunnerLost, match="was ended"):
+        group.launch(batches(1)[0])
+    group.reset()
+    steps = batches(4)
+    drawn(group, 4)
+    lose()
+    group.experts.stop()
+    group.reset()
+    drawn(group, 4)
+    assert int(group.experts.take().sum()) == sum(int(batch.lengths.sum()) for batch in steps)
+    assert maps(group) == [EXPERTS.placement] * 2
+
+
+def test_ranks_that_have_parted_may_be_asked_beside_before_that_step_is_read_and_none_goes_on() -> None:
+    faults = Faults()
+    group = group_of(faults)
+    drawn(group)
+    group.reset()
+    faults.wanted.append("rank 1 skips a step")
+    launched = group.launch(batches(1)[0])
+    assert group.placing.stage() is not None
+    with pytest.raises(RanksDiverged):
+        group.collect(launched)
+    group.reset()
+    assert maps(group) == [EXPERTS.placement] * 2
+
+
 def test_memory_that_ranks_were_lost_with_can_be_resumed_and_the_next_step_starts_them_again() -> None:
     faults = Faults()
     group, expected = group_of(faults), drawn(group_of())
