@@ -12,6 +12,7 @@ from pawl.actors.messages.control import LATE, Reply, Stalled
 from pawl.actors.messages.generate import Usage
 from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
 from pawl.actors.messages.links import ToLinker
+from pawl.actors.messages.transfer import Saved
 from pawl.actors.names import NAMES
 from pawl.actors.simulation.faults import FaultKind
 from pawl.actors.storage import Storage
@@ -27,6 +28,7 @@ from pawl.testing.expectations import PropertyFailed, check_refusal, check_usage
 from pawl.testing.profiles import profile_at_rest
 
 if TYPE_CHECKING:
+    from pawl.actors.runtime.dead_letters import DeadLetter
     from pawl.testing.cluster import Cluster
     from pawl.testing.replica import SimulatedReplica
     from pawl.testing.workload import Arrival
@@ -217,15 +219,20 @@ class EndChecks:
         faults = self.run.system.faults.faults
         if self._cut_short() or faults.rush or faults.late:
             return
-        letters = [
-            each for each in self.run.system.dead_letters.recent() if not isinstance(each.message, WHILE_STOPPING)
-        ]
+        letters = [each for each in self.run.system.dead_letters.recent() if not self._may_be_lost(each)]
         if letters and not self.run.failed:
             letter = letters[0]
             lost = f"{type(letter.message).__name__} from {letter.sender} to {letter.to}: {letter.reason}"
             raise PropertyFailed("auxiliary_conservation", f"a message that nobody took: {lost}")
         if self.run.desk.pace.seconds:
             raise PropertyFailed("bounded_progress", f"the watchdog saw a stall of {self.run.desk.pace.seconds:g} s")
+
+    def _may_be_lost(self, letter: DeadLetter) -> bool:
+        """A worker whose ranks are lost cannot read pages, and says so itself: it does not know that its scheduler has
+        stopped, as the storage does."""
+        if isinstance(letter.message, Saved):
+            return not letter.message.keys and letter.sender in {replica.names.worker for replica in self.run.replicas}
+        return isinstance(letter.message, WHILE_STOPPING)
 
     def excuses(self, answer: Reply) -> bool:
         """Whether a control message may be answered so, whatever its row says."""

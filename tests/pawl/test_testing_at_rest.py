@@ -9,7 +9,9 @@ import msgspec
 import pytest
 
 from pawl.actors.gateway import Gateway
+from pawl.actors.messages.transfer import Saved
 from pawl.actors.names import NAMES
+from pawl.actors.runtime.dead_letters import Reason
 from pawl.actors.simulation.exploration import drive
 from pawl.actors.simulation.faults import Faults
 from pawl.actors.simulation.quiet import silence
@@ -102,3 +104,25 @@ def test_a_gateway_that_goes_without_a_word_is_found_out(monkeypatch: pytest.Mon
     outcome = explore_workload(SERVED, "random", 60, faults=faults, shrink=False)
     assert outcome.found is not None
     assert "never answered" in str(outcome.found)
+
+
+@pytest.mark.parametrize(
+    ("sender", "letter", "sound"),
+    [
+        (NAMES.worker, Saved(1), True),
+        (NAMES.worker, Saved(1, (b"key",)), False),
+        (NAMES.storage, Saved(1), False),
+    ],
+)
+def test_pages_that_a_worker_could_not_read_may_be_given_up_to_a_scheduler_that_has_stopped(
+    sender: str, letter: Saved, sound: bool
+) -> None:
+    with silence():
+        run = cluster(SERVED, Fair())
+        drive(run)
+    run.system.dead_letters.add(NAMES.scheduler, sender, letter, Reason.RECEIVER_GONE)
+    if sound:
+        run.checks.check_end()
+    else:
+        with pytest.raises(PropertyFailed, match=f"nobody took: Saved from {sender}"):
+            run.checks.check_end()
