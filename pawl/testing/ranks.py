@@ -133,7 +133,7 @@ class SimulatedRanks:
             _ready(number, (*page, 1, 1), ghost, weights) for number, ghost in enumerate(ghosts)
         ]
         self.steps = SimulatedLine(self.actions, RankActions.step, strikes, report)
-        # What is asked beside the steps is answered also where the answer to a step that parts the ranks is not read yet.
+        # A question beside the steps may be answered before the answer that shows that ranks have parted is read.
         self.beside = SimulatedLine(self.actions, RankActions.beside, strikes, unheard)
         self.steps.maps = lambda: {rank.experts.placement for rank in self.experts}
         self.ended = False
