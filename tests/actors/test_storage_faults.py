@@ -255,9 +255,9 @@ def forgets_who_left(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("plant", "first"),
     [
-        (deaf_to_fences, 25),
+        (deaf_to_fences, 61),
         (saves_too_late, 3),
-        (fills_too_early, 12),
+        (fills_too_early, 44),
         (trusts_files, 0),
         (believes_in_more_than_came, 0),
         (forgets_who_left, 5),

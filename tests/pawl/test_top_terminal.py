@@ -29,7 +29,7 @@ from tests.pawl.fake_engine import Served
 from tests.pawl.ghost_server import ghost_server
 from tests.pawl.watching import Screen
 
-PATIENCE_S = 60.0
+PATIENCE_S = 600.0
 HOSTILE = "mine\x1b[2J\x1b]0;owned\x07\u202e"
 ON_TERMINAL = """
 import os, sys
