@@ -23,7 +23,8 @@ def table_of(*texts: list[int], wanted: int = 64) -> RequestTable:
     table = RequestTable(len(texts), ROOM)
     for number, text in enumerate(texts):
         sampling = SamplingParameters(temperature=0.0, max_new_tokens=wanted)
-        table.open(RequestInfo(number, "", sampling, "", 0.0), np.array(text, np.int32), 0, np.inf)
+        row = table.open(RequestInfo(number, "", sampling, "", 0.0), np.array(text, np.int32), 0, np.inf)
+        table.place(row)
     return table
 
 
