@@ -58,7 +58,7 @@ ADAPTERS = (
         "adapter_references",
         "",
         "An adapter is told from others by its name: one that is loaded again has the pages of the one before.",
-        Edit(Adapters.load, "self._newest += 1", "self._newest = sum(name.encode())"),
+        Edit(Adapters.load, "self._newest + 1 if number is None else number", "sum(name.encode())"),
     ),
     _mutant(
         "reference_stays_after_an_abort",

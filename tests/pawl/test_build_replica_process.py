@@ -80,7 +80,7 @@ def test_streams_of_replicas_that_are_killed_go_on_where_their_clients_are(tmp_p
 def test_where_none_is_started_again_its_requests_end_with_the_reason_and_the_engine_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ProcessReplicas, "restart", lambda replicas, lost, again: False)
+    monkeypatch.setattr(ProcessReplicas, "restart", lambda replicas, lost, why_not="": why_not or "one was enough")
     with Engine(config(tmp_path)) as engine:
         stream = engine.stream("hello", {"max_new_tokens": 4000})
         next(stream)
