@@ -35,7 +35,7 @@ BROADCAST = {"t": "ghost:t+u"}
 SOURCES = ON_DISK | SENT | BROADCAST
 """Of versions that simulated clients have served, the first one among them; a ghost says other things under each."""
 NOWHERE = "nowhere"
-NO_FILE, NO_WEIGHT, NO_FLOAT = "no such file", "do not fit", "no floating-point number"
+NO_FILE, NO_GHOST, NO_WEIGHT, NO_FLOAT = "no such file", "the ghost has no weights", "do not fit", "no floating-point number"
 """Of a real model in a ghost's place: it has no weights of a ghost."""
 REFUSALS = (BUSY, UNREAD, UNEXCHANGED, LOST, PARTS_LOST)
 """Of weights that exist, and fit."""
@@ -52,7 +52,7 @@ def _drawn(source: Source) -> UpdateWeights | None:
 def _check(body: UpdateWeights, reply: Reply) -> str | None:
     if reply.ok:
         return "weights were served that do not exist" if body.model_path == NOWHERE else None
-    if body.model_path != NOWHERE and not any(words in reply.message for words in (*REFUSALS, NO_FILE)):
+    if body.model_path != NOWHERE and not any(words in reply.message for words in (*REFUSALS, NO_FILE, NO_GHOST)):
         return f"the weights exist, and were refused: {reply.message}"
     return None if reply.message else "an update failed, and nobody said why"
 

@@ -23,6 +23,7 @@ from safetensors.torch import save
 from pawl.actors.text.ghost import ghost_vocabulary
 from pawl.build.assembly import load_parts
 from pawl.config import build_config
+from pawl.gpu.dtypes import tensor_of
 from pawl.gpu.ghost.oracle import expected
 from pawl.gpu.ghost.weights import GhostWeights
 from pawl.lifecycle.audit import Verdict, audit
@@ -146,7 +147,7 @@ def test_through_updates_nobody_is_lost_and_every_token_bears_the_name_of_the_we
 def test_a_real_model_says_under_each_name_what_it_says_when_it_is_asked_again_under_it(tmp_path: Path) -> None:
     settings = {"model": "smollm2", "trace_dir": str(tmp_path), "weight_version": "v0", "deterministic": True}
     parts = load_parts(build_config(settings))
-    norm = parts.runner.named_weights()["model.norm.weight"]
+    norm = tensor_of(parts.runner.named_weights()["model.norm.weight"])
     files = {f"v{n}": save({"model.norm.weight": norm.roll(n)}) for n in range(3)}
     with (
         ghost_server(parts, **settings) as (host, port),
