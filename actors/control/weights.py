@@ -35,7 +35,8 @@ BROADCAST = {"t": "ghost:t+u"}
 SOURCES = ON_DISK | SENT | BROADCAST
 """Of versions that simulated clients have served, the first one among them; a ghost says other things under each."""
 NOWHERE = "nowhere"
-NO_FILE, NO_GHOST, NO_WEIGHT, NO_FLOAT = "no such file", "the ghost has no weights", "do not fit", "no floating-point number"
+NO_FILE, NO_GHOST = "no such file", "the ghost has no weights"
+NO_WEIGHT, NO_FLOAT = "do not fit", "no floating-point number"
 """Of a real model in a ghost's place: it has no weights of a ghost."""
 REFUSALS = (BUSY, UNREAD, UNEXCHANGED, LOST, PARTS_LOST)
 """Of weights that exist, and fit."""
