@@ -109,9 +109,15 @@ def _mine(records: Sequence[Record], forgery: Forgery) -> Life:
 
 
 def names_nobody_live(records: Sequence[Record], forgery: Forgery) -> bool:
-    """Whoever the order names in the sound run or in the forged one alone has ended by then or never comes."""
+    """Whoever the order names in the sound run or in the forged one alone has ended by then, never comes, or is refused
+    for a cause of its own when it comes."""
     changed = _named(records[forgery.at]) ^ _named(forgery.changed)
-    return all(life_of(records, request).ended_at < forgery.at for request in changed)
+    refused = {
+        each.request
+        for each in records
+        if isinstance(each, Transition) and each.source is State.NEW and each.cause is Cause.INVALID
+    }
+    return all(request in refused or life_of(records, request).ended_at < forgery.at for request in changed)
 
 
 def nobody_waited(records: Sequence[Record], forgery: Forgery) -> bool:

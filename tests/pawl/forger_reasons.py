@@ -58,7 +58,9 @@ class Reason(NamedTuple):
 _WORDS = Reason("words for people, from which nothing follows")
 _SETTING = Reason("a limit that nothing came near, or a choice that nothing depended on: all decisions are the same")
 _AGAIN = Reason("an order that comes again, or a little earlier or later, changes nothing, as nothing came between")
-_NO_EFFECT = Reason("an order about requests that have ended, or never come, changes nothing", names_nobody_live)
+_NO_EFFECT = Reason(
+    "an order about requests that have ended, never come or are refused changes nothing", names_nobody_live
+)
 _TIMER = Reason("a timer of the engine's own that found nothing to do")
 _ASKER = Reason("who waits for an order's outcome: replies to control messages are not recorded")
 _CLOCK = Reason("an input has its own time, and nothing else says when it came; only the order of times is bound")
@@ -112,7 +114,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
                 "weights_failed",
             ),
             *("join_weight_group", "leave_weight_group", "group_met", "group_lost", "parts_received"),
-            *("load_adapter", "unload_adapter", "adapter_loaded", "adapter_failed"),
+            *("load_adapter", "load_numbered_adapter", "unload_adapter", "adapter_loaded", "adapter_failed"),
             *("release_memory", "resume_memory", "memory_move_ended"),
         )
     },
@@ -120,7 +122,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
         f"Delivered {order}: twice": (_AGAIN,)
         for order in (
             *("update_weights", "put_weights", "receive_weights", "join_weight_group", "leave_weight_group"),
-            *("load_adapter", "unload_adapter", "release_memory", "resume_memory"),
+            *("load_adapter", "load_numbered_adapter", "unload_adapter", "release_memory", "resume_memory"),
             *("open_session", "close_session", "expire_session", "set_state", "slow_down"),
         )
     },
@@ -131,6 +133,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
             ("receive_weights", ("names", "dtypes", "shapes", "load_format", "flush_cache", "torch_empty_cache")),
             ("put_weights", ("source",)),
             ("load_adapter", ("lora_path",)),
+            ("load_numbered_adapter", ("lora_path",)),
         )
         for name in names
     },
@@ -153,7 +156,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
         f"Delivered join_weight_group.fields[[]{name}]: *": (Reason("where the engine meets a trainer, and how"),)
         for name in ("master_address", "master_port", "rank_offset", "world_size", "backend")
     },
-    "Delivered load_adapter.fields[[]pinned]: negated": (Reason("that it may not leave a slot that nobody wanted"),),
+    "Delivered load_*adapter.fields[[]pinned]: negated": (Reason("that it may not leave a slot that nobody wanted"),),
     "Delivered release_memory.fields[[]timeout]: *": (_CLOCK,),
     "Delivered *_memory.fields[[]tags][[]n]: twice": (_TAGS,),
     "Delivered *_memory.fields[[]tags]: two exchanged": (_TAGS,),
