@@ -63,6 +63,7 @@ def test_every_request_has_the_bits_it_was_served_with(name: str, dtype: str) ->
     assert max(advanced) == CHUNK
 
 
+@pytest.mark.slow
 def test_triton_kernels_compute_again_what_they_served(sums_in_order: None) -> None:
     settings: dict[str, Any] = {"backend": "triton", "device": DEVICE}
     worker = worker_of(ODD, random_weights(ODD, torch.float32), "fp32", 16, 1, **settings)

@@ -50,7 +50,7 @@ def foretell(serving: Serving, everyone: Sequence[Asked], answers: Sequence[Answ
 
 
 @pytest.mark.parametrize("model", ["dense", "switched", "experts"])
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("pacing", "mixed"), [CELLS[0], CELLS[3]])
 def test_foretold_requests_get_the_bits_that_they_get_alone(model: str, dtype: str, pacing: str, mixed: bool) -> None:
     everyone = workload(ODD.vocab_size, 5, 6, longest=40, num_output=24)
