@@ -210,7 +210,7 @@ class Shard:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Those of the parts that it has, by the names in its own model."""
-        whole = weight_shapes(self.whole)
+        whole = self._whole_shapes
         parts = ((name, whole[name] if cut is None else cut.shape(whole[name])) for name, cut in self.cuts.items())
         return {self.own_name(name): shape for name, shape in parts}
 
@@ -238,7 +238,7 @@ class Shard:
 
     def _holds(self, name: str) -> bool:
         if found := _EXPERT.match(name):
-            return int(found[1]) in self.layers and int(found[2]) in self.held(int(found[1]))
+            return int(found[1]) in self.layers and self.part in self.placed(int(found[1]))[int(found[2])]
         if found := _LAYER.match(name):
             return int(found[2]) in self.layers
         if name == "model.embed_tokens.weight":
@@ -272,7 +272,7 @@ class Shard:
     def _low_rank(self, layer: int, product: Product, low: LowRank) -> LowRank:
         import torch
 
-        shapes, kept, first, axis = weight_shapes(self.whole), [], 0, 0
+        shapes, kept, first, axis = self._whole_shapes, [], 0, 0
         for part in PRODUCTS[product]:
             name = f"model.layers.{layer}.{part}.weight"
             cut = self._cut(name, shapes[name])
