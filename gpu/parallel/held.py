@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol, cast
-
-from numpy.typing import NDArray
+from typing import Protocol, cast
 
 from pawl.gpu.backend import MovesExperts
 from pawl.gpu.parallel.placement import Placement
@@ -21,8 +18,8 @@ class HoldsExperts(Protocol):
     """What a rank does of `StageExperts` and `SwitchExperts`, which do not come at a time."""
 
     def stage(self, ticket: int, placement: Placement, source: FromBytes) -> None:
-        """Lay out, beside what computes, the rank's parts of these weights for a map in which it has the experts. What
-        was laid out under another ticket is dropped."""
+        """Lay out, beside what computes, the rank's parts of these weights for a map in which it has the experts, the
+        same with each call under a ticket. What was laid out under another one is dropped."""
 
     def switch(self, ticket: int) -> None:
         """Compute by the map of this ticket; no step is in flight. Raises WeightsRefused, with nothing changed, where
@@ -38,11 +35,17 @@ class HeldExperts:
 
     def stage(self, ticket: int, placement: Placement, source: FromBytes) -> None:
         """See `HoldsExperts.stage`."""
-        now, anew = self._shard, self._staged is None or self._staged[0] != ticket
-        new = replace(now, placement=placement)
+        now, staged = self._shard, self._staged
+        anew = staged is None or staged[0] != ticket
+        # One shard for all experts of a ticket: it looks at the names of the whole model once.
+        new = replace(now, placement=placement) if staged is None or anew else staged[1]
         self._staged = ticket, new
-        coming = new.cuts.keys() - now.cuts.keys()
-        self._backend.stage_experts(_parts(new, parsed(source.safetensors), coming), anew=anew)
+        coming = {
+            new.own_name(name): new.own_part(name, weight)
+            for name, weight in parsed(source.safetensors).items()
+            if name in new.cuts and name not in now.cuts
+        }
+        self._backend.stage_experts(coming, anew=anew)
 
     def switch(self, ticket: int) -> None:
         """See `HoldsExperts.switch`."""
@@ -64,7 +67,3 @@ class HeldExperts:
     @property
     def _backend(self) -> MovesExperts:
         return cast(MovesExperts, self._updates.serving.backend)
-
-
-def _parts(shard: Shard, sent: Mapping[str, NDArray[Any]], coming: set[str]) -> dict[str, NDArray[Any]]:
-    return {shard.own_name(name): shard.own_part(name, weight) for name, weight in sent.items() if name in coming}
