@@ -186,7 +186,7 @@ class TorchDecoder:
         routes = route(F.linear(normed, layer.router), experts)
         if self._counts is not None:
             tally(self._counts[index], routes.experts)
-        copies = () if self.rank is None else self.rank.shard.copies(self.rank.shard.layers[index])
+        copies = () if self.rank is None else self.rank.shard.copies[index]
         return mix(routes, normed, layer.held, lambda rows, n: self.mlp(rows, layer.gate_up[n], layer.down[n]), copies)
 
     def mlp(self, rows: Tensor, gate_up: Tensor, down: Tensor, adapters: StepAdapters | None = None) -> Tensor:

@@ -155,9 +155,12 @@ class Shard:
         """The experts of this layer that it has, rising."""
         return tuple(expert for expert, owners in enumerate(self.placed(layer)) if self.part in owners)
 
-    def copies(self, layer: int) -> tuple[tuple[int, int], ...]:
-        """Of each of these: which of the parts that have it this one is, and how many there are."""
-        return tuple((owners.index(self.part), len(owners)) for owners in self.placed(layer) if self.part in owners)
+    @cached_property
+    def copies(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """For each layer of its stage, of each expert that it has: which of the parts that have it this one is, and of
+        how many."""
+        part, layers = self.part, map(self.placed, self.layers)
+        return tuple(tuple((each.index(part), len(each)) for each in placed if part in each) for placed in layers)
 
     @cached_property
     def _even(self) -> Placement:
