@@ -76,7 +76,7 @@ class BoundedGaps(Property):
 
     @on(StepRolledBack)
     def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
-        self._times.lost()
+        self._times.in_flight.pop()  # the newest; each has a record of its own
         return ()
 
     @on(Contained)

@@ -117,6 +117,18 @@ def test_pages_of_a_lost_step_may_be_taken_by_whoever_comes_next(begun: bool) ->
     assert judged(story.records).violations == judged(story.records[:-1]).violations
 
 
+def test_every_property_can_judge_a_step_that_comes_back_when_the_one_behind_it_is_lost() -> None:
+    story = Story()
+    story.start()
+    story.submit(1, 0, 4, 3)
+    story.admit(1, 0)
+    story.plan(1, Segment(0, 0, 4, pages=((0, 3),)))
+    story.plan(2, token(0, 4, pages=((1, 5),)))
+    story.add(StepRolledBack(2, "the worker was lost", story.now()))
+    story.commit(1, [Event.FIRST_TOKEN], 1)
+    assert not judged(story.records).indigestible
+
+
 def test_equal_requests_with_equal_outputs_violate_nothing() -> None:
     assert judged(twins((7, 8), (7, 8, 9))).violations == []
 
