@@ -10,9 +10,9 @@ the one that was switched to last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -50,8 +50,8 @@ class ExpertsOfModel(msgspec.Struct, frozen=True):
 class GroupExperts:
     """`CountsExperts` and `PlacesExperts` of a group. The worker's thread calls all but `stage`."""
 
-    def __init__(self, model: ExpertsOfModel, expert_of: Callable[[RankGroup, Move], FromBytes]) -> None:
-        """`expert_of` asks for the weights of an expert."""
+    def __init__(self, model: ExpertsOfModel, expert_of: Callable[[Mapping[str, Any], Move], FromBytes]) -> None:
+        """`expert_of` takes an expert from the weights that the group shows."""
         self.chosen, self.layers, self.placement = model.chosen, model.layers, model.placement
         self.balances = model.balances
         self._model, self._expert_of = model, expert_of
@@ -125,10 +125,10 @@ class GroupExperts:
         new = rebalanced(now, used, self._model.parts, self._model.redundant)
         if new == now:
             return None
-        coming = moves(now, new)
+        coming, shown = moves(now, new), self._group.named_weights()
         try:
             for move in coming:
-                self._group.ask_beside(StageExperts(self._ticket, new, self._expert_of(self._group, move)))
+                self._group.ask_beside(StageExperts(self._ticket, new, self._expert_of(shown, move)))
         except RunnerLost as error:
             raise WeightsRefused(str(error)) from error
         self._planned = self._ticket, new

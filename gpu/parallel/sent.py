@@ -33,9 +33,8 @@ def sendable(message: StageWeights) -> StageWeights:
     return msgspec.structs.replace(message, source=source)
 
 
-def expert_of(group: RankGroup, move: Move) -> FromBytes:
-    """An expert's weights, as those show them that have them."""
-    shown = group.named_weights()
+def expert_of(shown: Mapping[str, Any], move: Move) -> FromBytes:
+    """An expert's weights, of those that a group shows."""
     stem = f"model.layers.{move.layer}.mlp.experts.{move.expert}"
     names = [f"{stem}.{part}_proj.weight" for part in ("gate", "up", "down")]
     return FromBytes(bytes_of_tensors({name: shown[name] for name in names}))

@@ -224,7 +224,7 @@ def simulated_group(
 ) -> RankGroup:
     """A group of these. Ranks that are started again have none of what they had, but the weights that serve."""
     started: list[SimulatedRanks] = []
-    experts = GroupExperts(EXPERTS, lambda group, move: FromBytes(b""))
+    experts = GroupExperts(EXPERTS, lambda shown, move: FromBytes(b""))
 
     def start(model: str) -> SimulatedRanks:
         for ghost in ghosts if started else ():
