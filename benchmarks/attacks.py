@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.attack_shots import ADMIN_KEY, KEY, MARK, Target
+from benchmarks.machine import resident
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.audit import Verdict, audit
 
@@ -184,7 +185,7 @@ def soak(folder: Path, seconds: float, model: str = "ghost", seed: int = 0, roun
         load = Load(process.pid)
         alone = asyncio.run(_good_clients(target, model, seconds / 4))
         _, report.waiting_alone = load.lap()
-        report.rss_mb.append(_memory_mb(process.pid)[0])
+        report.rss_mb.append(resident(process.pid).now_mb)
         for _ in range(rounds):
             load.lap()
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -195,8 +196,8 @@ def soak(folder: Path, seconds: float, model: str = "ghost", seed: int = 0, roun
             used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime
             report.attackers_cpu += used / (seconds * 3 / 4)
             come_to_rest(target, report)
-            report.rss_mb.append(_memory_mb(process.pid)[0])
-        report.peak_mb = _memory_mb(process.pid)[1]
+            report.rss_mb.append(resident(process.pid).now_mb)
+        report.peak_mb = resident(process.pid).peak_mb
     report.exit_status = process.returncode
     report.shots = dict(shots)
     report.served_alone, report.served = alone.served, attacked.served
@@ -247,13 +248,6 @@ class Load:
         last, self._last = self._last, self._counts()
         seconds, ran, waited = (now - before for now, before in zip(self._last, last, strict=True))
         return max(ran, 0.0) / seconds, max(waited, 0.0) / seconds
-
-
-def _memory_mb(pid: int) -> tuple[float, float]:
-    """Resident now, and at the most so far."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    now, peak = (int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("VmRSS", "VmHWM"))  # type: ignore[index]
-    return now / 1024, peak / 1024
 
 
 HELD = ("pawl_requests_open", "pawl_requests_running", "pawl_requests_waiting", "pawl_steps_in_flight")

@@ -9,7 +9,6 @@ less than the step on what else the machine does.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks.machine import cpu_seconds
 from pawl.config import build_config
 from pawl.engine import Engine
 from tests.actors.vocabularies import byte_level
@@ -71,12 +71,12 @@ def asked(engine: Engine, rows: int, tokens: int, seed: int) -> Told:
     """One round: `rows` requests at a time."""
     random = np.random.default_rng(seed)
     prompts = [random.integers(3, 90, 8).tolist() for _ in range(rows)]
-    before, cpu = engine.control("state")["ranks"], used(engine)
+    before, cpu = ranks_of(engine), used(engine)
     began = time.monotonic()
     sampling = {"temperature": 1.0, "seed": seed, "max_new_tokens": tokens, "ignore_eos": True}
     found = [tuple(each.tokens) for each in engine.generate(prompts, sampling)]
     wall = time.monotonic() - began
-    after, spent = engine.control("state")["ranks"], [one - other for one, other in zip(used(engine), cpu, strict=True)]
+    after, spent = ranks_of(engine), [one - other for one, other in zip(used(engine), cpu, strict=True)]
     steps = after[0]["steps"] - before[0]["steps"]
     waits = [
         (new["waiting_s"] - old["waiting_s"]) / (new["step_s"] - old["step_s"])
@@ -87,9 +87,7 @@ def asked(engine: Engine, rows: int, tokens: int, seed: int) -> Told:
 
 def used(engine: Engine) -> list[float]:
     """Seconds of processors that each rank has used."""
-    tick = os.sysconf("SC_CLK_TCK")
-    fields = [Path(f"/proc/{one['pid']}/stat").read_text().rsplit(")", 1)[1].split() for one in ranks_of(engine)]
-    return [(int(each[11]) + int(each[12])) / tick for each in fields]
+    return [cpu_seconds([one["pid"]]) for one in ranks_of(engine)]
 
 
 def ranks_of(engine: Engine) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.machine import tree
+from benchmarks.machine import resident, tree
 from benchmarks.second_host import ROOT, SecondHost, second_host
 from pawl.actors.runtime.processes.keys import make_keys
 from pawl.bench.client import Client
@@ -99,8 +99,7 @@ class Deployment:
 
     def rss_mb(self) -> float:
         """Of the front."""
-        status = Path(f"/proc/{self.head.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+        return resident(self.head.pid).now_mb
 
     def end(self) -> dict[str, int | None]:
         """How both have ended, once the head was told to."""

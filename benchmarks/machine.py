@@ -12,8 +12,10 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 SPIN_S = 0.2
 BLOCK = bytes(1 << 20)
@@ -120,16 +122,28 @@ def busy_seconds() -> float:
     return (sum(columns) - sum(columns[column] for column in IDLE_COLUMNS)) / TICKS
 
 
+class Resident(NamedTuple):
+    """Memory of a process that is in use, MiB."""
+
+    now_mb: float
+    peak_mb: float
+
+
+def resident(pid: int) -> Resident:
+    """Raises OSError for a process that is gone or has ended."""
+    status = dict(line.partition(":")[::2] for line in (PROCESSES / str(pid) / "status").read_text().splitlines())
+    if "VmRSS" not in status:
+        raise ProcessLookupError(f"process {pid} has no memory any more")
+    return Resident(*(int(status[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM")))
+
+
 def peak_memory(pids: Iterable[int]) -> int:
     """Bytes: the sum of each process's largest resident set. Pages that processes share count in each of them."""
-    total = 0
+    total = 0.0
     for pid in pids:
-        try:
-            lines = (PROCESSES / str(pid) / "status").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    return total
+        with suppress(OSError):
+            total += resident(pid).peak_mb
+    return int(total * 2**20)
 
 
 def _stat(pid: int) -> list[str] | None:

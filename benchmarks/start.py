@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from benchmarks.machine import cpu_seconds, resident
 from benchmarks.pressure import free_port
 
 POLL_S = 0.01
@@ -68,11 +68,10 @@ def started(checkout: Path, num_requests: int) -> Start:
                 if server.poll() is not None or time.monotonic() - began > LIMIT_S:
                     sys.exit(f"the server of {checkout} does not start")
                 time.sleep(POLL_S)
-            wall, cpu = time.monotonic() - began, _cpu_seconds(server.pid)
+            wall, cpu = time.monotonic() - began, cpu_seconds([server.pid])
             for number in range(num_requests):
                 _answered(port, f"Tell me about {number}", max_tokens=16, temperature=number % 2)
-            memory = _memory(server.pid)
-            return Start(wall, cpu, memory["VmRSS"], memory["VmHWM"])
+            return Start(wall, cpu, *map(int, resident(server.pid)))
         finally:
             server.terminate()
 
@@ -90,17 +89,6 @@ def _answered(port: int, prompt: str, **fields: object) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _memory(pid: int) -> dict[str, int]:
-    """MiB by the names of the system."""
-    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return {fields[0].rstrip(":"): int(fields[1]) >> 10 for fields in lines if fields[-1] == "kB"}
 
 
 if __name__ == "__main__":
