@@ -26,9 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Until the head leaves, or a signal comes: 0."""
-    from pawl.logs import configure_logs
-
-    configure_logs()
     return join(arguments.join, arguments.keys, arguments.node_timeout_s)
 
 
