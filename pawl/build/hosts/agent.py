@@ -32,6 +32,7 @@ from pawl.build.hosts.layout import threads_of
 from pawl.build.hosts.messages import HEAD, Exited, Full, Join, Said, Start, Started, Stop, Unwanted, Welcome
 from pawl.build.ready import Refused
 from pawl.config import ConfigError, ServerConfig
+from pawl.gpu.children import TO_END
 
 log = structlog.get_logger("pawl.build.hosts")
 
@@ -175,8 +176,7 @@ def serve(address: str, folder: Path, timeout_s: float) -> int:
 @contextmanager
 def _told_by_signals(ends: SimpleQueue[str]) -> Iterator[None]:
     """A signal to end says so."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    before = {number: signal.signal(number, lambda *_: ends.put(ASKED)) for number in numbers}
+    before = {number: signal.signal(number, lambda *_: ends.put(ASKED)) for number in TO_END}
     try:
         yield
     finally:
