@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from pawl.build.hosts.addresses import address_of
 from pawl.commands.failures import UsageError
 
 NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -31,6 +32,4 @@ def launched_by(environment: Mapping[str, str]) -> Launched | None:
         raise UsageError(f"torchrun: {', '.join((*NAMES, 'LOCAL_WORLD_SIZE'))} hold no numbers: {error}") from error
     if here > 1:
         raise UsageError(f"torchrun: --nproc-per-node 1, not {here}: --dp says how many replicas there are")
-    host = environment["MASTER_ADDR"]
-    address = f"tcp://[{host}]:{port + 1}" if ":" in host else f"tcp://{host}:{port + 1}"
-    return Launched(rank, size, address) if size > 1 else None
+    return Launched(rank, size, address_of(environment["MASTER_ADDR"], port + 1)) if size > 1 else None

@@ -12,12 +12,17 @@ def resolved(address: str) -> str:
     """With the number of its host in place of a name, as it is bound. Raises OSError for a name that nobody knows."""
     host, port = host_and_port(address)
     if host == "*":
-        return f"tcp://0.0.0.0:{port}"
+        return address_of("0.0.0.0", port)
     try:
-        family, *_, found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        *_, found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise OSError(error.errno, f"{address}: {error.strerror}") from error
-    return f"tcp://[{found[0]}]:{port}" if family == socket.AF_INET6 else f"tcp://{found[0]}:{port}"
+    return address_of(str(found[0]), port)
+
+
+def address_of(host: str, port: int) -> str:
+    """Of a host by its name or its number, of which one of IPv6 stands in brackets."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -32,11 +37,6 @@ def host_and_port(address: str) -> tuple[str, int]:
 def at_host_of(address: str, head: str) -> str:
     """This address at the host of `head`: where a node finds a head that listens at every interface, or has a name."""
     return f"tcp://{host_and_port(head)[0]}:{host_and_port(address)[1]}"
-
-
-def any_port(host: str) -> str:
-    """At this host, which is a number, whichever port is free."""
-    return f"tcp://[{host}]:0" if ":" in host else f"tcp://{host}:0"
 
 
 def reached(address: str, front: str) -> str:

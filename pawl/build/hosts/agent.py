@@ -24,7 +24,7 @@ from pawl.actors.runtime.codec import Codec
 from pawl.actors.runtime.processes.keys import Keys, read_keys
 from pawl.actors.runtime.processes.sockets import Sockets
 from pawl.actors.runtime.processes.system import Process, ProcessSystem
-from pawl.build.hosts.addresses import any_port, at_host_of, own_address
+from pawl.build.hosts.addresses import address_of, at_host_of, own_address
 from pawl.build.hosts.child import Child
 from pawl.build.hosts.door import ask, instance
 from pawl.build.hosts.host import ReplicaFailed
@@ -89,7 +89,8 @@ class Agent(Actor):
             own = msgspec.structs.replace(config, threads=threads_of(config, start.num_here))
             address, settings = at_host_of(setup.address, self._head.address), msgspec.to_builtins(own)
             changed = msgspec.structs.replace(setup, config=settings, address=address, keys=self._head.folder)
-            child = Child(msgspec.structs.replace(changed, peers_at=any_port(own_address(self._head.address))))
+            peers_at = address_of(own_address(self._head.address), 0)  # whichever port is free
+            child = Child(msgspec.structs.replace(changed, peers_at=peers_at))
         except (ConfigError, OSError) as error:
             self._tell(Said(setup.process, Refused(str(error), usage=isinstance(error, ConfigError))))
             self._tell(Exited(setup.process, "refused"))
