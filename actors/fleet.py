@@ -18,7 +18,7 @@ from pawl.actors.names import FRONT, PREFILL, Names
 from pawl.actors.placement import Load
 from pawl.actors.prefillers import Prefillers
 from pawl.actors.replica_asks import ReplicaAsks
-from pawl.actors.routed import NOBODY, Replica, named_by_all, slowest
+from pawl.actors.routed import NOBODY, Replica, named_by_all, slowest, that_needs
 from pawl.actors.runtime.actor import Actor, Down, Lane
 from pawl.actors.starter import Starter
 from pawl.loops.orders.requests import Drain
@@ -132,7 +132,7 @@ class Fleet:
             self.questions.lost_others()
         elif (joining := self._joining.without(name)) is not None:
             self._give_up(joining, name, reason)
-        elif replica := next((replica for replica in self.replicas.values() if name in replica.vital), None):
+        elif (replica := that_needs(self.replicas, name)) is not None:
             self._lose(replica, name, reason)
         else:
             log.warning("a helper is gone; requests are served on", actor=name, reason=reason)

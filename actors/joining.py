@@ -9,7 +9,7 @@ from pawl.actors.messages.adapters import AdaptersNamed
 from pawl.actors.messages.control import Reply, Stalled
 from pawl.actors.messages.weights import WeightsServed
 from pawl.actors.replica_asks import ReplicaAsks
-from pawl.actors.routed import Replica
+from pawl.actors.routed import Replica, that_needs
 from pawl.loops.intake import Order
 
 
@@ -57,7 +57,7 @@ class Joining:
 
     def without(self, name: str) -> Replica | None:
         """The one that cannot go on without the actor `name`. It is none of these any more."""
-        replica = next((replica for replica in self.replicas.values() if name in replica.vital), None)
+        replica = that_needs(self.replicas, name)
         if replica is not None:
             self._forget(replica)
         return replica

@@ -14,7 +14,7 @@ from pawl.actors.links import Links
 from pawl.actors.messages.hand_over import DecoderDown, DecoderUp, PrefillerDown, PrefillerUp
 from pawl.actors.messages.links import FromLinker, LinkAgain
 from pawl.actors.names import DECODE, FRONT, PREFILL, Names
-from pawl.actors.routed import Replica
+from pawl.actors.routed import Replica, that_needs
 from pawl.actors.runtime.actor import Actor, Lane
 
 log = structlog.get_logger("pawl.router")
@@ -60,7 +60,7 @@ class Prefillers:
 
     def lost(self, name: str, reason: str) -> bool:
         """Whether one of them cannot go on without the actor `name`, which is gone; it is given up."""
-        lost = next((replica for replica in self.replicas.values() if name in replica.vital), None)
+        lost = that_needs(self.replicas, name)
         if lost is not None:
             self._lose(lost, name, reason)
         return lost is not None

@@ -119,10 +119,10 @@ class Replica:
         self.adapters: tuple[Named, ...] = ()
         self.weights = ""
         """What it told last of these; "": it serves what it was started with."""
-        self.vital = frozenset((names.scheduler, names.grammar, names.worker, names.stager, names.groups))
+        self.vital = names.vital & names.own
         """Actors without which it cannot end a request on its own."""
-        if names.role == PREFILL:
-            self.vital |= {names.detokenizer, names.storage}
+        if names.role == PREFILL:  # what it computes goes by way of its storage
+            self.vital |= {names.storage}
 
     @property
     def number(self) -> int:
@@ -165,6 +165,11 @@ def by_stream(message: StepTokens, streams: Int32s, rows: Int32s) -> StepTokens:
         prompt_logprobs=tuple([(int(streams[row]), scores) for row, scores in message.prompt_logprobs]),
         embeddings=tuple([(int(streams[row]), vector) for row, vector in message.embeddings]),
     )
+
+
+def that_needs(replicas: Mapping[int, Replica], name: str) -> Replica | None:
+    """The one of these that cannot go on without the actor `name`."""
+    return next((replica for replica in replicas.values() if name in replica.vital), None)
 
 
 def slowest(replicas: Mapping[int, Replica]) -> Stalled:
