@@ -55,14 +55,18 @@ class Stager(Actor):
         self._received = received or Received()
 
     def receive(self, message: ToStager | Ask) -> None:
-        if isinstance(message, BalanceExperts) or (
-            isinstance(message, Ask) and isinstance(message.message, RebalanceExperts)
-        ):
-            self._balance(message if isinstance(message, Ask) else None)
-            return
-        if isinstance(message, Ask):
-            self._reply(message, self._questions.answer(message.message))
-            return
+        match message:
+            case BalanceExperts():
+                self._balance(None)
+            case Ask(message=RebalanceExperts()):
+                self._balance(message)
+            case Ask():
+                self._reply(message, self._questions.answer(message.message))
+            case _:
+                self._read(message)
+
+    def _read(self, message: Stage | ReadAdapter | EmptyAdapterSlot) -> None:
+        """For the scheduler, which is answered."""
         try:
             match message:
                 case Stage(ticket, last=last):
