@@ -54,5 +54,4 @@ class LimitKeeper:
         for name, value in plain["now"].items():
             setattr(self.now, name, value)
         self.ready_at = plain["ready_at"]
-        for name, value in plain["times"].items():
-            setattr(self.times, name, value)
+        self.times = msgspec.convert(plain["times"], StepTimes)
