@@ -22,7 +22,7 @@ ROUNDS = 2
 """How often the adapters of one call are loaded again: one that comes may take the place of another."""
 _LOADED = "is already loaded"
 """Of an adapter that somebody else has loaded meanwhile, which is no failure."""
-_NOT_NOW = ("already loaded", "unload one first", "starvation", LATE, "is not running")
+_NOT_NOW = (_LOADED, "unload one first", "starvation", LATE, "is not running")
 """Words of refusals that say nothing of the adapter itself."""
 
 
