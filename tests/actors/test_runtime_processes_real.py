@@ -47,7 +47,8 @@ class Parent:
         self.sockets = Sockets(lambda: self.now)
         process = Process("parent", Codec, on_left=lambda _: self.left.set())
         self.system = ProcessSystem(process, clock=lambda: self.now)
-        self.system.spawn(self.listener, "listener")
+        # Room for every answer: one more than the echo takes at once would be refused while this process is busy.
+        self.system.spawn(self.listener, "listener", capacity=4096)
         self.link = self.system.connect("child", self.sockets.bind(address, read_keys(keys) if keys else None))
         self.system.start()
         words = [sys.executable, "-m", "tests.actors.process_child", address, *([str(keys)] if keys else [])]
