@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.machine import num_processors, peak_memory, tree
+from pawl.gpu.weights.locate import locate
 
 ROOT = Path(__file__).parent.parent
 STOP_S = 20.0
+BF16, FOUR_BITS = "bf16", "4 bits"
+EMBEDDED = "smollm2"
 READY_S = 600.0
 """A server that does not answer by then has failed. vLLM takes minutes on a small machine."""
 
@@ -36,29 +39,52 @@ class Entry:
     environment: Mapping[str, str] = field(default_factory=dict)
     server: Sequence[str] | None = None
     """Command of its HTTP server; `{port}` is filled in. None: it has no server worth measuring."""
+    weights: str = BF16
+    """What its weights are while it computes, BF16 or FOUR_BITS: engines are compared with those of the same."""
 
 
 def entries(backend: str) -> list[Entry]:
-    """This engine first, then each peer that the environment names; says which are left out, and why."""
-    pawl = str(Path(sys.executable).with_name("pawl"))
-    server = [pawl, "serve", "smollm2", "--backend", backend, "--port", "{port}", "--log-level", "warning"]
-    found = [Entry("pawl", [sys.executable, "-m", "benchmarks.peers_pawl", backend], server=server)]
-    model, gguf = os.environ.get("PAWL_PEER_MODEL"), os.environ.get("PAWL_PEER_GGUF")
-    for key, variable, needed, value in (
-        ("vllm", "PAWL_PEER_VLLM", "PAWL_PEER_MODEL", model),
-        ("transformers", "PAWL_PEER_HF", "PAWL_PEER_MODEL", model),
-        ("llama", "PAWL_PEER_LLAMA", "PAWL_PEER_GGUF", gguf),
+    """This engine with either kind of weights, then each peer that the environment names; says which are left out."""
+    environment = os.environ
+    stored = str(locate(EMBEDDED))
+    found = [_pawl(backend, BF16), _pawl(backend, FOUR_BITS)]
+    for key, variable, needed, value, weights in (
+        ("vllm", "PAWL_PEER_VLLM", "PAWL_PEER_MODEL", environment.get("PAWL_PEER_MODEL"), BF16),
+        ("transformers", "PAWL_PEER_HF", "PAWL_PEER_MODEL", environment.get("PAWL_PEER_MODEL"), BF16),
+        ("llama", "PAWL_PEER_LLAMA", "PAWL_PEER_GGUF", environment.get("PAWL_PEER_GGUF"), BF16),
+        ("llama", "PAWL_PEER_LLAMA", "the package of the embedded model", stored, FOUR_BITS),
+        ("openvino", "PAWL_PEER_OPENVINO", "PAWL_PEER_OPENVINO_BF16", environment.get("PAWL_PEER_OPENVINO_BF16"), BF16),
+        (
+            "openvino",
+            "PAWL_PEER_OPENVINO",
+            "PAWL_PEER_OPENVINO_INT4",
+            environment.get("PAWL_PEER_OPENVINO_INT4"),
+            FOUR_BITS,
+        ),
     ):
-        python = os.environ.get(variable, "")
+        python = environment.get(variable, "")
         if not python or shutil.which(python) is None:
-            print(f"{key}: skipped, {variable} does not name its interpreter")
+            print(f"{key}, {weights}: skipped, {variable} does not name its interpreter")
         elif value is None or not Path(value).exists():
-            print(f"{key}: skipped, {needed} does not name its model")
+            print(f"{key}, {weights}: skipped, {needed} does not name its model")
         elif key == "vllm":
             found.append(_vllm(python, value))
         else:
-            found.append(Entry(key, [python, "-m", f"benchmarks.peers_{key}", value]))
+            found.append(Entry(key, [python, "-m", f"benchmarks.peers_{key}", value], weights=weights))
     return found
+
+
+def _pawl(backend: str, weights: str) -> Entry:
+    """This engine: the embedded model as its file stores it, Q4_1 for the most part, or in bfloat16."""
+    pawl = str(Path(sys.executable).with_name("pawl"))
+    kind = {BF16: "bf16", FOUR_BITS: "stored"}[weights]
+    server = [pawl, "serve", EMBEDDED, "--backend", backend, "--weights", kind, "--port", "{port}"]
+    return Entry(
+        "pawl",
+        [sys.executable, "-m", "benchmarks.peers_pawl", backend, kind],
+        server=[*server, "--log-level", "warning"],
+        weights=weights,
+    )
 
 
 def _vllm(python: str, model: str) -> Entry:

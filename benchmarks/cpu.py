@@ -4,7 +4,8 @@
     python -m benchmarks.cpu --peers none --repetitions 1 --cases "batch 1" "batch 8"
 
 Each repetition asks every engine once, with prompts nobody has seen, in an order that rotates; so a slow minute of the
-machine falls on all of them. `paired` is the median of the ratios within one repetition.
+machine falls on all of them. `paired` is the median of the ratios within one repetition. An engine is compared with
+those whose weights have as many bits while they compute; all of them are loaded, and take turns.
 """
 
 from __future__ import annotations
@@ -74,8 +75,12 @@ CASES = (
     Case("32 on a shared prefix", 32, 512, 32, 32),
     Case("prefill", 32, 0, 128, 1, prefill=True, target=1500),
 )
-LOAD = Workload(num_prompts=64, input_length=64, output_length=64)
-LOAD_CLIENTS = 16
+LOAD_TOKENS = 64
+"""Of each prompt, and of each answer, of the clients over HTTP."""
+LOAD_CLIENTS = (16, 64)
+THROUGHPUT = "tokens a second"
+LOAD_ROUNDS = 4
+"""Requests of each client, one after another; with many clients the first of all are read together."""
 START_TARGET_S = 2.5
 MEMORY_TARGET_MIB = 1200.0
 
@@ -207,58 +212,81 @@ def questions(found: Sequence[Entry], cases: Sequence[Case], bench: Bench, repet
     results: list[Result] = []
     with ExitStack() as stack:
         contestants, starts = start_all(found, min(3, repetitions), stack)
-        results += compared("start to first token", "s", starts[0], starts[1:], target=START_TARGET_S)
+        results += by_weights(found, "start to first token", "s", starts, target=START_TARGET_S)
         for case in cases:
-            ours, *peers = measure(case, contestants, bench, repetitions)
-            results += compared(case.name, case.unit, ours, peers, target=case.target, higher_is_better=True)
+            series = measure(case, contestants, bench, repetitions)
+            results += by_weights(found, case.name, case.unit, series, target=case.target, higher_is_better=True)
         memory = [Series(one.name, [one.peak_memory() / 2**20]) for one in contestants]
-        results += compared("peak memory", "MiB", memory[0], memory[1:], target=MEMORY_TARGET_MIB)
+        results += by_weights(found, "peak memory", "MiB", memory, target=MEMORY_TARGET_MIB)
+    return results
+
+
+def by_weights(
+    found: Sequence[Entry], name: str, unit: str, series: Sequence[Series], **options: float | bool | None
+) -> list[Result]:
+    """Results of each kind of weights by itself; in `found`, and so in `series`, this engine is the first of each."""
+    results: list[Result] = []
+    for weights in dict.fromkeys(entry.weights for entry in found):
+        ours, *peers = (one for entry, one in zip(found, series, strict=True) if entry.weights == weights)
+        results += compared(f"{name}, {weights}", unit, ours, peers, **options)
     return results
 
 
 # ---- HTTP ----
 
 
-def load_round(server: Server, seed: int) -> Summary:
+def load_round(server: Server, clients: int, seed: int) -> Summary:
     """One closed loop of streamed completions. Raises RuntimeError when a request failed."""
     workload = Workload(
-        num_prompts=LOAD.num_prompts, input_length=LOAD.input_length, output_length=LOAD.output_length, seed=seed
+        num_prompts=clients * LOAD_ROUNDS, input_length=LOAD_TOKENS, output_length=LOAD_TOKENS, seed=seed
     )
-    plan = Plan(url=server.url, concurrency=LOAD_CLIENTS, vocabulary_size=VOCABULARY)
+    plan = Plan(url=server.url, concurrency=clients, vocabulary_size=VOCABULARY)
     summary = summarise(*asyncio.run(run_load(plan, workload, lambda _: None)))
-    expected = LOAD.num_prompts * LOAD.output_length
+    expected = workload.num_prompts * LOAD_TOKENS
     if summary.num_failed or summary.output_tokens != expected:
         raise RuntimeError(f"{server.entry.key}: {summary.output_tokens} of {expected} tokens, {summary.errors}")
     return summary
 
 
-def over_http(found: Sequence[Entry], names: Sequence[str], bench: Bench, repetitions: int) -> list[Result]:
-    """Closed loop over HTTP, the same load generator for all. `names`: what each entry calls itself."""
-    figures = ("tokens a second", "first token p50", "gap p50")
+def http_figures(summary: Summary) -> dict[str, float]:
+    """What is compared: tokens a second, and milliseconds."""
+    first, gap = summary.time_to_first_token_ms, summary.inter_token_latency_ms
+    assert first is not None
+    assert gap is not None
+    return {
+        THROUGHPUT: summary.output_tokens_per_s,
+        "first token p50": first.p50,
+        "first token p99": first.p99,
+        "gap p50": gap.p50,
+        "gap p99": gap.p99,
+    }
+
+
+def over_http(found: Sequence[Entry], bench: Bench, clients: Sequence[int], repetitions: int) -> list[Result]:
+    """Closed loops over HTTP, the same load generator for all."""
+    results: list[Result] = []
     with ExitStack() as stack:
         servers = []
         for entry in found:
             servers.append(Server(entry))
             stack.callback(servers[-1].close)
-        series = {figure: [Series(name) for name in names] for figure in figures}
-        for server in servers:
-            load_round(server, -1)
-        for repetition in range(repetitions):
-            for turn in range(len(servers)):
-                index = (turn + repetition) % len(servers)
-                healths: list[Health] = []
-                with bench.watched(servers[index], healths):
-                    summary = load_round(servers[index], repetition)
-                first, gap = summary.time_to_first_token_ms, summary.inter_token_latency_ms
-                assert first is not None
-                assert gap is not None
-                for figure, value in zip(figures, (summary.output_tokens_per_s, first.p50, gap.p50), strict=True):
-                    series[figure][index].add(value, healths[0])
-    results: list[Result] = []
-    for figure, (ours, *peers) in series.items():
-        throughput = figure == figures[0]
-        unit = "tok/s" if throughput else "ms"
-        results += compared(f"HTTP, 16 clients, {figure}", unit, ours, peers, higher_is_better=throughput)
+        for number in clients:
+            series: dict[str, list[Series]] = {}
+            for server in servers:
+                load_round(server, number, -1)
+            for repetition in range(repetitions):
+                for turn in range(len(servers)):
+                    index = (turn + repetition) % len(servers)
+                    healths: list[Health] = []
+                    with bench.watched(servers[index], healths):
+                        summary = load_round(servers[index], number, repetition)
+                    for figure, value in http_figures(summary).items():
+                        named = series.setdefault(figure, [Series(entry.key) for entry in found])
+                        named[index].add(value, healths[0])
+            for figure, of_all in series.items():
+                higher = figure == THROUGHPUT
+                name, unit = f"HTTP, {number} clients, {figure}", "tok/s" if higher else "ms"
+                results += by_weights(found, name, unit, of_all, higher_is_better=higher)
     return results
 
 
@@ -275,7 +303,7 @@ def main() -> None:
     results = questions(found, cases, bench, arguments.repetitions)
     if arguments.http:
         served = [entry for entry in found if entry.server is not None]
-        results += over_http(served, [entry.key for entry in served], bench, arguments.repetitions)
+        results += over_http(served, bench, arguments.clients, arguments.repetitions)
     print(table("End to end on the CPU", results))
     print(f"written to {write_json(results, arguments.output)}")
 
@@ -285,7 +313,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="of each case (default: 5)")
     parser.add_argument("--cases", nargs="*", choices=[case.name for case in CASES], help="only these on the pipe")
     parser.add_argument("--http", action=argparse.BooleanOptionalAction, default=True, help="measure the servers too")
-    parser.add_argument("--peers", nargs="*", metavar="NAME", help="only these: vllm, transformers, llama; or none")
+    parser.add_argument("--clients", nargs="*", type=int, default=list(LOAD_CLIENTS), metavar="N", help="of HTTP")
+    parser.add_argument(
+        "--peers", nargs="*", metavar="NAME", help="only these: vllm, transformers, llama, openvino; or none"
+    )
     parser.add_argument("--backend", default="auto", help="of this engine (default: auto)")
     parser.add_argument("--patience", type=float, default=15.0, metavar="S", help="wait so long for a quiet machine")
     parser.add_argument("--output", default="bench-cpu.json", metavar="FILE", help=f"in {RESULTS.name}/")

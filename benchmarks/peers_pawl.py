@@ -1,4 +1,4 @@
-"""This engine, as `benchmarks.cpu` asks its peers: `python -m benchmarks.peers_pawl BACKEND`.
+"""This engine, as `benchmarks.cpu` asks its peers: `python -m benchmarks.peers_pawl BACKEND WEIGHTS`.
 
 Everything as a user gets it, the trace included (into a folder that is thrown away).
 """
@@ -15,20 +15,24 @@ from pawl.engine import Engine
 from pawl.logs import configure_logs
 
 
-def main(backend: str) -> None:
-    """Answer on stdout with the engine's defaults but for `backend`."""
+def main(backend: str, weights: str) -> None:
+    """Answer on stdout with the engine's defaults but for `backend` and `weights` (`bf16` or `stored`)."""
     configure_logs(log_level="warning")
-    with tempfile.TemporaryDirectory() as traces, Engine(build_config({"backend": backend, "trace_dir": traces})) as it:
+    with tempfile.TemporaryDirectory() as traces:
+        settings = {"backend": backend, "weights": weights, "trace_dir": traces}
+        with Engine(build_config(settings)) as engine:
+            answer_questions(lambda: (f"Pawl {__version__} ({engine.parts.runner.backend.name})", asked(engine)))
 
-        def generate(prompts: list[list[int]], num_output: int) -> list[list[int]]:
-            sampling = {"temperature": 0.0, "max_new_tokens": num_output, "ignore_eos": True}
-            return [list(completion.tokens) for completion in it.generate(prompts, sampling)]
 
-        def load() -> tuple[str, Generate]:
-            return f"Pawl {__version__} ({it.parts.runner.backend.name})", generate
+def asked(engine: Engine) -> Generate:
+    """Greedy answers of one length from `engine`."""
 
-        answer_questions(load)
+    def generate(prompts: list[list[int]], num_output: int) -> list[list[int]]:
+        sampling = {"temperature": 0.0, "max_new_tokens": num_output, "ignore_eos": True}
+        return [list(completion.tokens) for completion in engine.generate(prompts, sampling)]
+
+    return generate
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
