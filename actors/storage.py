@@ -102,8 +102,8 @@ class Storage(Actor):
                 self.outgoing.open(message)
             case ForgetReceiver(storage):
                 self.outgoing.forget(storage)
-            case EndOfPages(job):
-                self.outgoing.end(job)
+            case EndOfPages(job, num_cached):
+                self.outgoing.end(job, num_cached)
             case OfferAnswer(storage, readable):
                 self.outgoing.answered(storage, readable)
             case Taken(storage, number):
@@ -128,10 +128,10 @@ class Storage(Actor):
                 if kept:
                     self._tell(Found(self._era, kept))
                 self._took(message)
-            case PagesEnd(ticket, sender):
+            case PagesEnd(ticket, sender, num_cached):
                 count = self.incoming.end(ticket)
                 if count is not None:
-                    self._tell(Received(ticket, count))
+                    self._tell(Received(ticket, count, num_cached))
                 self._answer(sender, TicketOver(self._names.storage, ticket))
 
     def _took(self, message: HandedPages) -> None:

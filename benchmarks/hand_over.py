@@ -173,7 +173,7 @@ class Bench:
         self.system.send(
             PREFILL.storage, SendPages(self.tickets, self.tickets, DECODE.storage, self.keys), Lane.CONTROL
         )
-        self.system.send(PREFILL.storage, EndOfPages(self.tickets))
+        self.system.send(PREFILL.storage, EndOfPages(self.tickets, num_cached=0))
         told = self.meter.wait()
         seconds = time.perf_counter() - began
         assert told.count == len(self.keys), f"{told.count} of {len(self.keys)} pages have come"

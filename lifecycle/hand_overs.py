@@ -1,7 +1,8 @@
 """Traces of prefill and decode replicas beside each other: what one received is what the other has computed.
 
-A decode replica records how many pages came under which ticket, and for which request; a prefill replica has a request
-for each ticket, named after who asked. Nothing else of one run is in the trace of the other.
+A decode replica records how many pages came under which ticket, for which request, and how much of its prompt a cache
+of the prefill replica had; a prefill replica has a request for each ticket, named after who asked. Nothing else of one
+run is in the trace of the other.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ class Asked(NamedTuple):
 
     ticket: int
     tokens: bytes
+    num_cached: int = 0
+    """Tokens that its cache had, at the first admission."""
 
 
 class Came(NamedTuple):
@@ -30,6 +33,8 @@ class Came(NamedTuple):
     pages: int
     request: int
     prompt: bytes
+    num_cached: int
+    """As it was told of the other side's cache."""
 
 
 class Side(NamedTuple):
@@ -47,6 +52,8 @@ def side_of(records: Iterable[Record]) -> Side | None:
     """None where the trace is of a replica that hands nothing over."""
     found: Side | None = None
     prompts: dict[int, bytes] = {}
+    asked: dict[int, Asked] = {}
+    """Requests of a prefill replica that have not been retracted: no later admission counts."""
     told: TierTold | None = None
     closed = False
     for record in records:
@@ -62,14 +69,20 @@ def side_of(records: Iterable[Record]) -> Side | None:
                 prompts[record.request] = tokens
                 _, _, ticket = record.rid.rpartition("/")
                 if found.role == "prefill" and ticket.isdecimal():
-                    found.asked.append(Asked(int(ticket), tokens))
+                    asked[record.request] = Asked(int(ticket), tokens)
+            case Transition(event=Event.ADMIT, request=request) if request in asked:
+                asked[request] = asked[request]._replace(num_cached=record.num_cached or 0)
+            case Transition(event=Event.RETRACT, request=request) if request in asked and found is not None:
+                found.asked.append(asked.pop(request))
             case TierTold(kind="received"):
                 told = record
             case Transition(event=Event.RECEIVE) if told is not None and record.request in prompts:
-                came = Came(told.ticket, told.count, record.request, prompts[record.request])
+                came = Came(told.ticket, told.count, record.request, prompts[record.request], told.num_cached)
                 found.came.append(came)
                 told = None
-    return None if found is None else found._replace(whole=found.whole and closed)
+    if found is None:
+        return None
+    return found._replace(whole=found.whole and closed, asked=[*found.asked, *asked.values()])
 
 
 def role_of(started: Started | None) -> str:
@@ -90,21 +103,24 @@ class Matched(NamedTuple):
 def matched(sides: Iterable[Side]) -> Matched:
     """Every hand-over of a decode replica beside what the prefill replicas were asked. Of these there must be all."""
     every = list(sides)
-    asked: dict[int, list[bytes]] = {}
+    asked: dict[int, list[Asked]] = {}
     for side in every:
         for each in side.asked:
-            asked.setdefault(each.ticket, []).append(each.tokens)
+            asked.setdefault(each.ticket, []).append(each)
     came = [(side, each) for side in every for each in side.came if each.pages]
     whole = all(side.whole for side in every if side.role == "prefill")
     faults = tuple(_faults(came, asked)) if whole else ()
     return Matched(len(came), sum(each.pages for _, each in came), faults)
 
 
-def _faults(came: Iterable[tuple[Side, Came]], asked: dict[int, list[bytes]]) -> Iterator[str]:
+def _faults(came: Iterable[tuple[Side, Came]], asked: dict[int, list[Asked]]) -> Iterator[str]:
     for side, each in came:
-        mine = [tokens for tokens in asked.get(each.ticket, ()) if each.prompt.startswith(tokens)]
+        mine = [other for other in asked.get(each.ticket, ()) if each.prompt.startswith(other.tokens)]
         what = f"request {each.request} received {each.pages} pages as ticket {each.ticket}"
         if not mine:
             yield f"{what}, and no prefill replica was asked for its prompt under that ticket"
-        elif each.pages > max(len(tokens) // 4 // side.page_size for tokens in mine):
+        elif each.pages > max(len(other.tokens) // 4 // side.page_size for other in mine):
             yield f"{what}, and the prompt that a prefill replica was asked for has fewer"
+        elif each.num_cached not in (cached := {other.num_cached for other in mine}):
+            had = " or ".join(map(str, sorted(cached)))
+            yield f"{what} and was told that {each.num_cached} of its tokens were cached there, where {had} were"

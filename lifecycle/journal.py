@@ -261,9 +261,9 @@ class Journal:
         """The prefix cache was emptied."""
         self._emit(Flushed(now))
 
-    def tiers(self, kind: str, ticket: int, count: int, keys: Sequence[bytes], now: float) -> None:
-        """Something came from the cache tiers below the device."""
-        self._emit(TierTold(kind, ticket, count, b"".join(keys), now))
+    def tiers(self, kind: str, ticket: int, count: int, keys: Sequence[bytes], now: float, num_cached: int = 0) -> None:
+        """Something came from the cache tiers below the device, or of a prefill elsewhere."""
+        self._emit(TierTold(kind, ticket, count, b"".join(keys), now, num_cached))
 
     def committed(
         self,

@@ -111,7 +111,8 @@ class Transition(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """The step being planned or committed when it happened; 0 before the first."""
     time: float
     num_cached: int | None = None
-    """ADMIT: leading tokens that the prefix cache had; the first segment starts there."""
+    """ADMIT: leading tokens that the prefix cache had; the first segment starts there. GRANT, RECEIVE: no more than so
+    many of these count as cached, as those behind are computed elsewhere for this very request."""
     num_output: int | None = None
     """FINISH, ABORT: output tokens that count. Less than were committed only when a stop string cut them."""
 
@@ -191,6 +192,8 @@ class TierTold(msgspec.Struct, frozen=True, array_like=True, tag=12):
     """filled: pages that were written; received: pages that were sent."""
     keys: PageKeys
     time: float
+    num_cached: int = 0
+    """received: leading tokens that the cache of the prefill replica had."""
 
 
 class Cached(msgspec.Struct, frozen=True, array_like=True, tag=13, eq=False):

@@ -27,6 +27,8 @@ UInt8s: TypeAlias = NDArray[np.uint8]
 
 NOT_ADMITTED = np.iinfo(np.int64).max
 """In the column `order`."""
+EVERY = np.iinfo(np.int64).max
+"""In place of a number of tokens: as many as there are."""
 FIRST_DRAFT = 2
 """Tokens of a request's first draft at the most."""
 
@@ -46,6 +48,8 @@ class RequestInfo(msgspec.Struct, eq=False):
     first_token: float | None = None
     num_cached: int = 0
     """Prompt tokens that the prefix cache had, at the first admission."""
+    most_cached: int = EVERY
+    """No more than so many of them count: what comes behind was computed elsewhere for this very request."""
     num_retractions: int = 0
     strikes: int = 0
     """Lost steps this request was part of."""

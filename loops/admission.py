@@ -128,7 +128,7 @@ class Admission:
         builder.prefill(segment, memory.entries(granted.slot))
         if page is not None:
             computing.add(page)
-        info.num_cached = info.num_cached if info.num_retractions else granted.num_cached
+        info.num_cached = info.num_cached if info.num_retractions else min(granted.num_cached, info.most_cached)
         if segment.last:
             queues.prompt_planned(row)
         return segment.length

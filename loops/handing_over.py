@@ -23,7 +23,8 @@ class HandingOver(Companion):
 
     def left(self, row: int) -> None:
         self._tiers.settle()
-        self._effects.end_of_pages(self._queues.table.info(row).request)
+        info = self._queues.table.info(row)
+        self._effects.end_of_pages(info.request, info.num_cached)
 
     def snapshot(self) -> Plain:
         return {}

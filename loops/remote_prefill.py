@@ -137,10 +137,11 @@ class RemotePrefill(Companion):
         prefill.prefiller = min(load, key=load.__getitem__)
         row, table, size = prefill.row, self.queues.table, self.queues.memory.page_size
         whole = (int(table.num_tokens[row]) - 1) // size
-        tokens, namespace = table.known(row)[: whole * size + 1].copy(), table.info(row).namespace
+        tokens, info = table.known(row)[: whole * size + 1].copy(), table.info(row)
         self.counts.begun += 1
-        self._move(row, Event.GRANT, Cause.NONE, now)
-        self.effects.prefill(PrefillOrder(ticket, prefill.prefiller, tokens, namespace, prefill.keys))
+        info.most_cached = (whole - prefill.num_pages) * size
+        self._move(row, Event.GRANT, Cause.NONE, now, info.most_cached)
+        self.effects.prefill(PrefillOrder(ticket, prefill.prefiller, tokens, info.namespace, prefill.keys))
         return True
 
     def left(self, row: int) -> None:
@@ -163,18 +164,21 @@ class RemotePrefill(Companion):
 
     # ---- what is told ----
 
-    def received(self, ticket: int, count: int, now: float) -> None:
-        """A prefill has ended, and `count` of its pages are below the device."""
+    def received(self, ticket: int, count: int, num_cached: int, now: float) -> None:
+        """A prefill has ended, and `count` of its pages are below the device. Its replica's cache had the first
+        `num_cached` tokens, so these count as cached; what was computed for this very request does not."""
         prefill = self._prefills.get(ticket)
         if prefill is None or prefill.prefiller is None:
             return
-        self.journal.tiers("received", ticket, count, (), now)
+        self.journal.tiers("received", ticket, count, (), now, num_cached)
         del self._prefills[ticket]
         self.counts.received += 1
         self.counts.short += count < prefill.num_pages
         self.counts.pages += count
         self.tiers.fetching.forget(prefill.row)
-        self._move(prefill.row, Event.RECEIVE, Cause.NONE, now)
+        info = self.queues.table.info(prefill.row)
+        info.most_cached = max(info.most_cached, num_cached)
+        self._move(prefill.row, Event.RECEIVE, Cause.NONE, now, info.most_cached)
 
     def overdue(self, ticket: int, now: float) -> None:
         """A lease has ended."""
@@ -211,15 +215,15 @@ class RemotePrefill(Companion):
         if prefill.prefiller is not None:
             self.effects.cancel(ticket, prefill.prefiller)
 
-    def _move(self, row: int, event: Event, cause: Cause, now: float) -> None:
-        self.journal.move(self.queues.table, row, event, cause, now)
+    def _move(self, row: int, event: Event, cause: Cause, now: float, num_cached: int | None = None) -> None:
+        self.journal.move(self.queues.table, row, event, cause, now, num_cached=num_cached)
 
     def told(self, record: Record) -> None:
         if not isinstance(record, TierTold):
             return
         match record.kind:
             case "received":
-                self.received(record.ticket, record.count, record.time)
+                self.received(record.ticket, record.count, record.num_cached, record.time)
             case "overdue":
                 self.overdue(record.ticket, record.time)
             case "prefiller_up":

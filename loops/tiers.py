@@ -83,5 +83,6 @@ class TierEffects(Protocol):
     def cancel(self, ticket: int, prefiller: int) -> None:
         """Nobody waits for that any more; what still comes of it is not kept."""
 
-    def end_of_pages(self, request: int) -> None:
-        """Nothing more is saved for this request, which was computed for somebody else. Comes behind every `save`."""
+    def end_of_pages(self, request: int, num_cached: int) -> None:
+        """Nothing more is saved for this request, which was computed for somebody else but for its first `num_cached`
+        tokens, which a cache had. Comes behind every `save`."""

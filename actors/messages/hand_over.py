@@ -88,6 +88,8 @@ class EndOfPages(msgspec.Struct, frozen=True, tag=True):
     """prefill scheduler -> worker -> prefill storage, behind the last Save: nothing more comes for this job."""
 
     job: int
+    num_cached: int
+    """Tokens of its prompt that a cache of the prefill replica had."""
 
 
 class Expect(msgspec.Struct, frozen=True, tag=True):
@@ -161,6 +163,8 @@ class PagesEnd(msgspec.Struct, frozen=True, tag=True):
     ticket: int
     storage: str
     """Who has sent."""
+    num_cached: int
+    """As in `EndOfPages`."""
 
 
 class Received(msgspec.Struct, frozen=True, tag=True):
@@ -168,6 +172,8 @@ class Received(msgspec.Struct, frozen=True, tag=True):
 
     ticket: int
     count: int
+    num_cached: int = 0
+    """As in `EndOfPages`; 0 where the prefill replica has not said."""
 
 
 ToDesk: TypeAlias = Prefill | CancelPrefill | DecoderUp | DecoderDown

@@ -63,8 +63,8 @@ class _Job:
     wanted: set[PageKey]
     """Pages that have not been seen yet."""
     due: deque[PageKey] = field(default_factory=deque)
-    ended: bool = False
-    """Nothing more is computed for it."""
+    num_cached: int | None = None
+    """Once nothing more is computed for it: tokens of its prompt that a cache had."""
 
 
 class Outgoing:
@@ -109,10 +109,10 @@ class Outgoing:
                 job.wanted.remove(key)
                 job.due.append(key)
 
-    def end(self, number: int) -> None:
-        """Nothing more is computed for a job."""
+    def end(self, number: int, num_cached: int) -> None:
+        """Nothing more is computed for a job; a cache had so many tokens of its prompt."""
         if number in self._jobs:
-            self._jobs[number].ended = True
+            self._jobs[number].num_cached = num_cached
 
     def answered(self, storage: str, readable: bool) -> None:
         """Whether a receiver can read the pages where they are."""
@@ -149,9 +149,9 @@ class Outgoing:
         for number, job in list(self._jobs.items()):
             while job.due and (room := self._window - self._under_way(job.storage)) > 0:
                 self._send(job, [job.due.popleft() for _ in range(min(room, self._slice, len(job.due)))])
-            if job.ended and not job.due:
+            if job.num_cached is not None and not job.due:
                 del self._jobs[number]
-                self._post(job.storage, PagesEnd(job.ticket, self._name))
+                self._post(job.storage, PagesEnd(job.ticket, self._name, job.num_cached))
 
     def _under_way(self, storage: str) -> int:
         return sum(pages for _, pages in self._sent.get(storage, {}).values())

@@ -65,9 +65,9 @@ class HandOverClient(TierClient):
 
     def receive(self, message: TierMessage, now: float) -> None:
         match message:
-            case Received(ticket, count):
+            case Received(ticket, count, num_cached):
                 self._actor.context.send(self._names.storage, Unexpect(ticket), Lane.CONTROL)  # where a desk says so
-                self._remote.received(ticket, count, now)
+                self._remote.received(ticket, count, num_cached, now)
             case PrefillOverdue(ticket):
                 self._remote.overdue(ticket, now)
             case PrefillerUp(name) if name not in self._ready:

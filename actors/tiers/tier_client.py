@@ -128,8 +128,8 @@ class TierClient:
     def cancel(self, ticket: int, prefiller: int) -> None:
         raise NotImplementedError("of a decode replica")
 
-    def end_of_pages(self, request: int) -> None:
-        self._actor.context.send(self._names.worker, EndOfPages(request))
+    def end_of_pages(self, request: int, num_cached: int) -> None:
+        self._actor.context.send(self._names.worker, EndOfPages(request, num_cached))
 
     def state(self) -> dict[str, dict[str, int]]:
         """Everything countable about the lower tiers, for people, by the name that the whole has."""

@@ -22,6 +22,7 @@ from pawl.lifecycle.records import (
     uint8s,
 )
 from pawl.lifecycle.request import SamplingParameters
+from pawl.lifecycle.requests import EVERY
 from pawl.lifecycle.states import Cause, Event, State
 
 WAITING = frozenset(state for state in State if state.name.startswith("QUEUED"))
@@ -57,6 +58,8 @@ class RequestLine(msgspec.Struct, kw_only=True):
     num_drawn: int = 0
     """Tokens committed to it; more than `num_output` where a stop string cut the end."""
     num_cached: int = 0
+    most_cached: int = EVERY
+    """Of these, so many at the most: see `RequestInfo`."""
     num_retractions: int = 0
     first_token: float | None = None
     """When the step that drew the first token was committed."""
@@ -192,7 +195,9 @@ class _Builder:
         if record.event == Event.ADMIT:
             self._admitted.append(line)
             if not line.num_retractions:
-                line.num_cached = record.num_cached or 0
+                line.num_cached = min(record.num_cached or 0, line.most_cached)
+        elif record.num_cached is not None and record.event in (Event.GRANT, Event.RECEIVE):
+            line.most_cached = record.num_cached
         if record.target.terminal:
             line.ended, line.cause = record.time, record.cause
             if record.num_output is not None:

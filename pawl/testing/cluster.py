@@ -25,6 +25,7 @@ from pawl.actors.simulation.faults import Faults, InjectedCrash
 from pawl.actors.simulation.network import no_wires
 from pawl.actors.simulation.system import ActorFailure, SimulatedSystem
 from pawl.build.wiring import ActorSpec, crosses, engine_actors, in_order, replica_actors, spawn_all, stop_order
+from pawl.lifecycle.hand_overs import matched, side_of
 from pawl.lifecycle.records import ENCODER
 from pawl.testing.at_rest import EndChecks
 from pawl.testing.clients import FrontDesk
@@ -186,6 +187,9 @@ class Cluster(Case):
         for replica in self.replicas:
             if not replica.lost:
                 replica.judge_whole()
+        sides = [side for replica in self.replicas if (side := side_of(replica.trace.records)) is not None]
+        for fault in matched(sides).faults:
+            raise PropertyFailed("observability_conservation", fault)
 
     @property
     def failed(self) -> set[str]:

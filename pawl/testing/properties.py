@@ -28,6 +28,8 @@ class UsageTold(Property):
         """request -> tokens, as its client is told"""
         self.total_cached = 0
         """As the engine counts them: undone admissions do not count."""
+        self._most: dict[int, int] = {}
+        """request -> tokens that count as cached at the most: others were computed for it elsewhere"""
         self.retractions: Counter[int] = Counter()
         """Of each request."""
         self.drafted: Counter[int] = Counter()
@@ -49,15 +51,25 @@ class UsageTold(Property):
     @on(Event.ADMIT)
     def _admitted(self, record: Transition, history: History) -> Sequence[Violation]:
         if not self.retractions[record.request]:
-            self.cached[record.request] = record.num_cached or 0
-            self.total_cached += record.num_cached or 0
+            self.cached[record.request] = self._counts(record)
+            self.total_cached += self._counts(record)
+        return ()
+
+    def _counts(self, admission: Transition) -> int:
+        found = admission.num_cached or 0
+        return min(found, self._most.get(admission.request, found))
+
+    @on(Event.GRANT, Event.RECEIVE)
+    def _elsewhere(self, record: Transition, history: History) -> Sequence[Violation]:
+        if record.num_cached is not None:
+            self._most[record.request] = record.num_cached
         return ()
 
     @on(StepRolledBack)
     def _rolled_back(self, record: StepRolledBack, history: History) -> Sequence[Violation]:
         for admission in history.restored:
             if not self.retractions[admission.request]:
-                self.total_cached -= admission.num_cached or 0
+                self.total_cached -= self._counts(admission)
         return ()
 
     @on(StepCommitted)

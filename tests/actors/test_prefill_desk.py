@@ -15,6 +15,7 @@ from pawl.actors.simulation.manual import ManualContext, Sent
 from pawl.actors.simulation.strategies.simple import Fair, RandomWalk
 from pawl.gpu.ghost.oracle import expected
 from pawl.lifecycle.states import Cause
+from pawl.loops.lower_tiers import LowerTiers
 from tests.actors.apart import DECODE, DESK, PREFILL, SIDES, Apart, companions
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3]
@@ -33,7 +34,8 @@ def test_whole_pages_of_a_prompt_are_computed_elsewhere_and_the_rest_here() -> N
     assert run.listener.tokens[1] == expected(PROMPT, 4)
     assert run.remote.counts.received == 1
     assert run.remote.counts.pages == 4
-    assert run.loop.counters.cached_tokens == 16
+    assert run.loop.companion(LowerTiers).fetching.counts.pages == 4
+    assert run.loop.counters.cached_tokens == 0
     assert run.schedulers["p"].loop.counters.by_cause == {Cause.HANDED_OVER: 1}
     assert run.left_over == []
 

@@ -56,7 +56,7 @@ class Sender:
         self.outgoing.pump()
 
     def end(self, job: int = 1) -> None:
-        self.outgoing.end(job)
+        self.outgoing.end(job, num_cached=3)
         self.outgoing.pump()
 
     @property
@@ -77,7 +77,7 @@ def test_what_is_there_is_sent_at_once_and_the_rest_as_it_is_computed() -> None:
     sender.computed(KEYS[3])
     assert sender.sent == list(KEYS[:4])
     sender.end()
-    assert isinstance(sender.posted[-1][1], PagesEnd)
+    assert sender.posted[-1][1] == PagesEnd(7, "p", num_cached=3)
 
 
 def test_pages_that_nobody_wants_are_not_sent_and_none_twice() -> None:
@@ -132,7 +132,7 @@ def test_a_page_that_has_left_the_store_meanwhile_is_left_out() -> None:
     sender.outgoing.pump()
     sender.end()
     assert sender.sent == [KEYS[2]]
-    assert isinstance(sender.posted[-1][1], PagesEnd)
+    assert sender.posted[-1][1] == PagesEnd(7, "p", num_cached=3)
 
 
 def test_what_was_expected_is_kept_once() -> None:

@@ -57,7 +57,7 @@ class Ends:
     def begin(self, ticket: int, keys: tuple[bytes, ...] = KEYS) -> None:
         self.incoming.expect(ticket, keys)
         self.outgoing.open(SendPages(ticket, ticket, "d", keys))
-        self.outgoing.end(ticket)
+        self.outgoing.end(ticket, num_cached=0)
         self.outgoing.pump()
 
     def arrive(self, index: int = 0, *, keep: bool = False) -> None:

@@ -43,13 +43,20 @@ def received(request: int) -> Transition:
     return Transition(request, 0, State.QUEUED_RECEIVING, Event.RECEIVE, State.QUEUED, Cause.NONE, 0, 0.0)
 
 
-def decode(pages: int = 2, ticket: int = 3) -> list[Record]:
-    told = TierTold("received", ticket, pages, b"", 0.0)
+def decode(pages: int = 2, ticket: int = 3, num_cached: int = 0) -> list[Record]:
+    told = TierTold("received", ticket, pages, b"", 0.0, num_cached)
     return [started("decode"), submitted(7, "client", PROMPT), told, received(7)]
 
 
 def prefill(tokens: list[int], ticket: int = 3) -> list[Record]:
     return [started("prefill"), submitted(1, f"scheduler.0/{ticket}", tokens), CLOSED]
+
+
+def admitted(num_cached: int) -> Transition:
+    return Transition(1, 0, State.QUEUED, Event.ADMIT, State.PREFILLING, Cause.NONE, 0, 0.0, num_cached)
+
+
+RETRACTED = Transition(1, 0, State.PREFILLING, Event.RETRACT, State.QUEUED, Cause.MEMORY, 0, 0.0)
 
 
 def side(records: list[Record]) -> Side:
@@ -75,6 +82,19 @@ def test_pages_that_nobody_was_asked_for_are_named(came: list[Record], asked: li
     (fault,) = matched([side(came), side(asked)]).faults
     assert fault.startswith("request 7 received")
     assert words in fault
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [[admitted(4)], [admitted(0), admitted(4)], [admitted(4), RETRACTED, admitted(8)]],
+    ids=["admitted", "admitted anew, as the step was lost", "retracted, whose own pages are in the cache"],
+)
+def test_what_was_told_of_the_other_cache_is_what_it_had_at_the_first_admission(moves: list[Record]) -> None:
+    *begun, closed = prefill(PROMPT[:9])
+    had = side([*begun, *moves, closed])
+    assert matched([side(decode(num_cached=4)), had]).faults == ()
+    (fault,) = matched([side(decode(num_cached=8)), had]).faults
+    assert fault.endswith("was told that 8 of its tokens were cached there, where 4 were")
 
 
 def test_a_prefill_that_brought_nothing_needs_nobody() -> None:

@@ -171,7 +171,7 @@ class AnyDriver(Driver):
             if self.chance.random() < 0.5:
                 self.remote.overdue(prefill.ticket, self.now)
             else:
-                self.remote.received(prefill.ticket, 0, self.now)
+                self.remote.received(prefill.ticket, 0, 0, self.now)
         while self.fetches and self.chance.random() < 0.5:
             order = self.fetches.pop(0)
             if self.chance.random() < 0.5:

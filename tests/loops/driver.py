@@ -70,7 +70,7 @@ class Driver:
         """What the gateway was told last."""
         self.prefills: list[PrefillOrder] = []
         """Under way at prefill replicas."""
-        self.handed_over: list[int] = []
+        self.handed_over: list[tuple[int, int]] = []
         """Requests of a prefill replica that have ended."""
         self.now = 0.0
         self._next = 1
@@ -112,8 +112,8 @@ class Driver:
     def cancel(self, ticket: int, prefiller: int) -> None:
         self.prefills = [order for order in self.prefills if order.ticket != ticket]
 
-    def end_of_pages(self, request: int) -> None:
-        self.handed_over.append(request)
+    def end_of_pages(self, request: int, num_cached: int) -> None:
+        self.handed_over.append((request, num_cached))
 
     # ---- caller of the intake ----
 

@@ -8,10 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from pawl.lifecycle.states import Cause, State
+from pawl.lifecycle.records import Transition
+from pawl.lifecycle.states import Cause, Event, State
 from pawl.loops.remote_prefill import RemotePrefill
 from pawl.loops.select import LoopConfig, Role, make_loop
-from pawl.loops.tiers import RemoteConfig, TierConfig
+from pawl.loops.tiers import PageFetch, RemoteConfig, TierConfig
 from pawl.memory.tiers.keys import page_keys, root_key
 from tests.loops.driver import Driver
 
@@ -26,12 +27,32 @@ class Decoder(Driver):
         config = RemoteConfig(**({"max_pages": 8} | remote))
         super().__init__(tiers=TierConfig(layout="ghost"), role=Role.DECODE, remote=config)
         self.remote = self.loop.companion(RemotePrefill)
+        self.fetches: list[PageFetch] = []
         for number in range(prefillers):
             self.remote.prefiller_up(number, self.now)
 
     def turn(self) -> None:
         self.intake.turn(self.now)
         self.loop.check_all()
+
+    def fetch(self, order: PageFetch) -> None:
+        self.fetches.append(order)
+
+    def fetched(self) -> None:
+        """What is to be fetched comes."""
+        for order in self.fetches:
+            self.remote.tiers.fetching.filled(order.ticket, len(order.keys), self.now)
+        self.fetches.clear()
+
+    def admitted(self, request: int) -> int:
+        """Where its first segment starts."""
+        (move,) = [each for each in self.records if isinstance(each, Transition) and each.event is Event.ADMIT]
+        assert (move.request, move.num_cached is not None) == (request, True)
+        return move.num_cached or 0
+
+    def cached(self, request: int) -> int:
+        """What its client is told."""
+        return self.loop.table.info(self.loop.table.row_of[request]).num_cached
 
     def state(self, request: int) -> State:
         return State(int(self.loop.table.state[self.loop.table.row_of[request]]))
@@ -92,7 +113,7 @@ def test_no_more_pages_are_on_their_way_than_there_is_room_for() -> None:
     requests = [decoder.submit([first, *PROMPT[1:]]) for first in (50, 51, 52)]
     decoder.turn()
     assert [decoder.state(each) for each in requests] == [State.QUEUED_RECEIVING] * 2 + [State.QUEUED_RESERVING]
-    decoder.remote.received(decoder.prefills[0].ticket, 0, decoder.now)
+    decoder.remote.received(decoder.prefills[0].ticket, 0, 0, decoder.now)
     decoder.turn()
     assert [order.tokens[0] for order in decoder.prefills] == [50, 51, 52]
 
@@ -133,8 +154,6 @@ def test_nobody_waits_for_room_when_no_prefill_replica_is_left() -> None:
 @pytest.mark.parametrize("end", ["received", "overdue"])
 def test_what_has_come_is_fetched_even_by_who_looked_for_it_in_vain_before(end: str) -> None:
     decoder = Decoder(prefillers=0)
-    orders: list[Any] = []
-    decoder.fetch = orders.append  # type: ignore[method-assign]
     for first in range(50, 58):  # so that the next one waits
         decoder.submit([first], 40)
     decoder.turn()
@@ -146,12 +165,48 @@ def test_what_has_come_is_fetched_even_by_who_looked_for_it_in_vain_before(end: 
     (order,) = decoder.prefills
     decoder.remote.tiers.kept(order.keys[:2], decoder.now)
     if end == "received":
-        decoder.remote.received(order.ticket, 2, decoder.now)
+        decoder.remote.received(order.ticket, 2, 0, decoder.now)
     else:
         decoder.remote.overdue(order.ticket, decoder.now)
-    while request in decoder.loop.table.row_of and not orders:
+    while request in decoder.loop.table.row_of and not decoder.fetches:
         decoder.step()
-    assert orders[0].keys == order.keys[:2]
+    assert decoder.fetches[0].keys == order.keys[:2]
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "came", "cached"),
+    [(0, 0, 3, 0), (1, 0, 2, 4), (0, 8, 3, 8), (1, 8, 2, 8), (2, 4, 1, 8), (0, 12, 3, 12), (0, 12, 1, 4), (0, 0, 0, 0)],
+)
+def test_what_was_computed_elsewhere_for_the_request_is_not_called_cached(
+    here: int, there: int, came: int, cached: int
+) -> None:
+    """Pages that the tiers have here, tokens that the prefill replica's cache had, and pages that it has sent."""
+    decoder = Decoder()
+    keys = page_keys(root_key("ghost", ""), np.array(PROMPT[:12], np.int32), 4)
+    decoder.remote.tiers.kept(keys[:here], decoder.now)
+    request = decoder.submit(PROMPT)
+    decoder.turn()
+    (order,) = decoder.prefills
+    decoder.remote.tiers.kept(order.keys[:came], decoder.now)
+    decoder.remote.received(order.ticket, came, there, decoder.now)
+    decoder.turn()
+    decoder.fetched()
+    decoder.turn()
+    assert decoder.admitted(request) == 4 * (here + came), "it begins behind all that is there"
+    assert decoder.cached(request) == decoder.loop.counters.cached_tokens == cached
+
+
+def test_what_a_prefill_replica_has_not_said_in_time_is_not_called_cached() -> None:
+    decoder = Decoder()
+    request = decoder.submit(PROMPT)
+    decoder.turn()
+    (order,) = decoder.prefills
+    decoder.remote.tiers.kept(order.keys, decoder.now)
+    decoder.remote.overdue(order.ticket, decoder.now)
+    decoder.turn()
+    decoder.fetched()
+    decoder.turn()
+    assert (decoder.admitted(request), decoder.cached(request)) == (12, 0)
 
 
 def test_a_late_answer_says_nothing() -> None:
@@ -160,7 +215,7 @@ def test_a_late_answer_says_nothing() -> None:
     decoder.turn()
     (order,) = decoder.prefills
     decoder.remote.overdue(order.ticket, decoder.now)
-    decoder.remote.received(order.ticket, 3, decoder.now)
+    decoder.remote.received(order.ticket, 3, 0, decoder.now)
     assert decoder.state(request) == State.QUEUED
     assert (decoder.remote.counts.overdue, decoder.remote.counts.received) == (1, 0)
 

@@ -6,6 +6,8 @@ from pawl.actors.prefill_desk import PrefillDesk
 from pawl.actors.storage import Storage
 from pawl.actors.tiers.hand_over import Outgoing
 from pawl.actors.tiers.hand_over_client import HandOverClient
+from pawl.loops.admission import Admission
+from pawl.loops.handing_over import HandingOver
 from pawl.loops.remote_prefill import RemotePrefill
 from tests.mutants.mutant import Edit, Group, Mutant
 
@@ -42,6 +44,18 @@ HAND_OVER = (
         "auxiliary_conservation",
         "The storage of a decode replica is not told that nobody waits for a prefill any more.",
         Edit(HandOverClient.cancel, "send(names.storage, Unexpect(ticket), Lane.CONTROL)", "pass"),
+    ),
+    _mutant(
+        "what_was_computed_elsewhere_is_called_cached",
+        "retraction_transparency",
+        "A client is told that pages were cached which a prefill replica has computed for this very request.",
+        Edit(Admission._try, "min(granted.num_cached, info.most_cached)", "granted.num_cached"),
+    ),
+    _mutant(
+        "what_the_other_cache_had_is_not_told",
+        "observability_conservation",
+        "A prefill replica does not say how much of a prompt its own cache had.",
+        Edit(HandingOver.left, "info.num_cached", "0"),
     ),
     _mutant(
         "gone_before_it_was_saved",

@@ -59,8 +59,8 @@ PROMISES = (
         "A request that comes back finds its own pages in the cache, and its client is told that they were cached.",
         Edit(
             Admission._try,
-            "info.num_cached = info.num_cached if info.num_retractions else granted.num_cached",
-            "info.num_cached = granted.num_cached",
+            "info.num_cached = info.num_cached if info.num_retractions else min(",
+            "info.num_cached = min(",
         ),
     ),
     _mutant(

@@ -15,12 +15,17 @@ from pawl.cli import main
 from pawl.config import ConfigError, ServerConfig, build_config
 from pawl.engine import Engine
 from pawl.lifecycle.audit import Verdict, audit
+from pawl.lifecycle.export.timeline import timeline
 from pawl.lifecycle.records import TierTold
 from pawl.lifecycle.trace.reader import TraceReader
 from tests.gpu.real import smollm2_source
 
 PROMPTS = [f"request {number}: " + "a long prompt whose pages are worth the way " * 6 for number in range(6)]
 SAMPLING = {"max_new_tokens": 8, "temperature": 0.0}
+BEGINNING = "a beginning that many prompts have, of some pages: " * 3
+ONE_AFTER_ANOTHER = [BEGINNING + "one", BEGINNING + "two", BEGINNING + "one", "another one " * 20, BEGINNING[:70] + "!"]
+CACHED = [0, 144, 144, 0, 64]
+"""Tokens of each that were in a cache: whole pages of what was asked before."""
 
 
 def config(folder: Path, **fields: Any) -> ServerConfig:
@@ -34,17 +39,25 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         return [completion.text for completion in engine.generate(PROMPTS, SAMPLING)]
 
 
-@pytest.mark.parametrize("apart", ["1p1d", "2p1d", "1p2d"])
+@pytest.mark.parametrize("apart", [None, "1p1d", "2p1d", "1p2d"])
 @pytest.mark.parametrize("pacing", ["lockstep", "overlap", "pipeline"])
-def test_the_words_are_those_of_one_replica(apart: str, pacing: str, alone: list[str], tmp_path: Path) -> None:
+def test_the_words_and_what_is_called_cached_are_those_of_one_replica(
+    apart: str | None, pacing: str, alone: list[str], tmp_path: Path
+) -> None:
     with Engine(config(tmp_path, disaggregate=apart, pacing=pacing)) as engine:
         said = [completion.text for completion in engine.generate(PROMPTS, SAMPLING)]
+        usages = [engine.generate([prompt], SAMPLING)[0].done.usage for prompt in ONE_AFTER_ANOTHER]
     assert said == alone
+    assert [usage.cached_tokens for usage in usages] == CACHED
 
 
 def test_pages_are_handed_over_and_both_traces_pass(alone: list[str], tmp_path: Path) -> None:
     with Engine(config(tmp_path, disaggregate="1p1d")) as engine:
-        assert [completion.text for completion in engine.generate(PROMPTS, SAMPLING)] == alone
+        completions = engine.generate(PROMPTS, SAMPLING)
+    assert [completion.text for completion in completions] == alone
+    # What was computed for a request elsewhere is nobody's cache: not for clients, and not in what is made of a trace.
+    lines = timeline(TraceReader(tmp_path / "replica-0")).requests
+    assert [line.num_cached for line in lines] == [each.done.usage.cached_tokens for each in completions] == [0] * 6
     told = [record for record in TraceReader(tmp_path / "replica-0") if isinstance(record, TierTold)]
     received = [record for record in told if record.kind == "received"]
     assert len(received) == len(PROMPTS)
