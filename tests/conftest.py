@@ -15,6 +15,7 @@ import gc
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ ROOT = Path(__file__).parent.parent
 # Triton decides once, when it is first imported (by transformers, it may be), whether its kernels are interpreted.
 if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# Tests start a hundred interpreters. Where the environment forbids compiled files, as in many containers, each of them
+# would compile PyTorch again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 EXAMPLES = DirectoryBasedExampleDatabase(ROOT / ".hypothesis" / "examples")
 # A shared machine makes any single example slow at times: time limits belong to the whole run, not to an example.
 UNTIMED = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -53,6 +58,18 @@ structlog.configure(**UNCACHED)  # so that no engine does, and fixtures of modul
 ROOMS = ("test_tidy.py", "lifecycle", "memory", "loops", "actors", "mutants", "pawl", "gpu")
 """Pure and fast first: a broken rule of memory shows in a second, not behind a model that is loading. The mutants are
 one long file, which must not be what one process does while the other has nothing left."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported stays: garbage is not looked for among it, now or later. It is most of all objects there are."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import zip_longest
 from typing import Any
 
@@ -61,12 +62,14 @@ class Checkpointing(Driver):
         return went_on
 
 
-def recorded(monkeypatch: pytest.MonkeyPatch, seed: int, pacing: str, shape: dict[str, Any]) -> list[Record]:
+@cache
+def recorded(seed: int, pacing: str, shape: str, policy: str = "fcfs") -> tuple[Record, ...]:
     """A run with checkpoints, as a reader gets it."""
+    fields = {"policy": policy} | SHAPES[shape]
 
     def make(**settings: Any) -> Driver:
-        driver = Checkpointing(**(settings | shape | {"pacing": pacing}))
-        driver.token_s = 0.125 if "max_step_s" in shape else 0.0
+        driver = Checkpointing(**(settings | fields | {"pacing": pacing}))
+        driver.token_s = 0.125 if "max_step_s" in fields else 0.0
         facts = {"loop": msgspec.to_builtins(driver.config), "backend": "ghost"}
         driver.loop.journal._started = Started(
             version="test",
@@ -81,15 +84,15 @@ def recorded(monkeypatch: pytest.MonkeyPatch, seed: int, pacing: str, shape: dic
         )
         return driver
 
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr("tests.loops.test_replay.Driver", make)
         # Not through its cache: this run has checkpoints.
         records = DECODER.decode(test_replay._recorded.__wrapped__(seed, "overlap", True, "fcfs", True))
     first = next(record for record in records if isinstance(record, Checkpoint)).started
-    return [first, *records[1:]]
+    return (first, *records[1:])
 
 
-def judged(records: list[Record], properties: list[Property] | None = None) -> list[Violation]:
+def judged(records: Sequence[Record], properties: list[Property] | None = None) -> list[Violation]:
     monitor = Monitor([*(make() for make in PROPERTIES), OneDecisionLog()] if properties is None else properties)
     for record in records:
         monitor.observe(record)
@@ -97,39 +100,44 @@ def judged(records: list[Record], properties: list[Property] | None = None) -> l
     return monitor.violations
 
 
-def checkpoints(records: list[Record]) -> Iterator[tuple[int, Checkpoint]]:
+def checkpoints(records: Sequence[Record]) -> Iterator[tuple[int, Checkpoint]]:
     return ((at, record) for at, record in enumerate(records) if isinstance(record, Checkpoint))
 
 
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("pacing", PACINGS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_from_every_checkpoint_a_run_goes_on_as_recorded(
-    monkeypatch: pytest.MonkeyPatch, shape: str, pacing: str
-) -> None:
+def test_from_every_checkpoint_a_run_goes_on_as_recorded(shape: str, pacing: str, seed: int) -> None:
     """The checkpoints after it are compared as well: what was restored is again all of it. And no property takes what
     it begins with for anything but what it is."""
-    for seed in range(2):
-        records = recorded(monkeypatch, seed, pacing, SHAPES[shape])
-        found = list(checkpoints(records))
-        assert len(found) > 5
-        for at, checkpoint in found[:: max(1, len(found) // 5)]:
-            Replay.begin(checkpoint).loop.check_all()
-            assert judged(records[at:]) == []
+    records = recorded(seed, pacing, shape)
+    found = list(checkpoints(records))
+    assert len(found) > 5
+    for at, checkpoint in found[:: max(1, len(found) // 5)]:
+        Replay.begin(checkpoint).loop.check_all()
+        assert judged(records[at:]) == []
 
 
+@pytest.mark.parametrize(
+    ("seed", "policy"),
+    [
+        (0, "fcfs"),
+        (1, "priority"),
+        *(pytest.param(seed, ("fcfs", "priority")[seed % 2], marks=pytest.mark.slow) for seed in range(2, 6)),
+    ],
+)
 @pytest.mark.parametrize("pacing", PACINGS)
-def test_every_property_of_records_can_begin_at_every_checkpoint(monkeypatch: pytest.MonkeyPatch, pacing: str) -> None:
-    for seed in range(6):
-        records = recorded(monkeypatch, seed, pacing, {"policy": ("fcfs", "priority")[seed % 2]})
-        for at, _ in checkpoints(records):
-            assert judged(records[at:], [make() for make in PROPERTIES]) == [], f"seed {seed}, from record {at}"
+def test_every_property_of_records_can_begin_at_every_checkpoint(pacing: str, seed: int, policy: str) -> None:
+    records = recorded(seed, pacing, "radix, lru", policy)
+    for at, _ in checkpoints(records):
+        assert judged(records[at:], [make() for make in PROPERTIES]) == [], f"from record {at}"
 
 
 @pytest.mark.parametrize("kind", sorted(FORGERIES.keys() - {*NAMED_AS_MISSING, "another pool"}))
-def test_what_is_forged_after_a_checkpoint_shows_from_there(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_what_is_forged_after_a_checkpoint_shows_from_there(kind: str) -> None:
     num_forged = 0
     for seed in range(3):
-        records = recorded(monkeypatch, seed, "overlap", {})
+        records = recorded(seed, "overlap", "radix, lru")
         at, _ = next(checkpoints(records))
         first, *rest = records[at:]
         assert isinstance(first, Checkpoint)
@@ -193,11 +201,12 @@ def with_another(state: bytes, path: tuple[Any, ...]) -> bytes:
     return msgspec.msgpack.encode(plain)
 
 
-@pytest.mark.parametrize("shape", ["radix, lru", "lfu", "two pools", "random order"])
-def test_a_checkpoint_that_was_changed_contradicts_itself_or_what_follows(
-    monkeypatch: pytest.MonkeyPatch, shape: str
-) -> None:
-    records = recorded(monkeypatch, 0, "overlap", SHAPES[shape])
+@pytest.mark.parametrize(
+    "shape",
+    ["two pools", "random order", *(pytest.param(each, marks=pytest.mark.slow) for each in ("radix, lru", "lfu"))],
+)
+def test_a_checkpoint_that_was_changed_contradicts_itself_or_what_follows(shape: str) -> None:
+    records = recorded(0, "overlap", shape)
     for at, checkpoint in list(checkpoints(records))[1::6]:
         state = checkpoint.state or b""
         for path in leaves(msgspec.msgpack.decode(state)):
@@ -208,8 +217,8 @@ def test_a_checkpoint_that_was_changed_contradicts_itself_or_what_follows(
                 assert judged([forged, *records[at + 1 :]]), name
 
 
-def test_a_forged_checkpoint_in_the_middle_of_a_run_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    records = recorded(monkeypatch, 0, "overlap", {})
+def test_a_forged_checkpoint_in_the_middle_of_a_run_differs() -> None:
+    records = list(recorded(0, "overlap", "radix, lru"))
     at, checkpoint = next(checkpoints(records))
     plain = msgspec.msgpack.decode(checkpoint.state or b"")
     plain["counters"]["received"] += 1
@@ -218,8 +227,8 @@ def test_a_forged_checkpoint_in_the_middle_of_a_run_differs(monkeypatch: pytest.
         replay(records)
 
 
-def test_a_checkpoint_whose_memory_is_not_that_of_its_digest_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    records = recorded(monkeypatch, 0, "lockstep", {})
+def test_a_checkpoint_whose_memory_is_not_that_of_its_digest_is_refused() -> None:
+    records = recorded(0, "lockstep", "radix, lru")
     _, checkpoint = list(checkpoints(records))[3]
     plain = msgspec.msgpack.decode(checkpoint.state or b"")
     plain["memory"]["promised"] = b"\1" + plain["memory"]["promised"][1:]

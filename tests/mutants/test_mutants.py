@@ -11,7 +11,7 @@ from tests.mutants.everything import MUTANTS
 from tests.mutants.mutant import Edit, EditFails, Group, Mutant, planted
 from tests.mutants.places import FOLDER, place_of
 
-FEW = 8
+FEW = 3
 """Schedules of the code as it is."""
 
 

@@ -47,9 +47,7 @@ def sound_run(seed: int) -> list[Record]:
     return simulated(workload, seed, strategy, faults)
 
 
-@pytest.mark.parametrize(
-    "seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, NIGHTLY))]
-)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, NIGHTLY))])
 def test_every_forgery_that_leaves_a_contradiction_is_named(tmp_path: Path, seed: int) -> None:
     records = sound_run(seed)
     clean = audited(tmp_path / "clean", records)

@@ -26,7 +26,7 @@ def judged(path: Path) -> Report:
     return audit(path, [OneDecisionLog()])
 
 
-@pytest.fixture(scope="module", params=["overlap", "lockstep"])
+@pytest.fixture(scope="module", params=["overlap", pytest.param("lockstep", marks=pytest.mark.slow)])
 def rotated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's folder after so many requests that its first files were dropped."""
     folder = tmp_path_factory.mktemp("traces")

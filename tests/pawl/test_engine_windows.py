@@ -22,7 +22,7 @@ def prompts() -> list[list[int]]:
     """Some longer than the window, with beginnings in common that are as well."""
     source = random.Random(5)
     words = [source.randrange(1000, 50_000) for _ in range(1000)]
-    lengths = ((620, 40), (620, 90), (100, 30), (560, 60))
+    lengths = ((560, 20), (560, 50), (100, 30))
     return [words[:shared] + [source.randrange(1000, 50_000) for _ in range(own)] for shared, own in lengths]
 
 

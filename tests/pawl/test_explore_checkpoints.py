@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 
 import msgspec
+import pytest
 
 from pawl.actors.simulation.exploration import drive, silence
 from pawl.actors.simulation.strategies.simple import RandomWalk
@@ -16,8 +17,6 @@ from pawl.testing.cluster import Cluster
 from pawl.testing.models import GHOST
 from pawl.testing.replica import record_properties
 from pawl.testing.workload import Arrival, Shape, Workload
-
-SEEDS = 16
 
 
 def drawn(seed: int) -> Workload:
@@ -53,9 +52,10 @@ def checkpoints(records: list[Record]) -> Iterator[tuple[int, Checkpoint]]:
     return ((at, each) for at, each in enumerate(records) if isinstance(each, Checkpoint))
 
 
-def test_a_run_with_tiers_is_judged_from_each_of_its_checkpoints() -> None:
+@pytest.mark.parametrize("seeds", [range(1, 4), pytest.param(range(16), marks=pytest.mark.slow)], ids=str)
+def test_a_run_with_tiers_is_judged_from_each_of_its_checkpoints(seeds: range) -> None:
     fetching = 0
-    for seed in range(SEEDS):
+    for seed in seeds:
         records = run_of(seed)
         for at, checkpoint in checkpoints(records):
             assert checkpoint.state is not None, checkpoint.missing
