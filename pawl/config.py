@@ -229,6 +229,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         _meta("workers", "CPU threads of the model; otherwise one for each core this process may use"),
     ] = None
     tp: Annotated[UpTo1024, _feature("workers", "tp")] = 1
+    prefill_tp: Annotated[UpTo1024 | None, _meta("workers", "ranks of a replica that prefills; otherwise tp")] = None
+    decode_tp: Annotated[UpTo1024 | None, _meta("workers", "ranks of a replica that decodes; otherwise tp")] = None
     pp: Annotated[UpTo1024, _meta("workers", "stages that share out the layers of the model")] = 1
     ep: Annotated[UpTo1024, _meta("workers", "parts of these ranks that share out the experts of a layer")] = 1
     enable_eplb: Annotated[bool, _meta("workers", "move experts between these parts by what tokens use")] = False

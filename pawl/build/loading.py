@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pawl.actors.names import NAMES, Names, names_of
 from pawl.build.parts import Parts
 from pawl.build.replicas import share_of
-from pawl.build.roles import roles_of
-from pawl.config import ServerConfig
+from pawl.build.roles import as_set, roles_of
+from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.weights.locate import locate
 from pawl.gpu.weights.report import Report, part, unheard
 
@@ -32,22 +33,39 @@ def load(config: ServerConfig, report: Report = unheard) -> list[Parts] | list[R
             raise
     if len(shares) == 1:
         return [load_here(config, report)]
-    return [
-        load_here(share, part(report, place / count, (place + 1) / count), names_of(place, role))
-        for place, (share, role) in enumerate(zip(shares, roles, strict=True))
-    ]
+    return _several_here(shares, roles, report)
+
+
+def _several_here(shares: Sequence[ServerConfig], roles: Sequence[str], report: Report) -> list[Parts]:
+    made: dict[int, Parts] = {}
+    try:
+        # More ranks than there can be are refused before others were started.
+        for place in sorted(range(len(shares)), key=lambda place: -shares[place].tp):
+            done, names = len(made), names_of(place, roles[place])
+            made[place] = load_here(shares[place], part(report, done / len(shares), (done + 1) / len(shares)), names)
+        layouts = {parts.loop_config.tiers.layout for parts in made.values() if parts.loop_config.tiers is not None}
+        if len(layouts) > 1:
+            raise ConfigError(f"disaggregate: pages of one side are none of the other: {', '.join(sorted(layouts))}")
+    except BaseException:
+        for parts in made.values():
+            parts.close()
+        raise
+    return [made[place] for place in range(len(shares))]
 
 
 def load_here(config: ServerConfig, report: Report = unheard, names: Names = NAMES) -> Parts:
     """The parts of an engine in this process. Imported only now, each with what it needs: a ghost starts without
     PyTorch, and a name that cannot be is refused (ModelNotFound) before PyTorch is there."""
     report(0.0)
-    if config.model == "ghost":
-        from pawl.build.ghost import load_ghost
+    try:
+        if config.model == "ghost":
+            from pawl.build.ghost import load_ghost
 
-        return load_ghost(config, names)
-    locate(config.model)
-    from pawl.build.assembly import load_parts
+            return load_ghost(config, names)
+        locate(config.model)
+        from pawl.build.assembly import load_parts
 
-    report(0.1)
-    return load_parts(config, report, names)
+        report(0.1)
+        return load_parts(config, report, names)
+    except ConfigError as error:
+        raise as_set(error, config, names.role) from error

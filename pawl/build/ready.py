@@ -8,7 +8,7 @@ import msgspec
 
 from pawl.actors.names import Names
 from pawl.gpu.step_runner import Abilities
-from pawl.loops.select import LoopConfig
+from pawl.loops.select import LoopConfig, Role
 
 FRONT = "front"
 """Name of the process of the front."""
@@ -56,17 +56,19 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     def facts(self) -> dict[str, object]:
         """What the front, and every other replica of the model, must have likewise."""
         config = self.loop_config
-        return {
+        facts = {
             "version": self.version,
             "model": self.name,
             "weights": config.weights,
             "token ids": self.num_embeddings,
-            "max tokens": config.num_pages * config.page_size,
-            "max input": config.max_context,
+            "pages": None if config.tiers is None else config.tiers.layout,
             "max running": config.max_running,
             "device": self.summary.get("device"),
             "abilities": self.abilities,
         }
+        if config.role is Role.PREFILL:  # with another number of ranks it has other room; no client asks it
+            return facts
+        return facts | {"max tokens": config.num_pages * config.page_size, "max input": config.max_context}
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

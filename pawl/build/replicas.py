@@ -23,7 +23,7 @@ from pawl.actors.starter import Starter
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.build.hosts.layout import layout_of, threads_of
 from pawl.build.parts import Parts
-from pawl.build.roles import HAND_OVER_GB, roles_of
+from pawl.build.roles import HAND_OVER_GB, arithmetic_of, roles_of
 from pawl.build.wiring import ActorSpec, all_names, engine_actors, replica_actors, spawn_all, watch_replica
 from pawl.config import ConfigError, ServerConfig
 from pawl.gpu.weights.report import Report, unheard
@@ -51,14 +51,15 @@ def share_of(config: ServerConfig, place: int) -> ServerConfig:
     """What the replica at this place, from 0, is set up with: pages and requests are shared out evenly among all,
     memory, disk and threads of a host among those that live there, and folders are its own. Raises ConfigError where a
     share is nothing, or where replicas cannot live as they were told."""
-    count = len(roles_of(config))
+    roles = roles_of(config)
+    count = len(roles)
     layout = layout_of(config, count)
     if count == 1:
         return config
     here = layout.num_here
     if config.device != "cpu" and here > 1:
         raise ConfigError(f"dp: {here} replicas on a host are for the CPU; a device holds one", "dp")
-    own: dict[str, object] = {"storage_gb": config.storage_gb / here}
+    own = arithmetic_of(config, roles[place]) | {"storage_gb": config.storage_gb / here}
     if layout.node_of(place) == 0 and config.head_serves:  # a node knows its own cores
         own["threads"] = threads_of(config, here)
     whole = {name: (getattr(config, name), count) for name in SHARED_OUT} | {

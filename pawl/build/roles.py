@@ -1,4 +1,4 @@
-"""Which replicas there are, and what each does of a request."""
+"""Which replicas there are, what each does of a request, and with how many ranks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,45 @@ from pawl.config import ConfigError, ServerConfig
 
 HAND_OVER_GB = 0.25
 """Host memory of a replica for pages that travel, unless the settings name some."""
+TP_OF = {PREFILL: "prefill_tp", DECODE: "decode_tp"}
+"""Role -> the setting of its ranks."""
 
 
 def roles_of(config: ServerConfig) -> tuple[str, ...]:
     """Of all replicas, those that take requests first. Raises ConfigError."""
     if config.disaggregate is None:
+        for name in TP_OF.values():
+            if getattr(config, name) is not None:
+                raise ConfigError(f"{name}: prefill and decode are not apart: say --tp, or --disaggregate too", name)
         return (UNIFIED,) * config.dp
     if config.dp > 1:
         raise ConfigError(f"disaggregate: {config.disaggregate} says how many replicas there are; dp as well", "dp")
     prefill, _, decode = config.disaggregate[:-1].partition("p")
     return (DECODE,) * int(decode) + (PREFILL,) * int(prefill)
+
+
+def arithmetic_of(config: ServerConfig, role: str) -> dict[str, object]:
+    """Settings of a replica of this role, by which it computes the bits of the others: its ranks, and, of weights that
+    others have to dequantise for theirs, the same. Raises ConfigError where other numbers of ranks have other bits."""
+    if role not in TP_OF:
+        return {}
+    sizes = {each: getattr(config, name) or config.tp for each, name in TP_OF.items()}
+    alike = len(set(sizes.values())) == 1
+    if not alike and (config.device != "cpu" or config.backend == "torch"):
+        raise ConfigError(
+            f"prefill_tp: {sizes[PREFILL]} to prefill and {sizes[DECODE]} to decode: in plain torch sums depend on the "
+            "number of ranks; only the compiled CPU kernels have the same bits with any",
+            "prefill_tp",
+        )
+    own: dict[str, object] = {"tp": sizes[role]}
+    if not alike and config.model != "ghost" and (config.weights, config.dtype) == ("auto", "auto"):
+        own["dtype"] = "bf16"
+    return own
+
+
+def as_set(error: ConfigError, config: ServerConfig, role: str) -> ConfigError:
+    """What a replica of this role refuses, under the name of the setting that the user has given."""
+    name = TP_OF.get(role, "tp")
+    if error.field != "tp" or getattr(config, name) is None:
+        return error
+    return ConfigError(f"{name}:{str(error).removeprefix('tp:')}", name)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pawl.actors.placement import PLACEMENTS
-from pawl.features import drafting, timing
+from pawl.features import apart, drafting, timing
 from pawl.features.row import Feature, Source
 from pawl.loops.pacing import PACINGS
 from pawl.loops.policy import POLICIES
@@ -97,14 +97,6 @@ def _context(source: Source, values: Values) -> dict[str, Any]:
 def _replicas(source: Source, values: Values) -> dict[str, Any]:
     several = {"replicas": source.within(2, 3), "max_restarts": source.within(0, 2)}
     return several if source.chance(0.15) else {}
-
-
-def _prefillers(source: Source, values: Values) -> dict[str, Any]:
-    """Pages travel in the tier below the device, and windowed layers have none there."""
-    below = values.get("host_pages") or values.get("storage_pages")
-    if values.get("window") or not below or not source.chance(0.6):
-        return {}
-    return {"prefillers": source.within(1, 2), "prefill_lease_s": source.pick((0.5, 5.0))}
 
 
 def _placement(source: Source, values: Values) -> dict[str, Any]:
@@ -304,15 +296,7 @@ OF_REPLICAS = (
         help="replicas of the model behind one gateway, which share memory and cores",
         present=lambda values: bool(values["replicas"] > 1),
     ),
-    Feature(
-        "prefill replicas",
-        ("prefillers", "prefill_lease_s"),
-        _prefillers,
-        ("schedule_equivalence", "stream_equals_result", "auxiliary_conservation", "bounded_progress"),
-        settings=("disaggregate", "prefill_lease_s"),
-        help="replicas that prefill for others that decode, and how many of each: 1p1d, 2p1d",
-        present=lambda values: bool(values["prefillers"]),
-    ),
+    *apart.FEATURES,
     Feature(
         "placement",
         ("placement", "affinity_bound"),

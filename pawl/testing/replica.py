@@ -119,7 +119,7 @@ class SimulatedReplica:
 
     def _behind_ranks(self, system: SimulatedSystem, shape: Shape, model: Model) -> Any:
         """What the worker drives: the runner itself, or a group of two that are told the same."""
-        if shape.ranks == 1 or not isinstance(self.runner, Ghost):
+        if shape.ranks_of(self.names.role) == 1 or not isinstance(self.runner, Ghost):
             return self.runner
         ghosts = [self.runner, model.runner(shape.loop_config())]
         return simulated_group(ghosts, system.strikes, self._diverged, lambda: system.now_s)

@@ -152,6 +152,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prefillers: int = 0
     """Replicas that prefill for those, on whom a request waits no longer than the next, in virtual seconds."""
     prefill_lease_s: float = 5.0
+    prefill_ranks: int | None = None
+    """Ranks of those that prefill; None: as many as others have."""
     placement: str = "round_robin"
     affinity_bound: int = 0
     """Open requests that a replica may have more than the least busy one, and be chosen for a prefix all the same."""
@@ -184,6 +186,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def roles(self) -> tuple[str, ...]:
         """Of its replicas, by number."""
         return (DECODE if self.prefillers else UNIFIED,) * self.replicas + (PREFILL,) * self.prefillers
+
+    def ranks_of(self, role: str) -> int:
+        """Ranks of a replica of this role."""
+        return self.ranks if role != PREFILL or self.prefill_ranks is None else self.prefill_ranks
 
     @property
     def times(self) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pawl.gpu.parallel.actions import RankActions
 from pawl.gpu.parallel.group import RankGroup
 from pawl.gpu.parallel.order import StepOrder
+from pawl.gpu.parallel.pages import join_pages
 from tests.mutants.mutant import Edit, Group, Mutant
 
 
@@ -31,5 +32,16 @@ RANKS = (
         "read_after_commit",
         "Ranks that are started again have the model, and none of the adapters that requests go on to compute with.",
         Edit(RankGroup.restore, "self._adapters.items()", "()"),
+    ),
+    _mutant(
+        "pages_of_ranks_lie_one_behind_another",
+        "read_after_commit",
+        "What ranks have of a page is not put together by heads, but as it came: whoever has another number of ranks "
+        "reads the keys of other positions.",
+        Edit(
+            join_pages,
+            "np.concatenate(of_stages, 1 + _LAYERS).reshape(len(blocks[0]), -1)",
+            "np.concatenate(blocks, 1)",
+        ),
     ),
 )

@@ -84,9 +84,9 @@ def _exclude(one: str, other: str) -> bool:
     if {one, other} == {"drain at work", "stop at work"}:
         return True
     ordered = {"tiers", *(f"eviction {name}" for name in server.CHOICES["eviction"][1:])}
-    ordered |= {"prefill replicas"}
+    ordered |= {"prefill replicas", "other ranks to prefill"}
     alone = {
-        "window pages": {"tiers", "cache core auto", "prefill replicas"},
+        "window pages": {"tiers", "cache core auto", "prefill replicas", "other ranks to prefill"},
         "stages": {"pacing lockstep", "pacing overlap"},
     }
     for name in CACHES[1:]:
