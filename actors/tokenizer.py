@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pawl.actors.messages.generate import Generate, Refused, Submit
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
-from pawl.actors.text.invalid import InvalidRequest
+from pawl.actors.text.invalid import InvalidRequest, beyond_context
 from pawl.actors.text.template import ChatTemplate
 from pawl.actors.text.vocabulary import Vocabulary
 from pawl.lifecycle.request import SamplingParameters
@@ -185,13 +185,7 @@ class Tokenizer(Actor):
                 raise InvalidRequest(text, param="min_new_tokens")
             return msgspec.structs.replace(sampling, max_new_tokens=room)
         if sampling.max_new_tokens > room:
-            raise InvalidRequest(
-                f"This model's maximum context length is {context_length} tokens. However, you requested "
-                f"{num_prompt + sampling.max_new_tokens} tokens ({num_prompt} in the prompt, "
-                f"{sampling.max_new_tokens} for the completion). Please shorten the prompt or the completion.",
-                param="max_new_tokens",
-                cause=Cause.TOO_LONG,
-            )
+            raise beyond_context(context_length, num_prompt, sampling.max_new_tokens)
         return sampling
 
 

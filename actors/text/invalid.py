@@ -31,6 +31,17 @@ class InvalidRequest(ValueError):
         self.code = code
 
 
+def beyond_context(context_length: int, num_prompt: int, max_new_tokens: int) -> InvalidRequest:
+    """What is said to who asks for more tokens than the prompt leaves of the context."""
+    return InvalidRequest(
+        f"This model's maximum context length is {context_length} tokens. However, you requested "
+        f"{num_prompt + max_new_tokens} tokens ({num_prompt} in the prompt, {max_new_tokens} for the completion). "
+        "Please shorten the prompt or the completion.",
+        param="max_new_tokens",
+        cause=Cause.TOO_LONG,
+    )
+
+
 def clipped(text: str) -> str:
     """The beginning of a text that may quote a client at length."""
     return text if len(text) <= 2 * MAX_ECHO else f"{text[: 2 * MAX_ECHO]}…"

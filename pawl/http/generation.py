@@ -14,6 +14,7 @@ from pawl.actors.messages.generate import Submit
 from pawl.actors.sink import Inbox
 from pawl.http import completions, embeddings, native, openai, responses, scoring
 from pawl.http.adapters import adapter_of, loaded_again, under_its_name
+from pawl.http.beams import BeamReply, beams_of
 from pawl.http.call_fields import StreamOptions
 from pawl.http.chat import ChatRenderer, chat_submits, echo_of, scored
 from pawl.http.completions import CompletionRenderer, candidates_of, completion_submits
@@ -75,7 +76,7 @@ class GenerationRoutes(HasContext):
             tokenization=self.context.tokenization,
             hides_special=body.skip_special_tokens is not False,
         )
-        return await self._reply(submits, renderer, body.stream)
+        return await self._searched(body, submits, renderer)
 
     @takes(ChatBody)
     async def chat(self, request: Request, body: ChatBody) -> Response:
@@ -91,7 +92,7 @@ class GenerationRoutes(HasContext):
             token_bytes=self.context.tokenization.token_bytes,
             make_reader=None if reading.plain else self._message_readers(reading, body),
         )
-        return await self._reply(submits, renderer, body.stream)
+        return await self._searched(body, submits, renderer)
 
     @takes(ResponsesBody)
     async def respond(self, request: Request, body: ResponsesBody) -> Response:
@@ -121,6 +122,17 @@ class GenerationRoutes(HasContext):
         call = understand(body, self.context)
         renderer = NativeRenderer(call, self.context.info)
         return await self._reply(call.submits, renderer, body.stream)
+
+    async def _searched(
+        self, body: CompletionBody | ChatBody, submits: Sequence[Submit], renderer: Renderer
+    ) -> Response:
+        """What comes of these requests, or of a search for the likeliest of their answers."""
+        beams, context = beams_of(body, submits), self.context
+        if beams is None:
+            return await self._reply(submits, renderer, body.stream)
+        asked, decode = await loaded_again(context, submits), context.tokenization.decode
+        timeout_s = context.info.request_timeout_s
+        return BeamReply(context.gateway, asked, renderer, beams, context.info.limits, decode, timeout_s)
 
     async def _reply(self, submits: Sequence[Submit], renderer: Renderer, stream: bool | None) -> Response:
         """What comes of these requests, once the adapters that they name are there."""

@@ -108,21 +108,30 @@ class Reply(Response):
         return RequestGroup(self._gateway, self._submits, whole=True)
 
     async def _answer(self, group: RequestGroup, send: Send) -> None:
+        ends = await self._ends(group)
+        if ends is None:
+            return
+        problems = [from_delta(delta) for delta in ends]
+        first = problems[0]
+        if first is not None and all(problems):
+            raise self._renderer.problem(first)
+        await self._write(ends, group.inboxes, send)
+
+    async def _ends(self, group: RequestGroup) -> list[Delta] | None:
+        """All that came of each request, once every one has ended; None when the client has gone."""
         results: dict[int, Delta] = {}
         while len(results) < len(group.requests):
             arrivals = await group.arrivals()
             if group.gone:
-                return
+                return None
             failure = self._failure(group, arrivals)
             if failure is not None:
                 raise failure
             results.update(arrivals)
-        ordered = [results[index] for index in range(len(results))]
-        problems = [from_delta(delta) for delta in ordered]
-        first = problems[0]
-        if first is not None and all(problems):
-            raise self._renderer.problem(first)
-        body = await beside(ordered, lambda: self._renderer.whole(ordered, group.inboxes))
+        return [results[index] for index in range(len(results))]
+
+    async def _write(self, deltas: Sequence[Delta], inboxes: Sequence[Inbox], send: Send) -> None:
+        body = await beside(deltas, lambda: self._renderer.whole(deltas, inboxes))
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

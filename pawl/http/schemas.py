@@ -61,11 +61,13 @@ class OpenAiBody(FormatFields, kw_only=True):
     bootstrap_port: Ports = None
     bootstrap_room: Rooms = None
     """Of SGLang's router, as in `Paired`."""
+    use_beam_search: bool | None = None
+    """The `n` completions that are likeliest as wholes."""
+    length_penalty: Annotated[float, Meta(ge=-16.0, le=16.0)] | None = None
+    """Of beam search: above 0, long completions gain by it."""
     # Known, but not supported.
     session_params: Any = None
     logits_processors: Any = None
-    use_beam_search: Any = None
-    length_penalty: Any = None
     truncate_prompt_tokens: Any = None
     bad_words: Any = None
     allowed_token_ids: Any = None
@@ -292,8 +294,6 @@ HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "return_bytes": (False,),
     "return_entropy": (False,),
     "return_routed_experts": (False,),
-    "use_beam_search": (False,),
-    "length_penalty": (1.0,),
     "bad_words": ([],),
     "background": (False,),
     "truncation": ("disabled",),

@@ -41,12 +41,17 @@ class RequestGroup:
 
     def __init__(self, gateway: Gateway, submits: Sequence[Submit], whole: bool) -> None:
         self._gateway = gateway
+        self._whole = whole
         self._dirty: list[int] = []
         self._waiter: asyncio.Future[None] | None = None
         self.gone = False
         """Whether the client went away."""
-        self.inboxes = [_Slot(self, index, whole) for index in range(len(submits))]
-        self.requests = gateway.submit(submits, self.inboxes)
+        self.submit(submits)
+
+    def submit(self, submits: Sequence[Submit]) -> None:
+        """Wait for these requests from now on; those before them have ended, and everything of them was taken."""
+        self.inboxes = [_Slot(self, index, self._whole) for index in range(len(submits))]
+        self.requests = self._gateway.submit(submits, self.inboxes)
 
     def mark(self, index: int) -> None:
         """There is something to take from inbox `index`."""

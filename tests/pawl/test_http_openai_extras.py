@@ -127,7 +127,6 @@ def test_a_reply_can_begin_with_the_message_it_goes_on_with(client: httpx.Client
         ("/v1/completions", {"best_of": 2, "stream": True}, "best_of"),
         ("/v1/completions", {"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ("/v1/completions", {"custom_params": {"a": 1}}, "custom_params"),
-        ("/v1/completions", {"use_beam_search": True}, "use_beam_search"),
         ("/v1/chat/completions", {"allowed_token_ids": [1]}, "allowed_token_ids"),
         ("/v1/chat/completions", {"continue_final_message": True}, "continue_final_message"),
         ("/generate", {"sampling_params": {"custom_params": {"a": 1}}}, "custom_params"),
