@@ -1,12 +1,12 @@
 """What stored weights and bytes for activations cost a model: perplexity of a text, and distance to float32.
 
-    python -m benchmarks.quality [MODEL.gguf] [TEXT]
+    python -m benchmarks.quality [MODEL] [TEXT]
 
 The text, of which the first 1,024 tokens count, is this project's page on architecture unless another is named. Each
 way of computing scores every token given all before it. `KL` is the divergence of its next-token distribution from that
 of the same weights in float32, in nats, mean and largest over the positions; `same` the share of positions with the
 same likeliest token. With PAWL_PEER_LLAMA, the interpreter of an environment with llama-cpp-python, llama.cpp computes
-the same tokens from the same file.
+the same tokens from the same GGUF file.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Steps with weights as a GGUF file stores them, beside the same weights in bfloat16.
+"""Steps with quantised weights as they are stored, beside the same weights in bfloat16.
 
-    python -m benchmarks.stored [MODEL.gguf]
+    python -m benchmarks.stored [MODEL]
 
 Compiled kernels, one thread, its processor time, as other programs may keep the cores busy: the two take turns, and of
 each turn counts the quickest step.

@@ -79,7 +79,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
     weights: Annotated[
         Literal["auto", "stored", "bf16", "fp32"],
-        _meta("model", "stored: as a GGUF file has them; auto: so on CPUs, where no dtype is asked for"),
+        _meta("model", "stored: quantised ones as their file has them; auto: so on CPUs, where no dtype is asked for"),
     ] = "auto"
     device: Annotated[Literal["cpu", "cuda"], _meta("model", "where the model computes")] = "cpu"
     context_length: Annotated[AtLeastOne | None, _feature("model", "context_length")] = None

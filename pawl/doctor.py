@@ -229,6 +229,8 @@ def model(config: ServerConfig) -> Finding:
     except (ModelNotFound, UnsupportedModel, GgufFormatError, FolderError) as error:
         return Finding("model", Level.PROBLEM, str(error), "name another one: --model")
     shape = f"{source.config.architecture}, {source.config.num_layers} layers, context {source.config.max_position:,}"
+    if source.scheme is not None:
+        shape += f", {source.scheme.bits} bits ({source.scheme.method})"
     return Finding("model", Level.OK, f"{config.model}: {source.path} ({shape})")
 
 

@@ -29,7 +29,6 @@ _MUST_BE_OFF: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
     "use_bidirectional_attention": (None, False),
-    "quantization_config": (None,),
     "partial_rotary_factor": (None, 1.0),
 }
 _KINDS = {"sliding_attention": True, "full_attention": False}

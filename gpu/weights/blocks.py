@@ -1,5 +1,5 @@
-"""What a weight is: an array of numbers on the host (`pawl.gpu.dtypes`), a matrix that stays in the blocks of a GGUF
-file, in a format that the compiled kernels compute as it is, or a tensor of a backend that computes in PyTorch."""
+"""What a weight is: an array of numbers on the host (`pawl.gpu.dtypes`), a matrix in blocks, as a GGUF file has
+them, in a format that the compiled kernels compute as it is, or a tensor of a backend that computes in PyTorch."""
 
 from __future__ import annotations
 
@@ -72,6 +72,10 @@ class Blocks:
     def nbytes(self) -> int:
         """Bytes of all blocks."""
         return self.data.nbytes
+
+    def __len__(self) -> int:
+        """Outputs."""
+        return len(self.data)
 
     def __getitem__(self, rows: slice) -> Blocks:
         """Some of the outputs."""

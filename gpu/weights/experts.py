@@ -29,7 +29,7 @@ def separated(name: str, tensor: NDArray[Any]) -> Iterator[tuple[str, NDArray[An
         yield f"{layer}.mlp.experts.{expert}.{_MIXTRAL_PARTS[part]}.weight", tensor
         return
     every = _ALL_EXPERTS.fullmatch(name)
-    if every is None or tensor.ndim != 3:
+    if every is None or len(tensor.shape) != 3:
         yield name.replace(".block_sparse_moe.gate.", ".mlp.gate."), tensor
         return
     stem, part, _ = every.groups()

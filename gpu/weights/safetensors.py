@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize, safe_open
 
@@ -24,14 +25,20 @@ from pawl.gpu.weights.checks import Keep, Kept, all_of_it, check_names, is_norm
 from pawl.gpu.weights.experts import separated
 from pawl.gpu.weights.locate import PICKLE_SUFFIXES
 from pawl.gpu.weights.overlay import Overlay
+from pawl.gpu.weights.packed.matrices import Matrices
+from pawl.gpu.weights.packed.scaled import Scaled
+from pawl.gpu.weights.packed.scheme import Scheme, scheme_of
 from pawl.gpu.weights.report import Report, unheard
 from pawl.gpu.weights.strangers import one_line, read_object, reading
+
+log = structlog.get_logger("pawl.gpu.weights.safetensors")
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SENT = "what was sent"
 """Stands for a path where tensors come from no file."""
 MOST_NAMED = 4
 """Files that a message names."""
+Said = TypeVar("Said")
 _deserialize: Any = deserialize
 _LENGTH = struct.Struct("<Q")
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | {
@@ -54,13 +61,22 @@ class FolderError(Exception):
 
 def folder_config(folder: Path) -> ModelConfig:
     """The model that `config.json` describes. Raises FolderError or UnsupportedModel."""
+    return _of_config(folder, config_from_huggingface)
+
+
+def folder_scheme(folder: Path) -> Scheme | None:
+    """How `config.json` says that weights are quantised; None: they are not. Raises as `folder_config`."""
+    return _of_config(folder, scheme_of)
+
+
+def _of_config(folder: Path, read: Callable[[Mapping[str, Any]], Said]) -> Said:
     refusal = partial(FolderError, folder)
     try:
         values = read_object(folder / "config.json", refusal)
     except FileNotFoundError:
         raise refusal("there is no config.json: is this a Hugging Face model folder?") from None
     with reading("config.json", refusal):
-        return config_from_huggingface(values)
+        return read(values)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -100,6 +116,16 @@ def read_tensors(path: Path, *, mapped: bool = True) -> Iterator[tuple[str, NDAr
     with reading("a safetensors file", partial(FolderError, path)):
         try:
             yield from sorted((_mapped(path) if mapped else _parsed(path.read_bytes())).items())
+        except SafetensorError as error:
+            raise FolderError(path, f"damaged safetensors file: {one_line(error)}") from error
+
+
+def names_in(path: Path) -> list[str]:
+    """Those of the tensors of one safetensors file. Raises FolderError."""
+    with reading("a safetensors file", partial(FolderError, path)):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return list(file.keys())
         except SafetensorError as error:
             raise FolderError(path, f"damaged safetensors file: {one_line(error)}") from error
 
@@ -168,18 +194,60 @@ def load_folder_weights(
     *,
     mapped: bool = True,
     keep: Keep = all_of_it,
+    scheme: Scheme | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Every weight in `dtype` (norms float32) under its canonical name; Gemma's norms with the 1 added.
+    """Every weight in `dtype` (norms float32) under its canonical name; Gemma's norms with the 1 added. Matrices that
+    are quantised, as `scheme` says, are dequantised.
 
     `mapped`: weights that are stored in `dtype` may be views of the files; else all are copies. Only what is to `keep`
     is returned. Raises FolderError, or WeightMismatch when names or shapes are not what `config` needs.
     """
     weights = Kept(weight_shapes(config), keep)
-    for path in weight_files(folder):
-        for stored in read_tensors(path, mapped=mapped):
-            weights.take(canonical(path, *stored, config, dtype))
-            report(weights.share)
+    for path, name, stored in _stored(folder, config, scheme, mapped=mapped):
+        numbers = stored.numbers(dtype_of(dtype)) if isinstance(stored, Scaled) else stored
+        weights.take(canonical(path, name, numbers, config, dtype))
+        report(weights.share)
     return weights.complete(folder)
+
+
+def load_folder_blocks(
+    folder: Path, config: ModelConfig, dtype: Dtype, scheme: Scheme, report: Report = unheard
+) -> dict[str, Weight]:
+    """As `load_folder_weights`, but quantised matrices are blocks of the very same numbers, where there are some that
+    hold these: the others are dequantised."""
+    expected, weights, dense = weight_shapes(config), dict[str, Weight](), 0
+    for path, name, stored in _stored(folder, config, scheme, mapped=True):
+        blocks = stored.blocks() if isinstance(stored, Scaled) else None
+        if blocks is not None:
+            weights.update(_named(name, blocks, config))
+        else:
+            numbers = stored.numbers(dtype_of(dtype)) if isinstance(stored, Scaled) else stored
+            weights.update(canonical(path, name, numbers, config, dtype))
+            dense += isinstance(stored, Scaled)
+        report(min(1.0, len(weights) / len(expected)))
+    check_names(folder, expected, {name: weight.shape for name, weight in weights.items()})
+    if dense:
+        log.info("quantised matrices are dequantised", number=dense, reason="no blocks hold their very numbers")
+    return weights
+
+
+def _stored(
+    folder: Path, config: ModelConfig, scheme: Scheme | None, *, mapped: bool
+) -> Iterator[tuple[Path, str, NDArray[Any] | Scaled]]:
+    """All tensors of a folder, those of a quantised matrix as one, with a file that each is from."""
+    files, refusal = weight_files(folder), partial(FolderError, folder)
+    matrices = None
+    if scheme is not None:
+        names = [name for path in files for name in names_in(path)]
+        matrices = Matrices(scheme, names, weight_shapes(config).keys(), refusal)
+    for path in files:
+        for name, tensor in read_tensors(path, mapped=mapped):
+            if matrices is None:
+                yield path, name, tensor
+                continue
+            with reading(f"a quantised matrix, {name},", refusal):
+                found = list(matrices.take(name, tensor))
+            yield from ((path, *each) for each in found)
 
 
 def canonical(
@@ -194,15 +262,20 @@ def _parts(
     path: Path | str, name: str, stored: NDArray[Any], config: ModelConfig
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """The same as it is stored: views."""
+    for part, found in _named(name, stored, config):
+        if not is_floating(found.dtype):
+            reason = f"{part} is stored as {name_of(found.dtype)}, which is no floating-point number"
+            raise FolderError(path, reason)
+        yield part, found
+
+
+def _named(name: str, stored: Any, config: ModelConfig) -> Iterator[tuple[str, Any]]:
+    """What one tensor of a checkpoint, an array or blocks, is to the model, by canonical names: views."""
     for one in separated(name, stored):
         for part, found in of_config(config).split(*one, config):
             # A tied head is sometimes stored again, and old Llama files store the rope's frequencies.
-            if (part == "lm_head.weight" and config.tied_embeddings) or part.endswith("rotary_emb.inv_freq"):
-                continue
-            if not is_floating(found.dtype):
-                reason = f"{part} is stored as {name_of(found.dtype)}, which is no floating-point number"
-                raise FolderError(path, reason)
-            yield part, found
+            if not (part == "lm_head.weight" and config.tied_embeddings) and not part.endswith("rotary_emb.inv_freq"):
+                yield part, found
 
 
 def sent_weights(tensors: Mapping[str, Weight], config: ModelConfig, dtype: Dtype) -> dict[str, NDArray[Any]]:

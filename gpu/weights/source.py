@@ -17,8 +17,15 @@ from pawl.gpu.weights.checks import Keep, all_of_it
 from pawl.gpu.weights.gguf import GgufFile, GgufFormatError, read_gguf
 from pawl.gpu.weights.gguf_model import config_from_gguf, load_gguf_blocks, mostly_blocks
 from pawl.gpu.weights.locate import ModelNotFound, locate
+from pawl.gpu.weights.packed.scheme import Scheme
 from pawl.gpu.weights.report import Report, unheard
-from pawl.gpu.weights.safetensors import folder_config, load_folder_weights, weight_files
+from pawl.gpu.weights.safetensors import (
+    folder_config,
+    folder_scheme,
+    load_folder_blocks,
+    load_folder_weights,
+    weight_files,
+)
 from pawl.gpu.weights.strangers import reading
 
 SourceKind: TypeAlias = Literal["gguf", "huggingface"]
@@ -38,10 +45,14 @@ class ModelSource:
     """What to call it: the argument's own last part."""
     file: GgufFile | None = None
     """The open file where `kind` is `gguf`: its metadata hold the tokenizer."""
+    scheme: Scheme | None = None
+    """How the matrices of a folder are quantised; None: they are not."""
 
     @property
     def has_blocks(self) -> bool:
         """Whether most weights are quantised, in formats that the compiled kernels compute as they are."""
+        if self.scheme is not None:
+            return self.scheme.has_blocks
         return self.file is not None and mostly_blocks(self.file)
 
 
@@ -75,9 +86,9 @@ def _gguf_source(path: Path, name: str) -> ModelSource:
 
 
 def _folder_source(path: Path, name: str) -> ModelSource:
-    config = folder_config(path)
+    config, scheme = folder_config(path), folder_scheme(path)
     weight_files(path)  # refuse a folder without usable weights now, not after everything else has started
-    return ModelSource("huggingface", path, config, name)
+    return ModelSource("huggingface", path, config, name, scheme=scheme)
 
 
 def _download(model: str) -> Path:
@@ -106,14 +117,18 @@ def load_weights(
     Raises WeightMismatch, GgufFormatError or FolderError.
     """
     if source.file is None:
-        return load_folder_weights(source.path, source.config, dtype, report, mapped=mapped, keep=keep)
+        return load_folder_weights(
+            source.path, source.config, dtype, report, mapped=mapped, keep=keep, scheme=source.scheme
+        )
     with reading("a tensor", partial(GgufFormatError, source.path)):
         return load_cached_weights(source.file, source.config, dtype, report=report, keep=keep)
 
 
 def load_blocks(source: ModelSource, dtype: Dtype, report: Report = unheard) -> dict[str, Weight]:
-    """As `load_weights`, with quantised matrices as they are stored: views of the file. For a source that `has_blocks`.
-    Raises as `load_weights`."""
+    """As `load_weights`, with quantised matrices as blocks: views of a GGUF file, or the numbers of a folder's. For a
+    source that `has_blocks`. Raises as `load_weights`."""
+    if source.scheme is not None:
+        return load_folder_blocks(source.path, source.config, dtype, source.scheme, report)
     assert source.file is not None, "it has blocks"
     with reading("a tensor", partial(GgufFormatError, source.path)):
         return load_gguf_blocks(source.file, source.config, dtype, report)

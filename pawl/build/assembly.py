@@ -248,7 +248,7 @@ def _stored(config: ServerConfig, source: ModelSource) -> bool:
     """Whether matrices stay as the model's file has them. Raises ConfigError where they were to and cannot."""
     if config.weights not in ("auto", STORED) or (config.weights == "auto" and config.dtype != "auto"):
         return False
-    reason = "it is no GGUF file of weights in formats that are computed so"
+    reason = "most are in no format that is computed so"
     if source.has_blocks:
         reason = blocks_refused(config.backend, source.config, config.device)
     if reason and config.weights == STORED:

@@ -13,6 +13,7 @@ from typing import Any
 from pawl.gpu.weights.blocks import BlockFormat
 from tests.actors.vocabularies import CHATML, byte_level, byte_level_metadata, sentencepiece_metadata
 from tests.gpu.gguf_files import write_model
+from tests.gpu.packed_files import WAYS, write_packed
 from tests.gpu.tiny import save_tiny
 
 ODD_VALUES: tuple[Any, ...] = (
@@ -41,9 +42,10 @@ _GGUF_NAMES = {"llama": "llama", "gemma3": "gemma3", "mixtral": "llama", "llama-
 def make_whole(directory: Path) -> list[Path]:
     """Everything that is damaged below, undamaged: folders with all files that a reader looks at, and GGUF files."""
     made = []
-    for name in FOLDERS:
-        folder = directory / name
-        save_tiny(name, folder, **({"max_shard_size": "40KB"} if name == "gemma3" else {}))
+    quantised, _ = write_packed("llama-wide", WAYS["pack-4-zeros"], directory / "quantised")
+    for folder in (*(directory / name for name in FOLDERS), quantised):
+        if folder != quantised:
+            save_tiny(folder.name, folder, **({"max_shard_size": "40KB"} if folder.name == "gemma3" else {}))
         byte_level().tokenizer.save(str(folder / "tokenizer.json"))
         objects = {
             "tokenizer_config.json": {
