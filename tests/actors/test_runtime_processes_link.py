@@ -86,6 +86,15 @@ def test_the_end_of_a_process_is_looked_at_when_it_is_known(between: Between) ->
     assert between.wires["a"].woken == 1
 
 
+def test_what_had_not_gone_to_a_process_that_is_left_is_gone_with_its_receiver(between: Between) -> None:
+    between.wires["a"].room = 0
+    between.a.send("y", Say(1))  # is at the wire, and counted at the other end
+    between.a.send("y", Say(2))
+    between.a.leave("b")
+    assert [(letter.to, letter.reason) for letter in between.a.dead_letters.recent()] == [("y", Reason.RECEIVER_GONE)]
+    assert not between.a.send("y", Say(3))
+
+
 def test_a_doubled_message_is_heard_once(between: Between) -> None:
     for number in range(4):
         between.a.send("y", Say(number))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from pawl.actors.tiers.files import HEADER, MAX_WRITE_ERRORS, FileStore, StorageUnusable
 from pawl.actors.tiers.store import TierStore
@@ -206,6 +207,19 @@ def test_a_disk_that_fails_again_and_again_is_only_read_from_then_on() -> None:
     files.put(key(3), block(3))
     assert key(3) not in files
     assert files.get(key(200)) is not None
+
+
+def test_a_broken_disk_has_a_line_for_its_first_failure_and_few_for_many() -> None:
+    disk = MemoryDisk()
+    files = store(Path("/nowhere"), pages=50, disk=disk)
+    disk.fault = lambda operation: "error" if operation == "write" else None
+    told = []
+    for number in range(MAX_WRITE_ERRORS):
+        with capture_logs() as lines:
+            files.put(key(number), block(number))
+        told.append(len([line for line in lines if line["log_level"] == "warning"]))
+    assert told[0] == 1
+    assert sum(told) <= MAX_WRITE_ERRORS.bit_length() + 1
 
 
 @pytest.mark.parametrize("fault", ["error", "gone"])

@@ -143,6 +143,7 @@ def test_a_template_that_does_not_compile_is_reported_when_it_is_used() -> None:
     "source",
     [
         "{% for a in range(3000) %}{% for b in range(3000) %}{% endfor %}{% endfor %}",
+        "{% for a in 'xxxxxxxxxx' %}" * 7 + "{% endfor %}" * 7,
         "{% set text = 'x' * 3000000 %}",
         "{% set text = 3000000 * 'x' %}",
         "{{ 9 ** 9 ** 9 }}",

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pawl.lifecycle.audit import Report, Verdict, judge
@@ -14,6 +15,7 @@ from pawl.lifecycle.outside import events
 from pawl.lifecycle.outside.events import EventReader
 from pawl.lifecycle.outside.places import Places
 from pawl.lifecycle.outside.properties import outside_properties
+from pawl.lifecycle.records import Closed
 
 Line = dict[str, Any]
 
@@ -72,6 +74,16 @@ def test_a_run_in_which_everything_happens_passes(tmp_path: Path) -> None:
     assert report.verdict is Verdict.PASS, report.text()
     assert report.num_requests == 3
     assert report.causes == {"length": 1, "stop_token": 1, "client": 1}
+    (closed,) = (each for each in EventReader(tmp_path / "run.jsonl") if isinstance(each, Closed))
+    counts = msgspec.structs.asdict(closed.counts)
+    assert {name: count for name, count in counts.items() if count} == {
+        "received": 3,
+        "finished": 2,
+        "aborted": 1,
+        "prompt_tokens": 11,
+        "output_tokens": 6,
+        "retractions": 1,
+    }
 
 
 WRONG: dict[str, tuple[list[Line], str, str]] = {

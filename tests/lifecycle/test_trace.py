@@ -190,6 +190,17 @@ def test_records_of_another_version_are_not_read(tmp_path: Path, monkeypatch: py
     assert [each.kind for each in damage] == [DamageKind.FOREIGN]
 
 
+def test_a_file_of_another_version_is_told_before_it_has_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path, STORY.records)
+    file.write_bytes(file.read_bytes()[:FILE_SIZE])
+    assert read(file) == ([], [])
+    monkeypatch.setattr(reader, "schema_hash", lambda: b"tomorrow")
+    _, damage = read(file)
+    assert [each.kind for each in damage] == [DamageKind.FOREIGN]
+
+
 # ---- many files ----
 
 

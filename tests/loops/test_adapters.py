@@ -137,6 +137,12 @@ def test_an_adapter_is_named_by_nobody_before_it_is_read_and_by_nobody_after_it_
     assert list(server.adapters) == ["a"]
     server.unload("a")
     assert server.adapters == {}
+    moved = [each for each in server.records if isinstance(each, AdapterMoved)]
+    assert [(each.event, each.slot, each.fingerprint) for each in moved] == [
+        (AdapterEvent.READ, 1, ""),
+        (AdapterEvent.LOADED, 1, "ghost:a"),
+        (AdapterEvent.UNLOAD, 1, "ghost:a"),
+    ]
 
 
 def test_an_adapter_that_cannot_be_read_leaves_nothing_behind() -> None:
