@@ -98,7 +98,7 @@ bench-attacks: setup-test  ## good clients of a server under attack; make bench-
 	@$(BIN)/python -m benchmarks.attacks $(ARGS)
 bench-kills: setup  ## streams of two hosts while replicas and an agent are killed; make bench-kills ARGS='--clients 200'
 	@$(BIN)/python -m benchmarks.kills $(ARGS)
-bench-messages: setup  ## one message from actor to actor, in one process and between two
+bench-messages: setup  ## one message from actor to actor, and a whole step, in one process and in two
 	@$(BIN)/python -m benchmarks.messages $(ARGS)
 bench-hand-over: setup  ## pages from a prefill replica to a decode replica, and what the way does by itself
 	@$(BIN)/python -m benchmarks.hand_over $(ARGS)
