@@ -41,6 +41,7 @@ from pawl.loops.loop import Loop
 from pawl.loops.orders import AnyOrder
 from pawl.loops.orders.grammars import GrammarFailed, GrammarReady
 from pawl.loops.orders.requests import Abort, CheckDeadlines, EndAll, Finish
+from pawl.loops.orders.runner import RunnerGone
 from pawl.loops.orders.weights import WeightsSwapped
 from pawl.loops.properties.state import name_of
 from pawl.loops.recovery import FAILED, FAILED_ORDER, contained, recover
@@ -122,7 +123,7 @@ class Scheduler(Actor):
                 if isinstance(message, CheckDeadlines):
                     self._checking_deadlines = False
                 self.intake.deliver(message, now)
-                if isinstance(message, WeightsSwapped):
+                if isinstance(message, WeightsSwapped | RunnerGone) and not self.loop.in_flight:
                     self._reset_worker()
             case Ask():
                 self._asked(message, now)

@@ -5,11 +5,13 @@
     scheduler ──ReadAdapter──► stager ──AdapterLoaded, AdapterFailed──► scheduler
 
 It answers questions about the weights as well. It runs beside the worker, whose steps go on; what it has laid out lies
-with the runner that both know.
+with the runner that both know. Where that is lost under a reading, the reading waits, and what comes behind it, until
+the worker has it again.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, TypeAlias
 
 import structlog
@@ -20,13 +22,14 @@ from pawl.actors.expert_moves import laid_out
 from pawl.actors.messages.adapters import UNREAD as ADAPTER_UNREAD
 from pawl.actors.messages.adapters import EmptyAdapterSlot, ReadAdapter
 from pawl.actors.messages.control import Reply
+from pawl.actors.messages.execution import AwaitRunner, RunnerBack
 from pawl.actors.messages.experts import BalanceExperts, SwitchExperts
 from pawl.actors.messages.weights import UNREAD as WEIGHTS_UNREAD
 from pawl.actors.messages.weights import Stage
 from pawl.actors.names import NAMES, Names
 from pawl.actors.runtime.actor import Actor, Lane
 from pawl.actors.weight_questions import WeightQuestions
-from pawl.gpu.step_runner import AdapterRefused, PlannedMove, StepRunner, WeightsRefused
+from pawl.gpu.step_runner import AdapterRefused, PlannedMove, RunnerLost, StepRunner, WeightsRefused
 from pawl.gpu.trainers.received import Received
 from pawl.lifecycle.weight_source import FromTrainer, WeightSource
 from pawl.loops.intake import Outcome
@@ -39,7 +42,8 @@ LONGEST_REASON = 400
 log = structlog.get_logger("pawl.stager")
 
 
-ToStager: TypeAlias = Stage | ReadAdapter | EmptyAdapterSlot | BalanceExperts
+ForScheduler: TypeAlias = Stage | ReadAdapter | EmptyAdapterSlot
+ToStager: TypeAlias = ForScheduler | BalanceExperts | RunnerBack
 
 
 class Stager(Actor):
@@ -53,6 +57,8 @@ class Stager(Actor):
         self._runner = runner
         self._questions = WeightQuestions(runner)
         self._received = received or Received()
+        self._waiting: deque[ForScheduler] = deque()
+        """What is to be done, in order, when the runner is there again."""
 
     def receive(self, message: ToStager | Ask) -> None:
         match message:
@@ -62,11 +68,23 @@ class Stager(Actor):
                 self._balance(message)
             case Ask():
                 self._reply(message, self._questions.answer(message.message))
+            case RunnerBack():
+                waiting, self._waiting = self._waiting, deque()
+                for each in waiting:
+                    self._take(each)
             case _:
-                self._read(message)
+                self._take(message)
 
-    def _read(self, message: Stage | ReadAdapter | EmptyAdapterSlot) -> None:
-        """For the scheduler, which is answered."""
+    def _take(self, message: ForScheduler) -> None:
+        """One thing more to be done, behind those that wait."""
+        if not self._waiting and self._read(message):
+            return
+        self._waiting.append(message)
+        if len(self._waiting) == 1:
+            self.context.send(self._names.worker, AwaitRunner(), Lane.CONTROL)
+
+    def _read(self, message: ForScheduler) -> bool:
+        """For the scheduler, which is answered; False: the runner was lost under it."""
         try:
             match message:
                 case Stage(ticket, last=last):
@@ -76,7 +94,12 @@ class Stager(Actor):
                     answer = AdapterLoaded(ticket, self._runner.load_adapter(slot, source))
                 case EmptyAdapterSlot(slot):
                     self._runner.unload_adapter(slot)
-                    return
+                    return True
+        except RunnerLost as lost:
+            if not isinstance(message, Stage) or not isinstance(message.source, FromTrainer):
+                log.warning("what computes was lost under a reading, which waits", what=type(message).__name__)
+                return False
+            self._refuse(message, str(lost))  # what was received is used up
         except (WeightsRefused, AdapterRefused) as refused:
             self._refuse(message, str(refused))
         except Exception as error:
@@ -84,6 +107,7 @@ class Stager(Actor):
             self._failed(message, error)
         else:
             self.context.send(self._names.scheduler, answer, Lane.CONTROL)
+        return True
 
     def spares(self, message: Any, error: Exception) -> bool:
         """Nothing that serves has been touched, and the answer is the last thing that is done."""
@@ -115,7 +139,7 @@ class Stager(Actor):
         self._refuse(message, f"{what}: {type(error).__name__}")
 
     def _refuse(self, message: ToStager, reason: str) -> None:
-        if isinstance(message, EmptyAdapterSlot | BalanceExperts):  # what computes is as it was
+        if isinstance(message, EmptyAdapterSlot | BalanceExperts | RunnerBack):  # what computes is as it was
             return
         reason = shortened(reason)
         log.warning("refused", what=type(message).__name__, reason=reason)

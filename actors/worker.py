@@ -13,7 +13,15 @@ from pawl.actors.control import Ask, row_of
 from pawl.actors.expert_moves import switched
 from pawl.actors.expert_recorder import ExpertRecorder
 from pawl.actors.messages.control import Reply
-from pawl.actors.messages.execution import Execute, Executed, ExecuteFailed, ResetWorker, ToWorker
+from pawl.actors.messages.execution import (
+    AwaitRunner,
+    Execute,
+    Executed,
+    ExecuteFailed,
+    ResetWorker,
+    RunnerBack,
+    ToWorker,
+)
 from pawl.actors.messages.experts import BalanceExperts, SwitchExperts
 from pawl.actors.messages.hand_over import EndOfPages
 from pawl.actors.messages.memory import UNMOVED, MoveMemory
@@ -30,6 +38,7 @@ from pawl.lifecycle.machines.profiling import Profiling
 from pawl.lifecycle.step import StepBatch
 from pawl.loops.intake import Outcome
 from pawl.loops.orders.memory import MoveEnded
+from pawl.loops.orders.runner import RunnerGone
 from pawl.loops.orders.weights import WeightsFailed, WeightsSwapped
 from pawl.loops.recovery import FAILED_ORDER
 
@@ -53,6 +62,8 @@ class Worker(Actor):
         self._next_step = 0
         self._swapped = 0
         """The update whose weights were exchanged last."""
+        self._awaited = False
+        """The stager waits until what computes is there again."""
 
     def receive(self, message: Any) -> None:
         match message:
@@ -81,6 +92,14 @@ class Worker(Actor):
                 self._lost_since = None
                 self.runner.reset()
                 self._mover.reset(next_save)
+                self._tell_stager()
+            case AwaitRunner():
+                self._awaited = True
+                self._collect(0)
+                if self._lost_since is None and self.runner.lost:  # no step tells
+                    self.context.send(self._names.scheduler, RunnerGone(), Lane.CONTROL)
+                elif self._lost_since is None:
+                    self._tell_stager()
 
     def settled(self) -> bool:
         self._collect(max(len(self._launched) - 1, 0))
@@ -91,7 +110,7 @@ class Worker(Actor):
         self.told_of(error)
         match message:
             # Each can be done again, whatever was done of it.
-            case ResetWorker() | Swap() | MoveMemory() | SwitchExperts() | EndOfPages():
+            case ResetWorker() | AwaitRunner() | Swap() | MoveMemory() | SwitchExperts() | EndOfPages():
                 self.receive(message)
                 return True
             case Save() | Fill() | Fence():
@@ -119,6 +138,11 @@ class Worker(Actor):
         assert by_worker is not None, "the gateway knows whom to ask"
         outcome = by_worker(self, ask.message)
         self.context.send(ask.reply_to, Reply(ask.ticket, outcome.ok, outcome.message, outcome.facts), Lane.CONTROL)
+
+    def _tell_stager(self) -> None:
+        if self._awaited:
+            self._awaited = False
+            self.context.send(self._names.stager, RunnerBack())
 
     def _tell(self, switch: SwitchExperts, outcome: Outcome) -> None:
         if switch.asker:

@@ -148,6 +148,10 @@ class StepRunner(Protocol[Launched]):
         """As of the answer that came last; none where the model is not shared out."""
 
     @property
+    def lost(self) -> bool:
+        """What computes is gone, as far as is known, and is made anew by `reset`."""
+
+    @property
     def placing(self) -> PlacesExperts | None:
         """Where its experts are shared out among ranks, and may move."""
 
@@ -175,7 +179,7 @@ class StepRunner(Protocol[Launched]):
     def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
         """Read the weights of `source`, verify that they are this model's, and lay them out under `ticket` beside those
         that compute. Returns their fingerprint. Another thread may call it while steps are launched and collected.
-        Raises WeightsRefused, and then nothing is staged.
+        Raises WeightsRefused, and then nothing is staged; RunnerLost, where it may be called again after `reset`.
 
         Tensors (every source but `FromDisk`) replace the weights of their names, and all others are those that compute
         now. They may come in parts, each by a call under the same ticket, `last` with the last of them:
@@ -199,7 +203,7 @@ class StepRunner(Protocol[Launched]):
         """Read the adapter in the folder `source`, verify that this model can compute with it (rank, targets, shapes),
         and lay it out in adapter slot `slot`, from 1 on; what was there is dropped. Returns its fingerprint, a digest
         of its content. Another thread may call it while steps are launched and collected, none of which uses the slot.
-        It outlives `swap` and `reset`. Raises AdapterRefused."""
+        It outlives `swap` and `reset`. Raises AdapterRefused; RunnerLost, where it may be called again after that."""
 
     def unload_adapter(self, slot: int) -> None:
         """Drop what is in adapter slot `slot`, if anything. Called as `load_adapter` is."""
@@ -231,6 +235,7 @@ class NotShared:
     """What a runner derives from whose model is not shared out among ranks."""
 
     ranks: tuple[RankState, ...] = ()
+    lost = False
     placing: PlacesExperts | None = None
 
 

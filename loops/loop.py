@@ -31,7 +31,7 @@ from pawl.loops.pacing import Pacing
 from pawl.loops.planner import Planner
 from pawl.loops.properties.state import state_checks
 from pawl.loops.queues import Queues
-from pawl.loops.recovery import lose_pages, plan_failed, undo_plan
+from pawl.loops.recovery import lose_runner, plan_failed, undo_plan
 from pawl.loops.requests import Requests
 from pawl.loops.runs import Runs, apply_runs
 from pawl.loops.scores import embedded_of, scores_of
@@ -198,12 +198,7 @@ class Loop:
         blamed = lost.rows[self.table.attempt[lost.rows] == lost.attempts].tolist()
         for row in () if blameless else blamed:
             self.requests.strike(row, Cause.WORKER_LOST, f"the worker failed: {reason}", now)
-        for row in self.queues.running().tolist():
-            # What the worker computed is gone with it: nothing of it may be offered to other requests.
-            self.table.num_computed[row] = 0
-            self.requests.retract(row, Cause.STEP_LOST, now)
-        lose_pages(self, now)
-        self.glance()
+        lose_runner(self, now)
 
     # ---- plan and launch, in parts ----
 

@@ -85,6 +85,16 @@ def contained(loop: Loop, request: int, failure: str, now: float) -> None:
     loop.limits.times.forget()
 
 
+def lose_runner(loop: Loop, now: float) -> None:
+    """What computed is gone, with all that pages hold: nothing of it may be offered to other requests. Who ran starts
+    again from its known tokens; no step is in flight."""
+    for row in loop.queues.running().tolist():
+        loop.table.num_computed[row] = 0
+        loop.requests.retract(row, Cause.STEP_LOST, now)
+    lose_pages(loop, now)
+    loop.glance()
+
+
 def lose_pages(loop: Loop, now: float) -> None:
     """Nothing of what the pages hold may be used or offered any more; nobody runs."""
     for companion in loop.companions:

@@ -10,7 +10,6 @@ import msgspec
 from pawl.actors.control_row import Answer, Facts, Row, Shown, Source, Who
 from pawl.actors.messages.adapters import UNREAD
 from pawl.actors.messages.control import Reply
-from pawl.gpu.parallel.order import LOST
 from pawl.lifecycle.states import Cause
 from pawl.loops.adapters import NOT_ENABLED
 from pawl.loops.orders.adapters import AdapterName, LoadAdapter, LoadNumberedAdapter, UnloadAdapter
@@ -47,7 +46,7 @@ def drawn_unload(source: Source, name: str) -> tuple[LoadAdapter | UnloadAdapter
     return (unload, drawn_load(source, name)) if source.chance(0.5) else (unload,)
 
 
-_REFUSALS = (NOT_ENABLED, UNREAD, LOST, "already loaded", "unload one first", "starvation", "still being loaded")
+_REFUSALS = (NOT_ENABLED, UNREAD, "already loaded", "unload one first", "starvation", "still being loaded")
 
 
 def _check_loaded(body: LoadAdapter, reply: Reply) -> str | None:

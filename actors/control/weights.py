@@ -14,7 +14,7 @@ from pawl.actors.messages.control import Reply
 from pawl.actors.messages.weights import UNEXCHANGED, UNREAD
 from pawl.actors.weight_questions import NO_SUCH, CheckWeights, GetWeights
 from pawl.gpu.ghost.weights import NAMES, GhostWeights
-from pawl.gpu.parallel.order import LOST, PARTS_LOST
+from pawl.gpu.parallel.order import PARTS_LOST
 from pawl.lifecycle.states import Cause
 from pawl.lifecycle.weight_source import FromBytes, FromSharedMemory, SegmentName, SegmentSize
 from pawl.loops.orders.weights import PutWeights, RenameWeights, UpdateWeights
@@ -38,7 +38,7 @@ NOWHERE = "nowhere"
 NO_FILE, NO_GHOST = "no such file", "the ghost has no weights"
 NO_WEIGHT, NO_FLOAT = "do not fit", "no floating-point number"
 """Of a real model in a ghost's place: it has no weights of a ghost."""
-REFUSALS = (BUSY, UNREAD, UNEXCHANGED, LOST, PARTS_LOST)
+REFUSALS = (BUSY, UNREAD, UNEXCHANGED, PARTS_LOST)
 """Of weights that exist, and fit."""
 
 

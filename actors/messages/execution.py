@@ -1,4 +1,10 @@
-"""Scheduler <-> worker: one `Execute` for each step, one answer. O(1) messages a step, never one a request."""
+"""Scheduler <-> worker: one `Execute` for each step, one answer. O(1) messages a step, never one a request.
+
+    stager ── AwaitRunner ──► worker ── RunnerBack ──► stager      what computes was lost beside the steps
+                                └───── RunnerGone ──► scheduler ── ResetWorker ──► worker
+
+`RunnerGone` is an order (`pawl.loops.orders.runner`): what follows from it is recorded.
+"""
 
 from __future__ import annotations
 
@@ -41,4 +47,12 @@ class ResetWorker(msgspec.Struct, frozen=True, tag=True):
     """Pages of Saves numbered below are not to be read any more."""
 
 
-ToWorker: TypeAlias = Execute | ResetWorker
+class AwaitRunner(msgspec.Struct, frozen=True, tag=True):
+    """stager -> worker: what computes was lost under something that is read. Answered once it is there again."""
+
+
+class RunnerBack(msgspec.Struct, frozen=True, tag=True):
+    """worker -> stager: what computes is there."""
+
+
+ToWorker: TypeAlias = Execute | ResetWorker | AwaitRunner

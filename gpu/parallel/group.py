@@ -34,7 +34,7 @@ from pawl.gpu.parallel.wire import (
     SwitchExperts,
     TakeAdapter,
 )
-from pawl.gpu.step_runner import Abilities, AdapterRefused, RunnerLost, WeightsRefused
+from pawl.gpu.step_runner import Abilities, RunnerLost, WeightsRefused
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.step import Int32s
 from pawl.lifecycle.weight_group import TensorSpec
@@ -152,14 +152,15 @@ class RankGroup(StepOrder):
 
     def stage(self, ticket: int, source: WeightSource, *, last: bool = True) -> str:
         """See `StepRunner.stage`."""
-        version = self._parts.get(ticket, self.version)
+        version, is_first = self._parts.get(ticket, self.version), ticket not in self._parts
         self._parts, self._staged = {}, (0, None, "")
         try:
-            fingerprint = _one(
-                [answer.text for answer in self.ask_beside(StageWeights(ticket, cast(Any, source), last))]
-            )
+            answers = self.ask_beside(StageWeights(ticket, cast(Any, source), last))
         except RunnerLost as error:
-            raise WeightsRefused(str(error)) from error
+            if is_first:
+                raise
+            raise WeightsRefused(PARTS_LOST) from error
+        fingerprint = _one([answer.text for answer in answers])
         if self.version != version:
             raise WeightsRefused(PARTS_LOST)
         if last:
@@ -202,10 +203,7 @@ class RankGroup(StepOrder):
     def load_adapter(self, slot: int, source: str) -> str:
         """See `StepRunner.load_adapter`."""
         self._adapters.pop(slot, None)
-        try:
-            fingerprint = _one([answer.text for answer in self.ask_beside(TakeAdapter(slot, source))])
-        except RunnerLost as error:
-            raise AdapterRefused(str(error)) from error
+        fingerprint = _one([answer.text for answer in self.ask_beside(TakeAdapter(slot, source))])
         self._adapters[slot] = source, fingerprint
         return fingerprint
 

@@ -72,6 +72,8 @@ class StepOrder:
         self._results: deque[StepResult | Exception] = deque()
         self._lost: Exception = StartRefused("")
         self._ranks: Ranks | None = start(model)
+        self._ended: Ranks | None = None
+        """Those that were ended beside the steps, which have not found it yet."""
         self.ready: Sequence[Ready] = self._ranks.ready
         self._usage: Sequence[Usage | None] = [None] * len(self.ready)
 
@@ -127,6 +129,12 @@ class StepOrder:
         """See `StepRunner.ranks`."""
         told = zip(self.ready, self._usage, strict=True)
         return tuple(_state(ready, usage, self._restarts.total) for ready, usage in told)
+
+    @property
+    def lost(self) -> bool:
+        """See `StepRunner.lost`."""
+        ranks = self._ranks
+        return ranks is None or ranks is self._ended
 
     def _tell(self, message: ToRank) -> None:
         if self._ranks is None:
@@ -230,6 +238,7 @@ class StepOrder:
             except RunnerLost as error:
                 # An answer that comes after all would be taken for that of the next question. The next step finds them
                 # ended, and starts all again.
+                self._ended = ranks
                 ranks.end()
                 raise RunnerLost(f"{error}; {LOST}", blameless=error.blameless) from error
 

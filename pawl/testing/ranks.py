@@ -20,7 +20,17 @@ from pawl.gpu.parallel.order import differ
 from pawl.gpu.parallel.pages import cut_pages
 from pawl.gpu.parallel.placement import Placement
 from pawl.gpu.parallel.ranks import RankLost
-from pawl.gpu.parallel.wire import Answer, Beside, Ready, RunStep, StageExperts, SwitchExperts, ToRank
+from pawl.gpu.parallel.wire import (
+    Answer,
+    Beside,
+    Ready,
+    RunStep,
+    StageExperts,
+    StageWeights,
+    SwitchExperts,
+    TakeAdapter,
+    ToRank,
+)
 from pawl.gpu.step_runner import WeightsRefused
 from pawl.lifecycle.properties.start import GHOST
 from pawl.lifecycle.step import StepBatch
@@ -41,7 +51,7 @@ EXPERTS = ExpertsOfModel(
     every=9,
     redundant=1,
 )
-MORTAL = RunStep | StageExperts | SwitchExperts
+MORTAL = RunStep | TakeAdapter | StageWeights | StageExperts | SwitchExperts
 """Messages in the middle of which a rank may die."""
 _WORDS = 2
 """Numbers of 8 bytes in an entry of a ghost's page: they stand for heads."""

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from pawl.actors.control import Ask
+from pawl.actors.messages.adapters import EmptyAdapterSlot, ReadAdapter
+from pawl.actors.messages.execution import AwaitRunner, ResetWorker, RunnerBack
 from pawl.actors.messages.weights import UNEXCHANGED, UNREAD, Stage, Swap
 from pawl.actors.names import NAMES
 from pawl.actors.simulation.manual import ManualContext
@@ -15,8 +17,12 @@ from pawl.actors.stager import Stager
 from pawl.actors.weight_questions import CheckWeights, GetWeights
 from pawl.actors.worker import Worker
 from pawl.gpu.ghost.runner import Ghost
+from pawl.gpu.parallel.group import RankGroup
 from pawl.lifecycle.weight_source import FromDisk, WeightSource
+from pawl.loops.orders.adapters import AdapterLoaded
+from pawl.loops.orders.runner import RunnerGone
 from pawl.loops.orders.weights import WeightsFailed, WeightsStaged, WeightsSwapped
+from tests.gpu.groups import Faults, drawn, group_of
 
 
 class Broken(Ghost):
@@ -80,3 +86,47 @@ def test_questions_about_the_weights_are_answered_once_and_a_defect_is_told_to_w
     assert stager.spares(Ask(8, CheckWeights()), RuntimeError("a defect"))
     (sent,) = context.take_sent()
     assert (sent.message.ticket, sent.message.ok, sent.message.message) == (8, False, f"{UNREAD}: RuntimeError")
+
+
+def test_a_reading_under_which_ranks_are_lost_waits_for_them_and_so_does_what_comes_behind_it() -> None:
+    group, faults = _losing_one()
+    stager, worker = Stager(group), Worker(group)
+    at_stager, at_worker = ManualContext(stager, NAMES.stager), ManualContext(worker, NAMES.worker)
+    at_stager.deliver(ReadAdapter(1, 1, "ghost:a"))
+    for behind in (EmptyAdapterSlot(1), ReadAdapter(2, 1, "ghost:b")):
+        at_stager.deliver(behind)
+    (asked,) = at_stager.take_sent()
+    assert (asked.to, asked.message) == (NAMES.worker, AwaitRunner())
+    at_worker.deliver(asked.message)
+    (told,) = at_worker.take_sent()
+    assert (told.to, told.message) == (NAMES.scheduler, RunnerGone())
+    at_worker.deliver(ResetWorker(1))
+    (back,) = at_worker.take_sent()
+    assert (back.to, back.message) == (NAMES.stager, RunnerBack())
+    at_stager.deliver(back.message)
+    assert [sent.message for sent in at_stager.take_sent()] == [
+        AdapterLoaded(1, "ghost:a"),
+        AdapterLoaded(2, "ghost:b"),
+    ]
+    other = group_of()
+    other.load_adapter(1, "ghost:b")
+    assert not faults.wanted
+    assert drawn(group, adapter=1) == drawn(other, adapter=1)
+
+
+def test_ranks_that_were_started_again_meanwhile_are_told_of_at_once() -> None:
+    group, _ = _losing_one()
+    at_stager = ManualContext(Stager(group), NAMES.stager)
+    at_worker = ManualContext(Worker(group), NAMES.worker)
+    at_stager.deliver(Stage(3, FromDisk("ghost:b")))
+    group.reset()
+    at_worker.deliver(at_stager.take_sent()[0].message)
+    at_stager.deliver(at_worker.take_sent()[0].message)
+    assert [sent.message for sent in at_stager.take_sent()] == [WeightsStaged(3, "ghost:b")]
+
+
+def _losing_one() -> tuple[RankGroup, Faults]:
+    """Two ranks, of which one dies at the next chance, and what strikes them."""
+    faults = Faults()
+    faults.wanted.append("rank 1 dies")
+    return group_of(faults), faults

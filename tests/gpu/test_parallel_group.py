@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pawl.gpu.parallel.ranks import RankLost, RanksDiverged, StartRefused, check
 from pawl.gpu.parallel.restarts import LONGEST_WAIT_S, MOST, MOST_IN_A_ROW, WITHIN_S, Restarts
 from pawl.gpu.parallel.topology import Topology
 from pawl.gpu.parallel.wire import Answer, ForgetSlots, RunStep, Usage
-from pawl.gpu.step_runner import AdapterRefused, RunnerLost, WeightsRefused
+from pawl.gpu.step_runner import RunnerLost, WeightsRefused
 from pawl.lifecycle.machines.memory import MemoryTag
 from pawl.lifecycle.step import StepResult
 from pawl.lifecycle.weight_source import FromBytes, FromDisk
@@ -242,9 +243,27 @@ def test_ranks_that_owe_an_answer_are_ended_before_it_can_be_taken_for_that_of_t
     lives = iter([late, fresh])
     abilities = ghost().abilities
     group = RankGroup(lambda _: next(lives), "ghost", step_limit_s=1.0, abilities=abilities, sleep=lambda _: None)
-    with pytest.raises(AdapterRefused, match="rank 1 has not answered"):
+    with pytest.raises(RunnerLost, match="rank 1 has not answered"):
         group.load_adapter(1, "ghost:other")
-    assert (late.ended, fresh.ended) == (True, False)
+    assert (late.ended, fresh.ended, group.lost) == (True, False, True)
+    group.reset()
+    assert not group.lost
+    assert group.load_adapter(1, "ghost:other") == "ghost:other"
+
+
+def test_weights_and_an_adapter_under_which_ranks_are_lost_can_be_read_again_after_a_reset() -> None:
+    faults = Faults()
+    group = group_of(faults)
+    for read in (partial(group.load_adapter, 1, "ghost:other"), partial(group.stage, 1, FromDisk("ghost:new"))):
+        faults.wanted.append("rank 1 dies")
+        with pytest.raises(RunnerLost, match="rank 1 was ended"):
+            read()
+        assert group.lost
+        group.reset()
+        assert not group.lost
+        read()
+    group.swap(1)
+    assert group.fingerprint == "ghost:new"
 
 
 @pytest.mark.parametrize(

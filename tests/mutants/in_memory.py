@@ -6,8 +6,8 @@ from pawl.actors.storage import Storage
 from pawl.build.wiring import stop_order
 from pawl.loops.admission import Admission
 from pawl.loops.fetching import Fetching
-from pawl.loops.loop import Loop
 from pawl.loops.queues import Queues
+from pawl.loops.recovery import lose_runner
 from pawl.memory.escrow import Escrow
 from pawl.memory.memory import Memory
 from pawl.memory.page_pool import PagePool
@@ -170,7 +170,7 @@ MEMORY = (
         "read_after_commit",
         "23392",
         "After a lost step the worker has forgotten every page, but the prefix cache still offers them.",
-        Edit(Loop.failed, "lose_pages(self, now)", "[companion.lost(now) for companion in self.companions]"),
+        Edit(lose_runner, "lose_pages(loop, now)", "[companion.lost(now) for companion in loop.companions]"),
     ),
     _mutant(
         "slot_is_free_twice",

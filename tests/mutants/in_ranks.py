@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pawl.actors.stager import Stager
+from pawl.actors.worker import Worker
 from pawl.gpu.parallel.actions import RankActions
 from pawl.gpu.parallel.group import RankGroup
 from pawl.gpu.parallel.order import StepOrder
 from pawl.gpu.parallel.pages import join_pages
+from pawl.loops.orders.runner import RunnerGone
 from tests.mutants.mutant import Edit, Group, Mutant
 
 
@@ -43,5 +46,26 @@ RANKS = (
             "np.concatenate(of_stages, 1 + _LAYERS).reshape(len(blocks[0]), -1)",
             "np.concatenate(blocks, 1)",
         ),
+    ),
+    _mutant(
+        "what_is_read_while_ranks_are_lost_is_refused",
+        "fault_isolation",
+        "An adapter that is read again while ranks are lost counts as one that cannot be read: who waits for it ends.",
+        Edit(
+            Stager._read, "if not isinstance(message, Stage) or not isinstance(message.source, FromTrainer):", "if 0:"
+        ),
+    ),
+    _mutant(
+        "ranks_lost_between_steps_are_nobody_s",
+        "bounded_progress",
+        "Ranks that are lost under a reading, with no step in flight, are not told of: the reading waits for a start "
+        "that never comes.",
+        Edit(Worker.receive, "self.context.send(self._names.scheduler, RunnerGone(), Lane.CONTROL)", "pass"),
+    ),
+    _mutant(
+        "cache_survives_ranks_lost_between_steps",
+        "read_after_commit",
+        "What pages held of ranks that were lost with no step in flight is still offered to other requests.",
+        Edit(RunnerGone.apply, "lose_runner(intake.loop, now)", "pass"),
     ),
 )

@@ -243,6 +243,7 @@ _FOLLOWS: dict[str, tuple[type[Record], ...]] = {
     "group": (WeightGroupMoved,),
     "parts": (WeightGroupMoved,),
     "weights": (WeightsMoved, WeightGroupMoved),
+    "runner": (Transition,),
 }
 """What may follow from an order, by a word of its kind."""
 

@@ -115,7 +115,7 @@ IN_PRINCIPLE: dict[str, tuple[Reason, ...]] = {
             ),
             *("join_weight_group", "leave_weight_group", "group_met", "group_lost", "parts_received"),
             *("load_adapter", "load_numbered_adapter", "unload_adapter", "adapter_loaded", "adapter_failed"),
-            *("release_memory", "resume_memory", "memory_move_ended"),
+            *("release_memory", "resume_memory", "memory_move_ended", "runner_gone"),
         )
     },
     **{
