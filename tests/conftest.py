@@ -55,9 +55,20 @@ settings.load_profile(os.environ.get("PAWL_HYPOTHESIS", "ci"))
 UNCACHED: dict[str, Any] = {"cache_logger_on_first_use": False}
 structlog.configure(**UNCACHED)  # so that no engine does, and fixtures of modules cache no logger
 
-ROOMS = ("test_tidy.py", "lifecycle", "memory", "loops", "actors", "mutants", "pawl", "gpu")
-"""Pure and fast first: a broken rule of memory shows in a second, not behind a model that is loading. The mutants are
-one long file, which must not be what one process does while the other has nothing left."""
+ROOMS = (
+    "test_tidy.py",
+    "lifecycle",
+    "memory",
+    "loops",
+    "actors",
+    "mutants",
+    "mutation",
+    "test_wheel.py",
+    "pawl",
+    "gpu",
+)
+"""Pure and fast first: a broken rule of memory shows in a second, not behind a model that is loading. The mutants and
+the wheel are long files, which must not be what one process does while the other has nothing left."""
 
 
 @pytest.hookimpl(wrapper=True)

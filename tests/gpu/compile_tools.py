@@ -40,39 +40,43 @@ class Compiled:
     """Of one thread, in local memory: what did not fit in registers is here, and arrays that are indexed."""
 
 
-def compile_cases(table: str) -> list[Compiled]:
-    """What the calls in one table of `tests.gpu.compile_cases` would launch."""
+def compile_cases(*tables: str) -> dict[str, list[Compiled]]:
+    """What the calls in tables of `tests.gpu.compile_cases` would launch."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    code = f"from tests.gpu.compile_tools import child; child({table!r})"
+    code = f"from tests.gpu.compile_tools import child; child({tables!r})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True
     )
-    return [Compiled(**fields | {"products": tuple(fields["products"])}) for fields in json.loads(done.stdout)]
+    return {
+        table: [Compiled(**fields | {"products": tuple(fields["products"])}) for fields in found]
+        for table, found in json.loads(done.stdout).items()
+    }
 
 
 # ---- in the other process ----
 
 
-def child(table: str) -> None:
-    """Compile the cases of one table and write what came of them to standard output."""
+def child(tables: tuple[str, ...]) -> None:
+    """Compile the cases of these tables and write what came of them to standard output."""
     import triton
 
     from tests.gpu import compile_cases
 
     triton.runtime.driver.set_active(AbsentDevice())
     run = triton.runtime.jit.JITFunction.run
-    found: list[Compiled] = []
-    case = ""
+    found: dict[str, list[Compiled]] = {table: [] for table in tables}
+    table = case = ""
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         assert all(0 < extent < limit for extent, limit in zip(grid, (2**31, 2**16, 2**16), strict=False)), grid
-        found.append(looked_at(case, run(self, *args, grid=grid, warmup=True, **options)))
+        found[table].append(looked_at(case, run(self, *args, grid=grid, warmup=True, **options)))
 
     triton.runtime.jit.JITFunction.run = compile_only
-    for name, call in getattr(compile_cases, table).items():
-        case = name
-        call()
-    json.dump([asdict(one) for one in found], sys.stdout)
+    for table in tables:
+        for name, call in getattr(compile_cases, table).items():
+            case = name
+            call()
+    json.dump({table: [asdict(one) for one in of_table] for table, of_table in found.items()}, sys.stdout)
 
 
 class AbsentDevice:

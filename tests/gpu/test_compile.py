@@ -29,8 +29,13 @@ def check(found: list[Compiled]) -> None:
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Compiled]:
-    return compile_cases("CASES")
+def compiled() -> dict[str, list[Compiled]]:
+    return compile_cases("CASES", "CANARY")
+
+
+@pytest.fixture(scope="module")
+def found(compiled: dict[str, list[Compiled]]) -> list[Compiled]:
+    return compiled["CASES"]
 
 
 def products(found: list[Compiled], kernel: str, part: str = "") -> set[tuple[str, ...]]:
@@ -46,7 +51,7 @@ def test_every_kernel_compiles_fits_its_device_and_spills_nothing(found: list[Co
 
 @pytest.mark.slow
 def test_every_variant_compiles_fits_its_device_and_spills_nothing() -> None:
-    check(compile_cases("MORE_CASES"))
+    check(compile_cases("MORE_CASES")["MORE_CASES"])
 
 
 def test_few_rows_and_many_are_multiplied_by_the_same_instruction(found: list[Compiled]) -> None:
@@ -64,8 +69,8 @@ def test_bfloat16_is_multiplied_by_tensor_cores(found: list[Compiled]) -> None:
         assert all(one.startswith("wgmma.mma_async") and one.endswith("f32.bf16.bf16") for one in prefill)
 
 
-def test_a_kernel_that_needs_too_much_is_seen() -> None:
-    (one,) = compile_cases("CANARY")
+def test_a_kernel_that_needs_too_much_is_seen(compiled: dict[str, list[Compiled]]) -> None:
+    (one,) = compiled["CANARY"]
     assert one.stack_bytes > 0
     with pytest.raises(AssertionError):
         check([one])
